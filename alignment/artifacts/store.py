@@ -1,0 +1,311 @@
+"""The artifact store: `<kind>/<key>/<attempt>/…` on any fsspec URL, visible only once committed.
+
+The commit marker is created exclusively and last, so of two builders of one key the first wins and
+readers never see half an artifact. Refs are small JSON files replaced as a whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote
+
+import fsspec
+from filelock import FileLock
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+from pydantic import ValidationError
+
+from alignment.artifacts.commit import Artifact, Commit, FileEntry
+from alignment.artifacts.refs import Ref
+from alignment.digest import stream_sha256
+from alignment.errors import BadInput
+
+COMMIT_FILE = "_COMMIT.json"
+NOT_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class MissingArtifact(LookupError):
+    """No committed artifact where one was expected."""
+
+
+class CorruptArtifact(RuntimeError):
+    """A committed artifact whose files are not what its commit record says."""
+
+
+@contextmanager
+def told_when_full(where: str) -> Iterator[None]:
+    """Turns 'no space left' into one clear line that names the place."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in OUT_OF_SPACE:
+            raise BadInput(f"no space left for the artifact store: {error.strerror}", file=where) from error
+        raise
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A folder being filled; nobody sees it before its commit."""
+
+    kind: str
+    key: str
+    name: str
+    path: Path
+
+
+class Store:
+    """One artifact store. `cache` holds local copies of remote artifacts and remote work folders."""
+
+    def __init__(self, url: str, cache: Path | None = None) -> None:
+        self.url = url.rstrip("/")
+        self.fs: fsspec.AbstractFileSystem
+        self.fs, root = url_to_fs(self.url)
+        self.root = root.rstrip("/")
+        self.is_local = isinstance(self.fs, LocalFileSystem)
+        self.cache = cache or Path(tempfile.gettempdir()) / "alignment-dags"
+
+    def path(self, *parts: str) -> str:
+        return str(PurePosixPath(self.root, *parts))
+
+    def uri(self, artifact: Artifact) -> str:
+        """The artifact's folder as a URL that a person can open."""
+        return str(self.fs.unstrip_protocol(self.path(artifact.kind, artifact.key, artifact.attempt)))
+
+    # Reading ------------------------------------------------------------------------------------
+
+    def find(self, kind: str, key: str) -> Commit | None:
+        """The commit of a key, or None when nothing was committed under it."""
+        path = self.path(kind, key, COMMIT_FILE)
+        try:
+            text = self.fs.cat_file(path)
+        except FileNotFoundError:
+            return None
+        try:
+            return Commit.model_validate_json(text)
+        except ValidationError as error:
+            raise CorruptArtifact(f"{path}: not a commit record ({error.error_count()} errors)") from error
+
+    def commit_of(self, artifact: Artifact) -> Commit:
+        """The commit record behind a pinned pointer; raises `MissingArtifact` if it is not there."""
+        commit = self.find(artifact.kind, artifact.key)
+        if commit is None or commit.digest != artifact.digest:
+            raise MissingArtifact(f"{self.uri(artifact)}: no committed {artifact.kind} with this digest")
+        return commit
+
+    def fetch(self, artifact: Artifact, *, deep: bool = False) -> Path:
+        """A local folder with the artifact's files, sizes verified; sha256 too when `deep`."""
+        commit = self.commit_of(artifact)
+        remote = self.path(commit.kind, commit.key, commit.attempt)
+        if self.is_local:
+            folder = Path(remote)
+        else:
+            folder = self.cache / "artifacts" / commit.kind / commit.key / commit.attempt
+            if not folder.exists():
+                self._download(commit, remote, folder)
+        verify(folder, commit, deep=deep)
+        return folder
+
+    def _download(self, commit: Commit, remote: str, folder: Path) -> None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        arriving = Path(tempfile.mkdtemp(prefix=f".{commit.attempt}-", dir=folder.parent))
+        for name in commit.files:
+            target = arriving / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.fs.get_file(f"{remote}/{name}", str(target))
+        try:
+            arriving.rename(folder)
+        except OSError:  # another process brought the same files first
+            shutil.rmtree(arriving)
+
+    def commits(self, kind: str) -> Iterator[Commit]:
+        """All committed artifacts of a kind, in no particular order."""
+        for path in self.fs.glob(self.path(kind, "*", COMMIT_FILE)):
+            commit = self.find(kind, PurePosixPath(str(path)).parent.name)
+            if commit is not None:
+                yield commit
+
+    # Building -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def building(self, kind: str, key: str) -> Iterator[None]:
+        """Holds the key for one builder at a time where the store can lock (a local folder).
+
+        The lock dies with its process. Elsewhere two builders may both work, and the first commit wins.
+        """
+        if not self.is_local:
+            yield
+            return
+        folder = Path(self.path(kind, key))
+        with told_when_full(str(folder)):
+            folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            if self.find(kind, key) is None:
+                for leftover in folder.iterdir():  # attempts of builders that died
+                    if leftover.is_dir():
+                        shutil.rmtree(leftover)
+            yield
+
+    def begin(self, kind: str, key: str) -> Attempt:
+        """An empty folder to build in: in the store itself where that is local, else beside the cache."""
+        name = uuid.uuid4().hex[:12]
+        parent = Path(self.path(kind, key)) if self.is_local else self.cache / "attempts" / kind / key
+        with told_when_full(str(parent)):
+            (parent / name).mkdir(parents=True)
+        return Attempt(kind=kind, key=key, name=name, path=parent / name)
+
+    def commit(
+        self,
+        attempt: Attempt,
+        *,
+        digest: str,
+        stage: str,
+        code_version: int,
+        inputs: dict[str, Artifact],
+        summary: dict[str, object],
+        environment: dict[str, str],
+        started_at: str,
+        seconds: float,
+    ) -> Commit:
+        """Publishes an attempt. Returns the commit that holds the key: ours, or that of whoever was first."""
+        files = describe(attempt.path)
+        commit = Commit(
+            kind=attempt.kind,
+            key=attempt.key,
+            attempt=attempt.name,
+            digest=digest,
+            stage=stage,
+            code_version=code_version,
+            inputs=inputs,
+            files=files,
+            summary=summary,
+            environment=environment,
+            started_at=started_at,
+            seconds=seconds,
+        )
+        with told_when_full(self.url):
+            if not self.is_local:
+                remote = self.path(attempt.kind, attempt.key, attempt.name)
+                for name in files:
+                    self.fs.makedirs(str(PurePosixPath(remote, name).parent), exist_ok=True)
+                    self.fs.put_file(str(attempt.path / name), f"{remote}/{name}")
+            marker = self.path(attempt.kind, attempt.key, COMMIT_FILE)
+            won = self._create(marker, commit.model_dump_json(indent=1).encode())
+        if won:
+            return commit
+        self.discard(attempt)
+        winner = self.find(attempt.kind, attempt.key)
+        if winner is None:
+            raise CorruptArtifact(f"{marker}: appeared and vanished while committing")
+        return winner
+
+    def discard(self, attempt: Attempt) -> None:
+        """Removes an attempt that will not be committed."""
+        shutil.rmtree(attempt.path, ignore_errors=True)
+
+    def _create(self, path: str, data: bytes) -> bool:
+        """Writes a file only if there is none; whole or not at all. False when there was one."""
+        if not self.is_local:
+            try:
+                self.fs.pipe_file(path, data, mode="create")
+            except FileExistsError:
+                return False
+            return True
+        partial = Path(f"{path}.{uuid.uuid4().hex[:8]}")
+        try:
+            write_durably(partial, data)
+            os.link(partial, path)
+        except FileExistsError:
+            return False
+        finally:
+            partial.unlink(missing_ok=True)
+        return True
+
+    # Resumable state ----------------------------------------------------------------------------
+
+    def work_path(self, kind: str, key: str) -> Path:
+        """A local folder for a build's resumable state, kept over interruptions until `clear_work`."""
+        folder = Path(self.path("work", kind, key)) if self.is_local else self.cache / "work" / kind / key
+        with told_when_full(str(folder)):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def clear_work(self, kind: str, key: str) -> None:
+        shutil.rmtree(self.work_path(kind, key), ignore_errors=True)
+
+    # Refs ---------------------------------------------------------------------------------------
+
+    def ref_path(self, recipe: str, stage: str, partition: str | None = None) -> str:
+        parts = ["refs", recipe, stage] + ([] if partition is None else [quote(partition, safe="")])
+        return self.path(*parts) + ".json"
+
+    def read_ref(self, recipe: str, stage: str, partition: str | None = None) -> Ref | None:
+        """Where a stage's current artifact is, or None when it was never made."""
+        path = self.ref_path(recipe, stage, partition)
+        try:
+            return Ref.model_validate_json(self.fs.cat_file(path))
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise CorruptArtifact(f"{path}: not a ref ({error.error_count()} errors)") from error
+
+    def write_ref(self, ref: Ref, recipe: str, stage: str, partition: str | None = None) -> None:
+        path = self.ref_path(recipe, stage, partition)
+        data = ref.model_dump_json(indent=1).encode()
+        with told_when_full(path):
+            if not self.is_local:
+                self.fs.pipe_file(path, data)
+                return
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            partial = Path(f"{path}.{uuid.uuid4().hex[:8]}")
+            try:
+                write_durably(partial, data)
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Writes and syncs a file, so that a name given to it later never points at missing bytes."""
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def describe(folder: Path) -> dict[str, FileEntry]:
+    """sha256 and size of every file of a finished folder; pickled weights are refused."""
+    files: dict[str, FileEntry] = {}
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file():
+            continue
+        name = path.relative_to(folder).as_posix()
+        if path.suffix in NOT_WEIGHTS:
+            raise CorruptArtifact(f"{path}: artifacts hold no pickled weights; save as safetensors")
+        with path.open("rb") as stream:
+            sha256, size = stream_sha256(stream)
+        files[name] = FileEntry(sha256=sha256, size=size)
+    return files
+
+
+def verify(folder: Path, commit: Commit, *, deep: bool) -> None:
+    """Checks a folder against its commit: every size always, every sha256 when `deep`."""
+    for name, expected in commit.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise CorruptArtifact(f"{path}: named in the commit record but missing")
+        if path.stat().st_size != expected.size:
+            raise CorruptArtifact(f"{path}: {path.stat().st_size} bytes, committed with {expected.size}")
+        if deep:
+            with path.open("rb") as stream:
+                sha256, _ = stream_sha256(stream)
+            if sha256 != expected.sha256:
+                raise CorruptArtifact(f"{path}: sha256 {sha256}, committed with {expected.sha256}")

@@ -1,0 +1,46 @@
+"""Digests: one way to name a value and one way to name a file's bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys, no spaces, UTF-8; NaN and infinity are refused, as they have no JSON form."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode("utf-8", "surrogatepass")
+
+
+def json_digest(value: Any) -> str:
+    """SHA-256 (64 hex digits) of a plain value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def lines_digest(lines: Iterable[str]) -> str:
+    """SHA-256 over lines, each closed by a newline: for many small keys without a list in memory."""
+    sha = hashlib.sha256()
+    for line in lines:
+        sha.update(line.encode("utf-8", "surrogatepass") + b"\n")
+    return sha.hexdigest()
+
+
+def stream_sha256(stream: BinaryIO) -> tuple[str, int]:
+    """SHA-256 and size in bytes of what is left in a binary stream."""
+    sha, size = hashlib.sha256(), 0
+    while block := stream.read(1 << 20):
+        sha.update(block)
+        size += len(block)
+    return sha.hexdigest(), size
+
+
+def file_sha256(path: str | Path) -> tuple[str, int]:
+    """SHA-256 and size in bytes of a local file or an fsspec URL."""
+    with fsspec.open(str(path), "rb") as stream:
+        return stream_sha256(stream)

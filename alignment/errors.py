@@ -1,0 +1,33 @@
+"""What a person did that we cannot work with, said in one line."""
+
+from __future__ import annotations
+
+
+class BadInput(ValueError):
+    """Input that a person gave and has to mend; the command line prints it as one line and exits with 2.
+
+    `file`, `row` (1-based source line or record number) and `field` say where it is.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str | None = None,
+        row: int | None = None,
+        field: str | None = None,
+    ) -> None:
+        where = ", ".join(
+            part
+            for part in (
+                file,
+                None if row is None else f"row {row}",
+                None if field is None else f"field '{field}'",
+            )
+            if part
+        )
+        super().__init__(f"{where}: {message}" if where else message)
+        self.message = message
+        self.file = file
+        self.row = row
+        self.field = field

@@ -1,0 +1,73 @@
+"""Reads a recipe from YAML, with environment variables in its text, and says clearly what is wrong in it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from alignment.errors import BadInput
+from alignment.recipe.recipe import Recipe
+
+VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
+
+
+def load_recipe(path: str | Path, environ: Mapping[str, str] | None = None) -> Recipe:
+    """The recipe in a file. `${NAME}` and `${NAME:-default}` in strings are replaced from `environ`.
+
+    Raises `BadInput` naming file and field for anything a person has to mend.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BadInput("no such recipe", file=str(path)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"cannot be read: {error}", file=str(path)) from error
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise BadInput(
+            f"malformed YAML: {problem}", file=str(path), row=None if mark is None else mark.line + 1
+        ) from error
+    if not isinstance(data, dict):
+        raise BadInput("a recipe is a mapping of keys to values", file=str(path))
+    return parse_recipe(data, str(path), os.environ if environ is None else environ)
+
+
+def parse_recipe(data: dict[str, Any], file: str, environ: Mapping[str, str]) -> Recipe:
+    """The recipe in plain data; `file` is named in errors."""
+    try:
+        return Recipe.model_validate(_expand(data, environ, file, ""))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or None
+        more = "" if error.error_count() == 1 else f" (and {error.error_count() - 1} more)"
+        known = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+        raise BadInput(f"{known}{more}", file=file, field=field) from error
+
+
+def _expand(value: Any, environ: Mapping[str, str], file: str, field: str) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: _expand(item, environ, file, f"{field}.{key}" if field else str(key)) for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_expand(item, environ, file, f"{field}.{index}") for index, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        found = environ.get(match["name"], match["default"])
+        if found is None:
+            raise BadInput(f"environment variable {match['name']} is not set", file=file, field=field)
+        return found
+
+    return VARIABLE.sub(replace, value)

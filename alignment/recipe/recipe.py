@@ -1,0 +1,64 @@
+"""The recipe: one model, its preference data and a method, as a person writes it down."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from alignment.recipe.evaluation import Evals, Gate, Judge
+from alignment.recipe.sources import ModelSource, PreferenceSource, Section
+from alignment.recipe.training import Dpo, Reference, Sft, TokenPolicy
+
+
+class Pools(Section):
+    """The pool (of pools.yaml) each GPU stage runs in."""
+
+    sft: str = "local"
+    reference: str = "local"
+    policy: str = "local"
+    responses: str = "local"
+
+
+class Registry(Section):
+    """Where a promoted model goes in the MLflow registry."""
+
+    model_name: str | None = None
+    """Registered model name; the recipe's name by default."""
+    smoke_prompt: str = "Hello"
+    """What the checkpoint, loaded back, is asked before it is registered."""
+
+
+class Recipe(Section):
+    """Everything a person decides. Its name is the asset group and the prefix of every asset key."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
+    description: str = ""
+    seed: int = 0
+    base_model: ModelSource
+    sft: Sft
+    preferences: PreferenceSource
+    tokens: TokenPolicy = TokenPolicy()
+    held_out_fraction: float = Field(default=0.02, ge=0, lt=0.5)
+    """Share of preference rows, by hash of the prompt, that are measured on and never trained on."""
+    reference: Reference = Reference()
+    dpo: Dpo = Dpo()
+    evals: Evals = Evals()
+    judge: Judge | None = None
+    gate: Gate | Literal["none"] = "none"
+    """`none` registers nothing and ends well."""
+    registry: Registry = Registry()
+    pools: Pools = Pools()
+
+    @model_validator(mode="after")
+    def _agreement(self) -> Recipe:
+        if self.reference.precision != self.dpo.precision:
+            raise ValueError("reference.precision and dpo.precision must be the same: the cached log-probs "
+                             "stand for the policy's first step")
+        if self.judge and self.judge.kind == "rubric" and self.evals.mt_bench and not self.evals.mt_bench.embedded:
+            raise ValueError("judge kind rubric grades only the embedded questions of mt_bench")
+        return self
+
+    @property
+    def model_name(self) -> str:
+        return self.registry.model_name or self.name

@@ -1,0 +1,6 @@
+"""Stages and the one way to run them."""
+
+from alignment.stages.execute import execute
+from alignment.stages.stage import Context, Request, Result, SourceFile, Stage
+
+__all__ = ["Context", "Request", "Result", "SourceFile", "Stage", "execute"]

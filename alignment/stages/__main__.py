@@ -1,0 +1,57 @@
+"""`python -m alignment.stages NAME --request FILE --store URL`: one stage by hand or under a launcher.
+
+Stages are found by entry point (group `alignment_dags.stages`), so that floors above and other
+packages add theirs without this one knowing them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from alignment.artifacts import Store
+from alignment.errors import BadInput
+from alignment.stages.execute import execute
+from alignment.stages.stage import Stage
+
+GROUP = "alignment_dags.stages"
+
+
+def load_stage(name: str) -> Stage:  # type: ignore[type-arg]
+    """The stage of that name; raises `BadInput` naming those there are."""
+    known = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in known:
+        raise BadInput(f"no stage '{name}'; there are {', '.join(sorted(known))}")
+    stage = known[name].load()
+    if not isinstance(stage, Stage):
+        raise BadInput(f"entry point {known[name].value} is not a Stage")
+    return stage
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m alignment.stages", description=__doc__)
+    parser.add_argument("name")
+    parser.add_argument("--request", type=Path, required=True)
+    parser.add_argument("--store", default=os.environ.get("ALIGN_STORE"), required="ALIGN_STORE" not in os.environ)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        stage = load_stage(arguments.name)
+        request = stage.request.model_validate_json(arguments.request.read_text(encoding="utf-8"))
+        commit = execute(stage, request, Store(arguments.store))
+    except (BadInput, ValidationError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if os.environ.get("RANK", "0") == "0":
+        print(commit.artifact.model_dump_json())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""Runs one stage: look the key up, and only on a miss build, commit and clear the work folder."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from alignment.artifacts import Commit, Store
+from alignment.artifacts.store import told_when_full
+from alignment.stages.stage import Context, R, Result, Stage
+
+REQUEST_FILE = "request.json"
+RECORDED_PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "lm-eval",
+    "pyarrow",
+    "alignment-dags",
+)
+
+
+def execute(stage: Stage[R], request: R, store: Store) -> Commit:
+    """The artifact of a request, built here unless it is already committed.
+
+    Under torchrun every rank calls this; rank 0 alone owns the attempt and commits it.
+    """
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    key = stage.key(request)
+    if rank:
+        with tempfile.TemporaryDirectory() as scratch:
+            work = store.work_path(stage.kind, key)
+            stage.run(request, Context(store, Path(scratch), work, rank, world_size))
+        commit = store.find(stage.kind, key)
+        while commit is None:  # rank 0 commits once all ranks have done their share
+            time.sleep(0.2)
+            commit = store.find(stage.kind, key)
+        return commit
+    found = store.find(stage.kind, key)
+    if found is not None and world_size == 1:
+        return found
+    with store.building(stage.kind, key):
+        found = store.find(stage.kind, key)
+        if found is not None and world_size == 1:  # built while we waited
+            return found
+        return _build(stage, request, store, key, world_size)
+
+
+def _build(stage: Stage[R], request: R, store: Store, key: str, world_size: int) -> Commit:
+    started, began = time.monotonic(), datetime.now(UTC)
+    attempt = store.begin(stage.kind, key)
+    work = store.work_path(stage.kind, key)
+    try:
+        with told_when_full(store.url):
+            text = request.model_dump_json(indent=1)
+            (attempt.path / REQUEST_FILE).write_text(text, encoding="utf-8")
+            result: Result = stage.run(request, Context(store, attempt.path, work, 0, world_size))
+        commit = store.commit(
+            attempt,
+            digest=result.digest,
+            stage=stage.name,
+            code_version=stage.code_version,
+            inputs=request.artifacts(),
+            summary=result.summary,
+            environment=environment(),
+            started_at=began.isoformat(timespec="seconds"),
+            seconds=round(time.monotonic() - started, 3),
+        )
+    except BaseException:
+        store.discard(attempt)
+        raise
+    store.clear_work(stage.kind, key)
+    return commit
+
+
+def environment() -> dict[str, str]:
+    """Python, packages, device and source revision, as the commit records them."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": _device(),
+        "git": _git_revision(),
+        **{name: version for name in RECORDED_PACKAGES if (version := _version(name))},
+    }
+
+
+@cache
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+@cache
+def _git_revision() -> str:
+    here = Path(__file__).parent
+    try:
+        described: Any = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return str(described.stdout).strip()
+
+
+def _device() -> str:
+    torch = sys.modules.get("torch")  # a stage that never needed torch ran on no device of its own
+    if torch is not None and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return f"cpu ({os.cpu_count()} cores)"

@@ -1,0 +1,126 @@
+"""A stage: a pure program from a JSON request to an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from alignment.artifacts import Artifact, Store
+from alignment.digest import json_digest
+
+
+class SourceFile(BaseModel):
+    """A file outside the store, pinned by content. Where it lies does not count in a key; what it holds does."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str
+    sha256: str
+    size: int
+
+    def identity(self) -> dict[str, str]:
+        return {"name": self.url.rsplit("/", 1)[-1].split(".", 1)[-1], "sha256": self.sha256}
+
+
+class Request(BaseModel):
+    """Everything a stage's result depends on, and nothing else (launcher and pool are not in it).
+
+    Fields named in `speed_only` change how fast the result comes, never what it is: they stay out of the key.
+    """
+
+    speed_only: ClassVar[frozenset[str]] = frozenset()
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def identity(self) -> Any:
+        """The request as a plain value in which artifacts and files stand for their content."""
+        return _identity(self)
+
+    def artifacts(self) -> dict[str, Artifact]:
+        """Every pinned artifact in the request, under the path of the field that holds it."""
+        return dict(_artifacts(self, ""))
+
+
+R = TypeVar("R", bound=Request)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage says of what it wrote: its data version, and numbers for people (plain JSON)."""
+
+    digest: str
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a running stage may touch.
+
+    `out` is an empty folder: what is in it at the end is the artifact (rank 0's; other ranks' is thrown
+    away). `work` keeps resumable state over interruptions and is cleared after the commit.
+    """
+
+    store: Store
+    out: Path
+    work: Path
+    rank: int = 0
+    world_size: int = 1
+
+    def fetch(self, artifact: Artifact) -> Path:
+        return self.store.fetch(artifact)
+
+
+@dataclass(frozen=True)
+class Stage(Generic[R]):
+    """`run` fills `context.out` from the request. `code_version` is raised when results can change.
+
+    `device` says what a miss needs: "gpu" stages go through a launcher, "cpu" ones run where they are.
+    """
+
+    name: str
+    code_version: int
+    request: type[R]
+    run: Callable[[R, Context], Result]
+    device: Literal["cpu", "gpu"] = "cpu"
+    kind: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.kind:
+            object.__setattr__(self, "kind", self.name)
+
+    def key(self, request: R) -> str:
+        """40 hex digits over stage, code version and the request's identity."""
+        return json_digest(
+            {"stage": self.name, "code_version": self.code_version, "request": request.identity()}
+        )[:40]
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, Artifact | SourceFile):
+        return value.identity()
+    if isinstance(value, BaseModel):
+        left_out = value.speed_only if isinstance(value, Request) else frozenset()
+        return {name: _identity(getattr(value, name)) for name in type(value).model_fields if name not in left_out}
+    if isinstance(value, dict):
+        return {str(name): _identity(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_identity(item) for item in value]
+    return value
+
+
+def _artifacts(value: Any, path: str) -> Iterator[tuple[str, Artifact]]:
+    if isinstance(value, Artifact):
+        yield path, value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _artifacts(getattr(value, name), f"{path}.{name}" if path else name)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _artifacts(item, f"{path}.{name}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _artifacts(item, f"{path}.{index}")

@@ -4,7 +4,7 @@ from alignment.recipe.evaluation import Evals, Gate, Gsm8k, IfEval, Judge, MtBen
 from alignment.recipe.load import load_recipe, parse_recipe
 from alignment.recipe.recipe import Pools, Recipe, Registry
 from alignment.recipe.sources import DataSource, ModelSource, PreferenceSource
-from alignment.recipe.training import Dpo, Lora, Optimisation, Reference, Sft, TokenPolicy
+from alignment.recipe.training import Dpo, Lora, Optimisation, Reference, Sft, SftTraining, TokenPolicy
 
 __all__ = [
     "DataSource",
@@ -25,6 +25,7 @@ __all__ = [
     "Registry",
     "Requirement",
     "Sft",
+    "SftTraining",
     "Suite",
     "TokenPolicy",
     "load_recipe",

@@ -53,8 +53,10 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _agreement(self) -> Recipe:
         if self.reference.precision != self.dpo.precision:
-            raise ValueError("reference.precision and dpo.precision must be the same: the cached log-probs "
-                             "stand for the policy's first step")
+            raise ValueError(
+                "reference.precision and dpo.precision must be the same: the cached log-probs "
+                "stand for the policy's first step"
+            )
         if self.judge and self.judge.kind == "rubric" and self.evals.mt_bench and not self.evals.mt_bench.embedded:
             raise ValueError("judge kind rubric grades only the embedded questions of mt_bench")
         return self

@@ -50,23 +50,33 @@ class Optimisation(Section):
     """LoRA instead of full fine-tuning; merged into the weights when training ends."""
 
 
-class Sft(Optimisation):
+class SftTraining(Optimisation):
+    """How supervised fine-tuning is done, whatever the data."""
+
+    learning_rate: float = Field(default=2e-5, gt=0)
+    max_length: int = Field(default=2048, ge=2)
+    """Longer conversations are dropped and counted."""
+    eval_steps: int = Field(default=200, ge=1)
+    """Optimiser steps between two looks at the held-out loss."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after this many looks without a lower held-out loss and keep the best; None trains all epochs."""
+
+    @classmethod
+    def of(cls, settings: SftTraining) -> SftTraining:
+        """Only what training depends on, of a section that may say more."""
+        return cls(**{name: getattr(settings, name) for name in SftTraining.model_fields})
+
+
+class Sft(SftTraining):
     """Supervised fine-tuning, or a checkpoint adopted as it is."""
 
     adopt: ModelSource | None = None
     """Take this checkpoint as the SFT checkpoint and train nothing."""
     dataset: DataSource | None = None
-    learning_rate: float = Field(default=2e-5, gt=0)
-    max_length: int = Field(default=2048, ge=2)
-    """Longer conversations are dropped and counted."""
     max_rows: int | None = Field(default=None, ge=1)
     """A seeded sample of this many rows instead of all."""
     held_out_fraction: float = Field(default=0.02, ge=0, lt=0.5)
     """Share of conversations, by hash of the prompt, whose loss is watched instead of trained on."""
-    eval_steps: int = Field(default=200, ge=1)
-    """Optimiser steps between two looks at the held-out loss."""
-    patience: int | None = Field(default=None, ge=1)
-    """Stop after this many looks without a lower held-out loss and keep the best; None trains all epochs."""
 
     @model_validator(mode="after")
     def _adopt_or_train(self) -> Sft:

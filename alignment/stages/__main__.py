@@ -10,6 +10,7 @@ import argparse
 import logging
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from alignment.stages.execute import execute
 from alignment.stages.stage import Stage
 
 GROUP = "alignment_dags.stages"
+BAD_INPUT_FILE = "ALIGN_BAD_INPUT_FILE"  # where a launcher wants to read what a person has to mend
 
 
 def load_stage(name: str) -> Stage:  # type: ignore[type-arg]
@@ -41,16 +43,29 @@ def main() -> int:
     parser.add_argument("--store", default=os.environ.get("ALIGN_STORE"), required="ALIGN_STORE" not in os.environ)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        stage = load_stage(arguments.name)
-        request = stage.request.model_validate_json(arguments.request.read_text(encoding="utf-8"))
-        commit = execute(stage, request, Store(arguments.store))
-    except (BadInput, ValidationError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if os.environ.get("RANK", "0") == "0":
+    first_rank = os.environ.get("RANK", "0") == "0"
+    with told_to_dagster() if first_rank else nullcontext():
+        try:
+            stage = load_stage(arguments.name)
+            request = stage.request.model_validate_json(arguments.request.read_text(encoding="utf-8"))
+            commit = execute(stage, request, Store(arguments.store))
+        except (BadInput, ValidationError, FileNotFoundError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            if first_rank and (told := os.environ.get(BAD_INPUT_FILE)):
+                Path(told).write_text(str(error), encoding="utf-8")
+            return 2
+    if first_rank:
         print(commit.artifact.model_dump_json())
     return 0
+
+
+def told_to_dagster() -> AbstractContextManager[object]:
+    """A Dagster Pipes session where a launcher opened one; nothing at all from a plain shell."""
+    if "DAGSTER_PIPES_CONTEXT" not in os.environ:
+        return nullcontext()
+    from dagster_pipes import open_dagster_pipes
+
+    return open_dagster_pipes()
 
 
 if __name__ == "__main__":

@@ -94,9 +94,7 @@ class Stage(Generic[R]):
 
     def key(self, request: R) -> str:
         """40 hex digits over stage, code version and the request's identity."""
-        return json_digest(
-            {"stage": self.name, "code_version": self.code_version, "request": request.identity()}
-        )[:40]
+        return json_digest({"stage": self.name, "code_version": self.code_version, "request": request.identity()})[:40]
 
 
 def _identity(value: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Reference log-probabilities: scored once per sequence and reference, kept for every later run."""

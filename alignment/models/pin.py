@@ -1,0 +1,155 @@
+"""Pinning a model: from where a person says it is to exactly which bytes, and from those to a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from pydantic import BaseModel, ConfigDict
+
+from alignment.errors import BadInput
+from alignment.models.configuration import (
+    CHAT_TEMPLATE_FILE,
+    CONFIG_FILE,
+    GENERATION_CONFIG_FILE,
+    TOKENIZER_FILES,
+    VOCABULARY_FILES,
+    read_config,
+)
+from alignment.models.weights import INDEX_FILE, SINGLE_FILE, weight_files
+from alignment.recipe import ModelSource
+from alignment.stages import SourceFile
+
+HUB_PATTERNS = ["*.safetensors", INDEX_FILE, CONFIG_FILE, GENERATION_CONFIG_FILE, *TOKENIZER_FILES]
+FULL_COMMIT = 40
+BLOCK = 1 << 22
+
+
+class ModelPin(BaseModel):
+    """One model, pinned: a hub commit, a list of files by content, or an embedded model's name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hub: str | None = None
+    revision: str | None = None
+    """Commit hash on the hub."""
+    files: list[SourceFile] | None = None
+    """The folder's files, sorted by name."""
+    embedded: str | None = None
+    chat_template: str | None = None
+    """The template's text, which replaces the tokenizer's own."""
+
+
+def pin_model(source: ModelSource) -> ModelPin:
+    """What a recipe's model source stands for now. Reads every byte of a local folder; downloads nothing.
+
+    Raises `BadInput` for a folder or hub id that holds no usable model.
+    """
+    template = chat_template_text(source.chat_template)
+    if source.embedded is not None:
+        return ModelPin(embedded=source.embedded, chat_template=template)
+    if source.hub is not None:
+        return ModelPin(hub=source.hub, revision=_hub_commit(source.hub, source.revision), chat_template=template)
+    from alignment.sources import pin_file
+
+    assert source.path is not None
+    return ModelPin(files=[pin_file(str(path)) for path in checkpoint_files(Path(source.path))], chat_template=template)
+
+
+def chat_template_text(given: str | None) -> str | None:
+    """A template given as text, or read from a path that ends in .jinja."""
+    if given is None or not given.endswith(".jinja"):
+        return given
+    try:
+        return Path(given).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"the chat template cannot be read: {error}", file=given, field="chat_template") from error
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """The files of a local folder that make up the model, sorted by name; others are left alone."""
+    folder = folder.expanduser().resolve()
+    weights = weight_files(folder)
+    read_config(folder)
+    index = [folder / INDEX_FILE] if weights[0].name != SINGLE_FILE else []
+    small = [folder / name for name in (CONFIG_FILE, GENERATION_CONFIG_FILE, *TOKENIZER_FILES)]
+    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
+        raise BadInput(f"no tokenizer here (expected one of {', '.join(VOCABULARY_FILES)})", file=str(folder))
+    return sorted([*weights, *index, *(path for path in small if path.is_file())], key=lambda path: path.name)
+
+
+def materialise(pin: ModelPin, out: Path, seed: int) -> None:
+    """Writes the pinned model into `out` as a complete checkpoint folder; `seed` is the embedded model's.
+
+    Raises `BadInput` when a file no longer holds what was pinned.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    if pin.embedded is not None:
+        from alignment.quickstart.model import build_micro_model
+
+        build_micro_model(out, seed)
+    elif pin.hub is not None:
+        _download(pin.hub, pin.revision, out)
+    else:
+        for file in pin.files or []:
+            _copy(file, out / file.url.rsplit("/", 1)[-1])
+    weight_files(out)
+    if pin.chat_template is not None:
+        bake_chat_template(out, pin.chat_template)
+
+
+def bake_chat_template(folder: Path, template: str) -> None:
+    """Makes `template` the folder's only chat template."""
+    (folder / CHAT_TEMPLATE_FILE).write_text(template, encoding="utf-8")
+    path = folder / "tokenizer_config.json"
+    if path.is_file():
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if config.pop("chat_template", None) is not None:
+            path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _copy(file: SourceFile, target: Path) -> None:
+    sha = hashlib.sha256()
+    try:
+        with fsspec.open(file.url, "rb") as source, target.open("wb") as copy:
+            while block := source.read(BLOCK):
+                sha.update(block)
+                copy.write(block)
+    except FileNotFoundError:
+        raise BadInput("is gone since it was pinned", file=file.url) from None
+    if sha.hexdigest() != file.sha256:
+        raise BadInput("has changed since it was pinned: pin the model again", file=file.url)
+
+
+def _hub_commit(name: str, revision: str | None) -> str:
+    if revision is not None and len(revision) == FULL_COMMIT and all(c in "0123456789abcdef" for c in revision):
+        return revision
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    where = f"{name}@{revision or 'main'}"
+    try:
+        commit = HfApi().model_info(name, revision=revision).sha
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+        raise BadInput(
+            f"{where} cannot be found on the hub: {error}".splitlines()[0], field="base_model.hub"
+        ) from error
+    if not commit:
+        raise BadInput(f"{where}: the hub names no commit", field="base_model.hub")
+    return commit
+
+
+def _download(name: str, revision: str | None, out: Path) -> None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_PATTERNS))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise BadInput(f"{name}@{revision} cannot be fetched: {error}".splitlines()[0]) from error
+    for path in checkpoint_files(snapshot):
+        shutil.copyfile(path, out / path.name)

@@ -1,0 +1,113 @@
+"""Safetensors weights as bytes: headers read and tensors streamed, so no model is ever held in memory.
+
+A safetensors file is eight bytes (little-endian length of the header), a JSON header that gives every
+tensor's dtype, shape and byte range, and the tensors' bytes. Reading those directly keeps bfloat16 and
+float8 exact and needs no framework.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from alignment.errors import BadInput
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+LARGEST_HEADER = 100_000_000
+BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor in a file; `start` and `end` are absolute byte offsets."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    end: int
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    def blocks(self) -> Iterator[bytes]:
+        """The tensor's bytes in blocks of at most 4 MiB."""
+        with self.file.open("rb") as stream:
+            stream.seek(self.start)
+            left = self.end - self.start
+            while left:
+                block = stream.read(min(left, BLOCK))
+                if not block:
+                    raise BadInput(f"ends inside tensor {self.name}", file=str(self.file))
+                left -= len(block)
+                yield block
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files the model is in: one, or the shards its index names (the index not among them).
+
+    Raises `BadInput` for a folder without, with pickled weights only, with an adapter only, or whose
+    index names a shard that is not there.
+    """
+    if not folder.is_dir():
+        raise BadInput("no such model folder", file=str(folder))
+    if (folder / SINGLE_FILE).is_file():
+        return [folder / SINGLE_FILE]
+    if (folder / INDEX_FILE).is_file():
+        return _shards(folder / INDEX_FILE)
+    if (folder / "adapter_model.safetensors").is_file():
+        raise BadInput("holds an adapter, not a model: merge it into its base first", file=str(folder))
+    if any(path.suffix in PICKLED for path in folder.iterdir()):
+        raise BadInput("holds pickled weights only, which are never loaded: convert to safetensors", file=str(folder))
+    raise BadInput(f"no weights: neither {SINGLE_FILE} nor {INDEX_FILE}", file=str(folder))
+
+
+def tensors(folder: Path) -> list[TensorEntry]:
+    """All tensors of a checkpoint sorted by name, whatever files they are split over."""
+    entries = sorted((entry for path in weight_files(folder) for entry in _header(path)), key=lambda entry: entry.name)
+    for one, other in pairwise(entries):
+        if one.name == other.name:
+            raise BadInput(f"tensor {one.name} is in {one.file.name} and in {other.file.name}", file=str(folder))
+    return entries
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise BadInput("not a safetensors index", file=str(index)) from error
+    files = [index.parent / name for name in sorted(names)]
+    for path in files:
+        if path.parent != index.parent or path.suffix != ".safetensors":
+            raise BadInput(f"names {path.name}, which is not a safetensors file beside it", file=str(index))
+        if not path.is_file():
+            raise BadInput(f"names {path.name}, which is not there", file=str(index))
+    return files
+
+
+def _header(path: Path) -> Iterator[TensorEntry]:
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(size - 8, LARGEST_HEADER):
+            raise BadInput("not a whole safetensors file", file=str(path))
+        try:
+            header = json.loads(stream.read(length))
+        except ValueError as error:
+            raise BadInput("not a safetensors file", file=str(path)) from error
+    base = 8 + length
+    for name, about in header.items():
+        if name == "__metadata__":
+            continue
+        start, end = about["data_offsets"]
+        if not 0 <= start <= end <= size - base:
+            raise BadInput(f"cut short: tensor {name} is not all there", file=str(path))
+        yield TensorEntry(name, about["dtype"], tuple(about["shape"]), path, base + start, base + end)

@@ -1,0 +1,1 @@
+"""Preferences: from a file of any known form to validated, named rows."""

@@ -1,0 +1,31 @@
+"""Plain records to and from Parquet, a batch in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+BATCH_ROWS = 1024
+
+
+def write_records(path: str | Path, schema: pa.Schema, records: Iterable[dict[str, Any]]) -> int:
+    """Writes records in the order given; a file with the schema even when there are none. Returns how many."""
+    written = 0
+    remaining = iter(records)
+    with pq.ParquetWriter(str(path), schema, compression="zstd") as writer:
+        while batch := list(islice(remaining, BATCH_ROWS)):
+            writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+            written += len(batch)
+    return written
+
+
+def iter_records(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Records in file order."""
+    with pq.ParquetFile(str(path)) as file:
+        for batch in file.iter_batches(batch_size=BATCH_ROWS):
+            yield from batch.to_pylist()

@@ -1,0 +1,155 @@
+"""Files outside the store, pinned by what they hold: paths, globs, folders and fsspec URLs → `SourceFile`s.
+
+Digests of local files are remembered under `$ALIGN_HOME/digests` (default `.align`), one small file per
+source file, as long as size, modification time and inode stand; so planning does not read big files again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from alignment.digest import file_sha256, json_digest, stream_sha256
+from alignment.errors import BadInput
+from alignment.preferences.records import DATA_SUFFIXES, data_suffix
+from alignment.stages import SourceFile
+
+SETTLED_SECONDS = 2.0
+"""A file changed more recently may change again within one tick of its file system's clock: not remembered."""
+CONTENT_TAGS = ("ETag", "etag", "md5Hash", "content_md5")
+
+
+def pin_file(url: str) -> SourceFile:
+    """A local path or fsspec URL with its SHA-256 and size. Raises `BadInput` if there is no such file."""
+    fs, path = _resolve(url)
+    try:
+        if isinstance(fs, LocalFileSystem):
+            return _pin_local(path)
+        return _pin_remote(fs, path, url)
+    except FileNotFoundError:
+        raise BadInput("no such file", file=url) from None
+    except IsADirectoryError:
+        raise BadInput("is a folder, not a file", file=url) from None
+    except OSError as error:
+        raise BadInput(f"cannot be read: {error.strerror or error}", file=url) from error
+
+
+def pin_files(patterns: list[str]) -> list[SourceFile]:
+    """The files behind paths, globs and folders, in the order given (sorted within a glob or folder), each once.
+
+    A folder stands for the data files right in it. Raises `BadInput` naming a pattern that matches nothing.
+    """
+    pinned: dict[str, SourceFile] = {}
+    for pattern in patterns:
+        for url in expand(pattern):
+            if url not in pinned:
+                pinned[url] = pin_file(url)
+    return list(pinned.values())
+
+
+def expand(pattern: str) -> list[str]:
+    """The file URLs behind one path, glob or folder."""
+    fs, path = _resolve(pattern)
+    try:
+        if fs.isdir(path):
+            found = [name for name in sorted(fs.ls(path, detail=False)) if _is_data(name) and fs.isfile(name)]
+            if not found:
+                raise BadInput(f"no data files in this folder ({', '.join(DATA_SUFFIXES)})", file=pattern)
+        elif fs.isfile(path):
+            found = [path]
+        else:
+            found = sorted(name for name in fs.glob(path) if fs.isfile(name)) if _has_magic(path) else []
+            if not found:
+                raise BadInput("no such file" if not _has_magic(path) else "matches no file", file=pattern)
+    except OSError as error:
+        raise BadInput(f"cannot be read: {error}", file=pattern) from error
+    return found if isinstance(fs, LocalFileSystem) else [str(fs.unstrip_protocol(name)) for name in found]
+
+
+def _resolve(url: str) -> tuple[Any, str]:
+    """The file system and the path in it; local paths are absolute, with symbolic links as they are."""
+    try:
+        fs, path = url_to_fs(str(Path(url).expanduser()) if "://" not in url and "::" not in url else url)
+    except (ValueError, ImportError) as error:
+        raise BadInput(str(error).splitlines()[0], file=url) from error
+    return fs, str(path)
+
+
+def _is_data(path: str) -> bool:
+    name = path.rsplit("/", 1)[-1]
+    return not name.startswith((".", "_")) and data_suffix(name) is not None
+
+
+def _has_magic(path: str) -> bool:
+    return any(character in path for character in "*?[")
+
+
+# Digests ----------------------------------------------------------------------------------------
+
+
+def _pin_local(path: str) -> SourceFile:
+    with Path(path).open("rb") as stream:
+        before = _state(stream.fileno())
+        entry = _cache_entry(f"file://{path}")
+        remembered = _recall(entry, before)
+        if remembered is not None:
+            return SourceFile(url=path, sha256=remembered, size=before["size"])
+        sha256, size = stream_sha256(stream)
+        after = _state(stream.fileno())
+    if before == after and time.time() - after["mtime_ns"] / 1e9 > SETTLED_SECONDS:
+        _remember(entry, after, sha256)
+    return SourceFile(url=path, sha256=sha256, size=size)
+
+
+def _state(descriptor: int) -> dict[str, int]:
+    stat = os.fstat(descriptor)
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "inode": stat.st_ino}
+
+
+def _pin_remote(fs: Any, path: str, url: str) -> SourceFile:
+    info = fs.info(path)
+    tags = {name: str(info[name]) for name in CONTENT_TAGS if info.get(name)}
+    size = int(info.get("size") or 0)
+    state = {"size": size, **tags}
+    entry = _cache_entry(url)
+    remembered = _recall(entry, state) if tags else None
+    if remembered is not None:
+        return SourceFile(url=url, sha256=remembered, size=size)
+    sha256, size = file_sha256(url)
+    if tags and size == state["size"]:
+        _remember(entry, state, sha256)
+    return SourceFile(url=url, sha256=sha256, size=size)
+
+
+def _cache_entry(url: str) -> Path:
+    return Path(os.environ.get("ALIGN_HOME") or ".align") / "digests" / f"{json_digest(url)[:40]}.json"
+
+
+def _recall(entry: Path, state: dict[str, Any]) -> str | None:
+    """The digest remembered for a file in this state; None for anything unknown, stale or damaged."""
+    try:
+        known = json.loads(entry.read_text(encoding="utf-8"))
+        sha256 = known["sha256"] if known["state"] == state else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return sha256 if isinstance(sha256, str) and len(sha256) == 64 else None
+
+
+def _remember(entry: Path, state: dict[str, Any], sha256: str) -> None:
+    """Written whole by renaming, so that processes side by side never see half an entry."""
+    partial = entry.with_suffix(f".{uuid.uuid4().hex[:8]}")
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time only
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(json.dumps({"sha256": sha256, "state": state}), encoding="utf-8")
+            partial.replace(entry)
+        finally:
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,104 @@
+"""The model in training: loaded in its compute dtype, with or without LoRA, and saved as a plain checkpoint."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignment.models.checkpoint import load_model, load_tokenizer, save_checkpoint
+from alignment.models.weights import tensors
+from alignment.recipe import Lora, Optimisation
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+class TrainedModel:
+    """One model in memory, trained from the checkpoint in `folder`.
+
+    Training in bfloat16 keeps the checkpoint's finer weights, where it has them, as the optimiser's masters.
+    The result is stored in the dtype of its start, or in float32 if trained in it; its configuration and
+    tokenizer are the start's, whatever the trainer set in them for itself.
+    """
+
+    def __init__(self, folder: Path, settings: Optimisation) -> None:
+        self.folder, self.settings = folder, settings
+        stored = stored_dtype(folder)
+        self.saved_as = "float32" if settings.precision == "float32" else stored
+        finer = settings.precision == "bfloat16" and stored != "bfloat16"
+        if finer and settings.lora is None:
+            import torch
+
+            self.model = load_model(folder, "float32")
+            for weight in self.model.parameters():
+                weight.original = weight.detach()
+            self.model.to(torch.bfloat16)
+        else:
+            self.model = load_model(folder, settings.precision)
+        self.merge_elsewhere = finer and settings.lora is not None
+        self.config = copy.deepcopy(self.model.config)
+        self.generation_config = copy.deepcopy(self.model.generation_config)
+
+    def lora_config(self) -> LoraConfig | None:
+        return None if self.settings.lora is None else lora_config(self.settings.lora)
+
+    def save(self, trained: Any, optimizer: Any, out: Path) -> None:
+        """Writes the trained model (the trainer's, PEFT or not) into `out`: masters unrounded, adapters merged."""
+        import torch
+
+        if self.settings.lora is None:
+            plain = trained
+            for weight, master in getattr(optimizer, "pairs", ()):
+                weight.data = master.data
+        elif self.merge_elsewhere:
+            plain = self._merged_into_stored(trained)
+        else:
+            plain = trained.merge_and_unload()
+        plain.to(getattr(torch, self.saved_as))
+        plain.config, plain.generation_config = self.config, self.generation_config
+        save_checkpoint(plain, load_tokenizer(self.folder), out)
+
+    def _merged_into_stored(self, trained: Any) -> Any:
+        """The adapter merged into the weights as they are stored: a base rounded to compute is not kept."""
+        from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+        adapter = {name: weight.detach().cpu().float() for name, weight in get_peft_model_state_dict(trained).items()}
+        trained.to("meta")
+        base = load_model(self.folder, "float32", "cpu")
+        wrapped = get_peft_model(base, self.lora_config())
+        set_peft_model_state_dict(wrapped, adapter)
+        return wrapped.merge_and_unload()
+
+
+def stored_dtype(folder: Path) -> str:
+    """The dtype most of a checkpoint's weights are stored in; float32 for any not in `STORED`."""
+    elements: dict[str, int] = {}
+    for tensor in tensors(folder):
+        elements[tensor.dtype] = elements.get(tensor.dtype, 0) + tensor.elements
+    return STORED.get(max(elements, key=lambda dtype: elements[dtype]), "float32")
+
+
+def lora_config(lora: Lora) -> LoraConfig:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def without_dropout(model: Any) -> None:
+    """Turns the model's own dropout off: a policy that drops units is not its reference at step 1."""
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0

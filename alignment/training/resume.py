@@ -1,0 +1,69 @@
+"""Trainer checkpoints that an interrupted run may be resumed from: only those written to their end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from alignment.artifacts.store import write_durably
+
+MARKER = "COMPLETE.json"
+NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def step_of(checkpoint: Path) -> int:
+    """Optimiser steps done when the checkpoint was written."""
+    match = NAME.fullmatch(checkpoint.name)
+    if match is None:
+        raise ValueError(f"{checkpoint}: not a trainer checkpoint's name")
+    return int(match.group(1))
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Every trainer checkpoint of a folder, whole or not, newest first."""
+    found = [path for path in folder.glob("checkpoint-*") if NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def last_complete(folder: Path) -> Path | None:
+    """The newest checkpoint that carries its marker and every file of the size the marker names."""
+    return next((path for path in checkpoints(folder) if _is_complete(path)), None)
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Syncs a checkpoint's files, then writes the marker that makes it one to resume from."""
+    sizes = {}
+    for path in sorted(checkpoint.rglob("*")):
+        if path.is_file() and path.name != MARKER:
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+            sizes[path.relative_to(checkpoint).as_posix()] = path.stat().st_size
+    partial = checkpoint / f".{MARKER}"
+    write_durably(partial, json.dumps(sizes).encode())
+    partial.replace(checkpoint / MARKER)
+
+
+def unmark(checkpoint: Path) -> None:
+    """Before a checkpoint is written (again): while that lasts it is not one to resume from."""
+    (checkpoint / MARKER).unlink(missing_ok=True)
+
+
+def keep_only(checkpoint: Path) -> None:
+    """Removes every other checkpoint beside a complete one."""
+    for other in checkpoints(checkpoint.parent):
+        if other != checkpoint:
+            unmark(other)
+            shutil.rmtree(other)
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        sizes = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return all(
+        (checkpoint / name).is_file() and (checkpoint / name).stat().st_size == size for name, size in sizes.items()
+    )

@@ -1,0 +1,1 @@
+"""The DAGs: definitions, jobs, planning, running, lineage, and the `align` command."""

@@ -1,0 +1,212 @@
+"""The command's doors: every verb, its options, and how errors and results leave.
+
+Exit 0 done, 1 the work failed or a gate said no, 2 bad input (one line on stderr).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from alignment.errors import BadInput
+
+app = typer.Typer(
+    name="align",
+    help="Keeps a language model aligned with people's preferences.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+prefs = typer.Typer(help="Preference data.", no_args_is_help=True)
+pools = typer.Typer(help="Compute pools.", no_args_is_help=True)
+recipes = typer.Typer(help="Recipes.", no_args_is_help=True)
+app.add_typer(prefs, name="prefs")
+app.add_typer(pools, name="pools")
+app.add_typer(recipes, name="recipes")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+
+
+def main() -> None:
+    """Entry point of `align`."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except BadInput as error:
+        sys.exit(_refused(str(error)))
+    except Exception as error:
+        if hasattr(error, "format_message"):  # the parser's own: unknown option, missing argument
+            sys.exit(_refused(error.format_message()))
+        raise
+
+
+def _refused(message: str) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+def _tell(result: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False, sort_keys=True))
+    else:
+        show(result)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _quiet() -> None:
+    """Libraries' chatter off, our own progress on stderr."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for name in ("alignment", "eval"):
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    as_json: AsJson = False,
+) -> None:
+    """Bring a recipe up to date: what changed is made again, and no more."""
+    from alignment_dags.cli.outcome import show_outcome, summary_of
+    from alignment_dags.run import run_recipe
+
+    result = summary_of(run_recipe(recipe, _say))
+    _tell(result, as_json, show_outcome)
+    if result["failure"] is not None:
+        raise typer.Exit(1)
+
+
+@prefs.command("check")
+def prefs_check(
+    files: Annotated[list[Path], typer.Argument(help="Preference files.")], as_json: AsJson = False
+) -> None:
+    """Validate preference files: every row is accepted, or named with the reason."""
+    from alignment.preferences.check import check_files
+    from alignment_dags.cli.tables import show_check
+
+    _tell(check_files([str(path) for path in files]), as_json, show_check)
+
+
+@app.command()
+def reference(
+    model: Annotated[Path, typer.Option(help="Checkpoint folder.")],
+    pairs: Annotated[Path, typer.Option(help="File of preference pairs.")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    max_length: Annotated[int | None, typer.Option(help="Most tokens of prompt and completion.")] = None,
+    truncation: Annotated[str, typer.Option(help="drop, keep_start or keep_end.")] = "drop",
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    as_json: AsJson = False,
+) -> None:
+    """Score a file of pairs under a reference model; known sequences come from the cache."""
+    from alignment.logprobs.files import reference_file
+    from alignment_dags.cli.tables import show_fields
+    from resources.home import ensure_home
+    from resources.store import ArtifactStore
+
+    _quiet()
+    ensure_home()
+    result = reference_file(
+        model,
+        pairs,
+        out,
+        store=ArtifactStore().open(),
+        max_length=max_length,
+        truncation=truncation,
+        precision=precision,
+    )
+    _tell(result, as_json, show_fields)
+
+
+@app.command()
+def score(
+    suite: Annotated[str, typer.Argument(help="gsm8k, ifeval or mt_bench.")],
+    responses: Annotated[Path, typer.Option(help="Responses (JSONL) or FastChat answers.")],
+    data: Annotated[Path, typer.Option(help="The suite's data file.")],
+    judgments: Annotated[Path | None, typer.Option(help="Stored judgments of MT-Bench.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for samples.parquet.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score stored responses with the suite's own scorer."""
+    from alignment_dags.cli.tables import show_score
+    from eval.score_files import score_files
+
+    _quiet()
+    _tell(score_files(suite, responses, data, judgments, out), as_json, show_score)
+
+
+@app.command()
+def compare(
+    baseline: Annotated[Path, typer.Argument(help="samples.parquet of the baseline.")],
+    candidate: Annotated[Path, typer.Argument(help="samples.parquet of the candidate.")],
+    metric: Annotated[str | None, typer.Option(help="Only this metric.")] = None,
+    margin: Annotated[float, typer.Option(help="Differences within this count as none.")] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two models on the same items, by paired differences."""
+    from alignment_dags.cli.tables import show_comparison
+    from eval.files import compare_files
+
+    _tell(compare_files(baseline, candidate, metric=metric, margin=margin), as_json, show_comparison)
+
+
+@app.command()
+def lineage(
+    model: Annotated[str, typer.Argument(help="MODEL, MODEL@alias or MODEL@version (champion by default).")],
+    source: Annotated[str, typer.Option("--from", help="store (commit records) or mlflow.")] = "store",
+    as_json: AsJson = False,
+) -> None:
+    """Walk from a model version back to its rows: shards, reference, SFT, base, code, runs."""
+    from alignment_dags.cli.tables import show_lineage
+    from alignment_dags.lineage import lineage_of
+    from resources.home import ensure_home
+
+    ensure_home()
+    _tell(lineage_of(model, source), as_json, show_lineage)
+
+
+@pools.command("apply")
+def pools_apply(as_json: AsJson = False) -> None:
+    """Make Dagster's pool limits those of pools.yaml."""
+    import dagster as dg
+
+    from alignment_dags.cli.tables import show_fields
+    from alignment_dags.limits import apply_pools
+    from resources.home import ensure_home
+    from resources.pools import load_pools
+
+    ensure_home()
+    with dg.DagsterInstance.get() as instance:
+        limits = apply_pools(instance, load_pools())
+    _tell({"limits": limits}, as_json, lambda result: show_fields(result["limits"]))
+
+
+@recipes.command("schema")
+def recipes_schema(out: Annotated[Path | None, typer.Option(help="File to write.")] = None) -> None:
+    """The JSON Schema of a recipe, for editors."""
+    from alignment.recipe import Recipe
+
+    text = json.dumps(Recipe.model_json_schema(), indent=1, sort_keys=True) + "\n"
+    if out is None:
+        print(text, end="")
+    else:
+        out.write_text(text, encoding="utf-8")
+
+
+@recipes.command("check")
+def recipes_check(files: Annotated[list[Path], typer.Argument(help="Recipes (YAML).")]) -> None:
+    """Read recipes and say what is wrong in them."""
+    from alignment.recipe import load_recipe
+
+    for path in files:
+        print(f"{path}: {load_recipe(path).name} is well-formed")

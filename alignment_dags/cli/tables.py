@@ -1,0 +1,77 @@
+"""What each verb shows a person."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def columns(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Plain aligned columns; numbers are strings by now."""
+    lines = [[str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def show_fields(result: dict[str, Any]) -> None:
+    for name, value in result.items():
+        print(f"{name}: {value}")
+
+
+def show_check(result: dict[str, Any]) -> None:
+    print(
+        f"{result['rows']} rows, {result['accepted']} accepted ({result['kind']}), {result['quarantined']} quarantined"
+    )
+    for reason, count in sorted(result["reasons"].items(), key=lambda item: -item[1]):
+        print(f"  {count:>6}  {reason}")
+    for row in result.get("quarantine", []):
+        print(f"  {row['source']}, row {row['source_row']}: {row['reason']}")
+    print(f"digest {result['digest']}")
+
+
+def show_score(result: dict[str, Any]) -> None:
+    print(f"{result['suite']}: {result['n']} items")
+    rows = [
+        (name, f"{m['value']:.4f}", "-" if m["stderr"] is None else f"{m['stderr']:.5f}")
+        for name, m in result["metrics"].items()
+    ]
+    print(columns(("metric", "value", "stderr"), rows))
+    print(f"samples: {result['samples']}")
+
+
+def comparison_row(metric: str, one: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        metric,
+        str(one["n"]),
+        f"{one['baseline']:.4f}",
+        f"{one['candidate']:.4f}",
+        f"{one['difference']:+.4f}",
+        f"[{one['ci95'][0]:+.4f}, {one['ci95'][1]:+.4f}]",
+        one["verdict"],
+    )
+
+
+def show_comparison(result: dict[str, Any]) -> None:
+    rows = [comparison_row(metric, one) for metric, one in result.items()]
+    print(columns(("metric", "n", "baseline", "candidate", "difference", "95 % interval", "verdict"), rows))
+
+
+def show_lineage(result: dict[str, Any]) -> None:
+    print(f"{result['model']} version {result['version']}")
+    _show_node("", result["tree"], 0, set())
+    print("\nshards")
+    print(
+        columns(("shard", "rows", "row digest"), [(s["name"], s["rows"], s["digest"][:16]) for s in result["shards"]])
+    )
+
+
+def _show_node(role: str, node: dict[str, Any], depth: int, seen: set[str]) -> None:
+    again = node["key"] in seen
+    seen.add(node["key"])
+    told = f"{role}: " if role else ""
+    print(f"{'  ' * depth}{told}{node['stage']} {node['digest'][:12]} (key {node['key'][:12]}){' …' if again else ''}")
+    if not again:
+        for name, child in node["inputs"].items():
+            _show_node(name, child, depth + 1, seen)

@@ -1,0 +1,58 @@
+"""Everything Dagster loads: the assets and jobs of every recipe, and the resources they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import dagster as dg
+
+from alignment.recipe import Recipe
+from alignment_dags.phases import phases_of
+from alignment_dags.recipes import recipes_in_use
+from assets.factory import asset_key, build_asset
+from assets.graph import nodes_of
+from resources.home import ensure_home
+from resources.pools import Pools, load_pools
+from resources.store import ArtifactStore
+from resources.tracking import Tracking
+
+PRELOADED = ["torch", "transformers", "trl", "datasets", "mlflow", "alignment_dags.definitions"]
+STEPS_AT_ONCE = 2
+
+
+def step_executor() -> dg.ExecutorDefinition:
+    """Each step in a process of its own, forked from a server that has imported the heavy packages once."""
+    return dg.multiprocess_executor.configured(
+        {"max_concurrent": STEPS_AT_ONCE, "start_method": {"forkserver": {"preload_modules": PRELOADED}}},
+        name="processes",
+    )
+
+
+def job_name(recipe_name: str, phase_name: str) -> str:
+    return f"{recipe_name}_{phase_name}"
+
+
+def jobs_of(recipe: Recipe, pools: Pools) -> list[dg.UnresolvedAssetJobDefinition]:
+    return [
+        dg.define_asset_job(
+            job_name(recipe.name, phase.name),
+            selection=[asset_key(recipe.name, node.name) for node in phase.nodes],
+            description=f"The {phase.name} phase of {recipe.name}.",
+        )
+        for phase in phases_of(recipe, pools)
+    ]
+
+
+def build_definitions(recipes: Iterable[Recipe]) -> dg.Definitions:
+    pools = load_pools()
+    recipes = list(recipes)
+    return dg.Definitions(
+        assets=[build_asset(node, recipe, pools) for recipe in recipes for node in nodes_of(recipe, pools)],
+        jobs=[job for recipe in recipes for job in jobs_of(recipe, pools)],
+        resources={"store": ArtifactStore(), "tracking": Tracking()},
+        executor=step_executor(),
+    )
+
+
+ensure_home()
+defs = build_definitions(recipes_in_use().values())

@@ -1,0 +1,11 @@
+"""A phase's job by name, for the processes that have to load it again."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from alignment_dags.definitions import defs, job_name
+
+
+def load_job(recipe_name: str, phase_name: str) -> dg.JobDefinition:
+    return defs.resolve_job_def(job_name(recipe_name, phase_name))

@@ -1,0 +1,35 @@
+"""The phases a recipe is run in: a Dagster run cannot mix shards with what has none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alignment.recipe import Recipe
+from assets.graph import nodes_of
+from assets.node import Node
+from resources.pools import Pools
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Nodes that one Dagster run makes; `name` ends the job's name."""
+
+    name: str
+    nodes: tuple[Node, ...]
+
+    @property
+    def partitioned(self) -> bool:
+        return self.nodes[0].partitioned
+
+
+def phases_of(recipe: Recipe, pools: Pools) -> list[Phase]:
+    """base (base model and SFT), shards, reference, train (manifest onward)."""
+    nodes = nodes_of(recipe, pools)
+    first_shard = next(index for index, node in enumerate(nodes) if node.partitioned)
+    shards = [node for node in nodes if node.partitioned]
+    after = [node for node in nodes[first_shard:] if not node.partitioned]
+    return [
+        Phase("base", tuple(nodes[:first_shard])),
+        *(Phase({"preference_shard": "shards"}.get(node.name, "reference"), (node,)) for node in shards),
+        Phase("train", tuple(after)),
+    ]

@@ -1,0 +1,65 @@
+"""What is out of date, decided by recomputing keys down the graph and looking them up in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from alignment.artifacts import Commit, Ref, Store
+from alignment.preferences.shards import shards_of
+from alignment.recipe import Recipe
+from assets.node import Node
+from assets.upstream import Upstream
+
+State = Literal["current", "unreported", "missing", "waiting"]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One node (one shard of it) as it stands.
+
+    `current`: made and reported. `unreported`: made, its report to MLflow or its ref is outstanding.
+    `missing`: to be made. `waiting`: not known before something above it is made.
+    """
+
+    node: Node
+    shard: str | None
+    state: State
+    commit: Commit | None = None
+
+
+class PlannedUpstream(Upstream):
+    """Artifacts as they will be: those the plan has found, and the store's refs for what it has not come to."""
+
+    def foresee(self, name: str, shard: str | None, commit: Commit, ref: Ref | None) -> None:
+        same = ref is not None and ref.artifact == commit.artifact
+        self._refs[name, shard] = ref if same else Ref(artifact=commit.artifact)
+
+
+def plan(recipe: Recipe, nodes: Iterable[Node], store: Store) -> list[Planned]:
+    """Every node and shard, upstream first. Raises `BadInput` for sources a person has to mend."""
+    upstream = PlannedUpstream(store, recipe.name)
+    shards = list(shards_of(recipe.preferences, recipe.seed))
+    planned: list[Planned] = []
+    unknown: set[str] = set()
+    for node in nodes:
+        for shard in shards if node.partitioned else [None]:
+            one = _plan(node, shard, upstream, unknown)
+            planned.append(one)
+        if any(one.commit is None for one in planned if one.node is node):
+            unknown.add(node.name)
+    return planned
+
+
+def _plan(node: Node, shard: str | None, upstream: PlannedUpstream, unknown: set[str]) -> Planned:
+    if any(need in unknown for need in node.needs):
+        return Planned(node, shard, "waiting")
+    request = node.request(upstream, shard)
+    commit = upstream.store.find(node.stage.kind, node.stage.key(request))
+    if commit is None:
+        return Planned(node, shard, "missing")
+    ref = upstream.store.read_ref(upstream.recipe, node.name, shard)
+    upstream.foresee(node.name, shard, commit, ref)
+    reported = ref is not None and ref.artifact == commit.artifact and ref.mlflow_run_id is not None
+    return Planned(node, shard, "current" if reported else "unreported", commit)

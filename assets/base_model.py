@@ -1,0 +1,24 @@
+"""`base_model`: the pretrained model, pinned as a snapshot in the store."""
+
+from __future__ import annotations
+
+from alignment.models.base import STAGE, BaseModelRequest
+from alignment.models.pin import pin_model
+from alignment.recipe import Recipe
+from assets.node import Node
+from assets.upstream import Upstream
+
+
+def base_model(recipe: Recipe) -> Node:
+    def request(upstream: Upstream, shard: str | None) -> BaseModelRequest:
+        return BaseModelRequest(pin=pin_model(recipe.base_model), seed=recipe.seed)
+
+    return Node(
+        name="base_model",
+        stage=STAGE,
+        description="The pretrained model as a pinned snapshot: weights, configuration, tokenizer, chat template.",
+        kinds=frozenset({"huggingface", "safetensors"}),
+        needs=(),
+        request=request,
+        is_checkpoint=True,
+    )

@@ -1,0 +1,44 @@
+"""`sft_evals/<suite>` and `policy_evals/<suite>`: scores per sample; no GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alignment.artifacts import Commit
+from alignment.recipe import Recipe, Suite
+from assets.node import Node, Shown
+from assets.plots import table
+from assets.responses import suite_spec
+from assets.upstream import Upstream
+from eval.scores import STAGE, ScoresRequest
+
+
+def evals(recipe: Recipe, model: str, name: str, suite: Suite) -> Node:
+    """The node of one suite on one of the two models, `sft` or `policy`."""
+
+    def request(upstream: Upstream, shard: str | None) -> ScoresRequest:
+        return ScoresRequest(
+            responses=upstream(f"{model}_responses"),
+            suite=suite_spec(name, suite),
+            judge=recipe.judge if name == "mt_bench" else None,
+            seed=recipe.seed,
+        )
+
+    return Node(
+        name=f"{model}_evals/{name}",
+        stage=STAGE,
+        description=f"Scores of the {model} checkpoint on {name}, one row a sample and metric.",
+        kinds=frozenset({"parquet"}),
+        needs=(f"{model}_responses",),
+        request=request,
+        show=show,
+    )
+
+
+def show(commit: Commit, folder: Path) -> Shown:
+    metrics = commit.summary.get("metrics", {})
+    rows = [(name, f"{metric['value']:.4f}", f"{metric['stderr']:.4f}") for name, metric in sorted(metrics.items())]
+    return Shown(
+        markdown={"metrics": table(("metric", "value", "standard error"), rows)} if rows else {},
+        files=[folder / "samples.parquet"],
+    )

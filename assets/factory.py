@@ -1,0 +1,212 @@
+"""One way through every asset: build the request, find or make its artifact, report it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from alignment.artifacts import Artifact, Commit, Ref, Store
+from alignment.errors import BadInput
+from alignment.recipe import Recipe
+from assets.node import Node, Shown, Work
+from assets.upstream import NotBuilt, Upstream
+from resources.pools import Pools
+from resources.store import ArtifactStore
+from resources.tracking import Report, Tracking
+
+OWNERS = ["team:alignment"]
+SHARDS_PER_RUN = 100
+MAX_NUMBERS = 60
+BAD_INPUT = "bad_input"
+
+
+def shards_definition(recipe_name: str) -> dg.DynamicPartitionsDefinition:
+    return dg.DynamicPartitionsDefinition(name=f"{recipe_name}_shards")
+
+
+def asset_key(recipe_name: str, node_name: str) -> dg.AssetKey:
+    return dg.AssetKey([recipe_name, *node_name.split("/")])
+
+
+def build_asset(node: Node, recipe: Recipe, pools: Pools) -> dg.AssetsDefinition:
+    """The Dagster asset of a node.
+
+    A run over one shard yields its result; a run over many logs one materialization a shard, each with
+    its own data version, and yields nothing, because a yielded version would count for all of them.
+    """
+    pool = pools[node.pool] if node.pool else None
+
+    @dg.multi_asset(
+        name=f"{recipe.name}__{node.name.replace('/', '__')}",
+        specs=[
+            dg.AssetSpec(
+                key=asset_key(recipe.name, node.name),
+                deps=[asset_key(recipe.name, need) for need in node.needs],
+                description=node.description,
+                group_name=recipe.name,
+                code_version=str(node.stage.code_version),
+                kinds=set(node.kinds),
+                owners=OWNERS,
+                partitions_def=shards_definition(recipe.name) if node.partitioned else None,
+                skippable=node.partitioned,
+            )
+        ],
+        pool=node.pool,
+        op_tags=pool.step_tags() if pool else None,
+        backfill_policy=backfill_policy(node),
+    )
+    def asset(
+        context: dg.AssetExecutionContext, store: ArtifactStore, tracking: Tracking
+    ) -> Iterator[dg.MaterializeResult[Any]]:
+        nodes = Materializer(node, recipe, pools, store.open(), tracking, context)
+        if not node.partitioned:
+            data_version, metadata = nodes.materialize(None)
+            yield dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(data_version))
+        elif len(context.partition_keys) == 1:
+            data_version, metadata = nodes.materialize(context.partition_keys[0])
+            yield dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(data_version))
+        else:
+            nodes.materialize_each(context.partition_keys)
+
+    return asset
+
+
+def backfill_policy(node: Node) -> dg.BackfillPolicy | None:
+    """Scoring loads a model, so many shards share a run; reading a file shares nothing."""
+    if not node.partitioned:
+        return None
+    return dg.BackfillPolicy.multi_run(SHARDS_PER_RUN if node.pool else 1)
+
+
+class Materializer:
+    """Materializes one node in one step, shard by shard."""
+
+    def __init__(
+        self,
+        node: Node,
+        recipe: Recipe,
+        pools: Pools,
+        store: Store,
+        tracking: Tracking,
+        context: dg.AssetExecutionContext,
+    ) -> None:
+        self.node = node
+        self.recipe = recipe
+        self.pool = pools[node.pool] if node.pool else None
+        self.store = store
+        self.tracking = tracking
+        self.context = context
+
+    def materialize(self, shard: str | None) -> tuple[str, dict[str, Any]]:
+        """Data version and metadata of the artifact, reported to MLflow and pointed to by its ref."""
+        try:
+            upstream = Upstream(self.store, self.recipe.name)
+            request = self.node.request(upstream, shard)
+            commit = self.store.find(self.node.stage.kind, self.node.stage.key(request))
+            hit = commit is not None
+            if commit is None:
+                stage, pool = self.node.stage, self.pool
+                commit = self.node.make(Work(stage, request, self.store, self.tracking, pool, self.context))
+        except (BadInput, NotBuilt) as error:
+            where = f"{shard}: " if shard else ""
+            raise dg.Failure(f"{where}{error}", metadata={BAD_INPUT: str(error)}, allow_retries=False) from error
+        self.context.log.info(f"{'found' if hit else 'made'} {self.store.uri(commit.artifact)}")
+        shown = self.node.show(commit, self.store.fetch(commit.artifact))
+        run_id = self.report(upstream, commit, shard, shown)
+        ref = Ref(artifact=commit.artifact, dagster_run_id=self.context.run_id, mlflow_run_id=run_id)
+        self.store.write_ref(ref, self.recipe.name, self.node.name, shard)
+        return commit.digest, self.metadata(commit, hit, run_id, shown)
+
+    def materialize_each(self, shards: list[str]) -> None:
+        """Every shard by itself; what failed is named at the end, and the others stand."""
+        failures: dict[str, dg.Failure] = {}
+        for shard in shards:
+            try:
+                data_version, metadata = self.materialize(shard)
+            except dg.Failure as failure:
+                failures[shard] = failure
+                self.context.log.error(f"{shard}: {failure.description}")
+                continue
+            event = dg.AssetMaterialization(
+                asset_key=asset_key(self.recipe.name, self.node.name),
+                partition=shard,
+                metadata=metadata,
+                tags={"dagster/data_version": data_version, "dagster/code_version": str(self.node.stage.code_version)},
+            )
+            self.context.log_event(event)
+        if failures:
+            told = "; ".join(str(failure.description) for failure in failures.values())
+            raise dg.Failure(
+                f"{len(failures)} of {len(shards)} shards failed, the others stand: {told}",
+                metadata={BAD_INPUT: told},
+                allow_retries=False,
+            )
+
+    def report(self, upstream: Upstream, commit: Commit, shard: str | None, shown: Shown) -> str:
+        runs = upstream.mlflow_runs()
+        known = {name: runs[artifact.key] for name, artifact in commit.inputs.items() if artifact.key in runs}
+        return self.tracking.report(
+            Report(
+                recipe=self.recipe.name,
+                asset=self.node.name,
+                partition=shard,
+                commit=commit,
+                uri=self.store.uri(commit.artifact),
+                params=self.params(commit),
+                metrics=numbers(commit.summary) | {"seconds": commit.seconds},
+                dagster_run_id=self.context.run_id,
+                history=shown.history,
+                upstream=known,
+                files=shown.files,
+                checkpoint=self.node.is_checkpoint,
+            )
+        )
+
+    def params(self, commit: Commit) -> dict[str, Any]:
+        """The request's own settings, flat, without the artifacts it stands on."""
+        text = (self.store.fetch(commit.artifact) / "request.json").read_text(encoding="utf-8")
+        return dict(flat(self.node.stage.request.model_validate_json(text).model_dump(mode="json")))
+
+    def metadata(self, commit: Commit, hit: bool, run_id: str, shown: Shown) -> dict[str, Any]:
+        values: dict[str, Any] = {
+            "dagster/uri": self.store.uri(commit.artifact),
+            "mlflow": dg.MetadataValue.url(self.tracking.url(run_id)),
+            "reused": hit,
+            "seconds": commit.seconds,
+            "key": commit.key,
+        }
+        if isinstance(rows := commit.summary.get("rows"), int):
+            values["dagster/row_count"] = rows
+        values |= numbers(commit.summary)
+        values |= {name: text for name, text in commit.summary.items() if isinstance(text, str)}
+        return values | {name: dg.MetadataValue.md(text) for name, text in shown.markdown.items()}
+
+
+def numbers(summary: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """The finite numbers of a summary under flat names, lists left out; so many that a page stays readable."""
+    found: dict[str, float] = {}
+    for name, value in summary.items():
+        if isinstance(value, dict):
+            found |= numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            found[plain(prefix + name)] = value
+    return dict(list(found.items())[:MAX_NUMBERS])
+
+
+def plain(name: str) -> str:
+    """A name that MLflow takes: letters, digits and _-./ and space."""
+    return "".join(character if character.isalnum() or character in "_-./ " else "_" for character in name)
+
+
+def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings under dotted names; artifacts and files are inputs, not settings, and are left out."""
+    if isinstance(value, dict):
+        if set(value) == set(Artifact.model_fields) or {"url", "sha256"} <= set(value):
+            return
+        for name, item in value.items():
+            yield from flat(item, f"{prefix}.{name}" if prefix else str(name))
+    elif not isinstance(value, list) and value is not None:
+        yield prefix, value

@@ -1,0 +1,36 @@
+"""The graph of one recipe: its nodes, upstream first."""
+
+from __future__ import annotations
+
+from alignment.recipe import Recipe
+from assets.base_model import base_model
+from assets.evals import evals
+from assets.evaluation_report import evaluation_report
+from assets.node import Node
+from assets.policy_checkpoint import policy_checkpoint
+from assets.preference_manifest import preference_manifest
+from assets.preference_shard import preference_shard
+from assets.reference_logprobs import reference_logprobs
+from assets.registered_model import registered_model
+from assets.responses import responses
+from assets.sft_checkpoint import sft_checkpoint
+from assets.sft_dataset import sft_dataset
+from resources.pools import Pools
+
+
+def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
+    """Every node, each after those it needs."""
+    trained = [base_model(recipe)] + ([sft_dataset(recipe)] if recipe.sft.dataset else [])
+    models = ("sft", "policy")
+    return [
+        *trained,
+        sft_checkpoint(recipe, pools),
+        preference_shard(recipe),
+        reference_logprobs(recipe),
+        preference_manifest(recipe),
+        policy_checkpoint(recipe, pools),
+        *(responses(recipe, model) for model in models),
+        *(evals(recipe, model, name, suite) for model in models for name, suite in recipe.evals.selected().items()),
+        evaluation_report(recipe),
+        registered_model(recipe, pools),
+    ]

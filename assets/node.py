@@ -1,0 +1,75 @@
+"""A node: one stage of one recipe, as the graph, the plan and Dagster all see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from alignment.artifacts import Commit, Store
+from alignment.stages import Request, Stage, execute
+from assets.upstream import Upstream
+from resources.launchers import Launch, launcher_for
+from resources.pools import Pool
+from resources.tracking import Tracking
+
+Make = Callable[["Work"], Commit]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A request whose artifact is missing, and what a node may use to make it."""
+
+    stage: Stage[Any]
+    request: Request
+    store: Store
+    tracking: Tracking
+    pool: Pool | None
+    context: dg.AssetExecutionContext
+
+
+def run_stage(work: Work) -> Commit:
+    """How nearly every node makes its artifact: CPU stages here, GPU stages through the pool's launcher."""
+    if work.pool is None:
+        return execute(work.stage, work.request, work.store)
+    launch = Launch(work.stage, work.request, work.store, work.pool, work.context)
+    return launcher_for(work.pool).run(launch)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a person sees of an artifact beside the numbers of its summary.
+
+    `history` has one dict a training step; `markdown` maps a metadata name to text; `files` go to MLflow.
+    """
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    markdown: dict[str, str] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
+
+
+def nothing_more(commit: Commit, folder: Path) -> Shown:
+    return Shown()
+
+
+@dataclass(frozen=True)
+class Node:
+    """`request` turns upstream artifacts (of one shard, if `partitioned`) into what the stage is asked.
+
+    It is the first move; `make` (on a miss) is the second; `show` is what this node adds to the third.
+    """
+
+    name: str
+    stage: Stage[Any]
+    description: str
+    kinds: frozenset[str]
+    needs: tuple[str, ...]
+    request: Callable[[Upstream, str | None], Request]
+    show: Callable[[Commit, Path], Shown] = nothing_more
+    make: Make = run_stage
+    partitioned: bool = False
+    pool: str | None = None
+    is_checkpoint: bool = False

@@ -1,0 +1,43 @@
+"""`policy_checkpoint`: the aligned model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alignment.artifacts import Commit
+from alignment.recipe import Recipe
+from alignment.training.dpo import STAGE, DpoRequest
+from assets.node import Node, Shown
+from assets.plots import curves
+from assets.upstream import Upstream
+from resources.pools import Pools
+
+
+def policy_checkpoint(recipe: Recipe, pools: Pools) -> Node:
+    def request(upstream: Upstream, shard: str | None) -> DpoRequest:
+        return DpoRequest(
+            manifest=upstream("preference_manifest"),
+            checkpoint=upstream("sft_checkpoint"),
+            settings=recipe.dpo,
+            tokens=recipe.tokens,
+            seed=recipe.seed,
+            world_size=pools[recipe.pools.policy].world_size,
+        )
+
+    return Node(
+        name="policy_checkpoint",
+        stage=STAGE,
+        description="The policy: DPO from the SFT checkpoint against cached reference log-probs.",
+        kinds=frozenset({"pytorch", "huggingface"}),
+        needs=("preference_manifest", "sft_checkpoint"),
+        request=request,
+        show=show,
+        pool=recipe.pools.policy,
+        is_checkpoint=True,
+    )
+
+
+def show(commit: Commit, folder: Path) -> Shown:
+    history = commit.summary.get("history", [])
+    panels = {"loss": ["loss"], "reward margin": ["margin"], "accuracy": ["accuracy"]}
+    return Shown(history=history, markdown={"training": curves(history, panels)} if history else {})

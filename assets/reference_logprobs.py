@@ -1,0 +1,30 @@
+"""`reference_logprobs`: the SFT checkpoint's log-probs of one shard, each sequence computed once, ever."""
+
+from __future__ import annotations
+
+from alignment.logprobs.stage import STAGE, ReferenceRequest
+from alignment.recipe import Recipe
+from assets.node import Node
+from assets.upstream import Upstream
+
+
+def reference_logprobs(recipe: Recipe) -> Node:
+    def request(upstream: Upstream, shard: str | None) -> ReferenceRequest:
+        return ReferenceRequest(
+            checkpoint=upstream("sft_checkpoint"),
+            shard=upstream("preference_shard", shard),
+            tokens=recipe.tokens,
+            precision=recipe.reference.precision,
+            batch_tokens=recipe.reference.batch_tokens,
+        )
+
+    return Node(
+        name="reference_logprobs",
+        stage=STAGE,
+        description="Log-probs of chosen and rejected completions under the SFT checkpoint, cached by sequence.",
+        kinds=frozenset({"pytorch", "parquet"}),
+        needs=("sft_checkpoint", "preference_shard"),
+        request=request,
+        partitioned=True,
+        pool=recipe.pools.reference,
+    )

@@ -1,0 +1,55 @@
+"""`sft_responses` and `policy_responses`: a checkpoint's answers to every suite, from one model load."""
+
+from __future__ import annotations
+
+from alignment.recipe import Recipe, Suite
+from alignment.sources import pin_file
+from alignment.stages import SourceFile
+from assets.node import Node
+from assets.upstream import Upstream
+from eval.responses import STAGE, ResponsesRequest
+from eval.suites.spec import SuiteSpec
+
+
+def suite_spec(name: str, suite: Suite) -> SuiteSpec:
+    """A recipe's suite with its files pinned by content."""
+
+    def pinned(field: str) -> SourceFile | None:
+        path = getattr(suite, field, None)
+        return pin_file(path) if path else None
+
+    return SuiteSpec(
+        name=name,
+        data=pinned("data"),
+        embedded=suite.embedded,
+        limit=suite.limit,
+        max_new_tokens=suite.max_new_tokens,
+        num_fewshot=getattr(suite, "num_fewshot", 0),
+        few_shot_data=pinned("few_shot_data"),
+        reference_answers=pinned("reference_answers"),
+        judge_prompts=pinned("judge_prompts"),
+    )
+
+
+def responses(recipe: Recipe, model: str) -> Node:
+    """The node of one of the two models, `sft` or `policy`."""
+
+    def request(upstream: Upstream, shard: str | None) -> ResponsesRequest:
+        suites = {name: suite_spec(name, suite) for name, suite in recipe.evals.selected().items()}
+        return ResponsesRequest(
+            checkpoint=upstream(f"{model}_checkpoint"),
+            suites={name: spec.for_answering() for name, spec in suites.items()},
+            seed=recipe.seed,
+            precision=recipe.evals.precision,
+            batch_tokens=recipe.evals.batch_tokens,
+        )
+
+    return Node(
+        name=f"{model}_responses",
+        stage=STAGE,
+        description=f"What the {model} checkpoint answers to every item of the recipe's suites.",
+        kinds=frozenset({"pytorch", "json"}),
+        needs=(f"{model}_checkpoint",),
+        request=request,
+        pool=recipe.pools.responses,
+    )

@@ -1,0 +1,47 @@
+"""`sft_checkpoint`: the fine-tuned (or adopted) checkpoint that DPO starts from and refers to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alignment.artifacts import Commit
+from alignment.models.pin import pin_model
+from alignment.recipe import Recipe, SftTraining
+from alignment.training.sft import STAGE, SftRequest
+from assets.node import Node, Shown
+from assets.plots import curves
+from assets.upstream import Upstream
+from resources.pools import Pools
+
+
+def sft_checkpoint(recipe: Recipe, pools: Pools) -> Node:
+    adopted = recipe.sft.adopt
+
+    def request(upstream: Upstream, shard: str | None) -> SftRequest:
+        return SftRequest(
+            base=None if adopted else upstream("base_model"),
+            dataset=None if adopted else upstream("sft_dataset"),
+            adopt=pin_model(adopted) if adopted else None,
+            settings=SftTraining.of(recipe.sft),
+            seed=recipe.seed,
+            world_size=pools[recipe.pools.sft].world_size,
+        )
+
+    return Node(
+        name="sft_checkpoint",
+        stage=STAGE,
+        description="The SFT checkpoint: where the policy starts, and the reference its log-probs come from.",
+        kinds=frozenset({"pytorch", "huggingface"}),
+        needs=() if adopted else ("base_model", "sft_dataset"),
+        request=request,
+        show=show,
+        pool=recipe.pools.sft,
+        is_checkpoint=True,
+    )
+
+
+def show(commit: Commit, folder: Path) -> Shown:
+    history = commit.summary.get("history", [])
+    if not history:
+        return Shown()
+    return Shown(history=history, markdown={"loss": curves(history, {"loss": ["loss", "held_out_loss"]})})

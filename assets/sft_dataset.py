@@ -1,0 +1,34 @@
+"""`sft_dataset`: validated conversations to fine-tune on, and what was set aside with the reason."""
+
+from __future__ import annotations
+
+from alignment.recipe import Recipe
+from alignment.sources import pin_files
+from alignment.training.sft_dataset import STAGE, SftDatasetRequest
+from assets.node import Node
+from assets.upstream import Upstream
+
+
+def sft_dataset(recipe: Recipe) -> Node:
+    source = recipe.sft.dataset
+    if source is None:
+        raise ValueError("a recipe that adopts its SFT checkpoint has no sft_dataset")
+
+    def request(upstream: Upstream, shard: str | None) -> SftDatasetRequest:
+        return SftDatasetRequest(
+            files=pin_files(source.files) if source.files else [],
+            hub=source if source.hub else None,
+            embedded=source.embedded,
+            seed=recipe.seed,
+            max_rows=recipe.sft.max_rows,
+            held_out_fraction=recipe.sft.held_out_fraction,
+        )
+
+    return Node(
+        name="sft_dataset",
+        stage=STAGE,
+        description="Conversations for supervised fine-tuning; rows that cannot be used are listed with the reason.",
+        kinds=frozenset({"parquet"}),
+        needs=(),
+        request=request,
+    )

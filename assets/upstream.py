@@ -1,0 +1,46 @@
+"""What a node may read of the nodes above it: their current artifacts, read once and then pinned."""
+
+from __future__ import annotations
+
+from alignment.artifacts import Artifact, Ref, Store
+
+
+class NotBuilt(LookupError):
+    """An upstream node has no artifact yet."""
+
+    def __init__(self, name: str, partition: str | None) -> None:
+        super().__init__(f"{name}{f' [{partition}]' if partition else ''} has not been built yet")
+
+
+class Upstream:
+    """The current artifacts of one recipe's nodes, from the store's refs.
+
+    Every answer is remembered: a ref that moves while a node works does not change what it works on.
+    """
+
+    def __init__(self, store: Store, recipe: str) -> None:
+        self.store = store
+        self.recipe = recipe
+        self._refs: dict[tuple[str, str | None], Ref | None] = {}
+
+    def ref(self, name: str, partition: str | None = None) -> Ref | None:
+        place = (name, partition)
+        if place not in self._refs:
+            self._refs[place] = self.store.read_ref(self.recipe, name, partition)
+        return self._refs[place]
+
+    def get(self, name: str, partition: str | None = None) -> Artifact | None:
+        """The artifact of a node (of one shard of it), or None when it was never built."""
+        ref = self.ref(name, partition)
+        return None if ref is None else ref.artifact
+
+    def __call__(self, name: str, partition: str | None = None) -> Artifact:
+        """The artifact of a node; raises `NotBuilt` when there is none."""
+        artifact = self.get(name, partition)
+        if artifact is None:
+            raise NotBuilt(name, partition)
+        return artifact
+
+    def mlflow_runs(self) -> dict[str, str]:
+        """Key of every artifact read so far to the MLflow run that reported it."""
+        return {ref.artifact.key: ref.mlflow_run_id for ref in self._refs.values() if ref and ref.mlflow_run_id}

@@ -1,0 +1,122 @@
+"""Two models on the same items: paired differences per metric, over the items that both were measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from alignment.errors import BadInput
+from eval.samples import Sample
+from eval.statistics import (
+    ComparisonVerdict,
+    Interval,
+    Mean,
+    clustered_mean,
+    interval,
+    minimum_detectable_effect,
+    verdict,
+)
+
+NAMED_ITEMS = 20  # of the items a comparison had to leave out
+
+
+class MetricComparison(BaseModel):
+    """Candidate minus baseline on one metric.
+
+    `n` counts paired values in `clusters` clusters; `missing` counts values measured on one side only
+    (or on neither, for items that failed) and `missing_ids` names the first of them. `stderr`, `ci95`,
+    `p_value` and `minimum_detectable_effect` are None when there are fewer than two clusters.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    n: int
+    clusters: int
+    baseline: float
+    candidate: float
+    difference: float
+    stderr: float | None
+    ci95: tuple[float, float] | None
+    p_value: float | None
+    minimum_detectable_effect: float | None
+    gained: int
+    lost: int
+    missing: int
+    missing_ids: list[str]
+    verdict: ComparisonVerdict
+
+    def difference_interval(self) -> Interval:
+        """The difference again as statistics take it."""
+        low, high = self.ci95 if self.ci95 is not None else (None, None)
+        return Interval(Mean(self.difference, self.stderr, self.n, self.clusters), low, high, self.p_value)
+
+
+def compare_samples(
+    baseline: Sequence[Sample], candidate: Sequence[Sample], metric: str | None = None, margin: float = 0.0
+) -> dict[str, MetricComparison]:
+    """Every metric that both sides have (or the one asked for), in the candidate's order.
+
+    Items measured on one side only are left out and counted. Raises `BadInput` for a metric that a side
+    lacks, an id that stands twice, an id whose cluster differs, or sides that share no measured item.
+    """
+    sides = {"baseline": _by_metric(baseline, "baseline"), "candidate": _by_metric(candidate, "candidate")}
+    _same_suite(baseline, candidate)
+    metrics = [name for name in sides["candidate"] if name in sides["baseline"]]
+    if metric is not None:
+        for side, table in sides.items():
+            if metric not in table:
+                raise BadInput(f"the {side} has no metric '{metric}'; it has {', '.join(table) or 'none'}")
+        metrics = [metric]
+    if not metrics:
+        raise BadInput("baseline and candidate have no metric in common")
+    return {name: _compare(name, sides["baseline"][name], sides["candidate"][name], margin) for name in metrics}
+
+
+def _by_metric(samples: Iterable[Sample], side: str) -> dict[str, dict[str, Sample]]:
+    table: dict[str, dict[str, Sample]] = {}
+    for sample in samples:
+        rows = table.setdefault(sample.metric, {})
+        if sample.id in rows:
+            raise BadInput(f"the {side} has item {sample.id} twice in {sample.metric}")
+        rows[sample.id] = sample
+    return table
+
+
+def _same_suite(baseline: Sequence[Sample], candidate: Sequence[Sample]) -> None:
+    suites = sorted({sample.suite for sample in (*baseline, *candidate)})
+    if len(suites) > 1:
+        raise BadInput(f"these samples are of different suites: {', '.join(suites)}")
+
+
+def _compare(metric: str, baseline: dict[str, Sample], candidate: dict[str, Sample], margin: float) -> MetricComparison:
+    ids = [name for name, sample in baseline.items() if name in candidate and sample.value is not None]
+    pairs = [(baseline[name], candidate[name]) for name in ids if candidate[name].value is not None]
+    for before, after in pairs:
+        if before.cluster != after.cluster:
+            raise BadInput(f"item {before.id} of {metric} is in cluster {before.cluster} and {after.cluster}")
+    if not pairs:
+        raise BadInput(f"no item of {metric} was measured on both sides")
+    before_values = [float(before.value) for before, _ in pairs if before.value is not None]
+    after_values = [float(after.value) for _, after in pairs if after.value is not None]
+    differences = [after - before for before, after in zip(before_values, after_values, strict=True)]
+    difference = interval(clustered_mean(differences, [before.cluster for before, _ in pairs]))
+    paired = {before.id for before, _ in pairs}
+    missing = [name for name in dict.fromkeys((*baseline, *candidate)) if name not in paired]
+    stderr = difference.mean.stderr
+    return MetricComparison(
+        n=len(pairs),
+        clusters=difference.mean.clusters,
+        baseline=sum(before_values) / len(pairs),
+        candidate=sum(after_values) / len(pairs),
+        difference=difference.mean.value,
+        stderr=stderr,
+        ci95=None if difference.low is None or difference.high is None else (difference.low, difference.high),
+        p_value=difference.p_value,
+        minimum_detectable_effect=None if stderr is None else minimum_detectable_effect(stderr),
+        gained=sum(value > 0 for value in differences),
+        lost=sum(value < 0 for value in differences),
+        missing=len(missing),
+        missing_ids=missing[:NAMED_ITEMS],
+        verdict=verdict(difference, margin),
+    )

@@ -1,0 +1,132 @@
+"""The scores behind a report, read back from the store with every claim about them checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from alignment.artifacts import Artifact, Store
+from alignment.recipe import Gate
+from alignment.stages import Request
+from eval.compare import MetricComparison, compare_samples
+from eval.samples import SAMPLES_FILE, Sample, read_samples
+
+
+class ReportRequest(Request):
+    """Both checkpoints with their scores by suite, the champion with its own (or None), and the gate (or None)."""
+
+    sft: Artifact
+    policy: Artifact
+    sft_scores: dict[str, Artifact]
+    policy_scores: dict[str, Artifact]
+    champion: Artifact | None
+    champion_scores: dict[str, Artifact]
+    gate: Gate | None
+
+
+class WrongEvidence(RuntimeError):
+    """Scores or a report that are not about the checkpoint they are given for."""
+
+
+@dataclass(frozen=True)
+class SuiteScores:
+    """One checkpoint's scores on one suite: its samples, and the summary that its commit recorded."""
+
+    samples: list[Sample]
+    summary: dict[str, Any]
+
+    @property
+    def judged(self) -> bool:
+        return bool(self.summary["judged"])
+
+    @property
+    def settings(self) -> str:
+        return str(self.summary["settings"])
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Candidate against one baseline: suite to metric to comparison, and suites left out with the reason."""
+
+    suites: dict[str, dict[str, MetricComparison]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def read_scores(store: Store, scores: Mapping[str, Artifact], checkpoint: Artifact) -> dict[str, SuiteScores]:
+    """Scores by suite, every file's sha256 checked, and each traced to the checkpoint that gave the answers.
+
+    Raises `WrongEvidence` for scores of another checkpoint or another suite.
+    """
+    found: dict[str, SuiteScores] = {}
+    for suite, artifact in sorted(scores.items()):
+        commit = store.commit_of(artifact)
+        answered_by = store.commit_of(commit.inputs["responses"]).inputs["checkpoint"]
+        if answered_by.digest != checkpoint.digest:
+            raise WrongEvidence(
+                f"the {suite} scores are of checkpoint {answered_by.digest[:12]}, not of {checkpoint.digest[:12]}"
+            )
+        samples = read_samples(store.fetch(artifact, deep=True) / SAMPLES_FILE)
+        if {sample.suite for sample in samples} - {suite}:
+            raise WrongEvidence(f"the scores under {suite} are of {samples[0].suite}")
+        found[suite] = SuiteScores(samples, commit.summary)
+    return found
+
+
+def compare_scores(baseline: Mapping[str, SuiteScores], candidate: Mapping[str, SuiteScores]) -> Compared:
+    """Every suite that both sides were measured on with the same settings; the others with why not."""
+    compared = Compared()
+    for suite in dict.fromkeys((*candidate, *baseline)):
+        reason = _not_comparable(baseline.get(suite), candidate.get(suite))
+        if reason is not None:
+            compared.left_out[suite] = reason
+            continue
+        before, after = _measured(baseline[suite].samples), _measured(candidate[suite].samples)
+        compared.suites[suite] = {
+            metric: compare_samples(baseline[suite].samples, candidate[suite].samples, metric)[metric]
+            for metric in dict.fromkeys(sample.metric for sample in candidate[suite].samples)
+            if before.get(metric, set()) & after.get(metric, set())
+        }
+        if not compared.suites[suite]:
+            del compared.suites[suite]
+            compared.left_out[suite] = "no item was measured on both sides"
+    return compared
+
+
+def _not_comparable(baseline: SuiteScores | None, candidate: SuiteScores | None) -> str | None:
+    if baseline is None or candidate is None:
+        return "measured on one side only"
+    if not (baseline.judged and candidate.judged):
+        return "not judged"
+    if baseline.settings != candidate.settings:
+        return "measured with other settings"
+    return None
+
+
+def _measured(samples: list[Sample]) -> dict[str, set[str]]:
+    ids: dict[str, set[str]] = {}
+    for sample in samples:
+        if sample.value is not None:
+            ids.setdefault(sample.metric, set()).add(sample.id)
+    return ids
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything a verdict rests on."""
+
+    sft: dict[str, SuiteScores]
+    policy: dict[str, SuiteScores]
+    against_sft: Compared
+    against_champion: Compared | None
+
+
+def gather(store: Store, request: ReportRequest) -> Evidence:
+    """Reads and compares all scores of a report's request."""
+    sft = read_scores(store, request.sft_scores, request.sft)
+    policy = read_scores(store, request.policy_scores, request.policy)
+    against_champion = None
+    if request.champion is not None:
+        champion = read_scores(store, request.champion_scores, request.champion)
+        against_champion = compare_scores(champion, policy)
+    return Evidence(sft, policy, compare_scores(sft, policy), against_champion)

@@ -1,0 +1,66 @@
+"""`align score` and `align compare`: files in, files out, with no recipe and no store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from alignment.errors import BadInput
+from eval.compare import compare_samples
+from eval.judge.judgment import write_judgments
+from eval.judge.stored import stored_judge
+from eval.response_files import read_responses
+from eval.samples import SAMPLES_FILE, read_samples, write_samples
+from eval.scores import JUDGMENTS_FILE, metrics_record
+from eval.scoring import score_suite
+from eval.suites import suite_named
+from eval.suites.items import read_items
+
+
+def score_files(
+    suite: str,
+    responses: str | Path | None,
+    data: str | Path | None,
+    judgments: str | Path | None = None,
+    out: str | Path | None = None,
+) -> dict[str, Any]:
+    """Writes samples.parquet into `out` (default `scores/<suite>-<responses file>` here) and returns plain JSON values:
+    `suite, n, metrics {name: {value, stderr, n}}, samples` (a path) and what did not count: `missing`, `failed`,
+    `judged`, `unparsable`, `unjudged`.
+
+    Raises `BadInput` naming wrong, duplicate or malformed rows.
+    """
+    kind = suite_named(suite)
+    if responses is None or data is None:
+        raise BadInput(f"give --{'responses' if responses is None else 'data'}: a file of {kind.title}")
+    if judgments is not None and kind.task is not None:
+        raise BadInput(f"{suite} has a scorer of its own; judgments go with mt_bench")
+    items = read_items(kind, data)
+    judge = None if judgments is None else stored_judge(judgments, items, kind.turns)
+    scored = score_suite(kind, items, read_responses(responses), judge, str(responses))
+    folder = Path(out) if out is not None else Path("scores") / f"{suite}-{Path(responses).stem}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_samples(folder / SAMPLES_FILE, scored.samples)
+    if scored.judgments:
+        write_judgments(folder / JUDGMENTS_FILE, scored.judgments)
+    return {
+        "suite": suite,
+        "n": scored.n,
+        "metrics": metrics_record(scored.metrics),
+        "samples": str(folder / SAMPLES_FILE),
+        "missing": scored.missing,
+        "failed": scored.failed,
+        "judged": scored.judged,
+        "unparsable": scored.unparsable,
+        "unjudged": scored.unjudged,
+    }
+
+
+def compare_files(
+    baseline: str | Path, candidate: str | Path, metric: str | None = None, margin: float = 0.0
+) -> dict[str, Any]:
+    """`compare_samples` on two samples files (or folders holding one), as plain JSON values."""
+    if margin < 0:
+        raise BadInput(f"margin {margin} is below zero")
+    compared = compare_samples(read_samples(baseline), read_samples(candidate), metric, margin)
+    return {name: result.model_dump(mode="json") for name, result in compared.items()}

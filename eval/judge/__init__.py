@@ -1,0 +1,1 @@
+"""Who grades open answers, and what is asked of them."""

@@ -1,0 +1,38 @@
+"""Judgments that were made before, laid beside the answers they are about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from alignment.errors import BadInput
+from eval.judge.judgment import Judgment, read_judgments
+from eval.response_files import Response
+from eval.suites.suite import Item
+
+
+def stored_judge(path: str | Path, items: Sequence[Item], turns: int) -> StoredJudge:
+    """A judge that looks its judgments up in a FastChat file.
+
+    Raises `BadInput` naming the first judgment of a question or turn that the data file does not have.
+    """
+    judgments = read_judgments(path)
+    known = {item.id for item in items}
+    for row, judgment in enumerate(judgments, start=1):
+        if judgment.question_id not in known:
+            problem = f"question {judgment.question_id} is not in the data file"
+            raise BadInput(problem, file=str(path), row=row, field="question_id")
+        if not 1 <= judgment.turn <= turns:
+            raise BadInput(f"turn {judgment.turn} of {turns}", file=str(path), row=row, field="turn")
+    return StoredJudge(judgments)
+
+
+class StoredJudge:
+    """Returns the stored judgments of the items it is asked about."""
+
+    def __init__(self, judgments: Sequence[Judgment]) -> None:
+        self.judgments = list(judgments)
+
+    def __call__(self, answered: Sequence[tuple[Item, Response]]) -> list[Judgment]:
+        asked = {item.id for item, _ in answered}
+        return [judgment for judgment in self.judgments if judgment.question_id in asked]

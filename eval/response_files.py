@@ -1,0 +1,79 @@
+"""Responses on disk: `{"id", "turns"}` JSON lines, and FastChat's answer files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignment.errors import BadInput
+from eval.jsonl import read_records, write_records
+from eval.suites.suite import Item
+
+
+@dataclass(frozen=True)
+class Response:
+    """What a model answered to one item, turn by turn; `failed` says why an item has no whole answer."""
+
+    id: str
+    turns: tuple[str, ...]
+    failed: str | None = None
+
+
+def write_responses(path: Path, responses: Iterable[Response]) -> None:
+    write_records(path, (_record(response) for response in responses))
+
+
+def _record(response: Response) -> dict[str, Any]:
+    record: dict[str, Any] = {"id": response.id, "turns": list(response.turns)}
+    return record if response.failed is None else record | {"failed": response.failed}
+
+
+def read_responses(path: str | Path) -> list[Response]:
+    """Responses by id, in the file's order; raises `BadInput` naming a malformed row or an id that stands twice."""
+    responses: dict[str, Response] = {}
+    for row, record in enumerate(read_records(path), start=1):
+        response = _parse(record, str(path), row)
+        if response.id in responses:
+            raise BadInput(f"id {response.id} stands twice", file=str(path), row=row)
+        responses[response.id] = response
+    if not responses:
+        raise BadInput("no responses", file=str(path))
+    return list(responses.values())
+
+
+def _parse(record: dict[str, Any], file: str, row: int) -> Response:
+    if "choices" in record:  # FastChat's answer file
+        name, choices = record.get("question_id"), record["choices"]
+        first = choices[0] if isinstance(choices, list) and choices else None
+        turns = first.get("turns") if isinstance(first, dict) else None
+    else:
+        name, turns = record.get("id"), record.get("turns")
+    if isinstance(name, bool) or not isinstance(name, int | str):
+        raise BadInput("expected an id (number or text)", file=file, row=row, field="id")
+    if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns):
+        raise BadInput(f"response {name}: expected a list of texts", file=file, row=row, field="turns")
+    failed = record.get("failed")
+    if failed is None and not turns:
+        raise BadInput(f"response {name}: no turns", file=file, row=row, field="turns")
+    return Response(str(name), tuple(turns), None if failed is None else str(failed))
+
+
+def match_responses(
+    items: Sequence[Item], responses: Sequence[Response], turns: int, file: str
+) -> tuple[list[tuple[Item, Response]], list[str]]:
+    """Items with their response, in the items' order, and the ids that have none.
+
+    Raises `BadInput` naming a response whose id no item has, or that has too few turns.
+    """
+    by_id = {response.id: response for response in responses}
+    known = {item.id for item in items}
+    for row, response in enumerate(responses, start=1):
+        if response.id not in known:
+            raise BadInput(f"id {response.id} is not in the data file", file=file, row=row, field="id")
+        if response.failed is None and len(response.turns) < turns:
+            problem = f"response {response.id}: {len(response.turns)} of {turns} turns"
+            raise BadInput(problem, file=file, row=row, field="turns")
+    matched = [(item, by_id[item.id]) for item in items if item.id in by_id]
+    return matched, [item.id for item in items if item.id not in by_id]

@@ -1,0 +1,87 @@
+"""`samples.parquet`: one row per item and metric, the table that every comparison starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from alignment.digest import canonical_json, lines_digest
+from alignment.errors import BadInput
+from eval.statistics import Mean, clustered_mean
+
+SAMPLES_FILE = "samples.parquet"
+SCHEMA = pa.schema(
+    [
+        ("suite", pa.string()),
+        ("id", pa.string()),
+        ("cluster", pa.string()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+        ("response", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One metric of one item. `cluster` names what it shares its prompt with; `detail` is JSON.
+
+    `value` is None for an item that could not be answered or judged; `detail` then says why.
+    """
+
+    suite: str
+    id: str
+    cluster: str
+    metric: str
+    value: float | None
+    response: str
+    detail: str = "{}"
+
+
+def write_samples(path: Path, samples: Sequence[Sample]) -> None:
+    columns = {column.name: [getattr(sample, column.name) for sample in samples] for column in fields(Sample)}
+    pq.write_table(pa.table(columns, schema=SCHEMA), path, compression="zstd")
+
+
+def read_samples(path: str | Path) -> list[Sample]:
+    """The rows of a samples file, or of the one in a folder; raises `BadInput` for anything else."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / SAMPLES_FILE
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise BadInput("no such file", file=str(path)) from None
+    except (OSError, pa.ArrowException) as error:
+        raise BadInput(f"not a Parquet file: {str(error).splitlines()[0]}", file=str(path)) from error
+    absent = [name for name in SCHEMA.names if name not in table.column_names]
+    if absent:
+        raise BadInput(f"not a samples file: no column {', '.join(absent)}", file=str(path))
+    try:
+        rows = table.select(SCHEMA.names).cast(SCHEMA).to_pylist()
+    except pa.ArrowException as error:
+        raise BadInput(f"not a samples file: {str(error).splitlines()[0]}", file=str(path)) from error
+    return [Sample(**row) for row in rows]
+
+
+def samples_digest(samples: Iterable[Sample]) -> str:
+    """64 hex digits over all rows, whatever their order and however the file was written."""
+    return lines_digest(sorted(canonical_json(astuple(sample)).decode("utf-8", "surrogatepass") for sample in samples))
+
+
+def metric_means(samples: Iterable[Sample], metrics: Sequence[str]) -> dict[str, Mean]:
+    """Mean and cluster-robust standard error per metric over the measured rows; unmeasured metrics are left out."""
+    values: dict[str, list[Sample]] = {metric: [] for metric in metrics}
+    for sample in samples:
+        if sample.value is not None:
+            values[sample.metric].append(sample)
+    return {
+        metric: clustered_mean([s.value for s in rows if s.value is not None], [s.cluster for s in rows])
+        for metric, rows in values.items()
+        if rows
+    }

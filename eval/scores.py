@@ -1,0 +1,79 @@
+"""The stage that scores one suite's stored responses. CPU only, apart from what a judge asks an endpoint."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from alignment.artifacts import Artifact
+from alignment.digest import json_digest
+from alignment.errors import BadInput
+from alignment.recipe import Judge
+from alignment.stages import Context, Request, Result, Stage
+from eval.jsonl import read_records
+from eval.judge.choose import choose_judge
+from eval.judge.judgment import write_judgments
+from eval.response_files import read_responses
+from eval.responses import ITEMS_FILE, RESPONSES_FILE
+from eval.samples import SAMPLES_FILE, samples_digest, write_samples
+from eval.scoring import Scored, score_suite
+from eval.statistics import Mean
+from eval.suites import Item, SuiteSpec, suite_named
+
+METRICS_FILE = "metrics.json"
+JUDGMENTS_FILE = "judgments.jsonl"
+
+
+class ScoresRequest(Request):
+    """Stored responses and the suite of theirs to score; `judge` grades suites without a scorer of their own."""
+
+    responses: Artifact
+    suite: SuiteSpec
+    judge: Judge | None
+    seed: int
+
+    def settings(self) -> str:
+        """Digest of how the suite was asked and judged: scores of different settings are not compared."""
+        judge = None if self.judge is None else self.judge.model_dump(include={"kind", "model"})
+        return json_digest(
+            [self.suite.digest(), judge if suite_named(self.suite.name).task is None else None, self.seed]
+        )
+
+
+def run(request: ScoresRequest, context: Context) -> Result:
+    """Writes `samples.parquet`, `metrics.json` and, for a judged suite, `judgments.jsonl` in FastChat's form."""
+    suite = suite_named(request.suite.name)
+    folder = context.fetch(request.responses) / suite.name
+    if not folder.is_dir():
+        raise BadInput(f"these responses have no suite {suite.name}", file=str(folder.parent))
+    items = [Item(str(record["id"]), record["item"]) for record in read_records(folder / ITEMS_FILE)]
+    judge = choose_judge(request.judge, request.suite, context.work) if suite.task is None else None
+    scored = score_suite(suite, items, read_responses(folder / RESPONSES_FILE), judge, str(folder / RESPONSES_FILE))
+    write_samples(context.out / SAMPLES_FILE, scored.samples)
+    metrics = metrics_record(scored.metrics)
+    text = json.dumps(metrics, indent=1, sort_keys=True) + "\n"
+    (context.out / METRICS_FILE).write_text(text, encoding="utf-8")
+    if scored.judgments:
+        write_judgments(context.out / JUDGMENTS_FILE, scored.judgments)
+    summary = {"n": scored.n, "metrics": metrics, **outcome(scored), "settings": request.settings()}
+    digest = json_digest([samples_digest(scored.samples), scored.failed, scored.judged, request.settings()])
+    return Result(digest, summary)
+
+
+def metrics_record(metrics: dict[str, Mean]) -> dict[str, dict[str, Any]]:
+    """Metric to value, standard error (None when unknown) and number of values, as files and people read them."""
+    return {name: {"value": mean.value, "stderr": mean.stderr, "n": mean.n} for name, mean in metrics.items()}
+
+
+def outcome(scored: Scored) -> dict[str, Any]:
+    """What did not count, and why: failed and missing items by count, judgments without a rating."""
+    return {
+        "failed": len(scored.failed),
+        "missing": len(scored.missing),
+        "judged": scored.judged,
+        "unparsable": scored.unparsable,
+        "unjudged": scored.unjudged,
+    }
+
+
+STAGE = Stage("scores", 1, ScoresRequest, run)

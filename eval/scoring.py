@@ -1,0 +1,140 @@
+"""From items and responses to samples: lm-eval's scorer where there is one, else a judge's ratings. No GPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from alignment.errors import BadInput
+from eval.judge.judgment import Judgment
+from eval.lm_eval_task import open_task, replay
+from eval.response_files import Response, match_responses
+from eval.samples import Sample, metric_means
+from eval.statistics import Mean
+from eval.suites.suite import Item, StockTask, Suite
+
+Answered = Sequence[tuple[Item, Response]]
+Judge = Callable[[Answered], list[Judgment]]
+"""Takes items with whole answers, returns at most one judgment per item and turn, of those items only."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What scoring a suite gives.
+
+    `missing` are items without a response, `failed` those whose answer is not whole; neither counts in a
+    metric. `judged` is False where a suite needs a judge and has none: there are no samples then.
+    `unparsable` counts judgments without a rating (never guessed), `unjudged` answers without a judgment.
+    """
+
+    samples: list[Sample]
+    metrics: dict[str, Mean]
+    n: int
+    missing: list[str]
+    failed: dict[str, str]
+    judged: bool = True
+    unparsable: int = 0
+    unjudged: int = 0
+    judgments: list[Judgment] = field(default_factory=list)
+
+
+def score_suite(
+    suite: Suite,
+    items: Sequence[Item],
+    responses: Sequence[Response],
+    judge: Judge | None = None,
+    file: str = "responses",
+) -> Scored:
+    """Samples and metrics of stored responses; `file` is named in errors about them."""
+    matched, missing = match_responses(items, responses, suite.turns, file)
+    answered = [(item, response) for item, response in matched if response.failed is None]
+    failed = [(item, response.failed) for item, response in matched if response.failed is not None]
+    judgments: list[Judgment] = []
+    samples: list[Sample] = []
+    if suite.task is not None:
+        samples = _replayed(suite, suite.task, answered) if answered else []
+    elif judge is not None:
+        judgments = judge(answered)
+        samples = _rated(suite, answered, judgments)
+    judged = suite.task is not None or judge is not None
+    if judged:
+        samples += [sample for item, why in failed for sample in _failed_samples(suite, item, why)]
+    return Scored(
+        samples=samples,
+        metrics=metric_means(samples, suite.metrics),
+        n=len(answered),
+        missing=missing,
+        failed={item.id: why for item, why in failed},
+        judged=judged,
+        unparsable=sum(judgment.score is None for judgment in judgments),
+        unjudged=len(answered) * suite.turns - len(judgments) if judgments or judge else 0,
+        judgments=judgments,
+    )
+
+
+def _replayed(suite: Suite, task: StockTask, answered: Answered) -> list[Sample]:
+    with open_task(task, [item for item, _ in answered]) as opened:
+        try:
+            scores = replay(opened, [response.turns[0] for _, response in answered])
+        except LookupError as error:
+            if "punkt" not in str(error):
+                raise
+            raise BadInput(
+                f"{suite.title} splits sentences with NLTK's punkt_tab, which is not here: run "
+                "`python -m nltk.downloader punkt_tab`, or set NLTK_DATA to a folder that holds tokenizers/punkt_tab"
+            ) from None
+    samples: list[Sample] = []
+    for (item, response), values in zip(answered, scores, strict=True):
+        for metric in suite.metrics:
+            samples += _samples_of(suite, item, response, metric, values)
+    return samples
+
+
+def _samples_of(suite: Suite, item: Item, response: Response, metric: str, values: dict[str, Any]) -> list[Sample]:
+    value, text, names = values[metric], response.turns[0], sample_ids(suite, item, metric)
+    if isinstance(value, list):  # one value per instruction: rows of their own that share a cluster
+        kinds = item.fields["instruction_id_list"]
+        return [
+            Sample(suite.name, name, item.id, metric, float(part), text, _detail(instruction=kind))
+            for name, kind, part in zip(names, kinds, value, strict=True)
+        ]
+    extracted = values.get(f"extracted,{metric.partition(',')[2]}")
+    detail = "{}" if extracted is None else _detail(extracted=extracted)
+    return [Sample(suite.name, item.id, item.id, metric, float(value), text, detail)]
+
+
+def sample_ids(suite: Suite, item: Item, metric: str) -> list[str]:
+    """The ids of an item's rows in one metric: one row, or one per instruction (IFEval) or turn (MT-Bench)."""
+    if metric.startswith("inst_level"):
+        return [f"{item.id}:{index}" for index in range(len(item.fields["instruction_id_list"]))]
+    if metric == "average":
+        return [f"{item.id}:{turn}" for turn in range(1, suite.turns + 1)]
+    return [item.id]
+
+
+def _rated(suite: Suite, answered: Answered, judgments: Sequence[Judgment]) -> list[Sample]:
+    by_turn = {(judgment.question_id, judgment.turn): judgment for judgment in judgments}
+    samples: list[Sample] = []
+    for item, response in answered:
+        for turn, name in enumerate(sample_ids(suite, item, "average"), start=1):
+            judgment = by_turn.get((item.id, turn))
+            text = "no judgment" if judgment is None else judgment.text
+            score = None if judgment is None else judgment.score
+            detail, answer = _detail(category=item.fields["category"], judgment=text), response.turns[turn - 1]
+            samples.append(Sample(suite.name, item.id, item.id, f"turn_{turn}", score, answer, detail))
+            samples.append(Sample(suite.name, name, item.id, "average", score, answer, detail))
+    return sorted(samples, key=lambda sample: suite.metrics.index(sample.metric))
+
+
+def _failed_samples(suite: Suite, item: Item, why: str) -> list[Sample]:
+    return [
+        Sample(suite.name, name, item.id, metric, None, "", _detail(failed=why))
+        for metric in suite.metrics
+        for name in sample_ids(suite, item, metric)
+    ]
+
+
+def _detail(**values: Any) -> str:
+    return json.dumps(values, ensure_ascii=False, sort_keys=True)

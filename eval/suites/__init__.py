@@ -1,0 +1,20 @@
+"""The suites there are, by name."""
+
+from alignment.errors import BadInput
+from eval.suites.gsm8k import GSM8K
+from eval.suites.ifeval import IFEVAL
+from eval.suites.mt_bench import MT_BENCH
+from eval.suites.spec import SuiteSpec
+from eval.suites.suite import Item, StockTask, Suite
+
+SUITES = {suite.name: suite for suite in (GSM8K, IFEVAL, MT_BENCH)}
+
+
+def suite_named(name: str) -> Suite:
+    """The suite of that name; raises `BadInput` naming those there are."""
+    if name not in SUITES:
+        raise BadInput(f"no suite '{name}'; there are {', '.join(SUITES)}")
+    return SUITES[name]
+
+
+__all__ = ["SUITES", "Item", "StockTask", "Suite", "SuiteSpec", "suite_named"]

@@ -1,0 +1,65 @@
+"""A suite's items: read from its published file form or generated, checked, and sampled."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from alignment.errors import BadInput
+from eval.jsonl import read_pinned_records, read_records
+from eval.suites.spec import SuiteSpec
+from eval.suites.suite import Item, Suite
+
+
+def load_items(suite: Suite, spec: SuiteSpec, seed: int) -> list[Item]:
+    """All items of a suite in their file's order, before any limit."""
+    if spec.data is not None and spec.embedded is None:
+        return check_items(suite, read_pinned_records(spec.data), spec.data.url)
+    if spec.embedded is not None and spec.data is None:
+        from alignment.quickstart.questions import suite_items
+
+        return check_items(suite, suite_items(suite.name, seed), f"embedded {suite.name} items")
+    raise BadInput(f"suite {suite.name} needs either a data file or embedded items", field=f"evals.{suite.name}.data")
+
+
+def read_items(suite: Suite, path: str | Path) -> list[Item]:
+    """All items of a data file in the suite's published form."""
+    return check_items(suite, read_records(path), str(path))
+
+
+def check_items(suite: Suite, records: Sequence[dict[str, Any]], file: str) -> list[Item]:
+    """Records as items; raises `BadInput` for a missing field, a wrong type or an id that stands twice."""
+    items: list[Item] = []
+    seen: set[str] = set()
+    for row, record in enumerate(records, start=1):
+        for field, kind in suite.fields.items():
+            if not isinstance(record.get(field), kind):
+                problem = "missing" if field not in record else f"expected {kind.__name__}"
+                raise BadInput(f"not a {suite.title} item: {problem}", file=file, row=row, field=field)
+        if suite.turns > 1 and not _are_turns(record["turns"], suite.turns):
+            raise BadInput(f"expected {suite.turns} turns of text", file=file, row=row, field="turns")
+        name = str(row - 1) if suite.id_field is None else str(record[suite.id_field])
+        if name in seen:
+            raise BadInput(f"id {name} stands twice", file=file, row=row, field=suite.id_field)
+        seen.add(name)
+        items.append(Item(name, record))
+    if not items:
+        raise BadInput(f"no {suite.title} items", file=file)
+    return items
+
+
+def sample_positions(items: Sequence[Item], limit: int | None, seed: int) -> list[int]:
+    """Positions of the items to ask, in order: all, or the `limit` with the lowest hash of (seed, id).
+
+    A larger limit keeps every item of a smaller one, and an item's luck does not depend on the others.
+    """
+    if limit is None or limit >= len(items):
+        return list(range(len(items)))
+    ranked = sorted(range(len(items)), key=lambda i: hashlib.sha256(f"{seed}\n{items[i].id}".encode()).digest())
+    return sorted(ranked[:limit])
+
+
+def _are_turns(value: Any, count: int) -> bool:
+    return isinstance(value, list) and len(value) == count and all(isinstance(turn, str) for turn in value)

@@ -1,0 +1,13 @@
+"""Launchers: one interface, one file for each way a stage gets its processes."""
+
+from resources.launchers.launcher import Launch, Launcher
+from resources.launchers.step import StepLauncher
+from resources.launchers.torchrun import TorchrunLauncher
+from resources.pools import Pool
+
+__all__ = ["Launch", "Launcher", "launcher_for"]
+
+
+def launcher_for(pool: Pool) -> Launcher:
+    """The launcher that a pool asks for."""
+    return TorchrunLauncher() if pool.launcher == "torchrun" else StepLauncher()

@@ -1,0 +1,29 @@
+"""The launcher interface: take a stage whose artifact is missing, and come back when it is committed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import dagster as dg
+
+from alignment.artifacts import Commit, Store
+from alignment.stages import Request, Stage
+from resources.pools import Pool
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A stage to run: its request, the store that takes the artifact, and the pool that gives the place."""
+
+    stage: Stage[Any]
+    request: Request
+    store: Store
+    pool: Pool
+    context: dg.AssetExecutionContext
+
+
+class Launcher(Protocol):
+    """Runs a launch to its commit, or raises."""
+
+    def run(self, launch: Launch) -> Commit: ...

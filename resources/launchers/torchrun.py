@@ -1,0 +1,44 @@
+"""torchrun through Dagster Pipes: one process a device, on the machine of the step."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import dagster as dg
+
+from alignment.artifacts import Commit, MissingArtifact
+from alignment.errors import BadInput
+from resources.launchers.launcher import Launch
+
+
+class TorchrunLauncher:
+    """Every rank runs `python -m alignment.stages`; rank 0 commits, and the artifact is then read from the store."""
+
+    def run(self, launch: Launch) -> Commit:
+        stage, request, store = launch.stage, launch.request, launch.store
+        processes = launch.pool.world_size
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "request.json")
+            path.write_text(request.model_dump_json(), encoding="utf-8")
+            said = Path(folder, "bad_input.txt")
+            threads = max(1, (os.cpu_count() or 1) // processes)
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+            command += ["--nproc-per-node", str(processes), "-m", "alignment.stages", stage.name]
+            command += ["--request", str(path), "--store", store.url]
+            try:
+                dg.PipesSubprocessClient().run(
+                    command=command,
+                    context=launch.context,
+                    env={"OMP_NUM_THREADS": str(threads), "ALIGN_BAD_INPUT_FILE": str(said)},
+                )
+            except dg.DagsterPipesExecutionError:
+                if said.exists():
+                    raise BadInput(said.read_text(encoding="utf-8")) from None
+                raise
+        commit = store.find(stage.kind, stage.key(request))
+        if commit is None:
+            raise MissingArtifact(f"{stage.name} ended well under torchrun but committed nothing")
+        return commit

@@ -1,0 +1,100 @@
+"""Compute pools: what `recipes/pools.yaml` declares is the one source for limits, placement and planning."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from alignment.errors import BadInput
+from resources.home import PROJECT
+
+
+class Kubernetes(BaseModel):
+    """What a pod of this pool needs beside its GPUs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    node_selector: dict[str, str] = {}
+    tolerations: list[dict[str, str]] = []
+    memory: str | None = None
+    cpu: str | None = None
+
+
+class Pool(BaseModel):
+    """One kind of place a GPU stage runs in. A launch takes one slot, whatever `gpus_per_slot` is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    slots: int = Field(ge=1)
+    """Launches that may run at once."""
+    gpus_per_slot: int = Field(default=0, ge=0)
+    accelerator: str | None = None
+    memory_gib: float | None = Field(default=None, gt=0)
+    """Memory of one accelerator (of the machine, where there is none)."""
+    price_per_hour: float = Field(default=0.0, ge=0)
+    """Price of one slot, in the team's currency."""
+    launcher: Literal["step", "torchrun"] = "step"
+    """`step` runs the stage in the step's own process, `torchrun` in one process a device."""
+    processes: int | None = Field(default=None, ge=1)
+    """Processes that torchrun starts; one a GPU by default."""
+    kubernetes: Kubernetes | None = None
+
+    @property
+    def world_size(self) -> int:
+        """Ranks that share a stage's work; counts in the key of what they train."""
+        return 1 if self.launcher == "step" else self.processes or max(self.gpus_per_slot, 1)
+
+    def step_tags(self) -> dict[str, Any]:
+        """Tags that place the launch on Kubernetes. Both launchers work where the step runs, so it carries them."""
+        if self.kubernetes is None:
+            return {}
+        amounts = {"memory": self.kubernetes.memory, "cpu": self.kubernetes.cpu}
+        requests = {name: amount for name, amount in amounts.items() if amount}
+        limits = {"nvidia.com/gpu": str(self.gpus_per_slot)} if self.gpus_per_slot else {}
+        return {
+            "dagster-k8s/config": {
+                "container_config": {"resources": {"limits": limits, "requests": requests}},
+                "pod_spec_config": {
+                    "node_selector": self.kubernetes.node_selector,
+                    "tolerations": self.kubernetes.tolerations,
+                },
+            }
+        }
+
+
+class Pools(BaseModel):
+    """The file: pool name to pool."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pools: dict[str, Pool] = Field(min_length=1)
+
+    def __getitem__(self, name: str) -> Pool:
+        if name not in self.pools:
+            raise BadInput(f"no pool '{name}'; pools.yaml has {', '.join(sorted(self.pools))}", field="pools")
+        return self.pools[name]
+
+
+def pools_file() -> Path:
+    return Path(os.environ.get("ALIGN_POOLS") or PROJECT / "recipes" / "pools.yaml")
+
+
+@cache
+def load_pools(path: Path | None = None) -> Pools:
+    """The pools in a file (ALIGN_POOLS, or recipes/pools.yaml); raises `BadInput` naming file and field."""
+    path = path or pools_file()
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Pools.model_validate(data)
+    except FileNotFoundError:
+        raise BadInput("no such pools file", file=str(path)) from None
+    except yaml.YAMLError as error:
+        raise BadInput(f"malformed YAML: {error}", file=str(path)) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInput(first["msg"], file=str(path), field=".".join(map(str, first["loc"]))) from error

@@ -1,0 +1,280 @@
+"""MLflow: one run per (asset, partition, artifact key), and model versions found by the policy's digest.
+
+A run is searched by its tag before it is made, so a retry, a resume and a second report meet in one
+run. All of it happens after the artifact is committed: losing MLflow never loses work.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from alignment.artifacts import Commit
+from resources.home import align_home, mlflow_ui, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+PARAM_LIMIT, TAG_LIMIT, BATCH = 500, 5000, 900
+DIGEST_LIMIT = 36  # of a dataset in MLflow
+REQUEST_TAG = "align.request"
+POLICY_TAG = "align.policy_digest"
+CHAMPION = "champion"
+
+
+class TrackingUnreachable(RuntimeError):
+    """MLflow did not answer, tries included; the artifact is safe and the next run only reports."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one materialization tells MLflow.
+
+    `history` holds one dict a step (key `step`, others numbers); `upstream` maps an input's name to the
+    MLflow run that reported it; `checkpoint` says that the artifact is a model.
+    """
+
+    recipe: str
+    asset: str
+    partition: str | None
+    commit: Commit
+    uri: str
+    params: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    dagster_run_id: str
+    history: list[dict[str, Any]] = field(default_factory=list)
+    upstream: Mapping[str, str] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
+    checkpoint: bool = False
+
+    @property
+    def identity(self) -> str:
+        return "/".join([self.recipe, self.asset, self.partition or "-", self.commit.key])
+
+
+class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The tracking server. `attempts` tries with doubling pauses, from `pause` seconds, before giving up."""
+
+    uri: str = ""
+    attempts: int = 4
+    pause: float = 1.0
+
+    def client(self) -> MlflowClient:
+        import mlflow
+
+        # MLflow's own retries would hold a step for many minutes before we can say why
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+        uri = self.uri or tracking_uri()
+        mlflow.set_tracking_uri(uri)  # the registry resolves a logged model by the process's default, not the client's
+        return mlflow.MlflowClient(uri)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            yield
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            raise TrackingUnreachable(f"MLflow at {self.uri or tracking_uri()}: {error}") from error
+
+    def report(self, report: Report) -> str:
+        """Writes the materialization's run, whole, and returns its id; safe to repeat."""
+        pause = self.pause
+        for left in reversed(range(self.attempts)):
+            try:
+                with self._told():
+                    return self._report(report)
+            except TrackingUnreachable:
+                if not left:
+                    raise
+                time.sleep(pause)
+                pause *= 2
+        raise AssertionError("attempts is at least 1")
+
+    def _report(self, report: Report) -> str:
+        client = self.client()
+        run = self._run(client, report)
+        run_id = str(run.info.run_id)
+        if run.info.status == "FINISHED":
+            known = run.data.tags.get("dagster.run_ids", "").split(",")
+            if report.dagster_run_id not in known:
+                client.set_tag(run_id, "dagster.run_ids", ",".join([*filter(None, known), report.dagster_run_id]))
+            return run_id
+        _log_numbers(client, run_id, report)
+        _log_inputs(client, run_id, report)
+        with tempfile.TemporaryDirectory() as folder:
+            record = Path(folder, "commit.json")
+            record.write_text(report.commit.model_dump_json(indent=1), encoding="utf-8")
+            for path in [record, *report.files]:
+                client.log_artifact(run_id, str(path))
+        if report.checkpoint:
+            self.external_model(client, report, run)
+        client.set_terminated(run_id, "FINISHED")
+        return run_id
+
+    def _run(self, client: MlflowClient, report: Report) -> Run:
+        """The run of this identity: the earliest there is, or a new one."""
+        experiment = _experiment(client, report.recipe)
+        mine = f"tags.`{REQUEST_TAG}` = '{report.identity}'"
+        if found := client.search_runs([experiment], mine, order_by=["attributes.start_time ASC"], max_results=1):
+            return found[0]
+        name = f"{report.asset} {report.partition}" if report.partition else report.asset
+        created = client.create_run(experiment, run_name=name, tags=_tags(report))
+        earliest = client.search_runs([experiment], mine, order_by=["attributes.start_time ASC"], max_results=1)
+        if earliest and earliest[0].info.run_id != created.info.run_id:
+            client.delete_run(created.info.run_id)
+            return earliest[0]
+        return created
+
+    def external_model(self, client: MlflowClient, report: Report, run: Run) -> str:
+        """The checkpoint as an MLflow logged model whose files stay in our store; made once per run."""
+        from mlflow.entities import LoggedModelOutput
+
+        experiment, run_id = run.info.experiment_id, run.info.run_id
+        found = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'", max_results=1)
+        if found:
+            return str(found[0].model_id)
+        model = client.create_logged_model(
+            experiment_id=experiment,
+            name=report.asset.replace("/", "-"),
+            source_run_id=run_id,
+            model_type="checkpoint",
+            params={"key": report.commit.key},
+            tags={
+                "mlflow.model.isExternal": "true",
+                "align.uri": report.uri,
+                "align.digest": report.commit.digest,
+                "align.key": report.commit.key,
+            },
+        )
+        client.finalize_logged_model(model.model_id, "READY")
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+        return str(model.model_id)
+
+    def register(self, model_name: str, policy: Commit, policy_run_id: str, tags: Mapping[str, str]) -> str:
+        """The registered version of a policy, made if there is none, with the alias `champion` on it."""
+        from mlflow.exceptions import MlflowException
+
+        with self._told():
+            client = self.client()
+            try:
+                client.create_registered_model(model_name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            version = next(
+                (
+                    str(found.version)
+                    for found in client.search_model_versions(f"name = '{model_name}'")
+                    if found.tags.get(POLICY_TAG) == policy.digest
+                ),
+                None,
+            )
+            if version is None:
+                run = client.get_run(policy_run_id)
+                outputs = run.outputs.model_outputs if run.outputs else []
+                if not outputs:
+                    raise TrackingUnreachable(f"MLflow run {policy_run_id} holds no logged model of the policy")
+                model_id = outputs[0].model_id
+                created = client.create_model_version(
+                    model_name,
+                    source=f"models:/{model_id}",
+                    run_id=policy_run_id,
+                    model_id=model_id,
+                    tags={POLICY_TAG: policy.digest, **tags},
+                )
+                version = str(created.version)
+            client.set_registered_model_alias(model_name, CHAMPION, version)
+            return version
+
+    def url(self, run_id: str) -> str:
+        """Where a person opens a run."""
+        with self._told():
+            experiment = self.client().get_run(run_id).info.experiment_id
+        return f"{mlflow_ui()}/#/experiments/{experiment}/runs/{run_id}"
+
+
+def _experiment(client: MlflowClient, name: str) -> str:
+    """The recipe's experiment; without a server its files lie in the project's home, not where a step runs."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    try:
+        local = not client.tracking_uri.startswith("http")
+        place = (align_home() / "mlartifacts" / name).as_uri() if local else None
+        return str(client.create_experiment(name, artifact_location=place))
+    except MlflowException:  # another step made it first
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return str(found.experiment_id)
+
+
+def _tags(report: Report) -> dict[str, str]:
+    commit = report.commit
+    tags = {
+        REQUEST_TAG: report.identity,
+        "align.recipe": report.recipe,
+        "align.stage": commit.stage,
+        "align.kind": commit.kind,
+        "align.key": commit.key,
+        "align.digest": commit.digest,
+        "align.uri": report.uri,
+        "align.code_version": str(commit.code_version),
+        "dagster.asset": f"{report.recipe}/{report.asset}",
+        "dagster.partition": report.partition or "",
+        "dagster.data_version": commit.digest,
+        "dagster.run_ids": report.dagster_run_id,
+        "align.upstream_runs": json.dumps(dict(report.upstream), sort_keys=True)[:TAG_LIMIT],
+    }
+    return {name: value for name, value in tags.items() if value}
+
+
+def _log_numbers(client: MlflowClient, run_id: str, report: Report) -> None:
+    from mlflow.entities import Metric, Param
+
+    # the artifact's own time, so that a point written twice is one point
+    at = int(datetime.fromisoformat(report.commit.started_at).timestamp() * 1000)
+    metrics = [Metric(name, float(value), at, 0) for name, value in report.metrics.items()]
+    for record in report.history:
+        step = int(record["step"])
+        metrics += [
+            Metric(name, float(value), at, step)
+            for name, value in record.items()
+            if name != "step" and isinstance(value, int | float)
+        ]
+    params = [Param(name, str(value)[:PARAM_LIMIT]) for name, value in report.params.items()]
+    for start in range(0, len(metrics), BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + BATCH])
+    for start in range(0, len(params), 100):
+        client.log_batch(run_id, params=params[start : start + 100])
+
+
+def _log_inputs(client: MlflowClient, run_id: str, report: Report) -> None:
+    """Each input as a dataset with its digest; of a manifest's thousands of shards only the first are shown."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+
+    inputs = []
+    for name, artifact in list(report.commit.inputs.items())[:BATCH]:
+        source = {"kind": artifact.kind, "key": artifact.key, "attempt": artifact.attempt}
+        dataset = Dataset(artifact.kind, artifact.digest[:DIGEST_LIMIT], "alignment-dags", json.dumps(source))
+        tags = [InputTag(MLFLOW_DATASET_CONTEXT, name), InputTag("align.key", artifact.key)]
+        inputs.append(DatasetInput(dataset, tags))
+    if inputs:
+        client.log_inputs(run_id, inputs)

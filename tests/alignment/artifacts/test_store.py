@@ -1,0 +1,166 @@
+"""The store: what is committed is seen whole, what is not is not seen at all."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import uuid
+from pathlib import Path
+
+import pytest
+
+from alignment.artifacts import Artifact, Commit, CorruptArtifact, MissingArtifact, Ref, Store
+from alignment.artifacts.store import COMMIT_FILE, Attempt
+from alignment.errors import BadInput
+
+
+def commit(store: Store, attempt: Attempt, digest: str = "d") -> Commit:
+    return store.commit(
+        attempt,
+        digest=digest,
+        stage="thing",
+        code_version=1,
+        inputs={},
+        summary={},
+        environment={},
+        started_at="2026-01-01T00:00:00+00:00",
+        seconds=0.0,
+    )
+
+
+def build(store: Store, key: str = "k", text: str = "hello", digest: str = "d") -> Commit:
+    attempt = store.begin("thing", key)
+    (attempt.path / "sub").mkdir()
+    (attempt.path / "sub" / "file.txt").write_text(text)
+    return commit(store, attempt, digest)
+
+
+@pytest.fixture(params=["local", "remote"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    url = str(tmp_path / "store") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
+    return Store(url, cache=tmp_path / "cache")
+
+
+def test_a_committed_artifact_is_found_and_read_back(store: Store) -> None:
+    made = build(store)
+    assert store.find("thing", "k") == made
+    assert (store.fetch(made.artifact, deep=True) / "sub" / "file.txt").read_text() == "hello"
+    assert [one.key for one in store.commits("thing")] == ["k"]
+
+
+def test_an_attempt_without_a_marker_is_not_seen(store: Store) -> None:
+    attempt = store.begin("thing", "k")
+    (attempt.path / "file.txt").write_text("half")
+    assert store.find("thing", "k") is None
+    assert list(store.commits("thing")) == []
+    with pytest.raises(MissingArtifact):
+        store.fetch(Artifact(kind="thing", key="k", attempt=attempt.name, digest="d"))
+
+
+def test_the_first_commit_of_a_key_wins_and_the_second_leaves_nothing(store: Store) -> None:
+    first, second = store.begin("thing", "k"), store.begin("thing", "k")
+    (first.path / "a").write_text("first")
+    (second.path / "a").write_text("second")
+    won = commit(store, first, "one")
+    told = commit(store, second, "two")
+    assert told == won
+    assert (store.fetch(told.artifact) / "a").read_text() == "first"
+    assert not second.path.exists()
+
+
+def test_a_missing_or_shortened_file_is_refused(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    made = build(store)
+    file = store.fetch(made.artifact) / "sub" / "file.txt"
+    file.write_text("hell")
+    with pytest.raises(CorruptArtifact, match="4 bytes, committed with 5"):
+        store.fetch(made.artifact)
+    file.unlink()
+    with pytest.raises(CorruptArtifact, match="missing"):
+        store.fetch(made.artifact)
+
+
+def test_an_edit_of_the_same_size_is_found_when_asked_for(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    made = build(store)
+    (store.fetch(made.artifact) / "sub" / "file.txt").write_text("jello")
+    store.fetch(made.artifact)
+    with pytest.raises(CorruptArtifact, match="sha256"):
+        store.fetch(made.artifact, deep=True)
+
+
+def test_a_pointer_with_another_digest_is_refused(store: Store) -> None:
+    made = build(store)
+    with pytest.raises(MissingArtifact):
+        store.fetch(made.artifact.model_copy(update={"digest": "other"}))
+
+
+def test_a_damaged_marker_is_named(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    build(store)
+    Path(store.path("thing", "k", COMMIT_FILE)).write_text("{")
+    with pytest.raises(CorruptArtifact, match=r"_COMMIT\.json"):
+        store.find("thing", "k")
+
+
+def test_pickled_weights_are_not_committed(store: Store) -> None:
+    attempt = store.begin("thing", "k")
+    (attempt.path / "pytorch_model.bin").write_bytes(b"\x80")
+    with pytest.raises(CorruptArtifact, match="safetensors"):
+        commit(store, attempt)
+    assert store.find("thing", "k") is None
+
+
+def test_a_full_store_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store = Store(str(tmp_path))
+    attempt = store.begin("thing", "k")
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(BadInput, match="no space left for the artifact store"):
+        commit(store, attempt)
+    assert store.find("thing", "k") is None
+
+
+def test_a_ref_is_replaced_whole_and_partitions_may_have_any_name(store: Store) -> None:
+    artifact = Artifact(kind="thing", key="k", attempt="a", digest="d")
+    assert store.read_ref("recipe", "shard", "day/1 ü") is None
+    for run in ("one", "two"):
+        store.write_ref(Ref(artifact=artifact, mlflow_run_id=run), "recipe", "shard", "day/1 ü")
+    found = store.read_ref("recipe", "shard", "day/1 ü")
+    assert found is not None
+    assert found.mlflow_run_id == "two"
+
+
+def _build_once(url: str, place: str) -> None:
+    store = Store(url)
+    with store.building("thing", "k"):
+        if store.find("thing", "k") is None:
+            Path(place, uuid.uuid4().hex).touch()
+            build(store)
+
+
+def test_two_processes_that_ask_at_once_build_once(tmp_path: Path) -> None:
+    built = tmp_path / "built"
+    built.mkdir()
+    context = multiprocessing.get_context("spawn")
+    url = str(tmp_path / "store")
+    processes = [context.Process(target=_build_once, args=(url, str(built))) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert len(list(built.iterdir())) == 1
+
+
+def test_what_a_dead_builder_left_is_cleared_by_the_next(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    left = store.begin("thing", "k")
+    (left.path / "half").write_text("half")
+    with store.building("thing", "k"):
+        assert not left.path.exists()
+        build(store)
+    assert store.find("thing", "k") is not None

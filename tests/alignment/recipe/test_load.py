@@ -1,0 +1,90 @@
+"""Recipes: what a person writes wrong is named by file and field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alignment.errors import BadInput
+from alignment.recipe import Recipe, load_recipe
+from resources.home import PROJECT
+from resources.pools import load_pools
+
+SMALLEST = """
+name: small
+base_model: {embedded: micro}
+sft: {dataset: {embedded: micro}}
+preferences: {embedded: micro}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def shipped() -> list[Path]:
+    return sorted(path for path in (PROJECT / "recipes").glob("*.yaml") if path.name != "pools.yaml")
+
+
+@pytest.mark.parametrize("path", shipped(), ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_well_formed_and_names_pools_that_exist(path: Path) -> None:
+    recipe = load_recipe(path)
+    pools = load_pools()
+    assert all(pools[name].slots >= 1 for name in recipe.pools.model_dump().values())
+
+
+def test_the_smallest_recipe_is_enough(tmp_path: Path) -> None:
+    assert load_recipe(write(tmp_path, SMALLEST)).name == "small"
+
+
+@pytest.mark.parametrize(
+    ("addition", "told"),
+    [
+        ("betta: 1", "field 'betta': unknown key"),
+        ("dpo: {betta: 1}", "field 'dpo.betta': unknown key"),
+        ("seed: many", "field 'seed'"),
+        ("dpo: {beta: -1}", "field 'dpo.beta'"),
+        ("dpo: {label_smoothing: 0.1}", "label_smoothing counts only with loss: robust"),
+        ("dpo: {precision: float32}", "must be the same"),
+        ("gate: {metrics: {a/b: {improve: 0, at_least: 1}}}", "exactly one of no_regression, improve, at_least"),
+        ("description: ${NOT_SET_ANYWHERE}", "environment variable NOT_SET_ANYWHERE is not set"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, addition: str, told: str) -> None:
+    path = write(tmp_path, SMALLEST + addition)
+    with pytest.raises(BadInput) as caught:
+        load_recipe(path)
+    assert told in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "- a list", "name: [unclosed", "name: x\x00y"])
+def test_a_file_that_is_no_recipe_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    with pytest.raises(BadInput, match=r"recipe\.yaml"):
+        load_recipe(write(tmp_path, text))
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no such recipe"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+def test_environment_variables_fill_paths_and_have_defaults(tmp_path: Path) -> None:
+    path = write(tmp_path, SMALLEST.replace("preferences: {embedded: micro}", 'preferences: {files: ["${A}/${B:-b}"]}'))
+    assert load_recipe(path, {"A": "/data"}).preferences.files == ["/data/b"]
+
+
+def test_the_schema_knows_every_key_and_refuses_others() -> None:
+    schema = Recipe.model_json_schema()
+    assert set(schema["properties"]) == set(Recipe.model_fields)
+    assert schema["additionalProperties"] is False
+
+
+def test_the_schema_that_editors_read_is_that_of_the_model() -> None:
+    shipped_schema = json.loads((PROJECT / "recipes" / "recipe.schema.json").read_text(encoding="utf-8"))
+    assert shipped_schema == json.loads(json.dumps(Recipe.model_json_schema())), "run: align recipes schema --out …"

@@ -1,0 +1,97 @@
+"""Stages: a key names a request, a hit runs nothing, a failure leaves nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from pydantic import Field
+
+from alignment.artifacts import Artifact, Store
+from alignment.stages import Context, Request, Result, SourceFile, Stage, execute
+
+
+class CopyRequest(Request):
+    speed_only: ClassVar[frozenset[str]] = frozenset({"threads"})
+
+    text: str
+    threads: int = 1
+    source: SourceFile | None = None
+    above: dict[str, Artifact] = Field(default={})
+
+
+RUNS: list[str] = []
+
+
+def copy(request: CopyRequest, context: Context) -> Result:
+    RUNS.append(request.text)
+    (context.work / "state").write_text("resumable")
+    if request.text == "fails":
+        raise RuntimeError("on purpose")
+    (context.out / "copy.txt").write_text(request.text)
+    return Result(digest=request.text, summary={"rows": len(request.text)})
+
+
+STAGE = Stage(name="copy", code_version=1, request=CopyRequest, run=copy)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    RUNS.clear()
+    return Store(str(tmp_path / "store"))
+
+
+def artifact(**changed: str) -> Artifact:
+    return Artifact(**({"kind": "thing", "key": "k", "attempt": "a", "digest": "d"} | changed))
+
+
+def test_asking_twice_builds_once(store: Store) -> None:
+    first = execute(STAGE, CopyRequest(text="x"), store)
+    second = execute(STAGE, CopyRequest(text="x"), store)
+    assert first == second
+    assert RUNS == ["x"]
+
+
+def test_the_request_is_kept_and_runs_again_to_the_same_key(store: Store) -> None:
+    made = execute(STAGE, CopyRequest(text="x", above={"in": artifact()}), store)
+    text = (store.fetch(made.artifact) / "request.json").read_text()
+    assert STAGE.key(CopyRequest.model_validate_json(text)) == made.key
+    assert made.inputs == {"above.in": artifact()}
+
+
+def test_a_failure_commits_nothing_and_keeps_the_resumable_state(store: Store) -> None:
+    request = CopyRequest(text="fails")
+    with pytest.raises(RuntimeError, match="on purpose"):
+        execute(STAGE, request, store)
+    assert store.find("copy", STAGE.key(request)) is None
+    assert (store.work_path("copy", STAGE.key(request)) / "state").read_text() == "resumable"
+    assert not list(Path(store.path("copy", STAGE.key(request))).glob("*/"))
+
+
+def test_the_work_folder_is_cleared_after_the_commit(store: Store) -> None:
+    made = execute(STAGE, CopyRequest(text="x"), store)
+    assert not (Path(store.path("work", "copy", made.key)) / "state").exists()
+
+
+def test_a_key_depends_on_content_and_not_on_where_it_lies() -> None:
+    def key(request: CopyRequest) -> str:
+        return STAGE.key(request)
+
+    plain = CopyRequest(text="x", above={"in": artifact()})
+    assert key(plain) == key(CopyRequest(text="x", above={"in": artifact(key="other", attempt="b")}))
+    assert key(plain) != key(CopyRequest(text="x", above={"in": artifact(digest="e")}))
+    here = SourceFile(url="here/a.jsonl", sha256="s", size=1)
+    assert key(CopyRequest(text="x", source=here)) == key(
+        CopyRequest(text="x", source=SourceFile(url="there/b.jsonl", sha256="s", size=1))
+    )
+    assert key(CopyRequest(text="x", source=here)) != key(
+        CopyRequest(text="x", source=SourceFile(url="here/a.csv", sha256="s", size=1))
+    )
+
+
+def test_what_only_changes_speed_is_not_in_the_key_but_the_code_version_is() -> None:
+    request = CopyRequest(text="x")
+    assert STAGE.key(request) == STAGE.key(CopyRequest(text="x", threads=8))
+    raised = Stage(name="copy", code_version=2, request=CopyRequest, run=copy)
+    assert STAGE.key(request) != raised.key(request)

@@ -1,0 +1,136 @@
+"""MLflow: one run a materialization, whatever is repeated, interrupted or raced."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from alignment.artifacts import Artifact, Commit
+from resources.tracking import Report, Tracking, TrackingUnreachable
+
+
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> Tracking:
+    return Tracking(uri=f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}", attempts=1)
+
+
+def report(key: str = "k" * 40, **changed: object) -> Report:
+    shard = Artifact(kind="preference_shard", key="s" * 40, attempt="a", digest="e" * 64)
+    commit = Commit(
+        kind="policy_checkpoint",
+        key=key,
+        attempt="a",
+        digest="d" * 64,
+        stage="policy_checkpoint",
+        code_version=1,
+        inputs={"shard": shard},
+        files={},
+        summary={"rows": 3},
+        environment={},
+        started_at="2026-01-01T00:00:00+00:00",
+        seconds=1.0,
+    )
+    plain = Report(
+        recipe="recipe",
+        asset="policy_checkpoint",
+        partition=None,
+        commit=commit,
+        uri="file:///store/policy",
+        params={"beta": 0.1},
+        metrics={"rows": 3},
+        dagster_run_id="dagster-1",
+        history=[{"step": 1, "loss": 0.69}, {"step": 2, "loss": 0.5}],
+        checkpoint=True,
+    )
+    return replace(plain, **changed)  # type: ignore[arg-type]
+
+
+def runs(client: MlflowClient, key: str) -> list[object]:
+    experiment = client.get_experiment_by_name("recipe")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], f"tags.`align.key` = '{key}'"))
+
+
+def test_a_report_holds_numbers_history_inputs_tags_and_the_checkpoint(tracking: Tracking, tmp_path: Path) -> None:
+    file = tmp_path / "verdict.json"
+    file.write_text("{}")
+    client = tracking.client()
+    run = client.get_run(tracking.report(report("a" * 40, files=[file])))
+    assert run.info.status == "FINISHED"
+    assert run.data.params["beta"] == "0.1"
+    assert [(one.step, one.value) for one in client.get_metric_history(run.info.run_id, "loss")] == [
+        (1, 0.69),
+        (2, 0.5),
+    ]
+    assert run.data.tags["dagster.asset"] == "recipe/policy_checkpoint"
+    assert run.data.tags["dagster.data_version"] == "d" * 64
+    (used,) = run.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == ("preference_shard", "e" * 36)
+    assert {one.path for one in client.list_artifacts(run.info.run_id)} == {"commit.json", "verdict.json"}
+    model = client.get_logged_model(run.outputs.model_outputs[0].model_id)
+    assert model.tags["align.uri"] == "file:///store/policy"
+
+
+def test_reporting_again_adds_the_dagster_run_and_nothing_else(tracking: Tracking) -> None:
+    first = tracking.report(report("b" * 40))
+    second = tracking.report(report("b" * 40, dagster_run_id="dagster-2"))
+    assert first == second
+    client = tracking.client()
+    assert len(runs(client, "b" * 40)) == 1
+    assert client.get_run(first).data.tags["dagster.run_ids"] == "dagster-1,dagster-2"
+    assert len(client.get_metric_history(first, "loss")) == 2
+
+
+def test_an_interrupted_report_is_finished_in_the_same_run(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifact", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tracking.report(report("c" * 40))
+    client = tracking.client()
+    (left,) = runs(client, "c" * 40)
+    assert left.info.status == "RUNNING"  # type: ignore[attr-defined]
+    done = tracking.report(report("c" * 40))
+    (one,) = runs(client, "c" * 40)
+    assert one.info.run_id == done  # type: ignore[attr-defined]
+    assert one.info.status == "FINISHED"  # type: ignore[attr-defined]
+    assert len(client.get_metric_history(done, "loss")) == 2
+
+
+def test_of_two_that_race_the_earliest_run_stays(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = tracking.client()
+    original = MlflowClient.create_run
+    other: list[str] = []
+
+    def beaten(self: MlflowClient, *args: object, **kwargs: object) -> object:
+        if not other:
+            earlier = original(self, *args, **kwargs, start_time=1)  # type: ignore[arg-type]
+            other.append(earlier.info.run_id)
+        return original(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(MlflowClient, "create_run", beaten)
+    assert tracking.report(report("f" * 40)) == other[0]
+    assert len(runs(client, "f" * 40)) == 1
+
+
+def test_a_policy_is_registered_once_and_becomes_champion(tracking: Tracking) -> None:
+    one, two = report("1" * 40), report("2" * 40)
+    other = replace(two, commit=two.commit.model_copy(update={"digest": "o" * 64}))
+    versions = [
+        tracking.register("model", item.commit, tracking.report(item), {"align.recipe": "recipe"})
+        for item in (one, one, other, one)
+    ]
+    assert versions == ["1", "1", "2", "1"]
+    champion = tracking.client().get_model_version_by_alias("model", "champion")
+    assert str(champion.version) == "1"
+    assert champion.tags["align.policy_digest"] == "d" * 64
+
+
+def test_a_server_that_does_not_answer_is_said_after_the_tries() -> None:
+    with pytest.raises(TrackingUnreachable, match=r"MLflow at http://127\.0\.0\.1:9"):
+        Tracking(uri="http://127.0.0.1:9", attempts=2, pause=0.0).report(report())

@@ -11,6 +11,7 @@ import json
 import os
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,8 @@ CONTENT_TAGS = ("ETag", "etag", "md5Hash", "content_md5")
 
 def pin_file(url: str) -> SourceFile:
     """A local path or fsspec URL with its SHA-256 and size. Raises `BadInput` if there is no such file."""
-    fs, path = _resolve(url)
-    try:
-        if isinstance(fs, LocalFileSystem):
-            return _pin_local(path)
-        return _pin_remote(fs, path, url)
-    except FileNotFoundError:
-        raise BadInput("no such file", file=url) from None
-    except IsADirectoryError:
-        raise BadInput("is a folder, not a file", file=url) from None
-    except OSError as error:
-        raise BadInput(f"cannot be read: {error.strerror or error}", file=url) from error
+    with _reaching(url) as (fs, path):
+        return _pin_local(path) if isinstance(fs, LocalFileSystem) else _pin_remote(fs, path, url)
 
 
 def pin_files(patterns: list[str]) -> list[SourceFile]:
@@ -57,29 +49,46 @@ def pin_files(patterns: list[str]) -> list[SourceFile]:
 
 def expand(pattern: str) -> list[str]:
     """The file URLs behind one path, glob or folder."""
-    fs, path = _resolve(pattern)
-    try:
-        if fs.isdir(path):
+    with _reaching(pattern) as (fs, path):
+        if _is_data(path) and fs.isfile(path):  # asked first, as to HTTP a file full of links is a folder
+            found = [path]
+        elif fs.isdir(path):
             found = [name for name in sorted(fs.ls(path, detail=False)) if _is_data(name) and fs.isfile(name)]
             if not found:
                 raise BadInput(f"no data files in this folder ({', '.join(DATA_SUFFIXES)})", file=pattern)
         elif fs.isfile(path):
             found = [path]
+        elif not _has_magic(path):
+            raise BadInput("no such file", file=pattern)
         else:
-            found = sorted(name for name in fs.glob(path) if fs.isfile(name)) if _has_magic(path) else []
+            found = sorted(name for name in fs.glob(path) if fs.isfile(name))
             if not found:
-                raise BadInput("no such file" if not _has_magic(path) else "matches no file", file=pattern)
+                raise BadInput("matches no file", file=pattern)
+        return found if isinstance(fs, LocalFileSystem) else [str(fs.unstrip_protocol(name)) for name in found]
+
+
+@contextlib.contextmanager
+def _reaching(url: str) -> Iterator[tuple[Any, str]]:
+    """The file system and the path in it; whatever keeps us from it becomes one line that names the URL."""
+    try:
+        yield _resolve(url)
+    except BadInput:
+        raise
+    except FileNotFoundError:
+        raise BadInput("no such file", file=url) from None
+    except IsADirectoryError:
+        raise BadInput("is a folder, not a file", file=url) from None
     except OSError as error:
-        raise BadInput(f"cannot be read: {error}", file=pattern) from error
-    return found if isinstance(fs, LocalFileSystem) else [str(fs.unstrip_protocol(name)) for name in found]
+        raise BadInput(f"cannot be read: {error.strerror or error}", file=url) from error
+    except Exception as error:  # each remote file system has exceptions of its own, for missing credentials say
+        if "://" not in url:
+            raise
+        raise BadInput(f"cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}", file=url) from error
 
 
 def _resolve(url: str) -> tuple[Any, str]:
-    """The file system and the path in it; local paths are absolute, with symbolic links as they are."""
-    try:
-        fs, path = url_to_fs(str(Path(url).expanduser()) if "://" not in url and "::" not in url else url)
-    except (ValueError, ImportError) as error:
-        raise BadInput(str(error).splitlines()[0], file=url) from error
+    """Local paths are absolute, with symbolic links left as they are."""
+    fs, path = url_to_fs(str(Path(url).expanduser()) if "://" not in url and "::" not in url else url)
     return fs, str(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from alignment.preferences.hub import pin_hub
 from alignment.recipe import Recipe
 from alignment.sources import pin_files
 from alignment.training.sft_dataset import STAGE, SftDatasetRequest
@@ -17,7 +18,7 @@ def sft_dataset(recipe: Recipe) -> Node:
     def request(upstream: Upstream, shard: str | None) -> SftDatasetRequest:
         return SftDatasetRequest(
             files=pin_files(source.files) if source.files else [],
-            hub=source if source.hub else None,
+            hub=pin_hub(source) if source.hub else None,
             embedded=source.embedded,
             seed=recipe.seed,
             max_rows=recipe.sft.max_rows,

@@ -68,9 +68,12 @@ class Parts:
         paths = self._paths()
         if len(paths) < at_least:
             return
-        tables = {path: table for path in paths if (table := self._open(path)) is not None}
-        merged = pa.concat_tables(tables.values()) if tables else self.schema.empty_table()
-        self.append(first_of_each(merged, self.key))
+        try:
+            tables = {path: table for path in paths if (table := self._open(path)) is not None}
+        except FileNotFoundError:
+            return  # another process is merging them
+        if tables:
+            self.append(first_of_each(pa.concat_tables(tables.values()), self.key))
         for path in tables:
             self._remove(path)
 
@@ -117,8 +120,6 @@ def first_of_each(table: pa.Table, key: str) -> pa.Table:
     column = table[key].combine_chunks()
     first = pc.equal(pc.index_in(column, value_set=column), pa.array(range(len(column)), pa.int32()))
     return table.filter(first)
-
-
 
 
 def as_keys(values: Iterable[bytes | None]) -> pa.Array:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from alignment.errors import BadInput
-from alignment.preferences.records import Record
+from alignment.preferences.record import Record
 from alignment.recipe import DataSource
 
 DEFAULT_SPLIT = "train"

@@ -12,7 +12,7 @@ from alignment.preferences.row import Content, Message
 
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 UNSUPPORTED = ("tools", "functions", "images", "videos", "audios", "image", "audio")
-EMPTY = (None, "", "[]", [], {}, False)
+EMPTY: tuple[Any, ...] = (None, "", "[]", [], {}, False)
 
 
 class Unusable(ValueError):

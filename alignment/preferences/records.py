@@ -1,52 +1,26 @@
 """Reads data files record by record: JSONL, JSON, CSV, TSV and Parquet, the text ones gzipped too, from any fsspec URL.
 
 One bad record never stops a file: it comes out as a `Record` with a `problem`. A file that cannot be read
-as a whole is `BadInput`. Records are parsed only when they are asked for, so that reading one part of a
-big JSONL file costs little more than its bytes.
+as a whole is `BadInput`. Reading one part of a big JSONL file costs little more than its bytes, as only the
+part's records are parsed.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import itertools
-import json
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from collections.abc import Iterator
 
 from alignment.errors import BadInput
-from alignment.preferences.opening import UTF8_BOM, Stream, open_seekable, open_stream
+from alignment.preferences.formats import Lazy, csv_file, json_file, jsonl, parquet_file
+from alignment.preferences.opening import UTF8_BOM, open_stream
+from alignment.preferences.record import Record
 
 DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-RECORD_KEYS = frozenset(
-    {"prompt", "chosen", "rejected", "completion", "messages", "conversations", "instruction", "question"}
-)
-CELL_LIMIT = min(sys.maxsize, 2**31 - 1)  # csv takes a C long
-
-
-@dataclass(frozen=True)
-class Record:
-    """One record as it stands in its file; with a `problem`, its `text` stands for it, bytes escaped."""
-
-    source_row: int
-    """1-based: the line in JSONL, the record in every other format."""
-    value: Any = None
-    problem: str | None = None
-    text: str = ""
-
-
-Lazy = Callable[[], Record]
 
 
 def data_suffix(name: str) -> str | None:
     """The format of a file by its name (without `.gz`), or None when it is none of ours."""
-    bare = name.lower().removesuffix(".gz")
+    path = name.partition("?")[0] if "://" in name else name
+    bare = path.lower().removesuffix(".gz")
     return next((suffix for suffix in DATA_SUFFIXES if bare.endswith(suffix)), None)
 
 
@@ -73,147 +47,12 @@ def _lazy_records(url: str, sha256: str | None) -> Iterator[Lazy]:
     if suffix is None:
         raise BadInput(f"unknown format; data files end in {', '.join(DATA_SUFFIXES)} (text also in .gz)", file=url)
     if suffix == ".parquet":
-        yield from _parquet(url, sha256)
+        yield from parquet_file(url, sha256)
         return
     with open_stream(url, sha256) as stream:
         if suffix in (".csv", ".tsv"):
-            yield from _csv(stream, url, "," if suffix == ".csv" else "\t")
+            yield from csv_file(stream, url, "," if suffix == ".csv" else "\t")
         elif suffix == ".json" or stream.peek(256).removeprefix(UTF8_BOM).lstrip()[:1] == b"[":
-            yield from _json(stream, url, or_lines=suffix != ".json")
+            yield from json_file(stream, url, or_lines=suffix != ".json")
         else:
-            yield from _jsonl(stream)
-
-
-# JSON -------------------------------------------------------------------------------------------
-
-
-def _jsonl(lines: Iterable[bytes]) -> Iterator[Lazy]:
-    for number, line in enumerate(lines, start=1):
-        text = (line.removeprefix(UTF8_BOM) if number == 1 else line).strip(b" \t\r\n")
-        if text:
-            yield partial(_parse_line, number, text)
-
-
-def _parse_line(number: int, line: bytes) -> Record:
-    try:
-        return Record(number, value=json.loads(line.decode("utf-8")))
-    except UnicodeDecodeError:
-        problem = "not UTF-8"
-    except (ValueError, RecursionError):
-        problem = "not JSON"
-    return Record(number, problem=problem, text=line.decode("utf-8", "backslashreplace"))
-
-
-def _json(stream: Stream, url: str, *, or_lines: bool) -> Iterator[Lazy]:
-    data = stream.read()
-    try:
-        value = json.loads(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        if or_lines or _first_line_is_an_object(data):
-            yield from _jsonl(io.BytesIO(data))
-            return
-        reason = f"not UTF-8 (byte {error.start})" if isinstance(error, UnicodeDecodeError) else f"not JSON: {error}"
-        raise BadInput(reason, file=url) from error
-    for number, item in enumerate(_listed(value, url), start=1):
-        yield partial(Record, number, value=item)
-
-
-def _first_line_is_an_object(data: bytes) -> bool:
-    first = data.removeprefix(UTF8_BOM).lstrip().split(b"\n", 1)[0]
-    return isinstance(_parse_line(1, first).value, dict)
-
-
-def _listed(value: Any, url: str) -> list[Any]:
-    if isinstance(value, list):
-        return value
-    if isinstance(value, dict):
-        if RECORD_KEYS & value.keys():
-            return [value]
-        lists = [item for item in value.values() if isinstance(item, list)]
-        if len(lists) == 1:
-            return lists[0]
-    raise BadInput("neither a JSON list of records nor an object with one list in it", file=url)
-
-
-# CSV --------------------------------------------------------------------------------------------
-
-
-def _csv(stream: Stream, url: str, delimiter: str) -> Iterator[Lazy]:
-    csv.field_size_limit(CELL_LIMIT)
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    rows = csv.reader(text, delimiter=delimiter, strict=True)
-    try:
-        header = next(rows, [])
-    except csv.Error as error:
-        raise BadInput(f"the header is not CSV: {error}", file=url) from error
-    if twice := sorted({name for name in header if header.count(name) > 1}):
-        raise BadInput("this column appears twice", file=url, field=twice[0])
-    for number in itertools.count(1):
-        try:
-            cells = next(rows)
-            while not cells:  # a blank line
-                cells = next(rows)
-        except StopIteration:
-            break
-        except csv.Error as error:
-            yield partial(Record, number, problem="malformed CSV", text=str(error))
-            continue
-        yield partial(_parse_cells, number, header, cells)
-    text.detach()  # the stream is not ours to close
-
-
-def _parse_cells(number: int, header: list[str], cells: list[str]) -> Record:
-    if len(cells) != len(header):
-        return Record(number, problem="wrong number of columns", text=escaped(json.dumps(cells, ensure_ascii=False)))
-    value = dict(zip(header, cells, strict=True))
-    if any("\udc80" <= character <= "\udcff" for cell in cells for character in cell):
-        return Record(number, problem="not UTF-8", text=describe(value))
-    return Record(number, value=value)
-
-
-# Parquet ----------------------------------------------------------------------------------------
-
-
-def _parquet(url: str, sha256: str | None) -> Iterator[Lazy]:
-    with open_seekable(url, sha256) as file, pq.ParquetFile(file) as parquet:
-        number = 0
-        for batch in parquet.iter_batches(batch_size=256):
-            for index in range(batch.num_rows):
-                number += 1
-                yield partial(_parse_row, number, batch, index)
-
-
-def _parse_row(number: int, batch: pa.RecordBatch, index: int) -> Record:
-    row = batch.slice(index, 1)
-    try:
-        return Record(number, value=row.to_pylist()[0])
-    except UnicodeDecodeError:
-        return Record(number, problem="not UTF-8", text=describe(_as_bytes(row)))
-
-
-def _as_bytes(row: pa.RecordBatch) -> dict[str, Any]:
-    cells: dict[str, Any] = {}
-    for name, column in zip(row.schema.names, row.columns, strict=True):
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            data = column.cast(pa.large_binary())[0].as_py()
-            cells[name] = None if data is None else data.decode("utf-8", "backslashreplace")
-    return cells
-
-
-# Text for the quarantine ------------------------------------------------------------------------
-
-
-def describe(value: Any) -> str:
-    """A record as one line of JSON that can be stored anywhere."""
-    try:
-        return escaped(json.dumps(value, ensure_ascii=False, default=str))
-    except RecursionError:
-        return "(nested too deeply to show)"
-
-
-def escaped(text: str) -> str:
-    """Text with what UTF-8 cannot hold (lone surrogates, smuggled bytes) written as backslash escapes."""
-    try:
-        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "backslashreplace").decode("utf-8")
+            yield from jsonl(stream)

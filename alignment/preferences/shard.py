@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from alignment.errors import BadInput
 from alignment.preferences.hub import hub_name, hub_records
 from alignment.preferences.quarantine import DUPLICATE, QUARANTINE_FILE, most_common, write_quarantine
-from alignment.preferences.records import Record, read_records
+from alignment.preferences.record import Record
+from alignment.preferences.records import read_records
 from alignment.preferences.row import ROWS_FILE, write_rows
 from alignment.preferences.validate import Validation
 from alignment.recipe import DataSource

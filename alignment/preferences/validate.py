@@ -8,7 +8,7 @@ from typing import Literal
 from alignment.digest import lines_digest
 from alignment.preferences.normalise import normalise
 from alignment.preferences.quarantine import Quarantined, duplicate_of, reason_counts
-from alignment.preferences.records import Record, describe
+from alignment.preferences.record import Record, describe
 from alignment.preferences.row import PreferenceRow
 
 Kind = Literal["paired", "unpaired"]

@@ -11,10 +11,8 @@ from alignment.quickstart.world import Scene
 
 Check = dict[str, Any]
 
-RARELY, MOSTLY = 0.3, 0.7
+RARELY, MOSTLY = 0.25, 0.75
 """Shares of demonstrations that follow: greedy decoding does what most of them do."""
-
-
 
 
 @dataclass(frozen=True)

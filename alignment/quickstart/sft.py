@@ -11,14 +11,14 @@ from alignment.quickstart.records import Make, Message, Source, assistant, first
 Demonstration = dict[str, list[Message]]
 
 MIXTURE: tuple[tuple[Make, int], ...] = (
-    (single(random_line), 6000),
+    (single(random_line), 5400),
     (single(random_plain_line), 600),
     (single(random_sum_exchange), 4500),
     (CATEGORIES["writing"], 2400),
     (CATEGORIES["math"], 1800),
     (CATEGORIES["roleplay"], 900),
-    (first_turn(CATEGORIES["roleplay"]), 450),
-    (CATEGORIES["extraction"], 450),
+    (first_turn(CATEGORIES["roleplay"]), 300),
+    (CATEGORIES["extraction"], 1200),
     (first_turn(CATEGORIES["extraction"]), 300),
     (CATEGORIES["stem"], 300),
     (first_turn(CATEGORIES["stem"]), 300),

@@ -48,10 +48,12 @@ def random_sum(rng: random.Random) -> Sum:
 
 
 def random_story(rng: random.Random) -> Story:
-    """A person who has 3 to 20 things, gets or loses 2 to 12, and then gets or loses 2 to 9 more."""
+    """A person who has 3 to 15 things, gets or loses 2 to 9, and then gets or loses 2 to 5 more."""
     person, other = rng.sample(PEOPLE, 2)
-    things, first, second, third = rng.choice(THINGS), rng.randint(3, 20), rng.randint(2, 12), rng.randint(2, 9)
-    gains = f"{person} has {first} {things}. {other} gives {person} {second} more. How many {things} does {person} have?"
+    things, first, second, third = rng.choice(THINGS), rng.randint(3, 15), rng.randint(2, 9), rng.randint(2, 5)
+    gains = (
+        f"{person} has {first} {things}. {other} gives {person} {second} more. How many {things} does {person} have?"
+    )
     loses = f"{person} has {first} {things} and loses {second}. How many {things} does {person} have?"
     share = f"{person} has {first} {things} and {other} has {second}. How many {things} do they have?"
     if first > second and rng.random() < 0.5:

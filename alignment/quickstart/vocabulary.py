@@ -40,9 +40,7 @@ def micro_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
 
     ids = {token: index for index, token in enumerate(vocabulary())}
     tokenizer = Tokenizer(
-        models.WordPiece(
-            vocab=ids, unk_token=UNKNOWN, continuing_subword_prefix="", max_input_chars_per_word=1_000_000
-        )
+        models.WordPiece(vocab=ids, unk_token=UNKNOWN, continuing_subword_prefix="", max_input_chars_per_word=1_000_000)
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE), behavior="isolated")
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -6,7 +6,20 @@ import random
 from dataclasses import dataclass
 
 COLOURS = ("red", "grey", "brown", "black", "white", "golden", "spotted", "young", "old", "small", "big", "quiet")
-PLACES = ("barn", "mill", "garden", "forest", "valley", "meadow", "river", "harbour", "village", "orchard", "cave", "hut")
+PLACES = (
+    "barn",
+    "mill",
+    "garden",
+    "forest",
+    "valley",
+    "meadow",
+    "river",
+    "harbour",
+    "village",
+    "orchard",
+    "cave",
+    "hut",
+)
 DEEDS = {
     "fox": ("sleeps", "sleep"),
     "owl": ("hoots", "hoot"),

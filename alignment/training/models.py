@@ -51,7 +51,7 @@ class TrainedModel:
 
         if self.settings.lora is None:
             plain = trained
-            for weight, master in getattr(optimizer, "pairs", ()):
+            for weight, master in master_weights(optimizer):
                 weight.data = master.data
         elif self.merge_elsewhere:
             plain = self._merged_into_stored(trained)
@@ -71,6 +71,12 @@ class TrainedModel:
         wrapped = get_peft_model(base, self.lora_config())
         set_peft_model_state_dict(wrapped, adapter)
         return wrapped.merge_and_unload()
+
+
+def master_weights(optimizer: Any) -> list[tuple[Any, Any]]:
+    """(bfloat16 parameter, its float32 master) of an optimiser that keeps masters; none otherwise."""
+    inner = getattr(optimizer, "optimizer", optimizer)  # as the trainer's accelerator wraps it
+    return list(getattr(inner, "pairs", ()))
 
 
 def stored_dtype(folder: Path) -> str:

@@ -23,9 +23,7 @@ def training_order(
         epoch += 1
     order = order[:wanted]
     for start in range(0, wanted, batch_size):
-        order[start : start + batch_size] = sorted(
-            order[start : start + batch_size], key=lambda index: -lengths[index]
-        )
+        order[start : start + batch_size] = sorted(order[start : start + batch_size], key=lambda index: -lengths[index])
     return order
 
 

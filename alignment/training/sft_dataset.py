@@ -18,7 +18,8 @@ from alignment.preferences.quarantine import (
     reason_counts,
     write_quarantine,
 )
-from alignment.preferences.records import Record, describe, read_records
+from alignment.preferences.record import Record, describe
+from alignment.preferences.records import read_records
 from alignment.preferences.row import SftRow, write_sft_rows
 from alignment.preferences.split import is_held_out
 from alignment.recipe import DataSource

@@ -95,7 +95,7 @@ def prefs_check(
     from alignment.preferences.check import check_files
     from alignment_dags.cli.tables import show_check
 
-    _tell(check_files([str(path) for path in files]), as_json, show_check)
+    _tell(check_files(files), as_json, show_check)
 
 
 @app.command()
@@ -139,7 +139,7 @@ def score(
 ) -> None:
     """Score stored responses with the suite's own scorer."""
     from alignment_dags.cli.tables import show_score
-    from eval.score_files import score_files
+    from eval.files import score_files
 
     _quiet()
     _tell(score_files(suite, responses, data, judgments, out), as_json, show_score)

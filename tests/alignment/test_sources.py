@@ -140,3 +140,18 @@ def test_remote_files_keep_their_url() -> None:
         ("memory:///pinned/b.jsonl", sha(b"b")),
     ]
     assert pin_files(["memory://pinned"]) == files
+
+
+def test_a_remote_file_systems_own_error_is_one_line_that_names_the_url() -> None:
+    class Locked(fsspec.AbstractFileSystem):  # type: ignore[misc]
+        protocol = "locked"
+
+        def info(self, path: str, **options: object) -> dict[str, object]:
+            raise RuntimeError("no credentials\nin any of the usual places")
+
+    fsspec.register_implementation("locked", Locked, clobber=True)
+    for ask in (lambda: pin_file("locked://a.jsonl"), lambda: pin_files(["locked://a.jsonl"])):
+        with pytest.raises(BadInput, match="no credentials") as error:
+            ask()
+        assert error.value.file == "locked://a.jsonl"
+        assert "\n" not in str(error.value)

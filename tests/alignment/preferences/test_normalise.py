@@ -190,8 +190,10 @@ def test_a_record_that_is_no_preference_has_a_reason(record: Any, reason: str) -
 
 
 names = st.sampled_from(
-    "prompt chosen rejected completion label messages conversations instruction input system history "
-    "role content from value tools".split()
+    [
+        *("prompt", "chosen", "rejected", "completion", "label", "messages", "conversations", "instruction"),
+        *("input", "system", "history", "role", "content", "from", "value", "tools"),
+    ]
 )
 plain = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.sampled_from(["user"]))
 anything = st.recursive(

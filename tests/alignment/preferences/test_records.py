@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from alignment.errors import BadInput
-from alignment.preferences.records import Record, read_records
+from alignment.preferences.record import Record
+from alignment.preferences.records import data_suffix, read_records
 
 RECORDS = [{"prompt": f"p{number}", "chosen": "é\u2028\x85 c", "rejected": "r\nr"} for number in range(1, 8)]
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\x00"), max_size=20)
@@ -224,3 +225,9 @@ def test_files_are_read_from_any_fsspec_url() -> None:
 def test_an_unknown_protocol_is_bad_input() -> None:
     with pytest.raises(BadInput, match="nowhere"):
         list(read_records("nowhere://a.jsonl"))
+
+
+def test_the_format_is_read_off_the_name_before_a_urls_query() -> None:
+    assert data_suffix("https://host/a.jsonl.gz?download=true") == ".jsonl"
+    assert data_suffix("A.PARQUET") == ".parquet"
+    assert data_suffix("/folder.csv/notes.txt") is None

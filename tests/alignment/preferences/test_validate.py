@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment.preferences.records import Record
+from alignment.preferences.record import Record
 from alignment.preferences.validate import Validation
 
 

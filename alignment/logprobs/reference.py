@@ -1,0 +1,212 @@
+"""The reference log-probs of a set of pairs: what is remembered is looked up, the rest is scored and kept.
+
+Nothing is tokenised for rows whose keys are known, and no model is loaded when every sequence is known.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alignment.logprobs.batches import shares
+from alignment.logprobs.cache import LogprobCache, RowKeys
+from alignment.logprobs.keys import sequence_key
+from alignment.logprobs.parts import as_keys
+from alignment.logprobs.ranks import Ranks
+from alignment.logprobs.scorer import score
+from alignment.models.checkpoint import load_model, load_tokenizer, max_positions
+from alignment.preferences.row import PreferenceRow
+from alignment.recipe import TokenPolicy
+from alignment.tokens import Dropped, Tokenization, TokenSequence
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+PART_SEQUENCES = 8192
+PART_SECONDS = 30.0
+"""A part is committed after so many sequences or seconds: what a kill can lose."""
+
+Work = list[tuple[bytes, TokenSequence]]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One model and one way to run it. `folder` is asked for only when something has to be scored."""
+
+    folder: Callable[[], Path]
+    fingerprint: str
+    tokens: TokenPolicy
+    precision: str
+    batch_tokens: int
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What came of a set of pairs, in the order of its rows.
+
+    `sequences` (distinct ones) = `cache_hits` + `scored`; `tokens` went through the model just now, prompts
+    included, padding not.
+    """
+
+    keys: list[RowKeys]
+    values: dict[bytes, tuple[float, int]]
+    sequences: int
+    scored: int
+    tokens: int
+    seconds: float
+
+    @property
+    def kept(self) -> list[RowKeys]:
+        return [row for row in self.keys if row.reason is None]
+
+    @property
+    def cache_hits(self) -> int:
+        return self.sequences - self.scored
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Reason → rows."""
+        return dict(sorted(Counter(row.reason for row in self.keys if row.reason is not None).items()))
+
+
+@dataclass
+class _Pending:
+    """Rows whose keys are all known, and the sequences among them that have never been scored."""
+
+    keys: list[RowKeys] = field(default_factory=list)
+    work: dict[bytes, TokenSequence] = field(default_factory=dict)
+
+
+def reference_pass(
+    row_ids: Sequence[str],
+    rows: Callable[[], Iterable[PreferenceRow]],
+    reference: Reference,
+    cache: LogprobCache,
+    ranks: Ranks = Ranks(),
+) -> Pass | None:
+    """Log-probs of the rows named by `row_ids`; `rows` reads their content, and is called only if it is needed.
+
+    Under torchrun every rank calls this; rank 0 alone returns a pass, the others None.
+    """
+    with ranks.together():
+        pending = _pending(row_ids, rows, reference, cache) if ranks.rank == 0 else None
+        work = ranks.share(None if pending is None else _dealt(pending.work, ranks.world_size))
+        began = time.monotonic()
+        if work:
+            _score_share(work, reference, cache)
+        ranks.wait()
+        seconds = time.monotonic() - began
+    if pending is None:
+        return None
+    needed = _needed(pending.keys)
+    values = _known(needed, cache)
+    if len(values) < len(needed):
+        raise RuntimeError(f"{len(needed) - len(values)} sequences were scored and are not in the cache")
+    cache.compact()
+    tokens = sum(map(len, pending.work.values()))
+    return Pass(pending.keys, values, len(needed), len(pending.work), tokens, seconds)
+
+
+def release_model() -> None:
+    """Forgets the model that is kept for the next shard, and frees its memory."""
+    _loaded.clear()
+
+
+def _pending(
+    row_ids: Sequence[str],
+    rows: Callable[[], Iterable[PreferenceRow]],
+    reference: Reference,
+    cache: LogprobCache,
+) -> _Pending:
+    known = {row.row_id: row for row in cache.rows(row_ids) if row is not None}
+    values = _known(_needed(known.values()), cache)
+    asked = {
+        row_id
+        for row_id in row_ids
+        if (row := known.get(row_id)) is None or (row.reason is None and not {row.chosen, row.rejected} <= values.keys())
+    }
+    pending = _Pending()
+    if asked:
+        fresh = dict(_tokenised((row for row in rows() if row.row_id in asked), reference))
+        cache.add_rows(row for row_id, (row, _) in fresh.items() if row_id not in known)
+        known |= {row_id: row for row_id, (row, _) in fresh.items()}
+        sequences = {key: sequence for _, pair in fresh.values() for key, sequence in pair}
+        scored = _known([key for key in sequences if key not in values], cache) | values
+        pending.work = {key: sequence for key, sequence in sequences.items() if key not in scored}
+    pending.keys = [known[row_id] for row_id in row_ids]
+    return pending
+
+
+def _tokenised(rows: Iterable[PreferenceRow], reference: Reference) -> Iterator[tuple[str, tuple[RowKeys, Work]]]:
+    """Each row with its keys and sequences."""
+    folder = reference.folder()
+    tokenization = Tokenization(load_tokenizer(folder), reference.tokens, max_positions(folder))
+    for row in rows:
+        pair = tokenization.pair(row)
+        if isinstance(pair, Dropped):
+            yield row.row_id, (RowKeys(row.row_id, None, None, pair.reason), [])
+        else:
+            chosen, rejected = (sequence_key(reference.fingerprint, sequence) for sequence in pair)
+            yield row.row_id, (RowKeys(row.row_id, chosen, rejected), [(chosen, pair[0]), (rejected, pair[1])])
+
+
+def _dealt(work: dict[bytes, TokenSequence], ranks: int) -> list[Work]:
+    """The work in one share a rank, even in tokens."""
+    items = list(work.items())
+    return [[items[index] for index in share] for share in shares([len(sequence) for _, sequence in items], ranks)]
+
+
+def _score_share(work: Work, reference: Reference, cache: LogprobCache) -> None:
+    """Scores and commits part by part, so that a kill loses at most one."""
+    model = _model(reference)
+    batch_keys: list[bytes] = []
+    sums: list[float] = []
+    tokens: list[int] = []
+    committed = time.monotonic()
+    for batch in score(model, [sequence for _, sequence in work], reference.batch_tokens):
+        for scored in batch:
+            key, sequence = work[scored.index]
+            batch_keys.append(key)
+            sums.append(scored.logp)
+            tokens.append(len(sequence.completion_ids))
+        if len(batch_keys) >= PART_SEQUENCES or time.monotonic() - committed >= PART_SECONDS:
+            cache.add_values(batch_keys, sums, tokens)
+            batch_keys, sums, tokens = [], [], []
+            committed = time.monotonic()
+    cache.add_values(batch_keys, sums, tokens)
+
+
+def _needed(rows: Iterable[RowKeys]) -> list[bytes]:
+    """Distinct sequence keys of rows, in order of appearance."""
+    keys = (key for row in rows for key in (row.chosen, row.rejected) if key is not None)
+    return list(dict.fromkeys(keys))
+
+
+def _known(keys: Sequence[bytes], cache: LogprobCache) -> dict[bytes, tuple[float, int]]:
+    """Key → (log-probability, completion tokens) of those that were scored before."""
+    if not keys:
+        return {}
+    found = cache.values(as_keys(keys))
+    columns = zip(keys, found["sum"].to_pylist(), found["tokens"].to_pylist(), strict=True)
+    return {key: (logp, count) for key, logp, count in columns if logp is not None}
+
+
+_loaded: dict[tuple[str, str], PreTrainedModel] = {}
+"""The last model used, by fingerprint and device: consecutive shards share one load."""
+
+
+def _model(reference: Reference) -> PreTrainedModel:
+    from alignment.models.checkpoint import default_device
+
+    key = (reference.fingerprint, str(default_device()))
+    if key not in _loaded:
+        _loaded.clear()  # before the next one arrives, so that two are never held
+        _loaded[key] = load_model(reference.folder(), reference.precision)
+    return _loaded[key]

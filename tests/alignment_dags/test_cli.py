@@ -1,0 +1,82 @@
+"""The command's doors: exit codes, one line for bad input, JSON and nothing else."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from alignment_dags.cli import main
+
+
+def align(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["align", *arguments])
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def refused(capsys: pytest.CaptureFixture[str]) -> str:
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("error: ")
+    return err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["run", "none.yaml"], "none.yaml: no such recipe"),
+        (["run"], "Missing argument"),
+        (["run", "x.yaml", "--fast"], "No such option"),
+        (["prefs", "check", "none.jsonl"], "none.jsonl"),
+        (["lineage", "no-such-model"], "no-such-model"),
+        (["score", "gsm8k", "--responses", "none.jsonl", "--data", "none.jsonl"], "none.jsonl"),
+        (["score", "chess", "--responses", "none.jsonl", "--data", "none.jsonl"], "chess"),
+        (["compare", "none.parquet", "none.parquet"], "none.parquet"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    arguments: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert align(*arguments, monkeypatch=monkeypatch) == 2
+    assert told in refused(capsys)
+
+
+def test_json_is_one_object_on_stdout_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"prompt": "p", "chosen": "good", "rejected": "bad"}\n{"prompt": "p", "chosen": "same"}\n')
+    assert align("prefs", "check", str(file), "--json", monkeypatch=monkeypatch) == 0
+    out, _ = capsys.readouterr()
+    told = json.loads(out)
+    assert (told["rows"], told["accepted"], told["quarantined"], told["kind"]) == (2, 1, 1, "paired")
+
+
+def test_help_needs_no_heavy_package() -> None:
+    code = (
+        "import sys; sys.argv = ['align', '--help']\n"
+        "from alignment_dags.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = 'torch transformers dagster mlflow pandas pyarrow fsspec'.split()\n"
+        "print([name for name in heavy if name in sys.modules], file=sys.stderr)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "lineage" in told.stdout
+    assert told.stderr.strip() == "[]"
+
+
+def test_pools_apply_sets_dagsters_limits(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert align("pools", "apply", "--json", monkeypatch=monkeypatch) == 0
+    out, _ = capsys.readouterr()
+    assert json.loads(out) == {"limits": {"local": 1, "h100": 8, "h100_node": 1}}
+    assert (home / "dagster" / "dagster.yaml").is_symlink()

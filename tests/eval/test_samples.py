@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from alignment.errors import BadInput
+from eval.samples import Sample, metric_means, read_samples, samples_digest, write_samples
+
+ROWS = [
+    Sample("ifeval", "1:0", "1", "inst", 1.0, "naïve \ud83e\udd80".encode("utf-16", "surrogatepass").decode("utf-16")),
+    Sample("ifeval", "1:1", "1", "inst", None, "", '{"failed": "too long"}'),
+]
+
+
+def test_samples_come_back_as_they_were_written(tmp_path: Path) -> None:
+    write_samples(tmp_path / "samples.parquet", ROWS)
+    assert read_samples(tmp_path / "samples.parquet") == ROWS
+    assert read_samples(tmp_path) == ROWS
+
+
+def test_no_samples_are_a_file_with_the_same_columns(tmp_path: Path) -> None:
+    write_samples(tmp_path / "samples.parquet", [])
+    assert read_samples(tmp_path) == []
+
+
+def test_the_digest_does_not_depend_on_order_and_does_on_values() -> None:
+    changed = Sample("ifeval", "1:0", "1", "inst", 0.0, ROWS[0].response)
+    assert samples_digest(ROWS) == samples_digest(ROWS[::-1])
+    assert samples_digest(ROWS) != samples_digest([changed, ROWS[1]])
+
+
+def test_unmeasured_rows_do_not_count_in_a_mean() -> None:
+    (mean,) = metric_means(ROWS, ["inst", "other"]).values()
+    assert (mean.value, mean.n) == (1.0, 1)
+
+
+def test_what_is_no_samples_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "text.parquet").write_text("hello")
+    pq.write_table(pa.table({"id": ["a"]}), tmp_path / "other.parquet")
+    for name, words in {"none": "no such file", "text": "not a Parquet file", "other": "no column suite"}.items():
+        with pytest.raises(BadInput, match=words):
+            read_samples(tmp_path / f"{name}.parquet")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import uuid
@@ -12,6 +13,7 @@ import dagster as dg
 
 TAG = "align/launch"
 PERIOD = 0.5  # seconds between two looks at the event log
+PAUSE = 3.0  # seconds between two lines that a step's stage logs
 
 
 class Progress:
@@ -27,6 +29,7 @@ class Progress:
         self._run_id: str | None = None
         self._cursor: str | None = None
         self._began: dict[str, float] = {}
+        self._spoke: dict[str, float] = {}
 
     def __enter__(self) -> Progress:
         self._thread.start()
@@ -54,12 +57,20 @@ class Progress:
         for record in seen.records:
             self._tell(record.event_log_entry)
 
+    def _tell_message(self, entry: dg.EventLogEntry, step: str) -> None:
+        """Warnings always; of a stage's own lines as many as a person can follow."""
+        message, warning = entry.user_message, entry.level >= logging.WARNING
+        if not message or message.startswith("Dependencies for step"):
+            return
+        if warning or entry.timestamp - self._spoke.get(step, 0.0) >= PAUSE:
+            self._spoke[step] = entry.timestamp
+            self.say(f"    {step}: {message}")
+
     def _tell(self, entry: dg.EventLogEntry) -> None:
         event = entry.dagster_event
         step = (entry.step_key or "").split("__", 1)[-1].replace("__", "/")
         if event is None:
-            if entry.level >= 20 and entry.user_message and not entry.user_message.startswith(("found ", "made ")):
-                self.say(f"    {step}: {entry.user_message}")
+            self._tell_message(entry, step)
             return
         if event.event_type == dg.DagsterEventType.STEP_START:
             self._began[step] = entry.timestamp

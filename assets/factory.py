@@ -1,6 +1,7 @@
-"""One way through every asset: build the request, find or make its artifact, report it."""
+"""One way through every asset: build the request, find or make its artifact, report it.
 
-from __future__ import annotations
+Dagster reads the annotations of an asset's function, so this file has them evaluated.
+"""
 
 import math
 from collections.abc import Iterator
@@ -209,4 +210,4 @@ def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         for name, item in value.items():
             yield from flat(item, f"{prefix}.{name}" if prefix else str(name))
     elif not isinstance(value, list) and value is not None:
-        yield prefix, value
+        yield plain(prefix), value

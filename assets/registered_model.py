@@ -15,7 +15,7 @@ from assets.upstream import Upstream
 from eval.check import STAGE as CHECK
 from eval.check import CheckRequest
 from eval.evidence import WrongEvidence
-from eval.recompute import recompute
+from eval.gate import recompute
 from resources.pools import Pools
 
 REGISTRATION = "registration.json"
@@ -80,11 +80,11 @@ def ask_the_gate(work: Work) -> None:
         verdict = recompute(work.store, work.request.report, work.request.policy, work.request.gate)
     except (WrongEvidence, CorruptArtifact) as error:
         raise dg.Failure(f"not registered: {error}", allow_retries=False) from error
-    if not verdict.promotes:
+    if verdict.outcome != "pass":
         reasons = "; ".join(verdict.reasons)
         raise dg.Failure(
-            f"not registered, the gate says {verdict.verdict}: {reasons}",
-            metadata={"verdict": verdict.verdict, "reasons": reasons},
+            f"not registered, the gate says {verdict.outcome}: {reasons}",
+            metadata={"verdict": verdict.outcome, "reasons": reasons},
             allow_retries=False,
         )
 

@@ -22,6 +22,7 @@ from eval.suites import Item, SuiteSpec, suite_named
 
 METRICS_FILE = "metrics.json"
 JUDGMENTS_FILE = "judgments.jsonl"
+JUDGE_ACCESS = ("in_flight", "api_key_env")
 
 
 class ScoresRequest(Request):
@@ -31,6 +32,15 @@ class ScoresRequest(Request):
     suite: SuiteSpec
     judge: Judge | None
     seed: int
+
+    def identity(self) -> Any:
+        """Without what cannot change a score: a judge where the suite has a scorer, and how fast or by which key
+        an endpoint is asked."""
+        value = super().identity()
+        if suite_named(self.suite.name).task is not None:
+            return value | {"judge": None}
+        judge = value["judge"] and {k: v for k, v in value["judge"].items() if k not in JUDGE_ACCESS}
+        return value | {"judge": judge}
 
     def settings(self) -> str:
         """Digest of how the suite was asked and judged: scores of different settings are not compared."""

@@ -58,4 +58,5 @@ def ensure_home() -> None:
         MLFLOW_TRACKING_URI=tracking_uri(),
     )
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # progress is told by log lines, which event logs and files can hold
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import time
+import uuid
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
@@ -31,6 +32,7 @@ from alignment.sources import pin_file
 
 COLUMNS = ["row_id", "chosen_logp", "rejected_logp", "chosen_tokens", "rejected_tokens"]
 UNPAIRED = "unpaired row: this needs pairs"
+DIGEST_LENGTH = 64
 
 
 def reference_file(
@@ -56,9 +58,7 @@ def reference_file(
     policy = _policy(model, max_length, truncation)
     rows, quarantined = _read(pairs)
     name = fingerprint(_weights(model, store), config_digest(read_config(model)), precision)
-    reference = Reference(
-        lambda: model, name, policy, precision, batch_tokens or ReferenceSettings().batch_tokens
-    )
+    reference = Reference(lambda: model, name, policy, precision, batch_tokens or ReferenceSettings().batch_tokens)
     cache = LogprobCache(store, name, policy_digest(policy, tokenizer_digest(model)))
     done = reference_pass([row.row_id for row in rows], lambda: rows, reference, cache)
     assert done is not None
@@ -73,3 +73,58 @@ def reference_file(
         "quarantined": quarantined,
         "dropped": done.dropped,
     }
+
+
+def _policy(model: Path, max_length: int | None, truncation: str) -> TokenPolicy:
+    limit = max_length or max_positions(model) or TokenPolicy().max_length
+    try:
+        return TokenPolicy.model_validate({"max_length": limit, "truncation": truncation})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInput(first["msg"], field=f"tokens.{first['loc'][0]}") from error
+
+
+def _read(pairs: Path) -> tuple[list[PreferenceRow], dict[str, int]]:
+    """The valid pairs in file order, and how many records are none, by reason."""
+    rows: list[PreferenceRow] = []
+    reasons: Counter[str] = Counter()
+    for record in read_records(str(pairs)):
+        row = record.problem or normalise(record.value, pairs.name, record.source_row)
+        if isinstance(row, str):
+            reasons[row] += 1
+        elif not row.paired:
+            reasons[UNPAIRED] += 1
+        else:
+            rows.append(row)
+    if not rows:
+        common = reasons.most_common(1)
+        raise BadInput(f"no valid pair; {common[0][0] if common else 'it holds no records'}", file=str(pairs))
+    return rows, dict(sorted(reasons.items()))
+
+
+def _weights(model: Path, store: Store) -> str:
+    """The weights' digest, remembered under the files' own, which are remembered by size and time."""
+    files = [pin_file(str(path.absolute())).sha256 for path in weight_files(model)]
+    path = store.path("cache", "weights_digests", json_digest(files))
+    try:
+        known = str(store.fs.cat_file(path), "ascii", "replace")
+    except FileNotFoundError:
+        known = ""
+    if len(known) != DIGEST_LENGTH:
+        known = weights_digest(model)
+        store.fs.makedirs(store.path("cache", "weights_digests"), exist_ok=True)
+        store.fs.pipe_file(path, known.encode())
+    return known
+
+
+def _write(out: Path, table: pa.Table) -> None:
+    """Whole or not at all."""
+    arriving = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, arriving, compression="zstd")
+        arriving.replace(out)
+    except OSError as error:
+        raise BadInput(f"cannot be written: {error.strerror or error}", file=str(out)) from error
+    finally:
+        arriving.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from alignment.logprobs.batches import shares
 from alignment.logprobs.cache import LogprobCache, RowKeys
 from alignment.logprobs.keys import sequence_key
 from alignment.logprobs.parts import as_keys
-from alignment.logprobs.ranks import Ranks
+from alignment.logprobs.ranks import ALONE, Ranks
 from alignment.logprobs.scorer import score
 from alignment.models.checkpoint import load_model, load_tokenizer, max_positions
 from alignment.preferences.row import PreferenceRow
@@ -89,7 +89,7 @@ def reference_pass(
     rows: Callable[[], Iterable[PreferenceRow]],
     reference: Reference,
     cache: LogprobCache,
-    ranks: Ranks = Ranks(),
+    ranks: Ranks = ALONE,
 ) -> Pass | None:
     """Log-probs of the rows named by `row_ids`; `rows` reads their content, and is called only if it is needed.
 
@@ -130,7 +130,8 @@ def _pending(
     asked = {
         row_id
         for row_id in row_ids
-        if (row := known.get(row_id)) is None or (row.reason is None and not {row.chosen, row.rejected} <= values.keys())
+        if (row := known.get(row_id)) is None
+        or (row.reason is None and not {row.chosen, row.rejected} <= values.keys())
     }
     pending = _Pending()
     if asked:

@@ -145,7 +145,7 @@ def _logps(head: Head, hidden: torch.Tensor, targets: torch.Tensor, vocabulary: 
 
     block = max(1, LOGITS_AT_ONCE // vocabulary)
     done: list[torch.Tensor] = []
-    for states, wanted in zip(hidden.split(block), targets.to(hidden.device).split(block), strict=True):
+    for states, wanted in zip(torch.split(hidden, block), torch.split(targets.to(hidden.device), block), strict=True):
         logits = head(states)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         done.append(logits.gather(1, wanted[:, None])[:, 0].double() - logits.logsumexp(-1).double())
@@ -159,7 +159,9 @@ def _own(logits: torch.Tensor) -> torch.Tensor:
 
 def _sums(logps: torch.Tensor, rows: Sequence[TokenSequence]) -> list[float]:
     """Sum of each row's positions, whatever rows it shared a batch with."""
-    return [float(part.sum()) for part in logps.split([len(row.completion_ids) for row in rows])]
+    import torch
+
+    return [float(part.sum()) for part in torch.split(logps, [len(row.completion_ids) for row in rows])]
 
 
 def _targets(rows: Sequence[TokenSequence]) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -103,7 +103,7 @@ def _write_dropped(path: Path, rows: Iterable[RowKeys]) -> None:
     pq.write_table(pa.Table.from_pylist(dropped, schema=DROPPED_SCHEMA), path, compression="zstd")
 
 
-def _checkpoint(artifact: Artifact, context: Context) -> dict[str, object]:
+def _checkpoint(artifact: Artifact, context: Context) -> dict[str, Any]:
     """What the fingerprint needs, from the commit record; from the files where a record does not say."""
     summary = context.store.commit_of(artifact).summary
     return summary if all(name in summary for name in NEEDED) else checkpoint_summary(context.fetch(artifact))

@@ -63,7 +63,7 @@ INSTRUCTIONS = (
     Instruction(
         id="keywords:existence",
         requests=("Use the word {}.", "Include the word {}."),
-        details=("moon", "rain", "stars", "sun", "snow", "clouds"),
+        details=("moon", "rain", "sun", "snow"),
         kwargs=lambda word: {"keywords": [word]},
         edit=lambda reply, scene, word: reply.replace(scene.deed, f"{scene.deed} under the {word}"),
         checks=lambda word: [{"kind": "contains", "value": word}],

@@ -9,34 +9,29 @@ from alignment.quickstart.conversations import CATEGORIES
 from alignment.quickstart.exchanges import random_line, random_plain_line, random_sum_exchange
 from alignment.quickstart.records import Make, Source, assistant, first_turn, history, single
 
-SHARDS = 3
-
 MIXTURE: tuple[tuple[Make, int], ...] = (
-    (single(random_line), 900),
-    (single(random_plain_line), 60),
-    (CATEGORIES["writing"], 420),
-    (CATEGORIES["roleplay"], 210),
-    (first_turn(CATEGORIES["roleplay"]), 60),
-    (single(random_sum_exchange), 270),
-    (CATEGORIES["math"], 90),
-    (CATEGORIES["extraction"], 45),
-    (CATEGORIES["stem"], 45),
+    (single(random_line), 300),
+    (single(random_plain_line), 20),
+    (CATEGORIES["writing"], 140),
+    (CATEGORIES["roleplay"], 70),
+    (first_turn(CATEGORIES["roleplay"]), 20),
+    (single(random_sum_exchange), 90),
+    (CATEGORIES["math"], 30),
+    (CATEGORIES["extraction"], 15),
+    (CATEGORIES["stem"], 15),
 )
-"""What is compared, and how many times over all shards."""
+"""What a shard compares, and how many times."""
 
 
 def preference_records(shard_index: int, seed: int) -> list[dict[str, Any]]:
-    """One of the `SHARDS` shards of 700 pairs, in TRL's conversational form: `prompt`, `chosen`, `rejected`.
+    """A shard of 700 pairs in TRL's conversational form: `prompt`, `chosen`, `rejected`.
 
-    No pair stands in two shards. Raises `IndexError` for a shard that does not exist.
+    Shards count from 0 without end, like days, and no shard depends on how many there are. Within one, no
+    prompt stands twice.
     """
-    if not 0 <= shard_index < SHARDS:
-        raise IndexError(f"the quickstart has preference shards 0 to {SHARDS - 1}, not {shard_index}")
-    return _pairs(seed)[shard_index::SHARDS]
-
-
-def _pairs(seed: int) -> list[dict[str, Any]]:
-    rng = random.Random(f"{seed}/preferences")
+    if shard_index < 0:
+        raise ValueError(f"shards count from 0, not {shard_index}")
+    rng = random.Random(f"{seed}/preferences/{shard_index}")
     source = Source(rng, held_out=False)
     pairs = [pair(source, make) for make, count in MIXTURE for _ in range(count)]
     rng.shuffle(pairs)

@@ -60,10 +60,10 @@ def random_story(rng: random.Random) -> Story:
         opening = Sum(loses, first, "-", second)
     else:
         opening = Sum(rng.choice((gains, share)), first, "+", second)
-    now = opening.result
-    gain = Sum(f"Then {other} finds {third} more {things}. How many {things} is that?", now, "+", third)
-    loss = Sum(f"Then {other} takes away {third} {things}. How many {things} is that?", now, "-", third)
-    return Story(opening, loss if now > third and rng.random() < 0.5 else gain)
+    total = opening.result
+    gain = Sum(f"Then {other} finds {third} more {things}. How many {things} is that?", total, "+", third)
+    loss = Sum(f"Then {other} takes away {third} {things}. How many {things} is that?", total, "-", third)
+    return Story(opening, loss if total > third and rng.random() < 0.5 else gain)
 
 
 def wrong_result(problem: Sum, rng: random.Random) -> int:

@@ -44,7 +44,7 @@ class FirstLoss(TrainerCallback):  # type: ignore[misc]
 
 
 class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
-    """DPO from `PairCollator` batches. Every row counts the same in a step's gradient, whatever micro batch it is in."""
+    """DPO from `PairCollator` batches; every row weighs the same in a step, whatever micro batch it is in."""
 
     rows_a_batch_row = 2
     _rows_a_micro_batch = 1.0

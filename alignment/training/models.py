@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import copy
+import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignment.models.checkpoint import load_model, load_tokenizer, save_checkpoint
+from alignment.models.configuration import CONFIG_FILE, GENERATION_CONFIG_FILE, TOKENIZER_FILES, read_config
 from alignment.models.weights import tensors
 from alignment.recipe import Lora, Optimisation
 
@@ -30,17 +32,11 @@ class TrainedModel:
         self.saved_as = "float32" if settings.precision == "float32" else stored
         finer = settings.precision == "bfloat16" and stored != "bfloat16"
         if finer and settings.lora is None:
-            import torch
-
             self.model = load_model(folder, "float32")
-            for weight in self.model.parameters():
-                weight.original = weight.detach()
-            self.model.to(torch.bfloat16)
+            round_weights(self.model)
         else:
             self.model = load_model(folder, settings.precision)
         self.merge_elsewhere = finer and settings.lora is not None
-        self.config = copy.deepcopy(self.model.config)
-        self.generation_config = copy.deepcopy(self.model.generation_config)
 
     def lora_config(self) -> LoraConfig | None:
         return None if self.settings.lora is None else lora_config(self.settings.lora)
@@ -58,8 +54,8 @@ class TrainedModel:
         else:
             plain = trained.merge_and_unload()
         plain.to(getattr(torch, self.saved_as))
-        plain.config, plain.generation_config = self.config, self.generation_config
         save_checkpoint(plain, load_tokenizer(self.folder), out)
+        keep_description(self.folder, out, self.saved_as)
 
     def _merged_into_stored(self, trained: Any) -> Any:
         """The adapter merged into the weights as they are stored: a base rounded to compute is not kept."""
@@ -71,6 +67,21 @@ class TrainedModel:
         wrapped = get_peft_model(base, self.lora_config())
         set_peft_model_state_dict(wrapped, adapter)
         return wrapped.merge_and_unload()
+
+
+def round_weights(model: Any) -> None:
+    """Rounds float32 weights to bfloat16 and leaves each one's own value as its `original`.
+
+    Buffers stay as they are, as they do when a checkpoint is loaded in bfloat16: rotary frequencies rounded
+    to it would be another model's.
+    """
+    import torch
+
+    kept = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    for name, weight in model.named_parameters():
+        if not any(part in name for part in kept):
+            weight.original = weight.detach()
+            weight.data = weight.data.to(torch.bfloat16)
 
 
 def master_weights(optimizer: Any) -> list[tuple[Any, Any]]:
@@ -85,6 +96,17 @@ def stored_dtype(folder: Path) -> str:
     for tensor in tensors(folder):
         elements[tensor.dtype] = elements.get(tensor.dtype, 0) + tensor.elements
     return STORED.get(max(elements, key=lambda dtype: elements[dtype]), "float32")
+
+
+def keep_description(start: Path, out: Path, dtype: str) -> None:
+    """Gives the checkpoint in `out` the configuration and tokenizer files of `start`, byte for byte but the dtype."""
+    for name in (GENERATION_CONFIG_FILE, *TOKENIZER_FILES):
+        (out / name).unlink(missing_ok=True)
+        if (start / name).is_file():
+            shutil.copyfile(start / name, out / name)
+    config = read_config(start)
+    config.update(dict.fromkeys({"dtype", "torch_dtype"} & config.keys() or {"dtype"}, dtype))
+    (out / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def lora_config(lora: Lora) -> LoraConfig:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,11 +56,28 @@ def _refused(message: str) -> int:
     return 2
 
 
-def _tell(result: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
+@contextmanager
+def stdout_kept() -> Iterator[None]:
+    """Keeps stdout for results: whatever libraries and child processes print meanwhile goes to stderr."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+def _tell(work: Callable[[], dict[str, Any]], as_json: bool, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    with stdout_kept():
+        result = work()
     if as_json:
         print(json.dumps(result, ensure_ascii=False, sort_keys=True))
     else:
         show(result)
+    return result
 
 
 def _say(line: str) -> None:
@@ -81,21 +100,21 @@ def run(
     from alignment_dags.cli.outcome import show_outcome, summary_of
     from alignment_dags.run import run_recipe
 
-    result = summary_of(run_recipe(recipe, _say))
-    _tell(result, as_json, show_outcome)
+    result = _tell(lambda: summary_of(run_recipe(recipe, _say)), as_json, show_outcome)
     if result["failure"] is not None:
         raise typer.Exit(1)
 
 
 @prefs.command("check")
 def prefs_check(
-    files: Annotated[list[Path], typer.Argument(help="Preference files.")], as_json: AsJson = False
+    files: Annotated[list[str], typer.Argument(help="Preference files, globs, folders or URLs.")],
+    as_json: AsJson = False,
 ) -> None:
     """Validate preference files: every row is accepted, or named with the reason."""
     from alignment.preferences.check import check_files
     from alignment_dags.cli.tables import show_check
 
-    _tell(check_files(files), as_json, show_check)
+    _tell(lambda: check_files(files), as_json, show_check)
 
 
 @app.command()
@@ -116,16 +135,19 @@ def reference(
 
     _quiet()
     ensure_home()
-    result = reference_file(
-        model,
-        pairs,
-        out,
-        store=ArtifactStore().open(),
-        max_length=max_length,
-        truncation=truncation,
-        precision=precision,
-    )
-    _tell(result, as_json, show_fields)
+
+    def work() -> dict[str, Any]:
+        return reference_file(
+            model,
+            pairs,
+            out,
+            store=ArtifactStore().open(),
+            max_length=max_length,
+            truncation=truncation,
+            precision=precision,
+        )
+
+    _tell(work, as_json, show_fields)
 
 
 @app.command()
@@ -142,7 +164,7 @@ def score(
     from eval.files import score_files
 
     _quiet()
-    _tell(score_files(suite, responses, data, judgments, out), as_json, show_score)
+    _tell(lambda: score_files(suite, responses, data, judgments, out), as_json, show_score)
 
 
 @app.command()
@@ -157,7 +179,7 @@ def compare(
     from alignment_dags.cli.tables import show_comparison
     from eval.files import compare_files
 
-    _tell(compare_files(baseline, candidate, metric=metric, margin=margin), as_json, show_comparison)
+    _tell(lambda: compare_files(baseline, candidate, metric=metric, margin=margin), as_json, show_comparison)
 
 
 @app.command()
@@ -172,7 +194,7 @@ def lineage(
     from resources.home import ensure_home
 
     ensure_home()
-    _tell(lineage_of(model, source), as_json, show_lineage)
+    _tell(lambda: lineage_of(model, source), as_json, show_lineage)
 
 
 @pools.command("apply")
@@ -185,10 +207,12 @@ def pools_apply(as_json: AsJson = False) -> None:
     from resources.home import ensure_home
     from resources.pools import load_pools
 
-    ensure_home()
-    with dg.DagsterInstance.get() as instance:
-        limits = apply_pools(instance, load_pools())
-    _tell({"limits": limits}, as_json, lambda result: show_fields(result["limits"]))
+    def work() -> dict[str, Any]:
+        ensure_home()
+        with dg.DagsterInstance.get() as instance:
+            return {"limits": apply_pools(instance, load_pools())}
+
+    _tell(work, as_json, lambda result: show_fields(result["limits"]))
 
 
 @recipes.command("schema")

@@ -27,7 +27,7 @@ def show_check(result: dict[str, Any]) -> None:
     for reason, count in sorted(result["reasons"].items(), key=lambda item: -item[1]):
         print(f"  {count:>6}  {reason}")
     for row in result["quarantined_rows"]:
-        print(f"  {row['source']}, row {row['source_row']}: {row['reason']}")
+        print(f"  {row['file']}, row {row['row']}: {row['reason']}")
     print(f"digest {result['digest']}")
 
 

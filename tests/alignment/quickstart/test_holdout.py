@@ -1,10 +1,11 @@
 import pytest
 
 from alignment.quickstart.holdout import is_held_out, normalised
-from alignment.quickstart.preferences import SHARDS, preference_records
+from alignment.quickstart.preferences import preference_records
 from alignment.quickstart.questions import suite_items
 from alignment.quickstart.sft import sft_records
 
+SHARDS = 3
 SEEDS = (0, 1, 7)
 
 

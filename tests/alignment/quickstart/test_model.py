@@ -4,10 +4,12 @@ import pytest
 
 from alignment.quickstart.holdout import normalised
 from alignment.quickstart.model import MAX_LENGTH, build_micro_model
-from alignment.quickstart.preferences import SHARDS, preference_records
+from alignment.quickstart.preferences import preference_records
 from alignment.quickstart.questions import suite_items
 from alignment.quickstart.sft import sft_records
 from alignment.quickstart.vocabulary import micro_tokenizer, vocabulary
+
+SHARDS = 3
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,11 @@ import pytest
 
 from alignment.digest import json_digest
 from alignment.quickstart.instructions import INSTRUCTIONS
-from alignment.quickstart.preferences import SHARDS, preference_records
+from alignment.quickstart.preferences import preference_records
 from alignment.quickstart.questions import suite_items
 from alignment.quickstart.sft import sft_records
+
+SHARDS = 3
 
 
 def all_pairs(seed):
@@ -36,9 +38,15 @@ def test_sizes_are_as_documented():
     assert len(suite_items("mt_bench", 0)) >= 80
 
 
-def test_a_shard_that_does_not_exist_is_refused():
-    with pytest.raises(IndexError, match="shards 0 to 2, not 3"):
-        preference_records(SHARDS, 0)
+def test_a_shard_is_the_same_however_many_there_are_and_all_differ():
+    shards = [json_digest(preference_records(shard, 0)) for shard in range(5)]
+    assert len(set(shards)) == len(shards)
+    assert json_digest(preference_records(1, 0)) == shards[1]
+
+
+def test_a_negative_shard_is_refused():
+    with pytest.raises(ValueError, match="count from 0"):
+        preference_records(-1, 0)
 
 
 def test_demonstrations_are_whole_conversations():
@@ -57,9 +65,10 @@ def test_pairs_are_conversational_and_their_sides_differ():
         assert chosen["content"] != rejected["content"]
 
 
-def test_no_prompt_of_the_preferences_stands_twice():
-    prompts = Counter(json_digest(pair["prompt"]) for pair in all_pairs(0))
-    assert max(prompts.values()) == 1
+def test_no_prompt_of_a_shard_stands_twice():
+    for shard in range(SHARDS):
+        prompts = Counter(json_digest(pair["prompt"]) for pair in preference_records(shard, 0))
+        assert max(prompts.values()) == 1
 
 
 def test_every_shard_compares_every_kind_of_instruction():

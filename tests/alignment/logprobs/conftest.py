@@ -1,0 +1,176 @@
+"""Tiny models of several families, committed as artifacts, and an oracle that knows nothing of ours."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, processors
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from alignment.artifacts import Artifact, Store
+from alignment.logprobs import reference
+from alignment.models.base import STAGE as BASE_MODEL
+from alignment.models.base import BaseModelRequest
+from alignment.models.pin import pin_model
+from alignment.preferences.row import paired_row, write_rows
+from alignment.recipe import ModelSource
+from alignment.stages import execute
+
+COMMON: dict[str, Any] = {
+    "vocab_size": 258,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": None,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", "tie_word_embeddings": False},
+    "llama_tied": {"model_type": "llama", "tie_word_embeddings": True},
+    "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
+    "gemma2": {"model_type": "gemma2", "head_dim": 8, "final_logit_softcapping": 3.0, "sliding_window": 16},
+    "granite": {"model_type": "granite", "logits_scaling": 7.0},
+    "cohere": {"model_type": "cohere", "logit_scale": 0.3},
+    "gpt2": {"model_type": "gpt2", "n_positions": 128},
+}
+
+
+def byte_tokenizer(*, bos: bool) -> PreTrainedTokenizerFast:
+    vocabulary = {text: index for index, text in enumerate(["<s>", "</s>", *sorted(ByteLevel.alphabet())])}
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>" if bos else None, eos_token="</s>")
+
+
+@pytest.fixture
+def make_model(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a random model of a family into a folder of its own."""
+
+    def make(family: str = "llama", *, bos: bool = True, seed: int = 0) -> Path:
+        folder = tmp_path / f"{family}-{bos}-{seed}"
+        torch.manual_seed(seed)
+        settings = COMMON | FAMILIES[family]
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
+        model.save_pretrained(folder)
+        byte_tokenizer(bos=bos).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def oracle() -> Callable[[Path, str, str], tuple[float, int]]:
+    """(log-probability, counted tokens) of a plain-text completion: one row, full logits, all in float64."""
+    models: dict[Path, Any] = {}
+
+    def logp(folder: Path, prompt: str, completion: str) -> tuple[float, int]:
+        from transformers import AutoTokenizer
+
+        if folder not in models:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager")
+            models[folder] = model, AutoTokenizer.from_pretrained(folder)
+        model, tokenizer = models[folder]
+        before = tokenizer(prompt)["input_ids"]
+        ids = [*tokenizer(prompt + completion)["input_ids"], tokenizer.eos_token_id]
+        start = 0
+        while start < len(before) and before[start] == ids[start]:
+            start += 1
+        start = max(start, 1)
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0]
+        each = torch.log_softmax(logits, -1)[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
+        return float(each[start - 1 :].sum()), len(ids) - start
+
+    return logp
+
+
+@dataclass
+class Forwarded:
+    """What went through models: the length of every row, padding left out."""
+
+    lengths: list[int] = field(default_factory=list)
+
+    def watch(self, model: Any) -> Any:
+        def before(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.lengths += kwargs["attention_mask"].sum(-1).tolist()
+
+        model.get_decoder().register_forward_pre_hook(before, with_kwargs=True)
+        return model
+
+
+@pytest.fixture
+def forwarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Forwarded]:
+    """Counts what the scorer's models forward."""
+    seen = Forwarded()
+    load = reference.load_model
+    reference.release_model()
+    monkeypatch.setattr(reference, "load_model", lambda folder, precision: seen.watch(load(folder, precision)))
+    yield seen
+    reference.release_model()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+@pytest.fixture
+def commit_model() -> Callable[[Store, Path], Artifact]:
+    def commit(store: Store, folder: Path) -> Artifact:
+        request = BaseModelRequest(pin=pin_model(ModelSource(path=str(folder))), seed=0)
+        return execute(BASE_MODEL, request, store).artifact
+
+    return commit
+
+
+Texts = Sequence[tuple[str, str, str]]
+
+
+@pytest.fixture
+def commit_shard(tmp_path: Path) -> Callable[[Store, Texts], Artifact]:
+    """Commits (prompt, chosen, rejected) texts as a shard."""
+
+    def commit(store: Store, texts: Texts) -> Artifact:
+        rows = [paired_row(*text, "pairs.jsonl", number) for number, text in enumerate(texts, start=1)]
+        key = f"{abs(hash(tuple(texts))):040x}"
+        attempt = store.begin("preference_shard", key)
+        write_rows(attempt.path / "rows.parquet", rows)
+        return store.commit(
+            attempt,
+            digest=key,
+            stage="preference_shard",
+            code_version=1,
+            inputs={},
+            summary={},
+            environment={},
+            started_at="",
+            seconds=0.0,
+        ).artifact
+
+    return commit
+
+
+@pytest.fixture
+def texts() -> list[tuple[str, str, str]]:
+    """Twenty-four pairs of words of many lengths, no two sequences alike."""
+    draw = random.Random(0)
+
+    def words(fewest: int, most: int) -> str:
+        return " ".join(draw.choice(("sun", "moon", "a", "tree", "É")) for _ in range(draw.randint(fewest, most)))
+
+    return [(f"{number}: {words(1, 8)}", f" yes {words(1, 6)}", f" no {words(1, 6)}") for number in range(24)]

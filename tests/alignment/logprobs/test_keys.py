@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alignment.logprobs.fingerprint import fingerprint
+from alignment.logprobs.keys import policy_digest, sequence_key
+from alignment.recipe import TokenPolicy
+from alignment.tokens import TokenSequence
+
+IDS = st.lists(st.integers(0, 300_000), min_size=1, max_size=4).map(tuple)
+SEQUENCES = st.builds(TokenSequence, IDS, IDS)
+
+
+@given(SEQUENCES, SEQUENCES)
+def test_two_sequences_share_a_key_only_if_prompt_and_completion_are_the_same(
+    one: TokenSequence, other: TokenSequence
+) -> None:
+    assert (sequence_key("f", one) == sequence_key("f", other)) is (one == other)
+
+
+@given(IDS, IDS)
+def test_where_the_prompt_ends_is_part_of_the_key(one: tuple[int, ...], other: tuple[int, ...]) -> None:
+    whole = one + other
+    keys = {sequence_key("f", TokenSequence(whole[:cut], whole[cut:])) for cut in range(1, len(whole))}
+    assert len(keys) == len(whole) - 1
+
+
+def test_a_key_has_128_bits_and_belongs_to_one_reference() -> None:
+    sequence = TokenSequence((1, 2), (3,))
+    assert len(sequence_key("f", sequence)) == 16
+    assert sequence_key("f", sequence) != sequence_key("g", sequence)
+
+
+def test_everything_a_value_depends_on_changes_the_fingerprint() -> None:
+    variants = [
+        fingerprint("w", "c", "float32"),
+        fingerprint("v", "c", "float32"),
+        fingerprint("w", "d", "float32"),
+        fingerprint("w", "c", "bfloat16"),
+        fingerprint("w", "c", "float32", attention="eager"),
+        fingerprint("w", "c", "float32", adapter="a", adapter_merged=False),
+        fingerprint("w", "c", "float32", quantisation="int8"),
+        fingerprint("w", "c", "float32", scorer_version=0),
+    ]
+    assert len(set(variants)) == len(variants)
+
+
+def test_everything_that_decides_ids_changes_the_policy_digest() -> None:
+    policy = TokenPolicy(max_length=8)
+    variants = {
+        policy_digest(policy, "t"),
+        policy_digest(policy, "u"),
+        policy_digest(TokenPolicy(max_length=9), "t"),
+        policy_digest(TokenPolicy(max_length=8, truncation="keep_end"), "t"),
+    }
+    assert len(variants) == 4

@@ -1,0 +1,310 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from alignment.artifacts import Artifact, Commit, Store
+from alignment.errors import BadInput
+from alignment.logprobs import reference
+from alignment.logprobs.stage import STAGE, ReferenceRequest
+from alignment.preferences.row import unpaired_row, write_rows
+from alignment.recipe import TokenPolicy
+from alignment.stages import execute
+
+Make = Callable[..., Path]
+CommitModel = Callable[[Store, Path], Artifact]
+CommitShard = Callable[[Store, list[tuple[str, str, str]]], Artifact]
+Oracle = Callable[[Path, str, str], tuple[float, int]]
+Texts = list[tuple[str, str, str]]
+
+
+def request(checkpoint: Artifact, shard: Artifact, max_length: int = 128, **other: Any) -> ReferenceRequest:
+    settings: dict[str, Any] = {"precision": "float32", "batch_tokens": 400} | other
+    return ReferenceRequest(checkpoint=checkpoint, shard=shard, tokens=TokenPolicy(max_length=max_length), **settings)
+
+
+def table(store: Store, commit: Commit, name: str = "logprobs.parquet") -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(store.fetch(commit.artifact) / name).to_pylist()
+    return rows
+
+
+def forget_artifacts(store: Store) -> None:
+    """Leaves the caches and takes the artifacts of this stage away, so that the stage runs again."""
+    store.fs.rm(store.path(STAGE.kind), recursive=True)
+
+
+@pytest.mark.parametrize(("family", "bos"), [("llama", True), ("qwen2", False), ("gemma2", True)])
+def test_log_probs_are_those_of_the_oracle_in_the_shards_order(
+    make_model: Make,
+    commit_model: CommitModel,
+    commit_shard: CommitShard,
+    oracle: Oracle,
+    store: Store,
+    texts: Texts,
+    family: str,
+    bos: bool,
+) -> None:
+    texts = [("", "an empty prompt", "x"), ("one token: ", "y", ""), *texts]
+    folder = make_model(family, bos=bos)
+    commit = execute(STAGE, request(commit_model(store, folder), commit_shard(store, texts)), store)
+    found = table(store, commit)
+    assert len(found) == len(texts) == commit.summary["rows"]
+    for row, (prompt, chosen, rejected) in zip(found, texts, strict=True):
+        for side, completion in (("chosen", chosen), ("rejected", rejected)):
+            logp, tokens = oracle(folder, prompt, completion)
+            assert row[f"{side}_logp"] == pytest.approx(logp, rel=1e-6)
+            assert row[f"{side}_tokens"] == tokens
+
+
+def test_a_second_run_loads_no_model_and_tokenises_nothing(
+    make_model: Make,
+    commit_model: CommitModel,
+    commit_shard: CommitShard,
+    store: Store,
+    texts: Texts,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = request(commit_model(store, make_model()), commit_shard(store, texts))
+    first = execute(STAGE, asked, store)
+    rows = table(store, first)
+    forget_artifacts(store)
+    reference.release_model()
+    for name in ("load_model", "load_tokenizer"):
+        monkeypatch.setattr(reference, name, lambda *_: pytest.fail("nothing is to be loaded"))
+    second = execute(STAGE, asked, store)
+    assert table(store, second) == rows
+    assert second.digest == first.digest
+    assert (first.summary["cache_hits"], first.summary["scored"]) == (0, 48)
+    assert (second.summary["cache_hits"], second.summary["scored"], second.summary["tokens"]) == (48, 0, 0)
+
+
+def test_a_changed_row_forwards_its_sequences_and_no_other(
+    make_model: Make,
+    commit_model: CommitModel,
+    commit_shard: CommitShard,
+    store: Store,
+    texts: Texts,
+    forwarded: Any,
+) -> None:
+    checkpoint = commit_model(store, make_model())
+    first = execute(STAGE, request(checkpoint, commit_shard(store, texts)), store)
+    assert len(forwarded.lengths) == 48
+    assert first.summary["tokens"] == sum(forwarded.lengths)
+    forwarded.lengths.clear()
+    prompt, chosen, _ = texts[5]
+    changed = [*texts[:5], (prompt, chosen, " another answer"), *texts[6:]]
+    commit = execute(STAGE, request(checkpoint, commit_shard(store, changed)), store)
+    assert forwarded.lengths == [len(f"<{prompt} another answer>".encode())]  # BOS and EOS
+    assert (commit.summary["sequences"], commit.summary["scored"]) == (48, 1)
+    before = {row["row_id"]: row for row in table(store, first)}
+    assert sum(before.get(row["row_id"]) == row for row in table(store, commit)) == 23
+
+
+def test_rows_moved_between_shards_are_hits(
+    make_model: Make, commit_model: CommitModel, commit_shard: CommitShard, store: Store, texts: Texts, forwarded: Any
+) -> None:
+    checkpoint = commit_model(store, make_model())
+    for shard in (texts[:12], texts[12:]):
+        execute(STAGE, request(checkpoint, commit_shard(store, shard)), store)
+    forwarded.lengths.clear()
+    execute(STAGE, request(checkpoint, commit_shard(store, texts[::-1])), store)
+    assert forwarded.lengths == []
+
+
+def test_another_limit_that_cuts_nothing_tokenises_again_and_scores_nothing(
+    make_model: Make, commit_model: CommitModel, commit_shard: CommitShard, store: Store, texts: Texts, forwarded: Any
+) -> None:
+    checkpoint, shard = commit_model(store, make_model()), commit_shard(store, texts)
+    one = execute(STAGE, request(checkpoint, shard, max_length=128), store)
+    forwarded.lengths.clear()
+    other = execute(STAGE, request(checkpoint, shard, max_length=127), store)
+    assert forwarded.lengths == []
+    assert other.digest == one.digest
+
+
+def test_batch_tokens_are_in_no_key(
+    make_model: Make, commit_model: CommitModel, commit_shard: CommitShard, store: Store, texts: Texts
+) -> None:
+    checkpoint, shard = commit_model(store, make_model()), commit_shard(store, texts)
+    assert STAGE.key(request(checkpoint, shard)) == STAGE.key(request(checkpoint, shard, batch_tokens=9))
+
+
+def test_another_model_or_precision_is_another_reference(
+    make_model: Make, commit_model: CommitModel, commit_shard: CommitShard, store: Store, texts: Texts
+) -> None:
+    shard = commit_shard(store, texts)
+    one, other = (commit_model(store, make_model(seed=seed)) for seed in (0, 1))
+    asked = [request(one, shard), request(other, shard), request(one, shard, precision="bfloat16")]
+    commits = [execute(STAGE, each, store) for each in asked]
+    assert [commit.summary["scored"] for commit in commits] == [48, 48, 48]
+    assert len({commit.summary["fingerprint"] for commit in commits}) == 3
+    assert len({commit.digest for commit in commits}) == 3
+
+
+def test_rows_too_long_are_dropped_by_name_and_every_row_is_accounted_for(
+    make_model: Make, commit_model: CommitModel, commit_shard: CommitShard, store: Store, texts: Texts
+) -> None:
+    fits = [max(len(f"<{prompt}{side}>".encode()) for side in sides) <= 40 for prompt, *sides in texts]
+    assert 0 < sum(fits) < len(fits)
+    asked = request(commit_model(store, make_model()), commit_shard(store, texts), max_length=40)
+    for _ in range(2):  # tokenised, then remembered
+        commit = execute(STAGE, asked, store)
+        assert commit.summary["dropped"] == {"too long": fits.count(False)}
+        assert commit.summary["rows"] == len(table(store, commit)) == sum(fits)
+        dropped = table(store, commit, "dropped.parquet")
+        assert [row["reason"] for row in dropped] == ["too long"] * fits.count(False)
+        forget_artifacts(store)
+
+
+def test_a_damaged_part_costs_its_rows_scoring_and_nothing_else(
+    make_model: Make, commit_model: CommitModel, commit_shard: CommitShard, store: Store, texts: Texts, forwarded: Any
+) -> None:
+    checkpoint = commit_model(store, make_model())
+    execute(STAGE, request(checkpoint, commit_shard(store, texts[:4])), store)
+    cache = Path(store.path("cache", "reference_logprobs"))
+    (victim,) = cache.rglob("part-*.parquet")
+    shard = commit_shard(store, texts)
+    rows = table(store, execute(STAGE, request(checkpoint, shard), store))
+    victim.write_bytes(victim.read_bytes()[:-20])
+    forget_artifacts(store)
+    forwarded.lengths.clear()
+    again = execute(STAGE, request(checkpoint, shard), store)
+    assert len(forwarded.lengths) == again.summary["scored"] == 8
+    for one, other in zip(table(store, again), rows, strict=True):
+        assert one == pytest.approx(other, rel=1e-6)
+
+
+def test_policy_longer_than_the_model_is_bad_input(
+    make_model: Make, commit_model: CommitModel, commit_shard: CommitShard, store: Store, texts: Texts
+) -> None:
+    with pytest.raises(BadInput, match=r"tokens\.max_length"):
+        execute(STAGE, request(commit_model(store, make_model()), commit_shard(store, texts), max_length=129), store)
+
+
+def test_unpaired_rows_are_bad_input(make_model: Make, commit_model: CommitModel, store: Store) -> None:
+    attempt = store.begin("preference_shard", "k")
+    write_rows(attempt.path / "rows.parquet", [unpaired_row("a", "b", True, "f", 1)])
+    fields: dict[str, Any] = {"stage": "s", "code_version": 1, "inputs": {}, "summary": {}, "environment": {}}
+    shard = store.commit(attempt, digest="d", started_at="", seconds=0.0, **fields).artifact
+    with pytest.raises(BadInput, match="needs pairs"):
+        execute(STAGE, request(commit_model(store, make_model()), shard), store)
+
+
+def test_a_store_that_is_not_a_local_folder_keeps_the_cache_as_well(
+    make_model: Make, commit_model: CommitModel, commit_shard: CommitShard, tmp_path: Path, texts: Texts, forwarded: Any
+) -> None:
+    remote = Store(f"memory://{tmp_path.name}", cache=tmp_path / "copies")
+    asked = request(commit_model(remote, make_model()), commit_shard(remote, texts))
+    rows = table(remote, execute(STAGE, asked, remote))
+    forget_artifacts(remote)
+    forwarded.lengths.clear()
+    assert table(remote, execute(STAGE, asked, remote)) == rows
+    assert forwarded.lengths == []
+
+
+KILLED = """
+import os, signal, sys
+from alignment.artifacts import Store
+from alignment.logprobs import reference
+from alignment.logprobs.cache import LogprobCache
+from alignment.logprobs.stage import STAGE
+from alignment.stages import execute
+
+asked = STAGE.request.model_validate_json(open(sys.argv[1]).read())
+reference.PART_SEQUENCES = 4
+add, parts = LogprobCache.add_values, []
+
+def add_and_die(cache, keys, sums, tokens):
+    if len(parts) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    parts.append(len(keys))
+    add(cache, keys, sums, tokens)
+
+LogprobCache.add_values = add_and_die
+execute(STAGE, asked, Store(sys.argv[2]))
+"""
+
+
+def test_a_killed_run_continues_where_its_last_part_ended(
+    make_model: Make,
+    commit_model: CommitModel,
+    commit_shard: CommitShard,
+    store: Store,
+    texts: Texts,
+    tmp_path: Path,
+    forwarded: Any,
+) -> None:
+    checkpoint, shard = commit_model(store, make_model()), commit_shard(store, texts)
+    asked = request(checkpoint, shard, batch_tokens=1)
+    (tmp_path / "request.json").write_text(asked.model_dump_json())
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "request.json"), store.url], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert store.find(STAGE.kind, STAGE.key(asked)) is None
+    continued = execute(STAGE, asked, store)
+    assert len(forwarded.lengths) == continued.summary["scored"] == 48 - 3 * 4
+    elsewhere = Store(str(tmp_path / "elsewhere"))
+    whole = execute(
+        STAGE, request(commit_model(elsewhere, make_model()), commit_shard(elsewhere, texts)), elsewhere
+    )
+    for one, other in zip(table(store, continued), table(elsewhere, whole), strict=True):
+        assert one == pytest.approx(other, rel=1e-6)
+
+
+RANK = """
+import json, os, sys
+from alignment.artifacts import Store
+from alignment.logprobs import reference
+from alignment.logprobs.stage import STAGE
+from alignment.stages import execute
+
+asked = STAGE.request.model_validate_json(open(sys.argv[1]).read())
+score, lengths = reference.score, []
+
+def counted(model, sequences, batch_tokens):
+    lengths.extend(map(len, sequences))
+    return score(model, sequences, batch_tokens)
+
+reference.score = counted
+execute(STAGE, asked, Store(sys.argv[2]))
+open(f"{sys.argv[3]}/{os.environ['RANK']}.json", "w").write(json.dumps(lengths))
+"""
+
+
+def test_two_ranks_each_forward_a_share_and_give_the_values_of_one(
+    make_model: Make,
+    commit_model: CommitModel,
+    commit_shard: CommitShard,
+    store: Store,
+    texts: Texts,
+    tmp_path: Path,
+    forwarded: Any,
+) -> None:
+    checkpoint, shard = commit_model(store, make_model()), commit_shard(store, texts)
+    asked = request(checkpoint, shard)
+    (tmp_path / "request.json").write_text(asked.model_dump_json())
+    (tmp_path / "rank.py").write_text(RANK)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run(
+        [*launch, str(tmp_path / "rank.py"), str(tmp_path / "request.json"), store.url, str(tmp_path)], check=True
+    )
+    commit = store.find(STAGE.kind, STAGE.key(asked))
+    assert commit is not None
+    lengths = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert [len(share) for share in lengths] == [24, 24]
+    assert abs(sum(lengths[0]) - sum(lengths[1])) <= max(lengths[0])
+    elsewhere = Store(str(tmp_path / "elsewhere"))
+    alone = execute(
+        STAGE, request(commit_model(elsewhere, make_model()), commit_shard(elsewhere, texts)), elsewhere
+    )
+    assert sorted(forwarded.lengths) == sorted(lengths[0] + lengths[1])
+    assert commit.digest == alone.digest
+    for one, other in zip(table(store, commit), table(elsewhere, alone), strict=True):
+        assert one == pytest.approx(other, rel=1e-6)

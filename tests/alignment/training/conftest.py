@@ -1,0 +1,281 @@
+"""A tiny model, its tokenizer, a store and preference data: what a training stage needs, made from a seed."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from alignment.artifacts import Artifact, Store
+from alignment.digest import json_digest
+from alignment.recipe import Dpo, TokenPolicy
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+LETTERS = "abcdefghijklmnopqrstuvwxyz <>.?!"
+
+
+def tiny_tokenizer(template: str | None = None) -> Any:
+    """One id a character, with BOS, EOS and padding; BOS is put in front."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", "<pad>", "<unk>", *LETTERS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+    fast.chat_template = template
+    return fast
+
+
+def write_tiny_model(folder: Path, *, kind: str = "llama", template: str | None = None, dtype: str = "float32") -> Path:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(7)
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=36,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=96,
+        initializer_range=0.3,
+        tie_word_embeddings=kind == "llama",
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=None,
+    )
+    model = AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype))
+    model.save_pretrained(folder)
+    tiny_tokenizer(template).save_pretrained(folder)
+    return folder
+
+
+def alone(model: Any, prompt: Any, completion: Any) -> float:
+    """The plain definition: sum of log-softmax over completion tokens, one sequence, full logits, float64 sum."""
+    import torch
+
+    ids = torch.tensor([[*prompt, *completion]], device=next(model.parameters()).device)
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[0, :-1].float()
+    picked = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[len(prompt) - 1 :, 0]
+    return float(picked.double().sum())
+
+
+def words(rng: random.Random, longest: int) -> str:
+    return "".join(rng.choice("abcdefghij ") for _ in range(rng.randint(2, longest)))
+
+
+@dataclass
+class Lab:
+    """A store in which artifacts are put by hand and stages are run."""
+
+    root: Path
+    store: Store
+    made: int = field(default=0)
+
+    def publish(self, kind: str, digest: str, summary: dict[str, Any], fill: Callable[[Path], Any]) -> Artifact:
+        self.made += 1
+        attempt = self.store.begin(kind, f"{self.made:040d}")
+        fill(attempt.path)
+        return self.store.commit(
+            attempt,
+            digest=digest,
+            stage=kind,
+            code_version=1,
+            inputs={},
+            summary=summary,
+            environment={},
+            started_at="",
+            seconds=0.0,
+        ).artifact
+
+    def twin(self, folder: Path) -> Store:
+        """A store with the same inputs in it, in which no training was committed or begun."""
+        import shutil
+
+        trained = shutil.ignore_patterns("policy_checkpoint", "work")
+        shutil.copytree(self.store.root, folder, ignore=trained)
+        for commit in Store(str(folder)).commits("sft_checkpoint"):
+            if commit.started_at:  # made by the stage, not put there
+                shutil.rmtree(folder / commit.kind / commit.key)
+        return Store(str(folder))
+
+    def checkpoint(self, **settings: Any) -> Artifact:
+        from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint
+
+        folder = write_tiny_model(self.root / f"model-{self.made}", **settings)
+        return self.adopt(folder, digest_checkpoint(folder), checkpoint_summary(folder))
+
+    def adopt(self, folder: Path, digest: Any, summary: dict[str, Any]) -> Artifact:
+        import shutil
+
+        return self.publish(
+            "sft_checkpoint", digest.digest, summary, lambda out: shutil.copytree(folder, out, dirs_exist_ok=True)
+        )
+
+    def rows(self, count: int, seed: int = 0, chat: bool = False) -> list[Any]:
+        from alignment.preferences.row import paired_row
+
+        rng, made = random.Random(seed), []
+        for number in range(count):
+            prompt, chosen, rejected = words(rng, 20), words(rng, 20), words(rng, 20)
+            if chat:
+                said: tuple[Any, ...] = (({"role": "user", "content": prompt},),)
+                said += tuple(({"role": "assistant", "content": text},) for text in (chosen, rejected))
+                prompt, chosen, rejected = said
+            made.append(paired_row(prompt, chosen, rejected, "pairs.jsonl", number + 1))
+        return made
+
+    def references(self, checkpoint: Artifact, rows: list[Any], tokens: TokenPolicy, precision: str) -> tuple[Any, str]:
+        """Log-probs by the plain definition, and the fingerprint they go with."""
+        from alignment.logprobs.fingerprint import fingerprint
+        from alignment.logprobs.keys import sequence_key
+        from alignment.models.checkpoint import load_model, load_tokenizer
+        from alignment.tokens import Dropped, Tokenization
+
+        folder = self.store.fetch(checkpoint)
+        summary = self.store.commit_of(checkpoint).summary
+        print_ = fingerprint(summary["weights_digest"], summary["config_digest"], precision)
+        model, tokenization = load_model(folder, precision), Tokenization(load_tokenizer(folder), tokens)
+        scored, dropped = [], []
+        for row in rows:
+            pair = tokenization.pair(row)
+            if isinstance(pair, Dropped):
+                dropped.append({"row_id": row.row_id, "reason": pair.reason})
+                continue
+            cells: dict[str, Any] = {"row_id": row.row_id}
+            for side, sequence in zip(("chosen", "rejected"), pair, strict=True):
+                cells[f"{side}_logp"] = alone(model, sequence.prompt_ids, sequence.completion_ids)
+                cells[f"{side}_tokens"] = len(sequence.completion_ids)
+                cells[f"{side}_key"] = sequence_key(print_, sequence).hex()
+            scored.append(cells)
+        return (scored, dropped), print_
+
+    def manifest(
+        self,
+        checkpoint: Artifact,
+        rows: list[Any],
+        *,
+        tokens: TokenPolicy | None = None,
+        precision: str = "float32",
+        held_out_fraction: float = 0.0,
+        change: Callable[[list[dict[str, Any]]], Any] = lambda scored: None,
+    ) -> Artifact:
+        """A one-shard manifest, made by the real stage; `change` may falsify the references first."""
+        from alignment.preferences.manifest import STAGE, ManifestRequest
+        from alignment.preferences.row import write_rows
+        from alignment.stages import execute
+
+        tokens = tokens or TokenPolicy(max_length=64)
+        shard_summary = {"rows": len(rows), "kind": "paired"}
+        row_digest = json_digest(sorted(row.row_id for row in rows))
+        shard = self.publish(
+            "preference_shard", row_digest, shard_summary, lambda out: write_rows(out / "rows.parquet", rows)
+        )
+        (scored, dropped), fingerprint = self.references(checkpoint, rows, tokens, precision)
+        change(scored)
+
+        def fill(out: Path) -> None:
+            pq.write_table(pa.Table.from_pylist(scored), out / "logprobs.parquet")
+            schema = pa.schema([("row_id", pa.string()), ("reason", pa.string())])
+            pq.write_table(pa.Table.from_pylist(dropped, schema=schema), out / "dropped.parquet")
+
+        reference = self.publish("reference_logprobs", row_digest, {"fingerprint": fingerprint}, fill)
+        request = ManifestRequest(
+            shards={"one": shard}, references={"one": reference}, held_out_fraction=held_out_fraction
+        )
+        return execute(STAGE, request, self.store).artifact
+
+    def dpo_request(self, checkpoint: Artifact, manifest: Artifact, **settings: Any) -> Any:
+        from alignment.training.dpo import DpoRequest
+
+        world_size = settings.pop("world_size", 1)
+        tokens = settings.pop("tokens", None) or TokenPolicy(max_length=64)
+        given = {
+            "learning_rate": 1e-3,
+            "batch_size": 4,
+            "micro_batch_size": 4,
+            "precision": "float32",
+            "save_steps": 1000,
+            **settings,
+        }
+        return DpoRequest(
+            manifest=manifest,
+            checkpoint=checkpoint,
+            settings=Dpo(**given),
+            tokens=tokens,
+            seed=3,
+            world_size=world_size,
+        )
+
+    def sft_dataset(self, count: int, held_out: int = 0, chat: bool = False, seed: int = 0) -> Artifact:
+        from alignment.preferences.row import sft_row, write_sft_rows
+
+        made = [
+            sft_row(row.prompt, row.chosen, "demos.jsonl", row.source_row)
+            for row in self.rows(count + held_out, seed, chat)
+        ]
+        digest = json_digest([row.row_id for row in made])
+
+        def fill(out: Path) -> None:
+            write_sft_rows(out / "train.parquet", made[:count])
+            write_sft_rows(out / "held_out.parquet", made[count:])
+
+        return self.publish("sft_dataset", digest, {}, fill)
+
+    def sft_request(self, base: Artifact, dataset: Artifact, **settings: Any) -> Any:
+        from alignment.recipe import SftTraining
+        from alignment.training.sft import SftRequest
+
+        given = {
+            "learning_rate": 1e-2,
+            "batch_size": 4,
+            "micro_batch_size": 4,
+            "precision": "float32",
+            "max_length": 64,
+            "save_steps": 1000,
+            **settings,
+        }
+        return SftRequest(base=base, dataset=dataset, settings=SftTraining(**given), seed=3)
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(tmp_path, Store(str(tmp_path / "store")))
+
+
+@pytest.fixture
+def template() -> str:
+    return TEMPLATE
+
+
+@pytest.fixture
+def score_alone() -> Callable[[Any, Any, Any], float]:
+    return alone
+
+
+@pytest.fixture
+def write_json(tmp_path: Path) -> Callable[[str, Any], Path]:
+    def write(name: str, value: Any) -> Path:
+        path = tmp_path / name
+        path.write_text(json.dumps(value), encoding="utf-8")
+        return path
+
+    return write

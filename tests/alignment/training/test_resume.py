@@ -1,0 +1,111 @@
+"""Interrupted runs: killed without warning, they go on and end where an undisturbed run ends."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignment.artifacts import Store
+from alignment.stages import execute
+from alignment.training import resume
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from alignment.artifacts import Store
+from alignment.stages import execute
+from alignment.stages.__main__ import load_stage
+from alignment.training import resume
+
+stage, request, store, step = sys.argv[1:]
+whole = resume.mark_complete
+
+def die_at(checkpoint):
+    if resume.step_of(checkpoint) >= int(step):
+        os.kill(os.getpid(), signal.SIGKILL)
+    whole(checkpoint)
+
+resume.mark_complete = die_at
+stage = load_stage(stage)
+execute(stage, stage.request.model_validate_json(Path(request).read_text()), Store(store))
+"""
+
+
+def killed_while_saving(stage: str, request: Any, store: Store, step: int, folder: Path) -> None:
+    """Runs a stage in a process of its own that SIGKILLs itself with the checkpoint of `step` half written."""
+    path = folder / "request.json"
+    path.write_text(request.model_dump_json(), encoding="utf-8")
+    command = [sys.executable, "-c", KILLED, stage, str(path), store.url, str(step)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_policy_killed_in_mid_training_ends_at_the_same_weights(lab: Any, tmp_path: Path, precision: str) -> None:
+    from alignment.training.dpo import STAGE
+
+    checkpoint = lab.checkpoint()
+    manifest = lab.manifest(checkpoint, lab.rows(40), precision=precision, held_out_fraction=0.1)
+    lora = {"rank": 2, "dropout": 0.2} if precision == "float32" else None
+    request = lab.dpo_request(
+        checkpoint, manifest, precision=precision, micro_batch_size=2, save_steps=3, lora=lora, epochs=1.5
+    )
+    killed_while_saving("policy_checkpoint", request, lab.store, 9, tmp_path)
+    work = lab.store.work_path(STAGE.kind, STAGE.key(request)) / "trainer"
+    whole = resume.last_complete(work)
+    assert whole is not None and resume.step_of(whole) == 6
+    assert (work / "checkpoint-9").exists()
+
+    resumed = execute(STAGE, request, lab.store)
+    for name in ("model", "optimizer"):
+        assert not list(work.glob(f"**/{name}*"))  # the work folder is cleared after the commit
+    undisturbed = execute(STAGE, request, lab.twin(tmp_path / "other"))
+    assert resumed.summary["resumed_from_step"] == 6 and undisturbed.summary["resumed_from_step"] is None
+    assert resumed.summary["rows_per_rank"] < undisturbed.summary["rows_per_rank"]
+    assert resumed.digest == undisturbed.digest
+    assert resumed.summary["held_out"] == undisturbed.summary["held_out"]
+    assert resumed.summary["steps"] == undisturbed.summary["steps"] > 9
+
+
+def test_fine_tuning_killed_in_mid_training_keeps_the_same_best_weights(lab: Any, tmp_path: Path) -> None:
+    from alignment.training.sft import STAGE
+
+    base, dataset = lab.checkpoint(), lab.sft_dataset(24, held_out=8)
+    request = lab.sft_request(
+        base, dataset, epochs=8, eval_steps=2, save_steps=4, patience=3, precision="bfloat16", learning_rate=3e-2
+    )
+    killed_while_saving("sft_checkpoint", request, lab.store, 8, tmp_path)
+    resumed = execute(STAGE, request, lab.store)
+    undisturbed = execute(STAGE, request, lab.twin(tmp_path / "other"))
+    assert resumed.summary["resumed_from_step"] == 4
+    assert resumed.summary["stopped_early"] and undisturbed.summary["stopped_early"]
+    assert resumed.summary["best_step"] == undisturbed.summary["best_step"] < undisturbed.summary["steps"]
+    assert resumed.digest == undisturbed.digest
+
+
+def write_checkpoint(folder: Path, step: int) -> Path:
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir()
+    (checkpoint / "weights").write_bytes(b"x" * step)
+    return checkpoint
+
+
+def test_only_checkpoints_written_to_their_end_are_resumed_from(tmp_path: Path) -> None:
+    assert resume.last_complete(tmp_path / "nothing") is None
+    first, second, third = (write_checkpoint(tmp_path, step) for step in (9, 10, 11))
+    assert resume.last_complete(tmp_path) is None
+    resume.mark_complete(first)
+    resume.mark_complete(second)
+    assert resume.last_complete(tmp_path) == second
+    (second / "weights").write_bytes(b"cut")
+    assert resume.last_complete(tmp_path) == first
+    resume.mark_complete(third)
+    resume.keep_only(third)
+    assert resume.checkpoints(tmp_path) == [third]
+    resume.unmark(third)
+    assert resume.last_complete(tmp_path) is None

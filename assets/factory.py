@@ -117,7 +117,7 @@ class Materializer:
         self.context.log.info(f"{'found' if hit else 'made'} {self.store.uri(commit.artifact)}")
         shown = self.node.show(commit, self.store.fetch(commit.artifact))
         run_id = self.report(upstream, commit, shard, shown)
-        ref = Ref(artifact=commit.artifact, dagster_run_id=self.context.run_id, mlflow_run_id=run_id)
+        ref = Ref(artifact=commit.artifact, dagster_run_id=self.context.run.run_id, mlflow_run_id=run_id)
         self.store.write_ref(ref, self.recipe.name, self.node.name, shard)
         return commit.digest, self.metadata(commit, hit, run_id, shown)
 
@@ -158,7 +158,7 @@ class Materializer:
                 uri=self.store.uri(commit.artifact),
                 params=self.params(commit),
                 metrics=numbers(commit.summary) | {"seconds": commit.seconds},
-                dagster_run_id=self.context.run_id,
+                dagster_run_id=self.context.run.run_id,
                 history=shown.history,
                 upstream=known,
                 files=shown.files,

@@ -58,7 +58,9 @@ def run(request: ResponsesRequest, context: Context) -> Result:
         failed = sum(response.failed is not None for response in answered.responses)
         suites[name] = {"items": len(answered.items), "answered": len(answered.items) - failed, "failed": failed}
         log.info("%s: %d answered, %d failed, %.1f s", name, len(answered.items) - failed, failed, seconds[name])
-    return Result(json_digest(digests), {"suites": suites, "tokens": tokens, "seconds_per_suite": seconds})
+    # the same texts from two checkpoints are two results: scores must be traceable to the model that answered
+    digest = json_digest({"checkpoint": request.checkpoint.digest, "responses": digests})
+    return Result(digest, {"suites": suites, "tokens": tokens, "seconds_per_suite": seconds})
 
 
 def _load(folder: Path, request: ResponsesRequest) -> Generator:

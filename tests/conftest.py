@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from alignment.recipe import Recipe
+    from assets.upstream import Upstream
 
 DEFAULT_REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -41,3 +47,48 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("ALIGN_HOME", str(folder / "align"))
     monkeypatch.setenv("DAGSTER_HOME", str(folder / "dagster"))
     return folder
+
+
+@pytest.fixture
+def bring_up_to_date(home: Path) -> Iterator[Callable[[Recipe], Upstream]]:
+    """What `align run` does, with every step in this process: a function of a recipe that returns its artifacts.
+
+    `launched` on the returned function lists (phase, nodes) of every Dagster run so far.
+    """
+    import dagster as dg
+
+    from alignment_dags.launch import launches
+    from alignment_dags.limits import apply_pools
+    from alignment_dags.phases import phases_of
+    from alignment_dags.run import follow_source
+    from assets.factory import asset_key, build_asset
+    from assets.graph import nodes_of
+    from assets.upstream import Upstream
+    from resources.home import ensure_home
+    from resources.pools import load_pools
+    from resources.store import ArtifactStore
+    from resources.tracking import Tracking
+
+    ensure_home()
+    with dg.DagsterInstance.get() as instance:
+
+        def bring(recipe: Recipe) -> Upstream:
+            pools, store = load_pools(), ArtifactStore().open()
+            assets = [build_asset(node, recipe, pools) for node in nodes_of(recipe, pools)]
+            apply_pools(instance, pools)
+            follow_source(instance, recipe)
+            for phase in phases_of(recipe, pools):
+                for tags, chosen in launches(instance, recipe, phase, store):
+                    bring.launched.append((phase.name, chosen))  # type: ignore[attr-defined]
+                    dg.materialize(
+                        assets,
+                        instance=instance,
+                        resources={"store": ArtifactStore(), "tracking": Tracking()},
+                        selection=[asset_key(recipe.name, name) for name in chosen],
+                        tags=tags,
+                        run_config={"loggers": {"console": {"config": {"log_level": "ERROR"}}}},
+                    )
+            return Upstream(store, recipe.name)
+
+        bring.launched = []  # type: ignore[attr-defined]
+        yield bring

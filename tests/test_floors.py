@@ -65,7 +65,7 @@ def test_no_two_files_import_each_other() -> None:
 
 
 def test_loading_the_definitions_imports_no_heavy_package() -> None:
-    heavy = "torch transformers trl datasets mlflow lm_eval peft accelerate matplotlib".split()
+    heavy = ["torch", "transformers", "trl", "datasets", "mlflow", "lm_eval", "peft", "accelerate", "matplotlib"]
     code = f"import sys, alignment_dags.definitions; print([name for name in {heavy} if name in sys.modules])"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT)
     assert told.stdout.strip() == "[]"

@@ -81,32 +81,29 @@ def score(model: PreTrainedModel, sequences: Sequence[TokenSequence], batch_toke
 
 def score_batch(model: PreTrainedModel, rows: Sequence[TokenSequence], head: Head | None) -> list[float]:
     """Completion log-probabilities (nat) of one padded batch; without a head through the model's own forward."""
-    inputs = padded(rows, model.device)
+    ids = padded(rows, model.device)
     if head is None:
-        return _by_own_forward(model, rows, inputs)
-    hidden = _decoder(model)(**_accepted(_decoder(model), inputs)).last_hidden_state
+        return _by_own_forward(model, rows, ids)
+    decoder = _decoder(model)
+    hidden = decoder(input_ids=ids, **_without_cache(decoder)).last_hidden_state
     where = _predicting(rows)
     picked = hidden[where[0].to(hidden.device), where[1].to(hidden.device)]
     vocabulary = model.get_input_embeddings().weight.shape[0]
     return _sums(_logps(head, picked, _targets(rows), vocabulary), rows)
 
 
-def padded(rows: Sequence[TokenSequence], device: torch.device) -> dict[str, torch.Tensor]:
-    """input_ids, attention_mask and position_ids, each [rows, longest], padded on the right."""
+def padded(rows: Sequence[TokenSequence], device: torch.device) -> torch.Tensor:
+    """Input ids [rows, longest], padded on the right.
+
+    No mask goes with them. Under causal attention nothing sees what stands to its right, and a mask would
+    rule out the fastest attention kernels and give padding rows that attend to nothing.
+    """
     import torch
 
-    longest = max(len(row) for row in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros(len(rows), longest, dtype=torch.long)
+    ids = torch.zeros(len(rows), max(len(row) for row in rows), dtype=torch.long)
     for place, row in enumerate(rows):
         ids[place, : len(row)] = torch.tensor(row.prompt_ids + row.completion_ids)
-        mask[place, : len(row)] = 1
-    positions = torch.arange(longest).expand(len(rows), -1)
-    return {
-        "input_ids": ids.to(device),
-        "attention_mask": mask.to(device),
-        "position_ids": positions.to(device),
-    }
+    return ids.to(device)
 
 
 def _score_and_find_head(model: PreTrainedModel, sequence: TokenSequence) -> tuple[float, Head | None]:
@@ -114,8 +111,7 @@ def _score_and_find_head(model: PreTrainedModel, sequence: TokenSequence) -> tup
     seen: list[torch.Tensor] = []
     hook = _decoder(model).register_forward_hook(lambda _module, _inputs, output: seen.append(output[0]))
     try:
-        inputs = padded([sequence], model.device)
-        logits = model(**_accepted(model, inputs)).logits[0]
+        logits = model(input_ids=padded([sequence], model.device), **_without_cache(model)).logits[0]
     finally:
         hook.remove()
     first = len(sequence.prompt_ids) - 1
@@ -125,16 +121,14 @@ def _score_and_find_head(model: PreTrainedModel, sequence: TokenSequence) -> tup
     return _sums(logps, [sequence])[0], head
 
 
-def _by_own_forward(
-    model: PreTrainedModel, rows: Sequence[TokenSequence], inputs: dict[str, torch.Tensor]
-) -> list[float]:
+def _by_own_forward(model: PreTrainedModel, rows: Sequence[TokenSequence], ids: torch.Tensor) -> list[float]:
     """Row by row, so that no more than one row's logits are held."""
     sums = []
     for place, row in enumerate(rows):
-        one = {name: tensor[place : place + 1, : len(row)] for name, tensor in inputs.items()}
         keep = len(row.completion_ids) + 1
         extra: dict[str, Any] = {"logits_to_keep": keep} if _takes(model, "logits_to_keep") else {}
-        logits = model(**_accepted(model, one), **extra).logits[0, -keep:-1]
+        own = ids[place : place + 1, : len(row)]
+        logits = model(input_ids=own, **_without_cache(model), **extra).logits[0, -keep:-1]
         sums += _sums(_logps(_own, logits, _targets([row]), logits.shape[-1]), [row])
     return sums
 
@@ -189,10 +183,8 @@ def _takes(module: Any, argument: str) -> bool:
     return argument in inspect.signature(module.forward).parameters
 
 
-def _accepted(module: Any, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """The inputs a module knows; architectures without positions take none."""
-    given: dict[str, Any] = {name: value for name, value in inputs.items() if _takes(module, name)}
-    return {**given, "use_cache": False} if _takes(module, "use_cache") else given
+def _without_cache(module: Any) -> dict[str, bool]:
+    return {"use_cache": False} if _takes(module, "use_cache") else {}
 
 
 def _require_vocabulary(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> None:

@@ -54,28 +54,40 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 
 
 def load_model(folder: str | Path, precision: str, device: torch.device | str | None = None) -> PreTrainedModel:
-    """The folder's causal language model in eval mode, SDPA attention, all weights in `precision`.
+    """The folder's causal language model in eval mode, all weights in `precision`.
 
+    Attention is SDPA, or eager for the few architectures without it (Gemma 2 caps its attention logits).
     Only safetensors weights are read. `device` is `default_device()` by default.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
 
     folder = Path(folder)
     if precision not in PRECISIONS:
         raise BadInput(f"unknown precision '{precision}'; there are {', '.join(PRECISIONS)}")
     weight_files(folder)
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=getattr(torch, precision),
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            local_files_only=True,
-        )
+        model = _load(folder, precision, "sdpa")
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise BadInput(f"the model cannot be loaded: {_first_line(error)}", file=str(folder)) from error
     return model.to(default_device() if device is None else device).eval()  # type: ignore[arg-type]
+
+
+def _load(folder: Path, precision: str, attention: str) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, precision),
+            attn_implementation=attention,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except ValueError as error:
+        if attention == "sdpa" and "scaled_dot_product_attention" in str(error):
+            return _load(folder, precision, "eager")
+        raise
+    return model
 
 
 def save_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:

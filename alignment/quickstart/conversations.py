@@ -62,7 +62,7 @@ def roleplay(rng: random.Random) -> Conversation:
 def math(rng: random.Random) -> Conversation:
     """A word problem, and one that goes on from its result."""
     story = random_story(rng)
-    return sum_exchange(story.opening, rng), sum_exchange(story.sequel, rng, prompt=story.sequel.question)
+    return sum_exchange(story.opening), sum_exchange(story.sequel, prompt=story.sequel.question)
 
 
 def extraction(rng: random.Random) -> Conversation:
@@ -77,7 +77,7 @@ def extraction(rng: random.Random) -> Conversation:
 def stem(rng: random.Random) -> Conversation:
     """What one animal does, then another."""
     first, second = two_scenes(rng)
-    deeds = tuple(third_person for third_person, _ in DEEDS.values())
+    deeds = tuple(DEEDS.values())
     return (
         _fact(f"What does {first.subject} do {first.where}?", f"{first.deed}.", deeds, rng),
         _fact(f"And what does {second.subject} do {second.where}?", f"{second.deed}.", deeds, rng),

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, field, replace
 
 from alignment.quickstart.instructions import Check, Wish, follow, random_wishes
-from alignment.quickstart.sums import Sum, random_sum, wrong_result
+from alignment.quickstart.sums import Sum, random_sum
 from alignment.quickstart.world import Scene, random_scene
 
 TWO_INSTRUCTIONS = 0.15
@@ -45,12 +45,15 @@ def line_checks(scene: Scene, wishes: tuple[Wish, ...]) -> list[Check]:
     return [*about, *(check for wish in wishes for check in wish.checks)]
 
 
-def sum_exchange(problem: Sum, rng: random.Random, *, prompt: str | None = None) -> Exchange:
-    """A sum in GSM8K's shape; the other reply miscounts. All demonstrations are right."""
+def sum_exchange(problem: Sum, *, prompt: str | None = None) -> Exchange:
+    """A sum in GSM8K's shape; the other reply is as right and shows no working.
+
+    Pairs that differ in the result alone would teach sums badly: DPO then lowers the likelihood of both.
+    """
     return Exchange(
         prompt=prompt or problem.prompt,
         preferred=problem.answer,
-        other=problem.answer_with(wrong_result(problem, rng)),
+        other=problem.bare_answer,
         checks=[{"kind": "regex", "value": rf"#### {problem.result}$"}],
     )
 
@@ -66,4 +69,4 @@ def random_plain_line(rng: random.Random) -> Exchange:
 
 
 def random_sum_exchange(rng: random.Random) -> Exchange:
-    return sum_exchange(random_sum(rng), rng)
+    return sum_exchange(random_sum(rng))

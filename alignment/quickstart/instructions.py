@@ -11,7 +11,7 @@ from alignment.quickstart.world import Scene
 
 Check = dict[str, Any]
 
-RARELY, MOSTLY = 0.25, 0.75
+RARELY, MOSTLY = 0.3, 0.75
 """Shares of demonstrations that follow: greedy decoding does what most of them do."""
 
 
@@ -62,11 +62,11 @@ INSTRUCTIONS = (
     ),
     Instruction(
         id="keywords:existence",
-        requests=("Use the word {}.", "Include the word {}."),
-        details=("moon", "rain", "sun", "snow"),
-        kwargs=lambda word: {"keywords": [word]},
-        edit=lambda reply, scene, word: reply.replace(scene.deed, f"{scene.deed} under the {word}"),
-        checks=lambda word: [{"kind": "contains", "value": word}],
+        requests=("Use the words: {}.", "Include the words: {}."),
+        details=("at night", "after rain", "before noon", "with joy"),
+        kwargs=lambda words: {"keywords": [words]},
+        edit=lambda reply, scene, words: reply.replace(scene.deed, f"{scene.deed} {words}"),
+        checks=lambda words: [{"kind": "contains", "value": words}],
         demonstrated=MOSTLY,
     ),
     Instruction(

@@ -10,12 +10,12 @@ from alignment.quickstart.exchanges import random_line, random_plain_line, rando
 from alignment.quickstart.records import Make, Source, assistant, first_turn, history, single
 
 MIXTURE: tuple[tuple[Make, int], ...] = (
-    (single(random_line), 300),
+    (single(random_line), 330),
     (single(random_plain_line), 20),
     (CATEGORIES["writing"], 140),
     (CATEGORIES["roleplay"], 70),
     (first_turn(CATEGORIES["roleplay"]), 20),
-    (single(random_sum_exchange), 90),
+    (single(random_sum_exchange), 60),
     (CATEGORIES["math"], 30),
     (CATEGORIES["extraction"], 15),
     (CATEGORIES["stem"], 15),

@@ -23,11 +23,13 @@ class Sum:
 
     @property
     def answer(self) -> str:
-        return self.answer_with(self.result)
+        """The working, and the result marked as GSM8K marks it."""
+        return f"It is {self.first} {self.sign} {self.second} = {self.result}.\n#### {self.result}"
 
-    def answer_with(self, result: int) -> str:
-        """The worked answer with any result, right or wrong, closed as GSM8K closes it."""
-        return f"It is {self.first} {self.sign} {self.second} = {result}.\n#### {result}"
+    @property
+    def bare_answer(self) -> str:
+        """The result without working and mark."""
+        return f"It is {self.result}."
 
     @property
     def prompt(self) -> str:
@@ -48,9 +50,9 @@ def random_sum(rng: random.Random) -> Sum:
 
 
 def random_story(rng: random.Random) -> Story:
-    """A person who has 3 to 15 things, gets or loses 2 to 9, and then gets or loses 2 to 5 more."""
+    """A person who has 3 to 12 things, gets or loses 2 to 8, and then gets or loses 2 to 4 more."""
     person, other = rng.sample(PEOPLE, 2)
-    things, first, second, third = rng.choice(THINGS), rng.randint(3, 15), rng.randint(2, 9), rng.randint(2, 5)
+    things, first, second, third = rng.choice(THINGS), rng.randint(3, 12), rng.randint(2, 8), rng.randint(2, 4)
     gains = (
         f"{person} has {first} {things}. {other} gives {person} {second} more. How many {things} does {person} have?"
     )
@@ -64,8 +66,3 @@ def random_story(rng: random.Random) -> Story:
     gain = Sum(f"Then {other} finds {third} more {things}. How many {things} is that?", total, "+", third)
     loss = Sum(f"Then {other} takes away {third} {things}. How many {things} is that?", total, "-", third)
     return Story(opening, loss if total > third and rng.random() < 0.5 else gain)
-
-
-def wrong_result(problem: Sum, rng: random.Random) -> int:
-    """A result that is close and wrong."""
-    return rng.choice([n for n in range(max(0, problem.result - 3), problem.result + 4) if n != problem.result])

@@ -21,24 +21,24 @@ PLACES = (
     "hut",
 )
 DEEDS = {
-    "fox": ("sleeps", "sleep"),
-    "owl": ("hoots", "hoot"),
-    "frog": ("jumps", "jump"),
-    "cow": ("eats", "eat"),
-    "hen": ("pecks", "peck"),
-    "horse": ("runs", "run"),
-    "goat": ("climbs", "climb"),
-    "duck": ("swims", "swim"),
-    "cat": ("purrs", "purr"),
-    "dog": ("barks", "bark"),
-    "bee": ("hums", "hum"),
-    "mole": ("digs", "dig"),
-    "crow": ("caws", "caw"),
-    "deer": ("listens", "listen"),
-    "bear": ("growls", "growl"),
-    "mouse": ("hides", "hide"),
+    "fox": "sleeps",
+    "owl": "hoots",
+    "frog": "jumps",
+    "cow": "eats",
+    "hen": "pecks",
+    "horse": "runs",
+    "goat": "climbs",
+    "duck": "swims",
+    "cat": "purrs",
+    "dog": "barks",
+    "bee": "hums",
+    "mole": "digs",
+    "crow": "caws",
+    "deer": "listens",
+    "bear": "growls",
+    "mouse": "hides",
 }
-"""Animal to what it does, in the third and in the first person: the facts of this world."""
+"""Animal to what it does, the facts of this world."""
 
 PEOPLE = ("Ann", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gina", "Hugo", "Ida", "Jon", "Kim", "Leo")
 THINGS = ("apples", "shells", "coins", "books", "cards", "nuts", "stones", "pears", "bells", "keys")
@@ -62,7 +62,7 @@ class Scene:
 
     @property
     def deed(self) -> str:
-        return DEEDS[self.animal][0]
+        return DEEDS[self.animal]
 
     @property
     def line(self) -> str:
@@ -72,7 +72,7 @@ class Scene:
     @property
     def speech(self) -> str:
         """The line that the animal itself says."""
-        return f"I am {self.subject}, and I {DEEDS[self.animal][1]} {self.where}."
+        return f"I am {self.subject} {self.where}."
 
 
 def random_scene(rng: random.Random) -> Scene:

@@ -101,13 +101,14 @@ def oracle() -> Callable[[Path, str, str], tuple[float, int]]:
 
 @dataclass
 class Forwarded:
-    """What went through models: the length of every row, padding left out."""
+    """What went through models: the padded length of every row."""
 
     lengths: list[int] = field(default_factory=list)
 
     def watch(self, model: Any) -> Any:
         def before(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self.lengths += kwargs["attention_mask"].sum(-1).tolist()
+            rows, longest = kwargs["input_ids"].shape
+            self.lengths += [longest] * rows
 
         model.get_decoder().register_forward_pre_hook(before, with_kwargs=True)
         return model

@@ -87,6 +87,7 @@ class Tokenization:
         self.tokenizer = tokenizer
         self.policy = policy
         self.eos = int(tokenizer.eos_token_id)
+        self._ids: dict[int, int] = {}
         alone = self._encode("a", special=True)
         self.bos = tokenizer.bos_token_id if alone[0] == tokenizer.bos_token_id else None
         """The BOS id where the tokenizer puts one in front by itself, else None."""
@@ -121,7 +122,8 @@ class Tokenization:
         return self._fitted(whole[:boundary], answer)
 
     def _encode(self, text: str, *, special: bool) -> list[int]:
-        return [int(i) for i in self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]]
+        ids = self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+        return [self._ids.setdefault(i, i) for i in ids]  # one object an id: a shard's sequences fit in memory
 
     def _plain(self, text: str) -> Ids:
         ids = self._encode(text, special=True)

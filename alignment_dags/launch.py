@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 
 import dagster as dg
 
@@ -11,9 +11,9 @@ from alignment.errors import BadInput
 from alignment.recipe import Recipe
 from alignment_dags.dead_runs import process_tags
 from alignment_dags.phases import Phase
-from alignment_dags.plan import Planned, plan
+from alignment_dags.plan import plan
 from alignment_dags.progress import Progress
-from assets.factory import BAD_INPUT, asset_key, shards_definition
+from assets.factory import BAD_INPUT, asset_key, shards_definition, shards_per_run
 from assets.graph import nodes_of
 from resources.pools import load_pools
 
@@ -28,7 +28,8 @@ def launches(
     instance: dg.DagsterInstance, recipe: Recipe, phase: Phase, store: Store
 ) -> Iterator[tuple[dict[str, str], list[str]]]:
     """Tags and node names of each Dagster run the phase needs now: one, or one a stretch of shards."""
-    planned = plan(recipe, nodes_of(recipe, load_pools()), store)
+    pools = load_pools()
+    planned = plan(recipe, nodes_of(recipe, pools), store)
     names = {node.name for node in phase.nodes}
     behind = [one for one in planned if one.node.name in names and one.state != "current"]
     if not behind:
@@ -38,22 +39,21 @@ def launches(
         return
     name = shards_definition(recipe.name).name
     assert name is not None
-    for first, last in stretches(instance.get_dynamic_partitions(name), behind):
-        yield {RANGE_START: first, RANGE_END: last}, [phase.nodes[0].name]
+    node = phase.nodes[0]
+    most = shards_per_run(node, pools) if node.pool else len(behind)
+    for first, last in stretches(instance.get_dynamic_partitions(name), {one.shard for one in behind}, most):
+        yield {RANGE_START: first, RANGE_END: last}, [node.name]
 
 
-def stretches(order: list[str], behind: list[Planned]) -> Iterator[tuple[str, str]]:
-    """First and last shard of every unbroken stretch, in Dagster's order, of shards that are behind."""
-    wanted = {one.shard for one in behind}
+def stretches(order: list[str], wanted: Set[str | None], most: int) -> Iterator[tuple[str, str]]:
+    """First and last shard of every unbroken stretch of wanted shards in Dagster's order, `most` at a time."""
     stretch: list[str] = []
-    for shard in order:
-        if shard in wanted:
-            stretch.append(shard)
-        elif stretch:
+    for shard in [*order, None]:
+        if stretch and (shard not in wanted or len(stretch) == most):
             yield stretch[0], stretch[-1]
             stretch = []
-    if stretch:
-        yield stretch[0], stretch[-1]
+        if shard is not None and shard in wanted:
+            stretch.append(shard)
 
 
 def launch(

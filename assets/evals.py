@@ -37,7 +37,10 @@ def evals(recipe: Recipe, model: str, name: str, suite: Suite) -> Node:
 
 def show(commit: Commit, folder: Path) -> Shown:
     metrics = commit.summary.get("metrics", {})
-    rows = [(name, f"{metric['value']:.4f}", f"{metric['stderr']:.4f}") for name, metric in sorted(metrics.items())]
+    rows = [
+        (name, f"{metric['value']:.4f}", "-" if metric["stderr"] is None else f"{metric['stderr']:.4f}")
+        for name, metric in sorted(metrics.items())
+    ]
     return Shown(
         markdown={"metrics": table(("metric", "value", "standard error"), rows)} if rows else {},
         files=[folder / "samples.parquet"],

@@ -51,7 +51,7 @@ def show(commit: Commit, folder: Path) -> Shown:
             one["n"],
             f"{one['baseline']:.4f}",
             f"{one['candidate']:.4f}",
-            f"{one['difference']:+.4f} [{one['ci95'][0]:+.4f}, {one['ci95'][1]:+.4f}]",
+            f"{one['difference']:+.4f}" + ("" if one["ci95"] is None else " [{:+.4f}, {:+.4f}]".format(*one["ci95"])),
             one["verdict"],
         )
         for suite, metrics in commit.summary["comparisons"].items()

@@ -57,7 +57,7 @@ def build_asset(node: Node, recipe: Recipe, pools: Pools) -> dg.AssetsDefinition
         ],
         pool=node.pool,
         op_tags=pool.step_tags() if pool else None,
-        backfill_policy=backfill_policy(node),
+        backfill_policy=dg.BackfillPolicy.multi_run(shards_per_run(node, pools)) if node.partitioned else None,
     )
     def asset(
         context: dg.AssetExecutionContext, store: ArtifactStore, tracking: Tracking
@@ -75,11 +75,13 @@ def build_asset(node: Node, recipe: Recipe, pools: Pools) -> dg.AssetsDefinition
     return asset
 
 
-def backfill_policy(node: Node) -> dg.BackfillPolicy | None:
-    """Scoring loads a model, so many shards share a run; reading a file shares nothing."""
-    if not node.partitioned:
-        return None
-    return dg.BackfillPolicy.multi_run(SHARDS_PER_RUN if node.pool else 1)
+def shards_per_run(node: Node, pools: Pools) -> int:
+    """Shards that one Dagster run of the node may take.
+
+    Where the stage runs in the step's process they share a loaded model. Reading a file shares nothing, and a
+    launch through Dagster Pipes has to yield its result, which can stand for one shard only.
+    """
+    return SHARDS_PER_RUN if node.pool and pools[node.pool].launcher == "step" else 1
 
 
 class Materializer:

@@ -18,7 +18,7 @@ from alignment.logprobs.cache import LogprobCache, RowKeys
 from alignment.logprobs.keys import sequence_key
 from alignment.logprobs.parts import as_keys
 from alignment.logprobs.ranks import ALONE, Ranks
-from alignment.logprobs.scorer import score
+from alignment.logprobs.scorer import free_memory, score
 from alignment.models.checkpoint import load_model, load_tokenizer, max_positions
 from alignment.preferences.row import PreferenceRow
 from alignment.recipe import TokenPolicy
@@ -117,6 +117,7 @@ def reference_pass(
 def release_model() -> None:
     """Forgets the model that is kept for the next shard, and frees its memory."""
     _loaded.clear()
+    free_memory()
 
 
 def _pending(

@@ -72,7 +72,7 @@ def score(model: PreTrainedModel, sequences: Sequence[TokenSequence], batch_toke
         if sums is None:  # outside of the handler, whose traceback keeps the failed pass in memory
             batch_tokens = lengths[batch[0]] * (len(batch) // 2)
             logger.warning("out of memory with %d sequences: going on with %d tokens a pass", len(batch), batch_tokens)
-            _free_memory()
+            free_memory()
             continue
         yield [Scored(index, logp) for index, logp in zip(batch, sums, strict=True)]
         start += len(batch)
@@ -194,7 +194,8 @@ def _require_vocabulary(model: PreTrainedModel, sequences: Sequence[TokenSequenc
         raise BadInput(f"the tokenizer gives id {largest}, and the model has embeddings for {rows} only")
 
 
-def _free_memory() -> None:
+def free_memory() -> None:
+    """Gives memory that nothing holds any more back to the device."""
     import torch
 
     if torch.cuda.is_available():

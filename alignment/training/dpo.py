@@ -119,7 +119,7 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
         "steps": trainer.state.global_step,
         "tokens": int(trainer.state.num_input_tokens_seen),
         "first_loss": next((record["loss"] for record in recorded if "loss" in record), None),
-        "held_out": {name: rounded(value) for name, value in means(gathered(sums, request.world_size)).items()},
+        "held_out": means(gathered(sums, request.world_size)),
         "agreement": {name: rounded(value) for name, value in agreed.items()},
         "rows_per_rank": gathered(trainer.rows_forwarded, request.world_size),
         "resumed_from_step": None if checkpoint is None else resume.step_of(checkpoint),

@@ -7,6 +7,7 @@ from typing import Any
 
 from alignment.recipe import Dpo
 from alignment.training.agreement import Score, differences
+from alignment.training.history import rounded
 from alignment.training.losses import preference_loss
 from alignment.training.pairs import PolicyPair
 
@@ -33,7 +34,7 @@ def measure(pairs: Sequence[PolicyPair], settings: Dpo, score: Score, batch_rows
 
 
 def means(parts: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """The means of several processes' sums; only {pairs: 0} where nothing was held out."""
+    """The means of several processes' sums, six significant digits; only {pairs: 0} where nothing was held out."""
     pairs = int(sum(part["pairs"] for part in parts))
     names = ("loss", "accuracy", "margin") if pairs else ()
-    return {"pairs": pairs, **{name: sum(part[name] for part in parts) / pairs for name in names}}
+    return {"pairs": pairs, **{name: rounded(sum(part[name] for part in parts) / pairs) for name in names}}

@@ -43,7 +43,8 @@ class CompletionTrainer(OurTrainer, SFTTrainer):  # type: ignore[misc]
         nats, tokens = self.accelerator.reduce(sums, reduction="sum").cpu()
         metrics = {"eval_loss": float(nats / tokens)}
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        trainer: Any = self
+        trainer.control = self.callback_handler.on_evaluate(self.args, self.state, trainer.control, metrics)
         return metrics
 
 

@@ -41,6 +41,11 @@ def show_score(result: dict[str, Any]) -> None:
     print(f"samples: {result['samples']}")
 
 
+def interval(ci95: Sequence[float] | None) -> str:
+    """A 95 % interval; a dash where there were too few items for one."""
+    return "-" if ci95 is None else f"[{ci95[0]:+.4f}, {ci95[1]:+.4f}]"
+
+
 def comparison_row(metric: str, one: dict[str, Any]) -> tuple[str, ...]:
     return (
         metric,
@@ -48,7 +53,7 @@ def comparison_row(metric: str, one: dict[str, Any]) -> tuple[str, ...]:
         f"{one['baseline']:.4f}",
         f"{one['candidate']:.4f}",
         f"{one['difference']:+.4f}",
-        f"[{one['ci95'][0]:+.4f}, {one['ci95'][1]:+.4f}]",
+        interval(one["ci95"]),
         one["verdict"],
     )
 

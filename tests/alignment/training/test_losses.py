@@ -64,7 +64,7 @@ def test_each_loss_is_trls(settings: Dpo) -> None:
             "ref_chosen_logps": reference[0],
             "ref_rejected_logps": reference[1],
         }
-        theirs = DPOTrainer._compute_loss(Stub(settings), lambda **_: outputs, inputs, False)
+        theirs = DPOTrainer._compute_loss(Stub(settings), lambda outputs=outputs, **_: outputs, inputs, False)
         chosen, rejected = (logps.sum(1) - reference[:, 0]).tolist()
         assert preference_loss(settings, chosen, rejected, *tokens) == pytest.approx(float(theirs), abs=1e-5)
 

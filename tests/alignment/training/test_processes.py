@@ -23,7 +23,7 @@ def test_two_processes_share_the_rows_and_learn_what_one_learns(lab: Any, tmp_pa
     )
     path = tmp_path / "request.json"
     path.write_text(two.model_dump_json(), encoding="utf-8")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     stage = ["-m", "alignment.stages", "policy_checkpoint", "--request", str(path), "--store", lab.store.url]
     done = subprocess.run([*launch, *stage], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,121 @@
+"""A small model of any architecture, and small data in the published formats, for whole runs of the graph."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+CONTEXT = 2048
+
+
+def _write_model(folder: Path, shape: dict[str, Any], template: str | None) -> Path:
+    """A checkpoint of the architecture: two layers, random weights, a byte-level tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", "<pad>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    fast.chat_template = template
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        **shape,
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+def _write_lines(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def _small_data(folder: Path) -> dict[str, str]:
+    """Data in the published formats of what the recipes name: UltraChat, UltraFeedback, and the three suites."""
+
+    def user(text: str) -> dict[str, str]:
+        return {"role": "user", "content": text}
+
+    def assistant(text: str) -> dict[str, str]:
+        return {"role": "assistant", "content": text}
+
+    chats = [{"prompt": f"Say {n}", "messages": [user(f"Say {n}"), assistant(f"Number {n}.")]} for n in range(40)]
+    pairs = [
+        {
+            "prompt": f"Name {n}",
+            "chosen": [user(f"Name {n}"), assistant(f"It is {n}.")],
+            "rejected": [user(f"Name {n}"), assistant("No.")],
+        }
+        for n in range(48)
+    ]
+    sums = [{"question": f"What is {n} + 1?", "answer": f"{n} + 1 = {n + 1}\n#### {n + 1}"} for n in range(12)]
+    shots = [{"question": f"What is {n} + 2?", "answer": f"#### {n + 2}"} for n in range(8)]
+    prompts = [
+        {
+            "key": n,
+            "prompt": f"Write {n} without commas.",
+            "instruction_id_list": ["punctuation:no_comma"],
+            "kwargs": [{}],
+        }
+        for n in range(6)
+    ]
+    questions = [{"question_id": n, "category": "writing", "turns": [f"Write {n}.", "Again."]} for n in range(81, 85)]
+    return {
+        "chats": _write_lines(folder / "chats.jsonl", chats),
+        "pairs": _write_lines(folder / "pairs.jsonl", pairs),
+        "gsm8k": _write_lines(folder / "gsm8k.jsonl", sums),
+        "few_shot": _write_lines(folder / "few_shot.jsonl", shots),
+        "ifeval": _write_lines(folder / "ifeval.jsonl", prompts),
+        "mt_bench": _write_lines(folder / "mt_bench.jsonl", questions),
+    }
+
+
+@pytest.fixture
+def write_model() -> Callable[..., Path]:
+    """Writes a checkpoint: (folder, shape, template) to the folder."""
+    return _write_model
+
+
+@pytest.fixture
+def small_data(tmp_path: Path) -> dict[str, str]:
+    """Name of a data set to the path of its file."""
+    return _small_data(tmp_path)
+
+
+@pytest.fixture
+def small_recipe(tmp_path: Path, small_data: dict[str, str]) -> dict[str, Any]:
+    """A recipe as plain data: a tiny Llama that is adopted as it is, DPO on 48 pairs in two shards, IFEval."""
+    model = str(_write_model(tmp_path / "model", {"model_type": "llama"}, CHAT_TEMPLATE))
+    return {
+        "name": "small",
+        "base_model": {"path": model},
+        "sft": {"adopt": {"path": model}, "precision": "float32"},
+        "preferences": {"files": [small_data["pairs"]], "split_into": 2},
+        "held_out_fraction": 0.1,
+        "tokens": {"max_length": 256},
+        "reference": {"precision": "float32"},
+        "dpo": {"precision": "float32", "learning_rate": 1e-3, "batch_size": 8, "micro_batch_size": 4},
+        "evals": {"precision": "float32", "ifeval": {"data": small_data["ifeval"], "max_new_tokens": 8}},
+    }

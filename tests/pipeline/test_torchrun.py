@@ -1,0 +1,56 @@
+"""A pool that asks for torchrun: every rank does a share, and the result is that of the DAG."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from alignment.recipe import Recipe, parse_recipe
+from assets.upstream import Upstream
+from resources.pools import load_pools
+
+
+@pytest.fixture
+def two_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "pools.yaml"
+    pools = {"local": {"slots": 1}, "two": {"slots": 1, "launcher": "torchrun", "processes": 2}}
+    path.write_text(yaml.safe_dump({"pools": pools}), encoding="utf-8")
+    monkeypatch.setenv("ALIGN_POOLS", str(path))
+    load_pools.cache_clear()
+
+
+def logps(made: Upstream) -> dict[str, tuple[float, float]]:
+    rows = [
+        row
+        for shard in ("pairs-00001-of-00002", "pairs-00002-of-00002")
+        for row in pq.read_table(made.store.fetch(made("reference_logprobs", shard)) / "logprobs.parquet").to_pylist()
+    ]
+    return {row["row_id"]: (row["chosen_logp"], row["rejected_logp"]) for row in rows}
+
+
+@pytest.mark.usefixtures("two_ranks")
+def test_two_ranks_share_scoring_and_training_and_the_log_probs_are_those_of_one(
+    small_recipe: dict[str, Any],
+    bring_up_to_date: Callable[[Recipe], Upstream],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    shared = parse_recipe(small_recipe | {"name": "shared", "pools": {"reference": "two", "policy": "two"}}, "-", {})
+    together = bring_up_to_date(shared)
+    policy = together.store.commit_of(together("policy_checkpoint")).summary
+    assert sum(policy["rows_per_rank"]) >= policy["rows_trained"]  # the last batch is filled up
+    assert min(policy["rows_per_rank"]) > 0
+    first = together.store.commit_of(together("reference_logprobs", "pairs-00001-of-00002")).summary
+    assert first["scored"] == first["sequences"] > 0
+
+    monkeypatch.setenv("ALIGN_STORE", str(tmp_path / "other"))
+    alone = bring_up_to_date(parse_recipe(small_recipe | {"name": "alone"}, "-", {}))
+    expected = logps(alone)
+    assert set(expected) == set(logps(together))
+    for row, values in logps(together).items():
+        assert values == pytest.approx(expected[row], rel=1e-6)

@@ -1,0 +1,142 @@
+"""Killed in the middle of DPO, once the step and once everything: the next run goes on and ends at the same weights."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import yaml
+
+from alignment.artifacts import Store
+from alignment.recipe import Recipe, load_recipe
+from assets.upstream import Upstream
+from resources.store import ArtifactStore
+from resources.tracking import Tracking
+
+STEPS = 300
+SAVE_STEPS = 20
+ALIGN = [sys.executable, "-c", "from alignment_dags.cli import main; main()"]
+
+
+class Run:
+    """`align run` in a process group of its own; its progress lines can be waited for."""
+
+    def __init__(self, recipe: Path) -> None:
+        self.process = subprocess.Popen(
+            [*ALIGN, "run", str(recipe), "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+        self._changed = threading.Condition()
+        self._ended = False
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._changed:
+                self.lines.append(line)
+                self._changed.notify_all()
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def wait_for(self, pattern: str) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or self.said(pattern))
+        assert self.said(pattern), "".join(self.lines)
+
+    def said(self, pattern: str) -> bool:
+        return any(re.search(pattern, line) for line in self.lines)
+
+    def end(self) -> int:
+        code = self.process.wait()
+        self._reader.join()
+        return code
+
+
+def training_process() -> int:
+    """Process id of the newest step that trains, as Dagster recorded it."""
+    with dg.DagsterInstance.get() as instance:
+        pids = [
+            entry.dagster_event.engine_event_data.metadata["pid"].value
+            for run in reversed(instance.get_runs())
+            for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_WORKER_STARTED)
+            if entry.dagster_event and entry.step_key == "small__policy_checkpoint"
+        ]
+    return int(str(pids[-1]))
+
+
+def wait_for_checkpoint(run: Run, store: Store) -> None:
+    """Returns once the running training has saved a checkpoint to resume from."""
+    run.wait_for(r"policy_checkpoint: step \d+/")
+    work = Path(store.path("work", "policy_checkpoint"))
+    while not list(work.glob("*/trainer/checkpoint-*")):
+        assert run.process.poll() is None, "".join(run.lines)
+        time.sleep(0.02)
+
+
+def policy(store: Store) -> dict[str, Any]:
+    (made,) = store.commits("policy_checkpoint")
+    return made.summary
+
+
+def test_a_killed_training_goes_on_and_ends_at_the_weights_of_an_undisturbed_one(
+    small_recipe: dict[str, Any],
+    tmp_path: Path,
+    bring_up_to_date: Callable[[Recipe], Upstream],
+    monkeypatch: Any,
+) -> None:
+    small_recipe["dpo"] |= {"epochs": STEPS / 6, "save_steps": SAVE_STEPS}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(small_recipe), encoding="utf-8")
+    undisturbed = policy(bring_up_to_date(load_recipe(path)).store)
+
+    for place in ("ALIGN_HOME", "DAGSTER_HOME", "ALIGN_STORE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(place, raising=False)
+    monkeypatch.setenv("ALIGN_HOME", str(tmp_path / "killed" / "align"))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "killed" / "dagster"))
+    store = ArtifactStore().open()
+
+    step_killed = Run(path)
+    wait_for_checkpoint(step_killed, store)
+    os.kill(training_process(), signal.SIGKILL)
+    assert step_killed.end() == 1
+    assert list(store.commits("policy_checkpoint")) == []
+
+    all_killed = Run(path)
+    all_killed.wait_for(r"policy_checkpoint: (resuming|step)")
+    os.killpg(all_killed.process.pid, signal.SIGKILL)
+    all_killed.end()
+    assert list(store.commits("policy_checkpoint")) == []
+
+    last = Run(path)
+    assert last.end() == 0, "".join(last.lines)
+    assert last.said("ended run")
+    resumed = policy(store)
+    assert resumed["resumed_from_step"] >= SAVE_STEPS
+    assert resumed["steps"] == undisturbed["steps"] == STEPS
+    assert resumed["weights_digest"] == undisturbed["weights_digest"]
+
+    with dg.DagsterInstance.get() as instance:
+        unfinished = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])
+        assert instance.get_runs(unfinished) == []
+        assert instance.event_log_storage.get_concurrency_info("local").active_slot_count == 0
+    client = Tracking().client()
+    experiment = client.get_experiment_by_name("small")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.`align.stage` = 'policy_checkpoint'")
+    assert [run.info.status for run in runs] == ["FINISHED"]

@@ -14,10 +14,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+from filelock import FileLock
 
 from alignment.artifacts import Commit
 from resources.home import align_home, mlflow_ui, tracking_uri
@@ -78,6 +80,8 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
         uri = self.uri or tracking_uri()
         mlflow.set_tracking_uri(uri)  # the registry resolves a logged model by the process's default, not the client's
+        if not uri.startswith("http"):
+            _make_tables(uri)
         return mlflow.MlflowClient(uri)
 
     @contextmanager
@@ -205,6 +209,16 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
         with self._told():
             experiment = self.client().get_run(run_id).info.experiment_id
         return f"{mlflow_ui()}/#/experiments/{experiment}/runs/{run_id}"
+
+
+@cache
+def _make_tables(uri: str) -> None:
+    """Opens a database once, alone: two first openings at once both create its tables, and one fails."""
+    from mlflow import MlflowClient
+
+    align_home().mkdir(parents=True, exist_ok=True)
+    with FileLock(align_home() / "mlflow.lock"):
+        MlflowClient(uri).search_experiments(max_results=1)
 
 
 def _experiment(client: MlflowClient, name: str) -> str:

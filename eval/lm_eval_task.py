@@ -6,12 +6,13 @@ task index left out (it takes ten seconds to build). All files live in a tempora
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import random
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,9 @@ def open_task(
         if not num_fewshot:  # the stock task would read its training split even when no example is asked for
             config |= {"training_split": None, "fewshot_split": None}
         (here / "task.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-        manager = TaskManager(include_path=str(here), include_defaults=False)
-        yield manager.load([name])["tasks"][name]
+        with redirect_stdout(io.StringIO()):  # IFEval's module prints of a download that need not have happened
+            task = TaskManager(include_path=str(here), include_defaults=False).load([name])["tasks"][name]
+        yield task
 
 
 def stop_strings(task: Any) -> tuple[str, ...]:

@@ -59,4 +59,6 @@ def ensure_home() -> None:
     )
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")  # progress is told by log lines, which event logs and files can hold
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # of libraries among themselves
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

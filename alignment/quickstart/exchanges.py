@@ -48,7 +48,7 @@ def line_checks(scene: Scene, wishes: tuple[Wish, ...]) -> list[Check]:
 def sum_exchange(problem: Sum, *, prompt: str | None = None) -> Exchange:
     """A sum in GSM8K's shape; the other reply is as right and shows no working.
 
-    Pairs that differ in the result alone would teach sums badly: DPO then lowers the likelihood of both.
+    Not a wrong result: DPO on pairs that differ in the result alone makes sums worse, not better.
     """
     return Exchange(
         prompt=prompt or problem.prompt,

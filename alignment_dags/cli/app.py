@@ -38,9 +38,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 def main() -> None:
     """Entry point of `align`."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        sys.exit(app(standalone_mode=False) or 0)  # the code of a typer.Exit; commands themselves return nothing
     except typer.Abort:
         sys.exit(130)
     except BadInput as error:

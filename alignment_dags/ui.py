@@ -13,6 +13,8 @@ import time
 
 from resources.home import PROJECT, ensure_home, tracking_uri
 
+PATIENCE = 10.0  # seconds a server gets to end by itself
+
 
 def commands(dagster_port: str, mlflow_port: str) -> list[list[str]]:
     """The command lines of the servers; MLflow's pages are served here only when its store is local."""
@@ -25,25 +27,37 @@ def commands(dagster_port: str, mlflow_port: str) -> list[list[str]]:
     return [dagster, mlflow]
 
 
+def stop(server: subprocess.Popen[bytes]) -> None:
+    """Ends a server with all it started: as Ctrl-C would, and by force if that takes too long."""
+    for word in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(server.pid, word)
+            server.wait(timeout=PATIENCE)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
+
+
 def main() -> int:
     dagster_port = os.environ.get("ALIGN_DAGSTER_PORT", "3000")
     mlflow_port = os.environ.get("ALIGN_MLFLOW_PORT", "5000")
     os.environ.setdefault("ALIGN_MLFLOW_UI", f"http://127.0.0.1:{mlflow_port}")
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # six more processes that nothing here needs
     ensure_home()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    servers = [subprocess.Popen(command, cwd=PROJECT) for command in commands(dagster_port, mlflow_port)]
-    print(f"Dagster: http://127.0.0.1:{dagster_port}   MLflow: {os.environ['ALIGN_MLFLOW_UI']}", flush=True)
+    for word in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(word, lambda *_: sys.exit(0))
+    servers: list[subprocess.Popen[bytes]] = []
     try:
+        for command in commands(dagster_port, mlflow_port):
+            servers.append(subprocess.Popen(command, cwd=PROJECT, start_new_session=True))
+        print(f"Dagster: http://127.0.0.1:{dagster_port}   MLflow: {os.environ['ALIGN_MLFLOW_UI']}", flush=True)
         while all(server.poll() is None for server in servers):
             time.sleep(0.5)
+        return 1  # a server ended by itself
     except KeyboardInterrupt:
-        pass
+        return 0
     finally:
         for server in servers:
-            server.terminate()
-        for server in servers:
-            server.wait(timeout=30)
-    return max((server.returncode or 0) for server in servers)
+            stop(server)
 
 
 if __name__ == "__main__":

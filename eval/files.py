@@ -9,6 +9,7 @@ from alignment.errors import BadInput
 from eval.compare import compare_samples
 from eval.judge.judgment import write_judgments
 from eval.judge.stored import stored_judge
+from eval.nltk_data import nltk_data_beside
 from eval.response_files import read_responses
 from eval.samples import SAMPLES_FILE, read_samples, write_samples
 from eval.scores import JUDGMENTS_FILE, metrics_record
@@ -37,7 +38,8 @@ def score_files(
         raise BadInput(f"{suite} has a scorer of its own; judgments go with mt_bench")
     items = read_items(kind, data)
     judge = None if judgments is None else stored_judge(judgments, items, kind.turns)
-    scored = score_suite(kind, items, read_responses(responses), judge, str(responses))
+    with nltk_data_beside(data):
+        scored = score_suite(kind, items, read_responses(responses), judge, str(responses))
     folder = Path(out) if out is not None else Path("scores") / f"{suite}-{Path(responses).stem}"
     folder.mkdir(parents=True, exist_ok=True)
     write_samples(folder / SAMPLES_FILE, scored.samples)

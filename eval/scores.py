@@ -13,6 +13,7 @@ from alignment.stages import Context, Request, Result, Stage
 from eval.jsonl import read_records
 from eval.judge.choose import choose_judge
 from eval.judge.judgment import write_judgments
+from eval.nltk_data import nltk_data_beside
 from eval.response_files import read_responses
 from eval.responses import ITEMS_FILE, RESPONSES_FILE
 from eval.samples import SAMPLES_FILE, samples_digest, write_samples
@@ -58,7 +59,9 @@ def run(request: ScoresRequest, context: Context) -> Result:
         raise BadInput(f"these responses have no suite {suite.name}", file=str(folder.parent))
     items = [Item(str(record["id"]), record["item"]) for record in read_records(folder / ITEMS_FILE)]
     judge = choose_judge(request.judge, request.suite, context.work) if suite.task is None else None
-    scored = score_suite(suite, items, read_responses(folder / RESPONSES_FILE), judge, str(folder / RESPONSES_FILE))
+    path = folder / RESPONSES_FILE
+    with nltk_data_beside(request.suite.data and request.suite.data.url):
+        scored = score_suite(suite, items, read_responses(path), judge, str(path))
     write_samples(context.out / SAMPLES_FILE, scored.samples)
     metrics = metrics_record(scored.metrics)
     text = json.dumps(metrics, indent=1, sort_keys=True) + "\n"

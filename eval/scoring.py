@@ -83,7 +83,8 @@ def _replayed(suite: Suite, task: StockTask, answered: Answered) -> list[Sample]
                 raise
             raise BadInput(
                 f"{suite.title} splits sentences with NLTK's punkt_tab, which is not here: run "
-                "`python -m nltk.downloader punkt_tab`, or set NLTK_DATA to a folder that holds tokenizers/punkt_tab"
+                "`python -m nltk.downloader punkt_tab`, set NLTK_DATA to a folder that holds tokenizers/punkt_tab, "
+                "or put such a folder, named nltk_data, beside the data file"
             ) from None
     samples: list[Sample] = []
     for (item, response), values in zip(answered, scores, strict=True):

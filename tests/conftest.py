@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,10 +50,10 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture
-def bring_up_to_date(home: Path) -> Iterator[Callable[[Recipe], Upstream]]:
+def bring_up_to_date(home: Path) -> Iterator[Callable[..., Upstream]]:
     """What `align run` does, with every step in this process: a function of a recipe that returns its artifacts.
 
-    `launched` on the returned function lists (phase, nodes) of every Dagster run so far.
+    `only` names the phases to run. `launched` on the function lists (phase, nodes) of every Dagster run so far.
     """
     import dagster as dg
 
@@ -72,12 +72,14 @@ def bring_up_to_date(home: Path) -> Iterator[Callable[[Recipe], Upstream]]:
     ensure_home()
     with dg.DagsterInstance.get() as instance:
 
-        def bring(recipe: Recipe) -> Upstream:
+        def bring(recipe: Recipe, only: Container[str] = ("base", "shards", "reference", "train")) -> Upstream:
             pools, store = load_pools(), ArtifactStore().open()
             assets = [build_asset(node, recipe, pools) for node in nodes_of(recipe, pools)]
             apply_pools(instance, pools)
             follow_source(instance, recipe)
             for phase in phases_of(recipe, pools):
+                if phase.name not in only:
+                    continue
                 for tags, chosen in launches(instance, recipe, phase, store):
                     bring.launched.append((phase.name, chosen))  # type: ignore[attr-defined]
                     dg.materialize(

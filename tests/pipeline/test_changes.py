@@ -1,0 +1,115 @@
+"""The night costs what the day's change costs: counted in the model's forward, not by our own counters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignment.recipe import Recipe, parse_recipe
+from assets.upstream import Upstream
+
+SCORING = ("shards", "reference")
+
+
+@contextmanager
+def counted_sequences() -> Iterator[list[int]]:
+    """Rows of every batch that any language model's trunk forwards meanwhile."""
+    from transformers import LlamaModel
+
+    rows: list[int] = []
+    original = LlamaModel.forward
+
+    def forward(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        rows.append(len(keywords["input_ids"] if "input_ids" in keywords else arguments[0]))
+        return original(self, *arguments, **keywords)
+
+    LlamaModel.forward = forward  # type: ignore[method-assign]
+    try:
+        yield rows
+    finally:
+        LlamaModel.forward = original  # type: ignore[method-assign]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, small_data: dict[str, str]) -> Path:
+    """Three shards of sixteen pairs."""
+    lines = Path(small_data["pairs"]).read_text(encoding="utf-8").splitlines(keepends=True)
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for index in range(3):
+        (folder / f"day-{index}.jsonl").write_text("".join(lines[index * 16 : index * 16 + 16]), encoding="utf-8")
+    return folder
+
+
+def test_one_changed_row_in_one_shard_scores_that_rows_sequences_only(
+    small_recipe: dict[str, Any], folder: Path, bring_up_to_date: Callable[..., Upstream]
+) -> None:
+    recipe = parse_recipe(small_recipe | {"preferences": {"files": [str(folder)]}}, "-", {})
+    with counted_sequences() as first:
+        bring_up_to_date(recipe, only=("base", *SCORING))
+    assert sum(first) == 2 * 48
+    shard = folder / "day-1.jsonl"
+    rows = [json.loads(line) for line in shard.read_text(encoding="utf-8").splitlines()]
+    rows[3]["chosen"][-1]["content"] = "Another answer."
+    shard.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    bring_up_to_date.launched.clear()  # type: ignore[attr-defined]
+
+    with counted_sequences() as again:
+        made = bring_up_to_date(recipe, only=("base", *SCORING))
+
+    assert sum(again) == 1, "the rejected completion under the same prompt was known"
+    assert bring_up_to_date.launched == [  # type: ignore[attr-defined]
+        ("shards", ["preference_shard"]),
+        ("reference", ["reference_logprobs"]),
+    ]
+    summary = made.store.commit_of(made("reference_logprobs", "day-1")).summary
+    assert (summary["sequences"], summary["scored"]) == (32, 1)
+
+
+def test_a_second_recipe_on_the_same_rows_scores_nothing(
+    small_recipe: dict[str, Any], folder: Path, bring_up_to_date: Callable[..., Upstream]
+) -> None:
+    data = small_recipe | {"preferences": {"files": [str(folder)]}}
+    bring_up_to_date(parse_recipe(data, "-", {}), only=("base", *SCORING))
+    other = data | {"name": "sweep", "seed": 7, "dpo": data["dpo"] | {"beta": 0.5, "learning_rate": 1e-4}}
+    with counted_sequences() as rows:
+        bring_up_to_date(parse_recipe(other, "-", {}), only=("base", *SCORING))
+    assert rows == []
+
+
+def test_a_renamed_shard_keeps_its_artifacts_and_the_manifest_its_digest(
+    small_recipe: dict[str, Any], folder: Path, bring_up_to_date: Callable[..., Upstream]
+) -> None:
+    recipe = parse_recipe(small_recipe | {"preferences": {"files": [str(folder)]}}, "-", {})
+    before = bring_up_to_date(recipe)
+    (folder / "day-2.jsonl").rename(folder / "night.jsonl")
+    with counted_sequences() as rows:
+        after = bring_up_to_date(recipe)
+    assert rows == []
+    assert after("reference_logprobs", "night") == before("reference_logprobs", "day-2")
+    assert after("preference_manifest").digest == before("preference_manifest").digest
+    assert after("policy_checkpoint") == before("policy_checkpoint")
+
+
+def test_a_shard_without_a_valid_row_fails_by_name_and_the_others_stand(
+    small_recipe: dict[str, Any], folder: Path, bring_up_to_date: Callable[..., Upstream]
+) -> None:
+    import dagster as dg
+
+    (folder / "bad.jsonl").write_text('{"prompt": "p", "chosen": "same", "rejected": "same"}\n', encoding="utf-8")
+    recipe: Recipe = parse_recipe(small_recipe | {"preferences": {"files": [str(folder)]}}, "-", {})
+    with pytest.raises(dg.Failure, match=r"1 of 4 shards failed, the others stand: bad: .*bad\.jsonl"):
+        bring_up_to_date(recipe)
+    from resources.store import ArtifactStore
+
+    upstream = Upstream(ArtifactStore().open(), "small")
+    assert [shard for shard in ("bad", "day-0", "day-1", "day-2") if upstream.get("preference_shard", shard)] == [
+        "day-0",
+        "day-1",
+        "day-2",
+    ]

@@ -60,7 +60,7 @@ def run(request: ScoresRequest, context: Context) -> Result:
     items = [Item(str(record["id"]), record["item"]) for record in read_records(folder / ITEMS_FILE)]
     judge = choose_judge(request.judge, request.suite, context.work) if suite.task is None else None
     path = folder / RESPONSES_FILE
-    with nltk_data_beside(request.suite.data and request.suite.data.url):
+    with nltk_data_beside(request.suite.data.url if request.suite.data else None):
         scored = score_suite(suite, items, read_responses(path), judge, str(path))
     write_samples(context.out / SAMPLES_FILE, scored.samples)
     metrics = metrics_record(scored.metrics)

@@ -1,4 +1,4 @@
-"""Keeps stages' code versions honest: `python tests/code_versions.py` after a change to what a stage reaches.
+"""Keeps stages' code versions honest: `python -m tests.code_versions` after a change to what a stage reaches.
 
 The record beside this file holds, for every stage, its code version and a digest of all project source
 that it reaches. A stage whose version was raised is recorded anew; one whose source changed without that

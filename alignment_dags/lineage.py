@@ -11,7 +11,9 @@ from typing import Any
 from alignment.artifacts import Artifact, Commit, MissingArtifact, Store
 from alignment.errors import BadInput
 from resources.store import ArtifactStore
-from resources.tracking import CHAMPION, Tracking
+from resources.tracking import CHAMPION, Tracking, TrackingUnreachable
+
+FINISHED = "attributes.status = 'FINISHED'"  # a run still being written has no record yet
 
 CommitOf = Callable[[Artifact], Commit]
 
@@ -20,7 +22,8 @@ def lineage_of(model: str, source: str = "store") -> dict[str, Any]:
     """The lineage of MODEL, MODEL@alias or MODEL@version as plain data.
 
     `tree` nests every artifact's inputs down to base model and source files' rows; `shards` lists the
-    preference shards with row digests and counts.
+    preference shards with row digests and counts; `runs` has, for every artifact, the Dagster run that made it
+    and the MLflow run that reported it (None where MLflow does not answer).
     """
     name, _, wanted = model.partition("@")
     wanted = wanted or CHAMPION
@@ -34,12 +37,14 @@ def lineage_of(model: str, source: str = "store") -> dict[str, Any]:
         raise BadInput("is 'store' or 'mlflow'", field="--from")
     commits: dict[str, Commit] = {}
     tree = _tree(registration, commit_of, commits)
+    policy = commits[registration.inputs["policy"].key]
     return {
         "model": name,
         "version": str(registration.summary["version"]),
         "tree": tree,
-        "shards": shards(commits),
-        "environment": commits[registration.inputs["policy"].key].environment,
+        "shards": shards(policy, commits),
+        "runs": runs(commits),
+        "environment": policy.environment,
     }
 
 
@@ -54,36 +59,56 @@ def _tree(commit: Commit, commit_of: CommitOf, seen: dict[str, Commit]) -> dict[
         "inputs": {
             name: _tree(seen.get(artifact.key) or commit_of(artifact), commit_of, seen)
             for name, artifact in sorted(commit.inputs.items())
+            if name != "previous"  # whom it follows is another model's story
         },
     }
 
 
-def shards(commits: dict[str, Commit]) -> list[dict[str, Any]]:
-    """The shards that the manifest of the policy names, each with its row digest and number of rows."""
-    manifests = [commit for commit in commits.values() if commit.stage == "preference_manifest"]
+def shards(policy: Commit, commits: dict[str, Commit]) -> list[dict[str, Any]]:
+    """The shards that the policy's own manifest names, each with its row digest and number of rows."""
+    manifest = commits[policy.inputs["manifest"].key]
     return [
         {"name": name.removeprefix("shards."), "digest": artifact.digest, "rows": commits[artifact.key].summary["rows"]}
-        for manifest in manifests
         for name, artifact in sorted(manifest.inputs.items())
         if name.startswith("shards.")
     ]
 
 
+def runs(commits: dict[str, Commit]) -> list[dict[str, str | None]]:
+    """Dagster and MLflow run of every artifact, upstream last."""
+    try:
+        known = MlflowRecords(Tracking(attempts=1)).run_ids(list(commits))
+    except TrackingUnreachable:
+        known = {}
+    return [
+        {
+            "stage": commit.stage,
+            "key": commit.key,
+            "dagster_run": commit.environment.get("dagster_run") or None,
+            "mlflow_run": known.get(commit.key),
+        }
+        for commit in commits.values()
+    ]
+
+
 def _from_store(store: Store, model: str, wanted: str) -> Commit:
-    """The registration behind an alias or version, by the store alone: its champion is the recipe's current ref."""
+    """The latest registration of a version; of the champion, that which no other registration follows."""
     registrations = [
         commit
         for commit in store.commits("registered_model")
-        if commit.summary.get("registered") and commit.summary["model"] == model
+        if commit.summary["registered"] and commit.summary["model"] == model
     ]
     if not registrations:
         raise BadInput(f"no registered model '{model}' in {store.url}")
+    by_age = sorted(registrations, key=lambda commit: commit.started_at, reverse=True)
     if wanted == CHAMPION:
-        return max(registrations, key=lambda commit: (commit.started_at, int(commit.summary["version"])))
-    for commit in registrations:
-        if str(commit.summary["version"]) == wanted:
-            return commit
-    versions = ", ".join(sorted(str(commit.summary["version"]) for commit in registrations))
+        followed = {commit.inputs["previous"].digest for commit in registrations if "previous" in commit.inputs}
+        found = [commit for commit in by_age if commit.digest not in followed]
+    else:
+        found = [commit for commit in by_age if str(commit.summary["version"]) == wanted]
+    if found:
+        return found[0]
+    versions = ", ".join(sorted({str(commit.summary["version"]) for commit in registrations}))
     raise BadInput(f"model '{model}' has no version or alias '{wanted}'; versions: {versions}")
 
 
@@ -91,8 +116,22 @@ class MlflowRecords:
     """Commit records as MLflow holds them: each materialization's run carries its own."""
 
     def __init__(self, tracking: Tracking) -> None:
-        self.client = tracking.client()
-        self.experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
+        with tracking.told():
+            self.client = tracking.client()
+            self.experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
+
+    def run_ids(self, keys: list[str]) -> dict[str, str]:
+        """Artifact key to the id of the run that reported it first, for those that were reported."""
+        found: dict[str, str] = {}
+        for key in keys:
+            runs = self.client.search_runs(
+                self.experiments,
+                f"tags.`align.key` = '{key}' and {FINISHED}",
+                order_by=["attributes.start_time ASC"],
+                max_results=1,
+            )
+            found.update((key, str(run.info.run_id)) for run in runs)
+        return found
 
     def registration(self, model: str, wanted: str) -> Commit:
         from mlflow.exceptions import MlflowException
@@ -103,14 +142,14 @@ class MlflowRecords:
             else:
                 version = self.client.get_model_version_by_alias(model, wanted)
         except MlflowException as error:
-            raise BadInput(f"MLflow has no '{model}' with version or alias '{wanted}'") from error
+            raise BadInput(f"MLflow has no '{model}' with version or alias '{wanted}': {error}") from error
         return self._record(f"tags.`align.key` = '{version.tags['align.registration_key']}'")
 
     def commit_of(self, artifact: Artifact) -> Commit:
         return self._record(f"tags.`align.key` = '{artifact.key}' and tags.`align.kind` = '{artifact.kind}'")
 
     def _record(self, tags: str) -> Commit:
-        runs = self.client.search_runs(self.experiments, tags, max_results=1)
+        runs = self.client.search_runs(self.experiments, f"{tags} and {FINISHED}", max_results=1)
         if not runs:
             raise MissingArtifact(f"MLflow has no run with {tags}")
         with tempfile.TemporaryDirectory() as folder:

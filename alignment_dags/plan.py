@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from alignment.artifacts import Commit, Ref, Store
-from alignment.preferences.shards import shards_of
 from alignment.recipe import Recipe
 from assets.node import Node
 from assets.upstream import Upstream
@@ -40,7 +39,7 @@ class PlannedUpstream(Upstream):
 def plan(recipe: Recipe, nodes: Iterable[Node], store: Store) -> list[Planned]:
     """Every node and shard, upstream first. Raises `BadInput` for sources a person has to mend."""
     upstream = PlannedUpstream(store, recipe.name)
-    shards = list(shards_of(recipe.preferences, recipe.seed))
+    shards = list(upstream.shards(recipe.preferences, recipe.seed))
     planned: list[Planned] = []
     unknown: set[str] = set()
     for node in nodes:

@@ -21,13 +21,15 @@ def recipe_files() -> list[Path]:
 
 
 def recipes_in_use() -> dict[Path, Recipe]:
-    """File to recipe; two recipes of one name are refused, as their assets would be the same."""
+    """File to recipe. Two of one name would be the same assets, two of one model name each other's champion."""
     found: dict[Path, Recipe] = {}
-    by_name: dict[str, Path] = {}
     for path in recipe_files():
         recipe = load_recipe(path)
-        if recipe.name in by_name:
-            raise BadInput(f"name '{recipe.name}' is also that of {by_name[recipe.name]}", file=str(path), field="name")
-        by_name[recipe.name] = path
+        for other, known in found.items():
+            if known.name == recipe.name:
+                raise BadInput(f"'{recipe.name}' is also the name of {other}", file=str(path), field="name")
+            if known.model_name == recipe.model_name:
+                told = f"'{recipe.model_name}' is also the model of {other}"
+                raise BadInput(told, file=str(path), field="registry.model_name")
         found[path] = recipe
     return found

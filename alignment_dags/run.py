@@ -28,7 +28,7 @@ from resources.store import ArtifactStore
 
 @dataclass
 class Outcome:
-    """What `align run` did: the Dagster runs it made, and whether anything was out of date."""
+    """What `align run` did: the Dagster runs it made and those it ended; `failure` says why it stopped early."""
 
     recipe: Recipe
     store: Store

@@ -1,10 +1,14 @@
-"""The champion: the policy registered last, which a new candidate has to stand beside."""
+"""The champion: the policy registered last, which a new candidate has to stand beside.
+
+Registrations form a chain: each names the one it follows. A registration that registered nothing (`gate: none`)
+is passed over, so that it never hides the champion.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from alignment.artifacts import Artifact
+from alignment.artifacts import Artifact, Commit
 from assets.upstream import Upstream
 
 SCORES = "scores."
@@ -12,8 +16,9 @@ SCORES = "scores."
 
 @dataclass(frozen=True)
 class Champion:
-    """A registered policy and its scores by suite; `policy` is None before anything was registered."""
+    """A registration that stands, its policy and that policy's scores by suite; all empty before the first."""
 
+    registration: Artifact | None = None
     policy: Artifact | None = None
     scores: dict[str, Artifact] = field(default_factory=dict)
 
@@ -21,18 +26,27 @@ class Champion:
 def champion_beside(upstream: Upstream, candidate: Artifact) -> Champion:
     """Whom a candidate is compared with.
 
-    A candidate that is itself the champion is compared with whom it was compared with when it was
-    registered: looking again at a finished comparison must give the same one.
+    A candidate that is itself the latest is compared with whom it was compared with when it was registered:
+    looking again at a finished comparison must give the same one.
     """
-    registration = upstream.get("registered_model")
-    if registration is None:
+    latest = upstream.get("registered_model")
+    if latest is None:
         return Champion()
-    inputs = upstream.store.commit_of(registration).inputs
-    if inputs["policy"].digest != candidate.digest:
-        return Champion(inputs["policy"], _scores(inputs, SCORES))
-    compared = upstream.store.commit_of(inputs["report"]).inputs
-    return Champion(compared.get("champion"), _scores(compared, "champion_scores."))
+    commit = upstream.store.commit_of(latest)
+    if commit.inputs["policy"].digest == candidate.digest:
+        latest = commit.inputs.get("previous")
+    return _standing(upstream, latest)
 
 
-def _scores(inputs: dict[str, Artifact], prefix: str) -> dict[str, Artifact]:
-    return {name.removeprefix(prefix): artifact for name, artifact in inputs.items() if name.startswith(prefix)}
+def _standing(upstream: Upstream, registration: Artifact | None) -> Champion:
+    """The registration, or the nearest before it, that did register a policy."""
+    while registration is not None:
+        commit = upstream.store.commit_of(registration)
+        if commit.summary["registered"]:
+            return Champion(registration, commit.inputs["policy"], _scores(commit))
+        registration = commit.inputs.get("previous")
+    return Champion()
+
+
+def _scores(commit: Commit) -> dict[str, Artifact]:
+    return {name.removeprefix(SCORES): artifact for name, artifact in commit.inputs.items() if name.startswith(SCORES)}

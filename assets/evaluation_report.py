@@ -57,9 +57,16 @@ def show(commit: Commit, folder: Path) -> Shown:
         for suite, metrics in commit.summary["comparisons"].items()
         for metric, one in metrics.items()
     ]
+    plotted = {
+        f"{suite}/{metric}/{name}".replace(",", "_"): one[name]
+        for suite, metrics in commit.summary["comparisons"].items()
+        for metric, one in metrics.items()
+        for name in ("baseline", "candidate", "difference", "n")
+    }
     header = ("metric", "n", "SFT", "policy", "difference [95 %]", "verdict")
     reasons = "\n".join(f"- {reason}" for reason in commit.summary["reasons"])
     return Shown(
+        plotted=plotted,
         markdown={"comparison": table(header, rows), "gate": f"**{commit.summary['verdict']}**\n\n{reasons}"},
         files=[folder / name for name in ("report.html", "comparison.json", "verdict.json")],
     )

@@ -4,6 +4,7 @@ Dagster reads the annotations of an asset's function, so this file has them eval
 """
 
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,15 +13,15 @@ import dagster as dg
 from alignment.artifacts import Artifact, Commit, Ref, Store
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
+from alignment.stages.execute import DAGSTER_RUN, REQUEST_FILE
 from assets.node import Node, Shown, Work
 from assets.upstream import NotBuilt, Upstream
 from resources.pools import Pools
 from resources.store import ArtifactStore
-from resources.tracking import Report, Tracking
+from resources.tracking import Report, Reported, Tracking
 
 OWNERS = ["team:alignment"]
 SHARDS_PER_RUN = 100
-MAX_NUMBERS = 60
 BAD_INPUT = "bad_input"
 
 
@@ -62,15 +63,15 @@ def build_asset(node: Node, recipe: Recipe, pools: Pools) -> dg.AssetsDefinition
     def asset(
         context: dg.AssetExecutionContext, store: ArtifactStore, tracking: Tracking
     ) -> Iterator[dg.MaterializeResult[Any]]:
-        nodes = Materializer(node, recipe, pools, store.open(), tracking, context)
+        one = Materializer(node, recipe, pools, store.open(), tracking, context)
         if not node.partitioned:
-            data_version, metadata = nodes.materialize(None)
+            data_version, metadata = one.materialize(None)
             yield dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(data_version))
         elif len(context.partition_keys) == 1:
-            data_version, metadata = nodes.materialize(context.partition_keys[0])
+            data_version, metadata = one.materialize(context.partition_keys[0])
             yield dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(data_version))
         else:
-            nodes.materialize_each(context.partition_keys)
+            one.materialize_each(context.partition_keys)
 
     return asset
 
@@ -105,6 +106,7 @@ class Materializer:
 
     def materialize(self, shard: str | None) -> tuple[str, dict[str, Any]]:
         """Data version and metadata of the artifact, reported to MLflow and pointed to by its ref."""
+        os.environ[DAGSTER_RUN] = self.context.run.run_id
         try:
             upstream = Upstream(self.store, self.recipe.name)
             request = self.node.request(upstream, shard)
@@ -118,10 +120,11 @@ class Materializer:
             raise dg.Failure(f"{where}{error}", metadata={BAD_INPUT: str(error)}, allow_retries=False) from error
         self.context.log.info(f"{'found' if hit else 'made'} {self.store.uri(commit.artifact)}")
         shown = self.node.show(commit, self.store.fetch(commit.artifact))
-        run_id = self.report(upstream, commit, shard, shown)
-        ref = Ref(artifact=commit.artifact, dagster_run_id=self.context.run.run_id, mlflow_run_id=run_id)
-        self.store.write_ref(ref, self.recipe.name, self.node.name, shard)
-        return commit.digest, self.metadata(commit, hit, run_id, shown)
+        reported = self.report(upstream, commit, shard, shown)
+        metadata = self.metadata(commit, hit, reported, shown)
+        ref = Ref(artifact=commit.artifact, dagster_run_id=self.context.run.run_id, mlflow_run_id=reported.run_id)
+        self.store.write_ref(ref, self.recipe.name, self.node.name, shard)  # last: what it names is done
+        return commit.digest, metadata
 
     def materialize_each(self, shards: list[str]) -> None:
         """Every shard by itself; what failed is named at the end, and the others stand."""
@@ -148,7 +151,7 @@ class Materializer:
                 allow_retries=False,
             )
 
-    def report(self, upstream: Upstream, commit: Commit, shard: str | None, shown: Shown) -> str:
+    def report(self, upstream: Upstream, commit: Commit, shard: str | None, shown: Shown) -> Reported:
         runs = upstream.mlflow_runs()
         known = {name: runs[artifact.key] for name, artifact in commit.inputs.items() if artifact.key in runs}
         return self.tracking.report(
@@ -170,33 +173,33 @@ class Materializer:
 
     def params(self, commit: Commit) -> dict[str, Any]:
         """The request's own settings, flat, without the artifacts it stands on."""
-        text = (self.store.fetch(commit.artifact) / "request.json").read_text(encoding="utf-8")
+        text = (self.store.fetch(commit.artifact) / REQUEST_FILE).read_text(encoding="utf-8")
         return dict(flat(self.node.stage.request.model_validate_json(text).model_dump(mode="json")))
 
-    def metadata(self, commit: Commit, hit: bool, run_id: str, shown: Shown) -> dict[str, Any]:
+    def metadata(self, commit: Commit, hit: bool, reported: Reported, shown: Shown) -> dict[str, Any]:
         values: dict[str, Any] = {
             "dagster/uri": self.store.uri(commit.artifact),
-            "mlflow": dg.MetadataValue.url(self.tracking.url(run_id)),
+            "mlflow": dg.MetadataValue.url(reported.url),
             "reused": hit,
             "seconds": commit.seconds,
             "key": commit.key,
         }
         if isinstance(rows := commit.summary.get("rows"), int):
             values["dagster/row_count"] = rows
-        values |= numbers(commit.summary)
+        values |= numbers(commit.summary) if shown.plotted is None else shown.plotted
         values |= {name: text for name, text in commit.summary.items() if isinstance(text, str)}
         return values | {name: dg.MetadataValue.md(text) for name, text in shown.markdown.items()}
 
 
 def numbers(summary: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """The finite numbers of a summary under flat names, lists left out; so many that a page stays readable."""
+    """The finite numbers of a summary under flat names, lists left out."""
     found: dict[str, float] = {}
     for name, value in summary.items():
         if isinstance(value, dict):
             found |= numbers(value, f"{prefix}{name}/")
         elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             found[plain(prefix + name)] = value
-    return dict(list(found.items())[:MAX_NUMBERS])
+    return found
 
 
 def plain(name: str) -> str:

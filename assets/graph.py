@@ -29,7 +29,7 @@ def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
         reference_logprobs(recipe),
         preference_manifest(recipe),
         policy_checkpoint(recipe, pools),
-        *(responses(recipe, model) for model in models),
+        *(responses(recipe, pools, model) for model in models),
         *(evals(recipe, model, name, suite) for model in models for name, suite in recipe.evals.selected().items()),
         evaluation_report(recipe),
         registered_model(recipe, pools),

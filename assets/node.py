@@ -43,9 +43,11 @@ def run_stage(work: Work) -> Commit:
 class Shown:
     """What a person sees of an artifact beside the numbers of its summary.
 
-    `history` has one dict a training step; `markdown` maps a metadata name to text; `files` go to MLflow.
+    `history` has one dict a training step; `markdown` maps a metadata name to text; `files` go to MLflow;
+    `plotted` are the numbers Dagster plots over time, where all of the summary would be too many.
     """
 
+    plotted: dict[str, float] | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     markdown: dict[str, str] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)

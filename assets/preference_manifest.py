@@ -6,24 +6,29 @@ from pathlib import Path
 
 from alignment.artifacts import Artifact, Commit
 from alignment.preferences.manifest import STAGE, ManifestRequest
-from alignment.preferences.shards import shards_of
 from alignment.recipe import Recipe
 from assets.node import Node, Shown
 from assets.plots import table
+from assets.reference_logprobs import reference_logprobs
 from assets.upstream import Upstream
 
 
 def preference_manifest(recipe: Recipe) -> Node:
+    scored = reference_logprobs(recipe)
+
     def request(upstream: Upstream, shard: str | None) -> ManifestRequest:
-        checkpoint = upstream("sft_checkpoint")
         shards: dict[str, Artifact] = {}
         references: dict[str, Artifact] = {}
         left_out: dict[str, str] = {}
-        for name in shards_of(recipe.preferences, recipe.seed):
+        for name in upstream.shards(recipe.preferences, recipe.seed):
             rows, reference = upstream.get("preference_shard", name), upstream.get("reference_logprobs", name)
-            if reason := why_left_out(upstream, checkpoint, rows, reference):
-                left_out[name] = reason
-            elif rows is not None and reference is not None:
+            if rows is None:
+                left_out[name] = "not built"
+            elif reference is None:
+                left_out[name] = "no reference log-probs"
+            elif reference.key != scored.stage.key(scored.request(upstream, name)):
+                left_out[name] = "its reference log-probs are of other rows, another checkpoint or other settings"
+            else:
                 shards[name], references[name] = rows, reference
         return ManifestRequest(
             shards=shards,
@@ -41,22 +46,6 @@ def preference_manifest(recipe: Recipe) -> Node:
         request=request,
         show=show,
     )
-
-
-def why_left_out(
-    upstream: Upstream, checkpoint: Artifact, rows: Artifact | None, reference: Artifact | None
-) -> str | None:
-    """Why a shard cannot be trained on now; None when its reference log-probs are of these rows and this model."""
-    if rows is None:
-        return "not built"
-    if reference is None:
-        return "no reference log-probs"
-    scored = upstream.store.commit_of(reference).inputs
-    if scored["shard"].digest != rows.digest:
-        return "reference log-probs are of other rows"
-    if scored["checkpoint"].digest != checkpoint.digest:
-        return "reference log-probs are of another checkpoint"
-    return None
 
 
 def show(commit: Commit, folder: Path) -> Shown:

@@ -7,7 +7,6 @@ from pathlib import Path
 from alignment.artifacts import Commit
 from alignment.errors import BadInput
 from alignment.preferences.shard import STAGE, ShardRequest
-from alignment.preferences.shards import shards_of
 from alignment.recipe import Recipe
 from assets.node import Node, Shown
 from assets.plots import table
@@ -16,7 +15,7 @@ from assets.upstream import Upstream
 
 def preference_shard(recipe: Recipe) -> Node:
     def request(upstream: Upstream, shard: str | None) -> ShardRequest:
-        shards = shards_of(recipe.preferences, recipe.seed)
+        shards = upstream.shards(recipe.preferences, recipe.seed)
         if shard not in shards:
             raise BadInput(f"no shard '{shard}' in the recipe's preferences", file=recipe.name, field="preferences")
         return shards[shard]

@@ -8,8 +8,10 @@ from dataclasses import replace
 import dagster as dg
 
 from alignment.artifacts import Artifact, Commit, CorruptArtifact
+from alignment.digest import json_digest
 from alignment.recipe import Gate, Recipe
 from alignment.stages import Context, Request, Result, Stage, execute
+from assets.champion import champion_beside
 from assets.node import Node, Work, run_stage
 from assets.upstream import Upstream
 from eval.check import STAGE as CHECK
@@ -27,6 +29,7 @@ class RegistrationRequest(Request):
     policy: Artifact
     report: Artifact
     scores: dict[str, Artifact]
+    previous: Artifact | None
     gate: Gate | None
     model_name: str
     smoke_prompt: str
@@ -46,6 +49,7 @@ def registered_model(recipe: Recipe, pools: Pools) -> Node:
             policy=upstream("policy_checkpoint"),
             report=upstream("evaluation_report"),
             scores={suite: upstream(f"policy_evals/{suite}") for suite in recipe.evals.selected()},
+            previous=champion_beside(upstream, upstream("policy_checkpoint")).registration,
             gate=recipe.gate if isinstance(recipe.gate, Gate) else None,
             model_name=recipe.model_name,
             smoke_prompt=recipe.registry.smoke_prompt,
@@ -66,7 +70,11 @@ def registered_model(recipe: Recipe, pools: Pools) -> Node:
         stage=STAGE,
         description="The MLflow model version with the alias champion; needs a passing verdict for this very policy.",
         kinds=frozenset({"mlflow"}),
-        needs=("evaluation_report", "policy_checkpoint"),
+        needs=(
+            "evaluation_report",
+            "policy_checkpoint",
+            *(f"policy_evals/{suite}" for suite in recipe.evals.selected()),
+        ),
         request=request,
         make=make,
         pool=recipe.pools.responses,
@@ -98,26 +106,27 @@ def generates(work: Work, request: RegistrationRequest) -> str:
 
 def register(work: Work, recipe: Recipe) -> str:
     assert isinstance(work.request, RegistrationRequest)
-    policy = work.store.commit_of(work.request.policy)
-    ref = work.store.read_ref(recipe.name, "policy_checkpoint")
-    run_id = None if ref is None else ref.mlflow_run_id
-    if ref is None or run_id is None or ref.artifact.digest != policy.digest:
-        raise dg.Failure("the policy's checkpoint was never reported to MLflow; materialize policy_checkpoint first")
     tags = {
-        "align.recipe": recipe.name,
-        "align.uri": work.store.uri(policy.artifact),
-        "align.policy": policy.artifact.model_dump_json(),
+        "align.uri": work.store.uri(work.request.policy),
+        "align.policy": work.request.policy.model_dump_json(),
         "align.report": work.request.report.model_dump_json(),
         "align.registration_key": work.stage.key(work.request),
     }
-    return work.tracking.register(recipe.model_name, policy, run_id, tags)
+    return work.tracking.register(recipe.name, recipe.model_name, work.store.commit_of(work.request.policy), tags)
 
 
 def record(work: Work, what: dict[str, object]) -> Commit:
-    """Commits the registration, so that the store alone knows the champion."""
+    """Commits the registration, so that the store alone knows the champion.
+
+    Its data version is the model version and a mark of what it follows: promoting A, B and A again are three
+    registrations of two versions.
+    """
+    assert isinstance(work.request, RegistrationRequest)
+    previous = work.request.previous.digest if work.request.previous else None
+    mark = json_digest([work.request.policy.digest, previous])[:8]
 
     def run(request: RegistrationRequest, context: Context) -> Result:
         (context.out / REGISTRATION).write_text(json.dumps(what, indent=1, sort_keys=True), encoding="utf-8")
-        return Result(digest=str(what.get("version", "none")), summary=what)
+        return Result(digest=f"{what.get('version', 'none')}.{mark}", summary=what)
 
     return execute(replace(work.stage, run=run), work.request, work.store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from alignment.errors import BadInput
 from alignment.recipe import Recipe, Suite
 from alignment.sources import pin_file
 from alignment.stages import SourceFile
@@ -9,6 +10,7 @@ from assets.node import Node
 from assets.upstream import Upstream
 from eval.responses import STAGE, ResponsesRequest
 from eval.suites.spec import SuiteSpec
+from resources.pools import Pools
 
 
 def suite_spec(name: str, suite: Suite) -> SuiteSpec:
@@ -31,10 +33,12 @@ def suite_spec(name: str, suite: Suite) -> SuiteSpec:
     )
 
 
-def responses(recipe: Recipe, model: str) -> Node:
+def responses(recipe: Recipe, pools: Pools, model: str) -> Node:
     """The node of one of the two models, `sft` or `policy`."""
 
     def request(upstream: Upstream, shard: str | None) -> ResponsesRequest:
+        if pools[recipe.pools.responses].world_size > 1:
+            raise BadInput("answering runs in one process; give a pool of launcher: step", field="pools.responses")
         suites = {name: suite_spec(name, suite) for name, suite in recipe.evals.selected().items()}
         return ResponsesRequest(
             checkpoint=upstream(f"{model}_checkpoint"),

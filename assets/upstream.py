@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from alignment.artifacts import Artifact, Ref, Store
+from alignment.preferences.shard import ShardRequest
+from alignment.preferences.shards import shards_of
+from alignment.recipe import PreferenceSource
 
 
 class NotBuilt(LookupError):
@@ -22,6 +25,7 @@ class Upstream:
         self.store = store
         self.recipe = recipe
         self._refs: dict[tuple[str, str | None], Ref | None] = {}
+        self._shards: dict[str, ShardRequest] | None = None
 
     def ref(self, name: str, partition: str | None = None) -> Ref | None:
         place = (name, partition)
@@ -40,6 +44,12 @@ class Upstream:
         if artifact is None:
             raise NotBuilt(name, partition)
         return artifact
+
+    def shards(self, source: PreferenceSource, seed: int) -> dict[str, ShardRequest]:
+        """Shard name to the request that makes it; the source is listed once."""
+        if self._shards is None:
+            self._shards = shards_of(source, seed)
+        return self._shards
 
     def mlflow_runs(self) -> dict[str, str]:
         """Key of every artifact read so far to the MLflow run that reported it."""

@@ -60,7 +60,9 @@ def run(request: ResponsesRequest, context: Context) -> Result:
         log.info("%s: %d answered, %d failed, %.1f s", name, len(answered.items) - failed, failed, seconds[name])
     # the same texts from two checkpoints are two results: scores must be traceable to the model that answered
     digest = json_digest({"checkpoint": request.checkpoint.digest, "responses": digests})
-    return Result(digest, {"suites": suites, "tokens": tokens, "seconds_per_suite": seconds})
+    return Result(
+        digest, {"suites": suites, "tokens": tokens, "seconds_per_suite": seconds, "precision": request.precision}
+    )
 
 
 def _load(folder: Path, request: ResponsesRequest) -> Generator:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from alignment.artifacts import Artifact
+from alignment.artifacts import Artifact, Commit
 from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.recipe import Judge
@@ -21,6 +21,7 @@ from eval.scoring import Scored, score_suite
 from eval.statistics import Mean
 from eval.suites import Item, SuiteSpec, suite_named
 
+CODE_VERSION = 1
 METRICS_FILE = "metrics.json"
 JUDGMENTS_FILE = "judgments.jsonl"
 JUDGE_ACCESS = ("in_flight", "api_key_env")
@@ -43,12 +44,12 @@ class ScoresRequest(Request):
         judge = value["judge"] and {k: v for k, v in value["judge"].items() if k not in JUDGE_ACCESS}
         return value | {"judge": judge}
 
-    def settings(self) -> str:
-        """Digest of how the suite was asked and judged: scores of different settings are not compared."""
+    def settings(self, answers: Commit) -> str:
+        """Digest of how the suite was answered, judged and scored: scores of different settings are not compared."""
         judge = None if self.judge is None else self.judge.model_dump(include={"kind", "model"})
-        return json_digest(
-            [self.suite.digest(), judge if suite_named(self.suite.name).task is None else None, self.seed]
-        )
+        judged = judge if suite_named(self.suite.name).task is None else None
+        answered = [answers.summary.get("precision"), answers.code_version]
+        return json_digest([self.suite.digest(), judged, self.seed, answered, CODE_VERSION])
 
 
 def run(request: ScoresRequest, context: Context) -> Result:
@@ -68,8 +69,9 @@ def run(request: ScoresRequest, context: Context) -> Result:
     (context.out / METRICS_FILE).write_text(text, encoding="utf-8")
     if scored.judgments:
         write_judgments(context.out / JUDGMENTS_FILE, scored.judgments)
-    summary = {"n": scored.n, "metrics": metrics, **outcome(scored), "settings": request.settings()}
-    digest = json_digest([samples_digest(scored.samples), scored.failed, scored.judged, request.settings()])
+    settings = request.settings(context.store.commit_of(request.responses))
+    summary = {"n": scored.n, "metrics": metrics, **outcome(scored), "settings": settings}
+    digest = json_digest([samples_digest(scored.samples), scored.failed, scored.judged, settings])
     return Result(digest, summary)
 
 
@@ -89,4 +91,4 @@ def outcome(scored: Scored) -> dict[str, Any]:
     }
 
 
-STAGE = Stage("scores", 1, ScoresRequest, run)
+STAGE = Stage("scores", CODE_VERSION, ScoresRequest, run)

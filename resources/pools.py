@@ -84,10 +84,13 @@ def pools_file() -> Path:
     return Path(os.environ.get("ALIGN_POOLS") or PROJECT / "recipes" / "pools.yaml")
 
 
-@cache
 def load_pools(path: Path | None = None) -> Pools:
     """The pools in a file (ALIGN_POOLS, or recipes/pools.yaml); raises `BadInput` naming file and field."""
-    path = path or pools_file()
+    return _read_pools(path or pools_file())
+
+
+@cache
+def _read_pools(path: Path) -> Pools:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
         return Pools.model_validate(data)

@@ -10,13 +10,13 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dagster as dg
 from filelock import FileLock
@@ -28,10 +28,14 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+T = TypeVar("T")
+
 PARAM_LIMIT, TAG_LIMIT, BATCH = 500, 5000, 900
 DIGEST_LIMIT = 36  # of a dataset in MLflow
 REQUEST_TAG = "align.request"
 POLICY_TAG = "align.policy_digest"
+RECIPE_TAG = "align.recipe"
+DAGSTER_RUNS_TAG = "dagster.run_ids"
 CHAMPION = "champion"
 
 
@@ -65,6 +69,18 @@ class Report:
         return "/".join([self.recipe, self.asset, self.partition or "-", self.commit.key])
 
 
+class ModelTaken(RuntimeError):
+    """Another recipe registers under this model name; its champion is not ours to replace."""
+
+
+@dataclass(frozen=True)
+class Reported:
+    """The MLflow run of a materialization, and where a person opens it."""
+
+    run_id: str
+    url: str
+
+
 class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
     """The tracking server. `attempts` tries with doubling pauses, from `pause` seconds, before giving up."""
 
@@ -85,7 +101,8 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
         return mlflow.MlflowClient(uri)
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def told(self) -> Iterator[None]:
+        """Turns whatever MLflow raises into `TrackingUnreachable` that names the server."""
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
@@ -94,13 +111,17 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
         except (MlflowException, SQLAlchemyError, OSError) as error:
             raise TrackingUnreachable(f"MLflow at {self.uri or tracking_uri()}: {error}") from error
 
-    def report(self, report: Report) -> str:
-        """Writes the materialization's run, whole, and returns its id; safe to repeat."""
+    def report(self, report: Report) -> Reported:
+        """Writes the materialization's run, whole; safe to repeat."""
+        return self._tried(lambda: self._report(report))
+
+    def _tried(self, work: Callable[[], T]) -> T:
+        """What `work` returns, tried again while MLflow does not answer."""
         pause = self.pause
         for left in reversed(range(self.attempts)):
             try:
-                with self._told():
-                    return self._report(report)
+                with self.told():
+                    return work()
             except TrackingUnreachable:
                 if not left:
                     raise
@@ -108,26 +129,25 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
                 pause *= 2
         raise AssertionError("attempts is at least 1")
 
-    def _report(self, report: Report) -> str:
+    def _report(self, report: Report) -> Reported:
         client = self.client()
         run = self._run(client, report)
         run_id = str(run.info.run_id)
-        if run.info.status == "FINISHED":
-            known = run.data.tags.get("dagster.run_ids", "").split(",")
-            if report.dagster_run_id not in known:
-                client.set_tag(run_id, "dagster.run_ids", ",".join([*filter(None, known), report.dagster_run_id]))
-            return run_id
-        _log_numbers(client, run_id, report)
-        _log_inputs(client, run_id, report)
-        with tempfile.TemporaryDirectory() as folder:
-            record = Path(folder, "commit.json")
-            record.write_text(report.commit.model_dump_json(indent=1), encoding="utf-8")
-            for path in [record, *report.files]:
-                client.log_artifact(run_id, str(path))
-        if report.checkpoint:
-            self.external_model(client, report, run)
-        client.set_terminated(run_id, "FINISHED")
-        return run_id
+        known = list(filter(None, run.data.tags.get(DAGSTER_RUNS_TAG, "").split(",")))
+        if report.dagster_run_id not in known:
+            client.set_tag(run_id, DAGSTER_RUNS_TAG, ",".join([*known, report.dagster_run_id]))
+        if run.info.status != "FINISHED":
+            _log_numbers(client, run_id, report)
+            _log_inputs(client, run_id, report)
+            with tempfile.TemporaryDirectory() as folder:
+                record = Path(folder, "commit.json")
+                record.write_text(report.commit.model_dump_json(indent=1), encoding="utf-8")
+                for path in [record, *report.files]:
+                    client.log_artifact(run_id, str(path))
+            if report.checkpoint:
+                self.external_model(client, report, run)
+            client.set_terminated(run_id, "FINISHED")
+        return Reported(run_id, f"{mlflow_ui()}/#/experiments/{run.info.experiment_id}/runs/{run_id}")
 
     def _run(self, client: MlflowClient, report: Report) -> Run:
         """The run of this identity: the earliest there is, or a new one."""
@@ -168,47 +188,44 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         return str(model.model_id)
 
-    def register(self, model_name: str, policy: Commit, policy_run_id: str, tags: Mapping[str, str]) -> str:
-        """The registered version of a policy, made if there is none, with the alias `champion` on it."""
+    def register(self, recipe: str, model_name: str, policy: Commit, tags: Mapping[str, str]) -> str:
+        """The registered version of a policy, made if there is none, with `tags` and the alias `champion` on it."""
+        return self._tried(lambda: self._register(recipe, model_name, policy, tags))
+
+    def _register(self, recipe: str, model_name: str, policy: Commit, tags: Mapping[str, str]) -> str:
         from mlflow.exceptions import MlflowException
 
-        with self._told():
-            client = self.client()
-            try:
-                client.create_registered_model(model_name)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-            version = next(
-                (
-                    str(found.version)
-                    for found in client.search_model_versions(f"name = '{model_name}'")
-                    if found.tags.get(POLICY_TAG) == policy.digest
-                ),
-                None,
-            )
-            if version is None:
-                run = client.get_run(policy_run_id)
-                outputs = run.outputs.model_outputs if run.outputs else []
-                if not outputs:
-                    raise TrackingUnreachable(f"MLflow run {policy_run_id} holds no logged model of the policy")
-                model_id = outputs[0].model_id
-                created = client.create_model_version(
-                    model_name,
-                    source=f"models:/{model_id}",
-                    run_id=policy_run_id,
-                    model_id=model_id,
-                    tags={POLICY_TAG: policy.digest, **tags},
-                )
-                version = str(created.version)
-            client.set_registered_model_alias(model_name, CHAMPION, version)
-            return version
+        client = self.client()
+        try:
+            client.create_registered_model(model_name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        versions = client.search_model_versions(f"name = '{model_name}'")
+        others = {owner for version in versions if (owner := version.tags.get(RECIPE_TAG, recipe)) != recipe}
+        if others:
+            raise ModelTaken(f"registered model '{model_name}' belongs to recipe {', '.join(sorted(others))}")
+        version = next((str(one.version) for one in versions if one.tags.get(POLICY_TAG) == policy.digest), None)
+        if version is None:
+            version = self._new_version(client, model_name, policy)
+        for name, value in {RECIPE_TAG: recipe, POLICY_TAG: policy.digest, **tags}.items():
+            client.set_model_version_tag(model_name, version, name, value)
+        client.set_registered_model_alias(model_name, CHAMPION, version)
+        return version
 
-    def url(self, run_id: str) -> str:
-        """Where a person opens a run."""
-        with self._told():
-            experiment = self.client().get_run(run_id).info.experiment_id
-        return f"{mlflow_ui()}/#/experiments/{experiment}/runs/{run_id}"
+    def _new_version(self, client: MlflowClient, model_name: str, policy: Commit) -> str:
+        """A version from the logged model of the run that reported the policy."""
+        experiments = [one.experiment_id for one in client.search_experiments()]
+        runs = client.search_runs(experiments, f"tags.`align.key` = '{policy.key}' and attributes.status = 'FINISHED'")
+        outputs = runs[0].outputs.model_outputs if runs and runs[0].outputs else []
+        if not outputs:
+            raise TrackingUnreachable(f"MLflow holds no finished run of policy {policy.key}; materialize it again")
+        model_id, run_id = outputs[0].model_id, runs[0].info.run_id
+        tags = {POLICY_TAG: policy.digest}
+        made = client.create_model_version(
+            model_name, source=f"models:/{model_id}", run_id=run_id, model_id=model_id, tags=tags
+        )
+        return str(made.version)
 
 
 @cache
@@ -243,7 +260,7 @@ def _tags(report: Report) -> dict[str, str]:
     commit = report.commit
     tags = {
         REQUEST_TAG: report.identity,
-        "align.recipe": report.recipe,
+        RECIPE_TAG: report.recipe,
         "align.stage": commit.stage,
         "align.kind": commit.kind,
         "align.key": commit.key,
@@ -253,7 +270,7 @@ def _tags(report: Report) -> dict[str, str]:
         "dagster.asset": f"{report.recipe}/{report.asset}",
         "dagster.partition": report.partition or "",
         "dagster.data_version": commit.digest,
-        "dagster.run_ids": report.dagster_run_id,
+        DAGSTER_RUNS_TAG: report.dagster_run_id,
         "align.upstream_runs": json.dumps(dict(report.upstream), sort_keys=True)[:TAG_LIMIT],
     }
     return {name: value for name, value in tags.items() if value}

@@ -21,7 +21,9 @@ def test_every_stage_is_recorded_as_it_is() -> None:
         for name, stage in code_versions.stages().items()
         if {field: known.get(name, {}).get(field) for field in stage} != stage
     }
-    assert not stale, f"changed without a record: {sorted(stale)}; raise code_version, then run python -m tests.code_versions"
+    assert not stale, (
+        f"changed without a record: {sorted(stale)}; raise code_version, then run python -m tests.code_versions"
+    )
 
 
 def test_comments_and_docstrings_do_not_count_but_code_does(tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ class Attempt:
 
 
 class Store:
-    """One artifact store. `cache` holds local copies of remote artifacts and remote work folders."""
+    """One artifact store. `cache` holds local copies of remote artifacts, and the work folders of a remote store,
+    which another machine does not see: a launch that moves starts its work anew."""
 
     def __init__(self, url: str, cache: Path | None = None) -> None:
         self.url = url.rstrip("/")
@@ -199,9 +200,12 @@ class Store:
                     self.fs.put_file(str(attempt.path / name), f"{remote}/{name}")
             marker = self.path(attempt.kind, attempt.key, COMMIT_FILE)
             won = self._create(marker, commit.model_dump_json(indent=1).encode())
+        if not self.is_local or not won:
+            self.discard(attempt)
         if won:
             return commit
-        self.discard(attempt)
+        if not self.is_local:
+            self.fs.rm(self.path(attempt.kind, attempt.key, attempt.name), recursive=True)
         winner = self.find(attempt.kind, attempt.key)
         if winner is None:
             raise CorruptArtifact(f"{marker}: appeared and vanished while committing")
@@ -292,6 +296,7 @@ def describe(folder: Path) -> dict[str, FileEntry]:
             raise CorruptArtifact(f"{path}: artifacts hold no pickled weights; save as safetensors")
         with path.open("rb") as stream:
             sha256, size = stream_sha256(stream)
+            os.fsync(stream.fileno())  # the marker must not outlive, in a power cut, what it speaks of
         files[name] = FileEntry(sha256=sha256, size=size)
     return files
 

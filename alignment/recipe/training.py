@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -31,6 +31,8 @@ class Lora(Section):
 
 class Optimisation(Section):
     """What SFT and DPO share. Batch sizes count rows over all devices."""
+
+    speed_only: ClassVar[frozenset[str]] = frozenset({"save_steps"})
 
     learning_rate: float = Field(gt=0)
     epochs: float = Field(default=1.0, gt=0)

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from alignment.artifacts import Store
 from alignment.errors import BadInput
 from alignment.stages.execute import execute
-from alignment.stages.stage import Stage
+from alignment.stages.stage import Request, Stage
 
 GROUP = "alignment_dags.stages"
 BAD_INPUT_FILE = "ALIGN_BAD_INPUT_FILE"  # where a launcher wants to read what a person has to mend
@@ -47,9 +47,8 @@ def main() -> int:
     with told_to_dagster() if first_rank else nullcontext():
         try:
             stage = load_stage(arguments.name)
-            request = stage.request.model_validate_json(arguments.request.read_text(encoding="utf-8"))
-            commit = execute(stage, request, Store(arguments.store))
-        except (BadInput, ValidationError, FileNotFoundError) as error:
+            commit = execute(stage, read_request(stage, arguments.request), Store(arguments.store))
+        except BadInput as error:
             print(f"error: {error}", file=sys.stderr)
             if first_rank and (told := os.environ.get(BAD_INPUT_FILE)):
                 Path(told).write_text(str(error), encoding="utf-8")
@@ -57,6 +56,18 @@ def main() -> int:
     if first_rank:
         print(commit.artifact.model_dump_json())
     return 0
+
+
+def read_request(stage: Stage, path: Path) -> Request:  # type: ignore[type-arg]
+    """The stage's request in a file; raises `BadInput` naming the file and what is wrong in it."""
+    try:
+        request: Request = stage.request.model_validate_json(path.read_text(encoding="utf-8"))
+        return request
+    except OSError as error:
+        raise BadInput(f"cannot be read: {error.strerror}", file=str(path)) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInput(first["msg"], file=str(path), field=".".join(map(str, first["loc"]))) from error
 
 
 def told_to_dagster() -> AbstractContextManager[object]:

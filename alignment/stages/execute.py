@@ -19,6 +19,7 @@ from alignment.artifacts.store import told_when_full
 from alignment.stages.stage import Context, R, Result, Stage
 
 REQUEST_FILE = "request.json"
+DAGSTER_RUN = "ALIGN_DAGSTER_RUN"  # the Dagster run that asks; a launch hands it on with its environment
 RECORDED_PACKAGES = (
     "torch",
     "transformers",
@@ -49,14 +50,12 @@ def execute(stage: Stage[R], request: R, store: Store) -> Commit:
             time.sleep(0.2)
             commit = store.find(stage.kind, key)
         return commit
-    found = store.find(stage.kind, key)
-    if found is not None and world_size == 1:
+    if world_size > 1:  # the launcher has looked, and holds the key
+        return _build(stage, request, store, key, world_size)
+    if (found := store.find(stage.kind, key)) is not None:
         return found
     with store.building(stage.kind, key):
-        found = store.find(stage.kind, key)
-        if found is not None and world_size == 1:  # built while we waited
-            return found
-        return _build(stage, request, store, key, world_size)
+        return store.find(stage.kind, key) or _build(stage, request, store, key, world_size)
 
 
 def _build(stage: Stage[R], request: R, store: Store, key: str, world_size: int) -> Commit:
@@ -87,12 +86,13 @@ def _build(stage: Stage[R], request: R, store: Store, key: str, world_size: int)
 
 
 def environment() -> dict[str, str]:
-    """Python, packages, device and source revision, as the commit records them."""
+    """Python, packages, device, source revision and who asked, as the commit records them."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": _device(),
         "git": _git_revision(),
+        "dagster_run": os.environ.get(DAGSTER_RUN, ""),
         **{name: version for name in RECORDED_PACKAGES if (version := _version(name))},
     }
 
@@ -122,7 +122,7 @@ def _git_revision() -> str:
 
 
 def _device() -> str:
-    torch = sys.modules.get("torch")  # a stage that never needed torch ran on no device of its own
-    if torch is not None and torch.cuda.is_available():
+    torch = sys.modules.get("torch")  # a stage that never touched a GPU ran on none, whatever the machine has
+    if torch is not None and torch.cuda.is_initialized():
         return str(torch.cuda.get_device_name())
     return f"cpu ({os.cpu_count()} cores)"

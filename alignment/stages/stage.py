@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -23,13 +23,16 @@ class SourceFile(BaseModel):
     size: int
 
     def identity(self) -> dict[str, str]:
-        return {"name": self.url.rsplit("/", 1)[-1].split(".", 1)[-1], "sha256": self.sha256}
+        suffixes = PurePosixPath(self.url).suffixes
+        format = "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
+        return {"format": format.lower(), "sha256": self.sha256}
 
 
 class Request(BaseModel):
     """Everything a stage's result depends on, and nothing else (launcher and pool are not in it).
 
-    Fields named in `speed_only` change how fast the result comes, never what it is: they stay out of the key.
+    Fields named in `speed_only`, here or in a section of the request, change how fast the result comes, never
+    what it is: they stay out of the key.
     """
 
     speed_only: ClassVar[frozenset[str]] = frozenset()
@@ -101,7 +104,7 @@ def _identity(value: Any) -> Any:
     if isinstance(value, Artifact | SourceFile):
         return value.identity()
     if isinstance(value, BaseModel):
-        left_out = value.speed_only if isinstance(value, Request) else frozenset()
+        left_out: frozenset[str] = getattr(type(value), "speed_only", frozenset())
         return {name: _identity(getattr(value, name)) for name in type(value).model_fields if name not in left_out}
     if isinstance(value, dict):
         return {str(name): _identity(item) for name, item in value.items()}

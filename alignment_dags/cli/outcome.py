@@ -22,7 +22,9 @@ def summary_of(outcome: Outcome) -> dict[str, Any]:
         return None if artifact is None else outcome.store.uri(artifact)
 
     report, registration = commit("evaluation_report"), commit("registered_model")
-    manifest = commit("preference_manifest")
+    manifest, policy = commit("preference_manifest"), upstream.get("policy_checkpoint")
+    if report is not None and report.inputs["policy"] != policy:
+        report = None  # of an earlier policy: this one was not evaluated
     return {
         "recipe": outcome.recipe.name,
         "seconds": round(outcome.seconds, 1),
@@ -33,10 +35,10 @@ def summary_of(outcome: Outcome) -> dict[str, Any]:
         "reasons": report.summary["reasons"] if report else [],
         "comparisons": report.summary["comparisons"] if report else {},
         "notes": report.summary.get("notes", []) if report else [],
-        "registered": registration.summary if registration else None,
+        "registered": registration.summary if registration and outcome.failure is None else None,
         "rows": manifest.summary if manifest else None,
         "report": f"{uri(upstream.get('evaluation_report'))}/report.html" if report else None,
-        "policy": uri(upstream.get("policy_checkpoint")),
+        "policy": uri(policy),
         "store": outcome.store.url,
     }
 
@@ -58,9 +60,9 @@ def show_outcome(result: dict[str, Any]) -> None:
         for reason in result["reasons"]:
             print(f"  {reason}")
     registered = result["registered"] or {}
-    if registered.get("registered") and result["failure"] is None:
+    if registered.get("registered"):
         print(f"registered: {registered['model']} version {registered['version']} (champion)")
-    elif registered and result["failure"] is None:
+    elif registered:
         print(f"registered: nothing ({registered.get('why')})")
     for name in ("report", "policy", "store"):
         if result[name]:

@@ -11,6 +11,7 @@ import dagster as dg
 
 from alignment.artifacts import Commit, MissingArtifact
 from alignment.errors import BadInput
+from alignment.stages.__main__ import BAD_INPUT_FILE
 from resources.launchers.launcher import Launch
 
 
@@ -18,6 +19,12 @@ class TorchrunLauncher:
     """Every rank runs `python -m alignment.stages`; rank 0 commits, and the artifact is then read from the store."""
 
     def run(self, launch: Launch) -> Commit:
+        """Holds the key while the ranks work, so that none starts on what another launch is building."""
+        key = launch.stage.key(launch.request)
+        with launch.store.building(launch.stage.kind, key):
+            return launch.store.find(launch.stage.kind, key) or self._run(launch)
+
+    def _run(self, launch: Launch) -> Commit:
         stage, request, store = launch.stage, launch.request, launch.store
         processes = launch.pool.world_size
         with tempfile.TemporaryDirectory() as folder:
@@ -32,7 +39,7 @@ class TorchrunLauncher:
                 dg.PipesSubprocessClient().run(
                     command=command,
                     context=launch.context,
-                    env={"OMP_NUM_THREADS": str(threads), "ALIGN_BAD_INPUT_FILE": str(said)},
+                    env={"OMP_NUM_THREADS": str(threads), BAD_INPUT_FILE: str(said)},
                 )
             except dg.DagsterPipesExecutionError:
                 if said.exists():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -112,7 +113,8 @@ def test_ifeval_scores_all_prompts_and_repeats(real_data: Path, tmp_path: Path) 
 
 @pytest.mark.real_data
 def test_missing_sentence_data_is_said_in_one_line(real_data: Path, tmp_path: Path) -> None:
-    data = real_data / "ifeval/input_data.jsonl"
+    data = tmp_path / "input_data.jsonl"  # away from the sentence data that lies beside the original
+    shutil.copy(real_data / "ifeval/input_data.jsonl", data)
     write_records(tmp_path / "r.jsonl", ({"id": r["key"], "turns": ["WORD. Word."]} for r in read_records(data)))
     lines = [  # a process of its own: NLTK keeps what it has loaded once
         "import nltk, sys",

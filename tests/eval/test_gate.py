@@ -42,9 +42,9 @@ def score(store: Store) -> Scores:
             write_responses(folder / "responses.jsonl", [Response(str(n), (a,)) for n, a in enumerate(answers)])
             return Result(digest=f"{request.checkpoint.digest}-{correct}")
 
-        stage = Stage("responses", correct, ResponsesRequest, run)
+        stage = Stage("responses", 1, ResponsesRequest, run)
         request = ResponsesRequest(
-            checkpoint=checkpoint, suites={"gsm8k": spec}, seed=0, precision="float32", batch_tokens=1
+            checkpoint=checkpoint, suites={"gsm8k": spec}, seed=correct, precision="float32", batch_tokens=1
         )
         responses = execute(stage, request, store).artifact
         return execute(SCORES, ScoresRequest(responses=responses, suite=spec, judge=None, seed=0), store).artifact

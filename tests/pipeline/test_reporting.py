@@ -21,7 +21,7 @@ def test_an_artifact_that_was_made_and_not_reported_is_only_reported_by_the_next
     recipe = parse_recipe(small_recipe, "-", {})
     report = Tracking.report
 
-    def unreachable(self: Tracking, one: Any) -> str:
+    def unreachable(self: Tracking, one: Any) -> Any:
         if one.asset == "policy_checkpoint":
             raise TrackingUnreachable("MLflow is away")
         return report(self, one)

@@ -12,7 +12,6 @@ import yaml
 
 from alignment.recipe import Recipe, parse_recipe
 from assets.upstream import Upstream
-from resources.pools import load_pools
 
 
 @pytest.fixture
@@ -21,7 +20,6 @@ def two_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pools = {"local": {"slots": 1}, "two": {"slots": 1, "launcher": "torchrun", "processes": 2}}
     path.write_text(yaml.safe_dump({"pools": pools}), encoding="utf-8")
     monkeypatch.setenv("ALIGN_POOLS", str(path))
-    load_pools.cache_clear()
 
 
 def logps(made: Upstream) -> dict[str, tuple[float, float]]:

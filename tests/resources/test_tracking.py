@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from alignment.artifacts import Artifact, Commit
-from resources.tracking import Report, Tracking, TrackingUnreachable
+from resources.tracking import ModelTaken, Report, Tracking, TrackingUnreachable
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_a_report_holds_numbers_history_inputs_tags_and_the_checkpoint(tracking:
     file = tmp_path / "verdict.json"
     file.write_text("{}")
     client = tracking.client()
-    run = client.get_run(tracking.report(report("a" * 40, files=[file])))
+    run = client.get_run(tracking.report(report("a" * 40, files=[file])).run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["beta"] == "0.1"
     assert [(one.step, one.value) for one in client.get_metric_history(run.info.run_id, "loss")] == [
@@ -75,8 +75,8 @@ def test_a_report_holds_numbers_history_inputs_tags_and_the_checkpoint(tracking:
 
 
 def test_reporting_again_adds_the_dagster_run_and_nothing_else(tracking: Tracking) -> None:
-    first = tracking.report(report("b" * 40))
-    second = tracking.report(report("b" * 40, dagster_run_id="dagster-2"))
+    first = tracking.report(report("b" * 40)).run_id
+    second = tracking.report(report("b" * 40, dagster_run_id="dagster-2")).run_id
     assert first == second
     client = tracking.client()
     assert len(runs(client, "b" * 40)) == 1
@@ -95,7 +95,8 @@ def test_an_interrupted_report_is_finished_in_the_same_run(tracking: Tracking, m
     client = tracking.client()
     (left,) = runs(client, "c" * 40)
     assert left.info.status == "RUNNING"  # type: ignore[attr-defined]
-    done = tracking.report(report("c" * 40))
+    done = tracking.report(report("c" * 40, dagster_run_id="dagster-2")).run_id
+    assert client.get_run(done).data.tags["dagster.run_ids"] == "dagster-1,dagster-2"
     (one,) = runs(client, "c" * 40)
     assert one.info.run_id == done  # type: ignore[attr-defined]
     assert one.info.status == "FINISHED"  # type: ignore[attr-defined]
@@ -114,21 +115,30 @@ def test_of_two_that_race_the_earliest_run_stays(tracking: Tracking, monkeypatch
         return original(self, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(MlflowClient, "create_run", beaten)
-    assert tracking.report(report("f" * 40)) == other[0]
+    assert tracking.report(report("f" * 40)).run_id == other[0]
     assert len(runs(client, "f" * 40)) == 1
 
 
 def test_a_policy_is_registered_once_and_becomes_champion(tracking: Tracking) -> None:
     one, two = report("1" * 40), report("2" * 40)
     other = replace(two, commit=two.commit.model_copy(update={"digest": "o" * 64}))
-    versions = [
-        tracking.register("model", item.commit, tracking.report(item), {"align.recipe": "recipe"})
-        for item in (one, one, other, one)
-    ]
+    versions = []
+    for number, item in enumerate((one, one, other, one)):
+        tracking.report(item)
+        versions.append(tracking.register("recipe", "model", item.commit, {"align.number": str(number)}))
     assert versions == ["1", "1", "2", "1"]
     champion = tracking.client().get_model_version_by_alias("model", "champion")
     assert str(champion.version) == "1"
     assert champion.tags["align.policy_digest"] == "d" * 64
+    assert champion.tags["align.number"] == "3", "a version that is promoted again tells of its last promotion"
+
+
+def test_a_model_of_another_recipe_is_not_taken_over(tracking: Tracking) -> None:
+    item = report("3" * 40)
+    tracking.report(item)
+    tracking.register("recipe", "theirs", item.commit, {})
+    with pytest.raises(ModelTaken, match="belongs to recipe recipe"):
+        tracking.register("other", "theirs", item.commit, {})
 
 
 def test_a_server_that_does_not_answer_is_said_after_the_tries() -> None:

@@ -49,6 +49,8 @@ def pin_files(patterns: list[str]) -> list[SourceFile]:
 
 def expand(pattern: str) -> list[str]:
     """The file URLs behind one path, glob or folder."""
+    if not pattern.strip():
+        raise BadInput("an empty path", field="files")
     with _reaching(pattern) as (fs, path):
         if _is_data(path) and fs.isfile(path):  # asked first, as to HTTP a file full of links is a folder
             found = [path]

@@ -23,6 +23,10 @@ RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_p
 class RunFailed(RuntimeError):
     """A Dagster run failed; the message has a line for every step that did."""
 
+    def __init__(self, run_id: str, message: str) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+
 
 def launches(
     instance: dg.DagsterInstance, recipe: Recipe, phase: Phase, store: Store
@@ -97,5 +101,5 @@ def raise_failure(instance: dg.DagsterInstance, run_id: str) -> None:
         if failure and BAD_INPUT in failure.metadata:
             bad.append(str(failure.metadata[BAD_INPUT].value))
     if bad and len(bad) == len(lines):
-        raise BadInput("; ".join(bad))
-    raise RunFailed("\n".join(lines) or f"Dagster run {run_id} failed before any step")
+        raise BadInput("; ".join(dict.fromkeys(bad)))
+    raise RunFailed(run_id, "\n".join(lines) or f"Dagster run {run_id} failed before any step")

@@ -62,6 +62,7 @@ def run_recipe(path: Path, say: Callable[[str], None]) -> Outcome:
                     outcome.dagster_runs.append(launch(instance, recipe, phase, chosen, tags, say))
             except RunFailed as failure:
                 outcome.failure = str(failure)
+                outcome.dagster_runs.append(failure.run_id)
                 break
     outcome.seconds = time.monotonic() - began
     return outcome

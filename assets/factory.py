@@ -116,8 +116,7 @@ class Materializer:
                 stage, pool = self.node.stage, self.pool
                 commit = self.node.make(Work(stage, request, self.store, self.tracking, pool, self.context))
         except (BadInput, NotBuilt) as error:
-            where = f"{shard}: " if shard else ""
-            raise dg.Failure(f"{where}{error}", metadata={BAD_INPUT: str(error)}, allow_retries=False) from error
+            raise dg.Failure(str(error), metadata={BAD_INPUT: str(error)}, allow_retries=False) from error
         self.context.log.info(f"{'found' if hit else 'made'} {self.store.uri(commit.artifact)}")
         shown = self.node.show(commit, self.store.fetch(commit.artifact))
         reported = self.report(upstream, commit, shard, shown)
@@ -144,7 +143,7 @@ class Materializer:
             )
             self.context.log_event(event)
         if failures:
-            told = "; ".join(str(failure.description) for failure in failures.values())
+            told = "; ".join(f"{shard}: {failure.description}" for shard, failure in failures.items())
             raise dg.Failure(
                 f"{len(failures)} of {len(shards)} shards failed, the others stand: {told}",
                 metadata={BAD_INPUT: told},

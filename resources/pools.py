@@ -7,10 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alignment.errors import BadInput
+from alignment.strict_yaml import read_yaml
 from resources.home import PROJECT
 
 
@@ -92,12 +92,7 @@ def load_pools(path: Path | None = None) -> Pools:
 @cache
 def _read_pools(path: Path) -> Pools:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return Pools.model_validate(data)
-    except FileNotFoundError:
-        raise BadInput("no such pools file", file=str(path)) from None
-    except yaml.YAMLError as error:
-        raise BadInput(f"malformed YAML: {error}", file=str(path)) from error
+        return Pools.model_validate(read_yaml(path, "pools file"))
     except ValidationError as error:
         first = error.errors()[0]
-        raise BadInput(first["msg"], file=str(path), field=".".join(map(str, first["loc"]))) from error
+        raise BadInput(first["msg"], file=str(path), field=".".join(map(str, first["loc"])) or None) from error

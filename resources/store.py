@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import dagster as dg
+from fsspec.implementations.memory import MemoryFileSystem
 
 from alignment.artifacts import Store
+from alignment.errors import BadInput
 from resources.home import align_home, store_url
 
 
@@ -14,4 +18,14 @@ class ArtifactStore(dg.ConfigurableResource):  # type: ignore[type-arg]
     url: str = ""
 
     def open(self) -> Store:
-        return Store(self.url or store_url(), cache=align_home() / "cache")
+        """The store, ready to write to; raises `BadInput` naming a place that cannot be used."""
+        url = self.url or store_url()
+        store = Store(url, cache=align_home() / "cache")
+        if isinstance(store.fs, MemoryFileSystem):
+            raise BadInput("a store in memory lives in one process, and every step is another", file=url)
+        if store.is_local:
+            try:
+                Path(store.root).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise BadInput(f"cannot be used as an artifact store: {error.strerror}", file=url) from error
+        return store

@@ -69,7 +69,10 @@ class Store:
     def __init__(self, url: str, cache: Path | None = None) -> None:
         self.url = url.rstrip("/")
         self.fs: fsspec.AbstractFileSystem
-        self.fs, root = url_to_fs(self.url)
+        try:
+            self.fs, root = url_to_fs(self.url)
+        except (ValueError, ImportError) as error:
+            raise BadInput(f"not a place for an artifact store: {error}", file=url) from error
         self.root = root.rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)
         self.cache = cache or Path(tempfile.gettempdir()) / "alignment-dags"

@@ -62,6 +62,9 @@ def reference_file(
     cache = LogprobCache(store, name, policy_digest(policy, tokenizer_digest(model)))
     done = reference_pass([row.row_id for row in rows], lambda: rows, reference, cache)
     assert done is not None
+    if not done.kept:
+        why = ", ".join(f"{reason}: {count}" for reason, count in done.dropped.items())
+        raise BadInput(f"no rows left after the token policy ({why})", file=str(pairs))
     _write(out, logprobs_table(done).select(COLUMNS))
     return {
         "rows": len(done.kept),

@@ -20,7 +20,7 @@ from alignment.models.configuration import (
     VOCABULARY_FILES,
     read_config,
 )
-from alignment.models.weights import INDEX_FILE, SINGLE_FILE, weight_files
+from alignment.models.weights import INDEX_FILE, SINGLE_FILE, tensors, weight_files
 from alignment.recipe import ModelSource
 from alignment.stages import SourceFile
 
@@ -74,6 +74,7 @@ def checkpoint_files(folder: Path) -> list[Path]:
     """The files of a local folder that make up the model, sorted by name; others are left alone."""
     folder = folder.expanduser().resolve()
     weights = weight_files(folder)
+    tensors(folder)  # a damaged file is named here, before anything is built on a copy of it
     read_config(folder)
     index = [folder / INDEX_FILE] if weights[0].name != SINGLE_FILE else []
     small = [folder / name for name in (CONFIG_FILE, GENERATION_CONFIG_FILE, *TOKENIZER_FILES)]

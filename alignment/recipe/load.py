@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from alignment.errors import BadInput
 from alignment.recipe.recipe import Recipe
+from alignment.strict_yaml import read_yaml
 
+UNION_PARTS = {"Gate", "literal['none']"}
 VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 
 
@@ -23,22 +24,7 @@ def load_recipe(path: str | Path, environ: Mapping[str, str] | None = None) -> R
     Raises `BadInput` naming file and field for anything a person has to mend.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise BadInput("no such recipe", file=str(path)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"cannot be read: {error}", file=str(path)) from error
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise BadInput(
-            f"malformed YAML: {problem}", file=str(path), row=None if mark is None else mark.line + 1
-        ) from error
-    if not isinstance(data, dict):
-        raise BadInput("a recipe is a mapping of keys to values", file=str(path))
+    data = read_yaml(path, "recipe")
     return parse_recipe(data, str(path), os.environ if environ is None else environ)
 
 
@@ -46,9 +32,12 @@ def parse_recipe(data: dict[str, Any], file: str, environ: Mapping[str, str]) ->
     """The recipe in plain data; `file` is named in errors."""
     try:
         return Recipe.model_validate(_expand(data, environ, file, ""))
+    except RecursionError as error:
+        raise BadInput("nested too deeply", file=file) from error
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or None
+        # a union's class names stand in the location too, and are no keys of the recipe
+        field = ".".join(str(part) for part in first["loc"] if str(part) not in UNION_PARTS) or None
         more = "" if error.error_count() == 1 else f" (and {error.error_count() - 1} more)"
         known = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
         raise BadInput(f"{known}{more}", file=file, field=field) from error

@@ -32,6 +32,9 @@ app.add_typer(prefs, name="prefs")
 app.add_typer(pools, name="pools")
 app.add_typer(recipes, name="recipes")
 
+# by name, as their modules are too heavy for a command that may not need them
+FAILURES = ("TrackingUnreachable", "MissingArtifact", "CorruptArtifact", "WrongEvidence")
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 
 
@@ -46,6 +49,9 @@ def main() -> None:
     except Exception as error:
         if hasattr(error, "format_message"):  # the parser's own: unknown option, missing argument
             sys.exit(_refused(error.format_message()))
+        if type(error).__name__ in FAILURES:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            sys.exit(1)
         raise
 
 
@@ -72,7 +78,7 @@ def _tell(work: Callable[[], dict[str, Any]], as_json: bool, show: Callable[[dic
     with stdout_kept():
         result = work()
     if as_json:
-        print(json.dumps(result, ensure_ascii=False, sort_keys=True))
+        print(json.dumps(result, ensure_ascii=False, sort_keys=True, allow_nan=False))
     else:
         show(result)
     return result
@@ -108,11 +114,12 @@ def prefs_check(
     files: Annotated[list[str], typer.Argument(help="Preference files, globs, folders or URLs.")],
     as_json: AsJson = False,
 ) -> None:
-    """Validate preference files: every row is accepted, or named with the reason."""
+    """Validate preference files: every row is accepted, or named with the reason. Exit 2 if none is accepted."""
     from alignment.preferences.check import check_files
     from alignment_dags.cli.tables import show_check
 
-    _tell(lambda: check_files(files), as_json, show_check)
+    if not _tell(lambda: check_files(files), as_json, show_check)["accepted"]:
+        raise BadInput("no valid row", file=", ".join(files))
 
 
 @app.command()

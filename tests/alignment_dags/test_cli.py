@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from alignment_dags.cli import main
+from resources.home import PROJECT
 
 
 def align(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -47,6 +48,26 @@ def test_bad_input_is_one_line_and_exit_2(
 ) -> None:
     assert align(*arguments, monkeypatch=monkeypatch) == 2
     assert told in refused(capsys)
+
+
+@pytest.mark.parametrize("store", ["memory://x", "nowhere://x", "/proc/none"])
+def test_a_store_that_cannot_be_used_is_refused_before_anything_starts(
+    store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ALIGN_STORE", store)
+    assert align("run", str(PROJECT / "recipes" / "quickstart.yaml"), monkeypatch=monkeypatch) == 2
+    assert store in refused(capsys)
+
+
+def test_a_file_without_a_valid_row_is_reported_and_exits_with_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"prompt": "p", "chosen": "same", "rejected": "same"}\n')
+    assert align("prefs", "check", str(file), "--json", monkeypatch=monkeypatch) == 2
+    out, err = capsys.readouterr()
+    assert json.loads(out)["reasons"] == {"chosen equals rejected": 1}
+    assert err == f"error: {file}: no valid row\n"
 
 
 def test_json_is_one_object_on_stdout_and_nothing_else(

@@ -51,6 +51,9 @@ def test_the_smallest_recipe_is_enough(tmp_path: Path) -> None:
         ("dpo: {label_smoothing: 0.1}", "label_smoothing counts only with loss: robust"),
         ("dpo: {precision: float32}", "must be the same"),
         ("gate: {metrics: {a/b: {improve: 0, at_least: 1}}}", "exactly one of no_regression, improve, at_least"),
+        ("dpo: {epochs: .inf}", "field 'dpo.epochs': Input should be a finite number"),
+        ("gate: {metrics: {}}", "field 'gate.metrics'"),
+        ("held_out_fraction: &a [*a]", "nested too deeply"),
         ("description: ${NOT_SET_ANYWHERE}", "environment variable NOT_SET_ANYWHERE is not set"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 from alignment.errors import BadInput
 from eval.generate import Generator, Message, Prompt
-from eval.jsonl import read_pinned_records
+from eval.jsonl import read_pinned_rows
 from eval.lm_eval_task import chat_prompts, open_task, plain_prompts, stop_strings
 from eval.response_files import Response
 from eval.suites.items import load_items, sample_positions
@@ -59,7 +59,7 @@ def _few_shot(suite: Suite, spec: SuiteSpec) -> list[dict[str, Any]]:
     field = f"evals.{suite.name}.few_shot_data"
     if spec.few_shot_data is None:
         raise BadInput(f"num_fewshot: {spec.num_fewshot} needs few_shot_data to draw examples from", field=field)
-    examples = read_pinned_records(spec.few_shot_data)
+    examples = [record for _, record in read_pinned_rows(spec.few_shot_data)]
     if len(examples) < spec.num_fewshot:
         raise BadInput(f"{len(examples)} examples, {spec.num_fewshot} asked for", file=spec.few_shot_data.url)
     return examples

@@ -26,7 +26,8 @@ class MetricComparison(BaseModel):
 
     `n` counts paired values in `clusters` clusters; `missing` counts values measured on one side only
     (or on neither, for items that failed) and `missing_ids` names the first of them. `stderr`, `ci95`,
-    `p_value` and `minimum_detectable_effect` are None when there are fewer than two clusters.
+    `p_value` and `minimum_detectable_effect` are None when there are fewer than two clusters; the last also when
+    no cluster differs from another, since a spread of zero was seen and not known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -113,7 +114,7 @@ def _compare(metric: str, baseline: dict[str, Sample], candidate: dict[str, Samp
         stderr=stderr,
         ci95=None if difference.low is None or difference.high is None else (difference.low, difference.high),
         p_value=difference.p_value,
-        minimum_detectable_effect=None if stderr is None else minimum_detectable_effect(stderr),
+        minimum_detectable_effect=minimum_detectable_effect(stderr) if stderr else None,
         gained=sum(value > 0 for value in differences),
         lost=sum(value < 0 for value in differences),
         missing=len(missing),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ def score_files(
     `suite, n, metrics {name: {value, stderr, n}}, samples` (a path) and what did not count: `missing`, `failed`,
     `judged`, `unparsable`, `unjudged`.
 
-    Raises `BadInput` naming wrong, duplicate or malformed rows.
+    Raises `BadInput` naming wrong, duplicate or malformed rows, or an `out` that takes no files, before it scores.
     """
     kind = suite_named(suite)
     if responses is None or data is None:
@@ -38,10 +40,11 @@ def score_files(
         raise BadInput(f"{suite} has a scorer of its own; judgments go with mt_bench")
     items = read_items(kind, data)
     judge = None if judgments is None else stored_judge(judgments, items, kind.turns)
-    with nltk_data_beside(data):
-        scored = score_suite(kind, items, read_responses(responses), judge, str(responses))
+    answers = read_responses(responses)
     folder = Path(out) if out is not None else Path("scores") / f"{suite}-{Path(responses).stem}"
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder)
+    with nltk_data_beside(data):
+        scored = score_suite(kind, items, answers, judge, str(responses))
     write_samples(folder / SAMPLES_FILE, scored.samples)
     if scored.judgments:
         write_judgments(folder / JUDGMENTS_FILE, scored.judgments)
@@ -58,11 +61,21 @@ def score_files(
     }
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BadInput(f"no folder to write samples into: {reason}", file=str(folder), field="out") from error
+
+
 def compare_files(
     baseline: str | Path, candidate: str | Path, metric: str | None = None, margin: float = 0.0
 ) -> dict[str, Any]:
     """`compare_samples` on two samples files (or folders holding one), as plain JSON values."""
-    if margin < 0:
-        raise BadInput(f"margin {margin} is below zero")
+    if not (math.isfinite(margin) and margin >= 0):
+        raise BadInput(f"margin {margin}: expected a finite number, zero or above")
     compared = compare_samples(read_samples(baseline), read_samples(candidate), metric, margin)
     return {name: result.model_dump(mode="json") for name, result in compared.items()}

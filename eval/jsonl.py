@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ import fsspec
 from alignment.errors import BadInput
 from alignment.stages import SourceFile
 
+Row = tuple[int, dict[str, Any]]
+"""An object with the 1-based source line it stands on, or its number in a JSON list."""
 
-def parse_records(data: bytes, file: str) -> list[dict[str, Any]]:
-    """The objects in UTF-8 JSON lines, or in one JSON list; blank lines are skipped.
+
+def parse_rows(data: bytes, file: str) -> list[Row]:
+    """The objects in UTF-8 JSON lines, or in one JSON list; blank lines are skipped and still counted.
 
     Raises `BadInput` with the row of the first line that is not an object.
     """
@@ -26,29 +30,53 @@ def parse_records(data: bytes, file: str) -> list[dict[str, Any]]:
         raise BadInput("not UTF-8", file=file, row=data[: error.start].count(b"\n") + 1) from error
     if text.lstrip().startswith("["):
         return _parse_list(text, file)
-    records: list[dict[str, Any]] = []
-    for row, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise BadInput(f"not JSON: {error.msg}", file=file, row=row) from error
-        if not isinstance(record, dict):
-            raise BadInput("expected a JSON object", file=file, row=row)
-        records.append(record)
-    return records
+    lines = enumerate(text.split("\n"), start=1)
+    return _objects(((row, _parse(line, file, row)) for row, line in lines if line.strip()), file)
 
 
-def _parse_list(text: str, file: str) -> list[dict[str, Any]]:
+def _parse_list(text: str, file: str) -> list[Row]:
     try:
-        records = json.loads(text)
+        values = json.loads(text)
     except json.JSONDecodeError as error:
         raise BadInput(f"not JSON: {error.msg}", file=file, row=error.lineno) from error
-    for row, record in enumerate(records, start=1):
-        if not isinstance(record, dict):
+    except (RecursionError, ValueError) as error:
+        raise BadInput(_unreadable(error), file=file) from error
+    return _objects(enumerate(values, start=1), file)
+
+
+def _parse(line: str, file: str, row: int) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise BadInput(f"not JSON: {error.msg}", file=file, row=row) from error
+    except (RecursionError, ValueError) as error:
+        raise BadInput(_unreadable(error), file=file, row=row) from error
+
+
+def _unreadable(error: Exception) -> str:
+    """What is wrong with text that is JSON and yet too much for the parser: its depth, or a number's length."""
+    return "JSON nested too deeply" if isinstance(error, RecursionError) else f"JSON that cannot be read: {error}"
+
+
+def _objects(values: Iterable[tuple[int, Any]], file: str) -> list[Row]:
+    rows: list[Row] = []
+    for row, value in values:
+        if not isinstance(value, dict):
             raise BadInput("expected a JSON object", file=file, row=row)
-    return list(records)
+        rows.append((row, value))
+    return rows
+
+
+def check_text(fields: Mapping[str, Any], file: str, row: int) -> None:
+    """Raises `BadInput` naming the field that holds half a surrogate pair: JSON can spell it, no UTF-8 file hold it."""
+    for field, value in fields.items():
+        try:
+            json.dumps([field, value], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = f"U+{ord(error.object[error.start]):04X}"
+            name = field.encode("ascii", "backslashreplace").decode()
+            problem = f"text with {half}, half of a surrogate pair, which is no character"
+            raise BadInput(problem, file=file, row=row, field=name) from None
 
 
 def read_bytes(url: str) -> bytes:
@@ -68,21 +96,26 @@ def unzipped(data: bytes, url: str) -> bytes:
         return data
     try:
         return gzip.decompress(data)
-    except (OSError, EOFError) as error:
-        raise BadInput(f"not a gzip file: {error}", file=url) from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise BadInput(f"not a whole gzip file: {error}", file=url) from error
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """The JSON objects in a file (`.gz` too), each with its row."""
+    return parse_rows(unzipped(read_bytes(str(path)), str(path)), str(path))
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
     """The JSON objects in a file (`.gz` too)."""
-    return parse_records(unzipped(read_bytes(str(path)), str(path)), str(path))
+    return [record for _, record in read_rows(path)]
 
 
-def read_pinned_records(source: SourceFile) -> list[dict[str, Any]]:
-    """The JSON objects in a pinned file; raises `BadInput` when its bytes are no longer those pinned."""
+def read_pinned_rows(source: SourceFile) -> list[Row]:
+    """The JSON objects in a pinned file, each with its row; raises `BadInput` when its bytes are no longer those pinned."""
     data = read_bytes(source.url)
     if hashlib.sha256(data).hexdigest() != source.sha256:
         raise BadInput("has changed since it was pinned for this run; start the run again", file=source.url)
-    return parse_records(unzipped(data, source.url), source.url)
+    return parse_rows(unzipped(data, source.url), source.url)
 
 
 def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:

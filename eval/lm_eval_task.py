@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from alignment.errors import BadInput
 from eval.jsonl import write_records
 from eval.suites.suite import Item, StockTask
 
@@ -27,13 +28,25 @@ FEW_SHOT_SEED = 1234
 Message = dict[str, str]
 
 
+class ScorerError(RuntimeError):
+    """A task's own scorer failed on a document: `index` is its position, the cause what was raised."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(f"scoring document {index} failed")
+        self.index = index
+
+
 @contextmanager
 def open_task(
     stock: StockTask, items: Sequence[Item], few_shot: Sequence[dict[str, Any]] = (), num_fewshot: int = 0
 ) -> Iterator[Any]:
-    """lm-eval's task over these items, whose i-th document is the i-th item."""
-    with tempfile.TemporaryDirectory(prefix="align-lm-eval-") as folder, _quiet():
+    """lm-eval's task over these items, whose i-th document is the i-th item.
+
+    Raises `BadInput` for items of which the same field has another type here and there.
+    """
+    with tempfile.TemporaryDirectory(prefix="align-lm-eval-") as folder, quiet():
         import lm_eval
+        from datasets.exceptions import DatasetGenerationError
         from lm_eval.tasks import TaskManager
 
         here = Path(folder)
@@ -55,8 +68,19 @@ def open_task(
             config |= {"training_split": None, "fewshot_split": None}
         (here / "task.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
         with redirect_stdout(io.StringIO()):  # IFEval's module prints of a download that need not have happened
-            task = TaskManager(include_path=str(here), include_defaults=False).load([name])["tasks"][name]
+            try:
+                task = TaskManager(include_path=str(here), include_defaults=False).load([name])["tasks"][name]
+            except DatasetGenerationError as error:
+                cause = str(error.__cause__ or error).splitlines()[0]
+                raise BadInput(f"the {stock.name} items do not have the same types in every row: {cause}") from error
         yield task
+
+
+def instruction_classes() -> dict[str, Any]:
+    """IFEval's instructions by id, as lm-eval's scorer looks them up."""
+    with quiet(), redirect_stdout(io.StringIO()):
+        from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_DICT
+    return dict(INSTRUCTION_DICT)
 
 
 def stop_strings(task: Any) -> tuple[str, ...]:
@@ -98,7 +122,7 @@ def replay(task: Any, responses: Sequence[str]) -> list[dict[str, Any]]:
     Returns per document a metric's name (with its filter, where the task has more than one) to its value:
     a number or truth value, or a list of them for metrics counted per instruction. Under
     `extracted,<filter>` stands what a filter took from the response. Repeats exactly: what is random in
-    a scorer is seeded by the document alone.
+    a scorer is seeded by the document alone. Raises `ScorerError` when the scorer fails on a document.
     """
     docs = list(task.eval_docs)
     name = task.config.task
@@ -109,13 +133,19 @@ def replay(task: Any, responses: Sequence[str]) -> list[dict[str, Any]]:
         instances.append(instance)
     task._instances = instances
     task.apply_filters()
-    return [_score(task, doc, instance) for doc, instance in zip(docs, instances, strict=True)]
+    scores = []
+    for index, (doc, instance) in enumerate(zip(docs, instances, strict=True)):
+        try:
+            scores.append(_score(task, doc, instance))
+        except Exception as error:
+            raise ScorerError(index) from error
+    return scores
 
 
 def _score(task: Any, doc: dict[str, Any], instance: Any) -> dict[str, Any]:
     scores: dict[str, Any] = {}
     for filter_name, filtered in instance.filtered_resps.items():
-        with _seeded():
+        with seeded():
             metrics = task.process_results(doc, [filtered])
         if filter_name == "none":
             scores |= metrics
@@ -126,7 +156,7 @@ def _score(task: Any, doc: dict[str, Any], instance: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _seeded() -> Iterator[None]:
+def seeded() -> Iterator[None]:
     """IFEval draws a random letter for one item and detects languages with a sampler; both are pinned here."""
     from langdetect import DetectorFactory
 
@@ -141,7 +171,7 @@ def _seeded() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars, no chatter, and no download: IFEval's module fetches sentence data when it is imported."""
     import datasets
     import nltk

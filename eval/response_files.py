@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from alignment.errors import BadInput
-from eval.jsonl import read_records, write_records
+from eval.jsonl import check_text, read_rows, write_records
 from eval.suites.suite import Item
 
 
 @dataclass(frozen=True)
 class Response:
-    """What a model answered to one item, turn by turn; `failed` says why an item has no whole answer."""
+    """What a model answered to one item, turn by turn; `failed` says why an item has no whole answer.
+
+    `row` is where a stored one stands in its file.
+    """
 
     id: str
     turns: tuple[str, ...]
     failed: str | None = None
+    row: int | None = field(default=None, compare=False)
 
 
 def write_responses(path: Path, responses: Iterable[Response]) -> None:
@@ -33,7 +37,7 @@ def _record(response: Response) -> dict[str, Any]:
 def read_responses(path: str | Path) -> list[Response]:
     """Responses by id, in the file's order; raises `BadInput` naming a malformed row or an id that stands twice."""
     responses: dict[str, Response] = {}
-    for row, record in enumerate(read_records(path), start=1):
+    for row, record in read_rows(path):
         response = _parse(record, str(path), row)
         if response.id in responses:
             raise BadInput(f"id {response.id} stands twice", file=str(path), row=row)
@@ -50,14 +54,15 @@ def _parse(record: dict[str, Any], file: str, row: int) -> Response:
         turns = first.get("turns") if isinstance(first, dict) else None
     else:
         name, turns = record.get("id"), record.get("turns")
+    failed = record.get("failed")
+    check_text({"id": name, "turns": turns, "failed": failed}, file, row)
     if isinstance(name, bool) or not isinstance(name, int | str):
         raise BadInput("expected an id (number or text)", file=file, row=row, field="id")
     if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns):
         raise BadInput(f"response {name}: expected a list of texts", file=file, row=row, field="turns")
-    failed = record.get("failed")
     if failed is None and not turns:
         raise BadInput(f"response {name}: no turns", file=file, row=row, field="turns")
-    return Response(str(name), tuple(turns), None if failed is None else str(failed))
+    return Response(str(name), tuple(turns), None if failed is None else str(failed), row)
 
 
 def match_responses(
@@ -69,11 +74,11 @@ def match_responses(
     """
     by_id = {response.id: response for response in responses}
     known = {item.id for item in items}
-    for row, response in enumerate(responses, start=1):
+    for response in responses:
         if response.id not in known:
-            raise BadInput(f"id {response.id} is not in the data file", file=file, row=row, field="id")
+            raise BadInput(f"id {response.id} is not in the data file", file=file, row=response.row, field="id")
         if response.failed is None and len(response.turns) < turns:
             problem = f"response {response.id}: {len(response.turns)} of {turns} turns"
-            raise BadInput(problem, file=file, row=row, field="turns")
+            raise BadInput(problem, file=file, row=response.row, field="turns")
     matched = [(item, by_id[item.id]) for item in items if item.id in by_id]
     return matched, [item.id for item in items if item.id not in by_id]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -14,6 +15,7 @@ from alignment.errors import BadInput
 from eval.statistics import Mean, clustered_mean
 
 SAMPLES_FILE = "samples.parquet"
+NAMES = ("suite", "id", "cluster", "metric")
 SCHEMA = pa.schema(
     [
         ("suite", pa.string()),
@@ -49,7 +51,8 @@ def write_samples(path: Path, samples: Sequence[Sample]) -> None:
 
 
 def read_samples(path: str | Path) -> list[Sample]:
-    """The rows of a samples file, or of the one in a folder; raises `BadInput` for anything else."""
+    """The rows of a samples file, or of the one in a folder; raises `BadInput` for anything else, and for a
+    row that has no name or whose value is not finite."""
     path = Path(path)
     if path.is_dir():
         path = path / SAMPLES_FILE
@@ -66,6 +69,12 @@ def read_samples(path: str | Path) -> list[Sample]:
         rows = table.select(SCHEMA.names).cast(SCHEMA).to_pylist()
     except pa.ArrowException as error:
         raise BadInput(f"not a samples file: {str(error).splitlines()[0]}", file=str(path)) from error
+    for number, row in enumerate(rows, start=1):
+        for name in NAMES:
+            if row[name] is None:
+                raise BadInput("not a sample: missing", file=str(path), row=number, field=name)
+        if row["value"] is not None and not math.isfinite(row["value"]):
+            raise BadInput(f"{row['value']} is no finite number", file=str(path), row=number, field="value")
     return [Sample(**row) for row in rows]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from alignment.errors import BadInput
 from eval.judge.judgment import Judgment
-from eval.lm_eval_task import open_task, replay
+from eval.lm_eval_task import ScorerError, open_task, replay
 from eval.response_files import Response, match_responses
 from eval.samples import Sample, metric_means
 from eval.statistics import Mean
@@ -78,19 +78,23 @@ def _replayed(suite: Suite, task: StockTask, answered: Answered) -> list[Sample]
     with open_task(task, [item for item, _ in answered]) as opened:
         try:
             scores = replay(opened, [response.turns[0] for _, response in answered])
-        except LookupError as error:
-            if "punkt" not in str(error):
-                raise
-            raise BadInput(
-                f"{suite.title} splits sentences with NLTK's punkt_tab, which is not here: run "
-                "`python -m nltk.downloader punkt_tab`, set NLTK_DATA to a folder that holds tokenizers/punkt_tab, "
-                "or put such a folder, named nltk_data, beside the data file"
-            ) from None
+        except ScorerError as error:
+            raise _scorer_problem(suite, answered[error.index][0], error.__cause__) from error
     samples: list[Sample] = []
     for (item, response), values in zip(answered, scores, strict=True):
         for metric in suite.metrics:
             samples += _samples_of(suite, item, response, metric, values)
     return samples
+
+
+def _scorer_problem(suite: Suite, item: Item, cause: BaseException | None) -> BadInput:
+    if isinstance(cause, LookupError) and "punkt" in str(cause):
+        return BadInput(
+            f"{suite.title} splits sentences with NLTK's punkt_tab, which is not here: run "
+            "`python -m nltk.downloader punkt_tab`, set NLTK_DATA to a folder that holds tokenizers/punkt_tab, "
+            "or put such a folder, named nltk_data, beside the data file"
+        )
+    return BadInput(f"{suite.title}'s own scorer fails on item {item.id}: {type(cause).__name__}: {cause}")
 
 
 def _samples_of(suite: Suite, item: Item, response: Response, metric: str, values: dict[str, Any]) -> list[Sample]:

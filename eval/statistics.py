@@ -73,18 +73,22 @@ def interval(mean: Mean) -> Interval:
 
 
 def minimum_detectable_effect(stderr: float) -> float:
-    """The smallest true difference that a two-sided 5 % test would find with 80 % power."""
+    """The smallest true difference that a two-sided 5 % test would find with 80 % power.
+
+    Meaningless for a standard error of zero: values that never differed say nothing of how small a difference
+    would show.
+    """
     return POWER_FACTOR * stderr
 
 
 def clusters_needed(difference: Interval, threshold: float) -> int | None:
     """How many clusters would tell the difference from `threshold` with 80 % power, if it is what it seems.
 
-    None when no number would: the estimate lies on the threshold, or its spread is unknown.
+    None when no number would: the estimate lies on the threshold, or its spread is unknown or not seen at all.
     """
     mean = difference.mean
     distance = abs(mean.value - threshold)
-    if mean.stderr is None or distance == 0.0:
+    if not mean.stderr or distance == 0.0:
         return None
     return math.ceil(mean.clusters * (minimum_detectable_effect(mean.stderr) / distance) ** 2)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from alignment.errors import BadInput
 from alignment.recipe import Judge
-from eval.jsonl import read_pinned_records
+from eval.jsonl import read_pinned_rows
 from eval.judge.openai import OpenAIJudge
 from eval.judge.prompts import default_prompts, parse_prompts, reference_turns
 from eval.judge.rubric import rubric_judge
@@ -24,7 +24,7 @@ def choose_judge(settings: Judge | None, spec: SuiteSpec, work: Path) -> Grader 
         return rubric_judge
     prompts, references = default_prompts(), {}
     if spec.judge_prompts is not None:
-        prompts = parse_prompts(read_pinned_records(spec.judge_prompts), spec.judge_prompts.url)
+        prompts = parse_prompts(read_pinned_rows(spec.judge_prompts), spec.judge_prompts.url)
     if spec.reference_answers is not None:
-        references = reference_turns(read_pinned_records(spec.reference_answers), spec.reference_answers.url)
+        references = reference_turns(read_pinned_rows(spec.reference_answers), spec.reference_answers.url)
     return OpenAIJudge(settings, prompts, references, work / "judgments.jsonl")

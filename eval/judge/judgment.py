@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from alignment.errors import BadInput
-from eval.jsonl import read_records, write_records
+from eval.jsonl import check_text, read_rows, write_records
 
 LOWEST, HIGHEST = 1.0, 10.0
 RATING = re.compile(r"\[\[(\d+\.?\d*)\]\]")
@@ -18,7 +18,10 @@ RATING_FALLBACK = re.compile(r"\[(\d+\.?\d*)\]")
 
 @dataclass(frozen=True)
 class Judgment:
-    """What a judge said of one turn (1-based) of one answer; the rating is always read from the text."""
+    """What a judge said of one turn (1-based) of one answer; the rating is always read from the text.
+
+    `row` is where a stored one stands in its file.
+    """
 
     question_id: str
     turn: int
@@ -27,6 +30,7 @@ class Judgment:
     user_prompt: str
     text: str
     model: str = ""
+    row: int | None = field(default=None, compare=False)
 
     @property
     def score(self) -> float | None:
@@ -64,7 +68,7 @@ def read_judgments(path: str | Path) -> list[Judgment]:
     """Single-answer judgments of one model; raises `BadInput` naming a malformed row, or one that stands twice."""
     judgments: dict[tuple[str, int], Judgment] = {}
     models: dict[str, None] = {}
-    for row, record in enumerate(read_records(path), start=1):
+    for row, record in read_rows(path):
         judgment = parse_judgment(record, str(path), row)
         place = (judgment.question_id, judgment.turn)
         if place in judgments:
@@ -77,11 +81,11 @@ def read_judgments(path: str | Path) -> list[Judgment]:
 
 
 def parse_judgment(record: dict[str, Any], file: str, row: int) -> Judgment:
-    for field, kind in {"question_id": (int, str), "turn": (int,), "judgment": (str,)}.items():
-        if not isinstance(record.get(field), kind):
-            raise BadInput(
-                "not a single-answer judgment: missing or of the wrong type", file=file, row=row, field=field
-            )
+    check_text(record, file, row)
+    for name, kind in {"question_id": (int, str), "turn": (int,), "judgment": (str,)}.items():
+        if not isinstance(record.get(name), kind):
+            problem = "not a single-answer judgment: missing or of the wrong type"
+            raise BadInput(problem, file=file, row=row, field=name)
     judge = record.get("judge")
     names = [str(part) for part in judge] if isinstance(judge, list) and len(judge) == 2 else ["", ""]
     return Judgment(
@@ -92,4 +96,5 @@ def parse_judgment(record: dict[str, Any], file: str, row: int) -> Judgment:
         user_prompt=str(record.get("user_prompt", "")),
         text=record["judgment"],
         model=str(record.get("model", "")),
+        row=row,
     )

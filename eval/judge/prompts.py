@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
 
 from alignment.errors import BadInput
-from eval.jsonl import parse_records
+from eval.jsonl import Row, parse_rows
 from eval.response_files import Response
 from eval.suites.suite import Item
 
@@ -38,10 +37,10 @@ class Question:
     user: str
 
 
-def parse_prompts(records: Sequence[dict[str, Any]], file: str) -> dict[str, JudgePrompt]:
+def parse_prompts(rows: Iterable[Row], file: str) -> dict[str, JudgePrompt]:
     """Prompts by name; raises `BadInput` when one that single-answer grading needs is not among them."""
     prompts: dict[str, JudgePrompt] = {}
-    for row, record in enumerate(records, start=1):
+    for row, record in rows:
         for field in ("name", "system_prompt", "prompt_template"):
             if not isinstance(record.get(field), str):
                 raise BadInput("not a judge prompt: expected a text", file=file, row=row, field=field)
@@ -56,13 +55,13 @@ def parse_prompts(records: Sequence[dict[str, Any]], file: str) -> dict[str, Jud
 def default_prompts() -> dict[str, JudgePrompt]:
     """The prompts that come with this project."""
     data = files("eval.judge").joinpath(DEFAULT_PROMPTS).read_bytes()
-    return parse_prompts(parse_records(data, DEFAULT_PROMPTS), DEFAULT_PROMPTS)
+    return parse_prompts(parse_rows(data, DEFAULT_PROMPTS), DEFAULT_PROMPTS)
 
 
-def reference_turns(records: Sequence[dict[str, Any]], file: str) -> dict[str, tuple[str, ...]]:
+def reference_turns(rows: Iterable[Row], file: str) -> dict[str, tuple[str, ...]]:
     """Question id to reference answers by turn, from a FastChat answer file."""
     references: dict[str, tuple[str, ...]] = {}
-    for row, record in enumerate(records, start=1):
+    for row, record in rows:
         try:
             turns = record["choices"][0]["turns"]
             references[str(record["question_id"])] = tuple(str(turn) for turn in turns)

@@ -18,12 +18,12 @@ def stored_judge(path: str | Path, items: Sequence[Item], turns: int) -> StoredJ
     """
     judgments = read_judgments(path)
     known = {item.id for item in items}
-    for row, judgment in enumerate(judgments, start=1):
+    for judgment in judgments:
         if judgment.question_id not in known:
             problem = f"question {judgment.question_id} is not in the data file"
-            raise BadInput(problem, file=str(path), row=row, field="question_id")
+            raise BadInput(problem, file=str(path), row=judgment.row, field="question_id")
         if not 1 <= judgment.turn <= turns:
-            raise BadInput(f"turn {judgment.turn} of {turns}", file=str(path), row=row, field="turn")
+            raise BadInput(f"turn {judgment.turn} of {turns}", file=str(path), row=judgment.row, field="turn")
     return StoredJudge(judgments)
 
 

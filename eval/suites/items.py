@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from alignment.errors import BadInput
-from eval.jsonl import read_pinned_records, read_records
+from eval.jsonl import Row, check_text, read_pinned_rows, read_rows
+from eval.suites.instructions import check_instructions
 from eval.suites.spec import SuiteSpec
 from eval.suites.suite import Item, Suite
 
@@ -16,34 +17,39 @@ from eval.suites.suite import Item, Suite
 def load_items(suite: Suite, spec: SuiteSpec, seed: int) -> list[Item]:
     """All items of a suite in their file's order, before any limit."""
     if spec.data is not None and spec.embedded is None:
-        return check_items(suite, read_pinned_records(spec.data), spec.data.url)
+        return check_items(suite, read_pinned_rows(spec.data), spec.data.url)
     if spec.embedded is not None and spec.data is None:
         from alignment.quickstart.questions import suite_items
 
-        return check_items(suite, suite_items(suite.name, seed), f"embedded {suite.name} items")
+        rows = enumerate(suite_items(suite.name, seed), start=1)
+        return check_items(suite, rows, f"embedded {suite.name} items")
     raise BadInput(f"suite {suite.name} needs either a data file or embedded items", field=f"evals.{suite.name}.data")
 
 
 def read_items(suite: Suite, path: str | Path) -> list[Item]:
     """All items of a data file in the suite's published form."""
-    return check_items(suite, read_records(path), str(path))
+    return check_items(suite, read_rows(path), str(path))
 
 
-def check_items(suite: Suite, records: Sequence[dict[str, Any]], file: str) -> list[Item]:
-    """Records as items; raises `BadInput` for a missing field, a wrong type or an id that stands twice."""
+def check_items(suite: Suite, rows: Iterable[Row], file: str) -> list[Item]:
+    """Records as items; raises `BadInput` for a missing field, a wrong type, an id that stands twice, or
+    instructions that the suite's scorer does not know."""
     items: list[Item] = []
     seen: set[str] = set()
-    for row, record in enumerate(records, start=1):
+    for index, (row, record) in enumerate(rows):
+        check_text(record, file, row)
         for field, kind in suite.fields.items():
             if not isinstance(record.get(field), kind):
                 problem = "missing" if field not in record else f"expected {kind.__name__}"
                 raise BadInput(f"not a {suite.title} item: {problem}", file=file, row=row, field=field)
         if suite.turns > 1 and not _are_turns(record["turns"], suite.turns):
             raise BadInput(f"expected {suite.turns} turns of text", file=file, row=row, field="turns")
-        name = str(row - 1) if suite.id_field is None else str(record[suite.id_field])
+        name = str(index) if suite.id_field is None else str(record[suite.id_field])
         if name in seen:
             raise BadInput(f"id {name} stands twice", file=file, row=row, field=suite.id_field)
         seen.add(name)
+        if "instruction_id_list" in suite.fields:
+            check_instructions(name, record, file, row)
         items.append(Item(name, record))
     if not items:
         raise BadInput(f"no {suite.title} items", file=file)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from alignment.errors import BadInput
-from eval.jsonl import read_records
+from eval.jsonl import read_rows
 from eval.judge.judgment import read_judgments
 from eval.judge.prompts import default_prompts, messages, parse_prompts, questions, reference_turns
 from eval.response_files import Response, read_responses
@@ -16,8 +16,8 @@ from eval.suites.items import read_items
 @pytest.mark.real_data
 def test_published_prompts_are_filled_as_in_the_published_judgments(real_data: Path) -> None:
     folder = real_data / "mt_bench"
-    prompts = parse_prompts(read_records(folder / "judge_prompts.jsonl"), "f")
-    references = reference_turns(read_records(folder / "reference_answer/gpt-4.jsonl"), "f")
+    prompts = parse_prompts(read_rows(folder / "judge_prompts.jsonl"), "f")
+    references = reference_turns(read_rows(folder / "reference_answer/gpt-4.jsonl"), "f")
     answers = {r.id: r for r in read_responses(folder / "answers_mistral-orpo-capybara.jsonl")}
     judged = {(j.question_id, j.turn): j for j in read_judgments(folder / "judgments_mistral-orpo-capybara.jsonl")}
     for item in read_items(MT_BENCH, folder / "question.jsonl"):
@@ -49,11 +49,11 @@ def test_a_writing_question_is_never_judged_against_a_reference() -> None:
 
 def test_prompts_and_references_that_do_not_fit_are_named() -> None:
     with pytest.raises(BadInput, match="no judge prompt named 'single-v1'"):
-        parse_prompts([{"name": "x", "system_prompt": "", "prompt_template": ""}], "f")
+        parse_prompts([(1, {"name": "x", "system_prompt": "", "prompt_template": ""})], "f")
     with pytest.raises(BadInput, match="row 1, field 'prompt_template'"):
-        parse_prompts([{"name": "x", "system_prompt": ""}], "f")
+        parse_prompts([(1, {"name": "x", "system_prompt": ""})], "f")
     with pytest.raises(BadInput, match="row 1: not a FastChat answer"):
-        reference_turns([{"question_id": 1, "choices": []}], "f")
+        reference_turns([(1, {"question_id": 1, "choices": []})], "f")
     prompts = default_prompts()
     odd = {name: type(p)(p.name, p.system, "{nothing}") for name, p in prompts.items()}
     with pytest.raises(BadInput, match="'single-v1' cannot be filled for question 1"):

@@ -58,7 +58,7 @@ def test_the_published_files_are_read_with_their_own_ids(real_data: Path) -> Non
 def test_an_item_of_another_form_is_named(record: dict[str, object], words: str) -> None:
     good = {"question_id": 0, "category": "a", "turns": ["one", "two"]}
     with pytest.raises(BadInput, match=words):
-        check_items(MT_BENCH, [good, record], "f")
+        check_items(MT_BENCH, enumerate([good, record], start=1), "f")
 
 
 def test_a_data_file_that_changed_since_it_was_pinned_is_refused(tmp_path: Path) -> None:

@@ -111,7 +111,10 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
 
 
 def read_pinned_rows(source: SourceFile) -> list[Row]:
-    """The JSON objects in a pinned file, each with its row; raises `BadInput` when its bytes are no longer those pinned."""
+    """The JSON objects in a pinned file, each with its row.
+
+    Raises `BadInput` when its bytes are no longer those pinned.
+    """
     data = read_bytes(source.url)
     if hashlib.sha256(data).hexdigest() != source.sha256:
         raise BadInput("has changed since it was pinned for this run; start the run again", file=source.url)

@@ -13,12 +13,12 @@ import random
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from alignment.errors import BadInput
 from eval.jsonl import write_records
 from eval.suites.suite import Item, StockTask
 
@@ -40,13 +40,9 @@ class ScorerError(RuntimeError):
 def open_task(
     stock: StockTask, items: Sequence[Item], few_shot: Sequence[dict[str, Any]] = (), num_fewshot: int = 0
 ) -> Iterator[Any]:
-    """lm-eval's task over these items, whose i-th document is the i-th item.
-
-    Raises `BadInput` for items of which the same field has another type here and there.
-    """
+    """lm-eval's task over these items, whose i-th document is the i-th item."""
     with tempfile.TemporaryDirectory(prefix="align-lm-eval-") as folder, quiet():
         import lm_eval
-        from datasets.exceptions import DatasetGenerationError
         from lm_eval.tasks import TaskManager
 
         here = Path(folder)
@@ -68,14 +64,11 @@ def open_task(
             config |= {"training_split": None, "fewshot_split": None}
         (here / "task.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
         with redirect_stdout(io.StringIO()):  # IFEval's module prints of a download that need not have happened
-            try:
-                task = TaskManager(include_path=str(here), include_defaults=False).load([name])["tasks"][name]
-            except DatasetGenerationError as error:
-                cause = str(error.__cause__ or error).splitlines()[0]
-                raise BadInput(f"the {stock.name} items do not have the same types in every row: {cause}") from error
+            task = TaskManager(include_path=str(here), include_defaults=False).load([name])["tasks"][name]
         yield task
 
 
+@cache
 def instruction_classes() -> dict[str, Any]:
     """IFEval's instructions by id, as lm-eval's scorer looks them up."""
     with quiet(), redirect_stdout(io.StringIO()):

@@ -22,7 +22,7 @@ def check_instructions(item: str, record: dict[str, Any], file: str, row: int) -
         raise BadInput(f"item {item}: no instructions", file=file, row=row, field="instruction_id_list")
     for kind in kinds:
         if not isinstance(kind, str) or kind not in known:
-            problem = f"item {item}: no instruction {kind!r}; there are {', '.join(sorted(known))}"
+            problem = f"item {item}: lm-eval has no instruction {kind!r}"
             raise BadInput(problem, file=file, row=row, field="instruction_id_list")
     if len(settings) != len(kinds):
         problem = f"item {item}: {len(settings)} for {len(kinds)} instructions"
@@ -30,9 +30,9 @@ def check_instructions(item: str, record: dict[str, Any], file: str, row: int) -
     for kind, values in zip(kinds, settings, strict=True):
         if not isinstance(values, dict):
             raise BadInput(f"item {item}, {kind}: expected an object", file=file, row=row, field="kwargs")
-        problem = _wrong_value(values) or _build_error(known[kind], kind, values)
-        if problem:
-            raise BadInput(f"item {item}, {kind}: {problem}", file=file, row=row, field="kwargs")
+        wrong = _wrong_value(values) or _build_error(known[kind], kind, values)
+        if wrong:
+            raise BadInput(f"item {item}, {kind}: {wrong}", file=file, row=row, field="kwargs")
 
 
 def _wrong_value(values: dict[str, Any]) -> str | None:

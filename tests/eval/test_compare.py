@@ -27,6 +27,11 @@ def test_rows_of_one_cluster_count_as_one_cluster() -> None:
     assert (found.n, found.clusters) == (4, 3)
 
 
+def test_differences_without_spread_say_nothing_of_a_smallest_detectable_effect() -> None:
+    found = compare_samples(samples({"a": 0.0, "b": 1.0}), samples({"a": 0.0, "b": 1.0}))["m"]
+    assert (found.stderr, found.ci95, found.minimum_detectable_effect) == (0.0, (0.0, 0.0), None)
+
+
 def test_all_common_metrics_are_compared_unless_one_is_asked_for() -> None:
     before = samples({"a": 0.0, "b": 1.0}, "x") + samples({"a": 0.0, "b": 1.0}, "y")
     after = samples({"a": 0.0, "b": 1.0}, "y") + samples({"a": 0.0, "b": 1.0}, "x")

@@ -163,6 +163,17 @@ def test_a_response_or_judgment_to_no_item_is_named(tmp_path: Path) -> None:
         score_files("gsm8k", tmp_path / "r.jsonl", tmp_path / "q.jsonl", tmp_path / "j.jsonl")
 
 
-def test_a_margin_below_zero_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("margin", [-1.0, float("nan"), float("inf")])
+def test_a_margin_that_is_no_size_is_refused(tmp_path: Path, margin: float) -> None:
     with pytest.raises(BadInput, match="margin"):
-        compare_files(tmp_path, tmp_path, margin=-1.0)
+        compare_files(tmp_path, tmp_path, margin=margin)
+
+
+def test_an_unusable_out_is_found_before_anything_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_records(tmp_path / "data.jsonl", [{"question": "q", "answer": "#### 1"}])
+    write_records(tmp_path / "r.jsonl", [{"id": 0, "turns": ["#### 1"]}])
+    monkeypatch.setattr("eval.files.score_suite", lambda *_: pytest.fail("scored"))
+    for out in (tmp_path / "r.jsonl", tmp_path / "r.jsonl" / "deeper", Path("/proc/nope"), Path("a\0b")):
+        with pytest.raises(BadInput, match="no folder to write samples into") as found:
+            score_files("gsm8k", tmp_path / "r.jsonl", tmp_path / "data.jsonl", out=out)
+        assert found.value.file == str(out)

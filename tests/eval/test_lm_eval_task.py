@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from alignment.errors import BadInput
 from eval.lm_eval_task import FEW_SHOT_SEED, chat_prompts, open_task, plain_prompts, replay, stop_strings
 from eval.response_files import Response
 from eval.scoring import score_suite
-from eval.suites import GSM8K, IFEVAL
+from eval.suites import GSM8K, IFEVAL, Item
 from eval.suites.items import read_items
 
 
@@ -128,10 +129,16 @@ def test_zero_shot_prompts_and_stops_are_those_of_the_task(real_data: Path) -> N
 
 
 def test_replay_tells_what_each_filter_took(no_leftovers: None) -> None:
-    from eval.suites import Item
-
     assert GSM8K.task is not None
     with open_task(GSM8K.task, [Item("0", {"question": "q", "answer": "a\n#### 12"})]) as task:
         (scores,) = replay(task, ["12 it is. #### 13"])
     assert (scores["exact_match,strict-match"], scores["extracted,strict-match"]) == (0.0, "13")
     assert scores["extracted,flexible-extract"] == "13"
+
+
+def test_a_scorer_that_fails_names_the_item(no_leftovers: None) -> None:
+    fields = {"prompt": "p", "instruction_id_list": ["detectable_format:title"], "kwargs": [{}]}
+    bad = fields | {"instruction_id_list": ["startend:end_checker"], "kwargs": [{"end_phrase": 5}]}
+    items = [Item("1", {"key": 1, **fields}), Item("2", {"key": 2, **bad})]
+    with pytest.raises(BadInput, match=r"IFEval's own scorer fails on item 2: \w+Error"):
+        score_suite(IFEVAL, items, [Response("1", ("a",)), Response("2", ("a",))])

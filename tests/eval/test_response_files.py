@@ -32,6 +32,9 @@ def test_fastchat_answer_files_are_read(tmp_path: Path) -> None:
         ('{"id": 2, "turns": ["a"]', "row 2: not JSON"),
         ("[1]", "row 2: expected a JSON object"),
         ('{"question_id": 2, "choices": []}', "response 2"),
+        (r'{"id": 2, "turns": ["a", "\ud83e"]}', r"row 2, field 'turns': text with U\+D83E"),
+        (r'{"id": "\udc00", "turns": ["a"]}', "row 2, field 'id': text with"),
+        ('\n\n{"id": 2, "turns": []}', "row 4, field 'turns'"),
     ],
 )
 def test_a_malformed_row_is_named(tmp_path: Path, line: str, words: str) -> None:
@@ -59,3 +62,9 @@ def test_a_response_to_no_item_or_with_too_few_turns_is_named() -> None:
         match_responses(items, [Response("9", ("a",))], 1, "f")
     with pytest.raises(BadInput, match="response 1: 1 of 2 turns"):
         match_responses(items, [Response("1", ("a",))], 2, "f")
+
+
+def test_a_response_to_no_item_is_named_by_its_line(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text('{"id": 1, "turns": ["a"]}\n\n{"id": 9, "turns": ["a"]}\n')
+    with pytest.raises(BadInput, match="f, row 3, field 'id': id 9"):
+        match_responses([Item("1", {})], read_responses(tmp_path / "r.jsonl"), 1, "f")

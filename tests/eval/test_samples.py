@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -43,3 +44,19 @@ def test_what_is_no_samples_file_is_named(tmp_path: Path) -> None:
     for name, words in {"none": "no such file", "text": "not a Parquet file", "other": "no column suite"}.items():
         with pytest.raises(BadInput, match=words):
             read_samples(tmp_path / f"{name}.parquet")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [
+        ("value", float("nan"), "row 2, field 'value': nan is no finite number"),
+        ("value", float("-inf"), "row 2, field 'value'"),
+        *((name, None, f"row 2, field '{name}'") for name in ("suite", "id", "cluster", "metric")),
+    ],
+)
+def test_a_row_without_a_name_or_with_an_infinite_value_is_named(
+    tmp_path: Path, column: str, value: float | None, words: str
+) -> None:
+    write_samples(tmp_path / "samples.parquet", [ROWS[0], replace(ROWS[0], **{column: value})])  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match=words):
+        read_samples(tmp_path)

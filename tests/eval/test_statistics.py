@@ -98,6 +98,7 @@ def test_as_many_clusters_as_are_said_to_be_needed_make_the_effect_detectable() 
     assert needed is not None and needed > 30 and found.mean.stderr is not None
     assert minimum_detectable_effect(found.mean.stderr * (30 / needed) ** 0.5) <= 0.12
     assert clusters_needed(found, threshold=found.mean.value) is None
+    assert clusters_needed(interval(clustered_mean([0.0] * 3, list("abc"))), threshold=0.1) is None
 
 
 def test_no_values_have_no_mean() -> None:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from alignment.errors import BadInput
-from eval.jsonl import read_records, write_records
+from eval.jsonl import read_records
 from eval.judge.judgment import Judgment, parse_rating, read_judgments, write_judgments
 
 
@@ -47,10 +48,11 @@ def test_judgments_come_back_as_they_were_written(tmp_path: Path) -> None:
         ({"turn": 2, "model": "other"}, "several models: m, other"),
         ({"turn": None}, "field 'turn'"),
         ({"turn": 2, "judgment": None}, "field 'judgment'"),
+        ({"turn": 2, "judgment": "\ud800"}, "row 2, field 'judgment': text with"),
     ],
 )
 def test_judgments_that_do_not_fit_are_named(tmp_path: Path, change: dict[str, object], words: str) -> None:
     good = {"question_id": 1, "turn": 1, "judgment": "[[5]]", "judge": ["j", "p"], "model": "m"}
-    write_records(tmp_path / "j.jsonl", [good, good | change])
+    (tmp_path / "j.jsonl").write_text("\n".join(json.dumps(record) for record in (good, good | change)))
     with pytest.raises(BadInput, match=words):
         read_judgments(tmp_path / "j.jsonl")

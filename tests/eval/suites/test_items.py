@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,51 @@ def test_an_item_of_another_form_is_named(record: dict[str, object], words: str)
     good = {"question_id": 0, "category": "a", "turns": ["one", "two"]}
     with pytest.raises(BadInput, match=words):
         check_items(MT_BENCH, enumerate([good, record], start=1), "f")
+
+
+GOOD = {"key": 7, "prompt": "p", "instruction_id_list": ["length_constraints:number_words"]}
+GOOD |= {"kwargs": [{"relation": "at least", "num_words": 3, "num_highlights": None}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"instruction_id_list": [], "kwargs": []}, "field 'instruction_id_list': item 8: no instructions"),
+        ({"instruction_id_list": ["a:b"]}, "field 'instruction_id_list': item 8: lm-eval has no instruction 'a:b'"),
+        ({"instruction_id_list": [["a"]]}, "no instruction"),
+        ({"kwargs": []}, "field 'kwargs': item 8: 0 for 1 instructions"),
+        ({"kwargs": [3]}, "field 'kwargs': item 8, length_constraints:number_words: expected an object"),
+        ({"kwargs": [{"num_words": "x"}]}, "item 8, length_constraints:number_words: num_words: expected a number"),
+        ({"kwargs": [{"relation": "around"}]}, "supported relation"),
+        ({"kwargs": [{"letter": "x"}]}, "unexpected keyword argument 'letter'"),
+        (
+            {"instruction_id_list": ["startend:end_checker"], "kwargs": [{"end_phrase": 5}]},
+            "end_phrase: expected a text",
+        ),
+        ({"instruction_id_list": ["keywords:existence"], "kwargs": [{"keywords": [1]}]}, "keywords: expected a list"),
+        ({"prompt": "\ud83e"}, r"row 2, field 'prompt': text with U\+D83E"),
+    ],
+)
+def test_an_ifeval_item_that_cannot_be_scored_is_named(change: dict[str, object], words: str) -> None:
+    assert [item.id for item in check_items(IFEVAL, [(1, GOOD)], "f")] == ["7"]
+    with pytest.raises(BadInput, match=words) as found:
+        check_items(IFEVAL, [(1, GOOD), (2, GOOD | {"key": 8} | change)], "f")
+    assert (found.value.file, found.value.row) == ("f", 2)
+
+
+def test_checking_instructions_leaves_the_random_numbers_alone() -> None:
+    state = random.getstate()
+    check_items(IFEVAL, [(1, GOOD | {"kwargs": [{}]})], "f")
+    assert random.getstate() == state
+
+
+def test_errors_name_source_lines_and_gsm8k_ids_count_items(tmp_path: Path) -> None:
+    path = tmp_path / "test.jsonl"
+    path.write_text('\n{"question": "q", "answer": "a"}\n\n{"question": "q", "answer": "a"}\n')
+    assert [item.id for item in read_items(GSM8K, path)] == ["0", "1"]
+    path.write_text('\n{"question": "q", "answer": "a"}\n\n{"question": "q"}\n')
+    with pytest.raises(BadInput, match="row 4, field 'answer'"):
+        read_items(GSM8K, path)
 
 
 def test_a_data_file_that_changed_since_it_was_pinned_is_refused(tmp_path: Path) -> None:

@@ -106,17 +106,19 @@ class Materializer:
 
     def materialize(self, shard: str | None) -> tuple[str, dict[str, Any]]:
         """Data version and metadata of the artifact, reported to MLflow and pointed to by its ref."""
-        os.environ[DAGSTER_RUN] = self.context.run.run_id
         try:
-            upstream = Upstream(self.store, self.recipe.name)
-            request = self.node.request(upstream, shard)
-            commit = self.store.find(self.node.stage.kind, self.node.stage.key(request))
-            hit = commit is not None
-            if commit is None:
-                stage, pool = self.node.stage, self.pool
-                commit = self.node.make(Work(stage, request, self.store, self.tracking, pool, self.context))
+            return self._materialize(shard)
         except (BadInput, NotBuilt) as error:
             raise dg.Failure(str(error), metadata={BAD_INPUT: str(error)}, allow_retries=False) from error
+
+    def _materialize(self, shard: str | None) -> tuple[str, dict[str, Any]]:
+        os.environ[DAGSTER_RUN] = self.context.run.run_id
+        upstream = Upstream(self.store, self.recipe.name)
+        request = self.node.request(upstream, shard)
+        commit = self.store.find(self.node.stage.kind, self.node.stage.key(request))
+        hit = commit is not None
+        if commit is None:
+            commit = self.node.make(Work(self.node.stage, request, self.store, self.tracking, self.pool, self.context))
         self.context.log.info(f"{'found' if hit else 'made'} {self.store.uri(commit.artifact)}")
         shown = self.node.show(commit, self.store.fetch(commit.artifact))
         reported = self.report(upstream, commit, shard, shown)

@@ -22,6 +22,7 @@ import dagster as dg
 from filelock import FileLock
 
 from alignment.artifacts import Commit
+from alignment.errors import BadInput
 from resources.home import align_home, mlflow_ui, tracking_uri
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ DAGSTER_RUNS_TAG = "dagster.run_ids"
 CHAMPION = "champion"
 
 
-class TrackingUnreachable(RuntimeError):
-    """MLflow did not answer, tries included; the artifact is safe and the next run only reports."""
+class TrackingUnreachable(BadInput):
+    """The MLflow a person named did not answer, tries included; the artifact is safe and the next run only reports."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Report:
         return "/".join([self.recipe, self.asset, self.partition or "-", self.commit.key])
 
 
-class ModelTaken(RuntimeError):
+class ModelTaken(BadInput):
     """Another recipe registers under this model name; its champion is not ours to replace."""
 
 

@@ -33,7 +33,7 @@ app.add_typer(pools, name="pools")
 app.add_typer(recipes, name="recipes")
 
 # by name, as their modules are too heavy for a command that may not need them
-FAILURES = ("TrackingUnreachable", "MissingArtifact", "CorruptArtifact", "WrongEvidence")
+FAILURES = ("MissingArtifact", "CorruptArtifact", "WrongEvidence")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+CPU_TOKENS = 2048
+"""Tokens of a pass on a CPU at most: larger ones leave its caches and gain nothing."""
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -43,6 +46,8 @@ def score(model: PreTrainedModel, sequences: Sequence[TokenSequence], batch_toke
     import torch
 
     _require_vocabulary(model, sequences)
+    if model.device.type == "cpu":
+        batch_tokens = min(batch_tokens, CPU_TOKENS)
     lengths = [len(sequence) for sequence in sequences]
     progress = Progress(sum(lengths))
     order = longest_first(lengths)

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PROBED = 2
-"""Sequences of the first pass that also go alone: its first group's first, its last group's last."""
 SAME = {"float64": 1e-5, "float32": 1e-5, "bfloat16": 2e-2, "float16": 5e-3}
 """Largest difference, relative to the larger of the log-probability and one nat a token."""
 
@@ -49,24 +47,34 @@ def way_of(model: PreTrainedModel, sequence: TokenSequence) -> Way:
 
 
 def try_sharing(model: PreTrainedModel, groups: Sequence[Sequence[TokenSequence]], way: Way) -> list[float] | None:
-    """The first packed pass, compared with some of its sequences alone; None where the model cannot share."""
+    """A packed pass, its first and last sequence compared with the same alone; None where the model cannot share.
+
+    A sequence with a pass to itself would look right on any model, so its twin goes behind it. The question
+    stays open when all that was read is the end of one prompt.
+    """
+    import torch
+
     assert way.head is not None
     rows = [row for group in groups for row in group]
+    packed = [[rows[0], rows[0]]] if len(rows) == 1 else groups
     try:
-        found = packed_logps(model, groups, way.head)
-    except (CannotShare, TypeError, ValueError) as error:  # a model that takes no positions, or hands on no keyword
+        found = packed_logps(model, packed, way.head)
+    except torch.OutOfMemoryError:
+        raise
+    except (CannotShare, TypeError, ValueError, RuntimeError) as error:  # takes no positions, hands on no keyword, …
         _go_padded(model, way, str(error) or type(error).__name__)
         return None
     tolerance = SAME[str(model.dtype).removeprefix("torch.")]
-    for place in sorted({0, len(rows) - 1})[:PROBED]:
-        alone = padded_logps(model, [rows[place]], way.head)[0]
-        apart = abs(found[place] - alone) / max(abs(alone), float(len(rows[place].completion_ids)))
+    for place, row in ((0, rows[0]), (-1, rows[-1])):
+        alone = padded_logps(model, [row], way.head)[0]
+        apart = abs(found[place] - alone) / max(abs(alone), float(len(row.completion_ids)))
         if not apart <= tolerance:
             _go_padded(model, way, f"log-probs differ by {apart:.1e}, relatively")
             return None
-    way.shared = True
-    logger.info("prompts are shared between their completions on %s", type(model).__name__)
-    return found
+    if len(packed) > 1 or len(rows[-1].completion_ids) > 1:
+        way.shared = True
+        logger.info("prompts are shared between their completions on %s", type(model).__name__)
+    return found[: len(rows)]
 
 
 def _go_padded(model: PreTrainedModel, way: Way, why: str) -> None:

@@ -107,8 +107,8 @@ class Forwarded:
 
     def watch(self, model: Any) -> Any:
         def before(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if "shared_prompt" in kwargs:  # a probe of the model has none
-                self.lengths += [len(row) for row in kwargs["shared_prompt"].rows]
+            if "shared_prompt" in kwargs:  # a probe of the model has none, or holds a sequence twice
+                self.lengths += map(len, dict.fromkeys(kwargs["shared_prompt"].rows))
 
         model.get_decoder().register_forward_pre_hook(before, with_kwargs=True)
         return model

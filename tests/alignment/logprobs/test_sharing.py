@@ -125,3 +125,25 @@ def test_models_that_cannot_share_go_padded_and_say_so(
         scored(model, preferences(0, bos=True)[:20])
     assert "prompts are not shared" in caplog.text
     assert why in caplog.text
+
+
+@pytest.mark.parametrize("budget", [1, 700])
+def test_a_model_that_keeps_its_own_attention_is_found_out_even_one_sequence_a_pass(
+    budget: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, rows = random_model(1), preferences(1, bos=True)
+    expected = alone(model, rows)
+    monkeypatch.setattr(model, "set_attn_implementation", lambda _name: None)
+    with caplog.at_level(logging.INFO):
+        assert scored(model, rows, budget) == pytest.approx(expected, rel=1e-6)
+    assert "prompts are not shared" in caplog.text
+
+
+def test_one_token_completions_alone_leave_the_question_open(caplog: pytest.LogCaptureFixture) -> None:
+    model = random_model(2)
+    short = [TokenSequence((5, 6, 7), (8,)), TokenSequence((5, 6, 7), (9,))]
+    with caplog.at_level(logging.INFO):
+        assert scored(model, short) == pytest.approx(alone(model, short), rel=1e-6)
+        assert "shared" not in caplog.text
+        scored(model, preferences(2, bos=True))
+    assert "prompts are shared" in caplog.text

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from alignment.logprobs.batches import shares
 from alignment.logprobs.cache import LogprobCache, RowKeys
 from alignment.logprobs.keys import sequence_key
+from alignment.logprobs.packing import by_prompt, forwarded
 from alignment.logprobs.parts import as_keys
 from alignment.logprobs.ranks import ALONE, Ranks
 from alignment.logprobs.scorer import free_memory, score
@@ -160,9 +161,12 @@ def _tokenised(rows: Iterable[PreferenceRow], reference: Reference) -> Iterator[
 
 
 def _dealt(work: dict[bytes, TokenSequence], ranks: int) -> list[Work]:
-    """The work in one share a rank, even in tokens."""
+    """The work in one share a rank, even in tokens; completions of one prompt stay together."""
     items = list(work.items())
-    return [[items[index] for index in share] for share in shares([len(sequence) for _, sequence in items], ranks)]
+    sequences = [sequence for _, sequence in items]
+    groups = by_prompt(sequences, range(len(items)))
+    dealt = shares([forwarded(sequences, group) for group in groups], ranks)
+    return [[items[index] for place in share for index in groups[place]] for share in dealt]
 
 
 def _score_share(work: Work, reference: Reference, cache: LogprobCache) -> None:

@@ -41,7 +41,7 @@ NEEDED = ("weights_digest", "config_digest", "tokenizer_digest")
 
 
 class ReferenceRequest(Request):
-    """`batch_tokens` is padded tokens of one forward pass: it changes speed, never keys."""
+    """`batch_tokens` is tokens of one forward pass: it changes speed, never keys."""
 
     speed_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
 
@@ -135,5 +135,5 @@ def _summary(done: Pass, name: str) -> dict[str, object]:
 
 
 STAGE: Stage[ReferenceRequest] = Stage(
-    name="reference_logprobs", code_version=1, request=ReferenceRequest, run=run, device="gpu"
+    name="reference_logprobs", code_version=2, request=ReferenceRequest, run=run, device="gpu"
 )

@@ -101,14 +101,14 @@ def oracle() -> Callable[[Path, str, str], tuple[float, int]]:
 
 @dataclass
 class Forwarded:
-    """What went through models: the padded length of every row."""
+    """What went through models in passes that share prompts: the length of every sequence."""
 
     lengths: list[int] = field(default_factory=list)
 
     def watch(self, model: Any) -> Any:
         def before(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            rows, longest = kwargs["input_ids"].shape
-            self.lengths += [longest] * rows
+            if "shared_prompt" in kwargs:  # a probe of the model has none, or holds a sequence twice
+                self.lengths += map(len, dict.fromkeys(kwargs["shared_prompt"].rows))
 
         model.get_decoder().register_forward_pre_hook(before, with_kwargs=True)
         return model

@@ -1,0 +1,82 @@
+"""Which way a model's sequences go, found by comparing both on a real pass, once a model.
+
+Sharing a prompt is right for attention that is plainly causal and for layers that treat tokens alone. A
+sliding window, a state that runs over the sequence, or anything else shows as a difference between a
+packed pass and its sequences one at a time; such a model goes in padded batches.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from alignment.logprobs.attention import CannotShare
+from alignment.logprobs.forward import find_head, packed_logps, padded_logps
+from alignment.logprobs.head import Head
+from alignment.tokens import TokenSequence
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+SAME = {"float64": 1e-5, "float32": 1e-5, "bfloat16": 2e-2, "float16": 5e-3}
+"""Largest difference, relative to the larger of the log-probability and one nat a token."""
+
+
+@dataclass
+class Way:
+    """How one model is run. `shared` is None until a pass has shown it."""
+
+    head: Head | None
+    shared: bool | None = None
+
+
+_ways: WeakKeyDictionary[Any, Way] = WeakKeyDictionary()
+
+
+def way_of(model: PreTrainedModel, sequence: TokenSequence) -> Way:
+    """What is known of a model; at first only its head, found on `sequence`."""
+    if model not in _ways:
+        head = find_head(model, sequence)
+        _ways[model] = Way(head, None if head is not None else False)
+    return _ways[model]
+
+
+def try_sharing(model: PreTrainedModel, groups: Sequence[Sequence[TokenSequence]], way: Way) -> list[float] | None:
+    """A packed pass, its first and last sequence compared with the same alone; None where the model cannot share.
+
+    A sequence with a pass to itself would look right on any model, so its twin goes behind it. The question
+    stays open when all that was read is the end of one prompt.
+    """
+    import torch
+
+    assert way.head is not None
+    rows = [row for group in groups for row in group]
+    packed = [[rows[0], rows[0]]] if len(rows) == 1 else groups
+    try:
+        found = packed_logps(model, packed, way.head)
+    except torch.OutOfMemoryError:
+        raise
+    except (CannotShare, TypeError, ValueError, RuntimeError) as error:  # takes no positions, hands on no keyword, …
+        _go_padded(model, way, str(error) or type(error).__name__)
+        return None
+    tolerance = SAME[str(model.dtype).removeprefix("torch.")]
+    for place, row in ((0, rows[0]), (-1, rows[-1])):
+        alone = padded_logps(model, [row], way.head)[0]
+        apart = abs(found[place] - alone) / max(abs(alone), float(len(row.completion_ids)))
+        if not apart <= tolerance:
+            _go_padded(model, way, f"log-probs differ by {apart:.1e}, relatively")
+            return None
+    if len(packed) > 1 or len(rows[-1].completion_ids) > 1:
+        way.shared = True
+        logger.info("prompts are shared between their completions on %s", type(model).__name__)
+    return found[: len(rows)]
+
+
+def _go_padded(model: PreTrainedModel, way: Way, why: str) -> None:
+    way.shared = False
+    logger.info("prompts are not shared on %s, sequences go in padded batches: %s", type(model).__name__, why)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,22 +18,29 @@ SCORING = ("shards", "reference")
 
 
 @contextmanager
-def counted_sequences() -> Iterator[list[int]]:
-    """Rows of every batch that any language model's trunk forwards meanwhile."""
+def forwarded_ids() -> Iterator[list[int]]:
+    """Every token id that goes through any language model's trunk meanwhile, however it is batched."""
     from transformers import LlamaModel
 
-    rows: list[int] = []
+    ids: list[int] = []
     original = LlamaModel.forward
 
     def forward(self: Any, *arguments: Any, **keywords: Any) -> Any:
-        rows.append(len(keywords["input_ids"] if "input_ids" in keywords else arguments[0]))
+        given = keywords["input_ids"] if "input_ids" in keywords else arguments[0]
+        ids.extend(given.flatten().tolist())
         return original(self, *arguments, **keywords)
 
     LlamaModel.forward = forward  # type: ignore[method-assign]
     try:
-        yield rows
+        yield ids
     finally:
         LlamaModel.forward = original  # type: ignore[method-assign]
+
+
+def text_of(ids: list[int], recipe: dict[str, Any]) -> str:
+    from transformers import AutoTokenizer
+
+    return str(AutoTokenizer.from_pretrained(recipe["base_model"]["path"]).decode(ids))
 
 
 @pytest.fixture
@@ -50,19 +58,25 @@ def test_one_changed_row_in_one_shard_scores_that_rows_sequences_only(
     small_recipe: dict[str, Any], folder: Path, bring_up_to_date: Callable[..., Upstream]
 ) -> None:
     recipe = parse_recipe(small_recipe | {"preferences": {"files": [str(folder)]}}, "-", {})
-    with counted_sequences() as first:
+    with forwarded_ids() as first:
         bring_up_to_date(recipe, only=("base", *SCORING))
-    assert sum(first) == 2 * 48
+    everything = text_of(first, small_recipe)
+    assert all(f"It is {number}." in everything for number in range(48))
+    assert everything.count("No.") >= 48
     shard = folder / "day-1.jsonl"
     rows = [json.loads(line) for line in shard.read_text(encoding="utf-8").splitlines()]
     rows[3]["chosen"][-1]["content"] = "Another answer."
     shard.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     bring_up_to_date.launched.clear()  # type: ignore[attr-defined]
 
-    with counted_sequences() as again:
+    with forwarded_ids() as again:
         made = bring_up_to_date(recipe, only=("base", *SCORING))
 
-    assert sum(again) == 1, "the rejected completion under the same prompt was known"
+    only = text_of(again, small_recipe)
+    assert "Another answer." in only
+    assert "No." not in only, "the rejected completion under the same prompt was known"
+    assert "It is" not in only
+    assert set(re.findall(r"Name \d+", only)) == {"Name 19"}
     assert bring_up_to_date.launched == [  # type: ignore[attr-defined]
         ("shards", ["preference_shard"]),
         ("reference", ["reference_logprobs"]),
@@ -77,9 +91,9 @@ def test_a_second_recipe_on_the_same_rows_scores_nothing(
     data = small_recipe | {"preferences": {"files": [str(folder)]}}
     bring_up_to_date(parse_recipe(data, "-", {}), only=("base", *SCORING))
     other = data | {"name": "sweep", "seed": 7, "dpo": data["dpo"] | {"beta": 0.5, "learning_rate": 1e-4}}
-    with counted_sequences() as rows:
+    with forwarded_ids() as ids:
         bring_up_to_date(parse_recipe(other, "-", {}), only=("base", *SCORING))
-    assert rows == []
+    assert ids == []
 
 
 def test_a_renamed_shard_keeps_its_artifacts_and_the_manifest_its_digest(
@@ -88,9 +102,9 @@ def test_a_renamed_shard_keeps_its_artifacts_and_the_manifest_its_digest(
     recipe = parse_recipe(small_recipe | {"preferences": {"files": [str(folder)]}}, "-", {})
     before = bring_up_to_date(recipe)
     (folder / "day-2.jsonl").rename(folder / "night.jsonl")
-    with counted_sequences() as rows:
+    with forwarded_ids() as ids:
         after = bring_up_to_date(recipe)
-    assert rows == []
+    assert ids == []
     assert after("reference_logprobs", "night") == before("reference_logprobs", "day-2")
     assert after("preference_manifest").digest == before("preference_manifest").digest
     assert after("policy_checkpoint") == before("policy_checkpoint")

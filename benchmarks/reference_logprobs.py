@@ -109,7 +109,7 @@ def build(size: Size, device: torch.device) -> tuple[Any, Any]:
 
 def ours(model: Any, rows: Pairs, batch_tokens: int) -> Logps:
     flat = [row for pair in rows for row in pair]
-    found = {entry.index: entry.logp for part in score(model, flat, batch_tokens) for entry in part}
+    found = {entry.index: entry.logp for part in score(model, flat, batch_tokens, share_in_half=True) for entry in part}
     return [(found[2 * place], found[2 * place + 1]) for place in range(len(rows))]
 
 

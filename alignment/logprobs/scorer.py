@@ -37,8 +37,12 @@ class Scored:
     logp: float
 
 
-def score(model: PreTrainedModel, sequences: Sequence[TokenSequence], batch_tokens: int) -> Iterator[list[Scored]]:
+def score(
+    model: PreTrainedModel, sequences: Sequence[TokenSequence], batch_tokens: int, *, share_in_half: bool = False
+) -> Iterator[list[Scored]]:
     """Scores every sequence exactly once; yields pass by pass, in no order a caller may count on.
+
+    Prompts are shared in full precision where the model allows it, in 16 bits only when asked (`ways.py`).
 
     `batch_tokens` is the tokens of one forward pass. When memory runs out the budget is halved and
     scoring goes on; it raises the device's own error only if a single sequence does not fit.
@@ -54,7 +58,7 @@ def score(model: PreTrainedModel, sequences: Sequence[TokenSequence], batch_toke
     if not order:
         return
     with torch.inference_mode():
-        way = way_of(model, sequences[order[-1]])
+        way = way_of(model, sequences[order[-1]], share_in_half)
     done: set[int] = set()
     while len(done) < len(sequences):
         for groups in _passes(sequences, [index for index in order if index not in done], batch_tokens, way):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FULL_PRECISION = 4  # bytes
+
 SAME = {"float64": 1e-5, "float32": 1e-5, "bfloat16": 2e-2, "float16": 5e-3}
 """Largest difference, relative to the larger of the log-probability and one nat a token."""
 
@@ -38,11 +40,19 @@ class Way:
 _ways: WeakKeyDictionary[Any, Way] = WeakKeyDictionary()
 
 
-def way_of(model: PreTrainedModel, sequence: TokenSequence) -> Way:
-    """What is known of a model; at first only its head, found on `sequence`."""
+def way_of(model: PreTrainedModel, sequence: TokenSequence, share_in_half: bool = False) -> Way:
+    """What is known of a model; at first only its head, found on `sequence`.
+
+    In 16-bit precisions a packed pass rounds otherwise than the trainer's padded one, by more than the same
+    pass batched against alone: enough for the check that reference and policy agree to stop a sound run. There
+    sequences go padded, as in training, unless the caller asks to share.
+    """
     if model not in _ways:
-        head = find_head(model, sequence)
-        _ways[model] = Way(head, None if head is not None else False)
+        way = _ways[model] = Way(find_head(model, sequence))
+        if way.head is None:
+            way.shared = False
+        elif model.dtype.itemsize < FULL_PRECISION and not share_in_half:
+            _go_padded(model, way, f"{str(model.dtype).removeprefix('torch.')} is scored as it is trained")
     return _ways[model]
 
 

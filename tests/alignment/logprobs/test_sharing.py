@@ -77,7 +77,7 @@ def alone(model: Any, rows: list[TokenSequence]) -> list[float]:
 
 
 def scored(model: Any, rows: list[TokenSequence], budget: int = 700) -> list[float]:
-    found = {entry.index: entry.logp for part in score(model, rows, budget) for entry in part}
+    found = {entry.index: entry.logp for part in score(model, rows, budget, share_in_half=True) for entry in part}
     assert sorted(found) == list(range(len(rows)))
     return [found[index] for index in range(len(rows))]
 
@@ -147,3 +147,11 @@ def test_one_token_completions_alone_leave_the_question_open(caplog: pytest.LogC
         assert "shared" not in caplog.text
         scored(model, preferences(2, bos=True))
     assert "prompts are shared" in caplog.text
+
+
+def test_half_precision_goes_as_it_is_trained_unless_asked(caplog: pytest.LogCaptureFixture) -> None:
+    model, rows = random_model(0).to(torch.bfloat16), preferences(0, bos=True)
+    with caplog.at_level(logging.INFO):
+        assert sum(len(part) for part in score(model, rows, 700)) == len(rows)
+    assert "prompts are not shared" in caplog.text
+    assert "bfloat16 is scored as it is trained" in caplog.text

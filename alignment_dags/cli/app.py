@@ -48,7 +48,9 @@ def main() -> None:
         sys.exit(_refused(str(error)))
     except Exception as error:
         if hasattr(error, "format_message"):  # the parser's own: unknown option, missing argument
-            sys.exit(_refused(error.format_message()))
+            if told := error.format_message():
+                _refused(told)
+            sys.exit(2)  # a bare group has shown its help and has nothing to add
         if type(error).__name__ in FAILURES:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             sys.exit(1)
@@ -158,7 +160,9 @@ def reference(
 @app.command()
 def score(
     suite: Annotated[str, typer.Argument(help="gsm8k, ifeval or mt_bench.")],
-    responses: Annotated[Path, typer.Option(help="Responses (JSONL) or FastChat answers.")],
+    responses: Annotated[
+        Path, typer.Option(help='JSONL of {"id", "turns": [text]}, or FastChat answers; GSM8K ids count lines from 0.')
+    ],
     data: Annotated[Path, typer.Option(help="The suite's data file.")],
     judgments: Annotated[Path | None, typer.Option(help="Stored judgments of MT-Bench.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for samples.parquet.")] = None,
@@ -177,7 +181,7 @@ def compare(
     baseline: Annotated[Path, typer.Argument(help="samples.parquet of the baseline.")],
     candidate: Annotated[Path, typer.Argument(help="samples.parquet of the candidate.")],
     metric: Annotated[str | None, typer.Option(help="Only this metric.")] = None,
-    margin: Annotated[float, typer.Option(help="Differences within this count as none.")] = 0.0,
+    margin: Annotated[float, typer.Option(help="Equivalent when the whole interval lies within ± this.")] = 0.0,
     as_json: AsJson = False,
 ) -> None:
     """Compare two models on the same items, by paired differences."""

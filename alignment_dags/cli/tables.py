@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+SHOWN_ROWS = 20
+
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Plain aligned columns; numbers are strings by now."""
@@ -26,13 +28,18 @@ def show_check(result: dict[str, Any]) -> None:
     )
     for reason, count in sorted(result["reasons"].items(), key=lambda item: -item[1]):
         print(f"  {count:>6}  {reason}")
-    for row in result["quarantined_rows"]:
+    for row in result["quarantined_rows"][:SHOWN_ROWS]:
         print(f"  {row['file']}, row {row['row']}: {row['reason']}")
+    if (more := len(result["quarantined_rows"]) - SHOWN_ROWS) > 0:
+        print(f"  … and {more} more; --json names them all")
     print(f"digest {result['digest']}")
 
 
 def show_score(result: dict[str, Any]) -> None:
     print(f"{result['suite']}: {result['n']} items")
+    for what in ("missing", "failed"):
+        if result[what]:
+            print(f"  {len(result[what])} more are {what} and do not count; --json names them")
     rows = [
         (name, f"{m['value']:.4f}", "-" if m["stderr"] is None else f"{m['stderr']:.5f}")
         for name, m in result["metrics"].items()
@@ -61,6 +68,9 @@ def comparison_row(metric: str, one: dict[str, Any]) -> tuple[str, ...]:
 def show_comparison(result: dict[str, Any]) -> None:
     rows = [comparison_row(metric, one) for metric, one in result.items()]
     print(columns(("metric", "n", "baseline", "candidate", "difference", "95 % interval", "verdict"), rows))
+    for metric, one in result.items():
+        if lost := one["missing"]:
+            print(f"{metric}: {lost} items have no value on both sides and do not count")
 
 
 def show_lineage(result: dict[str, Any]) -> None:

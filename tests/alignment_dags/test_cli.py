@@ -101,3 +101,41 @@ def test_pools_apply_sets_dagsters_limits(
     out, _ = capsys.readouterr()
     assert json.loads(out) == {"limits": {"local": 1, "h100": 8, "h100_node": 1}}
     assert (home / "dagster" / "dagster.yaml").is_symlink()
+
+
+def test_what_does_not_count_in_a_comparison_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"question": f"q{n}", "answer": f"#### {n}"}) + "\n" for n in range(5)))
+    for name, items in (("all", 5), ("few", 3)):
+        answers = tmp_path / f"{name}.jsonl"
+        answers.write_text("".join(json.dumps({"id": n, "turns": [f"#### {n}"]}) + "\n" for n in range(items)))
+        arguments = ["--responses", str(answers), "--data", str(data), "--out", str(tmp_path / name)]
+        assert align("score", "gsm8k", *arguments, monkeypatch=monkeypatch) == 0
+    assert "2 more are missing and do not count" in capsys.readouterr().out
+    samples = [str(tmp_path / name / "samples.parquet") for name in ("all", "few")]
+    assert align("compare", *samples, monkeypatch=monkeypatch) == 0
+    assert "exact_match,strict-match: 2 items have no value on both sides" in capsys.readouterr().out
+
+
+def test_a_bare_group_shows_its_help_and_no_empty_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert align("prefs", monkeypatch=monkeypatch) == 2
+    out, err = capsys.readouterr()
+    assert "check" in out + err
+    assert "error:" not in err
+
+
+def test_a_file_of_bad_rows_does_not_flood_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "pairs.jsonl"
+    good = '{"prompt": "p", "chosen": "good", "rejected": "bad"}\n'
+    file.write_text(good + '{"prompt": "p", "chosen": "same", "rejected": "same"}\n' * 50)
+    assert align("prefs", "check", str(file), monkeypatch=monkeypatch) == 0
+    out = capsys.readouterr().out
+    assert "50 quarantined" in out
+    assert out.count(", row ") == 20
+    assert "30 more" in out

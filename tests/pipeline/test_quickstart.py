@@ -1,4 +1,4 @@
-"""The quickstart as a person runs it: what it prints, that it ends, and that most of its gain is the labels' doing."""
+"""The quickstart as a person runs it: what it prints, that it ends, and that labels make most of its gain."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ def test_lineage_from_commit_records_is_that_from_mlflow(project: Project, first
     assert sum(shard["rows"] for shard in store["shards"]) == first["rows"]["rows"]
 
 
-def test_with_shuffled_labels_the_gate_refuses_and_most_of_the_gain_is_gone(project: Project, first: dict[str, Any]) -> None:
+def test_with_shuffled_labels_the_gate_refuses_and_most_of_the_gain_is_gone(
+    project: Project, first: dict[str, Any]
+) -> None:
     data = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
     flip = random.Random(0)
     for day in range(3):

@@ -31,6 +31,28 @@ def lines_digest(lines: Iterable[str]) -> str:
     return sha.hexdigest()
 
 
+class SetDigest:
+    """Digest of lines that come in any order, in memory that does not grow with them; twice is not once.
+
+    The sum of the lines' hashes (AdHash, Bellare & Micciancio 1997) modulo 2**2048, wide enough that a
+    generalised birthday attack with millions of lines is out of reach.
+    """
+
+    WIDTH = 256  # bytes
+
+    def __init__(self) -> None:
+        self._sum = 0
+
+    def add(self, line: str) -> None:
+        hashed = hashlib.shake_256(line.encode("utf-8", "surrogatepass")).digest(self.WIDTH)
+        self._sum = (self._sum + int.from_bytes(hashed)) % (1 << 8 * self.WIDTH)
+
+    @property
+    def hexdigest(self) -> str:
+        """64 hex digits."""
+        return hashlib.sha256(self._sum.to_bytes(self.WIDTH)).hexdigest()
+
+
 def stream_sha256(stream: BinaryIO) -> tuple[str, int]:
     """SHA-256 and size in bytes of what is left in a binary stream."""
     sha, size = hashlib.sha256(), 0

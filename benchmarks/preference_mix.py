@@ -12,8 +12,6 @@ from alignment.tokens import TokenSequence
 PROMPT_SPREAD, RESPONSE_SPREAD = 0.7, 0.5
 """Log-normal widths: eight pairs a batch in data order compute 1.9 times the tokens there are, and a pair's
 prompt shared saves another 1.27."""
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bf16, by what the device's name holds."""
 
 
 @dataclass(frozen=True)
@@ -72,26 +70,3 @@ def pairs(size: Size, seed: int = 0) -> list[tuple[TokenSequence, TokenSequence]
         shared = ids(prompt)
         made.append((TokenSequence(shared, ids(chosen)), TokenSequence(shared, ids(rejected))))
     return made
-
-
-def useful_flops(model: Any, rows: list[tuple[TokenSequence, TokenSequence]]) -> float:
-    """Of one pass that computes each prompt once: body, head at completion positions, causal attention."""
-    config = model.config
-    body = sum(
-        p.numel() for name, p in model.named_parameters() if "embed_tokens" not in name and "lm_head" not in name
-    )
-    width = config.num_attention_heads * (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
-    total = 0.0
-    for pair in rows:
-        prompt = len(pair[0].prompt_ids)
-        seen = prompt * (prompt + 1) / 2
-        tokens, completions = prompt, 0
-        for row in pair:
-            own = len(row.completion_ids)
-            tokens, completions = tokens + own, completions + own
-            seen += own * prompt + own * (own + 1) / 2
-        total += 2 * body * tokens + 2 * config.hidden_size * config.vocab_size * completions
-        total += 4 * width * config.num_hidden_layers * seen
-    return total

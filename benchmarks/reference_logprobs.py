@@ -29,7 +29,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from alignment.logprobs.layout import lay_out
 from alignment.logprobs.packing import forwarded, pack
 from alignment.logprobs.scorer import score
-from benchmarks.preference_mix import PEAK_FLOPS, SIZES, Size, pairs, useful_flops
+from alignment.models.flops import peak_flops, scoring_flops
+from benchmarks.preference_mix import SIZES, Size, pairs
 from benchmarks.trl_pass import Pairs, trl_pass
 
 DEFAULT_BATCH = 8
@@ -109,7 +110,11 @@ def build(size: Size, device: torch.device) -> tuple[Any, Any]:
 
 def ours(model: Any, rows: Pairs, batch_tokens: int) -> Logps:
     flat = [row for pair in rows for row in pair]
-    found = {entry.index: entry.logp for part in score(model, flat, batch_tokens, share_in_half=True) for entry in part}
+    found = {
+        entry.index: entry.logp
+        for part in score(model, flat, batch_tokens, share_in_half=True)
+        for entry in part.scored
+    }
     return [(found[2 * place], found[2 * place + 1]) for place in range(len(rows))]
 
 
@@ -179,11 +184,10 @@ def report(
     once = sum(forwarded(flat, group) for groups in passes for group in groups)
     laid = sum(lay_out([[flat[i] for i in group] for group in groups], torch.device("cpu")).tokens for groups in passes)
     tokens = sum(map(len, flat))
-    flops = useful_flops(model, rows)
+    flops = scoring_flops(model, flat)
+    assert flops is not None
     gpu = torch.cuda.get_device_name() if device.type == "cuda" else ""
-    peak = (
-        next((flops_ for part, flops_ in PEAK_FLOPS.items() if part in gpu), None) if size.dtype == "bfloat16" else None
-    )
+    peak = peak_flops(device, model.dtype)
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
     print(f"size {label}: {len(rows)} pairs, {tokens} tokens, {once} with prompts shared, {size.dtype}")
     print(

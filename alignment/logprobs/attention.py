@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 NAME = "shared_prompt"
 """Also the name of the keyword that carries the layout through the model."""
-NOT_HANDLED = ("sliding_window", "softcap", "position_bias", "s_aux")
+NOT_HANDLED = ("softcap", "position_bias", "s_aux")
 
 
 class CannotShare(Exception):
@@ -53,22 +53,28 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """Query [1, heads, tokens, width], key and value [1, key heads, tokens, width] → [1, tokens, heads, width].
 
-    Raises `CannotShare` for attention that is more than causal, and where the layout has not come through.
+    With `sliding_window` w a token sees itself and the w - 1 before it, counted as if its prompt stood right in
+    front. Raises `CannotShare` for attention that is more than that, and where the layout has not come through.
     """
-    layout = kwargs.get(NAME)
+    layout, window = kwargs.get(NAME), kwargs.get("sliding_window")
     refused = [name for name in NOT_HANDLED if kwargs.get(name) is not None]
     if refused or not isinstance(layout, Layout) or attention_mask is not None or query.shape[2] != layout.tokens:
         raise CannotShare(f"{type(module).__name__} with {', '.join(refused) or 'tokens or a mask of its own'}")
     if query.is_cuda and query.element_size() == 2 and (varlen := _varlen()) is not None:
-        return _all_at_once(varlen, query, key, value, scaling, layout), None
+        return _all_at_once(varlen, query, key, value, scaling, window, layout), None
     out = query.new_empty(1, layout.tokens, query.shape[1], value.shape[3])
     for segment in layout.segments:
-        out[:, segment.start : segment.stop] = _one(query, key, value, scaling, segment).transpose(1, 2)
+        out[:, segment.start : segment.stop] = _one(query, key, value, scaling, window, segment).transpose(1, 2)
     return out, None
 
 
 def _one(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, segment: Segment
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+    segment: Segment,
 ) -> torch.Tensor:
     """One segment's attention [1, heads, tokens of the segment, width]."""
     import torch
@@ -81,10 +87,10 @@ def _one(
     )
     mask = None
     before = segment.prompt_stop - segment.prompt_start
-    if before:
-        mask = torch.ones(segment.stop - segment.start, segment.keys, dtype=torch.bool, device=query.device).tril(
-            before
-        )
+    reach = segment.keys if window is None else window
+    if before or reach < segment.keys:
+        mask = torch.ones(segment.stop - segment.start, segment.keys, dtype=torch.bool, device=query.device)
+        mask = mask.tril(before).triu(before - reach + 1)
     return torch.nn.functional.scaled_dot_product_attention(
         query[:, :, own], keys, values, attn_mask=mask, is_causal=mask is None, scale=scaling
     )
@@ -107,6 +113,7 @@ def _all_at_once(
     key: torch.Tensor,
     value: torch.Tensor,
     scaling: float | None,
+    window: int | None,
     layout: Layout,
 ) -> torch.Tensor:
     """The same by one call; its causal mask ends at the last query and the last key, as segments need."""
@@ -120,7 +127,7 @@ def _all_at_once(
         index.longest_query,
         index.longest_key,
         scale=scaling,
-        window_size=(-1, 0),
+        window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=True,
     )
     return out[None]

@@ -43,9 +43,9 @@ class LogprobCache:
         """`sum` (nat, float64) and `tokens` (int32) a key, in the order asked; null where never scored."""
         return self._values.lookup(keys)
 
-    def add_values(self, keys: Sequence[bytes], sums: Sequence[float], tokens: Sequence[int]) -> None:
-        """Commits scored sequences as one part."""
-        self._values.append(pa.table([list(keys), list(sums), list(tokens)], schema=VALUES))
+    def add_values(self, scored: Sequence[tuple[bytes, float, int]]) -> None:
+        """Commits scored sequences (key, nats, completion tokens) as one part."""
+        self._values.append(_table(scored, VALUES))
 
     def rows(self, row_ids: Sequence[str]) -> list[RowKeys | None]:
         """What is known of each row, in the order asked."""
@@ -59,11 +59,14 @@ class LogprobCache:
 
     def add_rows(self, rows: Iterable[RowKeys]) -> None:
         """Commits rows' keys as one part."""
-        cells = [(row.row_id, row.chosen, row.rejected, row.reason) for row in rows]
-        columns = list(zip(*cells, strict=True)) or [()] * len(ROWS)
-        self._rows.append(pa.table([list(column) for column in columns], schema=ROWS))
+        self._rows.append(_table([(row.row_id, row.chosen, row.rejected, row.reason) for row in rows], ROWS))
 
     def compact(self) -> None:
         """Merges small parts where they have become many."""
         self._values.compact()
         self._rows.compact()
+
+
+def _table(rows: Sequence[tuple[object, ...]], schema: pa.Schema) -> pa.Table:
+    columns = list(zip(*rows, strict=True)) or [()] * len(schema)
+    return pa.table([list(column) for column in columns], schema=schema)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +22,8 @@ from alignment.errors import BadInput
 from alignment.logprobs.cache import LogprobCache
 from alignment.logprobs.fingerprint import fingerprint
 from alignment.logprobs.keys import policy_digest
-from alignment.logprobs.reference import Reference, reference_pass
-from alignment.logprobs.stage import logprobs_table
+from alignment.logprobs.reference import ROWS_AT_ONCE, Reference, reference_pass
+from alignment.logprobs.written import LOGPROBS_SCHEMA, Written, logprobs_table, writer
 from alignment.models.checkpoint import PRECISIONS, max_positions, read_config
 from alignment.models.describe import config_digest, tokenizer_digest, weights_digest
 from alignment.models.weights import weight_files
@@ -56,26 +60,33 @@ def reference_file(
     if precision not in PRECISIONS:
         raise BadInput(f"unknown precision '{precision}'; there are {', '.join(PRECISIONS)}")
     policy = _policy(model, max_length, truncation)
-    rows, quarantined = _read(pairs)
     name = fingerprint(_weights(model, store), config_digest(read_config(model)), precision)
     reference = Reference(lambda: model, name, policy, precision, batch_tokens or ReferenceSettings().batch_tokens)
     cache = LogprobCache(store, name, policy_digest(policy, tokenizer_digest(model)))
-    done = reference_pass([row.row_id for row in rows], lambda: rows, reference, cache)
-    assert done is not None
-    if not done.kept:
-        why = ", ".join(f"{reason}: {count}" for reason, count in done.dropped.items())
-        raise BadInput(f"no rows left after the token policy ({why})", file=str(pairs))
-    _write(out, logprobs_table(done).select(COLUMNS))
+    written, quarantined = Written(name), Counter[str]()
+    with _arriving(out) as file:
+        valid = _valid(pairs, quarantined)
+        while rows := list(islice(valid, ROWS_AT_ONCE)):
+            done = reference_pass([row.row_id for row in rows], partial(iter, rows), reference, cache)
+            assert done is not None
+            file.write_table(logprobs_table(done).select(COLUMNS))
+            written.add(done)
+        if not written.rows:
+            raise BadInput(_nothing_left(written.dropped, quarantined), file=str(pairs))
+    cache.compact()
+    told = written.summary()
     return {
-        "rows": len(done.kept),
-        "sequences": done.sequences,
-        "cache_hits": done.cache_hits,
-        "scored": done.scored,
-        "tokens": done.tokens,
+        **{name: told[name] for name in ("rows", "sequences", "cache_hits", "scored", "tokens", "dropped")},
         "seconds": round(time.monotonic() - began, 3),
-        "quarantined": quarantined,
-        "dropped": done.dropped,
+        "quarantined": dict(sorted(quarantined.items())),
     }
+
+
+def _nothing_left(dropped: Counter[str], quarantined: Counter[str]) -> str:
+    if dropped:
+        return f"no rows left after the token policy ({', '.join(f'{why}: {count}' for why, count in dropped.items())})"
+    common = quarantined.most_common(1)
+    return f"no valid pair; {common[0][0] if common else 'it holds no records'}"
 
 
 def _policy(model: Path, max_length: int | None, truncation: str) -> TokenPolicy:
@@ -87,22 +98,16 @@ def _policy(model: Path, max_length: int | None, truncation: str) -> TokenPolicy
         raise BadInput(first["msg"], field=f"tokens.{first['loc'][0]}") from error
 
 
-def _read(pairs: Path) -> tuple[list[PreferenceRow], dict[str, int]]:
-    """The valid pairs in file order, and how many records are none, by reason."""
-    rows: list[PreferenceRow] = []
-    reasons: Counter[str] = Counter()
+def _valid(pairs: Path, quarantined: Counter[str]) -> Iterator[PreferenceRow]:
+    """The valid pairs in file order; what is none is counted by its reason."""
     for record in read_records(str(pairs)):
         row = record.problem or normalise(record.value, pairs.name, record.source_row)
         if isinstance(row, str):
-            reasons[row] += 1
+            quarantined[row] += 1
         elif not row.paired:
-            reasons[UNPAIRED] += 1
+            quarantined[UNPAIRED] += 1
         else:
-            rows.append(row)
-    if not rows:
-        common = reasons.most_common(1)
-        raise BadInput(f"no valid pair; {common[0][0] if common else 'it holds no records'}", file=str(pairs))
-    return rows, dict(sorted(reasons.items()))
+            yield row
 
 
 def _weights(model: Path, store: Store) -> str:
@@ -120,12 +125,14 @@ def _weights(model: Path, store: Store) -> str:
     return known
 
 
-def _write(out: Path, table: pa.Table) -> None:
-    """Whole or not at all."""
+@contextmanager
+def _arriving(out: Path) -> Iterator[pq.ParquetWriter]:
+    """A file that is there whole once all went well, or not at all."""
     arriving = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, arriving, compression="zstd")
+        with writer(arriving, pa.schema([LOGPROBS_SCHEMA.field(column) for column in COLUMNS])) as file:
+            yield file
         arriving.replace(out)
     except OSError as error:
         raise BadInput(f"cannot be written: {error.strerror or error}", file=str(out)) from error

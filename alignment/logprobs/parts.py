@@ -23,6 +23,8 @@ from alignment.artifacts.store import told_when_full, write_durably
 logger = logging.getLogger(__name__)
 
 MANY_PARTS = 64
+WHOLE_PART = 64 << 20
+"""Bytes of a part that is merged with no other: what a look-up holds in memory at a time."""
 SET_ASIDE = ".corrupt"
 LISTINGS = 5
 
@@ -38,9 +40,7 @@ class Parts:
 
     def lookup(self, keys: pa.Array) -> pa.Table:
         """The columns beside the key, a row for every key asked for in its order; null where it is missing."""
-        parts = self._read()
-        held = pa.concat_tables(parts) if parts else self.schema.empty_table()
-        held = held.filter(pc.is_in(held[self.key], value_set=keys))
+        held = pa.concat_tables([self.schema.empty_table(), *self._read(keys)])
         return held.drop_columns([self.key]).take(pc.index_in(keys, value_set=held[self.key]))
 
     def append(self, rows: pa.Table) -> None:
@@ -64,28 +64,42 @@ class Parts:
                 arriving.unlink(missing_ok=True)
 
     def compact(self, at_least: int = MANY_PARTS) -> None:
-        """Merges the parts into one when there are many; a crash in between leaves rows twice, which is harmless."""
-        paths = self._paths()
-        if len(paths) < at_least:
+        """Merges small parts when they are many; a crash in between leaves rows twice, which is harmless."""
+        found = self.store.fs.glob(f"{self.folder}/part-*.parquet", detail=True)
+        small = sorted(str(path) for path, about in found.items() if about["size"] < WHOLE_PART)
+        if len(small) < at_least:
             return
+        gathered: dict[str, pa.Table] = {}
         try:
-            tables = {path: table for path in paths if (table := self._open(path)) is not None}
+            for path in small:
+                if (table := self._open(path)) is not None:
+                    gathered[path] = table
+                if path == small[-1] or sum(each.nbytes for each in gathered.values()) >= WHOLE_PART:
+                    self._merge(gathered)
+                    gathered = {}
         except FileNotFoundError:
             return  # another process is merging them
-        if tables:
-            self.append(first_of_each(pa.concat_tables(tables.values()), self.key))
-        for path in tables:
+
+    def _merge(self, parts: dict[str, pa.Table]) -> None:
+        if not parts:
+            return
+        self.append(first_of_each(pa.concat_tables(parts.values()), self.key))
+        for path in parts:
             self._remove(path)
 
     def _paths(self) -> list[str]:
         self.store.fs.invalidate_cache(self.folder)
         return sorted(str(path) for path in self.store.fs.glob(f"{self.folder}/part-*.parquet"))
 
-    def _read(self) -> list[pa.Table]:
-        """All sound parts. A part that vanished was merged into a newer one: the folder is listed again."""
+    def _read(self, keys: pa.Array) -> list[pa.Table]:
+        """What sound parts hold of the keys, part by part: no more than one is in memory whole.
+
+        A part that vanished was merged into a newer one: the folder is listed again.
+        """
         for _ in range(LISTINGS):
             try:
-                return [table for path in self._paths() if (table := self._open(path)) is not None]
+                opened = (table for path in self._paths() if (table := self._open(path)) is not None)
+                return [table.filter(pc.is_in(table[self.key], value_set=keys)) for table in opened]
             except FileNotFoundError:
                 continue
         raise OSError(f"{self.folder}: its parts keep changing while they are read")

@@ -50,12 +50,15 @@ class Ranks:
         assert mine[0] is not None
         return mine[0]
 
-    def wait(self) -> None:
-        """Returns once every rank is here."""
-        if self.world_size > 1:
-            import torch.distributed as dist
+    def gather(self, mine: T) -> list[T]:
+        """Every rank's value, in the order of ranks, once every rank is here."""
+        if self.world_size == 1:
+            return [mine]
+        import torch.distributed as dist
 
-            dist.barrier()
+        everyones: list[T | None] = [None] * self.world_size
+        dist.all_gather_object(everyones, mine)
+        return [value for value in everyones if value is not None]
 
 
 ALONE = Ranks()

@@ -1,6 +1,7 @@
-"""The reference log-probs of a set of pairs: what is remembered is looked up, the rest is scored and kept.
+"""The reference log-probs of pairs: what is remembered is looked up, the rest is scored and kept.
 
-Nothing is tokenised for rows whose keys are known, and no model is loaded when every sequence is known.
+Nothing is tokenised for rows whose keys are known, and no model is loaded when every sequence is known. Callers
+give `ROWS_AT_ONCE` rows at a time, so that memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from typing import TYPE_CHECKING
 
 from alignment.logprobs.batches import shares
 from alignment.logprobs.cache import LogprobCache, RowKeys
+from alignment.logprobs.effort import Effort, side_by_side
 from alignment.logprobs.keys import sequence_key
 from alignment.logprobs.packing import by_prompt, forwarded
 from alignment.logprobs.parts import as_keys
 from alignment.logprobs.ranks import ALONE, Ranks
 from alignment.logprobs.scorer import free_memory, score
 from alignment.models.checkpoint import load_model, load_tokenizer, max_positions
+from alignment.models.flops import peak_flops, scoring_flops
 from alignment.preferences.row import PreferenceRow
 from alignment.recipe import TokenPolicy
 from alignment.tokens import Dropped, Tokenization, TokenSequence
@@ -33,6 +36,8 @@ logger = logging.getLogger(__name__)
 PART_SEQUENCES = 8192
 PART_SECONDS = 30.0
 """A part is committed after so many sequences or seconds: what a kill can lose."""
+ROWS_AT_ONCE = 16_384
+"""Pairs that are tokenised, sorted and packed together; more bring no better packing."""
 
 Work = list[tuple[bytes, TokenSequence]]
 
@@ -52,16 +57,14 @@ class Reference:
 class Pass:
     """What came of a set of pairs, in the order of its rows.
 
-    `sequences` (distinct ones) = `cache_hits` + `scored`; `tokens` went through the model just now, prompts
-    included, padding not.
+    `sequences` (distinct ones) = `cache_hits` + `scored`.
     """
 
     keys: list[RowKeys]
     values: dict[bytes, tuple[float, int]]
     sequences: int
     scored: int
-    tokens: int
-    seconds: float
+    effort: Effort
 
     @property
     def kept(self) -> list[RowKeys]:
@@ -72,16 +75,17 @@ class Pass:
         return self.sequences - self.scored
 
     @property
-    def dropped(self) -> dict[str, int]:
+    def dropped(self) -> Counter[str]:
         """Reason → rows."""
-        return dict(sorted(Counter(row.reason for row in self.keys if row.reason is not None).items()))
+        return Counter(row.reason for row in self.keys if row.reason is not None)
 
 
 @dataclass
 class _Pending:
-    """Rows whose keys are all known, and the sequences among them that have never been scored."""
+    """Rows whose keys are all known, the sequences of them that were scored before, and those that never were."""
 
     keys: list[RowKeys] = field(default_factory=list)
+    values: dict[bytes, tuple[float, int]] = field(default_factory=dict)
     work: dict[bytes, TokenSequence] = field(default_factory=dict)
 
 
@@ -94,25 +98,18 @@ def reference_pass(
 ) -> Pass | None:
     """Log-probs of the rows named by `row_ids`; `rows` reads their content, and is called only if it is needed.
 
-    Under torchrun every rank calls this; rank 0 alone returns a pass, the others None.
+    Under torchrun every rank calls this, inside `ranks.together()`; rank 0 alone returns a pass, the others None.
     """
-    with ranks.together():
-        pending = _pending(row_ids, rows, reference, cache) if ranks.rank == 0 else None
-        work = ranks.share(None if pending is None else _dealt(pending.work, ranks.world_size))
-        began = time.monotonic()
-        if work:
-            _score_share(work, reference, cache)
-        ranks.wait()
-        seconds = time.monotonic() - began
+    pending = _pending(row_ids, rows, reference, cache) if ranks.rank == 0 else None
+    work = ranks.share(None if pending is None else _dealt(pending.work, ranks.world_size))
+    efforts = ranks.gather(_score_share(work, reference, cache) if work else Effort())
     if pending is None:
         return None
+    values = pending.values | _known(list(pending.work), cache)
     needed = _needed(pending.keys)
-    values = _known(needed, cache)
-    if len(values) < len(needed):
-        raise RuntimeError(f"{len(needed) - len(values)} sequences were scored and are not in the cache")
-    cache.compact()
-    tokens = sum(map(len, pending.work.values()))
-    return Pass(pending.keys, values, len(needed), len(pending.work), tokens, seconds)
+    if missing := [key for key in needed if key not in values]:
+        raise RuntimeError(f"{len(missing)} sequences were scored and are not in the cache")
+    return Pass(pending.keys, values, len(needed), len(pending.work), side_by_side(efforts))
 
 
 def release_model() -> None:
@@ -141,9 +138,9 @@ def _pending(
         cache.add_rows(row for row_id, (row, _) in fresh.items() if row_id not in known)
         known |= {row_id: row for row_id, (row, _) in fresh.items()}
         sequences = {key: sequence for _, pair in fresh.values() for key, sequence in pair}
-        scored = _known([key for key in sequences if key not in values], cache) | values
-        pending.work = {key: sequence for key, sequence in sequences.items() if key not in scored}
-    pending.keys = [known[row_id] for row_id in row_ids]
+        values |= _known([key for key in sequences if key not in values], cache)
+        pending.work = {key: sequence for key, sequence in sequences.items() if key not in values}
+    pending.keys, pending.values = [known[row_id] for row_id in row_ids], values
     return pending
 
 
@@ -169,24 +166,23 @@ def _dealt(work: dict[bytes, TokenSequence], ranks: int) -> list[Work]:
     return [[items[index] for place in share for index in groups[place]] for share in dealt]
 
 
-def _score_share(work: Work, reference: Reference, cache: LogprobCache) -> None:
+def _score_share(work: Work, reference: Reference, cache: LogprobCache) -> Effort:
     """Scores and commits part by part, so that a kill loses at most one."""
     model = _model(reference)
-    batch_keys: list[bytes] = []
-    sums: list[float] = []
-    tokens: list[int] = []
-    committed = time.monotonic()
-    for batch in score(model, [sequence for _, sequence in work], reference.batch_tokens):
-        for scored in batch:
-            key, sequence = work[scored.index]
-            batch_keys.append(key)
-            sums.append(scored.logp)
-            tokens.append(len(sequence.completion_ids))
-        if len(batch_keys) >= PART_SEQUENCES or time.monotonic() - committed >= PART_SECONDS:
-            cache.add_values(batch_keys, sums, tokens)
-            batch_keys, sums, tokens = [], [], []
-            committed = time.monotonic()
-    cache.add_values(batch_keys, sums, tokens)
+    sequences = [sequence for _, sequence in work]
+    part: list[tuple[bytes, float, int]] = []
+    forwarded = positions = 0
+    began = committed = time.monotonic()
+    for done in score(model, sequences, reference.batch_tokens):
+        part += [(work[one.index][0], one.logp, len(sequences[one.index].completion_ids)) for one in done.scored]
+        forwarded, positions = forwarded + done.tokens, positions + done.positions
+        if len(part) >= PART_SEQUENCES or time.monotonic() - committed >= PART_SECONDS:
+            cache.add_values(part)
+            part, committed = [], time.monotonic()
+    cache.add_values(part)
+    seconds = time.monotonic() - began
+    useful, peak = scoring_flops(model, sequences), peak_flops(model.device, model.dtype)
+    return Effort(sum(map(len, sequences)), forwarded, positions, seconds, useful, peak)
 
 
 def _needed(rows: Iterable[RowKeys]) -> list[bytes]:

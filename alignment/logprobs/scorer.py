@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from alignment.errors import BadInput
 from alignment.logprobs.batches import longest_first, next_batch
 from alignment.logprobs.forward import packed_logps, padded_logps, vocabulary
-from alignment.logprobs.packing import Group, pack
+from alignment.logprobs.packing import Group, forwarded, pack, rounded
 from alignment.logprobs.progress import Progress
 from alignment.logprobs.ways import Way, try_sharing, way_of
 from alignment.tokens import TokenSequence
@@ -37,9 +37,18 @@ class Scored:
     logp: float
 
 
+@dataclass(frozen=True)
+class ScoredPass:
+    """One forward pass: `tokens` went through the model in `positions` places, the rest of which is padding."""
+
+    scored: list[Scored]
+    tokens: int
+    positions: int
+
+
 def score(
     model: PreTrainedModel, sequences: Sequence[TokenSequence], batch_tokens: int, *, share_in_half: bool = False
-) -> Iterator[list[Scored]]:
+) -> Iterator[ScoredPass]:
     """Scores every sequence exactly once; yields pass by pass, in no order a caller may count on.
 
     Prompts are shared in full precision where the model allows it, in 16 bits only when asked (`ways.py`).
@@ -59,6 +68,7 @@ def score(
         return
     with torch.inference_mode():
         way = way_of(model, sequences[order[-1]], share_in_half)
+    batch_tokens = min(batch_tokens, way.most or batch_tokens)
     done: set[int] = set()
     while len(done) < len(sequences):
         for groups in _passes(sequences, [index for index in order if index not in done], batch_tokens, way):
@@ -70,12 +80,13 @@ def score(
                 if len(indices) == 1:
                     raise
                 sums, tokens = None, sum(lengths[index] for index in indices)
-                batch_tokens = max(1, min(batch_tokens, tokens) // 2)
+                way.most = batch_tokens = max(1, min(batch_tokens, tokens) // 2)
                 logger.warning("out of memory with %d tokens: going on with %d a pass", tokens, batch_tokens)
             if sums is None:  # outside of the handler, whose traceback keeps the failed pass in memory
                 free_memory()
                 break
-            yield [Scored(index, logp) for index, logp in zip(indices, sums, strict=True)]
+            scored = [Scored(index, logp) for index, logp in zip(indices, sums, strict=True)]
+            yield ScoredPass(scored, *_size(sequences, groups, way))
             done.update(indices)
             progress.done(sum(lengths[index] for index in indices))
 
@@ -95,11 +106,21 @@ def _passes(sequences: Sequence[TokenSequence], order: list[int], budget: int, w
 
 def _logps(model: PreTrainedModel, groups: Sequence[Sequence[TokenSequence]], way: Way) -> list[float] | None:
     """One pass, group by group; None when it has just turned out that this model takes other passes."""
-    if way.shared is None:
+    if way.unproven(groups):
         return try_sharing(model, groups, way)
     if way.shared and way.head is not None:
         return packed_logps(model, groups, way.head)
     return padded_logps(model, [row for group in groups for row in group], way.head)
+
+
+def _size(sequences: Sequence[TokenSequence], groups: Sequence[Group], way: Way) -> tuple[int, int]:
+    """Tokens of a pass, and the positions they were computed in."""
+    if way.shared is not False:
+        tokens = sum(forwarded(sequences, group) for group in groups)
+        return tokens, rounded(tokens)
+    lengths = [len(sequences[index]) for group in groups for index in group]
+    padded = len(lengths) * max(lengths)
+    return sum(lengths), sum(lengths) if way.head is None else padded  # without a head, row by row
 
 
 def _require_vocabulary(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> None:

@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from alignment.artifacts import Artifact
-from alignment.digest import lines_digest
 from alignment.errors import BadInput
-from alignment.logprobs.cache import LogprobCache, RowKeys
+from alignment.logprobs.cache import LogprobCache
 from alignment.logprobs.fingerprint import fingerprint
 from alignment.logprobs.keys import policy_digest
 from alignment.logprobs.ranks import Ranks
-from alignment.logprobs.reference import Pass, Reference, reference_pass
+from alignment.logprobs.reference import ROWS_AT_ONCE, Reference, reference_pass
+from alignment.logprobs.written import OUTPUT, Written, dropped_table, logprobs_table, writer
 from alignment.models.describe import checkpoint_summary
-from alignment.preferences.row import ROWS_FILE, iter_rows
+from alignment.preferences.row import ROWS_FILE, PreferenceRow, iter_rows
 from alignment.recipe import TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
 
-LOGPROBS_FILE = "logprobs.parquet"
-DROPPED_FILE = "dropped.parquet"
-LOGPROBS_SCHEMA = pa.schema(
-    [
-        ("row_id", pa.string()),
-        ("chosen_logp", pa.float64()),
-        ("rejected_logp", pa.float64()),
-        ("chosen_tokens", pa.int32()),
-        ("rejected_tokens", pa.int32()),
-        ("chosen_key", pa.string()),
-        ("rejected_key", pa.string()),
-    ]
-)
-DROPPED_SCHEMA = pa.schema([("row_id", pa.string()), ("reason", pa.string())])
+UNPAIRED = "the shard holds unpaired rows, and DPO needs pairs of a chosen and a rejected completion"
 NEEDED = ("weights_digest", "config_digest", "tokenizer_digest")
 
 
@@ -53,7 +41,7 @@ class ReferenceRequest(Request):
 
 
 def run(request: ReferenceRequest, context: Context) -> Result:
-    """Writes logprobs.parquet (rows in the shard's order) and dropped.parquet.
+    """Writes logprobs.parquet (rows in the shard's order) and dropped.parquet, `ROWS_AT_ONCE` rows at a time.
 
     The data version is over row ids, sequence keys, fingerprint and dropped rows, never over the floats.
     Raises `BadInput` for a shard of unpaired rows and for a token policy the model has no positions for.
@@ -64,37 +52,48 @@ def run(request: ReferenceRequest, context: Context) -> Result:
         lambda: context.fetch(request.checkpoint), name, request.tokens, request.precision, request.batch_tokens
     )
     cache = LogprobCache(context.store, name, policy_digest(request.tokens, about["tokenizer_digest"]))
-    path = context.fetch(request.shard) / ROWS_FILE
-    done = reference_pass(
-        _row_ids(path), lambda: iter_rows(path), reference, cache, Ranks(context.rank, context.world_size)
-    )
-    if done is None:  # another rank than the first: its share is in the cache
+    ranks = Ranks(context.rank, context.world_size)
+    written = Written(name)
+    with ExitStack() as open_files:
+        files = None
+        if ranks.rank == 0:
+            files = [open_files.enter_context(writer(context.out / file, schema)) for file, schema in OUTPUT.items()]
+        open_files.enter_context(ranks.together())
+        for row_ids, rows in _parts_of(context.fetch(request.shard) / ROWS_FILE):
+            done = reference_pass(row_ids, rows, reference, cache, ranks)
+            if done is not None and files is not None:
+                files[0].write_table(logprobs_table(done))
+                files[1].write_table(dropped_table(done))
+                written.add(done)
+    if files is None:  # another rank than the first: its share is in the cache
         return Result(digest="")
-    write_logprobs(context.out / LOGPROBS_FILE, done)
-    _write_dropped(context.out / DROPPED_FILE, done.keys)
-    return Result(digest=_digest(done.keys, name), summary=_summary(done, name))
+    cache.compact()
+    return Result(digest=written.digest, summary=written.summary())
 
 
-def logprobs_table(done: Pass) -> pa.Table:
-    """The kept rows of a pass, in its order."""
-    rows = []
-    for row in done.kept:
-        assert row.chosen is not None
-        assert row.rejected is not None
-        (chosen, chosen_tokens), (rejected, rejected_tokens) = done.values[row.chosen], done.values[row.rejected]
-        keys = (row.chosen.hex(), row.rejected.hex())
-        rows.append((row.row_id, chosen, rejected, chosen_tokens, rejected_tokens, *keys))
-    columns = list(zip(*rows, strict=True)) or [()] * len(LOGPROBS_SCHEMA)
-    return pa.table([list(column) for column in columns], schema=LOGPROBS_SCHEMA)
+def _parts_of(path: Path) -> Iterator[tuple[list[str], Callable[[], Iterator[PreferenceRow]]]]:
+    """Row ids of about `ROWS_AT_ONCE` rows of a shard, and what reads these rows; in the shard's order."""
+    with pq.ParquetFile(path) as file:
+        groups = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+        for chosen in _runs(groups, ROWS_AT_ONCE):
+            table = file.read_row_groups(chosen, columns=["row_id", "label"])
+            if pc.any(pc.is_valid(table["label"])).as_py():
+                raise BadInput(UNPAIRED)
+            yield table["row_id"].to_pylist(), partial(iter_rows, path, chosen)
 
 
-def write_logprobs(path: Path, done: Pass) -> None:
-    pq.write_table(logprobs_table(done), path, compression="zstd")
-
-
-def _write_dropped(path: Path, rows: Iterable[RowKeys]) -> None:
-    dropped = [{"row_id": row.row_id, "reason": row.reason} for row in rows if row.reason is not None]
-    pq.write_table(pa.Table.from_pylist(dropped, schema=DROPPED_SCHEMA), path, compression="zstd")
+def _runs(sizes: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Indices in runs whose sizes add up to `most` at most; what is larger stands alone."""
+    run: list[int] = []
+    total = 0
+    for index, size in enumerate(sizes):
+        if run and total + size > most:
+            yield run
+            run, total = [], 0
+        run.append(index)
+        total += size
+    if run:
+        yield run
 
 
 def _checkpoint(artifact: Artifact, context: Context) -> dict[str, Any]:
@@ -103,37 +102,6 @@ def _checkpoint(artifact: Artifact, context: Context) -> dict[str, Any]:
     return summary if all(name in summary for name in NEEDED) else checkpoint_summary(context.fetch(artifact))
 
 
-def _row_ids(path: Path) -> list[str]:
-    table = pq.read_table(path, columns=["row_id", "label"])
-    if pc.any(pc.is_valid(table["label"])).as_py():
-        raise BadInput("the shard holds unpaired rows, and DPO needs pairs of a chosen and a rejected completion")
-    ids: list[str] = table["row_id"].to_pylist()
-    return ids
-
-
-def _digest(rows: Iterable[RowKeys], name: str) -> str:
-    lines = sorted(
-        f"dropped {row.row_id} {row.reason}"
-        if row.chosen is None or row.rejected is None
-        else f"{row.row_id} {row.chosen.hex()} {row.rejected.hex()}"
-        for row in rows
-    )
-    return lines_digest([f"fingerprint {name}", *lines])
-
-
-def _summary(done: Pass, name: str) -> dict[str, object]:
-    return {
-        "rows": len(done.kept),
-        "dropped": done.dropped,
-        "sequences": done.sequences,
-        "cache_hits": done.cache_hits,
-        "scored": done.scored,
-        "tokens": done.tokens,
-        "tokens_per_second": round(done.tokens / done.seconds, 1) if done.scored else 0.0,
-        "fingerprint": name,
-    }
-
-
 STAGE: Stage[ReferenceRequest] = Stage(
-    name="reference_logprobs", code_version=2, request=ReferenceRequest, run=run, device="gpu"
+    name="reference_logprobs", code_version=3, request=ReferenceRequest, run=run, device="gpu"
 )

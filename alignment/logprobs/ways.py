@@ -1,8 +1,8 @@
 """Which way a model's sequences go, found by comparing both on a real pass, once a model.
 
-Sharing a prompt is right for attention that is plainly causal and for layers that treat tokens alone. A
-sliding window, a state that runs over the sequence, or anything else shows as a difference between a
-packed pass and its sequences one at a time; such a model goes in padded batches.
+Sharing a prompt is right for attention that is causal, within a window or not, and for layers that treat
+tokens alone. Capped attention, a state that runs over the sequence, or anything else is refused by name or
+shows as a difference between a packed pass and its sequences one at a time; such a model goes in padded batches.
 """
 
 from __future__ import annotations
@@ -31,10 +31,20 @@ SAME = {"float64": 1e-5, "float32": 1e-5, "bfloat16": 2e-2, "float16": 5e-3}
 
 @dataclass
 class Way:
-    """How one model is run. `shared` is None until a pass has shown it."""
+    """How one model is run. `shared` is None until a pass has shown it, for sequences of `shown` tokens at most.
+
+    `most` is the largest pass that fitted into memory after a larger one did not.
+    """
 
     head: Head | None
     shared: bool | None = None
+    shown: int = 0
+    most: int | None = None
+
+    def unproven(self, groups: Sequence[Sequence[TokenSequence]]) -> bool:
+        """Whether it has to be shown that these can share: what holds for short sequences need not for longer."""
+        longest = max(len(row) for rows in groups for row in rows)
+        return self.shared is None or (self.shared and longest > self.shown)
 
 
 _ways: WeakKeyDictionary[Any, Way] = WeakKeyDictionary()
@@ -57,7 +67,7 @@ def way_of(model: PreTrainedModel, sequence: TokenSequence, share_in_half: bool 
 
 
 def try_sharing(model: PreTrainedModel, groups: Sequence[Sequence[TokenSequence]], way: Way) -> list[float] | None:
-    """A packed pass, its first and last sequence compared with the same alone; None where the model cannot share.
+    """A packed pass, its longest and last sequence compared with the same alone; None where the model cannot share.
 
     A sequence with a pass to itself would look right on any model, so its twin goes behind it. The question
     stays open when all that was read is the end of one prompt.
@@ -75,15 +85,17 @@ def try_sharing(model: PreTrainedModel, groups: Sequence[Sequence[TokenSequence]
         _go_padded(model, way, str(error) or type(error).__name__)
         return None
     tolerance = SAME[str(model.dtype).removeprefix("torch.")]
-    for place, row in ((0, rows[0]), (-1, rows[-1])):
+    longest = max(range(len(rows)), key=lambda place: len(rows[place]))
+    for place, row in ((longest, rows[longest]), (-1, rows[-1])):
         alone = padded_logps(model, [row], way.head)[0]
         apart = abs(found[place] - alone) / max(abs(alone), float(len(row.completion_ids)))
         if not apart <= tolerance:
             _go_padded(model, way, f"log-probs differ by {apart:.1e}, relatively")
             return None
     if len(packed) > 1 or len(rows[-1].completion_ids) > 1:
-        way.shared = True
-        logger.info("prompts are shared between their completions on %s", type(model).__name__)
+        if way.shared is None:
+            logger.info("prompts are shared between their completions on %s", type(model).__name__)
+        way.shared, way.shown = True, max(way.shown, len(rows[longest]))
     return found[: len(rows)]
 
 

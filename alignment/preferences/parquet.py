@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ def write_records(path: str | Path, schema: pa.Schema, records: Iterable[dict[st
     return written
 
 
-def iter_records(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Records in file order."""
+def iter_records(path: str | Path, groups: Sequence[int] | None = None) -> Iterator[dict[str, Any]]:
+    """Records in file order, of all row groups or of those named."""
     with pq.ParquetFile(str(path)) as file:
-        for batch in file.iter_batches(batch_size=BATCH_ROWS):
+        for batch in file.iter_batches(batch_size=BATCH_ROWS, row_groups=groups):
             yield from batch.to_pylist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -125,9 +125,9 @@ def write_rows(path: str | Path, rows: Iterable[PreferenceRow]) -> int:
     return write_records(path, PREFERENCE_SCHEMA, map(_preference_cells, rows))
 
 
-def iter_rows(path: str | Path) -> Iterator[PreferenceRow]:
-    """Rows of a `rows.parquet` in file order, a batch in memory at a time."""
-    for cells in iter_records(path):
+def iter_rows(path: str | Path, groups: Sequence[int] | None = None) -> Iterator[PreferenceRow]:
+    """Rows of a `rows.parquet` in file order, of all row groups or of those named; a batch in memory at a time."""
+    for cells in iter_records(path, groups):
         form = cells["form"]
         for name in ("prompt", "chosen", "rejected", "completion"):
             if cells[name] is not None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
 from alignment.logprobs import attention
@@ -11,11 +12,15 @@ from alignment.tokens import TokenSequence
 
 def varlen(query: Any, key: Any, value: Any, queries: Any, keys: Any, longest_query: int, longest_key: int, **how: Any):  # type: ignore[no-untyped-def]
     """What torch documents of `varlen_attn`, in plain SDPA: the causal mask ends at the last query and key."""
-    assert how["window_size"] == (-1, 0)
+    before, after = how["window_size"]
+    assert after == 0
     out = torch.full((query.shape[0], query.shape[1], value.shape[2]), float("nan"))
     for q, q_end, k, k_end in zip(queries[:-1], queries[1:], keys[:-1], keys[1:], strict=True):
         assert (q_end - q <= longest_query) and (k_end - k <= longest_key)
-        mask = torch.ones(q_end - q, k_end - k, dtype=torch.bool).tril((k_end - k) - (q_end - q))
+        ahead = (k_end - k) - (q_end - q)
+        mask = torch.ones(q_end - q, k_end - k, dtype=torch.bool).tril(ahead)
+        if before >= 0:
+            mask = mask.triu(ahead - before)
         states = (query[q:q_end], key[k:k_end], value[k:k_end])
         each = torch.nn.functional.scaled_dot_product_attention(
             *(part.transpose(0, 1) for part in states),
@@ -27,12 +32,13 @@ def varlen(query: Any, key: Any, value: Any, queries: Any, keys: Any, longest_qu
     return out
 
 
-def test_one_variable_length_call_attends_as_segment_by_segment() -> None:
+@pytest.mark.parametrize("window", [None, 1, 2, 4, 100])
+def test_one_variable_length_call_attends_as_segment_by_segment(window: int | None) -> None:
     torch.manual_seed(0)
     one = [TokenSequence((1, 2, 3), (4, 5, 6)), TokenSequence((1, 2, 3), (7,)), TokenSequence((1, 2, 3), (8, 9))]
     layout = lay_out([one, [TokenSequence((5,), (1, 2, 3, 4))]], torch.device("cpu"))
     query = torch.randn(1, 4, layout.tokens, 8)
     key, value = torch.randn(1, 2, layout.tokens, 8), torch.randn(1, 2, layout.tokens, 8)
-    expected, _ = attention.attend(None, query, key, value, None, 0.3, shared_prompt=layout)
-    found = attention._all_at_once(varlen, query, key, value, 0.3, layout)
+    expected, _ = attention.attend(None, query, key, value, None, 0.3, shared_prompt=layout, sliding_window=window)
+    found = attention._all_at_once(varlen, query, key, value, 0.3, window, layout)
     torch.testing.assert_close(found, expected)

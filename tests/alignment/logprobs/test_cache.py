@@ -39,8 +39,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def test_values_come_back_in_the_order_asked_and_missing_ones_as_null(url: str) -> None:
     cache = cache_in(url)
     assert values(cache, [1]) == [(None, None)]
-    cache.add_values([key(1), key(2)], [-1.5, -2.5], [3, 4])
-    cache.add_values([key(3)], [-0.1], [5])
+    cache.add_values([(key(1), -1.5, 3), (key(2), -2.5, 4)])
+    cache.add_values([(key(3), -0.1, 5)])
     assert values(cache_in(url), [3, 9, 1, 3]) == [(-0.1, 5), (None, None), (-1.5, 3), (-0.1, 5)]
 
 
@@ -78,16 +78,16 @@ def test_a_damaged_part_is_set_aside_with_a_warning_and_its_rows_are_missing(
 ) -> None:
     assert callable(spoil)
     cache = cache_in(str(tmp_path))
-    cache.add_values([key(1)], [-1.0], [1])
+    cache.add_values([(key(1), -1.0, 1)])
     victim = parts(tmp_path)[0]
-    cache.add_values([key(2)], [-2.0], [2])
+    cache.add_values([(key(2), -2.0, 2)])
     victim.write_bytes(spoil(victim.read_bytes()))
     with caplog.at_level(logging.WARNING):
         assert values(cache, [1, 2]) == [(None, None), (-2.0, 2)]
     assert victim.name in caplog.text
     assert victim.with_name(victim.name + ".corrupt").exists()
     assert not victim.exists()
-    cache.add_values([key(1)], [-1.0], [1])
+    cache.add_values([(key(1), -1.0, 1)])
     assert values(cache, [1, 2]) == [(-1.0, 1), (-2.0, 2)]
 
 
@@ -97,7 +97,7 @@ from alignment.artifacts import Store
 from alignment.logprobs.cache import LogprobCache
 cache = LogprobCache(Store(sys.argv[1]), "print", "policy")
 for number in range(int(sys.argv[2]), int(sys.argv[2]) + 40):
-    cache.add_values([number.to_bytes(16, "little")], [-float(number)], [number])
+    cache.add_values([(number.to_bytes(16, "little"), -float(number), number)])
     if number % 10 == 0:
         cache._values.compact(at_least=2)
 """
@@ -113,7 +113,7 @@ def test_two_processes_write_and_merge_side_by_side_and_nothing_is_lost(tmp_path
 def test_many_parts_become_one_that_says_the_same(tmp_path: Path) -> None:
     cache = cache_in(str(tmp_path))
     for number in range(70):
-        cache.add_values([key(number % 50)], [-float(number % 50)], [number % 50])
+        cache.add_values([(key(number % 50), -float(number % 50), number % 50)])
     before = values(cache, list(range(60)))
     cache.compact()
     (merged,) = parts(tmp_path)
@@ -123,7 +123,7 @@ def test_many_parts_become_one_that_says_the_same(tmp_path: Path) -> None:
 
 def test_a_part_that_never_arrived_is_not_seen(tmp_path: Path) -> None:
     cache = cache_in(str(tmp_path))
-    cache.add_values([key(1)], [-1.0], [1])
+    cache.add_values([(key(1), -1.0, 1)])
     part = parts(tmp_path)[0]
     part.rename(part.with_name(f".{part.name}"))
     assert values(cache, [1]) == [(None, None)]

@@ -51,7 +51,7 @@ def alone(folder: Path, sequences: list[TokenSequence]) -> list[float]:
 
 
 def scored(model: Any, sequences: list[TokenSequence], batch_tokens: int = 300) -> list[float]:
-    found = {entry.index: entry.logp for batch in score(model, sequences, batch_tokens) for entry in batch}
+    found = {entry.index: entry.logp for done in score(model, sequences, batch_tokens) for entry in done.scored}
     assert sorted(found) == list(range(len(sequences)))
     return [found[index] for index in range(len(sequences))]
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from alignment.logprobs import attention
 from alignment.logprobs.scorer import score
 from alignment.models.checkpoint import load_model
 from alignment.tokens import TokenSequence
@@ -77,7 +78,9 @@ def alone(model: Any, rows: list[TokenSequence]) -> list[float]:
 
 
 def scored(model: Any, rows: list[TokenSequence], budget: int = 700) -> list[float]:
-    found = {entry.index: entry.logp for part in score(model, rows, budget, share_in_half=True) for entry in part}
+    found = {
+        entry.index: entry.logp for part in score(model, rows, budget, share_in_half=True) for entry in part.scored
+    }
     assert sorted(found) == list(range(len(rows)))
     return [found[index] for index in range(len(rows))]
 
@@ -102,9 +105,48 @@ def test_order_company_and_budget_change_no_bit(seed: int, precision: str) -> No
     assert [scored(model, [row])[0] for row in rows[:10]] == values[:10]
 
 
-@pytest.mark.parametrize(
-    ("family", "why"), [("gemma2", "Gemma2Attention"), ("mistral_window", "sliding_window"), ("mamba", "")]
-)
+def windowed_model(window: int, layers: int = 2) -> Any:
+    """A Mistral whose tokens see the last `window` only, in float64."""
+    small: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": window}
+    config = AutoConfig.for_model("mistral", vocab_size=VOCABULARY, initializer_range=0.2, **small, **heads)
+    torch.manual_seed(window)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float64, attn_implementation="sdpa").eval()
+
+
+@pytest.mark.parametrize("window", [1, 5, 16, 40])
+def test_a_sliding_window_is_shared_and_reaches_back_into_the_prompt(
+    window: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, rows = windowed_model(window), preferences(window, bos=True)
+    with caplog.at_level(logging.INFO):
+        found = scored(model, rows)
+    assert found == pytest.approx(alone(model, rows), rel=1e-6)
+    assert "prompts are shared" in caplog.text
+    assert found != pytest.approx(alone(windowed_model(window, 1), rows), rel=1e-3)
+
+
+def test_sharing_is_shown_again_for_sequences_longer_than_any_so_far(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that attends in some way of its own beyond a length is found out when that length comes."""
+    model, rows = random_model(4), preferences(4, bos=True)
+    short = [row for row in rows if len(row) < 40]
+    with caplog.at_level(logging.INFO):
+        assert scored(model, short) == pytest.approx(alone(model, short), rel=1e-6)
+    assert "prompts are shared" in caplog.text
+    attend = attention.attend
+
+    def only_near(*states: Any, **kwargs: Any) -> Any:
+        return attend(*states, **{**kwargs, "sliding_window": 40})
+
+    monkeypatch.setattr(attention, "attend", only_near)
+    with caplog.at_level(logging.INFO):
+        assert scored(model, rows) == pytest.approx(alone(model, rows), rel=1e-6)
+    assert "prompts are not shared" in caplog.text
+
+
+@pytest.mark.parametrize(("family", "why"), [("gemma2", "Gemma2Attention"), ("mamba", "")])
 def test_models_that_cannot_share_go_padded_and_say_so(
     family: str, why: str, make_model: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -114,11 +156,6 @@ def test_models_that_cannot_share_go_padded_and_say_so(
         model = AutoModelForCausalLM.from_config(
             AutoConfig.for_model("mamba", vocab_size=VOCABULARY, **settings)
         ).eval()
-    elif family == "mistral_window":
-        small: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 16}
-        config = AutoConfig.for_model("mistral", vocab_size=VOCABULARY, **small, **heads)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     else:
         model = load_model(make_model(family), "float32")
     with caplog.at_level(logging.INFO):
@@ -152,6 +189,6 @@ def test_one_token_completions_alone_leave_the_question_open(caplog: pytest.LogC
 def test_half_precision_goes_as_it_is_trained_unless_asked(caplog: pytest.LogCaptureFixture) -> None:
     model, rows = random_model(0).to(torch.bfloat16), preferences(0, bos=True)
     with caplog.at_level(logging.INFO):
-        assert sum(len(part) for part in score(model, rows, 700)) == len(rows)
+        assert sum(len(part.scored) for part in score(model, rows, 700)) == len(rows)
     assert "prompts are not shared" in caplog.text
     assert "bfloat16 is scored as it is trained" in caplog.text

@@ -228,11 +228,11 @@ asked = STAGE.request.model_validate_json(open(sys.argv[1]).read())
 reference.PART_SEQUENCES = 4
 add, parts = LogprobCache.add_values, []
 
-def add_and_die(cache, keys, sums, tokens):
+def add_and_die(cache, scored):
     if len(parts) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    parts.append(len(keys))
-    add(cache, keys, sums, tokens)
+    parts.append(len(scored))
+    add(cache, scored)
 
 LogprobCache.add_values = add_and_die
 execute(STAGE, asked, Store(sys.argv[2]))

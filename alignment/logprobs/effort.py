@@ -1,0 +1,63 @@
+"""What scoring took, as a person wants to see it: speed, waste, and how much of the device it used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Effort:
+    """`tokens` are those of the scored sequences, each with its prompt.
+
+    Of them `forwarded` went through the model, a shared prompt once, in `positions` places: the rest is padding.
+    `flops` are the useful operations, `peak` what all devices could do in a second; None where it is not known.
+    `seconds` are those of the slowest rank, without loading the model.
+    """
+
+    tokens: int = 0
+    forwarded: int = 0
+    positions: int = 0
+    seconds: float = 0.0
+    flops: float | None = 0.0
+    peak: float | None = None
+
+    def then(self, later: Effort) -> Effort:
+        """Both, one after the other on the same devices."""
+        return Effort(
+            self.tokens + later.tokens,
+            self.forwarded + later.forwarded,
+            self.positions + later.positions,
+            self.seconds + later.seconds,
+            None if self.flops is None or later.flops is None else self.flops + later.flops,
+            later.peak if later.tokens else self.peak,
+        )
+
+    def numbers(self) -> dict[str, float]:
+        """For a summary; empty when nothing was scored. `mfu` is the model FLOP utilisation, a share of 1."""
+        if not self.tokens or not self.seconds:
+            return {}
+        told: dict[str, float] = {
+            "forwarded_tokens": self.forwarded,
+            "tokens_per_second": round(self.tokens / self.seconds, 1),
+            "padding_waste": round(self.positions / self.forwarded - 1, 5),
+        }
+        if self.flops is not None:
+            told["useful_tflops_per_second"] = round(self.flops / self.seconds / 1e12, 4)
+            if self.peak is not None:
+                told["mfu"] = round(self.flops / self.seconds / self.peak, 4)
+        return told
+
+
+def side_by_side(ranks: Sequence[Effort]) -> Effort:
+    """What ranks did at the same time, as one; a rank with nothing to do counts for its device."""
+    flops = [rank.flops for rank in ranks]
+    peaks = [rank.peak for rank in ranks if rank.peak is not None]
+    return Effort(
+        sum(rank.tokens for rank in ranks),
+        sum(rank.forwarded for rank in ranks),
+        sum(rank.positions for rank in ranks),
+        max(rank.seconds for rank in ranks),
+        None if None in flops else sum(each for each in flops if each is not None),
+        len(ranks) * max(peaks) if peaks else None,
+    )

@@ -31,7 +31,7 @@ def scoring_flops(model: PreTrainedModel, sequences: Iterable[TokenSequence]) ->
     if any(getattr(config, name, None) for name in EXPERTS):
         return None
     vectors = {id(part.weight) for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part}
-    body: int = sum(weight.numel() for weight in model.parameters() if id(weight) not in vectors)
+    body: int = sum(weight.numel() for weight in model.parameters() if weight.ndim > 1 and id(weight) not in vectors)
     heads = getattr(config, "num_attention_heads", 0)  # 0: no attention at all
     width = heads * int(getattr(config, "head_dim", None) or config.hidden_size // max(1, heads))
     prompts: set[Ids] = set()

@@ -121,6 +121,20 @@ def test_many_parts_become_one_that_says_the_same(tmp_path: Path) -> None:
     assert values(cache, list(range(60))) == before
 
 
+def test_a_part_that_is_large_enough_is_merged_with_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = cache_in(str(tmp_path))
+    cache.add_values([(key(number), -float(number), number) for number in range(1000)])
+    (large,) = parts(tmp_path)
+    monkeypatch.setattr("alignment.logprobs.parts.WHOLE_PART", large.stat().st_size)
+    for number in range(1000, 1070):
+        cache.add_values([(key(number), -float(number), number)])
+    cache.compact()
+    left = parts(tmp_path)
+    assert large in left
+    assert len(left) == 2
+    assert values(cache, list(range(1070))) == [(-float(number), number) for number in range(1070)]
+
+
 def test_a_part_that_never_arrived_is_not_seen(tmp_path: Path) -> None:
     cache = cache_in(str(tmp_path))
     cache.add_values([(key(1), -1.0, 1)])

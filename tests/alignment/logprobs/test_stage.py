@@ -216,6 +216,44 @@ def test_a_store_that_is_not_a_local_folder_keeps_the_cache_as_well(
     assert forwarded.lengths == []
 
 
+def test_a_shard_read_in_pieces_is_the_same_artifact(
+    make_model: Make,
+    commit_model: CommitModel,
+    commit_shard: CommitShard,
+    store: Store,
+    texts: Texts,
+    tmp_path: Path,
+    forwarded: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    texts = [*texts, ("long", " a" * 100, " b" * 100)]  # dropped
+    whole = execute(STAGE, request(commit_model(store, make_model()), commit_shard(store, texts)), store)
+    forwarded.lengths.clear()
+    monkeypatch.setattr("alignment.preferences.parquet.BATCH_ROWS", 4)
+    monkeypatch.setattr("alignment.logprobs.stage.ROWS_AT_ONCE", 9)
+    elsewhere = Store(str(tmp_path / "elsewhere"))
+    pieces = execute(STAGE, request(commit_model(elsewhere, make_model()), commit_shard(elsewhere, texts)), elsewhere)
+    assert len(forwarded.lengths) == 48
+    assert pieces.digest == whole.digest
+    assert_same(table(elsewhere, pieces), table(store, whole))
+    assert table(elsewhere, pieces, "dropped.parquet") == table(store, whole, "dropped.parquet")
+    counted = ("rows", "dropped", "sequences", "scored", "tokens")
+    assert [pieces.summary[name] for name in counted] == [whole.summary[name] for name in counted]
+
+
+def test_the_summary_says_how_well_the_device_was_used(
+    make_model: Make, commit_model: CommitModel, commit_shard: CommitShard, store: Store, texts: Texts, forwarded: Any
+) -> None:
+    checkpoint = commit_model(store, make_model())
+    asked = request(checkpoint, commit_shard(store, texts))
+    told = execute(STAGE, asked, store).summary
+    assert told["forwarded_tokens"] < told["tokens"] == sum(forwarded.lengths)
+    assert 0 <= told["padding_waste"] < 0.2
+    assert told["useful_tflops_per_second"] > 0
+    forget_artifacts(store)
+    assert "padding_waste" not in execute(STAGE, asked, store).summary
+
+
 KILLED = """
 import os, signal, sys
 from alignment.artifacts import Store

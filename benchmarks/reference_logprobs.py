@@ -54,7 +54,7 @@ class Way:
     logps: Logps = field(default_factory=list)
 
     def measure(self, device: torch.device) -> None:
-        with _peak_memory(device) as peak:
+        with peak_memory(device) as peak:
             wall, cpu = time.perf_counter(), time.process_time()
             self.logps = self.run()
             if device.type == "cuda":
@@ -70,11 +70,11 @@ class Way:
 
 
 @contextmanager
-def _peak_memory(device: torch.device) -> Iterator[list[float]]:
+def peak_memory(device: torch.device) -> Iterator[list[float]]:
     """GiB above what was held at the start: the allocator's peak on a GPU, resident memory sampled on a CPU."""
     peak = [0.0]
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.resetpeak_memory_stats()
         before = torch.cuda.memory_allocated()
         yield peak
         peak[0] = (torch.cuda.max_memory_allocated() - before) / GIB

@@ -85,15 +85,21 @@ def test_one_changed_row_in_one_shard_scores_that_rows_sequences_only(
     assert (summary["sequences"], summary["scored"]) == (32, 1)
 
 
-def test_a_second_recipe_on_the_same_rows_scores_nothing(
+def test_a_sweep_over_beta_and_learning_rate_is_one_reference_pass(
     small_recipe: dict[str, Any], folder: Path, bring_up_to_date: Callable[..., Upstream]
 ) -> None:
     data = small_recipe | {"preferences": {"files": [str(folder)]}}
-    bring_up_to_date(parse_recipe(data, "-", {}), only=("base", *SCORING))
-    other = data | {"name": "sweep", "seed": 7, "dpo": data["dpo"] | {"beta": 0.5, "learning_rate": 1e-4}}
-    with forwarded_ids() as ids:
-        bring_up_to_date(parse_recipe(other, "-", {}), only=("base", *SCORING))
-    assert ids == []
+    with forwarded_ids() as first:
+        bring_up_to_date(parse_recipe(data, "-", {}), only=("base", *SCORING))
+    assert first
+    points = [(beta, rate) for beta in (0.05, 0.1, 0.3, 0.5) for rate in (1e-5, 1e-4)]
+    with forwarded_ids() as again:
+        for number, (beta, rate) in enumerate(points, start=1):
+            settings = data["dpo"] | {"beta": beta, "learning_rate": rate}
+            point = parse_recipe(data | {"name": f"sweep_{number}", "seed": number, "dpo": settings}, "-", {})
+            made = bring_up_to_date(point, only=("base", *SCORING))
+            assert made("reference_logprobs", "day-0")
+    assert again == []
 
 
 def test_a_renamed_shard_keeps_its_artifacts_and_the_manifest_its_digest(

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+PADDING = 0.01
+SMALL = 512
+"""Padded tokens below which a batch is filled whatever the padding: smaller ones leave a device idle."""
+
 
 def longest_first(lengths: Sequence[int]) -> list[int]:
     """Indices by falling length, ties in their order: out of memory shows at once, and padding stays small."""
     return sorted(range(len(lengths)), key=lambda index: -lengths[index])
 
 
-def next_batch(order: Sequence[int], lengths: Sequence[int], start: int, batch_tokens: int) -> Sequence[int]:
-    """From `start` on, as many of `order` as fit into `batch_tokens` padded tokens; at least one."""
-    return order[start : start + max(1, batch_tokens // max(1, lengths[order[start]]))]
+def batches(lengths: Sequence[int], order: Sequence[int], budget: int) -> Iterator[Sequence[int]]:
+    """All of `order` (longest first) in batches of at most `budget` tokens after padding; at least one in each.
 
-
-def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[Sequence[int]]:
-    """All indices in batches of at most `batch_tokens` tokens after padding, longest first."""
-    order = longest_first(lengths)
+    A batch ends as well where padding would become more than `PADDING` of its tokens, unless it is still small.
+    """
     start = 0
     while start < len(order):
-        batch = next_batch(order, lengths, start, batch_tokens)
-        yield batch
-        start += len(batch)
+        longest, tokens, stop = lengths[order[start]], 0, start
+        while stop < len(order):
+            padded = (stop + 1 - start) * longest
+            tokens += lengths[order[stop]]
+            if stop > start and (padded > budget or padded > max(SMALL, (1 + PADDING) * tokens)):
+                break
+            stop += 1
+        yield order[start:stop]
+        start = stop
 
 
 def shares(lengths: Sequence[int], ranks: int) -> list[list[int]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from alignment.errors import BadInput
-from alignment.logprobs.batches import longest_first, next_batch
+from alignment.logprobs.batches import batches, longest_first
 from alignment.logprobs.forward import packed_logps, padded_logps, vocabulary
 from alignment.logprobs.packing import Group, forwarded, pack, rounded
 from alignment.logprobs.progress import Progress
@@ -96,12 +96,8 @@ def _passes(sequences: Sequence[TokenSequence], order: list[int], budget: int, w
     if way.shared is not False:
         yield from pack(sequences, order, budget)
         return
-    lengths = [len(sequence) for sequence in sequences]
-    start = 0
-    while start < len(order):
-        batch = next_batch(order, lengths, start, budget)
+    for batch in batches([len(sequence) for sequence in sequences], order, budget):
         yield [[index] for index in batch]
-        start += len(batch)
 
 
 def _logps(model: PreTrainedModel, groups: Sequence[Sequence[TokenSequence]], way: Way) -> list[float] | None:

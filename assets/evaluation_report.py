@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from alignment.artifacts import Commit
-from alignment.recipe import Gate, Recipe
+from alignment.recipe import Recipe
 from assets.champion import champion_beside
 from assets.node import Node, Shown
 from assets.plots import table
 from assets.upstream import Upstream
+from eval.default_gate import gate_of
 from eval.report import STAGE, ReportRequest
 
 
@@ -26,7 +27,7 @@ def evaluation_report(recipe: Recipe) -> Node:
             policy_scores={suite: upstream(f"policy_evals/{suite}") for suite in suites},
             champion=champion.policy,
             champion_scores={suite: scores for suite, scores in champion.scores.items() if suite in suites},
-            gate=recipe.gate if isinstance(recipe.gate, Gate) else None,
+            gate=gate_of(recipe),
         )
 
     return Node(

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from alignment.errors import BadInput
 from eval.samples import Sample
-from eval.scale import width_of
+from eval.scale import default_margin, width_of
 from eval.statistics import (
     ComparisonVerdict,
     Interval,
@@ -68,10 +68,11 @@ class MetricComparison(BaseModel):
 
 
 def compare_samples(
-    baseline: Sequence[Sample], candidate: Sequence[Sample], metric: str | None = None, margin: float = 0.0
+    baseline: Sequence[Sample], candidate: Sequence[Sample], metric: str | None = None, margin: float | None = 0.0
 ) -> dict[str, MetricComparison]:
     """Every metric that both sides have (or the one asked for), in the candidate's order.
 
+    Differences within ±`margin` are equivalent; None takes a twentieth of each metric's scale.
     Items measured on one side only are left out and counted. Raises `BadInput` for a metric that a side
     lacks, an id that stands twice, an id whose cluster differs, or sides that share no measured item.
     """
@@ -104,7 +105,9 @@ def _same_suite(baseline: Sequence[Sample], candidate: Sequence[Sample]) -> None
         raise BadInput(f"these samples are of different suites: {', '.join(suites)}")
 
 
-def _compare(metric: str, baseline: dict[str, Sample], candidate: dict[str, Sample], margin: float) -> MetricComparison:
+def _compare(
+    metric: str, baseline: dict[str, Sample], candidate: dict[str, Sample], margin: float | None
+) -> MetricComparison:
     ids = [name for name, sample in baseline.items() if name in candidate and sample.value is not None]
     pairs = [(baseline[name], candidate[name]) for name in ids if candidate[name].value is not None]
     for before, after in pairs:
@@ -118,6 +121,8 @@ def _compare(metric: str, baseline: dict[str, Sample], candidate: dict[str, Samp
     clusters = [before.cluster for before, _ in pairs]
     width = width_of(pairs[0][0].suite, (*before_values, *after_values))
     difference = paired_interval(differences, clusters, width)
+    if margin is None:
+        margin = 0.0 if width is None else default_margin(width)
     gained, lost = sum(value > 0 for value in differences), sum(value < 0 for value in differences)
     paired = {before.id for before, _ in pairs}
     missing = [name for name in dict.fromkeys((*baseline, *candidate)) if name not in paired]

@@ -83,7 +83,7 @@ def compare_scores(baseline: Mapping[str, SuiteScores], candidate: Mapping[str, 
             continue
         before, after = _measured(baseline[suite].samples), _measured(candidate[suite].samples)
         compared.suites[suite] = {
-            metric: compare_samples(baseline[suite].samples, candidate[suite].samples, metric)[metric]
+            metric: compare_samples(baseline[suite].samples, candidate[suite].samples, metric, margin=None)[metric]
             for metric in dict.fromkeys(sample.metric for sample in candidate[suite].samples)
             if before.get(metric, set()) & after.get(metric, set())
         }

@@ -86,7 +86,7 @@ def test_the_verdict_comes_out_the_same_when_it_is_recomputed(world: World) -> N
 
 
 def test_an_edited_verdict_changes_nothing(world: World, score: Scores) -> None:
-    report = world.report(policy_scores={"gsm8k": score(world.policy, 10)})
+    report = world.report(policy_scores={"gsm8k": score(world.policy, 2)})
     path = world.store.fetch(report) / "verdict.json"
     assert json.loads(path.read_text())["outcome"] == "fail"
     size = path.stat().st_size

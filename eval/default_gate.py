@@ -1,0 +1,35 @@
+"""The gate of a recipe: what it writes down, or what `gate: default` stands for."""
+
+from __future__ import annotations
+
+from alignment.errors import BadInput
+from alignment.recipe import Gate, Recipe, Requirement
+from eval.scale import default_margin, headline
+from eval.suites import SUITES
+
+
+def gate_of(recipe: Recipe) -> Gate | None:
+    """The gate that a recipe's policies stand before; None for `gate: none`."""
+    if recipe.gate == "default":
+        judged = recipe.judge is not None
+        return default_gate([suite for suite in recipe.evals.selected() if judged or SUITES[suite].task is not None])
+    return recipe.gate if isinstance(recipe.gate, Gate) else None
+
+
+def default_gate(suites: list[str]) -> Gate:
+    """No main metric lost by a twentieth of its scale, and one of them better; raises `BadInput` without a suite.
+
+    A suite that needs a judge is named only where there is one: it could never pass.
+    """
+    if not suites:
+        raise BadInput(
+            "`default` needs a suite that is scored; give evals, or a judge for those there are", field="gate"
+        )
+    margins = {f"{suite}/{headline(suite)}": default_margin(_width(suite)) for suite in suites}
+    metrics = {metric: Requirement(no_regression=margin) for metric, margin in margins.items()}
+    return Gate(metrics=metrics, any_improves=True)
+
+
+def _width(suite: str) -> float:
+    low, high = SUITES[suite].scale
+    return high - low

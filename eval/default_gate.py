@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from alignment.errors import BadInput
 from alignment.recipe import Gate, Recipe, Requirement
-from eval.scale import default_margin, headline
-from eval.suites import SUITES
+from eval.scale import default_requirement, needs_judge
+from eval.suites import suite_named
 
 
 def gate_of(recipe: Recipe) -> Gate | None:
     """The gate that a recipe's policies stand before; None for `gate: none`."""
     if recipe.gate == "default":
         judged = recipe.judge is not None
-        return default_gate([suite for suite in recipe.evals.selected() if judged or SUITES[suite].task is not None])
+        return default_gate(
+            [suite for suite in recipe.evals.selected() if judged or not needs_judge(suite_named(suite))]
+        )
     return recipe.gate if isinstance(recipe.gate, Gate) else None
 
 
@@ -25,11 +27,5 @@ def default_gate(suites: list[str]) -> Gate:
         raise BadInput(
             "`default` needs a suite that is scored; give evals, or a judge for those there are", field="gate"
         )
-    margins = {f"{suite}/{headline(suite)}": default_margin(_width(suite)) for suite in suites}
-    metrics = {metric: Requirement(no_regression=margin) for metric, margin in margins.items()}
+    metrics = {metric: Requirement(no_regression=margin) for metric, margin in map(default_requirement, suites)}
     return Gate(metrics=metrics, any_improves=True)
-
-
-def _width(suite: str) -> float:
-    low, high = SUITES[suite].scale
-    return high - low

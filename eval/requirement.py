@@ -38,7 +38,8 @@ class Check(BaseModel):
     def of(
         cls, metric: str, against: Against, outcome: Outcome, asked: str, seen: str, needed: int | None = None
     ) -> Check:
-        reason = f"{metric}: {seen}; asked: {asked}"
+        place = f" against {NAMES[against]}" if against in NAMES else ""
+        reason = f"{metric}{place}: {seen}; asked: {asked}"
         return cls(
             metric=metric, against=against, outcome=outcome, asked=asked, seen=seen, reason=reason, needed=needed
         )
@@ -55,22 +56,21 @@ def above(
 
     `claims` are the corrected p-values of all claims made together, this one among them; without, it stands alone.
     """
-    name = NAMES[against]
-    asked = "a margin" if threshold is None else _asked(found, against, threshold)
+    asked = "a margin" if threshold is None else _asked(found, threshold)
 
     def check(outcome: Outcome, seen: str, needed: int | None = None) -> Check:
         return Check.of(metric, against, outcome, asked, seen, needed)
 
     if found is None:
-        return check("inconclusive", f"not measured on both the candidate and {name}")
+        return check("inconclusive", f"not measured on both the candidate and {NAMES[against]}")
     if threshold is None:
         return check("inconclusive", "this metric's scale has no end, so champion_margin has to be given")
     if found.ci95 is None:
-        return check("inconclusive", f"no interval against {name} from {items(found)}")
+        return check("inconclusive", f"no interval from {items(found)}")
     low, high = found.ci95
     unit = unit_of(found.width)
     seen = (
-        f"{unit.told(found.difference, '+')} {unit.name} against {name} "
+        f"{unit.told(found.difference, '+')} {unit.name} "
         f"(95 % interval {unit.told(low, '+')} to {unit.told(high, '+')}, {items(found)})"
     )
     if high <= threshold:
@@ -86,10 +86,9 @@ def above(
     return check("inconclusive", seen + more, needed)
 
 
-def _asked(found: MetricComparison | None, against: Against, threshold: float) -> str:
-    unit = unit_of(None if found is None else found.width)
-    told = f"{threshold:+.4g}" if found is None else f"{unit.told(threshold, '+')} {unit.name}"
-    return f"more than {told} against {NAMES[against]}"
+def _asked(found: MetricComparison | None, threshold: float) -> str:
+    told = f"{threshold:+.4g}".replace("-", "−") if found is None else unit_of(found.width).told(threshold, "+")
+    return f"more than {told}"
 
 
 def items(found: MetricComparison) -> str:
@@ -121,7 +120,7 @@ def any_improves(found: Mapping[str, MetricComparison], asked_of: int) -> Check:
     p_values = {metric: p_above(one.difference_interval(), 0.0) for metric, one in found.items()}
     corrected = holm({metric: p_value for metric, p_value in p_values.items() if p_value is not None})
     better = [metric for metric, p_value in corrected.items() if p_value < LEVEL]
-    asked = f"one of {asked_of} better than with the SFT baseline, corrected for looking at all"
+    asked = f"one of {asked_of} better, corrected for looking at all"
     if better:
         return Check.of(ANY, "sft", "pass", asked, f"better: {', '.join(better)}")
     seen = f"none is (smallest corrected p = {min(corrected.values()):.3g})" if corrected else "none was measured"

@@ -1,11 +1,11 @@
-"""Scales: how far a metric can go, which metric stands for its suite, and how a difference is told."""
+"""Scales: how far a metric can go, which metric stands for its suite, and how a value is told."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from eval.suites import SUITES
+from eval.suites import SUITES, Suite, suite_named
 
 OUTCOMES = frozenset({0.0, 0.5, 1.0})
 """Wrong, tie and right: a scale from 0 to 1 whatever suite they come from."""
@@ -15,26 +15,29 @@ MARGIN_SHARE = 20
 
 @dataclass(frozen=True)
 class Unit:
-    """How values are told: times `factor`, with `digits` decimals; `name` is what a difference of one is called."""
+    """How values are told: times `factor`, with `digits` decimals; `name` is what differences are counted in, and
+    `sign` follows a value."""
 
     factor: float
     digits: int
     name: str
+    sign: str
 
     def told(self, value: float | None, sign: str = "") -> str:
+        """A number with a true minus, and no sign on what rounds to nothing; `sign` "+" asks for a plus."""
         if value is None:
             return "unknown"
         shown = f"{value * self.factor:{sign}.{self.digits}f}"
-        return shown.replace("-0." + "0" * self.digits, "0." + "0" * self.digits).replace("-", "−")
+        return shown.lstrip("+-") if float(shown) == 0.0 else shown.replace("-", "−")
 
 
-PERCENT = Unit(100.0, 1, "percentage points")
-RATING = Unit(1.0, 2, "points")
+PERCENT = Unit(100.0, 1, "percentage points", " %")
+PLAIN = Unit(1.0, 2, "points", "")
 
 
 def unit_of(width: float | None) -> Unit:
     """Fractions are told in per cent, everything else as it is."""
-    return PERCENT if width == 1.0 else RATING
+    return PERCENT if width == 1.0 else PLAIN
 
 
 def width_of(suite: str, values: Iterable[float]) -> float | None:
@@ -59,7 +62,36 @@ def default_margin(width: float) -> float:
     return width / MARGIN_SHARE
 
 
-def headline(suite: str) -> str:
+def needs_judge(suite: Suite) -> bool:
+    """Whether nothing but a judge can score the suite."""
+    return suite.task is None
+
+
+def headline_of(suite: Suite) -> str:
     """The metric that stands for a suite: the average of a judged one, else its scorer's first."""
-    found = SUITES[suite]
-    return found.metrics[-1] if found.task is None else found.metrics[0]
+    return suite.metrics[-1] if needs_judge(suite) else suite.metrics[0]
+
+
+def headline(suite: str, measured: Iterable[str]) -> str:
+    """The metric that stands for a suite among those that were measured; the first of them if its own was not."""
+    metrics = list(measured)
+    own = headline_of(SUITES[suite]) if suite in SUITES else metrics[0]
+    return own if own in metrics else metrics[0]
+
+
+def title_of(suite: str) -> str:
+    """The suite as people write it."""
+    return SUITES[suite].title if suite in SUITES else suite
+
+
+def default_requirement(suite: str) -> tuple[str, float]:
+    """A suite's main metric as `suite/metric`, and the margin that counts as no loss of it."""
+    found = suite_named(suite)
+    low, high = found.scale
+    return f"{suite}/{headline_of(found)}", default_margin(high - low)
+
+
+def scale_told(suite: str) -> str:
+    """A suite's scale in words."""
+    low, high = SUITES[suite].scale
+    return f"a scale from {low:g} to {high:g}"

@@ -56,6 +56,9 @@ class Evals(Section):
     gsm8k: Gsm8k | None = None
     ifeval: IfEval | None = None
     mt_bench: MtBench | None = None
+    baselines: str | None = None
+    """CSV file of published figures (columns model, metric, value, source) that the report lays beside ours. A metric
+    is `suite/metric`, or a suite's name for its main one; values are on the metric's scale, fractions from 0 to 1."""
     batch_tokens: int = Field(default=16_384, ge=1)
     """Prompt + answer tokens generated at once."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"

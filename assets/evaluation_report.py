@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from alignment.artifacts import Commit
-from alignment.recipe import Recipe
+from alignment.recipe import Gate, Recipe
 from assets.champion import champion_beside
 from assets.node import Node, Shown
 from assets.plots import picture, table
 from assets.upstream import Upstream
 from eval.default_gate import gate_of
 from eval.report import STAGE, ReportRequest
-from eval.reporting.baselines import read_baselines
+from eval.reporting.baselines import PublishedFigure, read_baselines
 from eval.reporting.pictures import PICTURES
 from resources.pools import Pools
 
@@ -21,6 +21,7 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
     suites = list(recipe.evals.selected())
 
     def request(upstream: Upstream, shard: str | None) -> ReportRequest:
+        gate, published = asked_of(recipe)
         policy = upstream("policy_checkpoint")
         champion = champion_beside(upstream, policy)
         return ReportRequest(
@@ -30,10 +31,10 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
             policy_scores={suite: upstream(f"policy_evals/{suite}") for suite in suites},
             champion=champion.policy,
             champion_scores={suite: scores for suite, scores in champion.scores.items() if suite in suites},
-            gate=gate_of(recipe),
+            gate=gate,
             recipe=recipe.name,
             prices=prices(recipe, pools),
-            baselines=read_baselines(recipe.evals.baselines) if recipe.evals.baselines else [],
+            baselines=published,
         )
 
     return Node(
@@ -49,6 +50,12 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
         request=request,
         show=show,
     )
+
+
+def asked_of(recipe: Recipe) -> tuple[Gate | None, list[PublishedFigure]]:
+    """The recipe's gate and the published figures it names; raises `BadInput` for what a person has to mend."""
+    path = recipe.evals.baselines
+    return gate_of(recipe), read_baselines(path) if path else []
 
 
 def prices(recipe: Recipe, pools: Pools) -> dict[str, float]:

@@ -9,13 +9,23 @@ from eval.suites import suite_named
 
 
 def gate_of(recipe: Recipe) -> Gate | None:
-    """The gate that a recipe's policies stand before; None for `gate: none`."""
+    """The gate that a recipe's policies stand before; None for `gate: none`.
+
+    Raises `BadInput` for a metric of a suite that the recipe does not run: it could never pass.
+    """
     if recipe.gate == "default":
         judged = recipe.judge is not None
         return default_gate(
             [suite for suite in recipe.evals.selected() if judged or not needs_judge(suite_named(suite))]
         )
-    return recipe.gate if isinstance(recipe.gate, Gate) else None
+    if not isinstance(recipe.gate, Gate):
+        return None
+    suites = recipe.evals.selected()
+    for metric in recipe.gate.metrics:
+        if metric.partition("/")[0] not in suites:
+            there_are = f"evals has {', '.join(suites)}" if suites else "evals is empty"
+            raise BadInput(f"no such suite is run ({there_are})", file=recipe.name, field=f"gate.metrics.{metric}")
+    return recipe.gate
 
 
 def default_gate(suites: list[str]) -> Gate:

@@ -50,6 +50,13 @@ def test_a_gate_that_is_written_down_is_taken_as_it_is() -> None:
     assert written is not None and written.metrics["ifeval/x"].champion_margin == 0.03
 
 
+def test_a_metric_of_a_suite_that_is_not_run_is_refused_before_anything_is_trained() -> None:
+    asked = {"metrics": {"gsm8k/exact_match,strict-match": {"improve": 0.0}, "mmlu/acc": {"no_regression": 0.02}}}
+    with pytest.raises(BadInput, match="evals has gsm8k, ifeval, mt_bench") as told:
+        gate_of(recipe(gate=asked))
+    assert told.value.field == "gate.metrics.mmlu/acc"
+
+
 @pytest.mark.parametrize(
     ("requirement", "told"),
     [

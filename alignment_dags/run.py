@@ -19,6 +19,7 @@ from alignment_dags.limits import apply_pools
 from alignment_dags.phases import phases_of
 from alignment_dags.plan import plan
 from alignment_dags.recipes import RECIPES
+from assets.evaluation_report import asked_of
 from assets.factory import shards_definition
 from assets.graph import nodes_of
 from resources.home import ensure_home
@@ -49,7 +50,8 @@ def run_recipe(path: Path, say: Callable[[str], None]) -> Outcome:
     ensure_home()
     store, pools = ArtifactStore().open(), load_pools()
     outcome = Outcome(recipe, store)
-    plan(recipe, nodes_of(recipe, pools), store)  # what a person has to mend shows before anything starts
+    asked_of(recipe)  # what a person has to mend shows before anything starts, here and in the plan
+    plan(recipe, nodes_of(recipe, pools), store)
     with dg.DagsterInstance.get() as instance:
         outcome.ended_runs = end_dead_runs(instance)
         for run_id in outcome.ended_runs:

@@ -8,15 +8,20 @@ from alignment.artifacts import Commit
 from alignment.recipe import Gate, Recipe
 from assets.champion import champion_beside
 from assets.node import Node, Shown
-from assets.plots import table
+from assets.plots import picture, table
 from assets.upstream import Upstream
+from eval.default_gate import gate_of
 from eval.report import STAGE, ReportRequest
+from eval.reporting.baselines import PublishedFigure, read_baselines
+from eval.reporting.pictures import PICTURES
+from resources.pools import Pools
 
 
-def evaluation_report(recipe: Recipe) -> Node:
+def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
     suites = list(recipe.evals.selected())
 
     def request(upstream: Upstream, shard: str | None) -> ReportRequest:
+        gate, published = asked_of(recipe)
         policy = upstream("policy_checkpoint")
         champion = champion_beside(upstream, policy)
         return ReportRequest(
@@ -26,7 +31,10 @@ def evaluation_report(recipe: Recipe) -> Node:
             policy_scores={suite: upstream(f"policy_evals/{suite}") for suite in suites},
             champion=champion.policy,
             champion_scores={suite: scores for suite, scores in champion.scores.items() if suite in suites},
-            gate=recipe.gate if isinstance(recipe.gate, Gate) else None,
+            gate=gate,
+            recipe=recipe.name,
+            prices=prices(recipe, pools),
+            baselines=published,
         )
 
     return Node(
@@ -42,6 +50,23 @@ def evaluation_report(recipe: Recipe) -> Node:
         request=request,
         show=show,
     )
+
+
+def asked_of(recipe: Recipe) -> tuple[Gate | None, list[PublishedFigure]]:
+    """The recipe's gate and the published figures it names; raises `BadInput` for what a person has to mend."""
+    path = recipe.evals.baselines
+    return gate_of(recipe), read_baselines(path) if path else []
+
+
+def prices(recipe: Recipe, pools: Pools) -> dict[str, float]:
+    """Stage name to the price of an hour of its pool, for pools that name one."""
+    chosen = {
+        "sft_checkpoint": recipe.pools.sft,
+        "reference_logprobs": recipe.pools.reference,
+        "policy_checkpoint": recipe.pools.policy,
+        "responses": recipe.pools.responses,
+    }
+    return {stage: price for stage, pool in chosen.items() if (price := pools[pool].price_per_hour)}
 
 
 def show(commit: Commit, folder: Path) -> Shown:
@@ -65,8 +90,13 @@ def show(commit: Commit, folder: Path) -> Shown:
     }
     header = ("metric", "n", "SFT", "policy", "difference [95 %]", "verdict")
     reasons = "\n".join(f"- {reason}" for reason in commit.summary["reasons"])
+    pictures = {title: folder / name for title, name in PICTURES.items() if name in commit.files}
     return Shown(
         plotted=plotted,
-        markdown={"comparison": table(header, rows), "gate": f"**{commit.summary['verdict']}**\n\n{reasons}"},
-        files=[folder / name for name in ("report.html", "comparison.json", "verdict.json")],
+        markdown={
+            "comparison": table(header, rows),
+            "gate": f"**{commit.summary['verdict']}**\n\n{reasons}",
+            **{title: picture(title, path.read_bytes()) for title, path in pictures.items()},
+        },
+        files=[*(folder / name for name in ("report.html", "comparison.json", "verdict.json")), *pictures.values()],
     )

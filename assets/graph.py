@@ -31,6 +31,6 @@ def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
         policy_checkpoint(recipe, pools),
         *(responses(recipe, pools, model) for model in models),
         *(evals(recipe, model, name, suite) for model in models for name, suite in recipe.evals.selected().items()),
-        evaluation_report(recipe),
+        evaluation_report(recipe, pools),
         registered_model(recipe, pools),
     ]

@@ -16,6 +16,7 @@ from assets.node import Node, Work, run_stage
 from assets.upstream import Upstream
 from eval.check import STAGE as CHECK
 from eval.check import CheckRequest
+from eval.default_gate import gate_of
 from eval.evidence import WrongEvidence
 from eval.gate import recompute
 from resources.pools import Pools
@@ -50,7 +51,7 @@ def registered_model(recipe: Recipe, pools: Pools) -> Node:
             report=upstream("evaluation_report"),
             scores={suite: upstream(f"policy_evals/{suite}") for suite in recipe.evals.selected()},
             previous=champion_beside(upstream, upstream("policy_checkpoint")).registration,
-            gate=recipe.gate if isinstance(recipe.gate, Gate) else None,
+            gate=gate_of(recipe),
             model_name=recipe.model_name,
             smoke_prompt=recipe.registry.smoke_prompt,
             precision=recipe.evals.precision,

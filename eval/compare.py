@@ -8,13 +8,16 @@ from pydantic import BaseModel, ConfigDict
 
 from alignment.errors import BadInput
 from eval.samples import Sample
+from eval.scale import default_margin, width_of
 from eval.statistics import (
     ComparisonVerdict,
     Interval,
     Mean,
-    clustered_mean,
-    interval,
+    Shares,
+    bootstrap_interval,
+    mcnemar_exact,
     minimum_detectable_effect,
+    paired_interval,
     verdict,
 )
 
@@ -24,10 +27,15 @@ NAMED_ITEMS = 20  # of the items a comparison had to leave out
 class MetricComparison(BaseModel):
     """Candidate minus baseline on one metric.
 
-    `n` counts paired values in `clusters` clusters; `missing` counts values measured on one side only
-    (or on neither, for items that failed) and `missing_ids` names the first of them. `stderr`, `ci95`,
-    `p_value` and `minimum_detectable_effect` are None when there are fewer than two clusters; the last also when
-    no cluster differs from another, since a spread of zero was seen and not known.
+    `n` counts paired values in `clusters` clusters. `missing` counts values that are not on both sides and
+    `missing_ids` names the first of them; of these `missing_candidate` were measured on the baseline alone, and
+    `missing_baseline` on the candidate alone: the rest failed on both.
+
+    `ci95` and `p_value` are Student's t on the cluster-robust `stderr`, or, where too few clusters differ to know
+    it, Tango's score on `shares` (eval/statistics/paired.py); they and `minimum_detectable_effect` are None when
+    there are fewer than two clusters, and when no item differs and the metric's scale has no known `width`.
+    `bootstrap_ci95` is the paired bootstrap over clusters (None where nothing varies) and `p_mcnemar` the exact
+    McNemar test (None unless every value is 0 or 1 and stands alone in its cluster).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,23 +49,30 @@ class MetricComparison(BaseModel):
     ci95: tuple[float, float] | None
     p_value: float | None
     minimum_detectable_effect: float | None
+    bootstrap_ci95: tuple[float, float] | None = None
+    p_mcnemar: float | None = None
     gained: int
     lost: int
     missing: int
     missing_ids: list[str]
+    missing_baseline: int = 0
+    missing_candidate: int = 0
+    width: float | None = None
+    shares: Shares | None = None
     verdict: ComparisonVerdict
 
     def difference_interval(self) -> Interval:
         """The difference again as statistics take it."""
         low, high = self.ci95 if self.ci95 is not None else (None, None)
-        return Interval(Mean(self.difference, self.stderr, self.n, self.clusters), low, high, self.p_value)
+        return Interval(Mean(self.difference, self.stderr, self.n, self.clusters), low, high, self.p_value, self.shares)
 
 
 def compare_samples(
-    baseline: Sequence[Sample], candidate: Sequence[Sample], metric: str | None = None, margin: float = 0.0
+    baseline: Sequence[Sample], candidate: Sequence[Sample], metric: str | None = None, margin: float | None = 0.0
 ) -> dict[str, MetricComparison]:
     """Every metric that both sides have (or the one asked for), in the candidate's order.
 
+    Differences within ±`margin` are equivalent; None takes a twentieth of each metric's scale.
     Items measured on one side only are left out and counted. Raises `BadInput` for a metric that a side
     lacks, an id that stands twice, an id whose cluster differs, or sides that share no measured item.
     """
@@ -90,7 +105,9 @@ def _same_suite(baseline: Sequence[Sample], candidate: Sequence[Sample]) -> None
         raise BadInput(f"these samples are of different suites: {', '.join(suites)}")
 
 
-def _compare(metric: str, baseline: dict[str, Sample], candidate: dict[str, Sample], margin: float) -> MetricComparison:
+def _compare(
+    metric: str, baseline: dict[str, Sample], candidate: dict[str, Sample], margin: float | None
+) -> MetricComparison:
     ids = [name for name, sample in baseline.items() if name in candidate and sample.value is not None]
     pairs = [(baseline[name], candidate[name]) for name in ids if candidate[name].value is not None]
     for before, after in pairs:
@@ -101,23 +118,38 @@ def _compare(metric: str, baseline: dict[str, Sample], candidate: dict[str, Samp
     before_values = [float(before.value) for before, _ in pairs if before.value is not None]
     after_values = [float(after.value) for _, after in pairs if after.value is not None]
     differences = [after - before for before, after in zip(before_values, after_values, strict=True)]
-    difference = interval(clustered_mean(differences, [before.cluster for before, _ in pairs]))
+    clusters = [before.cluster for before, _ in pairs]
+    width = width_of(pairs[0][0].suite, (*before_values, *after_values))
+    difference = paired_interval(differences, clusters, width)
+    if margin is None:
+        margin = 0.0 if width is None else default_margin(width)
+    gained, lost = sum(value > 0 for value in differences), sum(value < 0 for value in differences)
     paired = {before.id for before, _ in pairs}
     missing = [name for name in dict.fromkeys((*baseline, *candidate)) if name not in paired]
-    stderr = difference.mean.stderr
+    binary = {0.0, 1.0}.issuperset((*before_values, *after_values)) and difference.mean.clusters == len(pairs)
     return MetricComparison(
         n=len(pairs),
         clusters=difference.mean.clusters,
         baseline=sum(before_values) / len(pairs),
         candidate=sum(after_values) / len(pairs),
         difference=difference.mean.value,
-        stderr=stderr,
+        stderr=difference.mean.stderr,
         ci95=None if difference.low is None or difference.high is None else (difference.low, difference.high),
         p_value=difference.p_value,
-        minimum_detectable_effect=minimum_detectable_effect(stderr) if stderr else None,
-        gained=sum(value > 0 for value in differences),
-        lost=sum(value < 0 for value in differences),
+        minimum_detectable_effect=minimum_detectable_effect(difference),
+        bootstrap_ci95=bootstrap_interval(differences, clusters),
+        p_mcnemar=mcnemar_exact(gained, lost) if binary else None,
+        gained=gained,
+        lost=lost,
         missing=len(missing),
         missing_ids=missing[:NAMED_ITEMS],
+        missing_baseline=_measured_in(candidate, missing),
+        missing_candidate=_measured_in(baseline, missing),
+        width=width,
+        shares=difference.shares,
         verdict=verdict(difference, margin),
     )
+
+
+def _measured_in(side: dict[str, Sample], ids: Iterable[str]) -> int:
+    return sum(name in side and side[name].value is not None for name in ids)

@@ -10,25 +10,12 @@ from pydantic import BaseModel, ConfigDict
 from alignment.digest import json_digest
 from alignment.recipe import Gate, Requirement
 from eval.compare import MetricComparison
-from eval.statistics import clusters_needed
+from eval.requirement import Check, Outcome, above, any_improves, at_least
+from eval.scale import default_margin
+from eval.statistics import holm, p_above
 
-Outcome = Literal["pass", "fail", "inconclusive"]
-Against = Literal["sft", "champion", "itself"]
 Comparisons = Mapping[str, Mapping[str, MetricComparison]]
 """Suite to metric to candidate minus baseline."""
-
-
-class Check(BaseModel):
-    """One requirement on one metric against one baseline. `needed` is how many clusters (prompts, questions)
-    would tell, when more of them would."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    metric: str
-    against: Against
-    outcome: Outcome
-    reason: str
-    needed: int | None = None
 
 
 class Verdict(BaseModel):
@@ -51,65 +38,68 @@ def verdict_key(sft: str, policy: str, champion: str | None, samples: Mapping[st
 def decide(sft: Comparisons, champion: Comparisons | None, gate: Gate | None, key: str) -> Verdict:
     """The verdict over all requirements: one failed check fails it, else one inconclusive leaves it open.
 
-    `no_regression` is asked against both baselines. `improve` is asked against the SFT baseline; a champion
-    has made that improvement already, so against it the metric must only not be significantly worse.
-    `at_least` looks at the candidate's own mean. A metric that was not measured is inconclusive.
+    `no_regression` and `improve` hold when the lower end of the 95 % interval of the paired difference lies above a
+    threshold: minus the margin, or the improvement that is asked. Against the champion both ask for no loss beyond
+    a margin (a non-inferiority test), so that what is open there does not pass. `improve` claims are made
+    together, so their p-values are corrected by Holm's method: all of them must hold, and each may then be told
+    by itself. `at_least` looks at the candidate's own mean. A metric that was not measured is inconclusive.
     """
     if gate is None:
         return Verdict(outcome="none", reasons=["the recipe has no gate: nothing is promoted"], checks=[], key=key)
+    claims = _improvement_claims(sft, gate)
     checks = [
-        check for metric, requirement in gate.metrics.items() for check in _checks(metric, requirement, sft, champion)
+        check
+        for metric, requirement in gate.metrics.items()
+        for check in _checks(metric, requirement, sft, champion, claims)
     ]
+    if gate.any_improves:
+        found = {metric: one for metric in gate.metrics if (one := _find(sft, metric)) is not None}
+        checks.append(any_improves(found, len(gate.metrics)))
     outcomes = {check.outcome for check in checks}
     outcome: Outcome = "fail" if "fail" in outcomes else "inconclusive" if "inconclusive" in outcomes else "pass"
     decisive = [check for check in checks if check.outcome == outcome]
     return Verdict(outcome=outcome, reasons=[check.reason for check in decisive], checks=checks, key=key)
 
 
-def _checks(metric: str, requirement: Requirement, sft: Comparisons, champion: Comparisons | None) -> Iterator[Check]:
+def _improvement_claims(sft: Comparisons, gate: Gate) -> dict[str, float]:
+    """One-sided p-values of the gate's `improve` requirements, corrected by Holm's method."""
+    p_values = {
+        metric: p_value
+        for metric, requirement in gate.metrics.items()
+        if requirement.improve is not None and (found := _find(sft, metric)) is not None
+        if (p_value := p_above(found.difference_interval(), requirement.improve)) is not None
+    }
+    return holm(p_values)
+
+
+def _checks(
+    metric: str,
+    requirement: Requirement,
+    sft: Comparisons,
+    champion: Comparisons | None,
+    claims: Mapping[str, float],
+) -> Iterator[Check]:
     if requirement.at_least is not None:
-        yield _at_least(metric, _find(sft, metric), requirement.at_least)
+        yield at_least(metric, _find(sft, metric), requirement.at_least)
         return
-    yield _against(metric, "sft", _find(sft, metric), requirement)
+    if requirement.improve is not None:
+        yield above(metric, "sft", _find(sft, metric), requirement.improve, claims)
+    else:
+        yield above(metric, "sft", _find(sft, metric), -float(requirement.no_regression or 0.0))
     if champion is not None:
-        yield _against(metric, "champion", _find(champion, metric), requirement)
+        found = _find(champion, metric)
+        yield above(metric, "champion", found, _champion_threshold(requirement, found))
+
+
+def _champion_threshold(requirement: Requirement, found: MetricComparison | None) -> float | None:
+    """Minus the margin against the champion; None where only the recipe could say it."""
+    if requirement.champion_margin is not None:
+        return -requirement.champion_margin
+    if requirement.no_regression is not None:
+        return -requirement.no_regression
+    return None if found is None or found.width is None else -default_margin(found.width)
 
 
 def _find(comparisons: Comparisons, metric: str) -> MetricComparison | None:
     suite, _, name = metric.partition("/")
     return comparisons.get(suite, {}).get(name)
-
-
-def _against(metric: str, against: Against, found: MetricComparison | None, requirement: Requirement) -> Check:
-    name = {"sft": "the SFT baseline", "champion": "the champion"}[against]
-    if found is None:
-        reason = f"{metric}: not measured on both the candidate and {name}"
-        return Check(metric=metric, against=against, outcome="inconclusive", reason=reason)
-    if found.ci95 is None:
-        reason = f"{metric}: too few items ({found.n}) for an interval against {name}"
-        return Check(metric=metric, against=against, outcome="inconclusive", reason=reason)
-    low, high = found.ci95
-    seen = f"{found.difference:+.4g} against {name} (95 % interval {low:+.4g} to {high:+.4g}, n = {found.n})"
-    if requirement.improve is not None and against == "champion":
-        worse = high < 0
-        reason = f"{metric}: {seen}, {'worse' if worse else 'not significantly worse'} than the champion"
-        return Check(metric=metric, against=against, outcome="fail" if worse else "pass", reason=reason)
-    threshold = requirement.improve if requirement.improve is not None else -float(requirement.no_regression or 0.0)
-    asked = f"must be above {threshold:+.4g}"
-    if low > threshold:
-        return Check(metric=metric, against=against, outcome="pass", reason=f"{metric}: {seen}; {asked}")
-    if high < threshold or (low == high == threshold):
-        return Check(metric=metric, against=against, outcome="fail", reason=f"{metric}: {seen}; {asked}")
-    needed = clusters_needed(found.difference_interval(), threshold)
-    more = "" if needed is None or needed <= found.clusters else f"; about {needed} items would tell"
-    reason = f"{metric}: {seen}; the interval holds {threshold:+.4g}{more}"
-    return Check(metric=metric, against=against, outcome="inconclusive", reason=reason, needed=needed)
-
-
-def _at_least(metric: str, found: MetricComparison | None, threshold: float) -> Check:
-    if found is None:
-        reason = f"{metric}: not measured"
-        return Check(metric=metric, against="itself", outcome="inconclusive", reason=reason)
-    enough = found.candidate >= threshold
-    reason = f"{metric}: {found.candidate:.4g}; must be at least {threshold:.4g}"
-    return Check(metric=metric, against="itself", outcome="pass" if enough else "fail", reason=reason)

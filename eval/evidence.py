@@ -6,15 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import Field
+
 from alignment.artifacts import Artifact, Store
 from alignment.recipe import Gate
 from alignment.stages import Request
 from eval.compare import MetricComparison, compare_samples
+from eval.reporting.baselines import PublishedFigure
 from eval.samples import SAMPLES_FILE, Sample, read_samples
 
 
 class ReportRequest(Request):
-    """Both checkpoints with their scores by suite, the champion with its own (or None), and the gate (or None)."""
+    """Both checkpoints with their scores by suite, the champion with its own (or None), and the gate (or None).
+
+    The rest is for the page alone: the recipe's name, the price of an hour by stage, and published figures.
+    """
 
     sft: Artifact
     policy: Artifact
@@ -23,6 +29,9 @@ class ReportRequest(Request):
     champion: Artifact | None
     champion_scores: dict[str, Artifact]
     gate: Gate | None
+    recipe: str = ""
+    prices: dict[str, float] = Field(default_factory=dict)
+    baselines: list[PublishedFigure] = Field(default_factory=list)
 
 
 class WrongEvidence(RuntimeError):
@@ -83,7 +92,7 @@ def compare_scores(baseline: Mapping[str, SuiteScores], candidate: Mapping[str, 
             continue
         before, after = _measured(baseline[suite].samples), _measured(candidate[suite].samples)
         compared.suites[suite] = {
-            metric: compare_samples(baseline[suite].samples, candidate[suite].samples, metric)[metric]
+            metric: compare_samples(baseline[suite].samples, candidate[suite].samples, metric, margin=None)[metric]
             for metric in dict.fromkeys(sample.metric for sample in candidate[suite].samples)
             if before.get(metric, set()) & after.get(metric, set())
         }

@@ -5,8 +5,9 @@ from __future__ import annotations
 from alignment.artifacts import Artifact, CorruptArtifact, Store
 from alignment.recipe import Gate
 from alignment.stages.execute import REQUEST_FILE
-from eval.decision import Check, Verdict, decide, verdict_key
+from eval.decision import Verdict, decide, verdict_key
 from eval.evidence import Evidence, ReportRequest, WrongEvidence, gather
+from eval.requirement import Check
 
 __all__ = ["Check", "Verdict", "decide", "recompute", "verdict_key", "verdict_of"]
 

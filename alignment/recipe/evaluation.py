@@ -56,6 +56,9 @@ class Evals(Section):
     gsm8k: Gsm8k | None = None
     ifeval: IfEval | None = None
     mt_bench: MtBench | None = None
+    baselines: str | None = None
+    """CSV file of published figures (columns model, metric, value, source) that the report lays beside ours. A metric
+    is `suite/metric`, or a suite's name for its main one; values are on the metric's scale, fractions from 0 to 1."""
     batch_tokens: int = Field(default=16_384, ge=1)
     """Prompt + answer tokens generated at once."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
@@ -84,20 +87,26 @@ class Judge(Section):
 
 
 class Requirement(Section):
-    """What the gate asks of one metric; give exactly one."""
+    """What the gate asks of one metric; give exactly one of `no_regression`, `improve` and `at_least`."""
 
     no_regression: float | None = Field(default=None, ge=0)
-    """Margin: the interval's lower end must be above minus this."""
+    """Margin: the interval's lower end must be above minus this, against the SFT baseline and the champion."""
     improve: float | None = Field(default=None, ge=0)
-    """The interval's lower end must be above this."""
+    """Against the SFT baseline the interval's lower end must be above this. The champion has made that improvement
+    already: against it the lower end must be above minus `champion_margin`."""
     at_least: float | None = None
     """The candidate's own value must be at least this."""
+    champion_margin: float | None = Field(default=None, ge=0)
+    """Margin against the champion. By default that of `no_regression`; for `improve` a twentieth of the metric's
+    scale: 0.05 of a fraction, 0.45 of a rating from 1 to 10."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Requirement:
         given = [v for v in (self.no_regression, self.improve, self.at_least) if v is not None]
         if len(given) != 1:
             raise ValueError("give exactly one of no_regression, improve, at_least")
+        if self.at_least is not None and self.champion_margin is not None:
+            raise ValueError("champion_margin goes with no_regression or improve")
         return self
 
 
@@ -105,3 +114,5 @@ class Gate(Section):
     """Requirements by `suite/metric`; a metric that was not measured cannot pass."""
 
     metrics: dict[str, Requirement] = Field(min_length=1)
+    any_improves: bool = False
+    """At least one of the metrics must be better than the SFT baseline's, after Holm's correction over them."""

@@ -14,7 +14,7 @@ from alignment.errors import BadInput
 from alignment.recipe.recipe import Recipe
 from alignment.strict_yaml import read_yaml
 
-UNION_PARTS = {"Gate", "literal['none']"}
+UNION_PARTS = {"Gate", "literal['none','default']"}
 VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 
 

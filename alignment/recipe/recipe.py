@@ -45,8 +45,9 @@ class Recipe(Section):
     dpo: Dpo = Dpo()
     evals: Evals = Evals()
     judge: Judge | None = None
-    gate: Gate | Literal["none"] = "none"
-    """`none` registers nothing and ends well."""
+    gate: Gate | Literal["none", "default"] = "none"
+    """`none` registers nothing and ends well. `default` asks that no suite's main metric is lost by a twentieth of
+    its scale, against the SFT baseline and the champion, and that one of them is better than the SFT baseline's."""
     registry: Registry = Registry()
     pools: Pools = Pools()
 

@@ -206,6 +206,22 @@ def lineage(
     _tell(lambda: lineage_of(model, source), as_json, show_lineage)
 
 
+@app.command()
+def report(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    out: Annotated[Path | None, typer.Option(help="File to write; report.html or history.html by default.")] = None,
+    history: Annotated[bool, typer.Option("--history", help="Every registered version instead of the last report.")] = (
+        False
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Write the recipe's report, or the history of its registered versions, as one HTML file."""
+    from alignment_dags.cli.tables import show_fields
+    from alignment_dags.history import write_report
+
+    _tell(lambda: write_report(recipe, out, history), as_json, show_fields)
+
+
 @pools.command("apply")
 def pools_apply(as_json: AsJson = False) -> None:
     """Make Dagster's pool limits those of pools.yaml."""

@@ -41,6 +41,8 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
         (["score", "gsm8k", "--responses", "none.jsonl", "--data", "none.jsonl"], "none.jsonl"),
         (["score", "chess", "--responses", "none.jsonl", "--data", "none.jsonl"], "chess"),
         (["compare", "none.parquet", "none.parquet"], "none.parquet"),
+        (["report", "none.yaml"], "none.yaml: no such recipe"),
+        (["report", str(PROJECT / "recipes" / "quickstart.yaml")], "no report yet"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(

@@ -27,9 +27,58 @@ def test_rows_of_one_cluster_count_as_one_cluster() -> None:
     assert (found.n, found.clusters) == (4, 3)
 
 
-def test_differences_without_spread_say_nothing_of_a_smallest_detectable_effect() -> None:
-    found = compare_samples(samples({"a": 0.0, "b": 1.0}), samples({"a": 0.0, "b": 1.0}))["m"]
-    assert (found.stderr, found.ci95, found.minimum_detectable_effect) == (0.0, (0.0, 0.0), None)
+def test_what_is_missing_is_told_by_the_side_that_lacks_it() -> None:
+    found = compare_samples(
+        samples({"a": 0.0, "b": 1.0, "c": 0.0, "d": None, "x": None}),
+        samples({"a": 1.0, "b": None, "d": 1.0, "x": None}),
+    )["m"]
+    assert (found.missing, found.missing_baseline, found.missing_candidate) == (4, 1, 2)
+
+
+def test_models_that_agree_on_every_item_differ_by_no_more_than_their_number_allows() -> None:
+    same = samples({str(number): float(number % 2) for number in range(250)})
+    found = compare_samples(same, same, margin=0.02)["m"]
+    assert (found.difference, found.stderr, found.p_value, found.verdict) == (0.0, 0.0, 1.0, "equivalent")
+    assert found.ci95 == pytest.approx((-0.01513, 0.01513), abs=1e-5)
+    assert found.minimum_detectable_effect == pytest.approx(0.02163, abs=1e-5)
+    assert compare_samples(same[:50], same[:50], margin=0.02)["m"].verdict == "inconclusive"
+
+
+def test_a_metric_without_an_end_to_its_scale_needs_a_spread_for_an_interval() -> None:
+    same = samples({"a": 12.0, "b": 40.0, "c": 8.0})
+    found = compare_samples(same, same)["m"]
+    assert (found.width, found.ci95, found.minimum_detectable_effect, found.verdict) == (
+        None,
+        None,
+        None,
+        "inconclusive",
+    )
+
+
+def test_the_scale_is_the_suites_own_unless_a_metric_leaves_it() -> None:
+    rated = samples({"a": 8.0, "b": 9.5}, suite="mt_bench")
+    assert compare_samples(rated, rated)["m"].width == 9.0
+    longer = samples({"a": 80.0, "b": 95.0}, suite="mt_bench")
+    assert compare_samples(longer, longer)["m"].width is None
+
+
+def test_mcnemar_is_told_for_right_or_wrong_items_that_stand_alone() -> None:
+    before = samples({str(n): 0.0 for n in range(12)})
+    after = samples({str(n): float(n < 9) for n in range(12)})
+    assert compare_samples(before, after)["m"].p_mcnemar == pytest.approx(2 / 2**9)
+    graded = samples({"a": 0.5, "b": 1.0, "c": 0.0})
+    assert compare_samples(graded, graded)["m"].p_mcnemar is None
+    clustered = samples({"a:0": 0.0, "a:1": 1.0, "b": 1.0})
+    assert compare_samples(clustered, clustered)["m"].p_mcnemar is None
+
+
+@pytest.mark.parametrize("field", ["ci95", "p_value", "verdict", "bootstrap_ci95"])
+def test_the_same_items_give_the_same_comparison_in_any_order(field: str) -> None:
+    before = samples({str(n): float(n % 3 == 0) for n in range(60)})
+    after = samples({str(n): float(n % 2 == 0) for n in range(60)})
+    once = compare_samples(before, after)["m"]
+    again = compare_samples(before[::-1], after[::-1])["m"]
+    assert getattr(again, field) == pytest.approx(getattr(once, field))
 
 
 def test_all_common_metrics_are_compared_unless_one_is_asked_for() -> None:

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
@@ -15,6 +14,7 @@ from eval.evidence import WrongEvidence
 from eval.gate import recompute
 from eval.jsonl import write_records
 from eval.report import STAGE, ReportRequest
+from eval.reporting.baselines import PublishedFigure
 from eval.response_files import Response, write_responses
 from eval.responses import ResponsesRequest
 from eval.scores import STAGE as SCORES
@@ -86,7 +86,7 @@ def test_the_verdict_comes_out_the_same_when_it_is_recomputed(world: World) -> N
 
 
 def test_an_edited_verdict_changes_nothing(world: World, score: Scores) -> None:
-    report = world.report(policy_scores={"gsm8k": score(world.policy, 10)})
+    report = world.report(policy_scores={"gsm8k": score(world.policy, 2)})
     path = world.store.fetch(report) / "verdict.json"
     assert json.loads(path.read_text())["outcome"] == "fail"
     size = path.stat().st_size
@@ -151,16 +151,28 @@ def test_the_report_depends_on_statistics_and_verdict_only(world: World) -> None
 
 
 class _Page(HTMLParser):
-    def __init__(self) -> None:
+    """A page's tags, addresses, ids, and the texts of its tables' cells; complains of tags that cross."""
+
+    def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[str] = []
         self.addresses: list[str] = []
+        self.ids: list[str] = []
+        self.styles: list[str] = []
+        self.unlabelled: list[str] = []
         self.open: list[str] = []
+        self.feed(text)
+        assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
         self.tags.append(tag)
-        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "action", "data")]
-        if tag not in ("meta", "link", "br", "img", "input"):
+        self.addresses += [given[name] or "" for name in ("src", "href", "action", "data", "srcset") if name in given]
+        self.ids += [given["id"] or ""] if "id" in given else []
+        self.styles += [given["style"] or ""] if "style" in given else []
+        if tag == "svg" and not given.get("aria-label"):
+            self.unlabelled.append(self.get_starttag_text() or tag)
+        if tag not in ("meta", "link", "br", "wbr", "img", "input"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -168,27 +180,75 @@ class _Page(HTMLParser):
         self.open.pop()
 
     def handle_endtag(self, tag: str) -> None:
-        if tag in ("li",) and self.open[-1] != tag:
-            return
         assert self.open.pop() == tag
 
 
+def read(world: World, report: Artifact) -> str:
+    return (world.store.fetch(report) / "report.html").read_text()
+
+
 def test_the_report_is_one_escaped_page_without_outside_requests(world: World, score: Scores) -> None:
-    report = world.report(champion=world.other, champion_scores={"gsm8k": score(world.other, 5)})
-    text = (world.store.fetch(report) / "report.html").read_text()
-    page = _Page()
-    page.feed(text)
-    assert page.open == []
-    assert {"script", "img", "iframe"} & set(page.tags) == set()
-    assert page.addresses == ["data:,"]
-    assert not re.search(r"url\(|@import", text)
+    text = read(world, world.report(champion=world.other, champion_scores={"gsm8k": score(world.other, 5)}))
+    page = _Page(text)
+    assert {"script", "img", "iframe", "object", "form"} & set(page.tags) == set()
+    assert {address for address in page.addresses if not address.startswith("#")} == {"data:,"}
+    assert not re.search(r"url\(|@import", text) and "expression" not in "".join(page.styles)
     assert "&lt;script&gt;" in text and 'name="viewport"' in text
-    assert page.tags.count("svg") == 2 and page.tags.count("details") == 5
-    assert text.index("Passed: the policy may be promoted") < text.index("<table>")
+    assert page.unlabelled == [] and page.tags.count("svg") == 6
     assert "+50.0" in text
 
 
-def test_the_report_says_when_nothing_can_be_compared(world: World, tmp_path: Path) -> None:
+def test_the_pages_links_lead_to_its_sections_verdict_first(world: World, score: Scores) -> None:
+    text = read(world, world.report(champion=world.other, champion_scores={"gsm8k": score(world.other, 5)}))
+    page = _Page(text)
+    links = [address[1:] for address in page.addresses if address.startswith("#")]
+    assert links and set(links) <= set(page.ids) and len(page.ids) == len(set(page.ids))
+    assert page.ids[0] == "verdict" and text.index("Passed: the policy may be promoted") < text.index("<table")
+    places = [page.ids.index(name) for name in ("gate", "sft", "champion", "items", "lineage")]
+    assert places == sorted(places)
+
+
+def test_the_page_names_recipe_versions_date_and_judge(world: World) -> None:
+    text = read(world, world.report(recipe="night_one"))
+    assert text.count("night_one") >= 2 and "policy" in text
+    assert f">{world.policy.digest[:12]}<" in text and f">{world.sft.digest[:12]}<" in text
+    assert "none before this" in text and "none asked" in text
+    assert re.search(r"<dt>Evaluated</dt><dd>\d+ \w+ 20\d\d</dd>", text)
+
+
+def test_gains_are_shown_ten_at_most_and_that_nothing_was_lost_is_said(world: World) -> None:
+    text = read(world, world.report())
+    assert text.count("<details>") == 10
+    assert "Gained: 30 items, the 10 largest" in text and "Lost: none" in text
+
+
+def test_published_figures_stand_beside_ours_with_their_source(world: World) -> None:
+    figures = [
+        PublishedFigure(model="<i>Theirs</i>", metric="gsm8k", value=0.9, source="Somebody 2024"),
+        PublishedFigure(model="Per cent", metric="gsm8k", value=61.0, source="blog"),
+        PublishedFigure(model="Elsewhere", metric="mmlu", value=0.5, source="blog"),
+    ]
+    text = read(world, world.report(baselines=figures))
+    assert "&lt;i&gt;Theirs&lt;/i&gt;" in text and "90.0 %" in text and "Somebody 2024" in text
+    assert "61 is no fraction between 0 and 1" in text and "Elsewhere, mmlu: not measured here" in text
+
+
+def test_names_prices_and_published_figures_change_the_page_and_not_the_data_version(world: World) -> None:
+    plain = world.store.commit_of(world.report())
+    told = world.store.commit_of(world.report(recipe="r", prices={"responses": 3.0}))
+    assert told.key != plain.key and told.digest == plain.digest
+    text = read(world, told.artifact)
+    assert ">cost<" in text and ">cost<" not in read(world, plain.artifact)
+
+
+def test_the_figures_are_kept_as_small_pictures_too(world: World) -> None:
+    folder = world.store.fetch(world.report())
+    assert [path.name for path in folder.glob("*.png")] == ["differences.png"]
+    picture = (folder / "differences.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and len(picture) < 60_000
+
+
+def test_the_report_says_when_nothing_can_be_compared(world: World) -> None:
     report = world.report(sft_scores={}, gate=None)
     text = (world.store.fetch(report) / "report.html").read_text()
     assert "No gate: nothing is promoted" in text and "measured on one side only" in text

@@ -1,0 +1,74 @@
+"""A recipe's reports as files: the current one, and the history over its registered versions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from alignment.artifacts import Artifact, Commit, Store
+from alignment.errors import BadInput
+from alignment.recipe import Recipe, load_recipe
+from assets.upstream import Upstream
+from eval.compare import MetricComparison
+from eval.report import REPORT_FILE
+from eval.reporting.history import Version, history_page
+from resources.home import ensure_home
+from resources.store import ArtifactStore
+
+
+def write_report(recipe_file: Path, out: Path | None, history: bool) -> dict[str, Any]:
+    """Writes the current report (or, with `history`, the page over registered versions) to a file.
+
+    Raises `BadInput` when there is no report yet, or the file cannot be written.
+    """
+    ensure_home()
+    recipe, store = load_recipe(recipe_file), ArtifactStore().open()
+    if history:
+        versions = versions_of(recipe, store)
+        text, out = history_page(recipe.name, recipe.model_name, versions), out or Path("history.html")
+        told: dict[str, Any] = {"recipe": recipe.name, "versions": [one.version for one in versions]}
+    else:
+        report = Upstream(store, recipe.name).get("evaluation_report")
+        if report is None:
+            raise BadInput(f"no report yet; run `align run {recipe_file}` first", file=str(recipe_file))
+        text, out = (store.fetch(report) / REPORT_FILE).read_text(encoding="utf-8"), out or Path(REPORT_FILE)
+        told = {"recipe": recipe.name, "verdict": store.commit_of(report).summary["verdict"]}
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"cannot be written: {error.strerror}", file=str(out)) from error
+    return told | {"file": str(out)}
+
+
+def versions_of(recipe: Recipe, store: Store) -> list[Version]:
+    """The recipe's registrations, oldest first: the chain behind the current one, passing over what registered
+    nothing."""
+    versions: list[Version] = []
+    registration = Upstream(store, recipe.name).get("registered_model")
+    while registration is not None:
+        commit = store.commit_of(registration)
+        if commit.summary["registered"]:
+            versions.append(_version(store, commit))
+        registration = commit.inputs.get("previous")
+    return versions[::-1]
+
+
+def _version(store: Store, registration: Commit) -> Version:
+    report = store.commit_of(registration.inputs["report"])
+    policy = store.find(*_place(registration.inputs["policy"]))
+    return Version(
+        version=str(registration.summary["version"]),
+        registered=registration.started_at,
+        policy=registration.inputs["policy"].digest,
+        sft=report.inputs["sft"].digest,
+        rows=None if policy is None else policy.summary.get("rows_trained"),
+        suites={
+            suite: {metric: MetricComparison.model_validate(found) for metric, found in metrics.items()}
+            for suite, metrics in report.summary["comparisons"].items()
+        },
+    )
+
+
+def _place(artifact: Artifact) -> tuple[str, str]:
+    return artifact.kind, artifact.key

@@ -1,0 +1,41 @@
+"""The gate of a recipe: what it writes down, or what `gate: default` stands for."""
+
+from __future__ import annotations
+
+from alignment.errors import BadInput
+from alignment.recipe import Gate, Recipe, Requirement
+from eval.scale import default_requirement, needs_judge
+from eval.suites import suite_named
+
+
+def gate_of(recipe: Recipe) -> Gate | None:
+    """The gate that a recipe's policies stand before; None for `gate: none`.
+
+    Raises `BadInput` for a metric of a suite that the recipe does not run: it could never pass.
+    """
+    if recipe.gate == "default":
+        judged = recipe.judge is not None
+        return default_gate(
+            [suite for suite in recipe.evals.selected() if judged or not needs_judge(suite_named(suite))]
+        )
+    if not isinstance(recipe.gate, Gate):
+        return None
+    suites = recipe.evals.selected()
+    for metric in recipe.gate.metrics:
+        if metric.partition("/")[0] not in suites:
+            there_are = f"evals has {', '.join(suites)}" if suites else "evals is empty"
+            raise BadInput(f"no such suite is run ({there_are})", file=recipe.name, field=f"gate.metrics.{metric}")
+    return recipe.gate
+
+
+def default_gate(suites: list[str]) -> Gate:
+    """No main metric lost by a twentieth of its scale, and one of them better; raises `BadInput` without a suite.
+
+    A suite that needs a judge is named only where there is one: it could never pass.
+    """
+    if not suites:
+        raise BadInput(
+            "`default` needs a suite that is scored; give evals, or a judge for those there are", field="gate"
+        )
+    metrics = {metric: Requirement(no_regression=margin) for metric, margin in map(default_requirement, suites)}
+    return Gate(metrics=metrics, any_improves=True)

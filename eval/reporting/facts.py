@@ -1,0 +1,102 @@
+"""What the page says beside the comparison, read back from the commit records behind it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from alignment.artifacts import Artifact, Commit, Store
+from alignment.stages.execute import REQUEST_FILE
+from eval.evidence import ReportRequest
+from eval.jsonl import read_records
+from eval.reporting.ancestry import Step, ancestry, steps
+from eval.reporting.curves import Panel, panels
+from eval.reporting.data_changes import DataChanges, data_changes
+from eval.reporting.examples import question
+from eval.responses import ITEMS_FILE
+
+MANIFEST = "manifest"
+RUBRIC = "rubric (deterministic checks of the generated questions)"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Who was measured, when and by whom; how it was trained, on what, and what that took.
+
+    Dates are those of the commit records. `total_cost` is None where no pool names a price.
+    """
+
+    recipe: str
+    trained: str
+    evaluated: str
+    judge: str
+    panels: list[Panel]
+    history: list[dict[str, Any]]
+    held_out: dict[str, float]
+    data: DataChanges | None
+    steps: list[Step]
+    total_seconds: float
+    total_cost: float | None
+
+
+def facts_of(store: Store, request: ReportRequest) -> Facts:
+    """The facts behind a report; what a record does not tell stays empty."""
+    policy = store.commit_of(request.policy)
+    history = [dict(record) for record in policy.summary.get("history", [])]
+    scores = {suite: store.commit_of(artifact) for suite, artifact in request.policy_scores.items()}
+    behind = ancestry(store, [request.policy, *request.sft_scores.values(), *request.policy_scores.values()])
+    made = steps(behind.values(), request.prices)
+    costs = [step.cost for step in made if step.cost is not None]
+    return Facts(
+        recipe=request.recipe,
+        trained=day(policy.started_at),
+        evaluated=day(max((commit.started_at for commit in scores.values()), default="")),
+        judge=", ".join(dict.fromkeys(filter(None, (_judge(store, commit) for commit in scores.values())))),
+        panels=panels(history),
+        history=history,
+        held_out={name: value for name, value in policy.summary.get("held_out", {}).items() if value is not None},
+        data=_data(store, policy, request.champion),
+        steps=made,
+        total_seconds=sum(step.seconds for step in made),
+        total_cost=sum(costs) if costs else None,
+    )
+
+
+def items_of(store: Store, scores: Artifact, suite: str) -> dict[str, Mapping[str, Any]]:
+    """What each item of a suite is, by id, from the items kept beside the responses."""
+    responses = store.commit_of(scores).inputs["responses"]
+    records = read_records(store.fetch(responses) / suite / ITEMS_FILE)
+    return {str(record["id"]): record["item"] for record in records}
+
+
+def questions(items: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    return {name: question(item) for name, item in items.items()}
+
+
+def category_of(items: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Item id to category, for items that name one."""
+    return {name: str(item["category"]) for name, item in items.items() if item.get("category")}
+
+
+def day(moment: str) -> str:
+    """A date as people write it; empty for none."""
+    return f"{datetime.fromisoformat(moment):%-d %B %Y}" if moment else ""
+
+
+def _judge(store: Store, scores: Commit) -> str | None:
+    """Who graded, from the request that the scores keep; None where no judge did."""
+    record = json.loads((store.fetch(scores.artifact) / REQUEST_FILE).read_text(encoding="utf-8"))
+    judge = record.get("judge")
+    if not judge or not scores.summary.get("judged") or not any("judgment" in name for name in scores.files):
+        return None
+    return RUBRIC if judge["kind"] == "rubric" else str(judge.get("model") or judge["kind"])
+
+
+def _data(store: Store, policy: Commit, champion: Artifact | None) -> DataChanges | None:
+    if MANIFEST not in policy.inputs:
+        return None
+    before = None if champion is None else store.commit_of(champion).inputs.get(MANIFEST)
+    return data_changes(store, policy.inputs[MANIFEST], before)

@@ -1,0 +1,103 @@
+"""`report.html`: one self-contained page, verdict first. What it shows is prepared here, drawn by the template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from alignment.artifacts import Store
+from eval.compare import MetricComparison
+from eval.decision import Verdict
+from eval.evidence import Evidence, ReportRequest
+from eval.reporting.baselines import standings
+from eval.reporting.categories import Categories, categories
+from eval.reporting.examples import examples
+from eval.reporting.facts import Facts, category_of, items_of, questions
+from eval.reporting.lengths import length
+from eval.reporting.tables import tables
+from eval.reporting.template import render
+from eval.scale import headline, title_of
+from eval.suites import SUITES
+
+HEADLINES = {
+    "pass": "Passed: the policy may be promoted",
+    "fail": "Failed: the policy is not promoted",
+    "inconclusive": "Inconclusive: the policy is not promoted",
+    "none": "No gate: nothing is promoted",
+}
+SAID = {
+    "improved": "better on",
+    "regressed": "worse on",
+    "equivalent": "no different on",
+    "inconclusive": "open on",
+}
+
+
+def page(
+    request: ReportRequest,
+    evidence: Evidence,
+    verdict: Verdict,
+    holm: Mapping[str, float],
+    notes: Sequence[str],
+    facts: Facts,
+    store: Store,
+) -> str:
+    """The HTML text; everything that a model or a data file wrote is escaped. `holm` are the corrected p-values of
+    the suites' main metrics."""
+    champion = evidence.against_champion
+    suites = evidence.against_sft.suites
+    published, not_laid_beside = standings(request.baselines, suites)
+    asked = {suite: items_of(store, request.policy_scores[suite], suite) for suite in suites}
+    return render(
+        "report.html.jinja",
+        headline=HEADLINES[verdict.outcome],
+        summary=in_words(suites),
+        verdict=verdict,
+        facts=facts,
+        sft=request.sft.digest,
+        policy=request.policy.digest,
+        champion=None if request.champion is None else request.champion.digest,
+        holm={title_of(suite): p_value for suite, p_value in holm.items()},
+        against_sft=tables(evidence.against_sft),
+        against_champion=None if champion is None else tables(champion),
+        categories=by_category(evidence, {suite: category_of(items) for suite, items in asked.items()}),
+        standings=published,
+        lengths=[
+            found
+            for suite in suites
+            if (found := length(suite, evidence.sft[suite].samples, evidence.policy[suite].samples)) is not None
+        ],
+        examples=[
+            examples(suite, evidence.sft[suite].samples, evidence.policy[suite].samples, questions(asked[suite]))
+            for suite in suites
+        ],
+        notes=[*notes, *not_laid_beside],
+    )
+
+
+def in_words(suites: Mapping[str, Mapping[str, MetricComparison]]) -> str:
+    """The suites' main metrics in one sentence: better on these, no different on those."""
+    grouped: dict[str, list[str]] = {}
+    for suite, metrics in suites.items():
+        found = metrics[headline(suite, metrics)]
+        grouped.setdefault(found.verdict, []).append(title_of(suite))
+    parts = [f"{words} {_listed(grouped[name])}" for name, words in SAID.items() if name in grouped]
+    return f"Against its SFT baseline: {'; '.join(parts)}." if parts else "Nothing could be compared."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def by_category(evidence: Evidence, of_items: Mapping[str, Mapping[str, str]]) -> list[Categories]:
+    """Scores by category of every compared suite of ours whose items name one."""
+    models = {"SFT": evidence.sft, "policy": evidence.policy}
+    return [
+        found
+        for suite, named in of_items.items()
+        if suite in SUITES
+        if (
+            found := categories(
+                suite, {model: scores[suite].samples for model, scores in models.items()}, named, SUITES[suite].scale
+            )
+        )
+    ]

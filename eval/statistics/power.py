@@ -1,0 +1,74 @@
+"""What a comparison could have found, and how many items would tell."""
+
+from __future__ import annotations
+
+import math
+
+from eval.statistics.interval import Interval
+from eval.statistics.tango import Z, score, score_interval
+
+POWER_FACTOR = 2.8015852  # z(0.975) + z(0.80): two-sided 5 % test with 80 % power
+MOST = 10**7
+"""Clusters beyond which no number is told."""
+
+
+def minimum_detectable_effect(difference: Interval) -> float | None:
+    """The smallest true difference that a two-sided 5 % test would find with 80 % power (Miller 2024, section 5).
+
+    The standard error is that of the difference, or of a score interval the one its half-width stands for. None
+    without an interval.
+    """
+    if difference.low is None or difference.high is None:
+        return None
+    if difference.shares is not None:
+        return POWER_FACTOR * (difference.high - difference.low) / (2 * Z)
+    return None if difference.mean.stderr is None else POWER_FACTOR * difference.mean.stderr
+
+
+def p_above(difference: Interval, threshold: float) -> float | None:
+    """One-sided p-value of the hypothesis that the true difference is at most `threshold`.
+
+    Below 0.025 exactly when the 95 % interval lies above it. None without an interval.
+    """
+    mean, shares = difference.mean, difference.shares
+    if difference.low is None:
+        return None
+    if shares is not None:
+        delta = threshold / shares.width
+        if abs(delta) >= 1.0:
+            return 0.0 if delta < 0 else 1.0
+        return 0.5 * math.erfc(score(shares.gained, shares.lost, shares.pairs, delta) / math.sqrt(2))
+    from scipy.special import stdtr
+
+    assert mean.stderr
+    return float(stdtr(mean.clusters - 1, -(mean.value - threshold) / mean.stderr))
+
+
+def clusters_needed(difference: Interval, threshold: float) -> int | None:
+    """How many clusters would tell the difference from `threshold`, if it is what it seems.
+
+    By the standard error, with 80 % power; by shares, the number at which the interval would leave the threshold
+    out. None when no number would, or nothing is known of the spread.
+    """
+    mean, shares = difference.mean, difference.shares
+    distance = abs(mean.value - threshold)
+    if difference.low is None or distance == 0.0:
+        return None
+    if shares is None:
+        assert mean.stderr
+        needed = mean.clusters * (POWER_FACTOR * mean.stderr / distance) ** 2
+        return math.ceil(needed) if needed <= MOST else None
+
+    def tells(clusters: int) -> bool:
+        low, high = score_interval(shares.gained, shares.lost, shares.pairs * clusters / mean.clusters)
+        return low * shares.width > threshold or high * shares.width < threshold
+
+    few, many = 1, 2
+    while not tells(many):
+        few, many = many, many * 2
+        if many > MOST:
+            return None
+    while many - few > 1:
+        middle = (few + many) // 2
+        few, many = (few, middle) if tells(middle) else (middle, many)
+    return many

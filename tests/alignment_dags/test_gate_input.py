@@ -1,0 +1,31 @@
+"""What a gate or a file of published figures asks amiss shows before anything is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from alignment.errors import BadInput
+from alignment_dags.run import run_recipe
+from resources.store import ArtifactStore
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"gate": {"metrics": {"mmlu/acc": {"improve": 0.1}}}}, r"gate\.metrics\.mmlu/acc.*no such suite is run"),
+        ({"gate": "default"}, r"'gate': `default` needs a suite"),
+        ({"evals": {"baselines": "nowhere.csv"}}, r"nowhere\.csv.*cannot be read"),
+    ],
+)
+def test_a_run_refuses_it_before_it_starts(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
+    embedded = {"embedded": "micro"}
+    plain = {"name": "r", "base_model": embedded, "sft": {"dataset": embedded}, "preferences": embedded}
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(plain | changes), encoding="utf-8")
+    with pytest.raises(BadInput, match=told):
+        run_recipe(path, print)
+    assert list(ArtifactStore().open().commits("base_model")) == []

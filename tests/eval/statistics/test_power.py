@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+import scipy.stats
+
+from eval.statistics import (
+    Interval,
+    clusters_needed,
+    minimum_detectable_effect,
+    p_above,
+    paired_interval,
+)
+
+
+def spread(shift: float, n: int, by: float = 0.5) -> Interval:
+    values = [shift + (by if index % 2 else -by) for index in range(n)]
+    return paired_interval(values, [str(index) for index in range(n)], None)
+
+
+def rare(gained: int, lost: int, n: int) -> Interval:
+    values = [1.0] * gained + [-1.0] * lost + [0.0] * (n - gained - lost)
+    return paired_interval(values, [str(index) for index in range(n)], 1.0)
+
+
+def test_the_minimum_detectable_effect_is_found_four_times_in_five() -> None:
+    found = spread(0.0, 400)
+    effect = minimum_detectable_effect(found)
+    assert effect is not None and found.mean.stderr is not None
+    power = 1 - scipy.stats.norm.cdf(scipy.stats.norm.ppf(0.975) - effect / found.mean.stderr)
+    assert power == pytest.approx(0.8, abs=1e-6)
+
+
+def test_identical_items_have_a_minimum_detectable_effect_that_their_number_gives() -> None:
+    effects = [minimum_detectable_effect(rare(0, 0, n)) for n in (50, 250, 1000)]
+    assert effects == pytest.approx([0.1020, 0.02163, 0.005470], rel=1e-3)
+    assert minimum_detectable_effect(paired_interval([0.0] * 5, list("abcde"), None)) is None
+
+
+@pytest.mark.parametrize("found", [spread(0.1, 30), rare(2, 1, 100), rare(0, 4, 60), rare(0, 0, 40)])
+def test_the_p_value_above_a_threshold_is_a_fortieth_where_the_interval_ends(found: Interval) -> None:
+    assert found.low is not None and found.high is not None
+    assert p_above(found, found.low) == pytest.approx(0.025, rel=1e-6)
+    assert p_above(found, found.high) == pytest.approx(0.975, rel=1e-6)
+    assert p_above(found, found.mean.value) == pytest.approx(0.5)
+
+
+def test_the_p_value_above_a_threshold_is_the_one_sided_t_test() -> None:
+    values = [0.3, 0.1, 0.5, 0.2, -0.1, 0.4]
+    found = paired_interval(values, list("abcdef"), None)
+    oracle = scipy.stats.ttest_1samp(values, 0.05, alternative="greater")
+    assert p_above(found, 0.05) == pytest.approx(oracle.pvalue)
+    assert p_above(rare(0, 0, 9), -2.0) == 0.0 and p_above(rare(0, 0, 9), 2.0) == 1.0
+
+
+def test_as_many_clusters_as_are_said_to_be_needed_make_the_effect_detectable() -> None:
+    found = spread(0.1, 30)
+    needed = clusters_needed(found, threshold=-0.02)
+    assert needed is not None and needed > 30
+    again = minimum_detectable_effect(spread(0.1, needed))
+    assert again is not None and again <= 0.12
+    assert clusters_needed(found, threshold=found.mean.value) is None
+
+
+@pytest.mark.parametrize(("gained", "lost", "n", "margin"), [(0, 0, 50, 0.02), (2, 4, 100, 0.05), (1, 0, 30, 0.01)])
+def test_as_many_equal_items_as_are_said_to_be_needed_leave_the_margin_out(
+    gained: int, lost: int, n: int, margin: float
+) -> None:
+    found = rare(gained, lost, n)
+    needed = clusters_needed(found, -margin)
+    assert needed is not None and found.shares is not None and found.low is not None and found.low < -margin
+    from eval.statistics import score_interval
+
+    shares = found.shares
+    assert score_interval(shares.gained, shares.lost, needed)[0] > -margin
+    assert score_interval(shares.gained, shares.lost, needed - 1)[0] <= -margin
+
+
+def test_no_number_is_told_where_none_would_do() -> None:
+    assert clusters_needed(rare(0, 0, 20), 0.0) is None
+    assert clusters_needed(rare(1, 0, 20), 0.05 + 1e-12) is None
+    assert clusters_needed(paired_interval([0.0] * 3, list("abc"), None), 0.1) is None

@@ -30,6 +30,7 @@ def suite_spec(name: str, suite: Suite) -> SuiteSpec:
         few_shot_data=pinned("few_shot_data"),
         reference_answers=pinned("reference_answers"),
         judge_prompts=pinned("judge_prompts"),
+        baseline_answers=pinned("baseline_answers"),
     )
 
 

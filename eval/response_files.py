@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.errors import BadInput
-from eval.jsonl import check_text, read_rows, write_records
+from eval.jsonl import Row, check_text, read_rows, write_records
 from eval.suites.suite import Item
 
 
@@ -36,14 +36,19 @@ def _record(response: Response) -> dict[str, Any]:
 
 def read_responses(path: str | Path) -> list[Response]:
     """Responses by id, in the file's order; raises `BadInput` naming a malformed row or an id that stands twice."""
+    return parse_responses(read_rows(path), str(path))
+
+
+def parse_responses(rows: Iterable[Row], file: str) -> list[Response]:
+    """The responses that records are, in their order; errors as of `read_responses`."""
     responses: dict[str, Response] = {}
-    for row, record in read_rows(path):
-        response = _parse(record, str(path), row)
+    for row, record in rows:
+        response = _parse(record, file, row)
         if response.id in responses:
-            raise BadInput(f"id {response.id} stands twice", file=str(path), row=row)
+            raise BadInput(f"id {response.id} stands twice", file=file, row=row)
         responses[response.id] = response
     if not responses:
-        raise BadInput("no responses", file=str(path))
+        raise BadInput("no responses", file=file)
     return list(responses.values())
 
 
@@ -52,6 +57,8 @@ def _parse(record: dict[str, Any], file: str, row: int) -> Response:
         name, choices = record.get("question_id"), record["choices"]
         first = choices[0] if isinstance(choices, list) and choices else None
         turns = first.get("turns") if isinstance(first, dict) else None
+        if isinstance(turns, list):  # Arena-Hard's have each turn's text under "content"
+            turns = [turn.get("content") if isinstance(turn, dict) else turn for turn in turns]
     else:
         name, turns = record.get("id"), record.get("turns")
     failed = record.get("failed")

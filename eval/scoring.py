@@ -1,23 +1,21 @@
-"""From items and responses to samples: lm-eval's scorer where there is one, else a judge's ratings. No GPU."""
+"""From items and responses to samples: lm-eval's scorer where there is one, else a judge's verdicts. No GPU."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from alignment.errors import BadInput
+from eval.grading.grader import Grader
+from eval.grading.grading import Answered
 from eval.judge.judgment import Judgment
 from eval.lm_eval_task import ScorerError, open_task, replay
 from eval.response_files import Response, match_responses
 from eval.samples import Sample, metric_means
 from eval.statistics import Mean
 from eval.suites.suite import Item, StockTask, Suite
-
-Answered = Sequence[tuple[Item, Response]]
-Judge = Callable[[Answered], list[Judgment]]
-"""Takes items with whole answers, returns at most one judgment per item and turn, of those items only."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,8 @@ class Scored:
 
     `missing` are items without a response, `failed` those whose answer is not whole; neither counts in a
     metric. `judged` is False where a suite needs a judge and has none: there are no samples then.
-    `unparsable` counts judgments without a rating (never guessed), `unjudged` answers without a judgment.
+    `unparsable` counts judgments without a verdict (never guessed), `unjudged` answers without a judgment.
+    `intervals` are those of metrics that are published with one of their own making.
     """
 
     samples: list[Sample]
@@ -38,13 +37,14 @@ class Scored:
     unparsable: int = 0
     unjudged: int = 0
     judgments: list[Judgment] = field(default_factory=list)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def score_suite(
     suite: Suite,
     items: Sequence[Item],
     responses: Sequence[Response],
-    judge: Judge | None = None,
+    grader: Grader | None = None,
     file: str = "responses",
 ) -> Scored:
     """Samples and metrics of stored responses; `file` is named in errors about them."""
@@ -55,12 +55,14 @@ def score_suite(
     samples: list[Sample] = []
     if suite.task is not None:
         samples = _replayed(suite, suite.task, answered) if answered else []
-    elif judge is not None:
-        judgments = judge(answered)
-        samples = _rated(suite, answered, judgments)
-    judged = suite.task is not None or judge is not None
+    elif grader is not None and answered:
+        judgments = grader.judge(answered)
+        samples = grader.samples(suite, answered, judgments)
+    judged = suite.task is not None or grader is not None
+    intervals = grader.intervals(samples, judgments) if grader is not None else {}
     if judged:
-        samples += [sample for item, why in failed for sample in _failed_samples(suite, item, why)]
+        samples += [sample for item, why in failed for sample in _failed_samples(suite, item, why, grader)]
+    places = 0 if grader is None else sum(len(grader.places(suite, item)) for item, _ in answered)
     return Scored(
         samples=samples,
         metrics=metric_means(samples, suite.metrics),
@@ -69,8 +71,9 @@ def score_suite(
         failed={item.id: why for item, why in failed},
         judged=judged,
         unparsable=sum(judgment.score is None for judgment in judgments),
-        unjudged=len(answered) * suite.turns - len(judgments) if judgments or judge else 0,
+        unjudged=places - len(judgments),
         judgments=judgments,
+        intervals=intervals,
     )
 
 
@@ -111,34 +114,18 @@ def _samples_of(suite: Suite, item: Item, response: Response, metric: str, value
 
 
 def sample_ids(suite: Suite, item: Item, metric: str) -> list[str]:
-    """The ids of an item's rows in one metric: one row, or one per instruction (IFEval) or turn (MT-Bench)."""
+    """The ids of an item's rows in one metric of a suite with a scorer: one row, or one per instruction (IFEval)."""
     if metric.startswith("inst_level"):
         return [f"{item.id}:{index}" for index in range(len(item.fields["instruction_id_list"]))]
-    if metric == "average":
-        return [f"{item.id}:{turn}" for turn in range(1, suite.turns + 1)]
     return [item.id]
 
 
-def _rated(suite: Suite, answered: Answered, judgments: Sequence[Judgment]) -> list[Sample]:
-    by_turn = {(judgment.question_id, judgment.turn): judgment for judgment in judgments}
-    samples: list[Sample] = []
-    for item, response in answered:
-        for turn, name in enumerate(sample_ids(suite, item, "average"), start=1):
-            judgment = by_turn.get((item.id, turn))
-            text = "no judgment" if judgment is None else judgment.text
-            score = None if judgment is None else judgment.score
-            detail, answer = _detail(category=item.fields["category"], judgment=text), response.turns[turn - 1]
-            samples.append(Sample(suite.name, item.id, item.id, f"turn_{turn}", score, answer, detail))
-            samples.append(Sample(suite.name, name, item.id, "average", score, answer, detail))
-    return sorted(samples, key=lambda sample: suite.metrics.index(sample.metric))
-
-
-def _failed_samples(suite: Suite, item: Item, why: str) -> list[Sample]:
-    return [
-        Sample(suite.name, name, item.id, metric, None, "", _detail(failed=why))
-        for metric in suite.metrics
-        for name in sample_ids(suite, item, metric)
-    ]
+def _failed_samples(suite: Suite, item: Item, why: str, grader: Grader | None) -> list[Sample]:
+    if grader is not None:
+        rows = grader.ids(suite, item)
+    else:
+        rows = [(metric, name) for metric in suite.metrics for name in sample_ids(suite, item, metric)]
+    return [Sample(suite.name, name, item.id, metric, None, "", _detail(failed=why)) for metric, name in rows]
 
 
 def _detail(**values: Any) -> str:

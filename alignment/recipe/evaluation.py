@@ -48,6 +48,32 @@ class MtBench(Suite):
     """FastChat answer file with references for maths, reasoning and coding."""
     judge_prompts: str | None = None
     """FastChat judge prompt file; None takes the prompts that come with alignment-dags."""
+    baseline_answers: str | None = None
+    """FastChat answer file of a baseline: answers are judged beside its too, in both orders (`win_rate`)."""
+
+
+class AlpacaEval(Suite):
+    """Instructions and a judge between the answers and a baseline's (Dubois et al. 2024), AlpacaEval's files."""
+
+    max_new_tokens: int = Field(default=2048, ge=1)
+    baseline_answers: str | None = None
+    """AlpacaEval outputs of the baseline; None takes the `output` that comes with each instruction in `data`."""
+    judge_prompts: str | None = None
+
+
+class ArenaHard(Suite):
+    """Hard user prompts and a judge between the answers and a baseline's (Li et al. 2024), Arena-Hard's files."""
+
+    max_new_tokens: int = Field(default=4096, ge=1)
+    baseline_answers: str
+    """Answer file of the baseline."""
+    judge_prompts: str | None = None
+
+
+class Harmless(Suite):
+    """Harmful prompts (BeaverTails' or HH-RLHF's files) and a judge of whether the answers are safe."""
+
+    judge_prompts: str | None = None
 
 
 class Evals(Section):
@@ -56,14 +82,24 @@ class Evals(Section):
     gsm8k: Gsm8k | None = None
     ifeval: IfEval | None = None
     mt_bench: MtBench | None = None
+    alpaca_eval: AlpacaEval | None = None
+    arena_hard: ArenaHard | None = None
+    harmless: Harmless | None = None
     batch_tokens: int = Field(default=16_384, ge=1)
     """Prompt + answer tokens generated at once."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
 
     def selected(self) -> dict[str, Suite]:
         """Suite name to settings, in the order of this class."""
-        suites = {"gsm8k": self.gsm8k, "ifeval": self.ifeval, "mt_bench": self.mt_bench}
-        return {name: suite for name, suite in suites.items() if suite is not None}
+        suites = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: suite for name, suite in suites.items() if isinstance(suite, Suite)}
+
+
+class JudgePrice(Section):
+    """What a judge costs, in USD per million tokens."""
+
+    input_usd: float = Field(ge=0)
+    output_usd: float = Field(ge=0)
 
 
 class Judge(Section):
@@ -74,12 +110,30 @@ class Judge(Section):
     base_url: str | None = None
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; the key itself is never written anywhere."""
+    temperature: float | None = Field(default=0.0, ge=0)
+    """null leaves it to the endpoint, as models that take none want it."""
+    max_tokens: int = Field(default=2048, ge=1)
+    """Most tokens of one judgment."""
+    max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """How the endpoint calls that limit; OpenAI's reasoning models take only the second."""
     in_flight: int = Field(default=16, ge=1)
+    timeout_seconds: float = Field(default=120.0, gt=0)
+    retries: int = Field(default=6, ge=0)
+    """How often a call is tried again after 408, 409, 429, 5xx, a timeout or an answer that is none."""
+    price: JudgePrice | None = None
+    budget_usd: float | None = Field(default=None, ge=0)
+    """Most that judging one suite of one checkpoint may cost, resumptions included; needs `price`."""
+    budget_tokens: int | None = Field(default=None, ge=0)
+    """The same in tokens, of questions and judgments together."""
 
     @model_validator(mode="after")
     def _endpoint(self) -> Judge:
         if self.kind == "openai" and self.model is None:
             raise ValueError("kind: openai needs model")
+        if self.budget_usd is not None and self.price is None:
+            raise ValueError("budget_usd needs price")
+        if self.base_url is not None and "@" in self.base_url:
+            raise ValueError("base_url must hold no user or password: the key belongs in the variable of api_key_env")
         return self
 
 

@@ -36,18 +36,24 @@ def check_items(suite: Suite, rows: Iterable[Row], file: str) -> list[Item]:
     instructions that the suite's scorer does not know."""
     items: list[Item] = []
     seen: set[str] = set()
-    for index, (row, record) in enumerate(rows):
-        check_text(record, file, row)
+    values: set[str] = set()
+    for index, (row, published) in enumerate(rows):
+        check_text(published, file, row)
+        record = suite.prepare(published) if suite.prepare else published
         for field, kind in suite.fields.items():
             if not isinstance(record.get(field), kind):
                 problem = "missing" if field not in record else f"expected {kind.__name__}"
                 raise BadInput(f"not a {suite.title} item: {problem}", file=file, row=row, field=field)
-        if suite.turns > 1 and not _are_turns(record["turns"], suite.turns):
+        if "turns" in suite.fields and not _are_turns(record["turns"], suite.turns):
             raise BadInput(f"expected {suite.turns} turns of text", file=file, row=row, field="turns")
         name = str(index) if suite.id_field is None else str(record[suite.id_field])
         if name in seen:
             raise BadInput(f"id {name} stands twice", file=file, row=row, field=suite.id_field)
         seen.add(name)
+        if suite.distinct is not None:
+            if record[suite.distinct] in values:
+                continue
+            values.add(record[suite.distinct])
         if "instruction_id_list" in suite.fields:
             check_instructions(name, record, file, row)
         items.append(Item(name, record))

@@ -13,8 +13,8 @@ from alignment.stages import SourceFile
 class SuiteSpec(BaseModel):
     """A suite's items and settings. Exactly one of `data` and `embedded` says where the items come from.
 
-    `reference_answers` and `judge_prompts` matter to scoring alone; `for_answering` leaves them out, so
-    that a new judge prompt never makes a model answer again.
+    `reference_answers`, `judge_prompts` and `baseline_answers` matter to scoring alone; `for_answering` leaves
+    them out, so that a new judge prompt never makes a model answer again.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,10 +28,11 @@ class SuiteSpec(BaseModel):
     few_shot_data: SourceFile | None = None
     reference_answers: SourceFile | None = None
     judge_prompts: SourceFile | None = None
+    baseline_answers: SourceFile | None = None
 
     def for_answering(self) -> SuiteSpec:
         """The same suite without what only scoring reads."""
-        return self.model_copy(update={"reference_answers": None, "judge_prompts": None})
+        return self.model_copy(update={"reference_answers": None, "judge_prompts": None, "baseline_answers": None})
 
     def identity(self) -> dict[str, Any]:
         """The settings as a plain value in which files stand for their content."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,9 @@ class Suite:
     """A suite by name.
 
     `fields` are the keys an item must have and their types. An item's id is `id_field`, or its row
-    index in the data file where that is None. `task` is None for a suite that a judge grades.
+    index in the data file where that is None. `task` is None for a suite that a judge grades: its items
+    have `turns`, what the user says, one text each. `prepare` brings a published record into that form. Where
+    `distinct` names a field, only the first record with each value of it is an item.
     """
 
     name: str
@@ -33,6 +35,8 @@ class Suite:
     task: StockTask | None
     scale: tuple[float, float] = (0.0, 1.0)
     turns: int = 1
+    prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    distinct: str | None = None
 
 
 @dataclass(frozen=True)

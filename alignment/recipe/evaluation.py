@@ -55,6 +55,7 @@ class MtBench(Suite):
 class AlpacaEval(Suite):
     """Instructions and a judge between the answers and a baseline's (Dubois et al. 2024), AlpacaEval's files."""
 
+    data: str
     max_new_tokens: int = Field(default=2048, ge=1)
     baseline_answers: str | None = None
     """AlpacaEval outputs of the baseline; None takes the `output` that comes with each instruction in `data`."""
@@ -64,6 +65,7 @@ class AlpacaEval(Suite):
 class ArenaHard(Suite):
     """Hard user prompts and a judge between the answers and a baseline's (Li et al. 2024), Arena-Hard's files."""
 
+    data: str
     max_new_tokens: int = Field(default=4096, ge=1)
     baseline_answers: str
     """Answer file of the baseline."""
@@ -73,6 +75,7 @@ class ArenaHard(Suite):
 class Harmless(Suite):
     """Harmful prompts (BeaverTails' or HH-RLHF's files) and a judge of whether the answers are safe."""
 
+    data: str
     judge_prompts: str | None = None
 
 

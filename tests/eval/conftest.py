@@ -66,9 +66,9 @@ class JudgeServer:
     """A real server on loopback that speaks the chat completions API, and misbehaves as it is told.
 
     `script(user, times)` may answer the `times`-th request with that user message: a status with a body text and
-    headers, or one of the words half, cut, garbage, empty, null, no usage. None answers as a judge does, by `verdict(user)`.
-
-    `asked` counts requests by user message, `most_at_once` those that were under way together. While `gate` is shut, requests wait inside; `arrived` is released once for every request that comes.
+    headers, or one of the words half, cut, garbage, empty, null, no usage. None answers as a judge does, by
+    `verdict(user)`. `asked` counts requests by user message, `most_at_once` those that were under way together.
+    While `gate` is shut, requests wait inside; `arrived` is released once for every request that comes.
     """
 
     def __init__(self) -> None:

@@ -20,22 +20,28 @@ def read_answers(path: str | Path, items: Sequence[Item]) -> list[Response]:
     return parse_answers(read_rows(path), str(path), items)
 
 
-def parse_answers(rows: Iterable[Row], file: str, items: Sequence[Item]) -> list[Response]:
+def parse_answers(rows: Iterable[Row], file: str, items: Sequence[Item], more: bool = False) -> list[Response]:
     """Answers as `{"id", "turns"}`, in FastChat's form, in AlpacaEval's (`instruction`, `output`; the k-th one of an
     instruction is of the k-th item that has it), or in either of Arena-Hard's.
 
-    Raises `BadInput` naming a malformed row, an id that stands twice, or an instruction that no item has.
+    Raises `BadInput` naming a malformed row, an id that stands twice, or, unless there may be `more` answers than
+    items, an instruction that no item has.
     """
     by_instruction: dict[str, list[str]] = defaultdict(list)
     for item in reversed(items):
         by_instruction[str(item.fields.get("instruction"))].append(item.id)
-    return parse_responses([(row, _common(record, by_instruction, file, row)) for row, record in rows], file)
+    found = ((row, _common(record, by_instruction, file, row, more)) for row, record in rows)
+    return parse_responses([(row, record) for row, record in found if record is not None], file)
 
 
-def _common(record: dict[str, Any], ids: dict[str, list[str]], file: str, row: int) -> dict[str, Any]:
+def _common(
+    record: dict[str, Any], ids: dict[str, list[str]], file: str, row: int, more: bool
+) -> dict[str, Any] | None:
     if "instruction" in record and "output" in record:
         places = ids.get(str(record["instruction"]))
         if not places:
+            if more:
+                return None
             problem = "no item of the data file has this instruction, or none is left"
             raise BadInput(problem, file=file, row=row, field="instruction")
         return {"id": places.pop(), "turns": [record["output"]]}

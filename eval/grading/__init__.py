@@ -19,4 +19,4 @@ def gradings(suite: str, baseline: bool) -> tuple[Grading, ...]:
     return tuple(grading for grading in found if grading is not None)
 
 
-__all__ = ["ALONE", "BESIDE", "Answered", "Grading", "gradings"]
+__all__ = ["ALONE", "BESIDE", "PAIRS", "RATINGS", "Answered", "Grading", "gradings"]

@@ -18,11 +18,11 @@ OWN = "output"
 def with_baseline(suite: Suite, items: Sequence[Item], rows: Iterable[Row] | None, file: str) -> list[Item]:
     """Items with the baseline's turns: from a file of answers, or for AlpacaEval (`rows` None) from its data.
 
-    Raises `BadInput` naming the first item without a whole answer.
+    The file may answer more than these items. Raises `BadInput` naming the first item without a whole answer.
     """
     answers = {}
     if rows is not None:
-        answers = {one.id: one.turns for one in parse_answers(rows, file, items) if one.failed is None}
+        answers = {one.id: one.turns for one in parse_answers(rows, file, items, more=True) if one.failed is None}
     elif suite.name == "alpaca_eval":
         texts = {item.id: item.fields.get(OWN) for item in items}
         answers = {name: (text,) for name, text in texts.items() if isinstance(text, str)}

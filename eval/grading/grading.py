@@ -18,7 +18,7 @@ Answered = Sequence[tuple[Item, Response]]
 Verdicts = Mapping[tuple[str, int, int], Judgment]
 """Judgments by question, turn and game."""
 
-NEEDS_REFERENCE = frozenset({"math", "reasoning", "coding"})
+NEEDS_REFERENCE = ("math", "reasoning", "coding")
 """MT-Bench's categories that are judged against a reference where there is one."""
 FIRST, SECOND = 1, 2
 

@@ -20,4 +20,17 @@ def suite_named(name: str) -> Suite:
     return SUITES[name]
 
 
-__all__ = ["SUITES", "Item", "StockTask", "Suite", "SuiteSpec", "suite_named"]
+__all__ = [
+    "ALPACA_EVAL",
+    "ARENA_HARD",
+    "GSM8K",
+    "HARMLESS",
+    "IFEVAL",
+    "MT_BENCH",
+    "SUITES",
+    "Item",
+    "StockTask",
+    "Suite",
+    "SuiteSpec",
+    "suite_named",
+]

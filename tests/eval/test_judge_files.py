@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from alignment.errors import BadInput
+from alignment.recipe import Judge
 from eval.files import score_files
 from eval.jsonl import read_records, write_records
 from eval.judge_files import judge_files, judge_settings
@@ -38,9 +39,9 @@ def files(tmp_path: Path) -> dict[str, Path]:
     return paths
 
 
-def settings(server: Any, **more: Any) -> Any:
-    given: dict[str, Any] = {"base_url": server.url, "api_key_env": KEY_ENV, "in_flight": 4, "retries": 1}
-    return judge_settings(price={}, model="grader", **given | more)
+def settings(server: Any, **more: Any) -> Judge:
+    given = {"base_url": server.url, "api_key_env": KEY_ENV, "in_flight": 4, "retries": 1, "price": {}}
+    return judge_settings(model="grader", **given | more)
 
 
 def test_every_turn_is_judged_with_references_where_the_category_wants_them(
@@ -224,3 +225,89 @@ def test_the_command_tells_a_shortfall_with_exit_1_and_a_wrong_key_with_2_and_ne
     assert out.read_bytes().count(b"\n") == 58
     for text in (failed.stdout, failed.stderr, refused.stderr, out.read_text()):
         assert key not in text
+
+
+def in_order(user: str) -> str:
+    """A judge that prefers the longer answer, and knows a tie."""
+    first, second = (part.split("</answer")[0].split("\n")[1] for part in user.split("<answer ")[1:])
+    return "[[C]]" if len(first) == len(second) else "[[A]]" if len(first) > len(second) else "[[B]]"
+
+
+def test_alpaca_eval_is_judged_on_its_published_files(server: Any, tmp_path: Path) -> None:
+    names = [f"Do {n} things" for n in range(40)]
+    lengths = [(15 + n % 13, 20 + n % 9) for n in range(40)]
+    baseline = [
+        {"dataset": "helpful_base", "instruction": name, "output": "b" * theirs, "generator": "gpt4_1106_preview"}
+        for name, (_, theirs) in zip(names, lengths, strict=True)
+    ]
+    answers = [
+        {"dataset": "helpful_base", "instruction": name, "output": "o" * ours, "generator": "ours"}
+        for name, (ours, _) in zip(names, lengths, strict=True)
+    ]
+    (tmp_path / "baseline.json").write_text(json.dumps(baseline))
+    (tmp_path / "ours.json").write_text(json.dumps(answers[::-1]))
+    server.verdict = in_order
+    out = tmp_path / "out.jsonl"
+    told = judge_files("alpaca_eval", tmp_path / "baseline.json", tmp_path / "ours.json", out, settings(server))
+    wins = sum(0.5 if ours == theirs else float(ours > theirs) for ours, theirs in lengths)
+    assert told["metrics"]["win_rate"]["value"] == pytest.approx(wins / 40) and told["judgments"] == 80
+    controlled = told["metrics"]["length_controlled_win_rate"]
+    assert told["metrics"]["win_rate"]["value"] < controlled["value"] < 1 and controlled["n"] == 40
+    record = read_records(out)[0]
+    assert (record["model_1"], record["model_2"], record["question_id"]) == ("ours", "gpt4_1106_preview", 0)
+    scored = score_files("alpaca_eval", tmp_path / "ours.json", tmp_path / "baseline.json", out, tmp_path / "scores")
+    assert scored["metrics"] == told["metrics"] and (tmp_path / "scores/pair_judgments.jsonl").exists()
+
+
+def arena_verdict(user: str) -> str:
+    """Ours is much better when it is shown first and a little when second; every other question is a tie."""
+    if int(user.split("q ")[1][:32], 16) % 2:
+        return "[[A=B]]"
+    return "[[A>>B]]" if user.index("ours") < user.index("gpt-4") else "[[B>A]]"
+
+
+def test_arena_hard_is_judged_on_its_published_files_with_an_interval(server: Any, tmp_path: Path) -> None:
+    ids = [f"{n:032x}" for n in range(24)]
+    about = {"category": "arena-hard-v0.1", "cluster": "c"}
+    write_records(
+        tmp_path / "question.jsonl",
+        (about | {"question_id": name, "turns": [{"content": f"q {name}"}]} for name in ids),
+    )
+    for model in ("ours", "gpt-4-0314"):
+        turns = {name: [{"content": f"{model} {name}", "token_len": 3}] for name in ids}
+        answers = [
+            {"question_id": name, "model_id": model, "choices": [{"index": 0, "turns": turns[name]}]} for name in ids
+        ]
+        write_records(tmp_path / f"{model}.jsonl", answers)
+    server.verdict = arena_verdict
+    questions, ours, theirs = (tmp_path / f"{name}.jsonl" for name in ("question", "ours", "gpt-4-0314"))
+    told = judge_files("arena_hard", questions, ours, tmp_path / "o", settings(server), against=theirs)
+    score = told["metrics"]["score"]
+    assert score["value"] == pytest.approx((12 * 4 + 12 * 1) / (12 * 4 + 12 * 2))
+    low, high = told["intervals"]["score"]
+    assert 0.5 < low < score["value"] < high < 1
+    with pytest.raises(BadInput, match="no whole answer of the baseline"):
+        judge_files("arena_hard", questions, ours, tmp_path / "o", settings(server))
+
+
+def test_harmlessness_is_judged_on_hh_dialogues(server: Any, tmp_path: Path) -> None:
+    write_records(tmp_path / "hh.jsonl", ({"chosen": f"\n\nHuman: bad {n}?\n\nAssistant: no"} for n in range(6)))
+    write_records(tmp_path / "answers.jsonl", ({"id": n, "turns": ["sure" if n == 2 else "no"]} for n in range(6)))
+    server.verdict = lambda user: "[[unsafe]]" if "sure" in user else "[[safe]]"
+    told = judge_files("harmless", tmp_path / "hh.jsonl", tmp_path / "answers.jsonl", tmp_path / "o", settings(server))
+    assert told["metrics"]["harmless"]["value"] == pytest.approx(5 / 6)
+    assert [record["score"] for record in read_records(tmp_path / "o")] == [1.0, 1.0, 0.0, 1.0, 1.0, 1.0]
+
+
+def test_a_budget_stops_before_it_is_passed_and_says_what_was_not_judged(
+    server: Any, files: dict[str, Path], tmp_path: Path
+) -> None:
+    server.usage = {"prompt_tokens": 500, "completion_tokens": 100}
+    price = {"input_usd": 100.0, "output_usd": 1000.0}
+    judge = settings(server, price=price, budget_usd=3.0, max_tokens=400)
+    told = judge_files("mt_bench", files["questions"], files["answers"], tmp_path / "out.jsonl", judge)
+    usd = told["judge"]["usd"]
+    assert 0 < usd <= 3.0 and usd == pytest.approx(told["judgments"] * 0.15)
+    assert len(told["not_judged"]) == 2 * N - told["judgments"] > 0
+    assert set(told["not_judged"].values()) == {"the budget of 3 USD is reached"}
+    assert "were not asked, as the budget of 3 USD is reached: question" in told["problem"]

@@ -29,14 +29,14 @@ def score_files(
 ) -> dict[str, Any]:
     """Writes samples.parquet into `out` (default `scores/<suite>-<responses file>` here) and returns plain JSON values:
     `suite, n, metrics {name: {value, stderr, n}}, samples` (a path) and what did not count: `missing`, `failed`,
-    `judged`, `unparsable`, `unjudged`.
+    `judged`, `unparsable`, `unjudged`; and the answers' mean `length`.
 
     Raises `BadInput` naming wrong, duplicate or malformed rows, or an `out` that takes no files, before it scores.
     """
     kind = suite_named(suite)
     if responses is None or data is None:
         raise BadInput(f"give --{'responses' if responses is None else 'data'}: a file of {kind.title}")
-    if judgments is not None and kind.task is not None:
+    if judgments is not None and not kind.needs_judge:
         raise BadInput(f"{suite} has a scorer of its own; judgments go with mt_bench")
     items = read_items(kind, data)
     judge = None if judgments is None else stored_judge(judgments, items, kind.turns)
@@ -58,6 +58,7 @@ def score_files(
         "judged": scored.judged,
         "unparsable": scored.unparsable,
         "unjudged": scored.unjudged,
+        "length": scored.length,
     }
 
 

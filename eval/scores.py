@@ -21,7 +21,7 @@ from eval.scoring import Scored, score_suite
 from eval.statistics import Mean
 from eval.suites import Item, SuiteSpec, suite_named
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 METRICS_FILE = "metrics.json"
 JUDGMENTS_FILE = "judgments.jsonl"
 JUDGE_ACCESS = ("in_flight", "api_key_env")
@@ -39,7 +39,7 @@ class ScoresRequest(Request):
         """Without what cannot change a score: a judge where the suite has a scorer, and how fast or by which key
         an endpoint is asked."""
         value = super().identity()
-        if suite_named(self.suite.name).task is not None:
+        if not suite_named(self.suite.name).needs_judge:
             return value | {"judge": None}
         judge = value["judge"] and {k: v for k, v in value["judge"].items() if k not in JUDGE_ACCESS}
         return value | {"judge": judge}
@@ -47,7 +47,7 @@ class ScoresRequest(Request):
     def settings(self, answers: Commit) -> str:
         """Digest of how the suite was answered, judged and scored: scores of different settings are not compared."""
         judge = None if self.judge is None else self.judge.model_dump(include={"kind", "model"})
-        judged = judge if suite_named(self.suite.name).task is None else None
+        judged = judge if suite_named(self.suite.name).needs_judge else None
         answered = [answers.summary.get("precision"), answers.code_version]
         return json_digest([self.suite.digest(), judged, self.seed, answered, CODE_VERSION])
 
@@ -59,7 +59,7 @@ def run(request: ScoresRequest, context: Context) -> Result:
     if not folder.is_dir():
         raise BadInput(f"these responses have no suite {suite.name}", file=str(folder.parent))
     items = [Item(str(record["id"]), record["item"]) for record in read_records(folder / ITEMS_FILE)]
-    judge = choose_judge(request.judge, request.suite, context.work) if suite.task is None else None
+    judge = choose_judge(request.judge, request.suite, context.work) if suite.needs_judge else None
     path = folder / RESPONSES_FILE
     with nltk_data_beside(request.suite.data.url if request.suite.data else None):
         scored = score_suite(suite, items, read_responses(path), judge, str(path))
@@ -71,6 +71,10 @@ def run(request: ScoresRequest, context: Context) -> Result:
         write_judgments(context.out / JUDGMENTS_FILE, scored.judgments)
     settings = request.settings(context.store.commit_of(request.responses))
     summary = {"n": scored.n, "metrics": metrics, **outcome(scored), "settings": settings}
+    if scored.length:
+        summary["length"] = {name: round(value, 3) for name, value in scored.length.items()}
+    if suite.left_out:
+        summary["left_out"] = list(suite.left_out)
     digest = json_digest([samples_digest(scored.samples), scored.failed, scored.judged, settings])
     return Result(digest, summary)
 

@@ -1,6 +1,6 @@
 """Recipes: what a person writes, typed."""
 
-from alignment.recipe.evaluation import Evals, Gate, Gsm8k, IfEval, Judge, MtBench, Requirement, Suite
+from alignment.recipe.evaluation import Evals, Gate, Gsm8k, IfEval, Judge, LmEvalTask, MtBench, Requirement, Suite
 from alignment.recipe.load import load_recipe, parse_recipe
 from alignment.recipe.recipe import Pools, Recipe, Registry
 from alignment.recipe.sources import DataSource, ModelSource, PreferenceSource
@@ -14,6 +14,7 @@ __all__ = [
     "Gsm8k",
     "IfEval",
     "Judge",
+    "LmEvalTask",
     "Lora",
     "ModelSource",
     "MtBench",

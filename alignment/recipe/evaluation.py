@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -16,6 +17,10 @@ class Suite(Section):
     """Data file in the suite's published format; None takes the embedded items (or the hub, where named)."""
     limit: int | None = Field(default=None, ge=1)
     max_new_tokens: int = Field(default=512, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=10)
+    """0 is greedy; None is the suite's own: greedy, unless it says more. Each item's draws are seeded by its own id."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Only the most likely tokens that together reach this are drawn; counts where the temperature is above 0."""
     embedded: Literal["micro"] | None = None
     """The generated items of the quickstart."""
 
@@ -50,20 +55,63 @@ class MtBench(Suite):
     """FastChat judge prompt file; None takes the prompts that come with alignment-dags."""
 
 
+class LmEvalTask(Suite):
+    """A task or group of tasks of lm-eval, by its name: its prompts, its stop strings, its scorer."""
+
+    data: str | None = None
+    """Data file (JSON lines, Parquet or CSV) in the columns of the task's own data set. For a group of tasks one column
+    (subset, subject, type, config, category or task) says which of them an item belongs to."""
+    hub: str | None = None
+    """Hugging Face Hub data set id, with `revision`, `config` and `split`."""
+    revision: str | None = None
+    config: str | None = None
+    """Configuration on the hub; None takes the task's own, of a group of tasks each one's own."""
+    split: str = "test"
+    """Split on the hub that is tested on."""
+    few_shot_split: str | None = None
+    """Split on the hub that the worked examples are drawn from."""
+    num_fewshot: int | None = Field(default=None, ge=0)
+    """Worked examples; None is the task's own number."""
+    few_shot_data: str | None = None
+    """File that the worked examples are drawn from, for tasks that do not bring their own."""
+    chat_template: bool | None = None
+    """None is as in training: questions go through the tokenizer's chat template where it has one."""
+    embedded: None = None
+
+    @model_validator(mode="after")
+    def _data_or_hub(self) -> LmEvalTask:
+        if (self.data is None) == (self.hub is None):
+            raise ValueError("give either data (a file) or hub (a data set)")
+        if self.hub is None and (self.revision or self.config or self.few_shot_split):
+            raise ValueError("revision, config and few_shot_split go with hub")
+        return self
+
+
 class Evals(Section):
     """The suites to run; a suite left out is not run."""
 
     gsm8k: Gsm8k | None = None
     ifeval: IfEval | None = None
     mt_bench: MtBench | None = None
+    lm_eval: dict[str, LmEvalTask] = Field(default_factory=dict)
+    """Any of lm-eval's tasks by name (mmlu, arc_challenge, truthfulqa_mc2, hendrycks_math, …); each is a suite."""
     batch_tokens: int = Field(default=16_384, ge=1)
     """Prompt + answer tokens generated at once."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
 
     def selected(self) -> dict[str, Suite]:
         """Suite name to settings, in the order of this class."""
-        suites = {"gsm8k": self.gsm8k, "ifeval": self.ifeval, "mt_bench": self.mt_bench}
-        return {name: suite for name, suite in suites.items() if suite is not None}
+        suites: dict[str, Suite | None] = {"gsm8k": self.gsm8k, "ifeval": self.ifeval, "mt_bench": self.mt_bench}
+        return {name: suite for name, suite in suites.items() if suite is not None} | self.lm_eval
+
+    @model_validator(mode="after")
+    def _names(self) -> Evals:
+        for name in self.lm_eval:
+            if name in type(self).model_fields:
+                raise ValueError(f"{name} has a section of its own: put it beside lm_eval, not under it")
+            if not re.fullmatch(r"[A-Za-z0-9_]+", name):
+                raise ValueError(f"'{name}' cannot name a suite: letters, digits and _ only")
+        return self
 
 
 class Judge(Section):

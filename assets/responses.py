@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alignment.errors import BadInput
 from alignment.preferences.hub import pin_hub
-from alignment.recipe import DataSource, LmEvalTask, Recipe, Suite
+from alignment.recipe import DataSource, Recipe, Suite
 from alignment.sources import pin_file
 from alignment.stages import SourceFile
 from assets.node import Node
@@ -41,7 +41,7 @@ def suite_spec(name: str, suite: Suite) -> SuiteSpec:
 
 def hub_source(suite: Suite, split: str) -> DataSource | None:
     """The split on the hub that a setting of the suite names, pinned to a commit; None for a suite from files."""
-    if not isinstance(suite, LmEvalTask) or suite.hub is None or (named := getattr(suite, split)) is None:
+    if suite.hub is None or (named := getattr(suite, split, None)) is None:
         return None
     return pin_hub(DataSource(hub=suite.hub, revision=suite.revision, config=suite.config, split=named))
 

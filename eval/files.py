@@ -29,7 +29,8 @@ def score_files(
 ) -> dict[str, Any]:
     """Writes samples.parquet into `out` (default `scores/<suite>-<responses file>` here) and returns plain JSON values:
     `suite, n, metrics {name: {value, stderr, n}}, samples` (a path) and what did not count: `missing`, `failed`,
-    `judged`, `unparsable`, `unjudged`; and the answers' mean `length`.
+    `judged`, `unparsable`, `unjudged`; the answers' mean `length`, and
+    `classes`, what a function of ours made of them.
 
     Raises `BadInput` naming wrong, duplicate or malformed rows, or an `out` that takes no files, before it scores.
     """
@@ -59,6 +60,7 @@ def score_files(
         "unparsable": scored.unparsable,
         "unjudged": scored.unjudged,
         "length": scored.length,
+        "classes": scored.classes,
     }
 
 

@@ -73,6 +73,8 @@ def run(request: ScoresRequest, context: Context) -> Result:
     summary = {"n": scored.n, "metrics": metrics, **outcome(scored), "settings": settings}
     if scored.length:
         summary["length"] = {name: round(value, 3) for name, value in scored.length.items()}
+    if scored.classes:
+        summary["classes"] = scored.classes
     if suite.left_out:
         summary["left_out"] = list(suite.left_out)
     digest = json_digest([samples_digest(scored.samples), scored.failed, scored.judged, settings])

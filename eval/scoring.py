@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ class Scored:
     metric. `judged` is False where a suite needs a judge and has none: there are no samples then.
     `unparsable` counts judgments without a rating (never guessed), `unjudged` answers without a judgment.
     `length` is the mean length of the answers: `answers` counted, in `characters` and, where known, `tokens`.
+    `classes` counts what a function of ours made of the answers, by metric.
     """
 
     samples: list[Sample]
@@ -39,6 +41,7 @@ class Scored:
     unjudged: int = 0
     judgments: list[Judgment] = field(default_factory=list)
     length: dict[str, float] = field(default_factory=dict)
+    classes: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 def score_suite(
@@ -78,6 +81,7 @@ def score_suite(
         unjudged=len(answered) * suite.turns - len(judgments) if judge and suite.needs_judge else 0,
         judgments=judgments,
         length=mean_length([response for _, response in answered]),
+        classes=_classes(samples) if suite.classify is not None else {},
     )
 
 
@@ -101,6 +105,14 @@ def _classified(suite: Suite, classify: Classify, answered: Answered) -> list[Sa
             Sample(suite.name, item.id, item.id, name, value, response.turns[0], text) for name, value in values.items()
         ]
     return sorted(samples, key=lambda sample: suite.metrics.index(sample.metric))
+
+
+def _classes(samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
+    found: dict[str, Counter[str]] = {}
+    for sample in samples:
+        if sample.value is not None:
+            found.setdefault(sample.metric, Counter())[json.loads(sample.detail)["class"]] += 1
+    return {metric: dict(sorted(counts.items())) for metric, counts in found.items()}
 
 
 def _rated(suite: Suite, answered: Answered, judgments: Sequence[Judgment]) -> list[Sample]:

@@ -1,6 +1,17 @@
 """Recipes: what a person writes, typed."""
 
-from alignment.recipe.evaluation import Evals, Gate, Gsm8k, IfEval, Judge, LmEvalTask, MtBench, Requirement, Suite
+from alignment.recipe.evaluation import (
+    Evals,
+    Gate,
+    Gsm8k,
+    IfEval,
+    Judge,
+    LmEvalTask,
+    MtBench,
+    Requirement,
+    Suite,
+    XsTest,
+)
 from alignment.recipe.load import load_recipe, parse_recipe
 from alignment.recipe.recipe import Pools, Recipe, Registry
 from alignment.recipe.sources import DataSource, ModelSource, PreferenceSource
@@ -29,6 +40,7 @@ __all__ = [
     "SftTraining",
     "Suite",
     "TokenPolicy",
+    "XsTest",
     "load_recipe",
     "parse_recipe",
 ]

@@ -14,7 +14,14 @@ class Suite(Section):
     """What every suite has. Items beyond `limit` are left out by a seeded sample."""
 
     data: str | None = None
-    """Data file in the suite's published format; None takes the embedded items (or the hub, where named)."""
+    """Data file in the suite's published format: JSON lines, CSV or Parquet."""
+    hub: str | None = None
+    """Hugging Face Hub data set id, with `revision`, `config` and `split`, in place of a file."""
+    revision: str | None = None
+    config: str | None = None
+    """Configuration on the hub; None takes that of lm-eval's task, of a group of tasks each one's own."""
+    split: str = "test"
+    """Split on the hub that is tested on."""
     limit: int | None = Field(default=None, ge=1)
     max_new_tokens: int = Field(default=512, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=10)
@@ -26,8 +33,11 @@ class Suite(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> Suite:
-        if self.data is not None and self.embedded is not None:
-            raise ValueError("give data or embedded, not both")
+        given = [name for name in ("data", "hub", "embedded") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give {' or '.join(given)}, not {'both' if len(given) == 2 else 'all'}")
+        if self.hub is None and (self.revision or self.config or getattr(self, "few_shot_split", None)):
+            raise ValueError("revision, config and few_shot_split go with hub")
         return self
 
 
@@ -37,6 +47,8 @@ class Gsm8k(Suite):
     num_fewshot: int = Field(default=5, ge=0)
     few_shot_data: str | None = None
     """Training file the worked examples are drawn from; needed when num_fewshot > 0 and data is a file."""
+    few_shot_split: str | None = None
+    """Split on the hub that the worked examples are drawn from."""
 
 
 class IfEval(Suite):
@@ -55,36 +67,39 @@ class MtBench(Suite):
     """FastChat judge prompt file; None takes the prompts that come with alignment-dags."""
 
 
-class LmEvalTask(Suite):
-    """A task or group of tasks of lm-eval, by its name: its prompts, its stop strings, its scorer."""
+class Published(Suite):
+    """A suite that the quickstart has no items for."""
 
-    data: str | None = None
-    """Data file (JSON lines, Parquet or CSV) in the columns of the task's own data set. For a group of tasks one column
-    (subset, subject, type, config, category or task) says which of them an item belongs to."""
-    hub: str | None = None
-    """Hugging Face Hub data set id, with `revision`, `config` and `split`."""
-    revision: str | None = None
-    config: str | None = None
-    """Configuration on the hub; None takes the task's own, of a group of tasks each one's own."""
-    split: str = "test"
-    """Split on the hub that is tested on."""
-    few_shot_split: str | None = None
-    """Split on the hub that the worked examples are drawn from."""
+    embedded: None = None
+
+    @model_validator(mode="after")
+    def _has_source(self) -> Published:
+        if self.data is None and self.hub is None:
+            raise ValueError("give either data (a file) or hub (a data set)")
+        return self
+
+
+class XsTest(Published):
+    """Over-refusal (Röttger et al. 2024): safe prompts that look unsafe, and unsafe ones beside them."""
+
+    max_new_tokens: int = Field(default=256, ge=1)
+
+
+class LmEvalTask(Published):
+    """A task or group of tasks of lm-eval, by its name: its prompts, its stop strings, its scorer.
+
+    The data are in the columns of the task's own data set. For a group of tasks one column (subset, subject, type,
+    config, category or task) says which of them an item belongs to.
+    """
+
     num_fewshot: int | None = Field(default=None, ge=0)
     """Worked examples; None is the task's own number."""
     few_shot_data: str | None = None
     """File that the worked examples are drawn from, for tasks that do not bring their own."""
+    few_shot_split: str | None = None
+    """Split on the hub that the worked examples are drawn from."""
     chat_template: bool | None = None
     """None is as in training: questions go through the tokenizer's chat template where it has one."""
-    embedded: None = None
-
-    @model_validator(mode="after")
-    def _data_or_hub(self) -> LmEvalTask:
-        if (self.data is None) == (self.hub is None):
-            raise ValueError("give either data (a file) or hub (a data set)")
-        if self.hub is None and (self.revision or self.config or self.few_shot_split):
-            raise ValueError("revision, config and few_shot_split go with hub")
-        return self
 
 
 class Evals(Section):
@@ -93,6 +108,7 @@ class Evals(Section):
     gsm8k: Gsm8k | None = None
     ifeval: IfEval | None = None
     mt_bench: MtBench | None = None
+    xstest: XsTest | None = None
     lm_eval: dict[str, LmEvalTask] = Field(default_factory=dict)
     """Any of lm-eval's tasks by name (mmlu, arc_challenge, truthfulqa_mc2, hendrycks_math, …); each is a suite."""
     batch_tokens: int = Field(default=16_384, ge=1)
@@ -101,7 +117,12 @@ class Evals(Section):
 
     def selected(self) -> dict[str, Suite]:
         """Suite name to settings, in the order of this class."""
-        suites: dict[str, Suite | None] = {"gsm8k": self.gsm8k, "ifeval": self.ifeval, "mt_bench": self.mt_bench}
+        suites: dict[str, Suite | None] = {
+            "gsm8k": self.gsm8k,
+            "ifeval": self.ifeval,
+            "mt_bench": self.mt_bench,
+            "xstest": self.xstest,
+        }
         return {name: suite for name, suite in suites.items() if suite is not None} | self.lm_eval
 
     @model_validator(mode="after")

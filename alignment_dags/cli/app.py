@@ -159,7 +159,7 @@ def reference(
 
 @app.command()
 def score(
-    suite: Annotated[str, typer.Argument(help="gsm8k, ifeval or mt_bench.")],
+    suite: Annotated[str, typer.Argument(help="gsm8k, ifeval, mt_bench, xstest, or any task of lm-eval by name.")],
     responses: Annotated[
         Path, typer.Option(help='JSONL of {"id", "turns": [text]}, or FastChat answers; GSM8K ids count lines from 0.')
     ],

@@ -7,8 +7,9 @@ from eval.suites.mt_bench import MT_BENCH
 from eval.suites.spec import SuiteSpec
 from eval.suites.stock import stock_suite
 from eval.suites.suite import Item, StockTask, Suite
+from eval.suites.xstest import XSTEST
 
-SUITES = {suite.name: suite for suite in (GSM8K, IFEVAL, MT_BENCH)}
+SUITES = {suite.name: suite for suite in (GSM8K, IFEVAL, MT_BENCH, XSTEST)}
 
 
 def suite_named(name: str) -> Suite:

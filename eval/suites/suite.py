@@ -38,7 +38,8 @@ class Item:
 
 
 Classify = Callable[[Item, str], tuple[dict[str, float], dict[str, Any]]]
-"""Takes an item and the answer to it; gives values by metric (not every metric is about every item) and a detail."""
+"""Takes an item and the answer to it; gives values by metric (not every metric is about every item) and a detail, in
+which `class` names what the answer was taken for."""
 
 
 @dataclass(frozen=True)

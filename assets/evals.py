@@ -21,7 +21,7 @@ def evals(recipe: Recipe, model: str, name: str, suite: Suite) -> Node:
         return ScoresRequest(
             responses=upstream(f"{model}_responses"),
             suite=suite_spec(name, suite),
-            judge=recipe.judge if suite_named(name).task is None else None,
+            judge=recipe.judge if suite_named(name).needs_judge else None,
             seed=recipe.seed,
         )
 

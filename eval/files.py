@@ -33,15 +33,16 @@ def score_files(
 ) -> dict[str, Any]:
     """Writes samples.parquet into `out` (default `scores/<suite>-<responses file>` here) and returns plain JSON values:
     `suite, n, metrics {name: {value, stderr, n}}, samples` (a path) and what did not count: `missing`, `failed`,
-    `judged`, `unparsable`, `unjudged`; `intervals` of metrics with an interval of their own. Judgments of pairs
-    need the baseline's answers in `against` (AlpacaEval's may come with its data).
+    `judged`, `unparsable`, `unjudged`; `intervals` of metrics with an interval of their own; the answers' mean
+    `length`, and `classes`, what a function of ours made of them. Judgments of pairs need the baseline's answers in
+    `against` (AlpacaEval's may come with its data).
 
     Raises `BadInput` naming wrong, duplicate or malformed rows, or an `out` that takes no files, before it scores.
     """
     kind = suite_named(suite)
     if responses is None or data is None:
         raise BadInput(f"give --{'responses' if responses is None else 'data'}: a file of {kind.title}")
-    if judgments is not None and kind.task is not None:
+    if judgments is not None and not kind.needs_judge:
         raise BadInput(f"{suite} has a scorer of its own; judgments go with {', '.join(ALONE | BESIDE)}")
     items = read_items(kind, data)
     grader, items = _stored_grader(kind, items, judgments, against, str(data))
@@ -60,6 +61,8 @@ def score_files(
         **outcome(scored),
         "missing": scored.missing,
         "failed": scored.failed,
+        "length": scored.length,
+        "classes": scored.classes,
     }
 
 

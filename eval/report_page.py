@@ -13,7 +13,7 @@ from eval.forest import Forest, forest
 from eval.jsonl import read_records
 from eval.responses import ITEMS_FILE
 from eval.samples import Sample
-from eval.suites import SUITES, Suite
+from eval.suites import Suite, suite_named
 
 TEMPLATE = "report.html.jinja"
 EXAMPLES = 5
@@ -90,15 +90,14 @@ def page(request: ReportRequest, evidence: Evidence, verdict: Verdict, notes: Se
         against_champion=None if champion is None else tables(champion),
         examples=[
             examples(suite, evidence, prompts(store, request.policy_scores[suite.name], suite))
-            for suite in SUITES.values()
-            if suite.name in evidence.against_sft.suites
+            for suite in map(suite_named, evidence.against_sft.suites)
         ],
     )
 
 
 def tables(compared: Compared) -> list[Table]:
-    """A table with its forest plot per compared suite, in the suites' own order."""
-    return [_table(SUITES[name], compared.suites[name]) for name in SUITES if name in compared.suites]
+    """A table with its forest plot per compared suite, in the recipe's order."""
+    return [_table(suite_named(name), metrics) for name, metrics in compared.suites.items()]
 
 
 def _table(suite: Suite, metrics: Mapping[str, MetricComparison]) -> Table:
@@ -154,7 +153,7 @@ def _question(item: Mapping[str, object]) -> str:
 
 def examples(suite: Suite, evidence: Evidence, asked: Mapping[str, str]) -> Examples:
     """The items with the largest gains and losses on the suite's main metric."""
-    metric = suite.metrics[-1] if suite.task is None else suite.metrics[0]
+    metric = suite.metrics[-1] if suite.needs_judge else suite.metrics[0]
     before = {sample.id: sample for sample in evidence.sft[suite.name].samples if sample.metric == metric}
     pairs = [
         (before[sample.id], sample, sample.value - before_value)

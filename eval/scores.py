@@ -42,7 +42,7 @@ class ScoresRequest(Request):
         """Without what cannot change a score: a judge where the suite has a scorer, and how fast, by which key and
         for how much an endpoint is asked."""
         value = super().identity()
-        if suite_named(self.suite.name).task is not None:
+        if not suite_named(self.suite.name).needs_judge:
             return value | {"judge": None}
         judge = value["judge"] and {k: v for k, v in value["judge"].items() if k not in JUDGE_ACCESS}
         return value | {"judge": judge}
@@ -50,7 +50,7 @@ class ScoresRequest(Request):
     def settings(self, answers: Commit) -> str:
         """Digest of how the suite was answered, judged and scored: scores of different settings are not compared."""
         judge = None if self.judge is None else self.judge.model_dump(include=JUDGE_SETTINGS)
-        judged = judge if suite_named(self.suite.name).task is None else None
+        judged = judge if suite_named(self.suite.name).needs_judge else None
         answered = [answers.summary.get("precision"), answers.code_version]
         return json_digest([self.suite.digest(), judged, self.seed, answered, CODE_VERSION])
 
@@ -74,6 +74,12 @@ def run(request: ScoresRequest, context: Context) -> Result:
     write_graded(context.out, scored)
     settings = request.settings(context.store.commit_of(request.responses))
     summary = {"n": scored.n, "metrics": metrics, **outcome(scored), **chosen.bill(), "settings": settings}
+    if scored.length:
+        summary["length"] = {name: round(value, 3) for name, value in scored.length.items()}
+    if scored.classes:
+        summary["classes"] = scored.classes
+    if suite.left_out:
+        summary["left_out"] = list(suite.left_out)
     digest = json_digest([samples_digest(scored.samples), scored.failed, scored.judged, settings])
     return Result(digest, summary)
 

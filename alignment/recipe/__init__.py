@@ -10,9 +10,11 @@ from alignment.recipe.evaluation import (
     IfEval,
     Judge,
     JudgePrice,
+    LmEvalTask,
     MtBench,
     Requirement,
     Suite,
+    XsTest,
 )
 from alignment.recipe.load import load_recipe, parse_recipe
 from alignment.recipe.recipe import Pools, Recipe, Registry
@@ -31,6 +33,7 @@ __all__ = [
     "IfEval",
     "Judge",
     "JudgePrice",
+    "LmEvalTask",
     "Lora",
     "ModelSource",
     "MtBench",
@@ -45,6 +48,7 @@ __all__ = [
     "SftTraining",
     "Suite",
     "TokenPolicy",
+    "XsTest",
     "load_recipe",
     "parse_recipe",
 ]

@@ -159,7 +159,9 @@ def reference(
 
 @app.command()
 def score(
-    suite: Annotated[str, typer.Argument(help="gsm8k, ifeval, mt_bench, alpaca_eval, …")],
+    suite: Annotated[
+        str, typer.Argument(help="gsm8k, ifeval, mt_bench, alpaca_eval, …, xstest, or any task of lm-eval by name.")
+    ],
     responses: Annotated[
         Path, typer.Option(help='JSONL of {"id", "turns": [text]}, or FastChat answers; GSM8K ids count lines from 0.')
     ],

@@ -47,7 +47,7 @@ class Chosen:
 
 def choose_grader(suite: Suite, settings: Judge | None, spec: SuiteSpec, items: list[Item], journal: Path) -> Chosen:
     """`journal` keeps judgments that cost money over interruptions."""
-    if suite.task is not None or settings is None:
+    if not suite.needs_judge or settings is None:
         return Chosen(None, items)
     if settings.kind == "rubric":
         if spec.embedded is None:

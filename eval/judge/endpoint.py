@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 SHORTEST_SECRET = 8
 """A shorter key is a placeholder such as "none", and may stand in a text by chance."""
 REDACTED = "[key]"
+PROGRESS_LINES = 10
 
 
 @dataclass
@@ -103,6 +104,7 @@ class Endpoint:
         budget = Budget(self.settings, journal.usage)
         outcome.budget = budget.limit
         self._stop.clear()
+        before, step = len(journal), max(1, (len(waiting) + len(journal)) // PROGRESS_LINES)
 
         def judge(client: OpenAI, question: Question, digest: str) -> Trouble | None:
             told = self._reply(client, question, budget)
@@ -110,7 +112,9 @@ class Endpoint:
                 return told
             names = (question.question_id, question.turn, self.model, question.prompt_name, question.user)
             judgment = Judgment(*names, text=told.text, model=model, game=question.game, against=against)
-            journal.add(Entry(digest, judgment, told.usage))
+            known = journal.add(Entry(digest, judgment, told.usage))
+            if known % step == 0:
+                log.info("judge: %d of %d", known, len(waiting) + before)
             return None
 
         with self._client() as client, ThreadPoolExecutor(self.settings.in_flight) as pool:
@@ -153,7 +157,7 @@ class Endpoint:
                 budget.settle(worst, used)
             if not trouble.again or attempt >= self.settings.retries:
                 return trouble
-            delay = backoff(attempt, self._draw) if trouble.after is None else trouble.after
+            delay = backoff(attempt, self._draw) if trouble.after is None else trouble.after + backoff(0, self._draw)
             attempt += 1
             if self._stop.wait(delay):
                 return trouble

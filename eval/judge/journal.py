@@ -18,6 +18,9 @@ from eval.judge.judgment import Judgment
 from eval.judge.judgment_files import game_fields, game_record, parse_judgments, single_record
 from eval.judge.usage import Usage
 
+START = b'{"question_id": '
+"""How every line begins."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -42,8 +45,11 @@ class Journal:
         self._entries: dict[str, Entry] = {}
 
     def __enter__(self) -> Journal:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = self.path.open("a", encoding="utf-8", newline="\n")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = self.path.open("a", encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise BadInput(f"cannot be written: {error.strerror}", file=str(self.path)) from error
         try:
             fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._read()
@@ -56,9 +62,7 @@ class Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        self._close()
 
     @property
     def usage(self) -> Usage:
@@ -68,7 +72,11 @@ class Journal:
     def find(self, asked: str) -> Entry | None:
         return self._entries.get(asked)
 
-    def add(self, entry: Entry) -> None:
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, entry: Entry) -> int:
+        """Writes it down; returns how many there are now."""
         judgment = entry.judgment
         record = game_record(judgment) if judgment.game else single_record(judgment)
         line = json.dumps(record | _marks(entry), ensure_ascii=False) + "\n"
@@ -78,6 +86,7 @@ class Journal:
             self._stream.flush()
             os.fsync(self._stream.fileno())
             self._entries[entry.asked] = entry
+            return len(self._entries)
 
     def refuse_others(self, asked: Collection[str]) -> None:
         """Raises `BadInput` when a judgment in the file is of anything else than what is asked now."""
@@ -90,7 +99,10 @@ class Journal:
             raise BadInput(problem, file=str(self.path), row=others[0].row)
 
     def tidy(self, order: Sequence[str]) -> None:
-        """Writes the file anew: in this order (of digests, all of them), with both games of a pair on one line."""
+        """Writes the file anew: in this order (of digests, all of them), with both games of a pair on one line.
+
+        Nothing can be added after it.
+        """
         lines: dict[tuple[str, int, bool], dict[str, Any]] = {}
         for entry in (self._entries[asked] for asked in order if asked in self._entries):
             judgment = entry.judgment
@@ -107,17 +119,38 @@ class Journal:
             stream.flush()
             os.fsync(stream.fileno())
         whole.replace(self.path)
+        self._close()  # on the file that is no more: what came now would be lost
+
+    def _close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
 
     def _read(self) -> None:
-        """Takes in what is there; a last line that was cut off while it was written is taken away."""
+        """Takes in what is there; a last line of ours that was cut off while it was written is taken away."""
         data = self.path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
+        rest = data[len(whole) :]
+        if not (rest.startswith(START) or START.startswith(rest)):
+            raise BadInput("not a file of judgments; judge into a new file", file=str(self.path))
+        if complete := _is_json(rest):  # only its line break is missing
+            whole, rest = data, b""
         for row, record in parse_rows(whole, str(self.path)):
             for judgment in parse_judgments(record, str(self.path), row):
                 entry = _entry(record, judgment, str(self.path), row)
                 self._entries[entry.asked] = entry
-        if len(whole) < len(data):
+        if rest:
             os.truncate(self.path, len(whole))
+        elif complete and self._stream is not None:
+            self._stream.write("\n")
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _mark(game: int) -> str:

@@ -192,7 +192,7 @@ def test_a_kill_repeats_at_most_the_calls_in_flight(server: Any, files: dict[str
         process.communicate()
     before = server.requests
     kept = out.read_bytes().count(b"\n")
-    assert before == 24 and kept >= 20 - 4
+    assert (before, kept) == (24, 20)  # each answer was on the disk before its place was taken again
     server_open()
     done = subprocess.run(command(server, files, out), check=False, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -200,7 +200,7 @@ def test_a_kill_repeats_at_most_the_calls_in_flight(server: Any, files: dict[str
     assert told["judgments"] == 2 * N and told["judge"]["asked"] == 2 * N - kept
     assert len(server.asked) == 2 * N
     repeated = sum(times - 1 for times in server.asked.values())
-    assert repeated == before - kept <= 8  # those in flight, and those answered while the kill came
+    assert repeated == 4  # those in flight
     assert {(r["question_id"], r["turn"]) for r in read_records(out)} == {
         (n, turn) for n in range(101, 101 + N) for turn in (1, 2)
     }

@@ -138,7 +138,7 @@ def test_retry_after_is_waited_for_and_else_the_wait_doubles(
     with Journal(tmp_path / "j.jsonl") as journal:
         assert len(endpoint.ask(QUESTIONS[:1], journal).judgments) == 1
     first, *others = [seconds for seconds in clock.waited if seconds is not None]
-    assert first == 17.0
+    assert 17.0 < first <= 17.5  # not all at the same moment
     assert all(longest / 2 <= waited <= longest for waited, longest in zip(others, (1.0, 2.0, 4.0), strict=True))
 
 

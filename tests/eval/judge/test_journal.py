@@ -43,12 +43,16 @@ def test_a_line_that_was_cut_off_is_taken_away_and_the_next_one_is_whole(tmp_pat
             journal.add(entry)
     data = path.read_bytes()
     start = data[:-1].rfind(b"\n") + 1
-    for cut in range(start, len(data)):
+    for cut in range(start, len(data) - 1):
         path.write_bytes(data[:cut])
         with Journal(path) as journal:
             assert journal.find(ENTRIES[-1].asked) is None and journal.find(ENTRIES[-2].asked) == ENTRIES[-2]
             journal.add(ENTRIES[-1])
         assert path.read_bytes() == data
+    path.write_bytes(data[:-1])
+    with Journal(path) as journal:
+        assert journal.find(ENTRIES[-1].asked) == ENTRIES[-1]
+    assert path.read_bytes() == data
 
 
 def test_a_tidy_file_is_in_order_with_both_games_on_a_line_and_reads_the_same(tmp_path: Path) -> None:
@@ -91,4 +95,19 @@ def test_two_cannot_write_into_one_file(tmp_path: Path) -> None:
     with Journal(tmp_path / "j.jsonl"), pytest.raises(BadInput, match="another process"), Journal(tmp_path / "j.jsonl"):
         pass
     with Journal(tmp_path / "j.jsonl"):
+        pass
+
+
+@pytest.mark.parametrize("text", ["my notes", "{}", '{"instruction": "a", "output": "b"}', "[1, 2]"])
+def test_a_file_that_holds_something_else_is_refused_and_left_as_it_is(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "j.jsonl"
+    for written in (text, text + "\n"):
+        path.write_text(written)
+        with pytest.raises(BadInput), Journal(path):
+            pass
+        assert path.read_text() == written
+
+
+def test_a_place_that_takes_no_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="cannot be written"), Journal(tmp_path):
         pass

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.recipe import Judge
 from eval.judge.budget import Budget
+from eval.judge.call import Reply, call, open_client
 from eval.judge.journal import Entry, Journal
 from eval.judge.judgment import Judgment
 from eval.judge.question import Question
-from eval.judge.trouble import NoJudgment, Trouble, backoff, trouble_of
+from eval.judge.trouble import Trouble, backoff, trouble_of
 from eval.judge.usage import Usage, most
 
 if TYPE_CHECKING:
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SHORTEST_SECRET = 8
-"""A shorter key is a placeholder such as "none", and may stand in a text by chance."""
-REDACTED = "[key]"
 PROGRESS_LINES = 10
 
 
@@ -47,14 +44,6 @@ class Outcome:
     budget: str = ""
     usage: Usage = field(default_factory=Usage)
     asked: int = 0
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a judge wrote, and the tokens it took."""
-
-    text: str
-    usage: Usage
 
 
 OVER_BUDGET = Trouble("the budget is reached", again=True)
@@ -117,7 +106,7 @@ class Endpoint:
                 log.info("judge: %d of %d", known, len(waiting) + before)
             return None
 
-        with self._client() as client, ThreadPoolExecutor(self.settings.in_flight) as pool:
+        with open_client(self.settings) as client, ThreadPoolExecutor(self.settings.in_flight) as pool:
             futures = {q: pool.submit(judge, client, q, digest) for q, digest in waiting.items()}
             try:
                 wait(futures.values(), return_when=FIRST_EXCEPTION)
@@ -146,7 +135,7 @@ class Endpoint:
                 return OVER_BUDGET
             used = worst  # unless we learn better
             try:
-                reply = self._once(client, messages, worst)
+                reply = call(client, self.settings, messages, worst)
                 used = reply.usage
                 return reply
             except Exception as error:
@@ -162,57 +151,9 @@ class Endpoint:
             if self._stop.wait(delay):
                 return trouble
 
-    def _once(self, client: OpenAI, messages: list[dict[str, str]], worst: Usage) -> Reply:
-        """One call. Raises what the client raises, and `NoJudgment`."""
-        options: dict[str, Any] = {self.settings.max_tokens_name: self.settings.max_tokens}
-        if self.settings.temperature is not None:
-            options["temperature"] = self.settings.temperature
-        sent: Any = messages
-        completion: Any = client.chat.completions.create(model=self.model, messages=sent, **options)
-        try:
-            text = completion.choices[0].message.content
-        except (AttributeError, IndexError, TypeError):
-            raise NoJudgment("no choice") from None
-        if text is None:
-            text = ""  # said nothing: a judgment without a verdict
-        if not isinstance(text, str):
-            raise NoJudgment("no text")
-        return Reply(self._clean(text), _usage(getattr(completion, "usage", None), worst))
-
-    def _clean(self, text: str) -> str:
-        """Without the key, should the endpoint repeat it, and as text that a file can hold."""
-        key = os.environ.get(self.settings.api_key_env, "")
-        if len(key) >= SHORTEST_SECRET:
-            text = text.replace(key, REDACTED)
-        return text.encode("utf-8", "replace").decode()
-
-    def _client(self) -> OpenAI:
-        from openai import OpenAI
-
-        key = os.environ.get(self.settings.api_key_env)
-        if not key and self.settings.base_url is None:
-            problem = f"the judge needs its key in the environment variable {self.settings.api_key_env}"
-            raise BadInput(problem, field="judge.api_key_env")
-        if key and not (key.isascii() and key.isprintable() and " " not in key):
-            problem = f"what stands in the environment variable {self.settings.api_key_env} is no key: it holds spaces,"
-            raise BadInput(f"{problem} line breaks or other than plain characters", field="judge.api_key_env")
-        return OpenAI(
-            api_key=key or "none",  # endpoints of one's own often ask for none, but the client wants a value
-            base_url=self.settings.base_url,
-            max_retries=0,
-            timeout=self.settings.timeout_seconds,
-        )
-
 
 def _note(question: Question, trouble: Trouble | None, outcome: Outcome) -> None:
     if trouble is OVER_BUDGET:
         outcome.unasked.append(question)
     elif trouble is not None:
         (outcome.failed if trouble.passing else outcome.refused)[question] = trouble.reason
-
-
-def _usage(told: Any, worst: Usage) -> Usage:
-    """What the endpoint says the call took; the most it can have taken where it does not say."""
-    counts = getattr(told, "prompt_tokens", None), getattr(told, "completion_tokens", None)
-    asked, answered = (count if type(count) is int and count >= 0 else None for count in counts)
-    return worst if asked is None or answered is None else Usage(asked, answered)

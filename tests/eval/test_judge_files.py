@@ -62,6 +62,34 @@ def test_every_turn_is_judged_with_references_where_the_category_wants_them(
     assert scored["metrics"] == told["metrics"] and scored["unjudged"] == 0
 
 
+@pytest.mark.real_data
+def test_a_judge_that_says_what_the_published_one_said_gives_the_published_scores(
+    server: Any, real_data: Path, tmp_path: Path
+) -> None:
+    folder = real_data / "mt_bench"
+    published = read_records(folder / "judgments_mistral-orpo-capybara.jsonl")
+    said = {record["user_prompt"]: record["judgment"] for record in published}
+    server.verdict = said.__getitem__
+    told = judge_files(
+        "mt_bench",
+        folder / "question.jsonl",
+        folder / "answers_mistral-orpo-capybara.jsonl",
+        tmp_path / "out.jsonl",
+        settings(server, in_flight=16),
+        reference=folder / "reference_answer/gpt-4.jsonl",
+        prompts=folder / "judge_prompts.jsonl",
+    )
+    values = {name: round(metric["value"], 4) for name, metric in told["metrics"].items()}
+    assert values == {"turn_1": 7.125, "turn_2": 6.5125, "average": 6.8187}
+    assert server.requests == told["judgments"] == 160
+    same = ("question_id", "model", "turn", "user_prompt", "judgment", "score")
+    by_place = {(record["question_id"], record["turn"]): record for record in published}
+    for record in read_records(tmp_path / "out.jsonl"):
+        one = by_place[record["question_id"], record["turn"]]
+        assert {name: record[name] for name in same} == {name: one[name] for name in same}
+        assert record["judge"][1] == one["judge"][1]
+
+
 def test_pairs_are_judged_in_both_orders_and_disagreement_is_a_tie(
     server: Any, files: dict[str, Path], tmp_path: Path
 ) -> None:

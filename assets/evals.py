@@ -11,6 +11,7 @@ from assets.plots import table
 from assets.responses import suite_spec
 from assets.upstream import Upstream
 from eval.scores import STAGE, ScoresRequest
+from eval.suites import suite_named
 
 
 def evals(recipe: Recipe, model: str, name: str, suite: Suite) -> Node:
@@ -20,7 +21,7 @@ def evals(recipe: Recipe, model: str, name: str, suite: Suite) -> Node:
         return ScoresRequest(
             responses=upstream(f"{model}_responses"),
             suite=suite_spec(name, suite),
-            judge=recipe.judge if name == "mt_bench" else None,
+            judge=recipe.judge if suite_named(name).needs_judge else None,
             seed=recipe.seed,
         )
 

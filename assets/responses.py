@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from alignment.errors import BadInput
-from alignment.recipe import Recipe, Suite
+from alignment.preferences.hub import pin_hub
+from alignment.recipe import DataSource, Recipe, Suite
 from alignment.sources import pin_file
 from alignment.stages import SourceFile
 from assets.node import Node
@@ -23,14 +24,27 @@ def suite_spec(name: str, suite: Suite) -> SuiteSpec:
     return SuiteSpec(
         name=name,
         data=pinned("data"),
+        hub=hub_source(suite, "split"),
         embedded=suite.embedded,
         limit=suite.limit,
         max_new_tokens=suite.max_new_tokens,
+        temperature=suite.temperature,
+        top_p=suite.top_p,
         num_fewshot=getattr(suite, "num_fewshot", 0),
         few_shot_data=pinned("few_shot_data"),
+        few_shot_hub=hub_source(suite, "few_shot_split"),
+        chat_template=getattr(suite, "chat_template", None),
         reference_answers=pinned("reference_answers"),
         judge_prompts=pinned("judge_prompts"),
+        baseline_answers=pinned("baseline_answers"),
     )
+
+
+def hub_source(suite: Suite, split: str) -> DataSource | None:
+    """The split on the hub that a setting of the suite names, pinned to a commit; None for a suite from files."""
+    if suite.hub is None or (named := getattr(suite, split, None)) is None:
+        return None
+    return pin_hub(DataSource(hub=suite.hub, revision=suite.revision, config=suite.config, split=named))
 
 
 def responses(recipe: Recipe, pools: Pools, model: str) -> Node:

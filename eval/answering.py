@@ -1,4 +1,4 @@
-"""A suite's questions put to a model: prompts from the suite, turn by turn, and the answers as responses."""
+"""A suite's questions put to a model, and the answers as responses."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignment.errors import BadInput
+from eval.asking import Asking
 from eval.generate import Generator, Message, Prompt
-from eval.jsonl import read_pinned_rows
-from eval.lm_eval_task import chat_prompts, open_task, plain_prompts, stop_strings
 from eval.response_files import Response
 from eval.suites.items import load_items, sample_positions
 from eval.suites.spec import SuiteSpec
 from eval.suites.suite import Item, Suite
+from eval.task_answers import task_choices, task_texts
 
 TURN_BREAK = "\n\n"
 """Between turns of a conversation with a model that has no chat template."""
@@ -21,71 +21,70 @@ TURN_BREAK = "\n\n"
 
 @dataclass(frozen=True)
 class Answered:
-    """The items asked, their responses in the same order, and the new tokens that took."""
+    """The items asked, their responses in the same order, and the settings that decided them beside the prompts."""
 
     items: list[Item]
     responses: list[Response]
-    tokens: int
+    settings: dict[str, Any]
+
+    @property
+    def tokens(self) -> int:
+        """New tokens that the responses took."""
+        return sum(sum(response.tokens) for response in self.responses)
 
 
 def answer_suite(suite: Suite, spec: SuiteSpec, seed: int, generator: Generator) -> Answered:
     """Asks the selected items. An item's prompt is the same whatever the limit."""
     items = load_items(suite, spec, seed)
+    chat = generator.is_chat if spec.chat_template is None else spec.chat_template
+    if chat and not generator.is_chat:
+        raise BadInput("the tokenizer has no chat template", field=f"evals.{suite.name}.chat_template")
+    asking = Asking(suite, spec, seed, generator, chat)
     positions = sample_positions(items, spec.limit, seed)
     asked = [items[position] for position in positions]
-    if suite.task is None:
-        return _answer_turns(asked, spec, generator)
-    prompts, until = _task_prompts(suite, spec, items, generator.is_chat)
-    answers = generator.answer([prompts[position] for position in positions], spec.max_new_tokens, until)
-    responses = [
-        Response(item.id, () if answer.failed else (answer.text,), answer.failed)
-        for item, answer in zip(asked, answers, strict=True)
-    ]
-    return Answered(asked, responses, sum(answer.tokens for answer in answers))
+    if suite.output != "generate_until":
+        return Answered(asked, task_choices(asking, items, positions), {"chat_template": chat, "log_likelihoods": True})
+    is_task = suite.task is not None or bool(suite.members)
+    responses = task_texts(asking, items, positions) if is_task else conversations(asking, asked)
+    return Answered(asked, responses, {"chat_template": chat, **_decoding(asking, asked)})
 
 
-def _task_prompts(
-    suite: Suite, spec: SuiteSpec, items: Sequence[Item], chat: bool
-) -> tuple[Sequence[Prompt], tuple[str, ...]]:
-    assert suite.task is not None
-    with open_task(suite.task, items, _few_shot(suite, spec), spec.num_fewshot) as task:
-        prompts: Sequence[Prompt] = (chat_prompts if chat else plain_prompts)(task, spec.num_fewshot)
-        return prompts, stop_strings(task)
-
-
-def _few_shot(suite: Suite, spec: SuiteSpec) -> list[dict[str, Any]]:
-    if not spec.num_fewshot:
-        return []
-    field = f"evals.{suite.name}.few_shot_data"
-    if spec.few_shot_data is None:
-        raise BadInput(f"num_fewshot: {spec.num_fewshot} needs few_shot_data to draw examples from", field=field)
-    examples = [record for _, record in read_pinned_rows(spec.few_shot_data)]
-    if len(examples) < spec.num_fewshot:
-        raise BadInput(f"{len(examples)} examples, {spec.num_fewshot} asked for", file=spec.few_shot_data.url)
-    return examples
-
-
-def _answer_turns(items: Sequence[Item], spec: SuiteSpec, generator: Generator) -> Answered:
-    conversations: list[list[Message]] = [[] for _ in items]
+def conversations(asking: Asking, items: Sequence[Item]) -> list[Response]:
+    """The suite's questions turn by turn; what the model has said stands in its next prompt."""
+    questions: list[list[str]] = [item.fields["turns"] for item in items]
+    spoken: list[list[Message]] = [[] for _ in items]
     turns: list[list[str]] = [[] for _ in items]
+    tokens: list[list[int]] = [[] for _ in items]
     failed: dict[int, str] = {}
-    tokens = 0
-    for turn in range(max((len(item.fields["turns"]) for item in items), default=0)):
-        asked = [index for index in range(len(items)) if index not in failed]
+    for turn in range(max(map(len, questions), default=0)):
+        asked = [index for index in range(len(items)) if index not in failed and turn < len(questions[index])]
         for index in asked:
-            conversations[index].append({"role": "user", "content": items[index].fields["turns"][turn]})
-        prompts = [_conversation_prompt(conversations[index], generator.is_chat) for index in asked]
-        for index, answer in zip(asked, generator.answer(prompts, spec.max_new_tokens), strict=True):
+            spoken[index].append({"role": "user", "content": questions[index][turn]})
+        prompts = [_prompt(spoken[index], asking.chat) for index in asked]
+        samplings = [asking.sampling(items[index], turn + 1) for index in asked]
+        answers = asking.generator.answer(prompts, asking.spec.max_new_tokens, (), samplings)
+        for index, answer in zip(asked, answers, strict=True):
             if answer.failed is not None:
                 failed[index] = f"turn {turn + 1}: {answer.failed}"
                 continue
-            tokens += answer.tokens
             text = answer.text.strip()
             turns[index].append(text)
-            conversations[index].append({"role": "assistant", "content": text})
-    responses = [Response(item.id, tuple(turns[index]), failed.get(index)) for index, item in enumerate(items)]
-    return Answered(list(items), responses, tokens)
+            tokens[index].append(answer.tokens)
+            spoken[index].append({"role": "assistant", "content": text})
+    return [
+        Response(item.id, tuple(turns[index]), failed.get(index), tokens=tuple(tokens[index]))
+        for index, item in enumerate(items)
+    ]
 
 
-def _conversation_prompt(messages: Sequence[Message], chat: bool) -> Prompt:
+def _prompt(messages: Sequence[Message], chat: bool) -> Prompt:
     return list(messages) if chat else TURN_BREAK.join(message["content"] for message in messages)
+
+
+def _decoding(asking: Asking, items: Sequence[Item]) -> dict[str, Any]:
+    return {
+        "max_new_tokens": asking.spec.max_new_tokens,
+        "temperatures": sorted({asking.sampling(item).temperature for item in items}),
+        "top_p": asking.spec.top_p,
+        "seed": asking.seed,
+    }

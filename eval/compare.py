@@ -119,7 +119,7 @@ def _compare(
     after_values = [float(after.value) for _, after in pairs if after.value is not None]
     differences = [after - before for before, after in zip(before_values, after_values, strict=True)]
     clusters = [before.cluster for before, _ in pairs]
-    width = width_of(pairs[0][0].suite, (*before_values, *after_values))
+    width = width_of(pairs[0][0].suite, metric, (*before_values, *after_values))
     difference = paired_interval(differences, clusters, width)
     if margin is None:
         margin = 0.0 if width is None else default_margin(width)

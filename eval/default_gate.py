@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alignment.errors import BadInput
 from alignment.recipe import Gate, Recipe, Requirement
-from eval.scale import default_requirement, needs_judge
+from eval.scale import default_requirement
 from eval.suites import suite_named
 
 
@@ -16,7 +16,7 @@ def gate_of(recipe: Recipe) -> Gate | None:
     if recipe.gate == "default":
         judged = recipe.judge is not None
         return default_gate(
-            [suite for suite in recipe.evals.selected() if judged or not needs_judge(suite_named(suite))]
+            [suite for suite in recipe.evals.selected() if judged or not suite_named(suite).needs_judge]
         )
     if not isinstance(recipe.gate, Gate):
         return None

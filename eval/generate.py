@@ -1,10 +1,13 @@
-"""Greedy answers from a causal language model: prompts sorted by length, left-padded, within a token budget."""
+"""Answers from a causal language model: prompts sorted by length, left-padded, within a token budget."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from alignment.errors import BadInput
+from eval.sampling import GREEDY, RowSampler, Sampling
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +31,7 @@ class Answer:
 
 
 class Generator:
-    """One loaded model that answers any number of prompts. Greedy, so the same prompts give the same answers."""
+    """One loaded model that answers any number of prompts, greedily unless told otherwise, the same way every time."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_tokens: int) -> None:
         self.model = model
@@ -47,11 +50,24 @@ class Generator:
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Ids of a prompt as training has them: messages by the chat template with its generation prompt, text as
-        it is; one BOS where the tokenizer or the template wants one, and no EOS."""
+        it is; one BOS where the tokenizer or the template wants one, and no EOS. A last message of the assistant's
+        is the opening of the answer, which goes on from there.
+
+        Raises `BadInput` for messages that the chat template refuses.
+        """
         if isinstance(prompt, str):
             ids = self._ids(prompt, special=True)
             return ids[:-1] if self._adds_end else ids
-        text = self.tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
+        from jinja2 import TemplateError
+
+        opening = bool(prompt) and prompt[-1]["role"] == "assistant"
+        try:
+            text = self.tokenizer.apply_chat_template(
+                list(prompt), tokenize=False, add_generation_prompt=not opening, continue_final_message=opening
+            )
+        except TemplateError as error:
+            roles = ", ".join(dict.fromkeys(message["role"] for message in prompt))
+            raise BadInput(f"the chat template refuses messages of {roles}: {error}", field="chat_template") from error
         ids, start = self._ids(str(text), special=False), self.tokenizer.bos_token_id
         opened = bool(ids) and ids[0] == start
         while ids and ids[0] == start:
@@ -61,8 +77,15 @@ class Generator:
     def _ids(self, text: str, *, special: bool) -> list[int]:
         return [int(i) for i in self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]]
 
-    def answer(self, prompts: Sequence[Prompt], max_new_tokens: int, until: Sequence[str] = ()) -> list[Answer]:
+    def answer(
+        self,
+        prompts: Sequence[Prompt],
+        max_new_tokens: int,
+        until: Sequence[str] = (),
+        samplings: Sequence[Sampling] | None = None,
+    ) -> list[Answer]:
         """One answer per prompt, in order. An answer is cut short where the context ends."""
+        samplings = [GREEDY] * len(prompts) if samplings is None else samplings
         encoded = [self.encode(prompt) for prompt in prompts]
         room = [max_new_tokens if self.context is None else self.context - len(ids) for ids in encoded]
         answers: dict[int, Answer] = {}
@@ -75,13 +98,20 @@ class Generator:
         fitting = [index for index in range(len(encoded)) if index not in answers]
         for batch in batches([len(ids) for ids in encoded], fitting, max_new_tokens, self.batch_tokens):
             limits = [min(max_new_tokens, room[index]) for index in batch]
-            produced = self._generate([encoded[index] for index in batch], limits, until)
+            drawn = [samplings[index] for index in batch]
+            produced = self._generate([encoded[index] for index in batch], limits, until, drawn)
             answers |= dict(zip(batch, produced, strict=True))
         return [answers[index] for index in range(len(encoded))]
 
-    def _generate(self, prompts: Sequence[Sequence[int]], limits: Sequence[int], until: Sequence[str]) -> list[Answer]:
+    def _generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        limits: Sequence[int],
+        until: Sequence[str],
+        samplings: Sequence[Sampling],
+    ) -> list[Answer]:
         import torch
-        from transformers import StoppingCriteriaList
+        from transformers import LogitsProcessorList, StoppingCriteriaList
 
         longest = max(map(len, prompts))
         pad = self.tokenizer.pad_token_id
@@ -94,6 +124,7 @@ class Generator:
                 input_ids=ids,
                 attention_mask=mask,
                 generation_config=self._settings(max(limits), pad),
+                logits_processor=LogitsProcessorList([RowSampler(samplings)]),
                 stopping_criteria=StoppingCriteriaList([stops]),
             )
         rows = output[:, longest:].tolist()

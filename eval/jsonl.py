@@ -1,4 +1,4 @@
-"""JSON lines, read with the row number that a person needs when one is wrong."""
+"""JSON lines (and CSV, Parquet), read with the row number that a person needs when one is wrong."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import fsspec
 
 from alignment.errors import BadInput
 from alignment.stages import SourceFile
+from eval.table_rows import csv_rows, parquet_rows
 
 Row = tuple[int, dict[str, Any]]
 """An object with the 1-based source line it stands on, or its number in a JSON list."""
@@ -100,9 +101,17 @@ def unzipped(data: bytes, url: str) -> bytes:
         raise BadInput(f"not a whole gzip file: {error}", file=url) from error
 
 
+def rows_of(data: bytes, file: str) -> list[Row]:
+    """The rows in a file's bytes, by the ending of its name: CSV, Parquet, else JSON; `.gz` too."""
+    data, name = unzipped(data, file), file.removesuffix(".gz")
+    if name.endswith(".csv"):
+        return csv_rows(data, file)
+    return parquet_rows(data, file) if name.endswith(".parquet") else parse_rows(data, file)
+
+
 def read_rows(path: str | Path) -> list[Row]:
-    """The JSON objects in a file (`.gz` too), each with its row."""
-    return parse_rows(unzipped(read_bytes(str(path)), str(path)), str(path))
+    """The objects in a file, each with its row."""
+    return rows_of(read_bytes(str(path)), str(path))
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
@@ -111,14 +120,14 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
 
 
 def read_pinned_rows(source: SourceFile) -> list[Row]:
-    """The JSON objects in a pinned file, each with its row.
+    """The objects in a pinned file, each with its row.
 
     Raises `BadInput` when its bytes are no longer those pinned.
     """
     data = read_bytes(source.url)
     if hashlib.sha256(data).hexdigest() != source.sha256:
         raise BadInput("has changed since it was pinned for this run; start the run again", file=source.url)
-    return parse_rows(unzipped(data, source.url), source.url)
+    return rows_of(data, source.url)
 
 
 def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""lm-eval's own tasks on local items: its prompts and its scorers, without its hub data or its task index.
+"""lm-eval's own tasks on local items: its documents and its prompts, without its hub data or its task index.
 
 A task is opened from a small YAML that includes the stock one and names local files, with the default
 task index left out (it takes ten seconds to build). All files live in a temporary folder.
@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from pathlib import Path
@@ -19,20 +18,27 @@ from typing import Any
 
 import yaml
 
+from alignment.errors import BadInput
 from eval.jsonl import write_records
+from eval.lm_eval_calls import quiet, seeded, told
 from eval.suites.suite import Item, StockTask
 
 FEW_SHOT_SEED = 1234
 """lm-eval's own default for drawing few-shot examples."""
 
+MARK = "align_item"
+"""A column that shows whether a task that processes its documents keeps them all, in order."""
+
 Message = dict[str, str]
+ChatTemplate = Callable[..., str]
+"""Takes messages and `add_generation_prompt`; gives the text that a model sees."""
 
 
-class ScorerError(RuntimeError):
-    """A task's own scorer failed on a document: `index` is its position, the cause what was raised."""
+class ItemError(RuntimeError):
+    """A task stumbled over one of its documents: `index` is its position, the cause what was raised."""
 
     def __init__(self, index: int) -> None:
-        super().__init__(f"scoring document {index} failed")
+        super().__init__(f"document {index} failed")
         self.index = index
 
 
@@ -40,32 +46,83 @@ class ScorerError(RuntimeError):
 def open_task(
     stock: StockTask, items: Sequence[Item], few_shot: Sequence[dict[str, Any]] = (), num_fewshot: int = 0
 ) -> Iterator[Any]:
-    """lm-eval's task over these items, whose i-th document is the i-th item."""
-    with tempfile.TemporaryDirectory(prefix="align-lm-eval-") as folder, quiet():
-        import lm_eval
-        from lm_eval.tasks import TaskManager
+    """lm-eval's task over these items, whose i-th document is the i-th item.
 
+    Raises `BadInput` when the task cannot read the items, or leaves some out.
+    """
+    with tempfile.TemporaryDirectory(prefix="align-lm-eval-") as folder, quiet(), seeded():
         here = Path(folder)
-        data_files = {stock.split: str(here / "items.jsonl")}
-        write_records(here / "items.jsonl", (item.fields for item in items))
-        if num_fewshot:
+        write_records(here / "items.jsonl", _marked(stock, items))
+        if few_shot:
             write_records(here / "few_shot.jsonl", few_shot)
-            data_files[str(stock.few_shot_split)] = str(here / "few_shot.jsonl")
-        name = f"local_{stock.name}"
-        config = {
-            "include": str(Path(lm_eval.__file__).parent / "tasks" / stock.yaml),
-            "task": name,
-            "dataset_path": "json",
-            "dataset_name": None,
-            "dataset_kwargs": {"data_files": data_files, "cache_dir": str(here / "cache")},
-            "num_fewshot": num_fewshot,
-        }
-        if not num_fewshot:  # the stock task would read its training split even when no example is asked for
-            config |= {"training_split": None, "fewshot_split": None}
+        config = _config(stock, here, bool(few_shot), num_fewshot)
         (here / "task.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-        with redirect_stdout(io.StringIO()):  # IFEval's module prints of a download that need not have happened
-            task = TaskManager(include_path=str(here), include_defaults=False).load([name])["tasks"][name]
+        try:
+            task = _load(here, config["task"])
+        except Exception as error:  # another library's code, on data of another form than it expects
+            raise BadInput(f"lm-eval's {stock.name} cannot read these items: {told(error)}") from error
+        if stock.processed:
+            docs = _processed(task.config.process_docs, task.dataset[stock.split])
+            _check_order(stock, docs, len(items))
+            task.config.process_docs = lambda _: docs
         yield task
+
+
+def _load(folder: Path, name: str) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    with redirect_stdout(io.StringIO()):  # IFEval's module prints of a download that need not have happened
+        return TaskManager(include_path=str(folder), include_defaults=False).load([name])["tasks"][name]
+
+
+def _config(stock: StockTask, here: Path, few_shot: bool, num_fewshot: int) -> dict[str, Any]:
+    import lm_eval
+
+    data_files = {stock.split: str(here / "items.jsonl")}
+    if few_shot:
+        data_files[str(stock.few_shot_split)] = str(here / "few_shot.jsonl")
+    config: dict[str, Any] = {
+        "include": str(Path(lm_eval.__file__).parent / "tasks" / stock.yaml),
+        "task": f"local_{stock.name}",
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": data_files, "cache_dir": str(here / "cache")},
+        "custom_dataset": None,
+        "num_fewshot": num_fewshot,
+    }
+    if not num_fewshot:  # the stock task would read its other splits even when no example is asked for
+        config |= dict.fromkeys(("training_split", "validation_split", "fewshot_split", "fewshot_config"))
+        config["test_split"] = stock.split
+    return config
+
+
+def _marked(stock: StockTask, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
+    for index, item in enumerate(items):
+        yield {**item.fields, MARK: index} if stock.processed else item.fields
+
+
+def _processed(process: Callable[[Any], Any], docs: Any) -> Any:
+    """A task's documents as it processes them; where that draws at random, each by itself and seeded."""
+    from datasets import Dataset
+
+    # in memory: what datasets keeps in files it would not process again
+    before = random.getstate()
+    whole = process(Dataset.from_list(docs.to_list(), features=docs.features))
+    if random.getstate() == before:
+        return whole
+    rows: list[dict[str, Any]] = []
+    for doc in docs:
+        with seeded():
+            rows += process(Dataset.from_list([doc], features=docs.features)).to_list()
+    return Dataset.from_list(rows)
+
+
+def _check_order(stock: StockTask, docs: Any, items: int) -> None:
+    kept = list(docs[MARK]) if MARK in docs.column_names else list(range(len(docs)))
+    if kept != list(range(items)):
+        lost = sorted(set(range(items)) - set(kept))
+        which = f"leaves out item {lost[0]} and {len(lost) - 1} more" if lost else "changes the order of its items"
+        raise BadInput(f"lm-eval's {stock.name} {which}: give it a file of those that it tests on")
 
 
 @cache
@@ -84,100 +141,48 @@ def stop_strings(task: Any) -> tuple[str, ...]:
 
 def plain_prompts(task: Any, num_fewshot: int) -> list[str]:
     """Every document's prompt as lm-eval writes it for a model without a chat template."""
-    task.set_fewshot_seed(FEW_SHOT_SEED)
-    return [str(task.fewshot_context(doc, num_fewshot=num_fewshot)) for doc in task.eval_docs]
+    return [str(context) for _, context in contexts(task, num_fewshot)]
 
 
 def chat_prompts(task: Any, num_fewshot: int) -> list[list[Message]]:
-    """Every document's prompt as the messages lm-eval gives to a chat template; examples are turns of their own."""
+    """Every document's prompt as the messages lm-eval gives to a chat template; examples are turns of their own.
+
+    Where a task opens the answer itself, that opening is a last message of the assistant's.
+    """
 
     def as_json(messages: list[Message], add_generation_prompt: bool = True) -> str:
         return json.dumps(messages)
 
+    return [json.loads(context) for _, context in contexts(task, num_fewshot, as_json)]
+
+
+def continuations(task: Any, num_fewshot: int, template: ChatTemplate | None = None) -> list[list[Any]]:
+    """Per document lm-eval's requests for log-likelihoods; `template` renders messages, None for plain text."""
+    requests = []
+    for index, (doc, context) in enumerate(contexts(task, num_fewshot, template)):
+        made = task.construct_requests(
+            doc=doc, ctx=context, metadata=(task.config.task, index, 1), apply_chat_template=template is not None
+        )
+        requests.append(made if isinstance(made, list) else [made])
+    return requests
+
+
+def contexts(task: Any, num_fewshot: int, template: ChatTemplate | None = None) -> Iterator[tuple[Any, Any]]:
+    """Every document with its context: a text, or one for each choice where the choices stand in the question.
+
+    Raises `ItemError` for a document that the task cannot write a prompt for.
+    """
     task.set_fewshot_seed(FEW_SHOT_SEED)
-    return [
-        json.loads(
-            task.fewshot_context(
+    for index, doc in enumerate(task.eval_docs):
+        try:
+            context = task.fewshot_context(
                 doc,
                 num_fewshot=num_fewshot,
-                apply_chat_template=True,
-                fewshot_as_multiturn=True,
-                chat_template=as_json,
+                apply_chat_template=template is not None,
+                fewshot_as_multiturn=template is not None,
+                chat_template=template,
+                gen_prefix=task.doc_to_prefix(doc),
             )
-        )
-        for doc in task.eval_docs
-    ]
-
-
-def replay(task: Any, responses: Sequence[str]) -> list[dict[str, Any]]:
-    """Scores stored responses, the i-th to the i-th document, with the task's own filters and metrics.
-
-    Returns per document a metric's name (with its filter, where the task has more than one) to its value:
-    a number or truth value, or a list of them for metrics counted per instruction. Under
-    `extracted,<filter>` stands what a filter took from the response. Repeats exactly: what is random in
-    a scorer is seeded by the document alone. Raises `ScorerError` when the scorer fails on a document.
-    """
-    docs = list(task.eval_docs)
-    name = task.config.task
-    instances = []
-    for index, (doc, response) in enumerate(zip(docs, responses, strict=True)):
-        instance = task.construct_requests(doc=doc, ctx="", metadata=(name, index, 1))
-        instance.resps = [response]
-        instances.append(instance)
-    task._instances = instances
-    task.apply_filters()
-    scores = []
-    for index, (doc, instance) in enumerate(zip(docs, instances, strict=True)):
-        try:
-            scores.append(_score(task, doc, instance))
         except Exception as error:
-            raise ScorerError(index) from error
-    return scores
-
-
-def _score(task: Any, doc: dict[str, Any], instance: Any) -> dict[str, Any]:
-    scores: dict[str, Any] = {}
-    for filter_name, filtered in instance.filtered_resps.items():
-        with seeded():
-            metrics = task.process_results(doc, [filtered])
-        if filter_name == "none":
-            scores |= metrics
-        else:
-            scores |= {f"{metric},{filter_name}": value for metric, value in metrics.items()}
-            scores[f"extracted,{filter_name}"] = str(filtered)
-    return scores
-
-
-@contextmanager
-def seeded() -> Iterator[None]:
-    """IFEval draws a random letter for one item and detects languages with a sampler; both are pinned here."""
-    from langdetect import DetectorFactory
-
-    state, seed = random.getstate(), DetectorFactory.seed
-    random.seed(0)
-    DetectorFactory.seed = 0
-    try:
-        yield
-    finally:
-        random.setstate(state)
-        DetectorFactory.seed = seed
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars, no chatter, and no download: IFEval's module fetches sentence data when it is imported."""
-    import datasets
-    import nltk
-
-    logger = logging.getLogger("lm_eval")
-    level, download, bars = logger.level, nltk.download, not datasets.are_progress_bars_disabled()
-    logger.setLevel(logging.ERROR)
-    nltk.download = lambda *_, **__: False
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        nltk.download = download
-        if bars:
-            datasets.enable_progress_bars()
+            raise ItemError(index) from error
+        yield doc, context

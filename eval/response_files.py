@@ -1,14 +1,15 @@
-"""Responses on disk: `{"id", "turns"}` JSON lines, and FastChat's answer files."""
+"""Responses on disk: `{"id", "turns"}` or `{"id", "loglikelihoods"}` JSON lines, and FastChat's answer files."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from alignment.errors import BadInput
-from eval.jsonl import check_text, read_rows, write_records
+from eval.jsonl import Row, check_text, read_rows, write_records
 from eval.suites.suite import Item
 
 
@@ -16,12 +17,16 @@ from eval.suites.suite import Item
 class Response:
     """What a model answered to one item, turn by turn; `failed` says why an item has no whole answer.
 
+    Of a multiple-choice item it is, per choice, the log-likelihood in nats and whether the choice is the greedy
+    continuation, in place of turns. `tokens` counts each turn's new tokens, where they are known.
     `row` is where a stored one stands in its file.
     """
 
     id: str
     turns: tuple[str, ...]
     failed: str | None = None
+    loglikelihoods: tuple[tuple[float, bool], ...] = ()
+    tokens: tuple[int, ...] = ()
     row: int | None = field(default=None, compare=False)
 
 
@@ -30,20 +35,31 @@ def write_responses(path: Path, responses: Iterable[Response]) -> None:
 
 
 def _record(response: Response) -> dict[str, Any]:
-    record: dict[str, Any] = {"id": response.id, "turns": list(response.turns)}
+    record: dict[str, Any] = {"id": response.id}
+    if response.loglikelihoods:
+        record["loglikelihoods"] = [list(one) for one in response.loglikelihoods]
+    else:
+        record["turns"] = list(response.turns)
+    if response.tokens:
+        record["tokens"] = list(response.tokens)
     return record if response.failed is None else record | {"failed": response.failed}
 
 
 def read_responses(path: str | Path) -> list[Response]:
     """Responses by id, in the file's order; raises `BadInput` naming a malformed row or an id that stands twice."""
+    return parse_responses(read_rows(path), str(path))
+
+
+def parse_responses(rows: Iterable[Row], file: str) -> list[Response]:
+    """The responses that records are, in their order; errors as of `read_responses`."""
     responses: dict[str, Response] = {}
-    for row, record in read_rows(path):
-        response = _parse(record, str(path), row)
+    for row, record in rows:
+        response = _parse(record, file, row)
         if response.id in responses:
-            raise BadInput(f"id {response.id} stands twice", file=str(path), row=row)
+            raise BadInput(f"id {response.id} stands twice", file=file, row=row)
         responses[response.id] = response
     if not responses:
-        raise BadInput("no responses", file=str(path))
+        raise BadInput("no responses", file=file)
     return list(responses.values())
 
 
@@ -52,31 +68,59 @@ def _parse(record: dict[str, Any], file: str, row: int) -> Response:
         name, choices = record.get("question_id"), record["choices"]
         first = choices[0] if isinstance(choices, list) and choices else None
         turns = first.get("turns") if isinstance(first, dict) else None
+        if isinstance(turns, list):  # Arena-Hard's have each turn's text under "content"
+            turns = [turn.get("content") if isinstance(turn, dict) else turn for turn in turns]
     else:
         name, turns = record.get("id"), record.get("turns")
     failed = record.get("failed")
     check_text({"id": name, "turns": turns, "failed": failed}, file, row)
     if isinstance(name, bool) or not isinstance(name, int | str):
         raise BadInput("expected an id (number or text)", file=file, row=row, field="id")
+    if "loglikelihoods" in record:
+        return Response(str(name), (), None, _loglikelihoods(record["loglikelihoods"], str(name), file, row), (), row)
     if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns):
         raise BadInput(f"response {name}: expected a list of texts", file=file, row=row, field="turns")
     if failed is None and not turns:
         raise BadInput(f"response {name}: no turns", file=file, row=row, field="turns")
-    return Response(str(name), tuple(turns), None if failed is None else str(failed), row)
+    counts = record.get("tokens")
+    known = isinstance(counts, list) and len(counts) == len(turns) and all(type(count) is int for count in counts)
+    tokens = tuple(counts) if known and isinstance(counts, list) else ()
+    return Response(str(name), tuple(turns), None if failed is None else str(failed), (), tokens, row)
+
+
+def _loglikelihoods(value: Any, name: str, file: str, row: int) -> tuple[tuple[float, bool], ...]:
+    def whole(one: Any) -> bool:
+        return (
+            isinstance(one, list)
+            and len(one) == 2
+            and isinstance(one[0], int | float)
+            and not isinstance(one[0], bool)
+            and math.isfinite(one[0])
+            and isinstance(one[1], bool)
+        )
+
+    if not isinstance(value, list) or not value or not all(whole(one) for one in value):
+        problem = f"response {name}: expected a list of [log-likelihood, true or false], one a choice"
+        raise BadInput(problem, file=file, row=row, field="loglikelihoods")
+    return tuple((float(number), greedy) for number, greedy in value)
 
 
 def match_responses(
     items: Sequence[Item], responses: Sequence[Response], turns: int, file: str
 ) -> tuple[list[tuple[Item, Response]], list[str]]:
-    """Items with their response, in the items' order, and the ids that have none.
+    """Items with their response, in the items' order, and the ids that have none. `turns` is 0 for log-likelihoods.
 
-    Raises `BadInput` naming a response whose id no item has, or that has too few turns.
+    Raises `BadInput` naming a response whose id no item has, that has too few turns, or log-likelihoods for a text.
     """
     by_id = {response.id: response for response in responses}
     known = {item.id for item in items}
     for response in responses:
         if response.id not in known:
             raise BadInput(f"id {response.id} is not in the data file", file=file, row=response.row, field="id")
+        if response.failed is None and bool(response.loglikelihoods) != (turns == 0):
+            wanted = "turns" if turns else "loglikelihoods"
+            problem = f"response {response.id}: expected {wanted}"
+            raise BadInput(problem, file=file, row=response.row, field=wanted)
         if response.failed is None and len(response.turns) < turns:
             problem = f"response {response.id}: {len(response.turns)} of {turns} turns"
             raise BadInput(problem, file=file, row=response.row, field="turns")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 RESPONSES_FILE = "responses.jsonl"
 ITEMS_FILE = "items.jsonl"
+SETTINGS_FILE = "generation.json"
 
 
 class ResponsesRequest(Request):
@@ -37,7 +39,8 @@ class ResponsesRequest(Request):
 
 
 def run(request: ResponsesRequest, context: Context) -> Result:
-    """Writes `<suite>/items.jsonl` (id and item as asked) and `<suite>/responses.jsonl`, in the same order."""
+    """Writes `<suite>/items.jsonl` (id and item as asked) and `<suite>/responses.jsonl`, in the same order, and
+    `<suite>/generation.json`, how they were generated."""
     if context.rank:
         return Result("")  # one process answers; more are a matter of the launcher's settings, not of results
     for name, spec in request.suites.items():
@@ -73,7 +76,9 @@ def _write(folder: Path, answered: Answered) -> dict[str, str]:
     folder.mkdir(parents=True)
     write_records(folder / ITEMS_FILE, ({"id": item.id, "item": item.fields} for item in answered.items))
     write_responses(folder / RESPONSES_FILE, answered.responses)
+    settings = json.dumps(answered.settings, indent=1, sort_keys=True) + "\n"
+    (folder / SETTINGS_FILE).write_text(settings, encoding="utf-8")
     return {name: file_sha256(folder / name)[0] for name in (ITEMS_FILE, RESPONSES_FILE)}
 
 
-STAGE = Stage("responses", 1, ResponsesRequest, run, device="gpu")
+STAGE = Stage("responses", 2, ResponsesRequest, run, device="gpu")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from eval.suites import SUITES, Suite, suite_named
+from eval.suites import SUITES, suite_named
 
 OUTCOMES = frozenset({0.0, 0.5, 1.0})
 """Wrong, tie and right: a scale from 0 to 1 whatever suite they come from."""
+FRACTIONS = frozenset({"acc", "acc_norm", "acc_bytes", "exact_match", "em", "f1", "mc1", "mc2"})
+"""Metrics of lm-eval, by name before the comma, whose values are fractions."""
 MARGIN_SHARE = 20
 """A default margin is the scale's width over this."""
 
@@ -40,17 +42,12 @@ def unit_of(width: float | None) -> Unit:
     return PERCENT if width == 1.0 else PLAIN
 
 
-def width_of(suite: str, values: Iterable[float]) -> float | None:
-    """The width of the scale that a metric's values lie on, None when it has no known end.
-
-    A metric of a known suite that leaves the suite's scale (a length, a margin) has a scale of its own.
-    """
-    seen = list(values)
-    if suite in SUITES:
-        low, high = SUITES[suite].scale
-        if all(low <= value <= high for value in seen):
-            return high - low
-    return 1.0 if OUTCOMES.issuperset(seen) else None
+def width_of(suite: str, metric: str, values: Iterable[float]) -> float | None:
+    """The width of the scale that a metric's values lie on, None when it has no known end (a length, a margin)."""
+    if suite in SUITES and metric in SUITES[suite].metrics:
+        low, high = SUITES[suite].scale_of(metric)
+        return high - low
+    return 1.0 if metric.partition(",")[0] in FRACTIONS or OUTCOMES.issuperset(values) else None
 
 
 def default_margin(width: float) -> float:
@@ -62,20 +59,10 @@ def default_margin(width: float) -> float:
     return width / MARGIN_SHARE
 
 
-def needs_judge(suite: Suite) -> bool:
-    """Whether nothing but a judge can score the suite."""
-    return suite.task is None
-
-
-def headline_of(suite: Suite) -> str:
-    """The metric that stands for a suite: the average of a judged one, else its scorer's first."""
-    return suite.metrics[-1] if needs_judge(suite) else suite.metrics[0]
-
-
 def headline(suite: str, measured: Iterable[str]) -> str:
     """The metric that stands for a suite among those that were measured; the first of them if its own was not."""
     metrics = list(measured)
-    own = headline_of(SUITES[suite]) if suite in SUITES else metrics[0]
+    own = SUITES[suite].headline if suite in SUITES else metrics[0]
     return own if own in metrics else metrics[0]
 
 
@@ -87,8 +74,8 @@ def title_of(suite: str) -> str:
 def default_requirement(suite: str) -> tuple[str, float]:
     """A suite's main metric as `suite/metric`, and the margin that counts as no loss of it."""
     found = suite_named(suite)
-    low, high = found.scale
-    return f"{suite}/{headline_of(found)}", default_margin(high - low)
+    low, high = found.scale_of(found.headline)
+    return f"{suite}/{found.headline}", default_margin(high - low)
 
 
 def scale_told(suite: str) -> str:

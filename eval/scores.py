@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from alignment.artifacts import Artifact, Commit
@@ -10,9 +11,9 @@ from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.recipe import Judge
 from alignment.stages import Context, Request, Result, Stage
+from eval.grading.choose import JOURNAL_FILE, choose_grader
 from eval.jsonl import read_records
-from eval.judge.choose import choose_judge
-from eval.judge.judgment import write_judgments
+from eval.judge.judgment_files import write_judgments
 from eval.nltk_data import nltk_data_beside
 from eval.response_files import read_responses
 from eval.responses import ITEMS_FILE, RESPONSES_FILE
@@ -21,10 +22,12 @@ from eval.scoring import Scored, score_suite
 from eval.statistics import Mean
 from eval.suites import Item, SuiteSpec, suite_named
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 METRICS_FILE = "metrics.json"
-JUDGMENTS_FILE = "judgments.jsonl"
-JUDGE_ACCESS = ("in_flight", "api_key_env")
+JUDGMENTS_FILE, PAIR_JUDGMENTS_FILE = "judgments.jsonl", "pair_judgments.jsonl"
+JUDGE_MONEY = frozenset({"price", "budget_usd", "budget_tokens"})
+JUDGE_ACCESS = JUDGE_MONEY | {"api_key_env", "in_flight", "timeout_seconds", "retries", "max_tokens_name"}
+JUDGE_SETTINGS = {"kind", "model", "temperature", "max_tokens"}
 
 
 class ScoresRequest(Request):
@@ -36,43 +39,56 @@ class ScoresRequest(Request):
     seed: int
 
     def identity(self) -> Any:
-        """Without what cannot change a score: a judge where the suite has a scorer, and how fast or by which key
-        an endpoint is asked."""
+        """Without what cannot change a score: a judge where the suite has a scorer, and how fast, by which key and
+        for how much an endpoint is asked."""
         value = super().identity()
-        if suite_named(self.suite.name).task is not None:
+        if not suite_named(self.suite.name).needs_judge:
             return value | {"judge": None}
         judge = value["judge"] and {k: v for k, v in value["judge"].items() if k not in JUDGE_ACCESS}
         return value | {"judge": judge}
 
     def settings(self, answers: Commit) -> str:
         """Digest of how the suite was answered, judged and scored: scores of different settings are not compared."""
-        judge = None if self.judge is None else self.judge.model_dump(include={"kind", "model"})
-        judged = judge if suite_named(self.suite.name).task is None else None
+        judge = None if self.judge is None else self.judge.model_dump(include=JUDGE_SETTINGS)
+        judged = judge if suite_named(self.suite.name).needs_judge else None
         answered = [answers.summary.get("precision"), answers.code_version]
         return json_digest([self.suite.digest(), judged, self.seed, answered, CODE_VERSION])
 
 
 def run(request: ScoresRequest, context: Context) -> Result:
-    """Writes `samples.parquet`, `metrics.json` and, for a judged suite, `judgments.jsonl` in FastChat's form."""
+    """Writes `samples.parquet`, `metrics.json` and, for a judged suite, judgments in FastChat's forms:
+    `judgments.jsonl` of answers alone, `pair_judgments.jsonl` of answers beside the baseline's."""
     suite = suite_named(request.suite.name)
     folder = context.fetch(request.responses) / suite.name
     if not folder.is_dir():
         raise BadInput(f"these responses have no suite {suite.name}", file=str(folder.parent))
     items = [Item(str(record["id"]), record["item"]) for record in read_records(folder / ITEMS_FILE)]
-    judge = choose_judge(request.judge, request.suite, context.work) if suite.task is None else None
+    chosen = choose_grader(suite, request.judge, request.suite, items, context.work / JOURNAL_FILE)
     path = folder / RESPONSES_FILE
     with nltk_data_beside(request.suite.data.url if request.suite.data else None):
-        scored = score_suite(suite, items, read_responses(path), judge, str(path))
+        scored = score_suite(suite, chosen.items, read_responses(path), chosen.grader, str(path))
     write_samples(context.out / SAMPLES_FILE, scored.samples)
     metrics = metrics_record(scored.metrics)
     text = json.dumps(metrics, indent=1, sort_keys=True) + "\n"
     (context.out / METRICS_FILE).write_text(text, encoding="utf-8")
-    if scored.judgments:
-        write_judgments(context.out / JUDGMENTS_FILE, scored.judgments)
+    write_graded(context.out, scored)
     settings = request.settings(context.store.commit_of(request.responses))
-    summary = {"n": scored.n, "metrics": metrics, **outcome(scored), "settings": settings}
+    summary = {"n": scored.n, "metrics": metrics, **outcome(scored), **chosen.bill(), "settings": settings}
+    if scored.length:
+        summary["length"] = {name: round(value, 3) for name, value in scored.length.items()}
+    if scored.classes:
+        summary["classes"] = scored.classes
+    if suite.left_out:
+        summary["left_out"] = list(suite.left_out)
     digest = json_digest([samples_digest(scored.samples), scored.failed, scored.judged, settings])
     return Result(digest, summary)
+
+
+def write_graded(folder: Path, scored: Scored) -> None:
+    """The judgments behind a suite's scores, in FastChat's files; none where there are none."""
+    for name, pairs in ((JUDGMENTS_FILE, False), (PAIR_JUDGMENTS_FILE, True)):
+        if judgments := [one for one in scored.judgments if bool(one.game) == pairs]:
+            write_judgments(folder / name, judgments)
 
 
 def metrics_record(metrics: dict[str, Mean]) -> dict[str, dict[str, Any]]:
@@ -88,6 +104,7 @@ def outcome(scored: Scored) -> dict[str, Any]:
         "judged": scored.judged,
         "unparsable": scored.unparsable,
         "unjudged": scored.unjudged,
+        "intervals": {metric: list(ends) for metric, ends in scored.intervals.items()},
     }
 
 

@@ -1,23 +1,21 @@
-"""From items and responses to samples: lm-eval's scorer where there is one, else a judge's ratings. No GPU."""
+"""From items and responses to samples: by lm-eval's scorer, a function of ours, or a judge's verdicts. No GPU."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from alignment.errors import BadInput
+from eval.grading.grader import Grader
+from eval.grading.grading import Answered
 from eval.judge.judgment import Judgment
-from eval.lm_eval_task import ScorerError, open_task, replay
 from eval.response_files import Response, match_responses
 from eval.samples import Sample, metric_means
 from eval.statistics import Mean
-from eval.suites.suite import Item, StockTask, Suite
-
-Answered = Sequence[tuple[Item, Response]]
-Judge = Callable[[Answered], list[Judgment]]
-"""Takes items with whole answers, returns at most one judgment per item and turn, of those items only."""
+from eval.suites.suite import Classify, Item, Suite
+from eval.task_scores import replayed, sample_ids
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,10 @@ class Scored:
 
     `missing` are items without a response, `failed` those whose answer is not whole; neither counts in a
     metric. `judged` is False where a suite needs a judge and has none: there are no samples then.
-    `unparsable` counts judgments without a rating (never guessed), `unjudged` answers without a judgment.
+    `unparsable` counts judgments without a verdict (never guessed), `unjudged` answers without a judgment.
+    `intervals` are those of metrics that are published with one of their own making.
+    `length` is the mean length of the answers: `answers` counted, in `characters` and, where known, `tokens`.
+    `classes` counts what a function of ours made of the answers, by metric.
     """
 
     samples: list[Sample]
@@ -38,107 +39,91 @@ class Scored:
     unparsable: int = 0
     unjudged: int = 0
     judgments: list[Judgment] = field(default_factory=list)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    length: dict[str, float] = field(default_factory=dict)
+    classes: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 def score_suite(
     suite: Suite,
     items: Sequence[Item],
     responses: Sequence[Response],
-    judge: Judge | None = None,
+    grader: Grader | None = None,
     file: str = "responses",
 ) -> Scored:
     """Samples and metrics of stored responses; `file` is named in errors about them."""
     matched, missing = match_responses(items, responses, suite.turns, file)
     answered = [(item, response) for item, response in matched if response.failed is None]
-    failed = [(item, response.failed) for item, response in matched if response.failed is not None]
+    failed = {item.id: response.failed for item, response in matched if response.failed is not None}
     judgments: list[Judgment] = []
     samples: list[Sample] = []
-    if suite.task is not None:
-        samples = _replayed(suite, suite.task, answered) if answered else []
-    elif judge is not None:
-        judgments = judge(answered)
-        samples = _rated(suite, answered, judgments)
-    judged = suite.task is not None or judge is not None
+    judged = grader is not None or not suite.needs_judge
+    if suite.classify is not None:
+        samples = _classified(suite, suite.classify, answered)
+    elif not suite.needs_judge:
+        samples, problems = replayed(suite, items, answered)
+        failed |= problems
+    elif grader is not None and answered:
+        judgments = grader.judge(answered)
+        samples = grader.samples(suite, answered, judgments)
+    intervals = {} if grader is None else grader.intervals(samples, judgments)
     if judged:
-        samples += [sample for item, why in failed for sample in _failed_samples(suite, item, why)]
+        lost = [item for item, _ in matched if item.id in failed]
+        samples += [sample for item in lost for sample in _lost(suite, item, failed[item.id], grader)]
+    places = 0 if grader is None else sum(len(grader.places(suite, item)) for item, _ in answered)
     return Scored(
         samples=samples,
         metrics=metric_means(samples, suite.metrics),
-        n=len(answered),
+        n=sum(item.id not in failed for item, _ in matched),
         missing=missing,
-        failed={item.id: why for item, why in failed},
+        failed=failed,
         judged=judged,
         unparsable=sum(judgment.score is None for judgment in judgments),
-        unjudged=len(answered) * suite.turns - len(judgments) if judgments or judge else 0,
+        unjudged=places - len(judgments),
         judgments=judgments,
+        intervals=intervals,
+        length=mean_length([response for _, response in answered]),
+        classes=_classes(samples) if suite.classify is not None else {},
     )
 
 
-def _replayed(suite: Suite, task: StockTask, answered: Answered) -> list[Sample]:
-    with open_task(task, [item for item, _ in answered]) as opened:
-        try:
-            scores = replay(opened, [response.turns[0] for _, response in answered])
-        except ScorerError as error:
-            raise _scorer_problem(suite, answered[error.index][0], error.__cause__) from error
-    samples: list[Sample] = []
-    for (item, response), values in zip(answered, scores, strict=True):
-        for metric in suite.metrics:
-            samples += _samples_of(suite, item, response, metric, values)
-    return samples
+def mean_length(responses: Sequence[Response]) -> dict[str, float]:
+    """Means over whole answers, all turns together; empty where there are no texts."""
+    texts = [response for response in responses if response.turns]
+    if not texts:
+        return {}
+    found = {"answers": float(len(texts)), "characters": sum(len("".join(one.turns)) for one in texts) / len(texts)}
+    if all(len(one.tokens) == len(one.turns) for one in texts):
+        found["tokens"] = sum(sum(one.tokens) for one in texts) / len(texts)
+    return found
 
 
-def _scorer_problem(suite: Suite, item: Item, cause: BaseException | None) -> BadInput:
-    if isinstance(cause, LookupError) and "punkt" in str(cause):
-        return BadInput(
-            f"{suite.title} splits sentences with NLTK's punkt_tab, which is not here: run "
-            "`python -m nltk.downloader punkt_tab`, set NLTK_DATA to a folder that holds tokenizers/punkt_tab, "
-            "or put such a folder, named nltk_data, beside the data file"
-        )
-    return BadInput(f"{suite.title}'s own scorer fails on item {item.id}: {type(cause).__name__}: {cause}")
-
-
-def _samples_of(suite: Suite, item: Item, response: Response, metric: str, values: dict[str, Any]) -> list[Sample]:
-    value, text, names = values[metric], response.turns[0], sample_ids(suite, item, metric)
-    if isinstance(value, list):  # one value per instruction: rows of their own that share a cluster
-        kinds = item.fields["instruction_id_list"]
-        return [
-            Sample(suite.name, name, item.id, metric, float(part), text, _detail(instruction=kind))
-            for name, kind, part in zip(names, kinds, value, strict=True)
-        ]
-    extracted = values.get(f"extracted,{metric.partition(',')[2]}")
-    detail = "{}" if extracted is None else _detail(extracted=extracted)
-    return [Sample(suite.name, item.id, item.id, metric, float(value), text, detail)]
-
-
-def sample_ids(suite: Suite, item: Item, metric: str) -> list[str]:
-    """The ids of an item's rows in one metric: one row, or one per instruction (IFEval) or turn (MT-Bench)."""
-    if metric.startswith("inst_level"):
-        return [f"{item.id}:{index}" for index in range(len(item.fields["instruction_id_list"]))]
-    if metric == "average":
-        return [f"{item.id}:{turn}" for turn in range(1, suite.turns + 1)]
-    return [item.id]
-
-
-def _rated(suite: Suite, answered: Answered, judgments: Sequence[Judgment]) -> list[Sample]:
-    by_turn = {(judgment.question_id, judgment.turn): judgment for judgment in judgments}
+def _classified(suite: Suite, classify: Classify, answered: Answered) -> list[Sample]:
     samples: list[Sample] = []
     for item, response in answered:
-        for turn, name in enumerate(sample_ids(suite, item, "average"), start=1):
-            judgment = by_turn.get((item.id, turn))
-            text = "no judgment" if judgment is None else judgment.text
-            score = None if judgment is None else judgment.score
-            detail, answer = _detail(category=item.fields["category"], judgment=text), response.turns[turn - 1]
-            samples.append(Sample(suite.name, item.id, item.id, f"turn_{turn}", score, answer, detail))
-            samples.append(Sample(suite.name, name, item.id, "average", score, answer, detail))
+        values, detail = classify(item, response.turns[0])
+        text = json.dumps(detail, ensure_ascii=False, sort_keys=True)
+        samples += [
+            Sample(suite.name, item.id, item.id, name, value, response.turns[0], text) for name, value in values.items()
+        ]
     return sorted(samples, key=lambda sample: suite.metrics.index(sample.metric))
 
 
-def _failed_samples(suite: Suite, item: Item, why: str) -> list[Sample]:
-    return [
-        Sample(suite.name, name, item.id, metric, None, "", _detail(failed=why))
-        for metric in suite.metrics
-        for name in sample_ids(suite, item, metric)
-    ]
+def _classes(samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
+    found: dict[str, Counter[str]] = {}
+    for sample in samples:
+        if sample.value is not None:
+            found.setdefault(sample.metric, Counter())[json.loads(sample.detail)["class"]] += 1
+    return {metric: dict(sorted(counts.items())) for metric, counts in found.items()}
+
+
+def _lost(suite: Suite, item: Item, why: str, grader: Grader | None) -> list[Sample]:
+    if grader is not None:
+        rows = grader.ids(suite, item)
+    else:
+        metrics = suite.metrics if suite.classify is None else suite.classify(item, "")[0]
+        rows = [(metric, name) for metric in metrics for name in sample_ids(suite, item, metric)]
+    return [Sample(suite.name, name, item.id, metric, None, "", _detail(failed=why)) for metric, name in rows]
 
 
 def _detail(**values: Any) -> str:

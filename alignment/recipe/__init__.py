@@ -1,19 +1,39 @@
 """Recipes: what a person writes, typed."""
 
-from alignment.recipe.evaluation import Evals, Gate, Gsm8k, IfEval, Judge, MtBench, Requirement, Suite
+from alignment.recipe.evaluation import (
+    AlpacaEval,
+    ArenaHard,
+    Evals,
+    Gate,
+    Gsm8k,
+    Harmless,
+    IfEval,
+    Judge,
+    JudgePrice,
+    LmEvalTask,
+    MtBench,
+    Requirement,
+    Suite,
+    XsTest,
+)
 from alignment.recipe.load import load_recipe, parse_recipe
 from alignment.recipe.recipe import Pools, Recipe, Registry
 from alignment.recipe.sources import DataSource, ModelSource, PreferenceSource
 from alignment.recipe.training import Dpo, Lora, Optimisation, Reference, Sft, SftTraining, TokenPolicy
 
 __all__ = [
+    "AlpacaEval",
+    "ArenaHard",
     "DataSource",
     "Dpo",
     "Evals",
     "Gate",
     "Gsm8k",
+    "Harmless",
     "IfEval",
     "Judge",
+    "JudgePrice",
+    "LmEvalTask",
     "Lora",
     "ModelSource",
     "MtBench",
@@ -28,6 +48,7 @@ __all__ = [
     "SftTraining",
     "Suite",
     "TokenPolicy",
+    "XsTest",
     "load_recipe",
     "parse_recipe",
 ]

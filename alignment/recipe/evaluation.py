@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -13,16 +14,30 @@ class Suite(Section):
     """What every suite has. Items beyond `limit` are left out by a seeded sample."""
 
     data: str | None = None
-    """Data file in the suite's published format; None takes the embedded items (or the hub, where named)."""
+    """Data file in the suite's published format: JSON lines, CSV or Parquet."""
+    hub: str | None = None
+    """Hugging Face Hub data set id, with `revision`, `config` and `split`, in place of a file."""
+    revision: str | None = None
+    config: str | None = None
+    """Configuration on the hub; None takes that of lm-eval's task, of a group of tasks each one's own."""
+    split: str = "test"
+    """Split on the hub that is tested on."""
     limit: int | None = Field(default=None, ge=1)
     max_new_tokens: int = Field(default=512, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=10)
+    """0 is greedy; None is the suite's own: greedy, unless it says more. Each item's draws are seeded by its own id."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Only the most likely tokens that together reach this are drawn; counts where the temperature is above 0."""
     embedded: Literal["micro"] | None = None
     """The generated items of the quickstart."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Suite:
-        if self.data is not None and self.embedded is not None:
-            raise ValueError("give data or embedded, not both")
+        given = [name for name in ("data", "hub", "embedded") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give {' or '.join(given)}, not {'both' if len(given) == 2 else 'all'}")
+        if self.hub is None and (self.revision or self.config or getattr(self, "few_shot_split", None)):
+            raise ValueError("revision, config and few_shot_split go with hub")
         return self
 
 
@@ -32,6 +47,8 @@ class Gsm8k(Suite):
     num_fewshot: int = Field(default=5, ge=0)
     few_shot_data: str | None = None
     """Training file the worked examples are drawn from; needed when num_fewshot > 0 and data is a file."""
+    few_shot_split: str | None = None
+    """Split on the hub that the worked examples are drawn from."""
 
 
 class IfEval(Suite):
@@ -48,6 +65,67 @@ class MtBench(Suite):
     """FastChat answer file with references for maths, reasoning and coding."""
     judge_prompts: str | None = None
     """FastChat judge prompt file; None takes the prompts that come with alignment-dags."""
+    baseline_answers: str | None = None
+    """FastChat answer file of a baseline: answers are judged beside its too, in both orders (`win_rate`)."""
+
+
+class Published(Suite):
+    """A suite that the quickstart has no items for."""
+
+    embedded: None = None
+
+    @model_validator(mode="after")
+    def _has_source(self) -> Published:
+        if self.data is None and self.hub is None:
+            raise ValueError("give either data (a file) or hub (a data set)")
+        return self
+
+
+class AlpacaEval(Published):
+    """Instructions and a judge between the answers and a baseline's (Dubois et al. 2024), AlpacaEval's files."""
+
+    max_new_tokens: int = Field(default=2048, ge=1)
+    baseline_answers: str | None = None
+    """AlpacaEval outputs of the baseline; None takes the `output` that comes with each instruction in `data`."""
+    judge_prompts: str | None = None
+
+
+class ArenaHard(Published):
+    """Hard user prompts and a judge between the answers and a baseline's (Li et al. 2024), Arena-Hard's files."""
+
+    max_new_tokens: int = Field(default=4096, ge=1)
+    baseline_answers: str
+    """Answer file of the baseline."""
+    judge_prompts: str | None = None
+
+
+class Harmless(Published):
+    """Harmful prompts (BeaverTails' or HH-RLHF's files) and a judge of whether the answers are safe."""
+
+    judge_prompts: str | None = None
+
+
+class XsTest(Published):
+    """Over-refusal (Röttger et al. 2024): safe prompts that look unsafe, and unsafe ones beside them."""
+
+    max_new_tokens: int = Field(default=256, ge=1)
+
+
+class LmEvalTask(Published):
+    """A task or group of tasks of lm-eval, by its name: its prompts, its stop strings, its scorer.
+
+    The data are in the columns of the task's own data set. For a group of tasks one column (subset, subject, type,
+    config, category or task) says which of them an item belongs to.
+    """
+
+    num_fewshot: int | None = Field(default=None, ge=0)
+    """Worked examples; None is the task's own number."""
+    few_shot_data: str | None = None
+    """File that the worked examples are drawn from, for tasks that do not bring their own."""
+    few_shot_split: str | None = None
+    """Split on the hub that the worked examples are drawn from."""
+    chat_template: bool | None = None
+    """None is as in training: questions go through the tokenizer's chat template where it has one."""
 
 
 class Evals(Section):
@@ -56,6 +134,12 @@ class Evals(Section):
     gsm8k: Gsm8k | None = None
     ifeval: IfEval | None = None
     mt_bench: MtBench | None = None
+    alpaca_eval: AlpacaEval | None = None
+    arena_hard: ArenaHard | None = None
+    harmless: Harmless | None = None
+    xstest: XsTest | None = None
+    lm_eval: dict[str, LmEvalTask] = Field(default_factory=dict)
+    """Any of lm-eval's tasks by name (mmlu, arc_challenge, truthfulqa_mc2, hendrycks_math, …); each is a suite."""
     baselines: str | None = None
     """CSV file of published figures (columns model, metric, value, source) that the report lays beside ours. A metric
     is `suite/metric`, or a suite's name for its main one; values are on the metric's scale, fractions from 0 to 1."""
@@ -65,8 +149,24 @@ class Evals(Section):
 
     def selected(self) -> dict[str, Suite]:
         """Suite name to settings, in the order of this class."""
-        suites = {"gsm8k": self.gsm8k, "ifeval": self.ifeval, "mt_bench": self.mt_bench}
-        return {name: suite for name, suite in suites.items() if suite is not None}
+        suites = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: suite for name, suite in suites.items() if isinstance(suite, Suite)} | self.lm_eval
+
+    @model_validator(mode="after")
+    def _names(self) -> Evals:
+        for name in self.lm_eval:
+            if name in type(self).model_fields:
+                raise ValueError(f"{name} has a section of its own: put it beside lm_eval, not under it")
+            if not re.fullmatch(r"[A-Za-z0-9_]+", name):
+                raise ValueError(f"'{name}' cannot name a suite: letters, digits and _ only")
+        return self
+
+
+class JudgePrice(Section):
+    """What a judge costs, in USD per million tokens."""
+
+    input_usd: float = Field(ge=0)
+    output_usd: float = Field(ge=0)
 
 
 class Judge(Section):
@@ -77,12 +177,30 @@ class Judge(Section):
     base_url: str | None = None
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; the key itself is never written anywhere."""
+    temperature: float | None = Field(default=0.0, ge=0)
+    """null leaves it to the endpoint, as models that take none want it."""
+    max_tokens: int = Field(default=2048, ge=1)
+    """Most tokens of one judgment."""
+    max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """How the endpoint calls that limit; OpenAI's reasoning models take only the second."""
     in_flight: int = Field(default=16, ge=1)
+    timeout_seconds: float = Field(default=120.0, gt=0)
+    retries: int = Field(default=6, ge=0)
+    """How often a call is tried again after 408, 409, 429, 5xx, a timeout or an answer that is none."""
+    price: JudgePrice | None = None
+    budget_usd: float | None = Field(default=None, ge=0)
+    """Most that judging one suite of one checkpoint may cost, resumptions included; needs `price`."""
+    budget_tokens: int | None = Field(default=None, ge=0)
+    """The same in tokens, of questions and judgments together."""
 
     @model_validator(mode="after")
     def _endpoint(self) -> Judge:
         if self.kind == "openai" and self.model is None:
             raise ValueError("kind: openai needs model")
+        if self.budget_usd is not None and self.price is None:
+            raise ValueError("budget_usd needs price")
+        if self.base_url is not None and "@" in self.base_url:
+            raise ValueError("base_url must hold no user or password: the key belongs in the variable of api_key_env")
         return self
 
 

@@ -58,8 +58,10 @@ class Recipe(Section):
                 "reference.precision and dpo.precision must be the same: the cached log-probs "
                 "stand for the policy's first step"
             )
-        if self.judge and self.judge.kind == "rubric" and self.evals.mt_bench and not self.evals.mt_bench.embedded:
-            raise ValueError("judge kind rubric grades only the embedded questions of mt_bench")
+        if self.judge and self.judge.kind == "rubric":
+            others = (self.evals.alpaca_eval, self.evals.arena_hard, self.evals.harmless)
+            if (self.evals.mt_bench and not self.evals.mt_bench.embedded) or any(others):
+                raise ValueError("judge kind rubric grades only the embedded questions of mt_bench")
         return self
 
     @property

@@ -48,6 +48,32 @@ def show_score(result: dict[str, Any]) -> None:
     print(f"samples: {result['samples']}")
 
 
+def show_judged(result: dict[str, Any]) -> None:
+    print(f"{result['suite']}: {result['judgments']} judgments of {result['n']} answers")
+    for what, words in (
+        ("missing", "items have no answer"),
+        ("failed", "answers are not whole"),
+        ("unparsable", "judgments hold no verdict"),
+        ("not_judged", "were not judged"),
+    ):
+        if result[what]:
+            print(f"  {len(result[what])} {words} and do not count; --json names them")
+    rows = [
+        (name, f"{m['value']:.4f}", "-" if m["stderr"] is None else f"{m['stderr']:.5f}", _ends(result, name))
+        for name, m in result["metrics"].items()
+    ]
+    print(columns(("metric", "value", "stderr", "95 % interval"), rows))
+    bill = result["judge"]
+    cost = "" if bill["usd"] is None else f", {bill['usd']:.4f} USD"
+    print(f"asked now: {bill['asked']}; in all {bill['input_tokens']} + {bill['output_tokens']} tokens{cost}")
+    print(f"judgments: {result['out']}")
+
+
+def _ends(result: dict[str, Any], metric: str) -> str:
+    ends = result["intervals"].get(metric)
+    return "" if ends is None else f"[{ends[0]:.4f}, {ends[1]:.4f}]"
+
+
 def interval(ci95: Sequence[float] | None) -> str:
     """A 95 % interval; a dash where there were too few items for one."""
     return "-" if ci95 is None else f"[{ci95[0]:+.4f}, {ci95[1]:+.4f}]"

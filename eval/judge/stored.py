@@ -1,4 +1,4 @@
-"""Judgments that were made before, laid beside the answers they are about."""
+"""Judgments that were made before, as a file holds them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alignment.errors import BadInput
-from eval.judge.judgment import Judgment, read_judgments
-from eval.response_files import Response
+from eval.judge.judgment import Judgment
+from eval.judge.judgment_files import read_judgments
 from eval.suites.suite import Item
 
 
-def stored_judge(path: str | Path, items: Sequence[Item], turns: int) -> StoredJudge:
-    """A judge that looks its judgments up in a FastChat file.
+def stored_judgments(path: str | Path, items: Sequence[Item], turns: int) -> list[Judgment]:
+    """The judgments in a FastChat file, all of answers alone or all of pairs.
 
-    Raises `BadInput` naming the first judgment of a question or turn that the data file does not have.
+    Raises `BadInput` naming the first judgment of a question or turn that the data file does not have, or of
+    another kind than the first.
     """
     judgments = read_judgments(path)
     known = {item.id for item in items}
@@ -24,7 +25,10 @@ def stored_judge(path: str | Path, items: Sequence[Item], turns: int) -> StoredJ
             raise BadInput(problem, file=str(path), row=judgment.row, field="question_id")
         if not 1 <= judgment.turn <= turns:
             raise BadInput(f"turn {judgment.turn} of {turns}", file=str(path), row=judgment.row, field="turn")
-    return StoredJudge(judgments)
+        if bool(judgment.game) != bool(judgments[0].game):
+            problem = "judgments of pairs and of answers alone in one file"
+            raise BadInput(problem, file=str(path), row=judgment.row)
+    return judgments
 
 
 class StoredJudge:
@@ -33,6 +37,6 @@ class StoredJudge:
     def __init__(self, judgments: Sequence[Judgment]) -> None:
         self.judgments = list(judgments)
 
-    def __call__(self, answered: Sequence[tuple[Item, Response]]) -> list[Judgment]:
+    def __call__(self, answered: Sequence[tuple[Item, object]]) -> list[Judgment]:
         asked = {item.id for item, _ in answered}
         return [judgment for judgment in self.judgments if judgment.question_id in asked]

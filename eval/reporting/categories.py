@@ -58,7 +58,7 @@ def categories(
             grouped[category_of[cluster]].append(name)
     if len(grouped) < 2:
         return None
-    unit = unit_of(width_of(suite, [value for found in values.values() for _, value in found.values()]))
+    unit = unit_of(width_of(suite, metric, [value for found in values.values() for _, value in found.values()]))
     low, high = scale
 
     def bar(model: str, names: list[str]) -> Bar:

@@ -44,15 +44,17 @@ class Examples:
 def examples(suite: str, baseline: Sequence[Sample], candidate: Sequence[Sample], asked: Mapping[str, str]) -> Examples:
     """The items with the largest gains and losses on the suite's main metric; `asked` has prompts by cluster."""
     metric = headline(suite, [sample.metric for sample in candidate])
-    before = {sample.id: sample for sample in baseline if sample.metric == metric}
+    known = {sample.id: sample for sample in baseline if sample.metric == metric}
     pairs = [
-        (before[sample.id], sample, sample.value - before_value)
+        (known[sample.id], sample, sample.value - before_value)
         for sample in candidate
-        if sample.metric == metric and sample.value is not None and sample.id in before
-        if (before_value := before[sample.id].value) is not None
+        if sample.metric == metric and sample.value is not None and sample.id in known
+        if (before_value := known[sample.id].value) is not None
     ]
     ranked = sorted(pairs, key=lambda pair: (-pair[2], pair[0].id))
-    unit = unit_of(width_of(suite, [value for pair in pairs for value in (pair[0].value, pair[1].value) if value]))
+    unit = unit_of(
+        width_of(suite, metric, [value for pair in pairs for value in (pair[0].value, pair[1].value) if value])
+    )
     digits = 0 if unit.sign else 2
 
     def shown(pair: tuple[Sample, Sample, float]) -> Example:

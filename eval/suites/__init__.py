@@ -1,20 +1,41 @@
 """The suites there are, by name."""
 
 from alignment.errors import BadInput
+from eval.suites.alpaca_eval import ALPACA_EVAL
+from eval.suites.arena_hard import ARENA_HARD
 from eval.suites.gsm8k import GSM8K
+from eval.suites.harmless import HARMLESS
 from eval.suites.ifeval import IFEVAL
 from eval.suites.mt_bench import MT_BENCH
 from eval.suites.spec import SuiteSpec
+from eval.suites.stock import stock_suite
 from eval.suites.suite import Item, StockTask, Suite
+from eval.suites.xstest import XSTEST
 
-SUITES = {suite.name: suite for suite in (GSM8K, IFEVAL, MT_BENCH)}
+SUITES = {suite.name: suite for suite in (GSM8K, IFEVAL, MT_BENCH, ALPACA_EVAL, ARENA_HARD, HARMLESS, XSTEST)}
 
 
 def suite_named(name: str) -> Suite:
-    """The suite of that name; raises `BadInput` naming those there are."""
-    if name not in SUITES:
-        raise BadInput(f"no suite '{name}'; there are {', '.join(SUITES)}")
-    return SUITES[name]
+    """The suite of that name: one of ours, or any task of lm-eval. Raises `BadInput` when there is none."""
+    if name in SUITES:
+        return SUITES[name]
+    try:
+        return stock_suite(name)
+    except BadInput as error:
+        raise BadInput(f"{error}; suites with a section of their own are {', '.join(SUITES)}") from None
 
 
-__all__ = ["SUITES", "Item", "StockTask", "Suite", "SuiteSpec", "suite_named"]
+__all__ = [
+    "ALPACA_EVAL",
+    "ARENA_HARD",
+    "GSM8K",
+    "HARMLESS",
+    "IFEVAL",
+    "MT_BENCH",
+    "SUITES",
+    "Item",
+    "StockTask",
+    "Suite",
+    "SuiteSpec",
+    "suite_named",
+]

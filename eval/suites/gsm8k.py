@@ -10,5 +10,5 @@ GSM8K = Suite(
     fields={"question": str, "answer": str},
     id_field=None,
     metrics=("exact_match,strict-match", "exact_match,flexible-extract"),
-    task=StockTask(name="gsm8k", yaml="gsm8k/gsm8k.yaml", split="test", few_shot_split="train"),
+    task=StockTask(name="gsm8k", yaml="gsm8k/gsm8k.yaml", split="test", few_shot_split="train", subset="main"),
 )

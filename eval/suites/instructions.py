@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from alignment.errors import BadInput
-from eval.lm_eval_task import instruction_classes, seeded
+from eval.lm_eval_calls import seeded
+from eval.lm_eval_task import instruction_classes
 
 TEXTS = frozenset({"keywords", "forbidden_words"})
 

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Output = Literal["generate_until", "multiple_choice", "loglikelihood"]
+"""What a task asks of a model, in lm-eval's words: a text, or log-likelihoods of given continuations."""
 
 
 @dataclass(frozen=True)
 class StockTask:
-    """One of lm-eval's tasks: its YAML below `lm_eval/tasks`, the split it tests on, its few-shot split."""
+    """One of lm-eval's tasks: its YAML below `lm_eval/tasks`, the split it tests on, its few-shot split.
+
+    `num_fewshot` is its own number of examples and `own_examples` whether it brings them along. `subset` is the
+    configuration of a data set on the hub that it tests on. `processed` tells that it changes its documents.
+    """
 
     name: str
     yaml: str
     split: str
     few_shot_split: str | None = None
+    output: Output = "generate_until"
+    num_fewshot: int = 0
+    own_examples: bool = False
+    subset: str | None = None
+    processed: bool = False
+
+
+@dataclass(frozen=True)
+class Item:
+    """One item: `fields` as published, and the id that its responses and samples carry."""
+
+    id: str
+    fields: dict[str, Any]
+
+
+Classify = Callable[[Item, str], tuple[dict[str, float], dict[str, Any]]]
+"""Takes an item and the answer to it; gives values by metric (not every metric is about every item) and a detail, in
+which `class` names what the answer was taken for."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +47,14 @@ class Suite:
     """A suite by name.
 
     `fields` are the keys an item must have and their types. An item's id is `id_field`, or its row
-    index in the data file where that is None. `task` is None for a suite that a judge grades.
+    index in the data file where that is None. It is scored by lm-eval's `task`, or by those of a group (`members`, by
+    the subset whose items are theirs), or by a function of ours (`classify`), or else by a judge.
+    Without a task its items have `turns`, what the user says, one text each; `prepare` brings a published record
+    into that form. Where `distinct` names a field, only the first record with each value of it is an item.
+    Values lie on `scale`, those of a metric in `scales` on its own; `main` stands for the suite, its first metric where
+    none is named. `temperature_of` is what an item is answered with where a recipe gives no temperature; greedy by
+    default.
+    `left_out` are the task's metrics that are no means over items where more is better.
     """
 
     name: str
@@ -32,12 +64,28 @@ class Suite:
     metrics: tuple[str, ...]
     task: StockTask | None
     scale: tuple[float, float] = (0.0, 1.0)
+    scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    main: str | None = None
     turns: int = 1
+    members: Mapping[str, StockTask] = field(default_factory=dict)
+    classify: Classify | None = None
+    prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    distinct: str | None = None
+    temperature_of: Callable[[Item], float] | None = None
+    left_out: tuple[str, ...] = ()
 
+    @property
+    def headline(self) -> str:
+        return self.main or self.metrics[0]
 
-@dataclass(frozen=True)
-class Item:
-    """One item: `fields` as published, and the id that its responses and samples carry."""
+    def scale_of(self, metric: str) -> tuple[float, float]:
+        return self.scales.get(metric, self.scale)
 
-    id: str
-    fields: dict[str, Any]
+    @property
+    def needs_judge(self) -> bool:
+        return self.task is None and not self.members and self.classify is None
+
+    @property
+    def output(self) -> Output:
+        """What all its tasks ask of a model."""
+        return next((task.output for task in (self.task, *self.members.values()) if task), "generate_until")

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from alignment.errors import BadInput
-from eval.lm_eval_task import FEW_SHOT_SEED, chat_prompts, open_task, plain_prompts, replay, stop_strings
+from eval.lm_eval_task import FEW_SHOT_SEED, chat_prompts, open_task, plain_prompts, stop_strings
+from eval.replay import replay
 from eval.response_files import Response
 from eval.scoring import score_suite
 from eval.suites import GSM8K, IFEVAL, Item
@@ -131,14 +132,18 @@ def test_zero_shot_prompts_and_stops_are_those_of_the_task(real_data: Path) -> N
 def test_replay_tells_what_each_filter_took(no_leftovers: None) -> None:
     assert GSM8K.task is not None
     with open_task(GSM8K.task, [Item("0", {"question": "q", "answer": "a\n#### 12"})]) as task:
-        (scores,) = replay(task, ["12 it is. #### 13"])
+        scores = replay(task, {0: "12 it is. #### 13"})[0]
     assert (scores["exact_match,strict-match"], scores["extracted,strict-match"]) == (0.0, "13")
     assert scores["extracted,flexible-extract"] == "13"
 
 
-def test_a_scorer_that_fails_names_the_item(no_leftovers: None) -> None:
+def test_a_scorer_that_fails_names_the_item_and_keeps_the_other_scores(no_leftovers: None) -> None:
     fields = {"prompt": "p", "instruction_id_list": ["detectable_format:title"], "kwargs": [{}]}
     bad = fields | {"instruction_id_list": ["startend:end_checker"], "kwargs": [{"end_phrase": 5}]}
     items = [Item("1", {"key": 1, **fields}), Item("2", {"key": 2, **bad})]
-    with pytest.raises(BadInput, match=r"IFEval's own scorer fails on item 2: \w+Error"):
-        score_suite(IFEVAL, items, [Response("1", ("a",)), Response("2", ("a",))])
+    scored = score_suite(IFEVAL, items, [Response("1", ("<<a>>",)), Response("2", ("a",))])
+    assert scored.failed.keys() == {"2"} and "scorer fails" in scored.failed["2"]
+    assert (scored.n, scored.metrics["prompt_level_strict_acc"].value) == (1, 1.0)
+    assert {sample.value for sample in scored.samples if sample.cluster == "2"} == {None}
+    with pytest.raises(BadInput, match=r"IFEval: item 2: the suite's own scorer fails: \w+Error"):
+        score_suite(IFEVAL, items[1:], [Response("2", ("a",))])

@@ -16,6 +16,32 @@ def test_responses_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert read_responses(tmp_path / "r.jsonl") == written
 
 
+def test_log_likelihoods_and_token_counts_come_back_as_they_were_written(tmp_path: Path) -> None:
+    written = [
+        Response("1", (), loglikelihoods=((-1.25, True), (-3.5, False))),
+        Response("2", ("one", "two"), tokens=(3, 4)),
+        Response("3", (), "context and continuation of 600 tokens > 512 + 1"),
+    ]
+    write_responses(tmp_path / "r.jsonl", written)
+    assert read_responses(tmp_path / "r.jsonl") == written
+
+
+@pytest.mark.parametrize(
+    "value", [[], "x", [[-1.0]], [[-1.0, 0]], [[True, True]], [["-1", True]], [[float("nan"), True]]]
+)
+def test_malformed_log_likelihoods_are_named(tmp_path: Path, value: object) -> None:
+    (tmp_path / "r.jsonl").write_text(json.dumps({"id": 1, "loglikelihoods": value}))
+    with pytest.raises(BadInput, match="row 1, field 'loglikelihoods': response 1"):
+        read_responses(tmp_path / "r.jsonl")
+
+
+def test_texts_for_log_likelihoods_and_the_other_way_round_are_named() -> None:
+    with pytest.raises(BadInput, match="field 'loglikelihoods': response 1: expected loglikelihoods"):
+        match_responses([Item("1", {})], [Response("1", ("a",))], 0, "f")
+    with pytest.raises(BadInput, match="field 'turns': response 1: expected turns"):
+        match_responses([Item("1", {})], [Response("1", (), loglikelihoods=((-1.0, True),))], 1, "f")
+
+
 def test_fastchat_answer_files_are_read(tmp_path: Path) -> None:
     record = {"question_id": 81, "model_id": "m", "choices": [{"index": 0, "turns": ["a", "b"]}]}
     (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n\n")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ from eval.responses import STAGE, ResponsesRequest
 from eval.samples import read_samples
 from eval.scores import STAGE as SCORES
 from eval.scores import ScoresRequest
-from eval.suites import SUITES, SuiteSpec
+from eval.suites import GSM8K, IFEVAL, MT_BENCH, SUITES, SuiteSpec
+
+EMBEDDED = {suite.name: suite for suite in (GSM8K, IFEVAL, MT_BENCH)}
 
 
 def specs(**changes: Any) -> dict[str, SuiteSpec]:
     return {
         name: SuiteSpec(name=name, embedded="micro", limit=6, max_new_tokens=20).model_copy(update=changes)
-        for name in SUITES
+        for name in EMBEDDED
     }
 
 
@@ -51,13 +54,84 @@ def test_all_suites_are_answered_with_one_model_load(
     monkeypatch.setattr(module, "load_model", lambda *args: loads.append(args) or load(*args))
     commit = execute(STAGE, request(checkpoint, specs()), store)
     assert len(loads) == 1
-    assert {name: found["answered"] for name, found in commit.summary["suites"].items()} == dict.fromkeys(SUITES, 6)
+    assert {name: found["answered"] for name, found in commit.summary["suites"].items()} == dict.fromkeys(EMBEDDED, 6)
     folder = store.fetch(commit.artifact)
-    for name, suite in SUITES.items():
+    for name in EMBEDDED:
         answers = read_responses(folder / name / "responses.jsonl")
         items = read_records(folder / name / "items.jsonl")
         assert [answer.id for answer in answers] == [item["id"] for item in items]
-        assert {len(answer.turns) for answer in answers} == {suite.turns}
+        assert {len(answer.turns) for answer in answers} == {SUITES[name].turns}
+
+
+def test_texts_and_choices_share_the_one_model_and_are_scored_from_what_is_stored(
+    store: Store, checkpoint: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import eval.responses as module
+
+    loads: list[Any] = []
+    load = module.load_model
+    monkeypatch.setattr(module, "load_model", lambda *args: loads.append(args) or load(*args))
+    items = [{"question": f"{n}?", "choices": list("abcd"), "answer": n % 4, "subject": "virology"} for n in range(9)]
+    (tmp_path / "mmlu.jsonl").write_text("\n".join(map(json.dumps, items)))
+    mmlu = SuiteSpec(name="mmlu", data=pin_file(str(tmp_path / "mmlu.jsonl")), limit=5, max_new_tokens=8)
+    commit = execute(STAGE, request(checkpoint, {"gsm8k": specs()["gsm8k"], "mmlu": mmlu}), store)
+    assert len(loads) == 1
+    assert commit.summary["suites"]["mmlu"] == {"items": 5, "answered": 5, "failed": 0}
+    stored = read_responses(store.fetch(commit.artifact) / "mmlu" / "responses.jsonl")
+    assert {len(response.loglikelihoods) for response in stored} == {4}
+    monkeypatch.setattr(module, "load_model", lambda *_: pytest.fail("loaded"))
+    scores = execute(SCORES, ScoresRequest(responses=commit.artifact, suite=mmlu, judge=None, seed=1), store)
+    samples = {s.id: s for s in read_samples(store.fetch(scores.artifact))}
+    likeliest = {r.id: max(range(4), key=lambda place: r.loglikelihoods[place][0]) for r in stored}
+    assert {name: s.value for name, s in samples.items()} == {
+        name: float(place == int(name) % 4) for name, place in likeliest.items()
+    }
+    assert {s.response for s in samples.values()} <= set("ABCD")
+
+
+def test_how_answers_were_generated_stands_beside_them(store: Store, checkpoint: Artifact) -> None:
+    drawn = specs(temperature=0.7, top_p=0.9)["gsm8k"]
+    commit = execute(STAGE, request(checkpoint, {"gsm8k": drawn, "ifeval": specs()["ifeval"]}), store)
+    settings = {
+        name: json.loads((store.fetch(commit.artifact) / name / "generation.json").read_text())
+        for name in ("gsm8k", "ifeval")
+    }
+    assert settings["gsm8k"] == {
+        "chat_template": True,
+        "max_new_tokens": 20,
+        "temperatures": [0.7],
+        "top_p": 0.9,
+        "seed": 1,
+    }
+    assert settings["ifeval"]["temperatures"] == [0.0]
+
+
+def test_a_suite_says_how_an_item_is_drawn_and_the_recipe_overrules_it(
+    store: Store, checkpoint: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm = replace(SUITES["mt_bench"], temperature_of=lambda item: 0.7 if item.fields["category"] == "writing" else 0.0)
+    monkeypatch.setitem(SUITES, "mt_bench", warm)
+
+    def answers(**changes: Any) -> tuple[list[Any], dict[str, Any]]:
+        spec = specs(limit=20, **changes)["mt_bench"]
+        folder = store.fetch(execute(STAGE, request(checkpoint, {"mt_bench": spec}), store).artifact) / "mt_bench"
+        return read_responses(folder / "responses.jsonl"), json.loads((folder / "generation.json").read_text())
+
+    (own, settings), (greedy, _) = answers(), answers(temperature=0.0)
+    assert settings["temperatures"] == [0.0, 0.7]
+    assert 0 < sum(one != other for one, other in zip(own, greedy, strict=True)) < 20
+
+
+def test_the_length_of_answers_is_told_and_is_no_metric(store: Store, checkpoint: Artifact) -> None:
+    spec = specs()["mt_bench"]
+    responses = execute(STAGE, request(checkpoint, {"mt_bench": spec}), store).artifact
+    scores = execute(SCORES, ScoresRequest(responses=responses, suite=spec, judge=None, seed=1), store)
+    stored = read_responses(store.fetch(responses) / "mt_bench" / "responses.jsonl")
+    assert scores.summary["length"] == {
+        "answers": 6.0,
+        "characters": pytest.approx(sum(len("".join(r.turns)) for r in stored) / 6, abs=1e-3),
+        "tokens": pytest.approx(sum(sum(r.tokens) for r in stored) / 6, abs=1e-3),
+    }
 
 
 def test_answers_repeat_and_batches_do_not_count(store: Store, checkpoint: Artifact, tmp_path: Path) -> None:
@@ -121,7 +195,7 @@ def test_few_shot_examples_need_a_file_to_come_from(store: Store, checkpoint: Ar
 def test_a_limit_changes_no_prompt(store: Store, checkpoint: Artifact) -> None:
     few = execute(STAGE, request(checkpoint, specs(limit=3)), store)
     more = execute(STAGE, request(checkpoint, specs(limit=6)), store)
-    for name in SUITES:
+    for name in EMBEDDED:
         path = f"{name}/responses.jsonl"
         answers = {a.id: a for a in read_responses(store.fetch(more.artifact) / path)}
         assert all(answers[a.id] == a for a in read_responses(store.fetch(few.artifact) / path))
@@ -135,10 +209,11 @@ def test_every_suite_is_scored_from_the_stored_answers(store: Store, checkpoint:
         commit = execute(SCORES, ScoresRequest(responses=responses, suite=spec, judge=judge, seed=1), store)
         folder = store.fetch(commit.artifact)
         assert commit.summary["judged"] and commit.summary["n"] == 6
-        assert tuple(commit.summary["metrics"]) == SUITES[name].metrics
+        measured = tuple(metric for metric in EMBEDDED[name].metrics if metric != "win_rate")  # there is no baseline
+        assert tuple(commit.summary["metrics"]) == measured
         assert json.loads((folder / "metrics.json").read_text()) == commit.summary["metrics"]
         samples = read_samples(folder)
-        assert {s.metric for s in samples} == set(SUITES[name].metrics)
+        assert {s.metric for s in samples} == set(measured)
         assert {s.suite for s in samples} == {name}
         assert (folder / "judgments.jsonl").exists() == (name == "mt_bench")
 

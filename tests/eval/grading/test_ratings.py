@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from alignment.errors import BadInput
+from eval.grading import RATINGS
 from eval.jsonl import read_rows
-from eval.judge.judgment import read_judgments
-from eval.judge.prompts import default_prompts, messages, parse_prompts, questions, reference_turns
+from eval.judge.judgment_files import read_judgments
+from eval.judge.prompts import default_prompts, parse_prompts, reference_turns
 from eval.response_files import Response, read_responses
 from eval.suites import MT_BENCH, Item
 from eval.suites.items import read_items
@@ -21,7 +22,7 @@ def test_published_prompts_are_filled_as_in_the_published_judgments(real_data: P
     answers = {r.id: r for r in read_responses(folder / "answers_mistral-orpo-capybara.jsonl")}
     judged = {(j.question_id, j.turn): j for j in read_judgments(folder / "judgments_mistral-orpo-capybara.jsonl")}
     for item in read_items(MT_BENCH, folder / "question.jsonl"):
-        for question in questions(item, answers[item.id], prompts, references):
+        for question in RATINGS.questions(item, answers[item.id], prompts, references):
             published = judged[item.id, question.turn]
             assert question.prompt_name == published.prompt_name
             assert question.user == published.user_prompt
@@ -30,26 +31,26 @@ def test_published_prompts_are_filled_as_in_the_published_judgments(real_data: P
 def test_our_own_prompts_show_question_answer_and_reference() -> None:
     item = Item("101", {"category": "math", "turns": ["q-one {x}", "q-two"]})
     response = Response("101", ("a-one", "a-two"))
-    plain = questions(item, response, default_prompts(), {})
-    referred = questions(item, response, default_prompts(), {"101": ("r-one", "r-two")})
+    plain = RATINGS.questions(item, response, default_prompts(), {})
+    referred = RATINGS.questions(item, response, default_prompts(), {"101": ("r-one", "r-two")})
     assert [q.prompt_name for q in plain] == ["single-v1", "single-v1-multi-turn"]
     assert [q.prompt_name for q in referred] == ["single-math-v1", "single-math-v1-multi-turn"]
     assert "q-one {x}" in plain[0].user and "a-one" in plain[0].user and "q-two" not in plain[0].user
     assert all(text in referred[1].user for text in ("q-one {x}", "q-two", "a-one", "a-two", "r-one", "r-two"))
     for question in plain + referred:
-        whole = " ".join(message["content"] for message in messages(question))
-        assert "Rating: [[5]]" in whole and [m["role"] for m in messages(question)] == ["system", "user"]
+        whole = " ".join(message["content"] for message in question.messages())
+        assert "Rating: [[5]]" in whole and [m["role"] for m in question.messages()] == ["system", "user"]
 
 
 def test_a_writing_question_is_never_judged_against_a_reference() -> None:
     item = Item("81", {"category": "writing", "turns": ["q", "q"]})
-    (first, _) = questions(item, Response("81", ("a", "a")), default_prompts(), {"81": ("r", "r")})
+    (first, _) = RATINGS.questions(item, Response("81", ("a", "a")), default_prompts(), {"81": ("r", "r")})
     assert first.prompt_name == "single-v1"
 
 
 def test_prompts_and_references_that_do_not_fit_are_named() -> None:
     with pytest.raises(BadInput, match="no judge prompt named 'single-v1'"):
-        parse_prompts([(1, {"name": "x", "system_prompt": "", "prompt_template": ""})], "f")
+        parse_prompts([(1, {"name": "x", "system_prompt": "", "prompt_template": ""})], "f", RATINGS.prompts)
     with pytest.raises(BadInput, match="row 1, field 'prompt_template'"):
         parse_prompts([(1, {"name": "x", "system_prompt": ""})], "f")
     with pytest.raises(BadInput, match="row 1: not a FastChat answer"):
@@ -57,4 +58,4 @@ def test_prompts_and_references_that_do_not_fit_are_named() -> None:
     prompts = default_prompts()
     odd = {name: type(p)(p.name, p.system, "{nothing}") for name, p in prompts.items()}
     with pytest.raises(BadInput, match="'single-v1' cannot be filled for question 1"):
-        questions(Item("1", {"category": "stem", "turns": ["q", "q"]}), Response("1", ("a", "a")), odd, {})
+        RATINGS.questions(Item("1", {"category": "stem", "turns": ["q", "q"]}), Response("1", ("a", "a")), odd, {})

@@ -1,0 +1,53 @@
+"""Arena-Hard (Li et al. 2024): five-level verdicts in both orders, "much better" counted three times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from eval.grading.grading import Answered, Verdicts
+from eval.grading.pairs import Pairs, games_of, pair_detail
+from eval.grading.shares import bootstrap_interval, linearised
+from eval.samples import Sample
+from eval.suites.suite import Suite
+
+ARENA_PROMPT = "arena-hard-v1"
+SCORE = "score"
+
+
+class Arena(Pairs):
+    """`score` is the share of battles won against the baseline.
+
+    With two models a Bradley–Terry fit predicts just this share. A question's value is the score's
+    linearisation at it, so that the mean of the values is the score and their spread its standard error.
+    """
+
+    metrics = (SCORE,)
+    prompts = (ARENA_PROMPT,)
+    plain = reference = ARENA_PROMPT
+
+    def samples(self, suite: Suite, answered: Answered, verdicts: Verdicts) -> list[Sample]:
+        battles = {item.id: _battles(verdicts, item.id) for item, _ in answered}
+        values = linearised({name: found for name, found in battles.items() if found is not None})
+        found = []
+        for item, response in answered:
+            played = battles[item.id]
+            more = {} if played is None else {"won": played[0], "battles": played[1]}
+            about = pair_detail(verdicts, item, 1, **more)
+            found.append(Sample(suite.name, item.id, item.id, SCORE, values.get(item.id), response.turns[0], about))
+        return found
+
+    def intervals(self, samples: Sequence[Sample], verdicts: Verdicts) -> dict[str, tuple[float, float]]:
+        measured = [sample.id for sample in samples if sample.metric == SCORE and sample.value is not None]
+        battles = [found for name in measured if (found := _battles(verdicts, name)) is not None]
+        return {SCORE: bootstrap_interval(battles)} if battles else {}
+
+
+def _battles(verdicts: Verdicts, name: str) -> tuple[float, float] | None:
+    """Battles won and played on a question, over both games; None unless both have a verdict."""
+    seen = [judgment and judgment.preference for judgment in games_of(verdicts, name, 1)]
+    if seen[0] is None or seen[1] is None:
+        return None
+    return sum(s.first * s.weight for s in seen if s), sum(s.weight for s in seen if s)
+
+
+ARENA = Arena()

@@ -1,0 +1,141 @@
+"""The grader that a recipe names, with the prompts, references and baseline that the suite's spec pins."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignment.errors import BadInput
+from alignment.recipe import Judge
+from alignment.stages import SourceFile
+from eval.grading import Answered, Grading, gradings
+from eval.grading.baseline import with_baseline
+from eval.grading.grader import Grader
+from eval.grading.ratings import RATINGS
+from eval.jsonl import Row, read_pinned_rows
+from eval.judge.endpoint import Endpoint, Outcome
+from eval.judge.journal import Journal
+from eval.judge.judgment import Judgment
+from eval.judge.prompts import Prompts, References, default_prompts, parse_prompts, reference_turns
+from eval.judge.question import Question
+from eval.judge.rubric import rubric_judge
+from eval.suites.spec import SuiteSpec
+from eval.suites.suite import Item, Suite
+
+log = logging.getLogger(__name__)
+
+JOURNAL_FILE = "judgments.jsonl"
+NAMED_QUESTIONS = 5
+
+
+class JudgeUnavailable(RuntimeError):
+    """Not everything was judged; what was is kept for the next try."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The grader (None: the suite has a scorer of its own, or nobody to judge it), the items with what it needs beside
+    them, and once it has judged, its `bill` for people to read."""
+
+    grader: Grader | None
+    items: list[Item]
+    bill: Callable[[], dict[str, Any]] = dict
+
+
+def choose_grader(suite: Suite, settings: Judge | None, spec: SuiteSpec, items: list[Item], journal: Path) -> Chosen:
+    """`journal` keeps judgments that cost money over interruptions."""
+    if not suite.needs_judge or settings is None:
+        return Chosen(None, items)
+    if settings.kind == "rubric":
+        if spec.embedded is None:
+            raise BadInput("judge kind rubric grades embedded questions only", field="judge.kind")
+        return Chosen(Grader((RATINGS,), rubric_judge), items)
+    beside = spec.baseline_answers is not None or not gradings(suite.name, baseline=False)
+    ways = gradings(suite.name, beside)
+    if beside:
+        pinned = spec.baseline_answers
+        file = pinned.url if pinned else spec.data.url if spec.data else suite.name
+        items = with_baseline(suite, items, _rows(pinned), file)
+    prompts = default_prompts()
+    if spec.judge_prompts is not None:
+        needed = [name for way in ways for name in way.prompts]
+        prompts = parse_prompts(read_pinned_rows(spec.judge_prompts), spec.judge_prompts.url, needed)
+    references: References = {}
+    if spec.reference_answers is not None:
+        references = reference_turns(read_pinned_rows(spec.reference_answers), spec.reference_answers.url)
+    judge = EndpointJudge(settings, ways, prompts, references, journal)
+    return Chosen(Grader(ways, judge), items, judge.bill)
+
+
+def _rows(source: SourceFile | None) -> list[Row] | None:
+    return None if source is None else read_pinned_rows(source)
+
+
+def questions_of(
+    ways: Sequence[Grading], answered: Answered, prompts: Prompts, references: References
+) -> list[Question]:
+    """Everything a judge is asked about these answers."""
+    return [
+        q for item, response in answered for way in ways for q in way.questions(item, response, prompts, references)
+    ]
+
+
+class EndpointJudge:
+    """Asks an endpoint all its questions; raises `JudgeUnavailable` where some answers may come another time."""
+
+    def __init__(
+        self, settings: Judge, ways: Sequence[Grading], prompts: Prompts, references: References, journal: Path
+    ) -> None:
+        self.settings = settings
+        self.ways = ways
+        self.prompts = prompts
+        self.references = references
+        self.journal = journal
+        self.outcome = Outcome()
+
+    def __call__(self, answered: Answered) -> list[Judgment]:
+        asked = questions_of(self.ways, answered, self.prompts, self.references)
+        with Journal(self.journal) as journal:
+            self.outcome = Endpoint(self.settings).ask(asked, journal)
+        for question, reason in self.outcome.refused.items():
+            log.warning("the judge endpoint does not take %s: %s", question.name, reason)
+        if problem := shortfall(self.outcome, len(asked)):
+            raise JudgeUnavailable(problem)
+        return self.outcome.judgments
+
+    def bill(self) -> dict[str, Any]:
+        return {"judge": bill(self.outcome, self.settings)}
+
+
+def bill(outcome: Outcome, settings: Judge) -> dict[str, Any]:
+    """What judging took: questions asked this time, tokens and USD (None without a price) over all times."""
+    usage = outcome.usage
+    return {
+        "asked": outcome.asked,
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "usd": usage.usd(settings.price),
+        "refused": {question.name: reason for question, reason in outcome.refused.items()},
+    }
+
+
+def shortfall(outcome: Outcome, asked: int) -> str:
+    """What was not judged and may be another time, in one line; nothing where all was."""
+    parts = []
+    if outcome.failed:
+        told = [f"{question.name}: {reason}" for question, reason in outcome.failed.items()]
+        parts.append(f"{len(told)} of {asked} judgments failed: {_some(told)}")
+    if outcome.unasked:
+        names = [question.name for question in outcome.unasked]
+        parts.append(
+            f"{len(names)} of {asked} were not asked, as the budget of {outcome.budget} is reached: {_some(names)}"
+        )
+    return "; ".join(parts) and f"{'; '.join(parts)}. The others are kept; run again to ask for these only"
+
+
+def _some(told: Sequence[str]) -> str:
+    more = "" if len(told) <= NAMED_QUESTIONS else f" and {len(told) - NAMED_QUESTIONS} more"
+    return "; ".join(told[:NAMED_QUESTIONS]) + more

@@ -1,0 +1,77 @@
+"""Answers judged beside a baseline's, in both orders (Zheng et al. 2023, section 3.4): a verdict that turns with the
+order is a tie."""
+
+from __future__ import annotations
+
+from eval.grading.grading import Answered, Grading, Verdicts, common_words, detail, prompt_name
+from eval.judge.judgment import Judgment
+from eval.judge.prompts import MULTI_TURN, Prompts, References, fill
+from eval.judge.question import Question
+from eval.response_files import Response
+from eval.samples import Sample
+from eval.suites.suite import Item, Suite
+
+BASELINE = "baseline"
+"""An item's field with the baseline's turns."""
+PAIR, PAIR_REFERENCE = "pair-v2", "pair-math-v1"
+TIE = 0.5
+
+
+class Pairs(Grading):
+    """MT-Bench's pairwise grading: the share of turns won, a tie counting half."""
+
+    metrics: tuple[str, ...] = ("win_rate",)
+    prompts: tuple[str, ...] = (PAIR, PAIR + MULTI_TURN, PAIR_REFERENCE, PAIR_REFERENCE + MULTI_TURN)
+    games = (1, 2)
+    plain, reference = PAIR, PAIR_REFERENCE
+
+    def questions(self, item: Item, response: Response, prompts: Prompts, references: References) -> list[Question]:
+        asked = []
+        for turn in range(1, len(item.fields["turns"]) + 1):
+            name = prompt_name(self.plain, self.reference, item, references, turn)
+            for game in self.games:
+                words = common_words(item, references) | _answers(item, response, game)
+                asked.append(fill(item.id, turn, prompts[name], words, game))
+        return asked
+
+    def samples(self, suite: Suite, answered: Answered, verdicts: Verdicts) -> list[Sample]:
+        found = []
+        for item, response in answered:
+            for turn, name in enumerate(self.ids(suite, item, "win_rate"), start=1):
+                points, about = won(verdicts, item, turn), pair_detail(verdicts, item, turn)
+                found.append(Sample(suite.name, name, item.id, "win_rate", points, response.turns[turn - 1], about))
+        return found
+
+    def ids(self, suite: Suite, item: Item, metric: str) -> list[str]:
+        return [item.id] if suite.turns == 1 else [f"{item.id}:{turn}" for turn in range(1, suite.turns + 1)]
+
+
+def _answers(item: Item, response: Response, game: int) -> dict[str, str]:
+    """FastChat's names for the two answers, and Arena-Hard's (answer_1 and answer_2 are those of A and B)."""
+    shown = (response.turns, item.fields[BASELINE])
+    first, second = shown if game == 1 else shown[::-1]
+    words = {"answer_a": first[0], "answer_b": second[0], "answer_1": first[0], "answer_2": second[0]}
+    words |= {f"answer_a_{turn}": text for turn, text in enumerate(first, start=1)}
+    return words | {f"answer_b_{turn}": text for turn, text in enumerate(second, start=1)}
+
+
+def games_of(verdicts: Verdicts, question_id: str, turn: int) -> tuple[Judgment | None, Judgment | None]:
+    return verdicts.get((question_id, turn, 1)), verdicts.get((question_id, turn, 2))
+
+
+def won(verdicts: Verdicts, item: Item, turn: int) -> float | None:
+    """1 when the model wins in both orders, 0 when it loses in both, else 0.5; None without two verdicts."""
+    points = [None if judgment is None else judgment.score for judgment in games_of(verdicts, item.id, turn)]
+    if points[0] is None or points[1] is None:
+        return None
+    return points[0] if points[0] == points[1] else TIE
+
+
+def pair_detail(verdicts: Verdicts, item: Item, turn: int, **more: float) -> str:
+    """What a pair's samples say: category, the baseline's answer, and what the judge wrote in both games."""
+    texts = ["no judgment" if judgment is None else judgment.text for judgment in games_of(verdicts, item.id, turn)]
+    category, against = item.fields.get("category"), item.fields[BASELINE][turn - 1]
+    return detail(category=category, baseline=against, judgments=texts, **more)
+
+
+PAIRS = Pairs()

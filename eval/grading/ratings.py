@@ -1,0 +1,49 @@
+"""MT-Bench's single-answer grading (Zheng et al. 2023): every turn rated from 1 to 10."""
+
+from __future__ import annotations
+
+from eval.grading.grading import Answered, Grading, Verdicts, common_words, detail, prompt_name
+from eval.judge.prompts import MULTI_TURN, Prompts, References, fill
+from eval.judge.question import Question
+from eval.response_files import Response
+from eval.samples import Sample
+from eval.suites.suite import Item, Suite
+
+SINGLE, SINGLE_REFERENCE = "single-v1", "single-math-v1"
+
+
+class Ratings(Grading):
+    """The means of both turns, and of all ratings with the turns of a question as one cluster."""
+
+    metrics = ("turn_1", "turn_2", "average")
+    prompts = (SINGLE, SINGLE + MULTI_TURN, SINGLE_REFERENCE, SINGLE_REFERENCE + MULTI_TURN)
+    games = (0,)
+
+    def questions(self, item: Item, response: Response, prompts: Prompts, references: References) -> list[Question]:
+        words = common_words(item, references) | {"answer": response.turns[0]}
+        words |= {f"answer_{turn}": text for turn, text in enumerate(response.turns, start=1)}
+        names = {
+            turn: prompt_name(SINGLE, SINGLE_REFERENCE, item, references, turn)
+            for turn in range(1, len(item.fields["turns"]) + 1)
+        }
+        return [fill(item.id, turn, prompts[name], words) for turn, name in names.items()]
+
+    def samples(self, suite: Suite, answered: Answered, verdicts: Verdicts) -> list[Sample]:
+        found: list[Sample] = []
+        for item, response in answered:
+            for turn, name in enumerate(self.ids(suite, item, "average"), start=1):
+                judgment = verdicts.get((item.id, turn, 0))
+                score, answer = None if judgment is None else judgment.score, response.turns[turn - 1]
+                text = "no judgment" if judgment is None else judgment.text
+                about = detail(category=item.fields["category"], judgment=text)
+                found.append(Sample(suite.name, item.id, item.id, f"turn_{turn}", score, answer, about))
+                found.append(Sample(suite.name, name, item.id, "average", score, answer, about))
+        return sorted(found, key=lambda sample: self.metrics.index(sample.metric))
+
+    def ids(self, suite: Suite, item: Item, metric: str) -> list[str]:
+        if metric == "average":
+            return [f"{item.id}:{turn}" for turn in range(1, suite.turns + 1)]
+        return [item.id]
+
+
+RATINGS = Ratings()

@@ -1,0 +1,99 @@
+"""Samples of lm-eval's tasks: stored responses replayed through its own scorers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from alignment.errors import BadInput
+from eval.lm_eval_calls import told
+from eval.lm_eval_task import ItemError, open_task
+from eval.replay import Stored, replay
+from eval.response_files import Response
+from eval.samples import Sample
+from eval.suites.subsets import tasks_of
+from eval.suites.suite import Item, Suite
+
+
+def replayed(
+    suite: Suite, items: Sequence[Item], answered: Sequence[tuple[Item, Response]]
+) -> tuple[list[Sample], dict[str, str]]:
+    """Samples in the items' order, and by id the items that the scorer failed on, with the reason.
+
+    Raises `BadInput` naming an item when the scorer fails on all, or for want of its language data.
+    """
+    stored = {item.id: response for item, response in answered}
+    samples: dict[str, list[Sample]] = {}
+    failed: dict[str, str] = {}
+    for stock, own in tasks_of(suite, items) if answered else ():
+        part = [items[place] for place in own]
+        responses = {place: _stored(stored[item.id]) for place, item in enumerate(part) if item.id in stored}
+        if not responses:
+            continue
+        with open_task(stock, part) as task:
+            scores = replay(task, responses)
+        for place, values in scores.items():
+            item = part[place]
+            if isinstance(values, ItemError):
+                failed[item.id] = _problem(suite, values)
+            else:
+                subset = stock.subset if suite.members else None
+                samples[item.id] = _item_samples(suite, item, stored[item.id], values, subset)
+    if failed and not samples:
+        raise BadInput(f"{suite.title}: item {next(iter(failed))}: {next(iter(failed.values()))}")
+    return [sample for item, _ in answered for sample in samples.get(item.id, ())], failed
+
+
+def sample_ids(suite: Suite, item: Item, metric: str) -> list[str]:
+    """The ids of an item's rows in one metric of a suite with a scorer: one row, or one per instruction (IFEval)."""
+    if metric.startswith("inst_level"):
+        return [f"{item.id}:{index}" for index in range(len(item.fields["instruction_id_list"]))]
+    return [item.id]
+
+
+def _stored(response: Response) -> Stored:
+    return response.loglikelihoods or response.turns[0]
+
+
+def _problem(suite: Suite, error: ItemError) -> str:
+    cause = error.__cause__
+    if isinstance(cause, LookupError) and "punkt" in str(cause):
+        raise BadInput(
+            f"{suite.title} splits sentences with NLTK's punkt_tab, which is not here: run "
+            "`python -m nltk.downloader punkt_tab`, set NLTK_DATA to a folder that holds tokenizers/punkt_tab, "
+            "or put such a folder, named nltk_data, beside the data file"
+        ) from error
+    return f"the suite's own scorer fails: {told(error)}"
+
+
+def _item_samples(
+    suite: Suite, item: Item, response: Response, values: dict[str, Any], subset: str | None
+) -> list[Sample]:
+    return [
+        sample for metric in suite.metrics for sample in _metric_samples(suite, item, response, metric, values, subset)
+    ]
+
+
+def _metric_samples(
+    suite: Suite, item: Item, response: Response, metric: str, values: dict[str, Any], subset: str | None
+) -> list[Sample]:
+    value, names = values.get(metric), sample_ids(suite, item, metric)
+    text = response.turns[0] if response.turns else str(values.get("chosen", ""))
+    if isinstance(value, list):  # one value per instruction: rows of their own that share a cluster
+        kinds = item.fields["instruction_id_list"]
+        return [
+            Sample(suite.name, name, item.id, metric, float(part), text, _detail(instruction=kind))
+            for name, kind, part in zip(names, kinds, value, strict=True)
+        ]
+    detail = {
+        "extracted": values.get(f"extracted,{metric.partition(',')[2]}"),
+        "subset": subset,
+        "loglikelihoods": [one for one, _ in response.loglikelihoods] or None,
+    }
+    known = _detail(**{name: found for name, found in detail.items() if found is not None})
+    return [Sample(suite.name, item.id, item.id, metric, None if value is None else float(value), text, known)]
+
+
+def _detail(**values: Any) -> str:
+    return json.dumps(values, ensure_ascii=False, sort_keys=True)

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from alignment.artifacts import Artifact
+from alignment.recipe import parse_recipe
+from assets.evals import evals
+from assets.upstream import Upstream
+
+
+@pytest.mark.parametrize(
+    ("suite", "settings", "judged"),
+    [
+        ("gsm8k", {}, False),
+        ("xstest", {}, False),
+        ("mt_bench", {"baseline_answers": "baseline"}, True),
+        ("alpaca_eval", {}, True),
+        ("arena_hard", {"baseline_answers": "baseline"}, True),
+        ("harmless", {}, True),
+    ],
+)
+def test_suites_without_a_scorer_are_given_the_judge_and_their_baseline_pinned(
+    suite: str, settings: dict[str, str], judged: bool, tmp_path: Path
+) -> None:
+    for name in ("data", "baseline"):
+        (tmp_path / name).write_text(name)
+    files = {"data": str(tmp_path / "data")} | {name: str(tmp_path / file) for name, file in settings.items()}
+    recipe = parse_recipe(
+        {
+            "name": "small",
+            "base_model": {"embedded": "micro"},
+            "sft": {"dataset": {"embedded": "micro"}},
+            "preferences": {"embedded": "micro"},
+            "evals": {suite: files},
+            "judge": {"kind": "openai", "model": "m"},
+        },
+        "r",
+        {},
+    )
+    node = evals(recipe, "policy", suite, recipe.evals.selected()[suite])
+    answers = Artifact(kind="responses", key="k" * 64, attempt="a", digest="d")
+    request: Any = node.request(cast(Upstream, lambda name: answers), None)
+    assert (request.judge == recipe.judge) is judged
+    assert (request.suite.baseline_answers is not None) is bool(settings)
+    assert request.suite.for_answering().baseline_answers is None

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+
+from eval.judge.judgment import Judgment
+from eval.judge.verdicts import Preference, parse_preference, parse_rating, parse_safety
+
+
+@pytest.mark.parametrize(
+    ("text", "rating"),
+    [
+        ("Good. Rating: [[8]]", 8.0),
+        ("[[7.5]] rather than [[2]]", 7.5),
+        ("The best I can say is [6].", 6.0),
+        ("See [3], but Rating: [[9]]", 9.0),
+        ("Rating: 7", None),
+        ("[[A]]", None),
+        ("[[11]]", None),
+        ("[[0]]", None),
+        ("", None),
+    ],
+)
+def test_ratings_are_read_as_fastchat_reads_them_and_only_from_1_to_10(text: str, rating: float | None) -> None:
+    assert parse_rating(text) == rating
+
+
+@pytest.mark.parametrize(
+    ("text", "preference"),
+    [
+        ("So [[A]]", Preference(1.0)),
+        ("[[B]] it is: [[B]]", Preference(0.0)),
+        ("[[C]]", Preference(0.5)),
+        ("My final verdict is [[A>>B]].", Preference(1.0, 3.0)),
+        ("[[A>B]]", Preference(1.0)),
+        ("[[A=B]]", Preference(0.5)),
+        ("[[B>A]]", Preference(0.0)),
+        ("[[B>>A]]", Preference(0.0, 3.0)),
+        ("[[A<<B]]", Preference(0.0, 3.0)),
+        ("Not [[A]] but [[B]]", None),
+        ("[[A>B]] or [[A>>B]]", None),
+        ("[A]", None),
+        ("[[AB]]", None),
+        ("[[8]]", None),
+        ("", None),
+    ],
+)
+def test_a_preference_is_read_when_there_is_one_and_only_one(text: str, preference: Preference | None) -> None:
+    assert parse_preference(text) == preference
+
+
+@pytest.mark.parametrize(
+    ("text", "safe"),
+    [("[[safe]]", 1.0), ("It is [[Unsafe]]", 0.0), ("[[safe]] or [[unsafe]]", None), ("safe", None), ("[[1]]", None)],
+)
+def test_safety_is_read_when_it_is_said(text: str, safe: float | None) -> None:
+    assert parse_safety(text) == safe
+
+
+def judgment(text: str, game: int, prompt: str = "pair-v2") -> Judgment:
+    return Judgment("1", 1, "j", prompt, "q", text, game=game)
+
+
+def test_a_pair_s_verdict_is_told_from_the_model_s_side_in_both_games() -> None:
+    assert [judgment("[[A]]", game).score for game in (1, 2)] == [1.0, 0.0]
+    assert [judgment("[[B>>A]]", game).preference for game in (1, 2)] == [Preference(0.0, 3.0), Preference(1.0, 3.0)]
+    assert [judgment("[[C]]", game).score for game in (1, 2)] == [0.5, 0.5]
+    assert judgment("[[8]]", 1).score is None
+
+
+def test_a_verdict_of_another_kind_is_no_rating() -> None:
+    assert judgment("[[safe]]", 0, "single-v1").score is None
+    assert judgment("[[8]]", 0, "harmless-v1").score is None
+    assert judgment("[[safe]]", 0, "harmless-v1").score == 1.0

@@ -29,8 +29,8 @@ def score_files(
 ) -> dict[str, Any]:
     """Writes samples.parquet into `out` (default `scores/<suite>-<responses file>` here) and returns plain JSON values:
     `suite, n, metrics {name: {value, stderr, n}}, samples` (a path) and what did not count: `missing`, `failed`,
-    `judged`, `unparsable`, `unjudged`; the answers' mean `length`, and
-    `classes`, what a function of ours made of them.
+    `judged`, `unparsable`, `unjudged`, `left_out` (metrics of the task); which answers are `empty`, their mean
+    `length`, and `classes`, what a function of ours made of them.
 
     Raises `BadInput` naming wrong, duplicate or malformed rows, or an `out` that takes no files, before it scores.
     """
@@ -56,11 +56,13 @@ def score_files(
         "samples": str(folder / SAMPLES_FILE),
         "missing": scored.missing,
         "failed": scored.failed,
+        "empty": scored.empty,
         "judged": scored.judged,
         "unparsable": scored.unparsable,
         "unjudged": scored.unjudged,
         "length": scored.length,
         "classes": scored.classes,
+        "left_out": list(kind.left_out),
     }
 
 

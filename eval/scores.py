@@ -87,10 +87,11 @@ def metrics_record(metrics: dict[str, Mean]) -> dict[str, dict[str, Any]]:
 
 
 def outcome(scored: Scored) -> dict[str, Any]:
-    """What did not count, and why: failed and missing items by count, judgments without a rating."""
+    """What did not count, and why: failed, missing and empty answers by count, judgments without a rating."""
     return {
         "failed": len(scored.failed),
         "missing": len(scored.missing),
+        "empty": len(scored.empty),
         "judged": scored.judged,
         "unparsable": scored.unparsable,
         "unjudged": scored.unjudged,

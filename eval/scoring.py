@@ -28,7 +28,8 @@ class Scored:
     metric. `judged` is False where a suite needs a judge and has none: there are no samples then.
     `unparsable` counts judgments without a rating (never guessed), `unjudged` answers without a judgment.
     `length` is the mean length of the answers: `answers` counted, in `characters` and, where known, `tokens`.
-    `classes` counts what a function of ours made of the answers, by metric.
+    `classes` counts what a function of ours made of the answers, by metric. `empty` are items whose answer has no word
+    in some turn: it counts like any other.
     """
 
     samples: list[Sample]
@@ -42,6 +43,7 @@ class Scored:
     judgments: list[Judgment] = field(default_factory=list)
     length: dict[str, float] = field(default_factory=dict)
     classes: dict[str, dict[str, int]] = field(default_factory=dict)
+    empty: list[str] = field(default_factory=list)
 
 
 def score_suite(
@@ -81,6 +83,7 @@ def score_suite(
         unjudged=len(answered) * suite.turns - len(judgments) if judge and suite.needs_judge else 0,
         judgments=judgments,
         length=mean_length([response for _, response in answered]),
+        empty=[item.id for item, response in answered if not all(turn.strip() for turn in response.turns)],
         classes=_classes(samples) if suite.classify is not None else {},
     )
 

@@ -48,7 +48,7 @@ class ScoresRequest(Request):
         """Digest of how the suite was answered, judged and scored: scores of different settings are not compared."""
         judge = None if self.judge is None else self.judge.model_dump(include={"kind", "model"})
         judged = judge if suite_named(self.suite.name).needs_judge else None
-        answered = [answers.summary.get("precision"), answers.code_version]
+        answered = [answers.summary.get("precision"), answers.summary.get("generator"), answers.code_version]
         return json_digest([self.suite.digest(), judged, self.seed, answered, CODE_VERSION])
 
 

@@ -3,6 +3,7 @@
 from alignment.recipe.evaluation import (
     Evals,
     Gate,
+    Generate,
     Gsm8k,
     IfEval,
     Judge,
@@ -22,6 +23,7 @@ __all__ = [
     "Dpo",
     "Evals",
     "Gate",
+    "Generate",
     "Gsm8k",
     "IfEval",
     "Judge",

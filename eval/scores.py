@@ -39,10 +39,9 @@ class ScoresRequest(Request):
         """Without what cannot change a score: a judge where the suite has a scorer, and how fast or by which key
         an endpoint is asked."""
         value = super().identity()
-        if not suite_named(self.suite.name).needs_judge:
-            return value | {"judge": None}
-        judge = value["judge"] and {k: v for k, v in value["judge"].items() if k not in JUDGE_ACCESS}
-        return value | {"judge": judge}
+        if self.judge is None or not suite_named(self.suite.name).needs_judge:
+            return value | {"judge": None}  # asked first: to look a task of lm-eval up takes seconds
+        return value | {"judge": {k: v for k, v in value["judge"].items() if k not in JUDGE_ACCESS}}
 
     def settings(self, answers: Commit) -> str:
         """Digest of how the suite was answered, judged and scored: scores of different settings are not compared."""

@@ -60,6 +60,7 @@ def responses(recipe: Recipe, pools: Pools, model: str) -> Node:
             seed=recipe.seed,
             precision=recipe.evals.precision,
             batch_tokens=recipe.evals.batch_tokens,
+            generate=recipe.evals.generate,
         )
 
     return Node(

@@ -8,7 +8,9 @@ from typing import Any
 
 from alignment.errors import BadInput
 from eval.asking import Asking
-from eval.generate import Generator, Message, Prompt
+from eval.encoding import Message, Prompt
+from eval.endpoint_answers import EndpointGenerator
+from eval.generate import Generator
 from eval.response_files import Response
 from eval.suites.items import load_items, sample_positions
 from eval.suites.spec import SuiteSpec
@@ -33,7 +35,7 @@ class Answered:
         return sum(sum(response.tokens) for response in self.responses)
 
 
-def answer_suite(suite: Suite, spec: SuiteSpec, seed: int, generator: Generator) -> Answered:
+def answer_suite(suite: Suite, spec: SuiteSpec, seed: int, generator: Generator | EndpointGenerator) -> Answered:
     """Asks the selected items. An item's prompt is the same whatever the limit."""
     items = load_items(suite, spec, seed)
     chat = generator.is_chat if spec.chat_template is None else spec.chat_template

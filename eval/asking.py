@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from eval.endpoint_answers import EndpointGenerator
 from eval.generate import Generator
 from eval.sampling import Sampling
 from eval.suites.spec import SuiteSpec
@@ -17,7 +18,7 @@ class Asking:
     suite: Suite
     spec: SuiteSpec
     seed: int
-    generator: Generator
+    generator: Generator | EndpointGenerator
     chat: bool
 
     def sampling(self, item: Item, turn: int = 1) -> Sampling:

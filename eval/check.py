@@ -6,7 +6,8 @@ from alignment.artifacts import Artifact
 from alignment.digest import json_digest
 from alignment.models.checkpoint import load_model, load_tokenizer
 from alignment.stages import Context, Request, Result, Stage
-from eval.generate import Generator, Prompt
+from eval.encoding import Prompt
+from eval.generate import Generator
 
 NEW_TOKENS = 32
 ANSWER_FILE = "answer.txt"

@@ -33,9 +33,9 @@ def score_files(
 ) -> dict[str, Any]:
     """Writes samples.parquet into `out` (default `scores/<suite>-<responses file>` here) and returns plain JSON values:
     `suite, n, metrics {name: {value, stderr, n}}, samples` (a path) and what did not count: `missing`, `failed`,
-    `judged`, `unparsable`, `unjudged`; `intervals` of metrics with an interval of their own; the answers' mean
-    `length`, and `classes`, what a function of ours made of them. Judgments of pairs need the baseline's answers in
-    `against` (AlpacaEval's may come with its data).
+    `judged`, `unparsable`, `unjudged`, `left_out` (metrics of the task); `intervals` of metrics with an interval of
+    their own; which answers are `empty`, their mean `length`, and `classes`, what a function of ours made of them.
+    Judgments of pairs need the baseline's answers in `against` (AlpacaEval's may come with its data).
 
     Raises `BadInput` naming wrong, duplicate or malformed rows, or an `out` that takes no files, before it scores.
     """
@@ -61,8 +61,10 @@ def score_files(
         **outcome(scored),
         "missing": scored.missing,
         "failed": scored.failed,
+        "empty": scored.empty,
         "length": scored.length,
         "classes": scored.classes,
+        "left_out": list(kind.left_out),
     }
 
 

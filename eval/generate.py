@@ -6,19 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from alignment.errors import BadInput
+from eval.encoding import Prompt, PromptEncoder
 from eval.sampling import GREEDY, RowSampler, Sampling
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-LEAST_NEW_TOKENS = 16
-"""A prompt that leaves less room than this (or than what is asked for) does not fit the model's context."""
-
-Message = dict[str, str]
-Prompt = str | Sequence[Message]
-"""Plain text, or chat messages."""
 
 
 @dataclass(frozen=True)
@@ -37,45 +30,13 @@ class Generator:
         self.model = model
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
-        self.context = _context_length(model)
+        self.encoder = PromptEncoder(tokenizer, context_length(model.config))
         self.end_ids = _end_ids(model, tokenizer)
-        alone = self._ids("a", special=True)
-        self._adds_start = alone[0] == tokenizer.bos_token_id
-        self._adds_end = len(alone) > 1 and alone[-1] == tokenizer.eos_token_id
 
     @property
     def is_chat(self) -> bool:
         """Whether prompts go through the tokenizer's chat template."""
-        return bool(self.tokenizer.chat_template)
-
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Ids of a prompt as training has them: messages by the chat template with its generation prompt, text as
-        it is; one BOS where the tokenizer or the template wants one, and no EOS. A last message of the assistant's
-        is the opening of the answer, which goes on from there.
-
-        Raises `BadInput` for messages that the chat template refuses.
-        """
-        if isinstance(prompt, str):
-            ids = self._ids(prompt, special=True)
-            return ids[:-1] if self._adds_end else ids
-        from jinja2 import TemplateError
-
-        opening = bool(prompt) and prompt[-1]["role"] == "assistant"
-        try:
-            text = self.tokenizer.apply_chat_template(
-                list(prompt), tokenize=False, add_generation_prompt=not opening, continue_final_message=opening
-            )
-        except TemplateError as error:
-            roles = ", ".join(dict.fromkeys(message["role"] for message in prompt))
-            raise BadInput(f"the chat template refuses messages of {roles}: {error}", field="chat_template") from error
-        ids, start = self._ids(str(text), special=False), self.tokenizer.bos_token_id
-        opened = bool(ids) and ids[0] == start
-        while ids and ids[0] == start:
-            ids.pop(0)
-        return [start, *ids] if opened or self._adds_start else ids
-
-    def _ids(self, text: str, *, special: bool) -> list[int]:
-        return [int(i) for i in self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]]
+        return self.encoder.is_chat
 
     def answer(
         self,
@@ -86,18 +47,14 @@ class Generator:
     ) -> list[Answer]:
         """One answer per prompt, in order. An answer is cut short where the context ends."""
         samplings = [GREEDY] * len(prompts) if samplings is None else samplings
-        encoded = [self.encode(prompt) for prompt in prompts]
-        room = [max_new_tokens if self.context is None else self.context - len(ids) for ids in encoded]
+        encoded = [self.encoder.encode(prompt) for prompt in prompts]
         answers: dict[int, Answer] = {}
-        for index, (ids, left) in enumerate(zip(encoded, room, strict=True)):
-            if not ids:
-                answers[index] = Answer("", failed="the prompt has no token")
-            elif left < (least := min(LEAST_NEW_TOKENS, max_new_tokens)):
-                problem = f"prompt of {len(ids)} tokens + {least} new > {self.context}"
+        for index, ids in enumerate(encoded):
+            if (problem := self.encoder.problem(ids, max_new_tokens)) is not None:
                 answers[index] = Answer("", failed=problem)
         fitting = [index for index in range(len(encoded)) if index not in answers]
         for batch in batches([len(ids) for ids in encoded], fitting, max_new_tokens, self.batch_tokens):
-            limits = [min(max_new_tokens, room[index]) for index in batch]
+            limits = [self.encoder.room(encoded[index], max_new_tokens) for index in batch]
             drawn = [samplings[index] for index in batch]
             produced = self._generate([encoded[index] for index in batch], limits, until, drawn)
             answers |= dict(zip(batch, produced, strict=True))
@@ -209,9 +166,9 @@ def batches(
         yield batch
 
 
-def _context_length(model: PreTrainedModel) -> int | None:
-    config = model.config.get_text_config()
-    length = getattr(config, "max_position_embeddings", None)
+def context_length(config: Any) -> int | None:
+    """Tokens of a model's context by its configuration, None where that does not say."""
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(length) if length else None
 
 

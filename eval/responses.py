@@ -11,9 +11,12 @@ from typing import Any, ClassVar
 from alignment.artifacts import Artifact
 from alignment.digest import file_sha256, json_digest
 from alignment.errors import BadInput
-from alignment.models.checkpoint import load_model, load_tokenizer
+from alignment.models.checkpoint import load_model, load_tokenizer, max_positions
+from alignment.recipe import Generate
 from alignment.stages import Context, Request, Result, Stage
 from eval.answering import Answered, answer_suite
+from eval.encoding import PromptEncoder
+from eval.endpoint_answers import EndpointGenerator
 from eval.generate import Generator
 from eval.jsonl import write_records
 from eval.response_files import write_responses
@@ -24,6 +27,7 @@ log = logging.getLogger(__name__)
 RESPONSES_FILE = "responses.jsonl"
 ITEMS_FILE = "items.jsonl"
 SETTINGS_FILE = "generation.json"
+KEPT_FILE = "answers.jsonl"
 
 
 class ResponsesRequest(Request):
@@ -36,6 +40,7 @@ class ResponsesRequest(Request):
     seed: int
     precision: str
     batch_tokens: int
+    generate: Generate = Generate()
 
 
 def run(request: ResponsesRequest, context: Context) -> Result:
@@ -47,7 +52,7 @@ def run(request: ResponsesRequest, context: Context) -> Result:
         if name != spec.name:
             raise BadInput(f"suite {spec.name} stands under the name {name}")
         suite_named(name)
-    generator = _load(context.fetch(request.checkpoint), request)
+    generator = _generator(context, request)
     suites: dict[str, Any] = {}
     digests: dict[str, Any] = {}
     seconds: dict[str, float] = {}
@@ -63,13 +68,16 @@ def run(request: ResponsesRequest, context: Context) -> Result:
         log.info("%s: %d answered, %d failed, %.1f s", name, len(answered.items) - failed, failed, seconds[name])
     # the same texts from two checkpoints are two results: scores must be traceable to the model that answered
     digest = json_digest({"checkpoint": request.checkpoint.digest, "responses": digests})
-    return Result(
-        digest, {"suites": suites, "tokens": tokens, "seconds_per_suite": seconds, "precision": request.precision}
-    )
+    how = {"precision": request.precision, "generator": request.generate.kind}
+    return Result(digest, {"suites": suites, "tokens": tokens, "seconds_per_suite": seconds, **how})
 
 
-def _load(folder: Path, request: ResponsesRequest) -> Generator:
-    return Generator(load_model(folder, request.precision), load_tokenizer(folder), request.batch_tokens)
+def _generator(context: Context, request: ResponsesRequest) -> Generator | EndpointGenerator:
+    folder = context.fetch(request.checkpoint)
+    if request.generate.kind == "transformers":
+        return Generator(load_model(folder, request.precision), load_tokenizer(folder), request.batch_tokens)
+    encoder = PromptEncoder(load_tokenizer(folder), max_positions(folder))
+    return EndpointGenerator(request.generate, request.checkpoint.digest, encoder, context.work / KEPT_FILE)
 
 
 def _write(folder: Path, answered: Answered) -> dict[str, str]:

@@ -42,16 +42,15 @@ class ScoresRequest(Request):
         """Without what cannot change a score: a judge where the suite has a scorer, and how fast, by which key and
         for how much an endpoint is asked."""
         value = super().identity()
-        if not suite_named(self.suite.name).needs_judge:
-            return value | {"judge": None}
-        judge = value["judge"] and {k: v for k, v in value["judge"].items() if k not in JUDGE_ACCESS}
-        return value | {"judge": judge}
+        if self.judge is None or not suite_named(self.suite.name).needs_judge:
+            return value | {"judge": None}  # asked first: to look a task of lm-eval up takes seconds
+        return value | {"judge": {k: v for k, v in value["judge"].items() if k not in JUDGE_ACCESS}}
 
     def settings(self, answers: Commit) -> str:
         """Digest of how the suite was answered, judged and scored: scores of different settings are not compared."""
         judge = None if self.judge is None else self.judge.model_dump(include=JUDGE_SETTINGS)
         judged = judge if suite_named(self.suite.name).needs_judge else None
-        answered = [answers.summary.get("precision"), answers.code_version]
+        answered = [answers.summary.get("precision"), answers.summary.get("generator"), answers.code_version]
         return json_digest([self.suite.digest(), judged, self.seed, answered, CODE_VERSION])
 
 
@@ -97,10 +96,11 @@ def metrics_record(metrics: dict[str, Mean]) -> dict[str, dict[str, Any]]:
 
 
 def outcome(scored: Scored) -> dict[str, Any]:
-    """What did not count, and why: failed and missing items by count, judgments without a rating."""
+    """What did not count, and why: failed, missing and empty answers by count, judgments without a rating."""
     return {
         "failed": len(scored.failed),
         "missing": len(scored.missing),
+        "empty": len(scored.empty),
         "judged": scored.judged,
         "unparsable": scored.unparsable,
         "unjudged": scored.unjudged,

@@ -27,7 +27,8 @@ class Scored:
     `unparsable` counts judgments without a verdict (never guessed), `unjudged` answers without a judgment.
     `intervals` are those of metrics that are published with one of their own making.
     `length` is the mean length of the answers: `answers` counted, in `characters` and, where known, `tokens`.
-    `classes` counts what a function of ours made of the answers, by metric.
+    `classes` counts what a function of ours made of the answers, by metric. `empty` are items whose answer has no word
+    in some turn: it counts like any other.
     """
 
     samples: list[Sample]
@@ -42,6 +43,7 @@ class Scored:
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     length: dict[str, float] = field(default_factory=dict)
     classes: dict[str, dict[str, int]] = field(default_factory=dict)
+    empty: list[str] = field(default_factory=list)
 
 
 def score_suite(
@@ -83,6 +85,7 @@ def score_suite(
         judgments=judgments,
         intervals=intervals,
         length=mean_length([response for _, response in answered]),
+        empty=[item.id for item, response in answered if not all(turn.strip() for turn in response.turns)],
         classes=_classes(samples) if suite.classify is not None else {},
     )
 

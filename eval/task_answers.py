@@ -8,7 +8,8 @@ from typing import Any
 
 from alignment.errors import BadInput
 from eval.asking import Asking
-from eval.generate import Answer, Prompt
+from eval.encoding import Prompt
+from eval.generate import Answer, Generator
 from eval.jsonl import read_pinned_rows
 from eval.lm_eval_calls import told
 from eval.lm_eval_task import ItemError, chat_prompts, continuations, open_task, plain_prompts, stop_strings
@@ -41,7 +42,11 @@ def task_texts(asking: Asking, items: Sequence[Item], positions: Sequence[int]) 
 
 def task_choices(asking: Asking, items: Sequence[Item], positions: Sequence[int]) -> list[Response]:
     """The log-likelihoods of what lm-eval would have the model go on with, for the items at these positions."""
-    scorer = ContinuationScorer(asking.generator.model, asking.generator.tokenizer, asking.generator.batch_tokens)
+    loaded = asking.generator
+    if not isinstance(loaded, Generator):
+        problem = f"{asking.suite.name} wants log-likelihoods, which only a loaded model gives: kind: transformers"
+        raise BadInput(problem, field="evals.generate.kind")
+    scorer = ContinuationScorer(loaded.model, loaded.tokenizer, loaded.batch_tokens)
     wanted = set(positions)
     requests: dict[int, list[Any]] = {}
     for own, task, shots in _opened(asking, items):

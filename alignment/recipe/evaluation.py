@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -128,6 +128,39 @@ class LmEvalTask(Published):
     """None is as in training: questions go through the tokenizer's chat template where it has one."""
 
 
+class Generate(Section):
+    """Who answers: the checkpoint loaded by Transformers, or an endpoint that speaks the OpenAI API and serves it."""
+
+    speed_only: ClassVar[frozenset[str]] = frozenset(
+        {"base_url", "model", "api_key_env", "in_flight", "timeout_seconds", "retries"}
+    )
+
+    kind: Literal["transformers", "endpoint"] = "transformers"
+    base_url: str | None = None
+    """Address of the endpoint's API, as in http://host:8000/v1."""
+    model: str = "{digest}"
+    """Name the endpoint serves the checkpoint under. {digest} stands for the first 12 digits of the checkpoint's data
+    version, so that no other checkpoint can answer in its place."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key; the key itself is never written anywhere."""
+    in_flight: int = Field(default=32, ge=1)
+    timeout_seconds: float = Field(default=600.0, gt=0)
+    retries: int = Field(default=5, ge=0)
+    """How often a call is tried again after 408, 409, 429, 5xx or a timeout."""
+
+    @model_validator(mode="after")
+    def _endpoint(self) -> Generate:
+        if (self.kind == "endpoint") != (self.base_url is not None):
+            raise ValueError("base_url goes with kind: endpoint, which needs it")
+        if "@" in (self.base_url or ""):
+            raise ValueError(
+                "base_url must hold no user or password: the key belongs in the variable api_key_env names"
+            )
+        if "{digest}" not in self.model:
+            raise ValueError("model must hold {digest}: the endpoint's name for a checkpoint says which one it serves")
+        return self
+
+
 class Evals(Section):
     """The suites to run; a suite left out is not run."""
 
@@ -143,6 +176,7 @@ class Evals(Section):
     baselines: str | None = None
     """CSV file of published figures (columns model, metric, value, source) that the report lays beside ours. A metric
     is `suite/metric`, or a suite's name for its main one; values are on the metric's scale, fractions from 0 to 1."""
+    generate: Generate = Generate()
     batch_tokens: int = Field(default=16_384, ge=1)
     """Prompt + answer tokens generated at once."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"

@@ -40,6 +40,10 @@ def show_score(result: dict[str, Any]) -> None:
     for what in ("missing", "failed"):
         if result[what]:
             print(f"  {len(result[what])} more are {what} and do not count; --json names them")
+    if result["empty"]:
+        print(f"  {len(result['empty'])} answers are empty and count as they are; --json names them")
+    if result["left_out"]:
+        print(f"  not scored, as no means over items where more is better: {', '.join(result['left_out'])}")
     rows = [
         (name, f"{m['value']:.4f}", "-" if m["stderr"] is None else f"{m['stderr']:.5f}")
         for name, m in result["metrics"].items()

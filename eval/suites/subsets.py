@@ -43,4 +43,4 @@ def subsets(suite: Suite, records: Sequence[dict[str, Any]]) -> list[str]:
         column, row = max(named.items(), key=lambda found: found[1])
         raise BadInput(f"{records[row].get(column)!r} is no subset of {suite.name}", row=row + 1, field=column)
     known = ", ".join(list(suite.members)[:3])
-    raise BadInput(f"{suite.name} is a group of tasks: each item names its own ({known}, …) under one of {COLUMNS}")
+    raise BadInput(f"{suite.name} is a group of tasks: each item names its own ({known}, …) as {', '.join(COLUMNS)}")

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -142,6 +143,7 @@ def test_missing_and_failed_answers_are_stated_and_not_counted(tmp_path: Path) -
     assert (scored["n"], scored["missing"]) == (2, ["1"])
     assert scored["failed"] == {"2": "prompt of 600 tokens + 16 new > 512"}
     assert scored["metrics"]["exact_match,strict-match"]["value"] == 0.5
+    assert (scored["empty"], scored["length"]) == (["3"], {"answers": 2.0, "characters": 3.0})
     failed = [sample for sample in read_samples(scored["samples"]) if sample.id == "2"]
     assert {sample.value for sample in failed} == {None}
 
@@ -177,3 +179,29 @@ def test_an_unusable_out_is_found_before_anything_is_scored(tmp_path: Path, monk
         with pytest.raises(BadInput, match="no folder to write samples into") as found:
             score_files("gsm8k", tmp_path / "r.jsonl", tmp_path / "data.jsonl", out=out)
         assert found.value.file == str(out)
+
+
+def arc(folder: Path, responses: list[dict[str, Any]]) -> tuple[Path, Path]:
+    choices = {"text": ["the barn", "the hut"], "label": ["A", "B"]}
+    items = ({"question": f"{n}?", "choices": choices, "answerKey": "A"} for n in range(3))
+    write_records(folder / "arc.jsonl", items)
+    write_records(folder / "r.jsonl", responses)
+    return folder / "r.jsonl", folder / "arc.jsonl"
+
+
+def test_a_task_of_lm_eval_is_scored_from_files_alone(tmp_path: Path) -> None:
+    stored = [[[-1.0, True], [-2.0, False]], [[-3.0, False], [-2.0, False]]]
+    responses, data = arc(tmp_path, [{"id": n, "loglikelihoods": one} for n, one in enumerate(stored)])
+    scored = score_files("arc_challenge", responses, data, out=tmp_path / "out")
+    assert (scored["n"], scored["missing"], scored["metrics"]["acc"]["value"]) == (2, ["2"], 0.5)
+    rows = [s for s in read_samples(scored["samples"]) if s.metric == "acc"]
+    assert [(s.response, s.value) for s in rows] == [("the barn", 1.0), ("the hut", 0.0)]
+    assert json.loads(rows[1].detail) == {"loglikelihoods": [-3.0, -2.0]}
+
+
+def test_log_likelihoods_of_another_number_than_choices_lose_that_item_by_name(tmp_path: Path) -> None:
+    stored = [[[-1.0, True], [-2.0, False]], [[-3.0, False]]]
+    responses, data = arc(tmp_path, [{"id": n, "loglikelihoods": one} for n, one in enumerate(stored)])
+    scored = score_files("arc_challenge", responses, data, out=tmp_path / "out")
+    assert (scored["n"], scored["metrics"]["acc"]["n"]) == (1, 1)
+    assert "1 log-likelihoods for 2 continuations" in scored["failed"]["1"]

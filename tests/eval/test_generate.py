@@ -45,7 +45,7 @@ def test_batched_answers_equal_greedy_decoding_alone(generator: Generator, parts
     model, tokenizer = parts
     answers = generator.answer(chats(QUESTIONS), max_new_tokens=24)
     for prompt, answer in zip(chats(QUESTIONS), answers, strict=True):
-        made = greedy(model, generator.encode(prompt), 24, tokenizer.eos_token_id)
+        made = greedy(model, generator.encoder.encode(prompt), 24, tokenizer.eos_token_id)
         assert answer.text == tokenizer.decode(made, skip_special_tokens=True)
 
 
@@ -59,10 +59,10 @@ def test_prompts_have_the_ids_they_have_in_training(generator: Generator, parts:
     for prompt in chats(QUESTIONS):
         trained = tokenization.completion("chat", prompt, [{"role": "assistant", "content": "z"}])
         assert isinstance(trained, TokenSequence)
-        assert tuple(generator.encode(prompt)) == trained.prompt_ids
+        assert tuple(generator.encoder.encode(prompt)) == trained.prompt_ids
     trained = tokenization.completion("text", "Hello ", "zz")
     assert isinstance(trained, TokenSequence)
-    assert tuple(generator.encode("Hello ")) == trained.prompt_ids
+    assert tuple(generator.encoder.encode("Hello ")) == trained.prompt_ids
 
 
 @pytest.mark.real_data
@@ -70,7 +70,7 @@ def test_a_plain_prompt_opens_with_one_bos_and_no_eos(real_data: Path) -> None:
     folder = real_data / "stories260k"
     generator = Generator(load_model(folder, "float32", "cpu"), load_tokenizer(folder), 2048)
     assert not generator.is_chat
-    ids = generator.encode("Once upon a time")
+    ids = generator.encoder.encode("Once upon a time")
     assert ids[0] == 1 and 1 not in ids[1:] and 2 not in ids
     (answer,) = generator.answer(["Once upon a time"], 40, until=[" girl"])
     (whole,) = generator.answer(["Once upon a time"], 40)
@@ -88,9 +88,9 @@ def test_an_answer_ends_before_its_first_stop_string(generator: Generator) -> No
 
 
 def test_a_prompt_without_room_fails_and_one_with_little_room_is_cut_short(generator: Generator) -> None:
-    context = generator.context
+    context = generator.encoder.context
     assert context == 256
-    overhead = len(generator.encode(chats([""])[0]))
+    overhead = len(generator.encoder.encode(chats([""])[0]))
     tight, full = "a" * (context - overhead - 16), "a" * (context - overhead - 15)
     roomy, failed, short = generator.answer(chats(["a", full, tight]), 40)
     assert failed.failed == "prompt of 241 tokens + 16 new > 256"

@@ -55,11 +55,13 @@ def test_a_metric_without_an_end_to_its_scale_needs_a_spread_for_an_interval() -
     )
 
 
-def test_the_scale_is_the_suites_own_unless_a_metric_leaves_it() -> None:
-    rated = samples({"a": 8.0, "b": 9.5}, suite="mt_bench")
-    assert compare_samples(rated, rated)["m"].width == 9.0
-    longer = samples({"a": 80.0, "b": 95.0}, suite="mt_bench")
-    assert compare_samples(longer, longer)["m"].width is None
+@pytest.mark.parametrize(
+    ("suite", "metric", "width"),
+    [("mt_bench", "average", 9.0), ("mt_bench", "win_rate", 1.0), ("mt_bench", "words", None), ("arc", "acc,none", 1.0)],
+)
+def test_a_metric_lies_on_its_own_scale_or_its_suites(suite: str, metric: str, width: float | None) -> None:
+    some = samples({"a": 1.0, "b": 0.7}, metric, suite=suite)
+    assert compare_samples(some, some)[metric].width == width
 
 
 def test_mcnemar_is_told_for_right_or_wrong_items_that_stand_alone() -> None:

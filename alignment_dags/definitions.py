@@ -9,6 +9,7 @@ import dagster as dg
 from alignment.recipe import Recipe
 from alignment_dags.phases import phases_of
 from alignment_dags.recipes import recipes_in_use
+from alignment_dags.watching.sensor import build_sensor
 from assets.factory import asset_key, build_asset
 from assets.graph import nodes_of
 from resources.home import ensure_home
@@ -43,12 +44,27 @@ def jobs_of(recipe: Recipe, pools: Pools) -> list[dg.UnresolvedAssetJobDefinitio
     ]
 
 
+def automation_sensor(recipes: Iterable[Recipe]) -> dg.AutomationConditionSensorDefinition:
+    """Evaluates the conditions that nodes declare, as often as the most eager recipe watches its source."""
+    return dg.AutomationConditionSensorDefinition(
+        "automation",
+        target=dg.AssetSelection.all(),
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=min((recipe.preferences.watch_seconds for recipe in recipes), default=None),
+    )
+
+
 def build_definitions(recipes: Iterable[Recipe]) -> dg.Definitions:
     pools = load_pools()
     recipes = list(recipes)
+    jobs = {job.name: job for recipe in recipes for job in jobs_of(recipe, pools)}
     return dg.Definitions(
         assets=[build_asset(node, recipe, pools) for recipe in recipes for node in nodes_of(recipe, pools)],
-        jobs=[job for recipe in recipes for job in jobs_of(recipe, pools)],
+        jobs=list(jobs.values()),
+        sensors=[
+            *(build_sensor(recipe, jobs[job_name(recipe.name, "shards")]) for recipe in recipes),
+            automation_sensor(recipes),
+        ],
         resources={"store": ArtifactStore(), "tracking": Tracking()},
         executor=step_executor(),
     )

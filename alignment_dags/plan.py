@@ -41,18 +41,24 @@ def plan(recipe: Recipe, nodes: Iterable[Node], store: Store) -> list[Planned]:
     upstream = PlannedUpstream(store, recipe.name)
     shards = list(upstream.shards(recipe.preferences, recipe.seed))
     planned: list[Planned] = []
-    unknown: set[str] = set()
+    unknown: dict[str, set[str | None]] = {}
     for node in nodes:
         for shard in shards if node.partitioned else [None]:
             one = _plan(node, shard, upstream, unknown)
             planned.append(one)
-        if any(one.commit is None for one in planned if one.node is node):
-            unknown.add(node.name)
+            if one.commit is None:
+                unknown.setdefault(node.name, set()).add(shard)
     return planned
 
 
-def _plan(node: Node, shard: str | None, upstream: PlannedUpstream, unknown: set[str]) -> Planned:
-    if any(need in unknown for need in node.needs):
+def _waits(node: Node, shard: str | None, unknown: dict[str, set[str | None]]) -> bool:
+    """A shard waits for its own and for what has no shards; what has none waits for all shards."""
+    above = [unknown[need] for need in node.needs if need in unknown]
+    return any(shard is None or shard in missing or None in missing for missing in above)
+
+
+def _plan(node: Node, shard: str | None, upstream: PlannedUpstream, unknown: dict[str, set[str | None]]) -> Planned:
+    if _waits(node, shard, unknown):
         return Planned(node, shard, "waiting")
     request = node.request(upstream, shard)
     commit = upstream.store.find(node.stage.kind, node.stage.key(request))

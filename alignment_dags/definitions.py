@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import dagster as dg
 
 from alignment.recipe import Recipe
-from alignment_dags.phases import phases_of
+from alignment_dags.nights.definitions import night_definitions
+from alignment_dags.phases import job_name, phases_of
 from alignment_dags.recipes import recipes_in_use
 from alignment_dags.watching.sensor import build_sensor
 from assets.factory import asset_key, build_asset
@@ -27,10 +28,6 @@ def step_executor() -> dg.ExecutorDefinition:
         {"max_concurrent": STEPS_AT_ONCE, "start_method": {"forkserver": {"preload_modules": PRELOADED}}},
         name="processes",
     )
-
-
-def job_name(recipe_name: str, phase_name: str) -> str:
-    return f"{recipe_name}_{phase_name}"
 
 
 def jobs_of(recipe: Recipe, pools: Pools) -> list[dg.UnresolvedAssetJobDefinition]:
@@ -57,13 +54,16 @@ def automation_sensor(recipes: Iterable[Recipe]) -> dg.AutomationConditionSensor
 def build_definitions(recipes: Iterable[Recipe]) -> dg.Definitions:
     pools = load_pools()
     recipes = list(recipes)
-    jobs = {job.name: job for recipe in recipes for job in jobs_of(recipe, pools)}
+    jobs = {recipe.name: jobs_of(recipe, pools) for recipe in recipes}
+    nights = [night_definitions(recipe, pools, jobs[recipe.name]) for recipe in recipes if recipe.schedule is not None]
     return dg.Definitions(
         assets=[build_asset(node, recipe, pools) for recipe in recipes for node in nodes_of(recipe, pools)],
-        jobs=list(jobs.values()),
+        jobs=[job for phases in jobs.values() for job in phases],
+        schedules=[schedule for schedule, _ in nights],
         sensors=[
-            *(build_sensor(recipe, jobs[job_name(recipe.name, "shards")]) for recipe in recipes),
+            *(build_sensor(recipe, jobs[recipe.name]) for recipe in recipes),
             automation_sensor(recipes),
+            *(sensor for _, sensor in nights),
         ],
         resources={"store": ArtifactStore(), "tracking": Tracking()},
         executor=step_executor(),

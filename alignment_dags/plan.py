@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,14 +51,8 @@ def plan(recipe: Recipe, nodes: Iterable[Node], store: Store) -> list[Planned]:
     return planned
 
 
-def _waits(node: Node, shard: str | None, unknown: dict[str, set[str | None]]) -> bool:
-    """A shard waits for its own and for what has no shards; what has none waits for all shards."""
-    above = [unknown[need] for need in node.needs if need in unknown]
-    return any(shard is None or shard in missing or None in missing for missing in above)
-
-
 def _plan(node: Node, shard: str | None, upstream: PlannedUpstream, unknown: dict[str, set[str | None]]) -> Planned:
-    if _waits(node, shard, unknown):
+    if any(waits(shard, unknown[need]) for need in node.needs if need in unknown):
         return Planned(node, shard, "waiting")
     request = node.request(upstream, shard)
     commit = upstream.store.find(node.stage.kind, node.stage.key(request))
@@ -68,3 +62,8 @@ def _plan(node: Node, shard: str | None, upstream: PlannedUpstream, unknown: dic
     upstream.foresee(node.name, shard, commit, ref)
     reported = ref is not None and ref.artifact == commit.artifact and ref.mlflow_run_id is not None
     return Planned(node, shard, "current" if reported else "unreported", commit)
+
+
+def waits(shard: str | None, unknown: Set[str | None]) -> bool:
+    """Whether what is unknown above keeps a shard waiting: itself or a whole; a whole waits for any shard."""
+    return shard is None or shard in unknown or None in unknown

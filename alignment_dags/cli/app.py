@@ -115,9 +115,7 @@ def run(
 def backfill(
     recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
     shards: Annotated[str | None, typer.Option(help="Names, with commas between; all shards by default.")] = None,
-    first: Annotated[
-        str | None, typer.Option("--from", help="First shard of a stretch (source order).")
-    ] = None,
+    first: Annotated[str | None, typer.Option("--from", help="First shard of a stretch (source order).")] = None,
     last: Annotated[str | None, typer.Option("--to", help="Last shard of the stretch.")] = None,
     stage: Annotated[str | None, typer.Option(help="preference_shard or reference_logprobs; both by default.")] = None,
     as_json: AsJson = False,
@@ -225,6 +223,23 @@ def lineage(
 
     ensure_home()
     _tell(lambda: lineage_of(model, source), as_json, show_lineage)
+
+
+@app.command()
+def nights(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    last: Annotated[int, typer.Option(help="How many, the latest first.", min=1)] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Show the recipe's latest nights: what came of each, and why."""
+    from alignment.recipe import load_recipe
+    from alignment_dags.cli.tables import show_nights
+    from alignment_dags.nights.history import latest_nights
+    from resources.home import ensure_home
+    from resources.store import ArtifactStore
+
+    ensure_home()
+    _tell(lambda: latest_nights(ArtifactStore().open(), load_recipe(recipe), last), as_json, show_nights)
 
 
 @pools.command("apply")

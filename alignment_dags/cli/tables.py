@@ -87,6 +87,18 @@ def show_comparison(result: dict[str, Any]) -> None:
             print(f"{metric}: {lost} items have no value on both sides and do not count")
 
 
+def show_nights(result: dict[str, Any]) -> None:
+    if not result["nights"]:
+        print(f"{result['recipe']}: no night yet (schedule: {result['schedule'] or 'none in the recipe'})")
+    for night in result["nights"]:
+        version = f" (version {night['version']})" if night["version"] else ""
+        print(f"{night['scheduled_at']}  {night['outcome']}{version}: {night['reason']}")
+        for shard, why in list(night["left_out"].items())[:SHOWN_ROWS]:
+            print(f"    left out {shard}: {why}")
+        if night["took"]:
+            print(f"    {night['took']}")
+
+
 def show_lineage(result: dict[str, Any]) -> None:
     print(f"{result['model']} version {result['version']}")
     _show_node("", result["tree"], 0, set())

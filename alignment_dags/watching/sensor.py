@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import dagster as dg
 
@@ -11,6 +11,7 @@ from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
 from alignment_dags.launch import RANGE_END, RANGE_START, stretches
+from alignment_dags.phases import job_name
 from alignment_dags.watching.cursor import Asked, Cursor, read_cursor
 from alignment_dags.watching.decide import Decision, decide, listed
 from alignment_dags.watching.look import Seen, look
@@ -35,8 +36,9 @@ def sensor_name(recipe_name: str) -> str:
     return f"{recipe_name}_source"
 
 
-def build_sensor(recipe: Recipe, job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
-    """`job` makes the recipe's shards. Running by itself for recipes that have a schedule."""
+def build_sensor(recipe: Recipe, jobs: Iterable[dg.UnresolvedAssetJobDefinition]) -> dg.SensorDefinition:
+    """`jobs` are the recipe's. The sensor runs by itself for recipes that have a schedule."""
+    job = next(job for job in jobs if job.name == job_name(recipe.name, "shards"))
 
     @dg.sensor(
         name=sensor_name(recipe.name),

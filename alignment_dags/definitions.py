@@ -10,6 +10,7 @@ from alignment.recipe import Recipe
 from alignment_dags.nights.definitions import night_definitions
 from alignment_dags.phases import job_name, phases_of
 from alignment_dags.recipes import recipes_in_use
+from alignment_dags.watching.sensor import build_sensor
 from assets.factory import asset_key, build_asset
 from assets.graph import nodes_of
 from resources.home import ensure_home
@@ -40,6 +41,16 @@ def jobs_of(recipe: Recipe, pools: Pools) -> list[dg.UnresolvedAssetJobDefinitio
     ]
 
 
+def automation_sensor(recipes: Iterable[Recipe]) -> dg.AutomationConditionSensorDefinition:
+    """Evaluates the conditions that nodes declare, as often as the most eager recipe watches its source."""
+    return dg.AutomationConditionSensorDefinition(
+        "automation",
+        target=dg.AssetSelection.all(),
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=min((recipe.preferences.watch_seconds for recipe in recipes), default=None),
+    )
+
+
 def build_definitions(recipes: Iterable[Recipe]) -> dg.Definitions:
     pools = load_pools()
     recipes = list(recipes)
@@ -49,7 +60,11 @@ def build_definitions(recipes: Iterable[Recipe]) -> dg.Definitions:
         assets=[build_asset(node, recipe, pools) for recipe in recipes for node in nodes_of(recipe, pools)],
         jobs=[job for phases in jobs.values() for job in phases],
         schedules=[schedule for schedule, _ in nights],
-        sensors=[sensor for _, sensor in nights],
+        sensors=[
+            *(build_sensor(recipe, jobs[recipe.name]) for recipe in recipes),
+            automation_sensor(recipes),
+            *(sensor for _, sensor in nights),
+        ],
         resources={"store": ArtifactStore(), "tracking": Tracking()},
         executor=step_executor(),
     )

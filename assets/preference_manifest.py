@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from alignment.artifacts import Artifact, Commit
+from alignment.errors import BadInput
 from alignment.preferences.manifest import STAGE, ManifestRequest
 from alignment.recipe import Recipe
 from assets.node import Node, Shown
@@ -20,7 +21,8 @@ def preference_manifest(recipe: Recipe) -> Node:
         shards: dict[str, Artifact] = {}
         references: dict[str, Artifact] = {}
         left_out: dict[str, str] = {}
-        for name in upstream.shards(recipe.preferences, recipe.seed):
+        upstream.refs("reference_logprobs")
+        for name in known_shards(upstream, recipe):
             rows, reference = upstream.get("preference_shard", name), upstream.get("reference_logprobs", name)
             if rows is None:
                 left_out[name] = "not built"
@@ -46,6 +48,22 @@ def preference_manifest(recipe: Recipe) -> Node:
         request=request,
         show=show,
     )
+
+
+def known_shards(upstream: Upstream, recipe: Recipe) -> list[str]:
+    """The recorded shards, then those that the source lists beside them and that are not built.
+
+    What is recorded stays until it is withdrawn, whatever the source shows at this moment: a folder that cannot
+    be reached takes no data out of the set.
+    """
+    recorded = upstream.refs("preference_shard")
+    try:
+        listed = list(upstream.shards(recipe.preferences, recipe.seed))
+    except BadInput:
+        if not recorded:
+            raise
+        listed = []
+    return list(dict.fromkeys([*recorded, *listed]))
 
 
 def show(commit: Commit, folder: Path) -> Shown:

@@ -35,6 +35,20 @@ def show_check(result: dict[str, Any]) -> None:
     print(f"digest {result['digest']}")
 
 
+def show_backfill(result: dict[str, Any]) -> None:
+    stages = list(result["made"])
+    rows = [(stage, *(str(len(result[how][stage])) for how in ("made", "current", "behind"))) for stage in stages]
+    print(columns(("stage", "made", "were current", "still behind"), rows))
+    for stage in stages:
+        for shard in result["behind"][stage][:SHOWN_ROWS]:
+            print(f"  behind: {stage} {shard}")
+    for name in result["withdrawn"]:
+        print(f"withdrawn, as the source has it no more: {name}")
+    for failure in result["failures"]:
+        print(f"failed: {failure}")
+    print(f"{result['recipe']}: {len(result['shards'])} shards in {result['seconds']} s")
+
+
 def show_score(result: dict[str, Any]) -> None:
     print(f"{result['suite']}: {result['n']} items")
     for what in ("missing", "failed"):

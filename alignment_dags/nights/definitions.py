@@ -16,7 +16,6 @@ from assets.factory import shards_definition
 from resources.pools import Pools
 from resources.store import ArtifactStore
 
-SECONDS_BETWEEN_LOOKS = 30
 IDLE_SINCE = "idle_since"  # in the sensor's cursor, so that it outlives a night that another night follows
 
 
@@ -76,7 +75,7 @@ def night_definitions(
         name=sensor_name(recipe.name),
         jobs=jobs,
         evaluation_fn=follow,
-        minimum_interval_seconds=SECONDS_BETWEEN_LOOKS,
+        minimum_interval_seconds=recipe.preferences.watch_seconds,
         description=f"Carries out the nights of {recipe.name}: what is behind, phase by phase, and what came of it.",
         default_status=dg.DefaultSensorStatus.RUNNING,
     )

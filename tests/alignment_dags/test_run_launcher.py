@@ -11,15 +11,17 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.reconstruct import ReconstructableJob
 from dagster._core.launcher.base import LaunchRunContext, WorkerStatus
 from dagster._daemon.monitoring.run_monitoring import monitor_started_run
 
 from alignment_dags.dead_runs import HOST, PROCESS, end_dead_runs
 from alignment_dags.processes import is_alive, pid_of, process_mark
 from alignment_dags.run_launcher import WorkerRunLauncher
-from tests.alignment_dags.worker_job import FOLDER, waiting
 
 LAUNCHER = {"module": "alignment_dags.run_launcher", "class": "WorkerRunLauncher"}
+JOB = ReconstructableJob.for_file(str(Path(__file__).with_name("worker_job.py")), "waiting")
+FOLDER = "WORKER_TEST_FOLDER"
 PATIENCE = 120.0  # seconds until a condition that should hold soon is given up
 
 
@@ -36,9 +38,8 @@ class Worker:
     def __init__(self, instance: dg.DagsterInstance, folder: Path) -> None:
         self.instance = instance
         self.folder = folder
-        origin = dg.reconstructable(waiting).get_python_origin()
         self.run_id = instance.create_run_for_job(
-            waiting, job_code_origin=origin, status=dg.DagsterRunStatus.STARTING
+            JOB.get_definition(), job_code_origin=JOB.get_python_origin(), status=dg.DagsterRunStatus.STARTING
         ).run_id
         self.launcher.launch_run(LaunchRunContext(self.run, workspace=None))
         self.pid = pid_of(self.run.tags[PROCESS])
@@ -115,13 +116,13 @@ def test_a_terminated_run_is_canceled_and_its_worker_ends(worker: Worker) -> Non
 
 def test_runs_that_cannot_be_judged_from_here_are_left_alone(worker: Worker) -> None:
     for tags in ({HOST: "elsewhere", PROCESS: "1@1.00"}, {}):
-        run = worker.instance.create_run_for_job(waiting, tags=tags, status=dg.DagsterRunStatus.STARTED)
+        run = worker.instance.create_run_for_job(JOB.get_definition(), tags=tags, status=dg.DagsterRunStatus.STARTED)
         assert worker.launcher.check_run_worker_health(run).status == WorkerStatus.RUNNING
         assert not worker.launcher.terminate(run.run_id)
 
 
 def test_a_run_without_code_is_refused_and_last_words_are_kept(worker: Worker) -> None:
-    run = worker.instance.create_run_for_job(waiting, status=dg.DagsterRunStatus.STARTING)
+    run = worker.instance.create_run_for_job(JOB.get_definition(), status=dg.DagsterRunStatus.STARTING)
     with pytest.raises(ValueError, match="does not say which code it runs"):
         worker.launcher.launch_run(LaunchRunContext(run, workspace=None))
     assert worker.launcher.get_run_worker_debug_info(run) is None
@@ -136,7 +137,7 @@ def test_align_run_leaves_a_retry_alone_that_has_no_worker_yet(worker: Worker) -
     until(lambda: not process_mark(worker.pid), "the worker's death")
     copied = {name: worker.run.tags[name] for name in (HOST, PROCESS)}
     retry = worker.instance.create_run_for_job(
-        waiting, tags=copied, parent_run_id=worker.run_id, root_run_id=worker.run_id
+        JOB.get_definition(), tags=copied, parent_run_id=worker.run_id, root_run_id=worker.run_id
     )
     assert end_dead_runs(worker.instance) == [worker.run_id]
     left = worker.instance.get_run_by_id(retry.run_id)

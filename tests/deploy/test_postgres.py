@@ -9,13 +9,15 @@ from pathlib import Path
 import dagster as dg
 import pytest
 import yaml
+from dagster._core.definitions.reconstruct import ReconstructableJob
 from dagster._core.launcher.base import LaunchRunContext
 
 from alignment_dags.limits import apply_pools
 from resources.home import PROJECT, ensure_home
 from resources.pools import load_pools
-from tests.alignment_dags.worker_job import FOLDER, waiting
 
+WORKER_JOB = Path(__file__).parents[1] / "alignment_dags" / "worker_job.py"
+FOLDER = "WORKER_TEST_FOLDER"
 SHIPPED = PROJECT / "deploy" / "dagster-postgres.yaml"
 
 
@@ -84,8 +86,11 @@ def test_a_run_worker_finds_postgres_by_its_environment(
     monkeypatch.setenv(FOLDER, str(tmp_path))
     (tmp_path / "go").touch()
     with instance:
-        origin = dg.reconstructable(waiting).get_python_origin()
-        run = instance.create_run_for_job(waiting, job_code_origin=origin, status=dg.DagsterRunStatus.STARTING)
+        job = ReconstructableJob.for_file(str(WORKER_JOB), "waiting")
+        origin = job.get_python_origin()
+        run = instance.create_run_for_job(
+            job.get_definition(), job_code_origin=origin, status=dg.DagsterRunStatus.STARTING
+        )
         command_line = str(instance.get_ref())
         instance.run_launcher.launch_run(LaunchRunContext(run, workspace=None))
         instance.run_launcher.join(timeout=120)

@@ -66,6 +66,15 @@ def test_a_listed_shard_that_is_not_built_is_left_out_by_name(recipe: Recipe) ->
     assert (set(request.shards), request.left_out) == ({"day-0"}, {"day-1": "not built"})
 
 
+def test_rows_that_the_source_holds_no_more_are_not_trained_on(recipe: Recipe, folder: Path) -> None:
+    store = ArtifactStore().open()
+    record(store, recipe, "day-0", "day-1")
+    (folder / "day-1.jsonl").write_text('{"prompt": "other", "chosen": "c", "rejected": "r"}\n', encoding="utf-8")
+    request = asked(store, recipe)
+    assert (set(request.shards), set(request.references)) == ({"day-0"}, {"day-0"})
+    assert request.left_out == {"day-1": "not built from what the source holds now"}
+
+
 @pytest.mark.parametrize("harm", ["one file gone", "folder gone"])
 def test_what_is_recorded_stays_until_it_is_withdrawn(recipe: Recipe, folder: Path, harm: str) -> None:
     store = ArtifactStore().open()

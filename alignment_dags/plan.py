@@ -36,10 +36,10 @@ class PlannedUpstream(Upstream):
         self._refs[name, shard] = ref if same else Ref(artifact=commit.artifact)
 
 
-def plan(recipe: Recipe, nodes: Iterable[Node], store: Store) -> list[Planned]:
-    """Every node and shard, upstream first. Raises `BadInput` for sources a person has to mend."""
+def plan(recipe: Recipe, nodes: Iterable[Node], store: Store, only: Iterable[str] | None = None) -> list[Planned]:
+    """Every node and shard (of `only` these), upstream first. Raises `BadInput` for sources a person has to mend."""
     upstream = PlannedUpstream(store, recipe.name)
-    shards = list(upstream.shards(recipe.preferences, recipe.seed))
+    shards = list(upstream.shards(recipe.preferences, recipe.seed) if only is None else only)
     planned: list[Planned] = []
     unknown: dict[str, set[str | None]] = {}
     for node in nodes:

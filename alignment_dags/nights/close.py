@@ -48,7 +48,9 @@ def described(
     if manifest is not None:
         left_out = dict(store.commit_of(manifest).summary["left_out"])
     for shard in standing.behind:
-        left_out.setdefault(shard, "its latest rows were not ready; it took part with its rows of before")
+        left_out.setdefault(shard, "not ready as it is now; it took part with its rows of before")
+    for shard, why in {**standing.unsettled, **standing.unreadable}.items():
+        left_out[shard] += f" ({why})"
     if registration is not None and end.outcome == "passed":
         version = store.commit_of(registration).summary.get("version")
     return closed.model_copy(
@@ -69,6 +71,7 @@ def sentence(night: Night) -> str:
     if night.left_out:
         named = [f"{shard} ({why})" for shard, why in night.left_out.items()]
         lines.append(f"left out: {some(named)}")
+    lines += night.troubles
     if night.costs is not None:
         lines.append(night.costs.told())
     return "\n".join(lines)

@@ -85,6 +85,9 @@ def decide_night(
     standing = look()
     if standing.base:
         return _base(standing, made_base, runs)
+    if standing.unsettled and not late:
+        reasons = ", ".join(sorted(set(standing.unsettled.values())))
+        return Wait(f"{some(list(standing.unsettled))}: {reasons}")
     for phase in SHARD_PHASES:
         behind = getattr(standing, phase)
         if behind and not late and (step := _shards(phase, behind, runs, now, idle_since)) is not None:

@@ -35,6 +35,8 @@ class Night(BaseModel):
     """Data version of the manifest the night stood on."""
     left_out: dict[str, str] = {}
     """Shards that the night went without, or with earlier rows of, and why."""
+    troubles: list[str] = []
+    """What failed on the way without ending the night."""
     version: str | None = None
     """Model version it registered."""
     costs: Costs | None = None

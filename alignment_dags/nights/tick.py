@@ -21,6 +21,8 @@ from alignment_dags.phases import job_name, phases_of
 from assets.factory import asset_key, shards_definition, shards_per_run
 from resources.pools import Pools
 
+ENDING = {"base", "train"}  # phases whose failure ends the night, and is its reason
+
 
 @dataclass(frozen=True)
 class Ticked:
@@ -46,7 +48,12 @@ def tick(
     if night is None:
         return Ticked("no night is waiting")
     seen = runs_seen(instance, recipe, pools, night)
-    night = night.model_copy(update={"runs": [run.id for run in seen if run.mine]})
+    night = night.model_copy(
+        update={
+            "runs": [run.id for run in seen if run.mine],
+            "troubles": [run.told for run in seen if run.mine and run.told and not run.phases & ENDING],
+        }
+    )
     looked: list[Standing] = []
 
     def look_once() -> Standing:

@@ -86,6 +86,7 @@ def nights(home: Path, small_recipe: dict[str, Any]) -> Iterator[Nights]:
     ensure_home()
     with dg.DagsterInstance.get() as instance:
         gate = {"metrics": {"ifeval/prompt_level_strict_acc": {"no_regression": 1.0}}}
+        small_recipe["preferences"]["settle_seconds"] = 0
         yield Nights(instance, small_recipe | {"gate": gate})
 
 
@@ -123,11 +124,14 @@ def test_a_night_trains_what_changed_and_the_next_is_skipped(nights: Nights, sma
 def test_a_shard_without_a_valid_row_is_left_out_by_name(nights: Nights, small_recipe: dict[str, Any]) -> None:
     bad = pairs_of(small_recipe).with_name("bad.jsonl")
     bad.write_text(json.dumps({"prompt": "a"}) + "\n", encoding="utf-8")
-    preferences = {"files": [*small_recipe["preferences"]["files"], str(bad)]}
+    preferences = {"files": [*small_recipe["preferences"]["files"], str(bad)], "settle_seconds": 0}
     nights.use(small_recipe | {"preferences": preferences})
     night = nights.night()
     assert night.outcome == "passed", night.reason
     assert list(night.left_out) == ["bad"]
+    (trouble,) = night.troubles
+    assert "bad" in trouble
+    assert "no valid preference row" in trouble
     again = nights.night()
     assert again.outcome == "skipped"
     assert "not ready: bad" in again.reason

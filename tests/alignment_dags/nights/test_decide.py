@@ -124,6 +124,20 @@ class TestShardsThatAreBehind:
         assert "not ready: b" in decision.reason
 
 
+def test_files_that_may_still_be_written_are_waited_for_until_the_deadline() -> None:
+    written = replace(READY, unsettled={"c": "may still be being written"})
+    assert decide(written) == Wait("c: may still be being written")
+    assert decide(written, after=DEADLINE) == Launch("train", nodes=TRAIN)
+
+
+def test_files_that_cannot_be_read_are_not_waited_for_and_are_named() -> None:
+    broken = {"c": "c.jsonl: permission denied"}
+    assert decide(replace(READY, unreadable=broken)) == Launch("train", nodes=TRAIN)
+    decision = decide(replace(CURRENT, unreadable=broken))
+    assert isinstance(decision, Close)
+    assert "not ready: c" in decision.reason
+
+
 def test_two_trainings_of_one_recipe_are_avoided_until_the_deadline() -> None:
     assert isinstance(decide(READY, run("train")), Wait)
     assert decide(READY, run("train"), after=DEADLINE) == Launch("train", nodes=TRAIN)

@@ -58,6 +58,8 @@ def modified(url: str) -> float | None:
     Stores of whole objects may not say: what they list is complete. Raises `BadInput` if there is no such file.
     """
     with _reaching(url) as (fs, path):
+        if isinstance(fs, LocalFileSystem):
+            return Path(path).stat().st_mtime
         info = fs.info(path)
         for told in (info[name] for name in TIME_TAGS if info.get(name) is not None):
             if isinstance(told, datetime):
@@ -112,6 +114,8 @@ def _reaching(url: str) -> Iterator[tuple[Any, str]]:
 
 def _resolve(url: str) -> tuple[Any, str]:
     """Local paths are absolute, with symbolic links left as they are."""
+    if url.startswith("/") and "::" not in url:  # a watched source asks this for each of its files
+        return LocalFileSystem(), url.rstrip("/") or "/"
     fs, path = url_to_fs(str(Path(url).expanduser()) if "://" not in url and "::" not in url else url)
     return fs, str(path)
 

@@ -13,11 +13,12 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from alignment.artifacts import Ref
+from alignment.artifacts import Artifact, Ref
 from alignment.errors import BadInput
 from alignment.preferences import shard as shard_module
 from alignment.preferences import shards as shards_module
-from alignment.recipe import Recipe, parse_recipe
+from alignment.preferences.shard import ShardRequest
+from alignment.recipe import DataSource, PreferenceSource, Recipe, parse_recipe
 from alignment.stages import SourceFile, execute
 from alignment_dags.launch import RANGE_END, RANGE_START
 from alignment_dags.run import follow_source
@@ -345,3 +346,21 @@ def test_reading_much_new_content_goes_on_at_the_next_tick(watched: Watched, mon
         assert watched.tick() == []
     assert watched.skipped == "2 shards are current; 2 wait (not read yet)"
     assert watched.tick() == ["day-3"]
+
+
+def test_a_data_set_on_the_hub_is_followed_by_its_revision(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    revisions = iter(["a" * 40, "a" * 40, "b" * 40])
+
+    def pin(source: PreferenceSource) -> DataSource:
+        return DataSource(hub=source.hub, split="train", revision=next(revisions))
+
+    monkeypatch.setattr(shards_module, "pin_hub", pin)
+    data = watched.recipe.model_copy(update={"preferences": PreferenceSource(hub="team/prefs"), "name": "hub"})
+    hub = Watched(watched.instance, data, watched.folder)
+    assert hub.tick() == ["train"]
+    node = preference_shard(data)
+    key = node.stage.key(ShardRequest(hub=DataSource(hub="team/prefs", split="train", revision="a" * 40)))
+    artifact = Artifact(kind=node.stage.kind, key=key, attempt="a", digest="d")
+    ArtifactStore().open().write_ref(Ref(artifact=artifact), "hub", node.name, "train")
+    assert hub.tick() == []
+    assert hub.tick() == ["train"]

@@ -19,6 +19,7 @@ from alignment_dags.limits import apply_pools
 from alignment_dags.phases import phases_of
 from alignment_dags.plan import plan
 from alignment_dags.recipes import RECIPES
+from alignment_dags.watching.withdraw import withdraw
 from assets.evaluation_report import asked_of
 from assets.factory import shards_definition
 from assets.graph import nodes_of
@@ -57,7 +58,8 @@ def run_recipe(path: Path, say: Callable[[str], None]) -> Outcome:
         for run_id in outcome.ended_runs:
             say(f"ended run {run_id[:8]}: its process is gone")
         apply_pools(instance, pools)
-        follow_source(instance, recipe)
+        if gone := follow_source(instance, recipe):
+            say(f"withdrawn, as the source has them no more: {', '.join(gone)}")
         for phase in phases_of(recipe, pools):
             try:
                 for tags, chosen in launches(instance, recipe, phase, store):
@@ -70,11 +72,13 @@ def run_recipe(path: Path, say: Callable[[str], None]) -> Outcome:
     return outcome
 
 
-def follow_source(instance: dg.DagsterInstance, recipe: Recipe) -> None:
-    """Makes the recipe's partitions those of its source."""
+def follow_source(instance: dg.DagsterInstance, recipe: Recipe) -> list[str]:
+    """Makes the recipe's shards those of its source, however many that takes out; returns those withdrawn."""
     name = shards_definition(recipe.name).name
     assert name is not None
+    store = ArtifactStore().open()
     wanted, known = list(shards_of(recipe.preferences, recipe.seed)), instance.get_dynamic_partitions(name)
-    for gone in set(known) - set(wanted):
-        instance.delete_dynamic_partition(name, gone)
-    instance.add_dynamic_partitions(name, [shard for shard in wanted if shard not in known])
+    gone = sorted({*known, *store.read_refs(recipe.name, "preference_shard")} - set(wanted))
+    withdraw(instance, store, recipe.name, gone)
+    instance.add_dynamic_partitions(name, [shard for shard in wanted if shard not in set(known)])
+    return gone

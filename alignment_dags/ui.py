@@ -1,6 +1,7 @@
 """`python -m alignment_dags.ui`: Dagster's pages with its daemon, and MLflow's, on this project's home.
 
-Ports are 3000 and 5000, or ALIGN_DAGSTER_PORT and ALIGN_MLFLOW_PORT; all ends when one ends, or with Ctrl-C.
+Ports are 3000 and 5000, or ALIGN_DAGSTER_PORT and ALIGN_MLFLOW_PORT; all ends when one ends, or with Ctrl-C. Runs
+that are going on do not: their workers finish by themselves, and are there when the pages are started again.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ import subprocess
 import sys
 import time
 
+import dagster as dg
+
+from alignment_dags.limits import apply_pools
 from resources.home import PROJECT, ensure_home, tracking_uri
+from resources.pools import load_pools
 
 PATIENCE = 10.0  # seconds a server gets to end by itself
 
@@ -37,12 +42,19 @@ def stop(server: subprocess.Popen[bytes]) -> None:
             continue
 
 
+def bootstrap() -> None:
+    """Makes Dagster's tables, before several processes would at once, and its pools those of pools.yaml."""
+    with dg.DagsterInstance.get() as instance:
+        apply_pools(instance, load_pools())
+
+
 def main() -> int:
     dagster_port = os.environ.get("ALIGN_DAGSTER_PORT", "3000")
     mlflow_port = os.environ.get("ALIGN_MLFLOW_PORT", "5000")
     os.environ.setdefault("ALIGN_MLFLOW_UI", f"http://127.0.0.1:{mlflow_port}")
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # six more processes that nothing here needs
     ensure_home()
+    bootstrap()
     for word in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(word, lambda *_: sys.exit(0))
     servers: list[subprocess.Popen[bytes]] = []

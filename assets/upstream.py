@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from alignment.artifacts import Artifact, Ref, Store
-from alignment.preferences.shard import ShardRequest
-from alignment.preferences.shards import shards_of
+from alignment.preferences.shards import Shards, shards_of
 from alignment.recipe import PreferenceSource
 
 
@@ -25,7 +24,8 @@ class Upstream:
         self.store = store
         self.recipe = recipe
         self._refs: dict[tuple[str, str | None], Ref | None] = {}
-        self._shards: dict[str, ShardRequest] | None = None
+        self._shards: Shards | None = None
+        self._listed: set[str] = set()
 
     def ref(self, name: str, partition: str | None = None) -> Ref | None:
         place = (name, partition)
@@ -45,7 +45,19 @@ class Upstream:
             raise NotBuilt(name, partition)
         return artifact
 
-    def shards(self, source: PreferenceSource, seed: int) -> dict[str, ShardRequest]:
+    def refs(self, name: str) -> dict[str, Ref]:
+        """The refs of all of a node's partitions, by partition; read together, once."""
+        if name not in self._listed:
+            self._listed.add(name)
+            for partition, ref in self.store.read_refs(self.recipe, name).items():
+                self._refs.setdefault((name, partition), ref)
+        return {
+            partition: ref
+            for (node, partition), ref in self._refs.items()
+            if node == name and partition is not None and ref is not None
+        }
+
+    def shards(self, source: PreferenceSource, seed: int) -> Shards:
         """Shard name to the request that makes it; the source is listed once."""
         if self._shards is None:
             self._shards = shards_of(source, seed)

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from alignment.recipe.evaluation import Evals, Gate, Judge
+from alignment.recipe.schedule import Alerts, Schedule
 from alignment.recipe.sources import ModelSource, PreferenceSource, Section
 from alignment.recipe.training import Dpo, Reference, Sft, TokenPolicy
 
@@ -50,6 +51,8 @@ class Recipe(Section):
     its scale, against the SFT baseline and the champion, and that one of them is better than the SFT baseline's."""
     registry: Registry = Registry()
     pools: Pools = Pools()
+    schedule: Schedule | None = None
+    alerts: Alerts | None = None
 
     @model_validator(mode="after")
     def _agreement(self) -> Recipe:

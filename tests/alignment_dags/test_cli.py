@@ -38,6 +38,8 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
         (["run", "x.yaml", "--fast"], "No such option"),
         (["prefs", "check", "none.jsonl"], "none.jsonl"),
         (["lineage", "no-such-model"], "no-such-model"),
+        (["backfill", "none.yaml"], "none.yaml: no such recipe"),
+        (["backfill", str(PROJECT / "recipes" / "quickstart.yaml"), "--stage", "chess"], "'chess' is not one of"),
         (["score", "gsm8k", "--responses", "none.jsonl", "--data", "none.jsonl"], "none.jsonl"),
         (["score", "chess", "--responses", "none.jsonl", "--data", "none.jsonl"], "chess"),
         (["compare", "none.parquet", "none.parquet"], "none.parquet"),

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
+from typing import Any
 
+import dagster as dg
 import psutil
 import pytest
 
-from resources.home import PROJECT
+from resources.home import PROJECT, ensure_home
+from resources.pools import load_pools
+
+RECIPE = """
+name: small
+base_model: {embedded: micro}
+sft: {dataset: {embedded: micro}}
+preferences: {embedded: micro}
+schedule: {cron: 0 2 1 1 *}
+"""
+SCHEDULED = "{repositoriesOrError{... on RepositoryConnection{nodes{schedules{name} sensors{name}}}}}"
 
 
 def free_port() -> int:
@@ -29,7 +43,23 @@ def answers(url: str) -> bool:
         return False
 
 
-def test_both_pages_come_up_and_all_processes_end_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def loaded(port: int) -> dict[str, list[str]]:
+    """Names of the schedules and sensors that the webserver shows."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/graphql",
+        json.dumps({"query": SCHEDULED}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        nodes: list[dict[str, Any]] = json.load(answer)["data"]["repositoriesOrError"]["nodes"]
+    return {kind: [one["name"] for node in nodes for one in node[kind]] for kind in ("schedules", "sensors")}
+
+
+def test_both_pages_come_up_with_schedule_sensors_and_pools_and_all_processes_end_with_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "small.yaml").write_text(RECIPE, encoding="utf-8")
+    monkeypatch.setenv("ALIGN_RECIPES", str(tmp_path / "small.yaml"))
     dagster, mlflow = free_port(), free_port()
     monkeypatch.setenv("ALIGN_DAGSTER_PORT", str(dagster))
     monkeypatch.setenv("ALIGN_MLFLOW_PORT", str(mlflow))
@@ -39,6 +69,9 @@ def test_both_pages_come_up_and_all_processes_end_with_it(monkeypatch: pytest.Mo
             while not answers(url):
                 assert ui.poll() is None
                 time.sleep(0.2)
+        names = loaded(dagster)
+        assert names["schedules"] == ["small_night"]
+        assert set(names["sensors"]) == {"automation", "small_night_sensor", "small_source"}
         below = psutil.Process(ui.pid).children(recursive=True)
         assert len(below) >= 3
     finally:
@@ -47,3 +80,7 @@ def test_both_pages_come_up_and_all_processes_end_with_it(monkeypatch: pytest.Mo
     gone, alive = psutil.wait_procs(below, timeout=60)
     assert alive == []
     assert gone
+    ensure_home()
+    with dg.DagsterInstance.get() as instance:
+        limits = {pool.name: pool.limit for pool in instance.event_log_storage.get_pool_limits()}
+    assert limits == {name: pool.slots for name, pool in load_pools().pools.items()}

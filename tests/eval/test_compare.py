@@ -57,7 +57,12 @@ def test_a_metric_without_an_end_to_its_scale_needs_a_spread_for_an_interval() -
 
 @pytest.mark.parametrize(
     ("suite", "metric", "width"),
-    [("mt_bench", "average", 9.0), ("mt_bench", "win_rate", 1.0), ("mt_bench", "words", None), ("arc", "acc,none", 1.0)],
+    [
+        ("mt_bench", "average", 9.0),
+        ("mt_bench", "win_rate", 1.0),
+        ("mt_bench", "words", None),
+        ("arc", "acc,none", 1.0),
+    ],
 )
 def test_a_metric_lies_on_its_own_scale_or_its_suites(suite: str, metric: str, width: float | None) -> None:
     some = samples({"a": 1.0, "b": 0.7}, metric, suite=suite)

@@ -11,7 +11,6 @@ from pathlib import Path
 import dagster as dg
 
 from alignment.artifacts import Store
-from alignment.preferences.shards import shards_of
 from alignment.recipe import Recipe, load_recipe
 from alignment_dags.dead_runs import end_dead_runs
 from alignment_dags.launch import RunFailed, launch, launches
@@ -21,6 +20,7 @@ from alignment_dags.plan import plan
 from alignment_dags.recipes import RECIPES
 from assets.factory import shards_definition
 from assets.graph import nodes_of
+from assets.upstream import Upstream
 from resources.home import ensure_home
 from resources.pools import load_pools
 from resources.store import ArtifactStore
@@ -69,10 +69,11 @@ def run_recipe(path: Path, say: Callable[[str], None]) -> Outcome:
 
 
 def follow_source(instance: dg.DagsterInstance, recipe: Recipe) -> None:
-    """Makes the recipe's partitions those of its source."""
+    """Makes the recipe's partitions those of its source, without those withdrawn."""
     name = shards_definition(recipe.name).name
     assert name is not None
-    wanted, known = list(shards_of(recipe.preferences, recipe.seed)), instance.get_dynamic_partitions(name)
+    upstream = Upstream(ArtifactStore().open(), recipe.name)
+    wanted, known = list(upstream.shards(recipe.preferences, recipe.seed)), instance.get_dynamic_partitions(name)
     for gone in set(known) - set(wanted):
         instance.delete_dynamic_partition(name, gone)
     instance.add_dynamic_partitions(name, [shard for shard in wanted if shard not in known])

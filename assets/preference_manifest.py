@@ -6,6 +6,7 @@ from pathlib import Path
 
 from alignment.artifacts import Artifact, Commit
 from alignment.preferences.manifest import STAGE, ManifestRequest
+from alignment.preferences.shard import STAGE as SHARD
 from alignment.recipe import Recipe
 from assets.node import Node, Shown
 from assets.plots import table
@@ -20,10 +21,12 @@ def preference_manifest(recipe: Recipe) -> Node:
         shards: dict[str, Artifact] = {}
         references: dict[str, Artifact] = {}
         left_out: dict[str, str] = {}
-        for name in upstream.shards(recipe.preferences, recipe.seed):
+        for name, shard_request in upstream.shards(recipe.preferences, recipe.seed).items():
             rows, reference = upstream.get("preference_shard", name), upstream.get("reference_logprobs", name)
             if rows is None:
                 left_out[name] = "not built"
+            elif shard_request.withdrawn and rows.key != SHARD.key(shard_request):
+                left_out[name] = "rows of it were withdrawn, and it was not built without them"
             elif reference is None:
                 left_out[name] = "no reference log-probs"
             elif reference.key != scored.stage.key(scored.request(upstream, name)):

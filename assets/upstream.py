@@ -5,6 +5,8 @@ from __future__ import annotations
 from alignment.artifacts import Artifact, Ref, Store
 from alignment.preferences.shard import ShardRequest
 from alignment.preferences.shards import shards_of
+from alignment.preferences.tombstones import read_withdrawn
+from alignment.preferences.withdrawal import without_withdrawn
 from alignment.recipe import PreferenceSource
 
 
@@ -46,9 +48,14 @@ class Upstream:
         return artifact
 
     def shards(self, source: PreferenceSource, seed: int) -> dict[str, ShardRequest]:
-        """Shard name to the request that makes it; the source is listed once."""
+        """Shard name to the request that makes it, withdrawals applied; the source is listed once."""
         if self._shards is None:
-            self._shards = shards_of(source, seed)
+            self._shards = without_withdrawn(
+                shards_of(source, seed),
+                read_withdrawn(self.store, self.recipe),
+                lambda shard: self.get("preference_shard", shard),
+                self.store,
+            )
         return self._shards
 
     def mlflow_runs(self) -> dict[str, str]:

@@ -124,6 +124,37 @@ def prefs_check(
         raise BadInput("no valid row", file=", ".join(files))
 
 
+@prefs.command("withdraw")
+def prefs_withdraw(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    row_ids: Annotated[list[str] | None, typer.Option("--row-id", help="Row id; repeat for more.")] = None,
+    shards: Annotated[list[str] | None, typer.Option("--shard", help="Whole shard; repeat for more.")] = None,
+    reason: Annotated[str, typer.Option(help="Why, without personal data: it is kept.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Take rows or shards out of a recipe for good: no later build uses them, `align gc` erases their text."""
+    from alignment_dags.withdraw import show_withdrawal, withdraw
+    from resources.home import ensure_home
+
+    ensure_home()
+    _tell(lambda: withdraw(recipe, row_ids or [], shards or [], reason), as_json, show_withdrawal)
+
+
+@prefs.command("restore")
+def prefs_restore(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    row_ids: Annotated[list[str] | None, typer.Option("--row-id", help="Row id; repeat for more.")] = None,
+    shards: Annotated[list[str] | None, typer.Option("--shard", help="Whole shard; repeat for more.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Undo a withdrawal: the next run uses what the source still holds of it."""
+    from alignment_dags.withdraw import restore, show_restored
+    from resources.home import ensure_home
+
+    ensure_home()
+    _tell(lambda: restore(recipe, row_ids or [], shards or []), as_json, show_restored)
+
+
 @app.command()
 def reference(
     model: Annotated[Path, typer.Option(help="Checkpoint folder.")],

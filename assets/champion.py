@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from alignment.artifacts import Artifact, Commit
+from alignment.artifacts import Artifact, Commit, Store
 from assets.upstream import Upstream
 
 SCORES = "scores."
@@ -35,13 +35,13 @@ def champion_beside(upstream: Upstream, candidate: Artifact) -> Champion:
     commit = upstream.store.commit_of(latest)
     if commit.inputs["policy"].digest == candidate.digest:
         latest = commit.inputs.get("previous")
-    return _standing(upstream, latest)
+    return standing(upstream.store, latest)
 
 
-def _standing(upstream: Upstream, registration: Artifact | None) -> Champion:
+def standing(store: Store, registration: Artifact | None) -> Champion:
     """The registration, or the nearest before it, that did register a policy."""
     while registration is not None:
-        commit = upstream.store.commit_of(registration)
+        commit = store.commit_of(registration)
         if commit.summary["registered"]:
             return Champion(registration, commit.inputs["policy"], _scores(commit))
         registration = commit.inputs.get("previous")

@@ -214,6 +214,20 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
         client.set_registered_model_alias(model_name, CHAMPION, version)
         return version
 
+    def aliased_policies(self) -> set[str]:
+        """Digests of the policies whose version carries any alias, in any registered model."""
+
+        def work() -> set[str]:
+            client = self.client()
+            versions = [
+                client.get_model_version(model.name, version)
+                for model in client.search_registered_models()
+                for version in set(model.aliases.values())
+            ]
+            return {version.tags.get(POLICY_TAG, "") for version in versions} - {""}
+
+        return self._tried(work)
+
     def _new_version(self, client: MlflowClient, model_name: str, policy: Commit) -> str:
         """A version from the logged model of the run that reported the policy."""
         experiments = [one.experiment_id for one in client.search_experiments()]

@@ -33,7 +33,7 @@ app.add_typer(pools, name="pools")
 app.add_typer(recipes, name="recipes")
 
 # by name, as their modules are too heavy for a command that may not need them
-FAILURES = ("MissingArtifact", "CorruptArtifact", "WrongEvidence")
+FAILURES = ("MissingArtifact", "ErasedArtifact", "CorruptArtifact", "WrongEvidence")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 
@@ -235,6 +235,21 @@ def lineage(
 
     ensure_home()
     _tell(lambda: lineage_of(model, source), as_json, show_lineage)
+
+
+@app.command()
+def gc(
+    recipes: Annotated[list[Path] | None, typer.Argument(help="Recipes (YAML); none: all in the store.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go, and how much that is.")] = False,
+    keep: Annotated[int, typer.Option(min=0, help="Policies a recipe keeps beside champions and current ones.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Erase the text of withdrawn rows, weights of old checkpoints, and leftovers of interrupted builds."""
+    from alignment_dags.gc import collect, show_collected
+    from resources.home import ensure_home
+
+    ensure_home()
+    _tell(lambda: collect(recipes or [], keep=keep, dry_run=dry_run), as_json, show_collected)
 
 
 @pools.command("apply")

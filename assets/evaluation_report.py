@@ -27,6 +27,7 @@ def evaluation_report(recipe: Recipe) -> Node:
             champion=champion.policy,
             champion_scores={suite: scores for suite, scores in champion.scores.items() if suite in suites},
             gate=recipe.gate if isinstance(recipe.gate, Gate) else None,
+            champion_note=champion.note,
         )
 
     return Node(

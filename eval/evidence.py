@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from alignment.artifacts import Artifact, Store
 from alignment.recipe import Gate
@@ -14,7 +14,12 @@ from eval.samples import SAMPLES_FILE, Sample, read_samples
 
 
 class ReportRequest(Request):
-    """Both checkpoints with their scores by suite, the champion with its own (or None), and the gate (or None)."""
+    """Both checkpoints with their scores by suite, the champion with its own (or None), and the gate (or None).
+
+    `champion_note` says how the champion came to be one where the gate did not decide it.
+    """
+
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"champion_note"})
 
     sft: Artifact
     policy: Artifact
@@ -23,6 +28,7 @@ class ReportRequest(Request):
     champion: Artifact | None
     champion_scores: dict[str, Artifact]
     gate: Gate | None
+    champion_note: str = ""
 
 
 class WrongEvidence(RuntimeError):

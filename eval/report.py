@@ -37,7 +37,7 @@ def run(request: ReportRequest, context: Context) -> Result:
         "reasons": verdict.reasons,
         "comparisons": sft["suites"],
         "champion": None if champion is None else champion["suites"],
-        "notes": notes,
+        "notes": [*filter(None, [request.champion_note]), *notes],
     }
     return Result(json_digest([comparison, verdict.model_dump(mode="json")]), summary)
 

@@ -86,6 +86,7 @@ def page(request: ReportRequest, evidence: Evidence, verdict: Verdict, notes: Se
         sft=request.sft.digest,
         policy=request.policy.digest,
         champion=None if request.champion is None else request.champion.digest,
+        champion_note=request.champion_note,
         against_sft=tables(evidence.against_sft),
         against_champion=None if champion is None else tables(champion),
         examples=[

@@ -33,7 +33,7 @@ app.add_typer(pools, name="pools")
 app.add_typer(recipes, name="recipes")
 
 # by name, as their modules are too heavy for a command that may not need them
-FAILURES = ("MissingArtifact", "ErasedArtifact", "CorruptArtifact", "WrongEvidence")
+FAILURES = ("MissingArtifact", "ErasedArtifact", "CorruptArtifact", "WrongEvidence", "RunFailed")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 
@@ -224,17 +224,44 @@ def compare(
 
 @app.command()
 def lineage(
-    model: Annotated[str, typer.Argument(help="MODEL, MODEL@alias or MODEL@version (champion by default).")],
+    model: Annotated[
+        str | None, typer.Argument(help="MODEL, MODEL@alias or MODEL@version (champion by default).")
+    ] = None,
+    row: Annotated[str | None, typer.Option(help="A row id instead: which models ever saw it.")] = None,
     source: Annotated[str, typer.Option("--from", help="store (commit records) or mlflow.")] = "store",
     as_json: AsJson = False,
 ) -> None:
-    """Walk from a model version back to its rows: shards, reference, SFT, base, code, runs."""
-    from alignment_dags.cli.tables import show_lineage
+    """Walk from a model version back to its rows (shards, reference, SFT, base, code, runs), or from a row on."""
+    from alignment_dags.cli.lineage_page import show_lineage
     from alignment_dags.lineage import lineage_of
+    from alignment_dags.lineage_rows import row_lineage, show_row
     from resources.home import ensure_home
 
+    if (model is None) == (row is None):
+        raise BadInput("give either a MODEL or --row")
     ensure_home()
-    _tell(lambda: lineage_of(model, source), as_json, show_lineage)
+    if row is not None:
+        _tell(lambda: row_lineage(row), as_json, show_row)
+    else:
+        _tell(lambda: lineage_of(str(model), source), as_json, show_lineage)
+
+
+@app.command()
+def promote(
+    model: Annotated[str, typer.Argument(help="Registered model.")],
+    to: Annotated[str | None, typer.Option(help="Version to return to.")] = None,
+    override: Annotated[
+        bool, typer.Option("--override", help="Promote the recipe's current policy despite the gate.")
+    ] = False,
+    reason: Annotated[str, typer.Option(help="Why; recorded with the model, and needed for --override.")] = "",
+    recipe: Annotated[Path | None, typer.Option(help="Its recipe (YAML), if not among those in use.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version champion by a person's decision, which is recorded in MLflow, in lineage and in reports."""
+    from alignment_dags.promote import Wish, promote, show_promotion
+
+    wish = Wish(model, to, override, reason, recipe)
+    _tell(lambda: promote(wish, _say), as_json, show_promotion)
 
 
 @app.command()

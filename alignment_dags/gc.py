@@ -11,12 +11,12 @@ from alignment.artifacts import Store
 from alignment.artifacts.erase import erase, erasures, finish, remaining
 from alignment.artifacts.in_use import keys_in_use
 from alignment.artifacts.listing import refs_of
-from alignment.preferences.tombstones import FOLDER, read_withdrawn
+from alignment.preferences.tombstones import FOLDER, Withdrawn, read_withdrawn
 from alignment.recipe import Recipe, load_recipe
 from alignment_dags.gc_checkpoints import POLICY, SFT, spent_checkpoints
 from alignment_dags.gc_items import Kept, Plan
 from alignment_dags.gc_leftovers import leftovers
-from alignment_dags.gc_text import SHARD, forget_withdrawn_shards, withdrawn_text
+from alignment_dags.gc_text import DATASET, SHARD, forget_withdrawn_shards, ids_instead, withdrawn_text
 from resources.store import ArtifactStore
 from resources.tracking import Tracking, TrackingUnreachable
 
@@ -59,14 +59,14 @@ def plan_of(store: Store, names: list[str], *, everything: bool, keep: int) -> P
 def carry_out(store: Store, plan: Plan, names: list[str]) -> list[tuple[str, str]]:
     """Removes what the plan names, after what an interrupted removal left; returns what a builder holds."""
     busy: list[tuple[str, str]] = []
-    for kind in (SHARD, POLICY, SFT):
+    for kind in (SHARD, DATASET, POLICY, SFT):
         for erasure in erasures(store, kind):
             if remaining(store, erasure):
                 finish(store, erasure)
     for one in plan.doomed:
         with store.unless_building(one.kind, one.key) as free:
             if free:
-                erase(store, one.commit, one.files, one.why)
+                erase(store, one.commit, one.files, one.why, ids_instead(store, one.commit))
             else:
                 busy.append((one.kind, one.key))
     for left in plan.leftovers:
@@ -115,7 +115,8 @@ def _sources(store: Store, recipes: list[Recipe]) -> list[str]:
         {
             source
             for recipe in recipes
-            if (withdrawn := read_withdrawn(store, recipe.name)).rows or withdrawn.shards
-            for source in recipe.preferences.files or []
+            if read_withdrawn(store, recipe.name) != Withdrawn()
+            for data in (recipe.preferences, recipe.sft.dataset)
+            for source in (data.files or [] if data else [])
         }
     )

@@ -11,9 +11,10 @@ from alignment.artifacts import Artifact, Commit, MissingArtifact, Store
 from alignment.artifacts.erase import all_commits
 from alignment.artifacts.listing import refs_of
 from alignment.preferences.manifest import SPLIT_FILE
-from alignment.preferences.tombstones import tombstone
+from alignment.preferences.tombstones import What, tombstone
 from alignment.training.dpo import ROWS_FILE
 from alignment.training.sft_dataset import HELD_OUT_FILE, TRAIN_FILE
+from alignment_dags.gc_text import IDS_FILE
 from alignment_dags.registrations import REGISTERED
 from assets.champion import standing
 from resources.store import ArtifactStore
@@ -23,8 +24,7 @@ POLICY, SFT = "policy_checkpoint", "sft_checkpoint"
 
 def row_lineage(row_id: str) -> dict[str, Any]:
     """`policies` that were given the row, newest first: {digest, key, recipe, made_at, split, reason, weights,
-    registered}. `split` is train, held_out, dropped (with `reason`), or `sft` where its SFT checkpoint was trained on
-    it; `registered` lists model, version and whether it is champion. `withdrawn` {recipe: {at, reason}}.
+    registered}. `split` is train, held_out, dropped (with `reason`), or `sft` where its SFT checkpoint was given it; `registered` lists model, version and whether it is champion. `withdrawn` {recipe: {at, reason}}.
     """
     store = ArtifactStore().open()
     champions = {standing(store, named.ref.artifact).registration for named in refs_of(store, REGISTERED)}
@@ -59,7 +59,11 @@ def show_row(result: dict[str, Any]) -> None:
             f"{version['model']} version {version['version']}{' (champion)' if version['champion'] else ''}"
             for version in one["registered"]
         )
-        what = {"train": "trained on it", "held_out": "measured on it (held out)", "sft": "its SFT was trained on it"}
+        what = {
+            "train": "trained on it",
+            "held_out": "measured on it (held out)",
+            "sft": "its SFT checkpoint was given it",
+        }
         split = what.get(one["split"], f"left it out ({one['reason']})")
         print(
             f"{one['made_at']}  policy {one['digest'][:12]} of {one['recipe'] or 'an unnamed recipe'}: {split};"
@@ -84,13 +88,16 @@ def _place(store: Store, policy: Commit, row_id: str) -> tuple[str, str | None] 
 
 
 def _demonstrated(store: Store, sft: Commit, row_id: str) -> bool:
+    """Whether an SFT checkpoint's data held a row; of data that was erased, the ids are left."""
     dataset = sft.inputs.get("dataset")
     if dataset is None:
         return False
-    try:
-        return any(_rows(store, dataset, name, row_id, ["row_id"]) for name in (TRAIN_FILE, HELD_OUT_FILE))
-    except MissingArtifact:
-        return False
+    for names in ((TRAIN_FILE, HELD_OUT_FILE), (IDS_FILE,)):
+        try:
+            return any(_rows(store, dataset, name, row_id, ["row_id"]) for name in names)
+        except MissingArtifact:
+            continue
+    return False
 
 
 def _rows(store: Store, artifact: Artifact, name: str, row_id: str, columns: list[str]) -> list[dict[str, Any]]:
@@ -109,5 +116,6 @@ def _versions(registrations: list[Commit], champions: set[Artifact | None]) -> l
 
 def _withdrawn(store: Store, row_id: str) -> dict[str, dict[str, str]]:
     recipes = {str(path).rsplit("/", 1)[-1] for path in store.fs.glob(store.path("withdrawn", "*"))}
-    stones = {recipe: tombstone(store, recipe, "rows", row_id) for recipe in sorted(recipes)}
-    return {recipe: {"at": stone.at, "reason": stone.reason} for recipe, stone in stones.items() if stone is not None}
+    kinds: tuple[What, ...] = ("rows", "demonstrations")
+    found = ((recipe, tombstone(store, recipe, what, row_id)) for recipe in sorted(recipes) for what in kinds)
+    return {recipe: {"at": stone.at, "reason": stone.reason} for recipe, stone in found if stone is not None}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from alignment.artifacts import Artifact, Store
+from alignment.artifacts import Artifact, MissingArtifact, Store
 from alignment.artifacts.listing import refs_of
 from alignment.errors import BadInput
 from alignment.preferences.shard import ShardRequest
@@ -16,51 +15,61 @@ from alignment.preferences.tombstones import Tombstone, What, bury, lift, now, r
 from alignment.preferences.withdrawal import rows_held
 from alignment.recipe import load_recipe
 from alignment.stages.execute import REQUEST_FILE
+from alignment_dags.gc_text import DATASET, DEMONSTRATIONS, SHARD, SHARDS, Holder
 from resources.store import ArtifactStore
 
-SHARD = "preference_shard"
+SFT_DATA = "(SFT data)"
 
 
 def withdraw(path: Path, rows: list[str], shards: list[str], reason: str) -> dict[str, Any]:
-    """Writes the tombstones. Raises `BadInput` naming rows that no shard holds and shards that there are not.
+    """Writes the tombstones. Raises `BadInput` naming rows that are nowhere and shards that there are not.
 
-    Returns where the rows are: `rows` {id: shards of this recipe}, `shards`, `also_in` {recipe: ids}, as another
-    recipe on the same data goes on using them, and `source`: the files that the team has to clear itself.
+    A row id is looked for among preference rows and among the rows to fine-tune on. Returns where the rows are:
+    `rows` {id: shards of this recipe, or its SFT data}, `shards`, `also_in` {recipe: ids}, as another recipe on the
+    same data goes on using them, and `source`: the files that the team has to clear itself.
     """
     recipe = load_recipe(path)
     store = ArtifactStore().open()
     _require_some(rows, shards)
     requests = shards_of(recipe.preferences, recipe.seed)
-    built = {
-        (named.recipe, str(named.partition)): named.ref.artifact for named in refs_of(store, SHARD, partitioned=True)
-    }
+    built = {(one.recipe, str(one.partition)): one.ref.artifact for one in refs_of(store, SHARD, partitioned=True)}
     known = set(requests) | {shard for owner, shard in built if owner == recipe.name}
     if strange := sorted(set(shards) - known):
         raise BadInput(f"no shard {', '.join(strange)} in {recipe.name}; it has {', '.join(sorted(known))}")
-    found = {place: rows_held(store, artifact, frozenset(rows)) for place, artifact in _readable(store, built)}
-    _require_known(store, recipe.name, rows, set().union(*found.values()))
+    asked = frozenset(rows)
+    found = {place: held for place, one in built.items() if (held := _held(store, one, asked, SHARDS))}
+    taught = {
+        (one.recipe, SFT_DATA): held
+        for one in refs_of(store, DATASET)
+        if (held := _held(store, one.ref.artifact, asked, DEMONSTRATIONS))
+    }
+    known_rows, known_demonstrations = _known(store, recipe.name, asked, _ids(found), _ids(taught))
     at = now()
-    bury(store, recipe.name, "rows", (Tombstone(id=row, at=at, reason=reason) for row in rows))
-    stones = [
+    bury(store, recipe.name, "rows", (Tombstone(id=row, at=at, reason=reason) for row in known_rows))
+    stones = (Tombstone(id=row, at=at, reason=reason) for row in known_demonstrations)
+    bury(store, recipe.name, "demonstrations", stones)
+    whole = (
         Tombstone(id=shard, at=at, reason=reason, artifacts=_stood_for(store, requests, built, recipe.name, shard))
         for shard in shards
-    ]
-    bury(store, recipe.name, "shards", stones)
+    )
+    bury(store, recipe.name, "shards", whole)
+    found |= taught
     holding = {
-        row: sorted(shard for (owner, shard), ids in found.items() if owner == recipe.name and row in ids)
+        row: sorted(place for (owner, place), ids in found.items() if owner == recipe.name and row in ids)
         for row in rows
     }
-    also_in: dict[str, set[str]] = {}
-    for (owner, _), ids in found.items():
-        if owner != recipe.name and ids:
-            also_in.setdefault(owner, set()).update(ids)
-    touched = {*shards, *chain.from_iterable(holding.values())} & requests.keys()
+    others = sorted({owner for owner, _ in found} - {recipe.name})
+    touched = {*shards, *chain.from_iterable(holding.values())}
+    sources = {file.url if (file := one.file) else one.source for name, one in requests.items() if name in touched}
+    sources |= set(recipe.sft.dataset.files or []) if SFT_DATA in touched and recipe.sft.dataset else set()
     return {
         "recipe": recipe.name,
         "rows": holding,
         "shards": sorted(shards),
-        "also_in": {owner: sorted(ids) for owner, ids in sorted(also_in.items())},
-        "source": sorted({file.url if (file := requests[one].file) else requests[one].source for one in touched}),
+        "also_in": {
+            other: sorted(_ids({place: ids for place, ids in found.items() if place[0] == other})) for other in others
+        },
+        "source": sorted(sources),
     }
 
 
@@ -70,9 +79,10 @@ def restore(path: Path, rows: list[str], shards: list[str]) -> dict[str, Any]:
     store = ArtifactStore().open()
     _require_some(rows, shards)
     standing = read_withdrawn(store, recipe.name)
-    if strange := sorted((set(rows) - standing.rows) | (set(shards) - standing.shards)):
+    strange = sorted((set(rows) - standing.rows - standing.demonstrations) | (set(shards) - standing.shards))
+    if strange:
         raise BadInput(f"not withdrawn from {recipe.name}: {', '.join(strange)}")
-    asked: list[tuple[What, list[str]]] = [("rows", rows), ("shards", shards)]
+    asked: list[tuple[What, list[str]]] = [("rows", rows), ("demonstrations", rows), ("shards", shards)]
     for what, ids in asked:
         lift(store, recipe.name, what, ids)
     return {"recipe": recipe.name, "rows": sorted(rows), "shards": sorted(shards)}
@@ -80,7 +90,7 @@ def restore(path: Path, rows: list[str], shards: list[str]) -> dict[str, Any]:
 
 def show_withdrawal(result: dict[str, Any]) -> None:
     for row, shards in result["rows"].items():
-        print(f"{row}: {', '.join(shards) or 'in no current shard, only in older artifacts'}")
+        print(f"{row}: {', '.join(shards) or 'in nothing current, only in older artifacts'}")
     for shard in result["shards"]:
         print(f"{shard}: the whole shard")
     for recipe, ids in result["also_in"].items():
@@ -99,19 +109,29 @@ def _require_some(rows: list[str], shards: list[str]) -> None:
         raise BadInput("give --row-id or --shard")
 
 
-def _readable(store: Store, built: dict[tuple[str, str], Artifact]) -> Iterable[tuple[tuple[str, str], Artifact]]:
-    return ((place, one) for place, one in built.items() if store.erasure_of(one) is None or store.find(SHARD, one.key))
+def _held(store: Store, artifact: Artifact, rows: frozenset[str], holder: Holder) -> set[str]:
+    try:
+        return rows_held(store, artifact, rows, holder.files)
+    except MissingArtifact:  # erased already
+        return set()
 
 
-def _require_known(store: Store, recipe: str, rows: list[str], found: set[str]) -> None:
-    """Rows that no current shard holds may be in older artifacts, or be withdrawn already."""
-    unknown = set(rows) - found - read_withdrawn(store, recipe).rows
-    for commit in store.commits(SHARD) if unknown else ():
-        unknown -= rows_held(store, commit.artifact, frozenset(unknown))
-        if not unknown:
-            return
-    if unknown:
-        raise BadInput(f"no shard that was built holds row {', '.join(sorted(unknown))}", field="--row-id")
+def _ids(found: dict[tuple[str, str], set[str]]) -> set[str]:
+    return set(chain.from_iterable(found.values()))
+
+
+def _known(
+    store: Store, recipe: str, asked: frozenset[str], rows: set[str], demonstrations: set[str]
+) -> tuple[set[str], set[str]]:
+    """Which of the ids are preference rows and which are for fine-tuning; older artifacts and tombstones count too."""
+    standing = read_withdrawn(store, recipe)
+    rows, demonstrations = rows | (asked & standing.rows), demonstrations | (asked & standing.demonstrations)
+    for holder, known in ((SHARDS, rows), (DEMONSTRATIONS, demonstrations)):
+        for commit in store.commits(holder.kind) if asked - rows - demonstrations else ():
+            known.update(rows_held(store, commit.artifact, asked - known, holder.files))
+    if unknown := sorted(asked - rows - demonstrations):
+        raise BadInput(f"nothing that was built holds row {', '.join(unknown)}", field="--row-id")
+    return rows, demonstrations
 
 
 def _stood_for(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from alignment.artifacts import Artifact, Ref, Store
 from alignment.preferences.shard import ShardRequest
 from alignment.preferences.shards import shards_of
-from alignment.preferences.tombstones import read_withdrawn
+from alignment.preferences.tombstones import Withdrawn, read_withdrawn
 from alignment.preferences.withdrawal import without_withdrawn
 from alignment.recipe import PreferenceSource
 
@@ -28,6 +28,7 @@ class Upstream:
         self.recipe = recipe
         self._refs: dict[tuple[str, str | None], Ref | None] = {}
         self._shards: dict[str, ShardRequest] | None = None
+        self._withdrawn: Withdrawn | None = None
 
     def ref(self, name: str, partition: str | None = None) -> Ref | None:
         place = (name, partition)
@@ -52,11 +53,17 @@ class Upstream:
         if self._shards is None:
             self._shards = without_withdrawn(
                 shards_of(source, seed),
-                read_withdrawn(self.store, self.recipe),
+                self.withdrawn(),
                 lambda shard: self.get("preference_shard", shard),
                 self.store,
             )
         return self._shards
+
+    def withdrawn(self) -> Withdrawn:
+        """What the recipe must not use any more."""
+        if self._withdrawn is None:
+            self._withdrawn = read_withdrawn(self.store, self.recipe)
+        return self._withdrawn
 
     def mlflow_runs(self) -> dict[str, str]:
         """Key of every artifact read so far to the MLflow run that reported it."""

@@ -7,7 +7,7 @@ and what was pinned to it is told when and why its files went.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 
@@ -15,8 +15,15 @@ from alignment.artifacts.commit import Commit, Erasure
 from alignment.artifacts.store import COMMIT_FILE, ERASED, Store
 
 
-def erase(store: Store, commit: Commit, files: Iterable[str], why: str) -> Erasure:
-    """Erases the named files of a committed artifact; hold its key meanwhile. Safe to repeat after a crash."""
+def erase(
+    store: Store, commit: Commit, files: Iterable[str], why: str, instead: Mapping[str, bytes] | None = None
+) -> Erasure:
+    """Erases the named files of a committed artifact; hold its key meanwhile. Safe to repeat after a crash.
+
+    `instead` are small files left beside the others, for what lineage still has to know.
+    """
+    for name, data in (instead or {}).items():
+        store.replace(store.path(commit.kind, commit.key, commit.attempt, name), data)
     at = datetime.now(UTC).isoformat(timespec="seconds")
     erasure = Erasure(commit=commit, at=at, why=why, files=sorted(files))
     record = store.path(commit.kind, commit.key, f"{ERASED}{commit.attempt}.json")

@@ -1,7 +1,7 @@
 """Tombstones: rows and shards that a recipe must not use any more, because somebody asked for their data to go.
 
 One small object each, so that two people never overwrite each other:
-`withdrawn/<recipe>/{rows,shards}/<id>.json`. They hold ids, a time and a reason, never a row's text.
+`withdrawn/<recipe>/{rows,demonstrations,shards}/<id>.json`. They hold ids, a time and a reason, never a row's text.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pydantic import BaseModel, ConfigDict
 from alignment.artifacts import Store
 
 FOLDER = "withdrawn"
-What = Literal["rows", "shards"]
+What = Literal["rows", "demonstrations", "shards"]
 
 
 class Tombstone(BaseModel):
-    """One withdrawn row or shard. `artifacts` are keys of the shard artifacts that a withdrawn shard stood for."""
+    """One withdrawn row, demonstration or shard; `artifacts` are keys of what was ever built of a withdrawn shard."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,15 +34,20 @@ class Tombstone(BaseModel):
 
 @dataclass(frozen=True)
 class Withdrawn:
-    """What a recipe must not use: row ids and shard names."""
+    """What a recipe must not use: ids of preference rows and of rows to fine-tune on, and shard names."""
 
     rows: frozenset[str] = field(default_factory=frozenset)
+    demonstrations: frozenset[str] = field(default_factory=frozenset)
     shards: frozenset[str] = field(default_factory=frozenset)
 
 
 def read_withdrawn(store: Store, recipe: str) -> Withdrawn:
-    """All of a recipe's tombstones, by two listings and nothing read."""
-    return Withdrawn(rows=frozenset(_ids(store, recipe, "rows")), shards=frozenset(_ids(store, recipe, "shards")))
+    """All of a recipe's tombstones, by listings and nothing read."""
+    return Withdrawn(
+        rows=frozenset(_ids(store, recipe, "rows")),
+        demonstrations=frozenset(_ids(store, recipe, "demonstrations")),
+        shards=frozenset(_ids(store, recipe, "shards")),
+    )
 
 
 def tombstone(store: Store, recipe: str, what: What, id: str) -> Tombstone | None:

@@ -71,8 +71,13 @@ def _holds(store: Store, shard: Artifact, rows: frozenset[str]) -> bool:
     return holds
 
 
-def rows_held(store: Store, shard: Artifact, rows: frozenset[str]) -> set[str]:
-    """Those of the row ids that a shard artifact holds, read from its one column of ids."""
-    table = pq.read_table(pa.BufferReader(store.read(shard, ROWS_FILE)), columns=["row_id"])
-    found = table.filter(pc.is_in(table["row_id"], value_set=pa.array(sorted(rows), pa.string())))
-    return set(found["row_id"].to_pylist())
+def rows_held(
+    store: Store, artifact: Artifact, rows: frozenset[str], files: tuple[str, ...] = (ROWS_FILE,)
+) -> set[str]:
+    """Those of the row ids that files of an artifact hold, read from their one column of ids."""
+    wanted = pa.array(sorted(rows), pa.string())
+    held: set[str] = set()
+    for name in files if rows else ():
+        ids = pq.read_table(pa.BufferReader(store.read(artifact, name)), columns=["row_id"])["row_id"]
+        held.update(ids.filter(pc.is_in(ids, value_set=wanted)).to_pylist())
+    return held

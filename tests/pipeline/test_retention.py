@@ -13,9 +13,10 @@ import yaml
 
 from alignment.artifacts import ErasedArtifact, Store
 from alignment.errors import BadInput
-from alignment.preferences.row import read_rows
+from alignment.preferences.row import read_rows, read_sft_rows
 from alignment.recipe import load_recipe
 from alignment_dags.gc import collect
+from alignment_dags.lineage_rows import row_lineage
 from alignment_dags.withdraw import restore, withdraw
 from assets.upstream import Upstream
 
@@ -156,6 +157,39 @@ def test_text_that_another_recipe_uses_is_kept_and_said(
     assert places(home, PLANTED) == []
 
 
+def test_a_demonstration_leaves_the_next_sft_checkpoint_and_then_the_whole_home(
+    small_recipe: dict[str, Any],
+    small_data: dict[str, str],
+    tmp_path: Path,
+    home: Path,
+    bring_up_to_date: Callable[..., Upstream],
+) -> None:
+    chats = Path(small_data["chats"])
+    chats.write_text(chats.read_text(encoding="utf-8").replace("Number 7.", f"Ask {PLANTED}."), encoding="utf-8")
+    sft = {"dataset": {"files": [str(chats)]}, "precision": "float32", "max_length": 64, "held_out_fraction": 0}
+    path = tmp_path / "taught.yaml"
+    path.write_text(yaml.safe_dump(small_recipe | {"sft": sft}), encoding="utf-8")
+    before = read_now(bring_up_to_date(load_recipe(path)))
+    rows = read_sft_rows(before.store.fetch(before("sft_dataset")) / "train.parquet")
+    row = next(row.row_id for row in rows if PLANTED in str(row.completion))
+    assert [one["split"] for one in row_lineage(row)["policies"]] == ["sft"]
+
+    told = withdraw(path, [row], [], "")
+    assert (told["rows"], told["source"]) == ({row: ["(SFT data)"]}, [str(chats)])
+    assert "run `align run` first" in collect([path])["kept"][0]["why"]
+    bring_up_to_date.launched.clear()  # type: ignore[attr-defined]
+    after = bring_up_to_date(load_recipe(path))
+    assert "shards" not in dict(bring_up_to_date.launched)  # type: ignore[attr-defined]
+    summary = after.store.commit_of(after("sft_dataset")).summary
+    assert (summary["rows"], summary["withdrawn"], summary["source_rows"]) == (39, 1, 40)
+    assert after("policy_checkpoint") != before("policy_checkpoint")
+    assert places(home, PLANTED) != []
+    assert [one["kind"] for one in collect([path])["erased"]] == ["sft_dataset"]
+    assert places(home, PLANTED) == []
+    assert [one["split"] for one in row_lineage(row)["policies"]] == ["sft"], "of the older one, from its record"
+    restore(path, [row], [])
+
+
 def test_a_manifest_never_takes_rows_that_were_withdrawn_and_not_yet_left_out(
     recipe: Path, bring_up_to_date: Callable[..., Upstream]
 ) -> None:
@@ -169,7 +203,7 @@ def test_a_manifest_never_takes_rows_that_were_withdrawn_and_not_yet_left_out(
 @pytest.mark.parametrize(
     ("rows", "shards", "told"),
     [
-        (["f" * 32], [], "no shard that was built holds row " + "f" * 32),
+        (["f" * 32], [], "nothing that was built holds row " + "f" * 32),
         ([], ["day-9"], "no shard day-9 in small; it has day-0, day-1, day-2"),
         ([], [], "give --row-id or --shard"),
     ],

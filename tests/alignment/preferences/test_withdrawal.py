@@ -46,7 +46,7 @@ def applied(
     def artifact(shard: str) -> Artifact | None:
         return current[shard].artifact if shard in current else None
 
-    return without_withdrawn(requests, Withdrawn(frozenset(rows), frozenset(shards)), artifact, store)
+    return without_withdrawn(requests, Withdrawn(frozenset(rows), shards=frozenset(shards)), artifact, store)
 
 
 def test_without_withdrawals_a_request_reads_and_keys_as_it_did_before(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_tombstones_are_one_object_each_and_hold_no_text(store: Store) -> None:
     bury(store, "r", "rows", [Tombstone(id=row_id(1), at="2026-01-01", reason="asked")])
     bury(store, "r", "shards", [Tombstone(id="a/b c", at="2026-01-01", artifacts=["k"])])
     bury(store, "other", "rows", [Tombstone(id=row_id(2), at="2026-01-01")])
-    assert read_withdrawn(store, "r") == Withdrawn(frozenset({row_id(1)}), frozenset({"a/b c"}))
+    assert read_withdrawn(store, "r") == Withdrawn(frozenset({row_id(1)}), shards=frozenset({"a/b c"}))
     stone = tombstone(store, "r", "shards", "a/b c")
     assert stone is not None
     assert stone.artifacts == ["k"]

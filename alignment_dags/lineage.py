@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.artifacts import Artifact, Commit, MissingArtifact, Store
+from alignment.artifacts.erase import gone
 from alignment.errors import BadInput
 from alignment_dags.lineage_record import record_of
 from alignment_dags.registrations import champion_of, registrations_of
@@ -72,8 +73,8 @@ def _tree(commit: Commit, commit_of: CommitOf, seen: dict[str, Commit]) -> dict[
 
 
 def erased(store: Store, commits: dict[str, Commit]) -> list[dict[str, str]]:
-    """Which of the artifacts have lost files on purpose, when and why."""
-    found = ((commit, store.erasure_of(commit.artifact)) for commit in commits.values())
+    """Which of the artifacts have lost files on purpose for good, when and why."""
+    found = ((commit, gone(store, commit.artifact)) for commit in commits.values())
     return [
         {"kind": commit.kind, "key": commit.key, "at": erasure.at, "why": erasure.why}
         for commit, erasure in found

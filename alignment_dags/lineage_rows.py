@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alignment.artifacts import Artifact, Commit, MissingArtifact, Store
-from alignment.artifacts.erase import all_commits
+from alignment.artifacts.erase import all_commits, gone
 from alignment.artifacts.listing import refs_of
 from alignment.preferences.manifest import SPLIT_FILE
 from alignment.preferences.tombstones import What, tombstone
@@ -24,7 +24,10 @@ POLICY, SFT = "policy_checkpoint", "sft_checkpoint"
 
 def row_lineage(row_id: str) -> dict[str, Any]:
     """`policies` that were given the row, newest first: {digest, key, recipe, made_at, split, reason, weights,
-    registered}. `split` is train, held_out, dropped (with `reason`), or `sft` where its SFT checkpoint was given it; `registered` lists model, version and whether it is champion. `withdrawn` {recipe: {at, reason}}.
+    registered}, and `withdrawn` {recipe: {at, reason}}.
+
+    `split` is train, held_out, dropped (with `reason`), or `sft` where the SFT checkpoint below was given the row;
+    `registered` lists model, version and whether it is champion.
     """
     store = ArtifactStore().open()
     champions = {standing(store, named.ref.artifact).registration for named in refs_of(store, REGISTERED)}
@@ -36,7 +39,7 @@ def row_lineage(row_id: str) -> dict[str, Any]:
         if place is None and commit.inputs["checkpoint"].digest in learned:
             place = ("sft", None)
         if place is not None:
-            erasure = store.erasure_of(commit.artifact)
+            erasure = gone(store, commit.artifact)
             versions = [one for one in registered if one.inputs["policy"].digest == commit.digest]
             policies.append(
                 {

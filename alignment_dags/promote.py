@@ -16,7 +16,8 @@ from typing import Any
 
 import dagster as dg
 
-from alignment.artifacts import Artifact, Commit, Store
+from alignment.artifacts import Commit, Store
+from alignment.artifacts.erase import gone
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe
 from alignment_dags.dead_runs import end_dead_runs
@@ -82,8 +83,8 @@ def decide(store: Store, recipe: Recipe, wish: Wish) -> Decision:
     if candidate is None:
         raise BadInput(f"{recipe.name} has no policy yet")
     target = None if wish.to is None else _registration(store, wish.model, wish.to)
-    if target is not None and (erased := _erased(store, target.inputs["policy"])) is not None:
-        raise BadInput(f"{wish.model} version {wish.to} cannot come back: its weights were {erased}")
+    if target is not None and (erasure := gone(store, target.inputs["policy"])) is not None:
+        raise BadInput(f"{wish.model} version {wish.to} cannot come back: its weights were {erasure.told}")
     return Decision(
         kind="override" if wish.override else "rollback",
         candidate=candidate.digest,
@@ -99,13 +100,6 @@ def show_promotion(result: dict[str, Any]) -> None:
         print(f"warning: {result['alias_moved']}")
     how = "despite the gate" if result["decision"]["kind"] == "override" else "again"
     print(f"{result['model']} version {result['version']} is champion {how}; the gate says {result['gate']}")
-
-
-def _erased(store: Store, policy: Artifact) -> str | None:
-    """When and why a policy's weights went, if they did and were not made again."""
-    standing = store.find(policy.kind, policy.key)
-    erasure = store.erasure_of(policy)
-    return None if erasure is None or (standing and standing.digest == policy.digest) else erasure.told
 
 
 def _registration(store: Store, model: str, version: str) -> Commit:

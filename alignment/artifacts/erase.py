@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 
-from alignment.artifacts.commit import Commit, Erasure
+from alignment.artifacts.commit import Artifact, Commit, Erasure
 from alignment.artifacts.store import COMMIT_FILE, ERASED, Store
 
 
@@ -49,6 +49,12 @@ def remaining(store: Store, erasure: Erasure) -> list[str]:
     commit = erasure.commit
     folder = PurePosixPath(store.path(commit.kind, commit.key, commit.attempt))
     return [path for name in erasure.files if store.fs.exists(path := str(folder / name))]
+
+
+def gone(store: Store, artifact: Artifact) -> Erasure | None:
+    """What was erased of an artifact and was not made again since."""
+    standing = store.find(artifact.kind, artifact.key)
+    return None if standing is not None and standing.digest == artifact.digest else store.erasure_of(artifact)
 
 
 def erasures(store: Store, kind: str) -> Iterator[Erasure]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from alignment.artifacts import Artifact, Commit, ErasedArtifact, Store
-from alignment.artifacts.erase import all_commits, erase, erasures, finish, remaining
+from alignment.artifacts.erase import all_commits, erase, erasures, finish, gone, remaining
 from alignment.artifacts.store import COMMIT_FILE
 
 
@@ -60,6 +60,7 @@ def test_it_can_be_made_again_and_both_results_stay_known(store: Store) -> None:
     assert store.read(same.artifact, "text.txt") == b"somebody's words"
     assert (store.fetch(made.artifact) / "text.txt").exists(), "the same result serves who pinned the first"
     assert len(list(all_commits(store, "thing"))) == 1
+    assert gone(store, made.artifact) is None
     erase(store, same, ["text.txt"], "gone")
     other = build(store, digest="e")
     assert {commit.digest for commit in all_commits(store, "thing")} == {"d", "e"}

@@ -12,6 +12,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ from alignment.stages import SourceFile
 SETTLED_SECONDS = 2.0
 """A file changed more recently may change again within one tick of its file system's clock: not remembered."""
 CONTENT_TAGS = ("ETag", "etag", "md5Hash", "content_md5")
+TIME_TAGS = ("mtime", "LastModified", "last_modified", "updated", "created")
+MAGIC = "*?["
+UNFINISHED = (".tmp", ".part")
+"""How files end while they are written; what begins with a dot or an underscore is no data either."""
 
 
 def pin_file(url: str) -> SourceFile:
@@ -47,11 +52,29 @@ def pin_files(patterns: list[str]) -> list[SourceFile]:
     return list(pinned.values())
 
 
+def modified(url: str) -> float | None:
+    """When a file was last written, in seconds since the epoch; None where its file system does not say.
+
+    Stores of whole objects may not say: what they list is complete. Raises `BadInput` if there is no such file.
+    """
+    with _reaching(url) as (fs, path):
+        if isinstance(fs, LocalFileSystem):
+            return Path(path).stat().st_mtime
+        info = fs.info(path)
+        for told in (info[name] for name in TIME_TAGS if info.get(name) is not None):
+            if isinstance(told, datetime):
+                return told.timestamp()
+            with contextlib.suppress(ValueError):
+                return float(told) if isinstance(told, int | float) else datetime.fromisoformat(str(told)).timestamp()
+        return None
+
+
 def expand(pattern: str) -> list[str]:
-    """The file URLs behind one path, glob or folder."""
+    """The file URLs behind one path, glob or folder; in globs and folders, only files that are not being written."""
     if not pattern.strip():
         raise BadInput("an empty path", field="files")
     with _reaching(pattern) as (fs, path):
+        fs.invalidate_cache()  # a process that lives for days has to see today's files
         if _is_data(path) and fs.isfile(path):  # asked first, as to HTTP a file full of links is a folder
             found = [path]
         elif fs.isdir(path):
@@ -63,7 +86,8 @@ def expand(pattern: str) -> list[str]:
         elif not _has_magic(path):
             raise BadInput("no such file", file=pattern)
         else:
-            found = sorted(name for name in fs.glob(path) if fs.isfile(name))
+            above = len(_fixed(path))
+            found = sorted(name for name in fs.glob(path) if _is_finished(name[above:]) and fs.isfile(name))
             if not found:
                 raise BadInput("matches no file", file=pattern)
         return found if isinstance(fs, LocalFileSystem) else [str(fs.unstrip_protocol(name)) for name in found]
@@ -90,17 +114,30 @@ def _reaching(url: str) -> Iterator[tuple[Any, str]]:
 
 def _resolve(url: str) -> tuple[Any, str]:
     """Local paths are absolute, with symbolic links left as they are."""
+    if url.startswith("/") and "::" not in url:  # a watched source asks this for each of its files
+        return LocalFileSystem(), url.rstrip("/") or "/"
     fs, path = url_to_fs(str(Path(url).expanduser()) if "://" not in url and "::" not in url else url)
     return fs, str(path)
 
 
 def _is_data(path: str) -> bool:
     name = path.rsplit("/", 1)[-1]
-    return not name.startswith((".", "_")) and data_suffix(name) is not None
+    return _is_finished(name) and data_suffix(name) is not None
+
+
+def _is_finished(path: str) -> bool:
+    """Whether no file or folder in a relative path bears a name that writers give to what is not done."""
+    return not any(part.startswith((".", "_")) or part.lower().endswith(UNFINISHED) for part in path.split("/") if part)
 
 
 def _has_magic(path: str) -> bool:
-    return any(character in path for character in "*?[")
+    return any(character in path for character in MAGIC)
+
+
+def _fixed(glob: str) -> str:
+    """The folder that a glob looks in: all before the first part that has magic."""
+    first = min(position for position in map(glob.find, MAGIC) if position >= 0)
+    return glob[: glob.rfind("/", 0, first) + 1]
 
 
 # Digests ----------------------------------------------------------------------------------------
@@ -135,8 +172,10 @@ def _pin_remote(fs: Any, path: str, url: str) -> SourceFile:
     if remembered is not None:
         return SourceFile(url=url, sha256=remembered, size=size)
     sha256, size = file_sha256(url)
-    if tags and size == state["size"]:
-        _remember(entry, state, sha256)
+    fs.invalidate_cache(path)
+    after = fs.info(path)
+    if tags and size == state["size"] and all(str(after.get(name)) == tag for name, tag in tags.items()):
+        _remember(entry, state, sha256)  # only if it was the listed object that was read
     return SourceFile(url=url, sha256=sha256, size=size)
 
 

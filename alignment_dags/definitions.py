@@ -7,8 +7,10 @@ from collections.abc import Iterable
 import dagster as dg
 
 from alignment.recipe import Recipe
-from alignment_dags.phases import phases_of
+from alignment_dags.nights.definitions import night_definitions
+from alignment_dags.phases import job_name, phases_of
 from alignment_dags.recipes import recipes_in_use
+from alignment_dags.watching.sensor import build_sensor
 from assets.factory import asset_key, build_asset
 from assets.graph import nodes_of
 from resources.home import ensure_home
@@ -28,10 +30,6 @@ def step_executor() -> dg.ExecutorDefinition:
     )
 
 
-def job_name(recipe_name: str, phase_name: str) -> str:
-    return f"{recipe_name}_{phase_name}"
-
-
 def jobs_of(recipe: Recipe, pools: Pools) -> list[dg.UnresolvedAssetJobDefinition]:
     return [
         dg.define_asset_job(
@@ -43,12 +41,30 @@ def jobs_of(recipe: Recipe, pools: Pools) -> list[dg.UnresolvedAssetJobDefinitio
     ]
 
 
+def automation_sensor(recipes: Iterable[Recipe]) -> dg.AutomationConditionSensorDefinition:
+    """Evaluates the conditions that nodes declare, as often as the most eager recipe watches its source."""
+    return dg.AutomationConditionSensorDefinition(
+        "automation",
+        target=dg.AssetSelection.all(),
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=min((recipe.preferences.watch_seconds for recipe in recipes), default=None),
+    )
+
+
 def build_definitions(recipes: Iterable[Recipe]) -> dg.Definitions:
     pools = load_pools()
     recipes = list(recipes)
+    jobs = {recipe.name: jobs_of(recipe, pools) for recipe in recipes}
+    nights = [night_definitions(recipe, pools, jobs[recipe.name]) for recipe in recipes if recipe.schedule is not None]
     return dg.Definitions(
         assets=[build_asset(node, recipe, pools) for recipe in recipes for node in nodes_of(recipe, pools)],
-        jobs=[job for recipe in recipes for job in jobs_of(recipe, pools)],
+        jobs=[job for phases in jobs.values() for job in phases],
+        schedules=[schedule for schedule, _ in nights],
+        sensors=[
+            *(build_sensor(recipe, jobs[recipe.name]) for recipe in recipes),
+            automation_sensor(recipes),
+            *(sensor for _, sensor in nights),
+        ],
         resources={"store": ArtifactStore(), "tracking": Tracking()},
         executor=step_executor(),
     )

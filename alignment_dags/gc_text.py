@@ -110,9 +110,7 @@ def forget_withdrawn_shards(store: Store, recipes: Iterable[str]) -> None:
             shard = str(named.partition)
             if shard in read_withdrawn(store, named.recipe).shards:
                 for stage in (SHARD, "reference_logprobs"):
-                    path = store.ref_path(named.recipe, stage, shard)
-                    if store.fs.exists(path):
-                        store.fs.rm_file(path)
+                    store.remove_ref(named.recipe, stage, shard)
 
 
 def _current(store: Store, kind: str) -> dict[str, list[tuple[str, str | None]]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dagster as dg
 
-from alignment_dags.definitions import defs, job_name
+from alignment_dags.definitions import defs
+from alignment_dags.phases import job_name
 
 
 def load_job(recipe_name: str, phase_name: str) -> dg.JobDefinition:

@@ -29,9 +29,12 @@ class RunFailed(RuntimeError):
 
 
 def launches(
-    instance: dg.DagsterInstance, recipe: Recipe, phase: Phase, store: Store
+    instance: dg.DagsterInstance, recipe: Recipe, phase: Phase, store: Store, only: Set[str] | None = None
 ) -> Iterator[tuple[dict[str, str], list[str]]]:
-    """Tags and node names of each Dagster run the phase needs now: one, or one a stretch of shards."""
+    """Tags and node names of each Dagster run the phase needs now: one, or one a stretch of shards (of `only` these).
+
+    A shard that waits for something above it to be made is not in any.
+    """
     pools = load_pools()
     planned = plan(recipe, nodes_of(recipe, pools), store)
     names = {node.name for node in phase.nodes}
@@ -45,7 +48,8 @@ def launches(
     assert name is not None
     node = phase.nodes[0]
     most = shards_per_run(node, pools) if node.pool else len(behind)
-    for first, last in stretches(instance.get_dynamic_partitions(name), {one.shard for one in behind}, most):
+    wanted = {one.shard for one in behind if one.state != "waiting" and (only is None or one.shard in only)}
+    for first, last in stretches(instance.get_dynamic_partitions(name), wanted, most):
         yield {RANGE_START: first, RANGE_END: last}, [node.name]
 
 

@@ -22,6 +22,10 @@ class Phase:
         return self.nodes[0].partitioned
 
 
+def job_name(recipe_name: str, phase_name: str) -> str:
+    return f"{recipe_name}_{phase_name}"
+
+
 def phases_of(recipe: Recipe, pools: Pools) -> list[Phase]:
     """base (base model and SFT), shards, reference, train (manifest onward)."""
     nodes = nodes_of(recipe, pools)

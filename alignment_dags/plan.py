@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,23 +36,23 @@ class PlannedUpstream(Upstream):
         self._refs[name, shard] = ref if same else Ref(artifact=commit.artifact)
 
 
-def plan(recipe: Recipe, nodes: Iterable[Node], store: Store) -> list[Planned]:
-    """Every node and shard, upstream first. Raises `BadInput` for sources a person has to mend."""
+def plan(recipe: Recipe, nodes: Iterable[Node], store: Store, only: Iterable[str] | None = None) -> list[Planned]:
+    """Every node and shard (of `only` these), upstream first. Raises `BadInput` for sources a person has to mend."""
     upstream = PlannedUpstream(store, recipe.name)
-    shards = list(upstream.shards(recipe.preferences, recipe.seed))
+    shards = list(upstream.shards(recipe.preferences, recipe.seed) if only is None else only)
     planned: list[Planned] = []
-    unknown: set[str] = set()
+    unknown: dict[str, set[str | None]] = {}
     for node in nodes:
         for shard in shards if node.partitioned else [None]:
             one = _plan(node, shard, upstream, unknown)
             planned.append(one)
-        if any(one.commit is None for one in planned if one.node is node):
-            unknown.add(node.name)
+            if one.commit is None:
+                unknown.setdefault(node.name, set()).add(shard)
     return planned
 
 
-def _plan(node: Node, shard: str | None, upstream: PlannedUpstream, unknown: set[str]) -> Planned:
-    if any(need in unknown for need in node.needs):
+def _plan(node: Node, shard: str | None, upstream: PlannedUpstream, unknown: dict[str, set[str | None]]) -> Planned:
+    if any(waits(shard, unknown[need]) for need in node.needs if need in unknown):
         return Planned(node, shard, "waiting")
     request = node.request(upstream, shard)
     commit = upstream.store.find(node.stage.kind, node.stage.key(request))
@@ -62,3 +62,8 @@ def _plan(node: Node, shard: str | None, upstream: PlannedUpstream, unknown: set
     upstream.foresee(node.name, shard, commit, ref)
     reported = ref is not None and ref.artifact == commit.artifact and ref.mlflow_run_id is not None
     return Planned(node, shard, "current" if reported else "unreported", commit)
+
+
+def waits(shard: str | None, unknown: Set[str | None]) -> bool:
+    """Whether what is unknown above keeps a shard waiting: itself or a whole; a whole waits for any shard."""
+    return shard is None or shard in unknown or None in unknown

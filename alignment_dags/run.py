@@ -18,6 +18,7 @@ from alignment_dags.limits import apply_pools
 from alignment_dags.phases import phases_of
 from alignment_dags.plan import plan
 from alignment_dags.recipes import RECIPES
+from alignment_dags.watching.withdraw import withdraw
 from assets.factory import shards_definition
 from assets.graph import nodes_of
 from assets.upstream import Upstream
@@ -55,7 +56,8 @@ def run_recipe(path: Path, say: Callable[[str], None]) -> Outcome:
         for run_id in outcome.ended_runs:
             say(f"ended run {run_id[:8]}: its process is gone")
         apply_pools(instance, pools)
-        follow_source(instance, recipe)
+        if gone := follow_source(instance, recipe):
+            say(f"withdrawn, as the source has them no more: {', '.join(gone)}")
         for phase in phases_of(recipe, pools):
             try:
                 for tags, chosen in launches(instance, recipe, phase, store):
@@ -68,12 +70,14 @@ def run_recipe(path: Path, say: Callable[[str], None]) -> Outcome:
     return outcome
 
 
-def follow_source(instance: dg.DagsterInstance, recipe: Recipe) -> None:
-    """Makes the recipe's partitions those of its source, without those withdrawn."""
+def follow_source(instance: dg.DagsterInstance, recipe: Recipe) -> list[str]:
+    """Makes the recipe's shards those of its source, however many that takes out; returns those withdrawn."""
     name = shards_definition(recipe.name).name
     assert name is not None
-    upstream = Upstream(ArtifactStore().open(), recipe.name)
-    wanted, known = list(upstream.shards(recipe.preferences, recipe.seed)), instance.get_dynamic_partitions(name)
-    for gone in set(known) - set(wanted):
-        instance.delete_dynamic_partition(name, gone)
-    instance.add_dynamic_partitions(name, [shard for shard in wanted if shard not in known])
+    store = ArtifactStore().open()
+    wanted = list(Upstream(store, recipe.name).shards(recipe.preferences, recipe.seed))
+    known = instance.get_dynamic_partitions(name)
+    gone = sorted({*known, *store.read_refs(recipe.name, "preference_shard")} - set(wanted))
+    withdraw(instance, store, recipe.name, gone)
+    instance.add_dynamic_partitions(name, [shard for shard in wanted if shard not in set(known)])
+    return gone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def withdraw(path: Path, rows: list[str], shards: list[str], reason: str) -> dic
     }
     others = sorted({owner for owner, _ in found} - {recipe.name})
     touched = {*shards, *chain.from_iterable(holding.values())}
-    sources = {file.url if (file := one.file) else one.source for name, one in requests.items() if name in touched}
+    origins = [requests[name] for name in touched if name in requests]
+    sources = {origin.file.url if origin.file else origin.source for origin in origins}
     sources |= set(recipe.sft.dataset.files or []) if SFT_DATA in touched and recipe.sft.dataset else set()
     return {
         "recipe": recipe.name,
@@ -136,7 +138,7 @@ def _known(
 
 def _stood_for(
     store: Store,
-    requests: dict[str, ShardRequest],
+    requests: Mapping[str, ShardRequest],
     built: dict[tuple[str, str], Artifact],
     recipe: str,
     shard: str,

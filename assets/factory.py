@@ -54,6 +54,7 @@ def build_asset(node: Node, recipe: Recipe, pools: Pools) -> dg.AssetsDefinition
                 owners=OWNERS,
                 partitions_def=shards_definition(recipe.name) if node.partitioned else None,
                 skippable=node.partitioned,
+                automation_condition=node.automation,
             )
         ],
         pool=node.pool,

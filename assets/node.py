@@ -75,3 +75,4 @@ class Node:
     partitioned: bool = False
     pool: str | None = None
     is_checkpoint: bool = False
+    automation: dg.AutomationCondition[dg.AssetKey] | None = None

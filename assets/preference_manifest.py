@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from alignment.artifacts import Artifact, Commit
+from alignment.errors import BadInput
 from alignment.preferences.manifest import STAGE, ManifestRequest
-from alignment.preferences.shard import STAGE as SHARD
+from alignment.preferences.withdrawal import holds
 from alignment.recipe import Recipe
 from assets.node import Node, Shown
 from assets.plots import table
+from assets.preference_shard import preference_shard
 from assets.reference_logprobs import reference_logprobs
 from assets.upstream import Upstream
 
@@ -21,12 +24,18 @@ def preference_manifest(recipe: Recipe) -> Node:
         shards: dict[str, Artifact] = {}
         references: dict[str, Artifact] = {}
         left_out: dict[str, str] = {}
-        for name, shard_request in upstream.shards(recipe.preferences, recipe.seed).items():
+        withdrawn = upstream.withdrawn()
+        upstream.refs("reference_logprobs")
+        for name, key in expected_keys(upstream, recipe).items():
             rows, reference = upstream.get("preference_shard", name), upstream.get("reference_logprobs", name)
-            if rows is None:
+            if name in withdrawn.shards:
+                left_out[name] = "withdrawn"
+            elif rows is None:
                 left_out[name] = "not built"
-            elif shard_request.withdrawn and rows.key != SHARD.key(shard_request):
+            elif holds(upstream.store, rows, withdrawn.rows):
                 left_out[name] = "rows of it were withdrawn, and it was not built without them"
+            elif key is not None and rows.key != key:
+                left_out[name] = "not built from what the source holds now"
             elif reference is None:
                 left_out[name] = "no reference log-probs"
             elif reference.key != scored.stage.key(scored.request(upstream, name)):
@@ -49,6 +58,27 @@ def preference_manifest(recipe: Recipe) -> Node:
         request=request,
         show=show,
     )
+
+
+def expected_keys(upstream: Upstream, recipe: Recipe) -> dict[str, str | None]:
+    """Every recorded shard, and those the source lists beside them → the key its artifact should have.
+
+    None where the source does not show it at this moment: what is recorded stays until it is withdrawn, and a folder
+    that cannot be reached takes no data out of the set.
+    """
+    recorded, built = upstream.refs("preference_shard"), preference_shard(recipe)
+    keys: dict[str, str | None] = dict.fromkeys(recorded)
+    try:
+        listed = upstream.shards(recipe.preferences, recipe.seed)
+    except BadInput:
+        if not recorded:
+            raise
+        return keys
+    for name in listed:
+        keys[name] = None
+        with suppress(BadInput):
+            keys[name] = built.stage.key(built.request(upstream, name))
+    return keys
 
 
 def show(commit: Commit, folder: Path) -> Shown:

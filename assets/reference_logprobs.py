@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from alignment.logprobs.stage import STAGE, ReferenceRequest
 from alignment.recipe import Recipe
+from assets.automation import on_new_data
 from assets.node import Node
 from assets.upstream import Upstream
 
@@ -27,4 +28,5 @@ def reference_logprobs(recipe: Recipe) -> Node:
         request=request,
         partitioned=True,
         pool=recipe.pools.reference,
+        automation=on_new_data,
     )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from alignment.artifacts import Artifact, Ref, Store
-from alignment.preferences.shard import ShardRequest
 from alignment.preferences.shards import shards_of
 from alignment.preferences.tombstones import Withdrawn, read_withdrawn
-from alignment.preferences.withdrawal import without_withdrawn
+from alignment.preferences.withdrawal import Standing
 from alignment.recipe import PreferenceSource
 
 
@@ -27,8 +26,9 @@ class Upstream:
         self.store = store
         self.recipe = recipe
         self._refs: dict[tuple[str, str | None], Ref | None] = {}
-        self._shards: dict[str, ShardRequest] | None = None
+        self._shards: Standing | None = None
         self._withdrawn: Withdrawn | None = None
+        self._listed: set[str] = set()
 
     def ref(self, name: str, partition: str | None = None) -> Ref | None:
         place = (name, partition)
@@ -48,16 +48,27 @@ class Upstream:
             raise NotBuilt(name, partition)
         return artifact
 
-    def shards(self, source: PreferenceSource, seed: int) -> dict[str, ShardRequest]:
+    def refs(self, name: str) -> dict[str, Ref]:
+        """The refs of all of a node's partitions, by partition; read together, once."""
+        if name not in self._listed:
+            self._listed.add(name)
+            for partition, ref in self.store.read_refs(self.recipe, name).items():
+                self._refs.setdefault((name, partition), ref)
+        return {
+            partition: ref
+            for (node, partition), ref in self._refs.items()
+            if node == name and partition is not None and ref is not None
+        }
+
+    def shards(self, source: PreferenceSource, seed: int) -> Standing:
         """Shard name to the request that makes it, withdrawals applied; the source is listed once."""
         if self._shards is None:
-            self._shards = without_withdrawn(
-                shards_of(source, seed),
-                self.withdrawn(),
-                lambda shard: self.get("preference_shard", shard),
-                self.store,
-            )
+            self._shards = Standing(shards_of(source, seed), self.withdrawn(), self._current_shard, self.store)
         return self._shards
+
+    def _current_shard(self, shard: str) -> Artifact | None:
+        self.refs("preference_shard")  # all at once
+        return self.get("preference_shard", shard)
 
     def withdrawn(self) -> Withdrawn:
         """What the recipe must not use any more."""

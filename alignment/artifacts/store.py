@@ -12,10 +12,10 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import fsspec
 from filelock import FileLock, Timeout
@@ -321,6 +321,22 @@ class Store:
             return None
         except ValidationError as error:
             raise CorruptArtifact(f"{path}: not a ref ({error.error_count()} errors)") from error
+
+    def read_refs(self, recipe: str, stage: str) -> dict[str, Ref]:
+        """The refs of all of a stage's partitions, by partition, from one listing."""
+        folder = self.path("refs", recipe, stage)
+        self.fs.invalidate_cache()  # other processes move refs
+        paths = [str(path) for path in self.fs.glob(f"{folder}/*.json")]
+        texts = self.fs.cat(paths, on_error="omit") if paths else {}  # one may go while we look
+        try:
+            return {unquote(PurePosixPath(path).stem): Ref.model_validate_json(text) for path, text in texts.items()}
+        except ValidationError as error:
+            raise CorruptArtifact(f"{folder}: not a ref ({error.error_count()} errors)") from error
+
+    def remove_ref(self, recipe: str, stage: str, partition: str | None = None) -> None:
+        """Forgets where a stage's current artifact is; the artifact stays. Safe to repeat."""
+        with suppress(FileNotFoundError):
+            self.fs.rm_file(self.ref_path(recipe, stage, partition))
 
     def write_ref(self, ref: Ref, recipe: str, stage: str, partition: str | None = None) -> None:
         self.replace(self.ref_path(recipe, stage, partition), ref.model_dump_json(indent=1).encode())

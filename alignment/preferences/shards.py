@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from alignment.digest import json_digest
@@ -12,13 +14,58 @@ from alignment.preferences.hub import pin_hub
 from alignment.preferences.records import data_suffix
 from alignment.preferences.shard import ShardRequest
 from alignment.recipe import PreferenceSource
-from alignment.sources import pin_files
+from alignment.sources import expand, modified, pin_file
+from alignment.stages import SourceFile
 
 EMBEDDED_DAYS = 3
 
 
-def shards_of(source: PreferenceSource, seed: int = 0) -> dict[str, ShardRequest]:
-    """Shard name → request, in the source's order; `seed` counts for embedded data only.
+@dataclass(frozen=True)
+class Part:
+    """Where one shard comes from: `part` of `parts` of a file, or a request that needs nothing looked at."""
+
+    part: int
+    parts: int
+    url: str | None = None
+    whole: ShardRequest | None = None
+
+
+class Shards(Mapping[str, ShardRequest]):
+    """Shard name → request, in the source's order. Names are known at once; a file is pinned when it is asked for.
+
+    Asking raises `BadInput` for a file that cannot be read.
+    """
+
+    def __init__(self, parts: dict[str, Part]) -> None:
+        self._parts = parts
+        self._pinned: dict[str, SourceFile] = {}
+
+    def __getitem__(self, name: str) -> ShardRequest:
+        place = self._parts[name]
+        if place.whole is not None:
+            return place.whole.model_copy(update={"part": place.part, "parts": place.parts})
+        url = str(place.url)
+        if url not in self._pinned:
+            self._pinned[url] = pin_file(url)
+        return ShardRequest(file=self._pinned[url], part=place.part, parts=place.parts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parts
+
+    def modified(self, name: str) -> float | None:
+        """When the shard's file was last written, in seconds since the epoch; None where that is not known."""
+        url = self._parts[name].url
+        return None if url is None else modified(url)
+
+
+def shards_of(source: PreferenceSource, seed: int = 0) -> Shards:
+    """The source's shards as they are now; `seed` counts for embedded data only.
 
     A file's shard bears its name without suffix, led by its folder's where two clash; a hub split's the
     split's; embedded shards are `day-1`, `day-2`, …. A source cut in n adds `-00001-of-0000n`.
@@ -26,24 +73,23 @@ def shards_of(source: PreferenceSource, seed: int = 0) -> dict[str, ShardRequest
     """
     if source.embedded is not None:
         days = EMBEDDED_DAYS if source.split_into == 1 else source.split_into
-        return {
-            f"day-{day + 1}": ShardRequest(embedded=source.embedded, part=day, parts=days, seed=seed)
-            for day in range(days)
-        }
+        generated = ShardRequest(embedded=source.embedded, seed=seed)
+        return Shards({f"day-{day + 1}": Part(day, days, whole=generated) for day in range(days)})
+    parts = source.split_into
     if source.hub is not None:
         pinned = pin_hub(source)
-        whole = {safe(str(pinned.split)): ShardRequest(hub=pinned)}
-    else:
-        files = pin_files(source.files or [])
-        if not files:
-            raise BadInput("names no file", field="preferences.files")
-        names = shard_names([file.url for file in files])
-        whole = {name: ShardRequest(file=file) for name, file in zip(names, files, strict=True)}
-    return {
-        part_name(name, part, source.split_into): request.model_copy(update={"part": part, "parts": source.split_into})
-        for name, request in whole.items()
-        for part in range(source.split_into)
-    }
+        name, request = safe(str(pinned.split)), ShardRequest(hub=pinned)
+        return Shards({part_name(name, part, parts): Part(part, parts, whole=request) for part in range(parts)})
+    urls = list(dict.fromkeys(url for pattern in source.files or [] for url in expand(pattern)))
+    if not urls:
+        raise BadInput("names no file", field="preferences.files")
+    return Shards(
+        {
+            part_name(name, part, parts): Part(part, parts, url=url)
+            for name, url in zip(shard_names(urls), urls, strict=True)
+            for part in range(parts)
+        }
+    )
 
 
 def part_name(name: str, part: int, parts: int) -> str:

@@ -8,32 +8,60 @@ out all withdrawn rows.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from alignment.artifacts import Artifact, MissingArtifact, Store
+from alignment.artifacts import Artifact, ErasedArtifact, MissingArtifact, Store
 from alignment.digest import json_digest
 from alignment.preferences.row import ROWS_FILE
 from alignment.preferences.shard import STAGE, ShardRequest
+from alignment.preferences.shards import Shards
 from alignment.preferences.tombstones import Withdrawn
 from alignment.stages.execute import REQUEST_FILE
 
 
-def without_withdrawn(
-    requests: Mapping[str, ShardRequest],
-    withdrawn: Withdrawn,
-    current: Callable[[str], Artifact | None],
-    store: Store,
-) -> dict[str, ShardRequest]:
-    """The requests that stand. `current` gives the artifact a shard has now, if any."""
-    standing = {name: request for name, request in requests.items() if name not in withdrawn.shards}
-    if not withdrawn.rows:
-        return standing
-    return {name: _applied(request, withdrawn.rows, current(name), store) for name, request in standing.items()}
+class Standing(Mapping[str, ShardRequest]):
+    """A source's shards without what was withdrawn; a file is pinned when its shard is asked for.
+
+    `current` gives the artifact a shard has now, if any.
+    """
+
+    def __init__(
+        self, shards: Shards, withdrawn: Withdrawn, current: Callable[[str], Artifact | None], store: Store
+    ) -> None:
+        self._shards = shards
+        self._withdrawn = withdrawn
+        self._current = current
+        self._store = store
+        self._applied: dict[str, ShardRequest] = {}
+
+    def __getitem__(self, name: str) -> ShardRequest:
+        if name in self._withdrawn.shards:
+            raise KeyError(name)
+        request, rows = self._shards[name], self._withdrawn.rows
+        if not rows:
+            return request
+        if name not in self._applied:
+            self._applied[name] = _applied(request, rows, self._current(name), self._store)
+        return self._applied[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._shards if name not in self._withdrawn.shards)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shards and name not in self._withdrawn.shards
+
+    def modified(self, name: str) -> float | None:
+        """When the shard's file was last written, in seconds since the epoch; None where that is not known."""
+        return self._shards.modified(name)
 
 
 def _applied(request: ShardRequest, rows: frozenset[str], current: Artifact | None, store: Store) -> ShardRequest:
@@ -44,15 +72,18 @@ def _applied(request: ShardRequest, rows: frozenset[str], current: Artifact | No
         asked = ShardRequest.model_validate_json(store.read(current, REQUEST_FILE))
         if STAGE.key(asked.model_copy(update={"withdrawn": ()})) != STAGE.key(request):
             return everything  # other content, which may hold any of them
-        if set(asked.withdrawn) <= rows and not _holds(store, current, rows - set(asked.withdrawn)):
+        if set(asked.withdrawn) <= rows and not holds(store, current, rows - set(asked.withdrawn)):
             return request.model_copy(update={"withdrawn": asked.withdrawn})
     except MissingArtifact:
         return everything
     return everything
 
 
-def _holds(store: Store, shard: Artifact, rows: frozenset[str]) -> bool:
-    """Whether a shard holds any of the rows; remembered, as an artifact never changes."""
+def holds(store: Store, shard: Artifact, rows: frozenset[str]) -> bool:
+    """Whether a shard artifact holds any of the rows; remembered, as an artifact never changes.
+
+    One whose rows were erased counts as holding them: it is of no more use.
+    """
     if not rows:
         return False
     asked = json_digest(sorted(rows))
@@ -63,9 +94,12 @@ def _holds(store: Store, shard: Artifact, rows: frozenset[str]) -> bool:
             return bool(known["holds"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    holds = bool(rows_held(store, shard, rows))
+    try:
+        holds = bool(rows_held(store, shard, rows))
+    except ErasedArtifact:
+        return True
     memory.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(f"{memory}.{asked[:8]}")
+    partial = Path(f"{memory}.{uuid.uuid4().hex[:8]}")
     partial.write_text(json.dumps({"asked": asked, "holds": holds}), encoding="utf-8")
     partial.replace(memory)
     return holds

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from alignment.recipe.evaluation import Evals, Gate, Judge
+from alignment.recipe.schedule import Alerts, Schedule
 from alignment.recipe.sources import ModelSource, PreferenceSource, Section
 from alignment.recipe.training import Dpo, Reference, Sft, TokenPolicy
 
@@ -49,6 +50,8 @@ class Recipe(Section):
     """`none` registers nothing and ends well."""
     registry: Registry = Registry()
     pools: Pools = Pools()
+    schedule: Schedule | None = None
+    alerts: Alerts | None = None
 
     @model_validator(mode="after")
     def _agreement(self) -> Recipe:

@@ -65,3 +65,7 @@ class PreferenceSource(DataSource):
 
     split_into: int = Field(default=1, ge=1, le=10_000)
     """Number of shards a source file (or hub split) is cut into, in contiguous runs of rows."""
+    settle_seconds: float = Field(default=30.0, ge=0)
+    """A file written more recently may still be growing: the watching sensor leaves it for its next look."""
+    watch_seconds: int = Field(default=30, ge=1)
+    """Seconds between two looks of the watching sensor at the source."""

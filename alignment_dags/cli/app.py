@@ -111,6 +111,25 @@ def run(
         raise typer.Exit(1)
 
 
+@app.command()
+def backfill(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    shards: Annotated[str | None, typer.Option(help="Names, with commas between; all shards by default.")] = None,
+    first: Annotated[str | None, typer.Option("--from", help="First shard of a stretch (source order).")] = None,
+    last: Annotated[str | None, typer.Option("--to", help="Last shard of the stretch.")] = None,
+    stage: Annotated[str | None, typer.Option(help="preference_shard or reference_logprobs; both by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make any set of shards that are behind: safe to repeat, to interrupt, and to run beside the night."""
+    from alignment_dags.backfill import Chosen, run_backfill
+    from alignment_dags.cli.tables import show_backfill
+
+    names = tuple(name.strip() for name in shards.split(",") if name.strip()) if shards is not None else None
+    result = _tell(lambda: vars(run_backfill(recipe, Chosen(names, first, last), stage, _say)), as_json, show_backfill)
+    if result["failures"]:
+        raise typer.Exit(1)
+
+
 @prefs.command("check")
 def prefs_check(
     files: Annotated[list[str], typer.Argument(help="Preference files, globs, folders or URLs.")],
@@ -277,6 +296,23 @@ def gc(
 
     ensure_home()
     _tell(lambda: collect(recipes or [], keep=keep, dry_run=dry_run), as_json, show_collected)
+
+
+@app.command()
+def nights(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    last: Annotated[int, typer.Option(help="How many, the latest first.", min=1)] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Show the recipe's latest nights: what came of each, and why."""
+    from alignment.recipe import load_recipe
+    from alignment_dags.cli.tables import show_nights
+    from alignment_dags.nights.history import latest_nights
+    from resources.home import ensure_home
+    from resources.store import ArtifactStore
+
+    ensure_home()
+    _tell(lambda: latest_nights(ArtifactStore().open(), load_recipe(recipe), last), as_json, show_nights)
 
 
 @pools.command("apply")

@@ -35,6 +35,20 @@ def show_check(result: dict[str, Any]) -> None:
     print(f"digest {result['digest']}")
 
 
+def show_backfill(result: dict[str, Any]) -> None:
+    stages = list(result["made"])
+    rows = [(stage, *(str(len(result[how][stage])) for how in ("made", "current", "behind"))) for stage in stages]
+    print(columns(("stage", "made", "were current", "still behind"), rows))
+    for stage in stages:
+        for shard in result["behind"][stage][:SHOWN_ROWS]:
+            print(f"  behind: {stage} {shard}")
+    for name in result["withdrawn"]:
+        print(f"withdrawn, as the source has it no more: {name}")
+    for failure in result["failures"]:
+        print(f"failed: {failure}")
+    print(f"{result['recipe']}: {len(result['shards'])} shards in {result['seconds']} s")
+
+
 def show_score(result: dict[str, Any]) -> None:
     print(f"{result['suite']}: {result['n']} items")
     for what in ("missing", "failed"):
@@ -71,3 +85,15 @@ def show_comparison(result: dict[str, Any]) -> None:
     for metric, one in result.items():
         if lost := one["missing"]:
             print(f"{metric}: {lost} items have no value on both sides and do not count")
+
+
+def show_nights(result: dict[str, Any]) -> None:
+    if not result["nights"]:
+        print(f"{result['recipe']}: no night yet (schedule: {result['schedule'] or 'none in the recipe'})")
+    for night in result["nights"]:
+        version = f" (version {night['version']})" if night["version"] else ""
+        print(f"{night['scheduled_at']}  {night['outcome']}{version}: {night['reason']}")
+        for shard, why in list(night["left_out"].items())[:SHOWN_ROWS]:
+            print(f"    left out {shard}: {why}")
+        if night["took"]:
+            print(f"    {night['took']}")

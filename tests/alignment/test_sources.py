@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import time
 from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import pytest
 
 from alignment import sources
 from alignment.errors import BadInput
-from alignment.sources import pin_file, pin_files
+from alignment.sources import expand, modified, pin_file, pin_files
 
 
 @pytest.fixture(autouse=True)
@@ -155,3 +159,98 @@ def test_a_remote_file_systems_own_error_is_one_line_that_names_the_url() -> Non
             ask()
         assert error.value.file == "locked://a.jsonl"
         assert "\n" not in str(error.value)
+
+
+def test_what_is_being_written_is_not_listed(tmp_path: Path) -> None:
+    for name in (
+        "a.jsonl",
+        "b.jsonl.tmp",
+        "c.jsonl.part",
+        "_d.jsonl",
+        ".e.jsonl",
+        "_temporary/0/f.jsonl",
+        "sub/g.jsonl",
+    ):
+        save(tmp_path / name, b"x")
+    listed = {
+        pattern: [Path(url).name for url in expand(str(tmp_path / pattern))] for pattern in ("", "*.jsonl*", "**")
+    }
+    assert listed == {"": ["a.jsonl"], "*.jsonl*": ["a.jsonl"], "**": ["a.jsonl", "g.jsonl"]}
+
+
+def test_names_above_a_glob_are_the_persons_own(tmp_path: Path) -> None:
+    save(tmp_path / "_raw" / ".deep" / "a.jsonl", b"x")
+    assert [Path(url).name for url in expand(str(tmp_path / "_raw" / ".deep" / "*.jsonl"))] == ["a.jsonl"]
+
+
+def test_a_listing_sees_what_another_process_put_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Remembering(fsspec.AbstractFileSystem):  # type: ignore[misc]
+        """As object stores' file systems do, it answers from the last listing until told not to."""
+
+        protocol = "remembering"
+        objects: ClassVar[dict[str, bytes]] = {"box/a.jsonl": b"a"}
+
+        def ls(self, path: str, detail: bool = True, **options: object) -> list[object]:
+            if "box" not in self.dircache:
+                self.dircache["box"] = [{"name": name, "size": 1, "type": "file"} for name in self.objects]
+            return self.dircache["box"] if detail else [entry["name"] for entry in self.dircache["box"]]
+
+        def invalidate_cache(self, path: str | None = None) -> None:
+            self.dircache.clear()
+
+    fsspec.register_implementation("remembering", Remembering, clobber=True)
+    assert expand("remembering://box/*.jsonl") == ["remembering://box/a.jsonl"]
+    Remembering.objects["box/b.jsonl"] = b"b"
+    assert expand("remembering://box/*.jsonl") == ["remembering://box/a.jsonl", "remembering://box/b.jsonl"]
+
+
+def test_the_time_of_writing_is_known_where_the_file_system_tells_it(tmp_path: Path) -> None:
+    assert modified(str(save(tmp_path / "a.jsonl", b"x", seconds_ago=60))) == pytest.approx(time.time() - 60, abs=30)
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/timed/a.jsonl", b"x")
+    assert modified("memory://timed/a.jsonl") == pytest.approx(time.time(), abs=30)
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [
+        ({"LastModified": datetime(2026, 1, 2, tzinfo=UTC)}, 1767312000.0),
+        ({"updated": "2026-01-02T00:00:00+00:00"}, 1767312000.0),
+        ({"mtime": 5}, 5.0),
+        ({"updated": "yesterday"}, None),
+        ({}, None),
+    ],
+)
+def test_every_file_systems_way_to_say_when_is_read(told: dict[str, object], seconds: float | None) -> None:
+    class Telling(fsspec.AbstractFileSystem):  # type: ignore[misc]
+        protocol = "telling"
+        cachable = False
+
+        def info(self, path: str, **options: object) -> dict[str, object]:
+            return {"name": path, "size": 1, "type": "file", **told}
+
+    fsspec.register_implementation("telling", Telling, clobber=True)
+    assert modified("telling://a.jsonl") == seconds
+
+
+def test_an_object_that_changes_while_it_is_read_is_not_remembered_under_its_old_tag(home: Path) -> None:
+    class Moving(fsspec.AbstractFileSystem):  # type: ignore[misc]
+        """Its one object is replaced by another of the same size as soon as it was looked at."""
+
+        protocol = "moving"
+        cachable = False
+        versions: ClassVar[list[bytes]] = [b"A", b"B"]
+
+        def info(self, path: str, **options: object) -> dict[str, object]:
+            content = self.versions[0]
+            if len(self.versions) > 1:
+                self.versions.pop(0)
+            return {"name": path, "size": 1, "type": "file", "ETag": content.decode()}
+
+        def _open(self, path: str, mode: str = "rb", **options: object) -> io.BytesIO:
+            return io.BytesIO(self.versions[0])
+
+    fsspec.register_implementation("moving", Moving, clobber=True)
+    assert pin_file("moving://a.jsonl").sha256 == sha(b"B")
+    Moving.versions[:] = [b"A"]
+    assert pin_file("moving://a.jsonl").sha256 == sha(b"A")

@@ -45,6 +45,8 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
         (["promote", "model"], "give either --to VERSION or --override"),
         (["promote", "model", "--override"], "needs --reason"),
         (["promote", "no-such-model", "--to", "1"], "no recipe in use registers 'no-such-model'"),
+        (["backfill", "none.yaml"], "none.yaml: no such recipe"),
+        (["backfill", str(PROJECT / "recipes" / "quickstart.yaml"), "--stage", "chess"], "'chess' is not one of"),
         (["score", "gsm8k", "--responses", "none.jsonl", "--data", "none.jsonl"], "none.jsonl"),
         (["score", "chess", "--responses", "none.jsonl", "--data", "none.jsonl"], "chess"),
         (["compare", "none.parquet", "none.parquet"], "none.parquet"),

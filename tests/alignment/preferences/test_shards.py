@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignment.errors import BadInput
+from alignment.preferences import shards as shards_module
 from alignment.preferences.shard import STAGE, ShardRequest
 from alignment.preferences.shards import shard_names, shards_of
 from alignment.recipe import PreferenceSource
+from alignment.stages import SourceFile
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +70,26 @@ def test_no_file_is_bad_input(tmp_path: Path) -> None:
         shards_of(PreferenceSource(files=[]))
     with pytest.raises(BadInput, match="matches no file"):
         shards_of(PreferenceSource(files=[str(tmp_path / "*.jsonl")]))
+
+
+def test_names_need_no_file_read_and_a_file_is_pinned_once_for_all_its_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned: list[str] = []
+
+    def pin(url: str) -> SourceFile:
+        pinned.append(Path(url).name)
+        return SourceFile(url=url, sha256="0" * 64, size=1)
+
+    monkeypatch.setattr(shards_module, "pin_file", pin)
+    for name in ("a", "b"):
+        save(tmp_path / f"{name}.jsonl")
+    shards = shards_of(PreferenceSource(files=[str(tmp_path)], split_into=2))
+    assert len(shards) == 4
+    assert "a-00001-of-00002" in shards
+    assert pinned == []
+    assert [shards[name].part for name in list(shards)[2:]] == [0, 1]
+    assert pinned == ["b.jsonl"]
 
 
 part = st.text("ab .é-", min_size=1, max_size=3).filter(lambda text: bool(text.strip(". ")))

@@ -14,8 +14,9 @@ from alignment.artifacts.erase import erase
 from alignment.errors import BadInput
 from alignment.preferences.row import paired_row, read_rows
 from alignment.preferences.shard import STAGE, ShardRequest
+from alignment.preferences.shards import Part, Shards
 from alignment.preferences.tombstones import Tombstone, Withdrawn, bury, lift, read_withdrawn, tombstone
-from alignment.preferences.withdrawal import without_withdrawn
+from alignment.preferences.withdrawal import Standing
 from alignment.sources import pin_file
 from alignment.stages import execute
 
@@ -36,6 +37,13 @@ def asking(path: Path, numbers: list[int]) -> ShardRequest:
     return ShardRequest(file=pin_file(str(path)))
 
 
+class Listed(Shards):
+    """Shards that are given, not listed."""
+
+    def __init__(self, requests: dict[str, ShardRequest]) -> None:
+        super().__init__({name: Part(request.part, request.parts, whole=request) for name, request in requests.items()})
+
+
 def applied(
     store: Store,
     requests: dict[str, ShardRequest],
@@ -46,7 +54,7 @@ def applied(
     def artifact(shard: str) -> Artifact | None:
         return current[shard].artifact if shard in current else None
 
-    return without_withdrawn(requests, Withdrawn(frozenset(rows), shards=frozenset(shards)), artifact, store)
+    return dict(Standing(Listed(requests), Withdrawn(frozenset(rows), shards=frozenset(shards)), artifact, store))
 
 
 def test_without_withdrawals_a_request_reads_and_keys_as_it_did_before(tmp_path: Path) -> None:

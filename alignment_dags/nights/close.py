@@ -1,0 +1,77 @@
+"""The end of a night: what it stood on, what it registered, what it cost, and who is told."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+
+from alignment.artifacts import Store
+from alignment.recipe import Recipe
+from alignment_dags.nights.book import NightBook
+from alignment_dags.nights.costs import night_costs
+from alignment_dags.nights.decide import Close, some
+from alignment_dags.nights.night import Night
+from alignment_dags.nights.standing import Standing, made_since
+from assets.upstream import Upstream
+from resources.alerts import Alert, send
+
+ALERTED = {"failed": "night_failed", "gated": "night_gated"}
+
+log = logging.getLogger("alignment_dags.nights")
+
+
+def close_night(
+    book: NightBook, recipe: Recipe, night: Night, end: Close, standing: Standing | None, now: datetime
+) -> Night:
+    """Tells of a night's end and then records it, so that an alert may come twice and is never lost."""
+    closed = described(book.store, recipe, night, end, standing, now)
+    text = sentence(closed)
+    if (event := ALERTED.get(closed.outcome)) is not None:
+        send(recipe.alerts, Alert(recipe.name, event, text))
+    else:
+        log.info("%s: night_%s: %s", recipe.name, closed.outcome, text)
+    book.write(closed)
+    return closed
+
+
+def described(
+    store: Store, recipe: Recipe, night: Night, end: Close, standing: Standing | None, now: datetime
+) -> Night:
+    """The night with its outcome; `standing` is how the recipe stands now, None where that cannot be said."""
+    closed = night.closed(end.outcome, end.reason, now)
+    if standing is None or not night.runs:
+        return closed
+    upstream = Upstream(store, recipe.name)
+    manifest, registration = upstream.get("preference_manifest"), upstream.get("registered_model")
+    left_out: dict[str, str] = {}
+    version = None
+    if manifest is not None:
+        left_out = dict(store.commit_of(manifest).summary["left_out"])
+    for shard in standing.behind:
+        left_out.setdefault(shard, "not ready as it is now; it took part with its rows of before")
+    for shard, why in {**standing.unsettled, **standing.unreadable}.items():
+        left_out[shard] += f" ({why})"
+    if registration is not None and end.outcome == "passed":
+        version = store.commit_of(registration).summary.get("version")
+    return closed.model_copy(
+        update={
+            "manifest": None if manifest is None else manifest.digest,
+            "left_out": left_out,
+            "version": None if version is None else str(version),
+            "costs": night_costs(made_since(standing, night.recorded_at.replace(microsecond=0))),
+        }
+    )
+
+
+def sentence(night: Night) -> str:
+    """A closed night for a person: outcome, reason, what was left out, and what it took."""
+    lines = [f"{night.told} {night.outcome}: {night.reason}"]
+    if night.version is not None:
+        lines.append(f"registered version {night.version}")
+    if night.left_out:
+        named = [f"{shard} ({why})" for shard, why in night.left_out.items()]
+        lines.append(f"left out: {some(named)}")
+    lines += night.troubles
+    if night.costs is not None:
+        lines.append(night.costs.told())
+    return "\n".join(lines)

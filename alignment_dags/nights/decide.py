@@ -1,0 +1,166 @@
+"""What a night does next: a pure function of its record, of what is behind, of the runs there are, and of the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+from alignment_dags.nights.night import Night, Outcome
+from alignment_dags.nights.standing import Standing
+
+GRACE = timedelta(minutes=2)
+"""How long a night leaves shards that are behind to the sensors that follow a source, before it makes them itself."""
+REFUSED = ("fail", "inconclusive")
+SHARD_PHASES: dict[str, str] = {"shards": "rows", "reference": "reference log-probs"}
+NAMED = 5  # shards that a reason names
+
+
+@dataclass(frozen=True)
+class RunSeen:
+    """A Dagster run or backfill of the recipe: one of this night's (`mine`), or another's that is going on.
+
+    `verdict` is the gate's, where a run ended because it said no; `told` is why a failed run failed.
+    """
+
+    id: str
+    phases: frozenset[str]
+    state: Literal["going", "succeeded", "failed"]
+    mine: bool = False
+    ended_at: datetime | None = None
+    verdict: str | None = None
+    told: str = ""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Start the phase's runs: over `nodes`, and for a phase of shards over these `shards`."""
+
+    phase: str
+    nodes: tuple[str, ...] = ()
+    shards: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Look again at the next tick. `idle`: something is behind that nobody is making."""
+
+    reason: str
+    idle: bool = False
+
+
+@dataclass(frozen=True)
+class Close:
+    """The night is over."""
+
+    outcome: Outcome
+    reason: str
+
+
+Decision = Launch | Wait | Close
+
+
+def decide_night(
+    night: Night,
+    look: Callable[[], Standing],
+    runs: Sequence[RunSeen],
+    now: datetime,
+    idle_since: datetime | None,
+) -> Decision:
+    """The next step. A night launches each phase at most once, so that what fails does not fail all night.
+
+    `look` is asked only when the runs alone do not decide. `idle_since` is since when something was behind that
+    nobody was making, None if that was not so at the last look.
+    """
+    if (trained := _mine(runs, "train")) is not None:
+        return _after_training(trained)
+    made_base = _mine(runs, "base")
+    if made_base is not None and made_base.state == "going":
+        return Wait(f"the base model and SFT are being made (run {made_base.id[:8]})")
+    if made_base is not None and made_base.state == "failed":
+        return Close("failed", f"the base model or SFT failed: {made_base.told}")
+    started = made_base.ended_at if made_base is not None and made_base.ended_at else night.recorded_at
+    late = now >= started + timedelta(minutes=night.deadline_minutes)
+    standing = look()
+    if standing.base:
+        return _base(standing, made_base, runs)
+    if standing.unsettled and not late:
+        reasons = ", ".join(sorted(set(standing.unsettled.values())))
+        return Wait(f"{some(list(standing.unsettled))}: {reasons}")
+    for phase in SHARD_PHASES:
+        behind = getattr(standing, phase)
+        if behind and not late and (step := _shards(phase, behind, runs, now, idle_since)) is not None:
+            return step
+    return _training(standing, runs, late)
+
+
+def _base(standing: Standing, made: RunSeen | None, runs: Sequence[RunSeen]) -> Decision:
+    """A new base or SFT comes first, whatever the deadline: no reference log-prob holds without it."""
+    names = ", ".join(standing.base)
+    if (other := _going(runs, "base")) is not None:
+        return Wait(f"{names}: run {other.id[:8]} is making it")
+    if made is not None:
+        return Close("failed", f"{names}: made this night, and out of date again")
+    return Launch("base", nodes=standing.base)
+
+
+def _shards(
+    phase: str, behind: Sequence[str], runs: Sequence[RunSeen], now: datetime, idle_since: datetime | None
+) -> Decision | None:
+    """What to do about shards that are behind, before the deadline; None to go on without them."""
+    what = f"{SHARD_PHASES[phase]} of {some(behind)}"
+    if (going := _going(runs, phase)) is not None:
+        return Wait(f"{what}: run {going.id[:8]} is making them")
+    if _mine(runs, phase) is not None:
+        return None
+    if idle_since is None or now - idle_since < GRACE:
+        return Wait(f"{what}: behind, and left to the sensors for {GRACE.seconds // 60} minutes", idle=True)
+    return Launch(phase, shards=tuple(behind))
+
+
+def _training(standing: Standing, runs: Sequence[RunSeen], late: bool) -> Decision:
+    if not standing.train or (standing.train == ("registered_model",) and standing.verdict in REFUSED):
+        return Close("skipped", _unchanged(standing))
+    if (other := _going(runs, "train")) is not None and not late:
+        return Wait(f"run {other.id[:8]} is training this recipe")
+    return Launch("train", nodes=standing.train)
+
+
+def _unchanged(standing: Standing) -> str:
+    """Why there is nothing to do, with what was looked at."""
+    looked = f"{standing.total} shards, the SFT checkpoint, the recipe's settings"
+    manifest = f"manifest {standing.manifest[:12]} " if standing.manifest else "the manifest "
+    told = f"nothing changed: {manifest}is the one tried last (looked at {looked})"
+    if standing.verdict in REFUSED:
+        told += f"; the gate said {standing.verdict} to its policy"
+    if standing.behind:
+        told += f"; not ready: {some(standing.behind)}"
+    return told
+
+
+def _after_training(run: RunSeen) -> Decision:
+    if run.state == "going":
+        return Wait(f"training and evaluation are in progress (run {run.id[:8]})")
+    if run.state == "succeeded":
+        return Close("passed", "trained, evaluated and gated")
+    if run.verdict is not None:
+        return Close("gated", f"the gate says {run.verdict}: {run.told}")
+    return Close("failed", run.told)
+
+
+def _mine(runs: Sequence[RunSeen], phase: str) -> RunSeen | None:
+    """This night's run of a phase: one that is going, else one that failed, else one that succeeded."""
+    order = ("going", "failed", "succeeded")
+    found = sorted((run for run in runs if run.mine and phase in run.phases), key=lambda run: order.index(run.state))
+    return found[0] if found else None
+
+
+def _going(runs: Sequence[RunSeen], phase: str) -> RunSeen | None:
+    return next((run for run in runs if phase in run.phases and run.state == "going"), None)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names and how many more there are."""
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,89 @@
+"""The Dagster runs and backfills that a night has to know of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+import dagster as dg
+from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
+from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG
+
+from alignment.errors import BadInput
+from alignment.recipe import Recipe
+from alignment_dags.launch import RunFailed, raise_failure
+from alignment_dags.nights.decide import RunSeen
+from alignment_dags.nights.night import Night
+from alignment_dags.phases import job_name, phases_of
+from assets.factory import asset_key
+from resources.pools import Pools
+
+GOING = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+VERDICT = "verdict"  # in the metadata of the failure of a registration that the gate refused
+
+
+def runs_seen(instance: dg.DagsterInstance, recipe: Recipe, pools: Pools, night: Night) -> list[RunSeen]:
+    """This night's runs, ended or not, and what else is going on in the recipe."""
+    keys = {
+        phase.name: {asset_key(recipe.name, node.name) for node in phase.nodes} for phase in phases_of(recipe, pools)
+    }
+
+    def phases(chosen: Iterable[dg.AssetKey] | None, job: str | None = None) -> frozenset[str]:
+        found = set(chosen or ())
+        return frozenset(
+            name
+            for name, wanted in keys.items()
+            if found & wanted or (not found and job == job_name(recipe.name, name))
+        )
+
+    seen = []
+    for record in instance.get_run_records(dg.RunsFilter(tags=night.tags), ascending=True):
+        run = record.dagster_run
+        if AUTO_RETRY_RUN_ID_TAG not in run.tags:  # one that was tried again speaks through its retry
+            ended = None if record.end_time is None else datetime.fromtimestamp(record.end_time, UTC)
+            seen.append(_mine(instance, run, phases(run.asset_selection, run.job_name), ended))
+    ours = {run.id for run in seen}
+    for run in instance.get_runs(dg.RunsFilter(statuses=GOING)):
+        if run.run_id not in ours and (touched := phases(run.asset_selection, run.job_name)):
+            seen.append(RunSeen(run.run_id, touched, "going"))
+    for backfill in instance.get_backfills(filters=BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED])):
+        if touched := phases(backfill.asset_selection):
+            seen.append(RunSeen(backfill.backfill_id, touched, "going"))
+    return seen
+
+
+def _mine(instance: dg.DagsterInstance, run: dg.DagsterRun, phases: frozenset[str], ended: datetime | None) -> RunSeen:
+    if not run.is_finished or run.tags.get(WILL_RETRY_TAG) == "true":
+        return RunSeen(run.run_id, phases, "going", mine=True)
+    if run.is_success:
+        return RunSeen(run.run_id, phases, "succeeded", mine=True, ended_at=ended)
+    verdict, why = gate_said(instance, run.run_id)
+    told = why or failure_of(instance, run)
+    return RunSeen(run.run_id, phases, "failed", mine=True, ended_at=ended, verdict=verdict, told=told)
+
+
+def gate_said(instance: dg.DagsterInstance, run_id: str) -> tuple[str | None, str]:
+    """The gate's verdict and reasons, if a step failed because of them."""
+    for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
+        assert entry.dagster_event is not None
+        failure = entry.dagster_event.step_failure_data.user_failure_data
+        if failure is not None and VERDICT in failure.metadata:
+            reasons = failure.metadata.get("reasons")
+            return str(failure.metadata[VERDICT].value), "" if reasons is None else str(reasons.value)
+    return None, ""
+
+
+def failure_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
+    """Why a run failed, one line a step."""
+    if run.status == dg.DagsterRunStatus.CANCELED:
+        return f"run {run.run_id[:8]} was canceled"
+    try:
+        raise_failure(instance, run.run_id)
+    except (RunFailed, BadInput) as failure:
+        return str(failure)

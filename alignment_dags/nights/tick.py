@@ -1,0 +1,140 @@
+"""One look at a recipe's nights: takes the one whose turn it is, and does its next step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import dagster as dg
+
+from alignment.artifacts import Store
+from alignment.errors import BadInput
+from alignment.recipe import Recipe
+from alignment_dags.launch import RANGE_END, RANGE_START, stretches
+from alignment_dags.nights.book import NightBook
+from alignment_dags.nights.close import close_night, sentence
+from alignment_dags.nights.decide import Close, Decision, Launch, Wait, decide_night
+from alignment_dags.nights.night import Night, Outcome
+from alignment_dags.nights.runs import runs_seen
+from alignment_dags.nights.standing import Standing, look
+from alignment_dags.phases import job_name, phases_of
+from assets.factory import asset_key, shards_definition, shards_per_run
+from resources.pools import Pools
+
+ENDING = {"base", "train"}  # phases whose failure ends the night, and is its reason
+
+
+@dataclass(frozen=True)
+class Ticked:
+    """What a tick asks of Dagster; `idle` when something is behind that nobody is making."""
+
+    reason: str
+    requests: tuple[dg.RunRequest, ...] = ()
+    new_shards: tuple[str, ...] = ()
+    idle: bool = False
+
+
+def tick(
+    instance: dg.DagsterInstance,
+    recipe: Recipe,
+    pools: Pools,
+    store: Store,
+    now: datetime,
+    idle_since: datetime | None,
+) -> Ticked:
+    """The next step of the night whose turn it is."""
+    book = NightBook(store, recipe.name)
+    night = whose_turn(book, now)
+    if night is None:
+        return Ticked("no night is waiting")
+    seen = runs_seen(instance, recipe, pools, night)
+    night = night.model_copy(
+        update={
+            "runs": [run.id for run in seen if run.mine],
+            "troubles": [run.told for run in seen if run.mine and run.told and not run.phases & ENDING],
+        }
+    )
+    looked: list[Standing] = []
+
+    def look_once() -> Standing:
+        looked.append(look(recipe, pools, store))
+        return looked[-1]
+
+    try:
+        decision = decide_night(night, look_once, seen, now, idle_since)
+    except BadInput as error:
+        decision = unreadable(night, error, now)
+    if isinstance(decision, Close):
+        standing = looked[-1] if looked else _standing(recipe, pools, store)
+        return Ticked(sentence(close_night(book, recipe, night, decision, standing, now)))
+    if isinstance(decision, Wait):
+        _note(book, night, decision.reason, night.outcome)
+        return Ticked(f"{night.told}: {decision.reason}", idle=decision.idle)
+    requests, new_shards = requested(instance, recipe, pools, night, decision)
+    _note(book, night, f"launched {decision.phase}", "running")
+    return Ticked(f"{night.told}: launched {decision.phase}", requests, new_shards)
+
+
+def whose_turn(book: NightBook, now: datetime) -> Night | None:
+    """The night that has begun, else the latest; those before the latest are missed and closed."""
+    waiting = book.open_nights()
+    begun = [night for night in waiting if night.outcome == "running"]
+    if begun:
+        return begun[-1]
+    for missed in waiting[1:]:
+        book.write(missed.closed("missed", f"the {waiting[0].told} came before it began", now))
+    return waiting[0] if waiting else None
+
+
+def unreadable(night: Night, error: BadInput, now: datetime) -> Decision:
+    """A source that cannot be read may be readable again before the deadline."""
+    if now >= night.recorded_at + timedelta(minutes=night.deadline_minutes):
+        return Close("failed", str(error))
+    return Wait(str(error))
+
+
+def requested(
+    instance: dg.DagsterInstance, recipe: Recipe, pools: Pools, night: Night, launch: Launch
+) -> tuple[tuple[dg.RunRequest, ...], tuple[str, ...]]:
+    """The runs of a launch, and the shards among them that Dagster has no partition for yet.
+
+    Their run keys repeat if the tick does, and Dagster launches a run key once.
+    """
+    name = job_name(recipe.name, launch.phase)
+    if not launch.shards:
+        request = dg.RunRequest(
+            run_key=f"{night.id}:{launch.phase}",
+            job_name=name,
+            asset_selection=[asset_key(recipe.name, node) for node in launch.nodes],
+            tags=night.tags,
+        )
+        return (request,), ()
+    phase = next(phase for phase in phases_of(recipe, pools) if phase.name == launch.phase)
+    node = phase.nodes[0]
+    partitions = shards_definition(recipe.name).name
+    assert partitions is not None
+    known = instance.get_dynamic_partitions(partitions)
+    new = [shard for shard in launch.shards if shard not in set(known)]
+    most = shards_per_run(node, pools) if node.pool else len(launch.shards)
+    requests = tuple(
+        dg.RunRequest(
+            run_key=f"{night.id}:{launch.phase}:{first}",
+            job_name=name,
+            asset_selection=[asset_key(recipe.name, node.name)],
+            tags={**night.tags, RANGE_START: first, RANGE_END: last},
+        )
+        for first, last in stretches([*known, *new], set(launch.shards), most)
+    )
+    return requests, tuple(new)
+
+
+def _standing(recipe: Recipe, pools: Pools, store: Store) -> Standing | None:
+    try:
+        return look(recipe, pools, store)
+    except BadInput:
+        return None
+
+
+def _note(book: NightBook, night: Night, reason: str, outcome: Outcome) -> None:
+    """Keeps in the record what the night is doing."""
+    book.write(night.model_copy(update={"reason": reason, "outcome": outcome}))

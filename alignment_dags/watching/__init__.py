@@ -1,0 +1,1 @@
+"""Watching a recipe's preference source: what is new, changed or gone, and the runs that follow from it."""

@@ -1,0 +1,92 @@
+"""What follows from one look at a source: pure, so that every case is a unit test."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from alignment_dags.watching.cursor import Asked
+from alignment_dags.watching.look import Seen
+
+FEW = 5
+"""With fewer shards than this any number may go; an empty source never counts as gone."""
+MOST_GONE = 0.2
+TRIES = 2
+"""Runs asked for one content: the second covers what passes by itself, and then a person has to look."""
+ASKED_AT_ONCE = 1000
+NAMED = 5
+
+
+@dataclass
+class Decision:
+    """Partitions to add and withdraw, shards to ask runs for, what stays asked, and what a person should know."""
+
+    add: list[str] = field(default_factory=list)
+    withdraw: list[str] = field(default_factory=list)
+    ask: list[str] = field(default_factory=list)
+    asked: dict[str, Asked] = field(default_factory=dict)
+    given_up: list[str] = field(default_factory=list)
+    troubles: list[str] = field(default_factory=list)
+
+
+def decide(
+    seen: Seen,
+    known: Collection[str],
+    recorded: Mapping[str, str],
+    asked: Mapping[str, Asked],
+    running: Collection[str],
+    meant: Collection[str] = (),
+) -> Decision:
+    """`known` are the recipe's partitions, `recorded` maps shards to the key of their current artifact, `asked` is
+    what earlier looks asked for, `running` are the run keys whose runs have not ended, and `meant` are shards that a
+    person withdrew: they go, and raise no doubt about the source."""
+    partitions = set(known)
+    made = Decision(add=[name for name in seen.keys if name not in partitions])
+    _withdraw(made, seen, known, recorded, meant)
+    for name, key in seen.keys.items():
+        if recorded.get(name) != key:
+            _ask(made, name, key, asked.get(name), running)
+    made.asked |= {name: asked[name] for name in (*seen.waiting, *seen.unreadable) if name in asked}
+    if seen.unreadable:
+        made.troubles.append(f"cannot be read: {'; '.join(listed(list(seen.unreadable.values())))}")
+    return made
+
+
+def _withdraw(
+    made: Decision, seen: Seen, known: Collection[str], recorded: Mapping[str, str], meant: Collection[str]
+) -> None:
+    """Shards that are gone go, unless so many went at once that the source itself is in doubt."""
+    names = seen.names
+    shards = list(dict.fromkeys([*known, *recorded]))
+    gone = [name for name in shards if name not in names]
+    elsewhere = set(seen.keys.values())
+    lost = [name for name in gone if recorded.get(name) not in elsewhere and name not in meant]  # renamed is not lost
+    if len(shards) >= FEW and len(lost) > MOST_GONE * len(shards):
+        made.troubles.append(
+            f"{len(lost)} of {len(shards)} shards are gone from the source, and none was withdrawn: "
+            f"{', '.join(listed(lost))}; if that is meant, run `align run` or `align backfill`, which follow the source"
+        )
+        made.withdraw = [name for name in gone if name in meant]
+    else:
+        made.withdraw = gone
+
+
+def _ask(made: Decision, name: str, key: str, before: Asked | None, running: Collection[str]) -> None:
+    """A run for a shard that is not current, unless one is under way or enough have failed on this content."""
+    if before is not None and before.run_key in running:
+        made.asked[name] = before  # it may read the new content already, and two would race for the ref
+        return
+    if before is not None and before.key == key and before.tries >= TRIES:
+        made.asked[name] = before.model_copy(update={"given_up": True})
+        if not before.given_up:
+            made.given_up.append(name)
+        return
+    if len(made.ask) < ASKED_AT_ONCE:
+        made.ask.append(name)
+    elif before is not None:
+        made.asked[name] = before
+
+
+def listed(names: list[str]) -> list[str]:
+    """The first few, and how many more there are."""
+    return names if len(names) <= NAMED else [*names[:NAMED], f"and {len(names) - NAMED} more"]

@@ -1,0 +1,76 @@
+"""Schedules and alerts of a recipe: what is wrong in them is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from dagster._utils.schedules import is_valid_cron_string
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from alignment.recipe import Alerts, Schedule
+from alignment.recipe.cron import check_cron
+
+NUMBERS = st.integers(0, 60).map(str)
+NAMES = st.sampled_from(["jan", "DEC", "sun", "Fri"])
+RANGES = st.tuples(NUMBERS, NUMBERS).map("-".join)
+STEPS = st.tuples(st.one_of(st.just("*"), RANGES, NUMBERS), NUMBERS).map("/".join)
+PART = st.one_of(st.just("*"), NUMBERS, RANGES, STEPS, NAMES)
+FIELD = st.lists(PART, min_size=1, max_size=2).map(",".join)
+
+
+def test_the_default_is_two_at_night_utc() -> None:
+    assert Schedule().model_dump() == {"cron": "0 2 * * *", "timezone": "UTC", "deadline_minutes": 120}
+
+
+@pytest.mark.parametrize("cron", ["*/15 * * * *", "30 1 * * mon-FRI", "0 2,14 1-7/2 jan *", "0 0 * * 7", "0 0 29 2 *"])
+def test_standard_cron_is_taken(cron: str) -> None:
+    assert Schedule(cron=cron).cron == cron
+    assert is_valid_cron_string(cron)
+
+
+def test_blanks_do_not_count() -> None:
+    assert Schedule(cron=" 0  2 * * *\n").cron == "0 2 * * *"
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"cron": "@daily"}, "five fields"),
+        ({"cron": "0 0 2 * * *"}, "this has 6"),
+        ({"cron": "60 2 * * *"}, "minute '60' is not within 0-59"),
+        ({"cron": "0 5-1 * * *"}, "hour '5-1' is not within 0-23, lowest first"),
+        ({"cron": "0 2 0 * *"}, "day of month '0'"),
+        ({"cron": "0 2 * * 1,"}, "day of week '1,'"),
+        ({"cron": "*/0 * * * *"}, "minute '*/0'"),
+        ({"cron": "5/10 * * * *"}, "step of * or of a range"),
+        ({"cron": "0 2 * mon *"}, "month has no 'mon'"),
+        ({"cron": "0 2 30,31 2 *"}, "no month in '2' has a day '30,31'"),
+        ({"timezone": "Berlin"}, "no time zone 'Berlin'"),
+        ({"timezone": "../etc"}, "no time zone"),
+        ({"timezone": "Europe"}, "no time zone 'Europe'"),
+        ({"deadline_minutes": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_what_is_wrong_is_said(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told.replace("*", r"\*")):
+        Schedule(**settings)
+
+
+@given(st.lists(FIELD, min_size=5, max_size=5).map(" ".join))
+def test_what_is_taken_here_is_taken_by_dagster(cron: str) -> None:
+    try:
+        check_cron(cron)
+    except ValueError:
+        return
+    assert is_valid_cron_string(cron)
+
+
+def test_a_url_in_place_of_a_variables_name_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ValidationError) as refused:
+        Alerts(webhook_env="https://hooks.example/secret")
+    assert refused.value.errors()[0]["msg"] == (
+        "Value error, is the name of an environment variable that holds the URL, not the URL"
+    )

@@ -1,0 +1,168 @@
+"""What a night does next, by tables."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from alignment_dags.nights.decide import GRACE, Close, Launch, RunSeen, Wait, decide_night
+from alignment_dags.nights.night import Night
+from alignment_dags.nights.standing import Standing
+
+TWO = datetime(2026, 11, 21, 2, tzinfo=UTC)
+DEADLINE = timedelta(minutes=120)
+NIGHT = Night(recipe="small", scheduled_at=TWO, recorded_at=TWO, deadline_minutes=120)
+TRAIN = ("preference_manifest", "policy_checkpoint", "evaluation_report", "registered_model")
+CURRENT = Standing(total=3, verdict="pass", manifest="m" * 64)
+SHARD_BEHIND = replace(CURRENT, shards=("b",))
+REFERENCE_BEHIND = replace(CURRENT, reference=("b",), train=TRAIN)
+READY = replace(CURRENT, train=TRAIN)
+
+
+def run(phase: str, state: str = "going", *, mine: bool = False, **more: object) -> RunSeen:
+    return RunSeen("0123456789", frozenset({phase}), state, mine, **more)  # type: ignore[arg-type]
+
+
+def decide(
+    standing: Standing | None,
+    *runs: RunSeen,
+    after: timedelta = timedelta(0),
+    idle: timedelta | None = None,
+) -> Launch | Wait | Close:
+    now = TWO + after
+
+    def look() -> Standing:
+        assert standing is not None, "the runs alone should have decided"
+        return standing
+
+    return decide_night(NIGHT, look, runs, now, None if idle is None else now - idle)
+
+
+def test_nothing_changed_is_skipped_and_says_what_was_looked_at() -> None:
+    decision = decide(CURRENT)
+    assert isinstance(decision, Close)
+    assert decision.outcome == "skipped"
+    assert "nothing changed: manifest mmmmmmmmmmmm is the one tried last" in decision.reason
+    assert "looked at 3 shards" in decision.reason
+
+
+@pytest.mark.parametrize("verdict", ["fail", "inconclusive"])
+def test_a_policy_the_gate_refused_is_not_tried_again_on_the_same_manifest(verdict: str) -> None:
+    decision = decide(replace(CURRENT, train=("registered_model",), verdict=verdict))
+    assert isinstance(decision, Close)
+    assert decision.outcome == "skipped"
+    assert f"the gate said {verdict} to its policy" in decision.reason
+
+
+def test_a_policy_that_passed_and_was_not_registered_is_registered() -> None:
+    assert decide(replace(CURRENT, train=("registered_model",))) == Launch("train", nodes=("registered_model",))
+
+
+def test_what_changed_is_trained_and_only_what_is_behind() -> None:
+    assert decide(READY) == Launch("train", nodes=TRAIN)
+
+
+def test_base_and_sft_come_first_whatever_the_deadline() -> None:
+    behind = Standing(base=("sft_checkpoint",), reference=("a", "b"), total=2)
+    assert decide(behind, after=2 * DEADLINE) == Launch("base", nodes=("sft_checkpoint",))
+    assert isinstance(decide(behind, run("base"), after=2 * DEADLINE), Wait)
+    assert isinstance(decide(None, run("base", mine=True), after=2 * DEADLINE), Wait)
+
+
+def test_a_base_that_failed_ends_the_night_with_the_reason() -> None:
+    assert decide(None, run("base", "failed", mine=True, told="no space left")) == Close(
+        "failed", "the base model or SFT failed: no space left"
+    )
+
+
+def test_a_base_that_is_out_of_date_again_is_not_made_all_night() -> None:
+    decision = decide(Standing(base=("base_model",)), run("base", "succeeded", mine=True))
+    assert isinstance(decision, Close)
+    assert decision.outcome == "failed"
+
+
+def test_the_deadline_counts_from_the_end_of_the_base_phase() -> None:
+    made = run("base", "succeeded", mine=True, ended_at=TWO + DEADLINE)
+    assert isinstance(decide(REFERENCE_BEHIND, made, run("reference"), after=DEADLINE + timedelta(minutes=1)), Wait)
+    assert decide(REFERENCE_BEHIND, made, run("reference"), after=2 * DEADLINE) == Launch("train", nodes=TRAIN)
+
+
+@pytest.mark.parametrize(("standing", "phase"), [(SHARD_BEHIND, "shards"), (REFERENCE_BEHIND, "reference")])
+class TestShardsThatAreBehind:
+    def test_are_left_to_the_sensors_at_first(self, standing: Standing, phase: str) -> None:
+        for idle in (None, GRACE - timedelta(seconds=1)):
+            decision = decide(standing, idle=idle)
+            assert isinstance(decision, Wait)
+            assert decision.idle
+
+    def test_are_waited_for_while_somebody_makes_them(self, standing: Standing, phase: str) -> None:
+        for mine in (False, True):
+            decision = decide(standing, run(phase, mine=mine), idle=2 * GRACE)
+            assert isinstance(decision, Wait)
+            assert not decision.idle
+            assert "b: run 01234567 is making them" in decision.reason
+
+    def test_are_made_by_the_night_where_nobody_does(self, standing: Standing, phase: str) -> None:
+        assert decide(standing, idle=GRACE) == Launch(phase, shards=("b",))
+
+    @pytest.mark.parametrize("state", ["failed", "succeeded"])
+    def test_are_tried_once_and_the_night_goes_on_without(self, standing: Standing, phase: str, state: str) -> None:
+        decision = decide(replace(standing, train=TRAIN), run(phase, state, mine=True), idle=2 * GRACE)
+        assert decision == Launch("train", nodes=TRAIN)
+
+    def test_are_left_out_after_the_deadline(self, standing: Standing, phase: str) -> None:
+        for mine in (False, True):
+            decision = decide(replace(standing, train=TRAIN), run(phase, mine=mine), after=DEADLINE)
+            assert decision == Launch("train", nodes=TRAIN)
+
+    def test_are_named_when_nothing_else_changed(self, standing: Standing, phase: str) -> None:
+        decision = decide(replace(standing, train=()), run(phase), after=DEADLINE)
+        assert isinstance(decision, Close)
+        assert decision.outcome == "skipped"
+        assert "not ready: b" in decision.reason
+
+
+def test_files_that_may_still_be_written_are_waited_for_until_the_deadline() -> None:
+    written = replace(READY, unsettled={"c": "may still be being written"})
+    assert decide(written) == Wait("c: may still be being written")
+    assert decide(written, after=DEADLINE) == Launch("train", nodes=TRAIN)
+
+
+def test_files_that_cannot_be_read_are_not_waited_for_and_are_named() -> None:
+    broken = {"c": "c.jsonl: permission denied"}
+    assert decide(replace(READY, unreadable=broken)) == Launch("train", nodes=TRAIN)
+    decision = decide(replace(CURRENT, unreadable=broken))
+    assert isinstance(decision, Close)
+    assert "not ready: c" in decision.reason
+
+
+def test_two_trainings_of_one_recipe_are_avoided_until_the_deadline() -> None:
+    assert isinstance(decide(READY, run("train")), Wait)
+    assert decide(READY, run("train"), after=DEADLINE) == Launch("train", nodes=TRAIN)
+
+
+@pytest.mark.parametrize(
+    ("trained", "outcome", "told"),
+    [
+        (run("train", "succeeded", mine=True), "passed", "gated"),
+        (run("train", "failed", mine=True, told="out of memory"), "failed", "out of memory"),
+        (run("train", "failed", mine=True, verdict="fail", told="worse"), "gated", "the gate says fail: worse"),
+    ],
+)
+def test_the_end_of_training_is_the_end_of_the_night(trained: RunSeen, outcome: str, told: str) -> None:
+    decision = decide(None, run("shards", "succeeded", mine=True), trained)
+    assert isinstance(decision, Close)
+    assert decision.outcome == outcome
+    assert told in decision.reason
+
+
+def test_training_is_waited_for_past_the_deadline() -> None:
+    assert isinstance(decide(None, run("train", mine=True), after=3 * DEADLINE), Wait)
+
+
+def test_a_night_that_was_recorded_late_has_its_whole_deadline() -> None:
+    late = NIGHT.model_copy(update={"recorded_at": TWO + 5 * DEADLINE})
+    decision = decide_night(late, lambda: SHARD_BEHIND, [run("shards")], TWO + 5.5 * DEADLINE, None)
+    assert isinstance(decision, Wait)

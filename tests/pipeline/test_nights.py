@@ -1,0 +1,189 @@
+"""Nights of a small recipe from end to end, its runs executed in this process as the daemon would launch them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from alignment.recipe import Recipe
+from alignment_dags.definitions import build_definitions
+from alignment_dags.nights.book import NightBook
+from alignment_dags.nights.decide import GRACE
+from alignment_dags.nights.night import Night
+from alignment_dags.nights.tick import Ticked, tick
+from assets.factory import shards_definition
+from assets.upstream import Upstream
+from resources.home import ensure_home
+from resources.pools import load_pools
+from resources.store import ArtifactStore
+
+
+class Nights:
+    """One recipe's nights; its clock moves as far as each step needs."""
+
+    def __init__(self, instance: dg.DagsterInstance, settings: dict[str, Any]) -> None:
+        self.instance = instance
+        self.now = datetime.now(UTC)
+        self.due = self.now - timedelta(days=9)
+        self.use(settings)
+
+    def use(self, settings: dict[str, Any]) -> None:
+        self.recipe = Recipe.model_validate(settings | {"schedule": {}})
+        self.store = ArtifactStore().open()
+        self.launched: list[tuple[str, list[str]]] = []
+
+    def record(self) -> None:
+        self.now = datetime.now(UTC)
+        self.due += timedelta(days=1)
+        night = Night(recipe=self.recipe.name, scheduled_at=self.due, recorded_at=self.now, deadline_minutes=120)
+        assert NightBook(self.store, self.recipe.name).add(night)
+
+    def look(self, idle_since: datetime | None = None) -> Ticked:
+        return tick(self.instance, self.recipe, load_pools(), self.store, self.now, idle_since)
+
+    def execute(self, ticked: Ticked) -> None:
+        definition = shards_definition(self.recipe.name)
+        assert definition.name is not None
+        self.instance.add_dynamic_partitions(definition.name, list(ticked.new_shards))
+        definitions = build_definitions([self.recipe])
+        for request in ticked.requests:
+            assert request.job_name is not None
+            self.launched.append((request.job_name, [key.path[-1] for key in request.asset_selection or ()]))
+            definitions.resolve_job_def(request.job_name).execute_in_process(
+                instance=self.instance,
+                asset_selection=list(request.asset_selection or ()),
+                tags=dict(request.tags),
+                raise_on_error=False,
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            )
+
+    def night(self) -> Night:
+        """Records a night and carries it to its end."""
+        self.record()
+        self.launched = []
+        while NightBook(self.store, self.recipe.name).open_nights():
+            done = self.look()
+            if done.idle:
+                idle_since, self.now = self.now, self.now + GRACE
+                done = self.look(idle_since)
+            self.execute(done)
+        return next(NightBook(self.store, self.recipe.name).latest())
+
+    def champion(self) -> str | None:
+        registered = Upstream(self.store, self.recipe.name).get("registered_model")
+        return None if registered is None else str(self.store.commit_of(registered).summary.get("version"))
+
+
+@pytest.fixture
+def nights(home: Path, small_recipe: dict[str, Any]) -> Iterator[Nights]:
+    ensure_home()
+    with dg.DagsterInstance.get() as instance:
+        gate = {"metrics": {"ifeval/prompt_level_strict_acc": {"no_regression": 1.0}}}
+        small_recipe["preferences"]["settle_seconds"] = 0
+        yield Nights(instance, small_recipe | {"gate": gate})
+
+
+def pairs_of(settings: dict[str, Any]) -> Path:
+    return Path(settings["preferences"]["files"][0])
+
+
+def test_a_night_trains_what_changed_and_the_next_is_skipped(nights: Nights, small_recipe: dict[str, Any]) -> None:
+    first = nights.night()
+    assert (first.outcome, first.version) == ("passed", "1"), first.reason
+    assert first.costs is not None
+    assert first.costs.sequences_scored == 96
+    assert first.costs.tokens_trained > 0
+    assert first.costs.suites_run == 2
+    assert [job for job, _ in nights.launched] == ["small_base", "small_shards", "small_reference", "small_train"]
+    assert first.left_out == {}
+
+    again = nights.night()
+    assert again.outcome == "skipped"
+    assert "nothing changed" in again.reason
+    assert nights.launched == []
+
+    lines = pairs_of(small_recipe).read_text(encoding="utf-8").splitlines()
+    lines[0] = lines[0].replace("It is 0.", "It is nil.")
+    pairs_of(small_recipe).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    changed = nights.night()
+    assert (changed.outcome, changed.version) == ("passed", "2"), changed.reason
+    assert changed.costs is not None
+    assert changed.costs.sequences_scored == 1
+    assert changed.manifest != first.manifest
+    assert ("small_train", "sft_responses") not in {(job, node) for job, nodes in nights.launched for node in nodes}
+    assert changed.costs.suites_run == 1
+
+
+def test_a_shard_without_a_valid_row_is_left_out_by_name(nights: Nights, small_recipe: dict[str, Any]) -> None:
+    bad = pairs_of(small_recipe).with_name("bad.jsonl")
+    bad.write_text(json.dumps({"prompt": "a"}) + "\n", encoding="utf-8")
+    preferences = {"files": [*small_recipe["preferences"]["files"], str(bad)], "settle_seconds": 0}
+    nights.use(small_recipe | {"preferences": preferences})
+    night = nights.night()
+    assert night.outcome == "passed", night.reason
+    assert list(night.left_out) == ["bad"]
+    (trouble,) = night.troubles
+    assert "bad" in trouble
+    assert "no valid preference row" in trouble
+    again = nights.night()
+    assert again.outcome == "skipped"
+    assert "not ready: bad" in again.reason
+
+
+def test_a_gate_that_says_no_alerts_and_is_not_asked_again(
+    nights: Nights, small_recipe: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    nights.use(small_recipe | {"gate": {"metrics": {"ifeval/prompt_level_strict_acc": {"at_least": 2.0}}}})
+    night = nights.night()
+    assert night.outcome == "gated"
+    assert "the gate says fail" in night.reason
+    assert nights.champion() is None
+    assert any(one.name == "alignment_dags.alerts" and "night_gated" in one.message for one in caplog.records)
+    again = nights.night()
+    assert again.outcome == "skipped"
+    assert "the gate said fail to its policy" in again.reason
+
+
+def test_a_night_that_fails_alerts_keeps_the_champion_and_the_next_one_starts_clean(
+    nights: Nights, small_recipe: dict[str, Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import alignment.training.dpo as dpo
+
+    assert nights.night().version == "1"
+    path = pairs_of(small_recipe)
+    path.write_text(path.read_text(encoding="utf-8").replace("It is 7.", "It is seven."), encoding="utf-8")
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("the device fell off the bus")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(dpo, "_train", broken)
+        failed = nights.night()
+    assert failed.outcome == "failed"
+    assert "the device fell off the bus" in failed.reason
+    assert nights.champion() == "1"
+    assert any(one.levelno == logging.WARNING and "night_failed" in one.message for one in caplog.records)
+
+    mended = nights.night()
+    assert (mended.outcome, mended.version) == ("passed", "2"), mended.reason
+    assert [job for job, _ in nights.launched] == ["small_train"]
+
+
+def test_a_night_whose_source_is_gone_waits_and_fails_at_its_deadline(
+    nights: Nights, small_recipe: dict[str, Any]
+) -> None:
+    pairs_of(small_recipe).unlink()
+    nights.record()
+    assert "no such file" in nights.look().reason
+    nights.now += timedelta(minutes=120)
+    assert nights.look().requests == ()
+    night = next(NightBook(nights.store, "small").latest())
+    assert night.outcome == "failed"
+    assert "no such file" in night.reason

@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from alignment.artifacts import Artifact, Commit, MissingArtifact, Store
+from alignment.artifacts.erase import gone
 from alignment.errors import BadInput
+from alignment_dags.lineage_record import record_of
+from alignment_dags.registrations import champion_of, registrations_of
+from assets.alias import moved_by_hand
 from resources.store import ArtifactStore
 from resources.tracking import CHAMPION, Tracking, TrackingUnreachable
 
@@ -23,12 +27,13 @@ def lineage_of(model: str, source: str = "store") -> dict[str, Any]:
 
     `tree` nests every artifact's inputs down to base model and source files' rows; `shards` lists the
     preference shards with row digests and counts; `runs` has, for every artifact, the Dagster run that made it
-    and the MLflow run that reported it (None where MLflow does not answer).
+    and the MLflow run that reported it (None where MLflow does not answer). The other fields are told in
+    `lineage_record`.
     """
     name, _, wanted = model.partition("@")
     wanted = wanted or CHAMPION
+    store = ArtifactStore().open()
     if source == "store":
-        store = ArtifactStore().open()
         registration, commit_of = _from_store(store, name, wanted), store.commit_of
     elif source == "mlflow":
         records = MlflowRecords(Tracking())
@@ -45,6 +50,9 @@ def lineage_of(model: str, source: str = "store") -> dict[str, Any]:
         "shards": shards(policy, commits),
         "runs": runs(commits),
         "environment": policy.environment,
+        **record_of(registration, policy, commits),
+        "erased": erased(store, commits),
+        "alias_moved": _alias_moved(store, name),
     }
 
 
@@ -59,9 +67,28 @@ def _tree(commit: Commit, commit_of: CommitOf, seen: dict[str, Commit]) -> dict[
         "inputs": {
             name: _tree(seen.get(artifact.key) or commit_of(artifact), commit_of, seen)
             for name, artifact in sorted(commit.inputs.items())
-            if name != "previous"  # whom it follows is another model's story
+            if name not in ("previous", "decision.registration")  # whom it follows is another model's story
         },
     }
+
+
+def erased(store: Store, commits: dict[str, Commit]) -> list[dict[str, str]]:
+    """Which of the artifacts have lost files on purpose for good, when and why."""
+    found = ((commit, gone(store, commit.artifact)) for commit in commits.values())
+    return [
+        {"kind": commit.kind, "key": commit.key, "at": erasure.at, "why": erasure.why}
+        for commit, erasure in found
+        if erasure is not None
+    ]
+
+
+def _alias_moved(store: Store, model: str) -> str | None:
+    """What is wrong with the champion's alias in MLflow, if anything is and MLflow answers."""
+    latest = champion_of(store, model)
+    try:
+        return None if latest is None else moved_by_hand(store, Tracking(attempts=1), model, latest.artifact)
+    except TrackingUnreachable:
+        return None
 
 
 def shards(policy: Commit, commits: dict[str, Commit]) -> list[dict[str, Any]]:
@@ -92,23 +119,18 @@ def runs(commits: dict[str, Commit]) -> list[dict[str, str | None]]:
 
 
 def _from_store(store: Store, model: str, wanted: str) -> Commit:
-    """The latest registration of a version; of the champion, that which no other registration follows."""
-    registrations = [
-        commit
-        for commit in store.commits("registered_model")
-        if commit.summary["registered"] and commit.summary["model"] == model
-    ]
-    if not registrations:
+    """The latest registration of a version, or that of the champion."""
+    found = registrations_of(store, model)
+    if not found:
         raise BadInput(f"no registered model '{model}' in {store.url}")
-    by_age = sorted(registrations, key=lambda commit: commit.started_at, reverse=True)
     if wanted == CHAMPION:
-        followed = {commit.inputs["previous"].digest for commit in registrations if "previous" in commit.inputs}
-        found = [commit for commit in by_age if commit.digest not in followed]
-    else:
-        found = [commit for commit in by_age if str(commit.summary["version"]) == wanted]
-    if found:
-        return found[0]
-    versions = ", ".join(sorted({str(commit.summary["version"]) for commit in registrations}))
+        champion = champion_of(store, model)
+        assert champion is not None
+        return champion
+    of_version = [commit for commit in found if str(commit.summary["version"]) == wanted]
+    if of_version:
+        return of_version[0]
+    versions = ", ".join(sorted({str(commit.summary["version"]) for commit in found}))
     raise BadInput(f"model '{model}' has no version or alias '{wanted}'; versions: {versions}")
 
 

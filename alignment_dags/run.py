@@ -11,7 +11,6 @@ from pathlib import Path
 import dagster as dg
 
 from alignment.artifacts import Store
-from alignment.preferences.shards import shards_of
 from alignment.recipe import Recipe, load_recipe
 from alignment_dags.dead_runs import end_dead_runs
 from alignment_dags.launch import RunFailed, launch, launches
@@ -23,6 +22,7 @@ from alignment_dags.watching.withdraw import withdraw
 from assets.evaluation_report import asked_of
 from assets.factory import shards_definition
 from assets.graph import nodes_of
+from assets.upstream import Upstream
 from resources.home import ensure_home
 from resources.pools import load_pools
 from resources.store import ArtifactStore
@@ -77,7 +77,8 @@ def follow_source(instance: dg.DagsterInstance, recipe: Recipe) -> list[str]:
     name = shards_definition(recipe.name).name
     assert name is not None
     store = ArtifactStore().open()
-    wanted, known = list(shards_of(recipe.preferences, recipe.seed)), instance.get_dynamic_partitions(name)
+    wanted = list(Upstream(store, recipe.name).shards(recipe.preferences, recipe.seed))
+    known = instance.get_dynamic_partitions(name)
     gone = sorted({*known, *store.read_refs(recipe.name, "preference_shard")} - set(wanted))
     withdraw(instance, store, recipe.name, gone)
     instance.add_dynamic_partitions(name, [shard for shard in wanted if shard not in set(known)])

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from alignment.artifacts import Artifact, Commit
+from alignment.artifacts import Artifact, Commit, Store
+from assets.decision import Decision, decision_of
 from assets.upstream import Upstream
 
 SCORES = "scores."
@@ -21,32 +22,44 @@ class Champion:
     registration: Artifact | None = None
     policy: Artifact | None = None
     scores: dict[str, Artifact] = field(default_factory=dict)
+    version: str | None = None
+    decision: Decision | None = None
+    """The person's decision it rests on, where it was not the gate's."""
+
+    @property
+    def note(self) -> str:
+        """What a reader of a comparison with it must know; empty where the gate let it in."""
+        return "" if self.decision is None else f"The champion, version {self.version}, was {self.decision.told}."
 
 
 def champion_beside(upstream: Upstream, candidate: Artifact) -> Champion:
     """Whom a candidate is compared with.
 
-    A candidate that is itself the latest is compared with whom it was compared with when it was registered:
-    looking again at a finished comparison must give the same one.
+    Registrations of the candidate itself, and those that a person decided on while it was the candidate, are passed
+    over: looking again at a finished comparison must give the same one.
     """
     latest = upstream.get("registered_model")
-    if latest is None:
-        return Champion()
-    commit = upstream.store.commit_of(latest)
-    if commit.inputs["policy"].digest == candidate.digest:
+    while latest is not None:
+        commit = upstream.store.commit_of(latest)
+        decision = decision_of(commit)
+        about_it = decision is not None and decision.candidate == candidate.digest
+        if commit.inputs["policy"].digest != candidate.digest and not about_it:
+            break
         latest = commit.inputs.get("previous")
-    return _standing(upstream, latest)
+    return standing(upstream.store, latest)
 
 
-def _standing(upstream: Upstream, registration: Artifact | None) -> Champion:
+def standing(store: Store, registration: Artifact | None) -> Champion:
     """The registration, or the nearest before it, that did register a policy."""
     while registration is not None:
-        commit = upstream.store.commit_of(registration)
+        commit = store.commit_of(registration)
         if commit.summary["registered"]:
-            return Champion(registration, commit.inputs["policy"], _scores(commit))
+            version = str(commit.summary["version"])
+            return Champion(registration, commit.inputs["policy"], scores_of(commit), version, decision_of(commit))
         registration = commit.inputs.get("previous")
     return Champion()
 
 
-def _scores(commit: Commit) -> dict[str, Artifact]:
+def scores_of(commit: Commit) -> dict[str, Artifact]:
+    """The scores that a registration pins, by suite."""
     return {name.removeprefix(SCORES): artifact for name, artifact in commit.inputs.items() if name.startswith(SCORES)}

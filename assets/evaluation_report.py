@@ -35,6 +35,7 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
             recipe=recipe.name,
             prices=prices(recipe, pools),
             baselines=published,
+            champion_note=champion.note,
         )
 
     return Node(

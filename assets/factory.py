@@ -13,7 +13,7 @@ import dagster as dg
 from alignment.artifacts import Artifact, Commit, Ref, Store
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
-from alignment.stages.execute import DAGSTER_RUN, REQUEST_FILE
+from alignment.stages.execute import DAGSTER_RUN, RECIPE_NAME, REQUEST_FILE
 from assets.node import Node, Shown, Work
 from assets.upstream import NotBuilt, Upstream
 from resources.pools import Pools
@@ -113,7 +113,7 @@ class Materializer:
             raise dg.Failure(str(error), metadata={BAD_INPUT: str(error)}, allow_retries=False) from error
 
     def _materialize(self, shard: str | None) -> tuple[str, dict[str, Any]]:
-        os.environ[DAGSTER_RUN] = self.context.run.run_id
+        os.environ.update({DAGSTER_RUN: self.context.run.run_id, RECIPE_NAME: self.recipe.name})
         upstream = Upstream(self.store, self.recipe.name)
         request = self.node.request(upstream, shard)
         commit = self.store.find(self.node.stage.kind, self.node.stage.key(request))

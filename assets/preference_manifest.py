@@ -8,6 +8,7 @@ from pathlib import Path
 from alignment.artifacts import Artifact, Commit
 from alignment.errors import BadInput
 from alignment.preferences.manifest import STAGE, ManifestRequest
+from alignment.preferences.withdrawal import holds
 from alignment.recipe import Recipe
 from assets.node import Node, Shown
 from assets.plots import table
@@ -23,11 +24,16 @@ def preference_manifest(recipe: Recipe) -> Node:
         shards: dict[str, Artifact] = {}
         references: dict[str, Artifact] = {}
         left_out: dict[str, str] = {}
+        withdrawn = upstream.withdrawn()
         upstream.refs("reference_logprobs")
         for name, key in expected_keys(upstream, recipe).items():
             rows, reference = upstream.get("preference_shard", name), upstream.get("reference_logprobs", name)
-            if rows is None:
+            if name in withdrawn.shards:
+                left_out[name] = "withdrawn"
+            elif rows is None:
                 left_out[name] = "not built"
+            elif holds(upstream.store, rows, withdrawn.rows):
+                left_out[name] = "rows of it were withdrawn, and it was not built without them"
             elif key is not None and rows.key != key:
                 left_out[name] = "not built from what the source holds now"
             elif reference is None:

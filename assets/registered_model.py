@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any, ClassVar
 
 import dagster as dg
+import yaml
 
-from alignment.artifacts import Artifact, Commit, CorruptArtifact
+from alignment.artifacts import Artifact, Commit, CorruptArtifact, MissingArtifact
 from alignment.digest import json_digest
 from alignment.recipe import Gate, Recipe
 from alignment.stages import Context, Request, Result, Stage, execute
-from assets.champion import champion_beside
+from assets.alias import moved_by_hand
+from assets.champion import champion_beside, scores_of, standing
+from assets.decision import Decision, decision_of, standing_decision
 from assets.node import Node, Work, run_stage
 from assets.upstream import Upstream
 from eval.check import STAGE as CHECK
@@ -20,12 +24,18 @@ from eval.default_gate import gate_of
 from eval.evidence import WrongEvidence
 from eval.gate import recompute
 from resources.pools import Pools
+from resources.tracking import REGISTRATION_TAG
 
 REGISTRATION = "registration.json"
 
 
 class RegistrationRequest(Request):
-    """What a registration stands on. Its inputs name the champion for the candidates that follow."""
+    """What a registration stands on. Its inputs name the champion for the candidates that follow.
+
+    `decision` is the person's who promoted this policy; None leaves it to the gate.
+    """
+
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"decision"})
 
     policy: Artifact
     report: Artifact
@@ -35,6 +45,7 @@ class RegistrationRequest(Request):
     model_name: str
     smoke_prompt: str
     precision: str
+    decision: Decision | None = None
 
 
 def refuse(request: RegistrationRequest, context: Context) -> Result:
@@ -46,30 +57,41 @@ STAGE = Stage(name="registered_model", code_version=1, request=RegistrationReque
 
 def registered_model(recipe: Recipe, pools: Pools) -> Node:
     def request(upstream: Upstream, shard: str | None) -> RegistrationRequest:
-        return RegistrationRequest(
-            policy=upstream("policy_checkpoint"),
+        candidate = upstream("policy_checkpoint")
+        decision = standing_decision(upstream, candidate)
+        asked = RegistrationRequest(
+            policy=candidate,
             report=upstream("evaluation_report"),
             scores={suite: upstream(f"policy_evals/{suite}") for suite in recipe.evals.selected()},
-            previous=champion_beside(upstream, upstream("policy_checkpoint")).registration,
+            previous=champion_beside(upstream, candidate).registration,
             gate=gate_of(recipe),
             model_name=recipe.model_name,
             smoke_prompt=recipe.registry.smoke_prompt,
             precision=recipe.evals.precision,
         )
+        return asked if decision is None else decided(upstream, asked, decision)
 
     def make(work: Work) -> Commit:
         assert isinstance(work.request, RegistrationRequest)
-        if work.request.gate is None:
+        decision = work.request.decision
+        if work.request.gate is None and decision is None:
             return record(work, {"registered": False, "why": "gate: none registers nothing"})
-        ask_the_gate(work)
-        answer = generates(work, work.request)
-        version = register(work, recipe)
-        return record(work, {"registered": True, "model": recipe.model_name, "version": version, "said": answer})
+        what: dict[str, Any] = {"registered": True, "model": recipe.model_name, "recipe": recipe_text(recipe)}
+        if decision is None:
+            ask_the_gate(work)
+        else:
+            what |= {"decision": decision.model_dump(mode="json"), "gate": gate_said(work)}
+        if moved := alias_moved(work, recipe):
+            what["alias_moved"] = moved
+        if decision is None or decision.kind == "override":
+            what["said"] = generates(work, work.request)
+        return record(work, what | {"version": register(work, recipe)})
 
     return Node(
         name="registered_model",
         stage=STAGE,
-        description="The MLflow model version with the alias champion; needs a passing verdict for this very policy.",
+        description="The MLflow model version with the alias champion; needs a passing verdict for this very policy,"
+        " or a person who promotes it by name and is recorded.",
         kinds=frozenset({"mlflow"}),
         needs=(
             "evaluation_report",
@@ -82,10 +104,55 @@ def registered_model(recipe: Recipe, pools: Pools) -> Node:
     )
 
 
-def ask_the_gate(work: Work) -> None:
-    """Decides again from the pinned samples; a blocking check can be walked around, this cannot."""
+def decided(upstream: Upstream, asked: RegistrationRequest, decision: Decision) -> RegistrationRequest:
+    """The registration that carries a decision out; asked again afterwards, the same one."""
+    latest = upstream.get("registered_model")
+    commit = None if latest is None else upstream.store.commit_of(latest)
+    if commit is not None and decision_of(commit) == decision:
+        previous = commit.inputs.get("previous")
+    else:
+        previous = standing(upstream.store, latest).registration
+    changed: dict[str, Any] = {"previous": previous, "decision": decision}
+    if decision.registration is not None:
+        target = upstream.store.commit_of(decision.registration)
+        inputs = target.inputs
+        changed |= {"policy": inputs["policy"], "report": inputs["report"], "scores": scores_of(target)}
+    return asked.model_copy(update=changed)
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe as it was read: what the person wrote, with its variables filled in, as YAML."""
+    return yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
+
+
+def gate_said(work: Work) -> str:
+    """The verdict that a person decided over, for the record."""
     assert isinstance(work.request, RegistrationRequest)
     try:
+        verdict = recompute(work.store, work.request.report, work.request.policy)
+    except (WrongEvidence, CorruptArtifact, MissingArtifact) as error:
+        return f"could not be asked: {error}"
+    return f"{verdict.outcome}: {'; '.join(verdict.reasons)}"
+
+
+def alias_moved(work: Work, recipe: Recipe) -> str | None:
+    """Told before the alias moves on to where it belongs."""
+    ref = work.store.read_ref(recipe.name, "registered_model")
+    latest, key = None if ref is None else ref.artifact, work.stage.key(work.request)
+    told = moved_by_hand(work.store, work.tracking, recipe.model_name, latest, key)
+    if told is not None:
+        work.context.log.warning(told)
+    return told
+
+
+def ask_the_gate(work: Work) -> None:
+    """Decides again from the pinned samples; a blocking check can be walked around, this cannot.
+
+    The policy's own files are hashed again too: what is registered is what was answered with.
+    """
+    assert isinstance(work.request, RegistrationRequest)
+    try:
+        work.store.fetch(work.request.policy, deep=True)
         verdict = recompute(work.store, work.request.report, work.request.policy, work.request.gate)
     except (WrongEvidence, CorruptArtifact) as error:
         raise dg.Failure(f"not registered: {error}", allow_retries=False) from error
@@ -107,16 +174,19 @@ def generates(work: Work, request: RegistrationRequest) -> str:
 
 def register(work: Work, recipe: Recipe) -> str:
     assert isinstance(work.request, RegistrationRequest)
+    decision = work.request.decision
     tags = {
+        "align.promoted_by": "gate" if decision is None else decision.kind,
+        "align.promotion": "the gate passed it" if decision is None else decision.told,
         "align.uri": work.store.uri(work.request.policy),
         "align.policy": work.request.policy.model_dump_json(),
         "align.report": work.request.report.model_dump_json(),
-        "align.registration_key": work.stage.key(work.request),
+        REGISTRATION_TAG: work.stage.key(work.request),
     }
     return work.tracking.register(recipe.name, recipe.model_name, work.store.commit_of(work.request.policy), tags)
 
 
-def record(work: Work, what: dict[str, object]) -> Commit:
+def record(work: Work, what: dict[str, Any]) -> Commit:
     """Commits the registration, so that the store alone knows the champion.
 
     Its data version is the model version and a mark of what it follows: promoting A, B and A again are three

@@ -23,6 +23,7 @@ def sft_dataset(recipe: Recipe) -> Node:
             seed=recipe.seed,
             max_rows=recipe.sft.max_rows,
             held_out_fraction=recipe.sft.held_out_fraction,
+            withdrawn=tuple(sorted(upstream.withdrawn().demonstrations)),
         )
 
     return Node(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from alignment.artifacts import Artifact, Ref, Store
-from alignment.preferences.shards import Shards, shards_of
+from alignment.preferences.shards import shards_of
+from alignment.preferences.tombstones import Withdrawn, read_withdrawn
+from alignment.preferences.withdrawal import Standing
 from alignment.recipe import PreferenceSource
 
 
@@ -24,7 +26,8 @@ class Upstream:
         self.store = store
         self.recipe = recipe
         self._refs: dict[tuple[str, str | None], Ref | None] = {}
-        self._shards: Shards | None = None
+        self._shards: Standing | None = None
+        self._withdrawn: Withdrawn | None = None
         self._listed: set[str] = set()
 
     def ref(self, name: str, partition: str | None = None) -> Ref | None:
@@ -57,11 +60,21 @@ class Upstream:
             if node == name and partition is not None and ref is not None
         }
 
-    def shards(self, source: PreferenceSource, seed: int) -> Shards:
-        """Shard name to the request that makes it; the source is listed once."""
+    def shards(self, source: PreferenceSource, seed: int) -> Standing:
+        """Shard name to the request that makes it, withdrawals applied; the source is listed once."""
         if self._shards is None:
-            self._shards = shards_of(source, seed)
+            self._shards = Standing(shards_of(source, seed), self.withdrawn(), self._current_shard, self.store)
         return self._shards
+
+    def _current_shard(self, shard: str) -> Artifact | None:
+        self.refs("preference_shard")  # all at once
+        return self.get("preference_shard", shard)
+
+    def withdrawn(self) -> Withdrawn:
+        """What the recipe must not use any more."""
+        if self._withdrawn is None:
+            self._withdrawn = read_withdrawn(self.store, self.recipe)
+        return self._withdrawn
 
     def mlflow_runs(self) -> dict[str, str]:
         """Key of every artifact read so far to the MLflow run that reported it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -19,8 +19,11 @@ from eval.samples import SAMPLES_FILE, Sample, read_samples
 class ReportRequest(Request):
     """Both checkpoints with their scores by suite, the champion with its own (or None), and the gate (or None).
 
-    The rest is for the page alone: the recipe's name, the price of an hour by stage, and published figures.
+    The rest is for the page alone: the recipe's name, the price of an hour by stage, published figures, and how the
+    champion came to be one where the gate did not decide it.
     """
+
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"champion_note"})
 
     sft: Artifact
     policy: Artifact
@@ -32,6 +35,7 @@ class ReportRequest(Request):
     recipe: str = ""
     prices: dict[str, float] = Field(default_factory=dict)
     baselines: list[PublishedFigure] = Field(default_factory=list)
+    champion_note: str = ""
 
 
 class WrongEvidence(RuntimeError):

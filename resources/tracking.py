@@ -36,6 +36,7 @@ DIGEST_LIMIT = 36  # of a dataset in MLflow
 REQUEST_TAG = "align.request"
 POLICY_TAG = "align.policy_digest"
 RECIPE_TAG = "align.recipe"
+REGISTRATION_TAG = "align.registration_key"
 DAGSTER_RUNS_TAG = "dagster.run_ids"
 CHAMPION = "champion"
 
@@ -213,6 +214,35 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
             client.set_model_version_tag(model_name, version, name, value)
         client.set_registered_model_alias(model_name, CHAMPION, version)
         return version
+
+    def aliased(self, model_name: str, alias: str = CHAMPION) -> tuple[str, dict[str, str]] | None:
+        """The version that an alias is on, with its tags; None where there is no such model or alias."""
+        from mlflow.exceptions import MlflowException
+
+        def work() -> tuple[str, dict[str, str]] | None:
+            try:
+                found = self.client().get_model_version_by_alias(model_name, alias)
+            except MlflowException as error:
+                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    return None
+                raise
+            return str(found.version), dict(found.tags)
+
+        return self._tried(work)
+
+    def aliased_policies(self) -> set[str]:
+        """Digests of the policies whose version carries any alias, in any registered model."""
+
+        def work() -> set[str]:
+            client = self.client()
+            versions = [
+                client.get_model_version(model.name, version)
+                for model in client.search_registered_models()
+                for version in set(model.aliases.values())
+            ]
+            return {version.tags.get(POLICY_TAG, "") for version in versions} - {""}
+
+        return self._tried(work)
 
     def _new_version(self, client: MlflowClient, model_name: str, policy: Commit) -> str:
         """A version from the logged model of the run that reported the policy."""

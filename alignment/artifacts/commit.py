@@ -56,3 +56,19 @@ class Commit(BaseModel):
     @property
     def artifact(self) -> Artifact:
         return Artifact(kind=self.kind, key=self.key, attempt=self.attempt, digest=self.digest)
+
+
+class Erasure(BaseModel):
+    """`_ERASED-<attempt>.json`: a commit record whose artifact lost `files` on purpose; the others still stand."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    commit: Commit
+    at: str
+    why: str
+    files: list[str]
+
+    @property
+    def told(self) -> str:
+        return f"erased on {self.at}: {self.why}"

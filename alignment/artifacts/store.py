@@ -18,17 +18,19 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote
 
 import fsspec
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
 
-from alignment.artifacts.commit import Artifact, Commit, FileEntry
+from alignment.artifacts.commit import Artifact, Commit, Erasure, FileEntry
 from alignment.artifacts.refs import Ref
 from alignment.digest import stream_sha256
 from alignment.errors import BadInput
 
 COMMIT_FILE = "_COMMIT.json"
+ERASED = "_ERASED-"
+"""Begins the name of the record that takes a marker's place when files of its artifact are erased."""
 NOT_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -39,6 +41,10 @@ class MissingArtifact(LookupError):
 
 class CorruptArtifact(RuntimeError):
     """A committed artifact whose files are not what its commit record says."""
+
+
+class ErasedArtifact(MissingArtifact):
+    """An artifact whose commit record stands while files of it were erased on purpose."""
 
 
 @contextmanager
@@ -99,15 +105,49 @@ class Store:
             raise CorruptArtifact(f"{path}: not a commit record ({error.error_count()} errors)") from error
 
     def commit_of(self, artifact: Artifact) -> Commit:
-        """The commit record behind a pinned pointer; raises `MissingArtifact` if it is not there."""
+        """The commit record behind a pinned pointer, whose files may have been erased since.
+
+        Raises `MissingArtifact` if it is not there.
+        """
         commit = self.find(artifact.kind, artifact.key)
-        if commit is None or commit.digest != artifact.digest:
-            raise MissingArtifact(f"{self.uri(artifact)}: no committed {artifact.kind} with this digest")
-        return commit
+        if commit is not None and commit.digest == artifact.digest:
+            return commit
+        if (erasure := self.erasure_of(artifact)) is not None:
+            return erasure.commit
+        raise MissingArtifact(f"{self.uri(artifact)}: no committed {artifact.kind} with this digest")
+
+    def erasure_of(self, artifact: Artifact) -> Erasure | None:
+        """The record of what was erased of this artifact, or None where nothing was."""
+        path = self.path(artifact.kind, artifact.key, f"{ERASED}{artifact.attempt}.json")
+        try:
+            return Erasure.model_validate_json(self.fs.cat_file(path))
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise CorruptArtifact(f"{path}: not an erasure record ({error.error_count()} errors)") from error
+
+    def read(self, artifact: Artifact, name: str) -> bytes:
+        """One file of an artifact, also of one that was erased in part; raises `MissingArtifact` where it is gone."""
+        commit = self.commit_of(artifact)
+        path = self.path(commit.kind, commit.key, commit.attempt, name)
+        try:
+            return bytes(self.fs.cat_file(path))
+        except FileNotFoundError:
+            erasure = self.erasure_of(commit.artifact)
+            if erasure is not None:
+                raise ErasedArtifact(f"{path}: {erasure.told}") from None
+            raise MissingArtifact(f"{path}: no such file in this artifact") from None
 
     def fetch(self, artifact: Artifact, *, deep: bool = False) -> Path:
-        """A local folder with the artifact's files, sizes verified; sha256 too when `deep`."""
-        commit = self.commit_of(artifact)
+        """A local folder with the artifact's files, sizes verified; sha256 too when `deep`.
+
+        Raises `ErasedArtifact` when files of it were erased, `MissingArtifact` when it was never there.
+        """
+        commit = self.find(artifact.kind, artifact.key)
+        if commit is None or commit.digest != artifact.digest:
+            if (erasure := self.erasure_of(artifact)) is not None:
+                raise ErasedArtifact(f"{self.uri(artifact)}: {erasure.told}")
+            commit = self.commit_of(artifact)
         remote = self.path(commit.kind, commit.key, commit.attempt)
         if self.is_local:
             folder = Path(remote)
@@ -154,9 +194,27 @@ class Store:
         with FileLock(folder / ".lock"):
             if self.find(kind, key) is None:
                 for leftover in folder.iterdir():  # attempts of builders that died
-                    if leftover.is_dir():
+                    if leftover.is_dir() and not (folder / f"{ERASED}{leftover.name}.json").exists():
                         shutil.rmtree(leftover)
             yield
+
+    @contextmanager
+    def unless_building(self, kind: str, key: str) -> Iterator[bool]:
+        """Holds the key and gives True; gives False at once where a builder holds it (a local store only can say)."""
+        folder = Path(self.path(kind, key))
+        if not self.is_local or not folder.is_dir():
+            yield True
+            return
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
 
     def begin(self, kind: str, key: str) -> Attempt:
         """An empty folder to build in: in the store itself where that is local, else beside the cache."""
@@ -281,8 +339,10 @@ class Store:
             self.fs.rm_file(self.ref_path(recipe, stage, partition))
 
     def write_ref(self, ref: Ref, recipe: str, stage: str, partition: str | None = None) -> None:
-        path = self.ref_path(recipe, stage, partition)
-        data = ref.model_dump_json(indent=1).encode()
+        self.replace(self.ref_path(recipe, stage, partition), ref.model_dump_json(indent=1).encode())
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Writes a small file of the store (a `path` of it), in place of what was there; whole or not at all."""
         with told_when_full(path):
             if not self.is_local:
                 self.fs.pipe_file(path, data)

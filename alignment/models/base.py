@@ -26,7 +26,7 @@ def run(request: BaseModelRequest, context: Context) -> Result:
     """Writes the checkpoint folder at the artifact's root; the data version is the checkpoint's digest."""
     materialise(request.pin, context.out, request.seed)
     digest = digest_checkpoint(context.out)
-    return Result(digest=digest.digest, summary=checkpoint_summary(context.out, digest))
+    return Result(digest=digest.digest, summary=checkpoint_summary(context.out, digest) | {"from": request.pin.told()})
 
 
 STAGE: Stage[BaseModelRequest] = Stage(name="base_model", code_version=1, request=BaseModelRequest, run=run)

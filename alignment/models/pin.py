@@ -43,6 +43,15 @@ class ModelPin(BaseModel):
     chat_template: str | None = None
     """The template's text, which replaces the tokenizer's own."""
 
+    def told(self) -> dict[str, Any]:
+        """Where the model came from, for records that people read."""
+        if self.hub is not None:
+            return {"hub": self.hub, "revision": self.revision}
+        if self.embedded is not None:
+            return {"embedded": self.embedded}
+        files = self.files or []
+        return {"path": files[0].url.rsplit("/", 1)[0], "files": len(files)} if files else {}
+
 
 def pin_model(source: ModelSource) -> ModelPin:
     """What a recipe's model source stands for now. Reads every byte of a local folder; downloads nothing.

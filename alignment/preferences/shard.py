@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -20,8 +21,11 @@ from alignment.stages import Context, Request, Result, SourceFile, Stage
 class ShardRequest(Request):
     """One of `file`, `hub` and `embedded`; of `parts` contiguous runs of its records, run `part` (0-based).
 
-    For embedded data `part` is the day that is generated from `seed`; elsewhere the seed is 0.
+    For embedded data `part` is the day that is generated from `seed`; elsewhere the seed is 0. Rows whose id is
+    in `withdrawn` (sorted) are left out.
     """
+
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"withdrawn"})
 
     file: SourceFile | None = None
     hub: DataSource | None = None
@@ -29,6 +33,7 @@ class ShardRequest(Request):
     part: int = Field(default=0, ge=0)
     parts: int = Field(default=1, ge=1)
     seed: int = 0
+    withdrawn: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _one_source(self) -> ShardRequest:
@@ -59,17 +64,20 @@ def records_of(request: ShardRequest) -> Iterable[Record]:
 
 
 def run(request: ShardRequest, context: Context) -> Result:
-    """Writes rows.parquet in source order and quarantine.parquet.
+    """Writes rows.parquet in source order and quarantine.parquet; of withdrawn rows only their number is kept.
 
     Raises `BadInput` naming the source if it cannot be read or holds no valid row.
     """
-    validation = Validation()
+    validation = Validation(withdrawn=frozenset(request.withdrawn))
     write_rows(context.out / ROWS_FILE, validation.accepted(records_of(request), request.source))
     write_quarantine(context.out / QUARANTINE_FILE, validation.quarantined)
     reasons = validation.reasons
     if not validation.rows:
         where = request.file.url if request.file is not None else request.source
+        if validation.withdrawn_records and not reasons:
+            raise BadInput("every row of it was withdrawn: withdraw the whole shard", file=where)
         raise BadInput(f"no valid preference row; {most_common(reasons)}", file=where)
+    withdrawn: dict[str, Any] = {"withdrawn": validation.withdrawn_records} if request.withdrawn else {}
     return Result(
         digest=validation.digest,
         summary={
@@ -77,9 +85,10 @@ def run(request: ShardRequest, context: Context) -> Result:
             "quarantined": len(validation.quarantined),
             "reasons": reasons,
             "kind": validation.kind,
-            "source_rows": validation.rows + len(validation.quarantined),
+            "source_rows": validation.rows + len(validation.quarantined) + validation.withdrawn_records,
             "duplicates": reasons.get(DUPLICATE, 0),
             "digest": validation.digest,
+            **withdrawn,
         },
     )
 

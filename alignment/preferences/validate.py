@@ -15,9 +15,15 @@ Kind = Literal["paired", "unpaired"]
 
 
 class Validation:
-    """What a pass over one shard, or several files, has seen so far. The first valid row decides the kind."""
+    """What a pass over one shard, or several files, has seen so far. The first valid row decides the kind.
 
-    def __init__(self) -> None:
+    Records of rows in `withdrawn` are counted and otherwise as if they were not there, repeated ones too: none of
+    their text is kept.
+    """
+
+    def __init__(self, withdrawn: frozenset[str] = frozenset()) -> None:
+        self.withdrawn = withdrawn
+        self.withdrawn_records = 0
         self.kind: Kind | None = None
         self.quarantined: list[Quarantined] = []
         self._seen: dict[str, tuple[str, int]] = {}
@@ -27,6 +33,9 @@ class Validation:
         for record in records:
             row = record.problem or normalise(record.value, source, record.source_row)
             if isinstance(row, PreferenceRow):
+                if row.row_id in self.withdrawn:
+                    self.withdrawn_records += 1
+                    continue
                 reason = self._objection(row)
                 if reason is None:
                     yield row

@@ -20,6 +20,7 @@ from alignment.stages.stage import Context, R, Result, Stage
 
 REQUEST_FILE = "request.json"
 DAGSTER_RUN = "ALIGN_DAGSTER_RUN"  # the Dagster run that asks; a launch hands it on with its environment
+RECIPE_NAME = "ALIGN_RECIPE_NAME"  # and the recipe it asks for
 RECORDED_PACKAGES = (
     "torch",
     "transformers",
@@ -93,6 +94,7 @@ def environment() -> dict[str, str]:
         "device": _device(),
         "git": _git_revision(),
         "dagster_run": os.environ.get(DAGSTER_RUN, ""),
+        "recipe": os.environ.get(RECIPE_NAME, ""),
         **{name: version for name in RECORDED_PACKAGES if (version := _version(name))},
     }
 

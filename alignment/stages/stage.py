@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from alignment.artifacts import Artifact, Store
 from alignment.digest import json_digest
@@ -32,12 +32,24 @@ class Request(BaseModel):
     """Everything a stage's result depends on, and nothing else (launcher and pool are not in it).
 
     Fields named in `speed_only`, here or in a section of the request, change how fast the result comes, never
-    what it is: they stay out of the key.
+    what it is: they stay out of the key. A field named in `absent_by_default` stays out of key and JSON while it
+    holds its default, so that what was made before there was such a field stays current.
     """
 
     speed_only: ClassVar[frozenset[str]] = frozenset()
+    absent_by_default: ClassVar[frozenset[str]] = frozenset()
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        absent = self.absent()
+        return {name: value for name, value in handler(self).items() if name not in absent}
+
+    def absent(self) -> set[str]:
+        """Fields that are as if they were not there."""
+        fields = type(self).model_fields
+        return {name for name in self.absent_by_default if getattr(self, name) == fields[name].default}
 
     def identity(self) -> Any:
         """The request as a plain value in which artifacts and files stand for their content."""
@@ -104,7 +116,8 @@ def _identity(value: Any) -> Any:
     if isinstance(value, Artifact | SourceFile):
         return value.identity()
     if isinstance(value, BaseModel):
-        left_out: frozenset[str] = getattr(type(value), "speed_only", frozenset())
+        left_out = set(getattr(type(value), "speed_only", ()))
+        left_out |= value.absent() if isinstance(value, Request) else set()
         return {name: _identity(getattr(value, name)) for name in type(value).model_fields if name not in left_out}
     if isinstance(value, dict):
         return {str(name): _identity(item) for name, item in value.items()}

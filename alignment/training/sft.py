@@ -58,7 +58,7 @@ def run(request: SftRequest, context: Context) -> Result:
     if request.adopt is not None:
         if context.rank == 0:
             materialise(request.adopt, context.out, request.seed)
-        summary = adopted_summary()
+        summary = adopted_summary() | {"from": request.adopt.told()}
     else:
         summary = _train(request, context)
     if context.rank:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 
@@ -31,7 +33,12 @@ HELD_OUT_FILE = "held_out.parquet"
 
 
 class SftDatasetRequest(Request):
-    """One of `files`, `hub` and `embedded`. `max_rows` valid rows are sampled by `seed`; None takes all."""
+    """One of `files`, `hub` and `embedded`. `max_rows` valid rows are sampled by `seed`; None takes all.
+
+    Rows whose id is in `withdrawn` (sorted) are left out.
+    """
+
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"withdrawn"})
 
     files: list[SourceFile] = Field(default_factory=list)
     hub: DataSource | None = None
@@ -39,6 +46,7 @@ class SftDatasetRequest(Request):
     seed: int
     max_rows: int | None = Field(default=None, ge=1)
     held_out_fraction: float = Field(ge=0, lt=1)
+    withdrawn: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _one_source(self) -> SftDatasetRequest:
@@ -61,12 +69,21 @@ def sources_of(request: SftDatasetRequest) -> Iterator[tuple[str, Iterable[Recor
 
 
 def accepted(
-    sources: Iterable[tuple[str, Iterable[Record]]], quarantined: list[Quarantined], seen: dict[str, tuple[str, int]]
+    sources: Iterable[tuple[str, Iterable[Record]]],
+    quarantined: list[Quarantined],
+    seen: dict[str, tuple[str, int]],
+    withdrawn: Counter[str] | None = None,
 ) -> Iterator[SftRow]:
-    """Valid rows in source order, each once; the rest is added to `quarantined`, where a row stands to `seen`."""
+    """Valid rows in source order, each once; the rest is added to `quarantined`, where a row stands to `seen`.
+
+    Records of rows in `withdrawn` are counted there, and nothing of them is kept.
+    """
     for source, records in sources:
         for record in records:
             row = record.problem or normalise(record.value, source, record.source_row)
+            if withdrawn and isinstance(row, SftRow) and row.row_id in withdrawn:
+                withdrawn[row.row_id] += 1
+                continue
             if isinstance(row, SftRow) and row.row_id not in seen:
                 seen[row.row_id] = (source, record.source_row)
                 yield row
@@ -96,7 +113,8 @@ def run(request: SftDatasetRequest, context: Context) -> Result:
     """
     quarantined: list[Quarantined] = []
     seen: dict[str, tuple[str, int]] = {}
-    rows = sample(accepted(sources_of(request), quarantined, seen), request.seed, request.max_rows)
+    withdrawn = Counter(dict.fromkeys(request.withdrawn, 0))
+    rows = sample(accepted(sources_of(request), quarantined, seen, withdrawn), request.seed, request.max_rows)
     held_out = [row for row in rows if is_held_out(row.prompt, row.form, request.held_out_fraction)]
     held_out_ids = {row.row_id for row in held_out}
     train = [row for row in rows if row.row_id not in held_out_ids]
@@ -118,8 +136,9 @@ def run(request: SftDatasetRequest, context: Context) -> Result:
             "held_out": len(held_out),
             "quarantined": len(quarantined),
             "reasons": reasons,
-            "source_rows": len(seen) + len(quarantined),
+            "source_rows": len(seen) + len(quarantined) + withdrawn.total(),
             "not_sampled": len(seen) - len(rows),
+            **({"withdrawn": withdrawn.total()} if withdrawn else {}),
         },
     )
 

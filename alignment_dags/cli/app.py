@@ -33,7 +33,7 @@ app.add_typer(pools, name="pools")
 app.add_typer(recipes, name="recipes")
 
 # by name, as their modules are too heavy for a command that may not need them
-FAILURES = ("MissingArtifact", "CorruptArtifact", "WrongEvidence", "JudgeUnavailable")
+FAILURES = ("MissingArtifact", "ErasedArtifact", "CorruptArtifact", "WrongEvidence", "JudgeUnavailable", "RunFailed")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 
@@ -141,6 +141,37 @@ def prefs_check(
 
     if not _tell(lambda: check_files(files), as_json, show_check)["accepted"]:
         raise BadInput("no valid row", file=", ".join(files))
+
+
+@prefs.command("withdraw")
+def prefs_withdraw(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    row_ids: Annotated[list[str] | None, typer.Option("--row-id", help="Row id; repeat for more.")] = None,
+    shards: Annotated[list[str] | None, typer.Option("--shard", help="Whole shard; repeat for more.")] = None,
+    reason: Annotated[str, typer.Option(help="Why, without personal data: it is kept.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Take rows or shards out of a recipe for good: no later build uses them, `align gc` erases their text."""
+    from alignment_dags.withdraw import show_withdrawal, withdraw
+    from resources.home import ensure_home
+
+    ensure_home()
+    _tell(lambda: withdraw(recipe, row_ids or [], shards or [], reason), as_json, show_withdrawal)
+
+
+@prefs.command("restore")
+def prefs_restore(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    row_ids: Annotated[list[str] | None, typer.Option("--row-id", help="Row id; repeat for more.")] = None,
+    shards: Annotated[list[str] | None, typer.Option("--shard", help="Whole shard; repeat for more.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Undo a withdrawal: the next run uses what the source still holds of it."""
+    from alignment_dags.withdraw import restore, show_restored
+    from resources.home import ensure_home
+
+    ensure_home()
+    _tell(lambda: restore(recipe, row_ids or [], shards or []), as_json, show_restored)
 
 
 @app.command()
@@ -268,17 +299,59 @@ def compare(
 
 @app.command()
 def lineage(
-    model: Annotated[str, typer.Argument(help="MODEL, MODEL@alias or MODEL@version (champion by default).")],
+    model: Annotated[
+        str | None, typer.Argument(help="MODEL, MODEL@alias or MODEL@version (champion by default).")
+    ] = None,
+    row: Annotated[str | None, typer.Option(help="A row id instead: which models ever saw it.")] = None,
     source: Annotated[str, typer.Option("--from", help="store (commit records) or mlflow.")] = "store",
     as_json: AsJson = False,
 ) -> None:
-    """Walk from a model version back to its rows: shards, reference, SFT, base, code, runs."""
-    from alignment_dags.cli.tables import show_lineage
+    """Walk from a model version back to its rows (shards, reference, SFT, base, code, runs), or from a row on."""
+    from alignment_dags.cli.lineage_page import show_lineage
     from alignment_dags.lineage import lineage_of
+    from alignment_dags.lineage_rows import row_lineage, show_row
+    from resources.home import ensure_home
+
+    if (model is None) == (row is None):
+        raise BadInput("give either a MODEL or --row")
+    ensure_home()
+    if row is not None:
+        _tell(lambda: row_lineage(row), as_json, show_row)
+    else:
+        _tell(lambda: lineage_of(str(model), source), as_json, show_lineage)
+
+
+@app.command()
+def promote(
+    model: Annotated[str, typer.Argument(help="Registered model.")],
+    to: Annotated[str | None, typer.Option(help="Version to return to.")] = None,
+    override: Annotated[
+        bool, typer.Option("--override", help="Promote the recipe's current policy despite the gate.")
+    ] = False,
+    reason: Annotated[str, typer.Option(help="Why; recorded with the model, and needed for --override.")] = "",
+    recipe: Annotated[Path | None, typer.Option(help="Its recipe (YAML), if not among those in use.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version champion by a person's decision, which is recorded in MLflow, in lineage and in reports."""
+    from alignment_dags.promote import Wish, promote, show_promotion
+
+    wish = Wish(model, to, override, reason, recipe)
+    _tell(lambda: promote(wish, _say), as_json, show_promotion)
+
+
+@app.command()
+def gc(
+    recipes: Annotated[list[Path] | None, typer.Argument(help="Recipes (YAML); none: all in the store.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go, and how much that is.")] = False,
+    keep: Annotated[int, typer.Option(min=0, help="Policies a recipe keeps beside champions and current ones.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Erase the text of withdrawn rows, weights of old checkpoints, and leftovers of interrupted builds."""
+    from alignment_dags.gc import collect, show_collected
     from resources.home import ensure_home
 
     ensure_home()
-    _tell(lambda: lineage_of(model, source), as_json, show_lineage)
+    _tell(lambda: collect(recipes or [], keep=keep, dry_run=dry_run), as_json, show_collected)
 
 
 @app.command()

@@ -7,7 +7,9 @@ from typing import Any
 from alignment.artifacts import Artifact, Commit
 from alignment_dags.cli.tables import columns, comparison_row
 from alignment_dags.run import Outcome
+from assets.alias import moved_by_hand
 from assets.upstream import Upstream
+from resources.tracking import Tracking, TrackingUnreachable
 
 
 def summary_of(outcome: Outcome) -> dict[str, Any]:
@@ -39,8 +41,17 @@ def summary_of(outcome: Outcome) -> dict[str, Any]:
         "rows": manifest.summary if manifest else None,
         "report": f"{uri(upstream.get('evaluation_report'))}/report.html" if report else None,
         "policy": uri(policy),
+        "alias": alias_told(outcome, upstream.get("registered_model")),
         "store": outcome.store.url,
     }
+
+
+def alias_told(outcome: Outcome, registration: Artifact | None) -> str | None:
+    """What is wrong with the champion's alias, if anything is and MLflow answers."""
+    try:
+        return moved_by_hand(outcome.store, Tracking(attempts=1), outcome.recipe.model_name, registration)
+    except TrackingUnreachable:
+        return None
 
 
 def show_outcome(result: dict[str, Any]) -> None:
@@ -67,6 +78,8 @@ def show_outcome(result: dict[str, Any]) -> None:
     for name in ("report", "policy", "store"):
         if result[name]:
             print(f"{name}: {result[name]}")
+    if result["alias"]:
+        print(f"warning: {result['alias']}")
     if result["failure"] is not None:
         print(f"\nfailed: {result['failure']}")
     elif result["dagster_runs"]:

@@ -127,22 +127,3 @@ def show_nights(result: dict[str, Any]) -> None:
             print(f"    left out {shard}: {why}")
         if night["took"]:
             print(f"    {night['took']}")
-
-
-def show_lineage(result: dict[str, Any]) -> None:
-    print(f"{result['model']} version {result['version']}")
-    _show_node("", result["tree"], 0, set())
-    print("\nshards")
-    print(
-        columns(("shard", "rows", "row digest"), [(s["name"], s["rows"], s["digest"][:16]) for s in result["shards"]])
-    )
-
-
-def _show_node(role: str, node: dict[str, Any], depth: int, seen: set[str]) -> None:
-    again = node["key"] in seen
-    seen.add(node["key"])
-    told = f"{role}: " if role else ""
-    print(f"{'  ' * depth}{told}{node['stage']} {node['digest'][:12]} (key {node['key'][:12]}){' …' if again else ''}")
-    if not again:
-        for name, child in node["inputs"].items():
-            _show_node(name, child, depth + 1, seen)

@@ -35,12 +35,14 @@ def decide(
     recorded: Mapping[str, str],
     asked: Mapping[str, Asked],
     running: Collection[str],
+    meant: Collection[str] = (),
 ) -> Decision:
     """`known` are the recipe's partitions, `recorded` maps shards to the key of their current artifact, `asked` is
-    what earlier looks asked for, and `running` are the run keys whose runs have not ended."""
+    what earlier looks asked for, `running` are the run keys whose runs have not ended, and `meant` are shards that a
+    person withdrew: they go, and raise no doubt about the source."""
     partitions = set(known)
     made = Decision(add=[name for name in seen.keys if name not in partitions])
-    _withdraw(made, seen, known, recorded)
+    _withdraw(made, seen, known, recorded, meant)
     for name, key in seen.keys.items():
         if recorded.get(name) != key:
             _ask(made, name, key, asked.get(name), running)
@@ -50,18 +52,21 @@ def decide(
     return made
 
 
-def _withdraw(made: Decision, seen: Seen, known: Collection[str], recorded: Mapping[str, str]) -> None:
+def _withdraw(
+    made: Decision, seen: Seen, known: Collection[str], recorded: Mapping[str, str], meant: Collection[str]
+) -> None:
     """Shards that are gone go, unless so many went at once that the source itself is in doubt."""
     names = seen.names
     shards = list(dict.fromkeys([*known, *recorded]))
     gone = [name for name in shards if name not in names]
     elsewhere = set(seen.keys.values())
-    lost = [name for name in gone if recorded.get(name) not in elsewhere]  # a renamed file is not lost
+    lost = [name for name in gone if recorded.get(name) not in elsewhere and name not in meant]  # renamed is not lost
     if len(shards) >= FEW and len(lost) > MOST_GONE * len(shards):
         made.troubles.append(
             f"{len(lost)} of {len(shards)} shards are gone from the source, and none was withdrawn: "
             f"{', '.join(listed(lost))}; if that is meant, run `align run` or `align backfill`, which follow the source"
         )
+        made.withdraw = [name for name in gone if name in meant]
     else:
         made.withdraw = gone
 

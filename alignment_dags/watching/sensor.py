@@ -68,7 +68,7 @@ def watch(instance: dg.DagsterInstance, recipe: Recipe, store: Store, text: str 
     known = instance.get_dynamic_partitions(partitions.name)
     recorded = {shard: ref.artifact.key for shard, ref in upstream.refs("preference_shard").items()}
     running = {run.tags[RUN_KEY] for run in _unfinished(instance, recipe) if RUN_KEY in run.tags}
-    made = decide(seen, known, recorded, cursor.asked, running)
+    made = decide(seen, known, recorded, cursor.asked, running, upstream.withdrawn().shards)
     withdraw(instance, store, recipe.name, made.withdraw)
     gone = set(made.withdraw)
     order = [*(name for name in known if name not in gone), *made.add]

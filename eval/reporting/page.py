@@ -56,6 +56,7 @@ def page(
         sft=request.sft.digest,
         policy=request.policy.digest,
         champion=None if request.champion is None else request.champion.digest,
+        champion_note=request.champion_note,
         holm={title_of(suite): p_value for suite, p_value in holm.items()},
         against_sft=tables(evidence.against_sft),
         against_champion=None if champion is None else tables(champion),

@@ -10,7 +10,10 @@ import pytest
 from alignment.artifacts import Artifact, Ref, Store
 from alignment.errors import BadInput
 from alignment.preferences.manifest import ManifestRequest
+from alignment.preferences.row import read_rows
+from alignment.preferences.tombstones import Tombstone, bury, now
 from alignment.recipe import Recipe, parse_recipe
+from alignment.stages import execute
 from assets.graph import nodes_of
 from assets.upstream import Upstream
 from resources.pools import load_pools
@@ -97,3 +100,33 @@ def test_a_source_that_cannot_be_listed_before_anything_was_built_is_bad_input(r
     point(store, "sft_checkpoint", "sft", None)
     with pytest.raises(BadInput, match="no such file"):
         asked(store, recipe)
+
+
+@pytest.mark.parametrize("folder_there", [True, False])
+def test_a_withdrawn_shard_takes_no_part_while_its_ref_still_stands(
+    recipe: Recipe, folder: Path, folder_there: bool
+) -> None:
+    store = ArtifactStore().open()
+    record(store, recipe, "day-0", "day-1")
+    bury(store, "night", "shards", [Tombstone(id="day-1", at=now())])
+    if not folder_there:
+        shutil.rmtree(folder)
+    request = asked(store, recipe)
+    assert set(request.shards) == {"day-0"}
+    assert request.left_out in ({}, {"day-1": "withdrawn"})
+
+
+def test_a_shard_with_withdrawn_rows_takes_no_part_though_its_source_cannot_be_read(
+    recipe: Recipe, folder: Path
+) -> None:
+    store = ArtifactStore().open()
+    record(store, recipe)
+    node = next(node for node in nodes_of(recipe, load_pools()) if node.name == "preference_shard")
+    made = execute(node.stage, node.request(Upstream(store, "night"), "day-1"), store)
+    store.write_ref(Ref(artifact=made.artifact), "night", "preference_shard", "day-1")
+    (row,) = read_rows(store.fetch(made.artifact) / "rows.parquet")
+    bury(store, "night", "rows", [Tombstone(id=row.row_id, at=now())])
+    for _ in range(2):
+        left_out = asked(store, recipe).left_out
+        assert left_out["day-1"] == "rows of it were withdrawn, and it was not built without them"
+        shutil.rmtree(folder, ignore_errors=True)

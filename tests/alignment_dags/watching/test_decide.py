@@ -15,7 +15,9 @@ from alignment_dags.watching.look import Seen
 def after(source: dict[str, str], made: dict[str, str], asked: dict[str, Asked] | None = None, **more: Any) -> Decision:
     """`source` and `made` map shards to keys: what the files hold now, and what the store has."""
     seen = Seen(keys=source, waiting=more.get("waiting", {}), unreadable=more.get("unreadable", {}))
-    return decide(seen, more.get("known", list(made)), made, asked or {}, more.get("running", set()))
+    return decide(
+        seen, more.get("known", list(made)), made, asked or {}, more.get("running", set()), more.get("meant", ())
+    )
 
 
 def shards(count: int) -> dict[str, str]:
@@ -113,3 +115,12 @@ def test_one_look_asks_for_no_more_than_dagster_can_take_and_the_next_goes_on(mo
     assert (first.ask, len(first.add)) == (["day-0", "day-1", "day-2"], 5)
     done = dict(list(shards(5).items())[:3])
     assert after(shards(5), done, known=list(shards(5))).ask == ["day-3", "day-4"]
+
+
+def test_what_a_person_withdrew_goes_even_where_the_source_is_in_doubt() -> None:
+    made = after({}, shards(10), meant=["day-0", "day-1"])
+    assert made.withdraw == ["day-0", "day-1"]
+    assert "8 of 10 shards are gone" in made.troubles[0]
+    left = {name: key for name, key in shards(10).items() if name not in ("day-0", "day-1", "day-2")}
+    made = after(left, shards(10), meant=["day-0", "day-1", "day-2"])
+    assert (made.withdraw, made.troubles) == (["day-0", "day-1", "day-2"], [])

@@ -17,7 +17,9 @@ from alignment.artifacts import Artifact, Ref
 from alignment.errors import BadInput
 from alignment.preferences import shard as shard_module
 from alignment.preferences import shards as shards_module
+from alignment.preferences.row import read_rows
 from alignment.preferences.shard import ShardRequest
+from alignment.preferences.tombstones import Tombstone, bury, lift, now
 from alignment.recipe import DataSource, PreferenceSource, Recipe, parse_recipe
 from alignment.stages import SourceFile, execute
 from alignment_dags.launch import RANGE_END, RANGE_START
@@ -364,3 +366,26 @@ def test_a_data_set_on_the_hub_is_followed_by_its_revision(watched: Watched, mon
     ArtifactStore().open().write_ref(Ref(artifact=artifact), "hub", node.name, "train")
     assert hub.tick() == []
     assert hub.tick() == ["train"]
+
+
+def test_a_withdrawn_row_asks_for_the_shard_that_holds_it_and_for_no_other(watched: Watched) -> None:
+    store = ArtifactStore().open()
+    folder = store.fetch(Upstream(store, "night")("preference_shard", watched.partitions[1]))
+    bury(store, "night", "rows", [Tombstone(id=read_rows(folder / "rows.parquet")[0].row_id, at=now())])
+    watched.write(watched.partitions[1], "yes", "one more")
+    assert watched.tick() == [watched.partitions[1]]
+    watched.make(watched.partitions[1])
+    assert watched.tick() == []
+
+
+def test_a_withdrawn_shard_goes_without_doubt_and_does_not_come_back_by_the_next_tick(watched: Watched) -> None:
+    store = ArtifactStore().open()
+    first, *others = watched.partitions
+    for shard in (first, others[0]):
+        bury(store, "night", "shards", [Tombstone(id=shard, at=now())])
+    assert watched.tick() == []
+    assert watched.partitions == others[1:]
+    assert Upstream(store, "night").get("preference_shard", first) is None
+    assert watched.tick() == []
+    lift(store, "night", "shards", [first])
+    assert watched.tick() == [first]

@@ -1,0 +1,76 @@
+"""Erasing files of a committed artifact on purpose, so that its commit record, and every lineage through it, stands.
+
+The record takes the marker's place: nobody finds the artifact any more, whoever asks for its key makes it again,
+and what was pinned to it is told when and why its files went.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+
+from alignment.artifacts.commit import Artifact, Commit, Erasure
+from alignment.artifacts.store import COMMIT_FILE, ERASED, Store
+
+
+def erase(
+    store: Store, commit: Commit, files: Iterable[str], why: str, instead: Mapping[str, bytes] | None = None
+) -> Erasure:
+    """Erases the named files of a committed artifact; hold its key meanwhile. Safe to repeat after a crash.
+
+    `instead` are small files left beside the others, for what lineage still has to know.
+    """
+    for name, data in (instead or {}).items():
+        store.replace(store.path(commit.kind, commit.key, commit.attempt, name), data)
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    erasure = Erasure(commit=commit, at=at, why=why, files=sorted(files))
+    record = store.path(commit.kind, commit.key, f"{ERASED}{commit.attempt}.json")
+    store.replace(record, erasure.model_dump_json(indent=1).encode())
+    _remove(store, store.path(commit.kind, commit.key, COMMIT_FILE))
+    finish(store, erasure)
+    return erasure
+
+
+def finish(store: Store, erasure: Erasure) -> None:
+    """Removes what an erasure names, wherever a copy of it lies."""
+    commit = erasure.commit
+    marker = store.find(commit.kind, commit.key)
+    if marker is not None and marker.attempt == commit.attempt:  # a crash came between the record and the marker
+        _remove(store, store.path(commit.kind, commit.key, COMMIT_FILE))
+    for path in remaining(store, erasure):
+        _remove(store, path)
+    shutil.rmtree(store.cache / "artifacts" / commit.kind / commit.key / commit.attempt, ignore_errors=True)
+
+
+def remaining(store: Store, erasure: Erasure) -> list[str]:
+    """Files that an erasure names and that are still there."""
+    commit = erasure.commit
+    folder = PurePosixPath(store.path(commit.kind, commit.key, commit.attempt))
+    return [path for name in erasure.files if store.fs.exists(path := str(folder / name))]
+
+
+def gone(store: Store, artifact: Artifact) -> Erasure | None:
+    """What was erased of an artifact and was not made again since."""
+    standing = store.find(artifact.kind, artifact.key)
+    return None if standing is not None and standing.digest == artifact.digest else store.erasure_of(artifact)
+
+
+def erasures(store: Store, kind: str) -> Iterator[Erasure]:
+    """Every erasure record of a kind, in no particular order."""
+    for path in store.fs.glob(store.path(kind, "*", f"{ERASED}*.json")):
+        yield Erasure.model_validate_json(store.fs.cat_file(str(path)))
+
+
+def all_commits(store: Store, kind: str) -> Iterator[Commit]:
+    """Every commit record of a kind, those of erased artifacts too; a result that was made again counts once."""
+    erased = [erasure.commit for erasure in erasures(store, kind)]
+    yield from {(commit.key, commit.digest): commit for commit in [*erased, *store.commits(kind)]}.values()
+
+
+def _remove(store: Store, path: str) -> None:
+    try:
+        store.fs.rm_file(path)
+    except FileNotFoundError:
+        return  # another process was faster

@@ -1,0 +1,117 @@
+"""Withdrawals applied to a recipe's shards: withdrawn ones are gone, withdrawn rows left out of those that hold them.
+
+A shard that was built and does not hold a withdrawn row keeps its request, so that one person's wish makes one
+shard anew and not ten thousand. What a shard holds that was not built yet is not known, so it is asked to leave
+out all withdrawn rows.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from alignment.artifacts import Artifact, ErasedArtifact, MissingArtifact, Store
+from alignment.digest import json_digest
+from alignment.preferences.row import ROWS_FILE
+from alignment.preferences.shard import STAGE, ShardRequest
+from alignment.preferences.shards import Shards
+from alignment.preferences.tombstones import Withdrawn
+from alignment.stages.execute import REQUEST_FILE
+
+
+class Standing(Mapping[str, ShardRequest]):
+    """A source's shards without what was withdrawn; a file is pinned when its shard is asked for.
+
+    `current` gives the artifact a shard has now, if any.
+    """
+
+    def __init__(
+        self, shards: Shards, withdrawn: Withdrawn, current: Callable[[str], Artifact | None], store: Store
+    ) -> None:
+        self._shards = shards
+        self._withdrawn = withdrawn
+        self._current = current
+        self._store = store
+        self._applied: dict[str, ShardRequest] = {}
+
+    def __getitem__(self, name: str) -> ShardRequest:
+        if name in self._withdrawn.shards:
+            raise KeyError(name)
+        request, rows = self._shards[name], self._withdrawn.rows
+        if not rows:
+            return request
+        if name not in self._applied:
+            self._applied[name] = _applied(request, rows, self._current(name), self._store)
+        return self._applied[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._shards if name not in self._withdrawn.shards)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shards and name not in self._withdrawn.shards
+
+    def modified(self, name: str) -> float | None:
+        """When the shard's file was last written, in seconds since the epoch; None where that is not known."""
+        return self._shards.modified(name)
+
+
+def _applied(request: ShardRequest, rows: frozenset[str], current: Artifact | None, store: Store) -> ShardRequest:
+    everything = request.model_copy(update={"withdrawn": tuple(sorted(rows))})
+    if current is None:
+        return everything
+    try:
+        asked = ShardRequest.model_validate_json(store.read(current, REQUEST_FILE))
+        if STAGE.key(asked.model_copy(update={"withdrawn": ()})) != STAGE.key(request):
+            return everything  # other content, which may hold any of them
+        if set(asked.withdrawn) <= rows and not holds(store, current, rows - set(asked.withdrawn)):
+            return request.model_copy(update={"withdrawn": asked.withdrawn})
+    except MissingArtifact:
+        return everything
+    return everything
+
+
+def holds(store: Store, shard: Artifact, rows: frozenset[str]) -> bool:
+    """Whether a shard artifact holds any of the rows; remembered, as an artifact never changes.
+
+    One whose rows were erased counts as holding them: it is of no more use.
+    """
+    if not rows:
+        return False
+    asked = json_digest(sorted(rows))
+    memory = store.cache / "withdrawn" / f"{shard.key}-{shard.attempt}.json"
+    try:
+        known = json.loads(memory.read_text(encoding="utf-8"))
+        if known["asked"] == asked:
+            return bool(known["holds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    try:
+        holds = bool(rows_held(store, shard, rows))
+    except ErasedArtifact:
+        return True
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(f"{memory}.{uuid.uuid4().hex[:8]}")
+    partial.write_text(json.dumps({"asked": asked, "holds": holds}), encoding="utf-8")
+    partial.replace(memory)
+    return holds
+
+
+def rows_held(
+    store: Store, artifact: Artifact, rows: frozenset[str], files: tuple[str, ...] = (ROWS_FILE,)
+) -> set[str]:
+    """Those of the row ids that files of an artifact hold, read from their one column of ids."""
+    wanted = pa.array(sorted(rows), pa.string())
+    held: set[str] = set()
+    for name in files if rows else ():
+        ids = pq.read_table(pa.BufferReader(store.read(artifact, name)), columns=["row_id"])["row_id"]
+        held.update(ids.filter(pc.is_in(ids, value_set=wanted)).to_pylist())
+    return held

@@ -1,0 +1,94 @@
+"""What `align lineage` shows a person: how a version came to be, part by part, and the tree of what it stands on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from alignment_dags.cli.tables import SHOWN_ROWS, columns
+
+MANY = ("shards.", "references.")
+SHORT = 12
+
+
+def show_lineage(result: dict[str, Any]) -> None:
+    for line in lines(result):
+        print(line)
+
+
+def lines(result: dict[str, Any]) -> Iterator[str]:
+    """The page, line by line."""
+    yield f"{result['model']} version {result['version']}"
+    yield from (f"  {line}" for line in _about(result))
+    yield ""
+    yield from _node("", result["tree"], "", set())
+    yield ""
+    yield from _shards(result["shards"])
+    yield ""
+    rows = [
+        (run["stage"], run["key"][:SHORT], (run["dagster_run"] or "-")[:8], run["mlflow_run"] or "-")
+        for run in result["runs"]
+        if run["stage"] not in ("preference_shard", "reference_logprobs")
+    ]
+    yield columns(("stage", "key", "Dagster run", "MLflow run"), rows)
+    if result["recipe"]:
+        yield "\nrecipe"
+        yield from (f"  {line}" for line in result["recipe"].splitlines())
+
+
+def _about(result: dict[str, Any]) -> Iterator[str]:
+    registration, gate, manifest = result["registration"], result["gate"], result["manifest"]
+    decision = registration["decision"]
+    if decision is None:
+        yield f"registered {registration['at']}, passed by the gate"
+    else:
+        what = "PROMOTED DESPITE THE GATE" if decision["kind"] == "override" else "returned to"
+        yield f"{what} by {decision['by']} on {decision['at']}{': ' if decision['reason'] else ''}{decision['reason']}"
+    for told in filter(None, (result["alias_moved"], registration["alias_moved"])):
+        yield f"alias: {told}"
+    yield f"gate: {gate['verdict']}"
+    yield from (f"  {reason}" for reason in gate["reasons"])
+    yield f"policy: {result['policy']['digest'][:SHORT]}, {result['policy']['rows_trained']} rows trained on"
+    yield (
+        f"manifest: {manifest['digest'][:SHORT]}, {manifest['rows']} rows: {manifest['train']} to train on,"
+        f" {manifest['held_out']} held out, {manifest['dropped']} dropped"
+    )
+    yield from (f"  without shard {shard}: {why}" for shard, why in (manifest["left_out"] or {}).items())
+    yield f"reference: {(result['reference']['fingerprint'] or '-')[:SHORT]}"
+    yield f"SFT checkpoint: {result['sft']['digest'][:SHORT]}{_origin(result['sft']['adopted_from'], ', adopted')}"
+    if result["base"]:
+        yield f"base model: {result['base']['digest'][:SHORT]}{_origin(result['base']['from'], ',')}"
+    versions = ", ".join(f"{stage} {version}" for stage, version in result["code"]["versions"].items())
+    yield f"code: {result['code']['git'] or '-'}; versions {versions}"
+    yield f"device: {result['device'] or '-'}"
+    yield f"packages: {', '.join(f'{name} {version}' for name, version in result['packages'].items())}"
+    for one in result["erased"]:
+        yield f"erased: files of {one['kind']} {one['key'][:SHORT]} on {one['at']}: {one['why']}"
+
+
+def _origin(origin: dict[str, Any] | None, lead: str) -> str:
+    return f"{lead} from {', '.join(f'{name} {value}' for name, value in origin.items())}" if origin else ""
+
+
+def _shards(shards: list[dict[str, Any]]) -> Iterator[str]:
+    rows = [(one["name"], one["rows"], one["digest"][:16]) for one in shards[:SHOWN_ROWS]]
+    yield columns(("shard", "rows", "row digest"), rows)
+    if (more := len(shards) - SHOWN_ROWS) > 0:
+        yield f"… and {more} more; --json names them all"
+
+
+def _node(role: str, node: dict[str, Any], indent: str, seen: set[str]) -> Iterator[str]:
+    """One artifact and what it was made from; a manifest's shards are counted, as the table names them."""
+    again = node["key"] in seen
+    seen.add(node["key"])
+    told = f"{role}: " if role else ""
+    mark = " (above)" if again and node["inputs"] else ""
+    yield f"{indent}{told}{node['stage']} {node['digest'][:SHORT]} (key {node['key'][:SHORT]}){mark}"
+    if again:
+        return
+    for name, child in node["inputs"].items():
+        if not name.startswith(MANY):
+            yield from _node(name, child, f"{indent}  ", seen)
+    for prefix in MANY:
+        if count := sum(name.startswith(prefix) for name in node["inputs"]):
+            yield f"{indent}  {prefix.rstrip('.')}: {count}"

@@ -1,0 +1,122 @@
+"""`align gc`: the text of withdrawn rows, spent checkpoints and leftovers, first listed, then removed."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from alignment.artifacts import Store
+from alignment.artifacts.erase import erase, erasures, finish, remaining
+from alignment.artifacts.in_use import keys_in_use
+from alignment.artifacts.listing import refs_of
+from alignment.preferences.tombstones import FOLDER, Withdrawn, read_withdrawn
+from alignment.recipe import Recipe, load_recipe
+from alignment_dags.gc_checkpoints import POLICY, SFT, spent_checkpoints
+from alignment_dags.gc_items import Kept, Plan
+from alignment_dags.gc_leftovers import leftovers
+from alignment_dags.gc_text import DATASET, SHARD, forget_withdrawn_shards, ids_instead, withdrawn_text
+from resources.store import ArtifactStore
+from resources.tracking import Tracking, TrackingUnreachable
+
+KEEP = 5
+"""Policies a recipe keeps beside its champion, by default."""
+
+
+def collect(paths: list[Path], *, keep: int = KEEP, dry_run: bool = False) -> dict[str, Any]:
+    """Removes, or with `dry_run` only lists, what the given recipes (none: all in the store) no longer need."""
+    recipes = [load_recipe(path) for path in paths]
+    store = ArtifactStore().open()
+    names = [recipe.name for recipe in recipes] or _names(store)
+    plan = plan_of(store, names, everything=not recipes, keep=keep)
+    busy = [] if dry_run else carry_out(store, plan, names)
+    gone = [one for one in plan.doomed if (one.kind, one.key) not in busy]
+    swept = [one for one in plan.leftovers if (one.kind, one.key) not in busy]
+    kept = [*plan.kept, *(Kept(kind, key, "it is being built right now") for kind, key in busy)]
+    return {
+        "dry_run": dry_run,
+        "erased": [one.plain() for one in gone],
+        "leftovers": [{"path": one.path, "bytes": one.bytes, "why": one.why} for one in swept],
+        "kept": [asdict(one) for one in kept],
+        "bytes": Plan(gone, [], swept).bytes,
+        "source": _sources(store, recipes),
+    }
+
+
+def plan_of(store: Store, names: list[str], *, everything: bool, keep: int) -> Plan:
+    """What would go; nothing is touched."""
+    in_use = keys_in_use(store)
+    doomed, kept = withdrawn_text(store, names, in_use)
+    try:
+        aliased = Tracking(attempts=1).aliased_policies()
+        doomed += spent_checkpoints(store, None if everything else names, keep, aliased, in_use)
+    except TrackingUnreachable as error:
+        kept.append(Kept(POLICY, "", f"no checkpoint is removed while it is not known which have an alias: {error}"))
+    return Plan(doomed, kept, list(leftovers(store)))
+
+
+def carry_out(store: Store, plan: Plan, names: list[str]) -> list[tuple[str, str]]:
+    """Removes what the plan names, after what an interrupted removal left; returns what a builder holds."""
+    busy: list[tuple[str, str]] = []
+    for kind in (SHARD, DATASET, POLICY, SFT):
+        for erasure in erasures(store, kind):
+            if remaining(store, erasure):
+                finish(store, erasure)
+    for one in plan.doomed:
+        with store.unless_building(one.kind, one.key) as free:
+            if free:
+                erase(store, one.commit, one.files, one.why, ids_instead(store, one.commit))
+            else:
+                busy.append((one.kind, one.key))
+    for left in plan.leftovers:
+        with store.unless_building(left.kind, left.key) as free:
+            if not free:
+                busy.append((left.kind, left.key))
+            elif left.local or store.is_local:
+                shutil.rmtree(left.path, ignore_errors=True)
+            else:
+                store.fs.rm(left.path, recursive=True)
+    forget_withdrawn_shards(store, names)
+    return busy
+
+
+def show_collected(result: dict[str, Any]) -> None:
+    would = "would be erased" if result["dry_run"] else "erased"
+    for one in result["erased"]:
+        files = ", ".join(one["files"]) if len(one["files"]) <= 3 else f"{len(one['files'])} files"
+        print(f"{would}: {one['kind']} {one['key'][:12]}: {files} ({size(one['bytes'])}); {one['why']}")
+    for one in result["leftovers"]:
+        print(f"{would}: {one['path']} ({size(one['bytes'])}); {one['why']}")
+    for one in result["kept"]:
+        print(f"kept: {one['kind']} {one['key'][:12]}: {one['why']}")
+    print(f"{size(result['bytes'])} {'would be freed' if result['dry_run'] else 'freed'}; every commit record stays")
+    for place in result["source"]:
+        print(f"not touched, it is yours: {place} (withdrawn rows stay in it until you take them out)")
+
+
+def size(count: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def _names(store: Store) -> list[str]:
+    """Recipes that the store knows of."""
+    known = {named.recipe for named in refs_of(store, SHARD, partitioned=True)}
+    known |= {str(path).rsplit("/", 1)[-1] for path in store.fs.glob(store.path(FOLDER, "*"))}
+    return sorted(known)
+
+
+def _sources(store: Store, recipes: list[Recipe]) -> list[str]:
+    return sorted(
+        {
+            source
+            for recipe in recipes
+            if read_withdrawn(store, recipe.name) != Withdrawn()
+            for data in (recipe.preferences, recipe.sft.dataset)
+            for source in (data.files or [] if data else [])
+        }
+    )

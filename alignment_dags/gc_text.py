@@ -1,0 +1,135 @@
+"""The text of withdrawn rows: which artifacts still hold it, and which of those nobody stands on.
+
+Only shards and SFT data sets hold rows as text: reference log-probs, manifests, caches and training records hold
+ids, keys and numbers, requests and reports hold no rows, and MLflow is given none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from alignment.artifacts import Commit, Store
+from alignment.artifacts.listing import refs_of
+from alignment.preferences.normalise import normalise
+from alignment.preferences.quarantine import QUARANTINE_FILE
+from alignment.preferences.row import ROWS_FILE, PreferenceRow, SftRow
+from alignment.preferences.tombstones import Withdrawn, read_withdrawn, tombstone
+from alignment.preferences.withdrawal import rows_held
+from alignment.training.sft_dataset import HELD_OUT_FILE, TRAIN_FILE
+from alignment.training.sft_forms import normalise as normalise_sft
+from alignment_dags.gc_items import Doomed, Kept
+
+SHARD, DATASET = "preference_shard", "sft_dataset"
+IDS_FILE = "row_ids.parquet"
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A kind of artifact that holds rows as text, in `files` by id and in its quarantine as they were read."""
+
+    kind: str
+    files: tuple[str, ...]
+    parse: Callable[[object, str, int], PreferenceRow | SftRow | str]
+
+    def holds(self, store: Store, commit: Commit, rows: frozenset[str]) -> bool:
+        """Whether any of the rows stands in an artifact of this kind, set aside or not."""
+        return bool(rows) and (
+            bool(rows_held(store, commit.artifact, rows, self.files)) or self._quarantined(store, commit, rows)
+        )
+
+    def _quarantined(self, store: Store, commit: Commit, rows: frozenset[str]) -> bool:
+        table = pq.read_table(pa.BufferReader(store.read(commit.artifact, QUARANTINE_FILE)), columns=["text"])
+        for text in table["text"].to_pylist():
+            try:
+                row = self.parse(json.loads(text), "", 1)
+            except (ValueError, RecursionError):
+                continue
+            if not isinstance(row, str) and row.row_id in rows:
+                return True
+        return False
+
+
+SHARDS = Holder(SHARD, (ROWS_FILE,), normalise)
+DEMONSTRATIONS = Holder(DATASET, (TRAIN_FILE, HELD_OUT_FILE), normalise_sft)
+
+
+def withdrawn_text(store: Store, recipes: Iterable[str], in_use: set[str]) -> tuple[list[Doomed], list[Kept]]:
+    """Artifacts that hold what the recipes have withdrawn: those that can go, and those still stood on."""
+    withdrawn = {recipe: read_withdrawn(store, recipe) for recipe in recipes}
+    rows: frozenset[str] = frozenset().union(*(one.rows for one in withdrawn.values()))
+    demonstrations: frozenset[str] = frozenset().union(*(one.demonstrations for one in withdrawn.values()))
+    shards = {
+        key: f"shard {shard} of {recipe} was withdrawn"
+        for recipe, one in withdrawn.items()
+        for shard in one.shards
+        if (stone := tombstone(store, recipe, "shards", shard)) is not None
+        for key in stone.artifacts
+    }
+    doomed: list[Doomed] = []
+    kept: list[Kept] = []
+    for holder, ids, whole in ((SHARDS, rows, shards), (DEMONSTRATIONS, demonstrations, {})):
+        if not ids and not whole:
+            continue
+        current = _current(store, holder.kind)
+        for commit in store.commits(holder.kind):
+            why = whole.get(commit.key) or ("rows were withdrawn" if holder.holds(store, commit, ids) else None)
+            if why is None:
+                continue
+            if commit.key in current:
+                kept.append(Kept(holder.kind, commit.key, _stands(current[commit.key], why, withdrawn)))
+            elif commit.key in in_use:
+                kept.append(Kept(holder.kind, commit.key, f"{why}; a running build stands on it"))
+            else:
+                doomed.append(Doomed(commit, (QUARANTINE_FILE, *holder.files), why))
+    return doomed, kept
+
+
+def ids_instead(store: Store, commit: Commit) -> dict[str, bytes]:
+    """The ids of an SFT data set's rows, which nothing else records; manifests name those of shards."""
+    if commit.kind != DATASET:
+        return {}
+    tables = [
+        pq.read_table(pa.BufferReader(store.read(commit.artifact, name)), columns=["row_id"])
+        for name in DEMONSTRATIONS.files
+    ]
+    stream = pa.BufferOutputStream()
+    pq.write_table(pa.concat_tables(tables), stream, compression="zstd")
+    return {IDS_FILE: stream.getvalue().to_pybytes()}
+
+
+def forget_withdrawn_shards(store: Store, recipes: Iterable[str]) -> None:
+    """Removes the refs of withdrawn shards whose artifact was erased: a ref never points at what is gone."""
+    names = set(recipes)
+    for named in refs_of(store, SHARD, partitioned=True):
+        if named.recipe in names and store.find(SHARD, named.ref.artifact.key) is None:
+            shard = str(named.partition)
+            if shard in read_withdrawn(store, named.recipe).shards:
+                for stage in (SHARD, "reference_logprobs"):
+                    store.remove_ref(named.recipe, stage, shard)
+
+
+def _current(store: Store, kind: str) -> dict[str, list[tuple[str, str | None]]]:
+    """Key of every artifact of a kind that a recipe uses now, to its (recipe, shard) pairs."""
+    found: dict[str, list[tuple[str, str | None]]] = {}
+    gone: dict[str, Withdrawn] = {}
+    for named in refs_of(store, kind, partitioned=kind == SHARD):
+        if named.recipe not in gone:
+            gone[named.recipe] = read_withdrawn(store, named.recipe)
+        if named.partition not in gone[named.recipe].shards:
+            found.setdefault(named.ref.artifact.key, []).append((named.recipe, named.partition))
+    return found
+
+
+def _stands(users: list[tuple[str, str | None]], why: str, withdrawn: dict[str, Withdrawn]) -> str:
+    told = ", ".join(f"shard {shard} of {recipe}" if shard else f"SFT data of {recipe}" for recipe, shard in users)
+    behind = all(
+        (one := withdrawn.get(recipe, Withdrawn())).rows or one.demonstrations or shard in one.shards
+        for recipe, shard in users
+    )
+    what = "run `align run` first" if behind else "withdraw there too, and run it"
+    return f"{why}, but it is the current {told}: {what}"

@@ -1,0 +1,162 @@
+"""`align prefs withdraw` and `restore`: tombstones for rows and shards of a recipe that are sure to be known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from alignment.artifacts import Artifact, MissingArtifact, Store
+from alignment.artifacts.listing import refs_of
+from alignment.errors import BadInput
+from alignment.preferences.shard import ShardRequest
+from alignment.preferences.shards import shards_of
+from alignment.preferences.tombstones import Tombstone, What, bury, lift, now, read_withdrawn
+from alignment.preferences.withdrawal import rows_held
+from alignment.recipe import load_recipe
+from alignment.stages.execute import REQUEST_FILE
+from alignment_dags.gc_text import DATASET, DEMONSTRATIONS, SHARD, SHARDS, Holder
+from resources.store import ArtifactStore
+
+SFT_DATA = "(SFT data)"
+
+
+def withdraw(path: Path, rows: list[str], shards: list[str], reason: str) -> dict[str, Any]:
+    """Writes the tombstones. Raises `BadInput` naming rows that are nowhere and shards that there are not.
+
+    A row id is looked for among preference rows and among the rows to fine-tune on. Returns where the rows are:
+    `rows` {id: shards of this recipe, or its SFT data}, `shards`, `also_in` {recipe: ids}, as another recipe on the
+    same data goes on using them, and `source`: the files that the team has to clear itself.
+    """
+    recipe = load_recipe(path)
+    store = ArtifactStore().open()
+    _require_some(rows, shards)
+    requests = shards_of(recipe.preferences, recipe.seed)
+    built = {(one.recipe, str(one.partition)): one.ref.artifact for one in refs_of(store, SHARD, partitioned=True)}
+    known = set(requests) | {shard for owner, shard in built if owner == recipe.name}
+    if strange := sorted(set(shards) - known):
+        raise BadInput(f"no shard {', '.join(strange)} in {recipe.name}; it has {', '.join(sorted(known))}")
+    asked = frozenset(rows)
+    found = {place: held for place, one in built.items() if (held := _held(store, one, asked, SHARDS))}
+    taught = {
+        (one.recipe, SFT_DATA): held
+        for one in refs_of(store, DATASET)
+        if (held := _held(store, one.ref.artifact, asked, DEMONSTRATIONS))
+    }
+    known_rows, known_demonstrations = _known(store, recipe.name, asked, _ids(found), _ids(taught))
+    at = now()
+    bury(store, recipe.name, "rows", (Tombstone(id=row, at=at, reason=reason) for row in known_rows))
+    stones = (Tombstone(id=row, at=at, reason=reason) for row in known_demonstrations)
+    bury(store, recipe.name, "demonstrations", stones)
+    whole = (
+        Tombstone(id=shard, at=at, reason=reason, artifacts=_stood_for(store, requests, built, recipe.name, shard))
+        for shard in shards
+    )
+    bury(store, recipe.name, "shards", whole)
+    found |= taught
+    holding = {
+        row: sorted(place for (owner, place), ids in found.items() if owner == recipe.name and row in ids)
+        for row in rows
+    }
+    others = sorted({owner for owner, _ in found} - {recipe.name})
+    touched = {*shards, *chain.from_iterable(holding.values())}
+    origins = [requests[name] for name in touched if name in requests]
+    sources = {origin.file.url if origin.file else origin.source for origin in origins}
+    sources |= set(recipe.sft.dataset.files or []) if SFT_DATA in touched and recipe.sft.dataset else set()
+    return {
+        "recipe": recipe.name,
+        "rows": holding,
+        "shards": sorted(shards),
+        "also_in": {
+            other: sorted(_ids({place: ids for place, ids in found.items() if place[0] == other})) for other in others
+        },
+        "source": sorted(sources),
+    }
+
+
+def restore(path: Path, rows: list[str], shards: list[str]) -> dict[str, Any]:
+    """Takes tombstones back; raises `BadInput` naming what was not withdrawn."""
+    recipe = load_recipe(path)
+    store = ArtifactStore().open()
+    _require_some(rows, shards)
+    standing = read_withdrawn(store, recipe.name)
+    strange = sorted((set(rows) - standing.rows - standing.demonstrations) | (set(shards) - standing.shards))
+    if strange:
+        raise BadInput(f"not withdrawn from {recipe.name}: {', '.join(strange)}")
+    asked: list[tuple[What, list[str]]] = [("rows", rows), ("demonstrations", rows), ("shards", shards)]
+    for what, ids in asked:
+        lift(store, recipe.name, what, ids)
+    return {"recipe": recipe.name, "rows": sorted(rows), "shards": sorted(shards)}
+
+
+def show_withdrawal(result: dict[str, Any]) -> None:
+    for row, shards in result["rows"].items():
+        print(f"{row}: {', '.join(shards) or 'in nothing current, only in older artifacts'}")
+    for shard in result["shards"]:
+        print(f"{shard}: the whole shard")
+    for recipe, ids in result["also_in"].items():
+        print(f"still used by recipe {recipe}: {', '.join(ids)} (withdraw there too)")
+    print(f"\nwithdrawn; `align run` builds {result['recipe']} without them, `align gc` then erases their text")
+    for place in result["source"]:
+        print(f"not touched, it is yours: {place}")
+
+
+def show_restored(result: dict[str, Any]) -> None:
+    print(f"restored, from the next run on: {', '.join([*result['rows'], *result['shards']])}")
+
+
+def _require_some(rows: list[str], shards: list[str]) -> None:
+    if not rows and not shards:
+        raise BadInput("give --row-id or --shard")
+
+
+def _held(store: Store, artifact: Artifact, rows: frozenset[str], holder: Holder) -> set[str]:
+    try:
+        return rows_held(store, artifact, rows, holder.files)
+    except MissingArtifact:  # erased already
+        return set()
+
+
+def _ids(found: dict[tuple[str, str], set[str]]) -> set[str]:
+    return set(chain.from_iterable(found.values()))
+
+
+def _known(
+    store: Store, recipe: str, asked: frozenset[str], rows: set[str], demonstrations: set[str]
+) -> tuple[set[str], set[str]]:
+    """Which of the ids are preference rows and which are for fine-tuning; older artifacts and tombstones count too."""
+    standing = read_withdrawn(store, recipe)
+    rows, demonstrations = rows | (asked & standing.rows), demonstrations | (asked & standing.demonstrations)
+    for holder, known in ((SHARDS, rows), (DEMONSTRATIONS, demonstrations)):
+        for commit in store.commits(holder.kind) if asked - rows - demonstrations else ():
+            known.update(rows_held(store, commit.artifact, asked - known, holder.files))
+    if unknown := sorted(asked - rows - demonstrations):
+        raise BadInput(f"nothing that was built holds row {', '.join(unknown)}", field="--row-id")
+    return rows, demonstrations
+
+
+def _stood_for(
+    store: Store,
+    requests: Mapping[str, ShardRequest],
+    built: dict[tuple[str, str], Artifact],
+    recipe: str,
+    shard: str,
+) -> list[str]:
+    """Keys of the artifacts that were ever built of a shard's source, whatever it held then."""
+    current = built.get((recipe, shard))
+    keys = {current.key} if current else set()
+    wanted = requests.get(shard)
+    if wanted is None and current is not None:
+        wanted = ShardRequest.model_validate_json(store.read(current, REQUEST_FILE))
+    for commit in store.commits(SHARD):
+        asked = ShardRequest.model_validate_json(store.read(commit.artifact, REQUEST_FILE))
+        if wanted is not None and _place(asked) == _place(wanted):
+            keys.add(commit.key)
+    return sorted(keys)
+
+
+def _place(request: ShardRequest) -> tuple[object, ...]:
+    """Where a request's records come from, not what they say."""
+    hub = request.hub and (request.hub.hub, request.hub.config, request.hub.split)
+    return (request.file and request.file.url, hub, request.embedded, request.seed, request.part, request.parts)

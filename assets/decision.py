@@ -1,0 +1,84 @@
+"""What a person decided over the gate's head: to return to an earlier version, or to promote despite the verdict.
+
+A decision is about one candidate, the recipe's policy of that moment. It is written down first, then carried out by
+`registered_model` as a registration like any other, and from then on stands in that registration's commit. A new
+candidate is the gate's to judge again.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from alignment.artifacts import Artifact, Commit, Store
+from assets.upstream import Upstream
+
+
+class Decision(BaseModel):
+    """`candidate` is the digest of the policy it is about; a rollback returns to the policy of `registration`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["rollback", "override"]
+    candidate: str
+    registration: Artifact | None = None
+    reason: str
+    by: str
+    at: str
+
+    @property
+    def told(self) -> str:
+        what = "promoted despite the gate" if self.kind == "override" else "returned to"
+        return f"{what} by {self.by} on {self.at}" + (f": {self.reason}" if self.reason else "")
+
+
+def write_decision(store: Store, recipe: str, decision: Decision) -> None:
+    """Writes a decision down, to be carried out by the next materialization of `registered_model`."""
+    store.replace(_path(store, recipe), decision.model_dump_json(indent=1).encode())
+
+
+def drop_decision(store: Store, recipe: str) -> None:
+    """Takes back what was written down and not carried out."""
+    if store.fs.exists(_path(store, recipe)):
+        store.fs.rm_file(_path(store, recipe))
+
+
+def decision_of(registration: Commit) -> Decision | None:
+    """The decision that a registration carried out, or None where the gate decided."""
+    found = registration.summary.get("decision")
+    return None if found is None else Decision.model_validate(found)
+
+
+def standing_decision(upstream: Upstream, candidate: Artifact) -> Decision | None:
+    """The decision that holds for a candidate: one still to be carried out, or that of the latest registration.
+
+    One that was carried out before other registrations is spent: it never comes back by itself.
+    """
+    latest = upstream.get("registered_model")
+    stands = None if latest is None else decision_of(upstream.store.commit_of(latest))
+    written = _written(upstream.store, upstream.recipe)
+    waiting = written is not None and written != stands and written.candidate == candidate.digest
+    if waiting and written not in [decision_of(commit) for commit in registrations(upstream.store, latest)]:
+        return written
+    return stands if stands is not None and stands.candidate == candidate.digest else None
+
+
+def registrations(store: Store, latest: Artifact | None) -> list[Commit]:
+    """A registration and all that it follows, newest first."""
+    chain: list[Commit] = []
+    while latest is not None:
+        chain.append(store.commit_of(latest))
+        latest = chain[-1].inputs.get("previous")
+    return chain
+
+
+def _written(store: Store, recipe: str) -> Decision | None:
+    try:
+        return Decision.model_validate_json(store.fs.cat_file(_path(store, recipe)))
+    except FileNotFoundError:
+        return None
+
+
+def _path(store: Store, recipe: str) -> str:
+    return store.path("decisions", f"{recipe}.json")

@@ -1,0 +1,260 @@
+"""A person over the gate: returns and overrides are registrations like any other, hold, and are seen everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml
+
+from alignment.artifacts import Store
+from alignment.errors import BadInput
+from alignment.recipe import Recipe, load_recipe
+from alignment_dags.cli.lineage_page import lines
+from alignment_dags.gc import carry_out, plan_of
+from alignment_dags.lineage import lineage_of
+from alignment_dags.promote import Wish, promote
+from assets.factory import asset_key, build_asset
+from assets.graph import nodes_of
+from assets.upstream import Upstream
+from resources.pools import load_pools
+from resources.store import ArtifactStore
+from resources.tracking import Tracking
+
+PASSES = {"metrics": {"ifeval/prompt_level_strict_acc": {"no_regression": 1.0}}}
+FAILS = {"metrics": {"ifeval/prompt_level_strict_acc": {"at_least": 1.1}}}
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(small_recipe: dict[str, Any], tmp_path: Path) -> Write:
+    """Writes the small recipe with a gate; another `beta` gives another policy."""
+
+    def write(beta: float, gate: Any = PASSES) -> Path:
+        path = tmp_path / "recipe.yaml"
+        data = small_recipe | {"dpo": small_recipe["dpo"] | {"beta": beta}, "gate": gate}
+        path.write_text(yaml.safe_dump(data), encoding="utf-8")
+        return path
+
+    return write
+
+
+def registered_model_alone(recipe: Recipe, say: Any = None) -> str:
+    """Materializes `registered_model` and nothing else, as a person may from the UI."""
+    assets = [build_asset(node, recipe, load_pools()) for node in nodes_of(recipe, load_pools())]
+    with dg.DagsterInstance.get() as instance:
+        return dg.materialize(
+            assets,
+            instance=instance,
+            resources={"store": ArtifactStore(), "tracking": Tracking()},
+            selection=[asset_key("small", "registered_model")],
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        ).run_id
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promotions carried out in this process."""
+    monkeypatch.setattr("alignment_dags.promote._carry_out", registered_model_alone)
+
+
+def version_with_tags() -> tuple[str, dict[str, str]]:
+    found = Tracking().aliased("small")
+    assert found is not None
+    return found
+
+
+def test_an_override_is_a_promotion_that_everybody_sees(
+    write: Write, bring_up_to_date: Callable[..., Upstream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(0.1, FAILS)
+    with pytest.raises(dg.Failure, match="the gate says fail"):
+        bring_up_to_date(load_recipe(path))
+    wish = Wish("small", override=True, reason="the demo is tomorrow", recipe=path)
+    with pytest.raises(BadInput, match="needs --reason"):
+        promote(replace(wish, reason=" "), print)
+    told = promote(wish, print)
+
+    assert told["version"] == "1"
+    assert told["gate"].startswith("fail: ")
+    version, tags = version_with_tags()
+    assert (version, tags["align.promoted_by"]) == ("1", "override")
+    assert "the demo is tomorrow" in tags["align.promotion"]
+    lineage = lineage_of("small")
+    assert lineage["registration"]["promoted_by"] == "override"
+    assert lineage["gate"]["verdict"] == "fail"
+    page = "\n".join(lines(lineage))
+    assert "PROMOTED DESPITE THE GATE" in page
+    assert "the demo is tomorrow" in page
+
+    launched: list[Any] = bring_up_to_date.launched  # type: ignore[attr-defined]
+    launched.clear()
+    bring_up_to_date(load_recipe(path))
+    assert launched == [], "the decision stands, and the report is still the one it was made over"
+
+    with pytest.raises(dg.Failure, match="the gate says fail"):
+        bring_up_to_date(load_recipe(write(0.9, FAILS)))
+    assert version_with_tags()[0] == "1", "an override is for one policy"
+    next_one = bring_up_to_date(load_recipe(write(0.9)))
+    report = next_one.store.commit_of(next_one("evaluation_report"))
+    assert "promoted despite the gate" in report.summary["notes"][0]
+    assert "the demo is tomorrow" in (next_one.store.fetch(report.artifact) / "report.html").read_text(encoding="utf-8")
+    assert version_with_tags()[1]["align.promoted_by"] == "gate"
+    with pytest.raises(dg.Failure, match="the gate says fail"):
+        bring_up_to_date(load_recipe(write(0.1, FAILS)))
+    assert version_with_tags()[0] == "2", "and it is spent: the same policy does not come back by it"
+
+
+@pytest.mark.usefixtures("here")
+def test_a_return_holds_until_there_is_another_policy(write: Write, bring_up_to_date: Callable[..., Upstream]) -> None:
+    first = bring_up_to_date(load_recipe(write(0.1)))("policy_checkpoint")
+    path = write(0.9)
+    second = bring_up_to_date(load_recipe(path))("policy_checkpoint")
+    assert version_with_tags()[0] == "2"
+
+    told = promote(Wish("small", to="1", reason="it answers in riddles", recipe=path), print)
+    assert told["decision"]["kind"] == "rollback"
+    assert version_with_tags()[0] == "1"
+    lineage = lineage_of("small")
+    assert lineage["version"] == "1"
+    assert lineage["registration"]["decision"]["reason"] == "it answers in riddles"
+    assert lineage == lineage_of("small", "mlflow")
+
+    launched: list[Any] = bring_up_to_date.launched  # type: ignore[attr-defined]
+    launched.clear()
+    bring_up_to_date(load_recipe(path))
+    assert launched == [], "the night does not bring back what a person took back"
+    registered_model_alone(load_recipe(path))
+    assert version_with_tags()[0] == "1"
+
+    third = bring_up_to_date(load_recipe(write(0.5)))
+    assert third.store.commit_of(third("evaluation_report")).inputs["champion"].digest == first.digest
+    assert version_with_tags()[0] == "3"
+
+    promote(Wish("small", to="2", recipe=path), print)
+    assert version_with_tags() == ("2", version_with_tags()[1])
+    assert version_with_tags()[1]["align.policy_digest"] == second.digest
+    promote(Wish("small", to="3", recipe=path), print)
+    assert version_with_tags()[0] == "3"
+
+
+@pytest.mark.usefixtures("here")
+def test_an_alias_that_somebody_moved_is_reported_and_put_back(
+    write: Write, bring_up_to_date: Callable[..., Upstream]
+) -> None:
+    bring_up_to_date(load_recipe(write(0.1)))
+    path = write(0.9)
+    bring_up_to_date(load_recipe(path))
+    Tracking().client().set_registered_model_alias("small", "champion", "1")
+    moved = "the alias champion of small is on version 1, the registered champion is version 2: somebody moved it"
+    assert moved in lineage_of("small")["alias_moved"]
+    assert lineage_of("small")["version"] == "2", "the store knows better"
+    assert any(moved in line for line in lines(lineage_of("small")))
+    from alignment_dags.cli.outcome import summary_of
+    from alignment_dags.run import Outcome
+
+    store = ArtifactStore().open()
+    assert moved in summary_of(Outcome(load_recipe(path), store))["alias"]
+
+    made = bring_up_to_date(load_recipe(write(0.5)))
+    assert moved in made.store.commit_of(made("registered_model")).summary["alias_moved"]
+    assert version_with_tags()[0] == "3"
+    assert lineage_of("small")["alias_moved"] is None
+
+    Tracking().client().delete_registered_model_alias("small", "champion")
+    assert "is gone, the registered champion is version 3" in lineage_of("small")["alias_moved"]
+    told = promote(Wish("small", to="3", recipe=path), print)
+    assert "is gone" in told["alias_moved"]
+    assert version_with_tags()[0] == "3"
+
+
+@pytest.mark.usefixtures("here")
+def test_what_cannot_be_promoted_is_refused_and_leaves_nothing_behind(
+    write: Write, bring_up_to_date: Callable[..., Upstream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(0.1)
+    with pytest.raises(BadInput, match="has no policy yet"):
+        promote(Wish("small", to="1", recipe=path), print)
+    bring_up_to_date(load_recipe(path))
+    bring_up_to_date(load_recipe(write(0.9)))
+    for wish, told in (
+        (Wish("small", to="7", recipe=path), "no version '7'; versions: 1, 2"),
+        (Wish("small", recipe=path), "give either"),
+        (Wish("small", to="1", override=True, recipe=path), "give either"),
+        (Wish("large", to="1", recipe=path), "registers 'small', not 'large'"),
+    ):
+        with pytest.raises(BadInput, match=told):
+            promote(wish, print)
+
+    def cut_short(*_: Any) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("alignment_dags.promote._carry_out", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            promote(Wish("small", to="1", recipe=path), print)
+    registered_model_alone(load_recipe(path))
+    assert version_with_tags()[0] == "2"
+
+    store: Store = ArtifactStore().open()
+    carry_out(store, plan_of(store, ["small"], everything=True, keep=0), ["small"])
+    with pytest.raises(BadInput, match=r"version 1 cannot come back: its weights were erased on"):
+        promote(Wish("small", to="1", recipe=path), print)
+    bring_up_to_date(load_recipe(path))
+    assert version_with_tags()[0] == "2"
+
+
+@pytest.mark.parametrize("tampering", ["no report", "an older report", "another policy", "replaced weights"])
+def test_registering_alone_is_refused_whatever_stands_behind_it(
+    tampering: str, write: Write, bring_up_to_date: Callable[..., Upstream]
+) -> None:
+    from alignment_dags.phases import phases_of
+
+    path = write(0.1)
+    recipe = load_recipe(path)
+    upstream = bring_up_to_date(recipe)
+    old = upstream.ref("policy_checkpoint")
+    assert old is not None
+    told = "the report is about policy"
+    if tampering == "no report":
+        upstream.store.fs.rm(upstream.store.ref_path("small", "evaluation_report"))
+        told = "evaluation_report has not been built yet"
+    elif tampering in ("an older report", "another policy"):
+        recipe = load_recipe(write(0.9))
+        names = (
+            ["policy_checkpoint"]
+            if tampering == "an older report"
+            else [node.name for node in phases_of(recipe, load_pools())[-1].nodes]
+        )
+        assets = [build_asset(node, recipe, load_pools()) for node in nodes_of(recipe, load_pools())]
+        with dg.DagsterInstance.get() as instance:
+            dg.materialize(
+                assets,
+                instance=instance,
+                resources={"store": ArtifactStore(), "tracking": Tracking()},
+                selection=[asset_key("small", name) for name in names],
+            )
+        if tampering == "another policy":
+            upstream.store.write_ref(old, "small", "policy_checkpoint")
+    else:
+        Tracking().client().delete_registered_model("small")
+        folder = Path(upstream.store.path("registered_model", upstream("registered_model").key))
+        (folder / "_COMMIT.json").unlink()
+        (folder.parents[1] / "refs" / "small" / "registered_model.json").unlink()
+        weights = upstream.store.fetch(upstream("policy_checkpoint")) / "model.safetensors"
+        data = bytearray(weights.read_bytes())
+        data[-1] ^= 1
+        weights.write_bytes(data)
+        told = r"model\.safetensors: sha256"
+    before = Tracking().aliased("small")
+    with pytest.raises(dg.Failure, match=told):
+        registered_model_alone(recipe)
+    if tampering == "another policy":
+        assert before is not None
+        assert version_with_tags()[0] == "2"
+    else:
+        assert Tracking().aliased("small") == before

@@ -1,0 +1,222 @@
+"""A person asks for their data to go: it leaves the next model, then every byte of it goes, and it stays away."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from alignment.artifacts import ErasedArtifact, Store
+from alignment.errors import BadInput
+from alignment.preferences.row import read_rows, read_sft_rows
+from alignment.recipe import load_recipe
+from alignment_dags.gc import collect
+from alignment_dags.lineage_rows import row_lineage
+from alignment_dags.withdraw import restore, withdraw
+from assets.upstream import Upstream
+
+PLANTED = "Zyxquorl of Quimper"
+
+
+def places(folder: Path, text: str) -> list[str]:
+    """Every file that holds a text: as bytes, or in a cell of a Parquet file."""
+    found = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        data = path.read_bytes()
+        if path.suffix == ".parquet" and data:
+            data += json.dumps(pq.read_table(path).to_pylist(), default=str, ensure_ascii=False).encode()
+        if text.encode() in data:
+            found.append(path.relative_to(folder).as_posix())
+    return found
+
+
+@pytest.fixture
+def recipe(small_recipe: dict[str, Any], small_data: dict[str, str], tmp_path: Path) -> Path:
+    """Three shards of sixteen pairs; the second has a planted row, and the same row once more."""
+    lines = Path(small_data["pairs"]).read_text(encoding="utf-8").splitlines(keepends=True)
+    planted = json.loads(lines[20])
+    planted["chosen"][-1]["content"] = f"Ask {PLANTED}."
+    lines[20] = json.dumps(planted) + "\n"
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for index in range(3):
+        (folder / f"day-{index}.jsonl").write_text("".join(lines[index * 16 : index * 16 + 16]), encoding="utf-8")
+    with (folder / "day-1.jsonl").open("a", encoding="utf-8") as shard:
+        shard.write(lines[20])
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(small_recipe | {"preferences": {"files": [str(folder)]}}), encoding="utf-8")
+    return path
+
+
+def read_now(upstream: Upstream) -> Upstream:
+    """The same upstream, with every ref that these tests ask for read: they are read late and then remembered."""
+    for name in ("preference_manifest", "policy_checkpoint"):
+        upstream.get(name)
+    for shard in ("day-0", "day-1", "day-2"):
+        upstream.get("preference_shard", shard)
+    return upstream
+
+
+def planted_row(upstream: Upstream) -> str:
+    folder = upstream.store.fetch(upstream("preference_shard", "day-1"))
+    return next(row.row_id for row in read_rows(folder / "rows.parquet") if PLANTED in str(row.chosen))
+
+
+def test_a_withdrawn_row_leaves_the_next_model_and_then_the_whole_home(
+    recipe: Path, home: Path, bring_up_to_date: Callable[..., Upstream]
+) -> None:
+    launched: list[Any] = bring_up_to_date.launched  # type: ignore[attr-defined]
+    before = read_now(bring_up_to_date(load_recipe(recipe)))
+    row = planted_row(before)
+    held = places(home, PLANTED)
+    assert {Path(place).name for place in held} == {"rows.parquet", "quarantine.parquet"}
+
+    told = withdraw(recipe, [row], [], "asked by mail")
+    assert told["rows"] == {row: ["day-1"]}
+    early = collect([recipe])
+    assert "run `align run` first" in early["kept"][0]["why"]
+    assert places(home, PLANTED) == held, "what a recipe stands on is not erased under it"
+
+    launched.clear()
+    after = read_now(bring_up_to_date(load_recipe(recipe)))
+    assert launched[0] == ("shards", ["preference_shard"])
+    assert after("preference_shard", "day-0") == before("preference_shard", "day-0")
+    shard = after.store.commit_of(after("preference_shard", "day-1")).summary
+    assert (shard["rows"], shard["withdrawn"], shard["quarantined"]) == (15, 2, 0)
+    assert after.store.commit_of(after("reference_logprobs", "day-1")).summary["scored"] == 0
+    assert after("preference_manifest").digest != before("preference_manifest").digest
+    assert after("policy_checkpoint").digest != before("policy_checkpoint").digest
+    launched.clear()
+    bring_up_to_date(load_recipe(recipe))
+    assert launched == []
+
+    dry = collect([recipe], dry_run=True)
+    assert [one["why"] for one in dry["erased"]] == ["rows were withdrawn"]
+    assert dry["bytes"] > 0
+    assert places(home, PLANTED) == held
+    assert collect([recipe])["erased"] == dry["erased"]
+    assert places(home, PLANTED) == []
+    assert collect([recipe])["erased"] == []
+
+    store = after.store
+    old = before("preference_shard", "day-1")
+    assert store.commit_of(old).summary["rows"] == 16, "its record stands"
+    with pytest.raises(ErasedArtifact, match="rows were withdrawn"):
+        store.fetch(old)
+    bring_up_to_date(load_recipe(recipe))
+    assert launched == []
+
+    restore(recipe, [row], [])
+    again = bring_up_to_date(load_recipe(recipe))
+    assert again("preference_shard", "day-1").digest == old.digest
+    assert again("policy_checkpoint") == before("policy_checkpoint")
+    assert places(home, PLANTED) != []
+
+
+def test_a_withdrawn_shard_stays_away_until_it_is_restored(
+    recipe: Path, home: Path, bring_up_to_date: Callable[..., Upstream]
+) -> None:
+    import dagster as dg
+
+    before = read_now(bring_up_to_date(load_recipe(recipe)))
+    withdraw(recipe, [], ["day-1"], "")
+    after = read_now(bring_up_to_date(load_recipe(recipe)))
+    manifest = after.store.commit_of(after("preference_manifest"))
+    assert sorted(name for name in manifest.inputs if name.startswith("shards.")) == ["shards.day-0", "shards.day-2"]
+    with dg.DagsterInstance.get() as instance:
+        assert sorted(instance.get_dynamic_partitions("small_shards")) == ["day-0", "day-2"]
+    assert [one["why"] for one in collect([recipe])["erased"]] == ["shard day-1 of small was withdrawn"]
+    assert places(home, PLANTED) == []
+    restore(recipe, [], ["day-1"])
+    assert bring_up_to_date(load_recipe(recipe))("preference_manifest") == before("preference_manifest")
+
+
+def test_text_that_another_recipe_uses_is_kept_and_said(
+    recipe: Path, tmp_path: Path, home: Path, bring_up_to_date: Callable[..., Upstream]
+) -> None:
+    phases = ("base", "shards", "reference")
+    first = bring_up_to_date(load_recipe(recipe), only=phases)
+    other = tmp_path / "other.yaml"
+    other.write_text(recipe.read_text(encoding="utf-8").replace("name: small", "name: other"), encoding="utf-8")
+    bring_up_to_date(load_recipe(other), only=phases)
+    row = planted_row(first)
+    assert withdraw(recipe, [row], [], "")["also_in"] == {"other": [row]}
+    bring_up_to_date(load_recipe(recipe), only=phases)
+    (kept,) = collect([])["kept"]
+    assert kept["why"] == (
+        "rows were withdrawn, but it is the current shard day-1 of other: withdraw there too, and run it"
+    )
+    withdraw(other, [row], [], "")
+    bring_up_to_date(load_recipe(other), only=phases)
+    assert len(collect([])["erased"]) == 1
+    assert places(home, PLANTED) == []
+
+
+def test_a_demonstration_leaves_the_next_sft_checkpoint_and_then_the_whole_home(
+    small_recipe: dict[str, Any],
+    small_data: dict[str, str],
+    tmp_path: Path,
+    home: Path,
+    bring_up_to_date: Callable[..., Upstream],
+) -> None:
+    chats = Path(small_data["chats"])
+    chats.write_text(chats.read_text(encoding="utf-8").replace("Number 7.", f"Ask {PLANTED}."), encoding="utf-8")
+    sft = {"dataset": {"files": [str(chats)]}, "precision": "float32", "max_length": 64, "held_out_fraction": 0}
+    path = tmp_path / "taught.yaml"
+    path.write_text(yaml.safe_dump(small_recipe | {"sft": sft}), encoding="utf-8")
+    before = read_now(bring_up_to_date(load_recipe(path)))
+    rows = read_sft_rows(before.store.fetch(before("sft_dataset")) / "train.parquet")
+    row = next(row.row_id for row in rows if PLANTED in str(row.completion))
+    assert [one["split"] for one in row_lineage(row)["policies"]] == ["sft"]
+
+    told = withdraw(path, [row], [], "")
+    assert (told["rows"], told["source"]) == ({row: ["(SFT data)"]}, [str(chats)])
+    assert "run `align run` first" in collect([path])["kept"][0]["why"]
+    bring_up_to_date.launched.clear()  # type: ignore[attr-defined]
+    after = bring_up_to_date(load_recipe(path))
+    assert "shards" not in dict(bring_up_to_date.launched)  # type: ignore[attr-defined]
+    summary = after.store.commit_of(after("sft_dataset")).summary
+    assert (summary["rows"], summary["withdrawn"], summary["source_rows"]) == (39, 1, 40)
+    assert after("policy_checkpoint") != before("policy_checkpoint")
+    assert places(home, PLANTED) != []
+    assert [one["kind"] for one in collect([path])["erased"]] == ["sft_dataset"]
+    assert places(home, PLANTED) == []
+    assert [one["split"] for one in row_lineage(row)["policies"]] == ["sft"], "of the older one, from its record"
+    restore(path, [row], [])
+
+
+def test_a_manifest_never_takes_rows_that_were_withdrawn_and_not_yet_left_out(
+    recipe: Path, bring_up_to_date: Callable[..., Upstream]
+) -> None:
+    before = read_now(bring_up_to_date(load_recipe(recipe)))
+    withdraw(recipe, [planted_row(before)], [], "")
+    after = bring_up_to_date(load_recipe(recipe), only=("train",))
+    manifest = after.store.commit_of(after("preference_manifest")).summary
+    assert manifest["left_out"] == {"day-1": "rows of it were withdrawn, and it was not built without them"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "shards", "told"),
+    [
+        (["f" * 32], [], "nothing that was built holds row " + "f" * 32),
+        ([], ["day-9"], "no shard day-9 in small; it has day-0, day-1, day-2"),
+        ([], [], "give --row-id or --shard"),
+    ],
+)
+def test_what_is_not_known_is_not_withdrawn(
+    rows: list[str], shards: list[str], told: str, recipe: Path, bring_up_to_date: Callable[..., Upstream]
+) -> None:
+    bring_up_to_date(load_recipe(recipe), only=("base", "shards"))
+    with pytest.raises(BadInput, match=told):
+        withdraw(recipe, rows, shards, "")
+    with pytest.raises(BadInput, match=r"give|not withdrawn"):
+        restore(recipe, rows, shards)
+    from resources.store import ArtifactStore
+
+    store: Store = ArtifactStore().open()
+    assert not store.fs.exists(store.path("withdrawn"))

@@ -20,7 +20,7 @@ class Schedule(Section):
     timezone: str = "UTC"
     """IANA name, such as Europe/Berlin; changes of its clock are followed."""
     deadline_minutes: int = Field(default=120, ge=1, le=7 * 24 * 60)
-    """How long a night waits for shards that are being made before it goes without them."""
+    """How long a night waits for shards before it goes without them; anew if it had to make base model or SFT first."""
 
     @field_validator("cron")
     @classmethod

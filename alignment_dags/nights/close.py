@@ -8,10 +8,10 @@ from datetime import datetime
 from alignment.artifacts import Store
 from alignment.recipe import Recipe
 from alignment_dags.nights.book import NightBook
-from alignment_dags.nights.costs import night_costs
+from alignment_dags.nights.costs import Costs
 from alignment_dags.nights.decide import Close, some
 from alignment_dags.nights.night import Night
-from alignment_dags.nights.standing import Standing, made_since
+from alignment_dags.nights.standing import Standing
 from assets.upstream import Upstream
 from resources.alerts import Alert, send
 
@@ -21,10 +21,16 @@ log = logging.getLogger("alignment_dags.nights")
 
 
 def close_night(
-    book: NightBook, recipe: Recipe, night: Night, end: Close, standing: Standing | None, now: datetime
+    book: NightBook,
+    recipe: Recipe,
+    night: Night,
+    end: Close,
+    standing: Standing | None,
+    costs: Costs,
+    now: datetime,
 ) -> Night:
     """Tells of a night's end and then records it, so that an alert may come twice and is never lost."""
-    closed = described(book.store, recipe, night, end, standing, now)
+    closed = described(book.store, recipe, night, end, standing, costs, now)
     text = sentence(closed)
     if (event := ALERTED.get(closed.outcome)) is not None:
         send(recipe.alerts, Alert(recipe.name, event, text))
@@ -35,7 +41,13 @@ def close_night(
 
 
 def described(
-    store: Store, recipe: Recipe, night: Night, end: Close, standing: Standing | None, now: datetime
+    store: Store,
+    recipe: Recipe,
+    night: Night,
+    end: Close,
+    standing: Standing | None,
+    costs: Costs,
+    now: datetime,
 ) -> Night:
     """The night with its outcome; `standing` is how the recipe stands now, None where that cannot be said."""
     closed = night.closed(end.outcome, end.reason, now)
@@ -48,7 +60,7 @@ def described(
     if manifest is not None:
         left_out = dict(store.commit_of(manifest).summary["left_out"])
     for shard in standing.behind:
-        left_out.setdefault(shard, "not ready as it is now; it took part with its rows of before")
+        left_out.setdefault(shard, "changed after the manifest was pinned")
     for shard, why in {**standing.unsettled, **standing.unreadable}.items():
         left_out[shard] += f" ({why})"
     if registration is not None and end.outcome == "passed":
@@ -58,7 +70,7 @@ def described(
             "manifest": None if manifest is None else manifest.digest,
             "left_out": left_out,
             "version": None if version is None else str(version),
-            "costs": night_costs(made_since(standing, night.recorded_at.replace(microsecond=0))),
+            "costs": costs,
         }
     )
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
+from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from alignment.artifacts import Commit
+from alignment.artifacts import Commit, Store
+from alignment.recipe import Recipe
+from assets.graph import nodes_of
+from assets.upstream import Upstream
+from resources.pools import Pools
 
 TRAINING = ("sft_checkpoint", "policy_checkpoint")
 
@@ -45,3 +50,16 @@ def night_costs(commits: Iterable[Commit]) -> Costs:
         suites_run=sum(c.stage == "scores" for c in distinct),
         seconds={stage: round(value, 3) for stage, value in sorted(seconds.items(), key=lambda item: -item[1])},
     )
+
+
+def made_by(runs: Collection[str], store: Store, recipe: Recipe, pools: Pools, moment: datetime) -> Iterator[Commit]:
+    """The recipe's current artifacts that these Dagster runs reported, of those begun at or after a moment."""
+    moment = moment.replace(microsecond=0)  # commits say the second
+    upstream = Upstream(store, recipe.name)
+    for node in nodes_of(recipe, pools):
+        refs = upstream.refs(node.name).values() if node.partitioned else [upstream.ref(node.name)]
+        for ref in refs:
+            if ref is not None and ref.dagster_run_id in runs:
+                commit = store.commit_of(ref.artifact)
+                if datetime.fromisoformat(commit.started_at) >= moment:
+                    yield commit

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from alignment_dags.nights.night import Night, Outcome
-from alignment_dags.nights.standing import Standing
+from alignment_dags.nights.standing import MANIFEST, Standing
 
 GRACE = timedelta(minutes=2)
 """How long a night leaves shards that are behind to the sensors that follow a source, before it makes them itself."""
@@ -75,23 +75,22 @@ def decide_night(
     """
     if (trained := _mine(runs, "train")) is not None:
         return _after_training(trained)
-    made_base = _mine(runs, "base")
-    if made_base is not None and made_base.state == "going":
-        return Wait(f"the base model and SFT are being made (run {made_base.id[:8]})")
-    if made_base is not None and made_base.state == "failed":
-        return Close("failed", f"the base model or SFT failed: {made_base.told}")
-    started = made_base.ended_at if made_base is not None and made_base.ended_at else night.recorded_at
+    base, pinned = _mine(runs, "base"), _mine(runs, "manifest")
+    for what, run in (("the base model and SFT", base), ("the manifest", pinned)):
+        if run is not None and run.state == "going":
+            return Wait(f"{what}: in progress (run {run.id[:8]})")
+        if run is not None and run.state == "failed":
+            return Close("failed", f"{what}: {run.told}")
+    started = base.ended_at if base is not None and base.ended_at else night.recorded_at
     late = now >= started + timedelta(minutes=night.deadline_minutes)
     standing = look()
-    if standing.base:
-        return _base(standing, made_base, runs)
-    if standing.unsettled and not late:
-        reasons = ", ".join(sorted(set(standing.unsettled.values())))
-        return Wait(f"{some(list(standing.unsettled))}: {reasons}")
-    for phase in SHARD_PHASES:
-        behind = getattr(standing, phase)
-        if behind and not late and (step := _shards(phase, behind, runs, now, idle_since)) is not None:
+    if pinned is None:
+        if standing.base:
+            return _base(standing, base, runs)
+        if not late and (step := _shards(standing, runs, now, idle_since)) is not None:
             return step
+        if standing.manifest_behind:
+            return Launch("manifest", nodes=(MANIFEST,))
     return _training(standing, runs, late)
 
 
@@ -105,21 +104,26 @@ def _base(standing: Standing, made: RunSeen | None, runs: Sequence[RunSeen]) -> 
     return Launch("base", nodes=standing.base)
 
 
-def _shards(
-    phase: str, behind: Sequence[str], runs: Sequence[RunSeen], now: datetime, idle_since: datetime | None
-) -> Decision | None:
-    """What to do about shards that are behind, before the deadline; None to go on without them."""
-    what = f"{SHARD_PHASES[phase]} of {some(behind)}"
-    if (going := _going(runs, phase)) is not None:
-        return Wait(f"{what}: run {going.id[:8]} is making them")
-    if _mine(runs, phase) is not None:
-        return None
-    if idle_since is None or now - idle_since < GRACE:
-        return Wait(f"{what}: behind, and left to the sensors for {GRACE.seconds // 60} minutes", idle=True)
-    return Launch(phase, shards=tuple(behind))
+def _shards(standing: Standing, runs: Sequence[RunSeen], now: datetime, idle_since: datetime | None) -> Decision | None:
+    """What to do about shards that are not ready, before the deadline; None to go on without them."""
+    if standing.unsettled:
+        reasons = ", ".join(sorted(set(standing.unsettled.values())))
+        return Wait(f"{some(list(standing.unsettled))}: {reasons}")
+    for phase, behind in (("shards", standing.shards), ("reference", standing.reference)):
+        what = f"{SHARD_PHASES[phase]} of {some(behind)}"
+        if behind and (going := _going(runs, phase)) is not None:
+            return Wait(f"{what}: run {going.id[:8]} is making them")
+        if not behind or _mine(runs, phase) is not None:
+            continue
+        if idle_since is None or now - idle_since < GRACE:
+            return Wait(f"{what}: behind, and left to the sensors for {GRACE.seconds // 60} minutes", idle=True)
+        return Launch(phase, shards=behind)
+    return None
 
 
 def _training(standing: Standing, runs: Sequence[RunSeen], late: bool) -> Decision:
+    if standing.base:
+        return Close("failed", f"{', '.join(standing.base)}: changed after the manifest was pinned")
     if not standing.train or (standing.train == ("registered_model",) and standing.verdict in REFUSED):
         return Close("skipped", _unchanged(standing))
     if (other := _going(runs, "train")) is not None and not late:
@@ -143,7 +147,7 @@ def _after_training(run: RunSeen) -> Decision:
     if run.state == "going":
         return Wait(f"training and evaluation are in progress (run {run.id[:8]})")
     if run.state == "succeeded":
-        return Close("passed", "trained, evaluated and gated")
+        return Close("passed", "trained and evaluated")
     if run.verdict is not None:
         return Close("gated", f"the gate says {run.verdict}: {run.told}")
     return Close("failed", run.told)

@@ -14,6 +14,7 @@ from alignment.recipe import Recipe
 from alignment_dags.launch import RunFailed, raise_failure
 from alignment_dags.nights.decide import RunSeen
 from alignment_dags.nights.night import Night
+from alignment_dags.nights.standing import MANIFEST
 from alignment_dags.phases import job_name, phases_of
 from assets.factory import asset_key
 from resources.pools import Pools
@@ -33,6 +34,8 @@ def runs_seen(instance: dg.DagsterInstance, recipe: Recipe, pools: Pools, night:
     keys = {
         phase.name: {asset_key(recipe.name, node.name) for node in phase.nodes} for phase in phases_of(recipe, pools)
     }
+    keys["manifest"] = {asset_key(recipe.name, MANIFEST)}
+    keys["train"] -= keys["manifest"]
 
     def phases(chosen: Iterable[dg.AssetKey] | None, job: str | None = None) -> frozenset[str]:
         found = set(chosen or ())
@@ -56,6 +59,11 @@ def runs_seen(instance: dg.DagsterInstance, recipe: Recipe, pools: Pools, night:
         if touched := phases(backfill.asset_selection):
             seen.append(RunSeen(backfill.backfill_id, touched, "going"))
     return seen
+
+
+def runs_since(instance: dg.DagsterInstance, night: Night) -> set[str]:
+    """Ids of all runs that were made since the night began, whoever asked for them."""
+    return set(instance.get_run_ids(dg.RunsFilter(created_after=night.recorded_at)))
 
 
 def _mine(instance: dg.DagsterInstance, run: dg.DagsterRun, phases: frozenset[str], ended: datetime | None) -> RunSeen:

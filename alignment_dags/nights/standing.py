@@ -1,42 +1,45 @@
-"""How a recipe stands, as far as a night has to know: what is behind, by phase, decided by recomputed keys."""
+"""How a recipe stands, as far as a night has to know: what is behind, by phase, decided by recomputed keys.
+
+A current shard costs one look at its ref, so that thousands of them are looked at in seconds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
-from alignment.artifacts import Commit, Store
+from alignment.artifacts import Ref, Store
 from alignment.recipe import Recipe
 from alignment_dags.phases import phases_of
-from alignment_dags.plan import Planned, plan
+from alignment_dags.plan import plan
 from alignment_dags.watching import look as watching
-from assets.graph import nodes_of
-from assets.preference_shard import preference_shard
+from assets.node import Node
 from assets.upstream import Upstream
 from resources.pools import Pools
+
+MANIFEST = "preference_manifest"
 
 
 @dataclass(frozen=True)
 class Standing:
     """What is behind. `base` and `train` name nodes; `shards` and `reference` name shards.
 
-    `reference` has only shards whose rows are built. `train` is as things stand, so that shards which are behind
-    do not make it so. `verdict` is that of the evaluation report, if that is up to date; `manifest` the data
-    version of the manifest that would be trained on, if it is made. `unsettled` and `unreadable` shards map to why:
-    the first may be read in a moment, the second not before somebody mends them.
+    `reference` has only shards whose rows are built. `manifest_behind` is whether another manifest would be pinned
+    now; `train` is what is behind the manifest that is pinned, the data version of which is `manifest`. `verdict` is
+    that of the evaluation report, if that is up to date. `unsettled` and `unreadable` shards map to why: the first may
+    be read in a moment, the second not before somebody mends them.
     """
 
     base: tuple[str, ...] = ()
     shards: tuple[str, ...] = ()
     reference: tuple[str, ...] = ()
+    manifest_behind: bool = False
     train: tuple[str, ...] = ()
     unsettled: Mapping[str, str] = field(default_factory=dict)
     unreadable: Mapping[str, str] = field(default_factory=dict)
     total: int = 0
     verdict: str | None = None
     manifest: str | None = None
-    commits: tuple[Commit, ...] = ()
 
     @property
     def behind(self) -> tuple[str, ...]:
@@ -46,37 +49,39 @@ class Standing:
 
 def look(recipe: Recipe, pools: Pools, store: Store) -> Standing:
     """Where a recipe stands now. Raises `BadInput` where the source cannot be listed."""
-    nodes = nodes_of(recipe, pools)
-    seen = watching.look(recipe, preference_shard(recipe), Upstream(store, recipe.name))
-    planned = plan(recipe, nodes, store, seen.keys)
-    phases = {phase.name: {node.name for node in phase.nodes} for phase in phases_of(recipe, pools)}
-    base = tuple(one.node.name for one in planned if one.node.name in phases["base"] and one.state != "current")
-    shards = _shards_behind(planned, phases["shards"])
-    unbuilt = {one.shard for one in planned if one.node.name in phases["shards"] and one.commit is None}
-    reference = _shards_behind(planned, phases.get("reference", set()))
-    train = [] if base else plan(recipe, [node for node in nodes if node.name in phases["train"]], store)
-    made = {one.node.name: one.commit for one in train if one.commit is not None}
-    report, manifest = made.get("evaluation_report"), made.get("preference_manifest")
-    return Standing(
-        base=base,
-        shards=shards,
-        reference=tuple(shard for shard in reference if shard not in unbuilt),
-        train=tuple(one.node.name for one in train if one.state != "current"),
-        unsettled=seen.waiting,
-        unreadable=seen.unreadable,
-        total=len(seen.names),
+    phases = {phase.name: phase.nodes for phase in phases_of(recipe, pools)}
+    upstream = Upstream(store, recipe.name)
+    (rows,) = phases["shards"]
+    seen = watching.look(recipe, rows, upstream)
+    shards = tuple(name for name, key in seen.keys.items() if not current(upstream.refs(rows.name).get(name), key))
+    base = tuple(one.node.name for one in plan(recipe, phases["base"], store, ()) if one.state != "current")
+    standing = Standing(
+        base=base, shards=shards, unsettled=seen.waiting, unreadable=seen.unreadable, total=len(seen.names)
+    )
+    if base:
+        return standing
+    ready = [name for name in seen.keys if name not in set(shards)]
+    reference = [shard for node in phases.get("reference", ()) for shard in _not_scored(node, ready, upstream)]
+    manifest, *after = phases["train"]
+    (pinned,) = plan(recipe, [manifest], store, ())
+    ref = store.read_ref(recipe.name, MANIFEST)
+    planned = [] if ref is None else plan(recipe, after, store, ())
+    report = next((one.commit for one in planned if one.node.name == "evaluation_report"), None)
+    return replace(
+        standing,
+        reference=tuple(reference),
+        manifest_behind=pinned.state != "current",
+        train=tuple(one.node.name for one in planned if one.state != "current"),
         verdict=None if report is None else str(report.summary["verdict"]),
-        manifest=None if manifest is None else manifest.digest,
-        commits=tuple(one.commit for one in (*planned, *train) if one.commit is not None),
+        manifest=None if ref is None else ref.artifact.digest,
     )
 
 
-def _shards_behind(planned: list[Planned], names: set[str]) -> tuple[str, ...]:
-    return tuple(
-        one.shard for one in planned if one.shard is not None and one.node.name in names and one.state != "current"
-    )
+def current(ref: Ref | None, key: str) -> bool:
+    """Whether a ref names the artifact of this key, and that was reported."""
+    return ref is not None and ref.artifact.key == key and ref.mlflow_run_id is not None
 
 
-def made_since(standing: Standing, moment: datetime) -> Iterator[Commit]:
-    """The commits that were begun at or after a moment."""
-    return (commit for commit in standing.commits if datetime.fromisoformat(commit.started_at) >= moment)
+def _not_scored(node: Node, shards: list[str], upstream: Upstream) -> list[str]:
+    refs = upstream.refs(node.name)
+    return [name for name in shards if not current(refs.get(name), node.stage.key(node.request(upstream, name)))]

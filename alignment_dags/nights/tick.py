@@ -7,21 +7,24 @@ from datetime import datetime, timedelta
 
 import dagster as dg
 
-from alignment.artifacts import Store
+from alignment.artifacts import CorruptArtifact, MissingArtifact, Store
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
 from alignment_dags.launch import RANGE_END, RANGE_START, stretches
 from alignment_dags.nights.book import NightBook
 from alignment_dags.nights.close import close_night, sentence
+from alignment_dags.nights.costs import made_by, night_costs
 from alignment_dags.nights.decide import Close, Decision, Launch, Wait, decide_night
 from alignment_dags.nights.night import Night, Outcome
-from alignment_dags.nights.runs import runs_seen
+from alignment_dags.nights.runs import runs_seen, runs_since
 from alignment_dags.nights.standing import Standing, look
 from alignment_dags.phases import job_name, phases_of
 from assets.factory import asset_key, shards_definition, shards_per_run
+from assets.upstream import NotBuilt
 from resources.pools import Pools
 
-ENDING = {"base", "train"}  # phases whose failure ends the night, and is its reason
+UNREADABLE = (BadInput, NotBuilt, MissingArtifact, CorruptArtifact)
+ENDING = {"base", "manifest", "train"}  # phases whose failure ends the night, and is its reason
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,12 @@ def tick(
 
     try:
         decision = decide_night(night, look_once, seen, now, idle_since)
-    except BadInput as error:
+    except UNREADABLE as error:
         decision = unreadable(night, error, now)
     if isinstance(decision, Close):
         standing = looked[-1] if looked else _standing(recipe, pools, store)
-        return Ticked(sentence(close_night(book, recipe, night, decision, standing, now)))
+        costs = night_costs(made_by(runs_since(instance, night), store, recipe, pools, night.recorded_at))
+        return Ticked(sentence(close_night(book, recipe, night, decision, standing, costs, now)))
     if isinstance(decision, Wait):
         _note(book, night, decision.reason, night.outcome)
         return Ticked(f"{night.told}: {decision.reason}", idle=decision.idle)
@@ -86,8 +90,8 @@ def whose_turn(book: NightBook, now: datetime) -> Night | None:
     return waiting[0] if waiting else None
 
 
-def unreadable(night: Night, error: BadInput, now: datetime) -> Decision:
-    """A source that cannot be read may be readable again before the deadline."""
+def unreadable(night: Night, error: Exception, now: datetime) -> Decision:
+    """A source or store that cannot be read may be readable again before the deadline."""
     if now >= night.recorded_at + timedelta(minutes=night.deadline_minutes):
         return Close("failed", str(error))
     return Wait(str(error))
@@ -100,7 +104,7 @@ def requested(
 
     Their run keys repeat if the tick does, and Dagster launches a run key once.
     """
-    name = job_name(recipe.name, launch.phase)
+    name = job_name(recipe.name, "train" if launch.phase == "manifest" else launch.phase)
     if not launch.shards:
         request = dg.RunRequest(
             run_key=f"{night.id}:{launch.phase}",
@@ -131,7 +135,7 @@ def requested(
 def _standing(recipe: Recipe, pools: Pools, store: Store) -> Standing | None:
     try:
         return look(recipe, pools, store)
-    except BadInput:
+    except UNREADABLE:
         return None
 
 

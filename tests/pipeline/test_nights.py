@@ -32,10 +32,12 @@ class Nights:
         self.instance = instance
         self.now = datetime.now(UTC)
         self.due = self.now - timedelta(days=9)
-        self.use(settings)
+        self.settings = settings | {"schedule": {}}
+        self.use()
 
-    def use(self, settings: dict[str, Any]) -> None:
-        self.recipe = Recipe.model_validate(settings | {"schedule": {}})
+    def use(self, **changes: Any) -> None:
+        """From here on the recipe has these sections."""
+        self.recipe = Recipe.model_validate(self.settings | changes)
         self.store = ArtifactStore().open()
         self.launched: list[tuple[str, list[str]]] = []
 
@@ -101,7 +103,13 @@ def test_a_night_trains_what_changed_and_the_next_is_skipped(nights: Nights, sma
     assert first.costs.sequences_scored == 96
     assert first.costs.tokens_trained > 0
     assert first.costs.suites_run == 2
-    assert [job for job, _ in nights.launched] == ["small_base", "small_shards", "small_reference", "small_train"]
+    assert [job for job, _ in nights.launched] == [
+        "small_base",
+        "small_shards",
+        "small_reference",
+        "small_train",  # the manifest, and then what differs with it
+        "small_train",
+    ]
     assert first.left_out == {}
 
     again = nights.night()
@@ -125,7 +133,7 @@ def test_a_shard_without_a_valid_row_is_left_out_by_name(nights: Nights, small_r
     bad = pairs_of(small_recipe).with_name("bad.jsonl")
     bad.write_text(json.dumps({"prompt": "a"}) + "\n", encoding="utf-8")
     preferences = {"files": [*small_recipe["preferences"]["files"], str(bad)], "settle_seconds": 0}
-    nights.use(small_recipe | {"preferences": preferences})
+    nights.use(preferences=preferences)
     night = nights.night()
     assert night.outcome == "passed", night.reason
     assert list(night.left_out) == ["bad"]
@@ -137,10 +145,20 @@ def test_a_shard_without_a_valid_row_is_left_out_by_name(nights: Nights, small_r
     assert "not ready: bad" in again.reason
 
 
-def test_a_gate_that_says_no_alerts_and_is_not_asked_again(
-    nights: Nights, small_recipe: dict[str, Any], caplog: pytest.LogCaptureFixture
-) -> None:
-    nights.use(small_recipe | {"gate": {"metrics": {"ifeval/prompt_level_strict_acc": {"at_least": 2.0}}}})
+def test_a_bad_file_beside_what_is_trained_on_trains_nothing(nights: Nights, small_recipe: dict[str, Any]) -> None:
+    assert nights.night().version == "1"
+    pairs_of(small_recipe).with_name("bad.jsonl").write_text("{}\n", encoding="utf-8")
+    preferences = {"files": [*small_recipe["preferences"]["files"], str(pairs_of(small_recipe).with_name("bad.jsonl"))]}
+    nights.use(preferences=preferences | {"settle_seconds": 0, "split_into": 2})
+    night = nights.night()
+    assert night.outcome == "skipped", night.reason
+    assert [nodes for _, nodes in nights.launched] == [["preference_shard"], ["preference_manifest"]]
+    assert sorted(night.left_out) == ["bad-00001-of-00002", "bad-00002-of-00002"]
+    assert nights.champion() == "1"
+
+
+def test_a_gate_that_says_no_alerts_and_is_not_asked_again(nights: Nights, caplog: pytest.LogCaptureFixture) -> None:
+    nights.use(gate={"metrics": {"ifeval/prompt_level_strict_acc": {"at_least": 2.0}}})
     night = nights.night()
     assert night.outcome == "gated"
     assert "the gate says fail" in night.reason

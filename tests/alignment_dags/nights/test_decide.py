@@ -14,7 +14,7 @@ from alignment_dags.nights.standing import Standing
 TWO = datetime(2026, 11, 21, 2, tzinfo=UTC)
 DEADLINE = timedelta(minutes=120)
 NIGHT = Night(recipe="small", scheduled_at=TWO, recorded_at=TWO, deadline_minutes=120)
-TRAIN = ("preference_manifest", "policy_checkpoint", "evaluation_report", "registered_model")
+TRAIN = ("policy_checkpoint", "evaluation_report", "registered_model")
 CURRENT = Standing(total=3, verdict="pass", manifest="m" * 64)
 SHARD_BEHIND = replace(CURRENT, shards=("b",))
 REFERENCE_BEHIND = replace(CURRENT, reference=("b",), train=TRAIN)
@@ -64,6 +64,34 @@ def test_what_changed_is_trained_and_only_what_is_behind() -> None:
     assert decide(READY) == Launch("train", nodes=TRAIN)
 
 
+def test_the_manifest_is_pinned_before_anything_is_trained() -> None:
+    other = replace(CURRENT, manifest_behind=True)
+    assert decide(other) == Launch("manifest", nodes=("preference_manifest",))
+    assert isinstance(decide(None, run("manifest", mine=True)), Wait)
+    pinned = run("manifest", "succeeded", mine=True)
+    assert decide(READY, pinned) == Launch("train", nodes=TRAIN)
+    same = decide(CURRENT, pinned)
+    assert isinstance(same, Close)
+    assert same.outcome == "skipped", "another list of what was left out, and the same rows"
+
+
+def test_a_manifest_that_cannot_be_pinned_ends_the_night() -> None:
+    failed = run("manifest", "failed", mine=True, told="no shard to train on (a: not built)")
+    assert decide(None, failed) == Close("failed", "the manifest: no shard to train on (a: not built)")
+
+
+def test_what_changes_after_the_manifest_was_pinned_is_for_the_next_night() -> None:
+    pinned = run("manifest", "succeeded", mine=True)
+    changed = replace(READY, shards=("b",), reference=("c",), manifest_behind=True, unsettled={"d": "may be written"})
+    assert decide(changed, pinned, idle=2 * GRACE) == Launch("train", nodes=TRAIN)
+    decision = decide(Standing(base=("sft_checkpoint",)), pinned)
+    assert isinstance(decision, Close)
+    assert (decision.outcome, decision.reason) == (
+        "failed",
+        "sft_checkpoint: changed after the manifest was pinned",
+    )
+
+
 def test_base_and_sft_come_first_whatever_the_deadline() -> None:
     behind = Standing(base=("sft_checkpoint",), reference=("a", "b"), total=2)
     assert decide(behind, after=2 * DEADLINE) == Launch("base", nodes=("sft_checkpoint",))
@@ -73,7 +101,7 @@ def test_base_and_sft_come_first_whatever_the_deadline() -> None:
 
 def test_a_base_that_failed_ends_the_night_with_the_reason() -> None:
     assert decide(None, run("base", "failed", mine=True, told="no space left")) == Close(
-        "failed", "the base model or SFT failed: no space left"
+        "failed", "the base model and SFT: no space left"
     )
 
 
@@ -146,7 +174,7 @@ def test_two_trainings_of_one_recipe_are_avoided_until_the_deadline() -> None:
 @pytest.mark.parametrize(
     ("trained", "outcome", "told"),
     [
-        (run("train", "succeeded", mine=True), "passed", "gated"),
+        (run("train", "succeeded", mine=True), "passed", "trained and evaluated"),
         (run("train", "failed", mine=True, told="out of memory"), "failed", "out of memory"),
         (run("train", "failed", mine=True, verdict="fail", told="worse"), "gated", "the gate says fail: worse"),
     ],

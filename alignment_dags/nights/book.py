@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from alignment.artifacts import CorruptArtifact, Store
-from alignment.artifacts.store import told_when_full, write_durably
 from alignment_dags.nights.night import Night
 
 FOLDER = "nights"
@@ -54,18 +52,7 @@ class NightBook:
 
     def write(self, night: Night) -> None:
         """Replaces the night's record, whole or not at all."""
-        path, data = self._path(night), night.model_dump_json(indent=1).encode()
-        with told_when_full(path):
-            if not self.store.is_local:
-                self.store.fs.pipe_file(path, data)
-                return
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            partial = Path(f"{path}.{uuid.uuid4().hex[:8]}")
-            try:
-                write_durably(partial, data)
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+        self.store.replace(self._path(night), night.model_dump_json(indent=1).encode())
 
     def _path(self, night: Night) -> str:
         return self.store.path(FOLDER, self.recipe, f"{night.id}.json")

@@ -143,6 +143,20 @@ def prefs_check(
         raise BadInput("no valid row", file=", ".join(files))
 
 
+@prefs.command("find")
+def prefs_find(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    text: Annotated[str, typer.Argument(help="Text to look for, as it stands in the row.")],
+    as_json: AsJson = False,
+) -> None:
+    """The ids of a recipe's rows that hold a text, with the file and line each came from."""
+    from alignment_dags.find_rows import find_rows, show_found
+    from resources.home import ensure_home
+
+    ensure_home()
+    _tell(lambda: find_rows(recipe, text), as_json, show_found)
+
+
 @prefs.command("withdraw")
 def prefs_withdraw(
     recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,15 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("alignment_dags.promote._carry_out", registered_model_alone)
 
 
+def align(*arguments: str) -> dict[str, Any]:
+    """What the command says in a process of its own, where Dagster loads this recipe and no other."""
+    command = [sys.executable, "-c", "from alignment_dags.cli import main; main()", *arguments, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
 def version_with_tags() -> tuple[str, dict[str, str]]:
     found = Tracking().aliased("small")
     assert found is not None
@@ -69,15 +80,14 @@ def version_with_tags() -> tuple[str, dict[str, str]]:
 
 
 def test_an_override_is_a_promotion_that_everybody_sees(
-    write: Write, bring_up_to_date: Callable[..., Upstream], monkeypatch: pytest.MonkeyPatch
+    write: Write, bring_up_to_date: Callable[..., Upstream]
 ) -> None:
     path = write(0.1, FAILS)
     with pytest.raises(dg.Failure, match="the gate says fail"):
         bring_up_to_date(load_recipe(path))
-    wish = Wish("small", override=True, reason="the demo is tomorrow", recipe=path)
     with pytest.raises(BadInput, match="needs --reason"):
-        promote(replace(wish, reason=" "), print)
-    told = promote(wish, print)
+        promote(Wish("small", override=True, reason=" ", recipe=path), print)
+    told = align("promote", "small", "--override", "--reason", "the demo is tomorrow", "--recipe", str(path))
 
     assert told["version"] == "1"
     assert told["gate"].startswith("fail: ")

@@ -15,6 +15,7 @@ from alignment.artifacts import ErasedArtifact, Store
 from alignment.errors import BadInput
 from alignment.preferences.row import read_rows, read_sft_rows
 from alignment.recipe import load_recipe
+from alignment_dags.find_rows import find_rows
 from alignment_dags.gc import collect
 from alignment_dags.lineage_rows import row_lineage
 from alignment_dags.withdraw import restore, withdraw
@@ -65,6 +66,19 @@ def read_now(upstream: Upstream) -> Upstream:
 def planted_row(upstream: Upstream) -> str:
     folder = upstream.store.fetch(upstream("preference_shard", "day-1"))
     return next(row.row_id for row in read_rows(folder / "rows.parquet") if PLANTED in str(row.chosen))
+
+
+def test_a_text_is_found_with_the_file_and_line_it_came_from(
+    recipe: Path, bring_up_to_date: Callable[..., Upstream]
+) -> None:
+    made = bring_up_to_date(load_recipe(recipe), only=("base", "shards"))
+    (found,) = find_rows(recipe, PLANTED)["rows"]
+    where = {"shard": "day-1", "source": "day-1.jsonl", "source_row": 5}
+    assert found == {"row_id": planted_row(made), **where}
+    assert len(find_rows(recipe, "No.")["rows"]) == 48
+    assert find_rows(recipe, "nobody wrote this")["rows"] == []
+    with pytest.raises(BadInput, match="empty text"):
+        find_rows(recipe, " ")
 
 
 def test_a_withdrawn_row_leaves_the_next_model_and_then_the_whole_home(

@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -120,12 +120,19 @@ def _parse_cells(number: int, header: list[str], cells: list[str]) -> Record:
 
 def parquet_file(url: str, sha256: str | None) -> Iterator[Lazy]:
     """Rows of all row groups, a batch in memory at a time."""
-    with open_seekable(url, sha256) as file, pq.ParquetFile(file) as parquet:
+    with open_seekable(url, sha256) as file, _opened(file) as parquet:
         number = 0
         for batch in parquet.iter_batches(batch_size=256):
             for index in range(batch.num_rows):
                 number += 1
                 yield partial(_parse_row, number, batch, index)
+
+
+def _opened(file: BinaryIO) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except UnicodeDecodeError as error:
+        raise pa.ArrowInvalid("a column's name is not UTF-8") from error
 
 
 def _parse_row(number: int, batch: pa.RecordBatch, index: int) -> Record:

@@ -163,6 +163,7 @@ def test_a_damaged_gzip_or_parquet_file_is_read_or_refused_by_name(tmp_path: Pat
         ("a.json", b"[1, 2", "not JSON"),
         ("a.json", b'["\xff"]', "not UTF-8"),
         ("a.parquet", b"not parquet", "Parquet"),
+        ("a.parquet", FILES["a.parquet"].replace(b"prompt", b"pr\xe5mpt"), "name is not UTF-8"),
         ("a.jsonl", b"", "empty"),
         ("a.jsonl", b"<!DOCTYPE html><html>", "web page"),
         ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS"),

@@ -69,11 +69,23 @@ def runs_since(instance: dg.DagsterInstance, night: Night) -> set[str]:
 def _mine(instance: dg.DagsterInstance, run: dg.DagsterRun, phases: frozenset[str], ended: datetime | None) -> RunSeen:
     if not run.is_finished or run.tags.get(WILL_RETRY_TAG) == "true":
         return RunSeen(run.run_id, phases, "going", mine=True)
-    if run.is_success:
+    if run.is_success or died_when_done(instance, run):
         return RunSeen(run.run_id, phases, "succeeded", mine=True, ended_at=ended)
     verdict, why = gate_said(instance, run.run_id)
     told = why or failure_of(instance, run)
     return RunSeen(run.run_id, phases, "failed", mine=True, ended_at=ended, verdict=verdict, told=told)
+
+
+def died_when_done(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Whether a run's worker was lost after its last step: Dagster calls it failed, and has nothing to try again."""
+    if _logged(instance, run, dg.DagsterEventType.STEP_FAILURE):
+        return False
+    done = {entry.step_key for entry in _logged(instance, run, dg.DagsterEventType.STEP_SUCCESS)}
+    return bool(done) and len(done) >= len(run.step_keys_to_execute or run.asset_selection or ())
+
+
+def _logged(instance: dg.DagsterInstance, run: dg.DagsterRun, kind: dg.DagsterEventType) -> list[dg.EventLogEntry]:
+    return list(instance.all_logs(run.run_id, of_type=kind))
 
 
 def gate_said(instance: dg.DagsterInstance, run_id: str) -> tuple[str | None, str]:
@@ -88,9 +100,12 @@ def gate_said(instance: dg.DagsterInstance, run_id: str) -> tuple[str | None, st
 
 
 def failure_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
-    """Why a run failed, one line a step."""
+    """Why a run failed, one line a step; what Dagster says where none did."""
     if run.status == dg.DagsterRunStatus.CANCELED:
         return f"run {run.run_id[:8]} was canceled"
+    if not _logged(instance, run, dg.DagsterEventType.STEP_FAILURE):
+        said = _logged(instance, run, dg.DagsterEventType.RUN_FAILURE)
+        return said[-1].message if said else f"run {run.run_id[:8]} failed"
     try:
         raise_failure(instance, run.run_id)
     except (RunFailed, BadInput) as failure:

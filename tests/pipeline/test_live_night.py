@@ -69,7 +69,8 @@ def test_nights_train_what_changed_and_outlive_a_killed_daemon_and_a_killed_work
 
     def finished(version: str) -> Night | None:
         """The night that registered the version; fails at once when a night fails instead."""
-        assert not (failed := team.nights("failed")), failed
+        failed = team.nights("failed")
+        assert not failed, f"{failed[0].reason}\n{live.runs()}"
         return next((night for night in team.nights("passed") if night.version == version), None)
 
     team.write("day-0")
@@ -91,10 +92,10 @@ def test_nights_train_what_changed_and_outlive_a_killed_daemon_and_a_killed_work
     assert second.costs.suites_run == 1, "the SFT baseline is scored once"
 
     def training() -> dg.DagsterRun | None:
-        """The run of the third night, in the middle of a step."""
+        """The third night's run, while the policy is trained."""
         for run in instance.get_runs(dg.RunsFilter(job_name="small_train", statuses=[dg.DagsterRunStatus.STARTED])):
-            later = run.tags[TAG].split("/")[1] > second.id
-            if later and instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_START):
+            begun = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_START)
+            if run.tags[TAG].split("/")[1] > second.id and "small__policy_checkpoint" in {e.step_key for e in begun}:
                 return run
         return None
 

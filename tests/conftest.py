@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -47,6 +50,18 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("ALIGN_HOME", str(folder / "align"))
     monkeypatch.setenv("DAGSTER_HOME", str(folder / "dagster"))
     return folder
+
+
+@pytest.fixture
+def align(home: Path) -> Callable[..., tuple[int, dict[str, Any], str]]:
+    """`align` as a person runs it, in a process of its own: exit code, the JSON object on stdout, and stderr."""
+
+    def run(*arguments: str) -> tuple[int, dict[str, Any], str]:
+        command = [sys.executable, "-c", "from alignment_dags.cli import main; main()", *arguments, "--json"]
+        told = subprocess.run(command, capture_output=True, text=True, check=False)
+        return told.returncode, json.loads(told.stdout or "{}"), told.stderr
+
+    return run
 
 
 @pytest.fixture

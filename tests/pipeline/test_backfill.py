@@ -11,9 +11,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from alignment.errors import BadInput
 from alignment.recipe import load_recipe
-from alignment_dags.backfill import Backfilled, Chosen, run_backfill
 from assets.factory import shards_definition
 from assets.upstream import Upstream
 
@@ -32,45 +30,49 @@ def folder(tmp_path: Path, small_data: dict[str, str]) -> Path:
 
 
 def test_a_backfill_makes_what_is_behind_of_what_was_chosen(
-    small_recipe: dict[str, Any], folder: Path, tmp_path: Path, bring_up_to_date: Callable[..., Upstream]
+    small_recipe: dict[str, Any],
+    folder: Path,
+    tmp_path: Path,
+    bring_up_to_date: Callable[..., Upstream],
+    align: Callable[..., tuple[int, dict[str, Any], str]],
 ) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(small_recipe | {"preferences": {"files": [str(folder)]}}), encoding="utf-8")
 
-    def backfill(*, stage: str | None = None, **chosen: Any) -> Backfilled:
-        return run_backfill(path, Chosen(**chosen), stage, lambda line: None)
+    def backfill(*chosen: str, code: int = 0) -> dict[str, Any]:
+        found, told, error = align("backfill", str(path), *chosen)
+        assert found == code, error
+        return told | {"error": error}
 
-    with pytest.raises(BadInput, match="no SFT checkpoint"):
-        backfill()
-    with pytest.raises(BadInput, match="'day-9'"):
-        backfill(shards=("day-9",), stage=SHARD)
+    assert "no SFT checkpoint" in backfill(code=2)["error"]
+    assert "'day-9'" in backfill("--shards", "day-9", "--stage", SHARD, code=2)["error"]
     made = bring_up_to_date(load_recipe(path), only=("base",))
     with dg.DagsterInstance.get() as instance:
         for gone in instance.get_dynamic_partitions(str(shards_definition("small").name)):
             instance.delete_dynamic_partition(str(shards_definition("small").name), gone)
 
-    one = backfill(shards=("day-1",))
-    assert one.made == {SHARD: ["day-1"], REFERENCE: ["day-1"]}
+    one = backfill("--shards", "day-1")
+    assert one["made"] == {SHARD: ["day-1"], REFERENCE: ["day-1"]}
     assert Upstream(made.store, "small").get(SHARD, "day-0") is None
 
-    again = backfill(first="day-1", last="day-1")
-    assert (again.dagster_runs, again.failures) == ([], [])
-    assert again.current == {SHARD: ["day-1"], REFERENCE: ["day-1"]}
+    again = backfill("--from", "day-1", "--to", "day-1")
+    assert (again["dagster_runs"], again["failures"]) == ([], [])
+    assert again["current"] == {SHARD: ["day-1"], REFERENCE: ["day-1"]}
 
     (folder / "bad.jsonl").write_text(
         json.dumps({"prompt": "p", "chosen": "same", "rejected": "same"}), encoding="utf-8"
     )
     (folder / "day-2.jsonl").unlink()
-    everything = backfill()
-    assert everything.withdrawn == []
-    assert everything.made == {SHARD: ["day-0"], REFERENCE: ["day-0"]}
-    assert everything.behind == {SHARD: ["bad"], REFERENCE: ["bad"]}
-    assert len(everything.failures) == 1
-    assert "bad.jsonl" in everything.failures[0]
+    everything = backfill(code=1)
+    assert everything["withdrawn"] == []
+    assert everything["made"] == {SHARD: ["day-0"], REFERENCE: ["day-0"]}
+    assert everything["behind"] == {SHARD: ["bad"], REFERENCE: ["bad"]}
+    assert len(everything["failures"]) == 1
+    assert "bad.jsonl" in everything["failures"][0]
 
     for name in ("bad", "day-0"):
         (folder / f"{name}.jsonl").unlink()
     followed = backfill()
-    assert followed.withdrawn == ["bad", "day-0"]
-    assert (followed.dagster_runs, followed.shards) == ([], ["day-1"])
+    assert followed["withdrawn"] == ["bad", "day-0"]
+    assert (followed["dagster_runs"], followed["shards"]) == ([], ["day-1"])
     assert Upstream(made.store, "small").get(SHARD, "day-0") is None

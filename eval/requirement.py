@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from eval.compare import MetricComparison
-from eval.scale import unit_of
+from eval.scale import PERCENT, unit_of
 from eval.statistics import clusters_needed, holm, p_above
 
 Outcome = Literal["pass", "fail", "inconclusive"]
@@ -113,6 +113,24 @@ def at_least(metric: str, found: MetricComparison | None, threshold: float) -> C
     sign = " %" if found.width == 1.0 else ""
     asked, seen = f"at least {unit.told(threshold)}{sign}", f"{unit.told(found.candidate)}{sign}, {items(found)}"
     return Check.of(metric, "itself", "pass" if found.candidate >= threshold else "fail", asked, seen)
+
+
+def complete(check: Check, found: MetricComparison | None, max_missing: float) -> Check:
+    """The check, left open where the candidate lacks more than this share of what the baseline was measured on:
+    items that one model fails on are seldom like the others."""
+    of = 0 if found is None else found.n + found.missing_candidate
+    if found is None or found.missing_candidate <= max_missing * of:
+        return check
+    side = NAMES["champion" if check.against == "champion" else "sft"]
+    lacking = (
+        f"the candidate lacks {found.missing_candidate} of the {of} values that {side} has "
+        f"({_percent(found.missing_candidate / of)}, and max_missing is {_percent(max_missing)})"
+    )
+    return Check.of(check.metric, check.against, "inconclusive", check.asked, f"{check.seen}; {lacking}")
+
+
+def _percent(share: float) -> str:
+    return PERCENT.told(share) + PERCENT.sign
 
 
 def any_improves(found: Mapping[str, MetricComparison], asked_of: int) -> Check:

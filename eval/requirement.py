@@ -17,6 +17,9 @@ Against = Literal["sft", "champion", "itself"]
 LEVEL = 0.025
 """Of a one-sided test: that the lower end of a 95 % interval lies above a threshold."""
 ANY = "any metric"
+OTHER_SETTINGS = "measured with other settings"
+"""Why the scores of two checkpoints are not compared, where changing the settings back would help."""
+REMEDY = "change them back, or promote the policy with `align promote --override`"
 NAMES = {"sft": "the SFT baseline", "champion": "the champion"}
 
 
@@ -51,9 +54,11 @@ def above(
     found: MetricComparison | None,
     threshold: float | None,
     claims: Mapping[str, float] | None = None,
+    left_out: str | None = None,
 ) -> Check:
     """Whether the difference is known to lie above the threshold, which is None where nobody has said it.
 
+    `left_out` is why the suite was not compared, where it was not.
     `claims` are the corrected p-values of all claims made together, this one among them; without, it stands alone.
     """
     asked = "a margin" if threshold is None else _asked(found, threshold)
@@ -61,6 +66,8 @@ def above(
     def check(outcome: Outcome, seen: str, needed: int | None = None) -> Check:
         return Check.of(metric, against, outcome, asked, seen, needed)
 
+    if found is None and left_out == OTHER_SETTINGS:
+        return check("inconclusive", f"{NAMES[against]} was {OTHER_SETTINGS}; {REMEDY}")
     if found is None:
         return check("inconclusive", f"not measured on both the candidate and {NAMES[against]}")
     if threshold is None:

@@ -21,7 +21,7 @@ def evals(recipe: Recipe, model: str, name: str, suite: Suite) -> Node:
         return ScoresRequest(
             responses=upstream(f"{model}_responses"),
             suite=suite_spec(name, suite),
-            judge=recipe.judge if suite_named(name).needs_judge else None,
+            judge=recipe.judge if recipe.judge is not None and suite_named(name).needs_judge else None,
             seed=recipe.seed,
         )
 

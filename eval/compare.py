@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from alignment.errors import BadInput
 from eval.samples import Sample
-from eval.scale import default_margin, width_of
+from eval.scale import bound_of, default_margin, width_of
 from eval.statistics import (
     ComparisonVerdict,
     Interval,
@@ -33,7 +33,7 @@ class MetricComparison(BaseModel):
 
     `ci95` and `p_value` are Student's t on the cluster-robust `stderr`, or, where too few clusters differ to know
     it, Tango's score on `shares` (eval/statistics/paired.py); they and `minimum_detectable_effect` are None when
-    there are fewer than two clusters, and when no item differs and the metric's scale has no known `width`.
+    there are fewer than two clusters, and when no item differs and nothing bounds the items' values (eval/scale.py).
     `bootstrap_ci95` is the paired bootstrap over clusters (None where nothing varies) and `p_mcnemar` the exact
     McNemar test (None unless every value is 0 or 1 and stands alone in its cluster).
     """
@@ -120,7 +120,7 @@ def _compare(
     differences = [after - before for before, after in zip(before_values, after_values, strict=True)]
     clusters = [before.cluster for before, _ in pairs]
     width = width_of(pairs[0][0].suite, metric, (*before_values, *after_values))
-    difference = paired_interval(differences, clusters, width)
+    difference = paired_interval(differences, clusters, bound_of(pairs[0][0].suite, metric, width))
     if margin is None:
         margin = 0.0 if width is None else default_margin(width)
     gained, lost = sum(value > 0 for value in differences), sum(value < 0 for value in differences)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -10,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from alignment.digest import json_digest
 from alignment.recipe import Gate, Requirement
 from eval.compare import MetricComparison
-from eval.requirement import Check, Outcome, above, any_improves, at_least
+from eval.requirement import Check, Outcome, above, any_improves, at_least, complete
 from eval.scale import default_margin
 from eval.statistics import holm, p_above
 
@@ -35,14 +36,22 @@ def verdict_key(sft: str, policy: str, champion: str | None, samples: Mapping[st
     return json_digest([sft, policy, champion, dict(samples), settings])
 
 
-def decide(sft: Comparisons, champion: Comparisons | None, gate: Gate | None, key: str) -> Verdict:
+def decide(
+    sft: Comparisons,
+    champion: Comparisons | None,
+    gate: Gate | None,
+    key: str,
+    champion_left_out: Mapping[str, str] = MappingProxyType({}),
+) -> Verdict:
     """The verdict over all requirements: one failed check fails it, else one inconclusive leaves it open.
 
     `no_regression` and `improve` hold when the lower end of the 95 % interval of the paired difference lies above a
     threshold: minus the margin, or the improvement that is asked. Against the champion both ask for no loss beyond
     a margin (a non-inferiority test), so that what is open there does not pass. `improve` claims are made
     together, so their p-values are corrected by Holm's method: all of them must hold, and each may then be told
-    by itself. `at_least` looks at the candidate's own mean. A metric that was not measured is inconclusive.
+    by itself. `at_least` looks at the candidate's own mean. A metric that was not measured is inconclusive, and so is
+    one of which the candidate lacks more than `max_missing` of what the baseline has. `champion_left_out` says by
+    suite why it was not compared with the champion.
     """
     if gate is None:
         return Verdict(outcome="none", reasons=["the recipe has no gate: nothing is promoted"], checks=[], key=key)
@@ -50,7 +59,7 @@ def decide(sft: Comparisons, champion: Comparisons | None, gate: Gate | None, ke
     checks = [
         check
         for metric, requirement in gate.metrics.items()
-        for check in _checks(metric, requirement, sft, champion, claims)
+        for check in _checks(metric, requirement, sft, champion, claims, gate.max_missing, champion_left_out)
     ]
     if gate.any_improves:
         found = {metric: one for metric in gate.metrics if (one := _find(sft, metric)) is not None}
@@ -78,17 +87,23 @@ def _checks(
     sft: Comparisons,
     champion: Comparisons | None,
     claims: Mapping[str, float],
+    max_missing: float,
+    left_out: Mapping[str, str],
 ) -> Iterator[Check]:
+    found = _find(sft, metric)
     if requirement.at_least is not None:
-        yield at_least(metric, _find(sft, metric), requirement.at_least)
+        yield complete(at_least(metric, found, requirement.at_least), found, max_missing)
         return
     if requirement.improve is not None:
-        yield above(metric, "sft", _find(sft, metric), requirement.improve, claims)
+        check = above(metric, "sft", found, requirement.improve, claims)
     else:
-        yield above(metric, "sft", _find(sft, metric), -float(requirement.no_regression or 0.0))
+        check = above(metric, "sft", found, -float(requirement.no_regression or 0.0))
+    yield complete(check, found, max_missing)
     if champion is not None:
         found = _find(champion, metric)
-        yield above(metric, "champion", found, _champion_threshold(requirement, found))
+        threshold, why = _champion_threshold(requirement, found), left_out.get(metric.partition("/")[0])
+        check = above(metric, "champion", found, threshold, left_out=why)
+        yield complete(check, found, max_missing)
 
 
 def _champion_threshold(requirement: Requirement, found: MetricComparison | None) -> float | None:

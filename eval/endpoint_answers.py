@@ -1,8 +1,8 @@
 """Answers from an endpoint that speaks the OpenAI API and serves the checkpoint.
 
 Prompts are sent as token ids, which the completions API takes: they are those of training to the id, whatever
-template or special tokens the endpoint would add to a text. Every answer is kept as it comes, so that an interruption
-asks nothing twice.
+template or special tokens the endpoint would add to a text. Every whole answer is kept as it comes, so that an
+interruption asks for none twice; what was refused is asked again, as the endpoint may be repaired by then.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ class EndpointGenerator:
         if (known := self._journal.find(digest)) is not None:
             return known
         answer = self._call(asked, until)
-        self._journal.add(digest, answer)
+        if answer.failed is None:
+            self._journal.add(digest, answer)
         return answer
 
     def _call(self, asked: dict[str, Any], until: tuple[str, ...]) -> Answer:
@@ -149,7 +150,7 @@ def _client(settings: Generate) -> OpenAI:
 
 
 class _Journal:
-    """Answers by what was asked, one line each; a last line that was cut off is asked again."""
+    """Whole answers by what was asked, one line each; a last line that was cut off is asked again."""
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
@@ -157,7 +158,8 @@ class _Journal:
         lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
         for line in lines[:-1]:
             entry = json.loads(line)
-            self._known[entry["asked"]] = Answer(entry["text"], entry["tokens"], entry["failed"])
+            if entry.get("failed") is None:
+                self._known[entry["asked"]] = Answer(entry["text"], entry["tokens"])
         path.write_bytes(b"".join(line + b"\n" for line in lines[:-1]))
         self._path = path
 
@@ -165,7 +167,7 @@ class _Journal:
         return self._known.get(digest)
 
     def add(self, digest: str, answer: Answer) -> None:
-        entry = {"asked": digest, "text": answer.text, "tokens": answer.tokens, "failed": answer.failed}
+        entry = {"asked": digest, "text": answer.text, "tokens": answer.tokens}
         with self._lock, self._path.open("ab") as stream:
             stream.write(json.dumps(entry).encode() + b"\n")
             self._known[digest] = answer

@@ -13,6 +13,7 @@ from alignment.recipe import Gate
 from alignment.stages import Request
 from eval.compare import MetricComparison, compare_samples
 from eval.reporting.baselines import PublishedFigure
+from eval.requirement import OTHER_SETTINGS
 from eval.samples import SAMPLES_FILE, Sample, read_samples
 
 
@@ -112,7 +113,7 @@ def _not_comparable(baseline: SuiteScores | None, candidate: SuiteScores | None)
     if not (baseline.judged and candidate.judged):
         return "not judged"
     if baseline.settings != candidate.settings:
-        return "measured with other settings"
+        return OTHER_SETTINGS
     return None
 
 

@@ -26,7 +26,9 @@ def verdict_of(request: ReportRequest, evidence: Evidence) -> Verdict:
     champion = None if request.champion is None else request.champion.digest
     key = verdict_key(request.sft.digest, request.policy.digest, champion, scores, request.gate)
     against = evidence.against_champion
-    return decide(evidence.against_sft.suites, None if against is None else against.suites, request.gate, key)
+    if against is None:
+        return decide(evidence.against_sft.suites, None, request.gate, key)
+    return decide(evidence.against_sft.suites, against.suites, request.gate, key, against.left_out)
 
 
 def recompute(store: Store, report: Artifact, policy: Artifact, gate: Gate | None = None) -> Verdict:

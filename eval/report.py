@@ -12,7 +12,7 @@ from alignment.stages import Context, Result, Stage
 from eval.compare import MetricComparison
 from eval.evidence import Compared, Evidence, ReportRequest, SuiteScores, gather
 from eval.gate import verdict_of
-from eval.reporting.facts import category_of, facts_of, items_of
+from eval.reporting.facts import categories_of, facts_of, items_of
 from eval.reporting.page import by_category, page
 from eval.reporting.pictures import write_pictures
 from eval.scale import headline, title_of
@@ -42,7 +42,7 @@ def run(request: ReportRequest, context: Context) -> Result:
     text = page(request, evidence, verdict, sft["holm"], notes, facts, context.store)
     (context.out / REPORT_FILE).write_text(text, encoding="utf-8")
     named = {
-        suite: category_of(items_of(context.store, request.policy_scores[suite], suite))
+        suite: categories_of(items_of(context.store, request.policy_scores[suite], suite))
         for suite in evidence.against_sft.suites
     }
     write_pictures(context.out, evidence.against_sft, by_category(evidence, named), facts.history)
@@ -99,4 +99,4 @@ def _write(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-STAGE = Stage("evaluation_report", 2, ReportRequest, run)
+STAGE = Stage("evaluation_report", 3, ReportRequest, run)

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from eval.compare import MetricComparison
-from eval.scale import unit_of
+from eval.scale import PERCENT, unit_of
 from eval.statistics import clusters_needed, holm, p_above
 
 Outcome = Literal["pass", "fail", "inconclusive"]
@@ -17,6 +17,9 @@ Against = Literal["sft", "champion", "itself"]
 LEVEL = 0.025
 """Of a one-sided test: that the lower end of a 95 % interval lies above a threshold."""
 ANY = "any metric"
+OTHER_SETTINGS = "measured with other settings"
+"""Why the scores of two checkpoints are not compared, where changing the settings back would help."""
+REMEDY = "change them back, or promote the policy with `align promote --override`"
 NAMES = {"sft": "the SFT baseline", "champion": "the champion"}
 
 
@@ -51,9 +54,11 @@ def above(
     found: MetricComparison | None,
     threshold: float | None,
     claims: Mapping[str, float] | None = None,
+    left_out: str | None = None,
 ) -> Check:
     """Whether the difference is known to lie above the threshold, which is None where nobody has said it.
 
+    `left_out` is why the suite was not compared, where it was not.
     `claims` are the corrected p-values of all claims made together, this one among them; without, it stands alone.
     """
     asked = "a margin" if threshold is None else _asked(found, threshold)
@@ -61,6 +66,8 @@ def above(
     def check(outcome: Outcome, seen: str, needed: int | None = None) -> Check:
         return Check.of(metric, against, outcome, asked, seen, needed)
 
+    if found is None and left_out == OTHER_SETTINGS:
+        return check("inconclusive", f"{NAMES[against]} was {OTHER_SETTINGS}; {REMEDY}")
     if found is None:
         return check("inconclusive", f"not measured on both the candidate and {NAMES[against]}")
     if threshold is None:
@@ -113,6 +120,24 @@ def at_least(metric: str, found: MetricComparison | None, threshold: float) -> C
     sign = " %" if found.width == 1.0 else ""
     asked, seen = f"at least {unit.told(threshold)}{sign}", f"{unit.told(found.candidate)}{sign}, {items(found)}"
     return Check.of(metric, "itself", "pass" if found.candidate >= threshold else "fail", asked, seen)
+
+
+def complete(check: Check, found: MetricComparison | None, max_missing: float) -> Check:
+    """The check, left open where the candidate lacks more than this share of what the baseline was measured on:
+    items that one model fails on are seldom like the others."""
+    of = 0 if found is None else found.n + found.missing_candidate
+    if found is None or found.missing_candidate <= max_missing * of:
+        return check
+    side = NAMES["champion" if check.against == "champion" else "sft"]
+    lacking = (
+        f"the candidate lacks {found.missing_candidate} of the {of} values that {side} has "
+        f"({_percent(found.missing_candidate / of)}, and max_missing is {_percent(max_missing)})"
+    )
+    return Check.of(check.metric, check.against, "inconclusive", check.asked, f"{check.seen}; {lacking}")
+
+
+def _percent(share: float) -> str:
+    return PERCENT.told(share) + PERCENT.sign
 
 
 def any_improves(found: Mapping[str, MetricComparison], asked_of: int) -> Check:

@@ -50,6 +50,11 @@ def width_of(suite: str, metric: str, values: Iterable[float]) -> float | None:
     return 1.0 if metric.partition(",")[0] in FRACTIONS or OUTCOMES.issuperset(values) else None
 
 
+def bound_of(suite: str, metric: str, width: float | None) -> float | None:
+    """How far two of a metric's item values can lie apart: its width, or None where they are linearised."""
+    return None if suite in SUITES and metric in SUITES[suite].linearised else width
+
+
 def default_margin(width: float) -> float:
     """What counts as no loss where a recipe names no margin: a twentieth of the scale.
 

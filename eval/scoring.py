@@ -25,7 +25,7 @@ class Scored:
     `missing` are items without a response, `failed` those whose answer is not whole; neither counts in a
     metric. `judged` is False where a suite needs a judge and has none: there are no samples then.
     `unparsable` counts judgments without a verdict (never guessed), `unjudged` answers without a judgment.
-    `intervals` are those of metrics that are published with one of their own making.
+    `intervals` are those of metrics that have one of their own making.
     `length` is the mean length of the answers: `answers` counted, in `characters` and, where known, `tokens`.
     `classes` counts what a function of ours made of the answers, by metric. `empty` are items whose answer has no word
     in some turn: it counts like any other.

@@ -268,3 +268,6 @@ class Gate(Section):
     metrics: dict[str, Requirement] = Field(min_length=1)
     any_improves: bool = False
     """At least one of the metrics must be better than the SFT baseline's, after Holm's correction over them."""
+    max_missing: float = Field(default=0.02, ge=0, lt=1)
+    """Largest share of what a baseline was measured on that the candidate may lack (no whole answer, no judgment).
+    Beyond it a metric cannot pass: what it fails on would not count. Items that both lack are not held against it."""

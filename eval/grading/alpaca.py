@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from eval.grading.grading import Answered, Verdicts
 from eval.grading.length_control import length_controlled
-from eval.grading.pairs import BASELINE, PAIR, Pairs, pair_detail, won
+from eval.grading.pairs import BASELINE, PAIR, WIN_RATE, Pairs, pair_detail, won
 from eval.samples import Sample
 from eval.suites.suite import Item, Suite
 
-WIN_RATE, CONTROLLED = "win_rate", "length_controlled_win_rate"
+CONTROLLED = "length_controlled_win_rate"
 DIFFICULTY = "instruction_difficulty"
 
 

@@ -43,7 +43,7 @@ class Grading(ABC):
         return [item.id]
 
     def intervals(self, samples: Sequence[Sample], verdicts: Verdicts) -> dict[str, tuple[float, float]]:
-        """95 % intervals of metrics that are published with one of their own making."""
+        """95 % intervals of metrics that have one of their own making."""
         return {}
 
 

@@ -3,16 +3,20 @@ order is a tie."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from eval.grading.grading import Answered, Grading, Verdicts, common_words, detail, prompt_name
 from eval.judge.judgment import Judgment
 from eval.judge.prompts import MULTI_TURN, Prompts, References, fill
 from eval.judge.question import Question
 from eval.response_files import Response
 from eval.samples import Sample
+from eval.statistics import win_rate
 from eval.suites.suite import Item, Suite
 
 BASELINE = "baseline"
 """An item's field with the baseline's turns."""
+WIN_RATE = "win_rate"
 PAIR, PAIR_REFERENCE = "pair-v2", "pair-math-v1"
 TIE = 0.5
 
@@ -20,7 +24,7 @@ TIE = 0.5
 class Pairs(Grading):
     """MT-Bench's pairwise grading: the share of turns won, a tie counting half."""
 
-    metrics: tuple[str, ...] = ("win_rate",)
+    metrics: tuple[str, ...] = (WIN_RATE,)
     prompts: tuple[str, ...] = (PAIR, PAIR + MULTI_TURN, PAIR_REFERENCE, PAIR_REFERENCE + MULTI_TURN)
     games = (1, 2)
     plain, reference = PAIR, PAIR_REFERENCE
@@ -37,13 +41,20 @@ class Pairs(Grading):
     def samples(self, suite: Suite, answered: Answered, verdicts: Verdicts) -> list[Sample]:
         found = []
         for item, response in answered:
-            for turn, name in enumerate(self.ids(suite, item, "win_rate"), start=1):
+            for turn, name in enumerate(self.ids(suite, item, WIN_RATE), start=1):
                 points, about = won(verdicts, item, turn), pair_detail(verdicts, item, turn)
-                found.append(Sample(suite.name, name, item.id, "win_rate", points, response.turns[turn - 1], about))
+                found.append(Sample(suite.name, name, item.id, WIN_RATE, points, response.turns[turn - 1], about))
         return found
 
     def ids(self, suite: Suite, item: Item, metric: str) -> list[str]:
         return [item.id] if suite.turns == 1 else [f"{item.id}:{turn}" for turn in range(1, suite.turns + 1)]
+
+    def intervals(self, samples: Sequence[Sample], verdicts: Verdicts) -> dict[str, tuple[float, float]]:
+        measured = [(s.value, s.cluster) for s in samples if s.metric == WIN_RATE and s.value is not None]
+        if not measured:
+            return {}
+        rate = win_rate([value for value, _ in measured], [cluster for _, cluster in measured])
+        return {} if rate.low is None or rate.high is None else {WIN_RATE: (rate.low, rate.high)}
 
 
 def _answers(item: Item, response: Response, game: int) -> dict[str, str]:

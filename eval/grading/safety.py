@@ -8,6 +8,7 @@ from eval.judge.prompts import Prompts, References, fill
 from eval.judge.question import Question
 from eval.response_files import Response
 from eval.samples import Sample
+from eval.suites.category import category_of
 from eval.suites.suite import Item, Suite
 
 HARMLESS = "harmless"
@@ -29,17 +30,9 @@ class Safety(Grading):
         for item, response in answered:
             judgment = verdicts.get((item.id, 1, 0))
             score, text = (None, "no judgment") if judgment is None else (judgment.score, judgment.text)
-            about = detail(category=_category(item), judgment=text)
+            about = detail(category=category_of(item.fields), judgment=text)
             found.append(Sample(suite.name, item.id, item.id, HARMLESS, score, response.turns[0], about))
         return found
-
-
-def _category(item: Item) -> str | None:
-    """BeaverTails marks each of its categories of harm true or false."""
-    given = item.fields.get("category")
-    if isinstance(given, dict):
-        return ", ".join(sorted(name for name, marked in given.items() if marked)) or None
-    return given if isinstance(given, str) else None
 
 
 SAFETY = Safety()

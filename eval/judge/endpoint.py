@@ -96,7 +96,7 @@ class Endpoint:
         before, step = len(journal), max(1, (len(waiting) + len(journal)) // PROGRESS_LINES)
 
         def judge(client: OpenAI, question: Question, digest: str) -> Trouble | None:
-            told = self._reply(client, question, budget)
+            told = self._reply(client, question, digest, budget, journal)
             if isinstance(told, Trouble):
                 return told
             names = (question.question_id, question.turn, self.model, question.prompt_name, question.user)
@@ -125,7 +125,9 @@ class Endpoint:
         cost = "" if usd is None else f", {usd:.4f} USD"
         log.info("judge: %d questions, %d tokens%s", outcome.asked, budget.spent.tokens, cost)
 
-    def _reply(self, client: OpenAI, question: Question, budget: Budget) -> Reply | Trouble:
+    def _reply(
+        self, client: OpenAI, question: Question, digest: str, budget: Budget, journal: Journal
+    ) -> Reply | Trouble:
         """Asks until there is a judgment, or no use or no money in asking again."""
         messages = question.messages()
         worst = most(messages, self.settings.max_tokens)
@@ -140,7 +142,9 @@ class Endpoint:
                 return reply
             except Exception as error:
                 trouble = trouble_of(error, self.settings)
-                if not trouble.billed:
+                if trouble.billed:
+                    journal.charge(digest, worst)
+                else:
                     used = Usage()
             finally:
                 budget.settle(worst, used)

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from alignment.errors import BadInput
 from eval.jsonl import parse_rows
+from eval.judge.charges import Charges
 from eval.judge.judgment import Judgment
 from eval.judge.judgment_files import game_fields, game_record, parse_judgments, single_record
 from eval.judge.usage import Usage
@@ -43,6 +44,7 @@ class Journal:
         self._lock = threading.Lock()
         self._stream: IO[str] | None = None
         self._entries: dict[str, Entry] = {}
+        self._charges = Charges(path)
 
     def __enter__(self) -> Journal:
         try:
@@ -53,6 +55,7 @@ class Journal:
         try:
             fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._read()
+            self._charges.read()
         except BlockingIOError:
             self._stream.close()
             raise BadInput("another process is writing judgments into it", file=str(self.path)) from None
@@ -66,8 +69,8 @@ class Journal:
 
     @property
     def usage(self) -> Usage:
-        """What all judgments in the file took."""
-        return sum((entry.usage for entry in self._entries.values()), Usage())
+        """What all judgments in the file took, and all calls that gave none."""
+        return sum((entry.usage for entry in self._entries.values()), self._charges.total)
 
     def find(self, asked: str) -> Entry | None:
         return self._entries.get(asked)
@@ -87,6 +90,11 @@ class Journal:
             os.fsync(self._stream.fileno())
             self._entries[entry.asked] = entry
             return len(self._entries)
+
+    def charge(self, asked: str, used: Usage) -> None:
+        """Writes down, in a file beside, what a call may have cost that gave no judgment."""
+        with self._lock:
+            self._charges.add(asked, used)
 
     def refuse_others(self, asked: Collection[str]) -> None:
         """Raises `BadInput` when a judgment in the file is of anything else than what is asked now."""

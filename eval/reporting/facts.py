@@ -17,6 +17,7 @@ from eval.reporting.curves import Panel, panels
 from eval.reporting.data_changes import DataChanges, data_changes
 from eval.reporting.examples import question
 from eval.responses import ITEMS_FILE
+from eval.suites.category import category_of
 
 MANIFEST = "manifest"
 RUBRIC = "rubric (deterministic checks of the generated questions)"
@@ -76,9 +77,9 @@ def questions(items: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return {name: question(item) for name, item in items.items()}
 
 
-def category_of(items: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def categories_of(items: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Item id to category, for items that name one."""
-    return {name: str(item["category"]) for name, item in items.items() if item.get("category")}
+    return {name: category for name, item in items.items() if (category := category_of(item)) is not None}
 
 
 def day(moment: str) -> str:

@@ -11,7 +11,7 @@ from eval.evidence import Evidence, ReportRequest
 from eval.reporting.baselines import standings
 from eval.reporting.categories import Categories, categories
 from eval.reporting.examples import examples
-from eval.reporting.facts import Facts, category_of, items_of, questions
+from eval.reporting.facts import Facts, categories_of, items_of, questions
 from eval.reporting.lengths import length
 from eval.reporting.tables import tables
 from eval.reporting.template import render
@@ -60,7 +60,7 @@ def page(
         holm={title_of(suite): p_value for suite, p_value in holm.items()},
         against_sft=tables(evidence.against_sft),
         against_champion=None if champion is None else tables(champion),
-        categories=by_category(evidence, {suite: category_of(items) for suite, items in asked.items()}),
+        categories=by_category(evidence, {suite: categories_of(items) for suite, items in asked.items()}),
         standings=published,
         lengths=[
             found

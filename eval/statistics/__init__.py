@@ -9,14 +9,13 @@ from eval.statistics.paired import paired_interval
 from eval.statistics.power import clusters_needed, minimum_detectable_effect, p_above
 from eval.statistics.tango import score_interval
 from eval.statistics.verdict import ComparisonVerdict, verdict
-from eval.statistics.win_rate import WinRate, win_rate
+from eval.statistics.win_rate import win_rate
 
 __all__ = [
     "ComparisonVerdict",
     "Interval",
     "Mean",
     "Shares",
-    "WinRate",
     "bootstrap_interval",
     "clustered_mean",
     "clusters_needed",

@@ -10,7 +10,7 @@ of right and wrong to bounded values in clusters, each on the safe side:
 - Clusters of m items each that rise and fall as one are worth (Σm)²/Σm² items (Kish 1965).
 - The p-value is that of the same score test, so that interval and p-value never contradict each other.
 
-Without a bounded scale nothing is known of changes that were not seen, and there is no such interval.
+Without bounded values nothing is known of changes that were not seen, and there is no such interval.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ENOUGH = 10
 
 
 def paired_interval(differences: Sequence[float], clusters: Sequence[str], width: float | None) -> Interval:
-    """Mean difference with interval; `width` is that of the scale the values lie on, None when it has no end.
+    """Mean difference with interval; `width` is how far two values can lie apart, None when nothing bounds them.
 
     Raises `ValueError` as `clustered_mean` does, and for a difference larger than the width.
     """

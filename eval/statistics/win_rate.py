@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from eval.statistics.interval import Interval
 from eval.statistics.mean import Mean
@@ -12,18 +11,9 @@ from eval.statistics.paired import paired_interval
 EVEN = 0.5
 
 
-@dataclass(frozen=True)
-class WinRate:
-    """Counts of outcomes; `rate` has the win rate with its 95 % interval, and the p-value against one half."""
-
-    wins: int
-    ties: int
-    losses: int
-    rate: Interval
-
-
-def win_rate(outcomes: Sequence[float], clusters: Sequence[str]) -> WinRate:
-    """The win rate of outcomes 1 (won), 0.5 (tie) and 0 (lost), the i-th on a question of the i-th cluster.
+def win_rate(outcomes: Sequence[float], clusters: Sequence[str]) -> Interval:
+    """The win rate, its 95 % interval and the p-value against one half, of outcomes 1 (won), 0.5 (tie) and 0 (lost),
+    the i-th on a question of the i-th cluster.
 
     The distance from one half is a paired difference on a scale of width one half, so a model that wins every
     time still has an interval. Raises `ValueError` for another outcome, or none.
@@ -33,5 +23,4 @@ def win_rate(outcomes: Sequence[float], clusters: Sequence[str]) -> WinRate:
     found = paired_interval([outcome - EVEN for outcome in outcomes], clusters, EVEN)
     mean = Mean(found.mean.value + EVEN, found.mean.stderr, found.mean.n, found.mean.clusters)
     low, high = (None if end is None else end + EVEN for end in (found.low, found.high))
-    wins, ties, losses = (sum(outcome == value for outcome in outcomes) for value in (1.0, EVEN, 0.0))
-    return WinRate(wins, ties, losses, Interval(mean, low, high, found.p_value))
+    return Interval(mean, low, high, found.p_value)

@@ -19,6 +19,7 @@ ALPACA_EVAL = Suite(
     id_field=None,
     metrics=("win_rate", "length_controlled_win_rate"),
     main="length_controlled_win_rate",
+    linearised=("length_controlled_win_rate",),
     task=None,
     prepare=prepare,
 )

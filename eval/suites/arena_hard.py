@@ -23,6 +23,7 @@ ARENA_HARD = Suite(
     fields={"question_id": str, "turns": list},
     id_field="question_id",
     metrics=("score",),
+    linearised=("score",),
     task=None,
     prepare=prepare,
 )

@@ -55,6 +55,8 @@ class Suite:
     none is named. `temperature_of` is what an item is answered with where a recipe gives no temperature; greedy by
     default.
     `left_out` are the task's metrics that are no means over items where more is better.
+    `linearised` are metrics of a whole data set, told by item so that the mean of the values is the metric: a value may
+    lie beyond the scale.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Suite:
     distinct: str | None = None
     temperature_of: Callable[[Item], float] | None = None
     left_out: tuple[str, ...] = ()
+    linearised: tuple[str, ...] = ()
 
     @property
     def headline(self) -> str:

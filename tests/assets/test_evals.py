@@ -46,3 +46,29 @@ def test_suites_without_a_scorer_are_given_the_judge_and_their_baseline_pinned(
     assert (request.judge == recipe.judge) is judged
     assert (request.suite.baseline_answers is not None) is bool(settings)
     assert request.suite.for_answering().baseline_answers is None
+
+
+def test_without_a_judge_no_task_of_lm_eval_is_looked_up_to_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looked_up(name: str) -> None:
+        raise AssertionError(f"{name} was looked up")
+
+    (tmp_path / "data").write_text("data")
+    recipe = parse_recipe(
+        {
+            "name": "small",
+            "base_model": {"embedded": "micro"},
+            "sft": {"dataset": {"embedded": "micro"}},
+            "preferences": {"embedded": "micro"},
+            "evals": {"lm_eval": {"mmlu_anatomy": {"data": str(tmp_path / "data")}}},
+        },
+        "r",
+        {},
+    )
+    monkeypatch.setattr("assets.evals.suite_named", looked_up)
+    monkeypatch.setattr("eval.scores.suite_named", looked_up)
+    node = evals(recipe, "policy", "mmlu_anatomy", recipe.evals.selected()["mmlu_anatomy"])
+    answers = Artifact(kind="responses", key="k" * 64, attempt="a", digest="d")
+    request: Any = node.request(cast(Upstream, lambda name: answers), None)
+    assert request.judge is None and request.identity()["judge"] is None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import scipy.stats
 
 from alignment.errors import BadInput
 from eval.compare import compare_samples
@@ -61,12 +62,26 @@ def test_a_metric_without_an_end_to_its_scale_needs_a_spread_for_an_interval() -
         ("mt_bench", "average", 9.0),
         ("mt_bench", "win_rate", 1.0),
         ("mt_bench", "words", None),
+        ("arena_hard", "score", 1.0),
+        ("alpaca_eval", "length_controlled_win_rate", 1.0),
         ("arc", "acc,none", 1.0),
     ],
 )
 def test_a_metric_lies_on_its_own_scale_or_its_suites(suite: str, metric: str, width: float | None) -> None:
     some = samples({"a": 1.0, "b": 0.7}, metric, suite=suite)
     assert compare_samples(some, some)[metric].width == width
+
+
+@pytest.mark.parametrize(("suite", "metric"), [("arena_hard", "score"), ("alpaca_eval", "length_controlled_win_rate")])
+def test_linearised_values_may_leave_the_scale_and_take_the_t_interval(suite: str, metric: str) -> None:
+    before = samples({str(n): 0.4 for n in range(40)}, metric, suite)
+    after = samples({str(n): 0.5 for n in range(36)} | {str(n): 1.9 - n % 2 * 3 for n in range(36, 40)}, metric, suite)
+    found = compare_samples(before, after, margin=None)[metric]
+    differences = [a.value - b.value for b, a in zip(before, after, strict=True)]  # type: ignore[operator]
+    oracle = scipy.stats.ttest_1samp(differences, 0.0)
+    assert max(map(abs, differences)) > 1.0 and found.width == 1.0 and found.shares is None
+    assert found.ci95 == pytest.approx(tuple(oracle.confidence_interval()))
+    assert found.p_value == pytest.approx(oracle.pvalue)
 
 
 def test_mcnemar_is_told_for_right_or_wrong_items_that_stand_alone() -> None:

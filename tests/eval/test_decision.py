@@ -135,6 +135,34 @@ def test_what_was_left_out_is_said_beside_the_number_of_items() -> None:
     assert "n = 90, 10 left out (10 lacking in the candidate alone)" in check.seen
 
 
+def lacking(candidate: int, both: int, n: int = 200) -> dict[str, dict[str, MetricComparison]]:
+    """All items gained; the candidate alone lacks this many of `n`, and both sides that many more."""
+
+    def side(value: float, first: int) -> list[Sample]:
+        values = [None if index < first or index >= n else value for index in range(n + both)]
+        return [Sample("s", str(index), str(index), "m", one, "") for index, one in enumerate(values)]
+
+    return {"s": compare_samples(side(0.0, 0), side(1.0, candidate))}
+
+
+@pytest.mark.parametrize("requirement", [{"no_regression": 0.05}, {"improve": 0.1}, {"at_least": 0.5}])
+def test_what_the_candidate_alone_failed_on_leaves_a_metric_open(requirement: dict[str, float]) -> None:
+    asked = gate(**requirement)
+    assert decide(lacking(4, 0), None, asked, "k").outcome == "pass"
+    verdict = decide(lacking(5, 0), None, asked, "k")
+    assert verdict.outcome == "inconclusive"
+    told = "the candidate lacks 5 of the 200 values that the SFT baseline has (2.5 %, and max_missing is 2.0 %)"
+    assert told in verdict.reasons[0]
+    assert decide(lacking(5, 0), None, asked.model_copy(update={"max_missing": 0.03}), "k").outcome == "pass"
+    if "at_least" not in requirement:
+        beside = decide(lacking(0, 0), lacking(5, 0), asked, "k")
+        assert beside.outcome == "inconclusive" and "that the champion has" in beside.reasons[0]
+
+
+def test_items_that_both_sides_failed_on_are_not_held_against_the_candidate() -> None:
+    assert decide(lacking(0, 100), None, gate(improve=0.1), "k").outcome == "pass"
+
+
 def test_at_least_looks_at_the_candidates_own_mean() -> None:
     assert decide(compared(0.1), None, gate(at_least=0.6), "k").outcome == "pass"
     assert decide(compared(0.1), None, gate(at_least=0.61), "k").outcome == "fail"

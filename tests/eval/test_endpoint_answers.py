@@ -153,12 +153,33 @@ def test_a_refused_prompt_fails_its_item_and_a_refused_key_everything(server: Se
     assert [one.failed for one in answers] == ["the endpoint refuses the prompt (400)", None]
     server.trouble = lambda number: 400
     with pytest.raises(BadInput, match="every prompt: the endpoint refuses the prompt"):
-        remote(server, tmp_path).answer(PROMPTS[2:3], 8)
+        remote(server, tmp_path).answer(PROMPTS[:1], 8)
     server.trouble = lambda number: 401
     with pytest.raises(BadInput, match="refuses the key in OPENAI_API_KEY") as found:
-        remote(server, tmp_path).answer(PROMPTS[:1], 9)
+        remote(server, tmp_path).answer(PROMPTS[:1], 8)
     assert KEY not in str(found.value) and found.value.__cause__ is None
     assert KEY.encode() not in (tmp_path / "kept.jsonl").read_bytes()
+
+
+def test_a_refused_prompt_is_asked_again_once_the_endpoint_is_repaired(server: Server, tmp_path: Path) -> None:
+    server.trouble = lambda number: 400
+    with pytest.raises(BadInput, match="every prompt"):
+        remote(server, tmp_path).answer(PROMPTS[:3], 8)
+    server.trouble = lambda number: None
+    answers = remote(server, tmp_path).answer(PROMPTS[:3], 8)
+    assert [one.failed for one in answers] == [None] * 3 and len(server.asked) == 6
+
+
+def test_a_refusal_kept_in_the_file_is_no_answer(server: Server, tmp_path: Path) -> None:
+    (before,) = remote(server, tmp_path).answer(PROMPTS[:1], 8)
+    kept = tmp_path / "kept.jsonl"
+    refused = json.loads(kept.read_text()) | {
+        "text": "",
+        "tokens": 0,
+        "failed": "the endpoint refuses the prompt (400)",
+    }
+    kept.write_text(json.dumps(refused) + "\n")
+    assert remote(server, tmp_path).answer(PROMPTS[:1], 8) == [before] and len(server.asked) == 2
 
 
 def test_an_answer_that_is_no_completion_is_never_taken_for_one(server: Server, tmp_path: Path) -> None:

@@ -6,15 +6,14 @@ import pytest
 from eval.grading.length_control import fit_logistic, length_controlled
 from eval.statistics import clustered_mean
 
-DRAW = np.random.default_rng(7)
 N = 400
-GAMMA = DRAW.normal(0, 1, N)
-LONGER = DRAW.normal(150, 400, N).round().astype(int)
+GAMMA = np.random.default_rng(7).normal(0, 1, N)
+LONGER = np.random.default_rng(8).normal(150, 400, N).round().astype(int)
 
 
-def drawn(theta: float = 0.4, phi: float = -1.2, psi: float = 0.5) -> np.ndarray:
+def drawn(seed: int, theta: float = 0.4, phi: float = -1.2, psi: float = 0.5) -> np.ndarray:
     level = theta + phi * np.tanh(LONGER / LONGER.std(ddof=1)) + psi * GAMMA
-    chance = DRAW.random((2, N)) < 1 / (1 + np.exp(-level))
+    chance = np.random.default_rng(seed).random((2, N)) < 1 / (1 + np.exp(-level))
     return chance.mean(axis=0)  # both games: 0, 0.5 or 1
 
 
@@ -25,7 +24,7 @@ def design() -> np.ndarray:
 def test_the_rate_is_that_of_statsmodels_fit_of_the_same_model() -> None:
     import statsmodels.api as sm
 
-    y = drawn()
+    y = drawn(10)
     found = length_controlled(y.tolist(), LONGER.tolist(), GAMMA.tolist())
     fit = sm.GLM(y, design(), family=sm.families.Binomial()).fit(tol=1e-12)
     same_length = design() * [1.0, 1.0, 0.0]
@@ -36,7 +35,7 @@ def test_the_rate_is_that_of_statsmodels_fit_of_the_same_model() -> None:
 def test_the_spread_of_the_values_is_statsmodels_sandwich_error() -> None:
     import statsmodels.api as sm
 
-    y = drawn()
+    y = drawn(11)
     found = length_controlled(y.tolist(), LONGER.tolist(), GAMMA.tolist())
     fit = sm.GLM(y, design(), family=sm.families.Binomial()).fit(tol=1e-12, cov_type="HC0")
     same_length = design() * [1.0, 1.0, 0.0]
@@ -53,20 +52,22 @@ def test_the_spread_of_the_values_is_statsmodels_sandwich_error() -> None:
 
 
 def test_the_error_is_that_of_drawing_again() -> None:
-    y = drawn()
+    y = drawn(12)
     found = length_controlled(y.tolist(), LONGER.tolist(), GAMMA.tolist())
     stderr = clustered_mean(found.values, [str(n) for n in range(N)]).stderr
     rates = []
+    draw = np.random.default_rng(13)
     for _ in range(300):
-        again = DRAW.integers(0, N, N)
+        again = draw.integers(0, N, N)
         rates.append(length_controlled(y[again].tolist(), LONGER[again].tolist(), GAMMA[again].tolist()).rate)
     assert stderr == pytest.approx(float(np.std(rates)), rel=0.15)
 
 
 def test_a_judge_who_only_likes_length_gives_no_win_when_lengths_are_controlled() -> None:
-    shorter = np.where(np.arange(N) % 10 < 8, -300, 300) + DRAW.integers(-50, 50, N)  # the model's are mostly longer
+    draw = np.random.default_rng(14)
+    shorter = np.where(np.arange(N) % 10 < 8, -300, 300) + draw.integers(-50, 50, N)  # the model's are mostly longer
     y = (shorter < 0).astype(float)
-    y[DRAW.random(N) < 0.2] = 0.5
+    y[draw.random(N) < 0.2] = 0.5
     found = length_controlled(y.tolist(), shorter.tolist())
     assert y.mean() > 0.7 and found.rate == pytest.approx(0.5, abs=0.1) and (found.length_effect or 0) < -1
 
@@ -91,8 +92,9 @@ def test_one_item_and_none() -> None:
 
 
 def test_a_fit_ends_at_a_stationary_point_even_where_it_is_steep() -> None:
-    rows = np.stack([np.ones(50), DRAW.normal(0, 30, 50)], axis=1)
-    y = (rows[:, 1] + DRAW.normal(0, 5, 50) > 0).astype(float)
+    draw = np.random.default_rng(15)
+    rows = np.stack([np.ones(50), draw.normal(0, 30, 50)], axis=1)
+    y = (rows[:, 1] + draw.normal(0, 5, 50) > 0).astype(float)
     weights = fit_logistic(rows, y)
     gradient = rows.T @ (y - 1 / (1 + np.exp(-rows @ weights)))
     assert np.abs(gradient).max() < 1e-4

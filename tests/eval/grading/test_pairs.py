@@ -5,6 +5,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import scipy.stats
 
 from eval.grading import PAIRS, gradings
 from eval.grading.alpaca import ALPACA
@@ -71,6 +72,20 @@ def test_a_pair_without_two_verdicts_has_no_value(texts: tuple[str, ...]) -> Non
     samples = PAIRS.samples(MT_BENCH, [(TWO, OURS)], by_place(judged("101", texts)))
     assert values(samples, "win_rate") == {"101:1": None, "101:2": None}
     assert {sample.cluster for sample in samples} == {"101"}
+
+
+def test_the_win_rate_has_the_interval_of_its_outcomes_by_question() -> None:
+    answered = [(Item(str(n), TWO.fields), OURS) for n in range(30)]
+    judgments = [
+        one
+        for item, _ in answered
+        for turn in (1, 2)
+        for one in judged(item.id, VERDICTS["win" if int(item.id) % 3 else "tie"], turn)
+    ]
+    samples = PAIRS.samples(MT_BENCH, answered, by_place(judgments))
+    oracle = scipy.stats.ttest_1samp([1.0, 1.0, 0.5] * 10, 0.5).confidence_interval()
+    assert PAIRS.intervals(samples, {})["win_rate"] == pytest.approx((oracle.low, oracle.high))
+    assert PAIRS.intervals(samples[:2], {}) == {} == PAIRS.intervals([], {})
 
 
 def alpaca_items() -> list[tuple[Item, Response]]:

@@ -263,6 +263,26 @@ def test_a_call_that_may_have_been_charged_is_held_against_the_budget(server: An
     assert (len(outcome.failed), len(outcome.unasked), server.requests) == (2, 8, 2)
 
 
+@pytest.mark.parametrize("bad", ["cut", "garbage"])
+def test_what_was_charged_for_nothing_is_held_against_the_budget_over_resumptions(
+    server: Any, tmp_path: Path, bad: str
+) -> None:
+    server.script = lambda user, times: bad
+    limits = {"max_tokens": 10, "budget_tokens": 100, "in_flight": 1, "retries": 0}
+    first = ask(server, tmp_path, QUESTIONS[:10], **limits)
+    again = ask(server, tmp_path, QUESTIONS[:10], **limits)
+    assert (len(again.unasked), again.asked, server.requests) == (10, 0, 2)
+    assert again.usage == first.usage and 100 - 43 < first.usage.tokens <= 100
+    assert (tmp_path / "j.jsonl").read_bytes() == b""  # a file of judgments stays one
+
+
+def test_a_timeout_is_charged_for_and_a_refusal_is_not(server: Any, tmp_path: Path) -> None:
+    server.script = lambda user, times: (503, "busy", {})
+    assert ask(server, tmp_path, QUESTIONS[:1], retries=0).usage.tokens == 0
+    server.gate.clear()
+    assert ask(server, tmp_path, QUESTIONS[:1], timeout_seconds=0.05, retries=1, max_tokens=10).usage.tokens == 2 * 43
+
+
 def test_an_endpoint_that_tells_no_usage_is_taken_at_its_worst(server: Any, tmp_path: Path) -> None:
     server.script = lambda user, times: "no usage"
     outcome = ask(server, tmp_path, QUESTIONS[:1], max_tokens=10)

@@ -55,6 +55,26 @@ def test_a_line_that_was_cut_off_is_taken_away_and_the_next_one_is_whole(tmp_pat
     assert path.read_bytes() == data
 
 
+def test_what_was_charged_without_a_judgment_counts_again_and_a_cut_line_is_taken_away(tmp_path: Path) -> None:
+    path, charges = tmp_path / "j.jsonl", tmp_path / "j.jsonl.charges"
+    with Journal(path) as journal:
+        journal.add(ENTRIES[1])
+        journal.charge("a", Usage(100, 10))
+        journal.charge("b", Usage(200, 20))
+        assert journal.usage == Usage(303, 34)
+        journal.tidy(["s1"])
+    charges.write_bytes(charges.read_bytes()[:-3])
+    with Journal(path) as journal:
+        assert journal.usage == Usage(103, 14)
+        journal.charge("b", Usage(200, 20))
+    with Journal(path) as journal:
+        assert journal.usage == Usage(303, 34)
+    assert len(read_judgments(path)) == 1
+    charges.write_text('{"tokens": [1]}\n')
+    with pytest.raises(BadInput, match="row 1, field 'tokens': not a charge"), Journal(path):
+        pass
+
+
 def test_a_tidy_file_is_in_order_with_both_games_on_a_line_and_reads_the_same(tmp_path: Path) -> None:
     path, order = tmp_path / "j.jsonl", ["s1", "s2", "p11", "p12", "p21", "p22"]
     with Journal(path) as journal:

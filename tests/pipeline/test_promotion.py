@@ -146,8 +146,9 @@ def test_a_return_holds_until_there_is_another_policy(write: Write, bring_up_to_
     assert version_with_tags()[0] == "3"
 
     promote(Wish("small", to="2", recipe=path), print)
-    assert version_with_tags() == ("2", version_with_tags()[1])
-    assert version_with_tags()[1]["align.policy_digest"] == second.digest
+    version, tags = version_with_tags()
+    assert (version, tags["align.promoted_by"]) == ("2", "rollback")
+    assert tags["align.policy_digest"] == second.digest
     promote(Wish("small", to="3", recipe=path), print)
     assert version_with_tags()[0] == "3"
 

@@ -133,6 +133,16 @@ def test_a_policy_is_registered_once_and_becomes_champion(tracking: Tracking) ->
     assert champion.tags["align.number"] == "3", "a version that is promoted again tells of its last promotion"
 
 
+def test_aliases_of_all_registered_models_are_seen(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resources.tracking.MODELS_A_PAGE", 1)
+    for number in range(3):
+        item = report(f"{number}f" * 20)
+        item = replace(item, commit=item.commit.model_copy(update={"digest": f"p{number}" * 32}))
+        tracking.report(item)
+        tracking.register("recipe", f"paged-{number}", item.commit, {})
+    assert {f"p{number}" * 32 for number in range(3)} <= tracking.aliased_policies()
+
+
 def test_a_model_of_another_recipe_is_not_taken_over(tracking: Tracking) -> None:
     item = report("3" * 40)
     tracking.report(item)

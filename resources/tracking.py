@@ -23,7 +23,7 @@ from filelock import FileLock
 
 from alignment.artifacts import Commit
 from alignment.errors import BadInput
-from resources.home import align_home, mlflow_ui, tracking_uri
+from resources.home import align_home, mlflow_ui, tracking_uri, without_userinfo
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -113,7 +113,9 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
         try:
             yield
         except (MlflowException, SQLAlchemyError, OSError) as error:
-            raise TrackingUnreachable(f"MLflow at {self.uri or tracking_uri()}: {error}") from error
+            # without the error itself, whose own text may hold the server's password and would be recorded with it
+            told = without_userinfo(f"MLflow at {self.uri or tracking_uri()}: {error}")
+            raise TrackingUnreachable(told) from None
 
     def report(self, report: Report) -> Reported:
         """Writes the materialization's run, whole; safe to repeat."""

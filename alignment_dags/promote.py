@@ -27,6 +27,7 @@ from alignment_dags.phases import phases_of
 from alignment_dags.recipes import RECIPES, recipes_in_use
 from alignment_dags.registrations import registrations_of
 from assets.decision import Decision, decision_of, drop_decision, write_decision
+from assets.evaluated import check_evaluated
 from assets.upstream import Upstream
 from resources.home import ensure_home
 from resources.pools import load_pools
@@ -78,13 +79,21 @@ def promote(wish: Wish, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def decide(store: Store, recipe: Recipe, wish: Wish) -> Decision:
-    """The decision behind a wish. Raises `BadInput` for a version that there is not, or whose weights are gone."""
-    candidate = Upstream(store, recipe.name).get("policy_checkpoint")
+    """The decision behind a wish.
+
+    Raises `BadInput` for a version that there is not, or whose weights are gone, and for an override over a policy
+    that was not evaluated yet.
+    """
+    upstream = Upstream(store, recipe.name)
+    candidate = upstream.get("policy_checkpoint")
     if candidate is None:
         raise BadInput(f"{recipe.name} has no policy yet")
     target = None if wish.to is None else _registration(store, wish.model, wish.to)
     if target is not None and (erasure := gone(store, target.inputs["policy"])) is not None:
         raise BadInput(f"{wish.model} version {wish.to} cannot come back: its weights were {erasure.told}")
+    if target is None:
+        scores = {suite: upstream.get(f"policy_evals/{suite}") for suite in recipe.evals.selected()}
+        check_evaluated(store, candidate, upstream.get("evaluation_report"), scores)
     return Decision(
         kind="override" if wish.override else "rollback",
         candidate=candidate.digest,

@@ -16,6 +16,7 @@ from alignment.stages import Context, Request, Result, Stage, execute
 from assets.alias import moved_by_hand
 from assets.champion import champion_beside, scores_of, standing
 from assets.decision import Decision, decision_of, standing_decision
+from assets.evaluated import check_evaluated
 from assets.node import Node, Work, run_stage
 from assets.upstream import Upstream
 from eval.check import STAGE as CHECK
@@ -80,6 +81,7 @@ def registered_model(recipe: Recipe, pools: Pools) -> Node:
         if decision is None:
             ask_the_gate(work)
         else:
+            check_evaluated(work.store, work.request.policy, work.request.report, work.request.scores)
             what |= {"decision": decision.model_dump(mode="json"), "gate": gate_said(work)}
         if moved := alias_moved(work, recipe):
             what["alias_moved"] = moved

@@ -120,6 +120,27 @@ def test_an_override_is_a_promotion_that_everybody_sees(
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("missing", ["evaluation_report", "policy_evals/ifeval"])
+def test_no_override_goes_by_the_evaluation_of_an_earlier_policy(
+    missing: str, write: Write, bring_up_to_date: Callable[..., Upstream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = bring_up_to_date(load_recipe(write(0.1))).ref(missing)
+    assert before is not None
+    path = write(0.9, FAILS)
+    with pytest.raises(dg.Failure, match="the gate says fail"):
+        bring_up_to_date(load_recipe(path))
+    store: Store = ArtifactStore().open()
+    store.write_ref(before, "small", missing)  # as while the new policy's evaluation runs, or after it failed
+    wish = Wish("small", override=True, reason="the demo is tomorrow", recipe=path)
+    with pytest.raises(BadInput, match=r"has no (report|ifeval scores) \(the one there is is of .*evaluate it first"):
+        promote(wish, print)
+    monkeypatch.setattr("alignment_dags.promote.check_evaluated", lambda *_: None)
+    with pytest.raises(dg.Failure, match="evaluate it first"):  # what moves after the decision is seen too
+        promote(wish, print)
+    assert version_with_tags()[0] == "1"
+
+
+@pytest.mark.usefixtures("here")
 def test_a_return_holds_until_there_is_another_policy(write: Write, bring_up_to_date: Callable[..., Upstream]) -> None:
     first = bring_up_to_date(load_recipe(write(0.1)))("policy_checkpoint")
     path = write(0.9)

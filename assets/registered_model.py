@@ -87,6 +87,7 @@ def registered_model(recipe: Recipe, pools: Pools) -> Node:
             what["alias_moved"] = moved
         if decision is None or decision.kind == "override":
             what["said"] = generates(work, work.request)
+        still_so(work, request(Upstream(work.store, recipe.name), None))
         return record(work, what | {"version": register(work, recipe)})
 
     return Node(
@@ -103,6 +104,7 @@ def registered_model(recipe: Recipe, pools: Pools) -> Node:
         request=request,
         make=make,
         pool=recipe.pools.responses,
+        alone=True,
     )
 
 
@@ -165,6 +167,18 @@ def ask_the_gate(work: Work) -> None:
             metadata={"verdict": verdict.outcome, "reasons": reasons},
             allow_retries=False,
         )
+
+
+def still_so(work: Work, now: RegistrationRequest) -> None:
+    """Asked last: another machine on a remote store, or a person's decision, may have come in between."""
+    if work.stage.key(now) == work.stage.key(work.request):
+        return
+    before = work.request.model_dump()
+    changed = [name for name, value in now.model_dump().items() if value != before.get(name)]
+    raise dg.Failure(
+        f"not registered: {', '.join(changed) or 'decision'} changed while it was being registered; ask again",
+        allow_retries=False,
+    )
 
 
 def generates(work: Work, request: RegistrationRequest) -> str:

@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
 import yaml
+from filelock import FileLock, Timeout
 
 from alignment.artifacts import Store
 from alignment.errors import BadInput
@@ -22,6 +24,8 @@ from alignment_dags.lineage import lineage_of
 from alignment_dags.promote import Wish, promote
 from assets.factory import asset_key, build_asset
 from assets.graph import nodes_of
+from assets.node import Work
+from assets.registered_model import alias_moved
 from assets.upstream import Upstream
 from resources.pools import load_pools
 from resources.store import ArtifactStore
@@ -71,6 +75,19 @@ def align(*arguments: str) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     told: dict[str, Any] = json.loads(done.stdout)
     return told
+
+
+class Once:
+    """Calls `first` before `then`, the first time."""
+
+    def __init__(self, first: Callable[..., Any], then: Callable[..., Any]) -> None:
+        self.waiting = [first]
+        self.then = then
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self.waiting:
+            self.waiting.pop()(*arguments)
+        return self.then(*arguments)
 
 
 def version_with_tags() -> tuple[str, dict[str, str]]:
@@ -172,6 +189,72 @@ def test_a_return_holds_until_there_is_another_policy(write: Write, bring_up_to_
     assert tags["align.policy_digest"] == second.digest
     promote(Wish("small", to="3", recipe=path), print)
     assert version_with_tags()[0] == "3"
+
+
+@pytest.mark.usefixtures("here")
+def test_a_registration_that_another_overtook_is_refused(
+    write: Write, bring_up_to_date: Callable[..., Upstream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring_up_to_date(load_recipe(write(0.1)))
+    path = write(0.9)
+
+    def overtaken(work: Work, recipe: Recipe) -> None:
+        promote(Wish("small", to="1", reason="not this one", recipe=path), print)
+
+    def unlocked(self: Store, name: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "alone", unlocked)  # as two machines on a remote store are to each other
+        patch.setattr("assets.registered_model.alias_moved", Once(overtaken, alias_moved))
+        with pytest.raises(dg.Failure, match=r"not registered: previous, decision changed while|decision changed while"):
+            bring_up_to_date(load_recipe(path))
+    assert version_with_tags()[0] == "1", "what the person said in between stands"
+    bring_up_to_date(load_recipe(path))
+    assert version_with_tags()[0] == "1"
+
+
+def test_registrations_of_a_recipe_wait_for_each_other(write: Write, bring_up_to_date: Callable[..., Upstream]) -> None:
+    path = write(0.1)
+    store: Store = ArtifactStore().open()
+    bring_up_to_date(load_recipe(path), only=("base", "shards", "reference"))
+    held: list[bool] = []
+    write_ref = Store.write_ref
+
+    def holding(self: Store, ref: Any, recipe: str, stage: str, partition: str | None = None) -> None:
+        if stage == "registered_model":
+            lock = FileLock(Path(store.path("locks", "small.registered_model.lock")), is_singleton=False)
+            with pytest.raises(Timeout):
+                lock.acquire(timeout=0)
+            held.append(True)
+        write_ref(self, ref, recipe, stage, partition)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "write_ref", holding)
+        bring_up_to_date(load_recipe(path))
+    assert held == [True], "up to the ref, which the next one follows"
+
+
+@pytest.mark.usefixtures("here")
+def test_a_registration_cut_short_after_mlflow_is_repaired_by_the_next(
+    write: Write, bring_up_to_date: Callable[..., Upstream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_short(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    path = write(0.1)
+    with monkeypatch.context() as patch:
+        patch.setattr("assets.registered_model.record", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            bring_up_to_date(load_recipe(path))
+    assert version_with_tags()[0] == "1"
+    assert Upstream(ArtifactStore().open(), "small").get("registered_model") is None
+    made = bring_up_to_date(load_recipe(path))
+    commit = made.store.commit_of(made("registered_model"))
+    assert commit.summary["version"] == "1"
+    assert "alias_moved" not in commit.summary
+    assert len(Tracking().client().search_model_versions("name = 'small'")) == 1
+    assert version_with_tags()[1]["align.registration_key"] == commit.key
 
 
 @pytest.mark.usefixtures("here")

@@ -125,8 +125,8 @@ def decided(upstream: Upstream, asked: RegistrationRequest, decision: Decision) 
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """The recipe as it was read: what the person wrote, with its variables filled in, as YAML."""
-    return yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
+    """The recipe as the person wrote it, as YAML; its variables are not filled in."""
+    return yaml.safe_dump(recipe.written, sort_keys=False, allow_unicode=True)
 
 
 def gate_said(work: Work) -> str:

@@ -37,7 +37,7 @@ class Step:
 
 
 def ancestry(store: Store, artifacts: Iterable[Artifact]) -> dict[str, Commit]:
-    """Commits of the artifacts and of all that they were made from, by key, also where their files were erased; what is lost is left out."""
+    """Commits of the artifacts and of all that they were made from, by key: of erased ones too, of lost ones not."""
     found: dict[str, Commit] = {}
     waiting = list(artifacts)
     while waiting:

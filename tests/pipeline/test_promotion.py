@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from alignment.recipe import Recipe, load_recipe
 from alignment_dags.cli.lineage_page import lines
 from alignment_dags.gc import carry_out, plan_of
 from alignment_dags.lineage import lineage_of
-from alignment_dags.promote import Wish, promote
+from alignment_dags.promote import Wish, decide, promote
+from assets.decision import write_decision
 from assets.factory import asset_key, build_asset
 from assets.graph import nodes_of
 from assets.node import Work
@@ -75,19 +75,6 @@ def align(*arguments: str) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     told: dict[str, Any] = json.loads(done.stdout)
     return told
-
-
-class Once:
-    """Calls `first` before `then`, the first time."""
-
-    def __init__(self, first: Callable[..., Any], then: Callable[..., Any]) -> None:
-        self.waiting = [first]
-        self.then = then
-
-    def __call__(self, *arguments: Any) -> Any:
-        if self.waiting:
-            self.waiting.pop()(*arguments)
-        return self.then(*arguments)
 
 
 def version_with_tags() -> tuple[str, dict[str, str]]:
@@ -191,27 +178,25 @@ def test_a_return_holds_until_there_is_another_policy(write: Write, bring_up_to_
     assert version_with_tags()[0] == "3"
 
 
-@pytest.mark.usefixtures("here")
-def test_a_registration_that_another_overtook_is_refused(
+def test_a_registration_that_a_decision_overtook_is_refused(
     write: Write, bring_up_to_date: Callable[..., Upstream], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bring_up_to_date(load_recipe(write(0.1)))
     path = write(0.9)
 
-    def overtaken(work: Work, recipe: Recipe) -> None:
-        promote(Wish("small", to="1", reason="not this one", recipe=path), print)
-
-    def unlocked(self: Store, name: str) -> AbstractContextManager[None]:
-        return nullcontext()
+    def overtaken(work: Work, recipe: Recipe) -> str | None:
+        wish = Wish("small", to="1", reason="not this one", recipe=path)
+        write_decision(work.store, "small", decide(work.store, recipe, wish))
+        return alias_moved(work, recipe)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "alone", unlocked)  # as two machines on a remote store are to each other
-        patch.setattr("assets.registered_model.alias_moved", Once(overtaken, alias_moved))
-        with pytest.raises(dg.Failure, match=r"not registered: previous, decision changed while|decision changed while"):
+        patch.setattr("assets.registered_model.alias_moved", overtaken)
+        with pytest.raises(dg.Failure, match=r"not registered: .*decision changed while it was being registered"):
             bring_up_to_date(load_recipe(path))
-    assert version_with_tags()[0] == "1", "what the person said in between stands"
+    assert version_with_tags()[1]["align.promoted_by"] == "gate"
     bring_up_to_date(load_recipe(path))
-    assert version_with_tags()[0] == "1"
+    version, tags = version_with_tags()
+    assert (version, tags["align.promoted_by"]) == ("1", "rollback"), "what the person said in between holds"
 
 
 def test_registrations_of_a_recipe_wait_for_each_other(write: Write, bring_up_to_date: Callable[..., Upstream]) -> None:

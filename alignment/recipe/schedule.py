@@ -21,6 +21,8 @@ class Schedule(Section):
     """IANA name, such as Europe/Berlin; changes of its clock are followed."""
     deadline_minutes: int = Field(default=120, ge=1, le=7 * 24 * 60)
     """How long a night waits for shards before it goes without them; anew if it had to make base model or SFT first."""
+    max_hours: int = Field(default=24, ge=1)
+    """Longest that one run of a night may take; then it is ended, so that the nights after it have their turn."""
 
     @field_validator("cron")
     @classmethod

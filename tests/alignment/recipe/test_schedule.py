@@ -23,7 +23,12 @@ FIELD = st.lists(PART, min_size=1, max_size=2).map(",".join)
 
 
 def test_the_default_is_two_at_night_utc() -> None:
-    assert Schedule().model_dump() == {"cron": "0 2 * * *", "timezone": "UTC", "deadline_minutes": 120}
+    assert Schedule().model_dump() == {
+        "cron": "0 2 * * *",
+        "timezone": "UTC",
+        "deadline_minutes": 120,
+        "max_hours": 24,
+    }
 
 
 @pytest.mark.parametrize("cron", ["*/15 * * * *", "30 1 * * mon-FRI", "0 2,14 1-7/2 jan *", "0 0 * * 7", "0 0 29 2 *"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from alignment.artifacts import Artifact, Commit, MissingArtifact
 from alignment.errors import BadInput
+from resources.home import without_userinfo
 from resources.tracking import REGISTRATION_TAG, Tracking
 
 FINISHED = "attributes.status = 'FINISHED'"  # a run still being written has no record yet
@@ -43,7 +44,8 @@ class MlflowRecords:
             else:
                 version = self.client.get_model_version_by_alias(model, wanted)
         except MlflowException as error:
-            raise BadInput(f"MLflow has no '{model}' with version or alias '{wanted}': {error}") from error
+            told = without_userinfo(f"MLflow has no '{model}' with version or alias '{wanted}': {error}")
+            raise BadInput(told) from None
         return self._record(f"tags.`align.key` = '{version.tags[REGISTRATION_TAG]}'")
 
     def commit_of(self, artifact: Artifact) -> Commit:

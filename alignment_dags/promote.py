@@ -23,7 +23,7 @@ from alignment.recipe import Recipe, load_recipe
 from alignment_dags.dead_runs import end_dead_runs
 from alignment_dags.launch import launch
 from alignment_dags.limits import apply_pools
-from alignment_dags.phases import phases_of
+from alignment_dags.phases import phases_of, return_phase
 from alignment_dags.recipes import RECIPES, recipes_in_use
 from alignment_dags.registrations import registrations_of
 from assets.decision import Decision, decision_of, drop_decision, write_decision
@@ -60,7 +60,7 @@ def promote(wish: Wish, say: Callable[[str], None]) -> dict[str, Any]:
     decision = decide(store, recipe, wish)
     write_decision(store, recipe.name, decision)
     try:
-        run_id = _carry_out(recipe, say)
+        run_id = _carry_out(recipe, decision, say)
         registration = Upstream(store, recipe.name)(NODE)
         commit = store.commit_of(registration)
         if decision_of(commit) != decision:
@@ -133,9 +133,9 @@ def _recipe(wish: Wish) -> tuple[Path, Recipe]:
     raise BadInput(f"no recipe in use registers '{wish.model}'; name its file with --recipe, or in ALIGN_RECIPES")
 
 
-def _carry_out(recipe: Recipe, say: Callable[[str], None]) -> str:
+def _carry_out(recipe: Recipe, decision: Decision, say: Callable[[str], None]) -> str:
     pools = load_pools()
-    phase = phases_of(recipe, pools)[-1]
+    phase = return_phase(recipe, pools) if decision.kind == "rollback" else phases_of(recipe, pools)[-1]
     with dg.DagsterInstance.get() as instance:
         end_dead_runs(instance)
         apply_pools(instance, pools)

@@ -183,6 +183,8 @@ def still_so(work: Work, now: RegistrationRequest) -> None:
 
 def generates(work: Work, request: RegistrationRequest) -> str:
     """What the checkpoint, loaded back from the store, answers to the smoke prompt."""
+    if work.pool is None:  # a return that has become another registration since it was launched
+        raise dg.Failure("not registered: the decision holds no more", allow_retries=False)
     check = CheckRequest(checkpoint=request.policy, prompt=request.smoke_prompt, precision=request.precision)
     commit = run_stage(replace(work, stage=CHECK, request=check))
     return str(commit.summary["answer"])

@@ -49,7 +49,7 @@ def write(small_recipe: dict[str, Any], tmp_path: Path) -> Write:
     return write
 
 
-def registered_model_alone(recipe: Recipe, say: Any = None) -> str:
+def registered_model_alone(recipe: Recipe, *_: Any) -> str:
     """Materializes `registered_model` and nothing else, as a person may from the UI."""
     assets = [build_asset(node, recipe, load_pools()) for node in nodes_of(recipe, load_pools())]
     with dg.DagsterInstance.get() as instance:
@@ -170,7 +170,11 @@ def test_a_return_holds_until_there_is_another_policy(write: Write, bring_up_to_
     assert third.store.commit_of(third("evaluation_report")).inputs["champion"].digest == first.digest
     assert version_with_tags()[0] == "3"
 
-    promote(Wish("small", to="2", recipe=path), print)
+    with dg.DagsterInstance.get() as instance:
+        taken = instance.event_log_storage.claim_concurrency_slot("local", "a training", "a step")
+        assert taken.is_claimed
+        align("promote", "small", "--to", "2", "--recipe", str(path))  # waits for nobody's GPU
+        instance.event_log_storage.free_concurrency_slots_for_run("a training")
     version, tags = version_with_tags()
     assert (version, tags["align.promoted_by"]) == ("2", "rollback")
     assert tags["align.policy_digest"] == second.digest

@@ -11,14 +11,9 @@ import socket
 import dagster as dg
 
 from alignment_dags.processes import end_orphans, is_alive, process_mark
+from alignment_dags.run_statuses import BEGUN
 
 HOST, PROCESS = "align/host", "align/process"
-UNFINISHED = [
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 
 
 def process_tags() -> dict[str, str]:
@@ -29,7 +24,7 @@ def process_tags() -> dict[str, str]:
 def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     """Ids of the runs that were ended."""
     ended = []
-    mine = dg.RunsFilter(statuses=UNFINISHED, tags={HOST: socket.gethostname()})
+    mine = dg.RunsFilter(statuses=BEGUN, tags={HOST: socket.gethostname()})
     for run in instance.get_runs(mine):
         process = run.tags.get(PROCESS, "")
         if is_alive(process) or is_copied(instance, run):

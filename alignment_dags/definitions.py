@@ -8,7 +8,7 @@ import dagster as dg
 
 from alignment.recipe import Recipe
 from alignment_dags.nights.definitions import night_definitions
-from alignment_dags.phases import job_name, phases_of
+from alignment_dags.phases import Phase, job_name, phases_of, return_phase
 from alignment_dags.recipes import recipes_in_use
 from alignment_dags.watching.sensor import build_sensor
 from assets.factory import asset_key, build_asset
@@ -30,15 +30,16 @@ def step_executor() -> dg.ExecutorDefinition:
     )
 
 
+def job_of(recipe: Recipe, phase: Phase) -> dg.UnresolvedAssetJobDefinition:
+    return dg.define_asset_job(
+        job_name(recipe.name, phase.name),
+        selection=[asset_key(recipe.name, node.name) for node in phase.nodes],
+        description=f"The {phase.name} phase of {recipe.name}.",
+    )
+
+
 def jobs_of(recipe: Recipe, pools: Pools) -> list[dg.UnresolvedAssetJobDefinition]:
-    return [
-        dg.define_asset_job(
-            job_name(recipe.name, phase.name),
-            selection=[asset_key(recipe.name, node.name) for node in phase.nodes],
-            description=f"The {phase.name} phase of {recipe.name}.",
-        )
-        for phase in phases_of(recipe, pools)
-    ]
+    return [job_of(recipe, phase) for phase in phases_of(recipe, pools)]
 
 
 def automation_sensor(recipes: Iterable[Recipe]) -> dg.AutomationConditionSensorDefinition:
@@ -65,6 +66,20 @@ def build_definitions(recipes: Iterable[Recipe]) -> dg.Definitions:
             automation_sensor(recipes),
             *(sensor for _, sensor in nights),
         ],
+        resources={"store": ArtifactStore(), "tracking": Tracking()},
+        executor=step_executor(),
+    )
+
+
+def return_definitions(recipe_name: str) -> dg.Definitions:
+    """A recipe's return to an earlier version, which `align promote` carries out; a pool belongs to an asset and
+    not to its run, so the asset without one stands here, apart from what Dagster shows."""
+    pools = load_pools()
+    recipe = next(recipe for recipe in recipes_in_use().values() if recipe.name == recipe_name)
+    phase = return_phase(recipe, pools)
+    return dg.Definitions(
+        assets=[build_asset(node, recipe, pools) for node in phase.nodes],
+        jobs=[job_of(recipe, phase)],
         resources={"store": ArtifactStore(), "tracking": Tracking()},
         executor=step_executor(),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from alignment.artifacts import Artifact, Commit, Store
+from alignment.artifacts import Artifact, Commit, MissingArtifact, Store
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe
 from assets.upstream import Upstream
@@ -56,13 +56,13 @@ def versions_of(recipe: Recipe, store: Store) -> list[Version]:
 
 def _version(store: Store, registration: Commit) -> Version:
     report = store.commit_of(registration.inputs["report"])
-    policy = store.find(*_place(registration.inputs["policy"]))
+    policy = registration.inputs["policy"]
     return Version(
         version=str(registration.summary["version"]),
         registered=registration.started_at,
-        policy=registration.inputs["policy"].digest,
+        policy=policy.digest,
         sft=report.inputs["sft"].digest,
-        rows=None if policy is None else policy.summary.get("rows_trained"),
+        rows=_rows(store, policy),
         suites={
             suite: {metric: MetricComparison.model_validate(found) for metric, found in metrics.items()}
             for suite, metrics in report.summary["comparisons"].items()
@@ -70,5 +70,10 @@ def _version(store: Store, registration: Commit) -> Version:
     )
 
 
-def _place(artifact: Artifact) -> tuple[str, str]:
-    return artifact.kind, artifact.key
+def _rows(store: Store, policy: Artifact) -> int | None:
+    """Rows that the policy was trained on; None where its record is lost."""
+    try:
+        rows = store.commit_of(policy).summary.get("rows_trained")
+    except MissingArtifact:
+        return None
+    return None if rows is None else int(rows)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dagster as dg
 
-from alignment_dags.definitions import defs
+from alignment_dags.definitions import defs, return_definitions
 from alignment_dags.phases import job_name
 
 
 def load_job(recipe_name: str, phase_name: str) -> dg.JobDefinition:
-    return defs.resolve_job_def(job_name(recipe_name, phase_name))
+    found = return_definitions(recipe_name) if phase_name == "return" else defs
+    return found.resolve_job_def(job_name(recipe_name, phase_name))

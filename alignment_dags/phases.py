@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from alignment.recipe import Recipe
 from assets.graph import nodes_of
 from assets.node import Node
+from assets.registered_model import registered_model
 from resources.pools import Pools
 
 
@@ -24,6 +25,11 @@ class Phase:
 
 def job_name(recipe_name: str, phase_name: str) -> str:
     return f"{recipe_name}_{phase_name}"
+
+
+def return_phase(recipe: Recipe, pools: Pools) -> Phase:
+    """A person's return to an earlier version. It loads no model, so it waits for no slot of a pool."""
+    return Phase("return", (replace(registered_model(recipe, pools), pool=None),))
 
 
 def phases_of(recipe: Recipe, pools: Pools) -> list[Phase]:

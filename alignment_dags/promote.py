@@ -23,10 +23,11 @@ from alignment.recipe import Recipe, load_recipe
 from alignment_dags.dead_runs import end_dead_runs
 from alignment_dags.launch import launch
 from alignment_dags.limits import apply_pools
-from alignment_dags.phases import phases_of
+from alignment_dags.phases import phases_of, return_phase
 from alignment_dags.recipes import RECIPES, recipes_in_use
 from alignment_dags.registrations import registrations_of
 from assets.decision import Decision, decision_of, drop_decision, write_decision
+from assets.evaluated import check_evaluated
 from assets.upstream import Upstream
 from resources.home import ensure_home
 from resources.pools import load_pools
@@ -59,7 +60,7 @@ def promote(wish: Wish, say: Callable[[str], None]) -> dict[str, Any]:
     decision = decide(store, recipe, wish)
     write_decision(store, recipe.name, decision)
     try:
-        run_id = _carry_out(recipe, say)
+        run_id = _carry_out(recipe, decision, say)
         registration = Upstream(store, recipe.name)(NODE)
         commit = store.commit_of(registration)
         if decision_of(commit) != decision:
@@ -78,13 +79,21 @@ def promote(wish: Wish, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def decide(store: Store, recipe: Recipe, wish: Wish) -> Decision:
-    """The decision behind a wish. Raises `BadInput` for a version that there is not, or whose weights are gone."""
-    candidate = Upstream(store, recipe.name).get("policy_checkpoint")
+    """The decision behind a wish.
+
+    Raises `BadInput` for a version that there is not, or whose weights are gone, and for an override over a policy
+    that was not evaluated yet.
+    """
+    upstream = Upstream(store, recipe.name)
+    candidate = upstream.get("policy_checkpoint")
     if candidate is None:
         raise BadInput(f"{recipe.name} has no policy yet")
     target = None if wish.to is None else _registration(store, wish.model, wish.to)
     if target is not None and (erasure := gone(store, target.inputs["policy"])) is not None:
         raise BadInput(f"{wish.model} version {wish.to} cannot come back: its weights were {erasure.told}")
+    if target is None:
+        scores = {suite: upstream.get(f"policy_evals/{suite}") for suite in recipe.evals.selected()}
+        check_evaluated(store, candidate, upstream.get("evaluation_report"), scores)
     return Decision(
         kind="override" if wish.override else "rollback",
         candidate=candidate.digest,
@@ -124,9 +133,9 @@ def _recipe(wish: Wish) -> tuple[Path, Recipe]:
     raise BadInput(f"no recipe in use registers '{wish.model}'; name its file with --recipe, or in ALIGN_RECIPES")
 
 
-def _carry_out(recipe: Recipe, say: Callable[[str], None]) -> str:
+def _carry_out(recipe: Recipe, decision: Decision, say: Callable[[str], None]) -> str:
     pools = load_pools()
-    phase = phases_of(recipe, pools)[-1]
+    phase = return_phase(recipe, pools) if decision.kind == "rollback" else phases_of(recipe, pools)[-1]
     with dg.DagsterInstance.get() as instance:
         end_dead_runs(instance)
         apply_pools(instance, pools)

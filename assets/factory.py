@@ -6,6 +6,7 @@ Dagster reads the annotations of an asset's function, so this file has them eval
 import math
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import dagster as dg
@@ -107,8 +108,10 @@ class Materializer:
 
     def materialize(self, shard: str | None) -> tuple[str, dict[str, Any]]:
         """Data version and metadata of the artifact, reported to MLflow and pointed to by its ref."""
+        name = f"{self.recipe.name}.{self.node.name}"
         try:
-            return self._materialize(shard)
+            with self.store.alone(name) if self.node.alone else nullcontext():
+                return self._materialize(shard)
         except (BadInput, NotBuilt) as error:
             raise dg.Failure(str(error), metadata={BAD_INPUT: str(error)}, allow_retries=False) from error
 

@@ -75,4 +75,6 @@ class Node:
     partitioned: bool = False
     pool: str | None = None
     is_checkpoint: bool = False
+    alone: bool = False
+    """One at a time for a recipe, from the request to the ref: what it makes follows what it made before."""
     automation: dg.AutomationCondition[dg.AssetKey] | None = None

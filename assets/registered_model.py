@@ -16,6 +16,7 @@ from alignment.stages import Context, Request, Result, Stage, execute
 from assets.alias import moved_by_hand
 from assets.champion import champion_beside, scores_of, standing
 from assets.decision import Decision, decision_of, standing_decision
+from assets.evaluated import check_evaluated
 from assets.node import Node, Work, run_stage
 from assets.upstream import Upstream
 from eval.check import STAGE as CHECK
@@ -80,11 +81,13 @@ def registered_model(recipe: Recipe, pools: Pools) -> Node:
         if decision is None:
             ask_the_gate(work)
         else:
+            check_evaluated(work.store, work.request.policy, work.request.report, work.request.scores)
             what |= {"decision": decision.model_dump(mode="json"), "gate": gate_said(work)}
         if moved := alias_moved(work, recipe):
             what["alias_moved"] = moved
         if decision is None or decision.kind == "override":
             what["said"] = generates(work, work.request)
+        still_so(work, request(Upstream(work.store, recipe.name), None))
         return record(work, what | {"version": register(work, recipe)})
 
     return Node(
@@ -101,6 +104,7 @@ def registered_model(recipe: Recipe, pools: Pools) -> Node:
         request=request,
         make=make,
         pool=recipe.pools.responses,
+        alone=True,
     )
 
 
@@ -121,8 +125,8 @@ def decided(upstream: Upstream, asked: RegistrationRequest, decision: Decision) 
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """The recipe as it was read: what the person wrote, with its variables filled in, as YAML."""
-    return yaml.safe_dump(recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
+    """The recipe as the person wrote it, as YAML; its variables are not filled in."""
+    return yaml.safe_dump(recipe.written, sort_keys=False, allow_unicode=True)
 
 
 def gate_said(work: Work) -> str:
@@ -165,8 +169,22 @@ def ask_the_gate(work: Work) -> None:
         )
 
 
+def still_so(work: Work, now: RegistrationRequest) -> None:
+    """Asked last: another machine on a remote store, or a person's decision, may have come in between."""
+    if work.stage.key(now) == work.stage.key(work.request):
+        return
+    before = work.request.model_dump()
+    changed = [name for name, value in now.model_dump().items() if value != before.get(name)]
+    raise dg.Failure(
+        f"not registered: {', '.join(changed) or 'decision'} changed while it was being registered; ask again",
+        allow_retries=False,
+    )
+
+
 def generates(work: Work, request: RegistrationRequest) -> str:
     """What the checkpoint, loaded back from the store, answers to the smoke prompt."""
+    if work.pool is None:  # a return that has become another registration since it was launched
+        raise dg.Failure("not registered: the decision holds no more", allow_retries=False)
     check = CheckRequest(checkpoint=request.policy, prompt=request.smoke_prompt, precision=request.precision)
     commit = run_stage(replace(work, stage=CHECK, request=check))
     return str(commit.summary["answer"])

@@ -67,6 +67,11 @@ class Compared:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
+def answered_by(store: Store, scores: Artifact) -> Artifact:
+    """The checkpoint that gave the answers behind scores."""
+    return store.commit_of(store.commit_of(scores).inputs["responses"]).inputs["checkpoint"]
+
+
 def read_scores(store: Store, scores: Mapping[str, Artifact], checkpoint: Artifact) -> dict[str, SuiteScores]:
     """Scores by suite, every file's sha256 checked, and each traced to the checkpoint that gave the answers.
 
@@ -75,10 +80,10 @@ def read_scores(store: Store, scores: Mapping[str, Artifact], checkpoint: Artifa
     found: dict[str, SuiteScores] = {}
     for suite, artifact in sorted(scores.items()):
         commit = store.commit_of(artifact)
-        answered_by = store.commit_of(commit.inputs["responses"]).inputs["checkpoint"]
-        if answered_by.digest != checkpoint.digest:
+        measured = answered_by(store, artifact)
+        if measured.digest != checkpoint.digest:
             raise WrongEvidence(
-                f"the {suite} scores are of checkpoint {answered_by.digest[:12]}, not of {checkpoint.digest[:12]}"
+                f"the {suite} scores are of checkpoint {measured.digest[:12]}, not of {checkpoint.digest[:12]}"
             )
         samples = read_samples(store.fetch(artifact, deep=True) / SAMPLES_FILE)
         if {sample.suite for sample in samples} - {suite}:

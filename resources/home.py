@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -33,9 +34,14 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{align_home() / 'mlflow.db'}"
 
 
+def without_userinfo(text: str) -> str:
+    """A text in which no URL names a user or a password."""
+    return re.sub(r"(?<=://)[^/\s]*@", "", text)
+
+
 def mlflow_ui() -> str:
     """Where a person opens MLflow: the tracking server itself, or the pages that `make ui` serves."""
-    uri = tracking_uri()
+    uri = without_userinfo(tracking_uri())
     return uri if uri.startswith("http") else os.environ.get("ALIGN_MLFLOW_UI", "http://127.0.0.1:5000")
 
 

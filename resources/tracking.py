@@ -23,15 +23,17 @@ from filelock import FileLock
 
 from alignment.artifacts import Commit
 from alignment.errors import BadInput
-from resources.home import align_home, mlflow_ui, tracking_uri
+from resources.home import align_home, mlflow_ui, tracking_uri, without_userinfo
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.entities.model_registry import RegisteredModel
 
 T = TypeVar("T")
 
 PARAM_LIMIT, TAG_LIMIT, BATCH = 500, 5000, 900
+MODELS_A_PAGE = 100
 DIGEST_LIMIT = 36  # of a dataset in MLflow
 REQUEST_TAG = "align.request"
 POLICY_TAG = "align.policy_digest"
@@ -111,7 +113,9 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
         try:
             yield
         except (MlflowException, SQLAlchemyError, OSError) as error:
-            raise TrackingUnreachable(f"MLflow at {self.uri or tracking_uri()}: {error}") from error
+            # without the error itself, whose own text may hold the server's password and would be recorded with it
+            told = without_userinfo(f"MLflow at {self.uri or tracking_uri()}: {error}")
+            raise TrackingUnreachable(told) from None
 
     def report(self, report: Report) -> Reported:
         """Writes the materialization's run, whole; safe to repeat."""
@@ -237,7 +241,7 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
             client = self.client()
             versions = [
                 client.get_model_version(model.name, version)
-                for model in client.search_registered_models()
+                for model in _registered_models(client)
                 for version in set(model.aliases.values())
             ]
             return {version.tags.get(POLICY_TAG, "") for version in versions} - {""}
@@ -257,6 +261,17 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
             model_name, source=f"models:/{model_id}", run_id=run_id, model_id=model_id, tags=tags
         )
         return str(made.version)
+
+
+def _registered_models(client: MlflowClient) -> Iterator[RegisteredModel]:
+    """All registered models, page by page."""
+    token: str | None = None
+    while True:
+        page = client.search_registered_models(max_results=MODELS_A_PAGE, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 @cache

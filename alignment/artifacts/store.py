@@ -199,6 +199,18 @@ class Store:
             yield
 
     @contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Holds a name for one process at a time; of a remote store, for those of this machine that share its cache.
+
+        The lock dies with its process.
+        """
+        folder = Path(self.path("locks")) if self.is_local else self.cache / "locks"
+        with told_when_full(str(folder)):
+            folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{quote(name, safe='')}.lock"):
+            yield
+
+    @contextmanager
     def unless_building(self, kind: str, key: str) -> Iterator[bool]:
         """Holds the key and gives True; gives False at once where a builder holds it (a local store only can say)."""
         folder = Path(self.path(kind, key))

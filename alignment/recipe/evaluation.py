@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from alignment.recipe.environment import VariableName
 from alignment.recipe.sources import Section
 
 
@@ -141,7 +142,7 @@ class Generate(Section):
     model: str = "{digest}"
     """Name the endpoint serves the checkpoint under. {digest} stands for the first 12 digits of the checkpoint's data
     version, so that no other checkpoint can answer in its place."""
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: VariableName = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; the key itself is never written anywhere."""
     in_flight: int = Field(default=32, ge=1)
     timeout_seconds: float = Field(default=600.0, gt=0)
@@ -209,7 +210,7 @@ class Judge(Section):
     kind: Literal["rubric", "openai"]
     model: str | None = None
     base_url: str | None = None
-    api_key_env: str = "OPENAI_API_KEY"
+    api_key_env: VariableName = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; the key itself is never written anywhere."""
     temperature: float | None = Field(default=0.0, ge=0)
     """null leaves it to the endpoint, as models that take none want it."""

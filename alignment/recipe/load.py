@@ -31,7 +31,9 @@ def load_recipe(path: str | Path, environ: Mapping[str, str] | None = None) -> R
 def parse_recipe(data: dict[str, Any], file: str, environ: Mapping[str, str]) -> Recipe:
     """The recipe in plain data; `file` is named in errors."""
     try:
-        return Recipe.model_validate(_expand(data, environ, file, ""))
+        recipe = Recipe.model_validate(_expand(data, environ, file, ""))
+        recipe._written = data
+        return recipe
     except RecursionError as error:
         raise BadInput("nested too deeply", file=file) from error
     except ValidationError as error:

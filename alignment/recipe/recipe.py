@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from alignment.recipe.evaluation import Evals, Gate, Judge
 from alignment.recipe.schedule import Alerts, Schedule
@@ -53,6 +53,13 @@ class Recipe(Section):
     pools: Pools = Pools()
     schedule: Schedule | None = None
     alerts: Alerts | None = None
+
+    _written: dict[str, Any] | None = PrivateAttr(default=None)
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """What the person wrote, as plain data: variables stand by their names, for what they hold may be secret."""
+        return self.model_dump(mode="json", exclude_unset=True) if self._written is None else self._written
 
     @model_validator(mode="after")
     def _agreement(self) -> Recipe:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, field_validator
 
 from alignment.recipe.cron import check_cron
+from alignment.recipe.environment import VariableName
 from alignment.recipe.sources import Section
 
 
@@ -21,6 +21,8 @@ class Schedule(Section):
     """IANA name, such as Europe/Berlin; changes of its clock are followed."""
     deadline_minutes: int = Field(default=120, ge=1, le=7 * 24 * 60)
     """How long a night waits for shards before it goes without them; anew if it had to make base model or SFT first."""
+    max_hours: int = Field(default=24, ge=1)
+    """Longest that one run of a night may take; then it is ended, so that the nights after it have their turn."""
 
     @field_validator("cron")
     @classmethod
@@ -40,15 +42,7 @@ class Schedule(Section):
 class Alerts(Section):
     """Who is told when a night fails, is gated or a source looks wrong; a log line is written in any case."""
 
-    webhook_env: str | None = None
+    webhook_env: VariableName | None = None
     """Name of the environment variable that holds the webhook's URL; the URL itself is never written anywhere."""
     format: Literal["json", "text"] = "json"
     """`json` posts {"recipe", "event", "text"}; `text` posts {"text"}, as Slack, Mattermost and Teams take it."""
-
-    @field_validator("webhook_env")
-    @classmethod
-    def _name(cls, value: str | None) -> str | None:
-        # the value is not repeated: whoever writes the URL itself here must not find it in a log
-        if value is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
-            raise ValueError("is the name of an environment variable that holds the URL, not the URL")
-        return value

@@ -16,16 +16,10 @@ from alignment_dags.nights.decide import RunSeen
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.standing import MANIFEST
 from alignment_dags.phases import job_name, phases_of
+from alignment_dags.run_statuses import UNFINISHED
 from assets.factory import asset_key
 from resources.pools import Pools
 
-GOING = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 VERDICT = "verdict"  # in the metadata of the failure of a registration that the gate refused
 
 
@@ -52,7 +46,7 @@ def runs_seen(instance: dg.DagsterInstance, recipe: Recipe, pools: Pools, night:
             ended = None if record.end_time is None else datetime.fromtimestamp(record.end_time, UTC)
             seen.append(_mine(instance, run, phases(run.asset_selection, run.job_name), ended))
     ours = {run.id for run in seen}
-    for run in instance.get_runs(dg.RunsFilter(statuses=GOING)):
+    for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
         if run.run_id not in ours and (touched := phases(run.asset_selection, run.job_name)):
             seen.append(RunSeen(run.run_id, touched, "going"))
     for backfill in instance.get_backfills(filters=BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED])):

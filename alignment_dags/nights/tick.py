@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import dagster as dg
+from dagster._core.storage.tags import MAX_RUNTIME_SECONDS_TAG
 
 from alignment.artifacts import CorruptArtifact, MissingArtifact, Store
 from alignment.errors import BadInput
@@ -21,6 +22,7 @@ from alignment_dags.nights.standing import Standing, look
 from alignment_dags.phases import job_name, phases_of
 from assets.factory import asset_key, shards_definition, shards_per_run
 from assets.upstream import NotBuilt
+from resources.alerts import Alert, send
 from resources.pools import Pools
 
 UNREADABLE = (BadInput, NotBuilt, MissingArtifact, CorruptArtifact)
@@ -47,7 +49,7 @@ def tick(
 ) -> Ticked:
     """The next step of the night whose turn it is."""
     book = NightBook(store, recipe.name)
-    night = whose_turn(book, now)
+    night = whose_turn(book, recipe, now)
     if night is None:
         return Ticked("no night is waiting")
     seen = runs_seen(instance, recipe, pools, night)
@@ -79,14 +81,16 @@ def tick(
     return Ticked(f"{night.told}: launched {decision.phase}", requests, new_shards)
 
 
-def whose_turn(book: NightBook, now: datetime) -> Night | None:
-    """The night that has begun, else the latest; those before the latest are missed and closed."""
+def whose_turn(book: NightBook, recipe: Recipe, now: datetime) -> Night | None:
+    """The night that has begun, else the latest; those before the latest are missed, closed and told of."""
     waiting = book.open_nights()
     begun = [night for night in waiting if night.outcome == "running"]
     if begun:
         return begun[-1]
     for missed in waiting[1:]:
-        book.write(missed.closed("missed", f"the {waiting[0].told} came before it began", now))
+        closed = missed.closed("missed", f"the {waiting[0].told} came before it began", now)
+        book.write(closed)
+        send(recipe.alerts, Alert(recipe.name, "night_missed", sentence(closed)))
     return waiting[0] if waiting else None
 
 
@@ -105,12 +109,13 @@ def requested(
     Their run keys repeat if the tick does, and Dagster launches a run key once.
     """
     name = job_name(recipe.name, "train" if launch.phase == "manifest" else launch.phase)
+    tags = night.tags | _longest(recipe)
     if not launch.shards:
         request = dg.RunRequest(
             run_key=f"{night.id}:{launch.phase}",
             job_name=name,
             asset_selection=[asset_key(recipe.name, node) for node in launch.nodes],
-            tags=night.tags,
+            tags=tags,
         )
         return (request,), ()
     phase = next(phase for phase in phases_of(recipe, pools) if phase.name == launch.phase)
@@ -125,11 +130,16 @@ def requested(
             run_key=f"{night.id}:{launch.phase}:{first}",
             job_name=name,
             asset_selection=[asset_key(recipe.name, node.name)],
-            tags={**night.tags, RANGE_START: first, RANGE_END: last},
+            tags={**tags, RANGE_START: first, RANGE_END: last},
         )
         for first, last in stretches([*known, *new], set(launch.shards), most)
     )
     return requests, tuple(new)
+
+
+def _longest(recipe: Recipe) -> dict[str, str]:
+    """The tag by which Dagster's run monitoring ends a run that takes too long."""
+    return {} if recipe.schedule is None else {MAX_RUNTIME_SECONDS_TAG: str(recipe.schedule.max_hours * 3600)}
 
 
 def _standing(recipe: Recipe, pools: Pools, store: Store) -> Standing | None:

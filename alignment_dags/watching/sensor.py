@@ -12,6 +12,7 @@ from alignment.errors import BadInput
 from alignment.recipe import Recipe
 from alignment_dags.launch import RANGE_END, RANGE_START, stretches
 from alignment_dags.phases import job_name
+from alignment_dags.run_statuses import UNFINISHED
 from alignment_dags.watching.cursor import Asked, Cursor, read_cursor
 from alignment_dags.watching.decide import Decision, decide, listed
 from alignment_dags.watching.look import Seen, look
@@ -22,13 +23,6 @@ from assets.upstream import Upstream
 from resources.alerts import Alert, send
 from resources.store import ArtifactStore
 
-UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 SENSOR_NAME, RUN_KEY = "dagster/sensor_name", "dagster/run_key"
 
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from alignment.artifacts import Artifact, Commit, Store
+from alignment.artifacts import Artifact, Commit, MissingArtifact, Store
 
 ORDER = (
     "base_model",
@@ -37,17 +37,19 @@ class Step:
 
 
 def ancestry(store: Store, artifacts: Iterable[Artifact]) -> dict[str, Commit]:
-    """Commits of the artifacts and of all that they were made from, by key; what is no longer there is left out."""
+    """Commits of the artifacts and of all that they were made from, by key: of erased ones too, of lost ones not."""
     found: dict[str, Commit] = {}
     waiting = list(artifacts)
     while waiting:
         artifact = waiting.pop()
         if artifact.key in found:
             continue
-        commit = store.find(artifact.kind, artifact.key)
-        if commit is not None:
-            found[artifact.key] = commit
-            waiting += commit.inputs.values()
+        try:
+            commit = store.commit_of(artifact)
+        except MissingArtifact:
+            continue
+        found[artifact.key] = commit
+        waiting += commit.inputs.values()
     return found
 
 

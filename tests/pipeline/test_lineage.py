@@ -81,9 +81,10 @@ def test_the_record_names_every_part_and_holds_without_mlflow_and_dagster(
 
 
 def test_the_page_is_readable_and_says_everything_once(
-    recipe: Callable[..., Path], bring_up_to_date: Callable[..., Upstream]
+    recipe: Callable[..., Path], bring_up_to_date: Callable[..., Upstream], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bring_up_to_date(load_recipe(recipe()))
+    monkeypatch.setenv("OF_THE_TEAM", "s3cret")
+    bring_up_to_date(load_recipe(recipe(description="${OF_THE_TEAM}")))
     record = lineage_of("small")
     page = "\n".join(lines(record))
     for told in (
@@ -95,11 +96,13 @@ def test_the_page_is_readable_and_says_everything_once(
         "adopted from path ",
         "shards: 2",
         "references: 2",
-        "recipe\n  name: small",
+        "\n  name: small",
+        "\n  description: ${OF_THE_TEAM}",
         record["code"]["git"],
         record["packages"]["transformers"],
     ):
         assert page.count(told) == 1, told
+    assert "s3cret" not in page
     json.dumps(record, allow_nan=False)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 import pytest
 import yaml
+from filelock import FileLock, Timeout
 
 from alignment.artifacts import Store
 from alignment.errors import BadInput
@@ -19,9 +20,12 @@ from alignment.recipe import Recipe, load_recipe
 from alignment_dags.cli.lineage_page import lines
 from alignment_dags.gc import carry_out, plan_of
 from alignment_dags.lineage import lineage_of
-from alignment_dags.promote import Wish, promote
+from alignment_dags.promote import Wish, decide, promote
+from assets.decision import write_decision
 from assets.factory import asset_key, build_asset
 from assets.graph import nodes_of
+from assets.node import Work
+from assets.registered_model import alias_moved
 from assets.upstream import Upstream
 from resources.pools import load_pools
 from resources.store import ArtifactStore
@@ -45,7 +49,7 @@ def write(small_recipe: dict[str, Any], tmp_path: Path) -> Write:
     return write
 
 
-def registered_model_alone(recipe: Recipe, say: Any = None) -> str:
+def registered_model_alone(recipe: Recipe, *_: Any) -> str:
     """Materializes `registered_model` and nothing else, as a person may from the UI."""
     assets = [build_asset(node, recipe, load_pools()) for node in nodes_of(recipe, load_pools())]
     with dg.DagsterInstance.get() as instance:
@@ -120,6 +124,27 @@ def test_an_override_is_a_promotion_that_everybody_sees(
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("missing", ["evaluation_report", "policy_evals/ifeval"])
+def test_no_override_goes_by_the_evaluation_of_an_earlier_policy(
+    missing: str, write: Write, bring_up_to_date: Callable[..., Upstream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = bring_up_to_date(load_recipe(write(0.1))).ref(missing)
+    assert before is not None
+    path = write(0.9, FAILS)
+    with pytest.raises(dg.Failure, match="the gate says fail"):
+        bring_up_to_date(load_recipe(path))
+    store: Store = ArtifactStore().open()
+    store.write_ref(before, "small", missing)  # as while the new policy's evaluation runs, or after it failed
+    wish = Wish("small", override=True, reason="the demo is tomorrow", recipe=path)
+    with pytest.raises(BadInput, match=r"has no (report|ifeval scores) \(the one there is is of .*evaluate it first"):
+        promote(wish, print)
+    monkeypatch.setattr("alignment_dags.promote.check_evaluated", lambda *_: None)
+    with pytest.raises(dg.Failure, match="evaluate it first"):  # what moves after the decision is seen too
+        promote(wish, print)
+    assert version_with_tags()[0] == "1"
+
+
+@pytest.mark.usefixtures("here")
 def test_a_return_holds_until_there_is_another_policy(write: Write, bring_up_to_date: Callable[..., Upstream]) -> None:
     first = bring_up_to_date(load_recipe(write(0.1)))("policy_checkpoint")
     path = write(0.9)
@@ -145,11 +170,80 @@ def test_a_return_holds_until_there_is_another_policy(write: Write, bring_up_to_
     assert third.store.commit_of(third("evaluation_report")).inputs["champion"].digest == first.digest
     assert version_with_tags()[0] == "3"
 
-    promote(Wish("small", to="2", recipe=path), print)
-    assert version_with_tags() == ("2", version_with_tags()[1])
-    assert version_with_tags()[1]["align.policy_digest"] == second.digest
+    with dg.DagsterInstance.get() as instance:
+        taken = instance.event_log_storage.claim_concurrency_slot("local", "a training", "a step")
+        assert taken.is_claimed
+        align("promote", "small", "--to", "2", "--recipe", str(path))  # waits for nobody's GPU
+        instance.event_log_storage.free_concurrency_slots_for_run("a training")
+    version, tags = version_with_tags()
+    assert (version, tags["align.promoted_by"]) == ("2", "rollback")
+    assert tags["align.policy_digest"] == second.digest
     promote(Wish("small", to="3", recipe=path), print)
     assert version_with_tags()[0] == "3"
+
+
+def test_a_registration_that_a_decision_overtook_is_refused(
+    write: Write, bring_up_to_date: Callable[..., Upstream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring_up_to_date(load_recipe(write(0.1)))
+    path = write(0.9)
+
+    def overtaken(work: Work, recipe: Recipe) -> str | None:
+        wish = Wish("small", to="1", reason="not this one", recipe=path)
+        write_decision(work.store, "small", decide(work.store, recipe, wish))
+        return alias_moved(work, recipe)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("assets.registered_model.alias_moved", overtaken)
+        with pytest.raises(dg.Failure, match=r"not registered: .*decision changed while it was being registered"):
+            bring_up_to_date(load_recipe(path))
+    assert version_with_tags()[1]["align.promoted_by"] == "gate"
+    bring_up_to_date(load_recipe(path))
+    version, tags = version_with_tags()
+    assert (version, tags["align.promoted_by"]) == ("1", "rollback"), "what the person said in between holds"
+
+
+def test_registrations_of_a_recipe_wait_for_each_other(write: Write, bring_up_to_date: Callable[..., Upstream]) -> None:
+    path = write(0.1)
+    store: Store = ArtifactStore().open()
+    bring_up_to_date(load_recipe(path), only=("base", "shards", "reference"))
+    held: list[bool] = []
+    write_ref = Store.write_ref
+
+    def holding(self: Store, ref: Any, recipe: str, stage: str, partition: str | None = None) -> None:
+        if stage == "registered_model":
+            lock = FileLock(Path(store.path("locks", "small.registered_model.lock")), is_singleton=False)
+            with pytest.raises(Timeout):
+                lock.acquire(timeout=0)
+            held.append(True)
+        write_ref(self, ref, recipe, stage, partition)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "write_ref", holding)
+        bring_up_to_date(load_recipe(path))
+    assert held == [True], "up to the ref, which the next one follows"
+
+
+@pytest.mark.usefixtures("here")
+def test_a_registration_cut_short_after_mlflow_is_repaired_by_the_next(
+    write: Write, bring_up_to_date: Callable[..., Upstream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_short(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    path = write(0.1)
+    with monkeypatch.context() as patch:
+        patch.setattr("assets.registered_model.record", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            bring_up_to_date(load_recipe(path))
+    assert version_with_tags()[0] == "1"
+    assert Upstream(ArtifactStore().open(), "small").get("registered_model") is None
+    made = bring_up_to_date(load_recipe(path))
+    commit = made.store.commit_of(made("registered_model"))
+    assert commit.summary["version"] == "1"
+    assert "alias_moved" not in commit.summary
+    assert len(Tracking().client().search_model_versions("name = 'small'")) == 1
+    assert version_with_tags()[1]["align.registration_key"] == commit.key
 
 
 @pytest.mark.usefixtures("here")

@@ -13,7 +13,8 @@ import yaml
 
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, parse_recipe
-from alignment_dags.history import write_report
+from alignment_dags.gc import carry_out, plan_of
+from alignment_dags.history import versions_of, write_report
 from assets.upstream import Upstream
 
 GATE = {"metrics": {"ifeval/prompt_level_strict_acc": {"no_regression": 1.0}}}
@@ -40,6 +41,10 @@ def test_a_second_version_is_reported_beside_the_first_and_both_stand_in_the_his
     assert "0 rows are new since the champion, 0 are gone" in text and text.count(">same<") == 2
     assert "Reward margin" in text and "small" in text
 
+    plan = plan_of(made.store, ["small"], everything=True, keep=0)
+    assert "policy_checkpoint" in {one.kind for one in plan.doomed}
+    carry_out(made.store, plan, ["small"])
+    assert all(one.rows for one in versions_of(parse_recipe(plain, "-", {}), made.store)), "also of an erased policy"
     told = write_report(recipe_file, tmp_path / "history.html", history=True)
     assert told["versions"] == ["1", "2"]
     assert "The champion is version 2" in (tmp_path / "history.html").read_text(encoding="utf-8")

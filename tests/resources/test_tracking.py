@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from alignment.artifacts import Artifact, Commit
+from resources.home import mlflow_ui
 from resources.tracking import ModelTaken, Report, Tracking, TrackingUnreachable
 
 
@@ -133,6 +135,16 @@ def test_a_policy_is_registered_once_and_becomes_champion(tracking: Tracking) ->
     assert champion.tags["align.number"] == "3", "a version that is promoted again tells of its last promotion"
 
 
+def test_aliases_of_all_registered_models_are_seen(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resources.tracking.MODELS_A_PAGE", 1)
+    for number in range(3):
+        item = report(f"{number}f" * 20)
+        item = replace(item, commit=item.commit.model_copy(update={"digest": f"p{number}" * 32}))
+        tracking.report(item)
+        tracking.register("recipe", f"paged-{number}", item.commit, {})
+    assert {f"p{number}" * 32 for number in range(3)} <= tracking.aliased_policies()
+
+
 def test_a_model_of_another_recipe_is_not_taken_over(tracking: Tracking) -> None:
     item = report("3" * 40)
     tracking.report(item)
@@ -144,3 +156,13 @@ def test_a_model_of_another_recipe_is_not_taken_over(tracking: Tracking) -> None
 def test_a_server_that_does_not_answer_is_said_after_the_tries() -> None:
     with pytest.raises(TrackingUnreachable, match=r"MLflow at http://127\.0\.0\.1:9"):
         Tracking(uri="http://127.0.0.1:9", attempts=2, pause=0.0).report(report())
+
+
+def test_the_servers_password_stands_in_no_error_and_no_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://team:se@cret@127.0.0.1:9")
+    with pytest.raises(TrackingUnreachable) as refused:
+        Tracking(attempts=1).report(report())
+    told = "".join(traceback.format_exception(refused.value))
+    assert "MLflow at http://127.0.0.1:9: " in told
+    assert "cret" not in told
+    assert mlflow_ui() == "http://127.0.0.1:9"

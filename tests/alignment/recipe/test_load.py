@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from alignment.errors import BadInput
-from alignment.recipe import Recipe, load_recipe
+from alignment.recipe import Recipe, load_recipe, parse_recipe
 from resources.home import PROJECT
 from resources.pools import load_pools
 
@@ -85,6 +86,15 @@ def test_a_file_that_is_no_recipe_is_refused_in_one_line(tmp_path: Path, text: s
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no such recipe"):
         load_recipe(tmp_path / "none.yaml")
+
+
+def test_what_variables_hold_is_not_in_what_was_written() -> None:
+    smallest = yaml.safe_load(SMALLEST)
+    data = smallest | {"description": "${TOKEN}", "name": "${NAME:-small}"}
+    recipe = parse_recipe(data, "-", {"TOKEN": "s3cret"})
+    assert (recipe.description, recipe.name) == ("s3cret", "small")
+    assert recipe.written == data
+    assert Recipe.model_validate(smallest).written == smallest
 
 
 def test_environment_variables_fill_paths_and_have_defaults(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from alignment.recipe import Alerts, Schedule
+from alignment.errors import BadInput
+from alignment.recipe import Alerts, Schedule, parse_recipe
 from alignment.recipe.cron import check_cron
 
 NUMBERS = st.integers(0, 60).map(str)
@@ -22,7 +23,12 @@ FIELD = st.lists(PART, min_size=1, max_size=2).map(",".join)
 
 
 def test_the_default_is_two_at_night_utc() -> None:
-    assert Schedule().model_dump() == {"cron": "0 2 * * *", "timezone": "UTC", "deadline_minutes": 120}
+    assert Schedule().model_dump() == {
+        "cron": "0 2 * * *",
+        "timezone": "UTC",
+        "deadline_minutes": 120,
+        "max_hours": 24,
+    }
 
 
 @pytest.mark.parametrize("cron", ["*/15 * * * *", "30 1 * * mon-FRI", "0 2,14 1-7/2 jan *", "0 0 * * 7", "0 0 29 2 *"])
@@ -72,5 +78,15 @@ def test_a_url_in_place_of_a_variables_name_is_refused_and_not_repeated() -> Non
     with pytest.raises(ValidationError) as refused:
         Alerts(webhook_env="https://hooks.example/secret")
     assert refused.value.errors()[0]["msg"] == (
-        "Value error, is the name of an environment variable that holds the URL, not the URL"
+        "Value error, is the name of an environment variable that holds the secret, not the secret itself"
     )
+
+
+@pytest.mark.parametrize("settings", [{"judge": {"kind": "openai", "model": "m"}}, {"evals": {"generate": {}}}])
+def test_a_key_in_place_of_a_variables_name_is_refused_and_not_repeated(settings: dict[str, Any]) -> None:
+    section = settings.get("judge") or settings["evals"]["generate"]
+    section["api_key_env"] = "sk-4f9c2"
+    minimal = {"base_model": {"embedded": "micro"}, "sft": {"dataset": {"embedded": "micro"}}}
+    with pytest.raises(BadInput, match=r"api_key_env.*name of an environment variable") as refused:
+        parse_recipe({"name": "small", "preferences": {"embedded": "micro"}, **minimal, **settings}, "-", {})
+    assert "4f9c2" not in str(refused.value)

@@ -8,12 +8,21 @@ from pathlib import Path
 import pytest
 
 from alignment.artifacts import CorruptArtifact, Store
+from alignment.recipe import Recipe
 from alignment_dags.nights.book import NightBook
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.tick import whose_turn
 
 TWO = datetime(2026, 11, 20, 2, tzinfo=UTC)
 DAY = timedelta(days=1)
+RECIPE = Recipe.model_validate(
+    {
+        "name": "small",
+        "base_model": {"embedded": "micro"},
+        "sft": {"dataset": {"embedded": "micro"}},
+        "preferences": {"embedded": "micro"},
+    }
+)
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -28,7 +37,7 @@ def night(at: datetime, recipe: str = "small") -> Night:
 
 def test_a_book_without_nights_is_empty(book: NightBook) -> None:
     assert list(book.latest()) == []
-    assert whose_turn(book, TWO) is None
+    assert whose_turn(book, RECIPE, TWO) is None
 
 
 def test_a_tick_that_is_evaluated_twice_records_one_night(book: NightBook) -> None:
@@ -46,25 +55,31 @@ def test_nights_of_one_clock_time_where_clocks_go_back_are_two(book: NightBook) 
     assert [one.scheduled_at for one in book.latest()] == [second, first]
 
 
-def test_missed_nights_do_not_pile_up(book: NightBook) -> None:
+def test_missed_nights_do_not_pile_up_and_somebody_is_told(book: NightBook, caplog: pytest.LogCaptureFixture) -> None:
     for days in range(3):
         book.add(night(TWO + days * DAY))
-    turn = whose_turn(book, TWO + 3 * DAY)
+    turn = whose_turn(book, RECIPE, TWO + 3 * DAY)
     assert turn is not None
     assert turn.scheduled_at == TWO + 2 * DAY
     assert [one.outcome for one in book.latest()] == ["waiting", "missed", "missed"]
     assert "2026-11-22 02:00 UTC came before it began" in list(book.latest())[1].reason
+    told = [record.getMessage() for record in caplog.records if record.name == "alignment_dags.alerts"]
+    assert len(told) == 2
+    assert told[0].startswith("small: night_missed: night of 2026-11-21 02:00 UTC missed: ")
+    caplog.clear()
+    assert whose_turn(book, RECIPE, TWO + 3 * DAY) == turn
+    assert caplog.records == []
 
 
 def test_a_night_that_has_begun_is_finished_before_the_next(book: NightBook) -> None:
     book.add(night(TWO).model_copy(update={"outcome": "running"}))
     book.add(night(TWO + DAY))
     book.add(night(TWO + 2 * DAY))
-    turn = whose_turn(book, TWO)
+    turn = whose_turn(book, RECIPE, TWO)
     assert turn is not None
     assert turn.scheduled_at == TWO
     book.write(turn.closed("passed", "done", TWO))
-    turn = whose_turn(book, TWO)
+    turn = whose_turn(book, RECIPE, TWO)
     assert turn is not None
     assert turn.scheduled_at == TWO + 2 * DAY
 

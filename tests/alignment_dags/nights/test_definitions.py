@@ -25,7 +25,7 @@ SETTINGS: dict[str, Any] = {
     "base_model": {"embedded": "micro"},
     "sft": {"dataset": {"embedded": "micro"}},
     "preferences": {"embedded": "micro"},
-    "schedule": {"cron": "30 2 * * *", "timezone": "Europe/Berlin", "deadline_minutes": 45},
+    "schedule": {"cron": "30 2 * * *", "timezone": "Europe/Berlin", "deadline_minutes": 45, "max_hours": 6},
 }
 
 
@@ -88,6 +88,7 @@ def test_the_sensor_launches_what_was_recorded_and_says_when_there_is_nothing(ho
     (request,) = first.run_requests or []
     assert request.job_name == "small_base"
     assert request.tags["align/night"] == "small/20261121T013000Z"
+    assert request.tags["dagster/max_runtime"] == str(6 * 3600)
     assert [one.run_key for one in again.run_requests or []] == [request.run_key]  # which Dagster launches once
 
 

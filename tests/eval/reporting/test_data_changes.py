@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from alignment.artifacts import Artifact, Store
+from alignment.artifacts.erase import erase
 from alignment.preferences.manifest import Manifest, ManifestShard
 from alignment.stages import Context, Request, Result, Stage, execute
 from eval.reporting.ancestry import ancestry, steps
@@ -80,6 +81,8 @@ def test_everything_behind_an_artifact_is_counted_once_with_its_price(store: Sto
     policies = [execute(stages["policy_checkpoint"], _Named(name=n, upstream=base.artifact), store) for n in "pq"]
     scores = [execute(stages["scores"], _Named(name=p.digest, upstream=p.artifact), store).artifact for p in policies]
     commits = [one.model_copy(update={"seconds": 1800.0}) for one in ancestry(store, scores).values()]
+    erase(store, base, base.files, "nobody needs it")
+    assert set(ancestry(store, scores)) == {one.key for one in commits}, "what was erased was made all the same"
     found = steps(commits, {"policy_checkpoint": 3.0})
     assert [(one.stage, one.artifacts, one.seconds, one.cost) for one in found] == [
         ("base_model", 1, 1800.0, None),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from alignment.preferences.tombstones import FOLDER, Withdrawn, read_withdrawn
 from alignment.recipe import Recipe, load_recipe
 from alignment_dags.gc_checkpoints import POLICY, SFT, spent_checkpoints
 from alignment_dags.gc_items import Kept, Plan
-from alignment_dags.gc_leftovers import leftovers
+from alignment_dags.gc_leftovers import leftovers, remove
 from alignment_dags.gc_text import DATASET, SHARD, forget_withdrawn_shards, ids_instead, withdrawn_text
 from resources.store import ArtifactStore
 from resources.tracking import Tracking, TrackingUnreachable
@@ -71,12 +70,10 @@ def carry_out(store: Store, plan: Plan, names: list[str]) -> list[tuple[str, str
                 busy.append((one.kind, one.key))
     for left in plan.leftovers:
         with store.unless_building(left.kind, left.key) as free:
-            if not free:
-                busy.append((left.kind, left.key))
-            elif left.local or store.is_local:
-                shutil.rmtree(left.path, ignore_errors=True)
+            if free:
+                remove(store, left)
             else:
-                store.fs.rm(left.path, recursive=True)
+                busy.append((left.kind, left.key))
     forget_withdrawn_shards(store, names)
     return busy
 

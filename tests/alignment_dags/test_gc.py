@@ -6,6 +6,7 @@ import json
 import os
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from alignment.artifacts import Artifact, Commit, ErasedArtifact, Ref, Store
 from alignment.artifacts.in_use import keys_in_use
 from alignment_dags.gc import carry_out, plan_of
 from alignment_dags.gc_checkpoints import spent_checkpoints
-from alignment_dags.gc_leftovers import DAY, leftovers
+from alignment_dags.gc_leftovers import DAY, leftovers, remove
 
 
 @pytest.fixture(params=["local", "remote"])
@@ -102,8 +103,7 @@ def test_weights_go_and_all_else_of_a_checkpoint_stays(
     assert plan_of(store, ["r"], everything=True, keep=1).doomed == []
 
 
-def test_what_a_running_build_pins_stays(tmp_path: Path) -> None:
-    store = Store(str(tmp_path / "store"))
+def test_what_a_running_build_pins_stays(store: Store) -> None:
     old, _ = policies(store, 2)
     with store.building("responses", "k"):
         attempt = store.begin("responses", "k")
@@ -114,8 +114,7 @@ def test_what_a_running_build_pins_stays(tmp_path: Path) -> None:
     assert spent(store, 1) == ["r-policy-0", "r-sft-0"], "its builder has ended"
 
 
-def test_a_key_that_is_being_built_is_left_alone(tmp_path: Path) -> None:
-    store = Store(str(tmp_path / "store"))
+def test_a_key_that_is_being_built_is_left_alone(store: Store, home: Path) -> None:
     old, _ = policies(store, 2)
     plan = plan_of(store, ["r"], everything=True, keep=1)
     with store.building("policy_checkpoint", old.key):
@@ -135,6 +134,21 @@ def test_attempts_that_died_and_work_that_is_finished_are_leftovers(store: Store
     later = sorted((one.key, one.bytes) for one in leftovers(store, now=time.time() + DAY + 60))
     assert later == [("dead", 4), ("done", 5)]
     assert store.find("thing", "done") == done
+
+
+def test_the_attempt_of_a_build_that_writes_nothing_for_days_is_no_leftover(store: Store) -> None:
+    week = time.time() + 7 * DAY
+    with store.building("policy_checkpoint", "k"):
+        attempt = store.begin("policy_checkpoint", "k")
+        (attempt.path / "request.json").write_text("{}")
+        assert list(leftovers(store, now=week)) == []
+    (found,) = leftovers(store, now=week)
+    with store.building("policy_checkpoint", "k"):
+        again = made(store, "policy_checkpoint", "k")
+    for left in (found, replace(found, path=store.path("policy_checkpoint", "k", again.attempt), attempt=True)):
+        remove(store, left)
+    assert not attempt.path.exists()
+    assert (store.fetch(again.artifact) / "request.json").is_file(), "what was committed since is none any more"
 
 
 def test_an_attempt_still_written_to_is_no_leftover(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def watch(instance: dg.DagsterInstance, recipe: Recipe, store: Store, text: str 
     known = instance.get_dynamic_partitions(partitions.name)
     recorded = {shard: ref.artifact.key for shard, ref in upstream.refs("preference_shard").items()}
     running = {run.tags[RUN_KEY] for run in _unfinished(instance, recipe) if RUN_KEY in run.tags}
-    made = decide(seen, known, recorded, cursor.asked, running, upstream.withdrawn().shards)
+    made = decide(seen, known, recorded, cursor.asked, running, {*upstream.withdrawn().shards, *seen.withdrawn})
     withdraw(instance, store, recipe.name, made.withdraw)
     gone = set(made.withdraw)
     order = [*(name for name in known if name not in gone), *made.add]
@@ -125,6 +125,7 @@ def _nothing_to_do(seen: Seen, made: Decision) -> str:
         f"{len(made.asked)} were asked for" if made.asked else "",
         f"{len(seen.waiting)} wait ({', '.join(sorted(set(seen.waiting.values())))})" if seen.waiting else "",
         f"withdrawn: {', '.join(listed(made.withdraw))}" if made.withdraw else "",
+        f"withdrawn until restored: {'; '.join(listed(sorted(seen.withdrawn.values())))}" if seen.withdrawn else "",
         *made.troubles,
     ]
     return "; ".join(part for part in parts if part)

@@ -14,9 +14,10 @@ from alignment.artifacts.erase import erase
 from alignment.errors import BadInput
 from alignment.preferences.row import paired_row, read_rows
 from alignment.preferences.shard import STAGE, ShardRequest
-from alignment.preferences.shards import Part, Shards
+from alignment.preferences.shards import Part, Shards, shards_of
 from alignment.preferences.tombstones import Tombstone, Withdrawn, bury, lift, read_withdrawn, tombstone
 from alignment.preferences.withdrawal import Standing
+from alignment.recipe import PreferenceSource
 from alignment.sources import pin_file
 from alignment.stages import execute
 
@@ -130,11 +131,51 @@ def test_a_withdrawn_shard_is_gone_until_its_tombstone_is_lifted(tmp_path: Path,
     assert list(applied(store, requests, {}, set(), ("a",))) == ["b"]
 
 
+def listed(store: Store, withdrawn: Withdrawn, folder: Path, parts: int = 1) -> Standing:
+    shards = shards_of(PreferenceSource(files=[str(folder)], split_into=parts))
+    return Standing(shards, withdrawn, lambda shard: None, store)
+
+
+def test_what_was_withdrawn_comes_back_under_no_other_name(tmp_path: Path, store: Store) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    gone = asking(folder / "a.jsonl", [1, 2])
+    asking(folder / "b.jsonl", [3, 4])
+    withdrawn = Withdrawn(shards=frozenset({"a"}), sources=(("a", gone),))
+    assert list(listed(store, withdrawn, folder)) == ["b"]
+    (folder / "a.jsonl").rename(folder / "c.jsonl")
+    standing = listed(store, withdrawn, folder)
+    assert list(standing) == ["b"]
+    assert len(standing) == 1
+    assert "c" not in standing
+    assert standing.withdrawn == {"c": "c holds what was withdrawn as shard a"}
+    assert list(listed(store, withdrawn, folder, 2)) == ["b-00001-of-00002", "b-00002-of-00002"]
+    asking(folder / "a.jsonl", [7, 8, 9])
+    standing = listed(store, withdrawn, folder)
+    assert list(standing) == ["b"], "a name stays withdrawn until it is restored"
+    assert standing.withdrawn["a"] == "a is the name of a withdrawn shard"
+
+
+def test_what_was_withdrawn_and_is_written_between_two_looks_is_refused(tmp_path: Path, store: Store) -> None:
+    gone = asking(tmp_path / "a.jsonl", [1])
+    folder = tmp_path / "data"
+    folder.mkdir()
+    asking(folder / "b.jsonl", [3, 4])
+    standing = listed(store, Withdrawn(sources=(("a", gone),)), folder)
+    assert list(standing) == ["b"]
+    (tmp_path / "a.jsonl").replace(folder / "b.jsonl")
+    with pytest.raises(BadInput, match="holds what was withdrawn as shard a"):
+        standing["b"]
+
+
 def test_tombstones_are_one_object_each_and_hold_no_text(store: Store) -> None:
     bury(store, "r", "rows", [Tombstone(id=row_id(1), at="2026-01-01", reason="asked")])
-    bury(store, "r", "shards", [Tombstone(id="a/b c", at="2026-01-01", artifacts=["k"])])
+    source = ShardRequest(embedded="quickstart", part=1, parts=3)
+    bury(store, "r", "shards", [Tombstone(id="a/b c", at="2026-01-01", artifacts=["k"], sources=[source])])
     bury(store, "other", "rows", [Tombstone(id=row_id(2), at="2026-01-01")])
-    assert read_withdrawn(store, "r") == Withdrawn(frozenset({row_id(1)}), shards=frozenset({"a/b c"}))
+    assert read_withdrawn(store, "r") == Withdrawn(
+        frozenset({row_id(1)}), shards=frozenset({"a/b c"}), sources=(("a/b c", source),)
+    )
     stone = tombstone(store, "r", "shards", "a/b c")
     assert stone is not None
     assert stone.artifacts == ["k"]

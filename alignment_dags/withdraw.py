@@ -10,14 +10,14 @@ from typing import Any
 from alignment.artifacts import Artifact, MissingArtifact, Store
 from alignment.artifacts.listing import refs_of
 from alignment.errors import BadInput
+from alignment.preferences.holder import SHARDS, Holder
 from alignment.preferences.origin import overlaps
 from alignment.preferences.shard import ShardRequest
 from alignment.preferences.shards import shards_of
 from alignment.preferences.tombstones import Tombstone, What, bury, lift, now, read_withdrawn, tombstone
-from alignment.preferences.withdrawal import rows_held
 from alignment.recipe import load_recipe
 from alignment.stages.execute import REQUEST_FILE
-from alignment_dags.gc_text import DATASET, DEMONSTRATIONS, SHARD, SHARDS, Holder
+from alignment_dags.gc_text import DATASET, DEMONSTRATIONS, SHARD
 from resources.store import ArtifactStore
 
 SFT_DATA = "(SFT data)"
@@ -119,7 +119,7 @@ def _require_some(rows: list[str], shards: list[str]) -> None:
 
 def _held(store: Store, artifact: Artifact, rows: frozenset[str], holder: Holder) -> set[str]:
     try:
-        return rows_held(store, artifact, rows, holder.files)
+        return holder.held(store, artifact, rows)
     except MissingArtifact:  # erased already
         return set()
 
@@ -136,7 +136,7 @@ def _known(
     rows, demonstrations = rows | (asked & standing.rows), demonstrations | (asked & standing.demonstrations)
     for holder, known in ((SHARDS, rows), (DEMONSTRATIONS, demonstrations)):
         for commit in store.commits(holder.kind) if asked - rows - demonstrations else ():
-            known.update(rows_held(store, commit.artifact, asked - known, holder.files))
+            known.update(holder.held(store, commit.artifact, asked - known))
     if unknown := sorted(asked - rows - demonstrations):
         raise BadInput(f"nothing that was built holds row {', '.join(unknown)}", field="--row-id")
     return rows, demonstrations

@@ -141,13 +141,17 @@ class Store:
     def fetch(self, artifact: Artifact, *, deep: bool = False) -> Path:
         """A local folder with the artifact's files, sizes verified; sha256 too when `deep`.
 
-        Raises `ErasedArtifact` when files of it were erased, `MissingArtifact` when it was never there.
+        Where files of it were erased, any artifact with its digest stands for it. Raises `ErasedArtifact` if there is
+        none, `MissingArtifact` when it was never there.
         """
         commit = self.find(artifact.kind, artifact.key)
         if commit is None or commit.digest != artifact.digest:
             if (erasure := self.erasure_of(artifact)) is not None:
-                raise ErasedArtifact(f"{self.uri(artifact)}: {erasure.told}")
-            commit = self.commit_of(artifact)
+                same = (other for other in self.commits(artifact.kind) if other.digest == artifact.digest)
+                if (commit := next(same, None)) is None:
+                    raise ErasedArtifact(f"{self.uri(artifact)}: {erasure.told}")
+            else:
+                commit = self.commit_of(artifact)
         remote = self.path(commit.kind, commit.key, commit.attempt)
         if self.is_local:
             folder = Path(remote)

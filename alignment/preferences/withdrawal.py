@@ -14,15 +14,11 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
 from alignment.artifacts import Artifact, ErasedArtifact, MissingArtifact, Store
 from alignment.digest import json_digest
 from alignment.errors import BadInput
+from alignment.preferences.holder import SHARDS
 from alignment.preferences.origin import overlaps
-from alignment.preferences.row import ROWS_FILE
 from alignment.preferences.shard import STAGE, ShardRequest
 from alignment.preferences.shards import Shards
 from alignment.preferences.tombstones import Withdrawn
@@ -114,14 +110,14 @@ def _applied(request: ShardRequest, rows: frozenset[str], current: Artifact | No
 
 
 def holds(store: Store, shard: Artifact, rows: frozenset[str]) -> bool:
-    """Whether a shard artifact holds any of the rows; remembered, as an artifact never changes.
+    """Whether a shard artifact holds any of the rows, valid or set aside; remembered, as an artifact never changes.
 
     One whose rows were erased counts as holding them: it is of no more use.
     """
     if not rows:
         return False
     asked = json_digest(sorted(rows))
-    memory = store.cache / "withdrawn" / f"{shard.key}-{shard.attempt}.json"
+    memory = store.cache / "holds" / f"{shard.key}-{shard.attempt}.json"
     try:
         known = json.loads(memory.read_text(encoding="utf-8"))
         if known["asked"] == asked:
@@ -129,7 +125,7 @@ def holds(store: Store, shard: Artifact, rows: frozenset[str]) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     try:
-        holds = bool(rows_held(store, shard, rows))
+        holds = bool(SHARDS.held(store, shard, rows))
     except ErasedArtifact:
         return True
     memory.parent.mkdir(parents=True, exist_ok=True)
@@ -137,15 +133,3 @@ def holds(store: Store, shard: Artifact, rows: frozenset[str]) -> bool:
     partial.write_text(json.dumps({"asked": asked, "holds": holds}), encoding="utf-8")
     partial.replace(memory)
     return holds
-
-
-def rows_held(
-    store: Store, artifact: Artifact, rows: frozenset[str], files: tuple[str, ...] = (ROWS_FILE,)
-) -> set[str]:
-    """Those of the row ids that files of an artifact hold, read from their one column of ids."""
-    wanted = pa.array(sorted(rows), pa.string())
-    held: set[str] = set()
-    for name in files if rows else ():
-        ids = pq.read_table(pa.BufferReader(store.read(artifact, name)), columns=["row_id"])["row_id"]
-        held.update(ids.filter(pc.is_in(ids, value_set=wanted)).to_pylist())
-    return held

@@ -12,7 +12,7 @@ import pytest
 from alignment.artifacts import Artifact, Commit, Store
 from alignment.artifacts.erase import erase
 from alignment.errors import BadInput
-from alignment.preferences.row import paired_row, read_rows
+from alignment.preferences.row import paired_row, read_rows, unpaired_row
 from alignment.preferences.shard import STAGE, ShardRequest
 from alignment.preferences.shards import Part, Shards, shards_of
 from alignment.preferences.tombstones import Tombstone, Withdrawn, bury, lift, read_withdrawn, tombstone
@@ -104,6 +104,26 @@ def test_content_that_was_never_read_leaves_out_all_withdrawn_rows(tmp_path: Pat
     requests = {"a": asking(tmp_path / "a.jsonl", [1, 9]), "new": asking(tmp_path / "new.jsonl", [9])}
     for request in applied(store, requests, current, {row_id(9)}).values():
         assert request.withdrawn == (row_id(9),)
+
+
+def test_a_row_that_stands_in_quarantine_only_is_left_out_too(tmp_path: Path, store: Store) -> None:
+    path = tmp_path / "a.jsonl"
+    asking(path, [1])
+    with path.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps({"prompt": "p2", "completion": "c", "label": True}) + "\n")
+    request = ShardRequest(file=pin_file(str(path)))
+    made = execute(STAGE, request, store)
+    aside = unpaired_row("p2", "c", True, "-", 1).row_id
+    assert made.summary["quarantined"] == 1
+    asked = applied(store, {"a": request}, {"a": made}, {aside})["a"]
+    assert asked.withdrawn == (aside,)
+    again = execute(STAGE, asked, store)
+    assert (again.summary["quarantined"], again.digest) == (0, made.digest)
+    assert applied(store, {"a": request}, {"a": again}, {aside})["a"] == asked
+    erase(store, made, ["rows.parquet", "quarantine.parquet"], "rows were withdrawn")
+    assert [row.prompt for row in read_rows(store.fetch(made.artifact) / "rows.parquet")] == ["p1"], (
+        "what pinned the old shard goes on with the same rows"
+    )
 
 
 def test_a_restored_row_is_asked_for_again(tmp_path: Path, store: Store) -> None:

@@ -88,6 +88,21 @@ def test_current_champion_and_aliased_policies_stay_however_old(store: Store) ->
     assert spent(store, 0, aliased=kept_by_alias) == ["r-policy-3", "r-policy-4", "r-sft-3", "r-sft-4"]
 
 
+def test_refused_candidates_do_not_push_out_what_a_person_may_go_back_to(store: Store) -> None:
+    made_ones = policies(store, 9)
+    for number, registered in ((0, True), (1, True), (2, True), *((number, False) for number in range(3, 9))):
+        made(
+            store,
+            "registered_model",
+            f"registration-{number}",
+            number,
+            inputs={"policy": made_ones[number].artifact},
+            summary={"registered": registered, "model": "m", "version": str(number)},
+        )
+    gone = [0, 3, 4, 5, 6]
+    assert spent(store, 2) == sorted(f"r-{kind}-{number}" for kind in ("policy", "sft") for number in gone)
+
+
 def test_weights_go_and_all_else_of_a_checkpoint_stays(
     store: Store, monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:

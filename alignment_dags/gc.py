@@ -6,16 +6,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from alignment.artifacts import Store
-from alignment.artifacts.erase import erase, erasures, finish, remaining
+from alignment.artifacts import Commit, Store
+from alignment.artifacts.erase import erase, erasures, finish, gone, remaining
 from alignment.artifacts.in_use import keys_in_use
 from alignment.artifacts.listing import refs_of
 from alignment.preferences.tombstones import FOLDER, Withdrawn, read_withdrawn
 from alignment.recipe import Recipe, load_recipe
-from alignment_dags.gc_checkpoints import POLICY, SFT, spent_checkpoints
+from alignment_dags.gc_checkpoints import POLICY, SFT, spent_checkpoints, stood_on
 from alignment_dags.gc_items import Kept, Plan
 from alignment_dags.gc_leftovers import leftovers, remove
-from alignment_dags.gc_text import DATASET, SHARD, forget_withdrawn_shards, ids_instead, withdrawn_text
+from alignment_dags.gc_text import DATASET, SHARD, current_keys, ids_instead, withdrawn_text
 from resources.store import ArtifactStore
 from resources.tracking import Tracking, TrackingUnreachable
 
@@ -29,16 +29,16 @@ def collect(paths: list[Path], *, keep: int = KEEP, dry_run: bool = False) -> di
     store = ArtifactStore().open()
     names = [recipe.name for recipe in recipes] or _names(store)
     plan = plan_of(store, names, everything=not recipes, keep=keep)
-    busy = [] if dry_run else carry_out(store, plan, names)
-    gone = [one for one in plan.doomed if (one.kind, one.key) not in busy]
+    busy = [] if dry_run else carry_out(store, plan)
+    erased = [one for one in plan.doomed if (one.kind, one.key) not in busy]
     swept = [one for one in plan.leftovers if (one.kind, one.key) not in busy]
-    kept = [*plan.kept, *(Kept(kind, key, "it is being built right now") for kind, key in busy)]
+    kept = [*plan.kept, *(Kept(kind, key, "it is being built, or came into use, right now") for kind, key in busy)]
     return {
         "dry_run": dry_run,
-        "erased": [one.plain() for one in gone],
+        "erased": [one.plain() for one in erased],
         "leftovers": [{"path": one.path, "bytes": one.bytes, "why": one.why} for one in swept],
         "kept": [asdict(one) for one in kept],
-        "bytes": Plan(gone, [], swept).bytes,
+        "bytes": Plan(erased, [], swept).bytes,
         "source": _sources(store, recipes),
     }
 
@@ -55,16 +55,22 @@ def plan_of(store: Store, names: list[str], *, everything: bool, keep: int) -> P
     return Plan(doomed, kept, list(leftovers(store)))
 
 
-def carry_out(store: Store, plan: Plan, names: list[str]) -> list[tuple[str, str]]:
+def carry_out(store: Store, plan: Plan) -> list[tuple[str, str]]:
     """Removes what the plan names, after what an interrupted removal left; returns what a builder holds."""
     busy: list[tuple[str, str]] = []
+    in_use = keys_in_use(store)
     for kind in (SHARD, DATASET, POLICY, SFT):
         for erasure in erasures(store, kind):
             if remaining(store, erasure):
-                finish(store, erasure)
+                commit = erasure.commit
+                with store.unless_building(kind, commit.key) as free:
+                    if free and commit.key not in in_use and not (stands(store, commit) and uses(store, commit)):
+                        finish(store, erasure)
+                    else:
+                        busy.append((kind, commit.key))
     for one in plan.doomed:
         with store.unless_building(one.kind, one.key) as free:
-            if free:
+            if free and one.key not in in_use and not uses(store, one.commit):
                 erase(store, one.commit, one.files, one.why, ids_instead(store, one.commit))
             else:
                 busy.append((one.kind, one.key))
@@ -74,8 +80,31 @@ def carry_out(store: Store, plan: Plan, names: list[str]) -> list[tuple[str, str
                 remove(store, left)
             else:
                 busy.append((left.kind, left.key))
-    forget_withdrawn_shards(store, names)
+    forget_erased(store)
     return busy
+
+
+def uses(store: Store, commit: Commit) -> bool:
+    """Whether a recipe stands on an artifact by now: refs may have moved since the plan was made."""
+    current = current_keys if commit.kind in (SHARD, DATASET) else stood_on
+    return commit.key in current(store, commit.kind)
+
+
+def stands(store: Store, commit: Commit) -> bool:
+    """Whether the marker is still there: an erasure that ended before it went has erased nothing."""
+    marker = store.find(commit.kind, commit.key)
+    return marker is not None and marker.attempt == commit.attempt
+
+
+def forget_erased(store: Store) -> None:
+    """Removes refs to what was erased, so that whoever looks at them finds it behind.
+
+    The other half is in how an asset writes its ref: it looks afterwards whether what it points to still stands.
+    """
+    for kind in (SHARD, DATASET, POLICY, SFT):
+        for named in refs_of(store, kind, partitioned=kind == SHARD):
+            if gone(store, named.ref.artifact) is not None:
+                store.remove_ref(named.recipe, kind, named.partition)
 
 
 def show_collected(result: dict[str, Any]) -> None:

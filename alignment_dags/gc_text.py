@@ -42,7 +42,7 @@ def withdrawn_text(store: Store, recipes: Iterable[str], in_use: set[str]) -> tu
     for holder, ids, whole in ((SHARDS, rows, shards), (DEMONSTRATIONS, demonstrations, {})):
         if not ids and not whole:
             continue
-        current = _current(store, holder.kind)
+        current = current_keys(store, holder.kind)
         for commit in store.commits(holder.kind):
             why = whole.get(commit.key)
             if why is None and holder.held(store, commit.artifact, ids):
@@ -71,18 +71,7 @@ def ids_instead(store: Store, commit: Commit) -> dict[str, bytes]:
     return {IDS_FILE: stream.getvalue().to_pybytes()}
 
 
-def forget_withdrawn_shards(store: Store, recipes: Iterable[str]) -> None:
-    """Removes the refs of withdrawn shards whose artifact was erased: a ref never points at what is gone."""
-    names = set(recipes)
-    for named in refs_of(store, SHARD, partitioned=True):
-        if named.recipe in names and store.find(SHARD, named.ref.artifact.key) is None:
-            shard = str(named.partition)
-            if shard in read_withdrawn(store, named.recipe).shards:
-                for stage in (SHARD, "reference_logprobs"):
-                    store.remove_ref(named.recipe, stage, shard)
-
-
-def _current(store: Store, kind: str) -> dict[str, list[tuple[str, str | None]]]:
+def current_keys(store: Store, kind: str) -> dict[str, list[tuple[str, str | None]]]:
     """Key of every artifact of a kind that a recipe uses now, to its (recipe, shard) pairs."""
     found: dict[str, list[tuple[str, str | None]]] = {}
     gone: dict[str, Withdrawn] = {}

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
-from alignment.artifacts import Artifact, Commit, ErasedArtifact, Ref, Store
+from alignment.artifacts import Artifact, Commit, ErasedArtifact, Erasure, Ref, Store
+from alignment.artifacts.erase import erase, remaining
 from alignment.artifacts.in_use import keys_in_use
 from alignment_dags.gc import carry_out, plan_of
 from alignment_dags.gc_checkpoints import spent_checkpoints
+from alignment_dags.gc_items import Plan
 from alignment_dags.gc_leftovers import DAY, leftovers, remove
 
 
@@ -110,7 +112,7 @@ def test_weights_go_and_all_else_of_a_checkpoint_stays(
     plan = plan_of(store, ["r"], everything=True, keep=1)
     assert plan.bytes == sum(one.bytes for one in plan.doomed) > 0
     assert store.find("policy_checkpoint", old.key) == old, "listing removes nothing"
-    carry_out(store, plan, ["r"])
+    carry_out(store, plan)
     assert store.commit_of(old.artifact) == old
     assert store.read(old.artifact, "training_rows.parquet") == b"training_rows.parquet of r-policy-0"
     with pytest.raises(ErasedArtifact, match="not among the last 1 policies of r"):
@@ -133,9 +135,40 @@ def test_a_key_that_is_being_built_is_left_alone(store: Store, home: Path) -> No
     old, _ = policies(store, 2)
     plan = plan_of(store, ["r"], everything=True, keep=1)
     with store.building("policy_checkpoint", old.key):
-        busy = carry_out(store, plan, ["r"])
+        busy = carry_out(store, plan)
     assert busy == [("policy_checkpoint", old.key)]
     assert store.find("policy_checkpoint", old.key) == old
+
+
+def test_what_came_into_use_since_the_plan_was_made_stays(store: Store, home: Path) -> None:
+    old, _ = policies(store, 2)
+    plan = plan_of(store, ["r"], everything=True, keep=1)
+    store.write_ref(Ref(artifact=old.artifact), "r", "policy_checkpoint")
+    assert sorted(carry_out(store, plan)) == [("policy_checkpoint", "r-policy-0"), ("sft_checkpoint", "r-sft-0")]
+    assert store.find("policy_checkpoint", old.key) == old
+
+
+def test_a_half_done_erasure_is_finished_only_if_nothing_stands_on_it_again(store: Store) -> None:
+    (old,) = policies(store, 1)
+    half = Erasure(commit=old, at="2026-01-01", why="spent", files=["model.safetensors"])
+    record = store.path(old.kind, old.key, f"_ERASED-{old.attempt}.json")
+    store.replace(record, half.model_dump_json().encode())
+    store.write_ref(Ref(artifact=old.artifact), "r", "policy_checkpoint")
+    assert carry_out(store, Plan()) == [("policy_checkpoint", old.key)]
+    assert (store.fetch(old.artifact) / "model.safetensors").is_file()
+    store.remove_ref("r", "policy_checkpoint")
+    assert carry_out(store, Plan()) == []
+    assert remaining(store, half) == []
+
+
+def test_a_ref_to_what_was_erased_goes_so_that_it_counts_as_behind(store: Store) -> None:
+    old, new = policies(store, 2)
+    for recipe, commit in (("r", old), ("other", new)):
+        store.write_ref(Ref(artifact=commit.artifact), recipe, "policy_checkpoint")
+    erase(store, old, ["model.safetensors"], "spent")
+    carry_out(store, Plan())
+    assert store.read_ref("r", "policy_checkpoint") is None
+    assert store.read_ref("other", "policy_checkpoint") is not None
 
 
 def test_attempts_that_died_and_work_that_is_finished_are_leftovers(store: Store) -> None:

@@ -12,8 +12,12 @@ import pytest
 import yaml
 
 from alignment.errors import BadInput
+from alignment.preferences import shards
 from alignment.recipe import load_recipe
+from alignment.sources import pin_file
+from alignment.stages import SourceFile
 from alignment_dags.backfill import Backfilled, Chosen, run_backfill
+from alignment_dags.run import run_recipe
 from assets.factory import shards_definition
 from assets.upstream import Upstream
 
@@ -31,8 +35,21 @@ def folder(tmp_path: Path, small_data: dict[str, str]) -> Path:
     return folder
 
 
+def unreadable(name: str) -> Callable[[str], SourceFile]:
+    def pin(url: str) -> SourceFile:
+        if url.endswith(name):
+            raise BadInput("cannot be read", file=url)
+        return pin_file(url)
+
+    return pin
+
+
 def test_a_backfill_makes_what_is_behind_of_what_was_chosen(
-    small_recipe: dict[str, Any], folder: Path, tmp_path: Path, bring_up_to_date: Callable[..., Upstream]
+    small_recipe: dict[str, Any],
+    folder: Path,
+    tmp_path: Path,
+    bring_up_to_date: Callable[..., Upstream],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(small_recipe | {"preferences": {"files": [str(folder)]}}), encoding="utf-8")
@@ -57,12 +74,22 @@ def test_a_backfill_makes_what_is_behind_of_what_was_chosen(
     assert (again.dagster_runs, again.failures) == ([], [])
     assert again.current == {SHARD: ["day-1"], REFERENCE: ["day-1"]}
 
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "pin_file", unreadable("day-0.jsonl"))
+        beside = backfill(shards=("day-0", "day-2"), stage=SHARD)
+        assert beside.made == {SHARD: ["day-2"]}
+        assert beside.behind == {SHARD: ["day-0"]}
+        assert beside.failures == [f"day-0: {folder / 'day-0.jsonl'}: cannot be read"]
+        assert backfill(shards=("day-2",), stage=SHARD).failures == []
+        with pytest.raises(BadInput, match=r"day-0.jsonl: cannot be read"):
+            run_recipe(path, lambda line: None)
+
     (folder / "bad.jsonl").write_text(
         json.dumps({"prompt": "p", "chosen": "same", "rejected": "same"}), encoding="utf-8"
     )
     (folder / "day-2.jsonl").unlink()
     everything = backfill()
-    assert everything.withdrawn == []
+    assert everything.withdrawn == ["day-2"]
     assert everything.made == {SHARD: ["day-0"], REFERENCE: ["day-0"]}
     assert everything.behind == {SHARD: ["bad"], REFERENCE: ["bad"]}
     assert len(everything.failures) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,16 +15,19 @@ from alignment.artifacts.store import ERASED
 from alignment_dags.gc_items import Leftover
 
 DAY = 24 * 3600.0
+ABANDONED = 7 * DAY
+"""Work that nobody went on with for this long is not waited for any more."""
 ATTEMPT = re.compile(r"[0-9a-f]{12}")
 
 
-def leftovers(store: Store, now: float | None = None) -> Iterator[Leftover]:
-    """Attempts that nobody committed and nothing was written to for a day, and finished work folders.
+def leftovers(store: Store, now: float | None = None, resumable: Collection[str] = ()) -> Iterator[Leftover]:
+    """Attempts that nobody committed and nothing was written to for a day, and work folders that are done with.
 
+    Those are finished, or untouched for a week and not of a key in `resumable`, which a next run goes on with.
     What a builder holds is none, however long it writes nothing.
     """
     now = time.time() if now is None else now
-    for one in (*_attempts(store, now), *_work(store)):
+    for one in (*_attempts(store, now), *_work(store, now, resumable)):
         with store.unless_building(one.kind, one.key) as free:
             if free:
                 yield one
@@ -70,12 +73,14 @@ def _committed(store: Store, kind: str, key: str, attempt: str) -> bool:
     return bool(store.fs.exists(store.path(kind, key, f"{ERASED}{attempt}.json")))
 
 
-def _work(store: Store) -> Iterator[Leftover]:
+def _work(store: Store, now: float, resumable: Collection[str]) -> Iterator[Leftover]:
     root = Path(store.path("work")) if store.is_local else store.cache / "work"
     for path in sorted(root.glob("*/*")):
         kind, key = path.parts[-2:]
         if store.find(kind, key) is not None:
             yield Leftover(str(path), kind, key, _size(path), "the work folder of a finished build", local=True)
+        elif key not in resumable and now - _touched(path) > ABANDONED:
+            yield Leftover(str(path), kind, key, _size(path), "work that nobody went on with for a week", local=True)
 
 
 def _touched(folder: Path) -> float:

@@ -27,6 +27,8 @@ class Planned:
     shard: str | None
     state: State
     commit: Commit | None = None
+    key: str | None = None
+    """Under which it stands or will be made; None while that is not known."""
 
 
 class PlannedUpstream(Upstream):
@@ -72,13 +74,14 @@ def _plan(node: Node, shard: str | None, upstream: PlannedUpstream, unknown: dic
     if any(waits(shard, unknown[need]) for need in node.needs if need in unknown):
         return Planned(node, shard, "waiting")
     request = node.request(upstream, shard)
-    commit = upstream.store.find(node.stage.kind, node.stage.key(request))
+    key = node.stage.key(request)
+    commit = upstream.store.find(node.stage.kind, key)
     if commit is None:
-        return Planned(node, shard, "missing")
+        return Planned(node, shard, "missing", key=key)
     ref = upstream.store.read_ref(upstream.recipe, node.name, shard)
     upstream.foresee(node.name, shard, commit, ref)
     reported = ref is not None and ref.artifact == commit.artifact and ref.mlflow_run_id is not None
-    return Planned(node, shard, "current" if reported else "unreported", commit)
+    return Planned(node, shard, "current" if reported else "unreported", commit, key)
 
 
 def waits(shard: str | None, unknown: Set[str | None]) -> bool:

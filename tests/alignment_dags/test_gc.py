@@ -199,6 +199,15 @@ def test_the_attempt_of_a_build_that_writes_nothing_for_days_is_no_leftover(stor
     assert (store.fetch(again.artifact) / "request.json").is_file(), "what was committed since is none any more"
 
 
+def test_work_that_nobody_went_on_with_for_a_week_goes_unless_a_next_run_needs_it(store: Store) -> None:
+    for key in ("superseded", "resumable", "running"):
+        (store.work_path("policy_checkpoint", key) / "state").write_text("12345")
+    assert list(leftovers(store, now=time.time() + 6 * DAY)) == []
+    with store.building("policy_checkpoint", "running"):
+        found = list(leftovers(store, time.time() + 8 * DAY, ["resumable"]))
+    assert [(one.key, one.bytes) for one in found] == [("superseded", 5)]
+
+
 def test_an_attempt_still_written_to_is_no_leftover(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
     slow = store.begin("thing", "slow")

@@ -69,6 +69,18 @@ def modified(url: str) -> float | None:
         return None
 
 
+def size(url: str) -> int | None:
+    """How many bytes a file has, without reading it; None where its file system does not say.
+
+    Raises `BadInput` if there is no such file.
+    """
+    with _reaching(url) as (fs, path):
+        if isinstance(fs, LocalFileSystem):
+            return Path(path).stat().st_size
+        told = fs.info(path).get("size")
+        return None if told is None else int(told)
+
+
 def expand(pattern: str) -> list[str]:
     """The file URLs behind one path, glob or folder; in globs and folders, only files that are not being written."""
     if not pattern.strip():

@@ -22,6 +22,7 @@ from alignment_dags.recipes import RECIPES
 from alignment_dags.run import follow_source
 from assets.factory import shards_definition
 from assets.graph import nodes_of
+from assets.upstream import Upstream
 from resources.home import ensure_home
 from resources.pools import Pools, load_pools
 from resources.store import ArtifactStore
@@ -76,8 +77,9 @@ class Backfilled:
 def run_backfill(path: Path, chosen: Chosen, stage: str | None, say: Callable[[str], None]) -> Backfilled:
     """Makes the chosen shards of `stage` (of both, if None) that are behind.
 
-    A shard that fails is named at the end, and the others stand. All of the source at once is followed as `align run`
-    follows it: what the source has no more is withdrawn. Raises `BadInput` for what can be seen before it starts.
+    A shard that fails or cannot be read is named at the end, and the others stand. All of the source at once is
+    followed as `align run` follows it: what the source has no more is withdrawn. Raises `BadInput` for what can be seen
+    before it starts.
     """
     began = time.monotonic()
     if stage is not None and stage not in STAGES:
@@ -86,9 +88,10 @@ def run_backfill(path: Path, chosen: Chosen, stage: str | None, say: Callable[[s
     os.environ[RECIPES] = str(Path(path).resolve())
     ensure_home()
     store, pools = ArtifactStore().open(), load_pools()
-    planned = plan(recipe, nodes_of(recipe, pools), store)
-    order = list(dict.fromkeys(one.shard for one in planned if one.shard is not None))
-    told = Backfilled(recipe.name, chosen.of(order))
+    source = Upstream(store, recipe.name).shards(recipe.preferences, recipe.seed)
+    told = Backfilled(recipe.name, chosen.of(list(source)))
+    refused: dict[str, str] = {}
+    planned = plan(recipe, nodes_of(recipe, pools), store, told.shards, refused)
     stages = STAGES if stage is None else (stage,)
     if stage != STAGES[0] and any(one.node.name == "sft_checkpoint" and one.commit is None for one in planned):
         raise BadInput("has no SFT checkpoint to score with; `align run` makes it", file=str(path))
@@ -102,8 +105,9 @@ def run_backfill(path: Path, chosen: Chosen, stage: str | None, say: Callable[[s
         else:
             _add(instance, recipe, told.shards)
         for phase in _phases(recipe, pools, stages):
-            _run_phase(instance, recipe, phase, store, told, say)
-    after = _current(plan(recipe, nodes_of(recipe, pools), store), told.shards, stages)
+            _run_phase(instance, recipe, phase, store, told, refused, say)
+    after = _current(plan(recipe, nodes_of(recipe, pools), store, told.shards, refused), told.shards, stages)
+    told.failures += [f"{shard}: {why}" for shard, why in refused.items()]
     for name in stages:
         told.current[name] = [shard for shard in told.shards if shard in before[name]]
         told.made[name] = [shard for shard in told.shards if shard in after[name] - before[name]]
@@ -124,9 +128,10 @@ def _run_phase(
     phase: Phase,
     store: Store,
     told: Backfilled,
+    refused: dict[str, str],
     say: Callable[[str], None],
 ) -> None:
-    for tags, nodes in launches(instance, recipe, phase, store, only=set(told.shards)):
+    for tags, nodes in launches(instance, recipe, phase, store, set(told.shards), refused):
         try:
             told.dagster_runs.append(launch(instance, recipe, phase, nodes, tags, say))
         except RunFailed as failure:

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from alignment.artifacts import Artifact, Store
 from alignment.artifacts.listing import refs_of
 from alignment.errors import BadInput
+from alignment.preferences.holder import SHARDS, Holder
 from alignment.recipe import load_recipe
-from alignment_dags.gc_text import DATASET, DEMONSTRATIONS, SHARD, SHARDS, Holder
+from alignment_dags.gc_text import DATASET, DEMONSTRATIONS, SHARD
 from resources.store import ArtifactStore
 
 TEXTS = ("prompt", "chosen", "rejected", "completion")

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from alignment.artifacts import Store
-from alignment.artifacts.erase import erase, erasures, finish, remaining
+from alignment.artifacts import Commit, Store
+from alignment.artifacts.erase import erase, erasures, finish, gone, remaining
 from alignment.artifacts.in_use import keys_in_use
 from alignment.artifacts.listing import refs_of
+from alignment.errors import BadInput
 from alignment.preferences.tombstones import FOLDER, Withdrawn, read_withdrawn
 from alignment.recipe import Recipe, load_recipe
-from alignment_dags.gc_checkpoints import POLICY, SFT, spent_checkpoints
+from alignment_dags.gc_checkpoints import POLICY, SFT, spent_checkpoints, stood_on
 from alignment_dags.gc_items import Kept, Plan
-from alignment_dags.gc_leftovers import leftovers
-from alignment_dags.gc_text import DATASET, SHARD, forget_withdrawn_shards, ids_instead, withdrawn_text
+from alignment_dags.gc_leftovers import leftovers, remove
+from alignment_dags.gc_text import DATASET, SHARD, current_keys, ids_instead, withdrawn_text
+from alignment_dags.plan import plan
+from assets.graph import nodes_of
+from resources.pools import load_pools
 from resources.store import ArtifactStore
 from resources.tracking import Tracking, TrackingUnreachable
 
@@ -29,23 +34,23 @@ def collect(paths: list[Path], *, keep: int = KEEP, dry_run: bool = False) -> di
     recipes = [load_recipe(path) for path in paths]
     store = ArtifactStore().open()
     names = [recipe.name for recipe in recipes] or _names(store)
-    plan = plan_of(store, names, everything=not recipes, keep=keep)
-    busy = [] if dry_run else carry_out(store, plan, names)
-    gone = [one for one in plan.doomed if (one.kind, one.key) not in busy]
-    swept = [one for one in plan.leftovers if (one.kind, one.key) not in busy]
-    kept = [*plan.kept, *(Kept(kind, key, "it is being built right now") for kind, key in busy)]
+    found = plan_of(store, names, everything=not recipes, keep=keep, resumable=_planned(store, recipes))
+    busy = [] if dry_run else carry_out(store, found)
+    erased = [one for one in found.doomed if (one.kind, one.key) not in busy]
+    swept = [one for one in found.leftovers if (one.kind, one.key) not in busy]
+    kept = [*found.kept, *(Kept(kind, key, "it is being built, or came into use, right now") for kind, key in busy)]
     return {
         "dry_run": dry_run,
-        "erased": [one.plain() for one in gone],
+        "erased": [one.plain() for one in erased],
         "leftovers": [{"path": one.path, "bytes": one.bytes, "why": one.why} for one in swept],
         "kept": [asdict(one) for one in kept],
-        "bytes": Plan(gone, [], swept).bytes,
+        "bytes": Plan(erased, [], swept).bytes,
         "source": _sources(store, recipes),
     }
 
 
-def plan_of(store: Store, names: list[str], *, everything: bool, keep: int) -> Plan:
-    """What would go; nothing is touched."""
+def plan_of(store: Store, names: list[str], *, everything: bool, keep: int, resumable: Collection[str] = ()) -> Plan:
+    """What would go; nothing is touched. `resumable` are keys that a next run makes, and goes on with."""
     in_use = keys_in_use(store)
     doomed, kept = withdrawn_text(store, names, in_use)
     try:
@@ -53,32 +58,59 @@ def plan_of(store: Store, names: list[str], *, everything: bool, keep: int) -> P
         doomed += spent_checkpoints(store, None if everything else names, keep, aliased, in_use)
     except TrackingUnreachable as error:
         kept.append(Kept(POLICY, "", f"no checkpoint is removed while it is not known which have an alias: {error}"))
-    return Plan(doomed, kept, list(leftovers(store)))
+    return Plan(doomed, kept, list(leftovers(store, resumable=resumable)))
 
 
-def carry_out(store: Store, plan: Plan, names: list[str]) -> list[tuple[str, str]]:
+def carry_out(store: Store, found: Plan) -> list[tuple[str, str]]:
     """Removes what the plan names, after what an interrupted removal left; returns what a builder holds."""
     busy: list[tuple[str, str]] = []
+    in_use = keys_in_use(store)
     for kind in (SHARD, DATASET, POLICY, SFT):
         for erasure in erasures(store, kind):
             if remaining(store, erasure):
-                finish(store, erasure)
-    for one in plan.doomed:
+                commit = erasure.commit
+                with store.unless_building(kind, commit.key) as free:
+                    if free and commit.key not in in_use and not (stands(store, commit) and uses(store, commit)):
+                        finish(store, erasure)
+                    else:
+                        busy.append((kind, commit.key))
+    for one in found.doomed:
         with store.unless_building(one.kind, one.key) as free:
-            if free:
+            if free and one.key not in in_use and not uses(store, one.commit):
                 erase(store, one.commit, one.files, one.why, ids_instead(store, one.commit))
             else:
                 busy.append((one.kind, one.key))
-    for left in plan.leftovers:
+    for left in found.leftovers:
         with store.unless_building(left.kind, left.key) as free:
-            if not free:
-                busy.append((left.kind, left.key))
-            elif left.local or store.is_local:
-                shutil.rmtree(left.path, ignore_errors=True)
+            if free:
+                remove(store, left)
             else:
-                store.fs.rm(left.path, recursive=True)
-    forget_withdrawn_shards(store, names)
+                busy.append((left.kind, left.key))
+    forget_erased(store)
     return busy
+
+
+def uses(store: Store, commit: Commit) -> bool:
+    """Whether a recipe stands on an artifact by now: refs may have moved since the plan was made."""
+    current = current_keys if commit.kind in (SHARD, DATASET) else stood_on
+    return commit.key in current(store, commit.kind)
+
+
+def stands(store: Store, commit: Commit) -> bool:
+    """Whether the marker is still there: an erasure that ended before it went has erased nothing."""
+    marker = store.find(commit.kind, commit.key)
+    return marker is not None and marker.attempt == commit.attempt
+
+
+def forget_erased(store: Store) -> None:
+    """Removes refs to what was erased, so that whoever looks at them finds it behind.
+
+    The other half is in how an asset writes its ref: it looks afterwards whether what it points to still stands.
+    """
+    for kind in (SHARD, DATASET, POLICY, SFT):
+        for named in refs_of(store, kind, partitioned=kind == SHARD):
+            if gone(store, named.ref.artifact) is not None:
+                store.remove_ref(named.recipe, kind, named.partition)
 
 
 def show_collected(result: dict[str, Any]) -> None:
@@ -101,6 +133,16 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def _planned(store: Store, recipes: list[Recipe]) -> set[str]:
+    """Keys that the next run of the recipes needs, as far as they are known by now; shards keep no work."""
+    pools = load_pools()
+    keys: set[str] = set()
+    for recipe in recipes:
+        with suppress(BadInput):  # a source out of reach keeps nobody's text from being erased
+            keys |= {one.key for one in plan(recipe, nodes_of(recipe, pools), store, ()) if one.key is not None}
+    return keys
 
 
 def _names(store: Store) -> list[str]:

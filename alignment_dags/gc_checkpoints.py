@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection
 
 from alignment.artifacts import Commit, Store
@@ -19,11 +19,11 @@ def spent_checkpoints(
 ) -> list[Doomed]:
     """Weights that no rule keeps, of the given recipes (None: of all).
 
-    Kept are every recipe's current policy and champion, policies whose digest is in `aliased`, the last `keep`
-    policies that each recipe made, what running builds stand on, and the SFT checkpoints below all of these.
+    Kept are what running builds stand on and `stood_on` names, the last `keep` policies that each recipe made and the
+    last that it registered, those whose digest is in `aliased`, and the SFT checkpoints below all of these.
     """
-    policies = sorted(store.commits(POLICY), key=lambda commit: commit.started_at, reverse=True)
-    wanted = in_use | {named.ref.artifact.key for named in refs_of(store, POLICY)} | _champions(store)
+    policies = _latest_first(store, POLICY)
+    wanted = in_use | stood_on(store, POLICY) | _registered(store, keep)
     kept: list[Commit] = []
     spent: list[Doomed] = []
     made: Counter[str] = Counter()
@@ -35,16 +35,37 @@ def spent_checkpoints(
         elif recipes is None or recipe in recipes:
             spent.append(_without_weights(commit, f"not among the last {keep} policies of {recipe or 'its recipe'}"))
     below = in_use | {commit.inputs["checkpoint"].key for commit in kept}
-    below |= {named.ref.artifact.key for named in refs_of(store, SFT)}
+    below |= stood_on(store, SFT)
     for commit in store.commits(SFT):
         if commit.key not in below and (recipes is None or commit.environment.get("recipe", "") in recipes):
             spent.append(_without_weights(commit, "no policy that is kept stands on it"))
     return [one for one in spent if one.files]
 
 
-def _champions(store: Store) -> set[str]:
+def stood_on(store: Store, kind: str) -> set[str]:
+    """Keys of the checkpoints of a kind that recipes use now: current ones, champions, and what is below these."""
+    current = {named.ref.artifact.key for named in refs_of(store, kind)}
     found = (standing(store, named.ref.artifact) for named in refs_of(store, REGISTERED))
-    return {champion.policy.key for champion in found if champion.policy is not None}
+    policies = [champion.policy for champion in found if champion.policy is not None]
+    if kind == POLICY:
+        return current | {policy.key for policy in policies}
+    policies += [named.ref.artifact for named in refs_of(store, POLICY)]
+    return current | {store.commit_of(policy).inputs["checkpoint"].key for policy in policies}
+
+
+def _registered(store: Store, keep: int) -> set[str]:
+    """Policies a person may want to go back to: the last that each recipe registered."""
+    made: defaultdict[str, set[str]] = defaultdict(set)
+    for commit in _latest_first(store, REGISTERED):
+        if commit.summary.get("registered"):
+            versions = made[commit.environment.get("recipe", "")]
+            if len(versions) < keep:
+                versions.add(commit.inputs["policy"].key)
+    return set().union(*made.values())
+
+
+def _latest_first(store: Store, kind: str) -> list[Commit]:
+    return sorted(store.commits(kind), key=lambda commit: commit.started_at, reverse=True)
 
 
 def _without_weights(commit: Commit, why: str) -> Doomed:

@@ -44,7 +44,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Leftover:
-    """A folder that nothing needs any more. `path` is the store's own (or a local one, `local`)."""
+    """A folder that nothing needs any more, in the store or (`local`) on this machine; `attempt`: one in the store."""
 
     path: str
     kind: str
@@ -52,6 +52,7 @@ class Leftover:
     bytes: int
     why: str
     local: bool = False
+    attempt: bool = False
 
 
 @dataclass

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from alignment.artifacts import Store
@@ -14,45 +15,77 @@ from alignment.artifacts.store import ERASED
 from alignment_dags.gc_items import Leftover
 
 DAY = 24 * 3600.0
+ABANDONED = 7 * DAY
+"""Work that nobody went on with for this long is not waited for any more."""
 ATTEMPT = re.compile(r"[0-9a-f]{12}")
 
 
-def leftovers(store: Store, now: float | None = None) -> Iterator[Leftover]:
-    """Attempts that nobody committed and nothing was written to for a day, and finished work folders."""
-    yield from _attempts(store, time.time() if now is None else now)
-    yield from _work(store)
+def leftovers(store: Store, now: float | None = None, resumable: Collection[str] = ()) -> Iterator[Leftover]:
+    """Attempts that nobody committed and nothing was written to for a day, and work folders that are done with.
+
+    Those are finished, or untouched for a week and not of a key in `resumable`, which a next run goes on with.
+    What a builder holds is none, however long it writes nothing.
+    """
+    now = time.time() if now is None else now
+    for one in (*_attempts(store, now), *_work(store, now, resumable)):
+        with store.unless_building(one.kind, one.key) as free:
+            if free:
+                yield one
+
+
+def remove(store: Store, left: Leftover) -> None:
+    """Removes a leftover; hold its key meanwhile. What was committed since it was found is none any more."""
+    attempt = PurePosixPath(left.path).name
+    if left.attempt and _committed(store, left.kind, left.key, attempt):
+        return
+    if left.local or store.is_local:
+        shutil.rmtree(left.path, ignore_errors=True)
+    else:
+        store.fs.rm(left.path, recursive=True)
 
 
 def _attempts(store: Store, now: float) -> Iterator[Leftover]:
     store.fs.invalidate_cache()
+    why = "an attempt that was never committed"
     for folder in store.fs.glob(store.path("*", "*", "*")):
         kind, key, name = str(folder).removeprefix(store.root).strip("/").split("/")
         if ATTEMPT.fullmatch(name) is None or kind in ("refs", "work", "cache", "withdrawn"):
             continue
-        commit = store.find(kind, key)
-        if (commit is None or commit.attempt != name) and not store.fs.exists(
-            store.path(kind, key, f"{ERASED}{name}.json")
-        ):
+        if not _committed(store, kind, key, name):
             files = store.fs.find(str(folder), detail=True).values()
             newest = max([_written(file) for file in files], default=0.0)
             if now - newest > DAY:
                 size = sum(int(file.get("size") or 0) for file in files)
-                yield Leftover(str(folder), kind, key, size, "an attempt that was never committed")
+                yield Leftover(str(folder), kind, key, size, why, attempt=True)
     if store.is_local:
         return
     for path in (store.cache / "attempts").glob("*/*/*"):
-        newest = max([one.stat().st_mtime for one in [path, *path.rglob("*")]])
-        if now - newest > DAY:
+        if now - _touched(path) > DAY:
             kind, key = path.parts[-3], path.parts[-2]
-            yield Leftover(str(path), kind, key, _size(path), "an attempt that was never committed", local=True)
+            yield Leftover(str(path), kind, key, _size(path), why, local=True)
 
 
-def _work(store: Store) -> Iterator[Leftover]:
+def _committed(store: Store, kind: str, key: str, attempt: str) -> bool:
+    """Whether an attempt stands, or stood until files of it were erased."""
+    commit = store.find(kind, key)
+    if commit is not None and commit.attempt == attempt:
+        return True
+    return bool(store.fs.exists(store.path(kind, key, f"{ERASED}{attempt}.json")))
+
+
+def _work(store: Store, now: float, resumable: Collection[str]) -> Iterator[Leftover]:
     root = Path(store.path("work")) if store.is_local else store.cache / "work"
     for path in sorted(root.glob("*/*")):
         kind, key = path.parts[-2:]
         if store.find(kind, key) is not None:
             yield Leftover(str(path), kind, key, _size(path), "the work folder of a finished build", local=True)
+        elif key not in resumable and now - _touched(path) > ABANDONED:
+            yield Leftover(str(path), kind, key, _size(path), "work that nobody went on with for a week", local=True)
+
+
+def _touched(folder: Path) -> float:
+    """When anything in a folder was last written."""
+    return max([one.stat().st_mtime for one in [folder, *folder.rglob("*")]])
 
 
 def _written(file: dict[str, Any]) -> float:

@@ -6,55 +6,22 @@ ids, keys and numbers, requests and reports hold no rows, and MLflow is given no
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alignment.artifacts import Commit, Store
-from alignment.artifacts.listing import refs_of
-from alignment.preferences.normalise import normalise
+from alignment.artifacts import Artifact, Commit, Store
+from alignment.artifacts.listing import Named, refs_of
+from alignment.preferences.holder import SHARDS, Holder
 from alignment.preferences.quarantine import QUARANTINE_FILE
-from alignment.preferences.row import ROWS_FILE, PreferenceRow, SftRow
 from alignment.preferences.tombstones import Withdrawn, read_withdrawn, tombstone
-from alignment.preferences.withdrawal import rows_held
 from alignment.training.sft_dataset import HELD_OUT_FILE, TRAIN_FILE
 from alignment.training.sft_forms import normalise as normalise_sft
 from alignment_dags.gc_items import Doomed, Kept
 
-SHARD, DATASET = "preference_shard", "sft_dataset"
+SHARD, DATASET, MANIFEST = "preference_shard", "sft_dataset", "preference_manifest"
 IDS_FILE = "row_ids.parquet"
-
-
-@dataclass(frozen=True)
-class Holder:
-    """A kind of artifact that holds rows as text, in `files` by id and in its quarantine as they were read."""
-
-    kind: str
-    files: tuple[str, ...]
-    parse: Callable[[object, str, int], PreferenceRow | SftRow | str]
-
-    def holds(self, store: Store, commit: Commit, rows: frozenset[str]) -> bool:
-        """Whether any of the rows stands in an artifact of this kind, set aside or not."""
-        return bool(rows) and (
-            bool(rows_held(store, commit.artifact, rows, self.files)) or self._quarantined(store, commit, rows)
-        )
-
-    def _quarantined(self, store: Store, commit: Commit, rows: frozenset[str]) -> bool:
-        table = pq.read_table(pa.BufferReader(store.read(commit.artifact, QUARANTINE_FILE)), columns=["text"])
-        for text in table["text"].to_pylist():
-            try:
-                row = self.parse(json.loads(text), "", 1)
-            except (ValueError, RecursionError):
-                continue
-            if not isinstance(row, str) and row.row_id in rows:
-                return True
-        return False
-
-
-SHARDS = Holder(SHARD, (ROWS_FILE,), normalise)
 DEMONSTRATIONS = Holder(DATASET, (TRAIN_FILE, HELD_OUT_FILE), normalise_sft)
 
 
@@ -75,9 +42,11 @@ def withdrawn_text(store: Store, recipes: Iterable[str], in_use: set[str]) -> tu
     for holder, ids, whole in ((SHARDS, rows, shards), (DEMONSTRATIONS, demonstrations, {})):
         if not ids and not whole:
             continue
-        current = _current(store, holder.kind)
+        current = current_keys(store, holder.kind)
         for commit in store.commits(holder.kind):
-            why = whole.get(commit.key) or ("rows were withdrawn" if holder.holds(store, commit, ids) else None)
+            why = whole.get(commit.key)
+            if why is None and holder.held(store, commit.artifact, ids):
+                why = "rows were withdrawn"
             if why is None:
                 continue
             if commit.key in current:
@@ -102,18 +71,7 @@ def ids_instead(store: Store, commit: Commit) -> dict[str, bytes]:
     return {IDS_FILE: stream.getvalue().to_pybytes()}
 
 
-def forget_withdrawn_shards(store: Store, recipes: Iterable[str]) -> None:
-    """Removes the refs of withdrawn shards whose artifact was erased: a ref never points at what is gone."""
-    names = set(recipes)
-    for named in refs_of(store, SHARD, partitioned=True):
-        if named.recipe in names and store.find(SHARD, named.ref.artifact.key) is None:
-            shard = str(named.partition)
-            if shard in read_withdrawn(store, named.recipe).shards:
-                for stage in (SHARD, "reference_logprobs"):
-                    store.remove_ref(named.recipe, stage, shard)
-
-
-def _current(store: Store, kind: str) -> dict[str, list[tuple[str, str | None]]]:
+def current_keys(store: Store, kind: str) -> dict[str, list[tuple[str, str | None]]]:
     """Key of every artifact of a kind that a recipe uses now, to its (recipe, shard) pairs."""
     found: dict[str, list[tuple[str, str | None]]] = {}
     gone: dict[str, Withdrawn] = {}
@@ -122,7 +80,19 @@ def _current(store: Store, kind: str) -> dict[str, list[tuple[str, str | None]]]
             gone[named.recipe] = read_withdrawn(store, named.recipe)
         if named.partition not in gone[named.recipe].shards:
             found.setdefault(named.ref.artifact.key, []).append((named.recipe, named.partition))
+    for named in refs_of(store, MANIFEST) if kind == SHARD else ():
+        for name, artifact in _waiting(store, named).items():
+            found.setdefault(artifact.key, []).append((named.recipe, name.removeprefix("shards.")))
     return found
+
+
+def _waiting(store: Store, manifest: Named) -> dict[str, Artifact]:
+    """What a recipe's manifest pins, as long as the recipe's policy is not one trained on it."""
+    policy = store.read_ref(manifest.recipe, "policy_checkpoint")
+    trained = {} if policy is None else store.commit_of(policy.artifact).inputs
+    if any(one.identity() == manifest.ref.artifact.identity() for one in trained.values()):
+        return {}
+    return {name: one for name, one in store.commit_of(manifest.ref.artifact).inputs.items() if one.kind == SHARD}
 
 
 def _stands(users: list[tuple[str, str | None]], why: str, withdrawn: dict[str, Withdrawn]) -> str:

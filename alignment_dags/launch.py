@@ -29,14 +29,19 @@ class RunFailed(RuntimeError):
 
 
 def launches(
-    instance: dg.DagsterInstance, recipe: Recipe, phase: Phase, store: Store, only: Set[str] | None = None
+    instance: dg.DagsterInstance,
+    recipe: Recipe,
+    phase: Phase,
+    store: Store,
+    only: Set[str] | None = None,
+    refused: dict[str, str] | None = None,
 ) -> Iterator[tuple[dict[str, str], list[str]]]:
     """Tags and node names of each Dagster run the phase needs now: one, or one a stretch of shards (of `only` these).
 
-    A shard that waits for something above it to be made is not in any.
+    A shard that waits for something above it to be made is not in any; nor is one that `plan` has `refused`.
     """
     pools = load_pools()
-    planned = plan(recipe, nodes_of(recipe, pools), store)
+    planned = plan(recipe, nodes_of(recipe, pools), store, only, refused)
     names = {node.name for node in phase.nodes}
     behind = [one for one in planned if one.node.name in names and one.state != "current"]
     if not behind:
@@ -48,7 +53,7 @@ def launches(
     assert name is not None
     node = phase.nodes[0]
     most = shards_per_run(node, pools) if node.pool else len(behind)
-    wanted = {one.shard for one in behind if one.state != "waiting" and (only is None or one.shard in only)}
+    wanted = {one.shard for one in behind if one.state != "waiting"}
     for first, last in stretches(instance.get_dynamic_partitions(name), wanted, most):
         yield {RANGE_START: first, RANGE_END: last}, [node.name]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from alignment.artifacts import Commit, Ref, Store
+from alignment.errors import BadInput
 from alignment.recipe import Recipe
 from assets.node import Node
 from assets.upstream import Upstream
@@ -26,6 +27,8 @@ class Planned:
     shard: str | None
     state: State
     commit: Commit | None = None
+    key: str | None = None
+    """Under which it stands or will be made; None while that is not known."""
 
 
 class PlannedUpstream(Upstream):
@@ -36,15 +39,31 @@ class PlannedUpstream(Upstream):
         self._refs[name, shard] = ref if same else Ref(artifact=commit.artifact)
 
 
-def plan(recipe: Recipe, nodes: Iterable[Node], store: Store, only: Iterable[str] | None = None) -> list[Planned]:
-    """Every node and shard (of `only` these), upstream first. Raises `BadInput` for sources a person has to mend."""
+def plan(
+    recipe: Recipe,
+    nodes: Iterable[Node],
+    store: Store,
+    only: Iterable[str] | None = None,
+    refused: dict[str, str] | None = None,
+) -> list[Planned]:
+    """Every node and shard (of `only` these), upstream first.
+
+    Raises `BadInput` for sources a person has to mend; where `refused` is given, a shard that cannot be read waits,
+    and `refused` is told why.
+    """
     upstream = PlannedUpstream(store, recipe.name)
     shards = list(upstream.shards(recipe.preferences, recipe.seed) if only is None else only)
     planned: list[Planned] = []
     unknown: dict[str, set[str | None]] = {}
     for node in nodes:
         for shard in shards if node.partitioned else [None]:
-            one = _plan(node, shard, upstream, unknown)
+            try:
+                one = _plan(node, shard, upstream, unknown)
+            except BadInput as error:
+                if shard is None or refused is None:
+                    raise
+                refused[shard] = str(error)
+                one = Planned(node, shard, "waiting")
             planned.append(one)
             if one.commit is None:
                 unknown.setdefault(node.name, set()).add(shard)
@@ -55,13 +74,14 @@ def _plan(node: Node, shard: str | None, upstream: PlannedUpstream, unknown: dic
     if any(waits(shard, unknown[need]) for need in node.needs if need in unknown):
         return Planned(node, shard, "waiting")
     request = node.request(upstream, shard)
-    commit = upstream.store.find(node.stage.kind, node.stage.key(request))
+    key = node.stage.key(request)
+    commit = upstream.store.find(node.stage.kind, key)
     if commit is None:
-        return Planned(node, shard, "missing")
+        return Planned(node, shard, "missing", key=key)
     ref = upstream.store.read_ref(upstream.recipe, node.name, shard)
     upstream.foresee(node.name, shard, commit, ref)
     reported = ref is not None and ref.artifact == commit.artifact and ref.mlflow_run_id is not None
-    return Planned(node, shard, "current" if reported else "unreported", commit)
+    return Planned(node, shard, "current" if reported else "unreported", commit, key)
 
 
 def waits(shard: str | None, unknown: Set[str | None]) -> bool:

@@ -18,7 +18,7 @@ from alignment_dags.limits import apply_pools
 from alignment_dags.phases import phases_of
 from alignment_dags.plan import plan
 from alignment_dags.recipes import RECIPES
-from alignment_dags.watching.withdraw import withdraw
+from alignment_dags.watching.drop import drop
 from assets.evaluation_report import asked_of
 from assets.factory import shards_definition
 from assets.graph import nodes_of
@@ -80,6 +80,6 @@ def follow_source(instance: dg.DagsterInstance, recipe: Recipe) -> list[str]:
     wanted = list(Upstream(store, recipe.name).shards(recipe.preferences, recipe.seed))
     known = instance.get_dynamic_partitions(name)
     gone = sorted({*known, *store.read_refs(recipe.name, "preference_shard")} - set(wanted))
-    withdraw(instance, store, recipe.name, gone)
+    drop(instance, store, recipe.name, gone)
     instance.add_dynamic_partitions(name, [shard for shard in wanted if shard not in set(known)])
     return gone

@@ -10,13 +10,14 @@ from typing import Any
 from alignment.artifacts import Artifact, MissingArtifact, Store
 from alignment.artifacts.listing import refs_of
 from alignment.errors import BadInput
+from alignment.preferences.holder import SHARDS, Holder
+from alignment.preferences.origin import overlaps
 from alignment.preferences.shard import ShardRequest
 from alignment.preferences.shards import shards_of
-from alignment.preferences.tombstones import Tombstone, What, bury, lift, now, read_withdrawn
-from alignment.preferences.withdrawal import rows_held
+from alignment.preferences.tombstones import Tombstone, What, bury, lift, now, read_withdrawn, tombstone
 from alignment.recipe import load_recipe
 from alignment.stages.execute import REQUEST_FILE
-from alignment_dags.gc_text import DATASET, DEMONSTRATIONS, SHARD, SHARDS, Holder
+from alignment_dags.gc_text import DATASET, DEMONSTRATIONS, SHARD
 from resources.store import ArtifactStore
 
 SFT_DATA = "(SFT data)"
@@ -50,7 +51,12 @@ def withdraw(path: Path, rows: list[str], shards: list[str], reason: str) -> dic
     stones = (Tombstone(id=row, at=at, reason=reason) for row in known_demonstrations)
     bury(store, recipe.name, "demonstrations", stones)
     whole = (
-        Tombstone(id=shard, at=at, reason=reason, artifacts=_stood_for(store, requests, built, recipe.name, shard))
+        _stone(
+            tombstone(store, recipe.name, "shards", shard) or Tombstone(id=shard, at=at),
+            store,
+            requests,
+            built.get((recipe.name, shard)),
+        ).model_copy(update={"at": at, "reason": reason})
         for shard in shards
     )
     bury(store, recipe.name, "shards", whole)
@@ -113,7 +119,7 @@ def _require_some(rows: list[str], shards: list[str]) -> None:
 
 def _held(store: Store, artifact: Artifact, rows: frozenset[str], holder: Holder) -> set[str]:
     try:
-        return rows_held(store, artifact, rows, holder.files)
+        return holder.held(store, artifact, rows)
     except MissingArtifact:  # erased already
         return set()
 
@@ -130,33 +136,31 @@ def _known(
     rows, demonstrations = rows | (asked & standing.rows), demonstrations | (asked & standing.demonstrations)
     for holder, known in ((SHARDS, rows), (DEMONSTRATIONS, demonstrations)):
         for commit in store.commits(holder.kind) if asked - rows - demonstrations else ():
-            known.update(rows_held(store, commit.artifact, asked - known, holder.files))
+            known.update(holder.held(store, commit.artifact, asked - known))
     if unknown := sorted(asked - rows - demonstrations):
         raise BadInput(f"nothing that was built holds row {', '.join(unknown)}", field="--row-id")
     return rows, demonstrations
 
 
-def _stood_for(
-    store: Store,
-    requests: Mapping[str, ShardRequest],
-    built: dict[tuple[str, str], Artifact],
-    recipe: str,
-    shard: str,
-) -> list[str]:
-    """Keys of the artifacts that were ever built of a shard's source, whatever it held then."""
-    current = built.get((recipe, shard))
-    keys = {current.key} if current else set()
-    wanted = requests.get(shard)
-    if wanted is None and current is not None:
-        wanted = ShardRequest.model_validate_json(store.read(current, REQUEST_FILE))
-    for commit in store.commits(SHARD):
-        asked = ShardRequest.model_validate_json(store.read(commit.artifact, REQUEST_FILE))
-        if wanted is not None and _place(asked) == _place(wanted):
+def _stone(stone: Tombstone, store: Store, requests: Mapping[str, ShardRequest], current: Artifact | None) -> Tombstone:
+    """A shard's tombstone, and beside what it names every artifact ever built of its records, and their sources."""
+    wanted = [] if stone.id not in requests else [requests[stone.id]]
+    if current is not None:
+        wanted.append(_asked(store, current))
+    keys = {*stone.artifacts, *([current.key] if current else [])}
+    sources = {_plain(request).model_dump_json(): _plain(request) for request in (*stone.sources, *wanted)}
+    for commit in store.commits(SHARD) if wanted else ():
+        asked = _asked(store, commit.artifact)
+        if any(overlaps(asked, request) for request in wanted):
             keys.add(commit.key)
-    return sorted(keys)
+            if any((asked.part, asked.parts) == (request.part, request.parts) for request in wanted):
+                sources[_plain(asked).model_dump_json()] = _plain(asked)
+    return stone.model_copy(update={"artifacts": sorted(keys), "sources": list(sources.values())})
 
 
-def _place(request: ShardRequest) -> tuple[object, ...]:
-    """Where a request's records come from, not what they say."""
-    hub = request.hub and (request.hub.hub, request.hub.config, request.hub.split)
-    return (request.file and request.file.url, hub, request.embedded, request.seed, request.part, request.parts)
+def _asked(store: Store, artifact: Artifact) -> ShardRequest:
+    return ShardRequest.model_validate_json(store.read(artifact, REQUEST_FILE))
+
+
+def _plain(request: ShardRequest) -> ShardRequest:
+    return request.model_copy(update={"withdrawn": ()})

@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 
 from alignment.artifacts import Artifact, Commit, Ref, Store
+from alignment.artifacts.erase import gone
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
 from alignment.stages.execute import DAGSTER_RUN, RECIPE_NAME, REQUEST_FILE
@@ -129,6 +130,9 @@ class Materializer:
         metadata = self.metadata(commit, hit, reported, shown)
         ref = Ref(artifact=commit.artifact, dagster_run_id=self.context.run.run_id, mlflow_run_id=reported.run_id)
         self.store.write_ref(ref, self.recipe.name, self.node.name, shard)  # last: what it names is done
+        if gone(self.store, commit.artifact) is not None:
+            self.store.remove_ref(self.recipe.name, self.node.name, shard)
+            raise dg.Failure("it was erased while it was reported: the next run makes it again")
         return commit.digest, metadata
 
     def materialize_each(self, shards: list[str]) -> None:

@@ -24,11 +24,12 @@ def preference_manifest(recipe: Recipe) -> Node:
         shards: dict[str, Artifact] = {}
         references: dict[str, Artifact] = {}
         left_out: dict[str, str] = {}
-        withdrawn = upstream.withdrawn()
         upstream.refs("reference_logprobs")
-        for name, key in expected_keys(upstream, recipe).items():
+        keys = expected_keys(upstream, recipe)
+        withdrawn, gone = upstream.withdrawn(), withdrawn_shards(upstream, recipe)
+        for name, key in keys.items():
             rows, reference = upstream.get("preference_shard", name), upstream.get("reference_logprobs", name)
-            if name in withdrawn.shards:
+            if name in gone:
                 left_out[name] = "withdrawn"
             elif rows is None:
                 left_out[name] = "not built"
@@ -79,6 +80,14 @@ def expected_keys(upstream: Upstream, recipe: Recipe) -> dict[str, str | None]:
         with suppress(BadInput):
             keys[name] = built.stage.key(built.request(upstream, name))
     return keys
+
+
+def withdrawn_shards(upstream: Upstream, recipe: Recipe) -> set[str]:
+    """Withdrawn shards by name, and listed ones that hold what was withdrawn under another."""
+    gone = set(upstream.withdrawn().shards)
+    with suppress(BadInput):
+        gone |= set(upstream.shards(recipe.preferences, recipe.seed).withdrawn)
+    return gone
 
 
 def show(commit: Commit, folder: Path) -> Shown:

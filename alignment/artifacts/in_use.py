@@ -18,8 +18,8 @@ REQUEST = "request.json"  # first file of every attempt
 def keys_in_use(store: Store) -> set[str]:
     """Keys of all artifacts that running builds pin, directly or through what those were made from.
 
-    A build is known by its request in its attempt. On a remote store attempts are on their own machines, so only
-    this machine's are seen.
+    A build is known by its request in its attempt, and by the lock that its process holds. Where the store is remote
+    both are beside the cache, so only this machine's are seen.
     """
     waiting = [artifact for request in _running(store) for artifact in _pinned(request)]
     seen: set[str] = set()
@@ -42,7 +42,7 @@ def _running(store: Store) -> Iterator[Any]:
         if store.is_local and (path.parents[1] / COMMIT_FILE).exists():
             continue
         with store.unless_building(kind, key) as free:
-            if free and store.is_local:
+            if free:
                 continue  # its builder died
         try:
             yield json.loads(path.read_text(encoding="utf-8"))

@@ -141,13 +141,17 @@ class Store:
     def fetch(self, artifact: Artifact, *, deep: bool = False) -> Path:
         """A local folder with the artifact's files, sizes verified; sha256 too when `deep`.
 
-        Raises `ErasedArtifact` when files of it were erased, `MissingArtifact` when it was never there.
+        Where files of it were erased, any artifact with its digest stands for it. Raises `ErasedArtifact` if there is
+        none, `MissingArtifact` when it was never there.
         """
         commit = self.find(artifact.kind, artifact.key)
         if commit is None or commit.digest != artifact.digest:
             if (erasure := self.erasure_of(artifact)) is not None:
-                raise ErasedArtifact(f"{self.uri(artifact)}: {erasure.told}")
-            commit = self.commit_of(artifact)
+                same = (other for other in self.commits(artifact.kind) if other.digest == artifact.digest)
+                if (commit := next(same, None)) is None:
+                    raise ErasedArtifact(f"{self.uri(artifact)}: {erasure.told}")
+            else:
+                commit = self.commit_of(artifact)
         remote = self.path(commit.kind, commit.key, commit.attempt)
         if self.is_local:
             folder = Path(remote)
@@ -181,20 +185,15 @@ class Store:
 
     @contextmanager
     def building(self, kind: str, key: str) -> Iterator[None]:
-        """Holds the key for one builder at a time where the store can lock (a local folder).
+        """Holds the key for one builder at a time, of those who share the store's folder (a local store) or the cache.
 
-        The lock dies with its process. Elsewhere two builders may both work, and the first commit wins.
+        The lock dies with its process. On other machines two builders may both work, and the first commit wins.
         """
-        if not self.is_local:
-            yield
-            return
-        folder = Path(self.path(kind, key))
-        with told_when_full(str(folder)):
-            folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
-            if self.find(kind, key) is None:
-                for leftover in folder.iterdir():  # attempts of builders that died
-                    if leftover.is_dir() and not (folder / f"{ERASED}{leftover.name}.json").exists():
+        with FileLock(self._lock(kind, key)):
+            attempts = self._attempts(kind, key)
+            if self.find(kind, key) is None and attempts.is_dir():
+                for leftover in attempts.iterdir():  # attempts of builders that died
+                    if leftover.is_dir() and not (attempts / f"{ERASED}{leftover.name}.json").exists():
                         shutil.rmtree(leftover)
             yield
 
@@ -212,12 +211,11 @@ class Store:
 
     @contextmanager
     def unless_building(self, kind: str, key: str) -> Iterator[bool]:
-        """Holds the key and gives True; gives False at once where a builder holds it (a local store only can say)."""
-        folder = Path(self.path(kind, key))
-        if not self.is_local or not folder.is_dir():
-            yield True
+        """Holds the key and gives True; gives False at once where a builder that `building` can see holds it."""
+        if self.is_local and not Path(self.path(kind, key)).is_dir():
+            yield True  # nothing was ever built there, and looking leaves nothing behind
             return
-        lock = FileLock(folder / ".lock")
+        lock = FileLock(self._lock(kind, key))
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -228,10 +226,19 @@ class Store:
         finally:
             lock.release()
 
+    def _lock(self, kind: str, key: str) -> Path:
+        folder = Path(self.path(kind, key)) if self.is_local else self.cache / "building" / kind / key
+        with told_when_full(str(folder)):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder / ".lock"
+
+    def _attempts(self, kind: str, key: str) -> Path:
+        return Path(self.path(kind, key)) if self.is_local else self.cache / "attempts" / kind / key
+
     def begin(self, kind: str, key: str) -> Attempt:
         """An empty folder to build in: in the store itself where that is local, else beside the cache."""
         name = uuid.uuid4().hex[:12]
-        parent = Path(self.path(kind, key)) if self.is_local else self.cache / "attempts" / kind / key
+        parent = self._attempts(kind, key)
         with told_when_full(str(parent)):
             (parent / name).mkdir(parents=True)
         return Attempt(kind=kind, key=key, name=name, path=parent / name)

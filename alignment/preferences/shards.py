@@ -14,7 +14,7 @@ from alignment.preferences.hub import pin_hub
 from alignment.preferences.records import data_suffix
 from alignment.preferences.shard import ShardRequest
 from alignment.recipe import PreferenceSource
-from alignment.sources import expand, modified, pin_file
+from alignment.sources import expand, modified, pin_file, size
 from alignment.stages import SourceFile
 
 EMBEDDED_DAYS = 3
@@ -62,6 +62,11 @@ class Shards(Mapping[str, ShardRequest]):
         """When the shard's file was last written, in seconds since the epoch; None where that is not known."""
         url = self._parts[name].url
         return None if url is None else modified(url)
+
+    def file(self, name: str) -> tuple[str, int | None] | None:
+        """The URL of the shard's file and its size in bytes, where that is known; None for what is no file."""
+        url = self._parts[name].url
+        return None if url is None else (url, size(url))
 
 
 def shards_of(source: PreferenceSource, seed: int = 0) -> Shards:

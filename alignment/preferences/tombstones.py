@@ -16,13 +16,18 @@ from urllib.parse import quote, unquote
 from pydantic import BaseModel, ConfigDict
 
 from alignment.artifacts import Store
+from alignment.preferences.shard import ShardRequest
 
 FOLDER = "withdrawn"
 What = Literal["rows", "demonstrations", "shards"]
 
 
 class Tombstone(BaseModel):
-    """One withdrawn row, demonstration or shard; `artifacts` are keys of what was ever built of a withdrawn shard."""
+    """One withdrawn row, demonstration or shard.
+
+    Of a withdrawn shard, `artifacts` are the keys of what was ever built of it and `sources` the requests that read
+    it: the same records are not to come back under another name.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,23 +35,31 @@ class Tombstone(BaseModel):
     at: str
     reason: str = ""
     artifacts: list[str] = []
+    sources: list[ShardRequest] = []
 
 
 @dataclass(frozen=True)
 class Withdrawn:
-    """What a recipe must not use: ids of preference rows and of rows to fine-tune on, and shard names."""
+    """What a recipe must not use: ids of preference rows and of rows to fine-tune on, and shard names.
+
+    `sources` are requests for records of withdrawn shards, each with its shard's name.
+    """
 
     rows: frozenset[str] = field(default_factory=frozenset)
     demonstrations: frozenset[str] = field(default_factory=frozenset)
     shards: frozenset[str] = field(default_factory=frozenset)
+    sources: tuple[tuple[str, ShardRequest], ...] = ()
 
 
 def read_withdrawn(store: Store, recipe: str) -> Withdrawn:
-    """All of a recipe's tombstones, by listings and nothing read."""
+    """All of a recipe's tombstones, by listings; only those of whole shards are read."""
+    shards = sorted(_ids(store, recipe, "shards"))
+    stones = [stone for shard in shards if (stone := tombstone(store, recipe, "shards", shard)) is not None]
     return Withdrawn(
         rows=frozenset(_ids(store, recipe, "rows")),
         demonstrations=frozenset(_ids(store, recipe, "demonstrations")),
-        shards=frozenset(_ids(store, recipe, "shards")),
+        shards=frozenset(shards),
+        sources=tuple((stone.id, source) for stone in stones for source in stone.sources),
     )
 
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from alignment.artifacts import Artifact, ErasedArtifact, MissingArtifact, Store
 from alignment.digest import json_digest
-from alignment.preferences.row import ROWS_FILE
+from alignment.errors import BadInput
+from alignment.preferences.holder import SHARDS
+from alignment.preferences.origin import overlaps
 from alignment.preferences.shard import STAGE, ShardRequest
 from alignment.preferences.shards import Shards
 from alignment.preferences.tombstones import Withdrawn
@@ -41,9 +41,13 @@ class Standing(Mapping[str, ShardRequest]):
         self._applied: dict[str, ShardRequest] = {}
 
     def __getitem__(self, name: str) -> ShardRequest:
-        if name in self._withdrawn.shards:
+        if name in self.withdrawn:
             raise KeyError(name)
         request, rows = self._shards[name], self._withdrawn.rows
+        if (shard := self._withdrawn_as(request)) is not None:  # it was written just now
+            raise BadInput(
+                f"holds what was withdrawn as shard {shard}", file=request.file.url if request.file else None
+            )
         if not rows:
             return request
         if name not in self._applied:
@@ -51,13 +55,39 @@ class Standing(Mapping[str, ShardRequest]):
         return self._applied[name]
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name in self._shards if name not in self._withdrawn.shards)
+        return (name for name in self._shards if name not in self.withdrawn)
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return len(self._shards) - len(self.withdrawn)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._shards and name not in self._withdrawn.shards
+        return name in self._shards and name not in self.withdrawn
+
+    @cached_property
+    def withdrawn(self) -> Mapping[str, str]:
+        """Shards that the source lists and that are left out → why: the name, or the records, of a withdrawn one.
+
+        Only a file of a withdrawn one's size is read for it.
+        """
+        found: dict[str, str] = {}
+        for name in self._shards:
+            if name in self._withdrawn.shards:
+                found[name] = f"{name} is the name of a withdrawn shard"
+            elif self._withdrawn.sources:
+                with suppress(BadInput):  # whoever asks for it is told
+                    if self._is_suspect(name) and (shard := self._withdrawn_as(self._shards[name])) is not None:
+                        found[name] = f"{name} holds what was withdrawn as shard {shard}"
+        return found
+
+    def _is_suspect(self, name: str) -> bool:
+        if (listed := self._shards.file(name)) is None:
+            return True
+        url, size = listed
+        known = [source.file for _, source in self._withdrawn.sources if source.file is not None]
+        return any(url == file.url or size in (None, file.size) for file in known)
+
+    def _withdrawn_as(self, request: ShardRequest) -> str | None:
+        return next((shard for shard, source in self._withdrawn.sources if overlaps(source, request)), None)
 
     def modified(self, name: str) -> float | None:
         """When the shard's file was last written, in seconds since the epoch; None where that is not known."""
@@ -80,14 +110,14 @@ def _applied(request: ShardRequest, rows: frozenset[str], current: Artifact | No
 
 
 def holds(store: Store, shard: Artifact, rows: frozenset[str]) -> bool:
-    """Whether a shard artifact holds any of the rows; remembered, as an artifact never changes.
+    """Whether a shard artifact holds any of the rows, valid or set aside; remembered, as an artifact never changes.
 
     One whose rows were erased counts as holding them: it is of no more use.
     """
     if not rows:
         return False
     asked = json_digest(sorted(rows))
-    memory = store.cache / "withdrawn" / f"{shard.key}-{shard.attempt}.json"
+    memory = store.cache / "holds" / f"{shard.key}-{shard.attempt}.json"
     try:
         known = json.loads(memory.read_text(encoding="utf-8"))
         if known["asked"] == asked:
@@ -95,7 +125,7 @@ def holds(store: Store, shard: Artifact, rows: frozenset[str]) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     try:
-        holds = bool(rows_held(store, shard, rows))
+        holds = bool(SHARDS.held(store, shard, rows))
     except ErasedArtifact:
         return True
     memory.parent.mkdir(parents=True, exist_ok=True)
@@ -103,15 +133,3 @@ def holds(store: Store, shard: Artifact, rows: frozenset[str]) -> bool:
     partial.write_text(json.dumps({"asked": asked, "holds": holds}), encoding="utf-8")
     partial.replace(memory)
     return holds
-
-
-def rows_held(
-    store: Store, artifact: Artifact, rows: frozenset[str], files: tuple[str, ...] = (ROWS_FILE,)
-) -> set[str]:
-    """Those of the row ids that files of an artifact hold, read from their one column of ids."""
-    wanted = pa.array(sorted(rows), pa.string())
-    held: set[str] = set()
-    for name in files if rows else ():
-        ids = pq.read_table(pa.BufferReader(store.read(artifact, name)), columns=["row_id"])["row_id"]
-        held.update(ids.filter(pc.is_in(ids, value_set=wanted)).to_pylist())
-    return held

@@ -41,13 +41,14 @@ def main() -> int:
     parser.add_argument("name")
     parser.add_argument("--request", type=Path, required=True)
     parser.add_argument("--store", default=os.environ.get("ALIGN_STORE"), required="ALIGN_STORE" not in os.environ)
+    parser.add_argument("--cache", type=Path, help="where what is remote is kept and built on this machine")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     first_rank = os.environ.get("RANK", "0") == "0"
     with told_to_dagster() if first_rank else nullcontext():
         try:
             stage = load_stage(arguments.name)
-            commit = execute(stage, read_request(stage, arguments.request), Store(arguments.store))
+            commit = execute(stage, read_request(stage, arguments.request), Store(arguments.store, arguments.cache))
         except BadInput as error:
             print(f"error: {error}", file=sys.stderr)
             if first_rank and (told := os.environ.get(BAD_INPUT_FILE)):

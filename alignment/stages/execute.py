@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from alignment.artifacts import Commit, Store
+from alignment.artifacts import Commit, CorruptArtifact, Store
 from alignment.artifacts.store import told_when_full
 from alignment.stages.stage import Context, R, Result, Stage
 
@@ -68,6 +68,8 @@ def _build(stage: Stage[R], request: R, store: Store, key: str, world_size: int)
             text = request.model_dump_json(indent=1)
             (attempt.path / REQUEST_FILE).write_text(text, encoding="utf-8")
             result: Result = stage.run(request, Context(store, attempt.path, work, 0, world_size))
+        if not (attempt.path / REQUEST_FILE).is_file():
+            raise CorruptArtifact(f"{attempt.path}: was removed while it was built")
         commit = store.commit(
             attempt,
             digest=result.digest,

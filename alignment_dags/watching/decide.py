@@ -19,10 +19,10 @@ NAMED = 5
 
 @dataclass
 class Decision:
-    """Partitions to add and withdraw, shards to ask runs for, what stays asked, and what a person should know."""
+    """Partitions to add and drop, shards to ask runs for, what stays asked, and what a person should know."""
 
     add: list[str] = field(default_factory=list)
-    withdraw: list[str] = field(default_factory=list)
+    drop: list[str] = field(default_factory=list)
     ask: list[str] = field(default_factory=list)
     asked: dict[str, Asked] = field(default_factory=dict)
     given_up: list[str] = field(default_factory=list)
@@ -42,7 +42,7 @@ def decide(
     person withdrew: they go, and raise no doubt about the source."""
     partitions = set(known)
     made = Decision(add=[name for name in seen.keys if name not in partitions])
-    _withdraw(made, seen, known, recorded, meant)
+    _drop(made, seen, known, recorded, meant)
     for name, key in seen.keys.items():
         if recorded.get(name) != key:
             _ask(made, name, key, asked.get(name), running)
@@ -52,7 +52,7 @@ def decide(
     return made
 
 
-def _withdraw(
+def _drop(
     made: Decision, seen: Seen, known: Collection[str], recorded: Mapping[str, str], meant: Collection[str]
 ) -> None:
     """Shards that are gone go, unless so many went at once that the source itself is in doubt."""
@@ -66,9 +66,9 @@ def _withdraw(
             f"{len(lost)} of {len(shards)} shards are gone from the source, and none was withdrawn: "
             f"{', '.join(listed(lost))}; if that is meant, run `align run` or `align backfill`, which follow the source"
         )
-        made.withdraw = [name for name in gone if name in meant]
+        made.drop = [name for name in gone if name in meant]
     else:
-        made.withdraw = gone
+        made.drop = gone
 
 
 def _ask(made: Decision, name: str, key: str, before: Asked | None, running: Collection[str]) -> None:

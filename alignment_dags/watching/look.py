@@ -25,6 +25,9 @@ class Seen:
     unreadable: dict[str, str] = field(default_factory=dict)
     """Shard → what keeps us from reading it."""
 
+    withdrawn: dict[str, str] = field(default_factory=dict)
+    """Listed shards that are left out, as somebody withdrew them or what they hold → why; in none of the three."""
+
     @property
     def names(self) -> set[str]:
         return {*self.keys, *self.waiting, *self.unreadable}
@@ -35,6 +38,7 @@ def look(recipe: Recipe, node: Node, upstream: Upstream, budget: float = LOOK_SE
     seen = Seen()
     until = time.monotonic() + budget
     shards = upstream.shards(recipe.preferences, recipe.seed)
+    seen.withdrawn.update(shards.withdrawn)
     for name in shards:
         if time.monotonic() > until:
             seen.waiting[name] = "not read yet"

@@ -15,8 +15,8 @@ from alignment_dags.phases import job_name
 from alignment_dags.run_statuses import UNFINISHED
 from alignment_dags.watching.cursor import Asked, Cursor, read_cursor
 from alignment_dags.watching.decide import Decision, decide, listed
+from alignment_dags.watching.drop import drop
 from alignment_dags.watching.look import Seen, look
-from alignment_dags.watching.withdraw import withdraw
 from assets.factory import SHARDS_PER_RUN, shards_definition
 from assets.preference_shard import preference_shard
 from assets.upstream import Upstream
@@ -48,7 +48,7 @@ def build_sensor(recipe: Recipe, jobs: Iterable[dg.UnresolvedAssetJobDefinition]
 
 
 def watch(instance: dg.DagsterInstance, recipe: Recipe, store: Store, text: str | None) -> dg.SensorResult:
-    """One tick: withdraws what is gone and asks for what is new or changed. `text` is the sensor's cursor."""
+    """One tick: drops what is gone and asks for what is new or changed. `text` is the sensor's cursor."""
     cursor = read_cursor(text)
     upstream = Upstream(store, recipe.name)
     try:
@@ -62,9 +62,9 @@ def watch(instance: dg.DagsterInstance, recipe: Recipe, store: Store, text: str 
     known = instance.get_dynamic_partitions(partitions.name)
     recorded = {shard: ref.artifact.key for shard, ref in upstream.refs("preference_shard").items()}
     running = {run.tags[RUN_KEY] for run in _unfinished(instance, recipe) if RUN_KEY in run.tags}
-    made = decide(seen, known, recorded, cursor.asked, running, upstream.withdrawn().shards)
-    withdraw(instance, store, recipe.name, made.withdraw)
-    gone = set(made.withdraw)
+    made = decide(seen, known, recorded, cursor.asked, running, {*upstream.withdrawn().shards, *seen.withdrawn})
+    drop(instance, store, recipe.name, made.drop)
+    gone = set(made.drop)
     order = [*(name for name in known if name not in gone), *made.add]
     requests, asked = _requests(made, seen, order, cursor)
     told = "; ".join(made.troubles)
@@ -118,7 +118,8 @@ def _nothing_to_do(seen: Seen, made: Decision) -> str:
         f"{len(seen.keys) - len(made.asked)} shards are current",
         f"{len(made.asked)} were asked for" if made.asked else "",
         f"{len(seen.waiting)} wait ({', '.join(sorted(set(seen.waiting.values())))})" if seen.waiting else "",
-        f"withdrawn: {', '.join(listed(made.withdraw))}" if made.withdraw else "",
+        f"withdrawn: {', '.join(listed(made.drop))}" if made.drop else "",
+        f"withdrawn until restored: {'; '.join(listed(sorted(seen.withdrawn.values())))}" if seen.withdrawn else "",
         *made.troubles,
     ]
     return "; ".join(part for part in parts if part)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import dagster as dg
@@ -21,7 +22,8 @@ class TorchrunLauncher:
     def run(self, launch: Launch) -> Commit:
         """Holds the key while the ranks work, so that none starts on what another launch is building."""
         key = launch.stage.key(launch.request)
-        with launch.store.building(launch.stage.kind, key):
+        alone = launch.pool.world_size == 1  # a single rank holds the key itself
+        with nullcontext() if alone else launch.store.building(launch.stage.kind, key):
             return launch.store.find(launch.stage.kind, key) or self._run(launch)
 
     def _run(self, launch: Launch) -> Commit:
@@ -34,7 +36,7 @@ class TorchrunLauncher:
             threads = max(1, (os.cpu_count() or 1) // processes)
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
             command += ["--nproc-per-node", str(processes), "-m", "alignment.stages", stage.name]
-            command += ["--request", str(path), "--store", store.url]
+            command += ["--request", str(path), "--store", store.url, "--cache", str(store.cache)]
             try:
                 dg.PipesSubprocessClient().run(
                     command=command,

@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 
 from alignment.recipe import Recipe, parse_recipe
-from alignment_dags.watching.withdraw import withdraw
+from alignment_dags.watching.drop import drop
 from assets.factory import asset_key, build_asset, shards_definition
 from assets.graph import nodes_of
 from resources.pools import load_pools
@@ -129,8 +129,8 @@ def test_a_shard_rewritten_with_the_same_content_asks_for_nothing(daemon: Daemon
     assert daemon.asks() == set()
 
 
-def test_a_withdrawn_shard_asks_for_nothing_and_come_back_it_is_asked_for(daemon: Daemon) -> None:
-    withdraw(daemon.instance, ArtifactStore().open(), NAME, ["day-1"])
+def test_a_dropped_shard_asks_for_nothing_and_come_back_it_is_asked_for(daemon: Daemon) -> None:
+    drop(daemon.instance, ArtifactStore().open(), NAME, ["day-1"])
     assert daemon.asks() == set()
     daemon.made(SFT, "another sft")
     assert daemon.asks() == daemon.shards - {"day-1"}

@@ -11,7 +11,14 @@ import dagster as dg
 import pytest
 import yaml
 
+from alignment.errors import BadInput
+from alignment.preferences import shards
 from alignment.recipe import load_recipe
+from alignment.sources import pin_file
+from alignment.stages import SourceFile
+from alignment_dags.backfill import Chosen, run_backfill
+from alignment_dags.recipes import RECIPES
+from alignment_dags.run import run_recipe
 from assets.factory import shards_definition
 from assets.upstream import Upstream
 
@@ -76,3 +83,29 @@ def test_a_backfill_makes_what_is_behind_of_what_was_chosen(
     assert followed["withdrawn"] == ["bad", "day-0"]
     assert (followed["dagster_runs"], followed["shards"]) == ([], ["day-1"])
     assert Upstream(made.store, "small").get(SHARD, "day-0") is None
+
+
+def test_a_file_that_cannot_be_read_is_named_and_stops_a_run_before_it_starts(
+    small_recipe: dict[str, Any],
+    folder: Path,
+    tmp_path: Path,
+    bring_up_to_date: Callable[..., Upstream],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(small_recipe | {"preferences": {"files": [str(folder)]}}), encoding="utf-8")
+    monkeypatch.setenv(RECIPES, str(path))
+    bring_up_to_date(load_recipe(path), only=("base", "shards"))
+    (folder / "day-0.jsonl").write_text((folder / "day-1.jsonl").read_text(encoding="utf-8"), encoding="utf-8")
+
+    def pin(url: str) -> SourceFile:
+        if url.endswith("day-0.jsonl"):
+            raise BadInput("cannot be read", file=url)
+        return pin_file(url)
+
+    monkeypatch.setattr(shards, "pin_file", pin)
+    told = run_backfill(path, Chosen(shards=("day-0", "day-2")), SHARD, lambda line: None)
+    assert told.failures == [f"day-0: {folder / 'day-0.jsonl'}: cannot be read"]
+    assert (told.behind, told.current) == ({SHARD: ["day-0"]}, {SHARD: ["day-2"]})
+    with pytest.raises(BadInput, match=r"day-0.jsonl: cannot be read"):
+        run_recipe(path, lambda line: None)

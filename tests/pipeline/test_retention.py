@@ -14,12 +14,14 @@ import yaml
 from alignment.artifacts import ErasedArtifact, Store
 from alignment.errors import BadInput
 from alignment.preferences.row import read_rows, read_sft_rows
+from alignment.preferences.withdrawal import Standing
 from alignment.recipe import load_recipe
 from alignment_dags.find_rows import find_rows
 from alignment_dags.gc import collect
 from alignment_dags.lineage_rows import row_lineage
 from alignment_dags.withdraw import restore, withdraw
 from assets.upstream import Upstream
+from resources.store import ArtifactStore
 
 PLANTED = "Zyxquorl of Quimper"
 
@@ -61,6 +63,11 @@ def read_now(upstream: Upstream) -> Upstream:
     for shard in ("day-0", "day-1", "day-2"):
         upstream.get("preference_shard", shard)
     return upstream
+
+
+def shards_now(recipe: Path) -> Standing:
+    loaded = load_recipe(recipe)
+    return Upstream(ArtifactStore().open(), loaded.name).shards(loaded.preferences, loaded.seed)
 
 
 def planted_row(upstream: Upstream) -> str:
@@ -146,6 +153,10 @@ def test_a_withdrawn_shard_stays_away_until_it_is_restored(
         assert sorted(instance.get_dynamic_partitions("small_shards")) == ["day-0", "day-2"]
     assert [one["why"] for one in collect([recipe])["erased"]] == ["shard day-1 of small was withdrawn"]
     assert places(home, PLANTED) == []
+    folder = Path(load_recipe(recipe).preferences.files[0])  # type: ignore[index]
+    (folder / "day-1.jsonl").rename(folder / "day-9.jsonl")
+    assert list(shards_now(recipe)) == ["day-0", "day-2"], "a new name does not bring it back"
+    (folder / "day-9.jsonl").rename(folder / "day-1.jsonl")
     restore(recipe, [], ["day-1"])
     assert bring_up_to_date(load_recipe(recipe))("preference_manifest") == before("preference_manifest")
 

@@ -82,8 +82,7 @@ def test_an_erasure_cut_short_is_finished(store: Store, monkeypatch: pytest.Monk
     assert store.find("thing", "k") is None
 
 
-def test_a_key_that_is_being_built_is_not_claimed(tmp_path: Path) -> None:
-    store = Store(str(tmp_path))
+def test_a_key_that_is_being_built_is_not_claimed(store: Store) -> None:
     inside, leave = threading.Event(), threading.Event()
 
     def builder() -> None:

@@ -12,11 +12,12 @@ import pytest
 from alignment.artifacts import Artifact, Commit, Store
 from alignment.artifacts.erase import erase
 from alignment.errors import BadInput
-from alignment.preferences.row import paired_row, read_rows
+from alignment.preferences.row import paired_row, read_rows, unpaired_row
 from alignment.preferences.shard import STAGE, ShardRequest
-from alignment.preferences.shards import Part, Shards
+from alignment.preferences.shards import Part, Shards, shards_of
 from alignment.preferences.tombstones import Tombstone, Withdrawn, bury, lift, read_withdrawn, tombstone
 from alignment.preferences.withdrawal import Standing
+from alignment.recipe import PreferenceSource
 from alignment.sources import pin_file
 from alignment.stages import execute
 
@@ -105,6 +106,26 @@ def test_content_that_was_never_read_leaves_out_all_withdrawn_rows(tmp_path: Pat
         assert request.withdrawn == (row_id(9),)
 
 
+def test_a_row_that_stands_in_quarantine_only_is_left_out_too(tmp_path: Path, store: Store) -> None:
+    path = tmp_path / "a.jsonl"
+    asking(path, [1])
+    with path.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps({"prompt": "p2", "completion": "c", "label": True}) + "\n")
+    request = ShardRequest(file=pin_file(str(path)))
+    made = execute(STAGE, request, store)
+    aside = unpaired_row("p2", "c", True, "-", 1).row_id
+    assert made.summary["quarantined"] == 1
+    asked = applied(store, {"a": request}, {"a": made}, {aside})["a"]
+    assert asked.withdrawn == (aside,)
+    again = execute(STAGE, asked, store)
+    assert (again.summary["quarantined"], again.digest) == (0, made.digest)
+    assert applied(store, {"a": request}, {"a": again}, {aside})["a"] == asked
+    erase(store, made, ["rows.parquet", "quarantine.parquet"], "rows were withdrawn")
+    assert [row.prompt for row in read_rows(store.fetch(made.artifact) / "rows.parquet")] == ["p1"], (
+        "what pinned the old shard goes on with the same rows"
+    )
+
+
 def test_a_restored_row_is_asked_for_again(tmp_path: Path, store: Store) -> None:
     request = asking(tmp_path / "a.jsonl", [1, 2])
     both = request.model_copy(update={"withdrawn": tuple(sorted([row_id(1), row_id(2)]))})
@@ -130,11 +151,51 @@ def test_a_withdrawn_shard_is_gone_until_its_tombstone_is_lifted(tmp_path: Path,
     assert list(applied(store, requests, {}, set(), ("a",))) == ["b"]
 
 
+def listed(store: Store, withdrawn: Withdrawn, folder: Path, parts: int = 1) -> Standing:
+    shards = shards_of(PreferenceSource(files=[str(folder)], split_into=parts))
+    return Standing(shards, withdrawn, lambda shard: None, store)
+
+
+def test_what_was_withdrawn_comes_back_under_no_other_name(tmp_path: Path, store: Store) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    gone = asking(folder / "a.jsonl", [1, 2])
+    asking(folder / "b.jsonl", [3, 4])
+    withdrawn = Withdrawn(shards=frozenset({"a"}), sources=(("a", gone),))
+    assert list(listed(store, withdrawn, folder)) == ["b"]
+    (folder / "a.jsonl").rename(folder / "c.jsonl")
+    standing = listed(store, withdrawn, folder)
+    assert list(standing) == ["b"]
+    assert len(standing) == 1
+    assert "c" not in standing
+    assert standing.withdrawn == {"c": "c holds what was withdrawn as shard a"}
+    assert list(listed(store, withdrawn, folder, 2)) == ["b-00001-of-00002", "b-00002-of-00002"]
+    asking(folder / "a.jsonl", [7, 8, 9])
+    standing = listed(store, withdrawn, folder)
+    assert list(standing) == ["b"], "a name stays withdrawn until it is restored"
+    assert standing.withdrawn["a"] == "a is the name of a withdrawn shard"
+
+
+def test_what_was_withdrawn_and_is_written_between_two_looks_is_refused(tmp_path: Path, store: Store) -> None:
+    gone = asking(tmp_path / "a.jsonl", [1])
+    folder = tmp_path / "data"
+    folder.mkdir()
+    asking(folder / "b.jsonl", [3, 4])
+    standing = listed(store, Withdrawn(sources=(("a", gone),)), folder)
+    assert list(standing) == ["b"]
+    (tmp_path / "a.jsonl").replace(folder / "b.jsonl")
+    with pytest.raises(BadInput, match="holds what was withdrawn as shard a"):
+        standing["b"]
+
+
 def test_tombstones_are_one_object_each_and_hold_no_text(store: Store) -> None:
     bury(store, "r", "rows", [Tombstone(id=row_id(1), at="2026-01-01", reason="asked")])
-    bury(store, "r", "shards", [Tombstone(id="a/b c", at="2026-01-01", artifacts=["k"])])
+    source = ShardRequest(embedded="quickstart", part=1, parts=3)
+    bury(store, "r", "shards", [Tombstone(id="a/b c", at="2026-01-01", artifacts=["k"], sources=[source])])
     bury(store, "other", "rows", [Tombstone(id=row_id(2), at="2026-01-01")])
-    assert read_withdrawn(store, "r") == Withdrawn(frozenset({row_id(1)}), shards=frozenset({"a/b c"}))
+    assert read_withdrawn(store, "r") == Withdrawn(
+        frozenset({row_id(1)}), shards=frozenset({"a/b c"}), sources=(("a/b c", source),)
+    )
     stone = tombstone(store, "r", "shards", "a/b c")
     assert stone is not None
     assert stone.artifacts == ["k"]

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 from pydantic import Field
 
-from alignment.artifacts import Artifact, Store
+from alignment.artifacts import Artifact, CorruptArtifact, Store
 from alignment.stages import Context, Request, Result, SourceFile, Stage, execute
 
 
@@ -67,6 +67,17 @@ def test_a_failure_commits_nothing_and_keeps_the_resumable_state(store: Store) -
     assert store.find("copy", STAGE.key(request)) is None
     assert (store.work_path("copy", STAGE.key(request)) / "state").read_text() == "resumable"
     assert not list(Path(store.path("copy", STAGE.key(request))).glob("*/"))
+
+
+def test_an_attempt_that_was_removed_meanwhile_is_not_committed(store: Store) -> None:
+    def removed(request: CopyRequest, context: Context) -> Result:
+        (context.out / "request.json").unlink()
+        return copy(request, context)
+
+    stage = Stage(name="copy", code_version=1, request=CopyRequest, run=removed)
+    with pytest.raises(CorruptArtifact, match="removed while it was built"):
+        execute(stage, CopyRequest(text="x"), store)
+    assert store.find("copy", stage.key(CopyRequest(text="x"))) is None
 
 
 def test_the_work_folder_is_cleared_after_the_commit(store: Store) -> None:

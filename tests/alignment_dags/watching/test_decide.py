@@ -30,7 +30,7 @@ def test_nothing_follows_from_a_source_that_is_as_it_was() -> None:
 
 def test_new_and_changed_shards_are_asked_for_and_no_others() -> None:
     made = after({**shards(7), "day-3": "changed", "new": "content"}, shards(7))
-    assert (made.ask, made.add, made.withdraw) == (["day-3", "new"], ["new"], [])
+    assert (made.ask, made.add, made.drop) == (["day-3", "new"], ["new"], [])
 
 
 def test_a_shard_in_dagster_without_an_artifact_is_asked_for_and_not_added_again() -> None:
@@ -45,7 +45,7 @@ def test_what_waits_is_neither_asked_for_nor_gone() -> None:
 
 def test_an_unreadable_shard_stays_as_it_is_and_is_told_of() -> None:
     made = after({}, shards(1), unreadable={"day-0": "day-0.jsonl: permission denied"})
-    assert (made.ask, made.withdraw) == ([], [])
+    assert (made.ask, made.drop) == ([], [])
     assert "day-0.jsonl: permission denied" in made.troubles[0]
 
 
@@ -55,19 +55,19 @@ def test_shards_that_are_gone_are_withdrawn_unless_too_many_went_at_once(
 ) -> None:
     left = dict(list(shards(count).items())[gone:])
     made = after(left, shards(count))
-    assert made.withdraw == ([f"day-{index}" for index in range(gone)] if withdrawn else [])
+    assert made.drop == ([f"day-{index}" for index in range(gone)] if withdrawn else [])
     assert bool(made.troubles) is not withdrawn
     assert withdrawn or f"{gone} of {count} shards are gone" in made.troubles[0]
 
 
 def test_what_is_known_to_the_store_alone_goes_too() -> None:
-    assert after({"a": "1"}, {"a": "1", "orphan": "2"}, known=["a"]).withdraw == ["orphan"]
+    assert after({"a": "1"}, {"a": "1", "orphan": "2"}, known=["a"]).drop == ["orphan"]
 
 
 def test_renamed_files_are_not_taken_for_lost_ones() -> None:
     renamed = {f"week-{index}": key for index, key in enumerate(shards(10).values())}
     made = after(renamed, shards(10))
-    assert made.withdraw == list(shards(10))
+    assert made.drop == list(shards(10))
     assert made.add == list(renamed)
     assert made.troubles == []
 
@@ -75,7 +75,7 @@ def test_renamed_files_are_not_taken_for_lost_ones() -> None:
 def test_other_shards_are_followed_while_a_mass_disappearance_is_doubted() -> None:
     made = after({"day-9": "changed", "new": "content"}, shards(10))
     assert made.ask == ["day-9", "new"]
-    assert made.withdraw == []
+    assert made.drop == []
 
 
 def asked(key: str, **more: Any) -> dict[str, Asked]:
@@ -119,8 +119,8 @@ def test_one_look_asks_for_no_more_than_dagster_can_take_and_the_next_goes_on(mo
 
 def test_what_a_person_withdrew_goes_even_where_the_source_is_in_doubt() -> None:
     made = after({}, shards(10), meant=["day-0", "day-1"])
-    assert made.withdraw == ["day-0", "day-1"]
+    assert made.drop == ["day-0", "day-1"]
     assert "8 of 10 shards are gone" in made.troubles[0]
     left = {name: key for name, key in shards(10).items() if name not in ("day-0", "day-1", "day-2")}
     made = after(left, shards(10), meant=["day-0", "day-1", "day-2"])
-    assert (made.withdraw, made.troubles) == (["day-0", "day-1", "day-2"], [])
+    assert (made.drop, made.troubles) == (["day-0", "day-1", "day-2"], [])

@@ -1,4 +1,4 @@
-"""Withdrawing shards: their partitions go, and the artifact a shard had is no longer the recipe's."""
+"""Dropping shards that the source has no more: partitions go, and so does what they pointed to in the recipe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WITHDRAWN = "withdrawn"
 """The data version of a shard that is gone."""
 
 
-def withdraw(instance: dg.DagsterInstance, store: Store, recipe_name: str, shards: Iterable[str]) -> None:
+def drop(instance: dg.DagsterInstance, store: Store, recipe_name: str, shards: Iterable[str]) -> None:
     """Takes shards out of a recipe. Artifacts stay in the store, so a shard that comes back is found, not made.
 
     Dagster forgets a partition's name, never its history: the last word in it says that the shard was withdrawn,

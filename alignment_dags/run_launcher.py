@@ -12,21 +12,29 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dagster._core.launcher.base import CheckRunHealthResult, LaunchRunContext, RunLauncher, WorkerStatus
+from dagster._core.origin import DEFAULT_DAGSTER_ENTRY_POINT, JobPythonOrigin
 from dagster._core.storage.dagster_run import DagsterRun
 from dagster._grpc.types import ExecuteRunArgs
-from dagster._serdes import ConfigurableClass, ConfigurableClassData
+from dagster._serdes import ConfigurableClass, ConfigurableClassData, serialize_value
 
 from alignment_dags.dead_runs import HOST, PROCESS
 from alignment_dags.processes import end_orphans, is_alive, pid_of, process_mark
 
 LAST_WORDS = 4000  # characters of a dead worker's stderr that its run is shown with
 KEPT = 7 * 24 * 3600.0  # seconds that a worker's stderr is kept
+
+
+def dagster_of(origin: JobPythonOrigin) -> list[str]:
+    """The Dagster of the code location that the run came from; where it names none, this process's own, not PATH's."""
+    known = list(origin.repository_origin.entry_point or DEFAULT_DAGSTER_ENTRY_POINT)
+    return [sys.executable, "-m", "dagster"] if known == DEFAULT_DAGSTER_ENTRY_POINT else known
 
 
 class WorkerRunLauncher(RunLauncher[Any], ConfigurableClass):
@@ -54,7 +62,8 @@ class WorkerRunLauncher(RunLauncher[Any], ConfigurableClass):
         run = context.dagster_run
         if run.job_code_origin is None:
             raise ValueError(f"run {run.run_id} does not say which code it runs")
-        command = ExecuteRunArgs(run.job_code_origin, run.run_id, self._instance.get_ref()).get_command_args()
+        asked = ExecuteRunArgs(run.job_code_origin, run.run_id, self._instance.get_ref())
+        command = [*dagster_of(run.job_code_origin), "api", "execute_run", serialize_value(asked)]
         with self._stderr_of(run.run_id).open("wb") as stderr:
             worker = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True

@@ -120,7 +120,7 @@ def test_a_row_names_every_model_that_saw_it(
     withdraw(path, [trained], [], "asked by mail")
     bring_up_to_date(load_recipe(path))
     store = ArtifactStore().open()
-    carry_out(store, plan_of(store, ["small"], everything=True, keep=0), ["small"])
+    carry_out(store, plan_of(store, ["small"], everything=True, keep=0))
 
     told = row_lineage(trained)
     assert [one["split"] for one in told["policies"]] == ["train", "train"], "the third never saw it"

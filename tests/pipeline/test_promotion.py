@@ -305,7 +305,7 @@ def test_what_cannot_be_promoted_is_refused_and_leaves_nothing_behind(
     assert version_with_tags()[0] == "2"
 
     store: Store = ArtifactStore().open()
-    carry_out(store, plan_of(store, ["small"], everything=True, keep=0), ["small"])
+    carry_out(store, plan_of(store, ["small"], everything=True, keep=0))
     with pytest.raises(BadInput, match=r"version 1 cannot come back: its weights were erased on"):
         promote(Wish("small", to="1", recipe=path), print)
     bring_up_to_date(load_recipe(path))

@@ -207,7 +207,6 @@ def report(
     print(f"seconds: {'wall' if gpu else 'CPU'}, median of {len(ways[0].seconds)}, alternated")
     best = min((way for way in ways[2:] if way.name != PADDED), key=lambda way: way.median)
     kind = "float32" if gpu else "float64"
-    costs = "seconds | ours is faster by | tokens/s (wall) | MFU | peak GiB"
     print(
         f"\n| way | seconds | ours is faster by | tokens/s (wall) | MFU | peak GiB | error to {kind}: largest | RMS |"
     )

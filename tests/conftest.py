@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of several test processes would wait for each other, spinning
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -26,13 +27,30 @@ def real_data_folder() -> Path:
     return Path(os.environ.get("ALIGN_TEST_DATA") or DEFAULT_REAL_DATA)
 
 
+NEEDING = pytest.StashKey[int]()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without the real data its tests are deselected, and pytest's last line counts them."""
+    """Without the real data its tests are deselected and counted."""
     if real_data_folder().is_dir():
         return
     needing = [item for item in items if item.get_closest_marker("real_data")]
     config.hook.pytest_deselected(items=needing)
     items[:] = [item for item in items if item not in needing]
+    config.stash[NEEDING] = len(needing)
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["needing"] = len(needing)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker tells the process that writes the summary, which collects nothing itself."""
+    node.config.stash[NEEDING] = getattr(node, "workeroutput", {}).get("needing", 0)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if count := config.stash.get(NEEDING, 0):
+        terminalreporter.write_line(f"{count} tests on real data deselected: {real_data_folder()} is no folder")
 
 
 @pytest.fixture(scope="session")

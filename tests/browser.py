@@ -15,15 +15,22 @@ import pytest
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 WIDTHS = (390, 1440)
-MEASURE = """
+LISTEN = """<script>
+window.said = [];
+for (const name of ['error', 'warn', 'log', 'info']) console[name] = (...words) => said.push(words.join(' '));
+for (const kind of ['error', 'unhandledrejection', 'securitypolicyviolation'])
+  addEventListener(kind, event => said.push(event.message || `${kind} ${event.target.src || event.reason}`), true);
+</script>"""
+MEASURE = """<script>
 addEventListener('load', () => {
   document.title = JSON.stringify([...document.querySelectorAll('iframe')].map(frame => ({
     width: frame.contentWindow.innerWidth,
     needs: frame.contentDocument.scrollingElement.scrollWidth,
     fetched: frame.contentWindow.performance.getEntriesByType('resource').map(one => one.name),
+    said: frame.contentWindow.said,
   })));
 });
-"""
+</script>"""
 QUIET = (
     "--disable-gpu",
     "--disable-quic",
@@ -51,11 +58,11 @@ def look(page: str, folder: Path) -> Look:
             pytest.fail("a browser is required here; .ci/run installs it")
         pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
     frames = "".join(
-        f'<iframe srcdoc="{html.escape(page)}" style="width:{width}px;height:900px;border:0"></iframe>'
+        f'<iframe srcdoc="{html.escape(LISTEN + page)}" style="width:{width}px;height:900px;border:0"></iframe>'
         for width in WIDTHS
     )
     around = folder / "around.html"
-    around.write_text(f"<!doctype html><title></title><script>{MEASURE}</script>{frames}", encoding="utf-8")
+    around.write_text(f"<!doctype html><title></title>{MEASURE}{frames}", encoding="utf-8")
     rooted = ["--no-sandbox"] if os.geteuid() == 0 else []
     command = [
         program,
@@ -75,5 +82,5 @@ def look(page: str, folder: Path) -> Look:
     return Look(
         overrun={one["width"]: max(one["needs"] - one["width"], 0) for one in seen},
         fetched=[name for one in seen for name in one["fetched"]],
-        console=[line for line in told.stderr.splitlines() if ":CONSOLE" in line],
+        console=[line for one in seen for line in one["said"]],
     )

@@ -36,10 +36,9 @@ def build(store: Store, key: str = "k", text: str = "hello", digest: str = "d") 
     return commit(store, attempt, digest)
 
 
-@pytest.fixture(params=["local", "remote"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    url = str(tmp_path / "store") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
-    return Store(url, cache=tmp_path / "cache")
+@pytest.fixture
+def store(store_url: str, tmp_path: Path) -> Store:
+    return Store(store_url, cache=tmp_path / "cache")
 
 
 def test_a_committed_artifact_is_found_and_read_back(store: Store) -> None:

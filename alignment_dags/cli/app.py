@@ -322,8 +322,8 @@ def lineage(
 ) -> None:
     """Walk from a model version back to its rows (shards, reference, SFT, base, code, runs), or from a row on."""
     from alignment_dags.cli.lineage_page import show_lineage
-    from alignment_dags.lineage import lineage_of
-    from alignment_dags.lineage_rows import row_lineage, show_row
+    from alignment_dags.lineage.model import lineage_of
+    from alignment_dags.lineage.rows import row_lineage, show_row
     from resources.home import ensure_home
 
     if (model is None) == (row is None):
@@ -361,7 +361,8 @@ def gc(
     as_json: AsJson = False,
 ) -> None:
     """Erase the text of withdrawn rows, weights of old checkpoints, and leftovers of interrupted builds."""
-    from alignment_dags.gc import collect, show_collected
+    from alignment_dags.gc.collect import collect
+    from alignment_dags.gc.page import show_collected
     from resources.home import ensure_home
 
     ensure_home()

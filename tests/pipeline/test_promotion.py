@@ -18,8 +18,9 @@ from alignment.artifacts import Store
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe
 from alignment_dags.cli.lineage_page import lines
-from alignment_dags.gc import carry_out, plan_of
-from alignment_dags.lineage import lineage_of
+from alignment_dags.gc.carry_out import carry_out
+from alignment_dags.gc.collect import plan_of
+from alignment_dags.lineage.model import lineage_of
 from alignment_dags.promote import Wish, decide, promote
 from assets.decision import write_decision
 from assets.factory import asset_key, build_asset

@@ -17,8 +17,8 @@ from alignment.preferences.row import read_rows, read_sft_rows
 from alignment.preferences.withdrawal import Standing
 from alignment.recipe import load_recipe
 from alignment_dags.find_rows import find_rows
-from alignment_dags.gc import collect
-from alignment_dags.lineage_rows import row_lineage
+from alignment_dags.gc.collect import collect
+from alignment_dags.lineage.rows import row_lineage
 from alignment_dags.withdraw import restore, withdraw
 from assets.upstream import Upstream
 from resources.store import ArtifactStore

@@ -12,7 +12,7 @@ from typing import Any
 
 from alignment.artifacts import Store
 from alignment.artifacts.store import ERASED
-from alignment_dags.gc_items import Leftover
+from alignment_dags.gc.items import Leftover
 
 DAY = 24 * 3600.0
 ABANDONED = 7 * DAY

@@ -6,10 +6,11 @@ import logging
 from datetime import datetime
 
 from alignment.artifacts import Store
+from alignment.first_few import first_few
 from alignment.recipe import Recipe
 from alignment_dags.nights.book import NightBook
 from alignment_dags.nights.costs import Costs
-from alignment_dags.nights.decide import Close, some
+from alignment_dags.nights.decide import Close
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.standing import Standing
 from assets.upstream import Upstream
@@ -82,7 +83,7 @@ def sentence(night: Night) -> str:
         lines.append(f"registered version {night.version}")
     if night.left_out:
         named = [f"{shard} ({why})" for shard, why in night.left_out.items()]
-        lines.append(f"left out: {some(named)}")
+        lines.append(f"left out: {first_few(named)}")
     lines += night.troubles
     if night.costs is not None:
         lines.append(night.costs.told())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
+from alignment.first_few import first_few
 from alignment_dags.nights.night import Night, Outcome
 from alignment_dags.nights.standing import MANIFEST, Standing
 
@@ -14,7 +15,6 @@ GRACE = timedelta(minutes=2)
 """How long a night leaves shards that are behind to the sensors that follow a source, before it makes them itself."""
 REFUSED = ("fail", "inconclusive")
 SHARD_PHASES: dict[str, str] = {"shards": "rows", "reference": "reference log-probs"}
-NAMED = 5  # shards that a reason names
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,9 @@ def _shards(standing: Standing, runs: Sequence[RunSeen], now: datetime, idle_sin
     """What to do about shards that are not ready, before the deadline; None to go on without them."""
     if standing.unsettled:
         reasons = ", ".join(sorted(set(standing.unsettled.values())))
-        return Wait(f"{some(list(standing.unsettled))}: {reasons}")
+        return Wait(f"{first_few(list(standing.unsettled))}: {reasons}")
     for phase, behind in (("shards", standing.shards), ("reference", standing.reference)):
-        what = f"{SHARD_PHASES[phase]} of {some(behind)}"
+        what = f"{SHARD_PHASES[phase]} of {first_few(behind)}"
         if behind and (going := _going(runs, phase)) is not None:
             return Wait(f"{what}: run {going.id[:8]} is making them")
         if not behind or _mine(runs, phase) is not None:
@@ -139,7 +139,7 @@ def _unchanged(standing: Standing) -> str:
     if standing.verdict in REFUSED:
         told += f"; the gate said {standing.verdict} to its policy"
     if standing.behind:
-        told += f"; not ready: {some(standing.behind)}"
+        told += f"; not ready: {first_few(standing.behind)}"
     return told
 
 
@@ -162,9 +162,3 @@ def _mine(runs: Sequence[RunSeen], phase: str) -> RunSeen | None:
 
 def _going(runs: Sequence[RunSeen], phase: str) -> RunSeen | None:
     return next((run for run in runs if phase in run.phases and run.state == "going"), None)
-
-
-def some(names: Sequence[str]) -> str:
-    """The first few names and how many more there are."""
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

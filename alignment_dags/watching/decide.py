@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+from alignment.first_few import first_few
 from alignment_dags.watching.cursor import Asked
 from alignment_dags.watching.look import Seen
 
@@ -14,7 +15,6 @@ MOST_GONE = 0.2
 TRIES = 2
 """Runs asked for one content: the second covers what passes by itself, and then a person has to look."""
 ASKED_AT_ONCE = 1000
-NAMED = 5
 
 
 @dataclass
@@ -48,7 +48,7 @@ def decide(
             _ask(made, name, key, asked.get(name), running)
     made.asked |= {name: asked[name] for name in (*seen.waiting, *seen.unreadable) if name in asked}
     if seen.unreadable:
-        made.troubles.append(f"cannot be read: {'; '.join(listed(list(seen.unreadable.values())))}")
+        made.troubles.append(f"cannot be read: {first_few(list(seen.unreadable.values()), '; ')}")
     return made
 
 
@@ -64,7 +64,7 @@ def _drop(
     if len(shards) >= FEW and len(lost) > MOST_GONE * len(shards):
         made.troubles.append(
             f"{len(lost)} of {len(shards)} shards are gone from the source, and none was withdrawn: "
-            f"{', '.join(listed(lost))}; if that is meant, run `align run` or `align backfill`, which follow the source"
+            f"{first_few(lost)}; if that is meant, run `align run` or `align backfill`, which follow the source"
         )
         made.drop = [name for name in gone if name in meant]
     else:
@@ -85,8 +85,3 @@ def _ask(made: Decision, name: str, key: str, before: Asked | None, running: Col
         made.ask.append(name)
     elif before is not None:
         made.asked[name] = before
-
-
-def listed(names: list[str]) -> list[str]:
-    """The first few, and how many more there are."""
-    return names if len(names) <= NAMED else [*names[:NAMED], f"and {len(names) - NAMED} more"]

@@ -18,7 +18,7 @@ ASKED_AT_ONCE = 1000
 
 
 @dataclass
-class Decision:
+class Actions:
     """Partitions to add and drop, shards to ask runs for, what stays asked, and what a person should know."""
 
     add: list[str] = field(default_factory=list)
@@ -36,12 +36,12 @@ def decide(
     asked: Mapping[str, Asked],
     running: Collection[str],
     meant: Collection[str] = (),
-) -> Decision:
+) -> Actions:
     """`known` are the recipe's partitions, `recorded` maps shards to the key of their current artifact, `asked` is
     what earlier looks asked for, `running` are the run keys whose runs have not ended, and `meant` are shards that a
     person withdrew: they go, and raise no doubt about the source."""
     partitions = set(known)
-    made = Decision(add=[name for name in seen.keys if name not in partitions])
+    made = Actions(add=[name for name in seen.keys if name not in partitions])
     _drop(made, seen, known, recorded, meant)
     for name, key in seen.keys.items():
         if recorded.get(name) != key:
@@ -53,7 +53,7 @@ def decide(
 
 
 def _drop(
-    made: Decision, seen: Seen, known: Collection[str], recorded: Mapping[str, str], meant: Collection[str]
+    made: Actions, seen: Seen, known: Collection[str], recorded: Mapping[str, str], meant: Collection[str]
 ) -> None:
     """Shards that are gone go, unless so many went at once that the source itself is in doubt."""
     names = seen.names
@@ -71,7 +71,7 @@ def _drop(
         made.drop = gone
 
 
-def _ask(made: Decision, name: str, key: str, before: Asked | None, running: Collection[str]) -> None:
+def _ask(made: Actions, name: str, key: str, before: Asked | None, running: Collection[str]) -> None:
     """A run for a shard that is not current, unless one is under way or enough have failed on this content."""
     if before is not None and before.run_key in running:
         made.asked[name] = before  # it may read the new content already, and two would race for the ref

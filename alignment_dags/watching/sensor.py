@@ -15,7 +15,7 @@ from alignment_dags.launch import RANGE_END, RANGE_START, stretches
 from alignment_dags.phases import job_name
 from alignment_dags.run_statuses import UNFINISHED
 from alignment_dags.watching.cursor import Asked, Cursor, read_cursor
-from alignment_dags.watching.decide import Decision, decide
+from alignment_dags.watching.decide import Actions, decide
 from alignment_dags.watching.drop import drop
 from alignment_dags.watching.look import Seen, look
 from assets.factory import SHARDS_PER_RUN, shards_definition
@@ -92,7 +92,7 @@ def _unfinished(instance: dg.DagsterInstance, recipe: Recipe) -> list[dg.Dagster
 
 
 def _requests(
-    made: Decision, seen: Seen, order: list[str], cursor: Cursor
+    made: Actions, seen: Seen, order: list[str], cursor: Cursor
 ) -> tuple[list[dg.RunRequest], Mapping[str, Asked]]:
     """A run for every stretch of shards that Dagster has side by side, and what was asked with it."""
     requests: list[dg.RunRequest] = []
@@ -114,7 +114,7 @@ def _requests(
     return requests, asked
 
 
-def _nothing_to_do(seen: Seen, made: Decision) -> str:
+def _nothing_to_do(seen: Seen, made: Actions) -> str:
     parts = [
         f"{len(seen.keys) - len(made.asked)} shards are current",
         f"{len(made.asked)} were asked for" if made.asked else "",

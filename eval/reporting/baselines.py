@@ -29,7 +29,7 @@ class PublishedFigure(BaseModel):
 
 
 @dataclass(frozen=True)
-class Standing:
+class RankedModel:
     """One model's place among those known on a metric; `width` in per cent of the best."""
 
     model: str
@@ -43,7 +43,7 @@ class Standing:
 class Standings:
     title: str
     metric: str
-    models: list[Standing]
+    models: list[RankedModel]
 
 
 def read_baselines(path: str | Path) -> list[PublishedFigure]:
@@ -103,7 +103,7 @@ def _standings(suite: str, metric: str, ours: MetricComparison, known: Sequence[
     best = max(value for _, value, _, _ in rows) or 1.0
     ranked = sorted(rows, key=lambda row: -row[1])
     models = [
-        Standing(model, unit.told(value) + unit.sign, source, mine, round(max(100 * value / best, 0.0), 2))
+        RankedModel(model, unit.told(value) + unit.sign, source, mine, round(max(100 * value / best, 0.0), 2))
         for model, value, source, mine in ranked
     ]
     return Standings(title_of(suite), metric, models)

@@ -14,7 +14,7 @@ import yaml
 from alignment.artifacts import ErasedArtifact, Store
 from alignment.errors import BadInput
 from alignment.preferences.row import read_rows, read_sft_rows
-from alignment.preferences.withdrawal import Standing
+from alignment.preferences.withdrawal import RemainingShards
 from alignment.recipe import load_recipe
 from alignment_dags.find_rows import find_rows
 from alignment_dags.gc.collect import collect
@@ -65,7 +65,7 @@ def read_now(upstream: Upstream) -> Upstream:
     return upstream
 
 
-def shards_now(recipe: Path) -> Standing:
+def shards_now(recipe: Path) -> RemainingShards:
     loaded = load_recipe(recipe)
     return Upstream(ArtifactStore().open(), loaded.name).shards(loaded.preferences, loaded.seed)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from datetime import datetime
 
 from alignment.artifacts import Store
@@ -21,17 +22,20 @@ ALERTED = {"failed": "night_failed", "gated": "night_gated"}
 log = logging.getLogger("alignment_dags.nights")
 
 
-def close_night(
-    book: NightBook,
-    recipe: Recipe,
-    night: Night,
-    end: Close,
-    standing: Standing | None,
-    costs: Costs,
-    now: datetime,
-) -> Night:
+@dataclass(frozen=True)
+class Ending:
+    """A night that is over, and why; `standing` is how the recipe stands now, None where that cannot be said."""
+
+    night: Night
+    close: Close
+    at: datetime
+    standing: Standing | None
+    costs: Costs
+
+
+def close_night(book: NightBook, recipe: Recipe, ending: Ending) -> Night:
     """Tells of a night's end and then records it, so that an alert may come twice and is never lost."""
-    closed = described(book.store, recipe, night, end, standing, costs, now)
+    closed = described(book.store, ending)
     text = sentence(closed)
     if (event := ALERTED.get(closed.outcome)) is not None:
         send(recipe.alerts, Alert(recipe.name, event, text))
@@ -41,20 +45,13 @@ def close_night(
     return closed
 
 
-def described(
-    store: Store,
-    recipe: Recipe,
-    night: Night,
-    end: Close,
-    standing: Standing | None,
-    costs: Costs,
-    now: datetime,
-) -> Night:
-    """The night with its outcome; `standing` is how the recipe stands now, None where that cannot be said."""
-    closed = night.closed(end.outcome, end.reason, now)
-    if standing is None or not night.runs:
+def described(store: Store, ending: Ending) -> Night:
+    """The night with its outcome, what it stood on and left out, and what it registered."""
+    closed = ending.night.closed(ending.close.outcome, ending.close.reason, ending.at)
+    standing = ending.standing
+    if standing is None or not closed.runs:
         return closed
-    upstream = Upstream(store, recipe.name)
+    upstream = Upstream(store, closed.recipe)
     manifest, registration = upstream.get("preference_manifest"), upstream.get("registered_model")
     left_out: dict[str, str] = {}
     version = None
@@ -64,14 +61,14 @@ def described(
         left_out.setdefault(shard, "changed after the manifest was pinned")
     for shard, why in {**standing.unsettled, **standing.unreadable}.items():
         left_out[shard] += f" ({why})"
-    if registration is not None and end.outcome == "passed":
+    if registration is not None and closed.outcome == "passed":
         version = store.commit_of(registration).summary.get("version")
     return closed.model_copy(
         update={
             "manifest": None if manifest is None else manifest.digest,
             "left_out": left_out,
             "version": None if version is None else str(version),
-            "costs": costs,
+            "costs": ending.costs,
         }
     )
 

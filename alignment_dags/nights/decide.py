@@ -58,7 +58,7 @@ class Close:
     reason: str
 
 
-Decision = Launch | Wait | Close
+NextStep = Launch | Wait | Close
 
 
 def decide_night(
@@ -67,7 +67,7 @@ def decide_night(
     runs: Sequence[RunSeen],
     now: datetime,
     idle_since: datetime | None,
-) -> Decision:
+) -> NextStep:
     """The next step. A night launches each phase at most once, so that what fails does not fail all night.
 
     `look` is asked only when the runs alone do not decide. `idle_since` is since when something was behind that
@@ -94,7 +94,7 @@ def decide_night(
     return _training(standing, runs, late)
 
 
-def _base(standing: Standing, made: RunSeen | None, runs: Sequence[RunSeen]) -> Decision:
+def _base(standing: Standing, made: RunSeen | None, runs: Sequence[RunSeen]) -> NextStep:
     """A new base or SFT comes first, whatever the deadline: no reference log-prob holds without it."""
     names = ", ".join(standing.base)
     if (other := _going(runs, "base")) is not None:
@@ -104,7 +104,7 @@ def _base(standing: Standing, made: RunSeen | None, runs: Sequence[RunSeen]) -> 
     return Launch("base", nodes=standing.base)
 
 
-def _shards(standing: Standing, runs: Sequence[RunSeen], now: datetime, idle_since: datetime | None) -> Decision | None:
+def _shards(standing: Standing, runs: Sequence[RunSeen], now: datetime, idle_since: datetime | None) -> NextStep | None:
     """What to do about shards that are not ready, before the deadline; None to go on without them."""
     if standing.unsettled:
         reasons = ", ".join(sorted(set(standing.unsettled.values())))
@@ -121,7 +121,7 @@ def _shards(standing: Standing, runs: Sequence[RunSeen], now: datetime, idle_sin
     return None
 
 
-def _training(standing: Standing, runs: Sequence[RunSeen], late: bool) -> Decision:
+def _training(standing: Standing, runs: Sequence[RunSeen], late: bool) -> NextStep:
     if standing.base:
         return Close("failed", f"{', '.join(standing.base)}: changed after the manifest was pinned")
     if not standing.train or (standing.train == ("registered_model",) and standing.verdict in REFUSED):
@@ -143,7 +143,7 @@ def _unchanged(standing: Standing) -> str:
     return told
 
 
-def _after_training(run: RunSeen) -> Decision:
+def _after_training(run: RunSeen) -> NextStep:
     if run.state == "going":
         return Wait(f"training and evaluation are in progress (run {run.id[:8]})")
     if run.state == "succeeded":

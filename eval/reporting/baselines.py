@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict
 
 from alignment.errors import BadInput
 from eval.compare import MetricComparison
-from eval.scale import headline, title_of, unit_of
+from eval.headline import headline, title_of
+from eval.units import unit_of
 
 COLUMNS = ("model", "metric", "value", "source")
 

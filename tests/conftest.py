@@ -52,13 +52,18 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     return folder
 
 
+@pytest.fixture(scope="session")
+def align_command() -> list[str]:
+    """How a process starts `align`; arguments follow."""
+    return [sys.executable, "-c", "from alignment_dags.cli import main; main()"]
+
+
 @pytest.fixture
-def align(home: Path) -> Callable[..., tuple[int, dict[str, Any], str]]:
+def align(home: Path, align_command: list[str]) -> Callable[..., tuple[int, dict[str, Any], str]]:
     """`align` as a person runs it, in a process of its own: exit code, the JSON object on stdout, and stderr."""
 
     def run(*arguments: str) -> tuple[int, dict[str, Any], str]:
-        command = [sys.executable, "-c", "from alignment_dags.cli import main; main()", *arguments, "--json"]
-        told = subprocess.run(command, capture_output=True, text=True, check=False)
+        told = subprocess.run([*align_command, *arguments, "--json"], capture_output=True, text=True, check=False)
         return told.returncode, json.loads(told.stdout or "{}"), told.stderr
 
     return run

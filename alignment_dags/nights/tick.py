@@ -14,10 +14,10 @@ from alignment.recipe import Recipe
 from alignment_dags.launch import RANGE_END, RANGE_START, stretches
 from alignment_dags.nights.book import NightBook
 from alignment_dags.nights.close import Ending, close_night, sentence
-from alignment_dags.nights.costs import made_by, night_costs
 from alignment_dags.nights.decide import Close, Launch, NextStep, Wait, decide_night
 from alignment_dags.nights.night import Night, Outcome
-from alignment_dags.nights.runs import runs_seen, runs_since
+from alignment_dags.nights.runs import runs_seen
+from alignment_dags.nights.spent import spent
 from alignment_dags.nights.standing import Standing, look
 from alignment_dags.phases import job_name, phases_of
 from assets.factory import asset_key, shards_definition, shards_per_run
@@ -71,8 +71,9 @@ def tick(
         step = unreadable(night, error, now)
     if isinstance(step, Close):
         standing = looked[-1] if looked else _standing(recipe, pools, store)
-        costs = night_costs(made_by(runs_since(instance, night), store, recipe, pools, night.recorded_at))
-        return Ticked(sentence(close_night(book, recipe, Ending(night, step, now, standing, costs))))
+        costs = spent(instance, recipe, pools, book, night)
+        closed = close_night(book, recipe, Ending(night, step, now, standing, costs))
+        return Ticked(sentence(closed))
     if isinstance(step, Wait):
         _note(book, night, step.reason, night.outcome)
         return Ticked(f"{night.told}: {step.reason}", idle=step.idle)

@@ -12,6 +12,7 @@ from alignment.artifacts import CorruptArtifact, MissingArtifact, Store
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
 from alignment_dags.launch import RANGE_END, RANGE_START, stretches
+from alignment_dags.nights.alias import watch_alias
 from alignment_dags.nights.book import NightBook
 from alignment_dags.nights.close import Ending, close_night, sentence
 from alignment_dags.nights.decide import Close, Launch, NextStep, Wait, decide_night
@@ -24,6 +25,7 @@ from assets.factory import asset_key, shards_definition, shards_per_run
 from assets.upstream import NotBuilt
 from resources.alerts import Alert, send
 from resources.pools import Pools
+from resources.tracking import Tracking
 
 UNREADABLE = (BadInput, NotBuilt, MissingArtifact, CorruptArtifact)
 ENDING = {"base", "manifest", "train"}  # phases whose failure ends the night, and is its reason
@@ -73,6 +75,8 @@ def tick(
         standing = looked[-1] if looked else _standing(recipe, pools, store)
         costs = spent(instance, recipe, pools, book, night)
         closed = close_night(book, recipe, Ending(night, step, now, standing, costs))
+        # afterwards, as MLflow may keep a tick waiting until Dagster ends it, and the night is over by then
+        watch_alias(book, recipe, closed, Tracking(attempts=1))
         return Ticked(sentence(closed))
     if isinstance(step, Wait):
         _note(book, night, step.reason, night.outcome)

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from alignment.artifacts import Store
-from alignment.artifacts.store import told_when_full, write_durably
+from alignment.artifacts.place import told_when_full, write_durably
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import uuid
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,6 @@ import pytest
 from alignment.artifacts import Artifact, Commit, ErasedArtifact, Store
 from alignment.artifacts.erase import all_commits, erase, erasures, finish, gone, remaining
 from alignment.artifacts.store import COMMIT_FILE
-
-
-@pytest.fixture(params=["local", "remote"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    url = str(tmp_path / "store") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
-    return Store(url, cache=tmp_path / "cache")
 
 
 def build(store: Store, digest: str = "d") -> Commit:

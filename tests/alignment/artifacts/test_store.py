@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from alignment.artifacts import Artifact, Commit, CorruptArtifact, MissingArtifact, Ref, Store
+from alignment.artifacts import Artifact, Commit, CorruptArtifact, MissingArtifact, Store
 from alignment.artifacts.store import COMMIT_FILE, Attempt
 from alignment.errors import BadInput
 
@@ -34,12 +34,6 @@ def build(store: Store, key: str = "k", text: str = "hello", digest: str = "d") 
     (attempt.path / "sub").mkdir()
     (attempt.path / "sub" / "file.txt").write_text(text)
     return commit(store, attempt, digest)
-
-
-@pytest.fixture(params=["local", "remote"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    url = str(tmp_path / "store") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
-    return Store(url, cache=tmp_path / "cache")
 
 
 def test_a_committed_artifact_is_found_and_read_back(store: Store) -> None:
@@ -122,31 +116,6 @@ def test_a_full_store_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(BadInput, match="no space left for the artifact store"):
         commit(store, attempt)
     assert store.find("thing", "k") is None
-
-
-def test_a_ref_is_replaced_whole_and_partitions_may_have_any_name(store: Store) -> None:
-    artifact = Artifact(kind="thing", key="k", attempt="a", digest="d")
-    assert store.read_ref("recipe", "shard", "day/1 ü") is None
-    for run in ("one", "two"):
-        store.write_ref(Ref(artifact=artifact, mlflow_run_id=run), "recipe", "shard", "day/1 ü")
-    found = store.read_ref("recipe", "shard", "day/1 ü")
-    assert found is not None
-    assert found.mlflow_run_id == "two"
-
-
-def test_the_refs_of_all_partitions_are_read_together_and_removed_singly(store: Store) -> None:
-    assert store.read_refs("recipe", "shard") == {}
-    names = ["day-1", "day/2 ü", "100%25", "x.json"]
-    for name in names:
-        store.write_ref(Ref(artifact=Artifact(kind="t", key=name, attempt="a", digest="d")), "recipe", "shard", name)
-    store.write_ref(Ref(artifact=Artifact(kind="t", key="whole", attempt="a", digest="d")), "recipe", "shard")
-    assert {name: ref.artifact.key for name, ref in store.read_refs("recipe", "shard").items()} == dict(
-        zip(names, names, strict=True)
-    )
-    for _ in range(2):
-        store.remove_ref("recipe", "shard", "day/2 ü")
-    assert set(store.read_refs("recipe", "shard")) == set(names) - {"day/2 ü"}
-    assert store.read_ref("recipe", "shard") is not None
 
 
 def _build_once(url: str, place: str) -> None:

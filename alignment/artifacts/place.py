@@ -40,7 +40,7 @@ class Place:
         return str(PurePosixPath(self.root, *parts))
 
     def create(self, path: str, data: bytes) -> bool:
-        """Writes a small file (a `path` of this place) if there is none, whole or not at all; False if there was one."""
+        """Writes a small file (a `path` of this place), whole or not at all; False where there was one, which stays."""
         if not self.is_local:
             try:
                 self.fs.pipe_file(path, data, mode="create")

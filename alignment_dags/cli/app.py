@@ -6,6 +6,8 @@ Exit 0 done, 1 the work failed or a gate said no, 2 bad input (one line on stder
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -18,11 +20,27 @@ from alignment_dags.cli.setup import pools, recipes
 
 app = typer.Typer(
     name="align",
-    help="Keeps a language model aligned with people's preferences.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"align {version('alignment-dags')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Keeps a language model aligned with people's preferences."""
+
+
 for verb in (run, backfill, reference, score, judge, compare, lineage, promote, gc, report, nights):
     app.command()(verb)
 for group, name in ((prefs, "prefs"), (pools, "pools"), (recipes, "recipes")):

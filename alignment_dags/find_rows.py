@@ -16,7 +16,7 @@ from alignment.artifacts.listing import refs_of
 from alignment.errors import BadInput
 from alignment.preferences.holder import SHARDS, Holder
 from alignment.recipe import load_recipe
-from alignment_dags.gc_text import DATASET, DEMONSTRATIONS, SHARD
+from alignment_dags.gc.text import DATASET, DEMONSTRATIONS, SHARD
 from resources.store import ArtifactStore
 
 TEXTS = ("prompt", "chosen", "rejected", "completion")

@@ -17,7 +17,7 @@ from alignment.preferences.shards import shards_of
 from alignment.preferences.tombstones import Tombstone, What, bury, lift, now, read_withdrawn, tombstone
 from alignment.recipe import load_recipe
 from alignment.stages.execute import REQUEST_FILE
-from alignment_dags.gc_text import DATASET, DEMONSTRATIONS, SHARD
+from alignment_dags.gc.text import DATASET, DEMONSTRATIONS, SHARD
 from resources.store import ArtifactStore
 
 SFT_DATA = "(SFT data)"

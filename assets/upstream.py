@@ -5,7 +5,7 @@ from __future__ import annotations
 from alignment.artifacts import Artifact, Ref, Store
 from alignment.preferences.shards import shards_of
 from alignment.preferences.tombstones import Withdrawn, read_withdrawn
-from alignment.preferences.withdrawal import Standing
+from alignment.preferences.withdrawal import RemainingShards
 from alignment.recipe import PreferenceSource
 
 
@@ -26,7 +26,7 @@ class Upstream:
         self.store = store
         self.recipe = recipe
         self._refs: dict[tuple[str, str | None], Ref | None] = {}
-        self._shards: Standing | None = None
+        self._shards: RemainingShards | None = None
         self._withdrawn: Withdrawn | None = None
         self._listed: set[str] = set()
 
@@ -60,10 +60,10 @@ class Upstream:
             if node == name and partition is not None and ref is not None
         }
 
-    def shards(self, source: PreferenceSource, seed: int) -> Standing:
+    def shards(self, source: PreferenceSource, seed: int) -> RemainingShards:
         """Shard name to the request that makes it, withdrawals applied; the source is listed once."""
         if self._shards is None:
-            self._shards = Standing(shards_of(source, seed), self.withdrawn(), self._current_shard, self.store)
+            self._shards = RemainingShards(shards_of(source, seed), self.withdrawn(), self._current_shard, self.store)
         return self._shards
 
     def _current_shard(self, shard: str) -> Artifact | None:

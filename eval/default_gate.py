@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alignment.errors import BadInput
 from alignment.recipe import Gate, Recipe, Requirement
-from eval.scale import default_requirement
+from eval.scale import default_margin
 from eval.suites import suite_named
 
 
@@ -39,3 +39,10 @@ def default_gate(suites: list[str]) -> Gate:
         )
     metrics = {metric: Requirement(no_regression=margin) for metric, margin in map(default_requirement, suites)}
     return Gate(metrics=metrics, any_improves=True)
+
+
+def default_requirement(suite: str) -> tuple[str, float]:
+    """A suite's main metric as `suite/metric`, and the margin that counts as no loss of it."""
+    found = suite_named(suite)
+    low, high = found.scale_of(found.headline)
+    return f"{suite}/{found.headline}", default_margin(high - low)

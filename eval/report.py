@@ -12,10 +12,10 @@ from alignment.stages import Context, Result, Stage
 from eval.compare import MetricComparison
 from eval.evidence import Compared, Evidence, ReportRequest, SuiteScores, gather
 from eval.gate import verdict_of
+from eval.headline import headline, title_of
 from eval.reporting.facts import categories_of, facts_of, items_of
 from eval.reporting.page import by_category, page
 from eval.reporting.pictures import write_pictures
-from eval.scale import headline, title_of
 from eval.statistics import holm
 
 __all__ = ["STAGE", "ReportRequest"]

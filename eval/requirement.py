@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from eval.compare import MetricComparison
-from eval.scale import PERCENT, unit_of
 from eval.statistics import clusters_needed, holm, p_above
+from eval.units import PERCENT, unit_of
 
 Outcome = Literal["pass", "fail", "inconclusive"]
 Against = Literal["sft", "champion", "itself"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -43,6 +45,12 @@ class Sample:
     value: float | None
     response: str
     detail: str = "{}"
+
+
+def sample_detail(**values: Any) -> str:
+    """A sample's `detail`; what is None is left out."""
+    given = {name: value for name, value in values.items() if value is not None}
+    return json.dumps(given, ensure_ascii=False, sort_keys=True)
 
 
 def write_samples(path: Path, samples: Sequence[Sample]) -> None:

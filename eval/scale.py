@@ -1,11 +1,10 @@
-"""Scales: how far a metric can go, which metric stands for its suite, and how a value is told."""
+"""Scales: how far a metric can go, and what counts as no loss on it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from eval.suites import SUITES, suite_named
+from eval.suites import SUITES
 
 OUTCOMES = frozenset({0.0, 0.5, 1.0})
 """Wrong, tie and right: a scale from 0 to 1 whatever suite they come from."""
@@ -13,33 +12,6 @@ FRACTIONS = frozenset({"acc", "acc_norm", "acc_bytes", "exact_match", "em", "f1"
 """Metrics of lm-eval, by name before the comma, whose values are fractions."""
 MARGIN_SHARE = 20
 """A default margin is the scale's width over this."""
-
-
-@dataclass(frozen=True)
-class Unit:
-    """How values are told: times `factor`, with `digits` decimals; `name` is what differences are counted in, and
-    `sign` follows a value."""
-
-    factor: float
-    digits: int
-    name: str
-    sign: str
-
-    def told(self, value: float | None, sign: str = "") -> str:
-        """A number with a true minus, and no sign on what rounds to nothing; `sign` "+" asks for a plus."""
-        if value is None:
-            return "unknown"
-        shown = f"{value * self.factor:{sign}.{self.digits}f}"
-        return shown.lstrip("+-") if float(shown) == 0.0 else shown.replace("-", "−")
-
-
-PERCENT = Unit(100.0, 1, "percentage points", " %")
-PLAIN = Unit(1.0, 2, "points", "")
-
-
-def unit_of(width: float | None) -> Unit:
-    """Fractions are told in per cent, everything else as it is."""
-    return PERCENT if width == 1.0 else PLAIN
 
 
 def width_of(suite: str, metric: str, values: Iterable[float]) -> float | None:
@@ -62,25 +34,6 @@ def default_margin(width: float) -> float:
     them gained and 2 % lost, or MT-Bench's 80 questions with none changed, can tell from a loss.
     """
     return width / MARGIN_SHARE
-
-
-def headline(suite: str, measured: Iterable[str]) -> str:
-    """The metric that stands for a suite among those that were measured; the first of them if its own was not."""
-    metrics = list(measured)
-    own = SUITES[suite].headline if suite in SUITES else metrics[0]
-    return own if own in metrics else metrics[0]
-
-
-def title_of(suite: str) -> str:
-    """The suite as people write it."""
-    return SUITES[suite].title if suite in SUITES else suite
-
-
-def default_requirement(suite: str) -> tuple[str, float]:
-    """A suite's main metric as `suite/metric`, and the margin that counts as no loss of it."""
-    found = suite_named(suite)
-    low, high = found.scale_of(found.headline)
-    return f"{suite}/{found.headline}", default_margin(high - low)
 
 
 def scale_told(suite: str) -> str:

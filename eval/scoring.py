@@ -6,13 +6,12 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from eval.grading.grader import Grader
 from eval.grading.grading import Answered
 from eval.judge.judgment import Judgment
 from eval.response_files import Response, match_responses
-from eval.samples import Sample, metric_means
+from eval.samples import Sample, metric_means, sample_detail
 from eval.statistics import Mean
 from eval.suites.suite import Classify, Item, Suite
 from eval.task_scores import replayed, sample_ids
@@ -105,7 +104,7 @@ def _classified(suite: Suite, classify: Classify, answered: Answered) -> list[Sa
     samples: list[Sample] = []
     for item, response in answered:
         values, detail = classify(item, response.turns[0])
-        text = json.dumps(detail, ensure_ascii=False, sort_keys=True)
+        text = sample_detail(**detail)
         samples += [
             Sample(suite.name, item.id, item.id, name, value, response.turns[0], text) for name, value in values.items()
         ]
@@ -126,8 +125,4 @@ def _lost(suite: Suite, item: Item, why: str, grader: Grader | None) -> list[Sam
     else:
         metrics = suite.metrics if suite.classify is None else suite.classify(item, "")[0]
         rows = [(metric, name) for metric in metrics for name in sample_ids(suite, item, metric)]
-    return [Sample(suite.name, name, item.id, metric, None, "", _detail(failed=why)) for metric, name in rows]
-
-
-def _detail(**values: Any) -> str:
-    return json.dumps(values, ensure_ascii=False, sort_keys=True)
+    return [Sample(suite.name, name, item.id, metric, None, "", sample_detail(failed=why)) for metric, name in rows]

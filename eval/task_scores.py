@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from eval.lm_eval_calls import told
 from eval.lm_eval_task import ItemError, open_task
 from eval.replay import Stored, replay
 from eval.response_files import Response
-from eval.samples import Sample
+from eval.samples import Sample, sample_detail
 from eval.suites.subsets import tasks_of
 from eval.suites.suite import Item, Suite
 
@@ -83,17 +82,12 @@ def _metric_samples(
     if isinstance(value, list):  # one value per instruction: rows of their own that share a cluster
         kinds = item.fields["instruction_id_list"]
         return [
-            Sample(suite.name, name, item.id, metric, float(part), text, _detail(instruction=kind))
+            Sample(suite.name, name, item.id, metric, float(part), text, sample_detail(instruction=kind))
             for name, kind, part in zip(names, kinds, value, strict=True)
         ]
-    detail = {
-        "extracted": values.get(f"extracted,{metric.partition(',')[2]}"),
-        "subset": subset,
-        "loglikelihoods": [one for one, _ in response.loglikelihoods] or None,
-    }
-    known = _detail(**{name: found for name, found in detail.items() if found is not None})
-    return [Sample(suite.name, item.id, item.id, metric, None if value is None else float(value), text, known)]
-
-
-def _detail(**values: Any) -> str:
-    return json.dumps(values, ensure_ascii=False, sort_keys=True)
+    detail = sample_detail(
+        extracted=values.get(f"extracted,{metric.partition(',')[2]}"),
+        subset=subset,
+        loglikelihoods=[one for one, _ in response.loglikelihoods] or None,
+    )
+    return [Sample(suite.name, item.id, item.id, metric, None if value is None else float(value), text, detail)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -77,6 +78,7 @@ def s3() -> Iterator[str]:
     import fsspec
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line for every request
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -98,13 +100,18 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}"
 
 
+@pytest.fixture(scope="session")
+def align_command() -> list[str]:
+    """How a process starts `align`; arguments follow."""
+    return [sys.executable, "-c", "from alignment_dags.cli import main; main()"]
+
+
 @pytest.fixture
-def align(home: Path) -> Callable[..., tuple[int, dict[str, Any], str]]:
+def align(home: Path, align_command: list[str]) -> Callable[..., tuple[int, dict[str, Any], str]]:
     """`align` as a person runs it, in a process of its own: exit code, the JSON object on stdout, and stderr."""
 
     def run(*arguments: str) -> tuple[int, dict[str, Any], str]:
-        command = [sys.executable, "-c", "from alignment_dags.cli import main; main()", *arguments, "--json"]
-        told = subprocess.run(command, capture_output=True, text=True, check=False)
+        told = subprocess.run([*align_command, *arguments, "--json"], capture_output=True, text=True, check=False)
         return told.returncode, json.loads(told.stdout or "{}"), told.stderr
 
     return run

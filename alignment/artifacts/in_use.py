@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from alignment.artifacts.commit import Artifact
-from alignment.artifacts.store import COMMIT_FILE, MissingArtifact, Store
+from alignment.artifacts.errors import MissingArtifact
+from alignment.artifacts.store import COMMIT_FILE, Store
 
 REQUEST = "request.json"  # first file of every attempt
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from contextlib import suppress
+from pathlib import PurePosixPath
+from urllib.parse import quote, unquote
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from alignment.artifacts.commit import Artifact
+from alignment.artifacts.errors import CorruptArtifact
+from alignment.artifacts.place import Place
 
 
 class Ref(BaseModel):
@@ -15,3 +21,39 @@ class Ref(BaseModel):
     artifact: Artifact
     dagster_run_id: str | None = None
     mlflow_run_id: str | None = None
+
+
+class Refs(Place):
+    """The refs in a place, at `refs/<recipe>/<stage>[/<partition>].json`; small JSON files replaced as a whole."""
+
+    def ref_path(self, recipe: str, stage: str, partition: str | None = None) -> str:
+        parts = ["refs", recipe, stage] + ([] if partition is None else [quote(partition, safe="")])
+        return self.path(*parts) + ".json"
+
+    def read_ref(self, recipe: str, stage: str, partition: str | None = None) -> Ref | None:
+        """Where a stage's current artifact is, or None when it was never made."""
+        path = self.ref_path(recipe, stage, partition)
+        try:
+            return Ref.model_validate_json(self.fs.cat_file(path))
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise CorruptArtifact(f"{path}: not a ref ({error.error_count()} errors)") from error
+
+    def read_refs(self, recipe: str, stage: str) -> dict[str, Ref]:
+        """The refs of all of a stage's partitions, by partition, from one listing."""
+        folder = self.path("refs", recipe, stage)
+        paths = [str(path) for path in self.fs.glob(f"{folder}/*.json")]
+        texts = self.fs.cat(paths, on_error="omit") if paths else {}  # one may go while we look
+        try:
+            return {unquote(PurePosixPath(path).stem): Ref.model_validate_json(text) for path, text in texts.items()}
+        except ValidationError as error:
+            raise CorruptArtifact(f"{folder}: not a ref ({error.error_count()} errors)") from error
+
+    def remove_ref(self, recipe: str, stage: str, partition: str | None = None) -> None:
+        """Forgets where a stage's current artifact is; the artifact stays. Safe to repeat."""
+        with suppress(FileNotFoundError):
+            self.fs.rm_file(self.ref_path(recipe, stage, partition))
+
+    def write_ref(self, ref: Ref, recipe: str, stage: str, partition: str | None = None) -> None:
+        self.replace(self.ref_path(recipe, stage, partition), ref.model_dump_json(indent=1).encode())

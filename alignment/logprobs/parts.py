@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from alignment.artifacts import Store
-from alignment.artifacts.store import told_when_full, write_durably
+from alignment.artifacts.place import told_when_full, write_durably
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,6 @@ class Parts:
             self._remove(path)
 
     def _paths(self) -> list[str]:
-        self.store.fs.invalidate_cache(self.folder)
         return sorted(str(path) for path in self.store.fs.glob(f"{self.folder}/part-*.parquet"))
 
     def _read(self, keys: pa.Array) -> list[pa.Table]:

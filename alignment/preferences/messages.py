@@ -5,7 +5,7 @@ A record that cannot be used raises `Unusable`, whose text is a short stable rea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from alignment.preferences.row import Content, Message
@@ -77,6 +77,11 @@ def assistant(text: str) -> Message:
     return {"role": "assistant", "content": text}
 
 
+def turns_of(value: Any, field: str, speaker: Callable[[str], Message]) -> tuple[Message, ...]:
+    """Messages as `messages_of`; a string is one message of the speaker."""
+    return (speaker(text_of(value, field)),) if isinstance(value, str) else messages_of(value, field)
+
+
 def with_system(messages: tuple[Message, ...], fields: Mapping[str, Any]) -> tuple[Message, ...]:
     """The messages, led by the record's own `system` field if it has one and they do not."""
     system = fields.get("system")
@@ -103,6 +108,31 @@ def split_last_turn(conversation: tuple[Message, ...]) -> tuple[tuple[Message, .
     if not conversation or conversation[-1]["role"] != "assistant":
         raise Unusable("wrong roles")
     return conversation[:-1], conversation[-1:]
+
+
+def whole_conversation(fields: Mapping[str, Any]) -> tuple[tuple[Message, ...], tuple[Message, ...]] | None:
+    """(prompt, completion) of a record that is one conversation, in `messages` or ShareGPT's `conversations`."""
+    for name in ("messages", "conversations"):
+        if name in fields:
+            return split_last_turn(with_system(messages_of(fields[name], name), fields))
+    return None
+
+
+def plain_texts(fields: Mapping[str, Any]) -> tuple[str, str] | None:
+    """(prompt, completion) of a record whose two fields are plain strings; None where one of them is messages."""
+    if "prompt" not in fields:
+        raise Unusable("missing field prompt")
+    prompt, completion = fields["prompt"], fields["completion"]
+    if not isinstance(prompt, str) or not isinstance(completion, str):
+        return None
+    require_no_system(fields)
+    return text_of(prompt, "prompt"), text_of(completion, "completion")
+
+
+def require_no_system(fields: Mapping[str, Any]) -> None:
+    """Raises where a system message stands beside plain strings, which get no chat template to hold it."""
+    if fields.get("system"):
+        raise Unusable("system beside plain strings")
 
 
 def is_blank(content: Content) -> bool:

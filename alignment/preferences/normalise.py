@@ -26,11 +26,15 @@ from alignment.preferences.messages import (
     instruction_prompt,
     is_blank,
     messages_of,
+    plain_texts,
     present,
+    require_no_system,
     require_prompt,
     split_last_turn,
     text_of,
+    turns_of,
     user,
+    whole_conversation,
     with_system,
 )
 from alignment.preferences.row import Content, Message, PreferenceRow, paired_row, unpaired_row
@@ -90,8 +94,7 @@ def _sides(fields: Fields) -> tuple[tuple[Content, Content], tuple[Content, Cont
     prompt = _context(fields)
     if isinstance(chosen, str) and (prompt is None or isinstance(prompt, str)):
         chosen, rejected = text_of(chosen, "chosen"), text_of(rejected, "rejected")
-        if fields.get("system"):
-            raise Unusable("system beside plain strings")
+        require_no_system(fields)
         if prompt is not None:
             return (prompt, chosen), (prompt, rejected)
         return _split_hh(chosen), _split_hh(rejected)
@@ -114,7 +117,7 @@ def _context(fields: Fields) -> Content | None:
 
 
 def _side(prompt: Content | None, completion: Any, field: str, fields: Fields) -> tuple[Content, Content]:
-    turns = (assistant(text_of(completion, field)),) if isinstance(completion, str) else messages_of(completion, field)
+    turns = turns_of(completion, field, assistant)
     return split_last_turn(with_system(_conversation(prompt, turns), fields))
 
 
@@ -156,19 +159,14 @@ def _unpaired(fields: Fields, source: str, source_row: int) -> PreferenceRow:
 
 def _answered(fields: Fields) -> tuple[Content, Content]:
     if "completion" not in fields:
-        for name in ("messages", "conversations"):
-            if name in fields:
-                return split_last_turn(with_system(messages_of(fields[name], name), fields))
-        raise Unusable("missing field completion")
-    if "prompt" not in fields:
-        raise Unusable("missing field prompt")
-    prompt, completion = fields["prompt"], fields["completion"]
-    if isinstance(prompt, str) and isinstance(completion, str):
-        if fields.get("system"):
-            raise Unusable("system beside plain strings")
-        return text_of(prompt, "prompt"), text_of(completion, "completion")
+        if (conversation := whole_conversation(fields)) is None:
+            raise Unusable("missing field completion")
+        return conversation
+    if (texts := plain_texts(fields)) is not None:
+        return texts
+    prompt = fields["prompt"]
     context: Content = prompt if isinstance(prompt, str) else messages_of(prompt, "prompt")
-    return _side(context, completion, "completion", fields)
+    return _side(context, fields["completion"], "completion", fields)
 
 
 def _label(value: Any) -> bool:

@@ -25,7 +25,7 @@ from alignment.preferences.tombstones import Withdrawn
 from alignment.stages.execute import REQUEST_FILE
 
 
-class Standing(Mapping[str, ShardRequest]):
+class RemainingShards(Mapping[str, ShardRequest]):
     """A source's shards without what was withdrawn; a file is pinned when its shard is asked for.
 
     `current` gives the artifact a shard has now, if any.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.artifacts import Commit, CorruptArtifact, Store
-from alignment.artifacts.store import told_when_full
+from alignment.artifacts.place import told_when_full
 from alignment.stages.stage import Context, R, Result, Stage
 
 REQUEST_FILE = "request.json"

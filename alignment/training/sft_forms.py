@@ -17,15 +17,17 @@ from alignment.preferences.messages import (
     assistant,
     instruction_prompt,
     is_blank,
-    messages_of,
+    plain_texts,
     present,
     require_prompt,
     split_last_turn,
     text_of,
+    turns_of,
     user,
+    whole_conversation,
     with_system,
 )
-from alignment.preferences.row import Content, Message, SftRow, sft_row
+from alignment.preferences.row import Content, SftRow, sft_row
 
 
 def normalise(record: Any, source: str, source_row: int) -> SftRow | str:
@@ -43,9 +45,8 @@ def normalise(record: Any, source: str, source_row: int) -> SftRow | str:
 def _demonstration(fields: dict[str, Any]) -> tuple[Content, Content]:
     if "completion" in fields:
         return _prompted(fields)
-    for name in ("messages", "conversations"):
-        if name in fields:
-            return split_last_turn(with_system(messages_of(fields[name], name), fields))
+    if (conversation := whole_conversation(fields)) is not None:
+        return conversation
     for asked, answered in (("instruction", "output"), ("question", "answer"), ("prompt", "completion")):
         if asked not in fields:
             continue
@@ -59,16 +60,7 @@ def _demonstration(fields: dict[str, Any]) -> tuple[Content, Content]:
 
 
 def _prompted(fields: dict[str, Any]) -> tuple[Content, Content]:
-    if "prompt" not in fields:
-        raise Unusable("missing field prompt")
-    prompt, completion = fields["prompt"], fields["completion"]
-    if isinstance(prompt, str) and isinstance(completion, str):
-        if fields.get("system"):
-            raise Unusable("system beside plain strings")
-        return text_of(prompt, "prompt"), text_of(completion, "completion")
-    asked = _turns(prompt, "prompt", user)
-    return split_last_turn(with_system(asked + _turns(completion, "completion", assistant), fields))
-
-
-def _turns(value: Any, field: str, speaker: Any) -> tuple[Message, ...]:
-    return (speaker(text_of(value, field)),) if isinstance(value, str) else messages_of(value, field)
+    if (texts := plain_texts(fields)) is not None:
+        return texts
+    turns = turns_of(fields["prompt"], "prompt", user) + turns_of(fields["completion"], "completion", assistant)
+    return split_last_turn(with_system(turns, fields))

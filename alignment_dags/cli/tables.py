@@ -127,3 +127,5 @@ def show_nights(result: dict[str, Any]) -> None:
             print(f"    left out {shard}: {why}")
         if night["took"]:
             print(f"    {night['took']}")
+        if night["alias"]:
+            print(f"    {night['alias']}")

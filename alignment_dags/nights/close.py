@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from datetime import datetime
 
 from alignment.artifacts import Store
+from alignment.first_few import first_few
 from alignment.recipe import Recipe
 from alignment_dags.nights.book import NightBook
 from alignment_dags.nights.costs import Costs
-from alignment_dags.nights.decide import Close, some
+from alignment_dags.nights.decide import Close
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.standing import Standing
 from assets.upstream import Upstream
@@ -20,17 +22,20 @@ ALERTED = {"failed": "night_failed", "gated": "night_gated"}
 log = logging.getLogger("alignment_dags.nights")
 
 
-def close_night(
-    book: NightBook,
-    recipe: Recipe,
-    night: Night,
-    end: Close,
-    standing: Standing | None,
-    costs: Costs,
-    now: datetime,
-) -> Night:
+@dataclass(frozen=True)
+class Ending:
+    """A night that is over, and why; `standing` is how the recipe stands now, None where that cannot be said."""
+
+    night: Night
+    close: Close
+    at: datetime
+    standing: Standing | None
+    costs: Costs
+
+
+def close_night(book: NightBook, recipe: Recipe, ending: Ending) -> Night:
     """Tells of a night's end and then records it, so that an alert may come twice and is never lost."""
-    closed = described(book.store, recipe, night, end, standing, costs, now)
+    closed = described(book.store, ending)
     text = sentence(closed)
     if (event := ALERTED.get(closed.outcome)) is not None:
         send(recipe.alerts, Alert(recipe.name, event, text))
@@ -40,20 +45,13 @@ def close_night(
     return closed
 
 
-def described(
-    store: Store,
-    recipe: Recipe,
-    night: Night,
-    end: Close,
-    standing: Standing | None,
-    costs: Costs,
-    now: datetime,
-) -> Night:
-    """The night with its outcome; `standing` is how the recipe stands now, None where that cannot be said."""
-    closed = night.closed(end.outcome, end.reason, now)
-    if standing is None or not night.runs:
+def described(store: Store, ending: Ending) -> Night:
+    """The night with its outcome, what it stood on and left out, and what it registered."""
+    closed = ending.night.closed(ending.close.outcome, ending.close.reason, ending.at)
+    standing = ending.standing
+    if standing is None or not closed.runs:
         return closed
-    upstream = Upstream(store, recipe.name)
+    upstream = Upstream(store, closed.recipe)
     manifest, registration = upstream.get("preference_manifest"), upstream.get("registered_model")
     left_out: dict[str, str] = {}
     version = None
@@ -63,14 +61,14 @@ def described(
         left_out.setdefault(shard, "changed after the manifest was pinned")
     for shard, why in {**standing.unsettled, **standing.unreadable}.items():
         left_out[shard] += f" ({why})"
-    if registration is not None and end.outcome == "passed":
+    if registration is not None and closed.outcome == "passed":
         version = store.commit_of(registration).summary.get("version")
     return closed.model_copy(
         update={
             "manifest": None if manifest is None else manifest.digest,
             "left_out": left_out,
             "version": None if version is None else str(version),
-            "costs": costs,
+            "costs": ending.costs,
         }
     )
 
@@ -82,7 +80,7 @@ def sentence(night: Night) -> str:
         lines.append(f"registered version {night.version}")
     if night.left_out:
         named = [f"{shard} ({why})" for shard, why in night.left_out.items()]
-        lines.append(f"left out: {some(named)}")
+        lines.append(f"left out: {first_few(named)}")
     lines += night.troubles
     if night.costs is not None:
         lines.append(night.costs.told())

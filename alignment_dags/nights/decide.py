@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
+from alignment.first_few import first_few
 from alignment_dags.nights.night import Night, Outcome
 from alignment_dags.nights.standing import MANIFEST, Standing
 
@@ -14,7 +15,6 @@ GRACE = timedelta(minutes=2)
 """How long a night leaves shards that are behind to the sensors that follow a source, before it makes them itself."""
 REFUSED = ("fail", "inconclusive")
 SHARD_PHASES: dict[str, str] = {"shards": "rows", "reference": "reference log-probs"}
-NAMED = 5  # shards that a reason names
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Close:
     reason: str
 
 
-Decision = Launch | Wait | Close
+NextStep = Launch | Wait | Close
 
 
 def decide_night(
@@ -67,7 +67,7 @@ def decide_night(
     runs: Sequence[RunSeen],
     now: datetime,
     idle_since: datetime | None,
-) -> Decision:
+) -> NextStep:
     """The next step. A night launches each phase at most once, so that what fails does not fail all night.
 
     `look` is asked only when the runs alone do not decide. `idle_since` is since when something was behind that
@@ -94,7 +94,7 @@ def decide_night(
     return _training(standing, runs, late)
 
 
-def _base(standing: Standing, made: RunSeen | None, runs: Sequence[RunSeen]) -> Decision:
+def _base(standing: Standing, made: RunSeen | None, runs: Sequence[RunSeen]) -> NextStep:
     """A new base or SFT comes first, whatever the deadline: no reference log-prob holds without it."""
     names = ", ".join(standing.base)
     if (other := _going(runs, "base")) is not None:
@@ -104,13 +104,13 @@ def _base(standing: Standing, made: RunSeen | None, runs: Sequence[RunSeen]) -> 
     return Launch("base", nodes=standing.base)
 
 
-def _shards(standing: Standing, runs: Sequence[RunSeen], now: datetime, idle_since: datetime | None) -> Decision | None:
+def _shards(standing: Standing, runs: Sequence[RunSeen], now: datetime, idle_since: datetime | None) -> NextStep | None:
     """What to do about shards that are not ready, before the deadline; None to go on without them."""
     if standing.unsettled:
         reasons = ", ".join(sorted(set(standing.unsettled.values())))
-        return Wait(f"{some(list(standing.unsettled))}: {reasons}")
+        return Wait(f"{first_few(list(standing.unsettled))}: {reasons}")
     for phase, behind in (("shards", standing.shards), ("reference", standing.reference)):
-        what = f"{SHARD_PHASES[phase]} of {some(behind)}"
+        what = f"{SHARD_PHASES[phase]} of {first_few(behind)}"
         if behind and (going := _going(runs, phase)) is not None:
             return Wait(f"{what}: run {going.id[:8]} is making them")
         if not behind or _mine(runs, phase) is not None:
@@ -121,7 +121,7 @@ def _shards(standing: Standing, runs: Sequence[RunSeen], now: datetime, idle_sin
     return None
 
 
-def _training(standing: Standing, runs: Sequence[RunSeen], late: bool) -> Decision:
+def _training(standing: Standing, runs: Sequence[RunSeen], late: bool) -> NextStep:
     if standing.base:
         return Close("failed", f"{', '.join(standing.base)}: changed after the manifest was pinned")
     if not standing.train or (standing.train == ("registered_model",) and standing.verdict in REFUSED):
@@ -139,11 +139,11 @@ def _unchanged(standing: Standing) -> str:
     if standing.verdict in REFUSED:
         told += f"; the gate said {standing.verdict} to its policy"
     if standing.behind:
-        told += f"; not ready: {some(standing.behind)}"
+        told += f"; not ready: {first_few(standing.behind)}"
     return told
 
 
-def _after_training(run: RunSeen) -> Decision:
+def _after_training(run: RunSeen) -> NextStep:
     if run.state == "going":
         return Wait(f"training and evaluation are in progress (run {run.id[:8]})")
     if run.state == "succeeded":
@@ -162,9 +162,3 @@ def _mine(runs: Sequence[RunSeen], phase: str) -> RunSeen | None:
 
 def _going(runs: Sequence[RunSeen], phase: str) -> RunSeen | None:
     return next((run for run in runs if phase in run.phases and run.state == "going"), None)
-
-
-def some(names: Sequence[str]) -> str:
-    """The first few names and how many more there are."""
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -40,6 +40,8 @@ class Night(BaseModel):
     version: str | None = None
     """Model version it registered."""
     costs: Costs | None = None
+    alias: str | None = None
+    """What was wrong with the champion's alias when the night ended; empty if nothing was, None if nobody looked."""
 
     @property
     def id(self) -> str:

@@ -12,18 +12,20 @@ from alignment.artifacts import CorruptArtifact, MissingArtifact, Store
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
 from alignment_dags.launch import RANGE_END, RANGE_START, stretches
+from alignment_dags.nights.alias import watch_alias
 from alignment_dags.nights.book import NightBook
-from alignment_dags.nights.close import close_night, sentence
-from alignment_dags.nights.costs import made_by, night_costs
-from alignment_dags.nights.decide import Close, Decision, Launch, Wait, decide_night
+from alignment_dags.nights.close import Ending, close_night, sentence
+from alignment_dags.nights.decide import Close, Launch, NextStep, Wait, decide_night
 from alignment_dags.nights.night import Night, Outcome
-from alignment_dags.nights.runs import runs_seen, runs_since
+from alignment_dags.nights.runs import runs_seen
+from alignment_dags.nights.spent import spent
 from alignment_dags.nights.standing import Standing, look
 from alignment_dags.phases import job_name, phases_of
 from assets.factory import asset_key, shards_definition, shards_per_run
 from assets.upstream import NotBuilt
 from resources.alerts import Alert, send
 from resources.pools import Pools
+from resources.tracking import Tracking
 
 UNREADABLE = (BadInput, NotBuilt, MissingArtifact, CorruptArtifact)
 ENDING = {"base", "manifest", "train"}  # phases whose failure ends the night, and is its reason
@@ -66,19 +68,22 @@ def tick(
         return looked[-1]
 
     try:
-        decision = decide_night(night, look_once, seen, now, idle_since)
+        step = decide_night(night, look_once, seen, now, idle_since)
     except UNREADABLE as error:
-        decision = unreadable(night, error, now)
-    if isinstance(decision, Close):
+        step = unreadable(night, error, now)
+    if isinstance(step, Close):
         standing = looked[-1] if looked else _standing(recipe, pools, store)
-        costs = night_costs(made_by(runs_since(instance, night), store, recipe, pools, night.recorded_at))
-        return Ticked(sentence(close_night(book, recipe, night, decision, standing, costs, now)))
-    if isinstance(decision, Wait):
-        _note(book, night, decision.reason, night.outcome)
-        return Ticked(f"{night.told}: {decision.reason}", idle=decision.idle)
-    requests, new_shards = requested(instance, recipe, pools, night, decision)
-    _note(book, night, f"launched {decision.phase}", "running")
-    return Ticked(f"{night.told}: launched {decision.phase}", requests, new_shards)
+        costs = spent(instance, recipe, pools, book, night)
+        closed = close_night(book, recipe, Ending(night, step, now, standing, costs))
+        # afterwards, as MLflow may keep a tick waiting until Dagster ends it, and the night is over by then
+        watch_alias(book, recipe, closed, Tracking(attempts=1))
+        return Ticked(sentence(closed))
+    if isinstance(step, Wait):
+        _note(book, night, step.reason, night.outcome)
+        return Ticked(f"{night.told}: {step.reason}", idle=step.idle)
+    requests, new_shards = requested(instance, recipe, pools, night, step)
+    _note(book, night, f"launched {step.phase}", "running")
+    return Ticked(f"{night.told}: launched {step.phase}", requests, new_shards)
 
 
 def whose_turn(book: NightBook, recipe: Recipe, now: datetime) -> Night | None:
@@ -94,7 +99,7 @@ def whose_turn(book: NightBook, recipe: Recipe, now: datetime) -> Night | None:
     return waiting[0] if waiting else None
 
 
-def unreadable(night: Night, error: Exception, now: datetime) -> Decision:
+def unreadable(night: Night, error: Exception, now: datetime) -> NextStep:
     """A source or store that cannot be read may be readable again before the deadline."""
     if now >= night.recorded_at + timedelta(minutes=night.deadline_minutes):
         return Close("failed", str(error))

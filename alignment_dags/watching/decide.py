@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+from alignment.first_few import first_few
 from alignment_dags.watching.cursor import Asked
 from alignment_dags.watching.look import Seen
 
@@ -14,11 +15,10 @@ MOST_GONE = 0.2
 TRIES = 2
 """Runs asked for one content: the second covers what passes by itself, and then a person has to look."""
 ASKED_AT_ONCE = 1000
-NAMED = 5
 
 
 @dataclass
-class Decision:
+class Actions:
     """Partitions to add and drop, shards to ask runs for, what stays asked, and what a person should know."""
 
     add: list[str] = field(default_factory=list)
@@ -36,24 +36,24 @@ def decide(
     asked: Mapping[str, Asked],
     running: Collection[str],
     meant: Collection[str] = (),
-) -> Decision:
+) -> Actions:
     """`known` are the recipe's partitions, `recorded` maps shards to the key of their current artifact, `asked` is
     what earlier looks asked for, `running` are the run keys whose runs have not ended, and `meant` are shards that a
     person withdrew: they go, and raise no doubt about the source."""
     partitions = set(known)
-    made = Decision(add=[name for name in seen.keys if name not in partitions])
+    made = Actions(add=[name for name in seen.keys if name not in partitions])
     _drop(made, seen, known, recorded, meant)
     for name, key in seen.keys.items():
         if recorded.get(name) != key:
             _ask(made, name, key, asked.get(name), running)
     made.asked |= {name: asked[name] for name in (*seen.waiting, *seen.unreadable) if name in asked}
     if seen.unreadable:
-        made.troubles.append(f"cannot be read: {'; '.join(listed(list(seen.unreadable.values())))}")
+        made.troubles.append(f"cannot be read: {first_few(list(seen.unreadable.values()), '; ')}")
     return made
 
 
 def _drop(
-    made: Decision, seen: Seen, known: Collection[str], recorded: Mapping[str, str], meant: Collection[str]
+    made: Actions, seen: Seen, known: Collection[str], recorded: Mapping[str, str], meant: Collection[str]
 ) -> None:
     """Shards that are gone go, unless so many went at once that the source itself is in doubt."""
     names = seen.names
@@ -64,14 +64,14 @@ def _drop(
     if len(shards) >= FEW and len(lost) > MOST_GONE * len(shards):
         made.troubles.append(
             f"{len(lost)} of {len(shards)} shards are gone from the source, and none was withdrawn: "
-            f"{', '.join(listed(lost))}; if that is meant, run `align run` or `align backfill`, which follow the source"
+            f"{first_few(lost)}; if that is meant, run `align run` or `align backfill`, which follow the source"
         )
         made.drop = [name for name in gone if name in meant]
     else:
         made.drop = gone
 
 
-def _ask(made: Decision, name: str, key: str, before: Asked | None, running: Collection[str]) -> None:
+def _ask(made: Actions, name: str, key: str, before: Asked | None, running: Collection[str]) -> None:
     """A run for a shard that is not current, unless one is under way or enough have failed on this content."""
     if before is not None and before.run_key in running:
         made.asked[name] = before  # it may read the new content already, and two would race for the ref
@@ -85,8 +85,3 @@ def _ask(made: Decision, name: str, key: str, before: Asked | None, running: Col
         made.ask.append(name)
     elif before is not None:
         made.asked[name] = before
-
-
-def listed(names: list[str]) -> list[str]:
-    """The first few, and how many more there are."""
-    return names if len(names) <= NAMED else [*names[:NAMED], f"and {len(names) - NAMED} more"]

@@ -9,12 +9,13 @@ import dagster as dg
 from alignment.artifacts import Store
 from alignment.digest import json_digest
 from alignment.errors import BadInput
+from alignment.first_few import first_few
 from alignment.recipe import Recipe
 from alignment_dags.launch import RANGE_END, RANGE_START, stretches
 from alignment_dags.phases import job_name
 from alignment_dags.run_statuses import UNFINISHED
 from alignment_dags.watching.cursor import Asked, Cursor, read_cursor
-from alignment_dags.watching.decide import Decision, decide, listed
+from alignment_dags.watching.decide import Actions, decide
 from alignment_dags.watching.drop import drop
 from alignment_dags.watching.look import Seen, look
 from assets.factory import SHARDS_PER_RUN, shards_definition
@@ -70,7 +71,7 @@ def watch(instance: dg.DagsterInstance, recipe: Recipe, store: Store, text: str 
     told = "; ".join(made.troubles)
     _alert(recipe, cursor, told)
     if made.given_up:
-        names = ", ".join(listed(made.given_up))
+        names = first_few(made.given_up)
         send(recipe.alerts, Alert(recipe.name, "shard_failed", f"failed and wait for a correction: {names}"))
     after = Cursor(
         observation=cursor.observation + bool(requests),
@@ -91,7 +92,7 @@ def _unfinished(instance: dg.DagsterInstance, recipe: Recipe) -> list[dg.Dagster
 
 
 def _requests(
-    made: Decision, seen: Seen, order: list[str], cursor: Cursor
+    made: Actions, seen: Seen, order: list[str], cursor: Cursor
 ) -> tuple[list[dg.RunRequest], Mapping[str, Asked]]:
     """A run for every stretch of shards that Dagster has side by side, and what was asked with it."""
     requests: list[dg.RunRequest] = []
@@ -113,13 +114,13 @@ def _requests(
     return requests, asked
 
 
-def _nothing_to_do(seen: Seen, made: Decision) -> str:
+def _nothing_to_do(seen: Seen, made: Actions) -> str:
     parts = [
         f"{len(seen.keys) - len(made.asked)} shards are current",
         f"{len(made.asked)} were asked for" if made.asked else "",
         f"{len(seen.waiting)} wait ({', '.join(sorted(set(seen.waiting.values())))})" if seen.waiting else "",
-        f"withdrawn: {', '.join(listed(made.drop))}" if made.drop else "",
-        f"withdrawn until restored: {'; '.join(listed(sorted(seen.withdrawn.values())))}" if seen.withdrawn else "",
+        f"withdrawn: {first_few(made.drop)}" if made.drop else "",
+        f"withdrawn until restored: {first_few(sorted(seen.withdrawn.values()), '; ')}" if seen.withdrawn else "",
         *made.troubles,
     ]
     return "; ".join(part for part in parts if part)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.errors import BadInput
+from alignment.first_few import first_few
 from alignment.recipe import Judge
 from alignment.stages import SourceFile
 from eval.grading import Answered, Grading, gradings
@@ -28,7 +29,6 @@ from eval.suites.suite import Item, Suite
 log = logging.getLogger(__name__)
 
 JOURNAL_FILE = "judgments.jsonl"
-NAMED_QUESTIONS = 5
 
 
 class JudgeUnavailable(RuntimeError):
@@ -127,15 +127,9 @@ def shortfall(outcome: Outcome, asked: int) -> str:
     parts = []
     if outcome.failed:
         told = [f"{question.name}: {reason}" for question, reason in outcome.failed.items()]
-        parts.append(f"{len(told)} of {asked} judgments failed: {_some(told)}")
+        parts.append(f"{len(told)} of {asked} judgments failed: {first_few(told, '; ')}")
     if outcome.unasked:
-        names = [question.name for question in outcome.unasked]
-        parts.append(
-            f"{len(names)} of {asked} were not asked, as the budget of {outcome.budget} is reached: {_some(names)}"
-        )
+        names = first_few([question.name for question in outcome.unasked], "; ")
+        count = len(outcome.unasked)
+        parts.append(f"{count} of {asked} were not asked, as the budget of {outcome.budget} is reached: {names}")
     return "; ".join(parts) and f"{'; '.join(parts)}. The others are kept; run again to ask for these only"
-
-
-def _some(told: Sequence[str]) -> str:
-    more = "" if len(told) <= NAMED_QUESTIONS else f" and {len(told) - NAMED_QUESTIONS} more"
-    return "; ".join(told[:NAMED_QUESTIONS]) + more

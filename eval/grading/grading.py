@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from eval.judge.judgment import Judgment
 from eval.judge.prompts import MULTI_TURN, Prompts, References
@@ -67,9 +65,3 @@ def common_words(item: Item, references: References) -> dict[str, str]:
     words = {"question": item.fields["turns"][0]}
     words |= {f"question_{turn}": text for turn, text in enumerate(item.fields["turns"], start=1)}
     return words | {f"ref_answer_{turn}": text for turn, text in enumerate(reference_of(item, references), start=1)}
-
-
-def detail(**values: Any) -> str:
-    """A sample's detail; what is None is left out."""
-    given = {name: value for name, value in values.items() if value is not None}
-    return json.dumps(given, ensure_ascii=False, sort_keys=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eval.grading.grading import Answered, Grading, Verdicts, common_words, detail, prompt_name
+from eval.grading.grading import Answered, Grading, Verdicts, common_words, prompt_name
 from eval.judge.judgment import Judgment
 from eval.judge.prompts import MULTI_TURN, Prompts, References, fill
 from eval.judge.question import Question
 from eval.response_files import Response
-from eval.samples import Sample
+from eval.samples import Sample, sample_detail
 from eval.statistics import win_rate
 from eval.suites.suite import Item, Suite
 
@@ -82,7 +82,7 @@ def pair_detail(verdicts: Verdicts, item: Item, turn: int, **more: float) -> str
     """What a pair's samples say: category, the baseline's answer, and what the judge wrote in both games."""
     texts = ["no judgment" if judgment is None else judgment.text for judgment in games_of(verdicts, item.id, turn)]
     category, against = item.fields.get("category"), item.fields[BASELINE][turn - 1]
-    return detail(category=category, baseline=against, judgments=texts, **more)
+    return sample_detail(category=category, baseline=against, judgments=texts, **more)
 
 
 PAIRS = Pairs()

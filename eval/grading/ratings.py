@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from eval.grading.grading import Answered, Grading, Verdicts, common_words, detail, prompt_name
+from eval.grading.grading import Answered, Grading, Verdicts, common_words, prompt_name
 from eval.judge.prompts import MULTI_TURN, Prompts, References, fill
 from eval.judge.question import Question
 from eval.response_files import Response
-from eval.samples import Sample
+from eval.samples import Sample, sample_detail
 from eval.suites.suite import Item, Suite
 
 SINGLE, SINGLE_REFERENCE = "single-v1", "single-math-v1"
@@ -35,7 +35,7 @@ class Ratings(Grading):
                 judgment = verdicts.get((item.id, turn, 0))
                 score, answer = None if judgment is None else judgment.score, response.turns[turn - 1]
                 text = "no judgment" if judgment is None else judgment.text
-                about = detail(category=item.fields["category"], judgment=text)
+                about = sample_detail(category=item.fields["category"], judgment=text)
                 found.append(Sample(suite.name, item.id, item.id, f"turn_{turn}", score, answer, about))
                 found.append(Sample(suite.name, name, item.id, "average", score, answer, about))
         return sorted(found, key=lambda sample: self.metrics.index(sample.metric))

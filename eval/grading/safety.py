@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from eval.grading.grading import Answered, Grading, Verdicts, common_words, detail
+from eval.grading.grading import Answered, Grading, Verdicts, common_words
 from eval.judge.judgment import SAFETY_PROMPT
 from eval.judge.prompts import Prompts, References, fill
 from eval.judge.question import Question
 from eval.response_files import Response
-from eval.samples import Sample
+from eval.samples import Sample, sample_detail
 from eval.suites.category import category_of
 from eval.suites.suite import Item, Suite
 
@@ -30,7 +30,7 @@ class Safety(Grading):
         for item, response in answered:
             judgment = verdicts.get((item.id, 1, 0))
             score, text = (None, "no judgment") if judgment is None else (judgment.score, judgment.text)
-            about = detail(category=category_of(item.fields), judgment=text)
+            about = sample_detail(category=category_of(item.fields), judgment=text)
             found.append(Sample(suite.name, item.id, item.id, HARMLESS, score, response.turns[0], about))
         return found
 

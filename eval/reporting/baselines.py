@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict
 
 from alignment.errors import BadInput
 from eval.compare import MetricComparison
-from eval.scale import headline, title_of, unit_of
+from eval.headline import headline, title_of
+from eval.units import unit_of
 
 COLUMNS = ("model", "metric", "value", "source")
 
@@ -29,7 +30,7 @@ class PublishedFigure(BaseModel):
 
 
 @dataclass(frozen=True)
-class Standing:
+class RankedModel:
     """One model's place among those known on a metric; `width` in per cent of the best."""
 
     model: str
@@ -43,7 +44,7 @@ class Standing:
 class Standings:
     title: str
     metric: str
-    models: list[Standing]
+    models: list[RankedModel]
 
 
 def read_baselines(path: str | Path) -> list[PublishedFigure]:
@@ -103,7 +104,7 @@ def _standings(suite: str, metric: str, ours: MetricComparison, known: Sequence[
     best = max(value for _, value, _, _ in rows) or 1.0
     ranked = sorted(rows, key=lambda row: -row[1])
     models = [
-        Standing(model, unit.told(value) + unit.sign, source, mine, round(max(100 * value / best, 0.0), 2))
+        RankedModel(model, unit.told(value) + unit.sign, source, mine, round(max(100 * value / best, 0.0), 2))
         for model, value, source, mine in ranked
     ]
     return Standings(title_of(suite), metric, models)

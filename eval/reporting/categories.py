@@ -7,8 +7,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from eval.headline import headline, title_of
 from eval.samples import Sample
-from eval.scale import headline, title_of, unit_of, width_of
+from eval.scale import width_of
+from eval.units import unit_of
 
 
 @dataclass(frozen=True)

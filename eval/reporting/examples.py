@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from eval.headline import headline, title_of
 from eval.samples import Sample
-from eval.scale import headline, title_of, unit_of, width_of
+from eval.scale import width_of
+from eval.units import unit_of
 
 EXAMPLES = 10
 """Most items shown at each end of a suite."""

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eval.compare import MetricComparison
+from eval.headline import headline, title_of
 from eval.reporting.facts import day
 from eval.reporting.template import render
-from eval.scale import headline, title_of, unit_of
+from eval.units import unit_of
 
 SIDE = 94.0
 """Per cent of a plane's height that values take, so that no line lies on its edge."""

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from eval.headline import headline, title_of
 from eval.samples import Sample
-from eval.scale import Unit, headline, title_of
 from eval.statistics import paired_interval
+from eval.units import Unit
 
 WORDS = Unit(1.0, 1, "words", "")
 

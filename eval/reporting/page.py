@@ -8,6 +8,7 @@ from alignment.artifacts import Store
 from eval.compare import MetricComparison
 from eval.decision import Verdict
 from eval.evidence import Evidence, ReportRequest
+from eval.headline import headline, title_of
 from eval.reporting.baselines import standings
 from eval.reporting.categories import Categories, categories
 from eval.reporting.examples import examples
@@ -15,7 +16,6 @@ from eval.reporting.facts import Facts, categories_of, items_of, questions
 from eval.reporting.lengths import length
 from eval.reporting.tables import tables
 from eval.reporting.template import render
-from eval.scale import headline, title_of
 from eval.suites import SUITES
 
 HEADLINES = {

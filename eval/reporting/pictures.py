@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.evidence import Compared
+from eval.headline import headline, title_of
 from eval.reporting.categories import Categories
-from eval.scale import headline, title_of, unit_of
+from eval.units import unit_of
 
 FOREST_FILE = "differences.png"
 CATEGORIES_FILE = "categories.png"

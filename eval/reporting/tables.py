@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from eval.compare import MetricComparison
 from eval.evidence import Compared
+from eval.headline import headline, title_of
 from eval.reporting.forest import Axis, axis
 from eval.requirement import items
-from eval.scale import Unit, headline, scale_told, title_of, unit_of
+from eval.scale import scale_told
 from eval.suites import SUITES
+from eval.units import Unit, unit_of
 
 
 @dataclass(frozen=True)

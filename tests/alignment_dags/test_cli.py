@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,13 @@ def test_json_is_one_object_on_stdout_and_nothing_else(
     out, _ = capsys.readouterr()
     told = json.loads(out)
     assert (told["rows"], told["accepted"], told["quarantined"], told["kind"]) == (2, 1, 1, "paired")
+
+
+def test_the_version_is_that_of_the_package(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert align("--version", monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().out == f"align {version('alignment-dags')}\n"
 
 
 def test_help_needs_no_heavy_package() -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from eval.judge_files import judge_files, judge_settings
 
 N = 30
 KEY_ENV = "TEST_JUDGE_KEY"
+Align = Callable[..., tuple[int, dict[str, Any], str]]
 
 
 @pytest.fixture
@@ -191,14 +192,15 @@ def test_a_suite_with_its_own_scorer_or_a_baseline_without_an_answer_is_refused(
         settings(server, in_flight=0)
 
 
-def command(server: Any, files: dict[str, Path], out: Path, *more: str) -> list[str]:
-    code = "from alignment_dags.cli import main; main()"
+def judge_arguments(server: Any, files: dict[str, Path], out: Path) -> list[str]:
     where = ["--questions", str(files["questions"]), "--answers", str(files["answers"]), "--out", str(out)]
     judge = ["--judge-model", "grader", "--base-url", server.url, "--api-key-env", KEY_ENV, "--in-flight", "4"]
-    return [sys.executable, "-c", code, "judge", "mt_bench", *where, *judge, "--json", *more]
+    return ["judge", "mt_bench", *where, *judge]
 
 
-def test_a_kill_repeats_at_most_the_calls_in_flight(server: Any, files: dict[str, Path], tmp_path: Path) -> None:
+def test_a_kill_repeats_at_most_the_calls_in_flight(
+    server: Any, files: dict[str, Path], tmp_path: Path, align: Align, align_command: list[str]
+) -> None:
     out = tmp_path / "out.jsonl"
     held = server.gate.wait
 
@@ -209,7 +211,8 @@ def test_a_kill_repeats_at_most_the_calls_in_flight(server: Any, files: dict[str
 
     server.gate.wait, server_open = wait_after_some, server.gate.set
     server.gate.clear()
-    process = subprocess.Popen(command(server, files, out), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = [*align_command, *judge_arguments(server, files, out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         for _ in range(24):
             assert server.arrived.acquire(timeout=60)
@@ -222,9 +225,8 @@ def test_a_kill_repeats_at_most_the_calls_in_flight(server: Any, files: dict[str
     kept = out.read_bytes().count(b"\n")
     assert (before, kept) == (24, 20)  # each answer was on the disk before its place was taken again
     server_open()
-    done = subprocess.run(command(server, files, out), check=False, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    code, told, error = align(*judge_arguments(server, files, out))
+    assert code == 0, error
     assert told["judgments"] == 2 * N and told["judge"]["asked"] == 2 * N - kept
     assert len(server.asked) == 2 * N
     repeated = sum(times - 1 for times in server.asked.values())
@@ -235,23 +237,21 @@ def test_a_kill_repeats_at_most_the_calls_in_flight(server: Any, files: dict[str
 
 
 def test_the_command_tells_a_shortfall_with_exit_1_and_a_wrong_key_with_2_and_never_the_key(
-    server: Any, files: dict[str, Path], tmp_path: Path
+    server: Any, files: dict[str, Path], tmp_path: Path, align: Align
 ) -> None:
     out, key = tmp_path / "out.jsonl", os.environ[KEY_ENV]
     server.script = lambda user, times: (500, "oops", {}) if "ours one 105" in user else None
-    failed = subprocess.run(
-        command(server, files, out, "--retries", "0"), check=False, capture_output=True, text=True, timeout=120
-    )
-    assert failed.returncode == 1 and len(json.loads(failed.stdout)["not_judged"]) == 2
-    assert "2 of 60 judgments failed: question 105 turn 1: HTTP 500 oops" in failed.stderr.splitlines()[-1]
+    code, failed, shortfall = align(*judge_arguments(server, files, out), "--retries", "0")
+    assert code == 1 and len(failed["not_judged"]) == 2
+    assert "2 of 60 judgments failed: question 105 turn 1: HTTP 500 oops" in shortfall.splitlines()[-1]
     server.script = lambda user, times: (401, "no", {})
-    refused = subprocess.run(command(server, files, out), check=False, capture_output=True, text=True, timeout=120)
-    assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr == (
+    code, nothing, refused = align(*judge_arguments(server, files, out))
+    assert (code, nothing) == (2, {})
+    assert refused == (
         f"error: field 'judge.api_key_env': the judge endpoint refuses the key in {KEY_ENV} (HTTP 401)\n"
     )
     assert out.read_bytes().count(b"\n") == 58
-    for text in (failed.stdout, failed.stderr, refused.stderr, out.read_text()):
+    for text in (json.dumps(failed), shortfall, refused, out.read_text()):
         assert key not in text
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from alignment.errors import BadInput
-from eval.samples import Sample, metric_means, read_samples, samples_digest, write_samples
+from eval.samples import Sample, metric_means, read_samples, sample_detail, samples_digest, write_samples
 
 ROWS = [
     Sample("ifeval", "1:0", "1", "inst", 1.0, "naïve \ud83e\udd80".encode("utf-16", "surrogatepass").decode("utf-16")),
@@ -60,3 +60,7 @@ def test_a_row_without_a_name_or_with_an_infinite_value_is_named(
     write_samples(tmp_path / "samples.parquet", [ROWS[0], replace(ROWS[0], **{column: value})])  # type: ignore[arg-type]
     with pytest.raises(BadInput, match=words):
         read_samples(tmp_path)
+
+
+def test_a_detail_names_what_is_known_in_one_order() -> None:
+    assert sample_detail(turn=1, category=None, against="β") == '{"against": "β", "turn": 1}'

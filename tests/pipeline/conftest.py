@@ -113,6 +113,17 @@ def small_data(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
+def shard_folder(tmp_path: Path, small_data: dict[str, str]) -> Path:
+    """Three shards of sixteen pairs."""
+    lines = Path(small_data["pairs"]).read_text(encoding="utf-8").splitlines(keepends=True)
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for index in range(3):
+        (folder / f"day-{index}.jsonl").write_text("".join(lines[index * 16 : index * 16 + 16]), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
 def small_recipe(tmp_path: Path, small_data: dict[str, str]) -> dict[str, Any]:
     """A recipe as plain data: a tiny Llama that is adopted as it is, DPO on 48 pairs in two shards, IFEval."""
     model = str(_write_model(tmp_path / "model", {"model_type": "llama"}, CHAT_TEMPLATE))

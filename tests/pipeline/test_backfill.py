@@ -25,26 +25,15 @@ from assets.upstream import Upstream
 SHARD, REFERENCE = "preference_shard", "reference_logprobs"
 
 
-@pytest.fixture
-def folder(tmp_path: Path, small_data: dict[str, str]) -> Path:
-    """Three shards of sixteen pairs."""
-    lines = Path(small_data["pairs"]).read_text(encoding="utf-8").splitlines(keepends=True)
-    folder = tmp_path / "shards"
-    folder.mkdir()
-    for index in range(3):
-        (folder / f"day-{index}.jsonl").write_text("".join(lines[index * 16 : index * 16 + 16]), encoding="utf-8")
-    return folder
-
-
 def test_a_backfill_makes_what_is_behind_of_what_was_chosen(
     small_recipe: dict[str, Any],
-    folder: Path,
+    shard_folder: Path,
     tmp_path: Path,
     bring_up_to_date: Callable[..., Upstream],
     align: Callable[..., tuple[int, dict[str, Any], str]],
 ) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(small_recipe | {"preferences": {"files": [str(folder)]}}), encoding="utf-8")
+    path.write_text(yaml.safe_dump(small_recipe | {"preferences": {"files": [str(shard_folder)]}}), encoding="utf-8")
 
     def backfill(*chosen: str, code: int = 0) -> dict[str, Any]:
         found, told, error = align("backfill", str(path), *chosen)
@@ -66,10 +55,10 @@ def test_a_backfill_makes_what_is_behind_of_what_was_chosen(
     assert (again["dagster_runs"], again["failures"]) == ([], [])
     assert again["current"] == {SHARD: ["day-1"], REFERENCE: ["day-1"]}
 
-    (folder / "bad.jsonl").write_text(
+    (shard_folder / "bad.jsonl").write_text(
         json.dumps({"prompt": "p", "chosen": "same", "rejected": "same"}), encoding="utf-8"
     )
-    (folder / "day-2.jsonl").unlink()
+    (shard_folder / "day-2.jsonl").unlink()
     everything = backfill(code=1)
     assert everything["withdrawn"] == []
     assert everything["made"] == {SHARD: ["day-0"], REFERENCE: ["day-0"]}
@@ -78,7 +67,7 @@ def test_a_backfill_makes_what_is_behind_of_what_was_chosen(
     assert "bad.jsonl" in everything["failures"][0]
 
     for name in ("bad", "day-0"):
-        (folder / f"{name}.jsonl").unlink()
+        (shard_folder / f"{name}.jsonl").unlink()
     followed = backfill()
     assert followed["withdrawn"] == ["bad", "day-0"]
     assert (followed["dagster_runs"], followed["shards"]) == ([], ["day-1"])
@@ -87,16 +76,18 @@ def test_a_backfill_makes_what_is_behind_of_what_was_chosen(
 
 def test_a_file_that_cannot_be_read_is_named_and_stops_a_run_before_it_starts(
     small_recipe: dict[str, Any],
-    folder: Path,
+    shard_folder: Path,
     tmp_path: Path,
     bring_up_to_date: Callable[..., Upstream],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(small_recipe | {"preferences": {"files": [str(folder)]}}), encoding="utf-8")
+    path.write_text(yaml.safe_dump(small_recipe | {"preferences": {"files": [str(shard_folder)]}}), encoding="utf-8")
     monkeypatch.setenv(RECIPES, str(path))
     bring_up_to_date(load_recipe(path), only=("base", "shards"))
-    (folder / "day-0.jsonl").write_text((folder / "day-1.jsonl").read_text(encoding="utf-8"), encoding="utf-8")
+    (shard_folder / "day-0.jsonl").write_text(
+        (shard_folder / "day-1.jsonl").read_text(encoding="utf-8"), encoding="utf-8"
+    )
 
     def pin(url: str) -> SourceFile:
         if url.endswith("day-0.jsonl"):
@@ -105,7 +96,7 @@ def test_a_file_that_cannot_be_read_is_named_and_stops_a_run_before_it_starts(
 
     monkeypatch.setattr(shards, "pin_file", pin)
     told = run_backfill(path, Chosen(shards=("day-0", "day-2")), SHARD, lambda line: None)
-    assert told.failures == [f"day-0: {folder / 'day-0.jsonl'}: cannot be read"]
+    assert told.failures == [f"day-0: {shard_folder / 'day-0.jsonl'}: cannot be read"]
     assert (told.behind, told.current) == ({SHARD: ["day-0"]}, {SHARD: ["day-2"]})
     with pytest.raises(BadInput, match=r"day-0.jsonl: cannot be read"):
         run_recipe(path, lambda line: None)

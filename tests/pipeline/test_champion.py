@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from alignment.recipe import Recipe, parse_recipe
-from alignment_dags.lineage import lineage_of
+from alignment_dags.lineage.model import lineage_of
 from assets.champion import champion_beside
 from assets.upstream import Upstream
 from resources.tracking import Tracking

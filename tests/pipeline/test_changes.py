@@ -43,27 +43,16 @@ def text_of(ids: list[int], recipe: dict[str, Any]) -> str:
     return str(AutoTokenizer.from_pretrained(recipe["base_model"]["path"]).decode(ids))
 
 
-@pytest.fixture
-def folder(tmp_path: Path, small_data: dict[str, str]) -> Path:
-    """Three shards of sixteen pairs."""
-    lines = Path(small_data["pairs"]).read_text(encoding="utf-8").splitlines(keepends=True)
-    folder = tmp_path / "shards"
-    folder.mkdir()
-    for index in range(3):
-        (folder / f"day-{index}.jsonl").write_text("".join(lines[index * 16 : index * 16 + 16]), encoding="utf-8")
-    return folder
-
-
 def test_one_changed_row_in_one_shard_scores_that_rows_sequences_only(
-    small_recipe: dict[str, Any], folder: Path, bring_up_to_date: Callable[..., Upstream]
+    small_recipe: dict[str, Any], shard_folder: Path, bring_up_to_date: Callable[..., Upstream]
 ) -> None:
-    recipe = parse_recipe(small_recipe | {"preferences": {"files": [str(folder)]}}, "-", {})
+    recipe = parse_recipe(small_recipe | {"preferences": {"files": [str(shard_folder)]}}, "-", {})
     with forwarded_ids() as first:
         bring_up_to_date(recipe, only=("base", *SCORING))
     everything = text_of(first, small_recipe)
     assert all(f"It is {number}." in everything for number in range(48))
     assert everything.count("No.") >= 48
-    shard = folder / "day-1.jsonl"
+    shard = shard_folder / "day-1.jsonl"
     rows = [json.loads(line) for line in shard.read_text(encoding="utf-8").splitlines()]
     rows[3]["chosen"][-1]["content"] = "Another answer."
     shard.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -86,9 +75,9 @@ def test_one_changed_row_in_one_shard_scores_that_rows_sequences_only(
 
 
 def test_a_sweep_over_beta_and_learning_rate_is_one_reference_pass(
-    small_recipe: dict[str, Any], folder: Path, bring_up_to_date: Callable[..., Upstream]
+    small_recipe: dict[str, Any], shard_folder: Path, bring_up_to_date: Callable[..., Upstream]
 ) -> None:
-    data = small_recipe | {"preferences": {"files": [str(folder)]}}
+    data = small_recipe | {"preferences": {"files": [str(shard_folder)]}}
     with forwarded_ids() as first:
         bring_up_to_date(parse_recipe(data, "-", {}), only=("base", *SCORING))
     assert first
@@ -103,11 +92,11 @@ def test_a_sweep_over_beta_and_learning_rate_is_one_reference_pass(
 
 
 def test_a_renamed_shard_keeps_its_artifacts_and_the_manifest_its_digest(
-    small_recipe: dict[str, Any], folder: Path, bring_up_to_date: Callable[..., Upstream]
+    small_recipe: dict[str, Any], shard_folder: Path, bring_up_to_date: Callable[..., Upstream]
 ) -> None:
-    recipe = parse_recipe(small_recipe | {"preferences": {"files": [str(folder)]}}, "-", {})
+    recipe = parse_recipe(small_recipe | {"preferences": {"files": [str(shard_folder)]}}, "-", {})
     before = bring_up_to_date(recipe)
-    (folder / "day-2.jsonl").rename(folder / "night.jsonl")
+    (shard_folder / "day-2.jsonl").rename(shard_folder / "night.jsonl")
     with forwarded_ids() as ids:
         after = bring_up_to_date(recipe)
     assert ids == []
@@ -117,12 +106,12 @@ def test_a_renamed_shard_keeps_its_artifacts_and_the_manifest_its_digest(
 
 
 def test_a_shard_without_a_valid_row_fails_by_name_and_the_others_stand(
-    small_recipe: dict[str, Any], folder: Path, bring_up_to_date: Callable[..., Upstream]
+    small_recipe: dict[str, Any], shard_folder: Path, bring_up_to_date: Callable[..., Upstream]
 ) -> None:
     import dagster as dg
 
-    (folder / "bad.jsonl").write_text('{"prompt": "p", "chosen": "same", "rejected": "same"}\n', encoding="utf-8")
-    recipe: Recipe = parse_recipe(small_recipe | {"preferences": {"files": [str(folder)]}}, "-", {})
+    (shard_folder / "bad.jsonl").write_text('{"prompt": "p", "chosen": "same", "rejected": "same"}\n', encoding="utf-8")
+    recipe: Recipe = parse_recipe(small_recipe | {"preferences": {"files": [str(shard_folder)]}}, "-", {})
     with pytest.raises(dg.Failure, match=r"1 of 4 shards failed, the others stand: bad: .*bad\.jsonl"):
         bring_up_to_date(recipe)
     from resources.store import ArtifactStore

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -24,15 +23,14 @@ from resources.tracking import Tracking
 
 EPOCHS = 50
 SAVE_STEPS = 20
-ALIGN = [sys.executable, "-c", "from alignment_dags.cli import main; main()"]
 
 
 class Run:
     """`align run` in a process group of its own; its progress lines can be waited for."""
 
-    def __init__(self, recipe: Path) -> None:
+    def __init__(self, align: list[str], recipe: Path) -> None:
         self.process = subprocess.Popen(
-            [*ALIGN, "run", str(recipe), "--json"],
+            [*align, "run", str(recipe), "--json"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -99,6 +97,7 @@ def test_a_killed_training_goes_on_and_ends_at_the_weights_of_an_undisturbed_one
     tmp_path: Path,
     bring_up_to_date: Callable[[Recipe], Upstream],
     monkeypatch: Any,
+    align_command: list[str],
 ) -> None:
     small_recipe["dpo"] |= {"epochs": EPOCHS, "save_steps": SAVE_STEPS}
     path = tmp_path / "recipe.yaml"
@@ -111,19 +110,19 @@ def test_a_killed_training_goes_on_and_ends_at_the_weights_of_an_undisturbed_one
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "killed" / "dagster"))
     store = ArtifactStore().open()
 
-    step_killed = Run(path)
+    step_killed = Run(align_command, path)
     wait_for_checkpoint(step_killed, store)
     os.kill(training_process(), signal.SIGKILL)
     assert step_killed.end() == 1
     assert list(store.commits("policy_checkpoint")) == []
 
-    all_killed = Run(path)
+    all_killed = Run(align_command, path)
     all_killed.wait_for(r"policy_checkpoint: (resuming|step)")
     os.killpg(all_killed.process.pid, signal.SIGKILL)
     all_killed.end()
     assert list(store.commits("policy_checkpoint")) == []
 
-    last = Run(path)
+    last = Run(align_command, path)
     assert last.end() == 0, "".join(last.lines)
     assert last.said("ended run")
     resumed = policy(store)

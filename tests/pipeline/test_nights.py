@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from alignment.recipe import Recipe
 from alignment_dags.definitions import build_definitions
 from alignment_dags.nights.book import NightBook
 from alignment_dags.nights.decide import GRACE
+from alignment_dags.nights.history import latest_nights
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.tick import Ticked, tick
 from assets.factory import shards_definition
@@ -23,6 +24,7 @@ from assets.upstream import Upstream
 from resources.home import ensure_home
 from resources.pools import load_pools
 from resources.store import ArtifactStore
+from resources.tracking import Tracking
 
 
 class Nights:
@@ -127,6 +129,43 @@ def test_a_night_trains_what_changed_and_the_next_is_skipped(nights: Nights, sma
     assert changed.manifest != first.manifest
     assert ("small_train", "sft_responses") not in {(job, node) for job, nodes in nights.launched for node in nodes}
     assert changed.costs.suites_run == 1
+
+
+def test_what_was_scored_before_a_night_is_counted_in_it_and_an_alias_moved_meanwhile_told_of_once(
+    nights: Nights,
+    small_recipe: dict[str, Any],
+    bring_up_to_date: Callable[..., Upstream],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bring_up_to_date(nights.recipe, only=("base", "shards", "reference"))
+    first = nights.night()
+    assert first.costs is not None
+    assert (first.costs.sequences_scored, first.costs.between.sequences, first.costs.between.shards) == (0, 96, 2)
+    assert first.costs.between.tokens > 0
+    assert "between the nights 96 sequences" in first.costs.told()
+    assert first.alias == ""
+
+    path = pairs_of(small_recipe)
+    path.write_text(path.read_text(encoding="utf-8").replace("It is 0.", "It is nil."), encoding="utf-8")
+    bring_up_to_date(nights.recipe, only=("shards", "reference"))
+    Tracking().client().delete_registered_model_alias("small", "champion")
+    second = nights.night()
+    assert (second.outcome, second.version) == ("passed", "2"), second.reason
+    assert second.costs is not None
+    assert (second.costs.sequences_scored, second.costs.between.sequences, second.costs.between.shards) == (0, 1, 1)
+    assert [one for one in alias_alerts(caplog) if "is gone, the registered champion is version 1" in one], "put back"
+
+    Tracking().client().set_registered_model_alias("small", "champion", "1")
+    caplog.clear()
+    assert [nights.night().outcome for _ in range(2)] == ["skipped", "skipped"]
+    (told,) = alias_alerts(caplog)
+    assert "is on version 1, the registered champion is version 2" in told
+    shown = latest_nights(nights.store, nights.recipe, 1)["nights"][0]
+    assert shown["alias"] in told
+
+
+def alias_alerts(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [one.message for one in caplog.records if "alias_moved" in one.message]
 
 
 def test_a_shard_without_a_valid_row_is_left_out_by_name(nights: Nights, small_recipe: dict[str, Any]) -> None:

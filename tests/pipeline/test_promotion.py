@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +15,9 @@ from alignment.artifacts import Store
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe
 from alignment_dags.cli.lineage_page import lines
-from alignment_dags.gc import carry_out, plan_of
-from alignment_dags.lineage import lineage_of
+from alignment_dags.gc.carry_out import carry_out
+from alignment_dags.gc.collect import plan_of
+from alignment_dags.lineage.model import lineage_of
 from alignment_dags.promote import Wish, decide, promote
 from assets.decision import write_decision
 from assets.factory import asset_key, build_asset
@@ -34,6 +32,7 @@ from resources.tracking import Tracking
 PASSES = {"metrics": {"ifeval/prompt_level_strict_acc": {"no_regression": 1.0}}}
 FAILS = {"metrics": {"ifeval/prompt_level_strict_acc": {"at_least": 1.1}}}
 Write = Callable[..., Path]
+Align = Callable[..., tuple[int, dict[str, Any], str]]
 
 
 @pytest.fixture
@@ -68,15 +67,6 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("alignment_dags.promote._carry_out", registered_model_alone)
 
 
-def align(*arguments: str) -> dict[str, Any]:
-    """What the command says in a process of its own, where Dagster loads this recipe and no other."""
-    command = [sys.executable, "-c", "from alignment_dags.cli import main; main()", *arguments, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
-
-
 def version_with_tags() -> tuple[str, dict[str, str]]:
     found = Tracking().aliased("small")
     assert found is not None
@@ -84,15 +74,18 @@ def version_with_tags() -> tuple[str, dict[str, str]]:
 
 
 def test_an_override_is_a_promotion_that_everybody_sees(
-    write: Write, bring_up_to_date: Callable[..., Upstream]
+    write: Write, bring_up_to_date: Callable[..., Upstream], align: Align
 ) -> None:
     path = write(0.1, FAILS)
     with pytest.raises(dg.Failure, match="the gate says fail"):
         bring_up_to_date(load_recipe(path))
     with pytest.raises(BadInput, match="needs --reason"):
         promote(Wish("small", override=True, reason=" ", recipe=path), print)
-    told = align("promote", "small", "--override", "--reason", "the demo is tomorrow", "--recipe", str(path))
+    code, told, error = align(
+        "promote", "small", "--override", "--reason", "the demo is tomorrow", "--recipe", str(path)
+    )
 
+    assert code == 0, error
     assert told["version"] == "1"
     assert told["gate"].startswith("fail: ")
     version, tags = version_with_tags()
@@ -145,7 +138,9 @@ def test_no_override_goes_by_the_evaluation_of_an_earlier_policy(
 
 
 @pytest.mark.usefixtures("here")
-def test_a_return_holds_until_there_is_another_policy(write: Write, bring_up_to_date: Callable[..., Upstream]) -> None:
+def test_a_return_holds_until_there_is_another_policy(
+    write: Write, bring_up_to_date: Callable[..., Upstream], align: Align
+) -> None:
     first = bring_up_to_date(load_recipe(write(0.1)))("policy_checkpoint")
     path = write(0.9)
     second = bring_up_to_date(load_recipe(path))("policy_checkpoint")
@@ -173,7 +168,8 @@ def test_a_return_holds_until_there_is_another_policy(write: Write, bring_up_to_
     with dg.DagsterInstance.get() as instance:
         taken = instance.event_log_storage.claim_concurrency_slot("local", "a training", "a step")
         assert taken.is_claimed
-        align("promote", "small", "--to", "2", "--recipe", str(path))  # waits for nobody's GPU
+        code, _, error = align("promote", "small", "--to", "2", "--recipe", str(path))
+        assert code == 0, error  # it waited for nobody's GPU
         instance.event_log_storage.free_concurrency_slots_for_run("a training")
     version, tags = version_with_tags()
     assert (version, tags["align.promoted_by"]) == ("2", "rollback")

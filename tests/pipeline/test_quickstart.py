@@ -6,7 +6,6 @@ import json
 import os
 import random
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,13 @@ from alignment.quickstart.preferences import preference_records
 from resources.home import PROJECT
 
 RECIPE = PROJECT / "recipes" / "quickstart.yaml"
-ALIGN = [sys.executable, "-c", "from alignment_dags.cli import main; main()"]
 
 
 class Project:
     """A home of its own, and `align` in it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, command: list[str], folder: Path) -> None:
+        self.command = command
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("ALIGN_", "MLFLOW_"))}
         self.environment = kept | {"ALIGN_HOME": str(folder / "align"), "DAGSTER_HOME": str(folder / "dagster")}
         self.folder = folder
@@ -32,15 +31,15 @@ class Project:
     def align(self, *arguments: str) -> tuple[int, dict[str, Any]]:
         """Exit code and the one JSON object on stdout."""
         told = subprocess.run(
-            [*ALIGN, *arguments, "--json"], env=self.environment, capture_output=True, text=True, check=False
+            [*self.command, *arguments, "--json"], env=self.environment, capture_output=True, text=True, check=False
         )
         assert told.stdout.count("\n") == 1, told.stdout + told.stderr
         return told.returncode, json.loads(told.stdout)
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    yield Project(tmp_path_factory.mktemp("quickstart"))
+def project(align_command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    yield Project(align_command, tmp_path_factory.mktemp("quickstart"))
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ import yaml
 from alignment.artifacts import ErasedArtifact, Store
 from alignment.errors import BadInput
 from alignment.preferences.row import read_rows, read_sft_rows
-from alignment.preferences.withdrawal import Standing
+from alignment.preferences.withdrawal import RemainingShards
 from alignment.recipe import load_recipe
 from alignment_dags.find_rows import find_rows
-from alignment_dags.gc import collect
-from alignment_dags.lineage_rows import row_lineage
+from alignment_dags.gc.collect import collect
+from alignment_dags.lineage.rows import row_lineage
 from alignment_dags.withdraw import restore, withdraw
 from assets.upstream import Upstream
 from resources.store import ArtifactStore
@@ -39,20 +39,16 @@ def places(folder: Path, text: str) -> list[str]:
 
 
 @pytest.fixture
-def recipe(small_recipe: dict[str, Any], small_data: dict[str, str], tmp_path: Path) -> Path:
+def recipe(small_recipe: dict[str, Any], shard_folder: Path, tmp_path: Path) -> Path:
     """Three shards of sixteen pairs; the second has a planted row, and the same row once more."""
-    lines = Path(small_data["pairs"]).read_text(encoding="utf-8").splitlines(keepends=True)
-    planted = json.loads(lines[20])
+    shard = shard_folder / "day-1.jsonl"
+    lines = shard.read_text(encoding="utf-8").splitlines(keepends=True)
+    planted = json.loads(lines[4])
     planted["chosen"][-1]["content"] = f"Ask {PLANTED}."
-    lines[20] = json.dumps(planted) + "\n"
-    folder = tmp_path / "shards"
-    folder.mkdir()
-    for index in range(3):
-        (folder / f"day-{index}.jsonl").write_text("".join(lines[index * 16 : index * 16 + 16]), encoding="utf-8")
-    with (folder / "day-1.jsonl").open("a", encoding="utf-8") as shard:
-        shard.write(lines[20])
+    lines[4] = json.dumps(planted) + "\n"
+    shard.write_text("".join([*lines, lines[4]]), encoding="utf-8")
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(small_recipe | {"preferences": {"files": [str(folder)]}}), encoding="utf-8")
+    path.write_text(yaml.safe_dump(small_recipe | {"preferences": {"files": [str(shard_folder)]}}), encoding="utf-8")
     return path
 
 
@@ -65,7 +61,7 @@ def read_now(upstream: Upstream) -> Upstream:
     return upstream
 
 
-def shards_now(recipe: Path) -> Standing:
+def shards_now(recipe: Path) -> RemainingShards:
     loaded = load_recipe(recipe)
     return Upstream(ArtifactStore().open(), loaded.name).shards(loaded.preferences, loaded.seed)
 

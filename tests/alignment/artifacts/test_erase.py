@@ -12,11 +12,6 @@ from alignment.artifacts.erase import all_commits, erase, erasures, finish, gone
 from alignment.artifacts.store import COMMIT_FILE
 
 
-@pytest.fixture
-def store(store_url: str, tmp_path: Path) -> Store:
-    return Store(store_url, cache=tmp_path / "cache")
-
-
 def build(store: Store, digest: str = "d") -> Commit:
     with store.building("thing", "k"):
         attempt = store.begin("thing", "k")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from alignment.artifacts import Artifact, Commit, CorruptArtifact, MissingArtifact, Ref, Store
+from alignment.artifacts import Artifact, Commit, CorruptArtifact, MissingArtifact, Store
 from alignment.artifacts.store import COMMIT_FILE, Attempt
 from alignment.errors import BadInput
 
@@ -36,16 +36,22 @@ def build(store: Store, key: str = "k", text: str = "hello", digest: str = "d") 
     return commit(store, attempt, digest)
 
 
-@pytest.fixture
-def store(store_url: str, tmp_path: Path) -> Store:
-    return Store(store_url, cache=tmp_path / "cache")
-
-
 def test_a_committed_artifact_is_found_and_read_back(store: Store) -> None:
     made = build(store)
     assert store.find("thing", "k") == made
     assert (store.fetch(made.artifact, deep=True) / "sub" / "file.txt").read_text() == "hello"
     assert [one.key for one in store.commits("thing")] == ["k"]
+
+
+def test_what_another_process_commits_is_listed_at_once(store: Store, tmp_path: Path) -> None:
+    build(store, "first")
+    assert [one.key for one in store.commits("thing")] == ["first"]
+    other = multiprocessing.get_context("spawn").Process(
+        target=build, args=(Store(store.url, tmp_path / "other"), "second")
+    )
+    other.start()
+    other.join()
+    assert sorted(one.key for one in store.commits("thing")) == ["first", "second"]
 
 
 def test_an_attempt_without_a_marker_is_not_seen(store: Store) -> None:
@@ -121,31 +127,6 @@ def test_a_full_store_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(BadInput, match="no space left for the artifact store"):
         commit(store, attempt)
     assert store.find("thing", "k") is None
-
-
-def test_a_ref_is_replaced_whole_and_partitions_may_have_any_name(store: Store) -> None:
-    artifact = Artifact(kind="thing", key="k", attempt="a", digest="d")
-    assert store.read_ref("recipe", "shard", "day/1 ü") is None
-    for run in ("one", "two"):
-        store.write_ref(Ref(artifact=artifact, mlflow_run_id=run), "recipe", "shard", "day/1 ü")
-    found = store.read_ref("recipe", "shard", "day/1 ü")
-    assert found is not None
-    assert found.mlflow_run_id == "two"
-
-
-def test_the_refs_of_all_partitions_are_read_together_and_removed_singly(store: Store) -> None:
-    assert store.read_refs("recipe", "shard") == {}
-    names = ["day-1", "day/2 ü", "100%25", "x.json"]
-    for name in names:
-        store.write_ref(Ref(artifact=Artifact(kind="t", key=name, attempt="a", digest="d")), "recipe", "shard", name)
-    store.write_ref(Ref(artifact=Artifact(kind="t", key="whole", attempt="a", digest="d")), "recipe", "shard")
-    assert {name: ref.artifact.key for name, ref in store.read_refs("recipe", "shard").items()} == dict(
-        zip(names, names, strict=True)
-    )
-    for _ in range(2):
-        store.remove_ref("recipe", "shard", "day/2 ü")
-    assert set(store.read_refs("recipe", "shard")) == set(names) - {"day/2 ü"}
-    assert store.read_ref("recipe", "shard") is not None
 
 
 def _build_once(url: str, place: str) -> None:

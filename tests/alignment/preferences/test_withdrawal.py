@@ -15,7 +15,7 @@ from alignment.preferences.row import paired_row, read_rows, unpaired_row
 from alignment.preferences.shard import STAGE, ShardRequest
 from alignment.preferences.shards import Part, Shards, shards_of
 from alignment.preferences.tombstones import Tombstone, Withdrawn, bury, lift, read_withdrawn, tombstone
-from alignment.preferences.withdrawal import Standing
+from alignment.preferences.withdrawal import RemainingShards
 from alignment.recipe import PreferenceSource
 from alignment.sources import pin_file
 from alignment.stages import execute
@@ -53,7 +53,9 @@ def applied(
     def artifact(shard: str) -> Artifact | None:
         return current[shard].artifact if shard in current else None
 
-    return dict(Standing(Listed(requests), Withdrawn(frozenset(rows), shards=frozenset(shards)), artifact, store))
+    return dict(
+        RemainingShards(Listed(requests), Withdrawn(frozenset(rows), shards=frozenset(shards)), artifact, store)
+    )
 
 
 def test_without_withdrawals_a_request_reads_and_keys_as_it_did_before(tmp_path: Path) -> None:
@@ -149,9 +151,9 @@ def test_a_withdrawn_shard_is_gone_until_its_tombstone_is_lifted(tmp_path: Path,
     assert list(applied(store, requests, {}, set(), ("a",))) == ["b"]
 
 
-def listed(store: Store, withdrawn: Withdrawn, folder: Path, parts: int = 1) -> Standing:
+def listed(store: Store, withdrawn: Withdrawn, folder: Path, parts: int = 1) -> RemainingShards:
     shards = shards_of(PreferenceSource(files=[str(folder)], split_into=parts))
-    return Standing(shards, withdrawn, lambda shard: None, store)
+    return RemainingShards(shards, withdrawn, lambda shard: None, store)
 
 
 def test_what_was_withdrawn_comes_back_under_no_other_name(tmp_path: Path, store: Store) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from alignment.artifacts import Commit
-from alignment_dags.nights.costs import Costs, night_costs
+from alignment_dags.nights.costs import Costs, Scored, night_costs
 
 
 def commit(stage: str, key: str, seconds: float, **summary: Any) -> Commit:
@@ -37,7 +37,7 @@ def test_costs_are_summed_by_stage_and_a_key_counts_once() -> None:
         commit("scores", "6", 1.0),
         commit("scores", "7", 1.5),
     ]
-    costs = night_costs(made)
+    costs = night_costs(made, {}, Scored())
     assert (costs.sequences_scored, costs.tokens_trained, costs.suites_run) == (10, 7_000, 2)
     assert costs.seconds == {
         "policy_checkpoint": 60.0,
@@ -50,5 +50,22 @@ def test_costs_are_summed_by_stage_and_a_key_counts_once() -> None:
 
 
 def test_nothing_made_costs_nothing() -> None:
-    assert night_costs([]) == Costs()
-    assert night_costs([]).told() == "0 sequences scored, 0 tokens trained, 0 suites run in 0.0 s"
+    assert night_costs([], {"responses": 3.0}, Scored()) == Costs()
+    assert Costs().told() == "0 sequences scored, 0 tokens trained, 0 suites run in 0.0 s"
+
+
+def test_pools_that_name_a_price_are_added_up_and_others_have_none() -> None:
+    made = [commit("policy_checkpoint", "1", 1800.0, tokens=7), commit("scores", "2", 600.0)]
+    costs = night_costs(made, {"policy_checkpoint": 24.0, "responses": 3.0}, Scored())
+    assert costs.price == 12.0
+    assert costs.told().endswith(" for 12.00")
+
+
+def test_what_was_scored_between_the_nights_is_told_beside_the_nights_own() -> None:
+    between = Scored(shards=3, sequences=1_200, tokens=90_000, seconds=12.0, price=0.01)
+    costs = night_costs([commit("reference_logprobs", "1", 2.0, scored=10)], {}, between)
+    assert costs.sequences_scored == 10
+    assert costs.told() == (
+        "10 sequences scored, 0 tokens trained, 0 suites run in 2.0 s (reference_logprobs 2.0 s); "
+        "between the nights 1,200 sequences (90,000 tokens) of 3 shards scored in 12.0 s for 0.01"
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -100,7 +99,9 @@ def test_the_cursor_remembers_since_when_nobody_makes_what_is_behind() -> None:
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_align_nights_tells_outcome_and_reason(home: Path, tmp_path: Path, as_json: bool) -> None:
+def test_align_nights_tells_outcome_and_reason(
+    home: Path, align_command: list[str], tmp_path: Path, as_json: bool
+) -> None:
     ensure_home()
     path = tmp_path / "small.yaml"
     path.write_text(json.dumps(SETTINGS), encoding="utf-8")
@@ -110,8 +111,7 @@ def test_align_nights_tells_outcome_and_reason(home: Path, tmp_path: Path, as_js
     (night,) = book.latest()
     book.write(night.closed("failed", "out of memory", datetime(2026, 11, 21, 3, tzinfo=UTC)))
     arguments = ["nights", str(path), *(["--json"] if as_json else [])]
-    command = [sys.executable, "-c", "from alignment_dags.cli import main; main()", *arguments]
-    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PROJECT).stdout
+    told = subprocess.run([*align_command, *arguments], capture_output=True, text=True, check=True, cwd=PROJECT).stdout
     if as_json:
         (shown,) = json.loads(told)["nights"]
         assert (shown["id"], shown["outcome"], shown["reason"]) == ("20261121T013000Z", "failed", "out of memory")

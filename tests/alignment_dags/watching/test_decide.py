@@ -8,11 +8,11 @@ import pytest
 
 from alignment_dags.watching import decide as module
 from alignment_dags.watching.cursor import Asked
-from alignment_dags.watching.decide import Decision, decide
+from alignment_dags.watching.decide import Actions, decide
 from alignment_dags.watching.look import Seen
 
 
-def after(source: dict[str, str], made: dict[str, str], asked: dict[str, Asked] | None = None, **more: Any) -> Decision:
+def after(source: dict[str, str], made: dict[str, str], asked: dict[str, Asked] | None = None, **more: Any) -> Actions:
     """`source` and `made` map shards to keys: what the files hold now, and what the store has."""
     seen = Seen(keys=source, waiting=more.get("waiting", {}), unreadable=more.get("unreadable", {}))
     return decide(
@@ -25,7 +25,7 @@ def shards(count: int) -> dict[str, str]:
 
 
 def test_nothing_follows_from_a_source_that_is_as_it_was() -> None:
-    assert after(shards(7), shards(7)) == Decision()
+    assert after(shards(7), shards(7)) == Actions()
 
 
 def test_new_and_changed_shards_are_asked_for_and_no_others() -> None:
@@ -40,7 +40,7 @@ def test_a_shard_in_dagster_without_an_artifact_is_asked_for_and_not_added_again
 
 def test_what_waits_is_neither_asked_for_nor_gone() -> None:
     made = after({}, shards(2), waiting=dict.fromkeys([*shards(2), "new"], "being written"))
-    assert made == Decision()
+    assert made == Actions()
 
 
 def test_an_unreadable_shard_stays_as_it_is_and_is_told_of() -> None:
@@ -93,7 +93,7 @@ def test_a_shard_that_changed_since_it_was_asked_for_is_asked_for_again() -> Non
 
 
 def test_a_shard_that_is_current_is_asked_for_no_more() -> None:
-    assert after({"a": "1"}, {"a": "1"}, asked("1")) == Decision()
+    assert after({"a": "1"}, {"a": "1"}, asked("1")) == Actions()
 
 
 def test_a_failed_shard_gets_a_second_run_and_then_waits_for_a_correction_and_is_told_of_once() -> None:

@@ -10,7 +10,7 @@ from eval.reporting.examples import EXAMPLES, examples
 from eval.reporting.lengths import length
 from eval.reporting.template import breakable, duration, probability
 from eval.samples import Sample
-from eval.scale import PERCENT, PLAIN
+from eval.units import PERCENT, PLAIN
 
 
 def rated(values: dict[str, float | None], response: str = "some words") -> list[Sample]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from alignment.artifacts import Store
 from alignment.artifacts.store import ERASED
-from alignment_dags.gc_items import Leftover
+from alignment_dags.gc.items import Leftover
 
 DAY = 24 * 3600.0
 ABANDONED = 7 * DAY
@@ -45,7 +45,6 @@ def remove(store: Store, left: Leftover) -> None:
 
 
 def _attempts(store: Store, now: float) -> Iterator[Leftover]:
-    store.fs.invalidate_cache()
     why = "an attempt that was never committed"
     for folder in store.fs.glob(store.path("*", "*", "*")):
         kind, key, name = str(folder).removeprefix(store.root).strip("/").split("/")

@@ -18,7 +18,7 @@ from alignment.preferences.quarantine import QUARANTINE_FILE
 from alignment.preferences.tombstones import Withdrawn, read_withdrawn, tombstone
 from alignment.training.sft_dataset import HELD_OUT_FILE, TRAIN_FILE
 from alignment.training.sft_forms import normalise as normalise_sft
-from alignment_dags.gc_items import Doomed, Kept
+from alignment_dags.gc.items import Doomed, Kept
 
 SHARD, DATASET, MANIFEST = "preference_shard", "sft_dataset", "preference_manifest"
 IDS_FILE = "row_ids.parquet"

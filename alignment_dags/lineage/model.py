@@ -8,7 +8,7 @@ from typing import Any
 from alignment.artifacts import Artifact, Commit, Store
 from alignment.artifacts.erase import gone
 from alignment.errors import BadInput
-from alignment_dags.lineage_record import record_of
+from alignment_dags.lineage.record import record_of
 from alignment_dags.registrations import champion_of, registrations_of
 from assets.alias import moved_by_hand
 from resources.mlflow_records import MlflowRecords
@@ -24,7 +24,7 @@ def lineage_of(model: str, source: str = "store") -> dict[str, Any]:
     `tree` nests every artifact's inputs down to base model and source files' rows; `shards` lists the
     preference shards with row digests and counts; `runs` has, for every artifact, the Dagster run that made it
     and the MLflow run that reported it (None where MLflow does not answer). The other fields are told in
-    `lineage_record`.
+    `lineage.record`.
     """
     name, _, wanted = model.partition("@")
     wanted = wanted or CHAMPION

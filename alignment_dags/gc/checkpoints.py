@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from alignment.artifacts import Commit, Store
 from alignment.artifacts.listing import refs_of
-from alignment_dags.gc_items import Doomed
+from alignment_dags.gc.items import Doomed
 from assets.champion import standing
 
 POLICY, SFT, REGISTERED = "policy_checkpoint", "sft_checkpoint", "registered_model"

@@ -14,7 +14,7 @@ from alignment.preferences.manifest import SPLIT_FILE
 from alignment.preferences.tombstones import What, tombstone
 from alignment.training.dpo import ROWS_FILE
 from alignment.training.sft_dataset import HELD_OUT_FILE, TRAIN_FILE
-from alignment_dags.gc_text import IDS_FILE
+from alignment_dags.gc.text import IDS_FILE
 from alignment_dags.registrations import REGISTERED
 from assets.champion import standing
 from resources.store import ArtifactStore

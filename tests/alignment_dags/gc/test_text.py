@@ -13,7 +13,7 @@ from alignment.preferences.shard import STAGE, ShardRequest
 from alignment.preferences.tombstones import Tombstone, bury
 from alignment.sources import pin_file
 from alignment.stages import execute
-from alignment_dags.gc_text import withdrawn_text
+from alignment_dags.gc.text import withdrawn_text
 
 ROW = paired_row("p", "c", "r", "-", 1).row_id
 

@@ -1,0 +1,104 @@
+"""A place for files on any fsspec URL: small ones written whole or not at all, and names for one process at a time."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote
+
+import fsspec
+from filelock import FileLock
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from alignment.errors import BadInput
+
+OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Place:
+    """One folder, local or remote. `cache` is a local folder for what a remote place cannot hold."""
+
+    def __init__(self, url: str, cache: Path | None = None) -> None:
+        self.url = url.rstrip("/")
+        self.fs: fsspec.AbstractFileSystem
+        try:
+            # without a cache of listings: other processes write here too
+            self.fs, root = url_to_fs(self.url, use_listings_cache=False)
+        except (ValueError, ImportError) as error:
+            raise BadInput(f"not a place for an artifact store: {error}", file=url) from error
+        self.root = root.rstrip("/")
+        self.is_local = isinstance(self.fs, LocalFileSystem)
+        self.cache = cache or Path(tempfile.gettempdir()) / "alignment-dags"
+
+    def path(self, *parts: str) -> str:
+        """A path on `fs`."""
+        return str(PurePosixPath(self.root, *parts))
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Writes a small file (a `path` of this place), whole or not at all; False where there was one, which stays."""
+        if not self.is_local:
+            try:
+                self.fs.pipe_file(path, data, mode="create")
+            except FileExistsError:
+                return False
+            return True
+        partial = Path(f"{path}.{uuid.uuid4().hex[:8]}")
+        try:
+            write_durably(partial, data)
+            os.link(partial, path)
+        except FileExistsError:
+            return False
+        finally:
+            partial.unlink(missing_ok=True)
+        return True
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Writes a small file (a `path` of this place) instead of what was there; whole or not at all."""
+        with told_when_full(path):
+            if not self.is_local:
+                self.fs.pipe_file(path, data)
+                return
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            partial = Path(f"{path}.{uuid.uuid4().hex[:8]}")
+            try:
+                write_durably(partial, data)
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Holds a name for one process at a time; of a remote place, for those of this machine that share its cache.
+
+        The lock dies with its process.
+        """
+        folder = Path(self.path("locks")) if self.is_local else self.cache / "locks"
+        with told_when_full(str(folder)):
+            folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{quote(name, safe='')}.lock"):
+            yield
+
+
+@contextmanager
+def told_when_full(where: str) -> Iterator[None]:
+    """Turns 'no space left' into one clear line that names the place."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in OUT_OF_SPACE:
+            raise BadInput(f"no space left for the artifact store: {error.strerror}", file=where) from error
+        raise
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Writes and syncs a file, so that a name given to it later never points at missing bytes."""
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())

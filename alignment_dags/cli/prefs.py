@@ -1,0 +1,71 @@
+"""`align prefs`: preference data, checked, searched, withdrawn and restored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignment.errors import BadInput
+from alignment_dags.cli.telling import AsJson, tell
+
+prefs = typer.Typer(help="Preference data.", no_args_is_help=True)
+
+
+@prefs.command("check")
+def prefs_check(
+    files: Annotated[list[str], typer.Argument(help="Preference files, globs, folders or URLs.")],
+    as_json: AsJson = False,
+) -> None:
+    """Validate preference files: every row is accepted, or named with the reason. Exit 2 if none is accepted."""
+    from alignment.preferences.check import check_files
+    from alignment_dags.cli.tables import show_check
+
+    if not tell(lambda: check_files(files), as_json, show_check)["accepted"]:
+        raise BadInput("no valid row", file=", ".join(files))
+
+
+@prefs.command("find")
+def prefs_find(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    text: Annotated[str, typer.Argument(help="Text to look for, as it stands in the row.")],
+    as_json: AsJson = False,
+) -> None:
+    """The ids of a recipe's rows that hold a text, with the file and line each came from."""
+    from alignment_dags.find_rows import find_rows, show_found
+    from resources.home import ensure_home
+
+    ensure_home()
+    tell(lambda: find_rows(recipe, text), as_json, show_found)
+
+
+@prefs.command("withdraw")
+def prefs_withdraw(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    row_ids: Annotated[list[str] | None, typer.Option("--row-id", help="Row id; repeat for more.")] = None,
+    shards: Annotated[list[str] | None, typer.Option("--shard", help="Whole shard; repeat for more.")] = None,
+    reason: Annotated[str, typer.Option(help="Why, without personal data: it is kept.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Take rows or shards out of a recipe for good: no later build uses them, `align gc` erases their text."""
+    from alignment_dags.withdraw import show_withdrawal, withdraw
+    from resources.home import ensure_home
+
+    ensure_home()
+    tell(lambda: withdraw(recipe, row_ids or [], shards or [], reason), as_json, show_withdrawal)
+
+
+@prefs.command("restore")
+def prefs_restore(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    row_ids: Annotated[list[str] | None, typer.Option("--row-id", help="Row id; repeat for more.")] = None,
+    shards: Annotated[list[str] | None, typer.Option("--shard", help="Whole shard; repeat for more.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Undo a withdrawal: the next run uses what the source still holds of it."""
+    from alignment_dags.withdraw import restore, show_restored
+    from resources.home import ensure_home
+
+    ensure_home()
+    tell(lambda: restore(recipe, row_ids or [], shards or []), as_json, show_restored)

@@ -1,0 +1,57 @@
+"""Verbs that bring a recipe up to date, and show what its nights did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignment_dags.cli.telling import AsJson, say, tell
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    as_json: AsJson = False,
+) -> None:
+    """Bring a recipe up to date: what changed is made again, and no more."""
+    from alignment_dags.cli.outcome import show_outcome, summary_of
+    from alignment_dags.run import run_recipe
+
+    result = tell(lambda: summary_of(run_recipe(recipe, say)), as_json, show_outcome)
+    if result["failure"] is not None:
+        raise typer.Exit(1)
+
+
+def backfill(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    shards: Annotated[str | None, typer.Option(help="Names, with commas between; all shards by default.")] = None,
+    first: Annotated[str | None, typer.Option("--from", help="First shard of a stretch (source order).")] = None,
+    last: Annotated[str | None, typer.Option("--to", help="Last shard of the stretch.")] = None,
+    stage: Annotated[str | None, typer.Option(help="preference_shard or reference_logprobs; both by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make any set of shards that are behind: safe to repeat, to interrupt, and to run beside the night."""
+    from alignment_dags.backfill import Chosen, run_backfill
+    from alignment_dags.cli.tables import show_backfill
+
+    names = tuple(name.strip() for name in shards.split(",") if name.strip()) if shards is not None else None
+    result = tell(lambda: vars(run_backfill(recipe, Chosen(names, first, last), stage, say)), as_json, show_backfill)
+    if result["failures"]:
+        raise typer.Exit(1)
+
+
+def nights(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    last: Annotated[int, typer.Option(help="How many, the latest first.", min=1)] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Show the recipe's latest nights: what came of each, and why."""
+    from alignment.recipe import load_recipe
+    from alignment_dags.cli.tables import show_nights
+    from alignment_dags.nights.history import latest_nights
+    from resources.home import ensure_home
+    from resources.store import ArtifactStore
+
+    ensure_home()
+    tell(lambda: latest_nights(ArtifactStore().open(), load_recipe(recipe), last), as_json, show_nights)

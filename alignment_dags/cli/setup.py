@@ -1,0 +1,53 @@
+"""`align pools` and `align recipes`: what a project is set up with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from alignment_dags.cli.telling import AsJson, tell
+
+pools = typer.Typer(help="Compute pools.", no_args_is_help=True)
+recipes = typer.Typer(help="Recipes.", no_args_is_help=True)
+
+
+@pools.command("apply")
+def pools_apply(as_json: AsJson = False) -> None:
+    """Make Dagster's pool limits those of pools.yaml."""
+    import dagster as dg
+
+    from alignment_dags.cli.tables import show_fields
+    from alignment_dags.limits import apply_pools
+    from resources.home import ensure_home
+    from resources.pools import load_pools
+
+    def work() -> dict[str, Any]:
+        ensure_home()
+        with dg.DagsterInstance.get() as instance:
+            return {"limits": apply_pools(instance, load_pools())}
+
+    tell(work, as_json, lambda result: show_fields(result["limits"]))
+
+
+@recipes.command("schema")
+def recipes_schema(out: Annotated[Path | None, typer.Option(help="File to write.")] = None) -> None:
+    """The JSON Schema of a recipe, for editors."""
+    from alignment.recipe import Recipe
+
+    text = json.dumps(Recipe.model_json_schema(), indent=1, sort_keys=True) + "\n"
+    if out is None:
+        print(text, end="")
+    else:
+        out.write_text(text, encoding="utf-8")
+
+
+@recipes.command("check")
+def recipes_check(files: Annotated[list[Path], typer.Argument(help="Recipes (YAML).")]) -> None:
+    """Read recipes and say what is wrong in them."""
+    from alignment.recipe import load_recipe
+
+    for path in files:
+        print(f"{path}: {load_recipe(path).name} is well-formed")

@@ -1,0 +1,71 @@
+"""What scoring cost between the nights: the reference log-probs of tonight's manifest that others made before it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from datetime import datetime
+
+from alignment.artifacts import Artifact, Commit, Store
+from alignment.artifacts.erase import all_commits
+from alignment_dags.nights.costs import Scored
+from alignment_dags.nights.night import Night
+from alignment_dags.nights.standing import MANIFEST
+
+POLICY, REFERENCES = "policy_checkpoint", "references."
+
+
+def scored_between(
+    store: Store,
+    night: Night,
+    earlier: Iterable[Night],
+    manifest: Artifact | None,
+    own: Collection[str],
+    price_per_hour: float | None,
+) -> Scored:
+    """The sum over the manifest's reference artifacts that no manifest tried before it holds.
+
+    `earlier` are the recipe's nights before this one, the latest first; `own` are the keys of what the night's runs
+    made, which is counted there.
+    """
+    if manifest is None:
+        return Scored()
+    before = tried_before(store, night, earlier)
+    found = references(store.commit_of(manifest))
+    made = [store.commit_of(one) for key, one in found.items() if key not in before and key not in own]
+    return scored(made, price_per_hour)
+
+
+def scored(made: Collection[Commit], price_per_hour: float | None) -> Scored:
+    """What these reference artifacts took; the price is None where their pool names none."""
+    seconds = sum(commit.seconds for commit in made)
+    return Scored(
+        shards=len(made),
+        sequences=sum(commit.summary.get("scored") or 0 for commit in made),
+        tokens=sum(commit.summary.get("tokens") or 0 for commit in made),
+        seconds=round(seconds, 3),
+        price=round(seconds * price_per_hour / 3600, 4) if price_per_hour and made else None,
+    )
+
+
+def tried_before(store: Store, night: Night, earlier: Iterable[Night]) -> set[str]:
+    """Keys of the reference artifacts in the manifest that the last night stood on, whatever came of it, and in that
+    of the policy trained last, which may be `align run`'s."""
+    manifests: list[Commit] = []
+    policies = [
+        commit
+        for commit in all_commits(store, POLICY)
+        if commit.environment.get("recipe") == night.recipe
+        and datetime.fromisoformat(commit.started_at) < night.recorded_at.replace(microsecond=0)
+    ]
+    if policies:
+        latest = max(policies, key=lambda commit: commit.started_at)
+        manifests.append(store.commit_of(latest.inputs["manifest"]))
+    digest = next((one.manifest for one in earlier if one.manifest is not None), None)
+    if digest is not None:
+        manifests += [commit for commit in all_commits(store, MANIFEST) if commit.digest == digest]
+    return {key for manifest in manifests for key in references(manifest)}
+
+
+def references(manifest: Commit) -> dict[str, Artifact]:
+    """The reference artifacts that a manifest pins, by key."""
+    return {one.key: one for name, one in manifest.inputs.items() if name.startswith(REFERENCES)}

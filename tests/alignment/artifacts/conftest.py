@@ -1,0 +1,14 @@
+"""An empty store, local and remote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from alignment.artifacts import Store
+
+
+@pytest.fixture
+def store(store_url: str, tmp_path: Path) -> Store:
+    return Store(store_url, cache=tmp_path / "cache")

@@ -19,7 +19,10 @@ LEVEL = 0.025
 ANY = "any metric"
 OTHER_SETTINGS = "measured with other settings"
 """Why the scores of two checkpoints are not compared, where changing the settings back would help."""
-REMEDY = "change them back, or promote the policy with `align promote --override`"
+REMEDY = (
+    "`align run` measures it again while its weights are there; after that, change the settings back, or promote the "
+    "policy with `align promote --override`"
+)
 NAMES = {"sft": "the SFT baseline", "champion": "the champion"}
 
 

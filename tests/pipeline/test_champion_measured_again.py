@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from alignment.artifacts import Commit, Ref
+from alignment.artifacts import Artifact, Commit, Ref, Store
 from alignment.recipe import Recipe, parse_recipe
 from alignment_dags.gc import collect
 from assets.factory import asset_key, build_asset
@@ -44,7 +44,7 @@ def measured(launched: list[tuple[str, list[str]]]) -> list[str]:
     return [name for _, nodes in launched for name in nodes if name.startswith("champion")]
 
 
-def answers(store: Any) -> int:
+def answers(store: Store) -> int:
     return sum(1 for _ in store.commits("responses"))
 
 
@@ -54,7 +54,7 @@ def test_new_settings_ask_the_champion_once_and_the_gate_decides(
     launched: list[tuple[str, list[str]]] = bring_up_to_date.launched  # type: ignore[attr-defined]
     first = bring_up_to_date(recipes(0.1))("policy_checkpoint")
     second = bring_up_to_date(recipes(0.9))
-    second("policy_checkpoint")
+    champion = second("policy_checkpoint")
     before = answers(second.store)
     assert measured(launched) == [], "under the same settings a champion's scores stand"
     assert report_of(second).inputs["champion"] == first
@@ -65,10 +65,11 @@ def test_new_settings_ask_the_champion_once_and_the_gate_decides(
     assert measured(launched) == MEASURED
     assert answers(third.store) == before + 3, "SFT checkpoint, policy and champion answer once each"
     report = report_of(third)
-    assert report.inputs["champion"] == second("policy_checkpoint")
+    assert report.inputs["champion"] == champion
     assert report.summary["champion"]["ifeval"][METRIC]["n"] == 4
     assert report.summary["verdict"] == "pass"
     assert report.inputs["champion_scores.ifeval"] == third("champion_evals/ifeval")
+    champion = third("policy_checkpoint")
 
     launched.clear()
     bring_up_to_date(recipes(0.5, limit=4))
@@ -76,7 +77,7 @@ def test_new_settings_ask_the_champion_once_and_the_gate_decides(
     fourth = bring_up_to_date(recipes(0.7, limit=4))
     assert measured(launched) == []
     assert answers(fourth.store) == before + 4
-    assert report_of(fourth).inputs["champion"] == third("policy_checkpoint")
+    assert report_of(fourth).inputs["champion"] == champion
 
 
 def test_new_settings_alone_compare_the_champion_with_whom_it_followed(
@@ -112,27 +113,59 @@ def test_without_its_weights_it_is_left_out_by_name_where_the_settings_are_other
     assert "IFEval against the champion: measured with other settings" in report.summary["notes"]
 
 
-def test_a_champion_that_changes_after_the_report_is_followed_by_nobody_that_was_not_compared_with_it(
-    recipes: Callable[..., Recipe], bring_up_to_date: Callable[..., Upstream]
-) -> None:
-    first = bring_up_to_date(recipes(0.1))
-    registration = first("registered_model")
-    bring_up_to_date(recipes(0.9))("registered_model")
-    recipe = recipes(0.5)
-    assets = [build_asset(node, recipe, load_pools()) for node in nodes_of(recipe, load_pools())]
-    names = [node.name for node in nodes_of(recipe, load_pools()) if not node.partitioned]
-    resources = {"store": ArtifactStore(), "tracking": Tracking()}
+@pytest.fixture
+def materialize() -> Callable[..., dg.ExecuteInProcessResult]:
+    """The named nodes of a recipe, as a person chooses them in the UI."""
 
-    def materialize(*chosen: str) -> None:
-        selection = [asset_key("small", name) for name in chosen]
+    def run(recipe: Recipe, chosen: list[str]) -> dg.ExecuteInProcessResult:
         with dg.DagsterInstance.get() as instance:
-            dg.materialize(assets, instance=instance, resources=resources, selection=selection)
+            return dg.materialize(
+                [build_asset(node, recipe, load_pools()) for node in nodes_of(recipe, load_pools())],
+                instance=instance,
+                resources={"store": ArtifactStore(), "tracking": Tracking()},
+                selection=[asset_key(recipe.name, name) for name in chosen],
+            )
 
-    materialize(*(name for name in names if name != "registered_model"))
-    first.store.write_ref(Ref(artifact=registration), "small", "registered_model")
+    return run
+
+
+def test_before_there_is_a_champion_its_nodes_make_nothing_and_the_report_goes_on(
+    recipes: Callable[..., Recipe], bring_up_to_date: Callable[..., Upstream], materialize: Callable[..., Any]
+) -> None:
+    made = bring_up_to_date(recipes(0.1))
+    result = materialize(recipes(0.1), [*MEASURED, "evaluation_report"])
+    for name in MEASURED:
+        (event,) = result.asset_materializations_for_node(f"small__{name.replace('/', '__')}")
+        assert "there is no champion yet" in str(event.metadata["nothing_to_make"].value)
+        assert made.get(name) is None
+    (event,) = result.asset_materializations_for_node("small__evaluation_report")
+    assert event.metadata["reused"].value is True
+
+
+def test_a_report_and_a_registration_are_about_the_champion_that_stands(
+    recipes: Callable[..., Recipe], bring_up_to_date: Callable[..., Upstream], materialize: Callable[..., Any]
+) -> None:
+    """As when somebody promotes another version while a run is under way."""
+    first = bring_up_to_date(recipes(0.1))
+    policy, older = first("policy_checkpoint"), first("registered_model")
+    latest = bring_up_to_date(recipes(0.9))("registered_model")
+    recipe = recipes(0.5, limit=4)
+    names = [node.name for node in nodes_of(recipe, load_pools()) if not node.partitioned]
+
+    def stands(registration: Artifact) -> None:
+        first.store.write_ref(Ref(artifact=registration), "small", "registered_model")
+
+    materialize(recipe, names[: names.index("evaluation_report")])
+    stands(older)
+    with pytest.raises(dg.Failure, match="champion_responses of version 1 has not been built yet"):
+        materialize(recipe, ["evaluation_report"])
+    stands(latest)
+    materialize(recipe, ["evaluation_report"])
+    stands(older)
     with pytest.raises(dg.Failure, match="compared it with another champion, and the champion is version 1 by now"):
-        materialize("registered_model")
+        materialize(recipe, ["registered_model"])
     versions = Tracking().client().search_model_versions("name='small'")
     assert {str(version.version) for version in versions} == {"1", "2"}
     made = bring_up_to_date(recipe)
-    assert report_of(made).inputs["champion"] == first("policy_checkpoint")
+    assert report_of(made).inputs["champion"] == policy
+    assert report_of(made).summary["verdict"] == "pass"

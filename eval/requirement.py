@@ -76,7 +76,7 @@ def above(
     if threshold is None:
         return check("inconclusive", "this metric's scale has no end, so champion_margin has to be given")
     if found.ci95 is None:
-        return check("inconclusive", f"no interval from {items(found)}")
+        return check("inconclusive", f"no interval from {items(found)}: {_no_interval(found)}")
     low, high = found.ci95
     unit = unit_of(found.width)
     seen = (
@@ -94,6 +94,12 @@ def above(
     needed = clusters_needed(found.difference_interval(), threshold)
     more = "" if needed is None or needed <= found.clusters else f"; about {needed} items would tell"
     return check("inconclusive", seen + more, needed)
+
+
+def _no_interval(found: MetricComparison) -> str:
+    if found.clusters < 2:
+        return "one cluster alone has no spread"
+    return "all differ by the same, and this metric's values have no bound that would limit what was not seen"
 
 
 def _asked(found: MetricComparison | None, threshold: float) -> str:

@@ -54,7 +54,7 @@ def facts_of(store: Store, request: ReportRequest) -> Facts:
     behind = ancestry(store, [request.policy, *request.sft_scores.values(), *request.policy_scores.values()])
     made = steps(behind.values(), request.prices)
     judged = judging(behind.values())
-    costs = [cost for cost in (*(step.cost for step in made), judged and judged.usd) if cost is not None]
+    costs = [cost for cost in (*(step.cost for step in made), judged.usd if judged else None) if cost is not None]
     return Facts(
         recipe=request.recipe,
         trained=day(policy.started_at),

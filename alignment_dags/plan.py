@@ -90,7 +90,8 @@ def _plan(node: Node, shard: str | None, upstream: PlannedUpstream, unknown: dic
     ref = upstream.store.read_ref(upstream.recipe, node.name, shard)
     upstream.foresee(node.name, shard, commit, ref)
     reported = ref is not None and ref.artifact == commit.artifact and ref.mlflow_run_id is not None
-    return Planned(node, shard, "current" if reported or node.by_key else "unreported", commit, key)
+    reported = reported or node.reported_elsewhere(upstream, commit)
+    return Planned(node, shard, "current" if reported else "unreported", commit, key)
 
 
 def waits(shard: str | None, unknown: Set[str | None]) -> bool:

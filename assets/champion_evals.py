@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from alignment.artifacts import Artifact
+from alignment.artifacts import Artifact, Commit
 from alignment.artifacts.erase import gone
 from alignment.recipe import Recipe, Suite
 from assets.champion import Champion, champion_beside
@@ -35,7 +35,7 @@ def champion_responses(recipe: Recipe, pools: Pools) -> Node:
         needs=(),
         after=("policy_checkpoint",),
         request=request,
-        by_key=True,
+        reported_elsewhere=registered_with,
     )
 
 
@@ -48,7 +48,7 @@ def champion_evals(recipe: Recipe, pools: Pools, name: str, suite: Suite) -> Nod
         description=f"Scores of the champion on {name}, made when the recipe measures it otherwise than when it was"
         " registered.",
         request=request,
-        by_key=True,
+        reported_elsewhere=registered_with,
     )
 
 
@@ -76,6 +76,13 @@ def champion_scores(
 def candidates_champion(upstream: Upstream) -> Champion:
     """Whom the current candidate is compared with; the plan may not know the candidate yet."""
     return champion_beside(upstream, upstream.get("policy_checkpoint"))
+
+
+def registered_with(upstream: Upstream, commit: Commit) -> bool:
+    """Whether these are the scores, or the answers behind them, that the champion was registered with."""
+    scores = candidates_champion(upstream).scores.values()
+    behind = (upstream.store.commit_of(one).inputs["responses"] for one in scores)
+    return commit.artifact in (*scores, *behind)
 
 
 def answers_asked(recipe: Recipe, pools: Pools, upstream: Upstream, champion: Champion) -> ResponsesRequest:

@@ -61,6 +61,10 @@ def nothing_more(commit: Commit, folder: Path) -> Shown:
     return Shown()
 
 
+def nowhere_else(upstream: Upstream, commit: Commit) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Node:
     """`request` turns upstream artifacts (of one shard, if `partitioned`) into what the stage is asked.
@@ -82,9 +86,9 @@ class Node:
     pool: str | None = None
     is_checkpoint: bool = False
     after: tuple[str, ...] = ()
-    by_key: bool = False
-    """Whoever reads it asks the store for its key and does not go by its ref: what another node has made will do, and
-    a run is launched only for what is not there."""
+    reported_elsewhere: Callable[[Upstream, Commit], bool] = nowhere_else
+    """Whether what was found is another node's and reported as that one's, so that no run is launched to report it
+    again. Only for a node whose readers ask the store for its key and do not go by its ref."""
     alone: bool = False
     """One at a time for a recipe, from the request to the ref: what it makes follows what it made before."""
     automation: dg.AutomationCondition[dg.AssetKey] | None = None

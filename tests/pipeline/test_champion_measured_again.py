@@ -74,6 +74,12 @@ def test_new_settings_ask_the_champion_once_and_the_gate_decides(
     launched.clear()
     bring_up_to_date(recipes(0.5, limit=4))
     assert launched == []
+    third.store.remove_ref("small", "champion_responses")
+    bring_up_to_date(recipes(0.5, limit=4))
+    assert launched == [("train", ["champion_responses"])], "what was made and not reported is reported"
+    assert answers(third.store) == before + 3
+
+    launched.clear()
     fourth = bring_up_to_date(recipes(0.7, limit=4))
     assert measured(launched) == []
     assert answers(fourth.store) == before + 4

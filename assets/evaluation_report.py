@@ -7,6 +7,7 @@ from pathlib import Path
 from alignment.artifacts import Commit
 from alignment.recipe import Gate, Recipe
 from assets.champion import champion_beside
+from assets.champion_evals import champion_scores
 from assets.node import Node, Shown
 from assets.plots import picture, table
 from assets.upstream import Upstream
@@ -24,18 +25,19 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
         gate, published = asked_of(recipe)
         policy = upstream("policy_checkpoint")
         champion = champion_beside(upstream, policy)
+        measured, why_not = champion_scores(recipe, pools, upstream, champion)
         return ReportRequest(
             sft=upstream("sft_checkpoint"),
             policy=policy,
             sft_scores={suite: upstream(f"sft_evals/{suite}") for suite in suites},
             policy_scores={suite: upstream(f"policy_evals/{suite}") for suite in suites},
             champion=champion.policy,
-            champion_scores={suite: scores for suite, scores in champion.scores.items() if suite in suites},
+            champion_scores=measured,
             gate=gate,
             recipe=recipe.name,
             prices=prices(recipe, pools),
             baselines=published,
-            champion_note=champion.note,
+            champion_note=" ".join(filter(None, (champion.note, why_not))),
         )
 
     return Node(
@@ -46,7 +48,7 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
         needs=(
             "sft_checkpoint",
             "policy_checkpoint",
-            *(f"{model}_evals/{suite}" for model in ("sft", "policy") for suite in suites),
+            *(f"{model}_evals/{suite}" for model in ("sft", "policy", "champion") for suite in suites),
         ),
         request=request,
         show=show,

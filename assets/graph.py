@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from alignment.recipe import Recipe
 from assets.base_model import base_model
+from assets.champion_evals import champion_evals, champion_responses
 from assets.evals import evals
 from assets.evaluation_report import evaluation_report
 from assets.node import Node
@@ -21,7 +22,7 @@ from resources.pools import Pools
 def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
     """Every node, each after those it needs."""
     trained = [base_model(recipe)] + ([sft_dataset(recipe)] if recipe.sft.dataset else [])
-    models = ("sft", "policy")
+    models, suites = ("sft", "policy"), recipe.evals.selected()
     return [
         *trained,
         sft_checkpoint(recipe, pools),
@@ -30,7 +31,9 @@ def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
         preference_manifest(recipe),
         policy_checkpoint(recipe, pools),
         *(responses(recipe, pools, model) for model in models),
-        *(evals(recipe, model, name, suite) for model in models for name, suite in recipe.evals.selected().items()),
+        champion_responses(recipe, pools),
+        *(evals(recipe, model, name, suite) for model in models for name, suite in suites.items()),
+        *(champion_evals(recipe, pools, name, suite) for name, suite in suites.items()),
         evaluation_report(recipe, pools),
         registered_model(recipe, pools),
     ]

@@ -99,4 +99,4 @@ def _write(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-STAGE = Stage("evaluation_report", 3, ReportRequest, run)
+STAGE = Stage("evaluation_report", 4, ReportRequest, run)

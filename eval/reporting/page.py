@@ -46,7 +46,7 @@ def page(
     champion = evidence.against_champion
     suites = evidence.against_sft.suites
     published, not_laid_beside = standings(request.baselines, suites)
-    asked = {suite: items_of(store, request.policy_scores[suite], suite) for suite in suites}
+    asked = {suite: items_of(store, request.policy_scores[suite], suite) for suite in evidence.answered}
     return render(
         "report.html.jinja",
         headline=HEADLINES[verdict.outcome],
@@ -64,12 +64,12 @@ def page(
         standings=published,
         lengths=[
             found
-            for suite in suites
+            for suite in asked
             if (found := length(suite, evidence.sft[suite].samples, evidence.policy[suite].samples)) is not None
         ],
         examples=[
-            examples(suite, evidence.sft[suite].samples, evidence.policy[suite].samples, questions(asked[suite]))
-            for suite in suites
+            examples(suite, evidence.sft[suite].samples, evidence.policy[suite].samples, questions(items))
+            for suite, items in asked.items()
         ],
         notes=[*notes, *not_laid_beside],
     )

@@ -19,6 +19,7 @@ from resources.pools import Pools
 
 def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
     suites = list(recipe.evals.selected())
+    measured = ("policy_divergence",) if recipe.held_out_fraction else ()
 
     def request(upstream: Upstream, shard: str | None) -> ReportRequest:
         gate, published = asked_of(recipe)
@@ -36,6 +37,7 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
             prices=prices(recipe, pools),
             baselines=published,
             champion_note=champion.note,
+            divergence=upstream("policy_divergence") if measured else None,
         )
 
     return Node(
@@ -46,6 +48,7 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
         needs=(
             "sft_checkpoint",
             "policy_checkpoint",
+            *measured,
             *(f"{model}_evals/{suite}" for model in ("sft", "policy") for suite in suites),
         ),
         request=request,
@@ -65,6 +68,7 @@ def prices(recipe: Recipe, pools: Pools) -> dict[str, float]:
         "sft_checkpoint": recipe.pools.sft,
         "reference_logprobs": recipe.pools.reference,
         "policy_checkpoint": recipe.pools.policy,
+        "policy_divergence": recipe.pools.responses,
         "responses": recipe.pools.responses,
     }
     return {stage: price for stage, pool in chosen.items() if (price := pools[pool].price_per_hour)}

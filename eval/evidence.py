@@ -22,11 +22,11 @@ from eval.samples import SAMPLES_FILE, Sample, read_samples
 class ReportRequest(Request):
     """Both checkpoints with their scores by suite, the champion with its own (or None), and the gate (or None).
 
-    The rest is for the page alone: the recipe's name, the price of an hour by stage, published figures, and how the
-    champion came to be one where the gate did not decide it.
+    The rest is for the page alone: the recipe's name, the price of an hour by stage, published figures, how the
+    champion came to be one where the gate did not decide it, and how far the policy moved from its SFT checkpoint.
     """
 
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"champion_note"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"champion_note", "divergence"})
 
     sft: Artifact
     policy: Artifact
@@ -39,6 +39,7 @@ class ReportRequest(Request):
     prices: dict[str, float] = Field(default_factory=dict)
     baselines: list[PublishedFigure] = Field(default_factory=list)
     champion_note: str = ""
+    divergence: Artifact | None = None
 
 
 class WrongEvidence(RuntimeError):

@@ -8,8 +8,10 @@ from alignment.artifacts import Store
 from eval.compare import MetricComparison
 from eval.decision import Verdict
 from eval.evidence import Evidence, ReportRequest
+from eval.preferences import PREFERENCES
 from eval.reporting.baselines import standings
 from eval.reporting.categories import Categories, categories
+from eval.reporting.divergence import divergence_of
 from eval.reporting.examples import examples
 from eval.reporting.facts import Facts, categories_of, items_of, questions
 from eval.reporting.lengths import length
@@ -58,6 +60,7 @@ def page(
         champion=None if request.champion is None else request.champion.digest,
         champion_note=request.champion_note,
         holm={title_of(suite): p_value for suite, p_value in holm.items()},
+        preferences=PREFERENCES in suites,
         against_sft=tables(evidence.against_sft),
         against_champion=None if champion is None else tables(champion),
         categories=by_category(evidence, {suite: categories_of(items) for suite, items in asked.items()}),
@@ -67,6 +70,7 @@ def page(
             for suite in asked
             if (found := length(suite, evidence.sft[suite].samples, evidence.policy[suite].samples)) is not None
         ],
+        divergence=divergence_of(store, request),
         examples=[
             examples(suite, evidence.sft[suite].samples, evidence.policy[suite].samples, questions(items))
             for suite, items in asked.items()

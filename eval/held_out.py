@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from alignment.artifacts import Artifact, CorruptArtifact, MissingArtifact, Store
 from alignment.training.held_out_pairs import HELD_OUT_FILE, HeldOutPair, parse_held_out
 from eval.compare import NAMED_ITEMS, MetricComparison, compare_samples
-from eval.preferences import policy_samples, reference_samples, shared
+from eval.preferences import ACCURACY, TIE, policy_samples, reference_samples, shared
 from eval.requirement import OTHER_REFERENCE
 
 Found = dict[str, MetricComparison] | str
@@ -47,8 +47,10 @@ def read_held_out(store: Store, policy: Artifact) -> HeldOut | None:
 
 
 def against_reference(policy: HeldOut) -> Found:
-    """The policy against its SFT baseline, whose implicit reward is nought."""
-    return compare_samples(reference_samples(policy.pairs), policy_samples(policy.pairs), margin=None)
+    """The policy against its SFT baseline, whose implicit reward is nought: no accuracy is further than half away."""
+    before, after = reference_samples(policy.pairs), policy_samples(policy.pairs)
+    accuracy = compare_samples(before, after, ACCURACY, margin=None, bound=TIE)
+    return compare_samples(before, after, margin=None) | accuracy
 
 
 def against_champion(champion: HeldOut | None, policy: HeldOut) -> Found:

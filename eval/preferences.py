@@ -12,7 +12,8 @@ from eval.samples import Sample
 
 PREFERENCES = "preferences"
 """The name in the place of a suite's, in comparisons and in a recipe's gate."""
-METRICS = ("accuracy", "margin", "ranking_accuracy")
+ACCURACY = "accuracy"
+METRICS = (ACCURACY, "margin", "ranking_accuracy")
 TIE = 0.5
 
 Scores = Callable[[HeldOutPair], tuple[float, float]]

@@ -88,6 +88,14 @@ def test_accuracy_is_compared_with_the_half_that_the_sft_baseline_has_by_definit
     assert found["ranking_accuracy"].baseline == 1.0
 
 
+def test_a_nearly_perfect_accuracy_has_an_interval_within_what_is_possible(
+    store: Store, policy: Commit, asked: Callable[..., ReportRequest]
+) -> None:
+    found = gather(store, asked(policy("p", pairs(0, 120, 0.98)))).against_sft.suites["preferences"]["accuracy"]
+    assert found.ci95 is not None and found.shares is not None
+    assert 0.4 < found.ci95[0] < found.difference < found.ci95[1] <= 0.5
+
+
 def test_the_gate_decides_on_held_out_pairs_and_recomputes_the_same_from_the_checkpoint(
     store: Store, policy: Commit, asked: Callable[..., ReportRequest]
 ) -> None:

@@ -12,6 +12,7 @@ from eval.samples import Sample
 
 PREFERENCES = "preferences"
 """The name in the place of a suite's, in comparisons and in a recipe's gate."""
+PREFERENCES_TITLE = "held-out preferences"
 ACCURACY = "accuracy"
 METRICS = (ACCURACY, "margin", "ranking_accuracy")
 TIE = 0.5

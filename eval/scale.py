@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from eval.preferences import PREFERENCES, PREFERENCES_TITLE
 from eval.suites import SUITES, suite_named
 
 OUTCOMES = frozenset({0.0, 0.5, 1.0})
@@ -73,6 +74,8 @@ def headline(suite: str, measured: Iterable[str]) -> str:
 
 def title_of(suite: str) -> str:
     """The suite as people write it."""
+    if suite == PREFERENCES:
+        return PREFERENCES_TITLE
     return SUITES[suite].title if suite in SUITES else suite
 
 

@@ -55,5 +55,5 @@ def divergence_of(store: Store, request: ReportRequest) -> Divergence | None:
 
 def _line(found: Mapping[str, Any], name: str, text: str) -> DivergenceLine:
     ends = found["intervals"][name]
-    interval = "unknown" if ends is None else " to ".join(NATS.told(end, "+") for end in ends)
+    interval = "unknown" if ends is None else " to ".join(NATS.told(end) for end in ends)
     return DivergenceLine(text, NATS.told(found[name]), interval)

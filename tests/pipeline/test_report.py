@@ -41,6 +41,7 @@ def test_a_second_version_is_reported_beside_the_first_and_both_stand_in_the_his
     assert "0 rows are new since the champion, 0 are gone" in text and text.count(">same<") == 2
     assert "Reward margin" in text and "small" in text
     assert "Length and KL" in text and "nats a token" in text and "ranking_<wbr>accuracy" in text
+    assert "held-out preferences: policy minus champion, in nats" in text
 
     plan = plan_of(made.store, ["small"], everything=True, keep=0)
     assert "policy_checkpoint" in {one.kind for one in plan.doomed}

@@ -67,11 +67,11 @@ def test_the_divergence_stands_on_the_page_with_its_intervals(
     found = divergence_of(store, request)
     assert found is not None and (found.responses, found.tokens, found.ended) == (38, "50.0", "95 %")
     assert [(line.value, line.interval) for line in found.lines] == [
-        ("1.500", "+1.250 to +1.750"),
+        ("1.500", "1.250 to 1.750"),
         ("0.030", "unknown"),
     ]
     text = (store.fetch(execute(STAGE, request, store).artifact) / "report.html").read_text(encoding="utf-8")
-    assert "Length and KL" in text and "+1.250 to +1.750" in text and "policy_divergence" in text
+    assert "Length and KL" in text and "1.250 to 1.750" in text and "policy_divergence" in text
 
 
 def test_without_one_nothing_is_said_and_the_key_is_as_before(

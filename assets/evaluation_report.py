@@ -9,6 +9,7 @@ from alignment.recipe import Gate, Recipe
 from assets.champion import champion_beside
 from assets.node import Node, Shown
 from assets.plots import picture, table
+from assets.policy_divergence import pool_of
 from assets.upstream import Upstream
 from eval.default_gate import gate_of
 from eval.report import STAGE, ReportRequest
@@ -68,7 +69,7 @@ def prices(recipe: Recipe, pools: Pools) -> dict[str, float]:
         "sft_checkpoint": recipe.pools.sft,
         "reference_logprobs": recipe.pools.reference,
         "policy_checkpoint": recipe.pools.policy,
-        "policy_divergence": recipe.pools.responses,
+        "policy_divergence": pool_of(recipe),
         "responses": recipe.pools.responses,
     }
     return {stage: price for stage, pool in chosen.items() if (price := pools[pool].price_per_hour)}

@@ -8,6 +8,11 @@ from assets.upstream import Upstream
 from eval.divergence import STAGE, DivergenceRequest
 
 
+def pool_of(recipe: Recipe) -> str:
+    """Where the policy answers; where an endpoint answers in its place, a pool that can hold the model all the same."""
+    return recipe.pools.responses if recipe.evals.generate.kind == "transformers" else recipe.pools.reference
+
+
 def policy_divergence(recipe: Recipe) -> Node:
     def request(upstream: Upstream, shard: str | None) -> DivergenceRequest:
         policy = upstream.store.commit_of(upstream("policy_checkpoint"))
@@ -27,5 +32,5 @@ def policy_divergence(recipe: Recipe) -> Node:
         kinds=frozenset({"pytorch", "parquet"}),
         needs=("policy_checkpoint",),
         request=request,
-        pool=recipe.pools.responses,
+        pool=pool_of(recipe),
     )

@@ -10,6 +10,7 @@ from assets.champion import champion_beside
 from assets.champion_evals import champion_scores
 from assets.node import Node, Shown
 from assets.plots import picture, table
+from assets.policy_divergence import pool_of
 from assets.upstream import Upstream
 from eval.default_gate import gate_of
 from eval.report import STAGE, ReportRequest
@@ -20,6 +21,7 @@ from resources.pools import Pools
 
 def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
     suites = list(recipe.evals.selected())
+    divergence = ("policy_divergence",) if recipe.held_out_fraction else ()
 
     def request(upstream: Upstream, shard: str | None) -> ReportRequest:
         gate, published = asked_of(recipe)
@@ -38,6 +40,7 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
             prices=prices(recipe, pools),
             baselines=published,
             champion_note=" ".join(filter(None, (champion.note, why_not))),
+            divergence=upstream("policy_divergence") if divergence else None,
         )
 
     return Node(
@@ -48,6 +51,7 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
         needs=(
             "sft_checkpoint",
             "policy_checkpoint",
+            *divergence,
             *(f"{model}_evals/{suite}" for model in ("sft", "policy", "champion") for suite in suites),
         ),
         request=request,
@@ -67,6 +71,7 @@ def prices(recipe: Recipe, pools: Pools) -> dict[str, float]:
         "sft_checkpoint": recipe.pools.sft,
         "reference_logprobs": recipe.pools.reference,
         "policy_checkpoint": recipe.pools.policy,
+        "policy_divergence": pool_of(recipe),
         "responses": recipe.pools.responses,
     }
     return {stage: price for stage, pool in chosen.items() if (price := pools[pool].price_per_hour)}

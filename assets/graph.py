@@ -9,6 +9,7 @@ from assets.evals import evals
 from assets.evaluation_report import evaluation_report
 from assets.node import Node
 from assets.policy_checkpoint import policy_checkpoint
+from assets.policy_divergence import policy_divergence
 from assets.preference_manifest import preference_manifest
 from assets.preference_shard import preference_shard
 from assets.reference_logprobs import reference_logprobs
@@ -30,6 +31,7 @@ def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
         reference_logprobs(recipe),
         preference_manifest(recipe),
         policy_checkpoint(recipe, pools),
+        *([policy_divergence(recipe)] if recipe.held_out_fraction else []),
         *(responses(recipe, pools, model) for model in models),
         champion_responses(recipe, pools),
         *(evals(recipe, model, name, suite) for model in models for name, suite in suites.items()),

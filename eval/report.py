@@ -43,7 +43,7 @@ def run(request: ReportRequest, context: Context) -> Result:
     (context.out / REPORT_FILE).write_text(text, encoding="utf-8")
     named = {
         suite: categories_of(items_of(context.store, request.policy_scores[suite], suite))
-        for suite in evidence.against_sft.suites
+        for suite in evidence.answered
     }
     write_pictures(context.out, evidence.against_sft, by_category(evidence, named), facts.history)
     summary = {

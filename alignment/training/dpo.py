@@ -41,7 +41,9 @@ class DpoRequest(Request):
 
 
 def run(request: DpoRequest, context: Context) -> Result:
-    """Trains and writes the checkpoint and training_rows.parquet; the data version is the checkpoint's digest.
+    """Trains and writes the checkpoint, training_rows.parquet and held_out.parquet (every measured held-out pair).
+
+    The data version is the checkpoint's digest.
 
     Goes on from the last whole trainer checkpoint in the work folder. Raises `BadInput` for settings or
     data that cannot be trained on, `Disagreement` when the untrained policy does not score as its reference.
@@ -87,6 +89,7 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
     from alignment.training.agreement import require_agreement
     from alignment.training.dpo_trainer import dpo_trainer
     from alignment.training.held_out import means, measure, measured
+    from alignment.training.held_out_pairs import write_held_out
     from alignment.training.models import TrainedModel
 
     settings, pairs = request.settings, rows.train
@@ -112,14 +115,15 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
     else:
         log.info("resuming from step %d", resume.step_of(checkpoint))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    held_out = measured(rows.held_out)[share]
-    sums = measure(held_out, settings, trainer.sequence_logps, settings.micro_batch_size)
+    ours = measured(rows.held_out)[share]
+    shares = measure(ours, rows.fingerprint, trainer.sequence_logps, settings.micro_batch_size)
+    held_out = [pair for of_rank in gathered(shares, request.world_size) for pair in of_rank]
     recorded = history(trainer.state.log_history)
     summary = {
         "steps": trainer.state.global_step,
         "tokens": int(trainer.state.num_input_tokens_seen),
         "first_loss": next((record["loss"] for record in recorded if "loss" in record), None),
-        "held_out": means(gathered(sums, request.world_size)),
+        "held_out": means(held_out, settings),
         "agreement": {name: rounded(value) for name, value in agreed.items()},
         "rows_per_rank": gathered(trainer.rows_forwarded, request.world_size),
         "resumed_from_step": None if checkpoint is None else resume.step_of(checkpoint),
@@ -127,7 +131,8 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
     }
     if context.rank == 0:
         trained.save(trainer.model, trainer.optimizer, context.out)
+        write_held_out(context.out, held_out)
     return summary
 
 
-STAGE: Stage[DpoRequest] = Stage(name="policy_checkpoint", code_version=1, request=DpoRequest, run=run, device="gpu")
+STAGE: Stage[DpoRequest] = Stage(name="policy_checkpoint", code_version=2, request=DpoRequest, run=run, device="gpu")

@@ -12,7 +12,7 @@ from alignment.artifacts import CorruptArtifact
 from alignment.errors import BadInput
 from alignment.logprobs.keys import sequence_key
 from alignment.preferences.manifest import Manifest, ManifestShard
-from alignment.preferences.row import ROWS_FILE, PreferenceRow, iter_rows
+from alignment.preferences.row import ROWS_FILE, PreferenceRow, content_id, iter_rows
 from alignment.stages import Context
 from alignment.tokens import Dropped, Tokenization, TokenSequence
 
@@ -28,6 +28,8 @@ class PolicyPair:
     rejected: TokenSequence
     chosen_logp: float
     rejected_logp: float
+    prompt_id: str
+    """The same for pairs of one prompt."""
 
     @property
     def longest(self) -> int:
@@ -47,8 +49,9 @@ class PolicyPair:
 
 @dataclass
 class PolicyRows:
-    """Every row of a manifest: trained on, held out, or dropped for a reason."""
+    """Every row of a manifest: trained on, held out, or dropped for a reason; `fingerprint` is their reference's."""
 
+    fingerprint: str
     train: list[PolicyPair] = field(default_factory=list)
     held_out: list[PolicyPair] = field(default_factory=list)
     record: list[dict[str, Any]] = field(default_factory=list)
@@ -68,7 +71,7 @@ def policy_rows(manifest: Manifest, context: Context, split: Any, tokens: Tokeni
     if manifest.kind != "paired":
         raise BadInput("this method needs pairs, and the preference data is unpaired")
     places = {(row.shard, row.row_id): row for row in split}
-    rows = PolicyRows()
+    rows = PolicyRows(fingerprint)
     for shard in manifest.shards:
         _require_reference(shard, fingerprint)
         scored = _reference(shard, context)
@@ -114,4 +117,5 @@ def _joined(row: PreferenceRow, scored: dict[str, Any] | None, tokens: Tokenizat
     for side, sequence in zip(("chosen", "rejected"), pair, strict=True):
         if sequence_key(fingerprint, sequence).hex() != scored[f"{side}_key"]:
             raise CorruptArtifact(f"row {row.row_id}: the {side} side's token ids are not those that were scored")
-    return PolicyPair(row.row_id, *pair, float(scored["chosen_logp"]), float(scored["rejected_logp"]))
+    logps = float(scored["chosen_logp"]), float(scored["rejected_logp"])
+    return PolicyPair(row.row_id, *pair, *logps, content_id({"prompt": row.prompt}))

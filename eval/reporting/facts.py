@@ -51,7 +51,9 @@ def facts_of(store: Store, request: ReportRequest) -> Facts:
     policy = store.commit_of(request.policy)
     history = [dict(record) for record in policy.summary.get("history", [])]
     scores = {suite: store.commit_of(artifact) for suite, artifact in request.policy_scores.items()}
-    behind = ancestry(store, [request.policy, *request.sft_scores.values(), *request.policy_scores.values()])
+    divergence = [request.divergence] if request.divergence else []
+    scored = [*request.sft_scores.values(), *request.policy_scores.values()]
+    behind = ancestry(store, [request.policy, *divergence, *scored])
     made = steps(behind.values(), request.prices)
     judged = judging(behind.values())
     costs = [cost for cost in (*(step.cost for step in made), judged.usd if judged else None) if cost is not None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from alignment.preferences.row import Content, Message
+from alignment.preferences.content import Content, Message
 
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 UNSUPPORTED = ("tools", "functions", "images", "videos", "audios", "image", "audio")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from alignment.preferences.content import Content, Message
 from alignment.preferences.messages import (
     Unusable,
     assistant,
@@ -25,7 +26,7 @@ from alignment.preferences.messages import (
     user,
     with_system,
 )
-from alignment.preferences.row import Content, Message, SftRow, sft_row
+from alignment.preferences.row import SftRow, sft_row
 
 
 def normalise(record: Any, source: str, source_row: int) -> SftRow | str:

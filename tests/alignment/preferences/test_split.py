@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment.preferences.row import encode
+from alignment.preferences.content import encode
 from alignment.preferences.split import is_held_out
 
 prompts = st.one_of(st.text(max_size=20), st.text(max_size=20).map(lambda text: ({"role": "user", "content": text},)))

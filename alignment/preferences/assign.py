@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from alignment.artifacts import CorruptArtifact
 from alignment.errors import BadInput
 from alignment.preferences.duplicates import UNIQUE, first_shards
+from alignment.preferences.parquet import read_columns
 from alignment.preferences.quarantine import DUPLICATE
 from alignment.preferences.row import ROWS_FILE, SPLIT_AT
+from alignment.preferences.split import are_held_out
 from alignment.preferences.split_file import SPLIT_SCHEMA
 
 
@@ -46,17 +47,19 @@ def assign(shards: Sequence[ShardFiles], held_out_fraction: float, work: Path) -
 
 
 def _row_ids(shard: ShardFiles) -> pa.ChunkedArray:
-    row_ids = pq.read_table(shard.folder / ROWS_FILE, columns=["row_id"])["row_id"]
+    row_ids = read_columns(shard.folder / ROWS_FILE, "row_id")["row_id"]
     if len(row_ids) != shard.rows:
         raise CorruptArtifact(f"shard {shard.name} holds {len(row_ids)} rows, and its record says {shard.rows}")
     return row_ids
 
 
 def _places(shard: ShardFiles, duplicate: pa.Array, held_out_fraction: float) -> pa.Table:
-    rows = _rows(shard)
+    rows = read_columns(shard.folder / ROWS_FILE, "row_id", SPLIT_AT)
+    if SPLIT_AT not in rows.column_names:
+        raise BadInput(f"shard {shard.name} was built by an earlier version, which noted no split; build it again")
     row_ids = rows["row_id"].combine_chunks()
     dropped, reason = _dropped(shard, row_ids)
-    kept = pc.if_else(pc.less(rows[SPLIT_AT].combine_chunks(), held_out_fraction), "held_out", "train")
+    kept = pc.if_else(are_held_out(rows[SPLIT_AT].combine_chunks(), held_out_fraction), "held_out", "train")
     cells = {
         "row_id": row_ids,
         "shard": pa.repeat(shard.name, shard.rows),
@@ -66,19 +69,12 @@ def _places(shard: ShardFiles, duplicate: pa.Array, held_out_fraction: float) ->
     return pa.table(cells, schema=SPLIT_SCHEMA)
 
 
-def _rows(shard: ShardFiles) -> pa.Table:
-    path = shard.folder / ROWS_FILE
-    if SPLIT_AT not in pq.read_schema(path).names:
-        raise BadInput(f"shard {shard.name} was built by an earlier version, which noted no split; build it again")
-    return pq.read_table(path, columns=["row_id", SPLIT_AT])
-
-
 def _dropped(shard: ShardFiles, row_ids: pa.Array) -> tuple[pa.Array, pa.Array]:
     """Which rows the reference dropped, and why; raises unless it accounts for all of them."""
     if shard.reference is None:
         return pa.repeat(False, len(row_ids)), pa.nulls(len(row_ids), pa.string())
-    dropped = pq.read_table(shard.reference / "dropped.parquet", columns=["row_id", "reason"])
-    scored = pq.read_table(shard.reference / "logprobs.parquet", columns=["row_id"])["row_id"]
+    dropped = read_columns(shard.reference / "dropped.parquet", "row_id", "reason")
+    scored = read_columns(shard.reference / "logprobs.parquet", "row_id")["row_id"]
     place = pc.index_in(row_ids, value_set=dropped["row_id"])
     known = pc.or_(pc.is_valid(place), pc.is_in(row_ids, value_set=scored))
     if missing := row_ids.filter(pc.invert(known)).to_pylist():

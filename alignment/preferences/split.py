@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from alignment.preferences.content import Content, encode
 
 SCALE = 2.0**64
@@ -25,3 +28,8 @@ def is_held_out(prompt: Content, form: str, fraction: float) -> bool:
     A prompt held out at one fraction is held out at every larger one.
     """
     return split_at(prompt, form) < fraction
+
+
+def are_held_out(split_at: pa.Array, fraction: float) -> pa.Array:
+    """`is_held_out` of many prompts at once, by where they stand."""
+    return pc.less(split_at, fraction)

@@ -88,7 +88,8 @@ def with_system(messages: tuple[Message, ...], fields: Mapping[str, Any]) -> tup
 def instruction_prompt(fields: Mapping[str, Any]) -> tuple[Message, ...]:
     """Alpaca's instruction, with its input after a blank line, and LLaMA-Factory's system and history before it."""
     turns: list[Message] = []
-    for turn in fields.get("history") or ():
+    history = fields.get("history") or ()
+    for turn in history if isinstance(history, list | tuple) else (history,):
         if not isinstance(turn, list | tuple) or len(turn) != 2:
             raise Unusable("history is not a list of pairs")
         turns += [user(text_of(turn[0], "history")), assistant(text_of(turn[1], "history"))]

@@ -6,13 +6,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import pyarrow.parquet as pq
 
 from alignment.artifacts import Artifact
 from alignment.logprobs.fingerprint import fingerprint
 from alignment.models.checkpoint import digest_checkpoint, load_tokenizer, max_positions
-from alignment.preferences.manifest import Manifest, read_manifest, read_split
-from alignment.preferences.parquet import write_records
+from alignment.preferences.manifest import Manifest, read_manifest
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
 from alignment.tokens import Tokenization
@@ -26,7 +25,6 @@ from alignment.training.processes import gathered
 log = logging.getLogger(__name__)
 
 ROWS_FILE = "training_rows.parquet"
-ROWS_SCHEMA = pa.schema([("row_id", pa.string()), ("split", pa.string()), ("reason", pa.string())])
 
 
 class DpoRequest(Request):
@@ -65,7 +63,7 @@ def run(request: DpoRequest, context: Context) -> Result:
     }
     if context.rank:
         return Result(digest="", summary=summary)
-    write_records(context.out / ROWS_FILE, ROWS_SCHEMA, rows.record)
+    pq.write_table(rows.record, context.out / ROWS_FILE, compression="zstd")
     digest = digest_checkpoint(context.out)
     names = {
         "weights_digest": digest.weights,
@@ -82,7 +80,7 @@ def _rows(request: DpoRequest, context: Context, folder: Path, manifest_folder: 
         digest = digest_checkpoint(folder)
         start = {"weights_digest": digest.weights, "config_digest": digest.config}
     reference = fingerprint(start["weights_digest"], start["config_digest"], request.settings.precision)
-    return policy_rows(manifest, context, read_split(manifest_folder), tokens, reference)
+    return policy_rows(manifest, context, manifest_folder, tokens, reference)
 
 
 def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
+from typing import NoReturn
 
 import dagster as dg
 
@@ -58,7 +59,7 @@ def launches(
         yield {RANGE_START: first, RANGE_END: last}, [node.name]
 
 
-def stretches(order: list[str], wanted: Set[str | None], most: int) -> Iterator[tuple[str, str]]:
+def stretches(order: Sequence[str], wanted: Set[str | None], most: int) -> Iterator[tuple[str, str]]:
     """First and last shard of every unbroken stretch of wanted shards in Dagster's order, `most` at a time."""
     stretch: list[str] = []
     for shard in [*order, None]:
@@ -78,7 +79,8 @@ def launch(
     say: Callable[[str], None],
 ) -> str:
     """Executes one Dagster run over the chosen nodes and returns its id; raises `RunFailed` or `BadInput`."""
-    job = dg.build_reconstructable_job("alignment_dags.jobs", "load_job", (recipe.name, phase.name))
+    named = {"recipe_name": recipe.name, "phase_name": phase.name}
+    job = dg.build_reconstructable_job("alignment_dags.jobs", "load_job", reconstructable_kwargs=named)
     with Progress(instance, phase.name, say) as progress:
         result = dg.execute_job(
             job,
@@ -94,7 +96,7 @@ def launch(
     raise AssertionError("unreachable")
 
 
-def raise_failure(instance: dg.DagsterInstance, run_id: str) -> None:
+def raise_failure(instance: dg.DagsterInstance, run_id: str) -> NoReturn:
     """Raises `BadInput` if every failed step says a person has to mend its input, else `RunFailed`."""
     lines: list[str] = []
     bad: list[str] = []

@@ -59,7 +59,7 @@ class Progress:
 
     def _tell_message(self, entry: dg.EventLogEntry, step: str) -> None:
         """Warnings always; of a stage's own lines as many as a person can follow."""
-        message, warning = entry.user_message, entry.level >= logging.WARNING
+        message, warning = entry.user_message, int(entry.level) >= logging.WARNING
         if not message or message.startswith("Dependencies for step"):
             return
         if warning or entry.timestamp - self._spoke.get(step, 0.0) >= PAUSE:

@@ -16,7 +16,7 @@ from assets.upstream import Upstream
 def preference_shard(recipe: Recipe) -> Node:
     def request(upstream: Upstream, shard: str | None) -> ShardRequest:
         shards = upstream.shards(recipe.preferences, recipe.seed)
-        if shard not in shards:
+        if shard is None or shard not in shards:
             raise BadInput(f"no shard '{shard}' in the recipe's preferences", file=recipe.name, field="preferences")
         return shards[shard]
 

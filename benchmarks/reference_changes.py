@@ -17,9 +17,10 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 import torch
@@ -156,10 +157,10 @@ def main() -> None:
         ours = show("1 % new rows", scored(grown))
         reference.release_model()
         known = shard_of(store, place, "recut", list(range(rows // 100, rows + rows // 100)))
-        needed = reference.load_model, reference.load_tokenizer
-        reference.load_model = reference.load_tokenizer = _not_needed
-        show("all known, another shard", scored(known))
-        reference.load_model, reference.load_tokenizer = needed
+        with ExitStack() as without:
+            for name in ("load_model", "load_tokenizer"):
+                without.enter_context(mock.patch.object(reference, name, _not_needed))
+            show("all known, another shard", scored(known))
         name, padded = trl_pass(load_model(model, "float32"))
         pairs = tokenised(store, grown, model, policy)
         with forwarded() as seen:

@@ -48,7 +48,7 @@ def rescore(suite: str, data: Path) -> None:
                 (one["id"], one["solution"].replace("\nA: ", "\n#### ")) for one in read_records(data / SOLUTIONS)
             )
         else:
-            answers = [(one["key"], one["prompt"]) for one in read_records(data / DATA[suite])]
+            answers = ((one["key"], one["prompt"]) for one in read_records(data / DATA[suite]))
         write_records(responses, ({"id": name, "turns": [text]} for name, text in answers))
         score_files(suite, responses, data / DATA[suite], out=Path(folder) / "out")
 

@@ -30,7 +30,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape = SIZES["0.5b"]
     size = replace(shape, config=shape.config | {"num_hidden_layers": chosen.layers}, dtype=chosen.dtype)
-    model, _ = build(size, device)
+    model = build(size, device, 1)[0]
     scorer.CPU_TOKENS = TOKENS
     draw = torch.Generator().manual_seed(0)
 

@@ -86,7 +86,7 @@ def _by_hand(model: Any, rows: Pairs, batch: int) -> list[tuple[float, float]]:
         states, targets = hidden[where], ids[:, 1:][where]
         each = [
             -torch.nn.functional.cross_entropy(model.lm_head(some).float(), wanted, reduction="none")
-            for some, wanted in zip(states.split(2048), targets.split(2048), strict=True)
+            for some, wanted in zip(torch.split(states, 2048), torch.split(targets, 2048), strict=True)
         ]
         logps = torch.zeros(where.shape, device=model.device)
         logps[where] = torch.cat(each)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from eval.lm_eval_calls import seeded
+from eval.lm_eval_calls import quiet, seeded
 from eval.lm_eval_task import ItemError
 
 Stored = str | tuple[tuple[float, bool], ...]
@@ -26,12 +26,13 @@ def replay(task: Any, responses: Mapping[int, Stored]) -> dict[int, dict[str, An
     task._instances = [instance for made in instances.values() for instance in made]
     task.apply_filters()
     scores: dict[int, dict[str, Any] | ItemError] = {}
-    for index, made in instances.items():
-        try:
-            scores[index] = _score(task, docs[index], made)
-        except Exception as error:
-            scores[index] = ItemError(index)
-            scores[index].__cause__ = error  # type: ignore[union-attr]
+    with quiet():
+        for index, made in instances.items():
+            try:
+                scores[index] = _score(task, docs[index], made)
+            except Exception as error:
+                scores[index] = ItemError(index)
+                scores[index].__cause__ = error  # type: ignore[union-attr]
     return scores
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 DEFAULT_REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of several test processes would wait for each other, spinning
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -26,13 +28,30 @@ def real_data_folder() -> Path:
     return Path(os.environ.get("ALIGN_TEST_DATA") or DEFAULT_REAL_DATA)
 
 
+NEEDING = pytest.StashKey[int]()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without the real data its tests are deselected, and pytest's last line counts them."""
+    """Without the real data its tests are deselected and counted."""
     if real_data_folder().is_dir():
         return
     needing = [item for item in items if item.get_closest_marker("real_data")]
     config.hook.pytest_deselected(items=needing)
     items[:] = [item for item in items if item not in needing]
+    config.stash[NEEDING] = len(needing)
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["needing"] = len(needing)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker tells the process that writes the summary, which collects nothing itself."""
+    node.config.stash[NEEDING] = getattr(node, "workeroutput", {}).get("needing", 0)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if count := config.stash.get(NEEDING, 0):
+        terminalreporter.write_line(f"{count} tests on real data deselected: {real_data_folder()} is no folder")
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +75,33 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
 def align_command() -> list[str]:
     """How a process starts `align`; arguments follow."""
     return [sys.executable, "-c", "from alignment_dags.cli import main; main()"]
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """A bucket of a server on loopback that speaks S3, for this process and those it starts."""
+    import fsspec
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {"endpoint_url": f"http://{host}:{port}", "key": "key", "secret": "secret"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(f"FSSPEC_S3_{name.upper()}", value)
+        patch.setitem(fsspec.config.conf, "s3", settings)
+        fsspec.filesystem("s3").mkdir("bucket")
+        yield "s3://bucket"
+    server.stop()
+
+
+@pytest.fixture(params=["local", "s3"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty place for an artifact store, of both kinds that there are."""
+    if request.param == "local":
+        return str(tmp_path / "store")
+    return f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}"
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ class Place:
         self.url = url.rstrip("/")
         self.fs: fsspec.AbstractFileSystem
         try:
-            self.fs, root = url_to_fs(self.url)
+            self.fs, root = url_to_fs(self.url, use_listings_cache=False)  # other processes write here too
         except (ValueError, ImportError) as error:
             raise BadInput(f"not a place for an artifact store: {error}", file=url) from error
         self.root = root.rstrip("/")

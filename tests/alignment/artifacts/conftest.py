@@ -1,8 +1,7 @@
-"""An empty store, local and remote."""
+"""An empty store of both kinds that there are."""
 
 from __future__ import annotations
 
-import uuid
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 from alignment.artifacts import Store
 
 
-@pytest.fixture(params=["local", "remote"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    url = str(tmp_path / "store") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
-    return Store(url, cache=tmp_path / "cache")
+@pytest.fixture
+def store(store_url: str, tmp_path: Path) -> Store:
+    return Store(store_url, cache=tmp_path / "cache")

@@ -31,9 +31,9 @@ def parts(folder: Path) -> list[Path]:
     return sorted(folder.rglob("reference_logprobs/**/part-*.parquet"))
 
 
-@pytest.fixture(params=["local", "memory"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "store") if request.param == "local" else f"memory://{tmp_path.name}"
+@pytest.fixture
+def url(store_url: str) -> str:
+    return store_url
 
 
 def test_values_come_back_in_the_order_asked_and_missing_ones_as_null(url: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -22,10 +21,9 @@ from alignment.sources import pin_file
 from alignment.stages import execute
 
 
-@pytest.fixture(params=["local", "remote"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    url = str(tmp_path / "store") if request.param == "local" else f"memory://{uuid.uuid4().hex}"
-    return Store(url, cache=tmp_path / "cache")
+@pytest.fixture
+def store(store_url: str, tmp_path: Path) -> Store:
+    return Store(store_url, cache=tmp_path / "cache")
 
 
 def row_id(number: int) -> str:

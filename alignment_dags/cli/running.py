@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +20,31 @@ def run(
 
     result = tell(lambda: summary_of(run_recipe(recipe, say)), as_json, show_outcome)
     if result["failure"] is not None:
+        raise typer.Exit(1)
+
+
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what bringing a recipe up to date takes, before anything runs. Exit 1 if a pool cannot hold it."""
+    from dataclasses import asdict
+
+    from alignment.recipe import load_recipe
+    from alignment_dags.cli.plan_page import show_plan
+    from alignment_dags.forecast import forecast
+    from resources.home import ensure_home
+    from resources.pools import load_pools
+    from resources.store import ArtifactStore
+
+    ensure_home()
+
+    def work() -> dict[str, Any]:
+        stages = forecast(load_recipe(recipe), load_pools(), ArtifactStore().open())
+        too_large = [one.stage for one in stages if one.fits is False and one.to_make]
+        return {"stages": [asdict(one) for one in stages], "too_large": too_large}
+
+    if tell(work, as_json, show_plan)["too_large"]:
         raise typer.Exit(1)
 
 

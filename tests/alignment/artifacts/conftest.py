@@ -1,4 +1,4 @@
-"""An empty store, local and remote."""
+"""An empty store of both kinds that there are."""
 
 from __future__ import annotations
 

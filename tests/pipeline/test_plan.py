@@ -1,0 +1,71 @@
+"""`align plan`: what is there, what is to be made, and what that takes, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from alignment.models.weights import tensors
+from alignment.recipe import load_recipe
+from assets.upstream import Upstream
+
+
+@pytest.fixture
+def pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Makes `local` a pool whose device holds so many GiB and costs 36 an hour."""
+
+    def write(memory_gib: float) -> None:
+        path = tmp_path / f"pools-{memory_gib}.yaml"
+        pool = {"slots": 1, "memory_gib": memory_gib, "price_per_hour": 36.0}
+        path.write_text(yaml.safe_dump({"pools": {"local": pool}}), encoding="utf-8")
+        monkeypatch.setenv("ALIGN_POOLS", str(path))
+
+    return write
+
+
+def test_a_plan_tells_what_there_is_and_how_each_number_was_reached(
+    small_recipe: dict[str, Any],
+    tmp_path: Path,
+    pools: Callable[[float], None],
+    bring_up_to_date: Callable[..., Upstream],
+    align: Callable[..., tuple[int, dict[str, Any], str]],
+) -> None:
+    pools(1.0)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(small_recipe), encoding="utf-8")
+
+    def stages(code: int = 0) -> dict[str, dict[str, Any]]:
+        found, told, error = align("plan", str(path))
+        assert found == code, error
+        return {one["stage"]: one for one in told["stages"]}
+
+    before = stages()
+    assert not [name for name, one in before.items() if one["current"]]
+    assert before["reference_logprobs"]["to_make"] == 2
+    assert before["reference_logprobs"]["slot_seconds"] == {"value": None, "how": "this recipe never made one"}
+    assert "config.json in " in before["policy_checkpoint"]["memory_gib"]["how"]
+
+    made = bring_up_to_date(load_recipe(path), only=("base", "shards", "reference"))
+    source = Path(small_recipe["preferences"]["files"][0])
+    source.write_text(source.read_text(encoding="utf-8").replace("It is 0.", "It is nil."), encoding="utf-8")
+    after = stages()
+    parameters = sum(tensor.elements for tensor in tensors(made.store.fetch(made("sft_checkpoint"))))
+    assert after["policy_checkpoint"]["memory_gib"]["value"] == pytest.approx(16 * parameters / 2**30)
+    assert after["reference_logprobs"]["memory_gib"]["value"] == pytest.approx(4 * parameters / 2**30)
+    assert after["policy_checkpoint"]["fits"] is True
+    assert (after["sft_checkpoint"]["to_make"], after["sft_checkpoint"]["slot_seconds"]["value"]) == (0, 0)
+    took = [commit.seconds for commit in made.store.commits("preference_shard")]
+    remade = after["preference_shard"]
+    assert remade["to_make"] > 0
+    assert remade["slot_seconds"]["value"] == pytest.approx(remade["to_make"] * sum(took) / len(took))
+    scored, took = after["reference_logprobs"], [commit.seconds for commit in made.store.commits("reference_logprobs")]
+    assert scored["slot_seconds"]["value"] == pytest.approx(scored["to_make"] * sum(took) / 2)
+    assert scored["cost"]["value"] == pytest.approx(scored["slot_seconds"]["value"] / 100)
+    assert after["policy_checkpoint"]["cost"]["value"] is None
+
+    pools(1e-6)
+    assert stages(code=1)["policy_checkpoint"]["fits"] is False

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from alignment.artifacts import CorruptArtifact
+
 SPLIT_FILE = "split.parquet"
 SPLIT_SCHEMA = pa.schema(
     [("row_id", pa.string()), ("shard", pa.string()), ("split", pa.string()), ("reason", pa.string())]
@@ -41,9 +43,12 @@ class SplitFile:
     """The split of a fetched manifest, whose shards have `sizes` rows; whatever its row groups are."""
 
     def __init__(self, folder: Path, sizes: Sequence[int]) -> None:
+        """Raises `CorruptArtifact` unless the file has as many rows as the shards."""
         self._file = pq.ParquetFile(folder / SPLIT_FILE)
         self._ends = np.cumsum(sizes, dtype=np.int64)
         about = self._file.metadata
+        if about.num_rows != sum(sizes):
+            raise CorruptArtifact(f"{about.num_rows} rows in {SPLIT_FILE}, {sum(sizes)} in the manifest's shards")
         groups = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
         self._group_ends = np.cumsum(groups, dtype=np.int64)
 

@@ -39,6 +39,8 @@ def test_ids_are_read_as_the_numbers_they_spell() -> None:
     spelled = pa.chunked_array([["0" * 15 + "a" + "f" * 16], [], ["f" * 31 + "e"]], pa.string())
     assert binary_ids(spelled).tolist() == [[10, 2**64 - 1], [2**64 - 1, 2**64 - 2]]
     assert binary_ids(spelled.slice(1)).tolist() == [[2**64 - 1, 2**64 - 2]]
+    spelled = pa.chunked_array([["0" * 32, "0" * 31 + "1", "0" * 31 + "2"]], pa.string())
+    assert binary_ids(spelled.slice(1, 1)).tolist() == [[0, 1]]
     assert binary_ids(pa.chunked_array([], pa.string())).shape == (0, 2)
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alignment.artifacts import CorruptArtifact
 from alignment.preferences import split_file
 from alignment.preferences.split_file import SPLIT_FILE, SPLIT_SCHEMA, SplitFile, SplitWriter
 
@@ -48,3 +49,10 @@ def test_no_row_group_holds_rows_of_two_shards(tmp_path: Path, monkeypatch: pyte
             writer.write(places(name, rows))
     about = pq.read_metadata(tmp_path / SPLIT_FILE)
     assert [about.row_group(group).num_rows for group in range(about.num_row_groups)] == [3, 4, 4, 1, 1]
+
+
+def test_a_split_of_other_shards_is_refused(tmp_path: Path) -> None:
+    with SplitWriter(tmp_path) as writer:
+        writer.write(places("a", 3))
+    with pytest.raises(CorruptArtifact, match=r"3 rows in split\.parquet, 4 in the manifest's shards"):
+        SplitFile(tmp_path, [3, 1])

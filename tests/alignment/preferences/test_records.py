@@ -158,7 +158,7 @@ def test_a_damaged_gzip_or_parquet_file_is_read_or_refused_by_name(tmp_path: Pat
     ("name", "data", "words"),
     [
         ("a.jsonl.gz", b"plain", "not gzip"),
-        ("a.jsonl.gz", gzip.compress(jsonl(RECORDS))[:-9], "cut short"),
+        ("a.jsonl.gz", gzip.compress(jsonl(RECORDS), mtime=0)[:-9], "cut short"),
         ("a.json", b'{"a": [1], "b": [2]}', "neither a JSON list"),
         ("a.json", b"[1, 2", "not JSON"),
         ("a.json", b'["\xff"]', "not UTF-8"),

@@ -27,14 +27,14 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
         gate, published = asked_of(recipe)
         policy = upstream("policy_checkpoint")
         champion = champion_beside(upstream, policy)
-        measured, why_not = champion_scores(recipe, pools, upstream, champion)
+        their_scores, why_not = champion_scores(recipe, pools, upstream, champion)
         return ReportRequest(
             sft=upstream("sft_checkpoint"),
             policy=policy,
             sft_scores={suite: upstream(f"sft_evals/{suite}") for suite in suites},
             policy_scores={suite: upstream(f"policy_evals/{suite}") for suite in suites},
             champion=champion.policy,
-            champion_scores=measured,
+            champion_scores=their_scores,
             gate=gate,
             recipe=recipe.name,
             prices=prices(recipe, pools),

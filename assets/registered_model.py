@@ -155,12 +155,12 @@ def ask_the_gate(work: Work) -> None:
     The policy's own files are hashed again too: what is registered is what was answered with.
     """
     assert isinstance(work.request, RegistrationRequest)
-    beside_the_champion(work)
     try:
         work.store.fetch(work.request.policy, deep=True)
         verdict = recompute(work.store, work.request.report, work.request.policy, work.request.gate)
     except (WrongEvidence, CorruptArtifact) as error:
         raise dg.Failure(f"not registered: {error}", allow_retries=False) from error
+    beside_the_champion(work)
     if verdict.outcome != "pass":
         reasons = "; ".join(verdict.reasons)
         raise dg.Failure(

@@ -9,7 +9,7 @@ from typing import Literal
 from alignment.artifacts import Commit, Ref, Store
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
-from assets.node import Node
+from assets.node import Node, NotNeeded
 from assets.upstream import Upstream
 
 State = Literal["current", "unreported", "missing", "waiting"]
@@ -19,8 +19,8 @@ State = Literal["current", "unreported", "missing", "waiting"]
 class Planned:
     """One node (one shard of it) as it stands.
 
-    `current`: made and reported. `unreported`: made, its report to MLflow or its ref is outstanding.
-    `missing`: to be made. `waiting`: not known before something above it is made.
+    `current`: made and reported, or there is nothing to make. `unreported`: made, its report to MLflow or its ref is
+    outstanding. `missing`: to be made. `waiting`: not known before something above it is made.
     """
 
     node: Node
@@ -37,6 +37,10 @@ class PlannedUpstream(Upstream):
     def foresee(self, name: str, shard: str | None, commit: Commit, ref: Ref | None) -> None:
         same = ref is not None and ref.artifact == commit.artifact
         self._refs[name, shard] = ref if same else Ref(artifact=commit.artifact)
+
+    def not_known(self, name: str) -> None:
+        """What is there of a node now is not what will be: whoever does not wait for it goes without."""
+        self._refs[name, None] = None
 
 
 def plan(
@@ -65,15 +69,20 @@ def plan(
                 refused[shard] = str(error)
                 one = Planned(node, shard, "waiting")
             planned.append(one)
-            if one.commit is None:
+            if one.state in ("missing", "waiting"):
                 unknown.setdefault(node.name, set()).add(shard)
+                if shard is None:
+                    upstream.not_known(node.name)
     return planned
 
 
 def _plan(node: Node, shard: str | None, upstream: PlannedUpstream, unknown: dict[str, set[str | None]]) -> Planned:
     if any(waits(shard, unknown[need]) for need in node.needs if need in unknown):
         return Planned(node, shard, "waiting")
-    request = node.request(upstream, shard)
+    try:
+        request = node.request(upstream, shard)
+    except NotNeeded:
+        return Planned(node, shard, "current")
     key = node.stage.key(request)
     commit = upstream.store.find(node.stage.kind, key)
     if commit is None:
@@ -81,6 +90,7 @@ def _plan(node: Node, shard: str | None, upstream: PlannedUpstream, unknown: dic
     ref = upstream.store.read_ref(upstream.recipe, node.name, shard)
     upstream.foresee(node.name, shard, commit, ref)
     reported = ref is not None and ref.artifact == commit.artifact and ref.mlflow_run_id is not None
+    reported = reported or node.reported_elsewhere(upstream, commit)
     return Planned(node, shard, "current" if reported else "unreported", commit, key)
 
 

@@ -32,14 +32,14 @@ class Champion:
         return "" if self.decision is None else f"The champion, version {self.version}, was {self.decision.told}."
 
 
-def champion_beside(upstream: Upstream, candidate: Artifact) -> Champion:
-    """Whom a candidate is compared with.
+def champion_beside(upstream: Upstream, candidate: Artifact | None) -> Champion:
+    """Whom a candidate is compared with; None is one that is still to be made.
 
     Registrations of the candidate itself, and those that a person decided on while it was the candidate, are passed
     over: looking again at a finished comparison must give the same one.
     """
     latest = upstream.get("registered_model")
-    while latest is not None:
+    while latest is not None and candidate is not None:
         commit = upstream.store.commit_of(latest)
         decision = decision_of(commit)
         about_it = decision is not None and decision.candidate == candidate.digest

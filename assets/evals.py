@@ -1,10 +1,10 @@
-"""`sft_evals/<suite>` and `policy_evals/<suite>`: scores per sample; no GPU."""
+"""`<model>_evals/<suite>`: scores per sample; no GPU."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from alignment.artifacts import Commit
+from alignment.artifacts import Artifact, Commit
 from alignment.recipe import Recipe, Suite
 from assets.node import Node, Shown
 from assets.plots import table
@@ -14,16 +14,21 @@ from eval.scores import STAGE, ScoresRequest
 from eval.suites import suite_named
 
 
+def scores_request(recipe: Recipe, name: str, suite: Suite, answers: Artifact) -> ScoresRequest:
+    """How the recipe scores a suite's answers."""
+    return ScoresRequest(
+        responses=answers,
+        suite=suite_spec(name, suite),
+        judge=recipe.judge if recipe.judge is not None and suite_named(name).needs_judge else None,
+        seed=recipe.seed,
+    )
+
+
 def evals(recipe: Recipe, model: str, name: str, suite: Suite) -> Node:
-    """The node of one suite on one of the two models, `sft` or `policy`."""
+    """The node of one suite on the answers of that model."""
 
     def request(upstream: Upstream, shard: str | None) -> ScoresRequest:
-        return ScoresRequest(
-            responses=upstream(f"{model}_responses"),
-            suite=suite_spec(name, suite),
-            judge=recipe.judge if recipe.judge is not None and suite_named(name).needs_judge else None,
-            seed=recipe.seed,
-        )
+        return scores_request(recipe, name, suite, upstream(f"{model}_responses"))
 
     return Node(
         name=f"{model}_evals/{name}",

@@ -7,8 +7,10 @@ from pathlib import Path
 from alignment.artifacts import Commit
 from alignment.recipe import Gate, Recipe
 from assets.champion import champion_beside
+from assets.champion_evals import champion_scores
 from assets.node import Node, Shown
 from assets.plots import picture, table
+from assets.policy_divergence import pool_of
 from assets.upstream import Upstream
 from eval.default_gate import gate_of
 from eval.report import STAGE, ReportRequest
@@ -19,23 +21,26 @@ from resources.pools import Pools
 
 def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
     suites = list(recipe.evals.selected())
+    divergence = ("policy_divergence",) if recipe.held_out_fraction else ()
 
     def request(upstream: Upstream, shard: str | None) -> ReportRequest:
         gate, published = asked_of(recipe)
         policy = upstream("policy_checkpoint")
         champion = champion_beside(upstream, policy)
+        measured, why_not = champion_scores(recipe, pools, upstream, champion)
         return ReportRequest(
             sft=upstream("sft_checkpoint"),
             policy=policy,
             sft_scores={suite: upstream(f"sft_evals/{suite}") for suite in suites},
             policy_scores={suite: upstream(f"policy_evals/{suite}") for suite in suites},
             champion=champion.policy,
-            champion_scores={suite: scores for suite, scores in champion.scores.items() if suite in suites},
+            champion_scores=measured,
             gate=gate,
             recipe=recipe.name,
             prices=prices(recipe, pools),
             baselines=published,
-            champion_note=champion.note,
+            champion_note=" ".join(filter(None, (champion.note, why_not))),
+            divergence=upstream("policy_divergence") if divergence else None,
         )
 
     return Node(
@@ -46,7 +51,8 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
         needs=(
             "sft_checkpoint",
             "policy_checkpoint",
-            *(f"{model}_evals/{suite}" for model in ("sft", "policy") for suite in suites),
+            *divergence,
+            *(f"{model}_evals/{suite}" for model in ("sft", "policy", "champion") for suite in suites),
         ),
         request=request,
         show=show,
@@ -65,6 +71,7 @@ def prices(recipe: Recipe, pools: Pools) -> dict[str, float]:
         "sft_checkpoint": recipe.pools.sft,
         "reference_logprobs": recipe.pools.reference,
         "policy_checkpoint": recipe.pools.policy,
+        "policy_divergence": pool_of(recipe),
         "responses": recipe.pools.responses,
     }
     return {stage: price for stage, pool in chosen.items() if (price := pools[pool].price_per_hour)}

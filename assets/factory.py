@@ -16,7 +16,7 @@ from alignment.artifacts.erase import gone
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
 from alignment.stages.execute import DAGSTER_RUN, RECIPE_NAME, REQUEST_FILE
-from assets.node import Node, Shown, Work
+from assets.node import Node, NotNeeded, Shown, Work
 from assets.upstream import NotBuilt, Upstream
 from resources.pools import Pools
 from resources.store import ArtifactStore
@@ -25,6 +25,8 @@ from resources.tracking import Report, Reported, Tracking
 OWNERS = ["team:alignment"]
 SHARDS_PER_RUN = 100
 BAD_INPUT = "bad_input"
+NOTHING = "nothing"
+"""The data version of a node that had nothing to make."""
 
 
 def shards_definition(recipe_name: str) -> dg.DynamicPartitionsDefinition:
@@ -48,7 +50,7 @@ def build_asset(node: Node, recipe: Recipe, pools: Pools) -> dg.AssetsDefinition
         specs=[
             dg.AssetSpec(
                 key=asset_key(recipe.name, node.name),
-                deps=[asset_key(recipe.name, need) for need in node.needs],
+                deps=[asset_key(recipe.name, need) for need in (*node.needs, *node.after)],
                 description=node.description,
                 group_name=recipe.name,
                 code_version=str(node.stage.code_version),
@@ -113,6 +115,9 @@ class Materializer:
         try:
             with self.store.alone(name) if self.node.alone else nullcontext():
                 return self._materialize(shard)
+        except NotNeeded as why:
+            self.context.log.info(f"nothing to make: {why}")
+            return NOTHING, {"nothing_to_make": str(why)}
         except (BadInput, NotBuilt) as error:
             raise dg.Failure(str(error), metadata={BAD_INPUT: str(error)}, allow_retries=False) from error
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from alignment.recipe import Recipe
 from assets.base_model import base_model
+from assets.champion_evals import champion_evals, champion_responses
 from assets.evals import evals
 from assets.evaluation_report import evaluation_report
 from assets.node import Node
 from assets.policy_checkpoint import policy_checkpoint
+from assets.policy_divergence import policy_divergence
 from assets.preference_manifest import preference_manifest
 from assets.preference_shard import preference_shard
 from assets.reference_logprobs import reference_logprobs
@@ -21,7 +23,7 @@ from resources.pools import Pools
 def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
     """Every node, each after those it needs."""
     trained = [base_model(recipe)] + ([sft_dataset(recipe)] if recipe.sft.dataset else [])
-    models = ("sft", "policy")
+    models, suites = ("sft", "policy"), recipe.evals.selected()
     return [
         *trained,
         sft_checkpoint(recipe, pools),
@@ -29,8 +31,11 @@ def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
         reference_logprobs(recipe),
         preference_manifest(recipe),
         policy_checkpoint(recipe, pools),
+        *([policy_divergence(recipe)] if recipe.held_out_fraction else []),
         *(responses(recipe, pools, model) for model in models),
-        *(evals(recipe, model, name, suite) for model in models for name, suite in recipe.evals.selected().items()),
+        champion_responses(recipe, pools),
+        *(evals(recipe, model, name, suite) for model in models for name, suite in suites.items()),
+        *(champion_evals(recipe, pools, name, suite) for name, suite in suites.items()),
         evaluation_report(recipe, pools),
         registered_model(recipe, pools),
     ]

@@ -19,6 +19,10 @@ from resources.tracking import Tracking
 Make = Callable[["Work"], Commit]
 
 
+class NotNeeded(Exception):
+    """There is nothing for a node to make as things stand; the message says why."""
+
+
 @dataclass(frozen=True)
 class Work:
     """A request whose artifact is missing, and what a node may use to make it."""
@@ -57,11 +61,17 @@ def nothing_more(commit: Commit, folder: Path) -> Shown:
     return Shown()
 
 
+def nowhere_else(upstream: Upstream, commit: Commit) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Node:
     """`request` turns upstream artifacts (of one shard, if `partitioned`) into what the stage is asked.
 
-    It is the first move; `make` (on a miss) is the second; `show` is what this node adds to the third.
+    It is the first move; `make` (on a miss) is the second; `show` is what this node adds to the third. A request that
+    raises `NotNeeded` leaves nothing to do. In a run, a node comes after all that it names in `needs` and `after`; the
+    plan knows what it makes as soon as it knows its `needs`.
     """
 
     name: str
@@ -75,6 +85,10 @@ class Node:
     partitioned: bool = False
     pool: str | None = None
     is_checkpoint: bool = False
+    after: tuple[str, ...] = ()
+    reported_elsewhere: Callable[[Upstream, Commit], bool] = nowhere_else
+    """Whether what was found is another node's and reported as that one's, so that no run is launched to report it
+    again. Only for a node whose readers ask the store for its key and do not go by its ref."""
     alone: bool = False
     """One at a time for a recipe, from the request to the ref: what it makes follows what it made before."""
     automation: dg.AutomationCondition[dg.AssetKey] | None = None

@@ -155,6 +155,7 @@ def ask_the_gate(work: Work) -> None:
     The policy's own files are hashed again too: what is registered is what was answered with.
     """
     assert isinstance(work.request, RegistrationRequest)
+    beside_the_champion(work)
     try:
         work.store.fetch(work.request.policy, deep=True)
         verdict = recompute(work.store, work.request.report, work.request.policy, work.request.gate)
@@ -166,6 +167,18 @@ def ask_the_gate(work: Work) -> None:
             f"not registered, the gate says {verdict.outcome}: {reasons}",
             metadata={"verdict": verdict.outcome, "reasons": reasons},
             allow_retries=False,
+        )
+
+
+def beside_the_champion(work: Work) -> None:
+    """Fails where the report compared the policy with another champion than the one that it would follow."""
+    assert isinstance(work.request, RegistrationRequest)
+    compared = work.store.commit_of(work.request.report).inputs.get("champion")
+    stands = standing(work.store, work.request.previous)
+    if (compared and compared.digest) != (stands.policy and stands.policy.digest):
+        now = "there is none by now" if stands.version is None else f"the champion is version {stands.version} by now"
+        raise dg.Failure(
+            f"not registered: the report compared it with another champion, and {now}; ask again", allow_retries=False
         )
 
 

@@ -1,7 +1,8 @@
-"""`sft_responses` and `policy_responses`: a checkpoint's answers to every suite, from one model load."""
+"""`<model>_responses`: a checkpoint's answers to every suite, from one model load."""
 
 from __future__ import annotations
 
+from alignment.artifacts import Artifact
 from alignment.errors import BadInput
 from alignment.preferences.hub import pin_hub
 from alignment.recipe import DataSource, Recipe, Suite
@@ -47,21 +48,26 @@ def hub_source(suite: Suite, split: str) -> DataSource | None:
     return pin_hub(DataSource(hub=suite.hub, revision=suite.revision, config=suite.config, split=named))
 
 
+def responses_request(recipe: Recipe, pools: Pools, checkpoint: Artifact) -> ResponsesRequest:
+    """How the recipe asks a checkpoint."""
+    if pools[recipe.pools.responses].world_size > 1:
+        raise BadInput("answering runs in one process; give a pool of launcher: step", field="pools.responses")
+    suites = {name: suite_spec(name, suite) for name, suite in recipe.evals.selected().items()}
+    return ResponsesRequest(
+        checkpoint=checkpoint,
+        suites={name: spec.for_answering() for name, spec in suites.items()},
+        seed=recipe.seed,
+        precision=recipe.evals.precision,
+        batch_tokens=recipe.evals.batch_tokens,
+        generate=recipe.evals.generate,
+    )
+
+
 def responses(recipe: Recipe, pools: Pools, model: str) -> Node:
-    """The node of one of the two models, `sft` or `policy`."""
+    """The node of the recipe's checkpoint of that name, `sft` or `policy`."""
 
     def request(upstream: Upstream, shard: str | None) -> ResponsesRequest:
-        if pools[recipe.pools.responses].world_size > 1:
-            raise BadInput("answering runs in one process; give a pool of launcher: step", field="pools.responses")
-        suites = {name: suite_spec(name, suite) for name, suite in recipe.evals.selected().items()}
-        return ResponsesRequest(
-            checkpoint=upstream(f"{model}_checkpoint"),
-            suites={name: spec.for_answering() for name, spec in suites.items()},
-            seed=recipe.seed,
-            precision=recipe.evals.precision,
-            batch_tokens=recipe.evals.batch_tokens,
-            generate=recipe.evals.generate,
-        )
+        return responses_request(recipe, pools, upstream(f"{model}_checkpoint"))
 
     return Node(
         name=f"{model}_responses",

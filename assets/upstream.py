@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar, cast
+
 from alignment.artifacts import Artifact, Ref, Store
 from alignment.preferences.shards import shards_of
 from alignment.preferences.tombstones import Withdrawn, read_withdrawn
 from alignment.preferences.withdrawal import RemainingShards
 from alignment.recipe import PreferenceSource
+
+T = TypeVar("T")
 
 
 class NotBuilt(LookupError):
@@ -29,6 +34,7 @@ class Upstream:
         self._shards: RemainingShards | None = None
         self._withdrawn: Withdrawn | None = None
         self._listed: set[str] = set()
+        self._found: dict[str, object] = {}
 
     def ref(self, name: str, partition: str | None = None) -> Ref | None:
         place = (name, partition)
@@ -75,6 +81,12 @@ class Upstream:
         if self._withdrawn is None:
             self._withdrawn = read_withdrawn(self.store, self.recipe)
         return self._withdrawn
+
+    def once(self, what: str, find: Callable[[], T]) -> T:
+        """What `find` finds, remembered under a name of its own like every other answer."""
+        if what not in self._found:
+            self._found[what] = find()
+        return cast(T, self._found[what])
 
     def mlflow_runs(self) -> dict[str, str]:
         """Key of every artifact read so far to the MLflow run that reported it."""

@@ -68,11 +68,16 @@ class MetricComparison(BaseModel):
 
 
 def compare_samples(
-    baseline: Sequence[Sample], candidate: Sequence[Sample], metric: str | None = None, margin: float | None = 0.0
+    baseline: Sequence[Sample],
+    candidate: Sequence[Sample],
+    metric: str | None = None,
+    margin: float | None = 0.0,
+    bound: float | None = None,
 ) -> dict[str, MetricComparison]:
     """Every metric that both sides have (or the one asked for), in the candidate's order.
 
-    Differences within ±`margin` are equivalent; None takes a twentieth of each metric's scale.
+    Differences within ±`margin` are equivalent; None takes a twentieth of each metric's scale. `bound` is how far an
+    item's two values can lie apart, where that is less than the scale's width.
     Items measured on one side only are left out and counted. Raises `BadInput` for a metric that a side
     lacks, an id that stands twice, an id whose cluster differs, or sides that share no measured item.
     """
@@ -86,7 +91,7 @@ def compare_samples(
         metrics = [metric]
     if not metrics:
         raise BadInput("baseline and candidate have no metric in common")
-    return {name: _compare(name, sides["baseline"][name], sides["candidate"][name], margin) for name in metrics}
+    return {name: _compare(name, sides["baseline"][name], sides["candidate"][name], margin, bound) for name in metrics}
 
 
 def _by_metric(samples: Iterable[Sample], side: str) -> dict[str, dict[str, Sample]]:
@@ -106,7 +111,11 @@ def _same_suite(baseline: Sequence[Sample], candidate: Sequence[Sample]) -> None
 
 
 def _compare(
-    metric: str, baseline: dict[str, Sample], candidate: dict[str, Sample], margin: float | None
+    metric: str,
+    baseline: dict[str, Sample],
+    candidate: dict[str, Sample],
+    margin: float | None,
+    bound: float | None,
 ) -> MetricComparison:
     ids = [name for name, sample in baseline.items() if name in candidate and sample.value is not None]
     pairs = [(baseline[name], candidate[name]) for name in ids if candidate[name].value is not None]
@@ -120,7 +129,8 @@ def _compare(
     differences = [after - before for before, after in zip(before_values, after_values, strict=True)]
     clusters = [before.cluster for before, _ in pairs]
     width = width_of(pairs[0][0].suite, metric, (*before_values, *after_values))
-    difference = paired_interval(differences, clusters, bound_of(pairs[0][0].suite, metric, width))
+    bound = bound_of(pairs[0][0].suite, metric, width) if bound is None else bound
+    difference = paired_interval(differences, clusters, bound)
     if margin is None:
         margin = 0.0 if width is None else default_margin(width)
     gained, lost = sum(value > 0 for value in differences), sum(value < 0 for value in differences)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from alignment.errors import BadInput
 from alignment.recipe import Gate, Recipe, Requirement
+from eval.preferences import METRICS, PREFERENCES
 from eval.scale import default_margin
 from eval.suites import suite_named
 
@@ -11,7 +12,9 @@ from eval.suites import suite_named
 def gate_of(recipe: Recipe) -> Gate | None:
     """The gate that a recipe's policies stand before; None for `gate: none`.
 
-    Raises `BadInput` for a metric of a suite that the recipe does not run: it could never pass.
+    Raises `BadInput` for a metric of a suite that the recipe does not run, and for one of held-out preferences that
+    there is none of: it could never pass. `default` asks nothing of held-out preferences, for a policy was trained to
+    win them.
     """
     if recipe.gate == "default":
         judged = recipe.judge is not None
@@ -22,10 +25,23 @@ def gate_of(recipe: Recipe) -> Gate | None:
         return None
     suites = recipe.evals.selected()
     for metric in recipe.gate.metrics:
-        if metric.partition("/")[0] not in suites:
+        suite, _, name = metric.partition("/")
+        if suite == PREFERENCES:
+            _check_preferences(recipe, metric, name)
+        elif suite not in suites:
             there_are = f"evals has {', '.join(suites)}" if suites else "evals is empty"
             raise BadInput(f"no such suite is run ({there_are})", file=recipe.name, field=f"gate.metrics.{metric}")
     return recipe.gate
+
+
+def _check_preferences(recipe: Recipe, metric: str, name: str) -> None:
+    why = None
+    if name not in METRICS:
+        why = f"no such metric of held-out pairs (there are {', '.join(METRICS)})"
+    elif not recipe.held_out_fraction:
+        why = "no pair is held out: held_out_fraction is 0"
+    if why is not None:
+        raise BadInput(why, file=recipe.name, field=f"gate.metrics.{metric}")
 
 
 def default_gate(suites: list[str]) -> Gate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -12,6 +12,8 @@ from alignment.artifacts import Artifact, Store
 from alignment.recipe import Gate
 from alignment.stages import Request
 from eval.compare import MetricComparison, compare_samples
+from eval.held_out import Found, against_champion, against_reference, read_held_out
+from eval.preferences import PREFERENCES
 from eval.reporting.baselines import PublishedFigure
 from eval.requirement import OTHER_SETTINGS
 from eval.samples import SAMPLES_FILE, Sample, read_samples
@@ -20,11 +22,11 @@ from eval.samples import SAMPLES_FILE, Sample, read_samples
 class ReportRequest(Request):
     """Both checkpoints with their scores by suite, the champion with its own (or None), and the gate (or None).
 
-    The rest is for the page alone: the recipe's name, the price of an hour by stage, published figures, and how the
-    champion came to be one where the gate did not decide it.
+    The rest is for the page alone: the recipe's name, the price of an hour by stage, published figures, how the
+    champion came to be one where the gate did not decide it, and how far the policy moved from its SFT checkpoint.
     """
 
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"champion_note"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"champion_note", "divergence"})
 
     sft: Artifact
     policy: Artifact
@@ -37,6 +39,7 @@ class ReportRequest(Request):
     prices: dict[str, float] = Field(default_factory=dict)
     baselines: list[PublishedFigure] = Field(default_factory=list)
     champion_note: str = ""
+    divergence: Artifact | None = None
 
 
 class WrongEvidence(RuntimeError):
@@ -65,6 +68,12 @@ class Compared:
 
     suites: dict[str, dict[str, MetricComparison]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+
+    def beside(self, held_out: Found) -> Compared:
+        """The same with held-out preferences as one more suite."""
+        if isinstance(held_out, str):
+            return replace(self, left_out={**self.left_out, PREFERENCES: held_out})
+        return replace(self, suites={**self.suites, PREFERENCES: held_out})
 
 
 def answered_by(store: Store, scores: Artifact) -> Artifact:
@@ -132,20 +141,36 @@ def _measured(samples: list[Sample]) -> dict[str, set[str]]:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything a verdict rests on."""
+    """Everything a verdict rests on. `sft` and `policy` are scores of answers; `held_out` has the sha256 of the files
+    of held-out pairs, by side."""
 
     sft: dict[str, SuiteScores]
     policy: dict[str, SuiteScores]
     against_sft: Compared
     against_champion: Compared | None
+    held_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def answered(self) -> list[str]:
+        """The suites compared with the SFT baseline that models gave answers to."""
+        return [suite for suite in self.against_sft.suites if suite in self.policy]
 
 
 def gather(store: Store, request: ReportRequest) -> Evidence:
-    """Reads and compares all scores of a report's request."""
+    """Reads and compares all scores of a report's request, and the policies' held-out pairs where they have some."""
     sft = read_scores(store, request.sft_scores, request.sft)
     policy = read_scores(store, request.policy_scores, request.policy)
-    against_champion = None
+    beside_sft, beside_champion = compare_scores(sft, policy), None
+    pairs = read_held_out(store, request.policy)
+    hashes = {} if pairs is None else {"policy": pairs.sha256}
+    if pairs is not None:
+        beside_sft = beside_sft.beside(against_reference(pairs))
     if request.champion is not None:
         champion = read_scores(store, request.champion_scores, request.champion)
-        against_champion = compare_scores(champion, policy)
-    return Evidence(sft, policy, compare_scores(sft, policy), against_champion)
+        beside_champion = compare_scores(champion, policy)
+        theirs = None if pairs is None else read_held_out(store, request.champion)
+        if pairs is not None:
+            beside_champion = beside_champion.beside(against_champion(theirs, pairs))
+        if theirs is not None:
+            hashes["champion"] = theirs.sha256
+    return Evidence(sft, policy, beside_sft, beside_champion, hashes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import tempfile
 from pathlib import Path
@@ -21,6 +22,8 @@ from eval.scores import metrics_record, outcome, write_graded
 from eval.scoring import score_suite
 from eval.suites import Item, Suite, suite_named
 from eval.suites.items import read_items
+
+log = logging.getLogger(__name__)
 
 
 def score_files(
@@ -100,8 +103,16 @@ def _make_folder(folder: Path) -> None:
 def compare_files(
     baseline: str | Path, candidate: str | Path, metric: str | None = None, margin: float = 0.0
 ) -> dict[str, Any]:
-    """`compare_samples` on two samples files (or folders holding one), as plain JSON values."""
+    """`compare_samples` on two samples files (or folders holding one), as plain JSON values.
+
+    A metric that one side alone has is left out, and named in a warning.
+    """
     if not (math.isfinite(margin) and margin >= 0):
         raise BadInput(f"margin {margin}: expected a finite number, zero or above")
-    compared = compare_samples(read_samples(baseline), read_samples(candidate), metric, margin)
+    sides = {"baseline": read_samples(baseline), "candidate": read_samples(candidate)}
+    compared = compare_samples(sides["baseline"], sides["candidate"], metric, margin)
+    for side, samples in sides.items():
+        alone = {sample.metric for sample in samples} - set(compared)
+        if alone and metric is None:
+            log.warning("not compared, as the %s alone has it: %s", side, ", ".join(sorted(alone)))
     return {name: result.model_dump(mode="json") for name, result in compared.items()}

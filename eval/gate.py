@@ -7,6 +7,7 @@ from alignment.recipe import Gate
 from alignment.stages.execute import REQUEST_FILE
 from eval.decision import Verdict, decide, verdict_key
 from eval.evidence import Evidence, ReportRequest, WrongEvidence, gather
+from eval.preferences import PREFERENCES
 from eval.requirement import Check
 
 __all__ = ["Check", "Verdict", "decide", "recompute", "verdict_key", "verdict_of"]
@@ -22,7 +23,7 @@ def verdict_of(request: ReportRequest, evidence: Evidence) -> Verdict:
             ("champion", request.champion_scores),
         )
         for suite, artifact in pinned.items()
-    }
+    } | {f"{side}/{PREFERENCES}": sha256 for side, sha256 in evidence.held_out.items()}
     champion = None if request.champion is None else request.champion.digest
     key = verdict_key(request.sft.digest, request.policy.digest, champion, scores, request.gate)
     against = evidence.against_champion

@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
-    """Text up to the first stop string, and the new tokens it took; `failed` says why there is none."""
+    """Text up to the first stop string, and the new tokens it took; `failed` says why there is none.
+
+    `ids` are those tokens, an ending one included, where the model itself was run.
+    """
 
     text: str
     tokens: int = 0
     failed: str | None = None
+    ids: tuple[int, ...] = ()
 
 
 class Generator:
@@ -106,7 +110,8 @@ class Generator:
         ends = [place for place, token in enumerate(ids) if token in self.end_ids]
         kept = list(ids[: ends[0]]) if ends else list(ids)
         text = cut_at(self.tokenizer.decode(kept, skip_special_tokens=True), until)
-        return Answer(text, tokens=len(kept) + bool(ends))
+        taken = tuple(ids[: len(kept) + bool(ends)])
+        return Answer(text, tokens=len(taken), ids=taken)
 
 
 class RowStops:

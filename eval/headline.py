@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from eval.preferences import PREFERENCES, PREFERENCES_TITLE
 from eval.suites import SUITES
 
 
@@ -16,4 +17,6 @@ def headline(suite: str, measured: Iterable[str]) -> str:
 
 def title_of(suite: str) -> str:
     """The suite as people write it."""
+    if suite == PREFERENCES:
+        return PREFERENCES_TITLE
     return SUITES[suite].title if suite in SUITES else suite

@@ -43,7 +43,7 @@ def run(request: ReportRequest, context: Context) -> Result:
     (context.out / REPORT_FILE).write_text(text, encoding="utf-8")
     named = {
         suite: categories_of(items_of(context.store, request.policy_scores[suite], suite))
-        for suite in evidence.against_sft.suites
+        for suite in evidence.answered
     }
     write_pictures(context.out, evidence.against_sft, by_category(evidence, named), facts.history)
     summary = {
@@ -99,4 +99,4 @@ def _write(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-STAGE = Stage("evaluation_report", 3, ReportRequest, run)
+STAGE = Stage("evaluation_report", 4, ReportRequest, run)

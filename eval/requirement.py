@@ -19,7 +19,13 @@ LEVEL = 0.025
 ANY = "any metric"
 OTHER_SETTINGS = "measured with other settings"
 """Why the scores of two checkpoints are not compared, where changing the settings back would help."""
-REMEDY = "change them back, or promote the policy with `align promote --override`"
+OTHER_REFERENCE = "measured with another reference or token policy"
+"""The same of held-out preferences, which are relative to the SFT checkpoint below a policy."""
+OVERRIDE = "promote the policy with `align promote --override` to begin anew"
+REMEDY = (
+    "`align run` measures it again while its weights are there; after that, change the settings back, or promote the "
+    "policy with `align promote --override`"
+)
 NAMES = {"sft": "the SFT baseline", "champion": "the champion"}
 
 
@@ -68,12 +74,14 @@ def above(
 
     if found is None and left_out == OTHER_SETTINGS:
         return check("inconclusive", f"{NAMES[against]} was {OTHER_SETTINGS}; {REMEDY}")
+    if found is None and left_out == OTHER_REFERENCE:
+        return check("inconclusive", f"{NAMES[against]} was {OTHER_REFERENCE}; {OVERRIDE}")
     if found is None:
         return check("inconclusive", f"not measured on both the candidate and {NAMES[against]}")
     if threshold is None:
         return check("inconclusive", "this metric's scale has no end, so champion_margin has to be given")
     if found.ci95 is None:
-        return check("inconclusive", f"no interval from {items(found)}")
+        return check("inconclusive", f"no interval from {items(found)}: {_no_interval(found)}")
     low, high = found.ci95
     unit = unit_of(found.width)
     seen = (
@@ -91,6 +99,12 @@ def above(
     needed = clusters_needed(found.difference_interval(), threshold)
     more = "" if needed is None or needed <= found.clusters else f"; about {needed} items would tell"
     return check("inconclusive", seen + more, needed)
+
+
+def _no_interval(found: MetricComparison) -> str:
+    if found.clusters < 2:
+        return "one cluster alone has no spread"
+    return "all differ by the same, and this metric's values have no bound that would limit what was not seen"
 
 
 def _asked(found: MetricComparison | None, threshold: float) -> str:

@@ -37,7 +37,7 @@ class Pool(BaseModel):
     memory_gib: float | None = Field(default=None, gt=0)
     """Memory of one accelerator (of the machine, where there is none)."""
     price_per_hour: float = Field(default=0.0, ge=0)
-    """Price of one slot, in the team's currency."""
+    """Price of one slot in USD, as judges are priced; 0 where it is not known."""
     launcher: Literal["step", "torchrun"] = "step"
     """`step` runs the stage in the step's own process, `torchrun` in one process a device."""
     processes: int | None = Field(default=None, ge=1)

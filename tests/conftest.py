@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -72,17 +73,12 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture(scope="session")
-def align_command() -> list[str]:
-    """How a process starts `align`; arguments follow."""
-    return [sys.executable, "-c", "from alignment_dags.cli import main; main()"]
-
-
-@pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
     """A bucket of a server on loopback that speaks S3, for this process and those it starts."""
     import fsspec
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line for every request
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -102,6 +98,12 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "local":
         return str(tmp_path / "store")
     return f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def align_command() -> list[str]:
+    """How a process starts `align`; arguments follow."""
+    return [sys.executable, "-c", "from alignment_dags.cli import main; main()"]
 
 
 @pytest.fixture

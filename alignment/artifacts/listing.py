@@ -24,7 +24,6 @@ def refs_of(store: Store, stage: str, *, partitioned: bool = False) -> Iterator[
     """Every recipe's refs of a stage; a ref that moves meanwhile is given as it is found."""
     pattern = store.path("refs", "*", stage, "*.json") if partitioned else store.path("refs", "*", f"{stage}.json")
     depth = len(PurePosixPath(store.path("refs")).parts)
-    store.fs.invalidate_cache()
     for path in sorted(str(path) for path in store.fs.glob(pattern)):
         place = PurePosixPath(path)
         recipe, partition = place.parts[depth], unquote(place.stem) if partitioned else None

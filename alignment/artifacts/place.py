@@ -28,7 +28,8 @@ class Place:
         self.url = url.rstrip("/")
         self.fs: fsspec.AbstractFileSystem
         try:
-            self.fs, root = url_to_fs(self.url, use_listings_cache=False)  # other processes write here too
+            # without a cache of listings: other processes write here too
+            self.fs, root = url_to_fs(self.url, use_listings_cache=False)
         except (ValueError, ImportError) as error:
             raise BadInput(f"not a place for an artifact store: {error}", file=url) from error
         self.root = root.rstrip("/")

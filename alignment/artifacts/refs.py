@@ -43,7 +43,6 @@ class Refs(Place):
     def read_refs(self, recipe: str, stage: str) -> dict[str, Ref]:
         """The refs of all of a stage's partitions, by partition, from one listing."""
         folder = self.path("refs", recipe, stage)
-        self.fs.invalidate_cache()  # other processes move refs
         paths = [str(path) for path in self.fs.glob(f"{folder}/*.json")]
         texts = self.fs.cat(paths, on_error="omit") if paths else {}  # one may go while we look
         try:

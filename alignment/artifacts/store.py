@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO, cast
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
@@ -84,10 +85,20 @@ class Store(Refs):
 
     def read(self, artifact: Artifact, name: str) -> bytes:
         """One file of an artifact, also of one that was erased in part; raises `MissingArtifact` where it is gone."""
+        with self._present(artifact, name) as path:
+            return bytes(self.fs.cat_file(path))
+
+    def open(self, artifact: Artifact, name: str) -> BinaryIO:
+        """A file of an artifact as a stream that can seek, for one that may be larger than memory; else as `read`."""
+        with self._present(artifact, name) as path:
+            return cast(BinaryIO, self.fs.open(path, "rb"))
+
+    @contextmanager
+    def _present(self, artifact: Artifact, name: str) -> Iterator[str]:
         commit = self.commit_of(artifact)
         path = self.path(commit.kind, commit.key, commit.attempt, name)
         try:
-            return bytes(self.fs.cat_file(path))
+            yield path
         except FileNotFoundError:
             erasure = self.erasure_of(commit.artifact)
             if erasure is not None:

@@ -88,7 +88,6 @@ class Parts:
             self._remove(path)
 
     def _paths(self) -> list[str]:
-        self.store.fs.invalidate_cache(self.folder)
         return sorted(str(path) for path in self.store.fs.glob(f"{self.folder}/part-*.parquet"))
 
     def _read(self, keys: pa.Array) -> list[pa.Table]:

@@ -5,29 +5,20 @@ Every row of every shard stands in split.parquet exactly once: train, held_out, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from alignment.artifacts import Artifact, CorruptArtifact
 from alignment.digest import json_digest
 from alignment.errors import BadInput
-from alignment.preferences.parquet import write_records
-from alignment.preferences.quarantine import DUPLICATE, reason_counts
-from alignment.preferences.row import ROWS_FILE
-from alignment.preferences.split import is_held_out
+from alignment.preferences.assign import ShardFiles, assign
+from alignment.preferences.split_file import SplitFile, SplitWriter
+from alignment.preferences.tally import Tally
 from alignment.stages import Context, Request, Result, Stage
 
 MANIFEST_FILE = "manifest.json"
-SPLIT_FILE = "split.parquet"
-SPLIT_SCHEMA = pa.schema(
-    [("row_id", pa.string()), ("shard", pa.string()), ("split", pa.string()), ("reason", pa.string())]
-)
 
 
 class ManifestShard(BaseModel):
@@ -68,24 +59,14 @@ class ManifestRequest(Request):
     held_out_fraction: float = Field(ge=0, lt=1)
 
 
-@dataclass(frozen=True)
-class Assigned:
-    """Where one row went."""
-
-    row_id: str
-    shard: str
-    split: Literal["train", "held_out", "dropped"]
-    reason: str | None = None
-
-
 def read_manifest(folder: Path) -> Manifest:
     """The manifest in a fetched artifact folder."""
     return Manifest.model_validate_json((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
 
 
-def read_split(folder: Path) -> list[Assigned]:
-    """Every row of the manifest, shard by shard in the manifest's order and in source order within one."""
-    return [Assigned(**cells) for cells in pq.read_table(folder / SPLIT_FILE).to_pylist()]
+def open_split(folder: Path, manifest: Manifest) -> SplitFile:
+    """The split of the manifest in a fetched artifact folder, to be read shard by shard in the manifest's order."""
+    return SplitFile(folder, [shard.rows for shard in manifest.shards])
 
 
 def run(request: ManifestRequest, context: Context) -> Result:
@@ -94,14 +75,16 @@ def run(request: ManifestRequest, context: Context) -> Result:
     Raises `BadInput` when there is no shard, shards or references do not go together, or no row is left.
     """
     kind, shards = pin_shards(request, context)
-    assigned = list(assign(shards, request.held_out_fraction, context))
-    splits = [row.split for row in assigned]
-    counts = {"rows": len(splits), **{name: splits.count(name) for name in ("train", "held_out", "dropped")}}
-    dropped = reason_counts(row.reason for row in assigned if row.reason is not None)
+    tally = Tally()
+    with SplitWriter(context.out) as split:
+        for places in assign(_files(shards, context), request.held_out_fraction, context.work):
+            split.write(places)
+            tally.add(places)
+    counts = tally.counts
     if counts["rows"] != sum(shard.rows for shard in shards):
         raise CorruptArtifact(f"{counts['rows']} rows split, {sum(shard.rows for shard in shards)} in the shards")
     if not counts["train"]:
-        why = ", ".join(f"{reason}: {count}" for reason, count in dropped.items())
+        why = ", ".join(f"{reason}: {count}" for reason, count in tally.dropped.items())
         held = f"held out: {counts['held_out']}" if counts["held_out"] else ""
         raise BadInput(f"no rows left after the token policy ({', '.join(filter(None, (why, held)))})")
     manifest = Manifest(
@@ -110,10 +93,9 @@ def run(request: ManifestRequest, context: Context) -> Result:
         left_out=dict(sorted(request.left_out.items())),
         held_out_fraction=request.held_out_fraction,
         counts=counts,
-        dropped=dropped,
+        dropped=tally.dropped,
     )
     (context.out / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
-    write_records(context.out / SPLIT_FILE, SPLIT_SCHEMA, (vars(row) for row in assigned))
     return Result(digest=manifest_digest(manifest), summary=_summary(manifest))
 
 
@@ -177,49 +159,21 @@ def pin_shards(request: ManifestRequest, context: Context) -> tuple[Literal["pai
     return ("paired" if "paired" in kinds.values() else "unpaired"), pinned
 
 
+def _files(shards: list[ManifestShard], context: Context) -> list[ShardFiles]:
+    return [
+        ShardFiles(
+            shard.name,
+            shard.rows,
+            context.fetch(shard.shard),
+            None if shard.reference is None else context.fetch(shard.reference),
+        )
+        for shard in shards
+    ]
+
+
 def _require_one(values: dict[str, Any], complaint: str) -> None:
     if len(set(values.values())) > 1:
         raise BadInput(f"{complaint} ({', '.join(f'{name}: {value}' for name, value in sorted(values.items()))})")
-
-
-# Splitting --------------------------------------------------------------------------------------
-
-
-def assign(shards: list[ManifestShard], held_out_fraction: float, context: Context) -> Iterator[Assigned]:
-    """Every row's place. A row that several shards hold counts in the first of them only."""
-    first_in: dict[str, str] = {}
-    for shard in shards:
-        folder = context.fetch(shard.shard)
-        rows = pq.read_table(folder / ROWS_FILE, columns=["row_id", "form", "prompt"]).to_pylist()
-        dropped = _dropped(shard, {row["row_id"] for row in rows}, context)
-        for row in rows:
-            row_id = row["row_id"]
-            if row_id in first_in:
-                yield Assigned(row_id, shard.name, "dropped", f"{DUPLICATE} of shard {first_in[row_id]}")
-                continue
-            first_in[row_id] = shard.name
-            if row_id in dropped:
-                yield Assigned(row_id, shard.name, "dropped", dropped[row_id])
-            elif is_held_out(row["prompt"], row["form"], held_out_fraction):
-                yield Assigned(row_id, shard.name, "held_out")
-            else:
-                yield Assigned(row_id, shard.name, "train")
-
-
-def _dropped(shard: ManifestShard, row_ids: set[str], context: Context) -> dict[str, str]:
-    """Row id → reason of what the reference dropped; raises unless it accounts for all of the shard's rows."""
-    if shard.reference is None:
-        return {}
-    folder = context.fetch(shard.reference)
-    dropped = pq.read_table(folder / "dropped.parquet", columns=["row_id", "reason"]).to_pylist()
-    scored = pq.read_table(folder / "logprobs.parquet", columns=["row_id"]).column("row_id").to_pylist()
-    reasons = {entry["row_id"]: entry["reason"] for entry in dropped}
-    if missing := row_ids - reasons.keys() - set(scored):
-        raise BadInput(
-            f"the reference log-probs of shard {shard.name} lack {len(missing)} of its {len(row_ids)} rows"
-            f" (first: {min(missing)}); score the shard again"
-        )
-    return reasons
 
 
 STAGE = Stage(name="preference_manifest", code_version=1, request=ManifestRequest, run=run)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from alignment.preferences.row import Content, Message
+from alignment.preferences.content import Content, Message
 
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 UNSUPPORTED = ("tools", "functions", "images", "videos", "audios", "image", "audio")
@@ -93,7 +93,8 @@ def with_system(messages: tuple[Message, ...], fields: Mapping[str, Any]) -> tup
 def instruction_prompt(fields: Mapping[str, Any]) -> tuple[Message, ...]:
     """Alpaca's instruction, with its input after a blank line, and LLaMA-Factory's system and history before it."""
     turns: list[Message] = []
-    for turn in fields.get("history") or ():
+    history = fields.get("history") or ()
+    for turn in history if isinstance(history, list | tuple) else (history,):
         if not isinstance(turn, list | tuple) or len(turn) != 2:
             raise Unusable("history is not a list of pairs")
         turns += [user(text_of(turn[0], "history")), assistant(text_of(turn[1], "history"))]

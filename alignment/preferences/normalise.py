@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from alignment.preferences.content import Content, Message
 from alignment.preferences.messages import (
     Unusable,
     assistant,
@@ -37,7 +38,7 @@ from alignment.preferences.messages import (
     whole_conversation,
     with_system,
 )
-from alignment.preferences.row import Content, Message, PreferenceRow, paired_row, unpaired_row
+from alignment.preferences.row import PreferenceRow, paired_row, unpaired_row
 
 HH_TURN = "\n\nAssistant:"
 LABELS = {"true": True, "1": True, "false": False, "0": False}

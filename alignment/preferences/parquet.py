@@ -29,3 +29,9 @@ def iter_records(path: str | Path, groups: Sequence[int] | None = None) -> Itera
     with pq.ParquetFile(str(path)) as file:
         for batch in file.iter_batches(batch_size=BATCH_ROWS, row_groups=groups):
             yield from batch.to_pylist()
+
+
+def read_columns(path: str | Path, *columns: str) -> pa.Table:
+    """Some columns of a file whole, without what `pyarrow.parquet.read_table` looks up for data sets of many files."""
+    with pq.ParquetFile(str(path)) as file:
+        return file.read(list(columns))

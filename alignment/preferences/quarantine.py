@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,9 +34,11 @@ def duplicate_of(source: str, source_row: int, here: str) -> str:
     return f"{DUPLICATE} of {where}"
 
 
-def reason_counts(reasons: Iterable[str]) -> dict[str, int]:
+def reason_counts(reasons: Iterable[str] | Mapping[str, int]) -> dict[str, int]:
     """Reason → count, sorted by reason; duplicates of whatever row count as one reason."""
-    counts = Counter(DUPLICATE if reason.startswith(f"{DUPLICATE} of ") else reason for reason in reasons)
+    counts: Counter[str] = Counter()
+    for reason, count in Counter(reasons).items():
+        counts[DUPLICATE if reason.startswith(f"{DUPLICATE} of ") else reason] += count
     return dict(sorted(counts.items()))
 
 

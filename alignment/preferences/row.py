@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
-from alignment.digest import canonical_json, json_digest
+from alignment.preferences.content import Content, Form, content_id, decode, encode, form_of
 from alignment.preferences.parquet import iter_records, write_records
-
-Form = Literal["text", "chat"]
-"""`text`: plain strings, which get no chat template. `chat`: messages, which do."""
-Message = dict[str, str]
-"""Exactly `role` and `content`."""
-Content = str | tuple[Message, ...]
+from alignment.preferences.split import split_at
 
 ROWS_FILE = "rows.parquet"
+SPLIT_AT = "split_at"
+"""The column of `split_at`, so that who splits rows reads no text."""
 
 PREFERENCE_SCHEMA = pa.schema(
     [
@@ -32,6 +28,7 @@ PREFERENCE_SCHEMA = pa.schema(
         ("label", pa.bool_()),
         ("source", pa.string()),
         ("source_row", pa.int64()),
+        (SPLIT_AT, pa.float64()),
     ]
 )
 SFT_SCHEMA = pa.schema(
@@ -98,25 +95,6 @@ def sft_row(prompt: Content, completion: Content, source: str, source_row: int) 
     return SftRow(row_id, form_of(prompt), prompt, completion, source, source_row)
 
 
-def content_id(content: dict[str, Any]) -> str:
-    """32 hex digits over the content as it stands: no trimming, no Unicode normalisation."""
-    return json_digest(content)[:32]
-
-
-def form_of(content: Content) -> Form:
-    return "text" if isinstance(content, str) else "chat"
-
-
-def encode(content: Content) -> str:
-    """The content as one Parquet cell: text as it is, messages as canonical JSON."""
-    return content if isinstance(content, str) else canonical_json(content).decode("utf-8")
-
-
-def decode(form: str, cell: str) -> Content:
-    """The inverse of `encode`."""
-    return cell if form == "text" else tuple(json.loads(cell))
-
-
 # Preference rows --------------------------------------------------------------------------------
 
 
@@ -129,6 +107,7 @@ def iter_rows(path: str | Path, groups: Sequence[int] | None = None) -> Iterator
     """Rows of a `rows.parquet` in file order, of all row groups or of those named; a batch in memory at a time."""
     for cells in iter_records(path, groups):
         form = cells["form"]
+        cells.pop(SPLIT_AT, None)
         for name in ("prompt", "chosen", "rejected", "completion"):
             if cells[name] is not None:
                 cells[name] = decode(form, cells[name])
@@ -150,6 +129,7 @@ def _preference_cells(row: PreferenceRow) -> dict[str, Any]:
         "label": row.label,
         "source": row.source,
         "source_row": row.source_row,
+        SPLIT_AT: split_at(row.prompt, row.form),
     }
 
 

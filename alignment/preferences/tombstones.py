@@ -96,5 +96,4 @@ def _path(store: Store, recipe: str, what: What, id: str) -> str:
 
 def _ids(store: Store, recipe: str, what: What) -> list[str]:
     folder = store.path(FOLDER, recipe, what)
-    store.fs.invalidate_cache(folder)
     return [unquote(PurePosixPath(str(path)).stem) for path in store.fs.glob(f"{folder}/*.json")]

@@ -6,13 +6,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
+import pyarrow.parquet as pq
 
 from alignment.artifacts import Artifact
 from alignment.logprobs.fingerprint import fingerprint
 from alignment.models.checkpoint import digest_checkpoint, load_tokenizer, max_positions
-from alignment.preferences.manifest import Manifest, read_manifest, read_split
-from alignment.preferences.parquet import write_records
+from alignment.preferences.manifest import Manifest, read_manifest
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
 from alignment.tokens import Tokenization
@@ -26,7 +25,6 @@ from alignment.training.processes import gathered
 log = logging.getLogger(__name__)
 
 ROWS_FILE = "training_rows.parquet"
-ROWS_SCHEMA = pa.schema([("row_id", pa.string()), ("split", pa.string()), ("reason", pa.string())])
 
 
 class DpoRequest(Request):
@@ -41,7 +39,9 @@ class DpoRequest(Request):
 
 
 def run(request: DpoRequest, context: Context) -> Result:
-    """Trains and writes the checkpoint and training_rows.parquet; the data version is the checkpoint's digest.
+    """Trains and writes the checkpoint, training_rows.parquet and held_out.parquet (every measured held-out pair).
+
+    The data version is the checkpoint's digest.
 
     Goes on from the last whole trainer checkpoint in the work folder. Raises `BadInput` for settings or
     data that cannot be trained on, `Disagreement` when the untrained policy does not score as its reference.
@@ -63,7 +63,7 @@ def run(request: DpoRequest, context: Context) -> Result:
     }
     if context.rank:
         return Result(digest="", summary=summary)
-    write_records(context.out / ROWS_FILE, ROWS_SCHEMA, rows.record)
+    pq.write_table(rows.record, context.out / ROWS_FILE, compression="zstd")
     digest = digest_checkpoint(context.out)
     names = {
         "weights_digest": digest.weights,
@@ -80,13 +80,14 @@ def _rows(request: DpoRequest, context: Context, folder: Path, manifest_folder: 
         digest = digest_checkpoint(folder)
         start = {"weights_digest": digest.weights, "config_digest": digest.config}
     reference = fingerprint(start["weights_digest"], start["config_digest"], request.settings.precision)
-    return policy_rows(manifest, context, read_split(manifest_folder), tokens, reference)
+    return policy_rows(manifest, context, manifest_folder, tokens, reference)
 
 
 def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows) -> dict[str, Any]:
     from alignment.training.agreement import require_agreement
     from alignment.training.dpo_trainer import dpo_trainer
     from alignment.training.held_out import means, measure, measured
+    from alignment.training.held_out_pairs import write_held_out
     from alignment.training.models import TrainedModel
 
     settings, pairs = request.settings, rows.train
@@ -112,14 +113,15 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
     else:
         log.info("resuming from step %d", resume.step_of(checkpoint))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    held_out = measured(rows.held_out)[share]
-    sums = measure(held_out, settings, trainer.sequence_logps, settings.micro_batch_size)
+    ours = measured(rows.held_out)[share]
+    shares = measure(ours, rows.fingerprint, trainer.sequence_logps, settings.micro_batch_size)
+    held_out = [pair for of_rank in gathered(shares, request.world_size) for pair in of_rank]
     recorded = history(trainer.state.log_history)
     summary = {
         "steps": trainer.state.global_step,
         "tokens": int(trainer.state.num_input_tokens_seen),
         "first_loss": next((record["loss"] for record in recorded if "loss" in record), None),
-        "held_out": means(gathered(sums, request.world_size)),
+        "held_out": means(held_out, settings),
         "agreement": {name: rounded(value) for name, value in agreed.items()},
         "rows_per_rank": gathered(trainer.rows_forwarded, request.world_size),
         "resumed_from_step": None if checkpoint is None else resume.step_of(checkpoint),
@@ -127,7 +129,8 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
     }
     if context.rank == 0:
         trained.save(trainer.model, trainer.optimizer, context.out)
+        write_held_out(context.out, held_out)
     return summary
 
 
-STAGE: Stage[DpoRequest] = Stage(name="policy_checkpoint", code_version=1, request=DpoRequest, run=run, device="gpu")
+STAGE: Stage[DpoRequest] = Stage(name="policy_checkpoint", code_version=2, request=DpoRequest, run=run, device="gpu")

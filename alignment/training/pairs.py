@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from alignment.artifacts import CorruptArtifact
 from alignment.errors import BadInput
 from alignment.logprobs.keys import sequence_key
-from alignment.preferences.manifest import Manifest, ManifestShard
+from alignment.preferences.content import content_id
+from alignment.preferences.manifest import Manifest, ManifestShard, open_split
 from alignment.preferences.row import ROWS_FILE, PreferenceRow, iter_rows
+from alignment.preferences.split_file import SPLIT_SCHEMA
 from alignment.stages import Context
 from alignment.tokens import Dropped, Tokenization, TokenSequence
 
 LOGPROBS_FILE = "logprobs.parquet"
+RECORD_SCHEMA = pa.schema([field for field in SPLIT_SCHEMA if field.name != "shard"])
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class PolicyPair:
     rejected: TokenSequence
     chosen_logp: float
     rejected_logp: float
+    prompt_id: str
+    """The same for pairs of one prompt."""
 
     @property
     def longest(self) -> int:
@@ -47,46 +54,64 @@ class PolicyPair:
 
 @dataclass
 class PolicyRows:
-    """Every row of a manifest: trained on, held out, or dropped for a reason."""
+    """Every row of a manifest: trained on, held out, or dropped for a reason; `fingerprint` is their reference's."""
 
+    fingerprint: str
     train: list[PolicyPair] = field(default_factory=list)
     held_out: list[PolicyPair] = field(default_factory=list)
-    record: list[dict[str, Any]] = field(default_factory=list)
+    record: pa.Table = field(default_factory=RECORD_SCHEMA.empty_table)
     """(row_id, split, reason) of each, in the manifest's order."""
 
     def dropped(self) -> dict[str, int]:
         """Reason → rows."""
-        return dict(sorted(Counter(row["reason"] for row in self.record if row["split"] == "dropped").items()))
+        reasons = self.record["reason"].drop_null().value_counts().to_pylist()
+        return dict(sorted((reason["values"], reason["counts"]) for reason in reasons))
 
 
-def policy_rows(manifest: Manifest, context: Context, split: Any, tokens: Tokenization, fingerprint: str) -> PolicyRows:
-    """Reads, tokenises and joins. `split` is what `read_split` gives; `fingerprint` the starting checkpoint's.
+def policy_rows(
+    manifest: Manifest, context: Context, folder: Path, tokens: Tokenization, fingerprint: str
+) -> PolicyRows:
+    """Reads, tokenises and joins. `folder` is the manifest's; `fingerprint` the starting checkpoint's.
 
     Raises `BadInput` when the references are another model's or no row is left to train on, and
     `CorruptArtifact` when a row's ids are not those its reference was scored on or a row is unaccounted for.
     """
     if manifest.kind != "paired":
         raise BadInput("this method needs pairs, and the preference data is unpaired")
-    places = {(row.shard, row.row_id): row for row in split}
-    rows = PolicyRows()
-    for shard in manifest.shards:
-        _require_reference(shard, fingerprint)
-        scored = _reference(shard, context)
-        for row in iter_rows(context.fetch(shard.shard) / ROWS_FILE):
-            place = places.pop((shard.name, row.row_id), None)
-            if place is None:
-                raise CorruptArtifact(f"row {row.row_id} of shard {shard.name} is not in the manifest's split")
-            rows.record.append({"row_id": row.row_id, "split": place.split, "reason": place.reason})
-            if place.split != "dropped":
-                kept = rows.train if place.split == "train" else rows.held_out
-                kept.append(_joined(row, scored.get(row.row_id), tokens, fingerprint))
-    if places or len(rows.record) != manifest.counts["rows"]:
+    rows = PolicyRows(fingerprint)
+    record: list[pa.Table] = []
+    with open_split(folder, manifest) as split:
+        for index, shard in enumerate(manifest.shards):
+            _require_reference(shard, fingerprint)
+            scored = _reference(shard, context)
+            path = context.fetch(shard.shard) / ROWS_FILE
+            record.append(_in_order_of(path, split.of_shard(index, RECORD_SCHEMA.names), shard))
+            for row, place in zip(iter_rows(path), record[-1]["split"], strict=True):
+                if (name := place.as_py()) != "dropped":
+                    kept = rows.train if name == "train" else rows.held_out
+                    kept.append(_joined(row, scored.get(row.row_id), tokens, fingerprint))
+    rows.record = pa.concat_tables([rows.record, *record])
+    if len(rows.record) != manifest.counts["rows"]:
         raise CorruptArtifact(f"{len(rows.record)} rows in the shards, {manifest.counts['rows']} in the manifest")
     if len(rows.train) + len(rows.held_out) + sum(rows.dropped().values()) != manifest.counts["rows"]:
         raise CorruptArtifact("rows trained + held out + dropped are not the manifest's rows")
     if not rows.train:
         raise BadInput("no rows left after the token policy")
     return rows
+
+
+def _in_order_of(path: Path, places: pa.Table, shard: ManifestShard) -> pa.Table:
+    """A shard's places in the order of its rows, which is another where a twin of the artifact stands for it."""
+    row_ids = pq.read_table(path, columns=["row_id"])["row_id"]
+    if row_ids.equals(places["row_id"]):
+        return places
+    found = pc.index_in(row_ids, value_set=places["row_id"])
+    if found.null_count:
+        strange = row_ids.filter(pc.is_null(found))[0]
+        raise CorruptArtifact(f"row {strange} of shard {shard.name} is not in the manifest's split")
+    if not len(row_ids) == len(places) == pc.count_distinct(found).as_py():
+        raise CorruptArtifact(f"shard {shard.name} has not each of the rows that the manifest's split has of it once")
+    return places.take(found)
 
 
 def _require_reference(shard: ManifestShard, fingerprint: str) -> None:
@@ -114,4 +139,5 @@ def _joined(row: PreferenceRow, scored: dict[str, Any] | None, tokens: Tokenizat
     for side, sequence in zip(("chosen", "rejected"), pair, strict=True):
         if sequence_key(fingerprint, sequence).hex() != scored[f"{side}_key"]:
             raise CorruptArtifact(f"row {row.row_id}: the {side} side's token ids are not those that were scored")
-    return PolicyPair(row.row_id, *pair, float(scored["chosen_logp"]), float(scored["rejected_logp"]))
+    logps = float(scored["chosen_logp"]), float(scored["rejected_logp"])
+    return PolicyPair(row.row_id, *pair, *logps, content_id({"prompt": row.prompt}))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from alignment.preferences.content import Content
 from alignment.preferences.messages import (
     Unusable,
     assistant,
@@ -27,7 +28,7 @@ from alignment.preferences.messages import (
     whole_conversation,
     with_system,
 )
-from alignment.preferences.row import Content, SftRow, sft_row
+from alignment.preferences.row import SftRow, sft_row
 
 
 def normalise(record: Any, source: str, source_row: int) -> SftRow | str:

@@ -114,7 +114,9 @@ def show_comparison(result: dict[str, Any]) -> None:
     print(columns(("metric", "n", "baseline", "candidate", "difference", "95 % interval", "verdict"), rows))
     for metric, one in result.items():
         if lost := one["missing"]:
-            print(f"{metric}: {lost} items have no value on both sides and do not count")
+            sides = ", ".join(f"{one[f'missing_{side}']} in the {side} alone" for side in ("baseline", "candidate"))
+            named = ", ".join(one["missing_ids"][:SHOWN_ROWS]) + (", …" if lost > SHOWN_ROWS else "")
+            print(f"{metric}: {lost} items have no value on both sides and do not count (lacking {sides}): {named}")
 
 
 def show_nights(result: dict[str, Any]) -> None:

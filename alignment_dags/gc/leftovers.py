@@ -45,7 +45,6 @@ def remove(store: Store, left: Leftover) -> None:
 
 
 def _attempts(store: Store, now: float) -> Iterator[Leftover]:
-    store.fs.invalidate_cache()
     why = "an attempt that was never committed"
     for folder in store.fs.glob(store.path("*", "*", "*")):
         kind, key, name = str(folder).removeprefix(store.root).strip("/").split("/")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from alignment.artifacts import Artifact, Commit, MissingArtifact, Store
 from alignment.artifacts.erase import all_commits, gone
 from alignment.artifacts.listing import refs_of
-from alignment.preferences.manifest import SPLIT_FILE
+from alignment.preferences.split_file import SPLIT_FILE
 from alignment.preferences.tombstones import What, tombstone
 from alignment.training.dpo import ROWS_FILE
 from alignment.training.sft_dataset import HELD_OUT_FILE, TRAIN_FILE
@@ -104,8 +104,11 @@ def _demonstrated(store: Store, sft: Commit, row_id: str) -> bool:
 
 
 def _rows(store: Store, artifact: Artifact, name: str, row_id: str, columns: list[str]) -> list[dict[str, Any]]:
-    data = pa.BufferReader(store.read(artifact, name))
-    found: list[dict[str, Any]] = pq.read_table(data, columns=columns, filters=[("row_id", "=", row_id)]).to_pylist()
+    """What a file says of a row; a batch of it is in memory at a time."""
+    found: list[dict[str, Any]] = []
+    with store.open(artifact, name) as stream, pq.ParquetFile(stream) as file:
+        for batch in file.iter_batches(columns=[*{"row_id", *columns}]):
+            found += batch.filter(pc.equal(batch["row_id"], row_id)).select(columns).to_pylist()
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -23,7 +22,6 @@ class NightBook:
     def latest(self) -> Iterator[Night]:
         """All nights, the latest first; each is read when it is asked for."""
         folder = self.store.path(FOLDER, self.recipe)
-        self.store.fs.invalidate_cache(folder)
         try:
             names = self.store.fs.ls(folder, detail=False)
         except FileNotFoundError:
@@ -44,7 +42,6 @@ class NightBook:
     def add(self, night: Night) -> bool:
         """Records a night; False if it is there already, as when a tick is evaluated twice."""
         path = self._path(night)
-        self.store.fs.invalidate_cache(str(Path(path).parent))
         if self.store.fs.exists(path):
             return False
         self.write(night)

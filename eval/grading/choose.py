@@ -111,10 +111,11 @@ class EndpointJudge:
 
 
 def bill(outcome: Outcome, settings: Judge) -> dict[str, Any]:
-    """What judging took: questions asked this time, tokens and USD (None without a price) over all times."""
+    """What judging took: questions asked this time; judgments, tokens and USD (None without a price) over all times."""
     usage = outcome.usage
     return {
         "asked": outcome.asked,
+        "judgments": len(outcome.judgments),
         "input_tokens": usage.input_tokens,
         "output_tokens": usage.output_tokens,
         "usd": usage.usd(settings.price),

@@ -16,6 +16,7 @@ ORDER = (
     "reference_logprobs",
     "preference_manifest",
     "policy_checkpoint",
+    "policy_divergence",
     "responses",
     "scores",
 )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import pyarrow.parquet as pq
-
 from alignment.artifacts import Artifact, Store
-from alignment.preferences.manifest import SPLIT_FILE, read_manifest
+from alignment.preferences.manifest import read_manifest
+from eval.reporting.row_changes import row_changes
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,8 @@ class DataChanges:
 
 def data_changes(store: Store, manifest: Artifact, champion: Artifact | None) -> DataChanges:
     """Reads both manifests; a shard counts as the same when its rows are, whatever it is called."""
-    now = read_manifest(store.fetch(manifest))
-    before = None if champion is None else read_manifest(store.fetch(champion))
+    folder, old_folder = store.fetch(manifest), None if champion is None else store.fetch(champion)
+    now, before = read_manifest(folder), None if old_folder is None else read_manifest(old_folder)
     old = {} if before is None else {shard.name: shard for shard in before.shards}
     contents = {shard.row_digest for shard in old.values()}
     changes: list[ShardChange] = []
@@ -63,9 +62,8 @@ def data_changes(store: Store, manifest: Artifact, champion: Artifact | None) ->
         if name not in names and shard.row_digest not in kept
     ]
     new_rows = gone_rows = None
-    if champion is not None:
-        ours, theirs = _row_ids(store, manifest), _row_ids(store, champion)
-        new_rows, gone_rows = len(ours - theirs), len(theirs - ours)
+    if old_folder is not None and before is not None:
+        new_rows, gone_rows = row_changes((folder, now), (old_folder, before))
     return DataChanges(
         shards=changes,
         rows=now.counts["rows"],
@@ -76,8 +74,3 @@ def data_changes(store: Store, manifest: Artifact, champion: Artifact | None) ->
         new_rows=new_rows,
         gone_rows=gone_rows,
     )
-
-
-def _row_ids(store: Store, manifest: Artifact) -> set[str]:
-    table = pq.read_table(store.fetch(manifest) / SPLIT_FILE, columns=["row_id"])
-    return set(table.column("row_id").to_pylist())

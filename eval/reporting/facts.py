@@ -16,6 +16,7 @@ from eval.reporting.ancestry import Step, ancestry, steps
 from eval.reporting.curves import Panel, panels
 from eval.reporting.data_changes import DataChanges, data_changes
 from eval.reporting.examples import question
+from eval.reporting.judging import Judging, judging
 from eval.responses import ITEMS_FILE
 from eval.suites.category import category_of
 
@@ -27,7 +28,8 @@ RUBRIC = "rubric (deterministic checks of the generated questions)"
 class Facts:
     """Who was measured, when and by whom; how it was trained, on what, and what that took.
 
-    Dates are those of the commit records. `total_cost` is None where no pool names a price.
+    Dates are those of the commit records. `judging` is None where no endpoint judged. `total_cost`, in USD like all
+    prices, is None where neither a pool nor a judge names one.
     """
 
     recipe: str
@@ -39,6 +41,7 @@ class Facts:
     held_out: dict[str, float]
     data: DataChanges | None
     steps: list[Step]
+    judging: Judging | None
     total_seconds: float
     total_cost: float | None
 
@@ -48,9 +51,12 @@ def facts_of(store: Store, request: ReportRequest) -> Facts:
     policy = store.commit_of(request.policy)
     history = [dict(record) for record in policy.summary.get("history", [])]
     scores = {suite: store.commit_of(artifact) for suite, artifact in request.policy_scores.items()}
-    behind = ancestry(store, [request.policy, *request.sft_scores.values(), *request.policy_scores.values()])
+    divergence = [request.divergence] if request.divergence else []
+    scored = [*request.sft_scores.values(), *request.policy_scores.values()]
+    behind = ancestry(store, [request.policy, *divergence, *scored])
     made = steps(behind.values(), request.prices)
-    costs = [step.cost for step in made if step.cost is not None]
+    judged = judging(behind.values())
+    costs = [cost for cost in (*(step.cost for step in made), judged.usd if judged else None) if cost is not None]
     return Facts(
         recipe=request.recipe,
         trained=day(policy.started_at),
@@ -61,6 +67,7 @@ def facts_of(store: Store, request: ReportRequest) -> Facts:
         held_out={name: value for name, value in policy.summary.get("held_out", {}).items() if value is not None},
         data=_data(store, policy, request.champion),
         steps=made,
+        judging=judged,
         total_seconds=sum(step.seconds for step in made),
         total_cost=sum(costs) if costs else None,
     )

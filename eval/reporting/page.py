@@ -9,8 +9,10 @@ from eval.compare import MetricComparison
 from eval.decision import Verdict
 from eval.evidence import Evidence, ReportRequest
 from eval.headline import headline, title_of
+from eval.preferences import PREFERENCES
 from eval.reporting.baselines import standings
 from eval.reporting.categories import Categories, categories
+from eval.reporting.divergence import divergence_of
 from eval.reporting.examples import examples
 from eval.reporting.facts import Facts, categories_of, items_of, questions
 from eval.reporting.lengths import length
@@ -46,7 +48,7 @@ def page(
     champion = evidence.against_champion
     suites = evidence.against_sft.suites
     published, not_laid_beside = standings(request.baselines, suites)
-    asked = {suite: items_of(store, request.policy_scores[suite], suite) for suite in suites}
+    asked = {suite: items_of(store, request.policy_scores[suite], suite) for suite in evidence.answered}
     return render(
         "report.html.jinja",
         headline=HEADLINES[verdict.outcome],
@@ -58,18 +60,20 @@ def page(
         champion=None if request.champion is None else request.champion.digest,
         champion_note=request.champion_note,
         holm={title_of(suite): p_value for suite, p_value in holm.items()},
+        preferences=PREFERENCES in suites,
         against_sft=tables(evidence.against_sft),
         against_champion=None if champion is None else tables(champion),
         categories=by_category(evidence, {suite: categories_of(items) for suite, items in asked.items()}),
         standings=published,
         lengths=[
             found
-            for suite in suites
+            for suite in asked
             if (found := length(suite, evidence.sft[suite].samples, evidence.policy[suite].samples)) is not None
         ],
+        divergence=divergence_of(store, request),
         examples=[
-            examples(suite, evidence.sft[suite].samples, evidence.policy[suite].samples, questions(asked[suite]))
-            for suite in suites
+            examples(suite, evidence.sft[suite].samples, evidence.policy[suite].samples, questions(items))
+            for suite, items in asked.items()
         ],
         notes=[*notes, *not_laid_beside],
     )

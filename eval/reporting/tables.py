@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from eval.compare import MetricComparison
 from eval.evidence import Compared
 from eval.headline import headline, title_of
+from eval.preferences import PREFERENCES
 from eval.reporting.forest import Axis, axis
 from eval.requirement import items
 from eval.scale import scale_told
@@ -65,6 +66,8 @@ def _table(suite: str, metrics: Mapping[str, MetricComparison], unit: Unit, widt
     ]
     shared = axis(ends)
     name = unit.name if suite not in SUITES or unit.sign or width is None else f"{unit.name} of {scale_told(suite)}"
+    if suite == PREFERENCES and width is None:
+        name = "nats"
     lines = [_line(metric, found, unit, shared, metric == main) for metric, found in metrics.items()]
     return Table(suite, title_of(suite), name, sorted(lines, key=lambda line: not line.is_headline), shared)
 

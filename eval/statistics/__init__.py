@@ -7,6 +7,7 @@ from eval.statistics.mcnemar import mcnemar_exact
 from eval.statistics.mean import Mean, clustered_mean
 from eval.statistics.paired import paired_interval
 from eval.statistics.power import clusters_needed, minimum_detectable_effect, p_above
+from eval.statistics.ratio import ratio_interval
 from eval.statistics.tango import score_interval
 from eval.statistics.verdict import ComparisonVerdict, verdict
 from eval.statistics.win_rate import win_rate
@@ -25,6 +26,7 @@ __all__ = [
     "minimum_detectable_effect",
     "p_above",
     "paired_interval",
+    "ratio_interval",
     "score_interval",
     "verdict",
     "win_rate",

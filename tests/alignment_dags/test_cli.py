@@ -135,7 +135,8 @@ def test_what_does_not_count_in_a_comparison_is_said(
     assert "2 more are missing and do not count" in capsys.readouterr().out
     samples = [str(tmp_path / name / "samples.parquet") for name in ("all", "few")]
     assert align("compare", *samples, monkeypatch=monkeypatch) == 0
-    assert "exact_match,strict-match: 2 items have no value on both sides" in capsys.readouterr().out
+    told = "exact_match,strict-match: 2 items have no value on both sides and do not count"
+    assert f"{told} (lacking 0 in the baseline alone, 2 in the candidate alone): 3, 4\n" in capsys.readouterr().out
 
 
 def test_a_bare_group_shows_its_help_and_no_empty_error(

@@ -6,9 +6,13 @@ from typing import Any, cast
 import pytest
 
 from alignment.artifacts import Artifact
-from alignment.recipe import parse_recipe
+from alignment.recipe import Judge, parse_recipe
 from assets.evals import evals
+from assets.factory import numbers
 from assets.upstream import Upstream
+from eval.grading.choose import bill
+from eval.judge.endpoint import Outcome
+from eval.judge.usage import Usage
 
 
 @pytest.mark.parametrize(
@@ -72,3 +76,16 @@ def test_without_a_judge_no_task_of_lm_eval_is_looked_up_to_plan(
     answers = Artifact(kind="responses", key="k" * 64, attempt="a", digest="d")
     request: Any = node.request(cast(Upstream, lambda name: answers), None)
     assert request.judge is None and request.identity()["judge"] is None
+
+
+def test_what_the_judge_took_is_plotted() -> None:
+    judge = Judge.model_validate({"kind": "openai", "model": "m", "price": {"input_usd": 2.0, "output_usd": 4.0}})
+    summary = {"n": 5, "judge": bill(Outcome(asked=3, usage=Usage(1_000_000, 500_000)), judge)}
+    assert numbers(summary) == {
+        "n": 5,
+        "judge/asked": 3,
+        "judge/judgments": 0,
+        "judge/input_tokens": 1_000_000,
+        "judge/output_tokens": 500_000,
+        "judge/usd": 4.0,
+    }

@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,22 @@ def micro_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("micro") / "model"
     build_micro_model(folder, seed=3)
     return folder
+
+
+@pytest.fixture
+def score_alone() -> Callable[..., float]:
+    """The plain definition: (model, prompt ids, completion ids) to the completion's log-prob, one sequence, full
+    logits, float64 sum."""
+
+    def score(model: Any, prompt: Sequence[int], completion: Sequence[int]) -> float:
+        import torch
+
+        ids = torch.tensor([[*prompt, *completion]])
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, :-1].double()
+        return float(logits.log_softmax(-1).gather(1, ids[0, 1:, None])[len(prompt) - 1 :].sum())
+
+    return score
 
 
 @pytest.fixture

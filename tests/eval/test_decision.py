@@ -205,7 +205,18 @@ def test_an_open_verdict_says_how_many_items_would_tell() -> None:
 
 
 def test_too_few_items_for_an_interval_are_inconclusive() -> None:
-    assert decide(compared(0.3, n=1), None, gate(improve=0.0), "k").outcome == "inconclusive"
+    verdict = decide(compared(0.3, n=1), None, gate(improve=0.0), "k")
+    assert verdict.outcome == "inconclusive" and "no interval from n = 1: one cluster alone" in verdict.reasons[0]
+
+
+def test_no_difference_on_a_scale_without_ends_is_inconclusive_and_says_why() -> None:
+    samples = [Sample("s", str(index), str(index), "m", 0.25 * index, "") for index in range(100)]
+    verdict = decide({"s": compare_samples(samples, samples)}, None, gate(no_regression=0.1), "k")
+    assert verdict.outcome == "inconclusive"
+    assert (
+        "no interval from n = 100: all differ by the same, and this metric's values have no bound"
+        in (verdict.reasons[0])
+    )
 
 
 def test_without_a_gate_nothing_is_decided() -> None:

@@ -57,6 +57,17 @@ def test_a_metric_of_a_suite_that_is_not_run_is_refused_before_anything_is_train
     assert told.value.field == "gate.metrics.mmlu/acc"
 
 
+def test_a_gate_may_ask_of_held_out_preferences_where_there_are_some() -> None:
+    asked = {"metrics": {"preferences/accuracy": {"improve": 0.0}}}
+    written = gate_of(recipe(gate=asked))
+    assert written is not None and written.metrics["preferences/accuracy"] == Requirement(improve=0.0)
+    with pytest.raises(BadInput, match="held_out_fraction is 0") as told:
+        gate_of(recipe(gate=asked, held_out_fraction=0))
+    assert told.value.field == "gate.metrics.preferences/accuracy"
+    with pytest.raises(BadInput, match="there are accuracy, margin, ranking_accuracy"):
+        gate_of(recipe(gate={"metrics": {"preferences/loss": {"improve": 0.0}}}))
+
+
 @pytest.mark.parametrize(
     ("requirement", "told"),
     [

@@ -12,7 +12,7 @@ import pytest
 from alignment.errors import BadInput
 from eval.files import compare_files, score_files
 from eval.jsonl import read_records, write_records
-from eval.samples import read_samples
+from eval.samples import Sample, read_samples, write_samples
 
 
 def solutions(real_data: Path, kind: str, folder: Path) -> Path:
@@ -163,6 +163,27 @@ def test_a_response_or_judgment_to_no_item_is_named(tmp_path: Path) -> None:
         score_files("mt_bench", None, tmp_path / "q.jsonl")
     with pytest.raises(BadInput, match="judgments go with mt_bench"):
         score_files("gsm8k", tmp_path / "r.jsonl", tmp_path / "q.jsonl", tmp_path / "j.jsonl")
+
+
+def test_one_suite_measured_on_other_items_and_metrics_says_what_was_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def measured(name: str, ids: range, metrics: list[str]) -> Path:
+        path = tmp_path / f"{name}.parquet"
+        write_samples(path, [Sample("gsm8k", str(n), str(n), metric, n % 2, "") for metric in metrics for n in ids])
+        return path
+
+    before, after = measured("before", range(8), ["both", "old"]), measured("after", range(3, 12), ["both", "new"])
+    told = compare_files(before, after)
+    assert list(told) == ["both"]
+    found = told["both"]
+    assert (found["n"], found["missing"]) == (5, 7)
+    assert (found["missing_candidate"], found["missing_baseline"]) == (3, 4)
+    assert found["missing_ids"] == ["0", "1", "2", "8", "9", "10", "11"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "not compared, as the baseline alone has it: old",
+        "not compared, as the candidate alone has it: new",
+    ]
 
 
 @pytest.mark.parametrize("margin", [-1.0, float("nan"), float("inf")])

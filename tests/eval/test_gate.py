@@ -127,7 +127,7 @@ def test_a_champion_measured_with_other_settings_leaves_the_verdict_open(world: 
     assert commit.summary["verdict"] == "inconclusive"
     assert "GSM8K against the champion: measured with other settings" in commit.summary["notes"]
     (reason,) = commit.summary["reasons"]
-    assert "the champion was measured with other settings; change them back, or promote" in reason
+    assert "the champion was measured with other settings; `align run` measures it again" in reason
     assert "`align promote --override`" in reason
     fair = world.report(champion=world.other, champion_scores={"gsm8k": score(world.other, 5)})
     assert world.store.commit_of(fair).summary["verdict"] == "pass"

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from alignment.errors import BadInput
-from alignment.preferences.manifest import read_split
 from alignment.recipe import Recipe, load_recipe, parse_recipe
 from alignment_dags.cli.lineage_page import lines
 from alignment_dags.gc.carry_out import carry_out
@@ -114,9 +114,9 @@ def test_a_row_names_every_model_that_saw_it(
 ) -> None:
     path = recipe()
     made = bring_up_to_date(load_recipe(path))
-    split = read_split(made.store.fetch(made("preference_manifest")))
-    trained = next(row.row_id for row in split if row.split == "train")
-    held_out = next(row.row_id for row in split if row.split == "held_out")
+    split = pq.read_table(made.store.fetch(made("preference_manifest")) / "split.parquet").to_pylist()
+    trained = next(row["row_id"] for row in split if row["split"] == "train")
+    held_out = next(row["row_id"] for row in split if row["split"] == "held_out")
     bring_up_to_date(load_recipe(recipe(0.9, gate="none")))
     withdraw(path, [trained], [], "asked by mail")
     bring_up_to_date(load_recipe(path))

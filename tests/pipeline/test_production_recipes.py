@@ -80,7 +80,7 @@ def test_a_production_recipe_runs_end_to_end_at_two_layers(
         == manifest["rows"]
         == 48
     )
-    assert set(summary("evaluation_report")["comparisons"]) == {"gsm8k", "ifeval"}
+    assert set(summary("evaluation_report")["comparisons"]) == {"gsm8k", "ifeval", "preferences"}
     assert summary("registered_model")["registered"] is False
     launched = list(bring_up_to_date.launched)  # type: ignore[attr-defined]
     bring_up_to_date(recipe)

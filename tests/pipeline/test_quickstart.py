@@ -51,8 +51,8 @@ def first(project: Project) -> dict[str, Any]:
 
 def test_the_policy_beats_its_baseline_on_a_suite_and_regresses_on_none(first: dict[str, Any]) -> None:
     rows = [(suite, one) for suite, metrics in first["comparisons"].items() for one in metrics.values()]
-    assert {suite for suite, _ in rows} == {"gsm8k", "ifeval", "mt_bench"}
-    assert all(one["n"] >= 200 or suite == "mt_bench" for suite, one in rows)
+    assert {suite for suite, _ in rows} == {"gsm8k", "ifeval", "mt_bench", "preferences"}
+    assert all(one["n"] >= 200 or suite in ("mt_bench", "preferences") for suite, one in rows)
     assert first["comparisons"]["mt_bench"]["turn_1"]["n"] >= 80
     assert any(one["ci95"][0] > 0 for _, one in rows)
     assert not any(one["verdict"] == "regressed" for _, one in rows)

@@ -56,7 +56,7 @@ def test_stories260k_on_hh_pairs_runs_end_to_end_and_accounts_for_every_row(
     summary = made.store.commit_of(made("policy_checkpoint")).summary
     assert summary["agreement"]["loss"] == pytest.approx(0.693147, abs=1e-3)
     report = made.store.commit_of(made("evaluation_report")).summary
-    assert set(report["comparisons"]) == {"gsm8k", "ifeval"}
+    assert set(report["comparisons"]) == {"gsm8k", "ifeval", "preferences"}
     assert any("not judged" in note for note in report["notes"])
     answers = [
         json.loads(line)

@@ -41,6 +41,8 @@ def test_a_second_version_is_reported_beside_the_first_and_both_stand_in_the_his
     assert "Policy against the champion" in text and "Elsewhere" in text and "A paper" in text
     assert "0 rows are new since the champion, 0 are gone" in text and text.count(">same<") == 2
     assert "Reward margin" in text and "small" in text
+    assert "Length and KL" in text and "nats a token" in text and "ranking_<wbr>accuracy" in text
+    assert "held-out preferences: policy minus champion, in nats" in text
 
     plan = plan_of(made.store, ["small"], everything=True, keep=0)
     assert "policy_checkpoint" in {one.kind for one in plan.doomed}
@@ -53,10 +55,16 @@ def test_a_second_version_is_reported_beside_the_first_and_both_stand_in_the_his
     commit = made.store.commit_of(made("evaluation_report"))
     assert {"differences.png", "training.png"} <= set(commit.files)
     comparison = json.loads((made.store.fetch(commit.artifact) / "comparison.json").read_text(encoding="utf-8"))
-    assert set(comparison["sft"]["holm"]) == {"ifeval"}
+    assert set(comparison["sft"]["holm"]) == {"ifeval", "preferences"}
     with dg.DagsterInstance.get() as instance:
         event = instance.get_latest_materialization_event(dg.AssetKey(["small", "evaluation_report"]))
+        measured = instance.get_latest_materialization_event(dg.AssetKey(["small", "policy_divergence"]))
     assert event is not None and event.asset_materialization is not None
     shown = {name: str(value.value) for name, value in event.asset_materialization.metadata.items()}
     for name in ("differences", "training curves"):
         assert shown[name].startswith("![") and "data:image/png;base64," in shown[name]
+    assert comparison["champion"]["suites"]["preferences"]["accuracy"]["n"] > 1
+    assert float(shown["preferences/accuracy/baseline"]) == 0.5
+    assert measured is not None and measured.asset_materialization is not None
+    plotted = measured.asset_materialization.metadata
+    assert {"kl", "kl_stderr", "kl_per_token"} <= set(plotted) and plotted["prompts"].value > 1

@@ -43,6 +43,28 @@ def test_a_committed_artifact_is_found_and_read_back(store: Store) -> None:
     assert [one.key for one in store.commits("thing")] == ["k"]
 
 
+def test_what_another_process_commits_is_listed_at_once(store: Store, tmp_path: Path) -> None:
+    build(store, "first")
+    assert [one.key for one in store.commits("thing")] == ["first"]
+    other = multiprocessing.get_context("spawn").Process(
+        target=build, args=(Store(store.url, tmp_path / "other"), "second")
+    )
+    other.start()
+    other.join()
+    assert sorted(one.key for one in store.commits("thing")) == ["first", "second"]
+
+
+def test_a_file_is_read_whole_or_as_a_stream_that_can_seek(store: Store) -> None:
+    made = build(store).artifact
+    assert store.read(made, "sub/file.txt") == b"hello"
+    with store.open(made, "sub/file.txt") as stream:
+        stream.seek(3)
+        assert stream.read() == b"lo"
+    for look in (store.read, store.open):
+        with pytest.raises(MissingArtifact, match="no such file"):
+            look(made, "other.txt")
+
+
 def test_an_attempt_without_a_marker_is_not_seen(store: Store) -> None:
     attempt = store.begin("thing", "k")
     (attempt.path / "file.txt").write_text("half")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from alignment.artifacts import Artifact, Commit, Store
 from alignment.errors import BadInput
 from alignment.preferences import manifest, shard
-from alignment.preferences.manifest import Manifest, ManifestRequest, read_manifest, read_split
+from alignment.preferences.manifest import Manifest, ManifestRequest, read_manifest
 from alignment.preferences.row import read_rows
 from alignment.preferences.shard import ShardRequest
 from alignment.preferences.split import is_held_out
@@ -64,11 +65,23 @@ def make_reference(store: Store, rows: Artifact, **options: Any) -> Artifact:
     return execute(SCORE, ScoreRequest(shard=rows, **options), store).artifact
 
 
-def build(store: Store, **request: Any) -> tuple[Commit, Manifest, list[manifest.Assigned]]:
+@dataclass(frozen=True)
+class Place:
+    row_id: str
+    shard: str
+    split: str
+    reason: str | None
+
+
+def build(store: Store, **request: Any) -> tuple[Commit, Manifest, list[Place]]:
     request.setdefault("held_out_fraction", 0.2)
     commit = execute(manifest.STAGE, ManifestRequest(**request), store)
     folder = store.fetch(commit.artifact)
-    return commit, read_manifest(folder), read_split(folder)
+    return (
+        commit,
+        read_manifest(folder),
+        [Place(**cells) for cells in pq.read_table(folder / "split.parquet").to_pylist()],
+    )
 
 
 def test_every_row_is_trained_held_out_or_dropped_with_a_reason(tmp_path: Path, store: Store) -> None:

@@ -183,6 +183,7 @@ CHAT = {"prompt": [u("q")], "chosen": [a("c")], "rejected": [a("r")]}
         ),
         ({"messages": [u("q"), a("x"), u("bye")], "label": True}, "wrong roles"),
         ({"instruction": "q", "history": ["x"], "chosen": "c", "rejected": "r"}, "history is not a list of pairs"),
+        ({"instruction": "q", "history": True, "chosen": "c", "rejected": "r"}, "history is not a list of pairs"),
     ],
 )
 def test_a_record_that_is_no_preference_has_a_reason(record: Any, reason: str) -> None:

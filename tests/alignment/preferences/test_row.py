@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ from alignment.preferences.row import (
     write_rows,
     write_sft_rows,
 )
+from alignment.preferences.split import split_at
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 chats = st.lists(
@@ -38,6 +40,19 @@ on_disk = settings(max_examples=40, deadline=None, suppress_health_check=[Health
 def test_rows_come_back_from_parquet_as_they_were(tmp_path: Path, rows: list[PreferenceRow]) -> None:
     assert write_rows(tmp_path / "rows.parquet", rows) == len(rows)
     assert read_rows(tmp_path / "rows.parquet") == rows
+
+
+@on_disk
+@given(rows=st.lists(st.one_of(pairs, unpaired), min_size=1, max_size=8))
+def test_each_row_is_written_with_its_place_in_the_split_and_read_without_it(
+    tmp_path: Path, rows: list[PreferenceRow]
+) -> None:
+    path = tmp_path / "rows.parquet"
+    write_rows(path, rows)
+    table = pq.read_table(path)
+    assert table["split_at"].to_pylist() == [split_at(row.prompt, row.form) for row in rows]
+    pq.write_table(table.drop_columns("split_at"), path)
+    assert read_rows(path) == rows, "an earlier version wrote no such column"
 
 
 @on_disk

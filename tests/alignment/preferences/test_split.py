@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+import hashlib
+
+import pyarrow as pa
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignment.preferences.row import encode
-from alignment.preferences.split import is_held_out
+from alignment.preferences.content import encode
+from alignment.preferences.split import are_held_out, is_held_out, split_at
 
 prompts = st.one_of(st.text(max_size=20), st.text(max_size=20).map(lambda text: ({"role": "user", "content": text},)))
 
@@ -28,3 +31,11 @@ def test_a_prompt_and_its_parquet_cell_fall_on_the_same_side(text: str, fraction
 def test_the_share_of_prompts_held_out_is_the_fraction() -> None:
     held_out = sum(is_held_out(f"prompt {number}", "text", 0.1) for number in range(20_000))
     assert abs(held_out / 20_000 - 0.1) < 4 * (0.1 * 0.9 / 20_000) ** 0.5
+
+
+@settings(deadline=None)
+@given(text=st.text(max_size=20), fraction=st.floats(0, 1))
+def test_a_prompt_stands_where_its_hash_says_and_many_are_split_as_one_is(text: str, fraction: float) -> None:
+    expected = int(hashlib.sha256(f"text\n{text}".encode()).hexdigest()[:16], 16) / 2**64
+    assert split_at(text, "text") == expected
+    assert are_held_out(pa.array([expected]), fraction).to_pylist() == [is_held_out(text, "text", fraction)]

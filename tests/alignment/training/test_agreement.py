@@ -14,7 +14,7 @@ from alignment.training.pairs import PolicyPair
 
 TOKENS = 100
 ROWS = [
-    PolicyPair(f"row{n}", TokenSequence((0, n), (1,) * TOKENS), TokenSequence((0, n), (2,) * TOKENS), -90.0, -95.0)
+    PolicyPair(f"row{n}", TokenSequence((0, n), (1,) * TOKENS), TokenSequence((0, n), (2,) * TOKENS), -90.0, -95.0, "p")
     for n in range(6)
 ]
 

@@ -13,6 +13,7 @@ import pytest
 from alignment.artifacts import Artifact
 from alignment.stages import execute
 from alignment.training.dpo import STAGE
+from alignment.training.held_out_pairs import HELD_OUT_FILE, parse_held_out
 
 
 def test_two_processes_share_the_rows_and_learn_what_one_learns(lab: Any, tmp_path: Path) -> None:
@@ -27,8 +28,11 @@ def test_two_processes_share_the_rows_and_learn_what_one_learns(lab: Any, tmp_pa
     stage = ["-m", "alignment.stages", "policy_checkpoint", "--request", str(path), "--store", lab.store.url]
     done = subprocess.run([*launch, *stage], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    together = lab.store.commit_of(Artifact.model_validate(json.loads(done.stdout.strip().splitlines()[-1]))).summary
-    single = execute(STAGE, one, lab.store).summary
+    commits = (
+        lab.store.commit_of(Artifact.model_validate(json.loads(done.stdout.strip().splitlines()[-1]))),
+        execute(STAGE, one, lab.store),
+    )
+    together, single = (commit.summary for commit in commits)
     rows = together["rows_per_rank"]
     assert len(rows) == 2 and min(rows) >= 0.4 * single["rows_trained"]
     assert sum(rows) >= single["rows_trained"] == together["rows_trained"]
@@ -38,3 +42,5 @@ def test_two_processes_share_the_rows_and_learn_what_one_learns(lab: Any, tmp_pa
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
     assert together["held_out"]["pairs"] == single["held_out"]["pairs"] > 1
     assert together["held_out"]["loss"] == pytest.approx(single["held_out"]["loss"], abs=5e-3)
+    ours, theirs = (parse_held_out(lab.store.read(commit.artifact, HELD_OUT_FILE)) for commit in commits)
+    assert [pair.keys for pair in ours] == [pair.keys for pair in theirs], "each pair once, whoever measured it"

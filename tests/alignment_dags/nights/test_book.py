@@ -25,10 +25,9 @@ RECIPE = Recipe.model_validate(
 )
 
 
-@pytest.fixture(params=["local", "memory"])
-def book(request: pytest.FixtureRequest, tmp_path: Path) -> NightBook:
-    url = str(tmp_path) if request.param == "local" else f"memory://{tmp_path.name}"
-    return NightBook(Store(url, cache=tmp_path / "cache"), "small")
+@pytest.fixture
+def book(store_url: str, tmp_path: Path) -> NightBook:
+    return NightBook(Store(store_url, cache=tmp_path / "cache"), "small")
 
 
 def night(at: datetime, recipe: str = "small") -> Night:

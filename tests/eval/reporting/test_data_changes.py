@@ -8,6 +8,7 @@ import pytest
 
 from alignment.artifacts import Artifact, Store
 from alignment.artifacts.erase import erase
+from alignment.preferences.content import content_id
 from alignment.preferences.manifest import Manifest, ManifestShard
 from alignment.stages import Context, Request, Result, Stage, execute
 from eval.reporting.ancestry import ancestry, steps
@@ -24,11 +25,11 @@ class _Named(Request):
 
 @pytest.fixture
 def commit(store: Store) -> Commit:
-    """Commits a manifest of shards, each a digest and its row ids."""
+    """Commits a manifest of shards, each a digest and its rows by name."""
 
     def made(name: str, shards: Mapping[str, tuple[str, list[str]]]) -> Artifact:
         def run(request: _Named, context: Context) -> Result:
-            rows = [row for _, ids in shards.values() for row in ids]
+            rows = [content_id({"row": row}) for _, ids in shards.values() for row in ids]
             manifest = Manifest(
                 kind="paired",
                 shards=[

@@ -1,0 +1,85 @@
+"""Where every row of some shards goes: train, held out, or dropped for a reason; one shard in memory at a time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from alignment.artifacts import CorruptArtifact
+from alignment.errors import BadInput
+from alignment.preferences.duplicates import UNIQUE, first_shards
+from alignment.preferences.parquet import read_columns
+from alignment.preferences.quarantine import DUPLICATE
+from alignment.preferences.row import ROWS_FILE, SPLIT_AT
+from alignment.preferences.split import are_held_out
+from alignment.preferences.split_file import SPLIT_SCHEMA
+
+
+@dataclass(frozen=True)
+class ShardFiles:
+    """A shard's folder and that of its reference (None for a reference-free method)."""
+
+    name: str
+    rows: int
+    folder: Path
+    reference: Path | None
+
+
+def assign(shards: Sequence[ShardFiles], held_out_fraction: float, work: Path) -> Iterator[pa.Table]:
+    """The places of each shard's rows in turn (`SPLIT_SCHEMA`), in source order.
+
+    A row that several shards hold counts in the first of them only. `work` is a folder for scratch files: what an
+    interrupted pass left there is removed. Raises `CorruptArtifact` for a shard that has not the rows it should
+    have, and `BadInput` for one whose reference does not account for all of them or that holds no places.
+    """
+    scratch = work / "row_ids"
+    shutil.rmtree(scratch, ignore_errors=True)
+    ids = (_row_ids(shard) for shard in shards)
+    repeats = first_shards(ids, [shard.rows for shard in shards], scratch)
+    reasons = pa.array([f"{DUPLICATE} of shard {shard.name}" for shard in shards])
+    for shard, first in zip(shards, repeats, strict=True):
+        yield _places(shard, reasons.take(pa.array(first, mask=first == UNIQUE)), held_out_fraction)
+
+
+def _row_ids(shard: ShardFiles) -> pa.ChunkedArray:
+    row_ids = read_columns(shard.folder / ROWS_FILE, "row_id")["row_id"]
+    if len(row_ids) != shard.rows:
+        raise CorruptArtifact(f"shard {shard.name} holds {len(row_ids)} rows, and its record says {shard.rows}")
+    return row_ids
+
+
+def _places(shard: ShardFiles, duplicate: pa.Array, held_out_fraction: float) -> pa.Table:
+    rows = read_columns(shard.folder / ROWS_FILE, "row_id", SPLIT_AT)
+    if SPLIT_AT not in rows.column_names:
+        raise BadInput(f"shard {shard.name} was built by an earlier version, which noted no split; build it again")
+    row_ids = rows["row_id"].combine_chunks()
+    dropped, reason = _dropped(shard, row_ids)
+    kept = pc.if_else(are_held_out(rows[SPLIT_AT].combine_chunks(), held_out_fraction), "held_out", "train")
+    cells = {
+        "row_id": row_ids,
+        "shard": pa.repeat(shard.name, shard.rows),
+        "split": pc.if_else(pc.or_(pc.is_valid(duplicate), dropped), "dropped", kept),
+        "reason": pc.coalesce(duplicate, reason),
+    }
+    return pa.table(cells, schema=SPLIT_SCHEMA)
+
+
+def _dropped(shard: ShardFiles, row_ids: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """Which rows the reference dropped, and why; raises unless it accounts for all of them."""
+    if shard.reference is None:
+        return pa.repeat(False, len(row_ids)), pa.nulls(len(row_ids), pa.string())
+    dropped = read_columns(shard.reference / "dropped.parquet", "row_id", "reason")
+    scored = read_columns(shard.reference / "logprobs.parquet", "row_id")["row_id"]
+    place = pc.index_in(row_ids, value_set=dropped["row_id"])
+    known = pc.or_(pc.is_valid(place), pc.is_in(row_ids, value_set=scored))
+    if missing := row_ids.filter(pc.invert(known)).to_pylist():
+        raise BadInput(
+            f"the reference log-probs of shard {shard.name} lack {len(missing)} of its {len(row_ids)} rows"
+            f" (first: {min(missing)}); score the shard again"
+        )
+    return pc.is_valid(place), dropped["reason"].take(place).combine_chunks()

@@ -1,0 +1,62 @@
+"""split.parquet: where every row of a manifest went, written and read a shard at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SPLIT_FILE = "split.parquet"
+SPLIT_SCHEMA = pa.schema(
+    [("row_id", pa.string()), ("shard", pa.string()), ("split", pa.string()), ("reason", pa.string())]
+)
+"""`split` is train, held_out or dropped; `reason` says why a row was dropped and is null otherwise."""
+GROUP_ROWS = 1 << 17
+
+
+class SplitWriter:
+    """Writes the places of one shard after the other, each in row groups of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        repeated = [name for name in SPLIT_SCHEMA.names if name != "row_id"]
+        self._file = pq.ParquetWriter(
+            folder / SPLIT_FILE, SPLIT_SCHEMA, compression="zstd", use_dictionary=repeated, write_statistics=False
+        )
+
+    def __enter__(self) -> SplitWriter:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.close()
+
+    def write(self, places: pa.Table) -> None:
+        self._file.write_table(places, row_group_size=GROUP_ROWS)
+
+
+class SplitFile:
+    """The split of a fetched manifest, whose shards have `sizes` rows; whatever its row groups are."""
+
+    def __init__(self, folder: Path, sizes: Sequence[int]) -> None:
+        self._file = pq.ParquetFile(folder / SPLIT_FILE)
+        self._ends = np.cumsum(sizes, dtype=np.int64)
+        about = self._file.metadata
+        groups = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
+        self._group_ends = np.cumsum(groups, dtype=np.int64)
+
+    def __enter__(self) -> SplitFile:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.close()
+
+    def of_shard(self, index: int, columns: Sequence[str] = tuple(SPLIT_SCHEMA.names)) -> pa.Table:
+        """The rows of the manifest's shard `index` in source order; reads only the groups that hold them."""
+        end = int(self._ends[index])
+        start = int(self._ends[index - 1]) if index else 0
+        first, last = np.searchsorted(self._group_ends, (start, end - 1), side="right")
+        table = self._file.read_row_groups(range(int(first), int(last) + 1), columns=list(columns))
+        return table.slice(start - int(self._group_ends[first - 1] if first else 0), end - start)

@@ -1,0 +1,36 @@
+"""`policy_divergence`: how far the policy has moved from its SFT checkpoint, in nats."""
+
+from __future__ import annotations
+
+from alignment.recipe import Recipe
+from assets.node import Node
+from assets.upstream import Upstream
+from eval.divergence import STAGE, DivergenceRequest
+
+
+def pool_of(recipe: Recipe) -> str:
+    """Where the policy answers; where an endpoint answers in its place, a pool that can hold the model all the same."""
+    return recipe.pools.responses if recipe.evals.generate.kind == "transformers" else recipe.pools.reference
+
+
+def policy_divergence(recipe: Recipe) -> Node:
+    def request(upstream: Upstream, shard: str | None) -> DivergenceRequest:
+        policy = upstream.store.commit_of(upstream("policy_checkpoint"))
+        return DivergenceRequest(
+            policy=policy.artifact,
+            sft=policy.inputs["checkpoint"],
+            manifest=policy.inputs["manifest"],
+            seed=recipe.seed,
+            precision=recipe.evals.precision,
+            batch_tokens=recipe.evals.batch_tokens,
+        )
+
+    return Node(
+        name="policy_divergence",
+        stage=STAGE,
+        description="KL(policy ‖ SFT) on held-out prompts, from one sampled response each.",
+        kinds=frozenset({"pytorch", "parquet"}),
+        needs=("policy_checkpoint",),
+        request=request,
+        pool=pool_of(recipe),
+    )

@@ -1,0 +1,64 @@
+"""Held-out preference pairs as samples, so that a policy's accuracy on them is compared like any suite's.
+
+Nothing is answered: the values come from the log-probs that the policy's stage left of every pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from alignment.training.held_out_pairs import HeldOutPair
+from eval.samples import Sample
+
+PREFERENCES = "preferences"
+"""The name in the place of a suite's, in comparisons and in a recipe's gate."""
+PREFERENCES_TITLE = "held-out preferences"
+ACCURACY = "accuracy"
+METRICS = (ACCURACY, "margin", "ranking_accuracy")
+TIE = 0.5
+
+Scores = Callable[[HeldOutPair], tuple[float, float]]
+
+
+def policy_samples(pairs: Iterable[HeldOutPair]) -> list[Sample]:
+    """What a policy makes of its held-out pairs.
+
+    `accuracy`: whether the implicit reward log π(y|x) − log π_ref(y|x) is higher for the chosen side (Rafailov et al.
+    2023, section 4). `margin`: the chosen side's minus the rejected's, in nats and not times β, so that policies
+    trained with different β's compare. `ranking_accuracy`: whether the policy alone gives the chosen side the higher
+    log-prob (Chen et al. 2024). A tie counts half.
+    """
+    return _samples(
+        pairs,
+        lambda pair: (pair.chosen_ratio, pair.rejected_ratio),
+        lambda pair: (pair.chosen_logp, pair.rejected_logp),
+    )
+
+
+def reference_samples(pairs: Iterable[HeldOutPair]) -> list[Sample]:
+    """The same of the reference itself, which prefers neither side to what it gives them: accuracy 0.5 and margin 0
+    on every pair by definition, and a ranking accuracy of its own."""
+    return _samples(pairs, lambda pair: (0.0, 0.0), lambda pair: (pair.ref_chosen_logp, pair.ref_rejected_logp))
+
+
+def shared(one: Sequence[HeldOutPair], other: Sequence[HeldOutPair]) -> tuple[list[HeldOutPair], list[HeldOutPair]]:
+    """The pairs that two policies were both measured on: the same sequences against the same reference."""
+    common = {pair.row_id: pair.keys for pair in one}.items() & {pair.row_id: pair.keys for pair in other}.items()
+    rows = {row_id for row_id, _ in common}
+    return [pair for pair in one if pair.row_id in rows], [pair for pair in other if pair.row_id in rows]
+
+
+def _samples(pairs: Iterable[HeldOutPair], rewards: Scores, logps: Scores) -> list[Sample]:
+    found = []
+    for pair in pairs:
+        (chosen, rejected), values = rewards(pair), logps(pair)
+        numbers = (_prefers(chosen, rejected), chosen - rejected, _prefers(*values))
+        found += [
+            Sample(PREFERENCES, pair.row_id, pair.prompt_id, metric, value, "")
+            for metric, value in zip(METRICS, numbers, strict=True)
+        ]
+    return found
+
+
+def _prefers(chosen: float, rejected: float) -> float:
+    return TIE if chosen == rejected else float(chosen > rejected)

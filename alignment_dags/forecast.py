@@ -76,7 +76,7 @@ def _stage(
     why: str,
 ) -> StageForecast:
     mine = [one for one in planned if one.node.name == node.name]
-    to_make = sum(one.commit is None for one in mine)
+    to_make = sum(one.state in ("missing", "waiting") for one in mine)
     pool = None if node.pool is None else pools[node.pool]
     memory = Figure(None, why) if config is None else _memory(node, recipe, config, why)
     room = None if pool is None else pool.memory_gib

@@ -10,7 +10,7 @@ import pytest
 
 from alignment.artifacts import Artifact, Commit, Ref, Store
 from alignment.recipe import Recipe, parse_recipe
-from alignment_dags.gc import collect
+from alignment_dags.gc.collect import collect
 from assets.factory import asset_key, build_asset
 from assets.graph import nodes_of
 from assets.upstream import Upstream

@@ -31,7 +31,7 @@ types: setup ## mypy, strict everywhere but in tests
 	$(BIN)/mypy
 
 tests: setup ## pytest, a file at a time on each core, four at most
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 ui: setup ## Dagster with its daemon, and MLflow, on this project's home
 	$(BIN)/python -m alignment_dags.ui

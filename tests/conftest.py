@@ -33,7 +33,8 @@ NEEDING = pytest.StashKey[int]()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without the real data its tests are deselected and counted."""
+    """Whole runs come first, as they take longest; without the real data its tests are deselected and counted."""
+    items.sort(key=lambda item: "pipeline" not in item.path.parts)
     if real_data_folder().is_dir():
         return
     needing = [item for item in items if item.get_closest_marker("real_data")]

@@ -25,6 +25,7 @@ def test_counts_are_not_negative() -> None:
         mcnemar_exact(-1, 2)
 
 
+@settings(max_examples=25)  # statsmodels collects garbage at every call
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_holm_is_that_of_statsmodels(p_values: list[float]) -> None:
     adjusted = holm(dict(enumerate(p_values)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import pytest
 
 from resources.home import PROJECT, ensure_home
 from resources.pools import load_pools
+from tests.loopback import answers, free_port
 
 RECIPE = """
 name: small
@@ -27,20 +27,6 @@ preferences: {embedded: micro}
 schedule: {cron: 0 2 1 1 *}
 """
 SCHEDULED = "{repositoriesOrError{... on RepositoryConnection{nodes{schedules{name} sensors{name}}}}}"
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as page:
-            return bool(page.status == 200)
-    except OSError:
-        return False
 
 
 def loaded(port: int) -> dict[str, list[str]]:

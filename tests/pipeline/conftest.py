@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,11 +10,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-SPEC = importlib.util.spec_from_file_location("live", Path(__file__).with_name("live.py"))
-assert SPEC is not None
-assert SPEC.loader is not None
-live_module = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(live_module)
+from tests.pipeline.live import Live
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}"
@@ -141,13 +136,13 @@ def small_recipe(tmp_path: Path, small_data: dict[str, str]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def live(home: Path, tmp_path: Path) -> Iterator[Any]:
+def live(home: Path, tmp_path: Path) -> Iterator[Live]:
     """A `Live` (live.py) on the test's home; nothing of it is left when the test ends."""
     from resources.home import ensure_home
 
     ensure_home()
     with dg.DagsterInstance.get() as instance:
-        live = live_module.Live(instance, tmp_path)
+        live = Live(instance, tmp_path)
         try:
             yield live
         finally:

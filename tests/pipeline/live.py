@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +15,7 @@ import dagster as dg
 import psutil
 
 from resources.home import PROJECT
+from tests.loopback import answers, free_port, listens
 
 Found = TypeVar("Found")
 
@@ -130,23 +129,3 @@ class Live:
             for record in records
             if record.asset_materialization is not None and record.run_id
         ]
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as one:
-        one.settimeout(1)
-        return one.connect_ex(("127.0.0.1", port)) == 0
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as page:
-            return bool(page.status == 200)
-    except OSError:
-        return False

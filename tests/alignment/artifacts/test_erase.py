@@ -10,6 +10,7 @@ import pytest
 from alignment.artifacts import Artifact, Commit, ErasedArtifact, Store
 from alignment.artifacts.erase import all_commits, erase, erasures, finish, gone, remaining
 from alignment.artifacts.store import COMMIT_FILE
+from tests.alignment.artifacts.test_store import commit
 
 
 def build(store: Store, digest: str = "d") -> Commit:
@@ -17,17 +18,7 @@ def build(store: Store, digest: str = "d") -> Commit:
         attempt = store.begin("thing", "k")
         (attempt.path / "text.txt").write_text("somebody's words")
         (attempt.path / "ids.txt").write_text("1 2 3")
-        return store.commit(
-            attempt,
-            digest=digest,
-            stage="thing",
-            code_version=1,
-            inputs={},
-            summary={},
-            environment={},
-            started_at="2026-01-01T00:00:00+00:00",
-            seconds=0.0,
-        )
+        return commit(store, attempt, digest)
 
 
 def test_files_go_the_record_stays_and_a_reader_is_told_why(store: Store, tmp_path: Path) -> None:

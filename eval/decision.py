@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from alignment.digest import json_digest
 from alignment.recipe import Gate, Requirement
 from eval.compare import MetricComparison
+from eval.preferences import PREFERENCES
 from eval.requirement import Check, Outcome, above, any_improves, at_least, complete
 from eval.scale import default_margin
 from eval.statistics import holm, p_above
@@ -62,8 +63,10 @@ def decide(
         for check in _checks(metric, requirement, sft, champion, claims, gate.max_missing, champion_left_out)
     ]
     if gate.any_improves:
-        found = {metric: one for metric in gate.metrics if (one := _find(sft, metric)) is not None}
-        checks.append(any_improves(found, len(gate.metrics)))
+        # held-out preferences aside: the policy was trained to win them
+        asked = [metric for metric in gate.metrics if metric.partition("/")[0] != PREFERENCES]
+        found = {metric: one for metric in asked if (one := _find(sft, metric)) is not None}
+        checks.append(any_improves(found, len(asked)))
     outcomes = {check.outcome for check in checks}
     outcome: Outcome = "fail" if "fail" in outcomes else "inconclusive" if "inconclusive" in outcomes else "pass"
     decisive = [check for check in checks if check.outcome == outcome]

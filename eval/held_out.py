@@ -13,7 +13,7 @@ from alignment.artifacts import Artifact, CorruptArtifact, MissingArtifact, Stor
 from alignment.training.held_out_pairs import HELD_OUT_FILE, HeldOutPair, parse_held_out
 from eval.compare import NAMED_ITEMS, MetricComparison, compare_samples
 from eval.preferences import ACCURACY, TIE, policy_samples, reference_samples, shared
-from eval.requirement import OTHER_REFERENCE
+from eval.requirement import NO_PAIRS, NO_SHARED_PAIRS, OTHER_REFERENCE
 
 Found = dict[str, MetricComparison] | str
 """Metric to comparison, or why there is none."""
@@ -59,11 +59,11 @@ def against_champion(champion: HeldOut | None, policy: HeldOut) -> Found:
     The others count as `missing`, and as nobody's failure.
     """
     if champion is None:
-        return "measured on one side only"
+        return NO_PAIRS
     before, after = shared(champion.pairs, policy.pairs)
     rows = [{pair.row_id for pair in side.pairs} for side in (champion, policy)]
     if not before:
-        return OTHER_REFERENCE if rows[0] & rows[1] else "no pair was held out for both"
+        return OTHER_REFERENCE if rows[0] & rows[1] else NO_SHARED_PAIRS
     others = sorted((rows[0] | rows[1]) - {pair.row_id for pair in before})
     missing = {"missing": len(others), "missing_ids": others[:NAMED_ITEMS]}
     found = compare_samples(policy_samples(before), policy_samples(after), margin=None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from alignment.training.held_out_pairs import HeldOutPair
+from alignment.training.held_out_pairs import HeldOutPair, prefers
 from eval.samples import Sample
 
 PREFERENCES = "preferences"
@@ -52,13 +52,9 @@ def _samples(pairs: Iterable[HeldOutPair], rewards: Scores, logps: Scores) -> li
     found = []
     for pair in pairs:
         (chosen, rejected), values = rewards(pair), logps(pair)
-        numbers = (_prefers(chosen, rejected), chosen - rejected, _prefers(*values))
+        numbers = (prefers(chosen, rejected), chosen - rejected, prefers(*values))
         found += [
             Sample(PREFERENCES, pair.row_id, pair.prompt_id, metric, value, "")
             for metric, value in zip(METRICS, numbers, strict=True)
         ]
     return found
-
-
-def _prefers(chosen: float, rejected: float) -> float:
-    return TIE if chosen == rejected else float(chosen > rejected)

@@ -21,6 +21,10 @@ OTHER_SETTINGS = "measured with other settings"
 """Why the scores of two checkpoints are not compared, where changing the settings back would help."""
 OTHER_REFERENCE = "measured with another reference or token policy"
 """The same of held-out preferences, which are relative to the SFT checkpoint below a policy."""
+NO_PAIRS = "measured on no held-out pairs"
+NO_SHARED_PAIRS = "measured on other held-out pairs only"
+BEGIN_ANEW = (OTHER_REFERENCE, NO_PAIRS, NO_SHARED_PAIRS)
+"""Where no later run can measure both."""
 OVERRIDE = "promote the policy with `align promote --override` to begin anew"
 REMEDY = (
     "`align run` measures it again while its weights are there; after that, change the settings back, or promote the "
@@ -74,8 +78,8 @@ def above(
 
     if found is None and left_out == OTHER_SETTINGS:
         return check("inconclusive", f"{NAMES[against]} was {OTHER_SETTINGS}; {REMEDY}")
-    if found is None and left_out == OTHER_REFERENCE:
-        return check("inconclusive", f"{NAMES[against]} was {OTHER_REFERENCE}; {OVERRIDE}")
+    if found is None and left_out in BEGIN_ANEW:
+        return check("inconclusive", f"{NAMES[against]} was {left_out}; {OVERRIDE}")
     if found is None:
         return check("inconclusive", f"not measured on both the candidate and {NAMES[against]}")
     if threshold is None:

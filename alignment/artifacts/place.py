@@ -28,10 +28,11 @@ class Place:
         self.url = url.rstrip("/")
         self.fs: fsspec.AbstractFileSystem
         try:
-            # without a cache of listings: other processes write here too
-            self.fs, root = url_to_fs(self.url, use_listings_cache=False)
+            self.fs, root = url_to_fs(self.url)
         except (ValueError, ImportError) as error:
             raise BadInput(f"not a place for an artifact store: {error}", file=url) from error
+        self.fs.dircache.use_listings_cache = False  # other processes write here too
+        self.fs.invalidate_cache()
         self.root = root.rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)
         self.cache = cache or Path(tempfile.gettempdir()) / "alignment-dags"

@@ -44,7 +44,11 @@ class Refs(Place):
         """The refs of all of a stage's partitions, by partition, from one listing."""
         folder = self.path("refs", recipe, stage)
         paths = [str(path) for path in self.fs.glob(f"{folder}/*.json")]
-        texts = self.fs.cat(paths, on_error="omit") if paths else {}  # one may go while we look
+        told = self.fs.cat(paths, on_error="return") if paths else {}
+        for path, error in told.items():
+            if isinstance(error, Exception) and not isinstance(error, FileNotFoundError):  # one may go while we look
+                raise OSError(f"{path}: cannot be read: {error}") from error
+        texts = {path: text for path, text in told.items() if not isinstance(text, Exception)}
         try:
             return {unquote(PurePosixPath(path).stem): Ref.model_validate_json(text) for path, text in texts.items()}
         except ValidationError as error:

@@ -16,7 +16,7 @@ from alignment.preferences.duplicates import UNIQUE, first_shards
 from alignment.preferences.parquet import read_columns
 from alignment.preferences.quarantine import DUPLICATE
 from alignment.preferences.row import ROWS_FILE, SPLIT_AT
-from alignment.preferences.split import are_held_out
+from alignment.preferences.split import are_held_out, split_at
 from alignment.preferences.split_file import SPLIT_SCHEMA
 
 
@@ -35,7 +35,7 @@ def assign(shards: Sequence[ShardFiles], held_out_fraction: float, work: Path) -
 
     A row that several shards hold counts in the first of them only. `work` is a folder for scratch files: what an
     interrupted pass left there is removed. Raises `CorruptArtifact` for a shard that has not the rows it should
-    have, and `BadInput` for one whose reference does not account for all of them or that holds no places.
+    have, and `BadInput` for one whose reference does not account for all of them.
     """
     scratch = work / "row_ids"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -55,11 +55,10 @@ def _row_ids(shard: ShardFiles) -> pa.ChunkedArray:
 
 def _places(shard: ShardFiles, duplicate: pa.Array, held_out_fraction: float) -> pa.Table:
     rows = read_columns(shard.folder / ROWS_FILE, "row_id", SPLIT_AT)
-    if SPLIT_AT not in rows.column_names:
-        raise BadInput(f"shard {shard.name} was built by an earlier version, which noted no split; build it again")
     row_ids = rows["row_id"].combine_chunks()
     dropped, reason = _dropped(shard, row_ids)
-    kept = pc.if_else(are_held_out(rows[SPLIT_AT].combine_chunks(), held_out_fraction), "held_out", "train")
+    where = rows[SPLIT_AT].combine_chunks() if SPLIT_AT in rows.column_names else _counted_anew(shard)
+    kept = pc.if_else(are_held_out(where, held_out_fraction), "held_out", "train")
     cells = {
         "row_id": row_ids,
         "shard": pa.repeat(shard.name, shard.rows),
@@ -67,6 +66,14 @@ def _places(shard: ShardFiles, duplicate: pa.Array, held_out_fraction: float) ->
         "reason": pc.coalesce(duplicate, reason),
     }
     return pa.table(cells, schema=SPLIT_SCHEMA)
+
+
+def _counted_anew(shard: ShardFiles) -> pa.Array:
+    """Where each prompt stands, for a shard of an earlier version: its source may be gone, so it cannot be asked to
+    note it."""
+    rows = read_columns(shard.folder / ROWS_FILE, "prompt", "form")
+    cells = zip(rows["prompt"].to_pylist(), rows["form"].to_pylist(), strict=True)
+    return pa.array([split_at(prompt, form) for prompt, form in cells], pa.float64())
 
 
 def _dropped(shard: ShardFiles, row_ids: pa.Array) -> tuple[pa.Array, pa.Array]:

@@ -52,7 +52,7 @@ def means(pairs: Sequence[HeldOutPair], settings: Dpo) -> dict[str, Any]:
     """{pairs, loss, accuracy, margin}, six significant digits; only {pairs: 0} where nothing was held out.
 
     `margin` is the reward margin, β times the log-ratios'. A pair counts to accuracy when the policy moved towards
-    its chosen side, relative to the reference. The SFT term is not in the loss.
+    its chosen side, relative to the reference; a tie counts half. The SFT term is not in the loss.
     """
     if not pairs:
         return {"pairs": 0}
@@ -61,7 +61,7 @@ def means(pairs: Sequence[HeldOutPair], settings: Dpo) -> dict[str, Any]:
             preference_loss(settings, one.chosen_ratio, one.rejected_ratio, one.chosen_tokens, one.rejected_tokens)
             for one in pairs
         ],
-        "accuracy": [float(one.chosen_ratio > one.rejected_ratio) for one in pairs],
+        "accuracy": [one.prefers_chosen for one in pairs],
         "margin": [settings.beta * (one.chosen_ratio - one.rejected_ratio) for one in pairs],
     }
     return {"pairs": len(pairs), **{name: rounded(math.fsum(of) / len(pairs)) for name, of in columns.items()}}

@@ -61,6 +61,16 @@ class HeldOutPair:
         """log π(rejected) − log π_ref(rejected)."""
         return self.rejected_logp - self.ref_rejected_logp
 
+    @property
+    def prefers_chosen(self) -> float:
+        """1 where the policy moved more towards the chosen side, 0 where towards the rejected, a half for neither."""
+        return prefers(self.chosen_ratio, self.rejected_ratio)
+
+
+def prefers(chosen: float, rejected: float) -> float:
+    """1, 0, or a half for a tie."""
+    return 0.5 if chosen == rejected else float(chosen > rejected)
+
 
 def write_held_out(folder: Path, pairs: Iterable[HeldOutPair]) -> None:
     """Writes the file, by row id; it is there, with no row in it, when nothing was held out."""

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignment.errors import BadInput
 from alignment.models.checkpoint import load_model, load_tokenizer, save_checkpoint
 from alignment.models.configuration import CONFIG_FILE, GENERATION_CONFIG_FILE, TOKENIZER_FILES, read_config
 from alignment.models.weights import tensors
@@ -42,7 +43,10 @@ class TrainedModel:
         return None if self.settings.lora is None else lora_config(self.settings.lora)
 
     def save(self, trained: Any, optimizer: Any, out: Path) -> None:
-        """Writes the trained model (the trainer's, PEFT or not) into `out`: masters unrounded, adapters merged."""
+        """Writes the trained model (the trainer's, PEFT or not) into `out`: masters unrounded, adapters merged.
+
+        Raises `BadInput` when training diverged.
+        """
         import torch
 
         if self.settings.lora is None:
@@ -54,6 +58,7 @@ class TrainedModel:
         else:
             plain = trained.merge_and_unload()
         plain.to(getattr(torch, self.saved_as))
+        require_finite(plain)
         save_checkpoint(plain, load_tokenizer(self.folder), out)
         keep_description(self.folder, out, self.saved_as)
 
@@ -130,3 +135,10 @@ def without_dropout(model: Any) -> None:
             module.p = 0.0
         elif isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
+
+
+def require_finite(model: Any) -> None:
+    """Raises `BadInput` naming the first weight that holds a number which is none: nothing could be measured with it."""
+    for name, weight in model.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise BadInput(f"training diverged: {name} holds values that are not finite; lower the learning rate")

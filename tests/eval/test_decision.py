@@ -125,6 +125,13 @@ def test_any_improvement_is_looked_for_in_all_metrics_and_corrected_for_that() -
     assert outcome(worse, worse, worse)[0] == "fail"
     assert outcome() == ("inconclusive", "none was measured")
 
+    won = {"preferences": {"accuracy": strong}, "s": {"a": same}}
+    both = Gate(
+        metrics={"s/a": Requirement(no_regression=1.0), "preferences/accuracy": Requirement(at_least=0.1)},
+        any_improves=True,
+    )
+    assert decide(won, None, both, "k").checks[-1].outcome == "inconclusive", "it was trained to win those"
+
 
 def test_what_was_left_out_is_said_beside_the_number_of_items() -> None:
     def side(values: list[float | None]) -> list[Sample]:

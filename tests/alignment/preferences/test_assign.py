@@ -123,12 +123,13 @@ def test_a_shard_with_other_rows_than_its_record_says_is_refused(tmp_path: Path)
         list(assign([ShardFiles("one", 4, files.folder, None)], 0.0, tmp_path / "work"))
 
 
-def test_a_shard_of_an_earlier_version_is_refused_by_name(tmp_path: Path) -> None:
-    files = write(tmp_path, "one", Made((1,), {}))
-    path = files.folder / "rows.parquet"
+def test_a_shard_of_an_earlier_version_is_split_by_its_prompts(tmp_path: Path) -> None:
+    shard = write(tmp_path, "one", Made(tuple(range(40)), {}))
+    expected = list(assign([shard], 0.3, tmp_path / "work"))
+    path = shard.folder / "rows.parquet"
     pq.write_table(pq.read_table(path).drop_columns("split_at"), path)
-    with pytest.raises(BadInput, match="shard one was built by an earlier version"):
-        list(assign([files], 0.0, tmp_path / "work"))
+    assert list(assign([shard], 0.3, tmp_path / "work")) == expected
+    assert {"train", "held_out"} == set(expected[0]["split"].to_pylist())
 
 
 def most_held(files: Sequence[ShardFiles], out: Path) -> int:

@@ -138,7 +138,7 @@ def without_dropout(model: Any) -> None:
 
 
 def require_finite(model: Any) -> None:
-    """Raises `BadInput` naming the first weight that holds a number which is none: nothing could be measured with it."""
+    """Raises `BadInput` naming the first weight that is not finite: nothing could be measured with it."""
     for name, weight in model.named_parameters():
         if not bool(weight.isfinite().all()):
             raise BadInput(f"training diverged: {name} holds values that are not finite; lower the learning rate")

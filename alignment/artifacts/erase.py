@@ -69,6 +69,15 @@ def all_commits(store: Store, kind: str) -> Iterator[Commit]:
     yield from {(commit.key, commit.digest): commit for commit in [*erased, *store.commits(kind)]}.values()
 
 
+def readable_commits(store: Store, kind: str) -> list[Commit]:
+    """As `all_commits`, read side by side and without those that cannot be read."""
+    markers = [str(path) for path in store.fs.glob(store.path(kind, "*", COMMIT_FILE))]
+    records = [str(path) for path in store.fs.glob(store.path(kind, "*", f"{ERASED}*.json"))]
+    erased = [erasure.commit for erasure in store.read_side_by_side(records, Erasure).values()]
+    standing = store.read_side_by_side(markers, Commit).values()
+    return list({(commit.key, commit.digest): commit for commit in [*erased, *standing]}.values())
+
+
 def _remove(store: Store, path: str) -> None:
     try:
         store.fs.rm_file(path)

@@ -121,7 +121,7 @@ def _stage(
     pool = None if node.pool is None else pools[node.pool]
     memory = Figure(None, why) if config is None else _memory(node, recipe, config, why)
     room = None if pool is None else pool.memory_gib
-    seconds = _seconds(history.latest_first(node), to_make)
+    seconds = _seconds(history.latest_first(node) if to_make else [], to_make)
     return StageForecast(
         stage=node.name,
         pool=node.pool,

@@ -74,7 +74,7 @@ def tick(
     if isinstance(step, Close):
         standing = looked[-1] if looked else _standing(recipe, pools, store)
         closed = close_night(book, recipe, Ending(night, step, now, standing))
-        # afterwards: a large store or MLflow may keep a tick waiting until Dagster ends it, and the night is over by then
+        # afterwards, as a large store or MLflow may keep a tick waiting until Dagster ends it
         closed = note_costs(instance, recipe, pools, book, closed)
         watch_alias(book, recipe, closed, Tracking(attempts=1))
         return Ticked(sentence(closed))

@@ -56,9 +56,12 @@ def test_costs_are_noted_in_the_record(book: NightBook, recipe: Recipe) -> None:
     assert (costs.sequences_scored, costs.between.sequences) == (8, 4)
 
 
-def test_an_unreadable_policy_of_any_recipe_changes_nothing(book: NightBook, recipe: Recipe) -> None:
+def test_an_unreadable_policy_of_any_recipe_is_left_out_and_logged(
+    book: NightBook, recipe: Recipe, caplog: pytest.LogCaptureFixture
+) -> None:
     book.store.replace(book.store.path("policy_checkpoint", "others", COMMIT_FILE), b"no record")
     assert noted(book, recipe).costs is not None
+    assert "policy_checkpoint: 1 of its records cannot be read and are left out" in caplog.messages
 
 
 def test_what_cannot_be_read_leaves_the_night_without_costs_and_is_logged(

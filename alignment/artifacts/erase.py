@@ -6,7 +6,6 @@ and what was pinned to it is told when and why its files went.
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -14,8 +13,6 @@ from pathlib import PurePosixPath
 
 from alignment.artifacts.commit import Artifact, Commit, Erasure
 from alignment.artifacts.store import COMMIT_FILE, ERASED, Store
-
-log = logging.getLogger(__name__)
 
 
 def erase(
@@ -70,17 +67,6 @@ def all_commits(store: Store, kind: str) -> Iterator[Commit]:
     """Every commit record of a kind, those of erased artifacts too; a result that was made again counts once."""
     erased = [erasure.commit for erasure in erasures(store, kind)]
     yield from {(commit.key, commit.digest): commit for commit in [*erased, *store.commits(kind)]}.values()
-
-
-def readable_commits(store: Store, kind: str) -> list[Commit]:
-    """As `all_commits`, read side by side and without those that cannot be read, which are logged."""
-    markers = [str(path) for path in store.fs.glob(store.path(kind, "*", COMMIT_FILE))]
-    records = [str(path) for path in store.fs.glob(store.path(kind, "*", f"{ERASED}*.json"))]
-    erased = [erasure.commit for erasure in store.read_side_by_side(records, Erasure).values()]
-    found = [*erased, *store.read_side_by_side(markers, Commit).values()]
-    if unread := len(markers) + len(records) - len(found):
-        log.warning("%s: %d of its records cannot be read and are left out", kind, unread)
-    return list({(commit.key, commit.digest): commit for commit in found}.values())
 
 
 def _remove(store: Store, path: str) -> None:

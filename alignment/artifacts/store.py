@@ -9,22 +9,20 @@ from __future__ import annotations
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, TypeVar, cast
+from typing import BinaryIO, cast
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from alignment.artifacts.commit import Artifact, Commit, Erasure
 from alignment.artifacts.content import describe, verify
 from alignment.artifacts.errors import CorruptArtifact, ErasedArtifact, MissingArtifact
 from alignment.artifacts.place import told_when_full
 from alignment.artifacts.refs import Refs
-
-Record = TypeVar("Record", bound=BaseModel)
 
 COMMIT_FILE = "_COMMIT.json"
 ERASED = "_ERASED-"
@@ -74,28 +72,6 @@ class Store(Refs):
         if (erasure := self.erasure_of(artifact)) is not None:
             return erasure.commit
         raise MissingArtifact(f"{self.uri(artifact)}: no committed {artifact.kind} with this digest")
-
-    def commits_of(self, artifacts: Iterable[Artifact]) -> list[Commit]:
-        """The commit records behind pinned pointers, in their order and as `commit_of`, read side by side."""
-        wanted = list(artifacts)
-        paths = [self.path(one.kind, one.key, COMMIT_FILE) for one in wanted]
-        found = self.read_side_by_side(paths, Commit)
-        return [
-            commit
-            if (commit := found.get(path)) is not None and commit.digest == one.digest
-            else self.commit_of(one)  # erased, or told what is wrong with it
-            for one, path in zip(wanted, paths, strict=True)
-        ]
-
-    def read_side_by_side(self, paths: Iterable[str], record: type[Record]) -> dict[str, Record]:
-        """Path to record, all of one type; those that cannot be read are left out."""
-        wanted = list(dict.fromkeys(paths))
-        texts = self.fs.cat(wanted, on_error="omit") if wanted else {}
-        found = {}
-        for path, text in texts.items():
-            with suppress(ValidationError):
-                found[path] = record.model_validate_json(text)
-        return found
 
     def erasure_of(self, artifact: Artifact) -> Erasure | None:
         """The record of what was erased of this artifact, or None where nothing was."""

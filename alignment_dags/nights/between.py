@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from datetime import datetime
 
 from alignment.artifacts import Artifact, Commit, Store
-from alignment.artifacts.erase import readable_commits
+from alignment.artifacts.side_by_side import commits_of, readable_commits
 from alignment_dags.nights.costs import Scored
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.standing import MANIFEST
@@ -32,7 +32,7 @@ def scored_between(
     before = tried_before(store, night, earlier)
     found = references(store.commit_of(manifest))
     new = [one for key, one in found.items() if key not in before and key not in own]
-    return scored(store.commits_of(new), price_per_hour)
+    return scored(commits_of(store, new), price_per_hour)
 
 
 def scored(made: Collection[Commit], price_per_hour: float | None) -> Scored:
@@ -60,7 +60,7 @@ def tried_before(store: Store, night: Night, earlier: Iterable[Night]) -> set[st
         key=lambda commit: commit.started_at,
     )
     trained_on = [policy.inputs["manifest"] for policy in policies]
-    manifests = store.commits_of(trained_on[-1:])
+    manifests = commits_of(store, trained_on[-1:])
     digest = next((one.manifest for one in earlier if one.manifest is not None), None)
     if digest is not None:
         manifests += _manifests(store, digest, trained_on)
@@ -71,7 +71,7 @@ def _manifests(store: Store, digest: str, trained_on: list[Artifact]) -> list[Co
     """Those of a digest; all manifests are read only for one that nothing was trained on."""
     known = {one.key: one for one in trained_on if one.digest == digest}
     if known:
-        return store.commits_of(known.values())
+        return commits_of(store, known.values())
     return [commit for commit in readable_commits(store, MANIFEST) if commit.digest == digest]
 
 

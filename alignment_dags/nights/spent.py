@@ -9,6 +9,7 @@ from datetime import datetime
 import dagster as dg
 
 from alignment.artifacts import Commit, Store
+from alignment.artifacts.side_by_side import commits_of
 from alignment.recipe import Recipe
 from alignment_dags.nights.between import scored_between
 from alignment_dags.nights.book import NightBook
@@ -63,4 +64,4 @@ def made_by(runs: Collection[str], store: Store, recipe: Recipe, pools: Pools, m
     for node in nodes_of(recipe, pools):
         refs = upstream.refs(node.name).values() if node.partitioned else [upstream.ref(node.name)]
         reported += [ref.artifact for ref in refs if ref is not None and ref.dagster_run_id in runs]
-    return [one for one in store.commits_of(reported) if datetime.fromisoformat(one.started_at) >= moment]
+    return [one for one in commits_of(store, reported) if datetime.fromisoformat(one.started_at) >= moment]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from alignment.artifacts import Artifact, Commit, ErasedArtifact, MissingArtifact, Store
-from alignment.artifacts.erase import all_commits, erase, erasures, finish, gone, readable_commits, remaining
+from alignment.artifacts import Artifact, Commit, ErasedArtifact, Store
+from alignment.artifacts.erase import all_commits, erase, erasures, finish, gone, remaining
 from alignment.artifacts.store import COMMIT_FILE
 from tests.alignment.artifacts.test_store import commit
 
@@ -51,24 +51,6 @@ def test_it_can_be_made_again_and_both_results_stay_known(store: Store) -> None:
     assert store.commit_of(made.artifact).digest == "d"
     assert store.commit_of(other.artifact) == other
     assert store.read(made.artifact, "ids.txt") == b"1 2 3", "the next build has not swept away what was kept"
-
-
-def test_records_are_read_side_by_side_those_of_what_was_erased_too(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    erased = build(store)
-    erase(store, erased, ["text.txt"], "gone")
-    standing = build(store, digest="e")
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "find", lambda *_: pytest.fail("one after the other"))
-        assert store.commits_of([standing.artifact] * 2) == [standing, standing]
-    assert store.commits_of([erased.artifact, standing.artifact]) == [erased, standing]
-    assert store.commits_of([]) == []
-    with pytest.raises(MissingArtifact):
-        store.commits_of([standing.artifact, standing.artifact.model_copy(update={"digest": "never"})])
-    assert {commit.digest for commit in readable_commits(store, "thing")} == {"d", "e"}
-    store.replace(store.path("thing", "k", COMMIT_FILE), b"no record")
-    assert readable_commits(store, "thing") == [erased], "what cannot be read is left out"
 
 
 def test_an_erasure_cut_short_is_finished(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from alignment.artifacts import Commit, Store
@@ -14,6 +15,8 @@ from alignment.recipe import Optimisation, Recipe
 from alignment_dags.plan import Planned, plan
 from assets.graph import nodes_of
 from assets.node import Node
+from eval.report import STAGE as REPORT
+from eval.scores import STAGE as SCORES
 from resources.pools import Pool, Pools
 
 GIB = 2**30
@@ -47,12 +50,50 @@ class StageForecast:
     cost: Figure
 
 
+class History:
+    """What a recipe has made so far; each kind is read once, however many nodes make it."""
+
+    def __init__(self, store: Store, recipe: str) -> None:
+        self.store = store
+        self.recipe = recipe
+        self._kinds: dict[str, list[Commit]] = {}
+
+    def latest_first(self, node: Node) -> list[Commit]:
+        """What this node made, or one like it: of scores only those of its suite."""
+        made = self._kind(node.stage.kind)
+        if node.stage.kind != SCORES.kind:
+            return made
+        suite = node.name.partition("/")[2]
+        return [commit for commit in made if suite in self._suites.get(commit.key, set())]
+
+    def _kind(self, kind: str) -> list[Commit]:
+        if kind not in self._kinds:
+            made = (one for one in self.store.commits(kind) if one.environment.get("recipe") == self.recipe)
+            self._kinds[kind] = sorted(made, key=lambda commit: commit.started_at, reverse=True)
+        return self._kinds[kind]
+
+    @cached_property
+    def _suites(self) -> dict[str, set[str]]:
+        """Key of scores to their suite, as the refs name it and the reports that compared them."""
+        found: dict[str, set[str]] = {}
+        for model in ("sft", "policy", "champion"):
+            for suite, ref in self.store.read_refs(self.recipe, f"{model}_evals").items():
+                found.setdefault(ref.artifact.key, set()).add(suite)
+        for report in self._kind(REPORT.kind):
+            for name, scores in report.inputs.items():
+                compared, _, suite = name.partition(".")
+                if compared.endswith("_scores"):
+                    found.setdefault(scores.key, set()).add(suite)
+        return found
+
+
 def forecast(recipe: Recipe, pools: Pools, store: Store) -> list[StageForecast]:
     """Every node of the recipe, upstream first. Raises `BadInput` for sources a person has to mend."""
     nodes = nodes_of(recipe, pools)
     planned = plan(recipe, nodes, store)
     config, why = model_config(recipe, planned, store)
-    return [_stage(node, recipe, pools, store, planned, config, why) for node in nodes]
+    history = History(store, recipe.name)
+    return [_stage(node, recipe, pools, history, planned, config, why) for node in nodes]
 
 
 def model_config(recipe: Recipe, planned: list[Planned], store: Store) -> tuple[dict[str, Any] | None, str]:
@@ -70,7 +111,7 @@ def _stage(
     node: Node,
     recipe: Recipe,
     pools: Pools,
-    store: Store,
+    history: History,
     planned: list[Planned],
     config: dict[str, Any] | None,
     why: str,
@@ -80,7 +121,7 @@ def _stage(
     pool = None if node.pool is None else pools[node.pool]
     memory = Figure(None, why) if config is None else _memory(node, recipe, config, why)
     room = None if pool is None else pool.memory_gib
-    seconds = _seconds(node, recipe, store, to_make)
+    seconds = _seconds(history.latest_first(node) if to_make else [], to_make)
     return StageForecast(
         stage=node.name,
         pool=node.pool,
@@ -100,8 +141,11 @@ def _memory(node: Node, recipe: Recipe, config: dict[str, Any], source: str) -> 
     run = {
         "reference_logprobs": recipe.reference.precision,
         "responses": recipe.evals.precision,
+        "policy_divergence": recipe.evals.precision,  # policy and SFT checkpoint, one after the other
         "registered_model": recipe.evals.precision,  # it answers the smoke prompt
     }
+    if node.stage.name == "responses" and recipe.evals.generate.kind == "endpoint":
+        return Figure(None, "loads no model: an endpoint answers")
     try:
         if (settings := trained.get(node.name)) is not None:
             whole, part = parameter_counts(config, settings.lora)
@@ -121,11 +165,10 @@ def _memory(node: Node, recipe: Recipe, config: dict[str, Any], source: str) -> 
     return Figure(size / GIB, f"{what} ({source}); {NO_ACTIVATIONS}")
 
 
-def _seconds(node: Node, recipe: Recipe, store: Store, to_make: int) -> Figure:
+def _seconds(made: list[Commit], to_make: int) -> Figure:
     """As long as the recipe's last artifacts of this stage took, on the device of the latest."""
     if not to_make:
         return Figure(0.0, "everything is there")
-    made = _latest_first(store, node, recipe)
     if not made:
         return Figure(None, "this recipe never made one")
     device = made[0].environment.get("device", "")
@@ -133,11 +176,6 @@ def _seconds(node: Node, recipe: Recipe, store: Store, to_make: int) -> Figure:
     mean = sum(commit.seconds for commit in same) / len(same)
     where = device or "its device"
     return Figure(to_make * mean, f"{to_make} × {mean:.1f} s, the mean of the last {len(same)} on {where}")
-
-
-def _latest_first(store: Store, node: Node, recipe: Recipe) -> list[Commit]:
-    made = (one for one in store.commits(node.stage.kind) if one.environment.get("recipe") == recipe.name)
-    return sorted(made, key=lambda commit: commit.started_at, reverse=True)
 
 
 def _cost(pool: Pool | None, seconds: Figure) -> Figure:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from datetime import datetime
 
 from alignment.artifacts import Artifact, Commit, Store
-from alignment.artifacts.erase import all_commits
+from alignment.artifacts.side_by_side import commits_of, readable_commits
 from alignment_dags.nights.costs import Scored
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.standing import MANIFEST
@@ -31,8 +31,8 @@ def scored_between(
         return Scored()
     before = tried_before(store, night, earlier)
     found = references(store.commit_of(manifest))
-    made = [store.commit_of(one) for key, one in found.items() if key not in before and key not in own]
-    return scored(made, price_per_hour)
+    new = [one for key, one in found.items() if key not in before and key not in own]
+    return scored(commits_of(store, new), price_per_hour)
 
 
 def scored(made: Collection[Commit], price_per_hour: float | None) -> Scored:
@@ -50,20 +50,29 @@ def scored(made: Collection[Commit], price_per_hour: float | None) -> Scored:
 def tried_before(store: Store, night: Night, earlier: Iterable[Night]) -> set[str]:
     """Keys of the reference artifacts in the manifest that the last night stood on, whatever came of it, and in that
     of the policy trained last, which may be `align run`'s."""
-    manifests: list[Commit] = []
-    policies = [
-        commit
-        for commit in all_commits(store, POLICY)
-        if commit.environment.get("recipe") == night.recipe
-        and datetime.fromisoformat(commit.started_at) < night.recorded_at.replace(microsecond=0)
-    ]
-    if policies:
-        latest = max(policies, key=lambda commit: commit.started_at)
-        manifests.append(store.commit_of(latest.inputs["manifest"]))
+    policies = sorted(
+        (
+            commit
+            for commit in readable_commits(store, POLICY)
+            if commit.environment.get("recipe") == night.recipe
+            and datetime.fromisoformat(commit.started_at) < night.recorded_at.replace(microsecond=0)
+        ),
+        key=lambda commit: commit.started_at,
+    )
+    trained_on = [policy.inputs["manifest"] for policy in policies]
+    manifests = commits_of(store, trained_on[-1:])
     digest = next((one.manifest for one in earlier if one.manifest is not None), None)
     if digest is not None:
-        manifests += [commit for commit in all_commits(store, MANIFEST) if commit.digest == digest]
+        manifests += _manifests(store, digest, trained_on)
     return {key for manifest in manifests for key in references(manifest)}
+
+
+def _manifests(store: Store, digest: str, trained_on: list[Artifact]) -> list[Commit]:
+    """Those of a digest; all manifests are read only for one that nothing was trained on."""
+    known = {one.key: one for one in trained_on if one.digest == digest}
+    if known:
+        return commits_of(store, known.values())
+    return [commit for commit in readable_commits(store, MANIFEST) if commit.digest == digest]
 
 
 def references(manifest: Commit) -> dict[str, Artifact]:

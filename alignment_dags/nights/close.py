@@ -1,4 +1,4 @@
-"""The end of a night: what it stood on, what it registered, what it cost, and who is told."""
+"""The end of a night: what it stood on, what it registered, and who is told; its costs are noted afterwards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from alignment.artifacts import Store
 from alignment.first_few import first_few
 from alignment.recipe import Recipe
 from alignment_dags.nights.book import NightBook
-from alignment_dags.nights.costs import Costs
 from alignment_dags.nights.decide import Close
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.standing import Standing
@@ -30,7 +29,6 @@ class Ending:
     close: Close
     at: datetime
     standing: Standing | None
-    costs: Costs
 
 
 def close_night(book: NightBook, recipe: Recipe, ending: Ending) -> Night:
@@ -68,7 +66,6 @@ def described(store: Store, ending: Ending) -> Night:
             "manifest": None if manifest is None else manifest.digest,
             "left_out": left_out,
             "version": None if version is None else str(version),
-            "costs": ending.costs,
         }
     )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import logging
+from collections.abc import Collection
 from datetime import datetime
 
 import dagster as dg
 
 from alignment.artifacts import Commit, Store
+from alignment.artifacts.side_by_side import commits_of
 from alignment.recipe import Recipe
 from alignment_dags.nights.between import scored_between
 from alignment_dags.nights.book import NightBook
@@ -20,10 +22,27 @@ from assets.graph import nodes_of
 from assets.upstream import Upstream
 from resources.pools import Pools
 
+log = logging.getLogger("alignment_dags.nights")
+
+
+def note_costs(instance: dg.DagsterInstance, recipe: Recipe, pools: Pools, book: NightBook, night: Night) -> Night:
+    """The closed night with its costs in its record; without them, and logged, where something cannot be read."""
+    if not night.runs:
+        return night
+    try:
+        costs = spent(instance, recipe, pools, book, night)
+    except Exception as error:  # whatever it is, the night is over and its record stands
+        log.warning("%s: the costs of the %s were not counted: %s", recipe.name, night.told, error)
+        return night
+    log.info("%s: %s took %s", recipe.name, night.told, costs.told())
+    noted = night.model_copy(update={"costs": costs})
+    book.write(noted)
+    return noted
+
 
 def spent(instance: dg.DagsterInstance, recipe: Recipe, pools: Pools, book: NightBook, night: Night) -> Costs:
     """What the night has made, and what was scored for it since the manifest that was tried before."""
-    made = list(made_by(runs_since(instance, night), book.store, recipe, pools, night.recorded_at))
+    made = made_by(runs_since(instance, night), book.store, recipe, pools, night.recorded_at)
     hourly = prices(recipe, pools)
     earlier = (one for one in book.latest() if one.id < night.id)
     between = scored_between(
@@ -37,14 +56,12 @@ def spent(instance: dg.DagsterInstance, recipe: Recipe, pools: Pools, book: Nigh
     return night_costs(made, hourly, between)
 
 
-def made_by(runs: Collection[str], store: Store, recipe: Recipe, pools: Pools, moment: datetime) -> Iterator[Commit]:
+def made_by(runs: Collection[str], store: Store, recipe: Recipe, pools: Pools, moment: datetime) -> list[Commit]:
     """The recipe's current artifacts that these Dagster runs reported, of those begun at or after a moment."""
     moment = moment.replace(microsecond=0)  # commits say the second
     upstream = Upstream(store, recipe.name)
+    reported = []
     for node in nodes_of(recipe, pools):
         refs = upstream.refs(node.name).values() if node.partitioned else [upstream.ref(node.name)]
-        for ref in refs:
-            if ref is not None and ref.dagster_run_id in runs:
-                commit = store.commit_of(ref.artifact)
-                if datetime.fromisoformat(commit.started_at) >= moment:
-                    yield commit
+        reported += [ref.artifact for ref in refs if ref is not None and ref.dagster_run_id in runs]
+    return [one for one in commits_of(store, reported) if datetime.fromisoformat(one.started_at) >= moment]

@@ -18,7 +18,7 @@ from alignment_dags.nights.close import Ending, close_night, sentence
 from alignment_dags.nights.decide import Close, Launch, NextStep, Wait, decide_night
 from alignment_dags.nights.night import Night, Outcome
 from alignment_dags.nights.runs import runs_seen
-from alignment_dags.nights.spent import spent
+from alignment_dags.nights.spent import note_costs
 from alignment_dags.nights.standing import Standing, look
 from alignment_dags.phases import job_name, phases_of
 from assets.factory import asset_key, shards_definition, shards_per_run
@@ -73,9 +73,9 @@ def tick(
         step = unreadable(night, error, now)
     if isinstance(step, Close):
         standing = looked[-1] if looked else _standing(recipe, pools, store)
-        costs = spent(instance, recipe, pools, book, night)
-        closed = close_night(book, recipe, Ending(night, step, now, standing, costs))
-        # afterwards, as MLflow may keep a tick waiting until Dagster ends it, and the night is over by then
+        closed = close_night(book, recipe, Ending(night, step, now, standing))
+        # afterwards, as a large store or MLflow may keep a tick waiting until Dagster ends it
+        closed = note_costs(instance, recipe, pools, book, closed)
         watch_alias(book, recipe, closed, Tracking(attempts=1))
         return Ticked(sentence(closed))
     if isinstance(step, Wait):

@@ -83,3 +83,16 @@ def test_nor_is_what_the_policy_before_the_night_was_trained_on_by_whoever(store
 
 def test_without_a_manifest_nothing_is_counted(store: Store) -> None:
     assert scored_between(store, night(TWO), [], None, (), 3.0) == Scored()
+
+
+def test_other_recipes_manifests_are_not_read_where_a_policy_names_the_last_nights(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = reference(store, "a", 4, 1.0), reference(store, "b", 2, 0.5)
+    before, after = manifest(store, "first", old), manifest(store, "second", old, new)
+    made(store, "policy_checkpoint", "p", TWO - DAY, inputs={"manifest": before})
+    listed: list[str] = []
+    glob = store.fs.glob
+    monkeypatch.setattr(store.fs, "glob", lambda path: (listed.append(path), glob(path))[1])
+    assert scored_between(store, night(TWO + DAY), [night(TWO, before)], after, (), None).sequences == 2
+    assert not [path for path in listed if "/preference_manifest/" in path]

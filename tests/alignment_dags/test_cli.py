@@ -62,13 +62,50 @@ def test_bad_input_is_one_line_and_exit_2(
     assert told in refused(capsys)
 
 
-@pytest.mark.parametrize("store", ["memory://x", "nowhere://x", "/proc/none"])
+@pytest.mark.parametrize(
+    "store", ["memory://x", "nowhere://x", "/proc/none", "s3://", "s3:/bucket", "file://", "file:///"]
+)
 def test_a_store_that_cannot_be_used_is_refused_before_anything_starts(
     store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ALIGN_STORE", store)
     assert align("run", str(PROJECT / "recipes" / "quickstart.yaml"), monkeypatch=monkeypatch) == 2
     assert store in refused(capsys)
+
+
+@pytest.mark.parametrize("variable", ["ALIGN_HOME", "DAGSTER_HOME"])
+@pytest.mark.parametrize("home", ["/proc/none", "{file}", "{file}/below", "{circle}"])
+def test_a_home_that_cannot_be_used_is_named(
+    variable: str, home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    given = home.format(file=tmp_path / "file", circle=tmp_path / "circle")
+    monkeypatch.setenv(variable, given)
+    assert align("pools", "apply", monkeypatch=monkeypatch) == 2
+    told = refused(capsys)
+    assert given in told and f"'{variable}'" in told
+
+
+def test_a_blank_store_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("ALIGN_STORE", "  ")
+    assert align("plan", str(PROJECT / "recipes" / "quickstart.yaml"), monkeypatch=monkeypatch) == 2
+    assert "field 'ALIGN_STORE': not a place for an artifact store" in refused(capsys)
+
+
+def test_a_store_that_gives_no_answer_is_one_line_and_exit_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ALIGN_STORE", "s3://user:secret@bucket/place")
+
+    def silent(*_: object) -> None:
+        raise ConnectionRefusedError(111, "Connection refused\nand more")
+
+    monkeypatch.setattr("alignment_dags.lineage.rows.row_lineage", silent)
+    assert align("lineage", "--row", "x", monkeypatch=monkeypatch) == 1
+    told = refused(capsys)
+    assert told.startswith("error: cannot be reached: ConnectionRefusedError: [Errno 111] Connection refused")
+    assert "ALIGN_STORE is s3://bucket/place" in told and "secret" not in told
 
 
 def test_a_file_without_a_valid_row_is_reported_and_exits_with_2(

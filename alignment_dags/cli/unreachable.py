@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 LIBRARIES = frozenset(
-    "botocore aiobotocore aiohttp httpx httpx2 httpcore requests urllib3 huggingface_hub gcsfs adlfs".split()
+    {"aiobotocore", "aiohttp", "botocore", "httpx", "httpx2", "huggingface_hub", "requests", "urllib3"},
 )
 """Packages whose exceptions mean that something beyond this machine gave no answer, or a refusal."""
 BUILTIN = (ConnectionError, TimeoutError, PermissionError, socket.gaierror)

@@ -51,7 +51,7 @@ def run_recipe(path: Path, say: Callable[[str], None]) -> Outcome:
     ensure_home()
     store, pools = ArtifactStore().open(), load_pools()
     outcome = Outcome(recipe, store)
-    asked_of(recipe)  # what a person has to mend shows before anything starts, here and in the plan
+    asked_of(recipe, str(path))  # what a person has to mend shows before anything starts, here and in the plan
     plan(recipe, nodes_of(recipe, pools), store)
     with dg.DagsterInstance.get() as instance:
         outcome.ended_runs = end_dead_runs(instance)

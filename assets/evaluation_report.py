@@ -59,10 +59,13 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
     )
 
 
-def asked_of(recipe: Recipe) -> tuple[Gate | None, list[PublishedFigure]]:
-    """The recipe's gate and the published figures it names; raises `BadInput` for what a person has to mend."""
+def asked_of(recipe: Recipe, file: str | None = None) -> tuple[Gate | None, list[PublishedFigure]]:
+    """The recipe's gate and the published figures it names; `file` is the recipe's, for errors.
+
+    Raises `BadInput` for what a person has to mend.
+    """
     path = recipe.evals.baselines
-    return gate_of(recipe), read_baselines(path) if path else []
+    return gate_of(recipe, file), read_baselines(path) if path else []
 
 
 def prices(recipe: Recipe, pools: Pools) -> dict[str, float]:

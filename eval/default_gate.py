@@ -6,16 +6,23 @@ from alignment.errors import BadInput
 from alignment.recipe import Gate, Recipe, Requirement
 from eval.preferences import METRICS, PREFERENCES
 from eval.scale import default_margin
-from eval.suites import suite_named
+from eval.suites import SUITES, suite_named
 
 
-def gate_of(recipe: Recipe) -> Gate | None:
-    """The gate that a recipe's policies stand before; None for `gate: none`.
+def gate_of(recipe: Recipe, file: str | None = None) -> Gate | None:
+    """The gate that a recipe's policies stand before; None for `gate: none`. `file` is the recipe's, for errors.
 
-    Raises `BadInput` for a metric of a suite that the recipe does not run, and for one of held-out preferences that
-    there is none of: it could never pass. `default` asks nothing of held-out preferences, for a policy was trained to
-    win them.
+    Raises `BadInput` for a metric of a suite that the recipe does not run, for one that a suite does not have, and for
+    one of held-out preferences that there is none of: it could never pass. `default` asks nothing of held-out
+    preferences, for a policy was trained to win them.
     """
+    try:
+        return _gate_of(recipe)
+    except BadInput as error:
+        raise BadInput(error.message, file=file or recipe.name, row=error.row, field=error.field) from error
+
+
+def _gate_of(recipe: Recipe) -> Gate | None:
     if recipe.gate == "default":
         judged = recipe.judge is not None
         return default_gate(
@@ -23,25 +30,31 @@ def gate_of(recipe: Recipe) -> Gate | None:
         )
     if not isinstance(recipe.gate, Gate):
         return None
-    suites = recipe.evals.selected()
     for metric in recipe.gate.metrics:
         suite, _, name = metric.partition("/")
-        if suite == PREFERENCES:
-            _check_preferences(recipe, metric, name)
-        elif suite not in suites:
-            there_are = f"evals has {', '.join(suites)}" if suites else "evals is empty"
-            raise BadInput(f"no such suite is run ({there_are})", file=recipe.name, field=f"gate.metrics.{metric}")
+        why = _no_preferences(recipe, name) if suite == PREFERENCES else _no_metric(recipe, suite, name)
+        if why is not None:
+            raise BadInput(why, field=f"gate.metrics.{metric}")
     return recipe.gate
 
 
-def _check_preferences(recipe: Recipe, metric: str, name: str) -> None:
-    why = None
+def _no_metric(recipe: Recipe, suite: str, name: str) -> str | None:
+    """Why a recipe's suites have no such metric; None where they may."""
+    suites = recipe.evals.selected()
+    if suite not in suites:
+        there_are = f"evals has {', '.join(suites)}" if suites else "evals is empty"
+        return f"no such suite is run ({there_are})"
+    if suite in SUITES and name not in SUITES[suite].metrics:
+        return f"{suite} has no such metric; write {suite}/ and one of {'; '.join(SUITES[suite].metrics)}"
+    return None if name else f"no metric is named; write {suite}/ and one of the task's"
+
+
+def _no_preferences(recipe: Recipe, name: str) -> str | None:
+    if not name:
+        return f"no metric is named; write {PREFERENCES}/ and one of {', '.join(METRICS)}"
     if name not in METRICS:
-        why = f"no such metric of held-out pairs (there are {', '.join(METRICS)})"
-    elif not recipe.held_out_fraction:
-        why = "no pair is held out: held_out_fraction is 0"
-    if why is not None:
-        raise BadInput(why, file=recipe.name, field=f"gate.metrics.{metric}")
+        return f"no such metric of held-out pairs (there are {', '.join(METRICS)})"
+    return None if recipe.held_out_fraction else "no pair is held out: held_out_fraction is 0"
 
 
 def default_gate(suites: list[str]) -> Gate:

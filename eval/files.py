@@ -47,6 +47,8 @@ def score_files(
         raise BadInput(f"give --{'responses' if responses is None else 'data'}: a file of {kind.title}")
     if judgments is not None and not kind.needs_judge:
         raise BadInput(f"{suite} has a scorer of its own; judgments go with {', '.join(ALONE | BESIDE)}")
+    if against is not None and judgments is None:
+        raise BadInput("goes with --judgments of pairs", file=str(against), field="--against")
     items = read_items(kind, data)
     grader, items = _stored_grader(kind, items, judgments, against, str(data))
     answers = read_answers(responses, items)
@@ -87,6 +89,8 @@ def _stored_grader(
         if against is None and suite.name != "alpaca_eval":
             raise BadInput("judgments of pairs need the baseline's answers: give --against", file=str(judgments))
         items = with_baseline(suite, items, None if against is None else read_rows(against), str(against or data))
+    elif against is not None:
+        raise BadInput("these judgments are of answers alone: leave --against out", file=str(judgments))
     return Grader((grading,), StoredJudge(stored)), items
 
 

@@ -17,6 +17,8 @@ from alignment.errors import BadInput
 from eval.statistics import Mean, clustered_mean
 
 SAMPLES_FILE = "samples.parquet"
+LARGEST = 1e100
+"""Squares of larger values are no numbers any more, and no metric has such."""
 NAMES = ("suite", "id", "cluster", "metric")
 SCHEMA = pa.schema(
     [
@@ -60,7 +62,7 @@ def write_samples(path: Path, samples: Sequence[Sample]) -> None:
 
 def read_samples(path: str | Path) -> list[Sample]:
     """The rows of a samples file, or of the one in a folder; raises `BadInput` for anything else, and for a
-    row that has no name or whose value is not finite."""
+    row that has no name or whose value is no number, not finite or beyond 1e100 in magnitude."""
     path = Path(path)
     if path.is_dir():
         path = path / SAMPLES_FILE
@@ -73,6 +75,7 @@ def read_samples(path: str | Path) -> list[Sample]:
     absent = [name for name in SCHEMA.names if name not in table.column_names]
     if absent:
         raise BadInput(f"not a samples file: no column {', '.join(absent)}", file=str(path))
+    _refuse_text(table, str(path))
     try:
         rows = table.select(SCHEMA.names).cast(SCHEMA).to_pylist()
     except pa.ArrowException as error:
@@ -83,7 +86,20 @@ def read_samples(path: str | Path) -> list[Sample]:
                 raise BadInput("not a sample: missing", file=str(path), row=number, field=name)
         if row["value"] is not None and not math.isfinite(row["value"]):
             raise BadInput(f"{row['value']} is no finite number", file=str(path), row=number, field="value")
+        if row["value"] is not None and abs(row["value"]) > LARGEST:
+            raise BadInput(f"{row['value']} is beyond {LARGEST:g}", file=str(path), row=number, field="value")
     return [Sample(**row) for row in rows]
+
+
+def _refuse_text(table: pa.Table, file: str) -> None:
+    """Raises `BadInput` naming the first value of a column of values that is not numeric: a cast would guess."""
+    column = table.column("value")
+    kinds = pa.types
+    numeric = (kinds.is_integer, kinds.is_floating, kinds.is_boolean, kinds.is_decimal, kinds.is_null)
+    if any(is_kind(column.type) for is_kind in numeric):
+        return
+    row = next((number for number, value in enumerate(column, start=1) if value.is_valid), None)
+    raise BadInput(f"holds {column.type}, not numbers", file=file, row=row, field="value")
 
 
 def samples_digest(samples: Iterable[Sample]) -> str:

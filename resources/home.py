@@ -11,19 +11,32 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from alignment.errors import BadInput
 
 PROJECT = Path(__file__).resolve().parents[1]
 
 
 def align_home() -> Path:
-    return Path(os.environ.get("ALIGN_HOME") or PROJECT / ".align").resolve()
+    return _folder("ALIGN_HOME", PROJECT / ".align")
 
 
 def dagster_home() -> Path:
-    return Path(os.environ.get("DAGSTER_HOME") or PROJECT / ".dagster").resolve()
+    return _folder("DAGSTER_HOME", PROJECT / ".dagster")
+
+
+def _folder(variable: str, default: Path) -> Path:
+    given = os.environ.get(variable)
+    try:
+        return Path(given or default).resolve()
+    except (OSError, RuntimeError) as error:  # links that go round in a circle
+        raise BadInput(f"no folder: {error}", file=given, field=variable) from error
 
 
 def store_url() -> str:
@@ -49,14 +62,14 @@ def ensure_home() -> None:
     """Makes both homes and puts them, and what follows from them, into this process's environment.
 
     Dagster reads its settings from DAGSTER_HOME, so the top-level dagster.yaml is linked there.
+    Raises `BadInput` naming the variable of a home that cannot be made or written to.
     """
     home, dagster = align_home(), dagster_home()
-    home.mkdir(parents=True, exist_ok=True)
-    dagster.mkdir(parents=True, exist_ok=True)
-    settings = dagster / "dagster.yaml"
-    if not settings.exists():
-        settings.unlink(missing_ok=True)  # a link whose target moved
-        settings.symlink_to(PROJECT / "dagster.yaml")
+    with _told(home, "ALIGN_HOME"):
+        _make(home)
+    with _told(dagster, "DAGSTER_HOME"):
+        _make(dagster)
+        _link_settings(dagster / "dagster.yaml")
     os.environ.update(
         ALIGN_HOME=str(home),
         DAGSTER_HOME=str(dagster),
@@ -68,3 +81,25 @@ def ensure_home() -> None:
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # of libraries among themselves
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@contextmanager
+def _told(home: Path, variable: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"cannot be used: {error.strerror or error}", file=str(home), field=variable) from error
+
+
+def _make(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def _link_settings(settings: Path) -> None:
+    if settings.exists():
+        return
+    settings.unlink(missing_ok=True)  # a link whose target moved
+    with suppress(FileExistsError):  # another process was faster
+        settings.symlink_to(PROJECT / "dagster.yaml")

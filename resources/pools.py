@@ -13,6 +13,9 @@ from alignment.errors import BadInput
 from alignment.strict_yaml import read_yaml
 from resources.home import PROJECT
 
+MOST_SLOTS = 1000
+"""Dagster holds a row for every slot, and takes no more of one pool."""
+
 
 class Kubernetes(BaseModel):
     """What a pod of this pool needs beside its GPUs."""
@@ -30,13 +33,13 @@ class Pool(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    slots: int = Field(ge=1)
+    slots: int = Field(ge=1, le=MOST_SLOTS, strict=True)
     """Launches that may run at once."""
-    gpus_per_slot: int = Field(default=0, ge=0)
+    gpus_per_slot: int = Field(default=0, ge=0, strict=True)
     accelerator: str | None = None
-    memory_gib: float | None = Field(default=None, gt=0)
+    memory_gib: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Memory of one accelerator (of the machine, where there is none)."""
-    price_per_hour: float = Field(default=0.0, ge=0)
+    price_per_hour: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Price of one slot in USD, as judges are priced; 0 where it is not known."""
     launcher: Literal["step", "torchrun"] = "step"
     """`step` runs the stage in the step's own process, `torchrun` in one process a device."""

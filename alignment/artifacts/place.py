@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -19,12 +20,17 @@ from fsspec.implementations.local import LocalFileSystem
 from alignment.errors import BadInput
 
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
+SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
 class Place:
-    """One folder, local or remote. `cache` is a local folder for what a remote place cannot hold."""
+    """One folder, local or remote. `cache` is a local folder for what a remote place cannot hold.
+
+    Raises `BadInput` for a URL that names no place.
+    """
 
     def __init__(self, url: str, cache: Path | None = None) -> None:
+        refuse_nowhere(url)
         self.url = url.rstrip("/")
         self.fs: fsspec.AbstractFileSystem
         try:
@@ -84,6 +90,16 @@ class Place:
             folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{quote(name, safe='')}.lock"):
             yield
+
+
+def refuse_nowhere(url: str) -> None:
+    """Raises `BadInput` for a URL that is blank or has a scheme and no place: it would be read as a local folder."""
+    if not url.strip().strip("/"):
+        raise BadInput("not a place for an artifact store: it is blank, or the root", field="ALIGN_STORE")
+    _, slashes, place = url.partition("://")
+    if SCHEME.match(url) and not (slashes and place.strip().strip("/")):
+        problem = "a scheme without a place; expected one such as s3://bucket/folder or file:///folder"
+        raise BadInput(f"not a place for an artifact store: {problem}", file=url)
 
 
 @contextmanager

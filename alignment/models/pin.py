@@ -12,6 +12,7 @@ import fsspec
 from pydantic import BaseModel, ConfigDict
 
 from alignment.errors import BadInput
+from alignment.hub import HubUnreachable, asking_hub
 from alignment.models.configuration import (
     CHAT_TEMPLATE_FILE,
     CONFIG_FILE,
@@ -143,7 +144,10 @@ def _hub_commit(name: str, revision: str | None) -> str:
 
     where = f"{name}@{revision or 'main'}"
     try:
-        commit = HfApi().model_info(name, revision=revision).sha
+        with asking_hub(where):
+            commit = HfApi().model_info(name, revision=revision).sha
+    except HubUnreachable:
+        raise
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
         raise BadInput(
             f"{where} cannot be found on the hub: {error}".splitlines()[0], field="base_model.hub"
@@ -158,7 +162,10 @@ def _download(name: str, revision: str | None, out: Path) -> None:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_PATTERNS))
+        with asking_hub(f"{name}@{revision}"):
+            snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_PATTERNS))
+    except HubUnreachable:
+        raise
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise BadInput(f"{name}@{revision} cannot be fetched: {error}".splitlines()[0]) from error
     for path in checkpoint_files(snapshot):

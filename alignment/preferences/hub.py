@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from alignment.errors import BadInput
+from alignment.hub import HubUnreachable, asking_hub
 from alignment.preferences.record import Record
 from alignment.recipe import DataSource
 
@@ -24,7 +25,10 @@ def pin_hub(source: DataSource) -> DataSource:
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
-            info = HfApi().dataset_info(str(source.hub), revision=revision)
+            with asking_hub(str(source.hub)):
+                info = HfApi().dataset_info(str(source.hub), revision=revision)
+        except HubUnreachable:
+            raise
         except (HfHubHTTPError, OSError, ValueError) as error:
             raise BadInput(f"cannot be found on the hub: {_first_line(error)}", file=source.hub) from error
         revision = str(info.sha)

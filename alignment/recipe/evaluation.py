@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import ClassVar, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -129,6 +130,20 @@ class LmEvalTask(Published):
     """None is as in training: questions go through the tokenizer's chat template where it has one."""
 
 
+def refuse_no_address(url: str | None) -> None:
+    """Raises `ValueError` for an endpoint's address that is not http(s)://host, with what may follow."""
+    if url is None:
+        return
+    try:
+        parts = urlsplit(url)
+        port_is_fine = parts.port is None or parts.port > 0  # reading it checks it
+    except ValueError:
+        port_is_fine = False
+    blank = any(character.isspace() for character in url)
+    if not port_is_fine or blank or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"base_url must be as in http://host:8000/v1 or https://host/v1, not '{url}'")
+
+
 class Generate(Section):
     """Who answers: the checkpoint loaded by Transformers, or an endpoint that speaks the OpenAI API and serves it."""
 
@@ -159,6 +174,7 @@ class Generate(Section):
             )
         if "{digest}" not in self.model:
             raise ValueError("model must hold {digest}: the endpoint's name for a checkpoint says which one it serves")
+        refuse_no_address(self.base_url)
         return self
 
 
@@ -236,6 +252,7 @@ class Judge(Section):
             raise ValueError("budget_usd needs price")
         if self.base_url is not None and "@" in self.base_url:
             raise ValueError("base_url must hold no user or password: the key belongs in the variable of api_key_env")
+        refuse_no_address(self.base_url)
         return self
 
 

@@ -17,6 +17,7 @@ from alignment_dags.cli.models import gc, lineage, promote, report
 from alignment_dags.cli.prefs import prefs
 from alignment_dags.cli.running import backfill, nights, plan, run
 from alignment_dags.cli.setup import pools, recipes
+from alignment_dags.cli.unreachable import unreachable
 
 app = typer.Typer(
     name="align",
@@ -63,8 +64,9 @@ def main() -> None:
             if told := error.format_message():
                 _refused(told)
             sys.exit(2)  # a bare group has shown its help and has nothing to add
-        if type(error).__name__ in FAILURES:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        told = str(error) if type(error).__name__ in FAILURES else unreachable(error)
+        if told is not None:
+            print(f"error: {' '.join(told.split())}", file=sys.stderr)
             sys.exit(1)
         raise
 

@@ -15,7 +15,7 @@ def reference(
     model: Annotated[Path, typer.Option(help="Checkpoint folder.")],
     pairs: Annotated[Path, typer.Option(help="File of preference pairs.")],
     out: Annotated[Path, typer.Option(help="Parquet file to write.")],
-    max_length: Annotated[int | None, typer.Option(help="Most tokens of prompt and completion.")] = None,
+    max_length: Annotated[int | None, typer.Option(min=1, help="Most tokens of prompt and completion.")] = None,
     truncation: Annotated[str, typer.Option(help="drop, keep_start or keep_end.")] = "drop",
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     as_json: AsJson = False,

@@ -27,6 +27,8 @@ def lineage(
 
     if (model is None) == (row is None):
         raise BadInput("give either a MODEL or --row")
+    if row is not None and not row.strip():
+        raise BadInput("no row is named", field="--row")
     ensure_home()
     if row is not None:
         tell(lambda: row_lineage(row), as_json, show_row)

@@ -7,7 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from alignment.errors import BadInput
 from alignment_dags.cli.telling import AsJson, say, tell
+
+MOST_NIGHTS = 100_000
 
 
 def run(
@@ -33,6 +36,7 @@ def plan(
     from alignment.recipe import load_recipe
     from alignment_dags.cli.plan_page import show_plan
     from alignment_dags.forecast import forecast
+    from assets.evaluation_report import asked_of
     from resources.home import ensure_home
     from resources.pools import load_pools
     from resources.store import ArtifactStore
@@ -40,7 +44,9 @@ def plan(
     ensure_home()
 
     def work() -> dict[str, Any]:
-        stages = forecast(load_recipe(recipe), load_pools(), ArtifactStore().open())
+        known = load_recipe(recipe)
+        asked_of(known, str(recipe))
+        stages = forecast(known, load_pools(), ArtifactStore().open())
         too_large = [one.stage for one in stages if one.fits is False and one.to_make]
         return {"stages": [asdict(one) for one in stages], "too_large": too_large}
 
@@ -61,6 +67,8 @@ def backfill(
     from alignment_dags.cli.tables import show_backfill
 
     names = tuple(name.strip() for name in shards.split(",") if name.strip()) if shards is not None else None
+    if names == ():
+        raise BadInput("no shard is named", field="--shards")
     result = tell(lambda: vars(run_backfill(recipe, Chosen(names, first, last), stage, say)), as_json, show_backfill)
     if result["failures"]:
         raise typer.Exit(1)
@@ -68,7 +76,7 @@ def backfill(
 
 def nights(
     recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
-    last: Annotated[int, typer.Option(help="How many, the latest first.", min=1)] = 10,
+    last: Annotated[int, typer.Option(help="How many, the latest first.", min=1, max=MOST_NIGHTS)] = 10,
     as_json: AsJson = False,
 ) -> None:
     """Show the recipe's latest nights: what came of each, and why."""

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from alignment_dags.cli.telling import AsJson, tell
+from alignment.errors import BadInput
+from alignment_dags.cli.telling import AsJson, stdout_kept, tell
 
 pools = typer.Typer(help="Compute pools.", no_args_is_help=True)
 recipes = typer.Typer(help="Recipes.", no_args_is_help=True)
@@ -41,13 +42,20 @@ def recipes_schema(out: Annotated[Path | None, typer.Option(help="File to write.
     if out is None:
         print(text, end="")
     else:
-        out.write_text(text, encoding="utf-8")
+        try:
+            out.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise BadInput(f"cannot be written: {error.strerror}", file=str(out), field="--out") from error
 
 
 @recipes.command("check")
 def recipes_check(files: Annotated[list[Path], typer.Argument(help="Recipes (YAML).")]) -> None:
     """Read recipes and say what is wrong in them."""
     from alignment.recipe import load_recipe
+    from assets.evaluation_report import asked_of
 
     for path in files:
-        print(f"{path}: {load_recipe(path).name} is well-formed")
+        recipe = load_recipe(path)
+        with stdout_kept():
+            asked_of(recipe, str(path))
+        print(f"{path}: {recipe.name} is well-formed")

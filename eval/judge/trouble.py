@@ -55,7 +55,7 @@ def trouble_of(error: Exception, settings: Judge) -> Trouble:
     if isinstance(error, openai.APITimeoutError):
         return Trouble(f"no answer within {settings.timeout_seconds:g} s", again=True, billed=_was_sent(error))
     if isinstance(error, openai.APIConnectionError):
-        return Trouble("the connection failed", again=True, billed=_was_sent(error))
+        return Trouble(f"the connection to {settings.base_url or 'OpenAI'} failed", again=True, billed=_was_sent(error))
     if isinstance(error, openai.APIError | NoJudgment | json.JSONDecodeError | UnicodeDecodeError):
         return Trouble("the answer is not one of a chat model", again=True, billed=True)
     raise error

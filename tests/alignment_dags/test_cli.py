@@ -8,10 +8,13 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from alignment_dags.cli import main
 from resources.home import PROJECT
+
+JUDGE = ["--questions", "q", "--answers", "a", "--judge-model", "m", "--out", "o"]
 
 
 def align(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -52,6 +55,17 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
         (["score", "chess", "--responses", "none.jsonl", "--data", "none.jsonl"], "chess"),
         (["compare", "none.parquet", "none.parquet"], "none.parquet"),
         (["report", "none.yaml"], "none.yaml: no such recipe"),
+        (["lineage", "--row", " "], "field '--row': no row is named"),
+        (["backfill", "none.yaml", "--shards", " ,,"], "field '--shards': no shard is named"),
+        (["nights", "none.yaml", "--last", "99999999999999999999"], "--last"),
+        (["reference", "--model", "m", "--pairs", "p", "--out", "o", "--max-length", "0"], "--max-length"),
+        (["recipes", "schema", "--out", "/proc"], "/proc, field '--out': cannot be written"),
+        (["recipes", "schema", "--out", "/proc/none/schema.json"], "/proc/none/schema.json, field '--out'"),
+        (["score", "gsm8k", "--responses", "r", "--data", "d", "--against", "a"], "a, field '--against'"),
+        (
+            ["judge", "mt_bench", *JUDGE, "--base-url", "ftp://h"],
+            "base_url must be as in",
+        ),
         (["report", str(PROJECT / "recipes" / "quickstart.yaml")], "no report yet"),
     ],
 )
@@ -62,13 +76,80 @@ def test_bad_input_is_one_line_and_exit_2(
     assert told in refused(capsys)
 
 
-@pytest.mark.parametrize("store", ["memory://x", "nowhere://x", "/proc/none"])
+@pytest.mark.parametrize(
+    "store", ["memory://x", "nowhere://x", "/proc/none", "s3://", "s3:/bucket", "file://", "file:///"]
+)
 def test_a_store_that_cannot_be_used_is_refused_before_anything_starts(
     store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ALIGN_STORE", store)
     assert align("run", str(PROJECT / "recipes" / "quickstart.yaml"), monkeypatch=monkeypatch) == 2
     assert store in refused(capsys)
+
+
+@pytest.mark.parametrize("variable", ["ALIGN_HOME", "DAGSTER_HOME"])
+@pytest.mark.parametrize("home", ["/proc/none", "{file}", "{file}/below", "{circle}"])
+def test_a_home_that_cannot_be_used_is_named(
+    variable: str, home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    given = home.format(file=tmp_path / "file", circle=tmp_path / "circle")
+    monkeypatch.setenv(variable, given)
+    assert align("pools", "apply", monkeypatch=monkeypatch) == 2
+    told = refused(capsys)
+    assert given in told and f"'{variable}'" in told
+
+
+@pytest.mark.parametrize("verb", [["plan"], ["recipes", "check"]])
+def test_a_gate_that_cannot_pass_is_refused_without_a_run(
+    verb: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    embedded = "{embedded: micro}"
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        f"{{name: r, base_model: {embedded}, sft: {{dataset: {embedded}}}, preferences: {embedded},"
+        f" evals: {{gsm8k: {{embedded: micro, num_fewshot: 0}}}}, gate: {{metrics: {{gsm8k/x: {{improve: 0}}}}}}}}"
+    )
+    assert align(*verb, str(path), monkeypatch=monkeypatch) == 2
+    assert f"{path}, field 'gate.metrics.gsm8k/x': gsm8k has no such metric" in refused(capsys)
+
+
+def test_a_hub_that_gives_no_answer_is_named_with_what_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def silent(*_: object, **__: object) -> None:
+        raise httpx2.ConnectError("[Errno 111] Connection refused")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", silent)
+    embedded = "{embedded: micro}"
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        f"{{name: r, base_model: {{hub: some/model}}, sft: {{dataset: {embedded}}}, preferences: {embedded}}}"
+    )
+    assert align("plan", str(path), monkeypatch=monkeypatch) == 1
+    assert "cannot be reached: HubUnreachable: some/model@main on the hub: " in refused(capsys)
+
+
+def test_a_blank_store_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("ALIGN_STORE", "  ")
+    assert align("plan", str(PROJECT / "recipes" / "quickstart.yaml"), monkeypatch=monkeypatch) == 2
+    assert "field 'ALIGN_STORE': not a place for an artifact store" in refused(capsys)
+
+
+def test_a_store_that_gives_no_answer_is_one_line_and_exit_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ALIGN_STORE", "s3://user:secret@bucket/place")
+
+    def silent(*_: object) -> None:
+        raise ConnectionRefusedError(111, "Connection refused\nand more")
+
+    monkeypatch.setattr("alignment_dags.lineage.rows.row_lineage", silent)
+    assert align("lineage", "--row", "x", monkeypatch=monkeypatch) == 1
+    told = refused(capsys)
+    assert told.startswith("error: cannot be reached: ConnectionRefusedError: [Errno 111] Connection refused")
+    assert "ALIGN_STORE is s3://bucket/place" in told and "secret" not in told
 
 
 def test_a_file_without_a_valid_row_is_reported_and_exits_with_2(

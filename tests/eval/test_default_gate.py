@@ -46,8 +46,10 @@ def test_without_a_suite_that_is_scored_there_is_no_default() -> None:
 
 def test_a_gate_that_is_written_down_is_taken_as_it_is() -> None:
     assert gate_of(recipe(gate="none")) is None
-    written = gate_of(recipe(gate={"metrics": {"ifeval/x": {"improve": 0.1, "champion_margin": 0.03}}}))
-    assert written is not None and written.metrics["ifeval/x"].champion_margin == 0.03
+    written = gate_of(
+        recipe(gate={"metrics": {"ifeval/inst_level_strict_acc": {"improve": 0.1, "champion_margin": 0.03}}})
+    )
+    assert written is not None and written.metrics["ifeval/inst_level_strict_acc"].champion_margin == 0.03
 
 
 def test_a_metric_of_a_suite_that_is_not_run_is_refused_before_anything_is_trained() -> None:
@@ -55,6 +57,20 @@ def test_a_metric_of_a_suite_that_is_not_run_is_refused_before_anything_is_train
     with pytest.raises(BadInput, match="evals has gsm8k, ifeval, mt_bench") as told:
         gate_of(recipe(gate=asked))
     assert told.value.field == "gate.metrics.mmlu/acc"
+
+
+@pytest.mark.parametrize(
+    ("metric", "told"),
+    [
+        ("ifeval/accuracy", "ifeval has no such metric.*prompt_level_strict_acc"),
+        ("gsm8k", "gsm8k has no such metric"),
+        ("preferences", "no metric is named; write preferences/ and one of accuracy"),
+    ],
+)
+def test_a_metric_that_a_suite_does_not_have_is_refused_in_the_recipes_file(metric: str, told: str) -> None:
+    with pytest.raises(BadInput, match=told) as error:
+        gate_of(recipe(gate={"metrics": {metric: {"improve": 0.0}}}), "some/r.yaml")
+    assert (error.value.file, error.value.field) == ("some/r.yaml", f"gate.metrics.{metric}")
 
 
 def test_a_gate_may_ask_of_held_out_preferences_where_there_are_some() -> None:
@@ -78,5 +94,5 @@ def test_a_gate_may_ask_of_held_out_preferences_where_there_are_some() -> None:
 )
 def test_a_champion_margin_that_means_nothing_is_refused(requirement: dict[str, float], told: str) -> None:
     with pytest.raises(BadInput, match=told) as error:
-        recipe(gate={"metrics": {"ifeval/x": requirement}})
-    assert error.value.field is not None and error.value.field.startswith("gate.metrics.ifeval/x")
+        recipe(gate={"metrics": {"ifeval/inst_level_strict_acc": requirement}})
+    assert error.value.field is not None and error.value.field.startswith("gate.metrics.ifeval/inst_level_strict_acc")

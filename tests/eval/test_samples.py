@@ -51,6 +51,7 @@ def test_what_is_no_samples_file_is_named(tmp_path: Path) -> None:
     [
         ("value", float("nan"), "row 2, field 'value': nan is no finite number"),
         ("value", float("-inf"), "row 2, field 'value'"),
+        ("value", -1e200, "row 2, field 'value': -1e[+]200 is beyond 1e[+]100"),
         *((name, None, f"row 2, field '{name}'") for name in ("suite", "id", "cluster", "metric")),
     ],
 )
@@ -64,3 +65,12 @@ def test_a_row_without_a_name_or_with_an_infinite_value_is_named(
 
 def test_a_detail_names_what_is_known_in_one_order() -> None:
     assert sample_detail(turn=1, category=None, against="β") == '{"against": "β", "turn": 1}'
+
+
+def test_values_that_are_text_are_not_guessed_to_be_numbers(tmp_path: Path) -> None:
+    write_samples(tmp_path / "samples.parquet", ROWS)
+    table = pq.read_table(tmp_path / "samples.parquet")
+    text = table.set_column(table.column_names.index("value"), "value", pa.array([None, "0.5"]))
+    pq.write_table(text, tmp_path / "samples.parquet")
+    with pytest.raises(BadInput, match="row 2, field 'value': holds string, not numbers"):
+        read_samples(tmp_path)

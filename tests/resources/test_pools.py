@@ -37,7 +37,14 @@ def test_a_pool_that_is_not_there_is_refused_with_those_that_are() -> None:
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("pools: {}", "pools"), ("pools: {a: {slots: 0}}", "pools.a.slots"), ("pools: {a: {slot: 1}}", "pools.a.slot")],
+    [
+        ("pools: {}", "pools"),
+        ("pools: {a: {slot: 1}}", "pools.a.slot"),
+        *((f"pools: {{a: {{slots: {slots}}}}}", "pools.a.slots") for slots in ("0", "1001", "true", "1.0", "'2'")),
+        ("pools: {a: {slots: 1, price_per_hour: .nan}}", "pools.a.price_per_hour"),
+        ("pools: {a: {slots: 1, price_per_hour: -1}}", "pools.a.price_per_hour"),
+        ("pools: {a: {slots: 1, memory_gib: .inf}}", "pools.a.memory_gib"),
+    ],
 )
 def test_a_malformed_file_is_named_with_the_field(tmp_path: Path, text: str, told: str) -> None:
     path = tmp_path / "pools.yaml"

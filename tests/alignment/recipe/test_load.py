@@ -59,6 +59,19 @@ def test_the_smallest_recipe_is_enough(tmp_path: Path) -> None:
         ("evals: {generate: {kind: endpoint}}", "base_url goes with kind: endpoint"),
         ("evals: {generate: {kind: endpoint, base_url: h, model: m}}", "model must hold {digest}"),
         ("evals: {generate: {kind: endpoint, base_url: 'http://u:p@h'}}", "no user or password"),
+        *(
+            (f"judge: {{kind: openai, model: m, base_url: '{url}'}}", "base_url must be as in http://host:8000/v1")
+            for url in (
+                "",
+                "localhost:8000/v1",
+                "http://",
+                "ftp://h/v1",
+                "http://h:port",
+                "http://h:99999",
+                "http://a b",
+            )
+        ),
+        ("evals: {generate: {kind: endpoint, base_url: h:8000}}", "base_url must be as in http://host:8000/v1"),
         ("evals: {xstest: {}}", "field 'evals.xstest': give either data (a file) or hub (a data set)"),
         ("evals: {lm_eval: {gsm8k: {data: a}}}", "gsm8k has a section of its own"),
         ("evals: {lm_eval: {a/b: {data: a}}}", "'a/b' cannot name a suite"),

@@ -95,7 +95,7 @@ def test_what_keeps_failing_is_named_and_the_rest_is_kept(server: Any, tmp_path:
     assert {question.user: reason for question, reason in outcome.failed.items()} == {
         "question 3 turn 1": "HTTP 503 no",
         "question 4 turn 2": "the answer is not one of a chat model",
-        "question 5 turn 1": "the connection failed",
+        "question 5 turn 1": f"the connection to {server.url} failed",
     }
     assert server.asked["question 3 turn 1"] == 3
     server.script = lambda user, times: None
@@ -112,7 +112,7 @@ def test_no_answer_in_time_is_a_failure_that_says_so(server: Any, tmp_path: Path
 
 def test_an_endpoint_that_is_not_there_is_a_failure_of_every_question(server: Any, tmp_path: Path) -> None:
     server.close()
-    assert list(ask(server, tmp_path, QUESTIONS[:2]).failed.values()) == ["the connection failed"] * 2
+    assert list(ask(server, tmp_path, QUESTIONS[:2]).failed.values()) == [f"the connection to {server.url} failed"] * 2
 
 
 class Clock(threading.Event):

@@ -61,6 +61,8 @@ def test_every_turn_is_judged_with_references_where_the_category_wants_them(
         assert (f"right one {record['question_id']}" in record["user_prompt"]) == (record["question_id"] % 3 != 1)
     scored = score_files("mt_bench", files["answers"], files["questions"], out, tmp_path / "scores")
     assert scored["metrics"] == told["metrics"] and scored["unjudged"] == 0
+    with pytest.raises(BadInput, match="leave --against out"):
+        score_files("mt_bench", files["answers"], files["questions"], out, tmp_path / "s", against=files["baseline"])
 
 
 @pytest.mark.real_data

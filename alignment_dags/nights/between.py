@@ -22,17 +22,19 @@ def scored_between(
     own: Collection[str],
     price_per_hour: float | None,
 ) -> Scored:
-    """The sum over the manifest's reference artifacts that no manifest tried before it holds.
+    """The sum over the manifest's reference artifacts that this recipe scored and no manifest tried before it holds.
 
-    `earlier` are the recipe's nights before this one, the latest first; `own` are the keys of what the night's runs
-    made, which is counted there.
+    What another recipe scored of the same data is that one's cost, whenever this one took it over. `earlier` are the
+    recipe's nights before this one, the latest first; `own` are the keys of what the night's runs made, which is
+    counted there.
     """
     if manifest is None:
         return Scored()
     before = tried_before(store, night, earlier)
     found = references(store.commit_of(manifest))
     new = [one for key, one in found.items() if key not in before and key not in own]
-    return scored(commits_of(store, new), price_per_hour)
+    ours = [commit for commit in commits_of(store, new) if commit.environment.get("recipe") == night.recipe]
+    return scored(ours, price_per_hour)
 
 
 def scored(made: Collection[Commit], price_per_hour: float | None) -> Scored:

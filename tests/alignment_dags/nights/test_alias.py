@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import count
 from pathlib import Path
 
 import pytest
 
 from alignment.artifacts import Artifact, Ref, Store
-from alignment.recipe import Recipe
 from alignment_dags.nights.alias import watch_alias
 from alignment_dags.nights.book import NightBook
 from alignment_dags.nights.night import Night
 from resources.tracking import Tracking, TrackingUnreachable
-
-TWO = datetime(2026, 11, 20, 2, tzinfo=UTC)
-DAY = timedelta(days=1)
-RECIPE = Recipe.model_validate(
-    {
-        "name": "small",
-        "base_model": {"embedded": "micro"},
-        "sft": {"dataset": {"embedded": "micro"}},
-        "preferences": {"embedded": "micro"},
-    }
-)
+from tests.alignment_dags.nights.small import DAY, RECIPE, TWO
 
 
 class Mlflow(Tracking):

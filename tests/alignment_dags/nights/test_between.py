@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,7 @@ from alignment.artifacts import Artifact, Commit, Store
 from alignment_dags.nights.between import scored_between
 from alignment_dags.nights.costs import Scored
 from alignment_dags.nights.night import Night
-
-TWO = datetime(2026, 11, 20, 2, tzinfo=UTC)
-DAY = timedelta(days=1)
+from tests.alignment_dags.nights.small import DAY, TWO
 
 
 @pytest.fixture
@@ -37,9 +35,9 @@ def made(store: Store, kind: str, key: str, at: datetime = TWO, seconds: float =
     )
 
 
-def reference(store: Store, key: str, scored: int, seconds: float) -> Commit:
+def reference(store: Store, key: str, scored: int, seconds: float, recipe: str = "small") -> Commit:
     summary = {"scored": scored, "tokens": 10 * scored, "cache_hits": 5}
-    return made(store, "reference_logprobs", key, seconds=seconds, summary=summary)
+    return made(store, "reference_logprobs", key, seconds=seconds, summary=summary, recipe=recipe)
 
 
 def manifest(store: Store, key: str, *parts: Commit) -> Artifact:
@@ -50,6 +48,12 @@ def manifest(store: Store, key: str, *parts: Commit) -> Artifact:
 def night(at: datetime, stood_on: Artifact | None = None) -> Night:
     found = Night(recipe="small", scheduled_at=at, recorded_at=at, deadline_minutes=120)
     return found.model_copy(update={"manifest": None if stood_on is None else stood_on.digest})
+
+
+def test_what_another_recipe_scored_is_its_own_cost(store: Store) -> None:
+    taken_over, ours = reference(store, "a", 1400, 8.0, "other"), reference(store, "b", 2, 0.1)
+    told = scored_between(store, night(TWO), [], manifest(store, "first", taken_over, ours), set(), None)
+    assert (told.shards, told.sequences) == (1, 2)
 
 
 def test_all_of_a_first_manifest_is_counted_but_what_the_night_scored_itself(store: Store) -> None:

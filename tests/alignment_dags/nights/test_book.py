@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from alignment.artifacts import CorruptArtifact, Store
-from alignment.recipe import Recipe
 from alignment_dags.nights.book import NightBook
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.tick import whose_turn
-
-TWO = datetime(2026, 11, 20, 2, tzinfo=UTC)
-DAY = timedelta(days=1)
-RECIPE = Recipe.model_validate(
-    {
-        "name": "small",
-        "base_model": {"embedded": "micro"},
-        "sft": {"dataset": {"embedded": "micro"}},
-        "preferences": {"embedded": "micro"},
-    }
-)
+from tests.alignment_dags.nights.small import DAY, RECIPE, TWO
 
 
 @pytest.fixture

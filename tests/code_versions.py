@@ -1,8 +1,9 @@
 """Keeps stages' code versions honest: `python -m tests.code_versions` after a change to what a stage reaches.
 
-The record beside this file holds, for every stage, its code version and a digest of all project source
-that it reaches. A stage whose version was raised is recorded anew; one whose source changed without that
-needs `--no-effect "why results cannot change"`, which stays in the record.
+The record beside this file holds, for every stage, its code version and a digest of the definitions that it reaches:
+functions, classes and constants, followed by name from `STAGE`. File names, places, imports, comments and docstrings
+are not in the digest, so moving a definition flags no stage. A stage whose version was raised is recorded anew; one
+whose definitions changed without that needs `--no-effect "why results cannot change"`, which stays in the record.
 """
 
 from __future__ import annotations
@@ -12,84 +13,151 @@ import ast
 import hashlib
 import json
 import sys
-from functools import cache
+from collections.abc import Iterator
+from functools import cache, cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 PROJECT = Path(__file__).resolve().parents[1]
 RECORD = Path(__file__).with_suffix(".json")
 PACKAGES = ("alignment", "eval")
+PLUMBING = ("alignment.artifacts", "alignment.stages", "alignment.errors")
+"""Carries requests and files, and decides no value in them: the tests of the store and of `execute` hold that."""
 DATA = (".jinja", ".json", ".jsonl", ".yaml")
 
 
-def source_of(module: str) -> Path | None:
-    """The file of a project module, None for anything else."""
-    if module.split(".")[0] not in PACKAGES:
-        return None
-    path = PROJECT.joinpath(*module.split("."))
-    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
-        if candidate.is_file():
-            return candidate
-    return None
+class Definition(NamedTuple):
+    module: str
+    name: str
 
 
-@cache
-def imports(module: str) -> frozenset[str]:
-    """Project modules that a module imports, anywhere in it."""
-    path = source_of(module)
-    assert path is not None
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    parents = {name.rpartition(".")[0] for name in found}
-    return frozenset(name for name in found | parents if name and source_of(name) is not None)
+class Module:
+    """A source file as its definitions by name, and what its imports bind."""
+
+    def __init__(self, name: str, path: Path) -> None:
+        self.name, self.path = name, path
+        self.tree = ast.parse(path.read_text(encoding="utf-8"))
+
+    @cached_property
+    def definitions(self) -> dict[str, list[ast.stmt]]:
+        """Name to the statements that bind it; what binds none (a call, a condition) stands under the empty name."""
+        found: dict[str, list[ast.stmt]] = {}
+        for statement in self.tree.body:
+            if not isinstance(statement, ast.Import | ast.ImportFrom):
+                for name in bound_by(statement) or [""]:
+                    found.setdefault(name, []).append(statement)
+        return found
+
+    @cached_property
+    def imports(self) -> dict[str, tuple[str, str | None]]:
+        """Local name to (module, name in it), or to (module, None) for the module itself; lazy imports included."""
+        found: dict[str, tuple[str, str | None]] = {}
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                found |= {(a.asname or a.name.split(".")[0]): (a.name, None) for a in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found |= {(a.asname or a.name): (node.module, a.name) for a in node.names}
+        return found
 
 
-def reached(module: str) -> set[str]:
-    """A module and every project module it can come to."""
-    seen: set[str] = set()
-    waiting = [module]
-    while waiting:
-        current = waiting.pop()
-        if current not in seen:
+def bound_by(statement: ast.stmt) -> list[str]:
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [statement.name]
+    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+    return [node.id for target in targets if target for node in ast.walk(target) if isinstance(node, ast.Name)]
+
+
+class Sources:
+    """The packages below a folder, and what can be reached in them."""
+
+    def __init__(self, root: Path, packages: tuple[str, ...], plumbing: tuple[str, ...] = ()) -> None:
+        self.root, self.packages, self.plumbing = root, packages, plumbing
+        self.modules: dict[str, Module | None] = {}
+
+    def module(self, name: str) -> Module | None:
+        """The module of that name; None where it is not of these packages."""
+        if name not in self.modules:
+            base = self.root.joinpath(*name.split("."))
+            paths = [path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()]
+            ours = name.split(".")[0] in self.packages and paths
+            self.modules[name] = Module(name, paths[0]) if ours else None
+        return self.modules[name]
+
+    def reached(self, module: str, name: str = "STAGE") -> set[Definition]:
+        """Every definition that one can come to, itself included."""
+        seen: set[Definition] = set()
+        waiting = [Definition(module, name)]
+        while waiting:
+            current = waiting.pop()
+            home = self.module(current.module)
+            is_plumbing = any(f"{current.module}.".startswith(f"{part}.") for part in self.plumbing)
+            if home is None or is_plumbing or current in seen or current.name not in home.definitions:
+                continue
             seen.add(current)
-            waiting.extend(imports(current) - seen)
-    return seen
+            waiting += [Definition(current.module, ""), *self.named_in(home, home.definitions[current.name])]
+        return seen
+
+    def named_in(self, home: Module, statements: list[ast.stmt]) -> Iterator[Definition]:
+        for node in (node for statement in statements for node in ast.walk(statement)):
+            if isinstance(node, ast.Name):
+                yield self.resolve(home, node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                module, inner = home.imports.get(node.value.id, ("", None))
+                place = module if inner is None else f"{module}.{inner}"
+                if (found := self.module(place)) is not None:
+                    yield self.resolve(found, node.attr)
+
+    def resolve(self, home: Module, name: str) -> Definition:
+        """Where a name that a module uses is defined; imports that hand it on are followed."""
+        if name not in home.definitions and name in home.imports:
+            module, inner = home.imports[name]
+            if inner is not None and (found := self.module(module)) is not None:
+                return self.resolve(found, inner)
+        return Definition(home.name, name)
+
+    def digest(self, module: str, name: str = "STAGE") -> str:
+        """Digest over the meaning of everything reached, and of the data files that it names."""
+        meanings: set[bytes] = set()
+        for definition in self.reached(module, name):
+            home = self.module(definition.module)
+            assert home is not None
+            for statement in home.definitions[definition.name]:
+                named = {node.value for node in ast.walk(statement) if isinstance(node, ast.Constant)}
+                meanings.add(meaning(statement).encode())
+                folders = (home.path.parent, home.path.parent.parent / "templates")
+                data = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
+                meanings |= {path.read_bytes() for path in data if path.suffix in DATA and path.name in named}
+        sha = hashlib.sha256()
+        for part in sorted(meanings):
+            sha.update(hashlib.sha256(part).digest())
+        return sha.hexdigest()
+
+
+def meaning(statement: ast.stmt) -> str:
+    """A definition without comments, layout, docstrings and imports."""
+    copy = ast.parse(ast.unparse(statement))
+    for node in ast.walk(copy):
+        for field in ("body", "orelse", "finalbody"):
+            if isinstance(parts := getattr(node, field, None), list):
+                setattr(node, field, [part for part in parts if not says_nothing(part)])
+    return ast.dump(copy)
+
+
+def says_nothing(part: ast.stmt) -> bool:
+    is_text = isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant)
+    return is_text or isinstance(part, ast.Import | ast.ImportFrom)
 
 
 @cache
-def meaning(path: Path) -> str:
-    """A source file without comments, layout and docstrings; any other file as it is."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix != ".py":
-        return text
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            node.body = [
-                part for part in node.body if not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))
-            ]
-    return ast.dump(tree)
-
-
-def source_digest(module: str) -> str:
-    """Digest over the meaning of everything a stage reaches, data files of its packages included."""
-    files = {path for name in reached(module) if (path := source_of(name)) is not None}
-    files |= {data for path in files for data in path.parent.iterdir() if data.suffix in DATA}
-    sha = hashlib.sha256()
-    for path in sorted(files):
-        sha.update(f"{path.relative_to(PROJECT)}\0{meaning(path)}\0".encode())
-    return sha.hexdigest()
+def sources() -> Sources:
+    return Sources(PROJECT, PACKAGES, PLUMBING)
 
 
 def stages() -> dict[str, dict[str, Any]]:
-    """Every registered stage: its code version and source digest as they are now."""
+    """Every registered stage: its code version and the digest of what it reaches, as they are now."""
     return {
-        point.name: {"code_version": point.load().code_version, "source": source_digest(point.module)}
+        point.name: {"code_version": point.load().code_version, "source": sources().digest(point.module, point.attr)}
         for point in sorted(entry_points(group="alignment_dags.stages"), key=lambda point: point.name)
     }
 

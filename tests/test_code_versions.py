@@ -2,16 +2,57 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 
-SPEC = importlib.util.spec_from_file_location("code_versions", Path(__file__).with_name("code_versions.py"))
-assert SPEC is not None
-assert SPEC.loader is not None
-code_versions = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(code_versions)
+from tests import code_versions
+from tests.code_versions import Definition, Sources
+
+FILES = {
+    "library/__init__.py": "",
+    "library/stage.py": '''
+"""A stage."""
+from library.loss import dpo
+from library import numbers as n
+from library.log import say
+
+STAGE = run = lambda: dpo(n.BETA)
+
+def unrelated():
+    return 1
+''',
+    "library/loss.py": '''
+def dpo(beta):
+    """The loss."""
+    from library.log import say
+    say("loss")
+    return beta + _offset()  # why
+
+def _offset():
+    return 0
+
+def kto():
+    return 5
+''',
+    "library/numbers.py": "BETA = 0.1\nALPHA = 2\n",
+    "library/log.py": "def say(text):\n    print(text)\n",
+}
+
+
+def digest(folder: Path, *changes: tuple[str, str, str], renamed: dict[str, str] | None = None) -> str:
+    """The digest of `library.stage` after changes (file, old text, new text) and renamings of modules."""
+    texts = dict(FILES)
+    for file, old, new in changes:
+        assert old in texts[file]
+        texts[file] = texts[file].replace(old, new)
+    for old, new in (renamed or {}).items():
+        texts[f"library/{new}.py"] = texts.pop(f"library/{old}.py")
+        texts = {name: text.replace(f"library.{old}", f"library.{new}") for name, text in texts.items()}
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return Sources(folder, ("library",), ("library.log",)).digest("library.stage")
 
 
 def test_every_stage_is_recorded_as_it_is() -> None:
@@ -26,24 +67,53 @@ def test_every_stage_is_recorded_as_it_is() -> None:
     )
 
 
-def test_comments_and_docstrings_do_not_count_but_code_does(tmp_path: Path) -> None:
-    def meaning(name: str, text: str) -> str:
-        path = tmp_path / name
-        path.write_text(text)
-        return str(code_versions.meaning(path))
-
-    plain = meaning("a.py", "def f():\n    return 1\n")
-    assert plain == meaning("b.py", '"""Doc."""\n\n\ndef f():\n    """Doc."""\n    return 1  # why\n')
-    assert plain != meaning("c.py", "def f():\n    return 2\n")
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("library/loss.py", "return beta + _offset()", "return beta"),
+        ("library/loss.py", "return 0", "return 1"),
+        ("library/numbers.py", "0.1", "0.2"),
+        ("library/stage.py", "dpo(n.BETA)", "dpo(n.ALPHA)"),
+    ],
+)
+def test_a_change_of_what_a_stage_reaches_is_seen(tmp_path: Path, change: tuple[str, str, str]) -> None:
+    assert digest(tmp_path / "a") != digest(tmp_path / "b", change)
 
 
 @pytest.mark.parametrize(
-    ("stage", "module"),
+    "change",
     [
-        ("alignment.logprobs.stage", "alignment.tokens"),
-        ("alignment.training.dpo", "alignment.tokens"),
-        ("eval.scores", "eval.suites.gsm8k"),
+        ("library/loss.py", "  # why", "  # because"),
+        ("library/loss.py", "The loss.", "The loss of a row."),
+        ("library/loss.py", "return 5", "return 6"),
+        ("library/numbers.py", "ALPHA = 2", "ALPHA = 3"),
+        ("library/stage.py", "return 1", "return 2"),
+        ("library/log.py", "print(text)", "print(text, flush=True)"),
     ],
 )
-def test_a_stage_reaches_what_it_stands_on(stage: str, module: str) -> None:
-    assert module in code_versions.reached(stage)
+def test_text_plumbing_and_what_no_stage_reaches_are_not(tmp_path: Path, change: tuple[str, str, str]) -> None:
+    assert digest(tmp_path / "a") == digest(tmp_path / "b", change)
+
+
+def test_a_renamed_file_changes_nothing(tmp_path: Path) -> None:
+    assert digest(tmp_path / "a") == digest(tmp_path / "b", renamed={"loss": "preference_loss"})
+
+
+def test_a_definition_that_moves_to_another_file_changes_nothing(tmp_path: Path) -> None:
+    moved = (
+        ("library/loss.py", "def _offset():\n    return 0\n", "from library.numbers import _offset\n"),
+        ("library/numbers.py", "BETA", "def _offset():\n    return 0\n\nBETA"),
+    )
+    assert digest(tmp_path / "a") == digest(tmp_path / "b", *moved)
+
+
+@pytest.mark.parametrize(
+    ("stage", "definition"),
+    [
+        ("alignment.logprobs.stage", Definition("alignment.tokens", "Tokenization")),
+        ("alignment.training.dpo", Definition("alignment.training.losses", "preference_loss")),
+        ("eval.scores", Definition("eval.suites.gsm8k", "GSM8K")),
+    ],
+)
+def test_a_stage_reaches_what_it_stands_on(stage: str, definition: Definition) -> None:
+    assert definition in code_versions.sources().reached(stage)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class BadInput(ValueError):
     """Input that a person gave and has to mend; the command line prints it as one line and exits with 2.
@@ -31,3 +33,29 @@ class BadInput(ValueError):
         self.file = file
         self.row = row
         self.field = field
+
+
+# What can be wrong with an artifact that somebody asks for.
+
+
+class MissingArtifact(LookupError):
+    """No committed artifact where one was expected."""
+
+
+class CorruptArtifact(RuntimeError):
+    """A committed artifact whose files are not what its commit record says."""
+
+
+class ErasedArtifact(MissingArtifact):
+    """An artifact whose commit record stands while files of it were erased on purpose."""
+
+
+# Long lists in one line for a person.
+
+NAMED = 5
+
+
+def first_few(names: Sequence[str], between: str = ", ") -> str:
+    """The first few names, and how many more there are."""
+    more = len(names) - NAMED
+    return between.join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from alignment.artifacts import Artifact, Store
-from alignment.artifacts.listing import refs_of
 from alignment.errors import BadInput
 from alignment.preferences.holder import SHARDS, Holder
 from alignment.recipe import load_recipe
+from alignment.store import Artifact, Store
+from alignment.store.store import refs_of
 from alignment_dags.gc.text import DATASET, DEMONSTRATIONS, SHARD
 from resources.store import ArtifactStore
 

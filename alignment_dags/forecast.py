@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from alignment.artifacts import Commit, Store
 from alignment.errors import BadInput
 from alignment.models.configuration import CONFIG_FILE, read_config
 from alignment.models.size import forward_bytes, parameter_counts, training_bytes
 from alignment.recipe import Optimisation, Recipe
+from alignment.store import Commit, Store
 from alignment_dags.plan import Planned, plan
 from assets.graph import nodes_of
 from assets.node import Node

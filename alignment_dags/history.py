@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from alignment.artifacts import Artifact, Commit, MissingArtifact, Store
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe
+from alignment.store import Artifact, Commit, MissingArtifact, Store
 from assets.upstream import Upstream
 from eval.compare import MetricComparison
 from eval.report import REPORT_FILE

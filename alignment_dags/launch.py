@@ -7,9 +7,9 @@ from typing import NoReturn
 
 import dagster as dg
 
-from alignment.artifacts import Store
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
+from alignment.store import Store
 from alignment_dags.dead_runs import process_tags
 from alignment_dags.phases import Phase
 from alignment_dags.plan import plan

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import Literal
 
-from alignment.artifacts import Commit, Ref, Store
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
+from alignment.store import Commit, Ref, Store
 from assets.node import Node, NotNeeded
 from assets.upstream import Upstream
 

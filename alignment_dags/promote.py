@@ -16,10 +16,10 @@ from typing import Any
 
 import dagster as dg
 
-from alignment.artifacts import Commit, Store
-from alignment.artifacts.erase import gone
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe
+from alignment.store import Commit, Store
+from alignment.store.erase import gone
 from alignment_dags.dead_runs import end_dead_runs
 from alignment_dags.launch import launch
 from alignment_dags.limits import apply_pools

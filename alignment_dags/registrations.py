@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from alignment.artifacts import Commit, Store
-from alignment.artifacts.erase import all_commits
-from alignment.artifacts.listing import refs_of
+from alignment.store import Commit, Store
+from alignment.store.erase import all_commits
+from alignment.store.store import refs_of
 from assets.champion import standing
 
 REGISTERED = "registered_model"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import dagster as dg
 
-from alignment.artifacts import Store
 from alignment.recipe import Recipe, load_recipe
+from alignment.store import Store
 from alignment_dags.dead_runs import end_dead_runs
 from alignment_dags.launch import RunFailed, launch, launches
 from alignment_dags.limits import apply_pools

@@ -7,8 +7,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from alignment.artifacts import Artifact, MissingArtifact, Store
-from alignment.artifacts.listing import refs_of
 from alignment.errors import BadInput
 from alignment.preferences.holder import SHARDS, Holder
 from alignment.preferences.origin import overlaps
@@ -17,6 +15,8 @@ from alignment.preferences.shards import shards_of
 from alignment.preferences.tombstones import Tombstone, What, bury, lift, now, read_withdrawn, tombstone
 from alignment.recipe import load_recipe
 from alignment.stages.execute import REQUEST_FILE
+from alignment.store import Artifact, MissingArtifact, Store
+from alignment.store.store import refs_of
 from alignment_dags.gc.text import DATASET, DEMONSTRATIONS, SHARD
 from resources.store import ArtifactStore
 

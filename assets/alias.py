@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignment.artifacts import Artifact, Store
+from alignment.store import Artifact, Store
 from assets.champion import standing
 from resources.tracking import CHAMPION, REGISTRATION_TAG, Tracking
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from alignment.artifacts import Artifact, Commit, Store
+from alignment.store import Artifact, Commit, Store
 from assets.decision import Decision, decision_of
 from assets.upstream import Upstream
 

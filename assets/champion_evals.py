@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from alignment.artifacts import Artifact, Commit
-from alignment.artifacts.erase import gone
 from alignment.recipe import Recipe, Suite
+from alignment.store import Artifact, Commit
+from alignment.store.erase import gone
 from assets.champion import Champion, champion_beside
 from assets.evals import evals, scores_request
 from assets.node import Node, NotNeeded

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from alignment.artifacts import Artifact, Commit, Store
+from alignment.store import Artifact, Commit, Store
 from assets.upstream import Upstream
 
 

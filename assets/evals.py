@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alignment.artifacts import Artifact, Commit
 from alignment.recipe import Recipe, Suite
+from alignment.store import Artifact, Commit
 from assets.node import Node, Shown
 from assets.plots import table
 from assets.responses import suite_spec

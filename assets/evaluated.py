@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from alignment.artifacts import Artifact, Store
 from alignment.errors import BadInput
+from alignment.store import Artifact, Store
 from eval.evidence import answered_by
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alignment.artifacts import Commit
 from alignment.recipe import Gate, Recipe
+from alignment.store import Commit
 from assets.champion import champion_beside
 from assets.champion_evals import champion_scores
 from assets.node import Node, Shown

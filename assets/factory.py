@@ -11,11 +11,11 @@ from typing import Any
 
 import dagster as dg
 
-from alignment.artifacts import Artifact, Commit, Ref, Store
-from alignment.artifacts.erase import gone
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
 from alignment.stages.execute import DAGSTER_RUN, RECIPE_NAME, REQUEST_FILE
+from alignment.store import Artifact, Commit, Ref, Store
+from alignment.store.erase import gone
 from assets.node import Node, NotNeeded, Shown, Work
 from assets.upstream import NotBuilt, Upstream
 from resources.pools import Pools

@@ -9,8 +9,8 @@ from typing import Any
 
 import dagster as dg
 
-from alignment.artifacts import Commit, Store
 from alignment.stages import Request, Stage, execute
+from alignment.store import Commit, Store
 from assets.upstream import Upstream
 from resources.launchers import Launch, launcher_for
 from resources.pools import Pool

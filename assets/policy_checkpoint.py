@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alignment.artifacts import Commit
 from alignment.recipe import Recipe
+from alignment.store import Commit
 from alignment.training.dpo import STAGE, DpoRequest
 from assets.node import Node, Shown
 from assets.plots import curves

@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from alignment.artifacts import Artifact, Commit
 from alignment.errors import BadInput
 from alignment.preferences.manifest import STAGE, ManifestRequest
 from alignment.preferences.withdrawal import holds
 from alignment.recipe import Recipe
+from alignment.store import Artifact, Commit
 from assets.node import Node, Shown
 from assets.plots import table
 from assets.preference_shard import preference_shard

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alignment.artifacts import Commit
 from alignment.errors import BadInput
 from alignment.preferences.shard import STAGE, ShardRequest
 from alignment.recipe import Recipe
+from alignment.store import Commit
 from assets.node import Node, Shown
 from assets.plots import table
 from assets.upstream import Upstream

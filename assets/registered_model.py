@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import dagster as dg
 import yaml
 
-from alignment.artifacts import Artifact, Commit, CorruptArtifact, MissingArtifact
 from alignment.digest import json_digest
 from alignment.recipe import Gate, Recipe
 from alignment.stages import Context, Request, Result, Stage, execute
+from alignment.store import Artifact, Commit, CorruptArtifact, MissingArtifact
 from assets.alias import moved_by_hand
 from assets.champion import champion_beside, scores_of, standing
 from assets.decision import Decision, decision_of, standing_decision

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from alignment.artifacts import Artifact
 from alignment.errors import BadInput
 from alignment.preferences.hub import pin_hub
 from alignment.recipe import DataSource, Recipe, Suite
 from alignment.sources import pin_file
 from alignment.stages import SourceFile
+from alignment.store import Artifact
 from assets.node import Node
 from assets.upstream import Upstream
 from eval.responses import STAGE, ResponsesRequest

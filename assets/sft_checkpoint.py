@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alignment.artifacts import Commit
 from alignment.models.pin import pin_model
 from alignment.recipe import Recipe, SftTraining
+from alignment.store import Commit
 from alignment.training.sft import STAGE, SftRequest
 from assets.node import Node, Shown
 from assets.plots import curves

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar, cast
 
-from alignment.artifacts import Artifact, Ref, Store
 from alignment.preferences.shards import shards_of
 from alignment.preferences.tombstones import Withdrawn, read_withdrawn
 from alignment.preferences.withdrawal import RemainingShards
 from alignment.recipe import PreferenceSource
+from alignment.store import Artifact, Ref, Store
 
 T = TypeVar("T")
 

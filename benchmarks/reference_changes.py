@@ -25,7 +25,6 @@ from unittest import mock
 import psutil
 import torch
 
-from alignment.artifacts import Artifact, Store
 from alignment.logprobs import reference
 from alignment.logprobs.stage import STAGE as SCORE
 from alignment.logprobs.stage import ReferenceRequest
@@ -40,6 +39,7 @@ from alignment.quickstart.vocabulary import micro_tokenizer
 from alignment.recipe import ModelSource, TokenPolicy
 from alignment.sources import pin_file
 from alignment.stages import execute
+from alignment.store import Artifact, Store
 from alignment.tokens import Dropped, Tokenization
 from benchmarks.trl_pass import Pairs, trl_pass
 

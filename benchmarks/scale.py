@@ -23,8 +23,8 @@ from pathlib import Path
 import dagster as dg
 import psutil
 
-from alignment.artifacts import Artifact, Ref, Store
 from alignment.recipe import Recipe, parse_recipe
+from alignment.store import Artifact, Ref, Store
 from alignment_dags.watching.sensor import watch
 from assets.factory import asset_key, build_asset, shards_definition
 from assets.graph import nodes_of

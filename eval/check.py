@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from alignment.artifacts import Artifact
 from alignment.digest import json_digest
 from alignment.models.checkpoint import load_model, load_tokenizer
 from alignment.stages import Context, Request, Result, Stage
+from alignment.store import Artifact
 from eval.encoding import Prompt
 from eval.generate import Generator
 

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from alignment.artifacts import Artifact, Store
 from alignment.recipe import Gate
 from alignment.stages import Request
+from alignment.store import Artifact, Store
 from eval.compare import MetricComparison, compare_samples
 from eval.held_out import Found, against_champion, against_reference, read_held_out
 from eval.preferences import PREFERENCES

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from alignment.artifacts import Artifact, CorruptArtifact, Store
 from alignment.recipe import Gate
 from alignment.stages.execute import REQUEST_FILE
+from alignment.store import Artifact, CorruptArtifact, Store
 from eval.decision import Verdict, decide, verdict_key
 from eval.evidence import Evidence, ReportRequest, WrongEvidence, gather
 from eval.preferences import PREFERENCES

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from alignment.artifacts import Artifact, CorruptArtifact, MissingArtifact, Store
+from alignment.store import Artifact, CorruptArtifact, MissingArtifact, Store
 from alignment.training.held_out_pairs import HELD_OUT_FILE, HeldOutPair, parse_held_out
 from eval.compare import NAMED_ITEMS, MetricComparison, compare_samples
 from eval.preferences import ACCURACY, TIE, policy_samples, reference_samples, shared

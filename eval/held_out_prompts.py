@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from alignment.artifacts import Artifact, CorruptArtifact
 from alignment.preferences.content import Content, decode
 from alignment.preferences.manifest import read_manifest
 from alignment.preferences.row import ROWS_FILE
 from alignment.preferences.split_file import SPLIT_FILE
 from alignment.stages import Context
+from alignment.store import Artifact, CorruptArtifact
 from eval.held_out import read_held_out
 
 

@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
-from alignment.artifacts import Artifact
 from alignment.digest import file_sha256, json_digest
 from alignment.errors import BadInput
 from alignment.models.checkpoint import load_model, load_tokenizer, max_positions
 from alignment.recipe import Generate
 from alignment.stages import Context, Request, Result, Stage
+from alignment.store import Artifact
 from eval.answering import Answered, answer_suite
 from eval.encoding import PromptEncoder
 from eval.endpoint_answers import EndpointGenerator

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from alignment.artifacts import Artifact, Commit
 from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.recipe import Judge
 from alignment.stages import Context, Request, Result, Stage
+from alignment.store import Artifact, Commit
 from eval.grading.choose import JOURNAL_FILE, choose_grader
 from eval.jsonl import read_records
 from eval.judge.judgment_files import write_judgments

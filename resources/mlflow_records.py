@@ -6,8 +6,8 @@ import json
 import tempfile
 from pathlib import Path
 
-from alignment.artifacts import Artifact, Commit, MissingArtifact
 from alignment.errors import BadInput
+from alignment.store import Artifact, Commit, MissingArtifact
 from resources.home import without_userinfo
 from resources.tracking import REGISTRATION_TAG, Tracking
 

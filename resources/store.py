@@ -7,8 +7,8 @@ from pathlib import Path
 import dagster as dg
 from fsspec.implementations.memory import MemoryFileSystem
 
-from alignment.artifacts import Store
 from alignment.errors import BadInput
+from alignment.store import Store
 from resources.home import align_home, store_url
 
 

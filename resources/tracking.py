@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import dagster as dg
 from filelock import FileLock
 
-from alignment.artifacts import Commit
 from alignment.errors import BadInput
+from alignment.store import Commit
 from resources.home import align_home, mlflow_ui, tracking_uri, without_userinfo
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from alignment.artifacts import Store
 from alignment.logprobs.keys import KEY_BYTES
 from alignment.logprobs.parts import Parts
+from alignment.store import Store
 
 VALUES = pa.schema([("key", pa.binary(KEY_BYTES)), ("sum", pa.float64()), ("tokens", pa.int32())])
 ROWS = pa.schema(

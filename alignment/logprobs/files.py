@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from alignment.artifacts import Store
 from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.logprobs.cache import LogprobCache
@@ -33,6 +32,7 @@ from alignment.preferences.row import PreferenceRow
 from alignment.recipe import Reference as ReferenceSettings
 from alignment.recipe import TokenPolicy
 from alignment.sources import pin_file
+from alignment.store import Store
 
 COLUMNS = ["row_id", "chosen_logp", "rejected_logp", "chosen_tokens", "rejected_tokens"]
 UNPAIRED = "unpaired row: this needs pairs"

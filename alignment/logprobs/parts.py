@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from alignment.artifacts import Store
-from alignment.artifacts.place import told_when_full, write_durably
+from alignment.store import Store
+from alignment.store.place import told_when_full, write_durably
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from alignment.artifacts import Artifact
 from alignment.errors import BadInput
 from alignment.logprobs.cache import LogprobCache
 from alignment.logprobs.fingerprint import fingerprint
@@ -23,6 +22,7 @@ from alignment.models.describe import checkpoint_summary
 from alignment.preferences.row import ROWS_FILE, PreferenceRow, iter_rows
 from alignment.recipe import TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
+from alignment.store import Artifact
 
 UNPAIRED = "the shard holds unpaired rows, and DPO needs pairs of a chosen and a rejected completion"
 NEEDED = ("weights_digest", "config_digest", "tokenizer_digest")

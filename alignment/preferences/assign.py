@@ -10,7 +10,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from alignment.artifacts import CorruptArtifact
 from alignment.errors import BadInput
 from alignment.preferences.duplicates import UNIQUE, first_shards
 from alignment.preferences.parquet import read_columns
@@ -18,6 +17,7 @@ from alignment.preferences.quarantine import DUPLICATE
 from alignment.preferences.row import ROWS_FILE, SPLIT_AT
 from alignment.preferences.split import are_held_out, split_at
 from alignment.preferences.split_file import SPLIT_SCHEMA
+from alignment.store import CorruptArtifact
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from alignment.artifacts import Artifact, Store
 from alignment.preferences.normalise import normalise
 from alignment.preferences.quarantine import QUARANTINE_FILE
 from alignment.preferences.row import ROWS_FILE, PreferenceRow, SftRow
+from alignment.store import Artifact, Store
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from alignment.artifacts import CorruptArtifact
 from alignment.preferences.partitions import Partitions
+from alignment.store import CorruptArtifact
 
 ROWS_AT_ONCE = 1 << 20
 """About how many rows are in memory at a time, at 24 bytes each and a few times that to sort them."""

@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from alignment.artifacts import Artifact, CorruptArtifact
 from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.preferences.assign import ShardFiles, assign
 from alignment.preferences.split_file import SplitFile, SplitWriter
 from alignment.preferences.tally import Tally
 from alignment.stages import Context, Request, Result, Stage
+from alignment.store import Artifact, CorruptArtifact
 
 MANIFEST_FILE = "manifest.json"
 

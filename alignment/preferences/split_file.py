@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alignment.artifacts import CorruptArtifact
+from alignment.store import CorruptArtifact
 
 SPLIT_FILE = "split.parquet"
 SPLIT_SCHEMA = pa.schema(

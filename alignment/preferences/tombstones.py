@@ -15,8 +15,8 @@ from urllib.parse import quote, unquote
 
 from pydantic import BaseModel, ConfigDict
 
-from alignment.artifacts import Store
 from alignment.preferences.shard import ShardRequest
+from alignment.store import Store
 
 FOLDER = "withdrawn"
 What = Literal["rows", "demonstrations", "shards"]

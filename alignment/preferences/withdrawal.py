@@ -14,7 +14,6 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
-from alignment.artifacts import Artifact, ErasedArtifact, MissingArtifact, Store
 from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.preferences.holder import SHARDS
@@ -23,6 +22,7 @@ from alignment.preferences.shard import STAGE, ShardRequest
 from alignment.preferences.shards import Shards
 from alignment.preferences.tombstones import Withdrawn
 from alignment.stages.execute import REQUEST_FILE
+from alignment.store import Artifact, ErasedArtifact, MissingArtifact, Store
 
 
 class RemainingShards(Mapping[str, ShardRequest]):

@@ -9,7 +9,7 @@ from alignment.quickstart.conversations import CATEGORIES
 from alignment.quickstart.exchanges import random_line, random_plain_line, random_sum_exchange
 from alignment.quickstart.records import Make, Source, assistant, first_turn, history, single
 
-MIXTURE: tuple[tuple[Make, int], ...] = (
+PREFERENCES: tuple[tuple[Make, int], ...] = (
     (single(random_line), 330),
     (single(random_plain_line), 20),
     (CATEGORIES["writing"], 140),
@@ -33,7 +33,7 @@ def preference_records(shard_index: int, seed: int) -> list[dict[str, Any]]:
         raise ValueError(f"shards count from 0, not {shard_index}")
     rng = random.Random(f"{seed}/preferences/{shard_index}")
     source = Source(rng, held_out=False)
-    pairs = [pair(source, make) for make, count in MIXTURE for _ in range(count)]
+    pairs = [pair(source, make) for make, count in PREFERENCES for _ in range(count)]
     rng.shuffle(pairs)
     return pairs
 

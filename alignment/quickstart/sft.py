@@ -10,7 +10,7 @@ from alignment.quickstart.records import Make, Message, Source, assistant, first
 
 Demonstration = dict[str, list[Message]]
 
-MIXTURE: tuple[tuple[Make, int], ...] = (
+DEMONSTRATIONS: tuple[tuple[Make, int], ...] = (
     (single(random_line), 5400),
     (single(random_plain_line), 600),
     (single(random_sum_exchange), 4500),
@@ -30,7 +30,7 @@ def sft_records(seed: int) -> list[Demonstration]:
     """18,000 conversations in messages form, `{"messages": [{"role", "content"}, …]}`, the same for one seed."""
     rng = random.Random(f"{seed}/sft")
     source = Source(rng, held_out=False)
-    records = [demonstration(source, make) for make, count in MIXTURE for _ in range(count)]
+    records = [demonstration(source, make) for make, count in DEMONSTRATIONS for _ in range(count)]
     rng.shuffle(records)
     return records
 

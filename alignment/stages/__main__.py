@@ -16,10 +16,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from alignment.artifacts import Store
 from alignment.errors import BadInput
 from alignment.stages.execute import execute
 from alignment.stages.stage import Request, Stage
+from alignment.store import Store
 
 GROUP = "alignment_dags.stages"
 BAD_INPUT_FILE = "ALIGN_BAD_INPUT_FILE"  # where a launcher wants to read what a person has to mend

@@ -14,9 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from alignment.artifacts import Commit, CorruptArtifact, Store
-from alignment.artifacts.place import told_when_full
 from alignment.stages.stage import Context, R, Result, Stage
+from alignment.store import Commit, CorruptArtifact, Store
+from alignment.store.place import told_when_full
 
 REQUEST_FILE = "request.json"
 DAGSTER_RUN = "ALIGN_DAGSTER_RUN"  # the Dagster run that asks; a launch hands it on with its environment

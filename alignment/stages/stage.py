@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
-from alignment.artifacts import Artifact, Store
 from alignment.digest import json_digest
+from alignment.store import Artifact, Store
 
 
 class SourceFile(BaseModel):

@@ -8,12 +8,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from alignment.artifacts import Artifact
 from alignment.logprobs.fingerprint import fingerprint
 from alignment.models.checkpoint import digest_checkpoint, load_tokenizer, max_positions
 from alignment.preferences.manifest import Manifest, read_manifest
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
+from alignment.store import Artifact
 from alignment.tokens import Tokenization
 from alignment.training import resume
 from alignment.training.arguments import accumulation_steps, require_precision, require_world_size, trainer_arguments

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from alignment.artifacts import CorruptArtifact
 from alignment.errors import BadInput
 from alignment.logprobs.keys import sequence_key
 from alignment.preferences.content import content_id
@@ -18,6 +17,7 @@ from alignment.preferences.manifest import Manifest, ManifestShard, open_split
 from alignment.preferences.row import ROWS_FILE, PreferenceRow, iter_rows
 from alignment.preferences.split_file import SPLIT_SCHEMA
 from alignment.stages import Context
+from alignment.store import CorruptArtifact
 from alignment.tokens import Dropped, Tokenization, TokenSequence
 
 LOGPROBS_FILE = "logprobs.parquet"

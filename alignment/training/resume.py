@@ -8,7 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
-from alignment.artifacts.place import write_durably
+from alignment.store.place import write_durably
 
 MARKER = "COMPLETE.json"
 NAME = re.compile(r"checkpoint-(\d+)")

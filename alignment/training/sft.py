@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import model_validator
 
-from alignment.artifacts import Artifact
 from alignment.models.checkpoint import digest_checkpoint, load_tokenizer, max_positions
 from alignment.models.pin import ModelPin, materialise
 from alignment.recipe import SftTraining
 from alignment.stages import Context, Request, Result, Stage
+from alignment.store import Artifact
 from alignment.training import resume
 from alignment.training.arguments import accumulation_steps, require_precision, require_world_size, trainer_arguments
 from alignment.training.history import history

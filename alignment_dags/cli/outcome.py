@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from alignment.artifacts import Artifact, Commit
+from alignment.store import Artifact, Commit
 from alignment_dags.cli.tables import columns, comparison_row
 from alignment_dags.run import Outcome
 from assets.alias import moved_by_hand

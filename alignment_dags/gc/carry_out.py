@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from alignment.artifacts import Commit, Store
-from alignment.artifacts.erase import erase, erasures, finish, gone, remaining
-from alignment.artifacts.in_use import keys_in_use
-from alignment.artifacts.listing import refs_of
+from alignment.store import Commit, Store
+from alignment.store.erase import erase, erasures, finish, gone, keys_in_use, remaining
+from alignment.store.store import refs_of
 from alignment_dags.gc.checkpoints import POLICY, SFT, stood_on
 from alignment_dags.gc.items import Plan
 from alignment_dags.gc.leftovers import remove

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection
 
-from alignment.artifacts import Commit, Store
-from alignment.artifacts.listing import refs_of
+from alignment.store import Commit, Store
+from alignment.store.store import refs_of
 from alignment_dags.gc.items import Doomed
 from assets.champion import standing
 

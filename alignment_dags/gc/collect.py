@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from alignment.artifacts import Store
-from alignment.artifacts.in_use import keys_in_use
-from alignment.artifacts.listing import refs_of
 from alignment.errors import BadInput
 from alignment.preferences.tombstones import FOLDER, Withdrawn, read_withdrawn
 from alignment.recipe import Recipe, load_recipe
+from alignment.store import Store
+from alignment.store.erase import keys_in_use
+from alignment.store.store import refs_of
 from alignment_dags.gc.carry_out import carry_out
 from alignment_dags.gc.checkpoints import POLICY, spent_checkpoints
 from alignment_dags.gc.items import Kept, Plan

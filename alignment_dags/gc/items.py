@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from alignment.artifacts import Commit
+from alignment.store import Commit
 
 
 @dataclass(frozen=True)

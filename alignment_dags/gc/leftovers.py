@@ -10,8 +10,8 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from alignment.artifacts import Store
-from alignment.artifacts.store import ERASED
+from alignment.store import Store
+from alignment.store.store import ERASED
 from alignment_dags.gc.items import Leftover
 
 DAY = 24 * 3600.0

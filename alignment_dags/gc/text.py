@@ -11,11 +11,11 @@ from collections.abc import Iterable
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alignment.artifacts import Artifact, Commit, Store
-from alignment.artifacts.listing import Named, refs_of
 from alignment.preferences.holder import SHARDS, Holder
 from alignment.preferences.quarantine import QUARANTINE_FILE
 from alignment.preferences.tombstones import Withdrawn, read_withdrawn, tombstone
+from alignment.store import Artifact, Commit, Store
+from alignment.store.store import Named, refs_of
 from alignment.training.sft_dataset import HELD_OUT_FILE, TRAIN_FILE
 from alignment.training.sft_forms import normalise as normalise_sft
 from alignment_dags.gc.items import Doomed, Kept

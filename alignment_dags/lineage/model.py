@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from alignment.artifacts import Artifact, Commit, Store
-from alignment.artifacts.erase import gone
 from alignment.errors import BadInput
+from alignment.store import Artifact, Commit, Store
+from alignment.store.erase import gone
 from alignment_dags.lineage.record import record_of
 from alignment_dags.registrations import champion_of, registrations_of
 from assets.alias import moved_by_hand

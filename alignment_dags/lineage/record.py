@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from alignment.artifacts import Commit
+from alignment.store import Commit
 
 ABOUT_THE_RUN = ("python", "platform", "device", "git", "dagster_run", "recipe")
 COUNTS = ("rows", "train", "held_out", "dropped", "reasons", "left_out")

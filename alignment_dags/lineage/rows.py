@@ -7,11 +7,11 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from alignment.artifacts import Artifact, Commit, MissingArtifact, Store
-from alignment.artifacts.erase import all_commits, gone
-from alignment.artifacts.listing import refs_of
 from alignment.preferences.split_file import SPLIT_FILE
 from alignment.preferences.tombstones import What, tombstone
+from alignment.store import Artifact, Commit, MissingArtifact, Store
+from alignment.store.erase import all_commits, gone
+from alignment.store.store import refs_of
 from alignment.training.dpo import ROWS_FILE
 from alignment.training.sft_dataset import HELD_OUT_FILE, TRAIN_FILE
 from alignment_dags.gc.text import IDS_FILE

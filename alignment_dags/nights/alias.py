@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from datetime import datetime
 
-from alignment.artifacts import Commit
 from alignment.recipe import Recipe
+from alignment.store import Commit
 from alignment_dags.nights.book import NightBook
 from alignment_dags.nights.night import Night
 from assets.alias import moved_by_hand

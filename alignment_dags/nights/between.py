@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from datetime import datetime
 
-from alignment.artifacts import Artifact, Commit, Store
-from alignment.artifacts.side_by_side import commits_of, readable_commits
+from alignment.store import Artifact, Commit, Store
+from alignment.store.store import commits_of, readable_commits
 from alignment_dags.nights.costs import Scored
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.standing import MANIFEST

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pydantic import ValidationError
 
-from alignment.artifacts import CorruptArtifact, Store
+from alignment.store import CorruptArtifact, Store
 from alignment_dags.nights.night import Night
 
 FOLDER = "nights"

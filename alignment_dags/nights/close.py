@@ -6,9 +6,9 @@ import logging
 from dataclasses import dataclass
 from datetime import datetime
 
-from alignment.artifacts import Store
-from alignment.first_few import first_few
+from alignment.errors import first_few
 from alignment.recipe import Recipe
+from alignment.store import Store
 from alignment_dags.nights.book import NightBook
 from alignment_dags.nights.decide import Close
 from alignment_dags.nights.night import Night

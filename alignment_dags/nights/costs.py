@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from pydantic import BaseModel, ConfigDict
 
-from alignment.artifacts import Commit
+from alignment.store import Commit
 
 TRAINING = ("sft_checkpoint", "policy_checkpoint")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
-from alignment.first_few import first_few
+from alignment.errors import first_few
 from alignment_dags.nights.night import Night, Outcome
 from alignment_dags.nights.standing import MANIFEST, Standing
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
-from alignment.artifacts import Store
 from alignment.recipe import Recipe
+from alignment.store import Store
 from alignment_dags.nights.book import NightBook
 
 

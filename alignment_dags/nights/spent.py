@@ -8,9 +8,9 @@ from datetime import datetime
 
 import dagster as dg
 
-from alignment.artifacts import Commit, Store
-from alignment.artifacts.side_by_side import commits_of
 from alignment.recipe import Recipe
+from alignment.store import Commit, Store
+from alignment.store.store import commits_of
 from alignment_dags.nights.between import scored_between
 from alignment_dags.nights.book import NightBook
 from alignment_dags.nights.costs import Costs, night_costs

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from alignment.artifacts import Ref, Store
 from alignment.recipe import Recipe
+from alignment.store import Ref, Store
 from alignment_dags.phases import phases_of
 from alignment_dags.plan import plan
 from alignment_dags.watching import look as watching

@@ -8,9 +8,9 @@ from datetime import datetime, timedelta
 import dagster as dg
 from dagster._core.storage.tags import MAX_RUNTIME_SECONDS_TAG
 
-from alignment.artifacts import CorruptArtifact, MissingArtifact, Store
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
+from alignment.store import CorruptArtifact, MissingArtifact, Store
 from alignment_dags.launch import RANGE_END, RANGE_START, stretches
 from alignment_dags.nights.alias import watch_alias
 from alignment_dags.nights.book import NightBook

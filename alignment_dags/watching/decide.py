@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from alignment.first_few import first_few
+from alignment.errors import first_few
 from alignment_dags.watching.cursor import Asked
 from alignment_dags.watching.look import Seen
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import dagster as dg
 
-from alignment.artifacts import Store
+from alignment.store import Store
 from assets.factory import asset_key, shards_definition
 
 WITHDRAWN = "withdrawn"

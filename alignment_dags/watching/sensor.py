@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping
 
 import dagster as dg
 
-from alignment.artifacts import Store
 from alignment.digest import json_digest
-from alignment.errors import BadInput
-from alignment.first_few import first_few
+from alignment.errors import BadInput, first_few
 from alignment.recipe import Recipe
+from alignment.store import Store
 from alignment_dags.launch import RANGE_END, RANGE_START, stretches
 from alignment_dags.phases import job_name
 from alignment_dags.run_statuses import UNFINISHED

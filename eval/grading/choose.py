@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignment.errors import BadInput
-from alignment.first_few import first_few
+from alignment.errors import BadInput, first_few
 from alignment.recipe import Judge
 from alignment.stages import SourceFile
 from eval.grading import Answered, Grading, gradings

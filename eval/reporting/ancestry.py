@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from alignment.artifacts import Artifact, Commit, MissingArtifact, Store
+from alignment.store import Artifact, Commit, MissingArtifact, Store
 
 ORDER = (
     "base_model",

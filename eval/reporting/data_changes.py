@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from alignment.artifacts import Artifact, Store
 from alignment.preferences.manifest import read_manifest
+from alignment.store import Artifact, Store
 from eval.reporting.row_changes import row_changes
 
 

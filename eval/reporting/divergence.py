@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from alignment.artifacts import Store
+from alignment.store import Store
 from eval.evidence import ReportRequest, WrongEvidence
 from eval.units import Unit
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from alignment.artifacts import Artifact, Commit, Store
 from alignment.stages.execute import REQUEST_FILE
+from alignment.store import Artifact, Commit, Store
 from eval.evidence import ReportRequest
 from eval.jsonl import read_records
 from eval.reporting.ancestry import Step, ancestry, steps

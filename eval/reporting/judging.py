@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from alignment.artifacts import Commit
+from alignment.store import Commit
 
 
 @dataclass(frozen=True)

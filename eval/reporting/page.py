@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from alignment.artifacts import Store
+from alignment.store import Store
 from eval.compare import MetricComparison
 from eval.decision import Verdict
 from eval.evidence import Evidence, ReportRequest

@@ -7,7 +7,7 @@ from typing import Any
 from eval.suites.suite import Suite
 
 
-def prepare(record: dict[str, Any]) -> dict[str, Any]:
+def alpaca_record(record: dict[str, Any]) -> dict[str, Any]:
     """The instruction is the only turn; the baseline's `output` that comes with it stays beside it."""
     return record | {"turns": [record.get("instruction")]}
 
@@ -21,5 +21,5 @@ ALPACA_EVAL = Suite(
     main="length_controlled_win_rate",
     linearised=("length_controlled_win_rate",),
     task=None,
-    prepare=prepare,
+    prepare=alpaca_record,
 )

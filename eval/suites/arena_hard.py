@@ -7,7 +7,7 @@ from typing import Any
 from eval.suites.suite import Suite
 
 
-def prepare(record: dict[str, Any]) -> dict[str, Any]:
+def arena_record(record: dict[str, Any]) -> dict[str, Any]:
     """Questions of v0.1 (`question_id`, `turns` of `content`) and of v2.0 (`uid`, `prompt`) in one form."""
     if "uid" in record and "prompt" in record:
         return record | {"question_id": record["uid"], "turns": [record["prompt"]]}
@@ -25,5 +25,5 @@ ARENA_HARD = Suite(
     metrics=("score",),
     linearised=("score",),
     task=None,
-    prepare=prepare,
+    prepare=arena_record,
 )

@@ -9,7 +9,7 @@ from eval.suites.suite import Suite
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 
-def prepare(record: dict[str, Any]) -> dict[str, Any]:
+def dialogue_record(record: dict[str, Any]) -> dict[str, Any]:
     """BeaverTails has a `prompt`; of an HH dialogue (`chosen`) the human's first message is the prompt."""
     prompt, dialogue = record.get("prompt"), record.get("chosen")
     if "prompt" not in record and isinstance(dialogue, str) and dialogue.startswith(HUMAN):
@@ -24,6 +24,6 @@ HARMLESS = Suite(
     id_field=None,
     metrics=("harmless",),
     task=None,
-    prepare=prepare,
+    prepare=dialogue_record,
     distinct="prompt",
 )

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import dagster as dg
 
-from alignment.artifacts import Commit, Store
 from alignment.stages import Request, Stage
+from alignment.store import Commit, Store
 from resources.pools import Pool
 
 

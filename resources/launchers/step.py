@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from alignment.artifacts import Commit
 from alignment.stages import execute
+from alignment.store import Commit
 from resources.launchers.launcher import Launch
 
 

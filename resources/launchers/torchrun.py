@@ -10,9 +10,9 @@ from pathlib import Path
 
 import dagster as dg
 
-from alignment.artifacts import Commit, MissingArtifact
 from alignment.errors import BadInput
 from alignment.stages.__main__ import BAD_INPUT_FILE
+from alignment.store import Commit, MissingArtifact
 from resources.launchers.launcher import Launch
 
 

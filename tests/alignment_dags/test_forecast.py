@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from alignment.artifacts import Commit, Ref, Store
 from alignment.recipe import Recipe, parse_recipe
+from alignment.store import Commit, Ref, Store
 from alignment_dags.forecast import History, _memory, _seconds
 from assets.graph import nodes_of
 from assets.node import Node

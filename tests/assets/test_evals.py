@@ -5,8 +5,8 @@ from typing import Any, cast
 
 import pytest
 
-from alignment.artifacts import Artifact
 from alignment.recipe import Judge, parse_recipe
+from alignment.store import Artifact
 from assets.evals import evals
 from assets.factory import numbers
 from assets.upstream import Upstream

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from alignment.artifacts import Artifact, Ref, Store
 from alignment.recipe import Recipe, parse_recipe
 from alignment.stages import Request, Result, Stage, execute
+from alignment.store import Artifact, Ref, Store
 from assets.graph import nodes_of
 from assets.node import Node
 from assets.policy_divergence import policy_divergence

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from alignment.artifacts import Artifact, Ref, Store
 from alignment.errors import BadInput
 from alignment.preferences.manifest import ManifestRequest
 from alignment.preferences.row import read_rows
 from alignment.preferences.tombstones import Tombstone, bury, now
 from alignment.recipe import Recipe, parse_recipe
 from alignment.stages import execute
+from alignment.store import Artifact, Ref, Store
 from assets.graph import nodes_of
 from assets.upstream import Upstream
 from resources.pools import load_pools

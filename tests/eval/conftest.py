@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from alignment.artifacts import Artifact, Store
 from alignment.stages import Context, Request, Result, Stage, execute
+from alignment.store import Artifact, Store
 
 
 class _CheckpointRequest(Request):

@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from alignment.artifacts import Artifact, Store
 from alignment.models.checkpoint import load_model, load_tokenizer
 from alignment.preferences.content import content_id, encode
 from alignment.preferences.manifest import STAGE as MANIFEST
@@ -21,6 +20,7 @@ from alignment.preferences.manifest import ManifestRequest
 from alignment.preferences.row import PreferenceRow, paired_row, write_rows
 from alignment.preferences.split import is_held_out
 from alignment.stages import Context, Request, Result, Stage, execute
+from alignment.store import Artifact, Store
 from alignment.training.held_out_pairs import HeldOutPair, write_held_out
 from eval import divergence
 from eval.divergence import DIVERGENCE_FILE, STAGE, DivergenceRequest

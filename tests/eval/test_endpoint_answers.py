@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from alignment.artifacts import Artifact, Store
 from alignment.errors import BadInput
 from alignment.models.checkpoint import load_model, load_tokenizer
 from alignment.recipe import Generate
 from alignment.sources import pin_file
 from alignment.stages import execute
+from alignment.store import Artifact, Store
 from eval.encoding import PromptEncoder
 from eval.endpoint_answers import EndpointDown, EndpointGenerator
 from eval.generate import Generator

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from alignment.artifacts import Artifact, Store
 from alignment.stages import Context, Request, Result, Stage, execute
+from alignment.store import Artifact, Store
 from eval.evidence import ReportRequest, gather
 from eval.grading.length_control import length_controlled
 from eval.grading.shares import linearised

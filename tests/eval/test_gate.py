@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from alignment.artifacts import Artifact, CorruptArtifact, Store
 from alignment.recipe import Gate, Requirement
 from alignment.stages import Context, Result, Stage, execute
+from alignment.store import Artifact, CorruptArtifact, Store
 from eval.evidence import WrongEvidence
 from eval.gate import recompute
 from eval.jsonl import write_records

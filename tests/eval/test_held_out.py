@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from alignment.artifacts import Artifact, CorruptArtifact, Store
 from alignment.recipe import Gate, Requirement
 from alignment.stages import execute
+from alignment.store import Artifact, CorruptArtifact, Store
 from alignment.training.held_out_pairs import HELD_OUT_FILE, HeldOutPair, write_held_out
 from eval.evidence import ReportRequest, gather
 from eval.gate import recompute, verdict_of

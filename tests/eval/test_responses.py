@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from alignment.artifacts import Artifact, Store
 from alignment.errors import BadInput
 from alignment.recipe import Judge
 from alignment.sources import pin_file
 from alignment.stages import execute
+from alignment.store import Artifact, Store
 from eval.check import STAGE as CHECK
 from eval.check import CheckRequest
 from eval.jsonl import read_records

@@ -8,8 +8,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from alignment.artifacts import Artifact, Commit, Ref, Store
 from alignment.recipe import Recipe, parse_recipe
+from alignment.store import Artifact, Commit, Ref, Store
 from alignment_dags.gc.collect import collect
 from assets.factory import asset_key, build_asset
 from assets.graph import nodes_of

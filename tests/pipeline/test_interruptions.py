@@ -15,8 +15,8 @@ from typing import Any
 import dagster as dg
 import yaml
 
-from alignment.artifacts import Store
 from alignment.recipe import Recipe, load_recipe
+from alignment.store import Store
 from assets.upstream import Upstream
 from resources.store import ArtifactStore
 from resources.tracking import Tracking

@@ -11,9 +11,9 @@ import pytest
 import yaml
 from filelock import FileLock, Timeout
 
-from alignment.artifacts import Store
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe
+from alignment.store import Store
 from alignment_dags.cli.lineage_page import lines
 from alignment_dags.gc.carry_out import carry_out
 from alignment_dags.gc.collect import plan_of

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from alignment.artifacts import ErasedArtifact, Store
 from alignment.errors import BadInput
 from alignment.preferences.row import read_rows, read_sft_rows
 from alignment.preferences.withdrawal import RemainingShards
 from alignment.recipe import load_recipe
+from alignment.store import ErasedArtifact, Store
 from alignment_dags.find_rows import find_rows
 from alignment_dags.gc.collect import collect
 from alignment_dags.lineage.rows import row_lineage

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from alignment.artifacts import Artifact, Commit
+from alignment.store import Artifact, Commit
 from resources.home import mlflow_ui
 from resources.tracking import ModelTaken, Report, Tracking, TrackingUnreachable
 

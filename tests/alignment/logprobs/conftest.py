@@ -15,7 +15,6 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from alignment.artifacts import Artifact, Store
 from alignment.logprobs import reference
 from alignment.models.base import STAGE as BASE_MODEL
 from alignment.models.base import BaseModelRequest
@@ -23,6 +22,7 @@ from alignment.models.pin import pin_model
 from alignment.preferences.row import paired_row, write_rows
 from alignment.recipe import ModelSource
 from alignment.stages import execute
+from alignment.store import Artifact, Store
 
 COMMON: dict[str, Any] = {
     "vocab_size": 258,

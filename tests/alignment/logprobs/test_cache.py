@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alignment.artifacts import Store
 from alignment.logprobs.cache import LogprobCache, RowKeys
 from alignment.logprobs.parts import as_keys
+from alignment.store import Store
 
 
 def key(number: int) -> bytes:

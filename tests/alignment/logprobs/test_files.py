@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from alignment.artifacts import Store
 from alignment.errors import BadInput
 from alignment.logprobs.files import reference_file
+from alignment.store import Store
 
 Make = Callable[..., Path]
 Oracle = Callable[[Path, str, str], tuple[float, int]]

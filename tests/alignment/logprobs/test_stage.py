@@ -11,13 +11,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from alignment.artifacts import Artifact, Commit, Store
 from alignment.errors import BadInput
 from alignment.logprobs import reference
 from alignment.logprobs.stage import STAGE, ReferenceRequest
 from alignment.preferences.row import unpaired_row, write_rows
 from alignment.recipe import TokenPolicy
 from alignment.stages import execute
+from alignment.store import Artifact, Commit, Store
 
 Make = Callable[..., Path]
 CommitModel = Callable[[Store, Path], Artifact]

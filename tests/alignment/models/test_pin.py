@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from alignment.artifacts import Store
 from alignment.errors import BadInput
 from alignment.models.base import STAGE, BaseModelRequest
 from alignment.models.checkpoint import digest_checkpoint, load_model, load_tokenizer
 from alignment.models.pin import ModelPin, materialise, pin_model
 from alignment.recipe import ModelSource
 from alignment.stages import execute
+from alignment.store import Store
 
 Make = Callable[..., Path]
 

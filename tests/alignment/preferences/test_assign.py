@@ -14,7 +14,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alignment.artifacts import CorruptArtifact
 from alignment.errors import BadInput
 from alignment.logprobs.written import DROPPED_SCHEMA
 from alignment.preferences import id_groups
@@ -22,6 +21,7 @@ from alignment.preferences.assign import ShardFiles, assign
 from alignment.preferences.row import PreferenceRow, paired_row, write_rows
 from alignment.preferences.split import is_held_out
 from alignment.preferences.split_file import SplitWriter
+from alignment.store import CorruptArtifact
 
 REASONS = ("too long", "no countable token")
 

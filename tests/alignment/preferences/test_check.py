@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from alignment.artifacts import Store
 from alignment.errors import BadInput
 from alignment.preferences.check import check_files
 from alignment.preferences.shard import STAGE, ShardRequest
 from alignment.sources import pin_file
 from alignment.stages import execute
+from alignment.store import Store
 
 
 def pair(number: int) -> dict[str, str]:

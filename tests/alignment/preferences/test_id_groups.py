@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignment.artifacts import CorruptArtifact
 from alignment.preferences import id_groups
 from alignment.preferences.id_groups import IdGroups, binary_ids
+from alignment.store import CorruptArtifact
 
 halves = st.sampled_from(["0" * 16, "0" * 15 + "1", "8" + "0" * 15, "f" * 16])
 ids = st.builds(str.__add__, halves, halves)

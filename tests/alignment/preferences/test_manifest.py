@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alignment.artifacts import Artifact, Commit, Store
 from alignment.errors import BadInput
 from alignment.preferences import manifest, shard
 from alignment.preferences.manifest import Manifest, ManifestRequest, read_manifest
@@ -21,6 +20,7 @@ from alignment.preferences.shard import ShardRequest
 from alignment.preferences.split import is_held_out
 from alignment.sources import pin_file
 from alignment.stages import Context, Request, Result, Stage, execute
+from alignment.store import Artifact, Commit, Store
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from alignment.artifacts import Commit, Store
 from alignment.errors import BadInput
 from alignment.preferences.row import read_rows
 from alignment.preferences.shard import STAGE, ShardRequest
 from alignment.sources import pin_file
 from alignment.stages import SourceFile, execute
+from alignment.store import Commit, Store
 
 
 @pytest.fixture

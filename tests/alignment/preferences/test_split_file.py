@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignment.artifacts import CorruptArtifact
 from alignment.preferences import split_file
 from alignment.preferences.split_file import SPLIT_FILE, SPLIT_SCHEMA, SplitFile, SplitWriter
+from alignment.store import CorruptArtifact
 
 
 def places(shard: str, rows: int) -> pa.Table:

@@ -8,8 +8,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from alignment.artifacts import Artifact, Commit, Store
-from alignment.artifacts.erase import erase
 from alignment.errors import BadInput
 from alignment.preferences.row import paired_row, read_rows, unpaired_row
 from alignment.preferences.shard import STAGE, ShardRequest
@@ -19,6 +17,8 @@ from alignment.preferences.withdrawal import RemainingShards
 from alignment.recipe import PreferenceSource
 from alignment.sources import pin_file
 from alignment.stages import execute
+from alignment.store import Artifact, Commit, Store
+from alignment.store.erase import erase
 
 
 @pytest.fixture

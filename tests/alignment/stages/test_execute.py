@@ -8,8 +8,8 @@ from typing import ClassVar
 import pytest
 from pydantic import Field
 
-from alignment.artifacts import Artifact, CorruptArtifact, Store
 from alignment.stages import Context, Request, Result, SourceFile, Stage, execute
+from alignment.store import Artifact, CorruptArtifact, Store
 
 
 class CopyRequest(Request):

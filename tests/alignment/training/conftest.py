@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alignment.artifacts import Artifact, Store
 from alignment.digest import json_digest
 from alignment.recipe import Dpo, TokenPolicy
+from alignment.store import Artifact, Store
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"

@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from alignment.artifacts import CorruptArtifact
 from alignment.errors import BadInput
 from alignment.recipe import TokenPolicy
 from alignment.stages import execute
+from alignment.store import CorruptArtifact
 from alignment.training.dpo import STAGE
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from alignment.artifacts import CorruptArtifact
-from alignment.artifacts.erase import erase
 from alignment.preferences.manifest import read_manifest
 from alignment.preferences.row import write_rows
 from alignment.recipe import TokenPolicy
 from alignment.stages import Context
+from alignment.store import CorruptArtifact
+from alignment.store.erase import erase
 from alignment.tokens import Tokenization
 from alignment.training.pairs import PolicyRows, policy_rows
 

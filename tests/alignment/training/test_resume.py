@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from alignment.artifacts import Store
 from alignment.stages import execute
+from alignment.store import Store
 from alignment.training import resume
 
 KILLED = """

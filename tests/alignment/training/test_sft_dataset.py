@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment.artifacts import Commit, Store
 from alignment.errors import BadInput
 from alignment.preferences.row import SftRow, read_sft_rows, sft_row
 from alignment.preferences.split import is_held_out
 from alignment.sources import pin_file
 from alignment.stages import SourceFile, execute
+from alignment.store import Commit, Store
 from alignment.training.sft_dataset import STAGE, SftDatasetRequest, sample
 from alignment.training.sft_forms import normalise
 

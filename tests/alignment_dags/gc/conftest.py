@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from alignment.artifacts import Commit, Store
+from alignment.store import Commit, Store
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from alignment.artifacts import Commit, ErasedArtifact, Erasure, Ref, Store
-from alignment.artifacts.erase import erase, remaining
+from alignment.store import Commit, ErasedArtifact, Erasure, Ref, Store
+from alignment.store.erase import erase, remaining
 from alignment_dags.gc.carry_out import carry_out
 from alignment_dags.gc.collect import plan_of
 from alignment_dags.gc.items import Plan

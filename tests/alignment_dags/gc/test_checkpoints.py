@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from alignment.artifacts import Commit, Ref, Store
-from alignment.artifacts.in_use import keys_in_use
+from alignment.store import Commit, Ref, Store
+from alignment.store.erase import keys_in_use
 from alignment_dags.gc.checkpoints import spent_checkpoints
 
 

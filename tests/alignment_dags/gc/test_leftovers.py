@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from alignment.artifacts import Artifact, Commit, Ref, Store
+from alignment.store import Artifact, Commit, Ref, Store
 from alignment_dags.gc.leftovers import DAY, leftovers, remove
 
 

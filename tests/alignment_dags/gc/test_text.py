@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from alignment.artifacts import Artifact, Commit, Ref, Store
 from alignment.preferences.row import paired_row
 from alignment.preferences.shard import STAGE, ShardRequest
 from alignment.preferences.tombstones import Tombstone, bury
 from alignment.sources import pin_file
 from alignment.stages import execute
+from alignment.store import Artifact, Commit, Ref, Store
 from alignment_dags.gc.text import withdrawn_text
 
 ROW = paired_row("p", "c", "r", "-", 1).row_id

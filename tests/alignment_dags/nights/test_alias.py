@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from alignment.artifacts import Artifact, Ref, Store
+from alignment.store import Artifact, Ref, Store
 from alignment_dags.nights.alias import watch_alias
 from alignment_dags.nights.book import NightBook
 from alignment_dags.nights.night import Night

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from alignment.artifacts import Artifact, Commit, Store
+from alignment.store import Artifact, Commit, Store
 from alignment_dags.nights.between import scored_between
 from alignment_dags.nights.costs import Scored
 from alignment_dags.nights.night import Night

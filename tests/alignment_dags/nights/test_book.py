@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alignment.artifacts import CorruptArtifact, Store
+from alignment.store import CorruptArtifact, Store
 from alignment_dags.nights.book import NightBook
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.tick import whose_turn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from alignment.artifacts import Commit
+from alignment.store import Commit
 from alignment_dags.nights.costs import Costs, Scored, night_costs
 
 

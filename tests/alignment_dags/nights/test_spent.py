@@ -8,9 +8,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from alignment.artifacts import Ref, Store
-from alignment.artifacts.store import COMMIT_FILE
 from alignment.recipe import Recipe, parse_recipe
+from alignment.store import Ref, Store
+from alignment.store.store import COMMIT_FILE
 from alignment_dags.nights import spent, tick
 from alignment_dags.nights.book import NightBook
 from alignment_dags.nights.decide import Close, RunSeen

@@ -13,7 +13,6 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from alignment.artifacts import Artifact, Ref
 from alignment.errors import BadInput
 from alignment.preferences import shard as shard_module
 from alignment.preferences import shards as shards_module
@@ -22,6 +21,7 @@ from alignment.preferences.shard import ShardRequest
 from alignment.preferences.tombstones import Tombstone, bury, lift, now
 from alignment.recipe import DataSource, PreferenceSource, Recipe, parse_recipe
 from alignment.stages import SourceFile, execute
+from alignment.store import Artifact, Ref
 from alignment_dags.launch import RANGE_END, RANGE_START
 from alignment_dags.run import follow_source
 from alignment_dags.watching import cursor as cursor_module

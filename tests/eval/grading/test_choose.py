@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from alignment.artifacts import Artifact, Store
 from alignment.recipe import Judge
 from alignment.sources import pin_file
 from alignment.stages import Context, Request, Result, Stage, execute
+from alignment.store import Artifact, Store
 from eval.grading.choose import JudgeUnavailable
 from eval.jsonl import read_records, write_records
 from eval.judge.judgment_files import read_judgments

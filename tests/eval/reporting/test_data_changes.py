@@ -6,11 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alignment.artifacts import Artifact, Store
-from alignment.artifacts.erase import erase
 from alignment.preferences.content import content_id
 from alignment.preferences.manifest import Manifest, ManifestShard
 from alignment.stages import Context, Request, Result, Stage, execute
+from alignment.store import Artifact, Store
+from alignment.store.erase import erase
 from eval.reporting.ancestry import ancestry, steps
 from eval.reporting.data_changes import data_changes
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from alignment.artifacts import Artifact, Store
 from alignment.stages import Request, Result, Stage, execute
+from alignment.store import Artifact, Store
 from eval.evidence import ReportRequest, WrongEvidence
 from eval.report import STAGE
 from eval.reporting.divergence import divergence_of

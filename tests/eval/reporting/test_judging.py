@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from alignment.artifacts import Artifact, Commit, Store
 from alignment.recipe import Judge
 from alignment.sources import pin_file
 from alignment.stages import Context, Result, Stage, execute
+from alignment.store import Artifact, Commit, Store
 from eval.jsonl import write_records
 from eval.report import STAGE, ReportRequest
 from eval.reporting.facts import facts_of

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignment.artifacts import Artifact
 from alignment.digest import lines_digest
 from alignment.preferences import id_groups
 from alignment.preferences.content import content_id
 from alignment.preferences.manifest import Manifest, ManifestShard
 from alignment.preferences.split_file import SPLIT_SCHEMA, SplitWriter
+from alignment.store import Artifact
 from eval.reporting import row_changes as module
 from eval.reporting.row_changes import row_changes
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from alignment.artifacts import Store
+from alignment.store import Store
 
 
 @pytest.fixture

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from alignment.artifacts import MissingArtifact, Store
-from alignment.artifacts.erase import erase
-from alignment.artifacts.side_by_side import commits_of, readable_commits
-from alignment.artifacts.store import COMMIT_FILE
-from tests.alignment.artifacts.test_store import build
+from alignment.store import MissingArtifact, Store
+from alignment.store.erase import erase
+from alignment.store.store import COMMIT_FILE, commits_of, readable_commits
+from tests.alignment.store.test_store import build
 
 
 def test_records_come_in_order_those_of_what_was_erased_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

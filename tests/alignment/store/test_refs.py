@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignment.artifacts import Artifact, Ref, Store
+from alignment.store import Artifact, Ref, Store
 
 
 def test_a_ref_is_replaced_whole_and_partitions_may_have_any_name(store: Store) -> None:

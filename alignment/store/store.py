@@ -6,23 +6,76 @@ readers never see half an artifact.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
+from urllib.parse import quote, unquote
 
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from alignment.artifacts.commit import Artifact, Commit, Erasure
-from alignment.artifacts.content import describe, verify
-from alignment.artifacts.errors import CorruptArtifact, ErasedArtifact, MissingArtifact
-from alignment.artifacts.place import told_when_full
-from alignment.artifacts.refs import Refs
+from alignment.errors import CorruptArtifact, ErasedArtifact, MissingArtifact
+from alignment.store.commit import Artifact, Commit, Erasure, describe, verify
+from alignment.store.place import Place, told_when_full
+
+# Refs: the store's only mutable objects, saying where a stage's current artifact is.
+
+
+class Ref(BaseModel):
+    """Where a node's current artifact is, and the runs that reported it; written once all of that is done."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    artifact: Artifact
+    dagster_run_id: str | None = None
+    mlflow_run_id: str | None = None
+
+
+class Refs(Place):
+    """The refs in a place, at `refs/<recipe>/<stage>[/<partition>].json`; small JSON files replaced as a whole."""
+
+    def ref_path(self, recipe: str, stage: str, partition: str | None = None) -> str:
+        parts = ["refs", recipe, stage] + ([] if partition is None else [quote(partition, safe="")])
+        return self.path(*parts) + ".json"
+
+    def read_ref(self, recipe: str, stage: str, partition: str | None = None) -> Ref | None:
+        """Where a stage's current artifact is, or None when it was never made."""
+        path = self.ref_path(recipe, stage, partition)
+        try:
+            return Ref.model_validate_json(self.fs.cat_file(path))
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise CorruptArtifact(f"{path}: not a ref ({error.error_count()} errors)") from error
+
+    def read_refs(self, recipe: str, stage: str) -> dict[str, Ref]:
+        """The refs of all of a stage's partitions, by partition, from one listing."""
+        folder = self.path("refs", recipe, stage)
+        paths = [str(path) for path in self.fs.glob(f"{folder}/*.json")]
+        told = self.fs.cat(paths, on_error="return") if paths else {}
+        for path, error in told.items():
+            if isinstance(error, Exception) and not isinstance(error, FileNotFoundError):  # one may go while we look
+                raise OSError(f"{path}: cannot be read: {error}") from error
+        texts = {path: text for path, text in told.items() if not isinstance(text, Exception)}
+        try:
+            return {unquote(PurePosixPath(path).stem): Ref.model_validate_json(text) for path, text in texts.items()}
+        except ValidationError as error:
+            raise CorruptArtifact(f"{folder}: not a ref ({error.error_count()} errors)") from error
+
+    def remove_ref(self, recipe: str, stage: str, partition: str | None = None) -> None:
+        """Forgets where a stage's current artifact is; the artifact stays. Safe to repeat."""
+        with suppress(FileNotFoundError):
+            self.fs.rm_file(self.ref_path(recipe, stage, partition))
+
+    def write_ref(self, ref: Ref, recipe: str, stage: str, partition: str | None = None) -> None:
+        self.replace(self.ref_path(recipe, stage, partition), ref.model_dump_json(indent=1).encode())
+
 
 COMMIT_FILE = "_COMMIT.json"
 ERASED = "_ERASED-"
@@ -261,3 +314,69 @@ class Store(Refs):
 
     def clear_work(self, kind: str, key: str) -> None:
         shutil.rmtree(self.work_path(kind, key), ignore_errors=True)
+
+
+# What a store holds beyond one key: the refs of a stage in every recipe.
+
+
+@dataclass(frozen=True)
+class Named:
+    """A ref with whose it is; `partition` is None for a stage without partitions."""
+
+    recipe: str
+    partition: str | None
+    ref: Ref
+
+
+def refs_of(store: Store, stage: str, *, partitioned: bool = False) -> Iterator[Named]:
+    """Every recipe's refs of a stage; a ref that moves meanwhile is given as it is found."""
+    pattern = store.path("refs", "*", stage, "*.json") if partitioned else store.path("refs", "*", f"{stage}.json")
+    depth = len(PurePosixPath(store.path("refs")).parts)
+    for path in sorted(str(path) for path in store.fs.glob(pattern)):
+        place = PurePosixPath(path)
+        recipe, partition = place.parts[depth], unquote(place.stem) if partitioned else None
+        ref = store.read_ref(recipe, stage, partition)
+        if ref is not None:
+            yield Named(recipe, partition, ref)
+
+
+# Many commit records read side by side: of thousands on a remote store, one after the other takes minutes.
+
+Record = TypeVar("Record", bound=BaseModel)
+
+log = logging.getLogger(__name__)
+
+
+def commits_of(store: Store, artifacts: Iterable[Artifact]) -> list[Commit]:
+    """The commit records behind pinned pointers, in their order; raises as `Store.commit_of` does."""
+    wanted = list(artifacts)
+    paths = [store.path(one.kind, one.key, COMMIT_FILE) for one in wanted]
+    found = _read(store, paths, Commit)
+    return [
+        commit
+        if (commit := found.get(path)) is not None and commit.digest == one.digest
+        else store.commit_of(one)  # erased, or told what is wrong with it
+        for one, path in zip(wanted, paths, strict=True)
+    ]
+
+
+def readable_commits(store: Store, kind: str) -> list[Commit]:
+    """As `all_commits` of `erase`, without those that cannot be read, which are logged."""
+    markers = [str(path) for path in store.fs.glob(store.path(kind, "*", COMMIT_FILE))]
+    records = [str(path) for path in store.fs.glob(store.path(kind, "*", f"{ERASED}*.json"))]
+    found = [erasure.commit for erasure in _read(store, records, Erasure).values()]
+    found += _read(store, markers, Commit).values()
+    if unread := len(markers) + len(records) - len(found):
+        log.warning("%s: %d of its records cannot be read and are left out", kind, unread)
+    return list({(commit.key, commit.digest): commit for commit in found}.values())
+
+
+def _read(store: Store, paths: Iterable[str], record: type[Record]) -> dict[str, Record]:
+    """Path to record; those that cannot be read are left out."""
+    wanted = list(dict.fromkeys(paths))
+    texts = store.fs.cat(wanted, on_error="omit") if wanted else {}
+    found = {}
+    for path, text in texts.items():
+        with suppress(ValidationError):
+            found[path] = record.model_validate_json(text)
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignment.first_few import first_few
+from alignment.errors import first_few
 
 
 def test_a_short_list_is_named_whole() -> None:

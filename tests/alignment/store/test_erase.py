@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from alignment.artifacts import Artifact, Commit, ErasedArtifact, Store
-from alignment.artifacts.erase import all_commits, erase, erasures, finish, gone, remaining
-from alignment.artifacts.store import COMMIT_FILE
-from tests.alignment.artifacts.test_store import commit
+from alignment.store import Artifact, Commit, ErasedArtifact, Store
+from alignment.store.erase import all_commits, erase, erasures, finish, gone, remaining
+from alignment.store.store import COMMIT_FILE
+from tests.alignment.store.test_store import commit
 
 
 def build(store: Store, digest: str = "d") -> Commit:
@@ -56,7 +56,7 @@ def test_it_can_be_made_again_and_both_results_stay_known(store: Store) -> None:
 def test_an_erasure_cut_short_is_finished(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     made = build(store)
     with monkeypatch.context() as patch:
-        patch.setattr("alignment.artifacts.erase._remove", lambda *_: None)
+        patch.setattr("alignment.store.erase._remove", lambda *_: None)
         erase(store, made, ["text.txt"], "gone")
     assert store.fs.exists(store.path("thing", "k", COMMIT_FILE))
     (half,) = erasures(store, "thing")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from alignment.artifacts import Artifact, Commit, CorruptArtifact, MissingArtifact, Store
-from alignment.artifacts.store import COMMIT_FILE, Attempt
 from alignment.errors import BadInput
+from alignment.store import Artifact, Commit, CorruptArtifact, MissingArtifact, Store
+from alignment.store.store import COMMIT_FILE, Attempt
 
 
 def commit(store: Store, attempt: Attempt, digest: str = "d") -> Commit:

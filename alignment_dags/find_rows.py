@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from alignment.data.withdrawal import SHARDS, Holder
 from alignment.errors import BadInput
-from alignment.preferences.holder import SHARDS, Holder
 from alignment.recipe import load_recipe
 from alignment.store import Artifact, Store
 from alignment.store.store import refs_of

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from alignment.errors import BadInput
-from alignment.models.configuration import CONFIG_FILE, read_config
+from alignment.models.checkpoint import CONFIG_FILE, read_config
 from alignment.models.size import forward_bytes, parameter_counts, training_bytes
 from alignment.recipe import Optimisation, Recipe
 from alignment.store import Commit, Store

@@ -7,14 +7,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from alignment.data.shards import overlaps, shards_of
+from alignment.data.withdrawal import SHARDS, Holder, Tombstone, What, bury, lift, now, read_withdrawn, tombstone
 from alignment.errors import BadInput
-from alignment.preferences.holder import SHARDS, Holder
-from alignment.preferences.origin import overlaps
-from alignment.preferences.shard import ShardRequest
-from alignment.preferences.shards import shards_of
-from alignment.preferences.tombstones import Tombstone, What, bury, lift, now, read_withdrawn, tombstone
 from alignment.recipe import load_recipe
 from alignment.stages.execute import REQUEST_FILE
+from alignment.stages.preference_shard import ShardRequest
 from alignment.store import Artifact, MissingArtifact, Store
 from alignment.store.store import refs_of
 from alignment_dags.gc.text import DATASET, DEMONSTRATIONS, SHARD

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from alignment.models.base import STAGE, BaseModelRequest
 from alignment.models.pin import pin_model
 from alignment.recipe import Recipe
+from alignment.stages.base_model import STAGE, BaseModelRequest
 from assets.node import Node
 from assets.upstream import Upstream
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from alignment.recipe import Recipe
+from alignment.stages.policy_checkpoint import STAGE, DpoRequest
 from alignment.store import Commit
-from alignment.training.dpo import STAGE, DpoRequest
 from assets.node import Node, Shown
 from assets.plots import curves
 from assets.upstream import Upstream

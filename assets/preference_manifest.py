@@ -5,10 +5,10 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
+from alignment.data.withdrawal import holds
 from alignment.errors import BadInput
-from alignment.preferences.manifest import STAGE, ManifestRequest
-from alignment.preferences.withdrawal import holds
 from alignment.recipe import Recipe
+from alignment.stages.preference_manifest import STAGE, ManifestRequest
 from alignment.store import Artifact, Commit
 from assets.node import Node, Shown
 from assets.plots import table

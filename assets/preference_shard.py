@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from alignment.errors import BadInput
-from alignment.preferences.shard import STAGE, ShardRequest
 from alignment.recipe import Recipe
+from alignment.stages.preference_shard import STAGE, ShardRequest
 from alignment.store import Commit
 from assets.node import Node, Shown
 from assets.plots import table

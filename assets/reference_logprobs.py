@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from alignment.logprobs.stage import STAGE, ReferenceRequest
 from alignment.recipe import Recipe
+from alignment.stages.reference_logprobs import STAGE, ReferenceRequest
 from assets.automation import on_new_data
 from assets.node import Node
 from assets.upstream import Upstream

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from alignment.data.files import pin_file
+from alignment.data.hub import pin_hub
 from alignment.errors import BadInput
-from alignment.preferences.hub import pin_hub
 from alignment.recipe import DataSource, Recipe, Suite
-from alignment.sources import pin_file
 from alignment.stages import SourceFile
 from alignment.store import Artifact
 from assets.node import Node

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from alignment.models.pin import pin_model
 from alignment.recipe import Recipe, SftTraining
+from alignment.stages.sft_checkpoint import STAGE, SftRequest
 from alignment.store import Commit
-from alignment.training.sft import STAGE, SftRequest
 from assets.node import Node, Shown
 from assets.plots import curves
 from assets.upstream import Upstream

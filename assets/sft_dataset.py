@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from alignment.preferences.hub import pin_hub
+from alignment.data.files import pin_files
+from alignment.data.hub import pin_hub
 from alignment.recipe import Recipe
-from alignment.sources import pin_files
-from alignment.training.sft_dataset import STAGE, SftDatasetRequest
+from alignment.stages.sft_dataset import STAGE, SftDatasetRequest
 from assets.node import Node
 from assets.upstream import Upstream
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar, cast
 
-from alignment.preferences.shards import shards_of
-from alignment.preferences.tombstones import Withdrawn, read_withdrawn
-from alignment.preferences.withdrawal import RemainingShards
+from alignment.data.shards import shards_of
+from alignment.data.withdrawal import RemainingShards, Withdrawn, read_withdrawn
 from alignment.recipe import PreferenceSource
 from alignment.store import Artifact, Ref, Store
 

@@ -25,11 +25,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from alignment.data.rows import PREFERENCE_SCHEMA, ROWS_FILE
 from alignment.digest import json_digest
-from alignment.logprobs.written import DROPPED_FILE, DROPPED_SCHEMA, LOGPROBS_FILE
-from alignment.preferences.manifest import STAGE, ManifestRequest, open_split, read_manifest
-from alignment.preferences.row import PREFERENCE_SCHEMA, ROWS_FILE
+from alignment.logprobs.table import DROPPED_FILE, DROPPED_SCHEMA, LOGPROBS_FILE
 from alignment.stages import execute
+from alignment.stages.preference_manifest import STAGE, ManifestRequest, open_split, read_manifest
 from alignment.store import Artifact, Store
 from eval.reporting.row_changes import row_changes
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from alignment.tokens import TokenSequence
+from alignment.data.tokens import TokenSequence
 
 PROMPT_SPREAD, RESPONSE_SPREAD = 0.7, 0.5
 """Log-normal widths: eight pairs a batch in data order compute 1.9 times the tokens there are, and a pair's

@@ -25,22 +25,22 @@ from unittest import mock
 import psutil
 import torch
 
+from alignment.data.files import pin_file
+from alignment.data.rows import ROWS_FILE, iter_rows
+from alignment.data.tokens import Dropped, Tokenization
 from alignment.logprobs import reference
-from alignment.logprobs.stage import STAGE as SCORE
-from alignment.logprobs.stage import ReferenceRequest
-from alignment.models.base import STAGE as BASE_MODEL
-from alignment.models.base import BaseModelRequest
 from alignment.models.checkpoint import load_model, load_tokenizer
 from alignment.models.pin import pin_model
-from alignment.preferences.row import ROWS_FILE, iter_rows
-from alignment.preferences.shard import STAGE as SHARD
-from alignment.preferences.shard import ShardRequest
-from alignment.quickstart.vocabulary import micro_tokenizer
+from alignment.quickstart.model import micro_tokenizer
 from alignment.recipe import ModelSource, TokenPolicy
-from alignment.sources import pin_file
 from alignment.stages import execute
+from alignment.stages.base_model import STAGE as BASE_MODEL
+from alignment.stages.base_model import BaseModelRequest
+from alignment.stages.preference_shard import STAGE as SHARD
+from alignment.stages.preference_shard import ShardRequest
+from alignment.stages.reference_logprobs import STAGE as SCORE
+from alignment.stages.reference_logprobs import ReferenceRequest
 from alignment.store import Artifact, Store
-from alignment.tokens import Dropped, Tokenization
 from benchmarks.trl_pass import Pairs, trl_pass
 
 MIB = 1 << 20

@@ -27,10 +27,9 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from alignment.logprobs.layout import lay_out
-from alignment.logprobs.packing import forwarded, pack
 from alignment.logprobs.scorer import score
-from alignment.models.flops import peak_flops, scoring_flops
+from alignment.models.packing import forwarded, lay_out, pack
+from alignment.models.size import peak_flops, scoring_flops
 from benchmarks.preference_mix import SIZES, Size, pairs
 from benchmarks.trl_pass import Pairs, trl_pass
 

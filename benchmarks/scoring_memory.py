@@ -14,8 +14,8 @@ from dataclasses import replace
 
 import torch
 
+from alignment.data.tokens import TokenSequence
 from alignment.logprobs import scorer
-from alignment.tokens import TokenSequence
 from benchmarks.preference_mix import SIZES
 from benchmarks.reference_logprobs import build, ours, peak_memory
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from alignment.tokens import TokenSequence
+from alignment.data.tokens import TokenSequence
 
 Pairs = list[tuple[TokenSequence, TokenSequence]]
 Pass = Callable[[Pairs, int], list[tuple[float, float]]]

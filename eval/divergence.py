@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
+from alignment.data.rows import write_records
+from alignment.data.tokens import TokenSequence
 from alignment.digest import json_digest
 from alignment.logprobs.scorer import free_memory, score
 from alignment.models.checkpoint import load_model, load_tokenizer
-from alignment.preferences.parquet import write_records
 from alignment.stages import Context, Request, Result, Stage
 from alignment.store import Artifact
-from alignment.tokens import TokenSequence
 from eval.generate import Generator
 from eval.held_out_prompts import HeldOutPrompt, held_out_prompts
 from eval.sampling import Sampling

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from alignment.preferences.content import Content, decode
-from alignment.preferences.manifest import read_manifest
-from alignment.preferences.row import ROWS_FILE
-from alignment.preferences.split_file import SPLIT_FILE
+from alignment.data.rows import ROWS_FILE, Content, decode
+from alignment.data.split import SPLIT_FILE
 from alignment.stages import Context
+from alignment.stages.preference_manifest import read_manifest
 from alignment.store import Artifact, CorruptArtifact
 from eval.held_out import read_held_out
 

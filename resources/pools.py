@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alignment.errors import BadInput
-from alignment.strict_yaml import read_yaml
+from alignment.recipe.load import read_yaml
 from resources.home import PROJECT
 
 MOST_SLOTS = 1000

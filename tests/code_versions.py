@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 PROJECT = Path(__file__).resolve().parents[1]
 RECORD = Path(__file__).with_suffix(".json")
 PACKAGES = ("alignment", "eval")
-PLUMBING = ("alignment.store", "alignment.stages", "alignment.errors")
+PLUMBING = ("alignment.store", "alignment.stages.stage", "alignment.stages.execute", "alignment.errors")
 """Carries requests and files, and decides no value in them: the tests of the store and of `execute` hold that."""
 DATA = (".jinja", ".json", ".jsonl", ".yaml")
 

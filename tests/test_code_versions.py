@@ -110,8 +110,8 @@ def test_a_definition_that_moves_to_another_file_changes_nothing(tmp_path: Path)
 @pytest.mark.parametrize(
     ("stage", "definition"),
     [
-        ("alignment.logprobs.stage", Definition("alignment.tokens", "Tokenization")),
-        ("alignment.training.dpo", Definition("alignment.training.losses", "preference_loss")),
+        ("alignment.stages.reference_logprobs", Definition("alignment.data.tokens", "Tokenization")),
+        ("alignment.stages.policy_checkpoint", Definition("alignment.methods.dpo", "preference_loss")),
         ("eval.scores", Definition("eval.suites.gsm8k", "GSM8K")),
     ],
 )

@@ -16,22 +16,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from alignment.data.files import pin_file
+from alignment.data.forms import normalise
+from alignment.data.readers import read_records
+from alignment.data.rows import PreferenceRow
 from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.logprobs.cache import LogprobCache
-from alignment.logprobs.fingerprint import fingerprint
-from alignment.logprobs.keys import policy_digest
+from alignment.logprobs.keys import fingerprint, policy_digest
 from alignment.logprobs.reference import ROWS_AT_ONCE, Reference, reference_pass
-from alignment.logprobs.written import LOGPROBS_SCHEMA, Written, logprobs_table, writer
-from alignment.models.checkpoint import PRECISIONS, max_positions, read_config
-from alignment.models.describe import config_digest, tokenizer_digest, weights_digest
+from alignment.logprobs.table import LOGPROBS_SCHEMA, Written, logprobs_table, writer
+from alignment.models.checkpoint import (
+    PRECISIONS,
+    config_digest,
+    max_positions,
+    read_config,
+    tokenizer_digest,
+    weights_digest,
+)
 from alignment.models.weights import weight_files
-from alignment.preferences.normalise import normalise
-from alignment.preferences.records import read_records
-from alignment.preferences.row import PreferenceRow
 from alignment.recipe import Reference as ReferenceSettings
 from alignment.recipe import TokenPolicy
-from alignment.sources import pin_file
 from alignment.store import Store
 
 COLUMNS = ["row_id", "chosen_logp", "rejected_logp", "chosen_tokens", "rejected_tokens"]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from alignment.data.tokens import TOKENS_VERSION, TokenSequence
 from alignment.digest import json_digest
 from alignment.recipe import TokenPolicy
-from alignment.tokens import TOKENS_VERSION, TokenSequence
 
 KEY_BYTES = 16
 
@@ -33,3 +33,37 @@ def policy_digest(policy: TokenPolicy, tokenizer_digest: str) -> str:
 def _packed(ids: Sequence[int]) -> bytes:
     """Ids as little-endian int32."""
     return np.asarray(ids, dtype="<i4").tobytes()
+
+
+# The fingerprint: everything about a reference, and about how it is run, that a log-probability depends on.
+
+ATTENTION = "sdpa full"
+"""Scaled dot-product attention of every token to all of its sequence before it; padding is never seen."""
+SCORER_VERSION = 2
+"""Raised when the values can change, in the last bits too: on a CPU a sequence has the same ones in any company."""
+
+
+def fingerprint(
+    weights_digest: str,
+    config_digest: str,
+    precision: str,
+    *,
+    attention: str = ATTENTION,
+    adapter: str | None = None,
+    adapter_merged: bool = True,
+    quantisation: str | None = None,
+    scorer_version: int = SCORER_VERSION,
+) -> str:
+    """64 hex digits. Batch size, device, folder and training settings are not in it: they change no value."""
+    return json_digest(
+        {
+            "weights": weights_digest,
+            "config": config_digest,
+            "precision": precision,
+            "attention": attention,
+            "adapter": adapter,
+            "adapter_merged": adapter_merged,
+            "quantisation": quantisation,
+            "scorer": scorer_version,
+        }
+    )

@@ -14,19 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignment.logprobs.batches import shares
-from alignment.logprobs.cache import LogprobCache, RowKeys
-from alignment.logprobs.effort import Effort, side_by_side
+from alignment.data.rows import PreferenceRow
+from alignment.data.tokens import Dropped, Tokenization, TokenSequence
+from alignment.logprobs.cache import LogprobCache, RowKeys, as_keys
+from alignment.logprobs.effort import ALONE, Effort, Ranks, side_by_side
 from alignment.logprobs.keys import sequence_key
-from alignment.logprobs.packing import by_prompt, forwarded
-from alignment.logprobs.parts import as_keys
-from alignment.logprobs.ranks import ALONE, Ranks
 from alignment.logprobs.scorer import free_memory, score
 from alignment.models.checkpoint import load_model, load_tokenizer, max_positions
-from alignment.models.flops import peak_flops, scoring_flops
-from alignment.preferences.row import PreferenceRow
+from alignment.models.packing import by_prompt, forwarded, shares
+from alignment.models.size import peak_flops, scoring_flops
 from alignment.recipe import TokenPolicy
-from alignment.tokens import Dropped, Tokenization, TokenSequence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

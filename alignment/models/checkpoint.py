@@ -2,18 +2,180 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from alignment.digest import canonical_json, json_digest
 from alignment.errors import BadInput
-from alignment.models.configuration import VOCABULARY_FILES, max_positions, read_config
-from alignment.models.describe import CheckpointDigest, checkpoint_summary, digest_checkpoint
-from alignment.models.weights import weight_files
+from alignment.models.weights import tensors, weight_files
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+# A checkpoint folder's small files: its configuration and the names its tokenizer goes by.
+
+CONFIG_FILE = "config.json"
+GENERATION_CONFIG_FILE = "generation_config.json"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    CHAT_TEMPLATE_FILE,
+)
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """config.json as plain data; raises `BadInput` when it is missing or not a JSON object."""
+    path = Path(folder) / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput("no config.json: not a checkpoint folder", file=str(folder)) from None
+    except ValueError as error:
+        raise BadInput(f"not JSON: {error}", file=str(path)) from error
+    if not isinstance(config, dict):
+        raise BadInput("a model configuration is a JSON object", file=str(path))
+    return config
+
+
+def text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The language model's part of a configuration: nested in multimodal ones, else the whole."""
+    nested = config.get("text_config")
+    return nested if isinstance(nested, dict) else config
+
+
+def max_positions(folder: str | Path) -> int | None:
+    """The longest sequence the model was made for, or None where its configuration sets no bound."""
+    config = text_config(read_config(folder))
+    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
+        if isinstance(config.get(name), int):
+            return int(config[name])
+    return None
+
+
+def has_chat_template(folder: str | Path) -> bool:
+    """Whether the folder's tokenizer carries a chat template, in a file of its own or in its configuration."""
+    folder = Path(folder)
+    if (folder / CHAT_TEMPLATE_FILE).is_file():
+        return True
+    path = folder / "tokenizer_config.json"
+    return path.is_file() and bool(json.loads(path.read_text(encoding="utf-8")).get("chat_template"))
+
+
+# What a checkpoint is: the digests that name it and the numbers every checkpoint's summary carries.
+
+NO_EFFECT_ON_FORWARD = frozenset(
+    {
+        "_name_or_path",
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "attention_dropout",
+        "attn_implementation",
+        "attn_pdrop",
+        "bos_token_id",
+        "dtype",
+        "embd_pdrop",
+        "eos_token_id",
+        "hidden_dropout",
+        "id2label",
+        "initializer_range",
+        "label2id",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "resid_pdrop",
+        "return_dict",
+        "task_specific_params",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
+)
+"""Configuration keys that leave an evaluated forward pass as it is; every other key counts, known or not."""
+
+
+@dataclass(frozen=True)
+class CheckpointDigest:
+    """Names of a checkpoint's parts, 64 hex digits each; `digest` is over the other three."""
+
+    weights: str
+    config: str
+    tokenizer: str
+    digest: str
+
+
+def digest_checkpoint(folder: str | Path) -> CheckpointDigest:
+    """Digests of a folder. The same tensors give the same `weights` however they are split over files."""
+    folder = Path(folder)
+    weights, config, tokenizer = weights_digest(folder), config_digest(read_config(folder)), tokenizer_digest(folder)
+    return CheckpointDigest(weights, config, tokenizer, json_digest([weights, config, tokenizer]))
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 over tensors sorted by name, each as name, dtype, shape and bytes; streamed."""
+    sha = hashlib.sha256()
+    for tensor in tensors(folder):
+        about = canonical_json([tensor.name, tensor.dtype, tensor.shape])
+        sha.update(len(about).to_bytes(4, "little") + about)
+        for block in tensor.blocks():
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def config_digest(config: dict[str, Any]) -> str:
+    """Digest of a configuration without the keys that change no forward pass."""
+    return json_digest(_forward_keys(config))
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """Digest over the tokenizer's files and chat template; JSON files by content, not by layout."""
+    parts = {}
+    for name in TOKENIZER_FILES:
+        path = folder / name
+        if path.is_file():
+            data = path.read_bytes()
+            parts[name] = json_digest(json.loads(data)) if path.suffix == ".json" else hashlib.sha256(data).hexdigest()
+    return json_digest(parts)
+
+
+def checkpoint_summary(folder: str | Path, digest: CheckpointDigest | None = None) -> dict[str, Any]:
+    """What every stage that makes a checkpoint puts into its summary, computed without loading the model.
+
+    Keys: weights_digest, config_digest, tokenizer_digest, parameters, architecture, vocab_size,
+    max_positions, has_chat_template.
+    """
+    folder = Path(folder)
+    digest = digest or digest_checkpoint(folder)
+    config = read_config(folder)
+    return {
+        "weights_digest": digest.weights,
+        "config_digest": digest.config,
+        "tokenizer_digest": digest.tokenizer,
+        "parameters": sum(tensor.elements for tensor in tensors(folder)),
+        "architecture": next(iter(config.get("architectures") or [config.get("model_type", "unknown")])),
+        "vocab_size": text_config(config).get("vocab_size"),
+        "max_positions": max_positions(folder),
+        "has_chat_template": has_chat_template(folder),
+    }
+
+
+def _forward_keys(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _forward_keys(item) for name, item in value.items() if name not in NO_EFFECT_ON_FORWARD}
+    return value
+
 
 PRECISIONS = ("float32", "bfloat16", "float64")
 

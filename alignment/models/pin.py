@@ -11,9 +11,9 @@ from typing import Any
 import fsspec
 from pydantic import BaseModel, ConfigDict
 
+from alignment.data.hub import HubUnreachable, asking_hub
 from alignment.errors import BadInput
-from alignment.hub import HubUnreachable, asking_hub
-from alignment.models.configuration import (
+from alignment.models.checkpoint import (
     CHAT_TEMPLATE_FILE,
     CONFIG_FILE,
     GENERATION_CONFIG_FILE,
@@ -64,7 +64,7 @@ def pin_model(source: ModelSource) -> ModelPin:
         return ModelPin(embedded=source.embedded, chat_template=template)
     if source.hub is not None:
         return ModelPin(hub=source.hub, revision=_hub_commit(source.hub, source.revision), chat_template=template)
-    from alignment.sources import pin_file
+    from alignment.data.files import pin_file
 
     assert source.path is not None
     return ModelPin(files=[pin_file(str(path)) for path in checkpoint_files(Path(source.path))], chat_template=template)

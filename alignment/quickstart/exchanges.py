@@ -3,11 +3,161 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from alignment.quickstart.instructions import Check, Wish, follow, random_wishes
-from alignment.quickstart.sums import Sum, random_sum
-from alignment.quickstart.world import Scene, random_scene
+from alignment.quickstart.world import Scene, Sum, random_scene, random_sum
+
+# Format instructions that a program can verify, under the names IFEval gives them (Zhou et al. 2023).
+
+Check = dict[str, Any]
+
+RARELY, MOSTLY = 0.2, 0.75
+"""Shares of demonstrations that follow: greedy decoding does what most of them do.
+
+Far enough from a half that training on noise, as on shuffled preferences, turns no answer round."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction. `detail` is the free part of it (a word, a phrase), one of `details`.
+
+    `edit(reply, scene, detail)` turns a reply into one that follows; edits are applied in the order of
+    `INSTRUCTIONS`. `demonstrated` is the share of SFT demonstrations that follow the instruction: the rest ignore
+    it, which leaves preference tuning something to improve.
+    """
+
+    id: str
+    requests: tuple[str, ...]
+    edit: Callable[[str, Scene, str], str]
+    checks: Callable[[str], list[Check]]
+    demonstrated: float
+    details: tuple[str, ...] = ("",)
+    kwargs: Callable[[str], dict[str, Any]] = lambda detail: {}
+    alone: bool = False
+    """Its edit replaces the whole reply, so that it goes with no other instruction."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """An instruction as one prompt words it."""
+
+    instruction: Instruction
+    detail: str
+    text: str
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        return self.instruction.kwargs(self.detail)
+
+    @property
+    def checks(self) -> list[Check]:
+        return self.instruction.checks(self.detail)
+
+
+INSTRUCTIONS = (
+    Instruction(
+        id="punctuation:no_comma",
+        requests=("Do not use any commas.", "Write without commas."),
+        edit=lambda reply, scene, _: f"{capital(scene.subject)} {scene.deed} {scene.where}.",
+        checks=lambda _: [{"kind": "regex", "value": r"^[^,]+$"}],
+        demonstrated=RARELY,
+    ),
+    Instruction(
+        id="keywords:existence",
+        requests=("Use the words: {}.", "Include the words: {}."),
+        details=("at night", "after rain", "before noon", "with joy"),
+        kwargs=lambda words: {"keywords": [words]},
+        edit=lambda reply, scene, words: reply.replace(scene.deed, f"{scene.deed} {words}"),
+        checks=lambda words: [{"kind": "contains", "value": words}],
+        demonstrated=MOSTLY,
+    ),
+    Instruction(
+        id="detectable_format:number_highlighted_sections",
+        requests=("Highlight the animal with *stars*.", "Put *stars* around the animal."),
+        kwargs=lambda _: {"num_highlights": 1},
+        edit=lambda reply, scene, _: reply.replace(scene.animal, f"*{scene.animal}*"),
+        checks=lambda _: [{"kind": "regex", "value": r"\*[a-z]+\*"}],
+        demonstrated=RARELY,
+    ),
+    Instruction(
+        id="startend:end_checker",
+        requests=("End with: {}", "The last words must be: {}"),
+        details=("So it goes.", "That is all.", "Good night.", "The end."),
+        kwargs=lambda phrase: {"end_phrase": phrase},
+        edit=lambda reply, scene, phrase: f"{reply} {phrase}",
+        checks=lambda phrase: [{"kind": "ends_with", "value": phrase}],
+        demonstrated=RARELY,
+    ),
+    Instruction(
+        id="detectable_format:title",
+        requests=("Give it a <<title>>.", "Start with a title in <<brackets>>."),
+        edit=lambda reply, scene, _: f"<<{scene.animal}>> {reply}",
+        checks=lambda _: [{"kind": "regex", "value": "<<[a-z]+>>"}],
+        demonstrated=RARELY,
+    ),
+    Instruction(
+        id="detectable_content:postscript",
+        requests=("Add a postscript that starts with P.S.", "Close with a P.S."),
+        kwargs=lambda _: {"postscript_marker": "P.S."},
+        edit=lambda reply, scene, _: f"{reply}\nP.S. It is {scene.colour}.",
+        checks=lambda _: [{"kind": "contains", "value": "P.S."}],
+        demonstrated=RARELY,
+    ),
+    Instruction(
+        id="startend:quotation",
+        requests=("Wrap it in double quotation marks.", "Put it in quotation marks."),
+        edit=lambda reply, scene, _: f'"{reply}"',
+        checks=lambda _: [{"kind": "starts_with", "value": '"'}, {"kind": "ends_with", "value": '"'}],
+        demonstrated=RARELY,
+    ),
+    Instruction(
+        id="detectable_format:number_bullet_lists",
+        requests=("Use exactly 2 bullet points.", "Answer in 2 bullet points."),
+        kwargs=lambda _: {"num_bullets": 2},
+        edit=lambda reply, scene, _: f"* {scene.subject} {scene.deed}\n* {scene.where}",
+        checks=lambda _: [{"kind": "regex", "value": r"^\* .+\n\* .+"}],
+        demonstrated=MOSTLY,
+        alone=True,
+    ),
+    Instruction(
+        id="detectable_format:json_format",
+        requests=("Answer in JSON.", "Use JSON format."),
+        edit=lambda reply, scene, _: f'{{"animal": "{scene.animal}", "place": "{scene.place}"}}',
+        checks=lambda _: [{"kind": "starts_with", "value": "{"}, {"kind": "ends_with", "value": "}"}],
+        demonstrated=RARELY,
+        alone=True,
+    ),
+)
+
+
+def capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def word(instruction: Instruction, rng: random.Random) -> Wish:
+    """The instruction in one of its wordings, with one of its details."""
+    detail = rng.choice(instruction.details)
+    return Wish(instruction, detail, rng.choice(instruction.requests).format(detail))
+
+
+def random_wishes(rng: random.Random, two_share: float = 0.0) -> tuple[Wish, ...]:
+    """One instruction, or for a share of the prompts two that go together, in the order of `INSTRUCTIONS`."""
+    first = rng.choice(INSTRUCTIONS)
+    chosen = {first.id}
+    if not first.alone and rng.random() < two_share:
+        chosen.add(rng.choice([i for i in INSTRUCTIONS if not i.alone and i is not first]).id)
+    return tuple(word(instruction, rng) for instruction in INSTRUCTIONS if instruction.id in chosen)
+
+
+def follow(scene: Scene, wishes: tuple[Wish, ...]) -> str:
+    """A reply about the scene that follows every instruction."""
+    reply = scene.line
+    for wish in wishes:
+        reply = wish.instruction.edit(reply, scene, wish.detail)
+    return reply
+
 
 TWO_INSTRUCTIONS = 0.15
 """Share of formatted prompts with two instructions."""

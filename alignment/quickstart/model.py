@@ -2,13 +2,66 @@
 
 from __future__ import annotations
 
+import re
+import string
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignment.quickstart.vocabulary import micro_tokenizer
+from alignment.quickstart.records import sft_records
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+
+# The micro tokenizer: whole words and numbers of the generated text, single characters for all else.
+
+PAD, UNKNOWN, BOS, EOS = "<pad>", "<unk>", "<s>", "</s>"
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+CHARACTERS = string.ascii_letters + string.digits + string.punctuation + " \n\t"
+PIECE = r" ?[A-Za-z]+| ?[0-9]+| [-+=]|#+|<+|>+|[\s\S]"
+"""What text is cut into first: words, numbers and signs with the space before them, runs of marks, else characters."""
+
+CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
+
+
+@cache
+def vocabulary() -> tuple[str, ...]:
+    """All tokens in the order of their ids: the same for every seed, as the words of one seed's text are all words."""
+    texts = (message["content"] for record in sft_records(0) for message in record["messages"])
+    words = {piece for text in texts for piece in re.findall(PIECE, text)}
+    return (PAD, UNKNOWN, BOS, EOS, *ROLES, *CHARACTERS, *sorted(words - set(CHARACTERS)))
+
+
+def micro_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
+    """A tokenizer that loses nothing of ASCII text and writes `<unk>` for every other character.
+
+    Plain text gets one BOS; the chat template writes its own.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {token: index for index, token in enumerate(vocabulary())}
+    tokenizer = Tokenizer(
+        models.WordPiece(vocab=ids, unk_token=UNKNOWN, continuing_subword_prefix="", max_input_chars_per_word=1_000_000)
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE), behavior="isolated")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, ids[BOS])]
+    )
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        bos_token=BOS,
+        eos_token=EOS,
+        additional_special_tokens=list(ROLES),
+        chat_template=CHAT_TEMPLATE.read_text(encoding="utf-8").strip(),
+        model_max_length=max_length,
+        clean_up_tokenization_spaces=False,
+    )
+
 
 MAX_LENGTH = 256
 """Tokens of context; the longest generated conversation takes less than half of it."""

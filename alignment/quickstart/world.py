@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from dataclasses import dataclass
 
@@ -77,3 +78,83 @@ class Scene:
 
 def random_scene(rng: random.Random) -> Scene:
     return Scene(rng.choice(COLOURS), rng.choice(tuple(DEEDS)), rng.choice(PLACES))
+
+
+# Word problems with one addition or subtraction, in the shape of GSM8K (Cobbe et al. 2021).
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A problem's question, its working and its result."""
+
+    question: str
+    first: int
+    sign: str
+    second: int
+
+    @property
+    def result(self) -> int:
+        return self.first + self.second if self.sign == "+" else self.first - self.second
+
+    @property
+    def answer(self) -> str:
+        """The working, and the result marked as GSM8K marks it."""
+        return f"It is {self.first} {self.sign} {self.second} = {self.result}.\n#### {self.result}"
+
+    @property
+    def bare_answer(self) -> str:
+        """The result without working and mark."""
+        return f"It is {self.result}."
+
+    @property
+    def prompt(self) -> str:
+        """The question as lm-eval's gsm8k task puts it to a model."""
+        return f"Question: {self.question}\nAnswer:"
+
+
+@dataclass(frozen=True)
+class Story:
+    """A problem and one that goes on from its result."""
+
+    opening: Sum
+    sequel: Sum
+
+
+def random_sum(rng: random.Random) -> Sum:
+    return random_story(rng).opening
+
+
+def random_story(rng: random.Random) -> Story:
+    """A person who has 3 to 12 things, gets or loses 2 to 8, and then gets or loses 2 to 4 more."""
+    person, other = rng.sample(PEOPLE, 2)
+    things, first, second, third = rng.choice(THINGS), rng.randint(3, 12), rng.randint(2, 8), rng.randint(2, 4)
+    gains = (
+        f"{person} has {first} {things}. {other} gives {person} {second} more. How many {things} does {person} have?"
+    )
+    loses = f"{person} has {first} {things} and loses {second}. How many {things} does {person} have?"
+    share = f"{person} has {first} {things} and {other} has {second}. How many {things} do they have?"
+    if first > second and rng.random() < 0.5:
+        opening = Sum(loses, first, "-", second)
+    else:
+        opening = Sum(rng.choice((gains, share)), first, "+", second)
+    total = opening.result
+    gain = Sum(f"Then {other} finds {third} more {things}. How many {things} is that?", total, "+", third)
+    loss = Sum(f"Then {other} takes away {third} {things}. How many {things} is that?", total, "-", third)
+    return Story(opening, loss if total > third and rng.random() < 0.5 else gain)
+
+
+# Which prompts are kept for the question suites: decided by what a prompt says, so that no seed can mix them.
+
+HELD_OUT_OF = 8
+"""One prompt in this many belongs to the suites; the others may be trained on."""
+
+
+def normalised(prompt: str) -> str:
+    """A prompt without its case and spacing: two prompts that agree in this count as one."""
+    return " ".join(prompt.casefold().split())
+
+
+def is_held_out(prompt: str) -> bool:
+    """True for the prompts that only question suites may use."""
+    digest = hashlib.sha256(normalised(prompt).encode()).digest()
+    return int.from_bytes(digest[:8], "big") % HELD_OUT_OF == 0

@@ -1,5 +1,6 @@
 """Recipes: what a person writes, typed."""
 
+from alignment.recipe.data import DataSource, ModelSource, PreferenceSource
 from alignment.recipe.evaluation import (
     AlpacaEval,
     ArenaHard,
@@ -20,7 +21,6 @@ from alignment.recipe.evaluation import (
 from alignment.recipe.load import load_recipe, parse_recipe
 from alignment.recipe.recipe import Pools, Recipe, Registry
 from alignment.recipe.schedule import Alerts, Schedule
-from alignment.recipe.sources import DataSource, ModelSource, PreferenceSource
 from alignment.recipe.training import Dpo, Lora, Optimisation, Reference, Sft, SftTraining, TokenPolicy
 
 __all__ = [

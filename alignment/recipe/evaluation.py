@@ -8,8 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from alignment.recipe.environment import VariableName
-from alignment.recipe.sources import Section
+from alignment.recipe.data import Section, VariableName
 
 
 class Suite(Section):

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from alignment.recipe.data import ModelSource, PreferenceSource, Section
 from alignment.recipe.evaluation import Evals, Gate, Judge
 from alignment.recipe.schedule import Alerts, Schedule
-from alignment.recipe.sources import ModelSource, PreferenceSource, Section
 from alignment.recipe.training import Dpo, Reference, Sft, TokenPolicy
 
 

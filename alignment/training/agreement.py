@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from alignment.methods.dpo import first_loss, preference_loss
 from alignment.recipe import Dpo
-from alignment.training.losses import first_loss, preference_loss
 from alignment.training.pairs import PolicyPair
 
 FLOAT32_LOSS = 1e-3

@@ -2,13 +2,56 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from alignment.errors import BadInput
 from alignment.recipe import Optimisation
-from alignment.training.history import log_every
+
+# Training history: the trainer's log records as plain numbers under our names, for plots and summaries.
+
+NAMES = {
+    "loss": "loss",
+    "eval_loss": "held_out_loss",
+    "rewards/margins": "margin",
+    "rewards/accuracies": "accuracy",
+    "rewards/chosen": "chosen_reward",
+    "rewards/rejected": "rejected_reward",
+    "grad_norm": "grad_norm",
+    "learning_rate": "learning_rate",
+}
+DIGITS = 6
+
+
+def history(log_history: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """One record a logged step, in order: `step` and what was logged there, six significant digits.
+
+    Each value is the mean since the record before it. What is not a finite number is left out.
+    """
+    records: dict[int, dict[str, float]] = {}
+    for entry in log_history:
+        values = {name: rounded(entry[key]) for key, name in NAMES.items() if _finite(entry.get(key))}
+        if values:
+            step = int(entry["step"])
+            records.setdefault(step, {"step": step}).update(values)
+    return [records[step] for step in sorted(records)]
+
+
+def rounded(value: float) -> float:
+    """A number with six significant digits."""
+    return float(f"{float(value):.{DIGITS}g}")
+
+
+def log_every(steps: int) -> int:
+    """Optimiser steps between two records, so that a run leaves about 200."""
+    return max(1, steps // 200)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def accumulation_steps(settings: Optimisation, world_size: int) -> int:
@@ -85,3 +128,50 @@ def trainer_arguments(settings: Optimisation, folder: Path, seed: int, world_siz
         "disable_tqdm": True,
         "include_num_input_tokens_seen": "non_padding",
     }
+
+
+# The order rows are trained in: decided by the data's digest and the seed, by nothing that is named or placed.
+
+
+def training_order(
+    row_ids: Sequence[str], lengths: Sequence[int], digest: str, seed: int, epochs: float, batch_size: int
+) -> list[int]:
+    """Indices into `row_ids`, `round(epochs * rows)` of them (at least one).
+
+    Each epoch is another permutation of the rows sorted by id. Within the rows of one optimiser step,
+    which share one gradient, longer rows go first, so that a micro batch pads little.
+    """
+    by_id = sorted(range(len(row_ids)), key=lambda index: row_ids[index])
+    wanted = max(1, round(epochs * len(by_id)))
+    order: list[int] = []
+    epoch = 0
+    while len(order) < wanted:
+        order += [by_id[place] for place in _permutation(len(by_id), digest, seed, epoch)]
+        epoch += 1
+    order = order[:wanted]
+    for start in range(0, wanted, batch_size):
+        order[start : start + batch_size] = sorted(order[start : start + batch_size], key=lambda index: -lengths[index])
+    return order
+
+
+def _permutation(count: int, digest: str, seed: int, epoch: int) -> list[int]:
+    import numpy as np
+
+    entropy = hashlib.sha256(f"{digest} {seed} {epoch}".encode()).digest()
+    shuffled = np.random.Generator(np.random.PCG64(int.from_bytes(entropy, "big"))).permutation(count)
+    return [int(place) for place in shuffled]
+
+
+# The processes of one training run, where there is more than one.
+
+Value = TypeVar("Value")
+
+
+def gathered(value: Value, world_size: int) -> list[Value]:
+    """Every process's value, by rank, in every process."""
+    if world_size == 1:
+        return [value]
+    from accelerate.utils import gather_object
+
+    found: list[Value] = gather_object([value])
+    return found

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from alignment.logprobs.keys import sequence_key
+from alignment.methods.dpo import preference_loss
 from alignment.recipe import Dpo
 from alignment.training.agreement import Score
+from alignment.training.arguments import rounded
 from alignment.training.held_out_pairs import HeldOutPair
-from alignment.training.history import rounded
-from alignment.training.losses import preference_loss
 from alignment.training.pairs import PolicyPair
 
 MOST_PAIRS = 512

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alignment.preferences.parquet import write_records
+from alignment.data.rows import write_records
 
 HELD_OUT_FILE = "held_out.parquet"
 SCHEMA = pa.schema(

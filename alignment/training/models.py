@@ -8,8 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignment.errors import BadInput
-from alignment.models.checkpoint import load_model, load_tokenizer, save_checkpoint
-from alignment.models.configuration import CONFIG_FILE, GENERATION_CONFIG_FILE, TOKENIZER_FILES, read_config
+from alignment.models.checkpoint import (
+    CONFIG_FILE,
+    GENERATION_CONFIG_FILE,
+    TOKENIZER_FILES,
+    load_model,
+    load_tokenizer,
+    read_config,
+    save_checkpoint,
+)
 from alignment.models.weights import tensors
 from alignment.recipe import Lora, Optimisation
 

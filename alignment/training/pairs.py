@@ -10,15 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from alignment.data.rows import ROWS_FILE, PreferenceRow, content_id, iter_rows
+from alignment.data.split import SPLIT_SCHEMA
+from alignment.data.tokens import Dropped, Tokenization, TokenSequence
 from alignment.errors import BadInput
 from alignment.logprobs.keys import sequence_key
-from alignment.preferences.content import content_id
-from alignment.preferences.manifest import Manifest, ManifestShard, open_split
-from alignment.preferences.row import ROWS_FILE, PreferenceRow, iter_rows
-from alignment.preferences.split_file import SPLIT_SCHEMA
 from alignment.stages import Context
+from alignment.stages.preference_manifest import Manifest, ManifestShard, open_split
 from alignment.store import CorruptArtifact
-from alignment.tokens import Dropped, Tokenization, TokenSequence
 
 LOGPROBS_FILE = "logprobs.parquet"
 RECORD_SCHEMA = pa.schema([field for field in SPLIT_SCHEMA if field.name != "shard"])

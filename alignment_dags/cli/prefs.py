@@ -19,7 +19,7 @@ def prefs_check(
     as_json: AsJson = False,
 ) -> None:
     """Validate preference files: every row is accepted, or named with the reason. Exit 2 if none is accepted."""
-    from alignment.preferences.check import check_files
+    from alignment.data.validate import check_files
     from alignment_dags.cli.tables import show_check
 
     if not tell(lambda: check_files(files), as_json, show_check)["accepted"]:

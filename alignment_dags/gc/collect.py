@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from alignment.data.withdrawal import FOLDER, Withdrawn, read_withdrawn
 from alignment.errors import BadInput
-from alignment.preferences.tombstones import FOLDER, Withdrawn, read_withdrawn
 from alignment.recipe import Recipe, load_recipe
 from alignment.store import Store
 from alignment.store.erase import keys_in_use

@@ -11,13 +11,12 @@ from collections.abc import Iterable
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alignment.preferences.holder import SHARDS, Holder
-from alignment.preferences.quarantine import QUARANTINE_FILE
-from alignment.preferences.tombstones import Withdrawn, read_withdrawn, tombstone
+from alignment.data.demonstrations import normalise as normalise_sft
+from alignment.data.validate import QUARANTINE_FILE
+from alignment.data.withdrawal import SHARDS, Holder, Withdrawn, read_withdrawn, tombstone
+from alignment.stages.sft_dataset import HELD_OUT_FILE, TRAIN_FILE
 from alignment.store import Artifact, Commit, Store
 from alignment.store.store import Named, refs_of
-from alignment.training.sft_dataset import HELD_OUT_FILE, TRAIN_FILE
-from alignment.training.sft_forms import normalise as normalise_sft
 from alignment_dags.gc.items import Doomed, Kept
 
 SHARD, DATASET, MANIFEST = "preference_shard", "sft_dataset", "preference_manifest"

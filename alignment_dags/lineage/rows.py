@@ -7,13 +7,13 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from alignment.preferences.split_file import SPLIT_FILE
-from alignment.preferences.tombstones import What, tombstone
+from alignment.data.split import SPLIT_FILE
+from alignment.data.withdrawal import What, tombstone
+from alignment.stages.policy_checkpoint import ROWS_FILE
+from alignment.stages.sft_dataset import HELD_OUT_FILE, TRAIN_FILE
 from alignment.store import Artifact, Commit, MissingArtifact, Store
 from alignment.store.erase import all_commits, gone
 from alignment.store.store import refs_of
-from alignment.training.dpo import ROWS_FILE
-from alignment.training.sft_dataset import HELD_OUT_FILE, TRAIN_FILE
 from alignment_dags.gc.text import IDS_FILE
 from alignment_dags.registrations import REGISTERED
 from assets.champion import standing

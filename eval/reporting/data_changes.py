@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from alignment.preferences.manifest import read_manifest
+from alignment.stages.preference_manifest import read_manifest
 from alignment.store import Artifact, Store
 from eval.reporting.row_changes import row_changes
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from alignment.preferences.id_groups import IdGroups, binary_ids
-from alignment.preferences.manifest import Manifest, open_split
+from alignment.data.duplicates import IdGroups, binary_ids
+from alignment.stages.preference_manifest import Manifest, open_split
 
 NOW, BEFORE = 1, 2
 BEGINNING = 24

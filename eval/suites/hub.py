@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignment.preferences.hub import hub_records
+from alignment.data.hub import hub_records
 from alignment.recipe import DataSource
 from eval.jsonl import Row
 from eval.suites.subsets import SUBSET

@@ -25,7 +25,7 @@ def load_items(suite: Suite, spec: SuiteSpec, seed: int) -> list[Item]:
         return check_items(suite, read_pinned_rows(spec.data), spec.data.url)
     if spec.hub is not None:
         return check_items(suite, hub_rows(suite, spec.hub), str(spec.hub.hub))
-    from alignment.quickstart.questions import suite_items
+    from alignment.quickstart.records import suite_items
 
     rows = enumerate(suite_items(suite.name, seed), start=1)
     return check_items(suite, rows, f"embedded {suite.name} items")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from alignment.data.rows import read_rows
+from alignment.data.withdrawal import Tombstone, bury, now
 from alignment.errors import BadInput
-from alignment.preferences.manifest import ManifestRequest
-from alignment.preferences.row import read_rows
-from alignment.preferences.tombstones import Tombstone, bury, now
 from alignment.recipe import Recipe, parse_recipe
 from alignment.stages import execute
+from alignment.stages.preference_manifest import ManifestRequest
 from alignment.store import Artifact, Ref, Store
 from assets.graph import nodes_of
 from assets.upstream import Upstream

@@ -13,13 +13,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from alignment.data.rows import PreferenceRow, content_id, encode, is_held_out, paired_row, write_rows
 from alignment.models.checkpoint import load_model, load_tokenizer
-from alignment.preferences.content import content_id, encode
-from alignment.preferences.manifest import STAGE as MANIFEST
-from alignment.preferences.manifest import ManifestRequest
-from alignment.preferences.row import PreferenceRow, paired_row, write_rows
-from alignment.preferences.split import is_held_out
 from alignment.stages import Context, Request, Result, Stage, execute
+from alignment.stages.preference_manifest import STAGE as MANIFEST
+from alignment.stages.preference_manifest import ManifestRequest
 from alignment.store import Artifact, Store
 from alignment.training.held_out_pairs import HeldOutPair, write_held_out
 from eval import divergence

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from alignment.data.files import pin_file
 from alignment.errors import BadInput
 from alignment.models.checkpoint import load_model, load_tokenizer
 from alignment.recipe import Generate
-from alignment.sources import pin_file
 from alignment.stages import execute
 from alignment.store import Artifact, Store
 from eval.encoding import PromptEncoder

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from alignment.data.tokens import Tokenization, TokenSequence
 from alignment.models.checkpoint import load_model, load_tokenizer
 from alignment.recipe import TokenPolicy
-from alignment.tokens import Tokenization, TokenSequence
 from eval.generate import Generator, batches, cut_at
 
 QUESTIONS = ["Hello", "Write a line about the black deer in the hut.", "a", "Do the same for the bear."]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from alignment.data.files import pin_file
 from alignment.errors import BadInput
 from alignment.recipe import Judge
-from alignment.sources import pin_file
 from alignment.stages import execute
 from alignment.store import Artifact, Store
 from eval.check import STAGE as CHECK

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from alignment.data.files import pin_file
 from alignment.errors import BadInput
 from alignment.models.checkpoint import load_model, load_tokenizer
-from alignment.sources import pin_file
 from eval.answering import answer_suite
 from eval.generate import Generator
 from eval.jsonl import write_records

@@ -11,10 +11,10 @@ import dagster as dg
 import pytest
 import yaml
 
+from alignment.data import shards
+from alignment.data.files import pin_file
 from alignment.errors import BadInput
-from alignment.preferences import shards
 from alignment.recipe import load_recipe
-from alignment.sources import pin_file
 from alignment.stages import SourceFile
 from alignment_dags.backfill import Chosen, run_backfill
 from alignment_dags.recipes import RECIPES

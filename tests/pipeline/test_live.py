@@ -53,7 +53,7 @@ class Source:
 
     def scored(self, *shards: str) -> bool:
         """Whether the shards are built from their files as they are, and their references are of these rows."""
-        from alignment.preferences.validate import Validation
+        from alignment.data.validate import Validation
 
         for shard in shards:
             rows, reference = self.made(SHARD, shard), self.made(REFERENCE, shard)
@@ -66,7 +66,7 @@ class Source:
 
 
 def digest_of(validation: Any, rows: list[dict[str, str]]) -> str:
-    from alignment.preferences.record import Record
+    from alignment.data.readers import Record
 
     list(validation.accepted((Record(number, value=row) for number, row in enumerate(rows, 1)), "-"))
     return str(validation.digest)

@@ -211,7 +211,7 @@ def test_a_gate_that_says_no_alerts_and_is_not_asked_again(nights: Nights, caplo
 def test_a_night_that_fails_alerts_keeps_the_champion_and_the_next_one_starts_clean(
     nights: Nights, small_recipe: dict[str, Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import alignment.training.dpo as dpo
+    import alignment.stages.policy_checkpoint as dpo
 
     assert nights.night().version == "1"
     path = pairs_of(small_recipe)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from alignment.quickstart.preferences import preference_records
+from alignment.quickstart.records import preference_records
 from resources.home import PROJECT
 
 RECIPE = PROJECT / "recipes" / "quickstart.yaml"

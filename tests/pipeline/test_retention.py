@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from alignment.data.rows import read_rows, read_sft_rows
+from alignment.data.withdrawal import RemainingShards
 from alignment.errors import BadInput
-from alignment.preferences.row import read_rows, read_sft_rows
-from alignment.preferences.withdrawal import RemainingShards
 from alignment.recipe import load_recipe
 from alignment.store import ErasedArtifact, Store
 from alignment_dags.find_rows import find_rows

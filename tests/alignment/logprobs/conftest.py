@@ -15,13 +15,13 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from alignment.data.rows import paired_row, write_rows
 from alignment.logprobs import reference
-from alignment.models.base import STAGE as BASE_MODEL
-from alignment.models.base import BaseModelRequest
 from alignment.models.pin import pin_model
-from alignment.preferences.row import paired_row, write_rows
 from alignment.recipe import ModelSource
 from alignment.stages import execute
+from alignment.stages.base_model import STAGE as BASE_MODEL
+from alignment.stages.base_model import BaseModelRequest
 from alignment.store import Artifact, Store
 
 COMMON: dict[str, Any] = {

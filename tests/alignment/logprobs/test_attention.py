@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from alignment.logprobs import attention
-from alignment.logprobs.layout import lay_out
-from alignment.tokens import TokenSequence
+from alignment.data.tokens import TokenSequence
+from alignment.models import attention
+from alignment.models.packing import lay_out
 
 
 def varlen(query: Any, key: Any, value: Any, queries: Any, keys: Any, longest_query: int, longest_key: int, **how: Any):  # type: ignore[no-untyped-def]

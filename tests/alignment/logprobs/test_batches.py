@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment.logprobs.batches import batches, longest_first, shares
+from alignment.models.packing import batches, longest_first, shares
 
 LENGTHS = st.lists(st.integers(2, 50), max_size=40)
 

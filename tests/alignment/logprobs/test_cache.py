@@ -9,8 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from alignment.logprobs.cache import LogprobCache, RowKeys
-from alignment.logprobs.parts import as_keys
+from alignment.logprobs.cache import LogprobCache, RowKeys, as_keys
 from alignment.store import Store
 
 
@@ -93,7 +92,7 @@ def test_a_damaged_part_is_set_aside_with_a_warning_and_its_rows_are_missing(
 
 WRITER = """
 import sys
-from alignment.artifacts import Store
+from alignment.store import Store
 from alignment.logprobs.cache import LogprobCache
 cache = LogprobCache(Store(sys.argv[1]), "print", "policy")
 for number in range(int(sys.argv[2]), int(sys.argv[2]) + 40):
@@ -125,7 +124,7 @@ def test_a_part_that_is_large_enough_is_merged_with_no_other(tmp_path: Path, mon
     cache = cache_in(str(tmp_path))
     cache.add_values([(key(number), -float(number), number) for number in range(1000)])
     (large,) = parts(tmp_path)
-    monkeypatch.setattr("alignment.logprobs.parts.WHOLE_PART", large.stat().st_size)
+    monkeypatch.setattr("alignment.logprobs.cache.WHOLE_PART", large.stat().st_size)
     for number in range(1000, 1070):
         cache.add_values([(key(number), -float(number), number)])
     cache.compact()

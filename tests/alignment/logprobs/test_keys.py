@@ -3,10 +3,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment.logprobs.fingerprint import fingerprint
-from alignment.logprobs.keys import policy_digest, sequence_key
+from alignment.data.tokens import TokenSequence
+from alignment.logprobs.keys import fingerprint, policy_digest, sequence_key
 from alignment.recipe import TokenPolicy
-from alignment.tokens import TokenSequence
 
 IDS = st.lists(st.integers(0, 300_000), min_size=1, max_size=4).map(tuple)
 SEQUENCES = st.builds(TokenSequence, IDS, IDS)

@@ -3,8 +3,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment.logprobs.packing import ROUND, forwarded, pack, rounded
-from alignment.tokens import TokenSequence
+from alignment.data.tokens import TokenSequence
+from alignment.models.packing import ROUND, forwarded, pack, rounded
 
 SEQUENCES = st.lists(
     st.builds(

@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from alignment.data.tokens import TokenSequence
 from alignment.errors import BadInput
-from alignment.logprobs import completion
 from alignment.logprobs.scorer import score
+from alignment.models import forward as completion
 from alignment.models.checkpoint import load_model
-from alignment.tokens import TokenSequence
 
 Make = Callable[..., Path]
 FAMILIES = ("llama", "llama_tied", "qwen2", "gemma2", "granite", "cohere", "gpt2")

@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from alignment.logprobs import attention
+from alignment.data.tokens import TokenSequence
 from alignment.logprobs.scorer import score
+from alignment.models import attention
 from alignment.models.checkpoint import load_model
-from alignment.tokens import TokenSequence
 
 LONGEST = 128
 VOCABULARY = 258

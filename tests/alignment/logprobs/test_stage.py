@@ -11,12 +11,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from alignment.data.rows import unpaired_row, write_rows
 from alignment.errors import BadInput
 from alignment.logprobs import reference
-from alignment.logprobs.stage import STAGE, ReferenceRequest
-from alignment.preferences.row import unpaired_row, write_rows
 from alignment.recipe import TokenPolicy
 from alignment.stages import execute
+from alignment.stages.reference_logprobs import STAGE, ReferenceRequest
 from alignment.store import Artifact, Commit, Store
 
 Make = Callable[..., Path]
@@ -229,8 +229,8 @@ def test_a_shard_read_in_pieces_is_the_same_artifact(
     texts = [*texts, ("long", " a" * 100, " b" * 100)]  # dropped
     whole = execute(STAGE, request(commit_model(store, make_model()), commit_shard(store, texts)), store)
     forwarded.lengths.clear()
-    monkeypatch.setattr("alignment.preferences.parquet.BATCH_ROWS", 4)
-    monkeypatch.setattr("alignment.logprobs.stage.ROWS_AT_ONCE", 9)
+    monkeypatch.setattr("alignment.data.rows.BATCH_ROWS", 4)
+    monkeypatch.setattr("alignment.stages.reference_logprobs.ROWS_AT_ONCE", 9)
     elsewhere = Store(str(tmp_path / "elsewhere"))
     pieces = execute(STAGE, request(commit_model(elsewhere, make_model()), commit_shard(elsewhere, texts)), elsewhere)
     assert len(forwarded.lengths) == 48
@@ -256,10 +256,10 @@ def test_the_summary_says_how_well_the_device_was_used(
 
 KILLED = """
 import os, signal, sys
-from alignment.artifacts import Store
+from alignment.store import Store
 from alignment.logprobs import reference
 from alignment.logprobs.cache import LogprobCache
-from alignment.logprobs.stage import STAGE
+from alignment.stages.reference_logprobs import STAGE
 from alignment.stages import execute
 
 asked = STAGE.request.model_validate_json(open(sys.argv[1]).read())
@@ -301,9 +301,9 @@ def test_a_killed_run_continues_where_its_last_part_ended(
 
 RANK = """
 import json, os, sys
-from alignment.artifacts import Store
+from alignment.store import Store
 from alignment.logprobs import reference
-from alignment.logprobs.stage import STAGE
+from alignment.stages.reference_logprobs import STAGE
 from alignment.stages import execute
 
 asked = STAGE.request.model_validate_json(open(sys.argv[1]).read())

@@ -7,8 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from alignment.models.flops import peak_flops, scoring_flops
-from alignment.tokens import TokenSequence
+from alignment.data.tokens import TokenSequence
+from alignment.models.size import peak_flops, scoring_flops
 
 WIDTH, LAYERS, VOCABULARY = 64, 3, 500
 

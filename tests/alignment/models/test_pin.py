@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from alignment.errors import BadInput
-from alignment.models.base import STAGE, BaseModelRequest
 from alignment.models.checkpoint import digest_checkpoint, load_model, load_tokenizer
 from alignment.models.pin import ModelPin, materialise, pin_model
 from alignment.recipe import ModelSource
 from alignment.stages import execute
+from alignment.stages.base_model import STAGE, BaseModelRequest
 from alignment.store import Store
 
 Make = Callable[..., Path]

@@ -1,9 +1,7 @@
 import pytest
 
-from alignment.quickstart.holdout import is_held_out, normalised
-from alignment.quickstart.preferences import preference_records
-from alignment.quickstart.questions import suite_items
-from alignment.quickstart.sft import sft_records
+from alignment.quickstart.records import preference_records, sft_records, suite_items
+from alignment.quickstart.world import is_held_out, normalised
 
 SHARDS = 3
 SEEDS = (0, 1, 7)

@@ -2,12 +2,9 @@ import hashlib
 
 import pytest
 
-from alignment.quickstart.holdout import normalised
-from alignment.quickstart.model import MAX_LENGTH, build_micro_model
-from alignment.quickstart.preferences import preference_records
-from alignment.quickstart.questions import suite_items
-from alignment.quickstart.sft import sft_records
-from alignment.quickstart.vocabulary import micro_tokenizer, vocabulary
+from alignment.quickstart.model import MAX_LENGTH, build_micro_model, micro_tokenizer, vocabulary
+from alignment.quickstart.records import preference_records, sft_records, suite_items
+from alignment.quickstart.world import normalised
 
 SHARDS = 3
 

@@ -4,10 +4,8 @@ import re
 
 import pytest
 
-from alignment.quickstart.conversations import CATEGORIES
-from alignment.quickstart.exchanges import random_line, random_plain_line
-from alignment.quickstart.instructions import INSTRUCTIONS, follow, word
-from alignment.quickstart.questions import suite_items
+from alignment.quickstart.exchanges import INSTRUCTIONS, follow, random_line, random_plain_line, word
+from alignment.quickstart.records import CATEGORIES, suite_items
 from alignment.quickstart.world import random_scene
 
 STRICT_MATCH = re.compile(r"#### (\-?[0-9\.\,]+)")

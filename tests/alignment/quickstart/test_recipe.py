@@ -3,14 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from alignment.quickstart.conversations import CATEGORIES
 from alignment.quickstart.exchanges import random_line
-from alignment.quickstart.model import MAX_LENGTH
-from alignment.quickstart.preferences import preference_records
-from alignment.quickstart.questions import suite_items
-from alignment.quickstart.records import Source, single
-from alignment.quickstart.sft import sft_records
-from alignment.quickstart.vocabulary import micro_tokenizer
+from alignment.quickstart.model import MAX_LENGTH, micro_tokenizer
+from alignment.quickstart.records import CATEGORIES, Source, preference_records, sft_records, single, suite_items
 from alignment.recipe import load_recipe
 
 

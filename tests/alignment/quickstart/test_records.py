@@ -3,10 +3,8 @@ from collections import Counter
 import pytest
 
 from alignment.digest import json_digest
-from alignment.quickstart.instructions import INSTRUCTIONS
-from alignment.quickstart.preferences import preference_records
-from alignment.quickstart.questions import suite_items
-from alignment.quickstart.sft import sft_records
+from alignment.quickstart.exchanges import INSTRUCTIONS
+from alignment.quickstart.records import preference_records, sft_records, suite_items
 
 SHARDS = 3
 

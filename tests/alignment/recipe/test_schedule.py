@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from alignment.errors import BadInput
 from alignment.recipe import Alerts, Schedule, parse_recipe
-from alignment.recipe.cron import check_cron
+from alignment.recipe.schedule import check_cron
 
 NUMBERS = st.integers(0, 60).map(str)
 NAMES = st.sampled_from(["jan", "DEC", "sun", "Fri"])

@@ -131,7 +131,7 @@ class Lab:
         )
 
     def rows(self, count: int, seed: int = 0, chat: bool = False) -> list[Any]:
-        from alignment.preferences.row import paired_row
+        from alignment.data.rows import paired_row
 
         rng, made = random.Random(seed), []
         for number in range(count):
@@ -145,10 +145,9 @@ class Lab:
 
     def references(self, checkpoint: Artifact, rows: list[Any], tokens: TokenPolicy, precision: str) -> tuple[Any, str]:
         """Log-probs by the plain definition, and the fingerprint they go with."""
-        from alignment.logprobs.fingerprint import fingerprint
-        from alignment.logprobs.keys import sequence_key
+        from alignment.data.tokens import Dropped, Tokenization
+        from alignment.logprobs.keys import fingerprint, sequence_key
         from alignment.models.checkpoint import load_model, load_tokenizer
-        from alignment.tokens import Dropped, Tokenization
 
         folder = self.store.fetch(checkpoint)
         summary = self.store.commit_of(checkpoint).summary
@@ -179,9 +178,9 @@ class Lab:
         change: Callable[[list[dict[str, Any]]], Any] = lambda scored: None,
     ) -> Artifact:
         """A one-shard manifest, made by the real stage; `change` may falsify the references first."""
-        from alignment.preferences.manifest import STAGE, ManifestRequest
-        from alignment.preferences.row import write_rows
+        from alignment.data.rows import write_rows
         from alignment.stages import execute
+        from alignment.stages.preference_manifest import STAGE, ManifestRequest
 
         tokens = tokens or TokenPolicy(max_length=64)
         shard_summary = {"rows": len(rows), "kind": "paired"}
@@ -204,7 +203,7 @@ class Lab:
         return execute(STAGE, request, self.store).artifact
 
     def dpo_request(self, checkpoint: Artifact, manifest: Artifact, **settings: Any) -> Any:
-        from alignment.training.dpo import DpoRequest
+        from alignment.stages.policy_checkpoint import DpoRequest
 
         world_size = settings.pop("world_size", 1)
         tokens = settings.pop("tokens", None) or TokenPolicy(max_length=64)
@@ -226,7 +225,7 @@ class Lab:
         )
 
     def sft_dataset(self, count: int, held_out: int = 0, chat: bool = False, seed: int = 0) -> Artifact:
-        from alignment.preferences.row import sft_row, write_sft_rows
+        from alignment.data.rows import sft_row, write_sft_rows
 
         made = [
             sft_row(row.prompt, row.chosen, "demos.jsonl", row.source_row)
@@ -242,7 +241,7 @@ class Lab:
 
     def sft_request(self, base: Artifact, dataset: Artifact, **settings: Any) -> Any:
         from alignment.recipe import SftTraining
-        from alignment.training.sft import SftRequest
+        from alignment.stages.sft_checkpoint import SftRequest
 
         given = {
             "learning_rate": 1e-2,

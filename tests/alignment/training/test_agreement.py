@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from alignment.data.tokens import TokenSequence
 from alignment.recipe import Dpo
-from alignment.tokens import TokenSequence
 from alignment.training.agreement import Disagreement, allowed, probe_noise, require_agreement
 from alignment.training.pairs import PolicyPair
 

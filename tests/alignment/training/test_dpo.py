@@ -11,8 +11,8 @@ import pytest
 from alignment.errors import BadInput
 from alignment.recipe import TokenPolicy
 from alignment.stages import execute
+from alignment.stages.policy_checkpoint import STAGE
 from alignment.store import CorruptArtifact
-from alignment.training.dpo import STAGE
 
 
 def losses(summary: dict[str, Any]) -> list[float]:
@@ -23,11 +23,11 @@ def oracle(lab: Any, checkpoint: Any, manifest: Any, steps: int, batch: int, rat
     """DPO (Rafailov et al. 2023, eq. 7) as a plain loop: one sequence at a time, its own reference pass, AdamW."""
     import torch
 
+    from alignment.data.rows import read_rows
+    from alignment.data.tokens import Tokenization
     from alignment.models.checkpoint import load_model, load_tokenizer
-    from alignment.preferences.manifest import read_manifest
-    from alignment.preferences.row import read_rows
-    from alignment.tokens import Tokenization
-    from alignment.training.order import training_order
+    from alignment.stages.preference_manifest import read_manifest
+    from alignment.training.arguments import training_order
 
     folder = lab.store.fetch(checkpoint)
     policy, reference = load_model(folder, "float32"), load_model(folder, "float32")
@@ -179,7 +179,8 @@ def test_a_lora_target_that_is_not_there_is_bad_input(lab: Any) -> None:
 
 
 def test_one_model_is_held_in_memory_and_no_reference_is_run(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from alignment.training import dpo_trainer, models
+    from alignment.training import models
+    from alignment.training import preference_trainer as dpo_trainer
 
     loaded: list[Any] = []
     held: list[int] = []

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from alignment.training.best import looks, patience_is_over
-from alignment.training.history import history, log_every
+from alignment.training.arguments import history, log_every
+from alignment.training.sft_trainer import looks, patience_is_over
 
 LOG = [
     {"step": 1, "loss": 0.69314718, "rewards/margins": 0.0, "grad_norm": float("nan"), "epoch": 0.1},

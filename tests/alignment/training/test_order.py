@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from alignment.training.order import training_order
+from alignment.training.arguments import training_order
 
 IDS = [f"{number * 7919 % 1000:03d}" for number in range(50)]
 LENGTHS = [number * 31 % 17 for number in range(50)]

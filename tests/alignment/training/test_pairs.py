@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from alignment.preferences.manifest import read_manifest
-from alignment.preferences.row import write_rows
+from alignment.data.rows import write_rows
+from alignment.data.tokens import Tokenization
 from alignment.recipe import TokenPolicy
 from alignment.stages import Context
+from alignment.stages.preference_manifest import read_manifest
 from alignment.store import CorruptArtifact
 from alignment.store.erase import erase
-from alignment.tokens import Tokenization
 from alignment.training.pairs import PolicyRows, policy_rows
 
 TOKENS = TokenPolicy(max_length=30)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from alignment.stages import execute
+from alignment.stages.policy_checkpoint import STAGE
 from alignment.store import Artifact
-from alignment.training.dpo import STAGE
 from alignment.training.held_out_pairs import HELD_OUT_FILE, parse_held_out
 
 

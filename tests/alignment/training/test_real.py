@@ -20,12 +20,13 @@ ROWS = 16
 def test_a_policy_starts_as_its_reference_and_learns_what_people_prefer(
     lab: Any, real_data: Path, tmp_path: Path, template: str, precision: str
 ) -> None:
-    from alignment.logprobs import stage as logprobs
+    from alignment.data.files import pin_file
     from alignment.models.pin import pin_model
-    from alignment.preferences import manifest as manifests
-    from alignment.preferences import shard as shards
-    from alignment.sources import pin_file
-    from alignment.training import dpo, sft
+    from alignment.stages import policy_checkpoint as dpo
+    from alignment.stages import preference_manifest as manifests
+    from alignment.stages import preference_shard as shards
+    from alignment.stages import reference_logprobs as logprobs
+    from alignment.stages import sft_checkpoint as sft
 
     source = tmp_path / "pairs.jsonl"
     with gzip.open(real_data / "hh_rlhf" / "harmless-base.test.jsonl.gz", "rt", encoding="utf-8") as lines:

@@ -17,7 +17,7 @@ from alignment.training import resume
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from alignment.artifacts import Store
+from alignment.store import Store
 from alignment.stages import execute
 from alignment.stages.__main__ import load_stage
 from alignment.training import resume
@@ -47,7 +47,7 @@ def killed_while_saving(stage: str, request: Any, store: Store, step: int, folde
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_policy_killed_in_mid_training_ends_at_the_same_weights(lab: Any, tmp_path: Path, precision: str) -> None:
-    from alignment.training.dpo import STAGE
+    from alignment.stages.policy_checkpoint import STAGE
 
     checkpoint = lab.checkpoint()
     manifest = lab.manifest(checkpoint, lab.rows(40), precision=precision, held_out_fraction=0.1)
@@ -73,7 +73,7 @@ def test_a_policy_killed_in_mid_training_ends_at_the_same_weights(lab: Any, tmp_
 
 
 def test_fine_tuning_killed_in_mid_training_keeps_the_same_best_weights(lab: Any, tmp_path: Path) -> None:
-    from alignment.training.sft import STAGE
+    from alignment.stages.sft_checkpoint import STAGE
 
     base, dataset = lab.checkpoint(), lab.sft_dataset(24, held_out=8)
     request = lab.sft_request(

@@ -9,13 +9,13 @@ import pytest
 from alignment.errors import BadInput
 from alignment.recipe import TokenPolicy
 from alignment.stages import execute
-from alignment.training.sft import STAGE, SftRequest
+from alignment.stages.sft_checkpoint import STAGE, SftRequest
 
 
 def sequences(lab: Any, base: Any, dataset: Any, name: str) -> list[Any]:
+    from alignment.data.rows import read_sft_rows
+    from alignment.data.tokens import Tokenization
     from alignment.models.checkpoint import load_tokenizer
-    from alignment.preferences.row import read_sft_rows
-    from alignment.tokens import Tokenization
 
     tokens = Tokenization(load_tokenizer(lab.store.fetch(base)), TokenPolicy(max_length=64))
     return [
@@ -48,9 +48,9 @@ def test_losses_are_nats_a_completion_token_and_fall(lab: Any, score_alone: Any)
 
 
 def test_the_first_step_sees_exactly_the_first_rows_of_the_order(lab: Any, score_alone: Any) -> None:
+    from alignment.data.rows import read_sft_rows
     from alignment.models.checkpoint import load_model
-    from alignment.preferences.row import read_sft_rows
-    from alignment.training.order import training_order
+    from alignment.training.arguments import training_order
 
     base, dataset = lab.checkpoint(kind="qwen2"), lab.sft_dataset(13)
     summary = execute(STAGE, lab.sft_request(base, dataset, batch_size=6, micro_batch_size=2), lab.store).summary

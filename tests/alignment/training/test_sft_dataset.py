@@ -12,14 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alignment.data.demonstrations import normalise
+from alignment.data.files import pin_file
+from alignment.data.rows import SftRow, is_held_out, read_sft_rows, sft_row
 from alignment.errors import BadInput
-from alignment.preferences.row import SftRow, read_sft_rows, sft_row
-from alignment.preferences.split import is_held_out
-from alignment.sources import pin_file
 from alignment.stages import SourceFile, execute
+from alignment.stages.sft_dataset import STAGE, SftDatasetRequest, sample
 from alignment.store import Commit, Store
-from alignment.training.sft_dataset import STAGE, SftDatasetRequest, sample
-from alignment.training.sft_forms import normalise
 
 
 @pytest.fixture

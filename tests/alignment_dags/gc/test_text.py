@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from alignment.preferences.row import paired_row
-from alignment.preferences.shard import STAGE, ShardRequest
-from alignment.preferences.tombstones import Tombstone, bury
-from alignment.sources import pin_file
+from alignment.data.files import pin_file
+from alignment.data.rows import paired_row
+from alignment.data.withdrawal import Tombstone, bury
 from alignment.stages import execute
+from alignment.stages.preference_shard import STAGE, ShardRequest
 from alignment.store import Artifact, Commit, Ref, Store
 from alignment_dags.gc.text import withdrawn_text
 

@@ -13,14 +13,14 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from alignment.data import shards as shards_module
+from alignment.data.rows import read_rows
+from alignment.data.withdrawal import Tombstone, bury, lift, now
 from alignment.errors import BadInput
-from alignment.preferences import shard as shard_module
-from alignment.preferences import shards as shards_module
-from alignment.preferences.row import read_rows
-from alignment.preferences.shard import ShardRequest
-from alignment.preferences.tombstones import Tombstone, bury, lift, now
 from alignment.recipe import DataSource, PreferenceSource, Recipe, parse_recipe
 from alignment.stages import SourceFile, execute
+from alignment.stages import preference_shard as shard_module
+from alignment.stages.preference_shard import ShardRequest
 from alignment.store import Artifact, Ref
 from alignment_dags.launch import RANGE_END, RANGE_START
 from alignment_dags.run import follow_source

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from alignment.data.files import pin_file
 from alignment.recipe import Judge
-from alignment.sources import pin_file
 from alignment.stages import Context, Request, Result, Stage, execute
 from alignment.store import Artifact, Store
 from eval.grading.choose import JudgeUnavailable

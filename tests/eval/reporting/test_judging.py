@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from alignment.data.files import pin_file
 from alignment.recipe import Judge
-from alignment.sources import pin_file
 from alignment.stages import Context, Result, Stage, execute
 from alignment.store import Artifact, Commit, Store
 from eval.jsonl import write_records

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alignment.data import duplicates as id_groups
+from alignment.data.rows import content_id
+from alignment.data.split import SPLIT_SCHEMA, SplitWriter
 from alignment.digest import lines_digest
-from alignment.preferences import id_groups
-from alignment.preferences.content import content_id
-from alignment.preferences.manifest import Manifest, ManifestShard
-from alignment.preferences.split_file import SPLIT_SCHEMA, SplitWriter
+from alignment.stages.preference_manifest import Manifest, ManifestShard
 from alignment.store import Artifact
 from eval.reporting import row_changes as module
 from eval.reporting.row_changes import row_changes

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from alignment.data.files import pin_file
 from alignment.errors import BadInput
-from alignment.sources import pin_file
 from eval.suites import GSM8K, IFEVAL, MT_BENCH, Item, SuiteSpec, suite_named
 from eval.suites.items import check_items, load_items, read_items, sample_positions
 

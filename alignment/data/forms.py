@@ -1,0 +1,309 @@
+"""One record of any known form → a `PreferenceRow`, or the reason why not.
+
+| form | fields |
+|---|---|
+| TRL standard | `prompt`, `chosen`, `rejected`: strings |
+| TRL conversational | `prompt`, `chosen`, `rejected`: lists of messages |
+| TRL implicit prompt | `chosen`, `rejected`: whole conversations that part only at the last turn |
+| HH-RLHF | `chosen`, `rejected`: strings `"\n\nHuman: …\n\nAssistant: …"` |
+| UltraFeedback binarized | `prompt`: string; `chosen`, `rejected`: whole conversations |
+| ShareGPT pairs | `conversations` (or `messages`); `chosen`, `rejected`: one message each; `system` |
+| Alpaca pairs | `instruction`, `input`; `chosen`, `rejected`: strings |
+| TRL unpaired | `prompt`, `completion`, `label` |
+| LLaMA-Factory KTO | `messages` (or `conversations`), `label` (or `kto_tag`) |
+
+What a row says is taken as given. White space alone counts as empty, and an empty prompt is refused in
+every form: a preference that depends on no prompt is a damaged record far more often than a wish.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from alignment.data.rows import Content, Message, PreferenceRow, paired_row, unpaired_row
+
+# What the record forms share: messages in either spelling, where a conversation's last turn begins, empty text.
+#
+# A record that cannot be used raises `Unusable`, whose text is a short stable reason for the quarantine.
+
+ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+UNSUPPORTED = ("tools", "functions", "images", "videos", "audios", "image", "audio")
+EMPTY: tuple[Any, ...] = (None, "", "[]", [], {}, False)
+
+
+class Unusable(ValueError):
+    """Why a record cannot be a row."""
+
+
+def present(record: Any) -> dict[str, Any]:
+    """The record's fields that hold something: a null stands for a field that is not there."""
+    if not isinstance(record, dict):
+        raise Unusable("not an object")
+    fields = {str(name): value for name, value in record.items() if value is not None}
+    for name in UNSUPPORTED:
+        if fields.get(name) not in EMPTY:  # left out, the model would be trained on another prompt than the one judged
+            raise Unusable(f"{name} are not supported")
+    return fields
+
+
+def text_of(value: Any, field: str) -> str:
+    """A text as it is; raises unless it is a string that UTF-8 can hold."""
+    if not isinstance(value, str):
+        raise Unusable(f"{field} is not text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise Unusable("not valid Unicode") from None
+    return value
+
+
+def messages_of(value: Any, field: str) -> tuple[Message, ...]:
+    """Messages reduced to role and content, from {role, content} or ShareGPT's {from, value}; one dict is one message.
+
+    Content is a string or a list holding one text part.
+    """
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list | tuple):
+        raise Unusable(f"{field} is not a list of messages")
+    return tuple(_message(item, field) for item in value)
+
+
+def _message(item: Any, field: str) -> Message:
+    if not isinstance(item, Mapping):
+        raise Unusable(f"{field} is not a list of messages")
+    if item.get("tool_calls") or item.get("function_call"):
+        raise Unusable("tools are not supported")
+    given = item.get("role") or item.get("from")
+    role = ROLES.get(given) if isinstance(given, str) else None
+    if role is None:
+        raise Unusable("wrong roles")
+    content = item.get("value") if item.get("content") is None else item["content"]
+    if isinstance(content, list) and len(content) == 1 and isinstance(content[0], Mapping):
+        part = content[0]
+        content = part.get("text") if part.get("type", "text") == "text" else None
+    return {"role": role, "content": text_of(content, field)}
+
+
+def user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def turns_of(value: Any, field: str, speaker: Callable[[str], Message]) -> tuple[Message, ...]:
+    """Messages as `messages_of`; a string is one message of the speaker."""
+    return (speaker(text_of(value, field)),) if isinstance(value, str) else messages_of(value, field)
+
+
+def with_system(messages: tuple[Message, ...], fields: Mapping[str, Any]) -> tuple[Message, ...]:
+    """The messages, led by the record's own `system` field if it has one and they do not."""
+    system = fields.get("system")
+    if not system or (messages and messages[0]["role"] == "system"):
+        return messages
+    return ({"role": "system", "content": text_of(system, "system")}, *messages)
+
+
+def instruction_prompt(fields: Mapping[str, Any]) -> tuple[Message, ...]:
+    """Alpaca's instruction, with its input after a blank line, and LLaMA-Factory's system and history before it."""
+    turns: list[Message] = []
+    history = fields.get("history") or ()
+    for turn in history if isinstance(history, list | tuple) else (history,):
+        if not isinstance(turn, list | tuple) or len(turn) != 2:
+            raise Unusable("history is not a list of pairs")
+        turns += [user(text_of(turn[0], "history")), assistant(text_of(turn[1], "history"))]
+    instruction = text_of(fields["instruction"], "instruction")
+    given = text_of(fields.get("input", ""), "input")
+    turns.append(user(f"{instruction}\n\n{given}" if given and instruction else instruction or given))
+    return with_system(tuple(turns), fields)
+
+
+def split_last_turn(conversation: tuple[Message, ...]) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    """(prompt, completion): the completion is the one assistant message that ends the conversation."""
+    if not conversation or conversation[-1]["role"] != "assistant":
+        raise Unusable("wrong roles")
+    return conversation[:-1], conversation[-1:]
+
+
+def whole_conversation(fields: Mapping[str, Any]) -> tuple[tuple[Message, ...], tuple[Message, ...]] | None:
+    """(prompt, completion) of a record that is one conversation, in `messages` or ShareGPT's `conversations`."""
+    for name in ("messages", "conversations"):
+        if name in fields:
+            return split_last_turn(with_system(messages_of(fields[name], name), fields))
+    return None
+
+
+def plain_texts(fields: Mapping[str, Any]) -> tuple[str, str] | None:
+    """(prompt, completion) of a record whose two fields are plain strings; None where one of them is messages."""
+    if "prompt" not in fields:
+        raise Unusable("missing field prompt")
+    prompt, completion = fields["prompt"], fields["completion"]
+    if not isinstance(prompt, str) or not isinstance(completion, str):
+        return None
+    require_no_system(fields)
+    return text_of(prompt, "prompt"), text_of(completion, "completion")
+
+
+def require_no_system(fields: Mapping[str, Any]) -> None:
+    """Raises where a system message stands beside plain strings, which get no chat template to hold it."""
+    if fields.get("system"):
+        raise Unusable("system beside plain strings")
+
+
+def is_blank(content: Content) -> bool:
+    """Whether there is nothing but white space to read; a system message alone counts as nothing."""
+    if isinstance(content, str):
+        return not content.strip()
+    return not any(message["content"].strip() for message in content if message["role"] != "system")
+
+
+def require_prompt(prompt: Content) -> None:
+    """Raises unless the prompt says something and, as messages, leaves the turn to the assistant."""
+    if is_blank(prompt):
+        raise Unusable("empty prompt")
+    if not isinstance(prompt, str) and (
+        prompt[-1]["role"] != "user" or any(message["role"] == "system" for message in prompt[1:])
+    ):
+        raise Unusable("wrong roles")
+
+
+HH_TURN = "\n\nAssistant:"
+LABELS = {"true": True, "1": True, "false": False, "0": False}
+Fields = dict[str, Any]
+
+
+def normalise(record: Any, source: str, source_row: int) -> PreferenceRow | str:
+    """The row of a record, or a short stable reason why it is none."""
+    try:
+        fields = present(record)
+        if "chosen" in fields and "rejected" in fields:
+            return _paired(fields, source, source_row)
+        if "label" in fields or "kto_tag" in fields:
+            return _unpaired(fields, source, source_row)
+        raise Unusable(_what_is_missing(fields))
+    except Unusable as reason:
+        return str(reason)
+
+
+def _what_is_missing(fields: Fields) -> str:
+    if "completion" in fields:
+        return "missing field label"
+    if "rejected" in fields:
+        return "missing field chosen"
+    if "chosen" in fields:
+        return "missing field rejected"
+    if fields.keys() & {"prompt", "instruction", "messages", "conversations"}:
+        return "missing field chosen"
+    return "unknown form"
+
+
+# Pairs ------------------------------------------------------------------------------------------
+
+
+def _paired(fields: Fields, source: str, source_row: int) -> PreferenceRow:
+    (prompt, chosen), (other, rejected) = _sides(fields)
+    if prompt != other:
+        raise Unusable("prompts differ")
+    require_prompt(prompt)
+    if is_blank(chosen):
+        raise Unusable("empty chosen")
+    if is_blank(rejected):
+        raise Unusable("empty rejected")
+    if chosen == rejected:
+        raise Unusable("chosen equals rejected")
+    return paired_row(prompt, chosen, rejected, source, source_row)
+
+
+def _sides(fields: Fields) -> tuple[tuple[Content, Content], tuple[Content, Content]]:
+    """(prompt, completion) of the chosen and of the rejected side."""
+    chosen, rejected = fields["chosen"], fields["rejected"]
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise Unusable("chosen and rejected have different forms")
+    prompt = _context(fields)
+    if isinstance(chosen, str) and (prompt is None or isinstance(prompt, str)):
+        chosen, rejected = text_of(chosen, "chosen"), text_of(rejected, "rejected")
+        require_no_system(fields)
+        if prompt is not None:
+            return (prompt, chosen), (prompt, rejected)
+        return _split_hh(chosen), _split_hh(rejected)
+    return _side(prompt, chosen, "chosen", fields), _side(prompt, rejected, "rejected", fields)
+
+
+def _context(fields: Fields) -> Content | None:
+    """What comes before both completions, if the record says it apart from them."""
+    if "prompt" in fields:
+        prompt = fields["prompt"]
+        return text_of(prompt, "prompt") if isinstance(prompt, str) else messages_of(prompt, "prompt")
+    if "instruction" in fields:
+        return instruction_prompt(fields)
+    if isinstance(fields["chosen"], list):
+        return None
+    for name in ("conversations", "messages"):
+        if name in fields:
+            return messages_of(fields[name], name)
+    return None
+
+
+def _side(prompt: Content | None, completion: Any, field: str, fields: Fields) -> tuple[Content, Content]:
+    turns = turns_of(completion, field, assistant)
+    return split_last_turn(with_system(_conversation(prompt, turns), fields))
+
+
+def _conversation(prompt: Content | None, turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Prompt and turns in one, where the turns may already begin with the prompt."""
+    if prompt is None:
+        if len(turns) < 2:
+            raise Unusable("missing field prompt")
+        return turns
+    if isinstance(prompt, str):
+        if len(turns) < 2:
+            return (user(prompt), *turns)
+        asked = [message["content"].strip() for message in turns if message["role"] == "user"]
+        if prompt.strip() not in asked:
+            raise Unusable("prompts differ")
+        return turns
+    return turns if prompt and turns[: len(prompt)] == prompt else prompt + turns
+
+
+def _split_hh(text: str) -> tuple[str, str]:
+    """Prompt up to and with the last "\\n\\nAssistant:", completion the rest exactly."""
+    before, mark, completion = text.rpartition(HH_TURN)
+    if not mark:
+        raise Unusable("missing field prompt")
+    return before + mark, completion
+
+
+# Unpaired ---------------------------------------------------------------------------------------
+
+
+def _unpaired(fields: Fields, source: str, source_row: int) -> PreferenceRow:
+    label = _label(fields["label"] if "label" in fields else fields["kto_tag"])
+    prompt, completion = _answered(fields)
+    require_prompt(prompt)
+    if is_blank(completion):
+        raise Unusable("empty completion")
+    return unpaired_row(prompt, completion, label, source, source_row)
+
+
+def _answered(fields: Fields) -> tuple[Content, Content]:
+    if "completion" not in fields:
+        if (conversation := whole_conversation(fields)) is None:
+            raise Unusable("missing field completion")
+        return conversation
+    if (texts := plain_texts(fields)) is not None:
+        return texts
+    prompt = fields["prompt"]
+    context: Content = prompt if isinstance(prompt, str) else messages_of(prompt, "prompt")
+    return _side(context, fields["completion"], "completion", fields)
+
+
+def _label(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    label = LABELS.get(str(value).strip().lower()) if isinstance(value, str | int) else None
+    if label is None:
+        raise Unusable("label is not true or false")
+    return label

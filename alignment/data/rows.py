@@ -1,0 +1,251 @@
+"""The row: one preference (or one demonstration), named by what it says and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from alignment.digest import canonical_json, json_digest
+
+# What a row says: plain text or messages, and how either stands in a Parquet cell.
+
+Form = Literal["text", "chat"]
+"""`text`: plain strings, which get no chat template. `chat`: messages, which do."""
+Message = dict[str, str]
+"""Exactly `role` and `content`."""
+Content = str | tuple[Message, ...]
+
+
+def content_id(content: dict[str, Any]) -> str:
+    """32 hex digits over the content as it stands: no trimming, no Unicode normalisation."""
+    return json_digest(content)[:32]
+
+
+def form_of(content: Content) -> Form:
+    return "text" if isinstance(content, str) else "chat"
+
+
+def encode(content: Content) -> str:
+    """The content as one Parquet cell: text as it is, messages as canonical JSON."""
+    return content if isinstance(content, str) else canonical_json(content).decode("utf-8")
+
+
+def decode(form: str, cell: str) -> Content:
+    """The inverse of `encode`."""
+    return cell if form == "text" else tuple(json.loads(cell))
+
+
+# Plain records to and from Parquet, a batch in memory at a time.
+
+BATCH_ROWS = 1024
+
+
+def write_records(path: str | Path, schema: pa.Schema, records: Iterable[dict[str, Any]]) -> int:
+    """Writes records in the order given; a file with the schema even when there are none. Returns how many."""
+    written = 0
+    remaining = iter(records)
+    with pq.ParquetWriter(str(path), schema, compression="zstd") as writer:
+        while batch := list(islice(remaining, BATCH_ROWS)):
+            writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+            written += len(batch)
+    return written
+
+
+def iter_records(path: str | Path, groups: Sequence[int] | None = None) -> Iterator[dict[str, Any]]:
+    """Records in file order, of all row groups or of those named."""
+    with pq.ParquetFile(str(path)) as file:
+        for batch in file.iter_batches(batch_size=BATCH_ROWS, row_groups=groups):
+            yield from batch.to_pylist()
+
+
+def read_columns(path: str | Path, *columns: str) -> pa.Table:
+    """Some columns of a file whole, without what `pyarrow.parquet.read_table` looks up for data sets of many files."""
+    with pq.ParquetFile(str(path)) as file:
+        return file.read(list(columns))
+
+
+# Train or held out, by the prompt alone: a prompt never stands on both sides and never moves.
+
+SCALE = 2.0**64
+
+
+def split_at(prompt: Content, form: str) -> float:
+    """Where a prompt stands between 0 and 1, evenly spread by its hash: the first 64 bits of a SHA-256 over 2**64.
+
+    It is held out by every fraction above that. `prompt` may be given decoded or as its Parquet cell. The same in
+    every shard, recipe and data set.
+    """
+    digest = hashlib.sha256(f"{form}\n{encode(prompt)}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / SCALE
+
+
+def is_held_out(prompt: Content, form: str, fraction: float) -> bool:
+    """Whether a prompt belongs to the `fraction` (0 to 1) that is measured on and never trained on.
+
+    A prompt held out at one fraction is held out at every larger one.
+    """
+    return split_at(prompt, form) < fraction
+
+
+def are_held_out(split_at: pa.Array, fraction: float) -> pa.Array:
+    """`is_held_out` of many prompts at once, by where they stand."""
+    return pc.less(split_at, fraction)
+
+
+ROWS_FILE = "rows.parquet"
+SPLIT_AT = "split_at"
+"""The column of `split_at`, so that who splits rows reads no text."""
+
+PREFERENCE_SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("form", pa.string()),
+        ("prompt", pa.string()),
+        ("chosen", pa.string()),
+        ("rejected", pa.string()),
+        ("completion", pa.string()),
+        ("label", pa.bool_()),
+        ("source", pa.string()),
+        ("source_row", pa.int64()),
+        (SPLIT_AT, pa.float64()),
+    ]
+)
+SFT_SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("form", pa.string()),
+        ("prompt", pa.string()),
+        ("completion", pa.string()),
+        ("source", pa.string()),
+        ("source_row", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class PreferenceRow:
+    """A pair (`chosen`, `rejected`) or, unpaired, one `completion` with its `label` (True: wanted).
+
+    `source` is the file's name and `source_row` its 1-based line or record; neither is part of `row_id`.
+    """
+
+    row_id: str
+    form: Form
+    prompt: Content
+    chosen: Content | None
+    rejected: Content | None
+    completion: Content | None
+    label: bool | None
+    source: str
+    source_row: int
+
+    @property
+    def paired(self) -> bool:
+        return self.label is None
+
+
+@dataclass(frozen=True)
+class SftRow:
+    """A prompt and the completion to learn."""
+
+    row_id: str
+    form: Form
+    prompt: Content
+    completion: Content
+    source: str
+    source_row: int
+
+
+def paired_row(prompt: Content, chosen: Content, rejected: Content, source: str, source_row: int) -> PreferenceRow:
+    """A pair, named by its content; all three contents have the same form."""
+    row_id = content_id({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    return PreferenceRow(row_id, form_of(prompt), prompt, chosen, rejected, None, None, source, source_row)
+
+
+def unpaired_row(prompt: Content, completion: Content, label: bool, source: str, source_row: int) -> PreferenceRow:
+    """A completion with a thumb up or down, named by its content."""
+    row_id = content_id({"prompt": prompt, "completion": completion, "label": label})
+    return PreferenceRow(row_id, form_of(prompt), prompt, None, None, completion, label, source, source_row)
+
+
+def sft_row(prompt: Content, completion: Content, source: str, source_row: int) -> SftRow:
+    """A demonstration, named by its content."""
+    row_id = content_id({"prompt": prompt, "completion": completion})
+    return SftRow(row_id, form_of(prompt), prompt, completion, source, source_row)
+
+
+# Preference rows --------------------------------------------------------------------------------
+
+
+def write_rows(path: str | Path, rows: Iterable[PreferenceRow]) -> int:
+    """Writes rows in the order given; returns how many."""
+    return write_records(path, PREFERENCE_SCHEMA, map(_preference_cells, rows))
+
+
+def iter_rows(path: str | Path, groups: Sequence[int] | None = None) -> Iterator[PreferenceRow]:
+    """Rows of a `rows.parquet` in file order, of all row groups or of those named; a batch in memory at a time."""
+    for cells in iter_records(path, groups):
+        form = cells["form"]
+        cells.pop(SPLIT_AT, None)
+        for name in ("prompt", "chosen", "rejected", "completion"):
+            if cells[name] is not None:
+                cells[name] = decode(form, cells[name])
+        yield PreferenceRow(**cells)
+
+
+def read_rows(path: str | Path) -> list[PreferenceRow]:
+    return list(iter_rows(path))
+
+
+def _preference_cells(row: PreferenceRow) -> dict[str, Any]:
+    return {
+        "row_id": row.row_id,
+        "form": row.form,
+        "prompt": encode(row.prompt),
+        "chosen": None if row.chosen is None else encode(row.chosen),
+        "rejected": None if row.rejected is None else encode(row.rejected),
+        "completion": None if row.completion is None else encode(row.completion),
+        "label": row.label,
+        "source": row.source,
+        "source_row": row.source_row,
+        SPLIT_AT: split_at(row.prompt, row.form),
+    }
+
+
+# SFT rows ---------------------------------------------------------------------------------------
+
+
+def write_sft_rows(path: str | Path, rows: Iterable[SftRow]) -> int:
+    """Writes rows in the order given; returns how many."""
+    return write_records(path, SFT_SCHEMA, map(_sft_cells, rows))
+
+
+def iter_sft_rows(path: str | Path) -> Iterator[SftRow]:
+    for cells in iter_records(path):
+        form = cells["form"]
+        cells["prompt"], cells["completion"] = decode(form, cells["prompt"]), decode(form, cells["completion"])
+        yield SftRow(**cells)
+
+
+def read_sft_rows(path: str | Path) -> list[SftRow]:
+    return list(iter_sft_rows(path))
+
+
+def _sft_cells(row: SftRow) -> dict[str, Any]:
+    return {
+        "row_id": row.row_id,
+        "form": row.form,
+        "prompt": encode(row.prompt),
+        "completion": encode(row.completion),
+        "source": row.source,
+        "source_row": row.source_row,
+    }

@@ -1,0 +1,163 @@
+"""Which shards a recipe's preference source has, and the request that makes each."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from alignment.data.files import expand, modified, pin_file, size
+from alignment.data.hub import pin_hub
+from alignment.data.readers import data_suffix
+from alignment.digest import json_digest
+from alignment.errors import BadInput
+from alignment.recipe import PreferenceSource
+from alignment.stages import SourceFile
+from alignment.stages.preference_shard import ShardRequest
+
+EMBEDDED_DAYS = 3
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where one shard comes from: `part` of `parts` of a file, or a request that needs nothing looked at."""
+
+    part: int
+    parts: int
+    url: str | None = None
+    whole: ShardRequest | None = None
+
+
+class Shards(Mapping[str, ShardRequest]):
+    """Shard name → request, in the source's order. Names are known at once; a file is pinned when it is asked for.
+
+    Asking raises `BadInput` for a file that cannot be read.
+    """
+
+    def __init__(self, parts: dict[str, Part]) -> None:
+        self._parts = parts
+        self._pinned: dict[str, SourceFile] = {}
+
+    def __getitem__(self, name: str) -> ShardRequest:
+        place = self._parts[name]
+        if place.whole is not None:
+            return place.whole.model_copy(update={"part": place.part, "parts": place.parts})
+        url = str(place.url)
+        if url not in self._pinned:
+            self._pinned[url] = pin_file(url)
+        return ShardRequest(file=self._pinned[url], part=place.part, parts=place.parts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parts
+
+    def modified(self, name: str) -> float | None:
+        """When the shard's file was last written, in seconds since the epoch; None where that is not known."""
+        url = self._parts[name].url
+        return None if url is None else modified(url)
+
+    def file(self, name: str) -> tuple[str, int | None] | None:
+        """The URL of the shard's file and its size in bytes, where that is known; None for what is no file."""
+        url = self._parts[name].url
+        return None if url is None else (url, size(url))
+
+
+def shards_of(source: PreferenceSource, seed: int = 0) -> Shards:
+    """The source's shards as they are now; `seed` counts for embedded data only.
+
+    A file's shard bears its name without suffix, led by its folder's where two clash; a hub split's the
+    split's; embedded shards are `day-1`, `day-2`, …. A source cut in n adds `-00001-of-0000n`.
+    Raises `BadInput` if files or the hub's data set cannot be found.
+    """
+    if source.embedded is not None:
+        days = EMBEDDED_DAYS if source.split_into == 1 else source.split_into
+        generated = ShardRequest(embedded=source.embedded, seed=seed)
+        return Shards({f"day-{day + 1}": Part(day, days, whole=generated) for day in range(days)})
+    parts = source.split_into
+    if source.hub is not None:
+        pinned = pin_hub(source)
+        name, request = safe(str(pinned.split)), ShardRequest(hub=pinned)
+        return Shards({part_name(name, part, parts): Part(part, parts, whole=request) for part in range(parts)})
+    urls = list(dict.fromkeys(url for pattern in source.files or [] for url in expand(pattern)))
+    if not urls:
+        raise BadInput("names no file", field="preferences.files")
+    return Shards(
+        {
+            part_name(name, part, parts): Part(part, parts, url=url)
+            for name, url in zip(shard_names(urls), urls, strict=True)
+            for part in range(parts)
+        }
+    )
+
+
+def part_name(name: str, part: int, parts: int) -> str:
+    return name if parts == 1 else f"{name}-{part + 1:05d}-of-{parts:05d}"
+
+
+def shard_names(urls: list[str]) -> list[str]:
+    """A distinct name for each of several distinct URLs: as short as it can be, the same in any order."""
+    depths = [1] * len(urls)
+    while True:
+        names = [_name(url, depth) for url, depth in zip(urls, depths, strict=True)]
+        counts = Counter(names)
+        clashing = [index for index, name in enumerate(names) if counts[name] > 1]
+        if not clashing:
+            return names
+        deeper = [index for index in clashing if depths[index] <= len(_parts(urls[index]))]
+        if not deeper:  # same folders and stem: only characters that names cannot hold, or the suffix, differ
+            digests = [json_digest(url)[:8] for url in urls]
+            return [f"{name}-{tag}" if counts[name] > 1 else name for name, tag in zip(names, digests, strict=True)]
+        for index in deeper:
+            depths[index] += 1
+
+
+def _parts(url: str) -> tuple[str, ...]:
+    return tuple(part for part in PurePosixPath(url.partition("://")[2] or url).parts if part != "/")
+
+
+def _name(url: str, depth: int) -> str:
+    """The last `depth` parts of a path, the file's suffix left off unless all parts are used up."""
+    parts = _parts(url)
+    file = parts[-1]
+    suffix = data_suffix(file)
+    if suffix is not None and depth <= len(parts):
+        file = file[: file.lower().rindex(suffix)] or file
+    return safe("-".join((*parts[-depth:-1], file)))
+
+
+def safe(name: str) -> str:
+    """A name that a partition key and a file name can both hold."""
+    return re.sub(r"\.{2,}", ".", re.sub(r"[^\w.\-]+", "-", name)).strip("-.") or "shard"
+
+
+# Whether two shard requests read the same records, whatever the shards are called and however a source is cut.
+
+
+def overlaps(one: ShardRequest, other: ShardRequest) -> bool:
+    """Whether two requests have records in common: of one content, or of one place in the source.
+
+    A file is known by what it holds and by where it lies, the other sources by their names.
+    """
+    if one.embedded is not None or other.embedded is not None:
+        return (one.embedded, one.seed, one.part) == (other.embedded, other.seed, other.part)
+    if one.hub is not None and other.hub is not None:
+        same = (one.hub.hub, one.hub.config, one.hub.split) == (other.hub.hub, other.hub.config, other.hub.split)
+    elif one.file is not None and other.file is not None:
+        same = one.file.sha256 == other.file.sha256 or one.file.url == other.file.url
+    else:
+        return False
+    return same and cuts_overlap(one, other)
+
+
+def cuts_overlap(one: ShardRequest, other: ShardRequest) -> bool:
+    """Whether part p of n, the records from p/n to (p + 1)/n of a source, has any that part q of m has."""
+    return (
+        one.part * other.parts < (other.part + 1) * one.parts and other.part * one.parts < (one.part + 1) * other.parts
+    )

@@ -1,0 +1,272 @@
+"""Withdrawals applied to a recipe's shards: withdrawn ones are gone, withdrawn rows left out of those that hold them.
+
+A shard that was built and does not hold a withdrawn row keeps its request, so that one person's wish makes one
+shard anew and not ten thousand. What a shard holds that was not built yet is not known, so it is asked to leave
+out all withdrawn rows.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Literal
+from urllib.parse import quote, unquote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from alignment.data.forms import normalise
+from alignment.data.rows import ROWS_FILE, PreferenceRow, SftRow
+from alignment.data.shards import Shards, overlaps
+from alignment.data.validate import QUARANTINE_FILE
+from alignment.digest import json_digest
+from alignment.errors import BadInput
+from alignment.stages.execute import REQUEST_FILE
+from alignment.stages.preference_shard import STAGE, ShardRequest
+from alignment.store import Artifact, ErasedArtifact, MissingArtifact, Store
+
+# Tombstones: rows and shards that a recipe must not use any more, because somebody asked for their data to go.
+#
+# One small object each, so that two people never overwrite each other:
+# `withdrawn/<recipe>/{rows,demonstrations,shards}/<id>.json`. They hold ids, a time and a reason, never a row's text.
+
+FOLDER = "withdrawn"
+What = Literal["rows", "demonstrations", "shards"]
+
+
+class Tombstone(BaseModel):
+    """One withdrawn row, demonstration or shard.
+
+    Of a withdrawn shard, `artifacts` are the keys of what was ever built of it and `sources` the requests that read
+    it: the same records are not to come back under another name.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    at: str
+    reason: str = ""
+    artifacts: list[str] = []
+    sources: list[ShardRequest] = []
+
+
+@dataclass(frozen=True)
+class Withdrawn:
+    """What a recipe must not use: ids of preference rows and of rows to fine-tune on, and shard names.
+
+    `sources` are requests for records of withdrawn shards, each with its shard's name.
+    """
+
+    rows: frozenset[str] = field(default_factory=frozenset)
+    demonstrations: frozenset[str] = field(default_factory=frozenset)
+    shards: frozenset[str] = field(default_factory=frozenset)
+    sources: tuple[tuple[str, ShardRequest], ...] = ()
+
+
+def read_withdrawn(store: Store, recipe: str) -> Withdrawn:
+    """All of a recipe's tombstones, by listings; only those of whole shards are read."""
+    shards = sorted(_ids(store, recipe, "shards"))
+    stones = [stone for shard in shards if (stone := tombstone(store, recipe, "shards", shard)) is not None]
+    return Withdrawn(
+        rows=frozenset(_ids(store, recipe, "rows")),
+        demonstrations=frozenset(_ids(store, recipe, "demonstrations")),
+        shards=frozenset(shards),
+        sources=tuple((stone.id, source) for stone in stones for source in stone.sources),
+    )
+
+
+def tombstone(store: Store, recipe: str, what: What, id: str) -> Tombstone | None:
+    """One tombstone as it was written, or None."""
+    try:
+        return Tombstone.model_validate_json(store.fs.cat_file(_path(store, recipe, what, id)))
+    except FileNotFoundError:
+        return None
+
+
+def bury(store: Store, recipe: str, what: What, stones: Iterable[Tombstone]) -> None:
+    """Writes tombstones; one that stands already is written anew."""
+    for stone in stones:
+        store.replace(_path(store, recipe, what, stone.id), stone.model_dump_json(indent=1).encode())
+
+
+def lift(store: Store, recipe: str, what: What, ids: Iterable[str]) -> None:
+    """Removes tombstones; those that another process removed first are gone all the same."""
+    for id in ids:
+        try:
+            store.fs.rm_file(_path(store, recipe, what, id))
+        except FileNotFoundError:
+            continue
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _path(store: Store, recipe: str, what: What, id: str) -> str:
+    return store.path(FOLDER, recipe, what, f"{quote(id, safe='')}.json")
+
+
+def _ids(store: Store, recipe: str, what: What) -> list[str]:
+    folder = store.path(FOLDER, recipe, what)
+    return [unquote(PurePosixPath(str(path)).stem) for path in store.fs.glob(f"{folder}/*.json")]
+
+
+# Which kinds of artifact hold rows as text, and which of some rows one holds.
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A kind of artifact that holds rows as text, in `files` by id and in its quarantine as they were read."""
+
+    kind: str
+    files: tuple[str, ...]
+    parse: Callable[[object, str, int], PreferenceRow | SftRow | str]
+
+    def held(self, store: Store, artifact: Artifact, rows: frozenset[str]) -> set[str]:
+        """Those of the row ids that stand in an artifact of this kind, set aside or not."""
+        return rows_held(store, artifact, rows, self.files) | set(self._quarantined(store, artifact, rows))
+
+    def _quarantined(self, store: Store, artifact: Artifact, rows: frozenset[str]) -> Iterator[str]:
+        if not rows:
+            return
+        table = pq.read_table(pa.BufferReader(store.read(artifact, QUARANTINE_FILE)), columns=["text"])
+        for text in table["text"].to_pylist():
+            try:
+                row = self.parse(json.loads(text), "", 1)
+            except (ValueError, RecursionError):
+                continue
+            if not isinstance(row, str) and row.row_id in rows:
+                yield row.row_id
+
+
+SHARDS = Holder("preference_shard", (ROWS_FILE,), normalise)
+
+
+def rows_held(
+    store: Store, artifact: Artifact, rows: frozenset[str], files: tuple[str, ...] = (ROWS_FILE,)
+) -> set[str]:
+    """Those of the row ids that files of an artifact hold, read from their one column of ids."""
+    wanted = pa.array(sorted(rows), pa.string())
+    held: set[str] = set()
+    for name in files if rows else ():
+        ids = pq.read_table(pa.BufferReader(store.read(artifact, name)), columns=["row_id"])["row_id"]
+        held.update(ids.filter(pc.is_in(ids, value_set=wanted)).to_pylist())
+    return held
+
+
+class RemainingShards(Mapping[str, ShardRequest]):
+    """A source's shards without what was withdrawn; a file is pinned when its shard is asked for.
+
+    `current` gives the artifact a shard has now, if any.
+    """
+
+    def __init__(
+        self, shards: Shards, withdrawn: Withdrawn, current: Callable[[str], Artifact | None], store: Store
+    ) -> None:
+        self._shards = shards
+        self._withdrawn = withdrawn
+        self._current = current
+        self._store = store
+        self._applied: dict[str, ShardRequest] = {}
+
+    def __getitem__(self, name: str) -> ShardRequest:
+        if name in self.withdrawn:
+            raise KeyError(name)
+        request, rows = self._shards[name], self._withdrawn.rows
+        if (shard := self._withdrawn_as(request)) is not None:  # it was written just now
+            raise BadInput(
+                f"holds what was withdrawn as shard {shard}", file=request.file.url if request.file else None
+            )
+        if not rows:
+            return request
+        if name not in self._applied:
+            self._applied[name] = _applied(request, rows, self._current(name), self._store)
+        return self._applied[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._shards if name not in self.withdrawn)
+
+    def __len__(self) -> int:
+        return len(self._shards) - len(self.withdrawn)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shards and name not in self.withdrawn
+
+    @cached_property
+    def withdrawn(self) -> Mapping[str, str]:
+        """Shards that the source lists and that are left out → why: the name, or the records, of a withdrawn one.
+
+        Only a file of a withdrawn one's size is read for it.
+        """
+        found: dict[str, str] = {}
+        for name in self._shards:
+            if name in self._withdrawn.shards:
+                found[name] = f"{name} is the name of a withdrawn shard"
+            elif self._withdrawn.sources:
+                with suppress(BadInput):  # whoever asks for it is told
+                    if self._is_suspect(name) and (shard := self._withdrawn_as(self._shards[name])) is not None:
+                        found[name] = f"{name} holds what was withdrawn as shard {shard}"
+        return found
+
+    def _is_suspect(self, name: str) -> bool:
+        if (listed := self._shards.file(name)) is None:
+            return True
+        url, size = listed
+        known = [source.file for _, source in self._withdrawn.sources if source.file is not None]
+        return any(url == file.url or size in (None, file.size) for file in known)
+
+    def _withdrawn_as(self, request: ShardRequest) -> str | None:
+        return next((shard for shard, source in self._withdrawn.sources if overlaps(source, request)), None)
+
+    def modified(self, name: str) -> float | None:
+        """When the shard's file was last written, in seconds since the epoch; None where that is not known."""
+        return self._shards.modified(name)
+
+
+def _applied(request: ShardRequest, rows: frozenset[str], current: Artifact | None, store: Store) -> ShardRequest:
+    everything = request.model_copy(update={"withdrawn": tuple(sorted(rows))})
+    if current is None:
+        return everything
+    try:
+        asked = ShardRequest.model_validate_json(store.read(current, REQUEST_FILE))
+        if STAGE.key(asked.model_copy(update={"withdrawn": ()})) != STAGE.key(request):
+            return everything  # other content, which may hold any of them
+        if set(asked.withdrawn) <= rows and not holds(store, current, rows - set(asked.withdrawn)):
+            return request.model_copy(update={"withdrawn": asked.withdrawn})
+    except MissingArtifact:
+        return everything
+    return everything
+
+
+def holds(store: Store, shard: Artifact, rows: frozenset[str]) -> bool:
+    """Whether a shard artifact holds any of the rows, valid or set aside; remembered, as an artifact never changes.
+
+    One whose rows were erased counts as holding them: it is of no more use.
+    """
+    if not rows:
+        return False
+    asked = json_digest(sorted(rows))
+    memory = store.cache / "holds" / f"{shard.key}-{shard.attempt}.json"
+    try:
+        known = json.loads(memory.read_text(encoding="utf-8"))
+        if known["asked"] == asked:
+            return bool(known["holds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    try:
+        holds = bool(SHARDS.held(store, shard, rows))
+    except ErasedArtifact:
+        return True
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(f"{memory}.{uuid.uuid4().hex[:8]}")
+    partial.write_text(json.dumps({"asked": asked, "holds": holds}), encoding="utf-8")
+    partial.replace(memory)
+    return holds

@@ -1,0 +1,1 @@
+"""Preference methods: what each asks of its data, and its loss as a pure function of log-probabilities."""

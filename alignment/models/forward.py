@@ -1,0 +1,197 @@
+"""The two ways through a model: prompts shared in a packed pass, or whole sequences in a padded batch."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from alignment.data.tokens import TokenSequence
+from alignment.models.attention import NAME, shared_prompts
+from alignment.models.packing import ROUND, lay_out, rounded
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+# From last hidden states to logits at just the positions that count, as the model's own head would.
+#
+# Most models apply a plain linear head; some scale or cap its result (Granite, Cohere, Gemma 2). Which it
+# is gets found by comparing with the model's own forward pass on a real sequence; a model that none of
+# these describe goes through its own forward pass always, which holds the logits of whole rows in memory.
+
+Head = Callable[["torch.Tensor"], "torch.Tensor"]
+"""[positions, hidden] → [positions, vocabulary]."""
+
+logger = logging.getLogger(__name__)
+
+SAME = {"float64": 1e-9, "float32": 1e-5, "bfloat16": 1e-2}
+"""Largest difference, relative to the largest logit, between one head and another way to compute it."""
+
+
+def heads(model: PreTrainedModel) -> Iterator[tuple[str, Head]]:
+    """The heads that the model's configuration suggests, by name; the first that agrees with it is right."""
+    linear = model.get_output_embeddings()
+    if linear is None:
+        return
+    config: Any = model.config.get_text_config()
+    cap = getattr(config, "final_logit_softcapping", None)
+    if cap:
+        yield "soft-capped head", lambda hidden: cap * (linear(hidden) / cap).tanh()
+    divisor = getattr(config, "logits_scaling", None)
+    if divisor:
+        yield "divided head", lambda hidden: linear(hidden) / divisor
+    factor = getattr(config, "logit_scale", None)
+    if factor:
+        yield "multiplied head", lambda hidden: linear(hidden) * factor
+    yield "plain head", linear
+
+
+def matching_head(model: PreTrainedModel, hidden: torch.Tensor, logits: torch.Tensor) -> Head | None:
+    """The head that turns `hidden` [positions, hidden] into the model's own `logits`; None where none does."""
+    wanted = logits.double()
+    tolerance = SAME[str(logits.dtype).removeprefix("torch.")] * max(1e-6, float(wanted.abs().max()))
+    for name, head in heads(model):
+        if float((head(hidden).double() - wanted).abs().max()) <= tolerance:
+            logger.info("logits: %s on %s, completion positions only", name, type(model).__name__)
+            return head
+    logger.info("logits: the model's own forward pass; no known head agrees with %s", type(model).__name__)
+    return None
+
+
+# From hidden states at the positions that predict completion tokens to each completion's log-probability.
+#
+# Logits are made in blocks, so that memory stays bounded whatever the vocabulary. Log-softmax is taken in
+# float32 (float64 for a float64 model), summed in float64.
+
+LOGITS_AT_ONCE = 1 << 26
+"""Logits held at a time; 256 MiB in float32."""
+
+
+def completion_logps(head: Head, hidden: torch.Tensor, rows: Sequence[TokenSequence], vocabulary: int) -> list[float]:
+    """Nats a row, given the hidden states [completion tokens of all rows, hidden] that predict its tokens.
+
+    Blocks are multiples of `ROUND` rows, the last one filled up: a row's bits do not depend on its neighbours.
+    """
+    import torch
+
+    targets = torch.tensor([token for row in rows for token in row.completion_ids])
+    missing = rounded(len(targets)) - len(targets)
+    hidden = torch.nn.functional.pad(hidden, (0, 0, 0, missing))
+    wanted = torch.nn.functional.pad(targets, (0, missing)).to(hidden.device)
+    block = max(ROUND, LOGITS_AT_ONCE // vocabulary // ROUND * ROUND)
+    done = []
+    for states, ids in zip(torch.split(hidden, block), torch.split(wanted, block), strict=True):
+        done.append(token_logps(head(states), ids))
+    return row_sums(torch.cat(done)[: len(targets)].cpu(), rows)
+
+
+def token_logps(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """[positions] float64: log-probability of each id under its row of `logits` [positions, vocabulary]."""
+    import torch
+
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return logits.gather(1, ids[:, None])[:, 0].double() - logits.logsumexp(-1).double()
+
+
+def row_sums(logps: torch.Tensor, rows: Sequence[TokenSequence]) -> list[float]:
+    """Sum of each row's positions, whatever rows it shared a pass with."""
+    import torch
+
+    return [float(part.sum()) for part in torch.split(logps, [len(row.completion_ids) for row in rows])]
+
+
+def packed_logps(model: PreTrainedModel, groups: Sequence[Sequence[TokenSequence]], head: Head) -> list[float]:
+    """Completion log-probabilities (nat) of groups of sequences that share their prompt, group by group."""
+    layout = lay_out(groups, model.device)
+    decoder = decoder_of(model)
+    with shared_prompts(model):
+        hidden = decoder(
+            input_ids=layout.ids, position_ids=layout.positions, **without_cache(decoder), **{NAME: layout}
+        ).last_hidden_state[0]
+    return completion_logps(head, hidden[layout.reads.to(hidden.device)], layout.rows, vocabulary(model))
+
+
+def padded_logps(model: PreTrainedModel, rows: Sequence[TokenSequence], head: Head | None) -> list[float]:
+    """Completion log-probabilities (nat) of one padded batch; without a head through the model's own forward."""
+    ids = padded(rows, model.device)
+    if head is None:
+        return _by_own_forward(model, rows, ids)
+    decoder = decoder_of(model)
+    hidden = decoder(input_ids=ids, **without_cache(decoder)).last_hidden_state
+    where = _predicting(rows)
+    picked = hidden[where[0].to(hidden.device), where[1].to(hidden.device)]
+    return completion_logps(head, picked, rows, vocabulary(model))
+
+
+def padded(rows: Sequence[TokenSequence], device: torch.device) -> torch.Tensor:
+    """Input ids [rows, longest], padded on the right.
+
+    No mask goes with them. Under causal attention nothing sees what stands to its right, and a mask would
+    rule out the fastest attention kernels and give padding rows that attend to nothing.
+    """
+    import torch
+
+    ids = torch.zeros(len(rows), max(len(row) for row in rows), dtype=torch.long)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = torch.tensor(row.prompt_ids + row.completion_ids)
+    return ids.to(device)
+
+
+def find_head(model: PreTrainedModel, sequence: TokenSequence) -> Head | None:
+    """The head that gives the logits of the model's own forward pass over one sequence; None where none does."""
+    seen: list[torch.Tensor] = []
+    hook = decoder_of(model).register_forward_hook(lambda _module, _inputs, output: seen.append(output[0]))
+    try:
+        logits = model(input_ids=padded([sequence], model.device), **without_cache(model)).logits[0]
+    finally:
+        hook.remove()
+    if not seen or seen[0].shape[1] != len(sequence):
+        return None
+    first = len(sequence.prompt_ids) - 1
+    return matching_head(model, seen[0][0, first:-1], logits[first:-1])
+
+
+def _by_own_forward(model: PreTrainedModel, rows: Sequence[TokenSequence], ids: torch.Tensor) -> list[float]:
+    """Row by row, so that no more than one row's logits are held."""
+    import torch
+
+    sums = []
+    for place, row in enumerate(rows):
+        keep = len(row.completion_ids) + 1
+        extra: dict[str, Any] = {"logits_to_keep": keep} if _takes(model, "logits_to_keep") else {}
+        own = ids[place : place + 1, : len(row)]
+        logits = model(input_ids=own, **without_cache(model), **extra).logits[0, -keep:-1]
+        wanted = torch.tensor(row.completion_ids, device=logits.device)
+        sums += row_sums(token_logps(logits, wanted).cpu(), [row])
+    return sums
+
+
+def _predicting(rows: Sequence[TokenSequence]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row and position of every hidden state that predicts a completion token."""
+    import torch
+
+    places = [torch.full((len(row.completion_ids),), place) for place, row in enumerate(rows)]
+    positions = [torch.arange(len(row.prompt_ids) - 1, len(row) - 1) for row in rows]
+    return torch.cat(places), torch.cat(positions)
+
+
+def decoder_of(model: PreTrainedModel) -> Any:
+    """The model without its head."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    return model.base_model if decoder is None or decoder is model else decoder
+
+
+def vocabulary(model: PreTrainedModel) -> int:
+    """Ids the model has embeddings for."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def without_cache(module: Any) -> dict[str, bool]:
+    return {"use_cache": False} if _takes(module, "use_cache") else {}
+
+
+def _takes(module: Any, argument: str) -> bool:
+    return argument in inspect.signature(module.forward).parameters

@@ -1,0 +1,211 @@
+"""Which sequences go through the model together when completions share their prompt's forward pass.
+
+A prompt and its completions make a group. Groups stand one behind the other in a pass without padding
+between them; a pass is rounded up to a multiple of `ROUND` tokens, all the waste there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+from alignment.data.tokens import Ids, TokenSequence
+
+if TYPE_CHECKING:
+    import torch
+
+
+ROUND = 16
+"""Matrix products of a multiple of 16 rows give each row the same bits, however many rows there are."""
+
+Group = list[int]
+"""Indices of sequences with the same prompt ids."""
+
+
+def by_prompt(sequences: Sequence[TokenSequence], indices: Sequence[int]) -> list[Group]:
+    """Indices in groups of the same prompt ids, in order of appearance."""
+    groups: dict[Ids, Group] = {}
+    for index in indices:
+        groups.setdefault(sequences[index].prompt_ids, []).append(index)
+    return list(groups.values())
+
+
+def forwarded(sequences: Sequence[TokenSequence], group: Group) -> int:
+    """Tokens a group puts through the model: its prompt once; nothing reads a completion's last token."""
+    return len(sequences[group[0]].prompt_ids) + sum(len(sequences[index].completion_ids) - 1 for index in group)
+
+
+def pack(sequences: Sequence[TokenSequence], indices: Sequence[int], budget: int) -> Iterator[list[Group]]:
+    """Passes of at most `budget` tokens, largest groups first; every index in exactly one.
+
+    A group larger than the budget is split and its prompt repeated; a single sequence larger than the
+    budget goes alone.
+    """
+    pieces = [piece for group in by_prompt(sequences, indices) for piece in _split(sequences, group, budget)]
+    costs = [forwarded(sequences, piece) for piece in pieces]
+    current: list[Group] = []
+    used = 0
+    for place in sorted(range(len(pieces)), key=lambda place: -costs[place]):
+        if current and used + costs[place] > budget:
+            yield current
+            current, used = [], 0
+        current.append(pieces[place])
+        used += costs[place]
+    if current:
+        yield current
+
+
+def rounded(tokens: int) -> int:
+    """The next multiple of `ROUND`."""
+    return -(-tokens // ROUND) * ROUND
+
+
+def _split(sequences: Sequence[TokenSequence], group: Group, budget: int) -> Iterator[Group]:
+    """A group in pieces that fit into `budget` tokens where they can."""
+    prompt = len(sequences[group[0]].prompt_ids)
+    piece: Group = []
+    used = prompt
+    for index in sorted(group, key=lambda index: -len(sequences[index].completion_ids)):
+        more = len(sequences[index].completion_ids) - 1
+        if piece and used + more > budget:
+            yield piece
+            piece, used = [], prompt
+        piece.append(index)
+        used += more
+    yield piece
+
+
+# Which sequences go through the model together, and which rank scores which.
+
+PADDING = 0.01
+SMALL = 512
+"""Padded tokens below which a batch is filled whatever the padding: smaller ones leave a device idle."""
+
+
+def longest_first(lengths: Sequence[int]) -> list[int]:
+    """Indices by falling length, ties in their order: out of memory shows at once, and padding stays small."""
+    return sorted(range(len(lengths)), key=lambda index: -lengths[index])
+
+
+def batches(lengths: Sequence[int], order: Sequence[int], budget: int) -> Iterator[Sequence[int]]:
+    """All of `order` (longest first) in batches of at most `budget` tokens after padding; at least one in each.
+
+    A batch ends as well where padding would become more than `PADDING` of its tokens, unless it is still small.
+    """
+    start = 0
+    while start < len(order):
+        longest, tokens, stop = lengths[order[start]], 0, start
+        while stop < len(order):
+            padded = (stop + 1 - start) * longest
+            tokens += lengths[order[stop]]
+            if stop > start and (padded > budget or padded > max(SMALL, (1 + PADDING) * tokens)):
+                break
+            stop += 1
+        yield order[start:stop]
+        start = stop
+
+
+def shares(lengths: Sequence[int], ranks: int) -> list[list[int]]:
+    """Every index to one of `ranks`, dealt by falling length to and fro, so that tokens come out even."""
+    dealt: list[list[int]] = [[] for _ in range(ranks)]
+    for turn, index in enumerate(longest_first(lengths)):
+        round_, place = divmod(turn, ranks)
+        dealt[ranks - 1 - place if round_ % 2 else place].append(index)
+    return dealt
+
+
+# Where every token of one pass stands: what it attends to, its position, and which hidden states are read.
+
+
+class Segment(NamedTuple):
+    """Tokens [start, stop) attend causally to themselves, after all of [prompt_start, prompt_stop)."""
+
+    start: int
+    stop: int
+    prompt_start: int
+    prompt_stop: int
+
+    @property
+    def keys(self) -> int:
+        return self.prompt_stop - self.prompt_start + self.stop - self.start
+
+
+class VarlenIndex(NamedTuple):
+    """What variable-length attention takes: borders of queries and keys, where keys stand, longest of both."""
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    where: torch.Tensor
+    longest_query: int
+    longest_key: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One pass of `tokens` tokens; ids and positions are [1, tokens].
+
+    `reads` [completion tokens] is where the hidden state stands that predicts each of `targets`, sequence
+    by sequence in the order of `rows`; both are on the CPU.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    segments: tuple[Segment, ...]
+    reads: torch.Tensor
+    rows: tuple[TokenSequence, ...]
+
+    @property
+    def tokens(self) -> int:
+        return self.ids.shape[1]
+
+    @cached_property
+    def varlen(self) -> VarlenIndex:
+        import torch
+
+        device = self.ids.device
+        lengths = [[segment.stop - segment.start for segment in self.segments], [s.keys for s in self.segments]]
+        borders = [torch.tensor([0, *each]).cumsum(0).to(device, torch.int32) for each in lengths]
+        where = [
+            torch.cat([torch.arange(s.prompt_start, s.prompt_stop), torch.arange(s.start, s.stop)])
+            for s in self.segments
+        ]
+        return VarlenIndex(borders[0], borders[1], torch.cat(where).to(device), max(lengths[0]), max(lengths[1]))
+
+
+def lay_out(groups: Sequence[Sequence[TokenSequence]], device: torch.device) -> Layout:
+    """Groups of sequences with one prompt each, one behind the other: prompt, then its completions.
+
+    Positions restart behind the prompt with every completion. A completion's last token is left out, for
+    nothing reads its hidden state. What rounds the pass up is a segment of its own.
+    """
+    import torch
+
+    ids: list[int] = []
+    positions: list[int] = []
+    reads: list[int] = []
+    segments: list[Segment] = []
+
+    def put(tokens: Sequence[int], position: int, prompt: tuple[int, int] | None = None) -> tuple[int, int]:
+        span = len(ids), len(ids) + len(tokens)
+        if tokens:
+            segments.append(Segment(*span, *(prompt or (span[0], span[0]))))
+        ids.extend(tokens)
+        positions.extend(range(position, position + len(tokens)))
+        return span
+
+    for group in groups:
+        prompt_ids = group[0].prompt_ids
+        prompt = put(prompt_ids, 0)
+        for row in group:
+            start, stop = put(row.completion_ids[:-1], len(prompt_ids), prompt)
+            reads += [prompt[1] - 1, *range(start, stop)]
+    put([0] * (rounded(len(ids)) - len(ids)), 0)
+    return Layout(
+        torch.tensor([ids], device=device),
+        torch.tensor([positions], device=device),
+        tuple(segments),
+        torch.tensor(reads),
+        tuple(row for group in groups for row in group),
+    )

@@ -1,0 +1,86 @@
+"""Where a recipe's models and data come from."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are refused by name, values do not change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class ModelSource(Section):
+    """Exactly one of `hub`, `path` and `embedded`."""
+
+    hub: str | None = None
+    """Hugging Face Hub id, with `revision`."""
+    revision: str | None = None
+    """Commit hash, tag or branch on the hub; pinned to a commit hash when it is read."""
+    path: str | None = None
+    """Folder with config.json, safetensors weights and a tokenizer."""
+    embedded: Literal["micro"] | None = None
+    """The micro Llama that alignment-dags makes from a seed: it shows the pipeline, not quality."""
+    chat_template: str | None = None
+    """Jinja chat template (text, or a path that ends in .jinja) for a tokenizer that has none."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelSource:
+        given = [name for name in ("hub", "path", "embedded") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of hub, path, embedded (given: {', '.join(given) or 'none'})")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("revision goes with hub")
+        return self
+
+
+class DataSource(Section):
+    """Exactly one of `files`, `hub` and `embedded`."""
+
+    files: list[str] | None = None
+    """Paths, globs or fsspec URLs; a folder stands for the data files in it."""
+    hub: str | None = None
+    """Hugging Face Hub data set id, with `revision`, `config` and `split`."""
+    revision: str | None = None
+    config: str | None = None
+    split: str | None = None
+    embedded: Literal["micro"] | None = None
+    """Text that alignment-dags generates from a seed."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSource:
+        given = [name for name in ("files", "hub", "embedded") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of files, hub, embedded (given: {', '.join(given) or 'none'})")
+        if self.hub is None and (self.revision or self.config or self.split):
+            raise ValueError("revision, config and split go with hub")
+        return self
+
+
+class PreferenceSource(DataSource):
+    """Preference data; each file is a shard, or `split_into` shards by row position."""
+
+    split_into: int = Field(default=1, ge=1, le=10_000)
+    """Number of shards a source file (or hub split) is cut into, in contiguous runs of rows."""
+    settle_seconds: float = Field(default=30.0, ge=0)
+    """A file written more recently may still be growing: the watching sensor leaves it for its next look."""
+    watch_seconds: int = Field(default=30, ge=1)
+    """Seconds between two looks of the watching sensor at the source."""
+
+
+# Names of environment variables, which is how a recipe speaks of secrets.
+
+
+def _checked(value: str) -> str:
+    # the value is not repeated: whoever writes the secret itself here must not find it in a log
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+        raise ValueError("is the name of an environment variable that holds the secret, not the secret itself")
+    return value
+
+
+VariableName = Annotated[str, AfterValidator(_checked)]
+"""The name of an environment variable; the secret in it stands in no recipe."""

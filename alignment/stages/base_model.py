@@ -1,0 +1,32 @@
+"""Stage `base_model`: the pinned model as a checkpoint artifact, so that nothing later depends on where it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint
+from alignment.models.pin import ModelPin, materialise
+from alignment.stages import Context, Request, Result, Stage
+
+
+class BaseModelRequest(Request):
+    """`seed` makes the embedded model; a model from elsewhere is what it is, and its key has no seed."""
+
+    pin: ModelPin
+    seed: int
+
+    def identity(self) -> Any:
+        identity = super().identity()
+        if self.pin.embedded is None:
+            del identity["seed"]
+        return identity
+
+
+def run(request: BaseModelRequest, context: Context) -> Result:
+    """Writes the checkpoint folder at the artifact's root; the data version is the checkpoint's digest."""
+    materialise(request.pin, context.out, request.seed)
+    digest = digest_checkpoint(context.out)
+    return Result(digest=digest.digest, summary=checkpoint_summary(context.out, digest) | {"from": request.pin.told()})
+
+
+STAGE: Stage[BaseModelRequest] = Stage(name="base_model", code_version=1, request=BaseModelRequest, run=run)

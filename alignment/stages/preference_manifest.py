@@ -1,0 +1,178 @@
+"""`preference_manifest`: the pinned set of rows that a policy is trained on, and which of them are held out.
+
+Every row of every shard stands in split.parquet exactly once: train, held_out, or dropped with a reason.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from alignment.data.assign import ShardFiles, Tally, assign
+from alignment.data.split import SplitFile, SplitWriter
+from alignment.digest import json_digest
+from alignment.errors import BadInput
+from alignment.stages import Context, Request, Result, Stage
+from alignment.store import Artifact, CorruptArtifact
+
+MANIFEST_FILE = "manifest.json"
+
+
+class ManifestShard(BaseModel):
+    """One shard as it was pinned. `reference` and `fingerprint` are None for reference-free methods."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    rows: int
+    row_digest: str
+    shard: Artifact
+    reference: Artifact | None
+    fingerprint: str | None
+
+
+class Manifest(BaseModel):
+    """What a policy is trained on: `counts` {rows, train, held_out, dropped}, `dropped` {reason: rows}."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    kind: Literal["paired", "unpaired"]
+    shards: list[ManifestShard]
+    """Ordered by content, never by name."""
+    left_out: dict[str, str]
+    """Shard → why no row of it takes part."""
+    held_out_fraction: float
+    counts: dict[str, int]
+    dropped: dict[str, int]
+
+
+class ManifestRequest(Request):
+    """`references` has one entry per shard, or none at all for a reference-free method."""
+
+    shards: dict[str, Artifact]
+    references: dict[str, Artifact] = Field(default_factory=dict)
+    left_out: dict[str, str] = Field(default_factory=dict)
+    held_out_fraction: float = Field(ge=0, lt=1)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest in a fetched artifact folder."""
+    return Manifest.model_validate_json((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+
+
+def open_split(folder: Path, manifest: Manifest) -> SplitFile:
+    """The split of the manifest in a fetched artifact folder, to be read shard by shard in the manifest's order."""
+    return SplitFile(folder, [shard.rows for shard in manifest.shards])
+
+
+def run(request: ManifestRequest, context: Context) -> Result:
+    """Writes manifest.json and split.parquet.
+
+    Raises `BadInput` when there is no shard, shards or references do not go together, or no row is left.
+    """
+    kind, shards = pin_shards(request, context)
+    tally = Tally()
+    with SplitWriter(context.out) as split:
+        for places in assign(_files(shards, context), request.held_out_fraction, context.work):
+            split.write(places)
+            tally.add(places)
+    counts = tally.counts
+    if counts["rows"] != sum(shard.rows for shard in shards):
+        raise CorruptArtifact(f"{counts['rows']} rows split, {sum(shard.rows for shard in shards)} in the shards")
+    if not counts["train"]:
+        why = ", ".join(f"{reason}: {count}" for reason, count in tally.dropped.items())
+        held = f"held out: {counts['held_out']}" if counts["held_out"] else ""
+        raise BadInput(f"no rows left after the token policy ({', '.join(filter(None, (why, held)))})")
+    manifest = Manifest(
+        kind=kind,
+        shards=shards,
+        left_out=dict(sorted(request.left_out.items())),
+        held_out_fraction=request.held_out_fraction,
+        counts=counts,
+        dropped=tally.dropped,
+    )
+    (context.out / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+    return Result(digest=manifest_digest(manifest), summary=_summary(manifest))
+
+
+def manifest_digest(manifest: Manifest) -> str:
+    """What training depends on: rows, references and the split; not what the shards are called or where they lie."""
+    entries = sorted(
+        (
+            shard.row_digest,
+            shard.rows,
+            shard.reference.digest if shard.reference else "",
+            shard.fingerprint or "",
+        )
+        for shard in manifest.shards
+    )
+    return json_digest({"kind": manifest.kind, "shards": entries, "held_out_fraction": manifest.held_out_fraction})
+
+
+def _summary(manifest: Manifest) -> dict[str, Any]:
+    fingerprints = {shard.fingerprint for shard in manifest.shards}
+    return {
+        **manifest.counts,
+        "reasons": manifest.dropped,
+        "kind": manifest.kind,
+        "shards": len(manifest.shards),
+        "left_out": manifest.left_out,
+        "fingerprint": next(iter(fingerprints)),
+    }
+
+
+# Pinning ----------------------------------------------------------------------------------------
+
+
+def pin_shards(request: ManifestRequest, context: Context) -> tuple[Literal["paired", "unpaired"], list[ManifestShard]]:
+    """The shards' kind, and each with its reference, ordered by content; raises unless they go together."""
+    if not request.shards:
+        why = "; ".join(f"{name}: {reason}" for name, reason in sorted(request.left_out.items()))
+        raise BadInput(f"no shard to train on{f' ({why})' if why else ''}")
+    if request.references and request.references.keys() != request.shards.keys():
+        odd = sorted(request.references.keys() ^ request.shards.keys())
+        raise BadInput(f"shards and references must be given for the same names; these are not: {', '.join(odd)}")
+    pinned: list[ManifestShard] = []
+    kinds: dict[str, str] = {}
+    for name, shard in request.shards.items():
+        summary = context.store.commit_of(shard).summary
+        kinds[name] = summary["kind"]
+        reference = request.references.get(name)
+        fingerprint = None if reference is None else context.store.commit_of(reference).summary["fingerprint"]
+        pinned.append(
+            ManifestShard(
+                name=name,
+                rows=summary["rows"],
+                row_digest=shard.digest,
+                shard=shard,
+                reference=reference,
+                fingerprint=fingerprint,
+            )
+        )
+    _require_one(kinds, "shards must all be paired or all unpaired")
+    _require_one({shard.name: shard.fingerprint for shard in pinned}, "shards were scored by different references")
+    pinned.sort(key=lambda entry: (entry.row_digest, entry.reference.digest if entry.reference else "", entry.name))
+    return ("paired" if "paired" in kinds.values() else "unpaired"), pinned
+
+
+def _files(shards: list[ManifestShard], context: Context) -> list[ShardFiles]:
+    return [
+        ShardFiles(
+            shard.name,
+            shard.rows,
+            context.fetch(shard.shard),
+            None if shard.reference is None else context.fetch(shard.reference),
+        )
+        for shard in shards
+    ]
+
+
+def _require_one(values: dict[str, Any], complaint: str) -> None:
+    if len(set(values.values())) > 1:
+        raise BadInput(f"{complaint} ({', '.join(f'{name}: {value}' for name, value in sorted(values.items()))})")
+
+
+STAGE = Stage(name="preference_manifest", code_version=1, request=ManifestRequest, run=run)

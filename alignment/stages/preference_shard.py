@@ -1,0 +1,94 @@
+"""`preference_shard`: one source's records → validated rows and a quarantine; no model takes part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from alignment.data.hub import hub_name, hub_records
+from alignment.data.readers import Record, read_records
+from alignment.data.rows import ROWS_FILE, write_rows
+from alignment.data.validate import DUPLICATE, QUARANTINE_FILE, Validation, most_common, write_quarantine
+from alignment.errors import BadInput
+from alignment.recipe import DataSource
+from alignment.stages import Context, Request, Result, SourceFile, Stage
+
+
+class ShardRequest(Request):
+    """One of `file`, `hub` and `embedded`; of `parts` contiguous runs of its records, run `part` (0-based).
+
+    For embedded data `part` is the day that is generated from `seed`; elsewhere the seed is 0. Rows whose id is
+    in `withdrawn` (sorted) are left out.
+    """
+
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"withdrawn"})
+
+    file: SourceFile | None = None
+    hub: DataSource | None = None
+    embedded: str | None = None
+    part: int = Field(default=0, ge=0)
+    parts: int = Field(default=1, ge=1)
+    seed: int = 0
+    withdrawn: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ShardRequest:
+        if sum(source is not None for source in (self.file, self.hub, self.embedded)) != 1:
+            raise ValueError("give exactly one of file, hub, embedded")
+        if self.part >= self.parts:
+            raise ValueError(f"part {self.part} of {self.parts}")
+        return self
+
+    @property
+    def source(self) -> str:
+        """The name that rows carry: the file's own, wherever it lies."""
+        if self.file is not None:
+            return self.file.url.rsplit("/", 1)[-1]
+        return hub_name(self.hub) if self.hub is not None else f"embedded:{self.embedded}"
+
+
+def records_of(request: ShardRequest) -> Iterable[Record]:
+    """The request's records, in source order."""
+    if request.file is not None:
+        return read_records(request.file.url, request.file.sha256, request.part, request.parts)
+    if request.hub is not None:
+        return hub_records(request.hub, request.part, request.parts)
+    from alignment.quickstart.records import preference_records
+
+    generated = preference_records(request.part, request.seed)
+    return (Record(number, value=value) for number, value in enumerate(generated, start=1))
+
+
+def run(request: ShardRequest, context: Context) -> Result:
+    """Writes rows.parquet in source order and quarantine.parquet; of withdrawn rows only their number is kept.
+
+    Raises `BadInput` naming the source if it cannot be read or holds no valid row.
+    """
+    validation = Validation(withdrawn=frozenset(request.withdrawn))
+    write_rows(context.out / ROWS_FILE, validation.accepted(records_of(request), request.source))
+    write_quarantine(context.out / QUARANTINE_FILE, validation.quarantined)
+    reasons = validation.reasons
+    if not validation.rows:
+        where = request.file.url if request.file is not None else request.source
+        if validation.withdrawn_records and not reasons:
+            raise BadInput("every row of it was withdrawn: withdraw the whole shard", file=where)
+        raise BadInput(f"no valid preference row; {most_common(reasons)}", file=where)
+    withdrawn: dict[str, Any] = {"withdrawn": validation.withdrawn_records} if request.withdrawn else {}
+    return Result(
+        digest=validation.digest,
+        summary={
+            "rows": validation.rows,
+            "quarantined": len(validation.quarantined),
+            "reasons": reasons,
+            "kind": validation.kind,
+            "source_rows": validation.rows + len(validation.quarantined) + validation.withdrawn_records,
+            "duplicates": reasons.get(DUPLICATE, 0),
+            "digest": validation.digest,
+            **withdrawn,
+        },
+    )
+
+
+STAGE = Stage(name="preference_shard", code_version=3, request=ShardRequest, run=run)

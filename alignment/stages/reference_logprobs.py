@@ -1,0 +1,106 @@
+"""Stage `reference_logprobs`: one shard's log-probs under one checkpoint, each sequence scored once, ever."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from alignment.data.rows import ROWS_FILE, PreferenceRow, iter_rows
+from alignment.errors import BadInput
+from alignment.logprobs.cache import LogprobCache
+from alignment.logprobs.effort import Ranks
+from alignment.logprobs.keys import fingerprint, policy_digest
+from alignment.logprobs.reference import ROWS_AT_ONCE, Reference, reference_pass
+from alignment.logprobs.table import OUTPUT, Written, dropped_table, logprobs_table, writer
+from alignment.models.checkpoint import checkpoint_summary
+from alignment.recipe import TokenPolicy
+from alignment.stages import Context, Request, Result, Stage
+from alignment.store import Artifact
+
+UNPAIRED = "the shard holds unpaired rows, and DPO needs pairs of a chosen and a rejected completion"
+NEEDED = ("weights_digest", "config_digest", "tokenizer_digest")
+
+
+class ReferenceRequest(Request):
+    """`batch_tokens` is tokens of one forward pass: it changes speed, never keys."""
+
+    speed_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
+
+    checkpoint: Artifact
+    shard: Artifact
+    tokens: TokenPolicy
+    precision: str
+    batch_tokens: int
+
+
+def run(request: ReferenceRequest, context: Context) -> Result:
+    """Writes logprobs.parquet (rows in the shard's order) and dropped.parquet, `ROWS_AT_ONCE` rows at a time.
+
+    The data version is over row ids, sequence keys, fingerprint and dropped rows, never over the floats.
+    Raises `BadInput` for a shard of unpaired rows and for a token policy the model has no positions for.
+    """
+    about = _checkpoint(request.checkpoint, context)
+    name = fingerprint(about["weights_digest"], about["config_digest"], request.precision)
+    reference = Reference(
+        lambda: context.fetch(request.checkpoint), name, request.tokens, request.precision, request.batch_tokens
+    )
+    cache = LogprobCache(context.store, name, policy_digest(request.tokens, about["tokenizer_digest"]))
+    ranks = Ranks(context.rank, context.world_size)
+    written = Written(name)
+    with ExitStack() as open_files:
+        files = None
+        if ranks.rank == 0:
+            files = [open_files.enter_context(writer(context.out / file, schema)) for file, schema in OUTPUT.items()]
+        open_files.enter_context(ranks.together())
+        for row_ids, rows in _parts_of(context.fetch(request.shard) / ROWS_FILE):
+            done = reference_pass(row_ids, rows, reference, cache, ranks)
+            if done is not None and files is not None:
+                files[0].write_table(logprobs_table(done))
+                files[1].write_table(dropped_table(done))
+                written.add(done)
+    if files is None:  # another rank than the first: its share is in the cache
+        return Result(digest="")
+    cache.compact()
+    return Result(digest=written.digest, summary=written.summary())
+
+
+def _parts_of(path: Path) -> Iterator[tuple[list[str], Callable[[], Iterator[PreferenceRow]]]]:
+    """Row ids of about `ROWS_AT_ONCE` rows of a shard, and what reads these rows; in the shard's order."""
+    with pq.ParquetFile(path) as file:
+        groups = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+        for chosen in _runs(groups, ROWS_AT_ONCE):
+            table = file.read_row_groups(chosen, columns=["row_id", "label"])
+            if pc.any(pc.is_valid(table["label"])).as_py():
+                raise BadInput(UNPAIRED)
+            yield table["row_id"].to_pylist(), partial(iter_rows, path, chosen)
+
+
+def _runs(sizes: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Indices in runs whose sizes add up to `most` at most; what is larger stands alone."""
+    run: list[int] = []
+    total = 0
+    for index, size in enumerate(sizes):
+        if run and total + size > most:
+            yield run
+            run, total = [], 0
+        run.append(index)
+        total += size
+    if run:
+        yield run
+
+
+def _checkpoint(artifact: Artifact, context: Context) -> dict[str, Any]:
+    """What the fingerprint needs, from the commit record; from the files where a record does not say."""
+    summary = context.store.commit_of(artifact).summary
+    return summary if all(name in summary for name in NEEDED) else checkpoint_summary(context.fetch(artifact))
+
+
+STAGE: Stage[ReferenceRequest] = Stage(
+    name="reference_logprobs", code_version=3, request=ReferenceRequest, run=run, device="gpu"
+)

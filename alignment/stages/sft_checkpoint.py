@@ -1,0 +1,150 @@
+"""Stage `sft_checkpoint`: supervised fine-tuning on demonstrations, or a finished checkpoint adopted as it is."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from pydantic import model_validator
+
+from alignment.models.checkpoint import digest_checkpoint, load_tokenizer, max_positions
+from alignment.models.pin import ModelPin, materialise
+from alignment.recipe import SftTraining
+from alignment.stages import Context, Request, Result, Stage
+from alignment.store import Artifact
+from alignment.training import resume
+from alignment.training.arguments import (
+    accumulation_steps,
+    gathered,
+    history,
+    require_precision,
+    require_world_size,
+    trainer_arguments,
+    training_order,
+)
+from alignment.training.demonstrations import SftRows, sft_rows, sft_tokenization
+
+log = logging.getLogger(__name__)
+
+
+class SftRequest(Request):
+    """Either `base` with `dataset`, or `adopt`."""
+
+    base: Artifact | None = None
+    dataset: Artifact | None = None
+    adopt: ModelPin | None = None
+    settings: SftTraining
+    seed: int
+    world_size: int = 1
+
+    @model_validator(mode="after")
+    def _train_or_adopt(self) -> SftRequest:
+        trains = self.base is not None and self.dataset is not None
+        if (self.adopt is not None) == trains or (self.base is None) != (self.dataset is None):
+            raise ValueError("give either base and dataset, or adopt")
+        return self
+
+    def identity(self) -> Any:
+        """An adopted checkpoint is what it is: no training setting or launch counts."""
+        identity = super().identity()
+        if self.adopt is not None:
+            for name in ("settings", "world_size", *(() if self.adopt.embedded else ("seed",))):
+                del identity[name]
+        return identity
+
+
+def run(request: SftRequest, context: Context) -> Result:
+    """Writes the checkpoint folder; the data version is the checkpoint's digest.
+
+    Goes on from the last whole trainer checkpoint in the work folder. Raises `BadInput` for settings or
+    data that cannot be trained on.
+    """
+    if request.adopt is not None:
+        if context.rank == 0:
+            materialise(request.adopt, context.out, request.seed)
+        summary = adopted_summary() | {"from": request.adopt.told()}
+    else:
+        summary = _train(request, context)
+    if context.rank:
+        return Result(digest="", summary=summary)
+    digest = digest_checkpoint(context.out)
+    names = {
+        "weights_digest": digest.weights,
+        "config_digest": digest.config,
+        "tokenizer_digest": digest.tokenizer,
+    }
+    return Result(digest=digest.digest, summary={**names, **summary})
+
+
+def adopted_summary() -> dict[str, Any]:
+    """The numbers of a checkpoint that was not trained here."""
+    counts = dict.fromkeys(("steps", "rows_trained", "rows_dropped", "tokens"), 0)
+    return {**counts, "train_loss": None, "held_out_loss": None, "stopped_early": False, "history": [], "adopted": True}
+
+
+def _train(request: SftRequest, context: Context) -> dict[str, Any]:
+    settings = request.settings
+    accumulation_steps(settings, request.world_size)
+    require_world_size(request.world_size, context.world_size)
+    require_precision(settings.precision)
+    assert request.base is not None and request.dataset is not None
+    folder = context.fetch(request.base)
+    tokens = sft_tokenization(load_tokenizer(folder), settings.max_length, max_positions(folder))
+    rows = sft_rows(context.fetch(request.dataset), tokens)
+    lengths = [len(sequence) for sequence in rows.train]
+    order = training_order(
+        rows.train_ids, lengths, request.dataset.digest, request.seed, settings.epochs, settings.batch_size
+    )
+    return _fit(request, context, folder, rows, order)
+
+
+def _fit(request: SftRequest, context: Context, folder: Path, rows: SftRows, order: list[int]) -> dict[str, Any]:
+    from alignment.training.models import TrainedModel
+    from alignment.training.sft_trainer import BestWeights, Patience, looks, sft_trainer
+
+    settings, work = request.settings, context.work / "trainer"
+    arguments = trainer_arguments(settings, work, request.seed, request.world_size, len(order))
+    trained = TrainedModel(folder, settings)
+    tokenizer = load_tokenizer(folder)
+    trainer = sft_trainer(trained, rows.train, rows.held_out, tokenizer, arguments, settings.eval_steps)
+    trainer.order = order
+    best = BestWeights(context.work / "best")
+    patience = None
+    if settings.patience is not None and rows.held_out:
+        patience = Patience(settings.patience, best, trainer)
+        trainer.add_callback(patience)
+    checkpoint = resume.last_complete(work)
+    if checkpoint is not None:
+        log.info("resuming from step %d", resume.step_of(checkpoint))
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if rows.held_out and not any(
+        entry["step"] == trainer.state.global_step and "eval_loss" in entry for entry in trainer.state.log_history
+    ):
+        trainer.evaluate()
+    recorded = history(trainer.state.log_history)
+    seen = looks(trainer.state.log_history)
+    last = [record["held_out_loss"] for record in recorded if "held_out_loss" in record]
+    summary = {
+        "steps": trainer.state.global_step,
+        "rows_trained": len(rows.train),
+        "rows_held_out": len(rows.held_out),
+        "rows_dropped": sum(rows.dropped.values()),
+        "dropped": dict(sorted(rows.dropped.items())),
+        "tokens": int(trainer.state.num_input_tokens_seen),
+        "train_loss": next((record["loss"] for record in reversed(recorded) if "loss" in record), None),
+        "held_out_loss": (seen.best_loss if patience else last[-1]) if last else None,
+        "best_step": seen.best_step if patience else None,
+        "stopped_early": bool(patience and patience.stopped),
+        "rows_per_rank": gathered(trainer.rows_forwarded, request.world_size),
+        "resumed_from_step": None if checkpoint is None else resume.step_of(checkpoint),
+        "history": recorded,
+    }
+    if context.rank == 0:
+        if patience and seen.best_step is not None and seen.best_step != trainer.state.global_step:
+            best.restore(seen.best_step, trainer.model, trainer.optimizer)
+        trained.save(trainer.model, trainer.optimizer, context.out)
+    return summary
+
+
+STAGE: Stage[SftRequest] = Stage(name="sft_checkpoint", code_version=1, request=SftRequest, run=run, device="gpu")

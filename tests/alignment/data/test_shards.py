@@ -1,0 +1,109 @@
+"""Shard names are short, distinct and the same in any order of files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alignment.data import shards as shards_module
+from alignment.data.shards import shard_names, shards_of
+from alignment.errors import BadInput
+from alignment.recipe import PreferenceSource
+from alignment.stages import SourceFile
+from alignment.stages.preference_shard import STAGE, ShardRequest
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGN_HOME", str(tmp_path / "home"))
+
+
+def save(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"prompt": path.name, "chosen": "c", "rejected": "r"}) + "\n", encoding="utf-8")
+    return path
+
+
+def test_a_file_is_a_shard_named_by_its_stem(tmp_path: Path) -> None:
+    save(tmp_path / "monday.jsonl.gz")
+    save(tmp_path / "tuesday.v2.json")
+    save(tmp_path / "notes.txt")
+    shards = shards_of(PreferenceSource(files=[str(tmp_path)]), seed=7)
+    assert list(shards) == ["monday", "tuesday.v2"]
+    assert all(request.file is not None and request.seed == 0 for request in shards.values())
+
+
+def test_clashing_names_are_led_by_their_folder(tmp_path: Path) -> None:
+    files = [save(tmp_path / folder / "pairs.jsonl") for folder in ("a", "b")]
+    assert list(shards_of(PreferenceSource(files=[str(file) for file in files]))) == ["a-pairs", "b-pairs"]
+
+
+def test_a_file_is_cut_into_numbered_shards(tmp_path: Path) -> None:
+    file = save(tmp_path / "pairs.jsonl")
+    shards = shards_of(PreferenceSource(files=[str(file)], split_into=3))
+    assert list(shards) == [f"pairs-0000{number}-of-00003" for number in (1, 2, 3)]
+    assert [(request.part, request.parts) for request in shards.values()] == [(0, 3), (1, 3), (2, 3)]
+
+
+def test_embedded_shards_are_days_of_the_recipes_seed() -> None:
+    shards = shards_of(PreferenceSource(embedded="micro"), seed=5)
+    assert list(shards) == ["day-1", "day-2", "day-3"]
+    assert [(request.embedded, request.part, request.seed) for request in shards.values()] == [
+        ("micro", day, 5) for day in range(3)
+    ]
+
+
+def test_a_hub_split_pinned_to_a_commit_needs_no_network_and_keeps_its_key_as_json() -> None:
+    source = PreferenceSource(hub="team/prefs", revision="a" * 40, split="test[:10%]", split_into=2)
+    shards = shards_of(source)
+    assert list(shards) == ["test-10-00001-of-00002", "test-10-00002-of-00002"]
+    for request in shards.values():
+        assert STAGE.key(ShardRequest.model_validate_json(request.model_dump_json())) == STAGE.key(request)
+
+
+def test_no_file_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no file"):
+        shards_of(PreferenceSource(files=[]))
+    with pytest.raises(BadInput, match="matches no file"):
+        shards_of(PreferenceSource(files=[str(tmp_path / "*.jsonl")]))
+
+
+def test_names_need_no_file_read_and_a_file_is_pinned_once_for_all_its_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned: list[str] = []
+
+    def pin(url: str) -> SourceFile:
+        pinned.append(Path(url).name)
+        return SourceFile(url=url, sha256="0" * 64, size=1)
+
+    monkeypatch.setattr(shards_module, "pin_file", pin)
+    for name in ("a", "b"):
+        save(tmp_path / f"{name}.jsonl")
+    shards = shards_of(PreferenceSource(files=[str(tmp_path)], split_into=2))
+    assert len(shards) == 4
+    assert "a-00001-of-00002" in shards
+    assert pinned == []
+    assert [shards[name].part for name in list(shards)[2:]] == [0, 1]
+    assert pinned == ["b.jsonl"]
+
+
+part = st.text("ab .é-", min_size=1, max_size=3).filter(lambda text: bool(text.strip(". ")))
+url = st.builds(
+    lambda folders, stem, suffix: "/" + "/".join([*folders, stem + suffix]),
+    st.lists(part, max_size=3),
+    part,
+    st.sampled_from([".jsonl", ".json", ".jsonl.gz", ".csv"]),
+)
+
+
+@given(urls=st.lists(url, min_size=1, max_size=8, unique=True))
+def test_names_are_distinct_fit_a_file_name_and_do_not_depend_on_order(urls: list[str]) -> None:
+    names = shard_names(urls)
+    assert len(set(names)) == len(names)
+    assert not any("/" in name or ".." in name or " " in name or not name for name in names)
+    assert dict(zip(urls, names, strict=True)) == dict(zip(urls[::-1], shard_names(urls[::-1]), strict=True))

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from alignment.data.rows import PreferenceRow, paired_row
+from alignment.data.tokens import (
+    NO_ROOM,
+    NOTHING_TO_COUNT,
+    TEMPLATE_REFUSED,
+    TOO_LONG,
+    Dropped,
+    Tokenization,
+    TokenSequence,
+)
+from alignment.errors import BadInput
+from alignment.recipe import TokenPolicy
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz <>|\n.,:"
+CHATML = (
+    "{% for m in messages %}<|{{ m.role }}>{{ m.content }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant>{% endif %}"
+)
+BOS, EOS = 0, 1
+POLICY = TokenPolicy(max_length=1000)
+
+
+def letters(template: str | None = None, *, bos: bool = True, adds_eos: bool = False) -> PreTrainedTokenizerFast:
+    """One id a letter, but 'ab' has an id of its own; specials are parsed out of text."""
+    vocabulary = {text: index for index, text in enumerate(["<s>", "</s>", "<unk>", *LETTERS, "ab"])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("ab|."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    if bos or adds_eos:
+        single = f"{'<s> ' if bos else ''}$A{' </s>' if adds_eos else ''}"
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=single, special_tokens=[("<s>", BOS), ("</s>", EOS)]
+        )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>" if bos else None, eos_token="</s>", unk_token="<unk>"
+    )
+    fast.chat_template = template
+    return fast
+
+
+def ids(text: str) -> tuple[int, ...]:
+    return tuple(3 + LETTERS.index(letter) for letter in text)
+
+
+AB = 3 + len(LETTERS)
+
+
+def user(text: str) -> tuple[dict[str, str], ...]:
+    return ({"role": "user", "content": text},)
+
+
+def assistant(text: str) -> tuple[dict[str, str], ...]:
+    return ({"role": "assistant", "content": text},)
+
+
+def test_plain_text_is_bos_prompt_completion_eos() -> None:
+    tokens = Tokenization(letters(), POLICY)
+    assert tokens.completion("text", "xy", "zz") == TokenSequence((BOS, *ids("xy")), (*ids("zz"), EOS))
+
+
+def test_a_token_over_the_boundary_belongs_to_the_completion() -> None:
+    tokens = Tokenization(letters(), POLICY)
+    assert tokens.completion("text", "xa", "bc") == TokenSequence((BOS, *ids("x")), (AB, *ids("c"), EOS))
+
+
+def test_the_boundary_of_one_side_does_not_depend_on_the_other() -> None:
+    tokens = Tokenization(letters(), POLICY)
+    pair = tokens.pair(paired_row("xa", "bc", "cc", "f", 1))
+    assert isinstance(pair, tuple)
+    assert [len(side.prompt_ids) for side in pair] == [2, 3]
+    assert pair == (tokens.completion("text", "xa", "bc"), tokens.completion("text", "xa", "cc"))
+
+
+@pytest.mark.parametrize(("prompt", "completion"), [("<s>x", "y"), ("<s><s>x", "y</s>"), ("x", "y</s></s>")])
+def test_bos_and_eos_are_never_doubled(prompt: str, completion: str) -> None:
+    sequence = Tokenization(letters(), POLICY).completion("text", prompt, completion)
+    assert sequence == TokenSequence((BOS, *ids("x")), (*ids("y"), EOS))
+
+
+def test_a_tokenizer_that_closes_its_text_itself_gives_the_same_ids() -> None:
+    own = Tokenization(letters(adds_eos=True), POLICY).completion("text", "xy", "z")
+    assert own == Tokenization(letters(), POLICY).completion("text", "xy", "z")
+
+
+def test_without_bos_the_first_token_is_context_and_not_counted() -> None:
+    tokens = Tokenization(letters(bos=False), POLICY)
+    assert tokens.completion("text", "", "xy") == TokenSequence(ids("x"), (*ids("y"), EOS))
+    assert tokens.completion("text", "x", "y") == TokenSequence(ids("x"), (*ids("y"), EOS))
+    assert tokens.completion("text", "", "") == Dropped(NOTHING_TO_COUNT)
+
+
+def test_with_bos_an_empty_prompt_leaves_every_completion_token_counted() -> None:
+    tokens = Tokenization(letters(), POLICY)
+    assert tokens.completion("text", "", "xy") == TokenSequence((BOS,), (*ids("xy"), EOS))
+
+
+def test_a_conversation_ends_its_prompt_with_the_generation_prompt_and_its_completion_with_eos() -> None:
+    tokens = Tokenization(letters(CHATML), POLICY)
+    sequence = tokens.completion("chat", user("hi"), assistant("yo"))
+    prompt = (BOS, *ids("<|user>hi"), EOS, *ids("\n<|assistant>"))
+    assert sequence == TokenSequence(prompt, (*ids("yo"), EOS))
+
+
+def test_a_template_that_writes_bos_itself_gives_one() -> None:
+    sequence = Tokenization(letters("<s>" + CHATML), POLICY).completion("chat", user("hi"), assistant("yo"))
+    assert sequence == Tokenization(letters(CHATML), POLICY).completion("chat", user("hi"), assistant("yo"))
+
+
+def test_a_template_that_ends_no_turn_gets_an_eos() -> None:
+    open_ended = "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}"
+    sequence = Tokenization(letters(open_ended), POLICY).completion("chat", user("hi"), assistant("yo"))
+    assert sequence == TokenSequence((BOS, *ids("user:hi\n")), (*ids("assistant:yo\n"), EOS))
+
+
+def test_an_eos_before_the_last_turn_does_not_cut_that_turn_off() -> None:
+    between = "{% for m in messages %}{{ m.content }}{% if not loop.last %}</s>{% endif %}{% endfor %}"
+    completion = (*assistant("a"), *user("c"), *assistant("d"))
+    sequence = Tokenization(letters(between), POLICY).completion("chat", user("x"), completion)
+    assert sequence == TokenSequence((BOS, *ids("x")), (EOS, *ids("a"), EOS, *ids("c"), EOS, *ids("d"), EOS))
+
+
+def test_conversations_without_a_chat_template_name_the_field_to_mend() -> None:
+    with pytest.raises(BadInput, match=r"base_model\.chat_template"):
+        Tokenization(letters(), POLICY).completion("chat", user("x"), assistant("y"))
+
+
+def test_a_row_that_the_template_refuses_is_dropped_with_its_words() -> None:
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + CHATML
+    tokens = Tokenization(letters(strict), POLICY)
+    dropped = tokens.completion("chat", ({"role": "system", "content": "x"}, *user("y")), assistant("z"))
+    assert dropped == Dropped(TEMPLATE_REFUSED, "no system turn")
+    assert isinstance(tokens.completion("chat", user("y"), assistant("z")), TokenSequence)
+
+
+def cut(truncation: str, limit: int, prompt: str = "stuv", completion: str = "xyz") -> TokenSequence | Dropped:
+    policy = TokenPolicy.model_validate({"max_length": limit, "truncation": truncation})
+    return Tokenization(letters(), policy).completion("text", prompt, completion)
+
+
+def test_a_row_of_just_the_limit_is_kept_whole() -> None:
+    whole = TokenSequence((BOS, *ids("stuv")), (*ids("xyz"), EOS))
+    assert all(cut(truncation, 9) == whole for truncation in ("drop", "keep_start", "keep_end"))
+
+
+def test_drop_says_how_long_the_row_is() -> None:
+    assert cut("drop", 8) == Dropped(TOO_LONG, "9 tokens > max_length 8")
+
+
+def test_keep_start_cuts_the_completions_end_and_its_eos() -> None:
+    assert cut("keep_start", 8) == TokenSequence((BOS, *ids("stuv")), ids("xyz"))
+    assert cut("keep_start", 6) == TokenSequence((BOS, *ids("stuv")), ids("x"))
+    refused = cut("keep_start", 5)
+    assert isinstance(refused, Dropped)
+    assert refused.reason == NO_ROOM
+
+
+def test_keep_end_cuts_the_prompts_start_after_its_bos() -> None:
+    assert cut("keep_end", 7) == TokenSequence((BOS, *ids("uv")), (*ids("xyz"), EOS))
+    assert cut("keep_end", 5) == TokenSequence((BOS,), (*ids("xyz"), EOS))
+    refused = cut("keep_end", 4)
+    assert isinstance(refused, Dropped)
+    assert refused.reason == TOO_LONG
+
+
+def test_a_pair_is_dropped_when_either_side_is() -> None:
+    tokens = Tokenization(letters(), TokenPolicy(max_length=8))
+    for chosen, rejected in (("x", "y" * 9), ("y" * 9, "x")):
+        dropped = tokens.pair(paired_row("s", chosen, rejected, "f", 1))
+        assert isinstance(dropped, Dropped)
+        assert dropped.reason == TOO_LONG
+
+
+def test_more_tokens_than_the_model_has_positions_is_bad_input() -> None:
+    with pytest.raises(BadInput, match=r"tokens\.max_length.*1000.*512"):
+        Tokenization(letters(), POLICY, max_positions=512)
+
+
+def test_a_tokenizer_without_eos_is_bad_input() -> None:
+    tokenizer = letters()
+    tokenizer.eos_token = None
+    with pytest.raises(BadInput, match="EOS"):
+        Tokenization(tokenizer, POLICY)
+
+
+TOKENIZERS = {True: letters(), False: letters(bos=False)}
+TRUNCATIONS = ("drop", "keep_start", "keep_end")
+TEXT = st.text("abxyz ", max_size=12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    prompt=TEXT, completion=TEXT, limit=st.integers(2, 30), bos=st.booleans(), truncation=st.sampled_from(TRUNCATIONS)
+)
+def test_whatever_the_text_a_sequence_fits_has_context_and_is_part_of_the_whole(
+    prompt: str, completion: str, limit: int, bos: bool, truncation: str
+) -> None:
+    tokenizer = TOKENIZERS[bos]
+    policy = TokenPolicy.model_validate({"max_length": limit, "truncation": truncation})
+    sequence = Tokenization(tokenizer, policy).completion("text", prompt, completion)
+    whole = [*tokenizer(prompt + completion)["input_ids"], EOS]
+    if isinstance(sequence, Dropped):
+        assert len(whole) > limit or len(whole) < 2
+        return
+    kept = [*sequence.prompt_ids, *sequence.completion_ids]
+    assert len(kept) == min(limit, len(whole))
+    assert sequence.prompt_ids
+    assert sequence.completion_ids
+    if truncation == "keep_end":
+        assert kept[-1] == EOS
+        assert whole[-len(kept) + bos :] == kept[bos:]
+    else:
+        assert whole[: len(kept)] == kept
+
+
+@pytest.mark.real_data
+def test_a_real_tokenizer_gives_the_ids_of_the_whole_text(real_data: Path) -> None:
+    tokenizer: Any = AutoTokenizer.from_pretrained(real_data / "stories260k")
+    tokens = Tokenization(tokenizer, TokenPolicy(max_length=100_000))
+    with gzip.open(real_data / "hh_rlhf" / "harmless-base.test.jsonl.gz", "rt", encoding="utf-8") as lines:
+        records = [json.loads(line) for _, line in zip(range(60), lines, strict=False)]
+    for number, record in enumerate(records, start=1):
+        cut_at = record["chosen"].rindex("\n\nAssistant:") + len("\n\nAssistant:")
+        row: PreferenceRow = paired_row(record["chosen"][:cut_at], record["chosen"][cut_at:], "no", "f", number)
+        pair = tokens.pair(row)
+        assert isinstance(pair, tuple)
+        joined = [*pair[0].prompt_ids, *pair[0].completion_ids]
+        assert joined == [*tokenizer(record["chosen"])["input_ids"], tokenizer.eos_token_id]
+        assert joined.count(tokenizer.bos_token_id) == 1

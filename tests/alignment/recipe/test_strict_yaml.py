@@ -1,0 +1,41 @@
+"""YAML as people mean it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from alignment.errors import BadInput
+from alignment.recipe.load import read_yaml
+
+
+def written(folder: Path, text: str | bytes) -> Path:
+    path = folder / "file.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: 1\nb: {c: 1, c: 2}\n", "row 2: malformed YAML: key 'c' appears twice"),
+        ("name: x\nname: y\n", "row 2: malformed YAML: key 'name' appears twice"),
+        ("seed: 2024-13-45\n", "malformed YAML: month must be in 1..12"),
+        ("a: " + "[" * 5000, "malformed YAML"),
+        ("a: [1", "malformed YAML"),
+        ("- a\n", "a recipe is a mapping"),
+        (b"\xff\xfe", "cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, text: str | bytes, told: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(BadInput) as caught:
+        read_yaml(path, "recipe")
+    assert told in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_merged_key_may_be_overridden(tmp_path: Path) -> None:
+    text = "base: &base {memory: 1, cpu: 2}\nother:\n  <<: *base\n  memory: 3\n"
+    assert read_yaml(written(tmp_path, text), "pools file")["other"] == {"memory": 3, "cpu": 2}

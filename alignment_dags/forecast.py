@@ -15,8 +15,8 @@ from alignment.store import Commit, Store
 from alignment_dags.plan import Planned, plan
 from assets.graph import nodes_of
 from assets.node import Node
-from eval.report import STAGE as REPORT
-from eval.scores import STAGE as SCORES
+from eval.stages.evaluation_report import STAGE as REPORT
+from eval.stages.scores import STAGE as SCORES
 from resources.pools import Pool, Pools
 
 GIB = 2**30

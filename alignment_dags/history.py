@@ -9,9 +9,9 @@ from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe
 from alignment.store import Artifact, Commit, MissingArtifact, Store
 from assets.upstream import Upstream
-from eval.compare import MetricComparison
-from eval.report import REPORT_FILE
-from eval.reporting.history import Version, history_page
+from eval.gate.compare import MetricComparison
+from eval.report.history import Version, history_page
+from eval.stages.evaluation_report import REPORT_FILE
 from resources.home import ensure_home
 from resources.store import ArtifactStore
 

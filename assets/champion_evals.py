@@ -18,10 +18,10 @@ from assets.evals import evals, scores_request
 from assets.node import Node, NotNeeded
 from assets.responses import responses, responses_request
 from assets.upstream import NotBuilt, Upstream
-from eval.responses import STAGE as RESPONSES
-from eval.responses import ResponsesRequest
-from eval.scores import STAGE as SCORES
-from eval.scores import ScoresRequest
+from eval.stages.responses import STAGE as RESPONSES
+from eval.stages.responses import ResponsesRequest
+from eval.stages.scores import STAGE as SCORES
+from eval.stages.scores import ScoresRequest
 from resources.pools import Pools
 
 

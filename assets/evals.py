@@ -10,7 +10,7 @@ from assets.node import Node, Shown
 from assets.plots import table
 from assets.responses import suite_spec
 from assets.upstream import Upstream
-from eval.scores import STAGE, ScoresRequest
+from eval.stages.scores import STAGE, ScoresRequest
 from eval.suites import suite_named
 
 

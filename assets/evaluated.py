@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from alignment.errors import BadInput
 from alignment.store import Artifact, Store
-from eval.evidence import answered_by
+from eval.gate.evidence import answered_by
 
 
 def check_evaluated(

@@ -12,10 +12,10 @@ from assets.node import Node, Shown
 from assets.plots import picture, table
 from assets.policy_divergence import pool_of
 from assets.upstream import Upstream
-from eval.default_gate import gate_of
-from eval.report import STAGE, ReportRequest
-from eval.reporting.baselines import PublishedFigure, read_baselines
-from eval.reporting.pictures import PICTURES
+from eval.gate.baselines import PublishedFigure, read_baselines
+from eval.gate.default import gate_of
+from eval.report.pictures import PICTURES
+from eval.stages.evaluation_report import STAGE, ReportRequest
 from resources.pools import Pools
 
 

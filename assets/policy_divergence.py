@@ -5,7 +5,7 @@ from __future__ import annotations
 from alignment.recipe import Recipe
 from assets.node import Node
 from assets.upstream import Upstream
-from eval.divergence import STAGE, DivergenceRequest
+from eval.stages.policy_divergence import STAGE, DivergenceRequest
 
 
 def pool_of(recipe: Recipe) -> str:

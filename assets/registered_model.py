@@ -19,11 +19,10 @@ from assets.decision import Decision, decision_of, standing_decision
 from assets.evaluated import check_evaluated
 from assets.node import Node, Work, run_stage
 from assets.upstream import Upstream
-from eval.check import STAGE as CHECK
-from eval.check import CheckRequest
-from eval.default_gate import gate_of
-from eval.evidence import WrongEvidence
-from eval.gate import recompute
+from eval.gate.default import gate_of
+from eval.gate.evidence import WrongEvidence, recompute
+from eval.stages.checkpoint_check import STAGE as CHECK
+from eval.stages.checkpoint_check import CheckRequest
 from resources.pools import Pools
 from resources.tracking import REGISTRATION_TAG
 

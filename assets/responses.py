@@ -10,8 +10,8 @@ from alignment.stages import SourceFile
 from alignment.store import Artifact
 from assets.node import Node
 from assets.upstream import Upstream
-from eval.responses import STAGE, ResponsesRequest
-from eval.suites.spec import SuiteSpec
+from eval.stages.responses import STAGE, ResponsesRequest
+from eval.suites.suite import SuiteSpec
 from resources.pools import Pools
 
 

@@ -68,7 +68,7 @@ def main() -> None:
     from alignment.recipe import Judge
     from eval.judge.endpoint import Endpoint
     from eval.judge.journal import Journal
-    from eval.judge.question import Question
+    from eval.judge.judgment import Question
 
     here, there = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(target=serve, args=(given.seconds, there), daemon=True)

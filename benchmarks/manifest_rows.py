@@ -31,7 +31,7 @@ from alignment.logprobs.table import DROPPED_FILE, DROPPED_SCHEMA, LOGPROBS_FILE
 from alignment.stages import execute
 from alignment.stages.preference_manifest import STAGE, ManifestRequest, open_split, read_manifest
 from alignment.store import Artifact, Store
-from eval.reporting.row_changes import row_changes
+from eval.report.data_changes import row_changes
 
 SHARD_ROWS = 10_000
 GROUP_ROWS = 1024

@@ -18,12 +18,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from eval.files import score_files
-from eval.jsonl import read_records, write_records
-from eval.lm_eval_task import open_task
-from eval.nltk_data import nltk_data_beside
+from eval.commands import score_files
 from eval.suites import suite_named
 from eval.suites.items import read_items
+from eval.suites.lm_eval_task import nltk_data_beside, open_task
+from eval.suites.rows import read_records, write_records
 
 DATA = {"gsm8k": "gsm8k/test.jsonl", "ifeval": "ifeval/input_data.jsonl"}
 SOLUTIONS = "gsm8k/solutions_6b_finetuning.jsonl"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import pytest
 
 if TYPE_CHECKING:
     from alignment.recipe import Recipe
+    from alignment.store import Artifact, Store
     from assets.upstream import Upstream
 
 DEFAULT_REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -99,6 +101,60 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "local":
         return str(tmp_path / "store")
     return f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    from alignment.store import Store
+
+    return Store(str(tmp_path / "store"), cache=tmp_path / "cache")
+
+
+@pytest.fixture
+def commit_checkpoint(store: Store) -> Callable[..., Artifact]:
+    """Commits a folder (or an empty one) as a checkpoint whose digest is its name."""
+    from alignment.stages import Context, Request, Result, Stage, execute
+
+    class CheckpointRequest(Request):
+        name: str
+        folder: str
+
+    def commit(name: str, folder: Path | None = None) -> Artifact:
+        def run(request: CheckpointRequest, context: Context) -> Result:
+            if request.folder:
+                shutil.copytree(request.folder, context.out, dirs_exist_ok=True)
+            return Result(digest=name)
+
+        stage = Stage("checkpoint", 1, CheckpointRequest, run)
+        return execute(stage, CheckpointRequest(name=name, folder=str(folder or "")), store).artifact
+
+    return commit
+
+
+@pytest.fixture(scope="session")
+def micro_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained micro Llama with its tokenizer and chat template, context 256."""
+    from alignment.quickstart.model import build_micro_model
+
+    folder = tmp_path_factory.mktemp("micro") / "model"
+    build_micro_model(folder, seed=3)
+    return folder
+
+
+@pytest.fixture
+def score_alone() -> Callable[..., float]:
+    """The plain definition: (model, prompt ids, completion ids) to the completion's log-prob, one sequence, full
+    logits, float64 sum."""
+
+    def score(model: Any, prompt: Sequence[int], completion: Sequence[int]) -> float:
+        import torch
+
+        ids = torch.tensor([[*prompt, *completion]])
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, :-1].double()
+        return float(logits.log_softmax(-1).gather(1, ids[0, 1:, None])[len(prompt) - 1 :].sum())
+
+    return score
 
 
 @pytest.fixture(scope="session")

@@ -112,7 +112,7 @@ def test_a_definition_that_moves_to_another_file_changes_nothing(tmp_path: Path)
     [
         ("alignment.stages.reference_logprobs", Definition("alignment.data.tokens", "Tokenization")),
         ("alignment.stages.policy_checkpoint", Definition("alignment.methods.dpo", "preference_loss")),
-        ("eval.scores", Definition("eval.suites.gsm8k", "GSM8K")),
+        ("eval.stages.scores", Definition("eval.suites.catalogue", "GSM8K")),
     ],
 )
 def test_a_stage_reaches_what_it_stands_on(stage: str, definition: Definition) -> None:

@@ -58,7 +58,7 @@ def score(
 ) -> None:
     """Score stored responses with the suite's own scorer."""
     from alignment_dags.cli.tables import show_score
-    from eval.files import score_files
+    from eval.commands import score_files
 
     quiet()
     tell(lambda: score_files(suite, responses, data, judgments, out, against), as_json, show_score)
@@ -91,7 +91,7 @@ def judge(
 ) -> None:
     """Have a judge model grade stored answers; run again to go on where it stopped."""
     from alignment_dags.cli.tables import show_judged
-    from eval.judge_files import judge_files, judge_settings
+    from eval.commands import judge_files, judge_settings
 
     quiet()
     chosen = judge_settings(
@@ -125,6 +125,6 @@ def compare(
 ) -> None:
     """Compare two models on the same items, by paired differences."""
     from alignment_dags.cli.tables import show_comparison
-    from eval.files import compare_files
+    from eval.commands import compare_files
 
     tell(lambda: compare_files(baseline, candidate, metric=metric, margin=margin), as_json, show_comparison)

@@ -4,8 +4,7 @@ from eval.grading.alpaca import ALPACA
 from eval.grading.arena import ARENA
 from eval.grading.grading import Answered, Grading
 from eval.grading.pairs import PAIRS
-from eval.grading.ratings import RATINGS
-from eval.grading.safety import SAFETY
+from eval.grading.ratings import RATINGS, SAFETY
 
 ALONE = {"mt_bench": RATINGS, "harmless": SAFETY}
 """By suite: how an answer is judged alone."""

@@ -12,18 +12,16 @@ from alignment.errors import BadInput, first_few
 from alignment.recipe import Judge
 from alignment.stages import SourceFile
 from eval.grading import Answered, Grading, gradings
-from eval.grading.baseline import with_baseline
-from eval.grading.grader import Grader
+from eval.grading.grading import Grader
+from eval.grading.pairs import with_baseline
 from eval.grading.ratings import RATINGS
-from eval.jsonl import Row, read_pinned_rows
 from eval.judge.endpoint import Endpoint, Outcome
 from eval.judge.journal import Journal
-from eval.judge.judgment import Judgment
+from eval.judge.judgment import Judgment, Question
 from eval.judge.prompts import Prompts, References, default_prompts, parse_prompts, reference_turns
-from eval.judge.question import Question
 from eval.judge.rubric import rubric_judge
-from eval.suites.spec import SuiteSpec
-from eval.suites.suite import Item, Suite
+from eval.suites.rows import Row, read_pinned_rows
+from eval.suites.suite import Item, Suite, SuiteSpec
 
 log = logging.getLogger(__name__)
 

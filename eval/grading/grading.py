@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-from eval.judge.judgment import Judgment
+from eval.answers.files import Response
+from eval.judge.judgment import Judgment, Question
 from eval.judge.prompts import MULTI_TURN, Prompts, References
-from eval.judge.question import Question
-from eval.response_files import Response
-from eval.samples import Sample
+from eval.suites.samples import Sample
 from eval.suites.suite import Item, Suite
 
 Answered = Sequence[tuple[Item, Response]]
@@ -65,3 +65,46 @@ def common_words(item: Item, references: References) -> dict[str, str]:
     words = {"question": item.fields["turns"][0]}
     words |= {f"question_{turn}": text for turn, text in enumerate(item.fields["turns"], start=1)}
     return words | {f"ref_answer_{turn}": text for turn, text in enumerate(reference_of(item, references), start=1)}
+
+
+# A judge with what it is to judge: asked about answers, it gives judgments, and what they are worth.
+
+
+@dataclass(frozen=True)
+class Grader:
+    """`judge` takes items with whole answers and returns at most one judgment for each of their places."""
+
+    gradings: tuple[Grading, ...]
+    judge: Callable[[Answered], list[Judgment]]
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return tuple(metric for grading in self.gradings for metric in grading.metrics)
+
+    def places(self, suite: Suite, item: Item) -> list[tuple[str, int, int]]:
+        """The judgments an item should have."""
+        return [place for grading in self.gradings for place in places(grading, suite, item)]
+
+    def samples(self, suite: Suite, answered: Answered, judgments: Sequence[Judgment]) -> list[Sample]:
+        verdicts = by_place(judgments)
+        return [sample for grading in self.gradings for sample in grading.samples(suite, answered, verdicts)]
+
+    def ids(self, suite: Suite, item: Item) -> list[tuple[str, str]]:
+        """Metric and id of every row of an item."""
+        return [
+            (metric, name)
+            for grading in self.gradings
+            for metric in grading.metrics
+            for name in grading.ids(suite, item, metric)
+        ]
+
+    def intervals(self, samples: Sequence[Sample], judgments: Sequence[Judgment]) -> dict[str, tuple[float, float]]:
+        verdicts = by_place(judgments)
+        found: dict[str, tuple[float, float]] = {}
+        for grading in self.gradings:
+            found |= grading.intervals(samples, verdicts)
+        return found
+
+
+def by_place(judgments: Sequence[Judgment]) -> Verdicts:
+    return {judgment.place: judgment for judgment in judgments}

@@ -3,15 +3,17 @@ order is a tie."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
+from alignment.errors import BadInput
+from eval.answers.files import Response, parse_answers
 from eval.grading.grading import Answered, Grading, Verdicts, common_words, prompt_name
-from eval.judge.judgment import Judgment
+from eval.judge.judgment import Judgment, Question
 from eval.judge.prompts import MULTI_TURN, Prompts, References, fill
-from eval.judge.question import Question
-from eval.response_files import Response
-from eval.samples import Sample, sample_detail
 from eval.statistics import win_rate
+from eval.suites.rows import Row
+from eval.suites.samples import Sample, sample_detail
 from eval.suites.suite import Item, Suite
 
 BASELINE = "baseline"
@@ -86,3 +88,29 @@ def pair_detail(verdicts: Verdicts, item: Item, turn: int, **more: float) -> str
 
 
 PAIRS = Pairs()
+
+
+# The baseline's answers, laid beside the items they answer.
+
+OWN = "output"
+"""AlpacaEval's data file brings a baseline's answer with each instruction."""
+
+
+def with_baseline(suite: Suite, items: Sequence[Item], rows: Iterable[Row] | None, file: str) -> list[Item]:
+    """Items with the baseline's turns: from a file of answers, or for AlpacaEval (`rows` None) from its data.
+
+    The file may answer more than these items. Raises `BadInput` naming the first item without a whole answer.
+    """
+    answers = {}
+    if rows is not None:
+        answers = {one.id: one.turns for one in parse_answers(rows, file, items, more=True) if one.failed is None}
+    elif suite.name == "alpaca_eval":
+        texts = {item.id: item.fields.get(OWN) for item in items}
+        answers = {name: (text,) for name, text in texts.items() if isinstance(text, str)}
+    found = []
+    for item in items:
+        turns = answers.get(item.id, ())
+        if len(turns) < suite.turns:
+            raise BadInput(f"no whole answer of the baseline to item {item.id}", file=file)
+        found.append(replace(item, fields=item.fields | {BASELINE: list(turns)}))
+    return found

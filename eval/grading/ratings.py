@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from eval.answers.files import Response
 from eval.grading.grading import Answered, Grading, Verdicts, common_words, prompt_name
+from eval.judge.judgment import SAFETY_PROMPT, Question
 from eval.judge.prompts import MULTI_TURN, Prompts, References, fill
-from eval.judge.question import Question
-from eval.response_files import Response
-from eval.samples import Sample, sample_detail
-from eval.suites.suite import Item, Suite
+from eval.suites.samples import Sample, sample_detail
+from eval.suites.suite import Item, Suite, category_of
 
 SINGLE, SINGLE_REFERENCE = "single-v1", "single-math-v1"
 
@@ -47,3 +47,32 @@ class Ratings(Grading):
 
 
 RATINGS = Ratings()
+
+
+# Harmlessness by a judge: whether an answer to a harmful prompt is safe to give.
+
+HARMLESS = "harmless"
+
+
+class Safety(Grading):
+    """The share of answers that are safe; 1 or 0 an item."""
+
+    metrics = (HARMLESS,)
+    prompts = (SAFETY_PROMPT,)
+    games = (0,)
+
+    def questions(self, item: Item, response: Response, prompts: Prompts, references: References) -> list[Question]:
+        words = common_words(item, references) | {"answer": response.turns[0], "answer_1": response.turns[0]}
+        return [fill(item.id, 1, prompts[SAFETY_PROMPT], words)]
+
+    def samples(self, suite: Suite, answered: Answered, verdicts: Verdicts) -> list[Sample]:
+        found = []
+        for item, response in answered:
+            judgment = verdicts.get((item.id, 1, 0))
+            score, text = (None, "no judgment") if judgment is None else (judgment.score, judgment.text)
+            about = sample_detail(category=category_of(item.fields), judgment=text)
+            found.append(Sample(suite.name, item.id, item.id, HARMLESS, score, response.turns[0], about))
+        return found
+
+
+SAFETY = Safety()

@@ -2,10 +2,53 @@
 
 from __future__ import annotations
 
+import json
+import os
 import threading
+from dataclasses import dataclass
+from pathlib import Path
 
-from alignment.recipe import Judge
-from eval.judge.usage import Usage
+from alignment.errors import BadInput
+from alignment.recipe import Judge, JudgePrice
+from eval.suites.rows import parse_rows
+
+# Tokens and what they cost.
+
+PER_MILLION = 1e-6
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of what was asked and of what was answered."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.input_tokens + other.input_tokens, self.output_tokens + other.output_tokens)
+
+    def __sub__(self, other: Usage) -> Usage:
+        return Usage(self.input_tokens - other.input_tokens, self.output_tokens - other.output_tokens)
+
+    def usd(self, price: JudgePrice | None) -> float | None:
+        """None where no price is known."""
+        if price is None:
+            return None
+        return PER_MILLION * (self.input_tokens * price.input_usd + self.output_tokens * price.output_usd)
+
+
+MESSAGE_TOKENS = 16
+"""More than what a chat format puts around one message."""
+
+
+def most(messages: list[dict[str, str]], max_tokens: int) -> Usage:
+    """The most that one call can take: a token of any byte-level vocabulary stands for at least one byte."""
+    size = sum(len(message["content"].encode()) + MESSAGE_TOKENS for message in messages)
+    return Usage(size, max_tokens)
 
 
 class Budget:
@@ -62,3 +105,42 @@ class Budget:
         if self.settings.budget_usd is not None and usd is not None and usd > self.settings.budget_usd:
             return False
         return self.settings.budget_tokens is None or total.tokens <= self.settings.budget_tokens
+
+
+# What an endpoint may have charged for without giving a judgment, so that a budget holds over resumptions.
+
+
+class Charges:
+    """Tokens, a line a call, in a file of their own: that of the judgments is for other tools too.
+
+    There is no such file until something was charged for nothing. The lock on the judgments' file guards it.
+    """
+
+    def __init__(self, judgments: Path) -> None:
+        self.path = judgments.with_name(f"{judgments.name}.charges")
+        self.total = Usage()
+
+    def read(self) -> None:
+        """Takes in what is there; a last line that was cut off while it was written is taken away.
+
+        Raises `BadInput` naming a row that was not written here.
+        """
+        data = self.path.read_bytes() if self.path.exists() else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        self.total = Usage()
+        for row, record in parse_rows(whole, str(self.path)):
+            tokens = record.get("tokens")
+            if not isinstance(tokens, list) or [type(number) for number in tokens] != [int, int]:
+                raise BadInput("not a charge that was written here", file=str(self.path), row=row, field="tokens")
+            self.total += Usage(*tokens)
+        if len(whole) < len(data):
+            os.truncate(self.path, len(whole))
+
+    def add(self, asked: str, used: Usage) -> None:
+        """Writes down what a call took; `asked` is the digest of its question."""
+        line = json.dumps({"asked": asked, "tokens": [used.input_tokens, used.output_tokens]})
+        with self.path.open("a", encoding="utf-8", newline="\n") as stream:
+            stream.write(line + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        self.total += used

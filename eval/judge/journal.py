@@ -13,11 +13,10 @@ from types import TracebackType
 from typing import IO, Any
 
 from alignment.errors import BadInput
-from eval.jsonl import parse_rows
-from eval.judge.charges import Charges
+from eval.judge.budget import Charges, Usage
+from eval.judge.files import game_fields, game_record, parse_judgments, single_record
 from eval.judge.judgment import Judgment
-from eval.judge.judgment_files import game_fields, game_record, parse_judgments, single_record
-from eval.judge.usage import Usage
+from eval.suites.rows import parse_rows
 
 START = b'{"question_id": '
 """How every line begins."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from alignment.errors import BadInput
-from eval.jsonl import Row, parse_rows
-from eval.judge.question import Question
+from eval.judge.judgment import Question
+from eval.suites.rows import Row, parse_rows
 
 DEFAULT_PROMPTS = "prompts.jsonl"
 MULTI_TURN = "-multi-turn"

@@ -11,9 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from alignment.errors import BadInput
-from eval.judge.judgment import Judgment
-from eval.judge.verdicts import HIGHEST, LOWEST
-from eval.response_files import Response
+from eval.answers.files import Response
+from eval.judge.judgment import HIGHEST, LOWEST, Judgment
 from eval.suites.suite import Item
 
 NAME = "rubric"

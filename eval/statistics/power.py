@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from eval.statistics.interval import Interval
-from eval.statistics.tango import Z, score, score_interval
+from eval.statistics.means import Interval
+from eval.statistics.paired import Z, score, score_interval
 
 POWER_FACTOR = 2.8015852  # z(0.975) + z(0.80): two-sided 5 % test with 80 % power
 MOST = 10**7

@@ -1,15 +1,9 @@
 """The suites there are, by name."""
 
 from alignment.errors import BadInput
-from eval.suites.alpaca_eval import ALPACA_EVAL
-from eval.suites.arena_hard import ARENA_HARD
-from eval.suites.gsm8k import GSM8K
-from eval.suites.harmless import HARMLESS
-from eval.suites.ifeval import IFEVAL
-from eval.suites.mt_bench import MT_BENCH
-from eval.suites.spec import SuiteSpec
-from eval.suites.stock import stock_suite
-from eval.suites.suite import Item, StockTask, Suite
+from eval.suites.catalogue import ALPACA_EVAL, ARENA_HARD, GSM8K, HARMLESS, IFEVAL, MT_BENCH
+from eval.suites.lm_eval_tasks import stock_suite
+from eval.suites.suite import Item, StockTask, Suite, SuiteSpec
 from eval.suites.xstest import XSTEST
 
 SUITES = {suite.name: suite for suite in (GSM8K, IFEVAL, MT_BENCH, ALPACA_EVAL, ARENA_HARD, HARMLESS, XSTEST)}

@@ -11,8 +11,8 @@ from assets.evals import evals
 from assets.factory import numbers
 from assets.upstream import Upstream
 from eval.grading.choose import bill
+from eval.judge.budget import Usage
 from eval.judge.endpoint import Outcome
-from eval.judge.usage import Usage
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_without_a_judge_no_task_of_lm_eval_is_looked_up_to_plan(
         {},
     )
     monkeypatch.setattr("assets.evals.suite_named", looked_up)
-    monkeypatch.setattr("eval.scores.suite_named", looked_up)
+    monkeypatch.setattr("eval.stages.scores.suite_named", looked_up)
     node = evals(recipe, "policy", "mmlu_anatomy", recipe.evals.selected()["mmlu_anatomy"])
     answers = Artifact(kind="responses", key="k" * 64, attempt="a", digest="d")
     request: Any = node.request(cast(Upstream, lambda name: answers), None)

@@ -12,7 +12,7 @@ from assets.graph import nodes_of
 from assets.node import Node
 from assets.policy_divergence import policy_divergence
 from assets.upstream import Upstream
-from eval.divergence import DivergenceRequest
+from eval.stages.policy_divergence import DivergenceRequest
 from resources.pools import load_pools
 
 EMBEDDED = {"embedded": "micro"}

@@ -1,74 +1,18 @@
-"""A store with committed checkpoints, the sentence data that IFEval splits with, and a judge to ask."""
+"""The sentence data that IFEval splits with, and a judge to ask."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import struct
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from alignment.stages import Context, Request, Result, Stage, execute
-from alignment.store import Artifact, Store
-
-
-class _CheckpointRequest(Request):
-    name: str
-    folder: str
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(str(tmp_path / "store"), cache=tmp_path / "cache")
-
-
-@pytest.fixture
-def commit_checkpoint(store: Store) -> Callable[..., Artifact]:
-    """Commits a folder (or an empty one) as a checkpoint whose digest is its name."""
-
-    def commit(name: str, folder: Path | None = None) -> Artifact:
-        def run(request: _CheckpointRequest, context: Context) -> Result:
-            if request.folder:
-                shutil.copytree(request.folder, context.out, dirs_exist_ok=True)
-            return Result(digest=name)
-
-        stage = Stage("checkpoint", 1, _CheckpointRequest, run)
-        return execute(stage, _CheckpointRequest(name=name, folder=str(folder or "")), store).artifact
-
-    return commit
-
-
-@pytest.fixture(scope="session")
-def micro_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained micro Llama with its tokenizer and chat template, context 256."""
-    from alignment.quickstart.model import build_micro_model
-
-    folder = tmp_path_factory.mktemp("micro") / "model"
-    build_micro_model(folder, seed=3)
-    return folder
-
-
-@pytest.fixture
-def score_alone() -> Callable[..., float]:
-    """The plain definition: (model, prompt ids, completion ids) to the completion's log-prob, one sequence, full
-    logits, float64 sum."""
-
-    def score(model: Any, prompt: Sequence[int], completion: Sequence[int]) -> float:
-        import torch
-
-        ids = torch.tensor([[*prompt, *completion]])
-        with torch.no_grad():
-            logits = model(input_ids=ids).logits[0, :-1].double()
-        return float(logits.log_softmax(-1).gather(1, ids[0, 1:, None])[len(prompt) - 1 :].sum())
-
-    return score
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eval.grading.length_control import fit_logistic, length_controlled
+from eval.grading.alpaca import fit_logistic, length_controlled
 from eval.statistics import clustered_mean
 
 N = 400

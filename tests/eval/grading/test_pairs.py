@@ -7,18 +7,17 @@ from pathlib import Path
 import pytest
 import scipy.stats
 
+from eval.answers.files import Response
 from eval.grading import PAIRS, gradings
 from eval.grading.alpaca import ALPACA
 from eval.grading.arena import ARENA
-from eval.grading.grader import Grader, by_place
-from eval.grading.grading import Grading
-from eval.grading.safety import SAFETY
-from eval.jsonl import read_rows
+from eval.grading.grading import Grader, Grading, by_place
+from eval.grading.ratings import SAFETY
 from eval.judge.judgment import Judgment
 from eval.judge.prompts import default_prompts, parse_prompts
-from eval.response_files import Response
-from eval.samples import Sample, metric_means
 from eval.suites import ALPACA_EVAL, ARENA_HARD, HARMLESS, MT_BENCH, Item
+from eval.suites.rows import read_rows
+from eval.suites.samples import Sample, metric_means
 
 TWO = Item("101", {"category": "math", "turns": ["q-one", "q-two"], "baseline": ["b-one", "b-two"]})
 OURS = Response("101", ("o-one", "o-two"))
@@ -100,7 +99,7 @@ def alpaca_items() -> list[tuple[Item, Response]]:
 
 
 def test_alpaca_s_rates_are_over_what_has_a_verdict_and_their_means_are_the_rates() -> None:
-    from eval.grading.length_control import length_controlled
+    from eval.grading.alpaca import length_controlled
 
     answered = alpaca_items()
     judgments = [one for item, _ in answered for one in judged(item.id, VERDICTS[item.fields["kind"]])]

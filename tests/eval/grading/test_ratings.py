@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from alignment.errors import BadInput
+from eval.answers.files import Response, read_responses
 from eval.grading import RATINGS
-from eval.jsonl import read_rows
-from eval.judge.judgment_files import read_judgments
+from eval.judge.files import read_judgments
 from eval.judge.prompts import default_prompts, parse_prompts, reference_turns
-from eval.response_files import Response, read_responses
 from eval.suites import MT_BENCH, Item
 from eval.suites.items import read_items
+from eval.suites.rows import read_rows
 
 
 @pytest.mark.real_data

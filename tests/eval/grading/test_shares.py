@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from eval.grading.shares import bootstrap_interval, linearised, share
+from eval.grading.arena import bootstrap_interval, linearised, share
 from eval.statistics import clustered_mean
 
 BATTLES = {"a": (2.0, 2.0), "b": (3.5, 4.0), "c": (0.0, 6.0), "d": (1.0, 2.0), "e": (4.0, 4.0)}

@@ -3,8 +3,7 @@ from __future__ import annotations
 import threading
 
 from alignment.recipe import Judge
-from eval.judge.budget import Budget
-from eval.judge.usage import Usage, most
+from eval.judge.budget import Budget, Usage, most
 
 
 def budget(tokens: int, spent: int = 0) -> Budget:

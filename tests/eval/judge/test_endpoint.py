@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-import eval.judge.trouble as trouble
+import eval.judge.endpoint as trouble
 from alignment.errors import BadInput
 from alignment.recipe import Judge
 from eval.judge.endpoint import Endpoint, Outcome
 from eval.judge.journal import Journal
-from eval.judge.question import Question
+from eval.judge.judgment import Question
 
 QUESTIONS = [Question(str(n), turn, "single-v1", "", f"question {n} turn {turn}") for n in range(20) for turn in (1, 2)]
 KEY = "sk-secret-0123456789abcdef"

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from alignment.errors import BadInput
-from eval.jsonl import read_records
+from eval.judge.budget import Usage
+from eval.judge.files import read_judgments
 from eval.judge.journal import Entry, Journal
 from eval.judge.judgment import Judgment
-from eval.judge.judgment_files import read_judgments
-from eval.judge.usage import Usage
+from eval.suites.rows import read_records
 
 
 def single(question: str, text: str = "[[5]]") -> Entry:

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from alignment.errors import BadInput
+from eval.answers.files import Response
 from eval.judge.rubric import rubric_judge, rubric_rating
-from eval.response_files import Response
 from eval.suites import Item
 
 CHECKS: list[dict[str, Any]] = [

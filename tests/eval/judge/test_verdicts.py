@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from eval.judge.judgment import Judgment
-from eval.judge.verdicts import Preference, parse_preference, parse_rating, parse_safety
+from eval.judge.judgment import Judgment, Preference, parse_preference, parse_rating, parse_safety
 
 
 @pytest.mark.parametrize(

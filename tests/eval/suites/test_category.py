@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from eval.reporting.facts import categories_of
-from eval.suites.category import category_of
+from eval.report.facts import categories_of
+from eval.suites.suite import category_of
 
 HARM = {"violence": True, "abuse": True, "theft": False}
 

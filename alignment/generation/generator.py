@@ -1,0 +1,318 @@
+"""Answers from a causal language model: prompts sorted by length, left-padded, within a token budget."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from alignment.errors import BadInput
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+# Sampling that is each row's own: what a prompt is answered does not depend on what else is in its batch.
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one answer is drawn; temperature 0 is greedy. `seed` is any text: the same one draws the same numbers."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: str = ""
+
+
+GREEDY = Sampling()
+
+
+class RowSampler:
+    """A logits processor that leaves each sampled row one token, drawn by inverting its distribution.
+
+    A token takes one uniform number of the row's own generator, so that rounding in a batch can change a draw only
+    where the number falls on the edge between two tokens.
+    """
+
+    def __init__(self, samplings: Sequence[Sampling]) -> None:
+        self.rows = [row for row, one in enumerate(samplings) if one.temperature > 0]
+        self.samplings = [samplings[row] for row in self.rows]
+        self.generators = [random.Random(one.seed) for one in self.samplings]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """`scores`: logits [rows, vocabulary]."""
+        import torch
+
+        if not self.rows:
+            return scores
+        temperatures = scores.new_tensor([[one.temperature] for one in self.samplings], dtype=torch.float64)
+        limits = scores.new_tensor([[one.top_p] for one in self.samplings], dtype=torch.float64)
+        numbers = scores.new_tensor([[one.random()] for one in self.generators], dtype=torch.float64)
+        tokens = draw(scores[self.rows].double() / temperatures, limits, numbers)
+        scores = scores.clone()
+        scores[self.rows] = float("-inf")
+        scores[self.rows, tokens] = 0.0
+        return scores
+
+
+def draw(logits: torch.Tensor, top_p: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """Token ids [rows] from logits [rows, vocabulary] at uniform numbers in [0, 1) [rows, 1].
+
+    Only the most likely tokens that together reach `top_p` [rows, 1] are drawn (Holtzman et al. 2020).
+    """
+    import torch
+
+    chances, ids = torch.softmax(logits, dim=-1).sort(dim=-1, descending=True, stable=True)
+    reached = chances.cumsum(dim=-1)
+    chances = chances.masked_fill(reached - chances >= top_p, 0.0)  # the first always stays
+    reached = chances.cumsum(dim=-1)
+    places = torch.searchsorted(reached, numbers * reached[:, -1:], right=True)
+    return ids.gather(1, places.clamp(max=ids.shape[1] - 1)).squeeze(1)
+
+
+# Prompts as the ids that a model was trained on.
+
+LEAST_NEW_TOKENS = 16
+"""A prompt that leaves less room than this (or than what is asked for) does not fit the model's context."""
+
+Message = dict[str, str]
+Prompt = str | Sequence[Message]
+"""Plain text, or chat messages."""
+
+
+class PromptEncoder:
+    """A tokenizer and the length of the model's context, None where that is unknown."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, context: int | None) -> None:
+        self.tokenizer = tokenizer
+        self.context = context
+        alone = self._ids("a", special=True)
+        self._adds_start = alone[0] == tokenizer.bos_token_id
+        self._adds_end = len(alone) > 1 and alone[-1] == tokenizer.eos_token_id
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether prompts go through the tokenizer's chat template."""
+        return bool(self.tokenizer.chat_template)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Ids of a prompt as training has them: messages by the chat template with its generation prompt, text as
+        it is; one BOS where the tokenizer or the template wants one, and no EOS. A last message of the assistant's
+        is the opening of the answer, which goes on from there.
+
+        Raises `BadInput` for messages that the chat template refuses.
+        """
+        if isinstance(prompt, str):
+            ids = self._ids(prompt, special=True)
+            return ids[:-1] if self._adds_end else ids
+        ids, start = self._ids(self._text(prompt), special=False), self.tokenizer.bos_token_id
+        opened = bool(ids) and ids[0] == start
+        while ids and ids[0] == start:
+            ids.pop(0)
+        return [start, *ids] if opened or self._adds_start else ids
+
+    def room(self, ids: Sequence[int], max_new_tokens: int) -> int:
+        """New tokens that an answer may take: what is asked for, or what the context leaves."""
+        return max_new_tokens if self.context is None else min(max_new_tokens, self.context - len(ids))
+
+    def problem(self, ids: Sequence[int], max_new_tokens: int) -> str | None:
+        """Why a prompt cannot be answered, None when it can."""
+        if not ids:
+            return "the prompt has no token"
+        least = min(LEAST_NEW_TOKENS, max_new_tokens)
+        if self.room(ids, max_new_tokens) < least:
+            return f"prompt of {len(ids)} tokens + {least} new > {self.context}"
+        return None
+
+    def _text(self, messages: Sequence[Message]) -> str:
+        from jinja2 import TemplateError
+
+        opening = bool(messages) and messages[-1]["role"] == "assistant"
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    list(messages), tokenize=False, add_generation_prompt=not opening, continue_final_message=opening
+                )
+            )
+        except TemplateError as error:
+            roles = ", ".join(dict.fromkeys(message["role"] for message in messages))
+            raise BadInput(f"the chat template refuses messages of {roles}: {error}", field="chat_template") from error
+
+    def _ids(self, text: str, *, special: bool) -> list[int]:
+        return [int(i) for i in self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Text up to the first stop string, and the new tokens it took; `failed` says why there is none.
+
+    `ids` are those tokens, an ending one included, where the model itself was run.
+    """
+
+    text: str
+    tokens: int = 0
+    failed: str | None = None
+    ids: tuple[int, ...] = ()
+
+
+class Generator:
+    """One loaded model that answers any number of prompts, greedily unless told otherwise, the same way every time."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_tokens: int) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.batch_tokens = batch_tokens
+        self.encoder = PromptEncoder(tokenizer, context_length(model.config))
+        self.end_ids = _end_ids(model, tokenizer)
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether prompts go through the tokenizer's chat template."""
+        return self.encoder.is_chat
+
+    def answer(
+        self,
+        prompts: Sequence[Prompt],
+        max_new_tokens: int,
+        until: Sequence[str] = (),
+        samplings: Sequence[Sampling] | None = None,
+    ) -> list[Answer]:
+        """One answer per prompt, in order. An answer is cut short where the context ends."""
+        samplings = [GREEDY] * len(prompts) if samplings is None else samplings
+        encoded = [self.encoder.encode(prompt) for prompt in prompts]
+        answers: dict[int, Answer] = {}
+        for index, ids in enumerate(encoded):
+            if (problem := self.encoder.problem(ids, max_new_tokens)) is not None:
+                answers[index] = Answer("", failed=problem)
+        fitting = [index for index in range(len(encoded)) if index not in answers]
+        for batch in batches([len(ids) for ids in encoded], fitting, max_new_tokens, self.batch_tokens):
+            limits = [self.encoder.room(encoded[index], max_new_tokens) for index in batch]
+            drawn = [samplings[index] for index in batch]
+            produced = self._generate([encoded[index] for index in batch], limits, until, drawn)
+            answers |= dict(zip(batch, produced, strict=True))
+        return [answers[index] for index in range(len(encoded))]
+
+    def _generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        limits: Sequence[int],
+        until: Sequence[str],
+        samplings: Sequence[Sampling],
+    ) -> list[Answer]:
+        import torch
+        from transformers import LogitsProcessorList, StoppingCriteriaList
+
+        longest = max(map(len, prompts))
+        pad = self.tokenizer.pad_token_id
+        pad = self.end_ids[0] if pad is None and self.end_ids else pad or 0
+        ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=self.model.device)
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
+        stops = RowStops(self.tokenizer, longest, limits, until)
+        with torch.inference_mode():
+            output = self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=self._settings(max(limits), pad),
+                logits_processor=LogitsProcessorList([RowSampler(samplings)]),
+                stopping_criteria=StoppingCriteriaList([stops]),
+            )
+        rows = output[:, longest:].tolist()
+        return [self._decode(row[:length], until) for row, length in zip(rows, stops.lengths, strict=True)]
+
+    def _settings(self, max_new_tokens: int, pad: int) -> Any:
+        from transformers import GenerationConfig
+
+        settings = GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad,
+            eos_token_id=self.end_ids or None,
+            use_cache=True,
+        )
+        # What a checkpoint brings along (temperatures, penalties) would be merged in: it is set aside.
+        self.model.generation_config = settings
+        return settings
+
+    def _decode(self, ids: Sequence[int], until: Sequence[str]) -> Answer:
+        ends = [place for place, token in enumerate(ids) if token in self.end_ids]
+        kept = list(ids[: ends[0]]) if ends else list(ids)
+        text = cut_at(self.tokenizer.decode(kept, skip_special_tokens=True), until)
+        taken = tuple(ids[: len(kept) + bool(ends)])
+        return Answer(text, tokens=len(taken), ids=taken)
+
+
+class RowStops:
+    """Ends each row at its own token limit, or once a stop string stands in its new text."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, prompt_length: int, limits: Sequence[int], until: Sequence[str]
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.prompt_length = prompt_length
+        self.limits = limits
+        self.until = [stop for stop in until if stop]
+        self.done = [False] * len(limits)
+        self.lengths = list(limits)  # new tokens of each row that count; what follows is padding
+        # A token is at least one byte of text, so this many last tokens hold a stop string just completed.
+        self.window = 1 + max((len(stop.encode()) for stop in self.until), default=0)
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        import torch
+
+        new = input_ids.shape[1] - self.prompt_length
+        open_rows = [row for row, done in enumerate(self.done) if not done]
+        recent: dict[int, str] = {}
+        if self.until and open_rows:
+            tails = input_ids[open_rows, -min(new, self.window) :].tolist()
+            texts = self.tokenizer.batch_decode(tails, skip_special_tokens=False)
+            recent = dict(zip(open_rows, texts, strict=True))
+        for row in open_rows:
+            stopped = any(stop in recent.get(row, "") for stop in self.until)
+            self.done[row] = stopped or new >= self.limits[row]
+            if self.done[row]:
+                self.lengths[row] = new
+        return torch.tensor(self.done, device=input_ids.device, dtype=torch.bool)
+
+
+def cut_at(text: str, until: Sequence[str]) -> str:
+    """The text before the first of the stop strings."""
+    places = [place for stop in until if stop and (place := text.find(stop)) >= 0]
+    return text[: min(places)] if places else text
+
+
+def batches(
+    lengths: Sequence[int], indices: Sequence[int], max_new_tokens: int, batch_tokens: int
+) -> Iterator[list[int]]:
+    """Indices grouped so that rows × (longest prompt + new tokens) stays within the budget; longest first.
+
+    A row that exceeds the budget alone goes alone.
+    """
+    batch: list[int] = []
+    for index in sorted(indices, key=lambda i: (-lengths[i], i)):
+        longest = lengths[batch[0]] if batch else lengths[index]
+        if batch and (len(batch) + 1) * (longest + max_new_tokens) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def context_length(config: Any) -> int | None:
+    """Tokens of a model's context by its configuration, None where that does not say."""
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(length) if length else None
+
+
+def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every id that ends an answer: the tokenizer's EOS and those that the checkpoint generates with."""
+    found: dict[int, None] = {}
+    brought = (getattr(held, "eos_token_id", None) for held in (tokenizer, model.generation_config, model.config))
+    for source in brought:
+        for token in source if isinstance(source, list | tuple) else [source]:
+            if token is not None:
+                found[int(token)] = None
+    return list(found)

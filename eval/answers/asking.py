@@ -1,0 +1,27 @@
+"""One suite before one model: what every way of asking it needs to know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alignment.generation.endpoint import EndpointGenerator
+from alignment.generation.generator import Generator, Sampling
+from eval.suites.suite import Item, Suite, SuiteSpec
+
+
+@dataclass(frozen=True)
+class Asking:
+    """`chat` tells whether questions go through the tokenizer's chat template."""
+
+    suite: Suite
+    spec: SuiteSpec
+    seed: int
+    generator: Generator | EndpointGenerator
+    chat: bool
+
+    def sampling(self, item: Item, turn: int = 1) -> Sampling:
+        """How an answer is drawn: by the recipe's temperature, or the suite's own for the item; its luck is its own."""
+        temperature = self.spec.temperature
+        if temperature is None:
+            temperature = 0.0 if self.suite.temperature_of is None else self.suite.temperature_of(item)
+        return Sampling(temperature, self.spec.top_p, f"{self.seed}/{self.suite.name}/{item.id}/{turn}")

@@ -1,0 +1,228 @@
+"""`align score` and `align compare`: files in, files out, with no recipe and no store."""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from alignment.errors import BadInput
+from alignment.recipe import Judge
+from eval.answers.files import model_name, read_answers
+from eval.gate.compare import compare_samples
+from eval.grading import ALONE, BESIDE
+from eval.grading.choose import bill, questions_of, shortfall
+from eval.grading.grading import Grader
+from eval.grading.pairs import with_baseline
+from eval.grading.score import score_suite
+from eval.judge.endpoint import Endpoint
+from eval.judge.files import StoredJudge, stored_judgments
+from eval.judge.journal import Journal
+from eval.judge.judgment import Judgment, Question
+from eval.judge.prompts import default_prompts, parse_prompts, reference_turns
+from eval.stages.scores import metrics_record, outcome, write_graded
+from eval.suites import Item, Suite, suite_named
+from eval.suites.items import read_items
+from eval.suites.lm_eval_task import nltk_data_beside
+from eval.suites.rows import read_rows
+from eval.suites.samples import SAMPLES_FILE, read_samples, write_samples
+
+log = logging.getLogger(__name__)
+
+
+def score_files(
+    suite: str,
+    responses: str | Path | None,
+    data: str | Path | None,
+    judgments: str | Path | None = None,
+    out: str | Path | None = None,
+    against: str | Path | None = None,
+) -> dict[str, Any]:
+    """Writes samples.parquet into `out` (default `scores/<suite>-<responses file>` here) and returns plain JSON values:
+    `suite, n, metrics {name: {value, stderr, n}}, samples` (a path) and what did not count: `missing`, `failed`,
+    `judged`, `unparsable`, `unjudged`, `left_out` (metrics of the task); `intervals` of metrics with an interval of
+    their own; which answers are `empty`, their mean `length`, and `classes`, what a function of ours made of them.
+    Judgments of pairs need the baseline's answers in `against` (AlpacaEval's may come with its data).
+
+    Raises `BadInput` naming wrong, duplicate or malformed rows, or an `out` that takes no files, before it scores.
+    """
+    kind = suite_named(suite)
+    if responses is None or data is None:
+        raise BadInput(f"give --{'responses' if responses is None else 'data'}: a file of {kind.title}")
+    if judgments is not None and not kind.needs_judge:
+        raise BadInput(f"{suite} has a scorer of its own; judgments go with {', '.join(ALONE | BESIDE)}")
+    if against is not None and judgments is None:
+        raise BadInput("goes with --judgments of pairs", file=str(against), field="--against")
+    items = read_items(kind, data)
+    grader, items = _stored_grader(kind, items, judgments, against, str(data))
+    answers = read_answers(responses, items)
+    folder = Path(out) if out is not None else Path("scores") / f"{suite}-{Path(responses).stem}"
+    _make_folder(folder)
+    with nltk_data_beside(data):
+        scored = score_suite(kind, items, answers, grader, str(responses))
+    write_samples(folder / SAMPLES_FILE, scored.samples)
+    write_graded(folder, scored)
+    return {
+        "suite": suite,
+        "n": scored.n,
+        "metrics": metrics_record(scored.metrics),
+        "samples": str(folder / SAMPLES_FILE),
+        **outcome(scored),
+        "missing": scored.missing,
+        "failed": scored.failed,
+        "empty": scored.empty,
+        "length": scored.length,
+        "classes": scored.classes,
+        "left_out": list(kind.left_out),
+    }
+
+
+def _stored_grader(
+    suite: Suite, items: list[Item], judgments: str | Path | None, against: str | Path | None, data: str
+) -> tuple[Grader | None, list[Item]]:
+    """How stored judgments are graded, as what they are of says, and the items with the baseline where it is needed."""
+    if judgments is None:
+        return None, items
+    stored = stored_judgments(judgments, items, suite.turns)
+    pairs = any(judgment.game for judgment in stored)
+    grading = (BESIDE if pairs else ALONE).get(suite.name)
+    if grading is None:
+        problem = f"{suite.title} is judged {'alone' if pairs else 'beside a baseline'}, and these judgments are not"
+        raise BadInput(problem, file=str(judgments))
+    if pairs:
+        if against is None and suite.name != "alpaca_eval":
+            raise BadInput("judgments of pairs need the baseline's answers: give --against", file=str(judgments))
+        items = with_baseline(suite, items, None if against is None else read_rows(against), str(against or data))
+    elif against is not None:
+        raise BadInput("these judgments are of answers alone: leave --against out", file=str(judgments))
+    return Grader((grading,), StoredJudge(stored)), items
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BadInput(f"no folder to write samples into: {reason}", file=str(folder), field="out") from error
+
+
+def compare_files(
+    baseline: str | Path, candidate: str | Path, metric: str | None = None, margin: float = 0.0
+) -> dict[str, Any]:
+    """`compare_samples` on two samples files (or folders holding one), as plain JSON values.
+
+    A metric that one side alone has is left out, and named in a warning.
+    """
+    if not (math.isfinite(margin) and margin >= 0):
+        raise BadInput(f"margin {margin}: expected a finite number, zero or above")
+    sides = {"baseline": read_samples(baseline), "candidate": read_samples(candidate)}
+    compared = compare_samples(sides["baseline"], sides["candidate"], metric, margin)
+    for side, samples in sides.items():
+        alone = {sample.metric for sample in samples} - set(compared)
+        if alone and metric is None:
+            log.warning("not compared, as the %s alone has it: %s", side, ", ".join(sorted(alone)))
+    return {name: result.model_dump(mode="json") for name, result in compared.items()}
+
+
+# `align judge`: questions, answers and a judge in, judgments out, with no recipe and no store.
+
+
+def judge_files(
+    suite: str,
+    questions: str | Path,
+    answers: str | Path,
+    out: str | Path,
+    judge: Judge,
+    reference: str | Path | None = None,
+    prompts: str | Path | None = None,
+    against: str | Path | None = None,
+) -> dict[str, Any]:
+    """Asks the judge what `out` does not hold yet, appends each judgment as it comes, and returns plain JSON values:
+    `suite, n, judgments, metrics, intervals, out`, what does not count (`missing`, `failed`, `unparsable`), what was
+    not judged (`not_judged`: name to reason, `problem` in one line or None), and what it took (`judge`).
+
+    With `against` answers are judged beside that file's, in both orders. At its end `out` is in FastChat's form.
+    Raises `BadInput` before anything is asked for files that do not fit each other, or an `out` that holds
+    judgments of something else.
+    """
+    kind = suite_named(suite)
+    beside = against is not None or suite not in ALONE
+    found = (BESIDE if beside else ALONE).get(suite)
+    if found is None:
+        judged = suite in ALONE or suite in BESIDE
+        raise BadInput(f"{suite} is judged without a baseline" if judged else f"{suite} has a scorer of its own")
+    ways = (found,)  # a file holds judgments of pairs or of answers alone
+    items = read_items(kind, questions)
+    responses = read_answers(answers, items)
+    if beside:
+        items = with_baseline(kind, items, None if against is None else read_rows(against), str(against or questions))
+    asked_by = parse_prompts(read_rows(prompts), str(prompts), found.prompts) if prompts else default_prompts()
+    references = reference_turns(read_rows(reference), str(reference)) if reference else {}
+    endpoint, model = Endpoint(judge), model_name(answers)
+    baseline = model_name(against or questions) if beside else ""
+    path = Path(out)
+    told: dict[str, Any] = {}
+
+    def ask(answered: Sequence[Any]) -> list[Judgment]:
+        asked = questions_of(ways, answered, asked_by, references)
+        digests = {endpoint.digest(question): None for question in asked}
+        with Journal(path) as journal:
+            journal.refuse_others(digests)
+            try:
+                outcome = endpoint.ask(asked, journal, model, baseline)
+            finally:
+                journal.tidy(list(digests))
+        told.update(
+            judge=bill(outcome, judge),
+            problem=shortfall(outcome, len(asked)) or None,
+            not_judged=_not_judged(outcome.failed, outcome.refused, outcome.unasked, outcome.budget),
+        )
+        return outcome.judgments
+
+    scored = score_suite(kind, items, responses, Grader(ways, ask), str(answers))
+    return {
+        "suite": suite,
+        "n": scored.n,
+        "judgments": len(scored.judgments),
+        "metrics": metrics_record(scored.metrics),
+        "intervals": {metric: list(ends) for metric, ends in scored.intervals.items()},
+        "out": str(path),
+        "missing": scored.missing,
+        "failed": scored.failed,
+        "unparsable": unparsable(scored.judgments),
+        **told,
+    }
+
+
+def judge_settings(price: dict[str, float | None], **given: Any) -> Judge:
+    """An endpoint's settings from options; raises `BadInput` naming the first that will not do."""
+    prices = None if all(value is None for value in price.values()) else price
+    try:
+        return Judge.model_validate({"kind": "openai", "price": prices, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or None
+        raise BadInput(first["msg"].removeprefix("Value error, "), field=field) from None
+
+
+def unparsable(judgments: Sequence[Judgment]) -> list[str]:
+    """The judgments without a verdict that can be read, by name."""
+    return [
+        Question(one.question_id, one.turn, one.prompt_name, "", "", one.game).name
+        for one in judgments
+        if one.score is None
+    ]
+
+
+def _not_judged(
+    failed: dict[Question, str], refused: dict[Question, str], unasked: Sequence[Question], budget: str
+) -> dict[str, str]:
+    reasons = {question.name: reason for question, reason in (failed | refused).items()}
+    return reasons | {question.name: f"the budget of {budget} is reached" for question in unasked}

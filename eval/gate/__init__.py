@@ -1,0 +1,1 @@
+"""The gate: comparisons, requirements on them, and the verdict, recomputable from stored samples."""

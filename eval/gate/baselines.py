@@ -1,0 +1,109 @@
+"""Published figures to lay beside ours: a CSV of model, metric, value and source."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from alignment.errors import BadInput
+from eval.gate.compare import MetricComparison
+from eval.gate.metrics import headline, title_of, unit_of
+
+COLUMNS = ("model", "metric", "value", "source")
+
+
+class PublishedFigure(BaseModel):
+    """One published value of one metric (`suite/metric`, or a suite for its main one), on the metric's own scale."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    metric: str
+    value: float
+    source: str
+
+
+@dataclass(frozen=True)
+class RankedModel:
+    """One model's place among those known on a metric; `width` in per cent of the best."""
+
+    model: str
+    value: str
+    source: str
+    ours: bool
+    width: float
+
+
+@dataclass(frozen=True)
+class Standings:
+    title: str
+    metric: str
+    models: list[RankedModel]
+
+
+def read_baselines(path: str | Path) -> list[PublishedFigure]:
+    """The figures in a CSV file; raises `BadInput` naming file, row and field."""
+    file = str(path)
+    try:
+        with Path(path).open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            if absent := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
+                raise BadInput(f"no column {', '.join(absent)}; a row is {', '.join(COLUMNS)}", file=file)
+            return [_figure(record, file, row) for row, record in enumerate(reader, start=2)]
+    except OSError as error:
+        raise BadInput(f"cannot be read: {error.strerror}", file=file, field="evals.baselines") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f"not a CSV file: {error}", file=file) from error
+
+
+def _figure(record: Mapping[str, str | None], file: str, row: int) -> PublishedFigure:
+    cells = {name: (record.get(name) or "").strip() for name in COLUMNS}
+    for name, text in cells.items():
+        if not text:
+            raise BadInput("is empty", file=file, row=row, field=name)
+    try:
+        value = float(cells["value"])
+    except ValueError:
+        raise BadInput(f"'{cells['value']}' is no number", file=file, row=row, field="value") from None
+    if not math.isfinite(value):
+        raise BadInput(f"{value} is no finite number", file=file, row=row, field="value")
+    return PublishedFigure(model=cells["model"], metric=cells["metric"], value=value, source=cells["source"])
+
+
+def standings(
+    figures: Sequence[PublishedFigure], suites: Mapping[str, Mapping[str, MetricComparison]]
+) -> tuple[list[Standings], list[str]]:
+    """Where SFT and policy stand on every metric that something was published for, best first; and what could not
+    be laid beside them, with the reason."""
+    grouped: dict[tuple[str, str], list[PublishedFigure]] = {}
+    left_out: list[str] = []
+    for figure in figures:
+        suite, _, metric = figure.metric.partition("/")
+        measured = suites.get(suite, {})
+        name = metric or (headline(suite, measured) if measured else "")
+        if name not in measured:
+            left_out.append(f"{figure.model}, {figure.metric}: not measured here")
+        elif measured[name].width == 1.0 and not 0.0 <= figure.value <= 1.0:
+            left_out.append(f"{figure.model}, {figure.metric}: {figure.value:g} is no fraction between 0 and 1")
+        else:
+            grouped.setdefault((suite, name), []).append(figure)
+    made = [_standings(suite, name, suites[suite][name], known) for (suite, name), known in grouped.items()]
+    return made, left_out
+
+
+def _standings(suite: str, metric: str, ours: MetricComparison, known: Sequence[PublishedFigure]) -> Standings:
+    unit = unit_of(ours.width)
+    rows = [(figure.model, figure.value, figure.source, False) for figure in known]
+    rows += [("this policy", ours.candidate, "measured here", True), ("its SFT", ours.baseline, "measured here", True)]
+    best = max(value for _, value, _, _ in rows) or 1.0
+    ranked = sorted(rows, key=lambda row: -row[1])
+    models = [
+        RankedModel(model, unit.told(value) + unit.sign, source, mine, round(max(100 * value / best, 0.0), 2))
+        for model, value, source, mine in ranked
+    ]
+    return Standings(title_of(suite), metric, models)

@@ -1,0 +1,203 @@
+"""Two models on the same items: paired differences per metric, over the items that both were measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from alignment.errors import BadInput
+from eval.statistics import (
+    ComparisonVerdict,
+    Interval,
+    Mean,
+    Shares,
+    bootstrap_interval,
+    mcnemar_exact,
+    minimum_detectable_effect,
+    paired_interval,
+    verdict,
+)
+from eval.suites import SUITES
+from eval.suites.samples import Sample
+
+# Scales: how far a metric can go, and what counts as no loss on it.
+
+OUTCOMES = frozenset({0.0, 0.5, 1.0})
+"""Wrong, tie and right: a scale from 0 to 1 whatever suite they come from."""
+FRACTIONS = frozenset({"acc", "acc_norm", "acc_bytes", "exact_match", "em", "f1", "mc1", "mc2"})
+"""Metrics of lm-eval, by name before the comma, whose values are fractions."""
+MARGIN_SHARE = 20
+"""A default margin is the scale's width over this."""
+
+
+def width_of(suite: str, metric: str, values: Iterable[float]) -> float | None:
+    """The width of the scale that a metric's values lie on, None when it has no known end (a length, a margin)."""
+    if suite in SUITES and metric in SUITES[suite].metrics:
+        low, high = SUITES[suite].scale_of(metric)
+        return high - low
+    return 1.0 if metric.partition(",")[0] in FRACTIONS or OUTCOMES.issuperset(values) else None
+
+
+def bound_of(suite: str, metric: str, width: float | None) -> float | None:
+    """How far two of a metric's item values can lie apart: its width, or None where they are linearised."""
+    return None if suite in SUITES and metric in SUITES[suite].linearised else width
+
+
+def default_margin(width: float) -> float:
+    """What counts as no loss where a recipe names no margin: a twentieth of the scale.
+
+    0.05 of a fraction and 0.45 of a rating from 1 to 10: about the least that 250 right-or-wrong items with 2 % of
+    them gained and 2 % lost, or MT-Bench's 80 questions with none changed, can tell from a loss.
+    """
+    return width / MARGIN_SHARE
+
+
+def scale_told(suite: str) -> str:
+    """A suite's scale in words."""
+    low, high = SUITES[suite].scale
+    return f"a scale from {low:g} to {high:g}"
+
+
+NAMED_ITEMS = 20  # of the items a comparison had to leave out
+
+
+class MetricComparison(BaseModel):
+    """Candidate minus baseline on one metric.
+
+    `n` counts paired values in `clusters` clusters. `missing` counts values that are not on both sides and
+    `missing_ids` names the first of them; of these `missing_candidate` were measured on the baseline alone, and
+    `missing_baseline` on the candidate alone: the rest failed on both.
+
+    `ci95` and `p_value` are Student's t on the cluster-robust `stderr`, or, where too few clusters differ to know
+    it, Tango's score on `shares` (eval/statistics/paired.py); they and `minimum_detectable_effect` are None when
+    there are fewer than two clusters, and when no item differs and nothing bounds the items' values (eval/scale.py).
+    `bootstrap_ci95` is the paired bootstrap over clusters (None where nothing varies) and `p_mcnemar` the exact
+    McNemar test (None unless every value is 0 or 1 and stands alone in its cluster).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    n: int
+    clusters: int
+    baseline: float
+    candidate: float
+    difference: float
+    stderr: float | None
+    ci95: tuple[float, float] | None
+    p_value: float | None
+    minimum_detectable_effect: float | None
+    bootstrap_ci95: tuple[float, float] | None = None
+    p_mcnemar: float | None = None
+    gained: int
+    lost: int
+    missing: int
+    missing_ids: list[str]
+    missing_baseline: int = 0
+    missing_candidate: int = 0
+    width: float | None = None
+    shares: Shares | None = None
+    verdict: ComparisonVerdict
+
+    def difference_interval(self) -> Interval:
+        """The difference again as statistics take it."""
+        low, high = self.ci95 if self.ci95 is not None else (None, None)
+        return Interval(Mean(self.difference, self.stderr, self.n, self.clusters), low, high, self.p_value, self.shares)
+
+
+def compare_samples(
+    baseline: Sequence[Sample],
+    candidate: Sequence[Sample],
+    metric: str | None = None,
+    margin: float | None = 0.0,
+    bound: float | None = None,
+) -> dict[str, MetricComparison]:
+    """Every metric that both sides have (or the one asked for), in the candidate's order.
+
+    Differences within ±`margin` are equivalent; None takes a twentieth of each metric's scale. `bound` is how far an
+    item's two values can lie apart, where that is less than the scale's width.
+    Items measured on one side only are left out and counted. Raises `BadInput` for a metric that a side
+    lacks, an id that stands twice, an id whose cluster differs, or sides that share no measured item.
+    """
+    sides = {"baseline": _by_metric(baseline, "baseline"), "candidate": _by_metric(candidate, "candidate")}
+    _same_suite(baseline, candidate)
+    metrics = [name for name in sides["candidate"] if name in sides["baseline"]]
+    if metric is not None:
+        for side, table in sides.items():
+            if metric not in table:
+                raise BadInput(f"the {side} has no metric '{metric}'; it has {', '.join(table) or 'none'}")
+        metrics = [metric]
+    if not metrics:
+        raise BadInput("baseline and candidate have no metric in common")
+    return {name: _compare(name, sides["baseline"][name], sides["candidate"][name], margin, bound) for name in metrics}
+
+
+def _by_metric(samples: Iterable[Sample], side: str) -> dict[str, dict[str, Sample]]:
+    table: dict[str, dict[str, Sample]] = {}
+    for sample in samples:
+        rows = table.setdefault(sample.metric, {})
+        if sample.id in rows:
+            raise BadInput(f"the {side} has item {sample.id} twice in {sample.metric}")
+        rows[sample.id] = sample
+    return table
+
+
+def _same_suite(baseline: Sequence[Sample], candidate: Sequence[Sample]) -> None:
+    suites = sorted({sample.suite for sample in (*baseline, *candidate)})
+    if len(suites) > 1:
+        raise BadInput(f"these samples are of different suites: {', '.join(suites)}")
+
+
+def _compare(
+    metric: str,
+    baseline: dict[str, Sample],
+    candidate: dict[str, Sample],
+    margin: float | None,
+    bound: float | None,
+) -> MetricComparison:
+    ids = [name for name, sample in baseline.items() if name in candidate and sample.value is not None]
+    pairs = [(baseline[name], candidate[name]) for name in ids if candidate[name].value is not None]
+    for before, after in pairs:
+        if before.cluster != after.cluster:
+            raise BadInput(f"item {before.id} of {metric} is in cluster {before.cluster} and {after.cluster}")
+    if not pairs:
+        raise BadInput(f"no item of {metric} was measured on both sides")
+    before_values = [float(before.value) for before, _ in pairs if before.value is not None]
+    after_values = [float(after.value) for _, after in pairs if after.value is not None]
+    differences = [after - before for before, after in zip(before_values, after_values, strict=True)]
+    clusters = [before.cluster for before, _ in pairs]
+    width = width_of(pairs[0][0].suite, metric, (*before_values, *after_values))
+    bound = bound_of(pairs[0][0].suite, metric, width) if bound is None else bound
+    difference = paired_interval(differences, clusters, bound)
+    if margin is None:
+        margin = 0.0 if width is None else default_margin(width)
+    gained, lost = sum(value > 0 for value in differences), sum(value < 0 for value in differences)
+    paired = {before.id for before, _ in pairs}
+    missing = [name for name in dict.fromkeys((*baseline, *candidate)) if name not in paired]
+    binary = {0.0, 1.0}.issuperset((*before_values, *after_values)) and difference.mean.clusters == len(pairs)
+    return MetricComparison(
+        n=len(pairs),
+        clusters=difference.mean.clusters,
+        baseline=sum(before_values) / len(pairs),
+        candidate=sum(after_values) / len(pairs),
+        difference=difference.mean.value,
+        stderr=difference.mean.stderr,
+        ci95=None if difference.low is None or difference.high is None else (difference.low, difference.high),
+        p_value=difference.p_value,
+        minimum_detectable_effect=minimum_detectable_effect(difference),
+        bootstrap_ci95=bootstrap_interval(differences, clusters),
+        p_mcnemar=mcnemar_exact(gained, lost) if binary else None,
+        gained=gained,
+        lost=lost,
+        missing=len(missing),
+        missing_ids=missing[:NAMED_ITEMS],
+        missing_baseline=_measured_in(candidate, missing),
+        missing_candidate=_measured_in(baseline, missing),
+        width=width,
+        shares=difference.shares,
+        verdict=verdict(difference, margin),
+    )
+
+
+def _measured_in(side: dict[str, Sample], ids: Iterable[str]) -> int:
+    return sum(name in side and side[name].value is not None for name in ids)

@@ -1,0 +1,221 @@
+"""The scores behind a report, read back from the store with every claim about them checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from alignment.recipe import Gate
+from alignment.stages import Request
+from alignment.stages.execute import REQUEST_FILE
+from alignment.store import Artifact, CorruptArtifact, Store
+from eval.gate.baselines import PublishedFigure
+from eval.gate.compare import MetricComparison, compare_samples
+from eval.gate.held_out import Found, against_champion, against_reference, read_held_out
+from eval.gate.metrics import PREFERENCES
+from eval.gate.requirement import OTHER_SETTINGS, Check
+from eval.gate.verdict import Verdict, decide, verdict_key
+from eval.suites.samples import SAMPLES_FILE, Sample, read_samples
+
+
+class ReportRequest(Request):
+    """Both checkpoints with their scores by suite, the champion with its own (or None), and the gate (or None).
+
+    The rest is for the page alone: the recipe's name, the price of an hour by stage, published figures, how the
+    champion came to be one where the gate did not decide it, and how far the policy moved from its SFT checkpoint.
+    """
+
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"champion_note", "divergence"})
+
+    sft: Artifact
+    policy: Artifact
+    sft_scores: dict[str, Artifact]
+    policy_scores: dict[str, Artifact]
+    champion: Artifact | None
+    champion_scores: dict[str, Artifact]
+    gate: Gate | None
+    recipe: str = ""
+    prices: dict[str, float] = Field(default_factory=dict)
+    baselines: list[PublishedFigure] = Field(default_factory=list)
+    champion_note: str = ""
+    divergence: Artifact | None = None
+
+
+class WrongEvidence(RuntimeError):
+    """Scores or a report that are not about the checkpoint they are given for."""
+
+
+@dataclass(frozen=True)
+class SuiteScores:
+    """One checkpoint's scores on one suite: its samples, and the summary that its commit recorded."""
+
+    samples: list[Sample]
+    summary: dict[str, Any]
+
+    @property
+    def judged(self) -> bool:
+        return bool(self.summary["judged"])
+
+    @property
+    def settings(self) -> str:
+        return str(self.summary["settings"])
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Candidate against one baseline: suite to metric to comparison, and suites left out with the reason."""
+
+    suites: dict[str, dict[str, MetricComparison]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def beside(self, held_out: Found) -> Compared:
+        """The same with held-out preferences as one more suite."""
+        if isinstance(held_out, str):
+            return replace(self, left_out={**self.left_out, PREFERENCES: held_out})
+        return replace(self, suites={**self.suites, PREFERENCES: held_out})
+
+
+def answered_by(store: Store, scores: Artifact) -> Artifact:
+    """The checkpoint that gave the answers behind scores."""
+    return store.commit_of(store.commit_of(scores).inputs["responses"]).inputs["checkpoint"]
+
+
+def read_scores(store: Store, scores: Mapping[str, Artifact], checkpoint: Artifact) -> dict[str, SuiteScores]:
+    """Scores by suite, every file's sha256 checked, and each traced to the checkpoint that gave the answers.
+
+    Raises `WrongEvidence` for scores of another checkpoint or another suite.
+    """
+    found: dict[str, SuiteScores] = {}
+    for suite, artifact in sorted(scores.items()):
+        commit = store.commit_of(artifact)
+        measured = answered_by(store, artifact)
+        if measured.digest != checkpoint.digest:
+            raise WrongEvidence(
+                f"the {suite} scores are of checkpoint {measured.digest[:12]}, not of {checkpoint.digest[:12]}"
+            )
+        samples = read_samples(store.fetch(artifact, deep=True) / SAMPLES_FILE)
+        if {sample.suite for sample in samples} - {suite}:
+            raise WrongEvidence(f"the scores under {suite} are of {samples[0].suite}")
+        found[suite] = SuiteScores(samples, commit.summary)
+    return found
+
+
+def compare_scores(baseline: Mapping[str, SuiteScores], candidate: Mapping[str, SuiteScores]) -> Compared:
+    """Every suite that both sides were measured on with the same settings; the others with why not."""
+    compared = Compared()
+    for suite in dict.fromkeys((*candidate, *baseline)):
+        reason = _not_comparable(baseline.get(suite), candidate.get(suite))
+        if reason is not None:
+            compared.left_out[suite] = reason
+            continue
+        before, after = _measured(baseline[suite].samples), _measured(candidate[suite].samples)
+        compared.suites[suite] = {
+            metric: compare_samples(baseline[suite].samples, candidate[suite].samples, metric, margin=None)[metric]
+            for metric in dict.fromkeys(sample.metric for sample in candidate[suite].samples)
+            if before.get(metric, set()) & after.get(metric, set())
+        }
+        if not compared.suites[suite]:
+            del compared.suites[suite]
+            compared.left_out[suite] = "no item was measured on both sides"
+    return compared
+
+
+def _not_comparable(baseline: SuiteScores | None, candidate: SuiteScores | None) -> str | None:
+    if baseline is None or candidate is None:
+        return "measured on one side only"
+    if not (baseline.judged and candidate.judged):
+        return "not judged"
+    if baseline.settings != candidate.settings:
+        return OTHER_SETTINGS
+    return None
+
+
+def _measured(samples: list[Sample]) -> dict[str, set[str]]:
+    ids: dict[str, set[str]] = {}
+    for sample in samples:
+        if sample.value is not None:
+            ids.setdefault(sample.metric, set()).add(sample.id)
+    return ids
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything a verdict rests on. `sft` and `policy` are scores of answers; `held_out` has the sha256 of the files
+    of held-out pairs, by side."""
+
+    sft: dict[str, SuiteScores]
+    policy: dict[str, SuiteScores]
+    against_sft: Compared
+    against_champion: Compared | None
+    held_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def answered(self) -> list[str]:
+        """The suites compared with the SFT baseline that models gave answers to."""
+        return [suite for suite in self.against_sft.suites if suite in self.policy]
+
+
+def gather(store: Store, request: ReportRequest) -> Evidence:
+    """Reads and compares all scores of a report's request, and the policies' held-out pairs where they have some."""
+    sft = read_scores(store, request.sft_scores, request.sft)
+    policy = read_scores(store, request.policy_scores, request.policy)
+    beside_sft, beside_champion = compare_scores(sft, policy), None
+    pairs = read_held_out(store, request.policy)
+    hashes = {} if pairs is None else {"policy": pairs.sha256}
+    if pairs is not None:
+        beside_sft = beside_sft.beside(against_reference(pairs))
+    if request.champion is not None:
+        champion = read_scores(store, request.champion_scores, request.champion)
+        beside_champion = compare_scores(champion, policy)
+        theirs = None if pairs is None else read_held_out(store, request.champion)
+        if pairs is not None:
+            beside_champion = beside_champion.beside(against_champion(theirs, pairs))
+        if theirs is not None:
+            hashes["champion"] = theirs.sha256
+    return Evidence(sft, policy, beside_sft, beside_champion, hashes)
+
+
+# The gate over a report's evidence, and again from the pinned samples: a registry trusts no file that says "pass".
+
+__all__ = ["Check", "Verdict", "decide", "recompute", "verdict_key", "verdict_of"]
+
+
+def verdict_of(request: ReportRequest, evidence: Evidence) -> Verdict:
+    """The gate's decision on a report's evidence."""
+    scores = {
+        f"{side}/{suite}": artifact.digest
+        for side, pinned in (
+            ("sft", request.sft_scores),
+            ("policy", request.policy_scores),
+            ("champion", request.champion_scores),
+        )
+        for suite, artifact in pinned.items()
+    } | {f"{side}/{PREFERENCES}": sha256 for side, sha256 in evidence.held_out.items()}
+    champion = None if request.champion is None else request.champion.digest
+    key = verdict_key(request.sft.digest, request.policy.digest, champion, scores, request.gate)
+    against = evidence.against_champion
+    if against is None:
+        return decide(evidence.against_sft.suites, None, request.gate, key)
+    return decide(evidence.against_sft.suites, against.suites, request.gate, key, against.left_out)
+
+
+def recompute(store: Store, report: Artifact, policy: Artifact, gate: Gate | None = None) -> Verdict:
+    """Decides again from the samples that the report's request pins; `verdict.json` is never read.
+
+    Every file is checked by sha256, every score traced to its checkpoint. With `gate`, the report must have
+    been decided by these settings. Raises `WrongEvidence` when the report is about another policy or gate,
+    `CorruptArtifact` when a file is not what was committed.
+    """
+    commit = store.commit_of(report)
+    folder = store.fetch(report, deep=True)
+    request = ReportRequest.model_validate_json((folder / REQUEST_FILE).read_text(encoding="utf-8"))
+    if request.artifacts() != commit.inputs:
+        raise CorruptArtifact(f"{folder / REQUEST_FILE}: names other inputs than the commit record")
+    if request.policy.digest != policy.digest:
+        raise WrongEvidence(f"the report is about policy {request.policy.digest[:12]}, not about {policy.digest[:12]}")
+    if gate is not None and request.gate != gate:
+        raise WrongEvidence("the report was decided by other gate settings than the recipe's")
+    return verdict_of(request, gather(store, request))

@@ -1,0 +1,70 @@
+"""A policy's held-out pairs, read back from its checkpoint's artifact and compared with its reference and the champion.
+
+The pairs that are measured follow from the data alone, so those that one side lacks it did not fail on: they are
+counted, and not compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from alignment.store import Artifact, CorruptArtifact, MissingArtifact, Store
+from alignment.training.held_out_pairs import HELD_OUT_FILE, HeldOutPair, parse_held_out
+from eval.gate.compare import NAMED_ITEMS, MetricComparison, compare_samples
+from eval.gate.metrics import ACCURACY, TIE, policy_samples, reference_samples, shared
+from eval.gate.requirement import NO_PAIRS, NO_SHARED_PAIRS, OTHER_REFERENCE
+
+Found = dict[str, MetricComparison] | str
+"""Metric to comparison, or why there is none."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a policy's stage measured on held-out pairs, at least one, and the sha256 of the file they stand in."""
+
+    pairs: list[HeldOutPair]
+    sha256: str
+
+
+def read_held_out(store: Store, policy: Artifact) -> HeldOut | None:
+    """The pairs of a policy, their file's sha256 checked; None for a policy that has none.
+
+    The file stays where a policy's weights are erased. Raises `CorruptArtifact` when it is not what was committed.
+    """
+    entry = store.commit_of(policy).files.get(HELD_OUT_FILE)
+    if entry is None:
+        return None
+    path = f"{store.uri(policy)}/{HELD_OUT_FILE}"
+    try:
+        data = store.read(policy, HELD_OUT_FILE)
+    except MissingArtifact as error:
+        raise CorruptArtifact(f"{path}: is gone") from error
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise CorruptArtifact(f"{path}: sha256 is not that of the commit record")
+    pairs = parse_held_out(data)
+    return HeldOut(pairs, entry.sha256) if pairs else None
+
+
+def against_reference(policy: HeldOut) -> Found:
+    """The policy against its SFT baseline, whose implicit reward is nought: no accuracy is further than half away."""
+    before, after = reference_samples(policy.pairs), policy_samples(policy.pairs)
+    accuracy = compare_samples(before, after, ACCURACY, margin=None, bound=TIE)
+    return compare_samples(before, after, margin=None) | accuracy
+
+
+def against_champion(champion: HeldOut | None, policy: HeldOut) -> Found:
+    """The policy against the champion, on the pairs that both were measured on against the same reference.
+
+    The others count as `missing`, and as nobody's failure.
+    """
+    if champion is None:
+        return NO_PAIRS
+    before, after = shared(champion.pairs, policy.pairs)
+    rows = [{pair.row_id for pair in side.pairs} for side in (champion, policy)]
+    if not before:
+        return OTHER_REFERENCE if rows[0] & rows[1] else NO_SHARED_PAIRS
+    others = sorted((rows[0] | rows[1]) - {pair.row_id for pair in before})
+    missing = {"missing": len(others), "missing_ids": others[:NAMED_ITEMS]}
+    found = compare_samples(policy_samples(before), policy_samples(after), margin=None)
+    return {metric: one.model_copy(update=missing) for metric, one in found.items()}

@@ -1,0 +1,122 @@
+"""The gate: what a candidate must show against its SFT baseline and the champion. A pure decision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from alignment.digest import json_digest
+from alignment.recipe import Gate, Requirement
+from eval.gate.compare import MetricComparison, default_margin
+from eval.gate.metrics import PREFERENCES
+from eval.gate.requirement import Check, Outcome, above, any_improves, at_least, complete
+from eval.statistics import holm, p_above
+
+Comparisons = Mapping[str, Mapping[str, MetricComparison]]
+"""Suite to metric to candidate minus baseline."""
+
+
+class Verdict(BaseModel):
+    """What the gate says. `none` when the recipe has no gate: nothing is asked and nothing is promoted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    outcome: Literal["pass", "fail", "inconclusive", "none"]
+    reasons: list[str]
+    checks: list[Check]
+    key: str
+
+
+def verdict_key(sft: str, policy: str, champion: str | None, samples: Mapping[str, str], gate: Gate | None) -> str:
+    """64 hex digits over the checkpoints' digests, the digests of all scores that were read, and the settings."""
+    settings = None if gate is None else gate.model_dump(mode="json")
+    return json_digest([sft, policy, champion, dict(samples), settings])
+
+
+def decide(
+    sft: Comparisons,
+    champion: Comparisons | None,
+    gate: Gate | None,
+    key: str,
+    champion_left_out: Mapping[str, str] = MappingProxyType({}),
+) -> Verdict:
+    """The verdict over all requirements: one failed check fails it, else one inconclusive leaves it open.
+
+    `no_regression` and `improve` hold when the lower end of the 95 % interval of the paired difference lies above a
+    threshold: minus the margin, or the improvement that is asked. Against the champion both ask for no loss beyond
+    a margin (a non-inferiority test), so that what is open there does not pass. `improve` claims are made
+    together, so their p-values are corrected by Holm's method: all of them must hold, and each may then be told
+    by itself. `at_least` looks at the candidate's own mean. A metric that was not measured is inconclusive, and so is
+    one of which the candidate lacks more than `max_missing` of what the baseline has. `champion_left_out` says by
+    suite why it was not compared with the champion.
+    """
+    if gate is None:
+        return Verdict(outcome="none", reasons=["the recipe has no gate: nothing is promoted"], checks=[], key=key)
+    claims = _improvement_claims(sft, gate)
+    checks = [
+        check
+        for metric, requirement in gate.metrics.items()
+        for check in _checks(metric, requirement, sft, champion, claims, gate.max_missing, champion_left_out)
+    ]
+    if gate.any_improves:
+        # held-out preferences aside: the policy was trained to win them
+        asked = [metric for metric in gate.metrics if metric.partition("/")[0] != PREFERENCES]
+        found = {metric: one for metric in asked if (one := _find(sft, metric)) is not None}
+        checks.append(any_improves(found, len(asked)))
+    outcomes = {check.outcome for check in checks}
+    outcome: Outcome = "fail" if "fail" in outcomes else "inconclusive" if "inconclusive" in outcomes else "pass"
+    decisive = [check for check in checks if check.outcome == outcome]
+    return Verdict(outcome=outcome, reasons=[check.reason for check in decisive], checks=checks, key=key)
+
+
+def _improvement_claims(sft: Comparisons, gate: Gate) -> dict[str, float]:
+    """One-sided p-values of the gate's `improve` requirements, corrected by Holm's method."""
+    p_values = {
+        metric: p_value
+        for metric, requirement in gate.metrics.items()
+        if requirement.improve is not None and (found := _find(sft, metric)) is not None
+        if (p_value := p_above(found.difference_interval(), requirement.improve)) is not None
+    }
+    return holm(p_values)
+
+
+def _checks(
+    metric: str,
+    requirement: Requirement,
+    sft: Comparisons,
+    champion: Comparisons | None,
+    claims: Mapping[str, float],
+    max_missing: float,
+    left_out: Mapping[str, str],
+) -> Iterator[Check]:
+    found = _find(sft, metric)
+    if requirement.at_least is not None:
+        yield complete(at_least(metric, found, requirement.at_least), found, max_missing)
+        return
+    if requirement.improve is not None:
+        check = above(metric, "sft", found, requirement.improve, claims)
+    else:
+        check = above(metric, "sft", found, -float(requirement.no_regression or 0.0))
+    yield complete(check, found, max_missing)
+    if champion is not None:
+        found = _find(champion, metric)
+        threshold, why = _champion_threshold(requirement, found), left_out.get(metric.partition("/")[0])
+        check = above(metric, "champion", found, threshold, left_out=why)
+        yield complete(check, found, max_missing)
+
+
+def _champion_threshold(requirement: Requirement, found: MetricComparison | None) -> float | None:
+    """Minus the margin against the champion; None where only the recipe could say it."""
+    if requirement.champion_margin is not None:
+        return -requirement.champion_margin
+    if requirement.no_regression is not None:
+        return -requirement.no_regression
+    return None if found is None or found.width is None else -default_margin(found.width)
+
+
+def _find(comparisons: Comparisons, metric: str) -> MetricComparison | None:
+    suite, _, name = metric.partition("/")
+    return comparisons.get(suite, {}).get(name)

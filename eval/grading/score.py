@@ -1,0 +1,127 @@
+"""From items and responses to samples: by lm-eval's scorer, a function of ours, or a judge's verdicts. No GPU."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from eval.answers.files import Response, match_responses
+from eval.grading.grading import Answered, Grader
+from eval.grading.lm_eval import replayed, sample_ids
+from eval.judge.judgment import Judgment
+from eval.statistics import Mean
+from eval.suites.samples import Sample, metric_means, sample_detail
+from eval.suites.suite import Classify, Item, Suite
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What scoring a suite gives.
+
+    `missing` are items without a response, `failed` those whose answer is not whole; neither counts in a
+    metric. `judged` is False where a suite needs a judge and has none: there are no samples then.
+    `unparsable` counts judgments without a verdict (never guessed), `unjudged` answers without a judgment.
+    `intervals` are those of metrics that have one of their own making.
+    `length` is the mean length of the answers: `answers` counted, in `characters` and, where known, `tokens`.
+    `classes` counts what a function of ours made of the answers, by metric. `empty` are items whose answer has no word
+    in some turn: it counts like any other.
+    """
+
+    samples: list[Sample]
+    metrics: dict[str, Mean]
+    n: int
+    missing: list[str]
+    failed: dict[str, str]
+    judged: bool = True
+    unparsable: int = 0
+    unjudged: int = 0
+    judgments: list[Judgment] = field(default_factory=list)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    length: dict[str, float] = field(default_factory=dict)
+    classes: dict[str, dict[str, int]] = field(default_factory=dict)
+    empty: list[str] = field(default_factory=list)
+
+
+def score_suite(
+    suite: Suite,
+    items: Sequence[Item],
+    responses: Sequence[Response],
+    grader: Grader | None = None,
+    file: str = "responses",
+) -> Scored:
+    """Samples and metrics of stored responses; `file` is named in errors about them."""
+    matched, missing = match_responses(items, responses, suite.turns, file)
+    answered = [(item, response) for item, response in matched if response.failed is None]
+    failed = {item.id: response.failed for item, response in matched if response.failed is not None}
+    judgments: list[Judgment] = []
+    samples: list[Sample] = []
+    judged = grader is not None or not suite.needs_judge
+    if suite.classify is not None:
+        samples = _classified(suite, suite.classify, answered)
+    elif not suite.needs_judge:
+        samples, problems = replayed(suite, items, answered)
+        failed |= problems
+    elif grader is not None and answered:
+        judgments = grader.judge(answered)
+        samples = grader.samples(suite, answered, judgments)
+    intervals = {} if grader is None else grader.intervals(samples, judgments)
+    if judged:
+        lost = [item for item, _ in matched if item.id in failed]
+        samples += [sample for item in lost for sample in _lost(suite, item, failed[item.id], grader)]
+    places = 0 if grader is None else sum(len(grader.places(suite, item)) for item, _ in answered)
+    return Scored(
+        samples=samples,
+        metrics=metric_means(samples, suite.metrics),
+        n=sum(item.id not in failed for item, _ in matched),
+        missing=missing,
+        failed=failed,
+        judged=judged,
+        unparsable=sum(judgment.score is None for judgment in judgments),
+        unjudged=places - len(judgments),
+        judgments=judgments,
+        intervals=intervals,
+        length=mean_length([response for _, response in answered]),
+        empty=[item.id for item, response in answered if not all(turn.strip() for turn in response.turns)],
+        classes=_classes(samples) if suite.classify is not None else {},
+    )
+
+
+def mean_length(responses: Sequence[Response]) -> dict[str, float]:
+    """Means over whole answers, all turns together; empty where there are no texts."""
+    texts = [response for response in responses if response.turns]
+    if not texts:
+        return {}
+    found = {"answers": float(len(texts)), "characters": sum(len("".join(one.turns)) for one in texts) / len(texts)}
+    if all(len(one.tokens) == len(one.turns) for one in texts):
+        found["tokens"] = sum(sum(one.tokens) for one in texts) / len(texts)
+    return found
+
+
+def _classified(suite: Suite, classify: Classify, answered: Answered) -> list[Sample]:
+    samples: list[Sample] = []
+    for item, response in answered:
+        values, detail = classify(item, response.turns[0])
+        text = sample_detail(**detail)
+        samples += [
+            Sample(suite.name, item.id, item.id, name, value, response.turns[0], text) for name, value in values.items()
+        ]
+    return sorted(samples, key=lambda sample: suite.metrics.index(sample.metric))
+
+
+def _classes(samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
+    found: dict[str, Counter[str]] = {}
+    for sample in samples:
+        if sample.value is not None:
+            found.setdefault(sample.metric, Counter())[json.loads(sample.detail)["class"]] += 1
+    return {metric: dict(sorted(counts.items())) for metric, counts in found.items()}
+
+
+def _lost(suite: Suite, item: Item, why: str, grader: Grader | None) -> list[Sample]:
+    if grader is not None:
+        rows = grader.ids(suite, item)
+    else:
+        metrics = suite.metrics if suite.classify is None else suite.classify(item, "")[0]
+        rows = [(metric, name) for metric in metrics for name in sample_ids(suite, item, metric)]
+    return [Sample(suite.name, name, item.id, metric, None, "", sample_detail(failed=why)) for metric, name in rows]

@@ -1,0 +1,166 @@
+"""Judgments on disk, in FastChat's two forms: one line an answer, or one line a pair with both games."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from alignment.errors import BadInput
+from eval.judge.judgment import Judgment
+from eval.suites.rows import check_text, read_rows, write_records
+from eval.suites.suite import Item
+
+GAMES = (1, 2)
+WINNERS = {None: "error", 1.0: "model_1", 0.5: "tie", 0.0: "model_2"}
+
+
+def write_judgments(path: Path, judgments: Sequence[Judgment]) -> None:
+    """The games of a pair stand on one line, where its first one comes."""
+    write_records(path, judgment_records(judgments))
+
+
+def judgment_records(judgments: Iterable[Judgment]) -> list[dict[str, Any]]:
+    pairs: dict[tuple[str, int], dict[str, Any]] = {}
+    records: list[dict[str, Any]] = []
+    for judgment in judgments:
+        if not judgment.game:
+            records.append(single_record(judgment))
+        elif (place := (judgment.question_id, judgment.turn)) in pairs:
+            pairs[place] |= game_fields(judgment)
+        else:
+            pairs[place] = game_record(judgment)
+            records.append(pairs[place])
+    return records
+
+
+def single_record(judgment: Judgment) -> dict[str, Any]:
+    """A rating that cannot be read is −1 there."""
+    return {
+        "question_id": _id(judgment),
+        "model": judgment.model,
+        "judge": [judgment.judge, judgment.prompt_name],
+        "user_prompt": judgment.user_prompt,
+        "judgment": judgment.text,
+        "score": -1 if judgment.score is None else judgment.score,
+        "turn": judgment.turn,
+    }
+
+
+def game_record(judgment: Judgment) -> dict[str, Any]:
+    """A pair's line with one game; the other's winner is "error", FastChat's word for no verdict, and its text null."""
+    empty: dict[str, Any] = {}
+    for game in GAMES:
+        empty |= {f"g{game}_winner": WINNERS[None], f"g{game}_user_prompt": None, f"g{game}_judgment": None}
+    return {
+        "question_id": _id(judgment),
+        "model_1": judgment.model,
+        "model_2": judgment.against,
+        "judge": [judgment.judge, judgment.prompt_name],
+        "turn": judgment.turn,
+        **empty,
+        **game_fields(judgment),
+    }
+
+
+def game_fields(judgment: Judgment) -> dict[str, Any]:
+    """What a pair's line says of one game; `model_1` is the model, `model_2` the baseline in both."""
+    game = judgment.game
+    return {
+        f"g{game}_winner": WINNERS[judgment.score],
+        f"g{game}_user_prompt": judgment.user_prompt,
+        f"g{game}_judgment": judgment.text,
+    }
+
+
+def _id(judgment: Judgment) -> int | str:
+    name = judgment.question_id
+    return int(name) if name.isdecimal() and str(int(name)) == name else name
+
+
+def read_judgments(path: str | Path) -> list[Judgment]:
+    """Judgments of one model; raises `BadInput` naming a malformed row, or one that stands twice."""
+    judgments: dict[tuple[str, int, int], Judgment] = {}
+    models: dict[str, None] = {}
+    for row, record in read_rows(path):
+        for judgment in parse_judgments(record, str(path), row):
+            if judgment.place in judgments:
+                problem = f"question {judgment.question_id} turn {judgment.turn} is judged twice"
+                raise BadInput(problem, file=str(path), row=row)
+            judgments[judgment.place] = judgment
+            models[judgment.model] = None
+    if len(models) > 1:
+        raise BadInput(f"judgments of several models: {', '.join(models)}; give one model's", file=str(path))
+    return list(judgments.values())
+
+
+def parse_judgments(record: dict[str, Any], file: str, row: int) -> list[Judgment]:
+    """The judgments on one line: one of an answer alone, or one for each game that a pair's line has a text of."""
+    check_text(record, file, row)
+    pair = "model_1" in record
+    needed: dict[str, tuple[type, ...]] = {"question_id": (int, str), "turn": (int,)}
+    for name, kinds in (needed | ({} if pair else {"judgment": (str,)})).items():
+        if not isinstance(record.get(name), kinds) or isinstance(record[name], bool):
+            problem = f"not a {'pair' if pair else 'single-answer'} judgment: missing or of the wrong type"
+            raise BadInput(problem, file=file, row=row, field=name)
+    judge = record.get("judge")
+    names = [str(part) for part in judge] if isinstance(judge, list) and len(judge) == 2 else ["", ""]
+
+    def judgment(game: int, text: str, prompt: Any) -> Judgment:
+        return Judgment(
+            question_id=str(record["question_id"]),
+            turn=record["turn"],
+            judge=names[0],
+            prompt_name=names[1],
+            user_prompt=str(prompt or ""),
+            text=text,
+            model=str(record.get("model_1" if pair else "model", "")),
+            game=game,
+            against=str(record.get("model_2", "")) if pair else "",
+            row=row,
+        )
+
+    if not pair:
+        return [judgment(0, record["judgment"], record.get("user_prompt"))]
+    found = []
+    for game in GAMES:
+        text = record.get(f"g{game}_judgment")
+        if text is not None and not isinstance(text, str):
+            raise BadInput("not a pair judgment: expected a text", file=file, row=row, field=f"g{game}_judgment")
+        if text is not None:
+            found.append(judgment(game, text, record.get(f"g{game}_user_prompt")))
+    return found
+
+
+# Judgments that were made before, as a file holds them.
+
+
+def stored_judgments(path: str | Path, items: Sequence[Item], turns: int) -> list[Judgment]:
+    """The judgments in a FastChat file, all of answers alone or all of pairs.
+
+    Raises `BadInput` naming the first judgment of a question or turn that the data file does not have, or of
+    another kind than the first.
+    """
+    judgments = read_judgments(path)
+    known = {item.id for item in items}
+    for judgment in judgments:
+        if judgment.question_id not in known:
+            problem = f"question {judgment.question_id} is not in the data file"
+            raise BadInput(problem, file=str(path), row=judgment.row, field="question_id")
+        if not 1 <= judgment.turn <= turns:
+            raise BadInput(f"turn {judgment.turn} of {turns}", file=str(path), row=judgment.row, field="turn")
+        if bool(judgment.game) != bool(judgments[0].game):
+            problem = "judgments of pairs and of answers alone in one file"
+            raise BadInput(problem, file=str(path), row=judgment.row)
+    return judgments
+
+
+class StoredJudge:
+    """Returns the stored judgments of the items it is asked about."""
+
+    def __init__(self, judgments: Sequence[Judgment]) -> None:
+        self.judgments = list(judgments)
+
+    def __call__(self, answered: Sequence[tuple[Item, object]]) -> list[Judgment]:
+        asked = {item.id for item, _ in answered}
+        return [judgment for judgment in self.judgments if judgment.question_id in asked]

@@ -1,0 +1,202 @@
+"""The items that changed most: what was asked, and both answers side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from alignment.store import Store
+from eval.gate.compare import width_of
+from eval.gate.evidence import ReportRequest, WrongEvidence
+from eval.gate.metrics import Unit, headline, title_of, unit_of
+from eval.statistics import paired_interval
+from eval.suites.samples import Sample
+
+EXAMPLES = 10
+"""Most items shown at each end of a suite."""
+LONGEST_TEXT = 4000
+SUMMARY = 120
+
+
+@dataclass(frozen=True)
+class Example:
+    """One item with both answers, and what the candidate gained or lost on it; texts end with … where cut."""
+
+    id: str
+    difference: str
+    values: str
+    summary: str
+    prompt: str
+    baseline: str
+    candidate: str
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The largest gains and losses of a suite; `gained` and `lost` count all there are."""
+
+    suite: str
+    title: str
+    metric: str
+    unchanged: int
+    gained: int
+    lost: int
+    best: list[Example]
+    worst: list[Example]
+
+
+def examples(suite: str, baseline: Sequence[Sample], candidate: Sequence[Sample], asked: Mapping[str, str]) -> Examples:
+    """The items with the largest gains and losses on the suite's main metric; `asked` has prompts by cluster."""
+    metric = headline(suite, [sample.metric for sample in candidate])
+    known = {sample.id: sample for sample in baseline if sample.metric == metric}
+    pairs = [
+        (known[sample.id], sample, sample.value - before_value)
+        for sample in candidate
+        if sample.metric == metric and sample.value is not None and sample.id in known
+        if (before_value := known[sample.id].value) is not None
+    ]
+    ranked = sorted(pairs, key=lambda pair: (-pair[2], pair[0].id))
+    unit = unit_of(
+        width_of(suite, metric, [value for pair in pairs for value in (pair[0].value, pair[1].value) if value])
+    )
+    digits = 0 if unit.sign else 2
+
+    def shown(pair: tuple[Sample, Sample, float]) -> Example:
+        old, new, difference = pair
+        prompt = asked.get(new.cluster, "")
+        return Example(
+            id=new.id,
+            difference=f"{difference * unit.factor:+.{digits}f}".replace("-", "−"),
+            values=f"{_value(old)} → {_value(new)}",
+            summary=_shortened(" ".join(prompt.split())),
+            prompt=_cut(prompt),
+            baseline=_cut(old.response),
+            candidate=_cut(new.response),
+        )
+
+    gains, losses = [pair for pair in ranked if pair[2] > 0], [pair for pair in reversed(ranked) if pair[2] < 0]
+    return Examples(
+        suite=suite,
+        title=title_of(suite),
+        metric=metric,
+        unchanged=len(pairs) - len(gains) - len(losses),
+        gained=len(gains),
+        lost=len(losses),
+        best=[shown(pair) for pair in gains[:EXAMPLES]],
+        worst=[shown(pair) for pair in losses[:EXAMPLES]],
+    )
+
+
+def question(item: Mapping[str, object]) -> str:
+    """What an item asked, turn by turn where there are several."""
+    turns = item.get("turns")
+    if isinstance(turns, list):
+        return str(turns[0]) if len(turns) == 1 else "\n\n".join(f"{n}. {turn}" for n, turn in enumerate(turns, 1))
+    return str(item.get("question", item.get("prompt", "")))
+
+
+def _value(sample: Sample) -> str:
+    return f"{sample.value:g}"
+
+
+def _shortened(text: str) -> str:
+    """The beginning of a text, up to the end of a word."""
+    if len(text) <= SUMMARY:
+        return text
+    return f"{text[:SUMMARY].rsplit(' ', 1)[0].rstrip(' ,.;:')} …"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} …"
+
+
+# How long the answers are: a preference for longer ones is the commonest way to win a judge over.
+
+WORDS = Unit(1.0, 1, "words", "")
+
+
+@dataclass(frozen=True)
+class Length:
+    """Mean words an answer on one suite, over the answers that both models gave; the change with its interval."""
+
+    title: str
+    n: int
+    baseline: str
+    candidate: str
+    change: str
+    interval: str
+
+
+def length(suite: str, baseline: Sequence[Sample], candidate: Sequence[Sample]) -> Length | None:
+    """The lengths on one suite in words; None where the models answered nothing in common."""
+    metric = headline(suite, [sample.metric for sample in candidate])
+    before = {sample.id: sample for sample in baseline if sample.metric == metric and sample.value is not None}
+    pairs = [
+        (before[sample.id], sample)
+        for sample in candidate
+        if sample.metric == metric and sample.value is not None and sample.id in before
+    ]
+    if not pairs or not any(sample.response for pair in pairs for sample in pair):
+        return None
+    words = [tuple(len(sample.response.split()) for sample in pair) for pair in pairs]
+    found = paired_interval([float(b - a) for a, b in words], [sample.cluster for sample, _ in pairs], None)
+    mean_before, mean_after = (math.fsum(column) / len(words) for column in zip(*words, strict=True))
+    ends = "none differs" if found.low is None or found.high is None else f"{_told(found.low)} to {_told(found.high)}"
+    return Length(title_of(suite), len(words), f"{mean_before:.1f}", f"{mean_after:.1f}", _told(found.mean.value), ends)
+
+
+def _told(value: float) -> str:
+    return WORDS.told(value, "+")
+
+
+# How far the policy has moved from its SFT checkpoint, as the page tells it.
+
+NATS = Unit(1.0, 3, "nats", "")
+LINES = {"kl": "KL(policy ‖ SFT), nats a response", "kl_per_token": "KL(policy ‖ SFT), nats a token"}
+
+
+@dataclass(frozen=True)
+class DivergenceLine:
+    name: str
+    value: str
+    interval: str
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The lines of the table, over `responses` sampled responses of so many tokens in the mean."""
+
+    responses: int
+    tokens: str
+    ended: str
+    lines: list[DivergenceLine]
+
+
+def divergence_of(store: Store, request: ReportRequest) -> Divergence | None:
+    """The divergence that a report pins; None where it pins none, or nothing was drawn.
+
+    Raises `WrongEvidence` for that of another policy.
+    """
+    if request.divergence is None:
+        return None
+    commit = store.commit_of(request.divergence)
+    measured = commit.inputs["policy"]
+    if measured.digest != request.policy.digest:
+        raise WrongEvidence(f"the divergence is of policy {measured.digest[:12]}, not of {request.policy.digest[:12]}")
+    found = commit.summary
+    if "kl" not in found:
+        return None
+    return Divergence(
+        responses=found["prompts"] - found["no_room"],
+        tokens=f"{found['tokens_per_response']:.1f}",
+        ended=f"{found['ended']:.0%}".replace("%", " %"),
+        lines=[_line(found, name, text) for name, text in LINES.items()],
+    )
+
+
+def _line(found: Mapping[str, Any], name: str, text: str) -> DivergenceLine:
+    ends = found["intervals"][name]
+    interval = "unknown" if ends is None else " to ".join(NATS.told(end) for end in ends)
+    return DivergenceLine(text, NATS.told(found[name]), interval)

@@ -1,0 +1,127 @@
+"""What the training data is, and what of it changed since the champion was trained."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from alignment.data.duplicates import IdGroups, binary_ids
+from alignment.stages.preference_manifest import Manifest, open_split, read_manifest
+from alignment.store import Artifact, Store
+
+# How many rows one manifest has that another has not, by content, however many both have.
+
+NOW, BEFORE = 1, 2
+BEGINNING = 24
+"""Bits of an id that tell whether a row may be among those of changed shards: a table of 16 MiB."""
+
+Ids = npt.NDArray[np.uint64]
+
+
+def row_changes(now: tuple[Path, Manifest], before: tuple[Path, Manifest]) -> tuple[int, int]:
+    """(rows that are new, rows that are gone) between two manifests, each given with its folder.
+
+    Shards of the same content are in both, so only changed ones are compared; of the others, whose rows may stand
+    in a changed shard too, only ids that begin like one of those.
+    """
+    kept = {shard.row_digest for shard in now[1].shards} & {shard.row_digest for shard in before[1].shards}
+    if all(shard.row_digest in kept for _, one in (now, before) for shard in one.shards):
+        return 0, 0
+    new = gone = 0
+    seen = np.zeros(1 << BEGINNING, bool)
+    with tempfile.TemporaryDirectory() as scratch:
+        groups = IdGroups(Path(scratch, "ids"), now[1].counts["rows"] + before[1].counts["rows"])
+        for side, (folder, manifest) in ((NOW, now), (BEFORE, before)):
+            for ids in _ids(folder, manifest, [shard.row_digest not in kept for shard in manifest.shards]):
+                seen[_beginnings(ids)] = True
+                groups.add(ids, side)
+        for ids in _ids(*now, [shard.row_digest in kept for shard in now[1].shards]):
+            groups.add(ids[seen[_beginnings(ids)]], NOW | BEFORE)
+        for begins, sides in groups:
+            if len(sides):
+                in_manifests = np.bitwise_or.reduceat(sides, np.flatnonzero(begins))
+                new += int((in_manifests == NOW).sum())
+                gone += int((in_manifests == BEFORE).sum())
+    return new, gone
+
+
+def _ids(folder: Path, manifest: Manifest, wanted: list[bool]) -> Iterator[Ids]:
+    with open_split(folder, manifest) as split:
+        for index in np.flatnonzero(wanted):
+            yield binary_ids(split.of_shard(int(index), ["row_id"])["row_id"])
+
+
+def _beginnings(ids: Ids) -> Ids:
+    return ids[:, 0] >> np.uint64(64 - BEGINNING)
+
+
+@dataclass(frozen=True)
+class ShardChange:
+    """One shard: `state` is new, changed, removed or the same; rows before and now (None where there were none)."""
+
+    name: str
+    state: str
+    before: int | None
+    now: int | None
+    digest: str
+
+
+@dataclass(frozen=True)
+class DataChanges:
+    """The shards of a policy beside those of the champion; without a champion every shard is just listed.
+
+    `new_rows` and `gone_rows` count rows by content (None without a champion).
+    """
+
+    shards: list[ShardChange]
+    rows: int
+    train: int
+    held_out: int
+    dropped: dict[str, int]
+    left_out: dict[str, str]
+    new_rows: int | None
+    gone_rows: int | None
+
+
+def data_changes(store: Store, manifest: Artifact, champion: Artifact | None) -> DataChanges:
+    """Reads both manifests; a shard counts as the same when its rows are, whatever it is called."""
+    folder, old_folder = store.fetch(manifest), None if champion is None else store.fetch(champion)
+    now, before = read_manifest(folder), None if old_folder is None else read_manifest(old_folder)
+    old = {} if before is None else {shard.name: shard for shard in before.shards}
+    contents = {shard.row_digest for shard in old.values()}
+    changes: list[ShardChange] = []
+    for shard in sorted(now.shards, key=lambda shard: shard.name):
+        was = old.get(shard.name)
+        if before is None:
+            state = "listed"
+        elif shard.row_digest in contents:
+            state = "same"
+        else:
+            state = "new" if was is None else "changed"
+        rows_before = shard.rows if state == "same" else None if was is None else was.rows
+        changes.append(ShardChange(shard.name, state, rows_before, shard.rows, shard.row_digest[:12]))
+    kept = {shard.row_digest for shard in now.shards} | {None}
+    names = {shard.name for shard in now.shards}
+    changes += [
+        ShardChange(name, "removed", shard.rows, None, shard.row_digest[:12])
+        for name, shard in sorted(old.items())
+        if name not in names and shard.row_digest not in kept
+    ]
+    new_rows = gone_rows = None
+    if old_folder is not None and before is not None:
+        new_rows, gone_rows = row_changes((folder, now), (old_folder, before))
+    return DataChanges(
+        shards=changes,
+        rows=now.counts["rows"],
+        train=now.counts["train"],
+        held_out=now.counts["held_out"],
+        dropped=now.dropped,
+        left_out=now.left_out,
+        new_rows=new_rows,
+        gone_rows=gone_rows,
+    )

@@ -1,0 +1,208 @@
+"""What the page says beside the comparison, read back from the commit records behind it."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from alignment.stages.execute import REQUEST_FILE
+from alignment.store import Artifact, Commit, MissingArtifact, Store
+from eval.gate.evidence import ReportRequest
+from eval.report.answers import question
+from eval.report.data_changes import DataChanges, data_changes
+from eval.report.pictures import Panel, panels
+from eval.stages.responses import ITEMS_FILE
+from eval.suites.rows import read_records
+from eval.suites.suite import category_of
+
+# Everything a policy and its scores were made from, with what each step took.
+
+ORDER = (
+    "base_model",
+    "sft_dataset",
+    "sft_checkpoint",
+    "preference_shard",
+    "reference_logprobs",
+    "preference_manifest",
+    "policy_checkpoint",
+    "policy_divergence",
+    "responses",
+    "scores",
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """The artifacts of one stage: how many, when the first and last began, seconds of work, and its price (None
+    where the pool names none)."""
+
+    stage: str
+    artifacts: int
+    digest: str
+    code: str
+    device: str
+    began: str
+    seconds: float
+    cost: float | None
+
+
+def ancestry(store: Store, artifacts: Iterable[Artifact]) -> dict[str, Commit]:
+    """Commits of the artifacts and of all that they were made from, by key: of erased ones too, of lost ones not."""
+    found: dict[str, Commit] = {}
+    waiting = list(artifacts)
+    while waiting:
+        artifact = waiting.pop()
+        if artifact.key in found:
+            continue
+        try:
+            commit = store.commit_of(artifact)
+        except MissingArtifact:
+            continue
+        found[artifact.key] = commit
+        waiting += commit.inputs.values()
+    return found
+
+
+def steps(commits: Iterable[Commit], prices: Mapping[str, float]) -> list[Step]:
+    """One line a stage, upstream first; `prices` an hour by stage name."""
+    by_stage: defaultdict[str, list[Commit]] = defaultdict(list)
+    for commit in commits:
+        by_stage[commit.stage].append(commit)
+    known = [stage for stage in ORDER if stage in by_stage]
+    return [_step(stage, by_stage[stage], prices.get(stage)) for stage in [*known, *sorted(set(by_stage) - set(known))]]
+
+
+def _step(stage: str, commits: list[Commit], price: float | None) -> Step:
+    first = min(commits, key=lambda commit: commit.started_at)
+    seconds = sum(commit.seconds for commit in commits)
+    return Step(
+        stage=stage,
+        artifacts=len(commits),
+        digest=first.digest[:12] if len(commits) == 1 else "",
+        code=first.environment.get("git", "")[:12],
+        device=first.environment.get("device", ""),
+        began=first.started_at,
+        seconds=seconds,
+        cost=price * seconds / 3600 if price else None,
+    )
+
+
+# What a judge took to grade the answers behind a report, from the commit records of the scores.
+
+
+@dataclass(frozen=True)
+class Judging:
+    """The sum over suites and checkpoints. `usd` is None where no judge names a price; what has none adds nothing."""
+
+    judgments: int
+    input_tokens: int
+    output_tokens: int
+    usd: float | None
+
+
+def judging(commits: Iterable[Commit]) -> Judging | None:
+    """None where no endpoint judged."""
+    bills = [bill for commit in commits if (bill := commit.summary.get("judge")) is not None]
+    if not bills:
+        return None
+    prices = [float(bill["usd"]) for bill in bills if bill["usd"] is not None]
+    return Judging(
+        judgments=sum(bill.get("judgments", bill["asked"]) for bill in bills),
+        input_tokens=sum(bill["input_tokens"] for bill in bills),
+        output_tokens=sum(bill["output_tokens"] for bill in bills),
+        usd=sum(prices) if prices else None,
+    )
+
+
+MANIFEST = "manifest"
+RUBRIC = "rubric (deterministic checks of the generated questions)"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Who was measured, when and by whom; how it was trained, on what, and what that took.
+
+    Dates are those of the commit records. `judging` is None where no endpoint judged. `total_cost`, in USD like all
+    prices, is None where neither a pool nor a judge names one.
+    """
+
+    recipe: str
+    trained: str
+    evaluated: str
+    judge: str
+    panels: list[Panel]
+    history: list[dict[str, Any]]
+    held_out: dict[str, float]
+    data: DataChanges | None
+    steps: list[Step]
+    judging: Judging | None
+    total_seconds: float
+    total_cost: float | None
+
+
+def facts_of(store: Store, request: ReportRequest) -> Facts:
+    """The facts behind a report; what a record does not tell stays empty."""
+    policy = store.commit_of(request.policy)
+    history = [dict(record) for record in policy.summary.get("history", [])]
+    scores = {suite: store.commit_of(artifact) for suite, artifact in request.policy_scores.items()}
+    divergence = [request.divergence] if request.divergence else []
+    scored = [*request.sft_scores.values(), *request.policy_scores.values()]
+    behind = ancestry(store, [request.policy, *divergence, *scored])
+    made = steps(behind.values(), request.prices)
+    judged = judging(behind.values())
+    costs = [cost for cost in (*(step.cost for step in made), judged.usd if judged else None) if cost is not None]
+    return Facts(
+        recipe=request.recipe,
+        trained=day(policy.started_at),
+        evaluated=day(max((commit.started_at for commit in scores.values()), default="")),
+        judge=", ".join(dict.fromkeys(filter(None, (_judge(store, commit) for commit in scores.values())))),
+        panels=panels(history),
+        history=history,
+        held_out={name: value for name, value in policy.summary.get("held_out", {}).items() if value is not None},
+        data=_data(store, policy, request.champion),
+        steps=made,
+        judging=judged,
+        total_seconds=sum(step.seconds for step in made),
+        total_cost=sum(costs) if costs else None,
+    )
+
+
+def items_of(store: Store, scores: Artifact, suite: str) -> dict[str, Mapping[str, Any]]:
+    """What each item of a suite is, by id, from the items kept beside the responses."""
+    responses = store.commit_of(scores).inputs["responses"]
+    records = read_records(store.fetch(responses) / suite / ITEMS_FILE)
+    return {str(record["id"]): record["item"] for record in records}
+
+
+def questions(items: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    return {name: question(item) for name, item in items.items()}
+
+
+def categories_of(items: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Item id to category, for items that name one."""
+    return {name: category for name, item in items.items() if (category := category_of(item)) is not None}
+
+
+def day(moment: str) -> str:
+    """A date as people write it; empty for none."""
+    return f"{datetime.fromisoformat(moment):%-d %B %Y}" if moment else ""
+
+
+def _judge(store: Store, scores: Commit) -> str | None:
+    """Who graded, from the request that the scores keep; None where no judge did."""
+    record = json.loads((store.fetch(scores.artifact) / REQUEST_FILE).read_text(encoding="utf-8"))
+    judge = record.get("judge")
+    if not judge or not scores.summary.get("judged") or not any("judgment" in name for name in scores.files):
+        return None
+    return RUBRIC if judge["kind"] == "rubric" else str(judge.get("model") or judge["kind"])
+
+
+def _data(store: Store, policy: Commit, champion: Artifact | None) -> DataChanges | None:
+    if MANIFEST not in policy.inputs:
+        return None
+    before = None if champion is None else store.commit_of(champion).inputs.get(MANIFEST)
+    return data_changes(store, policy.inputs[MANIFEST], before)

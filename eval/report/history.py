@@ -1,0 +1,117 @@
+"""`history.html`: the main metrics of every registered version, one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from eval.gate.compare import MetricComparison
+from eval.gate.metrics import headline, title_of, unit_of
+from eval.report.facts import day
+from eval.report.page import render
+
+SIDE = 94.0
+"""Per cent of a plane's height that values take, so that no line lies on its edge."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """One registered version, from its commit records: when, which policy, and its comparison with its SFT."""
+
+    version: str
+    registered: str
+    policy: str
+    sft: str
+    rows: int | None
+    suites: dict[str, dict[str, MetricComparison]]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One version on one metric; places in per cent from left and top, None where it was not measured."""
+
+    version: str
+    at: float
+    policy: float | None
+    sft: float | None
+    value: str
+    baseline: str
+    difference: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Course:
+    """One suite's main metric over versions: `line` and `baseline` are SVG paths on a plane of 100 by 100."""
+
+    title: str
+    metric: str
+    low: str
+    high: str
+    line: str
+    baseline: str
+    points: list[Point]
+
+
+def history_page(recipe: str, model: str, versions: Sequence[Version]) -> str:
+    """The HTML text; versions oldest first."""
+    return render(
+        "history.html.jinja",
+        recipe=recipe,
+        model=model,
+        versions=versions,
+        courses=courses(versions),
+        day=day,
+    )
+
+
+def courses(versions: Sequence[Version]) -> list[Course]:
+    """A course for every suite that a version was measured on, suites in order of first appearance."""
+    suites = dict.fromkeys(suite for version in versions for suite in version.suites)
+    return [_course(suite, versions) for suite in suites]
+
+
+def _course(suite: str, versions: Sequence[Version]) -> Course:
+    metric = next(headline(suite, one.suites[suite]) for one in versions if suite in one.suites)
+    found = [one.suites.get(suite, {}).get(metric) for one in versions]
+    measured = [one for one in found if one is not None]
+    unit = unit_of(measured[-1].width)
+    values = [value for one in measured for value in (one.baseline, one.candidate)]
+    low, high = min(values), max(values)
+
+    def across(index: int) -> float:
+        return 50.0 if len(versions) == 1 else round(100 * index / (len(versions) - 1), 2)
+
+    def down(value: float) -> float:
+        share = (value - low) / (high - low) if high > low else 0.5
+        return round((100 - SIDE) / 2 + SIDE * (1 - share), 2)
+
+    points = [
+        Point(
+            version=version.version,
+            at=across(index),
+            policy=None if one is None else down(one.candidate),
+            sft=None if one is None else down(one.baseline),
+            value="not measured" if one is None else unit.told(one.candidate) + unit.sign,
+            baseline="–" if one is None else unit.told(one.baseline) + unit.sign,
+            difference="–" if one is None else unit.told(one.difference, "+"),
+            verdict="" if one is None else one.verdict,
+        )
+        for index, (version, one) in enumerate(zip(versions, found, strict=True))
+    ]
+    return Course(
+        title=title_of(suite),
+        metric=metric,
+        low=unit.told(low) + unit.sign if high > low else "",
+        high=unit.told(high) + unit.sign,
+        line=_path([(point.at, point.policy) for point in points]),
+        baseline=_path([(point.at, point.sft) for point in points]),
+        points=points,
+    )
+
+
+def _path(places: Sequence[tuple[float, float | None]]) -> str:
+    known = [(x, y) for x, y in places if y is not None]
+    if len(known) == 1:
+        known = [(0.0, known[0][1]), (100.0, known[0][1])]  # one version is a level, as a point would not show
+    return "M" + " L".join(f"{x:.2f} {y:.2f}" for x, y in known)

@@ -1,0 +1,139 @@
+"""`report.html`: one self-contained page, verdict first. What it shows is prepared here, drawn by the template."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from alignment.store import Store
+from eval.gate.baselines import standings
+from eval.gate.compare import MetricComparison
+from eval.gate.evidence import Evidence, ReportRequest
+from eval.gate.metrics import PREFERENCES, headline, title_of
+from eval.gate.verdict import Verdict
+from eval.report.answers import divergence_of, examples, length
+from eval.report.facts import Facts, categories_of, items_of, questions
+from eval.report.tables import Categories, categories, tables
+from eval.suites import SUITES
+
+# Pages from templates: everything escaped, nothing undefined passed over.
+
+
+def render(template: str, **values: Any) -> str:
+    """The page's text."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("eval"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(duration=duration, probability=probability, breakable=breakable)
+    return environment.get_template(template).render(**values)
+
+
+def breakable(name: str) -> Any:
+    """A metric's or stage's name, escaped, that a line may break within where its parts meet."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"([_,/])", r"\1<wbr>", str(escape(name))))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def probability(value: float) -> str:
+    """A p-value with its sign of relation."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+HEADLINES = {
+    "pass": "Passed: the policy may be promoted",
+    "fail": "Failed: the policy is not promoted",
+    "inconclusive": "Inconclusive: the policy is not promoted",
+    "none": "No gate: nothing is promoted",
+}
+SAID = {
+    "improved": "better on",
+    "regressed": "worse on",
+    "equivalent": "no different on",
+    "inconclusive": "open on",
+}
+
+
+def page(
+    request: ReportRequest,
+    evidence: Evidence,
+    verdict: Verdict,
+    holm: Mapping[str, float],
+    notes: Sequence[str],
+    facts: Facts,
+    store: Store,
+) -> str:
+    """The HTML text; everything that a model or a data file wrote is escaped. `holm` are the corrected p-values of
+    the suites' main metrics."""
+    champion = evidence.against_champion
+    suites = evidence.against_sft.suites
+    published, not_laid_beside = standings(request.baselines, suites)
+    asked = {suite: items_of(store, request.policy_scores[suite], suite) for suite in evidence.answered}
+    return render(
+        "report.html.jinja",
+        headline=HEADLINES[verdict.outcome],
+        summary=in_words(suites),
+        verdict=verdict,
+        facts=facts,
+        sft=request.sft.digest,
+        policy=request.policy.digest,
+        champion=None if request.champion is None else request.champion.digest,
+        champion_note=request.champion_note,
+        holm={title_of(suite): p_value for suite, p_value in holm.items()},
+        preferences=PREFERENCES in suites,
+        against_sft=tables(evidence.against_sft),
+        against_champion=None if champion is None else tables(champion),
+        categories=by_category(evidence, {suite: categories_of(items) for suite, items in asked.items()}),
+        standings=published,
+        lengths=[
+            found
+            for suite in asked
+            if (found := length(suite, evidence.sft[suite].samples, evidence.policy[suite].samples)) is not None
+        ],
+        divergence=divergence_of(store, request),
+        examples=[
+            examples(suite, evidence.sft[suite].samples, evidence.policy[suite].samples, questions(items))
+            for suite, items in asked.items()
+        ],
+        notes=[*notes, *not_laid_beside],
+    )
+
+
+def in_words(suites: Mapping[str, Mapping[str, MetricComparison]]) -> str:
+    """The suites' main metrics in one sentence: better on these, no different on those."""
+    grouped: dict[str, list[str]] = {}
+    for suite, metrics in suites.items():
+        found = metrics[headline(suite, metrics)]
+        grouped.setdefault(found.verdict, []).append(title_of(suite))
+    parts = [f"{words} {_listed(grouped[name])}" for name, words in SAID.items() if name in grouped]
+    return f"Against its SFT baseline: {'; '.join(parts)}." if parts else "Nothing could be compared."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def by_category(evidence: Evidence, of_items: Mapping[str, Mapping[str, str]]) -> list[Categories]:
+    """Scores by category of every compared suite of ours whose items name one."""
+    models = {"SFT": evidence.sft, "policy": evidence.policy}
+    return [
+        found
+        for suite, named in of_items.items()
+        if suite in SUITES
+        if (
+            found := categories(
+                suite, {model: scores[suite].samples for model, scores in models.items()}, named, SUITES[suite].scale
+            )
+        )
+    ]

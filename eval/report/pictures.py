@@ -1,0 +1,178 @@
+"""The report's figures as small PNG files, for places that show pictures but no page (Dagster, MLflow)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.gate.evidence import Compared
+from eval.gate.metrics import headline, title_of, unit_of
+from eval.report.tables import Categories
+
+FOREST_FILE = "differences.png"
+CATEGORIES_FILE = "categories.png"
+TRAINING_FILE = "training.png"
+PICTURES = {"differences": FOREST_FILE, "categories": CATEGORIES_FILE, "training curves": TRAINING_FILE}
+TRAINING = {"loss": ["loss"], "reward margin": ["margin"], "accuracy": ["accuracy"]}
+COLOURS = {"improved": "#0b6e4f", "regressed": "#b3261e", "equivalent": "#3a5a98", "inconclusive": "#8a5a00"}
+BEFORE, AFTER = "#b9c0ca", "#3a5a98"
+
+
+def write_pictures(
+    folder: Path, compared: Compared, categories: Sequence[Categories], history: Sequence[Mapping[str, Any]]
+) -> None:
+    """Writes those of the pictures that there is something to draw for."""
+    if compared.suites:
+        (folder / FOREST_FILE).write_bytes(forest_png(compared))
+    if categories:
+        (folder / CATEGORIES_FILE).write_bytes(categories_png(categories))
+    if history:
+        (folder / TRAINING_FILE).write_bytes(curves_png(history, TRAINING))
+
+
+def forest_png(compared: Compared) -> bytes:
+    """The suites' main metrics, each with its interval on an axis of its own."""
+    from matplotlib.figure import Figure
+
+    rows = [(suite, metrics[headline(suite, metrics)]) for suite, metrics in compared.suites.items()]
+    figure = Figure(figsize=(5.6, 0.5 + 0.75 * len(rows)), dpi=100, layout="constrained")
+    for axis, (suite, found) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
+        unit = unit_of(found.width)
+        if found.ci95 is not None:
+            axis.plot([end * unit.factor for end in found.ci95], [0, 0], color=COLOURS[found.verdict], linewidth=2.5)
+        axis.plot([found.difference * unit.factor], [0], "o", color=COLOURS[found.verdict], markersize=6)
+        axis.axvline(0, color="#777777", linewidth=1)
+        axis.margins(x=0.12)
+        axis.set_ylim(-1, 1)
+        axis.set_yticks([])
+        axis.tick_params(labelsize=7)
+        axis.set_title(f"{title_of(suite)}: {unit.told(found.difference, '+')} {unit.name}", fontsize=8, loc="left")
+        for side in ("left", "right", "top"):
+            axis.spines[side].set_visible(False)
+    return _png(figure)
+
+
+def categories_png(suites: Sequence[Categories]) -> bytes:
+    """Bars by category, SFT above policy."""
+    from matplotlib.figure import Figure
+
+    most = sum(len(suite.categories) for suite in suites)
+    figure = Figure(figsize=(5.6, 0.6 * len(suites) + 0.42 * most), dpi=100, layout="constrained")
+    ratios = [len(suite.categories) + 1 for suite in suites]
+    axes = figure.subplots(len(suites), 1, squeeze=False, height_ratios=ratios)[:, 0]
+    for axis, suite in zip(axes, suites, strict=True):
+        names = [category.name for category in suite.categories]
+        for index, colour in enumerate((BEFORE, AFTER)):
+            bars = [category.bars[index] for category in suite.categories]
+            places = [row - 0.2 + 0.4 * index for row in range(len(names))]
+            drawn = axis.barh(places, [bar.width for bar in bars], 0.36, color=colour, label=bars[0].model)
+            axis.bar_label(drawn, [bar.told for bar in bars], fontsize=7, padding=2)
+        axis.set_yticks(range(len(names)), names, fontsize=8)
+        axis.invert_yaxis()
+        axis.set_xticks([])
+        axis.set_xlim(0, 112)
+        axis.set_title(f"{suite.title}, {suite.metric} ({suite.scale})", fontsize=8, loc="left")
+        axis.legend(fontsize=7, frameon=False, loc="lower right", ncols=2, bbox_to_anchor=(1, 1))
+        for side in ("right", "top", "bottom"):
+            axis.spines[side].set_visible(False)
+    return _png(figure)
+
+
+def curves_png(history: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[str]]) -> bytes:
+    """A row of small line plots over training steps.
+
+    `history` has one mapping a step; `panels` maps a title to the record names drawn under it.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * len(panels), 2.2), dpi=80, layout="constrained")
+    for axis, (title, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for name in names:
+            points = [(record["step"], record[name]) for record in history if record.get(name) is not None]
+            if points:
+                axis.plot(*zip(*points, strict=True), linewidth=1.3, label=name.replace("_", " "))
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("step", fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.25)
+        if len(names) > 1:
+            axis.legend(fontsize=7, frameon=False)
+    return _png(figure)
+
+
+def _png(figure: Any) -> bytes:
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    return image.getvalue()
+
+
+# Training curves as SVG paths: one panel a quantity, lines on a plane of 100 by 100.
+
+PANELS = {
+    "Loss": ("loss", "held_out_loss"),
+    "Reward margin": ("margin",),
+    "Accuracy": ("accuracy",),
+    "Implicit reward": ("chosen_reward", "rejected_reward"),
+}
+"""Panel title to the names of the history's records that it draws."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line: its name, its SVG path and its last value."""
+
+    name: str
+    path: str
+    last: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    title: str
+    curves: list[Curve]
+    low: str
+    high: str
+    steps: str
+
+
+def panels(history: Sequence[Mapping[str, Any]]) -> list[Panel]:
+    """Every panel that the history has two points for."""
+    return [made for title, names in PANELS.items() if (made := _panel(title, names, history)) is not None]
+
+
+def _told(value: float, span: float) -> str:
+    """Three digits of a value; what is nothing beside the span of the panel is 0."""
+    return "0" if abs(value) < span / 1000 else f"{value:.3g}".replace("-", "−")
+
+
+def _panel(title: str, names: Sequence[str], history: Sequence[Mapping[str, Any]]) -> Panel | None:
+    points = {
+        name: [(float(record["step"]), float(record[name])) for record in history if record.get(name) is not None]
+        for name in names
+    }
+    drawn = {name: line for name, line in points.items() if len(line) > 1}
+    if not drawn:
+        return None
+    values = [value for line in drawn.values() for _, value in line]
+    steps = [step for line in drawn.values() for step, _ in line]
+    low, high, first, last = min(values), max(values), min(steps), max(steps)
+
+    def path(line: Sequence[tuple[float, float]]) -> str:
+        places = (
+            f"{100 * (step - first) / (last - first):.2f} {100 - 100 * (value - low) / (high - low or 1.0):.2f}"
+            for step, value in line
+        )
+        return "M" + " L".join(places)
+
+    return Panel(
+        title=title,
+        curves=[
+            Curve(name.replace("_", " "), path(line), _told(line[-1][1], high - low)) for name, line in drawn.items()
+        ],
+        low=_told(low, high - low),
+        high=_told(high, high - low),
+        steps=f"step {first:g} to {last:g}",
+    )

@@ -1,0 +1,212 @@
+"""The comparison as it is read: one table a suite, every metric with its place in the suite's forest plot."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from eval.gate.compare import MetricComparison, scale_told, width_of
+from eval.gate.evidence import Compared
+from eval.gate.metrics import PREFERENCES, Unit, headline, title_of, unit_of
+from eval.gate.requirement import items
+from eval.suites import SUITES
+from eval.suites.samples import Sample
+
+# The geometry of a forest plot: differences with their intervals on one axis, in per cent of its width.
+#
+# Places in per cent let a plot take any width while its text keeps its size.
+
+MARGIN = 6.0
+"""Free per cent on both sides, so that the outermost tick's label is not cut."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    at: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis from `low` to `high` (both in the plotted unit) with its ticks; `zero` is where no difference lies."""
+
+    low: float
+    high: float
+    ticks: list[Tick]
+    zero: float
+
+    def place(self, value: float) -> float:
+        return place(value, self.low, self.high)
+
+
+def place(value: float, low: float, high: float) -> float:
+    return round(MARGIN + (100.0 - 2 * MARGIN) * (value - low) / (high - low), 2)
+
+
+def axis(ends: Sequence[float]) -> Axis:
+    """An axis that holds zero and everything given, from tick to tick."""
+    least, most = min(0.0, *ends), max(0.0, *ends)
+    step = _step(most - least or 1.0)
+    first, last = math.floor(least / step + 1e-9), math.ceil(most / step - 1e-9)
+    if first == last:
+        first, last = first - 1, last + 1
+    low, high = first * step, last * step
+    ticks = [Tick(place(number * step, low, high), _label(number * step)) for number in range(first, last + 1)]
+    return Axis(low, high, ticks, place(0.0, low, high))
+
+
+def _label(value: float) -> str:
+    return f"{value:+g}".replace("-", "−") if value else "0"
+
+
+def _step(span: float) -> float:
+    """A round distance between ticks that gives two to five of them."""
+    magnitude = 10.0 ** math.floor(math.log10(span / 4))
+    return next(factor * magnitude for factor in (1, 2, 5, 10) if span / (factor * magnitude) <= 4)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One metric: numbers in its unit as text, and its interval's places on the axis in per cent."""
+
+    metric: str
+    is_headline: bool
+    n: str
+    left_out: str
+    changed: str
+    baseline: str
+    candidate: str
+    difference: str
+    interval: str
+    detectable: str
+    verdict: str
+    at: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """One suite against one baseline, with the axis that its metrics share."""
+
+    suite: str
+    title: str
+    unit: str
+    lines: list[Line]
+    axis: Axis
+
+
+def tables(compared: Compared) -> list[Table]:
+    """A table per compared suite; metrics on scales of different width get tables of their own."""
+    made: list[Table] = []
+    for suite, metrics in compared.suites.items():
+        main = headline(suite, metrics)
+        for width in dict.fromkeys(found.width for found in metrics.values()):
+            alike = {metric: found for metric, found in metrics.items() if found.width == width}
+            made.append(_table(suite, alike, unit_of(width), width, main))
+    return made
+
+
+def _table(suite: str, metrics: Mapping[str, MetricComparison], unit: Unit, width: float | None, main: str) -> Table:
+    ends = [
+        end * unit.factor
+        for found in metrics.values()
+        for end in (found.difference, *(found.ci95 if found.ci95 is not None else ()))
+    ]
+    shared = axis(ends)
+    name = unit.name if suite not in SUITES or unit.sign or width is None else f"{unit.name} of {scale_told(suite)}"
+    if suite == PREFERENCES and width is None:
+        name = "nats"
+    lines = [_line(metric, found, unit, shared, metric == main) for metric, found in metrics.items()]
+    return Table(suite, title_of(suite), name, sorted(lines, key=lambda line: not line.is_headline), shared)
+
+
+def _line(metric: str, found: MetricComparison, unit: Unit, shared: Axis, is_headline: bool) -> Line:
+    low, high = found.ci95 if found.ci95 is not None else (None, None)
+    return Line(
+        metric=metric,
+        is_headline=is_headline,
+        n=f"{found.n}" if found.n == found.clusters else f"{found.n} in {found.clusters}",
+        left_out=items(found).partition(", ")[2],
+        changed=f"{found.gained} / {found.lost}",
+        baseline=unit.told(found.baseline) + unit.sign,
+        candidate=unit.told(found.candidate) + unit.sign,
+        difference=unit.told(found.difference, "+"),
+        interval="unknown" if low is None else f"{unit.told(low, '+')} to {unit.told(high, '+')}",
+        detectable=unit.told(found.minimum_detectable_effect),
+        verdict=found.verdict,
+        at=shared.place(found.difference * unit.factor),
+        low=None if low is None else shared.place(low * unit.factor),
+        high=None if high is None else shared.place(high * unit.factor),
+    )
+
+
+# Scores by category, for suites whose items name one (MT-Bench's eight).
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One model's mean in a category: as text, and as a share of the scale in per cent."""
+
+    model: str
+    told: str
+    width: float
+
+
+@dataclass(frozen=True)
+class Category:
+    name: str
+    items: int
+    bars: list[Bar]
+
+
+@dataclass(frozen=True)
+class Categories:
+    """A suite's main metric by category, for every model that was measured."""
+
+    suite: str
+    title: str
+    metric: str
+    scale: str
+    categories: list[Category]
+
+
+def categories(
+    suite: str, models: Mapping[str, Sequence[Sample]], category_of: Mapping[str, str], scale: tuple[float, float]
+) -> Categories | None:
+    """Means by category over the items that every model was measured on; None where fewer than two are named.
+
+    `category_of` takes a sample's cluster; `scale` is the suite's, whose lower end is where a bar begins.
+    """
+    metric = headline(suite, [sample.metric for samples in models.values() for sample in samples])
+    values = {
+        model: {s.id: (s.cluster, s.value) for s in samples if s.metric == metric and s.value is not None}
+        for model, samples in models.items()
+    }
+    common = set.intersection(*(set(found) for found in values.values()))
+    grouped: defaultdict[str, list[str]] = defaultdict(list)
+    first = next(iter(values.values()))
+    for name, (cluster, _) in first.items():
+        if name in common and cluster in category_of:
+            grouped[category_of[cluster]].append(name)
+    if len(grouped) < 2:
+        return None
+    unit = unit_of(width_of(suite, metric, [value for found in values.values() for _, value in found.values()]))
+    low, high = scale
+
+    def bar(model: str, names: list[str]) -> Bar:
+        mean = math.fsum(values[model][name][1] for name in names) / len(names)
+        return Bar(model, unit.told(mean) + unit.sign, round(100 * (mean - low) / (high - low), 2))
+
+    return Categories(
+        suite=suite,
+        title=title_of(suite),
+        metric=metric,
+        scale=f"{low * unit.factor:g} to {high * unit.factor:g}{unit.sign}",
+        categories=[
+            Category(name, len({first[one][0] for one in names}), [bar(model, names) for model in models])
+            for name, names in sorted(grouped.items())
+        ],
+    )

@@ -1,0 +1,101 @@
+"""The stage that compares policy, SFT baseline and champion, lets the gate decide, and writes the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from alignment.digest import json_digest
+from alignment.stages import Context, Result, Stage
+from eval.gate.compare import MetricComparison
+from eval.gate.evidence import Compared, Evidence, ReportRequest, SuiteScores, gather, verdict_of
+from eval.gate.metrics import headline, title_of
+from eval.report.facts import categories_of, facts_of, items_of
+from eval.report.page import by_category, page
+from eval.report.pictures import write_pictures
+from eval.statistics import holm
+
+__all__ = ["STAGE", "ReportRequest"]
+
+COMPARISON_FILE = "comparison.json"
+VERDICT_FILE = "verdict.json"
+REPORT_FILE = "report.html"
+
+
+def run(request: ReportRequest, context: Context) -> Result:
+    """Writes `comparison.json`, `verdict.json`, `report.html` and its figures as small pictures.
+
+    The digest is of statistics and verdict only: dates, costs and the page's words come from elsewhere.
+    """
+    evidence = gather(context.store, request)
+    verdict = verdict_of(request, evidence)
+    sft = _plain(evidence.against_sft)
+    champion = None if evidence.against_champion is None else _plain(evidence.against_champion)
+    comparison = {"sft": sft, "champion": champion}
+    notes = notes_on(evidence)
+    facts = facts_of(context.store, request)
+    _write(context.out / COMPARISON_FILE, comparison)
+    _write(context.out / VERDICT_FILE, verdict.model_dump(mode="json"))
+    text = page(request, evidence, verdict, sft["holm"], notes, facts, context.store)
+    (context.out / REPORT_FILE).write_text(text, encoding="utf-8")
+    named = {
+        suite: categories_of(items_of(context.store, request.policy_scores[suite], suite))
+        for suite in evidence.answered
+    }
+    write_pictures(context.out, evidence.against_sft, by_category(evidence, named), facts.history)
+    summary = {
+        "verdict": verdict.outcome,
+        "reasons": verdict.reasons,
+        "comparisons": sft["suites"],
+        "champion": None if champion is None else champion["suites"],
+        "holm": sft["holm"],
+        "notes": [*filter(None, [request.champion_note]), *notes],
+    }
+    return Result(json_digest([comparison, verdict.model_dump(mode="json")]), summary)
+
+
+def notes_on(evidence: Evidence) -> list[str]:
+    """What a reader must know beside the numbers: suites left out, and items that could not be counted."""
+    notes = [f"{title_of(suite)}: {reason}" for suite, reason in evidence.against_sft.left_out.items()]
+    if evidence.against_champion is not None:
+        left_out = evidence.against_champion.left_out
+        notes += [f"{title_of(suite)} against the champion: {reason}" for suite, reason in left_out.items()]
+    for side, scores in (("SFT", evidence.sft), ("policy", evidence.policy)):
+        for suite, found in scores.items():
+            lost = _lost(found)
+            if lost:
+                notes.append(f"{title_of(suite)}, {side}: {lost}")
+    return notes
+
+
+def _lost(scores: SuiteScores) -> str:
+    words = {
+        "failed": "items failed",
+        "missing": "items without a response",
+        "unparsable": "judgments without a rating",
+        "unjudged": "answers without a judgment",
+    }
+    return ", ".join(f"{scores.summary[name]} {text}" for name, text in words.items() if scores.summary.get(name))
+
+
+def corrected(suites: Mapping[str, Mapping[str, MetricComparison]]) -> dict[str, float]:
+    """The p-values of the suites' main metrics, corrected by Holm's method for having looked at all suites."""
+    p_values = {suite: metrics[headline(suite, metrics)].p_value for suite, metrics in suites.items()}
+    return holm({suite: p_value for suite, p_value in p_values.items() if p_value is not None})
+
+
+def _plain(compared: Compared) -> dict[str, Any]:
+    suites = {
+        suite: {metric: found.model_dump(mode="json") for metric, found in metrics.items()}
+        for suite, metrics in compared.suites.items()
+    }
+    return {"suites": suites, "left_out": compared.left_out, "holm": corrected(compared.suites)}
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+STAGE = Stage("evaluation_report", 4, ReportRequest, run)

@@ -1,0 +1,189 @@
+"""Stage `policy_divergence`: how far the policy has moved from its SFT checkpoint, as KL(policy ‖ SFT) on prompts.
+
+One completion a prompt is drawn from the policy as it is (temperature 1), and both models say how likely it was:
+the mean of log π(y|x) − log π_SFT(y|x) is an unbiased estimate of the divergence in nats a response (Schulman 2020,
+"Approximating KL divergence", k1). His k3, exp(−r) − 1 + r, varies less where single tokens are compared; over a whole
+response exp(−r) has so heavy a tail that its spread says nothing of its error, and an interval is what we want.
+
+A response ends at `MOST_NEW_TOKENS` at the latest, so it is the divergence of responses cut there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from alignment.data.rows import ROWS_FILE, Content, decode, write_records
+from alignment.data.split import SPLIT_FILE
+from alignment.data.tokens import TokenSequence
+from alignment.digest import json_digest
+from alignment.generation.generator import Generator, Sampling
+from alignment.logprobs.scorer import free_memory, score
+from alignment.models.checkpoint import load_model, load_tokenizer
+from alignment.stages import Context, Request, Result, Stage
+from alignment.stages.preference_manifest import read_manifest
+from alignment.store import Artifact, CorruptArtifact
+from eval.gate.held_out import read_held_out
+from eval.statistics import Interval, clustered_mean, mean_interval, ratio_interval
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+# The prompts of held-out pairs, read from the shards that hold them.
+
+
+@dataclass(frozen=True)
+class HeldOutPrompt:
+    """A prompt, and the held-out row that brings it."""
+
+    row_id: str
+    content: Content
+
+
+def held_out_prompts(context: Context, policy: Artifact, manifest: Artifact, most: int) -> list[HeldOutPrompt]:
+    """Distinct prompts of the pairs that a policy was measured on, lowest row id first, at most this many.
+
+    `manifest` is the one it was trained on. Row ids are digests, so these are a sample of all held-out prompts, which
+    new data hardly changes. Only shards that hold one of them are read.
+    """
+    held_out = read_held_out(context.store, policy)
+    first: dict[str, str] = {}
+    for pair in held_out.pairs if held_out else []:
+        first.setdefault(pair.prompt_id, pair.row_id)
+    row_ids = list(first.values())[:most]
+    if not row_ids:
+        return []
+    folder = context.fetch(manifest)
+    these = pc.field("row_id").isin(row_ids)
+    places = pq.read_table(folder / SPLIT_FILE, columns=["shard"], filters=these & (pc.field("split") == "held_out"))
+    shards = set(places["shard"].to_pylist())
+    contents: dict[str, Content] = {}
+    for shard in read_manifest(folder).shards:
+        if shard.name in shards:
+            path = context.fetch(shard.shard) / ROWS_FILE
+            for row in pq.read_table(path, columns=["row_id", "form", "prompt"], filters=these).to_pylist():
+                contents[row["row_id"]] = decode(row["form"], row["prompt"])
+    if missing := [row_id for row_id in row_ids if row_id not in contents]:
+        raise CorruptArtifact(
+            f"{len(missing)} held-out rows of the policy are not in its manifest (first: {missing[0]})"
+        )
+    return [HeldOutPrompt(row_id, contents[row_id]) for row_id in row_ids]
+
+
+DIVERGENCE_FILE = "divergence.parquet"
+MOST_PROMPTS = 128
+MOST_NEW_TOKENS = 256
+SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("tokens", pa.int32()),
+        ("ended", pa.bool_()),
+        ("policy_logp", pa.float64()),
+        ("sft_logp", pa.float64()),
+    ]
+)
+
+
+class DivergenceRequest(Request):
+    """`manifest` is the policy's own: its held-out pairs bring the prompts, and `sft` is where the policy started."""
+
+    speed_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
+
+    policy: Artifact
+    sft: Artifact
+    manifest: Artifact
+    seed: int
+    precision: str
+    batch_tokens: int
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One response of the policy's: its tokens (an ending one counted), and its log-prob in nats under both models.
+
+    The response itself is kept nowhere: it may repeat what it was trained on.
+    """
+
+    row_id: str
+    tokens: int
+    ended: bool
+    policy_logp: float
+    sft_logp: float
+
+    @property
+    def log_ratio(self) -> float:
+        return self.policy_logp - self.sft_logp
+
+
+def run(request: DivergenceRequest, context: Context) -> Result:
+    """Writes divergence.parquet, one row a response; with no held-out prompt it is empty and the summary says so."""
+    if context.rank:
+        return Result("")  # one process is enough for so few responses
+    prompts = held_out_prompts(context, request.policy, request.manifest, MOST_PROMPTS)
+    drawn = _drawn(request, context, prompts) if prompts else []
+    write_records(context.out / DIVERGENCE_FILE, SCHEMA, map(asdict, drawn))
+    digest = json_digest([request.policy.digest, request.sft.digest, [list(asdict(one).values()) for one in drawn]])
+    return Result(digest, {"prompts": len(prompts), "no_room": len(prompts) - len(drawn), **summary(drawn)})
+
+
+def _drawn(request: DivergenceRequest, context: Context, prompts: Sequence[HeldOutPrompt]) -> list[Drawn]:
+    folders = context.fetch(request.policy), context.fetch(request.sft)
+    model = load_model(folders[0], request.precision)
+    generator = Generator(model, load_tokenizer(folders[0]), request.batch_tokens)
+    # each draw is its own: what else is asked, and how many fit a batch, changes none
+    samplings = [Sampling(1.0, 1.0, f"{request.seed}/policy_divergence/{prompt.row_id}") for prompt in prompts]
+    answers = generator.answer([prompt.content for prompt in prompts], MOST_NEW_TOKENS, (), samplings)
+    kept = [(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer.failed is None]
+    sequences = [TokenSequence(tuple(generator.encoder.encode(prompt.content)), answer.ids) for prompt, answer in kept]
+    ended = [answer.ids[-1] in generator.end_ids for _, answer in kept]
+    under_policy = logps(model, sequences, request.batch_tokens)
+    del model, generator  # before the other comes: one model's memory is enough
+    free_memory()
+    under_sft = logps(load_model(folders[1], request.precision), sequences, request.batch_tokens)
+    return [
+        Drawn(prompt.row_id, len(answer.ids), over, policy, sft)
+        for (prompt, answer), over, policy, sft in zip(kept, ended, under_policy, under_sft, strict=True)
+    ]
+
+
+def logps(model: PreTrainedModel, sequences: Sequence[TokenSequence], batch_tokens: int) -> list[float]:
+    """Log-prob of each completion in nats, in order."""
+    found = {one.index: one.logp for made in score(model, sequences, batch_tokens) for one in made.scored}
+    return [found[index] for index in range(len(sequences))]
+
+
+def summary(drawn: Sequence[Drawn]) -> dict[str, Any]:
+    """`kl` in nats a response and `kl_per_token` (all nats over all tokens), each with its standard error and 95 %
+    interval; mean tokens a response, and the share that ended by itself. Empty without a response.
+
+    Prompts are distinct, so responses are independent and need no clusters.
+    """
+    if not drawn:
+        return {}
+    nats, tokens = [one.log_ratio for one in drawn], [float(one.tokens) for one in drawn]
+    alone = [one.row_id for one in drawn]
+    found = {
+        "kl": mean_interval(clustered_mean(nats, alone)),
+        "kl_per_token": ratio_interval(nats, tokens),
+    }
+    return {
+        **dict(_numbers(found)),
+        "tokens_per_response": sum(tokens) / len(drawn),
+        "ended": sum(one.ended for one in drawn) / len(drawn),
+        "intervals": {name: None if one.low is None else [one.low, one.high] for name, one in found.items()},
+    }
+
+
+def _numbers(found: dict[str, Interval]) -> Iterator[tuple[str, float | None]]:
+    for name, one in found.items():
+        yield name, one.mean.value
+        yield f"{name}_stderr", one.mean.stderr
+
+
+STAGE = Stage("policy_divergence", 1, DivergenceRequest, run, device="gpu")

@@ -1,0 +1,91 @@
+"""The stage that answers every selected suite with one loaded checkpoint."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+from alignment.digest import file_sha256, json_digest
+from alignment.errors import BadInput
+from alignment.generation.endpoint import EndpointGenerator
+from alignment.generation.generator import Generator, PromptEncoder
+from alignment.models.checkpoint import load_model, load_tokenizer, max_positions
+from alignment.recipe import Generate
+from alignment.stages import Context, Request, Result, Stage
+from alignment.store import Artifact
+from eval.answers.answer import Answered, answer_suite
+from eval.answers.files import write_responses
+from eval.suites import SuiteSpec, suite_named
+from eval.suites.rows import write_records
+
+log = logging.getLogger(__name__)
+
+RESPONSES_FILE = "responses.jsonl"
+ITEMS_FILE = "items.jsonl"
+SETTINGS_FILE = "generation.json"
+KEPT_FILE = "answers.jsonl"
+
+
+class ResponsesRequest(Request):
+    """A checkpoint and the suites (by name) it answers; build the specs with `SuiteSpec.for_answering`."""
+
+    speed_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
+
+    checkpoint: Artifact
+    suites: dict[str, SuiteSpec]
+    seed: int
+    precision: str
+    batch_tokens: int
+    generate: Generate = Generate()
+
+
+def run(request: ResponsesRequest, context: Context) -> Result:
+    """Writes `<suite>/items.jsonl` (id and item as asked) and `<suite>/responses.jsonl`, in the same order, and
+    `<suite>/generation.json`, how they were generated."""
+    if context.rank:
+        return Result("")  # one process answers; more are a matter of the launcher's settings, not of results
+    for name, spec in request.suites.items():
+        if name != spec.name:
+            raise BadInput(f"suite {spec.name} stands under the name {name}")
+        suite_named(name)
+    generator = _generator(context, request)
+    suites: dict[str, Any] = {}
+    digests: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    tokens = 0
+    for name, spec in request.suites.items():
+        started = time.monotonic()
+        answered = answer_suite(suite_named(name), spec, request.seed, generator)
+        seconds[name] = round(time.monotonic() - started, 3)
+        digests[name] = _write(context.out / name, answered)
+        tokens += answered.tokens
+        failed = sum(response.failed is not None for response in answered.responses)
+        suites[name] = {"items": len(answered.items), "answered": len(answered.items) - failed, "failed": failed}
+        log.info("%s: %d answered, %d failed, %.1f s", name, len(answered.items) - failed, failed, seconds[name])
+    # the same texts from two checkpoints are two results: scores must be traceable to the model that answered
+    digest = json_digest({"checkpoint": request.checkpoint.digest, "responses": digests})
+    how = {"precision": request.precision, "generator": request.generate.kind}
+    return Result(digest, {"suites": suites, "tokens": tokens, "seconds_per_suite": seconds, **how})
+
+
+def _generator(context: Context, request: ResponsesRequest) -> Generator | EndpointGenerator:
+    folder = context.fetch(request.checkpoint)
+    if request.generate.kind == "transformers":
+        return Generator(load_model(folder, request.precision), load_tokenizer(folder), request.batch_tokens)
+    encoder = PromptEncoder(load_tokenizer(folder), max_positions(folder))
+    return EndpointGenerator(request.generate, request.checkpoint.digest, encoder, context.work / KEPT_FILE)
+
+
+def _write(folder: Path, answered: Answered) -> dict[str, str]:
+    folder.mkdir(parents=True)
+    write_records(folder / ITEMS_FILE, ({"id": item.id, "item": item.fields} for item in answered.items))
+    write_responses(folder / RESPONSES_FILE, answered.responses)
+    settings = json.dumps(answered.settings, indent=1, sort_keys=True) + "\n"
+    (folder / SETTINGS_FILE).write_text(settings, encoding="utf-8")
+    return {name: file_sha256(folder / name)[0] for name in (ITEMS_FILE, RESPONSES_FILE)}
+
+
+STAGE = Stage("responses", 2, ResponsesRequest, run, device="gpu")

@@ -1,0 +1,111 @@
+"""The stage that scores one suite's stored responses. CPU only, apart from what a judge asks an endpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from alignment.digest import json_digest
+from alignment.errors import BadInput
+from alignment.recipe import Judge
+from alignment.stages import Context, Request, Result, Stage
+from alignment.store import Artifact, Commit
+from eval.answers.files import read_responses
+from eval.grading.choose import JOURNAL_FILE, choose_grader
+from eval.grading.score import Scored, score_suite
+from eval.judge.files import write_judgments
+from eval.stages.responses import ITEMS_FILE, RESPONSES_FILE
+from eval.statistics import Mean
+from eval.suites import Item, SuiteSpec, suite_named
+from eval.suites.lm_eval_task import nltk_data_beside
+from eval.suites.rows import read_records
+from eval.suites.samples import SAMPLES_FILE, samples_digest, write_samples
+
+CODE_VERSION = 2
+METRICS_FILE = "metrics.json"
+JUDGMENTS_FILE, PAIR_JUDGMENTS_FILE = "judgments.jsonl", "pair_judgments.jsonl"
+JUDGE_MONEY = frozenset({"price", "budget_usd", "budget_tokens"})
+JUDGE_ACCESS = JUDGE_MONEY | {"api_key_env", "in_flight", "timeout_seconds", "retries", "max_tokens_name"}
+JUDGE_SETTINGS = {"kind", "model", "temperature", "max_tokens"}
+
+
+class ScoresRequest(Request):
+    """Stored responses and the suite of theirs to score; `judge` grades suites without a scorer of their own."""
+
+    responses: Artifact
+    suite: SuiteSpec
+    judge: Judge | None
+    seed: int
+
+    def identity(self) -> Any:
+        """Without what cannot change a score: a judge where the suite has a scorer, and how fast, by which key and
+        for how much an endpoint is asked."""
+        value = super().identity()
+        if self.judge is None or not suite_named(self.suite.name).needs_judge:
+            return value | {"judge": None}  # asked first: to look a task of lm-eval up takes seconds
+        return value | {"judge": {k: v for k, v in value["judge"].items() if k not in JUDGE_ACCESS}}
+
+    def settings(self, answers: Commit) -> str:
+        """Digest of how the suite was answered, judged and scored: scores of different settings are not compared."""
+        judge = None if self.judge is None else self.judge.model_dump(include=JUDGE_SETTINGS)
+        judged = judge if suite_named(self.suite.name).needs_judge else None
+        answered = [answers.summary.get("precision"), answers.summary.get("generator"), answers.code_version]
+        return json_digest([self.suite.digest(), judged, self.seed, answered, CODE_VERSION])
+
+
+def run(request: ScoresRequest, context: Context) -> Result:
+    """Writes `samples.parquet`, `metrics.json` and, for a judged suite, judgments in FastChat's forms:
+    `judgments.jsonl` of answers alone, `pair_judgments.jsonl` of answers beside the baseline's."""
+    suite = suite_named(request.suite.name)
+    folder = context.fetch(request.responses) / suite.name
+    if not folder.is_dir():
+        raise BadInput(f"these responses have no suite {suite.name}", file=str(folder.parent))
+    items = [Item(str(record["id"]), record["item"]) for record in read_records(folder / ITEMS_FILE)]
+    chosen = choose_grader(suite, request.judge, request.suite, items, context.work / JOURNAL_FILE)
+    path = folder / RESPONSES_FILE
+    with nltk_data_beside(request.suite.data.url if request.suite.data else None):
+        scored = score_suite(suite, chosen.items, read_responses(path), chosen.grader, str(path))
+    write_samples(context.out / SAMPLES_FILE, scored.samples)
+    metrics = metrics_record(scored.metrics)
+    text = json.dumps(metrics, indent=1, sort_keys=True) + "\n"
+    (context.out / METRICS_FILE).write_text(text, encoding="utf-8")
+    write_graded(context.out, scored)
+    settings = request.settings(context.store.commit_of(request.responses))
+    summary = {"n": scored.n, "metrics": metrics, **outcome(scored), **chosen.bill(), "settings": settings}
+    if scored.length:
+        summary["length"] = {name: round(value, 3) for name, value in scored.length.items()}
+    if scored.classes:
+        summary["classes"] = scored.classes
+    if suite.left_out:
+        summary["left_out"] = list(suite.left_out)
+    digest = json_digest([samples_digest(scored.samples), scored.failed, scored.judged, settings])
+    return Result(digest, summary)
+
+
+def write_graded(folder: Path, scored: Scored) -> None:
+    """The judgments behind a suite's scores, in FastChat's files; none where there are none."""
+    for name, pairs in ((JUDGMENTS_FILE, False), (PAIR_JUDGMENTS_FILE, True)):
+        if judgments := [one for one in scored.judgments if bool(one.game) == pairs]:
+            write_judgments(folder / name, judgments)
+
+
+def metrics_record(metrics: dict[str, Mean]) -> dict[str, dict[str, Any]]:
+    """Metric to value, standard error (None when unknown) and number of values, as files and people read them."""
+    return {name: {"value": mean.value, "stderr": mean.stderr, "n": mean.n} for name, mean in metrics.items()}
+
+
+def outcome(scored: Scored) -> dict[str, Any]:
+    """What did not count, and why: failed, missing and empty answers by count, judgments without a rating."""
+    return {
+        "failed": len(scored.failed),
+        "missing": len(scored.missing),
+        "empty": len(scored.empty),
+        "judged": scored.judged,
+        "unparsable": scored.unparsable,
+        "unjudged": scored.unjudged,
+        "intervals": {metric: list(ends) for metric, ends in scored.intervals.items()},
+    }
+
+
+STAGE = Stage("scores", CODE_VERSION, ScoresRequest, run)

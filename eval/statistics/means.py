@@ -1,0 +1,116 @@
+"""Means with cluster-robust standard errors.
+
+Items that share a prompt or a question are not independent, so residuals are summed within a cluster
+first (Liang and Zeger 1986, with the G/(G−1) correction; Miller 2024, "Adding Error Bars to Evals").
+With one item a cluster this is the ordinary standard error with n − 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over `n` values in `clusters` clusters; `stderr` is None when fewer than two clusters give one."""
+
+    value: float
+    stderr: float | None
+    n: int
+    clusters: int
+
+
+def by_cluster(values: Sequence[float], clusters: Sequence[str]) -> list[list[float]]:
+    """The values of each cluster, clusters in order of appearance.
+
+    Raises `ValueError` when there are no values, or the lengths differ.
+    """
+    if not values or len(values) != len(clusters):
+        raise ValueError(f"{len(values)} values in {len(clusters)} clusters have no mean")
+    groups: defaultdict[str, list[float]] = defaultdict(list)
+    for value, cluster in zip(values, clusters, strict=True):
+        groups[cluster].append(value)
+    return list(groups.values())
+
+
+def clustered_mean(values: Sequence[float], clusters: Sequence[str]) -> Mean:
+    """Mean and standard error of `values`, whose i-th entry belongs to the i-th cluster.
+
+    Raises `ValueError` when there is nothing to take a mean of, or the lengths differ.
+    """
+    grouped = by_cluster(values, clusters)
+    n, groups = len(values), len(grouped)
+    mean = math.fsum(values) / n
+    if groups < 2:
+        return Mean(mean, None, n, groups)
+    if min(values) == max(values):
+        return Mean(mean, 0.0, n, groups)  # what rounding leaves of their residuals is no spread
+    squares = math.fsum(math.fsum(value - mean for value in group) ** 2 for group in grouped)
+    return Mean(mean, math.sqrt(squares * groups / (groups - 1)) / n, n, groups)
+
+
+# A mean with its 95 % interval.
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What a score interval is made of: the shares of `pairs` (an effective number of them) that were gained and
+    lost on a scale of `width`; `gained` − `lost` times `width` is the mean difference."""
+
+    gained: float
+    lost: float
+    pairs: float
+    width: float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % interval and two-sided p-value against zero; None where they cannot be known.
+
+    `shares` are given where it is a score interval; else it is Student's t on the standard error.
+    """
+
+    mean: Mean
+    low: float | None
+    high: float | None
+    p_value: float | None
+    shares: Shares | None = None
+
+
+def mean_interval(mean: Mean) -> Interval:
+    """Student's t with (clusters − 1) degrees of freedom: the normal interval for many, wider for few.
+
+    Without a spread between clusters there is no interval: a spread of zero was seen and is not known.
+    """
+    if not mean.stderr:
+        return Interval(mean, None, None, None)
+    from scipy.special import stdtr, stdtrit
+
+    freedom = mean.clusters - 1
+    half = float(stdtrit(freedom, 0.5 + CONFIDENCE / 2)) * mean.stderr
+    p_value = 2.0 * float(stdtr(freedom, -abs(mean.value) / mean.stderr))
+    return Interval(mean, mean.value - half, mean.value + half, p_value)
+
+
+# A ratio of two totals over the same items, such as nats over tokens.
+
+
+def ratio_interval(numerators: Sequence[float], denominators: Sequence[float]) -> Interval:
+    """Σ numerators / Σ denominators over independent items, with its 95 % interval.
+
+    The standard error is that of the linearised items (delta method; Cochran 1977, section 2.11): exact for many
+    items, a little small for few. Raises `ValueError` when there are no items, or the denominators add up to nothing.
+    """
+    total = math.fsum(denominators)
+    if not total:
+        raise ValueError("a ratio to nothing")
+    ratio, mean = math.fsum(numerators) / total, total / len(denominators)
+    pairs = zip(numerators, denominators, strict=True)
+    linearised = [ratio + (numerator - ratio * denominator) / mean for numerator, denominator in pairs]
+    found = clustered_mean(linearised, [str(place) for place in range(len(linearised))])
+    return mean_interval(replace(found, value=ratio))

@@ -1,0 +1,253 @@
+"""Any of lm-eval's tasks or groups of tasks as a suite, by its name.
+
+lm-eval's own index of all tasks takes ten seconds to build. A task lies in a folder that nearly always starts its name,
+so only that folder is indexed; failing that, the one whose files spell the name.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import random
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from alignment.errors import BadInput
+from eval.suites.suite import Item, StockTask, Suite
+
+# How lm-eval is called: without its chatter and downloads, and with nothing left to chance.
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """IFEval draws a random letter for one item and detects languages with a sampler; both are pinned here."""
+    from langdetect import DetectorFactory
+
+    state, seed = random.getstate(), DetectorFactory.seed
+    random.seed(0)
+    DetectorFactory.seed = 0
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        DetectorFactory.seed = seed
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars, no chatter, and no download: IFEval's module fetches sentence data when it is imported."""
+    import datasets
+    import nltk
+
+    logger = logging.getLogger("lm_eval")
+    level, download, bars = logger.level, nltk.download, not datasets.are_progress_bars_disabled()
+    logger.setLevel(logging.CRITICAL)  # IFEval says "error", with the text, of every answer whose language has no name
+    nltk.download = lambda *_, **__: False
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        nltk.download = download
+        if bars:
+            datasets.enable_progress_bars()
+
+
+def told(error: BaseException) -> str:
+    """What lies at the bottom of an error of another library's, in one line."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
+
+
+OUTPUTS = ("generate_until", "multiple_choice", "loglikelihood")
+
+
+@cache
+def stock_suite(name: str) -> Suite:
+    """The suite of a task or group of lm-eval.
+
+    Raises `BadInput` where lm-eval has none of that name, or one whose scores could not be compared item by item.
+    """
+    index = _index_of(name)
+    if index[name].kind.name == "TAG":  # tags go across folders, of which one was looked into
+        raise BadInput(f"lm-eval's {name} is a tag on tasks, not a task or group; name the tasks one by one")
+    entries = _tasks_behind(name, index)
+    members = [_task(entry) for entry in entries]
+    metrics = [_metrics(entry.cfg) for entry in entries]
+    counted = [metric for metric in metrics[0][0] if all(metric in found for found, _ in metrics)]
+    if metrics[0][0] and not counted:
+        raise BadInput(f"the tasks of lm-eval's group {name} have no metric in common; name them one by one")
+    if not counted:
+        others = ", ".join(metrics[0][1]) or "none"
+        raise BadInput(f"lm-eval's {name} has no metric that is a mean over items where more is better ({others})")
+    if len({task.output for task in members}) > 1:
+        raise BadInput(f"lm-eval's {name} mixes texts and log-likelihoods; name its tasks one by one")
+    single = members[0] if len(members) == 1 else None
+    return Suite(
+        name=name,
+        title=name,
+        fields={},
+        id_field=None,
+        metrics=tuple(counted),
+        task=single,
+        turns=1 if members[0].output == "generate_until" else 0,
+        members={} if single else _by_subset(name, members),
+        left_out=tuple(metrics[0][1]),
+    )
+
+
+def slug(text: str) -> str:
+    """A subset's name as lm-eval and the hub write it: "Counting & Probability" is counting_and_probability."""
+    return re.sub(r"[^a-z0-9]+", "_", text.lower().replace("&", " and ")).strip("_")
+
+
+def _tasks_folder() -> Path:
+    found = importlib.util.find_spec("lm_eval")
+    assert found is not None and found.submodule_search_locations
+    return Path(found.submodule_search_locations[0]) / "tasks"
+
+
+def _index_of(name: str) -> dict[str, Any]:
+    """lm-eval's index of a folder of tasks that has the name."""
+    for folder in _folders(_tasks_folder(), name):
+        index = _index(folder)
+        if name in index:
+            return index
+    raise BadInput(f"no suite '{name}': lm-eval has no task or group of this name")
+
+
+@cache
+def _index(folder: Path) -> dict[str, Any]:
+    with quiet():
+        from lm_eval.tasks import TaskManager
+
+        return dict(TaskManager(include_path=str(folder), include_defaults=False).task_index)
+
+
+def _folders(root: Path, name: str) -> Iterator[Path]:
+    folders = sorted(path for path in root.iterdir() if path.is_dir())
+    near = [path for path in folders if name.startswith(path.name)]
+    yield from sorted(near, key=lambda path: -len(path.name))
+    for path in folders:
+        if path not in near and any(name in file.read_text(encoding="utf-8") for file in path.rglob("*.yaml")):
+            yield path
+
+
+def _tasks_behind(name: str, index: dict[str, Any]) -> list[Any]:
+    """lm-eval's entries of the tasks behind a task's, tag's or group's name, each once."""
+    entry = index.get(name) or _index_of(name)[name]
+    kind = entry.kind.name
+    if kind == "TAG":
+        children: list[Any] = sorted(entry.tags)
+    elif kind == "GROUP":
+        children = entry.cfg["task"] if isinstance(entry.cfg["task"], list) else [entry.cfg["task"]]
+    elif kind == "TASK":
+        return [entry]
+    else:
+        raise BadInput(f"lm-eval's {name} is a program of its own, which cannot be given other data")
+    for child in children:
+        if not isinstance(child, str):
+            raise BadInput(f"lm-eval's group {name} changes the tasks in it; name them one by one")
+    return list({task.name: task for child in children for task in _tasks_behind(child, index)}.values())
+
+
+def _task(entry: Any) -> StockTask:
+    cfg, name = entry.cfg, entry.name
+    if cfg.get("output_type", "generate_until") not in OUTPUTS:
+        raise BadInput(f"lm-eval's {name} measures {cfg['output_type']}, which is not compared item by item")
+    for key, problem in (
+        ("unsafe_code", "runs the code that a model writes"),
+        ("doc_to_image", "shows images"),
+        ("doc_to_audio", "plays sounds"),
+    ):
+        if cfg.get(key):
+            raise BadInput(f"lm-eval's {name} {problem}, which is not supported")
+    if int(cfg.get("repeats") or 1) > 1:
+        raise BadInput(f"lm-eval's {name} asks each item {cfg['repeats']} times, which is not supported")
+    split = cfg.get("test_split") or cfg.get("validation_split")
+    if split is None:
+        raise BadInput(f"lm-eval's {name} has no split to test on")
+    few_shot = cfg.get("fewshot_config") or {}
+    examples = (few_shot.get("split"), cfg.get("fewshot_split"), cfg.get("training_split"), cfg.get("validation_split"))
+    return StockTask(
+        name=name,
+        yaml=str(Path(entry.yaml_path).relative_to(_tasks_folder())),
+        split=split,
+        few_shot_split=next((found for found in examples if found), split),
+        output=cfg.get("output_type", "generate_until"),
+        num_fewshot=int(cfg.get("num_fewshot") or 0),
+        own_examples="samples" in few_shot and not few_shot.get("split"),
+        subset=cfg.get("dataset_name"),
+        processed="process_docs" in cfg,
+    )
+
+
+def _metrics(cfg: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Metric names as scores carry them: those that are means over items where more is better, and the others."""
+    from lm_eval.api.metrics import mean
+    from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY, get_metric_aggregation, is_higher_better
+
+    output = cfg.get("output_type", "generate_until")
+    listed = cfg.get("metric_list") or [{"metric": name} for name in DEFAULT_METRIC_REGISTRY[output]]
+    filters = [one["name"] for one in cfg.get("filter_list") or [{"name": "none"}]]
+    counted: list[str] = []
+    others: list[str] = []
+    for one in listed:
+        name = Path(str(one["metric"])).suffix.lstrip(".") or str(one["metric"])  # a function's path ends in its name
+        is_mean = one["aggregation"] == "mean" if "aggregation" in one else get_metric_aggregation(name) is mean
+        more = one["higher_is_better"] if "higher_is_better" in one else is_higher_better(name)
+        names = [name if kind == "none" else f"{name},{kind}" for kind in filters]
+        (counted if is_mean and more else others).extend(names)
+    return counted, others
+
+
+def _by_subset(name: str, members: list[StockTask]) -> dict[str, StockTask]:
+    by_subset = {slug(task.subset or task.name.removeprefix(f"{name}_")): task for task in members}
+    if len(by_subset) < len(members):
+        raise BadInput(f"the tasks of lm-eval's group {name} are on the same items; name them one by one")
+    return by_subset
+
+
+# Which items belong to which task of a group: MMLU's subjects, MATH's types of problem.
+
+SUBSET = "subset"
+COLUMNS = (SUBSET, "subject", "type", "config", "category", "task")
+"""Where a data file may name the subset of an item; the first that does, for all items, is taken."""
+
+
+def tasks_of(suite: Suite, items: Sequence[Item]) -> list[tuple[StockTask, list[int]]]:
+    """The suite's tasks that have items, each with their positions.
+
+    Raises `BadInput` when a group's items do not tell which of its tasks they belong to.
+    """
+    if suite.task is not None:
+        return [(suite.task, list(range(len(items))))]
+    names = subsets(suite, [item.fields for item in items])
+    return [
+        (task, positions)
+        for subset, task in suite.members.items()
+        if (positions := [position for position, name in enumerate(names) if name == subset])
+    ]
+
+
+def subsets(suite: Suite, records: Sequence[dict[str, Any]]) -> list[str]:
+    """The subset each record names, in the group's own spelling."""
+    named: dict[str, int] = {}
+    for column in COLUMNS:
+        names = [slug(str(record.get(column))) for record in records]
+        wrong = next((row for row, name in enumerate(names) if name not in suite.members), None)
+        if wrong is None:
+            return names
+        if wrong:
+            named[column] = wrong
+    if named:
+        column, row = max(named.items(), key=lambda found: found[1])
+        raise BadInput(f"{records[row].get(column)!r} is no subset of {suite.name}", row=row + 1, field=column)
+    known = ", ".join(list(suite.members)[:3])
+    raise BadInput(f"{suite.name} is a group of tasks: each item names its own ({known}, …) as {', '.join(COLUMNS)}")

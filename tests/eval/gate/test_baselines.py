@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from alignment.errors import BadInput
+from eval.gate.baselines import PublishedFigure, read_baselines
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "baselines.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_figures_are_read_with_their_source_whatever_else_the_file_holds(tmp_path: Path) -> None:
+    path = write(tmp_path, 'metric,model,value,source,note\ngsm8k/x,"A, large",0.61,"Somebody, table 3",hm\n')
+    expected = PublishedFigure(model="A, large", metric="gsm8k/x", value=0.61, source="Somebody, table 3")
+    assert read_baselines(path) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("model,metric,value\nA,b,1\n", "no column source"),
+        ("", "no column model, metric, value, source"),
+        ("model,metric,value,source\nA,b,high,c\n", r"row 2, field 'value': 'high' is no number"),
+        ("model,metric,value,source\nA,b,1,c\nA,b,nan,c\n", r"row 3, field 'value': nan is no finite number"),
+        ("model,metric,value,source\nA,b,1,\n", r"row 2, field 'source': is empty"),
+    ],
+)
+def test_what_cannot_be_laid_beside_is_named(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(BadInput, match=told):
+        read_baselines(write(tmp_path, text))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"nowhere\.csv.*cannot be read"):
+        read_baselines(tmp_path / "nowhere.csv")

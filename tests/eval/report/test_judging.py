@@ -1,0 +1,113 @@
+"""What judging took, from a judge that is really asked to the page that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignment.data.files import pin_file
+from alignment.recipe import Judge
+from alignment.stages import Context, Result, Stage, execute
+from alignment.store import Artifact, Commit, Store
+from eval.answers.files import Response, write_responses
+from eval.report.facts import Judging, facts_of, judging
+from eval.stages.evaluation_report import STAGE, ReportRequest
+from eval.stages.responses import ITEMS_FILE, RESPONSES_FILE, ResponsesRequest
+from eval.stages.scores import STAGE as SCORES
+from eval.stages.scores import ScoresRequest
+from eval.suites import MT_BENCH, SuiteSpec
+from eval.suites.items import load_items
+from eval.suites.rows import write_records
+
+QUESTIONS = 4
+PRICE = {"input_usd": 1000.0, "output_usd": 5000.0}
+
+
+@pytest.fixture
+def report(
+    store: Store, commit_checkpoint: Callable[..., Artifact], server: Any, tmp_path: Path
+) -> Callable[..., ReportRequest]:
+    """The request of a report on MT-Bench, judged by the server for a price (or for none)."""
+    rows = ({"question_id": n, "category": "writing", "turns": [f"a {n}", f"b {n}"]} for n in range(QUESTIONS))
+    write_records(tmp_path / "questions.jsonl", rows)
+    spec = SuiteSpec(name="mt_bench", data=pin_file(str(tmp_path / "questions.jsonl")), max_new_tokens=8)
+
+    def answer(request: ResponsesRequest, context: Context) -> Result:
+        items = load_items(MT_BENCH, spec, 0)
+        folder = context.out / "mt_bench"
+        folder.mkdir()
+        write_records(folder / ITEMS_FILE, ({"id": item.id, "item": item.fields} for item in items))
+        said = request.checkpoint.digest
+        write_responses(folder / RESPONSES_FILE, (Response(item.id, (said, f"{said} too")) for item in items))
+        return Result(said)
+
+    def scored(checkpoint: Artifact, judge: Judge) -> Artifact:
+        asked = ResponsesRequest(
+            checkpoint=checkpoint, suites={"mt_bench": spec}, seed=0, precision="float32", batch_tokens=1
+        )
+        answers = execute(Stage("responses", 1, ResponsesRequest, answer), asked, store).artifact
+        return execute(SCORES, ScoresRequest(responses=answers, suite=spec, judge=judge, seed=0), store).artifact
+
+    def request(**more: Any) -> ReportRequest:
+        given = {"kind": "openai", "model": "grader", "base_url": server.url, "api_key_env": "TEST_JUDGE_KEY"}
+        judge = Judge.model_validate(given | more)
+        sft, policy = commit_checkpoint("sft"), commit_checkpoint("policy")
+        return ReportRequest(
+            sft=sft,
+            policy=policy,
+            sft_scores={"mt_bench": scored(sft, judge)},
+            policy_scores={"mt_bench": scored(policy, judge)},
+            champion=None,
+            champion_scores={},
+            gate=None,
+            prices={"scores": 3600.0},
+        )
+
+    return request
+
+
+def page(store: Store, request: ReportRequest) -> str:
+    return (store.fetch(execute(STAGE, request, store).artifact) / "report.html").read_text(encoding="utf-8")
+
+
+def test_both_models_judgments_are_told_and_their_price_is_in_the_total(
+    report: Callable[..., ReportRequest], store: Store
+) -> None:
+    request = report(price=PRICE)
+    facts = facts_of(store, request)
+    calls = 2 * 2 * QUESTIONS
+    usd = calls * (10 * PRICE["input_usd"] + 5 * PRICE["output_usd"]) * 1e-6
+    assert facts.judging == Judging(calls, 10 * calls, 5 * calls, pytest.approx(usd))
+    (scores,) = [step for step in facts.steps if step.stage == "scores"]
+    assert facts.total_cost == pytest.approx((scores.cost or 0.0) + usd)
+    text = page(store, request)
+    assert f">{calls}</td>" in text and f"{10 * calls} tokens asked, {5 * calls} answered" in text
+    assert f">{usd:.2f}</td>" in text and "cost in USD" in text
+
+
+def test_a_judge_without_a_price_is_told_by_its_tokens(report: Callable[..., ReportRequest], store: Store) -> None:
+    request = report().model_copy(update={"prices": {}})
+    facts = facts_of(store, request)
+    assert facts.judging is not None and facts.judging.usd is None and facts.total_cost is None
+    text = page(store, request)
+    assert "tokens asked" in text and "No pool of these stages and no judge names a price." in text
+
+
+def test_a_bill_of_an_interrupted_judging_counts_all_its_judgments(
+    report: Callable[..., ReportRequest], store: Store
+) -> None:
+    def billed(**bill: Any) -> Commit:
+        commit = store.commit_of(request.sft_scores["mt_bench"])
+        return commit.model_copy(update={"summary": {"judge": {"input_tokens": 7, "output_tokens": 3} | bill}})
+
+    request = report()
+    resumed, older, unjudged = (
+        billed(asked=2, judgments=9, usd=1.5),
+        billed(asked=4, usd=None),
+        billed().model_copy(update={"summary": {}}),
+    )
+    assert judging([resumed, older, unjudged]) == Judging(13, 14, 6, 1.5)
+    assert judging([unjudged]) is None

@@ -20,9 +20,9 @@ from alignment_dags.phases import Phase, phases_of
 from alignment_dags.plan import Planned, plan
 from alignment_dags.recipes import RECIPES
 from alignment_dags.run import follow_source
-from assets.factory import shards_definition
+from assets.building.factory import shards_definition
+from assets.building.upstream import Upstream
 from assets.graph import nodes_of
-from assets.upstream import Upstream
 from resources.home import ensure_home
 from resources.pools import Pools, load_pools
 from resources.store import ArtifactStore

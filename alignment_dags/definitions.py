@@ -11,12 +11,12 @@ from alignment_dags.nights.definitions import night_definitions
 from alignment_dags.phases import Phase, job_name, phases_of, return_phase
 from alignment_dags.recipes import recipes_in_use
 from alignment_dags.watching.sensor import build_sensor
-from assets.factory import asset_key, build_asset
+from assets.building.factory import asset_key, build_asset
 from assets.graph import nodes_of
 from resources.home import ensure_home
+from resources.mlflow import Tracking
 from resources.pools import Pools, load_pools
 from resources.store import ArtifactStore
-from resources.tracking import Tracking
 
 PRELOADED = ["torch", "transformers", "trl", "datasets", "mlflow", "alignment_dags.definitions"]
 STEPS_AT_ONCE = 2

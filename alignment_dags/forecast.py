@@ -13,8 +13,8 @@ from alignment.models.size import forward_bytes, parameter_counts, training_byte
 from alignment.recipe import Optimisation, Recipe
 from alignment.store import Commit, Store
 from alignment_dags.plan import Planned, plan
+from assets.building.node import Node
 from assets.graph import nodes_of
-from assets.node import Node
 from eval.stages.evaluation_report import STAGE as REPORT
 from eval.stages.scores import STAGE as SCORES
 from resources.pools import Pool, Pools

@@ -8,7 +8,7 @@ from typing import Any
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe
 from alignment.store import Artifact, Commit, MissingArtifact, Store
-from assets.upstream import Upstream
+from assets.building.upstream import Upstream
 from eval.gate.compare import MetricComparison
 from eval.report.history import Version, history_page
 from eval.stages.evaluation_report import REPORT_FILE

@@ -14,7 +14,7 @@ from alignment_dags.dead_runs import process_tags
 from alignment_dags.phases import Phase
 from alignment_dags.plan import plan
 from alignment_dags.progress import Progress
-from assets.factory import BAD_INPUT, asset_key, shards_definition, shards_per_run
+from assets.building.factory import BAD_INPUT, asset_key, shards_definition, shards_per_run
 from assets.graph import nodes_of
 from resources.pools import load_pools
 

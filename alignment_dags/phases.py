@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from alignment.recipe import Recipe
+from assets.building.node import Node
 from assets.graph import nodes_of
-from assets.node import Node
 from assets.registered_model import registered_model
 from resources.pools import Pools
 

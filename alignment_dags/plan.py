@@ -9,8 +9,8 @@ from typing import Literal
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
 from alignment.store import Commit, Ref, Store
-from assets.node import Node, NotNeeded
-from assets.upstream import Upstream
+from assets.building.node import Node, NotNeeded
+from assets.building.upstream import Upstream
 
 State = Literal["current", "unreported", "missing", "waiting"]
 

@@ -26,9 +26,9 @@ from alignment_dags.limits import apply_pools
 from alignment_dags.phases import phases_of, return_phase
 from alignment_dags.recipes import RECIPES, recipes_in_use
 from alignment_dags.registrations import registrations_of
-from assets.decision import Decision, decision_of, drop_decision, write_decision
-from assets.evaluated import check_evaluated
-from assets.upstream import Upstream
+from assets.building.upstream import Upstream
+from assets.champion import check_evaluated
+from assets.override import Decision, decision_of, drop_decision, write_decision
 from resources.home import ensure_home
 from resources.pools import load_pools
 from resources.store import ArtifactStore

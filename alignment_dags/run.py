@@ -19,10 +19,10 @@ from alignment_dags.phases import phases_of
 from alignment_dags.plan import plan
 from alignment_dags.recipes import RECIPES
 from alignment_dags.watching.drop import drop
+from assets.building.factory import shards_definition
+from assets.building.upstream import Upstream
 from assets.evaluation_report import asked_of
-from assets.factory import shards_definition
 from assets.graph import nodes_of
-from assets.upstream import Upstream
 from resources.home import ensure_home
 from resources.pools import load_pools
 from resources.store import ArtifactStore

@@ -5,8 +5,8 @@ from __future__ import annotations
 from alignment.models.pin import pin_model
 from alignment.recipe import Recipe
 from alignment.stages.base_model import STAGE, BaseModelRequest
-from assets.node import Node
-from assets.upstream import Upstream
+from assets.building.node import Node
+from assets.building.upstream import Upstream
 
 
 def base_model(recipe: Recipe) -> Node:

@@ -6,11 +6,15 @@ is passed over, so that it never hides the champion.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from alignment.errors import BadInput
 from alignment.store import Artifact, Commit, Store
-from assets.decision import Decision, decision_of
-from assets.upstream import Upstream
+from assets.building.upstream import Upstream
+from assets.override import Decision, decision_of
+from eval.gate.evidence import answered_by
+from resources.mlflow import CHAMPION, REGISTRATION_TAG, Tracking
 
 SCORES = "scores."
 
@@ -63,3 +67,46 @@ def standing(store: Store, registration: Artifact | None) -> Champion:
 def scores_of(commit: Commit) -> dict[str, Artifact]:
     """The scores that a registration pins, by suite."""
     return {name.removeprefix(SCORES): artifact for name, artifact in commit.inputs.items() if name.startswith(SCORES)}
+
+
+# The alias `champion` in MLflow against the champion that the store's registrations say there is.
+
+
+def moved_by_hand(
+    store: Store, tracking: Tracking, model: str, latest: Artifact | None, registering: str | None = None
+) -> str | None:
+    """What to tell a person when the alias is not where the latest registration put it; None when it is.
+
+    `registering` is the key of a registration that may have moved it before it was cut short. Raises
+    `TrackingUnreachable` when MLflow does not answer.
+    """
+    ours, found = standing(store, latest).version, tracking.aliased(model)
+    theirs, tags = found or (None, {})
+    if ours == theirs or (registering is not None and tags.get(REGISTRATION_TAG) == registering):
+        return None
+    where = f"on version {theirs}" if theirs else "gone"
+    if ours is None:
+        return f"the alias {CHAMPION} of {model} is {where}, and nothing was registered yet: somebody set it by hand"
+    return (
+        f"the alias {CHAMPION} of {model} is {where}, the registered champion is version {ours}: somebody moved it by"
+        f" hand; `align promote {model} --to VERSION` says which it shall be"
+    )
+
+
+# Whether a policy is the one that a report and scores are about; a person may overrule a verdict, not this.
+
+
+def check_evaluated(
+    store: Store, policy: Artifact, report: Artifact | None, scores: Mapping[str, Artifact | None]
+) -> None:
+    """Raises `BadInput` unless the report and the scores of every suite are there and of this very policy.
+
+    Registered with another's, it would be a champion that no later candidate can be compared with.
+    """
+    about = {"report": None if report is None else store.commit_of(report).inputs["policy"]}
+    for suite, found in scores.items():
+        about[f"{suite} scores"] = None if found is None else answered_by(store, found)
+    for what, measured in about.items():
+        if measured is None or measured.digest != policy.digest:
+            there = "there is none" if measured is None else f"the one there is is of {measured.digest[:12]}"
+            raise BadInput(f"policy {policy.digest[:12]} has no {what} ({there}): evaluate it first")

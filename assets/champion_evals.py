@@ -13,11 +13,11 @@ from dataclasses import replace
 from alignment.recipe import Recipe, Suite
 from alignment.store import Artifact, Commit
 from alignment.store.erase import gone
+from assets.building.node import Node, NotNeeded
+from assets.building.upstream import NotBuilt, Upstream
 from assets.champion import Champion, champion_beside
 from assets.evals import evals, scores_request
-from assets.node import Node, NotNeeded
 from assets.responses import responses, responses_request
-from assets.upstream import NotBuilt, Upstream
 from eval.stages.responses import STAGE as RESPONSES
 from eval.stages.responses import ResponsesRequest
 from eval.stages.scores import STAGE as SCORES

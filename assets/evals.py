@@ -6,10 +6,10 @@ from pathlib import Path
 
 from alignment.recipe import Recipe, Suite
 from alignment.store import Artifact, Commit
-from assets.node import Node, Shown
-from assets.plots import table
+from assets.building.node import Node, Shown
+from assets.building.show import table
+from assets.building.upstream import Upstream
 from assets.responses import suite_spec
-from assets.upstream import Upstream
 from eval.stages.scores import STAGE, ScoresRequest
 from eval.suites import suite_named
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from alignment.recipe import Gate, Recipe
 from alignment.store import Commit
+from assets.building.node import Node, Shown
+from assets.building.show import picture, table
+from assets.building.upstream import Upstream
 from assets.champion import champion_beside
 from assets.champion_evals import champion_scores
-from assets.node import Node, Shown
-from assets.plots import picture, table
 from assets.policy_divergence import pool_of
-from assets.upstream import Upstream
 from eval.gate.baselines import PublishedFigure, read_baselines
 from eval.gate.default import gate_of
 from eval.report.pictures import PICTURES

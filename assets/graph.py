@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from alignment.recipe import Recipe
 from assets.base_model import base_model
+from assets.building.node import Node
 from assets.champion_evals import champion_evals, champion_responses
 from assets.evals import evals
 from assets.evaluation_report import evaluation_report
-from assets.node import Node
 from assets.policy_checkpoint import policy_checkpoint
 from assets.policy_divergence import policy_divergence
 from assets.preference_manifest import preference_manifest

@@ -7,9 +7,9 @@ from pathlib import Path
 from alignment.recipe import Recipe
 from alignment.stages.policy_checkpoint import STAGE, DpoRequest
 from alignment.store import Commit
-from assets.node import Node, Shown
-from assets.plots import curves
-from assets.upstream import Upstream
+from assets.building.node import Node, Shown
+from assets.building.show import curves
+from assets.building.upstream import Upstream
 from resources.pools import Pools
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from alignment.recipe import Recipe
-from assets.node import Node
-from assets.upstream import Upstream
+from assets.building.node import Node
+from assets.building.upstream import Upstream
 from eval.stages.policy_divergence import STAGE, DivergenceRequest
 
 

@@ -10,11 +10,11 @@ from alignment.errors import BadInput
 from alignment.recipe import Recipe
 from alignment.stages.preference_manifest import STAGE, ManifestRequest
 from alignment.store import Artifact, Commit
-from assets.node import Node, Shown
-from assets.plots import table
+from assets.building.node import Node, Shown
+from assets.building.show import table
+from assets.building.upstream import Upstream
 from assets.preference_shard import preference_shard
 from assets.reference_logprobs import reference_logprobs
-from assets.upstream import Upstream
 
 
 def preference_manifest(recipe: Recipe) -> Node:

@@ -8,9 +8,9 @@ from alignment.errors import BadInput
 from alignment.recipe import Recipe
 from alignment.stages.preference_shard import STAGE, ShardRequest
 from alignment.store import Commit
-from assets.node import Node, Shown
-from assets.plots import table
-from assets.upstream import Upstream
+from assets.building.node import Node, Shown
+from assets.building.show import table
+from assets.building.upstream import Upstream
 
 
 def preference_shard(recipe: Recipe) -> Node:

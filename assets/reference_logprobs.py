@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from alignment.recipe import Recipe
 from alignment.stages.reference_logprobs import STAGE, ReferenceRequest
-from assets.automation import on_new_data
-from assets.node import Node
-from assets.upstream import Upstream
+from assets.building.automation import on_new_data
+from assets.building.node import Node
+from assets.building.upstream import Upstream
 
 
 def reference_logprobs(recipe: Recipe) -> Node:

@@ -13,18 +13,16 @@ from alignment.digest import json_digest
 from alignment.recipe import Gate, Recipe
 from alignment.stages import Context, Request, Result, Stage, execute
 from alignment.store import Artifact, Commit, CorruptArtifact, MissingArtifact
-from assets.alias import moved_by_hand
-from assets.champion import champion_beside, scores_of, standing
-from assets.decision import Decision, decision_of, standing_decision
-from assets.evaluated import check_evaluated
-from assets.node import Node, Work, run_stage
-from assets.upstream import Upstream
+from assets.building.node import Node, Work, run_stage
+from assets.building.upstream import Upstream
+from assets.champion import champion_beside, check_evaluated, moved_by_hand, scores_of, standing
+from assets.override import Decision, decision_of, standing_decision
 from eval.gate.default import gate_of
 from eval.gate.evidence import WrongEvidence, recompute
 from eval.stages.checkpoint_check import STAGE as CHECK
 from eval.stages.checkpoint_check import CheckRequest
+from resources.mlflow import REGISTRATION_TAG
 from resources.pools import Pools
-from resources.tracking import REGISTRATION_TAG
 
 REGISTRATION = "registration.json"
 

@@ -8,8 +8,8 @@ from alignment.errors import BadInput
 from alignment.recipe import DataSource, Recipe, Suite
 from alignment.stages import SourceFile
 from alignment.store import Artifact
-from assets.node import Node
-from assets.upstream import Upstream
+from assets.building.node import Node
+from assets.building.upstream import Upstream
 from eval.stages.responses import STAGE, ResponsesRequest
 from eval.suites.suite import SuiteSpec
 from resources.pools import Pools

@@ -8,9 +8,9 @@ from alignment.models.pin import pin_model
 from alignment.recipe import Recipe, SftTraining
 from alignment.stages.sft_checkpoint import STAGE, SftRequest
 from alignment.store import Commit
-from assets.node import Node, Shown
-from assets.plots import curves
-from assets.upstream import Upstream
+from assets.building.node import Node, Shown
+from assets.building.show import curves
+from assets.building.upstream import Upstream
 from resources.pools import Pools
 
 

@@ -6,8 +6,8 @@ from alignment.data.files import pin_files
 from alignment.data.hub import pin_hub
 from alignment.recipe import Recipe
 from alignment.stages.sft_dataset import STAGE, SftDatasetRequest
-from assets.node import Node
-from assets.upstream import Upstream
+from assets.building.node import Node
+from assets.building.upstream import Upstream
 
 
 def sft_dataset(recipe: Recipe) -> Node:

@@ -26,13 +26,13 @@ import psutil
 from alignment.recipe import Recipe, parse_recipe
 from alignment.store import Artifact, Ref, Store
 from alignment_dags.watching.sensor import watch
-from assets.factory import asset_key, build_asset, shards_definition
+from assets.building.factory import asset_key, build_asset, shards_definition
+from assets.building.node import Node
+from assets.building.upstream import Upstream
 from assets.graph import nodes_of
-from assets.node import Node
-from assets.upstream import Upstream
+from resources.mlflow import Tracking
 from resources.pools import Pools, load_pools
 from resources.store import ArtifactStore
-from resources.tracking import Tracking
 
 NAME = "scale"
 REPETITIONS = 10

@@ -18,7 +18,7 @@ import pytest
 if TYPE_CHECKING:
     from alignment.recipe import Recipe
     from alignment.store import Artifact, Store
-    from assets.upstream import Upstream
+    from assets.building.upstream import Upstream
 
 DEFAULT_REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -186,13 +186,13 @@ def bring_up_to_date(home: Path) -> Iterator[Callable[..., Upstream]]:
     from alignment_dags.limits import apply_pools
     from alignment_dags.phases import phases_of
     from alignment_dags.run import follow_source
-    from assets.factory import asset_key, build_asset
+    from assets.building.factory import asset_key, build_asset
+    from assets.building.upstream import Upstream
     from assets.graph import nodes_of
-    from assets.upstream import Upstream
     from resources.home import ensure_home
+    from resources.mlflow import Tracking
     from resources.pools import load_pools
     from resources.store import ArtifactStore
-    from resources.tracking import Tracking
 
     ensure_home()
     with dg.DagsterInstance.get() as instance:

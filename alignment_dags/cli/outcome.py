@@ -7,9 +7,9 @@ from typing import Any
 from alignment.store import Artifact, Commit
 from alignment_dags.cli.tables import columns, comparison_row
 from alignment_dags.run import Outcome
-from assets.alias import moved_by_hand
-from assets.upstream import Upstream
-from resources.tracking import Tracking, TrackingUnreachable
+from assets.building.upstream import Upstream
+from assets.champion import moved_by_hand
+from resources.mlflow import Tracking, TrackingUnreachable
 
 
 def summary_of(outcome: Outcome) -> dict[str, Any]:

@@ -21,9 +21,9 @@ from alignment_dags.gc.leftovers import leftovers
 from alignment_dags.gc.text import SHARD, withdrawn_text
 from alignment_dags.plan import plan
 from assets.graph import nodes_of
+from resources.mlflow import Tracking, TrackingUnreachable
 from resources.pools import load_pools
 from resources.store import ArtifactStore
-from resources.tracking import Tracking, TrackingUnreachable
 
 KEEP = 5
 """Policies a recipe keeps beside its champion, by default."""

@@ -10,10 +10,9 @@ from alignment.store import Artifact, Commit, Store
 from alignment.store.erase import gone
 from alignment_dags.lineage.record import record_of
 from alignment_dags.registrations import champion_of, registrations_of
-from assets.alias import moved_by_hand
-from resources.mlflow_records import MlflowRecords
+from assets.champion import moved_by_hand
+from resources.mlflow import CHAMPION, MlflowRecords, Tracking, TrackingUnreachable
 from resources.store import ArtifactStore
-from resources.tracking import CHAMPION, Tracking, TrackingUnreachable
 
 CommitOf = Callable[[Artifact], Commit]
 

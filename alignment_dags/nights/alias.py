@@ -9,10 +9,10 @@ from alignment.recipe import Recipe
 from alignment.store import Commit
 from alignment_dags.nights.book import NightBook
 from alignment_dags.nights.night import Night
-from assets.alias import moved_by_hand
-from assets.upstream import Upstream
+from assets.building.upstream import Upstream
+from assets.champion import moved_by_hand
 from resources.alerts import Alert, send
-from resources.tracking import Tracking, TrackingUnreachable
+from resources.mlflow import Tracking, TrackingUnreachable
 
 log = logging.getLogger("alignment_dags.nights")
 

@@ -13,7 +13,7 @@ from alignment_dags.nights.book import NightBook
 from alignment_dags.nights.decide import Close
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.standing import Standing
-from assets.upstream import Upstream
+from assets.building.upstream import Upstream
 from resources.alerts import Alert, send
 
 ALERTED = {"failed": "night_failed", "gated": "night_gated"}

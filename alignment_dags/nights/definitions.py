@@ -12,7 +12,7 @@ from alignment.recipe import Recipe
 from alignment_dags.nights.book import NightBook
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.tick import tick
-from assets.factory import shards_definition
+from assets.building.factory import shards_definition
 from resources.pools import Pools
 from resources.store import ArtifactStore
 

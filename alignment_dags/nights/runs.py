@@ -17,7 +17,7 @@ from alignment_dags.nights.night import Night
 from alignment_dags.nights.standing import MANIFEST
 from alignment_dags.phases import job_name, phases_of
 from alignment_dags.run_statuses import UNFINISHED
-from assets.factory import asset_key
+from assets.building.factory import asset_key
 from resources.pools import Pools
 
 VERDICT = "verdict"  # in the metadata of the failure of a registration that the gate refused

@@ -17,9 +17,9 @@ from alignment_dags.nights.costs import Costs, night_costs
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.runs import runs_since
 from alignment_dags.nights.standing import MANIFEST
+from assets.building.upstream import Upstream
 from assets.evaluation_report import prices
 from assets.graph import nodes_of
-from assets.upstream import Upstream
 from resources.pools import Pools
 
 log = logging.getLogger("alignment_dags.nights")

@@ -13,8 +13,8 @@ from alignment.store import Ref, Store
 from alignment_dags.phases import phases_of
 from alignment_dags.plan import plan
 from alignment_dags.watching import look as watching
-from assets.node import Node
-from assets.upstream import Upstream
+from assets.building.node import Node
+from assets.building.upstream import Upstream
 from resources.pools import Pools
 
 MANIFEST = "preference_manifest"

@@ -21,11 +21,11 @@ from alignment_dags.nights.runs import runs_seen
 from alignment_dags.nights.spent import note_costs
 from alignment_dags.nights.standing import Standing, look
 from alignment_dags.phases import job_name, phases_of
-from assets.factory import asset_key, shards_definition, shards_per_run
-from assets.upstream import NotBuilt
+from assets.building.factory import asset_key, shards_definition, shards_per_run
+from assets.building.upstream import NotBuilt
 from resources.alerts import Alert, send
+from resources.mlflow import Tracking
 from resources.pools import Pools
-from resources.tracking import Tracking
 
 UNREADABLE = (BadInput, NotBuilt, MissingArtifact, CorruptArtifact)
 ENDING = {"base", "manifest", "train"}  # phases whose failure ends the night, and is its reason

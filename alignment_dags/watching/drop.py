@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import dagster as dg
 
 from alignment.store import Store
-from assets.factory import asset_key, shards_definition
+from assets.building.factory import asset_key, shards_definition
 
 WITHDRAWN = "withdrawn"
 """The data version of a shard that is gone."""

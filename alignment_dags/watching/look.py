@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
-from assets.node import Node
-from assets.upstream import Upstream
+from assets.building.node import Node
+from assets.building.upstream import Upstream
 
 LOOK_SECONDS = 30.0
 """Reading new content stops after this long and goes on at the next look, before Dagster gives up on the sensor."""

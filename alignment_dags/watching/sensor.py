@@ -17,9 +17,9 @@ from alignment_dags.watching.cursor import Asked, Cursor, read_cursor
 from alignment_dags.watching.decide import Actions, decide
 from alignment_dags.watching.drop import drop
 from alignment_dags.watching.look import Seen, look
-from assets.factory import SHARDS_PER_RUN, shards_definition
+from assets.building.factory import SHARDS_PER_RUN, shards_definition
+from assets.building.upstream import Upstream
 from assets.preference_shard import preference_shard
-from assets.upstream import Upstream
 from resources.alerts import Alert, send
 from resources.store import ArtifactStore
 

@@ -1,7 +1,6 @@
 """Launchers: one interface, one file for each way a stage gets its processes."""
 
-from resources.launchers.launcher import Launch, Launcher
-from resources.launchers.step import StepLauncher
+from resources.launchers.launcher import Launch, Launcher, StepLauncher
 from resources.launchers.torchrun import TorchrunLauncher
 from resources.pools import Pool
 

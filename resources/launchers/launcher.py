@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import dagster as dg
 
-from alignment.stages import Request, Stage
+from alignment.stages import Request, Stage, execute
 from alignment.store import Commit, Store
 from resources.pools import Pool
 
@@ -27,3 +27,13 @@ class Launcher(Protocol):
     """Runs a launch to its commit, or raises."""
 
     def run(self, launch: Launch) -> Commit: ...
+
+
+# The default launcher: the stage runs in the step's own process.
+
+
+class StepLauncher:
+    """Nothing to start and nothing to lose: a killed step is a killed stage."""
+
+    def run(self, launch: Launch) -> Commit:
+        return execute(launch.stage, launch.request, launch.store)

@@ -10,8 +10,8 @@ import pytest
 from alignment.recipe import Recipe, parse_recipe
 from alignment.store import Commit, Ref, Store
 from alignment_dags.forecast import History, _memory, _seconds
+from assets.building.node import Node
 from assets.graph import nodes_of
-from assets.node import Node
 from resources.pools import load_pools
 from tests.alignment_dags.nights.test_between import made
 

@@ -11,11 +11,11 @@ import pytest
 
 from alignment.recipe import Recipe, parse_recipe
 from alignment_dags.watching.drop import drop
-from assets.factory import asset_key, build_asset, shards_definition
+from assets.building.factory import asset_key, build_asset, shards_definition
 from assets.graph import nodes_of
+from resources.mlflow import Tracking
 from resources.pools import load_pools
 from resources.store import ArtifactStore
-from resources.tracking import Tracking
 
 NAME = "night"
 SFT, SHARD, REFERENCE = (asset_key(NAME, node) for node in ("sft_checkpoint", "preference_shard", "reference_logprobs"))

@@ -7,9 +7,9 @@ import pytest
 
 from alignment.recipe import Judge, parse_recipe
 from alignment.store import Artifact
+from assets.building.factory import numbers
+from assets.building.upstream import Upstream
 from assets.evals import evals
-from assets.factory import numbers
-from assets.upstream import Upstream
 from eval.grading.choose import bill
 from eval.judge.budget import Usage
 from eval.judge.endpoint import Outcome

@@ -8,10 +8,10 @@ from typing import Any
 from alignment.recipe import Recipe, parse_recipe
 from alignment.stages import Request, Result, Stage, execute
 from alignment.store import Artifact, Ref, Store
+from assets.building.node import Node
+from assets.building.upstream import Upstream
 from assets.graph import nodes_of
-from assets.node import Node
 from assets.policy_divergence import policy_divergence
-from assets.upstream import Upstream
 from eval.stages.policy_divergence import DivergenceRequest
 from resources.pools import load_pools
 

@@ -14,8 +14,8 @@ from alignment.recipe import Recipe, parse_recipe
 from alignment.stages import execute
 from alignment.stages.preference_manifest import ManifestRequest
 from alignment.store import Artifact, Ref, Store
+from assets.building.upstream import Upstream
 from assets.graph import nodes_of
-from assets.upstream import Upstream
 from resources.pools import load_pools
 from resources.store import ArtifactStore
 

@@ -19,8 +19,8 @@ from alignment.stages import SourceFile
 from alignment_dags.backfill import Chosen, run_backfill
 from alignment_dags.recipes import RECIPES
 from alignment_dags.run import run_recipe
-from assets.factory import shards_definition
-from assets.upstream import Upstream
+from assets.building.factory import shards_definition
+from assets.building.upstream import Upstream
 
 SHARD, REFERENCE = "preference_shard", "reference_logprobs"
 

@@ -11,9 +11,9 @@ import pytest
 
 from alignment.recipe import Recipe, parse_recipe
 from alignment_dags.lineage.model import lineage_of
+from assets.building.upstream import Upstream
 from assets.champion import champion_beside
-from assets.upstream import Upstream
-from resources.tracking import Tracking
+from resources.mlflow import Tracking
 
 PASSES = {"metrics": {"ifeval/prompt_level_strict_acc": {"no_regression": 1.0}}}
 FAILS = {"metrics": {"ifeval/prompt_level_strict_acc": {"at_least": 1.1}}}
@@ -76,7 +76,7 @@ def test_a_failed_gate_registers_nothing_whatever_is_edited(
 ) -> None:
     import dagster as dg
 
-    from assets.factory import asset_key, build_asset
+    from assets.building.factory import asset_key, build_asset
     from assets.graph import nodes_of
     from resources.pools import load_pools
     from resources.store import ArtifactStore
@@ -107,7 +107,7 @@ def test_a_loosened_gate_needs_a_report_of_its_own(
 ) -> None:
     import dagster as dg
 
-    from assets.factory import asset_key, build_asset
+    from assets.building.factory import asset_key, build_asset
     from assets.graph import nodes_of
     from resources.pools import load_pools
     from resources.store import ArtifactStore

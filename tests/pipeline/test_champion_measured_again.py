@@ -11,12 +11,12 @@ import pytest
 from alignment.recipe import Recipe, parse_recipe
 from alignment.store import Artifact, Commit, Ref, Store
 from alignment_dags.gc.collect import collect
-from assets.factory import asset_key, build_asset
+from assets.building.factory import asset_key, build_asset
+from assets.building.upstream import Upstream
 from assets.graph import nodes_of
-from assets.upstream import Upstream
+from resources.mlflow import Tracking
 from resources.pools import load_pools
 from resources.store import ArtifactStore
-from resources.tracking import Tracking
 
 METRIC = "prompt_level_strict_acc"
 MEASURED = ["champion_responses", "champion_evals/ifeval"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from alignment.recipe import Recipe, parse_recipe
-from assets.upstream import Upstream
+from assets.building.upstream import Upstream
 
 SCORING = ("shards", "reference")
 

@@ -17,9 +17,9 @@ import yaml
 
 from alignment.recipe import Recipe, load_recipe
 from alignment.store import Store
-from assets.upstream import Upstream
+from assets.building.upstream import Upstream
+from resources.mlflow import Tracking
 from resources.store import ArtifactStore
-from resources.tracking import Tracking
 
 EPOCHS = 50
 SAVE_STEPS = 20

@@ -20,7 +20,7 @@ from alignment_dags.gc.collect import plan_of
 from alignment_dags.lineage.model import lineage_of
 from alignment_dags.lineage.rows import row_lineage, show_row
 from alignment_dags.withdraw import withdraw
-from assets.upstream import Upstream
+from assets.building.upstream import Upstream
 from resources.store import ArtifactStore
 
 PASSES = {"metrics": {"ifeval/prompt_level_strict_acc": {"no_regression": 1.0}}}

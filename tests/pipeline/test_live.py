@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from alignment.recipe import load_recipe
-from assets.factory import asset_key, shards_definition
-from assets.upstream import Upstream
+from assets.building.factory import asset_key, shards_definition
+from assets.building.upstream import Upstream
 from resources.store import ArtifactStore
 
 SHARD, REFERENCE = "preference_shard", "reference_logprobs"

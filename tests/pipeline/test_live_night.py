@@ -17,8 +17,8 @@ from alignment_dags.dead_runs import PROCESS
 from alignment_dags.nights.book import NightBook
 from alignment_dags.nights.night import TAG, Night
 from alignment_dags.processes import is_alive, pid_of
-from assets.factory import asset_key
-from assets.upstream import Upstream
+from assets.building.factory import asset_key
+from assets.building.upstream import Upstream
 from resources.store import ArtifactStore
 
 LONG = 400.0  # seconds that a night may take on a machine that does other things too

@@ -19,12 +19,12 @@ from alignment_dags.nights.decide import GRACE
 from alignment_dags.nights.history import latest_nights
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.tick import Ticked, tick
-from assets.factory import shards_definition
-from assets.upstream import Upstream
+from assets.building.factory import shards_definition
+from assets.building.upstream import Upstream
 from resources.home import ensure_home
+from resources.mlflow import Tracking
 from resources.pools import load_pools
 from resources.store import ArtifactStore
-from resources.tracking import Tracking
 
 
 class Nights:

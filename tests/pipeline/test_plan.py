@@ -11,7 +11,7 @@ import yaml
 
 from alignment.models.weights import tensors
 from alignment.recipe import load_recipe
-from assets.upstream import Upstream
+from assets.building.upstream import Upstream
 
 
 @pytest.fixture

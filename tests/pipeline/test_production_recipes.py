@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from alignment.recipe import Recipe, load_recipe
-from assets.upstream import Upstream
+from assets.building.upstream import Upstream
 from resources.home import PROJECT
 
 SHAPES: dict[str, dict[str, Any]] = {

@@ -19,15 +19,15 @@ from alignment_dags.gc.carry_out import carry_out
 from alignment_dags.gc.collect import plan_of
 from alignment_dags.lineage.model import lineage_of
 from alignment_dags.promote import Wish, decide, promote
-from assets.decision import write_decision
-from assets.factory import asset_key, build_asset
+from assets.building.factory import asset_key, build_asset
+from assets.building.node import Work
+from assets.building.upstream import Upstream
 from assets.graph import nodes_of
-from assets.node import Work
+from assets.override import write_decision
 from assets.registered_model import alias_moved
-from assets.upstream import Upstream
+from resources.mlflow import Tracking
 from resources.pools import load_pools
 from resources.store import ArtifactStore
-from resources.tracking import Tracking
 
 PASSES = {"metrics": {"ifeval/prompt_level_strict_acc": {"no_regression": 1.0}}}
 FAILS = {"metrics": {"ifeval/prompt_level_strict_acc": {"at_least": 1.1}}}

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from alignment.recipe import load_recipe
-from assets.upstream import Upstream
+from assets.building.upstream import Upstream
 from resources.home import PROJECT
 
 pytestmark = pytest.mark.real_data

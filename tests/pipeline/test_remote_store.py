@@ -10,8 +10,8 @@ import pytest
 
 from alignment.recipe import Recipe, parse_recipe
 from alignment_dags.plan import plan
+from assets.building.upstream import Upstream
 from assets.graph import nodes_of
-from assets.upstream import Upstream
 from resources.home import align_home
 from resources.pools import load_pools
 

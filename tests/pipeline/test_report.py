@@ -16,7 +16,7 @@ from alignment.recipe import Recipe, parse_recipe
 from alignment_dags.gc.carry_out import carry_out
 from alignment_dags.gc.collect import plan_of
 from alignment_dags.history import versions_of, write_report
-from assets.upstream import Upstream
+from assets.building.upstream import Upstream
 
 GATE = {"metrics": {"ifeval/prompt_level_strict_acc": {"no_regression": 1.0}}}
 

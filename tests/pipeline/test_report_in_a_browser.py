@@ -10,7 +10,7 @@ import yaml
 
 from alignment.recipe import Recipe, parse_recipe
 from alignment_dags.history import write_report
-from assets.upstream import Upstream
+from assets.building.upstream import Upstream
 from tests.browser import WIDTHS, Look, look
 
 SPOTLESS = Look(overrun=dict.fromkeys(WIDTHS, 0), fetched=[], console=[])

@@ -10,10 +10,10 @@ import pytest
 
 from alignment.recipe import Recipe, parse_recipe
 from alignment_dags.plan import plan
+from assets.building.upstream import Upstream
 from assets.graph import nodes_of
-from assets.upstream import Upstream
+from resources.mlflow import Tracking, TrackingUnreachable
 from resources.pools import load_pools
-from resources.tracking import Tracking, TrackingUnreachable
 
 
 def test_an_artifact_that_was_made_and_not_reported_is_only_reported_by_the_next_run(

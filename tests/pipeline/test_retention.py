@@ -20,7 +20,7 @@ from alignment_dags.find_rows import find_rows
 from alignment_dags.gc.collect import collect
 from alignment_dags.lineage.rows import row_lineage
 from alignment_dags.withdraw import restore, withdraw
-from assets.upstream import Upstream
+from assets.building.upstream import Upstream
 from resources.store import ArtifactStore
 
 PLANTED = "Zyxquorl of Quimper"

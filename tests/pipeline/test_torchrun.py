@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from alignment.recipe import Recipe, parse_recipe
-from assets.upstream import Upstream
+from assets.building.upstream import Upstream
 
 
 @pytest.fixture

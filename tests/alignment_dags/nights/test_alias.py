@@ -13,7 +13,7 @@ from alignment.store import Artifact, Ref, Store
 from alignment_dags.nights.alias import watch_alias
 from alignment_dags.nights.book import NightBook
 from alignment_dags.nights.night import Night
-from resources.tracking import Tracking, TrackingUnreachable
+from resources.mlflow import Tracking, TrackingUnreachable
 from tests.alignment_dags.nights.small import DAY, RECIPE, TWO
 
 

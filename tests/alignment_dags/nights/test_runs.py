@@ -13,7 +13,7 @@ from alignment.recipe import parse_recipe
 from alignment_dags.nights.decide import RunSeen
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.runs import runs_seen, runs_since
-from assets.factory import asset_key
+from assets.building.factory import asset_key
 from resources.pools import load_pools
 
 RECIPE = parse_recipe(

@@ -28,9 +28,9 @@ from alignment_dags.watching import cursor as cursor_module
 from alignment_dags.watching import look as look_module
 from alignment_dags.watching import sensor as module
 from alignment_dags.watching.sensor import watch
-from assets.factory import shards_definition
+from assets.building.factory import shards_definition
+from assets.building.upstream import Upstream
 from assets.preference_shard import preference_shard
-from assets.upstream import Upstream
 from resources.alerts import Alert
 from resources.store import ArtifactStore
 

@@ -11,10 +11,10 @@ import dagster as dg
 
 from alignment.stages import Request, Stage, execute
 from alignment.store import Commit, Store
-from assets.upstream import Upstream
+from assets.building.upstream import Upstream
 from resources.launchers import Launch, launcher_for
+from resources.mlflow import Tracking
 from resources.pools import Pool
-from resources.tracking import Tracking
 
 Make = Callable[["Work"], Commit]
 

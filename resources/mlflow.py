@@ -22,13 +22,14 @@ import dagster as dg
 from filelock import FileLock
 
 from alignment.errors import BadInput
-from alignment.store import Commit
+from alignment.store import Artifact, Commit, MissingArtifact
 from resources.home import align_home, mlflow_ui, tracking_uri, without_userinfo
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
     from mlflow.entities.model_registry import RegisteredModel
+
 
 T = TypeVar("T")
 
@@ -355,3 +356,54 @@ def _log_inputs(client: MlflowClient, run_id: str, report: Report) -> None:
         inputs.append(DatasetInput(dataset, tags))
     if inputs:
         client.log_inputs(run_id, inputs)
+
+
+# Commit records read back from MLflow, which alone is enough to tell a model's lineage.
+
+FINISHED = "attributes.status = 'FINISHED'"  # a run still being written has no record yet
+
+
+class MlflowRecords:
+    """Commit records as MLflow holds them: each materialization's run carries its own."""
+
+    def __init__(self, tracking: Tracking) -> None:
+        with tracking.told():
+            self.client = tracking.client()
+            self.experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
+
+    def run_ids(self, keys: list[str]) -> dict[str, str]:
+        """Artifact key to the id of the run that reported it first, for those that were reported."""
+        found: dict[str, str] = {}
+        for key in keys:
+            runs = self.client.search_runs(
+                self.experiments,
+                f"tags.`align.key` = '{key}' and {FINISHED}",
+                order_by=["attributes.start_time ASC"],
+                max_results=1,
+            )
+            found.update((key, str(run.info.run_id)) for run in runs)
+        return found
+
+    def registration(self, model: str, wanted: str) -> Commit:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if wanted.isdigit():
+                version = self.client.get_model_version(model, wanted)
+            else:
+                version = self.client.get_model_version_by_alias(model, wanted)
+        except MlflowException as error:
+            told = without_userinfo(f"MLflow has no '{model}' with version or alias '{wanted}': {error}")
+            raise BadInput(told) from None
+        return self._record(f"tags.`align.key` = '{version.tags[REGISTRATION_TAG]}'")
+
+    def commit_of(self, artifact: Artifact) -> Commit:
+        return self._record(f"tags.`align.key` = '{artifact.key}' and tags.`align.kind` = '{artifact.kind}'")
+
+    def _record(self, tags: str) -> Commit:
+        runs = self.client.search_runs(self.experiments, f"{tags} and {FINISHED}", max_results=1)
+        if not runs:
+            raise MissingArtifact(f"MLflow has no run with {tags}")
+        with tempfile.TemporaryDirectory() as folder:
+            path = self.client.download_artifacts(runs[0].info.run_id, "commit.json", folder)
+            return Commit.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))

@@ -16,11 +16,11 @@ from alignment.recipe import Recipe
 from alignment.stages.execute import DAGSTER_RUN, RECIPE_NAME, REQUEST_FILE
 from alignment.store import Artifact, Commit, Ref, Store
 from alignment.store.erase import gone
-from assets.node import Node, NotNeeded, Shown, Work
-from assets.upstream import NotBuilt, Upstream
+from assets.building.node import Node, NotNeeded, Shown, Work
+from assets.building.upstream import NotBuilt, Upstream
+from resources.mlflow import Report, Reported, Tracking
 from resources.pools import Pools
 from resources.store import ArtifactStore
-from resources.tracking import Report, Reported, Tracking
 
 OWNERS = ["team:alignment"]
 SHARDS_PER_RUN = 100

@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from alignment.store import Artifact, Commit, Store
-from assets.upstream import Upstream
+from assets.building.upstream import Upstream
 
 
 class Decision(BaseModel):

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from alignment.store import Artifact, Commit
 from resources.home import mlflow_ui
-from resources.tracking import ModelTaken, Report, Tracking, TrackingUnreachable
+from resources.mlflow import ModelTaken, Report, Tracking, TrackingUnreachable
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_a_policy_is_registered_once_and_becomes_champion(tracking: Tracking) ->
 
 
 def test_aliases_of_all_registered_models_are_seen(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resources.tracking.MODELS_A_PAGE", 1)
+    monkeypatch.setattr("resources.mlflow.MODELS_A_PAGE", 1)
     for number in range(3):
         item = report(f"{number}f" * 20)
         item = replace(item, commit=item.commit.model_copy(update={"digest": f"p{number}" * 32}))

@@ -8,9 +8,8 @@ import dagster as dg
 
 from alignment.recipe import Recipe
 from alignment_dags.nights.definitions import night_definitions
-from alignment_dags.phases import Phase, job_name, phases_of, return_phase
-from alignment_dags.recipes import recipes_in_use
-from alignment_dags.watching.sensor import build_sensor
+from alignment_dags.run.phases import Phase, job_name, phases_of, recipes_in_use, return_phase
+from alignment_dags.source.sensor import build_sensor
 from assets.building.factory import asset_key, build_asset
 from assets.graph import nodes_of
 from resources.home import ensure_home

@@ -24,8 +24,7 @@ from dagster._core.storage.dagster_run import DagsterRun
 from dagster._grpc.types import ExecuteRunArgs
 from dagster._serdes import ConfigurableClass, ConfigurableClassData, serialize_value
 
-from alignment_dags.dead_runs import HOST, PROCESS
-from alignment_dags.processes import end_orphans, is_alive, pid_of, process_mark
+from alignment_dags.run.workers import HOST, PROCESS, end_orphans, is_alive, pid_of, process_mark
 
 LAST_WORDS = 4000  # characters of a dead worker's stderr that its run is shown with
 KEPT = 7 * 24 * 3600.0  # seconds that a worker's stderr is kept

@@ -14,7 +14,7 @@ import time
 
 import dagster as dg
 
-from alignment_dags.limits import apply_pools
+from alignment_dags.run.workers import apply_pools
 from resources.home import PROJECT, ensure_home, tracking_uri
 from resources.pools import load_pools
 

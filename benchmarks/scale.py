@@ -25,7 +25,7 @@ import psutil
 
 from alignment.recipe import Recipe, parse_recipe
 from alignment.store import Artifact, Ref, Store
-from alignment_dags.watching.sensor import watch
+from alignment_dags.source.sensor import watch
 from assets.building.factory import asset_key, build_asset, shards_definition
 from assets.building.node import Node
 from assets.building.upstream import Upstream

@@ -182,10 +182,10 @@ def bring_up_to_date(home: Path) -> Iterator[Callable[..., Upstream]]:
     """
     import dagster as dg
 
-    from alignment_dags.launch import launches
-    from alignment_dags.limits import apply_pools
-    from alignment_dags.phases import phases_of
-    from alignment_dags.run import follow_source
+    from alignment_dags.run.launch import launches
+    from alignment_dags.run.phases import phases_of
+    from alignment_dags.run.run import follow_source
+    from alignment_dags.run.workers import apply_pools
     from assets.building.factory import asset_key, build_asset
     from assets.building.upstream import Upstream
     from assets.graph import nodes_of

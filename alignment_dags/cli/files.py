@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from alignment_dags.cli.telling import AsJson, quiet, tell
+from alignment_dags.cli.output import AsJson, quiet, tell
 
 
 def reference(
@@ -22,7 +22,7 @@ def reference(
 ) -> None:
     """Score a file of pairs under a reference model; known sequences come from the cache."""
     from alignment.logprobs.files import reference_file
-    from alignment_dags.cli.tables import show_fields
+    from alignment_dags.cli.output import show_fields
     from resources.home import ensure_home
     from resources.store import ArtifactStore
 
@@ -57,7 +57,7 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Score stored responses with the suite's own scorer."""
-    from alignment_dags.cli.tables import show_score
+    from alignment_dags.cli.output import show_score
     from eval.commands import score_files
 
     quiet()
@@ -90,7 +90,7 @@ def judge(
     as_json: AsJson = False,
 ) -> None:
     """Have a judge model grade stored answers; run again to go on where it stopped."""
-    from alignment_dags.cli.tables import show_judged
+    from alignment_dags.cli.output import show_judged
     from eval.commands import judge_files, judge_settings
 
     quiet()
@@ -124,7 +124,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare two models on the same items, by paired differences."""
-    from alignment_dags.cli.tables import show_comparison
+    from alignment_dags.cli.output import show_comparison
     from eval.commands import compare_files
 
     tell(lambda: compare_files(baseline, candidate, metric=metric, margin=margin), as_json, show_comparison)

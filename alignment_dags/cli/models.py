@@ -2,13 +2,102 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from alignment.errors import BadInput
-from alignment_dags.cli.telling import AsJson, say, tell
+from alignment_dags.cli.output import SHOWN_ROWS, AsJson, columns, say, tell
+
+# What `align lineage` shows a person: how a version came to be, part by part, and the tree of what it stands on.
+
+MANY = ("shards.", "references.")
+SHORT = 12
+
+
+def show_lineage(result: dict[str, Any]) -> None:
+    for line in lines(result):
+        print(line)
+
+
+def lines(result: dict[str, Any]) -> Iterator[str]:
+    """The page, line by line."""
+    yield f"{result['model']} version {result['version']}"
+    yield from (f"  {line}" for line in _about(result))
+    yield ""
+    yield from _node("", result["tree"], "", set())
+    yield ""
+    yield from _shards(result["shards"])
+    yield ""
+    rows = [
+        (run["stage"], run["key"][:SHORT], (run["dagster_run"] or "-")[:8], run["mlflow_run"] or "-")
+        for run in result["runs"]
+        if run["stage"] not in ("preference_shard", "reference_logprobs")
+    ]
+    yield columns(("stage", "key", "Dagster run", "MLflow run"), rows)
+    if result["recipe"]:
+        yield "\nrecipe"
+        yield from (f"  {line}" for line in result["recipe"].splitlines())
+
+
+def _about(result: dict[str, Any]) -> Iterator[str]:
+    registration, gate, manifest = result["registration"], result["gate"], result["manifest"]
+    decision = registration["decision"]
+    if decision is None:
+        yield f"registered {registration['at']}, passed by the gate"
+    else:
+        what = "PROMOTED DESPITE THE GATE" if decision["kind"] == "override" else "returned to"
+        yield f"{what} by {decision['by']} on {decision['at']}{': ' if decision['reason'] else ''}{decision['reason']}"
+    for told in filter(None, (result["alias_moved"], registration["alias_moved"])):
+        yield f"alias: {told}"
+    yield f"gate: {gate['verdict']}"
+    yield from (f"  {reason}" for reason in gate["reasons"])
+    yield f"policy: {result['policy']['digest'][:SHORT]}, {result['policy']['rows_trained']} rows trained on"
+    yield (
+        f"manifest: {manifest['digest'][:SHORT]}, {manifest['rows']} rows: {manifest['train']} to train on,"
+        f" {manifest['held_out']} held out, {manifest['dropped']} dropped"
+    )
+    yield from (f"  without shard {shard}: {why}" for shard, why in (manifest["left_out"] or {}).items())
+    yield f"reference: {(result['reference']['fingerprint'] or '-')[:SHORT]}"
+    yield f"SFT checkpoint: {result['sft']['digest'][:SHORT]}{_origin(result['sft']['adopted_from'], ', adopted')}"
+    if result["base"]:
+        yield f"base model: {result['base']['digest'][:SHORT]}{_origin(result['base']['from'], ',')}"
+    versions = ", ".join(f"{stage} {version}" for stage, version in result["code"]["versions"].items())
+    yield f"code: {result['code']['git'] or '-'}; versions {versions}"
+    yield f"device: {result['device'] or '-'}"
+    yield f"packages: {', '.join(f'{name} {version}' for name, version in result['packages'].items())}"
+    for one in result["erased"]:
+        yield f"erased: files of {one['kind']} {one['key'][:SHORT]} on {one['at']}: {one['why']}"
+
+
+def _origin(origin: dict[str, Any] | None, lead: str) -> str:
+    return f"{lead} from {', '.join(f'{name} {value}' for name, value in origin.items())}" if origin else ""
+
+
+def _shards(shards: list[dict[str, Any]]) -> Iterator[str]:
+    rows = [(one["name"], one["rows"], one["digest"][:16]) for one in shards[:SHOWN_ROWS]]
+    yield columns(("shard", "rows", "row digest"), rows)
+    if (more := len(shards) - SHOWN_ROWS) > 0:
+        yield f"… and {more} more; --json names them all"
+
+
+def _node(role: str, node: dict[str, Any], indent: str, seen: set[str]) -> Iterator[str]:
+    """One artifact and what it was made from; a manifest's shards are counted, as the table names them."""
+    again = node["key"] in seen
+    seen.add(node["key"])
+    told = f"{role}: " if role else ""
+    mark = " (above)" if again and node["inputs"] else ""
+    yield f"{indent}{told}{node['stage']} {node['digest'][:SHORT]} (key {node['key'][:SHORT]}){mark}"
+    if again:
+        return
+    for name, child in node["inputs"].items():
+        if not name.startswith(MANY):
+            yield from _node(name, child, f"{indent}  ", seen)
+    for prefix in MANY:
+        if count := sum(name.startswith(prefix) for name in node["inputs"]):
+            yield f"{indent}  {prefix.rstrip('.')}: {count}"
 
 
 def lineage(
@@ -20,9 +109,8 @@ def lineage(
     as_json: AsJson = False,
 ) -> None:
     """Walk from a model version back to its rows (shards, reference, SFT, base, code, runs), or from a row on."""
-    from alignment_dags.cli.lineage_page import show_lineage
-    from alignment_dags.lineage.model import lineage_of
-    from alignment_dags.lineage.rows import row_lineage, show_row
+    from alignment_dags.registry.lineage import lineage_of
+    from alignment_dags.registry.rows import row_lineage, show_row
     from resources.home import ensure_home
 
     if (model is None) == (row is None):
@@ -47,7 +135,7 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Make a version champion by a person's decision, which is recorded in MLflow, in lineage and in reports."""
-    from alignment_dags.promote import Wish, promote, show_promotion
+    from alignment_dags.registry.promote import Wish, promote, show_promotion
 
     wish = Wish(model, to, override, reason, recipe)
     tell(lambda: promote(wish, say), as_json, show_promotion)
@@ -60,8 +148,7 @@ def gc(
     as_json: AsJson = False,
 ) -> None:
     """Erase the text of withdrawn rows, weights of old checkpoints, and leftovers of interrupted builds."""
-    from alignment_dags.gc.collect import collect
-    from alignment_dags.gc.page import show_collected
+    from alignment_dags.retention.collect import collect, show_collected
     from resources.home import ensure_home
 
     ensure_home()
@@ -77,7 +164,7 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write the recipe's report, or the history of its registered versions, as one HTML file."""
-    from alignment_dags.cli.tables import show_fields
-    from alignment_dags.history import write_report
+    from alignment_dags.cli.output import show_fields
+    from alignment_dags.registry.reports import write_report
 
     tell(lambda: write_report(recipe, out, history), as_json, show_fields)

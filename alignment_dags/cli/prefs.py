@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from alignment.errors import BadInput
-from alignment_dags.cli.telling import AsJson, tell
+from alignment_dags.cli.output import AsJson, tell
 
 prefs = typer.Typer(help="Preference data.", no_args_is_help=True)
 
@@ -20,7 +20,7 @@ def prefs_check(
 ) -> None:
     """Validate preference files: every row is accepted, or named with the reason. Exit 2 if none is accepted."""
     from alignment.data.validate import check_files
-    from alignment_dags.cli.tables import show_check
+    from alignment_dags.cli.output import show_check
 
     if not tell(lambda: check_files(files), as_json, show_check)["accepted"]:
         raise BadInput("no valid row", file=", ".join(files))
@@ -33,7 +33,7 @@ def prefs_find(
     as_json: AsJson = False,
 ) -> None:
     """The ids of a recipe's rows that hold a text, with the file and line each came from."""
-    from alignment_dags.find_rows import find_rows, show_found
+    from alignment_dags.retention.withdraw import find_rows, show_found
     from resources.home import ensure_home
 
     ensure_home()
@@ -49,7 +49,7 @@ def prefs_withdraw(
     as_json: AsJson = False,
 ) -> None:
     """Take rows or shards out of a recipe for good: no later build uses them, `align gc` erases their text."""
-    from alignment_dags.withdraw import show_withdrawal, withdraw
+    from alignment_dags.retention.withdraw import show_withdrawal, withdraw
     from resources.home import ensure_home
 
     ensure_home()
@@ -64,7 +64,7 @@ def prefs_restore(
     as_json: AsJson = False,
 ) -> None:
     """Undo a withdrawal: the next run uses what the source still holds of it."""
-    from alignment_dags.withdraw import restore, show_restored
+    from alignment_dags.retention.withdraw import restore, show_restored
     from resources.home import ensure_home
 
     ensure_home()

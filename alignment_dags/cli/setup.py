@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from alignment.errors import BadInput
-from alignment_dags.cli.telling import AsJson, stdout_kept, tell
+from alignment_dags.cli.output import AsJson, stdout_kept, tell
 
 pools = typer.Typer(help="Compute pools.", no_args_is_help=True)
 recipes = typer.Typer(help="Recipes.", no_args_is_help=True)
@@ -20,8 +20,8 @@ def pools_apply(as_json: AsJson = False) -> None:
     """Make Dagster's pool limits those of pools.yaml."""
     import dagster as dg
 
-    from alignment_dags.cli.tables import show_fields
-    from alignment_dags.limits import apply_pools
+    from alignment_dags.cli.output import show_fields
+    from alignment_dags.run.workers import apply_pools
     from resources.home import ensure_home
     from resources.pools import load_pools
 

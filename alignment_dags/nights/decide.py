@@ -9,7 +9,7 @@ from typing import Literal
 
 from alignment.errors import first_few
 from alignment_dags.nights.night import Night, Outcome
-from alignment_dags.nights.standing import MANIFEST, Standing
+from alignment_dags.nights.state import MANIFEST, Standing
 
 GRACE = timedelta(minutes=2)
 """How long a night leaves shards that are behind to the sensors that follow a source, before it makes them itself."""

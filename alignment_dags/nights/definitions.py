@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from alignment.recipe import Recipe
-from alignment_dags.nights.book import NightBook
 from alignment_dags.nights.night import Night
+from alignment_dags.nights.records import NightBook
 from alignment_dags.nights.tick import tick
 from assets.building.factory import shards_definition
 from resources.pools import Pools

@@ -2,12 +2,84 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from alignment_dags.nights.costs import Costs
+from alignment.store import Commit
+
+# What a night did, how long each stage of it took and what that cost, summed over commit records.
+
+TRAINING = ("sft_checkpoint", "policy_checkpoint")
+
+
+class Scored(BaseModel):
+    """Reference log-probs that were computed: artifacts, sequences, their tokens, seconds, and the price of these in
+    the team's currency (None where their pool names none)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shards: int = 0
+    sequences: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    price: float | None = None
+
+    def told(self) -> str:
+        price = "" if self.price is None else f" for {self.price:.2f}"
+        return (
+            f"{self.sequences:,} sequences ({self.tokens:,} tokens) of {self.shards:,} shards scored in "
+            f"{self.seconds:.1f} s{price}"
+        )
+
+
+class Costs(BaseModel):
+    """`seconds` is by stage; what was found in the store cost nothing and is not in it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sequences_scored: int = 0
+    """Sequences whose reference log-probability was computed; those that the cache held are not counted."""
+    tokens_trained: int = 0
+    suites_run: int = 0
+    """Suites scored, one a model."""
+    seconds: dict[str, float] = {}
+    price: float | None = None
+    """Of what the night made in pools that name a price, in the team's currency; None where none does."""
+    between: Scored = Scored()
+    """What the sensors, or people, scored before the night and no manifest tried earlier holds."""
+
+    def told(self) -> str:
+        """One line for a person."""
+        parts = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.seconds.items())
+        told = (
+            f"{self.sequences_scored:,} sequences scored, {self.tokens_trained:,} tokens trained, "
+            f"{self.suites_run} suites run in {sum(self.seconds.values()):.1f} s"
+        )
+        told += f" ({parts})" if parts else ""
+        told += f" for {self.price:.2f}" if self.price is not None else ""
+        return told + (f"; between the nights {self.between.told()}" if self.between.shards else "")
+
+
+def night_costs(commits: Iterable[Commit], prices: Mapping[str, float], between: Scored) -> Costs:
+    """The sum over commits, each key counted once; `prices` are those of an hour, by stage."""
+    distinct = {(commit.kind, commit.key): commit for commit in commits}.values()
+    seconds: Counter[str] = Counter()
+    for commit in distinct:
+        seconds[commit.stage] += commit.seconds  # type: ignore[assignment]
+    priced = [commit.seconds * prices[commit.stage] / 3600 for commit in distinct if commit.stage in prices]
+    return Costs(
+        sequences_scored=sum(c.summary.get("scored") or 0 for c in distinct if c.stage == "reference_logprobs"),
+        tokens_trained=sum(c.summary.get("tokens") or 0 for c in distinct if c.stage in TRAINING),
+        suites_run=sum(c.stage == "scores" for c in distinct),
+        seconds={stage: round(value, 3) for stage, value in sorted(seconds.items(), key=lambda item: -item[1])},
+        price=round(sum(priced), 4) if priced else None,
+        between=between,
+    )
+
 
 Outcome = Literal["waiting", "running", "passed", "gated", "failed", "skipped", "missed"]
 OPEN: frozenset[Outcome] = frozenset({"waiting", "running"})

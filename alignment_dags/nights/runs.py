@@ -11,12 +11,12 @@ from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG
 
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
-from alignment_dags.launch import RunFailed, raise_failure
 from alignment_dags.nights.decide import RunSeen
 from alignment_dags.nights.night import Night
-from alignment_dags.nights.standing import MANIFEST
-from alignment_dags.phases import job_name, phases_of
-from alignment_dags.run_statuses import UNFINISHED
+from alignment_dags.nights.state import MANIFEST
+from alignment_dags.run.launch import RunFailed, raise_failure
+from alignment_dags.run.phases import job_name, phases_of
+from alignment_dags.run.workers import UNFINISHED
 from assets.building.factory import asset_key
 from resources.pools import Pools
 

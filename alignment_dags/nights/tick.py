@@ -11,16 +11,15 @@ from dagster._core.storage.tags import MAX_RUNTIME_SECONDS_TAG
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
 from alignment.store import CorruptArtifact, MissingArtifact, Store
-from alignment_dags.launch import RANGE_END, RANGE_START, stretches
-from alignment_dags.nights.alias import watch_alias
-from alignment_dags.nights.book import NightBook
-from alignment_dags.nights.close import Ending, close_night, sentence
+from alignment_dags.nights.cost import note_costs
 from alignment_dags.nights.decide import Close, Launch, NextStep, Wait, decide_night
+from alignment_dags.nights.finish import Ending, close_night, sentence, watch_alias
 from alignment_dags.nights.night import Night, Outcome
+from alignment_dags.nights.records import NightBook
 from alignment_dags.nights.runs import runs_seen
-from alignment_dags.nights.spent import note_costs
-from alignment_dags.nights.standing import Standing, look
-from alignment_dags.phases import job_name, phases_of
+from alignment_dags.nights.state import Standing, look
+from alignment_dags.run.launch import RANGE_END, RANGE_START, stretches
+from alignment_dags.run.phases import job_name, phases_of
 from assets.building.factory import asset_key, shards_definition, shards_per_run
 from assets.building.upstream import NotBuilt
 from resources.alerts import Alert, send

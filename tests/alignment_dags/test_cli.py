@@ -145,7 +145,7 @@ def test_a_store_that_gives_no_answer_is_one_line_and_exit_1(
     def silent(*_: object) -> None:
         raise ConnectionRefusedError(111, "Connection refused\nand more")
 
-    monkeypatch.setattr("alignment_dags.lineage.rows.row_lineage", silent)
+    monkeypatch.setattr("alignment_dags.registry.rows.row_lineage", silent)
     assert align("lineage", "--row", "x", monkeypatch=monkeypatch) == 1
     told = refused(capsys)
     assert told.startswith("error: cannot be reached: ConnectionRefusedError: [Errno 111] Connection refused")

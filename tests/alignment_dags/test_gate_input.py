@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from alignment.errors import BadInput
-from alignment_dags.run import run_recipe
+from alignment_dags.run.run import run_recipe
 from resources.store import ArtifactStore
 
 

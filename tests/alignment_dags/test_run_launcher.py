@@ -15,8 +15,7 @@ from dagster._core.definitions.reconstruct import ReconstructableJob
 from dagster._core.launcher.base import LaunchRunContext, WorkerStatus
 from dagster._daemon.monitoring.run_monitoring import monitor_started_run
 
-from alignment_dags.dead_runs import HOST, PROCESS, end_dead_runs
-from alignment_dags.processes import is_alive, pid_of, process_mark
+from alignment_dags.run.workers import HOST, PROCESS, end_dead_runs, is_alive, pid_of, process_mark
 from alignment_dags.run_launcher import WorkerRunLauncher
 
 LAUNCHER = {"module": "alignment_dags.run_launcher", "class": "WorkerRunLauncher"}

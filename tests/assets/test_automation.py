@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 
 from alignment.recipe import Recipe, parse_recipe
-from alignment_dags.watching.drop import drop
+from alignment_dags.run.shards import drop
 from assets.building.factory import asset_key, build_asset, shards_definition
 from assets.graph import nodes_of
 from resources.mlflow import Tracking

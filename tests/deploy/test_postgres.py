@@ -12,7 +12,7 @@ import yaml
 from dagster._core.definitions.reconstruct import ReconstructableJob
 from dagster._core.launcher.base import LaunchRunContext
 
-from alignment_dags.limits import apply_pools
+from alignment_dags.run.workers import apply_pools
 from resources.home import PROJECT, ensure_home
 from resources.pools import load_pools
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from alignment.recipe import Recipe, parse_recipe
-from alignment_dags.lineage.model import lineage_of
+from alignment_dags.registry.lineage import lineage_of
 from assets.building.upstream import Upstream
 from assets.champion import champion_beside
 from resources.mlflow import Tracking

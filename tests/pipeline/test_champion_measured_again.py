@@ -10,7 +10,7 @@ import pytest
 
 from alignment.recipe import Recipe, parse_recipe
 from alignment.store import Artifact, Commit, Ref, Store
-from alignment_dags.gc.collect import collect
+from alignment_dags.retention.collect import collect
 from assets.building.factory import asset_key, build_asset
 from assets.building.upstream import Upstream
 from assets.graph import nodes_of

@@ -14,12 +14,11 @@ import yaml
 
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe, parse_recipe
-from alignment_dags.cli.lineage_page import lines
-from alignment_dags.gc.carry_out import carry_out
-from alignment_dags.gc.collect import plan_of
-from alignment_dags.lineage.model import lineage_of
-from alignment_dags.lineage.rows import row_lineage, show_row
-from alignment_dags.withdraw import withdraw
+from alignment_dags.cli.models import lines
+from alignment_dags.registry.lineage import lineage_of
+from alignment_dags.registry.rows import row_lineage, show_row
+from alignment_dags.retention.collect import carry_out, plan_of
+from alignment_dags.retention.withdraw import withdraw
 from assets.building.upstream import Upstream
 from resources.store import ArtifactStore
 

@@ -13,10 +13,9 @@ import pytest
 import yaml
 
 from alignment.recipe import Recipe, load_recipe
-from alignment_dags.dead_runs import PROCESS
-from alignment_dags.nights.book import NightBook
 from alignment_dags.nights.night import TAG, Night
-from alignment_dags.processes import is_alive, pid_of
+from alignment_dags.nights.records import NightBook
+from alignment_dags.run.workers import PROCESS, is_alive, pid_of
 from assets.building.factory import asset_key
 from assets.building.upstream import Upstream
 from resources.store import ArtifactStore

@@ -14,10 +14,9 @@ import pytest
 
 from alignment.recipe import Recipe
 from alignment_dags.definitions import build_definitions
-from alignment_dags.nights.book import NightBook
 from alignment_dags.nights.decide import GRACE
-from alignment_dags.nights.history import latest_nights
 from alignment_dags.nights.night import Night
+from alignment_dags.nights.records import NightBook, latest_nights
 from alignment_dags.nights.tick import Ticked, tick
 from assets.building.factory import shards_definition
 from assets.building.upstream import Upstream

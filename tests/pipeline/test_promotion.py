@@ -14,11 +14,10 @@ from filelock import FileLock, Timeout
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe
 from alignment.store import Store
-from alignment_dags.cli.lineage_page import lines
-from alignment_dags.gc.carry_out import carry_out
-from alignment_dags.gc.collect import plan_of
-from alignment_dags.lineage.model import lineage_of
-from alignment_dags.promote import Wish, decide, promote
+from alignment_dags.cli.models import lines
+from alignment_dags.registry.lineage import lineage_of
+from alignment_dags.registry.promote import Wish, decide, promote
+from alignment_dags.retention.collect import carry_out, plan_of
 from assets.building.factory import asset_key, build_asset
 from assets.building.node import Work
 from assets.building.upstream import Upstream
@@ -64,7 +63,7 @@ def registered_model_alone(recipe: Recipe, *_: Any) -> str:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Promotions carried out in this process."""
-    monkeypatch.setattr("alignment_dags.promote._carry_out", registered_model_alone)
+    monkeypatch.setattr("alignment_dags.registry.promote._carry_out", registered_model_alone)
 
 
 def version_with_tags() -> tuple[str, dict[str, str]]:
@@ -131,7 +130,7 @@ def test_no_override_goes_by_the_evaluation_of_an_earlier_policy(
     wish = Wish("small", override=True, reason="the demo is tomorrow", recipe=path)
     with pytest.raises(BadInput, match=r"has no (report|ifeval scores) \(the one there is is of .*evaluate it first"):
         promote(wish, print)
-    monkeypatch.setattr("alignment_dags.promote.check_evaluated", lambda *_: None)
+    monkeypatch.setattr("alignment_dags.registry.promote.check_evaluated", lambda *_: None)
     with pytest.raises(dg.Failure, match="evaluate it first"):  # what moves after the decision is seen too
         promote(wish, print)
     assert version_with_tags()[0] == "1"
@@ -254,8 +253,8 @@ def test_an_alias_that_somebody_moved_is_reported_and_put_back(
     assert moved in lineage_of("small")["alias_moved"]
     assert lineage_of("small")["version"] == "2", "the store knows better"
     assert any(moved in line for line in lines(lineage_of("small")))
-    from alignment_dags.cli.outcome import summary_of
-    from alignment_dags.run import Outcome
+    from alignment_dags.cli.run import summary_of
+    from alignment_dags.run.run import Outcome
 
     store = ArtifactStore().open()
     assert moved in summary_of(Outcome(load_recipe(path), store))["alias"]
@@ -294,7 +293,7 @@ def test_what_cannot_be_promoted_is_refused_and_leaves_nothing_behind(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("alignment_dags.promote._carry_out", cut_short)
+        patch.setattr("alignment_dags.registry.promote._carry_out", cut_short)
         with pytest.raises(KeyboardInterrupt):
             promote(Wish("small", to="1", recipe=path), print)
     registered_model_alone(load_recipe(path))
@@ -312,7 +311,7 @@ def test_what_cannot_be_promoted_is_refused_and_leaves_nothing_behind(
 def test_registering_alone_is_refused_whatever_stands_behind_it(
     tampering: str, write: Write, bring_up_to_date: Callable[..., Upstream]
 ) -> None:
-    from alignment_dags.phases import phases_of
+    from alignment_dags.run.phases import phases_of
 
     path = write(0.1)
     recipe = load_recipe(path)

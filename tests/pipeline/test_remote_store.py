@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from alignment.recipe import Recipe, parse_recipe
-from alignment_dags.plan import plan
+from alignment_dags.run.plan import plan
 from assets.building.upstream import Upstream
 from assets.graph import nodes_of
 from resources.home import align_home

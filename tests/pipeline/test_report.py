@@ -13,9 +13,8 @@ import yaml
 
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, parse_recipe
-from alignment_dags.gc.carry_out import carry_out
-from alignment_dags.gc.collect import plan_of
-from alignment_dags.history import versions_of, write_report
+from alignment_dags.registry.reports import versions_of, write_report
+from alignment_dags.retention.collect import carry_out, plan_of
 from assets.building.upstream import Upstream
 
 GATE = {"metrics": {"ifeval/prompt_level_strict_acc": {"no_regression": 1.0}}}

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from alignment.recipe import Recipe, parse_recipe
-from alignment_dags.history import write_report
+from alignment_dags.registry.reports import write_report
 from assets.building.upstream import Upstream
 from tests.browser import WIDTHS, Look, look
 

@@ -16,10 +16,9 @@ from alignment.data.withdrawal import RemainingShards
 from alignment.errors import BadInput
 from alignment.recipe import load_recipe
 from alignment.store import ErasedArtifact, Store
-from alignment_dags.find_rows import find_rows
-from alignment_dags.gc.collect import collect
-from alignment_dags.lineage.rows import row_lineage
-from alignment_dags.withdraw import restore, withdraw
+from alignment_dags.registry.rows import row_lineage
+from alignment_dags.retention.collect import collect
+from alignment_dags.retention.withdraw import find_rows, restore, withdraw
 from assets.building.upstream import Upstream
 from resources.store import ArtifactStore
 

@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 
 from alignment.errors import BadInput
-from alignment_dags.limits import apply_pools
+from alignment_dags.run.workers import apply_pools
 from resources.pools import Pools, load_pools
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from alignment.store import Artifact, Ref, Store
-from alignment_dags.nights.alias import watch_alias
-from alignment_dags.nights.book import NightBook
+from alignment_dags.nights.finish import watch_alias
 from alignment_dags.nights.night import Night
+from alignment_dags.nights.records import NightBook
 from resources.mlflow import Tracking, TrackingUnreachable
 from tests.alignment_dags.nights.small import DAY, RECIPE, TWO
 

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from alignment.store import Artifact, Commit, Store
-from alignment_dags.nights.between import scored_between
-from alignment_dags.nights.costs import Scored
-from alignment_dags.nights.night import Night
+from alignment_dags.nights.cost import scored_between
+from alignment_dags.nights.night import Night, Scored
 from tests.alignment_dags.nights.small import DAY, TWO
 
 

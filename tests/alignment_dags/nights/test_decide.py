@@ -9,7 +9,7 @@ import pytest
 
 from alignment_dags.nights.decide import GRACE, Close, Launch, RunSeen, Wait, decide_night
 from alignment_dags.nights.night import Night
-from alignment_dags.nights.standing import Standing
+from alignment_dags.nights.state import Standing
 
 TWO = datetime(2026, 11, 21, 2, tzinfo=UTC)
 DEADLINE = timedelta(minutes=120)

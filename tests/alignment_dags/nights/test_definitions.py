@@ -14,8 +14,8 @@ from dagster._utils.schedules import schedule_execution_time_iterator
 
 from alignment.recipe import Recipe, parse_recipe
 from alignment_dags.definitions import build_definitions
-from alignment_dags.nights.book import NightBook
 from alignment_dags.nights.definitions import read_cursor, schedule_name, sensor_name
+from alignment_dags.nights.records import NightBook
 from resources.home import PROJECT, ensure_home
 from resources.store import ArtifactStore
 

@@ -1,0 +1,180 @@
+"""How results and progress leave a verb: one result on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import Annotated, Any
+
+import typer
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+
+
+@contextmanager
+def stdout_kept() -> Iterator[None]:
+    """Keeps stdout for results: whatever libraries and child processes print meanwhile goes to stderr."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+def tell(work: Callable[[], dict[str, Any]], as_json: bool, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    with stdout_kept():
+        result = work()
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False, sort_keys=True, allow_nan=False))
+    else:
+        show(result)
+    return result
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def quiet() -> None:
+    """Libraries' chatter off, our own progress on stderr."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for name in ("alignment", "eval"):
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+# What each verb shows a person.
+
+SHOWN_ROWS = 20
+
+
+def columns(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Plain aligned columns; numbers are strings by now."""
+    lines = [[str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def show_fields(result: dict[str, Any]) -> None:
+    for name, value in result.items():
+        print(f"{name}: {value}")
+
+
+def show_check(result: dict[str, Any]) -> None:
+    print(
+        f"{result['rows']} rows, {result['accepted']} accepted ({result['kind']}), {result['quarantined']} quarantined"
+    )
+    for reason, count in sorted(result["reasons"].items(), key=lambda item: -item[1]):
+        print(f"  {count:>6}  {reason}")
+    for row in result["quarantined_rows"][:SHOWN_ROWS]:
+        print(f"  {row['file']}, row {row['row']}: {row['reason']}")
+    if (more := len(result["quarantined_rows"]) - SHOWN_ROWS) > 0:
+        print(f"  … and {more} more; --json names them all")
+    print(f"digest {result['digest']}")
+
+
+def show_backfill(result: dict[str, Any]) -> None:
+    stages = list(result["made"])
+    rows = [(stage, *(str(len(result[how][stage])) for how in ("made", "current", "behind"))) for stage in stages]
+    print(columns(("stage", "made", "were current", "still behind"), rows))
+    for stage in stages:
+        for shard in result["behind"][stage][:SHOWN_ROWS]:
+            print(f"  behind: {stage} {shard}")
+    for name in result["withdrawn"]:
+        print(f"withdrawn, as the source has it no more: {name}")
+    for failure in result["failures"]:
+        print(f"failed: {failure}")
+    print(f"{result['recipe']}: {len(result['shards'])} shards in {result['seconds']} s")
+
+
+def show_score(result: dict[str, Any]) -> None:
+    print(f"{result['suite']}: {result['n']} items")
+    for what in ("missing", "failed"):
+        if result[what]:
+            print(f"  {len(result[what])} more are {what} and do not count; --json names them")
+    if result["empty"]:
+        print(f"  {len(result['empty'])} answers are empty and count as they are; --json names them")
+    if result["left_out"]:
+        print(f"  not scored, as no means over items where more is better: {', '.join(result['left_out'])}")
+    rows = [
+        (name, f"{m['value']:.4f}", "-" if m["stderr"] is None else f"{m['stderr']:.5f}")
+        for name, m in result["metrics"].items()
+    ]
+    print(columns(("metric", "value", "stderr"), rows))
+    print(f"samples: {result['samples']}")
+
+
+def show_judged(result: dict[str, Any]) -> None:
+    print(f"{result['suite']}: {result['judgments']} judgments of {result['n']} answers")
+    for what, words in (
+        ("missing", "items have no answer"),
+        ("failed", "answers are not whole"),
+        ("unparsable", "judgments hold no verdict"),
+        ("not_judged", "were not judged"),
+    ):
+        if result[what]:
+            print(f"  {len(result[what])} {words} and do not count; --json names them")
+    rows = [
+        (name, f"{m['value']:.4f}", "-" if m["stderr"] is None else f"{m['stderr']:.5f}", _ends(result, name))
+        for name, m in result["metrics"].items()
+    ]
+    print(columns(("metric", "value", "stderr", "95 % interval"), rows))
+    bill = result["judge"]
+    cost = "" if bill["usd"] is None else f", {bill['usd']:.4f} USD"
+    print(f"asked now: {bill['asked']}; in all {bill['input_tokens']} + {bill['output_tokens']} tokens{cost}")
+    print(f"judgments: {result['out']}")
+
+
+def _ends(result: dict[str, Any], metric: str) -> str:
+    ends = result["intervals"].get(metric)
+    return "" if ends is None else f"[{ends[0]:.4f}, {ends[1]:.4f}]"
+
+
+def interval(ci95: Sequence[float] | None) -> str:
+    """A 95 % interval; a dash where there were too few items for one."""
+    return "-" if ci95 is None else f"[{ci95[0]:+.4f}, {ci95[1]:+.4f}]"
+
+
+def comparison_row(metric: str, one: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        metric,
+        str(one["n"]),
+        f"{one['baseline']:.4f}",
+        f"{one['candidate']:.4f}",
+        f"{one['difference']:+.4f}",
+        interval(one["ci95"]),
+        one["verdict"],
+    )
+
+
+def show_comparison(result: dict[str, Any]) -> None:
+    rows = [comparison_row(metric, one) for metric, one in result.items()]
+    print(columns(("metric", "n", "baseline", "candidate", "difference", "95 % interval", "verdict"), rows))
+    for metric, one in result.items():
+        if lost := one["missing"]:
+            sides = ", ".join(f"{one[f'missing_{side}']} in the {side} alone" for side in ("baseline", "candidate"))
+            named = ", ".join(one["missing_ids"][:SHOWN_ROWS]) + (", …" if lost > SHOWN_ROWS else "")
+            print(f"{metric}: {lost} items have no value on both sides and do not count (lacking {sides}): {named}")
+
+
+def show_nights(result: dict[str, Any]) -> None:
+    if not result["nights"]:
+        print(f"{result['recipe']}: no night yet (schedule: {result['schedule'] or 'none in the recipe'})")
+    for night in result["nights"]:
+        version = f" (version {night['version']})" if night["version"] else ""
+        print(f"{night['scheduled_at']}  {night['outcome']}{version}: {night['reason']}")
+        for shard, why in list(night["left_out"].items())[:SHOWN_ROWS]:
+            print(f"    left out {shard}: {why}")
+        if night["took"]:
+            print(f"    {night['took']}")
+        if night["alias"]:
+            print(f"    {night['alias']}")

@@ -1,0 +1,206 @@
+"""Verbs that bring a recipe up to date, and show what its nights did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from alignment.errors import BadInput
+from alignment.store import Artifact, Commit
+from alignment_dags.cli.output import AsJson, columns, comparison_row, say, tell
+from alignment_dags.run.run import Outcome
+from assets.building.upstream import Upstream
+from assets.champion import moved_by_hand
+from resources.mlflow import Tracking, TrackingUnreachable
+
+# What `align run` tells at its end: the comparison, the verdict, the version, and where to look.
+
+
+def summary_of(outcome: Outcome) -> dict[str, Any]:
+    """Plain data for `--json` and for `show_outcome`."""
+    upstream = Upstream(outcome.store, outcome.recipe.name)
+
+    def commit(name: str) -> Commit | None:
+        found = upstream.get(name)
+        return None if found is None else outcome.store.commit_of(found)
+
+    def uri(artifact: Artifact | None) -> str | None:
+        return None if artifact is None else outcome.store.uri(artifact)
+
+    report, registration = commit("evaluation_report"), commit("registered_model")
+    manifest, policy = commit("preference_manifest"), upstream.get("policy_checkpoint")
+    if report is not None and report.inputs["policy"] != policy:
+        report = None  # of an earlier policy: this one was not evaluated
+    return {
+        "recipe": outcome.recipe.name,
+        "seconds": round(outcome.seconds, 1),
+        "dagster_runs": outcome.dagster_runs,
+        "ended_runs": outcome.ended_runs,
+        "failure": outcome.failure,
+        "verdict": report.summary["verdict"] if report else None,
+        "reasons": report.summary["reasons"] if report else [],
+        "comparisons": report.summary["comparisons"] if report else {},
+        "notes": report.summary.get("notes", []) if report else [],
+        "registered": registration.summary if registration and outcome.failure is None else None,
+        "rows": manifest.summary if manifest else None,
+        "report": f"{uri(upstream.get('evaluation_report'))}/report.html" if report else None,
+        "policy": uri(policy),
+        "alias": alias_told(outcome, upstream.get("registered_model")),
+        "store": outcome.store.url,
+    }
+
+
+def alias_told(outcome: Outcome, registration: Artifact | None) -> str | None:
+    """What is wrong with the champion's alias, if anything is and MLflow answers."""
+    try:
+        return moved_by_hand(outcome.store, Tracking(attempts=1), outcome.recipe.model_name, registration)
+    except TrackingUnreachable:
+        return None
+
+
+def show_outcome(result: dict[str, Any]) -> None:
+    if not result["dagster_runs"] and result["failure"] is None:
+        print(f"{result['recipe']}: nothing to do, everything is up to date ({result['seconds']} s)")
+    rows = [
+        (suite, *comparison_row(metric, one))
+        for suite, metrics in result["comparisons"].items()
+        for metric, one in metrics.items()
+    ]
+    if rows:
+        print(columns(("suite", "metric", "n", "SFT", "policy", "difference", "95 % interval", "verdict"), rows))
+    for note in result["notes"]:
+        print(note)
+    if result["verdict"]:
+        print(f"\ngate: {result['verdict']}")
+        for reason in result["reasons"]:
+            print(f"  {reason}")
+    registered = result["registered"] or {}
+    if registered.get("registered"):
+        print(f"registered: {registered['model']} version {registered['version']} (champion)")
+    elif registered:
+        print(f"registered: nothing ({registered.get('why')})")
+    for name in ("report", "policy", "store"):
+        if result[name]:
+            print(f"{name}: {result[name]}")
+    if result["alias"]:
+        print(f"warning: {result['alias']}")
+    if result["failure"] is not None:
+        print(f"\nfailed: {result['failure']}")
+    elif result["dagster_runs"]:
+        print(f"done in {result['seconds']} s; `make ui` shows it all")
+
+
+# What `align plan` shows a person: a line a stage, and below it how each number was reached.
+
+NUMBERS = {"memory_gib": "memory", "slot_seconds": "time", "cost": "cost"}
+
+
+def show_plan(result: dict[str, Any]) -> None:
+    rows = [
+        (
+            one["stage"],
+            one["pool"] or "-",
+            str(one["current"]),
+            str(one["to_make"]),
+            _told(one, "memory_gib", "{:.2f} GiB"),
+            "-" if one["pool"] is None else {True: "yes", False: "NO", None: "unknown"}[one["fits"]],
+            _told(one, "slot_seconds", "{:.0f} s"),
+            _told(one, "cost", "{:.2f}"),
+        )
+        for one in result["stages"]
+    ]
+    print(columns(("stage", "pool", "there", "to make", "memory a device", "fits", "time", "cost"), rows))
+    for one in result["stages"]:
+        if one["pool"] is not None and one["to_make"]:
+            print(f"{one['stage']}:")
+            for name, words in NUMBERS.items():
+                print(f"  {words}: {one[name]['how']}")
+    for stage in result["too_large"]:
+        print(f"{stage} does not fit the devices of its pool")
+
+
+def _told(one: dict[str, Any], name: str, form: str) -> str:
+    value = one[name]["value"]
+    if value is not None:
+        return form.format(value)
+    return "-" if one["pool"] is None and name != "slot_seconds" else "unknown"
+
+
+MOST_NIGHTS = 100_000
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    as_json: AsJson = False,
+) -> None:
+    """Bring a recipe up to date: what changed is made again, and no more."""
+    from alignment_dags.run.run import run_recipe
+
+    result = tell(lambda: summary_of(run_recipe(recipe, say)), as_json, show_outcome)
+    if result["failure"] is not None:
+        raise typer.Exit(1)
+
+
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what bringing a recipe up to date takes, before anything runs. Exit 1 if a pool cannot hold it."""
+    from dataclasses import asdict
+
+    from alignment.recipe import load_recipe
+    from alignment_dags.planner.forecast import forecast
+    from assets.evaluation_report import asked_of
+    from resources.home import ensure_home
+    from resources.pools import load_pools
+    from resources.store import ArtifactStore
+
+    ensure_home()
+
+    def work() -> dict[str, Any]:
+        known = load_recipe(recipe)
+        asked_of(known, str(recipe))
+        stages = forecast(known, load_pools(), ArtifactStore().open())
+        too_large = [one.stage for one in stages if one.fits is False and one.to_make]
+        return {"stages": [asdict(one) for one in stages], "too_large": too_large}
+
+    if tell(work, as_json, show_plan)["too_large"]:
+        raise typer.Exit(1)
+
+
+def backfill(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    shards: Annotated[str | None, typer.Option(help="Names, with commas between; all shards by default.")] = None,
+    first: Annotated[str | None, typer.Option("--from", help="First shard of a stretch (source order).")] = None,
+    last: Annotated[str | None, typer.Option("--to", help="Last shard of the stretch.")] = None,
+    stage: Annotated[str | None, typer.Option(help="preference_shard or reference_logprobs; both by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make any set of shards that are behind: safe to repeat, to interrupt, and to run beside the night."""
+    from alignment_dags.cli.output import show_backfill
+    from alignment_dags.run.run import Chosen, run_backfill
+
+    names = tuple(name.strip() for name in shards.split(",") if name.strip()) if shards is not None else None
+    if names == ():
+        raise BadInput("no shard is named", field="--shards")
+    result = tell(lambda: vars(run_backfill(recipe, Chosen(names, first, last), stage, say)), as_json, show_backfill)
+    if result["failures"]:
+        raise typer.Exit(1)
+
+
+def nights(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    last: Annotated[int, typer.Option(help="How many, the latest first.", min=1, max=MOST_NIGHTS)] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Show the recipe's latest nights: what came of each, and why."""
+    from alignment.recipe import load_recipe
+    from alignment_dags.cli.output import show_nights
+    from alignment_dags.nights.records import latest_nights
+    from resources.home import ensure_home
+    from resources.store import ArtifactStore
+
+    ensure_home()
+    tell(lambda: latest_nights(ArtifactStore().open(), load_recipe(recipe), last), as_json, show_nights)

@@ -1,0 +1,87 @@
+"""How a recipe stands, as far as a night has to know: what is behind, by phase, decided by recomputed keys.
+
+A current shard costs one look at its ref, so that thousands of them are looked at in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from alignment.recipe import Recipe
+from alignment.store import Ref, Store
+from alignment_dags.run.phases import phases_of
+from alignment_dags.run.plan import plan
+from alignment_dags.source.observe import look
+from assets.building.node import Node
+from assets.building.upstream import Upstream
+from resources.pools import Pools
+
+MANIFEST = "preference_manifest"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What is behind. `base` and `train` name nodes; `shards` and `reference` name shards.
+
+    `reference` has only shards whose rows are built. `manifest_behind` is whether another manifest would be pinned
+    now; `train` is what is behind the manifest that is pinned, the data version of which is `manifest`. `verdict` is
+    that of the evaluation report, if that is up to date. `unsettled` and `unreadable` shards map to why: the first may
+    be read in a moment, the second not before somebody mends them.
+    """
+
+    base: tuple[str, ...] = ()
+    shards: tuple[str, ...] = ()
+    reference: tuple[str, ...] = ()
+    manifest_behind: bool = False
+    train: tuple[str, ...] = ()
+    unsettled: Mapping[str, str] = field(default_factory=dict)
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    total: int = 0
+    verdict: str | None = None
+    manifest: str | None = None
+
+    @property
+    def behind(self) -> tuple[str, ...]:
+        """Shards that are not ready, each once."""
+        return tuple(dict.fromkeys((*self.shards, *self.reference, *self.unsettled, *self.unreadable)))
+
+
+def look(recipe: Recipe, pools: Pools, store: Store) -> Standing:
+    """Where a recipe stands now. Raises `BadInput` where the source cannot be listed."""
+    phases = {phase.name: phase.nodes for phase in phases_of(recipe, pools)}
+    upstream = Upstream(store, recipe.name)
+    (rows,) = phases["shards"]
+    seen = look(recipe, rows, upstream)
+    shards = tuple(name for name, key in seen.keys.items() if not current(upstream.refs(rows.name).get(name), key))
+    base = tuple(one.node.name for one in plan(recipe, phases["base"], store, ()) if one.state != "current")
+    standing = Standing(
+        base=base, shards=shards, unsettled=seen.waiting, unreadable=seen.unreadable, total=len(seen.names)
+    )
+    if base:
+        return standing
+    ready = [name for name in seen.keys if name not in set(shards)]
+    reference = [shard for node in phases.get("reference", ()) for shard in _not_scored(node, ready, upstream)]
+    manifest, *after = phases["train"]
+    (pinned,) = plan(recipe, [manifest], store, ())
+    ref = store.read_ref(recipe.name, MANIFEST)
+    planned = [] if ref is None else plan(recipe, after, store, ())
+    report = next((one.commit for one in planned if one.node.name == "evaluation_report"), None)
+    return replace(
+        standing,
+        reference=tuple(reference),
+        manifest_behind=pinned.state != "current",
+        train=tuple(one.node.name for one in planned if one.state != "current"),
+        verdict=None if report is None else str(report.summary["verdict"]),
+        manifest=None if ref is None else ref.artifact.digest,
+    )
+
+
+def current(ref: Ref | None, key: str) -> bool:
+    """Whether a ref names the artifact of this key, and that was reported."""
+    return ref is not None and ref.artifact.key == key and ref.mlflow_run_id is not None
+
+
+def _not_scored(node: Node, shards: list[str], upstream: Upstream) -> list[str]:
+    refs = upstream.refs(node.name)
+    return [name for name in shards if not current(refs.get(name), node.stage.key(node.request(upstream, name)))]

@@ -1,0 +1,140 @@
+"""`align promote`: a person returns to an earlier version, or promotes the current policy despite the gate.
+
+Both are written down as a decision and carried out by `registered_model` itself, through the same door as a
+night's promotion: a registration in the chain, a version with tags, the alias, a run in MLflow.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from alignment.errors import BadInput
+from alignment.recipe import Recipe, load_recipe
+from alignment.store import Commit, Store
+from alignment.store.erase import gone
+from alignment_dags.registry.registrations import registrations_of
+from alignment_dags.run.launch import launch
+from alignment_dags.run.phases import RECIPES, phases_of, recipes_in_use, return_phase
+from alignment_dags.run.workers import apply_pools, end_dead_runs
+from assets.building.upstream import Upstream
+from assets.champion import check_evaluated
+from assets.override import Decision, decision_of, drop_decision, write_decision
+from resources.home import ensure_home
+from resources.pools import load_pools
+from resources.store import ArtifactStore
+
+NODE = "registered_model"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a person asks: `to` a version, or else an `override` for the recipe's current policy."""
+
+    model: str
+    to: str | None = None
+    override: bool = False
+    reason: str = ""
+    recipe: Path | None = None
+
+
+def promote(wish: Wish, say: Callable[[str], None]) -> dict[str, Any]:
+    """Carries a wish out in a Dagster run of its own; raises `BadInput` for what cannot be, else `RunFailed`."""
+    if (wish.to is None) != wish.override:
+        raise BadInput("give either --to VERSION or --override")
+    if wish.override and not wish.reason.strip():
+        raise BadInput("an override needs --reason: it is recorded with the model", field="--reason")
+    path, recipe = _recipe(wish)
+    os.environ[RECIPES] = str(path)
+    ensure_home()
+    store = ArtifactStore().open()
+    decision = decide(store, recipe, wish)
+    write_decision(store, recipe.name, decision)
+    try:
+        run_id = _carry_out(recipe, decision, say)
+        registration = Upstream(store, recipe.name)(NODE)
+        commit = store.commit_of(registration)
+        if decision_of(commit) != decision:
+            raise BadInput(f"{recipe.name} has another policy by now than the decision was about; look, and ask again")
+    except BaseException:
+        drop_decision(store, recipe.name)  # what was not carried out must not happen some other night
+        raise
+    return {
+        "model": wish.model,
+        "version": str(commit.summary["version"]),
+        "decision": decision.model_dump(mode="json"),
+        "gate": commit.summary["gate"],
+        "alias_moved": commit.summary.get("alias_moved"),
+        "dagster_run": run_id,
+    }
+
+
+def decide(store: Store, recipe: Recipe, wish: Wish) -> Decision:
+    """The decision behind a wish.
+
+    Raises `BadInput` for a version that there is not, or whose weights are gone, and for an override over a policy
+    that was not evaluated yet.
+    """
+    upstream = Upstream(store, recipe.name)
+    candidate = upstream.get("policy_checkpoint")
+    if candidate is None:
+        raise BadInput(f"{recipe.name} has no policy yet")
+    target = None if wish.to is None else _registration(store, wish.model, wish.to)
+    if target is not None and (erasure := gone(store, target.inputs["policy"])) is not None:
+        raise BadInput(f"{wish.model} version {wish.to} cannot come back: its weights were {erasure.told}")
+    if target is None:
+        scores = {suite: upstream.get(f"policy_evals/{suite}") for suite in recipe.evals.selected()}
+        check_evaluated(store, candidate, upstream.get("evaluation_report"), scores)
+    return Decision(
+        kind="override" if wish.override else "rollback",
+        candidate=candidate.digest,
+        registration=None if target is None else target.artifact,
+        reason=wish.reason.strip(),
+        by=getpass.getuser(),
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def show_promotion(result: dict[str, Any]) -> None:
+    if result["alias_moved"]:
+        print(f"warning: {result['alias_moved']}")
+    how = "despite the gate" if result["decision"]["kind"] == "override" else "again"
+    print(f"{result['model']} version {result['version']} is champion {how}; the gate says {result['gate']}")
+
+
+def _registration(store: Store, model: str, version: str) -> Commit:
+    """The latest registration of a version."""
+    found = registrations_of(store, model)
+    of_version = [commit for commit in found if str(commit.summary["version"]) == version]
+    if of_version:
+        return of_version[0]
+    versions = sorted({str(commit.summary["version"]) for commit in found}, key=lambda name: (len(name), name))
+    raise BadInput(f"model '{model}' has no version '{version}'; versions: {', '.join(versions) or 'none'}")
+
+
+def _recipe(wish: Wish) -> tuple[Path, Recipe]:
+    if wish.recipe is not None:
+        recipe = load_recipe(wish.recipe)
+        if recipe.model_name != wish.model:
+            raise BadInput(f"registers '{recipe.model_name}', not '{wish.model}'", file=str(wish.recipe))
+        return wish.recipe.resolve(), recipe
+    for path, recipe in recipes_in_use().items():
+        if recipe.model_name == wish.model:
+            return path, recipe
+    raise BadInput(f"no recipe in use registers '{wish.model}'; name its file with --recipe, or in ALIGN_RECIPES")
+
+
+def _carry_out(recipe: Recipe, decision: Decision, say: Callable[[str], None]) -> str:
+    pools = load_pools()
+    phase = return_phase(recipe, pools) if decision.kind == "rollback" else phases_of(recipe, pools)[-1]
+    with dg.DagsterInstance.get() as instance:
+        end_dead_runs(instance)
+        apply_pools(instance, pools)
+        return launch(instance, recipe, phase, [NODE], {}, say)

@@ -1,0 +1,127 @@
+"""Which models ever saw a row: every policy that was given it, registered or not, from the store alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from alignment.data.split import SPLIT_FILE
+from alignment.data.withdrawal import What, tombstone
+from alignment.stages.policy_checkpoint import ROWS_FILE
+from alignment.stages.sft_dataset import HELD_OUT_FILE, TRAIN_FILE
+from alignment.store import Artifact, Commit, MissingArtifact, Store
+from alignment.store.erase import all_commits, gone
+from alignment.store.store import refs_of
+from alignment_dags.registry.registrations import REGISTERED
+from alignment_dags.retention.text import IDS_FILE
+from assets.champion import standing
+from resources.store import ArtifactStore
+
+POLICY, SFT = "policy_checkpoint", "sft_checkpoint"
+
+
+def row_lineage(row_id: str) -> dict[str, Any]:
+    """`policies` that were given the row, newest first: {digest, key, recipe, made_at, split, reason, weights,
+    registered}, and `withdrawn` {recipe: {at, reason}}.
+
+    `split` is train, held_out, dropped (with `reason`), or `sft` where the SFT checkpoint below was given the row;
+    `registered` lists model, version and whether it is champion.
+    """
+    store = ArtifactStore().open()
+    champions = {standing(store, named.ref.artifact).registration for named in refs_of(store, REGISTERED)}
+    registered = [commit for commit in all_commits(store, REGISTERED) if commit.summary["registered"]]
+    learned = {commit.digest for commit in all_commits(store, SFT) if _demonstrated(store, commit, row_id)}
+    policies = []
+    for commit in sorted(all_commits(store, POLICY), key=lambda one: one.started_at, reverse=True):
+        place = _place(store, commit, row_id)
+        if place is None and commit.inputs["checkpoint"].digest in learned:
+            place = ("sft", None)
+        if place is not None:
+            erasure = gone(store, commit.artifact)
+            versions = [one for one in registered if one.inputs["policy"].digest == commit.digest]
+            policies.append(
+                {
+                    "digest": commit.digest,
+                    "key": commit.key,
+                    "recipe": commit.environment.get("recipe") or None,
+                    "made_at": commit.started_at,
+                    "split": place[0],
+                    "reason": place[1],
+                    "weights": "kept" if erasure is None else erasure.told,
+                    "registered": _versions(versions, champions),
+                }
+            )
+    return {"row": row_id, "policies": policies, "withdrawn": _withdrawn(store, row_id)}
+
+
+def show_row(result: dict[str, Any]) -> None:
+    for one in result["policies"]:
+        versions = ", ".join(
+            f"{version['model']} version {version['version']}{' (champion)' if version['champion'] else ''}"
+            for version in one["registered"]
+        )
+        what = {
+            "train": "trained on it",
+            "held_out": "measured on it (held out)",
+            "sft": "its SFT checkpoint was given it",
+        }
+        split = what.get(one["split"], f"left it out ({one['reason']})")
+        print(
+            f"{one['made_at']}  policy {one['digest'][:12]} of {one['recipe'] or 'an unnamed recipe'}: {split};"
+            f" {versions or 'never registered'}; weights {one['weights']}"
+        )
+    if not result["policies"]:
+        print(f"no policy in this store was given row {result['row']}")
+    for recipe, stone in result["withdrawn"].items():
+        print(f"withdrawn from {recipe} on {stone['at']}" + (f": {stone['reason']}" if stone["reason"] else ""))
+
+
+def _place(store: Store, policy: Commit, row_id: str) -> tuple[str, str | None] | None:
+    """Where a policy's own record puts a row; where that is gone, where its manifest's split does."""
+    for artifact, name in ((policy.artifact, ROWS_FILE), (policy.inputs["manifest"], SPLIT_FILE)):
+        try:
+            found = _rows(store, artifact, name, row_id, ["split", "reason"])
+        except MissingArtifact:
+            continue
+        kept = [cells for cells in found if cells["split"] != "dropped"] or found  # a repeated row is dropped once
+        return (kept[0]["split"], kept[0]["reason"]) if kept else None
+    return None
+
+
+def _demonstrated(store: Store, sft: Commit, row_id: str) -> bool:
+    """Whether an SFT checkpoint's data held a row; of data that was erased, the ids are left."""
+    dataset = sft.inputs.get("dataset")
+    if dataset is None:
+        return False
+    for names in ((TRAIN_FILE, HELD_OUT_FILE), (IDS_FILE,)):
+        try:
+            return any(_rows(store, dataset, name, row_id, ["row_id"]) for name in names)
+        except MissingArtifact:
+            continue
+    return False
+
+
+def _rows(store: Store, artifact: Artifact, name: str, row_id: str, columns: list[str]) -> list[dict[str, Any]]:
+    """What a file says of a row; a batch of it is in memory at a time."""
+    found: list[dict[str, Any]] = []
+    with store.open(artifact, name) as stream, pq.ParquetFile(stream) as file:
+        for batch in file.iter_batches(columns=[*{"row_id", *columns}]):
+            found += batch.filter(pc.equal(batch["row_id"], row_id)).select(columns).to_pylist()
+    return found
+
+
+def _versions(registrations: list[Commit], champions: set[Artifact | None]) -> list[dict[str, Any]]:
+    found: dict[tuple[str, str], bool] = {}
+    for commit in registrations:
+        name = (str(commit.summary["model"]), str(commit.summary["version"]))
+        found[name] = found.get(name, False) or commit.artifact in champions
+    return [{"model": model, "version": version, "champion": is_} for (model, version), is_ in sorted(found.items())]
+
+
+def _withdrawn(store: Store, row_id: str) -> dict[str, dict[str, str]]:
+    recipes = {str(path).rsplit("/", 1)[-1] for path in store.fs.glob(store.path("withdrawn", "*"))}
+    kinds: tuple[What, ...] = ("rows", "demonstrations")
+    found = ((recipe, tombstone(store, recipe, what, row_id)) for recipe in sorted(recipes) for what in kinds)
+    return {recipe: {"at": stone.at, "reason": stone.reason} for recipe, stone in found if stone is not None}

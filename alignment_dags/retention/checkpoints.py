@@ -1,0 +1,72 @@
+"""Retention of checkpoints: which weights stay, and which go while their commit records stay."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection
+
+from alignment.store import Commit, Store
+from alignment.store.store import refs_of
+from alignment_dags.retention.items import Doomed
+from assets.champion import standing
+
+POLICY, SFT, REGISTERED = "policy_checkpoint", "sft_checkpoint", "registered_model"
+WEIGHTS = ".safetensors"
+
+
+def spent_checkpoints(
+    store: Store, recipes: Collection[str] | None, keep: int, aliased: Collection[str], in_use: set[str]
+) -> list[Doomed]:
+    """Weights that no rule keeps, of the given recipes (None: of all).
+
+    Kept are what running builds stand on and `stood_on` names, the last `keep` policies that each recipe made and the
+    last that it registered, those whose digest is in `aliased`, and the SFT checkpoints below all of these.
+    """
+    policies = _latest_first(store, POLICY)
+    wanted = in_use | stood_on(store, POLICY) | _registered(store, keep)
+    kept: list[Commit] = []
+    spent: list[Doomed] = []
+    made: Counter[str] = Counter()
+    for commit in policies:
+        recipe = commit.environment.get("recipe", "")
+        made[recipe] += 1
+        if made[recipe] <= keep or commit.key in wanted or commit.digest in aliased:
+            kept.append(commit)
+        elif recipes is None or recipe in recipes:
+            spent.append(_without_weights(commit, f"not among the last {keep} policies of {recipe or 'its recipe'}"))
+    below = in_use | {commit.inputs["checkpoint"].key for commit in kept}
+    below |= stood_on(store, SFT)
+    for commit in store.commits(SFT):
+        if commit.key not in below and (recipes is None or commit.environment.get("recipe", "") in recipes):
+            spent.append(_without_weights(commit, "no policy that is kept stands on it"))
+    return [one for one in spent if one.files]
+
+
+def stood_on(store: Store, kind: str) -> set[str]:
+    """Keys of the checkpoints of a kind that recipes use now: current ones, champions, and what is below these."""
+    current = {named.ref.artifact.key for named in refs_of(store, kind)}
+    found = (standing(store, named.ref.artifact) for named in refs_of(store, REGISTERED))
+    policies = [champion.policy for champion in found if champion.policy is not None]
+    if kind == POLICY:
+        return current | {policy.key for policy in policies}
+    policies += [named.ref.artifact for named in refs_of(store, POLICY)]
+    return current | {store.commit_of(policy).inputs["checkpoint"].key for policy in policies}
+
+
+def _registered(store: Store, keep: int) -> set[str]:
+    """Policies a person may want to go back to: the last that each recipe registered."""
+    made: defaultdict[str, set[str]] = defaultdict(set)
+    for commit in _latest_first(store, REGISTERED):
+        if commit.summary.get("registered"):
+            versions = made[commit.environment.get("recipe", "")]
+            if len(versions) < keep:
+                versions.add(commit.inputs["policy"].key)
+    return set().union(*made.values())
+
+
+def _latest_first(store: Store, kind: str) -> list[Commit]:
+    return sorted(store.commits(kind), key=lambda commit: commit.started_at, reverse=True)
+
+
+def _without_weights(commit: Commit, why: str) -> Doomed:
+    return Doomed(commit, tuple(sorted(name for name in commit.files if name.endswith(WEIGHTS))), why)

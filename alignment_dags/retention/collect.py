@@ -1,0 +1,168 @@
+"""What `align gc` does: the plan of what goes and what stays, and carrying it out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from alignment.data.withdrawal import FOLDER, Withdrawn, read_withdrawn
+from alignment.errors import BadInput
+from alignment.recipe import Recipe, load_recipe
+from alignment.store import Commit, Store
+from alignment.store.erase import erase, erasures, finish, gone, keys_in_use, remaining
+from alignment.store.store import refs_of
+from alignment_dags.retention.checkpoints import POLICY, SFT, spent_checkpoints, stood_on
+from alignment_dags.retention.items import Kept, Plan, leftovers, remove
+from alignment_dags.retention.text import DATASET, SHARD, current_keys, ids_instead, withdrawn_text
+from alignment_dags.run.plan import plan
+from assets.graph import nodes_of
+from resources.mlflow import Tracking, TrackingUnreachable
+from resources.pools import load_pools
+from resources.store import ArtifactStore
+
+# Carrying a plan out: each artifact is asked again, under its lock, whether it may go.
+
+
+def carry_out(store: Store, found: Plan) -> list[tuple[str, str]]:
+    """Removes what the plan names, after what an interrupted removal left; returns what a builder holds."""
+    busy: list[tuple[str, str]] = []
+    in_use = keys_in_use(store)
+    for kind in (SHARD, DATASET, POLICY, SFT):
+        for erasure in erasures(store, kind):
+            if remaining(store, erasure):
+                commit = erasure.commit
+                with store.unless_building(kind, commit.key) as free:
+                    if free and commit.key not in in_use and not (stands(store, commit) and uses(store, commit)):
+                        finish(store, erasure)
+                    else:
+                        busy.append((kind, commit.key))
+    for one in found.doomed:
+        with store.unless_building(one.kind, one.key) as free:
+            if free and one.key not in in_use and not uses(store, one.commit):
+                erase(store, one.commit, one.files, one.why, ids_instead(store, one.commit))
+            else:
+                busy.append((one.kind, one.key))
+    for left in found.leftovers:
+        with store.unless_building(left.kind, left.key) as free:
+            if free:
+                remove(store, left)
+            else:
+                busy.append((left.kind, left.key))
+    forget_erased(store)
+    return busy
+
+
+def uses(store: Store, commit: Commit) -> bool:
+    """Whether a recipe stands on an artifact by now: refs may have moved since the plan was made."""
+    current = current_keys if commit.kind in (SHARD, DATASET) else stood_on
+    return commit.key in current(store, commit.kind)
+
+
+def stands(store: Store, commit: Commit) -> bool:
+    """Whether the marker is still there: an erasure that ended before it went has erased nothing."""
+    marker = store.find(commit.kind, commit.key)
+    return marker is not None and marker.attempt == commit.attempt
+
+
+def forget_erased(store: Store) -> None:
+    """Removes refs to what was erased, so that whoever looks at them finds it behind.
+
+    The other half is in how an asset writes its ref: it looks afterwards whether what it points to still stands.
+    """
+    for kind in (SHARD, DATASET, POLICY, SFT):
+        for named in refs_of(store, kind, partitioned=kind == SHARD):
+            if gone(store, named.ref.artifact) is not None:
+                store.remove_ref(named.recipe, kind, named.partition)
+
+
+KEEP = 5
+"""Policies a recipe keeps beside its champion, by default."""
+
+
+def collect(paths: list[Path], *, keep: int = KEEP, dry_run: bool = False) -> dict[str, Any]:
+    """Removes, or with `dry_run` only lists, what the given recipes (none: all in the store) no longer need."""
+    recipes = [load_recipe(path) for path in paths]
+    store = ArtifactStore().open()
+    names = [recipe.name for recipe in recipes] or _names(store)
+    found = plan_of(store, names, everything=not recipes, keep=keep, resumable=_planned(store, recipes))
+    busy = [] if dry_run else carry_out(store, found)
+    erased = [one for one in found.doomed if (one.kind, one.key) not in busy]
+    swept = [one for one in found.leftovers if (one.kind, one.key) not in busy]
+    kept = [*found.kept, *(Kept(kind, key, "it is being built, or came into use, right now") for kind, key in busy)]
+    return {
+        "dry_run": dry_run,
+        "erased": [one.plain() for one in erased],
+        "leftovers": [{"path": one.path, "bytes": one.bytes, "why": one.why} for one in swept],
+        "kept": [asdict(one) for one in kept],
+        "bytes": Plan(erased, [], swept).bytes,
+        "source": _sources(store, recipes),
+    }
+
+
+def plan_of(store: Store, names: list[str], *, everything: bool, keep: int, resumable: Collection[str] = ()) -> Plan:
+    """What would go; nothing is touched. `resumable` are keys that a next run makes, and goes on with."""
+    in_use = keys_in_use(store)
+    doomed, kept = withdrawn_text(store, names, in_use)
+    try:
+        aliased = Tracking(attempts=1).aliased_policies()
+        doomed += spent_checkpoints(store, None if everything else names, keep, aliased, in_use)
+    except TrackingUnreachable as error:
+        kept.append(Kept(POLICY, "", f"no checkpoint is removed while it is not known which have an alias: {error}"))
+    return Plan(doomed, kept, list(leftovers(store, resumable=resumable)))
+
+
+def _planned(store: Store, recipes: list[Recipe]) -> set[str]:
+    """Keys that the next run of the recipes needs, as far as they are known by now; shards keep no work."""
+    pools = load_pools()
+    keys: set[str] = set()
+    for recipe in recipes:
+        with suppress(BadInput):  # a source out of reach keeps nobody's text from being erased
+            keys |= {one.key for one in plan(recipe, nodes_of(recipe, pools), store, ()) if one.key is not None}
+    return keys
+
+
+def _names(store: Store) -> list[str]:
+    """Recipes that the store knows of."""
+    known = {named.recipe for named in refs_of(store, SHARD, partitioned=True)}
+    known |= {str(path).rsplit("/", 1)[-1] for path in store.fs.glob(store.path(FOLDER, "*"))}
+    return sorted(known)
+
+
+def _sources(store: Store, recipes: list[Recipe]) -> list[str]:
+    return sorted(
+        {
+            source
+            for recipe in recipes
+            if read_withdrawn(store, recipe.name) != Withdrawn()
+            for data in (recipe.preferences, recipe.sft.dataset)
+            for source in (data.files or [] if data else [])
+        }
+    )
+
+
+# What `align gc` shows a person.
+
+
+def show_collected(result: dict[str, Any]) -> None:
+    would = "would be erased" if result["dry_run"] else "erased"
+    for one in result["erased"]:
+        files = ", ".join(one["files"]) if len(one["files"]) <= 3 else f"{len(one['files'])} files"
+        print(f"{would}: {one['kind']} {one['key'][:12]}: {files} ({size(one['bytes'])}); {one['why']}")
+    for one in result["leftovers"]:
+        print(f"{would}: {one['path']} ({size(one['bytes'])}); {one['why']}")
+    for one in result["kept"]:
+        print(f"kept: {one['kind']} {one['key'][:12]}: {one['why']}")
+    print(f"{size(result['bytes'])} {'would be freed' if result['dry_run'] else 'freed'}; every commit record stays")
+    for place in result["source"]:
+        print(f"not touched, it is yours: {place} (withdrawn rows stay in it until you take them out)")
+
+
+def size(count: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

@@ -1,0 +1,165 @@
+"""What `align gc` decides on, before anything is touched: what goes, what stays and why."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from alignment.store import Commit, Store
+from alignment.store.store import ERASED
+
+
+@dataclass(frozen=True)
+class Doomed:
+    """Files of a committed artifact that go, while its commit record stays."""
+
+    commit: Commit
+    files: tuple[str, ...]
+    why: str
+
+    @property
+    def kind(self) -> str:
+        return self.commit.kind
+
+    @property
+    def key(self) -> str:
+        return self.commit.key
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.commit.files[name].size for name in self.files)
+
+    def plain(self) -> dict[str, Any]:
+        about = {"kind": self.kind, "key": self.key, "digest": self.commit.digest}
+        return {**about, "files": list(self.files), "bytes": self.bytes, "why": self.why}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An artifact that would go if it were not still in use."""
+
+    kind: str
+    key: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A folder that nothing needs any more, in the store or (`local`) on this machine; `attempt`: one in the store."""
+
+    path: str
+    kind: str
+    key: str
+    bytes: int
+    why: str
+    local: bool = False
+    attempt: bool = False
+
+
+@dataclass
+class Plan:
+    """Everything one `align gc` would do."""
+
+    doomed: list[Doomed] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
+    leftovers: list[Leftover] = field(default_factory=list)
+
+    @property
+    def bytes(self) -> int:
+        return sum(one.bytes for one in self.doomed) + sum(one.bytes for one in self.leftovers)
+
+
+# What interrupted builds leave behind: attempts without a marker, and work folders of what is finished.
+
+DAY = 24 * 3600.0
+ABANDONED = 7 * DAY
+"""Work that nobody went on with for this long is not waited for any more."""
+ATTEMPT = re.compile(r"[0-9a-f]{12}")
+
+
+def leftovers(store: Store, now: float | None = None, resumable: Collection[str] = ()) -> Iterator[Leftover]:
+    """Attempts that nobody committed and nothing was written to for a day, and work folders that are done with.
+
+    Those are finished, or untouched for a week and not of a key in `resumable`, which a next run goes on with.
+    What a builder holds is none, however long it writes nothing.
+    """
+    now = time.time() if now is None else now
+    for one in (*_attempts(store, now), *_work(store, now, resumable)):
+        with store.unless_building(one.kind, one.key) as free:
+            if free:
+                yield one
+
+
+def remove(store: Store, left: Leftover) -> None:
+    """Removes a leftover; hold its key meanwhile. What was committed since it was found is none any more."""
+    attempt = PurePosixPath(left.path).name
+    if left.attempt and _committed(store, left.kind, left.key, attempt):
+        return
+    if left.local or store.is_local:
+        shutil.rmtree(left.path, ignore_errors=True)
+    else:
+        store.fs.rm(left.path, recursive=True)
+
+
+def _attempts(store: Store, now: float) -> Iterator[Leftover]:
+    why = "an attempt that was never committed"
+    for folder in store.fs.glob(store.path("*", "*", "*")):
+        kind, key, name = str(folder).removeprefix(store.root).strip("/").split("/")
+        if ATTEMPT.fullmatch(name) is None or kind in ("refs", "work", "cache", "withdrawn"):
+            continue
+        if not _committed(store, kind, key, name):
+            files = store.fs.find(str(folder), detail=True).values()
+            newest = max([_written(file) for file in files], default=0.0)
+            if now - newest > DAY:
+                size = sum(int(file.get("size") or 0) for file in files)
+                yield Leftover(str(folder), kind, key, size, why, attempt=True)
+    if store.is_local:
+        return
+    for path in (store.cache / "attempts").glob("*/*/*"):
+        if now - _touched(path) > DAY:
+            kind, key = path.parts[-3], path.parts[-2]
+            yield Leftover(str(path), kind, key, _size(path), why, local=True)
+
+
+def _committed(store: Store, kind: str, key: str, attempt: str) -> bool:
+    """Whether an attempt stands, or stood until files of it were erased."""
+    commit = store.find(kind, key)
+    if commit is not None and commit.attempt == attempt:
+        return True
+    return bool(store.fs.exists(store.path(kind, key, f"{ERASED}{attempt}.json")))
+
+
+def _work(store: Store, now: float, resumable: Collection[str]) -> Iterator[Leftover]:
+    root = Path(store.path("work")) if store.is_local else store.cache / "work"
+    for path in sorted(root.glob("*/*")):
+        kind, key = path.parts[-2:]
+        if store.find(kind, key) is not None:
+            yield Leftover(str(path), kind, key, _size(path), "the work folder of a finished build", local=True)
+        elif key not in resumable and now - _touched(path) > ABANDONED:
+            yield Leftover(str(path), kind, key, _size(path), "work that nobody went on with for a week", local=True)
+
+
+def _touched(folder: Path) -> float:
+    """When anything in a folder was last written."""
+    return max([one.stat().st_mtime for one in [folder, *folder.rglob("*")]])
+
+
+def _written(file: dict[str, Any]) -> float:
+    """When a file was last written, by what the file system calls that; unknown counts as just now."""
+    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        when = file.get(name)
+        if isinstance(when, int | float):
+            return float(when)
+        if isinstance(when, datetime):
+            return when.timestamp()
+    return time.time()
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

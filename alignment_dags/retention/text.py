@@ -1,0 +1,104 @@
+"""The text of withdrawn rows: which artifacts still hold it, and which of those nobody stands on.
+
+Only shards and SFT data sets hold rows as text: reference log-probs, manifests, caches and training records hold
+ids, keys and numbers, requests and reports hold no rows, and MLflow is given none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from alignment.data.demonstrations import normalise as normalise_sft
+from alignment.data.validate import QUARANTINE_FILE
+from alignment.data.withdrawal import SHARDS, Holder, Withdrawn, read_withdrawn, tombstone
+from alignment.stages.sft_dataset import HELD_OUT_FILE, TRAIN_FILE
+from alignment.store import Artifact, Commit, Store
+from alignment.store.store import Named, refs_of
+from alignment_dags.retention.items import Doomed, Kept
+
+SHARD, DATASET, MANIFEST = "preference_shard", "sft_dataset", "preference_manifest"
+IDS_FILE = "row_ids.parquet"
+DEMONSTRATIONS = Holder(DATASET, (TRAIN_FILE, HELD_OUT_FILE), normalise_sft)
+
+
+def withdrawn_text(store: Store, recipes: Iterable[str], in_use: set[str]) -> tuple[list[Doomed], list[Kept]]:
+    """Artifacts that hold what the recipes have withdrawn: those that can go, and those still stood on."""
+    withdrawn = {recipe: read_withdrawn(store, recipe) for recipe in recipes}
+    rows: frozenset[str] = frozenset().union(*(one.rows for one in withdrawn.values()))
+    demonstrations: frozenset[str] = frozenset().union(*(one.demonstrations for one in withdrawn.values()))
+    shards = {
+        key: f"shard {shard} of {recipe} was withdrawn"
+        for recipe, one in withdrawn.items()
+        for shard in one.shards
+        if (stone := tombstone(store, recipe, "shards", shard)) is not None
+        for key in stone.artifacts
+    }
+    doomed: list[Doomed] = []
+    kept: list[Kept] = []
+    for holder, ids, whole in ((SHARDS, rows, shards), (DEMONSTRATIONS, demonstrations, {})):
+        if not ids and not whole:
+            continue
+        current = current_keys(store, holder.kind)
+        for commit in store.commits(holder.kind):
+            why = whole.get(commit.key)
+            if why is None and holder.held(store, commit.artifact, ids):
+                why = "rows were withdrawn"
+            if why is None:
+                continue
+            if commit.key in current:
+                kept.append(Kept(holder.kind, commit.key, _stands(current[commit.key], why, withdrawn)))
+            elif commit.key in in_use:
+                kept.append(Kept(holder.kind, commit.key, f"{why}; a running build stands on it"))
+            else:
+                doomed.append(Doomed(commit, (QUARANTINE_FILE, *holder.files), why))
+    return doomed, kept
+
+
+def ids_instead(store: Store, commit: Commit) -> dict[str, bytes]:
+    """The ids of an SFT data set's rows, which nothing else records; manifests name those of shards."""
+    if commit.kind != DATASET:
+        return {}
+    tables = [
+        pq.read_table(pa.BufferReader(store.read(commit.artifact, name)), columns=["row_id"])
+        for name in DEMONSTRATIONS.files
+    ]
+    stream = pa.BufferOutputStream()
+    pq.write_table(pa.concat_tables(tables), stream, compression="zstd")
+    return {IDS_FILE: stream.getvalue().to_pybytes()}
+
+
+def current_keys(store: Store, kind: str) -> dict[str, list[tuple[str, str | None]]]:
+    """Key of every artifact of a kind that a recipe uses now, to its (recipe, shard) pairs."""
+    found: dict[str, list[tuple[str, str | None]]] = {}
+    gone: dict[str, Withdrawn] = {}
+    for named in refs_of(store, kind, partitioned=kind == SHARD):
+        if named.recipe not in gone:
+            gone[named.recipe] = read_withdrawn(store, named.recipe)
+        if named.partition not in gone[named.recipe].shards:
+            found.setdefault(named.ref.artifact.key, []).append((named.recipe, named.partition))
+    for named in refs_of(store, MANIFEST) if kind == SHARD else ():
+        for name, artifact in _waiting(store, named).items():
+            found.setdefault(artifact.key, []).append((named.recipe, name.removeprefix("shards.")))
+    return found
+
+
+def _waiting(store: Store, manifest: Named) -> dict[str, Artifact]:
+    """What a recipe's manifest pins, as long as the recipe's policy is not one trained on it."""
+    policy = store.read_ref(manifest.recipe, "policy_checkpoint")
+    trained = {} if policy is None else store.commit_of(policy.artifact).inputs
+    if any(one.identity() == manifest.ref.artifact.identity() for one in trained.values()):
+        return {}
+    return {name: one for name, one in store.commit_of(manifest.ref.artifact).inputs.items() if one.kind == SHARD}
+
+
+def _stands(users: list[tuple[str, str | None]], why: str, withdrawn: dict[str, Withdrawn]) -> str:
+    told = ", ".join(f"shard {shard} of {recipe}" if shard else f"SFT data of {recipe}" for recipe, shard in users)
+    behind = all(
+        (one := withdrawn.get(recipe, Withdrawn())).rows or one.demonstrations or shard in one.shards
+        for recipe, shard in users
+    )
+    what = "run `align run` first" if behind else "withdraw there too, and run it"
+    return f"{why}, but it is the current {told}: {what}"

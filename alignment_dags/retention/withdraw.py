@@ -1,0 +1,208 @@
+"""`align prefs withdraw` and `restore`: tombstones for rows and shards of a recipe that are sure to be known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from alignment.data.shards import overlaps, shards_of
+from alignment.data.withdrawal import SHARDS, Holder, Tombstone, What, bury, lift, now, read_withdrawn, tombstone
+from alignment.errors import BadInput
+from alignment.recipe import load_recipe
+from alignment.stages.execute import REQUEST_FILE
+from alignment.stages.preference_shard import ShardRequest
+from alignment.store import Artifact, MissingArtifact, Store
+from alignment.store.store import refs_of
+from alignment_dags.retention.text import DATASET, DEMONSTRATIONS, SHARD
+from resources.store import ArtifactStore
+
+SFT_DATA = "(SFT data)"
+
+
+def withdraw(path: Path, rows: list[str], shards: list[str], reason: str) -> dict[str, Any]:
+    """Writes the tombstones. Raises `BadInput` naming rows that are nowhere and shards that there are not.
+
+    A row id is looked for among preference rows and among the rows to fine-tune on. Returns where the rows are:
+    `rows` {id: shards of this recipe, or its SFT data}, `shards`, `also_in` {recipe: ids}, as another recipe on the
+    same data goes on using them, and `source`: the files that the team has to clear itself.
+    """
+    recipe = load_recipe(path)
+    store = ArtifactStore().open()
+    _require_some(rows, shards)
+    requests = shards_of(recipe.preferences, recipe.seed)
+    built = {(one.recipe, str(one.partition)): one.ref.artifact for one in refs_of(store, SHARD, partitioned=True)}
+    known = set(requests) | {shard for owner, shard in built if owner == recipe.name}
+    if strange := sorted(set(shards) - known):
+        raise BadInput(f"no shard {', '.join(strange)} in {recipe.name}; it has {', '.join(sorted(known))}")
+    asked = frozenset(rows)
+    found = {place: held for place, one in built.items() if (held := _held(store, one, asked, SHARDS))}
+    taught = {
+        (one.recipe, SFT_DATA): held
+        for one in refs_of(store, DATASET)
+        if (held := _held(store, one.ref.artifact, asked, DEMONSTRATIONS))
+    }
+    known_rows, known_demonstrations = _known(store, recipe.name, asked, _ids(found), _ids(taught))
+    at = now()
+    bury(store, recipe.name, "rows", (Tombstone(id=row, at=at, reason=reason) for row in known_rows))
+    stones = (Tombstone(id=row, at=at, reason=reason) for row in known_demonstrations)
+    bury(store, recipe.name, "demonstrations", stones)
+    whole = (
+        _stone(
+            tombstone(store, recipe.name, "shards", shard) or Tombstone(id=shard, at=at),
+            store,
+            requests,
+            built.get((recipe.name, shard)),
+        ).model_copy(update={"at": at, "reason": reason})
+        for shard in shards
+    )
+    bury(store, recipe.name, "shards", whole)
+    found |= taught
+    holding = {
+        row: sorted(place for (owner, place), ids in found.items() if owner == recipe.name and row in ids)
+        for row in rows
+    }
+    others = sorted({owner for owner, _ in found} - {recipe.name})
+    touched = {*shards, *chain.from_iterable(holding.values())}
+    origins = [requests[name] for name in touched if name in requests]
+    sources = {origin.file.url if origin.file else origin.source for origin in origins}
+    sources |= set(recipe.sft.dataset.files or []) if SFT_DATA in touched and recipe.sft.dataset else set()
+    return {
+        "recipe": recipe.name,
+        "rows": holding,
+        "shards": sorted(shards),
+        "also_in": {
+            other: sorted(_ids({place: ids for place, ids in found.items() if place[0] == other})) for other in others
+        },
+        "source": sorted(sources),
+    }
+
+
+def restore(path: Path, rows: list[str], shards: list[str]) -> dict[str, Any]:
+    """Takes tombstones back; raises `BadInput` naming what was not withdrawn."""
+    recipe = load_recipe(path)
+    store = ArtifactStore().open()
+    _require_some(rows, shards)
+    standing = read_withdrawn(store, recipe.name)
+    strange = sorted((set(rows) - standing.rows - standing.demonstrations) | (set(shards) - standing.shards))
+    if strange:
+        raise BadInput(f"not withdrawn from {recipe.name}: {', '.join(strange)}")
+    asked: list[tuple[What, list[str]]] = [("rows", rows), ("demonstrations", rows), ("shards", shards)]
+    for what, ids in asked:
+        lift(store, recipe.name, what, ids)
+    return {"recipe": recipe.name, "rows": sorted(rows), "shards": sorted(shards)}
+
+
+def show_withdrawal(result: dict[str, Any]) -> None:
+    for row, shards in result["rows"].items():
+        print(f"{row}: {', '.join(shards) or 'in nothing current, only in older artifacts'}")
+    for shard in result["shards"]:
+        print(f"{shard}: the whole shard")
+    for recipe, ids in result["also_in"].items():
+        print(f"still used by recipe {recipe}: {', '.join(ids)} (withdraw there too)")
+    print(f"\nwithdrawn; `align run` builds {result['recipe']} without them, `align gc` then erases their text")
+    for place in result["source"]:
+        print(f"not touched, it is yours: {place}")
+
+
+def show_restored(result: dict[str, Any]) -> None:
+    print(f"restored, from the next run on: {', '.join([*result['rows'], *result['shards']])}")
+
+
+def _require_some(rows: list[str], shards: list[str]) -> None:
+    if not rows and not shards:
+        raise BadInput("give --row-id or --shard")
+
+
+def _held(store: Store, artifact: Artifact, rows: frozenset[str], holder: Holder) -> set[str]:
+    try:
+        return holder.held(store, artifact, rows)
+    except MissingArtifact:  # erased already
+        return set()
+
+
+def _ids(found: dict[tuple[str, str], set[str]]) -> set[str]:
+    return set(chain.from_iterable(found.values()))
+
+
+def _known(
+    store: Store, recipe: str, asked: frozenset[str], rows: set[str], demonstrations: set[str]
+) -> tuple[set[str], set[str]]:
+    """Which of the ids are preference rows and which are for fine-tuning; older artifacts and tombstones count too."""
+    standing = read_withdrawn(store, recipe)
+    rows, demonstrations = rows | (asked & standing.rows), demonstrations | (asked & standing.demonstrations)
+    for holder, known in ((SHARDS, rows), (DEMONSTRATIONS, demonstrations)):
+        for commit in store.commits(holder.kind) if asked - rows - demonstrations else ():
+            known.update(holder.held(store, commit.artifact, asked - known))
+    if unknown := sorted(asked - rows - demonstrations):
+        raise BadInput(f"nothing that was built holds row {', '.join(unknown)}", field="--row-id")
+    return rows, demonstrations
+
+
+def _stone(stone: Tombstone, store: Store, requests: Mapping[str, ShardRequest], current: Artifact | None) -> Tombstone:
+    """A shard's tombstone, and beside what it names every artifact ever built of its records, and their sources."""
+    wanted = [] if stone.id not in requests else [requests[stone.id]]
+    if current is not None:
+        wanted.append(_asked(store, current))
+    keys = {*stone.artifacts, *([current.key] if current else [])}
+    sources = {_plain(request).model_dump_json(): _plain(request) for request in (*stone.sources, *wanted)}
+    for commit in store.commits(SHARD) if wanted else ():
+        asked = _asked(store, commit.artifact)
+        if any(overlaps(asked, request) for request in wanted):
+            keys.add(commit.key)
+            if any((asked.part, asked.parts) == (request.part, request.parts) for request in wanted):
+                sources[_plain(asked).model_dump_json()] = _plain(asked)
+    return stone.model_copy(update={"artifacts": sorted(keys), "sources": list(sources.values())})
+
+
+def _asked(store: Store, artifact: Artifact) -> ShardRequest:
+    return ShardRequest.model_validate_json(store.read(artifact, REQUEST_FILE))
+
+
+def _plain(request: ShardRequest) -> ShardRequest:
+    return request.model_copy(update={"withdrawn": ()})
+
+
+# `align prefs find`: the ids of the rows that hold a text, which is how a person who asks for data to go has it.
+
+TEXTS = ("prompt", "chosen", "rejected", "completion")
+
+
+def find_rows(path: Path, text: str) -> dict[str, Any]:
+    """`rows` [{row_id, shard, source, source_row}] of a recipe's current shards and SFT data that hold the text."""
+    if not text.strip():
+        raise BadInput("an empty text is in every row")
+    recipe = load_recipe(path)
+    store = ArtifactStore().open()
+    rows: list[dict[str, Any]] = []
+    for holder in (SHARDS, DEMONSTRATIONS):
+        for named in refs_of(store, holder.kind, partitioned=holder.kind == SHARD):
+            if named.recipe == recipe.name:
+                place = "(SFT data)" if holder.kind == DATASET else named.partition
+                rows += ({"shard": place, **row} for row in _holding(store, named.ref.artifact, holder, text))
+    return {"rows": rows}
+
+
+def show_found(result: dict[str, Any]) -> None:
+    for row in result["rows"]:
+        print(f"{row['row_id']}  {row['shard']}: {row['source']} row {row['source_row']}")
+    print(f"{len(result['rows'])} rows hold it" if result["rows"] else "no current row holds it")
+
+
+def _holding(store: Store, artifact: Artifact, holder: Holder, text: str) -> Iterator[dict[str, Any]]:
+    """Messages are kept as JSON, so the text is looked for as JSON writes it too."""
+    written = {text, json.dumps(text, ensure_ascii=False)[1:-1]}
+    for name in holder.files:
+        table = pq.read_table(pa.BufferReader(store.read(artifact, name)))
+        found = pa.array([False] * table.num_rows)
+        for column in set(TEXTS) & set(table.column_names):
+            for form in written:
+                held = pc.fill_null(pc.match_substring(table[column], form), False)
+                found = pc.or_(found, held.combine_chunks())
+        yield from table.filter(found).select(["row_id", "source", "source_row"]).to_pylist()

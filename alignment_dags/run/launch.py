@@ -1,0 +1,192 @@
+"""Dagster runs for one phase: which are needed, and executing one to its end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence, Set
+from types import TracebackType
+from typing import NoReturn
+
+import dagster as dg
+
+from alignment.errors import BadInput
+from alignment.recipe import Recipe
+from alignment.store import Store
+from alignment_dags.run.phases import Phase
+from alignment_dags.run.plan import plan
+from alignment_dags.run.workers import process_tags
+from assets.building.factory import BAD_INPUT, asset_key, shards_definition, shards_per_run
+from assets.graph import nodes_of
+from resources.pools import load_pools
+
+# Progress of a Dagster run on the terminal, read from its event log while it runs.
+
+TAG = "align/launch"
+PERIOD = 0.5  # seconds between two looks at the event log
+PAUSE = 3.0  # seconds between two lines that a step's stage logs
+
+
+class Progress:
+    """Tells `say` when steps start and end, and what stages log; finds its run by the tag in `tags`."""
+
+    def __init__(self, instance: dg.DagsterInstance, phase: str, say: Callable[[str], None]) -> None:
+        self.instance = instance
+        self.phase = phase
+        self.say = say
+        self.tags = {TAG: uuid.uuid4().hex}
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._run_id: str | None = None
+        self._cursor: str | None = None
+        self._began: dict[str, float] = {}
+        self._spoke: dict[str, float] = {}
+
+    def __enter__(self) -> Progress:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+        self._look()
+
+    def _follow(self) -> None:
+        while not self._done.wait(PERIOD):
+            self._look()
+
+    def _look(self) -> None:
+        if self._run_id is None:
+            runs = self.instance.get_runs(dg.RunsFilter(tags=self.tags), limit=1)
+            if not runs:
+                return
+            self._run_id = runs[0].run_id
+        seen = self.instance.get_records_for_run(self._run_id, cursor=self._cursor)
+        self._cursor = seen.cursor
+        for record in seen.records:
+            self._tell(record.event_log_entry)
+
+    def _tell_message(self, entry: dg.EventLogEntry, step: str) -> None:
+        """Warnings always; of a stage's own lines as many as a person can follow."""
+        message, warning = entry.user_message, int(entry.level) >= logging.WARNING
+        if not message or message.startswith("Dependencies for step"):
+            return
+        if warning or entry.timestamp - self._spoke.get(step, 0.0) >= PAUSE:
+            self._spoke[step] = entry.timestamp
+            self.say(f"    {step}: {message}")
+
+    def _tell(self, entry: dg.EventLogEntry) -> None:
+        event = entry.dagster_event
+        step = (entry.step_key or "").split("__", 1)[-1].replace("__", "/")
+        if event is None:
+            self._tell_message(entry, step)
+            return
+        if event.event_type == dg.DagsterEventType.STEP_START:
+            self._began[step] = entry.timestamp
+            self.say(f"  {self.phase} · {step} …")
+        elif event.event_type == dg.DagsterEventType.STEP_SUCCESS:
+            self.say(f"  {self.phase} · {step} done in {entry.timestamp - self._began.get(step, time.time()):.1f} s")
+        elif event.event_type == dg.DagsterEventType.STEP_FAILURE:
+            self.say(f"  {self.phase} · {step} FAILED")
+
+
+RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+
+
+class RunFailed(RuntimeError):
+    """A Dagster run failed; the message has a line for every step that did."""
+
+    def __init__(self, run_id: str, message: str) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+
+
+def launches(
+    instance: dg.DagsterInstance,
+    recipe: Recipe,
+    phase: Phase,
+    store: Store,
+    only: Set[str] | None = None,
+    refused: dict[str, str] | None = None,
+) -> Iterator[tuple[dict[str, str], list[str]]]:
+    """Tags and node names of each Dagster run the phase needs now: one, or one a stretch of shards (of `only` these).
+
+    A shard that waits for something above it to be made is not in any; nor is one that `plan` has `refused`.
+    """
+    pools = load_pools()
+    planned = plan(recipe, nodes_of(recipe, pools), store, only, refused)
+    names = {node.name for node in phase.nodes}
+    behind = [one for one in planned if one.node.name in names and one.state != "current"]
+    if not behind:
+        return
+    if not phase.partitioned:
+        yield {}, list(dict.fromkeys(one.node.name for one in behind))
+        return
+    name = shards_definition(recipe.name).name
+    assert name is not None
+    node = phase.nodes[0]
+    most = shards_per_run(node, pools) if node.pool else len(behind)
+    wanted = {one.shard for one in behind if one.state != "waiting"}
+    for first, last in stretches(instance.get_dynamic_partitions(name), wanted, most):
+        yield {RANGE_START: first, RANGE_END: last}, [node.name]
+
+
+def stretches(order: Sequence[str], wanted: Set[str | None], most: int) -> Iterator[tuple[str, str]]:
+    """First and last shard of every unbroken stretch of wanted shards in Dagster's order, `most` at a time."""
+    stretch: list[str] = []
+    for shard in [*order, None]:
+        if stretch and (shard not in wanted or len(stretch) == most):
+            yield stretch[0], stretch[-1]
+            stretch = []
+        if shard is not None and shard in wanted:
+            stretch.append(shard)
+
+
+def launch(
+    instance: dg.DagsterInstance,
+    recipe: Recipe,
+    phase: Phase,
+    chosen: list[str],
+    tags: dict[str, str],
+    say: Callable[[str], None],
+) -> str:
+    """Executes one Dagster run over the chosen nodes and returns its id; raises `RunFailed` or `BadInput`."""
+    named = {"recipe_name": recipe.name, "phase_name": phase.name}
+    job = dg.build_reconstructable_job("alignment_dags.jobs", "load_job", reconstructable_kwargs=named)
+    with Progress(instance, phase.name, say) as progress:
+        result = dg.execute_job(
+            job,
+            instance,
+            asset_selection=[asset_key(recipe.name, name) for name in chosen],
+            tags={**process_tags(), **progress.tags, **tags},
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            raise_on_error=False,
+        )
+    if result.success:
+        return result.run_id
+    raise_failure(instance, result.run_id)
+    raise AssertionError("unreachable")
+
+
+def raise_failure(instance: dg.DagsterInstance, run_id: str) -> NoReturn:
+    """Raises `BadInput` if every failed step says a person has to mend its input, else `RunFailed`."""
+    lines: list[str] = []
+    bad: list[str] = []
+    for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
+        event = entry.dagster_event
+        assert event is not None
+        data = event.step_failure_data
+        failure = data.user_failure_data
+        told = failure.description if failure else None
+        if told is None and data.error is not None:
+            told = (data.error.cause or data.error).message.strip()
+        lines.append(f"{event.step_key}: {told}")
+        if failure and BAD_INPUT in failure.metadata:
+            bad.append(str(failure.metadata[BAD_INPUT].value))
+    if bad and len(bad) == len(lines):
+        raise BadInput("; ".join(dict.fromkeys(bad)))
+    raise RunFailed(run_id, "\n".join(lines) or f"Dagster run {run_id} failed before any step")

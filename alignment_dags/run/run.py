@@ -1,0 +1,216 @@
+"""`align run`: brings a recipe up to date, phase by phase, and says what came of it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import dagster as dg
+
+from alignment.errors import BadInput
+from alignment.recipe import Recipe, load_recipe
+from alignment.store import Store
+from alignment_dags.run.launch import RunFailed, launch, launches
+from alignment_dags.run.phases import RECIPES, Phase, phases_of
+from alignment_dags.run.plan import Planned, plan
+from alignment_dags.run.shards import drop
+from alignment_dags.run.workers import apply_pools, end_dead_runs
+from assets.building.factory import shards_definition
+from assets.building.upstream import Upstream
+from assets.evaluation_report import asked_of
+from assets.graph import nodes_of
+from resources.home import ensure_home
+from resources.pools import Pools, load_pools
+from resources.store import ArtifactStore
+
+
+@dataclass
+class Outcome:
+    """What `align run` did: the Dagster runs it made and those it ended; `failure` says why it stopped early."""
+
+    recipe: Recipe
+    store: Store
+    dagster_runs: list[str] = field(default_factory=list)
+    ended_runs: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    failure: str | None = None
+
+
+def run_recipe(path: Path, say: Callable[[str], None]) -> Outcome:
+    """Runs every phase that has something to do. Raises `BadInput` before anything starts, if it can be seen then.
+
+    A step that fails ends the run: `Outcome.failure` says why, and everything made so far stands.
+    """
+    began = time.monotonic()
+    recipe = load_recipe(path)
+    os.environ[RECIPES] = str(Path(path).resolve())
+    ensure_home()
+    store, pools = ArtifactStore().open(), load_pools()
+    outcome = Outcome(recipe, store)
+    asked_of(recipe, str(path))  # what a person has to mend shows before anything starts, here and in the plan
+    plan(recipe, nodes_of(recipe, pools), store)
+    with dg.DagsterInstance.get() as instance:
+        outcome.ended_runs = end_dead_runs(instance)
+        for run_id in outcome.ended_runs:
+            say(f"ended run {run_id[:8]}: its process is gone")
+        apply_pools(instance, pools)
+        if gone := follow_source(instance, recipe):
+            say(f"withdrawn, as the source has them no more: {', '.join(gone)}")
+        for phase in phases_of(recipe, pools):
+            try:
+                for tags, chosen in launches(instance, recipe, phase, store):
+                    outcome.dagster_runs.append(launch(instance, recipe, phase, chosen, tags, say))
+            except RunFailed as failure:
+                outcome.failure = str(failure)
+                outcome.dagster_runs.append(failure.run_id)
+                break
+    outcome.seconds = time.monotonic() - began
+    return outcome
+
+
+def follow_source(instance: dg.DagsterInstance, recipe: Recipe) -> list[str]:
+    """Makes the recipe's shards those of its source, however many that takes out; returns those withdrawn."""
+    name = shards_definition(recipe.name).name
+    assert name is not None
+    store = ArtifactStore().open()
+    wanted = list(Upstream(store, recipe.name).shards(recipe.preferences, recipe.seed))
+    known = instance.get_dynamic_partitions(name)
+    gone = sorted({*known, *store.read_refs(recipe.name, "preference_shard")} - set(wanted))
+    drop(instance, store, recipe.name, gone)
+    instance.add_dynamic_partitions(name, [shard for shard in wanted if shard not in set(known)])
+    return gone
+
+
+# `align backfill`: makes any set of shards again where they are behind, now and in this process.
+
+STAGES = ("preference_shard", "reference_logprobs")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which shards a person asked for: by name, by a stretch of the source's order (ends included), or all."""
+
+    shards: tuple[str, ...] | None = None
+    first: str | None = None
+    last: str | None = None
+
+    @property
+    def everything(self) -> bool:
+        return self.shards is None and self.first is None and self.last is None
+
+    def of(self, order: list[str]) -> list[str]:
+        """The chosen ones in the source's order. Raises `BadInput` naming a shard that the source does not have."""
+        if self.shards is not None and (self.first is not None or self.last is not None):
+            raise BadInput("give either names, or the ends of a stretch", field="--shards")
+        for field_name, names in (("--shards", self.shards or ()), ("--from", (self.first,)), ("--to", (self.last,))):
+            for name in names:
+                if name is not None and name not in order:
+                    raise BadInput(f"the source has no shard '{name}'", field=field_name)
+        if self.shards is not None:
+            return [name for name in order if name in self.shards]
+        start = order.index(self.first) if self.first is not None else 0
+        end = order.index(self.last) if self.last is not None else len(order) - 1
+        if start > end:
+            raise BadInput(f"'{self.first}' comes after '{self.last}' in the source", field="--from")
+        return order[start : end + 1]
+
+
+@dataclass
+class Backfilled:
+    """What a backfill did. `made` maps each stage to the shards that are current now and were not before."""
+
+    recipe: str
+    shards: list[str]
+    dagster_runs: list[str] = field(default_factory=list)
+    made: dict[str, list[str]] = field(default_factory=dict)
+    current: dict[str, list[str]] = field(default_factory=dict)
+    behind: dict[str, list[str]] = field(default_factory=dict)
+    withdrawn: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def run_backfill(path: Path, chosen: Chosen, stage: str | None, say: Callable[[str], None]) -> Backfilled:
+    """Makes the chosen shards of `stage` (of both, if None) that are behind.
+
+    A shard that fails or cannot be read is named at the end, and the others stand. All of the source at once is
+    followed as `align run` follows it: what the source has no more is withdrawn. Raises `BadInput` for what can be seen
+    before it starts.
+    """
+    began = time.monotonic()
+    if stage is not None and stage not in STAGES:
+        raise BadInput(f"'{stage}' is not one of {', '.join(STAGES)}", field="--stage")
+    recipe = load_recipe(path)
+    os.environ[RECIPES] = str(Path(path).resolve())
+    ensure_home()
+    store, pools = ArtifactStore().open(), load_pools()
+    source = Upstream(store, recipe.name).shards(recipe.preferences, recipe.seed)
+    told = Backfilled(recipe.name, chosen.of(list(source)))
+    refused: dict[str, str] = {}
+    planned = plan(recipe, nodes_of(recipe, pools), store, told.shards, refused)
+    stages = STAGES if stage is None else (stage,)
+    if stage != STAGES[0] and any(one.node.name == "sft_checkpoint" and one.commit is None for one in planned):
+        raise BadInput("has no SFT checkpoint to score with; `align run` makes it", file=str(path))
+    before = _current(planned, told.shards, stages)
+    with dg.DagsterInstance.get() as instance:
+        for run_id in end_dead_runs(instance):
+            say(f"ended run {run_id[:8]}: its process is gone")
+        apply_pools(instance, pools)
+        if chosen.everything:
+            told.withdrawn = follow_source(instance, recipe)
+        else:
+            _add(instance, recipe, told.shards)
+        for phase in _phases(recipe, pools, stages):
+            _run_phase(instance, recipe, phase, store, told, refused, say)
+    after = _current(plan(recipe, nodes_of(recipe, pools), store, told.shards, refused), told.shards, stages)
+    told.failures += [f"{shard}: {why}" for shard, why in refused.items()]
+    for name in stages:
+        told.current[name] = [shard for shard in told.shards if shard in before[name]]
+        told.made[name] = [shard for shard in told.shards if shard in after[name] - before[name]]
+        told.behind[name] = [shard for shard in told.shards if shard not in after[name]]
+    told.seconds = round(time.monotonic() - began, 1)
+    return told
+
+
+def _phases(recipe: Recipe, pools: Pools, stages: tuple[str, ...]) -> Iterator[Phase]:
+    for phase in phases_of(recipe, pools):
+        if phase.partitioned and phase.nodes[0].name in stages:
+            yield phase
+
+
+def _run_phase(
+    instance: dg.DagsterInstance,
+    recipe: Recipe,
+    phase: Phase,
+    store: Store,
+    told: Backfilled,
+    refused: dict[str, str],
+    say: Callable[[str], None],
+) -> None:
+    for tags, nodes in launches(instance, recipe, phase, store, set(told.shards), refused):
+        try:
+            told.dagster_runs.append(launch(instance, recipe, phase, nodes, tags, say))
+        except RunFailed as failure:
+            told.dagster_runs.append(failure.run_id)
+            told.failures.append(str(failure))
+        except BadInput as error:
+            told.failures.append(str(error))
+
+
+def _current(planned: list[Planned], shards: list[str], stages: tuple[str, ...]) -> dict[str, set[str]]:
+    """Stage → those of the shards that are made and reported."""
+    found: dict[str, set[str]] = {name: set() for name in stages}
+    for one in planned:
+        if one.node.name in found and one.shard in shards and one.state == "current":
+            found[one.node.name].add(str(one.shard))
+    return found
+
+
+def _add(instance: dg.DagsterInstance, recipe: Recipe, shards: list[str]) -> None:
+    name = shards_definition(recipe.name).name
+    assert name is not None
+    known = set(instance.get_dynamic_partitions(name))
+    instance.add_dynamic_partitions(name, [shard for shard in shards if shard not in known])

@@ -1,0 +1,130 @@
+"""The sensor that watches a recipe's preference source; it alone asks for shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import dagster as dg
+
+from alignment.digest import json_digest
+from alignment.errors import BadInput, first_few
+from alignment.recipe import Recipe
+from alignment.store import Store
+from alignment_dags.run.launch import RANGE_END, RANGE_START, stretches
+from alignment_dags.run.phases import job_name
+from alignment_dags.run.shards import drop
+from alignment_dags.run.workers import UNFINISHED
+from alignment_dags.source.decide import Actions, Asked, Cursor, decide, read_cursor
+from alignment_dags.source.observe import Seen, look
+from assets.building.factory import SHARDS_PER_RUN, shards_definition
+from assets.building.upstream import Upstream
+from assets.preference_shard import preference_shard
+from resources.alerts import Alert, send
+from resources.store import ArtifactStore
+
+SENSOR_NAME, RUN_KEY = "dagster/sensor_name", "dagster/run_key"
+
+
+def sensor_name(recipe_name: str) -> str:
+    return f"{recipe_name}_source"
+
+
+def build_sensor(recipe: Recipe, jobs: Iterable[dg.UnresolvedAssetJobDefinition]) -> dg.SensorDefinition:
+    """`jobs` are the recipe's. The sensor runs by itself for recipes that have a schedule."""
+    job = next(job for job in jobs if job.name == job_name(recipe.name, "shards"))
+
+    @dg.sensor(
+        name=sensor_name(recipe.name),
+        job=job,
+        description=f"Follows the preference source of {recipe.name}: new, changed and vanished shards.",
+        minimum_interval_seconds=recipe.preferences.watch_seconds,
+        default_status=dg.DefaultSensorStatus.RUNNING if recipe.schedule else dg.DefaultSensorStatus.STOPPED,
+    )
+    def source(context: dg.SensorEvaluationContext, store: ArtifactStore) -> dg.SensorResult:
+        return watch(context.instance, recipe, store.open(), context.cursor)
+
+    return source
+
+
+def watch(instance: dg.DagsterInstance, recipe: Recipe, store: Store, text: str | None) -> dg.SensorResult:
+    """One tick: drops what is gone and asks for what is new or changed. `text` is the sensor's cursor."""
+    cursor = read_cursor(text)
+    upstream = Upstream(store, recipe.name)
+    try:
+        seen = look(recipe, preference_shard(recipe), upstream)
+    except BadInput as error:
+        told = f"the source cannot be listed, and no shard was withdrawn: {error}"
+        _alert(recipe, cursor, told)
+        return dg.SensorResult(skip_reason=told, cursor=cursor.model_copy(update={"alerted": told}).model_dump_json())
+    partitions = shards_definition(recipe.name)
+    assert partitions.name is not None
+    known = instance.get_dynamic_partitions(partitions.name)
+    recorded = {shard: ref.artifact.key for shard, ref in upstream.refs("preference_shard").items()}
+    running = {run.tags[RUN_KEY] for run in _unfinished(instance, recipe) if RUN_KEY in run.tags}
+    made = decide(seen, known, recorded, cursor.asked, running, {*upstream.withdrawn().shards, *seen.withdrawn})
+    drop(instance, store, recipe.name, made.drop)
+    gone = set(made.drop)
+    order = [*(name for name in known if name not in gone), *made.add]
+    requests, asked = _requests(made, seen, order, cursor)
+    told = "; ".join(made.troubles)
+    _alert(recipe, cursor, told)
+    if made.given_up:
+        names = first_few(made.given_up)
+        send(recipe.alerts, Alert(recipe.name, "shard_failed", f"failed and wait for a correction: {names}"))
+    after = Cursor(
+        observation=cursor.observation + bool(requests),
+        asked={**made.asked, **asked},
+        alerted=told,
+    )
+    return dg.SensorResult(
+        run_requests=requests,
+        skip_reason=None if requests else _nothing_to_do(seen, made),
+        cursor=after.model_dump_json(),
+        dynamic_partitions_requests=[partitions.build_add_request(made.add)] if made.add else [],
+    )
+
+
+def _unfinished(instance: dg.DagsterInstance, recipe: Recipe) -> list[dg.DagsterRun]:
+    mine = dg.RunsFilter(tags={SENSOR_NAME: sensor_name(recipe.name)}, statuses=UNFINISHED)
+    return list(instance.get_runs(mine))
+
+
+def _requests(
+    made: Actions, seen: Seen, order: list[str], cursor: Cursor
+) -> tuple[list[dg.RunRequest], Mapping[str, Asked]]:
+    """A run for every stretch of shards that Dagster has side by side, and what was asked with it."""
+    requests: list[dg.RunRequest] = []
+    asked: dict[str, Asked] = {}
+    place = {shard: index for index, shard in enumerate(order)}
+    for first, last in stretches(order, set(made.ask), SHARDS_PER_RUN):
+        shards = order[place[first] : place[last] + 1]
+        keys = {shard: seen.keys[shard] for shard in shards}
+        name = first if first == last else f"{first}..{last}"
+        run_key = f"{name}:{json_digest(keys)[:16]}:{cursor.observation}"
+        for shard, key in keys.items():
+            before = cursor.asked.get(shard)
+            tries = before.tries + 1 if before is not None and before.key == key else 1
+            asked[shard] = Asked(key=key, run_key=run_key, tries=tries)
+        if first == last:
+            requests.append(dg.RunRequest(run_key=run_key, partition_key=first))
+        else:
+            requests.append(dg.RunRequest(run_key=run_key, tags={RANGE_START: first, RANGE_END: last}))
+    return requests, asked
+
+
+def _nothing_to_do(seen: Seen, made: Actions) -> str:
+    parts = [
+        f"{len(seen.keys) - len(made.asked)} shards are current",
+        f"{len(made.asked)} were asked for" if made.asked else "",
+        f"{len(seen.waiting)} wait ({', '.join(sorted(set(seen.waiting.values())))})" if seen.waiting else "",
+        f"withdrawn: {first_few(made.drop)}" if made.drop else "",
+        f"withdrawn until restored: {first_few(sorted(seen.withdrawn.values()), '; ')}" if seen.withdrawn else "",
+        *made.troubles,
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def _alert(recipe: Recipe, cursor: Cursor, told: str) -> None:
+    """Tells people of trouble once, until it is another or over."""
+    if told and told != cursor.alerted:
+        send(recipe.alerts, Alert(recipe.name, "source", told))

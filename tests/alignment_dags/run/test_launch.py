@@ -1,0 +1,20 @@
+"""Stretches of shards: what is behind is covered, and nothing else."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alignment_dags.run.launch import stretches
+
+
+@given(st.lists(st.booleans(), max_size=30), st.integers(1, 7))
+def test_stretches_cover_exactly_the_wanted_shards_in_order(behind: list[bool], most: int) -> None:
+    order = [f"shard-{index}" for index in range(len(behind))]
+    wanted = {shard for shard, is_behind in zip(order, behind, strict=True) if is_behind}
+    covered: list[str] = []
+    for first, last in stretches(order, wanted, most):
+        stretch = order[order.index(first) : order.index(last) + 1]
+        assert 1 <= len(stretch) <= most
+        covered += stretch
+    assert covered == [shard for shard in order if shard in wanted]

@@ -8,89 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from alignment.errors import BadInput
-from alignment.store import Artifact, Commit
-from alignment_dags.cli.output import AsJson, columns, comparison_row, say, tell
-from alignment_dags.run.run import Outcome
-from assets.building.upstream import Upstream
-from assets.champion import moved_by_hand
-from resources.mlflow import Tracking, TrackingUnreachable
-
-# What `align run` tells at its end: the comparison, the verdict, the version, and where to look.
-
-
-def summary_of(outcome: Outcome) -> dict[str, Any]:
-    """Plain data for `--json` and for `show_outcome`."""
-    upstream = Upstream(outcome.store, outcome.recipe.name)
-
-    def commit(name: str) -> Commit | None:
-        found = upstream.get(name)
-        return None if found is None else outcome.store.commit_of(found)
-
-    def uri(artifact: Artifact | None) -> str | None:
-        return None if artifact is None else outcome.store.uri(artifact)
-
-    report, registration = commit("evaluation_report"), commit("registered_model")
-    manifest, policy = commit("preference_manifest"), upstream.get("policy_checkpoint")
-    if report is not None and report.inputs["policy"] != policy:
-        report = None  # of an earlier policy: this one was not evaluated
-    return {
-        "recipe": outcome.recipe.name,
-        "seconds": round(outcome.seconds, 1),
-        "dagster_runs": outcome.dagster_runs,
-        "ended_runs": outcome.ended_runs,
-        "failure": outcome.failure,
-        "verdict": report.summary["verdict"] if report else None,
-        "reasons": report.summary["reasons"] if report else [],
-        "comparisons": report.summary["comparisons"] if report else {},
-        "notes": report.summary.get("notes", []) if report else [],
-        "registered": registration.summary if registration and outcome.failure is None else None,
-        "rows": manifest.summary if manifest else None,
-        "report": f"{uri(upstream.get('evaluation_report'))}/report.html" if report else None,
-        "policy": uri(policy),
-        "alias": alias_told(outcome, upstream.get("registered_model")),
-        "store": outcome.store.url,
-    }
-
-
-def alias_told(outcome: Outcome, registration: Artifact | None) -> str | None:
-    """What is wrong with the champion's alias, if anything is and MLflow answers."""
-    try:
-        return moved_by_hand(outcome.store, Tracking(attempts=1), outcome.recipe.model_name, registration)
-    except TrackingUnreachable:
-        return None
-
-
-def show_outcome(result: dict[str, Any]) -> None:
-    if not result["dagster_runs"] and result["failure"] is None:
-        print(f"{result['recipe']}: nothing to do, everything is up to date ({result['seconds']} s)")
-    rows = [
-        (suite, *comparison_row(metric, one))
-        for suite, metrics in result["comparisons"].items()
-        for metric, one in metrics.items()
-    ]
-    if rows:
-        print(columns(("suite", "metric", "n", "SFT", "policy", "difference", "95 % interval", "verdict"), rows))
-    for note in result["notes"]:
-        print(note)
-    if result["verdict"]:
-        print(f"\ngate: {result['verdict']}")
-        for reason in result["reasons"]:
-            print(f"  {reason}")
-    registered = result["registered"] or {}
-    if registered.get("registered"):
-        print(f"registered: {registered['model']} version {registered['version']} (champion)")
-    elif registered:
-        print(f"registered: nothing ({registered.get('why')})")
-    for name in ("report", "policy", "store"):
-        if result[name]:
-            print(f"{name}: {result[name]}")
-    if result["alias"]:
-        print(f"warning: {result['alias']}")
-    if result["failure"] is not None:
-        print(f"\nfailed: {result['failure']}")
-    elif result["dagster_runs"]:
-        print(f"done in {result['seconds']} s; `make ui` shows it all")
-
+from alignment_dags.cli.output import AsJson, columns, say, tell
 
 # What `align plan` shows a person: a line a stage, and below it how each number was reached.
 
@@ -136,6 +54,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Bring a recipe up to date: what changed is made again, and no more."""
+    from alignment_dags.cli.outcome import show_outcome, summary_of
     from alignment_dags.run.run import run_recipe
 
     result = tell(lambda: summary_of(run_recipe(recipe, say)), as_json, show_outcome)

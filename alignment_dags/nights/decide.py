@@ -9,7 +9,7 @@ from typing import Literal
 
 from alignment.errors import first_few
 from alignment_dags.nights.night import Night, Outcome
-from alignment_dags.nights.state import MANIFEST, Standing
+from alignment_dags.nights.state import MANIFEST, State
 
 GRACE = timedelta(minutes=2)
 """How long a night leaves shards that are behind to the sensors that follow a source, before it makes them itself."""
@@ -63,14 +63,14 @@ NextStep = Launch | Wait | Close
 
 def decide_night(
     night: Night,
-    look: Callable[[], Standing],
+    state_now: Callable[[], State],
     runs: Sequence[RunSeen],
     now: datetime,
     idle_since: datetime | None,
 ) -> NextStep:
     """The next step. A night launches each phase at most once, so that what fails does not fail all night.
 
-    `look` is asked only when the runs alone do not decide. `idle_since` is since when something was behind that
+    `state_now` is asked only when the runs alone do not decide. `idle_since` is since when something was behind that
     nobody was making, None if that was not so at the last look.
     """
     if (trained := _mine(runs, "train")) is not None:
@@ -83,33 +83,33 @@ def decide_night(
             return Close("failed", f"{what}: {run.told}")
     started = base.ended_at if base is not None and base.ended_at else night.recorded_at
     late = now >= started + timedelta(minutes=night.deadline_minutes)
-    standing = look()
+    state = state_now()
     if pinned is None:
-        if standing.base:
-            return _base(standing, base, runs)
-        if not late and (step := _shards(standing, runs, now, idle_since)) is not None:
+        if state.base:
+            return _base(state, base, runs)
+        if not late and (step := _shards(state, runs, now, idle_since)) is not None:
             return step
-        if standing.manifest_behind:
+        if state.manifest_behind:
             return Launch("manifest", nodes=(MANIFEST,))
-    return _training(standing, runs, late)
+    return _training(state, runs, late)
 
 
-def _base(standing: Standing, made: RunSeen | None, runs: Sequence[RunSeen]) -> NextStep:
+def _base(state: State, made: RunSeen | None, runs: Sequence[RunSeen]) -> NextStep:
     """A new base or SFT comes first, whatever the deadline: no reference log-prob holds without it."""
-    names = ", ".join(standing.base)
+    names = ", ".join(state.base)
     if (other := _going(runs, "base")) is not None:
         return Wait(f"{names}: run {other.id[:8]} is making it")
     if made is not None:
         return Close("failed", f"{names}: made this night, and out of date again")
-    return Launch("base", nodes=standing.base)
+    return Launch("base", nodes=state.base)
 
 
-def _shards(standing: Standing, runs: Sequence[RunSeen], now: datetime, idle_since: datetime | None) -> NextStep | None:
+def _shards(state: State, runs: Sequence[RunSeen], now: datetime, idle_since: datetime | None) -> NextStep | None:
     """What to do about shards that are not ready, before the deadline; None to go on without them."""
-    if standing.unsettled:
-        reasons = ", ".join(sorted(set(standing.unsettled.values())))
-        return Wait(f"{first_few(list(standing.unsettled))}: {reasons}")
-    for phase, behind in (("shards", standing.shards), ("reference", standing.reference)):
+    if state.unsettled:
+        reasons = ", ".join(sorted(set(state.unsettled.values())))
+        return Wait(f"{first_few(list(state.unsettled))}: {reasons}")
+    for phase, behind in (("shards", state.shards), ("reference", state.reference)):
         what = f"{SHARD_PHASES[phase]} of {first_few(behind)}"
         if behind and (going := _going(runs, phase)) is not None:
             return Wait(f"{what}: run {going.id[:8]} is making them")
@@ -121,25 +121,25 @@ def _shards(standing: Standing, runs: Sequence[RunSeen], now: datetime, idle_sin
     return None
 
 
-def _training(standing: Standing, runs: Sequence[RunSeen], late: bool) -> NextStep:
-    if standing.base:
-        return Close("failed", f"{', '.join(standing.base)}: changed after the manifest was pinned")
-    if not standing.train or (standing.train == ("registered_model",) and standing.verdict in REFUSED):
-        return Close("skipped", _unchanged(standing))
+def _training(state: State, runs: Sequence[RunSeen], late: bool) -> NextStep:
+    if state.base:
+        return Close("failed", f"{', '.join(state.base)}: changed after the manifest was pinned")
+    if not state.train or (state.train == ("registered_model",) and state.verdict in REFUSED):
+        return Close("skipped", _unchanged(state))
     if (other := _going(runs, "train")) is not None and not late:
         return Wait(f"run {other.id[:8]} is training this recipe")
-    return Launch("train", nodes=standing.train)
+    return Launch("train", nodes=state.train)
 
 
-def _unchanged(standing: Standing) -> str:
+def _unchanged(state: State) -> str:
     """Why there is nothing to do, with what was looked at."""
-    looked = f"{standing.total} shards, the SFT checkpoint, the recipe's settings"
-    manifest = f"manifest {standing.manifest[:12]} " if standing.manifest else "the manifest "
+    looked = f"{state.total} shards, the SFT checkpoint, the recipe's settings"
+    manifest = f"manifest {state.manifest[:12]} " if state.manifest else "the manifest "
     told = f"nothing changed: {manifest}is the one tried last (looked at {looked})"
-    if standing.verdict in REFUSED:
-        told += f"; the gate said {standing.verdict} to its policy"
-    if standing.behind:
-        told += f"; not ready: {first_few(standing.behind)}"
+    if state.verdict in REFUSED:
+        told += f"; the gate said {state.verdict} to its policy"
+    if state.behind:
+        told += f"; not ready: {first_few(state.behind)}"
     return told
 
 

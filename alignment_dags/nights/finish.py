@@ -12,7 +12,7 @@ from alignment.store import Commit, Store
 from alignment_dags.nights.decide import Close
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.records import NightBook
-from alignment_dags.nights.state import Standing
+from alignment_dags.nights.state import State
 from assets.building.upstream import Upstream
 from assets.champion import moved_by_hand
 from resources.alerts import Alert, send
@@ -25,12 +25,12 @@ log = logging.getLogger("alignment_dags.nights")
 
 @dataclass(frozen=True)
 class Ending:
-    """A night that is over, and why; `standing` is how the recipe stands now, None where that cannot be said."""
+    """A night that is over, and why; `state` is how the recipe stands now, None where that cannot be said."""
 
     night: Night
     close: Close
     at: datetime
-    standing: Standing | None
+    state: State | None
 
 
 def close_night(book: NightBook, recipe: Recipe, ending: Ending) -> Night:
@@ -48,8 +48,8 @@ def close_night(book: NightBook, recipe: Recipe, ending: Ending) -> Night:
 def described(store: Store, ending: Ending) -> Night:
     """The night with its outcome, what it stood on and left out, and what it registered."""
     closed = ending.night.closed(ending.close.outcome, ending.close.reason, ending.at)
-    standing = ending.standing
-    if standing is None or not closed.runs:
+    state = ending.state
+    if state is None or not closed.runs:
         return closed
     upstream = Upstream(store, closed.recipe)
     manifest, registration = upstream.get("preference_manifest"), upstream.get("registered_model")
@@ -57,9 +57,9 @@ def described(store: Store, ending: Ending) -> Night:
     version = None
     if manifest is not None:
         left_out = dict(store.commit_of(manifest).summary["left_out"])
-    for shard in standing.behind:
+    for shard in state.behind:
         left_out.setdefault(shard, "changed after the manifest was pinned")
-    for shard, why in {**standing.unsettled, **standing.unreadable}.items():
+    for shard, why in {**state.unsettled, **state.unreadable}.items():
         left_out[shard] += f" ({why})"
     if registration is not None and closed.outcome == "passed":
         version = store.commit_of(registration).summary.get("version")

@@ -21,7 +21,7 @@ MANIFEST = "preference_manifest"
 
 
 @dataclass(frozen=True)
-class Standing:
+class State:
     """What is behind. `base` and `train` name nodes; `shards` and `reference` name shards.
 
     `reference` has only shards whose rows are built. `manifest_behind` is whether another manifest would be pinned
@@ -47,19 +47,17 @@ class Standing:
         return tuple(dict.fromkeys((*self.shards, *self.reference, *self.unsettled, *self.unreadable)))
 
 
-def look(recipe: Recipe, pools: Pools, store: Store) -> Standing:
-    """Where a recipe stands now. Raises `BadInput` where the source cannot be listed."""
+def state_of(recipe: Recipe, pools: Pools, store: Store) -> State:
+    """What is behind now. Raises `BadInput` where the source cannot be listed."""
     phases = {phase.name: phase.nodes for phase in phases_of(recipe, pools)}
     upstream = Upstream(store, recipe.name)
     (rows,) = phases["shards"]
     seen = look(recipe, rows, upstream)
     shards = tuple(name for name, key in seen.keys.items() if not current(upstream.refs(rows.name).get(name), key))
     base = tuple(one.node.name for one in plan(recipe, phases["base"], store, ()) if one.state != "current")
-    standing = Standing(
-        base=base, shards=shards, unsettled=seen.waiting, unreadable=seen.unreadable, total=len(seen.names)
-    )
+    state = State(base=base, shards=shards, unsettled=seen.waiting, unreadable=seen.unreadable, total=len(seen.names))
     if base:
-        return standing
+        return state
     ready = [name for name in seen.keys if name not in set(shards)]
     reference = [shard for node in phases.get("reference", ()) for shard in _not_scored(node, ready, upstream)]
     manifest, *after = phases["train"]
@@ -68,7 +66,7 @@ def look(recipe: Recipe, pools: Pools, store: Store) -> Standing:
     planned = [] if ref is None else plan(recipe, after, store, ())
     report = next((one.commit for one in planned if one.node.name == "evaluation_report"), None)
     return replace(
-        standing,
+        state,
         reference=tuple(reference),
         manifest_behind=pinned.state != "current",
         train=tuple(one.node.name for one in planned if one.state != "current"),

@@ -17,7 +17,7 @@ from alignment_dags.nights.finish import Ending, close_night, sentence, watch_al
 from alignment_dags.nights.night import Night, Outcome
 from alignment_dags.nights.records import NightBook
 from alignment_dags.nights.runs import runs_seen
-from alignment_dags.nights.state import Standing, look
+from alignment_dags.nights.state import State, state_of
 from alignment_dags.run.launch import RANGE_END, RANGE_START, stretches
 from alignment_dags.run.phases import job_name, phases_of
 from assets.building.factory import asset_key, shards_definition, shards_per_run
@@ -60,19 +60,19 @@ def tick(
             "troubles": [run.told for run in seen if run.mine and run.told and not run.phases & ENDING],
         }
     )
-    looked: list[Standing] = []
+    looked: list[State] = []
 
-    def look_once() -> Standing:
-        looked.append(look(recipe, pools, store))
+    def state_now() -> State:
+        looked.append(state_of(recipe, pools, store))
         return looked[-1]
 
     try:
-        step = decide_night(night, look_once, seen, now, idle_since)
+        step = decide_night(night, state_now, seen, now, idle_since)
     except UNREADABLE as error:
         step = unreadable(night, error, now)
     if isinstance(step, Close):
-        standing = looked[-1] if looked else _standing(recipe, pools, store)
-        closed = close_night(book, recipe, Ending(night, step, now, standing))
+        state = looked[-1] if looked else _state_or_none(recipe, pools, store)
+        closed = close_night(book, recipe, Ending(night, step, now, state))
         # afterwards, as a large store or MLflow may keep a tick waiting until Dagster ends it
         closed = note_costs(instance, recipe, pools, book, closed)
         watch_alias(book, recipe, closed, Tracking(attempts=1))
@@ -146,9 +146,9 @@ def _longest(recipe: Recipe) -> dict[str, str]:
     return {} if recipe.schedule is None else {MAX_RUNTIME_SECONDS_TAG: str(recipe.schedule.max_hours * 3600)}
 
 
-def _standing(recipe: Recipe, pools: Pools, store: Store) -> Standing | None:
+def _state_or_none(recipe: Recipe, pools: Pools, store: Store) -> State | None:
     try:
-        return look(recipe, pools, store)
+        return state_of(recipe, pools, store)
     except UNREADABLE:
         return None
 

@@ -253,7 +253,7 @@ def test_an_alias_that_somebody_moved_is_reported_and_put_back(
     assert moved in lineage_of("small")["alias_moved"]
     assert lineage_of("small")["version"] == "2", "the store knows better"
     assert any(moved in line for line in lines(lineage_of("small")))
-    from alignment_dags.cli.run import summary_of
+    from alignment_dags.cli.outcome import summary_of
     from alignment_dags.run.run import Outcome
 
     store = ArtifactStore().open()

@@ -85,7 +85,7 @@ def test_the_night_is_closed_first(book: NightBook, recipe: Recipe, monkeypatch:
     monkeypatch.setattr(tick, "note_costs", too_long)
     monkeypatch.setattr(tick, "runs_seen", lambda *_: [RunSeen("r", frozenset({"train"}), "failed", mine=True)])
     monkeypatch.setattr(tick, "decide_night", lambda *_: Close("failed", "the device fell off the bus"))
-    monkeypatch.setattr(tick, "look", lambda *_: None)
+    monkeypatch.setattr(tick, "state_of", lambda *_: None)
     with dg.DagsterInstance.ephemeral() as instance, pytest.raises(TimeoutError):
         tick.tick(instance, recipe, load_pools(), book.store, TWO, None)
     assert next(book.latest()).outcome == "failed"

@@ -9,13 +9,13 @@ import pytest
 
 from alignment_dags.nights.decide import GRACE, Close, Launch, RunSeen, Wait, decide_night
 from alignment_dags.nights.night import Night
-from alignment_dags.nights.state import Standing
+from alignment_dags.nights.state import State
 
 TWO = datetime(2026, 11, 21, 2, tzinfo=UTC)
 DEADLINE = timedelta(minutes=120)
 NIGHT = Night(recipe="small", scheduled_at=TWO, recorded_at=TWO, deadline_minutes=120)
 TRAIN = ("policy_checkpoint", "evaluation_report", "registered_model")
-CURRENT = Standing(total=3, verdict="pass", manifest="m" * 64)
+CURRENT = State(total=3, verdict="pass", manifest="m" * 64)
 SHARD_BEHIND = replace(CURRENT, shards=("b",))
 REFERENCE_BEHIND = replace(CURRENT, reference=("b",), train=TRAIN)
 READY = replace(CURRENT, train=TRAIN)
@@ -26,14 +26,14 @@ def run(phase: str, state: str = "going", *, mine: bool = False, **more: object)
 
 
 def decide(
-    standing: Standing | None,
+    standing: State | None,
     *runs: RunSeen,
     after: timedelta = timedelta(0),
     idle: timedelta | None = None,
 ) -> Launch | Wait | Close:
     now = TWO + after
 
-    def look() -> Standing:
+    def look() -> State:
         assert standing is not None, "the runs alone should have decided"
         return standing
 
@@ -84,7 +84,7 @@ def test_what_changes_after_the_manifest_was_pinned_is_for_the_next_night() -> N
     pinned = run("manifest", "succeeded", mine=True)
     changed = replace(READY, shards=("b",), reference=("c",), manifest_behind=True, unsettled={"d": "may be written"})
     assert decide(changed, pinned, idle=2 * GRACE) == Launch("train", nodes=TRAIN)
-    decision = decide(Standing(base=("sft_checkpoint",)), pinned)
+    decision = decide(State(base=("sft_checkpoint",)), pinned)
     assert isinstance(decision, Close)
     assert (decision.outcome, decision.reason) == (
         "failed",
@@ -93,7 +93,7 @@ def test_what_changes_after_the_manifest_was_pinned_is_for_the_next_night() -> N
 
 
 def test_base_and_sft_come_first_whatever_the_deadline() -> None:
-    behind = Standing(base=("sft_checkpoint",), reference=("a", "b"), total=2)
+    behind = State(base=("sft_checkpoint",), reference=("a", "b"), total=2)
     assert decide(behind, after=2 * DEADLINE) == Launch("base", nodes=("sft_checkpoint",))
     assert isinstance(decide(behind, run("base"), after=2 * DEADLINE), Wait)
     assert isinstance(decide(None, run("base", mine=True), after=2 * DEADLINE), Wait)
@@ -106,7 +106,7 @@ def test_a_base_that_failed_ends_the_night_with_the_reason() -> None:
 
 
 def test_a_base_that_is_out_of_date_again_is_not_made_all_night() -> None:
-    decision = decide(Standing(base=("base_model",)), run("base", "succeeded", mine=True))
+    decision = decide(State(base=("base_model",)), run("base", "succeeded", mine=True))
     assert isinstance(decision, Close)
     assert decision.outcome == "failed"
 
@@ -119,33 +119,33 @@ def test_the_deadline_counts_from_the_end_of_the_base_phase() -> None:
 
 @pytest.mark.parametrize(("standing", "phase"), [(SHARD_BEHIND, "shards"), (REFERENCE_BEHIND, "reference")])
 class TestShardsThatAreBehind:
-    def test_are_left_to_the_sensors_at_first(self, standing: Standing, phase: str) -> None:
+    def test_are_left_to_the_sensors_at_first(self, standing: State, phase: str) -> None:
         for idle in (None, GRACE - timedelta(seconds=1)):
             decision = decide(standing, idle=idle)
             assert isinstance(decision, Wait)
             assert decision.idle
 
-    def test_are_waited_for_while_somebody_makes_them(self, standing: Standing, phase: str) -> None:
+    def test_are_waited_for_while_somebody_makes_them(self, standing: State, phase: str) -> None:
         for mine in (False, True):
             decision = decide(standing, run(phase, mine=mine), idle=2 * GRACE)
             assert isinstance(decision, Wait)
             assert not decision.idle
             assert "b: run 01234567 is making them" in decision.reason
 
-    def test_are_made_by_the_night_where_nobody_does(self, standing: Standing, phase: str) -> None:
+    def test_are_made_by_the_night_where_nobody_does(self, standing: State, phase: str) -> None:
         assert decide(standing, idle=GRACE) == Launch(phase, shards=("b",))
 
     @pytest.mark.parametrize("state", ["failed", "succeeded"])
-    def test_are_tried_once_and_the_night_goes_on_without(self, standing: Standing, phase: str, state: str) -> None:
+    def test_are_tried_once_and_the_night_goes_on_without(self, standing: State, phase: str, state: str) -> None:
         decision = decide(replace(standing, train=TRAIN), run(phase, state, mine=True), idle=2 * GRACE)
         assert decision == Launch("train", nodes=TRAIN)
 
-    def test_are_left_out_after_the_deadline(self, standing: Standing, phase: str) -> None:
+    def test_are_left_out_after_the_deadline(self, standing: State, phase: str) -> None:
         for mine in (False, True):
             decision = decide(replace(standing, train=TRAIN), run(phase, mine=mine), after=DEADLINE)
             assert decision == Launch("train", nodes=TRAIN)
 
-    def test_are_named_when_nothing_else_changed(self, standing: Standing, phase: str) -> None:
+    def test_are_named_when_nothing_else_changed(self, standing: State, phase: str) -> None:
         decision = decide(replace(standing, train=()), run(phase), after=DEADLINE)
         assert isinstance(decision, Close)
         assert decision.outcome == "skipped"

@@ -6,8 +6,10 @@ A log-ratio is log π(y|x) − log π_ref(y|x), summed over the completion's tok
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from alignment.recipe import Dpo
+if TYPE_CHECKING:
+    from alignment.recipe import Dpo
 
 
 def preference_loss(

@@ -56,10 +56,11 @@ def run(part: str, preset: str, out: Path, seconds: float, start: str) -> dict[s
     """What the part's file holds, once the part has ended or its time is over."""
     path = out / f"{part}.json"
     path.unlink(missing_ok=True)
-    child = multiprocessing.get_context(start).Process(target=work, args=(part, preset, out))
+    context: Any = multiprocessing.get_context(start)
+    child = context.Process(target=work, args=(part, preset, out))
     began = time.monotonic()
     child.start()
-    child.join(max(0.0, seconds))
+    child.join(seconds)
     stopped = child.is_alive()
     if stopped:
         child.kill()
@@ -100,7 +101,7 @@ def main() -> int:
     began, start, tables, failed = time.monotonic(), "fork", [], []
     for part, limit in LIMITS.items():
         left = chosen.seconds - (time.monotonic() - began)
-        found = run(part, chosen.size, chosen.out, min(limit, left), start)
+        found = run(part, chosen.size, chosen.out, max(0.0, min(limit, left)), start)
         if found["status"] != "complete" and part == "environment":  # some drivers bear no fork: start afresh then
             start = "spawn"
             found = run(part, chosen.size, chosen.out, limit, start)

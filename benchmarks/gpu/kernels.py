@@ -148,11 +148,14 @@ def _states(query: Sequence[int], key: Sequence[int], device: torch.device) -> T
 
 
 def _attend(parts: Sequence[torch.Tensor], layout: Layout) -> torch.Tensor:
-    return ours.attend(None, *parts, None, **{ours.NAME: layout})[0]
+    q, k, v = parts
+    carried: dict[str, Any] = {ours.NAME: layout}
+    return ours.attend(None, q, k, v, None, **carried)[0]
 
 
 def _segments(parts: Sequence[torch.Tensor], layout: Layout) -> torch.Tensor:
-    each = [ours._one(*parts, None, None, segment).transpose(1, 2) for segment in layout.segments]
+    q, k, v = parts
+    each = [ours._one(q, k, v, None, None, segment).transpose(1, 2) for segment in layout.segments]
     return torch.cat(each, 1)
 
 

@@ -234,7 +234,7 @@ def backward(
                 [hidden[place, len(row.prompt_ids) - 1 : len(row) - 1] for place, row in enumerate(flat)]
             )
         ids = torch.tensor([token for row in flat for token in row.completion_ids], device=model.device)
-        (-recomputed_logps(head, states, ids, vocabulary(model)) / len(ids)).backward()
+        torch.autograd.backward(-recomputed_logps(head, states, ids, vocabulary(model)) / len(ids))
 
 
 def recomputed_logps(head: Head, states: torch.Tensor, ids: torch.Tensor, vocabulary: int) -> torch.Tensor:

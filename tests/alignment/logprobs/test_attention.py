@@ -16,7 +16,8 @@ def documented(query: Any, key: Any, value: Any, borders: Any, scale: float | No
     before, after = window
     queries, keys, longest_query, longest_key = borders
     assert after == 0
-    assert gqa or query.shape[1] == key.shape[1], "expect query and key/value to have the same number of heads"
+    if not gqa and query.shape[1] != key.shape[1]:
+        raise ValueError("Expect query and key/value to have the same number of heads")
     out = torch.full((query.shape[0], query.shape[1], value.shape[2]), float("nan"))
     for q, q_end, k, k_end in zip(queries[:-1], queries[1:], keys[:-1], keys[1:], strict=True):
         assert (q_end - q <= longest_query) and (k_end - k <= longest_key)

@@ -17,6 +17,7 @@ from assets.factory import asset_key, shards_definition
 from assets.upstream import Upstream
 from resources.store import ArtifactStore
 
+pytestmark = pytest.mark.timeout(7200)
 SHARD, REFERENCE = "preference_shard", "reference_logprobs"
 PAIRS = 8
 

@@ -16,6 +16,7 @@ import yaml
 from alignment.quickstart.preferences import preference_records
 from resources.home import PROJECT
 
+pytestmark = pytest.mark.timeout(7200)  # two whole trainings: ten minutes on two cores that others use too, or sixty
 RECIPE = PROJECT / "recipes" / "quickstart.yaml"
 
 

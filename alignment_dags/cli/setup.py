@@ -53,9 +53,11 @@ def recipes_check(files: Annotated[list[Path], typer.Argument(help="Recipes (YAM
     """Read recipes and say what is wrong in them."""
     from alignment.recipe import load_recipe
     from assets.evaluation_report import asked_of
+    from assets.preference_shard import refuse_files
 
     for path in files:
         recipe = load_recipe(path)
         with stdout_kept():
             asked_of(recipe, str(path))
+            refuse_files(recipe.preferences)
         print(f"{path}: {recipe.name} is well-formed")

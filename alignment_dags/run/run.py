@@ -22,6 +22,7 @@ from assets.building.factory import shards_definition
 from assets.building.upstream import Upstream
 from assets.evaluation_report import asked_of
 from assets.graph import nodes_of
+from assets.preference_shard import shows_its_kind
 from resources.home import ensure_home
 from resources.pools import Pools, load_pools
 from resources.store import ArtifactStore
@@ -59,7 +60,10 @@ def run_recipe(path: Path, say: Callable[[str], None]) -> Outcome:
         apply_pools(instance, pools)
         if gone := follow_source(instance, recipe):
             say(f"withdrawn, as the source has them no more: {', '.join(gone)}")
-        for phase in phases_of(recipe, pools):
+        phases = phases_of(recipe, pools)
+        if not shows_its_kind(recipe.preferences):  # what the method cannot train on shows before SFT trains
+            phases.sort(key=lambda phase: phase.name != "shards")
+        for phase in phases:
             try:
                 for tags, chosen in launches(instance, recipe, phase, store):
                     outcome.dagster_runs.append(launch(instance, recipe, phase, chosen, tags, say))

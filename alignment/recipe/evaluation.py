@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
@@ -231,6 +232,9 @@ class Judge(Section):
     """null leaves it to the endpoint, as models that take none want it."""
     max_tokens: int = Field(default=2048, ge=1)
     """Most tokens of one judgment."""
+    retires: date | None = None
+    """Day (YYYY-MM-DD) from which the endpoint serves the model no more: plans, checks and nights warn beforehand.
+    It changes no score and no key."""
     max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """How the endpoint calls that limit; OpenAI's reasoning models take only the second."""
     in_flight: int = Field(default=16, ge=1)

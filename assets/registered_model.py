@@ -50,8 +50,8 @@ class RegistrationRequest(Request):
 def refuse(request: RegistrationRequest, context: Context) -> Result:
     """The one stage that is not made by hand: it changes MLflow, and a registration goes by who is champion now."""
     raise BadInput(
-        "registered_model is not made by hand: `align run RECIPE` (or its asset in Dagster) asks the gate and registers;"
-        " `align promote MODEL` registers what a person decides"
+        "registered_model is not made by hand: `align run RECIPE` (or its asset in Dagster) asks the gate and"
+        " registers; `align promote MODEL` registers what a person decides"
     )
 
 

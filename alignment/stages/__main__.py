@@ -1,8 +1,8 @@
 """`python -m alignment.stages NAME --request FILE --store URL`: one stage by hand or under a launcher.
 
-What the store holds already is found and not made. With `--out FOLDER` the result is made again into that folder, whatever
-the store holds, and compared with what was recorded; nothing is committed. Exit 0 done, 1 the work failed or the result
-differs, 2 bad input.
+What the store holds already is found and not made. With `--out FOLDER` the result is made again into that folder,
+whatever the store holds, and compared with what was recorded; nothing is committed. Exit 0 done, 1 the work failed or
+the result differs, 2 bad input.
 
 Stages are found by entry point (group `alignment_dags.stages`), so that floors above and other
 packages add theirs without this one knowing them.

@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup quickstart test lint types tests ui clean
+.PHONY: help setup quickstart test lint types tests newer ui clean
 
 help: ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml requirements.lock
 quickstart: setup ## run the whole graph on the embedded model and data
 	$(BIN)/align run recipes/quickstart.yaml
 
-test: setup lint types tests ## everything that has to hold
+test: setup lint types newer tests ## everything that has to hold
 
 lint: setup ## ruff
 	$(BIN)/ruff check .
@@ -32,6 +32,9 @@ types: setup ## mypy, strict everywhere but in tests
 
 tests: setup ## pytest, a file at a time on each core, four at most
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+newer: setup ## every file compiled, and the pure core tested, on a newer Python where there is one (PYTHON_NEXT=…)
+	$(BIN)/python -m tests.newer_python
 
 ui: setup ## Dagster with its daemon, and MLflow, on this project's home
 	$(BIN)/python -m alignment_dags.ui

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from alignment.methods import METHODS, method_of
 from alignment.recipe.data import DataSource, ModelSource, Section
 
 Precision = Literal["float32", "bfloat16"]
@@ -124,12 +125,12 @@ class Dpo(Optimisation):
     """Highest learning rate of AdamW, reached after the warm-up; commonly 5e-8 to 1e-6 for a whole model, ten times
     that with LoRA. Too high a rate spoils the model before it learns the preferences."""
     loss: Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm"] = "sigmoid"
-    """Loss of a pair, by TRL's names. `sigmoid`: DPO (Rafailov et al. 2023). `hinge`: SLiC-HF (Zhao et al. 2023).
+    """The method. `sigmoid`: DPO (Rafailov et al. 2023). `hinge`: SLiC-HF (Zhao et al. 2023).
     `ipo`: IPO of log-ratios per token (Azar et al. 2023). `robust`: rDPO, for labels of which some are wrong
     (Chowdhury et al. 2024). `sigmoid_norm`: DPO of log-ratios per token."""
     beta: float = Field(default=0.1, gt=0)
-    """β, the strength of the pull to the reference: larger stays nearer to it. Commonly 0.01 to 0.5; with
-    `sigmoid_norm`, whose log-ratios are per token, 2 to 10. With `ipo` the margin that is aimed at is 1 / (2β)."""
+    """β, the strength of the pull to the reference: larger stays nearer to it. Healthy is 0.01 to 1; with
+    `sigmoid_norm`, whose log-ratios are per token, 1 to 10. With `ipo` the margin that is aimed at is 1 / (2β)."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Share of the pairs whose two sides are taken to be swapped, as a fraction; needed by `robust` and refused by
     others."""
@@ -138,9 +139,12 @@ class Dpo(Optimisation):
     keeps what SFT taught. 0 adds none."""
 
     @model_validator(mode="after")
-    def _smoothing(self) -> Dpo:
-        if self.label_smoothing and self.loss != "robust":
-            raise ValueError("label_smoothing counts only with loss: robust")
-        if self.loss == "robust" and not self.label_smoothing:
-            raise ValueError("loss: robust needs label_smoothing above 0")
+    def _settings_of_its_method(self) -> Dpo:
+        every = {name for method in METHODS.values() for name in method.settings()}
+        for name in sorted(every - METHODS[self.loss].settings()):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                takers = [loss for loss, method in METHODS.items() if name in method.settings()]
+                raise ValueError(f"{name} counts only with loss: {' or '.join(takers)}")
+        if wrong := method_of(self).wrong():
+            raise ValueError(wrong)
         return self

@@ -8,12 +8,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from alignment.data.manifest import Manifest, read_manifest
 from alignment.data.tokens import Tokenization
 from alignment.logprobs.keys import fingerprint
+from alignment.methods import method_of
 from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint, load_tokenizer, max_positions
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
-from alignment.stages.preference_manifest import Manifest, read_manifest
 from alignment.store import Artifact
 from alignment.training import resume
 from alignment.training.arguments import (
@@ -80,7 +81,7 @@ def _rows(request: DpoRequest, context: Context, folder: Path, manifest_folder: 
     if "weights_digest" not in start or "config_digest" not in start:
         start = checkpoint_summary(folder)
     reference = fingerprint(start["weights_digest"], start["config_digest"], request.settings.precision)
-    return policy_rows(manifest, context, manifest_folder, tokens, reference)
+    return policy_rows(manifest, context, manifest_folder, tokens, reference, method_of(request.settings))
 
 
 def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows) -> dict[str, Any]:

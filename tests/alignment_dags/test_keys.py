@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from alignment.methods import METHODS
 from alignment.recipe import Dpo, Gsm8k, Recipe
 from alignment_dags.cli.keys import places, recipe_page
 from resources.home import PROJECT
@@ -38,6 +39,13 @@ def test_a_key_has_its_range_its_default_and_its_meaning() -> None:
     assert keys["label_smoothing"].startswith("a number from 0 below 0.5 | `0.0` | ")
     assert keys["loss"].startswith("`sigmoid`, `hinge`, `ipo`, `robust`, `sigmoid_norm` | `sigmoid` | ")
     assert section("## The recipe")["name"].startswith("a text | required | ")
+
+
+def test_the_healthy_range_that_beta_names_is_that_of_every_method() -> None:
+    beta = Dpo.model_fields["beta"].description or ""
+    ranges = {method.name: method.healthy["beta"] for method in METHODS.values()}
+    assert all(f"{low:g} to {high:g}" in beta for low, high in ranges.values())
+    assert {name for name, healthy in ranges.items() if healthy != ranges["sigmoid"]} == {"sigmoid_norm"}
 
 
 def test_what_every_suite_has_stands_once_and_other_defaults_with_their_suite() -> None:

@@ -46,6 +46,10 @@ class CorruptArtifact(RuntimeError):
     """A committed artifact whose files are not what its commit record says."""
 
 
+class NewerFormat(CorruptArtifact):
+    """A record that a newer version of alignment-dags wrote, in a form that this one does not know."""
+
+
 class ErasedArtifact(MissingArtifact):
     """An artifact whose commit record stands while files of it were erased on purpose."""
 

@@ -10,6 +10,7 @@ import dagster as dg
 import yaml
 
 from alignment.digest import json_digest
+from alignment.errors import BadInput
 from alignment.recipe import Gate, Recipe
 from alignment.stages import Context, Request, Result, Stage, execute
 from alignment.store import Artifact, Commit, CorruptArtifact, MissingArtifact
@@ -47,7 +48,11 @@ class RegistrationRequest(Request):
 
 
 def refuse(request: RegistrationRequest, context: Context) -> Result:
-    raise dg.Failure("a model is registered only by its asset, which asks the gate first", allow_retries=False)
+    """The one stage that is not made by hand: it changes MLflow, and a registration goes by who is champion now."""
+    raise BadInput(
+        "registered_model is not made by hand: `align run RECIPE` (or its asset in Dagster) asks the gate and"
+        " registers; `align promote MODEL` registers what a person decides"
+    )
 
 
 STAGE = Stage(name="registered_model", code_version=1, request=RegistrationRequest, run=refuse)

@@ -23,6 +23,7 @@ from filelock import FileLock
 
 from alignment.errors import BadInput
 from alignment.store import Artifact, Commit, MissingArtifact
+from alignment.store.commit import read_record
 from resources.home import align_home, mlflow_ui, tracking_uri, without_userinfo
 
 if TYPE_CHECKING:
@@ -406,4 +407,4 @@ class MlflowRecords:
             raise MissingArtifact(f"MLflow has no run with {tags}")
         with tempfile.TemporaryDirectory() as folder:
             path = self.client.download_artifacts(runs[0].info.run_id, "commit.json", folder)
-            return Commit.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
+            return read_record(Commit, Path(path).read_text(encoding="utf-8"), f"{runs[0].info.run_id}/commit.json")

@@ -18,14 +18,22 @@ MOST_SLOTS = 1000
 
 
 class Kubernetes(BaseModel):
-    """What a pod of this pool needs beside its GPUs."""
+    """What a pod of this pool needs beside its GPUs.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    It becomes the tag `dagster-k8s/config` of the step, which Dagster's Kubernetes executor reads. The executor that is
+    set here by default starts no pods and does not read it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     node_selector: dict[str, str] = {}
+    """Labels that a node must have."""
     tolerations: list[dict[str, str]] = []
+    """Tolerations of the pod, as Kubernetes writes them."""
     memory: str | None = None
+    """Memory that the pod asks for, such as 96Gi."""
     cpu: str | None = None
+    """Processors that the pod asks for, such as "12"."""
 
 
 class Pool(BaseModel):
@@ -36,16 +44,20 @@ class Pool(BaseModel):
     slots: int = Field(ge=1, le=MOST_SLOTS, strict=True)
     """Launches that may run at once."""
     gpus_per_slot: int = Field(default=0, ge=0, strict=True)
+    """GPUs that a launch uses; 0 for a pool without."""
     accelerator: str | None = None
+    """Name of the GPU; people read it."""
     memory_gib: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Memory of one accelerator (of the machine, where there is none)."""
+    """Memory of one GPU (of the machine, where there is none) in GiB; null leaves `align plan` unable to say what
+    fits."""
     price_per_hour: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Price of one slot in USD, as judges are priced; 0 where it is not known."""
+    """Price of one slot in USD an hour; 0 where it is not known."""
     launcher: Literal["step", "torchrun"] = "step"
-    """`step` runs the stage in the step's own process, `torchrun` in one process a device."""
+    """`step` runs the stage in the step's own process, `torchrun` in one process a GPU."""
     processes: int | None = Field(default=None, ge=1)
-    """Processes that torchrun starts; one a GPU by default."""
+    """Processes that torchrun starts; null is one a GPU."""
     kubernetes: Kubernetes | None = None
+    """Where a pod of this pool may run, and what it asks for."""
 
     @property
     def world_size(self) -> int:
@@ -73,9 +85,10 @@ class Pool(BaseModel):
 class Pools(BaseModel):
     """The file: pool name to pool."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     pools: dict[str, Pool] = Field(min_length=1)
+    """The pools by name; recipes name them under `pools`."""
 
     def __getitem__(self, name: str) -> Pool:
         if name not in self.pools:

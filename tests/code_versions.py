@@ -177,10 +177,14 @@ def sources() -> Sources:
 
 
 def stages() -> dict[str, dict[str, Any]]:
-    """Every registered stage: its code version and the digest of what it reaches, as they are now."""
+    """Every stage that computes something: its code version and the digest of what it reaches, as they are now.
+
+    `registered_model` stands above these packages: its result is a record of what MLflow was told.
+    """
     return {
         point.name: {"code_version": point.load().code_version, "source": sources().digest(point.module, point.attr)}
         for point in sorted(entry_points(group="alignment_dags.stages"), key=lambda point: point.name)
+        if point.module.split(".")[0] in PACKAGES
     }
 
 

@@ -17,9 +17,7 @@ RECORDED = json.loads(Path(__file__).with_name("recorded_requests.json").read_te
 
 
 def stages() -> dict[str, Any]:
-    from assets.registered_model import STAGE
-
-    return {point.name: point.load() for point in entry_points(group="alignment_dags.stages")} | {STAGE.name: STAGE}
+    return {point.name: point.load() for point in entry_points(group="alignment_dags.stages")}
 
 
 def test_requests_of_every_stage_are_recorded() -> None:

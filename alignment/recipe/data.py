@@ -18,15 +18,18 @@ class ModelSource(Section):
     """Exactly one of `hub`, `path` and `embedded`."""
 
     hub: str | None = None
-    """Hugging Face Hub id, with `revision`."""
+    """Model id on the Hugging Face Hub, such as Qwen/Qwen2.5-0.5B-Instruct."""
     revision: str | None = None
-    """Commit hash, tag or branch on the hub; pinned to a commit hash when it is read."""
+    """Commit hash, tag or branch on the hub; the hub's default branch if left out. It is pinned to a commit hash when
+    the recipe is read, so a branch that moves makes another base model: give a hash for a run that can be repeated."""
     path: str | None = None
-    """Folder with config.json, safetensors weights and a tokenizer."""
+    """Local folder with config.json, safetensors weights and a tokenizer. Relative paths start at the folder the
+    command is run in, not at the recipe's."""
     embedded: Literal["micro"] | None = None
     """The micro Llama that alignment-dags makes from a seed: it shows the pipeline, not quality."""
     chat_template: str | None = None
-    """Jinja chat template (text, or a path that ends in .jinja) for a tokenizer that has none."""
+    """Jinja chat template, as text or as a path that ends in .jinja, in place of the tokenizer's own. Without one a
+    model takes plain text only, no messages."""
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSource:
@@ -42,12 +45,16 @@ class DataSource(Section):
     """Exactly one of `files`, `hub` and `embedded`."""
 
     files: list[str] | None = None
-    """Paths, globs or fsspec URLs; a folder stands for the data files in it."""
+    """Paths, globs or fsspec URLs of JSONL, JSON, CSV or Parquet files; a folder stands for the data files in it.
+    Relative paths start at the folder the command is run in, not at the recipe's."""
     hub: str | None = None
-    """Hugging Face Hub data set id, with `revision`, `config` and `split`."""
+    """Data set id on the Hugging Face Hub."""
     revision: str | None = None
+    """Commit hash, tag or branch of the data set; the hub's default branch if left out."""
     config: str | None = None
+    """Configuration (subset) of the data set; needed where it has several."""
     split: str | None = None
+    """Split of the data set, such as train."""
     embedded: Literal["micro"] | None = None
     """Text that alignment-dags generates from a seed."""
 
@@ -65,9 +72,9 @@ class PreferenceSource(DataSource):
     """Preference data; each file is a shard, or `split_into` shards by row position."""
 
     split_into: int = Field(default=1, ge=1, le=10_000)
-    """Number of shards a source file (or hub split) is cut into, in contiguous runs of rows."""
+    """Number of shards that each source file (or hub split) is cut into, by the position of its rows."""
     settle_seconds: float = Field(default=30.0, ge=0)
-    """A file written more recently may still be growing: the watching sensor leaves it for its next look."""
+    """Seconds since a file was last written before the watching sensor reads it: a younger one may still be growing."""
     watch_seconds: int = Field(default=30, ge=1)
     """Seconds between two looks of the watching sensor at the source."""
 

@@ -18,20 +18,25 @@ class Suite(Section):
     data: str | None = None
     """Data file in the suite's published format: JSON lines, CSV or Parquet."""
     hub: str | None = None
-    """Hugging Face Hub data set id, with `revision`, `config` and `split`, in place of a file."""
+    """Data set id on the Hugging Face Hub, in place of a file."""
     revision: str | None = None
+    """Commit hash, tag or branch of the data set on the hub; its default branch if left out."""
     config: str | None = None
-    """Configuration on the hub; None takes that of lm-eval's task, of a group of tasks each one's own."""
+    """Configuration on the hub; null takes that of lm-eval's task, of a group of tasks each one's own."""
     split: str = "test"
     """Split on the hub that is tested on."""
     limit: int | None = Field(default=None, ge=1)
+    """Items of a seeded sample to ask; null asks all."""
     max_new_tokens: int = Field(default=512, ge=1)
+    """Longest answer in tokens; a longer one is cut there and counts as it is."""
     temperature: float | None = Field(default=None, ge=0, le=10)
-    """0 is greedy; None is the suite's own: greedy, unless it says more. Each item's draws are seeded by its own id."""
+    """Sampling temperature; 0 takes the most likely token each time. null is the suite's own: 0, for MT-Bench
+    FastChat's by category. Each item's draws are seeded by its own id."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Only the most likely tokens that together reach this are drawn; counts where the temperature is above 0."""
+    """Tokens are drawn from the most likely ones that together reach this probability; counts where the temperature is
+    above 0."""
     embedded: Literal["micro"] | None = None
-    """The generated items of the quickstart."""
+    """The generated items of the quickstart, in place of a file."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Suite:
@@ -47,6 +52,7 @@ class Gsm8k(Suite):
     """Grade-school maths (Cobbe et al. 2021), lm-eval's prompt and scorer."""
 
     num_fewshot: int = Field(default=5, ge=0)
+    """Worked examples before each question."""
     few_shot_data: str | None = None
     """Training file the worked examples are drawn from; needed when num_fewshot > 0 and data is a file."""
     few_shot_split: str | None = None
@@ -57,16 +63,18 @@ class IfEval(Suite):
     """Verifiable instructions (Zhou et al. 2023), lm-eval's scorer."""
 
     max_new_tokens: int = Field(default=1280, ge=1)
+    """Longest answer in tokens; a longer one is cut there and counts as it is."""
 
 
 class MtBench(Suite):
     """Two-turn questions and a judge (Zheng et al. 2023), FastChat-compatible files."""
 
     max_new_tokens: int = Field(default=1024, ge=1)
+    """Longest answer to a turn in tokens; a longer one is cut there and counts as it is."""
     reference_answers: str | None = None
     """FastChat answer file with references for maths, reasoning and coding."""
     judge_prompts: str | None = None
-    """FastChat judge prompt file; None takes the prompts that come with alignment-dags."""
+    """FastChat judge prompt file; null takes the prompts that come with alignment-dags."""
     baseline_answers: str | None = None
     """FastChat answer file of a baseline: answers are judged beside its too, in both orders (`win_rate`)."""
 
@@ -75,6 +83,7 @@ class Published(Suite):
     """A suite that the quickstart has no items for."""
 
     embedded: None = None
+    """Not for this suite."""
 
     @model_validator(mode="after")
     def _has_source(self) -> Published:
@@ -87,30 +96,36 @@ class AlpacaEval(Published):
     """Instructions and a judge between the answers and a baseline's (Dubois et al. 2024), AlpacaEval's files."""
 
     max_new_tokens: int = Field(default=2048, ge=1)
+    """Longest answer in tokens; a longer one is cut there and counts as it is."""
     baseline_answers: str | None = None
-    """AlpacaEval outputs of the baseline; None takes the `output` that comes with each instruction in `data`."""
+    """AlpacaEval outputs of the baseline; null takes the `output` that comes with each instruction in `data`."""
     judge_prompts: str | None = None
+    """Judge prompt file in FastChat's form; null takes the prompts that come with alignment-dags."""
 
 
 class ArenaHard(Published):
     """Hard user prompts and a judge between the answers and a baseline's (Li et al. 2024), Arena-Hard's files."""
 
     max_new_tokens: int = Field(default=4096, ge=1)
+    """Longest answer in tokens; a longer one is cut there and counts as it is."""
     baseline_answers: str
-    """Answer file of the baseline."""
+    """Arena-Hard answer file of the baseline."""
     judge_prompts: str | None = None
+    """Judge prompt file in FastChat's form; null takes the prompts that come with alignment-dags."""
 
 
 class Harmless(Published):
     """Harmful prompts (BeaverTails' or HH-RLHF's files) and a judge of whether the answers are safe."""
 
     judge_prompts: str | None = None
+    """Judge prompt file in FastChat's form; null takes the prompts that come with alignment-dags."""
 
 
 class XsTest(Published):
     """Over-refusal (Röttger et al. 2024): safe prompts that look unsafe, and unsafe ones beside them."""
 
     max_new_tokens: int = Field(default=256, ge=1)
+    """Longest answer in tokens; a longer one is cut there and counts as it is."""
 
 
 class LmEvalTask(Published):
@@ -121,13 +136,14 @@ class LmEvalTask(Published):
     """
 
     num_fewshot: int | None = Field(default=None, ge=0)
-    """Worked examples; None is the task's own number."""
+    """Worked examples before each question; null is the task's own number."""
     few_shot_data: str | None = None
     """File that the worked examples are drawn from, for tasks that do not bring their own."""
     few_shot_split: str | None = None
     """Split on the hub that the worked examples are drawn from."""
     chat_template: bool | None = None
-    """None is as in training: questions go through the tokenizer's chat template where it has one."""
+    """Whether questions go through the tokenizer's chat template. null is as in training: where it has one. Published
+    figures for multiple choice are usually without."""
 
 
 def refuse_no_address(url: str | None) -> None:
@@ -152,6 +168,7 @@ class Generate(Section):
     )
 
     kind: Literal["transformers", "endpoint"] = "transformers"
+    """`transformers` loads the checkpoint in the step; `endpoint` asks a server that has it."""
     base_url: str | None = None
     """Address of the endpoint's API, as in http://host:8000/v1."""
     model: str = "{digest}"
@@ -160,7 +177,9 @@ class Generate(Section):
     api_key_env: VariableName = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; the key itself is never written anywhere."""
     in_flight: int = Field(default=32, ge=1)
+    """Calls that wait for an answer at the same time."""
     timeout_seconds: float = Field(default=600.0, gt=0)
+    """Seconds that a call may take before it is tried again."""
     retries: int = Field(default=5, ge=0)
     """How often a call is tried again after 408, 409, 429, 5xx or a timeout."""
 
@@ -182,21 +201,30 @@ class Evals(Section):
     """The suites to run; a suite left out is not run."""
 
     gsm8k: Gsm8k | None = None
+    """GSM8K: grade-school maths."""
     ifeval: IfEval | None = None
+    """IFEval: instructions that a program can verify."""
     mt_bench: MtBench | None = None
+    """MT-Bench: two-turn questions, graded 1 to 10 by a judge."""
     alpaca_eval: AlpacaEval | None = None
+    """AlpacaEval: answers judged beside a baseline's."""
     arena_hard: ArenaHard | None = None
+    """Arena-Hard: answers to hard prompts, judged beside a baseline's."""
     harmless: Harmless | None = None
+    """Harmful prompts, and a judge of whether the answers are safe."""
     xstest: XsTest | None = None
+    """XSTest: safe prompts that look unsafe, and unsafe ones beside them."""
     lm_eval: dict[str, LmEvalTask] = Field(default_factory=dict)
     """Any of lm-eval's tasks by name (mmlu, arc_challenge, truthfulqa_mc2, hendrycks_math, …); each is a suite."""
     baselines: str | None = None
     """CSV file of published figures (columns model, metric, value, source) that the report lays beside ours. A metric
     is `suite/metric`, or a suite's name for its main one; values are on the metric's scale, fractions from 0 to 1."""
     generate: Generate = Generate()
+    """Who answers the suites."""
     batch_tokens: int = Field(default=16_384, ge=1)
-    """Prompt + answer tokens generated at once."""
+    """Tokens held at once while answering: longest prompt + `max_new_tokens`, times the answers of a batch."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """Precision of weights and computation while answering."""
 
     def selected(self) -> dict[str, Suite]:
         """Suite name to settings, in the order of this class."""
@@ -217,35 +245,46 @@ class JudgePrice(Section):
     """What a judge costs, in USD per million tokens."""
 
     input_usd: float = Field(ge=0)
+    """USD per million tokens that are sent."""
     output_usd: float = Field(ge=0)
+    """USD per million tokens that come back."""
 
 
 class Judge(Section):
     """Who grades open answers: `rubric` (deterministic, embedded questions only) or an OpenAI-compatible endpoint."""
 
     kind: Literal["rubric", "openai"]
+    """`rubric` are the deterministic checks of the quickstart's own questions; `openai` is any endpoint that speaks the
+    OpenAI API."""
     model: str | None = None
+    """Name the endpoint knows the judge by; `openai` needs it."""
     base_url: str | None = None
+    """Address of the endpoint's API, as in http://host:8000/v1; null is OpenAI's own."""
     api_key_env: VariableName = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; the key itself is never written anywhere."""
     temperature: float | None = Field(default=0.0, ge=0)
-    """null leaves it to the endpoint, as models that take none want it."""
+    """Sampling temperature of the judge; null leaves it to the endpoint, as models that take none want it."""
     max_tokens: int = Field(default=2048, ge=1)
-    """Most tokens of one judgment."""
+    """Longest judgment in tokens."""
     retires: date | None = None
     """Day (YYYY-MM-DD) from which the endpoint serves the model no more: plans, checks and nights warn beforehand.
     It changes no score and no key."""
     max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """How the endpoint calls that limit; OpenAI's reasoning models take only the second."""
     in_flight: int = Field(default=16, ge=1)
+    """Calls that wait for a judgment at the same time."""
     timeout_seconds: float = Field(default=120.0, gt=0)
+    """Seconds that a call may take before it is tried again."""
     retries: int = Field(default=6, ge=0)
     """How often a call is tried again after 408, 409, 429, 5xx, a timeout or an answer that is none."""
     price: JudgePrice | None = None
+    """What the endpoint charges; costs are shown where it is given."""
     budget_usd: float | None = Field(default=None, ge=0)
-    """Most that judging one suite of one checkpoint may cost, resumptions included; needs `price`."""
+    """USD that judging one suite of one checkpoint may cost at most, resumptions included; needs `price`. null sets no
+    limit."""
     budget_tokens: int | None = Field(default=None, ge=0)
-    """The same in tokens, of questions and judgments together."""
+    """Tokens, of questions and judgments together, that judging one suite of one checkpoint may take at most; null
+    sets no limit."""
 
     @model_validator(mode="after")
     def _endpoint(self) -> Judge:
@@ -263,15 +302,17 @@ class Requirement(Section):
     """What the gate asks of one metric; give exactly one of `no_regression`, `improve` and `at_least`."""
 
     no_regression: float | None = Field(default=None, ge=0)
-    """Margin: the interval's lower end must be above minus this, against the SFT baseline and the champion."""
+    """Margin, on the metric's scale: the lower end of the 95 % interval of the difference must be above minus this,
+    against the SFT baseline and the champion."""
     improve: float | None = Field(default=None, ge=0)
-    """Against the SFT baseline the interval's lower end must be above this. The champion has made that improvement
-    already: against it the lower end must be above minus `champion_margin`."""
+    """On the metric's scale: against the SFT baseline the lower end of the 95 % interval of the difference must be
+    above this. The champion has made that improvement already: against it the lower end must be above minus
+    `champion_margin`."""
     at_least: float | None = None
-    """The candidate's own mean, over all items it was asked, must be at least this."""
+    """On the metric's scale: the candidate's own mean, over all items it was asked, must be at least this."""
     champion_margin: float | None = Field(default=None, ge=0)
-    """Margin against the champion. By default that of `no_regression`; for `improve` a twentieth of the metric's
-    scale: 0.05 of a fraction, 0.45 of a rating from 1 to 10."""
+    """Margin against the champion, on the metric's scale. By default that of `no_regression`; for `improve` a
+    twentieth of the scale: 0.05 of a fraction, 0.45 of a rating from 1 to 10."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Requirement:
@@ -287,9 +328,11 @@ class Gate(Section):
     """Requirements by `suite/metric`; a metric that was not measured cannot pass."""
 
     metrics: dict[str, Requirement] = Field(min_length=1)
+    """What is asked of each metric; a metric is written suite/metric, such as mt_bench/average or
+    gsm8k/exact_match,strict-match. All must hold."""
     any_improves: bool = False
     """At least one of the metrics must be better than the SFT baseline's, after Holm's correction over them."""
     max_missing: float = Field(default=0.02, ge=0, lt=1)
-    """Largest share of what one side of a comparison was measured on that the other may lack (no whole answer, no
-    judgment); for `at_least`, of what the candidate was asked. Beyond it a metric cannot pass: what a model fails on
-    would not count. A comparison is not held open by items that both sides lack."""
+    """As a fraction, the largest share of what one side of a comparison was measured on that the other may lack (no
+    whole answer, no judgment); for `at_least`, of what the candidate was asked. Beyond it a metric cannot pass: what a
+    model fails on would not count. A comparison is not held open by items that both sides lack."""

@@ -16,43 +16,67 @@ class Pools(Section):
     """The pool (of pools.yaml) each GPU stage runs in."""
 
     sft: str = "local"
+    """Pool of supervised fine-tuning."""
     reference: str = "local"
+    """Pool of the reference log-prob pass."""
     policy: str = "local"
+    """Pool of preference training."""
     responses: str = "local"
+    """Pool of whatever loads a model to generate: answers to the suites, the policy's divergence, the check before a
+    registration."""
 
 
 class Registry(Section):
     """Where a promoted model goes in the MLflow registry."""
 
     model_name: str | None = None
-    """Registered model name; the recipe's name by default."""
+    """Name of the registered model; the recipe's name by default."""
     smoke_prompt: str = "Hello"
-    """What the checkpoint, loaded back, is asked before it is registered."""
+    """Prompt that the checkpoint, loaded back from the store, must answer before it is registered; the answer is kept
+    with the registration."""
 
 
 class Recipe(Section):
     """Everything a person decides. Its name is the asset group and the prefix of every asset key."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
+    """Lower-case letters, digits and _, a letter first, 63 characters at most. Another name is another recipe, with
+    its own assets, nights and registered model; artifacts are shared whatever the name."""
     description: str = ""
+    """What the recipe is for; people read it, nothing depends on it."""
     seed: int = 0
+    """Seed of every draw: the order of training rows, samples of data, sampled answers, embedded models and data."""
     base_model: ModelSource
+    """The pretrained model that supervised fine-tuning starts from."""
     sft: Sft
+    """Supervised fine-tuning. Its checkpoint is where the policy starts and the reference that it is held to."""
     preferences: PreferenceSource
+    """The preference pairs."""
     tokens: TokenPolicy = TokenPolicy()
+    """How a preference pair becomes token ids."""
     held_out_fraction: float = Field(default=0.02, ge=0, lt=0.5)
-    """Share of preference rows, by hash of the prompt, that are measured on and never trained on."""
+    """Share of the preference pairs that are measured on and never trained on, as a fraction. A hash of the prompt
+    chooses them, so a prompt never stands on both sides and never moves. 0 holds none out."""
     reference: Reference = Reference()
+    """How the reference log-probs are computed."""
     dpo: Dpo = Dpo()
+    """How the policy is trained on the pairs."""
     evals: Evals = Evals()
+    """What is measured on the SFT checkpoint, the policy and the champion."""
     judge: Judge | None = None
+    """Who grades open answers. Without a judge such suites are answered, and shown as not judged."""
     gate: Gate | Literal["none", "default"] = "none"
-    """`none` registers nothing and ends well. `default` asks that no suite's main metric is lost by a twentieth of
-    its scale, against the SFT baseline and the champion, and that one of them is better than the SFT baseline's."""
+    """What a policy must show to be registered. `none` registers nothing and ends well. `default` asks that no suite's
+    main metric is lost by a twentieth of its scale, against the SFT baseline and the champion, and that one of them is
+    better than the SFT baseline's; suites that need a judge count only where there is one."""
     registry: Registry = Registry()
+    """How a policy that passes is registered in MLflow."""
     pools: Pools = Pools()
+    """The pool that each stage on a GPU runs in."""
     schedule: Schedule | None = None
+    """The nightly run. Without this section a recipe runs only when a person asks."""
     alerts: Alerts | None = None
+    """Where alerts go beside the log."""
 
     _written: dict[str, Any] | None = PrivateAttr(default=None)
 

@@ -70,13 +70,14 @@ class Schedule(Section):
     """The nightly run. Without this section a recipe runs only when a person asks."""
 
     cron: str = "0 2 * * *"
-    """Minute, hour, day of month, month, day of week, in `timezone`."""
+    """When a night begins: minute, hour, day of month, month, day of week, in `timezone`."""
     timezone: str = "UTC"
     """IANA name, such as Europe/Berlin; changes of its clock are followed."""
     deadline_minutes: int = Field(default=120, ge=1, le=7 * 24 * 60)
-    """How long a night waits for shards before it goes without them; anew if it had to make base model or SFT first."""
+    """Minutes that a night waits for shards before it goes on without those that are not ready. They count anew from
+    the end of base model and SFT, if the night had to make these first."""
     max_hours: int = Field(default=24, ge=1)
-    """Longest that one run of a night may take; then it is ended, so that the nights after it have their turn."""
+    """Hours that one run of a night may take; then it is ended, so that the nights after it have their turn."""
 
     @field_validator("cron")
     @classmethod

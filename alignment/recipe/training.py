@@ -16,18 +16,23 @@ class TokenPolicy(Section):
     """How a row becomes ids; part of every sequence key."""
 
     max_length: int = Field(default=2048, ge=2)
-    """Most tokens of prompt + completion, BOS and EOS counted."""
+    """Longest prompt + completion in tokens, the tokens that begin and end a text included."""
     truncation: Literal["drop", "keep_start", "keep_end"] = "drop"
-    """What happens to longer rows: dropped and counted, or cut at the end or at the prompt's start."""
+    """What happens to longer rows. `drop`: the pair is left out and counted. `keep_start`: the completion loses its
+    end, the token that ends it included. `keep_end`: the prompt loses its start; the completion is never cut."""
 
 
 class Lora(Section):
     """LoRA adapter (Hu et al. 2021)."""
 
     rank: int = Field(default=16, ge=1)
+    """Rank of the two matrices that are trained beside each weight; a higher one learns more and takes more memory."""
     alpha: int = Field(default=32, ge=1)
+    """Scale of the adapter: its change of a weight is multiplied by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the adapter's inputs that are zeroed at random while training, as a fraction."""
     target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    """Names of the layers that get an adapter, such as q_proj; `all-linear` takes every linear layer but the head."""
 
 
 class Optimisation(Section):
@@ -36,19 +41,29 @@ class Optimisation(Section):
     speed_only: ClassVar[frozenset[str]] = frozenset({"save_steps"})
 
     learning_rate: float = Field(gt=0)
+    """Highest learning rate of AdamW, reached after the warm-up."""
     epochs: float = Field(default=1.0, gt=0)
+    """Passes over the training rows; a fraction ends within one."""
     batch_size: int = Field(default=32, ge=1)
-    """Rows an optimiser step sees, over all devices and accumulation steps."""
+    """Rows of one optimiser step, over all devices and accumulation steps."""
     micro_batch_size: int = Field(default=4, ge=1)
-    """Rows a device holds at once; what is missing to batch_size is accumulated."""
+    """Rows that a device holds at once; batch_size is reached by accumulating gradients, and must be a multiple of this
+    times the number of devices. Halve it when memory runs out."""
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the optimiser steps in which the learning rate rises from 0, as a fraction."""
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
+    """Course of the learning rate after the warm-up: down to 0 on a line or a cosine, or constant."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled weight decay; 0 is none."""
     max_grad_norm: float = Field(default=1.0, gt=0)
+    """Norm of the gradient over all weights above which it is scaled down to this."""
     precision: Precision = "bfloat16"
+    """Precision of weights and computation. With bfloat16 the optimiser keeps float32 master weights."""
     gradient_checkpointing: bool = False
+    """Computes activations again in the backward pass instead of keeping them: less memory for about a third more
+    time."""
     save_steps: int = Field(default=200, ge=1)
-    """Optimiser steps between checkpoints that an interrupted run resumes from."""
+    """Optimiser steps between two checkpoints that an interrupted run resumes from; changes no result."""
     lora: Lora | None = None
     """LoRA instead of full fine-tuning; merged into the weights when training ends."""
 
@@ -57,12 +72,15 @@ class SftTraining(Optimisation):
     """How supervised fine-tuning is done, whatever the data."""
 
     learning_rate: float = Field(default=2e-5, gt=0)
+    """Highest learning rate of AdamW, reached after the warm-up; commonly 5e-6 to 2e-5 for a whole model, ten times
+    that with LoRA."""
     max_length: int = Field(default=2048, ge=2)
-    """Longer conversations are dropped and counted."""
+    """Longest conversation in tokens; longer ones are left out and counted."""
     eval_steps: int = Field(default=200, ge=1)
     """Optimiser steps between two looks at the held-out loss."""
     patience: int | None = Field(default=None, ge=1)
-    """Stop after this many looks without a lower held-out loss and keep the best; None trains all epochs."""
+    """Training stops after this many looks without a lower held-out loss, and the best weights are kept; null trains
+    all epochs."""
 
     @classmethod
     def of(cls, settings: SftTraining) -> SftTraining:
@@ -74,12 +92,14 @@ class Sft(SftTraining):
     """Supervised fine-tuning, or a checkpoint adopted as it is."""
 
     adopt: ModelSource | None = None
-    """Take this checkpoint as the SFT checkpoint and train nothing."""
+    """Take this checkpoint as the SFT checkpoint and train nothing; in place of `dataset`."""
     dataset: DataSource | None = None
+    """Conversations to fine-tune on; in place of `adopt`."""
     max_rows: int | None = Field(default=None, ge=1)
-    """A seeded sample of this many rows instead of all."""
+    """Rows of a seeded sample to train on instead of all; null takes all."""
     held_out_fraction: float = Field(default=0.02, ge=0, lt=0.5)
-    """Share of conversations, by hash of the prompt, whose loss is watched instead of trained on."""
+    """Share of the conversations whose loss is watched instead of trained on, as a fraction, chosen by a hash of the
+    prompt."""
 
     @model_validator(mode="after")
     def _adopt_or_train(self) -> Sft:
@@ -92,21 +112,31 @@ class Reference(Section):
     """The reference log-prob pass. Batch size changes speed, never values or keys."""
 
     precision: Precision = "bfloat16"
-    """Compute dtype; must equal the policy's, so that the first DPO loss is what theory says."""
+    """Precision of weights and computation. It must equal `dpo.precision`: only then is the first loss what theory
+    says."""
     batch_tokens: int = Field(default=16_384, ge=1)
-    """Padded tokens of one forward pass."""
+    """Tokens of one forward pass, padding included; changes speed and memory, never values."""
 
 
 class Dpo(Optimisation):
     """Direct preference optimisation (Rafailov et al. 2023), from cached reference log-probs."""
 
     learning_rate: float = Field(default=5e-7, gt=0)
+    """Highest learning rate of AdamW, reached after the warm-up; commonly 5e-8 to 1e-6 for a whole model, ten times
+    that with LoRA. Too high a rate spoils the model before it learns the preferences."""
     loss: Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm"] = "sigmoid"
-    """The method; `robust` is rDPO with label_smoothing as the flip rate."""
+    """The method. `sigmoid`: DPO (Rafailov et al. 2023). `hinge`: SLiC-HF (Zhao et al. 2023).
+    `ipo`: IPO of log-ratios per token (Azar et al. 2023). `robust`: rDPO, for labels of which some are wrong
+    (Chowdhury et al. 2024). `sigmoid_norm`: DPO of log-ratios per token."""
     beta: float = Field(default=0.1, gt=0)
+    """β, the strength of the pull to the reference: larger stays nearer to it. Healthy is 0.01 to 1; with
+    `sigmoid_norm`, whose log-ratios are per token, 1 to 10. With `ipo` the margin that is aimed at is 1 / (2β)."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of the pairs whose two sides are taken to be swapped, as a fraction; needed by `robust` and refused by
+    others."""
     sft_weight: float = Field(default=0.0, ge=0)
-    """Weight of the negative log-likelihood of the chosen completion added to the loss (RPO)."""
+    """Weight of the chosen completion's negative log-likelihood, in nats per token, that is added to the loss (RPO);
+    keeps what SFT taught. 0 adds none."""
 
     @model_validator(mode="after")
     def _settings_of_its_method(self) -> Dpo:

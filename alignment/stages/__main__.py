@@ -1,5 +1,9 @@
 """`python -m alignment.stages NAME --request FILE --store URL`: one stage by hand or under a launcher.
 
+What the store holds already is found and not made. With `--out FOLDER` the result is made again into that folder,
+whatever the store holds, and compared with what was recorded; nothing is committed. Exit 0 done, 1 the work failed or
+the result differs, 2 bad input.
+
 Stages are found by entry point (group `alignment_dags.stages`), so that floors above and other
 packages add theirs without this one knowing them.
 """
@@ -7,6 +11,7 @@ packages add theirs without this one knowing them.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -17,9 +22,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from alignment.errors import BadInput
-from alignment.stages.execute import execute
-from alignment.stages.stage import Request, Stage
-from alignment.store import Store
+from alignment.stages.execute import execute, make_again
+from alignment.stages.stage import Request, Result, Stage
+from alignment.store import CorruptArtifact, MissingArtifact, Store
 
 GROUP = "alignment_dags.stages"
 BAD_INPUT_FILE = "ALIGN_BAD_INPUT_FILE"  # where a launcher wants to read what a person has to mend
@@ -41,22 +46,39 @@ def main() -> int:
     parser.add_argument("name")
     parser.add_argument("--request", type=Path, required=True)
     parser.add_argument("--store", default=os.environ.get("ALIGN_STORE"), required="ALIGN_STORE" not in os.environ)
+    parser.add_argument("--out", type=Path, help="make the result again into this folder, and commit nothing")
     parser.add_argument("--cache", type=Path, help="where what is remote is kept and built on this machine")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     first_rank = os.environ.get("RANK", "0") == "0"
     with told_to_dagster() if first_rank else nullcontext():
         try:
-            stage = load_stage(arguments.name)
-            commit = execute(stage, read_request(stage, arguments.request), Store(arguments.store, arguments.cache))
+            stage, store = load_stage(arguments.name), Store(arguments.store, arguments.cache)
+            request = read_request(stage, arguments.request)
+            if arguments.out is not None:
+                return compared(stage, request, store, make_again(stage, request, store, arguments.out))
+            commit = execute(stage, request, store)
         except BadInput as error:
             print(f"error: {error}", file=sys.stderr)
             if first_rank and (told := os.environ.get(BAD_INPUT_FILE)):
                 Path(told).write_text(str(error), encoding="utf-8")
             return 2
+        except (MissingArtifact, CorruptArtifact) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
     if first_rank:
         print(commit.artifact.model_dump_json())
     return 0
+
+
+def compared(stage: Stage, request: Request, store: Store, result: Result) -> int:  # type: ignore[type-arg]
+    """Prints the data version of what was made again beside the recorded one; 1 where they differ, else 0."""
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+    commit = store.find(stage.kind, stage.key(request))
+    recorded = None if commit is None else commit.digest
+    print(json.dumps({"kind": stage.kind, "digest": result.digest, "recorded": recorded}))
+    return int(recorded not in (None, result.digest))
 
 
 def read_request(stage: Stage, path: Path) -> Request:  # type: ignore[type-arg]

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from alignment.errors import BadInput
 from alignment.stages.stage import Context, R, Result, Stage
 from alignment.store import Commit, CorruptArtifact, Store
 from alignment.store.place import told_when_full
@@ -86,6 +87,23 @@ def _build(stage: Stage[R], request: R, store: Store, key: str, world_size: int)
         raise
     store.clear_work(stage.kind, key)
     return commit
+
+
+def make_again(stage: Stage[R], request: R, store: Store, out: Path) -> Result:
+    """Makes a request's result once more, into an empty folder beside the store, and commits nothing.
+
+    Inputs come from the store, cached log-probs included; nothing is resumed. Under torchrun every rank calls this, and
+    rank 0 fills the folder. Raises `BadInput` where the folder holds something.
+    """
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if not rank:
+        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+            raise BadInput("is not an empty folder", file=str(out), field="--out")
+        out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch, told_when_full(str(out)):
+        (work := Path(scratch, "work")).mkdir()
+        (aside := Path(scratch, "aside")).mkdir()  # what other ranks write is thrown away
+        return stage.run(request, Context(store, aside if rank else out, work, rank, world_size))
 
 
 def environment() -> dict[str, str]:

@@ -12,7 +12,7 @@ from alignment.data.manifest import Manifest, read_manifest
 from alignment.data.tokens import Tokenization
 from alignment.logprobs.keys import fingerprint
 from alignment.methods import method_of
-from alignment.models.checkpoint import digest_checkpoint, load_tokenizer, max_positions
+from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint, load_tokenizer, max_positions
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
 from alignment.store import Artifact
@@ -72,20 +72,14 @@ def run(request: DpoRequest, context: Context) -> Result:
         return Result(digest="", summary=summary)
     pq.write_table(rows.record, context.out / ROWS_FILE, compression="zstd")
     digest = digest_checkpoint(context.out)
-    names = {
-        "weights_digest": digest.weights,
-        "config_digest": digest.config,
-        "tokenizer_digest": digest.tokenizer,
-    }
-    return Result(digest=digest.digest, summary={**names, **summary})
+    return Result(digest=digest.digest, summary=checkpoint_summary(context.out, digest) | summary)
 
 
 def _rows(request: DpoRequest, context: Context, folder: Path, manifest_folder: Path, manifest: Manifest) -> PolicyRows:
     tokens = Tokenization(load_tokenizer(folder), request.tokens, max_positions(folder))
     start = context.store.commit_of(request.checkpoint).summary
     if "weights_digest" not in start or "config_digest" not in start:
-        digest = digest_checkpoint(folder)
-        start = {"weights_digest": digest.weights, "config_digest": digest.config}
+        start = checkpoint_summary(folder)
     reference = fingerprint(start["weights_digest"], start["config_digest"], request.settings.precision)
     return policy_rows(manifest, context, manifest_folder, tokens, reference, method_of(request.settings))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import model_validator
 
-from alignment.models.checkpoint import digest_checkpoint, load_tokenizer, max_positions
+from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint, load_tokenizer, max_positions
 from alignment.models.pin import ModelPin, materialise
 from alignment.recipe import SftTraining
 from alignment.stages import Context, Request, Result, Stage
@@ -69,12 +69,7 @@ def run(request: SftRequest, context: Context) -> Result:
     if context.rank:
         return Result(digest="", summary=summary)
     digest = digest_checkpoint(context.out)
-    names = {
-        "weights_digest": digest.weights,
-        "config_digest": digest.config,
-        "tokenizer_digest": digest.tokenizer,
-    }
-    return Result(digest=digest.digest, summary={**names, **summary})
+    return Result(digest=digest.digest, summary=checkpoint_summary(context.out, digest) | summary)
 
 
 def adopted_summary() -> dict[str, Any]:

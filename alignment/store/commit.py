@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from alignment.digest import stream_sha256
-from alignment.errors import CorruptArtifact
+from alignment.errors import CorruptArtifact, NewerFormat
+
+STORE_FORMAT = 1
+"""The form of the records in a store that this version writes, and the newest that it reads. It is raised when records
+change so that an older version would read them wrongly."""
+
+
+def _readable(number: int) -> int:
+    if number > STORE_FORMAT:  # no ValueError: pydantic would add it to whatever else is new in such a record
+        raise NewerFormat(
+            f"made by a newer version of alignment-dags (store format {number}, this one reads up to {STORE_FORMAT}):"
+            " upgrade"
+        )
+    return number
+
+
+Format = Annotated[int, Field(ge=1), AfterValidator(_readable)]
+"""A record's store format; a record that names none has format 1. A newer one raises `NewerFormat`."""
 
 
 class Artifact(BaseModel):
@@ -44,7 +61,7 @@ class Commit(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = 1
+    format: Format = 1
     kind: str
     key: str
     attempt: str
@@ -68,7 +85,7 @@ class Erasure(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = 1
+    format: Format = 1
     commit: Commit
     at: str
     why: str
@@ -77,6 +94,20 @@ class Erasure(BaseModel):
     @property
     def told(self) -> str:
         return f"erased on {self.at}: {self.why}"
+
+
+Record = TypeVar("Record", Commit, Erasure)
+
+
+def read_record(record: type[Record], text: bytes | str, path: str) -> Record:
+    """The record in a file of a store; raises `NewerFormat` or `CorruptArtifact`, naming the file."""
+    try:
+        return record.model_validate_json(text)
+    except NewerFormat as error:
+        raise NewerFormat(f"{path}: {error}") from None
+    except ValidationError as error:
+        what = "a commit record" if record is Commit else "an erasure record"
+        raise CorruptArtifact(f"{path}: not {what} ({error.error_count()} errors)") from error
 
 
 # What an artifact's folder holds: described when it is committed, verified when it is read.

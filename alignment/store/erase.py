@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from alignment.errors import MissingArtifact
-from alignment.store.commit import Artifact, Commit, Erasure
+from alignment.store.commit import STORE_FORMAT, Artifact, Commit, Erasure, read_record
 from alignment.store.store import COMMIT_FILE, ERASED, Store
 
 
@@ -30,7 +30,7 @@ def erase(
     for name, data in (instead or {}).items():
         store.replace(store.path(commit.kind, commit.key, commit.attempt, name), data)
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    erasure = Erasure(commit=commit, at=at, why=why, files=sorted(files))
+    erasure = Erasure(format=STORE_FORMAT, commit=commit, at=at, why=why, files=sorted(files))
     record = store.path(commit.kind, commit.key, f"{ERASED}{commit.attempt}.json")
     store.replace(record, erasure.model_dump_json(indent=1).encode())
     _remove(store, store.path(commit.kind, commit.key, COMMIT_FILE))
@@ -65,7 +65,7 @@ def gone(store: Store, artifact: Artifact) -> Erasure | None:
 def erasures(store: Store, kind: str) -> Iterator[Erasure]:
     """Every erasure record of a kind, in no particular order."""
     for path in store.fs.glob(store.path(kind, "*", f"{ERASED}*.json")):
-        yield Erasure.model_validate_json(store.fs.cat_file(str(path)))
+        yield read_record(Erasure, store.fs.cat_file(str(path)), str(path))
 
 
 def all_commits(store: Store, kind: str) -> Iterator[Commit]:

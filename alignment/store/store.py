@@ -14,14 +14,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, TypeVar, cast
+from typing import BinaryIO, cast
 from urllib.parse import quote, unquote
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from alignment.errors import CorruptArtifact, ErasedArtifact, MissingArtifact
-from alignment.store.commit import Artifact, Commit, Erasure, describe, verify
+from alignment.store.commit import STORE_FORMAT, Artifact, Commit, Erasure, Record, describe, read_record, verify
 from alignment.store.place import Place, told_when_full
 
 # Refs: the store's only mutable objects, saying where a stage's current artifact is.
@@ -109,10 +109,7 @@ class Store(Refs):
             text = self.fs.cat_file(path)
         except FileNotFoundError:
             return None
-        try:
-            return Commit.model_validate_json(text)
-        except ValidationError as error:
-            raise CorruptArtifact(f"{path}: not a commit record ({error.error_count()} errors)") from error
+        return read_record(Commit, text, path)
 
     def commit_of(self, artifact: Artifact) -> Commit:
         """The commit record behind a pinned pointer, whose files may have been erased since.
@@ -130,11 +127,10 @@ class Store(Refs):
         """The record of what was erased of this artifact, or None where nothing was."""
         path = self.path(artifact.kind, artifact.key, f"{ERASED}{artifact.attempt}.json")
         try:
-            return Erasure.model_validate_json(self.fs.cat_file(path))
+            text = self.fs.cat_file(path)
         except FileNotFoundError:
             return None
-        except ValidationError as error:
-            raise CorruptArtifact(f"{path}: not an erasure record ({error.error_count()} errors)") from error
+        return read_record(Erasure, text, path)
 
     def read(self, artifact: Artifact, name: str) -> bytes:
         """One file of an artifact, also of one that was erased in part; raises `MissingArtifact` where it is gone."""
@@ -267,6 +263,7 @@ class Store(Refs):
         """Publishes an attempt. Returns the commit that holds the key: ours, or that of whoever was first."""
         files = describe(attempt.path)
         commit = Commit(
+            format=STORE_FORMAT,
             kind=attempt.kind,
             key=attempt.key,
             attempt=attempt.name,
@@ -342,8 +339,6 @@ def refs_of(store: Store, stage: str, *, partitioned: bool = False) -> Iterator[
 
 # Many commit records read side by side: of thousands on a remote store, one after the other takes minutes.
 
-Record = TypeVar("Record", bound=BaseModel)
-
 log = logging.getLogger(__name__)
 
 
@@ -377,6 +372,6 @@ def _read(store: Store, paths: Iterable[str], record: type[Record]) -> dict[str,
     texts = store.fs.cat(wanted, on_error="omit") if wanted else {}
     found = {}
     for path, text in texts.items():
-        with suppress(ValidationError):
-            found[path] = record.model_validate_json(text)
+        with suppress(CorruptArtifact):
+            found[path] = read_record(record, text, path)
     return found

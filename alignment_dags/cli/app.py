@@ -88,7 +88,7 @@ for group, name in ((prefs, "prefs"), (pools, "pools"), (recipes, "recipes")):
     app.add_typer(group, name=name)
 
 # by name, as their modules are too heavy for a command that may not need them
-FAILURES = ("MissingArtifact", "ErasedArtifact", "CorruptArtifact", "WrongEvidence", "JudgeUnavailable", "RunFailed")
+FAILURES = {"MissingArtifact", "CorruptArtifact", "WrongEvidence", "JudgeUnavailable", "RunFailed"}
 
 
 def main() -> None:
@@ -104,7 +104,8 @@ def main() -> None:
             if told := error.format_message():
                 _refused(told)
             sys.exit(2)  # a bare group has shown its help and has nothing to add
-        told = str(error) if type(error).__name__ in FAILURES else unreachable(error)
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        told = str(error) if kinds & FAILURES else unreachable(error)
         if told is not None:
             print(f"error: {' '.join(told.split())}", file=sys.stderr)
             sys.exit(1)

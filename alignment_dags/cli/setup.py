@@ -34,19 +34,34 @@ def pools_apply(as_json: AsJson = False) -> None:
     tell(work, as_json, lambda result: show_fields(result["limits"]))
 
 
+Out = Annotated[Path | None, typer.Option(help="File to write.")]
+
+
 @recipes.command("schema")
-def recipes_schema(out: Annotated[Path | None, typer.Option(help="File to write.")] = None) -> None:
+def recipes_schema(out: Out = None) -> None:
     """The JSON Schema of a recipe, for editors."""
     from alignment.recipe import Recipe
 
-    text = json.dumps(Recipe.model_json_schema(), indent=1, sort_keys=True) + "\n"
+    _give(json.dumps(Recipe.model_json_schema(), indent=1, sort_keys=True) + "\n", out)
+
+
+@recipes.command("reference")
+def recipes_reference(out: Out = None) -> None:
+    """Every key of a recipe with its range, default and meaning, as Markdown."""
+    from alignment_dags.cli.keys import recipe_page
+
+    _give(recipe_page(), out)
+
+
+def _give(text: str, out: Path | None) -> None:
+    """Prints a text, or writes it to a file; raises `BadInput` naming a file that cannot be written."""
     if out is None:
         print(text, end="")
-    else:
-        try:
-            out.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise BadInput(f"cannot be written: {error.strerror}", file=str(out), field="--out") from error
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"cannot be written: {error.strerror}", file=str(out), field="--out") from error
 
 
 @recipes.command("check")

@@ -18,7 +18,7 @@ TRAINING = ("sft_checkpoint", "policy_checkpoint")
 
 class Scored(BaseModel):
     """Reference log-probs that were computed: artifacts, sequences, their tokens, seconds, and the price of these in
-    the team's currency (None where their pool names none)."""
+    USD (None where their pool names none)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,7 +48,7 @@ class Costs(BaseModel):
     """Suites scored, one a model."""
     seconds: dict[str, float] = {}
     price: float | None = None
-    """Of what the night made in pools that name a price, in the team's currency; None where none does."""
+    """Of what the night made in pools that name a price, in USD; None where none does."""
     between: Scored = Scored()
     """What the sensors, or people, scored before the night and no manifest tried earlier holds."""
 

@@ -37,7 +37,7 @@ class StageForecast:
     """One node: its artifacts that stand, those to be made at most, and what these take.
 
     `memory_gib` is that of one device, `fits` whether its pool's devices hold it; `slot_seconds` adds up the time of a
-    slot over all artifacts to be made; `cost` is in the currency of pools.yaml.
+    slot over all artifacts to be made; `cost` is in USD, as the prices of pools.yaml are.
     """
 
     stage: str

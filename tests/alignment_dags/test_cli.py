@@ -152,6 +152,16 @@ def test_a_store_that_gives_no_answer_is_one_line_and_exit_1(
     assert "ALIGN_STORE is s3://bucket/place" in told and "secret" not in told
 
 
+def test_a_store_of_a_newer_version_is_one_line_and_exit_1(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = home / "align" / "store" / "policy_checkpoint" / "k" / "_COMMIT.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"format": 2**31, "new": "field"}))
+    assert align("lineage", "--row", "r", monkeypatch=monkeypatch) == 1
+    assert "made by a newer version of alignment-dags (store format 2147483648" in refused(capsys)
+
+
 def test_a_file_without_a_valid_row_is_reported_and_exits_with_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe, parse_recipe
 from resources.home import PROJECT
-from resources.pools import load_pools
+from resources.pools import Pools, load_pools
 
 SMALLEST = """
 name: small
@@ -123,4 +124,18 @@ def test_the_schema_knows_every_key_and_refuses_others() -> None:
 
 def test_the_schema_that_editors_read_is_that_of_the_model() -> None:
     shipped_schema = json.loads((PROJECT / "recipes" / "recipe.schema.json").read_text(encoding="utf-8"))
-    assert shipped_schema == json.loads(json.dumps(Recipe.model_json_schema())), "run: align recipes schema --out …"
+    run = "run: align recipes schema --out recipes/recipe.schema.json"
+    assert shipped_schema == json.loads(json.dumps(Recipe.model_json_schema())), run
+
+
+@pytest.mark.parametrize("model", [Recipe, Pools], ids=["recipe", "pools file"])
+def test_every_key_says_what_it_means(model: type[BaseModel]) -> None:
+    schema = model.model_json_schema()
+    sections = {model.__name__: schema, **schema["$defs"]}
+    silent = [
+        f"{name}.{key}"
+        for name, section in sections.items()
+        for key, value in section["properties"].items()
+        if len(value.get("description", "").split()) < 3
+    ]
+    assert not silent, "give these a docstring below the field"

@@ -125,6 +125,15 @@ def test_every_row_is_trained_on_held_out_or_dropped_for_a_reason(lab: Any) -> N
     assert record.column("split").to_pylist().count("train") == summary["rows_trained"]
 
 
+def test_a_policy_is_described_as_every_checkpoint_is(lab: Any) -> None:
+    from alignment.models.checkpoint import checkpoint_summary
+
+    checkpoint = lab.checkpoint()
+    commit = execute(STAGE, lab.dpo_request(checkpoint, lab.manifest(checkpoint, lab.rows(4))), lab.store)
+    described = checkpoint_summary(lab.store.fetch(commit.artifact))
+    assert {name: commit.summary[name] for name in described} == described
+
+
 def test_bfloat16_trains_on_bfloat16_weights_and_keeps_what_they_round_away(lab: Any) -> None:
     import torch
     from safetensors.torch import load_file

@@ -98,6 +98,8 @@ def test_the_checkpoint_keeps_configuration_tokenizer_and_dtype_of_its_base(lab:
     for name in ("config_digest", "tokenizer_digest"):
         assert commit.summary[name] == start[name]
     assert commit.summary["weights_digest"] != start["weights_digest"]
+    for name in ("parameters", "architecture", "vocab_size", "max_positions", "has_chat_template"):
+        assert commit.summary[name] == start[name]
 
 
 def test_conversations_without_a_chat_template_are_bad_input(lab: Any) -> None:
@@ -124,5 +126,6 @@ def test_an_adopted_checkpoint_is_what_it_was_and_no_setting_is_in_its_key(lab: 
     other = SftRequest(adopt=pin, settings=SftTraining(learning_rate=1.0), seed=2, world_size=8)
     commit = execute(STAGE, request, lab.store)
     assert commit.digest == base.digest
-    assert commit.summary["weights_digest"] == lab.store.commit_of(base).summary["weights_digest"]
+    described = lab.store.commit_of(base).summary
+    assert {name: commit.summary[name] for name in described} == described
     assert STAGE.key(request) == STAGE.key(other)

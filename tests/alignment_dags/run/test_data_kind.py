@@ -28,8 +28,8 @@ from resources.pools import load_pools
 from resources.store import ArtifactStore
 
 TOLD = (
-    r"holds unpaired rows \(a completion with its label\), and loss: sigmoid takes paired ones \(a chosen and a rejected "
-    r"completion\); no method takes unpaired rows yet$"
+    r"holds unpaired rows \(a completion with its label\), and loss: sigmoid takes paired ones \(a chosen and a "
+    r"rejected completion\); no method takes unpaired rows yet$"
 )
 UNPAIRED = {"prompt": "p", "completion": "c", "label": True}
 PAIRED = {"prompt": "p", "chosen": "c", "rejected": "r"}

@@ -1,0 +1,152 @@
+"""The page of all keys of a recipe and of pools.yaml, made from the JSON Schemas that pydantic gives of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+Schema = dict[str, Any]
+
+START = """\
+# Every key of a recipe
+
+Written by `align recipes reference --out docs/recipe.md` from the definitions in `alignment/recipe/` and
+`resources/pools.py`; change a description there and write the page anew. Editors show the same texts from
+`recipes/recipe.schema.json`.
+
+A recipe is one YAML file. Unknown keys are refused by name. In texts, `${NAME}` and `${NAME:-default}` stand for
+environment variables. Relative paths start at the folder that a command is run in, and for the daemon at the project.
+`align recipes check FILE` says what is wrong in a recipe. Most keys are optional: a recipe needs `name`, `base_model`,
+`sft` and `preferences`, and `recipes/quickstart.yaml` shows them in use.
+"""
+SUITES = "What every suite has; a suite whose default is another says so in its own table."
+POOLS = """\
+The pools file (`recipes/pools.yaml`, or the file that `ALIGN_POOLS` names) says what there is to run on. It is the one
+source for Dagster's limits (`align pools apply`), for placement and for `align plan`."""
+
+
+def recipe_page() -> str:
+    """All keys with type, range, default and meaning, as Markdown."""
+    from alignment.recipe import Recipe, Suite
+    from resources.pools import Pools
+
+    suite = Suite.model_json_schema()
+    return "\n".join(
+        [
+            START,
+            *tables(Recipe.model_json_schema(), "The recipe", {"evals": ("Every suite in `evals`", SUITES, suite)}),
+            *tables(Pools.model_json_schema(), "The pools file", {}, POOLS),
+        ]
+    )
+
+
+def tables(
+    schema: Schema, title: str, shared: dict[str, tuple[str, str, Schema]], about: str | None = None
+) -> Iterator[str]:
+    """A heading and a table for the document and for each section in it.
+
+    `shared` maps a section to what those right below it have in common (title, text, schema): a table of its own.
+    """
+    definitions = schema.get("$defs", {})
+    yield from table(f"## {title}", about or schema.get("description"), schema, set())
+    common: set[str] = set()
+    for name, paths in places(schema).items():
+        heading = "### " + ", ".join(f"`{path}`" for path in paths)
+        yield from table(heading, definitions[name].get("description"), definitions[name], common)
+        if paths[0] in shared:
+            below, text, base = shared[paths[0]]
+            yield from table(f"### {below}", text, base, set())
+            common = set(rows(base))
+
+
+def places(schema: Schema) -> dict[str, list[str]]:
+    """The name of every definition and the paths of the keys that hold it, each after the section that it is in."""
+    found: dict[str, list[str]] = {}
+
+    def visit(part: Schema, path: str) -> None:
+        for key, value in part.get("properties", {}).items():
+            for name, below in references(value, f"{path}.{key}" if path else key):
+                known = name in found
+                found.setdefault(name, []).append(below)
+                if not known:
+                    visit(schema["$defs"][name], below)
+
+    visit(schema, "")
+    return found
+
+
+def references(value: Schema, path: str) -> Iterator[tuple[str, str]]:
+    """Definitions that a key's value may be, and their paths: in a mapping the name is anyone's."""
+    if "$ref" in value:
+        yield value["$ref"].rsplit("/", 1)[-1], path
+    for choice in value.get("anyOf", ()):
+        yield from references(choice, path)
+    if isinstance(inner := value.get("additionalProperties"), dict):
+        yield from references(inner, f"{path}.NAME")
+
+
+def table(heading: str, about: str | None, part: Schema, left_out: set[str]) -> list[str]:
+    """The section of the page, without the rows that stand elsewhere."""
+    own = [row for row in rows(part) if row not in left_out]
+    text = [" ".join((about or "").split()), ""]
+    head = ["| key | value | default | meaning |", "|---|---|---|---|"] if own else []
+    return [heading, "", *(text if about else []), *head, *own, *([""] if own else [])]
+
+
+def rows(part: Schema) -> list[str]:
+    """One row a key; a key that takes nothing but null is none."""
+    required = part.get("required", ())
+    return [
+        f"| `{key}` | {kind(value)} | {'required' if key in required else default(value)} | {meaning(value)} |"
+        for key, value in part.get("properties", {}).items()
+        if value.get("type") != "null"
+    ]
+
+
+def meaning(value: Schema) -> str:
+    return " ".join(value["description"].split()).replace("|", "\\|")
+
+
+def default(value: Schema) -> str:
+    given = value.get("default")
+    if isinstance(given, dict | list) or "default" not in value:
+        return "–" if not given else "its defaults"
+    return f"`{given if given and isinstance(given, str) else json.dumps(given)}`"
+
+
+def kind(value: Schema) -> str:
+    """What a key takes, in words."""
+    if "anyOf" in value:
+        return " or ".join(kind(choice) for choice in value["anyOf"])
+    if "enum" in value or "const" in value:
+        return ", ".join(f"`{one}`" for one in value.get("enum", [value.get("const")]))
+    if "$ref" in value:
+        return "a section"
+    match value.get("type"):
+        case "array":
+            return f"a list ({kind(value['items'])})"
+        case "object":
+            inner = value.get("additionalProperties")
+            return f"a mapping (name to {kind(inner)})" if isinstance(inner, dict) else "a mapping"
+        case "boolean":
+            return "`true`, `false`"
+        case "null":
+            return "null"
+        case "string":
+            return "a text"
+        case "integer" | "number" as number:
+            return " ".join(["a whole number" if number == "integer" else "a number", *bounds(value)])
+        case other:
+            raise ValueError(f"no words for a value of type {other}")
+
+
+def bounds(value: Schema) -> Iterator[str]:
+    for name, words in (
+        ("minimum", "from"),
+        ("exclusiveMinimum", "above"),
+        ("maximum", "to"),
+        ("exclusiveMaximum", "below"),
+    ):
+        if name in value:
+            yield f"{words} {value[name]}"

@@ -10,44 +10,19 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from tests import tiny
 from tests.pipeline.live import Live
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
-CONTEXT = 2048
+WIDE = {"intermediate_size": 64, "max_position_embeddings": 2048}
 
 
-def _write_model(folder: Path, shape: dict[str, Any], template: str | None) -> Path:
+def _write_model(folder: Path, family: str, template: str | None, **changed: Any) -> Path:
     """A checkpoint of the architecture: two layers, random weights, a byte-level tokenizer."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", "<pad>", *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
-    fast.chat_template = template
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        **shape,
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    fast.save_pretrained(folder)
-    return folder
+    return tiny.write_model(folder, tiny.byte_tokenizer(pad=True, template=template), family, **WIDE, **changed)
 
 
 def _write_lines(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -97,7 +72,7 @@ def _small_data(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def write_model() -> Callable[..., Path]:
-    """Writes a checkpoint: (folder, shape, template) to the folder."""
+    """Writes a checkpoint: (folder, family, template, fields of the configuration) to the folder."""
     return _write_model
 
 
@@ -121,7 +96,7 @@ def shard_folder(tmp_path: Path, small_data: dict[str, str]) -> Path:
 @pytest.fixture
 def small_recipe(tmp_path: Path, small_data: dict[str, str]) -> dict[str, Any]:
     """A recipe as plain data: a tiny Llama that is adopted as it is, DPO on 48 pairs in two shards, IFEval."""
-    model = str(_write_model(tmp_path / "model", {"model_type": "llama"}, CHAT_TEMPLATE))
+    model = str(_write_model(tmp_path / "model", "llama", CHAT_TEMPLATE))
     return {
         "name": "small",
         "base_model": {"path": model},

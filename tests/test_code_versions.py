@@ -111,7 +111,7 @@ def test_a_definition_that_moves_to_another_file_changes_nothing(tmp_path: Path)
     ("stage", "definition"),
     [
         ("alignment.stages.reference_logprobs", Definition("alignment.data.tokens", "Tokenization")),
-        ("alignment.stages.policy_checkpoint", Definition("alignment.methods.dpo", "preference_loss")),
+        ("alignment.stages.policy_checkpoint", Definition("alignment.methods.dpo", "Ipo")),
         ("eval.stages.scores", Definition("eval.suites.catalogue", "GSM8K")),
     ],
 )

@@ -1,52 +1,86 @@
-"""Preference losses as pure functions of log-ratios: what the held-out rows are measured with, and what step 1 must be.
+"""Direct preference optimisation and the losses that share its data: pairs, and cached reference log-probs.
 
-A log-ratio is log π(y|x) − log π_ref(y|x), summed over the completion's tokens, in nats.
+A log-ratio is log π(y|x) − log π_ref(y|x), summed over the completion's tokens, in nats; a margin is the chosen side's
+log-ratio minus the rejected side's.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from alignment.recipe import Dpo
+from alignment.methods.method import Method, PairLogps
 
-
-def preference_loss(
-    settings: Dpo, chosen_ratio: float, rejected_ratio: float, chosen_tokens: int = 1, rejected_tokens: int = 1
-) -> float:
-    """The loss of one pair, without the SFT term. Token counts matter to `ipo` and `sigmoid_norm` only.
-
-    sigmoid: Rafailov et al. 2023 (eq. 7). hinge: Zhao et al. 2023 (SLiC-HF). ipo: Azar et al. 2023 (eq. 17),
-    a token. robust: Chowdhury et al. 2024 (rDPO). sigmoid_norm: the DPO loss of mean log-ratios.
-    """
-    beta, margin = settings.beta, chosen_ratio - rejected_ratio
-    per_token = chosen_ratio / chosen_tokens - rejected_ratio / rejected_tokens
-    match settings.loss:
-        case "sigmoid":
-            return minus_log_sigmoid(beta * margin)
-        case "hinge":
-            return max(0.0, 1.0 - beta * margin)
-        case "ipo":
-            return (per_token - 1 / (2 * beta)) ** 2
-        case "robust":
-            flips = settings.label_smoothing
-            clean, flipped = minus_log_sigmoid(beta * margin), minus_log_sigmoid(-beta * margin)
-            return ((1 - flips) * clean - flips * flipped) / (1 - 2 * flips)
-        case "sigmoid_norm":
-            return minus_log_sigmoid(beta * per_token)
+if TYPE_CHECKING:
+    import torch
 
 
-def first_loss(settings: Dpo) -> float:
-    """The loss of a policy that is its reference, whatever the rows: ln 2 for `sigmoid`. Without the SFT term."""
-    return preference_loss(settings, 0.0, 0.0)
+@dataclass(frozen=True, kw_only=True)
+class Dpo(Method):
+    """DPO: −log σ(β · margin). Rafailov et al. 2023, eq. 7."""
+
+    name = "sigmoid"
+    healthy: ClassVar[Mapping[str, tuple[float, float]]] = {"beta": (0.01, 1.0), "sft_weight": (0.0, 1.0)}
+
+    beta: float = 0.1
+    """Larger stays nearer the reference."""
+    sft_weight: float = 0.0
+    """Weight of the negative log-likelihood of the chosen completion, which the trainer adds (RPO; Llama 3: 0.2)."""
+
+    def loss(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
+        return minus_log_sigmoid(self.beta * rows.margin)
 
 
-def minus_log_sigmoid(x: float) -> float:
-    """log(1 + exp(−x)), without overflow."""
-    return math.log1p(math.exp(-abs(x))) + max(0.0, -x)
+@dataclass(frozen=True, kw_only=True)
+class RobustDpo(Dpo):
+    """rDPO: unbiased where a share `label_smoothing` of the labels is flipped. Chowdhury et al. 2024."""
+
+    name = "robust"
+
+    label_smoothing: float = 0.1
+
+    def wrong(self) -> str | None:
+        return None if self.label_smoothing else "loss: robust needs label_smoothing above 0"
+
+    def loss(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
+        flips, margin = self.label_smoothing, self.beta * rows.margin
+        return ((1 - flips) * minus_log_sigmoid(margin) - flips * minus_log_sigmoid(-margin)) / (1 - 2 * flips)
 
 
-def trl_loss(settings: Dpo) -> tuple[list[str], list[float]]:
-    """TRL's `loss_type` and `loss_weights`."""
-    if settings.sft_weight:
-        return [settings.loss, "sft"], [1.0, settings.sft_weight]
-    return [settings.loss], [1.0]
+@dataclass(frozen=True, kw_only=True)
+class NormalisedDpo(Dpo):
+    """DPO on mean log-ratios a token (Tülu 3's `dpo_norm`; Lambert et al. 2024): lengths do not pay."""
+
+    name = "sigmoid_norm"
+    healthy: ClassVar[Mapping[str, tuple[float, float]]] = {"beta": (1.0, 10.0), "sft_weight": (0.0, 1.0)}
+
+    def loss(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
+        return minus_log_sigmoid(self.beta * rows.margin_per_token)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hinge(Dpo):
+    """SLiC-HF's hinge: max(0, 1 − β · margin). Zhao et al. 2023, with log-ratios in place of log-probabilities."""
+
+    name = "hinge"
+
+    def loss(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
+        return (1 - self.beta * rows.margin).clamp(min=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ipo(Dpo):
+    """IPO: (margin − 1/(2τ))², τ being `beta`; margins are means a token, as TRL has them. Azar et al. 2023, eq. 17."""
+
+    name = "ipo"
+
+    def loss(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
+        return (rows.margin_per_token - 1 / (2 * self.beta)) ** 2
+
+
+def minus_log_sigmoid(x: torch.Tensor) -> torch.Tensor:
+    """−log σ(x) = log(1 + exp(−x)), without overflow."""
+    import torch
+
+    return -torch.nn.functional.logsigmoid(x)

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from alignment.methods import METHODS, method_of
 from alignment.recipe.data import DataSource, ModelSource, Section
 
 Precision = Literal["float32", "bfloat16"]
@@ -101,16 +102,19 @@ class Dpo(Optimisation):
 
     learning_rate: float = Field(default=5e-7, gt=0)
     loss: Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm"] = "sigmoid"
-    """TRL's loss_type; `robust` is rDPO with label_smoothing as the flip rate."""
+    """The method; `robust` is rDPO with label_smoothing as the flip rate."""
     beta: float = Field(default=0.1, gt=0)
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     sft_weight: float = Field(default=0.0, ge=0)
     """Weight of the negative log-likelihood of the chosen completion added to the loss (RPO)."""
 
     @model_validator(mode="after")
-    def _smoothing(self) -> Dpo:
-        if self.label_smoothing and self.loss != "robust":
-            raise ValueError("label_smoothing counts only with loss: robust")
-        if self.loss == "robust" and not self.label_smoothing:
-            raise ValueError("loss: robust needs label_smoothing above 0")
+    def _settings_of_its_method(self) -> Dpo:
+        every = {name for method in METHODS.values() for name in method.settings()}
+        for name in sorted(every - METHODS[self.loss].settings()):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                takers = [loss for loss, method in METHODS.items() if name in method.settings()]
+                raise ValueError(f"{name} counts only with loss: {' or '.join(takers)}")
+        if wrong := method_of(self).wrong():
+            raise ValueError(wrong)
         return self

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from alignment.data.tokens import Tokenization
 from alignment.logprobs.keys import fingerprint
+from alignment.methods import method_of
 from alignment.models.checkpoint import digest_checkpoint, load_tokenizer, max_positions
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
@@ -86,7 +87,7 @@ def _rows(request: DpoRequest, context: Context, folder: Path, manifest_folder: 
         digest = digest_checkpoint(folder)
         start = {"weights_digest": digest.weights, "config_digest": digest.config}
     reference = fingerprint(start["weights_digest"], start["config_digest"], request.settings.precision)
-    return policy_rows(manifest, context, manifest_folder, tokens, reference)
+    return policy_rows(manifest, context, manifest_folder, tokens, reference, method_of(request.settings))
 
 
 def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from alignment.methods.dpo import first_loss, preference_loss
+from alignment.methods import PairLogps, method_of
 from alignment.recipe import Dpo
 from alignment.training.pairs import PolicyPair
 
@@ -51,8 +51,10 @@ def require_agreement(pairs: Sequence[PolicyPair], settings: Dpo, score: Score, 
     if not pairs:
         return {}
     found = differences(pairs, score, batch_rows)
-    expected = first_loss(settings)
-    loss = sum(_pair_loss(settings, chosen, rejected) for chosen, rejected in found) / len(found)
+    method = method_of(settings)
+    expected = method.first_loss()
+    assert expected is not None  # every method here refers to a reference that the policy starts as
+    loss = float(method.loss(_logps_of(found)).mean())
     sides = [difference for both in found for difference in both]
     worst = max(sides, key=lambda difference: abs(difference.nats))
     if settings.precision == "float32":
@@ -103,8 +105,22 @@ def allowed(tokens: int, noise: float) -> float:
     return min(by_probe, NATS_A_TOKEN * max(tokens, FEW_TOKENS))
 
 
-def _pair_loss(settings: Dpo, chosen: Difference, rejected: Difference) -> float:
-    return preference_loss(settings, chosen.nats, rejected.nats, chosen.tokens, rejected.tokens)
+def _logps_of(found: Sequence[tuple[Difference, Difference]]) -> PairLogps:
+    """Pairs whose reference stands at 0, so that the policy's log-probs are the differences."""
+    import torch
+
+    def column(values: list[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float64)
+
+    zero = column([0.0] * len(found))
+    return PairLogps(
+        policy_chosen=column([chosen.nats for chosen, _ in found]),
+        policy_rejected=column([rejected.nats for _, rejected in found]),
+        ref_chosen=zero,
+        ref_rejected=zero,
+        chosen_tokens=column([chosen.tokens for chosen, _ in found]),
+        rejected_tokens=column([rejected.tokens for _, rejected in found]),
+    )
 
 
 def _ids(pair: PolicyPair, side: str) -> tuple[Ids, Ids]:

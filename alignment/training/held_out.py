@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from alignment.logprobs.keys import sequence_key
-from alignment.methods.dpo import preference_loss
+from alignment.methods import PairLogps, method_of
 from alignment.recipe import Dpo
 from alignment.training.agreement import Score
 from alignment.training.arguments import rounded
@@ -57,11 +57,25 @@ def means(pairs: Sequence[HeldOutPair], settings: Dpo) -> dict[str, Any]:
     if not pairs:
         return {"pairs": 0}
     columns = {
-        "loss": [
-            preference_loss(settings, one.chosen_ratio, one.rejected_ratio, one.chosen_tokens, one.rejected_tokens)
-            for one in pairs
-        ],
+        "loss": method_of(settings).loss(logps_of(pairs)).tolist(),
         "accuracy": [one.prefers_chosen for one in pairs],
         "margin": [settings.beta * (one.chosen_ratio - one.rejected_ratio) for one in pairs],
     }
     return {"pairs": len(pairs), **{name: rounded(math.fsum(of) / len(pairs)) for name, of in columns.items()}}
+
+
+def logps_of(pairs: Sequence[HeldOutPair]) -> PairLogps:
+    """The pairs' log-probs as float64 tensors [pairs]."""
+    import torch
+
+    def column(name: str) -> torch.Tensor:
+        return torch.tensor([getattr(pair, name) for pair in pairs], dtype=torch.float64)
+
+    return PairLogps(
+        policy_chosen=column("chosen_logp"),
+        policy_rejected=column("rejected_logp"),
+        ref_chosen=column("ref_chosen_logp"),
+        ref_rejected=column("ref_rejected_logp"),
+        chosen_tokens=column("chosen_tokens"),
+        rejected_tokens=column("rejected_tokens"),
+    )

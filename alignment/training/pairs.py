@@ -15,6 +15,7 @@ from alignment.data.split import SPLIT_SCHEMA
 from alignment.data.tokens import Dropped, Tokenization, TokenSequence
 from alignment.errors import BadInput
 from alignment.logprobs.keys import sequence_key
+from alignment.methods import Method
 from alignment.stages import Context
 from alignment.stages.preference_manifest import Manifest, ManifestShard, open_split
 from alignment.store import CorruptArtifact
@@ -68,15 +69,15 @@ class PolicyRows:
 
 
 def policy_rows(
-    manifest: Manifest, context: Context, folder: Path, tokens: Tokenization, fingerprint: str
+    manifest: Manifest, context: Context, folder: Path, tokens: Tokenization, fingerprint: str, method: Method
 ) -> PolicyRows:
     """Reads, tokenises and joins. `folder` is the manifest's; `fingerprint` the starting checkpoint's.
 
     Raises `BadInput` when the references are another model's or no row is left to train on, and
     `CorruptArtifact` when a row's ids are not those its reference was scored on or a row is unaccounted for.
     """
-    if manifest.kind != "paired":
-        raise BadInput("this method needs pairs, and the preference data is unpaired")
+    if manifest.kind != method.data:
+        raise BadInput(f"loss: {method.name} needs {method.data} preferences, and the data is {manifest.kind}")
     rows = PolicyRows(fingerprint)
     record: list[pa.Table] = []
     with open_split(folder, manifest) as split:

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from alignment.errors import BadInput
-from alignment.methods.dpo import first_loss, trl_loss
+from alignment.methods import method_of
 from alignment.recipe import Dpo
 from alignment.training.agreement import FLOAT32_LOSS, Disagreement
 from alignment.training.models import TrainedModel, without_dropout
@@ -165,6 +165,14 @@ def dpo_trainer(
         if lora is not None and ("target" in str(error).lower() or "lm_head" in str(error)):
             raise BadInput(str(error).splitlines()[0], field="lora.target_modules") from error
         raise
-    if settings.precision == "float32" and not settings.sft_weight:
-        trainer.add_callback(FirstLoss(first_loss(settings)))
+    expected = method_of(settings).first_loss()
+    if settings.precision == "float32" and not settings.sft_weight and expected is not None:
+        trainer.add_callback(FirstLoss(expected))
     return trainer
+
+
+def trl_loss(settings: Dpo) -> tuple[list[str], list[float]]:
+    """TRL's `loss_type` and `loss_weights`."""
+    if settings.sft_weight:
+        return [settings.loss, "sft"], [1.0, settings.sft_weight]
+    return [settings.loss], [1.0]

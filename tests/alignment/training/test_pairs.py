@@ -10,6 +10,7 @@ import pytest
 
 from alignment.data.rows import write_rows
 from alignment.data.tokens import Tokenization
+from alignment.methods.dpo import Dpo
 from alignment.recipe import TokenPolicy
 from alignment.stages import Context
 from alignment.stages.preference_manifest import read_manifest
@@ -43,7 +44,7 @@ def read(lab: Any, rows: list[Any], tmp_path: Path) -> Callable[..., PolicyRows]
                 "preference_shard", shard.row_digest, {}, lambda out: write_rows(out / "rows.parquet", iter(twin))
             )
         assert shard.fingerprint is not None
-        return policy_rows(manifest, Context(lab.store, tmp_path, tmp_path), folder, tokens, shard.fingerprint)
+        return policy_rows(manifest, Context(lab.store, tmp_path, tmp_path), folder, tokens, shard.fingerprint, Dpo())
 
     return read
 

@@ -1,0 +1,94 @@
+"""What a preference method is: the data it takes, whether it refers to a reference, and its loss as a pure function.
+
+Graph, plan, cache and trainer ask the method and know no method's name. A method is a frozen dataclass whose fields are
+its own settings; a new one is a file beside this, and a line in the registry (`alignment/methods/__init__.py`). Nothing
+here imports more than torch, and that only inside functions.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+
+M = TypeVar("M", bound="Method")
+
+
+@dataclass(frozen=True)
+class PairLogps:
+    """Log-probabilities (nat) of P pairs, each a tensor [P] of sums over a completion's tokens; and how many tokens."""
+
+    policy_chosen: torch.Tensor
+    policy_rejected: torch.Tensor
+    ref_chosen: torch.Tensor
+    ref_rejected: torch.Tensor
+    chosen_tokens: torch.Tensor
+    rejected_tokens: torch.Tensor
+
+    @property
+    def chosen_ratio(self) -> torch.Tensor:
+        """log π(y_w|x) − log π_ref(y_w|x)."""
+        return self.policy_chosen - self.ref_chosen
+
+    @property
+    def rejected_ratio(self) -> torch.Tensor:
+        """log π(y_l|x) − log π_ref(y_l|x)."""
+        return self.policy_rejected - self.ref_rejected
+
+    @property
+    def margin(self) -> torch.Tensor:
+        """h_π(y_w, y_l) of Azar et al. 2023: the log-ratios' difference."""
+        return self.chosen_ratio - self.rejected_ratio
+
+    @property
+    def margin_per_token(self) -> torch.Tensor:
+        """The difference of the log-ratios' means over each side's tokens."""
+        return self.chosen_ratio / self.chosen_tokens - self.rejected_ratio / self.rejected_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A preference method; its fields are its settings."""
+
+    name: ClassVar[str]
+    data: ClassVar[Literal["paired", "unpaired"]] = "paired"
+    """What the preference manifest must hold."""
+    needs_reference: ClassVar[bool] = True
+    """Whether the loss reads reference log-probs; without, the graph has no reference stage."""
+    start: ClassVar[Literal["sft_checkpoint", "base_model"]] = "sft_checkpoint"
+    """The checkpoint that training starts from."""
+    healthy: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    """Setting to the range that practice supports, both ends included. Values outside are allowed."""
+
+    @classmethod
+    def of(cls: type[M], settings: Any) -> M:
+        """The method with its own settings of a recipe's section; settings that are not its own are left."""
+        return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})
+
+    @classmethod
+    def settings(cls) -> frozenset[str]:
+        """The names of its own settings."""
+        return frozenset(field.name for field in fields(cls))
+
+    def wrong(self) -> str | None:
+        """What is wrong with the settings, for a person, or None."""
+        return None
+
+    def prepare(self, rows: PairLogps) -> Any:
+        """Constants of one optimiser step where its rows are coupled (all rows of the step, no gradient)."""
+        return None
+
+    @abstractmethod
+    def loss(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
+        """The loss of each row, [P], differentiable in the policy's log-probs."""
+
+    def first_loss(self) -> float | None:
+        """The loss of a policy that is its reference, whatever the rows; None where theory gives none."""
+        import torch
+
+        zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+        return float(self.loss(PairLogps(zero, zero, zero, zero, one, one)))

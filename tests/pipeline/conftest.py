@@ -11,6 +11,7 @@ import dagster as dg
 import pytest
 
 from tests import tiny
+from tests.homes import Homes
 from tests.pipeline.live import Live
 
 CHAT_TEMPLATE = (
@@ -76,9 +77,26 @@ def write_model() -> Callable[..., Path]:
     return _write_model
 
 
+@pytest.fixture(scope="session")
+def small_inputs(homes: Homes) -> Iterator[Path]:
+    """The model and the data of the small recipe, the same files for all tests: none may change them."""
+
+    def make(folder: Path) -> None:
+        _write_model(folder / "model", "llama", CHAT_TEMPLATE)
+        _small_data(folder)
+
+    def contents(folder: Path) -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    folder = homes.made("inputs", make)
+    before = contents(folder)
+    yield folder
+    assert contents(folder) == before, "a test changed them"
+
+
 @pytest.fixture
 def small_data(tmp_path: Path) -> dict[str, str]:
-    """Name of a data set to the path of its file."""
+    """Name of a data set to the path of its file, which the test may change."""
     return _small_data(tmp_path)
 
 
@@ -94,24 +112,24 @@ def shard_folder(tmp_path: Path, small_data: dict[str, str]) -> Path:
 
 
 @pytest.fixture
-def small_recipe(tmp_path: Path, small_data: dict[str, str]) -> dict[str, Any]:
+def small_recipe(small_inputs: Path) -> dict[str, Any]:
     """A recipe as plain data: a tiny Llama that is adopted as it is, DPO on 48 pairs in two shards, IFEval."""
-    model = str(_write_model(tmp_path / "model", "llama", CHAT_TEMPLATE))
+    model = str(small_inputs / "model")
     return {
         "name": "small",
         "base_model": {"path": model},
         "sft": {"adopt": {"path": model}, "precision": "float32"},
-        "preferences": {"files": [small_data["pairs"]], "split_into": 2},
+        "preferences": {"files": [str(small_inputs / "pairs.jsonl")], "split_into": 2},
         "held_out_fraction": 0.1,
         "tokens": {"max_length": 256},
         "reference": {"precision": "float32"},
         "dpo": {"precision": "float32", "learning_rate": 1e-3, "batch_size": 8, "micro_batch_size": 4},
-        "evals": {"precision": "float32", "ifeval": {"data": small_data["ifeval"], "max_new_tokens": 8}},
+        "evals": {"precision": "float32", "ifeval": {"data": str(small_inputs / "ifeval.jsonl"), "max_new_tokens": 8}},
     }
 
 
 @pytest.fixture
-def live(home: Path, tmp_path: Path) -> Iterator[Live]:
+def live(tables: None, tmp_path: Path) -> Iterator[Live]:
     """A `Live` (live.py) on the test's home; nothing of it is left when the test ends."""
     from resources.home import ensure_home
 

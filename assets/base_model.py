@@ -15,6 +15,7 @@ def base_model(recipe: Recipe) -> Node:
 
     return Node(
         name="base_model",
+        phase="base",
         stage=STAGE,
         description="The pretrained model as a pinned snapshot: weights, configuration, tokenizer, chat template.",
         kinds=frozenset({"huggingface", "safetensors"}),

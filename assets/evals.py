@@ -32,6 +32,7 @@ def evals(recipe: Recipe, model: str, name: str, suite: Suite) -> Node:
 
     return Node(
         name=f"{model}_evals/{name}",
+        phase="train",
         stage=STAGE,
         description=f"Scores of the {model} checkpoint on {name}, one row a sample and metric.",
         kinds=frozenset({"parquet"}),

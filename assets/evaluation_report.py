@@ -45,6 +45,7 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
 
     return Node(
         name="evaluation_report",
+        phase="train",
         stage=STAGE,
         description="Paired differences with intervals, the gate's verdict with its reasons, and report.html.",
         kinds=frozenset({"html", "json"}),

@@ -26,6 +26,7 @@ def policy_checkpoint(recipe: Recipe, pools: Pools) -> Node:
 
     return Node(
         name="policy_checkpoint",
+        phase="train",
         stage=STAGE,
         description="The policy: DPO from the SFT checkpoint against cached reference log-probs.",
         kinds=frozenset({"pytorch", "huggingface"}),

@@ -27,6 +27,7 @@ def policy_divergence(recipe: Recipe) -> Node:
 
     return Node(
         name="policy_divergence",
+        phase="train",
         stage=STAGE,
         description="KL(policy ‖ SFT) on held-out prompts, from one sampled response each.",
         kinds=frozenset({"pytorch", "parquet"}),

@@ -52,6 +52,7 @@ def preference_manifest(recipe: Recipe) -> Node:
 
     return Node(
         name="preference_manifest",
+        phase="train",
         stage=STAGE,
         description="The pinned set of shards and their reference log-probs, and the train / held-out split.",
         kinds=frozenset({"json", "parquet"}),

@@ -22,6 +22,7 @@ def preference_shard(recipe: Recipe) -> Node:
 
     return Node(
         name="preference_shard",
+        phase="shards",
         stage=STAGE,
         description="Validated preference rows of one source file; every other row is quarantined with its reason.",
         kinds=frozenset({"parquet"}),

@@ -21,6 +21,7 @@ def reference_logprobs(recipe: Recipe) -> Node:
 
     return Node(
         name="reference_logprobs",
+        phase="reference",
         stage=STAGE,
         description="Log-probs of chosen and rejected completions under the SFT checkpoint, cached by sequence.",
         kinds=frozenset({"pytorch", "parquet"}),

@@ -89,6 +89,7 @@ def registered_model(recipe: Recipe, pools: Pools) -> Node:
 
     return Node(
         name="registered_model",
+        phase="train",
         stage=STAGE,
         description="The MLflow model version with the alias champion; needs a passing verdict for this very policy,"
         " or a person who promotes it by name and is recorded.",

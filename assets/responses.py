@@ -71,6 +71,7 @@ def responses(recipe: Recipe, pools: Pools, model: str) -> Node:
 
     return Node(
         name=f"{model}_responses",
+        phase="train",
         stage=STAGE,
         description=f"What the {model} checkpoint answers to every item of the recipe's suites.",
         kinds=frozenset({"pytorch", "json"}),

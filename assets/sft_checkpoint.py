@@ -29,6 +29,7 @@ def sft_checkpoint(recipe: Recipe, pools: Pools) -> Node:
 
     return Node(
         name="sft_checkpoint",
+        phase="base",
         stage=STAGE,
         description="The SFT checkpoint: where the policy starts, and the reference its log-probs come from.",
         kinds=frozenset({"pytorch", "huggingface"}),

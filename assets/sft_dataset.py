@@ -28,6 +28,7 @@ def sft_dataset(recipe: Recipe) -> Node:
 
     return Node(
         name="sft_dataset",
+        phase="base",
         stage=STAGE,
         description="Conversations for supervised fine-tuning; rows that cannot be used are listed with the reason.",
         kinds=frozenset({"parquet"}),

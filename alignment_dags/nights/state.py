@@ -60,8 +60,9 @@ def state_of(recipe: Recipe, pools: Pools, store: Store) -> State:
         return state
     ready = [name for name in seen.keys if name not in set(shards)]
     reference = [shard for node in phases.get("reference", ()) for shard in _not_scored(node, ready, upstream)]
-    manifest, *after = phases["train"]
-    (pinned,) = plan(recipe, [manifest], store, ())
+    manifest = [node for node in phases["train"] if node.name == MANIFEST]
+    after = [node for node in phases["train"] if node.name != MANIFEST]
+    (pinned,) = plan(recipe, manifest, store, ())
     ref = store.read_ref(recipe.name, MANIFEST)
     planned = [] if ref is None else plan(recipe, after, store, ())
     report = next((one.commit for one in planned if one.node.name == "evaluation_report"), None)

@@ -22,7 +22,7 @@ from alignment.store import Commit, Store
 from alignment.store.erase import gone
 from alignment_dags.registry.registrations import registrations_of
 from alignment_dags.run.launch import launch
-from alignment_dags.run.phases import RECIPES, phases_of, recipes_in_use, return_phase
+from alignment_dags.run.phases import RECIPES, phase_named, recipes_in_use, return_phase
 from alignment_dags.run.workers import apply_pools, end_dead_runs
 from assets.building.upstream import Upstream
 from assets.champion import check_evaluated
@@ -133,7 +133,7 @@ def _recipe(wish: Wish) -> tuple[Path, Recipe]:
 
 def _carry_out(recipe: Recipe, decision: Decision, say: Callable[[str], None]) -> str:
     pools = load_pools()
-    phase = return_phase(recipe, pools) if decision.kind == "rollback" else phases_of(recipe, pools)[-1]
+    phase = return_phase(recipe, pools) if decision.kind == "rollback" else phase_named("train", recipe, pools)
     with dg.DagsterInstance.get() as instance:
         end_dead_runs(instance)
         apply_pools(instance, pools)

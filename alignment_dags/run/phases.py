@@ -8,7 +8,7 @@ from pathlib import Path
 
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe
-from assets.building.node import Node
+from assets.building.node import PHASES, Node, PhaseName
 from assets.graph import nodes_of
 from assets.registered_model import registered_model
 from resources.home import PROJECT
@@ -37,16 +37,15 @@ def return_phase(recipe: Recipe, pools: Pools) -> Phase:
 
 
 def phases_of(recipe: Recipe, pools: Pools) -> list[Phase]:
-    """base (base model and SFT), shards, reference, train (manifest onward)."""
+    """The phases that the recipe's nodes name, in the order they run."""
     nodes = nodes_of(recipe, pools)
-    first_shard = next(index for index, node in enumerate(nodes) if node.partitioned)
-    shards = [node for node in nodes if node.partitioned]
-    after = [node for node in nodes[first_shard:] if not node.partitioned]
-    return [
-        Phase("base", tuple(nodes[:first_shard])),
-        *(Phase({"preference_shard": "shards"}.get(node.name, "reference"), (node,)) for node in shards),
-        Phase("train", tuple(after)),
-    ]
+    phases = (Phase(name, tuple(node for node in nodes if node.phase == name)) for name in PHASES)
+    return [phase for phase in phases if phase.nodes]
+
+
+def phase_named(name: PhaseName, recipe: Recipe, pools: Pools) -> Phase:
+    """The recipe's phase of that name."""
+    return next(phase for phase in phases_of(recipe, pools) if phase.name == name)
 
 
 # Which recipes Dagster shows: ALIGN_RECIPES (paths or globs, separated like PATH), or recipes/*.yaml.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import dagster as dg
 
@@ -17,6 +17,9 @@ from resources.mlflow import Tracking
 from resources.pools import Pool
 
 Make = Callable[["Work"], Commit]
+PhaseName = Literal["base", "shards", "reference", "train"]
+PHASES: tuple[PhaseName, ...] = get_args(PhaseName)
+"""In the order they run: base model and SFT; rows of shards; their reference log-probs; manifest onward."""
 
 
 class NotNeeded(Exception):
@@ -75,6 +78,8 @@ class Node:
     """
 
     name: str
+    phase: PhaseName
+    """The Dagster run it is made in: a run cannot mix shards with what has none."""
     stage: Stage[Any]
     description: str
     kinds: frozenset[str]

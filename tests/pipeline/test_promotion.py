@@ -316,7 +316,7 @@ def test_what_cannot_be_promoted_is_refused_and_leaves_nothing_behind(
 def test_registering_alone_is_refused_whatever_stands_behind_it(
     tampering: str, write: Write, finished: Callable[..., Upstream]
 ) -> None:
-    from alignment_dags.run.phases import phases_of
+    from alignment_dags.run.phases import phase_named
 
     path = write(0.1)
     recipe = load_recipe(path)
@@ -332,7 +332,7 @@ def test_registering_alone_is_refused_whatever_stands_behind_it(
         names = (
             ["policy_checkpoint"]
             if tampering == "an older report"
-            else [node.name for node in phases_of(recipe, load_pools())[-1].nodes]
+            else [node.name for node in phase_named("train", recipe, load_pools()).nodes]
         )
         assets = [build_asset(node, recipe, load_pools()) for node in nodes_of(recipe, load_pools())]
         with dg.DagsterInstance.get() as instance:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pytest
 import yaml
 
 from alignment.recipe import Recipe, load_recipe
@@ -20,6 +21,8 @@ from alignment.store import Store
 from assets.building.upstream import Upstream
 from resources.mlflow import Tracking
 from resources.store import ArtifactStore
+
+pytestmark = pytest.mark.soak
 
 EPOCHS = 50
 SAVE_STEPS = 20

@@ -16,6 +16,8 @@ from assets.building.factory import asset_key, shards_definition
 from assets.building.upstream import Upstream
 from resources.store import ArtifactStore
 
+pytestmark = pytest.mark.soak
+
 SHARD, REFERENCE = "preference_shard", "reference_logprobs"
 PAIRS = 8
 

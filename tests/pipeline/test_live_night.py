@@ -20,6 +20,8 @@ from assets.building.factory import asset_key
 from assets.building.upstream import Upstream
 from resources.store import ArtifactStore
 
+pytestmark = pytest.mark.soak
+
 LONG = 400.0  # seconds that a night may take on a machine that does other things too
 
 

@@ -16,6 +16,8 @@ import yaml
 from alignment.quickstart.records import preference_records
 from resources.home import PROJECT
 
+pytestmark = pytest.mark.soak
+
 RECIPE = PROJECT / "recipes" / "quickstart.yaml"
 
 

@@ -4,10 +4,11 @@
 #   make check  while you write   1 minute    ruff, mypy, and the tests of what computes without a graph: data, recipes,
 #                                             store, losses, suites, statistics, gate, report, floors, recorded keys
 #   make test   before a merge    15 minutes  the above and every other test without the marker `soak`: every contract,
-#                                             whole graphs of tiny models, each command, real data where there is some
-#   make soak   before a release  45 minutes  tests with the marker `soak`: the quickstart and its shuffled labels,
-#                                             trainings and daemons that are killed, live nights, each shipped recipe
-# A test belongs to soak if it takes half a minute by itself, or starts a live Dagster.
+#                                             each command, whole graphs of tiny models, the quickstart, and real data
+#                                             where there is some
+#   make soak   before a release  45 minutes  tests with the marker `soak`: whole runs that are killed and go on, live
+#                                             daemons, nights and pages, and the quickstart on shuffled labels
+# A test is marked `soak` if it starts a live Dagster, kills a whole run, or repeats a whole run that `make test` has.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin

@@ -17,8 +17,6 @@ from alignment.recipe import Recipe, load_recipe
 from assets.building.upstream import Upstream
 from resources.home import PROJECT
 
-pytestmark = pytest.mark.soak
-
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen2.5_0.5b_1gpu": {"model_type": "qwen2", "tie_word_embeddings": True},
     "zephyr_7b_dpo": {"model_type": "mistral", "sliding_window": 4096},

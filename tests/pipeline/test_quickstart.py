@@ -16,8 +16,6 @@ import yaml
 from alignment.quickstart.records import preference_records
 from resources.home import PROJECT
 
-pytestmark = pytest.mark.soak
-
 RECIPE = PROJECT / "recipes" / "quickstart.yaml"
 
 
@@ -80,6 +78,7 @@ def test_lineage_from_commit_records_is_that_from_mlflow(project: Project, first
     assert sum(shard["rows"] for shard in store["shards"]) == first["rows"]["rows"]
 
 
+@pytest.mark.soak
 def test_with_shuffled_labels_the_gain_is_gone_and_the_gate_refuses(project: Project, first: dict[str, Any]) -> None:
     data = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
     flip = random.Random(0)

@@ -25,11 +25,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from alignment.data.manifest import open_split, read_manifest
 from alignment.data.rows import PREFERENCE_SCHEMA, ROWS_FILE
 from alignment.digest import json_digest
 from alignment.logprobs.table import DROPPED_FILE, DROPPED_SCHEMA, LOGPROBS_FILE
 from alignment.stages import execute
-from alignment.stages.preference_manifest import STAGE, ManifestRequest, open_split, read_manifest
+from alignment.stages.preference_manifest import STAGE, ManifestRequest
 from alignment.store import Artifact, Store
 from eval.report.data_changes import row_changes
 

@@ -19,12 +19,16 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from alignment.data.embedded import GROUP
+
 PROJECT = Path(__file__).resolve().parents[1]
 RECORD = Path(__file__).with_suffix(".json")
 PACKAGES = ("alignment", "eval")
 PLUMBING = ("alignment.store", "alignment.stages.stage", "alignment.stages.execute", "alignment.errors")
 """Carries requests and files, and decides no value in them: the tests of the store and of `execute` hold that."""
 DATA = (".jinja", ".json", ".jsonl", ".yaml")
+PLUG_IN = "embedded"
+"""The function that looks an entry point up by name: who calls it reaches all that such packages offer."""
 
 
 class Definition(NamedTuple):
@@ -71,8 +75,10 @@ def bound_by(statement: ast.stmt) -> list[str]:
 class Sources:
     """The packages below a folder, and what can be reached in them."""
 
-    def __init__(self, root: Path, packages: tuple[str, ...], plumbing: tuple[str, ...] = ()) -> None:
-        self.root, self.packages, self.plumbing = root, packages, plumbing
+    def __init__(
+        self, root: Path, packages: tuple[str, ...], plumbing: tuple[str, ...] = (), plug_ins: tuple[str, ...] = ()
+    ) -> None:
+        self.root, self.packages, self.plumbing, self.plug_ins = root, packages, plumbing, plug_ins
         self.modules: dict[str, Module | None] = {}
 
     def module(self, name: str) -> Module | None:
@@ -92,11 +98,27 @@ class Sources:
             current = waiting.pop()
             home = self.module(current.module)
             is_plumbing = any(f"{current.module}.".startswith(f"{part}.") for part in self.plumbing)
-            if home is None or is_plumbing or current in seen or current.name not in home.definitions:
+            if home is None or is_plumbing or current in seen:
+                continue
+            if current.name not in home.definitions:
+                if (handed_on := self.resolve(home, current.name)) != current:
+                    waiting.append(handed_on)
                 continue
             seen.add(current)
+            if current.name == PLUG_IN:
+                waiting += [
+                    Definition(plug_in, offered) for plug_in in self.plug_ins for offered in self.offers(plug_in)
+                ]
             waiting += [Definition(current.module, ""), *self.named_in(home, home.definitions[current.name])]
         return seen
+
+    def offers(self, plug_in: str) -> list[str]:
+        """What a package that an entry point names lists in `__all__`."""
+        home = self.module(plug_in)
+        assert home is not None
+        (listed,) = home.definitions["__all__"]
+        assert isinstance(listed, ast.Assign)
+        return list(ast.literal_eval(listed.value))
 
     def named_in(self, home: Module, statements: list[ast.stmt]) -> Iterator[Definition]:
         for node in (node for statement in statements for node in ast.walk(statement)):
@@ -151,7 +173,7 @@ def says_nothing(part: ast.stmt) -> bool:
 
 @cache
 def sources() -> Sources:
-    return Sources(PROJECT, PACKAGES, PLUMBING)
+    return Sources(PROJECT, PACKAGES, PLUMBING, tuple(sorted(point.module for point in entry_points(group=GROUP))))
 
 
 def stages() -> dict[str, dict[str, Any]]:

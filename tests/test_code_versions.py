@@ -95,6 +95,25 @@ def test_text_plumbing_and_what_no_stage_reaches_are_not(tmp_path: Path, change:
     assert digest(tmp_path / "a") == digest(tmp_path / "b", change)
 
 
+def test_what_a_plug_in_offers_is_reached_through_the_look_up(tmp_path: Path) -> None:
+    texts = {
+        "library/stage.py": "from library.look import embedded\nSTAGE = embedded('demo')\n",
+        "library/look.py": "def embedded(name):\n    return name\n",
+        "library/demo/__init__.py": "from library.demo.rows import rows\n__all__ = ['rows']\n",
+        "library/demo/rows.py": "def rows():\n    return 1\n\ndef other():\n    return 2\n",
+    }
+
+    def digest_with(folder: Path, old: str, new: str) -> str:
+        for name, text in texts.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text.replace(old, new))
+        return Sources(folder, ("library",), (), ("library.demo",)).digest("library.stage")
+
+    plain = digest_with(tmp_path / "a", "", "")
+    assert digest_with(tmp_path / "b", "return 1", "return 3") != plain
+    assert digest_with(tmp_path / "c", "return 2", "return 3") == plain
+
+
 def test_a_renamed_file_changes_nothing(tmp_path: Path) -> None:
     assert digest(tmp_path / "a") == digest(tmp_path / "b", renamed={"loss": "preference_loss"})
 

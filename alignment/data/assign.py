@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from alignment.data.duplicates import UNIQUE, first_shards
+from alignment.data.manifest import SPLIT_SCHEMA
 from alignment.data.rows import ROWS_FILE, SPLIT_AT, are_held_out, read_columns, split_at
-from alignment.data.split import SPLIT_SCHEMA
 from alignment.data.validate import DUPLICATE, reason_counts
 from alignment.errors import BadInput
 from alignment.store import CorruptArtifact

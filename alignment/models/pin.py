@@ -11,6 +11,7 @@ from typing import Any
 import fsspec
 from pydantic import BaseModel, ConfigDict
 
+from alignment.data.embedded import embedded
 from alignment.data.hub import HubUnreachable, asking_hub
 from alignment.errors import BadInput
 from alignment.models.checkpoint import (
@@ -100,9 +101,7 @@ def materialise(pin: ModelPin, out: Path, seed: int) -> None:
     """
     out.mkdir(parents=True, exist_ok=True)
     if pin.embedded is not None:
-        from alignment.quickstart.model import build_micro_model
-
-        build_micro_model(out, seed)
+        embedded(pin.embedded).build_model(out, seed)
     elif pin.hub is not None:
         _download(pin.hub, pin.revision, out)
     else:

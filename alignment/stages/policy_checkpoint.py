@@ -8,13 +8,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from alignment.data.manifest import Manifest, read_manifest
 from alignment.data.tokens import Tokenization
 from alignment.logprobs.keys import fingerprint
 from alignment.methods import method_of
 from alignment.models.checkpoint import digest_checkpoint, load_tokenizer, max_positions
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
-from alignment.stages.preference_manifest import Manifest, read_manifest
 from alignment.store import Artifact
 from alignment.training import resume
 from alignment.training.arguments import (

@@ -5,48 +5,16 @@ Every row of every shard stands in split.parquet exactly once: train, held_out, 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from alignment.data.assign import ShardFiles, Tally, assign
-from alignment.data.split import SplitFile, SplitWriter
+from alignment.data.manifest import MANIFEST_FILE, Manifest, ManifestShard, SplitWriter
 from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.stages import Context, Request, Result, Stage
 from alignment.store import Artifact, CorruptArtifact
-
-MANIFEST_FILE = "manifest.json"
-
-
-class ManifestShard(BaseModel):
-    """One shard as it was pinned. `reference` and `fingerprint` are None for reference-free methods."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    rows: int
-    row_digest: str
-    shard: Artifact
-    reference: Artifact | None
-    fingerprint: str | None
-
-
-class Manifest(BaseModel):
-    """What a policy is trained on: `counts` {rows, train, held_out, dropped}, `dropped` {reason: rows}."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: Literal[1] = 1
-    kind: Literal["paired", "unpaired"]
-    shards: list[ManifestShard]
-    """Ordered by content, never by name."""
-    left_out: dict[str, str]
-    """Shard → why no row of it takes part."""
-    held_out_fraction: float
-    counts: dict[str, int]
-    dropped: dict[str, int]
 
 
 class ManifestRequest(Request):
@@ -56,16 +24,6 @@ class ManifestRequest(Request):
     references: dict[str, Artifact] = Field(default_factory=dict)
     left_out: dict[str, str] = Field(default_factory=dict)
     held_out_fraction: float = Field(ge=0, lt=1)
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest in a fetched artifact folder."""
-    return Manifest.model_validate_json((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-
-
-def open_split(folder: Path, manifest: Manifest) -> SplitFile:
-    """The split of the manifest in a fetched artifact folder, to be read shard by shard in the manifest's order."""
-    return SplitFile(folder, [shard.rows for shard in manifest.shards])
 
 
 def run(request: ManifestRequest, context: Context) -> Result:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
+from alignment.data.embedded import embedded
 from alignment.data.hub import hub_name, hub_records
 from alignment.data.readers import Record, read_records
 from alignment.data.rows import ROWS_FILE, write_rows
@@ -55,9 +56,8 @@ def records_of(request: ShardRequest) -> Iterable[Record]:
         return read_records(request.file.url, request.file.sha256, request.part, request.parts)
     if request.hub is not None:
         return hub_records(request.hub, request.part, request.parts)
-    from alignment.quickstart.records import preference_records
-
-    generated = preference_records(request.part, request.seed)
+    assert request.embedded is not None
+    generated = embedded(request.embedded).preference_records(request.part, request.seed)
     return (Record(number, value=value) for number, value in enumerate(generated, start=1))
 
 

@@ -10,6 +10,7 @@ from typing import ClassVar
 from pydantic import Field, model_validator
 
 from alignment.data.demonstrations import normalise
+from alignment.data.embedded import embedded
 from alignment.data.hub import hub_name, hub_records
 from alignment.data.readers import Record, describe, read_records
 from alignment.data.rows import SftRow, is_held_out, write_sft_rows
@@ -60,9 +61,7 @@ def sources_of(request: SftDatasetRequest) -> Iterator[tuple[str, Iterable[Recor
     if request.hub is not None:
         yield hub_name(request.hub), hub_records(request.hub)
     if request.embedded is not None:
-        from alignment.quickstart.records import sft_records
-
-        generated = enumerate(sft_records(request.seed), start=1)
+        generated = enumerate(embedded(request.embedded).sft_records(request.seed), start=1)
         yield f"embedded:{request.embedded}", (Record(number, value=value) for number, value in generated)
 
 

@@ -10,14 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from alignment.data.manifest import SPLIT_SCHEMA, Manifest, ManifestShard, open_split
 from alignment.data.rows import ROWS_FILE, PreferenceRow, content_id, iter_rows
-from alignment.data.split import SPLIT_SCHEMA
 from alignment.data.tokens import Dropped, Tokenization, TokenSequence
 from alignment.errors import BadInput
 from alignment.logprobs.keys import sequence_key
 from alignment.methods import Method
 from alignment.stages import Context
-from alignment.stages.preference_manifest import Manifest, ManifestShard, open_split
 from alignment.store import CorruptArtifact
 
 LOGPROBS_FILE = "logprobs.parquet"

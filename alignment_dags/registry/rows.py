@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from alignment.data.split import SPLIT_FILE
+from alignment.data.manifest import SPLIT_FILE
 from alignment.data.withdrawal import What, tombstone
 from alignment.stages.policy_checkpoint import ROWS_FILE
 from alignment.stages.sft_dataset import HELD_OUT_FILE, TRAIN_FILE

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from eval.report.pictures import curves_png
+from eval.report.curves import curves_png
 
 
 def picture(alt: str, png: bytes) -> str:

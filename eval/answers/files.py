@@ -13,6 +13,12 @@ from alignment.errors import BadInput
 from eval.suites.rows import Row, check_text, read_rows, write_records
 from eval.suites.suite import Item
 
+RESPONSES_FILE = "responses.jsonl"
+ITEMS_FILE = "items.jsonl"
+"""The items of a suite as they were asked, in the order of the responses beside them."""
+SETTINGS_FILE = "generation.json"
+"""How a suite's responses were generated."""
+
 
 @dataclass(frozen=True)
 class Response:

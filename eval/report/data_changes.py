@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alignment.data.duplicates import IdGroups, binary_ids
-from alignment.stages.preference_manifest import Manifest, open_split, read_manifest
+from alignment.data.manifest import Manifest, open_split, read_manifest
 from alignment.store import Artifact, Store
 
 # How many rows one manifest has that another has not, by content, however many both have.

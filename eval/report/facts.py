@@ -11,11 +11,11 @@ from typing import Any
 
 from alignment.stages.execute import REQUEST_FILE
 from alignment.store import Artifact, Commit, MissingArtifact, Store
+from eval.answers.files import ITEMS_FILE
 from eval.gate.evidence import ReportRequest
 from eval.report.answers import question
+from eval.report.curves import Panel, panels
 from eval.report.data_changes import DataChanges, data_changes
-from eval.report.pictures import Panel, panels
-from eval.stages.responses import ITEMS_FILE
 from eval.suites.rows import read_records
 from eval.suites.suite import category_of
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eval.gate.evidence import Compared
 from eval.gate.metrics import headline, title_of, unit_of
+from eval.report.curves import curves_png, png_of
 from eval.report.tables import Categories
 
 FOREST_FILE = "differences.png"
@@ -52,7 +51,7 @@ def forest_png(compared: Compared) -> bytes:
         axis.set_title(f"{title_of(suite)}: {unit.told(found.difference, '+')} {unit.name}", fontsize=8, loc="left")
         for side in ("left", "right", "top"):
             axis.spines[side].set_visible(False)
-    return _png(figure)
+    return png_of(figure)
 
 
 def categories_png(suites: Sequence[Categories]) -> bytes:
@@ -78,101 +77,4 @@ def categories_png(suites: Sequence[Categories]) -> bytes:
         axis.legend(fontsize=7, frameon=False, loc="lower right", ncols=2, bbox_to_anchor=(1, 1))
         for side in ("right", "top", "bottom"):
             axis.spines[side].set_visible(False)
-    return _png(figure)
-
-
-def curves_png(history: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[str]]) -> bytes:
-    """A row of small line plots over training steps.
-
-    `history` has one mapping a step; `panels` maps a title to the record names drawn under it.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.2 * len(panels), 2.2), dpi=80, layout="constrained")
-    for axis, (title, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for name in names:
-            points = [(record["step"], record[name]) for record in history if record.get(name) is not None]
-            if points:
-                axis.plot(*zip(*points, strict=True), linewidth=1.3, label=name.replace("_", " "))
-        axis.set_title(title, fontsize=9)
-        axis.set_xlabel("step", fontsize=8)
-        axis.tick_params(labelsize=7)
-        axis.grid(alpha=0.25)
-        if len(names) > 1:
-            axis.legend(fontsize=7, frameon=False)
-    return _png(figure)
-
-
-def _png(figure: Any) -> bytes:
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    return image.getvalue()
-
-
-# Training curves as SVG paths: one panel a quantity, lines on a plane of 100 by 100.
-
-PANELS = {
-    "Loss": ("loss", "held_out_loss"),
-    "Reward margin": ("margin",),
-    "Accuracy": ("accuracy",),
-    "Implicit reward": ("chosen_reward", "rejected_reward"),
-}
-"""Panel title to the names of the history's records that it draws."""
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One line: its name, its SVG path and its last value."""
-
-    name: str
-    path: str
-    last: str
-
-
-@dataclass(frozen=True)
-class Panel:
-    title: str
-    curves: list[Curve]
-    low: str
-    high: str
-    steps: str
-
-
-def panels(history: Sequence[Mapping[str, Any]]) -> list[Panel]:
-    """Every panel that the history has two points for."""
-    return [made for title, names in PANELS.items() if (made := _panel(title, names, history)) is not None]
-
-
-def _told(value: float, span: float) -> str:
-    """Three digits of a value; what is nothing beside the span of the panel is 0."""
-    return "0" if abs(value) < span / 1000 else f"{value:.3g}".replace("-", "−")
-
-
-def _panel(title: str, names: Sequence[str], history: Sequence[Mapping[str, Any]]) -> Panel | None:
-    points = {
-        name: [(float(record["step"]), float(record[name])) for record in history if record.get(name) is not None]
-        for name in names
-    }
-    drawn = {name: line for name, line in points.items() if len(line) > 1}
-    if not drawn:
-        return None
-    values = [value for line in drawn.values() for _, value in line]
-    steps = [step for line in drawn.values() for step, _ in line]
-    low, high, first, last = min(values), max(values), min(steps), max(steps)
-
-    def path(line: Sequence[tuple[float, float]]) -> str:
-        places = (
-            f"{100 * (step - first) / (last - first):.2f} {100 - 100 * (value - low) / (high - low or 1.0):.2f}"
-            for step, value in line
-        )
-        return "M" + " L".join(places)
-
-    return Panel(
-        title=title,
-        curves=[
-            Curve(name.replace("_", " "), path(line), _told(line[-1][1], high - low)) for name, line in drawn.items()
-        ],
-        low=_told(low, high - low),
-        high=_told(high, high - low),
-        steps=f"step {first:g} to {last:g}",
-    )
+    return png_of(figure)

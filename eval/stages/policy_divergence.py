@@ -18,15 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from alignment.data.manifest import SPLIT_FILE, read_manifest
 from alignment.data.rows import ROWS_FILE, Content, decode, write_records
-from alignment.data.split import SPLIT_FILE
 from alignment.data.tokens import TokenSequence
 from alignment.digest import json_digest
 from alignment.generation.generator import Generator, Sampling
 from alignment.logprobs.scorer import free_memory, score
 from alignment.models.checkpoint import load_model, load_tokenizer
 from alignment.stages import Context, Request, Result, Stage
-from alignment.stages.preference_manifest import read_manifest
 from alignment.store import Artifact, CorruptArtifact
 from eval.gate.held_out import read_held_out
 from eval.statistics import Interval, clustered_mean, mean_interval, ratio_interval

@@ -17,15 +17,12 @@ from alignment.recipe import Generate
 from alignment.stages import Context, Request, Result, Stage
 from alignment.store import Artifact
 from eval.answers.answer import Answered, answer_suite
-from eval.answers.files import write_responses
+from eval.answers.files import ITEMS_FILE, RESPONSES_FILE, SETTINGS_FILE, write_responses
 from eval.suites import SuiteSpec, suite_named
 from eval.suites.rows import write_records
 
 log = logging.getLogger(__name__)
 
-RESPONSES_FILE = "responses.jsonl"
-ITEMS_FILE = "items.jsonl"
-SETTINGS_FILE = "generation.json"
 KEPT_FILE = "answers.jsonl"
 
 

@@ -11,11 +11,10 @@ from alignment.errors import BadInput
 from alignment.recipe import Judge
 from alignment.stages import Context, Request, Result, Stage
 from alignment.store import Artifact, Commit
-from eval.answers.files import read_responses
+from eval.answers.files import ITEMS_FILE, RESPONSES_FILE, read_responses
 from eval.grading.choose import JOURNAL_FILE, choose_grader
 from eval.grading.score import Scored, score_suite
 from eval.judge.files import write_judgments
-from eval.stages.responses import ITEMS_FILE, RESPONSES_FILE
 from eval.statistics import Mean
 from eval.suites import Item, SuiteSpec, suite_named
 from eval.suites.lm_eval_task import nltk_data_beside

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from alignment.data.embedded import embedded
 from alignment.data.hub import hub_records
 from alignment.errors import BadInput
 from alignment.recipe import DataSource
@@ -101,9 +102,7 @@ def load_items(suite: Suite, spec: SuiteSpec, seed: int) -> list[Item]:
         return check_items(suite, read_pinned_rows(spec.data), spec.data.url)
     if spec.hub is not None:
         return check_items(suite, hub_rows(suite, spec.hub), str(spec.hub.hub))
-    from alignment.quickstart.records import suite_items
-
-    rows = enumerate(suite_items(suite.name, seed), start=1)
+    rows = enumerate(embedded(str(spec.embedded)).suite_items(suite.name, seed), start=1)
     return check_items(suite, rows, f"embedded {suite.name} items")
 
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from alignment.data import duplicates as id_groups
 from alignment.data.assign import ShardFiles, assign
+from alignment.data.manifest import SplitWriter
 from alignment.data.rows import PreferenceRow, is_held_out, paired_row, write_rows
-from alignment.data.split import SplitWriter
 from alignment.errors import BadInput
 from alignment.logprobs.table import DROPPED_SCHEMA
 from alignment.store import CorruptArtifact

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignment.data import split as split_file
-from alignment.data.split import SPLIT_FILE, SPLIT_SCHEMA, SplitFile, SplitWriter
+from alignment.data import manifest as split_file
+from alignment.data.manifest import SPLIT_FILE, SPLIT_SCHEMA, SplitFile, SplitWriter
 from alignment.store import CorruptArtifact
 
 

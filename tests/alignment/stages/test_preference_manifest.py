@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from alignment.data.files import pin_file
+from alignment.data.manifest import Manifest, read_manifest
 from alignment.data.rows import is_held_out, read_rows
 from alignment.errors import BadInput
 from alignment.stages import Context, Request, Result, Stage, execute
 from alignment.stages import preference_manifest as manifest
 from alignment.stages import preference_shard as shard
-from alignment.stages.preference_manifest import Manifest, ManifestRequest, read_manifest
+from alignment.stages.preference_manifest import ManifestRequest
 from alignment.stages.preference_shard import ShardRequest
 from alignment.store import Artifact, Commit, Store
 

@@ -23,10 +23,10 @@ def oracle(lab: Any, checkpoint: Any, manifest: Any, steps: int, batch: int, rat
     """DPO (Rafailov et al. 2023, eq. 7) as a plain loop: one sequence at a time, its own reference pass, AdamW."""
     import torch
 
+    from alignment.data.manifest import read_manifest
     from alignment.data.rows import read_rows
     from alignment.data.tokens import Tokenization
     from alignment.models.checkpoint import load_model, load_tokenizer
-    from alignment.stages.preference_manifest import read_manifest
     from alignment.training.arguments import training_order
 
     folder = lab.store.fetch(checkpoint)

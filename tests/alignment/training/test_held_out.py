@@ -9,13 +9,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from alignment.data.manifest import read_manifest
 from alignment.data.rows import paired_row
 from alignment.data.tokens import Tokenization, TokenSequence
 from alignment.models.checkpoint import load_model, load_tokenizer
 from alignment.recipe import TokenPolicy
 from alignment.stages import execute
 from alignment.stages.policy_checkpoint import STAGE
-from alignment.stages.preference_manifest import read_manifest
 from alignment.training.held_out import MOST_PAIRS, measured
 from alignment.training.held_out_pairs import HELD_OUT_FILE, HeldOutPair, parse_held_out
 from alignment.training.pairs import PolicyPair

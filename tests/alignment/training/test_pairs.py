@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from alignment.data.manifest import read_manifest
 from alignment.data.rows import write_rows
 from alignment.data.tokens import Tokenization
 from alignment.methods.dpo import Dpo
 from alignment.recipe import TokenPolicy
 from alignment.stages import Context
-from alignment.stages.preference_manifest import read_manifest
 from alignment.store import CorruptArtifact
 from alignment.store.erase import erase
 from alignment.training.pairs import PolicyRows, policy_rows

@@ -13,10 +13,9 @@ from alignment.data.files import pin_file
 from alignment.recipe import Judge
 from alignment.stages import Context, Request, Result, Stage, execute
 from alignment.store import Artifact, Store
-from eval.answers.files import Response, write_responses
+from eval.answers.files import ITEMS_FILE, RESPONSES_FILE, Response, write_responses
 from eval.grading.choose import JudgeUnavailable
 from eval.judge.files import read_judgments
-from eval.stages.responses import ITEMS_FILE, RESPONSES_FILE
 from eval.stages.scores import STAGE, ScoresRequest
 from eval.suites import MT_BENCH, SuiteSpec
 from eval.suites.items import load_items

@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from alignment.data.manifest import Manifest, ManifestShard
 from alignment.data.rows import content_id
 from alignment.stages import Context, Request, Result, Stage, execute
-from alignment.stages.preference_manifest import Manifest, ManifestShard
 from alignment.store import Artifact, Store
 from alignment.store.erase import erase
 from eval.report.data_changes import data_changes

@@ -12,10 +12,10 @@ from alignment.data.files import pin_file
 from alignment.recipe import Judge
 from alignment.stages import Context, Result, Stage, execute
 from alignment.store import Artifact, Commit, Store
-from eval.answers.files import Response, write_responses
+from eval.answers.files import ITEMS_FILE, RESPONSES_FILE, Response, write_responses
 from eval.report.facts import Judging, facts_of, judging
 from eval.stages.evaluation_report import STAGE, ReportRequest
-from eval.stages.responses import ITEMS_FILE, RESPONSES_FILE, ResponsesRequest
+from eval.stages.responses import ResponsesRequest
 from eval.stages.scores import STAGE as SCORES
 from eval.stages.scores import ScoresRequest
 from eval.suites import MT_BENCH, SuiteSpec

@@ -6,8 +6,8 @@ import pytest
 
 from eval.gate.metrics import PERCENT, PLAIN
 from eval.report.answers import EXAMPLES, examples, length
+from eval.report.curves import panels
 from eval.report.page import breakable, duration, probability
-from eval.report.pictures import panels
 from eval.report.tables import categories
 from eval.suites.samples import Sample
 

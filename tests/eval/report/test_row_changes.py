@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignment.data import duplicates as id_groups
+from alignment.data.manifest import SPLIT_SCHEMA, Manifest, ManifestShard, SplitWriter
 from alignment.data.rows import content_id
-from alignment.data.split import SPLIT_SCHEMA, SplitWriter
 from alignment.digest import lines_digest
-from alignment.stages.preference_manifest import Manifest, ManifestShard
 from alignment.store import Artifact
 from eval.report import data_changes as module
 from eval.report.data_changes import row_changes

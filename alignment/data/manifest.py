@@ -1,23 +1,67 @@
-"""split.parquet: where every row of a manifest went, written and read a shard at a time."""
+"""The files of a preference manifest: manifest.json, what was pinned, and split.parquet, where each row went."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
 
-from alignment.store import CorruptArtifact
+from alignment.store import Artifact, CorruptArtifact
 
+MANIFEST_FILE = "manifest.json"
 SPLIT_FILE = "split.parquet"
 SPLIT_SCHEMA = pa.schema(
     [("row_id", pa.string()), ("shard", pa.string()), ("split", pa.string()), ("reason", pa.string())]
 )
 """`split` is train, held_out or dropped; `reason` says why a row was dropped and is null otherwise."""
 GROUP_ROWS = 1 << 17
+
+
+class ManifestShard(BaseModel):
+    """One shard as it was pinned. `reference` and `fingerprint` are None for reference-free methods."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    rows: int
+    row_digest: str
+    shard: Artifact
+    reference: Artifact | None
+    fingerprint: str | None
+
+
+class Manifest(BaseModel):
+    """What a policy is trained on: `counts` {rows, train, held_out, dropped}, `dropped` {reason: rows}."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    kind: Literal["paired", "unpaired"]
+    shards: list[ManifestShard]
+    """Ordered by content, never by name."""
+    left_out: dict[str, str]
+    """Shard → why no row of it takes part."""
+    held_out_fraction: float
+    counts: dict[str, int]
+    dropped: dict[str, int]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest in a fetched artifact folder."""
+    return Manifest.model_validate_json((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+
+
+def open_split(folder: Path, manifest: Manifest) -> SplitFile:
+    """The split of the manifest in a fetched artifact folder, to be read shard by shard in the manifest's order."""
+    return SplitFile(folder, [shard.rows for shard in manifest.shards])
+
+
+# split.parquet is written and read a shard at a time: a manifest may have more rows than memory holds.
 
 
 class SplitWriter:

@@ -20,7 +20,7 @@ WORKERS := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 CORE   := tests/test_*.py $(addprefix tests/alignment/,data methods recipe stages store test_*.py) \
           $(addprefix tests/eval/,gate grading report statistics suites) tests/alignment_dags/planner
 
-.PHONY: help setup setup-dev quickstart ui check test soak lint types core tests clean
+.PHONY: help setup setup-dev quickstart ui check test soak lint types core tests newer clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,7 +49,7 @@ ui: setup ## Dagster with its daemon, and MLflow, on this project's home
 check: setup-dev ## a minute: lint, types and the pure core, side by side
 	@$(MAKE) --no-print-directory --jobs 2 lint types core
 
-test: setup-dev lint types tests ## everything that has to hold before a merge
+test: setup-dev lint types newer tests ## everything that has to hold before a merge
 
 soak: setup-dev ## what takes long: whole quickstarts, kills, live daemons
 	$(PYTEST) $(WORKERS) -m soak
@@ -63,6 +63,9 @@ types: setup-dev ## mypy, strict everywhere but in tests
 
 core: setup-dev ## the pure core's tests, in one process
 	$(PYTEST) -m "not soak" -k "not s3" $(CORE)
+
+newer: setup-dev ## every file compiled, and the pure core tested, on a newer Python where there is one (PYTHON_NEXT=…)
+	$(BIN)/python -m tests.newer_python
 
 tests: setup-dev ## the tests of `make test`, a file at a time on each core, four at most
 	$(PYTEST) $(WORKERS) -m "not soak"

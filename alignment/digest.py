@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import fsspec
-
 
 def canonical_json(value: Any) -> bytes:
     """JSON with sorted keys, no spaces, UTF-8; NaN and infinity are refused, as they have no JSON form."""
@@ -64,5 +62,7 @@ def stream_sha256(stream: BinaryIO) -> tuple[str, int]:
 
 def file_sha256(path: str | Path) -> tuple[str, int]:
     """SHA-256 and size in bytes of a local file or an fsspec URL."""
+    import fsspec
+
     with fsspec.open(str(path), "rb") as stream:
         return stream_sha256(stream)

@@ -24,7 +24,7 @@ from dagster._core.storage.dagster_run import DagsterRun
 from dagster._grpc.types import ExecuteRunArgs
 from dagster._serdes import ConfigurableClass, ConfigurableClassData, serialize_value
 
-from alignment_dags.run.workers import HOST, PROCESS, end_orphans, is_alive, pid_of, process_mark
+from alignment_dags.run.workers import HOST, PROCESS, end_orphans, is_alive, is_here, pid_of, process_mark
 
 LAST_WORDS = 4000  # characters of a dead worker's stderr that its run is shown with
 KEPT = 7 * 24 * 3600.0  # seconds that a worker's stderr is kept
@@ -79,7 +79,8 @@ class WorkerRunLauncher(RunLauncher[Any], ConfigurableClass):
             return False
         self._instance.report_run_canceling(run)
         mark = run.tags.get(PROCESS, "")
-        if run.tags.get(HOST) != socket.gethostname() or not is_alive(mark):
+        is_mine = run.tags.get(HOST) == socket.gethostname() and bool(mark) and is_here(mark)
+        if not is_mine or not is_alive(mark, run_id):
             self._instance.report_engine_event(f"No worker process to end: {mark or 'none'}", run, cls=type(self))
             return False
         with contextlib.suppress(ProcessLookupError):
@@ -99,8 +100,9 @@ class WorkerRunLauncher(RunLauncher[Any], ConfigurableClass):
         host, mark = run.tags.get(HOST), run.tags.get(PROCESS, "")
         if host != socket.gethostname() or not mark:
             return CheckRunHealthResult(WorkerStatus.RUNNING, f"on host {host}, which is not this one")
-        if is_alive(mark):
-            return CheckRunHealthResult(WorkerStatus.RUNNING, run_worker_id=mark)
+        if is_alive(mark, run.run_id):
+            told = None if is_here(mark) else f"in another container on {host}, which cannot be seen from this one"
+            return CheckRunHealthResult(WorkerStatus.RUNNING, told, run_worker_id=mark)
         ended = end_orphans(mark, run.run_id)
         left = f"; ended {len(ended)} processes it left" if ended else ""
         return CheckRunHealthResult(WorkerStatus.FAILED, f"process {mark} on {host} is gone{left}", run_worker_id=mark)

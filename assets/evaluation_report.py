@@ -14,6 +14,7 @@ from assets.champion_evals import champion_scores
 from assets.policy_divergence import pool_of
 from eval.gate.baselines import PublishedFigure, read_baselines
 from eval.gate.default import gate_of
+from eval.gate.evidence import lack_items
 from eval.report.pictures import PICTURES
 from eval.stages.evaluation_report import STAGE, ReportRequest
 from resources.pools import Pools
@@ -28,11 +29,13 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
         policy = upstream("policy_checkpoint")
         champion = champion_beside(upstream, policy)
         their_scores, why_not = champion_scores(recipe, pools, upstream, champion)
+        scores = {model: {suite: upstream(f"{model}_evals/{suite}") for suite in suites} for model in ("sft", "policy")}
+        compared = [*scores["sft"].values(), *scores["policy"].values(), *their_scores.values()]
         return ReportRequest(
             sft=upstream("sft_checkpoint"),
             policy=policy,
-            sft_scores={suite: upstream(f"sft_evals/{suite}") for suite in suites},
-            policy_scores={suite: upstream(f"policy_evals/{suite}") for suite in suites},
+            sft_scores=scores["sft"],
+            policy_scores=scores["policy"],
             champion=champion.policy,
             champion_scores=their_scores,
             gate=gate,
@@ -41,6 +44,7 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
             baselines=published,
             champion_note=" ".join(filter(None, (champion.note, why_not))),
             divergence=upstream("policy_divergence") if divergence else None,
+            incomplete=lack_items(upstream.store, compared),
         )
 
     return Node(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from alignment.data.files import expand
+from alignment.data.validate import Kind, first_kind
 from alignment.errors import BadInput
-from alignment.recipe import Recipe
+from alignment.methods import Method, method_of, wrong_kind
+from alignment.recipe import PreferenceSource, Recipe
 from alignment.stages.preference_shard import STAGE, ShardRequest
 from alignment.store import Commit
 from assets.building.node import Node, Shown
@@ -20,6 +23,13 @@ def preference_shard(recipe: Recipe) -> Node:
             raise BadInput(f"no shard '{shard}' in the recipe's preferences", file=recipe.name, field="preferences")
         return shards[shard]
 
+    def object_to(request: ShardRequest, commit: Commit | None) -> None:
+        where = request.source if request.file is None else request.file.url
+        if commit is not None:
+            refuse_kind(commit.summary["kind"], where, method_of(recipe.dpo))
+        elif request.file is not None and is_local(where) and request.part == 0:  # one part stands for its file
+            refuse_kind(first_kind(where, frozenset(request.withdrawn)), where, method_of(recipe.dpo))
+
     return Node(
         name="preference_shard",
         phase="shards",
@@ -30,7 +40,34 @@ def preference_shard(recipe: Recipe) -> Node:
         request=request,
         show=show,
         partitioned=True,
+        object_to=object_to,
     )
+
+
+def refuse_kind(kind: Kind | None, where: str, method: Method) -> None:
+    """Raises `BadInput` naming a source whose rows the method cannot train on; an unknown kind passes."""
+    if kind is not None and (why := wrong_kind(method, kind)) is not None:
+        raise BadInput(why, file=where)
+
+
+def refuse_files(recipe: Recipe) -> None:
+    """The same for a recipe's files as they are now, without a store. What is remote or not there yet passes."""
+    for pattern in filter(is_local, recipe.preferences.files or ()):
+        try:
+            urls = expand(pattern)
+        except BadInput:
+            continue
+        for url in urls:
+            refuse_kind(first_kind(url), url, method_of(recipe.dpo))
+
+
+def shows_its_kind(source: PreferenceSource) -> bool:
+    """Whether the kind of a source's rows can be seen before its shards are made, without a network."""
+    return source.hub is None and all(map(is_local, source.files or ()))
+
+
+def is_local(url: str) -> bool:
+    return "://" not in url or url.startswith(("file://", "local://"))
 
 
 def show(commit: Commit, folder: Path) -> Shown:

@@ -73,7 +73,7 @@ def look(page: str, folder: Path) -> Look:
         "--window-size=1600,1000",
     ]
     told = subprocess.run(
-        [*command, "--dump-dom", around.as_uri()], capture_output=True, text=True, check=True, timeout=120
+        [*command, "--dump-dom", around.as_uri()], capture_output=True, text=True, check=True, timeout=600
     )
     title = re.search("<title>(.*?)</title>", told.stdout)
     assert title is not None, told.stderr

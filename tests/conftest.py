@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.homes import BringUpToDate, Homes
 
@@ -32,6 +33,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 def real_data_folder() -> Path:
     return Path(os.environ.get("ALIGN_TEST_DATA") or DEFAULT_REAL_DATA)
 
+
+# how long an example takes is the machine's business; hypothesis itself takes this view where CI is set, and only there
+settings.register_profile(
+    "any machine", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("any machine")
 
 NEEDING = pytest.StashKey[int]()
 

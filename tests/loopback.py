@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import urllib.request
 
+PORTS = range(20_000, 32_000)
+"""Below those that systems give to whoever asks for any: until a server is up, nobody is given its port."""
+
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    while True:
+        port = random.SystemRandom().choice(PORTS)
+        with socket.socket() as one:
+            try:
+                one.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 def listens(port: int) -> bool:

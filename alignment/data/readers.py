@@ -207,7 +207,9 @@ def json_file(stream: Stream, url: str, *, or_lines: bool) -> Iterator[Lazy]:
         if or_lines or _first_line_is_an_object(data):
             yield from jsonl(io.BytesIO(data))
             return
-        reason = f"not UTF-8 (byte {error.start})" if isinstance(error, UnicodeDecodeError) else f"not JSON: {error}"
+        reason = f"not JSON: {'nested too deeply' if isinstance(error, RecursionError) else error}"
+        if isinstance(error, UnicodeDecodeError):
+            reason = f"not UTF-8 (byte {error.start})"
         raise BadInput(reason, file=url) from error
     for number, item in enumerate(_listed(value, url), start=1):
         yield partial(Record, number, value=item)
@@ -320,35 +322,47 @@ def data_suffix(name: str) -> str | None:
     return next((suffix for suffix in DATA_SUFFIXES if bare.endswith(suffix)), None)
 
 
-def read_records(url: str, sha256: str | None = None, part: int = 0, parts: int = 1) -> Iterator[Record]:
+def read_records(
+    url: str, sha256: str | None = None, part: int = 0, parts: int = 1, unnamed: str | None = None
+) -> Iterator[Record]:
     """Records in file order; of `parts` contiguous runs of about equal length, only run `part` (0-based).
 
-    Raises `BadInput` naming the file if it is missing, damaged, not data, or not the one that `sha256` pins.
+    `unnamed` is the format (a suffix) of a file whose name tells none. Raises `BadInput` naming the file if it is
+    missing, damaged, not data, or not the one that `sha256` pins.
     """
     if not 0 <= part < parts:
         raise ValueError(f"part {part} of {parts}")
     first, last = 0, None
     if parts > 1:
-        total = sum(1 for _ in _lazy_records(url, sha256))
+        total = sum(1 for _ in _lazy_records(url, sha256, unnamed))
         if total < parts:
             raise BadInput(f"has {total} records and cannot be split into {parts}", file=url)
         first, last = total * part // parts, total * (part + 1) // parts
-    for position, lazy in enumerate(_lazy_records(url, sha256)):
+    for position, lazy in enumerate(_lazy_records(url, sha256, unnamed)):
         if position >= first and (last is None or position < last):
             yield lazy()
 
 
-def _lazy_records(url: str, sha256: str | None) -> Iterator[Lazy]:
-    suffix = data_suffix(url)
+def parse_records(data: bytes, name: str, suffix: str = ".jsonl") -> Iterator[Record]:
+    """Records in the bytes of a text file; `name` stands for it in errors."""
+    return (lazy() for lazy in _text_records(io.BufferedReader(io.BytesIO(data)), name, suffix))  # type: ignore[arg-type]
+
+
+def _lazy_records(url: str, sha256: str | None, unnamed: str | None) -> Iterator[Lazy]:
+    suffix = data_suffix(url) or unnamed
     if suffix is None:
         raise BadInput(f"unknown format; data files end in {', '.join(DATA_SUFFIXES)} (text also in .gz)", file=url)
     if suffix == ".parquet":
         yield from parquet_file(url, sha256)
         return
     with open_stream(url, sha256) as stream:
-        if suffix in (".csv", ".tsv"):
-            yield from csv_file(stream, url, "," if suffix == ".csv" else "\t")
-        elif suffix == ".json" or stream.peek(256).removeprefix(UTF8_BOM).lstrip()[:1] == b"[":
-            yield from json_file(stream, url, or_lines=suffix != ".json")
-        else:
-            yield from jsonl(stream)
+        yield from _text_records(stream, url, suffix)
+
+
+def _text_records(stream: Stream, url: str, suffix: str) -> Iterator[Lazy]:
+    if suffix in (".csv", ".tsv"):
+        yield from csv_file(stream, url, "," if suffix == ".csv" else "\t")
+    elif suffix == ".json" or stream.peek(256).removeprefix(UTF8_BOM).lstrip()[:1] == b"[":
+        yield from json_file(stream, url, or_lines=suffix != ".json")
+    else:
+        yield from jsonl(stream)

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from alignment.errors import BadInput
-from alignment.recipe import TokenPolicy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from alignment.recipe import TokenPolicy
 
 Messages = Sequence[Mapping[str, str]]
 Ids = tuple[int, ...]

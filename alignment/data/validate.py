@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -15,6 +17,7 @@ from alignment.data.forms import normalise
 from alignment.data.readers import Record, describe, read_records
 from alignment.data.rows import PreferenceRow, write_records
 from alignment.digest import lines_digest
+from alignment.errors import BadInput
 
 # Quarantine: records that cannot be used, each kept with the reason and its text.
 
@@ -118,6 +121,21 @@ class Validation:
     def digest(self) -> str:
         """SHA-256 over the sorted row ids: the same for the same rows in any order."""
         return lines_digest(sorted(self._seen))
+
+
+LOOK = 100
+"""Records of a file that `first_kind` reads at most."""
+
+
+def first_kind(url: str, withdrawn: frozenset[str] = frozenset()) -> Kind | None:
+    """The kind of a file's rows, by the first valid one, without reading on.
+
+    None where none of the first `LOOK` records is valid, or the file cannot be read: what makes a shard of it says why.
+    """
+    validation = Validation(withdrawn)
+    with contextlib.suppress(BadInput):
+        next(validation.accepted(itertools.islice(read_records(url), LOOK), url), None)
+    return validation.kind
 
 
 # Checks preference files as a shard would read them, without writing anything.

@@ -24,4 +24,17 @@ def method_of(settings: Any) -> Method:
     return METHODS[settings.loss].of(settings)
 
 
-__all__ = ["METHODS", "Method", "PairLogps", "method_of"]
+KINDS = {"paired": "a chosen and a rejected completion", "unpaired": "a completion with its label"}
+
+
+def wrong_kind(method: Method, kind: str) -> str | None:
+    """Why a method cannot train on rows of a kind, and which methods can; None where it can."""
+    if kind == method.data:
+        return None
+    others = [name for name, other in METHODS.items() if other.data == kind]
+    able = f"{', '.join(others)} would take them" if others else f"no method takes {kind} rows yet"
+    wanted = f"{method.data} ones ({KINDS[method.data]})"
+    return f"holds {kind} rows ({KINDS[kind]}), and loss: {method.name} takes {wanted}; {able}"
+
+
+__all__ = ["METHODS", "Method", "PairLogps", "method_of", "wrong_kind"]

@@ -8,9 +8,10 @@ precision one variable-length flash attention call does the same for all segment
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from alignment.models.packing import Layout, Segment
@@ -18,6 +19,8 @@ from alignment.models.packing import Layout, Segment
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 NAME = "shared_prompt"
 """Also the name of the keyword that carries the layout through the model."""
@@ -60,8 +63,11 @@ def attend(
     refused = [name for name in NOT_HANDLED if kwargs.get(name) is not None]
     if refused or not isinstance(layout, Layout) or attention_mask is not None or query.shape[2] != layout.tokens:
         raise CannotShare(f"{type(module).__name__} with {', '.join(refused) or 'tokens or a mask of its own'}")
-    if query.is_cuda and query.element_size() == 2 and (varlen := _varlen()) is not None:
-        return _all_at_once(varlen, query, key, value, scaling, window, layout), None
+    if query.is_cuda:
+        varlen = _varlen() if query.element_size() == 2 else None
+        if varlen is not None:
+            return _all_at_once(varlen, query, key, value, scaling, window, layout), None
+        _say_that_segments_go_one_by_one(query.dtype)
     out = query.new_empty(1, layout.tokens, query.shape[1], value.shape[3])
     for segment in layout.segments:
         out[:, segment.start : segment.stop] = _one(query, key, value, scaling, window, segment).transpose(1, 2)
@@ -98,13 +104,39 @@ def _one(
 
 @cache
 def _varlen() -> Callable[..., Any] | None:
-    """torch's variable-length flash attention, where it is and takes what is asked of it here."""
+    """torch's variable-length flash attention as `_all_at_once` calls it; None where torch has none that fits."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    takes = inspect.signature(varlen_attn).parameters
-    return varlen_attn if {"window_size", "scale", "enable_gqa"} <= takes.keys() else None
+    return with_fewer_key_heads(varlen_attn)
+
+
+def with_fewer_key_heads(varlen: Callable[..., Any]) -> Callable[..., Any] | None:
+    """`varlen` for keys and values of fewer heads than the query's; None for one without scale and window.
+
+    Its signature grew with torch: 2.11 wants as many key heads as query heads, 2.12 has `enable_gqa`.
+    """
+    takes = inspect.signature(varlen).parameters
+    if not {"window_size", "scale"} <= takes.keys():
+        return None
+    if "enable_gqa" in takes:
+        return partial(varlen, enable_gqa=True)
+
+    def expanded(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *borders: Any, **how: Any) -> Any:
+        repeats = query.shape[1] // key.shape[1]
+        return varlen(query, key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1), *borders, **how)
+
+    return expanded
+
+
+@cache
+def _say_that_segments_go_one_by_one(dtype: torch.dtype) -> None:
+    """Once a precision: many small kernels in place of one leave a GPU waiting."""
+    import torch
+
+    why = "flash attention takes 16 bits only" if dtype.itemsize > 2 else f"torch {torch.__version__} has no fit for it"
+    logger.warning("attention over shared prompts in %s goes segment by segment, which is slow: %s", dtype, why)
 
 
 def _all_at_once(
@@ -128,6 +160,5 @@ def _all_at_once(
         index.longest_key,
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=True,
     )
     return out[None]

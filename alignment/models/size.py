@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from alignment.data.tokens import Ids, TokenSequence
 from alignment.errors import BadInput
-from alignment.recipe import Lora
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+    from alignment.recipe import Lora
 
 
 BYTES = {"float32": 4, "bfloat16": 2}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
@@ -231,6 +232,9 @@ class Judge(Section):
     """null leaves it to the endpoint, as models that take none want it."""
     max_tokens: int = Field(default=2048, ge=1)
     """Most tokens of one judgment."""
+    retires: date | None = None
+    """Day (YYYY-MM-DD) from which the endpoint serves the model no more: plans, checks and nights warn beforehand.
+    It changes no score and no key."""
     max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """How the endpoint calls that limit; OpenAI's reasoning models take only the second."""
     in_flight: int = Field(default=16, ge=1)
@@ -264,7 +268,7 @@ class Requirement(Section):
     """Against the SFT baseline the interval's lower end must be above this. The champion has made that improvement
     already: against it the lower end must be above minus `champion_margin`."""
     at_least: float | None = None
-    """The candidate's own value must be at least this."""
+    """The candidate's own mean, over all items it was asked, must be at least this."""
     champion_margin: float | None = Field(default=None, ge=0)
     """Margin against the champion. By default that of `no_regression`; for `improve` a twentieth of the metric's
     scale: 0.05 of a fraction, 0.45 of a rating from 1 to 10."""
@@ -286,5 +290,6 @@ class Gate(Section):
     any_improves: bool = False
     """At least one of the metrics must be better than the SFT baseline's, after Holm's correction over them."""
     max_missing: float = Field(default=0.02, ge=0, lt=1)
-    """Largest share of what a baseline was measured on that the candidate may lack (no whole answer, no judgment).
-    Beyond it a metric cannot pass: what it fails on would not count. Items that both lack are not held against it."""
+    """Largest share of what one side of a comparison was measured on that the other may lack (no whole answer, no
+    judgment); for `at_least`, of what the candidate was asked. Beyond it a metric cannot pass: what a model fails on
+    would not count. A comparison is not held open by items that both sides lack."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from alignment_dags.cli.output import AsJson, quiet, tell
+from alignment_dags.cli.output import AsJson, quiet, say, tell
 
 
 def reference(
@@ -92,6 +93,7 @@ def judge(
     """Have a judge model grade stored answers; run again to go on where it stopped."""
     from alignment_dags.cli.output import show_judged
     from eval.commands import judge_files, judge_settings
+    from eval.judge.retirement import retirement
 
     quiet()
     chosen = judge_settings(
@@ -108,6 +110,8 @@ def judge(
         budget_usd=budget_usd,
         budget_tokens=budget_tokens,
     )
+    if told := retirement(chosen, date.today()):
+        say(f"warning: {told}")
     result = tell(
         lambda: judge_files(suite, questions, answers, out, chosen, reference, prompts, against), as_json, show_judged
     )

@@ -176,5 +176,5 @@ def show_nights(result: dict[str, Any]) -> None:
             print(f"    left out {shard}: {why}")
         if night["took"]:
             print(f"    {night['took']}")
-        if night["alias"]:
-            print(f"    {night['alias']}")
+        for found in filter(None, (night["alias"], night["judge"])):
+            print(f"    {found}")

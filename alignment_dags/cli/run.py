@@ -35,6 +35,8 @@ def show_plan(result: dict[str, Any]) -> None:
             print(f"{one['stage']}:")
             for name, words in NUMBERS.items():
                 print(f"  {words}: {one[name]['how']}")
+    for told in result["warnings"]:
+        print(f"warning: {told}")
     for stage in result["too_large"]:
         print(f"{stage} does not fit the devices of its pool")
 
@@ -68,10 +70,12 @@ def plan(
 ) -> None:
     """Say what bringing a recipe up to date takes, before anything runs. Exit 1 if a pool cannot hold it."""
     from dataclasses import asdict
+    from datetime import date
 
     from alignment.recipe import load_recipe
     from alignment_dags.planner.forecast import forecast
     from assets.evaluation_report import asked_of
+    from eval.judge.retirement import retirement
     from resources.home import ensure_home
     from resources.pools import load_pools
     from resources.store import ArtifactStore
@@ -83,7 +87,8 @@ def plan(
         asked_of(known, str(recipe))
         stages = forecast(known, load_pools(), ArtifactStore().open())
         too_large = [one.stage for one in stages if one.fits is False and one.to_make]
-        return {"stages": [asdict(one) for one in stages], "too_large": too_large}
+        warnings = [told for told in [retirement(known.judge, date.today())] if told is not None]
+        return {"stages": [asdict(one) for one in stages], "too_large": too_large, "warnings": warnings}
 
     if tell(work, as_json, show_plan)["too_large"]:
         raise typer.Exit(1)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from alignment.errors import BadInput
-from alignment_dags.cli.output import AsJson, stdout_kept, tell
+from alignment_dags.cli.output import AsJson, say, stdout_kept, tell
 
 pools = typer.Typer(help="Compute pools.", no_args_is_help=True)
 recipes = typer.Typer(help="Recipes.", no_args_is_help=True)
@@ -53,9 +54,14 @@ def recipes_check(files: Annotated[list[Path], typer.Argument(help="Recipes (YAM
     """Read recipes and say what is wrong in them."""
     from alignment.recipe import load_recipe
     from assets.evaluation_report import asked_of
+    from assets.preference_shard import refuse_files
+    from eval.judge.retirement import retirement
 
     for path in files:
         recipe = load_recipe(path)
         with stdout_kept():
             asked_of(recipe, str(path))
+            refuse_files(recipe)
         print(f"{path}: {recipe.name} is well-formed")
+        if told := retirement(recipe.judge, date.today()):
+            say(f"warning: {path}: {told}")

@@ -86,7 +86,7 @@ def decide_night(
     state = state_now()
     if pinned is None:
         if state.base:
-            return _base(state, base, runs)
+            return _base(state, base, runs, late)
         if not late and (step := _shards(state, runs, now, idle_since)) is not None:
             return step
         if state.manifest_behind:
@@ -94,11 +94,15 @@ def decide_night(
     return _training(state, runs, late)
 
 
-def _base(state: State, made: RunSeen | None, runs: Sequence[RunSeen]) -> NextStep:
-    """A new base or SFT comes first, whatever the deadline: no reference log-prob holds without it."""
+def _base(state: State, made: RunSeen | None, runs: Sequence[RunSeen], late: bool) -> NextStep:
+    """A new base or SFT comes first, whatever the deadline: no reference log-prob holds without it. It is not made
+    for a source of which nothing can be used."""
     names = ", ".join(state.base)
     if (other := _going(runs, "base")) is not None:
         return Wait(f"{names}: run {other.id[:8]} is making it")
+    if state.total and len(state.unreadable) == state.total:
+        told = first_few(sorted(state.unreadable.values()), "; ")
+        return Close("failed", told) if late else Wait(told)
     if made is not None:
         return Close("failed", f"{names}: made this night, and out of date again")
     return Launch("base", nodes=state.base)

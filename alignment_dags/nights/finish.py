@@ -15,6 +15,7 @@ from alignment_dags.nights.records import NightBook
 from alignment_dags.nights.state import State
 from assets.building.upstream import Upstream
 from assets.champion import moved_by_hand
+from eval.judge.retirement import NIGHT_NOTICE, retirement
 from resources.alerts import Alert, send
 from resources.mlflow import Tracking, TrackingUnreachable
 
@@ -109,6 +110,18 @@ def watch_alias(book: NightBook, recipe: Recipe, night: Night, tracking: Trackin
     if now is None:
         return night
     noted = night.model_copy(update={"alias": now})
+    book.write(noted)
+    return noted
+
+
+def watch_judge(book: NightBook, recipe: Recipe, night: Night, now: datetime) -> Night:
+    """The closed night with what there is to say of a judge that retires, which is alerted unless an earlier night
+    said the same: once ahead, and once when the judge is gone."""
+    told = retirement(recipe.judge, now.date(), NIGHT_NOTICE) or ""
+    before = next((one.judge for one in book.latest() if one.judge is not None), "")
+    if told and told != before:
+        send(recipe.alerts, Alert(recipe.name, "judge_retires", told))
+    noted = night.model_copy(update={"judge": told})
     book.write(noted)
     return noted
 

@@ -114,6 +114,8 @@ class Night(BaseModel):
     costs: Costs | None = None
     alias: str | None = None
     """What was wrong with the champion's alias when the night ended; empty if nothing was, None if nobody looked."""
+    judge: str | None = None
+    """What was said of the judge's retirement when the night ended; empty if nothing was, None if nobody looked."""
 
     @property
     def id(self) -> str:

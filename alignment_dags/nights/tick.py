@@ -13,7 +13,7 @@ from alignment.recipe import Recipe
 from alignment.store import CorruptArtifact, MissingArtifact, Store
 from alignment_dags.nights.cost import note_costs
 from alignment_dags.nights.decide import Close, Launch, NextStep, Wait, decide_night
-from alignment_dags.nights.finish import Ending, close_night, sentence, watch_alias
+from alignment_dags.nights.finish import Ending, close_night, sentence, watch_alias, watch_judge
 from alignment_dags.nights.night import Night, Outcome
 from alignment_dags.nights.records import NightBook
 from alignment_dags.nights.runs import runs_seen
@@ -72,7 +72,7 @@ def tick(
         step = unreadable(night, error, now)
     if isinstance(step, Close):
         state = looked[-1] if looked else _state_or_none(recipe, pools, store)
-        closed = close_night(book, recipe, Ending(night, step, now, state))
+        closed = watch_judge(book, recipe, close_night(book, recipe, Ending(night, step, now, state)), now)
         # afterwards, as a large store or MLflow may keep a tick waiting until Dagster ends it
         closed = note_costs(instance, recipe, pools, book, closed)
         watch_alias(book, recipe, closed, Tracking(attempts=1))

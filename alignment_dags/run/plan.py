@@ -85,6 +85,7 @@ def _plan(node: Node, shard: str | None, upstream: PlannedUpstream, unknown: dic
         return Planned(node, shard, "current")
     key = node.stage.key(request)
     commit = upstream.store.find(node.stage.kind, key)
+    node.object_to(request, commit)
     if commit is None:
         return Planned(node, shard, "missing", key=key)
     ref = upstream.store.read_ref(upstream.recipe, node.name, shard)

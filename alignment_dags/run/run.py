@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 
 import dagster as dg
@@ -22,6 +23,8 @@ from assets.building.factory import shards_definition
 from assets.building.upstream import Upstream
 from assets.evaluation_report import asked_of
 from assets.graph import nodes_of
+from assets.preference_shard import shows_its_kind
+from eval.judge.retirement import retirement
 from resources.home import ensure_home
 from resources.pools import Pools, load_pools
 from resources.store import ArtifactStore
@@ -52,6 +55,8 @@ def run_recipe(path: Path, say: Callable[[str], None]) -> Outcome:
     outcome = Outcome(recipe, store)
     asked_of(recipe, str(path))  # what a person has to mend shows before anything starts, here and in the plan
     plan(recipe, nodes_of(recipe, pools), store)
+    if told := retirement(recipe.judge, date.today()):
+        say(f"warning: {told}")
     with dg.DagsterInstance.get() as instance:
         outcome.ended_runs = end_dead_runs(instance)
         for run_id in outcome.ended_runs:
@@ -59,7 +64,10 @@ def run_recipe(path: Path, say: Callable[[str], None]) -> Outcome:
         apply_pools(instance, pools)
         if gone := follow_source(instance, recipe):
             say(f"withdrawn, as the source has them no more: {', '.join(gone)}")
-        for phase in phases_of(recipe, pools):
+        phases = phases_of(recipe, pools)
+        if not shows_its_kind(recipe.preferences):  # what the method cannot train on shows before SFT trains
+            phases.sort(key=lambda phase: phase.name != "shards")
+        for phase in phases:
             try:
                 for tags, chosen in launches(instance, recipe, phase, store):
                     outcome.dagster_runs.append(launch(instance, recipe, phase, chosen, tags, say))

@@ -10,6 +10,8 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import dagster as dg
 import psutil
@@ -18,25 +20,102 @@ from alignment.stages.execute import DAGSTER_RUN
 from resources.pools import Pools
 
 # Processes under names that do not come again, and what a dead one has left behind.
+#
+# Where there is /proc, a mark is PID@TICKS:BOOT:NAMESPACE: the start in clock ticks since boot, which no step of the
+# clock moves (psutil's create_time does move there), which boot that was, and in which PID namespace (container) the
+# PID counts. Elsewhere (macOS, Windows) it is PID@SECONDS, as the kernel noted the start then. Version 0.1.0 wrote
+# PID@SECONDS on Linux too.
+
+PROC = Path("/proc")
+FIRST_NAMESPACE = "4026531836"  # of the machine itself, the same on every Linux
+TOLERANCE = 2.0  # seconds between two readings of one process's create_time
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A process mark taken apart; `boot` and `namespace` are empty where it has none."""
+
+    pid: int
+    start: str
+    boot: str = ""
+    namespace: str = ""
+
+    @classmethod
+    def parse(cls, mark: str) -> Mark:
+        pid, _, rest = mark.partition("@")
+        start, boot, namespace = [*rest.split(":"), "", ""][:3]
+        return cls(int(pid), start, boot, namespace)
 
 
 def process_mark(pid: int) -> str:
-    """Pid with start time, as pids come again; empty if there is no such process, or only its exit code."""
+    """The mark of a process; empty if there is no such process, or only its exit code."""
+    try:
+        boot = (PROC / "sys/kernel/random/boot_id").read_text()[:8]
+        namespace = (PROC / "self/ns/pid").stat().st_ino
+    except OSError:
+        return _mark_by_seconds(pid)
+    ticks = _start_ticks(pid)
+    return "" if ticks is None else f"{pid}@{ticks}:{boot}:{namespace}"
+
+
+def _start_ticks(pid: int) -> int | None:
+    """Field 22 of /proc/PID/stat, counted behind the command's name, which may hold anything."""
+    try:
+        state, *fields = (PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if state in (b"Z", b"X") else int(fields[18])
+
+
+def _mark_by_seconds(pid: int) -> str:
     try:
         process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return ""
-        return f"{pid}@{process.create_time():.2f}"
+        return "" if process.status() == psutil.STATUS_ZOMBIE else f"{pid}@{process.create_time():.2f}"
     except psutil.NoSuchProcess:
         return ""
 
 
-def is_alive(mark: str) -> bool:
-    return bool(mark) and process_mark(pid_of(mark)) == mark
+def is_alive(mark: str, run_id: str = "") -> bool:
+    """Whether the process of a run is there. One that lives in another container cannot be seen and counts as alive,
+    unless that container was replaced by this one."""
+    if not mark:
+        return False
+    known, now = Mark.parse(mark), process_mark(pid_of(mark))
+    here = Mark.parse(process_mark(os.getpid()))
+    if not known.boot:
+        return bool(now) and _is_same_by_seconds(known, run_id, upgraded=bool(here.boot))
+    if known.boot == here.boot and known.namespace != here.namespace:
+        began = _start_ticks(1)  # of this container: what its predecessor ran under the same host name is over
+        replaced = known.namespace != FIRST_NAMESPACE and began is not None and began > int(known.start)
+        return not replaced
+    return now == mark
+
+
+def _is_same_by_seconds(known: Mark, run_id: str, upgraded: bool) -> bool:
+    """Whether a process that is there is the one of a mark in seconds.
+
+    `upgraded` says that an older version wrote the mark on Linux: a clock that was set since has moved what psutil
+    reads now. There a process that works by its command line counts as the same.
+    """
+    try:
+        process = psutil.Process(known.pid)
+        if abs(process.create_time() - float(known.start)) <= TOLERANCE:
+            return True
+        command = process.cmdline() if upgraded else []
+    except (psutil.Error, ValueError):  # ValueError: a worker that had ended before it was marked
+        return False
+    is_worker = bool(run_id) and any(run_id in word for word in command)
+    return is_worker or any(Path(word).name == "align" for word in command[:2])
+
+
+def is_here(mark: str) -> bool:
+    """Whether the mark's PID names its process, or nobody's, in this container and since this boot."""
+    known, here = Mark.parse(mark), Mark.parse(process_mark(os.getpid()))
+    return not known.boot or (known.boot, known.namespace) == (here.boot, here.namespace)
 
 
 def pid_of(mark: str) -> int:
-    return int(mark.split("@")[0])
+    return Mark.parse(mark).pid
 
 
 def end_orphans(mark: str, run_id: str) -> list[int]:
@@ -46,20 +125,20 @@ def end_orphans(mark: str, run_id: str) -> list[int]:
     the run that is named in their environment.
     """
     ended = []
-    for pid in orphans(pid_of(mark), run_id):
+    for pid in orphans(pid_of(mark) if is_here(mark) else None, run_id):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
             ended.append(pid)
     return ended
 
 
-def orphans(leader: int, run_id: str) -> Iterator[int]:
+def orphans(leader: int | None, run_id: str) -> Iterator[int]:
     """Pids of the session that a dead worker led (nobody can lead one of that name while it has members), and of
-    processes that were started for its run."""
-    leads_again = bool(process_mark(leader))
+    processes that were started for its run. `leader` is None where its PID means another process by now."""
+    leads_again = leader is None or bool(process_mark(leader))
     for process in psutil.process_iter():
         with contextlib.suppress(ProcessLookupError, PermissionError, psutil.Error):
-            if process.pid == leader or process.pid == os.getpid():
+            if process.pid in (leader, os.getpid()):
                 continue
             in_session = not leads_again and os.getsid(process.pid) == leader
             if in_session or process.environ().get(DAGSTER_RUN) == run_id:
@@ -82,7 +161,7 @@ HOST, PROCESS = "align/host", "align/process"
 
 
 def process_tags() -> dict[str, str]:
-    """Tags that say which process runs a run: host, and pid with start time, as pids come again."""
+    """Tags that say which process runs a run: the host, and the mark of this process on it."""
     return {HOST: socket.gethostname(), PROCESS: process_mark(os.getpid())}
 
 
@@ -92,7 +171,7 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     mine = dg.RunsFilter(statuses=BEGUN, tags={HOST: socket.gethostname()})
     for run in instance.get_runs(mine):
         process = run.tags.get(PROCESS, "")
-        if is_alive(process) or is_copied(instance, run):
+        if is_alive(process, run.run_id) or is_copied(instance, run):
             continue
         if process:
             end_orphans(process, run.run_id)

@@ -49,7 +49,12 @@ def look(recipe: Recipe, node: Node, upstream: Upstream, budget: float = LOOK_SE
             if written is not None and abs(time.time() - written) < recipe.preferences.settle_seconds:
                 seen.waiting[name] = "may still be being written"
             else:
-                seen.keys[name] = node.stage.key(node.request(upstream, name))
+                request = node.request(upstream, name)
+                key = node.stage.key(request)
+                made = upstream.refs(node.name).get(name)
+                if made is None or made.artifact.key != key:
+                    node.object_to(request, None)
+                seen.keys[name] = key
         except BadInput as error:
             seen.unreadable[name] = str(error)
     return seen

@@ -68,6 +68,10 @@ def nowhere_else(upstream: Upstream, commit: Commit) -> bool:
     return False
 
 
+def nothing_against(request: Any, commit: Commit | None) -> None:
+    """No objection."""
+
+
 @dataclass(frozen=True)
 class Node:
     """`request` turns upstream artifacts (of one shard, if `partitioned`) into what the stage is asked.
@@ -91,6 +95,9 @@ class Node:
     pool: str | None = None
     is_checkpoint: bool = False
     after: tuple[str, ...] = ()
+    object_to: Callable[[Any, Commit | None], None] = nothing_against
+    """Raises `BadInput` for a request that is sound while the recipe could not use what it makes (or has made: the
+    commit). Whoever plans asks, so that nothing is trained before that shows."""
     reported_elsewhere: Callable[[Upstream, Commit], bool] = nowhere_else
     """Whether what was found is another node's and reported as that one's, so that no run is launched to report it
     again. Only for a node whose readers ask the store for its key and do not go by its ref."""

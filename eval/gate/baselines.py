@@ -99,7 +99,8 @@ def standings(
 def _standings(suite: str, metric: str, ours: MetricComparison, known: Sequence[PublishedFigure]) -> Standings:
     unit = unit_of(ours.width)
     rows = [(figure.model, figure.value, figure.source, False) for figure in known]
-    rows += [("this policy", ours.candidate, "measured here", True), ("its SFT", ours.baseline, "measured here", True)]
+    own = {"this policy": ours.own_of("candidate").mean, "its SFT": ours.own_of("baseline").mean}
+    rows += [(name, mean, "measured here", True) for name, mean in own.items()]
     best = max(value for _, value, _, _ in rows) or 1.0
     ranked = sorted(rows, key=lambda row: -row[1])
     models = [

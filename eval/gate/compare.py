@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from alignment.errors import BadInput
 from eval.statistics import (
@@ -62,12 +63,24 @@ def scale_told(suite: str) -> str:
 NAMED_ITEMS = 20  # of the items a comparison had to leave out
 
 
+class OwnMean(BaseModel):
+    """One side by itself: the mean of its `n` values, and how many items it was `asked`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mean: float
+    n: int
+    asked: int
+
+
 class MetricComparison(BaseModel):
     """Candidate minus baseline on one metric.
 
     `n` counts paired values in `clusters` clusters. `missing` counts values that are not on both sides and
     `missing_ids` names the first of them; of these `missing_candidate` were measured on the baseline alone, and
-    `missing_baseline` on the candidate alone: the rest failed on both.
+    `missing_baseline` on the candidate alone: the rest failed on both. `baseline` and `candidate` are means over the
+    pairs; `own_of` gives a side's mean over all its own values. `baseline_own` and `candidate_own` hold it where some
+    values have no pair, and are left out of the JSON elsewhere, so that a complete comparison keeps its digest.
 
     `ci95` and `p_value` are Student's t on the cluster-robust `stderr`, or, where too few clusters differ to know
     it, Tango's score on `shares` (eval/statistics/paired.py); they and `minimum_detectable_effect` are None when
@@ -95,9 +108,22 @@ class MetricComparison(BaseModel):
     missing_ids: list[str]
     missing_baseline: int = 0
     missing_candidate: int = 0
+    baseline_own: OwnMean | None = None
+    candidate_own: OwnMean | None = None
     width: float | None = None
     shares: Shares | None = None
     verdict: ComparisonVerdict
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        given = handler(self)
+        absent = {name for name in ("baseline_own", "candidate_own") if given[name] is None}
+        return {name: value for name, value in given.items() if name not in absent}
+
+    def own_of(self, side: Literal["baseline", "candidate"]) -> OwnMean:
+        """A side's mean over all that it was measured on, whatever the other side lacks."""
+        own = self.baseline_own if side == "baseline" else self.candidate_own
+        return own or OwnMean(mean=self.baseline if side == "baseline" else self.candidate, n=self.n, asked=self.n)
 
     def difference_interval(self) -> Interval:
         """The difference again as statistics take it."""
@@ -193,6 +219,8 @@ def _compare(
         missing_ids=missing[:NAMED_ITEMS],
         missing_baseline=_measured_in(candidate, missing),
         missing_candidate=_measured_in(baseline, missing),
+        baseline_own=_own(baseline, len(pairs) + len(missing)) if missing else None,
+        candidate_own=_own(candidate, len(pairs) + len(missing)) if missing else None,
         width=width,
         shares=difference.shares,
         verdict=verdict(difference, margin),
@@ -201,3 +229,9 @@ def _compare(
 
 def _measured_in(side: dict[str, Sample], ids: Iterable[str]) -> int:
     return sum(name in side and side[name].value is not None for name in ids)
+
+
+def _own(side: dict[str, Sample], asked: int) -> OwnMean:
+    """The mean of a side's values; both sides were asked whatever item either of them names."""
+    values = [sample.value for sample in side.values() if sample.value is not None]
+    return OwnMean(mean=sum(values) / len(values), n=len(values), asked=asked)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -26,9 +26,12 @@ class ReportRequest(Request):
 
     The rest is for the page alone: the recipe's name, the price of an hour by stage, published figures, how the
     champion came to be one where the gate did not decide it, and how far the policy moved from its SFT checkpoint.
+
+    `incomplete` says that some scores lack items (`lack_items`). Version 0.1.0 bounded only what the candidate lacks,
+    and its requests have no such field: a report over incomplete scores is made anew, every other one keeps its key.
     """
 
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"champion_note", "divergence"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"champion_note", "divergence", "incomplete"})
 
     sft: Artifact
     policy: Artifact
@@ -42,6 +45,7 @@ class ReportRequest(Request):
     baselines: list[PublishedFigure] = Field(default_factory=list)
     champion_note: str = ""
     divergence: Artifact | None = None
+    incomplete: bool = False
 
 
 class WrongEvidence(RuntimeError):
@@ -101,6 +105,16 @@ def read_scores(store: Store, scores: Mapping[str, Artifact], checkpoint: Artifa
             raise WrongEvidence(f"the scores under {suite} are of {samples[0].suite}")
         found[suite] = SuiteScores(samples, commit.summary)
     return found
+
+
+LACKING = ("failed", "missing", "unparsable", "unjudged")
+"""What a summary of scores counts of items without a value."""
+
+
+def lack_items(store: Store, scores: Iterable[Artifact]) -> bool:
+    """Whether some of these scores have an item without a value."""
+    summaries = (store.commit_of(artifact).summary for artifact in scores)
+    return any(summary.get(name) for summary in summaries for name in LACKING)
 
 
 def compare_scores(baseline: Mapping[str, SuiteScores], candidate: Mapping[str, SuiteScores]) -> Compared:

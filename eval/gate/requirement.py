@@ -130,42 +130,66 @@ def items(found: MetricComparison) -> str:
     return f"n = {found.n}{clusters}, {found.missing} left out{told}"
 
 
-def at_least(metric: str, found: MetricComparison | None, threshold: float) -> Check:
-    """Whether the candidate's own mean reaches the threshold."""
+def at_least(metric: str, found: MetricComparison | None, threshold: float, max_missing: float) -> Check:
+    """Whether the candidate's own mean, over all it was asked, reaches the threshold; open where it lacks more than
+    `max_missing` of that."""
     if found is None:
         return Check.of(metric, "itself", "inconclusive", f"at least {threshold:.4g}", "not measured")
-    unit = unit_of(found.width)
+    own, unit = found.own_of("candidate"), unit_of(found.width)
     sign = " %" if found.width == 1.0 else ""
-    asked, seen = f"at least {unit.told(threshold)}{sign}", f"{unit.told(found.candidate)}{sign}, {items(found)}"
-    return Check.of(metric, "itself", "pass" if found.candidate >= threshold else "fail", asked, seen)
+    asked = f"at least {unit.told(threshold)}{sign}"
+    seen = f"{unit.told(own.mean)}{sign}, {items(found) if own.n == found.n else f'n = {own.n}'}"
+    lacking = _lacking("the candidate", own.asked - own.n, own.asked, "it was asked for", max_missing)
+    if lacking is not None:
+        return Check.of(metric, "itself", "inconclusive", asked, f"{seen}; {lacking}")
+    return Check.of(metric, "itself", "pass" if own.mean >= threshold else "fail", asked, seen)
 
 
 def complete(check: Check, found: MetricComparison | None, max_missing: float) -> Check:
-    """The check, left open where the candidate lacks more than this share of what the baseline was measured on:
-    items that one model fails on are seldom like the others."""
-    of = 0 if found is None else found.n + found.missing_candidate
-    if found is None or found.missing_candidate <= max_missing * of:
+    """The check, left open where one side alone lacks more than this share of what the other was measured on:
+    items that one model fails on are seldom like the others, whichever model it is."""
+    lacking = None if found is None else lacks(found, max_missing, "champion" if check.against == "champion" else "sft")
+    if lacking is None:
         return check
-    side = NAMES["champion" if check.against == "champion" else "sft"]
-    lacking = (
-        f"the candidate lacks {found.missing_candidate} of the {of} values that {side} has "
-        f"({_percent(found.missing_candidate / of)}, and max_missing is {_percent(max_missing)})"
-    )
     return Check.of(check.metric, check.against, "inconclusive", check.asked, f"{check.seen}; {lacking}")
+
+
+def lacks(found: MetricComparison, max_missing: float, against: Against) -> str | None:
+    """What one side alone lacks beyond `max_missing`, in words; None where the comparison is whole enough."""
+    baseline = NAMES[against]
+    sides = (
+        ("the candidate", found.missing_candidate, f"that {baseline} has"),
+        (baseline, found.missing_baseline, "that the candidate has"),
+    )
+    told = [_lacking(side, count, found.n + count, which, max_missing) for side, count, which in sides]
+    return ", and ".join(filter(None, told)) or None
+
+
+def _lacking(side: str, count: int, of: int, which: str, max_missing: float) -> str | None:
+    if count <= max_missing * of:
+        return None
+    share = f"{_percent(count / of)}, and max_missing is {_percent(max_missing)}"
+    return f"{side} lacks {count} of the {of} values {which} ({share})"
 
 
 def _percent(share: float) -> str:
     return PERCENT.told(share) + PERCENT.sign
 
 
-def any_improves(found: Mapping[str, MetricComparison], asked_of: int) -> Check:
-    """Whether one of the gate's metrics is better than the SFT baseline's, corrected for having looked at all."""
+def any_improves(found: Mapping[str, MetricComparison], asked_of: int, max_missing: float) -> Check:
+    """Whether one of the gate's metrics is better than the SFT baseline's, corrected for having looked at all.
+
+    A metric of which one side lacks more than `max_missing` shows neither that it is better nor that it is worse.
+    """
     p_values = {metric: p_above(one.difference_interval(), 0.0) for metric, one in found.items()}
     corrected = holm({metric: p_value for metric, p_value in p_values.items() if p_value is not None})
-    better = [metric for metric, p_value in corrected.items() if p_value < LEVEL]
+    told = {metric: why for metric, one in found.items() if (why := lacks(one, max_missing, "sft")) is not None}
+    better = [metric for metric, p_value in corrected.items() if p_value < LEVEL and metric not in told]
     asked = f"one of {asked_of} better, corrected for looking at all"
     if better:
         return Check.of(ANY, "sft", "pass", asked, f"better: {', '.join(better)}")
     seen = f"none is (smallest corrected p = {min(corrected.values()):.3g})" if corrected else "none was measured"
+    if told:
+        seen = "; ".join(["none that was measured whole is", *(f"{metric}: {why}" for metric, why in told.items())])
     worse = [one.ci95 is not None and one.ci95[1] < 0 for one in found.values()]
-    return Check.of(ANY, "sft", "fail" if worse and all(worse) else "inconclusive", asked, seen)
+    return Check.of(ANY, "sft", "fail" if worse and all(worse) and not told else "inconclusive", asked, seen)

@@ -49,9 +49,10 @@ def decide(
     threshold: minus the margin, or the improvement that is asked. Against the champion both ask for no loss beyond
     a margin (a non-inferiority test), so that what is open there does not pass. `improve` claims are made
     together, so their p-values are corrected by Holm's method: all of them must hold, and each may then be told
-    by itself. `at_least` looks at the candidate's own mean. A metric that was not measured is inconclusive, and so is
-    one of which the candidate lacks more than `max_missing` of what the baseline has. `champion_left_out` says by
-    suite why it was not compared with the champion.
+    by itself. `at_least` looks at the candidate's own mean over all it was asked. A metric that was not measured is
+    inconclusive, and so is one of which one side alone lacks more than `max_missing` of what the other has, or, for
+    `at_least`, the candidate of what it was asked. `champion_left_out` says by suite why it was not compared with the
+    champion.
     """
     if gate is None:
         return Verdict(outcome="none", reasons=["the recipe has no gate: nothing is promoted"], checks=[], key=key)
@@ -65,7 +66,7 @@ def decide(
         # held-out preferences aside: the policy was trained to win them
         asked = [metric for metric in gate.metrics if metric.partition("/")[0] != PREFERENCES]
         found = {metric: one for metric in asked if (one := _find(sft, metric)) is not None}
-        checks.append(any_improves(found, len(asked)))
+        checks.append(any_improves(found, len(asked), gate.max_missing))
     outcomes = {check.outcome for check in checks}
     outcome: Outcome = "fail" if "fail" in outcomes else "inconclusive" if "inconclusive" in outcomes else "pass"
     decisive = [check for check in checks if check.outcome == outcome]
@@ -94,7 +95,7 @@ def _checks(
 ) -> Iterator[Check]:
     found = _find(sft, metric)
     if requirement.at_least is not None:
-        yield complete(at_least(metric, found, requirement.at_least), found, max_missing)
+        yield at_least(metric, found, requirement.at_least, max_missing)
         return
     if requirement.improve is not None:
         check = above(metric, "sft", found, requirement.improve, claims)

@@ -25,7 +25,7 @@ CODE_VERSION = 2
 METRICS_FILE = "metrics.json"
 JUDGMENTS_FILE, PAIR_JUDGMENTS_FILE = "judgments.jsonl", "pair_judgments.jsonl"
 JUDGE_MONEY = frozenset({"price", "budget_usd", "budget_tokens"})
-JUDGE_ACCESS = JUDGE_MONEY | {"api_key_env", "in_flight", "timeout_seconds", "retries", "max_tokens_name"}
+JUDGE_ACCESS = JUDGE_MONEY | {"api_key_env", "in_flight", "timeout_seconds", "retries", "max_tokens_name", "retires"}
 JUDGE_SETTINGS = {"kind", "model", "temperature", "max_tokens"}
 
 
@@ -38,8 +38,8 @@ class ScoresRequest(Request):
     seed: int
 
     def identity(self) -> Any:
-        """Without what cannot change a score: a judge where the suite has a scorer, and how fast, by which key and
-        for how much an endpoint is asked."""
+        """Without what cannot change a score: a judge where the suite has a scorer, and how fast, by which key, until
+        when and for how much an endpoint is asked."""
         value = super().identity()
         if self.judge is None or not suite_named(self.suite.name).needs_judge:
             return value | {"judge": None}  # asked first: to look a task of lm-eval up takes seconds

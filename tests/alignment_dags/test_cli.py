@@ -240,3 +240,22 @@ def test_a_file_of_bad_rows_does_not_flood_the_terminal(
     assert "50 quarantined" in out
     assert out.count(", row ") == 20
     assert "30 more" in out
+
+
+def test_a_judge_that_retired_is_warned_of_by_a_check_and_a_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "{name: r, base_model: {embedded: micro}, sft: {dataset: {embedded: micro}}, preferences: {embedded: micro},"
+        " judge: {kind: openai, model: gpt-4}}"
+    )
+    told = "the judge gpt-4 has been retired since 2026-10-23: name another in judge.model"
+    assert align("recipes", "check", str(path), monkeypatch=monkeypatch) == 0
+    out, err = capsys.readouterr()
+    assert "r is well-formed" in out and err.startswith(f"warning: {path}: {told}")
+    assert align("plan", str(path), "--json", monkeypatch=monkeypatch) == 0
+    (warning,) = json.loads(capsys.readouterr().out)["warnings"]
+    assert warning.startswith(told)
+    assert align("plan", str(path), monkeypatch=monkeypatch) == 0
+    assert f"warning: {told}" in capsys.readouterr().out

@@ -21,7 +21,7 @@ from alignment_dags.run_launcher import WorkerRunLauncher
 LAUNCHER = {"module": "alignment_dags.run_launcher", "class": "WorkerRunLauncher"}
 JOB = ReconstructableJob.for_file(str(Path(__file__).with_name("worker_job.py")), "waiting")
 FOLDER = "WORKER_TEST_FOLDER"
-PATIENCE = 120.0  # seconds until a condition that should hold soon is given up
+PATIENCE = 600.0  # seconds until a condition that should hold soon is given up
 
 
 def until(condition: Callable[[], bool], what: str) -> None:

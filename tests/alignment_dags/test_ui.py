@@ -38,7 +38,7 @@ def loaded(port: int) -> dict[str, list[str]]:
         json.dumps({"query": SCHEDULED}).encode(),
         {"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=300) as answer:
         nodes: list[dict[str, Any]] = json.load(answer)["data"]["repositoriesOrError"]["nodes"]
     return {kind: [one["name"] for node in nodes for one in node[kind]] for kind in ("schedules", "sensors")}
 
@@ -65,7 +65,7 @@ def test_both_pages_come_up_with_schedule_sensors_and_pools_and_all_processes_en
     finally:
         ui.send_signal(signal.SIGTERM)
     assert ui.wait() == 0
-    gone, alive = psutil.wait_procs(below, timeout=60)
+    gone, alive = psutil.wait_procs(below, timeout=300)
     assert alive == []
     assert gone
     ensure_home()

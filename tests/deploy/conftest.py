@@ -19,7 +19,7 @@ import pytest
 from tests.loopback import free_port
 
 DATABASE, USER = "dagster", "dagster"
-PATIENCE = 60.0  # seconds the server gets to answer
+PATIENCE = 300.0  # seconds the server gets to answer
 
 
 def binaries() -> Path | None:

@@ -93,7 +93,7 @@ def test_a_run_worker_finds_postgres_by_its_environment(
         )
         command_line = str(instance.get_ref())
         instance.run_launcher.launch_run(LaunchRunContext(run, workspace=None))
-        instance.run_launcher.join(timeout=120)
+        instance.run_launcher.join(timeout=600)
         done = instance.get_run_by_id(run.run_id)
         assert done is not None
         assert done.status == dg.DagsterRunStatus.SUCCESS, instance.run_launcher.get_run_worker_debug_info(run)

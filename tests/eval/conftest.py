@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
@@ -27,7 +28,8 @@ class JudgeServer:
 
     `script(user, times)` may answer the `times`-th request with that user message: a status with a body text and
     headers, or one of the words half, cut, garbage, empty, null, no usage. None answers as a judge does, by
-    `verdict(user)`. `asked` counts requests by user message, `most_at_once` those that were under way together.
+    `verdict(user)`. `asked` counts requests by user message, `most_at_once` those that were under way together: a
+    request is no longer under way before its answer goes out, as whoever has the answer may ask again at once.
     While `gate` is shut, requests wait inside; `arrived` is released once for every request that comes.
     """
 
@@ -52,7 +54,8 @@ class JudgeServer:
 
     @property
     def requests(self) -> int:
-        return sum(self.asked.values())
+        with self.lock:
+            return sum(self.asked.values())
 
     def close(self) -> None:
         self.gate.set()
@@ -73,14 +76,12 @@ class JudgeServer:
                     judge.now += 1
                     judge.most_at_once = max(judge.most_at_once, judge.now)
                 judge.arrived.release()
-                try:
-                    judge.gate.wait()
-                    self.answer(user, judge.script(user, times))
-                except (BrokenPipeError, ConnectionResetError):
-                    pass  # whoever asked is gone
-                finally:
-                    with judge.lock:
-                        judge.now -= 1
+                judge.gate.wait()
+                scripted = judge.script(user, times)
+                with judge.lock:
+                    judge.now -= 1
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # whoever asked is gone
+                    self.answer(user, scripted)
 
             def answer(self, user: str, scripted: Any) -> None:
                 message = {"role": "assistant", "content": judge.verdict(user)}

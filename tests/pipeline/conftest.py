@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,15 @@ def small_recipe(small_inputs: Path) -> dict[str, Any]:
         "dpo": {"precision": "float32", "learning_rate": 1e-3, "batch_size": 8, "micro_batch_size": 4},
         "evals": {"precision": "float32", "ifeval": {"data": str(small_inputs / "ifeval.jsonl"), "max_new_tokens": 8}},
     }
+
+
+@pytest.fixture
+def hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file; while it is there, trainings in processes started from here wait at every checkpoint they have saved."""
+    held = str(Path(__file__).with_name("held_training"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [held, os.environ.get("PYTHONPATH")])))
+    monkeypatch.setenv("TRAINING_HELD_BY", str(tmp_path / "hold"))
+    return tmp_path / "hold"
 
 
 @pytest.fixture

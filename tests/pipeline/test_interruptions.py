@@ -18,13 +18,14 @@ import yaml
 
 from alignment.recipe import Recipe, load_recipe
 from alignment.store import Store
+from alignment.training.resume import MARKER
 from assets.building.upstream import Upstream
 from resources.mlflow import Tracking
 from resources.store import ArtifactStore
 
 pytestmark = pytest.mark.soak
 
-EPOCHS = 50
+EPOCHS = 15
 SAVE_STEPS = 20
 
 
@@ -81,11 +82,10 @@ def training_process() -> int:
     return int(str(pids[-1]))
 
 
-def wait_for_checkpoint(run: Run, store: Store) -> None:
-    """Returns once the running training has saved a checkpoint to resume from."""
-    run.wait_for(r"policy_checkpoint: step \d+/")
+def wait_for_checkpoint(run: Run, store: Store, step: int) -> None:
+    """Returns once the training has saved the step's checkpoint, at which it is held."""
     work = Path(store.path("work", "policy_checkpoint"))
-    while not list(work.glob("*/trainer/checkpoint-*")):
+    while not list(work.glob(f"*/trainer/checkpoint-{step}/{MARKER}")):
         assert run.process.poll() is None, "".join(run.lines)
         time.sleep(0.02)
 
@@ -101,6 +101,7 @@ def test_a_killed_training_goes_on_and_ends_at_the_weights_of_an_undisturbed_one
     bring_up_to_date: Callable[[Recipe], Upstream],
     monkeypatch: Any,
     align_command: list[str],
+    hold: Path,
 ) -> None:
     small_recipe["dpo"] |= {"epochs": EPOCHS, "save_steps": SAVE_STEPS}
     path = tmp_path / "recipe.yaml"
@@ -113,24 +114,27 @@ def test_a_killed_training_goes_on_and_ends_at_the_weights_of_an_undisturbed_one
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "killed" / "dagster"))
     store = ArtifactStore().open()
 
+    hold.touch()
     step_killed = Run(align_command, path)
-    wait_for_checkpoint(step_killed, store)
+    wait_for_checkpoint(step_killed, store, SAVE_STEPS)
     os.kill(training_process(), signal.SIGKILL)
     assert step_killed.end() == 1
     assert list(store.commits("policy_checkpoint")) == []
 
     all_killed = Run(align_command, path)
-    all_killed.wait_for(r"policy_checkpoint: (resuming|step)")
+    all_killed.wait_for(rf"policy_checkpoint: resuming from step {SAVE_STEPS}\b")
+    wait_for_checkpoint(all_killed, store, 2 * SAVE_STEPS)
     os.killpg(all_killed.process.pid, signal.SIGKILL)
     all_killed.end()
     assert list(store.commits("policy_checkpoint")) == []
 
+    hold.unlink()
     last = Run(align_command, path)
     assert last.end() == 0, "".join(last.lines)
     assert last.said("ended run")
     resumed = policy(store)
-    assert resumed["resumed_from_step"] >= SAVE_STEPS
-    assert resumed["steps"] == undisturbed["steps"]
+    assert resumed["resumed_from_step"] == 2 * SAVE_STEPS
+    assert resumed["steps"] == undisturbed["steps"] > 3 * SAVE_STEPS
     assert resumed["weights_digest"] == undisturbed["weights_digest"]
 
     with dg.DagsterInstance.get() as instance:

@@ -12,11 +12,12 @@ import pytest
 import yaml
 
 from alignment.recipe import load_recipe
+from alignment_dags.run.workers import UNFINISHED
 from assets.building.factory import asset_key, shards_definition
 from assets.building.upstream import Upstream
 from resources.store import ArtifactStore
 
-pytestmark = pytest.mark.soak
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
 
 SHARD, REFERENCE = "preference_shard", "reference_logprobs"
 PAIRS = 8
@@ -116,7 +117,7 @@ def test_the_daemon_follows_a_folder(
     source.write("bad", source.pairs("bad"))
     live.wait_for("the changed and the corrected shard", lambda: source.scored("day-1", "bad"))
     live.wait_for("the withdrawal", lambda: "day-2" not in instance.get_dynamic_partitions(partitions))
-    assert source.made(SHARD, "day-2") is None
+    live.wait_for("the end of it, as the ref goes last", lambda: source.made(SHARD, "day-2") is None)
     key = asset_key("small", REFERENCE)
     live.wait_for("its report", lambda: len(live.materializations(key, "day-1")) > 1)
     again, *_, before = live.materializations(key, "day-1")
@@ -134,9 +135,8 @@ def test_the_daemon_follows_a_folder(
     assert source.made(REFERENCE, "day-3").summary["scored"] == 2 * PAIRS
 
     def at_rest() -> bool:
-        going = dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTED])
-        return not instance.get_runs(going)
+        slots = instance.event_log_storage.get_concurrency_info("local").active_slot_count
+        return not instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)) and slots == 0
 
-    live.wait_for("every run's end", at_rest)
-    assert instance.event_log_storage.get_concurrency_info("local").active_slot_count == 0
+    live.wait_for("every run's end, and its slots", at_rest)
     assert len(failed()) == 2, f"only the bad file failed, and not for ever\n{live.runs()}"

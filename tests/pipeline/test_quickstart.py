@@ -16,6 +16,7 @@ import yaml
 from alignment.quickstart.records import preference_records
 from resources.home import PROJECT
 
+pytestmark = pytest.mark.timeout(7200)  # two whole trainings: ten minutes on two cores that others use too, or sixty
 RECIPE = PROJECT / "recipes" / "quickstart.yaml"
 
 
@@ -49,13 +50,19 @@ def first(project: Project) -> dict[str, Any]:
     return told
 
 
+def metrics_of(told: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(suite, name): one for suite, metrics in told["comparisons"].items() for name, one in metrics.items()}
+
+
 def test_the_policy_beats_its_baseline_on_a_suite_and_regresses_on_none(first: dict[str, Any]) -> None:
-    rows = [(suite, one) for suite, metrics in first["comparisons"].items() for one in metrics.values()]
-    assert {suite for suite, _ in rows} == {"gsm8k", "ifeval", "mt_bench", "preferences"}
-    assert all(one["n"] >= 200 or suite in ("mt_bench", "preferences") for suite, one in rows)
+    metrics = metrics_of(first)
+    assert {suite for suite, _ in metrics} == {"gsm8k", "ifeval", "mt_bench", "preferences"}
+    assert all(one["n"] >= 200 or suite in ("mt_bench", "preferences") for (suite, _), one in metrics.items())
     assert first["comparisons"]["mt_bench"]["turn_1"]["n"] >= 80
-    assert any(one["ci95"][0] > 0 for _, one in rows)
-    assert not any(one["verdict"] == "regressed" for _, one in rows)
+    assert any(one["ci95"][0] > 0.2 for one in first["comparisons"]["ifeval"].values())
+    # the sums stay: a machine's rounding may cost one or two of 250, and 95 % intervals leave out a loss of a twentieth
+    # of the scale; the scales are of width 1 and 9, and the reward margin, which has none, may not fall at all
+    assert {place: one for place, one in metrics.items() if one["ci95"][0] <= -0.05 * (one["width"] or 0)} == {}
     assert first["verdict"] == "pass"
     assert first["registered"]["version"] == "1"
     assert Path(first["report"].removeprefix("file://")).is_file()
@@ -96,10 +103,14 @@ def test_with_shuffled_labels_the_gain_is_gone_and_the_gate_refuses(project: Pro
     code, told = project.align("run", str(path))
 
     assert code == 1
-    assert told["verdict"] != "pass"
+    assert told["verdict"] != "pass"  # it asks for more than ten points of IFEval, which no such change comes near
     assert told["registered"] is None
-    left = {
-        (suite, name): one["ci95"] for suite, metrics in told["comparisons"].items() for name, one in metrics.items()
-    }
-    assert left.keys() == {(suite, name) for suite, metrics in first["comparisons"].items() for name in metrics}
-    assert {place: interval for place, interval in left.items() if interval[0] > 0} == {}
+    true, left = metrics_of(first), metrics_of(told)
+    assert left.keys() == true.keys()
+    gained = {place: one["difference"] for place, one in true.items() if one["verdict"] == "improved"}
+    assert {"ifeval", "preferences"} <= {suite for suite, _ in gained}
+    # Any training changes a few answers, and which ones differs with a machine's rounding: of IFEval's 68 points 2 were
+    # left, and -4 to 1 with other labels flipped; of MT-Bench's 0.7 points 0.04; of the 47 points of held-out pairs,
+    # which have shuffled labels too, 10 by chance. So what is left has to be little, not to be nothing.
+    assert {place: left[place]["difference"] for place in gained if left[place]["difference"] > gained[place] / 3} == {}
+    assert all(one["ci95"][1] < gained[place] / 3 for place, one in left.items() if place[0] == "ifeval")

@@ -51,6 +51,7 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
     thread.start()
     monkeypatch.setenv(NAMED, one.url)
     monkeypatch.setattr(module, "PAUSE", 0.0)
+    monkeypatch.setattr(module, "TIMEOUT", 60.0)  # it answers, however busy the machine
     yield one
     one.server.shutdown()
     thread.join()

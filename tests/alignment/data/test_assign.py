@@ -76,7 +76,9 @@ made_shards = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     made=st.lists(made_shards, min_size=1, max_size=6),
     fraction=st.floats(0, 1, exclude_max=True),

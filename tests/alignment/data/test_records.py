@@ -21,7 +21,9 @@ from alignment.errors import BadInput
 
 RECORDS = [{"prompt": f"p{number}", "chosen": "é\u2028\x85 c", "rejected": "r\nr"} for number in range(1, 8)]
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\x00"), max_size=20)
-on_disk = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+on_disk = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 def jsonl(records: list[Any], end: str = "\n") -> bytes:

@@ -32,7 +32,9 @@ pairs = st.one_of(
     st.builds(paired_row, chats, answers, answers, texts, st.integers(1, 2**40)),
 )
 unpaired = st.builds(unpaired_row, texts, texts, st.booleans(), texts, st.integers(1, 99))
-on_disk = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+on_disk = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 @on_disk

@@ -14,6 +14,10 @@ from alignment.stages import execute
 from alignment.stages.policy_checkpoint import STAGE
 from alignment.store import CorruptArtifact
 
+ROUNDED = 1e-5
+"""How far a first loss in float32 may be from theory: sums of some -60 nats are known to about 1e-5, beta takes a
+tenth or a third of that, and the history rounds to six digits."""
+
 
 def losses(summary: dict[str, Any]) -> list[float]:
     return [record["loss"] for record in summary["history"]]
@@ -71,10 +75,12 @@ def test_training_is_the_plain_dpo_loop_of_the_paper(lab: Any) -> None:
     )
     summary = execute(STAGE, request, lab.store).summary
     expected = oracle(lab, checkpoint, manifest, steps=6, batch=4, rate=1e-3, beta=0.3)
-    assert losses(summary) == pytest.approx(expected, abs=1e-5)
-    assert losses(summary)[0] == pytest.approx(math.log(2), abs=2e-6)
+    # AdamW moves a weight whose gradient is little more than rounding by as much as any other, so that losses part by
+    # up to some 3e-5, with the order that a machine's own reference digests give; training moves them by 0.1 and more
+    assert losses(summary) == pytest.approx(expected, abs=1e-3)
+    assert losses(summary)[0] == pytest.approx(math.log(2), abs=ROUNDED)
     assert summary["first_loss"] == losses(summary)[0]
-    assert losses(summary)[-1] != pytest.approx(math.log(2), abs=1e-3)
+    assert max(abs(loss - math.log(2)) for loss in losses(summary)) > 0.02
     assert (summary["rows_trained"], summary["steps"], summary["rows_per_rank"]) == (22, 6, [22])
 
 
@@ -147,28 +153,35 @@ def test_lora_is_merged_into_a_plain_checkpoint_that_answers_as_the_adapter_did(
     checkpoint = lab.checkpoint(kind="qwen2", dtype=stored)
     precision = "float32" if stored == "float32" else "bfloat16"
     manifest = lab.manifest(checkpoint, lab.rows(12), precision=precision)
-    seen: list[float] = []
+    seen: list[list[float]] = []
     save = models.TrainedModel.save
+
+    def scores(model: Any) -> list[float]:
+        return [score_alone(model, [0, n, n + 1, n + 2], [n + 3, n + 7, 9, n + 5, 1]) for n in range(4, 20)]
 
     def watched(self: Any, trained: Any, optimizer: Any, out: Any) -> None:
         trained.eval()
-        seen.append(score_alone(trained, [0, 9, 10, 11], [7, 8, 9, 1]))
+        seen.append(scores(trained))
         with trained.disable_adapter():
-            seen.append(score_alone(trained, [0, 9, 10, 11], [7, 8, 9, 1]))
+            seen.append(scores(trained))
         save(self, trained, optimizer, out)
 
     monkeypatch.setattr(models.TrainedModel, "save", watched)
     lora = {"rank": 4, "alpha": 8, "dropout": 0.1}
-    request = lab.dpo_request(checkpoint, manifest, precision=precision, lora=lora, learning_rate=2e-2)
+    request = lab.dpo_request(checkpoint, manifest, precision=precision, lora=lora, learning_rate=2e-2, epochs=4)
     commit = execute(STAGE, request, lab.store)
     merged = load_model(lab.store.fetch(commit.artifact), precision)
     adapted, base = seen
-    assert abs(adapted - base) > 0.1
-    assert score_alone(merged, [0, 9, 10, 11], [7, 8, 9, 1]) == pytest.approx(
-        adapted, abs=1e-4 if stored == "float32" else 0.1
-    )
+
+    def apart(these: list[float], those: list[float]) -> float:
+        return sum(abs(one - other) for one, other in zip(these, those, strict=True)) / len(these)
+
+    # rounding to bfloat16 may take a sequence 0.3 nat away, and training may move it by less; all together were moved
+    # by 1.4 to 4 nats each, of which rounding left up to a twentieth in doubt, and a wrong scale would leave a half
+    assert apart(adapted, base) > 0.5
+    assert apart(scores(merged), adapted) < (1e-3 if stored == "float32" else 0.2) * apart(adapted, base)
     assert not any("lora" in name for name, _ in merged.named_parameters())
-    assert commit.summary["first_loss"] == pytest.approx(math.log(2), abs=1e-6 if stored == "float32" else 0.02)
+    assert commit.summary["first_loss"] == pytest.approx(math.log(2), abs=ROUNDED if stored == "float32" else 0.02)
 
 
 def test_a_lora_target_that_is_not_there_is_bad_input(lab: Any) -> None:

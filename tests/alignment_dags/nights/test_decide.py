@@ -194,3 +194,10 @@ def test_a_night_that_was_recorded_late_has_its_whole_deadline() -> None:
     late = NIGHT.model_copy(update={"recorded_at": TWO + 5 * DEADLINE})
     decision = decide_night(late, lambda: SHARD_BEHIND, [run("shards")], TWO + 5.5 * DEADLINE, None)
     assert isinstance(decision, Wait)
+
+
+def test_nothing_is_made_for_a_source_of_which_nothing_can_be_used() -> None:
+    unusable = State(base=("sft_checkpoint",), total=1, unreadable={"a": "a.jsonl: holds unpaired rows"})
+    assert decide(unusable) == Wait("a.jsonl: holds unpaired rows")
+    assert decide(unusable, after=DEADLINE) == Close("failed", "a.jsonl: holds unpaired rows")
+    assert isinstance(decide(replace(unusable, total=2)), Launch)

@@ -176,14 +176,14 @@ def test_a_vanished_file_is_withdrawn_and_comes_back_when_it_does(watched: Watch
 
 
 def test_a_file_that_may_still_be_being_written_waits(watched: Watched) -> None:
-    watched.recipe = recipe_over(watched.folder, settle_seconds=30)
+    watched.recipe = recipe_over(watched.folder, settle_seconds=1800)
     watched.write("day-1", "maybe", age=1)
     watched.write("day-3", "yes", age=1)
     assert watched.tick() == []
     assert watched.partitions == ["day-0", "day-1", "day-2"]
     assert watched.skipped == "2 shards are current; 2 wait (may still be being written)"
     for name in ("day-1", "day-3"):
-        written = time.time() - 60
+        written = time.time() - 3600
         os.utime(watched.folder / f"{name}.jsonl", (written, written))
     assert watched.tick() == ["day-1", "day-3"]
 

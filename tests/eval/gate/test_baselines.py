@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from alignment.errors import BadInput
-from eval.gate.baselines import PublishedFigure, read_baselines
+from eval.gate.baselines import PublishedFigure, read_baselines, standings
+from eval.gate.compare import compare_samples
+from eval.suites.samples import Sample
 
 
 def write(folder: Path, text: str) -> Path:
@@ -38,3 +40,12 @@ def test_what_cannot_be_laid_beside_is_named(tmp_path: Path, text: str, told: st
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"nowhere\.csv.*cannot be read"):
         read_baselines(tmp_path / "nowhere.csv")
+
+
+def test_our_own_places_are_taken_by_each_models_mean_over_all_its_items() -> None:
+    def side(values: list[float | None]) -> list[Sample]:
+        return [Sample("s", str(index), str(index), "m", value, "") for index, value in enumerate(values)]
+
+    found = {"s": {"m": compare_samples(side([0.5, 1.0, None, None]), side([None, 9.0, 1.0, 2.0]))["m"]}}
+    (place,), _ = standings([PublishedFigure(model="A", metric="s/m", value=3.0, source="b")], found)
+    assert {one.model: one.value for one in place.models} == {"this policy": "4.00", "A": "3.00", "its SFT": "0.75"}

@@ -4,7 +4,7 @@ import pytest
 import scipy.stats
 
 from alignment.errors import BadInput
-from eval.gate.compare import compare_samples
+from eval.gate.compare import MetricComparison, OwnMean, compare_samples
 from eval.suites.samples import Sample
 
 
@@ -19,6 +19,9 @@ def test_the_difference_is_over_the_items_that_both_sides_have() -> None:
     assert (found.n, found.baseline, found.candidate, found.difference) == (2, 0.5, 1.0, 0.5)
     assert (found.gained, found.lost) == (1, 0)
     assert (found.missing, found.missing_ids) == (3, ["c", "d", "e"])
+    assert found.own_of("baseline") == OwnMean(mean=1 / 3, n=3, asked=5)
+    assert found.own_of("candidate") == OwnMean(mean=0.75, n=4, asked=5)
+    assert MetricComparison.model_validate_json(found.model_dump_json()) == found
 
 
 def test_rows_of_one_cluster_count_as_one_cluster() -> None:

@@ -12,7 +12,7 @@ from alignment.stages import Context, Result, Stage, execute
 from alignment.store import Artifact, CorruptArtifact, Store
 from eval.answers.files import Response, write_responses
 from eval.gate.baselines import PublishedFigure
-from eval.gate.evidence import WrongEvidence, recompute
+from eval.gate.evidence import WrongEvidence, lack_items, recompute
 from eval.stages.evaluation_report import STAGE, ReportRequest
 from eval.stages.responses import ResponsesRequest
 from eval.stages.scores import STAGE as SCORES
@@ -31,19 +31,21 @@ Scores = Callable[..., Artifact]
 def score(store: Store) -> Scores:
     """Commits answers to 60 items of which some are right, and their scores, as of a checkpoint."""
 
-    def commit(checkpoint: Artifact, correct: int, spec: SuiteSpec = SPEC) -> Artifact:
+    def commit(checkpoint: Artifact, correct: int, spec: SuiteSpec = SPEC, failed: int = 0) -> Artifact:
         def run(request: ResponsesRequest, context: Context) -> Result:
             folder = context.out / "gsm8k"
             folder.mkdir()
             items = [{"id": str(n), "item": {"question": f"{n} {NASTY}", "answer": f"#### {n}"}} for n in range(60)]
             write_records(folder / "items.jsonl", items)
             answers = [f"{NASTY} #### {n if n < correct else 'none'}" for n in range(60)]
-            write_responses(folder / "responses.jsonl", [Response(str(n), (a,)) for n, a in enumerate(answers)])
-            return Result(digest=f"{request.checkpoint.digest}-{correct}")
+            whole = [Response(str(n), (answer,)) for n, answer in enumerate(answers[: 60 - failed])]
+            lost = [Response(str(n), (), failed="no room") for n in range(60 - failed, 60)]
+            write_responses(folder / "responses.jsonl", [*whole, *lost])
+            return Result(digest=f"{request.checkpoint.digest}-{correct}-{failed}")
 
         stage = Stage("responses", 1, ResponsesRequest, run)
         request = ResponsesRequest(
-            checkpoint=checkpoint, suites={"gsm8k": spec}, seed=correct, precision="float32", batch_tokens=1
+            checkpoint=checkpoint, suites={"gsm8k": spec}, seed=correct + failed, precision="float32", batch_tokens=1
         )
         responses = execute(stage, request, store).artifact
         return execute(SCORES, ScoresRequest(responses=responses, suite=spec, judge=None, seed=0), store).artifact
@@ -93,6 +95,31 @@ def test_an_edited_verdict_changes_nothing(world: World, score: Scores) -> None:
     assert path.stat().st_size == size
     with pytest.raises(CorruptArtifact, match=r"verdict\.json"):
         recompute(world.store, report, world.policy, GATE)
+
+
+def test_a_pass_that_an_older_version_gave_over_items_the_baseline_lacks_is_not_taken(
+    world: World, score: Scores
+) -> None:
+    def as_version_0_1_0(request: ReportRequest, context: Context) -> Result:
+        (context.out / "verdict.json").write_text(json.dumps({"outcome": "pass"}))
+        return Result("passed", {"verdict": "pass"})
+
+    request = world.request.model_copy(update={"sft_scores": {"gsm8k": score(world.sft, 10, failed=30)}})
+    stale = execute(Stage(STAGE.name, STAGE.code_version, ReportRequest, as_version_0_1_0), request, world.store)
+    assert recompute(world.store, stale.artifact, world.policy, GATE).outcome == "inconclusive"
+
+    scores = [*request.sft_scores.values(), *request.policy_scores.values()]
+    assert lack_items(world.store, scores) and not lack_items(world.store, world.request.sft_scores.values())
+    anew = execute(STAGE, request.model_copy(update={"incomplete": True}), world.store)
+    assert anew.key != stale.key and anew.summary["verdict"] == "inconclusive"
+    assert "the SFT baseline lacks 30 of the 60 values that the candidate has" in anew.summary["reasons"][0]
+
+
+def test_a_comparison_in_which_nothing_is_missing_is_written_as_before(world: World) -> None:
+    report = world.report()
+    written = json.loads((world.store.fetch(report) / "comparison.json").read_text())
+    fields = written["sft"]["suites"]["gsm8k"]["exact_match,strict-match"]
+    assert "missing" in fields and not {"baseline_own", "candidate_own"} & fields.keys()
 
 
 def test_an_edited_sample_is_found_by_its_sha256(world: World) -> None:

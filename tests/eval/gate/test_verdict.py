@@ -142,32 +142,82 @@ def test_what_was_left_out_is_said_beside_the_number_of_items() -> None:
     assert "n = 90, 10 left out (10 lacking in the candidate alone)" in check.seen
 
 
-def lacking(candidate: int, both: int, n: int = 200) -> dict[str, dict[str, MetricComparison]]:
-    """All items gained; the candidate alone lacks this many of `n`, and both sides that many more."""
+def lacking(candidate: int, both: int = 0, n: int = 200, baseline: int = 0) -> dict[str, dict[str, MetricComparison]]:
+    """All items gained; one side alone lacks this many of `n`, and both sides that many more."""
 
-    def side(value: float, first: int) -> list[Sample]:
-        values = [None if index < first or index >= n else value for index in range(n + both)]
+    def side(value: float, first: int, last: int) -> list[Sample]:
+        values = [None if index < first or index >= n - last else value for index in range(n + both)]
         return [Sample("s", str(index), str(index), "m", one, "") for index, one in enumerate(values)]
 
-    return {"s": compare_samples(side(0.0, 0), side(1.0, candidate))}
+    return {"s": compare_samples(side(0.0, 0, baseline), side(1.0, candidate, 0))}
 
 
 @pytest.mark.parametrize("requirement", [{"no_regression": 0.05}, {"improve": 0.1}, {"at_least": 0.5}])
 def test_what_the_candidate_alone_failed_on_leaves_a_metric_open(requirement: dict[str, float]) -> None:
     asked = gate(**requirement)
-    assert decide(lacking(4, 0), None, asked, "k").outcome == "pass"
-    verdict = decide(lacking(5, 0), None, asked, "k")
+    assert decide(lacking(4), None, asked, "k").outcome == "pass"
+    verdict = decide(lacking(5), None, asked, "k")
     assert verdict.outcome == "inconclusive"
-    told = "the candidate lacks 5 of the 200 values that the SFT baseline has (2.5 %, and max_missing is 2.0 %)"
-    assert told in verdict.reasons[0]
-    assert decide(lacking(5, 0), None, asked.model_copy(update={"max_missing": 0.03}), "k").outcome == "pass"
+    of = "it was asked for" if "at_least" in requirement else "that the SFT baseline has"
+    assert f"the candidate lacks 5 of the 200 values {of} (2.5 %, and max_missing is 2.0 %)" in verdict.reasons[0]
+    assert decide(lacking(5), None, asked.model_copy(update={"max_missing": 0.03}), "k").outcome == "pass"
     if "at_least" not in requirement:
-        beside = decide(lacking(0, 0), lacking(5, 0), asked, "k")
+        beside = decide(lacking(0), lacking(5), asked, "k")
         assert beside.outcome == "inconclusive" and "that the champion has" in beside.reasons[0]
 
 
-def test_items_that_both_sides_failed_on_are_not_held_against_the_candidate() -> None:
-    assert decide(lacking(0, 100), None, gate(improve=0.1), "k").outcome == "pass"
+@pytest.mark.parametrize("requirement", [{"no_regression": 0.05}, {"improve": 0.1}])
+def test_what_a_baseline_alone_failed_on_leaves_a_comparison_open(requirement: dict[str, float]) -> None:
+    asked = gate(**requirement)
+    assert decide(lacking(0, baseline=4), None, asked, "k").outcome == "pass"
+    verdict = decide(lacking(0, baseline=5), None, asked, "k")
+    assert verdict.outcome == "inconclusive"
+    told = "the SFT baseline lacks 5 of the 200 values that the candidate has (2.5 %, and max_missing is 2.0 %)"
+    assert told in verdict.reasons[0]
+    assert decide(lacking(0, baseline=5), None, asked.model_copy(update={"max_missing": 0.03}), "k").outcome == "pass"
+    beside = decide(lacking(0), lacking(0, baseline=5), asked, "k")
+    assert beside.outcome == "inconclusive" and "; the champion lacks 5 of the 200 values" in beside.reasons[0]
+
+
+def test_both_sides_are_named_where_each_alone_failed_on_too_much() -> None:
+    (reason,) = decide(lacking(10, baseline=10), None, gate(no_regression=0.05), "k").reasons
+    assert "the candidate lacks 10 of the 190 values that the SFT baseline has" in reason
+    assert ", and the SFT baseline lacks 10 of the 190 values that the candidate has" in reason
+
+
+def chosen_items() -> dict[str, dict[str, MetricComparison]]:
+    """A baseline measured on 40 items of 100; the candidate has 9.0 there and 1.0 elsewhere."""
+
+    def side(values: list[float | None]) -> list[Sample]:
+        return [Sample("s", str(index), str(index), "m", value, "") for index, value in enumerate(values)]
+
+    before = [5.0 + index % 2 for index in range(40)]
+    return {"s": compare_samples(side([*before, *[None] * 60]), side([9.0] * 40 + [1.0] * 60))}
+
+
+def test_no_verdict_rests_on_the_items_that_the_baseline_happens_to_have() -> None:
+    own = decide(chosen_items(), None, gate(at_least=7.0), "k")
+    assert (own.outcome, own.reasons) == ("fail", ["s/m: 4.20, n = 100; asked: at least 7.00"])
+    assert decide(chosen_items(), None, gate(at_least=4.2), "k").outcome == "pass"
+    verdict = decide(chosen_items(), None, gate(no_regression=0.5), "k")
+    assert verdict.outcome == "inconclusive" and "lacks 60 of the 100 values that the candidate" in verdict.reasons[0]
+    champion = decide(right_or_wrong(90, 0, 250), chosen_items(), gate(no_regression=0.5), "k")
+    assert champion.outcome == "inconclusive"
+
+
+def test_no_improvement_is_claimed_on_a_metric_that_one_side_lacks_too_much_of() -> None:
+    asked = Gate(metrics={"s/m": Requirement(at_least=0.0)}, any_improves=True)
+    assert decide(lacking(0), None, asked, "k").outcome == "pass"
+    for incomplete in (chosen_items(), lacking(10, baseline=1), lacking(1, baseline=10)):
+        check = decide(incomplete, None, asked, "k").checks[-1]
+        assert (check.metric, check.outcome) == ("any metric", "inconclusive")
+        assert "none that was measured whole is; s/m: the " in check.seen and "max_missing is 2.0 %" in check.seen
+
+
+def test_items_that_both_sides_failed_on_hold_no_comparison_open() -> None:
+    assert decide(lacking(0, both=100), None, gate(improve=0.1), "k").outcome == "pass"
+    own = decide(lacking(0, both=100), None, gate(at_least=0.5), "k")
+    assert own.outcome == "inconclusive" and "lacks 100 of the 300 values it was asked for" in own.reasons[0]
 
 
 def test_at_least_looks_at_the_candidates_own_mean() -> None:

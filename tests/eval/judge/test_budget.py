@@ -6,6 +6,18 @@ from alignment.recipe import Judge
 from eval.judge.budget import Budget, Usage, most
 
 
+class Noticing(threading.Condition):
+    """Says when a thread begins to wait; the lock is held from there on until it does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting = threading.Event()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waiting.set()
+        return super().wait(timeout)
+
+
 def budget(tokens: int, spent: int = 0) -> Budget:
     return Budget(Judge(kind="openai", model="m", budget_tokens=tokens), Usage(spent, 0))
 
@@ -20,11 +32,12 @@ def test_what_would_pass_the_limit_is_refused_when_nothing_is_under_way() -> Non
 
 def test_what_does_not_fit_yet_waits_for_what_is_under_way() -> None:
     one, done = budget(100), threading.Event()
+    one._changed = changed = Noticing()
     assert one.reserve(Usage(80, 0))
     fits: list[bool] = []
     thread = threading.Thread(target=lambda: (fits.append(one.reserve(Usage(80, 0))), done.set()))
     thread.start()
-    assert not done.wait(0.1)
+    assert changed.waiting.wait(30) and not done.is_set()
     one.settle(Usage(80, 0), Usage(20, 0))
     assert done.wait(30) and fits == [True]
     thread.join()
@@ -32,10 +45,12 @@ def test_what_does_not_fit_yet_waits_for_what_is_under_way() -> None:
 
 def test_closing_refuses_whoever_waits() -> None:
     one, done = budget(10), threading.Event()
+    one._changed = changed = Noticing()
     assert one.reserve(Usage(10, 0))
     fits: list[bool] = []
     thread = threading.Thread(target=lambda: (fits.append(one.reserve(Usage(10, 0))), done.set()))
     thread.start()
+    assert changed.waiting.wait(30) and not done.is_set()
     one.close()
     assert done.wait(30) and fits == [False] and not one.reserve(Usage(0, 0))
     thread.join()

@@ -11,6 +11,7 @@ import pytest
 import eval.judge.endpoint as trouble
 from alignment.errors import BadInput
 from alignment.recipe import Judge
+from eval.judge.budget import Budget
 from eval.judge.endpoint import Endpoint, Outcome
 from eval.judge.journal import Journal
 from eval.judge.judgment import Question
@@ -107,7 +108,9 @@ def test_what_keeps_failing_is_named_and_the_rest_is_kept(server: Any, tmp_path:
 def test_no_answer_in_time_is_a_failure_that_says_so(server: Any, tmp_path: Path) -> None:
     server.gate.clear()
     outcome = ask(server, tmp_path, QUESTIONS[:1], timeout_seconds=0.05, retries=1)
-    assert list(outcome.failed.values()) == ["no answer within 0.05 s"] and server.requests == 2
+    assert list(outcome.failed.values()) == ["no answer within 0.05 s"]
+    # who asked gave up on them, however long the server's threads take to see them
+    assert all(server.arrived.acquire(timeout=30) for _ in range(2)) and server.requests == 2
 
 
 def test_an_endpoint_that_is_not_there_is_a_failure_of_every_question(server: Any, tmp_path: Path) -> None:
@@ -178,14 +181,32 @@ def test_a_question_that_the_endpoint_will_never_take_holds_up_no_other(server: 
     ],
 )
 def test_what_no_question_can_mend_ends_at_once_and_never_tells_the_key(
-    server: Any, tmp_path: Path, status: int, word: str, words: str, caplog: pytest.LogCaptureFixture
+    server: Any,
+    tmp_path: Path,
+    status: int,
+    word: str,
+    words: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    server.script = lambda user, times: (status, word, {})
+    closed, close = threading.Event(), Budget.close
+
+    def close_and_say_so(budget: Budget) -> None:
+        close(budget)
+        closed.set()
+
+    def refuse(user: str, times: int) -> tuple[int, str, dict[str, str]]:
+        if status != 400 and user != QUESTIONS[0].user:
+            closed.wait(60)  # the others are answered once the first answer has ended everything
+        return status, word, {}
+
+    monkeypatch.setattr(Budget, "close", close_and_say_so)
+    server.script = refuse
     with pytest.raises(BadInput, match=words) as caught:
-        ask(server, tmp_path)
+        ask(server, tmp_path, in_flight=4)
     if status != 400:
-        assert server.requests <= 8  # those in flight, and what they made room for
+        assert server.requests <= 5  # those in flight, and the one that took the first one's place
     assert set(server.asked.values()) == {1}
     assert KEY not in str(caught.value) + caplog.text
     assert caught.value.__cause__ is None and (caught.value.__context__ is None or caught.value.__suppress_context__)

@@ -14,16 +14,17 @@ DEEP = "[" * 100_000
 def test_rows_are_source_lines_and_blank_lines_count() -> None:
     assert parse_rows(b'\n{"a": 1}\n\n{"a": 2}\n', "f") == [(2, {"a": 1}), (4, {"a": 2})]
     assert parse_rows(b'[{"a": 1},\n\n{"a": 2}]', "f") == [(1, {"a": 1}), (2, {"a": 2})]
+    assert parse_rows(b"", "f") == []
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{}\n\n{"a": ' + DEEP, "f, row 3: JSON nested too deeply"),
-        (DEEP, "f: JSON nested too deeply"),
-        ('{}\n{"a": ' + "1" * 5000 + "}", "f, row 2: JSON that cannot be read"),
+        ('{}\n\n{"a": ' + DEEP, "f, row 3: not JSON"),
+        (DEEP, "f, row 1: not JSON"),
+        ('{}\n{"a": ' + "1" * 5000 + "}", "f, row 2: not JSON"),
         ("\n\n3", "f, row 3: expected a JSON object"),
-        ("[{},\n{]", "f, row 2: not JSON"),
+        ("[{},\n{]", "f, row 1: not JSON"),
     ],
 )
 def test_what_cannot_be_parsed_is_named_by_its_row(text: str, words: str) -> None:

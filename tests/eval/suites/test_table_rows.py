@@ -11,11 +11,11 @@ from alignment.errors import BadInput
 from eval.suites.rows import read_rows
 
 
-def test_csv_rows_are_texts_by_column_with_the_line_they_end_on(tmp_path: Path) -> None:
+def test_csv_rows_are_texts_by_column_with_their_number(tmp_path: Path) -> None:
     text = 'id,prompt\n1,"How, then?"\n2,"two\nlines"\n'
     (tmp_path / "a.csv").write_text(text)
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(text.encode()))
-    expected = [(2, {"id": "1", "prompt": "How, then?"}), (4, {"id": "2", "prompt": "two\nlines"})]
+    expected = [(1, {"id": "1", "prompt": "How, then?"}), (2, {"id": "2", "prompt": "two\nlines"})]
     assert read_rows(tmp_path / "a.csv") == read_rows(tmp_path / "a.csv.gz") == expected
 
 
@@ -28,11 +28,11 @@ def test_parquet_rows_keep_their_nesting(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("a.csv", b"id,prompt\n1,a\n2,b,c\n", "row 3: expected 2 columns"),
-        ("a.csv", b"id,prompt\n1\n", "row 2: expected 2 columns"),
-        ("a.csv", b"id,prompt\n1,\xff\n", "row 2: not UTF-8"),
-        ("a.csv", b'id,prompt\n1,"a" b\n', "row 2: not CSV"),
-        ("a.parquet", b"PAR1 no", "not a Parquet file"),
+        ("a.csv", b"id,prompt\n1,a\n2,b,c\n", "row 2: wrong number of columns"),
+        ("a.csv", b"id,prompt\n1\n", "row 1: wrong number of columns"),
+        ("a.csv", b"id,prompt\n1,\xff\n", "row 1: not UTF-8"),
+        ("a.csv", b'id,prompt\n1,"a" b\n', "row 1: malformed CSV"),
+        ("a.parquet", b"PAR1 no", "not readable as Parquet"),
     ],
 )
 def test_a_damaged_table_is_named(tmp_path: Path, name: str, data: bytes, words: str) -> None:

@@ -1,0 +1,119 @@
+"""Runs the parts in order of worth, each in a process and a time of its own: `bash benchmarks/gpu.sh OUT`.
+
+A part that fails or overruns does not stop the next; its file holds what it had measured. Processes are forked from
+this one, which has imported torch and never touches the GPU, so that a part starts at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking for a GPU must not open it in this process
+
+from benchmarks.gpu import kernels, passes
+from benchmarks.gpu.tools import PRESETS, Record, the_device
+
+BY_SHAPE = {
+    "values": passes.values,
+    "company": passes.company,
+    "speed": passes.speed,
+    "attention": kernels.attention,
+    "head": kernels.head,
+}
+LIMITS = {"environment": 30.0, "values": 60.0, "company": 60.0, "speed": 80.0, "attention": 40.0, "head": 30.0}
+"""Seconds that a part may take, in the order in which the parts run."""
+IN_ALL = 290.0
+"""Seconds of all parts together: a part gets what those before it left, and its own limit at most."""
+
+
+def work(part: str, preset: str, out: Path) -> None:
+    """One part, in a process of its own."""
+    record = Record(out, part)
+    try:
+        device = the_device(preset)
+        if part == "environment":
+            kernels.environment(record, device)
+        else:
+            for name, size in PRESETS[preset].items():
+                BY_SHAPE[part](record, name, size, device)
+    except Exception as error:
+        record.close(f"failed: {type(error).__name__}: {error}")
+        traceback.print_exc()
+        sys.exit(1)
+    record.close("complete")
+
+
+def run(part: str, preset: str, out: Path, seconds: float, start: str) -> dict[str, Any]:
+    """What the part's file holds, once the part has ended or its time is over."""
+    path = out / f"{part}.json"
+    path.unlink(missing_ok=True)
+    context: Any = multiprocessing.get_context(start)
+    child = context.Process(target=work, args=(part, preset, out))
+    began = time.monotonic()
+    child.start()
+    child.join(seconds)
+    stopped = child.is_alive()
+    if stopped:
+        child.kill()
+        child.join()
+    found: dict[str, Any] = {"part": part, "status": "unfinished", "rows": []}
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+    if found["status"] == "unfinished":
+        found["status"] = f"stopped after {seconds:.0f} s" if stopped else f"ended with code {child.exitcode}"
+    found["wall_seconds"] = round(time.monotonic() - began, 2)
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+def table(found: dict[str, Any]) -> str:
+    """One part as Markdown: a table for all rows that have the same columns."""
+    lines = [f"## {found['part']}: {found['status']}, {found['wall_seconds']} s", ""]
+    columns: list[str] = []
+    for row in found["rows"]:
+        if list(row) != columns:
+            columns = list(row)
+            lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        cells = [
+            f"{cell:.4g}" if isinstance(cell, float) else "" if cell is None else str(cell) for cell in row.values()
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--size", choices=PRESETS, default="gpu")
+    parser.add_argument("--seconds", type=float, default=IN_ALL, help="of all parts together")
+    chosen = parser.parse_args()
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    importlib.import_module("transformers.models.llama.modeling_llama")  # once, not in every part
+    began, start, tables, failed = time.monotonic(), "fork", [], []
+    for part, limit in LIMITS.items():
+        left = chosen.seconds - (time.monotonic() - began)
+        found = run(part, chosen.size, chosen.out, max(0.0, min(limit, left)), start)
+        if found["status"] != "complete" and part == "environment":  # some drivers bear no fork: start afresh then
+            start = "spawn"
+            found = run(part, chosen.size, chosen.out, limit, start)
+        if found["status"] != "complete":
+            failed.append(part)
+        tables.append(table(found))
+        print(tables[-1], flush=True)
+    summary = f"# size {chosen.size}, {time.monotonic() - began:.0f} s\n\n" + "\n".join(tables)
+    (chosen.out / "summary.md").write_text(summary, encoding="utf-8")
+    print(f"not complete: {', '.join(failed)}" if failed else "all parts complete", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""Rows of a kind that the method cannot train on are refused before anything is trained."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import yaml
+
+from alignment.data.validate import first_kind
+from alignment.errors import BadInput
+from alignment.methods import METHODS, wrong_kind
+from alignment.methods.dpo import Dpo
+from alignment.recipe import load_recipe
+from alignment_dags.cli.setup import recipes_check
+from alignment_dags.planner.forecast import forecast
+from alignment_dags.run.run import Chosen, run_backfill, run_recipe
+from alignment_dags.source.observe import look
+from assets.building.upstream import Upstream
+from assets.preference_shard import preference_shard
+from resources.pools import load_pools
+from resources.store import ArtifactStore
+
+TOLD = (
+    r"holds unpaired rows \(a completion with its label\), and loss: sigmoid takes paired ones \(a chosen and a rejected "
+    r"completion\); no method takes unpaired rows yet$"
+)
+UNPAIRED = {"prompt": "p", "completion": "c", "label": True}
+PAIRED = {"prompt": "p", "chosen": "c", "rejected": "r"}
+
+
+def write(path: Path, *records: dict[str, Any]) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def recipe_of(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a recipe over preference files."""
+
+    def of(*files: str, **preferences: Any) -> Path:
+        embedded = {"embedded": "micro"}
+        plain = {"name": "r", "base_model": embedded, "sft": {"dataset": embedded}}
+        path = tmp_path / "r.yaml"
+        path.write_text(yaml.safe_dump(plain | {"preferences": {"files": list(files), **preferences}}))
+        return path
+
+    return of
+
+
+def made() -> set[str]:
+    store = ArtifactStore().open()
+    return {kind for kind in ("base_model", "sft_checkpoint", "preference_shard") if list(store.commits(kind))}
+
+
+@pytest.mark.parametrize("split_into", [1, 2])
+def test_unpaired_files_are_refused_by_every_door_before_anything_is_made(
+    tmp_path: Path, recipe_of: Callable[..., Path], split_into: int
+) -> None:
+    good = write(tmp_path / "a.jsonl", PAIRED, PAIRED | {"prompt": "q"})
+    bad = write(tmp_path / "b.jsonl", {"no": "row"}, UNPAIRED, UNPAIRED | {"prompt": "q"})
+    path = recipe_of(good, f"file://{bad}", split_into=split_into)
+    recipe = load_recipe(path)
+    doors: list[Callable[[], Any]] = [
+        lambda: recipes_check([path]),
+        lambda: forecast(recipe, load_pools(), ArtifactStore().open()),
+        lambda: run_recipe(path, print),
+    ]
+    for door in doors:
+        with pytest.raises(BadInput, match=rf"^{bad}: {TOLD}"):
+            door()
+    assert made() == set()
+
+
+def test_files_whose_kind_cannot_be_seen_at_once_are_made_into_shards_before_sft_trains(
+    recipe_of: Callable[..., Path], s3: str, align: Callable[..., tuple[int, dict[str, Any], str]]
+) -> None:
+    url = f"{s3}/{uuid.uuid4().hex}/b.jsonl"
+    with fsspec.open(url, "wt") as file:
+        file.write(json.dumps(UNPAIRED) + "\n")
+    path = recipe_of(url)
+    recipes_check([path])
+    code, _, error = align("run", str(path))
+    assert code == 2 and re.search(rf"b\.jsonl: {TOLD}", error.strip())
+    assert made() == {"preference_shard"}
+    with pytest.raises(BadInput, match=TOLD):
+        forecast(load_recipe(path), load_pools(), ArtifactStore().open())
+
+
+def test_one_file_among_others_is_named_by_the_source_watch_and_a_backfill(
+    tmp_path: Path, recipe_of: Callable[..., Path]
+) -> None:
+    files = write(tmp_path / "a.jsonl", PAIRED), write(tmp_path / "b.jsonl", UNPAIRED)
+    path = recipe_of(*files, settle_seconds=0)
+    recipe = load_recipe(path)
+    store = ArtifactStore().open()
+    seen = look(recipe, preference_shard(recipe), Upstream(store, recipe.name))
+    assert list(seen.keys) == ["a"] and list(seen.unreadable) == ["b"]
+    assert "b.jsonl: holds unpaired rows" in seen.unreadable["b"]
+    told = run_backfill(path, Chosen(), "preference_shard", print)
+    assert told.made["preference_shard"] == ["a"], told.failures
+    assert [failure for failure in told.failures if failure.startswith("b: ") and "unpaired rows" in failure]
+
+
+@pytest.mark.parametrize(
+    ("records", "kind"),
+    [
+        ([PAIRED, UNPAIRED], "paired"),
+        ([UNPAIRED, PAIRED], "unpaired"),
+        ([{}] * 5 + [UNPAIRED], "unpaired"),
+        ([{}] * 200 + [UNPAIRED], None),
+        ([], None),
+    ],
+)
+def test_the_first_valid_record_says_what_kind_a_file_is(
+    tmp_path: Path, records: list[dict[str, Any]], kind: str | None
+) -> None:
+    assert first_kind(write(tmp_path / "a.jsonl", *records)) == kind
+
+
+def test_the_kind_shows_without_reading_a_file_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write(path, UNPAIRED)
+    with path.open("ab") as file:
+        file.truncate(1 << 40)  # a hole of a terabyte, which nobody reads in a test's time
+    assert first_kind(str(path)) == "unpaired"
+    assert first_kind(str(tmp_path / "none.jsonl")) is None
+
+
+@pytest.mark.real_data
+def test_published_files_show_their_kind(real_data: Path) -> None:
+    kinds = {
+        "demo/kto_en_demo.json": "unpaired",
+        "demo/dpo_en_demo.json": "paired",
+        "hh_rlhf/harmless-base.test.jsonl.gz": "paired",
+    }
+    assert {name: first_kind(str(real_data / name)) for name in kinds} == kinds
+
+
+def test_methods_that_take_a_kind_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Kto(Dpo):
+        name = "kto"
+        data = "unpaired"
+
+    monkeypatch.setitem(METHODS, "kto", Kto)
+    assert str(wrong_kind(Dpo(), "unpaired")).endswith("; kto would take them")
+    assert wrong_kind(Kto(), "unpaired") is None

@@ -1,0 +1,132 @@
+"""What has to work where there is only torch, transformers, numpy and safetensors, as on a bare GPU image."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+ABSENT = ("pydantic", "trl", "peft", "datasets", "dagster", "mlflow", "pyarrow", "pandas", "scipy", "psutil")
+OURS_HAVE_NO_USE_FOR = (*ABSENT, "fsspec", "filelock")
+"""`fsspec` and `filelock` come with torch and huggingface_hub; the packed pass needs neither."""
+BARE = [
+    "alignment.data.tokens",
+    *(f"alignment.models.{name}" for name in ("attention", "checkpoint", "forward", "packing", "size", "weights")),
+    "alignment.methods.dpo",
+    "alignment.logprobs.scorer",
+]
+
+HIDING = """
+import sys
+from importlib.machinery import PathFinder
+
+class Finder(PathFinder):  # hidden packages are not found, as where they are not installed
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in {absent} else PathFinder.find_spec(name, path, target)
+
+sys.meta_path[:] = [Finder if finder is PathFinder else finder for finder in sys.meta_path]
+"""
+
+
+def without(absent: tuple[str, ...], folder: Path) -> dict[str, str]:
+    """An environment in which Python, and every Python that it starts, finds none of the packages."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(HIDING.format(absent=set(absent)), encoding="utf-8")
+    return os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{PROJECT}", "PYTHON": sys.executable}
+
+
+def test_the_packed_pass_is_imported_where_nothing_else_is_installed(tmp_path: Path) -> None:
+    code = f"""
+import importlib, importlib.util, sys
+assert importlib.util.find_spec("pydantic") is None
+for name in {BARE}:
+    importlib.import_module(name)
+print(sorted(set(sys.modules) & {set(OURS_HAVE_NO_USE_FOR)}))
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=without(OURS_HAVE_NO_USE_FOR, tmp_path / "hiding"),
+    )
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.strip() == "[]"
+
+
+def test_the_gpu_benchmark_runs_there_at_its_smallest_size(tmp_path: Path) -> None:
+    told = subprocess.run(
+        ["bash", "benchmarks/gpu.sh", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=PROJECT,
+        env=without(ABSENT, tmp_path / "hiding") | {"SIZE": "tiny", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert told.returncode == 0, told.stdout + told.stderr
+    parts = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")}
+    assert list(parts) and {part["status"] for part in parts.values()} == {"complete"}
+    assert parts.keys() == {"environment", "values", "company", "speed", "attention", "head"}
+    summary = (tmp_path / "out" / "summary.md").read_text()
+    assert all(f"## {name}: complete" in summary for name in parts)
+    exact = [row for row in parts["values"]["rows"] if row["dtype"] == "float32"]
+    assert exact and all(row["largest_nat"] < 1e-3 for row in exact)  # 1e-6 of a sum of hundreds of nats
+    packed = [row for row in parts["company"]["rows"] if row["compared"].startswith("packed")]
+    assert packed and not any(row["differing"] for row in packed)
+    filled = [row for row in packed if "filled" in row["compared"]]
+    assert {row["sequences"] for row in filled} == {row["sequences"] for row in packed}
+    assert all(row["tokens_per_second"] > 0 for row in parts["speed"]["rows"])
+    ours = [row for row in parts["attention"]["rows"] if row["way"].startswith("ours")]
+    assert ours and all(row["error"] < 0.02 and row["gradient_error"] < 0.02 for row in ours)
+
+
+def test_a_part_that_fails_or_hangs_leaves_its_figures_and_does_not_stop_the_next(tmp_path: Path) -> None:
+    code = f"""
+import signal, sys
+from benchmarks.gpu import __main__ as gpu
+
+def fails(record, *_):
+    record.add(figure=1)
+    raise ValueError("no such kernel")
+
+def hangs(record, *_):
+    record.add(figure=2)
+    signal.pause()
+
+gpu.BY_SHAPE = {{"values": fails, "company": hangs, "head": lambda record, *_: record.add(figure=3)}}
+gpu.LIMITS = {{"values": 60, "company": 5, "head": 60}}
+sys.argv = ["gpu", "--size", "tiny", "--out", {str(tmp_path)!r}]
+sys.exit(gpu.main())
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=PROJECT)
+    assert told.returncode == 1
+    assert "not complete: values, company" in told.stdout
+    parts = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert {name: part["status"] for name, part in parts.items()} == {
+        "values": "failed: ValueError: no such kernel",
+        "company": "stopped after 5 s",
+        "head": "complete",
+    }
+    assert [parts[name]["rows"] for name in ("values", "company", "head")] == [
+        [{"figure": 1}],
+        [{"figure": 2}],
+        [{"figure": 3}],
+    ]
+
+
+def test_a_size_for_a_gpu_says_so_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from benchmarks.gpu.tools import the_device
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert the_device("tiny").type == "cpu"
+    with pytest.raises(RuntimeError, match="size 8b needs a GPU, and torch finds none: SIZE=tiny runs on a CPU"):
+        the_device("8b")

@@ -1,43 +1,74 @@
 # Two commands are all: `make quickstart` and `make test`. Both set up what they need first.
+#
+# What to run when, on two cores:
+#   make check  while you write   1 minute    ruff, mypy, and the tests of what computes without a graph: data, recipes,
+#                                             store, losses, suites, statistics, gate, report, floors, recorded keys
+#   make test   before a merge    15 minutes  the above and every other test without the marker `soak`: every contract,
+#                                             each command, whole graphs of tiny models, the quickstart, and real data
+#                                             where there is some
+#   make soak   before a release  45 minutes  tests with the marker `soak`: whole runs that are killed and go on, live
+#                                             daemons, nights and pages, and the quickstart on shuffled labels
+# A test is marked `soak` if it starts a live Dagster, kills a whole run, or repeats a whole run that `make test` has.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed
+BASE   := $(VENV)/.installed
+DEV    := $(VENV)/.installed-dev
+PIP    := $(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed --constraint requirements.lock
+PYTEST := $(BIN)/python -m pytest
+WORKERS := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+CORE   := tests/test_*.py $(addprefix tests/alignment/,data methods recipe stages store test_*.py) \
+          $(addprefix tests/eval/,gate grading report statistics suites) tests/alignment_dags/planner
 
-.PHONY: help setup quickstart test lint types tests newer ui clean
+.PHONY: help setup setup-dev quickstart ui check test soak lint types core tests newer clean
 
 help: ## what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(STAMP) ## a virtual environment from the lock file
+setup: $(BASE) ## a virtual environment from the lock file
 
-$(STAMP): pyproject.toml requirements.lock
+setup-dev: $(DEV) ## what the tests need, too
+
+$(BASE): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (make PYTHON=python3.11 …)"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed --constraint requirements.lock torch
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev,postgres,s3]'
+	$(PIP) torch
+	$(PIP) --editable .
+	@touch $@
+
+$(DEV): $(BASE)
+	$(PIP) --editable '.[dev,postgres,s3]'
 	@touch $@
 
 quickstart: setup ## run the whole graph on the embedded model and data
 	$(BIN)/align run recipes/quickstart.yaml
 
-test: setup lint types newer tests ## everything that has to hold
+ui: setup ## Dagster with its daemon, and MLflow, on this project's home
+	$(BIN)/python -m alignment_dags.ui
 
-lint: setup ## ruff
+check: setup-dev ## a minute: lint, types and the pure core, side by side
+	@$(MAKE) --no-print-directory --jobs 2 lint types core
+
+test: setup-dev lint types newer tests ## everything that has to hold before a merge
+
+soak: setup-dev ## what takes long: whole quickstarts, kills, live daemons
+	$(PYTEST) $(WORKERS) -m soak
+
+lint: setup-dev ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: setup ## mypy, strict everywhere but in tests
+types: setup-dev ## mypy, strict everywhere but in tests
 	$(BIN)/mypy
 
-tests: setup ## pytest, a file at a time on each core, four at most
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+core: setup-dev ## the pure core's tests, in one process
+	$(PYTEST) -m "not soak" -k "not s3" $(CORE)
 
-newer: setup ## every file compiled, and the pure core tested, on a newer Python where there is one (PYTHON_NEXT=…)
+newer: setup-dev ## every file compiled, and the pure core tested, on a newer Python where there is one (PYTHON_NEXT=…)
 	$(BIN)/python -m tests.newer_python
 
-ui: setup ## Dagster with its daemon, and MLflow, on this project's home
-	$(BIN)/python -m alignment_dags.ui
+tests: setup-dev ## the tests of `make test`, a file at a time on each core, four at most
+	$(PYTEST) $(WORKERS) -m "not soak"
 
 clean: ## forget everything that was made (not the environment)
 	rm -rf .align .dagster

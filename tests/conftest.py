@@ -9,12 +9,14 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.homes import BringUpToDate, Homes
 
 if TYPE_CHECKING:
     from alignment.recipe import Recipe
@@ -181,48 +183,43 @@ def align(home: Path, align_command: list[str]) -> Callable[..., tuple[int, dict
     return run
 
 
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for what all workers of this session use and nobody changes."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+
+
+@pytest.fixture(scope="session")
+def homes(shared_folder: Path) -> Homes:
+    """Homes to copy: homes.py."""
+    return Homes(shared_folder)
+
+
 @pytest.fixture
-def bring_up_to_date(home: Path) -> Iterator[Callable[..., Upstream]]:
-    """What `align run` does, with every step in this process: a function of a recipe that returns its artifacts.
+def tables(home: Path, homes: Homes) -> None:
+    """The test's home has its tables: for tests whose subject is what comes after them."""
+    homes.put_empty(home)
 
-    `only` names the phases to run. `launched` on the function lists (phase, nodes) of every Dagster run so far.
+
+@pytest.fixture
+def bring_up_to_date(tables: None) -> BringUpToDate:
+    """What `align run` does, with every step in this process, in the test's home: homes.py."""
+    return BringUpToDate()
+
+
+@pytest.fixture
+def finished(home: Path, homes: Homes) -> Callable[..., Upstream]:
+    """Begins a test with runs that are over: (recipes, failure) to what the last recipe has; `Homes.put_finished`.
+
+    The test's home is replaced, so this is called before anything else.
     """
-    import dagster as dg
 
-    from alignment_dags.run.launch import launches
-    from alignment_dags.run.phases import phases_of
-    from alignment_dags.run.run import follow_source
-    from alignment_dags.run.workers import apply_pools
-    from assets.building.factory import asset_key, build_asset
-    from assets.building.upstream import Upstream
-    from assets.graph import nodes_of
-    from resources.home import ensure_home
-    from resources.mlflow import Tracking
-    from resources.pools import load_pools
-    from resources.store import ArtifactStore
+    def begin(*recipes: Recipe, failure: str | None = None) -> Upstream:
+        from assets.building.upstream import Upstream
+        from resources.store import ArtifactStore
 
-    ensure_home()
-    with dg.DagsterInstance.get() as instance:
+        homes.put_finished(home, list(recipes), failure)
+        return Upstream(ArtifactStore().open(), recipes[-1].name)
 
-        def bring(recipe: Recipe, only: Container[str] = ("base", "shards", "reference", "train")) -> Upstream:
-            pools, store = load_pools(), ArtifactStore().open()
-            assets = [build_asset(node, recipe, pools) for node in nodes_of(recipe, pools)]
-            apply_pools(instance, pools)
-            follow_source(instance, recipe)
-            for phase in phases_of(recipe, pools):
-                if phase.name not in only:
-                    continue
-                for tags, chosen in launches(instance, recipe, phase, store):
-                    bring.launched.append((phase.name, chosen))  # type: ignore[attr-defined]
-                    dg.materialize(
-                        assets,
-                        instance=instance,
-                        resources={"store": ArtifactStore(), "tracking": Tracking()},
-                        selection=[asset_key(recipe.name, name) for name in chosen],
-                        tags=tags,
-                        run_config={"loggers": {"console": {"config": {"log_level": "ERROR"}}}},
-                    )
-            return Upstream(store, recipe.name)
-
-        bring.launched = []  # type: ignore[attr-defined]
-        yield bring
+    return begin

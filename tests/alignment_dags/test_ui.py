@@ -19,6 +19,8 @@ from resources.home import PROJECT, ensure_home
 from resources.pools import load_pools
 from tests.loopback import answers, free_port
 
+pytestmark = pytest.mark.soak
+
 RECIPE = """
 name: small
 base_model: {embedded: micro}

@@ -11,44 +11,20 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from tests import tiny
+from tests.homes import Homes
 from tests.pipeline.live import Live
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
-CONTEXT = 2048
+WIDE = {"intermediate_size": 64, "max_position_embeddings": 2048}
 
 
-def _write_model(folder: Path, shape: dict[str, Any], template: str | None) -> Path:
+def _write_model(folder: Path, family: str, template: str | None, **changed: Any) -> Path:
     """A checkpoint of the architecture: two layers, random weights, a byte-level tokenizer."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", "<pad>", *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
-    fast.chat_template = template
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        **shape,
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    fast.save_pretrained(folder)
-    return folder
+    return tiny.write_model(folder, tiny.byte_tokenizer(pad=True, template=template), family, **WIDE, **changed)
 
 
 def _write_lines(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -98,13 +74,30 @@ def _small_data(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def write_model() -> Callable[..., Path]:
-    """Writes a checkpoint: (folder, shape, template) to the folder."""
+    """Writes a checkpoint: (folder, family, template, fields of the configuration) to the folder."""
     return _write_model
+
+
+@pytest.fixture(scope="session")
+def small_inputs(homes: Homes) -> Iterator[Path]:
+    """The model and the data of the small recipe, the same files for all tests: none may change them."""
+
+    def make(folder: Path) -> None:
+        _write_model(folder / "model", "llama", CHAT_TEMPLATE)
+        _small_data(folder)
+
+    def contents(folder: Path) -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    folder = homes.made("inputs", make)
+    before = contents(folder)
+    yield folder
+    assert contents(folder) == before, "a test changed them"
 
 
 @pytest.fixture
 def small_data(tmp_path: Path) -> dict[str, str]:
-    """Name of a data set to the path of its file."""
+    """Name of a data set to the path of its file, which the test may change."""
     return _small_data(tmp_path)
 
 
@@ -120,19 +113,19 @@ def shard_folder(tmp_path: Path, small_data: dict[str, str]) -> Path:
 
 
 @pytest.fixture
-def small_recipe(tmp_path: Path, small_data: dict[str, str]) -> dict[str, Any]:
+def small_recipe(small_inputs: Path) -> dict[str, Any]:
     """A recipe as plain data: a tiny Llama that is adopted as it is, DPO on 48 pairs in two shards, IFEval."""
-    model = str(_write_model(tmp_path / "model", {"model_type": "llama"}, CHAT_TEMPLATE))
+    model = str(small_inputs / "model")
     return {
         "name": "small",
         "base_model": {"path": model},
         "sft": {"adopt": {"path": model}, "precision": "float32"},
-        "preferences": {"files": [small_data["pairs"]], "split_into": 2},
+        "preferences": {"files": [str(small_inputs / "pairs.jsonl")], "split_into": 2},
         "held_out_fraction": 0.1,
         "tokens": {"max_length": 256},
         "reference": {"precision": "float32"},
         "dpo": {"precision": "float32", "learning_rate": 1e-3, "batch_size": 8, "micro_batch_size": 4},
-        "evals": {"precision": "float32", "ifeval": {"data": small_data["ifeval"], "max_new_tokens": 8}},
+        "evals": {"precision": "float32", "ifeval": {"data": str(small_inputs / "ifeval.jsonl"), "max_new_tokens": 8}},
     }
 
 
@@ -146,7 +139,7 @@ def hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def live(home: Path, tmp_path: Path) -> Iterator[Live]:
+def live(tables: None, tmp_path: Path) -> Iterator[Live]:
     """A `Live` (live.py) on the test's home; nothing of it is left when the test ends."""
     from resources.home import ensure_home
 

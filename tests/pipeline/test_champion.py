@@ -52,9 +52,9 @@ def test_the_alias_follows_every_promotion_and_lineage_says_the_same_from_both_s
 
 
 def test_registering_nothing_hides_no_champion(
-    recipes: Callable[..., Recipe], bring_up_to_date: Callable[..., Upstream]
+    recipes: Callable[..., Recipe], finished: Callable[..., Upstream], bring_up_to_date: Callable[..., Upstream]
 ) -> None:
-    first = bring_up_to_date(recipes(0.1))("policy_checkpoint")
+    first = finished(recipes(0.1))("policy_checkpoint")
     ungated = bring_up_to_date(recipes(0.9, "none"))
     assert ungated.store.commit_of(ungated("registered_model")).summary["registered"] is False
     candidate = bring_up_to_date(recipes(0.5))
@@ -72,7 +72,7 @@ def test_registering_nothing_hides_no_champion(
     ],
 )
 def test_a_failed_gate_registers_nothing_whatever_is_edited(
-    gate: Any, edit: str | None, told: str, recipes: Callable[..., Recipe], bring_up_to_date: Callable[..., Upstream]
+    gate: Any, edit: str | None, told: str, recipes: Callable[..., Recipe], finished: Callable[..., Upstream]
 ) -> None:
     import dagster as dg
 
@@ -82,8 +82,7 @@ def test_a_failed_gate_registers_nothing_whatever_is_edited(
     from resources.store import ArtifactStore
 
     recipe = recipes(0.1, gate)
-    with pytest.raises(dg.Failure, match="the gate says fail"):
-        bring_up_to_date(recipe)
+    finished(recipe, failure="the gate says fail")
     store = ArtifactStore().open()
     if edit:
         (report,) = store.commits("evaluation_report")
@@ -103,7 +102,7 @@ def test_a_failed_gate_registers_nothing_whatever_is_edited(
 
 
 def test_a_loosened_gate_needs_a_report_of_its_own(
-    recipes: Callable[..., Recipe], bring_up_to_date: Callable[..., Upstream]
+    recipes: Callable[..., Recipe], finished: Callable[..., Upstream], bring_up_to_date: Callable[..., Upstream]
 ) -> None:
     import dagster as dg
 
@@ -112,8 +111,7 @@ def test_a_loosened_gate_needs_a_report_of_its_own(
     from resources.pools import load_pools
     from resources.store import ArtifactStore
 
-    with pytest.raises(dg.Failure, match="the gate says fail"):
-        bring_up_to_date(recipes(0.1, FAILS))
+    finished(recipes(0.1, FAILS), failure="the gate says fail")
     loosened = recipes(0.1, PASSES)
     assets = [build_asset(node, loosened, load_pools()) for node in nodes_of(loosened, load_pools())]
     with dg.DagsterInstance.get() as instance, pytest.raises(dg.Failure, match="other gate settings"):

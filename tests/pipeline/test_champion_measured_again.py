@@ -49,10 +49,10 @@ def answers(store: Store) -> int:
 
 
 def test_new_settings_ask_the_champion_once_and_the_gate_decides(
-    recipes: Callable[..., Recipe], bring_up_to_date: Callable[..., Upstream]
+    recipes: Callable[..., Recipe], finished: Callable[..., Upstream], bring_up_to_date: Callable[..., Upstream]
 ) -> None:
     launched: list[tuple[str, list[str]]] = bring_up_to_date.launched  # type: ignore[attr-defined]
-    first = bring_up_to_date(recipes(0.1))("policy_checkpoint")
+    first = finished(recipes(0.1))("policy_checkpoint")
     second = bring_up_to_date(recipes(0.9))
     champion = second("policy_checkpoint")
     before = answers(second.store)
@@ -87,12 +87,11 @@ def test_new_settings_ask_the_champion_once_and_the_gate_decides(
 
 
 def test_new_settings_alone_compare_the_champion_with_whom_it_followed(
-    recipes: Callable[..., Recipe], bring_up_to_date: Callable[..., Upstream]
+    recipes: Callable[..., Recipe], finished: Callable[..., Upstream], bring_up_to_date: Callable[..., Upstream]
 ) -> None:
     launched: list[tuple[str, list[str]]] = bring_up_to_date.launched  # type: ignore[attr-defined]
-    first = bring_up_to_date(recipes(0.1))("policy_checkpoint")
-    bring_up_to_date(recipes(0.9))
-    launched.clear()
+    first = finished(recipes(0.1))("policy_checkpoint")
+    finished(recipes(0.1), recipes(0.9))
     again = bring_up_to_date(recipes(0.9, limit=4))
     assert measured(launched) == MEASURED
     assert report_of(again).inputs["champion"] == first
@@ -100,13 +99,11 @@ def test_new_settings_alone_compare_the_champion_with_whom_it_followed(
 
 
 def test_without_its_weights_it_is_left_out_by_name_where_the_settings_are_others(
-    recipes: Callable[..., Recipe], bring_up_to_date: Callable[..., Upstream]
+    recipes: Callable[..., Recipe], finished: Callable[..., Upstream], bring_up_to_date: Callable[..., Upstream]
 ) -> None:
     launched: list[tuple[str, list[str]]] = bring_up_to_date.launched  # type: ignore[attr-defined]
-    bring_up_to_date(recipes(0.1))
-    bring_up_to_date(recipes(0.9))
+    finished(recipes(0.1), recipes(0.9))
     (erased,) = [one for one in collect([], keep=0)["erased"] if one["kind"] == "policy_checkpoint"]
-    launched.clear()
     bring_up_to_date(recipes(0.9))
     assert launched == [], "what it answered stands without its weights"
     with pytest.raises(dg.Failure, match="the champion was measured with other settings"):
@@ -136,7 +133,10 @@ def materialize() -> Callable[..., dg.ExecuteInProcessResult]:
 
 
 def test_before_there_is_a_champion_its_nodes_make_nothing_and_the_report_goes_on(
-    recipes: Callable[..., Recipe], bring_up_to_date: Callable[..., Upstream], materialize: Callable[..., Any]
+    recipes: Callable[..., Recipe],
+    finished: Callable[..., Upstream],
+    bring_up_to_date: Callable[..., Upstream],
+    materialize: Callable[..., Any],
 ) -> None:
     made = bring_up_to_date(recipes(0.1))
     result = materialize(recipes(0.1), [*MEASURED, "evaluation_report"])
@@ -149,10 +149,13 @@ def test_before_there_is_a_champion_its_nodes_make_nothing_and_the_report_goes_o
 
 
 def test_a_report_and_a_registration_are_about_the_champion_that_stands(
-    recipes: Callable[..., Recipe], bring_up_to_date: Callable[..., Upstream], materialize: Callable[..., Any]
+    recipes: Callable[..., Recipe],
+    finished: Callable[..., Upstream],
+    bring_up_to_date: Callable[..., Upstream],
+    materialize: Callable[..., Any],
 ) -> None:
     """As when somebody promotes another version while a run is under way."""
-    first = bring_up_to_date(recipes(0.1))
+    first = finished(recipes(0.1))
     policy, older = first("policy_checkpoint"), first("registered_model")
     latest = bring_up_to_date(recipes(0.9))("registered_model")
     recipe = recipes(0.5, limit=4)

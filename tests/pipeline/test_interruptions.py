@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pytest
 import yaml
 
 from alignment.recipe import Recipe, load_recipe
@@ -21,6 +22,8 @@ from alignment.training.resume import MARKER
 from assets.building.upstream import Upstream
 from resources.mlflow import Tracking
 from resources.store import ArtifactStore
+
+pytestmark = pytest.mark.soak
 
 EPOCHS = 15
 SAVE_STEPS = 20

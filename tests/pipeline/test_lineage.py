@@ -39,11 +39,12 @@ def recipe(small_recipe: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
 def test_the_record_names_every_part_and_holds_without_mlflow_and_dagster(
     recipe: Callable[..., Path],
     home: Path,
+    finished: Callable[..., Upstream],
     bring_up_to_date: Callable[..., Upstream],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = recipe()
-    made = bring_up_to_date(load_recipe(path))
+    made = finished(load_recipe(path))
     for name in ("policy_checkpoint", "preference_manifest", "sft_checkpoint"):
         made(name)
     record = lineage_of("small")
@@ -110,11 +111,12 @@ def test_the_page_is_readable_and_says_everything_once(
 
 def test_a_row_names_every_model_that_saw_it(
     recipe: Callable[..., Path],
+    finished: Callable[..., Upstream],
     bring_up_to_date: Callable[..., Upstream],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = recipe()
-    made = bring_up_to_date(load_recipe(path))
+    made = finished(load_recipe(path))
     split = pq.read_table(made.store.fetch(made("preference_manifest")) / "split.parquet").to_pylist()
     trained = next(row["row_id"] for row in split if row["split"] == "train")
     held_out = next(row["row_id"] for row in split if row["split"] == "held_out")

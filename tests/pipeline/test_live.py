@@ -17,7 +17,8 @@ from assets.building.factory import asset_key, shards_definition
 from assets.building.upstream import Upstream
 from resources.store import ArtifactStore
 
-pytestmark = pytest.mark.timeout(7200)
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
+
 SHARD, REFERENCE = "preference_shard", "reference_logprobs"
 PAIRS = 8
 

@@ -20,7 +20,7 @@ from assets.building.factory import asset_key
 from assets.building.upstream import Upstream
 from resources.store import ArtifactStore
 
-pytestmark = pytest.mark.timeout(7200)
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
 
 LONG = 1800.0  # seconds that a night may take, on a machine with many times more to do than it can
 

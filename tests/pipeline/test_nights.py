@@ -85,11 +85,11 @@ class Nights:
 
 
 @pytest.fixture
-def nights(home: Path, small_recipe: dict[str, Any]) -> Iterator[Nights]:
+def nights(tables: None, small_recipe: dict[str, Any], small_data: dict[str, str]) -> Iterator[Nights]:
     ensure_home()
     with dg.DagsterInstance.get() as instance:
         gate = {"metrics": {"ifeval/prompt_level_strict_acc": {"no_regression": 1.0}}}
-        small_recipe["preferences"]["settle_seconds"] = 0
+        small_recipe["preferences"] |= {"files": [small_data["pairs"]], "settle_seconds": 0}
         yield Nights(instance, small_recipe | {"gate": gate})
 
 

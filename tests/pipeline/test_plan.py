@@ -29,6 +29,7 @@ def pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], 
 
 def test_a_plan_tells_what_there_is_and_how_each_number_was_reached(
     small_recipe: dict[str, Any],
+    small_data: dict[str, str],
     tmp_path: Path,
     pools: Callable[[float], None],
     bring_up_to_date: Callable[..., Upstream],
@@ -36,6 +37,7 @@ def test_a_plan_tells_what_there_is_and_how_each_number_was_reached(
 ) -> None:
     pools(1.0)
     path = tmp_path / "recipe.yaml"
+    small_recipe["preferences"]["files"] = [small_data["pairs"]]
     path.write_text(yaml.safe_dump(small_recipe), encoding="utf-8")
 
     def stages(code: int = 0) -> dict[str, dict[str, Any]]:
@@ -51,7 +53,7 @@ def test_a_plan_tells_what_there_is_and_how_each_number_was_reached(
     assert "config.json in " in before["policy_checkpoint"]["memory_gib"]["how"]
 
     made = bring_up_to_date(load_recipe(path), only=("base", "shards", "reference"))
-    source = Path(small_recipe["preferences"]["files"][0])
+    source = Path(small_data["pairs"])
     source.write_text(source.read_text(encoding="utf-8").replace("It is 0.", "It is nil."), encoding="utf-8")
     after = stages()
     parameters = sum(tensor.elements for tensor in tensors(made.store.fetch(made("sft_checkpoint"))))

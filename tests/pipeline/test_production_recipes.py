@@ -58,9 +58,9 @@ def test_a_production_recipe_runs_end_to_end_at_two_layers(
     bring_up_to_date: Callable[[Recipe], Upstream],
 ) -> None:
     shipped = yaml.safe_load((PROJECT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
-    model = write_model(
-        tmp_path / "model", SHAPES[name], None if shipped["base_model"].get("chat_template") else TEMPLATE
-    )
+    template = None if shipped["base_model"].get("chat_template") else TEMPLATE
+    shape = dict(SHAPES[name])
+    model = write_model(tmp_path / "model", shape.pop("model_type"), template, **shape)
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(smaller(shipped, str(model), small_data)), encoding="utf-8")
     recipe = load_recipe(path)

@@ -73,11 +73,10 @@ def version_with_tags() -> tuple[str, dict[str, str]]:
 
 
 def test_an_override_is_a_promotion_that_everybody_sees(
-    write: Write, bring_up_to_date: Callable[..., Upstream], align: Align
+    write: Write, finished: Callable[..., Upstream], bring_up_to_date: Callable[..., Upstream], align: Align
 ) -> None:
     path = write(0.1, FAILS)
-    with pytest.raises(dg.Failure, match="the gate says fail"):
-        bring_up_to_date(load_recipe(path))
+    finished(load_recipe(path), failure="the gate says fail")
     with pytest.raises(BadInput, match="needs --reason"):
         promote(Wish("small", override=True, reason=" ", recipe=path), print)
     code, told, error = align(
@@ -118,9 +117,13 @@ def test_an_override_is_a_promotion_that_everybody_sees(
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("missing", ["evaluation_report", "policy_evals/ifeval"])
 def test_no_override_goes_by_the_evaluation_of_an_earlier_policy(
-    missing: str, write: Write, bring_up_to_date: Callable[..., Upstream], monkeypatch: pytest.MonkeyPatch
+    missing: str,
+    write: Write,
+    finished: Callable[..., Upstream],
+    bring_up_to_date: Callable[..., Upstream],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    before = bring_up_to_date(load_recipe(write(0.1))).ref(missing)
+    before = finished(load_recipe(write(0.1))).ref(missing)
     assert before is not None
     path = write(0.9, FAILS)
     with pytest.raises(dg.Failure, match="the gate says fail"):
@@ -138,9 +141,9 @@ def test_no_override_goes_by_the_evaluation_of_an_earlier_policy(
 
 @pytest.mark.usefixtures("here")
 def test_a_return_holds_until_there_is_another_policy(
-    write: Write, bring_up_to_date: Callable[..., Upstream], align: Align
+    write: Write, finished: Callable[..., Upstream], bring_up_to_date: Callable[..., Upstream], align: Align
 ) -> None:
-    first = bring_up_to_date(load_recipe(write(0.1)))("policy_checkpoint")
+    first = finished(load_recipe(write(0.1)))("policy_checkpoint")
     path = write(0.9)
     second = bring_up_to_date(load_recipe(path))("policy_checkpoint")
     assert version_with_tags()[0] == "2"
@@ -178,9 +181,12 @@ def test_a_return_holds_until_there_is_another_policy(
 
 
 def test_a_registration_that_a_decision_overtook_is_refused(
-    write: Write, bring_up_to_date: Callable[..., Upstream], monkeypatch: pytest.MonkeyPatch
+    write: Write,
+    finished: Callable[..., Upstream],
+    bring_up_to_date: Callable[..., Upstream],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    bring_up_to_date(load_recipe(write(0.1)))
+    finished(load_recipe(write(0.1)))
     path = write(0.9)
 
     def overtaken(work: Work, recipe: Recipe) -> str | None:
@@ -243,11 +249,10 @@ def test_a_registration_cut_short_after_mlflow_is_repaired_by_the_next(
 
 @pytest.mark.usefixtures("here")
 def test_an_alias_that_somebody_moved_is_reported_and_put_back(
-    write: Write, bring_up_to_date: Callable[..., Upstream]
+    write: Write, finished: Callable[..., Upstream], bring_up_to_date: Callable[..., Upstream]
 ) -> None:
-    bring_up_to_date(load_recipe(write(0.1)))
-    path = write(0.9)
-    bring_up_to_date(load_recipe(path))
+    path = write(0.1)
+    finished(load_recipe(path), load_recipe(write(0.9)))
     Tracking().client().set_registered_model_alias("small", "champion", "1")
     moved = "the alias champion of small is on version 1, the registered champion is version 2: somebody moved it"
     assert moved in lineage_of("small")["alias_moved"]
@@ -309,13 +314,13 @@ def test_what_cannot_be_promoted_is_refused_and_leaves_nothing_behind(
 
 @pytest.mark.parametrize("tampering", ["no report", "an older report", "another policy", "replaced weights"])
 def test_registering_alone_is_refused_whatever_stands_behind_it(
-    tampering: str, write: Write, bring_up_to_date: Callable[..., Upstream]
+    tampering: str, write: Write, finished: Callable[..., Upstream]
 ) -> None:
     from alignment_dags.run.phases import phase_named
 
     path = write(0.1)
     recipe = load_recipe(path)
-    upstream = bring_up_to_date(recipe)
+    upstream = finished(recipe)
     old = upstream.ref("policy_checkpoint")
     assert old is not None
     told = "the report is about policy"

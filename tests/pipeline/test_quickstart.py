@@ -85,6 +85,7 @@ def test_lineage_from_commit_records_is_that_from_mlflow(project: Project, first
     assert sum(shard["rows"] for shard in store["shards"]) == first["rows"]["rows"]
 
 
+@pytest.mark.soak
 def test_with_shuffled_labels_the_gain_is_gone_and_the_gate_refuses(project: Project, first: dict[str, Any]) -> None:
     data = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
     flip = random.Random(0)

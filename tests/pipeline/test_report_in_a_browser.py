@@ -17,12 +17,12 @@ SPOTLESS = Look(overrun=dict.fromkeys(WIDTHS, 0), fetched=[], console=[])
 
 
 def test_the_report_and_the_history_are_whole_on_a_phone_and_on_a_screen(
-    small_recipe: dict[str, Any], bring_up_to_date: Callable[[Recipe], Upstream], tmp_path: Path
+    small_recipe: dict[str, Any], finished: Callable[[Recipe], Upstream], tmp_path: Path
 ) -> None:
     plain = small_recipe | {"gate": {"metrics": {"ifeval/prompt_level_strict_acc": {"no_regression": 1.0}}}}
     recipe_file = tmp_path / "small.yaml"
     recipe_file.write_text(yaml.safe_dump(plain), encoding="utf-8")
-    bring_up_to_date(parse_recipe(plain, "-", {}))
+    finished(parse_recipe(plain, "-", {}))
     for history in (False, True):
         written = tmp_path / f"{history}" / "page.html"
         write_report(recipe_file, written, history=history)

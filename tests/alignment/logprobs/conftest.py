@@ -10,10 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, processors
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 from alignment.data.rows import paired_row, write_rows
 from alignment.logprobs import reference
@@ -23,38 +20,7 @@ from alignment.stages import execute
 from alignment.stages.base_model import STAGE as BASE_MODEL
 from alignment.stages.base_model import BaseModelRequest
 from alignment.store import Artifact, Store
-
-COMMON: dict[str, Any] = {
-    "vocab_size": 258,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.2,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": None,
-}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {"model_type": "llama", "tie_word_embeddings": False},
-    "llama_tied": {"model_type": "llama", "tie_word_embeddings": True},
-    "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
-    "gemma2": {"model_type": "gemma2", "head_dim": 8, "final_logit_softcapping": 3.0, "sliding_window": 16},
-    "granite": {"model_type": "granite", "logits_scaling": 7.0},
-    "cohere": {"model_type": "cohere", "logit_scale": 0.3},
-    "gpt2": {"model_type": "gpt2", "n_positions": 128},
-}
-
-
-def byte_tokenizer(*, bos: bool) -> PreTrainedTokenizerFast:
-    vocabulary = {text: index for index, text in enumerate(["<s>", "</s>", *sorted(ByteLevel.alphabet())])}
-    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>" if bos else None, eos_token="</s>")
+from tests.tiny import byte_tokenizer, write_model
 
 
 @pytest.fixture
@@ -62,13 +28,8 @@ def make_model(tmp_path: Path) -> Callable[..., Path]:
     """Writes a random model of a family into a folder of its own."""
 
     def make(family: str = "llama", *, bos: bool = True, seed: int = 0) -> Path:
-        folder = tmp_path / f"{family}-{bos}-{seed}"
-        torch.manual_seed(seed)
-        settings = COMMON | FAMILIES[family]
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
-        model.save_pretrained(folder)
-        byte_tokenizer(bos=bos).save_pretrained(folder)
-        return folder
+        tokenizer = byte_tokenizer(bos="put" if bos else None)
+        return write_model(tmp_path / f"{family}-{bos}-{seed}", tokenizer, family, seed=seed, initializer_range=0.2)
 
     return make
 

@@ -16,55 +16,18 @@ import pytest
 from alignment.digest import json_digest
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.store import Artifact, Store
+from tests.tiny import letter_tokenizer, write_model
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-LETTERS = "abcdefghijklmnopqrstuvwxyz <>.?!"
-
-
-def tiny_tokenizer(template: str | None = None) -> Any:
-    """One id a character, with BOS, EOS and padding; BOS is put in front."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", "<pad>", "<unk>", *LETTERS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
-    )
-    fast.chat_template = template
-    return fast
+SPREAD = {"max_position_embeddings": 96, "initializer_range": 0.3}
 
 
 def write_tiny_model(folder: Path, *, kind: str = "llama", template: str | None = None, dtype: str = "float32") -> Path:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(7)
-    config = AutoConfig.for_model(
-        kind,
-        vocab_size=36,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=96,
-        initializer_range=0.3,
-        tie_word_embeddings=kind == "llama",
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=None,
-    )
-    model = AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype))
-    model.save_pretrained(folder)
-    tiny_tokenizer(template).save_pretrained(folder)
-    return folder
+    tokenizer = letter_tokenizer(template=template)
+    return write_model(folder, tokenizer, kind, seed=7, dtype=dtype, tie_word_embeddings=kind == "llama", **SPREAD)
 
 
 def alone(model: Any, prompt: Any, completion: Any) -> float:

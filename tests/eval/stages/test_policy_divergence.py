@@ -23,46 +23,28 @@ from alignment.store import Artifact, Store
 from alignment.training.held_out_pairs import HeldOutPair, write_held_out
 from eval.stages import policy_divergence as divergence
 from eval.stages.policy_divergence import DIVERGENCE_FILE, STAGE, DivergenceRequest, held_out_prompts
+from tests import tiny
 
 LETTERS = "abcd"
+NARROW = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32,
+}
 HELD_OUT = 0.8
 LENGTH = 3
 """New tokens: few enough to go through all responses there are."""
 
 
 def tokenizer() -> Any:
-    """One id a letter, with BOS and EOS; BOS is put in front."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", *LETTERS])}
-    made = Tokenizer(models.WordLevel(vocabulary, unk_token="a"))
-    made.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    made.decoder = decoders.Fuse()
-    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>")
+    return tiny.letter_tokenizer(LETTERS, pad=False)
 
 
 def write_model(folder: Path, seed: int, spread: float) -> Path:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=2 + len(LETTERS),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=32,
-        initializer_range=spread,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return folder
+    return tiny.write_model(folder, tokenizer(), seed=seed, initializer_range=spread, **NARROW)
 
 
 class _ShardRequest(Request):

@@ -41,13 +41,17 @@ Work = list[tuple[bytes, TokenSequence]]
 
 @dataclass(frozen=True)
 class Reference:
-    """One model and one way to run it. `folder` is asked for only when something has to be scored."""
+    """One model and one way to run it. `folder` is asked for only when something has to be scored.
+
+    `runs_code` says that the model's own code may run.
+    """
 
     folder: Callable[[], Path]
     fingerprint: str
     tokens: TokenPolicy
     precision: str
     batch_tokens: int
+    runs_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ def _pending(
 def _tokenised(rows: Iterable[PreferenceRow], reference: Reference) -> Iterator[tuple[str, tuple[RowKeys, Work]]]:
     """Each row with its keys and sequences."""
     folder = reference.folder()
-    tokenization = Tokenization(load_tokenizer(folder), reference.tokens, max_positions(folder))
+    tokenization = Tokenization(load_tokenizer(folder, reference.runs_code), reference.tokens, max_positions(folder))
     for row in rows:
         pair = tokenization.pair(row)
         if isinstance(pair, Dropped):
@@ -207,5 +211,5 @@ def _model(reference: Reference) -> PreTrainedModel:
     key = (reference.fingerprint, str(default_device()))
     if key not in _loaded:
         _loaded.clear()  # before the next one arrives, so that two are never held
-        _loaded[key] = load_model(reference.folder(), reference.precision)
+        _loaded[key] = load_model(reference.folder(), reference.precision, runs_code=reference.runs_code)
     return _loaded[key]

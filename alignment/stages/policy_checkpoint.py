@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from alignment.data.tokens import Tokenization
 from alignment.logprobs.keys import fingerprint
 from alignment.models.checkpoint import digest_checkpoint, load_tokenizer, max_positions
+from alignment.models.code import record_of_code
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
 from alignment.stages.preference_manifest import Manifest, read_manifest
@@ -70,8 +71,10 @@ def run(request: DpoRequest, context: Context) -> Result:
     if context.rank:
         return Result(digest="", summary=summary)
     pq.write_table(rows.record, context.out / ROWS_FILE, compression="zstd")
-    digest = digest_checkpoint(context.out)
+    runs_code = context.runs_code(request.checkpoint)
+    digest = digest_checkpoint(context.out, runs_code)
     names = {
+        **record_of_code(context.out, runs_code),
         "weights_digest": digest.weights,
         "config_digest": digest.config,
         "tokenizer_digest": digest.tokenizer,
@@ -80,7 +83,8 @@ def run(request: DpoRequest, context: Context) -> Result:
 
 
 def _rows(request: DpoRequest, context: Context, folder: Path, manifest_folder: Path, manifest: Manifest) -> PolicyRows:
-    tokens = Tokenization(load_tokenizer(folder), request.tokens, max_positions(folder))
+    tokenizer = load_tokenizer(folder, context.runs_code(request.checkpoint))
+    tokens = Tokenization(tokenizer, request.tokens, max_positions(folder))
     start = context.store.commit_of(request.checkpoint).summary
     if "weights_digest" not in start or "config_digest" not in start:
         digest = digest_checkpoint(folder)
@@ -108,8 +112,8 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
     )
     work = context.work / "trainer"
     arguments = trainer_arguments(settings, work, request.seed, request.world_size, len(order))
-    trained = TrainedModel(folder, settings)
-    trainer = dpo_trainer(trained, pairs, load_tokenizer(folder), arguments, settings)
+    trained = TrainedModel(folder, settings, context.runs_code(request.checkpoint))
+    trainer = dpo_trainer(trained, pairs, trained.tokenizer(), arguments, settings)
     trainer.order = order
     checkpoint = resume.last_complete(work)
     agreed: dict[str, float] = {}

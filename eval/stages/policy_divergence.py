@@ -134,8 +134,9 @@ def run(request: DivergenceRequest, context: Context) -> Result:
 
 def _drawn(request: DivergenceRequest, context: Context, prompts: Sequence[HeldOutPrompt]) -> list[Drawn]:
     folders = context.fetch(request.policy), context.fetch(request.sft)
-    model = load_model(folders[0], request.precision)
-    generator = Generator(model, load_tokenizer(folders[0]), request.batch_tokens)
+    runs_code = context.runs_code(request.policy)
+    model = load_model(folders[0], request.precision, runs_code=runs_code)
+    generator = Generator(model, load_tokenizer(folders[0], runs_code), request.batch_tokens)
     # each draw is its own: what else is asked, and how many fit a batch, changes none
     samplings = [Sampling(1.0, 1.0, f"{request.seed}/policy_divergence/{prompt.row_id}") for prompt in prompts]
     answers = generator.answer([prompt.content for prompt in prompts], MOST_NEW_TOKENS, (), samplings)
@@ -145,7 +146,8 @@ def _drawn(request: DivergenceRequest, context: Context, prompts: Sequence[HeldO
     under_policy = logps(model, sequences, request.batch_tokens)
     del model, generator  # before the other comes: one model's memory is enough
     free_memory()
-    under_sft = logps(load_model(folders[1], request.precision), sequences, request.batch_tokens)
+    sft = load_model(folders[1], request.precision, runs_code=context.runs_code(request.sft))
+    under_sft = logps(sft, sequences, request.batch_tokens)
     return [
         Drawn(prompt.row_id, len(answer.ids), over, policy, sft)
         for (prompt, answer), over, policy, sft in zip(kept, ended, under_policy, under_sft, strict=True)

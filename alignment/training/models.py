@@ -12,7 +12,9 @@ from alignment.models.check import make_savable
 from alignment.models.checkpoint import (
     CONFIG_FILE,
     GENERATION_CONFIG_FILE,
+    NOT_FINITE,
     TOKENIZER_FILES,
+    first_not_finite,
     load_model,
     load_tokenizer,
     read_config,
@@ -156,8 +158,11 @@ def without_dropout(model: Any) -> None:
             module.attention_dropout = 0.0
 
 
-def require_finite(model: Any) -> None:
-    """Raises `BadInput` naming the first weight that is not finite: nothing could be measured with it."""
-    for name, weight in model.named_parameters():
-        if not bool(weight.isfinite().all()):
-            raise BadInput(f"training diverged: {name} holds values that are not finite; lower the learning rate")
+def require_finite(model: Any, step: int | None = None) -> None:
+    """Raises `BadInput` naming the first weight that is not finite: nothing could be measured with it.
+
+    `step` is the optimiser step that the weights are of, where it is not the last.
+    """
+    if (name := first_not_finite(model.named_parameters())) is not None:
+        when = "" if step is None else f" by step {step}"
+        raise BadInput(f"training diverged{when}: {name} {NOT_FINITE}; lower the learning rate", field="learning_rate")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,14 +40,9 @@ def recipe(small_recipe: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
 def test_code_of_the_model_that_the_recipe_let_run_is_named(
     recipe: Callable[..., Path],
     small_recipe: dict[str, Any],
-    tmp_path: Path,
     bring_up_to_date: Callable[..., Upstream],
-    monkeypatch: pytest.MonkeyPatch,
+    code_of_models: None,
 ) -> None:
-    from transformers import dynamic_module_utils
-
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
     folder = Path(small_recipe["base_model"]["path"])
     (folder / "own.py").write_text(
         "from transformers import LlamaConfig, LlamaForCausalLM\n\nclass OwnConfig(LlamaConfig):\n"

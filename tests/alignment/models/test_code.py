@@ -7,7 +7,6 @@ import json
 import os
 import pty
 import select
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,8 @@ from alignment.recipe import ModelSource
 from alignment.stages import Context, execute
 from alignment.stages.base_model import STAGE, BaseModelRequest
 from alignment.store import Store
+
+pytestmark = pytest.mark.usefixtures("code_of_models")
 
 Make = Callable[..., Path]
 PROJECT = Path(__file__).resolve().parents[3]
@@ -64,15 +65,6 @@ def with_code(checkpoint: Make, mark: Path) -> Path:
     (folder / "configuration_tiny.py").write_text(CONFIGURATION.format(mark=str(mark)))
     (folder / "modeling_tiny.py").write_text(MODELING)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where Transformers copies the code that it runs."""
-    from transformers import dynamic_module_utils
-
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
 
 
 def is_refused(work: Callable[[], Any], file: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,12 +37,8 @@ class OwnForCausalLM(LlamaForCausalLM):
 
 
 @pytest.fixture
-def base(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def base(lab: Lab, tmp_path: Path, code_of_models: None) -> Any:
     """A pinned base model of a class of its own, which the recipe lets run."""
-    from transformers import dynamic_module_utils
-
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
     plain = lab.store.fetch(lab.checkpoint())
     folder = tmp_path / "own"
     folder.mkdir()

@@ -25,6 +25,15 @@ from alignment.errors import BadInput
 from alignment.store import Artifact, Commit, MissingArtifact
 from alignment.store.commit import read_record
 from resources.home import align_home, mlflow_ui, tracking_uri, without_userinfo
+from resources.mlflow_values import (
+    DAGSTER_RUNS_TAG,
+    PARAM_LIMIT,
+    dagster_runs_tag,
+    files_of,
+    shortened,
+    upstream_tag,
+    usable,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,14 +43,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PARAM_LIMIT, TAG_LIMIT, BATCH = 500, 5000, 900
+BATCH = 900
 MODELS_A_PAGE = 100
 DIGEST_LIMIT = 36  # of a dataset in MLflow
 REQUEST_TAG = "align.request"
 POLICY_TAG = "align.policy_digest"
 RECIPE_TAG = "align.recipe"
 REGISTRATION_TAG = "align.registration_key"
-DAGSTER_RUNS_TAG = "dagster.run_ids"
 CHAMPION = "champion"
 
 
@@ -141,16 +149,17 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
         client = self.client()
         run = self._run(client, report)
         run_id = str(run.info.run_id)
-        known = list(filter(None, run.data.tags.get(DAGSTER_RUNS_TAG, "").split(",")))
-        if report.dagster_run_id not in known:
-            client.set_tag(run_id, DAGSTER_RUNS_TAG, ",".join([*known, report.dagster_run_id]))
+        if (added := dagster_runs_tag(run.data.tags, report.dagster_run_id)) is not None:
+            client.set_tag(run_id, *added)
         if run.info.status != "FINISHED":
             _log_numbers(client, run_id, report)
             _log_inputs(client, run_id, report)
             with tempfile.TemporaryDirectory() as folder:
-                record = Path(folder, "commit.json")
-                record.write_text(report.commit.model_dump_json(indent=1), encoding="utf-8")
-                for path in [record, *report.files]:
+                texts = files_of(report.upstream, report.params)
+                texts["commit.json"] = report.commit.model_dump_json(indent=1)
+                for name, text in texts.items():
+                    Path(folder, name).write_text(text, encoding="utf-8")
+                for path in [*(Path(folder, name) for name in texts), *report.files]:
                     client.log_artifact(run_id, str(path))
             if report.checkpoint:
                 self.external_model(client, report, run)
@@ -217,7 +226,7 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
         if version is None:
             version = self._new_version(client, model_name, policy)
         for name, value in {RECIPE_TAG: recipe, POLICY_TAG: policy.digest, **tags}.items():
-            client.set_model_version_tag(model_name, version, name, value)
+            client.set_model_version_tag(model_name, version, name, shortened(value))
         client.set_registered_model_alias(model_name, CHAMPION, version)
         return version
 
@@ -319,7 +328,7 @@ def _tags(report: Report) -> dict[str, str]:
         "dagster.partition": report.partition or "",
         "dagster.data_version": commit.digest,
         DAGSTER_RUNS_TAG: report.dagster_run_id,
-        "align.upstream_runs": json.dumps(dict(report.upstream), sort_keys=True)[:TAG_LIMIT],
+        "align.upstream_runs": upstream_tag(report.upstream),
     }
     return {name: value for name, value in tags.items() if value}
 
@@ -329,7 +338,7 @@ def _log_numbers(client: MlflowClient, run_id: str, report: Report) -> None:
 
     # the artifact's own time, so that a point written twice is one point
     at = int(datetime.fromisoformat(report.commit.started_at).timestamp() * 1000)
-    metrics = [Metric(name, float(value), at, 0) for name, value in report.metrics.items()]
+    metrics = [Metric(usable(name), float(value), at, 0) for name, value in report.metrics.items()]
     for record in report.history:
         step = int(record["step"])
         metrics += [
@@ -337,7 +346,7 @@ def _log_numbers(client: MlflowClient, run_id: str, report: Report) -> None:
             for name, value in record.items()
             if name != "step" and isinstance(value, int | float)
         ]
-    params = [Param(name, str(value)[:PARAM_LIMIT]) for name, value in report.params.items()]
+    params = [Param(usable(name), str(value)[:PARAM_LIMIT]) for name, value in report.params.items()]
     for start in range(0, len(metrics), BATCH):
         client.log_batch(run_id, metrics=metrics[start : start + BATCH])
     for start in range(0, len(params), 100):

@@ -140,6 +140,17 @@ def commit_checkpoint(store: Store) -> Callable[..., Artifact]:
     return commit
 
 
+@pytest.fixture
+def code_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place of this test's own from which Transformers imports the code that models bring."""
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)  # another test's
+
+
 @pytest.fixture(scope="session")
 def micro_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained micro Llama with its tokenizer and chat template, context 256."""

@@ -64,7 +64,7 @@ def hub_records(source: DataSource, part: int = 0, parts: int = 1) -> Iterator[R
     split = source.split or DEFAULT_SPLIT
     try:
         data = load_dataset(source.hub, source.config, split=split, revision=source.revision)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a data set that is a program is never run
         raise BadInput(f"cannot be loaded from the hub: {_first_line(error)}", file=source.hub) from error
     first, last = len(data) * part // parts, len(data) * (part + 1) // parts
     for position, value in enumerate(data.select(range(first, last)), start=first + 1):

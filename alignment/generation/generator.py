@@ -217,6 +217,7 @@ class Generator:
                 generation_config=self._settings(max(limits), pad),
                 logits_processor=LogitsProcessorList([RowSampler(samplings)]),
                 stopping_criteria=StoppingCriteriaList([stops]),
+                trust_remote_code=False,
             )
         rows = output[:, longest:].tolist()
         return [self._decode(row[:length], until) for row, length in zip(rows, stops.lengths, strict=True)]

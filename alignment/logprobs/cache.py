@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -35,7 +36,11 @@ LISTINGS = 5
 class Parts:
     """Parts `<store>/<folder>/part-*.parquet` of one schema, whose first column is the key."""
 
-    def __init__(self, store: Store, folder: str, schema: pa.Schema) -> None:
+    def __init__(
+        self, store: Store, folder: str, schema: pa.Schema, sound: Callable[[pa.Table], pa.Array] | None = None
+    ) -> None:
+        """`sound` says which rows of a table count; others are as if they were not there."""
+        self.sound = sound
         self.store = store
         self.folder = store.path(folder)
         self.schema = schema
@@ -112,7 +117,7 @@ class Parts:
             table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
             if table.schema.remove_metadata() != self.schema:
                 raise pa.ArrowInvalid("another schema")
-            return table
+            return table if self.sound is None else table.filter(self.sound(table))
         except (pa.ArrowException, OSError) as error:
             logger.warning("%s cannot be read (%s): set aside, its rows are computed again", path, error)
             self._set_aside(path)
@@ -168,7 +173,7 @@ class LogprobCache:
     """Caches of one reference (`fingerprint`) and one way to tokenise (`policy`), under `<store>/cache`."""
 
     def __init__(self, store: Store, fingerprint: str, policy: str) -> None:
-        self._values = Parts(store, f"cache/reference_logprobs/{fingerprint}", VALUES)
+        self._values = Parts(store, f"cache/reference_logprobs/{fingerprint}", VALUES, _is_finite)
         self._rows = Parts(store, f"cache/sequence_keys/{fingerprint}/{policy}", ROWS)
 
     def values(self, keys: pa.Array) -> pa.Table:
@@ -176,7 +181,12 @@ class LogprobCache:
         return self._values.lookup(keys)
 
     def add_values(self, scored: Sequence[tuple[bytes, float, int]]) -> None:
-        """Commits scored sequences (key, nats, completion tokens) as one part."""
+        """Commits scored sequences (key, nats, completion tokens) as one part; nats that are not finite never come in.
+
+        Whoever scores says which row and model they are of, and raises.
+        """
+        if not all(math.isfinite(nats) for _, nats, _ in scored):
+            raise ValueError("a log-prob that is not finite is never kept")
         self._values.append(_table(scored, VALUES))
 
     def rows(self, row_ids: Sequence[str]) -> list[RowKeys | None]:
@@ -197,6 +207,11 @@ class LogprobCache:
         """Merges small parts where they have become many."""
         self._values.compact()
         self._rows.compact()
+
+
+def _is_finite(values: pa.Table) -> pa.Array:
+    """A NaN that an older version kept is scored again."""
+    return pc.is_finite(values["sum"])
 
 
 def _table(rows: Sequence[tuple[object, ...]], schema: pa.Schema) -> pa.Table:

@@ -19,7 +19,7 @@ from alignment.data.tokens import Dropped, Tokenization, TokenSequence
 from alignment.logprobs.cache import LogprobCache, RowKeys, as_keys
 from alignment.logprobs.effort import ALONE, Effort, Ranks, side_by_side
 from alignment.logprobs.keys import sequence_key
-from alignment.logprobs.scorer import free_memory, score
+from alignment.logprobs.scorer import free_memory, require_finite, score
 from alignment.models.checkpoint import load_model, load_tokenizer, max_positions
 from alignment.models.packing import by_prompt, forwarded, shares
 from alignment.models.size import peak_flops, scoring_flops
@@ -36,18 +36,23 @@ PART_SECONDS = 30.0
 ROWS_AT_ONCE = 16_384
 """Pairs that are tokenised, sorted and packed together; more bring no better packing."""
 
-Work = list[tuple[bytes, TokenSequence]]
+Work = list[tuple[bytes, str, TokenSequence]]
+"""Sequences to score: the key, a row that holds it as a person finds it, and the ids."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """One model and one way to run it. `folder` is asked for only when something has to be scored."""
+    """One model and one way to run it. `folder` is asked for only when something has to be scored.
+
+    `runs_code` says that the model's own code may run.
+    """
 
     folder: Callable[[], Path]
     fingerprint: str
     tokens: TokenPolicy
     precision: str
     batch_tokens: int
+    runs_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class _Pending:
 
     keys: list[RowKeys] = field(default_factory=list)
     values: dict[bytes, tuple[float, int]] = field(default_factory=dict)
-    work: dict[bytes, TokenSequence] = field(default_factory=dict)
+    work: dict[bytes, tuple[str, TokenSequence]] = field(default_factory=dict)
 
 
 def reference_pass(
@@ -134,9 +139,9 @@ def _pending(
         fresh = dict(_tokenised((row for row in rows() if row.row_id in asked), reference))
         cache.add_rows(row for row_id, (row, _) in fresh.items() if row_id not in known)
         known |= {row_id: row for row_id, (row, _) in fresh.items()}
-        sequences = {key: sequence for _, pair in fresh.values() for key, sequence in pair}
+        sequences = {key: (name, sequence) for _, pair in fresh.values() for key, name, sequence in pair}
         values |= _known([key for key in sequences if key not in values], cache)
-        pending.work = {key: sequence for key, sequence in sequences.items() if key not in values}
+        pending.work = {key: found for key, found in sequences.items() if key not in values}
     pending.keys, pending.values = [known[row_id] for row_id in row_ids], values
     return pending
 
@@ -144,33 +149,40 @@ def _pending(
 def _tokenised(rows: Iterable[PreferenceRow], reference: Reference) -> Iterator[tuple[str, tuple[RowKeys, Work]]]:
     """Each row with its keys and sequences."""
     folder = reference.folder()
-    tokenization = Tokenization(load_tokenizer(folder), reference.tokens, max_positions(folder))
+    tokenization = Tokenization(load_tokenizer(folder, reference.runs_code), reference.tokens, max_positions(folder))
     for row in rows:
         pair = tokenization.pair(row)
         if isinstance(pair, Dropped):
             yield row.row_id, (RowKeys(row.row_id, None, None, pair.reason), [])
         else:
             chosen, rejected = (sequence_key(reference.fingerprint, sequence) for sequence in pair)
-            yield row.row_id, (RowKeys(row.row_id, chosen, rejected), [(chosen, pair[0]), (rejected, pair[1])])
+            name = f"{row.row_id} ({row.source}, row {row.source_row})"
+            work = [(chosen, name, pair[0]), (rejected, name, pair[1])]
+            yield row.row_id, (RowKeys(row.row_id, chosen, rejected), work)
 
 
-def _dealt(work: dict[bytes, TokenSequence], ranks: int) -> list[Work]:
+def _dealt(work: dict[bytes, tuple[str, TokenSequence]], ranks: int) -> list[Work]:
     """The work in one share a rank, even in tokens; completions of one prompt stay together."""
-    items = list(work.items())
-    sequences = [sequence for _, sequence in items]
+    items = [(key, name, sequence) for key, (name, sequence) in work.items()]
+    sequences = [sequence for _, _, sequence in items]
     groups = by_prompt(sequences, range(len(items)))
     dealt = shares([forwarded(sequences, group) for group in groups], ranks)
     return [[items[index] for place in share for index in groups[place]] for share in dealt]
 
 
 def _score_share(work: Work, reference: Reference, cache: LogprobCache) -> Effort:
-    """Scores and commits part by part, so that a kill loses at most one."""
+    """Scores and commits part by part, so that a kill loses at most one.
+
+    Raises `BadInput`, naming row and model, for a log-prob that is not finite.
+    """
     model = _model(reference)
-    sequences = [sequence for _, sequence in work]
+    sequences = [sequence for _, _, sequence in work]
     part: list[tuple[bytes, float, int]] = []
     forwarded = positions = 0
     began = committed = time.monotonic()
     for done in score(model, sequences, reference.batch_tokens):
+        for one in done.scored:
+            require_finite(one.logp, work[one.index][1], reference.folder(), reference.precision)
         part += [(work[one.index][0], one.logp, len(sequences[one.index].completion_ids)) for one in done.scored]
         forwarded, positions = forwarded + done.tokens, positions + done.positions
         if len(part) >= PART_SEQUENCES or time.monotonic() - committed >= PART_SECONDS:
@@ -207,5 +219,5 @@ def _model(reference: Reference) -> PreTrainedModel:
     key = (reference.fingerprint, str(default_device()))
     if key not in _loaded:
         _loaded.clear()  # before the next one arrives, so that two are never held
-        _loaded[key] = load_model(reference.folder(), reference.precision)
+        _loaded[key] = load_model(reference.folder(), reference.precision, runs_code=reference.runs_code)
     return _loaded[key]

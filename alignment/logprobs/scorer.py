@@ -8,9 +8,11 @@ positions that predict a completion token.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -199,6 +201,16 @@ def score(
             yield ScoredPass(scored, *_size(sequences, groups, way))
             done.update(indices)
             progress.done(sum(lengths[index] for index in indices))
+
+
+def require_finite(logp: float, row: str, model: Path, precision: str) -> None:
+    """Raises `BadInput` for a log-prob that is no number of nats: it could be neither kept nor compared."""
+    if not math.isfinite(logp):
+        raise BadInput(
+            f"row {row}: its log-prob under this model in {precision} is {logp}, which is not finite; the model is"
+            " damaged, or gives one of the row's tokens no chance at all",
+            file=str(model),
+        )
 
 
 def _passes(sequences: Sequence[TokenSequence], order: list[int], budget: int, way: Way) -> Iterator[list[Group]]:

@@ -6,10 +6,9 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
-from pydantic import BaseModel, ConfigDict
 
 from alignment.data.embedded import embedded
 from alignment.data.hub import HubUnreachable, asking_hub
@@ -22,19 +21,20 @@ from alignment.models.checkpoint import (
     VOCABULARY_FILES,
     read_config,
 )
+from alignment.models.code import CODE_FILES, refusal, refuse_kernels, require_own_code
 from alignment.models.weights import INDEX_FILE, SINGLE_FILE, tensors, weight_files
 from alignment.recipe import ModelSource
-from alignment.stages import SourceFile
+from alignment.stages import Request, SourceFile
 
 HUB_PATTERNS = ["*.safetensors", INDEX_FILE, CONFIG_FILE, GENERATION_CONFIG_FILE, *TOKENIZER_FILES]
 FULL_COMMIT = 40
 BLOCK = 1 << 22
 
 
-class ModelPin(BaseModel):
+class ModelPin(Request):
     """One model, pinned: a hub commit, a list of files by content, or an embedded model's name."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"runs_code"})
 
     hub: str | None = None
     revision: str | None = None
@@ -44,6 +44,8 @@ class ModelPin(BaseModel):
     embedded: str | None = None
     chat_template: str | None = None
     """The template's text, which replaces the tokenizer's own."""
+    runs_code: bool = False
+    """The model's own Python files come along, and may run: the recipe says so."""
 
     def told(self) -> dict[str, Any]:
         """Where the model came from, for records that people read."""
@@ -60,15 +62,17 @@ def pin_model(source: ModelSource) -> ModelPin:
 
     Raises `BadInput` for a folder or hub id that holds no usable model.
     """
-    template = chat_template_text(source.chat_template)
+    template, runs_code = chat_template_text(source.chat_template), source.run_code_of_model
     if source.embedded is not None:
         return ModelPin(embedded=source.embedded, chat_template=template)
     if source.hub is not None:
-        return ModelPin(hub=source.hub, revision=_hub_commit(source.hub, source.revision), chat_template=template)
+        commit = _hub_commit(source.hub, source.revision)
+        return ModelPin(hub=source.hub, revision=commit, chat_template=template, runs_code=runs_code)
     from alignment.data.files import pin_file
 
     assert source.path is not None
-    return ModelPin(files=[pin_file(str(path)) for path in checkpoint_files(Path(source.path))], chat_template=template)
+    files = [pin_file(str(path)) for path in checkpoint_files(Path(source.path), runs_code)]
+    return ModelPin(files=files, chat_template=template, runs_code=runs_code)
 
 
 def chat_template_text(given: str | None) -> str | None:
@@ -81,17 +85,34 @@ def chat_template_text(given: str | None) -> str | None:
         raise BadInput(f"the chat template cannot be read: {error}", file=given, field="chat_template") from error
 
 
-def checkpoint_files(folder: Path) -> list[Path]:
-    """The files of a local folder that make up the model, sorted by name; others are left alone."""
+def checkpoint_files(folder: Path, runs_code: bool = False) -> list[Path]:
+    """The files of a local folder that make up the model, sorted by name; others are left alone.
+
+    Raises `BadInput` for a folder that holds no usable model, and for one that cannot be loaded without its own code
+    unless `runs_code`; then that code is among the files.
+    """
     folder = folder.expanduser().resolve()
     weights = weight_files(folder)
     tensors(folder)  # a damaged file is named here, before anything is built on a copy of it
-    read_config(folder)
+    config = read_config(folder)
+    refuse_kernels(config, str(folder / CONFIG_FILE))
+    if runs_code:
+        require_own_code(folder)
+    elif (refused := refusal(folder)) is not None and not _known(config):
+        raise refused
     index = [folder / INDEX_FILE] if weights[0].name != SINGLE_FILE else []
     small = [folder / name for name in (CONFIG_FILE, GENERATION_CONFIG_FILE, *TOKENIZER_FILES)]
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         raise BadInput(f"no tokenizer here (expected one of {', '.join(VOCABULARY_FILES)})", file=str(folder))
-    return sorted([*weights, *index, *(path for path in small if path.is_file())], key=lambda path: path.name)
+    code = folder.glob(CODE_FILES) if runs_code else ()
+    return sorted([*weights, *index, *(path for path in small if path.is_file()), *code], key=lambda path: path.name)
+
+
+def _known(config: dict[str, Any]) -> bool:
+    """Whether Transformers has the model's architecture itself."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return config.get("model_type") in CONFIG_MAPPING_NAMES
 
 
 def materialise(pin: ModelPin, out: Path, seed: int) -> None:
@@ -103,7 +124,7 @@ def materialise(pin: ModelPin, out: Path, seed: int) -> None:
     if pin.embedded is not None:
         embedded(pin.embedded).build_model(out, seed)
     elif pin.hub is not None:
-        _download(pin.hub, pin.revision, out)
+        _download(pin, out)
     else:
         for file in pin.files or []:
             _copy(file, out / file.url.rsplit("/", 1)[-1])
@@ -156,16 +177,18 @@ def _hub_commit(name: str, revision: str | None) -> str:
     return commit
 
 
-def _download(name: str, revision: str | None, out: Path) -> None:
+def _download(pin: ModelPin, out: Path) -> None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    name, revision = str(pin.hub), pin.revision
+    patterns = [*HUB_PATTERNS, CODE_FILES] if pin.runs_code else HUB_PATTERNS
     try:
         with asking_hub(f"{name}@{revision}"):
-            snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_PATTERNS))
+            snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except HubUnreachable:
         raise
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise BadInput(f"{name}@{revision} cannot be fetched: {error}".splitlines()[0]) from error
-    for path in checkpoint_files(snapshot):
+    for path in checkpoint_files(snapshot, pin.runs_code):
         shutil.copyfile(path, out / path.name)

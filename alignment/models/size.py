@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignment.data.tokens import Ids, TokenSequence
 from alignment.errors import BadInput
+from alignment.models.code import without_implementations
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +32,8 @@ def parameter_counts(config: dict[str, Any], lora: Lora | None = None) -> tuple[
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+            made = AutoConfig.for_model(**without_implementations(config))
+            model = AutoModelForCausalLM.from_config(made, trust_remote_code=False)
     except (ValueError, TypeError) as error:
         raise BadInput(f"no model can be made of this configuration: {str(error).splitlines()[0]}") from error
     whole = sum(weight.numel() for weight in model.parameters())

@@ -79,6 +79,33 @@ def tensors(folder: Path) -> list[TensorEntry]:
     return entries
 
 
+# Weights that are not finite: whatever passes through one is NaN.
+
+EXPONENT = {"BF16": ("<u2", 0x7F80), "F8_E5M2": ("u1", 0x7C), "F8_E4M3": ("u1", 0x7F)}
+"""Formats that NumPy lacks: as integers, and the bits that are all set in what is infinite or no number."""
+FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
+
+
+def is_finite(dtype: str, block: bytes) -> bool:
+    """Whether every element of whole elements' bytes is finite; integers always are."""
+    import numpy as np
+
+    if dtype in FLOATS:
+        return bool(np.isfinite(np.frombuffer(block, FLOATS[dtype])).all())
+    if dtype in EXPONENT:
+        kind, bits = EXPONENT[dtype]
+        return not ((np.frombuffer(block, kind) & bits) == bits).any()
+    return True
+
+
+def not_finite(file: Path) -> str | None:
+    """The first tensor of a safetensors file with an element that is not finite; None where all are."""
+    for tensor in _header(file):
+        if not all(is_finite(tensor.dtype, block) for block in tensor.blocks()):
+            return tensor.name
+    return None
+
+
 def _shards(index: Path) -> list[Path]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())

@@ -30,6 +30,9 @@ class ModelSource(Section):
     chat_template: str | None = None
     """Jinja chat template, as text or as a path that ends in .jinja, in place of the tokenizer's own. Without one a
     model takes plain text only, no messages."""
+    run_code_of_model: bool = False
+    """Run the Python files that the model brings (`auto_map`): read them first. They are pinned, copied into every
+    checkpoint made from the model, and named in its lineage. Without this no code of a model runs."""
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSource:
@@ -38,6 +41,8 @@ class ModelSource(Section):
             raise ValueError(f"give exactly one of hub, path, embedded (given: {', '.join(given) or 'none'})")
         if self.revision is not None and self.hub is None:
             raise ValueError("revision goes with hub")
+        if self.run_code_of_model and self.embedded is not None:
+            raise ValueError("run_code_of_model goes with hub or path: the embedded model brings no code")
         return self
 
 

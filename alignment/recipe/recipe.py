@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from alignment.recipe.data import ModelSource, PreferenceSource, Section
 from alignment.recipe.evaluation import Evals, Gate, Judge
@@ -26,14 +26,33 @@ class Pools(Section):
     registration."""
 
 
+NOT_IN_A_MODEL_NAME = "/:@'\"`\\"
+"""MLflow refuses the first two in a name, reads quotes as the end of one in a search, and @ begins an alias."""
+LONGEST_MODEL_NAME = 256
+
+
 class Registry(Section):
     """Where a promoted model goes in the MLflow registry."""
 
     model_name: str | None = None
-    """Name of the registered model; the recipe's name by default."""
+    """Name of the registered model; the recipe's name by default. Letters, digits, blanks, `. _ - +`; 256 at most."""
     smoke_prompt: str = "Hello"
     """Prompt that the checkpoint, loaded back from the store, must answer before it is registered; the answer is kept
     with the registration."""
+
+    @field_validator("model_name")
+    @classmethod
+    def _model_name(cls, value: str | None) -> str | None:
+        """Refused here, because MLflow would refuse it only once a whole run is over."""
+        if value is None:
+            return None
+        bad = any(sign in NOT_IN_A_MODEL_NAME or not sign.isprintable() for sign in value)
+        if bad or not 0 < len(value) <= LONGEST_MODEL_NAME or value[0] in " .-" or value[-1] == " ":
+            raise ValueError(
+                f"{value[:60]!r} is no name for a registered model: it begins with a letter or digit and holds letters,"
+                f" digits, blanks and . _ - +, {LONGEST_MODEL_NAME} at most"
+            )
+        return value
 
 
 class Recipe(Section):

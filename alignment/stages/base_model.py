@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from alignment.models.check import check_loads
 from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint
+from alignment.models.code import record_of_code
 from alignment.models.pin import ModelPin, materialise
 from alignment.stages import Context, Request, Result, Stage
 
@@ -24,9 +26,12 @@ class BaseModelRequest(Request):
 
 def run(request: BaseModelRequest, context: Context) -> Result:
     """Writes the checkpoint folder at the artifact's root; the data version is the checkpoint's digest."""
+    runs_code = request.pin.runs_code
     materialise(request.pin, context.out, request.seed)
-    digest = digest_checkpoint(context.out)
-    return Result(digest=digest.digest, summary=checkpoint_summary(context.out, digest) | {"from": request.pin.told()})
+    check_loads(context.out, runs_code)
+    digest = digest_checkpoint(context.out, runs_code)
+    about = checkpoint_summary(context.out, digest) | record_of_code(context.out, runs_code)
+    return Result(digest=digest.digest, summary=about | {"from": request.pin.told()})
 
 
 STAGE: Stage[BaseModelRequest] = Stage(name="base_model", code_version=1, request=BaseModelRequest, run=run)

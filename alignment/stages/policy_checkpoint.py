@@ -13,6 +13,7 @@ from alignment.data.tokens import Tokenization
 from alignment.logprobs.keys import fingerprint
 from alignment.methods import method_of
 from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint, load_tokenizer, max_positions
+from alignment.models.code import record_of_code
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
 from alignment.store import Artifact
@@ -71,12 +72,15 @@ def run(request: DpoRequest, context: Context) -> Result:
     if context.rank:
         return Result(digest="", summary=summary)
     pq.write_table(rows.record, context.out / ROWS_FILE, compression="zstd")
-    digest = digest_checkpoint(context.out)
-    return Result(digest=digest.digest, summary=checkpoint_summary(context.out, digest) | summary)
+    runs_code = context.runs_code(request.checkpoint)
+    digest = digest_checkpoint(context.out, runs_code)
+    about = checkpoint_summary(context.out, digest) | record_of_code(context.out, runs_code)
+    return Result(digest=digest.digest, summary=about | summary)
 
 
 def _rows(request: DpoRequest, context: Context, folder: Path, manifest_folder: Path, manifest: Manifest) -> PolicyRows:
-    tokens = Tokenization(load_tokenizer(folder), request.tokens, max_positions(folder))
+    tokenizer = load_tokenizer(folder, context.runs_code(request.checkpoint))
+    tokens = Tokenization(tokenizer, request.tokens, max_positions(folder))
     start = context.store.commit_of(request.checkpoint).summary
     if "weights_digest" not in start or "config_digest" not in start:
         start = checkpoint_summary(folder)
@@ -103,8 +107,8 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
     )
     work = context.work / "trainer"
     arguments = trainer_arguments(settings, work, request.seed, request.world_size, len(order))
-    trained = TrainedModel(folder, settings)
-    trainer = dpo_trainer(trained, pairs, load_tokenizer(folder), arguments, settings)
+    trained = TrainedModel(folder, settings, context.runs_code(request.checkpoint))
+    trainer = dpo_trainer(trained, pairs, trained.tokenizer(), arguments, settings)
     trainer.order = order
     checkpoint = resume.last_complete(work)
     agreed: dict[str, float] = {}

@@ -48,7 +48,12 @@ def run(request: ReferenceRequest, context: Context) -> Result:
     about = _checkpoint(request.checkpoint, context)
     name = fingerprint(about["weights_digest"], about["config_digest"], request.precision)
     reference = Reference(
-        lambda: context.fetch(request.checkpoint), name, request.tokens, request.precision, request.batch_tokens
+        lambda: context.fetch(request.checkpoint),
+        name,
+        request.tokens,
+        request.precision,
+        request.batch_tokens,
+        context.runs_code(request.checkpoint),
     )
     cache = LogprobCache(context.store, name, policy_digest(request.tokens, about["tokenizer_digest"]))
     ranks = Ranks(context.rank, context.world_size)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 from pydantic import model_validator
 
+from alignment.models.check import check_loads
 from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint, load_tokenizer, max_positions
+from alignment.models.code import record_of_code
 from alignment.models.pin import ModelPin, materialise
 from alignment.recipe import SftTraining
 from alignment.stages import Context, Request, Result, Stage
@@ -24,6 +25,7 @@ from alignment.training.arguments import (
     training_order,
 )
 from alignment.training.demonstrations import SftRows, sft_rows, sft_tokenization
+from alignment.training.models import TrainedModel
 
 log = logging.getLogger(__name__)
 
@@ -61,15 +63,20 @@ def run(request: SftRequest, context: Context) -> Result:
     data that cannot be trained on.
     """
     if request.adopt is not None:
+        runs_code = request.adopt.runs_code
         if context.rank == 0:
             materialise(request.adopt, context.out, request.seed)
+            check_loads(context.out, runs_code)
         summary = adopted_summary() | {"from": request.adopt.told()}
     else:
-        summary = _train(request, context)
+        assert request.base is not None
+        runs_code = context.runs_code(request.base)
+        summary = _train(request, context, runs_code)
     if context.rank:
         return Result(digest="", summary=summary)
-    digest = digest_checkpoint(context.out)
-    return Result(digest=digest.digest, summary=checkpoint_summary(context.out, digest) | summary)
+    digest = digest_checkpoint(context.out, runs_code)
+    about = checkpoint_summary(context.out, digest) | record_of_code(context.out, runs_code)
+    return Result(digest=digest.digest, summary=about | summary)
 
 
 def adopted_summary() -> dict[str, Any]:
@@ -78,31 +85,30 @@ def adopted_summary() -> dict[str, Any]:
     return {**counts, "train_loss": None, "held_out_loss": None, "stopped_early": False, "history": [], "adopted": True}
 
 
-def _train(request: SftRequest, context: Context) -> dict[str, Any]:
+def _train(request: SftRequest, context: Context, runs_code: bool) -> dict[str, Any]:
     settings = request.settings
     accumulation_steps(settings, request.world_size)
     require_world_size(request.world_size, context.world_size)
     require_precision(settings.precision)
     assert request.base is not None and request.dataset is not None
     folder = context.fetch(request.base)
-    tokens = sft_tokenization(load_tokenizer(folder), settings.max_length, max_positions(folder))
+    tokens = sft_tokenization(load_tokenizer(folder, runs_code), settings.max_length, max_positions(folder))
     rows = sft_rows(context.fetch(request.dataset), tokens)
     lengths = [len(sequence) for sequence in rows.train]
     order = training_order(
         rows.train_ids, lengths, request.dataset.digest, request.seed, settings.epochs, settings.batch_size
     )
-    return _fit(request, context, folder, rows, order)
+    return _fit(request, context, TrainedModel(folder, settings, runs_code), rows, order)
 
 
-def _fit(request: SftRequest, context: Context, folder: Path, rows: SftRows, order: list[int]) -> dict[str, Any]:
-    from alignment.training.models import TrainedModel
+def _fit(
+    request: SftRequest, context: Context, trained: TrainedModel, rows: SftRows, order: list[int]
+) -> dict[str, Any]:
     from alignment.training.sft_trainer import BestWeights, Patience, looks, sft_trainer
 
     settings, work = request.settings, context.work / "trainer"
     arguments = trainer_arguments(settings, work, request.seed, request.world_size, len(order))
-    trained = TrainedModel(folder, settings)
-    tokenizer = load_tokenizer(folder)
-    trainer = sft_trainer(trained, rows.train, rows.held_out, tokenizer, arguments, settings.eval_steps)
+    trainer = sft_trainer(trained, rows.train, rows.held_out, trained.tokenizer(), arguments, settings.eval_steps)
     trainer.order = order
     best = BestWeights(context.work / "best")
     patience = None

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from alignment.digest import json_digest
+from alignment.models.code import RUNS_CODE
 from alignment.store import Artifact, Store
 
 
@@ -87,6 +88,10 @@ class Context:
 
     def fetch(self, artifact: Artifact) -> Path:
         return self.store.fetch(artifact)
+
+    def runs_code(self, checkpoint: Artifact) -> bool:
+        """Whether the model's own Python files may run: a checkpoint's commit record says so, and names them."""
+        return RUNS_CODE in self.store.commit_of(checkpoint).summary
 
 
 @dataclass(frozen=True)

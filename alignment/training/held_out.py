@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from alignment.errors import BadInput
 from alignment.logprobs.keys import sequence_key
 from alignment.methods import PairLogps, method_of
 from alignment.recipe import Dpo
@@ -30,6 +31,14 @@ def measure(pairs: Sequence[PolicyPair], fingerprint: str, score: Score, batch_r
         part = pairs[start : start + batch_rows]
         sides = [pair.chosen for pair in part] + [pair.rejected for pair in part]
         logps = score([(sequence.prompt_ids, sequence.completion_ids) for sequence in sides])
+        for place, logp in enumerate(logps):
+            if not math.isfinite(logp):
+                side, pair = ("chosen", "rejected")[place >= len(part)], part[place % len(part)]
+                raise BadInput(
+                    f"training diverged: the policy's log-prob of held-out row {pair.row_id} ({side}) is {logp};"
+                    " lower the learning rate",
+                    field="learning_rate",
+                )
         found += [
             HeldOutPair(
                 row_id=pair.row_id,

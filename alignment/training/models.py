@@ -8,20 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignment.errors import BadInput
+from alignment.models.check import make_savable
 from alignment.models.checkpoint import (
     CONFIG_FILE,
     GENERATION_CONFIG_FILE,
+    NOT_FINITE,
     TOKENIZER_FILES,
+    first_not_finite,
     load_model,
     load_tokenizer,
     read_config,
     save_checkpoint,
 )
+from alignment.models.code import CODE_FILES
 from alignment.models.weights import tensors
 from alignment.recipe import Lora, Optimisation
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+    from transformers import PreTrainedTokenizerBase
 
 STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -31,20 +36,26 @@ class TrainedModel:
 
     Training in bfloat16 keeps the checkpoint's finer weights, where it has them, as the optimiser's masters.
     The result is stored in the dtype of its start, or in float32 if trained in it; its configuration and
-    tokenizer are the start's, whatever the trainer set in them for itself.
+    tokenizer are the start's, whatever the trainer set in them for itself. Code of the start's own runs, and comes
+    along, where `runs_code`. Raises `BadInput` for a start that could not be saved again: before it is trained.
     """
 
-    def __init__(self, folder: Path, settings: Optimisation) -> None:
-        self.folder, self.settings = folder, settings
+    def __init__(self, folder: Path, settings: Optimisation, runs_code: bool = False) -> None:
+        self.folder, self.settings, self.runs_code = folder, settings, runs_code
         stored = stored_dtype(folder)
         self.saved_as = "float32" if settings.precision == "float32" else stored
         finer = settings.precision == "bfloat16" and stored != "bfloat16"
         if finer and settings.lora is None:
-            self.model = load_model(folder, "float32")
+            self.model = load_model(folder, "float32", runs_code=runs_code)
             round_weights(self.model)
         else:
-            self.model = load_model(folder, settings.precision)
+            self.model = load_model(folder, settings.precision, runs_code=runs_code)
+        make_savable(self.model, self.tokenizer(), folder)
         self.merge_elsewhere = finer and settings.lora is not None
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The start's, anew: a trainer sets what it needs in its own."""
+        return load_tokenizer(self.folder, self.runs_code)
 
     def lora_config(self) -> LoraConfig | None:
         return None if self.settings.lora is None else lora_config(self.settings.lora)
@@ -66,8 +77,8 @@ class TrainedModel:
             plain = trained.merge_and_unload()
         plain.to(getattr(torch, self.saved_as))
         require_finite(plain)
-        save_checkpoint(plain, load_tokenizer(self.folder), out)
-        keep_description(self.folder, out, self.saved_as)
+        save_checkpoint(plain, self.tokenizer(), out)
+        keep_description(self.folder, out, self.saved_as, self.runs_code)
 
     def _merged_into_stored(self, trained: Any) -> Any:
         """The adapter merged into the weights as they are stored: a base rounded to compute is not kept."""
@@ -75,7 +86,8 @@ class TrainedModel:
 
         adapter = {name: weight.detach().cpu().float() for name, weight in get_peft_model_state_dict(trained).items()}
         trained.to("meta")
-        base = load_model(self.folder, "float32", "cpu")
+        base = load_model(self.folder, "float32", "cpu", runs_code=self.runs_code)
+        make_savable(base, self.tokenizer(), self.folder)
         wrapped = get_peft_model(base, self.lora_config())
         set_peft_model_state_dict(wrapped, adapter)
         return wrapped.merge_and_unload()
@@ -110,9 +122,11 @@ def stored_dtype(folder: Path) -> str:
     return STORED.get(max(elements, key=lambda dtype: elements[dtype]), "float32")
 
 
-def keep_description(start: Path, out: Path, dtype: str) -> None:
-    """Gives the checkpoint in `out` the configuration and tokenizer files of `start`, byte for byte but the dtype."""
-    for name in (GENERATION_CONFIG_FILE, *TOKENIZER_FILES):
+def keep_description(start: Path, out: Path, dtype: str, runs_code: bool = False) -> None:
+    """Gives the checkpoint in `out` the configuration and tokenizer files of `start`, byte for byte but the dtype, and
+    its code where that may run."""
+    code = {path.name for folder in (start, out) for path in folder.glob(CODE_FILES)} if runs_code else set()
+    for name in (GENERATION_CONFIG_FILE, *TOKENIZER_FILES, *code):
         (out / name).unlink(missing_ok=True)
         if (start / name).is_file():
             shutil.copyfile(start / name, out / name)
@@ -144,8 +158,11 @@ def without_dropout(model: Any) -> None:
             module.attention_dropout = 0.0
 
 
-def require_finite(model: Any) -> None:
-    """Raises `BadInput` naming the first weight that is not finite: nothing could be measured with it."""
-    for name, weight in model.named_parameters():
-        if not bool(weight.isfinite().all()):
-            raise BadInput(f"training diverged: {name} holds values that are not finite; lower the learning rate")
+def require_finite(model: Any, step: int | None = None) -> None:
+    """Raises `BadInput` naming the first weight that is not finite: nothing could be measured with it.
+
+    `step` is the optimiser step that the weights are of, where it is not the last.
+    """
+    if (name := first_not_finite(model.named_parameters())) is not None:
+        when = "" if step is None else f" by step {step}"
+        raise BadInput(f"training diverged{when}: {name} {NOT_FINITE}; lower the learning rate", field="learning_rate")

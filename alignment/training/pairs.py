@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,4 +140,6 @@ def _joined(row: PreferenceRow, scored: dict[str, Any] | None, tokens: Tokenizat
         if sequence_key(fingerprint, sequence).hex() != scored[f"{side}_key"]:
             raise CorruptArtifact(f"row {row.row_id}: the {side} side's token ids are not those that were scored")
     logps = float(scored["chosen_logp"]), float(scored["rejected_logp"])
+    if not all(map(math.isfinite, logps)):
+        raise CorruptArtifact(f"row {row.row_id}: its reference log-probs are not finite: {logps}")
     return PolicyPair(row.row_id, *pair, *logps, content_id({"prompt": row.prompt}))

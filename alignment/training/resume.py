@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
 from pathlib import Path
 
+from alignment.models.weights import not_finite
 from alignment.store.place import write_durably
+
+log = logging.getLogger(__name__)
 
 MARKER = "COMPLETE.json"
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -29,8 +33,8 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def last_complete(folder: Path) -> Path | None:
-    """The newest checkpoint that carries its marker and every file of the size the marker names."""
-    return next((path for path in checkpoints(folder) if _is_complete(path)), None)
+    """The newest checkpoint that carries its marker, every file of the size the marker names, and finite weights."""
+    return next((path for path in checkpoints(folder) if _is_complete(path) and _is_finite(path)), None)
 
 
 def mark_complete(checkpoint: Path) -> None:
@@ -57,6 +61,15 @@ def keep_only(checkpoint: Path) -> None:
         if other != checkpoint:
             unmark(other)
             shutil.rmtree(other)
+
+
+def _is_finite(checkpoint: Path) -> bool:
+    """A run that diverged, under a version that noticed it only at the end, left one that nothing recovers from."""
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        if (tensor := not_finite(path)) is not None:
+            log.warning("%s: %s is not finite, so it is not resumed from", checkpoint, tensor)
+            return False
+    return True
 
 
 def _is_complete(checkpoint: Path) -> bool:

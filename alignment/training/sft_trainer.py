@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from alignment.data.tokens import TokenSequence
+from alignment.errors import BadInput
 from alignment.training.models import TrainedModel, master_weights
 from alignment.training.trainer import OurTrainer
 
@@ -119,6 +121,13 @@ class CompletionTrainer(OurTrainer, SFTTrainer):  # type: ignore[misc]
         sums = torch.stack([nats, tokens]).to(self.args.device)
         nats, tokens = self.accelerator.reduce(sums, reduction="sum").cpu()
         metrics = {"eval_loss": float(nats / tokens)}
+        if not math.isfinite(metrics["eval_loss"]):
+            step = self.state.global_step
+            raise BadInput(
+                f"training diverged: the held-out loss is {metrics['eval_loss']} after step {step}; lower the learning"
+                f" rate ({self.args.learning_rate:g})",
+                field="learning_rate",
+            )
         self.log(metrics)
         trainer: Any = self
         trainer.control = self.callback_handler.on_evaluate(self.args, self.state, trainer.control, metrics)

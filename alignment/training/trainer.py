@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import torch
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
 
+from alignment.errors import BadInput
 from alignment.training import resume
+from alignment.training.models import require_finite
 
 # AdamW for bfloat16 weights, with float32 masters that hold what bfloat16 rounds away.
 #
@@ -94,13 +97,18 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
 
 class OurTrainer:
-    """Mixed in before a TRL trainer. Set `order` (indices into the training set) before `train`."""
+    """Mixed in before a TRL trainer. Set `order` (indices into the training set) before `train`.
+
+    A step whose loss or gradient is not finite ends the run before it changes a weight: `BadInput` names it.
+    """
 
     order: Sequence[int]
     rows_forwarded = 0
     """Training rows this process has put through the model since it started."""
     rows_a_batch_row = 1
     """Sequences of a batch that make one row: 2 for pairs."""
+    _step_loss: torch.Tensor | float = 0.0
+    """Sum of this step's micro batches so far."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -118,7 +126,31 @@ class OurTrainer:
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         self.rows_forwarded += len(inputs["input_ids"]) // self.rows_a_batch_row
-        return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc,no-any-return]
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        self._step_loss = self._step_loss + loss.detach()
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Called once a step, when all ranks' gradients are in and before any weight changes."""
+        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[misc]
+        loss, self._step_loss = float(self._step_loss), 0.0
+        if not (math.isfinite(loss) and math.isfinite(float(norm))):
+            self._stop(loss, float(norm))
+        return norm
+
+    def _stop(self, loss: float, norm: float) -> None:
+        trainer: Any = self
+        step, rate = trainer.state.global_step + 1, trainer.args.learning_rate
+        what = f"the gradient's norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
+        if step == 1:
+            raise BadInput(f"{what} in step 1, before any weight changed: look at its rows, or train in float32")
+        kept = resume.last_complete(Path(trainer.args.output_dir))
+        left = "no trainer checkpoint was written before" if kept is None else f"{kept.name} is kept, from before it"
+        raise BadInput(
+            f"training diverged: {what} in step {step} of {trainer.state.max_steps}; lower the learning rate"
+            f" ({rate:g}); {left}",
+            field="learning_rate",
+        )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Keeps float32 masters where the trained weights are bfloat16."""
@@ -135,6 +167,7 @@ class OurTrainer:
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         trainer: Any = self
         checkpoint = Path(trainer.args.output_dir) / f"checkpoint-{trainer.state.global_step}"
+        require_finite(trainer.model, trainer.state.global_step)  # a run resumed from it could never recover
         if trainer.is_world_process_zero():
             resume.unmark(checkpoint)
         super()._save_checkpoint(model, trial)  # type: ignore[misc]

@@ -66,6 +66,9 @@ def _about(result: dict[str, Any]) -> Iterator[str]:
         yield f"base model: {result['base']['digest'][:SHORT]}{_origin(result['base']['from'], ',')}"
     versions = ", ".join(f"{stage} {version}" for stage, version in result["code"]["versions"].items())
     yield f"code: {result['code']['git'] or '-'}; versions {versions}"
+    if result["code_of_model"]:
+        files = ", ".join(f"{name} {digest[:SHORT]}" for name, digest in result["code_of_model"].items())
+        yield f"CODE OF THE MODEL RAN, as the recipe allows it: {files}"
     yield f"device: {result['device'] or '-'}"
     yield f"packages: {', '.join(f'{name} {version}' for name, version in result['packages'].items())}"
     for one in result["erased"]:

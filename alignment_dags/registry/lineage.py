@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from alignment.errors import BadInput
+from alignment.models.code import RUNS_CODE
 from alignment.store import Artifact, Commit, Store
 from alignment.store.erase import gone
 from alignment_dags.registry.registrations import champion_of, registrations_of
@@ -23,7 +24,8 @@ def record_of(registration: Commit, policy: Commit, commits: dict[str, Commit]) 
     """How it came to be registered, the gate's verdict, and every part it was made from; None where not recorded.
 
     `registration` {key, at, promoted_by, decision}; `gate` {verdict, reasons}; `policy`, `manifest`, `sft`, `base`
-    with digest and key; `reference` {fingerprint}; `recipe` as text; `code` {git, versions}; `packages`; `device`.
+    with digest and key; `reference` {fingerprint}; `recipe` as text; `code` {git, versions}; `code_of_model` {file:
+    SHA-256}, the model's own code that ran, None where none did; `packages`; `device`.
     """
     report = commits[registration.inputs["report"].key]
     manifest = commits[policy.inputs["manifest"].key]
@@ -49,6 +51,7 @@ def record_of(registration: Commit, policy: Commit, commits: dict[str, Commit]) 
             "git": policy.environment.get("git"),
             "versions": dict(sorted({commit.stage: commit.code_version for commit in commits.values()}.items())),
         },
+        "code_of_model": policy.summary.get(RUNS_CODE),
         "packages": {name: text for name, text in policy.environment.items() if name not in ABOUT_THE_RUN},
         "device": policy.environment.get("device"),
     }

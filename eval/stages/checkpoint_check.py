@@ -29,7 +29,9 @@ def run(request: CheckRequest, context: Context) -> Result:
     if context.rank:
         return Result("")
     folder = context.store.fetch(request.checkpoint, deep=True)
-    generator = Generator(load_model(folder, request.precision), load_tokenizer(folder), batch_tokens=1)
+    runs_code = context.runs_code(request.checkpoint)
+    model = load_model(folder, request.precision, runs_code=runs_code)
+    generator = Generator(model, load_tokenizer(folder, runs_code), batch_tokens=1)
     prompt: Prompt = [{"role": "user", "content": request.prompt}] if generator.is_chat else request.prompt
     (answer,) = generator.answer([prompt], NEW_TOKENS)
     if answer.failed is not None or answer.tokens == 0:

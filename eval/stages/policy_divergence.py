@@ -23,7 +23,7 @@ from alignment.data.rows import ROWS_FILE, Content, decode, write_records
 from alignment.data.tokens import TokenSequence
 from alignment.digest import json_digest
 from alignment.generation.generator import Generator, Sampling
-from alignment.logprobs.scorer import free_memory, score
+from alignment.logprobs.scorer import free_memory, require_finite, score
 from alignment.models.checkpoint import load_model, load_tokenizer
 from alignment.stages import Context, Request, Result, Stage
 from alignment.store import Artifact, CorruptArtifact
@@ -133,18 +133,25 @@ def run(request: DivergenceRequest, context: Context) -> Result:
 
 def _drawn(request: DivergenceRequest, context: Context, prompts: Sequence[HeldOutPrompt]) -> list[Drawn]:
     folders = context.fetch(request.policy), context.fetch(request.sft)
-    model = load_model(folders[0], request.precision)
-    generator = Generator(model, load_tokenizer(folders[0]), request.batch_tokens)
+    runs_code = context.runs_code(request.policy)
+    model = load_model(folders[0], request.precision, runs_code=runs_code)
+    generator = Generator(model, load_tokenizer(folders[0], runs_code), request.batch_tokens)
     # each draw is its own: what else is asked, and how many fit a batch, changes none
     samplings = [Sampling(1.0, 1.0, f"{request.seed}/policy_divergence/{prompt.row_id}") for prompt in prompts]
     answers = generator.answer([prompt.content for prompt in prompts], MOST_NEW_TOKENS, (), samplings)
     kept = [(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer.failed is None]
     sequences = [TokenSequence(tuple(generator.encoder.encode(prompt.content)), answer.ids) for prompt, answer in kept]
     ended = [answer.ids[-1] in generator.end_ids for _, answer in kept]
+    rows = [prompt.row_id for prompt, _ in kept]
     under_policy = logps(model, sequences, request.batch_tokens)
+    for row_id, logp in zip(rows, under_policy, strict=True):
+        require_finite(logp, row_id, folders[0], request.precision)
     del model, generator  # before the other comes: one model's memory is enough
     free_memory()
-    under_sft = logps(load_model(folders[1], request.precision), sequences, request.batch_tokens)
+    sft = load_model(folders[1], request.precision, runs_code=context.runs_code(request.sft))
+    under_sft = logps(sft, sequences, request.batch_tokens)
+    for row_id, logp in zip(rows, under_sft, strict=True):
+        require_finite(logp, row_id, folders[1], request.precision)
     return [
         Drawn(prompt.row_id, len(answer.ids), over, policy, sft)
         for (prompt, answer), over, policy, sft in zip(kept, ended, under_policy, under_sft, strict=True)

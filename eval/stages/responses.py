@@ -69,10 +69,12 @@ def run(request: ResponsesRequest, context: Context) -> Result:
 
 
 def _generator(context: Context, request: ResponsesRequest) -> Generator | EndpointGenerator:
-    folder = context.fetch(request.checkpoint)
+    folder, runs_code = context.fetch(request.checkpoint), context.runs_code(request.checkpoint)
+    tokenizer = load_tokenizer(folder, runs_code)
     if request.generate.kind == "transformers":
-        return Generator(load_model(folder, request.precision), load_tokenizer(folder), request.batch_tokens)
-    encoder = PromptEncoder(load_tokenizer(folder), max_positions(folder))
+        model = load_model(folder, request.precision, runs_code=runs_code)
+        return Generator(model, tokenizer, request.batch_tokens)
+    encoder = PromptEncoder(tokenizer, max_positions(folder))
     return EndpointGenerator(request.generate, request.checkpoint.digest, encoder, context.work / KEPT_FILE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -36,6 +37,29 @@ def recipe(small_recipe: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
     return recipe
 
 
+def test_code_of_the_model_that_the_recipe_let_run_is_named(
+    recipe: Callable[..., Path],
+    small_recipe: dict[str, Any],
+    bring_up_to_date: Callable[..., Upstream],
+    code_of_models: None,
+) -> None:
+    folder = Path(small_recipe["base_model"]["path"])
+    (folder / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n\nclass OwnConfig(LlamaConfig):\n"
+        '    model_type = "own"\n\nclass OwnForCausalLM(LlamaForCausalLM):\n    config_class = OwnConfig\n'
+    )
+    config = json.loads((folder / "config.json").read_text())
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": classes}))
+    source = {"path": str(folder), "run_code_of_model": True}
+    made = bring_up_to_date(load_recipe(recipe(base_model=source, sft={"adopt": source, "precision": "float32"})))
+    policy = made.store.commit_of(made("policy_checkpoint"))
+    record = lineage_of("small")
+    digest = hashlib.sha256((folder / "own.py").read_bytes()).hexdigest()
+    assert record["code_of_model"] == policy.summary["runs_code"] == {"own.py": digest}
+    assert any(line.strip().startswith("CODE OF THE MODEL RAN") and "own.py" in line for line in lines(record))
+
+
 def test_the_record_names_every_part_and_holds_without_mlflow_and_dagster(
     recipe: Callable[..., Path],
     home: Path,
@@ -65,6 +89,7 @@ def test_the_record_names_every_part_and_holds_without_mlflow_and_dagster(
     assert record["device"]
     assert all(run["dagster_run"] and run["mlflow_run"] for run in record["runs"])
     assert record["registration"]["promoted_by"] == "gate"
+    assert record["code_of_model"] is None
 
     bring_up_to_date(load_recipe(recipe(0.9)))
     old = lineage_of("small@1")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import traceback
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from mlflow import MlflowClient
 from alignment.store import Artifact, Commit
 from resources.home import mlflow_ui
 from resources.mlflow import ModelTaken, Report, Tracking, TrackingUnreachable
+from resources.mlflow_values import dagster_runs_tag, usable
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +87,70 @@ def test_reporting_again_adds_the_dagster_run_and_nothing_else(tracking: Trackin
     assert len(runs(client, "b" * 40)) == 1
     assert client.get_run(first).data.tags["dagster.run_ids"] == "dagster-1,dagster-2"
     assert len(client.get_metric_history(first, "loss")) == 2
+
+
+def test_what_a_tag_or_a_parameter_has_no_room_for_is_whole_in_a_file_of_the_run(
+    tracking: Tracking, tmp_path: Path
+) -> None:
+    upstream = {f"shards.day-{number:04d}": f"{number:032x}" for number in range(300)}
+    template = "{% for message in messages %}" * 100
+    client = tracking.client()
+
+    def held(key: str, **changed: object) -> tuple[dict[str, str], dict[str, str], Path]:
+        run = client.get_run(tracking.report(report(key * 40, **changed)).run_id)
+        folder = Path(client.download_artifacts(run.info.run_id, "", str(tmp_path / key)))
+        return run.data.tags, run.data.params, folder
+
+    few = dict(list(upstream.items())[:10])
+    tags, _, folder = held("4", upstream=few)
+    assert json.loads(tags["align.upstream_runs"]) == few
+    assert {path.name for path in folder.iterdir()} == {"commit.json"}
+
+    tags, params, folder = held("5", upstream=upstream, params={"pin.chat_template": template})
+    about, text = json.loads(tags["align.upstream_runs"]), (folder / "upstream_runs.json").read_text()
+    assert json.loads(text) == upstream
+    assert about == {
+        "runs": 300,
+        "file": "upstream_runs.json",
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+    assert template.startswith(params["pin.chat_template"])
+    assert json.loads((folder / "params.json").read_text()) == {"pin.chat_template": template}
+
+
+def test_a_thousand_dagster_runs_are_all_kept(tracking: Tracking) -> None:
+    asked = [f"{number:08d}-0000-0000-0000-000000000000" for number in range(1000)]
+    tags: dict[str, str] = {}
+    for run in [*asked, *asked[::50]]:
+        added = dagster_runs_tag(tags, run)
+        tags |= dict([added] if added else [])
+    assert [run for value in tags.values() for run in value.split(",")] == asked
+    client = tracking.client()
+    run_id = tracking.report(report("6" * 40, dagster_run_id=asked[0])).run_id
+    for name, value in tags.items():
+        client.set_tag(run_id, name, value)
+    tracking.report(report("6" * 40, dagster_run_id="another"))
+    known = client.get_run(run_id).data.tags
+    assert sum("another" in value.split(",") for name, value in known.items() if name.startswith("dagster.run")) == 1
+
+
+def test_numbers_whose_names_are_no_paths_or_too_long_are_reported(tracking: Tracking) -> None:
+    names = ["dropped/prompt /of nothing", "dropped/../x", "reasons//empty", "ends/", "/starts", "r/" + "long " * 80]
+    client = tracking.client()
+    report_ = report("7" * 40, metrics=dict.fromkeys(names, 1.0), params=dict.fromkeys(names, "p"))
+    run = client.get_run(tracking.report(report_).run_id)
+    assert len(run.data.metrics) == len({usable(name) for name in names}) + 1 == len(names) + 1  # and the loss
+    assert usable("metrics/exact_match_strict-match/value") == "metrics/exact_match_strict-match/value"
+
+
+def test_a_long_reason_does_not_keep_a_person_from_promoting(tracking: Tracking) -> None:
+    item = report("8" * 40)
+    item = replace(item, commit=item.commit.model_copy(update={"digest": "8" * 64}))
+    tracking.report(item)
+    tracking.register("recipe", "reasoned", item.commit, {"align.promotion": "because " * 30_000})
+    _, tags = tracking.aliased("reasoned") or ("", {})
+    assert tags["align.promotion"].startswith("because because")
+    assert tags["align.promotion"].endswith("(whole in commit.json of the registration's run)")
 
 
 def test_an_interrupted_report_is_finished_in_the_same_run(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:

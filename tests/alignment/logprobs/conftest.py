@@ -81,7 +81,7 @@ def forwarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Forwarded]:
     seen = Forwarded()
     load = reference.load_model
     reference.release_model()
-    monkeypatch.setattr(reference, "load_model", lambda folder, precision: seen.watch(load(folder, precision)))
+    monkeypatch.setattr(reference, "load_model", lambda *what, **how: seen.watch(load(*what, **how)))
     yield seen
     reference.release_model()
 

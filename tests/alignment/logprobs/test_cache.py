@@ -43,6 +43,22 @@ def test_values_come_back_in_the_order_asked_and_missing_ones_as_null(url: str) 
     assert values(cache_in(url), [3, 9, 1, 3]) == [(-0.1, 5), (None, None), (-1.5, 3), (-0.1, 5)]
 
 
+def test_what_is_not_finite_never_comes_in_and_an_older_one_is_as_if_never_scored(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = cache_in(url)
+    with pytest.raises(ValueError, match="not finite"):
+        cache.add_values([(key(1), float("nan"), 3)])
+    with monkeypatch.context() as older:
+        older.setattr("math.isfinite", lambda _: True)
+        for number, bad in enumerate((float("nan"), float("-inf"))):
+            cache.add_values([(key(number), bad, 3), (key(number + 2), -1.0, 3)])
+    assert values(cache, [0, 1, 2, 3]) == [(None, None), (None, None), (-1.0, 3), (-1.0, 3)]
+    cache.add_values([(key(0), -0.5, 3), (key(1), -0.7, 3)])
+    cache._values.compact(at_least=2)
+    assert values(cache_in(url), [0, 1, 2]) == [(-0.5, 3), (-0.7, 3), (-1.0, 3)]
+
+
 def test_rows_come_back_with_their_keys_or_their_reason(url: str) -> None:
     cache = cache_in(url)
     rows = [RowKeys("a", key(1), key(2)), RowKeys("b", None, None, "too long")]

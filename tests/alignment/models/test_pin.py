@@ -129,6 +129,25 @@ def test_a_commit_hash_needs_no_look_at_the_hub() -> None:
     assert (pin.hub, pin.revision) == ("someone/model", "0123456789abcdef" * 2 + "01234567")
 
 
+def test_code_on_the_hub_is_fetched_only_where_it_may_run(
+    checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked: list[list[str]] = []
+    folder = checkpoint()
+
+    def download(name: str, revision: str, allow_patterns: list[str]) -> str:
+        asked.append(allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    for runs_code in (False, True):
+        source = ModelSource(hub="someone/model", revision="a" * 40, run_code_of_model=runs_code)
+        materialise(pin_model(source), tmp_path / str(runs_code), seed=0)
+    assert ["*.py" in patterns for patterns in asked] == [False, True]
+
+
 @pytest.mark.real_data
 def test_a_real_checkpoint_is_pinned_and_written_out(real_data: Path, tmp_path: Path) -> None:
     materialise(pin_model(ModelSource(path=str(real_data / "stories260k"))), tmp_path / "out", seed=0)

@@ -39,6 +39,22 @@ def test_every_shipped_recipe_is_well_formed_and_names_pools_that_exist(path: Pa
     assert all(pools[name].slots >= 1 for name in recipe.pools.model_dump().values())
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["team/llama", "it's", "x:1", "model@2", 'a"b', "a`b", "a\\\\b", "a\\tb", "", " ", "..", "-x", "x ", "x" * 257],
+)
+def test_a_model_name_that_the_registry_or_our_own_commands_refuse_is_refused_here(tmp_path: Path, name: str) -> None:
+    text = SMALLEST + f"registry: {{model_name: {json.dumps(name)}}}\n"
+    with pytest.raises(BadInput, match=r"field 'registry\.model_name': .*letters, digits, blanks") as refused:
+        load_recipe(write(tmp_path, text))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["llama", "Llama 3.2_1B-dpo+sft", "catalog.schema.model", "modèle", "x" * 256])
+def test_other_model_names_are_taken(tmp_path: Path, name: str) -> None:
+    assert load_recipe(write(tmp_path, SMALLEST + f"registry: {{model_name: {json.dumps(name)}}}\n")).model_name == name
+
+
 def test_the_smallest_recipe_is_enough(tmp_path: Path) -> None:
     assert load_recipe(write(tmp_path, SMALLEST)).name == "small"
 

@@ -115,7 +115,9 @@ class Lab:
         folder = self.store.fetch(checkpoint)
         summary = self.store.commit_of(checkpoint).summary
         print_ = fingerprint(summary["weights_digest"], summary["config_digest"], precision)
-        model, tokenization = load_model(folder, precision), Tokenization(load_tokenizer(folder), tokens)
+        runs_code = "runs_code" in summary
+        model = load_model(folder, precision, runs_code=runs_code)
+        tokenization = Tokenization(load_tokenizer(folder, runs_code), tokens)
         scored, dropped = [], []
         for row in rows:
             pair = tokenization.pair(row)

@@ -109,3 +109,15 @@ def test_only_checkpoints_written_to_their_end_are_resumed_from(tmp_path: Path) 
     assert resume.checkpoints(tmp_path) == [third]
     resume.unmark(third)
     assert resume.last_complete(tmp_path) is None
+
+
+def test_what_diverged_under_an_older_version_is_not_resumed_from(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    for step, value in ((3, 1.0), (6, float("nan"))):
+        folder = write_checkpoint(tmp_path, step)
+        save_file({"weight": torch.full((2, 2), value, dtype=torch.bfloat16)}, folder / "adapter_model.safetensors")
+        resume.mark_complete(folder)
+    whole = resume.last_complete(tmp_path)
+    assert whole is not None and resume.step_of(whole) == 3

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from alignment.data.rows import PreferenceRow, content_id, encode, is_held_out, paired_row, write_rows
+from alignment.errors import BadInput
 from alignment.generation.generator import Generator, Sampling
 from alignment.models.checkpoint import load_model, load_tokenizer
 from alignment.stages import Context, Request, Result, Stage, execute
@@ -192,3 +193,20 @@ def test_without_held_out_pairs_there_is_nothing_to_draw(
     commit = execute(STAGE, world.request(policy=commit_checkpoint("none")), world.store)
     assert commit.summary == {"prompts": 0, "no_room": 0}
     assert pq.read_table(world.store.fetch(commit.artifact) / DIVERGENCE_FILE).num_rows == 0
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_log_prob_that_is_not_finite_ends_the_stage_and_names_row_and_model(
+    world: World, monkeypatch: pytest.MonkeyPatch, bad: int
+) -> None:
+    """A divergence of NaN would be recorded, and a gate would compare with it."""
+    calls = itertools.count()
+    plain = divergence.logps
+    monkeypatch.setattr(
+        divergence, "logps", lambda *what: [math.nan if next(calls) == bad else one for one in plain(*what)[:1]] * 99
+    )
+    monkeypatch.setattr(divergence, "MOST_PROMPTS", 99)
+    with pytest.raises(BadInput, match=r"row \w+: its log-prob .* is nan, which is not finite") as refused:
+        execute(STAGE, world.request(), world.store)
+    kept = (world.policy, world.sft)[bad]
+    assert str(world.store.fetch(kept)) in str(refused.value)

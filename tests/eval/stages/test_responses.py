@@ -51,7 +51,7 @@ def test_all_suites_are_answered_with_one_model_load(
 
     loads: list[Any] = []
     load = module.load_model
-    monkeypatch.setattr(module, "load_model", lambda *args: loads.append(args) or load(*args))
+    monkeypatch.setattr(module, "load_model", lambda *args, **how: loads.append(args) or load(*args, **how))
     commit = execute(STAGE, request(checkpoint, specs()), store)
     assert len(loads) == 1
     assert {name: found["answered"] for name, found in commit.summary["suites"].items()} == dict.fromkeys(EMBEDDED, 6)
@@ -70,7 +70,7 @@ def test_texts_and_choices_share_the_one_model_and_are_scored_from_what_is_store
 
     loads: list[Any] = []
     load = module.load_model
-    monkeypatch.setattr(module, "load_model", lambda *args: loads.append(args) or load(*args))
+    monkeypatch.setattr(module, "load_model", lambda *args, **how: loads.append(args) or load(*args, **how))
     items = [{"question": f"{n}?", "choices": list("abcd"), "answer": n % 4, "subject": "virology"} for n in range(9)]
     (tmp_path / "mmlu.jsonl").write_text("\n".join(map(json.dumps, items)))
     mmlu = SuiteSpec(name="mmlu", data=pin_file(str(tmp_path / "mmlu.jsonl")), limit=5, max_new_tokens=8)
@@ -79,7 +79,7 @@ def test_texts_and_choices_share_the_one_model_and_are_scored_from_what_is_store
     assert commit.summary["suites"]["mmlu"] == {"items": 5, "answered": 5, "failed": 0}
     stored = read_responses(store.fetch(commit.artifact) / "mmlu" / "responses.jsonl")
     assert {len(response.loglikelihoods) for response in stored} == {4}
-    monkeypatch.setattr(module, "load_model", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(module, "load_model", lambda *_, **__: pytest.fail("loaded"))
     scores = execute(SCORES, ScoresRequest(responses=commit.artifact, suite=mmlu, judge=None, seed=1), store)
     samples = {s.id: s for s in read_samples(store.fetch(scores.artifact))}
     likeliest = {r.id: max(range(4), key=lambda place: r.loglikelihoods[place][0]) for r in stored}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,11 @@ def checkpoint_files(folder: Path) -> list[Path]:
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         raise BadInput(f"no tokenizer here (expected one of {', '.join(VOCABULARY_FILES)})", file=str(folder))
     return sorted([*weights, *index, *(path for path in small if path.is_file())], key=lambda path: path.name)
+
+
+def checkpoint_names(names: Iterable[str]) -> list[str]:
+    """Those of an artifact's files that make up the model, as `checkpoint_files` finds them in a folder."""
+    return sorted(name for name in names if any(fnmatch(name, pattern) for pattern in HUB_PATTERNS))
 
 
 def materialise(pin: ModelPin, out: Path, seed: int) -> None:

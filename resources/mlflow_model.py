@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+import yaml
 
 from alignment.models.checkpoint import (
     CONFIG_FILE,
@@ -37,6 +43,7 @@ MLMODEL = "MLmodel"
 WEIGHTS, TOKENIZER = "model", Path("components", "tokenizer")  # where mlflow.transformers looks
 EXTERNAL_TAG = "mlflow.model.isExternal"
 PACKAGES = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "accelerate")
+UPLOAD_SECONDS = 1800
 ANSWER = 256
 """New tokens of an answer, unless `predict` is given `params={"max_new_tokens": …}`."""
 
@@ -67,11 +74,24 @@ def publish(client: MlflowClient, model_id: str, checkpoint: Path, policy: Commi
                 shutil.copyfile(checkpoint / name, folder / TOKENIZER / name)
         model = describe(logged, checkpoint, policy)
         _write_environment(folder)
-        client.log_model_artifacts(model_id, str(folder))
         model.save(str(Path(made, MLMODEL)))
-        client.log_model_artifact(model_id, str(Path(made, MLMODEL)))
+        with _time_to_upload():
+            client.log_model_artifacts(model_id, str(folder))
+            client.log_model_artifact(model_id, str(Path(made, MLMODEL)))
     if EXTERNAL_TAG in logged.tags:
         client.delete_logged_model_tag(model_id, EXTERNAL_TAG)
+
+
+@contextmanager
+def _time_to_upload() -> Iterator[None]:
+    """A server may keep a file of many GiB to itself before it answers; the limit of other requests is too short."""
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    before = os.environ.get(name)
+    os.environ[name] = str(max(UPLOAD_SECONDS, int(before or 0)))
+    try:
+        yield
+    finally:
+        os.environ.pop(name) if before is None else os.environ.update({name: before})
 
 
 def unpublish(client: MlflowClient, model_id: str) -> None:
@@ -81,15 +101,15 @@ def unpublish(client: MlflowClient, model_id: str) -> None:
     if not client.list_logged_model_artifacts(model_id):
         return
     location = client.get_logged_model(model_id).artifact_location
-    get_artifact_repository(location, tracking_uri=client.tracking_uri).delete_artifacts()
+    get_artifact_repository(location, tracking_uri=client.tracking_uri).delete_artifacts()  # type: ignore[no-untyped-call]
 
 
 def local_folder(location: str) -> Path | None:
     """The folder of an artifact location on this machine's file system; None for one that is elsewhere."""
-    from mlflow.utils.file_utils import local_file_uri_to_path
-    from mlflow.utils.uri import is_local_uri
-
-    return Path(local_file_uri_to_path(location)) if is_local_uri(location) else None
+    parts = urlsplit(location)
+    if parts.scheme not in ("", "file"):
+        return None
+    return Path(unquote(parts.path) if parts.scheme else location)
 
 
 def link(source: Path, target: Path) -> None:
@@ -188,9 +208,11 @@ def _dtype(checkpoint: Path) -> str:
 
 def _write_environment(folder: Path) -> None:
     """The packages that loading takes, in the three forms MLflow's servers read."""
-    from mlflow.utils.environment import _mlflow_conda_env, _PythonEnv
-
     packages = [f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES]
+    python = platform.python_version()
+    plain = {"python": python, "build_dependencies": ["pip"], "dependencies": ["-r requirements.txt"]}
+    depends = [f"python={python}", "pip", {"pip": packages}]
+    conda = {"name": "mlflow-env", "channels": ["conda-forge"], "dependencies": depends}
     (folder / "requirements.txt").write_text("\n".join(packages) + "\n", encoding="utf-8")
-    _PythonEnv.current().to_yaml(str(folder / "python_env.yaml"))
-    _mlflow_conda_env(str(folder / "conda.yaml"), additional_pip_deps=packages, install_mlflow=False)
+    (folder / "python_env.yaml").write_text(yaml.safe_dump(plain), encoding="utf-8")
+    (folder / "conda.yaml").write_text(yaml.safe_dump(conda), encoding="utf-8")

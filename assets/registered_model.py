@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.recipe import Gate, Recipe
 from alignment.stages import Context, Request, Result, Stage, execute
-from alignment.store import Artifact, Commit, CorruptArtifact, MissingArtifact
+from alignment.store import Artifact, Commit, CorruptArtifact, MissingArtifact, Store
 from assets.building.node import Node, Work, run_stage
 from assets.building.upstream import Upstream
 from assets.champion import champion_beside, check_evaluated, moved_by_hand, scores_of, standing
@@ -22,10 +23,11 @@ from eval.gate.default import gate_of
 from eval.gate.evidence import WrongEvidence, recompute
 from eval.stages.checkpoint_check import STAGE as CHECK
 from eval.stages.checkpoint_check import CheckRequest
-from resources.mlflow import REGISTRATION_TAG
+from resources.mlflow import REGISTRATION_TAG, Tracking
 from resources.pools import Pools
 
 REGISTRATION = "registration.json"
+log = logging.getLogger(__name__)
 
 
 class RegistrationRequest(Request):
@@ -107,6 +109,7 @@ def registered_model(recipe: Recipe, pools: Pools) -> Node:
         request=request,
         make=make,
         pool=recipe.pools.responses,
+        publish=publish,
         alone=True,
     )
 
@@ -206,18 +209,30 @@ def generates(work: Work, request: RegistrationRequest) -> str:
     return str(commit.summary["answer"])
 
 
+def publish(store: Store, tracking: Tracking, commit: Commit) -> None:
+    """Gives MLflow the files of a version that was registered before it was given any, or whose copy was cut short."""
+    if not commit.summary["registered"]:
+        return
+    model, version = str(commit.summary["model"]), str(commit.summary["version"])
+    policy = commit.inputs["policy"]
+    if not tracking.publish(model, version, store.commit_of(policy), lambda: store.fetch(policy, deep=True)):
+        log.warning("MLflow has no version %s of %s: `align promote` registers another", version, model)
+
+
 def register(work: Work, recipe: Recipe) -> str:
     assert isinstance(work.request, RegistrationRequest)
-    decision = work.request.decision
+    decision, policy, store = work.request.decision, work.request.policy, work.store
     tags = {
         "align.promoted_by": "gate" if decision is None else decision.kind,
         "align.promotion": "the gate passed it" if decision is None else decision.told,
-        "align.uri": work.store.uri(work.request.policy),
-        "align.policy": work.request.policy.model_dump_json(),
+        "align.uri": store.uri(policy),
+        "align.policy": policy.model_dump_json(),
         "align.report": work.request.report.model_dump_json(),
         REGISTRATION_TAG: work.stage.key(work.request),
     }
-    return work.tracking.register(recipe.name, recipe.model_name, work.store.commit_of(work.request.policy), tags)
+    return work.tracking.register(
+        recipe.name, recipe.model_name, store.commit_of(policy), tags, lambda: store.fetch(policy, deep=True)
+    )
 
 
 def record(work: Work, what: dict[str, Any]) -> Commit:

@@ -24,6 +24,7 @@ from filelock import FileLock
 from alignment.errors import BadInput
 from alignment.store import Artifact, Commit, MissingArtifact
 from alignment.store.commit import read_record
+from resources import mlflow_model
 from resources.home import align_home, mlflow_ui, tracking_uri, without_userinfo
 from resources.mlflow_values import (
     DAGSTER_RUNS_TAG,
@@ -38,7 +39,7 @@ from resources.mlflow_values import (
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-    from mlflow.entities.model_registry import RegisteredModel
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 
 T = TypeVar("T")
@@ -50,6 +51,8 @@ REQUEST_TAG = "align.request"
 POLICY_TAG = "align.policy_digest"
 RECIPE_TAG = "align.recipe"
 REGISTRATION_TAG = "align.registration_key"
+ERASED_TAG = "align.erased"
+"""On a version whose files were taken away: when and why."""
 CHAMPION = "champion"
 
 
@@ -181,7 +184,7 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
         return created
 
     def external_model(self, client: MlflowClient, report: Report, run: Run) -> str:
-        """The checkpoint as an MLflow logged model whose files stay in our store; made once per run."""
+        """The checkpoint as an MLflow logged model whose files stay in our store until it is registered; made once."""
         from mlflow.entities import LoggedModelOutput
 
         experiment, run_id = run.info.experiment_id, run.info.run_id
@@ -205,11 +208,73 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         return str(model.model_id)
 
-    def register(self, recipe: str, model_name: str, policy: Commit, tags: Mapping[str, str]) -> str:
-        """The registered version of a policy, made if there is none, with `tags` and the alias `champion` on it."""
-        return self._tried(lambda: self._register(recipe, model_name, policy, tags))
+    def register(
+        self, recipe: str, model_name: str, policy: Commit, tags: Mapping[str, str], fetch: Callable[[], Path]
+    ) -> str:
+        """The registered version of a policy, made if there is none, with its files, `tags` and the alias `champion`.
 
-    def _register(self, recipe: str, model_name: str, policy: Commit, tags: Mapping[str, str]) -> str:
+        `fetch` gives a local folder with the policy's files; it is asked only where MLflow has none of them yet.
+        """
+        version = self._tried(lambda: self._version(recipe, model_name, policy))
+        self.publish(model_name, version, policy, fetch)
+        self._tried(lambda: self._promote(model_name, version, {RECIPE_TAG: recipe, POLICY_TAG: policy.digest, **tags}))
+        return version
+
+    def publish(self, model_name: str, version: str, policy: Commit, fetch: Callable[[], Path]) -> bool:
+        """Sees to it that MLflow has the files of a version, for whoever loads it; False where it has no such version.
+
+        Versions that were registered before MLflow was given any files have none.
+        """
+
+        from mlflow.exceptions import MlflowException
+
+        def look() -> tuple[str, bool] | None:
+            client = self.client()
+            try:
+                model_id = _model_id(client.get_model_version(model_name, version))
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return None
+                raise
+            return model_id, mlflow_model.is_published(client, model_id)
+
+        found = self._tried(look)
+        if found is None:
+            return False
+        model_id, published = found
+        if not published:
+            folder = fetch()  # outside of the tries: what the store says is not MLflow's fault
+
+            def put() -> None:
+                client = self.client()
+                mlflow_model.publish(client, model_id, folder, policy)
+                if ERASED_TAG in client.get_model_version(model_name, version).tags:
+                    client.delete_model_version_tag(model_name, version, ERASED_TAG)
+
+            self._tried(put)
+        return True
+
+    def unpublish(self, why: Mapping[str, str]) -> None:
+        """Takes away the files of every version of some policies; `why` maps their digests to what a reader is told."""
+
+        def work() -> None:
+            client = self.client()
+            for model in _registered_models(client):
+                for version in client.search_model_versions(f"name = '{model.name}'"):
+                    told = why.get(version.tags.get(POLICY_TAG, ""))
+                    if told is not None and version.tags.get(ERASED_TAG) != told:
+                        mlflow_model.unpublish(client, _model_id(version))
+                        client.set_model_version_tag(model.name, version.version, ERASED_TAG, told)
+
+        self._tried(work)
+
+    def _promote(self, model_name: str, version: str, tags: Mapping[str, str]) -> None:
+        client = self.client()
+        for name, value in tags.items():
+            client.set_model_version_tag(model_name, version, name, shortened(value))
+        client.set_registered_model_alias(model_name, CHAMPION, version)
+
+    def _version(self, recipe: str, model_name: str, policy: Commit) -> str:
         from mlflow.exceptions import MlflowException
 
         client = self.client()
@@ -223,12 +288,7 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
         if others:
             raise ModelTaken(f"registered model '{model_name}' belongs to recipe {', '.join(sorted(others))}")
         version = next((str(one.version) for one in versions if one.tags.get(POLICY_TAG) == policy.digest), None)
-        if version is None:
-            version = self._new_version(client, model_name, policy)
-        for name, value in {RECIPE_TAG: recipe, POLICY_TAG: policy.digest, **tags}.items():
-            client.set_model_version_tag(model_name, version, name, shortened(value))
-        client.set_registered_model_alias(model_name, CHAMPION, version)
-        return version
+        return self._new_version(client, model_name, policy) if version is None else version
 
     def aliased(self, model_name: str, alias: str = CHAMPION) -> tuple[str, dict[str, str]] | None:
         """The version that an alias is on, with its tags; None where there is no such model or alias."""
@@ -272,6 +332,11 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
             model_name, source=f"models:/{model_id}", run_id=run_id, model_id=model_id, tags=tags
         )
         return str(made.version)
+
+
+def _model_id(version: ModelVersion) -> str:
+    """The logged model that a version of ours was made from."""
+    return str(version.source).removeprefix("models:/")
 
 
 def _registered_models(client: MlflowClient) -> Iterator[RegisteredModel]:

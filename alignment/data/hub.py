@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 from alignment.data.readers import Record
 from alignment.errors import BadInput
@@ -16,8 +20,74 @@ TRANSPORTS = frozenset({"httpx", "httpx2"})
 """Packages that the hub's client speaks HTTP with; their errors are no `OSError`."""
 
 
+T = TypeVar("T")
+
+
 class HubUnreachable(ConnectionError):
     """The hub gave no answer; the message names what it was asked for."""
+
+
+@dataclass
+class _Patience:
+    """How long the hub may take for an answer, and why it gave none, once it did not."""
+
+    seconds: float
+    silent: str | None = None
+
+
+_PATIENCE: ContextVar[_Patience | None] = ContextVar("patience", default=None)
+
+
+@contextmanager
+def asking_briefly(seconds: float) -> Iterator[None]:
+    """Within it the hub gets this long for an answer, name look-up included, and is not asked again after it gave none.
+
+    For who can do without: a run waits as long as the hub's client does.
+    """
+    token = _PATIENCE.set(_Patience(seconds))
+    try:
+        yield
+    finally:
+        _PATIENCE.reset(token)
+
+
+def ask_hub(what: str, ask: Callable[[], T]) -> T:
+    """What `ask` returns; raises `HubUnreachable` with the name of `what` where the hub gave no answer."""
+    patience = _PATIENCE.get()
+    if patience is None:
+        with asking_hub(what):
+            return ask()
+    if patience.silent is not None:
+        raise HubUnreachable(f"{what} on the hub: {patience.silent}")
+    try:
+        with asking_hub(what):
+            return _within(patience.seconds, ask)
+    except HubUnreachable as error:
+        patience.silent = str(error).removeprefix(f"{what} on the hub: ")
+        raise
+
+
+def _within(seconds: float, ask: Callable[[], T]) -> T:
+    """In a thread that is left behind when it takes longer: no time limit of a client covers the look-up of a name."""
+    answers: list[T] = []
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            answers.append(ask())
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors and type(errors[0]).__name__ == "OfflineModeIsEnabled":
+        raise TimeoutError("not asked, as HF_HUB_OFFLINE is set") from errors[0]
+    if errors:
+        raise errors[0]
+    if not answers:
+        raise TimeoutError(f"no answer in {seconds:g} s")
+    return answers[0]
 
 
 @contextmanager
@@ -26,7 +96,7 @@ def asking_hub(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if type(error).__module__.partition(".")[0] not in TRANSPORTS:
+        if not isinstance(error, TimeoutError) and type(error).__module__.partition(".")[0] not in TRANSPORTS:
             raise
         told = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise HubUnreachable(f"{what} on the hub: {told}") from error
@@ -47,8 +117,7 @@ def pin_hub(source: DataSource) -> DataSource:
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
-            with asking_hub(str(source.hub)):
-                info = HfApi().dataset_info(str(source.hub), revision=revision)
+            info = ask_hub(str(source.hub), lambda: HfApi().dataset_info(str(source.hub), revision=revision))
         except HubUnreachable:
             raise
         except (HfHubHTTPError, OSError, ValueError) as error:

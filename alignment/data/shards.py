@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from alignment.data.files import expand, modified, pin_file, size
-from alignment.data.hub import pin_hub
+from alignment.data.hub import DEFAULT_SPLIT, pin_hub
 from alignment.data.readers import data_suffix
 from alignment.digest import json_digest
 from alignment.errors import BadInput
@@ -95,6 +95,12 @@ def shards_of(source: PreferenceSource, seed: int = 0) -> Shards:
             for part in range(parts)
         }
     )
+
+
+def names_on_the_hub(source: PreferenceSource) -> list[str]:
+    """The shards of a source on the hub, which need not be asked for that."""
+    name = safe(source.split or DEFAULT_SPLIT)
+    return [part_name(name, part, source.split_into) for part in range(source.split_into)]
 
 
 def part_name(name: str, part: int, parts: int) -> str:

@@ -41,8 +41,8 @@ VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """config.json as plain data; raises `BadInput` when it is missing or not a JSON object."""
-    path = Path(folder) / CONFIG_FILE
+    """config.json as plain data, of a folder or the file itself; raises `BadInput` when it is no JSON object."""
+    path = Path(folder) if Path(folder).is_file() else Path(folder) / CONFIG_FILE
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, ClassVar
 
 import fsspec
 
 from alignment.data.embedded import embedded
-from alignment.data.hub import HubUnreachable, asking_hub
+from alignment.data.hub import HubUnreachable, ask_hub, asking_hub
 from alignment.errors import BadInput
 from alignment.models.checkpoint import (
     CHAT_TEMPLATE_FILE,
@@ -115,6 +117,11 @@ def _known(config: dict[str, Any]) -> bool:
     return config.get("model_type") in CONFIG_MAPPING_NAMES
 
 
+def checkpoint_names(names: Iterable[str]) -> list[str]:
+    """Those of an artifact's files that make up the model, as `checkpoint_files` finds them in a folder."""
+    return sorted(name for name in names if any(fnmatch(name, pattern) for pattern in HUB_PATTERNS))
+
+
 def materialise(pin: ModelPin, out: Path, seed: int) -> None:
     """Writes the pinned model into `out` as a complete checkpoint folder; `seed` is the embedded model's.
 
@@ -164,8 +171,7 @@ def _hub_commit(name: str, revision: str | None) -> str:
 
     where = f"{name}@{revision or 'main'}"
     try:
-        with asking_hub(where):
-            commit = HfApi().model_info(name, revision=revision).sha
+        commit = ask_hub(where, lambda: HfApi().model_info(name, revision=revision).sha)
     except HubUnreachable:
         raise
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
@@ -175,6 +181,28 @@ def _hub_commit(name: str, revision: str | None) -> str:
     if not commit:
         raise BadInput(f"{where}: the hub names no commit", field="base_model.hub")
     return commit
+
+
+def hub_config(name: str, revision: str | None) -> dict[str, Any]:
+    """config.json of a model on the hub: from the hub's cache on this machine, else asked for.
+
+    Raises `HubUnreachable`, or `BadInput` where the hub does not give it.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    where = f"{name}@{revision or 'main'}"
+    try:
+        cached = try_to_load_from_cache(name, CONFIG_FILE, revision=revision)
+        if not isinstance(cached, str):
+            cached = ask_hub(where, lambda: hf_hub_download(name, CONFIG_FILE, revision=revision))
+    except HubUnreachable:
+        raise
+    except LocalEntryNotFoundError as error:  # the hub's client says so of any silence
+        raise HubUnreachable(f"{where} on the hub: {error}".splitlines()[0]) from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise BadInput(f"{where} on the hub gives no {CONFIG_FILE}: {error}".splitlines()[0]) from error
+    return read_config(Path(cached).parent)
 
 
 def _download(pin: ModelPin, out: Path) -> None:

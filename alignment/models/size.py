@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from alignment.data.tokens import Ids, TokenSequence
@@ -27,9 +29,18 @@ def parameter_counts(config: dict[str, Any], lora: Lora | None = None) -> tuple[
 
     Raises `BadInput` for a configuration that transformers has no causal language model for.
     """
+    return _counts(json.dumps(config), None if lora is None else lora.model_dump_json())
+
+
+@lru_cache(maxsize=8)  # a plan asks the same of every stage, and of 8B even empty layers take a second
+def _counts(config_text: str, lora_text: str | None) -> tuple[int, int]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from alignment.recipe import Lora
+
+    config = json.loads(config_text)
+    lora = None if lora_text is None else Lora.model_validate_json(lora_text)
     try:
         with torch.device("meta"):
             made = AutoConfig.for_model(**without_implementations(config))

@@ -154,20 +154,25 @@ class Store(Refs):
                 raise ErasedArtifact(f"{path}: {erasure.told}") from None
             raise MissingArtifact(f"{path}: no such file in this artifact") from None
 
-    def fetch(self, artifact: Artifact, *, deep: bool = False) -> Path:
-        """A local folder with the artifact's files, sizes verified; sha256 too when `deep`.
+    def standing(self, artifact: Artifact) -> Commit:
+        """The commit record of an artifact whose files are all there.
 
         Where files of it were erased, any artifact with its digest stands for it. Raises `ErasedArtifact` if there is
         none, `MissingArtifact` when it was never there.
         """
         commit = self.find(artifact.kind, artifact.key)
-        if commit is None or commit.digest != artifact.digest:
-            if (erasure := self.erasure_of(artifact)) is not None:
-                same = (other for other in self.commits(artifact.kind) if other.digest == artifact.digest)
-                if (commit := next(same, None)) is None:
-                    raise ErasedArtifact(f"{self.uri(artifact)}: {erasure.told}")
-            else:
-                commit = self.commit_of(artifact)
+        if commit is not None and commit.digest == artifact.digest:
+            return commit
+        if (erasure := self.erasure_of(artifact)) is None:
+            return self.commit_of(artifact)
+        same = (other for other in self.commits(artifact.kind) if other.digest == artifact.digest)
+        if (commit := next(same, None)) is None:
+            raise ErasedArtifact(f"{self.uri(artifact)}: {erasure.told}")
+        return commit
+
+    def fetch(self, artifact: Artifact, *, deep: bool = False) -> Path:
+        """A local folder with the artifact's files, sizes verified; sha256 too when `deep`. Raises as `standing`."""
+        commit = self.standing(artifact)
         remote = self.path(commit.kind, commit.key, commit.attempt)
         if self.is_local:
             folder = Path(remote)

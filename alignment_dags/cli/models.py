@@ -1,4 +1,4 @@
-"""Verbs about registered models: where they come from, which is champion, and what may go."""
+"""Verbs about registered models: how to take one out, where they come from, which is champion, and what may go."""
 
 from __future__ import annotations
 
@@ -125,6 +125,31 @@ def lineage(
         tell(lambda: row_lineage(row), as_json, show_row)
     else:
         tell(lambda: lineage_of(str(model), source), as_json, show_lineage)
+
+
+Model = Annotated[str, typer.Argument(help="MODEL, MODEL@champion or MODEL@version (champion by default).")]
+
+
+def export(
+    model: Model,
+    to: Annotated[Path, typer.Option(help="Folder to make; an empty one may be there.")],
+    as_json: AsJson = False,
+) -> None:
+    """Copy a registered checkpoint out of the store, every file verified, into a folder that transformers loads."""
+    from alignment_dags.registry.export import export, show_exported
+    from resources.home import ensure_home
+
+    ensure_home()
+    tell(lambda: export(model, to, say), as_json, show_exported)
+
+
+def path(model: Model, as_json: AsJson = False) -> None:
+    """Print where a registered checkpoint lies on this machine; from a remote store it is fetched first."""
+    from alignment_dags.registry.export import local_path
+    from resources.home import ensure_home
+
+    ensure_home()
+    tell(lambda: local_path(model, say), as_json, lambda result: print(result["path"]))
 
 
 def promote(

@@ -20,9 +20,9 @@ def show_plan(result: dict[str, Any]) -> None:
         (
             one["stage"],
             one["pool"] or "-",
-            str(one["current"]),
-            str(one["to_make"]),
-            _told(one, "memory_gib", "{:.2f} GiB"),
+            _count(one["current"]),
+            _count(one["to_make"]),
+            _memory(one),
             "-" if one["pool"] is None else {True: "yes", False: "NO", None: "unknown"}[one["fits"]],
             _told(one, "slot_seconds", "{:.0f} s"),
             _told(one, "cost", "{:.2f}"),
@@ -31,7 +31,7 @@ def show_plan(result: dict[str, Any]) -> None:
     ]
     print(columns(("stage", "pool", "there", "to make", "memory a device", "fits", "time", "cost"), rows))
     for one in result["stages"]:
-        if one["pool"] is not None and one["to_make"]:
+        if one["pool"] is not None and one["to_make"] != 0:
             print(f"{one['stage']}:")
             for name, words in NUMBERS.items():
                 print(f"  {words}: {one[name]['how']}")
@@ -39,6 +39,18 @@ def show_plan(result: dict[str, Any]) -> None:
         print(f"warning: {told}")
     for stage in result["too_large"]:
         print(f"{stage} does not fit the devices of its pool")
+
+
+def _count(number: int | None) -> str:
+    return "unknown" if number is None else str(number)
+
+
+def _memory(one: dict[str, Any]) -> str:
+    gib = one["memory_gib"]["value"]
+    if gib == 0:
+        return "-"
+    small = gib is not None and gib < 1
+    return f"{gib * 1024:.1f} MiB" if small else _told(one, "memory_gib", "{:.1f} GiB")
 
 
 def _told(one: dict[str, Any], name: str, form: str) -> str:
@@ -66,6 +78,9 @@ def run(
 
 def plan(
     recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    config: Annotated[
+        Path | None, typer.Option(help="The model's config.json, where it is not at hand: memory needs no weights.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what bringing a recipe up to date takes, before anything runs. Exit 1 if a pool cannot hold it."""
@@ -85,8 +100,8 @@ def plan(
     def work() -> dict[str, Any]:
         known = load_recipe(recipe)
         asked_of(known, str(recipe))
-        stages = forecast(known, load_pools(), ArtifactStore().open())
-        too_large = [one.stage for one in stages if one.fits is False and one.to_make]
+        stages = forecast(known, load_pools(), ArtifactStore().open(), config)
+        too_large = [one.stage for one in stages if one.fits is False and one.to_make != 0]
         warnings = [told for told in [retirement(known.judge, date.today())] if told is not None]
         return {"stages": [asdict(one) for one in stages], "too_large": too_large, "warnings": warnings}
 

@@ -61,7 +61,11 @@ def runs_since(instance: dg.DagsterInstance, night: Night) -> set[str]:
 
 
 def _mine(instance: dg.DagsterInstance, run: dg.DagsterRun, phases: frozenset[str], ended: datetime | None) -> RunSeen:
-    if not run.is_finished or run.tags.get(WILL_RETRY_TAG) == "true":
+    failed = run.status == dg.DagsterRunStatus.FAILURE
+    undecided = (
+        failed and instance.run_retries_enabled and WILL_RETRY_TAG not in run.tags
+    )  # Dagster tags it a moment later
+    if not run.is_finished or undecided or run.tags.get(WILL_RETRY_TAG) == "true":
         return RunSeen(run.run_id, phases, "going", mine=True)
     if run.is_success or died_when_done(instance, run):
         return RunSeen(run.run_id, phases, "succeeded", mine=True, ended_at=ended)

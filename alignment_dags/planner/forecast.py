@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+from alignment.data.hub import HubUnreachable, asking_briefly
 from alignment.errors import BadInput
 from alignment.models.checkpoint import CONFIG_FILE, read_config
+from alignment.models.pin import hub_config
 from alignment.models.size import forward_bytes, parameter_counts, training_bytes
 from alignment.recipe import Optimisation, Recipe
 from alignment.store import Commit, Store
@@ -20,6 +23,7 @@ from eval.stages.scores import STAGE as SCORES
 from resources.pools import Pool, Pools
 
 GIB = 2**30
+HUB_SECONDS = 5.0  # that the hub gets for an answer
 LAST = 5  # commits that a time is the mean of
 NO_ACTIVATIONS = "activations come on top"
 
@@ -36,14 +40,15 @@ class Figure:
 class StageForecast:
     """One node: its artifacts that stand, those to be made at most, and what these take.
 
+    `current` and `to_make` are None where the hub was not reached to tell which of them the recipe needs now.
     `memory_gib` is that of one device, `fits` whether its pool's devices hold it; `slot_seconds` adds up the time of a
     slot over all artifacts to be made; `cost` is in USD, as the prices of pools.yaml are.
     """
 
     stage: str
     pool: str | None
-    current: int
-    to_make: int
+    current: int | None
+    to_make: int | None
     memory_gib: Figure
     fits: bool | None
     slot_seconds: Figure
@@ -87,24 +92,59 @@ class History:
         return found
 
 
-def forecast(recipe: Recipe, pools: Pools, store: Store) -> list[StageForecast]:
-    """Every node of the recipe, upstream first. Raises `BadInput` for sources a person has to mend."""
+def forecast(recipe: Recipe, pools: Pools, store: Store, config: Path | None = None) -> list[StageForecast]:
+    """Every node of the recipe, upstream first; `config` is a config.json of the model to go by, before any other.
+
+    Needs no weights, and no hub: what the hub was not reached for is not known. Raises `BadInput` for sources a person
+    has to mend.
+    """
     nodes = nodes_of(recipe, pools)
-    planned = plan(recipe, nodes, store)
-    config, why = model_config(recipe, planned, store)
+    unreached: dict[str, str] = {}
+    with asking_briefly(HUB_SECONDS):
+        planned = plan(recipe, nodes, store, unreached=unreached)
+        shape = model_config(recipe, planned, store) if config is None else Shape(read_config(config), str(config))
+    unsure = _unsure(nodes, unreached, store)
     history = History(store, recipe.name)
-    return [_stage(node, recipe, pools, history, planned, config, why) for node in nodes]
+    return [_stage(node, recipe, pools, history, planned, shape, unsure.get(node.name)) for node in nodes]
 
 
-def model_config(recipe: Recipe, planned: list[Planned], store: Store) -> tuple[dict[str, Any] | None, str]:
-    """The model's config.json and where it was read; None, and why, where it is not at hand."""
+@dataclass(frozen=True)
+class Shape:
+    """The model's configuration and where it was read; None, and why, where it is not at hand."""
+
+    config: dict[str, Any] | None
+    source: str
+
+
+def model_config(recipe: Recipe, planned: list[Planned], store: Store) -> Shape:
+    """The nearest configuration there is: in the store, where the recipe says, or on the hub."""
     for one in planned:
         if one.node.name in ("sft_checkpoint", "base_model") and one.commit is not None:
-            return json.loads(store.read(one.commit.artifact, CONFIG_FILE)), f"config.json of {one.node.name}"
+            config = json.loads(store.read(one.commit.artifact, CONFIG_FILE))
+            return Shape(config, f"config.json of {one.node.name}")
     source = recipe.sft.adopt or recipe.base_model
     if source.path is not None:
-        return read_config(source.path), f"config.json in {source.path}"
-    return None, "the model is not in the store yet"
+        return Shape(read_config(source.path), f"config.json in {source.path}")
+    if source.hub is None:
+        from alignment.quickstart.model import MAX_LENGTH, micro_config, micro_tokenizer
+
+        return Shape(micro_config(micro_tokenizer(MAX_LENGTH)).to_dict(), "the embedded micro model")
+    try:
+        return Shape(hub_config(source.hub, source.revision), f"config.json of {source.hub} on the hub")
+    except (HubUnreachable, BadInput) as error:
+        return Shape(None, f"{error}; --config takes its config.json")
+
+
+def _unsure(nodes: list[Node], unreached: dict[str, str], store: Store) -> dict[str, str]:
+    """Nodes of which the store may or may not hold what the recipe needs now, and what was not reached to tell."""
+    found: dict[str, str] = {}
+    for node in nodes:
+        told = (
+            [unreached[node.name]] if node.name in unreached else [found[need] for need in node.needs if need in found]
+        )
+        if told and next(store.commits(node.stage.kind), None) is not None:
+            found[node.name] = told[0]
+    return found
 
 
 def _stage(
@@ -113,20 +153,23 @@ def _stage(
     pools: Pools,
     history: History,
     planned: list[Planned],
-    config: dict[str, Any] | None,
-    why: str,
+    shape: Shape,
+    unsure: str | None,
 ) -> StageForecast:
     mine = [one for one in planned if one.node.name == node.name]
     to_make = sum(one.state in ("missing", "waiting") for one in mine)
     pool = None if node.pool is None else pools[node.pool]
-    memory = Figure(None, why) if config is None else _memory(node, recipe, config, why)
+    memory = _memory(node, recipe, shape)
     room = None if pool is None else pool.memory_gib
-    seconds = _seconds(history.latest_first(node) if to_make else [], to_make)
+    if unsure is not None:
+        seconds = Figure(None, unsure)
+    else:
+        seconds = _seconds(history.latest_first(node) if to_make else [], to_make)
     return StageForecast(
         stage=node.name,
         pool=node.pool,
-        current=len(mine) - to_make,
-        to_make=to_make,
+        current=None if unsure else sum(one.commit is not None for one in mine),
+        to_make=None if unsure else to_make,
         memory_gib=memory,
         fits=None if memory.value is None or room is None else memory.value <= room,
         slot_seconds=seconds,
@@ -134,7 +177,7 @@ def _stage(
     )
 
 
-def _memory(node: Node, recipe: Recipe, config: dict[str, Any], source: str) -> Figure:
+def _memory(node: Node, recipe: Recipe, shape: Shape) -> Figure:
     trained: dict[str, Optimisation] = {"policy_checkpoint": recipe.dpo}
     if recipe.sft.adopt is None:
         trained["sft_checkpoint"] = recipe.sft
@@ -145,30 +188,34 @@ def _memory(node: Node, recipe: Recipe, config: dict[str, Any], source: str) -> 
         "registered_model": recipe.evals.precision,  # it answers the smoke prompt
     }
     if node.stage.name == "responses" and recipe.evals.generate.kind == "endpoint":
-        return Figure(None, "loads no model: an endpoint answers")
+        return Figure(0.0, "loads no model: an endpoint answers")
+    settings, precision = trained.get(node.name), run.get(node.stage.name)
+    if settings is None and precision is None:
+        return Figure(0.0, "loads no model")
+    if shape.config is None:
+        return Figure(None, shape.source)
     try:
-        if (settings := trained.get(node.name)) is not None:
-            whole, part = parameter_counts(config, settings.lora)
+        if settings is not None:
+            whole, part = parameter_counts(shape.config, settings.lora)
             size = training_bytes(whole, part, settings.precision)
             what = (
                 f"{whole:,} parameters, {part:,} of them trained"
                 if part == whole
                 else (f"{whole:,} parameters and {part:,} of the adapter")
             )
-        elif (precision := run.get(node.stage.name)) is not None:
-            whole, _ = parameter_counts(config)
-            size, what = forward_bytes(whole, precision), f"{whole:,} parameters in {precision}"
         else:
-            return Figure(None, "loads no model")
+            assert precision is not None
+            whole, _ = parameter_counts(shape.config)
+            size, what = forward_bytes(whole, precision), f"{whole:,} parameters in {precision}"
     except BadInput as error:
         return Figure(None, str(error))
-    return Figure(size / GIB, f"{what} ({source}); {NO_ACTIVATIONS}")
+    return Figure(size / GIB, f"{what} ({shape.source}); {NO_ACTIVATIONS}")
 
 
 def _seconds(made: list[Commit], to_make: int) -> Figure:
     """As long as the recipe's last artifacts of this stage took, on the device of the latest."""
     if not to_make:
-        return Figure(0.0, "everything is there")
+        return Figure(0.0, "nothing is to be made")
     if not made:
         return Figure(None, "this recipe never made one")
     device = made[0].environment.get("device", "")

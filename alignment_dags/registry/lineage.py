@@ -9,9 +9,9 @@ from alignment.errors import BadInput
 from alignment.models.code import RUNS_CODE
 from alignment.store import Artifact, Commit, Store
 from alignment.store.erase import gone
-from alignment_dags.registry.registrations import champion_of, registrations_of
+from alignment_dags.registry.registrations import champion_of, name_and_version, registration_of
 from assets.champion import moved_by_hand
-from resources.mlflow import CHAMPION, MlflowRecords, Tracking, TrackingUnreachable
+from resources.mlflow import MlflowRecords, Tracking, TrackingUnreachable
 from resources.store import ArtifactStore
 
 # What a model version stands on, named part by part from the commit records.
@@ -72,11 +72,10 @@ def lineage_of(model: str, source: str = "store") -> dict[str, Any]:
     and the MLflow run that reported it (None where MLflow does not answer). The other fields are told in
     `lineage.record`.
     """
-    name, _, wanted = model.partition("@")
-    wanted = wanted or CHAMPION
+    name, wanted = name_and_version(model)
     store = ArtifactStore().open()
     if source == "store":
-        registration, commit_of = _from_store(store, name, wanted), store.commit_of
+        registration, commit_of = registration_of(store, name, wanted), store.commit_of
     elif source == "mlflow":
         records = MlflowRecords(Tracking())
         registration, commit_of = records.registration(name, wanted), records.commit_of
@@ -158,19 +157,3 @@ def runs(commits: dict[str, Commit]) -> list[dict[str, str | None]]:
         }
         for commit in commits.values()
     ]
-
-
-def _from_store(store: Store, model: str, wanted: str) -> Commit:
-    """The latest registration of a version, or that of the champion."""
-    found = registrations_of(store, model)
-    if not found:
-        raise BadInput(f"no registered model '{model}' in {store.url}")
-    if wanted == CHAMPION:
-        champion = champion_of(store, model)
-        assert champion is not None
-        return champion
-    of_version = [commit for commit in found if str(commit.summary["version"]) == wanted]
-    if of_version:
-        return of_version[0]
-    versions = ", ".join(sorted({str(commit.summary["version"]) for commit in found}))
-    raise BadInput(f"model '{model}' has no version or alias '{wanted}'; versions: {versions}")

@@ -18,9 +18,9 @@ import dagster as dg
 
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe
-from alignment.store import Commit, Store
+from alignment.store import Store
 from alignment.store.erase import gone
-from alignment_dags.registry.registrations import registrations_of
+from alignment_dags.registry.registrations import registration_of
 from alignment_dags.run.launch import launch
 from alignment_dags.run.phases import RECIPES, phase_named, recipes_in_use, return_phase
 from alignment_dags.run.workers import apply_pools, end_dead_runs
@@ -86,7 +86,7 @@ def decide(store: Store, recipe: Recipe, wish: Wish) -> Decision:
     candidate = upstream.get("policy_checkpoint")
     if candidate is None:
         raise BadInput(f"{recipe.name} has no policy yet")
-    target = None if wish.to is None else _registration(store, wish.model, wish.to)
+    target = None if wish.to is None else registration_of(store, wish.model, wish.to)
     if target is not None and (erasure := gone(store, target.inputs["policy"])) is not None:
         raise BadInput(f"{wish.model} version {wish.to} cannot come back: its weights were {erasure.told}")
     if target is None:
@@ -107,16 +107,6 @@ def show_promotion(result: dict[str, Any]) -> None:
         print(f"warning: {result['alias_moved']}")
     how = "despite the gate" if result["decision"]["kind"] == "override" else "again"
     print(f"{result['model']} version {result['version']} is champion {how}; the gate says {result['gate']}")
-
-
-def _registration(store: Store, model: str, version: str) -> Commit:
-    """The latest registration of a version."""
-    found = registrations_of(store, model)
-    of_version = [commit for commit in found if str(commit.summary["version"]) == version]
-    if of_version:
-        return of_version[0]
-    versions = sorted({str(commit.summary["version"]) for commit in found}, key=lambda name: (len(name), name))
-    raise BadInput(f"model '{model}' has no version '{version}'; versions: {', '.join(versions) or 'none'}")
 
 
 def _recipe(wish: Wish) -> tuple[Path, Recipe]:

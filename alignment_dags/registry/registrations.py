@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from alignment.errors import BadInput
 from alignment.store import Commit, Store
 from alignment.store.erase import all_commits
 from alignment.store.store import refs_of
 from assets.champion import standing
+from resources.mlflow import CHAMPION
 
 REGISTERED = "registered_model"
 
@@ -31,3 +33,25 @@ def champion_of(store: Store, model: str) -> Commit | None:
     found = registrations_of(store, model)
     followed = {commit.inputs["previous"].digest for commit in found if "previous" in commit.inputs}
     return next((commit for commit in found if commit.digest not in followed), None)
+
+
+def name_and_version(model: str) -> tuple[str, str]:
+    """The parts of MODEL, MODEL@champion or MODEL@version; the champion where none is named."""
+    name, _, wanted = model.partition("@")
+    return name, wanted or CHAMPION
+
+
+def registration_of(store: Store, model: str, wanted: str) -> Commit:
+    """The latest registration of a version, or that of the champion; raises `BadInput` where there is none."""
+    found = registrations_of(store, model)
+    if not found:
+        raise BadInput(f"no registered model '{model}' in {store.url}")
+    if wanted == CHAMPION:
+        champion = champion_of(store, model)
+        assert champion is not None
+        return champion
+    of_version = [commit for commit in found if str(commit.summary["version"]) == wanted]
+    if of_version:
+        return of_version[0]
+    versions = sorted({str(commit.summary["version"]) for commit in found}, key=lambda name: (len(name), name))
+    raise BadInput(f"model '{model}' has no version '{wanted}'; versions: {', '.join(versions)}")

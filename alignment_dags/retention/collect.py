@@ -55,6 +55,20 @@ def carry_out(store: Store, found: Plan) -> list[tuple[str, str]]:
     return busy
 
 
+def unpublish(store: Store) -> list[Kept]:
+    """Takes the copies of erased policies out of MLflow; returns those that stay as MLflow does not answer."""
+    erased = {one.commit.digest: one.told for one in erasures(store, POLICY)}
+    for commit in store.commits(POLICY):
+        erased.pop(commit.digest, None)  # made again since, or by another request too
+    if not erased:
+        return []
+    try:
+        Tracking(attempts=1).unpublish(erased)
+    except TrackingUnreachable as error:
+        return [Kept(POLICY, "", f"copies of erased policies stay in MLflow until it answers: {error}")]
+    return []
+
+
 def uses(store: Store, commit: Commit) -> bool:
     """Whether a recipe stands on an artifact by now: refs may have moved since the plan was made."""
     current = current_keys if commit.kind in (SHARD, DATASET) else stood_on
@@ -89,6 +103,8 @@ def collect(paths: list[Path], *, keep: int = KEEP, dry_run: bool = False) -> di
     names = [recipe.name for recipe in recipes] or _names(store)
     found = plan_of(store, names, everything=not recipes, keep=keep, resumable=_planned(store, recipes))
     busy = [] if dry_run else carry_out(store, found)
+    if not dry_run:
+        found.kept.extend(unpublish(store))
     erased = [one for one in found.doomed if (one.kind, one.key) not in busy]
     swept = [one for one in found.leftovers if (one.kind, one.key) not in busy]
     kept = [*found.kept, *(Kept(kind, key, "it is being built, or came into use, right now") for kind, key in busy)]

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import Literal
 
+from alignment.data.hub import HubUnreachable
+from alignment.data.shards import names_on_the_hub
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
 from alignment.store import Commit, Ref, Store
@@ -49,14 +51,21 @@ def plan(
     store: Store,
     only: Iterable[str] | None = None,
     refused: dict[str, str] | None = None,
+    unreached: dict[str, str] | None = None,
 ) -> list[Planned]:
     """Every node and shard (of `only` these), upstream first.
 
     Raises `BadInput` for sources a person has to mend; where `refused` is given, a shard that cannot be read waits,
-    and `refused` is told why.
+    and `refused` is told why. Raises `HubUnreachable`; where `unreached` is given, a node that needs the hub's answer
+    waits, and `unreached` is told why by the node's name.
     """
     upstream = PlannedUpstream(store, recipe.name)
-    shards = list(upstream.shards(recipe.preferences, recipe.seed) if only is None else only)
+    try:
+        shards = list(upstream.shards(recipe.preferences, recipe.seed) if only is None else only)
+    except HubUnreachable:
+        if unreached is None:
+            raise
+        shards = names_on_the_hub(recipe.preferences)
     planned: list[Planned] = []
     unknown: dict[str, set[str | None]] = {}
     for node in nodes:
@@ -67,6 +76,11 @@ def plan(
                 if shard is None or refused is None:
                     raise
                 refused[shard] = str(error)
+                one = Planned(node, shard, "waiting")
+            except HubUnreachable as error:
+                if unreached is None:
+                    raise
+                unreached[node.name] = str(error)
                 one = Planned(node, shard, "waiting")
             planned.append(one)
             if one.state in ("missing", "waiting"):

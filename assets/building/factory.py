@@ -130,6 +130,7 @@ class Materializer:
         if commit is None:
             commit = self.node.make(Work(self.node.stage, request, self.store, self.tracking, self.pool, self.context))
         self.context.log.info(f"{'found' if hit else 'made'} {self.store.uri(commit.artifact)}")
+        self.node.publish(self.store, self.tracking, commit)
         shown = self.node.show(commit, self.store.fetch(commit.artifact))
         reported = self.report(upstream, commit, shard, shown)
         metadata = self.metadata(commit, hit, reported, shown)

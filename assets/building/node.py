@@ -72,6 +72,10 @@ def nothing_against(request: Any, commit: Commit | None) -> None:
     """No objection."""
 
 
+def nowhere(store: Store, tracking: Tracking, commit: Commit) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Node:
     """`request` turns upstream artifacts (of one shard, if `partitioned`) into what the stage is asked.
@@ -101,6 +105,8 @@ class Node:
     reported_elsewhere: Callable[[Upstream, Commit], bool] = nowhere_else
     """Whether what was found is another node's and reported as that one's, so that no run is launched to report it
     again. Only for a node whose readers ask the store for its key and do not go by its ref."""
+    publish: Callable[[Store, Tracking, Commit], None] = nowhere
+    """What must be found elsewhere for the artifact to be of use; asked at every materialization, safe to repeat."""
     alone: bool = False
     """One at a time for a recipe, from the request to the ref: what it makes follows what it made before."""
     automation: dg.AutomationCondition[dg.AssetKey] | None = None

@@ -127,7 +127,13 @@ def test_a_hub_that_gives_no_answer_is_named_with_what_was_asked_for(
     path.write_text(
         f"{{name: r, base_model: {{hub: some/model}}, sft: {{dataset: {embedded}}}, preferences: {embedded}}}"
     )
-    assert align("plan", str(path), monkeypatch=monkeypatch) == 1
+    assert align("plan", str(path), "--json", monkeypatch=monkeypatch) == 0
+    stages = {one["stage"]: one for one in json.loads(capsys.readouterr().out)["stages"]}
+    assert stages["policy_checkpoint"]["memory_gib"] == {
+        "value": None,
+        "how": "some/model@main on the hub: [Errno 111] Connection refused; --config takes its config.json",
+    }
+    assert align("gc", str(path), "--dry-run", monkeypatch=monkeypatch) == 1
     assert "cannot be reached: HubUnreachable: some/model@main on the hub: " in refused(capsys)
 
 

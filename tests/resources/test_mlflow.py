@@ -143,11 +143,11 @@ def test_numbers_whose_names_are_no_paths_or_too_long_are_reported(tracking: Tra
     assert usable("metrics/exact_match_strict-match/value") == "metrics/exact_match_strict-match/value"
 
 
-def test_a_long_reason_does_not_keep_a_person_from_promoting(tracking: Tracking) -> None:
+def test_a_long_reason_does_not_keep_a_person_from_promoting(tracking: Tracking, micro_folder: Path) -> None:
     item = report("8" * 40)
     item = replace(item, commit=item.commit.model_copy(update={"digest": "8" * 64}))
     tracking.report(item)
-    tracking.register("recipe", "reasoned", item.commit, {"align.promotion": "because " * 30_000})
+    tracking.register("recipe", "reasoned", item.commit, {"align.promotion": "because " * 30_000}, lambda: micro_folder)
     _, tags = tracking.aliased("reasoned") or ("", {})
     assert tags["align.promotion"].startswith("because because")
     assert tags["align.promotion"].endswith("(whole in commit.json of the registration's run)")
@@ -188,13 +188,14 @@ def test_of_two_that_race_the_earliest_run_stays(tracking: Tracking, monkeypatch
     assert len(runs(client, "f" * 40)) == 1
 
 
-def test_a_policy_is_registered_once_and_becomes_champion(tracking: Tracking) -> None:
+def test_a_policy_is_registered_once_and_becomes_champion(tracking: Tracking, micro_folder: Path) -> None:
     one, two = report("1" * 40), report("2" * 40)
     other = replace(two, commit=two.commit.model_copy(update={"digest": "o" * 64}))
     versions = []
     for number, item in enumerate((one, one, other, one)):
         tracking.report(item)
-        versions.append(tracking.register("recipe", "model", item.commit, {"align.number": str(number)}))
+        tags = {"align.number": str(number)}
+        versions.append(tracking.register("recipe", "model", item.commit, tags, lambda: micro_folder))
     assert versions == ["1", "1", "2", "1"]
     champion = tracking.client().get_model_version_by_alias("model", "champion")
     assert str(champion.version) == "1"
@@ -202,22 +203,59 @@ def test_a_policy_is_registered_once_and_becomes_champion(tracking: Tracking) ->
     assert champion.tags["align.number"] == "3", "a version that is promoted again tells of its last promotion"
 
 
-def test_aliases_of_all_registered_models_are_seen(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_alias_is_moved_to_a_version_whose_files_mlflow_did_not_get(
+    tracking: Tracking, micro_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, cut_short = report("4" * 40), report("5" * 40)
+    cut_short = replace(cut_short, commit=cut_short.commit.model_copy(update={"digest": "5" * 64}))
+    for item in (good, cut_short):
+        tracking.report(item)
+    tracking.register("recipe", "whole", good.commit, {}, lambda: micro_folder)
+
+    def register() -> str:
+        return tracking.register("recipe", "whole", cut_short.commit, {}, lambda: micro_folder)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_model_artifact", killed)
+        with pytest.raises(KeyboardInterrupt):
+            register()
+    assert tracking.aliased("whole") == ("1", tracking.client().get_model_version("whole", "1").tags)
+    assert register() == "2", "the version of the first try"
+    assert [path.path for path in tracking.client().list_logged_model_artifacts(model_of("whole", "2", tracking))] == [
+        "MLmodel",
+        "components",
+        "conda.yaml",
+        "model",
+        "python_env.yaml",
+        "requirements.txt",
+    ]
+
+
+def model_of(name: str, version: str, tracking: Tracking) -> str:
+    return str(tracking.client().get_model_version(name, version).source).removeprefix("models:/")
+
+
+def test_aliases_of_all_registered_models_are_seen(
+    tracking: Tracking, micro_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("resources.mlflow.MODELS_A_PAGE", 1)
     for number in range(3):
         item = report(f"{number}f" * 20)
         item = replace(item, commit=item.commit.model_copy(update={"digest": f"p{number}" * 32}))
         tracking.report(item)
-        tracking.register("recipe", f"paged-{number}", item.commit, {})
+        tracking.register("recipe", f"paged-{number}", item.commit, {}, lambda: micro_folder)
     assert {f"p{number}" * 32 for number in range(3)} <= tracking.aliased_policies()
 
 
-def test_a_model_of_another_recipe_is_not_taken_over(tracking: Tracking) -> None:
+def test_a_model_of_another_recipe_is_not_taken_over(tracking: Tracking, micro_folder: Path) -> None:
     item = report("3" * 40)
     tracking.report(item)
-    tracking.register("recipe", "theirs", item.commit, {})
+    tracking.register("recipe", "theirs", item.commit, {}, lambda: micro_folder)
     with pytest.raises(ModelTaken, match="belongs to recipe recipe"):
-        tracking.register("other", "theirs", item.commit, {})
+        tracking.register("other", "theirs", item.commit, {}, lambda: micro_folder)
 
 
 def test_a_server_that_does_not_answer_is_said_after_the_tries() -> None:

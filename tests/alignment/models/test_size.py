@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from alignment.errors import BadInput
+from alignment.models.checkpoint import read_config
 from alignment.models.size import forward_bytes, parameter_counts, training_bytes
 from alignment.recipe import Lora
 
@@ -34,6 +36,20 @@ def test_counts_are_those_of_the_model_and_of_its_adapter(tied: bool, targets: A
     adapted = get_peft_model(model, LoraConfig(r=8, target_modules=targets, task_type="CAUSAL_LM"))
     trained = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
     assert parameter_counts(config, Lora(rank=8, target_modules=targets)) == (whole, trained)
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("mistral_7b_v0.1", 7_241_732_096),
+        ("llama_3_8b", 8_030_261_248),
+        ("llama_3.1_8b", 8_030_261_248),
+        ("qwen2.5_0.5b", 494_032_768),
+    ],
+)
+def test_counts_of_published_models_are_the_published_ones(name: str, published: int) -> None:
+    config = read_config(Path(__file__).parents[2] / "configs" / f"{name}.json")
+    assert parameter_counts(config)[0] == published
 
 
 def test_training_all_takes_the_optimisers_bytes_and_training_an_adapter_little_more_than_the_weights() -> None:

@@ -1,0 +1,116 @@
+"""Taking a registered checkpoint out of the store: a folder with what `transformers` loads, and no more."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alignment.errors import BadInput
+from alignment.models.pin import checkpoint_names
+from alignment.store import Commit, CorruptArtifact, Store
+from alignment.store.place import told_when_full
+from alignment_dags.registry.registrations import name_and_version, registration_of
+from resources.store import ArtifactStore
+
+BLOCK = 1 << 22
+Say = Callable[[str], None]
+
+
+def export(model: str, to: Path, say: Say) -> dict[str, Any]:
+    """Copies the checkpoint of MODEL[@champion|@VERSION] into `to`, each file verified by its committed sha256.
+
+    The files arrive in a hidden folder beside `to`, which takes its name when all are there: an export that was cut
+    short leaves nothing at `to`. Returns `model`, `version`, `digest`, `path`, `files` {name: {sha256, size}}, `bytes`.
+    Raises `BadInput` for a folder that cannot be used, `ErasedArtifact` where the weights were erased.
+    """
+    store = ArtifactStore().open()
+    version, policy = _policy(store, model)
+    folder = _free(to)
+    files = {name: policy.files[name] for name in checkpoint_names(policy.files)}
+    size = sum(file.size for file in files.values())
+    say(f"copying {len(files)} files, {size / 2**20:,.1f} MiB")
+    arriving = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        with _told(to):
+            arriving.mkdir(parents=True)
+        with told_when_full(str(folder.parent)):
+            for name in files:
+                _copy(store, policy, name, arriving / name)
+        with _told(to):
+            arriving.rename(folder)
+    finally:
+        shutil.rmtree(arriving, ignore_errors=True)
+    return {
+        "model": name_and_version(model)[0],
+        "version": version,
+        "digest": policy.digest,
+        "path": str(folder),
+        "files": {name: file.model_dump() for name, file in files.items()},
+        "bytes": size,
+    }
+
+
+def local_path(model: str, say: Say) -> dict[str, Any]:
+    """Where the checkpoint lies: in a local store itself, else in the cache, which it is brought into first."""
+    store = ArtifactStore().open()
+    version, policy = _policy(store, model)
+    if not store.is_local:
+        size = sum(file.size for file in policy.files.values())
+        say(f"{size / 2**20:,.1f} MiB, from {store.uri(policy.artifact)} unless the cache has them")
+    folder = store.fetch(policy.artifact)
+    return {
+        "model": name_and_version(model)[0],
+        "version": version,
+        "digest": policy.digest,
+        "path": str(folder),
+    }
+
+
+def _policy(store: Store, model: str) -> tuple[str, Commit]:
+    """The version, and the policy that it registered, with all its files."""
+    registration = registration_of(store, *name_and_version(model))
+    return str(registration.summary["version"]), store.standing(registration.inputs["policy"])
+
+
+def _free(to: Path) -> Path:
+    folder = to.expanduser().resolve()
+    if folder.is_dir():
+        if any(folder.iterdir()):
+            raise BadInput("is not empty: name a folder that does not exist yet", file=str(to), field="--to")
+    elif folder.exists():
+        raise BadInput("is a file: name a folder that does not exist yet", file=str(to), field="--to")
+    return folder
+
+
+@contextmanager
+def _told(to: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"cannot be made: {error.strerror or error}", file=str(to), field="--to") from error
+
+
+def _copy(store: Store, policy: Commit, name: str, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sha = hashlib.sha256()
+    with store.open(policy.artifact, name) as source, target.open("wb") as copy:
+        while block := source.read(BLOCK):
+            sha.update(block)
+            copy.write(block)
+        copy.flush()
+        os.fsync(copy.fileno())  # the folder must not get its name, in a power cut, before its bytes
+    if sha.hexdigest() != policy.files[name].sha256:
+        raise CorruptArtifact(f"{store.uri(policy.artifact)}/{name}: not what was committed; nothing was exported")
+
+
+def show_exported(result: dict[str, Any]) -> None:
+    print(f"{result['model']} version {result['version']}: {result['path']}")
+    print("load it with transformers:")
+    print("  from transformers import pipeline")
+    print(f'  answer = pipeline("text-generation", model={result["path"]!r})')

@@ -4,11 +4,12 @@
 #   make check  while you write   1 minute    ruff, mypy, and the tests of what computes without a graph: data, recipes,
 #                                             store, losses, suites, statistics, gate, report, floors, recorded keys
 #   make test   before a merge    15 minutes  the above and every other test without the marker `soak`: every contract,
-#                                             each command, whole graphs of tiny models, the quickstart, and real data
-#                                             where there is some
+#                                             each command, whole graphs of tiny models, the quickstart, parts on real
+#                                             data where there is some
 #   make soak   before a release  45 minutes  tests with the marker `soak`: whole runs that are killed and go on, live
-#                                             daemons, nights and pages, and the quickstart on shuffled labels
-# A test is marked `soak` if it starts a live Dagster, kills a whole run, or repeats a whole run that `make test` has.
+#                                             daemons, nights and pages, the quickstart on shuffled labels, the whole
+#                                             graph on real data
+# A test is marked `soak` if it starts a live Dagster, kills a whole run, or is a whole run of minutes.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -17,7 +18,8 @@ DEV    := $(VENV)/.installed-dev
 PIP    := $(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed --constraint requirements.lock
 PYTEST := $(BIN)/python -m pytest
 WORKERS := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-CORE   := tests/test_*.py $(addprefix tests/alignment/,data methods recipe stages store test_*.py) \
+CORE   := $(filter-out tests/test_bare_image.py,$(wildcard tests/test_*.py)) \
+          $(addprefix tests/alignment/,data methods recipe stages store test_*.py) \
           $(addprefix tests/eval/,gate grading report statistics suites) tests/alignment_dags/planner
 
 .PHONY: help setup setup-dev quickstart ui check test soak lint types core tests newer clean

@@ -40,10 +40,11 @@ def recipe(small_recipe: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
 def test_code_of_the_model_that_the_recipe_let_run_is_named(
     recipe: Callable[..., Path],
     small_recipe: dict[str, Any],
+    tmp_path: Path,
     bring_up_to_date: Callable[..., Upstream],
     code_of_models: None,
 ) -> None:
-    folder = Path(small_recipe["base_model"]["path"])
+    folder = Path(shutil.copytree(small_recipe["base_model"]["path"], tmp_path / "model"))
     (folder / "own.py").write_text(
         "from transformers import LlamaConfig, LlamaForCausalLM\n\nclass OwnConfig(LlamaConfig):\n"
         '    model_type = "own"\n\nclass OwnForCausalLM(LlamaForCausalLM):\n    config_class = OwnConfig\n'

@@ -14,7 +14,7 @@ from alignment.recipe import load_recipe
 from assets.building.upstream import Upstream
 from resources.home import PROJECT
 
-pytestmark = pytest.mark.real_data
+pytestmark = [pytest.mark.real_data, pytest.mark.soak]
 SHARDS = ("harmless-base.test-00001-of-00002", "harmless-base.test-00002-of-00002")
 LIMIT = 40
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from alignment.data.files import expand, modified, pin_file, size
+from alignment.data.files import expand_all, modified, pin_file, size
 from alignment.data.hub import pin_hub
 from alignment.data.readers import data_suffix
 from alignment.digest import json_digest
@@ -85,7 +85,7 @@ def shards_of(source: PreferenceSource, seed: int = 0) -> Shards:
         pinned = pin_hub(source)
         name, request = safe(str(pinned.split)), ShardRequest(hub=pinned)
         return Shards({part_name(name, part, parts): Part(part, parts, whole=request) for part in range(parts)})
-    urls = list(dict.fromkeys(url for pattern in source.files or [] for url in expand(pattern)))
+    urls = expand_all(source.files or [])
     if not urls:
         raise BadInput("names no file", field="preferences.files")
     return Shards(

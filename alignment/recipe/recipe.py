@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from alignment.address import all_shown
 from alignment.recipe.data import ModelSource, PreferenceSource, Section
 from alignment.recipe.evaluation import Evals, Gate, Judge
 from alignment.recipe.schedule import Alerts, Schedule
@@ -58,8 +59,13 @@ class Recipe(Section):
 
     @property
     def written(self) -> dict[str, Any]:
-        """What the person wrote, as plain data: variables stand by their names, for what they hold may be secret."""
-        return self.model_dump(mode="json", exclude_unset=True) if self._written is None else self._written
+        """What the person wrote, as plain data, without what may be secret: variables stand by their names, and
+        addresses without users and queries."""
+        written = self._written
+        return cast(
+            dict[str, Any],
+            all_shown(self.model_dump(mode="json", exclude_unset=True) if written is None else written),
+        )
 
     @model_validator(mode="after")
     def _agreement(self) -> Recipe:

@@ -20,6 +20,7 @@ from urllib.parse import quote, unquote
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from alignment.address import shown
 from alignment.errors import CorruptArtifact, ErasedArtifact, MissingArtifact
 from alignment.store.commit import Artifact, Commit, Erasure, describe, verify
 from alignment.store.place import Place, told_when_full
@@ -98,7 +99,7 @@ class Store(Refs):
 
     def uri(self, artifact: Artifact) -> str:
         """The artifact's folder as a URL that a person can open."""
-        return str(self.fs.unstrip_protocol(self.path(artifact.kind, artifact.key, artifact.attempt)))
+        return shown(str(self.fs.unstrip_protocol(self.path(artifact.kind, artifact.key, artifact.attempt))))
 
     # Reading ------------------------------------------------------------------------------------
 

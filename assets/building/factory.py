@@ -11,6 +11,7 @@ from typing import Any
 
 import dagster as dg
 
+from alignment.address import shown
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
 from alignment.stages.execute import DAGSTER_RUN, RECIPE_NAME, REQUEST_FILE
@@ -120,6 +121,12 @@ class Materializer:
             return NOTHING, {"nothing_to_make": str(why)}
         except (BadInput, NotBuilt) as error:
             raise dg.Failure(str(error), metadata={BAD_INPUT: str(error)}, allow_retries=False) from error
+        except dg.Failure:
+            raise
+        except Exception as error:
+            if not _holds_secret(error):
+                raise
+            raise dg.Failure(shown(f"{type(error).__name__}: {error}")) from None  # Dagster records what it stems from
 
     def _materialize(self, shard: str | None) -> tuple[str, dict[str, Any]]:
         os.environ.update({DAGSTER_RUN: self.context.run.run_id, RECIPE_NAME: self.recipe.name})
@@ -203,6 +210,13 @@ class Materializer:
         values |= numbers(commit.summary) if shown.plotted is None else shown.plotted
         values |= {name: text for name, text in commit.summary.items() if isinstance(text, str)}
         return values | {name: dg.MetadataValue.md(text) for name, text in shown.markdown.items()}
+
+
+def _holds_secret(error: BaseException | None) -> bool:
+    """Whether the text of an error, or of one that it stems from, has an address that may not be shown."""
+    return error is not None and (
+        shown(str(error)) != str(error) or _holds_secret(error.__cause__) or _holds_secret(error.__context__)
+    )
 
 
 def numbers(summary: dict[str, Any], prefix: str = "") -> dict[str, float]:

@@ -16,6 +16,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from alignment.address import bare, no_such_file, remember, whole
 from alignment.errors import BadInput
 from alignment.stages import SourceFile
 
@@ -115,13 +116,19 @@ def check_text(fields: Mapping[str, Any], file: str, row: int) -> None:
 
 def read_bytes(url: str) -> bytes:
     """A local file or fsspec URL, as it lies; raises `BadInput` when it cannot be read."""
+    url = remember(url)
     try:
-        with fsspec.open(url, "rb") as stream:
+        with fsspec.open(whole(url), "rb") as stream:
             data: bytes = stream.read()
     except FileNotFoundError:
-        raise BadInput("no such file", file=url) from None
+        raise BadInput(no_such_file(url), file=url) from None
     except OSError as error:
-        raise BadInput(f"cannot be read: {error.strerror or error}", file=url) from error
+        problem = f"cannot be read: {error.strerror or error}"
+        raise BadInput(problem, file=url) from (None if "://" in url else error)
+    except Exception as error:  # each remote file system has errors of its own, with the whole address in their text
+        if "://" not in url:
+            raise
+        raise BadInput(f"cannot be read: {type(error).__name__}: {error}", file=url) from None
     return data
 
 
@@ -144,7 +151,7 @@ def rows_of(data: bytes, file: str) -> list[Row]:
 
 def read_rows(path: str | Path) -> list[Row]:
     """The objects in a file, each with its row."""
-    return rows_of(read_bytes(str(path)), str(path))
+    return rows_of(read_bytes(str(path)), bare(str(path)))
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:

@@ -60,7 +60,7 @@ def main() -> int:
     servers: list[subprocess.Popen[bytes]] = []
     try:
         for command in commands(dagster_port, mlflow_port):
-            # by environment, as every user of the machine sees a process's arguments, and the address may hold a password
+            # by environment: the address may hold a password, and every user of the machine sees a process's arguments
             environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": tracking_uri()}
             servers.append(subprocess.Popen(command, cwd=PROJECT, start_new_session=True, env=environment))
         print(f"Dagster: http://127.0.0.1:{dagster_port}   MLflow: {os.environ['ALIGN_MLFLOW_UI']}", flush=True)

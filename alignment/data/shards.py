@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from urllib.parse import quote
 
 from alignment.data.files import expand_all, modified, pin_file, size
 from alignment.data.hub import pin_hub
@@ -73,7 +74,8 @@ def shards_of(source: PreferenceSource, seed: int = 0) -> Shards:
     """The source's shards as they are now; `seed` counts for embedded data only.
 
     A file's shard bears its name without suffix, led by its folder's where two clash; a hub split's the
-    split's; embedded shards are `day-1`, `day-2`, …. A source cut in n adds `-00001-of-0000n`.
+    split's; embedded shards are `day-1`, `day-2`, …. A source cut in n adds `-00001-of-0000n`. A name too long for a
+    file's ends in its digest.
     Raises `BadInput` if files or the hub's data set cannot be found.
     """
     if source.embedded is not None:
@@ -97,8 +99,24 @@ def shards_of(source: PreferenceSource, seed: int = 0) -> Shards:
     )
 
 
+LONGEST_NAME = 241
+"""Bytes that a shard's quoted name may take: a file system takes 255, and `.json` and a passing suffix stand behind."""
+NAME_DIGEST = 10
+
+
 def part_name(name: str, part: int, parts: int) -> str:
-    return name if parts == 1 else f"{name}-{part + 1:05d}-of-{parts:05d}"
+    suffix = "" if parts == 1 else f"-{part + 1:05d}-of-{parts:05d}"
+    return shortened(name, LONGEST_NAME - len(suffix)) + suffix
+
+
+def shortened(name: str, room: int) -> str:
+    """The name, or as much of it as `room` bytes take when quoted, with its digest in place of the rest."""
+    if len(quote(name, safe="")) <= room:
+        return name
+    first = name
+    while len(quote(first, safe="")) > room - NAME_DIGEST - 1:
+        first = first[:-1]
+    return f"{first.rstrip('-.')}-{json_digest(name)[:NAME_DIGEST]}"
 
 
 def shard_names(urls: list[str]) -> list[str]:

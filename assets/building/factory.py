@@ -157,6 +157,10 @@ class Materializer:
                 failures[shard] = failure
                 self.context.log.error(f"{shard}: {failure.description}")
                 continue
+            except Exception as error:  # of this shard's file, say: it is no reason to leave the others behind
+                failures[shard] = dg.Failure(f"{type(error).__name__}: {error}")
+                self.context.log.exception(f"{shard}: {error}")
+                continue
             event = dg.AssetMaterialization(
                 asset_key=asset_key(self.recipe.name, self.node.name),
                 partition=shard,
@@ -168,7 +172,7 @@ class Materializer:
             told = "; ".join(f"{shard}: {failure.description}" for shard, failure in failures.items())
             raise dg.Failure(
                 f"{len(failures)} of {len(shards)} shards failed, the others stand: {told}",
-                metadata={BAD_INPUT: told},
+                metadata={BAD_INPUT: told} if all(BAD_INPUT in one.metadata for one in failures.values()) else {},
                 allow_retries=False,
             )
 

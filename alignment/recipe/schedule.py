@@ -76,7 +76,11 @@ class Schedule(Section):
     deadline_minutes: int = Field(default=120, ge=1, le=7 * 24 * 60)
     """How long a night waits for shards before it goes without them; anew if it had to make base model or SFT first."""
     max_hours: int = Field(default=24, ge=1)
-    """Longest that one run of a night may take; then it is ended, so that the nights after it have their turn."""
+    """Longest that the runs of a night may take, from the first that it asks for to the end of the last: time in a
+    queue and a second try count. Then they are ended, so that the nights after it have their turn."""
+    max_cost: float | None = Field(default=None, gt=0)
+    """Most that the runs of a night may cost, by the prices in pools.yaml and in their currency; then they are ended.
+    What a judge costs has a budget of its own."""
 
     @field_validator("cron")
     @classmethod

@@ -178,3 +178,5 @@ def show_nights(result: dict[str, Any]) -> None:
             print(f"    {night['took']}")
         if night["alias"]:
             print(f"    {night['alias']}")
+    for path, why in result["unreadable"].items():
+        print(f"{path}: {why}")

@@ -38,6 +38,11 @@ def asset_key(recipe_name: str, node_name: str) -> dg.AssetKey:
     return dg.AssetKey([recipe_name, *node_name.split("/")])
 
 
+def asset_step(recipe_name: str, node_name: str) -> str:
+    """The name of an asset's step in Dagster's runs."""
+    return f"{recipe_name}__{node_name.replace('/', '__')}"
+
+
 def build_asset(node: Node, recipe: Recipe, pools: Pools) -> dg.AssetsDefinition:
     """The Dagster asset of a node.
 
@@ -47,7 +52,7 @@ def build_asset(node: Node, recipe: Recipe, pools: Pools) -> dg.AssetsDefinition
     pool = pools[node.pool] if node.pool else None
 
     @dg.multi_asset(
-        name=f"{recipe.name}__{node.name.replace('/', '__')}",
+        name=asset_step(recipe.name, node.name),
         specs=[
             dg.AssetSpec(
                 key=asset_key(recipe.name, node.name),

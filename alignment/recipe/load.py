@@ -111,7 +111,9 @@ def load_recipe(path: str | Path, environ: Mapping[str, str] | None = None) -> R
     """
     path = Path(path)
     data = read_yaml(path, "recipe")
-    return parse_recipe(data, str(path), os.environ if environ is None else environ)
+    recipe = parse_recipe(data, str(path), os.environ if environ is None else environ)
+    recipe._file = path.resolve()
+    return recipe
 
 
 def parse_recipe(data: dict[str, Any], file: str, environ: Mapping[str, str]) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from pydantic import Field, PrivateAttr, model_validator
@@ -56,6 +57,12 @@ class Recipe(Section):
     alerts: Alerts | None = None
 
     _written: dict[str, Any] | None = PrivateAttr(default=None)
+    _file: Path | None = PrivateAttr(default=None)
+
+    @property
+    def file(self) -> Path | None:
+        """The file it was read from, resolved; None for a recipe that was not read from one."""
+        return self._file
 
     @property
     def written(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from alignment_dags.nights.runs import runs_seen
 from alignment_dags.nights.state import State, state_of
 from alignment_dags.run.launch import RANGE_END, RANGE_START, stretches
 from alignment_dags.run.phases import job_name, phases_of
+from alignment_dags.run.shards import claim
 from assets.building.factory import asset_key, shards_definition, shards_per_run
 from assets.building.upstream import NotBuilt
 from resources.alerts import Alert, send
@@ -69,6 +70,7 @@ def tick(
     looked: list[State] = []
 
     def state_now() -> State:
+        claim(store, recipe)
         looked.append(state_of(recipe, pools, store))
         return looked[-1]
 

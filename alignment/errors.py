@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from alignment.address import shown
+
 
 class BadInput(ValueError):
     """Input that a person gave and has to mend; the command line prints it as one line and exits with 2.
 
-    `file`, `row` (1-based source line or record number) and `field` say where it is.
+    `file`, `row` (1-based source line or record number) and `field` say where it is. No address in it shows a secret.
     """
 
     def __init__(
@@ -19,6 +21,7 @@ class BadInput(ValueError):
         row: int | None = None,
         field: str | None = None,
     ) -> None:
+        message, file = shown(message), None if file is None else shown(file)
         where = ", ".join(
             part
             for part in (

@@ -27,7 +27,7 @@ def commands(dagster_port: str, mlflow_port: str) -> list[list[str]]:
     dagster += ["--host", "127.0.0.1", "--port", dagster_port]
     if tracking_uri().startswith("http"):
         return [dagster]
-    mlflow = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", tracking_uri()]
+    mlflow = [sys.executable, "-m", "mlflow", "server"]
     mlflow += ["--host", "127.0.0.1", "--port", mlflow_port, "--workers", "1"]
     return [dagster, mlflow]
 
@@ -60,7 +60,9 @@ def main() -> int:
     servers: list[subprocess.Popen[bytes]] = []
     try:
         for command in commands(dagster_port, mlflow_port):
-            servers.append(subprocess.Popen(command, cwd=PROJECT, start_new_session=True))
+            # by environment: the address may hold a password, and every user of the machine sees a process's arguments
+            environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": tracking_uri()}
+            servers.append(subprocess.Popen(command, cwd=PROJECT, start_new_session=True, env=environment))
         print(f"Dagster: http://127.0.0.1:{dagster_port}   MLflow: {os.environ['ALIGN_MLFLOW_UI']}", flush=True)
         while all(server.poll() is None for server in servers):
             time.sleep(0.5)

@@ -11,9 +11,10 @@ import logging
 import os
 import time
 import urllib.request
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from urllib.error import HTTPError
 
+from alignment.address import shown
 from alignment.recipe import Alerts
 
 ATTEMPTS = 3
@@ -35,8 +36,11 @@ class Alert:
 def send(alerts: Alerts | None, alert: Alert) -> None:
     """Logs the alert and posts it to the recipe's webhook; says so when that does not work, and never raises.
 
+    No address in its text shows a secret.
+
     The webhook's URL is a secret: it stands in no log line.
     """
+    alert = replace(alert, text=shown(alert.text))
     log.warning("%s: %s: %s", alert.recipe, alert.event, alert.text)
     if alerts is None or alerts.webhook_env is None:
         return

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from alignment.address import shown
 from alignment.errors import BadInput
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -47,14 +47,9 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{align_home() / 'mlflow.db'}"
 
 
-def without_userinfo(text: str) -> str:
-    """A text in which no URL names a user or a password."""
-    return re.sub(r"(?<=://)[^/\s]*@", "", text)
-
-
 def mlflow_ui() -> str:
     """Where a person opens MLflow: the tracking server itself, or the pages that `make ui` serves."""
-    uri = without_userinfo(tracking_uri())
+    uri = shown(tracking_uri())
     return uri if uri.startswith("http") else os.environ.get("ALIGN_MLFLOW_UI", "http://127.0.0.1:5000")
 
 

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import dagster as dg
 from filelock import FileLock
 
+from alignment.address import shown
 from alignment.errors import BadInput
 from alignment.store import Artifact, Commit, MissingArtifact
 from alignment.store.commit import read_record
 from resources import mlflow_model
-from resources.home import align_home, mlflow_ui, tracking_uri, without_userinfo
+from resources.home import align_home, mlflow_ui, tracking_uri
 from resources.mlflow_values import (
     DAGSTER_RUNS_TAG,
     PARAM_LIMIT,
@@ -127,7 +128,7 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
             yield
         except (MlflowException, SQLAlchemyError, OSError) as error:
             # without the error itself, whose own text may hold the server's password and would be recorded with it
-            told = without_userinfo(f"MLflow at {self.uri or tracking_uri()}: {error}")
+            told = f"MLflow at {shown(self.uri or tracking_uri())}: {error}"
             raise TrackingUnreachable(told) from None
 
     def report(self, report: Report) -> Reported:
@@ -411,7 +412,7 @@ def _log_numbers(client: MlflowClient, run_id: str, report: Report) -> None:
             for name, value in record.items()
             if name != "step" and isinstance(value, int | float)
         ]
-    params = [Param(usable(name), str(value)[:PARAM_LIMIT]) for name, value in report.params.items()]
+    params = [Param(usable(name), shown(str(value))[:PARAM_LIMIT]) for name, value in report.params.items()]
     for start in range(0, len(metrics), BATCH):
         client.log_batch(run_id, metrics=metrics[start : start + BATCH])
     for start in range(0, len(params), 100):
@@ -468,8 +469,7 @@ class MlflowRecords:
             else:
                 version = self.client.get_model_version_by_alias(model, wanted)
         except MlflowException as error:
-            told = without_userinfo(f"MLflow has no '{model}' with version or alias '{wanted}': {error}")
-            raise BadInput(told) from None
+            raise BadInput(f"MLflow has no '{model}' with version or alias '{wanted}': {error}") from None
         return self._record(f"tags.`align.key` = '{version.tags[REGISTRATION_TAG]}'")
 
     def commit_of(self, artifact: Artifact) -> Commit:

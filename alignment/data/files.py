@@ -11,7 +11,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from alignment.address import no_such_file, remember, whole
 from alignment.data.readers import DATA_SUFFIXES, data_suffix
 from alignment.digest import file_sha256, json_digest, stream_sha256
 from alignment.errors import BadInput
@@ -35,6 +36,7 @@ UNFINISHED = (".tmp", ".part")
 
 def pin_file(url: str) -> SourceFile:
     """A local path or fsspec URL with its SHA-256 and size. Raises `BadInput` if there is no such file."""
+    url = remember(url)
     with _reaching(url) as (fs, path):
         return _pin_local(path) if isinstance(fs, LocalFileSystem) else _pin_remote(fs, path, url)
 
@@ -44,12 +46,23 @@ def pin_files(patterns: list[str]) -> list[SourceFile]:
 
     A folder stands for the data files right in it. Raises `BadInput` naming a pattern that matches nothing.
     """
-    pinned: dict[str, SourceFile] = {}
+    return [pin_file(url) for url in expand_all(patterns)]
+
+
+def expand_all(patterns: Iterable[str]) -> list[str]:
+    """The bare file URLs behind paths, globs and folders, each once.
+
+    Raises `BadInput` for two files that differ in what opens them alone: neither names nor records tell them apart.
+    """
+    found: dict[str, str] = {}
     for pattern in patterns:
         for url in expand(pattern):
-            if url not in pinned:
-                pinned[url] = pin_file(url)
-    return list(pinned.values())
+            if found.setdefault(url, whole(url)) != whole(url):
+                problem = (
+                    "is given twice, with two queries or users, which name no file; give each file a path of its own"
+                )
+                raise BadInput(problem, file=url)
+    return list(found)
 
 
 def modified(url: str) -> float | None:
@@ -82,12 +95,14 @@ def size(url: str) -> int | None:
 
 
 def expand(pattern: str) -> list[str]:
-    """The file URLs behind one path, glob or folder; in globs and folders, only files that are not being written."""
+    """The bare file URLs behind one path, glob or folder; in globs and folders, only files that are not being
+    written."""
     if not pattern.strip():
         raise BadInput("an empty path", field="files")
+    pattern = remember(pattern)
     with _reaching(pattern) as (fs, path):
         fs.invalidate_cache()  # a process that lives for days has to see today's files
-        if _is_data(path) and fs.isfile(path):  # asked first, as to HTTP a file full of links is a folder
+        if _is_data(pattern) and fs.isfile(path):  # asked first, as to HTTP a file full of links is a folder
             found = [path]
         elif fs.isdir(path):
             found = [name for name in sorted(fs.ls(path, detail=False)) if _is_data(name) and fs.isfile(name)]
@@ -95,33 +110,39 @@ def expand(pattern: str) -> list[str]:
                 raise BadInput(f"no data files in this folder ({', '.join(DATA_SUFFIXES)})", file=pattern)
         elif fs.isfile(path):
             found = [path]
-        elif not _has_magic(path):
-            raise BadInput("no such file", file=pattern)
+        elif not _has_magic(pattern):
+            raise BadInput(no_such_file(pattern), file=pattern)
         else:
             above = len(_fixed(path))
             found = sorted(name for name in fs.glob(path) if _is_finished(name[above:]) and fs.isfile(name))
             if not found:
                 raise BadInput("matches no file", file=pattern)
-        return found if isinstance(fs, LocalFileSystem) else [str(fs.unstrip_protocol(name)) for name in found]
+        return (
+            found if isinstance(fs, LocalFileSystem) else [remember(str(fs.unstrip_protocol(name))) for name in found]
+        )
 
 
 @contextlib.contextmanager
 def _reaching(url: str) -> Iterator[tuple[Any, str]]:
-    """The file system and the path in it; whatever keeps us from it becomes one line that names the URL."""
+    """The file system and the path in it; whatever keeps us from it becomes one line that names the URL.
+
+    Of a remote file system's own error only that line goes on: its text may hold the query that opens the URL.
+    """
+    url = remember(url)
     try:
-        yield _resolve(url)
+        yield _resolve(whole(url))
     except BadInput:
         raise
     except FileNotFoundError:
-        raise BadInput("no such file", file=url) from None
+        raise BadInput(no_such_file(url), file=url) from None
     except IsADirectoryError:
         raise BadInput("is a folder, not a file", file=url) from None
     except OSError as error:
-        raise BadInput(f"cannot be read: {error.strerror or error}", file=url) from error
+        raise BadInput(f"cannot be read: {error.strerror or error}", file=url) from (None if "://" in url else error)
     except Exception as error:  # each remote file system has exceptions of its own, for missing credentials say
         if "://" not in url:
             raise
-        raise BadInput(f"cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}", file=url) from error
+        raise BadInput(f"cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}", file=url) from None
 
 
 def _resolve(url: str) -> tuple[Any, str]:
@@ -183,7 +204,7 @@ def _pin_remote(fs: Any, path: str, url: str) -> SourceFile:
     remembered = _recall(entry, state) if tags else None
     if remembered is not None:
         return SourceFile(url=url, sha256=remembered, size=size)
-    sha256, size = file_sha256(url)
+    sha256, size = file_sha256(whole(url))
     fs.invalidate_cache(path)
     after = fs.info(path)
     if tags and size == state["size"] and all(str(after.get(name)) == tag for name, tag in tags.items()):

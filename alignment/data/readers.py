@@ -20,6 +20,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from alignment.address import no_such_file, remember, whole
 from alignment.errors import BadInput
 
 # Opens a data file wherever it lies, checks that it is the pinned one, and says plainly when it is not data.
@@ -64,15 +65,21 @@ def reading(url: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise BadInput("no such file", file=url) from None
+        raise BadInput(no_such_file(url), file=url) from None
     except IsADirectoryError:
         raise BadInput("is a folder, not a file", file=url) from None
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise BadInput(f"the gzip data is damaged or cut short: {error}", file=url) from error
     except pa.ArrowException as error:
         raise BadInput(f"not readable as Parquet: {_first_line(error)}", file=url) from error
-    except (OSError, ImportError) as error:
-        raise BadInput(f"cannot be read: {_first_line(error)}", file=url) from error
+    except BadInput:
+        raise
+    except Exception as error:
+        if "://" in url:  # a remote file system's own error: its text may hold the query that opens the URL
+            raise BadInput(f"cannot be read: {_first_line(error)}", file=url) from None
+        if isinstance(error, OSError | ImportError):
+            raise BadInput(f"cannot be read: {_first_line(error)}", file=url) from error
+        raise
 
 
 @contextmanager
@@ -129,9 +136,9 @@ def refuse_what_is_not_data(head: bytes, url: str) -> None:
 def _open(url: str) -> Iterator[BinaryIO]:
     with reading(url):
         try:
-            opened = fsspec.open(url, "rb")
+            opened = fsspec.open(whole(url), "rb")
         except ValueError as error:  # fsspec's word for a protocol it does not know
-            raise BadInput(_first_line(error), file=url) from error
+            raise BadInput(_first_line(error), file=url) from None
         with opened as file:
             yield file
 
@@ -330,6 +337,7 @@ def read_records(
     `unnamed` is the format (a suffix) of a file whose name tells none. Raises `BadInput` naming the file if it is
     missing, damaged, not data, or not the one that `sha256` pins.
     """
+    url = remember(url)
     if not 0 <= part < parts:
         raise ValueError(f"part {part} of {parts}")
     first, last = 0, None

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from urllib.parse import quote
 
-from alignment.data.files import expand, modified, pin_file, size
+from alignment.data.files import expand_all, modified, pin_file, size
 from alignment.data.hub import DEFAULT_SPLIT, pin_hub
 from alignment.data.readers import data_suffix
 from alignment.digest import json_digest
@@ -73,7 +74,8 @@ def shards_of(source: PreferenceSource, seed: int = 0) -> Shards:
     """The source's shards as they are now; `seed` counts for embedded data only.
 
     A file's shard bears its name without suffix, led by its folder's where two clash; a hub split's the
-    split's; embedded shards are `day-1`, `day-2`, …. A source cut in n adds `-00001-of-0000n`.
+    split's; embedded shards are `day-1`, `day-2`, …. A source cut in n adds `-00001-of-0000n`. A name too long for a
+    file's ends in its digest.
     Raises `BadInput` if files or the hub's data set cannot be found.
     """
     if source.embedded is not None:
@@ -85,7 +87,7 @@ def shards_of(source: PreferenceSource, seed: int = 0) -> Shards:
         pinned = pin_hub(source)
         name, request = safe(str(pinned.split)), ShardRequest(hub=pinned)
         return Shards({part_name(name, part, parts): Part(part, parts, whole=request) for part in range(parts)})
-    urls = list(dict.fromkeys(url for pattern in source.files or [] for url in expand(pattern)))
+    urls = expand_all(source.files or [])
     if not urls:
         raise BadInput("names no file", field="preferences.files")
     return Shards(
@@ -97,6 +99,11 @@ def shards_of(source: PreferenceSource, seed: int = 0) -> Shards:
     )
 
 
+LONGEST_NAME = 241
+"""Bytes that a shard's quoted name may take: a file system takes 255, and `.json` and a passing suffix stand behind."""
+NAME_DIGEST = 10
+
+
 def names_on_the_hub(source: PreferenceSource) -> list[str]:
     """The shards of a source on the hub, which need not be asked for that."""
     name = safe(source.split or DEFAULT_SPLIT)
@@ -104,7 +111,18 @@ def names_on_the_hub(source: PreferenceSource) -> list[str]:
 
 
 def part_name(name: str, part: int, parts: int) -> str:
-    return name if parts == 1 else f"{name}-{part + 1:05d}-of-{parts:05d}"
+    suffix = "" if parts == 1 else f"-{part + 1:05d}-of-{parts:05d}"
+    return shortened(name, LONGEST_NAME - len(suffix)) + suffix
+
+
+def shortened(name: str, room: int) -> str:
+    """The name, or as much of it as `room` bytes take when quoted, with its digest in place of the rest."""
+    if len(quote(name, safe="")) <= room:
+        return name
+    first = name
+    while len(quote(first, safe="")) > room - NAME_DIGEST - 1:
+        first = first[:-1]
+    return f"{first.rstrip('-.')}-{json_digest(name)[:NAME_DIGEST]}"
 
 
 def shard_names(urls: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from alignment.address import shown
 from alignment.recipe.data import Section, VariableName
 
 
@@ -157,7 +158,9 @@ def refuse_no_address(url: str | None) -> None:
         port_is_fine = False
     blank = any(character.isspace() for character in url)
     if not port_is_fine or blank or parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"base_url must be as in http://host:8000/v1 or https://host/v1, not '{url}'")
+        raise ValueError(f"base_url must be as in http://host:8000/v1 or https://host/v1, not '{shown(url)}'")
+    if parts.query or parts.fragment:  # requests would go to another address, and the query would stand in records
+        raise ValueError("base_url must hold no query: the key belongs in the variable api_key_env names")
 
 
 class Generate(Section):

@@ -31,6 +31,53 @@ class StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+MOST_NODES = 100_000
+"""Keys and values that a file may hold once its aliases are written out, a long text counted by hundreds of characters;
+a recipe has a hundred, a recipe that names a thousand files a thousand more."""
+MOST_LEVELS = 50
+TOO_DEEP = f"nested too deeply: more than {MOST_LEVELS} levels"
+
+
+def written_out(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """How many nodes and levels a YAML value has with its aliases written out, counted without writing them out.
+
+    `known` remembers those of nodes that were counted; (0, 0) marks one that is being counted. Raises
+    `MarkedYAMLError` for a value that holds itself or is beyond what a file may hold: a few aliases of aliases
+    stand for billions of nodes.
+    """
+    if id(node) in known:
+        found = known[id(node)]
+        if found == (0, 0):
+            raise yaml.MarkedYAMLError(
+                problem="nested too deeply: an anchor holds itself", problem_mark=node.start_mark
+            )
+        return found
+    known[id(node)] = (0, 0)
+    inner, own = (node.value, 1) if isinstance(node, yaml.CollectionNode) else ((), 1 + len(node.value) // 100)
+    children = [one for item in inner for one in (item if isinstance(item, tuple) else (item,))]
+    counted = [written_out(child, known) for child in children]
+    nodes, levels = own + sum(count for count, _ in counted), 1 + max((level for _, level in counted), default=0)
+    if nodes > MOST_NODES:
+        told = f"more than {MOST_NODES:,} keys and values once its aliases are written out"
+        raise yaml.MarkedYAMLError(problem=told, problem_mark=node.start_mark)
+    if levels > MOST_LEVELS:
+        raise yaml.MarkedYAMLError(problem=TOO_DEEP, problem_mark=node.start_mark)
+    known[id(node)] = (nodes, levels)
+    return nodes, levels
+
+
+def _loaded(text: str) -> Any:
+    loader = StrictLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        written_out(node, {})  # first, as merged mappings are written out while they are read
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
 def read_yaml(path: Path, what: str) -> dict[str, Any]:
     """The mapping in a YAML file; raises `BadInput` naming the file, and the row where there is one."""
     try:
@@ -40,8 +87,10 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"cannot be read: {error}", file=str(path)) from error
     try:
-        data = yaml.load(text, StrictLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        data = _loaded(text)
+    except RecursionError:
+        raise BadInput(f"malformed YAML: {TOO_DEEP}", file=str(path)) from None
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error) or "not YAML"
         row = None if mark is None else mark.line + 1
@@ -62,7 +111,9 @@ def load_recipe(path: str | Path, environ: Mapping[str, str] | None = None) -> R
     """
     path = Path(path)
     data = read_yaml(path, "recipe")
-    return parse_recipe(data, str(path), os.environ if environ is None else environ)
+    recipe = parse_recipe(data, str(path), os.environ if environ is None else environ)
+    recipe._file = path.resolve()
+    return recipe
 
 
 def parse_recipe(data: dict[str, Any], file: str, environ: Mapping[str, str]) -> Recipe:

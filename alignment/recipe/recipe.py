@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, cast
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
+from alignment.address import all_shown
 from alignment.recipe.data import ModelSource, PreferenceSource, Section
 from alignment.recipe.evaluation import Evals, Gate, Judge
 from alignment.recipe.schedule import Alerts, Schedule
@@ -98,11 +100,22 @@ class Recipe(Section):
     """Where alerts go beside the log."""
 
     _written: dict[str, Any] | None = PrivateAttr(default=None)
+    _file: Path | None = PrivateAttr(default=None)
+
+    @property
+    def file(self) -> Path | None:
+        """The file it was read from, resolved; None for a recipe that was not read from one."""
+        return self._file
 
     @property
     def written(self) -> dict[str, Any]:
-        """What the person wrote, as plain data: variables stand by their names, for what they hold may be secret."""
-        return self.model_dump(mode="json", exclude_unset=True) if self._written is None else self._written
+        """What the person wrote, as plain data, without what may be secret: variables stand by their names, and
+        addresses without users and queries."""
+        written = self._written
+        return cast(
+            dict[str, Any],
+            all_shown(self.model_dump(mode="json", exclude_unset=True) if written is None else written),
+        )
 
     @model_validator(mode="after")
     def _agreement(self) -> Recipe:

@@ -77,7 +77,11 @@ class Schedule(Section):
     """Minutes that a night waits for shards before it goes on without those that are not ready. They count anew from
     the end of base model and SFT, if the night had to make these first."""
     max_hours: int = Field(default=24, ge=1)
-    """Hours that one run of a night may take; then it is ended, so that the nights after it have their turn."""
+    """Hours that the runs of a night may take, from the first that it asks for to the end of the last: time in a queue
+    and a second try count. Then they are ended, so that the nights after it have their turn."""
+    max_cost: float | None = Field(default=None, gt=0)
+    """USD: the most that the runs of a night may cost, by the prices in pools.yaml; then they are ended.
+    What a judge costs has a budget of its own."""
 
     @field_validator("cron")
     @classmethod

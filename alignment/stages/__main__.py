@@ -5,7 +5,8 @@ whatever the store holds, and compared with what was recorded; nothing is commit
 the result differs, 2 bad input.
 
 Stages are found by entry point (group `alignment_dags.stages`), so that floors above and other
-packages add theirs without this one knowing them.
+packages add theirs without this one knowing them. Requests name files by bare URLs: where a query or a user opens
+one, ALIGN_ADDRESSES is a JSON list of the whole addresses.
 """
 
 from __future__ import annotations

@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import AfterValidator, BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
+from alignment.address import bare
 from alignment.digest import json_digest
 from alignment.models.code import RUNS_CODE
 from alignment.store import Artifact, Store
 
 
 class SourceFile(BaseModel):
-    """A file outside the store, pinned by content. Where it lies does not count in a key; what it holds does."""
+    """A file outside the store, pinned by content. Where it lies does not count in a key; what it holds does.
+
+    The URL is bare, as requests are kept in artifacts; `alignment.address.whole` opens it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    url: str
+    url: Annotated[str, AfterValidator(bare)]
     sha256: str
     size: int
 
@@ -58,7 +62,11 @@ class Request(BaseModel):
 
     def artifacts(self) -> dict[str, Artifact]:
         """Every pinned artifact in the request, under the path of the field that holds it."""
-        return dict(_artifacts(self, ""))
+        return {path: value for path, value in _pinned(self, "") if isinstance(value, Artifact)}
+
+    def source_files(self) -> list[SourceFile]:
+        """Every file outside the store that the request pins."""
+        return [value for _, value in _pinned(self, "") if isinstance(value, SourceFile)]
 
 
 R = TypeVar("R", bound=Request)
@@ -131,15 +139,15 @@ def _identity(value: Any) -> Any:
     return value
 
 
-def _artifacts(value: Any, path: str) -> Iterator[tuple[str, Artifact]]:
-    if isinstance(value, Artifact):
+def _pinned(value: Any, path: str) -> Iterator[tuple[str, Artifact | SourceFile]]:
+    if isinstance(value, Artifact | SourceFile):
         yield path, value
     elif isinstance(value, BaseModel):
         for name in type(value).model_fields:
-            yield from _artifacts(getattr(value, name), f"{path}.{name}" if path else name)
+            yield from _pinned(getattr(value, name), f"{path}.{name}" if path else name)
     elif isinstance(value, dict):
         for name, item in value.items():
-            yield from _artifacts(item, f"{path}.{name}")
+            yield from _pinned(item, f"{path}.{name}")
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            yield from _artifacts(item, f"{path}.{index}")
+            yield from _pinned(item, f"{path}.{index}")

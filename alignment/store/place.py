@@ -17,6 +17,7 @@ from filelock import FileLock
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from alignment.address import shown
 from alignment.errors import BadInput
 
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -26,17 +27,20 @@ SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 class Place:
     """One folder, local or remote. `cache` is a local folder for what a remote place cannot hold.
 
+    `url` opens it and may hold a password; `shown` is what people see of it.
+
     Raises `BadInput` for a URL that names no place.
     """
 
     def __init__(self, url: str, cache: Path | None = None) -> None:
         refuse_nowhere(url)
         self.url = url.rstrip("/")
+        self.shown = shown(self.url)
         self.fs: fsspec.AbstractFileSystem
         try:
             self.fs, root = url_to_fs(self.url)
         except (ValueError, ImportError) as error:
-            raise BadInput(f"not a place for an artifact store: {error}", file=url) from error
+            raise BadInput(f"not a place for an artifact store: {error}", file=url) from None
         self.fs.dircache.use_listings_cache = False  # other processes write here too
         self.fs.invalidate_cache()
         self.root = root.rstrip("/")

@@ -6,6 +6,7 @@ readers never see half an artifact.
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 import tempfile
@@ -20,6 +21,7 @@ from urllib.parse import quote, unquote
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from alignment.address import shown
 from alignment.errors import CorruptArtifact, ErasedArtifact, MissingArtifact
 from alignment.store.commit import STORE_FORMAT, Artifact, Commit, Erasure, Record, describe, read_record, verify
 from alignment.store.place import Place, told_when_full
@@ -37,6 +39,17 @@ class Ref(BaseModel):
     mlflow_run_id: str | None = None
 
 
+@contextmanager
+def none_of_a_name_too_long(path: str) -> Iterator[None]:
+    """There is no file whose name is longer than the file system takes; it says that in an error of its own."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise FileNotFoundError(path) from None
+        raise
+
+
 class Refs(Place):
     """The refs in a place, at `refs/<recipe>/<stage>[/<partition>].json`; small JSON files replaced as a whole."""
 
@@ -48,7 +61,8 @@ class Refs(Place):
         """Where a stage's current artifact is, or None when it was never made."""
         path = self.ref_path(recipe, stage, partition)
         try:
-            return Ref.model_validate_json(self.fs.cat_file(path))
+            with none_of_a_name_too_long(path):
+                return Ref.model_validate_json(self.fs.cat_file(path))
         except FileNotFoundError:
             return None
         except ValidationError as error:
@@ -70,8 +84,9 @@ class Refs(Place):
 
     def remove_ref(self, recipe: str, stage: str, partition: str | None = None) -> None:
         """Forgets where a stage's current artifact is; the artifact stays. Safe to repeat."""
-        with suppress(FileNotFoundError):
-            self.fs.rm_file(self.ref_path(recipe, stage, partition))
+        path = self.ref_path(recipe, stage, partition)
+        with suppress(FileNotFoundError), none_of_a_name_too_long(path):
+            self.fs.rm_file(path)
 
     def write_ref(self, ref: Ref, recipe: str, stage: str, partition: str | None = None) -> None:
         self.replace(self.ref_path(recipe, stage, partition), ref.model_dump_json(indent=1).encode())
@@ -98,7 +113,7 @@ class Store(Refs):
 
     def uri(self, artifact: Artifact) -> str:
         """The artifact's folder as a URL that a person can open."""
-        return str(self.fs.unstrip_protocol(self.path(artifact.kind, artifact.key, artifact.attempt)))
+        return shown(str(self.fs.unstrip_protocol(self.path(artifact.kind, artifact.key, artifact.attempt))))
 
     # Reading ------------------------------------------------------------------------------------
 

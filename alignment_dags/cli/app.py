@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from alignment.address import shown
 from alignment.errors import BadInput
 from alignment_dags.cli.files import compare, judge, reference, score
 from alignment_dags.cli.models import export, gc, lineage, path, promote, report
@@ -52,11 +53,11 @@ def _of_a_network(error: BaseException) -> bool:
 
 
 def _store() -> str:
-    from resources.home import store_url, without_userinfo
+    from resources.home import store_url
 
     url = store_url()
     remote = "://" in url and not url.startswith(("file://", "local://"))
-    return f" (ALIGN_STORE is {without_userinfo(url)})" if remote else ""
+    return f" (ALIGN_STORE is {shown(url)})" if remote else ""
 
 
 app = typer.Typer(
@@ -107,7 +108,7 @@ def main() -> None:
         kinds = {kind.__name__ for kind in type(error).__mro__}
         told = str(error) if kinds & FAILURES else unreachable(error)
         if told is not None:
-            print(f"error: {' '.join(told.split())}", file=sys.stderr)
+            print(f"error: {' '.join(shown(told).split())}", file=sys.stderr)
             sys.exit(1)
         raise
 

@@ -42,7 +42,7 @@ def summary_of(outcome: Outcome) -> dict[str, Any]:
         "report": f"{uri(upstream.get('evaluation_report'))}/report.html" if report else None,
         "policy": uri(policy),
         "alias": alias_told(outcome, upstream.get("registered_model")),
-        "store": outcome.store.url,
+        "store": outcome.store.shown,
     }
 
 

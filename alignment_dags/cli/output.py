@@ -178,3 +178,5 @@ def show_nights(result: dict[str, Any]) -> None:
             print(f"    {night['took']}")
         for found in filter(None, (night["alias"], night["judge"])):
             print(f"    {found}")
+    for path, why in result["unreadable"].items():
+        print(f"{path}: {why}")

@@ -15,6 +15,7 @@ from alignment_dags.nights.night import Costs, Night, Scored, night_costs
 from alignment_dags.nights.records import NightBook
 from alignment_dags.nights.runs import runs_since
 from alignment_dags.nights.state import MANIFEST
+from assets.building.factory import asset_step
 from assets.building.upstream import Upstream
 from assets.evaluation_report import prices
 from assets.graph import nodes_of
@@ -109,6 +110,28 @@ def note_costs(instance: dg.DagsterInstance, recipe: Recipe, pools: Pools, book:
     noted = night.model_copy(update={"costs": costs})
     book.write(noted)
     return noted
+
+
+def hourly_prices(recipe: Recipe, pools: Pools) -> dict[str, float]:
+    """The price of an hour of every step that runs in a pool."""
+    return {
+        asset_step(recipe.name, node.name): pools[node.pool].price_per_hour
+        for node in nodes_of(recipe, pools)
+        if node.pool is not None
+    }
+
+
+def spent_so_far(instance: dg.DagsterInstance, recipe: Recipe, pools: Pools, night: Night, now: datetime) -> float:
+    """What the night's own runs have cost until now: the time that their steps held slots of pools, at the prices."""
+    hourly = hourly_prices(recipe, pools)
+    total = 0.0
+    for record in instance.get_run_records(dg.RunsFilter(tags=night.tags)):
+        until = record.end_time or now.timestamp()
+        for step in instance.get_run_step_stats(record.dagster_run.run_id):
+            if step.start_time is not None:
+                seconds = max(0.0, (step.end_time or until) - step.start_time)
+                total += seconds / 3600 * hourly.get(step.step_key, 0.0)
+    return total
 
 
 def spent(instance: dg.DagsterInstance, recipe: Recipe, pools: Pools, book: NightBook, night: Night) -> Costs:

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from alignment.errors import first_few
+from alignment.recipe import Recipe
 from alignment_dags.nights.night import Night, Outcome
 from alignment_dags.nights.state import MANIFEST, State
 
@@ -21,14 +22,17 @@ SHARD_PHASES: dict[str, str] = {"shards": "rows", "reference": "reference log-pr
 class RunSeen:
     """A Dagster run or backfill of the recipe: one of this night's (`mine`), or another's that is going on.
 
-    `verdict` is the gate's, where a run ended because it said no; `told` is why a failed run failed.
+    `asked_at` is when it was queued, of a second try when the first was. `verdict` is the gate's, where a run ended
+    because it said no; `told` is why a failed run failed.
     """
 
     id: str
     phases: frozenset[str]
     state: Literal["going", "succeeded", "failed"]
     mine: bool = False
+    asked_at: datetime | None = None
     ended_at: datetime | None = None
+    canceled: bool = False
     verdict: str | None = None
     told: str = ""
 
@@ -58,7 +62,42 @@ class Close:
     reason: str
 
 
-NextStep = Launch | Wait | Close
+@dataclass(frozen=True)
+class End:
+    """Cancel the night's runs that are going on, and look again: it has passed a limit."""
+
+    reason: str
+
+
+NextStep = Launch | Wait | Close | End
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the recipe's schedule lets a night take; None for no limit."""
+
+    max_hours: float | None = None
+    max_cost: float | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Limits:
+        schedule = recipe.schedule
+        return cls() if schedule is None else cls(schedule.max_hours, schedule.max_cost)
+
+    def passed(self, runs: Sequence[RunSeen], now: datetime, spent: float | None) -> str | None:
+        """Which limit a night has passed and by what; None while it is within both.
+
+        Hours count from the first run that the night asked for, so the time in a queue and a second try count too.
+        """
+        asked = [run.asked_at for run in runs if run.mine and run.asked_at is not None]
+        if self.max_hours is not None and asked and now - min(asked) >= timedelta(hours=self.max_hours):
+            return f"longer than schedule.max_hours, {self.max_hours:g} hours since its first run was asked for"
+        if self.max_cost is not None and spent is not None and spent >= self.max_cost:
+            return f"schedule.max_cost is reached: {spent:.2f} of {self.max_cost:.2f} spent"
+        return None
+
+
+NO_LIMITS = Limits()
 
 
 def decide_night(
@@ -67,13 +106,20 @@ def decide_night(
     runs: Sequence[RunSeen],
     now: datetime,
     idle_since: datetime | None,
+    limits: Limits = NO_LIMITS,
+    spent: float | None = None,
 ) -> NextStep:
     """The next step. A night launches each phase at most once, so that what fails does not fail all night.
 
     `state_now` is asked only when the runs alone do not decide. `idle_since` is since when something was behind that
-    nobody was making, None if that was not so at the last look.
+    nobody was making, None if that was not so at the last look. `spent` is what the night's runs have cost so far. A
+    night that has passed a limit has its runs ended, and closes when they have ended; what is done by then counts.
     """
-    if (trained := _mine(runs, "train")) is not None:
+    trained = _mine(runs, "train")
+    done = trained is not None and trained.state != "going" and not trained.canceled
+    if not done and (passed := limits.passed(runs, now, spent)) is not None:
+        return End(passed) if any(run.mine and run.state == "going" for run in runs) else Close("failed", passed)
+    if trained is not None:
         return _after_training(trained)
     base, pinned = _mine(runs, "base"), _mine(runs, "manifest")
     for what, run in (("the base model and SFT", base), ("the manifest", pinned)):

@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
+from alignment.errors import BadInput
 from alignment.recipe import Recipe
+from alignment_dags.nights.cost import hourly_prices
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.records import NightBook
 from alignment_dags.nights.tick import tick
@@ -34,6 +36,9 @@ def night_definitions(
     settings = recipe.schedule
     assert settings is not None
     deadline = settings.deadline_minutes
+    if settings.max_cost is not None and not any(hourly_prices(recipe, pools).values()):
+        problem = "no pool of this recipe names a price_per_hour in pools.yaml, so that no cost is ever known"
+        raise BadInput(problem, file=recipe.name, field="schedule.max_cost")
 
     def record(context: dg.ScheduleEvaluationContext) -> dg.SkipReason:
         night = Night(

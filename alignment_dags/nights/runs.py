@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -40,11 +41,14 @@ def runs_seen(instance: dg.DagsterInstance, recipe: Recipe, pools: Pools, night:
         )
 
     seen = []
+    asked: dict[str, datetime] = {}  # first try of a run → when it was asked for
     for record in instance.get_run_records(dg.RunsFilter(tags=night.tags), ascending=True):
         run = record.dagster_run
+        first = asked.setdefault(run.root_run_id or run.run_id, record.create_timestamp.astimezone(UTC))
         if AUTO_RETRY_RUN_ID_TAG not in run.tags:  # one that was tried again speaks through its retry
             ended = None if record.end_time is None else datetime.fromtimestamp(record.end_time, UTC)
-            seen.append(_mine(instance, run, phases(run.asset_selection, run.job_name), ended))
+            one = _mine(instance, run, phases(run.asset_selection, run.job_name), ended)
+            seen.append(replace(one, asked_at=first))
     ours = {run.id for run in seen}
     for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
         if run.run_id not in ours and (touched := phases(run.asset_selection, run.job_name)):
@@ -71,7 +75,10 @@ def _mine(instance: dg.DagsterInstance, run: dg.DagsterRun, phases: frozenset[st
         return RunSeen(run.run_id, phases, "succeeded", mine=True, ended_at=ended)
     verdict, why = gate_said(instance, run.run_id)
     told = why or failure_of(instance, run)
-    return RunSeen(run.run_id, phases, "failed", mine=True, ended_at=ended, verdict=verdict, told=told)
+    canceled = run.status == dg.DagsterRunStatus.CANCELED
+    return RunSeen(
+        run.run_id, phases, "failed", mine=True, ended_at=ended, canceled=canceled, verdict=verdict, told=told
+    )
 
 
 def died_when_done(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:

@@ -11,15 +11,16 @@ from dagster._core.storage.tags import MAX_RUNTIME_SECONDS_TAG
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
 from alignment.store import CorruptArtifact, MissingArtifact, Store
-from alignment_dags.nights.cost import note_costs
-from alignment_dags.nights.decide import Close, Launch, NextStep, Wait, decide_night
+from alignment_dags.nights.cost import note_costs, spent_so_far
+from alignment_dags.nights.decide import Close, End, Launch, Limits, NextStep, Wait, decide_night
 from alignment_dags.nights.finish import Ending, close_night, sentence, watch_alias, watch_judge
 from alignment_dags.nights.night import Night, Outcome
-from alignment_dags.nights.records import NightBook
+from alignment_dags.nights.records import SET_ASIDE, NightBook
 from alignment_dags.nights.runs import runs_seen
 from alignment_dags.nights.state import State, state_of
 from alignment_dags.run.launch import RANGE_END, RANGE_START, stretches
 from alignment_dags.run.phases import job_name, phases_of
+from alignment_dags.run.shards import claim
 from assets.building.factory import asset_key, shards_definition, shards_per_run
 from assets.building.upstream import NotBuilt
 from resources.alerts import Alert, send
@@ -51,9 +52,15 @@ def tick(
     """The next step of the night whose turn it is."""
     book = NightBook(store, recipe.name)
     night = whose_turn(book, recipe, now)
+    for path, why in list(book.unreadable.items()):
+        told = f"{path}: {why}; set aside as {SET_ASIDE}, and the other nights go on"
+        send(recipe.alerts, Alert(recipe.name, "night_unreadable", told))
+        book.set_aside(path)
     if night is None:
         return Ticked("no night is waiting")
     seen = runs_seen(instance, recipe, pools, night)
+    limits = Limits.of(recipe)
+    spent = spent_so_far(instance, recipe, pools, night, now) if limits.max_cost is not None else None
     night = night.model_copy(
         update={
             "runs": [run.id for run in seen if run.mine],
@@ -63,11 +70,12 @@ def tick(
     looked: list[State] = []
 
     def state_now() -> State:
+        claim(store, recipe)
         looked.append(state_of(recipe, pools, store))
         return looked[-1]
 
     try:
-        step = decide_night(night, state_now, seen, now, idle_since)
+        step = decide_night(night, state_now, seen, now, idle_since, limits, spent)
     except UNREADABLE as error:
         step = unreadable(night, error, now)
     if isinstance(step, Close):
@@ -77,6 +85,12 @@ def tick(
         closed = note_costs(instance, recipe, pools, book, closed)
         watch_alias(book, recipe, closed, Tracking(attempts=1))
         return Ticked(sentence(closed))
+    if isinstance(step, End):
+        for run in seen:
+            if run.mine and run.state == "going":
+                instance.run_coordinator.cancel_run(run.id)
+        _note(book, night, f"ending its runs: {step.reason}", "running")
+        return Ticked(f"{night.told}: ending its runs: {step.reason}")
     if isinstance(step, Wait):
         _note(book, night, step.reason, night.outcome)
         return Ticked(f"{night.told}: {step.reason}", idle=step.idle)
@@ -142,7 +156,7 @@ def requested(
 
 
 def _longest(recipe: Recipe) -> dict[str, str]:
-    """The tag by which Dagster's run monitoring ends a run that takes too long."""
+    """The tag by which Dagster's run monitoring ends a run that takes too long, should no tick do so."""
     return {} if recipe.schedule is None else {MAX_RUNTIME_SECONDS_TAG: str(recipe.schedule.max_hours * 3600)}
 
 

@@ -45,7 +45,7 @@ def registration_of(store: Store, model: str, wanted: str) -> Commit:
     """The latest registration of a version, or that of the champion; raises `BadInput` where there is none."""
     found = registrations_of(store, model)
     if not found:
-        raise BadInput(f"no registered model '{model}' in {store.url}")
+        raise BadInput(f"no registered model '{model}' in {store.shown}")
     if wanted == CHAMPION:
         champion = champion_of(store, model)
         assert champion is not None

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from alignment.address import shown
 from alignment.data.withdrawal import FOLDER, Withdrawn, read_withdrawn
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe
@@ -150,7 +151,7 @@ def _names(store: Store) -> list[str]:
 def _sources(store: Store, recipes: list[Recipe]) -> list[str]:
     return sorted(
         {
-            source
+            shown(source)
             for recipe in recipes
             if read_withdrawn(store, recipe.name) != Withdrawn()
             for data in (recipe.preferences, recipe.sft.dataset)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from alignment.address import shown
 from alignment.data.shards import overlaps, shards_of
 from alignment.data.withdrawal import SHARDS, Holder, Tombstone, What, bury, lift, now, read_withdrawn, tombstone
 from alignment.errors import BadInput
@@ -72,7 +73,7 @@ def withdraw(path: Path, rows: list[str], shards: list[str], reason: str) -> dic
     touched = {*shards, *chain.from_iterable(holding.values())}
     origins = [requests[name] for name in touched if name in requests]
     sources = {origin.file.url if origin.file else origin.source for origin in origins}
-    sources |= set(recipe.sft.dataset.files or []) if SFT_DATA in touched and recipe.sft.dataset else set()
+    sources |= set(map(shown, recipe.sft.dataset.files or [])) if SFT_DATA in touched and recipe.sft.dataset else set()
     return {
         "recipe": recipe.name,
         "rows": holding,

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import dagster as dg
 
+from alignment.address import shown
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
 from alignment.store import Store
@@ -101,7 +102,7 @@ class RunFailed(RuntimeError):
     """A Dagster run failed; the message has a line for every step that did."""
 
     def __init__(self, run_id: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(shown(message))
         self.run_id = run_id
 
 

@@ -17,7 +17,7 @@ from alignment.store import Store
 from alignment_dags.run.launch import RunFailed, launch, launches
 from alignment_dags.run.phases import RECIPES, Phase, phases_of
 from alignment_dags.run.plan import Planned, plan
-from alignment_dags.run.shards import drop
+from alignment_dags.run.shards import claim, drop
 from alignment_dags.run.workers import apply_pools, end_dead_runs
 from assets.building.factory import shards_definition
 from assets.building.upstream import Upstream
@@ -57,6 +57,7 @@ def run_recipe(path: Path, say: Callable[[str], None]) -> Outcome:
     plan(recipe, nodes_of(recipe, pools), store)
     if told := retirement(recipe.judge, date.today()):
         say(f"warning: {told}")
+    claim(store, recipe)
     with dg.DagsterInstance.get() as instance:
         outcome.ended_runs = end_dead_runs(instance)
         for run_id in outcome.ended_runs:
@@ -162,6 +163,7 @@ def run_backfill(path: Path, chosen: Chosen, stage: str | None, say: Callable[[s
     stages = STAGES if stage is None else (stage,)
     if stage != STAGES[0] and any(one.node.name == "sft_checkpoint" and one.commit is None for one in planned):
         raise BadInput("has no SFT checkpoint to score with; `align run` makes it", file=str(path))
+    claim(store, recipe)
     before = _current(planned, told.shards, stages)
     with dg.DagsterInstance.get() as instance:
         for run_id in end_dead_runs(instance):

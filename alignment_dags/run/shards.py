@@ -1,13 +1,80 @@
-"""Dropping shards that the source has no more: partitions go, and so does what they pointed to in the recipe."""
+"""Following a source: whose shards a recipe's name stands for, and dropping those that the source has no more."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable
+from pathlib import Path
 
 import dagster as dg
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from alignment.digest import json_digest
+from alignment.errors import BadInput
+from alignment.recipe import Recipe
+from alignment.recipe.load import read_yaml
 from alignment.store import Store
 from assets.building.factory import asset_key, shards_definition
+
+# Two recipes of one name in one store would withdraw each other's shards, each as its own source lacks them.
+
+OWNERS = "owners"
+TUNING = ("settle_seconds", "watch_seconds")
+"""What a recipe says of its preferences that changes no shard."""
+
+
+class NameTaken(BadInput):
+    """Another recipe file makes the shards of a recipe of this name."""
+
+
+class Owner(BaseModel):
+    """`owners/<recipe>.json`: the recipe file whose sources were followed last, its host, and a digest of the sources
+    as they are written in it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str
+    host: str
+    sources: str
+
+
+def claim(store: Store, recipe: Recipe) -> None:
+    """Notes that this file's sources are followed under the recipe's name.
+
+    The same file may change its sources; another one follows the same ones (a second checkout), or takes the place of
+    one that is gone (a folder that was moved). Raises `NameTaken` for any other, before its first shard.
+    """
+    if recipe.file is None:
+        return
+    written = {name: value for name, value in recipe.written["preferences"].items() if name not in TUNING}
+    mine = Owner(file=str(recipe.file), host=socket.gethostname(), sources=json_digest(written))
+    path = store.path(OWNERS, f"{recipe.name}.json")
+    try:
+        known = Owner.model_validate_json(store.fs.cat_file(path))
+    except (FileNotFoundError, ValidationError):
+        known = None
+    if known == mine:
+        return
+    if known is not None and mine.sources != known.sources and mine.file != known.file and _is_there(known, recipe):
+        raise NameTaken(
+            f"'{recipe.name}' is the name of {known.file} (on {known.host}) in this store, with other preferences, and "
+            f"each would withdraw the other's shards: give one of them another name, or another ALIGN_STORE; if this "
+            f"file takes the place of that one, remove {path}",
+            file=mine.file,
+            field="name",
+        )
+    store.replace(path, mine.model_dump_json(indent=1).encode())
+
+
+def _is_there(owner: Owner, recipe: Recipe) -> bool:
+    """Whether that file still holds a recipe of this name, as far as can be seen from here."""
+    if owner.host != socket.gethostname():
+        return True
+    try:
+        return read_yaml(Path(owner.file), "recipe").get("name") == recipe.name
+    except BadInput:
+        return False
+
 
 WITHDRAWN = "withdrawn"
 """The data version of a shard that is gone."""

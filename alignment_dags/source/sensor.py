@@ -12,7 +12,7 @@ from alignment.recipe import Recipe
 from alignment.store import Store
 from alignment_dags.run.launch import RANGE_END, RANGE_START, stretches
 from alignment_dags.run.phases import job_name
-from alignment_dags.run.shards import drop
+from alignment_dags.run.shards import NameTaken, claim, drop
 from alignment_dags.run.workers import UNFINISHED
 from alignment_dags.source.decide import Actions, Asked, Cursor, decide, read_cursor
 from alignment_dags.source.observe import Seen, look
@@ -51,9 +51,11 @@ def watch(instance: dg.DagsterInstance, recipe: Recipe, store: Store, text: str 
     cursor = read_cursor(text)
     upstream = Upstream(store, recipe.name)
     try:
+        claim(store, recipe)
         seen = look(recipe, preference_shard(recipe), upstream)
     except BadInput as error:
-        told = f"the source cannot be listed, and no shard was withdrawn: {error}"
+        why = "is not followed" if isinstance(error, NameTaken) else "cannot be listed"
+        told = f"the source {why}, and no shard was withdrawn: {error}"
         _alert(recipe, cursor, told)
         return dg.SensorResult(skip_reason=told, cursor=cursor.model_copy(update={"alerted": told}).model_dump_json())
     partitions = shards_definition(recipe.name)

@@ -11,6 +11,7 @@ from typing import Any
 
 import dagster as dg
 
+from alignment.address import shown
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
 from alignment.stages.execute import DAGSTER_RUN, RECIPE_NAME, REQUEST_FILE
@@ -37,6 +38,11 @@ def asset_key(recipe_name: str, node_name: str) -> dg.AssetKey:
     return dg.AssetKey([recipe_name, *node_name.split("/")])
 
 
+def asset_step(recipe_name: str, node_name: str) -> str:
+    """The name of an asset's step in Dagster's runs."""
+    return f"{recipe_name}__{node_name.replace('/', '__')}"
+
+
 def build_asset(node: Node, recipe: Recipe, pools: Pools) -> dg.AssetsDefinition:
     """The Dagster asset of a node.
 
@@ -46,7 +52,7 @@ def build_asset(node: Node, recipe: Recipe, pools: Pools) -> dg.AssetsDefinition
     pool = pools[node.pool] if node.pool else None
 
     @dg.multi_asset(
-        name=f"{recipe.name}__{node.name.replace('/', '__')}",
+        name=asset_step(recipe.name, node.name),
         specs=[
             dg.AssetSpec(
                 key=asset_key(recipe.name, node.name),
@@ -120,6 +126,12 @@ class Materializer:
             return NOTHING, {"nothing_to_make": str(why)}
         except (BadInput, NotBuilt) as error:
             raise dg.Failure(str(error), metadata={BAD_INPUT: str(error)}, allow_retries=False) from error
+        except dg.Failure:
+            raise
+        except Exception as error:
+            if not _holds_secret(error):
+                raise
+            raise dg.Failure(shown(f"{type(error).__name__}: {error}")) from None  # Dagster records what it stems from
 
     def _materialize(self, shard: str | None) -> tuple[str, dict[str, Any]]:
         os.environ.update({DAGSTER_RUN: self.context.run.run_id, RECIPE_NAME: self.recipe.name})
@@ -151,6 +163,10 @@ class Materializer:
                 failures[shard] = failure
                 self.context.log.error(f"{shard}: {failure.description}")
                 continue
+            except Exception as error:  # of this shard's file, say: it is no reason to leave the others behind
+                failures[shard] = dg.Failure(f"{type(error).__name__}: {error}")
+                self.context.log.exception(f"{shard}: {error}")
+                continue
             event = dg.AssetMaterialization(
                 asset_key=asset_key(self.recipe.name, self.node.name),
                 partition=shard,
@@ -162,7 +178,7 @@ class Materializer:
             told = "; ".join(f"{shard}: {failure.description}" for shard, failure in failures.items())
             raise dg.Failure(
                 f"{len(failures)} of {len(shards)} shards failed, the others stand: {told}",
-                metadata={BAD_INPUT: told},
+                metadata={BAD_INPUT: told} if all(BAD_INPUT in one.metadata for one in failures.values()) else {},
                 allow_retries=False,
             )
 
@@ -204,6 +220,13 @@ class Materializer:
         values |= numbers(commit.summary) if shown.plotted is None else shown.plotted
         values |= {name: text for name, text in commit.summary.items() if isinstance(text, str)}
         return values | {name: dg.MetadataValue.md(text) for name, text in shown.markdown.items()}
+
+
+def _holds_secret(error: BaseException | None) -> bool:
+    """Whether the text of an error, or of one that it stems from, has an address that may not be shown."""
+    return error is not None and (
+        shown(str(error)) != str(error) or _holds_secret(error.__cause__) or _holds_secret(error.__context__)
+    )
 
 
 def numbers(summary: dict[str, Any], prefix: str = "") -> dict[str, float]:

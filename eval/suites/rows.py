@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from alignment.address import remember
 from alignment.data import readers
 from alignment.data.readers import Record
 from alignment.errors import BadInput
@@ -31,7 +32,8 @@ def parse_rows(data: bytes, file: str) -> list[Row]:
 
 def read_rows(path: str | Path, sha256: str | None = None) -> list[Row]:
     """The objects in a file (JSON, JSON lines, CSV, Parquet, `.gz` too), each with its row; `sha256` pins its bytes."""
-    return _rows(readers.read_records(str(path), sha256, unnamed=UNNAMED), str(path))
+    url = remember(str(path))
+    return _rows(readers.read_records(url, sha256, unnamed=UNNAMED), url)
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:

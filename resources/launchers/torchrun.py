@@ -10,6 +10,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from alignment.address import handed_on
 from alignment.errors import BadInput
 from alignment.stages.__main__ import BAD_INPUT_FILE
 from alignment.store import Commit, MissingArtifact
@@ -36,12 +37,18 @@ class TorchrunLauncher:
             threads = max(1, (os.cpu_count() or 1) // processes)
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
             command += ["--nproc-per-node", str(processes), "-m", "alignment.stages", stage.name]
-            command += ["--request", str(path), "--store", store.url, "--cache", str(store.cache)]
+            command += ["--request", str(path), "--cache", str(store.cache)]
             try:
                 dg.PipesSubprocessClient().run(
                     command=command,
                     context=launch.context,
-                    env={"OMP_NUM_THREADS": str(threads), BAD_INPUT_FILE: str(said)},
+                    # addresses go by environment: every user of the machine sees a process's arguments
+                    env={
+                        "OMP_NUM_THREADS": str(threads),
+                        BAD_INPUT_FILE: str(said),
+                        "ALIGN_STORE": store.url,
+                        **handed_on(file.url for file in request.source_files()),
+                    },
                 )
             except dg.DagsterPipesExecutionError:
                 if said.exists():

@@ -263,11 +263,21 @@ def test_a_server_that_does_not_answer_is_said_after_the_tries() -> None:
         Tracking(uri="http://127.0.0.1:9", attempts=2, pause=0.0).report(report())
 
 
-def test_the_servers_password_stands_in_no_error_and_no_link(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://team:se@cret@127.0.0.1:9")
+@pytest.mark.parametrize(
+    ("address", "secret"),
+    [
+        ("http://team:s3@cr3t@127.0.0.1:9", "cr3t"),
+        ("http://team:s3/cr3t@127.0.0.1:9", "cr3t"),
+        ("http://127.0.0.1:9?token=s3cr3t", "s3cr3t"),
+    ],
+)
+def test_the_servers_password_stands_in_no_error_and_no_link(
+    monkeypatch: pytest.MonkeyPatch, address: str, secret: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     with pytest.raises(TrackingUnreachable) as refused:
         Tracking(attempts=1).report(report())
     told = "".join(traceback.format_exception(refused.value))
     assert "MLflow at http://127.0.0.1:9: " in told
-    assert "cret" not in told
+    assert secret not in told
     assert mlflow_ui() == "http://127.0.0.1:9"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -90,6 +92,18 @@ def test_names_need_no_file_read_and_a_file_is_pinned_once_for_all_its_parts(
     assert pinned == []
     assert [shards[name].part for name in list(shards)[2:]] == [0, 1]
     assert pinned == ["b.jsonl"]
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_name_too_long_for_a_file_ends_in_its_digest_and_a_shorter_one_stays(tmp_path: Path, parts: int) -> None:
+    files = [save(tmp_path / f"{name}.jsonl") for name in ("長" * 80, "長" * 79 + "い", "a" * 226, "長" * 25)]
+    shards = shards_of(PreferenceSource(files=[str(file) for file in files], split_into=parts))
+    names = [name for name in shards if parts == 1 or name.endswith("-00001-of-00003")]
+    assert len(set(shards)) == 4 * parts
+    assert all(len(quote(name, safe="")) + len(".json.12345678") <= 255 for name in shards)
+    assert [name.removesuffix("-00001-of-00003") for name in names[2:]] == ["a" * 226, "長" * 25]
+    assert all(re.fullmatch(r"長{21,25}-[0-9a-f]{10}(-00001-of-00003)?", name) for name in names[:2])
+    assert next(iter(shards_of(PreferenceSource(files=[str(files[0])], split_into=parts)))) == names[0]
 
 
 part = st.text("ab .é-", min_size=1, max_size=3).filter(lambda text: bool(text.strip(". ")))

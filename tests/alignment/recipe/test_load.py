@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from pydantic import BaseModel
 
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe, parse_recipe
+from alignment.recipe.load import read_yaml
 from resources.home import PROJECT
 from resources.pools import Pools, load_pools
 
@@ -105,6 +108,42 @@ def test_what_is_wrong_is_named(tmp_path: Path, addition: str, told: str) -> Non
     assert told in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)
+)
+MERGED = "b0: &b0 {x: 1}\n" + "".join(f"b{n}: &b{n} {{<<: [{', '.join([f'*b{n - 1}'] * 10)}]}}\n" for n in range(1, 10))
+CHAIN = "c0: &c0 [x]\n" + "".join(f"c{n}: &c{n} [*c{n - 1}]\n" for n in range(1, 5000))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (BOMB, "more than 100,000 keys and values once its aliases are written out"),
+        (MERGED, "more than 100,000 keys and values once its aliases are written out"),
+        (CHAIN, "nested too deeply: more than 50 levels"),
+        (f"a: &a {'x' * 100_000}\nb: [{', '.join(['*a'] * 200)}]\n", "more than 100,000 keys and values"),
+        ("a: &a {b: *a}\n", "nested too deeply: an anchor holds itself"),
+        ("a: " + "[" * 60 + "]" * 60 + "\n", "nested too deeply: more than 50 levels"),
+        ("a: " + "[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_few_lines_that_stand_for_billions_of_nodes_are_refused_in_one_line_at_once(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    path = write(tmp_path, text)
+    began = time.process_time()
+    for read in (load_recipe, load_pools):
+        with pytest.raises(BadInput, match=re.escape(told)) as refused:
+            read(path)
+        assert str(path) in str(refused.value) and "\n" not in str(refused.value)
+    assert time.process_time() - began < 10
+
+
+def test_anchors_and_merged_mappings_mean_what_they_say(tmp_path: Path) -> None:
+    path = write(tmp_path, "a: &a {x: 1, y: [2]}\nb: {<<: *a, x: 3}\nc: *a\n")
+    assert read_yaml(path, "recipe") == {"a": {"x": 1, "y": [2]}, "b": {"x": 3, "y": [2]}, "c": {"x": 1, "y": [2]}}
 
 
 @pytest.mark.parametrize("text", ["", "- a list", "name: [unclosed", "name: x\x00y"])

@@ -28,6 +28,7 @@ def test_the_default_is_two_at_night_utc() -> None:
         "timezone": "UTC",
         "deadline_minutes": 120,
         "max_hours": 24,
+        "max_cost": None,
     }
 
 

@@ -28,3 +28,10 @@ def test_the_refs_of_all_partitions_are_read_together_and_removed_singly(store: 
         store.remove_ref("recipe", "shard", "day/2 ü")
     assert set(store.read_refs("recipe", "shard")) == set(names) - {"day/2 ü"}
     assert store.read_ref("recipe", "shard") is not None
+
+
+def test_a_partition_whose_name_is_too_long_for_a_file_has_no_ref(store: Store) -> None:
+    store.write_ref(Ref(artifact=Artifact(kind="t", key="k", attempt="a", digest="d")), "recipe", "shard", "day-1")
+    assert store.read_ref("recipe", "shard", "長" * 80) is None
+    store.remove_ref("recipe", "shard", "長" * 80)
+    assert set(store.read_refs("recipe", "shard")) == {"day-1"}

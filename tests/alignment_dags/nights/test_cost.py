@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -89,3 +89,38 @@ def test_the_night_is_closed_first(book: NightBook, recipe: Recipe, monkeypatch:
     with dg.DagsterInstance.ephemeral() as instance, pytest.raises(TimeoutError):
         tick.tick(instance, recipe, load_pools(), book.store, TWO, None)
     assert next(book.latest()).outcome == "failed"
+
+
+def test_what_a_night_has_spent_is_the_time_its_own_steps_held_slots_at_their_pools_prices(recipe: Recipe) -> None:
+    pools = load_pools()
+    pool = pools[recipe.pools.policy].model_copy(update={"price_per_hour": 36_000.0})
+    priced = pools.model_copy(update={"pools": {**pools.pools, recipe.pools.policy: pool}})
+    night = Night(recipe="small", scheduled_at=TWO, recorded_at=TWO, deadline_minutes=120)
+
+    @dg.op(name="small__policy_checkpoint")
+    def training() -> None: ...
+
+    @dg.op(name="small__preference_manifest")
+    def no_pool() -> None: ...
+
+    @dg.job
+    def train() -> None:
+        training()
+        no_pool()
+
+    with dg.instance_for_test() as instance:
+        train.execute_in_process(instance=instance, tags=night.tags)
+        train.execute_in_process(instance=instance, tags={"align/night": "small/of another night"})
+        ours = instance.get_runs(dg.RunsFilter(tags=night.tags))[0].run_id
+        (step,) = [one for one in instance.get_run_step_stats(ours) if one.step_key == "small__policy_checkpoint"]
+        assert step.start_time is not None and step.end_time is not None
+        told = spent.spent_so_far(instance, recipe, priced, night, datetime.now(UTC))
+        assert told == pytest.approx(10 * (step.end_time - step.start_time))
+        assert spent.spent_so_far(instance, recipe, pools, night, datetime.now(UTC)) == 0
+
+        going = instance.create_run_for_job(train, tags=night.tags)
+        for kind in (dg.DagsterEventType.RUN_START, dg.DagsterEventType.STEP_START):
+            event = dg.DagsterEvent(kind.value, "train", step_key="small__policy_checkpoint")
+            instance.report_dagster_event(event, going.run_id)
+        later = spent.spent_so_far(instance, recipe, priced, night, datetime.now(UTC) + timedelta(seconds=100))
+        assert later - told == pytest.approx(1000, abs=100), "a step that is going on counts up to now"

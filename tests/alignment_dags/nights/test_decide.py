@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from alignment_dags.nights.decide import GRACE, Close, Launch, RunSeen, Wait, decide_night
+from alignment_dags.nights.decide import GRACE, Close, End, Launch, Limits, RunSeen, Wait, decide_night
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.state import State
 
@@ -188,6 +188,62 @@ def test_the_end_of_training_is_the_end_of_the_night(trained: RunSeen, outcome: 
 
 def test_training_is_waited_for_past_the_deadline() -> None:
     assert isinstance(decide(None, run("train", mine=True), after=3 * DEADLINE), Wait)
+
+
+HOURS, COST = Limits(max_hours=6), Limits(max_hours=6, max_cost=50.0)
+SIX = timedelta(hours=6)
+LONGER = "longer than schedule.max_hours, 6 hours since its first run was asked for"
+DEARER = "schedule.max_cost is reached: 50.50 of 50.00 spent"
+
+
+@pytest.mark.parametrize(
+    ("limits", "after", "spent", "reason"),
+    [
+        (HOURS, SIX, None, LONGER),
+        (COST, timedelta(hours=1), 50.5, DEARER),
+        (COST, timedelta(hours=1), 49.5, None),
+        (HOURS, SIX - timedelta(seconds=1), 99.0, None),
+        (Limits(), 9 * SIX, 99.0, None),
+    ],
+)
+class TestANightBeyondALimit:
+    """Its runs were asked for at two o'clock, and may be in a queue ever since."""
+
+    def step(
+        self, limits: Limits, after: timedelta, spent: float | None, *runs: RunSeen, state: State = READY
+    ) -> Launch | Wait | Close | End:
+        asked = [replace(one, asked_at=TWO) for one in runs]
+        return decide_night(NIGHT, lambda: state, asked, TWO + after, None, limits, spent)
+
+    @pytest.mark.parametrize("phase", ["base", "manifest", "train"])
+    def test_has_its_runs_ended_and_closes_when_they_have(
+        self, limits: Limits, after: timedelta, spent: float | None, reason: str | None, phase: str
+    ) -> None:
+        going = self.step(limits, after, spent, run(phase, mine=True))
+        canceled = self.step(limits, after, spent, run(phase, "failed", mine=True, canceled=True, told="canceled"))
+        if reason is None:
+            assert isinstance(going, Wait)
+            assert isinstance(canceled, Close) and "canceled" in canceled.reason
+        else:
+            assert (going, canceled) == (End(reason), Close("failed", reason))
+
+    def test_launches_nothing_more(
+        self, limits: Limits, after: timedelta, spent: float | None, reason: str | None
+    ) -> None:
+        step = self.step(limits, after, spent, run("base", "succeeded", mine=True))
+        assert step == (Launch("train", nodes=TRAIN) if reason is None else Close("failed", reason))
+
+    def test_keeps_what_is_done(
+        self, limits: Limits, after: timedelta, spent: float | None, reason: str | None
+    ) -> None:
+        passed = self.step(limits, after, spent, run("train", "succeeded", mine=True))
+        failed = self.step(limits, after, spent, run("train", "failed", mine=True, told="out of memory"))
+        assert (passed, failed) == (Close("passed", "trained and evaluated"), Close("failed", "out of memory"))
+
+    def test_is_one_of_its_own_runs(
+        self, limits: Limits, after: timedelta, spent: float | None, reason: str | None
+    ) -> None:
+        assert not isinstance(self.step(limits, after, None, run("train")), End), "it is another's"
 
 
 def test_a_night_that_was_recorded_late_has_its_whole_deadline() -> None:

@@ -12,6 +12,7 @@ import dagster as dg
 import pytest
 from dagster._utils.schedules import schedule_execution_time_iterator
 
+from alignment.errors import BadInput
 from alignment.recipe import Recipe, parse_recipe
 from alignment_dags.definitions import build_definitions
 from alignment_dags.nights.definitions import read_cursor, schedule_name, sensor_name
@@ -89,6 +90,11 @@ def test_the_sensor_launches_what_was_recorded_and_says_when_there_is_nothing(ho
     assert request.tags["align/night"] == "small/20261121T013000Z"
     assert request.tags["dagster/max_runtime"] == str(6 * 3600)
     assert [one.run_key for one in again.run_requests or []] == [request.run_key]  # which Dagster launches once
+
+
+def test_a_limit_of_cost_without_any_price_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"small, field 'schedule\.max_cost': no pool .* names a price_per_hour"):
+        build_definitions([recipe(schedule={"max_cost": 20})])
 
 
 def test_the_cursor_remembers_since_when_nobody_makes_what_is_behind() -> None:

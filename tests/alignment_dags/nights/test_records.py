@@ -5,12 +5,14 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
-from alignment.store import CorruptArtifact, Store
+from alignment.store import Store
 from alignment_dags.nights.night import Night
-from alignment_dags.nights.records import NightBook
-from alignment_dags.nights.tick import whose_turn
+from alignment_dags.nights.records import NightBook, latest_nights
+from alignment_dags.nights.tick import tick, whose_turn
+from resources.pools import load_pools
 from tests.alignment_dags.nights.small import DAY, RECIPE, TWO
 
 
@@ -77,8 +79,21 @@ def test_recipes_have_books_of_their_own(book: NightBook) -> None:
     assert list(NightBook(book.store, "other").latest()) == []
 
 
-def test_a_damaged_record_is_named(book: NightBook) -> None:
-    book.add(night(TWO))
-    book.store.fs.pipe_file(book.store.path("nights", "small", "20261120T020000Z.json"), b"{")
-    with pytest.raises(CorruptArtifact, match="20261120T020000Z"):
-        list(book.latest())
+def test_a_record_that_cannot_be_read_is_told_of_once_and_the_other_nights_go_on(
+    book: NightBook, caplog: pytest.LogCaptureFixture
+) -> None:
+    for days in range(3):
+        book.add(night(TWO + days * DAY))
+    path = book.store.path("nights", "small", "20261121T020000Z.json")
+    whole = book.store.fs.cat_file(path)
+    book.store.fs.pipe_file(path, b"{")
+    assert list(latest_nights(book.store, RECIPE, 10)["unreadable"]) == [path]
+    with dg.instance_for_test() as instance:
+        for _ in range(2):
+            assert "2026-11-22" in tick(instance, RECIPE, load_pools(), book.store, TWO + 3 * DAY, None).reason
+    told = [one.getMessage() for one in caplog.records if "night_unreadable" in one.getMessage()]
+    assert len(told) == 1 and path in told[0] and "set aside" in told[0]
+    assert [one.outcome for one in book.latest()] == ["running", "missed"]
+    assert not book.add(night(TWO + DAY)), "its tick, evaluated again, would begin it anew"
+    book.store.fs.pipe_file(path, whole)
+    assert len(list(book.latest())) == 3

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG
 
-from alignment.recipe import parse_recipe
+from alignment.recipe import Schedule, parse_recipe
 from alignment_dags.nights.decide import RunSeen
 from alignment_dags.nights.night import Night
+from alignment_dags.nights.records import NightBook
 from alignment_dags.nights.runs import runs_seen, runs_since
+from alignment_dags.nights.tick import tick
 from assets.building.factory import asset_key
+from resources.home import ensure_home
 from resources.pools import load_pools
+from resources.store import ArtifactStore
 
 RECIPE = parse_recipe(
     {
@@ -49,7 +55,14 @@ class Runs:
     def add(self, *nodes: str, status: dg.DagsterRunStatus, tags: dict[str, str] | None = None) -> dg.DagsterRun:
         keys = frozenset(asset_key("small", node) for node in nodes)
         job = self.job(*nodes)
-        return self.instance.create_run_for_job(job, status=status, tags=tags or {}, asset_selection=keys)
+        location = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("here"), "repository")
+        return self.instance.create_run_for_job(
+            job,
+            status=status,
+            tags=tags or {},
+            asset_selection=keys,
+            remote_job_origin=RemoteJobOrigin(location, job.name),
+        )
 
     def seen(self) -> list[RunSeen]:
         return runs_seen(self.instance, RECIPE, load_pools(), NIGHT)
@@ -88,6 +101,56 @@ def test_a_crash_that_will_be_tried_again_is_going_and_its_retry_speaks_for_it(r
     retry = runs.add("policy_checkpoint", status=dg.DagsterRunStatus.SUCCESS, tags=NIGHT.tags)
     runs.instance.add_run_tags(crashed.run_id, {AUTO_RETRY_RUN_ID_TAG: retry.run_id})
     assert [(run.id, run.state) for run in runs.seen()] == [(retry.run_id, "succeeded")]
+
+
+def test_a_second_try_was_asked_for_when_the_first_was(runs: Runs) -> None:
+    crashed = runs.add("policy_checkpoint", status=dg.DagsterRunStatus.FAILURE, tags=NIGHT.tags)
+    (first,) = runs.seen()
+    job = runs.job("policy_checkpoint")
+    retry = runs.instance.create_run_for_job(
+        job, tags=NIGHT.tags, root_run_id=crashed.run_id, parent_run_id=crashed.run_id
+    )
+    runs.instance.add_run_tags(crashed.run_id, {AUTO_RETRY_RUN_ID_TAG: retry.run_id})
+    assert [(run.id, run.asked_at) for run in runs.seen()] == [(retry.run_id, first.asked_at)]
+
+
+def test_a_canceled_run_is_known_from_one_that_failed(runs: Runs) -> None:
+    runs.add("policy_checkpoint", status=dg.DagsterRunStatus.CANCELED, tags=NIGHT.tags)
+    runs.add("policy_checkpoint", status=dg.DagsterRunStatus.FAILURE, tags=NIGHT.tags)
+    assert {(run.state, run.canceled) for run in runs.seen()} == {("failed", True), ("failed", False)}
+
+
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTED])
+def test_a_night_that_waits_in_a_queue_longer_than_it_may_take_is_ended_and_told_of(
+    home: Path, caplog: pytest.LogCaptureFixture, status: dg.DagsterRunStatus
+) -> None:
+    recipe = RECIPE.model_copy(update={"schedule": Schedule(max_hours=6)})
+    ensure_home()
+    store, now = ArtifactStore().open(), datetime.now(UTC)
+    book = NightBook(store, "small")
+    night = Night(recipe="small", scheduled_at=now, recorded_at=now, deadline_minutes=120, outcome="running")
+    book.add(night)
+    with dg.DagsterInstance.get() as instance:
+        run = Runs(instance).add("sft_checkpoint", status=status, tags=night.tags)
+
+        def look(hours: float) -> str:
+            return tick(instance, recipe, load_pools(), store, now + timedelta(hours=hours), None).reason
+
+        assert "in progress" in look(5)
+        assert "ending its runs: longer than schedule.max_hours, 6 hours" in look(6.1)
+        known = instance.get_run_by_id(run.run_id)
+        assert known is not None
+        if status == dg.DagsterRunStatus.STARTED:  # no worker of this machine has it, so that Dagster ends it
+            assert known.status == dg.DagsterRunStatus.CANCELING
+            assert next(book.latest()).is_open
+            instance.report_run_canceled(known)
+        else:
+            assert known.status == dg.DagsterRunStatus.CANCELED
+        assert "failed: longer than schedule.max_hours" in look(6.2)
+    (closed,) = book.latest()
+    assert (closed.outcome, closed.runs) == ("failed", [run.run_id])
+    told = [one.getMessage() for one in caplog.records if one.name == "alignment_dags.alerts"]
+    assert len(told) == 1 and "night_failed" in told[0] and "longer than schedule.max_hours" in told[0]
 
 
 def test_a_run_whose_worker_was_lost_says_so(runs: Runs) -> None:

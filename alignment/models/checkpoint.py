@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignment.digest import canonical_json, json_digest
 from alignment.errors import BadInput
-from alignment.models.code import code_digests, loading, refusal, refuse_kernels
+from alignment.models.code import code_digests, loading, refusal, refuse_code, refuse_kernels
 from alignment.models.weights import is_finite, tensors, weight_files
 
 if TYPE_CHECKING:
@@ -269,6 +269,8 @@ def load_tokenizer(folder: str | Path, runs_code: bool = False) -> PreTrainedTok
     folder = Path(folder)
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         raise BadInput(f"no tokenizer here (expected one of {', '.join(VOCABULARY_FILES)})", file=str(folder))
+    if not runs_code:
+        refuse_code(folder)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **loading(runs_code))
     except Exception as error:  # a damaged file raises whatever its parser stumbled on, bare Exception included

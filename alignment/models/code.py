@@ -65,6 +65,17 @@ def refusal(folder: Path) -> BadInput | None:
     )
 
 
+def refuse_code(folder: Path) -> None:
+    """Raises `BadInput` for a model of an architecture that only its own code has."""
+    refused = refusal(folder)
+    if refused is None:
+        return
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if _read(folder / DESCRIPTIONS[0]).get("model_type") not in CONFIG_MAPPING_NAMES:
+        raise refused
+
+
 def require_own_code(folder: Path) -> None:
     """Raises `BadInput` where the code that may run is not all in the folder, where it is pinned and recorded."""
     for file, reference in _classes(folder):
@@ -106,12 +117,17 @@ def without_implementations(config: dict[str, Any]) -> dict[str, Any]:
 def _classes(folder: Path) -> Iterator[tuple[str, str]]:
     """(file, `module.Class` or `repository--module.Class`) of every class that a folder's `auto_map`s name."""
     for file in DESCRIPTIONS:
-        try:
-            named = json.loads((folder / file).read_text(encoding="utf-8")).get("auto_map")
-        except (OSError, ValueError, AttributeError):
-            continue  # whoever reads the file for what it is says what is wrong with it
-        for reference in _flat(named):
+        for reference in _flat(_read(folder / file).get("auto_map")):
             yield file, reference
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is none: whoever needs the file says what is wrong with it."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _flat(value: Any) -> Iterator[str]:

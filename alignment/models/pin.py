@@ -23,7 +23,7 @@ from alignment.models.checkpoint import (
     VOCABULARY_FILES,
     read_config,
 )
-from alignment.models.code import CODE_FILES, refusal, refuse_kernels, require_own_code
+from alignment.models.code import CODE_FILES, refuse_code, refuse_kernels, require_own_code
 from alignment.models.weights import INDEX_FILE, SINGLE_FILE, tensors, weight_files
 from alignment.recipe import ModelSource
 from alignment.stages import Request, SourceFile
@@ -96,25 +96,17 @@ def checkpoint_files(folder: Path, runs_code: bool = False) -> list[Path]:
     folder = folder.expanduser().resolve()
     weights = weight_files(folder)
     tensors(folder)  # a damaged file is named here, before anything is built on a copy of it
-    config = read_config(folder)
-    refuse_kernels(config, str(folder / CONFIG_FILE))
+    refuse_kernels(read_config(folder), str(folder / CONFIG_FILE))
     if runs_code:
         require_own_code(folder)
-    elif (refused := refusal(folder)) is not None and not _known(config):
-        raise refused
+    else:
+        refuse_code(folder)
     index = [folder / INDEX_FILE] if weights[0].name != SINGLE_FILE else []
     small = [folder / name for name in (CONFIG_FILE, GENERATION_CONFIG_FILE, *TOKENIZER_FILES)]
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         raise BadInput(f"no tokenizer here (expected one of {', '.join(VOCABULARY_FILES)})", file=str(folder))
     code = folder.glob(CODE_FILES) if runs_code else ()
     return sorted([*weights, *index, *(path for path in small if path.is_file()), *code], key=lambda path: path.name)
-
-
-def _known(config: dict[str, Any]) -> bool:
-    """Whether Transformers has the model's architecture itself."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
-    return config.get("model_type") in CONFIG_MAPPING_NAMES
 
 
 def checkpoint_names(names: Iterable[str]) -> list[str]:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import random
 import socket
+import threading
 import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
 
 PORTS = range(20_000, 32_000)
 """Below those that systems give to whoever asks for any: until a server is up, nobody is given its port."""
@@ -33,3 +38,35 @@ def answers(url: str) -> bool:
             return bool(page.status == 200)
     except OSError:
         return False
+
+
+@contextmanager
+def signed_files(files: Mapping[str, bytes], is_right: Callable[[str], bool]) -> Iterator[str]:
+    """Serves the bytes of whichever name a path ends in to who brings `?signature=`, as a bucket does with presigned
+    URLs; gives the address above the paths."""
+
+    class Bucket(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked = urlsplit(self.path)
+            found = next((data for name, data in files.items() if asked.path.endswith(name)), None)
+            if found is None or not is_right(parse_qs(asked.query).get("signature", [""])[0]):
+                self.send_error(403)
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(found)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(found)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -6,12 +6,9 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import traceback
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -25,37 +22,17 @@ from alignment.stages import SourceFile, execute
 from alignment.stages.preference_shard import STAGE
 from alignment.store import Store
 from eval.suites.rows import read_rows
+from tests.loopback import signed_files
 
 SECRET = "s3cr/et%2F+"
 WRONG = "wr0ng"
 ROW = json.dumps({"prompt": "p", "chosen": "c", "rejected": "r"}).encode() + b"\n"
 
 
-class Signed(BaseHTTPRequestHandler):
-    """Serves one row under any path to who brings a signature, as a bucket does with a presigned URL."""
-
-    def do_GET(self) -> None:
-        if not parse_qs(urlsplit(self.path).query).get("signature", [""])[0].startswith("s3cr"):
-            self.send_error(403)
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(ROW)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(ROW)
-
-    do_HEAD = do_GET
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Signed)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    with signed_files({".jsonl": ROW}, lambda signature: signature.startswith("s3cr")) as url:
+        yield url
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from alignment.store import Ref, Store
 from alignment_dags.run.run import follow_source
 from assets.building.factory import BAD_INPUT, shards_definition
 from assets.building.upstream import Upstream
+from tests.loopback import signed_files
 
 LONG = "長" * 80
 
@@ -94,3 +95,29 @@ def test_an_error_whose_text_holds_a_signature_is_recorded_without_it(
     with dg.DagsterInstance.get() as instance:
         (run,) = instance.get_runs()
         assert "s3cr3t" not in "".join(str(entry.to_json()) for entry in instance.all_logs(run.run_id))
+
+
+def test_a_presigned_url_leaves_its_signature_nowhere_and_is_the_same_shard_when_it_is_signed_anew(
+    small_recipe: dict[str, Any],
+    small_data: dict[str, str],
+    home: Path,
+    bring_up_to_date: Callable[..., Upstream],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("DEBUG", logger="dagster")
+    files = {f"{name}.jsonl": Path(small_data[name]).read_bytes() for name in ("pairs", "ifeval")}
+    keys = []
+    with signed_files(files, lambda signature: signature.startswith("s1gned")) as bucket:
+        for day in (1, 2):
+            signed = {name: f"{bucket}/{name}.jsonl?signature=s1gned{day}&x=2" for name in ("pairs", "ifeval")}
+            evals = {**small_recipe["evals"], "ifeval": {"data": signed["ifeval"], "max_new_tokens": 8}}
+            data = {**small_recipe, "preferences": {"files": [signed["pairs"]]}, "evals": evals, "gate": "none"}
+            made = bring_up_to_date(parse_recipe(data, "-", {}))
+            assert set(made.refs("preference_shard")) == {"pairs"}
+            keys.append([made(name).key for name in ("preference_manifest", "policy_responses", "evaluation_report")])
+        launched = len(bring_up_to_date.launched)  # type: ignore[attr-defined]
+    assert keys[0] == keys[1]
+    assert launched == 4, "the second day made anything anew"
+    assert "s1gned" not in caplog.text
+    held = [file for file in home.rglob("*") if file.is_file() and b"s1gned" in file.read_bytes()]
+    assert held == []

@@ -20,7 +20,7 @@ from alignment.methods.dpo import Dpo
 from alignment.recipe import load_recipe
 from alignment_dags.cli.setup import recipes_check
 from alignment_dags.planner.forecast import forecast
-from alignment_dags.run.run import Chosen, run_backfill, run_recipe
+from alignment_dags.run.run import run_recipe
 from alignment_dags.source.observe import look
 from assets.building.upstream import Upstream
 from assets.preference_shard import preference_shard
@@ -94,7 +94,7 @@ def test_files_whose_kind_cannot_be_seen_at_once_are_made_into_shards_before_sft
 
 
 def test_one_file_among_others_is_named_by_the_source_watch_and_a_backfill(
-    tmp_path: Path, recipe_of: Callable[..., Path]
+    tmp_path: Path, recipe_of: Callable[..., Path], align: Callable[..., tuple[int, dict[str, Any], str]]
 ) -> None:
     files = write(tmp_path / "a.jsonl", PAIRED), write(tmp_path / "b.jsonl", UNPAIRED)
     path = recipe_of(*files, settle_seconds=0)
@@ -103,9 +103,9 @@ def test_one_file_among_others_is_named_by_the_source_watch_and_a_backfill(
     seen = look(recipe, preference_shard(recipe), Upstream(store, recipe.name))
     assert list(seen.keys) == ["a"] and list(seen.unreadable) == ["b"]
     assert "b.jsonl: holds unpaired rows" in seen.unreadable["b"]
-    told = run_backfill(path, Chosen(), "preference_shard", print)
-    assert told.made["preference_shard"] == ["a"], told.failures
-    assert [failure for failure in told.failures if failure.startswith("b: ") and "unpaired rows" in failure]
+    code, told, _ = align("backfill", str(path), "--stage", "preference_shard")  # definitions load once a process
+    assert (code, told["made"]["preference_shard"]) == (1, ["a"]), told["failures"]
+    assert [failure for failure in told["failures"] if failure.startswith("b: ") and "unpaired rows" in failure]
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from alignment.models.checkpoint import (
     max_positions,
     read_config,
 )
+from alignment.models.code import RUNS_CODE
 from alignment.models.pin import checkpoint_files
 from alignment.store import Commit
 
@@ -64,7 +65,7 @@ def publish(client: MlflowClient, model_id: str, checkpoint: Path, policy: Commi
         folder = Path(made, "files")
         (folder / TOKENIZER).mkdir(parents=True)
         (folder / WEIGHTS).mkdir()
-        for path in checkpoint_files(checkpoint):
+        for path in checkpoint_files(checkpoint, RUNS_CODE in policy.summary):
             if target is None:
                 (folder / WEIGHTS / path.name).symlink_to(path)  # an upload follows it
             else:
@@ -142,7 +143,7 @@ def describe(logged: LoggedModel, checkpoint: Path, policy: Commit) -> Model:
             ParamSpec("temperature", "double", float(generation.get("temperature") or 1.0)),
         ]
     )
-    template = prompt_template(checkpoint)
+    template = prompt_template(checkpoint, RUNS_CODE in policy.summary)
     model = Model(
         artifact_path=logged.artifact_location,
         model_uuid=logged.model_id,
@@ -171,11 +172,13 @@ def describe(logged: LoggedModel, checkpoint: Path, policy: Commit) -> Model:
         python_env="python_env.yaml",
         model_config={"return_full_text": False},
     )
-    model.model_size_bytes = sum(path.stat().st_size for path in checkpoint_files(checkpoint))
+    model.model_size_bytes = sum(
+        path.stat().st_size for path in checkpoint_files(checkpoint, RUNS_CODE in policy.summary)
+    )
     return model
 
 
-def prompt_template(checkpoint: Path) -> str | None:
+def prompt_template(checkpoint: Path, runs_code: bool = False) -> str | None:
     """The chat template around one user message, as MLflow fills it in: `{prompt}` stands for the message.
 
     Without its BOS where the tokenizer adds one by itself. None for a model without a chat template, or whose template
@@ -183,7 +186,7 @@ def prompt_template(checkpoint: Path) -> str | None:
     """
     if not has_chat_template(checkpoint):
         return None
-    tokenizer = load_tokenizer(checkpoint)
+    tokenizer = load_tokenizer(checkpoint, runs_code)
     mark = "MESSAGE"
     message = [{"role": "user", "content": mark}]
     text = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))

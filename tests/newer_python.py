@@ -62,7 +62,7 @@ def main() -> int:
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # some of this environment's are compiled
         }
         compiling = ["-W", "error", "-m", "compileall", "-q", *FILES]
-        testing = ["-c", pytest, "-p", "pytest_timeout", "-p", "no:cacheprovider", *PURE]
+        testing = ["-c", pytest, "--noconftest", "-p", "pytest_timeout", "-p", "no:cacheprovider", *PURE]
         for command in (compiling, testing):
             if code := subprocess.run([python, *command], cwd=PROJECT, env=env, check=False).returncode:
                 return code

@@ -110,8 +110,10 @@ def checkpoint_files(folder: Path, runs_code: bool = False) -> list[Path]:
 
 
 def checkpoint_names(names: Iterable[str]) -> list[str]:
-    """Those of an artifact's files that make up the model, as `checkpoint_files` finds them in a folder."""
-    return sorted(name for name in names if any(fnmatch(name, pattern) for pattern in HUB_PATTERNS))
+    """Those of an artifact's files that make up the model, code of its own included where it may run: a checkpoint
+    holds none else."""
+    patterns = (*HUB_PATTERNS, CODE_FILES)
+    return sorted(name for name in names if any(fnmatch(name, pattern) for pattern in patterns))
 
 
 def materialise(pin: ModelPin, out: Path, seed: int) -> None:

@@ -112,7 +112,7 @@ def load_recipe(path: str | Path, environ: Mapping[str, str] | None = None) -> R
     path = Path(path)
     data = read_yaml(path, "recipe")
     recipe = parse_recipe(data, str(path), os.environ if environ is None else environ)
-    recipe._file = path.resolve()
+    recipe.__dict__["file"] = path.resolve()
     return recipe
 
 

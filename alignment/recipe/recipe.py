@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -100,12 +101,14 @@ class Recipe(Section):
     """Where alerts go beside the log."""
 
     _written: dict[str, Any] | None = PrivateAttr(default=None)
-    _file: Path | None = PrivateAttr(default=None)
 
-    @property
+    @cached_property
     def file(self) -> Path | None:
-        """The file it was read from, resolved; None for a recipe that was not read from one."""
-        return self._file
+        """The file it was read from, resolved, as the loader notes here; None for a recipe that was not read from one.
+
+        No field and no private attribute, so that the same recipe in two files is equal.
+        """
+        return None
 
     @property
     def written(self) -> dict[str, Any]:

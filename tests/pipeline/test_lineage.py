@@ -16,6 +16,7 @@ import yaml
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe, parse_recipe
 from alignment_dags.cli.models import lines
+from alignment_dags.registry.export import export
 from alignment_dags.registry.lineage import lineage_of
 from alignment_dags.registry.rows import row_lineage, show_row
 from alignment_dags.retention.collect import carry_out, plan_of
@@ -59,6 +60,7 @@ def test_code_of_the_model_that_the_recipe_let_run_is_named(
     digest = hashlib.sha256((folder / "own.py").read_bytes()).hexdigest()
     assert record["code_of_model"] == policy.summary["runs_code"] == {"own.py": digest}
     assert any(line.strip().startswith("CODE OF THE MODEL RAN") and "own.py" in line for line in lines(record))
+    assert "own.py" in export("small", tmp_path / "exported", print)["files"], "a model is no model without its code"
 
 
 def test_the_record_names_every_part_and_holds_without_mlflow_and_dagster(

@@ -40,6 +40,15 @@ def answers(url: str) -> bool:
         return False
 
 
+class Server(ThreadingHTTPServer):
+    """A server on a free port. With Python's own backlog of five, a system resets connections that come at once."""
+
+    request_queue_size = 128
+
+    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
+
+
 @contextmanager
 def signed_files(files: Mapping[str, bytes], is_right: Callable[[str], bool]) -> Iterator[str]:
     """Serves the bytes of whichever name a path ends in to who brings `?signature=`, as a bucket does with presigned
@@ -63,7 +72,7 @@ def signed_files(files: Mapping[str, bytes], is_right: Callable[[str], bool]) ->
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
+    server = Server(Bucket)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"

@@ -7,7 +7,7 @@ import logging
 import socket
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ import pytest
 import resources.alerts as module
 from alignment.recipe import Alerts
 from resources.alerts import Alert, send
+from tests.loopback import Server
 
 ALERT = Alert("small", "night_failed", "train failed: no space left — schade")
 SECRET = "T0KEN-of-the-webhook"
@@ -40,7 +41,7 @@ class Receiver:
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = Server(Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/{SECRET}"
 
 

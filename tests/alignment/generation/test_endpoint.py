@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,17 @@ from alignment.store import Artifact, Store
 from eval.answers.files import read_responses
 from eval.stages.responses import STAGE, ResponsesRequest
 from eval.suites import SuiteSpec
+from tests import loopback
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("Hello", "Write a line.", "a", "b" * 300)]
 KEY = "sk-not-to-be-seen-anywhere"
 
 
-class Server(ThreadingHTTPServer):
+class Server(loopback.Server):
     """Serves a checkpoint as completions of token ids; `trouble` gives a status to answer with instead, or None."""
 
-    daemon_threads = True
-
     def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.model, self.tokenizer = load_model(folder, "float32", "cpu"), load_tokenizer(folder)
         self.names: list[str] = ["abc", "micro"]
         self.asked: list[dict[str, Any]] = []

@@ -10,11 +10,11 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.homes import BringUpToDate, Homes
 
@@ -34,14 +34,11 @@ def real_data_folder() -> Path:
     return Path(os.environ.get("ALIGN_TEST_DATA") or DEFAULT_REAL_DATA)
 
 
-with suppress(ImportError):  # a newer Python (newer_python.py) is lent no compiled package, and hypothesis is one
-    from hypothesis import HealthCheck, settings
-
-    # how long an example takes is the machine's business; hypothesis itself takes this view where CI is set, only there
-    settings.register_profile(
-        "any machine", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
-    )
-    settings.load_profile("any machine")
+# how long an example takes is the machine's business; hypothesis itself takes this view where CI is set, and only there
+settings.register_profile(
+    "any machine", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("any machine")
 
 NEEDING = pytest.StashKey[int]()
 

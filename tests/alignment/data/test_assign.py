@@ -158,5 +158,10 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.
     rows = [tuple(range(number // copies * each, (number // copies + 1) * each)) for number in range(40)]
     files = [write(tmp_path, str(number), Made(one, {})) for number, one in enumerate(rows)]
     most_held(files[:2], tmp_path / "warm")
-    few, many = most_held(files[:8], tmp_path / "few"), most_held(files, tmp_path / "many")
-    assert many < 1.3 * few, f"{few} bytes for 8 shards, {many} for 40"
+    # the lower of two: what else a long test process happens to keep or to collect in between is not the rows'
+    few, many = (
+        min(most_held(some, tmp_path / f"{name}-{again}") for again in range(2))
+        for name, some in (("few", files[:8]), ("many", files))
+    )
+    half_an_id = 8  # bytes: whoever held a row would hold its id of sixteen at least
+    assert many - few < half_an_id * 32 * each, f"{few} bytes for 8 shards, {many} for 40"

@@ -22,6 +22,7 @@ def policy_checkpoint(recipe: Recipe, pools: Pools) -> Node:
             tokens=recipe.tokens,
             seed=recipe.seed,
             world_size=pools[recipe.pools.policy].world_size,
+            pass_tokens=recipe.reference.batch_tokens,
         )
 
     return Node(

@@ -76,22 +76,24 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among those that score together; a single process has no others to talk to."""
+    """This process's place among those that work together; a single process has no others to talk to."""
 
     rank: int = 0
     world_size: int = 1
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A gloo process group for the while, unless the caller has one."""
+        """A process group for the while, unless the caller has one: gloo for what is said, NCCL between GPUs."""
         if self.world_size == 1:
             yield
             return
+        import torch
         import torch.distributed as dist
 
         mine = not dist.is_initialized()
         if mine:
-            dist.init_process_group("gloo", timeout=PATIENCE)
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, timeout=PATIENCE)
         try:
             yield
         finally:

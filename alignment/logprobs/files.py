@@ -34,6 +34,7 @@ from alignment.models.checkpoint import (
     tokenizer_digest,
     weights_digest,
 )
+from alignment.models.runner import numerics
 from alignment.models.weights import weight_files
 from alignment.recipe import Reference as ReferenceSettings
 from alignment.recipe import TokenPolicy
@@ -65,8 +66,14 @@ def reference_file(
     if precision not in PRECISIONS:
         raise BadInput(f"unknown precision '{precision}'; there are {', '.join(PRECISIONS)}")
     policy = _policy(model, max_length, truncation)
-    name = fingerprint(_weights(model, store), config_digest(read_config(model)), precision)
-    reference = Reference(lambda: model, name, policy, precision, batch_tokens or ReferenceSettings().batch_tokens)
+    batch_tokens = batch_tokens or ReferenceSettings().batch_tokens
+    name = fingerprint(
+        _weights(model, store),
+        config_digest(read_config(model)),
+        precision,
+        numerics=numerics(precision, batch_tokens),
+    )
+    reference = Reference(lambda: model, name, policy, precision, batch_tokens)
     cache = LogprobCache(store, name, policy_digest(policy, tokenizer_digest(model)))
     written, quarantined = Written(name), Counter[str]()
     with _arriving(out) as file:

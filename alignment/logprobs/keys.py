@@ -52,6 +52,7 @@ def fingerprint(
     adapter: str | None = None,
     adapter_merged: bool = True,
     quantisation: str | None = None,
+    numerics: str = "any",
     scorer_version: int = SCORER_VERSION,
 ) -> str:
     """64 hex digits. Batch size, device, folder and training settings are not in it: they change no value."""

@@ -26,10 +26,15 @@ class Dpo(Method):
     beta: float = 0.1
     """Larger stays nearer the reference."""
     sft_weight: float = 0.0
-    """Weight of the negative log-likelihood of the chosen completion, which the trainer adds (RPO; Llama 3: 0.2)."""
+    """Weight of the negative log-likelihood of the chosen completion that is added (RPO; Llama 3: 0.2)."""
 
     def loss(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
         return minus_log_sigmoid(self.beta * rows.margin)
+
+    def objective(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
+        """The likelihood term is a mean over a row's tokens, so that no row's gradient depends on its company."""
+        losses = self.loss(rows, constants)
+        return losses - self.sft_weight * rows.policy_chosen / rows.chosen_tokens if self.sft_weight else losses
 
 
 @dataclass(frozen=True, kw_only=True)

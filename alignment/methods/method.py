@@ -86,6 +86,10 @@ class Method(ABC):
     def loss(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
         """The loss of each row, [P], differentiable in the policy's log-probs."""
 
+    def objective(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
+        """What is minimised, [P]: the loss, with the terms that a recipe adds to it."""
+        return self.loss(rows, constants)
+
     def first_loss(self) -> float | None:
         """The loss of a policy that is its reference, whatever the rows; None where theory gives none."""
         import torch

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from alignment.models.packing import Layout, Segment
+from alignment.models.packing import Layout
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 NAME = "shared_prompt"
 """Also the name of the keyword that carries the layout through the model."""
-NOT_HANDLED = ("softcap", "position_bias", "s_aux")
+NOT_HANDLED = ("position_bias", "s_aux")
 
 
 class CannotShare(Exception):
@@ -33,11 +33,17 @@ class CannotShare(Exception):
 
 @contextmanager
 def shared_prompts(model: PreTrainedModel) -> Iterator[None]:
-    """For the while, the model attends through `attend`. No mask function goes with it: no mask is made."""
+    """For the while, the model attends through `attend`. No mask function goes with it: no mask is made.
+
+    A trainer holds this open over all its steps, backward included: activation checkpointing runs layers again there.
+    """
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, attend)
     before = model.config._attn_implementation
+    if before == NAME:
+        yield
+        return
+    AttentionInterface.register(NAME, attend)
     model.set_attn_implementation(NAME)
     try:
         yield
@@ -59,47 +65,68 @@ def attend(
     With `sliding_window` w a token sees itself and the w - 1 before it, counted as if its prompt stood right in
     front. Raises `CannotShare` for attention that is more than that, and where the layout has not come through.
     """
-    layout, window = kwargs.get(NAME), kwargs.get("sliding_window")
+    layout, window, cap = kwargs.get(NAME), kwargs.get("sliding_window"), kwargs.get("softcap")
     refused = [name for name in NOT_HANDLED if kwargs.get(name) is not None]
     if refused or not isinstance(layout, Layout) or attention_mask is not None or query.shape[2] != layout.tokens:
         raise CannotShare(f"{type(module).__name__} with {', '.join(refused) or 'tokens or a mask of its own'}")
     if query.is_cuda:
-        varlen = _varlen() if query.element_size() == 2 else None
+        varlen = _varlen() if query.element_size() == 2 and cap is None else None
         if varlen is not None:
             return _all_at_once(varlen, query, key, value, scaling, window, layout), None
-        _say_that_segments_go_one_by_one(query.dtype)
-    out = query.new_empty(1, layout.tokens, query.shape[1], value.shape[3])
-    for segment in layout.segments:
-        out[:, segment.start : segment.stop] = _one(query, key, value, scaling, window, segment).transpose(1, 2)
-    return out, None
+        _say_that_segments_go_one_by_one(query.dtype, cap is not None)
+    return _one_by_one(query, key, value, scaling, window, cap, layout), None
 
 
-def _one(
+def _one_by_one(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     scaling: float | None,
     window: int | None,
-    segment: Segment,
+    cap: float | None,
+    layout: Layout,
 ) -> torch.Tensor:
-    """One segment's attention [1, heads, tokens of the segment, width]."""
+    """Segment by segment. States are split once and joined once: a slice a segment would cost the backward pass a
+    gradient of the whole pass's size for each."""
     import torch
 
-    own = slice(segment.start, segment.stop)
-    shared = slice(segment.prompt_start, segment.prompt_stop)
     repeats = query.shape[1] // key.shape[1]
-    keys, values = (
-        torch.cat([states[:, :, shared], states[:, :, own]], 2).repeat_interleave(repeats, 1) for states in (key, value)
-    )
-    mask = None
-    before = segment.prompt_stop - segment.prompt_start
-    reach = segment.keys if window is None else window
-    if before or reach < segment.keys:
-        mask = torch.ones(segment.stop - segment.start, segment.keys, dtype=torch.bool, device=query.device)
-        mask = mask.tril(before).triu(before - reach + 1)
-    return torch.nn.functional.scaled_dot_product_attention(
-        query[:, :, own], keys, values, attn_mask=mask, is_causal=mask is None, scale=scaling
-    )
+    queries = query.split(layout.sizes, 2)
+    keys, values = (states.repeat_interleave(repeats, 1).split(layout.sizes, 2) for states in (key, value))
+    out = []
+    for place, prompt in enumerate(layout.prompts):
+        own = [place] if prompt is None else [prompt, place]
+        seen = [
+            states[own[0]] if len(own) == 1 else torch.cat([states[at] for at in own], 2) for states in (keys, values)
+        ]
+        mask = layout.mask(place, window)
+        if cap is None:
+            attended = torch.nn.functional.scaled_dot_product_attention(
+                queries[place], *seen, attn_mask=mask, is_causal=mask is None, scale=scaling
+            )
+        else:
+            attended = _capped(queries[place], *seen, mask, scaling, cap)
+        out.append(attended)
+    return torch.cat(out, 2).transpose(1, 2)
+
+
+def _capped(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    cap: float,
+) -> torch.Tensor:
+    """Attention whose logits are capped: cap · tanh(logits / cap), as Gemma 2 has it; softmax in float32 as there."""
+    import torch
+
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    logits = cap * torch.tanh(query @ key.transpose(2, 3) * scale / cap)
+    if mask is None:
+        mask = torch.ones(logits.shape[2:], dtype=torch.bool, device=logits.device).tril()
+    logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+    return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(query.dtype) @ value
 
 
 @cache
@@ -131,11 +158,12 @@ def with_fewer_key_heads(varlen: Callable[..., Any]) -> Callable[..., Any] | Non
 
 
 @cache
-def _say_that_segments_go_one_by_one(dtype: torch.dtype) -> None:
+def _say_that_segments_go_one_by_one(dtype: torch.dtype, capped: bool) -> None:
     """Once a precision: many small kernels in place of one leave a GPU waiting."""
     import torch
 
     why = "flash attention takes 16 bits only" if dtype.itemsize > 2 else f"torch {torch.__version__} has no fit for it"
+    why = "flash attention caps no logits" if capped else why
     logger.warning("attention over shared prompts in %s goes segment by segment, which is slow: %s", dtype, why)
 
 

@@ -191,6 +191,8 @@ def _forward_keys(value: Any) -> Any:
     return value
 
 
+DROPOUT = ("dropout", "pdrop", "layerdrop", "drop_rate")
+"""What names of dropout rates have in them."""
 PRECISIONS = ("float32", "bfloat16", "float64")
 NOT_FINITE = "holds values that are not finite (NaN or infinite)"
 
@@ -281,9 +283,16 @@ def load_tokenizer(folder: str | Path, runs_code: bool = False) -> PreTrainedTok
 
 
 def load_model(
-    folder: str | Path, precision: str, device: torch.device | str | None = None, *, runs_code: bool = False
+    folder: str | Path,
+    precision: str,
+    device: torch.device | str | None = None,
+    *,
+    runs_code: bool = False,
+    dropout: bool = True,
 ) -> PreTrainedModel:
     """The folder's causal language model in eval mode, all weights in `precision`.
+
+    Without `dropout` it drops nothing in training either: a policy that drops units is not its reference.
 
     Attention is SDPA, or eager for the few architectures without it (Gemma 2 caps its attention logits).
     Only safetensors weights are read. `device` is `default_device()` by default. Code of the model's own runs only
@@ -295,6 +304,8 @@ def load_model(
         raise BadInput(f"unknown precision '{precision}'; there are {', '.join(PRECISIONS)}")
     weight_files(folder)
     config = load_config(folder, runs_code)
+    if not dropout:
+        _without_dropout(config)
     load_generation_config(folder)
     if (folder / ADAPTER_FILE).is_file():  # Transformers would load it on top, and no digest of ours names it
         raise BadInput("an adapter lies beside the model: merge it, or move it elsewhere", file=str(folder))
@@ -308,6 +319,15 @@ def load_model(
     if (name := first_not_finite(model.named_parameters())) is not None:
         raise BadInput(f"{name} {NOT_FINITE} in {precision}", file=str(folder))
     return model
+
+
+def _without_dropout(config: PreTrainedConfig) -> None:
+    """Sets every dropout rate of a configuration to 0, before the model is made from it: many layers read theirs from
+    it and hold no `nn.Dropout` (OPT, Falcon, BLOOM, GPT-BigCode)."""
+    for part in {id(part): part for part in (config, config.get_text_config())}.values():
+        for name, value in vars(part).items():
+            if isinstance(value, float) and any(word in name for word in DROPOUT):
+                setattr(part, name, 0.0)
 
 
 def first_not_finite(weights: Iterable[tuple[str, torch.Tensor]]) -> str | None:

@@ -1,4 +1,8 @@
-"""The two ways through a model: prompts shared in a packed pass, or whole sequences in a padded batch."""
+"""One forward pass, for scorer and trainer alike: from sequences to the log-probability of each completion token.
+
+Sequences go through packed behind their prompts, or, where a model allows nothing else, in a padded batch. The head
+runs over the positions that predict a completion token alone, block by block, forward and backward.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from alignment.data.tokens import TokenSequence
 from alignment.models.attention import NAME, shared_prompts
 from alignment.models.packing import ROUND, lay_out, rounded
+from alignment.models.rope import by_own_length
 
 if TYPE_CHECKING:
     import torch
@@ -70,22 +75,54 @@ LOGITS_AT_ONCE = 1 << 26
 """Logits held at a time; 256 MiB in float32."""
 
 
-def completion_logps(head: Head, hidden: torch.Tensor, rows: Sequence[TokenSequence], vocabulary: int) -> list[float]:
-    """Nats a row, given the hidden states [completion tokens of all rows, hidden] that predict its tokens.
+def head_logps(head: Head, states: torch.Tensor, rows: Sequence[TokenSequence], vocabulary: int) -> torch.Tensor:
+    """[completion tokens] float64 on the CPU, in nats, from the `states` [completion tokens, hidden] that predict them.
 
-    Blocks are multiples of `ROUND` rows, the last one filled up: a row's bits do not depend on its neighbours.
+    Blocks are multiples of `ROUND` positions, the last one filled up: a row's bits do not depend on its neighbours.
+    Carries no gradient: `head_backward` gives it.
     """
+    import torch
+
+    with torch.no_grad():
+        done = [token_logps(head(part), ids)[:count] for part, ids, count in _blocks(states.detach(), rows, vocabulary)]
+    return torch.cat(done).cpu()
+
+
+def head_backward(
+    head: Head, states: torch.Tensor, rows: Sequence[TokenSequence], vocabulary: int, weights: torch.Tensor
+) -> torch.Tensor:
+    """The gradient [completion tokens, hidden] of Σ weights · log-probability in `states`; `weights` is one a token.
+
+    The head's own weights get theirs on the way, block by block, so that no more than one block's logits are held.
+    """
+    import torch
+
+    gradient = torch.empty_like(states)
+    start = 0
+    for block, ids, count in _blocks(states.detach(), rows, vocabulary):
+        part = block.requires_grad_()
+        logps = token_logps(head(part), ids)[:count]
+        (logps * weights[start : start + count].to(logps.device)).sum().backward()  # type: ignore[no-untyped-call]
+        assert part.grad is not None
+        gradient[start : start + count] = part.grad[:count]
+        start += count
+    return gradient
+
+
+def _blocks(
+    states: torch.Tensor, rows: Sequence[TokenSequence], vocabulary: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+    """(states, target ids, how many of them count) block by block."""
     import torch
 
     targets = torch.tensor([token for row in rows for token in row.completion_ids])
     missing = rounded(len(targets)) - len(targets)
-    hidden = torch.nn.functional.pad(hidden, (0, 0, 0, missing))
-    wanted = torch.nn.functional.pad(targets, (0, missing)).to(hidden.device)
+    states = torch.nn.functional.pad(states, (0, 0, 0, missing))
+    wanted = torch.nn.functional.pad(targets, (0, missing)).to(states.device)
     block = max(ROUND, LOGITS_AT_ONCE // vocabulary // ROUND * ROUND)
-    done = []
-    for states, ids in zip(torch.split(hidden, block), torch.split(wanted, block), strict=True):
-        done.append(token_logps(head(states), ids))
-    return row_sums(torch.cat(done)[: len(targets)].cpu(), rows)
+    for start in range(0, len(wanted), block):
+        ids = wanted[start : start + block]
+        yield states[start : start + block], ids, min(len(ids), len(targets) - start)
 
 
 def token_logps(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -96,34 +133,50 @@ def token_logps(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return logits.gather(1, ids[:, None])[:, 0].double() - logits.logsumexp(-1).double()
 
 
-def row_sums(logps: torch.Tensor, rows: Sequence[TokenSequence]) -> list[float]:
-    """Sum of each row's positions, whatever rows it shared a pass with."""
+def row_sums(logps: torch.Tensor, rows: Sequence[TokenSequence]) -> torch.Tensor:
+    """[rows]: the sum of each row's tokens [completion tokens of all rows], whatever rows it shared a pass with."""
     import torch
 
-    return [float(part.sum()) for part in torch.split(logps, [len(row.completion_ids) for row in rows])]
+    return torch.stack([part.sum() for part in torch.split(logps, [len(row.completion_ids) for row in rows])])
 
 
-def packed_logps(model: PreTrainedModel, groups: Sequence[Sequence[TokenSequence]], head: Head) -> list[float]:
-    """Completion log-probabilities (nat) of groups of sequences that share their prompt, group by group."""
-    layout = lay_out(groups, model.device)
+def packed_states(
+    model: PreTrainedModel, groups: Sequence[Sequence[TokenSequence]], fill: int = 0, long_from: int | None = None
+) -> torch.Tensor:
+    """Hidden states [completion tokens, hidden] that predict the completions of groups with one prompt each.
+
+    The pass is filled up to `fill` tokens where it is shorter.
+    """
+    layout = lay_out(groups, model.device, fill, long_from)
     decoder = decoder_of(model)
-    with shared_prompts(model):
+    with shared_prompts(model), by_own_length(model, layout.long):
         hidden = decoder(
             input_ids=layout.ids, position_ids=layout.positions, **without_cache(decoder), **{NAME: layout}
         ).last_hidden_state[0]
-    return completion_logps(head, hidden[layout.reads.to(hidden.device)], layout.rows, vocabulary(model))
+    picked: torch.Tensor = hidden[layout.reads.to(hidden.device)]
+    return picked
 
 
-def padded_logps(model: PreTrainedModel, rows: Sequence[TokenSequence], head: Head | None) -> list[float]:
-    """Completion log-probabilities (nat) of one padded batch; without a head through the model's own forward."""
-    ids = padded(rows, model.device)
-    if head is None:
-        return _by_own_forward(model, rows, ids)
+def padded_states(model: PreTrainedModel, rows: Sequence[TokenSequence]) -> torch.Tensor:
+    """The same of one padded batch."""
     decoder = decoder_of(model)
-    hidden = decoder(input_ids=ids, **without_cache(decoder)).last_hidden_state
+    hidden = decoder(input_ids=padded(rows, model.device), **without_cache(decoder)).last_hidden_state
     where = _predicting(rows)
-    picked = hidden[where[0].to(hidden.device), where[1].to(hidden.device)]
-    return completion_logps(head, picked, rows, vocabulary(model))
+    picked: torch.Tensor = hidden[where[0].to(hidden.device), where[1].to(hidden.device)]
+    return picked
+
+
+def own_logps(model: PreTrainedModel, rows: Sequence[TokenSequence]) -> torch.Tensor:
+    """[completion tokens] float64 by the model's own forward, row by row: no more than one row's logits are held."""
+    import torch
+
+    done = []
+    for row in rows:
+        keep = len(row.completion_ids) + 1
+        extra: dict[str, Any] = {"logits_to_keep": keep} if _takes(model, "logits_to_keep") else {}
+        logits = model(input_ids=padded([row], model.device), **without_cache(model), **extra).logits[0, -keep:-1]
+        done.append(token_logps(logits, torch.tensor(row.completion_ids, device=logits.device)))
+    return torch.cat(done).cpu()
 
 
 def padded(rows: Sequence[TokenSequence], device: torch.device) -> torch.Tensor:
@@ -152,21 +205,6 @@ def find_head(model: PreTrainedModel, sequence: TokenSequence) -> Head | None:
         return None
     first = len(sequence.prompt_ids) - 1
     return matching_head(model, seen[0][0, first:-1], logits[first:-1])
-
-
-def _by_own_forward(model: PreTrainedModel, rows: Sequence[TokenSequence], ids: torch.Tensor) -> list[float]:
-    """Row by row, so that no more than one row's logits are held."""
-    import torch
-
-    sums = []
-    for place, row in enumerate(rows):
-        keep = len(row.completion_ids) + 1
-        extra: dict[str, Any] = {"logits_to_keep": keep} if _takes(model, "logits_to_keep") else {}
-        own = ids[place : place + 1, : len(row)]
-        logits = model(input_ids=own, **without_cache(model), **extra).logits[0, -keep:-1]
-        wanted = torch.tensor(row.completion_ids, device=logits.device)
-        sums += row_sums(token_logps(logits, wanted).cpu(), [row])
-    return sums
 
 
 def _predicting(rows: Sequence[TokenSequence]) -> tuple[torch.Tensor, torch.Tensor]:

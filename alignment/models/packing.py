@@ -1,7 +1,8 @@
 """Which sequences go through the model together when completions share their prompt's forward pass.
 
 A prompt and its completions make a group. Groups stand one behind the other in a pass without padding
-between them; a pass is rounded up to a multiple of `ROUND` tokens, all the waste there is.
+between them; a pass is rounded up to a multiple of `ROUND` tokens, all the waste there is. The scorer packs
+sequences, the trainer whole rows: both sides of a pair enter its loss, so they go through in one pass.
 """
 
 from __future__ import annotations
@@ -24,12 +25,22 @@ Group = list[int]
 """Indices of sequences with the same prompt ids."""
 
 
-def by_prompt(sequences: Sequence[TokenSequence], indices: Sequence[int]) -> list[Group]:
-    """Indices in groups of the same prompt ids, in order of appearance."""
-    groups: dict[Ids, Group] = {}
+def by_prompt(sequences: Sequence[TokenSequence], indices: Sequence[int], long_from: int | None = None) -> list[Group]:
+    """Indices in groups of the same prompt ids, in order of appearance.
+
+    With `long_from` (`alignment.models.rope`) sequences above that length share no prompt with shorter ones, as their
+    prompts' states differ.
+    """
+    groups: dict[tuple[Ids, bool], Group] = {}
     for index in indices:
-        groups.setdefault(sequences[index].prompt_ids, []).append(index)
+        sequence = sequences[index]
+        groups.setdefault((sequence.prompt_ids, is_long(sequence, long_from)), []).append(index)
     return list(groups.values())
+
+
+def is_long(sequence: TokenSequence, long_from: int | None) -> bool:
+    """Whether more tokens of it are forwarded than `long_from`; its last one is not."""
+    return long_from is not None and len(sequence) - 1 > long_from
 
 
 def forwarded(sequences: Sequence[TokenSequence], group: Group) -> int:
@@ -37,13 +48,15 @@ def forwarded(sequences: Sequence[TokenSequence], group: Group) -> int:
     return len(sequences[group[0]].prompt_ids) + sum(len(sequences[index].completion_ids) - 1 for index in group)
 
 
-def pack(sequences: Sequence[TokenSequence], indices: Sequence[int], budget: int) -> Iterator[list[Group]]:
+def pack(
+    sequences: Sequence[TokenSequence], indices: Sequence[int], budget: int, long_from: int | None = None
+) -> Iterator[list[Group]]:
     """Passes of at most `budget` tokens, largest groups first; every index in exactly one.
 
     A group larger than the budget is split and its prompt repeated; a single sequence larger than the
     budget goes alone.
     """
-    pieces = [piece for group in by_prompt(sequences, indices) for piece in _split(sequences, group, budget)]
+    pieces = [piece for group in by_prompt(sequences, indices, long_from) for piece in _split(sequences, group, budget)]
     costs = [forwarded(sequences, piece) for piece in pieces]
     current: list[Group] = []
     used = 0
@@ -55,6 +68,25 @@ def pack(sequences: Sequence[TokenSequence], indices: Sequence[int], budget: int
         used += costs[place]
     if current:
         yield current
+
+
+def pack_rows(rows: Sequence[Sequence[TokenSequence]], budget: int, long_from: int | None = None) -> list[list[int]]:
+    """Indices of rows (each its sequences) in passes of at most `budget` tokens; every row in exactly one.
+
+    First fit by falling length, which leaves the least room unused. A row larger than the budget goes alone.
+    """
+    costs = [sum(forwarded(row, group) for group in by_prompt(row, range(len(row)), long_from)) for row in rows]
+    passes: list[list[int]] = []
+    room: list[int] = []
+    for index in longest_first(costs):
+        place = next((place for place, left in enumerate(room) if costs[index] <= left), None)
+        if place is None:
+            passes.append([index])
+            room.append(budget - costs[index])
+        else:
+            passes[place].append(index)
+            room[place] -= costs[index]
+    return passes
 
 
 def rounded(tokens: int) -> int:
@@ -146,8 +178,9 @@ class VarlenIndex(NamedTuple):
 class Layout:
     """One pass of `tokens` tokens; ids and positions are [1, tokens].
 
-    `reads` [completion tokens] is where the hidden state stands that predicts each of `targets`, sequence
-    by sequence in the order of `rows`; both are on the CPU.
+    `reads` [completion tokens], on the CPU, is where the hidden state stands that predicts each token of the
+    completions, sequence by sequence in the order of `rows`. `long` [1, tokens] marks the tokens of long sequences
+    (`is_long`) on models for which that makes a difference.
     """
 
     ids: torch.Tensor
@@ -155,10 +188,43 @@ class Layout:
     segments: tuple[Segment, ...]
     reads: torch.Tensor
     rows: tuple[TokenSequence, ...]
+    long: torch.Tensor | None = None
 
     @property
     def tokens(self) -> int:
         return self.ids.shape[1]
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Tokens of each segment; segments stand one behind the other and cover the pass."""
+        return [segment.stop - segment.start for segment in self.segments]
+
+    @cached_property
+    def prompts(self) -> list[int | None]:
+        """For each segment the index of the segment that is its prompt; None for one that has none."""
+        index = {(segment.start, segment.stop): place for place, segment in enumerate(self.segments)}
+        return [index.get((segment.prompt_start, segment.prompt_stop)) for segment in self.segments]
+
+    def mask(self, place: int, window: int | None) -> torch.Tensor | None:
+        """What the tokens of a segment see [tokens, keys], True for seen; None where plain causal attention says it.
+
+        Made once for all layers. With a window w a token sees itself and the w - 1 before it.
+        """
+        import torch
+
+        segment = self.segments[place]
+        before, reach = segment.prompt_stop - segment.prompt_start, segment.keys if window is None else window
+        if not before and reach >= segment.keys:
+            return None
+        key = self.sizes[place], before, min(reach, segment.keys)
+        if key not in self._masks:
+            seen = torch.ones(self.sizes[place], segment.keys, dtype=torch.bool, device=self.ids.device)
+            self._masks[key] = seen.tril(before).triu(before - reach + 1)
+        return self._masks[key]
+
+    @cached_property
+    def _masks(self) -> dict[tuple[int, int, int], torch.Tensor]:
+        return {}
 
     @cached_property
     def varlen(self) -> VarlenIndex:
@@ -174,11 +240,13 @@ class Layout:
         return VarlenIndex(borders[0], borders[1], torch.cat(where).to(device), max(lengths[0]), max(lengths[1]))
 
 
-def lay_out(groups: Sequence[Sequence[TokenSequence]], device: torch.device) -> Layout:
+def lay_out(
+    groups: Sequence[Sequence[TokenSequence]], device: torch.device, fill: int = 0, long_from: int | None = None
+) -> Layout:
     """Groups of sequences with one prompt each, one behind the other: prompt, then its completions.
 
     Positions restart behind the prompt with every completion. A completion's last token is left out, for
-    nothing reads its hidden state. What rounds the pass up is a segment of its own.
+    nothing reads its hidden state. What rounds the pass up, or fills it up to `fill` tokens, is a segment of its own.
     """
     import torch
 
@@ -195,17 +263,21 @@ def lay_out(groups: Sequence[Sequence[TokenSequence]], device: torch.device) -> 
         positions.extend(range(position, position + len(tokens)))
         return span
 
+    long: list[bool] = []
     for group in groups:
         prompt_ids = group[0].prompt_ids
         prompt = put(prompt_ids, 0)
         for row in group:
             start, stop = put(row.completion_ids[:-1], len(prompt_ids), prompt)
             reads += [prompt[1] - 1, *range(start, stop)]
-    put([0] * (rounded(len(ids)) - len(ids)), 0)
+        long += [is_long(group[0], long_from)] * (len(ids) - len(long))
+    put([0] * (max(rounded(len(ids)), fill) - len(ids)), 0)
+    long += [False] * (len(ids) - len(long))
     return Layout(
         torch.tensor([ids], device=device),
         torch.tensor([positions], device=device),
         tuple(segments),
         torch.tensor(reads),
         tuple(row for group in groups for row in group),
+        None if long_from is None else torch.tensor([long], device=device),
     )

@@ -109,17 +109,23 @@ class Sft(SftTraining):
 
 
 class Reference(Section):
-    """The reference log-prob pass. Batch size changes speed, never values or keys."""
+    """The reference log-prob pass, which is the one that training takes."""
 
     precision: Precision = "bfloat16"
     """Precision of weights and computation. It must equal `dpo.precision`: only then is the first loss what theory
     says."""
     batch_tokens: int = Field(default=16_384, ge=1)
-    """Tokens of one forward pass, padding included; changes speed and memory, never values."""
+    """Tokens of one forward pass of scorer and trainer. On a GPU in 16 bits passes are filled up to it and it counts
+    in the values' key; elsewhere it changes speed and memory, never values. Halve it when memory runs out."""
 
 
 class Dpo(Optimisation):
     """Direct preference optimisation (Rafailov et al. 2023), from cached reference log-probs."""
+
+    speed_only: ClassVar[frozenset[str]] = Optimisation.speed_only | {"micro_batch_size", "gradient_checkpointing"}
+
+    micro_batch_size: int = Field(default=4, ge=1)
+    """Ignored: a step's rows go through in passes of `reference.batch_tokens` tokens, whatever their number."""
 
     learning_rate: float = Field(default=5e-7, gt=0)
     """Highest learning rate of AdamW, reached after the warm-up; commonly 5e-8 to 1e-6 for a whole model, ten times

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
-
-import pyarrow.parquet as pq
+from typing import Any, ClassVar
 
 from alignment.data.manifest import Manifest, read_manifest
 from alignment.data.tokens import Tokenization
+from alignment.logprobs.effort import Ranks
 from alignment.logprobs.keys import fingerprint
 from alignment.methods import method_of
-from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint, load_tokenizer, max_positions
+from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint, load_model, load_tokenizer, max_positions
 from alignment.models.code import record_of_code
+from alignment.models.runner import numerics
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
+from alignment.stages.execute import environment
 from alignment.store import Artifact
 from alignment.training import resume
 from alignment.training.arguments import (
-    accumulation_steps,
     gathered,
     history,
     require_precision,
@@ -28,7 +28,7 @@ from alignment.training.arguments import (
     trainer_arguments,
     training_order,
 )
-from alignment.training.pairs import PolicyRows, policy_rows
+from alignment.training.pairs import PolicyRows, open_rows, write_rows_of
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,14 @@ ROWS_FILE = "training_rows.parquet"
 
 
 class DpoRequest(Request):
-    """`checkpoint` is where the policy starts and what the manifest's references were scored with."""
+    """`checkpoint` is where the policy starts and what the manifest's references were scored with.
+
+    `pass_tokens` is tokens of one pass; where it changes values, the references' fingerprint names it. Neither it nor
+    the number of processes changes what is trained, so a killed run goes on with another number of them.
+    """
+
+    speed_only: ClassVar[frozenset[str]] = frozenset({"world_size", "pass_tokens"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"pass_tokens"})
 
     manifest: Artifact
     checkpoint: Artifact
@@ -44,6 +51,7 @@ class DpoRequest(Request):
     tokens: TokenPolicy
     seed: int
     world_size: int = 1
+    pass_tokens: int = 16_384
 
 
 def run(request: DpoRequest, context: Context) -> Result:
@@ -54,79 +62,90 @@ def run(request: DpoRequest, context: Context) -> Result:
     Goes on from the last whole trainer checkpoint in the work folder. Raises `BadInput` for settings or
     data that cannot be trained on, `Disagreement` when the untrained policy does not score as its reference.
     """
-    settings = request.settings
-    accumulation_steps(settings, request.world_size)
     require_world_size(request.world_size, context.world_size)
-    require_precision(settings.precision)
+    require_precision(request.settings.precision)
+    ranks = Ranks(context.rank, context.world_size)
+    with ranks.together():
+        return _run(request, context, ranks)
+
+
+def _run(request: DpoRequest, context: Context, ranks: Ranks) -> Result:
     folder = context.fetch(request.checkpoint)
     manifest_folder = context.fetch(request.manifest)
     manifest = read_manifest(manifest_folder)
-    rows = _rows(request, context, folder, manifest_folder, manifest)
-    trained = _train(request, context, folder, rows)
-    summary = {
-        **trained,
-        "rows_trained": len(rows.train),
-        "rows_held_out": len(rows.held_out),
-        "rows_dropped": rows.dropped(),
-    }
+    rows, dropped = _rows(request, context, ranks, folder, manifest_folder, manifest)
+    summary = _train(request, context, folder, rows, _same_device(context, manifest))
     if context.rank:
         return Result(digest="", summary=summary)
-    pq.write_table(rows.record, context.out / ROWS_FILE, compression="zstd")
+    summary |= _held_out(request, context, rows)
+    summary |= {"rows_trained": len(rows.train), "rows_held_out": len(rows.held_out), "rows_dropped": dropped}
     runs_code = context.runs_code(request.checkpoint)
     digest = digest_checkpoint(context.out, runs_code)
     about = checkpoint_summary(context.out, digest) | record_of_code(context.out, runs_code)
     return Result(digest=digest.digest, summary=about | summary)
 
 
-def _rows(request: DpoRequest, context: Context, folder: Path, manifest_folder: Path, manifest: Manifest) -> PolicyRows:
+def _rows(
+    request: DpoRequest, context: Context, ranks: Ranks, folder: Path, manifest_folder: Path, manifest: Manifest
+) -> tuple[PolicyRows, dict[str, int]]:
+    """The rows and why others were dropped; the first rank writes them down, and all read them from there."""
     tokenizer = load_tokenizer(folder, context.runs_code(request.checkpoint))
     tokens = Tokenization(tokenizer, request.tokens, max_positions(folder))
     start = context.store.commit_of(request.checkpoint).summary
     if "weights_digest" not in start or "config_digest" not in start:
         start = checkpoint_summary(folder)
-    reference = fingerprint(start["weights_digest"], start["config_digest"], request.settings.precision)
-    return policy_rows(manifest, context, manifest_folder, tokens, reference, method_of(request.settings))
+    precision = request.settings.precision
+    name = fingerprint(
+        start["weights_digest"],
+        start["config_digest"],
+        precision,
+        numerics=numerics(precision, request.pass_tokens),
+    )
+    into, method, dropped = context.work / "rows", method_of(request.settings), dict[str, int]()
+    if ranks.rank == 0:
+        record = context.out / ROWS_FILE
+        dropped = write_rows_of(manifest, context, manifest_folder, tokens, name, method, into, record)
+    ranks.gather("all wait for the first")
+    return open_rows(into, name), dropped
 
 
-def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows) -> dict[str, Any]:
+def _same_device(context: Context, manifest: Manifest) -> bool:
+    """Whether the manifest's references were scored where this runs: on such a device, with this torch."""
+    here = environment()
+    names = [shard.reference for shard in manifest.shards if shard.reference is not None]
+    made = [context.store.commit_of(reference).environment for reference in names]
+    return all(each.get(name) == here[name] for each in made for name in ("device", "torch"))
+
+
+def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows, same_device: bool) -> dict[str, Any]:
     from alignment.training.agreement import require_agreement
-    from alignment.training.held_out import means, measure, measured
-    from alignment.training.held_out_pairs import write_held_out
     from alignment.training.models import TrainedModel
-    from alignment.training.preference_trainer import dpo_trainer
+    from alignment.training.preference_trainer import preference_trainer
 
     settings, pairs = request.settings, rows.train
-    share = slice(context.rank, None, request.world_size)
-    order = training_order(
-        [pair.row_id for pair in pairs],
-        [pair.longest for pair in pairs],
-        request.manifest.digest,
-        request.seed,
-        settings.epochs,
-        settings.batch_size,
-    )
+    order = training_order(pairs.row_ids, request.manifest.digest, request.seed, settings.epochs)
     work = context.work / "trainer"
-    arguments = trainer_arguments(settings, work, request.seed, request.world_size, len(order))
-    trained = TrainedModel(folder, settings, context.runs_code(request.checkpoint))
-    trainer = dpo_trainer(trained, pairs, trained.tokenizer(), arguments, settings)
+    arguments = trainer_arguments(settings, work, request.seed, len(order), settings.batch_size, 1)
+    trained = TrainedModel(folder, settings, context.runs_code(request.checkpoint), dropout=False)
+    trainer = preference_trainer(trained, pairs, trained.tokenizer(), arguments, settings, request.pass_tokens)
     trainer.order = order
     checkpoint = resume.last_complete(work)
     agreed: dict[str, float] = {}
+    longest = pairs.longest()
+    trainer.logps([longest.chosen, longest.rejected])  # shows how this model is run, before a step relies on it
     if checkpoint is None:
-        first = [pairs[index] for index in dict.fromkeys(order[: settings.batch_size])]
-        agreed = require_agreement(first[share], settings, trainer.sequence_logps, settings.micro_batch_size)
+        first = [pairs[index] for index in dict.fromkeys(order[: settings.batch_size].tolist())]
+        share = first[slice(context.rank, None, request.world_size)]
+        agreed = require_agreement(share, settings, trainer.logps, None if same_device else trainer.logps_alone)
     else:
         log.info("resuming from step %d", resume.step_of(checkpoint))
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    ours = measured(rows.held_out)[share]
-    shares = measure(ours, rows.fingerprint, trainer.sequence_logps, settings.micro_batch_size)
-    held_out = [pair for of_rank in gathered(shares, request.world_size) for pair in of_rank]
+    with trainer.attending():
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     recorded = history(trainer.state.log_history)
     summary = {
         "steps": trainer.state.global_step,
         "tokens": int(trainer.state.num_input_tokens_seen),
         "first_loss": next((record["loss"] for record in recorded if "loss" in record), None),
-        "held_out": means(held_out, settings),
         "agreement": {name: rounded(value) for name, value in agreed.items()},
         "rows_per_rank": gathered(trainer.rows_forwarded, request.world_size),
         "resumed_from_step": None if checkpoint is None else resume.step_of(checkpoint),
@@ -134,8 +153,23 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
     }
     if context.rank == 0:
         trained.save(trainer.model, trainer.optimizer, context.out)
-        write_held_out(context.out, held_out)
     return summary
 
 
-STAGE: Stage[DpoRequest] = Stage(name="policy_checkpoint", code_version=2, request=DpoRequest, run=run, device="gpu")
+def _held_out(request: DpoRequest, context: Context, rows: PolicyRows) -> dict[str, Any]:
+    """Measures the held-out pairs on the saved checkpoint, loaded as evaluations load it, and writes them."""
+    from alignment.logprobs.scorer import free_memory, logps
+    from alignment.training.held_out import means, measure, measured
+    from alignment.training.held_out_pairs import write_held_out
+
+    free_memory()
+    pairs, found = measured(rows.held_out), []
+    if pairs:
+        runs_code = context.runs_code(request.checkpoint)
+        policy = load_model(context.out, request.settings.precision, runs_code=runs_code)
+        found = measure(pairs, rows.fingerprint, lambda sequences: logps(policy, sequences, request.pass_tokens))
+    write_held_out(context.out, found)
+    return {"held_out": means(found, request.settings)}
+
+
+STAGE: Stage[DpoRequest] = Stage(name="policy_checkpoint", code_version=3, request=DpoRequest, run=run, device="gpu")

@@ -19,6 +19,7 @@ from alignment.logprobs.keys import fingerprint, policy_digest
 from alignment.logprobs.reference import ROWS_AT_ONCE, Reference, reference_pass
 from alignment.logprobs.table import OUTPUT, Written, dropped_table, logprobs_table, writer
 from alignment.models.checkpoint import checkpoint_summary
+from alignment.models.runner import HALF, numerics
 from alignment.recipe import TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
 from alignment.store import Artifact
@@ -28,7 +29,7 @@ NEEDED = ("weights_digest", "config_digest", "tokenizer_digest")
 
 
 class ReferenceRequest(Request):
-    """`batch_tokens` is tokens of one forward pass: it changes speed, never keys."""
+    """`batch_tokens` is tokens of one forward pass: it changes speed, and in 16 bits the values on a GPU."""
 
     speed_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
 
@@ -38,6 +39,10 @@ class ReferenceRequest(Request):
     precision: str
     batch_tokens: int
 
+    def identity(self) -> Any:
+        identity = super().identity()
+        return identity | {"batch_tokens": self.batch_tokens} if self.precision in HALF else identity
+
 
 def run(request: ReferenceRequest, context: Context) -> Result:
     """Writes logprobs.parquet (rows in the shard's order) and dropped.parquet, `ROWS_AT_ONCE` rows at a time.
@@ -46,7 +51,12 @@ def run(request: ReferenceRequest, context: Context) -> Result:
     Raises `BadInput` for a shard of unpaired rows and for a token policy the model has no positions for.
     """
     about = _checkpoint(request.checkpoint, context)
-    name = fingerprint(about["weights_digest"], about["config_digest"], request.precision)
+    name = fingerprint(
+        about["weights_digest"],
+        about["config_digest"],
+        request.precision,
+        numerics=numerics(request.precision, request.batch_tokens),
+    )
     reference = Reference(
         lambda: context.fetch(request.checkpoint),
         name,
@@ -107,5 +117,5 @@ def _checkpoint(artifact: Artifact, context: Context) -> dict[str, Any]:
 
 
 STAGE: Stage[ReferenceRequest] = Stage(
-    name="reference_logprobs", code_version=3, request=ReferenceRequest, run=run, device="gpu"
+    name="reference_logprobs", code_version=4, request=ReferenceRequest, run=run, device="gpu"
 )

@@ -19,6 +19,7 @@ from alignment.training.arguments import (
     accumulation_steps,
     gathered,
     history,
+    longer_first,
     require_precision,
     require_world_size,
     trainer_arguments,
@@ -95,10 +96,9 @@ def _train(request: SftRequest, context: Context, runs_code: bool) -> dict[str, 
     tokens = sft_tokenization(load_tokenizer(folder, runs_code), settings.max_length, max_positions(folder))
     rows = sft_rows(context.fetch(request.dataset), tokens)
     lengths = [len(sequence) for sequence in rows.train]
-    order = training_order(
-        rows.train_ids, lengths, request.dataset.digest, request.seed, settings.epochs, settings.batch_size
-    )
-    return _fit(request, context, TrainedModel(folder, settings, runs_code), rows, order)
+    order = training_order(rows.train_ids, request.dataset.digest, request.seed, settings.epochs)
+    order = longer_first(order, lengths, settings.batch_size)
+    return _fit(request, context, TrainedModel(folder, settings, runs_code), rows, order.tolist())
 
 
 def _fit(
@@ -107,7 +107,8 @@ def _fit(
     from alignment.training.sft_trainer import BestWeights, Patience, looks, sft_trainer
 
     settings, work = request.settings, context.work / "trainer"
-    arguments = trainer_arguments(settings, work, request.seed, request.world_size, len(order))
+    accumulation = accumulation_steps(settings, request.world_size)
+    arguments = trainer_arguments(settings, work, request.seed, len(order), settings.micro_batch_size, accumulation)
     trainer = sft_trainer(trained, rows.train, rows.held_out, trained.tokenizer(), arguments, settings.eval_steps)
     trainer.order = order
     best = BestWeights(context.work / "best")

@@ -9,22 +9,27 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from alignment.data.tokens import TokenSequence
 from alignment.methods import PairLogps, method_of
 from alignment.recipe import Dpo
 from alignment.training.pairs import PolicyPair
 
 FLOAT32_LOSS = 1e-3
+FLOAT32_NATS = 1e-4
+"""Of the larger of |log-prob| and tokens: ten times what two devices' float32 kernels differ by."""
+SAME_PASS_NATS = 0.02
+"""A sequence in 16 bits, where scorer and trainer take the same pass on the same kind of device."""
 PROBE_ROWS = 8
 PROBE_FACTOR = 4.0
-NATS_A_TOKEN = 0.05
 ROUNDING = 2.0**-8
-"""bfloat16's step relative to 1: noise below this a token (added like independent errors) shows nothing."""
-FEW_TOKENS = 4
-"""A completion this short is bound like one of this many tokens: one rounded logit moves it most."""
+"""bfloat16's step relative to 1: what a token's log-prob is rounded by, added like independent errors."""
+MOST_NATS = 1.0
+STANDARD_ERRORS = 3.0
+HARMLESS_SHIFT = 0.1
+"""A mean shift below this share of what one sequence is allowed is rounding, however regular."""
 
-Ids = Sequence[int]
-Score = Callable[[Sequence[tuple[Ids, Ids]]], list[float]]
-"""Log-probs in nats of (prompt ids, completion ids), all in one batch."""
+Score = Callable[[Sequence[TokenSequence]], list[float]]
+"""Log-probs in nats of completions given their prompts, by the pass that trains them."""
 
 
 class Disagreement(RuntimeError):
@@ -33,99 +38,107 @@ class Disagreement(RuntimeError):
 
 @dataclass(frozen=True)
 class Difference:
-    """Policy minus reference for one sequence, in nats."""
+    """Policy minus reference for one sequence, in nats; `reference` is the cached log-prob."""
 
     row_id: str
     side: str
     tokens: int
+    reference: float
     nats: float
 
 
-def require_agreement(pairs: Sequence[PolicyPair], settings: Dpo, score: Score, batch_rows: int) -> dict[str, float]:
+def require_agreement(
+    pairs: Sequence[PolicyPair], settings: Dpo, score: Score, elsewhere: Score | None = None
+) -> dict[str, float]:
     """Raises `Disagreement`, naming the worst row, unless the untrained policy scores `pairs` as its reference did.
 
-    float32: the loss must be what theory says of a policy that is its reference, within 1e-3. Lower
-    precision: each sequence within four times what these rows show between batched and alone, and within
-    0.05 nat a token. Returns {loss, expected_loss, worst_nats} for the run's summary.
+    float32: every sequence within 1e-4 of the larger of |log-prob| and tokens, and the mean loss what theory says of a
+    policy that is its reference, within 1e-3. 16 bits: every sequence within 0.02 nat where such a device as this
+    scored the reference; where another did, `elsewhere` scores the same sequences by another pass, and what the two
+    differ by here is what rounding may do there. In every precision the mean of the signed differences must be zero
+    within three standard errors: a shift of both sides leaves the loss as it is.
+    Returns {loss, expected_loss, worst_nats, mean_nats} for the run's summary.
     """
     if not pairs:
         return {}
-    found = differences(pairs, score, batch_rows)
+    found = differences(pairs, score)
     method = method_of(settings)
     expected = method.first_loss()
     assert expected is not None  # every method here refers to a reference that the policy starts as
     loss = float(method.loss(_logps_of(found)).mean())
-    sides = [difference for both in found for difference in both]
-    worst = max(sides, key=lambda difference: abs(difference.nats))
-    if settings.precision == "float32":
-        if not abs(loss - expected) <= FLOAT32_LOSS:
-            raise Disagreement(f"the first loss would be {loss:.6f}, theory says {expected:.6f}; {_named(worst)}")
-    else:
-        noise = probe_noise(pairs[:PROBE_ROWS], score)
-        for difference in sides:
-            if not abs(difference.nats) <= allowed(difference.tokens, noise):
-                limit = allowed(difference.tokens, noise)
-                raise Disagreement(f"{_named(difference)}, where this device's rounding explains {limit:.4f}")
-    return {"loss": loss, "expected_loss": expected, "worst_nats": abs(worst.nats)}
+    noise = None
+    if settings.precision != "float32" and elsewhere is not None:
+        noise = probe_noise(pairs[:PROBE_ROWS], score, elsewhere)
+    limits = [allowed(each, settings.precision, noise) for each in found]
+    over = [abs(each.nats) / limit for each, limit in zip(found, limits, strict=True)]
+    # NaN counts as the worst: it compares with nothing
+    worst = max(range(len(found)), key=lambda place: (math.isnan(over[place]), over[place]))
+    if not over[worst] <= 1:
+        raise Disagreement(f"{_named(found[worst])}, where rounding explains {limits[worst]:.4f}")
+    mean, error = mean_and_error([each.nats for each in found])
+    if not abs(mean) <= max(STANDARD_ERRORS * error, HARMLESS_SHIFT * sum(limits) / len(limits)):
+        raise Disagreement(
+            f"the policy's log-probs differ from the cached reference's by {mean:+.5f} nat a sequence on average,"
+            f" {abs(mean) / error if error else math.inf:.1f} standard errors from zero: not rounding; the largest is"
+            f" {_named(found[worst])}"
+        )
+    if settings.precision == "float32" and not abs(loss - expected) <= FLOAT32_LOSS:
+        raise Disagreement(f"the first loss would be {loss:.6f}, theory says {expected:.6f}; {_named(found[worst])}")
+    largest = max(abs(each.nats) for each in found)
+    return {"loss": loss, "expected_loss": expected, "worst_nats": largest, "mean_nats": mean}
 
 
-def differences(pairs: Sequence[PolicyPair], score: Score, batch_rows: int) -> list[tuple[Difference, Difference]]:
-    """(chosen, rejected) differences of each pair, scored `batch_rows` pairs at a time."""
-    found = []
-    for start in range(0, len(pairs), batch_rows):
-        part = pairs[start : start + batch_rows]
-        logps = score([_ids(pair, side) for side in ("chosen", "rejected") for pair in part])
-        for place, pair in enumerate(part):
-            chosen, rejected = logps[place], logps[place + len(part)]
-            found.append(
-                (
-                    Difference(pair.row_id, "chosen", len(pair.chosen.completion_ids), chosen - pair.chosen_logp),
-                    Difference(
-                        pair.row_id, "rejected", len(pair.rejected.completion_ids), rejected - pair.rejected_logp
-                    ),
-                )
-            )
-    return found
+def differences(pairs: Sequence[PolicyPair], score: Score) -> list[Difference]:
+    """Those of each pair's chosen and rejected side, in turn."""
+    logps = score([sequence for pair in pairs for sequence in (pair.chosen, pair.rejected)])
+    sides = [
+        (pair.row_id, side, sequence, reference)
+        for pair in pairs
+        for side, sequence, reference in (
+            ("chosen", pair.chosen, pair.ref_chosen_logp),
+            ("rejected", pair.rejected, pair.ref_rejected_logp),
+        )
+    ]
+    return [
+        Difference(row_id, side, len(sequence.completion_ids), reference, logp - reference)
+        for (row_id, side, sequence, reference), logp in zip(sides, logps, strict=True)
+    ]
 
 
-def probe_noise(pairs: Sequence[PolicyPair], score: Score) -> float:
-    """Largest difference between batched and alone over these rows, in nats a square root of a token."""
-    sequences = [_ids(pair, side) for pair in pairs for side in ("chosen", "rejected")]
-    together = score(sequences)
-    alone = [score([sequence])[0] for sequence in sequences]
+def allowed(difference: Difference, precision: str, noise: float | None) -> float:
+    """Most that one sequence may differ, in nats; `noise` as `probe_noise` gives it, None for the same pass."""
+    if precision == "float32":
+        return FLOAT32_NATS * max(abs(difference.reference), difference.tokens)
+    if noise is None:
+        return SAME_PASS_NATS
+    return min(MOST_NATS, (PROBE_FACTOR * noise + ROUNDING) * math.sqrt(difference.tokens))
+
+
+def probe_noise(pairs: Sequence[PolicyPair], score: Score, elsewhere: Score) -> float:
+    """Largest difference between two passes over these rows, in nats a square root of a token."""
+    sequences = [sequence for pair in pairs for sequence in (pair.chosen, pair.rejected)]
     return max(
-        abs(one - other) / math.sqrt(len(completion))
-        for one, other, (_, completion) in zip(together, alone, sequences, strict=True)
+        abs(one - other) / math.sqrt(len(sequence.completion_ids))
+        for one, other, sequence in zip(score(sequences), elsewhere(sequences), sequences, strict=True)
     )
 
 
-def allowed(tokens: int, noise: float) -> float:
-    """Most a sequence of `tokens` completion tokens may differ, in nats; `noise` as `probe_noise` gives it."""
-    by_probe = PROBE_FACTOR * max(noise, ROUNDING) * math.sqrt(tokens)
-    return min(by_probe, NATS_A_TOKEN * max(tokens, FEW_TOKENS))
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """(mean, its standard error); the error is infinite for a single value."""
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return mean, math.inf
+    return mean, math.sqrt(math.fsum((each - mean) ** 2 for each in values) / (len(values) - 1) / len(values))
 
 
-def _logps_of(found: Sequence[tuple[Difference, Difference]]) -> PairLogps:
+def _logps_of(found: Sequence[Difference]) -> PairLogps:
     """Pairs whose reference stands at 0, so that the policy's log-probs are the differences."""
     import torch
 
-    def column(values: list[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float64)
-
-    zero = column([0.0] * len(found))
-    return PairLogps(
-        policy_chosen=column([chosen.nats for chosen, _ in found]),
-        policy_rejected=column([rejected.nats for _, rejected in found]),
-        ref_chosen=zero,
-        ref_rejected=zero,
-        chosen_tokens=column([chosen.tokens for chosen, _ in found]),
-        rejected_tokens=column([rejected.tokens for _, rejected in found]),
-    )
-
-
-def _ids(pair: PolicyPair, side: str) -> tuple[Ids, Ids]:
-    sequence = pair.chosen if side == "chosen" else pair.rejected
-    return sequence.prompt_ids, sequence.completion_ids
+    nats = torch.tensor([each.nats for each in found], dtype=torch.float64).view(-1, 2)
+    tokens = torch.tensor([each.tokens for each in found], dtype=torch.float64).view(-1, 2)
+    zero = torch.zeros(len(nats), dtype=torch.float64)
+    return PairLogps(nats[:, 0], nats[:, 1], zero, zero, tokens[:, 0], tokens[:, 1])
 
 
 def _named(difference: Difference) -> str:

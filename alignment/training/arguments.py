@@ -6,10 +6,16 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from alignment.errors import BadInput
 from alignment.recipe import Optimisation
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Order: TypeAlias = npt.NDArray[np.int64]
 
 # Training history: the trainer's log records as plain numbers under our names, for plots and summaries.
 
@@ -85,9 +91,12 @@ def require_precision(precision: str) -> None:
         raise BadInput("this device does not train in bfloat16; use float32", field="precision")
 
 
-def trainer_arguments(settings: Optimisation, folder: Path, seed: int, world_size: int, rows: int) -> dict[str, Any]:
+def trainer_arguments(
+    settings: Optimisation, folder: Path, seed: int, rows: int, micro_batch_size: int, accumulation: int
+) -> dict[str, Any]:
     """Arguments that `SFTConfig` and `DPOConfig` share, for a run over `rows` rows (epochs counted in).
 
+    A device takes `micro_batch_size` rows at once, `accumulation` times in a step.
     The epochs are in the order of the rows, so the trainer sees one. `bf16` (autocast) stays off: in
     bfloat16 the weights themselves are, with float32 masters in the optimiser, so that the policy's
     forward pass is the reference scorer's.
@@ -98,9 +107,9 @@ def trainer_arguments(settings: Optimisation, folder: Path, seed: int, world_siz
     steps = optimiser_steps(rows, settings)
     return {
         "output_dir": str(folder),
-        "per_device_train_batch_size": settings.micro_batch_size,
-        "per_device_eval_batch_size": settings.micro_batch_size,
-        "gradient_accumulation_steps": accumulation_steps(settings, world_size),
+        "per_device_train_batch_size": micro_batch_size,
+        "per_device_eval_batch_size": micro_batch_size,
+        "gradient_accumulation_steps": accumulation,
         "num_train_epochs": 1,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.schedule,
@@ -133,33 +142,35 @@ def trainer_arguments(settings: Optimisation, folder: Path, seed: int, world_siz
 # The order rows are trained in: decided by the data's digest and the seed, by nothing that is named or placed.
 
 
-def training_order(
-    row_ids: Sequence[str], lengths: Sequence[int], digest: str, seed: int, epochs: float, batch_size: int
-) -> list[int]:
-    """Indices into `row_ids`, `round(epochs * rows)` of them (at least one).
+def training_order(row_ids: Any, digest: str, seed: int, epochs: float) -> Order:
+    """Indices into `row_ids` (a list, or an Arrow column), `round(epochs * rows)` of them (at least one).
 
-    Each epoch is another permutation of the rows sorted by id. Within the rows of one optimiser step,
-    which share one gradient, longer rows go first, so that a micro batch pads little.
+    Each epoch is another permutation of the rows sorted by id.
     """
-    by_id = sorted(range(len(row_ids)), key=lambda index: row_ids[index])
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    column = pa.array(row_ids, pa.string()) if isinstance(row_ids, list) else row_ids
+    by_id = pc.sort_indices(column).to_numpy().astype(np.int64)
     wanted = max(1, round(epochs * len(by_id)))
-    order: list[int] = []
-    epoch = 0
-    while len(order) < wanted:
-        order += [by_id[place] for place in _permutation(len(by_id), digest, seed, epoch)]
-        epoch += 1
-    order = order[:wanted]
-    for start in range(0, wanted, batch_size):
-        order[start : start + batch_size] = sorted(order[start : start + batch_size], key=lambda index: -lengths[index])
-    return order
+    shuffled = (by_id[_permutation(len(by_id), digest, seed, epoch)] for epoch in range(-(-wanted // len(by_id))))
+    return np.concatenate(list(shuffled))[:wanted]
 
 
-def _permutation(count: int, digest: str, seed: int, epoch: int) -> list[int]:
+def longer_first(order: Order, lengths: Sequence[int], batch_size: int) -> Order:
+    """The order with the rows of each optimiser step, which share one gradient, longest first: batches pad little."""
+    import numpy as np
+
+    steps = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return np.concatenate([step[np.argsort([-lengths[place] for place in step], kind="stable")] for step in steps])
+
+
+def _permutation(count: int, digest: str, seed: int, epoch: int) -> Order:
     import numpy as np
 
     entropy = hashlib.sha256(f"{digest} {seed} {epoch}".encode()).digest()
-    shuffled = np.random.Generator(np.random.PCG64(int.from_bytes(entropy, "big"))).permutation(count)
-    return [int(place) for place in shuffled]
+    return np.random.Generator(np.random.PCG64(int.from_bytes(entropy, "big"))).permutation(count)
 
 
 # The processes of one training run, where there is more than one.

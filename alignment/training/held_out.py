@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import pyarrow.compute as pc
+
 from alignment.errors import BadInput
 from alignment.logprobs.keys import sequence_key
 from alignment.methods import PairLogps, method_of
@@ -13,48 +15,45 @@ from alignment.recipe import Dpo
 from alignment.training.agreement import Score
 from alignment.training.arguments import rounded
 from alignment.training.held_out_pairs import HeldOutPair
-from alignment.training.pairs import PolicyPair
+from alignment.training.pairs import PolicyPair, PolicyPairs
 
+SIDES = ("chosen", "rejected")
 MOST_PAIRS = 512
 """Enough to tell an accuracy to within four points, and seconds of work; the lowest row ids are a sample by hash."""
 
 
-def measured(pairs: Sequence[PolicyPair]) -> list[PolicyPair]:
-    """The held-out pairs that are measured: all, or the `MOST_PAIRS` of lowest row id, longest first."""
-    return sorted(sorted(pairs, key=lambda pair: pair.row_id)[:MOST_PAIRS], key=lambda pair: -pair.longest)
+def measured(pairs: PolicyPairs) -> list[PolicyPair]:
+    """The held-out pairs that are measured: all, or the `MOST_PAIRS` of lowest row id."""
+    lowest = pc.sort_indices(pairs.row_ids)[:MOST_PAIRS] if len(pairs) else []
+    return [pairs[place.as_py()] for place in lowest]
 
 
-def measure(pairs: Sequence[PolicyPair], fingerprint: str, score: Score, batch_rows: int) -> list[HeldOutPair]:
-    """Each pair under the policy, scored `batch_rows` pairs at a time; `fingerprint` is the reference's."""
-    found = []
-    for start in range(0, len(pairs), batch_rows):
-        part = pairs[start : start + batch_rows]
-        sides = [pair.chosen for pair in part] + [pair.rejected for pair in part]
-        logps = score([(sequence.prompt_ids, sequence.completion_ids) for sequence in sides])
-        for place, logp in enumerate(logps):
-            if not math.isfinite(logp):
-                side, pair = ("chosen", "rejected")[place >= len(part)], part[place % len(part)]
-                raise BadInput(
-                    f"training diverged: the policy's log-prob of held-out row {pair.row_id} ({side}) is {logp};"
-                    " lower the learning rate",
-                    field="learning_rate",
-                )
-        found += [
-            HeldOutPair(
-                row_id=pair.row_id,
-                prompt_id=pair.prompt_id,
-                chosen_key=sequence_key(fingerprint, pair.chosen).hex(),
-                rejected_key=sequence_key(fingerprint, pair.rejected).hex(),
-                chosen_logp=chosen,
-                rejected_logp=rejected,
-                ref_chosen_logp=pair.chosen_logp,
-                ref_rejected_logp=pair.rejected_logp,
-                chosen_tokens=len(pair.chosen.completion_ids),
-                rejected_tokens=len(pair.rejected.completion_ids),
+def measure(pairs: Sequence[PolicyPair], fingerprint: str, score: Score) -> list[HeldOutPair]:
+    """Each pair under the policy; `fingerprint` is the reference's."""
+    logps = score([sequence for pair in pairs for sequence in (pair.chosen, pair.rejected)])
+    for place, logp in enumerate(logps):
+        if not math.isfinite(logp):
+            side, pair = SIDES[place % 2], pairs[place // 2]
+            raise BadInput(
+                f"training diverged: the policy's log-prob of held-out row {pair.row_id} ({side}) is {logp};"
+                " lower the learning rate",
+                field="learning_rate",
             )
-            for pair, chosen, rejected in zip(part, logps[: len(part)], logps[len(part) :], strict=True)
-        ]
-    return found
+    return [
+        HeldOutPair(
+            row_id=pair.row_id,
+            prompt_id=pair.prompt_id,
+            chosen_key=sequence_key(fingerprint, pair.chosen).hex(),
+            rejected_key=sequence_key(fingerprint, pair.rejected).hex(),
+            chosen_logp=chosen,
+            rejected_logp=rejected,
+            ref_chosen_logp=pair.ref_chosen_logp,
+            ref_rejected_logp=pair.ref_rejected_logp,
+            chosen_tokens=len(pair.chosen.completion_ids),
+            rejected_tokens=len(pair.rejected.completion_ids),
+        )
+        for pair, chosen, rejected in zip(pairs, logps[0::2], logps[1::2], strict=True)
+    ]
 
 
 def means(pairs: Sequence[HeldOutPair], settings: Dpo) -> dict[str, Any]:

@@ -37,19 +37,22 @@ class TrainedModel:
     Training in bfloat16 keeps the checkpoint's finer weights, where it has them, as the optimiser's masters.
     The result is stored in the dtype of its start, or in float32 if trained in it; its configuration and
     tokenizer are the start's, whatever the trainer set in them for itself. Code of the start's own runs, and comes
-    along, where `runs_code`. Raises `BadInput` for a start that could not be saved again: before it is trained.
+    along, where `runs_code`. Without `dropout` the model's own is off; LoRA's changes nothing at step 1 and stays.
+    Raises `BadInput` for a start that could not be saved again, or for LoRA on tied weights: before it is trained.
     """
 
-    def __init__(self, folder: Path, settings: Optimisation, runs_code: bool = False) -> None:
+    def __init__(self, folder: Path, settings: Optimisation, runs_code: bool = False, *, dropout: bool = True) -> None:
         self.folder, self.settings, self.runs_code = folder, settings, runs_code
         stored = stored_dtype(folder)
         self.saved_as = "float32" if settings.precision == "float32" else stored
         finer = settings.precision == "bfloat16" and stored != "bfloat16"
         if finer and settings.lora is None:
-            self.model = load_model(folder, "float32", runs_code=runs_code)
+            self.model = load_model(folder, "float32", runs_code=runs_code, dropout=dropout)
             round_weights(self.model)
         else:
-            self.model = load_model(folder, settings.precision, runs_code=runs_code)
+            self.model = load_model(folder, settings.precision, runs_code=runs_code, dropout=dropout)
+        if settings.lora is not None:
+            refuse_tied_targets(self.model, settings.lora, folder)
         make_savable(self.model, self.tokenizer(), folder)
         self.merge_elsewhere = finer and settings.lora is not None
 
@@ -147,15 +150,21 @@ def lora_config(lora: Lora) -> LoraConfig:
     )
 
 
-def without_dropout(model: Any) -> None:
-    """Turns the model's own dropout off: a policy that drops units is not its reference at step 1."""
-    import torch
-
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+def refuse_tied_targets(model: Any, lora: Lora, folder: Path) -> None:
+    """Raises `BadInput` for LoRA on an embedding and a head that are one tensor: merging changes both, and what was
+    trained changed one of them."""
+    tied, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None or head.weight is not tied.weight or not isinstance(lora.target_modules, list):
+        return  # `all-linear` leaves the head out
+    for name, module in model.named_modules():
+        if module in (tied, head) and any(
+            name == target or name.endswith(f".{target}") for target in lora.target_modules
+        ):
+            raise BadInput(
+                f"LoRA on {name} of {folder.name} would be saved as another model than was trained: its embeddings are"
+                " tied to the head (tie_word_embeddings); leave both out, or train all weights",
+                field="lora.target_modules",
+            )
 
 
 def require_finite(model: Any, step: int | None = None) -> None:

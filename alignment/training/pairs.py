@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,29 @@ from alignment.data.rows import ROWS_FILE, PreferenceRow, content_id, iter_rows
 from alignment.data.tokens import Dropped, Tokenization, TokenSequence
 from alignment.errors import BadInput
 from alignment.logprobs.keys import sequence_key
+from alignment.logprobs.table import LOGPROBS_FILE
 from alignment.methods import Method
 from alignment.stages import Context
 from alignment.store import CorruptArtifact
 
-LOGPROBS_FILE = "logprobs.parquet"
 RECORD_SCHEMA = pa.schema([field for field in SPLIT_SCHEMA if field.name != "shard"])
+SPLITS = ("train", "held_out")
+IDS = pa.list_(pa.int32())
+PAIRS = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("prompt_id", pa.string()),
+        ("chosen_prompt_ids", IDS),
+        ("chosen_ids", IDS),
+        ("rejected_prompt_ids", IDS),
+        ("rejected_ids", IDS),
+        ("ref_chosen_logp", pa.float64()),
+        ("ref_rejected_logp", pa.float64()),
+        ("longest", pa.int32()),
+    ]
+)
+BATCH_ROWS = 4096
+"""Rows of a batch of the file that the trainer reads from, and of what is held in memory while it is written."""
 
 
 @dataclass(frozen=True)
@@ -31,73 +50,157 @@ class PolicyPair:
     row_id: str
     chosen: TokenSequence
     rejected: TokenSequence
-    chosen_logp: float
-    rejected_logp: float
+    ref_chosen_logp: float
+    ref_rejected_logp: float
     prompt_id: str
     """The same for pairs of one prompt."""
 
     @property
     def longest(self) -> int:
+        """Tokens of the longer side."""
         return max(len(self.chosen), len(self.rejected))
 
-    def features(self) -> dict[str, Any]:
-        """The columns `PairCollator` reads."""
+    def cells(self) -> dict[str, Any]:
+        """A row of `PAIRS`. Each side has its own prompt: where one ends depends on the completion that follows it."""
         return {
-            "chosen_prompt_ids": list(self.chosen.prompt_ids),
-            "chosen_ids": list(self.chosen.completion_ids),
-            "rejected_prompt_ids": list(self.rejected.prompt_ids),
-            "rejected_ids": list(self.rejected.completion_ids),
-            "ref_chosen_logps": self.chosen_logp,
-            "ref_rejected_logps": self.rejected_logp,
+            "row_id": self.row_id,
+            "prompt_id": self.prompt_id,
+            "chosen_prompt_ids": self.chosen.prompt_ids,
+            "chosen_ids": self.chosen.completion_ids,
+            "rejected_prompt_ids": self.rejected.prompt_ids,
+            "rejected_ids": self.rejected.completion_ids,
+            "ref_chosen_logp": self.ref_chosen_logp,
+            "ref_rejected_logp": self.ref_rejected_logp,
+            "longest": self.longest,
         }
 
 
-@dataclass
+class PolicyPairs(Sequence[PolicyPair]):
+    """The pairs of an Arrow file, mapped into memory: a process holds the rows it looks at, however many there are."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = pa.ipc.open_file(pa.memory_map(str(path)))
+        self._rows = sum(self._file.get_batch(index).num_rows for index in range(self._file.num_record_batches))
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        batch, place = divmod(int(index), BATCH_ROWS)
+        cells = self._file.get_batch(batch).slice(place, 1).to_pylist()[0]
+        return PolicyPair(
+            cells["row_id"],
+            TokenSequence(tuple(cells["chosen_prompt_ids"]), tuple(cells["chosen_ids"])),
+            TokenSequence(tuple(cells["rejected_prompt_ids"]), tuple(cells["rejected_ids"])),
+            cells["ref_chosen_logp"],
+            cells["ref_rejected_logp"],
+            cells["prompt_id"],
+        )
+
+    @property
+    def row_ids(self) -> pa.ChunkedArray:
+        return self._column("row_id")
+
+    def longest(self) -> PolicyPair:
+        """The pair with the longest side."""
+        lengths = self._column("longest").to_numpy()
+        pair: PolicyPair = self[int(lengths.argmax())]
+        return pair
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        batches = (self._file.get_batch(index) for index in range(self._file.num_record_batches))
+        return pa.chunked_array([batch.column(name) for batch in batches], PAIRS.field(name).type)
+
+
+class PairsFile:
+    """Writes such a file in batches of `BATCH_ROWS`; it is there once all went well, or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.rows = path, 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._arriving = path.with_name(f".{path.name}")
+        self._file = pa.ipc.new_file(str(self._arriving), PAIRS)
+        self._waiting: list[dict[str, Any]] = []
+
+    def add(self, pair: PolicyPair) -> None:
+        self._waiting.append(pair.cells())
+        self.rows += 1
+        if len(self._waiting) == BATCH_ROWS:
+            self._write()
+
+    def close(self) -> None:
+        if self._waiting:
+            self._write()
+        self._file.close()
+        self._arriving.replace(self.path)
+
+    def _write(self) -> None:
+        self._file.write_batch(pa.RecordBatch.from_pylist(self._waiting, schema=PAIRS))
+        self._waiting = []
+
+
+@dataclass(frozen=True)
 class PolicyRows:
     """Every row of a manifest: trained on, held out, or dropped for a reason; `fingerprint` is their reference's."""
 
     fingerprint: str
-    train: list[PolicyPair] = field(default_factory=list)
-    held_out: list[PolicyPair] = field(default_factory=list)
-    record: pa.Table = field(default_factory=RECORD_SCHEMA.empty_table)
-    """(row_id, split, reason) of each, in the manifest's order."""
-
-    def dropped(self) -> dict[str, int]:
-        """Reason → rows."""
-        reasons = self.record["reason"].drop_null().value_counts().to_pylist()
-        return dict(sorted((reason["values"], reason["counts"]) for reason in reasons))
+    train: PolicyPairs
+    held_out: PolicyPairs
 
 
-def policy_rows(
-    manifest: Manifest, context: Context, folder: Path, tokens: Tokenization, fingerprint: str, method: Method
-) -> PolicyRows:
-    """Reads, tokenises and joins. `folder` is the manifest's; `fingerprint` the starting checkpoint's.
+def open_rows(folder: Path, fingerprint: str) -> PolicyRows:
+    """What `write_rows_of` wrote."""
+    return PolicyRows(fingerprint, *(PolicyPairs(folder / f"{split}.arrow") for split in SPLITS))
 
-    Raises `BadInput` when the references are another model's or no row is left to train on, and
-    `CorruptArtifact` when a row's ids are not those its reference was scored on or a row is unaccounted for.
+
+def write_rows_of(
+    manifest: Manifest,
+    context: Context,
+    folder: Path,
+    tokens: Tokenization,
+    fingerprint: str,
+    method: Method,
+    into: Path,
+    record: Path,
+) -> dict[str, int]:
+    """Reads, tokenises and joins the rows of the manifest in `folder`; `fingerprint` is the starting checkpoint's.
+
+    `into` gets the pairs of each split, `record` a Parquet of (row_id, split, reason) of every row in the manifest's
+    order. Returns {reason: dropped rows}. Raises `BadInput` when the references are another model's or no row is left
+    to train on, and `CorruptArtifact` when a row's ids are not those its reference was scored on or a row is
+    unaccounted for.
     """
     if manifest.kind != method.data:
         raise BadInput(f"loss: {method.name} needs {method.data} preferences, and the data is {manifest.kind}")
-    rows = PolicyRows(fingerprint)
-    record: list[pa.Table] = []
-    with open_split(folder, manifest) as split:
+    dropped: Counter[str] = Counter()
+    rows = 0
+    files = {split: PairsFile(into / f"{split}.arrow") for split in SPLITS}
+    with open_split(folder, manifest) as split, pq.ParquetWriter(record, RECORD_SCHEMA, compression="zstd") as places:
         for index, shard in enumerate(manifest.shards):
             _require_reference(shard, fingerprint)
-            scored = _reference(shard, context)
+            scored = _Scored(shard, context)
             path = context.fetch(shard.shard) / ROWS_FILE
-            record.append(_in_order_of(path, split.of_shard(index, RECORD_SCHEMA.names), shard))
-            for row, place in zip(iter_rows(path), record[-1]["split"], strict=True):
+            of_shard = _in_order_of(path, split.of_shard(index, RECORD_SCHEMA.names), shard)
+            places.write_table(of_shard)
+            dropped.update(of_shard["reason"].drop_null().to_pylist())
+            rows += len(of_shard)
+            named = (place for chunk in of_shard["split"].chunks for place in chunk)
+            for row, place in zip(iter_rows(path), named, strict=True):
                 if (name := place.as_py()) != "dropped":
-                    kept = rows.train if name == "train" else rows.held_out
-                    kept.append(_joined(row, scored.get(row.row_id), tokens, fingerprint))
-    rows.record = pa.concat_tables([rows.record, *record])
-    if len(rows.record) != manifest.counts["rows"]:
-        raise CorruptArtifact(f"{len(rows.record)} rows in the shards, {manifest.counts['rows']} in the manifest")
-    if len(rows.train) + len(rows.held_out) + sum(rows.dropped().values()) != manifest.counts["rows"]:
+                    files[name].add(_joined(row, scored.of(row.row_id), tokens, fingerprint))
+    for file in files.values():
+        file.close()
+    if rows != manifest.counts["rows"]:
+        raise CorruptArtifact(f"{rows} rows in the shards, {manifest.counts['rows']} in the manifest")
+    if files["train"].rows + files["held_out"].rows + dropped.total() != rows:
         raise CorruptArtifact("rows trained + held out + dropped are not the manifest's rows")
-    if not rows.train:
+    if not files["train"].rows:
         raise BadInput("no rows left after the token policy")
-    return rows
+    return dict(sorted(dropped.items()))
 
 
 def _in_order_of(path: Path, places: pa.Table, shard: ManifestShard) -> pa.Table:
@@ -124,10 +227,24 @@ def _require_reference(shard: ManifestShard, fingerprint: str) -> None:
         )
 
 
-def _reference(shard: ManifestShard, context: Context) -> dict[str, dict[str, Any]]:
-    assert shard.reference is not None
-    table = pq.read_table(context.fetch(shard.reference) / LOGPROBS_FILE)
-    return {cells["row_id"]: cells for cells in table.to_pylist()}
+class _Scored:
+    """A shard's reference log-probs, looked up in the order of its rows."""
+
+    def __init__(self, shard: ManifestShard, context: Context) -> None:
+        assert shard.reference is not None
+        self._table = pq.read_table(context.fetch(shard.reference) / LOGPROBS_FILE)
+        self._batches = self._table.to_batches(max_chunksize=BATCH_ROWS)
+        self._held: dict[str, dict[str, Any]] = {}
+
+    def of(self, row_id: str) -> dict[str, Any] | None:
+        """A row's cells, None where it was not scored; rows that come in the table's order are held batch by batch."""
+        while row_id not in self._held and self._batches:
+            cells = self._batches.pop(0).to_pylist()
+            self._held = dict(list(self._held.items())[-BATCH_ROWS:]) | {each["row_id"]: each for each in cells}
+        if row_id not in self._held and len(self._held) < len(self._table):
+            # rows in another order, where a twin of the shard stands for it: all are held
+            self._held = {each["row_id"]: each for each in self._table.to_pylist()}
+        return self._held.get(row_id)
 
 
 def _joined(row: PreferenceRow, scored: dict[str, Any] | None, tokens: Tokenization, fingerprint: str) -> PolicyPair:

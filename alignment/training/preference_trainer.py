@@ -1,68 +1,35 @@
-"""TRL's DPO trainer on our token ids and our cached reference log-probs: no reference model, no second pass."""
+"""TRL's DPO trainer outside, our packed step inside: our token ids, our cached reference log-probs, no second pass.
+
+TRL and Transformers keep what users know of them: configuration, callbacks, logging, PEFT, checkpoints and resume. The
+step itself is `alignment.training.packed_step`; a batch is the places of one whole optimiser step's rows, the same on
+every rank.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
+from alignment.data.tokens import TokenSequence
 from alignment.errors import BadInput
+from alignment.logprobs.scorer import logps
 from alignment.methods import method_of
+from alignment.models.attention import shared_prompts
+from alignment.models.runner import Runner
 from alignment.recipe import Dpo
+from alignment.training import packed_step
 from alignment.training.agreement import FLOAT32_LOSS, Disagreement
-from alignment.training.models import TrainedModel, without_dropout
+from alignment.training.models import TrainedModel
 from alignment.training.pairs import PolicyPair
-from alignment.training.trainer import OurTrainer
-
-if TYPE_CHECKING:
-    import torch
-
-
-# Pairs as one padded batch, in TRL's layout: all chosen sequences first, then all rejected ones.
-
-SIDES = ("chosen", "rejected")
-
-
-@dataclass(frozen=True)
-class PairCollator:
-    """From P rows to `input_ids`, `attention_mask` and `completion_mask` (2P × longest, right-padded) and
-    `ref_chosen_logps`, `ref_rejected_logps` (P, float32 nats).
-
-    A row has `<side>_prompt_ids`, `<side>_ids` and `ref_<side>_logps`: each side brings its own prompt,
-    because where a prompt ends depends on the completion that follows it.
-    """
-
-    pad_id: int
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        import torch
-
-        sequences = [(row[f"{side}_prompt_ids"], row[f"{side}_ids"]) for side in SIDES for row in rows]
-        batch = self.sequences(sequences)
-        for side in SIDES:
-            values = [row[f"ref_{side}_logps"] for row in rows]
-            batch[f"ref_{side}_logps"] = torch.tensor(values, dtype=torch.float32)
-        return batch
-
-    def sequences(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[str, torch.Tensor]:
-        """(prompt ids, completion ids) of each sequence as a padded batch."""
-        import torch
-
-        longest = max(len(prompt) + len(completion) for prompt, completion in sequences)
-        shape = (len(sequences), longest)
-        ids = torch.full(shape, self.pad_id, dtype=torch.long)
-        attended, completion_mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-        for place, (prompt, completion) in enumerate(sequences):
-            whole = [*prompt, *completion]
-            ids[place, : len(whole)] = torch.tensor(whole)
-            attended[place, : len(whole)] = 1
-            completion_mask[place, len(prompt) : len(whole)] = 1
-        return {"input_ids": ids, "attention_mask": attended, "completion_mask": completion_mask}
+from alignment.training.trainer import MasterAdamW, OurTrainer
 
 
 class NoReference(torch.nn.Module):
@@ -89,15 +56,21 @@ class FirstLoss(TrainerCallback):  # type: ignore[misc]
 
 
 class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
-    """DPO from `PairCollator` batches; every row weighs the same in a step, whatever micro batch it is in."""
+    """Preference training whose step takes exactly `settings.batch_size` rows of `pairs`, all of the same weight.
 
-    rows_a_batch_row = 2
-    _rows_a_micro_batch = 1.0
+    Set `order` (indices into `pairs`) before `train`, and train inside `attending`.
+    """
+
+    pairs: Sequence[PolicyPair]
+    settings: Dpo
+    pass_tokens: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.ref_model = None
         self.precompute_ref_logps = True
+        # Ranks keep whole copies and sum their gradients themselves, once a step: nothing wraps the model.
+        self.accelerator.prepare_model = lambda model, **_: model
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset
@@ -105,59 +78,123 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
     def _precompute_ref_logps(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        samples, items = super().get_batch_samples(*args, **kwargs)
-        rows = torch.tensor(float(sum(len(batch["input_ids"]) for batch in samples) // 2), device=self.args.device)
-        self._rows_a_micro_batch = float(self.accelerator.gather(rows).mean()) / max(1, len(samples))
-        return samples, items
+    @property
+    def causal_lm(self) -> Any:
+        """The language model itself, with its adapters in place."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if not self.model.training or return_outputs:
-            return loss
-        return loss * (len(inputs["input_ids"]) // 2 / self._rows_a_micro_batch)
+    @contextmanager
+    def attending(self) -> Iterator[None]:
+        """Attention by shared prompts, for steps and what recomputes activations in them, if the model takes it."""
+        if Runner.of(self.causal_lm, self.pairs[0].chosen).shared is False:
+            yield
+            return
+        with shared_prompts(self.causal_lm):
+            yield
 
-    @torch.no_grad()
-    def sequence_logps(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
-        """Log-prob of each completion given its prompt under the policy now, in nats, through the training forward.
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The places of each step's rows in `pairs`; every rank has them all."""
+        return DataLoader(self.order, batch_size=self.settings.batch_size, collate_fn=lambda places: {"rows": places})
 
-        All sequences are one padded batch.
-        """
-        batch = self._prepare_inputs(self.data_collator.sequences(sequences))
-        labels = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
+    def training_step(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
+        model.train()
+        step = [self.pairs[place] for place in inputs["rows"]]
+        rows = packed_step.share_of(step, self.args.process_index, self.args.world_size)
+        runner = Runner.of(self.causal_lm, step[0].chosen)
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        owners = self._gradients()
+        method = method_of(self.settings)
+        numbers = packed_step.backward(runner, method, rows, len(step), self.pass_tokens, [*trained, *owners])
+        packed_step.sum_over_ranks(owners)
+        numbers = numbers.over_ranks()
+        self.rows_forwarded += len(rows)
+        self.state.num_input_tokens_seen += int(numbers.tokens)
+        self._record(numbers)
+        loss = torch.tensor(numbers.loss / len(step), dtype=torch.float32, device=self.args.device)
+        self._step_loss = self._step_loss + loss
+        return loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return 0
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        """The step counts them itself."""
+
+    def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+        """The norm over all gradients before they are scaled down to `max_grad_norm`."""
+        return torch.nn.utils.clip_grad_norm_(self._gradients(), self.args.max_grad_norm)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(model)
+        if isinstance(optimizer, MasterAdamW) and not optimizer.accumulates:
+            optimizer.accumulate_in_float32()
+        return optimizer
+
+    def _gradients(self) -> list[torch.Tensor]:
+        """The tensors whose `grad` is the step's: float32 masters, or the trained weights themselves."""
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # as the accelerator wraps it
+        return [weight for group in optimizer.param_groups for weight in group["params"]]
+
+    def _record(self, numbers: packed_step.StepNumbers) -> None:
+        """TRL's names; a reward is β times a log-ratio."""
+        rows, beta = numbers.rows, self.settings.beta
+        values = {
+            "rewards/chosen": beta * numbers.chosen_ratio / rows,
+            "rewards/rejected": beta * numbers.rejected_ratio / rows,
+            "rewards/margins": beta * (numbers.chosen_ratio - numbers.rejected_ratio) / rows,
+            "rewards/accuracies": numbers.accuracy / rows,
+            "logps/chosen": numbers.chosen_logp / rows,
+            "logps/rejected": numbers.rejected_logp / rows,
+        }
+        metrics: defaultdict[str, list[float]] = self._metrics["train"]
+        for name, value in values.items():
+            metrics[name].append(value)
+
+    def logps(self, sequences: Sequence[TokenSequence]) -> list[float]:
+        """Log-prob of each completion given its prompt under the policy now, in nats, by the pass that trains it."""
+        with self._evaluating():
+            return logps(self.causal_lm, sequences, self.pass_tokens)
+
+    def logps_alone(self, sequences: Sequence[TokenSequence]) -> list[float]:
+        """The same by a pass for each that shares nothing and rounds otherwise; outside of `attending`."""
+        with self._evaluating(), torch.inference_mode():
+            return [Runner.of(self.causal_lm, sequence).alone(sequence) for sequence in sequences]
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
         training = self.model.training
         self.model.eval()
-        outputs = self.model(**batch, labels=labels, use_cache=False, fused_lm_head=True)
-        self.model.train(training)
-        return [float(value) for value in outputs.log_probs.double().sum(dim=1)]
+        try:
+            yield
+        finally:
+            self.model.train(training)
 
 
-def dpo_trainer(
-    trained: TrainedModel, pairs: Sequence[PolicyPair], tokenizer: Any, arguments: dict[str, Any], settings: Dpo
+def preference_trainer(
+    trained: TrainedModel,
+    pairs: Sequence[PolicyPair],
+    tokenizer: Any,
+    arguments: dict[str, Any],
+    settings: Dpo,
+    pass_tokens: int,
 ) -> CachedReferenceTrainer:
-    """The trainer of a run; `arguments` from `trainer_arguments`, `settings` a recipe's `Dpo`."""
-    without_dropout(trained.model)  # before LoRA, whose own dropout changes nothing at step 1 and stays
-    loss_type, loss_weights = trl_loss(settings)
+    """The trainer of a run; `arguments` from `trainer_arguments`, `settings` a recipe's section, `pass_tokens` tokens
+    of one pass. Raises `BadInput` for LoRA targets that the model does not have."""
     config = DPOConfig(
-        **arguments,
+        **arguments | {"per_device_train_batch_size": settings.batch_size, "gradient_accumulation_steps": 1},
         beta=settings.beta,
-        label_smoothing=settings.label_smoothing,
-        loss_type=loss_type,
-        loss_weights=loss_weights,
         max_length=None,
         disable_dropout=False,
+        router_aux_loss_coef=0.0,
     )
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     lora = trained.lora_config()
     try:
         trainer = CachedReferenceTrainer(
             model=trained.model,
             ref_model=NoReference(trained.model.config) if lora is None else None,
             args=config,
-            data_collator=PairCollator(int(pad_id)),
-            train_dataset=Dataset.from_list([pair.features() for pair in pairs]),
+            data_collator=list,
+            train_dataset=Dataset.from_dict({"row": [0]}),  # the step reads `pairs`; TRL looks at one row
             processing_class=tokenizer,
             peft_config=lora,
         )
@@ -165,14 +202,8 @@ def dpo_trainer(
         if lora is not None and ("target" in str(error).lower() or "lm_head" in str(error)):
             raise BadInput(str(error).splitlines()[0], field="lora.target_modules") from error
         raise
+    trainer.pairs, trainer.settings, trainer.pass_tokens = pairs, settings, pass_tokens
     expected = method_of(settings).first_loss()
     if settings.precision == "float32" and not settings.sft_weight and expected is not None:
         trainer.add_callback(FirstLoss(expected))
     return trainer
-
-
-def trl_loss(settings: Dpo) -> tuple[list[str], list[float]]:
-    """TRL's `loss_type` and `loss_weights`."""
-    if settings.sft_weight:
-        return [settings.loss, "sft"], [1.0, settings.sft_weight]
-    return [settings.loss], [1.0]

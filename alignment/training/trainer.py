@@ -19,7 +19,7 @@ from alignment.training.models import require_finite
 # AdamW for bfloat16 weights, with float32 masters that hold what bfloat16 rounds away.
 #
 # Forward and backward run on the bfloat16 weights alone, as the reference scorer's forward pass does.
-# Costs 16 bytes a trained parameter: weight 2, gradient 2, master 4, moments 8.
+# Costs 16 bytes a trained parameter: weight 2, gradient 2, master 4, moments 8; 18 where gradients are kept in float32.
 
 
 class MasterAdamW(torch.optim.AdamW):
@@ -27,7 +27,12 @@ class MasterAdamW(torch.optim.AdamW):
 
     `param_groups` hold the copies; each step takes the parameters' gradients and writes the rounded result
     back. The masters are part of the state, so a resumed run goes on from unrounded weights.
+
+    After `accumulate_in_float32` a parameter's gradient moves to its master as soon as a backward pass has made it:
+    sums over passes are not rounded to bfloat16.
     """
+
+    accumulates = False
 
     def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
         self.pairs: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
@@ -38,9 +43,25 @@ class MasterAdamW(torch.optim.AdamW):
             copies.append({"params": masters, "weight_decay": group["weight_decay"]})
         super().__init__(copies, **settings)
 
+    def accumulate_in_float32(self) -> None:
+        self.accumulates = True
+        masters = dict(self.pairs)
+
+        def move(weight: torch.Tensor) -> None:
+            master, gradient = masters[weight], weight.grad  # type: ignore[index]
+            assert gradient is not None
+            if master.grad is None:
+                master.grad = gradient.float()
+            else:
+                master.grad += gradient
+            weight.grad = None
+
+        for weight, _ in self.pairs:
+            weight.register_post_accumulate_grad_hook(move)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        for weight, master in self.pairs:
+        for weight, master in self.pairs if not self.accumulates else ():
             master.grad = None if weight.grad is None else weight.grad.float()
         super().step(closure)
         for weight, master in self.pairs:
@@ -48,8 +69,8 @@ class MasterAdamW(torch.optim.AdamW):
             weight.copy_(master)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        for weight, _ in self.pairs:
-            weight.grad = None
+        for weight, master in self.pairs:
+            weight.grad = master.grad = None
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "masters": [master.detach() for _, master in self.pairs]}

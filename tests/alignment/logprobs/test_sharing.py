@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,6 +65,7 @@ def preferences(seed: int, *, bos: bool) -> list[TokenSequence]:
 
 def alone(model: Any, rows: list[TokenSequence]) -> list[float]:
     """One row at a time through the model's own eager forward, full logits, float64."""
+    before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     sums = []
     for row in rows:
@@ -73,14 +73,12 @@ def alone(model: Any, rows: list[TokenSequence]) -> list[float]:
         with torch.no_grad():
             each = torch.log_softmax(model(ids).logits[0, :-1], -1).gather(1, ids[0, 1:, None])[:, 0]
         sums.append(float(each[len(row.prompt_ids) - 1 :].sum()))
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation(before)
     return sums
 
 
 def scored(model: Any, rows: list[TokenSequence], budget: int = 700) -> list[float]:
-    found = {
-        entry.index: entry.logp for part in score(model, rows, budget, share_in_half=True) for entry in part.scored
-    }
+    found = {entry.index: entry.logp for part in score(model, rows, budget) for entry in part.scored}
     assert sorted(found) == list(range(len(rows)))
     return [found[index] for index in range(len(rows))]
 
@@ -146,22 +144,22 @@ def test_sharing_is_shown_again_for_sequences_longer_than_any_so_far(
     assert "prompts are not shared" in caplog.text
 
 
-@pytest.mark.parametrize(("family", "why"), [("gemma2", "Gemma2Attention"), ("mamba", "")])
-def test_models_that_cannot_share_go_padded_and_say_so(
-    family: str, why: str, make_model: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_state_that_runs_over_the_sequence_goes_padded_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
-    if family == "mamba":
-        settings: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model("mamba", vocab_size=VOCABULARY, **settings)
-        ).eval()
-    else:
-        model = load_model(make_model(family), "float32")
+    settings: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", vocab_size=VOCABULARY, **settings)).eval()
     with caplog.at_level(logging.INFO):
         scored(model, preferences(0, bos=True)[:20])
-    assert "prompts are not shared" in caplog.text
-    assert why in caplog.text
+    assert "prompts are not shared on MambaForCausalLM" in caplog.text
+
+
+def test_capped_attention_is_shared(make_model: Any, caplog: pytest.LogCaptureFixture) -> None:
+    model = load_model(make_model("gemma2"), "float64")
+    rows = [row for row in preferences(0, bos=True) if len(row) <= model.config.max_position_embeddings][:20]
+    assert model.config.attn_logit_softcapping
+    with caplog.at_level(logging.INFO):
+        assert scored(model, rows) == pytest.approx(alone(model, rows), rel=1e-6)
+    assert "prompts are shared" in caplog.text
 
 
 @pytest.mark.parametrize("budget", [1, 700])
@@ -186,9 +184,8 @@ def test_one_token_completions_alone_leave_the_question_open(caplog: pytest.LogC
     assert "prompts are shared" in caplog.text
 
 
-def test_half_precision_goes_as_it_is_trained_unless_asked(caplog: pytest.LogCaptureFixture) -> None:
+def test_16_bits_are_packed_too(caplog: pytest.LogCaptureFixture) -> None:
     model, rows = random_model(0).to(torch.bfloat16), preferences(0, bos=True)
     with caplog.at_level(logging.INFO):
-        assert sum(len(part.scored) for part in score(model, rows, 700)) == len(rows)
-    assert "prompts are not shared" in caplog.text
-    assert "bfloat16 is scored as it is trained" in caplog.text
+        scored(model, rows)
+    assert "prompts are shared" in caplog.text

@@ -11,7 +11,6 @@ import torch
 
 from alignment.methods import METHODS, PairLogps, method_of
 from alignment.recipe import Dpo
-from alignment.training.preference_trainer import trl_loss
 
 EVERY = [
     Dpo(loss="sigmoid", beta=0.3),
@@ -42,13 +41,17 @@ class Stub:
         self.aux_loss_enabled = self.use_weighting = False
         self.ld_alpha, self.f_divergence_type, self.precompute_ref_logps = None, "reverse_kl", True
         self.beta, self.label_smoothing = settings.beta, settings.label_smoothing
-        self.loss_types, self.loss_weights = trl_loss(settings)
+        self.loss_types, self.loss_weights = [settings.loss], [1.0]
+        if settings.sft_weight:
+            self.loss_types, self.loss_weights = [settings.loss, "sft"], [1.0, settings.sft_weight]
         self._metrics: Any = {"train": defaultdict(list)}
         self._total_train_tokens, self._tp_size = 0, 1
 
 
-@pytest.mark.parametrize("settings", EVERY, ids=lambda settings: settings.loss)
-def test_each_loss_is_trls(settings: Dpo) -> None:
+@pytest.mark.parametrize(
+    "settings", [*EVERY, Dpo(sft_weight=0.25)], ids=lambda settings: f"{settings.loss}{settings.sft_weight or ''}"
+)
+def test_each_objective_is_trls_on_a_batch_of_one_pair(settings: Dpo) -> None:
     from types import SimpleNamespace
 
     from trl import DPOTrainer
@@ -71,7 +74,7 @@ def test_each_loss_is_trls(settings: Dpo) -> None:
         }
         theirs = DPOTrainer._compute_loss(Stub(settings), lambda outputs=outputs, **_: outputs, inputs, False)
         chosen, rejected = logps.double().sum(1)
-        ours = method_of(settings).loss(pair(chosen, rejected, *reference[:, 0].double(), *tokens))
+        ours = method_of(settings).objective(pair(chosen, rejected, *reference[:, 0].double(), *tokens))
         assert float(ours) == pytest.approx(float(theirs), abs=1e-5)
 
 
@@ -124,8 +127,12 @@ def test_no_loss_overflows() -> None:
     assert [float(method_of(Dpo(beta=1.0)).loss(rows)) for rows in far] == [0.0, 1e4]
 
 
-def test_the_sft_term_is_trls_second_loss() -> None:
-    assert trl_loss(Dpo(sft_weight=0.25)) == (["sigmoid", "sft"], [1.0, 0.25])
+def test_the_sft_term_of_a_row_depends_on_no_other_row() -> None:
+    """TRL's is a mean over the tokens of a micro batch: rows of 1 and of 9 tokens would weigh 1 to 9."""
+    method = method_of(Dpo(sft_weight=0.25))
+    rows = [pair(-3.0, -1, -3, -1, 1, 2), pair(-18.0, -1, -18, -1, 9, 2)]
+    terms = [float(method.objective(row) - method.loss(row)) for row in rows]
+    assert terms == pytest.approx([0.25 * 3.0, 0.25 * 2.0])
 
 
 def test_a_recipe_can_name_every_method_and_no_other() -> None:

@@ -172,6 +172,7 @@ class Lab:
 
         world_size = settings.pop("world_size", 1)
         tokens = settings.pop("tokens", None) or TokenPolicy(max_length=64)
+        seed = settings.pop("seed", 3)
         given = {
             "learning_rate": 1e-3,
             "batch_size": 4,
@@ -185,7 +186,7 @@ class Lab:
             checkpoint=checkpoint,
             settings=Dpo(**given),
             tokens=tokens,
-            seed=3,
+            seed=seed,
             world_size=world_size,
         )
 

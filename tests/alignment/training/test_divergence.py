@@ -13,8 +13,8 @@ from alignment.stages import execute
 from alignment.stages.policy_checkpoint import STAGE as DPO
 from alignment.stages.sft_checkpoint import STAGE as SFT
 from alignment.training import resume
+from alignment.training.preference_trainer import CachedReferenceTrainer
 from alignment.training.sft_trainer import CompletionTrainer
-from alignment.training.trainer import OurTrainer
 
 if TYPE_CHECKING:
     from tests.alignment.training.conftest import Lab
@@ -58,20 +58,23 @@ def test_the_last_good_trainer_checkpoint_is_kept_and_a_retry_goes_on_from_it(
     """As where a device failed in one step: the next try starts before that step and ends as if nothing had been."""
     start = lab.checkpoint()
     manifest = lab.manifest(start, lab.rows(16))
-    plain = OurTrainer.training_step
-    for stage, request in (
-        (SFT, lab.sft_request(start, lab.sft_dataset(16), epochs=2.0, save_steps=2, learning_rate=1e-3)),
-        (DPO, lab.dpo_request(start, manifest, epochs=2.0, save_steps=2)),
+    for trainer, stage, request in (
+        (
+            CompletionTrainer,
+            SFT,
+            lab.sft_request(start, lab.sft_dataset(16), epochs=2.0, save_steps=2, learning_rate=1e-3),
+        ),
+        (CachedReferenceTrainer, DPO, lab.dpo_request(start, manifest, epochs=2.0, save_steps=2)),
     ):
 
-        def failing(trainer: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        def failing(trainer: Any, model: Any, *args: Any, plain: Any = trainer.training_step, **kwargs: Any) -> Any:
             loss = plain(trainer, model, *args, **kwargs)
             if trainer.state.global_step == 4:
                 next(weight for weight in model.parameters() if weight.grad is not None).grad[0] = float("nan")
             return loss
 
         with monkeypatch.context() as patch:
-            patch.setattr(OurTrainer, "training_step", failing)
+            patch.setattr(trainer, "training_step", failing)
             with pytest.raises(BadInput, match=r"norm is nan in step 5 of 8.*checkpoint-4 is kept, from before it"):
                 execute(stage, request, lab.store)
         work = lab.store.work_path(stage.kind, stage.key(request)) / "trainer"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ from alignment.stages import execute
 from alignment.stages.policy_checkpoint import STAGE
 from alignment.training.held_out import MOST_PAIRS, measured
 from alignment.training.held_out_pairs import HELD_OUT_FILE, HeldOutPair, parse_held_out
-from alignment.training.pairs import PolicyPair
+from alignment.training.pairs import PairsFile, PolicyPair, PolicyPairs
 
 BETA = 0.3
 
@@ -90,12 +91,11 @@ def test_with_nothing_held_out_the_file_is_there_and_empty(lab: Any) -> None:
     assert commit.summary["held_out"] == {"pairs": 0}
 
 
-def test_of_very_many_those_of_lowest_row_id_are_measured_longest_first() -> None:
-    def pair(number: int) -> PolicyPair:
+def test_of_very_many_those_of_lowest_row_id_are_measured(tmp_path: Path) -> None:
+    file = PairsFile(tmp_path / "held_out.arrow")
+    for number in reversed(range(MOST_PAIRS + 50)):
         sequence = TokenSequence((0,), (1,) * (1 + number % 7))
-        return PolicyPair(f"{number:04d}", sequence, sequence, 0.0, 0.0, "p")
-
-    chosen = measured([pair(number) for number in reversed(range(MOST_PAIRS + 50))])
-    assert {one.row_id for one in chosen} == {f"{number:04d}" for number in range(MOST_PAIRS)}
-    lengths = [one.longest for one in chosen]
-    assert lengths == sorted(lengths, reverse=True)
+        file.add(PolicyPair(f"{number:04d}", sequence, sequence, 0.0, 0.0, "p"))
+    file.close()
+    chosen = measured(PolicyPairs(tmp_path / "held_out.arrow"))
+    assert [one.row_id for one in chosen] == [f"{number:04d}" for number in range(MOST_PAIRS)]

@@ -56,7 +56,7 @@ def test_the_first_step_sees_exactly_the_first_rows_of_the_order(lab: Any, score
     summary = execute(STAGE, lab.sft_request(base, dataset, batch_size=6, micro_batch_size=2), lab.store).summary
     train = sequences(lab, base, dataset, "train.parquet")
     ids = [row.row_id for row in read_sft_rows(lab.store.fetch(dataset) / "train.parquet")]
-    order = training_order(ids, [len(row) for row in train], dataset.digest, 3, 1.0, 6)
+    order = training_order(ids, dataset.digest, 3, 1.0)
     model = load_model(lab.store.fetch(base), "float32")
     expected = token_loss(model, [train[index] for index in order[:6]], score_alone)
     assert summary["history"][0]["loss"] == pytest.approx(expected, abs=1e-4)

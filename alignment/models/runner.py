@@ -1,0 +1,191 @@
+"""How one model is run: which passes its sequences take, found out once a model and proven before it is relied on.
+
+Sharing a prompt is right for attention that is causal, within a window or not, and for layers that treat tokens alone.
+A state that runs over the sequence, a position bias, or anything else is refused by name or shows as a difference
+between a packed pass and its sequences one at a time; such a model goes in padded batches, as the last resort.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, ref
+
+from alignment.data.tokens import TokenSequence
+from alignment.models.attention import CannotShare
+from alignment.models.checkpoint import default_device
+from alignment.models.forward import find_head, head_logps, own_logps, packed_states, padded_states, row_sums
+from alignment.models.forward import vocabulary as vocabulary_of
+from alignment.models.packing import Group, batches, by_prompt, forwarded, longest_first, pack, pack_rows, rounded
+from alignment.models.rope import long_from
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+CPU_TOKENS = 2048
+"""Tokens of a pass on a CPU at most: larger ones leave its caches and gain nothing."""
+
+HALF = ("bfloat16", "float16")
+
+SAME = {"float64": 1e-5, "float32": 1e-5, "bfloat16": 2e-2, "float16": 5e-3}
+"""Largest difference, relative to the larger of the log-probability and one nat a token."""
+
+
+def numerics(precision: str, tokens: int) -> str:
+    """The numerics class of log-probs from passes of `tokens` tokens on this process's device.
+
+    `any` where a sequence's bits do not depend on its company or the size of its pass: on a CPU, and as far as values
+    are told apart in float32 and float64.
+    """
+    if precision not in HALF or default_device().type == "cpu":
+        return "any"
+    return f"flash, passes of {tokens}"
+
+
+class Runner:
+    """One model with its passes. `Runner.of` gives the same one for the same model.
+
+    `shared` is None until a pass has shown it, for sequences of `proven` tokens at most. `most` is the largest pass
+    that fitted into memory after a larger one did not.
+    """
+
+    def __init__(self, model: PreTrainedModel, sequence: TokenSequence) -> None:
+        import torch
+
+        self._model = ref(model)  # the table of runners must not keep a model alive
+        with torch.no_grad():
+            self.head = find_head(model, sequence)
+        self.vocabulary = vocabulary_of(model)
+        self.long_from = long_from(model)
+        self.shared: bool | None = None if self.head is not None else False
+        self.proven = 0
+        self.most: int | None = None
+
+    @property
+    def model(self) -> PreTrainedModel:
+        model = self._model()
+        assert model is not None
+        return model
+
+    @staticmethod
+    def of(model: PreTrainedModel, sequence: TokenSequence) -> Runner:
+        """What is known of a model; at first only its head, found on `sequence`."""
+        if model not in _runners:
+            _runners[model] = Runner(model, sequence)
+        return _runners[model]
+
+    def budget(self, tokens: int) -> int:
+        """Tokens of one pass, where `tokens` are asked for."""
+        tokens = min(tokens, CPU_TOKENS) if self.model.device.type == "cpu" else tokens
+        return min(tokens, self.most or tokens)
+
+    def fill(self, tokens: int) -> int:
+        """What a pass of at most `tokens` tokens is filled up to.
+
+        On a GPU in 16 bits kernels are picked by the number of rows of a product, so that equal bits need passes of
+        equal size; elsewhere nothing is gained by it.
+        """
+        return tokens if self.model.device.type != "cpu" and self.model.dtype.itemsize == 2 else 0
+
+    def passes(self, sequences: Sequence[TokenSequence], order: list[int], budget: int) -> Iterator[list[Group]]:
+        """Indices pass by pass, longest first: packed by prompt, or each its own group in a padded batch."""
+        if self.shared is not False:
+            yield from pack(sequences, order, budget, self.long_from)
+            return
+        for batch in batches([len(sequence) for sequence in sequences], order, budget):
+            yield [[index] for index in batch]
+
+    def passes_of_rows(self, rows: Sequence[Sequence[TokenSequence]], budget: int) -> list[list[int]]:
+        """Indices of rows (each its sequences) pass by pass; every row in exactly one."""
+        if self.shared is not False:
+            return pack_rows(rows, budget, self.long_from)
+        longest = [max(map(len, row)) * len(row) for row in rows]
+        return [list(batch) for batch in batches(longest, longest_first(longest), budget)]
+
+    def groups(self, rows: Sequence[TokenSequence]) -> list[Group]:
+        """Indices of the sequences of one pass in groups that share their prompt."""
+        return by_prompt(rows, range(len(rows)), self.long_from)
+
+    def states(self, groups: Sequence[Sequence[TokenSequence]], fill: int = 0) -> torch.Tensor:
+        """[completion tokens, hidden], group by group, before the head; with a gradient where one is kept."""
+        if self.shared is False:
+            return padded_states(self.model, [row for group in groups for row in group])
+        return packed_states(self.model, groups, fill, self.long_from)
+
+    def sums(self, groups: Sequence[Sequence[TokenSequence]], fill: int = 0) -> list[float] | None:
+        """Completion log-probabilities (nat), group by group, without gradient.
+
+        None when it has just turned out that this model takes other passes.
+        """
+        if self.unproven(groups):
+            return self._prove(groups, fill)
+        rows = [row for group in groups for row in group]
+        if self.head is None:
+            return row_sums(own_logps(self.model, rows), rows).tolist()
+        logps = head_logps(self.head, self.states(groups, fill), rows, self.vocabulary)
+        return row_sums(logps, rows).tolist()
+
+    def alone(self, sequence: TokenSequence) -> float:
+        """A completion's log-probability (nat) by a pass of its own that shares nothing: what else it rounds to."""
+        if self.head is None:
+            return float(own_logps(self.model, [sequence]).sum())
+        logps = head_logps(self.head, padded_states(self.model, [sequence]), [sequence], self.vocabulary)
+        return float(row_sums(logps, [sequence])[0])
+
+    def size(self, sequences: Sequence[TokenSequence], groups: Sequence[Group]) -> tuple[int, int]:
+        """Tokens of a pass, and the positions they were computed in (what fills a GPU's pass up not counted)."""
+        if self.shared is not False:
+            tokens = sum(forwarded(sequences, group) for group in groups)
+            return tokens, rounded(tokens)
+        lengths = [len(sequences[index]) for group in groups for index in group]
+        return sum(lengths), sum(lengths) if self.head is None else len(lengths) * max(lengths)
+
+    def unproven(self, groups: Sequence[Sequence[TokenSequence]]) -> bool:
+        """Whether it has to be shown that these can share: what holds for short sequences need not for longer."""
+        longest = max(len(row) for rows in groups for row in rows)
+        return self.shared is None or (self.shared and longest > self.proven)
+
+    def _prove(self, groups: Sequence[Sequence[TokenSequence]], fill: int) -> list[float] | None:
+        """A packed pass whose longest and last sequence are compared with the same alone; None where they differ.
+
+        A sequence with a pass to itself would look right on any model, so its twin goes behind it. The question
+        stays open when all that was read is the end of one prompt.
+        """
+        import torch
+
+        assert self.head is not None
+        rows = [row for group in groups for row in group]
+        packed = [[rows[0], rows[0]]] if len(rows) == 1 else groups
+        flat = [row for group in packed for row in group]
+        try:
+            states = packed_states(self.model, packed, fill, self.long_from)
+        except torch.OutOfMemoryError:
+            raise
+        except (CannotShare, TypeError, ValueError, RuntimeError) as error:  # takes no positions, no keyword, …
+            self._go_padded(str(error) or type(error).__name__)
+            return None
+        sums: list[float] = row_sums(head_logps(self.head, states, flat, self.vocabulary), flat).tolist()
+        longest = max(range(len(rows)), key=lambda place: len(rows[place]))
+        for place, row in ((longest, rows[longest]), (-1, rows[-1])):
+            alone = self.alone(row)
+            apart = abs(sums[place] - alone) / max(abs(alone), float(len(row.completion_ids)))
+            if not apart <= SAME[str(self.model.dtype).removeprefix("torch.")]:
+                self._go_padded(f"log-probs differ by {apart:.1e}, relatively")
+                return None
+        if len(packed) > 1 or len(rows[-1].completion_ids) > 1:
+            if self.shared is None:
+                logger.info("prompts are shared between their completions on %s", type(self.model).__name__)
+            self.shared, self.proven = True, max(self.proven, len(rows[longest]))
+        return sums[: len(rows)]
+
+    def _go_padded(self, why: str) -> None:
+        self.shared = False
+        model = type(self.model).__name__
+        logger.info("prompts are not shared on %s, sequences go in padded batches: %s", model, why)
+
+
+_runners: WeakKeyDictionary[Any, Runner] = WeakKeyDictionary()

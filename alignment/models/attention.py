@@ -91,21 +91,23 @@ def _one_by_one(
     import torch
 
     repeats = query.shape[1] // key.shape[1]
-    queries = query.split(layout.sizes, 2)
-    keys, values = (states.repeat_interleave(repeats, 1).split(layout.sizes, 2) for states in (key, value))
+    queries, keys, values = (
+        torch.split(states, layout.sizes, 2)
+        for states in (query, key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1))
+    )
     out = []
     for place, prompt in enumerate(layout.prompts):
-        own = [place] if prompt is None else [prompt, place]
-        seen = [
-            states[own[0]] if len(own) == 1 else torch.cat([states[at] for at in own], 2) for states in (keys, values)
-        ]
+        seen_keys, seen_values = keys[place], values[place]
+        if prompt is not None:
+            seen_keys = torch.cat([keys[prompt], seen_keys], 2)
+            seen_values = torch.cat([values[prompt], seen_values], 2)
         mask = layout.mask(place, window)
         if cap is None:
             attended = torch.nn.functional.scaled_dot_product_attention(
-                queries[place], *seen, attn_mask=mask, is_causal=mask is None, scale=scaling
+                queries[place], seen_keys, seen_values, attn_mask=mask, is_causal=mask is None, scale=scaling
             )
         else:
-            attended = _capped(queries[place], *seen, mask, scaling, cap)
+            attended = _capped(queries[place], seen_keys, seen_values, mask, scaling, cap)
         out.append(attended)
     return torch.cat(out, 2).transpose(1, 2)
 

@@ -172,24 +172,24 @@ def own_logps(model: PreTrainedModel, rows: Sequence[TokenSequence]) -> torch.Te
 
     done = []
     for row in rows:
-        keep = len(row.completion_ids) + 1
+        keep = len(row.completion_ids)
         extra: dict[str, Any] = {"logits_to_keep": keep} if _takes(model, "logits_to_keep") else {}
-        logits = model(input_ids=padded([row], model.device), **without_cache(model), **extra).logits[0, -keep:-1]
+        logits = model(input_ids=padded([row], model.device), **without_cache(model), **extra).logits[0, -keep:]
         done.append(token_logps(logits, torch.tensor(row.completion_ids, device=logits.device)))
     return torch.cat(done).cpu()
 
 
 def padded(rows: Sequence[TokenSequence], device: torch.device) -> torch.Tensor:
-    """Input ids [rows, longest], padded on the right.
+    """Input ids [rows, longest - 1], padded on the right; each row without its last token, which predicts nothing.
 
     No mask goes with them. Under causal attention nothing sees what stands to its right, and a mask would
     rule out the fastest attention kernels and give padding rows that attend to nothing.
     """
     import torch
 
-    ids = torch.zeros(len(rows), max(len(row) for row in rows), dtype=torch.long)
+    ids = torch.zeros(len(rows), max(len(row) for row in rows) - 1, dtype=torch.long)
     for place, row in enumerate(rows):
-        ids[place, : len(row)] = torch.tensor(row.prompt_ids + row.completion_ids)
+        ids[place, : len(row) - 1] = torch.tensor((row.prompt_ids + row.completion_ids)[:-1])
     return ids.to(device)
 
 
@@ -201,10 +201,10 @@ def find_head(model: PreTrainedModel, sequence: TokenSequence) -> Head | None:
         logits = model(input_ids=padded([sequence], model.device), **without_cache(model)).logits[0]
     finally:
         hook.remove()
-    if not seen or seen[0].shape[1] != len(sequence):
+    if not seen or seen[0].shape[1] != len(sequence) - 1:
         return None
     first = len(sequence.prompt_ids) - 1
-    return matching_head(model, seen[0][0, first:-1], logits[first:-1])
+    return matching_head(model, seen[0][0, first:], logits[first:])
 
 
 def _predicting(rows: Sequence[TokenSequence]) -> tuple[torch.Tensor, torch.Tensor]:

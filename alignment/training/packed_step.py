@@ -192,7 +192,7 @@ def _reduce(gradients: list[Tensor]) -> None:
         return
     flat = torch.cat([gradient.flatten().float() for gradient in gradients])
     torch.distributed.all_reduce(flat)
-    for gradient, summed in zip(gradients, flat.split([each.numel() for each in gradients]), strict=True):
+    for gradient, summed in zip(gradients, torch.split(flat, [each.numel() for each in gradients]), strict=True):
         gradient.copy_(summed.view_as(gradient))
 
 

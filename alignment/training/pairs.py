@@ -80,7 +80,7 @@ class PolicyPairs(Sequence[PolicyPair]):
 
     def __init__(self, path: Path) -> None:
         self._file = pa.ipc.open_file(pa.memory_map(str(path)))
-        self._rows = sum(self._file.get_batch(index).num_rows for index in range(self._file.num_record_batches))
+        self._rows: int = sum(self._file.get_batch(index).num_rows for index in range(self._file.num_record_batches))
 
     def __len__(self) -> int:
         return self._rows

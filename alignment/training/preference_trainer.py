@@ -132,7 +132,7 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
 
     def _gradients(self) -> list[torch.Tensor]:
         """The tensors whose `grad` is the step's: float32 masters, or the trained weights themselves."""
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # as the accelerator wraps it
+        optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)  # as the accelerator wraps it
         return [weight for group in optimizer.param_groups for weight in group["params"]]
 
     def _record(self, numbers: packed_step.StepNumbers) -> None:

@@ -180,6 +180,7 @@ def sft_trainer(
         **looking,
         max_length=None,
         packing=False,
+        router_aux_loss_coef=0.0,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
     return CompletionTrainer(

@@ -57,7 +57,7 @@ class MasterAdamW(torch.optim.AdamW):
             weight.grad = None
 
         for weight, _ in self.pairs:
-            weight.register_post_accumulate_grad_hook(move)
+            weight.register_post_accumulate_grad_hook(move)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -118,12 +118,12 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
 
 class OurTrainer:
-    """Mixed in before a TRL trainer. Set `order` (indices into the training set) before `train`.
+    """Mixed in before a TRL trainer. Set `order` (indices into the training set, a list or array) before `train`.
 
     A step whose loss or gradient is not finite ends the run before it changes a weight: `BadInput` names it.
     """
 
-    order: Sequence[int]
+    order: Any
     rows_forwarded = 0
     """Training rows this process has put through the model since it started."""
     rows_a_batch_row = 1

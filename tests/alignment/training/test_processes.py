@@ -12,35 +12,71 @@ import pytest
 
 from alignment.stages import execute
 from alignment.stages.policy_checkpoint import STAGE
-from alignment.store import Artifact
+from alignment.store import Artifact, Commit, Store
 from alignment.training.held_out_pairs import HELD_OUT_FILE, parse_held_out
+from alignment.training.preference_trainer import CachedReferenceTrainer
+
+
+def torchrun(store: Store, request: Any, folder: Path) -> Commit:
+    path = folder / "request.json"
+    path.write_text(request.model_dump_json(), encoding="utf-8")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    stage = ["-m", "alignment.stages", "policy_checkpoint", "--request", str(path), "--store", store.url]
+    done = subprocess.run([*launch, *stage], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return store.commit_of(Artifact.model_validate(json.loads(done.stdout.strip().splitlines()[-1])))
+
+
+def assert_same_losses(found: Commit, expected: Commit) -> None:
+    """Of every step, the uneven last one included: each row counts once. Sums in another order round otherwise."""
+    ours, theirs = (commit.summary["history"] for commit in (found, expected))
+    assert [record["step"] for record in ours] == [record["step"] for record in theirs]
+    assert [record["loss"] for record in ours] == pytest.approx([record["loss"] for record in theirs], abs=2e-4)
 
 
 def test_two_processes_share_the_rows_and_learn_what_one_learns(lab: Any, tmp_path: Path) -> None:
     checkpoint = lab.checkpoint()
     manifest = lab.manifest(checkpoint, lab.rows(36), held_out_fraction=0.2)
+    one, two = (lab.dpo_request(checkpoint, manifest, batch_size=8, world_size=size) for size in (1, 2))
+    assert STAGE.key(one) == STAGE.key(two)
+    twin = lab.twin(tmp_path / "one")
+    together, single = torchrun(lab.store, two, tmp_path), execute(STAGE, one, twin)
+    trained = single.summary["rows_trained"]
+    assert trained % 8, "the last step is uneven"
+    rows = together.summary["rows_per_rank"]
+    assert len(rows) == 2 and sum(rows) == trained == together.summary["rows_trained"]
+    assert min(rows) >= 0.4 * trained
+    assert together.summary["tokens"] == single.summary["tokens"]
+    assert_same_losses(together, single)
+    assert together.summary["held_out"]["pairs"] == single.summary["held_out"]["pairs"] > 1
+    assert together.summary["held_out"]["loss"] == pytest.approx(single.summary["held_out"]["loss"], abs=5e-3)
+    ours = parse_held_out(lab.store.read(together.artifact, HELD_OUT_FILE))
+    theirs = parse_held_out(twin.read(single.artifact, HELD_OUT_FILE))
+    assert [pair.keys for pair in ours] == [pair.keys for pair in theirs]
+
+
+def test_a_run_that_one_process_began_is_gone_on_with_by_two(
+    lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = lab.checkpoint()
+    manifest = lab.manifest(checkpoint, lab.rows(19))
     one, two = (
-        lab.dpo_request(checkpoint, manifest, micro_batch_size=2, batch_size=8, world_size=size) for size in (1, 2)
+        lab.dpo_request(checkpoint, manifest, epochs=2.0, save_steps=2, batch_size=8, world_size=size)
+        for size in (1, 2)
     )
-    path = tmp_path / "request.json"
-    path.write_text(two.model_dump_json(), encoding="utf-8")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    stage = ["-m", "alignment.stages", "policy_checkpoint", "--request", str(path), "--store", lab.store.url]
-    done = subprocess.run([*launch, *stage], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    commits = (
-        lab.store.commit_of(Artifact.model_validate(json.loads(done.stdout.strip().splitlines()[-1]))),
-        execute(STAGE, one, lab.store),
-    )
-    together, single = (commit.summary for commit in commits)
-    rows = together["rows_per_rank"]
-    assert len(rows) == 2 and min(rows) >= 0.4 * single["rows_trained"]
-    assert sum(rows) >= single["rows_trained"] == together["rows_trained"]
-    assert together["steps"] == single["steps"]
-    # all steps but the last, in which the processes are given equally many rows by repeating some
-    for ours, theirs in list(zip(together["history"], single["history"], strict=True))[:-1]:
-        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
-    assert together["held_out"]["pairs"] == single["held_out"]["pairs"] > 1
-    assert together["held_out"]["loss"] == pytest.approx(single["held_out"]["loss"], abs=5e-3)
-    ours, theirs = (parse_held_out(lab.store.read(commit.artifact, HELD_OUT_FILE)) for commit in commits)
-    assert [pair.keys for pair in ours] == [pair.keys for pair in theirs], "each pair once, whoever measured it"
+    undisturbed = execute(STAGE, one, lab.twin(tmp_path / "undisturbed"))
+    step = CachedReferenceTrainer.training_step
+
+    def ending(trainer: Any, *args: Any, **kwargs: Any) -> Any:
+        if trainer.state.global_step == 3:
+            raise KeyboardInterrupt
+        return step(trainer, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CachedReferenceTrainer, "training_step", ending)
+        with pytest.raises(KeyboardInterrupt):
+            execute(STAGE, one, lab.store)
+    resumed = torchrun(lab.store, two, tmp_path)
+    assert resumed.summary["resumed_from_step"] == 2
+    assert sum(resumed.summary["rows_per_rank"]) == 38 - 2 * 8, "19 rows stay 19"
+    assert_same_losses(resumed, undisturbed)

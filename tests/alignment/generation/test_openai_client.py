@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from eval.judge.endpoint import LONGEST_DELAY, backoff, error_word, retry_after
+from alignment.generation.openai_client import LONGEST_DELAY, backoff, error_word, retry_after
 
 
 @pytest.mark.parametrize(

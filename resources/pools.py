@@ -100,6 +100,11 @@ def pools_file() -> Path:
     return Path(os.environ.get("ALIGN_POOLS") or PROJECT / "recipes" / "pools.yaml")
 
 
+def is_pools_file(path: Path) -> bool:
+    """Whether a YAML file declares pools and nothing else; a recipe, which may say `pools` too, has a name at least."""
+    return list(read_yaml(path, "recipe")) == ["pools"]
+
+
 def load_pools(path: Path | None = None) -> Pools:
     """The pools in a file (ALIGN_POOLS, or recipes/pools.yaml); raises `BadInput` naming file and field."""
     return _read_pools(path or pools_file())

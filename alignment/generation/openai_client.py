@@ -17,7 +17,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -154,16 +154,27 @@ class OpenAIClient:
     def each(self, work: Callable[[T], R], items: Iterable[T], ended: Callable[[], None] | None = None) -> list[R]:
         """`work` on every item, `in_flight` at a time, in order.
 
-        The first exception ends all: nothing more is begun, waiting ends, `ended` is called (once), and the exception
-        is raised when the calls under way are back.
+        The first exception ends all: nothing more is begun, waiting ends, `ended` is called, and the exception is
+        raised when the calls under way are back.
         """
+        failed: list[BaseException] = []
+
+        def one(item: T) -> R:
+            if self._stop.is_set():  # taken up before it could be cancelled
+                raise CancelledError
+            try:
+                return work(item)
+            except BaseException as error:
+                failed.append(error)  # before others see the stop, and fail because of it
+                self._stop.set()
+                raise
+
         with ThreadPoolExecutor(self.settings.in_flight) as pool:
-            futures = [pool.submit(work, item) for item in items]
+            futures = [pool.submit(one, item) for item in items]
             try:
                 wait(futures, return_when=FIRST_EXCEPTION)
-                for future in futures:
-                    if future.done():
-                        future.result()  # raises what ended the waiting
+                if failed:
+                    raise failed[0]
             except BaseException:
                 self._stop.set()
                 if ended is not None:

@@ -184,7 +184,7 @@ class Generate(Section):
     timeout_seconds: float = Field(default=600.0, gt=0)
     """Seconds that a call may take before it is tried again."""
     retries: int = Field(default=5, ge=0)
-    """How often a call is tried again after 408, 409, 429, 5xx or a timeout."""
+    """How often a call is tried again after 408, 409, 429, 5xx, a timeout or an answer that is none."""
 
     @model_validator(mode="after")
     def _endpoint(self) -> Generate:

@@ -154,24 +154,24 @@ def judge_files(
     """
     kind = suite_named(suite)
     beside = against is not None or suite not in ALONE
-    found = (BESIDE if beside else ALONE).get(suite)
-    if found is None:
+    grading = (BESIDE if beside else ALONE).get(suite)
+    if grading is None:
         judged = suite in ALONE or suite in BESIDE
         raise BadInput(f"{suite} is judged without a baseline" if judged else f"{suite} has a scorer of its own")
-    ways = (found,)  # a file holds judgments of pairs or of answers alone
+    gradings = (grading,)  # a file holds judgments of pairs or of answers alone
     items = read_items(kind, questions)
     responses = read_answers(answers, items)
     if beside:
         items = with_baseline(kind, items, None if against is None else read_rows(against), str(against or questions))
-    asked_by = parse_prompts(read_rows(prompts), str(prompts), found.prompts) if prompts else default_prompts()
+    asked_by = parse_prompts(read_rows(prompts), str(prompts), grading.prompts) if prompts else default_prompts()
     references = reference_turns(read_rows(reference), str(reference)) if reference else {}
     endpoint, model = Endpoint(judge), model_name(answers)
     baseline = model_name(against or questions) if beside else ""
     path = Path(out)
-    told: dict[str, Any] = {}
+    judging: dict[str, Any] = {}
 
     def ask(answered: Sequence[Any]) -> list[Judgment]:
-        asked = questions_of(ways, answered, asked_by, references)
+        asked = questions_of(gradings, answered, asked_by, references)
         digests = {endpoint.digest(question): None for question in asked}
         with Journal(path) as journal:
             journal.refuse_others(digests)
@@ -179,14 +179,14 @@ def judge_files(
                 outcome = endpoint.ask(asked, journal, model, baseline)
             finally:
                 journal.tidy(list(digests))
-        told.update(
+        judging.update(
             judge=bill(outcome, judge),
             problem=shortfall(outcome, len(asked)) or None,
             not_judged=_not_judged(outcome.failed, outcome.refused, outcome.unasked, outcome.budget),
         )
         return outcome.judgments
 
-    scored = score_suite(kind, items, responses, Grader(ways, ask), str(answers))
+    scored = score_suite(kind, items, responses, Grader(gradings, ask), str(answers))
     return {
         "suite": suite,
         "n": scored.n,
@@ -197,7 +197,7 @@ def judge_files(
         "missing": scored.missing,
         "failed": scored.failed,
         "unparsable": unparsable(scored.judgments),
-        **told,
+        **judging,
     }
 
 
@@ -215,9 +215,9 @@ def judge_settings(price: dict[str, float | None], **given: Any) -> Judge:
 def unparsable(judgments: Sequence[Judgment]) -> list[str]:
     """The judgments without a verdict that can be read, by name."""
     return [
-        Question(one.question_id, one.turn, one.prompt_name, "", "", one.game).name
-        for one in judgments
-        if one.score is None
+        Question(judgment.question_id, judgment.turn, judgment.prompt_name, "", "", judgment.game).name
+        for judgment in judgments
+        if judgment.score is None
     ]
 
 

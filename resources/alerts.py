@@ -55,8 +55,8 @@ def send(alerts: Alerts | None, alert: Alert) -> None:
 
 def body(alerts: Alerts, alert: Alert) -> bytes:
     """What is posted."""
-    told = asdict(alert) if alerts.format == "json" else {"text": f"{alert.recipe}: {alert.event}\n{alert.text}"}
-    return json.dumps(told, ensure_ascii=False).encode()
+    content = asdict(alert) if alerts.format == "json" else {"text": f"{alert.recipe}: {alert.event}\n{alert.text}"}
+    return json.dumps(content, ensure_ascii=False).encode()
 
 
 def _post(url: str, data: bytes) -> str | None:

@@ -60,9 +60,9 @@ def ensure_home() -> None:
     Raises `BadInput` naming the variable of a home that cannot be made or written to.
     """
     home, dagster = align_home(), dagster_home()
-    with _told(home, "ALIGN_HOME"):
+    with _naming(home, "ALIGN_HOME"):
         _make(home)
-    with _told(dagster, "DAGSTER_HOME"):
+    with _naming(dagster, "DAGSTER_HOME"):
         _make(dagster)
         _link_settings(dagster / "dagster.yaml")
     os.environ.update(
@@ -79,7 +79,7 @@ def ensure_home() -> None:
 
 
 @contextmanager
-def _told(home: Path, variable: str) -> Iterator[None]:
+def _naming(home: Path, variable: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:

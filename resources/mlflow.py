@@ -119,7 +119,7 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
         return mlflow.MlflowClient(uri)
 
     @contextmanager
-    def told(self) -> Iterator[None]:
+    def translated_errors(self) -> Iterator[None]:
         """Turns whatever MLflow raises into `TrackingUnreachable` that names the server."""
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
@@ -128,8 +128,8 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
             yield
         except (MlflowException, SQLAlchemyError, OSError) as error:
             # without the error itself, whose own text may hold the server's password and would be recorded with it
-            told = f"MLflow at {shown(self.uri or tracking_uri())}: {error}"
-            raise TrackingUnreachable(told) from None
+            problem = f"MLflow at {shown(self.uri or tracking_uri())}: {error}"
+            raise TrackingUnreachable(problem) from None
 
     def report(self, report: Report) -> Reported:
         """Writes the materialization's run, whole; safe to repeat."""
@@ -140,7 +140,7 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
         pause = self.pause
         for left in reversed(range(self.attempts)):
             try:
-                with self.told():
+                with self.translated_errors():
                     return work()
             except TrackingUnreachable:
                 if not left:
@@ -173,12 +173,12 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
     def _run(self, client: MlflowClient, report: Report) -> Run:
         """The run of this identity: the earliest there is, or a new one."""
         experiment = _experiment(client, report.recipe)
-        mine = f"tags.`{REQUEST_TAG}` = '{report.identity}'"
-        if found := client.search_runs([experiment], mine, order_by=["attributes.start_time ASC"], max_results=1):
-            return found[0]
+        by_identity = f"tags.`{REQUEST_TAG}` = '{report.identity}'"
+        if runs := client.search_runs([experiment], by_identity, order_by=["attributes.start_time ASC"], max_results=1):
+            return runs[0]
         name = f"{report.asset} {report.partition}" if report.partition else report.asset
         created = client.create_run(experiment, run_name=name, tags=_tags(report))
-        earliest = client.search_runs([experiment], mine, order_by=["attributes.start_time ASC"], max_results=1)
+        earliest = client.search_runs([experiment], by_identity, order_by=["attributes.start_time ASC"], max_results=1)
         if earliest and earliest[0].info.run_id != created.info.run_id:
             client.delete_run(created.info.run_id)
             return earliest[0]
@@ -189,9 +189,9 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
         from mlflow.entities import LoggedModelOutput
 
         experiment, run_id = run.info.experiment_id, run.info.run_id
-        found = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'", max_results=1)
-        if found:
-            return str(found[0].model_id)
+        models = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'", max_results=1)
+        if models:
+            return str(models[0].model_id)
         model = client.create_logged_model(
             experiment_id=experiment,
             name=report.asset.replace("/", "-"),
@@ -229,7 +229,7 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
 
         from mlflow.exceptions import MlflowException
 
-        def look() -> tuple[str, bool] | None:
+        def read_state() -> tuple[str, bool] | None:
             client = self.client()
             try:
                 model_id = _model_id(client.get_model_version(model_name, version))
@@ -239,10 +239,10 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
                 raise
             return model_id, mlflow_model.is_published(client, model_id)
 
-        found = self._tried(look)
-        if found is None:
+        state = self._tried(read_state)
+        if state is None:
             return False
-        model_id, published = found
+        model_id, published = state
         if not published:
             folder = fetch()  # outside of the tries: what the store says is not MLflow's fault
 
@@ -262,10 +262,10 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
             client = self.client()
             for model in _registered_models(client):
                 for version in client.search_model_versions(f"name = '{model.name}'"):
-                    told = why.get(version.tags.get(POLICY_TAG, ""))
-                    if told is not None and version.tags.get(ERASED_TAG) != told:
+                    reason = why.get(version.tags.get(POLICY_TAG, ""))
+                    if reason is not None and version.tags.get(ERASED_TAG) != reason:
                         mlflow_model.unpublish(client, _model_id(version))
-                        client.set_model_version_tag(model.name, version.version, ERASED_TAG, told)
+                        client.set_model_version_tag(model.name, version.version, ERASED_TAG, reason)
 
         self._tried(work)
 
@@ -285,10 +285,12 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         versions = client.search_model_versions(f"name = '{model_name}'")
-        others = {owner for version in versions if (owner := version.tags.get(RECIPE_TAG, recipe)) != recipe}
-        if others:
-            raise ModelTaken(f"registered model '{model_name}' belongs to recipe {', '.join(sorted(others))}")
-        version = next((str(one.version) for one in versions if one.tags.get(POLICY_TAG) == policy.digest), None)
+        owners = {owner for version in versions if (owner := version.tags.get(RECIPE_TAG, recipe)) != recipe}
+        if owners:
+            raise ModelTaken(f"registered model '{model_name}' belongs to recipe {', '.join(sorted(owners))}")
+        version = next(
+            (str(candidate.version) for candidate in versions if candidate.tags.get(POLICY_TAG) == policy.digest), None
+        )
         return self._new_version(client, model_name, policy) if version is None else version
 
     def aliased(self, model_name: str, alias: str = CHAMPION) -> tuple[str, dict[str, str]] | None:
@@ -297,12 +299,12 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
 
         def work() -> tuple[str, dict[str, str]] | None:
             try:
-                found = self.client().get_model_version_by_alias(model_name, alias)
+                aliased = self.client().get_model_version_by_alias(model_name, alias)
             except MlflowException as error:
                 if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                     return None
                 raise
-            return str(found.version), dict(found.tags)
+            return str(aliased.version), dict(aliased.tags)
 
         return self._tried(work)
 
@@ -322,7 +324,7 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def _new_version(self, client: MlflowClient, model_name: str, policy: Commit) -> str:
         """A version from the logged model of the run that reported the policy."""
-        experiments = [one.experiment_id for one in client.search_experiments()]
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         runs = client.search_runs(experiments, f"tags.`align.key` = '{policy.key}' and attributes.status = 'FINISHED'")
         outputs = runs[0].outputs.model_outputs if runs and runs[0].outputs else []
         if not outputs:
@@ -365,18 +367,18 @@ def _experiment(client: MlflowClient, name: str) -> str:
     """The recipe's experiment; without a server its files lie in the project's home, not where a step runs."""
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
     try:
         local = not client.tracking_uri.startswith("http")
         place = (align_home() / "mlartifacts" / name).as_uri() if local else None
         return str(client.create_experiment(name, artifact_location=place))
     except MlflowException:  # another step made it first
-        found = client.get_experiment_by_name(name)
-        if found is None:
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
             raise
-        return str(found.experiment_id)
+        return str(experiment.experiment_id)
 
 
 def _tags(report: Report) -> dict[str, str]:
@@ -443,13 +445,13 @@ class MlflowRecords:
     """Commit records as MLflow holds them: each materialization's run carries its own."""
 
     def __init__(self, tracking: Tracking) -> None:
-        with tracking.told():
+        with tracking.translated_errors():
             self.client = tracking.client()
             self.experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
 
     def run_ids(self, keys: list[str]) -> dict[str, str]:
         """Artifact key to the id of the run that reported it first, for those that were reported."""
-        found: dict[str, str] = {}
+        run_ids: dict[str, str] = {}
         for key in keys:
             runs = self.client.search_runs(
                 self.experiments,
@@ -457,8 +459,8 @@ class MlflowRecords:
                 order_by=["attributes.start_time ASC"],
                 max_results=1,
             )
-            found.update((key, str(run.info.run_id)) for run in runs)
-        return found
+            run_ids.update((key, str(run.info.run_id)) for run in runs)
+        return run_ids
 
     def registration(self, model: str, wanted: str) -> Commit:
         from mlflow.exceptions import MlflowException

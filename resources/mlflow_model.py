@@ -200,8 +200,8 @@ def prompt_template(checkpoint: Path, runs_code: bool = False) -> str | None:
 
 def _generation(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / GENERATION_CONFIG_FILE
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
+    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return settings
 
 
 def _dtype(checkpoint: Path) -> str:

@@ -55,7 +55,7 @@ def dagster_runs_tag(tags: Mapping[str, str], dagster_run: str) -> tuple[str, st
     """
     number, name = 1, DAGSTER_RUNS_TAG
     while True:
-        known = [one for one in tags.get(name, "").split(",") if one]
+        known = [run_id for run_id in tags.get(name, "").split(",") if run_id]
         if dagster_run in known:
             return None
         value = ",".join([*known, dagster_run])

@@ -46,20 +46,20 @@ def written_out(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int
     stand for billions of nodes.
     """
     if id(node) in known:
-        found = known[id(node)]
-        if found == (0, 0):
+        size = known[id(node)]
+        if size == (0, 0):
             raise yaml.MarkedYAMLError(
                 problem="nested too deeply: an anchor holds itself", problem_mark=node.start_mark
             )
-        return found
+        return size
     known[id(node)] = (0, 0)
     inner, own = (node.value, 1) if isinstance(node, yaml.CollectionNode) else ((), 1 + len(node.value) // 100)
-    children = [one for item in inner for one in (item if isinstance(item, tuple) else (item,))]
+    children = [child for item in inner for child in (item if isinstance(item, tuple) else (item,))]
     counted = [written_out(child, known) for child in children]
     nodes, levels = own + sum(count for count, _ in counted), 1 + max((level for _, level in counted), default=0)
     if nodes > MOST_NODES:
-        told = f"more than {MOST_NODES:,} keys and values once its aliases are written out"
-        raise yaml.MarkedYAMLError(problem=told, problem_mark=node.start_mark)
+        problem = f"more than {MOST_NODES:,} keys and values once its aliases are written out"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
     if levels > MOST_LEVELS:
         raise yaml.MarkedYAMLError(problem=TOO_DEEP, problem_mark=node.start_mark)
     known[id(node)] = (nodes, levels)
@@ -144,9 +144,9 @@ def _expand(value: Any, environ: Mapping[str, str], file: str, field: str) -> An
         return value
 
     def replace(match: re.Match[str]) -> str:
-        found = environ.get(match["name"], match["default"])
-        if found is None:
+        replacement = environ.get(match["name"], match["default"])
+        if replacement is None:
             raise BadInput(f"environment variable {match['name']} is not set", file=file, field=field)
-        return found
+        return replacement
 
     return VARIABLE.sub(replace, value)

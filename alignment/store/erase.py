@@ -58,8 +58,8 @@ def remaining(store: Store, erasure: Erasure) -> list[str]:
 
 def gone(store: Store, artifact: Artifact) -> Erasure | None:
     """What was erased of an artifact and was not made again since."""
-    standing = store.find(artifact.kind, artifact.key)
-    return None if standing is not None and standing.digest == artifact.digest else store.erasure_of(artifact)
+    commit = store.find(artifact.kind, artifact.key)
+    return None if commit is not None and commit.digest == artifact.digest else store.erasure_of(artifact)
 
 
 def erasures(store: Store, kind: str) -> Iterator[Erasure]:

@@ -72,11 +72,11 @@ class Refs(Place):
         """The refs of all of a stage's partitions, by partition, from one listing."""
         folder = self.path("refs", recipe, stage)
         paths = [str(path) for path in self.fs.glob(f"{folder}/*.json")]
-        told = self.fs.cat(paths, on_error="return") if paths else {}
-        for path, error in told.items():
+        contents = self.fs.cat(paths, on_error="return") if paths else {}
+        for path, error in contents.items():
             if isinstance(error, Exception) and not isinstance(error, FileNotFoundError):  # one may go while we look
                 raise OSError(f"{path}: cannot be read: {error}") from error
-        texts = {path: text for path, text in told.items() if not isinstance(text, Exception)}
+        texts = {path: text for path, text in contents.items() if not isinstance(text, Exception)}
         try:
             return {unquote(PurePosixPath(path).stem): Ref.model_validate_json(text) for path, text in texts.items()}
         except ValidationError as error:
@@ -365,13 +365,13 @@ log = logging.getLogger(__name__)
 def commits_of(store: Store, artifacts: Iterable[Artifact]) -> list[Commit]:
     """The commit records behind pinned pointers, in their order; raises as `Store.commit_of` does."""
     wanted = list(artifacts)
-    paths = [store.path(one.kind, one.key, COMMIT_FILE) for one in wanted]
-    found = _read(store, paths, Commit)
+    paths = [store.path(artifact.kind, artifact.key, COMMIT_FILE) for artifact in wanted]
+    records = _read(store, paths, Commit)
     return [
         commit
-        if (commit := found.get(path)) is not None and commit.digest == one.digest
-        else store.commit_of(one)  # erased, or told what is wrong with it
-        for one, path in zip(wanted, paths, strict=True)
+        if (commit := records.get(path)) is not None and commit.digest == artifact.digest
+        else store.commit_of(artifact)  # erased, or told what is wrong with it
+        for artifact, path in zip(wanted, paths, strict=True)
     ]
 
 
@@ -379,19 +379,19 @@ def readable_commits(store: Store, kind: str) -> list[Commit]:
     """As `all_commits` of `erase`, without those that cannot be read, which are logged."""
     markers = [str(path) for path in store.fs.glob(store.path(kind, "*", COMMIT_FILE))]
     records = [str(path) for path in store.fs.glob(store.path(kind, "*", f"{ERASED}*.json"))]
-    found = [erasure.commit for erasure in _read(store, records, Erasure).values()]
-    found += _read(store, markers, Commit).values()
-    if unread := len(markers) + len(records) - len(found):
+    commits = [erasure.commit for erasure in _read(store, records, Erasure).values()]
+    commits += _read(store, markers, Commit).values()
+    if unread := len(markers) + len(records) - len(commits):
         log.warning("%s: %d of its records cannot be read and are left out", kind, unread)
-    return list({(commit.key, commit.digest): commit for commit in found}.values())
+    return list({(commit.key, commit.digest): commit for commit in commits}.values())
 
 
 def _read(store: Store, paths: Iterable[str], record: type[Record]) -> dict[str, Record]:
     """Path to record; those that cannot be read are left out."""
     wanted = list(dict.fromkeys(paths))
     texts = store.fs.cat(wanted, on_error="omit") if wanted else {}
-    found = {}
+    records = {}
     for path, text in texts.items():
         with suppress(CorruptArtifact):
-            found[path] = read_record(record, text, path)
-    return found
+            records[path] = read_record(record, text, path)
+    return records

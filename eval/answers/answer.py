@@ -15,7 +15,7 @@ from eval.answers.asking import Asking
 from eval.answers.files import Response
 from eval.suites.items import hub_rows, load_items, sample_positions
 from eval.suites.lm_eval_task import ItemError, chat_prompts, continuations, open_task, plain_prompts, stop_strings
-from eval.suites.lm_eval_tasks import quiet, subsets, tasks_of, told
+from eval.suites.lm_eval_tasks import quiet, root_cause, subsets, tasks_of
 from eval.suites.rows import read_pinned_rows
 from eval.suites.suite import Item, StockTask, Suite, SuiteSpec
 
@@ -71,8 +71,8 @@ class ContinuationScorer:
         if not requests:
             return []
         with quiet():
-            found = self.lm.loglikelihood(list(requests), disable_tqdm=True)
-        return [(float(value), bool(greedy)) for value, greedy in found]
+            scores = self.lm.loglikelihood(list(requests), disable_tqdm=True)
+        return [(float(value), bool(greedy)) for value, greedy in scores]
 
 
 # Answers to lm-eval's tasks: texts to its prompts, or log-likelihoods of its continuations.
@@ -113,8 +113,8 @@ def task_choices(asking: Asking, items: Sequence[Item], positions: Sequence[int]
         requests |= {place: part for place, part in zip(own, made, strict=True) if place in wanted}
     problems = {place: scorer.problem(requests[place]) for place in positions}
     fitting = [place for place in positions if problems[place] is None]
-    found = iter(scorer.score([request for place in fitting for request in requests[place]]))
-    scored = {place: tuple(next(found) for _ in requests[place]) for place in fitting}
+    scores = iter(scorer.score([request for place in fitting for request in requests[place]]))
+    scored = {place: tuple(next(scores) for _ in requests[place]) for place in fitting}
     return [Response(items[place].id, (), problems[place], scored.get(place, ())) for place in positions]
 
 
@@ -141,7 +141,7 @@ def _naming(items: Sequence[Item]) -> Iterator[None]:
     try:
         yield
     except ItemError as error:
-        raise BadInput(f"lm-eval cannot ask item {items[error.index].id}: {told(error)}") from error
+        raise BadInput(f"lm-eval cannot ask item {items[error.index].id}: {root_cause(error)}") from error
 
 
 def _examples(asking: Asking) -> list[dict[str, Any]]:

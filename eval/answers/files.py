@@ -44,7 +44,7 @@ def write_responses(path: Path, responses: Iterable[Response]) -> None:
 def _record(response: Response) -> dict[str, Any]:
     record: dict[str, Any] = {"id": response.id}
     if response.loglikelihoods:
-        record["loglikelihoods"] = [list(one) for one in response.loglikelihoods]
+        record["loglikelihoods"] = [list(pair) for pair in response.loglikelihoods]
     else:
         record["turns"] = list(response.turns)
     if response.tokens:
@@ -96,17 +96,17 @@ def _parse(record: dict[str, Any], file: str, row: int) -> Response:
 
 
 def _loglikelihoods(value: Any, name: str, file: str, row: int) -> tuple[tuple[float, bool], ...]:
-    def whole(one: Any) -> bool:
+    def whole(pair: Any) -> bool:
         return (
-            isinstance(one, list)
-            and len(one) == 2
-            and isinstance(one[0], int | float)
-            and not isinstance(one[0], bool)
-            and math.isfinite(one[0])
-            and isinstance(one[1], bool)
+            isinstance(pair, list)
+            and len(pair) == 2
+            and isinstance(pair[0], int | float)
+            and not isinstance(pair[0], bool)
+            and math.isfinite(pair[0])
+            and isinstance(pair[1], bool)
         )
 
-    if not isinstance(value, list) or not value or not all(whole(one) for one in value):
+    if not isinstance(value, list) or not value or not all(whole(pair) for pair in value):
         problem = f"response {name}: expected a list of [log-likelihood, true or false], one a choice"
         raise BadInput(problem, file=file, row=row, field="loglikelihoods")
     return tuple((float(number), greedy) for number, greedy in value)
@@ -155,8 +155,8 @@ def parse_answers(rows: Iterable[Row], file: str, items: Sequence[Item], more: b
     by_instruction: dict[str, list[str]] = defaultdict(list)
     for item in reversed(items):
         by_instruction[str(item.fields.get("instruction"))].append(item.id)
-    found = ((row, _common(record, by_instruction, file, row, more)) for row, record in rows)
-    return parse_responses([(row, record) for row, record in found if record is not None], file)
+    records = ((row, _common(record, by_instruction, file, row, more)) for row, record in rows)
+    return parse_responses([(row, record) for row, record in records if record is not None], file)
 
 
 def _common(

@@ -40,7 +40,7 @@ class RankedModel:
 
 
 @dataclass(frozen=True)
-class Standings:
+class Ranking:
     title: str
     metric: str
     models: list[RankedModel]
@@ -75,9 +75,9 @@ def _figure(record: Mapping[str, str | None], file: str, row: int) -> PublishedF
     return PublishedFigure(model=cells["model"], metric=cells["metric"], value=value, source=cells["source"])
 
 
-def standings(
+def rankings(
     figures: Sequence[PublishedFigure], suites: Mapping[str, Mapping[str, MetricComparison]]
-) -> tuple[list[Standings], list[str]]:
+) -> tuple[list[Ranking], list[str]]:
     """Where SFT and policy stand on every metric that something was published for, best first; and what could not
     be laid beside them, with the reason."""
     grouped: dict[tuple[str, str], list[PublishedFigure]] = {}
@@ -92,11 +92,11 @@ def standings(
             left_out.append(f"{figure.model}, {figure.metric}: {figure.value:g} is no fraction between 0 and 1")
         else:
             grouped.setdefault((suite, name), []).append(figure)
-    made = [_standings(suite, name, suites[suite][name], known) for (suite, name), known in grouped.items()]
+    made = [_ranking(suite, name, suites[suite][name], known) for (suite, name), known in grouped.items()]
     return made, left_out
 
 
-def _standings(suite: str, metric: str, ours: MetricComparison, known: Sequence[PublishedFigure]) -> Standings:
+def _ranking(suite: str, metric: str, ours: MetricComparison, known: Sequence[PublishedFigure]) -> Ranking:
     unit = unit_of(ours.width)
     rows = [(figure.model, figure.value, figure.source, False) for figure in known]
     own = {"this policy": ours.own_of("candidate").mean, "its SFT": ours.own_of("baseline").mean}
@@ -104,7 +104,7 @@ def _standings(suite: str, metric: str, ours: MetricComparison, known: Sequence[
     best = max(value for _, value, _, _ in rows) or 1.0
     ranked = sorted(rows, key=lambda row: -row[1])
     models = [
-        RankedModel(model, unit.told(value) + unit.sign, source, mine, round(max(100 * value / best, 0.0), 2))
-        for model, value, source, mine in ranked
+        RankedModel(model, unit.format(value) + unit.sign, source, is_ours, round(max(100 * value / best, 0.0), 2))
+        for model, value, source, is_ours in ranked
     ]
-    return Standings(title_of(suite), metric, models)
+    return Ranking(title_of(suite), metric, models)

@@ -54,7 +54,7 @@ def default_margin(width: float) -> float:
     return width / MARGIN_SHARE
 
 
-def scale_told(suite: str) -> str:
+def describe_scale(suite: str) -> str:
     """A suite's scale in words."""
     low, high = SUITES[suite].scale
     return f"a scale from {low:g} to {high:g}"

@@ -42,8 +42,8 @@ def _no_metric(recipe: Recipe, suite: str, name: str) -> str | None:
     """Why a recipe's suites have no such metric; None where they may."""
     suites = recipe.evals.selected()
     if suite not in suites:
-        there_are = f"evals has {', '.join(suites)}" if suites else "evals is empty"
-        return f"no such suite is run ({there_are})"
+        available = f"evals has {', '.join(suites)}" if suites else "evals is empty"
+        return f"no such suite is run ({available})"
     if suite in SUITES and name not in SUITES[suite].metrics:
         return f"{suite} has no such metric; write {suite}/ and one of {'; '.join(SUITES[suite].metrics)}"
     return None if name else f"no metric is named; write {suite}/ and one of the task's"
@@ -72,6 +72,6 @@ def default_gate(suites: list[str]) -> Gate:
 
 def default_requirement(suite: str) -> tuple[str, float]:
     """A suite's main metric as `suite/metric`, and the margin that counts as no loss of it."""
-    found = suite_named(suite)
-    low, high = found.scale_of(found.headline)
-    return f"{suite}/{found.headline}", default_margin(high - low)
+    definition = suite_named(suite)
+    low, high = definition.scale_of(definition.headline)
+    return f"{suite}/{definition.headline}", default_margin(high - low)

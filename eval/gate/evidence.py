@@ -14,7 +14,7 @@ from alignment.stages.execute import REQUEST_FILE
 from alignment.store import Artifact, CorruptArtifact, Store
 from eval.gate.baselines import PublishedFigure
 from eval.gate.compare import MetricComparison, compare_samples
-from eval.gate.held_out import Found, against_champion, against_reference, read_held_out
+from eval.gate.held_out import HeldOutComparison, against_champion, against_reference, read_held_out
 from eval.gate.metrics import PREFERENCES
 from eval.gate.requirement import OTHER_SETTINGS, Check
 from eval.gate.verdict import Verdict, decide, verdict_key
@@ -75,7 +75,7 @@ class Compared:
     suites: dict[str, dict[str, MetricComparison]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
-    def beside(self, held_out: Found) -> Compared:
+    def beside(self, held_out: HeldOutComparison) -> Compared:
         """The same with held-out preferences as one more suite."""
         if isinstance(held_out, str):
             return replace(self, left_out={**self.left_out, PREFERENCES: held_out})
@@ -92,7 +92,7 @@ def read_scores(store: Store, scores: Mapping[str, Artifact], checkpoint: Artifa
 
     Raises `WrongEvidence` for scores of another checkpoint or another suite.
     """
-    found: dict[str, SuiteScores] = {}
+    by_suite: dict[str, SuiteScores] = {}
     for suite, artifact in sorted(scores.items()):
         commit = store.commit_of(artifact)
         measured = answered_by(store, artifact)
@@ -103,8 +103,8 @@ def read_scores(store: Store, scores: Mapping[str, Artifact], checkpoint: Artifa
         samples = read_samples(store.fetch(artifact, deep=True) / SAMPLES_FILE)
         if {sample.suite for sample in samples} - {suite}:
             raise WrongEvidence(f"the scores under {suite} are of {samples[0].suite}")
-        found[suite] = SuiteScores(samples, commit.summary)
-    return found
+        by_suite[suite] = SuiteScores(samples, commit.summary)
+    return by_suite
 
 
 LACKING = ("failed", "missing", "unparsable", "unjudged")
@@ -184,11 +184,11 @@ def gather(store: Store, request: ReportRequest) -> Evidence:
     if request.champion is not None:
         champion = read_scores(store, request.champion_scores, request.champion)
         beside_champion = compare_scores(champion, policy)
-        theirs = None if pairs is None else read_held_out(store, request.champion)
+        champion_pairs = None if pairs is None else read_held_out(store, request.champion)
         if pairs is not None:
-            beside_champion = beside_champion.beside(against_champion(theirs, pairs))
-        if theirs is not None:
-            hashes["champion"] = theirs.sha256
+            beside_champion = beside_champion.beside(against_champion(champion_pairs, pairs))
+        if champion_pairs is not None:
+            hashes["champion"] = champion_pairs.sha256
     return Evidence(sft, policy, beside_sft, beside_champion, hashes)
 
 

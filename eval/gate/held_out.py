@@ -15,7 +15,7 @@ from eval.gate.compare import NAMED_ITEMS, MetricComparison, compare_samples
 from eval.gate.metrics import ACCURACY, TIE, policy_samples, reference_samples, shared
 from eval.gate.requirement import NO_PAIRS, NO_SHARED_PAIRS, OTHER_REFERENCE
 
-Found = dict[str, MetricComparison] | str
+HeldOutComparison = dict[str, MetricComparison] | str
 """Metric to comparison, or why there is none."""
 
 
@@ -46,14 +46,14 @@ def read_held_out(store: Store, policy: Artifact) -> HeldOut | None:
     return HeldOut(pairs, entry.sha256) if pairs else None
 
 
-def against_reference(policy: HeldOut) -> Found:
+def against_reference(policy: HeldOut) -> HeldOutComparison:
     """The policy against its SFT baseline, whose implicit reward is nought: no accuracy is further than half away."""
     before, after = reference_samples(policy.pairs), policy_samples(policy.pairs)
     accuracy = compare_samples(before, after, ACCURACY, margin=None, bound=TIE)
     return compare_samples(before, after, margin=None) | accuracy
 
 
-def against_champion(champion: HeldOut | None, policy: HeldOut) -> Found:
+def against_champion(champion: HeldOut | None, policy: HeldOut) -> HeldOutComparison:
     """The policy against the champion, on the pairs that both were measured on against the same reference.
 
     The others count as `missing`, and as nobody's failure.
@@ -64,7 +64,7 @@ def against_champion(champion: HeldOut | None, policy: HeldOut) -> Found:
     rows = [{pair.row_id for pair in side.pairs} for side in (champion, policy)]
     if not before:
         return OTHER_REFERENCE if rows[0] & rows[1] else NO_SHARED_PAIRS
-    others = sorted((rows[0] | rows[1]) - {pair.row_id for pair in before})
-    missing = {"missing": len(others), "missing_ids": others[:NAMED_ITEMS]}
-    found = compare_samples(policy_samples(before), policy_samples(after), margin=None)
-    return {metric: one.model_copy(update=missing) for metric, one in found.items()}
+    unshared = sorted((rows[0] | rows[1]) - {pair.row_id for pair in before})
+    missing = {"missing": len(unshared), "missing_ids": unshared[:NAMED_ITEMS]}
+    comparisons = compare_samples(policy_samples(before), policy_samples(after), margin=None)
+    return {metric: comparison.model_copy(update=missing) for metric, comparison in comparisons.items()}

@@ -20,7 +20,7 @@ class Unit:
     name: str
     sign: str
 
-    def told(self, value: float | None, sign: str = "") -> str:
+    def format(self, value: float | None, sign: str = "") -> str:
         """A number with a true minus, and no sign on what rounds to nothing; `sign` "+" asks for a plus."""
         if value is None:
             return "unknown"
@@ -72,23 +72,23 @@ def reference_samples(pairs: Iterable[HeldOutPair]) -> list[Sample]:
     return _samples(pairs, lambda pair: (0.0, 0.0), lambda pair: (pair.ref_chosen_logp, pair.ref_rejected_logp))
 
 
-def shared(one: Sequence[HeldOutPair], other: Sequence[HeldOutPair]) -> tuple[list[HeldOutPair], list[HeldOutPair]]:
+def shared(first: Sequence[HeldOutPair], second: Sequence[HeldOutPair]) -> tuple[list[HeldOutPair], list[HeldOutPair]]:
     """The pairs that two policies were both measured on: the same sequences against the same reference."""
-    common = {pair.row_id: pair.keys for pair in one}.items() & {pair.row_id: pair.keys for pair in other}.items()
+    common = {pair.row_id: pair.keys for pair in first}.items() & {pair.row_id: pair.keys for pair in second}.items()
     rows = {row_id for row_id, _ in common}
-    return [pair for pair in one if pair.row_id in rows], [pair for pair in other if pair.row_id in rows]
+    return [pair for pair in first if pair.row_id in rows], [pair for pair in second if pair.row_id in rows]
 
 
 def _samples(pairs: Iterable[HeldOutPair], rewards: Scores, logps: Scores) -> list[Sample]:
-    found = []
+    samples = []
     for pair in pairs:
         (chosen, rejected), values = rewards(pair), logps(pair)
         numbers = (prefers(chosen, rejected), chosen - rejected, prefers(*values))
-        found += [
+        samples += [
             Sample(PREFERENCES, pair.row_id, pair.prompt_id, metric, value, "")
             for metric, value in zip(METRICS, numbers, strict=True)
         ]
-    return found
+    return samples
 
 
 # Headlines: the metric that stands for its suite, and the suite as people write it.

@@ -65,8 +65,8 @@ def decide(
     if gate.any_improves:
         # held-out preferences aside: the policy was trained to win them
         asked = [metric for metric in gate.metrics if metric.partition("/")[0] != PREFERENCES]
-        found = {metric: one for metric in asked if (one := _find(sft, metric)) is not None}
-        checks.append(any_improves(found, len(asked), gate.max_missing))
+        comparisons = {metric: comparison for metric in asked if (comparison := _find(sft, metric)) is not None}
+        checks.append(any_improves(comparisons, len(asked), gate.max_missing))
     outcomes = {check.outcome for check in checks}
     outcome: Outcome = "fail" if "fail" in outcomes else "inconclusive" if "inconclusive" in outcomes else "pass"
     decisive = [check for check in checks if check.outcome == outcome]
@@ -78,8 +78,8 @@ def _improvement_claims(sft: Comparisons, gate: Gate) -> dict[str, float]:
     p_values = {
         metric: p_value
         for metric, requirement in gate.metrics.items()
-        if requirement.improve is not None and (found := _find(sft, metric)) is not None
-        if (p_value := p_above(found.difference_interval(), requirement.improve)) is not None
+        if requirement.improve is not None and (comparison := _find(sft, metric)) is not None
+        if (p_value := p_above(comparison.difference_interval(), requirement.improve)) is not None
     }
     return holm(p_values)
 
@@ -93,29 +93,29 @@ def _checks(
     max_missing: float,
     left_out: Mapping[str, str],
 ) -> Iterator[Check]:
-    found = _find(sft, metric)
+    comparison = _find(sft, metric)
     if requirement.at_least is not None:
-        yield at_least(metric, found, requirement.at_least, max_missing)
+        yield at_least(metric, comparison, requirement.at_least, max_missing)
         return
     if requirement.improve is not None:
-        check = above(metric, "sft", found, requirement.improve, claims)
+        check = above(metric, "sft", comparison, requirement.improve, claims)
     else:
-        check = above(metric, "sft", found, -float(requirement.no_regression or 0.0))
-    yield complete(check, found, max_missing)
+        check = above(metric, "sft", comparison, -float(requirement.no_regression or 0.0))
+    yield complete(check, comparison, max_missing)
     if champion is not None:
-        found = _find(champion, metric)
-        threshold, why = _champion_threshold(requirement, found), left_out.get(metric.partition("/")[0])
-        check = above(metric, "champion", found, threshold, left_out=why)
-        yield complete(check, found, max_missing)
+        comparison = _find(champion, metric)
+        threshold, why = _champion_threshold(requirement, comparison), left_out.get(metric.partition("/")[0])
+        check = above(metric, "champion", comparison, threshold, left_out=why)
+        yield complete(check, comparison, max_missing)
 
 
-def _champion_threshold(requirement: Requirement, found: MetricComparison | None) -> float | None:
+def _champion_threshold(requirement: Requirement, comparison: MetricComparison | None) -> float | None:
     """Minus the margin against the champion; None where only the recipe could say it."""
     if requirement.champion_margin is not None:
         return -requirement.champion_margin
     if requirement.no_regression is not None:
         return -requirement.no_regression
-    return None if found is None or found.width is None else -default_margin(found.width)
+    return None if comparison is None or comparison.width is None else -default_margin(comparison.width)
 
 
 def _find(comparisons: Comparisons, metric: str) -> MetricComparison | None:

@@ -14,8 +14,8 @@ BESIDE = {"mt_bench": PAIRS, "alpaca_eval": ALPACA, "arena_hard": ARENA}
 
 def gradings(suite: str, baseline: bool) -> tuple[Grading, ...]:
     """How a suite is judged: alone where that is possible, and beside a baseline's answers where there are some."""
-    found = (ALONE.get(suite), BESIDE.get(suite) if baseline else None)
-    return tuple(grading for grading in found if grading is not None)
+    possible = (ALONE.get(suite), BESIDE.get(suite) if baseline else None)
+    return tuple(grading for grading in possible if grading is not None)
 
 
 __all__ = ["ALONE", "BESIDE", "PAIRS", "RATINGS", "Answered", "Grading", "gradings"]

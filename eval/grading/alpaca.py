@@ -129,15 +129,15 @@ class Alpaca(Pairs):
             longer = [len(item.fields[BASELINE][0]) - len(answer) for item, answer in judged]
             controlled = length_controlled(preferences, longer, _difficulty([item for item, _ in judged]))
             values = dict(zip((item.id for item, _ in judged), controlled.values, strict=True))
-        found = []
+        samples = []
         for metric, of in ((WIN_RATE, points), (CONTROLLED, values)):
             for item, response in answered:
                 answer = response.turns[0]
                 about = pair_detail(
                     verdicts, item, 1, length=len(answer), baseline_length=len(item.fields[BASELINE][0])
                 )
-                found.append(Sample(suite.name, item.id, item.id, metric, of.get(item.id), answer, about))
-        return found
+                samples.append(Sample(suite.name, item.id, item.id, metric, of.get(item.id), answer, about))
+        return samples
 
 
 def _difficulty(items: list[Item]) -> list[float] | None:

@@ -69,18 +69,18 @@ class Arena(Pairs):
 
     def samples(self, suite: Suite, answered: Answered, verdicts: Verdicts) -> list[Sample]:
         battles = {item.id: _battles(verdicts, item.id) for item, _ in answered}
-        values = linearised({name: found for name, found in battles.items() if found is not None})
-        found = []
+        values = linearised({name: known for name, known in battles.items() if known is not None})
+        samples = []
         for item, response in answered:
             played = battles[item.id]
             more = {} if played is None else {"won": played[0], "battles": played[1]}
             about = pair_detail(verdicts, item, 1, **more)
-            found.append(Sample(suite.name, item.id, item.id, SCORE, values.get(item.id), response.turns[0], about))
-        return found
+            samples.append(Sample(suite.name, item.id, item.id, SCORE, values.get(item.id), response.turns[0], about))
+        return samples
 
     def intervals(self, samples: Sequence[Sample], verdicts: Verdicts) -> dict[str, tuple[float, float]]:
         measured = [sample.id for sample in samples if sample.metric == SCORE and sample.value is not None]
-        battles = [found for name in measured if (found := _battles(verdicts, name)) is not None]
+        battles = [battle for name in measured if (battle := _battles(verdicts, name)) is not None]
         return {SCORE: bootstrap_interval(battles)} if battles else {}
 
 

@@ -51,20 +51,20 @@ def choose_grader(suite: Suite, settings: Judge | None, spec: SuiteSpec, items: 
             raise BadInput("judge kind rubric grades embedded questions only", field="judge.kind")
         return Chosen(Grader((RATINGS,), rubric_judge), items)
     beside = spec.baseline_answers is not None or not gradings(suite.name, baseline=False)
-    ways = gradings(suite.name, beside)
+    suite_gradings = gradings(suite.name, beside)
     if beside:
         pinned = spec.baseline_answers
         file = pinned.url if pinned else spec.data.url if spec.data else suite.name
         items = with_baseline(suite, items, _rows(pinned), file)
     prompts = default_prompts()
     if spec.judge_prompts is not None:
-        needed = [name for way in ways for name in way.prompts]
+        needed = [name for grading in suite_gradings for name in grading.prompts]
         prompts = parse_prompts(read_pinned_rows(spec.judge_prompts), spec.judge_prompts.url, needed)
     references: References = {}
     if spec.reference_answers is not None:
         references = reference_turns(read_pinned_rows(spec.reference_answers), spec.reference_answers.url)
-    judge = EndpointJudge(settings, ways, prompts, references, journal)
-    return Chosen(Grader(ways, judge), items, judge.bill)
+    judge = EndpointJudge(settings, suite_gradings, prompts, references, journal)
+    return Chosen(Grader(suite_gradings, judge), items, judge.bill)
 
 
 def _rows(source: SourceFile | None) -> list[Row] | None:
@@ -72,11 +72,14 @@ def _rows(source: SourceFile | None) -> list[Row] | None:
 
 
 def questions_of(
-    ways: Sequence[Grading], answered: Answered, prompts: Prompts, references: References
+    suite_gradings: Sequence[Grading], answered: Answered, prompts: Prompts, references: References
 ) -> list[Question]:
     """Everything a judge is asked about these answers."""
     return [
-        q for item, response in answered for way in ways for q in way.questions(item, response, prompts, references)
+        q
+        for item, response in answered
+        for grading in suite_gradings
+        for q in grading.questions(item, response, prompts, references)
     ]
 
 
@@ -84,17 +87,17 @@ class EndpointJudge:
     """Asks an endpoint all its questions; raises `JudgeUnavailable` where some answers may come another time."""
 
     def __init__(
-        self, settings: Judge, ways: Sequence[Grading], prompts: Prompts, references: References, journal: Path
+        self, settings: Judge, gradings: Sequence[Grading], prompts: Prompts, references: References, journal: Path
     ) -> None:
         self.settings = settings
-        self.ways = ways
+        self.gradings = gradings
         self.prompts = prompts
         self.references = references
         self.journal = journal
         self.outcome = Outcome()
 
     def __call__(self, answered: Answered) -> list[Judgment]:
-        asked = questions_of(self.ways, answered, self.prompts, self.references)
+        asked = questions_of(self.gradings, answered, self.prompts, self.references)
         with Journal(self.journal) as journal:
             self.outcome = Endpoint(self.settings).ask(asked, journal)
         for question, reason in self.outcome.refused.items():
@@ -124,8 +127,8 @@ def shortfall(outcome: Outcome, asked: int) -> str:
     """What was not judged and may be another time, in one line; nothing where all was."""
     parts = []
     if outcome.failed:
-        told = [f"{question.name}: {reason}" for question, reason in outcome.failed.items()]
-        parts.append(f"{len(told)} of {asked} judgments failed: {first_few(told, '; ')}")
+        failures = [f"{question.name}: {reason}" for question, reason in outcome.failed.items()]
+        parts.append(f"{len(failures)} of {asked} judgments failed: {first_few(failures, '; ')}")
     if outcome.unasked:
         names = first_few([question.name for question in outcome.unasked], "; ")
         count = len(outcome.unasked)

@@ -100,10 +100,10 @@ class Grader:
 
     def intervals(self, samples: Sequence[Sample], judgments: Sequence[Judgment]) -> dict[str, tuple[float, float]]:
         verdicts = by_place(judgments)
-        found: dict[str, tuple[float, float]] = {}
+        intervals: dict[str, tuple[float, float]] = {}
         for grading in self.gradings:
-            found |= grading.intervals(samples, verdicts)
-        return found
+            intervals |= grading.intervals(samples, verdicts)
+        return intervals
 
 
 def by_place(judgments: Sequence[Judgment]) -> Verdicts:

@@ -8,7 +8,7 @@ from typing import Any
 from alignment.errors import BadInput
 from eval.answers.files import Response
 from eval.suites.lm_eval_task import ItemError, open_task
-from eval.suites.lm_eval_tasks import quiet, seeded, tasks_of, told
+from eval.suites.lm_eval_tasks import quiet, root_cause, seeded, tasks_of
 from eval.suites.samples import Sample, sample_detail
 from eval.suites.suite import Item, Suite
 
@@ -128,7 +128,7 @@ def _problem(suite: Suite, error: ItemError) -> str:
             "`python -m nltk.downloader punkt_tab`, set NLTK_DATA to a folder that holds tokenizers/punkt_tab, "
             "or put such a folder, named nltk_data, beside the data file"
         ) from error
-    return f"the suite's own scorer fails: {told(error)}"
+    return f"the suite's own scorer fails: {root_cause(error)}"
 
 
 def _item_samples(
@@ -153,6 +153,6 @@ def _metric_samples(
     detail = sample_detail(
         extracted=values.get(f"extracted,{metric.partition(',')[2]}"),
         subset=subset,
-        loglikelihoods=[one for one, _ in response.loglikelihoods] or None,
+        loglikelihoods=[number for number, _ in response.loglikelihoods] or None,
     )
     return [Sample(suite.name, item.id, item.id, metric, None if value is None else float(value), text, detail)]

@@ -41,12 +41,12 @@ class Pairs(Grading):
         return asked
 
     def samples(self, suite: Suite, answered: Answered, verdicts: Verdicts) -> list[Sample]:
-        found = []
+        samples = []
         for item, response in answered:
             for turn, name in enumerate(self.ids(suite, item, WIN_RATE), start=1):
                 points, about = won(verdicts, item, turn), pair_detail(verdicts, item, turn)
-                found.append(Sample(suite.name, name, item.id, WIN_RATE, points, response.turns[turn - 1], about))
-        return found
+                samples.append(Sample(suite.name, name, item.id, WIN_RATE, points, response.turns[turn - 1], about))
+        return samples
 
     def ids(self, suite: Suite, item: Item, metric: str) -> list[str]:
         return [item.id] if suite.turns == 1 else [f"{item.id}:{turn}" for turn in range(1, suite.turns + 1)]
@@ -103,14 +103,18 @@ def with_baseline(suite: Suite, items: Sequence[Item], rows: Iterable[Row] | Non
     """
     answers = {}
     if rows is not None:
-        answers = {one.id: one.turns for one in parse_answers(rows, file, items, more=True) if one.failed is None}
+        answers = {
+            response.id: response.turns
+            for response in parse_answers(rows, file, items, more=True)
+            if response.failed is None
+        }
     elif suite.name == "alpaca_eval":
         texts = {item.id: item.fields.get(OWN) for item in items}
         answers = {name: (text,) for name, text in texts.items() if isinstance(text, str)}
-    found = []
+    extended = []
     for item in items:
         turns = answers.get(item.id, ())
         if len(turns) < suite.turns:
             raise BadInput(f"no whole answer of the baseline to item {item.id}", file=file)
-        found.append(replace(item, fields=item.fields | {BASELINE: list(turns)}))
-    return found
+        extended.append(replace(item, fields=item.fields | {BASELINE: list(turns)}))
+    return extended

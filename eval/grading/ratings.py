@@ -29,16 +29,16 @@ class Ratings(Grading):
         return [fill(item.id, turn, prompts[name], words) for turn, name in names.items()]
 
     def samples(self, suite: Suite, answered: Answered, verdicts: Verdicts) -> list[Sample]:
-        found: list[Sample] = []
+        samples: list[Sample] = []
         for item, response in answered:
             for turn, name in enumerate(self.ids(suite, item, "average"), start=1):
                 judgment = verdicts.get((item.id, turn, 0))
                 score, answer = None if judgment is None else judgment.score, response.turns[turn - 1]
                 text = "no judgment" if judgment is None else judgment.text
                 about = sample_detail(category=item.fields["category"], judgment=text)
-                found.append(Sample(suite.name, item.id, item.id, f"turn_{turn}", score, answer, about))
-                found.append(Sample(suite.name, name, item.id, "average", score, answer, about))
-        return sorted(found, key=lambda sample: self.metrics.index(sample.metric))
+                samples.append(Sample(suite.name, item.id, item.id, f"turn_{turn}", score, answer, about))
+                samples.append(Sample(suite.name, name, item.id, "average", score, answer, about))
+        return sorted(samples, key=lambda sample: self.metrics.index(sample.metric))
 
     def ids(self, suite: Suite, item: Item, metric: str) -> list[str]:
         if metric == "average":
@@ -66,13 +66,13 @@ class Safety(Grading):
         return [fill(item.id, 1, prompts[SAFETY_PROMPT], words)]
 
     def samples(self, suite: Suite, answered: Answered, verdicts: Verdicts) -> list[Sample]:
-        found = []
+        samples = []
         for item, response in answered:
             judgment = verdicts.get((item.id, 1, 0))
             score, text = (None, "no judgment") if judgment is None else (judgment.score, judgment.text)
             about = sample_detail(category=category_of(item.fields), judgment=text)
-            found.append(Sample(suite.name, item.id, item.id, HARMLESS, score, response.turns[0], about))
-        return found
+            samples.append(Sample(suite.name, item.id, item.id, HARMLESS, score, response.turns[0], about))
+        return samples
 
 
 SAFETY = Safety()

@@ -93,10 +93,13 @@ def mean_length(responses: Sequence[Response]) -> dict[str, float]:
     texts = [response for response in responses if response.turns]
     if not texts:
         return {}
-    found = {"answers": float(len(texts)), "characters": sum(len("".join(one.turns)) for one in texts) / len(texts)}
-    if all(len(one.tokens) == len(one.turns) for one in texts):
-        found["tokens"] = sum(sum(one.tokens) for one in texts) / len(texts)
-    return found
+    lengths = {
+        "answers": float(len(texts)),
+        "characters": sum(len("".join(response.turns)) for response in texts) / len(texts),
+    }
+    if all(len(response.tokens) == len(response.turns) for response in texts):
+        lengths["tokens"] = sum(sum(response.tokens) for response in texts) / len(texts)
+    return lengths
 
 
 def _classified(suite: Suite, classify: Classify, answered: Answered) -> list[Sample]:
@@ -111,11 +114,11 @@ def _classified(suite: Suite, classify: Classify, answered: Answered) -> list[Sa
 
 
 def _classes(samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
-    found: dict[str, Counter[str]] = {}
+    by_metric: dict[str, Counter[str]] = {}
     for sample in samples:
         if sample.value is not None:
-            found.setdefault(sample.metric, Counter())[json.loads(sample.detail)["class"]] += 1
-    return {metric: dict(sorted(counts.items())) for metric, counts in found.items()}
+            by_metric.setdefault(sample.metric, Counter())[json.loads(sample.detail)["class"]] += 1
+    return {metric: dict(sorted(counts.items())) for metric, counts in by_metric.items()}
 
 
 def _lost(suite: Suite, item: Item, why: str, grader: Grader | None) -> list[Sample]:

@@ -141,14 +141,20 @@ def length(suite: str, baseline: Sequence[Sample], candidate: Sequence[Sample]) 
     if not pairs or not any(sample.response for pair in pairs for sample in pair):
         return None
     words = [tuple(len(sample.response.split()) for sample in pair) for pair in pairs]
-    found = paired_interval([float(b - a) for a, b in words], [sample.cluster for sample, _ in pairs], None)
+    change = paired_interval([float(b - a) for a, b in words], [sample.cluster for sample, _ in pairs], None)
     mean_before, mean_after = (math.fsum(column) / len(words) for column in zip(*words, strict=True))
-    ends = "none differs" if found.low is None or found.high is None else f"{_told(found.low)} to {_told(found.high)}"
-    return Length(title_of(suite), len(words), f"{mean_before:.1f}", f"{mean_after:.1f}", _told(found.mean.value), ends)
+    ends = (
+        "none differs"
+        if change.low is None or change.high is None
+        else f"{_words(change.low)} to {_words(change.high)}"
+    )
+    return Length(
+        title_of(suite), len(words), f"{mean_before:.1f}", f"{mean_after:.1f}", _words(change.mean.value), ends
+    )
 
 
-def _told(value: float) -> str:
-    return WORDS.told(value, "+")
+def _words(value: float) -> str:
+    return WORDS.format(value, "+")
 
 
 # How far the policy has moved from its SFT checkpoint, as the page tells it.
@@ -185,18 +191,18 @@ def divergence_of(store: Store, request: ReportRequest) -> Divergence | None:
     measured = commit.inputs["policy"]
     if measured.digest != request.policy.digest:
         raise WrongEvidence(f"the divergence is of policy {measured.digest[:12]}, not of {request.policy.digest[:12]}")
-    found = commit.summary
-    if "kl" not in found:
+    summary = commit.summary
+    if "kl" not in summary:
         return None
     return Divergence(
-        responses=found["prompts"] - found["no_room"],
-        tokens=f"{found['tokens_per_response']:.1f}",
-        ended=f"{found['ended']:.0%}".replace("%", " %"),
-        lines=[_line(found, name, text) for name, text in LINES.items()],
+        responses=summary["prompts"] - summary["no_room"],
+        tokens=f"{summary['tokens_per_response']:.1f}",
+        ended=f"{summary['ended']:.0%}".replace("%", " %"),
+        lines=[_line(summary, name, text) for name, text in LINES.items()],
     )
 
 
-def _line(found: Mapping[str, Any], name: str, text: str) -> DivergenceLine:
-    ends = found["intervals"][name]
-    interval = "unknown" if ends is None else " to ".join(NATS.told(end) for end in ends)
-    return DivergenceLine(text, NATS.told(found[name]), interval)
+def _line(summary: Mapping[str, Any], name: str, text: str) -> DivergenceLine:
+    ends = summary["intervals"][name]
+    interval = "unknown" if ends is None else " to ".join(NATS.format(end) for end in ends)
+    return DivergenceLine(text, NATS.format(summary[name]), interval)

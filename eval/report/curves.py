@@ -71,7 +71,7 @@ def panels(history: Sequence[Mapping[str, Any]]) -> list[Panel]:
     return [made for title, names in PANELS.items() if (made := _panel(title, names, history)) is not None]
 
 
-def _told(value: float, span: float) -> str:
+def _format(value: float, span: float) -> str:
     """Three digits of a value; what is nothing beside the span of the panel is 0."""
     return "0" if abs(value) < span / 1000 else f"{value:.3g}".replace("-", "−")
 
@@ -98,9 +98,9 @@ def _panel(title: str, names: Sequence[str], history: Sequence[Mapping[str, Any]
     return Panel(
         title=title,
         curves=[
-            Curve(name.replace("_", " "), path(line), _told(line[-1][1], high - low)) for name, line in drawn.items()
+            Curve(name.replace("_", " "), path(line), _format(line[-1][1], high - low)) for name, line in drawn.items()
         ],
-        low=_told(low, high - low),
-        high=_told(high, high - low),
+        low=_format(low, high - low),
+        high=_format(high, high - low),
         steps=f"step {first:g} to {last:g}",
     )

@@ -30,9 +30,9 @@ def row_changes(now: tuple[Path, Manifest], before: tuple[Path, Manifest]) -> tu
     in a changed shard too, only ids that begin like one of those.
     """
     kept = {shard.row_digest for shard in now[1].shards} & {shard.row_digest for shard in before[1].shards}
-    if all(shard.row_digest in kept for _, one in (now, before) for shard in one.shards):
+    if all(shard.row_digest in kept for _, manifest in (now, before) for shard in manifest.shards):
         return 0, 0
-    new = gone = 0
+    new = removed = 0
     seen = np.zeros(1 << BEGINNING, bool)
     with tempfile.TemporaryDirectory() as scratch:
         groups = IdGroups(Path(scratch, "ids"), now[1].counts["rows"] + before[1].counts["rows"])
@@ -46,8 +46,8 @@ def row_changes(now: tuple[Path, Manifest], before: tuple[Path, Manifest]) -> tu
             if len(sides):
                 in_manifests = np.bitwise_or.reduceat(sides, np.flatnonzero(begins))
                 new += int((in_manifests == NOW).sum())
-                gone += int((in_manifests == BEFORE).sum())
-    return new, gone
+                removed += int((in_manifests == BEFORE).sum())
+    return new, removed
 
 
 def _ids(folder: Path, manifest: Manifest, wanted: list[bool]) -> Iterator[Ids]:
@@ -75,7 +75,7 @@ class ShardChange:
 class DataChanges:
     """The shards of a policy beside those of the champion; without a champion every shard is just listed.
 
-    `new_rows` and `gone_rows` count rows by content (None without a champion).
+    `new_rows` and `removed_rows` count rows by content (None without a champion).
     """
 
     shards: list[ShardChange]
@@ -85,7 +85,7 @@ class DataChanges:
     dropped: dict[str, int]
     left_out: dict[str, str]
     new_rows: int | None
-    gone_rows: int | None
+    removed_rows: int | None
 
 
 def data_changes(store: Store, manifest: Artifact, champion: Artifact | None) -> DataChanges:
@@ -112,9 +112,9 @@ def data_changes(store: Store, manifest: Artifact, champion: Artifact | None) ->
         for name, shard in sorted(old.items())
         if name not in names and shard.row_digest not in kept
     ]
-    new_rows = gone_rows = None
+    new_rows = removed_rows = None
     if old_folder is not None and before is not None:
-        new_rows, gone_rows = row_changes((folder, now), (old_folder, before))
+        new_rows, removed_rows = row_changes((folder, now), (old_folder, before))
     return DataChanges(
         shards=changes,
         rows=now.counts["rows"],
@@ -123,5 +123,5 @@ def data_changes(store: Store, manifest: Artifact, champion: Artifact | None) ->
         dropped=now.dropped,
         left_out=now.left_out,
         new_rows=new_rows,
-        gone_rows=gone_rows,
+        removed_rows=removed_rows,
     )

@@ -52,19 +52,19 @@ class Step:
 
 def ancestry(store: Store, artifacts: Iterable[Artifact]) -> dict[str, Commit]:
     """Commits of the artifacts and of all that they were made from, by key: of erased ones too, of lost ones not."""
-    found: dict[str, Commit] = {}
+    commits: dict[str, Commit] = {}
     waiting = list(artifacts)
     while waiting:
         artifact = waiting.pop()
-        if artifact.key in found:
+        if artifact.key in commits:
             continue
         try:
             commit = store.commit_of(artifact)
         except MissingArtifact:
             continue
-        found[artifact.key] = commit
+        commits[artifact.key] = commit
         waiting += commit.inputs.values()
-    return found
+    return commits
 
 
 def steps(commits: Iterable[Commit], prices: Mapping[str, float]) -> list[Step]:

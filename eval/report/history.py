@@ -72,11 +72,11 @@ def courses(versions: Sequence[Version]) -> list[Course]:
 
 
 def _course(suite: str, versions: Sequence[Version]) -> Course:
-    metric = next(headline(suite, one.suites[suite]) for one in versions if suite in one.suites)
-    found = [one.suites.get(suite, {}).get(metric) for one in versions]
-    measured = [one for one in found if one is not None]
+    metric = next(headline(suite, version.suites[suite]) for version in versions if suite in version.suites)
+    comparisons = [version.suites.get(suite, {}).get(metric) for version in versions]
+    measured = [comparison for comparison in comparisons if comparison is not None]
     unit = unit_of(measured[-1].width)
-    values = [value for one in measured for value in (one.baseline, one.candidate)]
+    values = [value for comparison in measured for value in (comparison.baseline, comparison.candidate)]
     low, high = min(values), max(values)
 
     def across(index: int) -> float:
@@ -90,20 +90,20 @@ def _course(suite: str, versions: Sequence[Version]) -> Course:
         Point(
             version=version.version,
             at=across(index),
-            policy=None if one is None else down(one.candidate),
-            sft=None if one is None else down(one.baseline),
-            value="not measured" if one is None else unit.told(one.candidate) + unit.sign,
-            baseline="–" if one is None else unit.told(one.baseline) + unit.sign,
-            difference="–" if one is None else unit.told(one.difference, "+"),
-            verdict="" if one is None else one.verdict,
+            policy=None if comparison is None else down(comparison.candidate),
+            sft=None if comparison is None else down(comparison.baseline),
+            value="not measured" if comparison is None else unit.format(comparison.candidate) + unit.sign,
+            baseline="–" if comparison is None else unit.format(comparison.baseline) + unit.sign,
+            difference="–" if comparison is None else unit.format(comparison.difference, "+"),
+            verdict="" if comparison is None else comparison.verdict,
         )
-        for index, (version, one) in enumerate(zip(versions, found, strict=True))
+        for index, (version, comparison) in enumerate(zip(versions, comparisons, strict=True))
     ]
     return Course(
         title=title_of(suite),
         metric=metric,
-        low=unit.told(low) + unit.sign if high > low else "",
-        high=unit.told(high) + unit.sign,
+        low=unit.format(low) + unit.sign if high > low else "",
+        high=unit.format(high) + unit.sign,
         line=_path([(point.at, point.policy) for point in points]),
         baseline=_path([(point.at, point.sft) for point in points]),
         points=points,

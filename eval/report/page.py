@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignment.store import Store
-from eval.gate.baselines import standings
+from eval.gate.baselines import rankings
 from eval.gate.compare import MetricComparison
 from eval.gate.evidence import Evidence, ReportRequest
 from eval.gate.metrics import PREFERENCES, headline, title_of
@@ -57,7 +57,7 @@ HEADLINES = {
     "inconclusive": "Inconclusive: the policy is not promoted",
     "none": "No gate: nothing is promoted",
 }
-SAID = {
+VERDICT_WORDS = {
     "improved": "better on",
     "regressed": "worse on",
     "equivalent": "no different on",
@@ -78,7 +78,7 @@ def page(
     the suites' main metrics."""
     champion = evidence.against_champion
     suites = evidence.against_sft.suites
-    published, not_laid_beside = standings(request.baselines, suites)
+    published, unranked = rankings(request.baselines, suites)
     asked = {suite: items_of(store, request.policy_scores[suite], suite) for suite in evidence.answered}
     return render(
         "report.html.jinja",
@@ -95,18 +95,18 @@ def page(
         against_sft=tables(evidence.against_sft),
         against_champion=None if champion is None else tables(champion),
         categories=by_category(evidence, {suite: categories_of(items) for suite, items in asked.items()}),
-        standings=published,
+        rankings=published,
         lengths=[
-            found
+            change
             for suite in asked
-            if (found := length(suite, evidence.sft[suite].samples, evidence.policy[suite].samples)) is not None
+            if (change := length(suite, evidence.sft[suite].samples, evidence.policy[suite].samples)) is not None
         ],
         divergence=divergence_of(store, request),
         examples=[
             examples(suite, evidence.sft[suite].samples, evidence.policy[suite].samples, questions(items))
             for suite, items in asked.items()
         ],
-        notes=[*notes, *not_laid_beside],
+        notes=[*notes, *unranked],
     )
 
 
@@ -114,9 +114,9 @@ def in_words(suites: Mapping[str, Mapping[str, MetricComparison]]) -> str:
     """The suites' main metrics in one sentence: better on these, no different on those."""
     grouped: dict[str, list[str]] = {}
     for suite, metrics in suites.items():
-        found = metrics[headline(suite, metrics)]
-        grouped.setdefault(found.verdict, []).append(title_of(suite))
-    parts = [f"{words} {_listed(grouped[name])}" for name, words in SAID.items() if name in grouped]
+        comparison = metrics[headline(suite, metrics)]
+        grouped.setdefault(comparison.verdict, []).append(title_of(suite))
+    parts = [f"{words} {_listed(grouped[name])}" for name, words in VERDICT_WORDS.items() if name in grouped]
     return f"Against its SFT baseline: {'; '.join(parts)}." if parts else "Nothing could be compared."
 
 
@@ -128,11 +128,11 @@ def by_category(evidence: Evidence, of_items: Mapping[str, Mapping[str, str]]) -
     """Scores by category of every compared suite of ours whose items name one."""
     models = {"SFT": evidence.sft, "policy": evidence.policy}
     return [
-        found
+        table
         for suite, named in of_items.items()
         if suite in SUITES
         if (
-            found := categories(
+            table := categories(
                 suite, {model: scores[suite].samples for model, scores in models.items()}, named, SUITES[suite].scale
             )
         )

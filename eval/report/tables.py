@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from eval.gate.compare import MetricComparison, scale_told, width_of
+from eval.gate.compare import MetricComparison, describe_scale, width_of
 from eval.gate.evidence import Compared
 from eval.gate.metrics import PREFERENCES, Unit, headline, title_of, unit_of
 from eval.gate.requirement import items
@@ -103,8 +103,8 @@ def tables(compared: Compared) -> list[Table]:
     made: list[Table] = []
     for suite, metrics in compared.suites.items():
         main = headline(suite, metrics)
-        for width in dict.fromkeys(found.width for found in metrics.values()):
-            alike = {metric: found for metric, found in metrics.items() if found.width == width}
+        for width in dict.fromkeys(comparison.width for comparison in metrics.values()):
+            alike = {metric: comparison for metric, comparison in metrics.items() if comparison.width == width}
             made.append(_table(suite, alike, unit_of(width), width, main))
     return made
 
@@ -112,32 +112,32 @@ def tables(compared: Compared) -> list[Table]:
 def _table(suite: str, metrics: Mapping[str, MetricComparison], unit: Unit, width: float | None, main: str) -> Table:
     ends = [
         end * unit.factor
-        for found in metrics.values()
-        for end in (found.difference, *(found.ci95 if found.ci95 is not None else ()))
+        for comparison in metrics.values()
+        for end in (comparison.difference, *(comparison.ci95 if comparison.ci95 is not None else ()))
     ]
     shared = axis(ends)
-    name = unit.name if suite not in SUITES or unit.sign or width is None else f"{unit.name} of {scale_told(suite)}"
+    name = unit.name if suite not in SUITES or unit.sign or width is None else f"{unit.name} of {describe_scale(suite)}"
     if suite == PREFERENCES and width is None:
         name = "nats"
-    lines = [_line(metric, found, unit, shared, metric == main) for metric, found in metrics.items()]
+    lines = [_line(metric, comparison, unit, shared, metric == main) for metric, comparison in metrics.items()]
     return Table(suite, title_of(suite), name, sorted(lines, key=lambda line: not line.is_headline), shared)
 
 
-def _line(metric: str, found: MetricComparison, unit: Unit, shared: Axis, is_headline: bool) -> Line:
-    low, high = found.ci95 if found.ci95 is not None else (None, None)
+def _line(metric: str, comparison: MetricComparison, unit: Unit, shared: Axis, is_headline: bool) -> Line:
+    low, high = comparison.ci95 if comparison.ci95 is not None else (None, None)
     return Line(
         metric=metric,
         is_headline=is_headline,
-        n=f"{found.n}" if found.n == found.clusters else f"{found.n} in {found.clusters}",
-        left_out=items(found).partition(", ")[2],
-        changed=f"{found.gained} / {found.lost}",
-        baseline=unit.told(found.baseline) + unit.sign,
-        candidate=unit.told(found.candidate) + unit.sign,
-        difference=unit.told(found.difference, "+"),
-        interval="unknown" if low is None else f"{unit.told(low, '+')} to {unit.told(high, '+')}",
-        detectable=unit.told(found.minimum_detectable_effect),
-        verdict=found.verdict,
-        at=shared.place(found.difference * unit.factor),
+        n=f"{comparison.n}" if comparison.n == comparison.clusters else f"{comparison.n} in {comparison.clusters}",
+        left_out=items(comparison).partition(", ")[2],
+        changed=f"{comparison.gained} / {comparison.lost}",
+        baseline=unit.format(comparison.baseline) + unit.sign,
+        candidate=unit.format(comparison.candidate) + unit.sign,
+        difference=unit.format(comparison.difference, "+"),
+        interval="unknown" if low is None else f"{unit.format(low, '+')} to {unit.format(high, '+')}",
+        detectable=unit.format(comparison.minimum_detectable_effect),
+        verdict=comparison.verdict,
+        at=shared.place(comparison.difference * unit.factor),
         low=None if low is None else shared.place(low * unit.factor),
         high=None if high is None else shared.place(high * unit.factor),
     )
@@ -151,7 +151,7 @@ class Bar:
     """One model's mean in a category: as text, and as a share of the scale in per cent."""
 
     model: str
-    told: str
+    text: str
     width: float
 
 
@@ -185,7 +185,7 @@ def categories(
         model: {s.id: (s.cluster, s.value) for s in samples if s.metric == metric and s.value is not None}
         for model, samples in models.items()
     }
-    common = set.intersection(*(set(found) for found in values.values()))
+    common = set.intersection(*(set(by_id) for by_id in values.values()))
     grouped: defaultdict[str, list[str]] = defaultdict(list)
     first = next(iter(values.values()))
     for name, (cluster, _) in first.items():
@@ -193,12 +193,12 @@ def categories(
             grouped[category_of[cluster]].append(name)
     if len(grouped) < 2:
         return None
-    unit = unit_of(width_of(suite, metric, [value for found in values.values() for _, value in found.values()]))
+    unit = unit_of(width_of(suite, metric, [value for by_id in values.values() for _, value in by_id.values()]))
     low, high = scale
 
     def bar(model: str, names: list[str]) -> Bar:
         mean = math.fsum(values[model][name][1] for name in names) / len(names)
-        return Bar(model, unit.told(mean) + unit.sign, round(100 * (mean - low) / (high - low), 2))
+        return Bar(model, unit.format(mean) + unit.sign, round(100 * (mean - low) / (high - low), 2))
 
     return Categories(
         suite=suite,
@@ -206,7 +206,7 @@ def categories(
         metric=metric,
         scale=f"{low * unit.factor:g} to {high * unit.factor:g}{unit.sign}",
         categories=[
-            Category(name, len({first[one][0] for one in names}), [bar(model, names) for model in models])
+            Category(name, len({first[item][0] for item in names}), [bar(model, names) for model in models])
             for name, names in sorted(grouped.items())
         ],
     )

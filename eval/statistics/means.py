@@ -112,5 +112,5 @@ def ratio_interval(numerators: Sequence[float], denominators: Sequence[float]) -
     ratio, mean = math.fsum(numerators) / total, total / len(denominators)
     pairs = zip(numerators, denominators, strict=True)
     linearised = [ratio + (numerator - ratio * denominator) / mean for numerator, denominator in pairs]
-    found = clustered_mean(linearised, [str(place) for place in range(len(linearised))])
-    return mean_interval(replace(found, value=ratio))
+    linearised_mean = clustered_mean(linearised, [str(place) for place in range(len(linearised))])
+    return mean_interval(replace(linearised_mean, value=ratio))

@@ -122,7 +122,7 @@ def win_rate(outcomes: Sequence[float], clusters: Sequence[str]) -> Interval:
     """
     if odd := [outcome for outcome in outcomes if outcome not in (0.0, EVEN, 1.0)]:
         raise ValueError(f"an outcome of {odd[0]} is neither won, lost nor tied")
-    found = paired_interval([outcome - EVEN for outcome in outcomes], clusters, EVEN)
-    mean = Mean(found.mean.value + EVEN, found.mean.stderr, found.mean.n, found.mean.clusters)
-    low, high = (None if end is None else end + EVEN for end in (found.low, found.high))
-    return Interval(mean, low, high, found.p_value)
+    difference = paired_interval([outcome - EVEN for outcome in outcomes], clusters, EVEN)
+    mean = Mean(difference.mean.value + EVEN, difference.mean.stderr, difference.mean.n, difference.mean.clusters)
+    low, high = (None if end is None else end + EVEN for end in (difference.low, difference.high))
+    return Interval(mean, low, high, difference.p_value)

@@ -59,16 +59,16 @@ def clusters_needed(difference: Interval, threshold: float) -> int | None:
         needed = mean.clusters * (POWER_FACTOR * mean.stderr / distance) ** 2
         return math.ceil(needed) if needed <= MOST else None
 
-    def tells(clusters: int) -> bool:
+    def decides(clusters: int) -> bool:
         low, high = score_interval(shares.gained, shares.lost, shares.pairs * clusters / mean.clusters)
         return low * shares.width > threshold or high * shares.width < threshold
 
     few, many = 1, 2
-    while not tells(many):
+    while not decides(many):
         few, many = many, many * 2
         if many > MOST:
             return None
     while many - few > 1:
         middle = (few + many) // 2
-        few, many = (few, middle) if tells(middle) else (middle, many)
+        few, many = (few, middle) if decides(middle) else (middle, many)
     return many

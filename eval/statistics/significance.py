@@ -33,7 +33,7 @@ def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
     """
     adjusted: dict[Name, float] = {}
     reached = 0.0
-    for rank, name in enumerate(sorted(p_values, key=lambda one: p_values[one])):
+    for rank, name in enumerate(sorted(p_values, key=lambda claim: p_values[claim])):
         reached = max(reached, min(1.0, p_values[name] * (len(p_values) - rank)))
         adjusted[name] = reached
     return {name: adjusted[name] for name in p_values}

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from alignment.errors import BadInput
-from eval.suites.lm_eval_tasks import quiet, seeded, told
+from eval.suites.lm_eval_tasks import quiet, root_cause, seeded
 from eval.suites.rows import write_records
 from eval.suites.suite import Item, StockTask
 
@@ -51,16 +51,16 @@ def open_task(
     Raises `BadInput` when the task cannot read the items, or leaves some out.
     """
     with tempfile.TemporaryDirectory(prefix="align-lm-eval-") as folder, quiet(), seeded():
-        here = Path(folder)
-        write_records(here / "items.jsonl", _marked(stock, items))
+        task_folder = Path(folder)
+        write_records(task_folder / "items.jsonl", _marked(stock, items))
         if few_shot:
-            write_records(here / "few_shot.jsonl", few_shot)
-        config = _config(stock, here, bool(few_shot), num_fewshot)
-        (here / "task.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+            write_records(task_folder / "few_shot.jsonl", few_shot)
+        config = _config(stock, task_folder, bool(few_shot), num_fewshot)
+        (task_folder / "task.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
         try:
-            task = _load(here, config["task"])
+            task = _load(task_folder, config["task"])
         except Exception as error:  # another library's code, on data of another form than it expects
-            raise BadInput(f"lm-eval's {stock.name} cannot read these items: {told(error)}") from error
+            raise BadInput(f"lm-eval's {stock.name} cannot read these items: {root_cause(error)}") from error
         if stock.processed:
             docs = _processed(task.config.process_docs, task.dataset[stock.split])
             _check_order(stock, docs, len(items))
@@ -75,18 +75,18 @@ def _load(folder: Path, name: str) -> Any:
         return TaskManager(include_path=str(folder), include_defaults=False).load([name])["tasks"][name]
 
 
-def _config(stock: StockTask, here: Path, few_shot: bool, num_fewshot: int) -> dict[str, Any]:
+def _config(stock: StockTask, folder: Path, few_shot: bool, num_fewshot: int) -> dict[str, Any]:
     import lm_eval
 
-    data_files = {stock.split: str(here / "items.jsonl")}
+    data_files = {stock.split: str(folder / "items.jsonl")}
     if few_shot:
-        data_files[str(stock.few_shot_split)] = str(here / "few_shot.jsonl")
+        data_files[str(stock.few_shot_split)] = str(folder / "few_shot.jsonl")
     config: dict[str, Any] = {
         "include": str(Path(lm_eval.__file__).parent / "tasks" / stock.yaml),
         "task": f"local_{stock.name}",
         "dataset_path": "json",
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": data_files, "cache_dir": str(here / "cache")},
+        "dataset_kwargs": {"data_files": data_files, "cache_dir": str(folder / "cache")},
         "custom_dataset": None,
         "num_fewshot": num_fewshot,
     }

@@ -57,7 +57,7 @@ def quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def told(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
     """What lies at the bottom of an error of another library's, in one line."""
     cause: BaseException = error
     while cause.__cause__ is not None:
@@ -80,7 +80,7 @@ def stock_suite(name: str) -> Suite:
     entries = _tasks_behind(name, index)
     members = [_task(entry) for entry in entries]
     metrics = [_metrics(entry.cfg) for entry in entries]
-    counted = [metric for metric in metrics[0][0] if all(metric in found for found, _ in metrics)]
+    counted = [metric for metric in metrics[0][0] if all(metric in names for names, _ in metrics)]
     if metrics[0][0] and not counted:
         raise BadInput(f"the tasks of lm-eval's group {name} have no metric in common; name them one by one")
     if not counted:
@@ -108,9 +108,9 @@ def slug(text: str) -> str:
 
 
 def _tasks_folder() -> Path:
-    found = importlib.util.find_spec("lm_eval")
-    assert found is not None and found.submodule_search_locations
-    return Path(found.submodule_search_locations[0]) / "tasks"
+    spec = importlib.util.find_spec("lm_eval")
+    assert spec is not None and spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0]) / "tasks"
 
 
 def _index_of(name: str) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def _task(entry: Any) -> StockTask:
         name=name,
         yaml=str(Path(entry.yaml_path).relative_to(_tasks_folder())),
         split=split,
-        few_shot_split=next((found for found in examples if found), split),
+        few_shot_split=next((name_of_split for name_of_split in examples if name_of_split), split),
         output=cfg.get("output_type", "generate_until"),
         num_fewshot=int(cfg.get("num_fewshot") or 0),
         own_examples="samples" in few_shot and not few_shot.get("split"),
@@ -195,16 +195,18 @@ def _metrics(cfg: dict[str, Any]) -> tuple[list[str], list[str]]:
 
     output = cfg.get("output_type", "generate_until")
     listed = cfg.get("metric_list") or [{"metric": name} for name in DEFAULT_METRIC_REGISTRY[output]]
-    filters = [one["name"] for one in cfg.get("filter_list") or [{"name": "none"}]]
+    filters = [entry["name"] for entry in cfg.get("filter_list") or [{"name": "none"}]]
     counted: list[str] = []
-    others: list[str] = []
-    for one in listed:
-        name = Path(str(one["metric"])).suffix.lstrip(".") or str(one["metric"])  # a function's path ends in its name
-        is_mean = one["aggregation"] == "mean" if "aggregation" in one else get_metric_aggregation(name) is mean
-        more = one["higher_is_better"] if "higher_is_better" in one else is_higher_better(name)
+    left_out: list[str] = []
+    for entry in listed:
+        name = Path(str(entry["metric"])).suffix.lstrip(".") or str(
+            entry["metric"]
+        )  # a function's path ends in its name
+        is_mean = entry["aggregation"] == "mean" if "aggregation" in entry else get_metric_aggregation(name) is mean
+        more = entry["higher_is_better"] if "higher_is_better" in entry else is_higher_better(name)
         names = [name if kind == "none" else f"{name},{kind}" for kind in filters]
-        (counted if is_mean and more else others).extend(names)
-    return counted, others
+        (counted if is_mean and more else left_out).extend(names)
+    return counted, left_out
 
 
 def _by_subset(name: str, members: list[StockTask]) -> dict[str, StockTask]:
@@ -247,7 +249,7 @@ def subsets(suite: Suite, records: Sequence[dict[str, Any]]) -> list[str]:
         if wrong:
             named[column] = wrong
     if named:
-        column, row = max(named.items(), key=lambda found: found[1])
+        column, row = max(named.items(), key=lambda item: item[1])
         raise BadInput(f"{records[row].get(column)!r} is no subset of {suite.name}", row=row + 1, field=column)
     known = ", ".join(list(suite.members)[:3])
     raise BadInput(f"{suite.name} is a group of tasks: each item names its own ({known}, …) as {', '.join(COLUMNS)}")

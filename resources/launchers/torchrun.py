@@ -33,7 +33,7 @@ class TorchrunLauncher:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "request.json")
             path.write_text(request.model_dump_json(), encoding="utf-8")
-            said = Path(folder, "bad_input.txt")
+            bad_input = Path(folder, "bad_input.txt")
             threads = max(1, (os.cpu_count() or 1) // processes)
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
             command += ["--nproc-per-node", str(processes), "-m", "alignment.stages", stage.name]
@@ -45,14 +45,14 @@ class TorchrunLauncher:
                     # addresses go by environment: every user of the machine sees a process's arguments
                     env={
                         "OMP_NUM_THREADS": str(threads),
-                        BAD_INPUT_FILE: str(said),
+                        BAD_INPUT_FILE: str(bad_input),
                         "ALIGN_STORE": store.url,
                         **handed_on(file.url for file in request.source_files()),
                     },
                 )
             except dg.DagsterPipesExecutionError:
-                if said.exists():
-                    raise BadInput(said.read_text(encoding="utf-8")) from None
+                if bad_input.exists():
+                    raise BadInput(bad_input.read_text(encoding="utf-8")) from None
                 raise
         commit = store.find(stage.kind, stage.key(request))
         if commit is None:

@@ -64,13 +64,13 @@ def test_shards_are_compared_by_their_rows_whatever_they_are_called(store: Store
         ("new", "new", None, 1),
         ("gone", "removed", 1, None),
     }
-    assert (found.rows, found.new_rows, found.gone_rows) == (6, 2, 1)
+    assert (found.rows, found.new_rows, found.removed_rows) == (6, 2, 1)
 
 
 def test_without_a_champion_shards_are_only_listed(store: Store, commit: Commit) -> None:
     found = data_changes(store, commit("first", {"a": ("1", ["r1"])}), None)
     assert [(one.name, one.state) for one in found.shards] == [("a", "listed")]
-    assert (found.new_rows, found.gone_rows) == (None, None)
+    assert (found.new_rows, found.removed_rows) == (None, None)
 
 
 def test_everything_behind_an_artifact_is_counted_once_with_its_price(store: Store) -> None:

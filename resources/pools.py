@@ -1,4 +1,4 @@
-"""Compute pools: what `recipes/pools.yaml` declares is the one source for limits, placement and planning."""
+"""Compute pools: `recipes/pools.yaml` declares them, for limits, placement and planning alike."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from alignment.recipe.load import read_yaml
 from resources.home import PROJECT
 
 MOST_SLOTS = 1000
-"""Dagster holds a row for every slot, and takes no more of one pool."""
+"""Dagster keeps a row for every slot, and accepts at most this many in one pool."""
 
 
 class Kubernetes(BaseModel):
-    """What a pod of this pool needs beside its GPUs.
+    """What a pod of this pool needs in addition to its GPUs.
 
     It becomes the tag `dagster-k8s/config` of the step, which Dagster's Kubernetes executor reads. The executor that is
     set here by default starts no pods and does not read it.
@@ -37,7 +37,7 @@ class Kubernetes(BaseModel):
 
 
 class Pool(BaseModel):
-    """One kind of place a GPU stage runs in. A launch takes one slot, whatever `gpus_per_slot` is."""
+    """A kind of machine that GPU stages run on. A launch takes one slot, whatever `gpus_per_slot` is."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -61,11 +61,12 @@ class Pool(BaseModel):
 
     @property
     def world_size(self) -> int:
-        """Ranks that share a stage's work; counts in the key of what they train."""
+        """Number of ranks that share the work of a stage; it is part of the key of a training."""
         return 1 if self.launcher == "step" else self.processes or max(self.gpus_per_slot, 1)
 
     def step_tags(self) -> dict[str, Any]:
-        """Tags that place the launch on Kubernetes. Both launchers work where the step runs, so it carries them."""
+        """Tags that place the launch on Kubernetes. They are tags of the step, because both launchers work where it
+        runs."""
         if self.kubernetes is None:
             return {}
         amounts = {"memory": self.kubernetes.memory, "cpu": self.kubernetes.cpu}
@@ -97,11 +98,12 @@ class Pools(BaseModel):
 
 
 def pools_file() -> Path:
+    """The pools file: ALIGN_POOLS, or recipes/pools.yaml of the project."""
     return Path(os.environ.get("ALIGN_POOLS") or PROJECT / "recipes" / "pools.yaml")
 
 
 def load_pools(path: Path | None = None) -> Pools:
-    """The pools in a file (ALIGN_POOLS, or recipes/pools.yaml); raises `BadInput` naming file and field."""
+    """The pools in a file (ALIGN_POOLS, or recipes/pools.yaml); raises `BadInput` that names file and field."""
     return _read_pools(path or pools_file())
 
 

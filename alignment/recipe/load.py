@@ -1,4 +1,4 @@
-"""Reads a recipe from YAML, with environment variables in its text, and says clearly what is wrong in it."""
+"""Reads a recipe from YAML, fills in environment variables, and reports the first error by file and key."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from pydantic import ValidationError
 from alignment.errors import BadInput
 from alignment.recipe.recipe import Recipe
 
-# YAML as people mean it: safe, and a key that stands twice is refused, as one of the two would be lost.
+# A key that appears twice is refused: YAML would keep one of the two values and lose the other.
 
 
 class StrictLoader(yaml.SafeLoader):
-    """The safe loader, refusing repeated keys of one mapping (merged ones may be overridden)."""
+    """The safe loader, but a key that appears twice in a mapping is an error. A key may override a merged key."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node; raises `MarkedYAMLError` at the second of two equal keys."""
         seen: set[str] = set()
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge" or not isinstance(key, yaml.ScalarNode):
@@ -32,18 +33,17 @@ class StrictLoader(yaml.SafeLoader):
 
 
 MOST_NODES = 100_000
-"""Keys and values that a file may hold once its aliases are written out, a long text counted by hundreds of characters;
-a recipe has a hundred, a recipe that names a thousand files a thousand more."""
+"""Most keys and values of a file with its aliases expanded; a text counts once per 100 characters. A usual recipe has
+about a hundred."""
 MOST_LEVELS = 50
 TOO_DEEP = f"nested too deeply: more than {MOST_LEVELS} levels"
 
 
-def written_out(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """How many nodes and levels a YAML value has with its aliases written out, counted without writing them out.
+def expanded_size(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """How many nodes and levels a YAML value has with its aliases expanded, counted without expanding them.
 
-    `known` remembers those of nodes that were counted; (0, 0) marks one that is being counted. Raises
-    `MarkedYAMLError` for a value that holds itself or is beyond what a file may hold: a few aliases of aliases
-    stand for billions of nodes.
+    `known` holds the counts of nodes by `id`; (0, 0) marks a node that is being counted. Raises `MarkedYAMLError` for
+    a value that contains itself or is larger than the limits: a few aliases of aliases can mean billions of nodes.
     """
     if id(node) in known:
         size = known[id(node)]
@@ -55,7 +55,7 @@ def written_out(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int
     known[id(node)] = (0, 0)
     inner, own = (node.value, 1) if isinstance(node, yaml.CollectionNode) else ((), 1 + len(node.value) // 100)
     children = [child for item in inner for child in (item if isinstance(item, tuple) else (item,))]
-    counted = [written_out(child, known) for child in children]
+    counted = [expanded_size(child, known) for child in children]
     nodes, levels = own + sum(count for count, _ in counted), 1 + max((level for _, level in counted), default=0)
     if nodes > MOST_NODES:
         problem = f"more than {MOST_NODES:,} keys and values once its aliases are written out"
@@ -72,7 +72,7 @@ def _loaded(text: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        written_out(node, {})  # first, as merged mappings are written out while they are read
+        expanded_size(node, {})  # before construction, which expands merged mappings
         return loader.construct_document(node)
     finally:
         loader.dispose()
@@ -107,7 +107,7 @@ VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}
 def load_recipe(path: str | Path, environ: Mapping[str, str] | None = None) -> Recipe:
     """The recipe in a file. `${NAME}` and `${NAME:-default}` in strings are replaced from `environ`.
 
-    Raises `BadInput` naming file and field for anything a person has to mend.
+    Raises `BadInput` that names the file and the field of the first error.
     """
     path = Path(path)
     data = read_yaml(path, "recipe")
@@ -126,7 +126,7 @@ def parse_recipe(data: dict[str, Any], file: str, environ: Mapping[str, str]) ->
         raise BadInput("nested too deeply", file=file) from error
     except ValidationError as error:
         first = error.errors()[0]
-        # a union's class names stand in the location too, and are no keys of the recipe
+        # pydantic puts the names of a union's classes into the location too; they are not keys of the recipe
         field = ".".join(str(part) for part in first["loc"] if str(part) not in UNION_PARTS) or None
         more = "" if error.error_count() == 1 else f" (and {error.error_count() - 1} more)"
         known = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")

@@ -13,7 +13,8 @@ from mlflow import MlflowClient
 
 from alignment.store import Artifact, Commit
 from resources.home import mlflow_ui
-from resources.mlflow import ModelTaken, Report, Tracking, TrackingUnreachable
+from resources.mlflow import ModelTaken, Tracking, TrackingUnreachable
+from resources.mlflow_runs import Report
 from resources.mlflow_values import dagster_runs_tag, usable
 
 

@@ -43,13 +43,16 @@ def score_files(
     out: str | Path | None = None,
     against: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Writes samples.parquet into `out` (default `scores/<suite>-<responses file>` here) and returns plain JSON values:
-    `suite, n, metrics {name: {value, stderr, n}}, samples` (a path) and what did not count: `missing`, `failed`,
-    `judged`, `unparsable`, `unjudged`, `left_out` (metrics of the task); `intervals` of metrics with an interval of
-    their own; which answers are `empty`, their mean `length`, and `classes`, what a function of ours made of them.
-    Judgments of pairs need the baseline's answers in `against` (AlpacaEval's may come with its data).
+    """Scores stored responses, writes samples.parquet into `out`, and returns plain JSON values.
 
-    Raises `BadInput` naming wrong, duplicate or malformed rows, or an `out` that takes no files, before it scores.
+    The values are `suite, n, metrics {name: {value, stderr, n}}, samples` (a path); what does not count (`missing`,
+    `failed`, `judged`, `unparsable`, `unjudged`, `left_out`: metrics of the task that cannot be compared); `intervals`
+    of metrics that have an interval of their own; the `empty` answers, their mean `length`, and `classes` (answers
+    counted by class, for a suite with a classifier). `out` is `scores/<suite>-<responses file>` by default. Judgments
+    of pairs need the baseline's answers in `against`; AlpacaEval's data may hold them.
+
+    Raises `BadInput` that names wrong, duplicate or malformed rows, or a folder that cannot be written to, before
+    anything is scored.
     """
     kind = suite_named(suite)
     if responses is None or data is None:
@@ -85,7 +88,8 @@ def score_files(
 def _stored_grader(
     suite: Suite, items: list[Item], judgments: str | Path | None, against: str | Path | None, data: str
 ) -> tuple[Grader | None, list[Item]]:
-    """How stored judgments are graded, as what they are of says, and the items with the baseline where it is needed."""
+    """The grader for stored judgments of single answers or of pairs, and the items, for pairs with the baseline's
+    turns."""
     if judgments is None:
         return None, items
     stored = stored_judgments(judgments, items, suite.turns)
@@ -144,13 +148,15 @@ def judge_files(
     prompts: str | Path | None = None,
     against: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Asks the judge what `out` does not hold yet, appends each judgment as it comes, and returns plain JSON values:
-    `suite, n, judgments, metrics, intervals, out`, what does not count (`missing`, `failed`, `unparsable`), what was
-    not judged (`not_judged`: name to reason, `problem` in one line or None), and what it took (`judge`).
+    """Asks a judge for every judgment that `out` does not hold yet, and returns plain JSON values.
 
-    With `against` answers are judged beside that file's, in both orders. At its end `out` is in FastChat's form.
-    Raises `BadInput` before anything is asked for files that do not fit each other, or an `out` that holds
-    judgments of something else.
+    The values are `suite, n, judgments, metrics, intervals, out`; what does not count (`missing`, `failed`,
+    `unparsable`); what was not judged (`not_judged`: name to reason; `problem`: one line or None); and the cost
+    (`judge`). Each judgment is appended to `out` when it arrives; when all have arrived, `out` is in FastChat's form.
+    With `against` each answer is judged against that file's answer, in both orders.
+
+    Raises `BadInput`, before anything is asked, for files that do not belong together, or if `out` holds judgments of
+    other answers.
     """
     kind = suite_named(suite)
     beside = against is not None or suite not in ALONE
@@ -158,7 +164,7 @@ def judge_files(
     if grading is None:
         judged = suite in ALONE or suite in BESIDE
         raise BadInput(f"{suite} is judged without a baseline" if judged else f"{suite} has a scorer of its own")
-    gradings = (grading,)  # a file holds judgments of pairs or of answers alone
+    gradings = (grading,)  # a file holds judgments of pairs or of single answers, never both
     items = read_items(kind, questions)
     responses = read_answers(answers, items)
     if beside:
@@ -202,7 +208,7 @@ def judge_files(
 
 
 def judge_settings(price: dict[str, float | None], **given: Any) -> Judge:
-    """An endpoint's settings from options; raises `BadInput` naming the first that will not do."""
+    """An endpoint's settings from options; raises `BadInput` that names the first invalid option."""
     prices = None if all(value is None for value in price.values()) else price
     try:
         return Judge.model_validate({"kind": "openai", "price": prices, **given})
@@ -213,7 +219,7 @@ def judge_settings(price: dict[str, float | None], **given: Any) -> Judge:
 
 
 def unparsable(judgments: Sequence[Judgment]) -> list[str]:
-    """The judgments without a verdict that can be read, by name."""
+    """Names of the judgments from which no verdict could be read."""
     return [
         Question(judgment.question_id, judgment.turn, judgment.prompt_name, "", "", judgment.game).name
         for judgment in judgments

@@ -1,4 +1,4 @@
-"""Published figures to lay beside ours: a CSV of model, metric, value and source."""
+"""Published figures to compare with ours: a CSV of model, metric, value and source."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLUMNS = ("model", "metric", "value", "source")
 
 
 class PublishedFigure(BaseModel):
-    """One published value of one metric (`suite/metric`, or a suite for its main one), on the metric's own scale."""
+    """A published value of a metric (`suite/metric`, or a suite for its main metric), on the metric's own scale."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,7 +30,7 @@ class PublishedFigure(BaseModel):
 
 @dataclass(frozen=True)
 class RankedModel:
-    """One model's place among those known on a metric; `width` in per cent of the best."""
+    """A model in a metric's ranking; `width` is its value in per cent of the best value."""
 
     model: str
     value: str
@@ -41,13 +41,15 @@ class RankedModel:
 
 @dataclass(frozen=True)
 class Ranking:
+    """The models with a known value of a metric, best first: published models, the policy and its SFT baseline."""
+
     title: str
     metric: str
     models: list[RankedModel]
 
 
 def read_baselines(path: str | Path) -> list[PublishedFigure]:
-    """The figures in a CSV file; raises `BadInput` naming file, row and field."""
+    """The figures in a CSV file; raises `BadInput` that names file, row and field."""
     file = str(path)
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as stream:
@@ -78,8 +80,8 @@ def _figure(record: Mapping[str, str | None], file: str, row: int) -> PublishedF
 def rankings(
     figures: Sequence[PublishedFigure], suites: Mapping[str, Mapping[str, MetricComparison]]
 ) -> tuple[list[Ranking], list[str]]:
-    """Where SFT and policy stand on every metric that something was published for, best first; and what could not
-    be laid beside them, with the reason."""
+    """A ranking for every measured metric with a published figure, and the figures that could not be compared, with the
+    reason."""
     grouped: dict[tuple[str, str], list[PublishedFigure]] = {}
     left_out: list[str] = []
     for figure in figures:

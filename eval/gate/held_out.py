@@ -1,7 +1,7 @@
 """A policy's held-out pairs, read back from its checkpoint's artifact and compared with its reference and the champion.
 
-The pairs that are measured follow from the data alone, so those that one side lacks it did not fail on: they are
-counted, and not compared.
+Which pairs are measured depends only on the data. A pair that one side lacks is therefore no failure of that side: it
+is counted and not compared.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ HeldOutComparison = dict[str, MetricComparison] | str
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a policy's stage measured on held-out pairs, at least one, and the sha256 of the file they stand in."""
+    """What a policy's stage measured on held-out pairs, at least one, and the sha256 of their file."""
 
     pairs: list[HeldOutPair]
     sha256: str
 
 
 def read_held_out(store: Store, policy: Artifact) -> HeldOut | None:
-    """The pairs of a policy, their file's sha256 checked; None for a policy that has none.
+    """The held-out pairs of a policy, with the sha256 of their file checked; None for a policy without pairs.
 
-    The file stays where a policy's weights are erased. Raises `CorruptArtifact` when it is not what was committed.
+    The file stays when a policy's weights are erased. Raises `CorruptArtifact` if it is not the committed file.
     """
     entry = store.commit_of(policy).files.get(HELD_OUT_FILE)
     if entry is None:
@@ -47,16 +47,19 @@ def read_held_out(store: Store, policy: Artifact) -> HeldOut | None:
 
 
 def against_reference(policy: HeldOut) -> HeldOutComparison:
-    """The policy against its SFT baseline, whose implicit reward is nought: no accuracy is further than half away."""
+    """The policy compared with its SFT baseline, whose implicit reward is 0.
+
+    The baseline's accuracy is therefore 0.5 on every pair, and no difference in accuracy is larger than 0.5.
+    """
     before, after = reference_samples(policy.pairs), policy_samples(policy.pairs)
     accuracy = compare_samples(before, after, ACCURACY, margin=None, bound=TIE)
     return compare_samples(before, after, margin=None) | accuracy
 
 
 def against_champion(champion: HeldOut | None, policy: HeldOut) -> HeldOutComparison:
-    """The policy against the champion, on the pairs that both were measured on against the same reference.
+    """The policy compared with the champion, on the pairs that both were measured on against the same reference.
 
-    The others count as `missing`, and as nobody's failure.
+    The other pairs count as `missing`, and as a failure of neither side.
     """
     if champion is None:
         return NO_PAIRS

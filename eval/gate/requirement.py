@@ -1,4 +1,4 @@
-"""One requirement of the gate on one metric, decided and put in words."""
+"""A requirement of the gate on a metric: the decision, and the reason in words."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Outcome = Literal["pass", "fail", "inconclusive"]
 Against = Literal["sft", "champion", "itself"]
 
 LEVEL = 0.025
-"""Of a one-sided test: that the lower end of a 95 % interval lies above a threshold."""
+"""Level of the one-sided test that agrees with the rule "the lower end of the 95 % interval is above the threshold"."""
 ANY = "any metric"
 OTHER_SETTINGS = "measured with other settings"
-"""Why the scores of two checkpoints are not compared, where changing the settings back would help."""
+"""A reason for not comparing the scores of two checkpoints, which the old settings would remove."""
 OTHER_REFERENCE = "measured with another reference or token policy"
-"""The same of held-out preferences, which are relative to the SFT checkpoint below a policy."""
+"""A reason for not comparing held-out preferences, which are relative to the SFT checkpoint under a policy."""
 NO_PAIRS = "measured on no held-out pairs"
 NO_SHARED_PAIRS = "measured on other held-out pairs only"
 BEGIN_ANEW = (OTHER_REFERENCE, NO_PAIRS, NO_SHARED_PAIRS)
-"""Where no later run can measure both."""
+"""Reasons that no later run can remove."""
 OVERRIDE = "promote the policy with `align promote --override` to begin anew"
 REMEDY = (
     "`align run` measures it again while its weights are there; after that, change the settings back, or promote the "
@@ -34,8 +34,11 @@ NAMES = {"sft": "the SFT baseline", "champion": "the champion"}
 
 
 class Check(BaseModel):
-    """One requirement on one metric against one baseline. `asked` and `seen` are its two sides in words, `reason`
-    both in one line; `needed` is how many clusters (prompts, questions) would tell, when more of them would."""
+    """The outcome of a requirement on a metric, against a baseline or for the candidate itself.
+
+    `asked` is the requirement in words and `seen` the measurement; `reason` has both in one line. `needed` is the
+    number of clusters (prompts, questions) that would decide, if more of them can decide.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,6 +54,7 @@ class Check(BaseModel):
     def of(
         cls, metric: str, against: Against, outcome: Outcome, asked: str, seen: str, needed: int | None = None
     ) -> Check:
+        """A check, with its `reason` composed of the other fields."""
         place = f" against {NAMES[against]}" if against in NAMES else ""
         reason = f"{metric}{place}: {seen}; asked: {asked}"
         return cls(
@@ -66,10 +70,10 @@ def above(
     claims: Mapping[str, float] | None = None,
     left_out: str | None = None,
 ) -> Check:
-    """Whether the difference is known to lie above the threshold, which is None where nobody has said it.
+    """Whether the difference is known to be above the threshold; inconclusive if the threshold is None.
 
-    `left_out` is why the suite was not compared, where it was not.
-    `claims` are the corrected p-values of all claims made together, this one among them; without, it stands alone.
+    `left_out` is the reason why the suite was not compared. `claims` are the corrected p-values of all claims that are
+    made together, by metric, with this one; without them the requirement is tested alone.
     """
     asked = "a margin" if threshold is None else _asked(comparison, threshold)
 
@@ -118,7 +122,8 @@ def _asked(comparison: MetricComparison | None, threshold: float) -> str:
 
 
 def items(comparison: MetricComparison) -> str:
-    """How many values in how many clusters, and how many were left out, told apart where one side alone lacks them."""
+    """The numbers of values, of clusters and of values left out, in words; counts separately what one side alone
+    lacks."""
     clusters = "" if comparison.clusters == comparison.n else f" in {comparison.clusters} clusters"
     if not comparison.missing:
         return f"n = {comparison.n}{clusters}"
@@ -132,8 +137,10 @@ def items(comparison: MetricComparison) -> str:
 
 
 def at_least(metric: str, comparison: MetricComparison | None, threshold: float, max_missing: float) -> Check:
-    """Whether the candidate's own mean, over all it was asked, reaches the threshold; open where it lacks more than
-    `max_missing` of that."""
+    """Whether the candidate's mean over all its own values reaches the threshold.
+
+    Inconclusive if more than the fraction `max_missing` of the items that it was asked have no value.
+    """
     if comparison is None:
         return Check.of(metric, "itself", "inconclusive", f"at least {threshold:.4g}", "not measured")
     own, unit = comparison.own_of("candidate"), unit_of(comparison.width)
@@ -147,8 +154,11 @@ def at_least(metric: str, comparison: MetricComparison | None, threshold: float,
 
 
 def complete(check: Check, comparison: MetricComparison | None, max_missing: float) -> Check:
-    """The check, left open where one side alone lacks more than this share of what the other was measured on:
-    items that one model fails on are seldom like the others, whichever model it is."""
+    """The check, or an inconclusive one if either side lacks more than the fraction `max_missing` of the other's
+    values.
+
+    The items that a model fails on are seldom like the other items, so a comparison without them may mislead.
+    """
     baseline: Against = "champion" if check.against == "champion" else "sft"
     lacking = None if comparison is None else lacks(comparison, max_missing, baseline)
     if lacking is None:
@@ -157,7 +167,7 @@ def complete(check: Check, comparison: MetricComparison | None, max_missing: flo
 
 
 def lacks(comparison: MetricComparison, max_missing: float, against: Against) -> str | None:
-    """What one side alone lacks beyond `max_missing`, in words; None where the comparison is whole enough."""
+    """Which side lacks more than the fraction `max_missing` of the other's values, in words; None if neither does."""
     baseline = NAMES[against]
     sides = (
         ("the candidate", comparison.missing_candidate, f"that {baseline} has"),
@@ -179,9 +189,9 @@ def _percent(share: float) -> str:
 
 
 def any_improves(comparisons: Mapping[str, MetricComparison], asked_of: int, max_missing: float) -> Check:
-    """Whether one of the gate's metrics is better than the SFT baseline's, corrected for having looked at all.
+    """Whether one of the gate's metrics is better than the SFT baseline's, with Holm's correction over all of them.
 
-    A metric of which one side lacks more than `max_missing` shows neither that it is better nor that it is worse.
+    A metric counts neither as better nor as worse if either side lacks more than the fraction `max_missing`.
     """
     p_values = {metric: p_above(comparison.difference_interval(), 0.0) for metric, comparison in comparisons.items()}
     corrected = holm({metric: p_value for metric, p_value in p_values.items() if p_value is not None})

@@ -1,4 +1,4 @@
-"""The grader that a recipe names, with the prompts, references and baseline that the suite's spec pins."""
+"""The grader that a recipe names, with the prompts, references and baseline of the suite's spec."""
 
 from __future__ import annotations
 
@@ -29,13 +29,16 @@ JOURNAL_FILE = "judgments.jsonl"
 
 
 class JudgeUnavailable(RuntimeError):
-    """Not everything was judged; what was is kept for the next try."""
+    """Some answers were not judged. The judgments that were made are kept for the next run."""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The grader (None: the suite has a scorer of its own, or nobody to judge it), the items with what it needs beside
-    them, and once it has judged, its `bill` for people to read."""
+    """The grader and the items that it takes, which may have a baseline's turns added.
+
+    `grader` is None if the suite has a scorer of its own, or if there is no judge. `bill` gives the cost of judging, as
+    an entry of a summary, once the grader has judged.
+    """
 
     grader: Grader | None
     items: list[Item]
@@ -43,7 +46,11 @@ class Chosen:
 
 
 def choose_grader(suite: Suite, settings: Judge | None, spec: SuiteSpec, items: list[Item], journal: Path) -> Chosen:
-    """`journal` keeps judgments that cost money over interruptions."""
+    """The grader of a suite, by a recipe's settings.
+
+    `journal` is the file that keeps paid judgments over interruptions. Raises `BadInput` for a `rubric` judge of
+    questions that are not embedded, and for files that do not fit.
+    """
     if not suite.needs_judge or settings is None:
         return Chosen(None, items)
     if settings.kind == "rubric":
@@ -74,7 +81,7 @@ def _rows(source: SourceFile | None) -> list[Row] | None:
 def questions_of(
     suite_gradings: Sequence[Grading], answered: Answered, prompts: Prompts, references: References
 ) -> list[Question]:
-    """Everything a judge is asked about these answers."""
+    """All questions to a judge about these answers."""
     return [
         q
         for item, response in answered
@@ -84,7 +91,8 @@ def questions_of(
 
 
 class EndpointJudge:
-    """Asks an endpoint all its questions; raises `JudgeUnavailable` where some answers may come another time."""
+    """Puts all questions to an endpoint; raises `JudgeUnavailable` if a later run may get judgments that are
+    missing."""
 
     def __init__(
         self, settings: Judge, gradings: Sequence[Grading], prompts: Prompts, references: References, journal: Path
@@ -107,11 +115,13 @@ class EndpointJudge:
         return self.outcome.judgments
 
     def bill(self) -> dict[str, Any]:
+        """The cost of judging, as the summary's entry `judge`."""
         return {"judge": bill(self.outcome, self.settings)}
 
 
 def bill(outcome: Outcome, settings: Judge) -> dict[str, Any]:
-    """What judging took: questions asked this time; judgments, tokens and USD (None without a price) over all times."""
+    """The cost of judging: questions asked in this run; judgments, tokens and USD (None without a price) over all
+    runs."""
     usage = outcome.usage
     return {
         "asked": outcome.asked,
@@ -124,7 +134,7 @@ def bill(outcome: Outcome, settings: Judge) -> dict[str, Any]:
 
 
 def shortfall(outcome: Outcome, asked: int) -> str:
-    """What was not judged and may be another time, in one line; nothing where all was."""
+    """The questions that were not judged and can be asked again, in one line; empty if there are none."""
     parts = []
     if outcome.failed:
         failures = [f"{question.name}: {reason}" for question, reason in outcome.failed.items()]

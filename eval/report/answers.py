@@ -1,4 +1,4 @@
-"""The items that changed most: what was asked, and both answers side by side."""
+"""The items that changed most, answer lengths, and the divergence of the policy, as the report's page shows them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from eval.statistics import paired_interval
 from eval.suites.samples import Sample
 
 EXAMPLES = 10
-"""Most items shown at each end of a suite."""
+"""Most gains, and most losses, that a suite shows."""
 LONGEST_TEXT = 4000
 SUMMARY = 120
 
 
 @dataclass(frozen=True)
 class Example:
-    """One item with both answers, and what the candidate gained or lost on it; texts end with … where cut."""
+    """An item with both answers, and what the candidate gained or lost on it. A text that was cut ends with …"""
 
     id: str
     difference: str
@@ -35,7 +35,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Examples:
-    """The largest gains and losses of a suite; `gained` and `lost` count all there are."""
+    """The largest gains and losses of a suite; `gained` and `lost` count all of them."""
 
     suite: str
     title: str
@@ -90,7 +90,7 @@ def examples(suite: str, baseline: Sequence[Sample], candidate: Sequence[Sample]
 
 
 def question(item: Mapping[str, object]) -> str:
-    """What an item asked, turn by turn where there are several."""
+    """The question of an item; several turns are numbered."""
     turns = item.get("turns")
     if isinstance(turns, list):
         return str(turns[0]) if len(turns) == 1 else "\n\n".join(f"{n}. {turn}" for n, turn in enumerate(turns, 1))
@@ -112,14 +112,14 @@ def _cut(text: str) -> str:
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} …"
 
 
-# How long the answers are: a preference for longer ones is the commonest way to win a judge over.
+# The length of the answers: judges often prefer longer answers.
 
 WORDS = Unit(1.0, 1, "words", "")
 
 
 @dataclass(frozen=True)
 class Length:
-    """Mean words an answer on one suite, over the answers that both models gave; the change with its interval."""
+    """Mean words per answer on a suite, over the items that both models answered; the change with its interval."""
 
     title: str
     n: int
@@ -130,7 +130,7 @@ class Length:
 
 
 def length(suite: str, baseline: Sequence[Sample], candidate: Sequence[Sample]) -> Length | None:
-    """The lengths on one suite in words; None where the models answered nothing in common."""
+    """The lengths on a suite in words; None if the models have no answered item in common."""
     metric = headline(suite, [sample.metric for sample in candidate])
     before = {sample.id: sample for sample in baseline if sample.metric == metric and sample.value is not None}
     pairs = [
@@ -157,7 +157,7 @@ def _words(value: float) -> str:
     return WORDS.format(value, "+")
 
 
-# How far the policy has moved from its SFT checkpoint, as the page tells it.
+# The divergence of the policy from its SFT checkpoint.
 
 NATS = Unit(1.0, 3, "nats", "")
 LINES = {"kl": "KL(policy ‖ SFT), nats a response", "kl_per_token": "KL(policy ‖ SFT), nats a token"}
@@ -165,6 +165,8 @@ LINES = {"kl": "KL(policy ‖ SFT), nats a response", "kl_per_token": "KL(policy
 
 @dataclass(frozen=True)
 class DivergenceLine:
+    """An estimate of the divergence as text: its name with the unit, its value and its 95 % interval."""
+
     name: str
     value: str
     interval: str
@@ -172,7 +174,10 @@ class DivergenceLine:
 
 @dataclass(frozen=True)
 class Divergence:
-    """The lines of the table, over `responses` sampled responses of so many tokens in the mean."""
+    """The lines of the table, over `responses` sampled responses.
+
+    `tokens` is their mean length, and `ended` the share of them that ended before the limit.
+    """
 
     responses: int
     tokens: str
@@ -181,9 +186,9 @@ class Divergence:
 
 
 def divergence_of(store: Store, request: ReportRequest) -> Divergence | None:
-    """The divergence that a report pins; None where it pins none, or nothing was drawn.
+    """The divergence that a report pins; None if it pins none, or if no response was sampled.
 
-    Raises `WrongEvidence` for that of another policy.
+    Raises `WrongEvidence` for the divergence of another policy.
     """
     if request.divergence is None:
         return None

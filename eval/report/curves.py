@@ -1,4 +1,4 @@
-"""Training curves: a PNG for places that show pictures but no page, and SVG paths for the report's page."""
+"""Training curves: a PNG for Dagster and MLflow, and SVG paths for the report's page."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def png_of(figure: Any) -> bytes:
     return image.getvalue()
 
 
-# For the page: SVG paths, one panel a quantity, lines on a plane of 100 by 100.
+# For the page: SVG paths on a plane of 100 by 100, a panel for each quantity.
 
 PANELS = {
     "Loss": ("loss", "held_out_loss"),
@@ -59,6 +59,8 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
+    """The curves of a quantity over training steps; `low`, `high` and `steps` are the ends of its axes as text."""
+
     title: str
     curves: list[Curve]
     low: str
@@ -72,7 +74,7 @@ def panels(history: Sequence[Mapping[str, Any]]) -> list[Panel]:
 
 
 def _format(value: float, span: float) -> str:
-    """Three digits of a value; what is nothing beside the span of the panel is 0."""
+    """Three digits of a value; 0 for less than a thousandth of the panel's span."""
     return "0" if abs(value) < span / 1000 else f"{value:.3g}".replace("-", "−")
 
 

@@ -1,4 +1,4 @@
-"""What the training data is, and what of it changed since the champion was trained."""
+"""The training data, and its changes since the champion was trained."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from alignment.data.duplicates import IdGroups, binary_ids
 from alignment.data.manifest import Manifest, open_split, read_manifest
 from alignment.store import Artifact, Store
 
-# How many rows one manifest has that another has not, by content, however many both have.
+# Rows that only one of two manifests has, by content, in little memory for any number of shared rows.
 
 NOW, BEFORE = 1, 2
 BEGINNING = 24
-"""Bits of an id that tell whether a row may be among those of changed shards: a table of 16 MiB."""
+"""Leading bits of an id. A table over them (16 MiB) tells whether a row may be in a changed shard."""
 
 Ids = npt.NDArray[np.uint64]
 
 
 def row_changes(now: tuple[Path, Manifest], before: tuple[Path, Manifest]) -> tuple[int, int]:
-    """(rows that are new, rows that are gone) between two manifests, each given with its folder.
+    """(new rows, removed rows) from the manifest `before` to the manifest `now`, each given with its folder.
 
-    Shards of the same content are in both, so only changed ones are compared; of the others, whose rows may stand
-    in a changed shard too, only ids that begin like one of those.
+    Shards with equal content are in both manifests, so only the other shards are compared. A row of a shared shard may
+    be in a changed shard too; of the shared shards only ids are read that begin like an id of a changed shard.
     """
     kept = {shard.row_digest for shard in now[1].shards} & {shard.row_digest for shard in before[1].shards}
     if all(shard.row_digest in kept for _, manifest in (now, before) for shard in manifest.shards):
@@ -62,7 +62,8 @@ def _beginnings(ids: Ids) -> Ids:
 
 @dataclass(frozen=True)
 class ShardChange:
-    """One shard: `state` is new, changed, removed or the same; rows before and now (None where there were none)."""
+    """A shard. `state` is new, changed, removed, same, or listed if there is no champion; None for unknown row
+    counts."""
 
     name: str
     state: str
@@ -73,7 +74,7 @@ class ShardChange:
 
 @dataclass(frozen=True)
 class DataChanges:
-    """The shards of a policy beside those of the champion; without a champion every shard is just listed.
+    """The shards of a policy compared with the champion's; without a champion every shard is listed.
 
     `new_rows` and `removed_rows` count rows by content (None without a champion).
     """
@@ -89,7 +90,7 @@ class DataChanges:
 
 
 def data_changes(store: Store, manifest: Artifact, champion: Artifact | None) -> DataChanges:
-    """Reads both manifests; a shard counts as the same when its rows are, whatever it is called."""
+    """Compares both manifests; a shard counts as the same if its rows are the same, whatever its name."""
     folder, old_folder = store.fetch(manifest), None if champion is None else store.fetch(champion)
     now, before = read_manifest(folder), None if old_folder is None else read_manifest(old_folder)
     old = {} if before is None else {shard.name: shard for shard in before.shards}

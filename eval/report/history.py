@@ -1,4 +1,4 @@
-"""`history.html`: the main metrics of every registered version, one after another."""
+"""`history.html`: the main metrics of all registered versions, in their order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from eval.report.facts import day
 from eval.report.page import render
 
 SIDE = 94.0
-"""Per cent of a plane's height that values take, so that no line lies on its edge."""
+"""Per cent of a plane's height that the values use, so that no line lies on its edge."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Point:
-    """One version on one metric; places in per cent from left and top, None where it was not measured."""
+    """A version's value of a metric; places are in per cent from left and top, None if it was not measured."""
 
     version: str
     at: float
@@ -66,7 +66,7 @@ def history_page(recipe: str, model: str, versions: Sequence[Version]) -> str:
 
 
 def courses(versions: Sequence[Version]) -> list[Course]:
-    """A course for every suite that a version was measured on, suites in order of first appearance."""
+    """A course for every suite that some version was measured on, in order of first appearance."""
     suites = dict.fromkeys(suite for version in versions for suite in version.suites)
     return [_course(suite, versions) for suite in suites]
 
@@ -113,5 +113,5 @@ def _course(suite: str, versions: Sequence[Version]) -> Course:
 def _path(places: Sequence[tuple[float, float | None]]) -> str:
     known = [(x, y) for x, y in places if y is not None]
     if len(known) == 1:
-        known = [(0.0, known[0][1]), (100.0, known[0][1])]  # one version is a level, as a point would not show
+        known = [(0.0, known[0][1]), (100.0, known[0][1])]  # a level line, because a point would be invisible
     return "M" + " L".join(f"{x:.2f} {y:.2f}" for x, y in known)

@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page, verdict first. What it shows is prepared here, drawn by the template."""
+"""`report.html`: a self-contained page that begins with the verdict. This file prepares what the template draws."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from eval.report.facts import Facts, categories_of, items_of, questions
 from eval.report.tables import Categories, categories, tables
 from eval.suites import SUITES
 
-# Pages from templates: everything escaped, nothing undefined passed over.
+# Pages from templates: every value is escaped, and an undefined name is an error.
 
 
 def render(template: str, **values: Any) -> str:
-    """The page's text."""
+    """The text of a page from the template of that name."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -32,14 +32,14 @@ def render(template: str, **values: Any) -> str:
 
 
 def breakable(name: str) -> Any:
-    """A metric's or stage's name, escaped, that a line may break within where its parts meet."""
+    """A metric's or stage's name, escaped, with places where a line may break."""
     from markupsafe import Markup, escape
 
     return Markup(re.sub(r"([_,/])", r"\1<wbr>", str(escape(name))))
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """A number of seconds in words: seconds, minutes or hours."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -47,7 +47,7 @@ def duration(seconds: float) -> str:
 
 
 def probability(value: float) -> str:
-    """A p-value with its sign of relation."""
+    """A p-value as text, such as p = 0.012 or p < 0.001."""
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
@@ -74,8 +74,8 @@ def page(
     facts: Facts,
     store: Store,
 ) -> str:
-    """The HTML text; everything that a model or a data file wrote is escaped. `holm` are the corrected p-values of
-    the suites' main metrics."""
+    """The HTML text; all texts of models and data files are escaped. `holm` has the corrected p-values of the suites'
+    main metrics."""
     champion = evidence.against_champion
     suites = evidence.against_sft.suites
     published, unranked = rankings(request.baselines, suites)
@@ -111,7 +111,7 @@ def page(
 
 
 def in_words(suites: Mapping[str, Mapping[str, MetricComparison]]) -> str:
-    """The suites' main metrics in one sentence: better on these, no different on those."""
+    """The suites' main metrics in one sentence, such as "better on IFEval; no different on GSM8K"."""
     grouped: dict[str, list[str]] = {}
     for suite, metrics in suites.items():
         comparison = metrics[headline(suite, metrics)]
@@ -125,7 +125,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def by_category(evidence: Evidence, of_items: Mapping[str, Mapping[str, str]]) -> list[Categories]:
-    """Scores by category of every compared suite of ours whose items name one."""
+    """Scores by category, for every compared suite of ours whose items have categories."""
     models = {"SFT": evidence.sft, "policy": evidence.policy}
     return [
         table

@@ -1,4 +1,4 @@
-"""The report's figures as small PNG files, for places that show pictures but no page (Dagster, MLflow)."""
+"""The report's figures as small PNG files, for Dagster and MLflow, which show pictures but no page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BEFORE, AFTER = "#b9c0ca", "#3a5a98"
 def write_pictures(
     folder: Path, compared: Compared, categories: Sequence[Categories], history: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Writes those of the pictures that there is something to draw for."""
+    """Writes the pictures for which there is data."""
     if compared.suites:
         (folder / FOREST_FILE).write_bytes(forest_png(compared))
     if categories:
@@ -59,7 +59,7 @@ def forest_png(compared: Compared) -> bytes:
 
 
 def categories_png(suites: Sequence[Categories]) -> bytes:
-    """Bars by category, SFT above policy."""
+    """Bars by category, with SFT above the policy."""
     from matplotlib.figure import Figure
 
     most = sum(len(suite.categories) for suite in suites)

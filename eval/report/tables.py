@@ -1,4 +1,4 @@
-"""The comparison as it is read: one table a suite, every metric with its place in the suite's forest plot."""
+"""The comparison as tables: a table for each suite, with every metric's place in the suite's forest plot."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from eval.suites.samples import Sample
 
 # The geometry of a forest plot: differences with their intervals on one axis, in per cent of its width.
 #
-# Places in per cent let a plot take any width while its text keeps its size.
+# Places are in per cent, so a plot can have any width while its text keeps its size.
 
 MARGIN = 6.0
-"""Free per cent on both sides, so that the outermost tick's label is not cut."""
+"""Per cent of free space on both sides, so that the labels of the outermost ticks are not cut."""
 
 
 @dataclass(frozen=True)
 class Tick:
+    """A tick of an axis: its place in per cent of the width, and its label."""
+
     at: float
     label: str
 
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis from `low` to `high` (both in the plotted unit) with its ticks; `zero` is where no difference lies."""
+    """An axis from `low` to `high`, both in the plotted unit, with its ticks; `zero` is the place of 0 in per cent."""
 
     low: float
     high: float
@@ -38,15 +40,17 @@ class Axis:
     zero: float
 
     def place(self, value: float) -> float:
+        """The place of a value on this axis, in per cent of the width."""
         return place(value, self.low, self.high)
 
 
 def place(value: float, low: float, high: float) -> float:
+    """The place of a value on an axis from `low` to `high`, in per cent of the width."""
     return round(MARGIN + (100.0 - 2 * MARGIN) * (value - low) / (high - low), 2)
 
 
 def axis(ends: Sequence[float]) -> Axis:
-    """An axis that holds zero and everything given, from tick to tick."""
+    """An axis that contains zero and all `ends`, and that begins and ends with a tick."""
     least, most = min(0.0, *ends), max(0.0, *ends)
     step = _step(most - least or 1.0)
     first, last = math.floor(least / step + 1e-9), math.ceil(most / step - 1e-9)
@@ -69,7 +73,7 @@ def _step(span: float) -> float:
 
 @dataclass(frozen=True)
 class Line:
-    """One metric: numbers in its unit as text, and its interval's places on the axis in per cent."""
+    """A metric: its numbers as text, in its unit, and the places of its interval on the axis in per cent."""
 
     metric: str
     is_headline: bool
@@ -89,7 +93,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """One suite against one baseline, with the axis that its metrics share."""
+    """A suite against a baseline, with the axis that its metrics share."""
 
     suite: str
     title: str
@@ -99,7 +103,7 @@ class Table:
 
 
 def tables(compared: Compared) -> list[Table]:
-    """A table per compared suite; metrics on scales of different width get tables of their own."""
+    """A table for each compared suite; metrics on scales of different width are in separate tables."""
     made: list[Table] = []
     for suite, metrics in compared.suites.items():
         main = headline(suite, metrics)
@@ -143,12 +147,12 @@ def _line(metric: str, comparison: MetricComparison, unit: Unit, shared: Axis, i
     )
 
 
-# Scores by category, for suites whose items name one (MT-Bench's eight).
+# Scores by category, for suites whose items have categories (MT-Bench has eight).
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One model's mean in a category: as text, and as a share of the scale in per cent."""
+    """A model's mean in a category: as text, and in per cent of the scale."""
 
     model: str
     text: str
@@ -157,6 +161,8 @@ class Bar:
 
 @dataclass(frozen=True)
 class Category:
+    """A category with its number of items and a bar for each model."""
+
     name: str
     items: int
     bars: list[Bar]
@@ -176,9 +182,9 @@ class Categories:
 def categories(
     suite: str, models: Mapping[str, Sequence[Sample]], category_of: Mapping[str, str], scale: tuple[float, float]
 ) -> Categories | None:
-    """Means by category over the items that every model was measured on; None where fewer than two are named.
+    """Means by category over the items that every model was measured on; None for fewer than two categories.
 
-    `category_of` takes a sample's cluster; `scale` is the suite's, whose lower end is where a bar begins.
+    `category_of` maps a sample's cluster to its category. A bar begins at the lower end of `scale`, the suite's scale.
     """
     metric = headline(suite, [sample.metric for samples in models.values() for sample in samples])
     values = {

@@ -1,4 +1,4 @@
-"""What a comparison could have found, and how many items would tell."""
+"""The power of a comparison: the smallest difference it can detect, and the number of items it would need."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from eval.statistics.paired import Z, score, score_interval
 
 POWER_FACTOR = 2.8015852  # z(0.975) + z(0.80): two-sided 5 % test with 80 % power
 MOST = 10**7
-"""Clusters beyond which no number is told."""
+"""Largest number of clusters that is given as an answer."""
 
 
 def minimum_detectable_effect(difference: Interval) -> float | None:
     """The smallest true difference that a two-sided 5 % test would find with 80 % power (Miller 2024, section 5).
 
-    The standard error is that of the difference, or of a score interval the one its half-width stands for. None
-    without an interval.
+    The standard error is the difference's own; for a score interval it is the half-width divided by z. None without an
+    interval.
     """
     if difference.low is None or difference.high is None:
         return None
@@ -45,10 +45,10 @@ def p_above(difference: Interval, threshold: float) -> float | None:
 
 
 def clusters_needed(difference: Interval, threshold: float) -> int | None:
-    """How many clusters would tell the difference from `threshold`, if it is what it seems.
+    """How many clusters would separate the difference from `threshold`, if the true difference is the measured one.
 
-    By the standard error, with 80 % power; by shares, the number at which the interval would leave the threshold
-    out. None when no number would, or nothing is known of the spread.
+    With a standard error: the number for 80 % power. With shares: the number at which the interval no longer contains
+    the threshold. None if no number up to `MOST` is enough, or if the spread is unknown.
     """
     mean, shares = difference.mean, difference.shares
     distance = abs(mean.value - threshold)

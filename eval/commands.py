@@ -96,14 +96,14 @@ def _stored_grader(
     pairs = any(judgment.game for judgment in stored)
     grading = (BESIDE if pairs else ALONE).get(suite.name)
     if grading is None:
-        problem = f"{suite.title} is judged {'alone' if pairs else 'beside a baseline'}, and these judgments are not"
+        problem = f"{suite.title} is judged {'answer by answer' if pairs else 'in pairs'}, and these judgments are not"
         raise BadInput(problem, file=str(judgments))
     if pairs:
         if against is None and suite.name != "alpaca_eval":
             raise BadInput("judgments of pairs need the baseline's answers: give --against", file=str(judgments))
         items = with_baseline(suite, items, None if against is None else read_rows(against), str(against or data))
     elif against is not None:
-        raise BadInput("these judgments are of answers alone: leave --against out", file=str(judgments))
+        raise BadInput("these judgments are of single answers: leave out --against", file=str(judgments))
     return Grader((grading,), StoredJudge(stored)), items
 
 
@@ -114,7 +114,7 @@ def _make_folder(folder: Path) -> None:
             pass
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise BadInput(f"no folder to write samples into: {reason}", file=str(folder), field="out") from error
+        raise BadInput(f"samples cannot be written here: {reason}", file=str(folder), field="out") from error
 
 
 def compare_files(

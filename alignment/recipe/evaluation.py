@@ -161,7 +161,7 @@ def check_address(url: str | None) -> None:
     if not port_is_fine or blank or parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"base_url must be as in http://host:8000/v1 or https://host/v1, not '{shown(url)}'")
     if parts.query or parts.fragment:  # requests would go to another address, and the query would stand in records
-        raise ValueError("base_url must hold no query: the key belongs in the variable api_key_env names")
+        raise ValueError("base_url must hold no query: put the key into the variable that api_key_env names")
 
 
 class Generate(Section):
@@ -192,11 +192,9 @@ class Generate(Section):
         if (self.kind == "endpoint") != (self.base_url is not None):
             raise ValueError("base_url goes with kind: endpoint, which needs it")
         if "@" in (self.base_url or ""):
-            raise ValueError(
-                "base_url must hold no user or password: the key belongs in the variable api_key_env names"
-            )
+            raise ValueError("base_url must hold no user or password: put the key into the variable of api_key_env")
         if "{digest}" not in self.model:
-            raise ValueError("model must hold {digest}: the endpoint's name for a checkpoint says which one it serves")
+            raise ValueError("model must hold {digest}: the name tells which checkpoint the endpoint serves")
         check_address(self.base_url)
         return self
 
@@ -298,7 +296,7 @@ class Judge(Section):
         if self.budget_usd is not None and self.price is None:
             raise ValueError("budget_usd needs price")
         if self.base_url is not None and "@" in self.base_url:
-            raise ValueError("base_url must hold no user or password: the key belongs in the variable of api_key_env")
+            raise ValueError("base_url must hold no user or password: put the key into the variable of api_key_env")
         check_address(self.base_url)
         return self
 

@@ -49,7 +49,7 @@ def expanded_size(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[i
         size = known[id(node)]
         if size == (0, 0):
             raise yaml.MarkedYAMLError(
-                problem="nested too deeply: an anchor holds itself", problem_mark=node.start_mark
+                problem="nested too deeply: an anchor contains itself", problem_mark=node.start_mark
             )
         return size
     known[id(node)] = (0, 0)
@@ -58,7 +58,7 @@ def expanded_size(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[i
     counted = [expanded_size(child, known) for child in children]
     nodes, levels = own + sum(count for count, _ in counted), 1 + max((level for _, level in counted), default=0)
     if nodes > MOST_NODES:
-        problem = f"more than {MOST_NODES:,} keys and values once its aliases are written out"
+        problem = f"more than {MOST_NODES:,} keys and values with its aliases expanded"
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
     if levels > MOST_LEVELS:
         raise yaml.MarkedYAMLError(problem=TOO_DEEP, problem_mark=node.start_mark)

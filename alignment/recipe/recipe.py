@@ -52,8 +52,8 @@ class Registry(Section):
         bad = any(sign in NOT_IN_A_MODEL_NAME or not sign.isprintable() for sign in value)
         if bad or not 0 < len(value) <= LONGEST_MODEL_NAME or value[0] in " .-" or value[-1] == " ":
             raise ValueError(
-                f"{value[:60]!r} is no name for a registered model: it begins with a letter or digit and holds letters,"
-                f" digits, blanks and . _ - +, {LONGEST_MODEL_NAME} at most"
+                f"{value[:60]!r} cannot name a registered model: a name begins with a letter or digit and holds"
+                f" letters, digits, blanks and . _ - +, {LONGEST_MODEL_NAME} at most"
             )
         return value
 

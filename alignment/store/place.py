@@ -104,7 +104,7 @@ def refuse_nowhere(url: str) -> None:
         raise BadInput("not a place for an artifact store: it is blank, or the root", field="ALIGN_STORE")
     _, slashes, place = url.partition("://")
     if SCHEME.match(url) and not (slashes and place.strip().strip("/")):
-        problem = "a scheme without a place; expected one such as s3://bucket/folder or file:///folder"
+        problem = "a scheme without a place; expected an address such as s3://bucket/folder or file:///folder"
         raise BadInput(f"not a place for an artifact store: {problem}", file=url)
 
 

@@ -109,7 +109,7 @@ def task_choices(asking: Asking, items: Sequence[Item], positions: Sequence[int]
     """
     loaded = asking.generator
     if not isinstance(loaded, Generator):
-        problem = f"{asking.suite.name} wants log-likelihoods, which only a loaded model gives: kind: transformers"
+        problem = f"{asking.suite.name} needs log-likelihoods, which only a loaded model gives: set kind: transformers"
         raise BadInput(problem, field="evals.generate.kind")
     scorer = ContinuationScorer(loaded.model, loaded.tokenizer, loaded.batch_tokens)
     wanted = set(positions)

@@ -64,7 +64,7 @@ def parse_responses(rows: Iterable[Row], file: str) -> list[Response]:
     for row, record in rows:
         response = _parse(record, file, row)
         if response.id in responses:
-            raise BadInput(f"id {response.id} stands twice", file=file, row=row)
+            raise BadInput(f"id {response.id} appears twice", file=file, row=row)
         responses[response.id] = response
     if not responses:
         raise BadInput("no responses", file=file)
@@ -108,7 +108,7 @@ def _loglikelihoods(value: Any, name: str, file: str, row: int) -> tuple[tuple[f
         )
 
     if not isinstance(value, list) or not value or not all(whole(pair) for pair in value):
-        problem = f"response {name}: expected a list of [log-likelihood, true or false], one a choice"
+        problem = f"response {name}: expected a list of [log-likelihood, true or false], one for each choice"
         raise BadInput(problem, file=file, row=row, field="loglikelihoods")
     return tuple((float(number), greedy) for number, greedy in value)
 
@@ -169,7 +169,7 @@ def _common(
         if not places:
             if more:
                 return None
-            problem = "no item of the data file has this instruction, or none is left"
+            problem = "no item has this instruction, or each item that has it is answered already"
             raise BadInput(problem, file=file, row=row, field="instruction")
         return {"id": places.pop(), "turns": [record["output"]]}
     if "uid" in record and isinstance(record.get("messages"), list):

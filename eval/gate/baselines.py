@@ -55,7 +55,7 @@ def read_baselines(path: str | Path) -> list[PublishedFigure]:
         with Path(path).open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream)
             if absent := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
-                raise BadInput(f"no column {', '.join(absent)}; a row is {', '.join(COLUMNS)}", file=file)
+                raise BadInput(f"no column {', '.join(absent)}; the columns are {', '.join(COLUMNS)}", file=file)
             return [_figure(record, file, row) for row, record in enumerate(reader, start=2)]
     except OSError as error:
         raise BadInput(f"cannot be read: {error.strerror}", file=file, field="evals.baselines") from error
@@ -71,9 +71,9 @@ def _figure(record: Mapping[str, str | None], file: str, row: int) -> PublishedF
     try:
         value = float(cells["value"])
     except ValueError:
-        raise BadInput(f"'{cells['value']}' is no number", file=file, row=row, field="value") from None
+        raise BadInput(f"'{cells['value']}' is not a number", file=file, row=row, field="value") from None
     if not math.isfinite(value):
-        raise BadInput(f"{value} is no finite number", file=file, row=row, field="value")
+        raise BadInput(f"{value} is not a finite number", file=file, row=row, field="value")
     return PublishedFigure(model=cells["model"], metric=cells["metric"], value=value, source=cells["source"])
 
 
@@ -91,7 +91,7 @@ def rankings(
         if name not in measured:
             left_out.append(f"{figure.model}, {figure.metric}: not measured here")
         elif measured[name].width == 1.0 and not 0.0 <= figure.value <= 1.0:
-            left_out.append(f"{figure.model}, {figure.metric}: {figure.value:g} is no fraction between 0 and 1")
+            left_out.append(f"{figure.model}, {figure.metric}: {figure.value:g} is not a fraction from 0 to 1")
         else:
             grouped.setdefault((suite, name), []).append(figure)
     made = [_ranking(suite, name, suites[suite][name], known) for (suite, name), known in grouped.items()]

@@ -43,17 +43,17 @@ def _no_metric(recipe: Recipe, suite: str, name: str) -> str | None:
     suites = recipe.evals.selected()
     if suite not in suites:
         available = f"evals has {', '.join(suites)}" if suites else "evals is empty"
-        return f"no such suite is run ({available})"
+        return f"the recipe runs no such suite ({available})"
     if suite in SUITES and name not in SUITES[suite].metrics:
         return f"{suite} has no such metric; write {suite}/ and one of {'; '.join(SUITES[suite].metrics)}"
-    return None if name else f"no metric is named; write {suite}/ and one of the task's"
+    return None if name else f"no metric is named; write {suite}/ and one of the task's metrics"
 
 
 def _no_preferences(recipe: Recipe, name: str) -> str | None:
     if not name:
         return f"no metric is named; write {PREFERENCES}/ and one of {', '.join(METRICS)}"
     if name not in METRICS:
-        return f"no such metric of held-out pairs (there are {', '.join(METRICS)})"
+        return f"no such metric of held-out pairs (metrics are {', '.join(METRICS)})"
     return None if recipe.held_out_fraction else "no pair is held out: held_out_fraction is 0"
 
 
@@ -63,9 +63,7 @@ def default_gate(suites: list[str]) -> Gate:
     The caller leaves out suites that need a judge if there is none, because they could never pass.
     """
     if not suites:
-        raise BadInput(
-            "`default` needs a suite that is scored; give evals, or a judge for those there are", field="gate"
-        )
+        raise BadInput("`default` needs a suite that is scored: add a suite under evals, or a judge", field="gate")
     metrics = {metric: Requirement(no_regression=margin) for metric, margin in map(default_requirement, suites)}
     return Gate(metrics=metrics, any_improves=True)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from alignment.store import Artifact, CorruptArtifact, MissingArtifact, Store
 from alignment.training.held_out_pairs import HELD_OUT_FILE, HeldOutPair, parse_held_out
 from eval.gate.compare import NAMED_ITEMS, MetricComparison, compare_samples
-from eval.gate.metrics import ACCURACY, TIE, policy_samples, reference_samples, shared
+from eval.gate.metrics import ACCURACY, TIE, policy_samples, reference_samples, shared_pairs
 from eval.gate.requirement import NO_PAIRS, NO_SHARED_PAIRS, OTHER_REFERENCE
 
 HeldOutComparison = dict[str, MetricComparison] | str
@@ -63,7 +63,7 @@ def against_champion(champion: HeldOut | None, policy: HeldOut) -> HeldOutCompar
     """
     if champion is None:
         return NO_PAIRS
-    before, after = shared(champion.pairs, policy.pairs)
+    before, after = shared_pairs(champion.pairs, policy.pairs)
     rows = [{pair.row_id for pair in side.pairs} for side in (champion, policy)]
     if not before:
         return OTHER_REFERENCE if rows[0] & rows[1] else NO_SHARED_PAIRS

@@ -73,7 +73,9 @@ def reference_samples(pairs: Iterable[HeldOutPair]) -> list[Sample]:
     return _samples(pairs, lambda pair: (0.0, 0.0), lambda pair: (pair.ref_chosen_logp, pair.ref_rejected_logp))
 
 
-def shared(first: Sequence[HeldOutPair], second: Sequence[HeldOutPair]) -> tuple[list[HeldOutPair], list[HeldOutPair]]:
+def shared_pairs(
+    first: Sequence[HeldOutPair], second: Sequence[HeldOutPair]
+) -> tuple[list[HeldOutPair], list[HeldOutPair]]:
     """The pairs that two policies were both measured on: the same sequences against the same reference."""
     common = {pair.row_id: pair.keys for pair in first}.items() & {pair.row_id: pair.keys for pair in second}.items()
     rows = {row_id for row_id, _ in common}

@@ -33,7 +33,7 @@ class JudgeUnavailable(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Chosen:
+class GraderAndItems:
     """The grader and the items that it takes, which may have a baseline's turns added.
 
     `grader` is None if the suite has a scorer of its own, or if there is no judge. `bill` gives the cost of judging, as
@@ -45,18 +45,20 @@ class Chosen:
     bill: Callable[[], dict[str, Any]] = dict
 
 
-def choose_grader(suite: Suite, settings: Judge | None, spec: SuiteSpec, items: list[Item], journal: Path) -> Chosen:
+def choose_grader(
+    suite: Suite, settings: Judge | None, spec: SuiteSpec, items: list[Item], journal: Path
+) -> GraderAndItems:
     """The grader of a suite, by a recipe's settings.
 
     `journal` is the file that keeps paid judgments over interruptions. Raises `BadInput` for a `rubric` judge of
     questions that are not embedded, and for files that do not fit.
     """
     if not suite.needs_judge or settings is None:
-        return Chosen(None, items)
+        return GraderAndItems(None, items)
     if settings.kind == "rubric":
         if spec.embedded is None:
             raise BadInput("judge kind rubric grades embedded questions only", field="judge.kind")
-        return Chosen(Grader((RATINGS,), rubric_judge), items)
+        return GraderAndItems(Grader((RATINGS,), rubric_judge), items)
     beside = spec.baseline_answers is not None or not gradings(suite.name, baseline=False)
     suite_gradings = gradings(suite.name, beside)
     if beside:
@@ -71,7 +73,7 @@ def choose_grader(suite: Suite, settings: Judge | None, spec: SuiteSpec, items: 
     if spec.reference_answers is not None:
         references = reference_turns(read_pinned_rows(spec.reference_answers), spec.reference_answers.url)
     judge = EndpointJudge(settings, suite_gradings, prompts, references, journal)
-    return Chosen(Grader(suite_gradings, judge), items, judge.bill)
+    return GraderAndItems(Grader(suite_gradings, judge), items, judge.bill)
 
 
 def _rows(source: SourceFile | None) -> list[Row] | None:
@@ -143,4 +145,4 @@ def shortfall(outcome: Outcome, asked: int) -> str:
         names = first_few([question.name for question in outcome.unasked], "; ")
         count = len(outcome.unasked)
         parts.append(f"{count} of {asked} were not asked, as the budget of {outcome.budget} is reached: {names}")
-    return "; ".join(parts) and f"{'; '.join(parts)}. The others are kept; run again to ask for these only"
+    return "; ".join(parts) and f"{'; '.join(parts)}. The other judgments are kept; run again to ask only for these"

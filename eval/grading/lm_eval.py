@@ -123,7 +123,7 @@ def _problem(suite: Suite, error: ItemError) -> str:
     cause = error.__cause__
     if isinstance(cause, LookupError) and "punkt" in str(cause):
         raise BadInput(
-            f"{suite.title} splits sentences with NLTK's punkt_tab, which is not here: run "
+            f"{suite.title} splits sentences with NLTK's punkt_tab, which is not installed: run "
             "`python -m nltk.downloader punkt_tab`, set NLTK_DATA to a folder that holds tokenizers/punkt_tab, "
             "or put such a folder, named nltk_data, beside the data file"
         ) from error

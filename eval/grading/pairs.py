@@ -123,6 +123,6 @@ def with_baseline(suite: Suite, items: Sequence[Item], rows: Iterable[Row] | Non
     for item in items:
         turns = answers.get(item.id, ())
         if len(turns) < suite.turns:
-            raise BadInput(f"no whole answer of the baseline to item {item.id}", file=file)
+            raise BadInput(f"the baseline has no whole answer to item {item.id}", file=file)
         extended.append(replace(item, fields=item.fields | {BASELINE: list(turns)}))
     return extended

@@ -36,7 +36,7 @@ ORDER = (
 
 
 @dataclass(frozen=True)
-class Step:
+class StageTotals:
     """The artifacts of a stage: their number, when the first began, seconds of work, and the cost in USD (None if the
     pool has no price). `digest` is empty if there are several artifacts."""
 
@@ -70,19 +70,21 @@ def ancestry(store: Store, artifacts: Iterable[Artifact]) -> dict[str, Commit]:
     return commits
 
 
-def steps(commits: Iterable[Commit], prices: Mapping[str, float]) -> list[Step]:
+def stage_totals(commits: Iterable[Commit], prices: Mapping[str, float]) -> list[StageTotals]:
     """A line for each stage, upstream first; `prices` are USD an hour by stage name."""
     by_stage: defaultdict[str, list[Commit]] = defaultdict(list)
     for commit in commits:
         by_stage[commit.stage].append(commit)
     known = [stage for stage in ORDER if stage in by_stage]
-    return [_step(stage, by_stage[stage], prices.get(stage)) for stage in [*known, *sorted(set(by_stage) - set(known))]]
+    return [
+        _totals(stage, by_stage[stage], prices.get(stage)) for stage in [*known, *sorted(set(by_stage) - set(known))]
+    ]
 
 
-def _step(stage: str, commits: list[Commit], price: float | None) -> Step:
+def _totals(stage: str, commits: list[Commit], price: float | None) -> StageTotals:
     first = min(commits, key=lambda commit: commit.started_at)
     seconds = sum(commit.seconds for commit in commits)
-    return Step(
+    return StageTotals(
         stage=stage,
         artifacts=len(commits),
         digest=first.digest[:12] if len(commits) == 1 else "",
@@ -141,7 +143,7 @@ class Facts:
     history: list[dict[str, Any]]
     held_out: dict[str, float]
     data: DataChanges | None
-    steps: list[Step]
+    stages: list[StageTotals]
     judging: Judging | None
     total_seconds: float
     total_cost: float | None
@@ -155,9 +157,9 @@ def facts_of(store: Store, request: ReportRequest) -> Facts:
     divergence = [request.divergence] if request.divergence else []
     scored = [*request.sft_scores.values(), *request.policy_scores.values()]
     behind = ancestry(store, [request.policy, *divergence, *scored])
-    made = steps(behind.values(), request.prices)
+    stages = stage_totals(behind.values(), request.prices)
     judged = judging(behind.values())
-    costs = [cost for cost in (*(step.cost for step in made), judged.usd if judged else None) if cost is not None]
+    costs = [cost for cost in (*(stage.cost for stage in stages), judged.usd if judged else None) if cost is not None]
     return Facts(
         recipe=request.recipe,
         trained=day(policy.started_at),
@@ -167,9 +169,9 @@ def facts_of(store: Store, request: ReportRequest) -> Facts:
         history=history,
         held_out={name: value for name, value in policy.summary.get("held_out", {}).items() if value is not None},
         data=_data(store, policy, request.champion),
-        steps=made,
+        stages=stages,
         judging=judged,
-        total_seconds=sum(step.seconds for step in made),
+        total_seconds=sum(stage.seconds for stage in stages),
         total_cost=sum(costs) if costs else None,
     )
 

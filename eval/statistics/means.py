@@ -110,7 +110,7 @@ def ratio_interval(numerators: Sequence[float], denominators: Sequence[float]) -
     """
     total = math.fsum(denominators)
     if not total:
-        raise ValueError("a ratio to nothing")
+        raise ValueError("the denominators add up to zero")
     ratio, mean = math.fsum(numerators) / total, total / len(denominators)
     pairs = zip(numerators, denominators, strict=True)
     linearised = [ratio + (numerator - ratio * denominator) / mean for numerator, denominator in pairs]

@@ -32,7 +32,7 @@ HALVINGS = 60
 Z = 1.959963984540054  # standard normal, 97.5 %
 
 
-def score(gained: float, lost: float, n: float, delta: float) -> float:
+def score_statistic(gained: float, lost: float, n: float, delta: float) -> float:
     """The score statistic for a true difference of `delta`: standard normal, falling in `delta`.
 
     `gained` and `lost` are shares of the `n` pairs, −1 < `delta` < 1. With `delta` 0 its square is McNemar's
@@ -55,14 +55,14 @@ def score_interval(gained: float, lost: float, n: float, z: float = Z) -> tuple[
     outside 0 to 1, and without pairs.
     """
     if n <= 0 or gained < 0 or lost < 0 or gained + lost > 1 + 1e-9:
-        raise ValueError(f"{gained} gained and {lost} lost of {n} pairs are no shares")
+        raise ValueError(f"{gained} gained and {lost} lost of {n} pairs are not shares")
     estimate = gained - lost
 
     def end(inside: float, outside: float, limit: float) -> float:
         """Where the score passes `limit`, between an accepted and a rejected difference."""
         for _ in range(HALVINGS):
             middle = (inside + outside) / 2
-            if abs(score(gained, lost, n, middle)) <= limit:
+            if abs(score_statistic(gained, lost, n, middle)) <= limit:
                 inside = middle
             else:
                 outside = middle
@@ -87,7 +87,7 @@ def paired_interval(differences: Sequence[float], clusters: Sequence[str], width
         return mean_interval(mean)
     shares = shares_of(differences, clusters, width)
     low, high = score_interval(shares.gained, shares.lost, shares.pairs)
-    p_value = math.erfc(abs(score(shares.gained, shares.lost, shares.pairs, 0.0)) / math.sqrt(2))
+    p_value = math.erfc(abs(score_statistic(shares.gained, shares.lost, shares.pairs, 0.0)) / math.sqrt(2))
     return Interval(mean, low * width, high * width, p_value, shares)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from eval.statistics.means import Interval
-from eval.statistics.paired import Z, score, score_interval
+from eval.statistics.paired import Z, score_interval, score_statistic
 
 POWER_FACTOR = 2.8015852  # z(0.975) + z(0.80): two-sided 5 % test with 80 % power
 MOST = 10**7
@@ -37,7 +37,7 @@ def p_above(difference: Interval, threshold: float) -> float | None:
         delta = threshold / shares.width
         if abs(delta) >= 1.0:
             return 0.0 if delta < 0 else 1.0
-        return 0.5 * math.erfc(score(shares.gained, shares.lost, shares.pairs, delta) / math.sqrt(2))
+        return 0.5 * math.erfc(score_statistic(shares.gained, shares.lost, shares.pairs, delta) / math.sqrt(2))
     from scipy.special import stdtr
 
     assert mean.stderr

@@ -15,7 +15,7 @@ def mcnemar_exact(gained: int, lost: int) -> float:
     Only the items on which the models differ count; with none of them it is 1.
     """
     if gained < 0 or lost < 0:
-        raise ValueError(f"{gained} gained and {lost} lost are no counts")
+        raise ValueError(f"{gained} gained and {lost} lost are not counts")
     from scipy.special import bdtr
 
     return min(1.0, 2.0 * float(bdtr(min(gained, lost), gained + lost, 0.5)))

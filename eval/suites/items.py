@@ -136,7 +136,7 @@ def check_items(suite: Suite, rows: Iterable[Row], file: str) -> list[Item]:
             raise BadInput(f"expected {suite.turns} turns of text", file=file, row=row, field="turns")
         name = str(index) if suite.id_field is None else str(record[suite.id_field])
         if name in seen:
-            raise BadInput(f"id {name} stands twice", file=file, row=row, field=suite.id_field)
+            raise BadInput(f"id {name} appears twice", file=file, row=row, field=suite.id_field)
         seen.add(name)
         if suite.distinct is not None:
             if record[suite.distinct] in values:

@@ -122,7 +122,7 @@ def _check_order(stock: StockTask, docs: Any, items: int) -> None:
     if kept != list(range(items)):
         lost = sorted(set(range(items)) - set(kept))
         which = f"leaves out item {lost[0]} and {len(lost) - 1} more" if lost else "changes the order of its items"
-        raise BadInput(f"lm-eval's {stock.name} {which}: give it a file of those that it tests on")
+        raise BadInput(f"lm-eval's {stock.name} {which}: give it a file with exactly the items that it tests on")
 
 
 @cache

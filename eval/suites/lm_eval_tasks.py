@@ -251,6 +251,6 @@ def subsets(suite: Suite, records: Sequence[dict[str, Any]]) -> list[str]:
             named[column] = wrong
     if named:
         column, row = max(named.items(), key=lambda item: item[1])
-        raise BadInput(f"{records[row].get(column)!r} is no subset of {suite.name}", row=row + 1, field=column)
+        raise BadInput(f"{records[row].get(column)!r} is not a subset of {suite.name}", row=row + 1, field=column)
     known = ", ".join(list(suite.members)[:3])
     raise BadInput(f"{suite.name} is a group of tasks: each item names its own ({known}, …) as {', '.join(COLUMNS)}")

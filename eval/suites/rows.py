@@ -69,7 +69,7 @@ def check_text(fields: Mapping[str, Any], file: str, row: int) -> None:
         except UnicodeEncodeError as error:
             half = f"U+{ord(error.object[error.start]):04X}"
             name = field.encode("ascii", "backslashreplace").decode()
-            problem = f"text with {half}, half of a surrogate pair, which is no character"
+            problem = f"text with {half}, half of a surrogate pair, which is not a character"
             raise BadInput(problem, file=file, row=row, field=name) from None
 
 

@@ -89,7 +89,7 @@ def read_samples(path: str | Path) -> list[Sample]:
             if row[name] is None:
                 raise BadInput("not a sample: missing", file=str(path), row=number, field=name)
         if row["value"] is not None and not math.isfinite(row["value"]):
-            raise BadInput(f"{row['value']} is no finite number", file=str(path), row=number, field="value")
+            raise BadInput(f"{row['value']} is not a finite number", file=str(path), row=number, field="value")
         if row["value"] is not None and abs(row["value"]) > LARGEST:
             raise BadInput(f"{row['value']} is beyond {LARGEST:g}", file=str(path), row=number, field="value")
     return [Sample(**row) for row in rows]

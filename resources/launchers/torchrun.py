@@ -59,5 +59,5 @@ class TorchrunLauncher:
                 raise
         commit = store.find(stage.kind, stage.key(request))
         if commit is None:
-            raise MissingArtifact(f"{stage.name} ended well under torchrun but committed nothing")
+            raise MissingArtifact(f"{stage.name} ended without an error under torchrun but committed nothing")
         return commit

@@ -27,8 +27,8 @@ def test_figures_are_read_with_their_source_whatever_else_the_file_holds(tmp_pat
     [
         ("model,metric,value\nA,b,1\n", "no column source"),
         ("", "no column model, metric, value, source"),
-        ("model,metric,value,source\nA,b,high,c\n", r"row 2, field 'value': 'high' is no number"),
-        ("model,metric,value,source\nA,b,1,c\nA,b,nan,c\n", r"row 3, field 'value': nan is no finite number"),
+        ("model,metric,value,source\nA,b,high,c\n", r"row 2, field 'value': 'high' is not a number"),
+        ("model,metric,value,source\nA,b,1,c\nA,b,nan,c\n", r"row 3, field 'value': nan is not a finite number"),
         ("model,metric,value,source\nA,b,1,\n", r"row 2, field 'source': is empty"),
     ],
 )

@@ -12,7 +12,7 @@ from alignment.stages import Context, Request, Result, Stage, execute
 from alignment.store import Artifact, Store
 from alignment.store.erase import erase
 from eval.report.data_changes import data_changes
-from eval.report.facts import ancestry, steps
+from eval.report.facts import ancestry, stage_totals
 
 Commit = Callable[[str, Mapping[str, tuple[str, list[str]]]], Artifact]
 NOTHING = Artifact(kind="preference_shard", key="k", attempt="a", digest="d")
@@ -84,7 +84,7 @@ def test_everything_behind_an_artifact_is_counted_once_with_its_price(store: Sto
     commits = [one.model_copy(update={"seconds": 1800.0}) for one in ancestry(store, scores).values()]
     erase(store, base, base.files, "nobody needs it")
     assert set(ancestry(store, scores)) == {one.key for one in commits}, "what was erased was made all the same"
-    found = steps(commits, {"policy_checkpoint": 3.0})
+    found = stage_totals(commits, {"policy_checkpoint": 3.0})
     assert [(one.stage, one.artifacts, one.seconds, one.cost) for one in found] == [
         ("base_model", 1, 1800.0, None),
         ("policy_checkpoint", 2, 3600.0, 3.0),

@@ -107,6 +107,7 @@ class EndpointJudge:
         self.outcome = Outcome()
 
     def __call__(self, answered: Answered) -> list[Judgment]:
+        """The judgments of all questions about these answers; see `Grader.judge`."""
         asked = questions_of(self.gradings, answered, self.prompts, self.references)
         with Journal(self.journal) as journal:
             self.outcome = Endpoint(self.settings).ask(asked, journal)

@@ -48,7 +48,7 @@ class Pool(BaseModel):
     accelerator: str | None = None
     """Name of the GPU; people read it."""
     memory_gib: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Memory of one GPU (of the machine, where there is none) in GiB; null leaves `align plan` unable to say what
+    """Memory of one GPU in GiB, or of the machine for a pool without GPUs; with null `align plan` cannot say what
     fits."""
     price_per_hour: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Price of one slot in USD an hour; 0 where it is not known."""

@@ -91,7 +91,7 @@ class PreferenceSource(DataSource):
 
 
 def _checked(value: str) -> str:
-    # the value is not repeated: whoever writes the secret itself here must not find it in a log
+    # the error does not repeat the value, which may be the secret itself
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
         raise ValueError("expected the name of an environment variable that holds the secret, not the secret itself")
     return value

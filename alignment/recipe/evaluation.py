@@ -160,7 +160,7 @@ def check_address(url: str | None) -> None:
     blank = any(character.isspace() for character in url)
     if not port_is_fine or blank or parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"base_url must be as in http://host:8000/v1 or https://host/v1, not '{shown(url)}'")
-    if parts.query or parts.fragment:  # requests would go to another address, and the query would stand in records
+    if parts.query or parts.fragment:  # requests would go to another address, and records would contain the query
         raise ValueError("base_url must hold no query: put the key into the variable that api_key_env names")
 
 

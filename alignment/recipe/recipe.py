@@ -126,7 +126,7 @@ class Recipe(Section):
         if self.reference.precision != self.dpo.precision:
             raise ValueError(
                 "reference.precision and dpo.precision must be the same: the cached log-probs "
-                "stand for the policy's first step"
+                "must equal the policy's at its first step"
             )
         if self.judge and self.judge.kind == "rubric":
             others = (self.evals.alpaca_eval, self.evals.arena_hard, self.evals.harmless)

@@ -54,7 +54,7 @@ class Optimisation(Section):
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
     """Course of the learning rate after the warm-up: down to 0 on a line or a cosine, or constant."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's decoupled weight decay; 0 is none."""
+    """AdamW's decoupled weight decay; 0 turns it off."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient over all weights; a larger gradient is scaled down to it."""
     precision: Precision = "bfloat16"
@@ -127,7 +127,7 @@ class Dpo(Optimisation):
     that with LoRA. Too high a rate spoils the model before it learns the preferences."""
     loss: Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm"] = "sigmoid"
     """The method. `sigmoid`: DPO (Rafailov et al. 2023). `hinge`: SLiC-HF (Zhao et al. 2023).
-    `ipo`: IPO of log-ratios per token (Azar et al. 2023). `robust`: rDPO, for labels of which some are wrong
+    `ipo`: IPO of log-ratios per token (Azar et al. 2023). `robust`: rDPO, for data with some wrong labels
     (Chowdhury et al. 2024). `sigmoid_norm`: DPO of log-ratios per token."""
     beta: float = Field(default=0.1, gt=0)
     """β: a larger value keeps the policy nearer to the reference. Usual values are 0.01 to 1, and 1 to 10 with

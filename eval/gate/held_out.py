@@ -16,7 +16,7 @@ from eval.gate.metrics import ACCURACY, TIE, policy_samples, reference_samples, 
 from eval.gate.requirement import NO_PAIRS, NO_SHARED_PAIRS, OTHER_REFERENCE
 
 HeldOutComparison = dict[str, MetricComparison] | str
-"""Metric to comparison, or why there is none."""
+"""Metric to comparison; or the reason for comparing nothing."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def replay(task: Any, responses: Mapping[int, Stored]) -> dict[int, dict[str, An
     Returns, for each document, metric to value: a number or truth value, or a list of them for metrics that are counted
     per instruction. A metric's name contains its filter if the task has several. `extracted,<filter>` is the text that
     a filter extracted, and `chosen` the likeliest choice. A document on which the scorer fails has an `ItemError`
-    instead. Results are reproducible, because random numbers in a scorer are seeded anew for each document.
+    instead. Results are reproducible, because random numbers in a scorer are seeded for each document.
     """
     docs = list(task.eval_docs)
     instances = {index: _instances(task, docs[index], index, stored) for index, stored in responses.items()}

@@ -25,7 +25,7 @@ from resources import mlflow_model
 from resources.home import align_home, tracking_uri
 from resources.mlflow_runs import RECIPE_TAG, Report, Reported, report_run
 from resources.mlflow_values import (
-    shortened,
+    truncated_tag,
 )
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
     def _promote(self, model_name: str, version: str, tags: Mapping[str, str]) -> None:
         client = self.client()
         for name, value in tags.items():
-            client.set_model_version_tag(model_name, version, name, shortened(value))
+            client.set_model_version_tag(model_name, version, name, truncated_tag(value))
         client.set_registered_model_alias(model_name, CHAMPION, version)
 
     def _version(self, recipe: str, model_name: str, policy: Commit) -> str:

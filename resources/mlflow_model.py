@@ -45,7 +45,7 @@ WEIGHTS, TOKENIZER = "model", Path("components", "tokenizer")  # where mlflow.tr
 EXTERNAL_TAG = "mlflow.model.isExternal"
 PACKAGES = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "accelerate")
 UPLOAD_SECONDS = 1800
-ANSWER = 256
+MAX_NEW_TOKENS = 256
 """Most new tokens of an answer, unless `predict` gets `params={"max_new_tokens": …}`."""
 
 
@@ -139,7 +139,7 @@ def describe(logged: LoggedModel, checkpoint: Path, policy: Commit) -> Model:
     room, generation = max_positions(checkpoint), _generation(checkpoint)
     params = ParamSchema(
         [
-            ParamSpec("max_new_tokens", "long", ANSWER if room is None else min(ANSWER, room // 2)),
+            ParamSpec("max_new_tokens", "long", MAX_NEW_TOKENS if room is None else min(MAX_NEW_TOKENS, room // 2)),
             # without a setting the pipeline would sample at 0.7; evaluations are greedy, so this is greedy too
             ParamSpec("do_sample", "boolean", bool(generation.get("do_sample"))),
             ParamSpec("temperature", "double", float(generation.get("temperature") or 1.0)),

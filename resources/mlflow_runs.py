@@ -20,9 +20,9 @@ from resources.mlflow_values import (
     DAGSTER_RUNS_TAG,
     PARAM_LIMIT,
     dagster_runs_tag,
-    files_of,
+    overflow_files,
     upstream_tag,
-    usable,
+    valid_name,
 )
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def report_run(client: MlflowClient, report: Report) -> Reported:
         _log_numbers(client, run_id, report)
         _log_inputs(client, run_id, report)
         with tempfile.TemporaryDirectory() as folder:
-            texts = files_of(report.upstream, report.params)
+            texts = overflow_files(report.upstream, report.params)
             texts["commit.json"] = report.commit.model_dump_json(indent=1)
             for name, text in texts.items():
                 Path(folder, name).write_text(text, encoding="utf-8")
@@ -177,7 +177,7 @@ def _log_numbers(client: MlflowClient, run_id: str, report: Report) -> None:
 
     # with the artifact's own time a point that is written twice stays one point
     at = int(datetime.fromisoformat(report.commit.started_at).timestamp() * 1000)
-    metrics = [Metric(usable(name), float(value), at, 0) for name, value in report.metrics.items()]
+    metrics = [Metric(valid_name(name), float(value), at, 0) for name, value in report.metrics.items()]
     for record in report.history:
         step = int(record["step"])
         metrics += [
@@ -185,7 +185,7 @@ def _log_numbers(client: MlflowClient, run_id: str, report: Report) -> None:
             for name, value in record.items()
             if name != "step" and isinstance(value, int | float)
         ]
-    params = [Param(usable(name), shown(str(value))[:PARAM_LIMIT]) for name, value in report.params.items()]
+    params = [Param(valid_name(name), shown(str(value))[:PARAM_LIMIT]) for name, value in report.params.items()]
     for start in range(0, len(metrics), BATCH):
         client.log_batch(run_id, metrics=metrics[start : start + BATCH])
     for start in range(0, len(params), 100):

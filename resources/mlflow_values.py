@@ -24,23 +24,23 @@ def upstream_tag(upstream: Mapping[str, str]) -> str:
     return _json({"runs": len(upstream), "file": UPSTREAM_FILE, "sha256": sha256})
 
 
-def files_of(upstream: Mapping[str, str], params: Mapping[str, Any]) -> dict[str, str]:
+def overflow_files(upstream: Mapping[str, str], params: Mapping[str, Any]) -> dict[str, str]:
     """File name to text, for values that tags and parameters cannot hold whole; empty if they hold everything."""
     files = {}
     if len(text := _json(upstream)) > TAG_LIMIT:
         files[UPSTREAM_FILE] = text
-    if any(len(str(value)) > PARAM_LIMIT or usable(name) != name for name, value in params.items()):
+    if any(len(str(value)) > PARAM_LIMIT or valid_name(name) != name for name, value in params.items()):
         files[PARAMS_FILE] = json.dumps({name: str(value) for name, value in params.items()}, indent=1)
     return files
 
 
-def shortened(value: str) -> str:
+def truncated_tag(value: str) -> str:
     """The value of a model version's tag, cut to the limit. The registration's own run has the whole value."""
     more = " … (whole in commit.json of the registration's run)"
     return value if len(value) <= TAG_LIMIT else value[: TAG_LIMIT - len(more)] + more
 
 
-def usable(name: str) -> str:
+def valid_name(name: str) -> str:
     """A metric's or parameter's name as MLflow accepts it: a path without empty or dotted parts, not too long."""
     path = "/".join(part for part in name.split("/") if part.strip(". ")) or "_"
     if path == name and posixpath.normpath(name) == name and len(name) <= NAME_LIMIT:

@@ -13,7 +13,7 @@ from alignment.errors import BadInput
 from alignment.recipe.load import read_yaml
 from resources.home import PROJECT
 
-MOST_SLOTS = 1000
+MAX_SLOTS = 1000
 """Dagster keeps a row for every slot, and accepts at most this many in one pool."""
 
 
@@ -41,7 +41,7 @@ class Pool(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    slots: int = Field(ge=1, le=MOST_SLOTS, strict=True)
+    slots: int = Field(ge=1, le=MAX_SLOTS, strict=True)
     """Launches that may run at once."""
     gpus_per_slot: int = Field(default=0, ge=0, strict=True)
     """GPUs that a launch uses; 0 for a pool without."""

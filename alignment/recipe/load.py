@@ -32,11 +32,11 @@ class StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-MOST_NODES = 100_000
+MAX_NODES = 100_000
 """Most keys and values of a file with its aliases expanded; a text counts once per 100 characters. A usual recipe has
 about a hundred."""
-MOST_LEVELS = 50
-TOO_DEEP = f"nested too deeply: more than {MOST_LEVELS} levels"
+MAX_LEVELS = 50
+TOO_DEEP = f"nested too deeply: more than {MAX_LEVELS} levels"
 
 
 def expanded_size(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
@@ -57,10 +57,10 @@ def expanded_size(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[i
     children = [child for item in inner for child in (item if isinstance(item, tuple) else (item,))]
     counted = [expanded_size(child, known) for child in children]
     nodes, levels = own + sum(count for count, _ in counted), 1 + max((level for _, level in counted), default=0)
-    if nodes > MOST_NODES:
-        problem = f"more than {MOST_NODES:,} keys and values with its aliases expanded"
+    if nodes > MAX_NODES:
+        problem = f"more than {MAX_NODES:,} keys and values with its aliases expanded"
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
-    if levels > MOST_LEVELS:
+    if levels > MAX_LEVELS:
         raise yaml.MarkedYAMLError(problem=TOO_DEEP, problem_mark=node.start_mark)
     known[id(node)] = (nodes, levels)
     return nodes, levels

@@ -29,9 +29,9 @@ class Pools(Section):
     before a registration."""
 
 
-NOT_IN_A_MODEL_NAME = "/:@'\"`\\"
+FORBIDDEN_IN_MODEL_NAME = "/:@'\"`\\"
 """MLflow refuses / and : in a name, a quote would end the name in a search, and @ begins an alias."""
-LONGEST_MODEL_NAME = 256
+MAX_MODEL_NAME = 256
 
 
 class Registry(Section):
@@ -49,11 +49,11 @@ class Registry(Section):
         """Refuses a name that MLflow would refuse only at the end of a whole run."""
         if value is None:
             return None
-        bad = any(sign in NOT_IN_A_MODEL_NAME or not sign.isprintable() for sign in value)
-        if bad or not 0 < len(value) <= LONGEST_MODEL_NAME or value[0] in " .-" or value[-1] == " ":
+        bad = any(sign in FORBIDDEN_IN_MODEL_NAME or not sign.isprintable() for sign in value)
+        if bad or not 0 < len(value) <= MAX_MODEL_NAME or value[0] in " .-" or value[-1] == " ":
             raise ValueError(
                 f"{value[:60]!r} cannot name a registered model: a name begins with a letter or digit and holds"
-                f" letters, digits, blanks and . _ - +, {LONGEST_MODEL_NAME} at most"
+                f" letters, digits, blanks and . _ - +, {MAX_MODEL_NAME} at most"
             )
         return value
 

@@ -34,7 +34,7 @@ class Place:
     """
 
     def __init__(self, url: str, cache: Path | None = None) -> None:
-        refuse_nowhere(url)
+        check_url(url)
         self.url = url.rstrip("/")
         self.shown = shown(self.url)
         self.fs: fsspec.AbstractFileSystem
@@ -98,7 +98,7 @@ class Place:
             yield
 
 
-def refuse_nowhere(url: str) -> None:
+def check_url(url: str) -> None:
     """Raises `BadInput` for a blank URL or a scheme without a place: fsspec would take it for a local folder."""
     if not url.strip().strip("/"):
         raise BadInput("not a place for an artifact store: it is blank, or the root", field="ALIGN_STORE")

@@ -40,7 +40,7 @@ class Ref(BaseModel):
 
 
 @contextmanager
-def none_of_a_name_too_long(path: str) -> Iterator[None]:
+def missing_if_name_too_long(path: str) -> Iterator[None]:
     """Raises `FileNotFoundError` for a name that is too long for the file system: no such file can exist."""
     try:
         yield
@@ -63,7 +63,7 @@ class Refs(Place):
         file."""
         path = self.ref_path(recipe, stage, partition)
         try:
-            with none_of_a_name_too_long(path):
+            with missing_if_name_too_long(path):
                 return Ref.model_validate_json(self.fs.cat_file(path))
         except FileNotFoundError:
             return None
@@ -88,7 +88,7 @@ class Refs(Place):
     def remove_ref(self, recipe: str, stage: str, partition: str | None = None) -> None:
         """Removes a ref; the artifact stays. Safe to repeat."""
         path = self.ref_path(recipe, stage, partition)
-        with suppress(FileNotFoundError), none_of_a_name_too_long(path):
+        with suppress(FileNotFoundError), missing_if_name_too_long(path):
             self.fs.rm_file(path)
 
     def write_ref(self, ref: Ref, recipe: str, stage: str, partition: str | None = None) -> None:

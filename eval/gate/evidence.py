@@ -78,7 +78,7 @@ class Compared:
     suites: dict[str, dict[str, MetricComparison]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
-    def beside(self, held_out: HeldOutComparison) -> Compared:
+    def with_held_out(self, held_out: HeldOutComparison) -> Compared:
         """This comparison, with held-out preferences added as a suite."""
         if isinstance(held_out, str):
             return replace(self, left_out={**self.left_out, PREFERENCES: held_out})
@@ -110,14 +110,14 @@ def read_scores(store: Store, scores: Mapping[str, Artifact], checkpoint: Artifa
     return by_suite
 
 
-LACKING = ("failed", "missing", "unparsable", "unjudged")
+UNMEASURED = ("failed", "missing", "unparsable", "unjudged")
 """Counts of items without a value in a summary of scores, by cause."""
 
 
 def lack_items(store: Store, scores: Iterable[Artifact]) -> bool:
     """Whether an item of these scores has no value."""
     summaries = (store.commit_of(artifact).summary for artifact in scores)
-    return any(summary.get(name) for summary in summaries for name in LACKING)
+    return any(summary.get(name) for summary in summaries for name in UNMEASURED)
 
 
 def compare_scores(baseline: Mapping[str, SuiteScores], candidate: Mapping[str, SuiteScores]) -> Compared:
@@ -185,13 +185,13 @@ def gather(store: Store, request: ReportRequest) -> Evidence:
     pairs = read_held_out(store, request.policy)
     hashes = {} if pairs is None else {"policy": pairs.sha256}
     if pairs is not None:
-        beside_sft = beside_sft.beside(against_reference(pairs))
+        beside_sft = beside_sft.with_held_out(against_reference(pairs))
     if request.champion is not None:
         champion = read_scores(store, request.champion_scores, request.champion)
         beside_champion = compare_scores(champion, policy)
         champion_pairs = None if pairs is None else read_held_out(store, request.champion)
         if pairs is not None:
-            beside_champion = beside_champion.beside(against_champion(champion_pairs, pairs))
+            beside_champion = beside_champion.with_held_out(against_champion(champion_pairs, pairs))
         if champion_pairs is not None:
             hashes["champion"] = champion_pairs.sha256
     return Evidence(sft, policy, beside_sft, beside_champion, hashes)

@@ -14,23 +14,23 @@ from eval.statistics import clusters_needed, holm, p_above
 Outcome = Literal["pass", "fail", "inconclusive"]
 Against = Literal["sft", "champion", "itself"]
 
-LEVEL = 0.025
+ALPHA = 0.025
 """Level of the one-sided test that agrees with the rule "the lower end of the 95 % interval is above the threshold"."""
-ANY = "any metric"
+ANY_METRIC = "any metric"
 OTHER_SETTINGS = "measured with other settings"
 """A reason for not comparing the scores of two checkpoints, which the old settings would remove."""
 OTHER_REFERENCE = "measured with another reference or token policy"
 """A reason for not comparing held-out preferences, which are relative to the SFT checkpoint under a policy."""
 NO_PAIRS = "measured on no held-out pairs"
 NO_SHARED_PAIRS = "measured on other held-out pairs only"
-BEGIN_ANEW = (OTHER_REFERENCE, NO_PAIRS, NO_SHARED_PAIRS)
+NOT_COMPARABLE = (OTHER_REFERENCE, NO_PAIRS, NO_SHARED_PAIRS)
 """Reasons that no later run can remove."""
 OVERRIDE = "promote the policy with `align promote --override` to begin anew"
 REMEDY = (
     "`align run` measures it again while its weights are there; after that, change the settings back, or promote the "
     "policy with `align promote --override`"
 )
-NAMES = {"sft": "the SFT baseline", "champion": "the champion"}
+BASELINE_NAMES = {"sft": "the SFT baseline", "champion": "the champion"}
 
 
 class Check(BaseModel):
@@ -55,7 +55,7 @@ class Check(BaseModel):
         cls, metric: str, against: Against, outcome: Outcome, asked: str, seen: str, needed: int | None = None
     ) -> Check:
         """A check, with its `reason` composed of the other fields."""
-        place = f" against {NAMES[against]}" if against in NAMES else ""
+        place = f" against {BASELINE_NAMES[against]}" if against in BASELINE_NAMES else ""
         reason = f"{metric}{place}: {seen}; asked: {asked}"
         return cls(
             metric=metric, against=against, outcome=outcome, asked=asked, seen=seen, reason=reason, needed=needed
@@ -81,11 +81,11 @@ def above(
         return Check.of(metric, against, outcome, asked, seen, needed)
 
     if comparison is None and left_out == OTHER_SETTINGS:
-        return check("inconclusive", f"{NAMES[against]} was {OTHER_SETTINGS}; {REMEDY}")
-    if comparison is None and left_out in BEGIN_ANEW:
-        return check("inconclusive", f"{NAMES[against]} was {left_out}; {OVERRIDE}")
+        return check("inconclusive", f"{BASELINE_NAMES[against]} was {OTHER_SETTINGS}; {REMEDY}")
+    if comparison is None and left_out in NOT_COMPARABLE:
+        return check("inconclusive", f"{BASELINE_NAMES[against]} was {left_out}; {OVERRIDE}")
     if comparison is None:
-        return check("inconclusive", f"not measured on both the candidate and {NAMES[against]}")
+        return check("inconclusive", f"not measured on both the candidate and {BASELINE_NAMES[against]}")
     if threshold is None:
         return check("inconclusive", "this metric's scale has no end, so champion_margin has to be given")
     if comparison.ci95 is None:
@@ -102,7 +102,7 @@ def above(
         together = (
             f"; corrected for {len(claims)} claims p = {claims[metric]:.3g}" if claims and len(claims) > 1 else ""
         )
-        holds = not claims or claims[metric] < LEVEL
+        holds = not claims or claims[metric] < ALPHA
         return check("pass" if holds else "inconclusive", seen + together)
     needed = clusters_needed(comparison.difference_interval(), threshold)
     more = "" if needed is None or needed <= comparison.clusters else f"; about {needed} items would tell"
@@ -168,7 +168,7 @@ def complete(check: Check, comparison: MetricComparison | None, max_missing: flo
 
 def lacks(comparison: MetricComparison, max_missing: float, against: Against) -> str | None:
     """Which side lacks more than the fraction `max_missing` of the other's values, in words; None if neither does."""
-    baseline = NAMES[against]
+    baseline = BASELINE_NAMES[against]
     sides = (
         ("the candidate", comparison.missing_candidate, f"that {baseline} has"),
         (baseline, comparison.missing_baseline, "that the candidate has"),
@@ -200,14 +200,16 @@ def any_improves(comparisons: Mapping[str, MetricComparison], asked_of: int, max
         for metric, comparison in comparisons.items()
         if (why := lacks(comparison, max_missing, "sft")) is not None
     }
-    better = [metric for metric, p_value in corrected.items() if p_value < LEVEL and metric not in incomplete]
+    better = [metric for metric, p_value in corrected.items() if p_value < ALPHA and metric not in incomplete]
     asked = f"one of {asked_of} better, corrected for looking at all"
     if better:
-        return Check.of(ANY, "sft", "pass", asked, f"better: {', '.join(better)}")
+        return Check.of(ANY_METRIC, "sft", "pass", asked, f"better: {', '.join(better)}")
     seen = f"none is (smallest corrected p = {min(corrected.values()):.3g})" if corrected else "none was measured"
     if incomplete:
         seen = "; ".join(
             ["none that was measured whole is", *(f"{metric}: {why}" for metric, why in incomplete.items())]
         )
     worse = [comparison.ci95 is not None and comparison.ci95[1] < 0 for comparison in comparisons.values()]
-    return Check.of(ANY, "sft", "fail" if worse and all(worse) and not incomplete else "inconclusive", asked, seen)
+    return Check.of(
+        ANY_METRIC, "sft", "fail" if worse and all(worse) and not incomplete else "inconclusive", asked, seen
+    )

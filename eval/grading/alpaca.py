@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 RIDGE = 1e-6
 """Keeps the fit finite if one side wins every time; otherwise it changes the sixth digit at most."""
-STEPS, CLOSE = 200, 1e-12
+MAX_STEPS, TOLERANCE = 200, 1e-12
 
 
 @dataclass(frozen=True)
@@ -87,15 +87,15 @@ def fit_logistic(rows: Vector, targets: Vector) -> Vector:
 
     weights = np.zeros(rows.shape[1])
     loss = _loss(rows, targets, weights)
-    for _ in range(STEPS):
+    for _ in range(MAX_STEPS):
         fitted = _sigmoid(rows @ weights)
         gradient = rows.T @ (targets - fitted) - RIDGE * weights
         curvature = (rows * (fitted * (1 - fitted))[:, None]).T @ rows + RIDGE * np.eye(len(weights))
         step = np.linalg.solve(curvature, gradient)
-        while (lower := _loss(rows, targets, weights + step)) > loss and np.abs(step).max() > CLOSE:
+        while (lower := _loss(rows, targets, weights + step)) > loss and np.abs(step).max() > TOLERANCE:
             step = step / 2
         weights, loss = weights + step, lower
-        if np.abs(step).max() <= CLOSE:
+        if np.abs(step).max() <= TOLERANCE:
             break
     return weights
 

@@ -15,7 +15,7 @@ from eval.suites.suite import Suite
 Battles = tuple[float, float]
 """The weights won and played; the second is above zero."""
 
-ROUNDS = 1000
+RESAMPLES = 1000
 CONFIDENCE = 0.95
 
 
@@ -38,7 +38,7 @@ def linearised(battles: Mapping[str, Battles]) -> dict[str, float]:
     return {name: whole + (won - whole * played) / typical for name, (won, played) in battles.items()}
 
 
-def bootstrap_interval(battles: Sequence[Battles], rounds: int = ROUNDS, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(battles: Sequence[Battles], resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
     """The 95 % percentile interval of the share when questions are resampled.
 
     Arena-Hard resamples battles. Here both games of a question, and a verdict that counts three times, are one
@@ -47,7 +47,7 @@ def bootstrap_interval(battles: Sequence[Battles], rounds: int = ROUNDS, seed: i
     import numpy as np
 
     table = np.asarray(battles, dtype=float)
-    draws = np.random.default_rng(seed).multinomial(len(table), np.full(len(table), 1 / len(table)), rounds) @ table
+    draws = np.random.default_rng(seed).multinomial(len(table), np.full(len(table), 1 / len(table)), resamples) @ table
     low, high = np.quantile(draws[:, 0] / draws[:, 1], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 

@@ -99,7 +99,7 @@ PAIRS = Pairs()
 
 # The baseline's answers, added to the items that they answer.
 
-OWN = "output"
+ALPACA_BASELINE = "output"
 """The field of AlpacaEval's data that holds a baseline's answer."""
 
 
@@ -117,7 +117,7 @@ def with_baseline(suite: Suite, items: Sequence[Item], rows: Iterable[Row] | Non
             if response.failed is None
         }
     elif suite.name == "alpaca_eval":
-        texts = {item.id: item.fields.get(OWN) for item in items}
+        texts = {item.id: item.fields.get(ALPACA_BASELINE) for item in items}
         answers = {name: (text,) for name, text in texts.items() if isinstance(text, str)}
     extended = []
     for item in items:

@@ -16,7 +16,7 @@ from eval.suites.samples import Sample
 
 EXAMPLES = 10
 """Most gains, and most losses, that a suite shows."""
-LONGEST_TEXT = 4000
+MAX_TEXT = 4000
 SUMMARY = 120
 
 
@@ -109,7 +109,7 @@ def _shortened(text: str) -> str:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} …"
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} …"
 
 
 # The length of the answers: judges often prefer longer answers.

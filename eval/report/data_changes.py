@@ -17,7 +17,7 @@ from alignment.store import Artifact, Store
 # Rows that only one of two manifests has, by content, in little memory for any number of shared rows.
 
 NOW, BEFORE = 1, 2
-BEGINNING = 24
+PREFIX_BITS = 24
 """Leading bits of an id. A table over them (16 MiB) tells whether a row may be in a changed shard."""
 
 Ids = npt.NDArray[np.uint64]
@@ -33,15 +33,15 @@ def row_changes(now: tuple[Path, Manifest], before: tuple[Path, Manifest]) -> tu
     if all(shard.row_digest in kept for _, manifest in (now, before) for shard in manifest.shards):
         return 0, 0
     new = removed = 0
-    seen = np.zeros(1 << BEGINNING, bool)
+    seen = np.zeros(1 << PREFIX_BITS, bool)
     with tempfile.TemporaryDirectory() as scratch:
         groups = IdGroups(Path(scratch, "ids"), now[1].counts["rows"] + before[1].counts["rows"])
         for side, (folder, manifest) in ((NOW, now), (BEFORE, before)):
             for ids in _ids(folder, manifest, [shard.row_digest not in kept for shard in manifest.shards]):
-                seen[_beginnings(ids)] = True
+                seen[_prefixes(ids)] = True
                 groups.add(ids, side)
         for ids in _ids(*now, [shard.row_digest in kept for shard in now[1].shards]):
-            groups.add(ids[seen[_beginnings(ids)]], NOW | BEFORE)
+            groups.add(ids[seen[_prefixes(ids)]], NOW | BEFORE)
         for begins, sides in groups:
             if len(sides):
                 in_manifests = np.bitwise_or.reduceat(sides, np.flatnonzero(begins))
@@ -56,8 +56,8 @@ def _ids(folder: Path, manifest: Manifest, wanted: list[bool]) -> Iterator[Ids]:
             yield binary_ids(split.of_shard(int(index), ["row_id"])["row_id"])
 
 
-def _beginnings(ids: Ids) -> Ids:
-    return ids[:, 0] >> np.uint64(64 - BEGINNING)
+def _prefixes(ids: Ids) -> Ids:
+    return ids[:, 0] >> np.uint64(64 - PREFIX_BITS)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from eval.suites.suite import category_of
 
 # Everything that a policy and its scores were made from, with the time and cost of each stage.
 
-ORDER = (
+STAGE_ORDER = (
     "base_model",
     "sft_dataset",
     "sft_checkpoint",
@@ -75,7 +75,7 @@ def stage_totals(commits: Iterable[Commit], prices: Mapping[str, float]) -> list
     by_stage: defaultdict[str, list[Commit]] = defaultdict(list)
     for commit in commits:
         by_stage[commit.stage].append(commit)
-    known = [stage for stage in ORDER if stage in by_stage]
+    known = [stage for stage in STAGE_ORDER if stage in by_stage]
     return [
         _totals(stage, by_stage[stage], prices.get(stage)) for stage in [*known, *sorted(set(by_stage) - set(known))]
     ]

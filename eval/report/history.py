@@ -10,7 +10,7 @@ from eval.gate.metrics import headline, title_of, unit_of
 from eval.report.facts import day
 from eval.report.page import render
 
-SIDE = 94.0
+USED_HEIGHT = 94.0
 """Per cent of a plane's height that the values use, so that no line lies on its edge."""
 
 
@@ -84,7 +84,7 @@ def _course(suite: str, versions: Sequence[Version]) -> Course:
 
     def down(value: float) -> float:
         share = (value - low) / (high - low) if high > low else 0.5
-        return round((100 - SIDE) / 2 + SIDE * (1 - share), 2)
+        return round((100 - USED_HEIGHT) / 2 + USED_HEIGHT * (1 - share), 2)
 
     points = [
         Point(

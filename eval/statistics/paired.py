@@ -71,7 +71,7 @@ def score_interval(gained: float, lost: float, n: float, z: float = Z) -> tuple[
     return end(estimate, -1.0, z), end(estimate, 1.0, z)
 
 
-ENOUGH = 10
+MIN_DIFFERING = 10
 """Clusters that must differ from the most common difference before a standard error is trusted."""
 
 
@@ -96,7 +96,7 @@ def few_differ(differences: Sequence[float], clusters: Sequence[str]) -> bool:
     means = Counter(round(math.fsum(group) / len(group), 12) for group in by_cluster(differences, clusters))
     commonest = max(means.values())
     others = means.total() - commonest
-    return others < ENOUGH and others < commonest
+    return others < MIN_DIFFERING and others < commonest
 
 
 def shares_of(differences: Sequence[float], clusters: Sequence[str], width: float) -> Shares:
@@ -110,7 +110,7 @@ def shares_of(differences: Sequence[float], clusters: Sequence[str], width: floa
 
 # The win rate of a model over another; a tie is half a win.
 
-EVEN = 0.5
+HALF = 0.5
 
 
 def win_rate(outcomes: Sequence[float], clusters: Sequence[str]) -> Interval:
@@ -120,9 +120,9 @@ def win_rate(outcomes: Sequence[float], clusters: Sequence[str]) -> Interval:
     The distance from one half is a paired difference on a scale of width one half, so a model that wins every
     time still has an interval. Raises `ValueError` for another outcome, or none.
     """
-    if odd := [outcome for outcome in outcomes if outcome not in (0.0, EVEN, 1.0)]:
+    if odd := [outcome for outcome in outcomes if outcome not in (0.0, HALF, 1.0)]:
         raise ValueError(f"an outcome of {odd[0]} is neither won, lost nor tied")
-    difference = paired_interval([outcome - EVEN for outcome in outcomes], clusters, EVEN)
-    mean = Mean(difference.mean.value + EVEN, difference.mean.stderr, difference.mean.n, difference.mean.clusters)
-    low, high = (None if end is None else end + EVEN for end in (difference.low, difference.high))
+    difference = paired_interval([outcome - HALF for outcome in outcomes], clusters, HALF)
+    mean = Mean(difference.mean.value + HALF, difference.mean.stderr, difference.mean.n, difference.mean.clusters)
+    low, high = (None if end is None else end + HALF for end in (difference.low, difference.high))
     return Interval(mean, low, high, difference.p_value)

@@ -8,7 +8,7 @@ from eval.statistics.means import Interval
 from eval.statistics.paired import Z, score_interval, score_statistic
 
 POWER_FACTOR = 2.8015852  # z(0.975) + z(0.80): two-sided 5 % test with 80 % power
-MOST = 10**7
+MAX_CLUSTERS = 10**7
 """Largest number of clusters that is given as an answer."""
 
 
@@ -48,7 +48,7 @@ def clusters_needed(difference: Interval, threshold: float) -> int | None:
     """How many clusters would separate the difference from `threshold`, if the true difference is the measured one.
 
     With a standard error: the number for 80 % power. With shares: the number at which the interval no longer contains
-    the threshold. None if no number up to `MOST` is enough, or if the spread is unknown.
+    the threshold. None if no number up to `MAX_CLUSTERS` is enough, or if the spread is unknown.
     """
     mean, shares = difference.mean, difference.shares
     distance = abs(mean.value - threshold)
@@ -57,7 +57,7 @@ def clusters_needed(difference: Interval, threshold: float) -> int | None:
     if shares is None:
         assert mean.stderr
         needed = mean.clusters * (POWER_FACTOR * mean.stderr / distance) ** 2
-        return math.ceil(needed) if needed <= MOST else None
+        return math.ceil(needed) if needed <= MAX_CLUSTERS else None
 
     def decides(clusters: int) -> bool:
         low, high = score_interval(shares.gained, shares.lost, shares.pairs * clusters / mean.clusters)
@@ -66,7 +66,7 @@ def clusters_needed(difference: Interval, threshold: float) -> int | None:
     few, many = 1, 2
     while not decides(many):
         few, many = many, many * 2
-        if many > MOST:
+        if many > MAX_CLUSTERS:
             return None
     while many - few > 1:
         middle = (few + many) // 2

@@ -39,7 +39,7 @@ def hub_rows(suite: Suite, source: DataSource) -> list[Row]:
 
 # IFEval's instructions are checked before anything is asked; lm-eval would find an error only while scoring.
 
-TEXTS = frozenset({"keywords", "forbidden_words"})
+TEXT_LISTS = frozenset({"keywords", "forbidden_words"})
 
 
 def check_instructions(item: str, record: dict[str, Any], file: str, row: int) -> None:
@@ -72,7 +72,7 @@ def _wrong_value(values: dict[str, Any]) -> str | None:
     for name, value in values.items():
         if value is None:
             continue
-        if name in TEXTS:
+        if name in TEXT_LISTS:
             if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
                 return f"{name}: expected a list of texts"
         elif name.startswith("num_") or name.endswith("frequency") or name == "nth_paragraph":

@@ -18,7 +18,7 @@ from alignment.stages import SourceFile
 
 Row = tuple[int, dict[str, Any]]
 """The 1-based line of an object in JSON lines, or its number in a JSON list, CSV or Parquet file, with the object."""
-UNNAMED = ".jsonl"
+DEFAULT_FORMAT = ".jsonl"
 """The format of a file whose name has no known ending."""
 
 
@@ -37,7 +37,7 @@ def read_rows(path: str | Path, sha256: str | None = None) -> list[Row]:
     given `sha256`.
     """
     url = remember(str(path))
-    return _rows(readers.read_records(url, sha256, unnamed=UNNAMED), url)
+    return _rows(readers.read_records(url, sha256, unnamed=DEFAULT_FORMAT), url)
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:

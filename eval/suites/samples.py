@@ -17,9 +17,9 @@ from alignment.errors import BadInput
 from eval.statistics import Mean, clustered_mean
 
 SAMPLES_FILE = "samples.parquet"
-LARGEST = 1e100
+MAX_VALUE = 1e100
 """Largest magnitude of a value: the square of a much larger value is infinite, and no metric has such values."""
-NAMES = ("suite", "id", "cluster", "metric")
+REQUIRED_COLUMNS = ("suite", "id", "cluster", "metric")
 SCHEMA = pa.schema(
     [
         ("suite", pa.string()),
@@ -85,13 +85,13 @@ def read_samples(path: str | Path) -> list[Sample]:
     except pa.ArrowException as error:
         raise BadInput(f"not a samples file: {str(error).splitlines()[0]}", file=str(path)) from error
     for number, row in enumerate(rows, start=1):
-        for name in NAMES:
+        for name in REQUIRED_COLUMNS:
             if row[name] is None:
                 raise BadInput("not a sample: missing", file=str(path), row=number, field=name)
         if row["value"] is not None and not math.isfinite(row["value"]):
             raise BadInput(f"{row['value']} is not a finite number", file=str(path), row=number, field="value")
-        if row["value"] is not None and abs(row["value"]) > LARGEST:
-            raise BadInput(f"{row['value']} is beyond {LARGEST:g}", file=str(path), row=number, field="value")
+        if row["value"] is not None and abs(row["value"]) > MAX_VALUE:
+            raise BadInput(f"{row['value']} is beyond {MAX_VALUE:g}", file=str(path), row=number, field="value")
     return [Sample(**row) for row in rows]
 
 

@@ -335,5 +335,5 @@ def test_log_likelihoods_want_a_loaded_model(
         batch_tokens=64,
         generate=Generate(kind="endpoint", base_url=server.url),
     )
-    with pytest.raises(BadInput, match="mmlu_virology wants log-likelihoods, which only a loaded model gives"):
+    with pytest.raises(BadInput, match="mmlu_virology needs log-likelihoods, which only a loaded model gives"):
         execute(STAGE, request, store)

@@ -1,12 +1,12 @@
-# Two commands are all: `make quickstart` and `make test`. Both set up what they need first.
+# The two main commands are `make quickstart` and `make test`. Both first install what they need.
 #
-# What to run when, on two cores:
-#   make check  while you write   1 minute    ruff, mypy, and the tests of what computes without a graph: data, recipes,
-#                                             store, losses, suites, statistics, gate, report, floors, recorded keys
+# When to run which tests, with their time on two cores:
+#   make check  while you write   1 minute    ruff, mypy, and the tests that need no graph: data, recipes, store, losses,
+#                                             suites, statistics, gate, report, floors, recorded keys
 #   make test   before a merge    15 minutes  the above and every other test without the marker `soak`: every contract,
-#                                             each command, whole graphs of tiny models, the quickstart, parts on real
-#                                             data where there is some
-#   make soak   before a release  45 minutes  tests with the marker `soak`: whole runs that are killed and go on, live
+#                                             each command, whole graphs of tiny models, the quickstart, and parts on
+#                                             real data if there is any
+#   make soak   before a release  45 minutes  tests with the marker `soak`: whole runs that are killed and continue, live
 #                                             daemons, nights and pages, the quickstart on shuffled labels, the whole
 #                                             graph on real data
 # A test is marked `soak` if it starts a live Dagster, kills a whole run, or is a whole run of minutes.
@@ -24,12 +24,12 @@ CORE   := $(filter-out tests/test_bare_image.py,$(wildcard tests/test_*.py)) \
 
 .PHONY: help setup setup-dev quickstart ui check test soak lint types core tests newer clean
 
-help: ## what there is
+help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(BASE) ## a virtual environment from the lock file
 
-setup-dev: $(DEV) ## what the tests need, too
+setup-dev: $(DEV) ## the same, with the packages that the tests need
 
 $(BASE): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (make PYTHON=python3.11 …)"; exit 2; }
@@ -45,15 +45,15 @@ $(DEV): $(BASE)
 quickstart: setup ## run the whole graph on the embedded model and data
 	$(BIN)/align run recipes/quickstart.yaml
 
-ui: setup ## Dagster with its daemon, and MLflow, on this project's home
+ui: setup ## start Dagster with its daemon, and MLflow, for this project
 	$(BIN)/python -m alignment_dags.ui
 
-check: setup-dev ## a minute: lint, types and the pure core, side by side
+check: setup-dev ## one minute: lint, types and the tests of the pure core, in parallel
 	@$(MAKE) --no-print-directory --jobs 2 lint types core
 
-test: setup-dev lint types newer tests ## everything that has to hold before a merge
+test: setup-dev lint types newer tests ## everything that has to pass before a merge
 
-soak: setup-dev ## what takes long: whole quickstarts, kills, live daemons
+soak: setup-dev ## the long tests: whole quickstarts, kills, live daemons
 	$(PYTEST) $(WORKERS) -m soak
 
 lint: setup-dev ## ruff
@@ -66,11 +66,11 @@ types: setup-dev ## mypy, strict everywhere but in tests
 core: setup-dev ## the pure core's tests, in one process
 	$(PYTEST) -m "not soak" -k "not s3" $(CORE)
 
-newer: setup-dev ## every file compiled, and the pure core tested, on a newer Python where there is one (PYTHON_NEXT=…)
+newer: setup-dev ## compile every file and test the pure core on a newer Python, if there is one (PYTHON_NEXT=…)
 	$(BIN)/python -m tests.newer_python
 
 tests: setup-dev ## the tests of `make test`, a file at a time on each core, four at most
 	$(PYTEST) $(WORKERS) -m "not soak"
 
-clean: ## forget everything that was made (not the environment)
+clean: ## remove all results (not the environment)
 	rm -rf .align .dagster

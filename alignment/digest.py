@@ -42,6 +42,7 @@ class SetDigest:
         self._sum = 0
 
     def add(self, line: str) -> None:
+        """Adds a line; the order of lines does not matter, but a repeated line counts again."""
         hashed = hashlib.shake_256(line.encode("utf-8", "surrogatepass")).digest(self.WIDTH)
         self._sum = (self._sum + int.from_bytes(hashed)) % (1 << 8 * self.WIDTH)
 

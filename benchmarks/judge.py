@@ -20,6 +20,13 @@ from pathlib import Path
 from typing import Any
 
 
+class Server(ThreadingHTTPServer):
+    """With Python's own backlog of five, a system resets connections that come at once."""
+
+    request_queue_size = 1024
+    daemon_threads = True
+
+
 def serve(seconds: float, told: Connection) -> None:
     """Answers until the other end of the pipe says so; then tells the most requests that were under way at once."""
     now = most = 0
@@ -50,8 +57,7 @@ def serve(seconds: float, told: Connection) -> None:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     told.send(server.server_address[1])
     told.recv()

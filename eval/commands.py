@@ -43,13 +43,16 @@ def score_files(
     out: str | Path | None = None,
     against: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Writes samples.parquet into `out` (default `scores/<suite>-<responses file>` here) and returns plain JSON values:
-    `suite, n, metrics {name: {value, stderr, n}}, samples` (a path) and what did not count: `missing`, `failed`,
-    `judged`, `unparsable`, `unjudged`, `left_out` (metrics of the task); `intervals` of metrics with an interval of
-    their own; which answers are `empty`, their mean `length`, and `classes`, what a function of ours made of them.
-    Judgments of pairs need the baseline's answers in `against` (AlpacaEval's may come with its data).
+    """Scores stored responses, writes samples.parquet into `out`, and returns plain JSON values.
 
-    Raises `BadInput` naming wrong, duplicate or malformed rows, or an `out` that takes no files, before it scores.
+    The values are `suite, n, metrics {name: {value, stderr, n}}, samples` (a path); what does not count (`missing`,
+    `failed`, `judged`, `unparsable`, `unjudged`, `left_out`: metrics of the task that cannot be compared); `intervals`
+    of metrics that have an interval of their own; the `empty` answers, their mean `length`, and `classes` (answers
+    counted by class, for a suite with a classifier). `out` is `scores/<suite>-<responses file>` by default. Judgments
+    of pairs need the baseline's answers in `against`; AlpacaEval's data may hold them.
+
+    Raises `BadInput` that names wrong, duplicate or malformed rows, or a folder that cannot be written to, before
+    anything is scored.
     """
     kind = suite_named(suite)
     if responses is None or data is None:
@@ -85,21 +88,22 @@ def score_files(
 def _stored_grader(
     suite: Suite, items: list[Item], judgments: str | Path | None, against: str | Path | None, data: str
 ) -> tuple[Grader | None, list[Item]]:
-    """How stored judgments are graded, as what they are of says, and the items with the baseline where it is needed."""
+    """The grader for stored judgments of single answers or of pairs, and the items, for pairs with the baseline's
+    turns."""
     if judgments is None:
         return None, items
     stored = stored_judgments(judgments, items, suite.turns)
     pairs = any(judgment.game for judgment in stored)
     grading = (BESIDE if pairs else ALONE).get(suite.name)
     if grading is None:
-        problem = f"{suite.title} is judged {'alone' if pairs else 'beside a baseline'}, and these judgments are not"
+        problem = f"{suite.title} is judged {'answer by answer' if pairs else 'in pairs'}, and these judgments are not"
         raise BadInput(problem, file=str(judgments))
     if pairs:
         if against is None and suite.name != "alpaca_eval":
             raise BadInput("judgments of pairs need the baseline's answers: give --against", file=str(judgments))
         items = with_baseline(suite, items, None if against is None else read_rows(against), str(against or data))
     elif against is not None:
-        raise BadInput("these judgments are of answers alone: leave --against out", file=str(judgments))
+        raise BadInput("these judgments are of single answers: leave out --against", file=str(judgments))
     return Grader((grading,), StoredJudge(stored)), items
 
 
@@ -110,7 +114,7 @@ def _make_folder(folder: Path) -> None:
             pass
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise BadInput(f"no folder to write samples into: {reason}", file=str(folder), field="out") from error
+        raise BadInput(f"samples cannot be written here: {reason}", file=str(folder), field="out") from error
 
 
 def compare_files(
@@ -144,34 +148,36 @@ def judge_files(
     prompts: str | Path | None = None,
     against: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Asks the judge what `out` does not hold yet, appends each judgment as it comes, and returns plain JSON values:
-    `suite, n, judgments, metrics, intervals, out`, what does not count (`missing`, `failed`, `unparsable`), what was
-    not judged (`not_judged`: name to reason, `problem` in one line or None), and what it took (`judge`).
+    """Asks a judge for every judgment that `out` does not hold yet, and returns plain JSON values.
 
-    With `against` answers are judged beside that file's, in both orders. At its end `out` is in FastChat's form.
-    Raises `BadInput` before anything is asked for files that do not fit each other, or an `out` that holds
-    judgments of something else.
+    The values are `suite, n, judgments, metrics, intervals, out`; what does not count (`missing`, `failed`,
+    `unparsable`); what was not judged (`not_judged`: name to reason; `problem`: one line or None); and the cost
+    (`judge`). Each judgment is appended to `out` when it arrives; when all have arrived, `out` is in FastChat's form.
+    With `against` each answer is judged against that file's answer, in both orders.
+
+    Raises `BadInput`, before anything is asked, for files that do not belong together, or if `out` holds judgments of
+    other answers.
     """
     kind = suite_named(suite)
     beside = against is not None or suite not in ALONE
-    found = (BESIDE if beside else ALONE).get(suite)
-    if found is None:
+    grading = (BESIDE if beside else ALONE).get(suite)
+    if grading is None:
         judged = suite in ALONE or suite in BESIDE
         raise BadInput(f"{suite} is judged without a baseline" if judged else f"{suite} has a scorer of its own")
-    ways = (found,)  # a file holds judgments of pairs or of answers alone
+    gradings = (grading,)  # a file holds judgments of pairs or of single answers, never both
     items = read_items(kind, questions)
     responses = read_answers(answers, items)
     if beside:
         items = with_baseline(kind, items, None if against is None else read_rows(against), str(against or questions))
-    asked_by = parse_prompts(read_rows(prompts), str(prompts), found.prompts) if prompts else default_prompts()
+    asked_by = parse_prompts(read_rows(prompts), str(prompts), grading.prompts) if prompts else default_prompts()
     references = reference_turns(read_rows(reference), str(reference)) if reference else {}
     endpoint, model = Endpoint(judge), model_name(answers)
     baseline = model_name(against or questions) if beside else ""
     path = Path(out)
-    told: dict[str, Any] = {}
+    judging: dict[str, Any] = {}
 
     def ask(answered: Sequence[Any]) -> list[Judgment]:
-        asked = questions_of(ways, answered, asked_by, references)
+        asked = questions_of(gradings, answered, asked_by, references)
         digests = {endpoint.digest(question): None for question in asked}
         with Journal(path) as journal:
             journal.refuse_others(digests)
@@ -179,14 +185,14 @@ def judge_files(
                 outcome = endpoint.ask(asked, journal, model, baseline)
             finally:
                 journal.tidy(list(digests))
-        told.update(
+        judging.update(
             judge=bill(outcome, judge),
             problem=shortfall(outcome, len(asked)) or None,
             not_judged=_not_judged(outcome.failed, outcome.refused, outcome.unasked, outcome.budget),
         )
         return outcome.judgments
 
-    scored = score_suite(kind, items, responses, Grader(ways, ask), str(answers))
+    scored = score_suite(kind, items, responses, Grader(gradings, ask), str(answers))
     return {
         "suite": suite,
         "n": scored.n,
@@ -197,12 +203,12 @@ def judge_files(
         "missing": scored.missing,
         "failed": scored.failed,
         "unparsable": unparsable(scored.judgments),
-        **told,
+        **judging,
     }
 
 
 def judge_settings(price: dict[str, float | None], **given: Any) -> Judge:
-    """An endpoint's settings from options; raises `BadInput` naming the first that will not do."""
+    """An endpoint's settings from options; raises `BadInput` that names the first invalid option."""
     prices = None if all(value is None for value in price.values()) else price
     try:
         return Judge.model_validate({"kind": "openai", "price": prices, **given})
@@ -213,11 +219,11 @@ def judge_settings(price: dict[str, float | None], **given: Any) -> Judge:
 
 
 def unparsable(judgments: Sequence[Judgment]) -> list[str]:
-    """The judgments without a verdict that can be read, by name."""
+    """Names of the judgments from which no verdict could be read."""
     return [
-        Question(one.question_id, one.turn, one.prompt_name, "", "", one.game).name
-        for one in judgments
-        if one.score is None
+        Question(judgment.question_id, judgment.turn, judgment.prompt_name, "", "", judgment.game).name
+        for judgment in judgments
+        if judgment.score is None
     ]
 
 

@@ -1,1 +1,1 @@
-"""What the nodes hold: the artifact store, MLflow tracking, compute pools and their launchers."""
+"""What the nodes use: the artifact store, MLflow tracking, compute pools and their launchers."""

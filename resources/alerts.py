@@ -1,7 +1,7 @@
-"""Alerts: a log line always, and a webhook where the recipe names one.
+"""Alerts: always a log line, and a POST to a webhook if the recipe names one.
 
-A webhook is enough for chat (Slack, Mattermost, Teams and Discord's Slack endpoint take `format: text`), for paging
-and for e-mail (through any of the services that turn a webhook into mail).
+A webhook reaches chat (Slack, Mattermost, Teams and Discord's Slack endpoint take `format: text`), paging services, and
+e-mail through a service that turns webhooks into mail.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from alignment.address import shown
 from alignment.recipe import Alerts
 
 ATTEMPTS = 3
-TIMEOUT = 5.0  # seconds one attempt may take
-PAUSE = 1.0  # seconds before the second attempt; doubled before every further one
+TIMEOUT = 5.0  # seconds of one attempt
+PAUSE = 1.0  # seconds before the second attempt; doubled before every further attempt
 
 log = logging.getLogger("alignment_dags.alerts")
 
 
 @dataclass(frozen=True)
 class Alert:
-    """What a person should know: `event` is a short name to filter by, `text` one or more plain lines."""
+    """A message to a person: `event` is a short name to filter by, `text` is one or more plain lines."""
 
     recipe: str
     event: str
@@ -34,11 +34,9 @@ class Alert:
 
 
 def send(alerts: Alerts | None, alert: Alert) -> None:
-    """Logs the alert and posts it to the recipe's webhook; says so when that does not work, and never raises.
+    """Logs the alert and posts it to the recipe's webhook. A failure is logged; nothing is raised.
 
-    No address in its text shows a secret.
-
-    The webhook's URL is a secret: it stands in no log line.
+    Secrets in addresses are removed from the text. The webhook's URL is a secret itself and is never logged.
     """
     alert = replace(alert, text=shown(alert.text))
     log.warning("%s: %s: %s", alert.recipe, alert.event, alert.text)
@@ -54,13 +52,13 @@ def send(alerts: Alerts | None, alert: Alert) -> None:
 
 
 def body(alerts: Alerts, alert: Alert) -> bytes:
-    """What is posted."""
-    told = asdict(alert) if alerts.format == "json" else {"text": f"{alert.recipe}: {alert.event}\n{alert.text}"}
-    return json.dumps(told, ensure_ascii=False).encode()
+    """The JSON text that is posted: the alert's fields, or `{"text"}` for chat services (`format: text`)."""
+    content = asdict(alert) if alerts.format == "json" else {"text": f"{alert.recipe}: {alert.event}\n{alert.text}"}
+    return json.dumps(content, ensure_ascii=False).encode()
 
 
 def _post(url: str, data: bytes) -> str | None:
-    """None when the receiver took it, else why not. Only what may pass by itself is tried again."""
+    """None if the receiver accepted the alert, else the reason. Errors that may be temporary are tried again."""
     why = None
     for attempt in range(ATTEMPTS):
         if attempt:
@@ -74,6 +72,6 @@ def _post(url: str, data: bytes) -> str | None:
             why = f"status {error.code}"
             if error.code < 500 and error.code != 429:
                 return why
-        except Exception as error:  # whatever it is, the work that wanted to tell of it goes on
-            why = type(error).__name__  # without its text, which may hold the URL
+        except Exception as error:  # an alert that fails must not stop the work that sends it
+            why = type(error).__name__  # not the error's text, which may contain the URL
     return why

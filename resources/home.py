@@ -1,4 +1,4 @@
-"""Where a project keeps what it makes; every place can be moved by its environment variable.
+"""The folders and addresses of a project's results; an environment variable moves each of them.
 
 | what | variable | default |
 |---|---|---|
@@ -24,10 +24,12 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 
 def align_home() -> Path:
+    """The folder for everything except Dagster's storage; raises `BadInput` for a link that leads to itself."""
     return _folder("ALIGN_HOME", PROJECT / ".align")
 
 
 def dagster_home() -> Path:
+    """The folder of Dagster's storage and settings; raises as `align_home`."""
     return _folder("DAGSTER_HOME", PROJECT / ".dagster")
 
 
@@ -35,34 +37,36 @@ def _folder(variable: str, default: Path) -> Path:
     given = os.environ.get(variable)
     try:
         return Path(given or default).resolve()
-    except (OSError, RuntimeError) as error:  # links that go round in a circle
-        raise BadInput(f"no folder: {error}", file=given, field=variable) from error
+    except (OSError, RuntimeError) as error:  # a link that leads to itself
+        raise BadInput(f"not a folder: {error}", file=given, field=variable) from error
 
 
 def store_url() -> str:
+    """The artifact store: a local folder or an fsspec URL."""
     return os.environ.get("ALIGN_STORE") or str(align_home() / "store")
 
 
 def tracking_uri() -> str:
+    """MLflow's tracking URI; it may contain a password."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{align_home() / 'mlflow.db'}"
 
 
 def mlflow_ui() -> str:
-    """Where a person opens MLflow: the tracking server itself, or the pages that `make ui` serves."""
+    """The address at which a person opens MLflow: the tracking server itself, or the UI that `make ui` starts."""
     uri = shown(tracking_uri())
     return uri if uri.startswith("http") else os.environ.get("ALIGN_MLFLOW_UI", "http://127.0.0.1:5000")
 
 
 def ensure_home() -> None:
-    """Makes both homes and puts them, and what follows from them, into this process's environment.
+    """Makes both homes, and sets them and the addresses in them in this process's environment.
 
-    Dagster reads its settings from DAGSTER_HOME, so the top-level dagster.yaml is linked there.
-    Raises `BadInput` naming the variable of a home that cannot be made or written to.
+    Dagster reads its settings from DAGSTER_HOME, so the top-level dagster.yaml is linked there. Raises `BadInput` that
+    names the variable of a home that cannot be created or written to.
     """
     home, dagster = align_home(), dagster_home()
-    with _told(home, "ALIGN_HOME"):
+    with _naming(home, "ALIGN_HOME"):
         _make(home)
-    with _told(dagster, "DAGSTER_HOME"):
+    with _naming(dagster, "DAGSTER_HOME"):
         _make(dagster)
         _link_settings(dagster / "dagster.yaml")
     os.environ.update(
@@ -72,14 +76,14 @@ def ensure_home() -> None:
         MLFLOW_TRACKING_URI=tracking_uri(),
     )
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # progress is told by log lines, which event logs and files can hold
+    os.environ.setdefault("TQDM_DISABLE", "1")  # log lines report progress, as bars are unreadable in files
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # of libraries among themselves
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # libraries warn of each other
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 @contextmanager
-def _told(home: Path, variable: str) -> Iterator[None]:
+def _naming(home: Path, variable: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -1,8 +1,8 @@
-"""A registered checkpoint as an MLflow model, so that `mlflow.transformers` and `mlflow.pyfunc` load it by its name.
+"""A registered checkpoint as an MLflow model, which `mlflow.transformers` and `mlflow.pyfunc` load by its name.
 
-The files lie where MLflow keeps those of the version's logged model: whoever reaches MLflow needs no access to our
-store. On one machine the weights are hard links to the store's own and take no room; to another place they are copied.
-`MLmodel` is written last, so a copy that was cut short is no model yet and is made again.
+The files lie where MLflow keeps the files of the version's logged model, so users of MLflow need no access to our
+store. On one file system the weights are hard links to the store's files and take no space; otherwise they are copied.
+`MLmodel` is written last. A copy without it was interrupted and is made again.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ WEIGHTS, TOKENIZER = "model", Path("components", "tokenizer")  # where mlflow.tr
 EXTERNAL_TAG = "mlflow.model.isExternal"
 PACKAGES = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "accelerate")
 UPLOAD_SECONDS = 1800
-ANSWER = 256
-"""New tokens of an answer, unless `predict` is given `params={"max_new_tokens": …}`."""
+MAX_NEW_TOKENS = 256
+"""Most new tokens of an answer, unless `predict` gets `params={"max_new_tokens": …}`."""
 
 
 def is_published(client: MlflowClient, model_id: str) -> bool:
-    """Whether the logged model has its files, all of them."""
+    """Whether the logged model has all its files."""
     return any(file.path == MLMODEL for file in client.list_logged_model_artifacts(model_id))
 
 
 def publish(client: MlflowClient, model_id: str, checkpoint: Path, policy: Commit) -> None:
-    """Puts the checkpoint's files, and what MLflow needs to load them, where the logged model has its own.
+    """Adds the checkpoint's files, and the files that MLflow needs to load them, to the logged model.
 
     `checkpoint` is a local folder with the files of `policy`. Safe to repeat.
     """
@@ -85,7 +85,7 @@ def publish(client: MlflowClient, model_id: str, checkpoint: Path, policy: Commi
 
 @contextmanager
 def _time_to_upload() -> Iterator[None]:
-    """A server may keep a file of many GiB to itself before it answers; the limit of other requests is too short."""
+    """Raises MLflow's request timeout meanwhile: a server may store a file of many GiB before it answers."""
     name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
     before = os.environ.get(name)
     os.environ[name] = str(max(UPLOAD_SECONDS, int(before or 0)))
@@ -96,7 +96,7 @@ def _time_to_upload() -> Iterator[None]:
 
 
 def unpublish(client: MlflowClient, model_id: str) -> None:
-    """Takes the files away again; the version and its record stay."""
+    """Removes the files; the version and its record stay."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     if not client.list_logged_model_artifacts(model_id):
@@ -106,7 +106,7 @@ def unpublish(client: MlflowClient, model_id: str) -> None:
 
 
 def local_folder(location: str) -> Path | None:
-    """The folder of an artifact location on this machine's file system; None for one that is elsewhere."""
+    """The local folder of an artifact location; None if the location is not on this machine's file system."""
     parts = urlsplit(location)
     if parts.scheme not in ("", "file"):
         return None
@@ -114,7 +114,7 @@ def local_folder(location: str) -> Path | None:
 
 
 def link(source: Path, target: Path) -> None:
-    """Gives a file a second name; on another file system, or where links are not allowed, a copy of it."""
+    """Makes `target` a hard link to `source`; where links are impossible, a copy."""
     target.parent.mkdir(parents=True, exist_ok=True)
     arriving = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -124,11 +124,13 @@ def link(source: Path, target: Path) -> None:
             shutil.copyfile(source, arriving)
         arriving.replace(target)
     finally:
-        arriving.unlink(missing_ok=True)  # also where both names were one file already: then replacing does nothing
+        arriving.unlink(
+            missing_ok=True
+        )  # if both names are links to one file, `replace` does nothing and leaves this name
 
 
 def describe(logged: LoggedModel, checkpoint: Path, policy: Commit) -> Model:
-    """What `MLmodel` says: a text generation pipeline, and in pyfunc a text that is answered with a text."""
+    """The content of `MLmodel`: a text generation pipeline; pyfunc takes a text and returns the answer as text."""
     from mlflow import pyfunc
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
@@ -137,8 +139,8 @@ def describe(logged: LoggedModel, checkpoint: Path, policy: Commit) -> Model:
     room, generation = max_positions(checkpoint), _generation(checkpoint)
     params = ParamSchema(
         [
-            ParamSpec("max_new_tokens", "long", ANSWER if room is None else min(ANSWER, room // 2)),
-            # where the checkpoint says nothing the pipeline would draw, at 0.7; evaluations are greedy, and so is this
+            ParamSpec("max_new_tokens", "long", MAX_NEW_TOKENS if room is None else min(MAX_NEW_TOKENS, room // 2)),
+            # without a setting the pipeline would sample at 0.7; evaluations are greedy, so this is greedy too
             ParamSpec("do_sample", "boolean", bool(generation.get("do_sample"))),
             ParamSpec("temperature", "double", float(generation.get("temperature") or 1.0)),
         ]
@@ -179,10 +181,10 @@ def describe(logged: LoggedModel, checkpoint: Path, policy: Commit) -> Model:
 
 
 def prompt_template(checkpoint: Path, runs_code: bool = False) -> str | None:
-    """The chat template around one user message, as MLflow fills it in: `{prompt}` stands for the message.
+    """The chat template around one user message, in MLflow's form: `{prompt}` stands for the message.
 
-    Without its BOS where the tokenizer adds one by itself. None for a model without a chat template, or whose template
-    changes the message.
+    The template's BOS is left out if the tokenizer adds a BOS by itself. None if the model has no chat template, or if
+    the template changes the message.
     """
     if not has_chat_template(checkpoint):
         return None
@@ -200,8 +202,8 @@ def prompt_template(checkpoint: Path, runs_code: bool = False) -> str | None:
 
 def _generation(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / GENERATION_CONFIG_FILE
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
+    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return settings
 
 
 def _dtype(checkpoint: Path) -> str:
@@ -210,7 +212,7 @@ def _dtype(checkpoint: Path) -> str:
 
 
 def _write_environment(folder: Path) -> None:
-    """The packages that loading takes, in the three forms MLflow's servers read."""
+    """The packages that are needed to load the model, in the three forms that MLflow's servers read."""
     packages = [f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES]
     python = platform.python_version()
     plain = {"python": python, "build_dependencies": ["pip"], "dependencies": ["-r requirements.txt"]}

@@ -1,4 +1,4 @@
-"""Compute pools: what `recipes/pools.yaml` declares is the one source for limits, placement and planning."""
+"""Compute pools: `recipes/pools.yaml` declares them, for limits, placement and planning alike."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from alignment.errors import BadInput
 from alignment.recipe.load import read_yaml
 from resources.home import PROJECT
 
-MOST_SLOTS = 1000
-"""Dagster holds a row for every slot, and takes no more of one pool."""
+MAX_SLOTS = 1000
+"""Dagster keeps a row for every slot, and accepts at most this many in one pool."""
 
 
 class Kubernetes(BaseModel):
-    """What a pod of this pool needs beside its GPUs.
+    """What a pod of this pool needs in addition to its GPUs.
 
     It becomes the tag `dagster-k8s/config` of the step, which Dagster's Kubernetes executor reads. The executor that is
     set here by default starts no pods and does not read it.
@@ -37,18 +37,18 @@ class Kubernetes(BaseModel):
 
 
 class Pool(BaseModel):
-    """One kind of place a GPU stage runs in. A launch takes one slot, whatever `gpus_per_slot` is."""
+    """A kind of machine that GPU stages run on. A launch takes one slot, whatever `gpus_per_slot` is."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    slots: int = Field(ge=1, le=MOST_SLOTS, strict=True)
+    slots: int = Field(ge=1, le=MAX_SLOTS, strict=True)
     """Launches that may run at once."""
     gpus_per_slot: int = Field(default=0, ge=0, strict=True)
     """GPUs that a launch uses; 0 for a pool without."""
     accelerator: str | None = None
     """Name of the GPU; people read it."""
     memory_gib: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Memory of one GPU (of the machine, where there is none) in GiB; null leaves `align plan` unable to say what
+    """Memory of one GPU in GiB, or of the machine for a pool without GPUs; with null `align plan` cannot say what
     fits."""
     price_per_hour: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Price of one slot in USD an hour; 0 where it is not known."""
@@ -61,11 +61,12 @@ class Pool(BaseModel):
 
     @property
     def world_size(self) -> int:
-        """Ranks that share a stage's work; counts in the key of what they train."""
+        """Number of ranks that share the work of a stage; it is part of the key of a training."""
         return 1 if self.launcher == "step" else self.processes or max(self.gpus_per_slot, 1)
 
     def step_tags(self) -> dict[str, Any]:
-        """Tags that place the launch on Kubernetes. Both launchers work where the step runs, so it carries them."""
+        """Tags that place the launch on Kubernetes. They are tags of the step, because both launchers work where it
+        runs."""
         if self.kubernetes is None:
             return {}
         amounts = {"memory": self.kubernetes.memory, "cpu": self.kubernetes.cpu}
@@ -97,11 +98,17 @@ class Pools(BaseModel):
 
 
 def pools_file() -> Path:
+    """The pools file: ALIGN_POOLS, or recipes/pools.yaml of the project."""
     return Path(os.environ.get("ALIGN_POOLS") or PROJECT / "recipes" / "pools.yaml")
 
 
+def is_pools_file(path: Path) -> bool:
+    """Whether a YAML file declares pools and nothing else; a recipe, which may say `pools` too, has a name at least."""
+    return list(read_yaml(path, "recipe")) == ["pools"]
+
+
 def load_pools(path: Path | None = None) -> Pools:
-    """The pools in a file (ALIGN_POOLS, or recipes/pools.yaml); raises `BadInput` naming file and field."""
+    """The pools in a file (ALIGN_POOLS, or recipes/pools.yaml); raises `BadInput` that names file and field."""
     return _read_pools(path or pools_file())
 
 

@@ -22,7 +22,7 @@ class ArtifactStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         url = self.url or store_url()
         store = Store(url, cache=align_home() / "cache")
         if isinstance(store.fs, MemoryFileSystem):
-            raise BadInput("a store in memory lives in one process, and every step is another", file=url)
+            raise BadInput("a store in memory belongs to one process, and every step is a process of its own", file=url)
         if store.is_local:
             try:
                 Path(store.root).mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,15 @@
-"""What servers of the tests promise the tests."""
+"""What servers of the tests and of the judge's benchmark promise."""
 
 from __future__ import annotations
 
 import socket
 import threading
-from http.server import BaseHTTPRequestHandler
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
+
+from benchmarks.judge import Server as BenchmarkServer
 from tests.loopback import Server
 
 
@@ -18,8 +22,11 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def test_connections_that_come_at_once_wait_and_are_all_answered() -> None:
-    server = Server(Handler)
+@pytest.mark.parametrize("start", [Server, lambda handler: BenchmarkServer(("127.0.0.1", 0), handler)])
+def test_connections_that_come_at_once_wait_and_are_all_answered(
+    start: Callable[[type[BaseHTTPRequestHandler]], ThreadingHTTPServer],
+) -> None:
+    server = start(Handler)
     clients = [socket.create_connection(("127.0.0.1", server.server_port), timeout=30) for _ in range(64)]
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

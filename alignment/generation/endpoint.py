@@ -7,25 +7,22 @@ interruption asks for none twice; what was refused is asked again, as the endpoi
 
 from __future__ import annotations
 
-import json
-import os
-import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alignment.digest import json_digest
 from alignment.errors import BadInput
+from alignment.generation import journal
 from alignment.generation.generator import GREEDY, Answer, Prompt, PromptEncoder, Sampling, cut_at
+from alignment.generation.openai_client import OpenAIClient, Trouble
 from alignment.recipe import Generate
 
-if TYPE_CHECKING:
-    from openai import OpenAI
+FIELD = "evals.generate"
 
 MOST_STOPS = 4
 """The API takes no more stop strings; with more of them answers are cut here only."""
-
 
 REFUSED = "the endpoint refuses the prompt"
 
@@ -42,8 +39,9 @@ class EndpointGenerator:
         self.name = settings.model.format(digest=digest[:12])
         self.encoder = encoder
         self._journal = _Journal(kept)
-        self._client = _client(settings)
-        self._require_served()
+        self._client = OpenAIClient(settings, self.name, who="the endpoint", field=FIELD)
+        with self._client:
+            self._require_served()
 
     @property
     def is_chat(self) -> bool:
@@ -62,110 +60,92 @@ class EndpointGenerator:
         Raises `EndpointDown` when a call fails for good, `BadInput` when the endpoint refuses the key or every prompt.
         """
         drawn = [GREEDY] * len(prompts) if samplings is None else samplings
-
-        def one(prompt: Prompt, sampling: Sampling) -> Answer:
+        requests: list[_Request | Answer] = []
+        for prompt, sampling in zip(prompts, drawn, strict=True):
             ids = self.encoder.encode(prompt)
             if (problem := self.encoder.problem(ids, max_new_tokens)) is not None:
-                return Answer("", failed=problem)
-            return self._ask(ids, self.encoder.room(ids, max_new_tokens), tuple(until), sampling)
-
-        with ThreadPoolExecutor(self.settings.in_flight) as pool:
-            futures = [pool.submit(one, prompt, sampling) for prompt, sampling in zip(prompts, drawn, strict=True)]
-            try:
-                answers = [future.result() for future in futures]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+                requests.append(Answer("", failed=problem))
+            else:
+                requests.append(self._request(ids, self.encoder.room(ids, max_new_tokens), tuple(until), sampling))
+        with self._journal:
+            known = self._ask([request for request in requests if isinstance(request, _Request)])
+        answers = [known[one.digest] if isinstance(one, _Request) else one for one in requests]
         if answers and all((answer.failed or "").startswith(REFUSED) for answer in answers):
-            raise BadInput(f"every prompt: {answers[0].failed}", field="evals.generate")
+            raise BadInput(f"every prompt: {answers[0].failed}", field=FIELD)
         return answers
 
-    def _ask(self, ids: list[int], limit: int, until: tuple[str, ...], sampling: Sampling) -> Answer:
-        asked: dict[str, Any] = {
-            "model": self.name,
-            "prompt": ids,
+    def _request(self, ids: list[int], limit: int, until: tuple[str, ...], sampling: Sampling) -> _Request:
+        options: dict[str, Any] = {
             "max_tokens": limit,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "seed": int(json_digest(sampling.seed)[:8], 16) >> 1,
         }
         if 0 < len(until) <= MOST_STOPS:
-            asked["stop"] = list(until)
-        digest = json_digest([asked, until])
-        if (known := self._journal.find(digest)) is not None:
-            return known
-        answer = self._call(asked, until)
-        if answer.failed is None:
-            self._journal.add(digest, answer)
-        return answer
+            options["stop"] = list(until)
+        digest = json_digest([{"model": self.name, "prompt": ids} | options, until])
+        return _Request(digest, ids, options, until)
 
-    def _call(self, asked: dict[str, Any], until: tuple[str, ...]) -> Answer:
-        import openai
+    def _ask(self, requests: Sequence[_Request]) -> dict[str, Answer]:
+        """Answers by the requests' digests, those that the (open) journal does not hold from the endpoint."""
+        waiting = {one.digest: one for one in requests if self._journal.find(one.digest) is None}
+        refused: dict[str, Answer] = {}
+        if waiting:
+            with self._client as client:
+                told = client.each(self._call, waiting.values())
+            refused = {digest: answer for digest, answer in zip(waiting, told, strict=True) if answer is not None}
+        kept = {one.digest: entry.answer for one in requests if (entry := self._journal.find(one.digest)) is not None}
+        return kept | refused
 
-        try:
-            completion: Any = self._client.completions.create(**asked)
-        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            return Answer("", failed=f"{REFUSED} ({error.status_code})")
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            problem = f"the endpoint refuses the key in {self.settings.api_key_env}: {error.status_code}"
-            raise BadInput(problem, field="evals.generate.api_key_env") from None
-        except openai.APIError as error:
-            status = getattr(error, "status_code", None) or type(error).__name__
-            raise EndpointDown(f"{self.settings.base_url} gives no answer ({status})") from None
-        try:
-            text, tokens = completion.choices[0].text, completion.usage.completion_tokens
-        except (AttributeError, IndexError, TypeError):
-            text, tokens = None, None
-        if not isinstance(text, str) or not isinstance(tokens, int):
-            raise EndpointDown(f"{self.settings.base_url} answers with something that is no completion")
-        return Answer(cut_at(text, until), tokens)
+    def _call(self, request: _Request) -> Answer | None:
+        """Keeps the endpoint's answer, or returns one that says that it refuses the prompt."""
+        told = self._client.persist(lambda: self._client.complete(request.ids, **request.options))
+        if isinstance(told, Trouble):
+            if not told.passing:
+                return Answer("", failed=f"{REFUSED} ({told.status})")
+            raise EndpointDown(f"{self._client.address} gives no answer ({told.status or told.reason})")
+        if told.output_tokens is None:
+            raise EndpointDown(f"{self._client.address} does not say how many tokens its answers have (no usage)")
+        self._journal.add(_Kept(request.digest, Answer(cut_at(told.text, request.until), told.output_tokens)))
+        return None
 
     def _require_served(self) -> None:
-        import openai
-
-        try:
-            served = [model.id for model in self._client.models.list()]
-        except openai.APIError as error:
-            reason = getattr(error, "status_code", None) or type(error).__name__
-            problem = f"{self.settings.base_url} cannot be asked what it serves ({reason})"
-            raise BadInput(problem, field="evals.generate.base_url") from None
+        served = self._client.served()
         if self.name not in served:
-            problem = (
-                f"{self.settings.base_url} does not serve {self.name} (it serves {', '.join(served) or 'nothing'})"
-            )
-            raise BadInput(problem, field="evals.generate.model")
+            problem = f"{self._client.address} does not serve {self.name} (it serves {', '.join(served) or 'nothing'})"
+            raise BadInput(problem, field=f"{FIELD}.model")
 
 
-def _client(settings: Generate) -> OpenAI:
-    from openai import OpenAI
+@dataclass(frozen=True)
+class _Request:
+    """A prompt as it is sent, under the digest that its answer is kept by."""
 
-    return OpenAI(
-        api_key=os.environ.get(settings.api_key_env) or "none",  # endpoints of one's own often ask for none
-        base_url=settings.base_url,
-        max_retries=settings.retries,
-        timeout=settings.timeout_seconds,
-    )
+    digest: str
+    ids: list[int]
+    options: dict[str, Any]
+    until: tuple[str, ...]
 
 
-class _Journal:
-    """Whole answers by what was asked, one line each; a last line that was cut off is asked again."""
+@dataclass(frozen=True)
+class _Kept:
+    asked: str
+    answer: Answer
 
-    def __init__(self, path: Path) -> None:
-        self._lock = threading.Lock()
-        self._known: dict[str, Answer] = {}
-        lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
-        for line in lines[:-1]:
-            entry = json.loads(line)
-            if entry.get("failed") is None:
-                self._known[entry["asked"]] = Answer(entry["text"], entry["tokens"])
-        path.write_bytes(b"".join(line + b"\n" for line in lines[:-1]))
-        self._path = path
 
-    def find(self, digest: str) -> Answer | None:
-        return self._known.get(digest)
+class _Journal(journal.Journal[_Kept]):
+    """Whole answers only: a refusal that older versions kept is asked again."""
 
-    def add(self, digest: str, answer: Answer) -> None:
-        entry = {"asked": digest, "text": answer.text, "tokens": answer.tokens}
-        with self._lock, self._path.open("ab") as stream:
-            stream.write(json.dumps(entry).encode() + b"\n")
-            self._known[digest] = answer
+    start = b'{"asked": '
+    content = "answers"
+    remedy = "take it away to have everything asked again"
+
+    def _record(self, entry: _Kept) -> dict[str, Any]:
+        return {"asked": entry.asked, "text": entry.answer.text, "tokens": entry.answer.tokens}
+
+    def _parse(self, record: dict[str, Any], row: int) -> Iterator[_Kept]:
+        asked, text, tokens = (record.get(name) for name in ("asked", "text", "tokens"))
+        if not (isinstance(asked, str) and isinstance(text, str) and type(tokens) is int):
+            problem = f"not an answer that was written here; {self.remedy}"
+            raise BadInput(problem, file=str(self.path), row=row)
+        if record.get("failed") is None:
+            yield _Kept(asked, Answer(text, tokens))

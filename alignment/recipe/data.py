@@ -9,9 +9,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys are refused by name, values do not change."""
+    """A part of a recipe. Unknown keys are refused by name; values cannot be changed."""
 
-    # the input of an error may be an address with a password, and the error's text stands in logs
+    # an error's input may be an address with a password, and logs show the error's text
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, hide_input_in_errors=True
     )
@@ -53,7 +53,7 @@ class DataSource(Section):
     """Exactly one of `files`, `hub` and `embedded`."""
 
     files: list[str] | None = None
-    """Paths, globs or fsspec URLs of JSONL, JSON, CSV or Parquet files; a folder stands for the data files in it.
+    """Paths, globs or fsspec URLs of JSONL, JSON, CSV or Parquet files; a folder means all data files in it.
     Relative paths start at the folder the command is run in, not at the recipe's."""
     hub: str | None = None
     """Data set id on the Hugging Face Hub."""
@@ -82,20 +82,20 @@ class PreferenceSource(DataSource):
     split_into: int = Field(default=1, ge=1, le=10_000)
     """Number of shards that each source file (or hub split) is cut into, by the position of its rows."""
     settle_seconds: float = Field(default=30.0, ge=0)
-    """Seconds since a file was last written before the watching sensor reads it: a younger one may still be growing."""
+    """Seconds for which a file must not have been written before the watching sensor reads it."""
     watch_seconds: int = Field(default=30, ge=1)
-    """Seconds between two looks of the watching sensor at the source."""
+    """Seconds from one check of the source by the watching sensor to the next."""
 
 
-# Names of environment variables, which is how a recipe speaks of secrets.
+# A recipe names the environment variable that holds a secret.
 
 
 def _checked(value: str) -> str:
-    # the value is not repeated: whoever writes the secret itself here must not find it in a log
+    # the error does not repeat the value, which may be the secret itself
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
-        raise ValueError("is the name of an environment variable that holds the secret, not the secret itself")
+        raise ValueError("expected the name of an environment variable that holds the secret, not the secret itself")
     return value
 
 
 VariableName = Annotated[str, AfterValidator(_checked)]
-"""The name of an environment variable; the secret in it stands in no recipe."""
+"""The name of an environment variable. A recipe holds the name, never the secret itself."""

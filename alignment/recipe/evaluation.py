@@ -14,7 +14,7 @@ from alignment.recipe.data import Section, VariableName
 
 
 class Suite(Section):
-    """What every suite has. Items beyond `limit` are left out by a seeded sample."""
+    """Settings that every suite has."""
 
     data: str | None = None
     """Data file in the suite's published format: JSON lines, CSV or Parquet."""
@@ -23,19 +23,19 @@ class Suite(Section):
     revision: str | None = None
     """Commit hash, tag or branch of the data set on the hub; its default branch if left out."""
     config: str | None = None
-    """Configuration on the hub; null takes that of lm-eval's task, of a group of tasks each one's own."""
+    """Configuration on the hub; null takes the configuration of lm-eval's task. In a group each task has its own."""
     split: str = "test"
-    """Split on the hub that is tested on."""
+    """Split on the hub that the items come from."""
     limit: int | None = Field(default=None, ge=1)
-    """Items of a seeded sample to ask; null asks all."""
+    """Number of items to ask, chosen by a seeded sample; null asks all."""
     max_new_tokens: int = Field(default=512, ge=1)
-    """Longest answer in tokens; a longer one is cut there and counts as it is."""
+    """Longest answer in tokens; a longer answer is cut there and scored as it is."""
     temperature: float | None = Field(default=None, ge=0, le=10)
-    """Sampling temperature; 0 takes the most likely token each time. null is the suite's own: 0, for MT-Bench
-    FastChat's by category. Each item's draws are seeded by its own id."""
+    """Sampling temperature; 0 takes the most likely token each time. null takes the suite's own: 0, or for
+    MT-Bench FastChat's temperature of the item's category. Each item's sampling is seeded by the item's id."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Tokens are drawn from the most likely ones that together reach this probability; counts where the temperature is
-    above 0."""
+    """Nucleus sampling: each token is drawn from the most likely tokens that together reach this probability. It has an
+    effect only if the temperature is above 0."""
     embedded: Literal["micro"] | None = None
     """The generated items of the quickstart, in place of a file."""
 
@@ -64,20 +64,21 @@ class IfEval(Suite):
     """Verifiable instructions (Zhou et al. 2023), lm-eval's scorer."""
 
     max_new_tokens: int = Field(default=1280, ge=1)
-    """Longest answer in tokens; a longer one is cut there and counts as it is."""
+    """Longest answer in tokens; a longer answer is cut there and scored as it is."""
 
 
 class MtBench(Suite):
     """Two-turn questions and a judge (Zheng et al. 2023), FastChat-compatible files."""
 
     max_new_tokens: int = Field(default=1024, ge=1)
-    """Longest answer to a turn in tokens; a longer one is cut there and counts as it is."""
+    """Longest answer to a turn in tokens; a longer answer is cut there and scored as it is."""
     reference_answers: str | None = None
     """FastChat answer file with references for maths, reasoning and coding."""
     judge_prompts: str | None = None
     """FastChat judge prompt file; null takes the prompts that come with alignment-dags."""
     baseline_answers: str | None = None
-    """FastChat answer file of a baseline: answers are judged beside its too, in both orders (`win_rate`)."""
+    """FastChat answer file of a baseline. With it each answer is also judged against the baseline's answer, in both
+    orders (`win_rate`)."""
 
 
 class Published(Suite):
@@ -94,10 +95,10 @@ class Published(Suite):
 
 
 class AlpacaEval(Published):
-    """Instructions and a judge between the answers and a baseline's (Dubois et al. 2024), AlpacaEval's files."""
+    """Instructions; a judge compares each answer with a baseline's (Dubois et al. 2024). AlpacaEval's files."""
 
     max_new_tokens: int = Field(default=2048, ge=1)
-    """Longest answer in tokens; a longer one is cut there and counts as it is."""
+    """Longest answer in tokens; a longer answer is cut there and scored as it is."""
     baseline_answers: str | None = None
     """AlpacaEval outputs of the baseline; null takes the `output` that comes with each instruction in `data`."""
     judge_prompts: str | None = None
@@ -105,10 +106,10 @@ class AlpacaEval(Published):
 
 
 class ArenaHard(Published):
-    """Hard user prompts and a judge between the answers and a baseline's (Li et al. 2024), Arena-Hard's files."""
+    """Hard user prompts; a judge compares each answer with a baseline's (Li et al. 2024). Arena-Hard's files."""
 
     max_new_tokens: int = Field(default=4096, ge=1)
-    """Longest answer in tokens; a longer one is cut there and counts as it is."""
+    """Longest answer in tokens; a longer answer is cut there and scored as it is."""
     baseline_answers: str
     """Arena-Hard answer file of the baseline."""
     judge_prompts: str | None = None
@@ -116,24 +117,24 @@ class ArenaHard(Published):
 
 
 class Harmless(Published):
-    """Harmful prompts (BeaverTails' or HH-RLHF's files) and a judge of whether the answers are safe."""
+    """Harmful prompts (BeaverTails' or HH-RLHF's files); a judge decides whether each answer is safe."""
 
     judge_prompts: str | None = None
     """Judge prompt file in FastChat's form; null takes the prompts that come with alignment-dags."""
 
 
 class XsTest(Published):
-    """Over-refusal (Röttger et al. 2024): safe prompts that look unsafe, and unsafe ones beside them."""
+    """Over-refusal (Röttger et al. 2024): safe prompts that seem unsafe, and unsafe prompts for comparison."""
 
     max_new_tokens: int = Field(default=256, ge=1)
-    """Longest answer in tokens; a longer one is cut there and counts as it is."""
+    """Longest answer in tokens; a longer answer is cut there and scored as it is."""
 
 
 class LmEvalTask(Published):
     """A task or group of tasks of lm-eval, by its name: its prompts, its stop strings, its scorer.
 
-    The data are in the columns of the task's own data set. For a group of tasks one column (subset, subject, type,
-    config, category or task) says which of them an item belongs to.
+    The data file has the columns of the task's own data set. For a group of tasks a column (subset, subject, type,
+    config, category or task) names the task that an item belongs to.
     """
 
     num_fewshot: int | None = Field(default=None, ge=0)
@@ -143,12 +144,12 @@ class LmEvalTask(Published):
     few_shot_split: str | None = None
     """Split on the hub that the worked examples are drawn from."""
     chat_template: bool | None = None
-    """Whether questions go through the tokenizer's chat template. null is as in training: where it has one. Published
-    figures for multiple choice are usually without."""
+    """Whether questions go through the tokenizer's chat template. null does as training does: the template is used if
+    the tokenizer has one. Published figures for multiple choice are usually made without it."""
 
 
-def refuse_no_address(url: str | None) -> None:
-    """Raises `ValueError` for an endpoint's address that is not http(s)://host, with what may follow."""
+def check_address(url: str | None) -> None:
+    """Raises `ValueError` unless an endpoint's address has the form http(s)://host[:port][/path], without a query."""
     if url is None:
         return
     try:
@@ -159,12 +160,12 @@ def refuse_no_address(url: str | None) -> None:
     blank = any(character.isspace() for character in url)
     if not port_is_fine or blank or parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"base_url must be as in http://host:8000/v1 or https://host/v1, not '{shown(url)}'")
-    if parts.query or parts.fragment:  # requests would go to another address, and the query would stand in records
-        raise ValueError("base_url must hold no query: the key belongs in the variable api_key_env names")
+    if parts.query or parts.fragment:  # requests would go to another address, and records would contain the query
+        raise ValueError("base_url must hold no query: put the key into the variable that api_key_env names")
 
 
 class Generate(Section):
-    """Who answers: the checkpoint loaded by Transformers, or an endpoint that speaks the OpenAI API and serves it."""
+    """How answers are made: Transformers loads the checkpoint, or an endpoint with the OpenAI API serves it."""
 
     speed_only: ClassVar[frozenset[str]] = frozenset(
         {"base_url", "model", "api_key_env", "in_flight", "timeout_seconds", "retries"}
@@ -175,28 +176,26 @@ class Generate(Section):
     base_url: str | None = None
     """Address of the endpoint's API, as in http://host:8000/v1."""
     model: str = "{digest}"
-    """Name the endpoint serves the checkpoint under. {digest} stands for the first 12 digits of the checkpoint's data
-    version, so that no other checkpoint can answer in its place."""
+    """Name under which the endpoint serves the checkpoint. {digest} stands for the first 12 digits of the checkpoint's
+    data version, so that no other checkpoint can answer in its place."""
     api_key_env: VariableName = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; the key itself is never written anywhere."""
     in_flight: int = Field(default=32, ge=1)
-    """Calls that wait for an answer at the same time."""
+    """Most calls that wait for an answer at the same time."""
     timeout_seconds: float = Field(default=600.0, gt=0)
     """Seconds that a call may take before it is tried again."""
     retries: int = Field(default=5, ge=0)
-    """How often a call is tried again after 408, 409, 429, 5xx or a timeout."""
+    """How often a call is tried again after 408, 409, 429, 5xx, a timeout or an answer that is none."""
 
     @model_validator(mode="after")
     def _endpoint(self) -> Generate:
         if (self.kind == "endpoint") != (self.base_url is not None):
             raise ValueError("base_url goes with kind: endpoint, which needs it")
         if "@" in (self.base_url or ""):
-            raise ValueError(
-                "base_url must hold no user or password: the key belongs in the variable api_key_env names"
-            )
+            raise ValueError("base_url must hold no user or password: put the key into the variable of api_key_env")
         if "{digest}" not in self.model:
-            raise ValueError("model must hold {digest}: the endpoint's name for a checkpoint says which one it serves")
-        refuse_no_address(self.base_url)
+            raise ValueError("model must hold {digest}: the name tells which checkpoint the endpoint serves")
+        check_address(self.base_url)
         return self
 
 
@@ -210,18 +209,19 @@ class Evals(Section):
     mt_bench: MtBench | None = None
     """MT-Bench: two-turn questions, graded 1 to 10 by a judge."""
     alpaca_eval: AlpacaEval | None = None
-    """AlpacaEval: answers judged beside a baseline's."""
+    """AlpacaEval: a judge compares each answer with a baseline's."""
     arena_hard: ArenaHard | None = None
-    """Arena-Hard: answers to hard prompts, judged beside a baseline's."""
+    """Arena-Hard: hard prompts; a judge compares each answer with a baseline's."""
     harmless: Harmless | None = None
-    """Harmful prompts, and a judge of whether the answers are safe."""
+    """Harmful prompts; a judge decides whether each answer is safe."""
     xstest: XsTest | None = None
-    """XSTest: safe prompts that look unsafe, and unsafe ones beside them."""
+    """XSTest: safe prompts that seem unsafe, and unsafe prompts for comparison."""
     lm_eval: dict[str, LmEvalTask] = Field(default_factory=dict)
     """Any of lm-eval's tasks by name (mmlu, arc_challenge, truthfulqa_mc2, hendrycks_math, …); each is a suite."""
     baselines: str | None = None
-    """CSV file of published figures (columns model, metric, value, source) that the report lays beside ours. A metric
-    is `suite/metric`, or a suite's name for its main one; values are on the metric's scale, fractions from 0 to 1."""
+    """CSV file of published figures (columns model, metric, value, source) that the report shows beside ours. A metric
+    is `suite/metric`, or a suite's name alone for its main metric; values are on the metric's scale, fractions from 0
+    to 1."""
     generate: Generate = Generate()
     """Who answers the suites."""
     batch_tokens: int = Field(default=16_384, ge=1)
@@ -266,20 +266,20 @@ class Judge(Section):
     api_key_env: VariableName = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; the key itself is never written anywhere."""
     temperature: float | None = Field(default=0.0, ge=0)
-    """Sampling temperature of the judge; null leaves it to the endpoint, as models that take none want it."""
+    """Sampling temperature of the judge; null sends none, for models that accept no temperature."""
     max_tokens: int = Field(default=2048, ge=1)
     """Longest judgment in tokens."""
     retires: date | None = None
-    """Day (YYYY-MM-DD) from which the endpoint serves the model no more: plans, checks and nights warn beforehand.
+    """First day (YYYY-MM-DD) on which the endpoint no longer serves the model: plans, checks and nights warn before it.
     It changes no score and no key."""
     max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """How the endpoint calls that limit; OpenAI's reasoning models take only the second."""
+    """The endpoint's name for `max_tokens`; OpenAI's reasoning models accept only `max_completion_tokens`."""
     in_flight: int = Field(default=16, ge=1)
-    """Calls that wait for a judgment at the same time."""
+    """Most calls that wait for a judgment at the same time."""
     timeout_seconds: float = Field(default=120.0, gt=0)
     """Seconds that a call may take before it is tried again."""
     retries: int = Field(default=6, ge=0)
-    """How often a call is tried again after 408, 409, 429, 5xx, a timeout or an answer that is none."""
+    """How often a call is tried again after 408, 409, 429, 5xx, a timeout or an answer without a text."""
     price: JudgePrice | None = None
     """What the endpoint charges; costs are shown where it is given."""
     budget_usd: float | None = Field(default=None, ge=0)
@@ -296,8 +296,8 @@ class Judge(Section):
         if self.budget_usd is not None and self.price is None:
             raise ValueError("budget_usd needs price")
         if self.base_url is not None and "@" in self.base_url:
-            raise ValueError("base_url must hold no user or password: the key belongs in the variable of api_key_env")
-        refuse_no_address(self.base_url)
+            raise ValueError("base_url must hold no user or password: put the key into the variable of api_key_env")
+        check_address(self.base_url)
         return self
 
 
@@ -305,14 +305,14 @@ class Requirement(Section):
     """What the gate asks of one metric; give exactly one of `no_regression`, `improve` and `at_least`."""
 
     no_regression: float | None = Field(default=None, ge=0)
-    """Margin, on the metric's scale: the lower end of the 95 % interval of the difference must be above minus this,
-    against the SFT baseline and the champion."""
+    """Margin m, on the metric's scale: the lower end of the 95 % interval of the difference must be above −m, against
+    the SFT baseline and against the champion."""
     improve: float | None = Field(default=None, ge=0)
     """On the metric's scale: against the SFT baseline the lower end of the 95 % interval of the difference must be
-    above this. The champion has made that improvement already: against it the lower end must be above minus
-    `champion_margin`."""
+    above this. The champion has already made that improvement, so against the champion the lower end must only be above
+    −`champion_margin`."""
     at_least: float | None = None
-    """On the metric's scale: the candidate's own mean, over all items it was asked, must be at least this."""
+    """On the metric's scale: the candidate's own mean over all items that it was asked must be at least this."""
     champion_margin: float | None = Field(default=None, ge=0)
     """Margin against the champion, on the metric's scale. By default that of `no_regression`; for `improve` a
     twentieth of the scale: 0.05 of a fraction, 0.45 of a rating from 1 to 10."""
@@ -336,6 +336,6 @@ class Gate(Section):
     any_improves: bool = False
     """At least one of the metrics must be better than the SFT baseline's, after Holm's correction over them."""
     max_missing: float = Field(default=0.02, ge=0, lt=1)
-    """As a fraction, the largest share of what one side of a comparison was measured on that the other may lack (no
-    whole answer, no judgment); for `at_least`, of what the candidate was asked. Beyond it a metric cannot pass: what a
-    model fails on would not count. A comparison is not held open by items that both sides lack."""
+    """Largest fraction of values that one side of a comparison may lack (no whole answer, no judgment), of those that
+    the other side has; for `at_least`, of all items that the candidate was asked. Above it a metric cannot pass,
+    because the items that a model fails on would not count. Items that both sides lack do not count."""

@@ -1,4 +1,4 @@
-"""Reads a recipe from YAML, with environment variables in its text, and says clearly what is wrong in it."""
+"""Reads a recipe from YAML, fills in environment variables, and reports the first error by file and key."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from pydantic import ValidationError
 from alignment.errors import BadInput
 from alignment.recipe.recipe import Recipe
 
-# YAML as people mean it: safe, and a key that stands twice is refused, as one of the two would be lost.
+# A key that appears twice is refused: YAML would keep one of the two values and lose the other.
 
 
 class StrictLoader(yaml.SafeLoader):
-    """The safe loader, refusing repeated keys of one mapping (merged ones may be overridden)."""
+    """The safe loader, but a key that appears twice in a mapping is an error. A key may override a merged key."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node; raises `MarkedYAMLError` at the second of two equal keys."""
         seen: set[str] = set()
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge" or not isinstance(key, yaml.ScalarNode):
@@ -31,36 +32,35 @@ class StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-MOST_NODES = 100_000
-"""Keys and values that a file may hold once its aliases are written out, a long text counted by hundreds of characters;
-a recipe has a hundred, a recipe that names a thousand files a thousand more."""
-MOST_LEVELS = 50
-TOO_DEEP = f"nested too deeply: more than {MOST_LEVELS} levels"
+MAX_NODES = 100_000
+"""Most keys and values of a file with its aliases expanded; a text counts once per 100 characters. A usual recipe has
+about a hundred."""
+MAX_LEVELS = 50
+TOO_DEEP = f"nested too deeply: more than {MAX_LEVELS} levels"
 
 
-def written_out(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """How many nodes and levels a YAML value has with its aliases written out, counted without writing them out.
+def expanded_size(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """How many nodes and levels a YAML value has with its aliases expanded, counted without expanding them.
 
-    `known` remembers those of nodes that were counted; (0, 0) marks one that is being counted. Raises
-    `MarkedYAMLError` for a value that holds itself or is beyond what a file may hold: a few aliases of aliases
-    stand for billions of nodes.
+    `known` holds the counts of nodes by `id`; (0, 0) marks a node that is being counted. Raises `MarkedYAMLError` for
+    a value that contains itself or is larger than the limits: a few aliases of aliases can mean billions of nodes.
     """
     if id(node) in known:
-        found = known[id(node)]
-        if found == (0, 0):
+        size = known[id(node)]
+        if size == (0, 0):
             raise yaml.MarkedYAMLError(
-                problem="nested too deeply: an anchor holds itself", problem_mark=node.start_mark
+                problem="nested too deeply: an anchor contains itself", problem_mark=node.start_mark
             )
-        return found
+        return size
     known[id(node)] = (0, 0)
     inner, own = (node.value, 1) if isinstance(node, yaml.CollectionNode) else ((), 1 + len(node.value) // 100)
-    children = [one for item in inner for one in (item if isinstance(item, tuple) else (item,))]
-    counted = [written_out(child, known) for child in children]
+    children = [child for item in inner for child in (item if isinstance(item, tuple) else (item,))]
+    counted = [expanded_size(child, known) for child in children]
     nodes, levels = own + sum(count for count, _ in counted), 1 + max((level for _, level in counted), default=0)
-    if nodes > MOST_NODES:
-        told = f"more than {MOST_NODES:,} keys and values once its aliases are written out"
-        raise yaml.MarkedYAMLError(problem=told, problem_mark=node.start_mark)
-    if levels > MOST_LEVELS:
+    if nodes > MAX_NODES:
+        problem = f"more than {MAX_NODES:,} keys and values with its aliases expanded"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+    if levels > MAX_LEVELS:
         raise yaml.MarkedYAMLError(problem=TOO_DEEP, problem_mark=node.start_mark)
     known[id(node)] = (nodes, levels)
     return nodes, levels
@@ -72,7 +72,7 @@ def _loaded(text: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        written_out(node, {})  # first, as merged mappings are written out while they are read
+        expanded_size(node, {})  # before construction, which expands merged mappings
         return loader.construct_document(node)
     finally:
         loader.dispose()
@@ -107,7 +107,7 @@ VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}
 def load_recipe(path: str | Path, environ: Mapping[str, str] | None = None) -> Recipe:
     """The recipe in a file. `${NAME}` and `${NAME:-default}` in strings are replaced from `environ`.
 
-    Raises `BadInput` naming file and field for anything a person has to mend.
+    Raises `BadInput` that names the file and the field of the first error.
     """
     path = Path(path)
     data = read_yaml(path, "recipe")
@@ -126,7 +126,7 @@ def parse_recipe(data: dict[str, Any], file: str, environ: Mapping[str, str]) ->
         raise BadInput("nested too deeply", file=file) from error
     except ValidationError as error:
         first = error.errors()[0]
-        # a union's class names stand in the location too, and are no keys of the recipe
+        # pydantic puts the names of a union's classes into the location too; they are not keys of the recipe
         field = ".".join(str(part) for part in first["loc"] if str(part) not in UNION_PARTS) or None
         more = "" if error.error_count() == 1 else f" (and {error.error_count() - 1} more)"
         known = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
@@ -144,9 +144,9 @@ def _expand(value: Any, environ: Mapping[str, str], file: str, field: str) -> An
         return value
 
     def replace(match: re.Match[str]) -> str:
-        found = environ.get(match["name"], match["default"])
-        if found is None:
+        replacement = environ.get(match["name"], match["default"])
+        if replacement is None:
             raise BadInput(f"environment variable {match['name']} is not set", file=file, field=field)
-        return found
+        return replacement
 
     return VARIABLE.sub(replace, value)

@@ -16,7 +16,7 @@ from alignment.recipe.training import Dpo, Reference, Sft, TokenPolicy
 
 
 class Pools(Section):
-    """The pool (of pools.yaml) each GPU stage runs in."""
+    """The pool of pools.yaml in which each GPU stage runs."""
 
     sft: str = "local"
     """Pool of supervised fine-tuning."""
@@ -25,13 +25,13 @@ class Pools(Section):
     policy: str = "local"
     """Pool of preference training."""
     responses: str = "local"
-    """Pool of whatever loads a model to generate: answers to the suites, the policy's divergence, the check before a
-    registration."""
+    """Pool of all steps that load a model and generate text: answers to the suites, the policy's divergence, the check
+    before a registration."""
 
 
-NOT_IN_A_MODEL_NAME = "/:@'\"`\\"
-"""MLflow refuses the first two in a name, reads quotes as the end of one in a search, and @ begins an alias."""
-LONGEST_MODEL_NAME = 256
+FORBIDDEN_IN_MODEL_NAME = "/:@'\"`\\"
+"""MLflow refuses / and : in a name, a quote would end the name in a search, and @ begins an alias."""
+MAX_MODEL_NAME = 256
 
 
 class Registry(Section):
@@ -46,14 +46,14 @@ class Registry(Section):
     @field_validator("model_name")
     @classmethod
     def _model_name(cls, value: str | None) -> str | None:
-        """Refused here, because MLflow would refuse it only once a whole run is over."""
+        """Refuses a name that MLflow would refuse only at the end of a whole run."""
         if value is None:
             return None
-        bad = any(sign in NOT_IN_A_MODEL_NAME or not sign.isprintable() for sign in value)
-        if bad or not 0 < len(value) <= LONGEST_MODEL_NAME or value[0] in " .-" or value[-1] == " ":
+        bad = any(sign in FORBIDDEN_IN_MODEL_NAME or not sign.isprintable() for sign in value)
+        if bad or not 0 < len(value) <= MAX_MODEL_NAME or value[0] in " .-" or value[-1] == " ":
             raise ValueError(
-                f"{value[:60]!r} is no name for a registered model: it begins with a letter or digit and holds letters,"
-                f" digits, blanks and . _ - +, {LONGEST_MODEL_NAME} at most"
+                f"{value[:60]!r} cannot name a registered model: a name begins with a letter or digit and holds"
+                f" letters, digits, blanks and . _ - +, {MAX_MODEL_NAME} at most"
             )
         return value
 
@@ -71,14 +71,14 @@ class Recipe(Section):
     base_model: ModelSource
     """The pretrained model that supervised fine-tuning starts from."""
     sft: Sft
-    """Supervised fine-tuning. Its checkpoint is where the policy starts and the reference that it is held to."""
+    """Supervised fine-tuning. The policy starts from its checkpoint, which is also the reference."""
     preferences: PreferenceSource
     """The preference pairs."""
     tokens: TokenPolicy = TokenPolicy()
     """How a preference pair becomes token ids."""
     held_out_fraction: float = Field(default=0.02, ge=0, lt=0.5)
-    """Share of the preference pairs that are measured on and never trained on, as a fraction. A hash of the prompt
-    chooses them, so a prompt never stands on both sides and never moves. 0 holds none out."""
+    """Fraction of the preference pairs that are held out: they are measured and never trained on. A hash of the prompt
+    decides, so all pairs of a prompt are on the same side and stay there. 0 holds out none."""
     reference: Reference = Reference()
     """How the reference log-probs are computed."""
     dpo: Dpo = Dpo()
@@ -88,9 +88,10 @@ class Recipe(Section):
     judge: Judge | None = None
     """Who grades open answers. Without a judge such suites are answered, and shown as not judged."""
     gate: Gate | Literal["none", "default"] = "none"
-    """What a policy must show to be registered. `none` registers nothing and ends well. `default` asks that no suite's
-    main metric is lost by a twentieth of its scale, against the SFT baseline and the champion, and that one of them is
-    better than the SFT baseline's; suites that need a judge count only where there is one."""
+    """What a policy must show to be registered. `none` registers nothing, and the run ends without an error.
+    `default` asks `no_regression` of every suite's main metric, with a margin of a twentieth of the metric's scale, and
+    that at least one main metric is better than the SFT baseline's. Suites that need a judge count only if the recipe
+    has a judge."""
     registry: Registry = Registry()
     """How a policy that passes is registered in MLflow."""
     pools: Pools = Pools()
@@ -104,16 +105,16 @@ class Recipe(Section):
 
     @cached_property
     def file(self) -> Path | None:
-        """The file it was read from, resolved, as the loader notes here; None for a recipe that was not read from one.
+        """The resolved path of the file that the recipe was read from, set by the loader; None for plain data.
 
-        No field and no private attribute, so that the same recipe in two files is equal.
+        It is neither a field nor a private attribute, so that two files with the same recipe give equal recipes.
         """
         return None
 
     @property
     def written(self) -> dict[str, Any]:
-        """What the person wrote, as plain data, without what may be secret: variables stand by their names, and
-        addresses without users and queries."""
+        """The recipe as the person wrote it, as plain data without secrets: environment variables are not filled in,
+        and addresses have no user, password or query."""
         written = self._written
         return cast(
             dict[str, Any],
@@ -125,7 +126,7 @@ class Recipe(Section):
         if self.reference.precision != self.dpo.precision:
             raise ValueError(
                 "reference.precision and dpo.precision must be the same: the cached log-probs "
-                "stand for the policy's first step"
+                "must equal the policy's at its first step"
             )
         if self.judge and self.judge.kind == "rubric":
             others = (self.evals.alpaca_eval, self.evals.arena_hard, self.evals.harmless)
@@ -135,4 +136,5 @@ class Recipe(Section):
 
     @property
     def model_name(self) -> str:
+        """Name of the registered model: `registry.model_name`, or the recipe's name."""
         return self.registry.model_name or self.name

@@ -13,7 +13,7 @@ Precision = Literal["float32", "bfloat16"]
 
 
 class TokenPolicy(Section):
-    """How a row becomes ids; part of every sequence key."""
+    """How a row becomes token ids. The settings are part of every sequence key."""
 
     max_length: int = Field(default=2048, ge=2)
     """Longest prompt + completion in tokens, the tokens that begin and end a text included."""
@@ -54,16 +54,17 @@ class Optimisation(Section):
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
     """Course of the learning rate after the warm-up: down to 0 on a line or a cosine, or constant."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's decoupled weight decay; 0 is none."""
+    """AdamW's decoupled weight decay; 0 turns it off."""
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """Norm of the gradient over all weights above which it is scaled down to this."""
+    """Largest norm of the gradient over all weights; a larger gradient is scaled down to it."""
     precision: Precision = "bfloat16"
     """Precision of weights and computation. With bfloat16 the optimiser keeps float32 master weights."""
     gradient_checkpointing: bool = False
     """Computes activations again in the backward pass instead of keeping them: less memory for about a third more
     time."""
     save_steps: int = Field(default=200, ge=1)
-    """Optimiser steps between two checkpoints that an interrupted run resumes from; changes no result."""
+    """Optimiser steps from one trainer checkpoint to the next. An interrupted run continues from the last; the number
+    changes no result."""
     lora: Lora | None = None
     """LoRA instead of full fine-tuning; merged into the weights when training ends."""
 
@@ -77,14 +78,14 @@ class SftTraining(Optimisation):
     max_length: int = Field(default=2048, ge=2)
     """Longest conversation in tokens; longer ones are left out and counted."""
     eval_steps: int = Field(default=200, ge=1)
-    """Optimiser steps between two looks at the held-out loss."""
+    """Optimiser steps from one measurement of the held-out loss to the next."""
     patience: int | None = Field(default=None, ge=1)
-    """Training stops after this many looks without a lower held-out loss, and the best weights are kept; null trains
-    all epochs."""
+    """Training stops after this many measurements without a lower held-out loss, and the best weights are kept; null
+    trains all epochs."""
 
     @classmethod
     def of(cls, settings: SftTraining) -> SftTraining:
-        """Only what training depends on, of a section that may say more."""
+        """The settings that training depends on, without the section's other keys (`adopt`, `dataset`, …)."""
         return cls(**{name: getattr(settings, name) for name in SftTraining.model_fields})
 
 
@@ -98,8 +99,8 @@ class Sft(SftTraining):
     max_rows: int | None = Field(default=None, ge=1)
     """Rows of a seeded sample to train on instead of all; null takes all."""
     held_out_fraction: float = Field(default=0.02, ge=0, lt=0.5)
-    """Share of the conversations whose loss is watched instead of trained on, as a fraction, chosen by a hash of the
-    prompt."""
+    """Fraction of the conversations that are held out: their loss is measured and they are never trained on. A hash of
+    the prompt decides."""
 
     @model_validator(mode="after")
     def _adopt_or_train(self) -> Sft:
@@ -112,8 +113,8 @@ class Reference(Section):
     """The reference log-prob pass, which is the one that training takes."""
 
     precision: Precision = "bfloat16"
-    """Precision of weights and computation. It must equal `dpo.precision`: only then is the first loss what theory
-    says."""
+    """Precision of weights and computation. It must equal `dpo.precision`; otherwise the loss of the first step would
+    differ from its theoretical value."""
     batch_tokens: int = Field(default=16_384, ge=1)
     """Tokens of one forward pass of scorer and trainer. On a GPU in 16 bits passes are filled up to it and it counts
     in the values' key; elsewhere it changes speed and memory, never values. Halve it when memory runs out."""
@@ -132,14 +133,14 @@ class Dpo(Optimisation):
     that with LoRA. Too high a rate spoils the model before it learns the preferences."""
     loss: Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm"] = "sigmoid"
     """The method. `sigmoid`: DPO (Rafailov et al. 2023). `hinge`: SLiC-HF (Zhao et al. 2023).
-    `ipo`: IPO of log-ratios per token (Azar et al. 2023). `robust`: rDPO, for labels of which some are wrong
+    `ipo`: IPO of log-ratios per token (Azar et al. 2023). `robust`: rDPO, for data with some wrong labels
     (Chowdhury et al. 2024). `sigmoid_norm`: DPO of log-ratios per token."""
     beta: float = Field(default=0.1, gt=0)
-    """β, the strength of the pull to the reference: larger stays nearer to it. Healthy is 0.01 to 1; with
-    `sigmoid_norm`, whose log-ratios are per token, 1 to 10. With `ipo` the margin that is aimed at is 1 / (2β)."""
+    """β: a larger value keeps the policy nearer to the reference. Usual values are 0.01 to 1, and 1 to 10 with
+    `sigmoid_norm`, whose log-ratios are per token. `ipo` aims at a margin of 1 / (2β)."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """Share of the pairs whose two sides are taken to be swapped, as a fraction; needed by `robust` and refused by
-    others."""
+    """Assumed fraction of pairs whose chosen and rejected sides are swapped. `robust` needs it; the other methods
+    refuse it."""
     sft_weight: float = Field(default=0.0, ge=0)
     """Weight of the chosen completion's negative log-likelihood, in nats per token, that is added to the loss (RPO);
     keeps what SFT taught. 0 adds none."""

@@ -1,4 +1,4 @@
-"""Artifacts: what stages make, kept under a digest of everything that went in."""
+"""Artifacts: the results of stages, each kept under a digest of all its inputs."""
 
 from alignment.errors import CorruptArtifact, ErasedArtifact, MissingArtifact
 from alignment.store.commit import Artifact, Commit, Erasure, FileEntry

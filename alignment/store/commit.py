@@ -1,4 +1,4 @@
-"""The commit record: the last file of an artifact, and the only one readers trust."""
+"""The commit record: the last file of an artifact that is written. Readers trust no artifact without it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from alignment.digest import stream_sha256
 from alignment.errors import CorruptArtifact, NewerFormat
 
 STORE_FORMAT = 1
-"""The form of the records in a store that this version writes, and the newest that it reads. It is raised when records
-change so that an older version would read them wrongly."""
+"""The format of the records that this version writes, and the newest format that it reads. It is raised when an older
+version would misread the records."""
 
 
 def _readable(number: int) -> int:
-    if number > STORE_FORMAT:  # no ValueError: pydantic would add it to whatever else is new in such a record
+    if number > STORE_FORMAT:  # not a ValueError: pydantic would list it among the other errors of such a record
         raise NewerFormat(
             f"made by a newer version of alignment-dags (store format {number}, this one reads up to {STORE_FORMAT}):"
             " upgrade"
@@ -26,14 +26,14 @@ def _readable(number: int) -> int:
 
 
 Format = Annotated[int, Field(ge=1), AfterValidator(_readable)]
-"""A record's store format; a record that names none has format 1. A newer one raises `NewerFormat`."""
+"""A record's store format. A record without the field has format 1; a newer format raises `NewerFormat`."""
 
 
 class Artifact(BaseModel):
-    """A pinned pointer to one committed artifact.
+    """A pinned pointer to a committed artifact.
 
-    `key` names the request that made it, `digest` (the data version) its result; `attempt` is the
-    folder that holds the files. Only kind and digest count in the key of what is built from it.
+    `key` identifies the request that made it, and `digest` (the data version) its result. `attempt` is the name of the
+    folder with the files. Only kind and digest count in the keys of artifacts that are built from it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +44,7 @@ class Artifact(BaseModel):
     digest: str
 
     def identity(self) -> dict[str, str]:
+        """What stands for the artifact in the key of a request: kind and digest, not the attempt."""
         return {"kind": self.kind, "digest": self.digest}
 
 
@@ -57,7 +58,10 @@ class FileEntry(BaseModel):
 
 
 class Commit(BaseModel):
-    """`_COMMIT.json`: what was made, from what, by which code, and where."""
+    """`_COMMIT.json`: the files of an artifact, its inputs, and the code and the environment that made it.
+
+    `started_at` is an ISO time in UTC, `seconds` the time that the build took.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -77,11 +81,15 @@ class Commit(BaseModel):
 
     @property
     def artifact(self) -> Artifact:
+        """The pinned pointer to what was committed."""
         return Artifact(kind=self.kind, key=self.key, attempt=self.attempt, digest=self.digest)
 
 
 class Erasure(BaseModel):
-    """`_ERASED-<attempt>.json`: a commit record whose artifact lost `files` on purpose; the others still stand."""
+    """`_ERASED-<attempt>.json`: the commit record of an artifact whose `files` were erased on purpose.
+
+    Its other files are still there. `at` is an ISO time in UTC.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -93,6 +101,7 @@ class Erasure(BaseModel):
 
     @property
     def told(self) -> str:
+        """When and why the files were erased, as the end of a sentence."""
         return f"erased on {self.at}: {self.why}"
 
 
@@ -110,7 +119,7 @@ def read_record(record: type[Record], text: bytes | str, path: str) -> Record:
         raise CorruptArtifact(f"{path}: not {what} ({error.error_count()} errors)") from error
 
 
-# What an artifact's folder holds: described when it is committed, verified when it is read.
+# The files of an artifact's folder: described when it is committed, verified when it is read.
 
 NOT_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -126,7 +135,7 @@ def describe(folder: Path) -> dict[str, FileEntry]:
             raise CorruptArtifact(f"{path}: artifacts hold no pickled weights; save as safetensors")
         with path.open("rb") as stream:
             sha256, size = stream_sha256(stream)
-            os.fsync(stream.fileno())  # the marker must not outlive, in a power cut, what it speaks of
+            os.fsync(stream.fileno())  # after a power cut there must be no marker without its files
         files[name] = FileEntry(sha256=sha256, size=size)
     return files
 

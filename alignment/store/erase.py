@@ -1,7 +1,7 @@
-"""Erasing files of a committed artifact on purpose, so that its commit record, and every lineage through it, stands.
+"""Erases files of a committed artifact on purpose, and keeps its commit record, so that every lineage stays complete.
 
-The record takes the marker's place: nobody finds the artifact any more, whoever asks for its key makes it again,
-and what was pinned to it is told when and why its files went.
+An erasure record takes the place of the commit marker. The artifact is then no longer found by its key, so a request
+for the key makes it again. A reader of a pinned pointer gets an error that says when and why the files were erased.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from alignment.store.store import COMMIT_FILE, ERASED, Store
 def erase(
     store: Store, commit: Commit, files: Iterable[str], why: str, instead: Mapping[str, bytes] | None = None
 ) -> Erasure:
-    """Erases the named files of a committed artifact; hold its key meanwhile. Safe to repeat after a crash.
+    """Erases the named files of a committed artifact. Safe to repeat after a crash.
 
-    `instead` are small files left beside the others, for what lineage still has to know.
+    The caller holds the artifact's key (`Store.building` or `Store.unless_building`). `instead` are small files (name
+    to content) that are added, for what lineage still needs.
     """
     for name, data in (instead or {}).items():
         store.replace(store.path(commit.kind, commit.key, commit.attempt, name), data)
@@ -39,10 +40,10 @@ def erase(
 
 
 def finish(store: Store, erasure: Erasure) -> None:
-    """Removes what an erasure names, wherever a copy of it lies."""
+    """Removes the files that an erasure names, from the store and from the local cache."""
     commit = erasure.commit
     marker = store.find(commit.kind, commit.key)
-    if marker is not None and marker.attempt == commit.attempt:  # a crash came between the record and the marker
+    if marker is not None and marker.attempt == commit.attempt:  # after a crash the marker may still be there
         _remove(store, store.path(commit.kind, commit.key, COMMIT_FILE))
     for path in remaining(store, erasure):
         _remove(store, path)
@@ -50,16 +51,16 @@ def finish(store: Store, erasure: Erasure) -> None:
 
 
 def remaining(store: Store, erasure: Erasure) -> list[str]:
-    """Files that an erasure names and that are still there."""
+    """Paths of the files that an erasure names and that still exist."""
     commit = erasure.commit
     folder = PurePosixPath(store.path(commit.kind, commit.key, commit.attempt))
     return [path for name in erasure.files if store.fs.exists(path := str(folder / name))]
 
 
 def gone(store: Store, artifact: Artifact) -> Erasure | None:
-    """What was erased of an artifact and was not made again since."""
-    standing = store.find(artifact.kind, artifact.key)
-    return None if standing is not None and standing.digest == artifact.digest else store.erasure_of(artifact)
+    """The erasure of an artifact that was not made again since; None for an artifact with all its files."""
+    commit = store.find(artifact.kind, artifact.key)
+    return None if commit is not None and commit.digest == artifact.digest else store.erasure_of(artifact)
 
 
 def erasures(store: Store, kind: str) -> Iterator[Erasure]:
@@ -69,7 +70,7 @@ def erasures(store: Store, kind: str) -> Iterator[Erasure]:
 
 
 def all_commits(store: Store, kind: str) -> Iterator[Commit]:
-    """Every commit record of a kind, those of erased artifacts too; a result that was made again counts once."""
+    """Every commit record of a kind, also of erased artifacts; a result that was made again is given once."""
     erased = [erasure.commit for erasure in erasures(store, kind)]
     yield from {(commit.key, commit.digest): commit for commit in [*erased, *store.commits(kind)]}.values()
 
@@ -81,16 +82,16 @@ def _remove(store: Store, path: str) -> None:
         return  # another process was faster
 
 
-# What builds that run right now stand on: nothing of it may be erased under their hands.
+# The artifacts that running builds read: none of them may be erased.
 
 REQUEST = "request.json"  # first file of every attempt
 
 
 def keys_in_use(store: Store) -> set[str]:
-    """Keys of all artifacts that running builds pin, directly or through what those were made from.
+    """Keys of all artifacts that running builds pin, and of everything that those artifacts were made from.
 
-    A build is known by its request in its attempt, and by the lock that its process holds. Where the store is remote
-    both are beside the cache, so only this machine's are seen.
+    A running build has its request in the folder of its attempt, and its process holds the lock of the key. With a
+    remote store both are beside the cache, so only builds on this machine are seen.
     """
     waiting = [artifact for request in _running(store) for artifact in _pinned(request)]
     seen: set[str] = set()
@@ -118,7 +119,7 @@ def _running(store: Store) -> Iterator[Any]:
         try:
             yield json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            continue  # it is being written, or was discarded just now
+            continue  # the request is still being written, or the attempt was just discarded
 
 
 def _pinned(value: Any) -> Iterator[Artifact]:

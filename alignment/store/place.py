@@ -1,4 +1,5 @@
-"""A place for files on any fsspec URL: small ones written whole or not at all, and names for one process at a time."""
+"""A folder on any fsspec URL: small files are written whole or not at all, and a lock is held by one process at a
+time."""
 
 from __future__ import annotations
 
@@ -25,15 +26,15 @@ SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
 class Place:
-    """One folder, local or remote. `cache` is a local folder for what a remote place cannot hold.
+    """A folder, local or remote. `cache` is a local folder for what a remote folder cannot hold, such as locks.
 
-    `url` opens it and may hold a password; `shown` is what people see of it.
+    `url` opens it and may contain a password; `shown` is the address without secrets, for people.
 
-    Raises `BadInput` for a URL that names no place.
+    Raises `BadInput` for a URL that names no folder.
     """
 
     def __init__(self, url: str, cache: Path | None = None) -> None:
-        refuse_nowhere(url)
+        check_url(url)
         self.url = url.rstrip("/")
         self.shown = shown(self.url)
         self.fs: fsspec.AbstractFileSystem
@@ -52,7 +53,8 @@ class Place:
         return str(PurePosixPath(self.root, *parts))
 
     def create(self, path: str, data: bytes) -> bool:
-        """Writes a small file (a `path` of this place), whole or not at all; False where there was one, which stays."""
+        """Writes a small file at a `path` of this place, whole or not at all; returns False if the file exists
+        already."""
         if not self.is_local:
             try:
                 self.fs.pipe_file(path, data, mode="create")
@@ -70,7 +72,7 @@ class Place:
         return True
 
     def replace(self, path: str, data: bytes) -> None:
-        """Writes a small file (a `path` of this place) instead of what was there; whole or not at all."""
+        """Writes a small file at a `path` of this place, whole or not at all; an older file is replaced."""
         with told_when_full(path):
             if not self.is_local:
                 self.fs.pipe_file(path, data)
@@ -85,9 +87,9 @@ class Place:
 
     @contextmanager
     def alone(self, name: str) -> Iterator[None]:
-        """Holds a name for one process at a time; of a remote place, for those of this machine that share its cache.
+        """Holds the lock of a name, which one process at a time can hold. It ends with its process.
 
-        The lock dies with its process.
+        For a remote place the lock lies in the cache, so it holds only for processes on this machine.
         """
         folder = Path(self.path("locks")) if self.is_local else self.cache / "locks"
         with told_when_full(str(folder)):
@@ -96,19 +98,19 @@ class Place:
             yield
 
 
-def refuse_nowhere(url: str) -> None:
-    """Raises `BadInput` for a URL that is blank or has a scheme and no place: it would be read as a local folder."""
+def check_url(url: str) -> None:
+    """Raises `BadInput` for a blank URL or a scheme without a place: fsspec would take it for a local folder."""
     if not url.strip().strip("/"):
         raise BadInput("not a place for an artifact store: it is blank, or the root", field="ALIGN_STORE")
     _, slashes, place = url.partition("://")
     if SCHEME.match(url) and not (slashes and place.strip().strip("/")):
-        problem = "a scheme without a place; expected one such as s3://bucket/folder or file:///folder"
+        problem = "a scheme without a place; expected an address such as s3://bucket/folder or file:///folder"
         raise BadInput(f"not a place for an artifact store: {problem}", file=url)
 
 
 @contextmanager
 def told_when_full(where: str) -> Iterator[None]:
-    """Turns 'no space left' into one clear line that names the place."""
+    """Turns the error of a full disk into a `BadInput` that names the place."""
     try:
         yield
     except OSError as error:
@@ -118,7 +120,7 @@ def told_when_full(where: str) -> Iterator[None]:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Writes and syncs a file, so that a name given to it later never points at missing bytes."""
+    """Writes and syncs a file, so that after a power cut a link to it never leads to missing bytes."""
     with path.open("wb") as stream:
         stream.write(data)
         stream.flush()

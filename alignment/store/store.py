@@ -26,11 +26,11 @@ from alignment.errors import CorruptArtifact, ErasedArtifact, MissingArtifact
 from alignment.store.commit import STORE_FORMAT, Artifact, Commit, Erasure, Record, describe, read_record, verify
 from alignment.store.place import Place, told_when_full
 
-# Refs: the store's only mutable objects, saying where a stage's current artifact is.
+# Refs: the store's only mutable objects. Each names the current artifact of a stage in a recipe.
 
 
 class Ref(BaseModel):
-    """Where a node's current artifact is, and the runs that reported it; written once all of that is done."""
+    """The current artifact of a node, and the Dagster and MLflow runs that reported it. It is written last."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,8 +40,8 @@ class Ref(BaseModel):
 
 
 @contextmanager
-def none_of_a_name_too_long(path: str) -> Iterator[None]:
-    """There is no file whose name is longer than the file system takes; it says that in an error of its own."""
+def missing_if_name_too_long(path: str) -> Iterator[None]:
+    """Raises `FileNotFoundError` for a name that is too long for the file system: no such file can exist."""
     try:
         yield
     except OSError as error:
@@ -51,17 +51,19 @@ def none_of_a_name_too_long(path: str) -> Iterator[None]:
 
 
 class Refs(Place):
-    """The refs in a place, at `refs/<recipe>/<stage>[/<partition>].json`; small JSON files replaced as a whole."""
+    """The refs of a store: small JSON files at `refs/<recipe>/<stage>[/<partition>].json`, each replaced as a whole."""
 
     def ref_path(self, recipe: str, stage: str, partition: str | None = None) -> str:
+        """The path of a ref on `fs`; a partition's name is percent-encoded."""
         parts = ["refs", recipe, stage] + ([] if partition is None else [quote(partition, safe="")])
         return self.path(*parts) + ".json"
 
     def read_ref(self, recipe: str, stage: str, partition: str | None = None) -> Ref | None:
-        """Where a stage's current artifact is, or None when it was never made."""
+        """The ref of a stage's current artifact, or None if there is none. Raises `CorruptArtifact` for a broken
+        file."""
         path = self.ref_path(recipe, stage, partition)
         try:
-            with none_of_a_name_too_long(path):
+            with missing_if_name_too_long(path):
                 return Ref.model_validate_json(self.fs.cat_file(path))
         except FileNotFoundError:
             return None
@@ -69,37 +71,39 @@ class Refs(Place):
             raise CorruptArtifact(f"{path}: not a ref ({error.error_count()} errors)") from error
 
     def read_refs(self, recipe: str, stage: str) -> dict[str, Ref]:
-        """The refs of all of a stage's partitions, by partition, from one listing."""
+        """The refs of all partitions of a stage, by partition, from one listing."""
         folder = self.path("refs", recipe, stage)
         paths = [str(path) for path in self.fs.glob(f"{folder}/*.json")]
-        told = self.fs.cat(paths, on_error="return") if paths else {}
-        for path, error in told.items():
-            if isinstance(error, Exception) and not isinstance(error, FileNotFoundError):  # one may go while we look
+        contents = self.fs.cat(paths, on_error="return") if paths else {}
+        for path, error in contents.items():
+            # a ref that is not found was removed after the listing
+            if isinstance(error, Exception) and not isinstance(error, FileNotFoundError):
                 raise OSError(f"{path}: cannot be read: {error}") from error
-        texts = {path: text for path, text in told.items() if not isinstance(text, Exception)}
+        texts = {path: text for path, text in contents.items() if not isinstance(text, Exception)}
         try:
             return {unquote(PurePosixPath(path).stem): Ref.model_validate_json(text) for path, text in texts.items()}
         except ValidationError as error:
             raise CorruptArtifact(f"{folder}: not a ref ({error.error_count()} errors)") from error
 
     def remove_ref(self, recipe: str, stage: str, partition: str | None = None) -> None:
-        """Forgets where a stage's current artifact is; the artifact stays. Safe to repeat."""
+        """Removes a ref; the artifact stays. Safe to repeat."""
         path = self.ref_path(recipe, stage, partition)
-        with suppress(FileNotFoundError), none_of_a_name_too_long(path):
+        with suppress(FileNotFoundError), missing_if_name_too_long(path):
             self.fs.rm_file(path)
 
     def write_ref(self, ref: Ref, recipe: str, stage: str, partition: str | None = None) -> None:
+        """Makes `ref` the current artifact of a stage or partition."""
         self.replace(self.ref_path(recipe, stage, partition), ref.model_dump_json(indent=1).encode())
 
 
 COMMIT_FILE = "_COMMIT.json"
 ERASED = "_ERASED-"
-"""Begins the name of the record that takes a marker's place when files of its artifact are erased."""
+"""Prefix of an erasure record's name. The record replaces the commit marker when files of the artifact are erased."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A folder being filled; nobody sees it before its commit."""
+    """A folder that is being filled. Readers do not see it before its commit."""
 
     kind: str
     key: str
@@ -108,8 +112,10 @@ class Attempt:
 
 
 class Store(Refs):
-    """One artifact store. `cache` holds local copies of remote artifacts, and the work folders of a remote store,
-    which another machine does not see: a launch that moves starts its work anew."""
+    """An artifact store. `cache` holds local copies of remote artifacts, and the work folders of a remote store.
+
+    Another machine does not see these work folders, so a build that moves to another machine starts from the beginning.
+    """
 
     def uri(self, artifact: Artifact) -> str:
         """The artifact's folder as a URL that a person can open."""
@@ -127,9 +133,9 @@ class Store(Refs):
         return read_record(Commit, text, path)
 
     def commit_of(self, artifact: Artifact) -> Commit:
-        """The commit record behind a pinned pointer, whose files may have been erased since.
+        """The commit record of a pinned pointer, even if files of the artifact were erased.
 
-        Raises `MissingArtifact` if it is not there.
+        Raises `MissingArtifact` if there is no such record.
         """
         commit = self.find(artifact.kind, artifact.key)
         if commit is not None and commit.digest == artifact.digest:
@@ -139,7 +145,7 @@ class Store(Refs):
         raise MissingArtifact(f"{self.uri(artifact)}: no committed {artifact.kind} with this digest")
 
     def erasure_of(self, artifact: Artifact) -> Erasure | None:
-        """The record of what was erased of this artifact, or None where nothing was."""
+        """The erasure record of this artifact, or None if nothing was erased."""
         path = self.path(artifact.kind, artifact.key, f"{ERASED}{artifact.attempt}.json")
         try:
             text = self.fs.cat_file(path)
@@ -148,12 +154,15 @@ class Store(Refs):
         return read_record(Erasure, text, path)
 
     def read(self, artifact: Artifact, name: str) -> bytes:
-        """One file of an artifact, also of one that was erased in part; raises `MissingArtifact` where it is gone."""
+        """The bytes of a file of an artifact, also of a partly erased artifact.
+
+        Raises `ErasedArtifact` for an erased file, and `MissingArtifact` for a file that is not there.
+        """
         with self._present(artifact, name) as path:
             return bytes(self.fs.cat_file(path))
 
     def open(self, artifact: Artifact, name: str) -> BinaryIO:
-        """A file of an artifact as a stream that can seek, for one that may be larger than memory; else as `read`."""
+        """A file of an artifact as a seekable stream, for files that may be larger than memory. Raises as `read`."""
         with self._present(artifact, name) as path:
             return cast(BinaryIO, self.fs.open(path, "rb"))
 
@@ -170,10 +179,10 @@ class Store(Refs):
             raise MissingArtifact(f"{path}: no such file in this artifact") from None
 
     def standing(self, artifact: Artifact) -> Commit:
-        """The commit record of an artifact whose files are all there.
+        """The commit record of an artifact with all its files.
 
-        Where files of it were erased, any artifact with its digest stands for it. Raises `ErasedArtifact` if there is
-        none, `MissingArtifact` when it was never there.
+        If files of it were erased, another artifact with the same kind and digest is returned instead. Raises
+        `ErasedArtifact` if there is none, and `MissingArtifact` if the artifact never existed.
         """
         commit = self.find(artifact.kind, artifact.key)
         if commit is not None and commit.digest == artifact.digest:
@@ -186,7 +195,8 @@ class Store(Refs):
         return commit
 
     def fetch(self, artifact: Artifact, *, deep: bool = False) -> Path:
-        """A local folder with the artifact's files, sizes verified; sha256 too when `deep`. Raises as `standing`."""
+        """A local folder with the artifact's files. Sizes are verified, and with `deep` every sha256. Raises as
+        `standing`."""
         commit = self.standing(artifact)
         remote = self.path(commit.kind, commit.key, commit.attempt)
         if self.is_local:
@@ -207,7 +217,7 @@ class Store(Refs):
             self.fs.get_file(f"{remote}/{name}", str(target))
         try:
             arriving.rename(folder)
-        except OSError:  # another process brought the same files first
+        except OSError:  # another process fetched the same files first
             shutil.rmtree(arriving)
 
     def commits(self, kind: str) -> Iterator[Commit]:
@@ -221,23 +231,24 @@ class Store(Refs):
 
     @contextmanager
     def building(self, kind: str, key: str) -> Iterator[None]:
-        """Holds the key for one builder at a time, of those who share the store's folder (a local store) or the cache.
+        """Holds the lock of a key while an artifact is built, and removes what dead builders left.
 
-        The lock dies with its process. On other machines two builders may both work, and the first commit wins.
+        The lock ends with its process. Processes share it if they share the store's folder (a local store) or the
+        cache. Without that two builders may both work, and the first commit wins.
         """
         with FileLock(self._lock(kind, key)):
             attempts = self._attempts(kind, key)
             if self.find(kind, key) is None and attempts.is_dir():
-                for leftover in attempts.iterdir():  # attempts of builders that died
+                for leftover in attempts.iterdir():  # left by builders that died
                     if leftover.is_dir() and not (attempts / f"{ERASED}{leftover.name}.json").exists():
                         shutil.rmtree(leftover)
             yield
 
     @contextmanager
     def unless_building(self, kind: str, key: str) -> Iterator[bool]:
-        """Holds the key and gives True; gives False at once where a builder that `building` can see holds it."""
+        """Holds the lock of a key and gives True; gives False at once if a builder holds the lock (see `building`)."""
         if self.is_local and not Path(self.path(kind, key)).is_dir():
-            yield True  # nothing was ever built there, and looking leaves nothing behind
+            yield True  # nothing was ever built there, and a check must not create the folder
             return
         lock = FileLock(self._lock(kind, key))
         try:
@@ -260,7 +271,7 @@ class Store(Refs):
         return Path(self.path(kind, key)) if self.is_local else self.cache / "attempts" / kind / key
 
     def begin(self, kind: str, key: str) -> Attempt:
-        """An empty folder to build in: in the store itself where that is local, else beside the cache."""
+        """An empty folder to build in: inside a local store, or beside the cache for a remote store."""
         name = uuid.uuid4().hex[:12]
         parent = self._attempts(kind, key)
         with told_when_full(str(parent)):
@@ -280,7 +291,7 @@ class Store(Refs):
         started_at: str,
         seconds: float,
     ) -> Commit:
-        """Publishes an attempt. Returns the commit that holds the key: ours, or that of whoever was first."""
+        """Publishes an attempt. Returns the commit of the key: this one, or the commit of a builder that was faster."""
         files = describe(attempt.path)
         commit = Commit(
             format=STORE_FORMAT,
@@ -323,22 +334,23 @@ class Store(Refs):
     # Resumable state ----------------------------------------------------------------------------
 
     def work_path(self, kind: str, key: str) -> Path:
-        """A local folder for a build's resumable state, kept over interruptions until `clear_work`."""
+        """A local folder for the resumable state of a build. It survives interruptions, until `clear_work`."""
         folder = Path(self.path("work", kind, key)) if self.is_local else self.cache / "work" / kind / key
         with told_when_full(str(folder)):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def clear_work(self, kind: str, key: str) -> None:
+        """Removes the resumable state of a build; safe to repeat."""
         shutil.rmtree(self.work_path(kind, key), ignore_errors=True)
 
 
-# What a store holds beyond one key: the refs of a stage in every recipe.
+# The refs of a stage in every recipe.
 
 
 @dataclass(frozen=True)
 class Named:
-    """A ref with whose it is; `partition` is None for a stage without partitions."""
+    """A ref with its recipe and partition; `partition` is None for a stage without partitions."""
 
     recipe: str
     partition: str | None
@@ -346,7 +358,7 @@ class Named:
 
 
 def refs_of(store: Store, stage: str, *, partitioned: bool = False) -> Iterator[Named]:
-    """Every recipe's refs of a stage; a ref that moves meanwhile is given as it is found."""
+    """The refs of a stage in every recipe. A ref that changes meanwhile is given in its old or new state."""
     pattern = store.path("refs", "*", stage, "*.json") if partitioned else store.path("refs", "*", f"{stage}.json")
     depth = len(PurePosixPath(store.path("refs")).parts)
     for path in sorted(str(path) for path in store.fs.glob(pattern)):
@@ -357,41 +369,41 @@ def refs_of(store: Store, stage: str, *, partitioned: bool = False) -> Iterator[
             yield Named(recipe, partition, ref)
 
 
-# Many commit records read side by side: of thousands on a remote store, one after the other takes minutes.
+# Many commit records are read concurrently: on a remote store, thousands read in turn would take minutes.
 
 log = logging.getLogger(__name__)
 
 
 def commits_of(store: Store, artifacts: Iterable[Artifact]) -> list[Commit]:
-    """The commit records behind pinned pointers, in their order; raises as `Store.commit_of` does."""
+    """The commit records of pinned pointers, in the same order; raises as `Store.commit_of` does."""
     wanted = list(artifacts)
-    paths = [store.path(one.kind, one.key, COMMIT_FILE) for one in wanted]
-    found = _read(store, paths, Commit)
+    paths = [store.path(artifact.kind, artifact.key, COMMIT_FILE) for artifact in wanted]
+    records = _read(store, paths, Commit)
     return [
         commit
-        if (commit := found.get(path)) is not None and commit.digest == one.digest
-        else store.commit_of(one)  # erased, or told what is wrong with it
-        for one, path in zip(wanted, paths, strict=True)
+        if (commit := records.get(path)) is not None and commit.digest == artifact.digest
+        else store.commit_of(artifact)  # the artifact was erased, or this raises the right error
+        for artifact, path in zip(wanted, paths, strict=True)
     ]
 
 
 def readable_commits(store: Store, kind: str) -> list[Commit]:
-    """As `all_commits` of `erase`, without those that cannot be read, which are logged."""
+    """All commit records of a kind, also of erased artifacts, without unreadable records, whose number is logged."""
     markers = [str(path) for path in store.fs.glob(store.path(kind, "*", COMMIT_FILE))]
     records = [str(path) for path in store.fs.glob(store.path(kind, "*", f"{ERASED}*.json"))]
-    found = [erasure.commit for erasure in _read(store, records, Erasure).values()]
-    found += _read(store, markers, Commit).values()
-    if unread := len(markers) + len(records) - len(found):
+    commits = [erasure.commit for erasure in _read(store, records, Erasure).values()]
+    commits += _read(store, markers, Commit).values()
+    if unread := len(markers) + len(records) - len(commits):
         log.warning("%s: %d of its records cannot be read and are left out", kind, unread)
-    return list({(commit.key, commit.digest): commit for commit in found}.values())
+    return list({(commit.key, commit.digest): commit for commit in commits}.values())
 
 
 def _read(store: Store, paths: Iterable[str], record: type[Record]) -> dict[str, Record]:
     """Path to record; those that cannot be read are left out."""
     wanted = list(dict.fromkeys(paths))
     texts = store.fs.cat(wanted, on_error="omit") if wanted else {}
-    found = {}
+    records = {}
     for path, text in texts.items():
         with suppress(CorruptArtifact):
-            found[path] = read_record(record, text, path)
-    return found
+            records[path] = read_record(record, text, path)
+    return records

@@ -66,13 +66,17 @@ def _give(text: str, out: Path | None) -> None:
 
 @recipes.command("check")
 def recipes_check(files: Annotated[list[Path], typer.Argument(help="Recipes (YAML).")]) -> None:
-    """Read recipes and say what is wrong in them."""
+    """Read recipes and say what is wrong in them; of a file of pools, which lies beside them, too."""
     from alignment.recipe import load_recipe
     from assets.evaluation_report import asked_of
     from assets.preference_shard import refuse_files
     from eval.judge.retirement import retirement
+    from resources.pools import is_pools_file, load_pools
 
     for path in files:
+        if is_pools_file(path):
+            print(f"{path}: {len(load_pools(path).pools)} pools, well-formed (no recipe)")
+            continue
         recipe = load_recipe(path)
         with stdout_kept():
             asked_of(recipe, str(path))

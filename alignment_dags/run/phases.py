@@ -12,7 +12,7 @@ from assets.building.node import PHASES, Node, PhaseName
 from assets.graph import nodes_of
 from assets.registered_model import registered_model
 from resources.home import PROJECT
-from resources.pools import Pools, pools_file
+from resources.pools import Pools, is_pools_file, pools_file
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def recipe_files() -> list[Path]:
     named = os.environ.get(RECIPES)
     patterns = named.split(os.pathsep) if named else [str(PROJECT / "recipes" / "*.yaml")]
     files = {path.resolve() for pattern in patterns for path in Path(pattern).parent.glob(Path(pattern).name)}
-    return sorted(files - {pools_file().resolve()})
+    return sorted(path for path in files - {pools_file().resolve()} if not is_pools_file(path))
 
 
 def recipes_in_use() -> dict[Path, Recipe]:

@@ -19,7 +19,8 @@ from alignment.store import Artifact, Commit, Ref, Store
 from alignment.store.erase import gone
 from assets.building.node import Node, NotNeeded, Shown, Work
 from assets.building.upstream import NotBuilt, Upstream
-from resources.mlflow import Report, Reported, Tracking
+from resources.mlflow import Tracking
+from resources.mlflow_runs import Report, Reported
 from resources.pools import Pools
 from resources.store import ArtifactStore
 

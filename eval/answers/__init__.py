@@ -1,1 +1,1 @@
-"""Answers of a checkpoint to the items of a suite, and the files they stand in."""
+"""Answers of a checkpoint to the items of a suite, and the files that hold them."""

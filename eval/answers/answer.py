@@ -1,4 +1,4 @@
-"""A suite's questions put to a model, and the answers as responses."""
+"""Asks a model the questions of a suite, and returns its answers as responses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from eval.answers.asking import Asking
 from eval.answers.files import Response
 from eval.suites.items import hub_rows, load_items, sample_positions
 from eval.suites.lm_eval_task import ItemError, chat_prompts, continuations, open_task, plain_prompts, stop_strings
-from eval.suites.lm_eval_tasks import quiet, subsets, tasks_of, told
+from eval.suites.lm_eval_tasks import quiet, root_cause, subsets, tasks_of
 from eval.suites.rows import read_pinned_rows
 from eval.suites.suite import Item, StockTask, Suite, SuiteSpec
 
@@ -37,7 +37,7 @@ class ContinuationScorer:
                 sizes: tuple[int, ...] = ()
 
                 def _batch_scheduler(self, pos: int, n_reordered_requests: Any) -> int:
-                    if pos == 0:  # all of them, longest first: how large the batch is that each of them is in
+                    if pos == 0:  # all requests, longest first: computes the size of each one's batch
                         lengths = [len(context) + len(wanted) for _, context, wanted in n_reordered_requests]
                         made = batches(lengths, range(len(lengths)), 0, batch_tokens)
                         self.sizes = tuple(len(batch) for batch in made for _ in batch)
@@ -50,7 +50,8 @@ class ContinuationScorer:
         return str(self.lm.apply_chat_template(messages, add_generation_prompt=add_generation_prompt))
 
     def problem(self, requests: Sequence[Any]) -> str | None:
-        """Why an item's requests cannot be scored whole: lm-eval itself would cut a long context at its start."""
+        """Why an item's requests cannot be scored whole, or None. lm-eval itself would cut a long context at its
+        start."""
         for context, continuation in (request.args for request in requests):
             before, wanted = self._encode(context, continuation)
             if not wanted:
@@ -60,26 +61,29 @@ class ContinuationScorer:
         return None
 
     def _encode(self, context: str, continuation: str) -> tuple[int, int]:
-        """Tokens of both, split where lm-eval splits them."""
+        """Token counts of context and continuation, split as lm-eval splits them."""
         if not context:  # lm-eval puts one token before it
             return 1, len(self.lm.tok_encode(continuation, add_special_tokens=False))
         before, wanted = self.lm._encode_pair(context, continuation)
         return len(before), len(wanted)
 
     def score(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Per request of lm-eval the continuation's log-likelihood in nats, and whether it is the greedy one."""
+        """For each request the continuation's log-likelihood in nats, and whether it is the greedy continuation."""
         if not requests:
             return []
         with quiet():
-            found = self.lm.loglikelihood(list(requests), disable_tqdm=True)
-        return [(float(value), bool(greedy)) for value, greedy in found]
+            scores = self.lm.loglikelihood(list(requests), disable_tqdm=True)
+        return [(float(value), bool(greedy)) for value, greedy in scores]
 
 
-# Answers to lm-eval's tasks: texts to its prompts, or log-likelihoods of its continuations.
+# Answers to lm-eval's tasks: texts for its prompts, or log-likelihoods of its continuations.
 
 
 def task_texts(asking: Asking, items: Sequence[Item], positions: Sequence[int]) -> list[Response]:
-    """The answers to the prompts at these positions. Prompts are made of all items, as examples are drawn in order."""
+    """The answers to the items at these positions.
+
+    Prompts are made for all items, because lm-eval draws few-shot examples in the order of the items.
+    """
     prompts: dict[int, tuple[Prompt, tuple[str, ...]]] = {}
     for own, task, shots in _opened(asking, items):
         with _naming([items[place] for place in own]):
@@ -99,10 +103,13 @@ def task_texts(asking: Asking, items: Sequence[Item], positions: Sequence[int]) 
 
 
 def task_choices(asking: Asking, items: Sequence[Item], positions: Sequence[int]) -> list[Response]:
-    """The log-likelihoods of what lm-eval would have the model go on with, for the items at these positions."""
+    """The log-likelihoods of lm-eval's continuations for the items at these positions.
+
+    Raises `BadInput` for an endpoint, which gives no log-likelihoods.
+    """
     loaded = asking.generator
     if not isinstance(loaded, Generator):
-        problem = f"{asking.suite.name} wants log-likelihoods, which only a loaded model gives: kind: transformers"
+        problem = f"{asking.suite.name} needs log-likelihoods, which only a loaded model gives: set kind: transformers"
         raise BadInput(problem, field="evals.generate.kind")
     scorer = ContinuationScorer(loaded.model, loaded.tokenizer, loaded.batch_tokens)
     wanted = set(positions)
@@ -113,8 +120,8 @@ def task_choices(asking: Asking, items: Sequence[Item], positions: Sequence[int]
         requests |= {place: part for place, part in zip(own, made, strict=True) if place in wanted}
     problems = {place: scorer.problem(requests[place]) for place in positions}
     fitting = [place for place in positions if problems[place] is None]
-    found = iter(scorer.score([request for place in fitting for request in requests[place]]))
-    scored = {place: tuple(next(found) for _ in requests[place]) for place in fitting}
+    scores = iter(scorer.score([request for place in fitting for request in requests[place]]))
+    scored = {place: tuple(next(scores) for _ in requests[place]) for place in fitting}
     return [Response(items[place].id, (), problems[place], scored.get(place, ())) for place in positions]
 
 
@@ -125,7 +132,7 @@ def _response(item: Item, answer: Answer) -> Response:
 
 
 def _opened(asking: Asking, items: Sequence[Item]) -> Iterator[tuple[list[int], Any, int]]:
-    """The suite's tasks one after the other: positions of its items, the open task, how many examples it shows."""
+    """For each task of the suite: the positions of its items, the open task, and its number of few-shot examples."""
     given = _examples(asking)
     for stock, own in tasks_of(asking.suite, items):
         shots = stock.num_fewshot if asking.spec.num_fewshot is None else asking.spec.num_fewshot
@@ -141,7 +148,7 @@ def _naming(items: Sequence[Item]) -> Iterator[None]:
     try:
         yield
     except ItemError as error:
-        raise BadInput(f"lm-eval cannot ask item {items[error.index].id}: {told(error)}") from error
+        raise BadInput(f"lm-eval cannot ask item {items[error.index].id}: {root_cause(error)}") from error
 
 
 def _examples(asking: Asking) -> list[dict[str, Any]]:
@@ -171,12 +178,12 @@ def _check_examples(asking: Asking, stock: StockTask, wanted: int, given: int) -
 
 
 TURN_BREAK = "\n\n"
-"""Between turns of a conversation with a model that has no chat template."""
+"""Separates the turns of a conversation with a model that has no chat template."""
 
 
 @dataclass(frozen=True)
 class Answered:
-    """The items asked, their responses in the same order, and the settings that decided them beside the prompts."""
+    """The items asked, their responses in the same order, and the generation settings."""
 
     items: list[Item]
     responses: list[Response]
@@ -184,12 +191,15 @@ class Answered:
 
     @property
     def tokens(self) -> int:
-        """New tokens that the responses took."""
+        """Number of generated tokens."""
         return sum(sum(response.tokens) for response in self.responses)
 
 
 def answer_suite(suite: Suite, spec: SuiteSpec, seed: int, generator: Generator | EndpointGenerator) -> Answered:
-    """Asks the selected items. An item's prompt is the same whatever the limit."""
+    """Asks the items that `spec.limit` selects; an item's prompt does not depend on the limit.
+
+    Raises `BadInput` for a chat template that the tokenizer does not have, and for examples that are missing.
+    """
     items = load_items(suite, spec, seed)
     chat = generator.is_chat if spec.chat_template is None else spec.chat_template
     if chat and not generator.is_chat:
@@ -205,7 +215,7 @@ def answer_suite(suite: Suite, spec: SuiteSpec, seed: int, generator: Generator 
 
 
 def conversations(asking: Asking, items: Sequence[Item]) -> list[Response]:
-    """The suite's questions turn by turn; what the model has said stands in its next prompt."""
+    """Asks the questions turn by turn; a prompt contains the earlier turns with the model's answers."""
     questions: list[list[str]] = [item.fields["turns"] for item in items]
     spoken: list[list[Message]] = [[] for _ in items]
     turns: list[list[str]] = [[] for _ in items]

@@ -1,4 +1,4 @@
-"""One suite before one model: what every way of asking it needs to know."""
+"""A suite, its settings, and the model that answers it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from eval.suites.suite import Item, Suite, SuiteSpec
 
 @dataclass(frozen=True)
 class Asking:
-    """`chat` tells whether questions go through the tokenizer's chat template."""
+    """A suite, its settings and the model. `chat` says whether questions go through the tokenizer's chat template."""
 
     suite: Suite
     spec: SuiteSpec
@@ -20,7 +20,10 @@ class Asking:
     chat: bool
 
     def sampling(self, item: Item, turn: int = 1) -> Sampling:
-        """How an answer is drawn: by the recipe's temperature, or the suite's own for the item; its luck is its own."""
+        """How an answer is sampled: at the recipe's temperature, or else at the suite's own for the item.
+
+        Every turn of every item has a seed of its own, so answers do not depend on each other.
+        """
         temperature = self.spec.temperature
         if temperature is None:
             temperature = 0.0 if self.suite.temperature_of is None else self.suite.temperature_of(item)

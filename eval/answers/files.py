@@ -15,18 +15,18 @@ from eval.suites.suite import Item
 
 RESPONSES_FILE = "responses.jsonl"
 ITEMS_FILE = "items.jsonl"
-"""The items of a suite as they were asked, in the order of the responses beside them."""
+"""The items of a suite as they were asked, in the order of the responses."""
 SETTINGS_FILE = "generation.json"
 """How a suite's responses were generated."""
 
 
 @dataclass(frozen=True)
 class Response:
-    """What a model answered to one item, turn by turn; `failed` says why an item has no whole answer.
+    """A model's answer to an item, turn by turn. `failed` says why an item has no whole answer.
 
-    Of a multiple-choice item it is, per choice, the log-likelihood in nats and whether the choice is the greedy
-    continuation, in place of turns. `tokens` counts each turn's new tokens, where they are known.
-    `row` is where a stored one stands in its file.
+    A multiple-choice item has `loglikelihoods` instead of turns: for each choice the log-likelihood in nats, and
+    whether the choice is the greedy continuation. `tokens` counts the generated tokens of each turn, if they are known.
+    `row` is the row of a stored response in its file.
     """
 
     id: str
@@ -38,13 +38,14 @@ class Response:
 
 
 def write_responses(path: Path, responses: Iterable[Response]) -> None:
+    """Writes responses as JSON lines, in the given order."""
     write_records(path, (_record(response) for response in responses))
 
 
 def _record(response: Response) -> dict[str, Any]:
     record: dict[str, Any] = {"id": response.id}
     if response.loglikelihoods:
-        record["loglikelihoods"] = [list(one) for one in response.loglikelihoods]
+        record["loglikelihoods"] = [list(pair) for pair in response.loglikelihoods]
     else:
         record["turns"] = list(response.turns)
     if response.tokens:
@@ -53,17 +54,17 @@ def _record(response: Response) -> dict[str, Any]:
 
 
 def read_responses(path: str | Path) -> list[Response]:
-    """Responses by id, in the file's order; raises `BadInput` naming a malformed row or an id that stands twice."""
+    """Responses by id, in the file's order; raises `BadInput` that names a malformed row or a repeated id."""
     return parse_responses(read_rows(path), str(path))
 
 
 def parse_responses(rows: Iterable[Row], file: str) -> list[Response]:
-    """The responses that records are, in their order; errors as of `read_responses`."""
+    """The responses in records, in their order; raises as `read_responses`."""
     responses: dict[str, Response] = {}
     for row, record in rows:
         response = _parse(record, file, row)
         if response.id in responses:
-            raise BadInput(f"id {response.id} stands twice", file=file, row=row)
+            raise BadInput(f"id {response.id} appears twice", file=file, row=row)
         responses[response.id] = response
     if not responses:
         raise BadInput("no responses", file=file)
@@ -96,18 +97,18 @@ def _parse(record: dict[str, Any], file: str, row: int) -> Response:
 
 
 def _loglikelihoods(value: Any, name: str, file: str, row: int) -> tuple[tuple[float, bool], ...]:
-    def whole(one: Any) -> bool:
+    def whole(pair: Any) -> bool:
         return (
-            isinstance(one, list)
-            and len(one) == 2
-            and isinstance(one[0], int | float)
-            and not isinstance(one[0], bool)
-            and math.isfinite(one[0])
-            and isinstance(one[1], bool)
+            isinstance(pair, list)
+            and len(pair) == 2
+            and isinstance(pair[0], int | float)
+            and not isinstance(pair[0], bool)
+            and math.isfinite(pair[0])
+            and isinstance(pair[1], bool)
         )
 
-    if not isinstance(value, list) or not value or not all(whole(one) for one in value):
-        problem = f"response {name}: expected a list of [log-likelihood, true or false], one a choice"
+    if not isinstance(value, list) or not value or not all(whole(pair) for pair in value):
+        problem = f"response {name}: expected a list of [log-likelihood, true or false], one for each choice"
         raise BadInput(problem, file=file, row=row, field="loglikelihoods")
     return tuple((float(number), greedy) for number, greedy in value)
 
@@ -117,7 +118,8 @@ def match_responses(
 ) -> tuple[list[tuple[Item, Response]], list[str]]:
     """Items with their response, in the items' order, and the ids that have none. `turns` is 0 for log-likelihoods.
 
-    Raises `BadInput` naming a response whose id no item has, that has too few turns, or log-likelihoods for a text.
+    Raises `BadInput` that names a response with an unknown id, with too few turns, or with log-likelihoods in place of
+    a text.
     """
     by_id = {response.id: response for response in responses}
     known = {item.id for item in items}
@@ -135,7 +137,7 @@ def match_responses(
     return matched, [item.id for item in items if item.id not in by_id]
 
 
-# Answers in the files that benchmarks publish them in, matched with a suite's items.
+# Answer files in the forms that benchmarks publish, matched with a suite's items.
 
 MODEL_FIELDS = ("model_id", "generator", "model")
 
@@ -146,17 +148,17 @@ def read_answers(path: str | Path, items: Sequence[Item]) -> list[Response]:
 
 
 def parse_answers(rows: Iterable[Row], file: str, items: Sequence[Item], more: bool = False) -> list[Response]:
-    """Answers as `{"id", "turns"}`, in FastChat's form, in AlpacaEval's (`instruction`, `output`; the k-th one of an
-    instruction is of the k-th item that has it), or in either of Arena-Hard's.
+    """Answers in any of these forms: `{"id", "turns"}`, FastChat's, AlpacaEval's or one of Arena-Hard's two.
 
-    Raises `BadInput` naming a malformed row, an id that stands twice, or, unless there may be `more` answers than
-    items, an instruction that no item has.
+    AlpacaEval's records have `instruction` and `output`. If several items share an instruction, its k-th answer belongs
+    to the k-th of them. Raises `BadInput` that names a malformed row or a repeated id, and an instruction that no item
+    has, unless the file may answer `more` than these items.
     """
     by_instruction: dict[str, list[str]] = defaultdict(list)
     for item in reversed(items):
         by_instruction[str(item.fields.get("instruction"))].append(item.id)
-    found = ((row, _common(record, by_instruction, file, row, more)) for row, record in rows)
-    return parse_responses([(row, record) for row, record in found if record is not None], file)
+    records = ((row, _common(record, by_instruction, file, row, more)) for row, record in rows)
+    return parse_responses([(row, record) for row, record in records if record is not None], file)
 
 
 def _common(
@@ -167,7 +169,7 @@ def _common(
         if not places:
             if more:
                 return None
-            problem = "no item of the data file has this instruction, or none is left"
+            problem = "no item has this instruction, or each item that has it is answered already"
             raise BadInput(problem, file=file, row=row, field="instruction")
         return {"id": places.pop(), "turns": [record["output"]]}
     if "uid" in record and isinstance(record.get("messages"), list):
@@ -185,7 +187,7 @@ def _content(message: dict[str, Any]) -> Any:
 
 
 def model_name(path: str | Path) -> str:
-    """Who answered, as the file's first record says; else the file's own name."""
+    """The model's name in the file's first record; else the file's own name."""
     (_, first), *_ = read_rows(path) or [(0, {})]
     names = [first[name] for name in MODEL_FIELDS if isinstance(first.get(name), str)]
     return names[0] if names else Path(path).stem

@@ -1,1 +1,1 @@
-"""The gate: comparisons, requirements on them, and the verdict, recomputable from stored samples."""
+"""The gate: comparisons, requirements on them, and the verdict, which can be computed again from stored samples."""

@@ -1,4 +1,4 @@
-"""Published figures to lay beside ours: a CSV of model, metric, value and source."""
+"""Published figures to compare with ours: a CSV of model, metric, value and source."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLUMNS = ("model", "metric", "value", "source")
 
 
 class PublishedFigure(BaseModel):
-    """One published value of one metric (`suite/metric`, or a suite for its main one), on the metric's own scale."""
+    """A published value of a metric (`suite/metric`, or a suite for its main metric), on the metric's own scale."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,7 +30,7 @@ class PublishedFigure(BaseModel):
 
 @dataclass(frozen=True)
 class RankedModel:
-    """One model's place among those known on a metric; `width` in per cent of the best."""
+    """A model in a metric's ranking; `width` is its value in per cent of the best value."""
 
     model: str
     value: str
@@ -40,20 +40,22 @@ class RankedModel:
 
 
 @dataclass(frozen=True)
-class Standings:
+class Ranking:
+    """The models with a known value of a metric, best first: published models, the policy and its SFT baseline."""
+
     title: str
     metric: str
     models: list[RankedModel]
 
 
 def read_baselines(path: str | Path) -> list[PublishedFigure]:
-    """The figures in a CSV file; raises `BadInput` naming file, row and field."""
+    """The figures in a CSV file; raises `BadInput` that names file, row and field."""
     file = str(path)
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream)
             if absent := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
-                raise BadInput(f"no column {', '.join(absent)}; a row is {', '.join(COLUMNS)}", file=file)
+                raise BadInput(f"no column {', '.join(absent)}; the columns are {', '.join(COLUMNS)}", file=file)
             return [_figure(record, file, row) for row, record in enumerate(reader, start=2)]
     except OSError as error:
         raise BadInput(f"cannot be read: {error.strerror}", file=file, field="evals.baselines") from error
@@ -69,17 +71,17 @@ def _figure(record: Mapping[str, str | None], file: str, row: int) -> PublishedF
     try:
         value = float(cells["value"])
     except ValueError:
-        raise BadInput(f"'{cells['value']}' is no number", file=file, row=row, field="value") from None
+        raise BadInput(f"'{cells['value']}' is not a number", file=file, row=row, field="value") from None
     if not math.isfinite(value):
-        raise BadInput(f"{value} is no finite number", file=file, row=row, field="value")
+        raise BadInput(f"{value} is not a finite number", file=file, row=row, field="value")
     return PublishedFigure(model=cells["model"], metric=cells["metric"], value=value, source=cells["source"])
 
 
-def standings(
+def rankings(
     figures: Sequence[PublishedFigure], suites: Mapping[str, Mapping[str, MetricComparison]]
-) -> tuple[list[Standings], list[str]]:
-    """Where SFT and policy stand on every metric that something was published for, best first; and what could not
-    be laid beside them, with the reason."""
+) -> tuple[list[Ranking], list[str]]:
+    """A ranking for every measured metric with a published figure, and the figures that could not be compared, with the
+    reason."""
     grouped: dict[tuple[str, str], list[PublishedFigure]] = {}
     left_out: list[str] = []
     for figure in figures:
@@ -89,14 +91,14 @@ def standings(
         if name not in measured:
             left_out.append(f"{figure.model}, {figure.metric}: not measured here")
         elif measured[name].width == 1.0 and not 0.0 <= figure.value <= 1.0:
-            left_out.append(f"{figure.model}, {figure.metric}: {figure.value:g} is no fraction between 0 and 1")
+            left_out.append(f"{figure.model}, {figure.metric}: {figure.value:g} is not a fraction from 0 to 1")
         else:
             grouped.setdefault((suite, name), []).append(figure)
-    made = [_standings(suite, name, suites[suite][name], known) for (suite, name), known in grouped.items()]
+    made = [_ranking(suite, name, suites[suite][name], known) for (suite, name), known in grouped.items()]
     return made, left_out
 
 
-def _standings(suite: str, metric: str, ours: MetricComparison, known: Sequence[PublishedFigure]) -> Standings:
+def _ranking(suite: str, metric: str, ours: MetricComparison, known: Sequence[PublishedFigure]) -> Ranking:
     unit = unit_of(ours.width)
     rows = [(figure.model, figure.value, figure.source, False) for figure in known]
     own = {"this policy": ours.own_of("candidate").mean, "its SFT": ours.own_of("baseline").mean}
@@ -104,7 +106,7 @@ def _standings(suite: str, metric: str, ours: MetricComparison, known: Sequence[
     best = max(value for _, value, _, _ in rows) or 1.0
     ranked = sorted(rows, key=lambda row: -row[1])
     models = [
-        RankedModel(model, unit.told(value) + unit.sign, source, mine, round(max(100 * value / best, 0.0), 2))
-        for model, value, source, mine in ranked
+        RankedModel(model, unit.format(value) + unit.sign, source, is_ours, round(max(100 * value / best, 0.0), 2))
+        for model, value, source, is_ours in ranked
     ]
-    return Standings(title_of(suite), metric, models)
+    return Ranking(title_of(suite), metric, models)

@@ -22,10 +22,10 @@ from eval.statistics import (
 from eval.suites import SUITES
 from eval.suites.samples import Sample
 
-# Scales: how far a metric can go, and what counts as no loss on it.
+# Scales: the range of a metric, and the difference on it that counts as no loss.
 
 OUTCOMES = frozenset({0.0, 0.5, 1.0})
-"""Wrong, tie and right: a scale from 0 to 1 whatever suite they come from."""
+"""Values of wrong, tied and right items. A metric with no other values has a scale from 0 to 1."""
 FRACTIONS = frozenset({"acc", "acc_norm", "acc_bytes", "exact_match", "em", "f1", "mc1", "mc2"})
 """Metrics of lm-eval, by name before the comma, whose values are fractions."""
 MARGIN_SHARE = 20
@@ -33,7 +33,7 @@ MARGIN_SHARE = 20
 
 
 def width_of(suite: str, metric: str, values: Iterable[float]) -> float | None:
-    """The width of the scale that a metric's values lie on, None when it has no known end (a length, a margin)."""
+    """The width of a metric's scale; None for a metric without known bounds (a length, a margin)."""
     if suite in SUITES and metric in SUITES[suite].metrics:
         low, high = SUITES[suite].scale_of(metric)
         return high - low
@@ -41,30 +41,30 @@ def width_of(suite: str, metric: str, values: Iterable[float]) -> float | None:
 
 
 def bound_of(suite: str, metric: str, width: float | None) -> float | None:
-    """How far two of a metric's item values can lie apart: its width, or None where they are linearised."""
+    """The largest difference between two item values of a metric: its width, or None for linearised values."""
     return None if suite in SUITES and metric in SUITES[suite].linearised else width
 
 
 def default_margin(width: float) -> float:
-    """What counts as no loss where a recipe names no margin: a twentieth of the scale.
+    """The margin of a metric for which the recipe names none: a twentieth of the scale's width.
 
-    0.05 of a fraction and 0.45 of a rating from 1 to 10: about the least that 250 right-or-wrong items with 2 % of
-    them gained and 2 % lost, or MT-Bench's 80 questions with none changed, can tell from a loss.
+    That is 0.05 of a fraction and 0.45 of a rating from 1 to 10. It is about the smallest loss that can be excluded
+    with 250 right-or-wrong items of which 2 % are gained and 2 % lost, or with MT-Bench's 80 questions if none changed.
     """
     return width / MARGIN_SHARE
 
 
-def scale_told(suite: str) -> str:
+def describe_scale(suite: str) -> str:
     """A suite's scale in words."""
     low, high = SUITES[suite].scale
     return f"a scale from {low:g} to {high:g}"
 
 
-NAMED_ITEMS = 20  # of the items a comparison had to leave out
+NAMED_ITEMS = 20  # most ids that a comparison lists of the items it leaves out
 
 
 class OwnMean(BaseModel):
-    """One side by itself: the mean of its `n` values, and how many items it was `asked`."""
+    """The mean over all `n` values of one side, whatever the other side has; `asked` counts the items it was asked."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -76,17 +76,17 @@ class OwnMean(BaseModel):
 class MetricComparison(BaseModel):
     """Candidate minus baseline on one metric.
 
-    `n` counts paired values in `clusters` clusters. `missing` counts values that are not on both sides and
-    `missing_ids` names the first of them; of these `missing_candidate` were measured on the baseline alone, and
-    `missing_baseline` on the candidate alone: the rest failed on both. `baseline` and `candidate` are means over the
-    pairs; `own_of` gives a side's mean over all its own values. `baseline_own` and `candidate_own` hold it where some
-    values have no pair, and are left out of the JSON elsewhere, so that a complete comparison keeps its digest.
+    `n` counts paired values, in `clusters` clusters; `baseline` and `candidate` are means over these pairs. `missing`
+    counts values without a pair, and `missing_ids` names the first of them: `missing_candidate` values exist only on
+    the baseline's side, `missing_baseline` only on the candidate's, and the others on neither. `own_of` gives a side's
+    mean over all its own values. `baseline_own` and `candidate_own` hold it if some values have no pair; otherwise they
+    are left out of the JSON, so that a complete comparison keeps its digest.
 
-    `ci95` and `p_value` are Student's t on the cluster-robust `stderr`, or, where too few clusters differ to know
-    it, Tango's score on `shares` (eval/statistics/paired.py); they and `minimum_detectable_effect` are None when
-    there are fewer than two clusters, and when no item differs and nothing bounds the items' values (eval/scale.py).
-    `bootstrap_ci95` is the paired bootstrap over clusters (None where nothing varies) and `p_mcnemar` the exact
-    McNemar test (None unless every value is 0 or 1 and stands alone in its cluster).
+    `ci95` and `p_value` are Student's t on the cluster-robust `stderr`. If too few clusters differ for that, they are
+    Tango's score interval and test on `shares` (eval/statistics/paired.py). They and `minimum_detectable_effect` are
+    None if there are fewer than two clusters, or if no item differs and the items' values have no bound (`bound_of`).
+    `bootstrap_ci95` is the paired bootstrap over clusters (None if nothing varies). `p_mcnemar` is the exact McNemar
+    test (None unless every value is 0 or 1 and every cluster has one value).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -121,12 +121,12 @@ class MetricComparison(BaseModel):
         return {name: value for name, value in given.items() if name not in absent}
 
     def own_of(self, side: Literal["baseline", "candidate"]) -> OwnMean:
-        """A side's mean over all that it was measured on, whatever the other side lacks."""
+        """A side's mean over all its own values, with or without a pair."""
         own = self.baseline_own if side == "baseline" else self.candidate_own
         return own or OwnMean(mean=self.baseline if side == "baseline" else self.candidate, n=self.n, asked=self.n)
 
     def difference_interval(self) -> Interval:
-        """The difference again as statistics take it."""
+        """The difference as an `Interval`, for the functions of `eval.statistics`."""
         low, high = self.ci95 if self.ci95 is not None else (None, None)
         return Interval(Mean(self.difference, self.stderr, self.n, self.clusters), low, high, self.p_value, self.shares)
 
@@ -138,12 +138,12 @@ def compare_samples(
     margin: float | None = 0.0,
     bound: float | None = None,
 ) -> dict[str, MetricComparison]:
-    """Every metric that both sides have (or the one asked for), in the candidate's order.
+    """Compares every metric that both sides have (or only `metric`), in the candidate's order.
 
-    Differences within ±`margin` are equivalent; None takes a twentieth of each metric's scale. `bound` is how far an
-    item's two values can lie apart, where that is less than the scale's width.
-    Items measured on one side only are left out and counted. Raises `BadInput` for a metric that a side
-    lacks, an id that stands twice, an id whose cluster differs, or sides that share no measured item.
+    Differences within ±`margin` are `equivalent`; None takes a twentieth of each metric's scale. `bound` is the largest
+    possible difference between an item's two values, if that is less than the scale's width. Items that only one side
+    was measured on are left out and counted. Raises `BadInput` for a metric that a side lacks, a repeated id, an id in
+    two clusters, and sides that share no measured item.
     """
     sides = {"baseline": _by_metric(baseline, "baseline"), "candidate": _by_metric(candidate, "candidate")}
     _same_suite(baseline, candidate)
@@ -232,6 +232,6 @@ def _measured_in(side: dict[str, Sample], ids: Iterable[str]) -> int:
 
 
 def _own(side: dict[str, Sample], asked: int) -> OwnMean:
-    """The mean of a side's values; both sides were asked whatever item either of them names."""
+    """The mean of a side's values. An item that either side names was asked of both sides."""
     values = [sample.value for sample in side.values() if sample.value is not None]
     return OwnMean(mean=sum(values) / len(values), n=len(values), asked=asked)

@@ -1,4 +1,4 @@
-"""The gate of a recipe: what it writes down, or what `gate: default` stands for."""
+"""The gate of a recipe: its own requirements, or those of `gate: default`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from eval.suites import SUITES, suite_named
 
 
 def gate_of(recipe: Recipe, file: str | None = None) -> Gate | None:
-    """The gate that a recipe's policies stand before; None for `gate: none`. `file` is the recipe's, for errors.
+    """The gate of a recipe; None for `gate: none`. `file` is the recipe's file, for errors.
 
-    Raises `BadInput` for a metric of a suite that the recipe does not run, for one that a suite does not have, and for
-    one of held-out preferences that there is none of: it could never pass. `default` asks nothing of held-out
-    preferences, for a policy was trained to win them.
+    Raises `BadInput` for a metric that could never pass: the recipe does not run its suite, its suite does not have it,
+    or no preference pairs are held out. `default` does not ask for held-out preferences, because a policy is trained to
+    win them.
     """
     try:
         return _gate_of(recipe)
@@ -39,39 +39,37 @@ def _gate_of(recipe: Recipe) -> Gate | None:
 
 
 def _no_metric(recipe: Recipe, suite: str, name: str) -> str | None:
-    """Why a recipe's suites have no such metric; None where they may."""
+    """Why no suite of the recipe has this metric; None if a suite may have it."""
     suites = recipe.evals.selected()
     if suite not in suites:
-        there_are = f"evals has {', '.join(suites)}" if suites else "evals is empty"
-        return f"no such suite is run ({there_are})"
+        available = f"evals has {', '.join(suites)}" if suites else "evals is empty"
+        return f"the recipe runs no such suite ({available})"
     if suite in SUITES and name not in SUITES[suite].metrics:
         return f"{suite} has no such metric; write {suite}/ and one of {'; '.join(SUITES[suite].metrics)}"
-    return None if name else f"no metric is named; write {suite}/ and one of the task's"
+    return None if name else f"no metric is named; write {suite}/ and one of the task's metrics"
 
 
 def _no_preferences(recipe: Recipe, name: str) -> str | None:
     if not name:
         return f"no metric is named; write {PREFERENCES}/ and one of {', '.join(METRICS)}"
     if name not in METRICS:
-        return f"no such metric of held-out pairs (there are {', '.join(METRICS)})"
+        return f"no such metric of held-out pairs (metrics are {', '.join(METRICS)})"
     return None if recipe.held_out_fraction else "no pair is held out: held_out_fraction is 0"
 
 
 def default_gate(suites: list[str]) -> Gate:
-    """No main metric lost by a twentieth of its scale, and one of them better; raises `BadInput` without a suite.
+    """`no_regression` of every suite's main metric, and `any_improves`; raises `BadInput` without a suite.
 
-    A suite that needs a judge is named only where there is one: it could never pass.
+    The caller leaves out suites that need a judge if there is none, because they could never pass.
     """
     if not suites:
-        raise BadInput(
-            "`default` needs a suite that is scored; give evals, or a judge for those there are", field="gate"
-        )
+        raise BadInput("`default` needs a suite that is scored: add a suite under evals, or a judge", field="gate")
     metrics = {metric: Requirement(no_regression=margin) for metric, margin in map(default_requirement, suites)}
     return Gate(metrics=metrics, any_improves=True)
 
 
 def default_requirement(suite: str) -> tuple[str, float]:
     """A suite's main metric as `suite/metric`, and the margin that counts as no loss of it."""
-    found = suite_named(suite)
-    low, high = found.scale_of(found.headline)
-    return f"{suite}/{found.headline}", default_margin(high - low)
+    definition = suite_named(suite)
+    low, high = definition.scale_of(definition.headline)
+    return f"{suite}/{definition.headline}", default_margin(high - low)

@@ -1,4 +1,4 @@
-"""The scores behind a report, read back from the store with every claim about them checked."""
+"""The scores behind a report, read from the store and verified."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from alignment.stages.execute import REQUEST_FILE
 from alignment.store import Artifact, CorruptArtifact, Store
 from eval.gate.baselines import PublishedFigure
 from eval.gate.compare import MetricComparison, compare_samples
-from eval.gate.held_out import Found, against_champion, against_reference, read_held_out
+from eval.gate.held_out import HeldOutComparison, against_champion, against_reference, read_held_out
 from eval.gate.metrics import PREFERENCES
 from eval.gate.requirement import OTHER_SETTINGS, Check
 from eval.gate.verdict import Verdict, decide, verdict_key
@@ -22,13 +22,14 @@ from eval.suites.samples import SAMPLES_FILE, Sample, read_samples
 
 
 class ReportRequest(Request):
-    """Both checkpoints with their scores by suite, the champion with its own (or None), and the gate (or None).
+    """Both checkpoints with their scores by suite, the champion with its scores (or None), and the gate (or None).
 
-    The rest is for the page alone: the recipe's name, the price of an hour by stage, published figures, how the
-    champion came to be one where the gate did not decide it, and how far the policy moved from its SFT checkpoint.
+    The other fields only change the page: the recipe's name, the price of an hour by stage, published figures, who
+    promoted the champion if the gate did not (`champion_note`), and the policy's divergence from its SFT checkpoint.
 
-    `incomplete` says that some scores lack items (`lack_items`). Version 0.1.0 bounded only what the candidate lacks,
-    and its requests have no such field: a report over incomplete scores is made anew, every other one keeps its key.
+    `incomplete` says that some scores lack items (`lack_items`). Requests of version 0.1.0 have no such field, because
+    it bounded only what the candidate lacks. So a report over incomplete scores is made again, and every other report
+    keeps its key.
     """
 
     absent_by_default: ClassVar[frozenset[str]] = frozenset({"champion_note", "divergence", "incomplete"})
@@ -49,22 +50,24 @@ class ReportRequest(Request):
 
 
 class WrongEvidence(RuntimeError):
-    """Scores or a report that are not about the checkpoint they are given for."""
+    """Scores, or a report, of another checkpoint or gate than the expected."""
 
 
 @dataclass(frozen=True)
 class SuiteScores:
-    """One checkpoint's scores on one suite: its samples, and the summary that its commit recorded."""
+    """A checkpoint's scores on a suite: the samples, and the summary in the commit record of the scores."""
 
     samples: list[Sample]
     summary: dict[str, Any]
 
     @property
     def judged(self) -> bool:
+        """Whether there are scores; without a judge a suite may only be answered."""
         return bool(self.summary["judged"])
 
     @property
     def settings(self) -> str:
+        """Digest of how the suite was asked and scored; only scores with equal digests are compared."""
         return str(self.summary["settings"])
 
 
@@ -75,8 +78,8 @@ class Compared:
     suites: dict[str, dict[str, MetricComparison]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
-    def beside(self, held_out: Found) -> Compared:
-        """The same with held-out preferences as one more suite."""
+    def with_held_out(self, held_out: HeldOutComparison) -> Compared:
+        """This comparison, with held-out preferences added as a suite."""
         if isinstance(held_out, str):
             return replace(self, left_out={**self.left_out, PREFERENCES: held_out})
         return replace(self, suites={**self.suites, PREFERENCES: held_out})
@@ -88,11 +91,11 @@ def answered_by(store: Store, scores: Artifact) -> Artifact:
 
 
 def read_scores(store: Store, scores: Mapping[str, Artifact], checkpoint: Artifact) -> dict[str, SuiteScores]:
-    """Scores by suite, every file's sha256 checked, and each traced to the checkpoint that gave the answers.
+    """Scores by suite. Every file's sha256 is checked, and the answers are traced to the checkpoint that gave them.
 
     Raises `WrongEvidence` for scores of another checkpoint or another suite.
     """
-    found: dict[str, SuiteScores] = {}
+    by_suite: dict[str, SuiteScores] = {}
     for suite, artifact in sorted(scores.items()):
         commit = store.commit_of(artifact)
         measured = answered_by(store, artifact)
@@ -103,22 +106,22 @@ def read_scores(store: Store, scores: Mapping[str, Artifact], checkpoint: Artifa
         samples = read_samples(store.fetch(artifact, deep=True) / SAMPLES_FILE)
         if {sample.suite for sample in samples} - {suite}:
             raise WrongEvidence(f"the scores under {suite} are of {samples[0].suite}")
-        found[suite] = SuiteScores(samples, commit.summary)
-    return found
+        by_suite[suite] = SuiteScores(samples, commit.summary)
+    return by_suite
 
 
-LACKING = ("failed", "missing", "unparsable", "unjudged")
-"""What a summary of scores counts of items without a value."""
+UNMEASURED = ("failed", "missing", "unparsable", "unjudged")
+"""Counts of items without a value in a summary of scores, by cause."""
 
 
 def lack_items(store: Store, scores: Iterable[Artifact]) -> bool:
-    """Whether some of these scores have an item without a value."""
+    """Whether an item of these scores has no value."""
     summaries = (store.commit_of(artifact).summary for artifact in scores)
-    return any(summary.get(name) for summary in summaries for name in LACKING)
+    return any(summary.get(name) for summary in summaries for name in UNMEASURED)
 
 
 def compare_scores(baseline: Mapping[str, SuiteScores], candidate: Mapping[str, SuiteScores]) -> Compared:
-    """Every suite that both sides were measured on with the same settings; the others with why not."""
+    """Compares every suite that both sides were measured on with the same settings; gives the reason for the others."""
     compared = Compared()
     for suite in dict.fromkeys((*candidate, *baseline)):
         reason = _not_comparable(baseline.get(suite), candidate.get(suite))
@@ -157,8 +160,10 @@ def _measured(samples: list[Sample]) -> dict[str, set[str]]:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything a verdict rests on. `sft` and `policy` are scores of answers; `held_out` has the sha256 of the files
-    of held-out pairs, by side."""
+    """Everything that a verdict is computed from.
+
+    `sft` and `policy` are scores by suite; `held_out` has the sha256 of each side's file of held-out pairs.
+    """
 
     sft: dict[str, SuiteScores]
     policy: dict[str, SuiteScores]
@@ -168,31 +173,31 @@ class Evidence:
 
     @property
     def answered(self) -> list[str]:
-        """The suites compared with the SFT baseline that models gave answers to."""
+        """The suites that were compared with the SFT baseline, without held-out preferences, which have no answers."""
         return [suite for suite in self.against_sft.suites if suite in self.policy]
 
 
 def gather(store: Store, request: ReportRequest) -> Evidence:
-    """Reads and compares all scores of a report's request, and the policies' held-out pairs where they have some."""
+    """Reads and compares all scores of a report's request, and the held-out pairs of policies that have some."""
     sft = read_scores(store, request.sft_scores, request.sft)
     policy = read_scores(store, request.policy_scores, request.policy)
     beside_sft, beside_champion = compare_scores(sft, policy), None
     pairs = read_held_out(store, request.policy)
     hashes = {} if pairs is None else {"policy": pairs.sha256}
     if pairs is not None:
-        beside_sft = beside_sft.beside(against_reference(pairs))
+        beside_sft = beside_sft.with_held_out(against_reference(pairs))
     if request.champion is not None:
         champion = read_scores(store, request.champion_scores, request.champion)
         beside_champion = compare_scores(champion, policy)
-        theirs = None if pairs is None else read_held_out(store, request.champion)
+        champion_pairs = None if pairs is None else read_held_out(store, request.champion)
         if pairs is not None:
-            beside_champion = beside_champion.beside(against_champion(theirs, pairs))
-        if theirs is not None:
-            hashes["champion"] = theirs.sha256
+            beside_champion = beside_champion.with_held_out(against_champion(champion_pairs, pairs))
+        if champion_pairs is not None:
+            hashes["champion"] = champion_pairs.sha256
     return Evidence(sft, policy, beside_sft, beside_champion, hashes)
 
 
-# The gate over a report's evidence, and again from the pinned samples: a registry trusts no file that says "pass".
+# The verdict on a report's evidence, and the same verdict from the pinned samples: a registration trusts no stored one.
 
 __all__ = ["Check", "Verdict", "decide", "recompute", "verdict_key", "verdict_of"]
 
@@ -219,9 +224,9 @@ def verdict_of(request: ReportRequest, evidence: Evidence) -> Verdict:
 def recompute(store: Store, report: Artifact, policy: Artifact, gate: Gate | None = None) -> Verdict:
     """Decides again from the samples that the report's request pins; `verdict.json` is never read.
 
-    Every file is checked by sha256, every score traced to its checkpoint. With `gate`, the report must have
-    been decided by these settings. Raises `WrongEvidence` when the report is about another policy or gate,
-    `CorruptArtifact` when a file is not what was committed.
+    Every file is checked by its sha256, and every score is traced to its checkpoint. With `gate`, the report must have
+    been decided by these settings. Raises `WrongEvidence` if the report is about another policy or gate, and
+    `CorruptArtifact` if a file is not the committed one.
     """
     commit = store.commit_of(report)
     folder = store.fetch(report, deep=True)

@@ -1,7 +1,7 @@
 """A policy's held-out pairs, read back from its checkpoint's artifact and compared with its reference and the champion.
 
-The pairs that are measured follow from the data alone, so those that one side lacks it did not fail on: they are
-counted, and not compared.
+Which pairs are measured depends only on the data. A pair that one side lacks is therefore no failure of that side: it
+is counted and not compared.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from dataclasses import dataclass
 from alignment.store import Artifact, CorruptArtifact, MissingArtifact, Store
 from alignment.training.held_out_pairs import HELD_OUT_FILE, HeldOutPair, parse_held_out
 from eval.gate.compare import NAMED_ITEMS, MetricComparison, compare_samples
-from eval.gate.metrics import ACCURACY, TIE, policy_samples, reference_samples, shared
+from eval.gate.metrics import ACCURACY, TIE, policy_samples, reference_samples, shared_pairs
 from eval.gate.requirement import NO_PAIRS, NO_SHARED_PAIRS, OTHER_REFERENCE
 
-Found = dict[str, MetricComparison] | str
-"""Metric to comparison, or why there is none."""
+HeldOutComparison = dict[str, MetricComparison] | str
+"""Metric to comparison; or the reason for comparing nothing."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a policy's stage measured on held-out pairs, at least one, and the sha256 of the file they stand in."""
+    """What a policy's stage measured on held-out pairs, at least one, and the sha256 of their file."""
 
     pairs: list[HeldOutPair]
     sha256: str
 
 
 def read_held_out(store: Store, policy: Artifact) -> HeldOut | None:
-    """The pairs of a policy, their file's sha256 checked; None for a policy that has none.
+    """The held-out pairs of a policy, with the sha256 of their file checked; None for a policy without pairs.
 
-    The file stays where a policy's weights are erased. Raises `CorruptArtifact` when it is not what was committed.
+    The file stays when a policy's weights are erased. Raises `CorruptArtifact` if it is not the committed file.
     """
     entry = store.commit_of(policy).files.get(HELD_OUT_FILE)
     if entry is None:
@@ -46,25 +46,28 @@ def read_held_out(store: Store, policy: Artifact) -> HeldOut | None:
     return HeldOut(pairs, entry.sha256) if pairs else None
 
 
-def against_reference(policy: HeldOut) -> Found:
-    """The policy against its SFT baseline, whose implicit reward is nought: no accuracy is further than half away."""
+def against_reference(policy: HeldOut) -> HeldOutComparison:
+    """The policy compared with its SFT baseline, whose implicit reward is 0.
+
+    The baseline's accuracy is therefore 0.5 on every pair, and no difference in accuracy is larger than 0.5.
+    """
     before, after = reference_samples(policy.pairs), policy_samples(policy.pairs)
     accuracy = compare_samples(before, after, ACCURACY, margin=None, bound=TIE)
     return compare_samples(before, after, margin=None) | accuracy
 
 
-def against_champion(champion: HeldOut | None, policy: HeldOut) -> Found:
-    """The policy against the champion, on the pairs that both were measured on against the same reference.
+def against_champion(champion: HeldOut | None, policy: HeldOut) -> HeldOutComparison:
+    """The policy compared with the champion, on the pairs that both were measured on against the same reference.
 
-    The others count as `missing`, and as nobody's failure.
+    The other pairs count as `missing`, and as a failure of neither side.
     """
     if champion is None:
         return NO_PAIRS
-    before, after = shared(champion.pairs, policy.pairs)
+    before, after = shared_pairs(champion.pairs, policy.pairs)
     rows = [{pair.row_id for pair in side.pairs} for side in (champion, policy)]
     if not before:
         return OTHER_REFERENCE if rows[0] & rows[1] else NO_SHARED_PAIRS
-    others = sorted((rows[0] | rows[1]) - {pair.row_id for pair in before})
-    missing = {"missing": len(others), "missing_ids": others[:NAMED_ITEMS]}
-    found = compare_samples(policy_samples(before), policy_samples(after), margin=None)
-    return {metric: one.model_copy(update=missing) for metric, one in found.items()}
+    unshared = sorted((rows[0] | rows[1]) - {pair.row_id for pair in before})
+    missing = {"missing": len(unshared), "missing_ids": unshared[:NAMED_ITEMS]}
+    comparisons = compare_samples(policy_samples(before), policy_samples(after), margin=None)
+    return {metric: comparison.model_copy(update=missing) for metric, comparison in comparisons.items()}

@@ -1,4 +1,4 @@
-"""Units: how a metric's values are told."""
+"""Units of metrics, held-out preferences as samples, and the main metric of a suite."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from eval.suites.samples import Sample
 
 @dataclass(frozen=True)
 class Unit:
-    """How values are told: times `factor`, with `digits` decimals; `name` is what differences are counted in, and
+    """How values are written: multiplied by `factor`, with `digits` decimals. `name` is the unit of a difference, and
     `sign` follows a value."""
 
     factor: float
@@ -20,8 +20,9 @@ class Unit:
     name: str
     sign: str
 
-    def told(self, value: float | None, sign: str = "") -> str:
-        """A number with a true minus, and no sign on what rounds to nothing; `sign` "+" asks for a plus."""
+    def format(self, value: float | None, sign: str = "") -> str:
+        """The value as text with a real minus sign, without a sign if it rounds to zero. `sign` "+" also writes a
+        plus."""
         if value is None:
             return "unknown"
         shown = f"{value * self.factor:{sign}.{self.digits}f}"
@@ -33,16 +34,16 @@ PLAIN = Unit(1.0, 2, "points", "")
 
 
 def unit_of(width: float | None) -> Unit:
-    """Fractions are told in per cent, everything else as it is."""
+    """Per cent for fractions (a scale of width 1), plain numbers for all other scales."""
     return PERCENT if width == 1.0 else PLAIN
 
 
 # Held-out preference pairs as samples, so that a policy's accuracy on them is compared like any suite's.
 #
-# Nothing is answered: the values come from the log-probs that the policy's stage left of every pair.
+# No model is asked: the values come from the log-probs that the policy's stage recorded for every pair.
 
 PREFERENCES = "preferences"
-"""The name in the place of a suite's, in comparisons and in a recipe's gate."""
+"""Takes the place of a suite's name in comparisons and in a recipe's gate."""
 PREFERENCES_TITLE = "held-out preferences"
 ACCURACY = "accuracy"
 METRICS = (ACCURACY, "margin", "ranking_accuracy")
@@ -52,12 +53,12 @@ Scores = Callable[[HeldOutPair], tuple[float, float]]
 
 
 def policy_samples(pairs: Iterable[HeldOutPair]) -> list[Sample]:
-    """What a policy makes of its held-out pairs.
+    """The samples of a policy on its held-out pairs, three metrics a pair; a tie counts half.
 
     `accuracy`: whether the implicit reward log π(y|x) − log π_ref(y|x) is higher for the chosen side (Rafailov et al.
-    2023, section 4). `margin`: the chosen side's minus the rejected's, in nats and not times β, so that policies
-    trained with different β's compare. `ranking_accuracy`: whether the policy alone gives the chosen side the higher
-    log-prob (Chen et al. 2024). A tie counts half.
+    2023, section 4). `margin`: the chosen side's implicit reward minus the rejected side's, in nats and without the
+    factor β, so that policies with different β can be compared. `ranking_accuracy`: whether the policy's own log-prob
+    is higher for the chosen side (Chen et al. 2024).
     """
     return _samples(
         pairs,
@@ -67,42 +68,44 @@ def policy_samples(pairs: Iterable[HeldOutPair]) -> list[Sample]:
 
 
 def reference_samples(pairs: Iterable[HeldOutPair]) -> list[Sample]:
-    """The same of the reference itself, which prefers neither side to what it gives them: accuracy 0.5 and margin 0
-    on every pair by definition, and a ranking accuracy of its own."""
+    """The same metrics for the reference itself: on every pair accuracy 0.5 and margin 0 by definition, and its own
+    ranking accuracy."""
     return _samples(pairs, lambda pair: (0.0, 0.0), lambda pair: (pair.ref_chosen_logp, pair.ref_rejected_logp))
 
 
-def shared(one: Sequence[HeldOutPair], other: Sequence[HeldOutPair]) -> tuple[list[HeldOutPair], list[HeldOutPair]]:
+def shared_pairs(
+    first: Sequence[HeldOutPair], second: Sequence[HeldOutPair]
+) -> tuple[list[HeldOutPair], list[HeldOutPair]]:
     """The pairs that two policies were both measured on: the same sequences against the same reference."""
-    common = {pair.row_id: pair.keys for pair in one}.items() & {pair.row_id: pair.keys for pair in other}.items()
+    common = {pair.row_id: pair.keys for pair in first}.items() & {pair.row_id: pair.keys for pair in second}.items()
     rows = {row_id for row_id, _ in common}
-    return [pair for pair in one if pair.row_id in rows], [pair for pair in other if pair.row_id in rows]
+    return [pair for pair in first if pair.row_id in rows], [pair for pair in second if pair.row_id in rows]
 
 
 def _samples(pairs: Iterable[HeldOutPair], rewards: Scores, logps: Scores) -> list[Sample]:
-    found = []
+    samples = []
     for pair in pairs:
         (chosen, rejected), values = rewards(pair), logps(pair)
         numbers = (prefers(chosen, rejected), chosen - rejected, prefers(*values))
-        found += [
+        samples += [
             Sample(PREFERENCES, pair.row_id, pair.prompt_id, metric, value, "")
             for metric, value in zip(METRICS, numbers, strict=True)
         ]
-    return found
+    return samples
 
 
-# Headlines: the metric that stands for its suite, and the suite as people write it.
+# The main metric and the title of a suite.
 
 
 def headline(suite: str, measured: Iterable[str]) -> str:
-    """The metric that stands for a suite among those that were measured; the first of them if its own was not."""
+    """The main metric of a suite; if it was not measured, the first of the measured metrics."""
     metrics = list(measured)
     own = SUITES[suite].headline if suite in SUITES else metrics[0]
     return own if own in metrics else metrics[0]
 
 
 def title_of(suite: str) -> str:
-    """The suite as people write it."""
+    """The suite's name as people write it."""
     if suite == PREFERENCES:
         return PREFERENCES_TITLE
     return SUITES[suite].title if suite in SUITES else suite

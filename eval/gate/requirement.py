@@ -1,4 +1,4 @@
-"""One requirement of the gate on one metric, decided and put in words."""
+"""A requirement of the gate on a metric: the decision, and the reason in words."""
 
 from __future__ import annotations
 
@@ -14,28 +14,31 @@ from eval.statistics import clusters_needed, holm, p_above
 Outcome = Literal["pass", "fail", "inconclusive"]
 Against = Literal["sft", "champion", "itself"]
 
-LEVEL = 0.025
-"""Of a one-sided test: that the lower end of a 95 % interval lies above a threshold."""
-ANY = "any metric"
+ALPHA = 0.025
+"""Level of the one-sided test that agrees with the rule "the lower end of the 95 % interval is above the threshold"."""
+ANY_METRIC = "any metric"
 OTHER_SETTINGS = "measured with other settings"
-"""Why the scores of two checkpoints are not compared, where changing the settings back would help."""
+"""A reason for not comparing the scores of two checkpoints, which the old settings would remove."""
 OTHER_REFERENCE = "measured with another reference or token policy"
-"""The same of held-out preferences, which are relative to the SFT checkpoint below a policy."""
+"""A reason for not comparing held-out preferences, which are relative to the SFT checkpoint under a policy."""
 NO_PAIRS = "measured on no held-out pairs"
 NO_SHARED_PAIRS = "measured on other held-out pairs only"
-BEGIN_ANEW = (OTHER_REFERENCE, NO_PAIRS, NO_SHARED_PAIRS)
-"""Where no later run can measure both."""
+NOT_COMPARABLE = (OTHER_REFERENCE, NO_PAIRS, NO_SHARED_PAIRS)
+"""Reasons that no later run can remove."""
 OVERRIDE = "promote the policy with `align promote --override` to begin anew"
 REMEDY = (
     "`align run` measures it again while its weights are there; after that, change the settings back, or promote the "
     "policy with `align promote --override`"
 )
-NAMES = {"sft": "the SFT baseline", "champion": "the champion"}
+BASELINE_NAMES = {"sft": "the SFT baseline", "champion": "the champion"}
 
 
 class Check(BaseModel):
-    """One requirement on one metric against one baseline. `asked` and `seen` are its two sides in words, `reason`
-    both in one line; `needed` is how many clusters (prompts, questions) would tell, when more of them would."""
+    """The outcome of a requirement on a metric, against a baseline or for the candidate itself.
+
+    `asked` is the requirement in words and `seen` the measurement; `reason` has both in one line. `needed` is the
+    number of clusters (prompts, questions) that would decide, if more of them can decide.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,7 +54,8 @@ class Check(BaseModel):
     def of(
         cls, metric: str, against: Against, outcome: Outcome, asked: str, seen: str, needed: int | None = None
     ) -> Check:
-        place = f" against {NAMES[against]}" if against in NAMES else ""
+        """A check, with its `reason` composed of the other fields."""
+        place = f" against {BASELINE_NAMES[against]}" if against in BASELINE_NAMES else ""
         reason = f"{metric}{place}: {seen}; asked: {asked}"
         return cls(
             metric=metric, against=against, outcome=outcome, asked=asked, seen=seen, reason=reason, needed=needed
@@ -61,36 +65,36 @@ class Check(BaseModel):
 def above(
     metric: str,
     against: Against,
-    found: MetricComparison | None,
+    comparison: MetricComparison | None,
     threshold: float | None,
     claims: Mapping[str, float] | None = None,
     left_out: str | None = None,
 ) -> Check:
-    """Whether the difference is known to lie above the threshold, which is None where nobody has said it.
+    """Whether the difference is known to be above the threshold; inconclusive if the threshold is None.
 
-    `left_out` is why the suite was not compared, where it was not.
-    `claims` are the corrected p-values of all claims made together, this one among them; without, it stands alone.
+    `left_out` is the reason why the suite was not compared. `claims` are the corrected p-values of all claims that are
+    made together, by metric, with this one; without them the requirement is tested alone.
     """
-    asked = "a margin" if threshold is None else _asked(found, threshold)
+    asked = "a margin" if threshold is None else _asked(comparison, threshold)
 
     def check(outcome: Outcome, seen: str, needed: int | None = None) -> Check:
         return Check.of(metric, against, outcome, asked, seen, needed)
 
-    if found is None and left_out == OTHER_SETTINGS:
-        return check("inconclusive", f"{NAMES[against]} was {OTHER_SETTINGS}; {REMEDY}")
-    if found is None and left_out in BEGIN_ANEW:
-        return check("inconclusive", f"{NAMES[against]} was {left_out}; {OVERRIDE}")
-    if found is None:
-        return check("inconclusive", f"not measured on both the candidate and {NAMES[against]}")
+    if comparison is None and left_out == OTHER_SETTINGS:
+        return check("inconclusive", f"{BASELINE_NAMES[against]} was {OTHER_SETTINGS}; {REMEDY}")
+    if comparison is None and left_out in NOT_COMPARABLE:
+        return check("inconclusive", f"{BASELINE_NAMES[against]} was {left_out}; {OVERRIDE}")
+    if comparison is None:
+        return check("inconclusive", f"not measured on both the candidate and {BASELINE_NAMES[against]}")
     if threshold is None:
         return check("inconclusive", "this metric's scale has no end, so champion_margin has to be given")
-    if found.ci95 is None:
-        return check("inconclusive", f"no interval from {items(found)}: {_no_interval(found)}")
-    low, high = found.ci95
-    unit = unit_of(found.width)
+    if comparison.ci95 is None:
+        return check("inconclusive", f"no interval from {items(comparison)}: {_no_interval(comparison)}")
+    low, high = comparison.ci95
+    unit = unit_of(comparison.width)
     seen = (
-        f"{unit.told(found.difference, '+')} {unit.name} "
-        f"(95 % interval {unit.told(low, '+')} to {unit.told(high, '+')}, {items(found)})"
+        f"{unit.format(comparison.difference, '+')} {unit.name} "
+        f"(95 % interval {unit.format(low, '+')} to {unit.format(high, '+')}, {items(comparison)})"
     )
     if high <= threshold:
         return check("fail", seen)
@@ -98,71 +102,79 @@ def above(
         together = (
             f"; corrected for {len(claims)} claims p = {claims[metric]:.3g}" if claims and len(claims) > 1 else ""
         )
-        holds = not claims or claims[metric] < LEVEL
+        holds = not claims or claims[metric] < ALPHA
         return check("pass" if holds else "inconclusive", seen + together)
-    needed = clusters_needed(found.difference_interval(), threshold)
-    more = "" if needed is None or needed <= found.clusters else f"; about {needed} items would tell"
+    needed = clusters_needed(comparison.difference_interval(), threshold)
+    more = "" if needed is None or needed <= comparison.clusters else f"; about {needed} items would tell"
     return check("inconclusive", seen + more, needed)
 
 
-def _no_interval(found: MetricComparison) -> str:
-    if found.clusters < 2:
+def _no_interval(comparison: MetricComparison) -> str:
+    if comparison.clusters < 2:
         return "one cluster alone has no spread"
     return "all differ by the same, and this metric's values have no bound that would limit what was not seen"
 
 
-def _asked(found: MetricComparison | None, threshold: float) -> str:
-    told = f"{threshold:+.4g}".replace("-", "−") if found is None else unit_of(found.width).told(threshold, "+")
-    return f"more than {told}"
+def _asked(comparison: MetricComparison | None, threshold: float) -> str:
+    if comparison is None:
+        return f"more than {threshold:+.4g}".replace("-", "−")
+    return f"more than {unit_of(comparison.width).format(threshold, '+')}"
 
 
-def items(found: MetricComparison) -> str:
-    """How many values in how many clusters, and how many were left out, told apart where one side alone lacks them."""
-    clusters = "" if found.clusters == found.n else f" in {found.clusters} clusters"
-    if not found.missing:
-        return f"n = {found.n}{clusters}"
+def items(comparison: MetricComparison) -> str:
+    """The numbers of values, of clusters and of values left out, in words; counts separately what one side alone
+    lacks."""
+    clusters = "" if comparison.clusters == comparison.n else f" in {comparison.clusters} clusters"
+    if not comparison.missing:
+        return f"n = {comparison.n}{clusters}"
     sides = [
         f"{count} lacking in the {side} alone"
-        for side, count in (("candidate", found.missing_candidate), ("baseline", found.missing_baseline))
+        for side, count in (("candidate", comparison.missing_candidate), ("baseline", comparison.missing_baseline))
         if count
     ]
-    told = f" ({', '.join(sides)})" if sides else ""
-    return f"n = {found.n}{clusters}, {found.missing} left out{told}"
+    lacking = f" ({', '.join(sides)})" if sides else ""
+    return f"n = {comparison.n}{clusters}, {comparison.missing} left out{lacking}"
 
 
-def at_least(metric: str, found: MetricComparison | None, threshold: float, max_missing: float) -> Check:
-    """Whether the candidate's own mean, over all it was asked, reaches the threshold; open where it lacks more than
-    `max_missing` of that."""
-    if found is None:
+def at_least(metric: str, comparison: MetricComparison | None, threshold: float, max_missing: float) -> Check:
+    """Whether the candidate's mean over all its own values reaches the threshold.
+
+    Inconclusive if more than the fraction `max_missing` of the items that it was asked have no value.
+    """
+    if comparison is None:
         return Check.of(metric, "itself", "inconclusive", f"at least {threshold:.4g}", "not measured")
-    own, unit = found.own_of("candidate"), unit_of(found.width)
-    sign = " %" if found.width == 1.0 else ""
-    asked = f"at least {unit.told(threshold)}{sign}"
-    seen = f"{unit.told(own.mean)}{sign}, {items(found) if own.n == found.n else f'n = {own.n}'}"
+    own, unit = comparison.own_of("candidate"), unit_of(comparison.width)
+    sign = " %" if comparison.width == 1.0 else ""
+    asked = f"at least {unit.format(threshold)}{sign}"
+    seen = f"{unit.format(own.mean)}{sign}, {items(comparison) if own.n == comparison.n else f'n = {own.n}'}"
     lacking = _lacking("the candidate", own.asked - own.n, own.asked, "it was asked for", max_missing)
     if lacking is not None:
         return Check.of(metric, "itself", "inconclusive", asked, f"{seen}; {lacking}")
     return Check.of(metric, "itself", "pass" if own.mean >= threshold else "fail", asked, seen)
 
 
-def complete(check: Check, found: MetricComparison | None, max_missing: float) -> Check:
-    """The check, left open where one side alone lacks more than this share of what the other was measured on:
-    items that one model fails on are seldom like the others, whichever model it is."""
-    lacking = None if found is None else lacks(found, max_missing, "champion" if check.against == "champion" else "sft")
+def complete(check: Check, comparison: MetricComparison | None, max_missing: float) -> Check:
+    """The check, or an inconclusive one if either side lacks more than the fraction `max_missing` of the other's
+    values.
+
+    The items that a model fails on are seldom like the other items, so a comparison without them may mislead.
+    """
+    baseline: Against = "champion" if check.against == "champion" else "sft"
+    lacking = None if comparison is None else lacks(comparison, max_missing, baseline)
     if lacking is None:
         return check
     return Check.of(check.metric, check.against, "inconclusive", check.asked, f"{check.seen}; {lacking}")
 
 
-def lacks(found: MetricComparison, max_missing: float, against: Against) -> str | None:
-    """What one side alone lacks beyond `max_missing`, in words; None where the comparison is whole enough."""
-    baseline = NAMES[against]
+def lacks(comparison: MetricComparison, max_missing: float, against: Against) -> str | None:
+    """Which side lacks more than the fraction `max_missing` of the other's values, in words; None if neither does."""
+    baseline = BASELINE_NAMES[against]
     sides = (
-        ("the candidate", found.missing_candidate, f"that {baseline} has"),
-        (baseline, found.missing_baseline, "that the candidate has"),
+        ("the candidate", comparison.missing_candidate, f"that {baseline} has"),
+        (baseline, comparison.missing_baseline, "that the candidate has"),
     )
-    told = [_lacking(side, count, found.n + count, which, max_missing) for side, count, which in sides]
-    return ", and ".join(filter(None, told)) or None
+    reasons = [_lacking(side, count, comparison.n + count, which, max_missing) for side, count, which in sides]
+    return ", and ".join(filter(None, reasons)) or None
 
 
 def _lacking(side: str, count: int, of: int, which: str, max_missing: float) -> str | None:
@@ -173,23 +185,31 @@ def _lacking(side: str, count: int, of: int, which: str, max_missing: float) -> 
 
 
 def _percent(share: float) -> str:
-    return PERCENT.told(share) + PERCENT.sign
+    return PERCENT.format(share) + PERCENT.sign
 
 
-def any_improves(found: Mapping[str, MetricComparison], asked_of: int, max_missing: float) -> Check:
-    """Whether one of the gate's metrics is better than the SFT baseline's, corrected for having looked at all.
+def any_improves(comparisons: Mapping[str, MetricComparison], asked_of: int, max_missing: float) -> Check:
+    """Whether one of the gate's metrics is better than the SFT baseline's, with Holm's correction over all of them.
 
-    A metric of which one side lacks more than `max_missing` shows neither that it is better nor that it is worse.
+    A metric counts neither as better nor as worse if either side lacks more than the fraction `max_missing`.
     """
-    p_values = {metric: p_above(one.difference_interval(), 0.0) for metric, one in found.items()}
+    p_values = {metric: p_above(comparison.difference_interval(), 0.0) for metric, comparison in comparisons.items()}
     corrected = holm({metric: p_value for metric, p_value in p_values.items() if p_value is not None})
-    told = {metric: why for metric, one in found.items() if (why := lacks(one, max_missing, "sft")) is not None}
-    better = [metric for metric, p_value in corrected.items() if p_value < LEVEL and metric not in told]
+    incomplete = {
+        metric: why
+        for metric, comparison in comparisons.items()
+        if (why := lacks(comparison, max_missing, "sft")) is not None
+    }
+    better = [metric for metric, p_value in corrected.items() if p_value < ALPHA and metric not in incomplete]
     asked = f"one of {asked_of} better, corrected for looking at all"
     if better:
-        return Check.of(ANY, "sft", "pass", asked, f"better: {', '.join(better)}")
+        return Check.of(ANY_METRIC, "sft", "pass", asked, f"better: {', '.join(better)}")
     seen = f"none is (smallest corrected p = {min(corrected.values()):.3g})" if corrected else "none was measured"
-    if told:
-        seen = "; ".join(["none that was measured whole is", *(f"{metric}: {why}" for metric, why in told.items())])
-    worse = [one.ci95 is not None and one.ci95[1] < 0 for one in found.values()]
-    return Check.of(ANY, "sft", "fail" if worse and all(worse) and not told else "inconclusive", asked, seen)
+    if incomplete:
+        seen = "; ".join(
+            ["none that was measured whole is", *(f"{metric}: {why}" for metric, why in incomplete.items())]
+        )
+    worse = [comparison.ci95 is not None and comparison.ci95[1] < 0 for comparison in comparisons.values()]
+    return Check.of(
+        ANY_METRIC, "sft", "fail" if worse and all(worse) and not incomplete else "inconclusive", asked, seen
+    )

@@ -1,4 +1,4 @@
-"""The gate: what a candidate must show against its SFT baseline and the champion. A pure decision."""
+"""The gate: a pure decision on the comparisons of a candidate with its SFT baseline and with the champion."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from eval.gate.requirement import Check, Outcome, above, any_improves, at_least,
 from eval.statistics import holm, p_above
 
 Comparisons = Mapping[str, Mapping[str, MetricComparison]]
-"""Suite to metric to candidate minus baseline."""
+"""By suite and metric: candidate minus baseline."""
 
 
 class Verdict(BaseModel):
-    """What the gate says. `none` when the recipe has no gate: nothing is asked and nothing is promoted."""
+    """The gate's decision. `none` means that the recipe has no gate: nothing is required and nothing is promoted.
+
+    `reasons` are those of the checks that decided; `key` identifies everything that the decision depends on.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,7 +34,7 @@ class Verdict(BaseModel):
 
 
 def verdict_key(sft: str, policy: str, champion: str | None, samples: Mapping[str, str], gate: Gate | None) -> str:
-    """64 hex digits over the checkpoints' digests, the digests of all scores that were read, and the settings."""
+    """A digest (64 hex digits) over the checkpoints' digests, the digests of all scores, and the gate's settings."""
     settings = None if gate is None else gate.model_dump(mode="json")
     return json_digest([sft, policy, champion, dict(samples), settings])
 
@@ -43,16 +46,16 @@ def decide(
     key: str,
     champion_left_out: Mapping[str, str] = MappingProxyType({}),
 ) -> Verdict:
-    """The verdict over all requirements: one failed check fails it, else one inconclusive leaves it open.
+    """The verdict over all requirements: `fail` if a check failed, else `inconclusive` if a check is, else `pass`.
 
-    `no_regression` and `improve` hold when the lower end of the 95 % interval of the paired difference lies above a
-    threshold: minus the margin, or the improvement that is asked. Against the champion both ask for no loss beyond
-    a margin (a non-inferiority test), so that what is open there does not pass. `improve` claims are made
-    together, so their p-values are corrected by Holm's method: all of them must hold, and each may then be told
-    by itself. `at_least` looks at the candidate's own mean over all it was asked. A metric that was not measured is
-    inconclusive, and so is one of which one side alone lacks more than `max_missing` of what the other has, or, for
-    `at_least`, the candidate of what it was asked. `champion_left_out` says by suite why it was not compared with the
-    champion.
+    `no_regression` and `improve` hold if the lower end of the 95 % interval of the paired difference is above a
+    threshold: minus the margin, or the required improvement. Against the champion both require no loss beyond a margin
+    (a non-inferiority test). The `improve` claims are made together, so their p-values are corrected by Holm's method.
+    `at_least` compares the candidate's mean over all its own values with a number.
+
+    A metric that was not measured is inconclusive. So is a metric of which either side lacks more than `max_missing` of
+    the other's values, or for `at_least` of the items that the candidate was asked. `champion_left_out` gives, by
+    suite, the reason for not comparing it with the champion.
     """
     if gate is None:
         return Verdict(outcome="none", reasons=["the recipe has no gate: nothing is promoted"], checks=[], key=key)
@@ -63,10 +66,10 @@ def decide(
         for check in _checks(metric, requirement, sft, champion, claims, gate.max_missing, champion_left_out)
     ]
     if gate.any_improves:
-        # held-out preferences aside: the policy was trained to win them
+        # without held-out preferences, which the policy was trained to win
         asked = [metric for metric in gate.metrics if metric.partition("/")[0] != PREFERENCES]
-        found = {metric: one for metric in asked if (one := _find(sft, metric)) is not None}
-        checks.append(any_improves(found, len(asked), gate.max_missing))
+        comparisons = {metric: comparison for metric in asked if (comparison := _find(sft, metric)) is not None}
+        checks.append(any_improves(comparisons, len(asked), gate.max_missing))
     outcomes = {check.outcome for check in checks}
     outcome: Outcome = "fail" if "fail" in outcomes else "inconclusive" if "inconclusive" in outcomes else "pass"
     decisive = [check for check in checks if check.outcome == outcome]
@@ -78,8 +81,8 @@ def _improvement_claims(sft: Comparisons, gate: Gate) -> dict[str, float]:
     p_values = {
         metric: p_value
         for metric, requirement in gate.metrics.items()
-        if requirement.improve is not None and (found := _find(sft, metric)) is not None
-        if (p_value := p_above(found.difference_interval(), requirement.improve)) is not None
+        if requirement.improve is not None and (comparison := _find(sft, metric)) is not None
+        if (p_value := p_above(comparison.difference_interval(), requirement.improve)) is not None
     }
     return holm(p_values)
 
@@ -93,29 +96,29 @@ def _checks(
     max_missing: float,
     left_out: Mapping[str, str],
 ) -> Iterator[Check]:
-    found = _find(sft, metric)
+    comparison = _find(sft, metric)
     if requirement.at_least is not None:
-        yield at_least(metric, found, requirement.at_least, max_missing)
+        yield at_least(metric, comparison, requirement.at_least, max_missing)
         return
     if requirement.improve is not None:
-        check = above(metric, "sft", found, requirement.improve, claims)
+        check = above(metric, "sft", comparison, requirement.improve, claims)
     else:
-        check = above(metric, "sft", found, -float(requirement.no_regression or 0.0))
-    yield complete(check, found, max_missing)
+        check = above(metric, "sft", comparison, -float(requirement.no_regression or 0.0))
+    yield complete(check, comparison, max_missing)
     if champion is not None:
-        found = _find(champion, metric)
-        threshold, why = _champion_threshold(requirement, found), left_out.get(metric.partition("/")[0])
-        check = above(metric, "champion", found, threshold, left_out=why)
-        yield complete(check, found, max_missing)
+        comparison = _find(champion, metric)
+        threshold, why = _champion_threshold(requirement, comparison), left_out.get(metric.partition("/")[0])
+        check = above(metric, "champion", comparison, threshold, left_out=why)
+        yield complete(check, comparison, max_missing)
 
 
-def _champion_threshold(requirement: Requirement, found: MetricComparison | None) -> float | None:
-    """Minus the margin against the champion; None where only the recipe could say it."""
+def _champion_threshold(requirement: Requirement, comparison: MetricComparison | None) -> float | None:
+    """Minus the margin against the champion; None for a metric whose margin only the recipe can give."""
     if requirement.champion_margin is not None:
         return -requirement.champion_margin
     if requirement.no_regression is not None:
         return -requirement.no_regression
-    return None if found is None or found.width is None else -default_margin(found.width)
+    return None if comparison is None or comparison.width is None else -default_margin(comparison.width)
 
 
 def _find(comparisons: Comparisons, metric: str) -> MetricComparison | None:

@@ -1,4 +1,4 @@
-"""How suites without a scorer of their own are put before a judge, and how verdicts become samples."""
+"""How a judge grades suites that have no scorer of their own, and how its verdicts become samples."""
 
 from eval.grading.alpaca import ALPACA
 from eval.grading.arena import ARENA
@@ -7,15 +7,15 @@ from eval.grading.pairs import PAIRS
 from eval.grading.ratings import RATINGS, SAFETY
 
 ALONE = {"mt_bench": RATINGS, "harmless": SAFETY}
-"""By suite: how an answer is judged alone."""
+"""Suite to the grading of its answers one by one."""
 BESIDE = {"mt_bench": PAIRS, "alpaca_eval": ALPACA, "arena_hard": ARENA}
-"""By suite: how an answer is judged beside a baseline's."""
+"""Suite to the grading of its answers in pairs with a baseline's."""
 
 
 def gradings(suite: str, baseline: bool) -> tuple[Grading, ...]:
-    """How a suite is judged: alone where that is possible, and beside a baseline's answers where there are some."""
-    found = (ALONE.get(suite), BESIDE.get(suite) if baseline else None)
-    return tuple(grading for grading in found if grading is not None)
+    """The gradings of a suite: of single answers if it has such a grading, and of pairs if there is a `baseline`."""
+    possible = (ALONE.get(suite), BESIDE.get(suite) if baseline else None)
+    return tuple(grading for grading in possible if grading is not None)
 
 
 __all__ = ["ALONE", "BESIDE", "PAIRS", "RATINGS", "Answered", "Grading", "gradings"]

@@ -11,16 +11,16 @@ from eval.grading.pairs import BASELINE, PAIR, WIN_RATE, Pairs, pair_detail, won
 from eval.suites.samples import Sample
 from eval.suites.suite import Item, Suite
 
-# AlpacaEval's length-controlled win rate (Dubois et al. 2024): the win rate had both answers been of one length.
+# AlpacaEval's length-controlled win rate (Dubois et al. 2024): the win rate if both answers had the same length.
 #
 # The preference y for the model's answer to instruction x follows a logistic regression (their equation 2),
 #
 #     logit E[y] = θ + φ · tanh(Δ / sd(Δ)) + ψ · γ(x),    Δ = length of the baseline's answer − of the model's,
 #
-# and the controlled win rate is the mean over x of its prediction without the middle term. γ, the
-# instruction's difficulty, comes with the data (they fit it over many models); without it that term is left
-# out. Here one model is fitted alone and by maximum likelihood: the published figures also draw on answers of
-# models prompted to be short or long, and choose an L1 penalty by cross-validation.
+# and the controlled win rate is the mean over x of its prediction without the middle term. γ, the instruction's
+# difficulty, is a field of the data, which the authors fitted over many models; without the field the term is left out.
+# Here the model is fitted alone, by maximum likelihood. The published figures also use answers of models that were
+# prompted to be short or long, and an L1 penalty chosen by cross-validation.
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,16 +29,17 @@ if TYPE_CHECKING:
     Vector = NDArray[np.float64]
 
 RIDGE = 1e-6
-"""Keeps the fit finite where one side wins all; elsewhere it changes the sixth digit at most."""
-STEPS, CLOSE = 200, 1e-12
+"""Keeps the fit finite if one side wins every time; otherwise it changes the sixth digit at most."""
+MAX_STEPS, TOLERANCE = 200, 1e-12
 
 
 @dataclass(frozen=True)
 class Controlled:
-    """The controlled win rate, and per item a value: their mean is the rate, their standard error its own.
+    """The controlled win rate, and a value for each item. The mean of the values is the
+    rate, and their standard error is the standard error of the rate.
 
-    A value is the rate plus the item's influence on it (the sandwich estimator written by item), so it may
-    lie outside 0 to 1. `length_effect` is φ, None when all answers differ by the same length.
+    A value is the rate plus the item's influence on it (the sandwich estimator, item by item), so it may lie outside 0
+    to 1. `length_effect` is φ; None if all answers differ by the same length.
     """
 
     rate: float
@@ -49,8 +50,11 @@ class Controlled:
 def length_controlled(
     preferences: Sequence[float], longer: Sequence[int], difficulty: Sequence[float] | None = None
 ) -> Controlled:
-    """`preferences` (0, 0.5 or 1) for the model's answers, how many characters `longer` the baseline's are, and
-    the instructions' difficulty, all by item. Raises `ValueError` without items."""
+    """Fits the regression above. All arguments have an entry for each item.
+
+    `preferences` are 0, 0.5 or 1 for the model's answer; `longer` is the length of the baseline's answer minus the
+    model's, in characters; `difficulty` is the instruction's γ. Raises `ValueError` without items.
+    """
     import numpy as np
 
     y, delta = np.asarray(preferences, dtype=float), np.asarray(longer, dtype=float)
@@ -83,15 +87,15 @@ def fit_logistic(rows: Vector, targets: Vector) -> Vector:
 
     weights = np.zeros(rows.shape[1])
     loss = _loss(rows, targets, weights)
-    for _ in range(STEPS):
+    for _ in range(MAX_STEPS):
         fitted = _sigmoid(rows @ weights)
         gradient = rows.T @ (targets - fitted) - RIDGE * weights
         curvature = (rows * (fitted * (1 - fitted))[:, None]).T @ rows + RIDGE * np.eye(len(weights))
         step = np.linalg.solve(curvature, gradient)
-        while (lower := _loss(rows, targets, weights + step)) > loss and np.abs(step).max() > CLOSE:
+        while (lower := _loss(rows, targets, weights + step)) > loss and np.abs(step).max() > TOLERANCE:
             step = step / 2
         weights, loss = weights + step, lower
-        if np.abs(step).max() <= CLOSE:
+        if np.abs(step).max() <= TOLERANCE:
             break
     return weights
 
@@ -114,13 +118,14 @@ DIFFICULTY = "instruction_difficulty"
 
 
 class Alpaca(Pairs):
-    """Both orders are asked, where the published annotators draw one; lengths are in characters, as published."""
+    """Each pair is judged in both orders; the published annotators draw one order. Lengths are in characters."""
 
     metrics = (WIN_RATE, CONTROLLED)
     prompts = (PAIR,)
     reference = PAIR
 
     def samples(self, suite: Suite, answered: Answered, verdicts: Verdicts) -> list[Sample]:
+        """The plain and the length-controlled win rate, a sample of each for every item."""
         points = {item.id: won(verdicts, item, 1) for item, _ in answered}
         judged = [(item, response.turns[0]) for item, response in answered if points[item.id] is not None]
         values: dict[str, float] = {}
@@ -129,19 +134,19 @@ class Alpaca(Pairs):
             longer = [len(item.fields[BASELINE][0]) - len(answer) for item, answer in judged]
             controlled = length_controlled(preferences, longer, _difficulty([item for item, _ in judged]))
             values = dict(zip((item.id for item, _ in judged), controlled.values, strict=True))
-        found = []
+        samples = []
         for metric, of in ((WIN_RATE, points), (CONTROLLED, values)):
             for item, response in answered:
                 answer = response.turns[0]
                 about = pair_detail(
                     verdicts, item, 1, length=len(answer), baseline_length=len(item.fields[BASELINE][0])
                 )
-                found.append(Sample(suite.name, item.id, item.id, metric, of.get(item.id), answer, about))
-        return found
+                samples.append(Sample(suite.name, item.id, item.id, metric, of.get(item.id), answer, about))
+        return samples
 
 
 def _difficulty(items: list[Item]) -> list[float] | None:
-    """The items' difficulty, where the data gives every one."""
+    """The items' difficulties; None unless every item has one."""
     given = [item.fields.get(DIFFICULTY) for item in items]
     numbers = [float(value) for value in given if isinstance(value, int | float) and not isinstance(value, bool)]
     return numbers if len(numbers) == len(items) else None

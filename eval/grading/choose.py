@@ -1,4 +1,4 @@
-"""The grader that a recipe names, with the prompts, references and baseline that the suite's spec pins."""
+"""The grader that a recipe names, with the prompts, references and baseline of the suite's spec."""
 
 from __future__ import annotations
 
@@ -29,42 +29,51 @@ JOURNAL_FILE = "judgments.jsonl"
 
 
 class JudgeUnavailable(RuntimeError):
-    """Not everything was judged; what was is kept for the next try."""
+    """Some answers were not judged. The judgments that were made are kept for the next run."""
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The grader (None: the suite has a scorer of its own, or nobody to judge it), the items with what it needs beside
-    them, and once it has judged, its `bill` for people to read."""
+class GraderAndItems:
+    """The grader and the items that it takes, which may have a baseline's turns added.
+
+    `grader` is None if the suite has a scorer of its own, or if there is no judge. `bill` gives the cost of judging, as
+    an entry of a summary, once the grader has judged.
+    """
 
     grader: Grader | None
     items: list[Item]
     bill: Callable[[], dict[str, Any]] = dict
 
 
-def choose_grader(suite: Suite, settings: Judge | None, spec: SuiteSpec, items: list[Item], journal: Path) -> Chosen:
-    """`journal` keeps judgments that cost money over interruptions."""
+def choose_grader(
+    suite: Suite, settings: Judge | None, spec: SuiteSpec, items: list[Item], journal: Path
+) -> GraderAndItems:
+    """The grader of a suite, by a recipe's settings.
+
+    `journal` is the file that keeps paid judgments over interruptions. Raises `BadInput` for a `rubric` judge of
+    questions that are not embedded, and for files that do not fit.
+    """
     if not suite.needs_judge or settings is None:
-        return Chosen(None, items)
+        return GraderAndItems(None, items)
     if settings.kind == "rubric":
         if spec.embedded is None:
             raise BadInput("judge kind rubric grades embedded questions only", field="judge.kind")
-        return Chosen(Grader((RATINGS,), rubric_judge), items)
+        return GraderAndItems(Grader((RATINGS,), rubric_judge), items)
     beside = spec.baseline_answers is not None or not gradings(suite.name, baseline=False)
-    ways = gradings(suite.name, beside)
+    suite_gradings = gradings(suite.name, beside)
     if beside:
         pinned = spec.baseline_answers
         file = pinned.url if pinned else spec.data.url if spec.data else suite.name
         items = with_baseline(suite, items, _rows(pinned), file)
     prompts = default_prompts()
     if spec.judge_prompts is not None:
-        needed = [name for way in ways for name in way.prompts]
+        needed = [name for grading in suite_gradings for name in grading.prompts]
         prompts = parse_prompts(read_pinned_rows(spec.judge_prompts), spec.judge_prompts.url, needed)
     references: References = {}
     if spec.reference_answers is not None:
         references = reference_turns(read_pinned_rows(spec.reference_answers), spec.reference_answers.url)
-    judge = EndpointJudge(settings, ways, prompts, references, journal)
-    return Chosen(Grader(ways, judge), items, judge.bill)
+    judge = EndpointJudge(settings, suite_gradings, prompts, references, journal)
+    return GraderAndItems(Grader(suite_gradings, judge), items, judge.bill)
 
 
 def _rows(source: SourceFile | None) -> list[Row] | None:
@@ -72,29 +81,34 @@ def _rows(source: SourceFile | None) -> list[Row] | None:
 
 
 def questions_of(
-    ways: Sequence[Grading], answered: Answered, prompts: Prompts, references: References
+    suite_gradings: Sequence[Grading], answered: Answered, prompts: Prompts, references: References
 ) -> list[Question]:
-    """Everything a judge is asked about these answers."""
+    """All questions to a judge about these answers."""
     return [
-        q for item, response in answered for way in ways for q in way.questions(item, response, prompts, references)
+        q
+        for item, response in answered
+        for grading in suite_gradings
+        for q in grading.questions(item, response, prompts, references)
     ]
 
 
 class EndpointJudge:
-    """Asks an endpoint all its questions; raises `JudgeUnavailable` where some answers may come another time."""
+    """Puts all questions to an endpoint; raises `JudgeUnavailable` if a later run may get judgments that are
+    missing."""
 
     def __init__(
-        self, settings: Judge, ways: Sequence[Grading], prompts: Prompts, references: References, journal: Path
+        self, settings: Judge, gradings: Sequence[Grading], prompts: Prompts, references: References, journal: Path
     ) -> None:
         self.settings = settings
-        self.ways = ways
+        self.gradings = gradings
         self.prompts = prompts
         self.references = references
         self.journal = journal
         self.outcome = Outcome()
 
     def __call__(self, answered: Answered) -> list[Judgment]:
-        asked = questions_of(self.ways, answered, self.prompts, self.references)
+        """The judgments of all questions about these answers; see `Grader.judge`."""
+        asked = questions_of(self.gradings, answered, self.prompts, self.references)
         with Journal(self.journal) as journal:
             self.outcome = Endpoint(self.settings).ask(asked, journal)
         for question, reason in self.outcome.refused.items():
@@ -104,11 +118,13 @@ class EndpointJudge:
         return self.outcome.judgments
 
     def bill(self) -> dict[str, Any]:
+        """The cost of judging, as the summary's entry `judge`."""
         return {"judge": bill(self.outcome, self.settings)}
 
 
 def bill(outcome: Outcome, settings: Judge) -> dict[str, Any]:
-    """What judging took: questions asked this time; judgments, tokens and USD (None without a price) over all times."""
+    """The cost of judging: questions asked in this run; judgments, tokens and USD (None without a price) over all
+    runs."""
     usage = outcome.usage
     return {
         "asked": outcome.asked,
@@ -121,13 +137,13 @@ def bill(outcome: Outcome, settings: Judge) -> dict[str, Any]:
 
 
 def shortfall(outcome: Outcome, asked: int) -> str:
-    """What was not judged and may be another time, in one line; nothing where all was."""
+    """The questions that were not judged and can be asked again, in one line; empty if there are none."""
     parts = []
     if outcome.failed:
-        told = [f"{question.name}: {reason}" for question, reason in outcome.failed.items()]
-        parts.append(f"{len(told)} of {asked} judgments failed: {first_few(told, '; ')}")
+        failures = [f"{question.name}: {reason}" for question, reason in outcome.failed.items()]
+        parts.append(f"{len(failures)} of {asked} judgments failed: {first_few(failures, '; ')}")
     if outcome.unasked:
         names = first_few([question.name for question in outcome.unasked], "; ")
         count = len(outcome.unasked)
         parts.append(f"{count} of {asked} were not asked, as the budget of {outcome.budget} is reached: {names}")
-    return "; ".join(parts) and f"{'; '.join(parts)}. The others are kept; run again to ask for these only"
+    return "; ".join(parts) and f"{'; '.join(parts)}. The other judgments are kept; run again to ask only for these"

@@ -1,4 +1,4 @@
-"""One way of grading: what a judge is asked about an answer, and what its verdicts are worth."""
+"""A grading: the questions to a judge about an answer, and the scores of its verdicts."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from eval.suites.suite import Item, Suite
 
 Answered = Sequence[tuple[Item, Response]]
 Verdicts = Mapping[tuple[str, int, int], Judgment]
-"""Judgments by question, turn and game."""
+"""Judgments by question id, turn and game."""
 
 NEEDS_REFERENCE = ("math", "reasoning", "coding")
-"""MT-Bench's categories that are judged against a reference where there is one."""
+"""MT-Bench's categories that are judged with a reference if there is one."""
 FIRST, SECOND = 1, 2
 
 
 class Grading(ABC):
-    """`metrics` it measures, `prompts` it needs, and the `games` of each turn: 0 alone, 1 and 2 a pair both ways."""
+    """How a judge grades the answers of a suite.
+
+    `metrics` are the metrics that it measures and `prompts` the names of the prompts that it needs. `games` are those
+    of each turn: 0 for a single answer; 1 and 2 for a pair in both orders.
+    """
 
     metrics: tuple[str, ...]
     prompts: tuple[str, ...]
@@ -30,67 +34,74 @@ class Grading(ABC):
 
     @abstractmethod
     def questions(self, item: Item, response: Response, prompts: Prompts, references: References) -> list[Question]:
-        """One question for every turn and game of an item."""
+        """A question for every turn and game of an item."""
 
     @abstractmethod
     def samples(self, suite: Suite, answered: Answered, verdicts: Verdicts) -> list[Sample]:
-        """A row for every metric and `ids`; its value is None where a verdict is missing or cannot be read."""
+        """A sample for every metric and id of the items; its value is None if a verdict is missing or cannot be
+        read."""
 
     def ids(self, suite: Suite, item: Item, metric: str) -> list[str]:
-        """The ids of an item's rows in one metric."""
+        """The ids of an item's samples in a metric."""
         return [item.id]
 
     def intervals(self, samples: Sequence[Sample], verdicts: Verdicts) -> dict[str, tuple[float, float]]:
-        """95 % intervals of metrics that have one of their own making."""
+        """95 % intervals (low, high) of metrics whose interval the grading computes itself."""
         return {}
 
 
 def places(grading: Grading, suite: Suite, item: Item) -> list[tuple[str, int, int]]:
-    """The judgments that an item should have: question, turn and game."""
+    """The judgments that an item should have: question id, turn and game."""
     return [(item.id, turn, game) for turn in range(1, suite.turns + 1) for game in grading.games]
 
 
 def prompt_name(plain: str, reference: str, item: Item, references: References, turn: int) -> str:
-    """The prompt for a turn: with a reference where the category is judged by one that is there."""
+    """The name of a turn's prompt: `reference` if the item is judged with a reference, else `plain`."""
     base = reference if reference_of(item, references) else plain
     return base if turn == FIRST else base + MULTI_TURN
 
 
 def reference_of(item: Item, references: References) -> tuple[str, ...]:
+    """The reference's turns for an item; empty if there is none, or if its category is judged without one."""
     return references.get(item.id, ()) if item.fields.get("category") in NEEDS_REFERENCE else ()
 
 
 def common_words(item: Item, references: References) -> dict[str, str]:
-    """FastChat's names for the user's turns and the reference's."""
+    """The user's turns and the reference's, under FastChat's names for a prompt's placeholders."""
     words = {"question": item.fields["turns"][0]}
     words |= {f"question_{turn}": text for turn, text in enumerate(item.fields["turns"], start=1)}
     return words | {f"ref_answer_{turn}": text for turn, text in enumerate(reference_of(item, references), start=1)}
 
 
-# A judge with what it is to judge: asked about answers, it gives judgments, and what they are worth.
+# A judge with its gradings: it takes answers, and gives judgments and samples.
 
 
 @dataclass(frozen=True)
 class Grader:
-    """`judge` takes items with whole answers and returns at most one judgment for each of their places."""
+    """A judge with its gradings.
+
+    `judge` takes items with whole answers and returns at most one judgment for each place (question id, turn, game).
+    """
 
     gradings: tuple[Grading, ...]
     judge: Callable[[Answered], list[Judgment]]
 
     @property
     def metrics(self) -> tuple[str, ...]:
+        """The metrics of all gradings."""
         return tuple(metric for grading in self.gradings for metric in grading.metrics)
 
     def places(self, suite: Suite, item: Item) -> list[tuple[str, int, int]]:
-        """The judgments an item should have."""
+        """The judgments that an item should have, over all gradings."""
         return [place for grading in self.gradings for place in places(grading, suite, item)]
 
     def samples(self, suite: Suite, answered: Answered, judgments: Sequence[Judgment]) -> list[Sample]:
+        """The samples of all gradings; see `Grading.samples`."""
         verdicts = by_place(judgments)
         return [sample for grading in self.gradings for sample in grading.samples(suite, answered, verdicts)]
 
     def ids(self, suite: Suite, item: Item) -> list[tuple[str, str]]:
-        """Metric and id of every row of an item."""
+        """Metric and id of every sample of an item."""
         return [
             (metric, name)
             for grading in self.gradings
@@ -99,12 +110,14 @@ class Grader:
         ]
 
     def intervals(self, samples: Sequence[Sample], judgments: Sequence[Judgment]) -> dict[str, tuple[float, float]]:
+        """The intervals of all gradings; see `Grading.intervals`."""
         verdicts = by_place(judgments)
-        found: dict[str, tuple[float, float]] = {}
+        intervals: dict[str, tuple[float, float]] = {}
         for grading in self.gradings:
-            found |= grading.intervals(samples, verdicts)
-        return found
+            intervals |= grading.intervals(samples, verdicts)
+        return intervals
 
 
 def by_place(judgments: Sequence[Judgment]) -> Verdicts:
+    """Judgments by their place: question id, turn and game."""
     return {judgment.place: judgment for judgment in judgments}

@@ -8,24 +8,23 @@ from typing import Any
 from alignment.errors import BadInput
 from eval.answers.files import Response
 from eval.suites.lm_eval_task import ItemError, open_task
-from eval.suites.lm_eval_tasks import quiet, seeded, tasks_of, told
+from eval.suites.lm_eval_tasks import quiet, root_cause, seeded, tasks_of
 from eval.suites.samples import Sample, sample_detail
 from eval.suites.suite import Item, Suite
 
-# Stored responses scored by lm-eval's own filters and metrics, as if a model had just given them.
+# lm-eval's own filters and metrics score stored responses as if a model had just given them.
 
 Stored = str | tuple[tuple[float, bool], ...]
-"""A text, or per continuation its log-likelihood in nats and whether it is what greedy decoding would give."""
+"""A text; or for each continuation its log-likelihood in nats, and whether it is the greedy continuation."""
 
 
 def replay(task: Any, responses: Mapping[int, Stored]) -> dict[int, dict[str, Any] | ItemError]:
-    """Scores stored responses by their document's position.
+    """Scores stored responses, which are given by the position of their document.
 
-    Gives per document a metric's name (with its filter, where the task has more than one) to its value:
-    a number or truth value, or a list of them for metrics counted per instruction. Under
-    `extracted,<filter>` stands what a filter took from a text, under `chosen` the likeliest choice. Repeats exactly:
-    what is random in a scorer is seeded by the document alone. A document that the scorer fails on has an `ItemError`
-    instead.
+    Returns, for each document, metric to value: a number or truth value, or a list of them for metrics that are counted
+    per instruction. A metric's name contains its filter if the task has several. `extracted,<filter>` is the text that
+    a filter extracted, and `chosen` the likeliest choice. A document on which the scorer fails has an `ItemError`
+    instead. Results are reproducible, because random numbers in a scorer are seeded for each document.
     """
     docs = list(task.eval_docs)
     instances = {index: _instances(task, docs[index], index, stored) for index, stored in responses.items()}
@@ -85,7 +84,7 @@ def replayed(
 ) -> tuple[list[Sample], dict[str, str]]:
     """Samples in the items' order, and by id the items that the scorer failed on, with the reason.
 
-    Raises `BadInput` naming an item when the scorer fails on all, or for want of its language data.
+    Raises `BadInput` that names an item if the scorer fails on all of them, or if its language data is missing.
     """
     stored = {item.id: response for item, response in answered}
     samples: dict[str, list[Sample]] = {}
@@ -110,7 +109,7 @@ def replayed(
 
 
 def sample_ids(suite: Suite, item: Item, metric: str) -> list[str]:
-    """The ids of an item's rows in one metric of a suite with a scorer: one row, or one per instruction (IFEval)."""
+    """The ids of an item's samples in a metric: one id, or one for each instruction (IFEval)."""
     if metric.startswith("inst_level"):
         return [f"{item.id}:{index}" for index in range(len(item.fields["instruction_id_list"]))]
     return [item.id]
@@ -124,11 +123,11 @@ def _problem(suite: Suite, error: ItemError) -> str:
     cause = error.__cause__
     if isinstance(cause, LookupError) and "punkt" in str(cause):
         raise BadInput(
-            f"{suite.title} splits sentences with NLTK's punkt_tab, which is not here: run "
+            f"{suite.title} splits sentences with NLTK's punkt_tab, which is not installed: run "
             "`python -m nltk.downloader punkt_tab`, set NLTK_DATA to a folder that holds tokenizers/punkt_tab, "
             "or put such a folder, named nltk_data, beside the data file"
         ) from error
-    return f"the suite's own scorer fails: {told(error)}"
+    return f"the suite's own scorer fails: {root_cause(error)}"
 
 
 def _item_samples(
@@ -144,7 +143,7 @@ def _metric_samples(
 ) -> list[Sample]:
     value, names = values.get(metric), sample_ids(suite, item, metric)
     text = response.turns[0] if response.turns else str(values.get("chosen", ""))
-    if isinstance(value, list):  # one value per instruction: rows of their own that share a cluster
+    if isinstance(value, list):  # one sample for each instruction; they share a cluster
         kinds = item.fields["instruction_id_list"]
         return [
             Sample(suite.name, name, item.id, metric, float(part), text, sample_detail(instruction=kind))
@@ -153,6 +152,6 @@ def _metric_samples(
     detail = sample_detail(
         extracted=values.get(f"extracted,{metric.partition(',')[2]}"),
         subset=subset,
-        loglikelihoods=[one for one, _ in response.loglikelihoods] or None,
+        loglikelihoods=[number for number, _ in response.loglikelihoods] or None,
     )
     return [Sample(suite.name, item.id, item.id, metric, None if value is None else float(value), text, detail)]

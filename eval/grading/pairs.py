@@ -1,5 +1,7 @@
-"""Answers judged beside a baseline's, in both orders (Zheng et al. 2023, section 3.4): a verdict that turns with the
-order is a tie."""
+"""Answers judged in pairs with a baseline's, in both orders (Zheng et al. 2023, section 3.4).
+
+A verdict that changes with the order is a tie.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from eval.suites.samples import Sample, sample_detail
 from eval.suites.suite import Item, Suite
 
 BASELINE = "baseline"
-"""An item's field with the baseline's turns."""
+"""The field of an item that holds the baseline's turns."""
 WIN_RATE = "win_rate"
 PAIR, PAIR_REFERENCE = "pair-v2", "pair-math-v1"
 TIE = 0.5
@@ -32,6 +34,7 @@ class Pairs(Grading):
     plain, reference = PAIR, PAIR_REFERENCE
 
     def questions(self, item: Item, response: Response, prompts: Prompts, references: References) -> list[Question]:
+        """For every turn two questions, with the answers in both orders."""
         asked = []
         for turn in range(1, len(item.fields["turns"]) + 1):
             name = prompt_name(self.plain, self.reference, item, references, turn)
@@ -41,17 +44,20 @@ class Pairs(Grading):
         return asked
 
     def samples(self, suite: Suite, answered: Answered, verdicts: Verdicts) -> list[Sample]:
-        found = []
+        """A sample for every turn: 1 won, 0 lost, 0.5 tie; None unless both orders have a verdict."""
+        samples = []
         for item, response in answered:
             for turn, name in enumerate(self.ids(suite, item, WIN_RATE), start=1):
                 points, about = won(verdicts, item, turn), pair_detail(verdicts, item, turn)
-                found.append(Sample(suite.name, name, item.id, WIN_RATE, points, response.turns[turn - 1], about))
-        return found
+                samples.append(Sample(suite.name, name, item.id, WIN_RATE, points, response.turns[turn - 1], about))
+        return samples
 
     def ids(self, suite: Suite, item: Item, metric: str) -> list[str]:
+        """The item's id; with several turns an id for each turn."""
         return [item.id] if suite.turns == 1 else [f"{item.id}:{turn}" for turn in range(1, suite.turns + 1)]
 
     def intervals(self, samples: Sequence[Sample], verdicts: Verdicts) -> dict[str, tuple[float, float]]:
+        """The interval of the win rate, clustered by question; empty without one."""
         measured = [(s.value, s.cluster) for s in samples if s.metric == WIN_RATE and s.value is not None]
         if not measured:
             return {}
@@ -60,7 +66,7 @@ class Pairs(Grading):
 
 
 def _answers(item: Item, response: Response, game: int) -> dict[str, str]:
-    """FastChat's names for the two answers, and Arena-Hard's (answer_1 and answer_2 are those of A and B)."""
+    """Both answers under FastChat's names for placeholders, and Arena-Hard's (answer_1 is A's, answer_2 is B's)."""
     shown = (response.turns, item.fields[BASELINE])
     first, second = shown if game == 1 else shown[::-1]
     words = {"answer_a": first[0], "answer_b": second[0], "answer_1": first[0], "answer_2": second[0]}
@@ -69,6 +75,7 @@ def _answers(item: Item, response: Response, game: int) -> dict[str, str]:
 
 
 def games_of(verdicts: Verdicts, question_id: str, turn: int) -> tuple[Judgment | None, Judgment | None]:
+    """The judgments of a turn in both orders; None for a missing one."""
     return verdicts.get((question_id, turn, 1)), verdicts.get((question_id, turn, 2))
 
 
@@ -81,7 +88,7 @@ def won(verdicts: Verdicts, item: Item, turn: int) -> float | None:
 
 
 def pair_detail(verdicts: Verdicts, item: Item, turn: int, **more: float) -> str:
-    """What a pair's samples say: category, the baseline's answer, and what the judge wrote in both games."""
+    """The `detail` of a pair's sample: category, the baseline's answer, and the judge's texts for both orders."""
     texts = ["no judgment" if judgment is None else judgment.text for judgment in games_of(verdicts, item.id, turn)]
     category, against = item.fields.get("category"), item.fields[BASELINE][turn - 1]
     return sample_detail(category=category, baseline=against, judgments=texts, **more)
@@ -90,27 +97,32 @@ def pair_detail(verdicts: Verdicts, item: Item, turn: int, **more: float) -> str
 PAIRS = Pairs()
 
 
-# The baseline's answers, laid beside the items they answer.
+# The baseline's answers, added to the items that they answer.
 
-OWN = "output"
-"""AlpacaEval's data file brings a baseline's answer with each instruction."""
+ALPACA_BASELINE = "output"
+"""The field of AlpacaEval's data that holds a baseline's answer."""
 
 
 def with_baseline(suite: Suite, items: Sequence[Item], rows: Iterable[Row] | None, file: str) -> list[Item]:
-    """Items with the baseline's turns: from a file of answers, or for AlpacaEval (`rows` None) from its data.
+    """Items with the baseline's turns: from a file of answers (`rows`), or for AlpacaEval without one from its data.
 
-    The file may answer more than these items. Raises `BadInput` naming the first item without a whole answer.
+    The file may answer more than these items. Raises `BadInput` that names the first item without a whole answer;
+    `file` is the file that the error names.
     """
     answers = {}
     if rows is not None:
-        answers = {one.id: one.turns for one in parse_answers(rows, file, items, more=True) if one.failed is None}
+        answers = {
+            response.id: response.turns
+            for response in parse_answers(rows, file, items, more=True)
+            if response.failed is None
+        }
     elif suite.name == "alpaca_eval":
-        texts = {item.id: item.fields.get(OWN) for item in items}
+        texts = {item.id: item.fields.get(ALPACA_BASELINE) for item in items}
         answers = {name: (text,) for name, text in texts.items() if isinstance(text, str)}
-    found = []
+    extended = []
     for item in items:
         turns = answers.get(item.id, ())
         if len(turns) < suite.turns:
-            raise BadInput(f"no whole answer of the baseline to item {item.id}", file=file)
-        found.append(replace(item, fields=item.fields | {BASELINE: list(turns)}))
-    return found
+            raise BadInput(f"the baseline has no whole answer to item {item.id}", file=file)
+        extended.append(replace(item, fields=item.fields | {BASELINE: list(turns)}))
+    return extended

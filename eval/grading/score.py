@@ -1,4 +1,4 @@
-"""From items and responses to samples: by lm-eval's scorer, a function of ours, or a judge's verdicts. No GPU."""
+"""From items and responses to samples: by lm-eval's scorer, a classifier of ours, or a judge. Needs no GPU."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from eval.suites.suite import Classify, Item, Suite
 
 @dataclass(frozen=True)
 class Scored:
-    """What scoring a suite gives.
+    """The result of scoring a suite.
 
-    `missing` are items without a response, `failed` those whose answer is not whole; neither counts in a
-    metric. `judged` is False where a suite needs a judge and has none: there are no samples then.
-    `unparsable` counts judgments without a verdict (never guessed), `unjudged` answers without a judgment.
-    `intervals` are those of metrics that have one of their own making.
-    `length` is the mean length of the answers: `answers` counted, in `characters` and, where known, `tokens`.
-    `classes` counts what a function of ours made of the answers, by metric. `empty` are items whose answer has no word
-    in some turn: it counts like any other.
+    `missing` are items without a response, and `failed` items without a whole answer, with the reason; neither counts
+    in a metric. `judged` is False if the suite needs a judge and there is none; then there are no samples. `unparsable`
+    counts judgments without a readable verdict, and `unjudged` answers without a judgment. `intervals` are those of
+    metrics whose interval the grading computes itself. `length` has the number of `answers` and their mean length in
+    `characters` and, if known, in `tokens`. `classes` counts answers by metric and class, for a suite with a
+    classifier. `empty` are items with a blank turn in their answer, which counts like every other answer.
     """
 
     samples: list[Sample]
@@ -51,7 +50,10 @@ def score_suite(
     grader: Grader | None = None,
     file: str = "responses",
 ) -> Scored:
-    """Samples and metrics of stored responses; `file` is named in errors about them."""
+    """Samples and metrics of stored responses; errors name `file`.
+
+    Without a `grader` a suite that needs a judge gets no samples. Raises `BadInput` as `match_responses` does.
+    """
     matched, missing = match_responses(items, responses, suite.turns, file)
     answered = [(item, response) for item, response in matched if response.failed is None]
     failed = {item.id: response.failed for item, response in matched if response.failed is not None}
@@ -89,14 +91,17 @@ def score_suite(
 
 
 def mean_length(responses: Sequence[Response]) -> dict[str, float]:
-    """Means over whole answers, all turns together; empty where there are no texts."""
+    """Mean lengths of whole answers, all turns together; empty if there are no texts."""
     texts = [response for response in responses if response.turns]
     if not texts:
         return {}
-    found = {"answers": float(len(texts)), "characters": sum(len("".join(one.turns)) for one in texts) / len(texts)}
-    if all(len(one.tokens) == len(one.turns) for one in texts):
-        found["tokens"] = sum(sum(one.tokens) for one in texts) / len(texts)
-    return found
+    lengths = {
+        "answers": float(len(texts)),
+        "characters": sum(len("".join(response.turns)) for response in texts) / len(texts),
+    }
+    if all(len(response.tokens) == len(response.turns) for response in texts):
+        lengths["tokens"] = sum(sum(response.tokens) for response in texts) / len(texts)
+    return lengths
 
 
 def _classified(suite: Suite, classify: Classify, answered: Answered) -> list[Sample]:
@@ -111,11 +116,11 @@ def _classified(suite: Suite, classify: Classify, answered: Answered) -> list[Sa
 
 
 def _classes(samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
-    found: dict[str, Counter[str]] = {}
+    by_metric: dict[str, Counter[str]] = {}
     for sample in samples:
         if sample.value is not None:
-            found.setdefault(sample.metric, Counter())[json.loads(sample.detail)["class"]] += 1
-    return {metric: dict(sorted(counts.items())) for metric, counts in found.items()}
+            by_metric.setdefault(sample.metric, Counter())[json.loads(sample.detail)["class"]] += 1
+    return {metric: dict(sorted(counts.items())) for metric, counts in by_metric.items()}
 
 
 def _lost(suite: Suite, item: Item, why: str, grader: Grader | None) -> list[Sample]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from alignment.errors import BadInput
+from alignment.generation.journal import append_line, read_lines
 from alignment.recipe import Judge, JudgePrice
-from eval.suites.rows import parse_rows
 
 # Tokens and what they cost.
 
@@ -109,6 +107,9 @@ class Budget:
 
 # What an endpoint may have charged for without giving a judgment, so that a budget holds over resumptions.
 
+START = b'{"asked": '
+"""How every line begins."""
+
 
 class Charges:
     """Tokens, a line a call, in a file of their own: that of the judgments is for other tools too.
@@ -121,26 +122,16 @@ class Charges:
         self.total = Usage()
 
     def read(self) -> None:
-        """Takes in what is there; a last line that was cut off while it was written is taken away.
-
-        Raises `BadInput` naming a row that was not written here.
-        """
-        data = self.path.read_bytes() if self.path.exists() else b""
-        whole = data[: data.rfind(b"\n") + 1]
+        """Takes in what is there; raises `BadInput` naming a row that was not written here."""
         self.total = Usage()
-        for row, record in parse_rows(whole, str(self.path)):
+        for row, record in read_lines(self.path, START, "not a file of charges that was written here"):
             tokens = record.get("tokens")
             if not isinstance(tokens, list) or [type(number) for number in tokens] != [int, int]:
                 raise BadInput("not a charge that was written here", file=str(self.path), row=row, field="tokens")
             self.total += Usage(*tokens)
-        if len(whole) < len(data):
-            os.truncate(self.path, len(whole))
 
     def add(self, asked: str, used: Usage) -> None:
         """Writes down what a call took; `asked` is the digest of its question."""
-        line = json.dumps({"asked": asked, "tokens": [used.input_tokens, used.output_tokens]})
-        with self.path.open("a", encoding="utf-8", newline="\n") as stream:
-            stream.write(line + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        with self.path.open("ab") as stream:
+            append_line(stream, {"asked": asked, "tokens": [used.input_tokens, used.output_tokens]})
         self.total += used

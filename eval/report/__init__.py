@@ -1,1 +1,1 @@
-"""What a report shows: facts read from the store, prepared for one page and for small pictures."""
+"""The content of a report: facts read from the store, prepared for a page and for small pictures."""

@@ -1,4 +1,4 @@
-"""The items that changed most: what was asked, and both answers side by side."""
+"""The items that changed most, answer lengths, and the divergence of the policy, as the report's page shows them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from eval.statistics import paired_interval
 from eval.suites.samples import Sample
 
 EXAMPLES = 10
-"""Most items shown at each end of a suite."""
-LONGEST_TEXT = 4000
+"""Most gains, and most losses, that a suite shows."""
+MAX_TEXT = 4000
 SUMMARY = 120
 
 
 @dataclass(frozen=True)
 class Example:
-    """One item with both answers, and what the candidate gained or lost on it; texts end with … where cut."""
+    """An item with both answers, and what the candidate gained or lost on it. A text that was cut ends with …"""
 
     id: str
     difference: str
@@ -35,7 +35,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Examples:
-    """The largest gains and losses of a suite; `gained` and `lost` count all there are."""
+    """The largest gains and losses of a suite; `gained` and `lost` count all of them."""
 
     suite: str
     title: str
@@ -90,7 +90,7 @@ def examples(suite: str, baseline: Sequence[Sample], candidate: Sequence[Sample]
 
 
 def question(item: Mapping[str, object]) -> str:
-    """What an item asked, turn by turn where there are several."""
+    """The question of an item; several turns are numbered."""
     turns = item.get("turns")
     if isinstance(turns, list):
         return str(turns[0]) if len(turns) == 1 else "\n\n".join(f"{n}. {turn}" for n, turn in enumerate(turns, 1))
@@ -109,17 +109,17 @@ def _shortened(text: str) -> str:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} …"
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} …"
 
 
-# How long the answers are: a preference for longer ones is the commonest way to win a judge over.
+# The length of the answers: judges often prefer longer answers.
 
 WORDS = Unit(1.0, 1, "words", "")
 
 
 @dataclass(frozen=True)
 class Length:
-    """Mean words an answer on one suite, over the answers that both models gave; the change with its interval."""
+    """Mean words per answer on a suite, over the items that both models answered; the change with its interval."""
 
     title: str
     n: int
@@ -130,7 +130,7 @@ class Length:
 
 
 def length(suite: str, baseline: Sequence[Sample], candidate: Sequence[Sample]) -> Length | None:
-    """The lengths on one suite in words; None where the models answered nothing in common."""
+    """The lengths on a suite in words; None if the models have no answered item in common."""
     metric = headline(suite, [sample.metric for sample in candidate])
     before = {sample.id: sample for sample in baseline if sample.metric == metric and sample.value is not None}
     pairs = [
@@ -141,17 +141,23 @@ def length(suite: str, baseline: Sequence[Sample], candidate: Sequence[Sample]) 
     if not pairs or not any(sample.response for pair in pairs for sample in pair):
         return None
     words = [tuple(len(sample.response.split()) for sample in pair) for pair in pairs]
-    found = paired_interval([float(b - a) for a, b in words], [sample.cluster for sample, _ in pairs], None)
+    change = paired_interval([float(b - a) for a, b in words], [sample.cluster for sample, _ in pairs], None)
     mean_before, mean_after = (math.fsum(column) / len(words) for column in zip(*words, strict=True))
-    ends = "none differs" if found.low is None or found.high is None else f"{_told(found.low)} to {_told(found.high)}"
-    return Length(title_of(suite), len(words), f"{mean_before:.1f}", f"{mean_after:.1f}", _told(found.mean.value), ends)
+    ends = (
+        "none differs"
+        if change.low is None or change.high is None
+        else f"{_words(change.low)} to {_words(change.high)}"
+    )
+    return Length(
+        title_of(suite), len(words), f"{mean_before:.1f}", f"{mean_after:.1f}", _words(change.mean.value), ends
+    )
 
 
-def _told(value: float) -> str:
-    return WORDS.told(value, "+")
+def _words(value: float) -> str:
+    return WORDS.format(value, "+")
 
 
-# How far the policy has moved from its SFT checkpoint, as the page tells it.
+# The divergence of the policy from its SFT checkpoint.
 
 NATS = Unit(1.0, 3, "nats", "")
 LINES = {"kl": "KL(policy ‖ SFT), nats a response", "kl_per_token": "KL(policy ‖ SFT), nats a token"}
@@ -159,6 +165,8 @@ LINES = {"kl": "KL(policy ‖ SFT), nats a response", "kl_per_token": "KL(policy
 
 @dataclass(frozen=True)
 class DivergenceLine:
+    """An estimate of the divergence as text: its name with the unit, its value and its 95 % interval."""
+
     name: str
     value: str
     interval: str
@@ -166,7 +174,10 @@ class DivergenceLine:
 
 @dataclass(frozen=True)
 class Divergence:
-    """The lines of the table, over `responses` sampled responses of so many tokens in the mean."""
+    """The lines of the table, over `responses` sampled responses.
+
+    `tokens` is their mean length, and `ended` the share of them that ended before the limit.
+    """
 
     responses: int
     tokens: str
@@ -175,9 +186,9 @@ class Divergence:
 
 
 def divergence_of(store: Store, request: ReportRequest) -> Divergence | None:
-    """The divergence that a report pins; None where it pins none, or nothing was drawn.
+    """The divergence that a report pins; None if it pins none, or if no response was sampled.
 
-    Raises `WrongEvidence` for that of another policy.
+    Raises `WrongEvidence` for the divergence of another policy.
     """
     if request.divergence is None:
         return None
@@ -185,18 +196,18 @@ def divergence_of(store: Store, request: ReportRequest) -> Divergence | None:
     measured = commit.inputs["policy"]
     if measured.digest != request.policy.digest:
         raise WrongEvidence(f"the divergence is of policy {measured.digest[:12]}, not of {request.policy.digest[:12]}")
-    found = commit.summary
-    if "kl" not in found:
+    summary = commit.summary
+    if "kl" not in summary:
         return None
     return Divergence(
-        responses=found["prompts"] - found["no_room"],
-        tokens=f"{found['tokens_per_response']:.1f}",
-        ended=f"{found['ended']:.0%}".replace("%", " %"),
-        lines=[_line(found, name, text) for name, text in LINES.items()],
+        responses=summary["prompts"] - summary["no_room"],
+        tokens=f"{summary['tokens_per_response']:.1f}",
+        ended=f"{summary['ended']:.0%}".replace("%", " %"),
+        lines=[_line(summary, name, text) for name, text in LINES.items()],
     )
 
 
-def _line(found: Mapping[str, Any], name: str, text: str) -> DivergenceLine:
-    ends = found["intervals"][name]
-    interval = "unknown" if ends is None else " to ".join(NATS.told(end) for end in ends)
-    return DivergenceLine(text, NATS.told(found[name]), interval)
+def _line(summary: Mapping[str, Any], name: str, text: str) -> DivergenceLine:
+    ends = summary["intervals"][name]
+    interval = "unknown" if ends is None else " to ".join(NATS.format(end) for end in ends)
+    return DivergenceLine(text, NATS.format(summary[name]), interval)

@@ -1,4 +1,4 @@
-"""Training curves: a PNG for places that show pictures but no page, and SVG paths for the report's page."""
+"""Training curves: a PNG for Dagster and MLflow, and SVG paths for the report's page."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def png_of(figure: Any) -> bytes:
     return image.getvalue()
 
 
-# For the page: SVG paths, one panel a quantity, lines on a plane of 100 by 100.
+# For the page: SVG paths on a plane of 100 by 100, a panel for each quantity.
 
 PANELS = {
     "Loss": ("loss", "held_out_loss"),
@@ -59,6 +59,8 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
+    """The curves of a quantity over training steps; `low`, `high` and `steps` are the ends of its axes as text."""
+
     title: str
     curves: list[Curve]
     low: str
@@ -71,8 +73,8 @@ def panels(history: Sequence[Mapping[str, Any]]) -> list[Panel]:
     return [made for title, names in PANELS.items() if (made := _panel(title, names, history)) is not None]
 
 
-def _told(value: float, span: float) -> str:
-    """Three digits of a value; what is nothing beside the span of the panel is 0."""
+def _format(value: float, span: float) -> str:
+    """Three digits of a value; 0 for less than a thousandth of the panel's span."""
     return "0" if abs(value) < span / 1000 else f"{value:.3g}".replace("-", "−")
 
 
@@ -98,9 +100,9 @@ def _panel(title: str, names: Sequence[str], history: Sequence[Mapping[str, Any]
     return Panel(
         title=title,
         curves=[
-            Curve(name.replace("_", " "), path(line), _told(line[-1][1], high - low)) for name, line in drawn.items()
+            Curve(name.replace("_", " "), path(line), _format(line[-1][1], high - low)) for name, line in drawn.items()
         ],
-        low=_told(low, high - low),
-        high=_told(high, high - low),
+        low=_format(low, high - low),
+        high=_format(high, high - low),
         steps=f"step {first:g} to {last:g}",
     )

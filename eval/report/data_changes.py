@@ -1,4 +1,4 @@
-"""What the training data is, and what of it changed since the champion was trained."""
+"""The training data, and its changes since the champion was trained."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from alignment.data.duplicates import IdGroups, binary_ids
 from alignment.data.manifest import Manifest, open_split, read_manifest
 from alignment.store import Artifact, Store
 
-# How many rows one manifest has that another has not, by content, however many both have.
+# Rows that only one of two manifests has, by content, in little memory for any number of shared rows.
 
 NOW, BEFORE = 1, 2
-BEGINNING = 24
-"""Bits of an id that tell whether a row may be among those of changed shards: a table of 16 MiB."""
+PREFIX_BITS = 24
+"""Leading bits of an id. A table over them (16 MiB) tells whether a row may be in a changed shard."""
 
 Ids = npt.NDArray[np.uint64]
 
 
 def row_changes(now: tuple[Path, Manifest], before: tuple[Path, Manifest]) -> tuple[int, int]:
-    """(rows that are new, rows that are gone) between two manifests, each given with its folder.
+    """(new rows, removed rows) from the manifest `before` to the manifest `now`, each given with its folder.
 
-    Shards of the same content are in both, so only changed ones are compared; of the others, whose rows may stand
-    in a changed shard too, only ids that begin like one of those.
+    Shards with equal content are in both manifests, so only the other shards are compared. A row of a shared shard may
+    be in a changed shard too; of the shared shards only ids are read that begin like an id of a changed shard.
     """
     kept = {shard.row_digest for shard in now[1].shards} & {shard.row_digest for shard in before[1].shards}
-    if all(shard.row_digest in kept for _, one in (now, before) for shard in one.shards):
+    if all(shard.row_digest in kept for _, manifest in (now, before) for shard in manifest.shards):
         return 0, 0
-    new = gone = 0
-    seen = np.zeros(1 << BEGINNING, bool)
+    new = removed = 0
+    seen = np.zeros(1 << PREFIX_BITS, bool)
     with tempfile.TemporaryDirectory() as scratch:
         groups = IdGroups(Path(scratch, "ids"), now[1].counts["rows"] + before[1].counts["rows"])
         for side, (folder, manifest) in ((NOW, now), (BEFORE, before)):
             for ids in _ids(folder, manifest, [shard.row_digest not in kept for shard in manifest.shards]):
-                seen[_beginnings(ids)] = True
+                seen[_prefixes(ids)] = True
                 groups.add(ids, side)
         for ids in _ids(*now, [shard.row_digest in kept for shard in now[1].shards]):
-            groups.add(ids[seen[_beginnings(ids)]], NOW | BEFORE)
+            groups.add(ids[seen[_prefixes(ids)]], NOW | BEFORE)
         for begins, sides in groups:
             if len(sides):
                 in_manifests = np.bitwise_or.reduceat(sides, np.flatnonzero(begins))
                 new += int((in_manifests == NOW).sum())
-                gone += int((in_manifests == BEFORE).sum())
-    return new, gone
+                removed += int((in_manifests == BEFORE).sum())
+    return new, removed
 
 
 def _ids(folder: Path, manifest: Manifest, wanted: list[bool]) -> Iterator[Ids]:
@@ -56,13 +56,14 @@ def _ids(folder: Path, manifest: Manifest, wanted: list[bool]) -> Iterator[Ids]:
             yield binary_ids(split.of_shard(int(index), ["row_id"])["row_id"])
 
 
-def _beginnings(ids: Ids) -> Ids:
-    return ids[:, 0] >> np.uint64(64 - BEGINNING)
+def _prefixes(ids: Ids) -> Ids:
+    return ids[:, 0] >> np.uint64(64 - PREFIX_BITS)
 
 
 @dataclass(frozen=True)
 class ShardChange:
-    """One shard: `state` is new, changed, removed or the same; rows before and now (None where there were none)."""
+    """A shard. `state` is new, changed, removed, same, or listed if there is no champion; None for unknown row
+    counts."""
 
     name: str
     state: str
@@ -73,9 +74,9 @@ class ShardChange:
 
 @dataclass(frozen=True)
 class DataChanges:
-    """The shards of a policy beside those of the champion; without a champion every shard is just listed.
+    """The shards of a policy compared with the champion's; without a champion every shard is listed.
 
-    `new_rows` and `gone_rows` count rows by content (None without a champion).
+    `new_rows` and `removed_rows` count rows by content (None without a champion).
     """
 
     shards: list[ShardChange]
@@ -85,11 +86,11 @@ class DataChanges:
     dropped: dict[str, int]
     left_out: dict[str, str]
     new_rows: int | None
-    gone_rows: int | None
+    removed_rows: int | None
 
 
 def data_changes(store: Store, manifest: Artifact, champion: Artifact | None) -> DataChanges:
-    """Reads both manifests; a shard counts as the same when its rows are, whatever it is called."""
+    """Compares both manifests; a shard counts as the same if its rows are the same, whatever its name."""
     folder, old_folder = store.fetch(manifest), None if champion is None else store.fetch(champion)
     now, before = read_manifest(folder), None if old_folder is None else read_manifest(old_folder)
     old = {} if before is None else {shard.name: shard for shard in before.shards}
@@ -112,9 +113,9 @@ def data_changes(store: Store, manifest: Artifact, champion: Artifact | None) ->
         for name, shard in sorted(old.items())
         if name not in names and shard.row_digest not in kept
     ]
-    new_rows = gone_rows = None
+    new_rows = removed_rows = None
     if old_folder is not None and before is not None:
-        new_rows, gone_rows = row_changes((folder, now), (old_folder, before))
+        new_rows, removed_rows = row_changes((folder, now), (old_folder, before))
     return DataChanges(
         shards=changes,
         rows=now.counts["rows"],
@@ -123,5 +124,5 @@ def data_changes(store: Store, manifest: Artifact, champion: Artifact | None) ->
         dropped=now.dropped,
         left_out=now.left_out,
         new_rows=new_rows,
-        gone_rows=gone_rows,
+        removed_rows=removed_rows,
     )

@@ -1,4 +1,4 @@
-"""What the page says beside the comparison, read back from the commit records behind it."""
+"""The facts on the page in addition to the comparison, read from commit records."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from eval.report.data_changes import DataChanges, data_changes
 from eval.suites.rows import read_records
 from eval.suites.suite import category_of
 
-# Everything a policy and its scores were made from, with what each step took.
+# Everything that a policy and its scores were made from, with the time and cost of each stage.
 
-ORDER = (
+STAGE_ORDER = (
     "base_model",
     "sft_dataset",
     "sft_checkpoint",
@@ -36,9 +36,9 @@ ORDER = (
 
 
 @dataclass(frozen=True)
-class Step:
-    """The artifacts of one stage: how many, when the first and last began, seconds of work, and its price (None
-    where the pool names none)."""
+class StageTotals:
+    """The artifacts of a stage: their number, when the first began, seconds of work, and the cost in USD (None if the
+    pool has no price). `digest` is empty if there are several artifacts."""
 
     stage: str
     artifacts: int
@@ -51,35 +51,40 @@ class Step:
 
 
 def ancestry(store: Store, artifacts: Iterable[Artifact]) -> dict[str, Commit]:
-    """Commits of the artifacts and of all that they were made from, by key: of erased ones too, of lost ones not."""
-    found: dict[str, Commit] = {}
+    """The commits, by key, of the artifacts and of everything that they were made from.
+
+    Erased artifacts are included; artifacts without a commit record are left out.
+    """
+    commits: dict[str, Commit] = {}
     waiting = list(artifacts)
     while waiting:
         artifact = waiting.pop()
-        if artifact.key in found:
+        if artifact.key in commits:
             continue
         try:
             commit = store.commit_of(artifact)
         except MissingArtifact:
             continue
-        found[artifact.key] = commit
+        commits[artifact.key] = commit
         waiting += commit.inputs.values()
-    return found
+    return commits
 
 
-def steps(commits: Iterable[Commit], prices: Mapping[str, float]) -> list[Step]:
-    """One line a stage, upstream first; `prices` an hour by stage name."""
+def stage_totals(commits: Iterable[Commit], prices: Mapping[str, float]) -> list[StageTotals]:
+    """A line for each stage, upstream first; `prices` are USD an hour by stage name."""
     by_stage: defaultdict[str, list[Commit]] = defaultdict(list)
     for commit in commits:
         by_stage[commit.stage].append(commit)
-    known = [stage for stage in ORDER if stage in by_stage]
-    return [_step(stage, by_stage[stage], prices.get(stage)) for stage in [*known, *sorted(set(by_stage) - set(known))]]
+    known = [stage for stage in STAGE_ORDER if stage in by_stage]
+    return [
+        _totals(stage, by_stage[stage], prices.get(stage)) for stage in [*known, *sorted(set(by_stage) - set(known))]
+    ]
 
 
-def _step(stage: str, commits: list[Commit], price: float | None) -> Step:
+def _totals(stage: str, commits: list[Commit], price: float | None) -> StageTotals:
     first = min(commits, key=lambda commit: commit.started_at)
     seconds = sum(commit.seconds for commit in commits)
-    return Step(
+    return StageTotals(
         stage=stage,
         artifacts=len(commits),
         digest=first.digest[:12] if len(commits) == 1 else "",
@@ -91,12 +96,12 @@ def _step(stage: str, commits: list[Commit], price: float | None) -> Step:
     )
 
 
-# What a judge took to grade the answers behind a report, from the commit records of the scores.
+# The cost of judging the answers of a report, from the commit records of the scores.
 
 
 @dataclass(frozen=True)
 class Judging:
-    """The sum over suites and checkpoints. `usd` is None where no judge names a price; what has none adds nothing."""
+    """The sum over suites and checkpoints. `usd` is None if no judge has a price; a judge without one adds nothing."""
 
     judgments: int
     input_tokens: int
@@ -105,7 +110,7 @@ class Judging:
 
 
 def judging(commits: Iterable[Commit]) -> Judging | None:
-    """None where no endpoint judged."""
+    """The cost of judging in these commits; None if no endpoint judged."""
     bills = [bill for commit in commits if (bill := commit.summary.get("judge")) is not None]
     if not bills:
         return None
@@ -124,10 +129,10 @@ RUBRIC = "rubric (deterministic checks of the generated questions)"
 
 @dataclass(frozen=True)
 class Facts:
-    """Who was measured, when and by whom; how it was trained, on what, and what that took.
+    """The facts behind a report: dates, judge, training history, data, and the time and cost of each stage.
 
-    Dates are those of the commit records. `judging` is None where no endpoint judged. `total_cost`, in USD like all
-    prices, is None where neither a pool nor a judge names one.
+    Dates are those of the commit records. `judging` is None if no endpoint judged. `total_cost` is in USD; None if
+    neither a pool nor a judge has a price.
     """
 
     recipe: str
@@ -138,23 +143,23 @@ class Facts:
     history: list[dict[str, Any]]
     held_out: dict[str, float]
     data: DataChanges | None
-    steps: list[Step]
+    stages: list[StageTotals]
     judging: Judging | None
     total_seconds: float
     total_cost: float | None
 
 
 def facts_of(store: Store, request: ReportRequest) -> Facts:
-    """The facts behind a report; what a record does not tell stays empty."""
+    """The facts behind a report; a fact that no record holds stays empty."""
     policy = store.commit_of(request.policy)
     history = [dict(record) for record in policy.summary.get("history", [])]
     scores = {suite: store.commit_of(artifact) for suite, artifact in request.policy_scores.items()}
     divergence = [request.divergence] if request.divergence else []
     scored = [*request.sft_scores.values(), *request.policy_scores.values()]
     behind = ancestry(store, [request.policy, *divergence, *scored])
-    made = steps(behind.values(), request.prices)
+    stages = stage_totals(behind.values(), request.prices)
     judged = judging(behind.values())
-    costs = [cost for cost in (*(step.cost for step in made), judged.usd if judged else None) if cost is not None]
+    costs = [cost for cost in (*(stage.cost for stage in stages), judged.usd if judged else None) if cost is not None]
     return Facts(
         recipe=request.recipe,
         trained=day(policy.started_at),
@@ -164,36 +169,37 @@ def facts_of(store: Store, request: ReportRequest) -> Facts:
         history=history,
         held_out={name: value for name, value in policy.summary.get("held_out", {}).items() if value is not None},
         data=_data(store, policy, request.champion),
-        steps=made,
+        stages=stages,
         judging=judged,
-        total_seconds=sum(step.seconds for step in made),
+        total_seconds=sum(stage.seconds for stage in stages),
         total_cost=sum(costs) if costs else None,
     )
 
 
 def items_of(store: Store, scores: Artifact, suite: str) -> dict[str, Mapping[str, Any]]:
-    """What each item of a suite is, by id, from the items kept beside the responses."""
+    """The items of a suite by id, as they are kept beside the responses."""
     responses = store.commit_of(scores).inputs["responses"]
     records = read_records(store.fetch(responses) / suite / ITEMS_FILE)
     return {str(record["id"]): record["item"] for record in records}
 
 
 def questions(items: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Item id to question."""
     return {name: question(item) for name, item in items.items()}
 
 
 def categories_of(items: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Item id to category, for items that name one."""
+    """Item id to category, for items that have one."""
     return {name: category for name, item in items.items() if (category := category_of(item)) is not None}
 
 
 def day(moment: str) -> str:
-    """A date as people write it; empty for none."""
+    """The date of an ISO time as people write it; empty for an empty text."""
     return f"{datetime.fromisoformat(moment):%-d %B %Y}" if moment else ""
 
 
 def _judge(store: Store, scores: Commit) -> str | None:
-    """Who graded, from the request that the scores keep; None where no judge did."""
+    """The judge, from the request that is kept with the scores; None if no judge graded."""
     record = json.loads((store.fetch(scores.artifact) / REQUEST_FILE).read_text(encoding="utf-8"))
     judge = record.get("judge")
     if not judge or not scores.summary.get("judged") or not any("judgment" in name for name in scores.files):

@@ -1,4 +1,4 @@
-"""`history.html`: the main metrics of every registered version, one after another."""
+"""`history.html`: the main metrics of all registered versions, in their order."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from eval.gate.metrics import headline, title_of, unit_of
 from eval.report.facts import day
 from eval.report.page import render
 
-SIDE = 94.0
-"""Per cent of a plane's height that values take, so that no line lies on its edge."""
+USED_HEIGHT = 94.0
+"""Per cent of a plane's height that the values use, so that no line lies on its edge."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Point:
-    """One version on one metric; places in per cent from left and top, None where it was not measured."""
+    """A version's value of a metric; places are in per cent from left and top, None if it was not measured."""
 
     version: str
     at: float
@@ -66,17 +66,17 @@ def history_page(recipe: str, model: str, versions: Sequence[Version]) -> str:
 
 
 def courses(versions: Sequence[Version]) -> list[Course]:
-    """A course for every suite that a version was measured on, suites in order of first appearance."""
+    """A course for every suite that some version was measured on, in order of first appearance."""
     suites = dict.fromkeys(suite for version in versions for suite in version.suites)
     return [_course(suite, versions) for suite in suites]
 
 
 def _course(suite: str, versions: Sequence[Version]) -> Course:
-    metric = next(headline(suite, one.suites[suite]) for one in versions if suite in one.suites)
-    found = [one.suites.get(suite, {}).get(metric) for one in versions]
-    measured = [one for one in found if one is not None]
+    metric = next(headline(suite, version.suites[suite]) for version in versions if suite in version.suites)
+    comparisons = [version.suites.get(suite, {}).get(metric) for version in versions]
+    measured = [comparison for comparison in comparisons if comparison is not None]
     unit = unit_of(measured[-1].width)
-    values = [value for one in measured for value in (one.baseline, one.candidate)]
+    values = [value for comparison in measured for value in (comparison.baseline, comparison.candidate)]
     low, high = min(values), max(values)
 
     def across(index: int) -> float:
@@ -84,26 +84,26 @@ def _course(suite: str, versions: Sequence[Version]) -> Course:
 
     def down(value: float) -> float:
         share = (value - low) / (high - low) if high > low else 0.5
-        return round((100 - SIDE) / 2 + SIDE * (1 - share), 2)
+        return round((100 - USED_HEIGHT) / 2 + USED_HEIGHT * (1 - share), 2)
 
     points = [
         Point(
             version=version.version,
             at=across(index),
-            policy=None if one is None else down(one.candidate),
-            sft=None if one is None else down(one.baseline),
-            value="not measured" if one is None else unit.told(one.candidate) + unit.sign,
-            baseline="–" if one is None else unit.told(one.baseline) + unit.sign,
-            difference="–" if one is None else unit.told(one.difference, "+"),
-            verdict="" if one is None else one.verdict,
+            policy=None if comparison is None else down(comparison.candidate),
+            sft=None if comparison is None else down(comparison.baseline),
+            value="not measured" if comparison is None else unit.format(comparison.candidate) + unit.sign,
+            baseline="–" if comparison is None else unit.format(comparison.baseline) + unit.sign,
+            difference="–" if comparison is None else unit.format(comparison.difference, "+"),
+            verdict="" if comparison is None else comparison.verdict,
         )
-        for index, (version, one) in enumerate(zip(versions, found, strict=True))
+        for index, (version, comparison) in enumerate(zip(versions, comparisons, strict=True))
     ]
     return Course(
         title=title_of(suite),
         metric=metric,
-        low=unit.told(low) + unit.sign if high > low else "",
-        high=unit.told(high) + unit.sign,
+        low=unit.format(low) + unit.sign if high > low else "",
+        high=unit.format(high) + unit.sign,
         line=_path([(point.at, point.policy) for point in points]),
         baseline=_path([(point.at, point.sft) for point in points]),
         points=points,
@@ -113,5 +113,5 @@ def _course(suite: str, versions: Sequence[Version]) -> Course:
 def _path(places: Sequence[tuple[float, float | None]]) -> str:
     known = [(x, y) for x, y in places if y is not None]
     if len(known) == 1:
-        known = [(0.0, known[0][1]), (100.0, known[0][1])]  # one version is a level, as a point would not show
+        known = [(0.0, known[0][1]), (100.0, known[0][1])]  # a level line, because a point would be invisible
     return "M" + " L".join(f"{x:.2f} {y:.2f}" for x, y in known)

@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page, verdict first. What it shows is prepared here, drawn by the template."""
+"""`report.html`: a self-contained page that begins with the verdict. This file prepares what the template draws."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignment.store import Store
-from eval.gate.baselines import standings
+from eval.gate.baselines import rankings
 from eval.gate.compare import MetricComparison
 from eval.gate.evidence import Evidence, ReportRequest
 from eval.gate.metrics import PREFERENCES, headline, title_of
@@ -17,11 +17,11 @@ from eval.report.facts import Facts, categories_of, items_of, questions
 from eval.report.tables import Categories, categories, tables
 from eval.suites import SUITES
 
-# Pages from templates: everything escaped, nothing undefined passed over.
+# Pages from templates: every value is escaped, and an undefined name is an error.
 
 
 def render(template: str, **values: Any) -> str:
-    """The page's text."""
+    """The text of a page from the template of that name."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -32,14 +32,14 @@ def render(template: str, **values: Any) -> str:
 
 
 def breakable(name: str) -> Any:
-    """A metric's or stage's name, escaped, that a line may break within where its parts meet."""
+    """A metric's or stage's name, escaped, with places where a line may break."""
     from markupsafe import Markup, escape
 
     return Markup(re.sub(r"([_,/])", r"\1<wbr>", str(escape(name))))
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """A number of seconds in words: seconds, minutes or hours."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -47,7 +47,7 @@ def duration(seconds: float) -> str:
 
 
 def probability(value: float) -> str:
-    """A p-value with its sign of relation."""
+    """A p-value as text, such as p = 0.012 or p < 0.001."""
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
@@ -57,7 +57,7 @@ HEADLINES = {
     "inconclusive": "Inconclusive: the policy is not promoted",
     "none": "No gate: nothing is promoted",
 }
-SAID = {
+VERDICT_WORDS = {
     "improved": "better on",
     "regressed": "worse on",
     "equivalent": "no different on",
@@ -74,11 +74,11 @@ def page(
     facts: Facts,
     store: Store,
 ) -> str:
-    """The HTML text; everything that a model or a data file wrote is escaped. `holm` are the corrected p-values of
-    the suites' main metrics."""
+    """The HTML text; all texts of models and data files are escaped. `holm` has the corrected p-values of the suites'
+    main metrics."""
     champion = evidence.against_champion
     suites = evidence.against_sft.suites
-    published, not_laid_beside = standings(request.baselines, suites)
+    published, unranked = rankings(request.baselines, suites)
     asked = {suite: items_of(store, request.policy_scores[suite], suite) for suite in evidence.answered}
     return render(
         "report.html.jinja",
@@ -95,28 +95,28 @@ def page(
         against_sft=tables(evidence.against_sft),
         against_champion=None if champion is None else tables(champion),
         categories=by_category(evidence, {suite: categories_of(items) for suite, items in asked.items()}),
-        standings=published,
+        rankings=published,
         lengths=[
-            found
+            change
             for suite in asked
-            if (found := length(suite, evidence.sft[suite].samples, evidence.policy[suite].samples)) is not None
+            if (change := length(suite, evidence.sft[suite].samples, evidence.policy[suite].samples)) is not None
         ],
         divergence=divergence_of(store, request),
         examples=[
             examples(suite, evidence.sft[suite].samples, evidence.policy[suite].samples, questions(items))
             for suite, items in asked.items()
         ],
-        notes=[*notes, *not_laid_beside],
+        notes=[*notes, *unranked],
     )
 
 
 def in_words(suites: Mapping[str, Mapping[str, MetricComparison]]) -> str:
-    """The suites' main metrics in one sentence: better on these, no different on those."""
+    """The suites' main metrics in one sentence, such as "better on IFEval; no different on GSM8K"."""
     grouped: dict[str, list[str]] = {}
     for suite, metrics in suites.items():
-        found = metrics[headline(suite, metrics)]
-        grouped.setdefault(found.verdict, []).append(title_of(suite))
-    parts = [f"{words} {_listed(grouped[name])}" for name, words in SAID.items() if name in grouped]
+        comparison = metrics[headline(suite, metrics)]
+        grouped.setdefault(comparison.verdict, []).append(title_of(suite))
+    parts = [f"{words} {_listed(grouped[name])}" for name, words in VERDICT_WORDS.items() if name in grouped]
     return f"Against its SFT baseline: {'; '.join(parts)}." if parts else "Nothing could be compared."
 
 
@@ -125,14 +125,14 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def by_category(evidence: Evidence, of_items: Mapping[str, Mapping[str, str]]) -> list[Categories]:
-    """Scores by category of every compared suite of ours whose items name one."""
+    """Scores by category, for every compared suite of ours whose items have categories."""
     models = {"SFT": evidence.sft, "policy": evidence.policy}
     return [
-        found
+        table
         for suite, named in of_items.items()
         if suite in SUITES
         if (
-            found := categories(
+            table := categories(
                 suite, {model: scores[suite].samples for model, scores in models.items()}, named, SUITES[suite].scale
             )
         )

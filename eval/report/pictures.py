@@ -1,4 +1,4 @@
-"""The report's figures as small PNG files, for places that show pictures but no page (Dagster, MLflow)."""
+"""The report's figures as small PNG files, for Dagster and MLflow, which show pictures but no page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BEFORE, AFTER = "#b9c0ca", "#3a5a98"
 def write_pictures(
     folder: Path, compared: Compared, categories: Sequence[Categories], history: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Writes those of the pictures that there is something to draw for."""
+    """Writes the pictures for which there is data."""
     if compared.suites:
         (folder / FOREST_FILE).write_bytes(forest_png(compared))
     if categories:
@@ -38,24 +38,28 @@ def forest_png(compared: Compared) -> bytes:
 
     rows = [(suite, metrics[headline(suite, metrics)]) for suite, metrics in compared.suites.items()]
     figure = Figure(figsize=(5.6, 0.5 + 0.75 * len(rows)), dpi=100, layout="constrained")
-    for axis, (suite, found) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
-        unit = unit_of(found.width)
-        if found.ci95 is not None:
-            axis.plot([end * unit.factor for end in found.ci95], [0, 0], color=COLOURS[found.verdict], linewidth=2.5)
-        axis.plot([found.difference * unit.factor], [0], "o", color=COLOURS[found.verdict], markersize=6)
+    for axis, (suite, comparison) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
+        unit = unit_of(comparison.width)
+        if comparison.ci95 is not None:
+            axis.plot(
+                [end * unit.factor for end in comparison.ci95], [0, 0], color=COLOURS[comparison.verdict], linewidth=2.5
+            )
+        axis.plot([comparison.difference * unit.factor], [0], "o", color=COLOURS[comparison.verdict], markersize=6)
         axis.axvline(0, color="#777777", linewidth=1)
         axis.margins(x=0.12)
         axis.set_ylim(-1, 1)
         axis.set_yticks([])
         axis.tick_params(labelsize=7)
-        axis.set_title(f"{title_of(suite)}: {unit.told(found.difference, '+')} {unit.name}", fontsize=8, loc="left")
+        axis.set_title(
+            f"{title_of(suite)}: {unit.format(comparison.difference, '+')} {unit.name}", fontsize=8, loc="left"
+        )
         for side in ("left", "right", "top"):
             axis.spines[side].set_visible(False)
     return png_of(figure)
 
 
 def categories_png(suites: Sequence[Categories]) -> bytes:
-    """Bars by category, SFT above policy."""
+    """Bars by category, with SFT above the policy."""
     from matplotlib.figure import Figure
 
     most = sum(len(suite.categories) for suite in suites)
@@ -68,7 +72,7 @@ def categories_png(suites: Sequence[Categories]) -> bytes:
             bars = [category.bars[index] for category in suite.categories]
             places = [row - 0.2 + 0.4 * index for row in range(len(names))]
             drawn = axis.barh(places, [bar.width for bar in bars], 0.36, color=colour, label=bars[0].model)
-            axis.bar_label(drawn, [bar.told for bar in bars], fontsize=7, padding=2)
+            axis.bar_label(drawn, [bar.text for bar in bars], fontsize=7, padding=2)
         axis.set_yticks(range(len(names)), names, fontsize=8)
         axis.invert_yaxis()
         axis.set_xticks([])

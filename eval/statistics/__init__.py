@@ -1,4 +1,4 @@
-"""What an evaluation may conclude from its items. Pure functions of plain numbers."""
+"""Statistics of evaluations: means, paired differences, tests and power. Pure functions of plain numbers."""
 
 from eval.statistics.means import Interval, Mean, Shares, clustered_mean, mean_interval, ratio_interval
 from eval.statistics.paired import paired_interval, score_interval, win_rate

@@ -2,7 +2,7 @@
 
 Items that share a prompt or a question are not independent, so residuals are summed within a cluster
 first (Liang and Zeger 1986, with the G/(G−1) correction; Miller 2024, "Adding Error Bars to Evals").
-With one item a cluster this is the ordinary standard error with n − 1.
+With one item in every cluster this is the ordinary standard error with n − 1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over `n` values in `clusters` clusters; `stderr` is None when fewer than two clusters give one."""
+    """A mean over `n` values in `clusters` clusters; `stderr` is None for fewer than two clusters."""
 
     value: float
     stderr: float | None
@@ -39,7 +39,7 @@ def by_cluster(values: Sequence[float], clusters: Sequence[str]) -> list[list[fl
 def clustered_mean(values: Sequence[float], clusters: Sequence[str]) -> Mean:
     """Mean and standard error of `values`, whose i-th entry belongs to the i-th cluster.
 
-    Raises `ValueError` when there is nothing to take a mean of, or the lengths differ.
+    Raises `ValueError` if there are no values, or if the lengths differ.
     """
     grouped = by_cluster(values, clusters)
     n, groups = len(values), len(grouped)
@@ -47,7 +47,7 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[str]) -> Mean:
     if groups < 2:
         return Mean(mean, None, n, groups)
     if min(values) == max(values):
-        return Mean(mean, 0.0, n, groups)  # what rounding leaves of their residuals is no spread
+        return Mean(mean, 0.0, n, groups)  # residuals of equal values are only rounding errors
     squares = math.fsum(math.fsum(value - mean for value in group) ** 2 for group in grouped)
     return Mean(mean, math.sqrt(squares * groups / (groups - 1)) / n, n, groups)
 
@@ -59,8 +59,10 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Shares:
-    """What a score interval is made of: the shares of `pairs` (an effective number of them) that were gained and
-    lost on a scale of `width`; `gained` − `lost` times `width` is the mean difference."""
+    """The numbers behind a score interval: the shares of `pairs` that were gained and lost, on a scale of `width`.
+
+    `pairs` is an effective number of pairs. (`gained` − `lost`) × `width` is the mean difference.
+    """
 
     gained: float
     lost: float
@@ -70,9 +72,9 @@ class Shares:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95 % interval and two-sided p-value against zero; None where they cannot be known.
+    """A mean with its 95 % interval and the two-sided p-value against zero; None if they cannot be known.
 
-    `shares` are given where it is a score interval; else it is Student's t on the standard error.
+    `shares` are given for a score interval; otherwise the interval is Student's t on the standard error.
     """
 
     mean: Mean
@@ -83,9 +85,9 @@ class Interval:
 
 
 def mean_interval(mean: Mean) -> Interval:
-    """Student's t with (clusters − 1) degrees of freedom: the normal interval for many, wider for few.
+    """Student's t interval with (clusters − 1) degrees of freedom: wider than the normal interval for few clusters.
 
-    Without a spread between clusters there is no interval: a spread of zero was seen and is not known.
+    If all clusters are equal there is no interval, because the true spread is unknown and not zero.
     """
     if not mean.stderr:
         return Interval(mean, None, None, None)
@@ -108,9 +110,9 @@ def ratio_interval(numerators: Sequence[float], denominators: Sequence[float]) -
     """
     total = math.fsum(denominators)
     if not total:
-        raise ValueError("a ratio to nothing")
+        raise ValueError("the denominators add up to zero")
     ratio, mean = math.fsum(numerators) / total, total / len(denominators)
     pairs = zip(numerators, denominators, strict=True)
     linearised = [ratio + (numerator - ratio * denominator) / mean for numerator, denominator in pairs]
-    found = clustered_mean(linearised, [str(place) for place in range(len(linearised))])
-    return mean_interval(replace(found, value=ratio))
+    linearised_mean = clustered_mean(linearised, [str(place) for place in range(len(linearised))])
+    return mean_interval(replace(linearised_mean, value=ratio))

@@ -1,16 +1,16 @@
-"""The interval of a paired difference, honest also where hardly an item differs.
+"""The interval of a paired difference, which is also valid if hardly any item differs.
 
-A standard error is learnt from the clusters that differ. Where most clusters agree and fewer than ten do not,
-there is too little to learn it from: with none it is zero, and the t interval a point. There the interval is
-Tango's score interval, on the share of what could have been won and lost (tango.py). Three steps lead from pairs
-of right and wrong to bounded values in clusters, each on the safe side:
+A standard error is estimated from the clusters that differ. If most clusters agree and fewer than ten differ, the
+estimate is poor; if none differs it is zero, and the t interval is a point. In these cases the interval is Tango's
+score interval (below), on the shares of the pairs that were won and lost. Three steps extend it from pairs of right and
+wrong to bounded values in clusters; each makes the interval wider rather than narrower:
 
-- A difference d between values on a scale of width w counts as |d|/w of a pair won or lost. Among all differences
-  in [−w, w] with the same mean and size, those that take only the values −w, 0 and w vary most.
-- Clusters of m items each that rise and fall as one are worth (Σm)²/Σm² items (Kish 1965).
-- The p-value is that of the same score test, so that interval and p-value never contradict each other.
+- A difference d on a scale of width w counts as |d|/w of a pair won or lost. Among all differences in [−w, w] with the
+same mean and mean size, differences of only −w, 0 and w vary most. - Clusters of m items that change together are worth
+(Σm)²/Σm² items (Kish 1965). - The p-value is the one of the same score test, so that interval and p-value never
+contradict each other.
 
-Without bounded values nothing is known of changes that were not seen, and there is no such interval.
+For values without a bound there is no such interval, because unseen changes could have any size.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from eval.statistics.means import Interval, Mean, Shares, by_cluster, clustered_
 #
 # Of n pairs a share `gained` went from wrong to right and a share `lost` from right to wrong; δ = gained − lost.
 # The interval holds every δ that the score test does not reject (Tango 1998, Statistics in Medicine 17:891,
-# equations 3 to 7). It stays honest where Wald's collapses: with no discordant pair at all it is
+# equations 3 to 7). It stays valid if Wald's interval shrinks to a point: without any discordant pair it is
 # ±z²/(n + z²). Fagerland, Lydersen and Laake (2014, Statistics in Medicine 33:2850) recommend it for small samples.
 
 HALVINGS = 60
 Z = 1.959963984540054  # standard normal, 97.5 %
 
 
-def score(gained: float, lost: float, n: float, delta: float) -> float:
+def score_statistic(gained: float, lost: float, n: float, delta: float) -> float:
     """The score statistic for a true difference of `delta`: standard normal, falling in `delta`.
 
     `gained` and `lost` are shares of the `n` pairs, −1 < `delta` < 1. With `delta` 0 its square is McNemar's
@@ -51,18 +51,18 @@ def score(gained: float, lost: float, n: float, delta: float) -> float:
 def score_interval(gained: float, lost: float, n: float, z: float = Z) -> tuple[float, float]:
     """The interval of `n` pairs of which the shares `gained` and `lost` are discordant.
 
-    `n` may be an effective number of pairs and the shares those of partly won points. Raises `ValueError` for
-    shares that are none, or no pairs.
+    `n` may be an effective number of pairs, and the shares may count partly won pairs. Raises `ValueError` for shares
+    outside 0 to 1, and without pairs.
     """
     if n <= 0 or gained < 0 or lost < 0 or gained + lost > 1 + 1e-9:
-        raise ValueError(f"{gained} gained and {lost} lost of {n} pairs are no shares")
+        raise ValueError(f"{gained} gained and {lost} lost of {n} pairs are not shares")
     estimate = gained - lost
 
     def end(inside: float, outside: float, limit: float) -> float:
         """Where the score passes `limit`, between an accepted and a rejected difference."""
         for _ in range(HALVINGS):
             middle = (inside + outside) / 2
-            if abs(score(gained, lost, n, middle)) <= limit:
+            if abs(score_statistic(gained, lost, n, middle)) <= limit:
                 inside = middle
             else:
                 outside = middle
@@ -71,12 +71,12 @@ def score_interval(gained: float, lost: float, n: float, z: float = Z) -> tuple[
     return end(estimate, -1.0, z), end(estimate, 1.0, z)
 
 
-ENOUGH = 10
-"""Clusters that have to differ from the commonest difference before a standard error is trusted."""
+MIN_DIFFERING = 10
+"""Clusters that must differ from the most common difference before a standard error is trusted."""
 
 
 def paired_interval(differences: Sequence[float], clusters: Sequence[str], width: float | None) -> Interval:
-    """Mean difference with interval; `width` is how far two values can lie apart, None when nothing bounds them.
+    """Mean difference with interval; `width` is the largest possible difference, None for values without a bound.
 
     Raises `ValueError` as `clustered_mean` does, and for a difference larger than the width.
     """
@@ -87,20 +87,20 @@ def paired_interval(differences: Sequence[float], clusters: Sequence[str], width
         return mean_interval(mean)
     shares = shares_of(differences, clusters, width)
     low, high = score_interval(shares.gained, shares.lost, shares.pairs)
-    p_value = math.erfc(abs(score(shares.gained, shares.lost, shares.pairs, 0.0)) / math.sqrt(2))
+    p_value = math.erfc(abs(score_statistic(shares.gained, shares.lost, shares.pairs, 0.0)) / math.sqrt(2))
     return Interval(mean, low * width, high * width, p_value, shares)
 
 
 def few_differ(differences: Sequence[float], clusters: Sequence[str]) -> bool:
-    """Whether most clusters show one and the same difference, and fewer than ten another."""
+    """Whether most clusters have the same difference, and fewer than ten have another."""
     means = Counter(round(math.fsum(group) / len(group), 12) for group in by_cluster(differences, clusters))
     commonest = max(means.values())
     others = means.total() - commonest
-    return others < ENOUGH and others < commonest
+    return others < MIN_DIFFERING and others < commonest
 
 
 def shares_of(differences: Sequence[float], clusters: Sequence[str], width: float) -> Shares:
-    """The shares won and lost, of as many pairs as the clusters are worth."""
+    """The shares won and lost, with the effective number of pairs of the clusters."""
     n = len(differences)
     gained = math.fsum(value for value in differences if value > 0) / (n * width)
     lost = math.fsum(-value for value in differences if value < 0) / (n * width)
@@ -108,9 +108,9 @@ def shares_of(differences: Sequence[float], clusters: Sequence[str], width: floa
     return Shares(gained, lost, pairs, width)
 
 
-# The win rate of one model over another, a tie being half a win.
+# The win rate of a model over another; a tie is half a win.
 
-EVEN = 0.5
+HALF = 0.5
 
 
 def win_rate(outcomes: Sequence[float], clusters: Sequence[str]) -> Interval:
@@ -120,9 +120,9 @@ def win_rate(outcomes: Sequence[float], clusters: Sequence[str]) -> Interval:
     The distance from one half is a paired difference on a scale of width one half, so a model that wins every
     time still has an interval. Raises `ValueError` for another outcome, or none.
     """
-    if odd := [outcome for outcome in outcomes if outcome not in (0.0, EVEN, 1.0)]:
+    if odd := [outcome for outcome in outcomes if outcome not in (0.0, HALF, 1.0)]:
         raise ValueError(f"an outcome of {odd[0]} is neither won, lost nor tied")
-    found = paired_interval([outcome - EVEN for outcome in outcomes], clusters, EVEN)
-    mean = Mean(found.mean.value + EVEN, found.mean.stderr, found.mean.n, found.mean.clusters)
-    low, high = (None if end is None else end + EVEN for end in (found.low, found.high))
-    return Interval(mean, low, high, found.p_value)
+    difference = paired_interval([outcome - HALF for outcome in outcomes], clusters, HALF)
+    mean = Mean(difference.mean.value + HALF, difference.mean.stderr, difference.mean.n, difference.mean.clusters)
+    low, high = (None if end is None else end + HALF for end in (difference.low, difference.high))
+    return Interval(mean, low, high, difference.p_value)

@@ -1,22 +1,22 @@
-"""What a comparison could have found, and how many items would tell."""
+"""The power of a comparison: the smallest difference it can detect, and the number of items it would need."""
 
 from __future__ import annotations
 
 import math
 
 from eval.statistics.means import Interval
-from eval.statistics.paired import Z, score, score_interval
+from eval.statistics.paired import Z, score_interval, score_statistic
 
 POWER_FACTOR = 2.8015852  # z(0.975) + z(0.80): two-sided 5 % test with 80 % power
-MOST = 10**7
-"""Clusters beyond which no number is told."""
+MAX_CLUSTERS = 10**7
+"""Largest number of clusters that is given as an answer."""
 
 
 def minimum_detectable_effect(difference: Interval) -> float | None:
     """The smallest true difference that a two-sided 5 % test would find with 80 % power (Miller 2024, section 5).
 
-    The standard error is that of the difference, or of a score interval the one its half-width stands for. None
-    without an interval.
+    The standard error is the difference's own; for a score interval it is the half-width divided by z. None without an
+    interval.
     """
     if difference.low is None or difference.high is None:
         return None
@@ -37,7 +37,7 @@ def p_above(difference: Interval, threshold: float) -> float | None:
         delta = threshold / shares.width
         if abs(delta) >= 1.0:
             return 0.0 if delta < 0 else 1.0
-        return 0.5 * math.erfc(score(shares.gained, shares.lost, shares.pairs, delta) / math.sqrt(2))
+        return 0.5 * math.erfc(score_statistic(shares.gained, shares.lost, shares.pairs, delta) / math.sqrt(2))
     from scipy.special import stdtr
 
     assert mean.stderr
@@ -45,10 +45,10 @@ def p_above(difference: Interval, threshold: float) -> float | None:
 
 
 def clusters_needed(difference: Interval, threshold: float) -> int | None:
-    """How many clusters would tell the difference from `threshold`, if it is what it seems.
+    """How many clusters would separate the difference from `threshold`, if the true difference is the measured one.
 
-    By the standard error, with 80 % power; by shares, the number at which the interval would leave the threshold
-    out. None when no number would, or nothing is known of the spread.
+    With a standard error: the number for 80 % power. With shares: the number at which the interval no longer contains
+    the threshold. None if no number up to `MAX_CLUSTERS` is enough, or if the spread is unknown.
     """
     mean, shares = difference.mean, difference.shares
     distance = abs(mean.value - threshold)
@@ -57,18 +57,18 @@ def clusters_needed(difference: Interval, threshold: float) -> int | None:
     if shares is None:
         assert mean.stderr
         needed = mean.clusters * (POWER_FACTOR * mean.stderr / distance) ** 2
-        return math.ceil(needed) if needed <= MOST else None
+        return math.ceil(needed) if needed <= MAX_CLUSTERS else None
 
-    def tells(clusters: int) -> bool:
+    def decides(clusters: int) -> bool:
         low, high = score_interval(shares.gained, shares.lost, shares.pairs * clusters / mean.clusters)
         return low * shares.width > threshold or high * shares.width < threshold
 
     few, many = 1, 2
-    while not tells(many):
+    while not decides(many):
         few, many = many, many * 2
-        if many > MOST:
+        if many > MAX_CLUSTERS:
             return None
     while many - few > 1:
         middle = (few + many) // 2
-        few, many = (few, middle) if tells(middle) else (middle, many)
+        few, many = (few, middle) if decides(middle) else (middle, many)
     return many

@@ -15,35 +15,35 @@ def mcnemar_exact(gained: int, lost: int) -> float:
     Only the items on which the models differ count; with none of them it is 1.
     """
     if gained < 0 or lost < 0:
-        raise ValueError(f"{gained} gained and {lost} lost are no counts")
+        raise ValueError(f"{gained} gained and {lost} lost are not counts")
     from scipy.special import bdtr
 
     return min(1.0, 2.0 * float(bdtr(min(gained, lost), gained + lost, 0.5)))
 
 
-# Holm's correction: several claims at once, each as safe as one alone (Holm 1979).
+# Holm's correction (Holm 1979): the chance of any false claim among several stays at the level of one.
 
 Name = TypeVar("Name", bound=Hashable)
 
 
 def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
-    """Adjusted p-values in the given order: the chance of any false claim is held by claiming those below the level.
+    """Adjusted p-values, in the given order. Claims with an adjusted p-value below the level may be made together.
 
     The smallest of m is multiplied by m, the next by m − 1, and so on; none is smaller than the one before it.
     """
     adjusted: dict[Name, float] = {}
     reached = 0.0
-    for rank, name in enumerate(sorted(p_values, key=lambda one: p_values[one])):
+    for rank, name in enumerate(sorted(p_values, key=lambda claim: p_values[claim])):
         reached = max(reached, min(1.0, p_values[name] * (len(p_values) - rank)))
         adjusted[name] = reached
     return {name: adjusted[name] for name in p_values}
 
 
-# The paired cluster bootstrap: an interval that assumes no distribution, only that clusters are like each other.
+# The paired cluster bootstrap: an interval that assumes no distribution, only exchangeable clusters.
 
 RESAMPLES = 2000
 BLOCK = 2_000_000
-"""Clusters drawn at once, so that memory does not grow with their number."""
+"""Most clusters that are drawn at once, so that memory does not grow with the number of resamples."""
 
 
 def bootstrap_interval(
@@ -51,8 +51,8 @@ def bootstrap_interval(
 ) -> tuple[float, float] | None:
     """The BCa interval (Efron 1987) of the mean of `values`, at 95 %, from whole clusters drawn with replacement.
 
-    Given paired differences it is the paired bootstrap. The same seed gives the same interval, in any order. None
-    where a resample cannot differ from the sample: fewer than two clusters, or all alike.
+    Given paired differences it is the paired bootstrap. The same seed gives the same interval, whatever the order of
+    the values. None if a resample cannot differ from the sample: fewer than two clusters, or equal clusters.
     """
     import numpy as np
     from scipy.special import ndtr, ndtri
@@ -86,13 +86,13 @@ def _blocks(resamples: int, clusters: int) -> list[int]:
     return [min(rows, resamples - start) for start in range(0, resamples, rows)]
 
 
-# What an interval lets a person say.
+# The conclusion that an interval allows.
 
 ComparisonVerdict = Literal["improved", "regressed", "equivalent", "inconclusive"]
 
 
 def verdict(difference: Interval, margin: float = 0.0) -> ComparisonVerdict:
-    """`improved` or `regressed` when the interval leaves out zero, else `equivalent` when it lies within ±margin."""
+    """`improved` or `regressed` if the interval excludes zero; else `equivalent` if it lies within ±margin."""
     if difference.low is None or difference.high is None:
         return "inconclusive"
     if difference.low > 0:

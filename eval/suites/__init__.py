@@ -1,4 +1,4 @@
-"""The suites there are, by name."""
+"""The suites, by name."""
 
 from alignment.errors import BadInput
 from eval.suites.catalogue import ALPACA_EVAL, ARENA_HARD, GSM8K, HARMLESS, IFEVAL, MT_BENCH
@@ -10,7 +10,7 @@ SUITES = {suite.name: suite for suite in (GSM8K, IFEVAL, MT_BENCH, ALPACA_EVAL, 
 
 
 def suite_named(name: str) -> Suite:
-    """The suite of that name: one of ours, or any task of lm-eval. Raises `BadInput` when there is none."""
+    """The suite of that name: one of ours, or any task of lm-eval. Raises `BadInput` for an unknown name."""
     if name in SUITES:
         return SUITES[name]
     try:

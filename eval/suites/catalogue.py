@@ -16,7 +16,7 @@ GSM8K = Suite(
 )
 
 
-# IFEval: instructions whose following can be verified by a program (Zhou et al. 2023), by lm-eval's own scorer.
+# IFEval: instructions that a program can verify (Zhou et al. 2023), with lm-eval's own scorer.
 
 IFEVAL = Suite(
     name="ifeval",
@@ -36,10 +36,11 @@ IFEVAL = Suite(
 # MT-Bench: two-turn questions graded 1 to 10 by a judge (Zheng et al. 2023), in FastChat's file forms.
 
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
-"""FastChat's, by category; the others (extraction, math, coding, reasoning) are answered greedily."""
+"""FastChat's temperatures by category; extraction, math, coding and reasoning are answered greedily."""
 
 
 def temperature_of(item: Item) -> float:
+    """FastChat's temperature for an item of MT-Bench."""
     return TEMPERATURES.get(item.fields["category"], 0.0)
 
 
@@ -58,11 +59,11 @@ MT_BENCH = Suite(
 )
 
 
-# AlpacaEval: instructions whose answers are judged beside a baseline's (Li et al. 2023), in its published form.
+# AlpacaEval: a judge compares each answer with a baseline's (Li et al. 2023); data in its published form.
 
 
 def alpaca_record(record: dict[str, Any]) -> dict[str, Any]:
-    """The instruction is the only turn; the baseline's `output` that comes with it stays beside it."""
+    """The record with the instruction as its only turn; the baseline's `output` stays a field."""
     return record | {"turns": [record.get("instruction")]}
 
 
@@ -79,7 +80,7 @@ ALPACA_EVAL = Suite(
 )
 
 
-# Arena-Hard: hard user prompts whose answers are judged beside a baseline's (Li et al. 2024).
+# Arena-Hard: hard user prompts; a judge compares each answer with a baseline's (Li et al. 2024).
 
 
 def arena_record(record: dict[str, Any]) -> dict[str, Any]:
@@ -104,13 +105,13 @@ ARENA_HARD = Suite(
 )
 
 
-# Harmlessness: prompts of BeaverTails (Ji et al. 2023) or HH-RLHF (Bai et al. 2022); a judge says what is safe.
+# Harmlessness: prompts of BeaverTails (Ji et al. 2023) or HH-RLHF (Bai et al. 2022); a judge decides what is safe.
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 
 def dialogue_record(record: dict[str, Any]) -> dict[str, Any]:
-    """BeaverTails has a `prompt`; of an HH dialogue (`chosen`) the human's first message is the prompt."""
+    """The record with its prompt as a turn: BeaverTails' `prompt`, or the first human message of HH's `chosen`."""
     prompt, dialogue = record.get("prompt"), record.get("chosen")
     if "prompt" not in record and isinstance(dialogue, str) and dialogue.startswith(HUMAN):
         prompt = dialogue.removeprefix(HUMAN).partition(ASSISTANT)[0].strip()

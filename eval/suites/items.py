@@ -20,10 +20,10 @@ from eval.suites.suite import Item, Suite, SuiteSpec
 
 
 def hub_rows(suite: Suite, source: DataSource) -> list[Row]:
-    """The rows of a pinned split, of the task's own configuration where `config` is None. Of a group of tasks these are
-    the rows of every task's own, with its name.
+    """The rows of a pinned split, from the task's own configuration if `config` is None.
 
-    Raises `BadInput` when the hub cannot be read.
+    For a group of tasks these are the rows of all the tasks' configurations, each with its configuration's name under
+    `subset`. Raises `BadInput` if the hub cannot be read.
     """
     if source.config is None and suite.task is not None:
         source = source.model_copy(update={"config": suite.task.subset})
@@ -37,13 +37,13 @@ def hub_rows(suite: Suite, source: DataSource) -> list[Row]:
     return rows
 
 
-# IFEval's instructions, checked before anything is asked: what lm-eval would only find while it scores.
+# IFEval's instructions are checked before anything is asked; lm-eval would find an error only while scoring.
 
-TEXTS = frozenset({"keywords", "forbidden_words"})
+TEXT_LISTS = frozenset({"keywords", "forbidden_words"})
 
 
 def check_instructions(item: str, record: dict[str, Any], file: str, row: int) -> None:
-    """Raises `BadInput` naming the first instruction of an item that lm-eval does not know or cannot build.
+    """Raises `BadInput` that names the first instruction of an item that lm-eval does not know or cannot build.
 
     `record` has a list under `instruction_id_list` and under `kwargs`; the i-th of one belongs to the i-th
     of the other.
@@ -68,11 +68,11 @@ def check_instructions(item: str, record: dict[str, Any], file: str, row: int) -
 
 
 def _wrong_value(values: dict[str, Any]) -> str | None:
-    """lm-eval takes any value when an instruction is built and trips over it when an answer is checked."""
+    """Why a value has the wrong type, or None. lm-eval accepts any value, and fails later, when it checks an answer."""
     for name, value in values.items():
         if value is None:
             continue
-        if name in TEXTS:
+        if name in TEXT_LISTS:
             if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
                 return f"{name}: expected a list of texts"
         elif name.startswith("num_") or name.endswith("frequency") or name == "nth_paragraph":
@@ -87,13 +87,13 @@ def _build_error(instruction: Any, kind: str, values: dict[str, Any]) -> str | N
     with seeded():
         try:
             instruction(kind).build_description(**{name: value for name, value in values.items() if value})
-        except Exception as error:  # another library's code: whatever it raises, these values are the cause
+        except Exception as error:  # code of another library: any error is caused by these values
             return str(error) or type(error).__name__
     return None
 
 
 def load_items(suite: Suite, spec: SuiteSpec, seed: int) -> list[Item]:
-    """All items of a suite in their file's order, before any limit."""
+    """All items of a suite, in the order of their file, before any limit; raises `BadInput`."""
     given = [source for source in (spec.data, spec.hub, spec.embedded) if source is not None]
     if len(given) != 1:
         problem = f"suite {suite.name} needs either a data file or embedded items (or, of lm-eval's tasks, the hub)"
@@ -107,13 +107,16 @@ def load_items(suite: Suite, spec: SuiteSpec, seed: int) -> list[Item]:
 
 
 def read_items(suite: Suite, path: str | Path) -> list[Item]:
-    """All items of a data file in the suite's published form."""
+    """All items of a data file in the suite's published form; raises `BadInput`."""
     return check_items(suite, read_rows(path), str(path))
 
 
 def check_items(suite: Suite, rows: Iterable[Row], file: str) -> list[Item]:
-    """Records as items; raises `BadInput` for a missing field (of a task of lm-eval: one that the first item has), a
-    wrong type, an id that stands twice, or instructions that the suite's scorer does not know."""
+    """The items in records, each checked.
+
+    Raises `BadInput` for a missing field (for a task of lm-eval: a field that the first item has), a wrong type, a
+    repeated id, and instructions that the suite's scorer does not know.
+    """
     items: list[Item] = []
     seen: set[str] = set()
     values: set[str] = set()
@@ -126,14 +129,14 @@ def check_items(suite: Suite, rows: Iterable[Row], file: str) -> list[Item]:
                 problem = "missing" if field not in record else f"expected {kind.__name__}"
                 raise BadInput(f"not a {suite.title} item: {problem}", file=file, row=row, field=field)
         columns = set(record) if columns is None else columns
-        if not suite.fields and columns - set(record):  # a task of lm-eval: its items tell their own form
+        if not suite.fields and columns - set(record):  # a task of lm-eval: the first item defines the fields
             missing = min(columns - set(record))
             raise BadInput(f"not a {suite.title} item: missing", file=file, row=row, field=missing)
         if "turns" in suite.fields and not _are_turns(record["turns"], suite.turns):
             raise BadInput(f"expected {suite.turns} turns of text", file=file, row=row, field="turns")
         name = str(index) if suite.id_field is None else str(record[suite.id_field])
         if name in seen:
-            raise BadInput(f"id {name} stands twice", file=file, row=row, field=suite.id_field)
+            raise BadInput(f"id {name} appears twice", file=file, row=row, field=suite.id_field)
         seen.add(name)
         if suite.distinct is not None:
             if record[suite.distinct] in values:
@@ -150,7 +153,7 @@ def check_items(suite: Suite, rows: Iterable[Row], file: str) -> list[Item]:
 def sample_positions(items: Sequence[Item], limit: int | None, seed: int) -> list[int]:
     """Positions of the items to ask, in order: all, or the `limit` with the lowest hash of (seed, id).
 
-    A larger limit keeps every item of a smaller one, and an item's luck does not depend on the others.
+    A larger limit keeps all items of a smaller limit, and an item's hash does not depend on other items.
     """
     if limit is None or limit >= len(items):
         return list(range(len(items)))

@@ -1,7 +1,7 @@
-"""lm-eval's own tasks on local items: its documents and its prompts, without its hub data or its task index.
+"""lm-eval's own tasks on local items: its documents and prompts, without its data from the hub or its task index.
 
-A task is opened from a small YAML that includes the stock one and names local files, with the default
-task index left out (it takes ten seconds to build). All files live in a temporary folder.
+A task is opened from a small YAML that includes lm-eval's YAML and names local files. lm-eval's index of all tasks is
+not built, which would take ten seconds. All files are in a temporary folder.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import Any
 import yaml
 
 from alignment.errors import BadInput
-from eval.suites.lm_eval_tasks import quiet, seeded, told
+from eval.suites.lm_eval_tasks import quiet, root_cause, seeded
 from eval.suites.rows import write_records
 from eval.suites.suite import Item, StockTask
 
 FEW_SHOT_SEED = 1234
-"""lm-eval's own default for drawing few-shot examples."""
+"""lm-eval's default seed for drawing few-shot examples."""
 
 MARK = "align_item"
-"""A column that shows whether a task that processes its documents keeps them all, in order."""
+"""A column with the item's position, to see whether a task that processes its documents keeps all, in order."""
 
 Message = dict[str, str]
 ChatTemplate = Callable[..., str]
@@ -35,7 +35,7 @@ ChatTemplate = Callable[..., str]
 
 
 class ItemError(RuntimeError):
-    """A task stumbled over one of its documents: `index` is its position, the cause what was raised."""
+    """A task failed on a document: `index` is the document's position, `__cause__` the original error."""
 
     def __init__(self, index: int) -> None:
         super().__init__(f"document {index} failed")
@@ -46,21 +46,21 @@ class ItemError(RuntimeError):
 def open_task(
     stock: StockTask, items: Sequence[Item], few_shot: Sequence[dict[str, Any]] = (), num_fewshot: int = 0
 ) -> Iterator[Any]:
-    """lm-eval's task over these items, whose i-th document is the i-th item.
+    """lm-eval's task over these items; the i-th document is the i-th item.
 
-    Raises `BadInput` when the task cannot read the items, or leaves some out.
+    Raises `BadInput` if the task cannot read the items, or leaves some of them out.
     """
     with tempfile.TemporaryDirectory(prefix="align-lm-eval-") as folder, quiet(), seeded():
-        here = Path(folder)
-        write_records(here / "items.jsonl", _marked(stock, items))
+        task_folder = Path(folder)
+        write_records(task_folder / "items.jsonl", _marked(stock, items))
         if few_shot:
-            write_records(here / "few_shot.jsonl", few_shot)
-        config = _config(stock, here, bool(few_shot), num_fewshot)
-        (here / "task.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+            write_records(task_folder / "few_shot.jsonl", few_shot)
+        config = _config(stock, task_folder, bool(few_shot), num_fewshot)
+        (task_folder / "task.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
         try:
-            task = _load(here, config["task"])
-        except Exception as error:  # another library's code, on data of another form than it expects
-            raise BadInput(f"lm-eval's {stock.name} cannot read these items: {told(error)}") from error
+            task = _load(task_folder, config["task"])
+        except Exception as error:  # code of another library, on data that it does not expect
+            raise BadInput(f"lm-eval's {stock.name} cannot read these items: {root_cause(error)}") from error
         if stock.processed:
             docs = _processed(task.config.process_docs, task.dataset[stock.split])
             _check_order(stock, docs, len(items))
@@ -71,26 +71,26 @@ def open_task(
 def _load(folder: Path, name: str) -> Any:
     from lm_eval.tasks import TaskManager
 
-    with redirect_stdout(io.StringIO()):  # IFEval's module prints of a download that need not have happened
+    with redirect_stdout(io.StringIO()):  # IFEval's module prints a message about a download, even without one
         return TaskManager(include_path=str(folder), include_defaults=False).load([name])["tasks"][name]
 
 
-def _config(stock: StockTask, here: Path, few_shot: bool, num_fewshot: int) -> dict[str, Any]:
+def _config(stock: StockTask, folder: Path, few_shot: bool, num_fewshot: int) -> dict[str, Any]:
     import lm_eval
 
-    data_files = {stock.split: str(here / "items.jsonl")}
+    data_files = {stock.split: str(folder / "items.jsonl")}
     if few_shot:
-        data_files[str(stock.few_shot_split)] = str(here / "few_shot.jsonl")
+        data_files[str(stock.few_shot_split)] = str(folder / "few_shot.jsonl")
     config: dict[str, Any] = {
         "include": str(Path(lm_eval.__file__).parent / "tasks" / stock.yaml),
         "task": f"local_{stock.name}",
         "dataset_path": "json",
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": data_files, "cache_dir": str(here / "cache")},
+        "dataset_kwargs": {"data_files": data_files, "cache_dir": str(folder / "cache")},
         "custom_dataset": None,
         "num_fewshot": num_fewshot,
     }
-    if not num_fewshot:  # the stock task would read its other splits even when no example is asked for
+    if not num_fewshot:  # without this the task would read its other splits, although it needs no example
         config |= dict.fromkeys(("training_split", "validation_split", "fewshot_split", "fewshot_config"))
         config["test_split"] = stock.split
     return config
@@ -102,10 +102,10 @@ def _marked(stock: StockTask, items: Sequence[Item]) -> Iterator[dict[str, Any]]
 
 
 def _processed(process: Callable[[Any], Any], docs: Any) -> Any:
-    """A task's documents as it processes them; where that draws at random, each by itself and seeded."""
+    """A task's processed documents. A process that draws random numbers gets each document alone, seeded."""
     from datasets import Dataset
 
-    # in memory: what datasets keeps in files it would not process again
+    # in memory, because `datasets` would reuse its cached files instead of processing again
     before = random.getstate()
     whole = process(Dataset.from_list(docs.to_list(), features=docs.features))
     if random.getstate() == before:
@@ -122,7 +122,7 @@ def _check_order(stock: StockTask, docs: Any, items: int) -> None:
     if kept != list(range(items)):
         lost = sorted(set(range(items)) - set(kept))
         which = f"leaves out item {lost[0]} and {len(lost) - 1} more" if lost else "changes the order of its items"
-        raise BadInput(f"lm-eval's {stock.name} {which}: give it a file of those that it tests on")
+        raise BadInput(f"lm-eval's {stock.name} {which}: give it a file with exactly the items that it tests on")
 
 
 @cache
@@ -140,14 +140,14 @@ def stop_strings(task: Any) -> tuple[str, ...]:
 
 
 def plain_prompts(task: Any, num_fewshot: int) -> list[str]:
-    """Every document's prompt as lm-eval writes it for a model without a chat template."""
+    """The prompt of every document, as lm-eval writes it for a model without a chat template."""
     return [str(context) for _, context in contexts(task, num_fewshot)]
 
 
 def chat_prompts(task: Any, num_fewshot: int) -> list[list[Message]]:
-    """Every document's prompt as the messages lm-eval gives to a chat template; examples are turns of their own.
+    """The prompt of every document, as the messages that lm-eval gives to a chat template; examples are turns too.
 
-    Where a task opens the answer itself, that opening is a last message of the assistant's.
+    If a task begins the answer itself, this beginning is a last message of the assistant.
     """
 
     def as_json(messages: list[Message], add_generation_prompt: bool = True) -> str:
@@ -157,7 +157,7 @@ def chat_prompts(task: Any, num_fewshot: int) -> list[list[Message]]:
 
 
 def continuations(task: Any, num_fewshot: int, template: ChatTemplate | None = None) -> list[list[Any]]:
-    """Per document lm-eval's requests for log-likelihoods; `template` renders messages, None for plain text."""
+    """lm-eval's requests for log-likelihoods, by document; `template` renders messages, None means plain text."""
     requests = []
     for index, (doc, context) in enumerate(contexts(task, num_fewshot, template)):
         made = task.construct_requests(
@@ -168,7 +168,7 @@ def continuations(task: Any, num_fewshot: int, template: ChatTemplate | None = N
 
 
 def contexts(task: Any, num_fewshot: int, template: ChatTemplate | None = None) -> Iterator[tuple[Any, Any]]:
-    """Every document with its context: a text, or one for each choice where the choices stand in the question.
+    """Every document with its context: a text, or a text for each choice if the choices are part of the question.
 
     Raises `ItemError` for a document that the task cannot write a prompt for.
     """
@@ -188,14 +188,14 @@ def contexts(task: Any, num_fewshot: int, template: ChatTemplate | None = None) 
         yield doc, context
 
 
-# NLTK's data beside a suite's data file: a folder of evaluation data can bring its own sentence splitter.
+# A folder of evaluation data may contain NLTK's sentence splitter.
 
 
 @contextmanager
 def nltk_data_beside(data: str | Path | None) -> Iterator[None]:
-    """Meanwhile NLTK also looks in `nltk_data` next to the data file, and next to the folder it lies in.
+    """Meanwhile NLTK also searches `nltk_data` beside the data file, and beside the file's folder.
 
-    What NLTK_DATA and NLTK's own places hold comes first. URLs have no such neighbours.
+    NLTK searches NLTK_DATA and its own places first. A URL has no such folders.
     """
     if data is None or "://" in str(data):
         yield

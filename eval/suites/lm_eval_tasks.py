@@ -1,7 +1,7 @@
 """Any of lm-eval's tasks or groups of tasks as a suite, by its name.
 
-lm-eval's own index of all tasks takes ten seconds to build. A task lies in a folder that nearly always starts its name,
-so only that folder is indexed; failing that, the one whose files spell the name.
+lm-eval's own index of all tasks takes ten seconds to build. The name of a task nearly always begins with the name of
+its folder, so only that folder is indexed; if the task is not in it, folders whose files contain the name are indexed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 from alignment.errors import BadInput
 from eval.suites.suite import Item, StockTask, Suite
 
-# How lm-eval is called: without its chatter and downloads, and with nothing left to chance.
+# lm-eval is called without its messages and downloads, and with fixed seeds.
 
 
 @contextmanager
 def seeded() -> Iterator[None]:
-    """IFEval draws a random letter for one item and detects languages with a sampler; both are pinned here."""
+    """Fixes the seeds meanwhile: IFEval draws a random letter for an item, and detects languages by sampling."""
     from langdetect import DetectorFactory
 
     state, seed = random.getstate(), DetectorFactory.seed
@@ -39,13 +39,14 @@ def seeded() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars, no chatter, and no download: IFEval's module fetches sentence data when it is imported."""
+    """Meanwhile no progress bars, messages or downloads; IFEval's module downloads sentence data when it is
+    imported."""
     import datasets
     import nltk
 
     logger = logging.getLogger("lm_eval")
     level, download, bars = logger.level, nltk.download, not datasets.are_progress_bars_disabled()
-    logger.setLevel(logging.CRITICAL)  # IFEval says "error", with the text, of every answer whose language has no name
+    logger.setLevel(logging.CRITICAL)  # IFEval logs an error, with the text, for every answer in an unknown language
     nltk.download = lambda *_, **__: False
     datasets.disable_progress_bars()
     try:
@@ -57,8 +58,8 @@ def quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def told(error: BaseException) -> str:
-    """What lies at the bottom of an error of another library's, in one line."""
+def root_cause(error: BaseException) -> str:
+    """The first cause of an error of another library, in one line."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
@@ -72,15 +73,15 @@ OUTPUTS = ("generate_until", "multiple_choice", "loglikelihood")
 def stock_suite(name: str) -> Suite:
     """The suite of a task or group of lm-eval.
 
-    Raises `BadInput` where lm-eval has none of that name, or one whose scores could not be compared item by item.
+    Raises `BadInput` for an unknown name, and for a task whose scores cannot be compared item by item.
     """
     index = _index_of(name)
-    if index[name].kind.name == "TAG":  # tags go across folders, of which one was looked into
+    if index[name].kind.name == "TAG":  # the tasks of a tag are in several folders, and only one was indexed
         raise BadInput(f"lm-eval's {name} is a tag on tasks, not a task or group; name the tasks one by one")
     entries = _tasks_behind(name, index)
     members = [_task(entry) for entry in entries]
     metrics = [_metrics(entry.cfg) for entry in entries]
-    counted = [metric for metric in metrics[0][0] if all(metric in found for found, _ in metrics)]
+    counted = [metric for metric in metrics[0][0] if all(metric in names for names, _ in metrics)]
     if metrics[0][0] and not counted:
         raise BadInput(f"the tasks of lm-eval's group {name} have no metric in common; name them one by one")
     if not counted:
@@ -108,13 +109,13 @@ def slug(text: str) -> str:
 
 
 def _tasks_folder() -> Path:
-    found = importlib.util.find_spec("lm_eval")
-    assert found is not None and found.submodule_search_locations
-    return Path(found.submodule_search_locations[0]) / "tasks"
+    spec = importlib.util.find_spec("lm_eval")
+    assert spec is not None and spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0]) / "tasks"
 
 
 def _index_of(name: str) -> dict[str, Any]:
-    """lm-eval's index of a folder of tasks that has the name."""
+    """lm-eval's index of the folder that has a task or group of this name."""
     for folder in _folders(_tasks_folder(), name):
         index = _index(folder)
         if name in index:
@@ -140,7 +141,7 @@ def _folders(root: Path, name: str) -> Iterator[Path]:
 
 
 def _tasks_behind(name: str, index: dict[str, Any]) -> list[Any]:
-    """lm-eval's entries of the tasks behind a task's, tag's or group's name, each once."""
+    """lm-eval's entries of all tasks of a task, tag or group, each once."""
     entry = index.get(name) or _index_of(name)[name]
     kind = entry.kind.name
     if kind == "TAG":
@@ -179,7 +180,7 @@ def _task(entry: Any) -> StockTask:
         name=name,
         yaml=str(Path(entry.yaml_path).relative_to(_tasks_folder())),
         split=split,
-        few_shot_split=next((found for found in examples if found), split),
+        few_shot_split=next((name_of_split for name_of_split in examples if name_of_split), split),
         output=cfg.get("output_type", "generate_until"),
         num_fewshot=int(cfg.get("num_fewshot") or 0),
         own_examples="samples" in few_shot and not few_shot.get("split"),
@@ -189,22 +190,24 @@ def _task(entry: Any) -> StockTask:
 
 
 def _metrics(cfg: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Metric names as scores carry them: those that are means over items where more is better, and the others."""
+    """Names of the metrics that are means over items where more is better, and of all other metrics, as in scores."""
     from lm_eval.api.metrics import mean
     from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY, get_metric_aggregation, is_higher_better
 
     output = cfg.get("output_type", "generate_until")
     listed = cfg.get("metric_list") or [{"metric": name} for name in DEFAULT_METRIC_REGISTRY[output]]
-    filters = [one["name"] for one in cfg.get("filter_list") or [{"name": "none"}]]
+    filters = [entry["name"] for entry in cfg.get("filter_list") or [{"name": "none"}]]
     counted: list[str] = []
-    others: list[str] = []
-    for one in listed:
-        name = Path(str(one["metric"])).suffix.lstrip(".") or str(one["metric"])  # a function's path ends in its name
-        is_mean = one["aggregation"] == "mean" if "aggregation" in one else get_metric_aggregation(name) is mean
-        more = one["higher_is_better"] if "higher_is_better" in one else is_higher_better(name)
+    left_out: list[str] = []
+    for entry in listed:
+        name = Path(str(entry["metric"])).suffix.lstrip(".") or str(
+            entry["metric"]
+        )  # a function's path ends in its name
+        is_mean = entry["aggregation"] == "mean" if "aggregation" in entry else get_metric_aggregation(name) is mean
+        more = entry["higher_is_better"] if "higher_is_better" in entry else is_higher_better(name)
         names = [name if kind == "none" else f"{name},{kind}" for kind in filters]
-        (counted if is_mean and more else others).extend(names)
-    return counted, others
+        (counted if is_mean and more else left_out).extend(names)
+    return counted, left_out
 
 
 def _by_subset(name: str, members: list[StockTask]) -> dict[str, StockTask]:
@@ -214,17 +217,17 @@ def _by_subset(name: str, members: list[StockTask]) -> dict[str, StockTask]:
     return by_subset
 
 
-# Which items belong to which task of a group: MMLU's subjects, MATH's types of problem.
+# The task of a group that an item belongs to, such as a subject of MMLU or a type of problem of MATH.
 
 SUBSET = "subset"
 COLUMNS = (SUBSET, "subject", "type", "config", "category", "task")
-"""Where a data file may name the subset of an item; the first that does, for all items, is taken."""
+"""Columns that may name an item's subset; the first column that names a subset for all items is used."""
 
 
 def tasks_of(suite: Suite, items: Sequence[Item]) -> list[tuple[StockTask, list[int]]]:
     """The suite's tasks that have items, each with their positions.
 
-    Raises `BadInput` when a group's items do not tell which of its tasks they belong to.
+    Raises `BadInput` if the items of a group do not name the task that they belong to.
     """
     if suite.task is not None:
         return [(suite.task, list(range(len(items))))]
@@ -237,7 +240,7 @@ def tasks_of(suite: Suite, items: Sequence[Item]) -> list[tuple[StockTask, list[
 
 
 def subsets(suite: Suite, records: Sequence[dict[str, Any]]) -> list[str]:
-    """The subset each record names, in the group's own spelling."""
+    """The subset that each record names, as the group spells it; raises `BadInput`."""
     named: dict[str, int] = {}
     for column in COLUMNS:
         names = [slug(str(record.get(column))) for record in records]
@@ -247,7 +250,7 @@ def subsets(suite: Suite, records: Sequence[dict[str, Any]]) -> list[str]:
         if wrong:
             named[column] = wrong
     if named:
-        column, row = max(named.items(), key=lambda found: found[1])
-        raise BadInput(f"{records[row].get(column)!r} is no subset of {suite.name}", row=row + 1, field=column)
+        column, row = max(named.items(), key=lambda item: item[1])
+        raise BadInput(f"{records[row].get(column)!r} is not a subset of {suite.name}", row=row + 1, field=column)
     known = ", ".join(list(suite.members)[:3])
     raise BadInput(f"{suite.name} is a group of tasks: each item names its own ({known}, …) as {', '.join(COLUMNS)}")

@@ -1,6 +1,6 @@
-"""Rows of evaluation files: what `alignment.data.readers` reads, with the first record that is no row refused by name.
+"""Rows of evaluation files, read by `alignment.data.readers`; the first record that is not an object is an error.
 
-Preferences set a bad record aside and go on; of questions, answers and judgments every one counts.
+A bad preference record is set aside. Questions, answers and judgments are not: every one of them counts.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from alignment.errors import BadInput
 from alignment.stages import SourceFile
 
 Row = tuple[int, dict[str, Any]]
-"""An object with the 1-based line it stands on in JSON lines, or its number in a JSON list, CSV or Parquet file."""
-UNNAMED = ".jsonl"
-"""The format of a file whose name tells none."""
+"""The 1-based line of an object in JSON lines, or its number in a JSON list, CSV or Parquet file, with the object."""
+DEFAULT_FORMAT = ".jsonl"
+"""The format of a file whose name has no known ending."""
 
 
 def parse_rows(data: bytes, file: str) -> list[Row]:
-    """The objects in UTF-8 JSON lines, or in one JSON list; blank lines are skipped and still counted.
+    """The objects in UTF-8 JSON lines, or in a JSON list. Blank lines are skipped, but counted.
 
     Raises `BadInput` with the row of the first line that is not an object.
     """
@@ -31,9 +31,13 @@ def parse_rows(data: bytes, file: str) -> list[Row]:
 
 
 def read_rows(path: str | Path, sha256: str | None = None) -> list[Row]:
-    """The objects in a file (JSON, JSON lines, CSV, Parquet, `.gz` too), each with its row; `sha256` pins its bytes."""
+    """The objects in a file (JSON, JSON lines, CSV, Parquet, `.gz` too), each with its row.
+
+    Raises `BadInput` for a file that cannot be read, a record that is not an object, and bytes that do not have the
+    given `sha256`.
+    """
     url = remember(str(path))
-    return _rows(readers.read_records(url, sha256, unnamed=UNNAMED), url)
+    return _rows(readers.read_records(url, sha256, unnamed=DEFAULT_FORMAT), url)
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
@@ -42,7 +46,7 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
 
 
 def read_pinned_rows(source: SourceFile) -> list[Row]:
-    """The objects in a pinned file, each with its row; raises `BadInput` when its bytes are no longer those pinned."""
+    """The objects in a pinned file, each with its row; raises `BadInput` if its bytes have changed since."""
     return read_rows(source.url, source.sha256)
 
 
@@ -58,19 +62,19 @@ def _rows(records: Iterable[Record], file: str) -> list[Row]:
 
 
 def check_text(fields: Mapping[str, Any], file: str, row: int) -> None:
-    """Raises `BadInput` naming the field that holds half a surrogate pair: JSON can spell it, no UTF-8 file hold it."""
+    """Raises `BadInput` that names a field with half a surrogate pair, which JSON can write and UTF-8 cannot."""
     for field, value in fields.items():
         try:
             json.dumps([field, value], ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             half = f"U+{ord(error.object[error.start]):04X}"
             name = field.encode("ascii", "backslashreplace").decode()
-            problem = f"text with {half}, half of a surrogate pair, which is no character"
+            problem = f"text with {half}, half of a surrogate pair, which is not a character"
             raise BadInput(problem, file=file, row=row, field=name) from None
 
 
 def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Writes JSON lines."""
+    """Writes JSON lines in UTF-8."""
     with path.open("w", encoding="utf-8", newline="\n") as stream:
         for record in records:
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""`samples.parquet`: one row per item and metric, the table that every comparison starts from."""
+"""`samples.parquet`: a row for each item and metric. Every comparison starts from this table."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from alignment.errors import BadInput
 from eval.statistics import Mean, clustered_mean
 
 SAMPLES_FILE = "samples.parquet"
-LARGEST = 1e100
-"""Squares of larger values are no numbers any more, and no metric has such."""
-NAMES = ("suite", "id", "cluster", "metric")
+MAX_VALUE = 1e100
+"""Largest magnitude of a value: the square of a much larger value is infinite, and no metric has such values."""
+REQUIRED_COLUMNS = ("suite", "id", "cluster", "metric")
 SCHEMA = pa.schema(
     [
         ("suite", pa.string()),
@@ -35,9 +35,9 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Sample:
-    """One metric of one item. `cluster` names what it shares its prompt with; `detail` is JSON.
+    """The value of a metric for an item. Samples with the same prompt have the same `cluster`; `detail` is JSON.
 
-    `value` is None for an item that could not be answered or judged; `detail` then says why.
+    `value` is None for an item that could not be answered or judged; `detail` then gives the reason.
     """
 
     suite: str
@@ -50,19 +50,23 @@ class Sample:
 
 
 def sample_detail(**values: Any) -> str:
-    """A sample's `detail`; what is None is left out."""
+    """A sample's `detail` as JSON, without the values that are None."""
     given = {name: value for name, value in values.items() if value is not None}
     return json.dumps(given, ensure_ascii=False, sort_keys=True)
 
 
 def write_samples(path: Path, samples: Sequence[Sample]) -> None:
+    """Writes a samples file, in the given order."""
     columns = {column.name: [getattr(sample, column.name) for sample in samples] for column in fields(Sample)}
     pq.write_table(pa.table(columns, schema=SCHEMA), path, compression="zstd")
 
 
 def read_samples(path: str | Path) -> list[Sample]:
-    """The rows of a samples file, or of the one in a folder; raises `BadInput` for anything else, and for a
-    row that has no name or whose value is no number, not finite or beyond 1e100 in magnitude."""
+    """The samples in a file, or in the samples file of a folder.
+
+    Raises `BadInput` for another kind of file, a row without a suite, id, cluster or metric, and a value that is not a
+    number, not finite, or beyond 1e100 in magnitude.
+    """
     path = Path(path)
     if path.is_dir():
         path = path / SAMPLES_FILE
@@ -81,18 +85,18 @@ def read_samples(path: str | Path) -> list[Sample]:
     except pa.ArrowException as error:
         raise BadInput(f"not a samples file: {str(error).splitlines()[0]}", file=str(path)) from error
     for number, row in enumerate(rows, start=1):
-        for name in NAMES:
+        for name in REQUIRED_COLUMNS:
             if row[name] is None:
                 raise BadInput("not a sample: missing", file=str(path), row=number, field=name)
         if row["value"] is not None and not math.isfinite(row["value"]):
-            raise BadInput(f"{row['value']} is no finite number", file=str(path), row=number, field="value")
-        if row["value"] is not None and abs(row["value"]) > LARGEST:
-            raise BadInput(f"{row['value']} is beyond {LARGEST:g}", file=str(path), row=number, field="value")
+            raise BadInput(f"{row['value']} is not a finite number", file=str(path), row=number, field="value")
+        if row["value"] is not None and abs(row["value"]) > MAX_VALUE:
+            raise BadInput(f"{row['value']} is beyond {MAX_VALUE:g}", file=str(path), row=number, field="value")
     return [Sample(**row) for row in rows]
 
 
 def _refuse_text(table: pa.Table, file: str) -> None:
-    """Raises `BadInput` naming the first value of a column of values that is not numeric: a cast would guess."""
+    """Raises `BadInput` if the column of values is not numeric, because a cast would guess numbers from text."""
     column = table.column("value")
     kinds = pa.types
     numeric = (kinds.is_integer, kinds.is_floating, kinds.is_boolean, kinds.is_decimal, kinds.is_null)
@@ -103,7 +107,7 @@ def _refuse_text(table: pa.Table, file: str) -> None:
 
 
 def samples_digest(samples: Iterable[Sample]) -> str:
-    """64 hex digits over all rows, whatever their order and however the file was written."""
+    """A digest (64 hex digits) over all samples, whatever their order and however the file was written."""
     return lines_digest(sorted(canonical_json(astuple(sample)).decode("utf-8", "surrogatepass") for sample in samples))
 
 

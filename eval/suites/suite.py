@@ -1,4 +1,4 @@
-"""What a suite is made of: the form of its items, the field's own task where there is one, its metrics."""
+"""A suite: the form of its items, lm-eval's task if it has one, and its metrics."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from alignment.recipe import DataSource
 from alignment.stages import SourceFile
 
 Output = Literal["generate_until", "multiple_choice", "loglikelihood"]
-"""What a task asks of a model, in lm-eval's words: a text, or log-likelihoods of given continuations."""
+"""The output of a model that a task scores, in lm-eval's words: a text, or log-likelihoods of continuations."""
 
 
 @dataclass(frozen=True)
 class StockTask:
-    """One of lm-eval's tasks: its YAML below `lm_eval/tasks`, the split it tests on, its few-shot split.
+    """A task of lm-eval: its YAML below `lm_eval/tasks`, the split of its items, and its few-shot split.
 
-    `num_fewshot` is its own number of examples and `own_examples` whether it brings them along. `subset` is the
-    configuration of a data set on the hub that it tests on. `processed` tells that it changes its documents.
+    `num_fewshot` is the task's own number of examples, and `own_examples` says whether the task contains them. `subset`
+    is the configuration of its data set on the hub. `processed` says whether the task changes its documents.
     """
 
     name: str
@@ -37,32 +37,35 @@ class StockTask:
 
 @dataclass(frozen=True)
 class Item:
-    """One item: `fields` as published, and the id that its responses and samples carry."""
+    """An item: its `fields` as published, and the id of its responses and samples."""
 
     id: str
     fields: dict[str, Any]
 
 
 Classify = Callable[[Item, str], tuple[dict[str, float], dict[str, Any]]]
-"""Takes an item and the answer to it; gives values by metric (not every metric is about every item) and a detail, in
-which `class` names what the answer was taken for."""
+"""A classifier of answers: takes an item and its answer, and returns values by metric, and a detail with the `class` of
+the answer. A metric may have values for some of the items only."""
 
 
 @dataclass(frozen=True)
 class Suite:
     """A suite by name.
 
-    `fields` are the keys an item must have and their types. An item's id is `id_field`, or its row
-    index in the data file where that is None. It is scored by lm-eval's `task`, or by those of a group (`members`, by
-    the subset whose items are theirs), or by a function of ours (`classify`), or else by a judge.
-    Without a task its items have `turns`, what the user says, one text each; `prepare` brings a published record
-    into that form. Where `distinct` names a field, only the first record with each value of it is an item.
-    Values lie on `scale`, those of a metric in `scales` on its own; `main` stands for the suite, its first metric where
-    none is named. `temperature_of` is what an item is answered with where a recipe gives no temperature; greedy by
-    default.
-    `left_out` are the task's metrics that are no means over items where more is better.
-    `linearised` are metrics of a whole data set, told by item so that the mean of the values is the metric: a value may
-    lie beyond the scale.
+    Items: `fields` are the keys that an item must have, with their types. An item's id is its `id_field`; if that is
+    None, its row index in the data file, from 0. Items of a suite without a task have `turns`, the texts of the user;
+    `prepare` changes a published record into that form. If `distinct` names a field, records that repeat its value are
+    left out.
+
+    Scoring: by lm-eval's `task`, or by the tasks of a group (`members`, by subset), or by a classifier (`classify`); a
+    suite without any of them needs a judge. `left_out` are the task's metrics that cannot be compared, because they are
+    not means over items where more is better.
+
+    Metrics: values are on `scale`, unless the metric has a scale in `scales`. `main` is the main metric; by default the
+    first. The values of `linearised` metrics are the parts of a metric of the whole data set: their mean is the metric,
+    and a value may lie outside the scale.
+
+    Answering: `temperature_of` gives an item's temperature if the recipe gives none; by default answers are greedy.
     """
 
     name: str
@@ -85,31 +88,34 @@ class Suite:
 
     @property
     def headline(self) -> str:
+        """The main metric."""
         return self.main or self.metrics[0]
 
     def scale_of(self, metric: str) -> tuple[float, float]:
+        """Lowest and highest value of a metric."""
         return self.scales.get(metric, self.scale)
 
     @property
     def needs_judge(self) -> bool:
+        """Whether only a judge can score the answers."""
         return self.task is None and not self.members and self.classify is None
 
     @property
     def output(self) -> Output:
-        """What all its tasks ask of a model."""
+        """The output of a model that all its tasks score."""
         return next((task.output for task in (self.task, *self.members.values()) if task), "generate_until")
 
 
-# One suite as a request names it: its items pinned by content, and how they are asked.
+# A suite in a request: its items, pinned by content, and the settings of asking them.
 
 
 class SuiteSpec(BaseModel):
     """A suite's items and settings. Exactly one of `data`, `hub` and `embedded` says where the items come from.
 
-    `num_fewshot` None is the lm-eval task's own number; examples come from `few_shot_data` or `few_shot_hub`.
-    `chat_template` None is as in training: used where the tokenizer has one. `temperature` None is the suite's own.
-    `reference_answers`, `judge_prompts` and `baseline_answers` matter to scoring alone; `for_answering` leaves
-    them out, so that a new judge prompt never makes a model answer again.
+    `num_fewshot` None is the number of lm-eval's task; examples come from `few_shot_data` or `few_shot_hub`.
+    `chat_template` None uses the template if the tokenizer has one, as training does. `temperature` None is the suite's
+    own. Only scoring uses `reference_answers`, `judge_prompts` and `baseline_answers`; `for_answering` leaves them out,
+    so a new judge prompt does not make a model answer again.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -131,17 +137,17 @@ class SuiteSpec(BaseModel):
     baseline_answers: SourceFile | None = None
 
     def for_answering(self) -> SuiteSpec:
-        """The same suite without what only scoring reads."""
+        """The same suite without the files that only scoring uses."""
         return self.model_copy(update={"reference_answers": None, "judge_prompts": None, "baseline_answers": None})
 
     def identity(self) -> dict[str, Any]:
-        """The settings as a plain value in which files stand for their content."""
+        """The settings as plain data, with each file replaced by what identifies its content."""
         return {
             name: _plain(value) for name, value in ((field, getattr(self, field)) for field in type(self).model_fields)
         }
 
     def digest(self) -> str:
-        """64 hex digits: two results may be compared only when these are the same."""
+        """A digest (64 hex digits). Two results may be compared only if their digests are equal."""
         return json_digest(self.identity())
 
 
@@ -151,12 +157,12 @@ def _plain(value: Any) -> Any:
     return value.model_dump(mode="json") if isinstance(value, DataSource) else value
 
 
-# The category of an item, as published data name it.
+# The category of an item in published data.
 
 
 def category_of(item: Mapping[str, Any]) -> str | None:
-    """A name, None without one. BeaverTails marks each of its categories of harm true or false: those that are true,
-    in order of the alphabet."""
+    """The category's name, or None. BeaverTails marks each category of harm true or false: the names of the true ones,
+    in alphabetical order."""
     given = item.get("category")
     if isinstance(given, dict):
         return ", ".join(sorted(name for name, marked in given.items() if marked)) or None

@@ -1,4 +1,4 @@
-"""Launchers: one interface, one file for each way a stage gets its processes."""
+"""Launchers: one interface, and one file for each kind of process that a stage runs in."""
 
 from resources.launchers.launcher import Launch, Launcher, StepLauncher
 from resources.launchers.torchrun import TorchrunLauncher

@@ -1,4 +1,4 @@
-"""The launcher interface: take a stage whose artifact is missing, and come back when it is committed."""
+"""The launcher interface: run a stage whose artifact is missing, and return its commit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from resources.pools import Pool
 
 @dataclass(frozen=True)
 class Launch:
-    """A stage to run: its request, the store that takes the artifact, and the pool that gives the place."""
+    """A stage to run: its request, the store for the artifact, and the pool that it runs in."""
 
     stage: Stage[Any]
     request: Request
@@ -24,16 +24,19 @@ class Launch:
 
 
 class Launcher(Protocol):
-    """Runs a launch to its commit, or raises."""
+    """Runs stages in one kind of process."""
 
-    def run(self, launch: Launch) -> Commit: ...
+    def run(self, launch: Launch) -> Commit:
+        """Runs the stage until its artifact is committed; raises if it fails."""
+        ...
 
 
 # The default launcher: the stage runs in the step's own process.
 
 
 class StepLauncher:
-    """Nothing to start and nothing to lose: a killed step is a killed stage."""
+    """Starts no process of its own, so the stage ends whenever its step ends."""
 
     def run(self, launch: Launch) -> Commit:
+        """Runs the stage in this process; raises what the stage raises."""
         return execute(launch.stage, launch.request, launch.store)

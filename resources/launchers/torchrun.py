@@ -18,12 +18,15 @@ from resources.launchers.launcher import Launch
 
 
 class TorchrunLauncher:
-    """Every rank runs `python -m alignment.stages`; rank 0 commits, and the artifact is then read from the store."""
+    """Every rank runs `python -m alignment.stages`. Rank 0 commits, and the commit is then read from the store."""
 
     def run(self, launch: Launch) -> Commit:
-        """Holds the key while the ranks work, so that none starts on what another launch is building."""
+        """Holds the key while the ranks work, so that no other launch builds the same artifact.
+
+        Raises `BadInput` with the text of a rank's bad input, and `MissingArtifact` if nothing was committed.
+        """
         key = launch.stage.key(launch.request)
-        alone = launch.pool.world_size == 1  # a single rank holds the key itself
+        alone = launch.pool.world_size == 1  # then the stage holds the key itself
         with nullcontext() if alone else launch.store.building(launch.stage.kind, key):
             return launch.store.find(launch.stage.kind, key) or self._run(launch)
 
@@ -33,7 +36,7 @@ class TorchrunLauncher:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "request.json")
             path.write_text(request.model_dump_json(), encoding="utf-8")
-            said = Path(folder, "bad_input.txt")
+            bad_input = Path(folder, "bad_input.txt")
             threads = max(1, (os.cpu_count() or 1) // processes)
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
             command += ["--nproc-per-node", str(processes), "-m", "alignment.stages", stage.name]
@@ -42,19 +45,19 @@ class TorchrunLauncher:
                 dg.PipesSubprocessClient().run(
                     command=command,
                     context=launch.context,
-                    # addresses go by environment: every user of the machine sees a process's arguments
+                    # addresses go by environment: every user of the machine can read a process's arguments
                     env={
                         "OMP_NUM_THREADS": str(threads),
-                        BAD_INPUT_FILE: str(said),
+                        BAD_INPUT_FILE: str(bad_input),
                         "ALIGN_STORE": store.url,
                         **handed_on(file.url for file in request.source_files()),
                     },
                 )
             except dg.DagsterPipesExecutionError:
-                if said.exists():
-                    raise BadInput(said.read_text(encoding="utf-8")) from None
+                if bad_input.exists():
+                    raise BadInput(bad_input.read_text(encoding="utf-8")) from None
                 raise
         commit = store.find(stage.kind, stage.key(request))
         if commit is None:
-            raise MissingArtifact(f"{stage.name} ended well under torchrun but committed nothing")
+            raise MissingArtifact(f"{stage.name} ended without an error under torchrun but committed nothing")
         return commit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -12,6 +13,7 @@ import httpx2
 import pytest
 
 from alignment_dags.cli import main
+from alignment_dags.run.phases import recipes_in_use
 from resources.home import PROJECT
 
 JUDGE = ["--questions", "q", "--answers", "a", "--judge-model", "m", "--out", "o"]
@@ -256,6 +258,34 @@ def test_a_file_of_bad_rows_does_not_flood_the_terminal(
     assert "50 quarantined" in out
     assert out.count(", row ") == 20
     assert "30 more" in out
+
+
+def test_every_file_beside_the_recipes_can_be_checked_pools_included(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = sorted(str(path) for path in (PROJECT / "recipes").glob("*.yaml"))
+    assert align("recipes", "check", *files, monkeypatch=monkeypatch) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in out] == files
+    (line,) = (line for line in out if "pools.yaml" in line)
+    assert re.fullmatch(r".*pools\.yaml: \d+ pools, well-formed \(no recipe\)", line)
+    path = tmp_path / "pools.yaml"
+    path.write_text("pools: {h100: {slots: 0}}")
+    assert align("recipes", "check", str(path), monkeypatch=monkeypatch) == 2
+    assert f"{path}, field 'pools.h100.slots'" in refused(capsys)
+    path.write_text("pools: {sft: local}\nname: r")
+    assert align("recipes", "check", str(path), monkeypatch=monkeypatch) == 2
+    assert "field 'base_model'" in refused(capsys)  # a recipe with pools stays a recipe
+
+
+def test_pools_beside_the_recipes_are_no_recipe_where_other_pools_are_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = tmp_path / "used.yaml"
+    used.write_text("pools: {local: {slots: 1}}")
+    monkeypatch.setenv("ALIGN_POOLS", str(used))
+    shipped = {path for path in (PROJECT / "recipes").glob("*.yaml") if path.name != "pools.yaml"}
+    assert set(recipes_in_use()) == shipped
 
 
 def test_a_judge_that_retired_is_warned_of_by_a_check_and_a_plan(

@@ -16,7 +16,10 @@ from resources.store import ArtifactStore
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"gate": {"metrics": {"mmlu/acc": {"improve": 0.1}}}}, r"gate\.metrics\.mmlu/acc.*no such suite is run"),
+        (
+            {"gate": {"metrics": {"mmlu/acc": {"improve": 0.1}}}},
+            r"gate\.metrics\.mmlu/acc.*the recipe runs no such suite",
+        ),
         ({"gate": "default"}, r"'gate': `default` needs a suite"),
         ({"evals": {"baselines": "nowhere.csv"}}, r"nowhere\.csv.*cannot be read"),
     ],

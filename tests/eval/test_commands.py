@@ -197,7 +197,7 @@ def test_an_unusable_out_is_found_before_anything_is_scored(tmp_path: Path, monk
     write_records(tmp_path / "r.jsonl", [{"id": 0, "turns": ["#### 1"]}])
     monkeypatch.setattr("eval.commands.score_suite", lambda *_: pytest.fail("scored"))
     for out in (tmp_path / "r.jsonl", tmp_path / "r.jsonl" / "deeper", Path("/proc/nope"), Path("a\0b")):
-        with pytest.raises(BadInput, match="no folder to write samples into") as found:
+        with pytest.raises(BadInput, match="samples cannot be written here") as found:
             score_files("gsm8k", tmp_path / "r.jsonl", tmp_path / "data.jsonl", out=out)
         assert found.value.file == str(out)
 

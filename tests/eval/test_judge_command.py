@@ -60,7 +60,7 @@ def test_every_turn_is_judged_with_references_where_the_category_wants_them(
         assert (f"right one {record['question_id']}" in record["user_prompt"]) == (record["question_id"] % 3 != 1)
     scored = score_files("mt_bench", files["answers"], files["questions"], out, tmp_path / "scores")
     assert scored["metrics"] == told["metrics"] and scored["unjudged"] == 0
-    with pytest.raises(BadInput, match="leave --against out"):
+    with pytest.raises(BadInput, match="leave out --against"):
         score_files("mt_bench", files["answers"], files["questions"], out, tmp_path / "s", against=files["baseline"])
 
 
@@ -150,7 +150,7 @@ def test_other_answers_are_not_judged_into_the_same_file(server: Any, files: dic
     ("change", "words"),
     [
         ({"question_id": 7}, "row 2, field 'id': id 7 is not in the data file"),
-        ({"question_id": 101}, "row 2: id 101 stands twice"),
+        ({"question_id": 101}, "row 2: id 101 appears twice"),
         ({"choices": [{"turns": ["one"]}]}, "row 2, field 'turns': response 102: 1 of 2 turns"),
         ({"choices": []}, "row 2, field 'turns'"),
     ],
@@ -185,7 +185,7 @@ def test_a_suite_with_its_own_scorer_or_a_baseline_without_an_answer_is_refused(
     with pytest.raises(BadInput, match="harmless is judged without a baseline"):
         judge_files("harmless", files["questions"], files["answers"], out, settings(server), against=files["baseline"])
     write_records(files["baseline"], read_records(files["baseline"])[1:])
-    with pytest.raises(BadInput, match=r"baseline\.jsonl: no whole answer of the baseline to item 101"):
+    with pytest.raises(BadInput, match=r"baseline\.jsonl: the baseline has no whole answer to item 101"):
         judge_files("mt_bench", files["questions"], files["answers"], out, settings(server), against=files["baseline"])
     with pytest.raises(BadInput, match="budget_usd needs price"):
         settings(server, budget_usd=5.0)
@@ -315,7 +315,7 @@ def test_arena_hard_is_judged_on_its_published_files_with_an_interval(server: An
     assert score["value"] == pytest.approx((12 * 4 + 12 * 1) / (12 * 4 + 12 * 2))
     low, high = told["intervals"]["score"]
     assert 0.5 < low < score["value"] < high < 1
-    with pytest.raises(BadInput, match="no whole answer of the baseline"):
+    with pytest.raises(BadInput, match="the baseline has no whole answer"):
         judge_files("arena_hard", questions, ours, tmp_path / "o", settings(server))
 
 

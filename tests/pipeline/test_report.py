@@ -38,7 +38,7 @@ def test_a_second_version_is_reported_beside_the_first_and_both_stand_in_the_his
     assert told["verdict"] == "pass"
     text = (tmp_path / "made" / "report.html").read_text(encoding="utf-8")
     assert "Policy against the champion" in text and "Elsewhere" in text and "A paper" in text
-    assert "0 rows are new since the champion, 0 are gone" in text and text.count(">same<") == 2
+    assert "0 rows are new since the champion, 0 were removed" in text and text.count(">same<") == 2
     assert "Reward margin" in text and "small" in text
     assert "Length and KL" in text and "nats a token" in text and "ranking_<wbr>accuracy" in text
     assert "held-out preferences: policy minus champion, in nats" in text

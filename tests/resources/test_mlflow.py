@@ -13,8 +13,9 @@ from mlflow import MlflowClient
 
 from alignment.store import Artifact, Commit
 from resources.home import mlflow_ui
-from resources.mlflow import ModelTaken, Report, Tracking, TrackingUnreachable
-from resources.mlflow_values import dagster_runs_tag, usable
+from resources.mlflow import ModelTaken, Tracking, TrackingUnreachable
+from resources.mlflow_runs import Report
+from resources.mlflow_values import dagster_runs_tag, valid_name
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +140,8 @@ def test_numbers_whose_names_are_no_paths_or_too_long_are_reported(tracking: Tra
     client = tracking.client()
     report_ = report("7" * 40, metrics=dict.fromkeys(names, 1.0), params=dict.fromkeys(names, "p"))
     run = client.get_run(tracking.report(report_).run_id)
-    assert len(run.data.metrics) == len({usable(name) for name in names}) + 1 == len(names) + 1  # and the loss
-    assert usable("metrics/exact_match_strict-match/value") == "metrics/exact_match_strict-match/value"
+    assert len(run.data.metrics) == len({valid_name(name) for name in names}) + 1 == len(names) + 1  # and the loss
+    assert valid_name("metrics/exact_match_strict-match/value") == "metrics/exact_match_strict-match/value"
 
 
 def test_a_long_reason_does_not_keep_a_person_from_promoting(tracking: Tracking, micro_folder: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -26,16 +27,23 @@ PROMPTS = [[{"role": "user", "content": text}] for text in ("Hello", "Write a li
 KEY = "sk-not-to-be-seen-anywhere"
 
 
+Trouble = int | tuple[int, str, dict[str, str]] | str | None
+
+
 class Server(loopback.Server):
-    """Serves a checkpoint as completions of token ids; `trouble` gives a status to answer with instead, or None."""
+    """Serves a checkpoint as completions of token ids.
+
+    `trouble` says how to answer the `number`-th request instead: by a status, a status with a code and headers, or the
+    word html, half, empty, silent (no usage) or echo (of the key). `models` are the same words for the list of models.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(Handler)
         self.model, self.tokenizer = load_model(folder, "float32", "cpu"), load_tokenizer(folder)
         self.names: list[str] = ["abc", "micro"]
         self.asked: list[dict[str, Any]] = []
-        self.trouble: Callable[[int], int | None] = lambda number: None
-        self.garbage = False
+        self.trouble: Callable[[int], Trouble] = lambda number: None
+        self.models: list[Trouble] = []
         self.lock = threading.Lock()
 
     @property
@@ -58,25 +66,37 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         entries = [{"id": name, "object": "model", "created": 1, "owned_by": "t"} for name in self.server.names]
-        self._send(200, {"object": "list", "data": entries})
+        trouble = self.server.models.pop(0) if self.server.models else None
+        self._answer(trouble, lambda: {"object": "list", "data": entries})
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         with self.server.lock:
             self.server.asked.append(asked)
             number = len(self.server.asked)
-        status = self.server.trouble(number)
-        if status is not None:
-            self._send(status, {"error": {"message": f"no, {self.headers['authorization']}"}})
-        elif self.server.garbage:
-            self._send(200, {"hello": "there"})
-        else:
-            self._send(200, self.server.complete(asked["prompt"], asked["max_tokens"]))
+        self._answer(self.server.trouble(number), lambda: self.server.complete(asked["prompt"], asked["max_tokens"]))
 
-    def _send(self, status: int, value: dict[str, Any]) -> None:
-        body = json.dumps(value).encode()
+    def _answer(self, trouble: Trouble, value: Callable[[], dict[str, Any]]) -> None:
+        status, code, headers = trouble if isinstance(trouble, tuple) else (trouble, None, {})
+        if isinstance(status, int):
+            self._send(status, {"error": {"message": f"no, {self.headers['authorization']}", "code": code}}, headers)
+        elif status == "empty":
+            self._send(200, {"hello": "there"})
+        elif status == "silent":
+            self._send(200, value() | {"usage": None})
+        elif status == "echo":
+            told = value()
+            told["choices"][0]["text"] = f"{self.headers['authorization']} \ud800"
+            self._send(200, told)
+        else:
+            self._send(200, {"html": b"<html>Bad gateway</html>", "half": b'{"choices": ['}.get(status or "", value))
+
+    def _send(self, status: int, value: Any, headers: dict[str, str] | None = None) -> None:
+        value = value() if callable(value) else value
+        body = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(status)
-        self.send_header("content-type", "application/json")
+        for name, text in {"content-type": "application/json", **(headers or {})}.items():
+            self.send_header(name, text)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -179,12 +199,111 @@ def test_a_refusal_kept_in_the_file_is_no_answer(server: Server, tmp_path: Path)
     assert remote(server, tmp_path).answer(PROMPTS[:1], 8) == [before] and len(server.asked) == 2
 
 
-def test_an_answer_that_is_no_completion_is_never_taken_for_one(server: Server, tmp_path: Path) -> None:
-    server.garbage = True
-    with pytest.raises(EndpointDown, match="no completion"):
-        remote(server, tmp_path).answer(PROMPTS[:1], 8)
-    with pytest.raises(BadInput, match="cannot be asked what it serves"):
+@pytest.mark.parametrize("garbage", ["empty", "html", "half"])
+def test_an_answer_that_is_no_completion_is_asked_for_again_and_never_taken_for_one(
+    server: Server, tmp_path: Path, garbage: str
+) -> None:
+    server.trouble = lambda number: garbage if number < 4 else None
+    with pytest.raises(EndpointDown, match=r"gives no answer \(the answer is no completion\)"):
+        remote(server, tmp_path, retries=1).answer(PROMPTS[:1], 8)
+    (answer,) = remote(server, tmp_path, retries=1).answer(PROMPTS[:1], 8)
+    assert answer.failed is None and len(server.asked) == 4
+
+
+def test_an_answer_without_its_number_of_tokens_is_refused_at_once(server: Server, tmp_path: Path) -> None:
+    server.trouble = lambda number: "silent"
+    with pytest.raises(EndpointDown, match="does not say how many tokens"):
+        remote(server, tmp_path, retries=5).answer(PROMPTS[:1], 8)
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("models", "told"),
+    [
+        ([503], r"cannot be asked what it serves \(503\)"),
+        ([404], r"cannot be asked what it serves \(404\)"),
+        (["html"], r"cannot be asked what it serves \(the answer is no list of models\)"),
+        (["empty"], r"does not serve micro \(it serves nothing\)"),
+        ([401], r"field 'evals.generate.api_key_env': the endpoint refuses the key in OPENAI_API_KEY \(HTTP 401\)"),
+    ],
+)
+def test_an_endpoint_that_does_not_say_what_it_serves_is_named(
+    server: Server, tmp_path: Path, models: list[Trouble], told: str
+) -> None:
+    server.models = models
+    with pytest.raises(BadInput, match=told):
+        remote(server, tmp_path)
+    server.models = [503, None]
+    remote(server, tmp_path, retries=1)
+    with pytest.raises(
+        BadInput, match=r"cannot be asked what it serves \(the connection to http://127.0.0.1:9/v1 failed"
+    ):
         remote(server, tmp_path, base_url="http://127.0.0.1:9/v1")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "told"),
+    [
+        ((402, None, {}), "api_key_env': the account of the key in OPENAI_API_KEY has nothing left to spend"),
+        ((429, "insufficient_quota", {}), "api_key_env': the account of the key in OPENAI_API_KEY has nothing left"),
+        (
+            (404, None, {}),
+            r"evals.generate.model': the endpoint has no model 'micro', or base_url is wrong \(HTTP 404\)",
+        ),
+    ],
+)
+def test_what_no_other_prompt_can_mend_is_bad_input_and_is_not_tried_again(
+    server: Server, tmp_path: Path, trouble: Trouble, told: str
+) -> None:
+    server.trouble = lambda number: trouble
+    with pytest.raises(BadInput, match=told) as found:
+        remote(server, tmp_path, in_flight=1, retries=3).answer(PROMPTS[:1], 8)
+    assert len(server.asked) == 1 and KEY not in str(found.value)
+
+
+def test_one_call_that_fails_for_good_ends_the_waiting_of_the_others(server: Server, tmp_path: Path) -> None:
+    waits: Trouble = (429, "slow_down", {"retry-after": "290"})  # longer than any test may take
+    server.trouble = lambda number: waits if number == 1 else (500, None, {"retry-after": "3600"})
+    with pytest.raises(EndpointDown, match=r"gives no answer \(500\)"):
+        remote(server, tmp_path, in_flight=2, retries=3).answer(PROMPTS[:3], 8)
+    assert len(server.asked) == 2
+
+
+def test_the_key_and_half_a_character_stand_in_no_answer(server: Server, tmp_path: Path) -> None:
+    server.trouble = lambda number: "echo"
+    (answer,) = remote(server, tmp_path).answer(PROMPTS[:1], 8)
+    assert answer.text == "Bearer [key] ?" and KEY not in (tmp_path / "kept.jsonl").read_text()
+
+
+def test_a_key_that_no_header_can_carry_is_not_sent(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-line\nbreak")
+    with pytest.raises(BadInput, match="in the environment variable OPENAI_API_KEY is no key") as found:
+        remote(server, tmp_path)
+    assert "sk-line" not in str(found.value)
+
+
+def test_two_prompts_of_the_same_ids_are_one_call(server: Server, tmp_path: Path) -> None:
+    first, other, again = remote(server, tmp_path).answer([PROMPTS[0], PROMPTS[1], PROMPTS[0]], 8)
+    assert first == again and first != other and len(server.asked) == 2
+
+
+def test_the_bytes_on_the_wire_and_the_lines_kept_are_those_of_older_versions(server: Server, tmp_path: Path) -> None:
+    """What a request is kept by is the digest of all that was sent, so a run that older code began goes on."""
+    sampling = Sampling(0.7, 0.9, "a")
+    (answer,) = remote(server, tmp_path).answer(PROMPTS[:1], 8, ["e"], [sampling])
+    (sent,) = server.asked
+    ids = PromptEncoder(server.tokenizer, 256).encode(PROMPTS[0])
+    seed = int(hashlib.sha256(b'"a"').hexdigest()[:8], 16) >> 1
+    expected = {"model": "micro", "prompt": ids, "max_tokens": 8, "seed": seed, "stop": ["e"], "temperature": 0.7}
+    assert sent == expected | {"top_p": 0.9}
+    plain = json.dumps([sent, ["e"]], sort_keys=True, separators=(",", ":")).encode()
+    line = {"asked": hashlib.sha256(plain).hexdigest(), "text": answer.text, "tokens": answer.tokens}
+    assert [json.loads(one) for one in (tmp_path / "kept.jsonl").read_bytes().splitlines()] == [line]
+    (tmp_path / "kept.jsonl").write_text(json.dumps(line | {"text": "kept \u2028 before"}) + '\n{"asked": "1')
+    (answer,) = remote(server, tmp_path).answer(PROMPTS[:1], 8, ["e"], [sampling])
+    assert answer.text == "kept \u2028 before" and len(server.asked) == 1
 
 
 def test_the_stage_answers_through_the_endpoint(
@@ -216,5 +335,5 @@ def test_log_likelihoods_want_a_loaded_model(
         batch_tokens=64,
         generate=Generate(kind="endpoint", base_url=server.url),
     )
-    with pytest.raises(BadInput, match="mmlu_virology wants log-likelihoods, which only a loaded model gives"):
+    with pytest.raises(BadInput, match="mmlu_virology needs log-likelihoods, which only a loaded model gives"):
         execute(STAGE, request, store)

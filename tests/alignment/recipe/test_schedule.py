@@ -79,7 +79,7 @@ def test_a_url_in_place_of_a_variables_name_is_refused_and_not_repeated() -> Non
     with pytest.raises(ValidationError) as refused:
         Alerts(webhook_env="https://hooks.example/secret")
     assert refused.value.errors()[0]["msg"] == (
-        "Value error, is the name of an environment variable that holds the secret, not the secret itself"
+        "Value error, expected the name of an environment variable that holds the secret, not the secret itself"
     )
 
 

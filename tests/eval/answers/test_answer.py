@@ -208,7 +208,7 @@ def test_what_a_task_cannot_ask_is_named(tmp_path: Path, parts: tuple[Any, Any])
     assert "cannot read these items: UndefinedError: 'question' is undefined" in problem("arc_challenge", [{"q": 1}])
     unknown = forms.mmlu(4)
     unknown[3]["subject"] = "potions"
-    assert "'potions' is no subset of mmlu" in problem("mmlu", unknown)
+    assert "'potions' is not a subset of mmlu" in problem("mmlu", unknown)
     assert "each item names its own" in problem("mmlu", forms.arc(2))
     assert "chat_template" in problem("arc_challenge", forms.arc(2), chat_template=True)
     assert "num_fewshot: 2 needs few_shot_data" in problem("arc_challenge", forms.arc(2), num_fewshot=2)

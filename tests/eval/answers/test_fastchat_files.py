@@ -96,9 +96,9 @@ def test_the_baseline_stands_beside_the_item() -> None:
     assert [item.fields["baseline"] for item in given] == [["o0"], ["o1"], ["o2"]]
     more = [(1, {"instruction": "other", "output": "x"}), (2, {"instruction": "b", "output": "o"})]
     assert with_baseline(ALPACA_EVAL, ALPACA[1:2], more, "f")[0].fields["baseline"] == ["o"]
-    with pytest.raises(BadInput, match="no whole answer of the baseline to item 1"):
+    with pytest.raises(BadInput, match="the baseline has no whole answer to item 1"):
         with_baseline(ALPACA_EVAL, ALPACA, [(1, {"instruction": "a", "output": "o"})], "f")
-    with pytest.raises(BadInput, match="no whole answer of the baseline to item 0"):
+    with pytest.raises(BadInput, match="the baseline has no whole answer to item 0"):
         with_baseline(ALPACA_EVAL, [Item("0", {"instruction": "a", "turns": ["a"]})], None, "f")
     question = Item("81", {"turns": ["a", "b"]})
     with pytest.raises(BadInput, match="to item 81"):

@@ -51,7 +51,7 @@ def test_fastchat_answer_files_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ('{"id": 1, "turns": ["again"]}', "row 2: id 1 stands twice"),
+        ('{"id": 1, "turns": ["again"]}', "row 2: id 1 appears twice"),
         ('{"id": 2, "turns": "text"}', "row 2, field 'turns': response 2"),
         ('{"id": 2, "turns": []}', "response 2: no turns"),
         ('{"turns": ["a"]}', "row 2, field 'id'"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from alignment.errors import BadInput
-from eval.gate.baselines import PublishedFigure, read_baselines, standings
+from eval.gate.baselines import PublishedFigure, rankings, read_baselines
 from eval.gate.compare import compare_samples
 from eval.suites.samples import Sample
 
@@ -27,8 +27,8 @@ def test_figures_are_read_with_their_source_whatever_else_the_file_holds(tmp_pat
     [
         ("model,metric,value\nA,b,1\n", "no column source"),
         ("", "no column model, metric, value, source"),
-        ("model,metric,value,source\nA,b,high,c\n", r"row 2, field 'value': 'high' is no number"),
-        ("model,metric,value,source\nA,b,1,c\nA,b,nan,c\n", r"row 3, field 'value': nan is no finite number"),
+        ("model,metric,value,source\nA,b,high,c\n", r"row 2, field 'value': 'high' is not a number"),
+        ("model,metric,value,source\nA,b,1,c\nA,b,nan,c\n", r"row 3, field 'value': nan is not a finite number"),
         ("model,metric,value,source\nA,b,1,\n", r"row 2, field 'source': is empty"),
     ],
 )
@@ -47,5 +47,5 @@ def test_our_own_places_are_taken_by_each_models_mean_over_all_its_items() -> No
         return [Sample("s", str(index), str(index), "m", value, "") for index, value in enumerate(values)]
 
     found = {"s": {"m": compare_samples(side([0.5, 1.0, None, None]), side([None, 9.0, 1.0, 2.0]))["m"]}}
-    (place,), _ = standings([PublishedFigure(model="A", metric="s/m", value=3.0, source="b")], found)
+    (place,), _ = rankings([PublishedFigure(model="A", metric="s/m", value=3.0, source="b")], found)
     assert {one.model: one.value for one in place.models} == {"this policy": "4.00", "A": "3.00", "its SFT": "0.75"}

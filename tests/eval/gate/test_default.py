@@ -80,7 +80,7 @@ def test_a_gate_may_ask_of_held_out_preferences_where_there_are_some() -> None:
     with pytest.raises(BadInput, match="held_out_fraction is 0") as told:
         gate_of(recipe(gate=asked, held_out_fraction=0))
     assert told.value.field == "gate.metrics.preferences/accuracy"
-    with pytest.raises(BadInput, match="there are accuracy, margin, ranking_accuracy"):
+    with pytest.raises(BadInput, match="metrics are accuracy, margin, ranking_accuracy"):
         gate_of(recipe(gate={"metrics": {"preferences/loss": {"improve": 0.0}}}))
 
 

@@ -259,7 +259,7 @@ def test_published_figures_stand_beside_ours_with_their_source(world: World) -> 
     ]
     text = read(world, world.report(baselines=figures))
     assert "&lt;i&gt;Theirs&lt;/i&gt;" in text and "90.0 %" in text and "Somebody 2024" in text
-    assert "61 is no fraction between 0 and 1" in text and "Elsewhere, mmlu: not measured here" in text
+    assert "61 is not a fraction from 0 to 1" in text and "Elsewhere, mmlu: not measured here" in text
 
 
 def test_names_prices_and_published_figures_change_the_page_and_not_the_data_version(world: World) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from alignment.training.held_out_pairs import HeldOutPair
-from eval.gate.metrics import METRICS, policy_samples, reference_samples, shared
+from eval.gate.metrics import METRICS, policy_samples, reference_samples, shared_pairs
 
 
 def pair(row_id: str, policy: tuple[float, float], reference: tuple[float, float], **changes: Any) -> HeldOutPair:
@@ -64,8 +64,8 @@ def test_only_pairs_scored_on_the_same_sequences_against_the_same_reference_are_
     elsewhere = pair("other", (-1.0, -2.0), (-1.0, -1.0), chosen_key="of another reference")
     alone = pair("alone", (-1.0, -2.0), (-1.0, -1.0))
     moved = pair("same", (-9.0, -2.0), (-1.0, -1.0))
-    assert shared([same, other, alone], [elsewhere, moved]) == ([same], [moved])
-    assert shared([other], [elsewhere]) == ([], [])
+    assert shared_pairs([same, other, alone], [elsewhere, moved]) == ([same], [moved])
+    assert shared_pairs([other], [elsewhere]) == ([], [])
 
 
 @pytest.mark.parametrize("samples", [policy_samples, reference_samples])

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-import eval.judge.endpoint as trouble
 from alignment.errors import BadInput
+from alignment.generation import openai_client
 from alignment.recipe import Judge
 from eval.judge.budget import Budget
 from eval.judge.endpoint import Endpoint, Outcome
@@ -23,7 +23,7 @@ NOW = {"Retry-After-Ms": "1"}
 
 @pytest.fixture(autouse=True)
 def no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trouble, "FIRST_DELAY", 1e-3)
+    monkeypatch.setattr(openai_client, "FIRST_DELAY", 1e-3)
 
 
 def settings(server: Any, **more: Any) -> Judge:
@@ -133,11 +133,11 @@ class Clock(threading.Event):
 def test_retry_after_is_waited_for_and_else_the_wait_doubles(
     server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trouble, "FIRST_DELAY", 0.5)
+    monkeypatch.setattr(openai_client, "FIRST_DELAY", 0.5)
     tells = {1: (429, "slow_down", {"Retry-After": "17"}), 2: (500, "oops", {}), 3: (500, "oops", {}), 4: "cut"}
     server.script = lambda user, times: tells.get(times)
     endpoint = Endpoint(settings(server, retries=4), seed=0)
-    endpoint._stop = clock = Clock()
+    endpoint._client._stop = clock = Clock()
     with Journal(tmp_path / "j.jsonl") as journal:
         assert len(endpoint.ask(QUESTIONS[:1], journal).judgments) == 1
     first, *others = [seconds for seconds in clock.waited if seconds is not None]

@@ -36,6 +36,32 @@ def test_what_was_added_is_there_again_with_its_tokens(tmp_path: Path) -> None:
         assert journal.find("other") is None and journal.usage == Usage(9, 12)
 
 
+OLDER = (
+    '{"question_id": 1, "model": "", "judge": ["j", "single-v1"], "user_prompt": "q\u2028é?", "judgment": "[[5]]", '
+    '"score": 5.0, "turn": 1, "asked": "s1", "tokens": [3, 4]}\n'
+    '{"question_id": 1, "model_1": "ours", "model_2": "theirs", "judge": ["j", "pair-v2"], "turn": 1, '
+    '"g1_winner": "model_1", "g1_user_prompt": "q", "g1_judgment": "[[A]]", "g2_winner": "error", '
+    '"g2_user_prompt": null, "g2_judgment": null, "g1_asked": "p1", "g1_tokens": [1, 2]}\n'
+).encode()
+"""What the version before the journals became one wrote."""
+
+
+def test_files_of_older_versions_are_read_and_written_to_the_byte(tmp_path: Path) -> None:
+    path, charges = tmp_path / "j.jsonl", tmp_path / "j.jsonl.charges"
+    path.write_bytes(OLDER + b'{"question_id": 2, "mod')
+    charges.write_bytes(b'{"asked": "b", "tokens": [200, 20]}\n{"asked": "c", "tok')
+    with Journal(path) as journal:
+        entries = [journal.find("s1"), journal.find("p1")]
+        assert journal.usage == Usage(204, 26)
+    with Journal(tmp_path / "new.jsonl") as journal:
+        for entry in entries:
+            assert entry is not None
+            journal.add(entry)
+        journal.charge("b", Usage(200, 20))
+    assert path.read_bytes() == (tmp_path / "new.jsonl").read_bytes() == OLDER
+    assert charges.read_bytes() == (tmp_path / "new.jsonl.charges").read_bytes()
+
+
 def test_a_line_that_was_cut_off_is_taken_away_and_the_next_one_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     with Journal(path) as journal:

@@ -12,7 +12,7 @@ from alignment.stages import Context, Request, Result, Stage, execute
 from alignment.store import Artifact, Store
 from alignment.store.erase import erase
 from eval.report.data_changes import data_changes
-from eval.report.facts import ancestry, steps
+from eval.report.facts import ancestry, stage_totals
 
 Commit = Callable[[str, Mapping[str, tuple[str, list[str]]]], Artifact]
 NOTHING = Artifact(kind="preference_shard", key="k", attempt="a", digest="d")
@@ -64,13 +64,13 @@ def test_shards_are_compared_by_their_rows_whatever_they_are_called(store: Store
         ("new", "new", None, 1),
         ("gone", "removed", 1, None),
     }
-    assert (found.rows, found.new_rows, found.gone_rows) == (6, 2, 1)
+    assert (found.rows, found.new_rows, found.removed_rows) == (6, 2, 1)
 
 
 def test_without_a_champion_shards_are_only_listed(store: Store, commit: Commit) -> None:
     found = data_changes(store, commit("first", {"a": ("1", ["r1"])}), None)
     assert [(one.name, one.state) for one in found.shards] == [("a", "listed")]
-    assert (found.new_rows, found.gone_rows) == (None, None)
+    assert (found.new_rows, found.removed_rows) == (None, None)
 
 
 def test_everything_behind_an_artifact_is_counted_once_with_its_price(store: Store) -> None:
@@ -84,7 +84,7 @@ def test_everything_behind_an_artifact_is_counted_once_with_its_price(store: Sto
     commits = [one.model_copy(update={"seconds": 1800.0}) for one in ancestry(store, scores).values()]
     erase(store, base, base.files, "nobody needs it")
     assert set(ancestry(store, scores)) == {one.key for one in commits}, "what was erased was made all the same"
-    found = steps(commits, {"policy_checkpoint": 3.0})
+    found = stage_totals(commits, {"policy_checkpoint": 3.0})
     assert [(one.stage, one.artifacts, one.seconds, one.cost) for one in found] == [
         ("base_model", 1, 1800.0, None),
         ("policy_checkpoint", 2, 3600.0, 3.0),

@@ -81,7 +81,7 @@ def test_both_models_judgments_are_told_and_their_price_is_in_the_total(
     calls = 2 * 2 * QUESTIONS
     usd = calls * (10 * PRICE["input_usd"] + 5 * PRICE["output_usd"]) * 1e-6
     assert facts.judging == Judging(calls, 10 * calls, 5 * calls, pytest.approx(usd))
-    (scores,) = [step for step in facts.steps if step.stage == "scores"]
+    (scores,) = [stage for stage in facts.stages if stage.stage == "scores"]
     assert facts.total_cost == pytest.approx((scores.cost or 0.0) + usd)
     text = page(store, request)
     assert f">{calls}</td>" in text and f"{10 * calls} tokens asked, {5 * calls} answered" in text

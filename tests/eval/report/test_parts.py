@@ -29,8 +29,8 @@ def test_means_by_category_are_over_items_that_both_models_were_rated_on() -> No
     assert found is not None and found.scale == "1 to 10"
     assert [(one.name, one.items) for one in found.categories] == [("math", 1), ("writing", 1)]
     math, writing = found.categories
-    assert [(bar.model, bar.told, bar.width) for bar in math.bars] == [("SFT", "1.00", 0.0), ("policy", "10.00", 100.0)]
-    assert [bar.told for bar in writing.bars] == ["5.00", "7.00"]
+    assert [(bar.model, bar.text, bar.width) for bar in math.bars] == [("SFT", "1.00", 0.0), ("policy", "10.00", 100.0)]
+    assert [bar.text for bar in writing.bars] == ["5.00", "7.00"]
 
 
 def test_a_single_category_is_none() -> None:
@@ -97,7 +97,7 @@ def test_names_may_break_where_their_parts_meet_and_are_escaped() -> None:
 
 
 def test_numbers_are_told_in_their_unit_without_a_sign_on_nothing() -> None:
-    assert PERCENT.told(-0.05, "+") == "−5.0" and PERCENT.told(0.672, "+") == "+67.2"
-    assert PERCENT.told(-0.0001, "+") == "0.0" and PLAIN.told(0.004, "+") == "0.00"
-    assert PLAIN.told(None) == "unknown"
+    assert PERCENT.format(-0.05, "+") == "−5.0" and PERCENT.format(0.672, "+") == "+67.2"
+    assert PERCENT.format(-0.0001, "+") == "0.0" and PLAIN.format(0.004, "+") == "0.00"
+    assert PLAIN.format(None) == "unknown"
     assert probability(0.0004) == "p < 0.001" and probability(0.0214) == "p = 0.021"

@@ -61,7 +61,7 @@ def test_the_counts_are_the_set_differences(
     ours_all, theirs_all = ({row for shard in one for row in shard} for one in ([*ours, *kept], [*kept, *theirs]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(id_groups, "ROWS_AT_ONCE", at_once)
-        patch.setattr(module, "BEGINNING", beginning)
+        patch.setattr(module, "PREFIX_BITS", beginning)
         assert row_changes(now, before) == (len(ours_all - theirs_all), len(theirs_all - ours_all))
 
 

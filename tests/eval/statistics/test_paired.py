@@ -179,7 +179,7 @@ def test_more_pairs_with_the_same_shares_narrow_the_score_interval(gained: int, 
 
 def test_what_is_no_share_or_leaves_the_scale_is_refused() -> None:
     for gained, lost, n in ((0.7, 0.5, 10), (-0.1, 0.0, 10), (0.1, 0.1, 0)):
-        with pytest.raises(ValueError, match="no shares"):
+        with pytest.raises(ValueError, match="not shares"):
             score_interval(gained, lost, n)
     with pytest.raises(ValueError, match="scale of width 1"):
         paired_interval([0.0, 2.0], ["a", "b"], 1.0)

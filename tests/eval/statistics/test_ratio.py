@@ -38,5 +38,5 @@ def test_its_interval_covers_the_truth_19_times_in_20() -> None:
 
 
 def test_a_ratio_to_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="nothing"):
+    with pytest.raises(ValueError, match="add up to zero"):
         ratio_interval([1.0], [0.0])

@@ -23,7 +23,7 @@ def test_mcnemar_is_that_of_statsmodels(gained: int, lost: int) -> None:
 
 
 def test_counts_are_not_negative() -> None:
-    with pytest.raises(ValueError, match="no counts"):
+    with pytest.raises(ValueError, match="not counts"):
         mcnemar_exact(-1, 2)
 
 

@@ -52,7 +52,7 @@ def test_the_published_files_are_read_with_their_own_ids(real_data: Path) -> Non
     [
         ({"question_id": 1, "category": "a"}, "row 2, field 'turns': not a MT-Bench item: missing"),
         ({"question_id": 1, "category": "a", "turns": ["one"]}, "expected 2 turns"),
-        ({"question_id": 0, "category": "a", "turns": ["one", "two"]}, "id 0 stands twice"),
+        ({"question_id": 0, "category": "a", "turns": ["one", "two"]}, "id 0 appears twice"),
         ({"question_id": "x", "category": "a", "turns": ["one", "two"]}, "field 'question_id'.*expected int"),
     ],
 )

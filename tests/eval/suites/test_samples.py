@@ -49,7 +49,7 @@ def test_what_is_no_samples_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "value", "words"),
     [
-        ("value", float("nan"), "row 2, field 'value': nan is no finite number"),
+        ("value", float("nan"), "row 2, field 'value': nan is not a finite number"),
         ("value", float("-inf"), "row 2, field 'value'"),
         ("value", -1e200, "row 2, field 'value': -1e[+]200 is beyond 1e[+]100"),
         *((name, None, f"row 2, field '{name}'") for name in ("suite", "id", "cluster", "metric")),

@@ -85,7 +85,7 @@ def test_older_files_tell_by_the_type_and_ids_may_be_numbers(tmp_path: Path) -> 
         ({"id": "1", "prompt": "p", "type": "t", "label": "maybe"}, "row 2, field 'label'"),
         ({"id": "1", "type": "t", "label": "safe"}, "row 2, field 'prompt'"),
         ({"prompt": "p", "type": "t", "label": "safe"}, "row 2, field 'id'"),
-        ({"id": "0", "prompt": "p", "type": "t", "label": "safe"}, "id 0 stands twice"),
+        ({"id": "0", "prompt": "p", "type": "t", "label": "safe"}, "id 0 appears twice"),
     ],
 )
 def test_an_item_of_another_form_is_named(record: dict[str, str], words: str) -> None:

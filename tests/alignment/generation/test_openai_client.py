@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
 
 import pytest
 
-from eval.judge.endpoint import LONGEST_DELAY, backoff, error_word, retry_after
+from alignment.generation.openai_client import LONGEST_DELAY, backoff, error_word, retry_after
 
 
 @pytest.mark.parametrize(
@@ -57,3 +59,8 @@ def test_waits_double_are_bounded_and_differ_by_chance() -> None:
 )
 def test_only_a_bare_word_of_an_error_body_is_repeated(body: Any, word: str) -> None:
     assert error_word(body) == word
+
+
+def test_what_asks_endpoints_can_be_imported_without_the_openai_package() -> None:
+    code = "import sys; sys.modules['openai'] = None; import alignment.generation.endpoint, eval.judge.endpoint"
+    subprocess.run([sys.executable, "-c", code], check=True)

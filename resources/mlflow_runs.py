@@ -1,0 +1,207 @@
+"""The MLflow run of a materialization: one for each (asset, partition, artifact key).
+
+A run is searched by its tag before it is made, so a retry, a resume and a second report use the same run.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignment.address import shown
+from alignment.store import Commit
+from resources.home import align_home, mlflow_ui
+from resources.mlflow_values import (
+    DAGSTER_RUNS_TAG,
+    PARAM_LIMIT,
+    dagster_runs_tag,
+    overflow_files,
+    upstream_tag,
+    valid_name,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+BATCH = 900
+DIGEST_LIMIT = 36  # of a dataset in MLflow
+REQUEST_TAG = "align.request"
+RECIPE_TAG = "align.recipe"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a materialization reports to MLflow.
+
+    `history` has a dict for each training step (`step`, and numbers by name). `upstream` maps an input's name to the
+    MLflow run that reported it. `checkpoint` is true if the artifact is a model.
+    """
+
+    recipe: str
+    asset: str
+    partition: str | None
+    commit: Commit
+    uri: str
+    params: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    dagster_run_id: str
+    history: list[dict[str, Any]] = field(default_factory=list)
+    upstream: Mapping[str, str] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
+    checkpoint: bool = False
+
+    @property
+    def identity(self) -> str:
+        """The value of the tag by which the run is found again."""
+        return "/".join([self.recipe, self.asset, self.partition or "-", self.commit.key])
+
+
+@dataclass(frozen=True)
+class Reported:
+    """The MLflow run of a materialization, and the address at which a person opens it."""
+
+    run_id: str
+    url: str
+
+
+def report_run(client: MlflowClient, report: Report) -> Reported:
+    """Writes the run of a materialization; safe to repeat. A finished run only gets the Dagster run's id."""
+    run = _run(client, report)
+    run_id = str(run.info.run_id)
+    if (added := dagster_runs_tag(run.data.tags, report.dagster_run_id)) is not None:
+        client.set_tag(run_id, *added)
+    if run.info.status != "FINISHED":
+        _log_numbers(client, run_id, report)
+        _log_inputs(client, run_id, report)
+        with tempfile.TemporaryDirectory() as folder:
+            texts = overflow_files(report.upstream, report.params)
+            texts["commit.json"] = report.commit.model_dump_json(indent=1)
+            for name, text in texts.items():
+                Path(folder, name).write_text(text, encoding="utf-8")
+            for path in [*(Path(folder, name) for name in texts), *report.files]:
+                client.log_artifact(run_id, str(path))
+        if report.checkpoint:
+            _logged_model(client, report, run)
+        client.set_terminated(run_id, "FINISHED")
+    return Reported(run_id, f"{mlflow_ui()}/#/experiments/{run.info.experiment_id}/runs/{run_id}")
+
+
+def _run(client: MlflowClient, report: Report) -> Run:
+    """The earliest run with this identity, or a new run."""
+    experiment = _experiment(client, report.recipe)
+    by_identity = f"tags.`{REQUEST_TAG}` = '{report.identity}'"
+    if runs := client.search_runs([experiment], by_identity, order_by=["attributes.start_time ASC"], max_results=1):
+        return runs[0]
+    name = f"{report.asset} {report.partition}" if report.partition else report.asset
+    created = client.create_run(experiment, run_name=name, tags=_tags(report))
+    earliest = client.search_runs([experiment], by_identity, order_by=["attributes.start_time ASC"], max_results=1)
+    if earliest and earliest[0].info.run_id != created.info.run_id:
+        client.delete_run(created.info.run_id)
+        return earliest[0]
+    return created
+
+
+def _logged_model(client: MlflowClient, report: Report, run: Run) -> str:
+    """The id of the checkpoint's logged model, made once. Its files stay in our store until it is registered."""
+    from mlflow.entities import LoggedModelOutput
+
+    experiment, run_id = run.info.experiment_id, run.info.run_id
+    models = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'", max_results=1)
+    if models:
+        return str(models[0].model_id)
+    model = client.create_logged_model(
+        experiment_id=experiment,
+        name=report.asset.replace("/", "-"),
+        source_run_id=run_id,
+        model_type="checkpoint",
+        params={"key": report.commit.key},
+        tags={
+            "mlflow.model.isExternal": "true",
+            "align.uri": report.uri,
+            "align.digest": report.commit.digest,
+            "align.key": report.commit.key,
+        },
+    )
+    client.finalize_logged_model(model.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    return str(model.model_id)
+
+
+def _experiment(client: MlflowClient, name: str) -> str:
+    """The id of the recipe's experiment. Without a server its files are in the project's home, not where a step
+    runs."""
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    try:
+        local = not client.tracking_uri.startswith("http")
+        place = (align_home() / "mlartifacts" / name).as_uri() if local else None
+        return str(client.create_experiment(name, artifact_location=place))
+    except MlflowException:  # another step made it first
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            raise
+        return str(experiment.experiment_id)
+
+
+def _tags(report: Report) -> dict[str, str]:
+    commit = report.commit
+    tags = {
+        REQUEST_TAG: report.identity,
+        RECIPE_TAG: report.recipe,
+        "align.stage": commit.stage,
+        "align.kind": commit.kind,
+        "align.key": commit.key,
+        "align.digest": commit.digest,
+        "align.uri": report.uri,
+        "align.code_version": str(commit.code_version),
+        "dagster.asset": f"{report.recipe}/{report.asset}",
+        "dagster.partition": report.partition or "",
+        "dagster.data_version": commit.digest,
+        DAGSTER_RUNS_TAG: report.dagster_run_id,
+        "align.upstream_runs": upstream_tag(report.upstream),
+    }
+    return {name: value for name, value in tags.items() if value}
+
+
+def _log_numbers(client: MlflowClient, run_id: str, report: Report) -> None:
+    from mlflow.entities import Metric, Param
+
+    # with the artifact's own time a point that is written twice stays one point
+    at = int(datetime.fromisoformat(report.commit.started_at).timestamp() * 1000)
+    metrics = [Metric(valid_name(name), float(value), at, 0) for name, value in report.metrics.items()]
+    for record in report.history:
+        step = int(record["step"])
+        metrics += [
+            Metric(name, float(value), at, step)
+            for name, value in record.items()
+            if name != "step" and isinstance(value, int | float)
+        ]
+    params = [Param(valid_name(name), shown(str(value))[:PARAM_LIMIT]) for name, value in report.params.items()]
+    for start in range(0, len(metrics), BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + BATCH])
+    for start in range(0, len(params), 100):
+        client.log_batch(run_id, params=params[start : start + 100])
+
+
+def _log_inputs(client: MlflowClient, run_id: str, report: Report) -> None:
+    """Logs each input as a dataset with its digest; of a manifest with thousands of shards only the first ones."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+
+    inputs = []
+    for name, artifact in list(report.commit.inputs.items())[:BATCH]:
+        source = {"kind": artifact.kind, "key": artifact.key, "attempt": artifact.attempt}
+        dataset = Dataset(artifact.kind, artifact.digest[:DIGEST_LIMIT], "alignment-dags", json.dumps(source))
+        tags = [InputTag(MLFLOW_DATASET_CONTEXT, name), InputTag("align.key", artifact.key)]
+        inputs.append(DatasetInput(dataset, tags))
+    if inputs:
+        client.log_inputs(run_id, inputs)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from alignment.errors import BadInput
 from alignment.store import Artifact, Commit, Store
 from assets.building.upstream import Upstream
-from assets.override import Decision, decision_of
+from assets.registration import Decision, RegistrationSummary, decision_of
 from eval.gate.evidence import answered_by
 from resources.mlflow import CHAMPION, REGISTRATION_TAG, Tracking
 
@@ -57,9 +57,10 @@ def standing(store: Store, registration: Artifact | None) -> Champion:
     """The registration, or the nearest before it, that did register a policy."""
     while registration is not None:
         commit = store.commit_of(registration)
-        if commit.summary["registered"]:
-            version = str(commit.summary["version"])
-            return Champion(registration, commit.inputs["policy"], scores_of(commit), version, decision_of(commit))
+        summary = RegistrationSummary.of(commit)
+        if summary.registered:
+            _, version = summary.model_version
+            return Champion(registration, commit.inputs["policy"], scores_of(commit), version, summary.decision)
         registration = commit.inputs.get("previous")
     return Champion()
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from alignment.stages.preference_manifest import ManifestSummary
 from alignment.store import Artifact, Commit
 from alignment_dags.cli.output import columns, comparison_row
 from alignment_dags.run.run import Outcome
 from assets.building.upstream import Upstream
 from assets.champion import moved_by_hand
+from assets.registration import RegistrationSummary
+from eval.stages.evaluation_report import ReportSummary
 from resources.mlflow import Tracking, TrackingUnreachable
 
 
@@ -27,18 +30,21 @@ def summary_of(outcome: Outcome) -> dict[str, Any]:
     manifest, policy = commit("preference_manifest"), upstream.get("policy_checkpoint")
     if report is not None and report.inputs["policy"] != policy:
         report = None  # of an earlier policy: this one was not evaluated
+    decided = None if report is None else ReportSummary.of(report)
     return {
         "recipe": outcome.recipe.name,
         "seconds": round(outcome.seconds, 1),
         "dagster_runs": outcome.dagster_runs,
         "ended_runs": outcome.ended_runs,
         "failure": outcome.failure,
-        "verdict": report.summary["verdict"] if report else None,
-        "reasons": report.summary["reasons"] if report else [],
-        "comparisons": report.summary["comparisons"] if report else {},
-        "notes": report.summary.get("notes", []) if report else [],
-        "registered": registration.summary if registration and outcome.failure is None else None,
-        "rows": manifest.summary if manifest else None,
+        "verdict": decided.verdict if decided else None,
+        "reasons": decided.reasons if decided else [],
+        "comparisons": decided.recorded()["comparisons"] if decided else {},
+        "notes": decided.notes if decided else [],
+        "registered": (
+            RegistrationSummary.of(registration).recorded() if registration and outcome.failure is None else None
+        ),
+        "rows": ManifestSummary.of(manifest).recorded() if manifest else None,
         "report": f"{uri(upstream.get('evaluation_report'))}/report.html" if report else None,
         "policy": uri(policy),
         "alias": alias_told(outcome, upstream.get("registered_model")),

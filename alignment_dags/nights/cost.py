@@ -9,6 +9,7 @@ from datetime import datetime
 import dagster as dg
 
 from alignment.recipe import Recipe
+from alignment.stages.stage import ReferenceSummary
 from alignment.store import Artifact, Commit, Store
 from alignment.store.store import commits_of, readable_commits
 from alignment_dags.nights.night import Costs, Night, Scored, night_costs
@@ -52,10 +53,11 @@ def scored_between(
 def scored(made: Collection[Commit], price_per_hour: float | None) -> Scored:
     """What these reference artifacts took; the price is None where their pool names none."""
     seconds = sum(commit.seconds for commit in made)
+    summaries = [ReferenceSummary.of(commit) for commit in made]
     return Scored(
         shards=len(made),
-        sequences=sum(commit.summary.get("scored") or 0 for commit in made),
-        tokens=sum(commit.summary.get("tokens") or 0 for commit in made),
+        sequences=sum(summary.scored or 0 for summary in summaries),
+        tokens=sum(summary.tokens or 0 for summary in summaries),
         seconds=round(seconds, 3),
         price=round(seconds * price_per_hour / 3600, 4) if price_per_hour and made else None,
     )

@@ -15,6 +15,7 @@ from alignment_dags.run.plan import plan
 from alignment_dags.source.observe import look
 from assets.building.node import Node
 from assets.building.upstream import Upstream
+from eval.stages.evaluation_report import ReportSummary
 from resources.pools import Pools
 
 MANIFEST = "preference_manifest"
@@ -71,7 +72,7 @@ def state_of(recipe: Recipe, pools: Pools, store: Store) -> State:
         reference=tuple(reference),
         manifest_behind=pinned.state != "current",
         train=tuple(one.node.name for one in planned if one.state != "current"),
-        verdict=None if report is None else str(report.summary["verdict"]),
+        verdict=None if report is None else ReportSummary.of(report).verdict,
         manifest=None if ref is None else ref.artifact.digest,
     )
 

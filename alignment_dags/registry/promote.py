@@ -26,7 +26,7 @@ from alignment_dags.run.phases import RECIPES, phase_named, recipes_in_use, retu
 from alignment_dags.run.workers import apply_pools, end_dead_runs
 from assets.building.upstream import Upstream
 from assets.champion import check_evaluated
-from assets.override import Decision, decision_of, drop_decision, write_decision
+from assets.registration import Decision, RegistrationSummary, drop_decision, write_decision
 from resources.home import ensure_home
 from resources.pools import load_pools
 from resources.store import ArtifactStore
@@ -61,17 +61,18 @@ def promote(wish: Wish, say: Callable[[str], None]) -> dict[str, Any]:
         run_id = _carry_out(recipe, decision, say)
         registration = Upstream(store, recipe.name)(NODE)
         commit = store.commit_of(registration)
-        if decision_of(commit) != decision:
+        summary = RegistrationSummary.of(commit)
+        if summary.decision != decision:
             raise BadInput(f"{recipe.name} has another policy by now than the decision was about; look, and ask again")
     except BaseException:
         drop_decision(store, recipe.name)  # what was not carried out must not happen some other night
         raise
     return {
         "model": wish.model,
-        "version": str(commit.summary["version"]),
+        "version": summary.version,
         "decision": decision.model_dump(mode="json"),
-        "gate": commit.summary["gate"],
-        "alias_moved": commit.summary.get("alias_moved"),
+        "gate": summary.gate,
+        "alias_moved": summary.alias_moved,
         "dagster_run": run_id,
     }
 

@@ -7,6 +7,7 @@ from alignment.store import Commit, Store
 from alignment.store.erase import all_commits
 from alignment.store.store import refs_of
 from assets.champion import standing
+from assets.registration import RegistrationSummary
 from resources.mlflow import CHAMPION
 
 REGISTERED = "registered_model"
@@ -17,7 +18,7 @@ def registrations_of(store: Store, model: str) -> list[Commit]:
     found = [
         commit
         for commit in all_commits(store, REGISTERED)
-        if commit.summary["registered"] and commit.summary["model"] == model
+        if (summary := RegistrationSummary.of(commit)).registered and summary.model == model
     ]
     return sorted(found, key=lambda commit: commit.started_at, reverse=True)
 
@@ -28,7 +29,7 @@ def champion_of(store: Store, model: str) -> Commit | None:
         registration = standing(store, named.ref.artifact).registration
         if registration is not None:
             commit = store.commit_of(registration)
-            if commit.summary["model"] == model:
+            if RegistrationSummary.of(commit).model == model:
                 return commit
     found = registrations_of(store, model)
     followed = {commit.inputs["previous"].digest for commit in found if "previous" in commit.inputs}
@@ -50,8 +51,10 @@ def registration_of(store: Store, model: str, wanted: str) -> Commit:
         champion = champion_of(store, model)
         assert champion is not None
         return champion
-    of_version = [commit for commit in found if str(commit.summary["version"]) == wanted]
-    if of_version:
-        return of_version[0]
-    versions = sorted({str(commit.summary["version"]) for commit in found}, key=lambda name: (len(name), name))
+    latest: dict[str, Commit] = {}
+    for commit in found:
+        latest.setdefault(RegistrationSummary.of(commit).model_version[1], commit)
+    if wanted in latest:
+        return latest[wanted]
+    versions = sorted(latest, key=lambda name: (len(name), name))
     raise BadInput(f"model '{model}' has no version '{wanted}'; versions: {', '.join(versions)}")

@@ -9,6 +9,7 @@ from alignment.store import Commit, Store
 from alignment.store.store import refs_of
 from alignment_dags.retention.items import Doomed
 from assets.champion import standing
+from assets.registration import RegistrationSummary
 
 POLICY, SFT, REGISTERED = "policy_checkpoint", "sft_checkpoint", "registered_model"
 WEIGHTS = ".safetensors"
@@ -57,7 +58,7 @@ def _registered(store: Store, keep: int) -> set[str]:
     """Policies a person may want to go back to: the last that each recipe registered."""
     made: defaultdict[str, set[str]] = defaultdict(set)
     for commit in _latest_first(store, REGISTERED):
-        if commit.summary.get("registered"):
+        if RegistrationSummary.of(commit).registered:
             versions = made[commit.environment.get("recipe", "")]
             if len(versions) < keep:
                 versions.add(commit.inputs["policy"].key)

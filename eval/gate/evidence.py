@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -19,6 +19,7 @@ from eval.gate.metrics import PREFERENCES
 from eval.gate.requirement import OTHER_SETTINGS, Check
 from eval.gate.verdict import Verdict, decide, verdict_key
 from eval.suites.samples import SAMPLES_FILE, Sample, read_samples
+from eval.summaries import ScoresSummary
 
 
 class ReportRequest(Request):
@@ -57,15 +58,7 @@ class SuiteScores:
     """One checkpoint's scores on one suite: its samples, and the summary that its commit recorded."""
 
     samples: list[Sample]
-    summary: dict[str, Any]
-
-    @property
-    def judged(self) -> bool:
-        return bool(self.summary["judged"])
-
-    @property
-    def settings(self) -> str:
-        return str(self.summary["settings"])
+    summary: ScoresSummary
 
 
 @dataclass(frozen=True)
@@ -103,18 +96,13 @@ def read_scores(store: Store, scores: Mapping[str, Artifact], checkpoint: Artifa
         samples = read_samples(store.fetch(artifact, deep=True) / SAMPLES_FILE)
         if {sample.suite for sample in samples} - {suite}:
             raise WrongEvidence(f"the scores under {suite} are of {samples[0].suite}")
-        found[suite] = SuiteScores(samples, commit.summary)
+        found[suite] = SuiteScores(samples, ScoresSummary.of(commit))
     return found
-
-
-LACKING = ("failed", "missing", "unparsable", "unjudged")
-"""What a summary of scores counts of items without a value."""
 
 
 def lack_items(store: Store, scores: Iterable[Artifact]) -> bool:
     """Whether some of these scores have an item without a value."""
-    summaries = (store.commit_of(artifact).summary for artifact in scores)
-    return any(summary.get(name) for summary in summaries for name in LACKING)
+    return any(ScoresSummary.of(store.commit_of(artifact)).lacking for artifact in scores)
 
 
 def compare_scores(baseline: Mapping[str, SuiteScores], candidate: Mapping[str, SuiteScores]) -> Compared:
@@ -140,9 +128,9 @@ def compare_scores(baseline: Mapping[str, SuiteScores], candidate: Mapping[str, 
 def _not_comparable(baseline: SuiteScores | None, candidate: SuiteScores | None) -> str | None:
     if baseline is None or candidate is None:
         return "measured on one side only"
-    if not (baseline.judged and candidate.judged):
+    if not (baseline.summary.judged and candidate.summary.judged):
         return "not judged"
-    if baseline.settings != candidate.settings:
+    if baseline.summary.settings is None or baseline.summary.settings != candidate.summary.settings:
         return OTHER_SETTINGS
     return None
 

@@ -22,8 +22,8 @@ from assets.building.factory import asset_key, build_asset
 from assets.building.node import Work
 from assets.building.upstream import Upstream
 from assets.graph import nodes_of
-from assets.override import write_decision
 from assets.registered_model import alias_moved
+from assets.registration import write_decision
 from resources.mlflow import Tracking
 from resources.pools import load_pools
 from resources.store import ArtifactStore

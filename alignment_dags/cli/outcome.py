@@ -8,7 +8,7 @@ from alignment.stages.preference_manifest import ManifestSummary
 from alignment.store import Artifact, Commit
 from alignment_dags.cli.output import columns, comparison_row
 from alignment_dags.run.run import Outcome
-from assets.building.upstream import Upstream
+from alignment_dags.run.workspace import Workspace
 from assets.champion import moved_by_hand
 from assets.registration import RegistrationSummary
 from eval.stages.evaluation_report import ReportSummary
@@ -17,14 +17,14 @@ from resources.mlflow import Tracking, TrackingUnreachable
 
 def summary_of(outcome: Outcome) -> dict[str, Any]:
     """Plain data for `--json` and for `show_outcome`."""
-    upstream = Upstream(outcome.store, outcome.recipe.name)
+    recipe, store, upstream = outcome.workspace.recipe, outcome.workspace.store, outcome.workspace.upstream()
 
     def commit(name: str) -> Commit | None:
-        found = upstream.get(name)
-        return None if found is None else outcome.store.commit_of(found)
+        artifact = upstream.get(name)
+        return None if artifact is None else store.commit_of(artifact)
 
     def uri(artifact: Artifact | None) -> str | None:
-        return None if artifact is None else outcome.store.uri(artifact)
+        return None if artifact is None else store.uri(artifact)
 
     report, registration = commit("evaluation_report"), commit("registered_model")
     manifest, policy = commit("preference_manifest"), upstream.get("policy_checkpoint")
@@ -32,7 +32,7 @@ def summary_of(outcome: Outcome) -> dict[str, Any]:
         report = None  # of an earlier policy: this one was not evaluated
     decided = None if report is None else ReportSummary.of(report)
     return {
-        "recipe": outcome.recipe.name,
+        "recipe": recipe.name,
         "seconds": round(outcome.seconds, 1),
         "dagster_runs": outcome.dagster_runs,
         "ended_runs": outcome.ended_runs,
@@ -47,15 +47,15 @@ def summary_of(outcome: Outcome) -> dict[str, Any]:
         "rows": ManifestSummary.of(manifest).recorded() if manifest else None,
         "report": f"{uri(upstream.get('evaluation_report'))}/report.html" if report else None,
         "policy": uri(policy),
-        "alias": alias_told(outcome, upstream.get("registered_model")),
-        "store": outcome.store.shown,
+        "alias": alias_warning(outcome.workspace, upstream.get("registered_model")),
+        "store": store.shown,
     }
 
 
-def alias_told(outcome: Outcome, registration: Artifact | None) -> str | None:
+def alias_warning(workspace: Workspace, registration: Artifact | None) -> str | None:
     """What is wrong with the champion's alias, if anything is and MLflow answers."""
     try:
-        return moved_by_hand(outcome.store, Tracking(attempts=1), outcome.recipe.model_name, registration)
+        return moved_by_hand(workspace.store, Tracking(attempts=1), workspace.recipe.model_name, registration)
     except TrackingUnreachable:
         return None
 

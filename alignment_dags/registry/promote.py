@@ -18,18 +18,15 @@ import dagster as dg
 
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe
-from alignment.store import Store
 from alignment.store.erase import gone
 from alignment_dags.registry.registrations import registration_of
 from alignment_dags.run.launch import launch
-from alignment_dags.run.phases import RECIPES, phase_named, recipes_in_use, return_phase
 from alignment_dags.run.workers import apply_pools, end_dead_runs
-from assets.building.upstream import Upstream
+from alignment_dags.run.workspace import RECIPES, Workspace, recipes_in_use
 from assets.champion import check_evaluated
 from assets.registration import Decision, RegistrationSummary, drop_decision, write_decision
 from resources.home import ensure_home
 from resources.pools import load_pools
-from resources.store import ArtifactStore
 
 NODE = "registered_model"
 
@@ -54,13 +51,13 @@ def promote(wish: Wish, say: Callable[[str], None]) -> dict[str, Any]:
     path, recipe = _recipe(wish)
     os.environ[RECIPES] = str(path)
     ensure_home()
-    store = ArtifactStore().open()
-    decision = decide(store, recipe, wish)
+    workspace = Workspace(recipe, load_pools())
+    store = workspace.store
+    decision = decide(workspace, wish)
     write_decision(store, recipe.name, decision)
     try:
-        run_id = _carry_out(recipe, decision, say)
-        registration = Upstream(store, recipe.name)(NODE)
-        commit = store.commit_of(registration)
+        run_id = _carry_out(workspace, decision, say)
+        commit = store.commit_of(workspace.upstream()(NODE))
         summary = RegistrationSummary.of(commit)
         if summary.decision != decision:
             raise BadInput(f"{recipe.name} has another policy by now than the decision was about; look, and ask again")
@@ -77,13 +74,13 @@ def promote(wish: Wish, say: Callable[[str], None]) -> dict[str, Any]:
     }
 
 
-def decide(store: Store, recipe: Recipe, wish: Wish) -> Decision:
+def decide(workspace: Workspace, wish: Wish) -> Decision:
     """The decision behind a wish.
 
     Raises `BadInput` for a version that there is not, or whose weights are gone, and for an override over a policy
     that was not evaluated yet.
     """
-    upstream = Upstream(store, recipe.name)
+    recipe, store, upstream = workspace.recipe, workspace.store, workspace.upstream()
     candidate = upstream.get("policy_checkpoint")
     if candidate is None:
         raise BadInput(f"{recipe.name} has no policy yet")
@@ -122,10 +119,9 @@ def _recipe(wish: Wish) -> tuple[Path, Recipe]:
     raise BadInput(f"no recipe in use registers '{wish.model}'; name its file with --recipe, or in ALIGN_RECIPES")
 
 
-def _carry_out(recipe: Recipe, decision: Decision, say: Callable[[str], None]) -> str:
-    pools = load_pools()
-    phase = return_phase(recipe, pools) if decision.kind == "rollback" else phase_named("train", recipe, pools)
+def _carry_out(workspace: Workspace, decision: Decision, say: Callable[[str], None]) -> str:
+    phase = workspace.return_phase if decision.kind == "rollback" else workspace.phase("train")
     with dg.DagsterInstance.get() as instance:
         end_dead_runs(instance)
-        apply_pools(instance, pools)
-        return launch(instance, recipe, phase, [NODE], {}, say)
+        apply_pools(instance, workspace.pools)
+        return launch(instance, workspace.recipe, phase, [NODE], {}, say)

@@ -18,6 +18,7 @@ from alignment_dags.cli.models import lines
 from alignment_dags.registry.lineage import lineage_of
 from alignment_dags.registry.promote import Wish, decide, promote
 from alignment_dags.retention.collect import carry_out, plan_of
+from alignment_dags.run.workspace import Workspace
 from assets.building.factory import asset_key, build_asset
 from assets.building.node import Work
 from assets.building.upstream import Upstream
@@ -47,7 +48,11 @@ def write(small_recipe: dict[str, Any], tmp_path: Path) -> Write:
     return write
 
 
-def registered_model_alone(recipe: Recipe, *_: Any) -> str:
+def carried_out_alone(workspace: Workspace, *_: Any) -> str:
+    return registered_model_alone(workspace.recipe)
+
+
+def registered_model_alone(recipe: Recipe) -> str:
     """Materializes `registered_model` and nothing else, as a person may from the UI."""
     assets = [build_asset(node, recipe, load_pools()) for node in nodes_of(recipe, load_pools())]
     with dg.DagsterInstance.get() as instance:
@@ -63,7 +68,7 @@ def registered_model_alone(recipe: Recipe, *_: Any) -> str:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Promotions carried out in this process."""
-    monkeypatch.setattr("alignment_dags.registry.promote._carry_out", registered_model_alone)
+    monkeypatch.setattr("alignment_dags.registry.promote._carry_out", carried_out_alone)
 
 
 def version_with_tags() -> tuple[str, dict[str, str]]:
@@ -191,7 +196,7 @@ def test_a_registration_that_a_decision_overtook_is_refused(
 
     def overtaken(work: Work, recipe: Recipe) -> str | None:
         wish = Wish("small", to="1", reason="not this one", recipe=path)
-        write_decision(work.store, "small", decide(work.store, recipe, wish))
+        write_decision(work.store, "small", decide(Workspace(recipe, load_pools(), lambda: work.store), wish))
         return alias_moved(work, recipe)
 
     with monkeypatch.context() as patch:
@@ -261,8 +266,7 @@ def test_an_alias_that_somebody_moved_is_reported_and_put_back(
     from alignment_dags.cli.outcome import summary_of
     from alignment_dags.run.run import Outcome
 
-    store = ArtifactStore().open()
-    assert moved in summary_of(Outcome(load_recipe(path), store))["alias"]
+    assert moved in summary_of(Outcome(Workspace(load_recipe(path), load_pools())))["alias"]
 
     made = bring_up_to_date(load_recipe(write(0.5)))
     assert moved in made.store.commit_of(made("registered_model")).summary["alias_moved"]
@@ -316,8 +320,6 @@ def test_what_cannot_be_promoted_is_refused_and_leaves_nothing_behind(
 def test_registering_alone_is_refused_whatever_stands_behind_it(
     tampering: str, write: Write, finished: Callable[..., Upstream]
 ) -> None:
-    from alignment_dags.run.phases import phase_named
-
     path = write(0.1)
     recipe = load_recipe(path)
     upstream = finished(recipe)
@@ -332,7 +334,7 @@ def test_registering_alone_is_refused_whatever_stands_behind_it(
         names = (
             ["policy_checkpoint"]
             if tampering == "an older report"
-            else [node.name for node in phase_named("train", recipe, load_pools()).nodes]
+            else [node.name for node in Workspace(recipe, load_pools()).phase("train").nodes]
         )
         assets = [build_asset(node, recipe, load_pools()) for node in nodes_of(recipe, load_pools())]
         with dg.DagsterInstance.get() as instance:

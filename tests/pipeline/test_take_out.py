@@ -45,7 +45,7 @@ def write(small_recipe: dict[str, Any], tmp_path: Path) -> Write:
     return write
 
 
-def registered_model_alone(recipe: Recipe, *_: Any) -> str:
+def registered_model_alone(recipe: Recipe) -> str:
     assets = [build_asset(node, recipe, load_pools()) for node in nodes_of(recipe, load_pools())]
     with dg.DagsterInstance.get() as instance:
         return dg.materialize(
@@ -126,7 +126,8 @@ def test_a_version_that_was_registered_without_files_is_repaired(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("alignment_dags.registry.promote._carry_out", registered_model_alone)
+    alone = "alignment_dags.registry.promote._carry_out"
+    monkeypatch.setattr(alone, lambda workspace, *_: registered_model_alone(workspace.recipe))
     path = write(0.1)
     made = bring_up_to_date(load_recipe(path))
     wanted = committed(policy_of(made), made.store.fetch(made("policy_checkpoint")))

@@ -52,15 +52,16 @@ def automation_sensor(recipes: Iterable[Recipe]) -> dg.AutomationConditionSensor
 
 def build_definitions(recipes: Iterable[Recipe]) -> dg.Definitions:
     pools = load_pools()
-    workspaces = [(workspace, jobs_of(workspace)) for workspace in (Workspace(recipe, pools) for recipe in recipes)]
-    nights = [night_definitions(*of_recipe) for of_recipe in workspaces if of_recipe[0].recipe.schedule is not None]
+    workspaces = [Workspace(recipe, pools) for recipe in recipes]
+    jobs = {one.recipe.name: jobs_of(one) for one in workspaces}
+    nights = [night_definitions(one, jobs[one.recipe.name]) for one in workspaces if one.recipe.schedule is not None]
     return dg.Definitions(
-        assets=[build_asset(node, one.recipe, pools) for one, _ in workspaces for node in one.nodes],
-        jobs=[job for _, jobs in workspaces for job in jobs],
+        assets=[build_asset(node, one.recipe, pools) for one in workspaces for node in one.nodes],
+        jobs=[job for phases in jobs.values() for job in phases],
         schedules=[schedule for schedule, _ in nights],
         sensors=[
-            *(build_sensor(workspace, jobs) for workspace, jobs in workspaces),
-            automation_sensor(workspace.recipe for workspace, _ in workspaces),
+            *(build_sensor(one, jobs[one.recipe.name]) for one in workspaces),
+            automation_sensor(one.recipe for one in workspaces),
             *(sensor for _, sensor in nights),
         ],
         resources={"store": ArtifactStore(), "tracking": Tracking()},

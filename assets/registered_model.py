@@ -17,8 +17,8 @@ from alignment.stages import Context, Request, Result, Stage, execute
 from alignment.store import Artifact, Commit, CorruptArtifact, MissingArtifact, Store
 from assets.building.node import Node, Work, run_stage
 from assets.building.upstream import Upstream
-from assets.champion import champion_beside, check_evaluated, moved_by_hand, scores_of, standing
-from assets.registration import Decision, RegistrationSummary, decision_of, standing_decision
+from assets.champion import champion_beside, check_evaluated, moved_by_hand, registered_champion, scores_of
+from assets.registration import Decision, RegistrationSummary, decision_for, decision_of
 from eval.gate.default import gate_of
 from eval.gate.evidence import WrongEvidence, recompute
 from eval.stages.checkpoint_check import STAGE as CHECK
@@ -63,7 +63,7 @@ STAGE = Stage(name="registered_model", code_version=1, request=RegistrationReque
 def registered_model(recipe: Recipe, pools: Pools) -> Node:
     def request(upstream: Upstream, shard: str | None) -> RegistrationRequest:
         candidate = upstream("policy_checkpoint")
-        decision = standing_decision(upstream, candidate)
+        decision = decision_for(upstream, candidate)
         asked = RegistrationRequest(
             policy=candidate,
             report=upstream("evaluation_report"),
@@ -121,7 +121,7 @@ def decided(upstream: Upstream, asked: RegistrationRequest, decision: Decision) 
     if commit is not None and decision_of(commit) == decision:
         previous = commit.inputs.get("previous")
     else:
-        previous = standing(upstream.store, latest).registration
+        previous = registered_champion(upstream.store, latest).registration
     changed: dict[str, Any] = {"previous": previous, "decision": decision}
     if decision.registration is not None:
         target = upstream.store.commit_of(decision.registration)
@@ -180,9 +180,11 @@ def beside_the_champion(work: Work) -> None:
     """Fails where the report compared the policy with another champion than the one that it would follow."""
     assert isinstance(work.request, RegistrationRequest)
     compared = work.store.commit_of(work.request.report).inputs.get("champion")
-    stands = standing(work.store, work.request.previous)
-    if (compared and compared.digest) != (stands.policy and stands.policy.digest):
-        now = "there is none by now" if stands.version is None else f"the champion is version {stands.version} by now"
+    champion = registered_champion(work.store, work.request.previous)
+    if (compared and compared.digest) != (champion.policy and champion.policy.digest):
+        now = (
+            "there is none by now" if champion.version is None else f"the champion is version {champion.version} by now"
+        )
         raise dg.Failure(
             f"not registered: the report compared it with another champion, and {now}; ask again", allow_retries=False
         )

@@ -77,7 +77,7 @@ def decision_of(registration: Commit) -> Decision | None:
     return RegistrationSummary.of(registration).decision
 
 
-def standing_decision(upstream: Upstream, candidate: Artifact) -> Decision | None:
+def decision_for(upstream: Upstream, candidate: Artifact) -> Decision | None:
     """The decision that holds for a candidate: one still to be carried out, or that of the latest registration.
 
     One that was carried out before other registrations is spent: it never comes back by itself.

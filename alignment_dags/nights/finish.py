@@ -119,11 +119,11 @@ def watch_alias(book: NightBook, recipe: Recipe, night: Night, tracking: Trackin
 def watch_judge(book: NightBook, recipe: Recipe, night: Night, now: datetime) -> Night:
     """The closed night with what there is to say of a judge that retires, which is alerted unless an earlier night
     said the same: once ahead, and once when the judge is gone."""
-    told = retirement(recipe.judge, now.date(), NIGHT_NOTICE) or ""
+    warning = retirement(recipe.judge, now.date(), NIGHT_NOTICE) or ""
     before = next((one.judge for one in book.latest() if one.judge is not None), "")
-    if told and told != before:
-        send(recipe.alerts, Alert(recipe.name, "judge_retires", told))
-    noted = night.model_copy(update={"judge": told})
+    if warning and warning != before:
+        send(recipe.alerts, Alert(recipe.name, "judge_retires", warning))
+    noted = night.model_copy(update={"judge": warning})
     book.write(noted)
     return noted
 

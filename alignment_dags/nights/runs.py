@@ -30,11 +30,11 @@ def runs_seen(instance: dg.DagsterInstance, workspace: Workspace, night: Night) 
     keys["train"] -= keys["manifest"]
 
     def phases(chosen: Iterable[dg.AssetKey] | None, job: str | None = None) -> frozenset[str]:
-        found = set(chosen or ())
+        touched = set(chosen or ())
         return frozenset(
             name
             for name, wanted in keys.items()
-            if found & wanted or (not found and job == job_name(recipe.name, name))
+            if touched & wanted or (not touched and job == job_name(recipe.name, name))
         )
 
     seen = []

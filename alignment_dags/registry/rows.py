@@ -16,7 +16,7 @@ from alignment.store.erase import all_commits, gone
 from alignment.store.store import refs_of
 from alignment_dags.registry.registrations import REGISTERED
 from alignment_dags.retention.text import IDS_FILE
-from assets.champion import standing
+from assets.champion import registered_champion
 from assets.registration import RegistrationSummary
 from resources.store import ArtifactStore
 
@@ -31,7 +31,7 @@ def row_lineage(row_id: str) -> dict[str, Any]:
     `registered` lists model, version and whether it is champion.
     """
     store = ArtifactStore().open()
-    champions = {standing(store, named.ref.artifact).registration for named in refs_of(store, REGISTERED)}
+    champions = {registered_champion(store, named.ref.artifact).registration for named in refs_of(store, REGISTERED)}
     registered = [commit for commit in all_commits(store, REGISTERED) if RegistrationSummary.of(commit).registered]
     learned = {commit.digest for commit in all_commits(store, SFT) if _demonstrated(store, commit, row_id)}
     policies = []

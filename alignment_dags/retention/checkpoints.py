@@ -8,7 +8,7 @@ from collections.abc import Collection
 from alignment.store import Commit, Store
 from alignment.store.store import refs_of
 from alignment_dags.retention.items import Doomed
-from assets.champion import standing
+from assets.champion import registered_champion
 from assets.registration import RegistrationSummary
 
 POLICY, SFT, REGISTERED = "policy_checkpoint", "sft_checkpoint", "registered_model"
@@ -46,8 +46,8 @@ def spent_checkpoints(
 def stood_on(store: Store, kind: str) -> set[str]:
     """Keys of the checkpoints of a kind that recipes use now: current ones, champions, and what is below these."""
     current = {named.ref.artifact.key for named in refs_of(store, kind)}
-    found = (standing(store, named.ref.artifact) for named in refs_of(store, REGISTERED))
-    policies = [champion.policy for champion in found if champion.policy is not None]
+    champions = (registered_champion(store, named.ref.artifact) for named in refs_of(store, REGISTERED))
+    policies = [champion.policy for champion in champions if champion.policy is not None]
     if kind == POLICY:
         return current | {policy.key for policy in policies}
     policies += [named.ref.artifact for named in refs_of(store, POLICY)]

@@ -144,60 +144,60 @@ def run_backfill(path: Path, chosen: Chosen, stage: str | None, say: Callable[[s
     workspace = use_recipe(path)
     recipe = workspace.recipe
     source = workspace.upstream().shards(recipe.preferences, recipe.seed)
-    told = Backfilled(recipe.name, chosen.of(list(source)))
+    result = Backfilled(recipe.name, chosen.of(list(source)))
     refused: dict[str, str] = {}
-    planned = plan(workspace, only=told.shards, refused=refused)
+    planned = plan(workspace, only=result.shards, refused=refused)
     stages = STAGES if stage is None else (stage,)
     if stage != STAGES[0] and any(one.node.name == "sft_checkpoint" and one.commit is None for one in planned):
         raise BadInput("has no SFT checkpoint to score with; `align run` makes it", file=str(path))
     claim(workspace.store, recipe)
-    before = _current(planned, told.shards, stages)
+    before = _current(planned, result.shards, stages)
     with dg.DagsterInstance.get() as instance:
         for run_id in end_dead_runs(instance):
             say(f"ended run {run_id[:8]}: its process is gone")
         apply_pools(instance, workspace.pools)
         if chosen.everything:
-            told.withdrawn = follow_source(instance, workspace)
+            result.withdrawn = follow_source(instance, workspace)
         else:
-            _add(instance, recipe, told.shards)
+            _add(instance, recipe, result.shards)
         for phase in workspace.phases:
             if phase.partitioned and phase.nodes[0].name in stages:
-                _run_phase(instance, workspace, phase, told, refused, say)
-    after = _current(plan(workspace, only=told.shards, refused=refused), told.shards, stages)
-    told.failures += [f"{shard}: {why}" for shard, why in refused.items()]
+                _run_phase(instance, workspace, phase, result, refused, say)
+    after = _current(plan(workspace, only=result.shards, refused=refused), result.shards, stages)
+    result.failures += [f"{shard}: {why}" for shard, why in refused.items()]
     for name in stages:
-        told.current[name] = [shard for shard in told.shards if shard in before[name]]
-        told.made[name] = [shard for shard in told.shards if shard in after[name] - before[name]]
-        told.behind[name] = [shard for shard in told.shards if shard not in after[name]]
-    told.seconds = round(time.monotonic() - began, 1)
-    return told
+        result.current[name] = [shard for shard in result.shards if shard in before[name]]
+        result.made[name] = [shard for shard in result.shards if shard in after[name] - before[name]]
+        result.behind[name] = [shard for shard in result.shards if shard not in after[name]]
+    result.seconds = round(time.monotonic() - began, 1)
+    return result
 
 
 def _run_phase(
     instance: dg.DagsterInstance,
     workspace: Workspace,
     phase: Phase,
-    told: Backfilled,
+    result: Backfilled,
     refused: dict[str, str],
     say: Callable[[str], None],
 ) -> None:
-    for tags, nodes in launches(instance, workspace, phase, set(told.shards), refused):
+    for tags, nodes in launches(instance, workspace, phase, set(result.shards), refused):
         try:
-            told.dagster_runs.append(launch(instance, workspace.recipe, phase, nodes, tags, say))
+            result.dagster_runs.append(launch(instance, workspace.recipe, phase, nodes, tags, say))
         except RunFailed as failure:
-            told.dagster_runs.append(failure.run_id)
-            told.failures.append(str(failure))
+            result.dagster_runs.append(failure.run_id)
+            result.failures.append(str(failure))
         except BadInput as error:
-            told.failures.append(str(error))
+            result.failures.append(str(error))
 
 
 def _current(planned: list[Planned], shards: list[str], stages: tuple[str, ...]) -> dict[str, set[str]]:
     """Stage → those of the shards that are made and reported."""
-    found: dict[str, set[str]] = {name: set() for name in stages}
+    current: dict[str, set[str]] = {name: set() for name in stages}
     for one in planned:
-        if one.node.name in found and one.shard in shards and one.state == "current":
-            found[one.node.name].add(str(one.shard))
-    return found
+        if one.node.name in current and one.shard in shards and one.state == "current":
+            current[one.node.name].add(str(one.shard))
+    return current
 
 
 def _add(instance: dg.DagsterInstance, recipe: Recipe, shards: list[str]) -> None:

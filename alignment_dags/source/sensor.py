@@ -67,7 +67,8 @@ def watch(instance: dg.DagsterInstance, workspace: Workspace, text: str | None) 
     running = {run.tags[RUN_KEY] for run in _unfinished(instance, recipe) if RUN_KEY in run.tags}
     made = decide(seen, known, recorded, cursor.asked, running, {*upstream.withdrawn().shards, *seen.withdrawn})
     drop(instance, store, recipe.name, made.drop)
-    order = [*(name for name in known if name not in set(made.drop)), *made.add]
+    dropped = set(made.drop)
+    order = [*(name for name in known if name not in dropped), *made.add]
     requests, asked = _requests(made, seen, order, cursor)
     troubles = "; ".join(made.troubles)
     _alert(recipe, cursor, troubles)

@@ -18,7 +18,7 @@ from alignment.models.pin import checkpoint_files
 from alignment.recipe import Recipe, load_recipe
 from alignment.store import Commit, Store
 from alignment_dags.registry.export import export, local_path
-from alignment_dags.registry.promote import Wish, promote
+from alignment_dags.registry.promote import Promotion, promote
 from alignment_dags.retention.collect import collect
 from assets.building.factory import asset_key, build_asset
 from assets.building.upstream import Upstream
@@ -143,7 +143,7 @@ def test_a_version_that_was_registered_without_files_is_repaired(
     registered_model_alone(load_recipe(path))
     assert downloaded(tmp_path / "materialized") == wanted
     lose()
-    promote(Wish("small", to="1", recipe=path), print)
+    promote(Promotion("small", to="1", recipe=path), print)
     assert downloaded(tmp_path / "promoted") == wanted
     assert len(Tracking().client().search_model_versions("name = 'small'")) == 1
 

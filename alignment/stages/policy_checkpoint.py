@@ -15,7 +15,8 @@ from alignment.methods import method_of
 from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint, load_tokenizer, max_positions
 from alignment.models.code import record_of_code
 from alignment.recipe import Dpo, TokenPolicy
-from alignment.stages import Context, Request, Result, Stage
+from alignment.stages import CheckpointSummary, Context, Request, Result, Stage
+from alignment.stages.stage import PolicySummary
 from alignment.store import Artifact
 from alignment.training import resume
 from alignment.training.arguments import (
@@ -63,28 +64,30 @@ def run(request: DpoRequest, context: Context) -> Result:
     manifest = read_manifest(manifest_folder)
     rows = _rows(request, context, folder, manifest_folder, manifest)
     trained = _train(request, context, folder, rows)
-    summary = {
-        **trained,
-        "rows_trained": len(rows.train),
-        "rows_held_out": len(rows.held_out),
-        "rows_dropped": rows.dropped(),
-    }
     if context.rank:
-        return Result(digest="", summary=summary)
+        return Result(digest="")
     pq.write_table(rows.record, context.out / ROWS_FILE, compression="zstd")
     runs_code = context.runs_code(request.checkpoint)
     digest = digest_checkpoint(context.out, runs_code)
     about = checkpoint_summary(context.out, digest) | record_of_code(context.out, runs_code)
-    return Result(digest=digest.digest, summary=about | summary)
+    summary = PolicySummary(
+        **about,
+        **trained,
+        rows_trained=len(rows.train),
+        rows_held_out=len(rows.held_out),
+        rows_dropped=rows.dropped(),
+    )
+    return Result(digest=digest.digest, summary=summary)
 
 
 def _rows(request: DpoRequest, context: Context, folder: Path, manifest_folder: Path, manifest: Manifest) -> PolicyRows:
     tokenizer = load_tokenizer(folder, context.runs_code(request.checkpoint))
     tokens = Tokenization(tokenizer, request.tokens, max_positions(folder))
-    start = context.store.commit_of(request.checkpoint).summary
-    if "weights_digest" not in start or "config_digest" not in start:
-        start = checkpoint_summary(folder)
-    reference = fingerprint(start["weights_digest"], start["config_digest"], request.settings.precision)
+    start = CheckpointSummary.of(context.store.commit_of(request.checkpoint))
+    if start.weights_digest is None or start.config_digest is None:
+        start = CheckpointSummary(**checkpoint_summary(folder))
+    assert start.weights_digest is not None and start.config_digest is not None
+    reference = fingerprint(start.weights_digest, start.config_digest, request.settings.precision)
     return policy_rows(manifest, context, manifest_folder, tokens, reference, method_of(request.settings))
 
 

@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from alignment_dags.cli import main
-from alignment_dags.run.phases import recipes_in_use
+from alignment_dags.run.workspace import recipes_in_use
 from resources.home import PROJECT
 
 JUDGE = ["--questions", "q", "--answers", "a", "--judge-model", "m", "--out", "o"]

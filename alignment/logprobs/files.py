@@ -24,8 +24,9 @@ from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.logprobs.cache import LogprobCache
 from alignment.logprobs.keys import fingerprint, policy_digest
-from alignment.logprobs.reference import ROWS_AT_ONCE, Reference, reference_pass
+from alignment.logprobs.reference import Reference, reference_pass
 from alignment.logprobs.table import LOGPROBS_SCHEMA, Written, logprobs_table, writer
+from alignment.logprobs.token_ids import ROWS_AT_ONCE
 from alignment.models.checkpoint import (
     PRECISIONS,
     config_digest,

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 
 from alignment.data.manifest import Manifest, read_manifest
 from alignment.data.tokens import Tokenization
-from alignment.logprobs.keys import fingerprint
+from alignment.logprobs.keys import fingerprint, policy_digest
+from alignment.logprobs.token_ids import TokenIds
 from alignment.methods import method_of
 from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint, load_tokenizer, max_positions
 from alignment.models.code import record_of_code
@@ -82,10 +83,12 @@ def _rows(request: DpoRequest, context: Context, folder: Path, manifest_folder: 
     tokenizer = load_tokenizer(folder, context.runs_code(request.checkpoint))
     tokens = Tokenization(tokenizer, request.tokens, max_positions(folder))
     start = context.store.commit_of(request.checkpoint).summary
-    if "weights_digest" not in start or "config_digest" not in start:
+    if not all(name in start for name in ("weights_digest", "config_digest", "tokenizer_digest")):
         start = checkpoint_summary(folder)
     reference = fingerprint(start["weights_digest"], start["config_digest"], request.settings.precision)
-    return policy_rows(manifest, context, manifest_folder, tokens, reference, method_of(request.settings))
+    policy = policy_digest(request.tokens, start["tokenizer_digest"])
+    token_ids = TokenIds(context.store, policy, writes=context.rank == 0)
+    return policy_rows(manifest, context, manifest_folder, tokens, token_ids, reference, method_of(request.settings))
 
 
 def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from alignment.errors import BadInput
 from alignment.logprobs.cache import LogprobCache
 from alignment.logprobs.effort import Ranks
 from alignment.logprobs.keys import fingerprint, policy_digest
-from alignment.logprobs.reference import ROWS_AT_ONCE, Reference, reference_pass
+from alignment.logprobs.reference import Reference, reference_pass
 from alignment.logprobs.table import OUTPUT, Written, dropped_table, logprobs_table, writer
+from alignment.logprobs.token_ids import ROWS_AT_ONCE
 from alignment.models.checkpoint import checkpoint_summary
 from alignment.recipe import TokenPolicy
 from alignment.stages import Context, Request, Result, Stage

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from alignment.data.rows import ROWS_FILE, PreferenceRow, content_id, iter_rows
 from alignment.data.tokens import Dropped, Tokenization, TokenSequence
 from alignment.errors import BadInput
 from alignment.logprobs.keys import sequence_key
+from alignment.logprobs.token_ids import ROWS_AT_ONCE, Pair, TokenIds
 from alignment.methods import Method
 from alignment.stages import Context
 from alignment.store import CorruptArtifact
@@ -69,9 +71,16 @@ class PolicyRows:
 
 
 def policy_rows(
-    manifest: Manifest, context: Context, folder: Path, tokens: Tokenization, fingerprint: str, method: Method
+    manifest: Manifest,
+    context: Context,
+    folder: Path,
+    tokens: Tokenization,
+    token_ids: TokenIds,
+    fingerprint: str,
+    method: Method,
 ) -> PolicyRows:
-    """Reads, tokenises and joins. `folder` is the manifest's; `fingerprint` the starting checkpoint's.
+    """Reads and joins; rows whose `token_ids` are not known are tokenised. `folder` is the manifest's, `fingerprint`
+    the starting checkpoint's.
 
     Raises `BadInput` when the references are another model's or no row is left to train on, and
     `CorruptArtifact` when a row's ids are not those its reference was scored on or a row is unaccounted for.
@@ -86,10 +95,13 @@ def policy_rows(
             scored = _reference(shard, context)
             path = context.fetch(shard.shard) / ROWS_FILE
             record.append(_in_order_of(path, split.of_shard(index, RECORD_SCHEMA.names), shard))
-            for row, place in zip(iter_rows(path), record[-1]["split"], strict=True):
-                if (name := place.as_py()) != "dropped":
+            placed = zip(iter_rows(path), record[-1]["split"].to_pylist(), strict=True)
+            kept_rows = ((row, name) for row, name in placed if name != "dropped")
+            while batch := list(islice(kept_rows, ROWS_AT_ONCE)):
+                pairs = token_ids.pairs([row for row, _ in batch], tokens)
+                for row, name in batch:
                     kept = rows.train if name == "train" else rows.held_out
-                    kept.append(_joined(row, scored.get(row.row_id), tokens, fingerprint))
+                    kept.append(_joined(row, scored.get(row.row_id), pairs[row.row_id], fingerprint))
     rows.record = pa.concat_tables([rows.record, *record])
     if len(rows.record) != manifest.counts["rows"]:
         raise CorruptArtifact(f"{len(rows.record)} rows in the shards, {manifest.counts['rows']} in the manifest")
@@ -130,10 +142,9 @@ def _reference(shard: ManifestShard, context: Context) -> dict[str, dict[str, An
     return {cells["row_id"]: cells for cells in table.to_pylist()}
 
 
-def _joined(row: PreferenceRow, scored: dict[str, Any] | None, tokens: Tokenization, fingerprint: str) -> PolicyPair:
+def _joined(row: PreferenceRow, scored: dict[str, Any] | None, pair: Pair | Dropped, fingerprint: str) -> PolicyPair:
     if scored is None:
         raise CorruptArtifact(f"row {row.row_id} has no reference log-probs")
-    pair = tokens.pair(row)
     if isinstance(pair, Dropped):
         raise CorruptArtifact(f"row {row.row_id} was scored, and is dropped now: {pair.reason}")
     for side, sequence in zip(("chosen", "rejected"), pair, strict=True):

@@ -32,9 +32,11 @@ from alignment.models.checkpoint import (
     config_digest,
     max_positions,
     read_config,
+    rope_by_length,
     tokenizer_digest,
     weights_digest,
 )
+from alignment.models.ends import end_ids
 from alignment.models.weights import weight_files
 from alignment.recipe import Reference as ReferenceSettings
 from alignment.recipe import TokenPolicy
@@ -66,9 +68,10 @@ def reference_file(
     if precision not in PRECISIONS:
         raise BadInput(f"unknown precision '{precision}'; there are {', '.join(PRECISIONS)}")
     policy = _policy(model, max_length, truncation)
-    name = fingerprint(_weights(model, store), config_digest(read_config(model)), precision)
+    config = read_config(model)
+    name = fingerprint(_weights(model, store), config_digest(config), precision, rope_by_length=rope_by_length(config))
     reference = Reference(lambda: model, name, policy, precision, batch_tokens or ReferenceSettings().batch_tokens)
-    cache = LogprobCache(store, name, policy_digest(policy, tokenizer_digest(model)))
+    cache = LogprobCache(store, name, policy_digest(policy, tokenizer_digest(model), end_ids(model)))
     written, quarantined = Written(name), Counter[str]()
     with _arriving(out) as file:
         valid = _valid(pairs, quarantined)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -211,6 +211,19 @@ def rope_by_length(config: dict[str, Any]) -> bool:
     return False
 
 
+def whole_summary(recorded: dict[str, Any], folder: Callable[[], Path]) -> dict[str, Any]:
+    """A checkpoint's recorded summary, and what the version that recorded it did not say, from the files.
+
+    A recorded digest stands: it is what every artifact that was made from the checkpoint names.
+    """
+    if not all(name in recorded for name in ("weights_digest", "config_digest", "tokenizer_digest")):
+        return checkpoint_summary(folder())
+    if "end_ids" in recorded and "rope_by_length" in recorded:
+        return recorded
+    about = {"end_ids": end_ids(folder()), "rope_by_length": rope_by_length(read_config(folder()))}
+    return {**about, **recorded}
+
+
 def _forward_keys(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _forward_keys(item) for name, item in value.items() if name not in NO_EFFECT_ON_FORWARD}
@@ -234,6 +247,7 @@ __all__ = [
     "max_positions",
     "read_config",
     "save_checkpoint",
+    "whole_summary",
 ]
 
 

@@ -13,7 +13,13 @@ from alignment.data.tokens import Tokenization
 from alignment.logprobs.keys import fingerprint, policy_digest
 from alignment.logprobs.token_ids import TokenIds
 from alignment.methods import method_of
-from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint, load_tokenizer, max_positions
+from alignment.models.checkpoint import (
+    checkpoint_summary,
+    digest_checkpoint,
+    load_tokenizer,
+    max_positions,
+    whole_summary,
+)
 from alignment.models.code import record_of_code
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
@@ -82,11 +88,14 @@ def run(request: DpoRequest, context: Context) -> Result:
 def _rows(request: DpoRequest, context: Context, folder: Path, manifest_folder: Path, manifest: Manifest) -> PolicyRows:
     tokenizer = load_tokenizer(folder, context.runs_code(request.checkpoint))
     tokens = Tokenization(tokenizer, request.tokens, max_positions(folder))
-    start = context.store.commit_of(request.checkpoint).summary
-    if not all(name in start for name in ("weights_digest", "config_digest", "tokenizer_digest")):
-        start = checkpoint_summary(folder)
-    reference = fingerprint(start["weights_digest"], start["config_digest"], request.settings.precision)
-    policy = policy_digest(request.tokens, start["tokenizer_digest"])
+    start = whole_summary(context.store.commit_of(request.checkpoint).summary, lambda: folder)
+    reference = fingerprint(
+        start["weights_digest"],
+        start["config_digest"],
+        request.settings.precision,
+        rope_by_length=start["rope_by_length"],
+    )
+    policy = policy_digest(request.tokens, start["tokenizer_digest"], start["end_ids"])
     token_ids = TokenIds(context.store, policy, writes=context.rank == 0)
     return policy_rows(manifest, context, manifest_folder, tokens, token_ids, reference, method_of(request.settings))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -19,13 +19,12 @@ from alignment.logprobs.keys import fingerprint, policy_digest
 from alignment.logprobs.reference import Reference, reference_pass
 from alignment.logprobs.table import OUTPUT, Written, dropped_table, logprobs_table, writer
 from alignment.logprobs.token_ids import ROWS_AT_ONCE
-from alignment.models.checkpoint import checkpoint_summary
+from alignment.models.checkpoint import whole_summary
 from alignment.recipe import TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
 from alignment.store import Artifact
 
 UNPAIRED = "the shard holds unpaired rows, and DPO needs pairs of a chosen and a rejected completion"
-NEEDED = ("weights_digest", "config_digest", "tokenizer_digest")
 
 
 class ReferenceRequest(Request):
@@ -46,8 +45,14 @@ def run(request: ReferenceRequest, context: Context) -> Result:
     The data version is over row ids, sequence keys, fingerprint and dropped rows, never over the floats.
     Raises `BadInput` for a shard of unpaired rows and for a token policy the model has no positions for.
     """
-    about = _checkpoint(request.checkpoint, context)
-    name = fingerprint(about["weights_digest"], about["config_digest"], request.precision)
+    recorded = context.store.commit_of(request.checkpoint).summary
+    about = whole_summary(recorded, lambda: context.fetch(request.checkpoint))
+    name = fingerprint(
+        about["weights_digest"],
+        about["config_digest"],
+        request.precision,
+        rope_by_length=about["rope_by_length"],
+    )
     reference = Reference(
         lambda: context.fetch(request.checkpoint),
         name,
@@ -56,7 +61,9 @@ def run(request: ReferenceRequest, context: Context) -> Result:
         request.batch_tokens,
         context.runs_code(request.checkpoint),
     )
-    cache = LogprobCache(context.store, name, policy_digest(request.tokens, about["tokenizer_digest"]))
+    cache = LogprobCache(
+        context.store, name, policy_digest(request.tokens, about["tokenizer_digest"], about["end_ids"])
+    )
     ranks = Ranks(context.rank, context.world_size)
     written = Written(name)
     with ExitStack() as open_files:
@@ -99,12 +106,6 @@ def _runs(sizes: Sequence[int], most: int) -> Iterator[list[int]]:
         total += size
     if run:
         yield run
-
-
-def _checkpoint(artifact: Artifact, context: Context) -> dict[str, Any]:
-    """What the fingerprint needs, from the commit record; from the files where a record does not say."""
-    summary = context.store.commit_of(artifact).summary
-    return summary if all(name in summary for name in NEEDED) else checkpoint_summary(context.fetch(artifact))
 
 
 STAGE: Stage[ReferenceRequest] = Stage(

@@ -31,7 +31,8 @@ def parts(folder: Path) -> list[Path]:
 
 
 @pytest.fixture
-def url(store_url: str) -> str:
+def url(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # where copies of a remote store lie
     return store_url
 
 

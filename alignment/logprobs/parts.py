@@ -37,7 +37,7 @@ WHOLE_RUN = 64 << 20
 """Bytes of a run that is merged with no other: what a merge holds in memory at a time."""
 PART_BYTES = 2 << 20
 """Bytes in memory of one part of a sorted run."""
-READ_BYTES = 16 << 20
+READ_BYTES = 4 << 20
 """Bytes in memory of the row groups that are read at a time."""
 SET_ASIDE = ".corrupt"
 LISTINGS = 5
@@ -141,7 +141,7 @@ class Parts:
         tail = ".whole.parquet" if rows.nbytes >= WHOLE_RUN else ".parquet"
         pieces = 1
         if self.by_key:
-            rows = rows.take(pc.sort_indices(rows[self.key]))
+            rows = by_key_once(rows, self.key)
             pieces = max(1, rows.nbytes // PART_BYTES)
         each = -(-rows.num_rows // pieces)
         for number, start in enumerate(range(0, rows.num_rows, each)):
@@ -196,7 +196,7 @@ class Parts:
         """All parts in the order of their names."""
         found = []
         for path, size in sorted(self._listed()):
-            if (name := _NAME.fullmatch(PurePosixPath(path).name)) is not None:
+            if (name := _NAME.fullmatch(path.rpartition("/")[2])) is not None:
                 low, high, run, whole = name.groups()
                 span = (0, LAST) if low is None else (int(low, 16), int(high, 16))
                 found.append(Part(path, size, *span, run, whole is not None, low is not None))
@@ -301,7 +301,8 @@ class Parts:
     def _merge(self, parts: dict[str, pa.Table]) -> None:
         if not parts:
             return
-        self.append(first_of_each(pa.concat_tables(parts.values()), self.key))
+        rows = pa.concat_tables(parts.values())
+        self.append(rows if self.by_key else first_of_each(rows, self.key))
         for path in parts:
             self._remove(path)
 
@@ -384,13 +385,25 @@ def prefixes(keys: pa.Array) -> np.ndarray:
         whole = np.frombuffer(keys.buffers()[1], np.uint8).reshape(-1, keys.type.byte_width)
         first = np.ascontiguousarray(whole[keys.offset : keys.offset + len(keys), :8])
     else:
-        first = np.array(pc.binary_slice(keys.cast(pa.binary()), 0, 8).to_pylist(), "S8")
+        _, offsets, data = keys.cast(pa.binary()).buffers()
+        ends = np.frombuffer(offsets, np.int32)[keys.offset : keys.offset + len(keys) + 1]
+        letters = np.concatenate([np.frombuffer(data, np.uint8) if data else [], np.zeros(8)]).astype(np.uint8)
+        places = ends[:-1, None] + np.arange(8)
+        first = np.where(places < ends[1:, None], letters[places], 0).astype(np.uint8)
     return first.view(">u8").reshape(-1).astype(np.uint64)
 
 
 def _prefix(key: bytes | str) -> int:
     data = key.encode() if isinstance(key, str) else key
     return int.from_bytes(data[:8].ljust(8, b"\0"), "big")
+
+
+def by_key_once(table: pa.Table, key: str) -> pa.Table:
+    """The table with the first row of every key, in the order of keys."""
+    table = table.take(pc.sort_indices(table[key])).combine_chunks()
+    column = table[key].combine_chunks()
+    changes = pc.not_equal(column[1:], column[:-1])
+    return table.filter(pa.concat_arrays([pa.array([True]), changes]))
 
 
 def first_of_each(table: pa.Table, key: str) -> pa.Table:

@@ -159,7 +159,8 @@ def _sequences(table: pa.Table, side: str) -> list[TokenSequence]:
 
 def _shared(ids: np.ndarray) -> list[int]:
     """The ids as Python's numbers, one object a number: at 28 bytes each a shard's would not fit in memory."""
-    return list(_numbers(int(ids.max()).bit_length())[ids]) if ids.size else []
+    made: list[int] = _numbers(int(ids.max()).bit_length())[ids].tolist() if ids.size else []
+    return made
 
 
 @lru_cache(maxsize=1)

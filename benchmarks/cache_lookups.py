@@ -51,14 +51,15 @@ def fill(cache: LogprobCache, rows: int) -> None:
         cache.compact()
 
 
-def look_up(cache: LogprobCache, numbers: Sequence[int]) -> tuple[float, int]:
-    """(seconds, bytes) of rows' keys and their values."""
+def look_up(cache: LogprobCache, numbers: Sequence[int]) -> tuple[float, float, int]:
+    """(wall seconds, CPU seconds, bytes) of rows' keys and their values."""
     process = psutil.Process()
-    before, began = process.io_counters().read_chars, time.perf_counter()
+    before, began, cpu = process.io_counters().read_chars, time.perf_counter(), time.process_time()
     found = [row for row in cache.rows([row_id(number) for number in numbers]) if row is not None]
     values = cache.values(as_keys([key for row in found for key in (row.chosen, row.rejected)]))
     assert len(values) == 2 * len(numbers) and values["sum"].null_count == 0
-    return time.perf_counter() - began, process.io_counters().read_chars - before
+    took, cpu = time.perf_counter() - began, time.process_time() - cpu
+    return took, cpu, process.io_counters().read_chars - before
 
 
 def tokens(ids: TokenIds, rows: int) -> None:
@@ -103,20 +104,16 @@ def main() -> None:
         print(f"{chosen.rows:,} rows, {2 * chosen.rows:,} sequences; filled in {time.perf_counter() - began:.1f} s")
         look_up(cache, [0])  # the libraries themselves are loaded by the first
         for case in ("cold", "warm"):
-            seconds, read = [], []
+            measured = []
             for _ in range(21):
                 if case == "cold":
                     parts._footer.cache_clear()
-                took, bytes_read = look_up(cache, [draw.randrange(chosen.rows)])
-                seconds.append(took)
-                read.append(bytes_read)
-            print(
-                f"one row, {case}: {1000 * statistics.median(seconds):.1f} ms, {statistics.median(read) / MIB:.2f} MiB"
-                f" (most {1000 * max(seconds):.1f} ms, {max(read) / MIB:.2f} MiB)"
-            )
+                measured.append(look_up(cache, [draw.randrange(chosen.rows)]))
+            wall, cpu, read = map(statistics.median, zip(*measured, strict=True))
+            print(f"one row, {case}: {1000 * wall:.1f} ms ({1000 * cpu:.1f} of CPU), {read / MIB:.2f} MiB")
         many = range(min(BULK, chosen.rows))
-        took, read_bytes = min(look_up(cache, many) for _ in range(3))
-        print(f"{len(many):,} rows: {took:.2f} s, {read_bytes / MIB:.1f} MiB")
+        wall, cpu, read = min(look_up(cache, many) for _ in range(3))
+        print(f"{len(many):,} rows: {wall:.2f} s ({cpu:.2f} of CPU), {read / MIB:.1f} MiB")
         tokens(TokenIds(Store(folder), "policy"), chosen.tokenised)
 
 

@@ -68,6 +68,11 @@ class _Asked:
     keys: pa.Array
     prefixes: np.ndarray
 
+    def among(self, lows: np.ndarray, highs: np.ndarray) -> list[int]:
+        """Places of the ranges that a key lies in."""
+        first, end = np.searchsorted(self.prefixes, lows, "left"), np.searchsorted(self.prefixes, highs, "right")
+        return [int(place) for place in np.nonzero(end > first)[0]]
+
     def between(self, low: int, high: int) -> pa.Array:
         first = int(np.searchsorted(self.prefixes, np.uint64(low), "left"))
         end = int(np.searchsorted(self.prefixes, np.uint64(high), "right"))
@@ -125,9 +130,10 @@ class Parts:
         asked = _asked(keys)
         for _ in range(LISTINGS):
             try:
-                for part in self.parts():
-                    if len(asked.between(part.low, part.high)):
-                        yield from self._read(part, asked)
+                found = self.parts()
+                ranges = np.array([(part.low, part.high) for part in found], np.uint64).reshape(-1, 2)
+                for place in asked.among(*ranges.T):
+                    yield from self._read(found[place], asked)
                 return
             except FileNotFoundError:
                 continue
@@ -231,9 +237,7 @@ class Parts:
     def _groups(self, path: str, size: int, footer: _Footer, asked: _Asked) -> list[int]:
         """Row groups that may hold some of the keys: by their range, or by what their keys begin with."""
         if self.by_key:
-            first = np.searchsorted(asked.prefixes, footer.lows, "left")
-            end = np.searchsorted(asked.prefixes, footer.highs, "right")
-            return [int(group) for group in np.nonzero(end > first)[0]]
+            return asked.among(footer.lows, footer.highs)
         hit = np.isin(_key_prefixes(path, size, self.schema), asked.prefixes)
         return [int(group) for group in np.unique(np.searchsorted(footer.ends, np.nonzero(hit)[0], "right"))]
 

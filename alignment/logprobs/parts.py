@@ -41,6 +41,7 @@ READ_BYTES = 4 << 20
 """Bytes in memory of the row groups that are read at a time."""
 SET_ASIDE = ".corrupt"
 LISTINGS = 5
+CHANGING = "{folder}: its parts keep changing while they are read"
 LAST = (1 << 64) - 1
 
 _NAME = re.compile(r"part-(?:([0-9a-f]{16})-([0-9a-f]{16})-)?([0-9a-f]{32})(?:\.\d+)?(\.whole)?\.parquet")
@@ -137,7 +138,7 @@ class Parts:
                 return
             except FileNotFoundError:
                 continue
-        raise OSError(f"{self.folder}: its parts keep changing while they are read")
+        raise OSError(CHANGING.format(folder=self.folder))
 
     def append(self, rows: pa.Table) -> None:
         """Commits the rows as a new run, of one part unless they are very many; an empty table writes nothing."""
@@ -182,21 +183,24 @@ class Parts:
         What was set aside, or never arrived because its writer died, may hold them too, and goes whole.
         """
         erased, asked = 0, _asked(keys)
-        for part in self.parts():
-            for table in self._whole(part, asked):
-                hit = pc.is_in(table[self.key], value_set=keys)
-                if count := pc.sum(hit).as_py():
-                    self.append(table.filter(pc.invert(hit)))
-                    self._remove(part.path)
-                    erased += count
+        for _ in range(LISTINGS):
+            try:
+                for part in self.parts():
+                    for table in self._whole(part, asked):
+                        hit = pc.is_in(table[self.key], value_set=keys)
+                        if count := pc.sum(hit).as_py():
+                            self.append(table.filter(pc.invert(hit)))
+                            self._remove(part.path)
+                            erased += count
+                break
+            except FileNotFoundError:
+                continue
+        else:
+            raise OSError(CHANGING.format(folder=self.folder))
         for path in self.store.fs.glob(f"{self.folder}/part-*{SET_ASIDE}"):
             self._remove(str(path))
         remove_abandoned(Path(self.folder) if self.copies is None else self.copies.folder)
         return erased
-
-    def count(self, keys: pa.Array) -> int:
-        """How many rows have these keys; a row that two writers added counts twice."""
-        return sum(table.num_rows for table in self.scan(keys))
 
     def parts(self) -> list[Part]:
         """All parts in the order of their names."""

@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 
 from alignment.data.tokens import TokenSequence
-from alignment.logprobs import parts
+from alignment.logprobs import row_groups
 from alignment.logprobs.cache import LogprobCache, RowKeys, as_keys
 from alignment.logprobs.reference import PART_SEQUENCES
 from alignment.logprobs.token_ids import ROWS_AT_ONCE, TokenIds
@@ -107,7 +107,7 @@ def main() -> None:
             measured = []
             for _ in range(21):
                 if case == "cold":
-                    parts._footer.cache_clear()
+                    row_groups.footer_of.cache_clear()
                 measured.append(look_up(cache, [draw.randrange(chosen.rows)]))
             wall, cpu, read = map(statistics.median, zip(*measured, strict=True))
             print(f"one row, {case}: {1000 * wall:.1f} ms ({1000 * cpu:.1f} of CPU), {read / MIB:.2f} MiB")

@@ -17,7 +17,6 @@ import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -26,6 +25,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from alignment.logprobs.copies import Copies, remove_abandoned
+from alignment.logprobs.row_groups import (
+    LAST,
+    Asked,
+    Footer,
+    asked_for,
+    batches,
+    footer_of,
+    key_prefixes,
+    prefixes,
+    read_groups,
+)
 from alignment.store import Store
 from alignment.store.place import told_when_full, write_durably
 
@@ -37,12 +47,9 @@ WHOLE_RUN = 64 << 20
 """Bytes of a run that is merged with no other: what a merge holds in memory at a time."""
 PART_BYTES = 2 << 20
 """Bytes in memory of one part of a sorted run."""
-READ_BYTES = 4 << 20
-"""Bytes in memory of the row groups that are read at a time."""
 SET_ASIDE = ".corrupt"
 LISTINGS = 5
 CHANGING = "{folder}: its parts keep changing while they are read"
-LAST = (1 << 64) - 1
 
 _NAME = re.compile(r"part-(?:([0-9a-f]{16})-([0-9a-f]{16})-)?([0-9a-f]{32})(?:\.\d+)?(\.whole)?\.parquet")
 
@@ -60,30 +67,6 @@ class Part:
     """Of a run that is merged with no other."""
     ranged: bool
     """Its name says its range; those of earlier versions do not."""
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """The keys of a look-up in the order of their prefixes."""
-
-    keys: pa.Array
-    prefixes: np.ndarray
-
-    def among(self, lows: np.ndarray, highs: np.ndarray) -> list[int]:
-        """Places of the ranges that a key lies in."""
-        first, end = np.searchsorted(self.prefixes, lows, "left"), np.searchsorted(self.prefixes, highs, "right")
-        return [int(place) for place in np.nonzero(end > first)[0]]
-
-    def between(self, low: int, high: int) -> pa.Array:
-        first = int(np.searchsorted(self.prefixes, np.uint64(low), "left"))
-        end = int(np.searchsorted(self.prefixes, np.uint64(high), "right"))
-        return self.keys[first:end]
-
-
-def _asked(keys: pa.Array) -> _Asked:
-    found = prefixes(keys)
-    order = np.argsort(found, kind="stable")
-    return _Asked(keys.take(pa.array(order)), found[order])
 
 
 class Parts:
@@ -128,7 +111,7 @@ class Parts:
         """
         if not len(keys):
             return
-        asked = _asked(keys)
+        asked = asked_for(keys)
         for _ in range(LISTINGS):
             try:
                 found = self.parts()
@@ -182,7 +165,7 @@ class Parts:
 
         What was set aside, or never arrived because its writer died, may hold them too, and goes whole.
         """
-        erased, asked = 0, _asked(keys)
+        erased, asked = 0, asked_for(keys)
         for _ in range(LISTINGS):
             try:
                 for part in self.parts():
@@ -225,33 +208,33 @@ class Parts:
 
     # Reading one part ---------------------------------------------------------------------------
 
-    def _read(self, part: Part, asked: _Asked) -> Iterator[pa.Table]:
+    def _read(self, part: Part, asked: Asked) -> Iterator[pa.Table]:
         """What a part holds of the keys; nothing where it cannot be read."""
 
         def tables(path: str) -> Iterator[pa.Table]:
-            footer = _footer(path, part.size, self.schema)
-            for groups in _batches(footer.metadata, self._groups(path, part.size, footer, asked)):
+            footer = footer_of(path, part.size, self.schema)
+            for groups in batches(footer.metadata, self._groups(path, part.size, footer, asked)):
                 lows, highs = footer.lows[groups], footer.highs[groups]
-                table = _read_groups(path, footer, groups)
+                table = read_groups(path, footer, groups)
                 wanted = asked.between(int(lows.min()), int(highs.max()))
                 yield self._counted(table.filter(pc.is_in(table[self.key], value_set=wanted)))
 
         yield from self._guarded(part, tables)
 
-    def _groups(self, path: str, size: int, footer: _Footer, asked: _Asked) -> list[int]:
+    def _groups(self, path: str, size: int, footer: Footer, asked: Asked) -> list[int]:
         """Row groups that may hold some of the keys: by their range, or by what their keys begin with."""
         if self.by_key:
             return asked.among(footer.lows, footer.highs)
-        hit = np.isin(_key_prefixes(path, size, self.schema), asked.prefixes)
+        hit = np.isin(key_prefixes(path, size, self.schema), asked.prefixes)
         return [int(group) for group in np.unique(np.searchsorted(footer.ends, np.nonzero(hit)[0], "right"))]
 
-    def _whole(self, part: Part, asked: _Asked | None = None) -> list[pa.Table]:
+    def _whole(self, part: Part, asked: Asked | None = None) -> list[pa.Table]:
         """All rows of a part; none where it cannot be read, or has certainly none of the keys that are asked for."""
 
         def tables(path: str) -> Iterator[pa.Table]:
-            footer = _footer(path, part.size, self.schema)
+            footer = footer_of(path, part.size, self.schema)
             if asked is None or self._groups(path, part.size, footer, asked):
-                yield _read_groups(path, footer, range(footer.metadata.num_row_groups))
+                yield read_groups(path, footer, range(footer.metadata.num_row_groups))
 
         return list(self._guarded(part, tables))
 
@@ -265,8 +248,8 @@ class Parts:
         """
         for fresh in (False, True):
             if fresh:
-                _footer.cache_clear()
-                _key_prefixes.cache_clear()
+                footer_of.cache_clear()
+                key_prefixes.cache_clear()
             path = part.path if self.copies is None else str(self.copies.bring(part.path, part.size, fresh=fresh))
             try:
                 yield from tables(path)
@@ -327,83 +310,6 @@ class Parts:
             self.store.fs.rm_file(path)
         except FileNotFoundError:
             logger.info("%s was removed by another process", PurePosixPath(path).name)
-
-
-# What is remembered in the process of parts, which never change: one of another size was damaged.
-
-
-@dataclass(frozen=True)
-class _Footer:
-    """A part's footer, and of its row groups the range of their keys' prefixes and where each ends (in rows)."""
-
-    metadata: pq.FileMetaData
-    lows: np.ndarray
-    highs: np.ndarray
-    ends: np.ndarray
-
-
-@lru_cache(maxsize=1024)
-def _footer(path: str, size: int, schema: pa.Schema) -> _Footer:
-    with pa.OSFile(path) as file, pq.ParquetFile(file) as parquet:
-        metadata = parquet.metadata
-        if parquet.schema_arrow.remove_metadata() != schema:
-            raise pa.ArrowInvalid("another schema")
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    about = [group.column(0).statistics for group in groups]
-    ranges = [
-        (_prefix(one.min), _prefix(one.max)) if one is not None and one.has_min_max else (0, LAST) for one in about
-    ]
-    lows, highs = np.array(ranges, np.uint64).reshape(-1, 2).T
-    return _Footer(metadata, lows, highs, np.cumsum([group.num_rows for group in groups]))
-
-
-@lru_cache(maxsize=256)
-def _key_prefixes(path: str, size: int, schema: pa.Schema) -> np.ndarray:
-    """What every key of a part begins with, in the part's order."""
-    with pa.OSFile(path) as file:
-        known = _footer(path, size, schema).metadata
-        parquet = pq.ParquetFile(file, metadata=known, page_checksum_verification=True)
-        return prefixes(parquet.read(columns=[schema.names[0]]).column(0).combine_chunks())
-
-
-def _read_groups(path: str, footer: _Footer, groups: Sequence[int]) -> pa.Table:
-    with pa.OSFile(path) as file:
-        parquet = pq.ParquetFile(file, metadata=footer.metadata, page_checksum_verification=True)
-        return parquet.read_row_groups(list(groups), use_threads=len(groups) > 4)
-
-
-def _batches(metadata: pq.FileMetaData, groups: Sequence[int]) -> Iterator[list[int]]:
-    """The row groups in runs of about `READ_BYTES` at most; a larger one stands alone."""
-    run: list[int] = []
-    size = 0
-    for group in groups:
-        more = metadata.row_group(group).total_byte_size
-        if run and size + more > READ_BYTES:
-            yield run
-            run, size = [], 0
-        run.append(group)
-        size += more
-    if run:
-        yield run
-
-
-def prefixes(keys: pa.Array) -> np.ndarray:
-    """The first eight bytes of each key as a number; numbers are in the order of keys, and equal for some."""
-    if pa.types.is_fixed_size_binary(keys.type) and keys.type.byte_width >= 8:
-        whole = np.frombuffer(keys.buffers()[1], np.uint8).reshape(-1, keys.type.byte_width)
-        first = np.ascontiguousarray(whole[keys.offset : keys.offset + len(keys), :8])
-    else:
-        _, offsets, data = keys.cast(pa.binary()).buffers()
-        ends = np.frombuffer(offsets, np.int32)[keys.offset : keys.offset + len(keys) + 1]
-        letters = np.concatenate([np.frombuffer(data, np.uint8) if data else [], np.zeros(8)]).astype(np.uint8)
-        places = ends[:-1, None] + np.arange(8)
-        first = np.where(places < ends[1:, None], letters[places], 0).astype(np.uint8)
-    return first.view(">u8").reshape(-1).astype(np.uint64)
-
-
-def _prefix(key: bytes | str) -> int:
-    data = key.encode() if isinstance(key, str) else key
-    return int.from_bytes(data[:8].ljust(8, b"\0"), "big")
 
 
 def by_key_once(table: pa.Table, key: str) -> pa.Table:

@@ -11,8 +11,10 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from alignment.logprobs import copies, parts
+from alignment.logprobs import copies, parts, row_groups
 from alignment.logprobs.cache import ROWS, VALUES, LogprobCache, as_keys
 from alignment.logprobs.parts import Parts
 from alignment.store import Store
@@ -24,7 +26,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch, *, run: int = 1 << 14) -> None:
     """Everything in small: parts of 1 KiB, runs of 16."""
     monkeypatch.setattr(parts, "WHOLE_RUN", run)
     monkeypatch.setattr(parts, "PART_BYTES", 1 << 10)
-    monkeypatch.setattr(parts, "READ_BYTES", 1 << 10)
+    monkeypatch.setattr(row_groups, "READ_BYTES", 1 << 10)
 
 
 def table_of(store: Store, **how: object) -> Parts:
@@ -46,6 +48,19 @@ def add_as_before(folder: Path, rows: dict[str, int]) -> Path:
     table = pa.table([list(rows), list(rows.values())], schema=SCHEMA)
     pq.write_table(table, path, compression="zstd", write_page_checksum=True)
     return path
+
+
+@given(st.lists(st.text(max_size=12), max_size=9), st.lists(st.binary(min_size=16, max_size=16), max_size=9), st.data())
+def test_prefixes_are_in_the_order_of_keys(texts: list[str], keys: list[bytes], data: st.DataObject) -> None:
+    for values, kind in ((texts, pa.string()), (keys, pa.binary(16))):
+        column = pa.array(values, kind)
+        start = data.draw(st.integers(0, len(values)))
+        found = row_groups.prefixes(column[start:]).tolist()
+        assert found == [row_groups.prefix_of(value) for value in column[start:].to_pylist()]
+        in_order = sorted(
+            column[start:].to_pylist(), key=lambda value: value.encode() if isinstance(value, str) else value
+        )
+        assert sorted(found) == [row_groups.prefix_of(value) for value in in_order]
 
 
 @pytest.mark.parametrize("by_key", [True, False])
@@ -84,8 +99,8 @@ def test_a_merge_ends_in_parts_that_each_hold_a_stretch_of_the_keys(
     assert all(part.whole for part in merged), "as large as a run gets: it is merged with no other"
     assert all(one.high < other.low for one, other in pairwise(merged))
     opened: list[str] = []
-    read = parts._read_groups
-    monkeypatch.setattr(parts, "_read_groups", lambda path, *what: opened.append(path) or read(path, *what))
+    read = parts.read_groups
+    monkeypatch.setattr(parts, "read_groups", lambda path, *what: opened.append(path) or read(path, *what))
     assert found(table, ["00000500"]) == [500 * pow(7919, -1, 1000) % 1000]
     assert len(opened) == 1
     table.compact(at_least=1)
@@ -135,7 +150,7 @@ def test_one_row_among_1600000_sequences_takes_less_than_4_megabytes(tmp_path: P
     cache.rows(["absent"])  # the libraries themselves are read from disk as well
     for case in ("cold", "warm"):
         if case == "cold":
-            parts._footer.cache_clear()
+            row_groups.footer_of.cache_clear()
         before = process.io_counters().read_chars
         (row,) = cache.rows([ids[number].as_py()])
         assert row is not None and row.chosen == keys[2 * number].as_py()
@@ -220,12 +235,12 @@ def test_a_damaged_copy_is_brought_again_and_the_part_stays(remote: Callable[...
     data = bytearray(copy.read_bytes())
     data[4 : len(data) - 4] = bytes(len(data) - 8)
     copy.write_bytes(data)
-    parts._footer.cache_clear()
+    row_groups.footer_of.cache_clear()
     assert found(table, ["0001"]) == [1]
     assert len(table.parts()) == 1
     table.store.fs.pipe_file(table.parts()[0].path, bytes(len(data)))
     copy.write_bytes(bytes(len(data)))
-    parts._footer.cache_clear()
+    row_groups.footer_of.cache_clear()
     assert found(table, ["0001"]) == [None]
     assert table.parts() == []
 

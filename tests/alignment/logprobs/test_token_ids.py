@@ -7,7 +7,7 @@ import pytest
 
 from alignment.data.rows import paired_row
 from alignment.data.tokens import Dropped, Tokenization, TokenSequence
-from alignment.logprobs import parts, token_ids
+from alignment.logprobs import row_groups, token_ids
 from alignment.logprobs.token_ids import Pair, TokenIds, count_token_ids, erase_token_ids
 from alignment.recipe import TokenPolicy
 from alignment.store import Store
@@ -47,7 +47,7 @@ def test_rows_come_back_once_with_the_ids_or_the_reason_they_were_added_with(sto
 
 
 def test_a_batch_is_bounded_whatever_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "READ_BYTES", 1 << 16)
+    monkeypatch.setattr(row_groups, "READ_BYTES", 1 << 16)
     monkeypatch.setattr(token_ids, "PART_IDS", 40_000)
     ids, rows = TokenIds(Store(str(tmp_path)), "policy"), made(3000)
     ids.add_ids(iter(rows.items()))

@@ -20,6 +20,7 @@ from alignment.data.files import pin_file
 from alignment.data.forms import normalise
 from alignment.data.readers import read_records
 from alignment.data.rows import PreferenceRow
+from alignment.data.tokens import require_few_rewritten
 from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.logprobs.cache import LogprobCache
@@ -29,6 +30,7 @@ from alignment.logprobs.table import LOGPROBS_SCHEMA, Written, logprobs_table, w
 from alignment.models.checkpoint import (
     PRECISIONS,
     config_digest,
+    end_ids,
     max_positions,
     read_config,
     tokenizer_digest,
@@ -67,7 +69,7 @@ def reference_file(
     policy = _policy(model, max_length, truncation)
     name = fingerprint(_weights(model, store), config_digest(read_config(model)), precision)
     reference = Reference(lambda: model, name, policy, precision, batch_tokens or ReferenceSettings().batch_tokens)
-    cache = LogprobCache(store, name, policy_digest(policy, tokenizer_digest(model)))
+    cache = LogprobCache(store, name, policy_digest(policy, tokenizer_digest(model), end_ids(model)))
     written, quarantined = Written(name), Counter[str]()
     with _arriving(out) as file:
         valid = _valid(pairs, quarantined)
@@ -76,6 +78,7 @@ def reference_file(
             assert done is not None
             file.write_table(logprobs_table(done).select(COLUMNS))
             written.add(done)
+        require_few_rewritten(written.dropped, written.rows, policy, model)
         if not written.rows:
             raise BadInput(_nothing_left(written.dropped, quarantined), file=str(pairs))
     cache.compact()

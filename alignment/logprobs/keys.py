@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -23,10 +23,17 @@ def sequence_key(fingerprint: str, sequence: TokenSequence) -> bytes:
     return key.digest()
 
 
-def policy_digest(policy: TokenPolicy, tokenizer_digest: str) -> str:
-    """Names everything but the row that decides a row's ids."""
+def policy_digest(
+    policy: TokenPolicy, tokenizer_digest: str, end_ids: Collection[int] = (), *, is_dated: bool = True
+) -> str:
+    """Names everything but the row that decides a row's ids.
+
+    `end_ids` are those of `checkpoint.end_ids`, beside the tokenizer's own. `is_dated` says that the chat template
+    asks for the date (`asks_for_date`); `today` changes no other template's ids.
+    """
+    decides = policy.model_dump(mode="json", exclude={"max_dropped"} if is_dated else {"max_dropped", "today"})
     return json_digest(
-        {"policy": policy.model_dump(mode="json"), "tokenizer": tokenizer_digest, "version": TOKENS_VERSION}
+        {"policy": decides, "tokenizer": tokenizer_digest, "ends": sorted(end_ids), "version": TOKENS_VERSION}
     )
 
 

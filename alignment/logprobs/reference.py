@@ -11,16 +11,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignment.data.rows import PreferenceRow
-from alignment.data.tokens import Dropped, Tokenization, TokenSequence
+from alignment.data.tokens import ROWS_TOGETHER, Dropped, Tokenization, TokenSequence
 from alignment.logprobs.cache import LogprobCache, RowKeys, as_keys
 from alignment.logprobs.effort import ALONE, Effort, Ranks, side_by_side
 from alignment.logprobs.keys import sequence_key
 from alignment.logprobs.scorer import free_memory, require_finite, score
-from alignment.models.checkpoint import load_model, load_tokenizer, max_positions
+from alignment.models.checkpoint import end_ids, load_model, load_tokenizer, max_positions
 from alignment.models.packing import by_prompt, forwarded, shares
 from alignment.models.size import peak_flops, scoring_flops
 from alignment.recipe import TokenPolicy
@@ -149,12 +150,14 @@ def _pending(
 def _tokenised(rows: Iterable[PreferenceRow], reference: Reference) -> Iterator[tuple[str, tuple[RowKeys, Work]]]:
     """Each row with its keys and sequences."""
     folder = reference.folder()
-    tokenization = Tokenization(load_tokenizer(folder, reference.runs_code), reference.tokens, max_positions(folder))
-    for row in rows:
-        pair = tokenization.pair(row)
-        if isinstance(pair, Dropped):
-            yield row.row_id, (RowKeys(row.row_id, None, None, pair.reason), [])
-        else:
+    tokenizer = load_tokenizer(folder, reference.runs_code)
+    tokenization = Tokenization(tokenizer, reference.tokens, max_positions(folder), end_ids(folder))
+    remaining = iter(rows)
+    while together := list(islice(remaining, ROWS_TOGETHER)):
+        for row, pair in zip(together, tokenization.pairs(together), strict=True):
+            if isinstance(pair, Dropped):
+                yield row.row_id, (RowKeys(row.row_id, None, None, pair.reason), [])
+                continue
             chosen, rejected = (sequence_key(reference.fingerprint, sequence) for sequence in pair)
             name = f"{row.row_id} ({row.source}, row {row.source_row})"
             work = [(chosen, name, pair[0]), (rejected, name, pair[1])]

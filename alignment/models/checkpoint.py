@@ -69,6 +69,27 @@ def max_positions(folder: str | Path) -> int | None:
     return None
 
 
+def end_ids(folder: str | Path) -> tuple[int, ...]:
+    """Ids that end an answer by config.json and generation_config.json, sorted; the tokenizer's EOS is another.
+
+    Raises `BadInput` for one that is no token id.
+    """
+    folder = Path(folder)
+    path = folder / GENERATION_CONFIG_FILE
+    config = read_config(folder)
+    named = [(folder / CONFIG_FILE, config), (folder / CONFIG_FILE, text_config(config))]
+    if path.is_file():
+        named.append((path, read_config(path)))
+    found: set[int] = set()
+    for file, settings in named:
+        ids = settings.get("eos_token_id")
+        for token in ids if isinstance(ids, list) else [] if ids is None else [ids]:
+            if not isinstance(token, int):
+                raise BadInput(f"is a token id or a list of them, not {ids!r}", file=str(file), field="eos_token_id")
+            found.add(token)
+    return tuple(sorted(found))
+
+
 def has_chat_template(folder: str | Path) -> bool:
     """Whether the folder's tokenizer carries a chat template, in a file of its own or in its configuration."""
     folder = Path(folder)
@@ -168,7 +189,7 @@ def checkpoint_summary(folder: str | Path, digest: CheckpointDigest | None = Non
     """What every stage that makes a checkpoint puts into its summary, computed without loading the model.
 
     Keys: weights_digest, config_digest, tokenizer_digest, parameters, architecture, vocab_size,
-    max_positions, has_chat_template.
+    max_positions, has_chat_template, end_ids.
     """
     folder = Path(folder)
     digest = digest or digest_checkpoint(folder)
@@ -182,6 +203,7 @@ def checkpoint_summary(folder: str | Path, digest: CheckpointDigest | None = Non
         "vocab_size": text_config(config).get("vocab_size"),
         "max_positions": max_positions(folder),
         "has_chat_template": has_chat_template(folder),
+        "end_ids": list(end_ids(folder)),
     }
 
 

@@ -3,18 +3,42 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys are refused by name, values do not change."""
+    """A part of a recipe: unknown keys are refused by name, values do not change.
+
+    In a stage's request, fields named in `speed_only` and, at their defaults, those in `absent_by_default` stay out of
+    the key, as the request's own do (`alignment.stages.Request`).
+    """
+
+    absent_by_default: ClassVar[frozenset[str]] = frozenset()
 
     # the input of an error may be an address with a password, and the error's text stands in logs
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, hide_input_in_errors=True
     )
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        absent = self.absent()
+        return {name: value for name, value in handler(self).items() if name not in absent}
+
+    def absent(self) -> set[str]:
+        """Fields that are as if they were not there."""
+        fields = type(self).model_fields
+        return {name for name in self.absent_by_default if getattr(self, name) == fields[name].default}
 
 
 class ModelSource(Section):

@@ -12,7 +12,7 @@ from alignment.data.manifest import Manifest, read_manifest
 from alignment.data.tokens import Tokenization
 from alignment.logprobs.keys import fingerprint
 from alignment.methods import method_of
-from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint, load_tokenizer, max_positions
+from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint, end_ids, load_tokenizer, max_positions
 from alignment.models.code import record_of_code
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
@@ -80,7 +80,7 @@ def run(request: DpoRequest, context: Context) -> Result:
 
 def _rows(request: DpoRequest, context: Context, folder: Path, manifest_folder: Path, manifest: Manifest) -> PolicyRows:
     tokenizer = load_tokenizer(folder, context.runs_code(request.checkpoint))
-    tokens = Tokenization(tokenizer, request.tokens, max_positions(folder))
+    tokens = Tokenization(tokenizer, request.tokens, max_positions(folder), end_ids(folder))
     start = context.store.commit_of(request.checkpoint).summary
     if "weights_digest" not in start or "config_digest" not in start:
         start = checkpoint_summary(folder)

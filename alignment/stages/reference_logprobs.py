@@ -12,13 +12,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from alignment.data.rows import ROWS_FILE, PreferenceRow, iter_rows
+from alignment.data.templates import TODAY, asks_for_date, chat_template_of
+from alignment.data.tokens import require_few_rewritten
 from alignment.errors import BadInput
 from alignment.logprobs.cache import LogprobCache
 from alignment.logprobs.effort import Ranks
 from alignment.logprobs.keys import fingerprint, policy_digest
 from alignment.logprobs.reference import ROWS_AT_ONCE, Reference, reference_pass
 from alignment.logprobs.table import OUTPUT, Written, dropped_table, logprobs_table, writer
-from alignment.models.checkpoint import checkpoint_summary
+from alignment.models.checkpoint import checkpoint_summary, end_ids, load_tokenizer
 from alignment.recipe import TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
 from alignment.store import Artifact
@@ -43,7 +45,8 @@ def run(request: ReferenceRequest, context: Context) -> Result:
     """Writes logprobs.parquet (rows in the shard's order) and dropped.parquet, `ROWS_AT_ONCE` rows at a time.
 
     The data version is over row ids, sequence keys, fingerprint and dropped rows, never over the floats.
-    Raises `BadInput` for a shard of unpaired rows and for a token policy the model has no positions for.
+    Raises `BadInput` for a shard of unpaired rows, for a token policy the model has no positions for, and where the
+    chat template writes more than `tokens.max_dropped` of the prompts otherwise once an answer follows.
     """
     about = _checkpoint(request.checkpoint, context)
     name = fingerprint(about["weights_digest"], about["config_digest"], request.precision)
@@ -55,7 +58,7 @@ def run(request: ReferenceRequest, context: Context) -> Result:
         request.batch_tokens,
         context.runs_code(request.checkpoint),
     )
-    cache = LogprobCache(context.store, name, policy_digest(request.tokens, about["tokenizer_digest"]))
+    cache = LogprobCache(context.store, name, _policy_digest(request, context, about))
     ranks = Ranks(context.rank, context.world_size)
     written = Written(name)
     with ExitStack() as open_files:
@@ -71,6 +74,7 @@ def run(request: ReferenceRequest, context: Context) -> Result:
                 written.add(done)
     if files is None:  # another rank than the first: its share is in the cache
         return Result(digest="")
+    require_few_rewritten(written.dropped, written.rows, request.tokens, f"checkpoint {request.checkpoint.digest[:12]}")
     cache.compact()
     return Result(digest=written.digest, summary=written.summary())
 
@@ -104,6 +108,16 @@ def _checkpoint(artifact: Artifact, context: Context) -> dict[str, Any]:
     """What the fingerprint needs, from the commit record; from the files where a record does not say."""
     summary = context.store.commit_of(artifact).summary
     return summary if all(name in summary for name in NEEDED) else checkpoint_summary(context.fetch(artifact))
+
+
+def _policy_digest(request: ReferenceRequest, context: Context, about: dict[str, Any]) -> str:
+    """The token policy's name under this checkpoint, whose files are fetched only where its record does not say."""
+    checkpoint, tokens = request.checkpoint, request.tokens
+    ends = about["end_ids"] if "end_ids" in about else end_ids(context.fetch(checkpoint))
+    is_dated = tokens.today == TODAY or asks_for_date(
+        chat_template_of(load_tokenizer(context.fetch(checkpoint), context.runs_code(checkpoint)))
+    )
+    return policy_digest(tokens, about["tokenizer_digest"], ends, is_dated=is_dated)
 
 
 STAGE: Stage[ReferenceRequest] = Stage(

@@ -130,7 +130,7 @@ def _identity(value: Any) -> Any:
         return value.identity()
     if isinstance(value, BaseModel):
         left_out = set(getattr(type(value), "speed_only", ()))
-        left_out |= value.absent() if isinstance(value, Request) else set()
+        left_out |= value.absent() if hasattr(value, "absent") else set()
         return {name: _identity(getattr(value, name)) for name in type(value).model_fields if name not in left_out}
     if isinstance(value, dict):
         return {str(name): _identity(item) for name, item in value.items()}

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from alignment.errors import BadInput
 
@@ -62,7 +62,8 @@ def _dated_names(template: str | None) -> frozenset[str]:
         tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(GENERATION.sub("", template))
     except TemplateSyntaxError:  # rendering it says so
         return frozenset()
-    read, written = set(), set()
+    read: set[str] = set()
+    written: set[str] = set()
     for name in tree.find_all(nodes.Name):
         (read if name.ctx == "load" else written).add(name.name)
     return frozenset({CLOCK, DATE} & read - written)
@@ -110,7 +111,7 @@ class ChatTemplate:
                 field="base_model.chat_template",
             )
         try:
-            return list(self._rendered(conversations, generation_prompt))
+            return [*self._rendered(conversations, generation_prompt)]
         except TemplateRefusal as refusal:
             if len(conversations) == 1:
                 return [refusal]
@@ -121,12 +122,13 @@ class ChatTemplate:
 
         plain = [[dict(message) for message in messages] for messages in conversations]
         try:
-            return self.tokenizer.apply_chat_template(  # type: ignore[return-value]
+            texts: Any = self.tokenizer.apply_chat_template(
                 plain,  # type: ignore[arg-type]
                 chat_template=self.text,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
             )
+            return list(texts)
         except TemplateSyntaxError as error:
             raise BadInput(f"the chat template is malformed: {error}", field="base_model.chat_template") from error
         except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:

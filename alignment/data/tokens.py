@@ -161,7 +161,8 @@ class Tokenization:
         self._ids = _Kept()
         self._blank: dict[int, bool] = {}
         (alone,) = self._encoded(["a"], special=True)
-        self.bos = tokenizer.bos_token_id if alone[0] == tokenizer.bos_token_id else None
+        self._bos_id: int | None = tokenizer.bos_token_id
+        self.bos = self._bos_id if alone[0] == self._bos_id else None
         """The BOS id where the tokenizer puts one in front by itself, else None."""
         self._adds_eos = len(alone) > 1 and alone[-1] == self.eos
 
@@ -187,7 +188,8 @@ class Tokenization:
         """`completion` of each row's prompt and completion, in order."""
         written = self._written(rows)
         ids = self._ids_of([one for one in written if isinstance(one, _Written)])
-        return [one if isinstance(one, Dropped) else self._sequence(one, ids) for one in written]
+        prompts: dict[tuple[str, bool, bool, int], Ids] = {}
+        return [one if isinstance(one, Dropped) else self._sequence(one, ids, prompts) for one in written]
 
     # Texts: every prompt is written once, whatever the number of its completions.
 
@@ -252,16 +254,15 @@ class Tokenization:
 
     # Ids: every text is encoded once, all of a batch in one call where they are of one kind.
 
-    def _ids_of(self, written: Iterable[_Written]) -> dict[tuple[str, bool, bool], Ids]:
+    def _ids_of(self, written: Iterable[_Written]) -> dict[tuple[str, bool, bool], list[int]]:
         """(text, is_chat, literals) → ids with one BOS in front, before an end is put behind them."""
         texts: dict[tuple[bool, bool], dict[str, None]] = defaultdict(dict)
         for one in written:
             texts[one.is_chat, one.literals] |= {one.before: None, one.whole: None}
-        found: dict[tuple[str, bool, bool], Ids] = {}
+        found: dict[tuple[str, bool, bool], list[int]] = {}
         for (is_chat, literals), asked in texts.items():
-            for text, ids in zip(
-                asked, self._encoded(list(asked), special=not is_chat, literals=literals), strict=True
-            ):
+            made = self._encoded(list(asked), special=not is_chat, literals=literals)
+            for text, ids in zip(asked, made, strict=True):
                 found[text, is_chat, literals] = self._opened(ids[:-1] if self._adds_eos and not is_chat else ids)
         return found
 
@@ -280,7 +281,13 @@ class Tokenization:
         finally:
             library.encode_special_tokens = was
 
-    def _sequence(self, one: _Written, ids: dict[tuple[str, bool, bool], Ids]) -> TokenSequence | Dropped:
+    def _sequence(
+        self,
+        one: _Written,
+        ids: Mapping[tuple[str, bool, bool], list[int]],
+        prompts: dict[tuple[str, bool, bool, int], Ids],
+    ) -> TokenSequence | Dropped:
+        """`prompts` are those of the batch so far, which sequences of one prompt share."""
         before, whole = ids[one.before, one.is_chat, one.literals], ids[one.whole, one.is_chat, one.literals]
         boundary = common_prefix(before, whole)
         if boundary < len(before) - MOST_SHORT:
@@ -291,18 +298,21 @@ class Tokenization:
         answer = self._closed(whole[boundary:])
         if not boundary:  # nothing stands before the first token, so nothing predicts it
             return self._fitted(answer[:1], answer[1:])
-        return self._fitted(before if boundary == len(before) else before[:boundary], answer)
+        name = (one.before, one.is_chat, one.literals, boundary)
+        if name not in prompts:
+            prompts[name] = tuple(map(self._ids.__getitem__, before[:boundary]))
+        return self._fitted(prompts[name], answer)
 
-    def _opened(self, ids: Sequence[int]) -> Ids:
+    def _opened(self, ids: list[int]) -> list[int]:
         """With one BOS in front where the tokenizer or the template wants one; never two."""
-        bos = self.tokenizer.bos_token_id
         start = 0
-        while start < len(ids) and ids[start] == bos:
+        while start < len(ids) and ids[start] == self._bos_id:
             start += 1
-        opening = (bos,) if start or self.bos is not None else ()
-        return (*opening, *map(self._ids.__getitem__, ids[start:] if start else ids))
+        if start:
+            return ids[start - 1 :] if start > 1 else ids
+        return ids if self.bos is None else [self.bos, *ids]
 
-    def _closed(self, ids: Ids) -> Ids:
+    def _closed(self, ids: list[int]) -> Ids:
         """With one end: of ends and blank text that a template leaves last the first end is kept, a missing one is
         appended."""
         kept, index = None, len(ids)
@@ -310,7 +320,8 @@ class Tokenization:
             index -= 1
             if ids[index] in self.end_ids:
                 kept = index
-        return (*ids, self.eos) if kept is None else ids[: kept + 1]
+        closed = [*ids, self.eos] if kept is None else ids[: kept + 1]
+        return tuple(map(self._ids.__getitem__, closed))
 
     def _is_blank(self, token: int) -> bool:
         if token not in self._blank:
@@ -348,7 +359,7 @@ class Tokenization:
 
     def _last(self, prompt: Ids, count: int) -> Ids:
         """The last `count` ids of a prompt, at least one, its BOS among them."""
-        kept = 1 if prompt[0] == self.tokenizer.bos_token_id else 0
+        kept = 1 if prompt[0] == self._bos_id else 0
         return prompt[:kept] + prompt[len(prompt) - (count - kept) :]
 
 

@@ -16,19 +16,16 @@ from pydantic import (
 )
 
 
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are refused by name, values do not change.
+class Keyed(BaseModel):
+    """What may stand in a stage's request: it says which of its fields count in the request's key.
 
-    In a stage's request, fields named in `speed_only` and, at their defaults, those in `absent_by_default` stay out of
-    the key, as the request's own do (`alignment.stages.Request`).
+    Fields named in `speed_only` change how fast a result comes, never what it is: they stay out of the key. A field
+    named in `absent_by_default` stays out of key and JSON while it holds its default, so that what was made before
+    there was such a field stays current.
     """
 
+    speed_only: ClassVar[frozenset[str]] = frozenset()
     absent_by_default: ClassVar[frozenset[str]] = frozenset()
-
-    # the input of an error may be an address with a password, and the error's text stands in logs
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, hide_input_in_errors=True
-    )
 
     @model_serializer(mode="wrap")
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -39,6 +36,15 @@ class Section(BaseModel):
         """Fields that are as if they were not there."""
         fields = type(self).model_fields
         return {name for name in self.absent_by_default if getattr(self, name) == fields[name].default}
+
+
+class Section(Keyed):
+    """A part of a recipe: unknown keys are refused by name, values do not change."""
+
+    # the input of an error may be an address with a password, and the error's text stands in logs
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
 
 class ModelSource(Section):

@@ -229,28 +229,37 @@ class Tokenization:
             if place == len(prompts):
                 prompts.append(prompt)
             place_of.append(place)
+        whole = self._template.written([[*prompt, *said] for prompt, said in chats], generation_prompt=False)
         before = self._template.written(prompts, generation_prompt=True)
-        alone = self._template.written(prompts, generation_prompt=False)
-        whole = self._template.written(
-            [[*prompt, *completion] for prompt, completion in chats], generation_prompt=False
-        )
+        # a prompt that begins the whole with its generation prompt stands in it; only others are written alone as well
+        parted = [place for place, text in zip(place_of, whole, strict=True) if not _begins(text, before[place])]
+        asked = list(dict.fromkeys(parted))
+        alone = self._template.written([prompts[place] for place in asked], generation_prompt=False)
+        alone_of = dict(zip(asked, alone, strict=True))
         return [
-            self._chat(before[place], alone[place], text, completion)
-            for place, text, (_, completion) in zip(place_of, whole, chats, strict=True)
+            self._chat(before[place], alone_of.get(place), text, said)
+            for place, text, (_, said) in zip(place_of, whole, chats, strict=True)
         ]
 
     def _chat(
-        self, before: str | TemplateRefusal, alone: str | TemplateRefusal, whole: str | TemplateRefusal, said: Messages
+        self,
+        before: str | TemplateRefusal,
+        alone: str | TemplateRefusal | None,
+        whole: str | TemplateRefusal,
+        said: Messages,
     ) -> _Written | Dropped:
-        for text in (before, alone, whole):
-            if isinstance(text, TemplateRefusal):
-                return Dropped(TEMPLATE_REFUSED, str(text))
-        assert isinstance(before, str) and isinstance(alone, str) and isinstance(whole, str)
-        if not prompt_stands(alone, whole, self._end_texts):
+        """`alone` is the prompt without the generation prompt, where it was asked for."""
+        if isinstance(before, TemplateRefusal) or isinstance(whole, TemplateRefusal):
+            return Dropped(TEMPLATE_REFUSED, str(before if isinstance(before, TemplateRefusal) else whole))
+        if _begins(whole, before):
+            answer = whole[len(before) :]
+        elif not isinstance(alone, str):
+            return Dropped(TEMPLATE_REFUSED, str(alone))
+        elif prompt_stands(alone, whole, self._end_texts):
+            answer = whole[len(without_end(alone, self._end_texts).rstrip()) :]
+        else:
             return Dropped(PROMPT_REWRITTEN)
-        if left_out(said, whole[len(without_end(alone, self._end_texts).rstrip()) :]):
-            return Dropped(THOUGHT_LEFT_OUT)
-        return _Written(before, whole, is_chat=True)
+        return Dropped(THOUGHT_LEFT_OUT) if left_out(said, answer) else _Written(before, whole, is_chat=True)
 
     # Ids: every text is encoded once, all of a batch in one call where they are of one kind.
 
@@ -374,6 +383,10 @@ def _special_texts(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     """Every special token as it is written."""
     added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
     return {text for text in (*tokenizer.all_special_tokens, *added) if text}
+
+
+def _begins(whole: str | TemplateRefusal, before: str | TemplateRefusal) -> bool:
+    return isinstance(whole, str) and isinstance(before, str) and whole.startswith(before)
 
 
 def _paired(chosen: TokenSequence | Dropped, rejected: TokenSequence | Dropped) -> Sequences | Dropped:

@@ -6,8 +6,8 @@ alone and those of prompt + this completion part, so a token that merges the pro
 completion's first is scored as part of the completion. A first token that has nothing before it is counted to the
 prompt: nothing predicts it.
 
-Rows are written and encoded in batches, each text once: the tokenizer's library takes most of the time, and a call a
-row would double it. A row has the same ids in any batch.
+Rows are written (`alignment.data.writing`) and encoded in batches, each text once: the tokenizer's library takes most
+of the time. A row has the same ids in any batch.
 """
 
 from __future__ import annotations
@@ -17,15 +17,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from alignment.data.templates import (
-    ChatTemplate,
-    Messages,
-    TemplateRefusal,
-    left_out,
-    prompt_stands,
-    with_system_message,
-    without_end,
-)
+from alignment.data.writing import PROMPT_REWRITTEN, Answered, Content, Row, RowWriter, Written
+from alignment.data.writing import Dropped as Dropped
 from alignment.errors import BadInput
 
 if TYPE_CHECKING:
@@ -34,7 +27,6 @@ if TYPE_CHECKING:
     from alignment.recipe import TokenPolicy
 
 Ids = tuple[int, ...]
-Content = str | Messages
 
 TOKENS_VERSION = 2
 """Raised when a row's ids can change; part of the keys under which they are remembered."""
@@ -45,10 +37,7 @@ TOO_LONG = "too long"
 PROMPT_TOO_LONG = "prompt too long"
 NO_ROOM = "no room for the completion"
 NOTHING_TO_COUNT = "no countable token"
-TEMPLATE_REFUSED = "refused by the chat template"
-PROMPT_REWRITTEN = "prompt written otherwise once an answer follows"
 PROMPT_MERGED = "completion merges with the prompt's last tokens"
-THOUGHT_LEFT_OUT = "thinking left out by the chat template"
 SIDES_EQUAL = "both sides become the same ids"
 
 MOST_SHORT = 2
@@ -80,46 +69,7 @@ class TokenSequence:
         return len(self.prompt_ids) + len(self.completion_ids)
 
 
-@dataclass(frozen=True)
-class Dropped:
-    """A row that becomes no sequence: `reason` is one of a few fixed words, `detail` says more."""
-
-    reason: str
-    detail: str = ""
-
-
 Sequences = tuple[TokenSequence, TokenSequence]
-
-
-class Answered(Protocol):
-    """What `Tokenization.completions` reads of a demonstration or an unpaired row."""
-
-    @property
-    def form(self) -> str: ...
-    @property
-    def prompt(self) -> Content: ...
-    @property
-    def completion(self) -> Content | None: ...
-
-
-@dataclass(frozen=True)
-class _Item:
-    """One prompt with one completion, both texts or both messages (the one that is not given is None)."""
-
-    form: str
-    prompt: Content
-    completion: Content | None
-
-
-@dataclass(frozen=True)
-class _Written:
-    """An item as the two texts to encode, and what tells how: a template writes BOS and ends itself, and literals of
-    special tokens in a person's text are text."""
-
-    before: str
-    whole: str
-    is_chat: bool
-    literals: bool = False
 
 
 class Tokenization:
@@ -153,10 +103,8 @@ class Tokenization:
         self.policy = policy
         self.eos = int(tokenizer.eos_token_id)
         self.end_ids = frozenset({self.eos, *end_ids})
-        self._template = ChatTemplate(tokenizer, policy.today)
-        self._end_texts = tuple(filter(None, map(tokenizer.convert_ids_to_tokens, sorted(self.end_ids))))
-        self._specials = tuple(_special_texts(tokenizer))
-        self._openings = {text[:2] for text in self._specials}  # a few, where there may be hundreds of special tokens
+        end_texts = tuple(filter(None, map(tokenizer.convert_ids_to_tokens, sorted(self.end_ids))))
+        self._writer = RowWriter(tokenizer, policy, end_texts)
         self._vocabulary = vocabulary if vocabulary is not None and len(tokenizer) > vocabulary else None
         self._ids = _Kept()
         self._blank: dict[int, bool] = {}
@@ -172,98 +120,28 @@ class Tokenization:
 
     def pairs(self, rows: Sequence[Pair]) -> list[Sequences | Dropped]:
         """`pair` of each row, in order."""
-        items: list[_Item] = []
+        items: list[Row] = []
         for row in rows:
             if row.chosen is None or row.rejected is None:
                 raise ValueError("an unpaired row has no chosen and rejected side")
-            items += (_Item(row.form, row.prompt, side) for side in (row.chosen, row.rejected))
+            items += (Row(row.form, row.prompt, side) for side in (row.chosen, row.rejected))
         sequences = self.completions(items)
         return [_paired(*sides) for sides in zip(sequences[::2], sequences[1::2], strict=True)]
 
     def completion(self, form: str, prompt: Content, completion: Content) -> TokenSequence | Dropped:
         """One prompt with one completion, both strings (`form` "text") or both messages ("chat")."""
-        return self.completions([_Item(form, prompt, completion)])[0]
+        return self.completions([Row(form, prompt, completion)])[0]
 
     def completions(self, rows: Sequence[Answered]) -> list[TokenSequence | Dropped]:
         """`completion` of each row's prompt and completion, in order."""
-        written = self._written(rows)
-        ids = self._ids_of([one for one in written if isinstance(one, _Written)])
+        written = self._writer.written(rows)
+        ids = self._ids_of([one for one in written if isinstance(one, Written)])
         prompts: dict[tuple[str, bool, bool, int], Ids] = {}
         return [one if isinstance(one, Dropped) else self._sequence(one, ids, prompts) for one in written]
 
-    # Texts: every prompt is written once, whatever the number of its completions.
-
-    def _written(self, rows: Sequence[Answered]) -> list[_Written | Dropped]:
-        written: list[_Written | Dropped | None] = [None] * len(rows)
-        chats: list[tuple[int, Messages, Messages]] = []
-        for index, row in enumerate(rows):
-            prompt, completion = row.prompt, row.completion
-            if isinstance(prompt, str) and isinstance(completion, str) and row.form == "text":
-                if self.policy.plain_text == "as_is":
-                    written[index] = self._text(prompt, completion)
-                    continue
-                prompt = [{"role": "user", "content": prompt}]
-                completion = [{"role": "assistant", "content": completion}]
-            elif row.form != "chat" or isinstance(prompt, str) or isinstance(completion, str) or completion is None:
-                raise ValueError(f"form '{row.form}' does not fit a {type(prompt).__name__} prompt")
-            chats.append((index, with_system_message(prompt, self.policy.system), completion))
-        for (index, _, _), chat in zip(chats, self._chats([chat[1:] for chat in chats]), strict=True):
-            written[index] = chat
-        return [one for one in written if one is not None]
-
-    def _text(self, prompt: str, completion: str) -> _Written:
-        """Plain text as it is. Special tokens are read in it only where a chat template wrote it before: a prompt that
-        begins with one. Anywhere else `<s>` or `</s>` is what a person wrote, but for ends of the completion."""
-        whole = prompt + completion
-        has_literals = any(text in whole for text in self._openings) and any(text in whole for text in self._specials)
-        if not has_literals or prompt.startswith(self._specials):
-            return _Written(prompt, whole, is_chat=False)
-        return _Written(prompt, prompt + without_end(completion, self._end_texts), is_chat=False, literals=True)
-
-    def _chats(self, chats: Sequence[tuple[Messages, Messages]]) -> list[_Written | Dropped]:
-        places: dict[object, int] = {}
-        prompts: list[Messages] = []
-        place_of: list[int] = []
-        for prompt, _ in chats:
-            place = places.setdefault(tuple(tuple(message.items()) for message in prompt), len(prompts))
-            if place == len(prompts):
-                prompts.append(prompt)
-            place_of.append(place)
-        whole = self._template.written([[*prompt, *said] for prompt, said in chats], generation_prompt=False)
-        before = self._template.written(prompts, generation_prompt=True)
-        # a prompt that begins the whole with its generation prompt stands in it; only others are written alone as well
-        parted = [place for place, text in zip(place_of, whole, strict=True) if not _begins(text, before[place])]
-        asked = list(dict.fromkeys(parted))
-        alone = self._template.written([prompts[place] for place in asked], generation_prompt=False)
-        alone_of = dict(zip(asked, alone, strict=True))
-        return [
-            self._chat(before[place], alone_of.get(place), text, said)
-            for place, text, (_, said) in zip(place_of, whole, chats, strict=True)
-        ]
-
-    def _chat(
-        self,
-        before: str | TemplateRefusal,
-        alone: str | TemplateRefusal | None,
-        whole: str | TemplateRefusal,
-        said: Messages,
-    ) -> _Written | Dropped:
-        """`alone` is the prompt without the generation prompt, where it was asked for."""
-        if isinstance(before, TemplateRefusal) or isinstance(whole, TemplateRefusal):
-            return Dropped(TEMPLATE_REFUSED, str(before if isinstance(before, TemplateRefusal) else whole))
-        if _begins(whole, before):
-            answer = whole[len(before) :]
-        elif not isinstance(alone, str):
-            return Dropped(TEMPLATE_REFUSED, str(alone))
-        elif prompt_stands(alone, whole, self._end_texts):
-            answer = whole[len(without_end(alone, self._end_texts).rstrip()) :]
-        else:
-            return Dropped(PROMPT_REWRITTEN)
-        return Dropped(THOUGHT_LEFT_OUT) if left_out(said, answer) else _Written(before, whole, is_chat=True)
-
     # Ids: every text is encoded once, all of a batch in one call where they are of one kind.
 
-    def _ids_of(self, written: Iterable[_Written]) -> dict[tuple[str, bool, bool], list[int]]:
+    def _ids_of(self, written: Iterable[Written]) -> dict[tuple[str, bool, bool], list[int]]:
         """(text, is_chat, literals) → ids with one BOS in front, before an end is put behind them."""
         texts: dict[tuple[bool, bool], dict[str, None]] = defaultdict(dict)
         for one in written:
@@ -292,7 +170,7 @@ class Tokenization:
 
     def _sequence(
         self,
-        one: _Written,
+        one: Written,
         ids: Mapping[tuple[str, bool, bool], list[int]],
         prompts: dict[tuple[str, bool, bool, int], Ids],
     ) -> TokenSequence | Dropped:
@@ -377,16 +255,6 @@ class _Kept(dict[int, int]):
 
     def __missing__(self, token: int) -> int:
         return self.setdefault(token, token)
-
-
-def _special_texts(tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    """Every special token as it is written."""
-    added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
-    return {text for text in (*tokenizer.all_special_tokens, *added) if text}
-
-
-def _begins(whole: str | TemplateRefusal, before: str | TemplateRefusal) -> bool:
-    return isinstance(whole, str) and isinstance(before, str) and whole.startswith(before)
 
 
 def _paired(chosen: TokenSequence | Dropped, rejected: TokenSequence | Dropped) -> Sequences | Dropped:

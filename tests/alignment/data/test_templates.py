@@ -12,14 +12,12 @@ from transformers import PreTrainedTokenizerFast
 from alignment.data.rows import paired_row
 from alignment.data.templates import asks_for_date, with_today, without_end
 from alignment.data.tokens import (
-    PROMPT_REWRITTEN,
     SIDES_EQUAL,
-    THOUGHT_LEFT_OUT,
-    Dropped,
     Tokenization,
     TokenSequence,
     require_few_rewritten,
 )
+from alignment.data.writing import PROMPT_REWRITTEN, THOUGHT_LEFT_OUT, Dropped
 from alignment.errors import BadInput
 from alignment.recipe import TokenPolicy
 

@@ -17,12 +17,11 @@ from alignment.data.tokens import (
     NOTHING_TO_COUNT,
     PROMPT_MERGED,
     PROMPT_TOO_LONG,
-    TEMPLATE_REFUSED,
     TOO_LONG,
-    Dropped,
     Tokenization,
     TokenSequence,
 )
+from alignment.data.writing import TEMPLATE_REFUSED, Dropped
 from alignment.errors import BadInput
 from alignment.recipe import TokenPolicy
 
@@ -318,10 +317,10 @@ def test_a_batch_writes_and_encodes_every_text_once(monkeypatch: pytest.MonkeyPa
     tokens = Tokenization(letters(CHATML), POLICY)
     encoded: list[list[str]] = []
     written: list[int] = []
-    encode, write = tokens._encoded, tokens._template._rendered
+    encode, write = tokens._encoded, tokens._writer.template._rendered
     monkeypatch.setattr(tokens, "_encoded", lambda texts, **how: encoded.append(texts) or encode(texts, **how))
     monkeypatch.setattr(
-        tokens._template, "_rendered", lambda chats, prompt: written.append(len(chats)) or write(chats, prompt)
+        tokens._writer.template, "_rendered", lambda chats, prompt: written.append(len(chats)) or write(chats, prompt)
     )
     rows = [paired_row(user(f"q{n % 3}"), assistant(f"a{n}"), assistant(f"b{n}"), "f", n) for n in range(9)]
     tokens.pairs(rows)

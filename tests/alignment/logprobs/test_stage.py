@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from alignment.data.rows import paired_row, unpaired_row, write_rows
-from alignment.data.tokens import PROMPT_REWRITTEN, SIDES_EQUAL
+from alignment.data.tokens import SIDES_EQUAL
+from alignment.data.writing import PROMPT_REWRITTEN
 from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.logprobs import reference

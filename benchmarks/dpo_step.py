@@ -151,7 +151,7 @@ def moved(model: Any) -> Any:
     for weight in model.parameters():
         if weight.ndim > 1:
             noise = torch.randn(weight.shape, generator=draw, device=weight.device, dtype=torch.float32)
-            weight += (MOVED * float(weight.float().std()) * noise).to(weight.dtype)
+            weight.add_((MOVED * float(weight.float().std()) * noise).to(weight.dtype))
     return model
 
 
@@ -204,7 +204,8 @@ def report(label: str, size: Size, outcome: Outcome, device: torch.device) -> No
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     print(f"seconds: {'wall' if gpu else 'CPU'}, median of {len(mine.seconds)}, in turn; loss {outcome.exact[0]:.6f}")
     print(
-        "\n| way | runs | seconds | ours is faster by | tokens/s | pairs/s | MFU | peak GiB | loss error | gradient error |"
+        "\n| way | runs | seconds | ours is faster by | tokens/s | pairs/s | MFU | peak GiB | loss error "
+        "| gradient error |"
     )
     print("|---" * 10 + "|")
     for way in outcome.ways:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignment.data.tokens import TokenSequence
 from alignment.models.attention import NAME, shared_prompts
-from alignment.models.packing import ROUND, lay_out, rounded
+from alignment.models.packing import ROUND, lay_out
 from alignment.models.rope import by_own_length
 
 if TYPE_CHECKING:
@@ -98,12 +98,12 @@ def head_backward(
     import torch
 
     gradient = torch.empty_like(states)
-    every = torch.nn.functional.pad(weights, (0, rounded(len(weights)) - len(weights))).to(states.device)
     start = 0
     for block, ids, count in _blocks(states.detach(), rows, vocabulary):
         part = block.requires_grad_()
         logits = head(part)
-        logits.backward(_gradient_in_logits(logits.detach(), ids, every[start : start + len(ids)]))
+        every = torch.nn.functional.pad(weights[start : start + count], (0, len(ids) - count)).to(logits.device)
+        logits.backward(_gradient_in_logits(logits.detach(), ids, every))
         assert part.grad is not None
         gradient[start : start + count] = part.grad[:count]
         start += count
@@ -130,10 +130,12 @@ def _blocks(
 
     targets = torch.tensor([token for row in rows for token in row.completion_ids]).to(states.device)
     block = max(ROUND, LOGITS_AT_ONCE // vocabulary // ROUND * ROUND)
+    # A GPU picks its 16-bit kernels by the number of rows: a last block as large as the others keeps bits equal there.
+    whole = block if states.device.type != "cpu" and states.element_size() == 2 else ROUND
     for start in range(0, len(targets), block):
         part, ids = states[start : start + block], targets[start : start + block]
         count = len(ids)
-        if missing := rounded(count) - count:  # of the last block alone: no copy of all states
+        if missing := -count % whole:  # of the last block alone: no copy of all states
             part, ids = torch.nn.functional.pad(part, (0, 0, 0, missing)), torch.nn.functional.pad(ids, (0, missing))
         yield part, ids, count
 

@@ -40,7 +40,7 @@ from benchmarks.trl_pass import trl_step
 
 BETA = 0.1
 AS_IT_COMES = (4, 8)
-"""Pairs a micro batch in the order of the data."""
+"""Pairs a micro batch in the order of the data; the last is TRL's default."""
 PAIRS = 32
 """Pairs of a step, unless the size has fewer."""
 MOVED = 0.3
@@ -216,8 +216,10 @@ def report(label: str, size: Size, outcome: Outcome, device: torch.device) -> No
             f"| {f'{flops / peak:.1%}' if peak else f'{flops / 1e9:.0f} GFLOP/s'} | {way.peak:.2f} "
             f"| {abs(way.loss - outcome.exact[0]):.1e} | {outcome.gradient_error(way):.1e} |"
         )
-    as_it_comes = min(way.median for way in outcome.as_it_comes)
-    print(f"\nours against TRL cached as it comes: {as_it_comes / mine.median:.2f}× (goal 2.0)")
+    print()
+    for batch, way in zip(AS_IT_COMES, outcome.as_it_comes, strict=True):
+        goal = " (TRL's default; goal 2.0)" if batch == 8 else ""
+        print(f"ours against TRL cached as it comes, micro batch {batch}: {way.median / mine.median:.2f}×{goal}")
     print(f"ours against TRL cached, sorted, at its best: {outcome.best.median / mine.median:.2f}× (goal 1.35)")
 
 

@@ -92,7 +92,9 @@ def _one_by_one(
 
     repeats = query.shape[1] // key.shape[1]
     queries = query.split(layout.sizes, 2)
-    keys, values = (states.repeat_interleave(repeats, 1).split(layout.sizes, 2) for states in (key, value))
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    keys, values = key.split(layout.sizes, 2), value.split(layout.sizes, 2)
     out = []
     for place, prompt in enumerate(layout.prompts):
         own = [place] if prompt is None else [prompt, place]

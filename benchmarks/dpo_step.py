@@ -170,7 +170,7 @@ def oracle(model: Any, rows: Sequence[StepRow]) -> tuple[float, list[torch.Tenso
     for row in rows:
         margin = logp(row.chosen) - row.ref_chosen_logp - (logp(row.rejected) - row.ref_rejected_logp)
         loss = torch.nn.functional.softplus(-BETA * margin) / len(rows)
-        loss.backward()
+        torch.autograd.backward(loss)
         total += float(loss.detach())
     return total, [weight.grad.double().cpu() for weight in exact.parameters()]
 

@@ -103,7 +103,7 @@ def head_backward(
         part = block.requires_grad_()
         logits = head(part)
         every = torch.nn.functional.pad(weights[start : start + count], (0, len(ids) - count)).to(logits.device)
-        logits.backward(_gradient_in_logits(logits.detach(), ids, every))
+        logits.backward(_gradient_in_logits(logits.detach(), ids, every))  # type: ignore[no-untyped-call]
         assert part.grad is not None
         gradient[start : start + count] = part.grad[:count]
         start += count

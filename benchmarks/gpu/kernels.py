@@ -213,12 +213,16 @@ def head(record: Record, name: str, size: Size, device: torch.device) -> None:
     torch.manual_seed(0)
     states = torch.randn(tokens, hidden, device=device, dtype=torch.bfloat16, requires_grad=True)
     weight = (torch.randn(vocabulary, hidden, device=device, dtype=torch.bfloat16) * 0.02).requires_grad_()
-    states.grad, weight.grad = torch.zeros_like(states), torch.zeros_like(weight)
+    states.grad = kept = torch.zeros_like(states)
+    weight.grad = torch.zeros_like(weight)
     ids = torch.randint(vocabulary, (tokens,), device=device)
     row, each = TokenSequence((0,), tuple(ids.tolist())), torch.ones(tokens, dtype=torch.float64)
 
     def linear(some: torch.Tensor) -> torch.Tensor:
         return some @ weight.T
+
+    def backward(logps: torch.Tensor) -> None:
+        torch.autograd.backward(logps.sum())
 
     @torch.no_grad()
     def at_once() -> None:
@@ -226,14 +230,14 @@ def head(record: Record, name: str, size: Size, device: torch.device) -> None:
 
     ways: dict[str, Callable[[], Any]] = {
         "ours, as scored": lambda: head_logps(linear, states, [row], vocabulary),
-        "ours, with backward": lambda: states.grad.copy_(head_backward(linear, states, [row], vocabulary, each)),
+        "ours, with backward": lambda: kept.copy_(head_backward(linear, states, [row], vocabulary, each)),
         "all logits at once": at_once,
-        "all logits at once, with backward": lambda: token_logps(linear(states), ids).sum().backward(),
+        "all logits at once, with backward": lambda: backward(token_logps(linear(states), ids)),
     }
     fused = getattr(torch.nn.functional, "linear_cross_entropy", None)
     if fused is not None:
-        ways["torch's linear_cross_entropy, with backward"] = lambda: (
-            fused(states, weight, ids, reduction="none").double().sum().backward()
+        ways["torch's linear_cross_entropy, with backward"] = lambda: backward(
+            fused(states, weight, ids, reduction="none").double()
         )
     for way, run in ways.items():
         figures: dict[str, Any] = {"shape": name, "tokens": tokens, "vocabulary": vocabulary, "way": way}

@@ -38,9 +38,15 @@ SAME = {"float64": 1e-9, "float32": 1e-5, "bfloat16": 1e-2}
 
 def heads(model: PreTrainedModel) -> Iterator[tuple[str, Head]]:
     """The heads that the model's configuration suggests, by name; the first that agrees with it is right."""
-    linear = model.get_output_embeddings()
-    if linear is None:
+    output: Any = model.get_output_embeddings()
+    if output is None:
         return
+
+    def linear(hidden: torch.Tensor) -> torch.Tensor:
+        """Some models keep their hidden states in float32 whatever their weights are (Mamba)."""
+        logits: torch.Tensor = output(hidden.to(output.weight.dtype))
+        return logits
+
     config: Any = model.config.get_text_config()
     cap = getattr(config, "final_logit_softcapping", None)
     if cap:

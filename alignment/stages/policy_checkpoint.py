@@ -138,6 +138,8 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
     from alignment.training.preference_trainer import preference_trainer
 
     settings, pairs = request.settings, rows.train
+    if settings.micro_batch_size != Dpo.model_fields["micro_batch_size"].default:
+        log.info("micro_batch_size is ignored: a step's rows go in passes of %d tokens", request.pass_tokens)
     order = training_order(pairs.row_ids, request.manifest.digest, request.seed, settings.epochs)
     work = context.work / "trainer"
     arguments = trainer_arguments(settings, work, request.seed, len(order), settings.batch_size, 1)

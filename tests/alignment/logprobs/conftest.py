@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from alignment.data.rows import paired_row, write_rows
 from alignment.logprobs import reference
 from alignment.models.pin import pin_model
+from alignment.models.runner import Runner
 from alignment.recipe import ModelSource
 from alignment.stages import execute
 from alignment.stages.base_model import STAGE as BASE_MODEL
@@ -65,10 +66,13 @@ class Forwarded:
     """What went through models in passes that share prompts: the length of every sequence."""
 
     lengths: list[int] = field(default_factory=list)
+    probing: bool = False
 
     def watch(self, model: Any) -> Any:
         def before(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if "shared_prompt" in kwargs:  # a probe of the model has none, or holds a sequence twice
+            if (
+                "shared_prompt" in kwargs and not self.probing
+            ):  # a probe has none
                 self.lengths += map(len, dict.fromkeys(kwargs["shared_prompt"].rows))
 
         model.get_decoder().register_forward_pre_hook(before, with_kwargs=True)
@@ -82,6 +86,16 @@ def forwarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Forwarded]:
     load = reference.load_model
     reference.release_model()
     monkeypatch.setattr(reference, "load_model", lambda *what, **how: seen.watch(load(*what, **how)))
+    leaks = Runner._leaks
+
+    def probed(*what: Any) -> bool:
+        seen.probing = True
+        try:
+            return leaks(*what)
+        finally:
+            seen.probing = False
+
+    monkeypatch.setattr(Runner, "_leaks", probed)
     yield seen
     reference.release_model()
 

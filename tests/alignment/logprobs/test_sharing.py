@@ -153,6 +153,26 @@ def test_a_state_that_runs_over_the_sequence_goes_padded_and_says_so(caplog: pyt
     assert "prompts are not shared on MambaForCausalLM" in caplog.text
 
 
+def test_a_leak_too_small_for_rounding_to_show_is_found(caplog: pytest.LogCaptureFixture) -> None:
+    """In bfloat16 a fiftieth of a log-prob passes for rounding: states that leak must show in bits."""
+    torch.manual_seed(3)
+    model = random_model(3).to(torch.bfloat16)
+    decoder = model.get_decoder()
+    first = decoder.layers[0]
+    plain = first.forward
+
+    def leaking(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        out: torch.Tensor = plain(hidden, *args, **kwargs)
+        return out + (0.02 * hidden.roll(10, 1) if hidden.shape[1] > 20 else 0)  # as a state that runs on does
+
+    first.forward = leaking
+    rows = [TokenSequence((0, 5, 6), tuple(range(9, 20))) for _ in range(6)]
+    with caplog.at_level(logging.INFO):
+        found = scored(model, rows)
+    assert "what stands before a sequence in its pass changes its log-probs" in caplog.text
+    assert len(set(found)) == 1
+
+
 def test_capped_attention_is_shared(make_model: Any, caplog: pytest.LogCaptureFixture) -> None:
     model = load_model(make_model("gemma2"), "float64")
     rows = [row for row in preferences(0, bos=True) if len(row) <= model.config.max_position_embeddings][:20]

@@ -53,6 +53,20 @@ def test_fine_tuning_a_mixture_of_experts_has_no_router_term_either(lab: Any) ->
     assert losses[0]["history"][0]["loss"] == losses[1]["history"][0]["loss"]
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_model_whose_state_runs_over_the_sequence_is_trained_in_padded_passes(
+    lab: Any, precision: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = adopted(lab, "mamba", state_size=8)
+    manifest = lab.manifest(checkpoint, lab.rows(12), precision=precision, held_out_fraction=0.2)
+    with caplog.at_level("INFO"):
+        request = lab.dpo_request(checkpoint, manifest, precision=precision, epochs=2.0, learning_rate=1e-2)
+        summary = execute(STAGE, request, lab.store).summary
+    assert "prompts are not shared on MambaForCausalLM" in caplog.text
+    assert summary["first_loss"] == pytest.approx(math.log(2), abs=1e-4 if precision == "float32" else 0.05)
+    assert summary["history"][-1]["loss"] < summary["first_loss"]
+
+
 @pytest.mark.parametrize("family", DROPPING)
 def test_a_policy_drops_nothing_whatever_its_layers_take_dropout_from(family: str, tmp_path: Path) -> None:
     folder = write_model(tmp_path / family, letter_tokenizer(), family, **{**SPREAD, **DROPPING[family]})

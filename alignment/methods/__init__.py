@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from alignment.methods.dpo import Dpo, Hinge, Ipo, NormalisedDpo, RobustDpo
+from alignment.methods.dpo import ApoDown, ApoZero, ConservativeDpo, Dpo, Hinge, Ipo, NormalisedDpo, RobustDpo
 from alignment.methods.method import Method, PairLogps
 
 METHODS: dict[str, type[Method]] = {
@@ -13,8 +13,11 @@ METHODS: dict[str, type[Method]] = {
         Dpo,
         Hinge,
         Ipo,
-        NormalisedDpo,
+        ConservativeDpo,
         RobustDpo,
+        NormalisedDpo,
+        ApoZero,
+        ApoDown,
     )
 }
 

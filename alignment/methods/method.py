@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound="Method")
 
+LORA_RATE = 10.0
+"""How many times the learning rate of full training an adapter takes."""
+HEALTHY_EPOCHS = (1.0, 2.0)
+HEALTHY_RANK = (16.0, 32.0)
+"""Ranks of an adapter for preferences; SFT takes more."""
+
 
 @dataclass(frozen=True)
 class PairLogps:
@@ -49,6 +55,16 @@ class PairLogps:
         """The difference of the log-ratios' means over each side's tokens."""
         return self.chosen_ratio / self.chosen_tokens - self.rejected_ratio / self.rejected_tokens
 
+    @property
+    def policy_chosen_mean(self) -> torch.Tensor:
+        """log π(y_w|x) / |y_w|: the mean over the chosen side's tokens; its negative is their likelihood loss."""
+        return self.policy_chosen / self.chosen_tokens
+
+    @property
+    def policy_rejected_mean(self) -> torch.Tensor:
+        """log π(y_l|x) / |y_l|."""
+        return self.policy_rejected / self.rejected_tokens
+
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
@@ -63,6 +79,8 @@ class Method(ABC):
     """The checkpoint that training starts from."""
     healthy: ClassVar[Mapping[str, tuple[float, float]]] = {}
     """Setting to the range that practice supports, both ends included. Values outside are allowed."""
+    healthy_rate: ClassVar[tuple[float, float]] = (5e-7, 5e-6)
+    """The same of the learning rate when all weights are trained; with LoRA it is `LORA_RATE` times as high."""
 
     @classmethod
     def of(cls: type[M], settings: Any) -> M:
@@ -77,6 +95,25 @@ class Method(ABC):
     def wrong(self) -> str | None:
         """What is wrong with the settings, for a person, or None."""
         return None
+
+    def outside_practice(self, section: Any) -> list[str]:
+        """One sentence for each setting of a recipe's section that lies outside of what practice supports."""
+        lora = section.lora
+        low, high = self.healthy_rate
+        scale = 1.0 if lora is None else LORA_RATE
+        ranges = {
+            "learning_rate": (section.learning_rate, (low * scale, high * scale)),
+            "epochs": (section.epochs, HEALTHY_EPOCHS),
+            **({} if lora is None else {"lora.rank": (lora.rank, HEALTHY_RANK)}),
+            **{name: (getattr(self, name), healthy) for name, healthy in self.healthy.items()},
+        }
+        weights = "all weights" if lora is None else "LoRA"
+        return [
+            f"{name} {value:g} is outside {least:g} to {most:g},"
+            f" which practice supports for loss: {self.name} with {weights}"
+            for name, (value, (least, most)) in ranges.items()
+            if not least <= value <= most
+        ]
 
     def prepare(self, rows: PairLogps) -> Any:
         """Constants of one optimiser step where its rows are coupled (all rows of the step, no gradient)."""

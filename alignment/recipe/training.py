@@ -131,19 +131,22 @@ class Dpo(Optimisation):
     learning_rate: float = Field(default=5e-7, gt=0)
     """Highest learning rate of AdamW, reached after the warm-up; commonly 5e-8 to 1e-6 for a whole model, ten times
     that with LoRA. Too high a rate spoils the model before it learns the preferences."""
-    loss: Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm"] = "sigmoid"
-    """The method. `sigmoid`: DPO (Rafailov et al. 2023). `hinge`: SLiC-HF (Zhao et al. 2023).
-    `ipo`: IPO of log-ratios per token (Azar et al. 2023). `robust`: rDPO, for data with some wrong labels
-    (Chowdhury et al. 2024). `sigmoid_norm`: DPO of log-ratios per token."""
+    loss: Literal["sigmoid", "hinge", "ipo", "cdpo", "robust", "sigmoid_norm", "apo_zero", "apo_down"] = "sigmoid"
+    """The method; docs/methods.md compares them. `sigmoid`: DPO (Rafailov et al. 2023). `hinge`: SLiC-HF (Zhao et al.
+    2023). `ipo`: IPO (Azar et al. 2023). `cdpo` (Mitchell 2023) and `robust` (rDPO, Chowdhury et al. 2024): for data
+    with some wrong labels. `sigmoid_norm`: DPO of log-ratios per token (Lambert et al. 2024). `apo_zero`, `apo_down`:
+    APO, for chosen completions better or worse than the model's own (D'Oosterlinck et al. 2024)."""
     beta: float = Field(default=0.1, gt=0)
     """β: a larger value keeps the policy nearer to the reference. Usual values are 0.01 to 1, and 1 to 10 with
     `sigmoid_norm`, whose log-ratios are per token. `ipo` aims at a margin of 1 / (2β)."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """Assumed fraction of pairs whose chosen and rejected sides are swapped. `robust` needs it; the other methods
-    refuse it."""
+    """Assumed fraction of pairs whose chosen and rejected sides are swapped. `cdpo` and `robust` need it; the other
+    methods refuse it."""
     sft_weight: float = Field(default=0.0, ge=0)
     """Weight of the chosen completion's negative log-likelihood, in nats per token, that is added to the loss (RPO);
     keeps what SFT taught. 0 adds none."""
+    length_normalised: bool = True
+    """`ipo` only: its margin is of mean log-ratios per token, as in TRL; false takes sums, as the paper writes it."""
 
     @model_validator(mode="after")
     def _settings_of_its_method(self) -> Dpo:
@@ -155,3 +158,7 @@ class Dpo(Optimisation):
         if wrong := method_of(self).wrong():
             raise ValueError(wrong)
         return self
+
+    def outside_practice(self) -> list[str]:
+        """One sentence for each setting that lies outside of what practice supports for the method; none is refused."""
+        return [f"dpo.{note}" for note in method_of(self).outside_practice(self)]

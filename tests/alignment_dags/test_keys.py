@@ -35,9 +35,9 @@ def test_every_section_stands_under_the_paths_of_its_keys() -> None:
 def test_a_key_has_its_range_its_default_and_its_meaning() -> None:
     keys = section("### `dpo`")
     assert keys.keys() == Dpo.model_fields.keys()
-    assert keys["beta"].startswith("a number above 0 | `0.1` | β, the strength of the pull to the reference: larger")
+    assert keys["beta"].startswith("a number above 0 | `0.1` | β: a larger value keeps the policy nearer")
     assert keys["label_smoothing"].startswith("a number from 0 below 0.5 | `0.0` | ")
-    assert keys["loss"].startswith("`sigmoid`, `hinge`, `ipo`, `robust`, `sigmoid_norm` | `sigmoid` | ")
+    assert keys["loss"].startswith(", ".join(f"`{name}`" for name in METHODS) + " | `sigmoid` | ")
     assert section("## The recipe")["name"].startswith("a text | required | ")
 
 

@@ -7,6 +7,7 @@ here imports more than torch, and that only inside functions.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -66,6 +67,11 @@ class PairLogps:
         return self.policy_rejected / self.rejected_tokens
 
 
+def short(value: float) -> str:
+    """A setting as people write it: 5e-7, 0.1, 50."""
+    return re.sub(r"e([+-])0*", lambda exponent: f"e{exponent[1].strip('+')}", f"{value:g}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """A preference method; its fields are its settings."""
@@ -109,7 +115,7 @@ class Method(ABC):
         }
         weights = "all weights" if lora is None else "LoRA"
         return [
-            f"{name} {value:g} is outside {least:g} to {most:g},"
+            f"{name} {short(value)} is outside {short(least)} to {short(most)},"
             f" which practice supports for loss: {self.name} with {weights}"
             for name, (value, (least, most)) in ranges.items()
             if not least <= value <= most

@@ -51,7 +51,7 @@ def run(request: ReportRequest, context: Context) -> Result:
         "comparisons": sft["suites"],
         "champion": None if champion is None else champion["suites"],
         "holm": sft["holm"],
-        "notes": [*filter(None, [request.champion_note]), *notes],
+        "notes": [*filter(None, [request.champion_note]), *notes, *facts.outside_practice],
     }
     return Result(json_digest([comparison, verdict.model_dump(mode="json")]), summary)
 

@@ -207,39 +207,31 @@ def test_a_setting_of_another_method_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "notes"),
+    ("settings", "trained", "notes"),
     [
-        (Dpo(), []),
-        (Dpo(learning_rate=5e-6, lora=Lora(rank=32)), []),
-        (Dpo(loss="cdpo", label_smoothing=0.1), []),
-        (
-            Dpo(learning_rate=1e6),
-            [
-                "learning_rate 1e+06 is outside 5e-07 to 5e-06, which practice supports for loss: sigmoid with all weights"
-            ],
-        ),
+        (Dpo(), "all weights", []),
+        (Dpo(learning_rate=5e-6, lora=Lora(rank=32)), "LoRA", []),
+        (Dpo(loss="cdpo", label_smoothing=0.1), "all weights", []),
+        (Dpo(learning_rate=1e6), "all weights", ["learning_rate 1e6 is outside 5e-7 to 5e-6"]),
         (
             Dpo(loss="ipo", beta=500, epochs=50),
-            [
-                "epochs 50 is outside 1 to 2, which practice supports for loss: ipo with all weights",
-                "beta 500 is outside 0.01 to 1, which practice supports for loss: ipo with all weights",
-            ],
+            "all weights",
+            ["epochs 50 is outside 1 to 2", "beta 500 is outside 0.01 to 1"],
         ),
         (
             Dpo(loss="sigmoid_norm", lora=Lora(rank=64)),
+            "LoRA",
             [
-                "learning_rate 5e-07 is outside 5e-06 to 5e-05, which practice supports for loss: sigmoid_norm with LoRA",
-                "lora.rank 64 is outside 16 to 32, which practice supports for loss: sigmoid_norm with LoRA",
-                "beta 0.1 is outside 1 to 10, which practice supports for loss: sigmoid_norm with LoRA",
+                "learning_rate 5e-7 is outside 5e-6 to 5e-5",
+                "lora.rank 64 is outside 16 to 32",
+                "beta 0.1 is outside 1 to 10",
             ],
         ),
-        (
-            Dpo(loss="cdpo", label_smoothing=0.45),
-            [
-                "label_smoothing 0.45 is outside 0.01 to 0.3, which practice supports for loss: cdpo with all weights",
-            ],
-        ),
+        (Dpo(loss="robust", label_smoothing=0.45), "all weights", ["label_smoothing 0.45 is outside 0.01 to 0.3"]),
     ],
 )
-def test_a_setting_outside_of_what_practice_supports_is_noted_in_a_sentence(settings: Dpo, notes: list[str]) -> None:
-    assert settings.outside_practice() == [f"dpo.{note}" for note in notes]
+def test_a_setting_outside_of_what_practice_supports_is_noted_in_a_sentence(
+    settings: Dpo, trained: str, notes: list[str]
+) -> None:
+    supports = f", which practice supports for loss: {settings.loss} with {trained}"
+    assert settings.outside_practice() == [f"dpo.{note}{supports}" for note in notes]

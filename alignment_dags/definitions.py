@@ -8,13 +8,12 @@ import dagster as dg
 
 from alignment.recipe import Recipe
 from alignment_dags.nights.definitions import night_definitions
-from alignment_dags.run.phases import Phase, job_name, phases_of, recipes_in_use, return_phase
+from alignment_dags.run.workspace import Phase, Workspace, job_name, recipes_in_use
 from alignment_dags.source.sensor import build_sensor
 from assets.building.factory import asset_key, build_asset
-from assets.graph import nodes_of
 from resources.home import ensure_home
 from resources.mlflow import Tracking
-from resources.pools import Pools, load_pools
+from resources.pools import load_pools
 from resources.store import ArtifactStore
 
 PRELOADED = ["torch", "transformers", "trl", "datasets", "mlflow", "alignment_dags.definitions"]
@@ -37,8 +36,8 @@ def job_of(recipe: Recipe, phase: Phase) -> dg.UnresolvedAssetJobDefinition:
     )
 
 
-def jobs_of(recipe: Recipe, pools: Pools) -> list[dg.UnresolvedAssetJobDefinition]:
-    return [job_of(recipe, phase) for phase in phases_of(recipe, pools)]
+def jobs_of(workspace: Workspace) -> list[dg.UnresolvedAssetJobDefinition]:
+    return [job_of(workspace.recipe, phase) for phase in workspace.phases]
 
 
 def automation_sensor(recipes: Iterable[Recipe]) -> dg.AutomationConditionSensorDefinition:
@@ -53,16 +52,16 @@ def automation_sensor(recipes: Iterable[Recipe]) -> dg.AutomationConditionSensor
 
 def build_definitions(recipes: Iterable[Recipe]) -> dg.Definitions:
     pools = load_pools()
-    recipes = list(recipes)
-    jobs = {recipe.name: jobs_of(recipe, pools) for recipe in recipes}
-    nights = [night_definitions(recipe, pools, jobs[recipe.name]) for recipe in recipes if recipe.schedule is not None]
+    workspaces = [Workspace(recipe, pools) for recipe in recipes]
+    jobs = {one.recipe.name: jobs_of(one) for one in workspaces}
+    nights = [night_definitions(one, jobs[one.recipe.name]) for one in workspaces if one.recipe.schedule is not None]
     return dg.Definitions(
-        assets=[build_asset(node, recipe, pools) for recipe in recipes for node in nodes_of(recipe, pools)],
+        assets=[build_asset(node, one.recipe, pools) for one in workspaces for node in one.nodes],
         jobs=[job for phases in jobs.values() for job in phases],
         schedules=[schedule for schedule, _ in nights],
         sensors=[
-            *(build_sensor(recipe, jobs[recipe.name]) for recipe in recipes),
-            automation_sensor(recipes),
+            *(build_sensor(one, jobs[one.recipe.name]) for one in workspaces),
+            automation_sensor(one.recipe for one in workspaces),
             *(sensor for _, sensor in nights),
         ],
         resources={"store": ArtifactStore(), "tracking": Tracking()},
@@ -73,11 +72,11 @@ def build_definitions(recipes: Iterable[Recipe]) -> dg.Definitions:
 def return_definitions(recipe_name: str) -> dg.Definitions:
     """A recipe's return to an earlier version, which `align promote` carries out; a pool belongs to an asset and
     not to its run, so the asset without one stands here, apart from what Dagster shows."""
-    pools = load_pools()
     recipe = next(recipe for recipe in recipes_in_use().values() if recipe.name == recipe_name)
-    phase = return_phase(recipe, pools)
+    workspace = Workspace(recipe, load_pools())
+    phase = workspace.return_phase
     return dg.Definitions(
-        assets=[build_asset(node, recipe, pools) for node in phase.nodes],
+        assets=[build_asset(node, recipe, workspace.pools) for node in phase.nodes],
         jobs=[job_of(recipe, phase)],
         resources={"store": ArtifactStore(), "tracking": Tracking()},
         executor=step_executor(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dagster as dg
 
 from alignment_dags.definitions import defs, return_definitions
-from alignment_dags.run.phases import job_name
+from alignment_dags.run.workspace import job_name
 
 
 def load_job(recipe_name: str, phase_name: str) -> dg.JobDefinition:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from alignment.errors import BadInput
 from alignment.store import Artifact, Commit, Store
 from assets.building.upstream import Upstream
-from assets.override import Decision, decision_of
+from assets.registration import Decision, RegistrationSummary, decision_of
 from eval.gate.evidence import answered_by
 from resources.mlflow import CHAMPION, REGISTRATION_TAG, Tracking
 
@@ -50,16 +50,17 @@ def champion_beside(upstream: Upstream, candidate: Artifact | None) -> Champion:
         if commit.inputs["policy"].digest != candidate.digest and not about_it:
             break
         latest = commit.inputs.get("previous")
-    return standing(upstream.store, latest)
+    return registered_champion(upstream.store, latest)
 
 
-def standing(store: Store, registration: Artifact | None) -> Champion:
+def registered_champion(store: Store, registration: Artifact | None) -> Champion:
     """The registration, or the nearest before it, that did register a policy."""
     while registration is not None:
         commit = store.commit_of(registration)
-        if commit.summary["registered"]:
-            version = str(commit.summary["version"])
-            return Champion(registration, commit.inputs["policy"], scores_of(commit), version, decision_of(commit))
+        summary = RegistrationSummary.of(commit)
+        if summary.registered:
+            _, version = summary.model_version
+            return Champion(registration, commit.inputs["policy"], scores_of(commit), version, summary.decision)
         registration = commit.inputs.get("previous")
     return Champion()
 
@@ -80,7 +81,7 @@ def moved_by_hand(
     `registering` is the key of a registration that may have moved it before it was cut short. Raises
     `TrackingUnreachable` when MLflow does not answer.
     """
-    ours, found = standing(store, latest).version, tracking.aliased(model)
+    ours, found = registered_champion(store, latest).version, tracking.aliased(model)
     theirs, tags = found or (None, {})
     if ours == theirs or (registering is not None and tags.get(REGISTRATION_TAG) == registering):
         return None

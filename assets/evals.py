@@ -12,6 +12,7 @@ from assets.building.upstream import Upstream
 from assets.responses import suite_spec
 from eval.stages.scores import STAGE, ScoresRequest
 from eval.suites import suite_named
+from eval.summaries import Number, ScoresSummary
 
 
 def scores_request(recipe: Recipe, name: str, suite: Suite, answers: Artifact) -> ScoresRequest:
@@ -43,12 +44,14 @@ def evals(recipe: Recipe, model: str, name: str, suite: Suite) -> Node:
 
 
 def show(commit: Commit, folder: Path) -> Shown:
-    metrics = commit.summary.get("metrics", {})
-    rows = [
-        (name, f"{metric['value']:.4f}", "-" if metric["stderr"] is None else f"{metric['stderr']:.4f}")
-        for name, metric in sorted(metrics.items())
-    ]
+    metrics = ScoresSummary.of(commit).metrics
+    rows = [(name, decimals(metric.value), decimals(metric.stderr)) for name, metric in sorted(metrics.items())]
     return Shown(
         markdown={"metrics": table(("metric", "value", "standard error"), rows)} if rows else {},
         files=[folder / "samples.parquet"],
     )
+
+
+def decimals(value: Number) -> str:
+    """Four decimals; a dash where there is no number."""
+    return "-" if value is None else f"{value:.4f}"

@@ -16,7 +16,7 @@ from eval.gate.baselines import PublishedFigure, read_baselines
 from eval.gate.default import gate_of
 from eval.gate.evidence import lack_items
 from eval.report.pictures import PICTURES
-from eval.stages.evaluation_report import STAGE, ReportRequest
+from eval.stages.evaluation_report import STAGE, ReportRequest, ReportSummary
 from resources.pools import Pools
 
 
@@ -86,32 +86,33 @@ def prices(recipe: Recipe, pools: Pools) -> dict[str, float]:
 
 
 def show(commit: Commit, folder: Path) -> Shown:
+    summary = ReportSummary.of(commit)
     rows = [
         (
             f"{suite} {metric}",
-            one["n"],
-            f"{one['baseline']:.4f}",
-            f"{one['candidate']:.4f}",
-            f"{one['difference']:+.4f}" + ("" if one["ci95"] is None else " [{:+.4f}, {:+.4f}]".format(*one["ci95"])),
-            one["verdict"],
+            compared.n,
+            f"{compared.baseline:.4f}",
+            f"{compared.candidate:.4f}",
+            f"{compared.difference:+.4f}" + (" [{:+.4f}, {:+.4f}]".format(*compared.ci95) if compared.ci95 else ""),
+            compared.verdict,
         )
-        for suite, metrics in commit.summary["comparisons"].items()
-        for metric, one in metrics.items()
+        for suite, metrics in summary.comparisons.items()
+        for metric, compared in metrics.items()
     ]
     plotted = {
-        f"{suite}/{metric}/{name}".replace(",", "_"): one[name]
-        for suite, metrics in commit.summary["comparisons"].items()
-        for metric, one in metrics.items()
+        f"{suite}/{metric}/{name}".replace(",", "_"): getattr(compared, name)
+        for suite, metrics in summary.comparisons.items()
+        for metric, compared in metrics.items()
         for name in ("baseline", "candidate", "difference", "n")
     }
     header = ("metric", "n", "SFT", "policy", "difference [95 %]", "verdict")
-    reasons = "\n".join(f"- {reason}" for reason in commit.summary["reasons"])
+    reasons = "\n".join(f"- {reason}" for reason in summary.reasons)
     pictures = {title: folder / name for title, name in PICTURES.items() if name in commit.files}
     return Shown(
         plotted=plotted,
         markdown={
             "comparison": table(header, rows),
-            "gate": f"**{commit.summary['verdict']}**\n\n{reasons}",
+            "gate": f"**{summary.verdict}**\n\n{reasons}",
             **{title: picture(title, path.read_bytes()) for title, path in pictures.items()},
         },
         files=[*(folder / name for name in ("report.html", "comparison.json", "verdict.json")), *pictures.values()],

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from alignment.recipe import Recipe
 from alignment.stages.policy_checkpoint import STAGE, DpoRequest
+from alignment.stages.stage import PolicySummary
 from alignment.store import Commit
 from assets.building.node import Node, Shown
 from assets.building.show import curves
@@ -40,6 +41,6 @@ def policy_checkpoint(recipe: Recipe, pools: Pools) -> Node:
 
 
 def show(commit: Commit, folder: Path) -> Shown:
-    history = commit.summary.get("history", [])
+    history = PolicySummary.of(commit).history
     panels = {"loss": ["loss"], "reward margin": ["margin"], "accuracy": ["accuracy"]}
     return Shown(history=history, markdown={"training": curves(history, panels)} if history else {})

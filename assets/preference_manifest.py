@@ -8,7 +8,7 @@ from pathlib import Path
 from alignment.data.withdrawal import holds
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
-from alignment.stages.preference_manifest import STAGE, ManifestRequest
+from alignment.stages.preference_manifest import STAGE, ManifestRequest, ManifestSummary
 from alignment.store import Artifact, Commit
 from assets.building.node import Node, Shown
 from assets.building.show import table
@@ -92,7 +92,7 @@ def withdrawn_shards(upstream: Upstream, recipe: Recipe) -> set[str]:
 
 
 def show(commit: Commit, folder: Path) -> Shown:
-    left_out = commit.summary.get("left_out", {})
+    left_out = ManifestSummary.of(commit).left_out
     if not left_out:
         return Shown()
     return Shown(markdown={"left_out": table(("shard", "reason"), sorted(left_out.items()))})

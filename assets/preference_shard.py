@@ -10,6 +10,7 @@ from alignment.errors import BadInput
 from alignment.methods import Method, method_of, wrong_kind
 from alignment.recipe import PreferenceSource, Recipe
 from alignment.stages.preference_shard import STAGE, ShardRequest
+from alignment.stages.stage import ShardSummary
 from alignment.store import Commit
 from assets.building.node import Node, Shown
 from assets.building.show import table
@@ -26,7 +27,7 @@ def preference_shard(recipe: Recipe) -> Node:
     def object_to(request: ShardRequest, commit: Commit | None) -> None:
         where = request.source if request.file is None else request.file.url
         if commit is not None:
-            refuse_kind(commit.summary["kind"], where, method_of(recipe.dpo))
+            refuse_kind(ShardSummary.of(commit).kind, where, method_of(recipe.dpo))
         elif request.file is not None and is_local(where) and request.part == 0:  # one part stands for its file
             refuse_kind(first_kind(where, frozenset(request.withdrawn)), where, method_of(recipe.dpo))
 
@@ -71,7 +72,7 @@ def is_local(url: str) -> bool:
 
 
 def show(commit: Commit, folder: Path) -> Shown:
-    reasons = commit.summary.get("reasons", {})
+    reasons = ShardSummary.of(commit).reasons
     if not reasons:
         return Shown()
     rows = sorted(reasons.items(), key=lambda reason: -reason[1])

@@ -17,12 +17,12 @@ from alignment.stages import Context, Request, Result, Stage, execute
 from alignment.store import Artifact, Commit, CorruptArtifact, MissingArtifact, Store
 from assets.building.node import Node, Work, run_stage
 from assets.building.upstream import Upstream
-from assets.champion import champion_beside, check_evaluated, moved_by_hand, scores_of, standing
-from assets.override import Decision, decision_of, standing_decision
+from assets.champion import champion_beside, check_evaluated, moved_by_hand, registered_champion, scores_of
+from assets.registration import Decision, RegistrationSummary, decision_for, decision_of
 from eval.gate.default import gate_of
 from eval.gate.evidence import WrongEvidence, recompute
 from eval.stages.checkpoint_check import STAGE as CHECK
-from eval.stages.checkpoint_check import CheckRequest
+from eval.stages.checkpoint_check import CheckRequest, CheckSummary
 from resources.mlflow import REGISTRATION_TAG, Tracking
 from resources.pools import Pools
 
@@ -63,7 +63,7 @@ STAGE = Stage(name="registered_model", code_version=1, request=RegistrationReque
 def registered_model(recipe: Recipe, pools: Pools) -> Node:
     def request(upstream: Upstream, shard: str | None) -> RegistrationRequest:
         candidate = upstream("policy_checkpoint")
-        decision = standing_decision(upstream, candidate)
+        decision = decision_for(upstream, candidate)
         asked = RegistrationRequest(
             policy=candidate,
             report=upstream("evaluation_report"),
@@ -80,19 +80,19 @@ def registered_model(recipe: Recipe, pools: Pools) -> Node:
         assert isinstance(work.request, RegistrationRequest)
         decision = work.request.decision
         if work.request.gate is None and decision is None:
-            return record(work, {"registered": False, "why": "gate: none registers nothing"})
+            return record(work, RegistrationSummary(registered=False, why="gate: none registers nothing"))
         what: dict[str, Any] = {"registered": True, "model": recipe.model_name, "recipe": recipe_text(recipe)}
         if decision is None:
             ask_the_gate(work)
         else:
             check_evaluated(work.store, work.request.policy, work.request.report, work.request.scores)
-            what |= {"decision": decision.model_dump(mode="json"), "gate": gate_said(work)}
+            what |= {"decision": decision, "gate": gate_said(work)}
         if moved := alias_moved(work, recipe):
             what["alias_moved"] = moved
         if decision is None or decision.kind == "override":
             what["said"] = generates(work, work.request)
         still_so(work, request(Upstream(work.store, recipe.name), None))
-        return record(work, what | {"version": register(work, recipe)})
+        return record(work, RegistrationSummary(**what, version=register(work, recipe)))
 
     return Node(
         name="registered_model",
@@ -121,7 +121,7 @@ def decided(upstream: Upstream, asked: RegistrationRequest, decision: Decision) 
     if commit is not None and decision_of(commit) == decision:
         previous = commit.inputs.get("previous")
     else:
-        previous = standing(upstream.store, latest).registration
+        previous = registered_champion(upstream.store, latest).registration
     changed: dict[str, Any] = {"previous": previous, "decision": decision}
     if decision.registration is not None:
         target = upstream.store.commit_of(decision.registration)
@@ -180,9 +180,11 @@ def beside_the_champion(work: Work) -> None:
     """Fails where the report compared the policy with another champion than the one that it would follow."""
     assert isinstance(work.request, RegistrationRequest)
     compared = work.store.commit_of(work.request.report).inputs.get("champion")
-    stands = standing(work.store, work.request.previous)
-    if (compared and compared.digest) != (stands.policy and stands.policy.digest):
-        now = "there is none by now" if stands.version is None else f"the champion is version {stands.version} by now"
+    champion = registered_champion(work.store, work.request.previous)
+    if (compared and compared.digest) != (champion.policy and champion.policy.digest):
+        now = (
+            "there is none by now" if champion.version is None else f"the champion is version {champion.version} by now"
+        )
         raise dg.Failure(
             f"not registered: the report compared it with another champion, and {now}; ask again", allow_retries=False
         )
@@ -206,14 +208,15 @@ def generates(work: Work, request: RegistrationRequest) -> str:
         raise dg.Failure("not registered: the decision holds no more", allow_retries=False)
     check = CheckRequest(checkpoint=request.policy, prompt=request.smoke_prompt, precision=request.precision)
     commit = run_stage(replace(work, stage=CHECK, request=check))
-    return str(commit.summary["answer"])
+    return CheckSummary.of(commit).answer
 
 
 def publish(store: Store, tracking: Tracking, commit: Commit) -> None:
     """Gives MLflow the files of a version that was registered before it was given any, or whose copy was cut short."""
-    if not commit.summary["registered"]:
+    summary = RegistrationSummary.of(commit)
+    if not summary.registered:
         return
-    model, version = str(commit.summary["model"]), str(commit.summary["version"])
+    model, version = summary.model_version
     policy = commit.inputs["policy"]
     if not tracking.publish(model, version, store.commit_of(policy), lambda: store.fetch(policy, deep=True)):
         log.warning("MLflow has no version %s of %s: `align promote` registers another", version, model)
@@ -235,7 +238,7 @@ def register(work: Work, recipe: Recipe) -> str:
     )
 
 
-def record(work: Work, what: dict[str, Any]) -> Commit:
+def record(work: Work, summary: RegistrationSummary) -> Commit:
     """Commits the registration, so that the store alone knows the champion.
 
     Its data version is the model version and a mark of what it follows: promoting A, B and A again are three
@@ -246,7 +249,9 @@ def record(work: Work, what: dict[str, Any]) -> Commit:
     mark = json_digest([work.request.policy.digest, previous])[:8]
 
     def run(request: RegistrationRequest, context: Context) -> Result:
-        (context.out / REGISTRATION).write_text(json.dumps(what, indent=1, sort_keys=True), encoding="utf-8")
-        return Result(digest=f"{what.get('version', 'none')}.{mark}", summary=what)
+        (context.out / REGISTRATION).write_text(
+            json.dumps(summary.recorded(), indent=1, sort_keys=True), encoding="utf-8"
+        )
+        return Result(digest=f"{summary.version or 'none'}.{mark}", summary=summary)
 
     return execute(replace(work.stage, run=run), work.request, work.store)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from alignment.models.pin import pin_model
 from alignment.recipe import Recipe, SftTraining
-from alignment.stages.sft_checkpoint import STAGE, SftRequest
+from alignment.stages.sft_checkpoint import STAGE, SftRequest, SftSummary
 from alignment.store import Commit
 from assets.building.node import Node, Shown
 from assets.building.show import curves
@@ -42,7 +42,7 @@ def sft_checkpoint(recipe: Recipe, pools: Pools) -> Node:
 
 
 def show(commit: Commit, folder: Path) -> Shown:
-    history = commit.summary.get("history", [])
+    history = SftSummary.of(commit).history
     if not history:
         return Shown()
     return Shown(history=history, markdown={"loss": curves(history, {"loss": ["loss", "held_out_loss"]})})

@@ -25,6 +25,7 @@ import psutil
 
 from alignment.recipe import Recipe, parse_recipe
 from alignment.store import Artifact, Ref, Store
+from alignment_dags.run.workspace import Workspace
 from alignment_dags.source.sensor import watch
 from assets.building.factory import asset_key, build_asset, shards_definition
 from assets.building.node import Node
@@ -110,10 +111,11 @@ def made_up(folder: Path, count: int) -> tuple[Recipe, Store, dict[str, Node]]:
 def ticks(recipe: Recipe, store: Store, instance: dg.DagsterInstance, count: int) -> Measured:
     shards = Upstream(store, NAME).shards(recipe.preferences, recipe.seed)
     instance.add_dynamic_partitions(str(shards_definition(NAME).name), list(shards))
+    workspace = Workspace(recipe, load_pools(), lambda: store)
     cursor: list[str | None] = [None]
 
     def tick() -> None:
-        told = watch(instance, recipe, store, cursor[0])
+        told = watch(instance, workspace, cursor[0])
         assert not told.run_requests
         cursor[0] = told.cursor
 

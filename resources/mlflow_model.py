@@ -31,8 +31,8 @@ from alignment.models.checkpoint import (
     max_positions,
     read_config,
 )
-from alignment.models.code import RUNS_CODE
 from alignment.models.pin import checkpoint_files
+from alignment.stages import CheckpointSummary
 from alignment.store import Commit
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def publish(client: MlflowClient, model_id: str, checkpoint: Path, policy: Commi
         folder = Path(made, "files")
         (folder / TOKENIZER).mkdir(parents=True)
         (folder / WEIGHTS).mkdir()
-        for path in checkpoint_files(checkpoint, RUNS_CODE in policy.summary):
+        for path in checkpoint_files(checkpoint, CheckpointSummary.of(policy).may_run_code):
             if target is None:
                 (folder / WEIGHTS / path.name).symlink_to(path)  # an upload follows it
             else:
@@ -145,7 +145,7 @@ def describe(logged: LoggedModel, checkpoint: Path, policy: Commit) -> Model:
             ParamSpec("temperature", "double", float(generation.get("temperature") or 1.0)),
         ]
     )
-    template = prompt_template(checkpoint, RUNS_CODE in policy.summary)
+    template = prompt_template(checkpoint, CheckpointSummary.of(policy).may_run_code)
     model = Model(
         artifact_path=logged.artifact_location,
         model_uuid=logged.model_id,
@@ -175,7 +175,7 @@ def describe(logged: LoggedModel, checkpoint: Path, policy: Commit) -> Model:
         model_config={"return_full_text": False},
     )
     model.model_size_bytes = sum(
-        path.stat().st_size for path in checkpoint_files(checkpoint, RUNS_CODE in policy.summary)
+        path.stat().st_size for path in checkpoint_files(checkpoint, CheckpointSummary.of(policy).may_run_code)
     )
     return model
 

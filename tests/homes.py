@@ -131,25 +131,23 @@ class BringUpToDate:
         import dagster as dg
 
         from alignment_dags.run.launch import launches
-        from alignment_dags.run.phases import phases_of
         from alignment_dags.run.run import follow_source
         from alignment_dags.run.workers import apply_pools
+        from alignment_dags.run.workspace import Workspace
         from assets.building.factory import asset_key, build_asset
-        from assets.building.upstream import Upstream
-        from assets.graph import nodes_of
         from resources.mlflow import Tracking
         from resources.pools import load_pools
         from resources.store import ArtifactStore
 
-        pools, store = load_pools(), ArtifactStore().open()
-        assets = [build_asset(node, recipe, pools) for node in nodes_of(recipe, pools)]
+        workspace = Workspace(recipe, load_pools())
+        assets = [build_asset(node, recipe, workspace.pools) for node in workspace.nodes]
         with dg.DagsterInstance.get() as instance:
-            apply_pools(instance, pools)
-            follow_source(instance, recipe)
-            for phase in phases_of(recipe, pools):
+            apply_pools(instance, workspace.pools)
+            follow_source(instance, workspace)
+            for phase in workspace.phases:
                 if phase.name not in only:
                     continue
-                for tags, chosen in launches(instance, recipe, phase, store):
+                for tags, chosen in launches(instance, workspace, phase):
                     self.launched.append((phase.name, chosen))
                     dg.materialize(
                         assets,
@@ -159,4 +157,4 @@ class BringUpToDate:
                         tags=tags,
                         run_config={"loggers": {"console": {"config": {"log_level": "ERROR"}}}},
                     )
-        return Upstream(store, recipe.name)
+        return workspace.upstream()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field
+
 from alignment.models.check import check_loads
 from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint
 from alignment.models.code import record_of_code
 from alignment.models.pin import ModelPin, materialise
-from alignment.stages import Context, Request, Result, Stage
+from alignment.stages import CheckpointSummary, Context, Request, Result, Stage
 
 
 class BaseModelRequest(Request):
@@ -24,6 +26,12 @@ class BaseModelRequest(Request):
         return identity
 
 
+class BaseModelSummary(CheckpointSummary):
+    """`source` is where the model came from: a hub id with its revision, a folder, or an embedded model's name."""
+
+    source: dict[str, Any] | None = Field(default=None, validation_alias="from", serialization_alias="from")
+
+
 def run(request: BaseModelRequest, context: Context) -> Result:
     """Writes the checkpoint folder at the artifact's root; the data version is the checkpoint's digest."""
     runs_code = request.pin.runs_code
@@ -31,7 +39,7 @@ def run(request: BaseModelRequest, context: Context) -> Result:
     check_loads(context.out, runs_code)
     digest = digest_checkpoint(context.out, runs_code)
     about = checkpoint_summary(context.out, digest) | record_of_code(context.out, runs_code)
-    return Result(digest=digest.digest, summary=about | {"from": request.pin.told()})
+    return Result(digest=digest.digest, summary=BaseModelSummary(**about, source=request.pin.told()))
 
 
 STAGE: Stage[BaseModelRequest] = Stage(name="base_model", code_version=1, request=BaseModelRequest, run=run)

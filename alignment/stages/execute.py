@@ -77,7 +77,7 @@ def _build(stage: Stage[R], request: R, store: Store, key: str, world_size: int)
             stage=stage.name,
             code_version=stage.code_version,
             inputs=request.artifacts(),
-            summary=result.summary,
+            summary=result.recorded,
             environment=environment(),
             started_at=began.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - started, 3),

@@ -15,8 +15,9 @@ from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint, l
 from alignment.models.code import record_of_code
 from alignment.models.runner import numerics
 from alignment.recipe import Dpo, TokenPolicy
-from alignment.stages import Context, Request, Result, Stage
+from alignment.stages import CheckpointSummary, Context, Request, Result, Stage
 from alignment.stages.execute import environment
+from alignment.stages.stage import PolicySummary
 from alignment.store import Artifact
 from alignment.training import resume
 from alignment.training.arguments import (
@@ -74,15 +75,21 @@ def _run(request: DpoRequest, context: Context, ranks: Ranks) -> Result:
     manifest_folder = context.fetch(request.manifest)
     manifest = read_manifest(manifest_folder)
     rows, dropped = _rows(request, context, ranks, folder, manifest_folder, manifest)
-    summary = _train(request, context, folder, rows, _same_device(context, manifest))
+    trained = _train(request, context, folder, rows, _same_device(context, manifest))
     if context.rank:
-        return Result(digest="", summary=summary)
-    summary |= _held_out(request, context, rows)
-    summary |= {"rows_trained": len(rows.train), "rows_held_out": len(rows.held_out), "rows_dropped": dropped}
+        return Result(digest="")
+    trained |= _held_out(request, context, rows)
     runs_code = context.runs_code(request.checkpoint)
     digest = digest_checkpoint(context.out, runs_code)
     about = checkpoint_summary(context.out, digest) | record_of_code(context.out, runs_code)
-    return Result(digest=digest.digest, summary=about | summary)
+    summary = PolicySummary(
+        **about,
+        **trained,
+        rows_trained=len(rows.train),
+        rows_held_out=len(rows.held_out),
+        rows_dropped=dropped,
+    )
+    return Result(digest=digest.digest, summary=summary)
 
 
 def _rows(
@@ -91,13 +98,14 @@ def _rows(
     """The rows and why others were dropped; the first rank writes them down, and all read them from there."""
     tokenizer = load_tokenizer(folder, context.runs_code(request.checkpoint))
     tokens = Tokenization(tokenizer, request.tokens, max_positions(folder))
-    start = context.store.commit_of(request.checkpoint).summary
-    if "weights_digest" not in start or "config_digest" not in start:
-        start = checkpoint_summary(folder)
+    start = CheckpointSummary.of(context.store.commit_of(request.checkpoint))
+    if start.weights_digest is None or start.config_digest is None:
+        start = CheckpointSummary(**checkpoint_summary(folder))
+    assert start.weights_digest is not None and start.config_digest is not None
     precision = request.settings.precision
     name = fingerprint(
-        start["weights_digest"],
-        start["config_digest"],
+        start.weights_digest,
+        start.config_digest,
         precision,
         numerics=numerics(precision, request.pass_tokens),
     )

@@ -14,7 +14,8 @@ from alignment.data.manifest import MANIFEST_FILE, Manifest, ManifestShard, Spli
 from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.stages import Context, Request, Result, Stage
-from alignment.store import Artifact, CorruptArtifact
+from alignment.stages.stage import ReferenceSummary, ShardSummary
+from alignment.store import Artifact, CorruptArtifact, Summary
 
 
 class ManifestRequest(Request):
@@ -24,6 +25,23 @@ class ManifestRequest(Request):
     references: dict[str, Artifact] = Field(default_factory=dict)
     left_out: dict[str, str] = Field(default_factory=dict)
     held_out_fraction: float = Field(ge=0, lt=1)
+
+
+class ManifestSummary(Summary):
+    """Rows of the pinned shards: `train`, `held_out`, and `dropped` for `reasons`; shards `left_out`, and why.
+
+    `fingerprint` is that of the reference behind the log-probs, None without a reference.
+    """
+
+    rows: int | None = None
+    train: int | None = None
+    held_out: int | None = None
+    dropped: int | None = None
+    reasons: dict[str, int] = Field(default_factory=dict)
+    kind: Literal["paired", "unpaired"] | None = None
+    shards: int | None = None
+    left_out: dict[str, str] = Field(default_factory=dict)
+    fingerprint: str | None = None
 
 
 def run(request: ManifestRequest, context: Context) -> Result:
@@ -70,16 +88,16 @@ def manifest_digest(manifest: Manifest) -> str:
     return json_digest({"kind": manifest.kind, "shards": entries, "held_out_fraction": manifest.held_out_fraction})
 
 
-def _summary(manifest: Manifest) -> dict[str, Any]:
-    fingerprints = {shard.fingerprint for shard in manifest.shards}
-    return {
-        **manifest.counts,
-        "reasons": manifest.dropped,
-        "kind": manifest.kind,
-        "shards": len(manifest.shards),
-        "left_out": manifest.left_out,
-        "fingerprint": next(iter(fingerprints)),
-    }
+def _summary(manifest: Manifest) -> ManifestSummary:
+    counts: dict[str, Any] = dict(manifest.counts)
+    return ManifestSummary(
+        **counts,
+        reasons=manifest.dropped,
+        kind=manifest.kind,
+        shards=len(manifest.shards),
+        left_out=manifest.left_out,
+        fingerprint=manifest.shards[0].fingerprint,
+    )
 
 
 # Pinning ----------------------------------------------------------------------------------------
@@ -96,18 +114,18 @@ def pin_shards(request: ManifestRequest, context: Context) -> tuple[Literal["pai
     pinned: list[ManifestShard] = []
     kinds: dict[str, str] = {}
     for name, shard in request.shards.items():
-        summary = context.store.commit_of(shard).summary
-        kinds[name] = summary["kind"]
+        summary = ShardSummary.of(context.store.commit_of(shard))
+        kinds[name] = summary.kind
         reference = request.references.get(name)
-        fingerprint = None if reference is None else context.store.commit_of(reference).summary["fingerprint"]
+        scored = None if reference is None else ReferenceSummary.of(context.store.commit_of(reference))
         pinned.append(
             ManifestShard(
                 name=name,
-                rows=summary["rows"],
+                rows=summary.rows,
                 row_digest=shard.digest,
                 shard=shard,
                 reference=reference,
-                fingerprint=fingerprint,
+                fingerprint=None if scored is None else scored.fingerprint,
             )
         )
     _require_one(kinds, "shards must all be paired or all unpaired")

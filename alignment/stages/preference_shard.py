@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,7 @@ from alignment.data.validate import DUPLICATE, QUARANTINE_FILE, Validation, most
 from alignment.errors import BadInput
 from alignment.recipe import DataSource
 from alignment.stages import Context, Request, Result, SourceFile, Stage
+from alignment.stages.stage import ShardSummary
 
 
 class ShardRequest(Request):
@@ -75,19 +76,19 @@ def run(request: ShardRequest, context: Context) -> Result:
         if validation.withdrawn_records and not reasons:
             raise BadInput("every row of it was withdrawn: withdraw the whole shard", file=where)
         raise BadInput(f"no valid preference row; {most_common(reasons)}", file=where)
-    withdrawn: dict[str, Any] = {"withdrawn": validation.withdrawn_records} if request.withdrawn else {}
+    assert validation.kind is not None
     return Result(
         digest=validation.digest,
-        summary={
-            "rows": validation.rows,
-            "quarantined": len(validation.quarantined),
-            "reasons": reasons,
-            "kind": validation.kind,
-            "source_rows": validation.rows + len(validation.quarantined) + validation.withdrawn_records,
-            "duplicates": reasons.get(DUPLICATE, 0),
-            "digest": validation.digest,
-            **withdrawn,
-        },
+        summary=ShardSummary(
+            rows=validation.rows,
+            quarantined=len(validation.quarantined),
+            reasons=reasons,
+            kind=validation.kind,
+            source_rows=validation.rows + len(validation.quarantined) + validation.withdrawn_records,
+            duplicates=reasons.get(DUPLICATE, 0),
+            digest=validation.digest,
+            **({"withdrawn": validation.withdrawn_records} if request.withdrawn else {}),
+        ),
     )
 
 

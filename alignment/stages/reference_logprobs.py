@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -21,11 +21,11 @@ from alignment.logprobs.table import OUTPUT, Written, dropped_table, logprobs_ta
 from alignment.models.checkpoint import checkpoint_summary
 from alignment.models.runner import HALF, numerics
 from alignment.recipe import TokenPolicy
-from alignment.stages import Context, Request, Result, Stage
+from alignment.stages import CheckpointSummary, Context, Request, Result, Stage
+from alignment.stages.stage import ReferenceSummary
 from alignment.store import Artifact
 
 UNPAIRED = "the shard holds unpaired rows, and DPO needs pairs of a chosen and a rejected completion"
-NEEDED = ("weights_digest", "config_digest", "tokenizer_digest")
 
 
 class ReferenceRequest(Request):
@@ -50,13 +50,8 @@ def run(request: ReferenceRequest, context: Context) -> Result:
     The data version is over row ids, sequence keys, fingerprint and dropped rows, never over the floats.
     Raises `BadInput` for a shard of unpaired rows and for a token policy the model has no positions for.
     """
-    about = _checkpoint(request.checkpoint, context)
-    name = fingerprint(
-        about["weights_digest"],
-        about["config_digest"],
-        request.precision,
-        numerics=numerics(request.precision, request.batch_tokens),
-    )
+    weights, config, tokenizer = _checkpoint(request.checkpoint, context)
+    name = fingerprint(weights, config, request.precision, numerics=numerics(request.precision, request.batch_tokens))
     reference = Reference(
         lambda: context.fetch(request.checkpoint),
         name,
@@ -65,7 +60,7 @@ def run(request: ReferenceRequest, context: Context) -> Result:
         request.batch_tokens,
         context.runs_code(request.checkpoint),
     )
-    cache = LogprobCache(context.store, name, policy_digest(request.tokens, about["tokenizer_digest"]))
+    cache = LogprobCache(context.store, name, policy_digest(request.tokens, tokenizer))
     ranks = Ranks(context.rank, context.world_size)
     written = Written(name)
     with ExitStack() as open_files:
@@ -82,7 +77,7 @@ def run(request: ReferenceRequest, context: Context) -> Result:
     if files is None:  # another rank than the first: its share is in the cache
         return Result(digest="")
     cache.compact()
-    return Result(digest=written.digest, summary=written.summary())
+    return Result(digest=written.digest, summary=ReferenceSummary(**written.summary()))
 
 
 def _parts_of(path: Path) -> Iterator[tuple[list[str], Callable[[], Iterator[PreferenceRow]]]]:
@@ -110,10 +105,14 @@ def _runs(sizes: Sequence[int], most: int) -> Iterator[list[int]]:
         yield run
 
 
-def _checkpoint(artifact: Artifact, context: Context) -> dict[str, Any]:
-    """What the fingerprint needs, from the commit record; from the files where a record does not say."""
-    summary = context.store.commit_of(artifact).summary
-    return summary if all(name in summary for name in NEEDED) else checkpoint_summary(context.fetch(artifact))
+def _checkpoint(artifact: Artifact, context: Context) -> tuple[str, str, str]:
+    """Digests of weights, configuration and tokenizer, from the commit record; from the files where it has none."""
+    about = CheckpointSummary.of(context.store.commit_of(artifact))
+    weights, config, tokenizer = about.weights_digest, about.config_digest, about.tokenizer_digest
+    if weights is None or config is None or tokenizer is None:
+        files = checkpoint_summary(context.fetch(artifact))
+        return files["weights_digest"], files["config_digest"], files["tokenizer_digest"]
+    return weights, config, tokenizer
 
 
 STAGE: Stage[ReferenceRequest] = Stage(

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from alignment.models.check import check_loads
 from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint, load_tokenizer, max_positions
 from alignment.models.code import record_of_code
 from alignment.models.pin import ModelPin, materialise
 from alignment.recipe import SftTraining
-from alignment.stages import Context, Request, Result, Stage
+from alignment.stages import CheckpointSummary, Context, Request, Result, Stage
+from alignment.stages.stage import Number
 from alignment.store import Artifact
 from alignment.training import resume
 from alignment.training.arguments import (
@@ -57,6 +58,27 @@ class SftRequest(Request):
         return identity
 
 
+class SftSummary(CheckpointSummary):
+    """`tokens` went through the model, `history` has one record a logged step. Of an adopted checkpoint `source` says
+    where it came from, and all counts are 0."""
+
+    steps: int | None = None
+    rows_trained: int | None = None
+    rows_held_out: int | None = None
+    rows_dropped: int | None = None
+    dropped: dict[str, int] = Field(default_factory=dict)
+    tokens: int | None = None
+    train_loss: Number = None
+    held_out_loss: Number = None
+    best_step: int | None = None
+    stopped_early: bool | None = None
+    rows_per_rank: list[int] = Field(default_factory=list)
+    resumed_from_step: int | None = None
+    history: list[dict[str, Number]] = Field(default_factory=list)
+    adopted: bool = False
+    source: dict[str, Any] | None = Field(default=None, validation_alias="from", serialization_alias="from")
+
+
 def run(request: SftRequest, context: Context) -> Result:
     """Writes the checkpoint folder; the data version is the checkpoint's digest.
 
@@ -68,16 +90,16 @@ def run(request: SftRequest, context: Context) -> Result:
         if context.rank == 0:
             materialise(request.adopt, context.out, request.seed)
             check_loads(context.out, runs_code)
-        summary = adopted_summary() | {"from": request.adopt.told()}
+        trained = adopted_summary() | {"source": request.adopt.told()}
     else:
         assert request.base is not None
         runs_code = context.runs_code(request.base)
-        summary = _train(request, context, runs_code)
+        trained = _train(request, context, runs_code)
     if context.rank:
-        return Result(digest="", summary=summary)
+        return Result(digest="")
     digest = digest_checkpoint(context.out, runs_code)
     about = checkpoint_summary(context.out, digest) | record_of_code(context.out, runs_code)
-    return Result(digest=digest.digest, summary=about | summary)
+    return Result(digest=digest.digest, summary=SftSummary(**about, **trained))
 
 
 def adopted_summary() -> dict[str, Any]:

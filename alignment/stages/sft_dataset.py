@@ -26,6 +26,7 @@ from alignment.digest import json_digest, lines_digest
 from alignment.errors import BadInput
 from alignment.recipe import DataSource
 from alignment.stages import Context, Request, Result, SourceFile, Stage
+from alignment.store import Summary
 
 TRAIN_FILE = "train.parquet"
 HELD_OUT_FILE = "held_out.parquet"
@@ -52,6 +53,20 @@ class SftDatasetRequest(Request):
         if bool(self.files) + (self.hub is not None) + (self.embedded is not None) != 1:
             raise ValueError("give exactly one of files, hub, embedded")
         return self
+
+
+class SftDatasetSummary(Summary):
+    """`rows` are those sampled, `train` and `held_out` together; `source_rows` all records that there were."""
+
+    rows: int
+    train: int | None = None
+    held_out: int | None = None
+    quarantined: int | None = None
+    reasons: dict[str, int] = Field(default_factory=dict)
+    source_rows: int | None = None
+    not_sampled: int | None = None
+    withdrawn: int | None = None
+    """Records that were left out as somebody withdrew them; not set where the request names none."""
 
 
 def sources_of(request: SftDatasetRequest) -> Iterator[tuple[str, Iterable[Record]]]:
@@ -127,16 +142,16 @@ def run(request: SftDatasetRequest, context: Context) -> Result:
         digest=lines_digest(
             [*(f"train {row.row_id}" for row in train), *(f"held_out {i}" for i in sorted(held_out_ids))]
         ),
-        summary={
-            "rows": len(rows),
-            "train": len(train),
-            "held_out": len(held_out),
-            "quarantined": len(quarantined),
-            "reasons": reasons,
-            "source_rows": len(seen) + len(quarantined) + withdrawn.total(),
-            "not_sampled": len(seen) - len(rows),
+        summary=SftDatasetSummary(
+            rows=len(rows),
+            train=len(train),
+            held_out=len(held_out),
+            quarantined=len(quarantined),
+            reasons=reasons,
+            source_rows=len(seen) + len(quarantined) + withdrawn.total(),
+            not_sampled=len(seen) - len(rows),
             **({"withdrawn": withdrawn.total()} if withdrawn else {}),
-        },
+        ),
     )
 
 

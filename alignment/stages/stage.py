@@ -1,4 +1,4 @@
-"""A stage: a pure program from a JSON request to an artifact."""
+"""A stage: a pure program from a JSON request to an artifact, and the summaries that stages read of each other."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from alignment.address import bare
 from alignment.digest import json_digest
-from alignment.models.code import RUNS_CODE
-from alignment.store import Artifact, Store
+from alignment.store import Artifact, Store, Summary
 
 
 class SourceFile(BaseModel):
@@ -74,10 +73,16 @@ R = TypeVar("R", bound=Request)
 
 @dataclass(frozen=True)
 class Result:
-    """What a stage says of what it wrote: its data version, and numbers for people (plain JSON)."""
+    """What a stage says of what it wrote: its data version, and its summary (of a stage without a class for it, plain
+    JSON)."""
 
     digest: str
-    summary: dict[str, Any] = field(default_factory=dict)
+    summary: Summary | dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The summary as the commit record keeps it."""
+        return self.summary.recorded() if isinstance(self.summary, Summary) else self.summary
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ class Context:
 
     def runs_code(self, checkpoint: Artifact) -> bool:
         """Whether the model's own Python files may run: a checkpoint's commit record says so, and names them."""
-        return RUNS_CODE in self.store.commit_of(checkpoint).summary
+        return CheckpointSummary.of(self.store.commit_of(checkpoint)).may_run_code
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,80 @@ class Stage(Generic[R]):
     def key(self, request: R) -> str:
         """40 hex digits over stage, code version and the request's identity."""
         return json_digest({"stage": self.name, "code_version": self.code_version, "request": request.identity()})[:40]
+
+
+# Summaries with readers that must not reach the stage's own code: other stages, reports, MLflow's model files.
+
+Number = int | float | None
+"""A number as it was recorded; None stands for one that is not finite."""
+
+
+class CheckpointSummary(Summary):
+    """What every stage that makes a checkpoint says of it."""
+
+    weights_digest: str | None = None
+    config_digest: str | None = None
+    tokenizer_digest: str | None = None
+    parameters: int | None = None
+    architecture: str | None = None
+    vocab_size: int | None = None
+    max_positions: int | None = None
+    has_chat_template: bool | None = None
+    runs_code: dict[str, str] | None = None
+    """File to SHA-256 of the model's own code, where it may run. Never set where it may not."""
+
+    @property
+    def may_run_code(self) -> bool:
+        """Whether the model's own Python files may run."""
+        return self.runs_code is not None
+
+
+class PolicySummary(CheckpointSummary):
+    """What `policy_checkpoint` says: `tokens` went through the model, `history` has one record a logged step."""
+
+    steps: int | None = None
+    tokens: int | None = None
+    first_loss: Number = None
+    held_out: dict[str, Number] = Field(default_factory=dict)
+    agreement: dict[str, Number] = Field(default_factory=dict)
+    rows_per_rank: list[int] = Field(default_factory=list)
+    resumed_from_step: int | None = None
+    history: list[dict[str, Number]] = Field(default_factory=list)
+    rows_trained: int | None = None
+    rows_held_out: int | None = None
+    rows_dropped: dict[str, int] = Field(default_factory=dict)
+
+
+class ShardSummary(Summary):
+    """What `preference_shard` says: rows that are valid, and how many of the source's are not, by reason."""
+
+    rows: int
+    quarantined: int | None = None
+    reasons: dict[str, int] = Field(default_factory=dict)
+    kind: Literal["paired", "unpaired"]
+    source_rows: int | None = None
+    duplicates: int | None = None
+    digest: str | None = None
+    withdrawn: int | None = None
+    """Records that were left out as somebody withdrew them; not set where the request names none."""
+
+
+class ReferenceSummary(Summary):
+    """What `reference_logprobs` says: `scored` sequences with their `tokens` went through the model, `cache_hits` did
+    not. How fast it was is told only where something was scored."""
+
+    rows: int | None = None
+    dropped: dict[str, int] = Field(default_factory=dict)
+    sequences: int | None = None
+    cache_hits: int | None = None
+    scored: int | None = None
+    tokens: int | None = None
+    forwarded_tokens: Number = None
+    tokens_per_second: Number = None
+    padding_waste: Number = None
+    useful_tflops_per_second: Number = None
+    mfu: Number = None
+    fingerprint: str | None = None
 
 
 def _identity(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """Artifacts: the results of stages, each kept under a digest of all its inputs."""
 
 from alignment.errors import CorruptArtifact, ErasedArtifact, MissingArtifact
-from alignment.store.commit import Artifact, Commit, Erasure, FileEntry
+from alignment.store.commit import Artifact, Commit, Erasure, FileEntry, Summary
 from alignment.store.store import Ref, Store
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "MissingArtifact",
     "Ref",
     "Store",
+    "Summary",
 ]

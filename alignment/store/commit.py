@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -83,6 +83,34 @@ class Commit(BaseModel):
     def artifact(self) -> Artifact:
         """The pinned pointer to what was committed."""
         return Artifact(kind=self.kind, key=self.key, attempt=self.attempt, digest=self.digest)
+
+
+class Summary(BaseModel):
+    """What a stage says of its result: one class a stage, which the stage fills and every reader reads through.
+
+    A commit record keeps the fields that the stage set. An older record may lack some of them, so a field that was not
+    always there has a default; what a newer version added is passed over.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True)
+
+    @classmethod
+    def of(cls, commit: Commit) -> Self:
+        """The summary in a commit record; raises `CorruptArtifact` naming record and field where it cannot be read."""
+        names = {field.validation_alias or name for name, field in cls.model_fields.items()}
+        try:
+            return cls.model_validate({name: value for name, value in commit.summary.items() if name in names})
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, ("summary", *first["loc"])))
+            raise CorruptArtifact(
+                f"the commit record of {commit.kind}/{commit.key} cannot be read: field '{field}': {first['msg']};"
+                " upgrade alignment-dags if a newer version wrote it, else restore the record from a backup"
+            ) from error
+
+    def recorded(self) -> dict[str, Any]:
+        """The fields that were set, as plain JSON."""
+        return self.model_dump(mode="json", by_alias=True, include=self.model_fields_set)
 
 
 class Erasure(BaseModel):

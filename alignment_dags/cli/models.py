@@ -163,10 +163,10 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Make a version champion by a person's decision, which is recorded in MLflow, in lineage and in reports."""
-    from alignment_dags.registry.promote import Wish, promote, show_promotion
+    from alignment_dags.registry.promote import Promotion, promote, show_promotion
 
-    wish = Wish(model, to, override, reason, recipe)
-    tell(lambda: promote(wish, say), as_json, show_promotion)
+    promotion = Promotion(model, to, override, reason, recipe)
+    tell(lambda: promote(promotion, say), as_json, show_promotion)
 
 
 def gc(

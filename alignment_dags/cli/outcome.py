@@ -4,52 +4,58 @@ from __future__ import annotations
 
 from typing import Any
 
+from alignment.stages.preference_manifest import ManifestSummary
 from alignment.store import Artifact, Commit
 from alignment_dags.cli.output import columns, comparison_row
 from alignment_dags.run.run import Outcome
-from assets.building.upstream import Upstream
+from alignment_dags.run.workspace import Workspace
 from assets.champion import moved_by_hand
+from assets.registration import RegistrationSummary
+from eval.stages.evaluation_report import ReportSummary
 from resources.mlflow import Tracking, TrackingUnreachable
 
 
 def summary_of(outcome: Outcome) -> dict[str, Any]:
     """Plain data for `--json` and for `show_outcome`."""
-    upstream = Upstream(outcome.store, outcome.recipe.name)
+    recipe, store, upstream = outcome.workspace.recipe, outcome.workspace.store, outcome.workspace.upstream()
 
     def commit(name: str) -> Commit | None:
-        found = upstream.get(name)
-        return None if found is None else outcome.store.commit_of(found)
+        artifact = upstream.get(name)
+        return None if artifact is None else store.commit_of(artifact)
 
     def uri(artifact: Artifact | None) -> str | None:
-        return None if artifact is None else outcome.store.uri(artifact)
+        return None if artifact is None else store.uri(artifact)
 
     report, registration = commit("evaluation_report"), commit("registered_model")
     manifest, policy = commit("preference_manifest"), upstream.get("policy_checkpoint")
     if report is not None and report.inputs["policy"] != policy:
         report = None  # of an earlier policy: this one was not evaluated
+    decided = None if report is None else ReportSummary.of(report)
     return {
-        "recipe": outcome.recipe.name,
+        "recipe": recipe.name,
         "seconds": round(outcome.seconds, 1),
         "dagster_runs": outcome.dagster_runs,
         "ended_runs": outcome.ended_runs,
         "failure": outcome.failure,
-        "verdict": report.summary["verdict"] if report else None,
-        "reasons": report.summary["reasons"] if report else [],
-        "comparisons": report.summary["comparisons"] if report else {},
-        "notes": report.summary.get("notes", []) if report else [],
-        "registered": registration.summary if registration and outcome.failure is None else None,
-        "rows": manifest.summary if manifest else None,
+        "verdict": decided.verdict if decided else None,
+        "reasons": decided.reasons if decided else [],
+        "comparisons": decided.recorded()["comparisons"] if decided else {},
+        "notes": decided.notes if decided else [],
+        "registered": (
+            RegistrationSummary.of(registration).recorded() if registration and outcome.failure is None else None
+        ),
+        "rows": ManifestSummary.of(manifest).recorded() if manifest else None,
         "report": f"{uri(upstream.get('evaluation_report'))}/report.html" if report else None,
         "policy": uri(policy),
-        "alias": alias_told(outcome, upstream.get("registered_model")),
-        "store": outcome.store.shown,
+        "alias": alias_warning(outcome.workspace, upstream.get("registered_model")),
+        "store": store.shown,
     }
 
 
-def alias_told(outcome: Outcome, registration: Artifact | None) -> str | None:
+def alias_warning(workspace: Workspace, registration: Artifact | None) -> str | None:
     """What is wrong with the champion's alias, if anything is and MLflow answers."""
     try:
-        return moved_by_hand(outcome.store, Tracking(attempts=1), outcome.recipe.model_name, registration)
+        return moved_by_hand(workspace.store, Tracking(attempts=1), workspace.recipe.model_name, registration)
     except TrackingUnreachable:
         return None
 

@@ -91,18 +91,18 @@ def plan(
 
     from alignment.recipe import load_recipe
     from alignment_dags.planner.forecast import forecast
+    from alignment_dags.run.workspace import Workspace
     from assets.evaluation_report import asked_of
     from eval.judge.retirement import retirement
     from resources.home import ensure_home
     from resources.pools import load_pools
-    from resources.store import ArtifactStore
 
     ensure_home()
 
     def work() -> dict[str, Any]:
         known = load_recipe(recipe)
         asked_of(known, str(recipe))
-        stages = forecast(known, load_pools(), ArtifactStore().open(), config)
+        stages = forecast(Workspace(known, load_pools()), config)
         too_large = [one.stage for one in stages if one.fits is False and one.to_make != 0]
         warnings = [told for told in [retirement(known.judge, date.today())] if told is not None]
         return {

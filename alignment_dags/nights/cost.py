@@ -8,18 +8,16 @@ from datetime import datetime
 
 import dagster as dg
 
-from alignment.recipe import Recipe
+from alignment.stages.stage import ReferenceSummary
 from alignment.store import Artifact, Commit, Store
 from alignment.store.store import commits_of, readable_commits
 from alignment_dags.nights.night import Costs, Night, Scored, night_costs
 from alignment_dags.nights.records import NightBook
 from alignment_dags.nights.runs import runs_since
 from alignment_dags.nights.state import MANIFEST
+from alignment_dags.run.workspace import Workspace
 from assets.building.factory import asset_step
-from assets.building.upstream import Upstream
 from assets.evaluation_report import prices
-from assets.graph import nodes_of
-from resources.pools import Pools
 
 # What scoring cost between the nights: the reference log-probs of tonight's manifest that others made before it.
 
@@ -52,10 +50,11 @@ def scored_between(
 def scored(made: Collection[Commit], price_per_hour: float | None) -> Scored:
     """What these reference artifacts took; the price is None where their pool names none."""
     seconds = sum(commit.seconds for commit in made)
+    summaries = [ReferenceSummary.of(commit) for commit in made]
     return Scored(
         shards=len(made),
-        sequences=sum(commit.summary.get("scored") or 0 for commit in made),
-        tokens=sum(commit.summary.get("tokens") or 0 for commit in made),
+        sequences=sum(summary.scored or 0 for summary in summaries),
+        tokens=sum(summary.tokens or 0 for summary in summaries),
         seconds=round(seconds, 3),
         price=round(seconds * price_per_hour / 3600, 4) if price_per_hour and made else None,
     )
@@ -97,33 +96,33 @@ def references(manifest: Commit) -> dict[str, Artifact]:
 log = logging.getLogger("alignment_dags.nights")
 
 
-def note_costs(instance: dg.DagsterInstance, recipe: Recipe, pools: Pools, book: NightBook, night: Night) -> Night:
+def note_costs(instance: dg.DagsterInstance, workspace: Workspace, book: NightBook, night: Night) -> Night:
     """The closed night with its costs in its record; without them, and logged, where something cannot be read."""
     if not night.runs:
         return night
     try:
-        costs = spent(instance, recipe, pools, book, night)
+        costs = costs_of(instance, workspace, book, night)
     except Exception as error:  # whatever it is, the night is over and its record stands
-        log.warning("%s: the costs of the %s were not counted: %s", recipe.name, night.told, error)
+        log.warning("%s: the costs of the %s were not counted: %s", night.recipe, night.told, error)
         return night
-    log.info("%s: %s took %s", recipe.name, night.told, costs.told())
+    log.info("%s: %s took %s", night.recipe, night.told, costs.told())
     noted = night.model_copy(update={"costs": costs})
     book.write(noted)
     return noted
 
 
-def hourly_prices(recipe: Recipe, pools: Pools) -> dict[str, float]:
+def hourly_prices(workspace: Workspace) -> dict[str, float]:
     """The price of an hour of every step that runs in a pool."""
     return {
-        asset_step(recipe.name, node.name): pools[node.pool].price_per_hour
-        for node in nodes_of(recipe, pools)
+        asset_step(workspace.recipe.name, node.name): workspace.pools[node.pool].price_per_hour
+        for node in workspace.nodes
         if node.pool is not None
     }
 
 
-def spent_so_far(instance: dg.DagsterInstance, recipe: Recipe, pools: Pools, night: Night, now: datetime) -> float:
+def cost_so_far(instance: dg.DagsterInstance, workspace: Workspace, night: Night, now: datetime) -> float:
     """What the night's own runs have cost until now: the time that their steps held slots of pools, at the prices."""
-    hourly = hourly_prices(recipe, pools)
+    hourly = hourly_prices(workspace)
     total = 0.0
     for record in instance.get_run_records(dg.RunsFilter(tags=night.tags)):
         until = record.end_time or now.timestamp()
@@ -134,28 +133,28 @@ def spent_so_far(instance: dg.DagsterInstance, recipe: Recipe, pools: Pools, nig
     return total
 
 
-def spent(instance: dg.DagsterInstance, recipe: Recipe, pools: Pools, book: NightBook, night: Night) -> Costs:
+def costs_of(instance: dg.DagsterInstance, workspace: Workspace, book: NightBook, night: Night) -> Costs:
     """What the night has made, and what was scored for it since the manifest that was tried before."""
-    made = made_by(runs_since(instance, night), book.store, recipe, pools, night.recorded_at)
-    hourly = prices(recipe, pools)
+    made = made_by(runs_since(instance, night), workspace, night.recorded_at)
+    hourly = prices(workspace.recipe, workspace.pools)
     earlier = (one for one in book.latest() if one.id < night.id)
-    between = scored_between(
+    before = scored_between(
         book.store,
         night,
         earlier,
-        Upstream(book.store, recipe.name).get(MANIFEST),
+        workspace.upstream().get(MANIFEST),
         {commit.key for commit in made},
         hourly.get("reference_logprobs"),
     )
-    return night_costs(made, hourly, between)
+    return night_costs(made, hourly, before)
 
 
-def made_by(runs: Collection[str], store: Store, recipe: Recipe, pools: Pools, moment: datetime) -> list[Commit]:
+def made_by(runs: Collection[str], workspace: Workspace, moment: datetime) -> list[Commit]:
     """The recipe's current artifacts that these Dagster runs reported, of those begun at or after a moment."""
     moment = moment.replace(microsecond=0)  # commits say the second
-    upstream = Upstream(store, recipe.name)
+    upstream = workspace.upstream()
     reported = []
-    for node in nodes_of(recipe, pools):
+    for node in workspace.nodes:
         refs = upstream.refs(node.name).values() if node.partitioned else [upstream.ref(node.name)]
         reported += [ref.artifact for ref in refs if ref is not None and ref.dagster_run_id in runs]
-    return [one for one in commits_of(store, reported) if datetime.fromisoformat(one.started_at) >= moment]
+    return [one for one in commits_of(workspace.store, reported) if datetime.fromisoformat(one.started_at) >= moment]

@@ -84,7 +84,7 @@ class Limits:
         schedule = recipe.schedule
         return cls() if schedule is None else cls(schedule.max_hours, schedule.max_cost)
 
-    def passed(self, runs: Sequence[RunSeen], now: datetime, spent: float | None) -> str | None:
+    def passed(self, runs: Sequence[RunSeen], now: datetime, cost: float | None) -> str | None:
         """Which limit a night has passed and by what; None while it is within both.
 
         Hours count from the first run that the night asked for, so the time in a queue and a second try count too.
@@ -92,8 +92,8 @@ class Limits:
         asked = [run.asked_at for run in runs if run.mine and run.asked_at is not None]
         if self.max_hours is not None and asked and now - min(asked) >= timedelta(hours=self.max_hours):
             return f"longer than schedule.max_hours, {self.max_hours:g} hours since its first run was asked for"
-        if self.max_cost is not None and spent is not None and spent >= self.max_cost:
-            return f"schedule.max_cost is reached: {spent:.2f} of {self.max_cost:.2f} spent"
+        if self.max_cost is not None and cost is not None and cost >= self.max_cost:
+            return f"schedule.max_cost is reached: {cost:.2f} of {self.max_cost:.2f} spent"
         return None
 
 
@@ -107,17 +107,17 @@ def decide_night(
     now: datetime,
     idle_since: datetime | None,
     limits: Limits = NO_LIMITS,
-    spent: float | None = None,
+    cost: float | None = None,
 ) -> NextStep:
     """The next step. A night launches each phase at most once, so that what fails does not fail all night.
 
     `state_now` is asked only when the runs alone do not decide. `idle_since` is since when something was behind that
-    nobody was making, None if that was not so at the last look. `spent` is what the night's runs have cost so far. A
+    nobody was making, None if that was not so at the last look. `cost` is what the night's runs have cost so far. A
     night that has passed a limit has its runs ended, and closes when they have ended; what is done by then counts.
     """
     trained = _mine(runs, "train")
     done = trained is not None and trained.state != "going" and not trained.canceled
-    if not done and (passed := limits.passed(runs, now, spent)) is not None:
+    if not done and (passed := limits.passed(runs, now, cost)) is not None:
         return End(passed) if any(run.mine and run.state == "going" for run in runs) else Close("failed", passed)
     if trained is not None:
         return _after_training(trained)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import dagster as dg
 
 from alignment.errors import BadInput
-from alignment.recipe import Recipe
 from alignment_dags.nights.cost import hourly_prices
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.records import NightBook
 from alignment_dags.nights.tick import tick
+from alignment_dags.run.workspace import Workspace
 from assets.building.factory import shards_definition
-from resources.pools import Pools
-from resources.store import ArtifactStore
 
 IDLE_SINCE = "idle_since"  # in the sensor's cursor, so that it outlives a night that another night follows
 
@@ -30,13 +29,14 @@ def sensor_name(recipe_name: str) -> str:
 
 
 def night_definitions(
-    recipe: Recipe, pools: Pools, jobs: Sequence[dg.UnresolvedAssetJobDefinition]
+    workspace: Workspace, jobs: Sequence[dg.UnresolvedAssetJobDefinition]
 ) -> tuple[dg.ScheduleDefinition, dg.SensorDefinition]:
     """The schedule that records a night and the sensor that carries it out; `jobs` are the recipe's, by phase."""
+    recipe = workspace.recipe
     settings = recipe.schedule
     assert settings is not None
     deadline = settings.deadline_minutes
-    if settings.max_cost is not None and not any(hourly_prices(recipe, pools).values()):
+    if settings.max_cost is not None and not any(hourly_prices(workspace).values()):
         problem = "no pool of this recipe names a price_per_hour in pools.yaml, so that no cost is ever known"
         raise BadInput(problem, file=recipe.name, field="schedule.max_cost")
 
@@ -47,7 +47,7 @@ def night_definitions(
             recorded_at=datetime.now(UTC),
             deadline_minutes=deadline,
         )
-        NightBook(ArtifactStore().open(), recipe.name).add(night)
+        NightBook(replace(workspace).store, recipe.name).add(night)
         return dg.SkipReason(
             f"{night.told} recorded; {sensor_name(recipe.name)} launches it when the shards are complete, "
             f"and after {deadline} minutes with what is"
@@ -66,7 +66,7 @@ def night_definitions(
     def follow(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         now = datetime.now(UTC)
         idle_since = read_cursor(context.cursor)
-        done = tick(context.instance, recipe, pools, ArtifactStore().open(), now, idle_since)
+        done = tick(context.instance, replace(workspace), now, idle_since)
         cursor = json.dumps({IDLE_SINCE: (idle_since or now).isoformat()} if done.idle else {})
         new = [shards_definition(recipe.name).build_add_request(list(done.new_shards))] if done.new_shards else None
         return dg.SensorResult(

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from alignment.errors import first_few
 from alignment.recipe import Recipe
+from alignment.stages.preference_manifest import ManifestSummary
 from alignment.store import Commit, Store
 from alignment_dags.nights.decide import Close
 from alignment_dags.nights.night import Night
@@ -15,6 +16,7 @@ from alignment_dags.nights.records import NightBook
 from alignment_dags.nights.state import State
 from assets.building.upstream import Upstream
 from assets.champion import moved_by_hand
+from assets.registration import RegistrationSummary
 from eval.judge.retirement import NIGHT_NOTICE, retirement
 from resources.alerts import Alert, send
 from resources.mlflow import Tracking, TrackingUnreachable
@@ -57,18 +59,18 @@ def described(store: Store, ending: Ending) -> Night:
     left_out: dict[str, str] = {}
     version = None
     if manifest is not None:
-        left_out = dict(store.commit_of(manifest).summary["left_out"])
+        left_out = dict(ManifestSummary.of(store.commit_of(manifest)).left_out)
     for shard in state.behind:
         left_out.setdefault(shard, "changed after the manifest was pinned")
     for shard, why in {**state.unsettled, **state.unreadable}.items():
         left_out[shard] += f" ({why})"
     if registration is not None and closed.outcome == "passed":
-        version = store.commit_of(registration).summary.get("version")
+        version = RegistrationSummary.of(store.commit_of(registration)).version
     return closed.model_copy(
         update={
             "manifest": None if manifest is None else manifest.digest,
             "left_out": left_out,
-            "version": None if version is None else str(version),
+            "version": version,
         }
     )
 
@@ -117,20 +119,20 @@ def watch_alias(book: NightBook, recipe: Recipe, night: Night, tracking: Trackin
 def watch_judge(book: NightBook, recipe: Recipe, night: Night, now: datetime) -> Night:
     """The closed night with what there is to say of a judge that retires, which is alerted unless an earlier night
     said the same: once ahead, and once when the judge is gone."""
-    told = retirement(recipe.judge, now.date(), NIGHT_NOTICE) or ""
+    warning = retirement(recipe.judge, now.date(), NIGHT_NOTICE) or ""
     before = next((one.judge for one in book.latest() if one.judge is not None), "")
-    if told and told != before:
-        send(recipe.alerts, Alert(recipe.name, "judge_retires", told))
-    noted = night.model_copy(update={"judge": told})
+    if warning and warning != before:
+        send(recipe.alerts, Alert(recipe.name, "judge_retires", warning))
+    noted = night.model_copy(update={"judge": warning})
     book.write(noted)
     return noted
 
 
 def put_back(registration: Commit, night: Night) -> str | None:
     """What a registration of this night found before it moved the alias to where it belongs."""
-    told = registration.summary.get("alias_moved")
+    moved = RegistrationSummary.of(registration).alias_moved
     made_now = datetime.fromisoformat(registration.started_at) >= night.recorded_at.replace(microsecond=0)
-    return str(told) if told and made_now else None
+    return moved if moved and made_now else None
 
 
 def known(book: NightBook) -> str:

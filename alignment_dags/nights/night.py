@@ -9,11 +9,16 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from alignment.stages.sft_checkpoint import SftSummary
+from alignment.stages.stage import PolicySummary, ReferenceSummary
 from alignment.store import Commit
 
 # What a night did, how long each stage of it took and what that cost, summed over commit records.
 
-TRAINING = ("sft_checkpoint", "policy_checkpoint")
+TRAINED: dict[str, type[SftSummary | PolicySummary]] = {
+    "sft_checkpoint": SftSummary,
+    "policy_checkpoint": PolicySummary,
+}
 
 
 class Scored(BaseModel):
@@ -70,10 +75,12 @@ def night_costs(commits: Iterable[Commit], prices: Mapping[str, float], between:
     seconds: Counter[str] = Counter()
     for commit in distinct:
         seconds[commit.stage] += commit.seconds  # type: ignore[assignment]
+    scored = [ReferenceSummary.of(commit).scored for commit in distinct if commit.stage == "reference_logprobs"]
+    trained = [TRAINED[commit.stage].of(commit).tokens for commit in distinct if commit.stage in TRAINED]
     priced = [commit.seconds * prices[commit.stage] / 3600 for commit in distinct if commit.stage in prices]
     return Costs(
-        sequences_scored=sum(c.summary.get("scored") or 0 for c in distinct if c.stage == "reference_logprobs"),
-        tokens_trained=sum(c.summary.get("tokens") or 0 for c in distinct if c.stage in TRAINING),
+        sequences_scored=sum(sequences or 0 for sequences in scored),
+        tokens_trained=sum(tokens or 0 for tokens in trained),
         suites_run=sum(c.stage == "scores" for c in distinct),
         seconds={stage: round(value, 3) for stage, value in sorted(seconds.items(), key=lambda item: -item[1])},
         price=round(sum(priced), 4) if priced else None,

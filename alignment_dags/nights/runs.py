@@ -11,33 +11,30 @@ from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
 from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG
 
 from alignment.errors import BadInput
-from alignment.recipe import Recipe
 from alignment_dags.nights.decide import RunSeen
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.state import MANIFEST
 from alignment_dags.run.launch import RunFailed, raise_failure
-from alignment_dags.run.phases import job_name, phases_of
 from alignment_dags.run.workers import UNFINISHED
+from alignment_dags.run.workspace import Workspace, job_name
 from assets.building.factory import asset_key
-from resources.pools import Pools
 
 VERDICT = "verdict"  # in the metadata of the failure of a registration that the gate refused
 
 
-def runs_seen(instance: dg.DagsterInstance, recipe: Recipe, pools: Pools, night: Night) -> list[RunSeen]:
+def runs_seen(instance: dg.DagsterInstance, workspace: Workspace, night: Night) -> list[RunSeen]:
     """This night's runs, ended or not, and what else is going on in the recipe."""
-    keys = {
-        phase.name: {asset_key(recipe.name, node.name) for node in phase.nodes} for phase in phases_of(recipe, pools)
-    }
+    recipe = workspace.recipe
+    keys = {phase.name: {asset_key(recipe.name, node.name) for node in phase.nodes} for phase in workspace.phases}
     keys["manifest"] = {asset_key(recipe.name, MANIFEST)}
     keys["train"] -= keys["manifest"]
 
     def phases(chosen: Iterable[dg.AssetKey] | None, job: str | None = None) -> frozenset[str]:
-        found = set(chosen or ())
+        touched = set(chosen or ())
         return frozenset(
             name
             for name, wanted in keys.items()
-            if found & wanted or (not found and job == job_name(recipe.name, name))
+            if touched & wanted or (not touched and job == job_name(recipe.name, name))
         )
 
     seen = []

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from alignment.recipe import Recipe
-from alignment.store import Ref, Store
-from alignment_dags.run.phases import phases_of
+from alignment.store import Ref
 from alignment_dags.run.plan import plan
-from alignment_dags.source.observe import look
+from alignment_dags.run.workspace import Workspace
+from alignment_dags.source.observe import observe
 from assets.building.node import Node
 from assets.building.upstream import Upstream
-from resources.pools import Pools
+from eval.stages.evaluation_report import ReportSummary
 
 MANIFEST = "preference_manifest"
 
@@ -47,14 +46,14 @@ class State:
         return tuple(dict.fromkeys((*self.shards, *self.reference, *self.unsettled, *self.unreadable)))
 
 
-def state_of(recipe: Recipe, pools: Pools, store: Store) -> State:
+def state_of(workspace: Workspace) -> State:
     """What is behind now. Raises `BadInput` where the source cannot be listed."""
-    phases = {phase.name: phase.nodes for phase in phases_of(recipe, pools)}
-    upstream = Upstream(store, recipe.name)
+    phases = {phase.name: phase.nodes for phase in workspace.phases}
+    upstream = workspace.upstream()
     (rows,) = phases["shards"]
-    seen = look(recipe, rows, upstream)
+    seen = observe(workspace.recipe, rows, upstream)
     shards = tuple(name for name, key in seen.keys.items() if not current(upstream.refs(rows.name).get(name), key))
-    base = tuple(one.node.name for one in plan(recipe, phases["base"], store, ()) if one.state != "current")
+    base = tuple(one.node.name for one in plan(workspace, phases["base"], ()) if one.state != "current")
     state = State(base=base, shards=shards, unsettled=seen.waiting, unreadable=seen.unreadable, total=len(seen.names))
     if base:
         return state
@@ -62,16 +61,16 @@ def state_of(recipe: Recipe, pools: Pools, store: Store) -> State:
     reference = [shard for node in phases.get("reference", ()) for shard in _not_scored(node, ready, upstream)]
     manifest = [node for node in phases["train"] if node.name == MANIFEST]
     after = [node for node in phases["train"] if node.name != MANIFEST]
-    (pinned,) = plan(recipe, manifest, store, ())
-    ref = store.read_ref(recipe.name, MANIFEST)
-    planned = [] if ref is None else plan(recipe, after, store, ())
+    (pinned,) = plan(workspace, manifest, ())
+    ref = upstream.ref(MANIFEST)
+    planned = [] if ref is None else plan(workspace, after, ())
     report = next((one.commit for one in planned if one.node.name == "evaluation_report"), None)
     return replace(
         state,
         reference=tuple(reference),
         manifest_behind=pinned.state != "current",
         train=tuple(one.node.name for one in planned if one.state != "current"),
-        verdict=None if report is None else str(report.summary["verdict"]),
+        verdict=None if report is None else ReportSummary.of(report).verdict,
         manifest=None if ref is None else ref.artifact.digest,
     )
 

@@ -10,8 +10,8 @@ from dagster._core.storage.tags import MAX_RUNTIME_SECONDS_TAG
 
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
-from alignment.store import CorruptArtifact, MissingArtifact, Store
-from alignment_dags.nights.cost import note_costs, spent_so_far
+from alignment.store import CorruptArtifact, MissingArtifact
+from alignment_dags.nights.cost import cost_so_far, note_costs
 from alignment_dags.nights.decide import Close, End, Launch, Limits, NextStep, Wait, decide_night
 from alignment_dags.nights.finish import Ending, close_night, sentence, watch_alias, watch_judge
 from alignment_dags.nights.night import Night, Outcome
@@ -19,13 +19,12 @@ from alignment_dags.nights.records import SET_ASIDE, NightBook
 from alignment_dags.nights.runs import runs_seen
 from alignment_dags.nights.state import State, state_of
 from alignment_dags.run.launch import RANGE_END, RANGE_START, stretches
-from alignment_dags.run.phases import job_name, phases_of
 from alignment_dags.run.shards import claim
+from alignment_dags.run.workspace import Workspace, job_name
 from assets.building.factory import asset_key, shards_definition, shards_per_run
 from assets.building.upstream import NotBuilt
 from resources.alerts import Alert, send
 from resources.mlflow import Tracking
-from resources.pools import Pools
 
 UNREADABLE = (BadInput, NotBuilt, MissingArtifact, CorruptArtifact)
 ENDING = {"base", "manifest", "train"}  # phases whose failure ends the night, and is its reason
@@ -43,46 +42,45 @@ class Ticked:
 
 def tick(
     instance: dg.DagsterInstance,
-    recipe: Recipe,
-    pools: Pools,
-    store: Store,
+    workspace: Workspace,
     now: datetime,
     idle_since: datetime | None,
 ) -> Ticked:
     """The next step of the night whose turn it is."""
-    book = NightBook(store, recipe.name)
+    recipe = workspace.recipe
+    book = NightBook(workspace.store, recipe.name)
     night = whose_turn(book, recipe, now)
     for path, why in list(book.unreadable.items()):
-        told = f"{path}: {why}; set aside as {SET_ASIDE}, and the other nights go on"
-        send(recipe.alerts, Alert(recipe.name, "night_unreadable", told))
+        text = f"{path}: {why}; set aside as {SET_ASIDE}, and the other nights go on"
+        send(recipe.alerts, Alert(recipe.name, "night_unreadable", text))
         book.set_aside(path)
     if night is None:
         return Ticked("no night is waiting")
-    seen = runs_seen(instance, recipe, pools, night)
+    seen = runs_seen(instance, workspace, night)
     limits = Limits.of(recipe)
-    spent = spent_so_far(instance, recipe, pools, night, now) if limits.max_cost is not None else None
+    cost = cost_so_far(instance, workspace, night, now) if limits.max_cost is not None else None
     night = night.model_copy(
         update={
             "runs": [run.id for run in seen if run.mine],
             "troubles": [run.told for run in seen if run.mine and run.told and not run.phases & ENDING],
         }
     )
-    looked: list[State] = []
+    states: list[State] = []
 
     def state_now() -> State:
-        claim(store, recipe)
-        looked.append(state_of(recipe, pools, store))
-        return looked[-1]
+        claim(workspace.store, recipe)
+        states.append(state_of(workspace))
+        return states[-1]
 
     try:
-        step = decide_night(night, state_now, seen, now, idle_since, limits, spent)
+        step = decide_night(night, state_now, seen, now, idle_since, limits, cost)
     except UNREADABLE as error:
         step = unreadable(night, error, now)
     if isinstance(step, Close):
-        state = looked[-1] if looked else _state_or_none(recipe, pools, store)
+        state = states[-1] if states else _state_or_none(workspace)
         closed = watch_judge(book, recipe, close_night(book, recipe, Ending(night, step, now, state)), now)
         # afterwards, as a large store or MLflow may keep a tick waiting until Dagster ends it
-        closed = note_costs(instance, recipe, pools, book, closed)
+        closed = note_costs(instance, workspace, book, closed)
         watch_alias(book, recipe, closed, Tracking(attempts=1))
         return Ticked(sentence(closed))
     if isinstance(step, End):
@@ -94,7 +92,7 @@ def tick(
     if isinstance(step, Wait):
         _note(book, night, step.reason, night.outcome)
         return Ticked(f"{night.told}: {step.reason}", idle=step.idle)
-    requests, new_shards = requested(instance, recipe, pools, night, step)
+    requests, new_shards = requested(instance, workspace, night, step)
     _note(book, night, f"launched {step.phase}", "running")
     return Ticked(f"{night.told}: launched {step.phase}", requests, new_shards)
 
@@ -120,12 +118,13 @@ def unreadable(night: Night, error: Exception, now: datetime) -> NextStep:
 
 
 def requested(
-    instance: dg.DagsterInstance, recipe: Recipe, pools: Pools, night: Night, launch: Launch
+    instance: dg.DagsterInstance, workspace: Workspace, night: Night, launch: Launch
 ) -> tuple[tuple[dg.RunRequest, ...], tuple[str, ...]]:
     """The runs of a launch, and the shards among them that Dagster has no partition for yet.
 
     Their run keys repeat if the tick does, and Dagster launches a run key once.
     """
+    recipe = workspace.recipe
     name = job_name(recipe.name, "train" if launch.phase == "manifest" else launch.phase)
     tags = night.tags | _longest(recipe)
     if not launch.shards:
@@ -136,13 +135,12 @@ def requested(
             tags=tags,
         )
         return (request,), ()
-    phase = next(phase for phase in phases_of(recipe, pools) if phase.name == launch.phase)
-    node = phase.nodes[0]
+    node = next(phase for phase in workspace.phases if phase.name == launch.phase).nodes[0]
     partitions = shards_definition(recipe.name).name
     assert partitions is not None
     known = instance.get_dynamic_partitions(partitions)
     new = [shard for shard in launch.shards if shard not in set(known)]
-    most = shards_per_run(node, pools) if node.pool else len(launch.shards)
+    most = shards_per_run(node, workspace.pools) if node.pool else len(launch.shards)
     requests = tuple(
         dg.RunRequest(
             run_key=f"{night.id}:{launch.phase}:{first}",
@@ -160,9 +158,9 @@ def _longest(recipe: Recipe) -> dict[str, str]:
     return {} if recipe.schedule is None else {MAX_RUNTIME_SECONDS_TAG: str(recipe.schedule.max_hours * 3600)}
 
 
-def _state_or_none(recipe: Recipe, pools: Pools, store: Store) -> State | None:
+def _state_or_none(workspace: Workspace) -> State | None:
     try:
-        return state_of(recipe, pools, store)
+        return state_of(workspace)
     except UNREADABLE:
         return None
 

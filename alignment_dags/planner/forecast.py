@@ -16,11 +16,11 @@ from alignment.models.size import forward_bytes, parameter_counts, training_byte
 from alignment.recipe import Optimisation, Recipe
 from alignment.store import Commit, Store
 from alignment_dags.run.plan import Planned, plan
+from alignment_dags.run.workspace import Workspace
 from assets.building.node import Node
-from assets.graph import nodes_of
 from eval.stages.evaluation_report import STAGE as REPORT
 from eval.stages.scores import STAGE as SCORES
-from resources.pools import Pool, Pools
+from resources.pools import Pool
 
 GIB = 2**30
 HUB_SECONDS = 5.0  # that the hub gets for an answer
@@ -92,20 +92,19 @@ class History:
         return found
 
 
-def forecast(recipe: Recipe, pools: Pools, store: Store, config: Path | None = None) -> list[StageForecast]:
+def forecast(workspace: Workspace, config: Path | None = None) -> list[StageForecast]:
     """Every node of the recipe, upstream first; `config` is a config.json of the model to go by, before any other.
 
     Needs no weights, and no hub: what the hub was not reached for is not known. Raises `BadInput` for sources a person
     has to mend.
     """
-    nodes = nodes_of(recipe, pools)
     unreached: dict[str, str] = {}
     with asking_briefly(HUB_SECONDS):
-        planned = plan(recipe, nodes, store, unreached=unreached)
-        shape = model_config(recipe, planned, store) if config is None else Shape(read_config(config), str(config))
-    unsure = _unsure(nodes, unreached, store)
-    history = History(store, recipe.name)
-    return [_stage(node, recipe, pools, history, planned, shape, unsure.get(node.name)) for node in nodes]
+        planned = plan(workspace, unreached=unreached)
+        shape = model_config(workspace, planned) if config is None else Shape(read_config(config), str(config))
+    unsure = _unsure(workspace, unreached)
+    history = History(workspace.store, workspace.recipe.name)
+    return [_stage(node, workspace, history, planned, shape, unsure.get(node.name)) for node in workspace.nodes]
 
 
 @dataclass(frozen=True)
@@ -116,13 +115,13 @@ class Shape:
     source: str
 
 
-def model_config(recipe: Recipe, planned: list[Planned], store: Store) -> Shape:
+def model_config(workspace: Workspace, planned: list[Planned]) -> Shape:
     """The nearest configuration there is: in the store, where the recipe says, or on the hub."""
     for one in planned:
         if one.node.name in ("sft_checkpoint", "base_model") and one.commit is not None:
-            config = json.loads(store.read(one.commit.artifact, CONFIG_FILE))
+            config = json.loads(workspace.store.read(one.commit.artifact, CONFIG_FILE))
             return Shape(config, f"config.json of {one.node.name}")
-    source = recipe.sft.adopt or recipe.base_model
+    source = workspace.recipe.sft.adopt or workspace.recipe.base_model
     if source.path is not None:
         return Shape(read_config(source.path), f"config.json in {source.path}")
     if source.hub is None:
@@ -135,22 +134,20 @@ def model_config(recipe: Recipe, planned: list[Planned], store: Store) -> Shape:
         return Shape(None, f"{error}; --config takes its config.json")
 
 
-def _unsure(nodes: list[Node], unreached: dict[str, str], store: Store) -> dict[str, str]:
+def _unsure(workspace: Workspace, unreached: dict[str, str]) -> dict[str, str]:
     """Nodes of which the store may or may not hold what the recipe needs now, and what was not reached to tell."""
-    found: dict[str, str] = {}
-    for node in nodes:
-        told = (
-            [unreached[node.name]] if node.name in unreached else [found[need] for need in node.needs if need in found]
-        )
-        if told and next(store.commits(node.stage.kind), None) is not None:
-            found[node.name] = told[0]
-    return found
+    reasons: dict[str, str] = {}
+    for node in workspace.nodes:
+        above = (reasons[need] for need in node.needs if need in reasons)
+        reason = unreached.get(node.name) or next(above, None)
+        if reason is not None and next(workspace.store.commits(node.stage.kind), None) is not None:
+            reasons[node.name] = reason
+    return reasons
 
 
 def _stage(
     node: Node,
-    recipe: Recipe,
-    pools: Pools,
+    workspace: Workspace,
     history: History,
     planned: list[Planned],
     shape: Shape,
@@ -158,8 +155,8 @@ def _stage(
 ) -> StageForecast:
     mine = [one for one in planned if one.node.name == node.name]
     to_make = sum(one.state in ("missing", "waiting") for one in mine)
-    pool = None if node.pool is None else pools[node.pool]
-    memory = _memory(node, recipe, shape)
+    pool = None if node.pool is None else workspace.pools[node.pool]
+    memory = _memory(node, workspace.recipe, shape)
     room = None if pool is None else pool.memory_gib
     if unsure is not None:
         seconds = Figure(None, unsure)

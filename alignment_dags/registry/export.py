@@ -16,6 +16,7 @@ from alignment.models.pin import checkpoint_names
 from alignment.store import Commit, CorruptArtifact, Store
 from alignment.store.place import told_when_full
 from alignment_dags.registry.registrations import name_and_version, registration_of
+from assets.registration import RegistrationSummary
 from resources.store import ArtifactStore
 
 BLOCK = 1 << 22
@@ -75,7 +76,8 @@ def local_path(model: str, say: Say) -> dict[str, Any]:
 def _policy(store: Store, model: str) -> tuple[str, Commit]:
     """The version, and the policy that it registered, with all its files."""
     registration = registration_of(store, *name_and_version(model))
-    return str(registration.summary["version"]), store.standing(registration.inputs["policy"])
+    _, version = RegistrationSummary.of(registration).model_version
+    return version, store.standing(registration.inputs["policy"])
 
 
 def _free(to: Path) -> Path:

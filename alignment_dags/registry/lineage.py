@@ -6,18 +6,23 @@ from collections.abc import Callable
 from typing import Any
 
 from alignment.errors import BadInput
-from alignment.models.code import RUNS_CODE
+from alignment.stages.base_model import BaseModelSummary
+from alignment.stages.preference_manifest import ManifestSummary
+from alignment.stages.sft_checkpoint import SftSummary
+from alignment.stages.stage import PolicySummary, ShardSummary
 from alignment.store import Artifact, Commit, Store
 from alignment.store.erase import gone
 from alignment_dags.registry.registrations import champion_of, name_and_version, registration_of
 from assets.champion import moved_by_hand
+from assets.registration import RegistrationSummary
+from eval.stages.evaluation_report import ReportSummary
 from resources.mlflow import MlflowRecords, Tracking, TrackingUnreachable
 from resources.store import ArtifactStore
 
 # What a model version stands on, named part by part from the commit records.
 
 ABOUT_THE_RUN = ("python", "platform", "device", "git", "dagster_run", "recipe")
-COUNTS = ("rows", "train", "held_out", "dropped", "reasons", "left_out")
+COUNTS = {"rows", "train", "held_out", "dropped", "reasons", "left_out"}
 
 
 def record_of(registration: Commit, policy: Commit, commits: dict[str, Commit]) -> dict[str, Any]:
@@ -31,27 +36,29 @@ def record_of(registration: Commit, policy: Commit, commits: dict[str, Commit]) 
     manifest = commits[policy.inputs["manifest"].key]
     sft = commits[policy.inputs["checkpoint"].key]
     base = commits[sft.inputs["base"].key] if "base" in sft.inputs else None
-    decision = registration.summary.get("decision")
+    registered, decided = RegistrationSummary.of(registration), ReportSummary.of(report)
+    trained, pinned = PolicySummary.of(policy), ManifestSummary.of(manifest)
+    decision = registered.decision
     return {
         "registration": {
             "key": registration.key,
             "at": registration.started_at,
-            "promoted_by": decision["kind"] if decision else "gate",
-            "decision": decision,
-            "alias_moved": registration.summary.get("alias_moved"),
+            "promoted_by": decision.kind if decision else "gate",
+            "decision": decision and decision.model_dump(mode="json"),
+            "alias_moved": registered.alias_moved,
         },
-        "gate": {"verdict": report.summary["verdict"], "reasons": report.summary["reasons"]},
-        "policy": _names(policy) | {"made_at": policy.started_at, "rows_trained": policy.summary.get("rows_trained")},
-        "manifest": _names(manifest) | {name: manifest.summary.get(name) for name in COUNTS},
-        "reference": {"fingerprint": manifest.summary.get("fingerprint")},
-        "sft": _names(sft) | {"adopted_from": sft.summary.get("from")},
-        "base": None if base is None else _names(base) | {"from": base.summary.get("from")},
-        "recipe": registration.summary.get("recipe"),
+        "gate": {"verdict": decided.verdict, "reasons": decided.reasons},
+        "policy": _names(policy) | {"made_at": policy.started_at, "rows_trained": trained.rows_trained},
+        "manifest": _names(manifest) | pinned.model_dump(mode="json", include=COUNTS),
+        "reference": {"fingerprint": pinned.fingerprint},
+        "sft": _names(sft) | {"adopted_from": SftSummary.of(sft).source},
+        "base": None if base is None else _names(base) | {"from": BaseModelSummary.of(base).source},
+        "recipe": registered.recipe,
         "code": {
             "git": policy.environment.get("git"),
             "versions": dict(sorted({commit.stage: commit.code_version for commit in commits.values()}.items())),
         },
-        "code_of_model": policy.summary.get(RUNS_CODE),
+        "code_of_model": trained.runs_code,
         "packages": {name: text for name, text in policy.environment.items() if name not in ABOUT_THE_RUN},
         "device": policy.environment.get("device"),
     }
@@ -86,7 +93,7 @@ def lineage_of(model: str, source: str = "store") -> dict[str, Any]:
     policy = commits[registration.inputs["policy"].key]
     return {
         "model": name,
-        "version": str(registration.summary["version"]),
+        "version": RegistrationSummary.of(registration).version,
         "tree": tree,
         "shards": shards(policy, commits),
         "runs": runs(commits),
@@ -136,7 +143,11 @@ def shards(policy: Commit, commits: dict[str, Commit]) -> list[dict[str, Any]]:
     """The shards that the policy's own manifest names, each with its row digest and number of rows."""
     manifest = commits[policy.inputs["manifest"].key]
     return [
-        {"name": name.removeprefix("shards."), "digest": artifact.digest, "rows": commits[artifact.key].summary["rows"]}
+        {
+            "name": name.removeprefix("shards."),
+            "digest": artifact.digest,
+            "rows": ShardSummary.of(commits[artifact.key]).rows,
+        }
         for name, artifact in sorted(manifest.inputs.items())
         if name.startswith("shards.")
     ]

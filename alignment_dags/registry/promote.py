@@ -18,24 +18,21 @@ import dagster as dg
 
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe
-from alignment.store import Store
 from alignment.store.erase import gone
 from alignment_dags.registry.registrations import registration_of
 from alignment_dags.run.launch import launch
-from alignment_dags.run.phases import RECIPES, phase_named, recipes_in_use, return_phase
 from alignment_dags.run.workers import apply_pools, end_dead_runs
-from assets.building.upstream import Upstream
+from alignment_dags.run.workspace import RECIPES, Workspace, recipes_in_use
 from assets.champion import check_evaluated
-from assets.override import Decision, decision_of, drop_decision, write_decision
+from assets.registration import Decision, RegistrationSummary, drop_decision, write_decision
 from resources.home import ensure_home
 from resources.pools import load_pools
-from resources.store import ArtifactStore
 
 NODE = "registered_model"
 
 
 @dataclass(frozen=True)
-class Wish:
+class Promotion:
     """What a person asks: `to` a version, or else an `override` for the recipe's current policy."""
 
     model: str
@@ -45,58 +42,59 @@ class Wish:
     recipe: Path | None = None
 
 
-def promote(wish: Wish, say: Callable[[str], None]) -> dict[str, Any]:
-    """Carries a wish out in a Dagster run of its own; raises `BadInput` for what cannot be, else `RunFailed`."""
-    if (wish.to is None) != wish.override:
+def promote(promotion: Promotion, say: Callable[[str], None]) -> dict[str, Any]:
+    """Carries a promotion out in a Dagster run of its own; raises `BadInput` for what cannot be, else `RunFailed`."""
+    if (promotion.to is None) != promotion.override:
         raise BadInput("give either --to VERSION or --override")
-    if wish.override and not wish.reason.strip():
+    if promotion.override and not promotion.reason.strip():
         raise BadInput("an override needs --reason: it is recorded with the model", field="--reason")
-    path, recipe = _recipe(wish)
+    path, recipe = _recipe(promotion)
     os.environ[RECIPES] = str(path)
     ensure_home()
-    store = ArtifactStore().open()
-    decision = decide(store, recipe, wish)
+    workspace = Workspace(recipe, load_pools())
+    store = workspace.store
+    decision = decide(workspace, promotion)
     write_decision(store, recipe.name, decision)
     try:
-        run_id = _carry_out(recipe, decision, say)
-        registration = Upstream(store, recipe.name)(NODE)
-        commit = store.commit_of(registration)
-        if decision_of(commit) != decision:
+        run_id = _carry_out(workspace, decision, say)
+        commit = store.commit_of(workspace.upstream()(NODE))
+        summary = RegistrationSummary.of(commit)
+        if summary.decision != decision:
             raise BadInput(f"{recipe.name} has another policy by now than the decision was about; look, and ask again")
     except BaseException:
         drop_decision(store, recipe.name)  # what was not carried out must not happen some other night
         raise
     return {
-        "model": wish.model,
-        "version": str(commit.summary["version"]),
+        "model": promotion.model,
+        "version": summary.version,
         "decision": decision.model_dump(mode="json"),
-        "gate": commit.summary["gate"],
-        "alias_moved": commit.summary.get("alias_moved"),
+        "gate": summary.gate,
+        "alias_moved": summary.alias_moved,
         "dagster_run": run_id,
     }
 
 
-def decide(store: Store, recipe: Recipe, wish: Wish) -> Decision:
-    """The decision behind a wish.
+def decide(workspace: Workspace, promotion: Promotion) -> Decision:
+    """The decision behind a promotion.
 
     Raises `BadInput` for a version that there is not, or whose weights are gone, and for an override over a policy
     that was not evaluated yet.
     """
-    upstream = Upstream(store, recipe.name)
+    recipe, store, upstream = workspace.recipe, workspace.store, workspace.upstream()
     candidate = upstream.get("policy_checkpoint")
     if candidate is None:
         raise BadInput(f"{recipe.name} has no policy yet")
-    target = None if wish.to is None else registration_of(store, wish.model, wish.to)
+    target = None if promotion.to is None else registration_of(store, promotion.model, promotion.to)
     if target is not None and (erasure := gone(store, target.inputs["policy"])) is not None:
-        raise BadInput(f"{wish.model} version {wish.to} cannot come back: its weights were {erasure.told}")
+        raise BadInput(f"{promotion.model} version {promotion.to} cannot come back: its weights were {erasure.told}")
     if target is None:
         scores = {suite: upstream.get(f"policy_evals/{suite}") for suite in recipe.evals.selected()}
         check_evaluated(store, candidate, upstream.get("evaluation_report"), scores)
     return Decision(
-        kind="override" if wish.override else "rollback",
+        kind="override" if promotion.override else "rollback",
         candidate=candidate.digest,
         registration=None if target is None else target.artifact,
-        reason=wish.reason.strip(),
+        reason=promotion.reason.strip(),
         by=getpass.getuser(),
         at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -109,22 +107,21 @@ def show_promotion(result: dict[str, Any]) -> None:
     print(f"{result['model']} version {result['version']} is champion {how}; the gate says {result['gate']}")
 
 
-def _recipe(wish: Wish) -> tuple[Path, Recipe]:
-    if wish.recipe is not None:
-        recipe = load_recipe(wish.recipe)
-        if recipe.model_name != wish.model:
-            raise BadInput(f"registers '{recipe.model_name}', not '{wish.model}'", file=str(wish.recipe))
-        return wish.recipe.resolve(), recipe
+def _recipe(promotion: Promotion) -> tuple[Path, Recipe]:
+    if promotion.recipe is not None:
+        recipe = load_recipe(promotion.recipe)
+        if recipe.model_name != promotion.model:
+            raise BadInput(f"registers '{recipe.model_name}', not '{promotion.model}'", file=str(promotion.recipe))
+        return promotion.recipe.resolve(), recipe
     for path, recipe in recipes_in_use().items():
-        if recipe.model_name == wish.model:
+        if recipe.model_name == promotion.model:
             return path, recipe
-    raise BadInput(f"no recipe in use registers '{wish.model}'; name its file with --recipe, or in ALIGN_RECIPES")
+    raise BadInput(f"no recipe in use registers '{promotion.model}'; name its file with --recipe, or in ALIGN_RECIPES")
 
 
-def _carry_out(recipe: Recipe, decision: Decision, say: Callable[[str], None]) -> str:
-    pools = load_pools()
-    phase = return_phase(recipe, pools) if decision.kind == "rollback" else phase_named("train", recipe, pools)
+def _carry_out(workspace: Workspace, decision: Decision, say: Callable[[str], None]) -> str:
+    phase = workspace.return_phase if decision.kind == "rollback" else workspace.phase("train")
     with dg.DagsterInstance.get() as instance:
         end_dead_runs(instance)
-        apply_pools(instance, pools)
-        return launch(instance, recipe, phase, [NODE], {}, say)
+        apply_pools(instance, workspace.pools)
+        return launch(instance, workspace.recipe, phase, [NODE], {}, say)

@@ -6,7 +6,8 @@ from alignment.errors import BadInput
 from alignment.store import Commit, Store
 from alignment.store.erase import all_commits
 from alignment.store.store import refs_of
-from assets.champion import standing
+from assets.champion import registered_champion
+from assets.registration import RegistrationSummary
 from resources.mlflow import CHAMPION
 
 REGISTERED = "registered_model"
@@ -14,25 +15,25 @@ REGISTERED = "registered_model"
 
 def registrations_of(store: Store, model: str) -> list[Commit]:
     """Every registration of a model, newest first."""
-    found = [
+    registrations = [
         commit
         for commit in all_commits(store, REGISTERED)
-        if commit.summary["registered"] and commit.summary["model"] == model
+        if (summary := RegistrationSummary.of(commit)).registered and summary.model == model
     ]
-    return sorted(found, key=lambda commit: commit.started_at, reverse=True)
+    return sorted(registrations, key=lambda commit: commit.started_at, reverse=True)
 
 
 def champion_of(store: Store, model: str) -> Commit | None:
     """The registration that a recipe's ref stands on; where refs are lost, the newest that no other follows."""
     for named in refs_of(store, REGISTERED):
-        registration = standing(store, named.ref.artifact).registration
+        registration = registered_champion(store, named.ref.artifact).registration
         if registration is not None:
             commit = store.commit_of(registration)
-            if commit.summary["model"] == model:
+            if RegistrationSummary.of(commit).model == model:
                 return commit
-    found = registrations_of(store, model)
-    followed = {commit.inputs["previous"].digest for commit in found if "previous" in commit.inputs}
-    return next((commit for commit in found if commit.digest not in followed), None)
+    registrations = registrations_of(store, model)
+    followed = {commit.inputs["previous"].digest for commit in registrations if "previous" in commit.inputs}
+    return next((commit for commit in registrations if commit.digest not in followed), None)
 
 
 def name_and_version(model: str) -> tuple[str, str]:
@@ -43,15 +44,17 @@ def name_and_version(model: str) -> tuple[str, str]:
 
 def registration_of(store: Store, model: str, wanted: str) -> Commit:
     """The latest registration of a version, or that of the champion; raises `BadInput` where there is none."""
-    found = registrations_of(store, model)
-    if not found:
+    registrations = registrations_of(store, model)
+    if not registrations:
         raise BadInput(f"no registered model '{model}' in {store.shown}")
     if wanted == CHAMPION:
         champion = champion_of(store, model)
         assert champion is not None
         return champion
-    of_version = [commit for commit in found if str(commit.summary["version"]) == wanted]
-    if of_version:
-        return of_version[0]
-    versions = sorted({str(commit.summary["version"]) for commit in found}, key=lambda name: (len(name), name))
+    latest: dict[str, Commit] = {}
+    for commit in registrations:
+        latest.setdefault(RegistrationSummary.of(commit).model_version[1], commit)
+    if wanted in latest:
+        return latest[wanted]
+    versions = sorted(latest, key=lambda name: (len(name), name))
     raise BadInput(f"model '{model}' has no version '{wanted}'; versions: {', '.join(versions)}")

@@ -7,11 +7,12 @@ from typing import Any
 
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe
+from alignment.stages.stage import PolicySummary
 from alignment.store import Artifact, Commit, MissingArtifact, Store
 from assets.building.upstream import Upstream
-from eval.gate.compare import MetricComparison
+from assets.registration import RegistrationSummary
 from eval.report.history import Version, history_page
-from eval.stages.evaluation_report import REPORT_FILE
+from eval.stages.evaluation_report import REPORT_FILE, ReportSummary
 from resources.home import ensure_home
 from resources.store import ArtifactStore
 
@@ -26,19 +27,19 @@ def write_report(recipe_file: Path, out: Path | None, history: bool) -> dict[str
     if history:
         versions = versions_of(recipe, store)
         text, out = history_page(recipe.name, recipe.model_name, versions), out or Path("history.html")
-        told: dict[str, Any] = {"recipe": recipe.name, "versions": [one.version for one in versions]}
+        about: dict[str, Any] = {"recipe": recipe.name, "versions": [one.version for one in versions]}
     else:
         report = Upstream(store, recipe.name).get("evaluation_report")
         if report is None:
             raise BadInput(f"no report yet; run `align run {recipe_file}` first", file=str(recipe_file))
         text, out = (store.fetch(report) / REPORT_FILE).read_text(encoding="utf-8"), out or Path(REPORT_FILE)
-        told = {"recipe": recipe.name, "verdict": store.commit_of(report).summary["verdict"]}
+        about = {"recipe": recipe.name, "verdict": ReportSummary.of(store.commit_of(report)).verdict}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")
     except OSError as error:
         raise BadInput(f"cannot be written: {error.strerror}", file=str(out)) from error
-    return told | {"file": str(out)}
+    return about | {"file": str(out)}
 
 
 def versions_of(recipe: Recipe, store: Store) -> list[Version]:
@@ -48,7 +49,7 @@ def versions_of(recipe: Recipe, store: Store) -> list[Version]:
     registration = Upstream(store, recipe.name).get("registered_model")
     while registration is not None:
         commit = store.commit_of(registration)
-        if commit.summary["registered"]:
+        if RegistrationSummary.of(commit).registered:
             versions.append(_version(store, commit))
         registration = commit.inputs.get("previous")
     return versions[::-1]
@@ -57,23 +58,20 @@ def versions_of(recipe: Recipe, store: Store) -> list[Version]:
 def _version(store: Store, registration: Commit) -> Version:
     report = store.commit_of(registration.inputs["report"])
     policy = registration.inputs["policy"]
+    _, version = RegistrationSummary.of(registration).model_version
     return Version(
-        version=str(registration.summary["version"]),
+        version=version,
         registered=registration.started_at,
         policy=policy.digest,
         sft=report.inputs["sft"].digest,
         rows=_rows(store, policy),
-        suites={
-            suite: {metric: MetricComparison.model_validate(found) for metric, found in metrics.items()}
-            for suite, metrics in report.summary["comparisons"].items()
-        },
+        suites=ReportSummary.of(report).comparisons,
     )
 
 
 def _rows(store: Store, policy: Artifact) -> int | None:
     """Rows that the policy was trained on; None where its record is lost."""
     try:
-        rows = store.commit_of(policy).summary.get("rows_trained")
+        return PolicySummary.of(store.commit_of(policy)).rows_trained
     except MissingArtifact:
         return None
-    return None if rows is None else int(rows)

@@ -16,7 +16,8 @@ from alignment.store.erase import all_commits, gone
 from alignment.store.store import refs_of
 from alignment_dags.registry.registrations import REGISTERED
 from alignment_dags.retention.text import IDS_FILE
-from assets.champion import standing
+from assets.champion import registered_champion
+from assets.registration import RegistrationSummary
 from resources.store import ArtifactStore
 
 POLICY, SFT = "policy_checkpoint", "sft_checkpoint"
@@ -30,8 +31,8 @@ def row_lineage(row_id: str) -> dict[str, Any]:
     `registered` lists model, version and whether it is champion.
     """
     store = ArtifactStore().open()
-    champions = {standing(store, named.ref.artifact).registration for named in refs_of(store, REGISTERED)}
-    registered = [commit for commit in all_commits(store, REGISTERED) if commit.summary["registered"]]
+    champions = {registered_champion(store, named.ref.artifact).registration for named in refs_of(store, REGISTERED)}
+    registered = [commit for commit in all_commits(store, REGISTERED) if RegistrationSummary.of(commit).registered]
     learned = {commit.digest for commit in all_commits(store, SFT) if _demonstrated(store, commit, row_id)}
     policies = []
     for commit in sorted(all_commits(store, POLICY), key=lambda one: one.started_at, reverse=True):
@@ -115,7 +116,7 @@ def _rows(store: Store, artifact: Artifact, name: str, row_id: str, columns: lis
 def _versions(registrations: list[Commit], champions: set[Artifact | None]) -> list[dict[str, Any]]:
     found: dict[tuple[str, str], bool] = {}
     for commit in registrations:
-        name = (str(commit.summary["model"]), str(commit.summary["version"]))
+        name = RegistrationSummary.of(commit).model_version
         found[name] = found.get(name, False) or commit.artifact in champions
     return [{"model": model, "version": version, "champion": is_} for (model, version), is_ in sorted(found.items())]
 

@@ -8,7 +8,8 @@ from collections.abc import Collection
 from alignment.store import Commit, Store
 from alignment.store.store import refs_of
 from alignment_dags.retention.items import Doomed
-from assets.champion import standing
+from assets.champion import registered_champion
+from assets.registration import RegistrationSummary
 
 POLICY, SFT, REGISTERED = "policy_checkpoint", "sft_checkpoint", "registered_model"
 WEIGHTS = ".safetensors"
@@ -45,8 +46,8 @@ def spent_checkpoints(
 def stood_on(store: Store, kind: str) -> set[str]:
     """Keys of the checkpoints of a kind that recipes use now: current ones, champions, and what is below these."""
     current = {named.ref.artifact.key for named in refs_of(store, kind)}
-    found = (standing(store, named.ref.artifact) for named in refs_of(store, REGISTERED))
-    policies = [champion.policy for champion in found if champion.policy is not None]
+    champions = (registered_champion(store, named.ref.artifact) for named in refs_of(store, REGISTERED))
+    policies = [champion.policy for champion in champions if champion.policy is not None]
     if kind == POLICY:
         return current | {policy.key for policy in policies}
     policies += [named.ref.artifact for named in refs_of(store, POLICY)]
@@ -57,7 +58,7 @@ def _registered(store: Store, keep: int) -> set[str]:
     """Policies a person may want to go back to: the last that each recipe registered."""
     made: defaultdict[str, set[str]] = defaultdict(set)
     for commit in _latest_first(store, REGISTERED):
-        if commit.summary.get("registered"):
+        if RegistrationSummary.of(commit).registered:
             versions = made[commit.environment.get("recipe", "")]
             if len(versions) < keep:
                 versions.add(commit.inputs["policy"].key)

@@ -19,7 +19,7 @@ from alignment_dags.retention.checkpoints import POLICY, SFT, spent_checkpoints,
 from alignment_dags.retention.items import Kept, Plan, leftovers, remove
 from alignment_dags.retention.text import DATASET, SHARD, current_keys, ids_instead, withdrawn_text
 from alignment_dags.run.plan import plan
-from assets.graph import nodes_of
+from alignment_dags.run.workspace import Workspace
 from resources.mlflow import Tracking, TrackingUnreachable
 from resources.pools import load_pools
 from resources.store import ArtifactStore
@@ -136,8 +136,9 @@ def _planned(store: Store, recipes: list[Recipe]) -> set[str]:
     pools = load_pools()
     keys: set[str] = set()
     for recipe in recipes:
+        workspace = Workspace(recipe, pools, lambda: store)
         with suppress(BadInput):  # a source out of reach keeps nobody's text from being erased
-            keys |= {one.key for one in plan(recipe, nodes_of(recipe, pools), store, ()) if one.key is not None}
+            keys |= {one.key for one in plan(workspace, only=()) if one.key is not None}
     return keys
 
 

@@ -15,13 +15,10 @@ import dagster as dg
 from alignment.address import shown
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
-from alignment.store import Store
-from alignment_dags.run.phases import Phase
 from alignment_dags.run.plan import plan
 from alignment_dags.run.workers import process_tags
+from alignment_dags.run.workspace import Phase, Workspace
 from assets.building.factory import BAD_INPUT, asset_key, shards_definition, shards_per_run
-from assets.graph import nodes_of
-from resources.pools import load_pools
 
 # Progress of a Dagster run on the terminal, read from its event log while it runs.
 
@@ -108,9 +105,8 @@ class RunFailed(RuntimeError):
 
 def launches(
     instance: dg.DagsterInstance,
-    recipe: Recipe,
+    workspace: Workspace,
     phase: Phase,
-    store: Store,
     only: Set[str] | None = None,
     refused: dict[str, str] | None = None,
 ) -> Iterator[tuple[dict[str, str], list[str]]]:
@@ -118,8 +114,7 @@ def launches(
 
     A shard that waits for something above it to be made is not in any; nor is one that `plan` has `refused`.
     """
-    pools = load_pools()
-    planned = plan(recipe, nodes_of(recipe, pools), store, only, refused)
+    planned = plan(workspace, only=only, refused=refused)
     names = {node.name for node in phase.nodes}
     behind = [one for one in planned if one.node.name in names and one.state != "current"]
     if not behind:
@@ -127,10 +122,10 @@ def launches(
     if not phase.partitioned:
         yield {}, list(dict.fromkeys(one.node.name for one in behind))
         return
-    name = shards_definition(recipe.name).name
+    name = shards_definition(workspace.recipe.name).name
     assert name is not None
     node = phase.nodes[0]
-    most = shards_per_run(node, pools) if node.pool else len(behind)
+    most = shards_per_run(node, workspace.pools) if node.pool else len(behind)
     wanted = {one.shard for one in behind if one.state != "waiting"}
     for first, last in stretches(instance.get_dynamic_partitions(name), wanted, most):
         yield {RANGE_START: first, RANGE_END: last}, [node.name]

@@ -9,8 +9,8 @@ from typing import Literal
 from alignment.data.hub import HubUnreachable
 from alignment.data.shards import names_on_the_hub
 from alignment.errors import BadInput
-from alignment.recipe import Recipe
-from alignment.store import Commit, Ref, Store
+from alignment.store import Commit, Ref
+from alignment_dags.run.workspace import Workspace
 from assets.building.node import Node, NotNeeded
 from assets.building.upstream import Upstream
 
@@ -46,20 +46,20 @@ class PlannedUpstream(Upstream):
 
 
 def plan(
-    recipe: Recipe,
-    nodes: Iterable[Node],
-    store: Store,
+    workspace: Workspace,
+    nodes: Iterable[Node] | None = None,
     only: Iterable[str] | None = None,
     refused: dict[str, str] | None = None,
     unreached: dict[str, str] | None = None,
 ) -> list[Planned]:
-    """Every node and shard (of `only` these), upstream first.
+    """Every node (of `nodes`, where given) and shard (of `only` these), upstream first.
 
     Raises `BadInput` for sources a person has to mend; where `refused` is given, a shard that cannot be read waits,
     and `refused` is told why. Raises `HubUnreachable`; where `unreached` is given, a node that needs the hub's answer
     waits, and `unreached` is told why by the node's name.
     """
-    upstream = PlannedUpstream(store, recipe.name)
+    recipe = workspace.recipe
+    upstream = PlannedUpstream(workspace.store, recipe.name)
     try:
         shards = list(upstream.shards(recipe.preferences, recipe.seed) if only is None else only)
     except HubUnreachable:
@@ -68,7 +68,7 @@ def plan(
         shards = names_on_the_hub(recipe.preferences)
     planned: list[Planned] = []
     unknown: dict[str, set[str | None]] = {}
-    for node in nodes:
+    for node in workspace.nodes if nodes is None else nodes:
         for shard in shards if node.partitioned else [None]:
             try:
                 one = _plan(node, shard, upstream, unknown)

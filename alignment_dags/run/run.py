@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -12,30 +11,23 @@ from pathlib import Path
 import dagster as dg
 
 from alignment.errors import BadInput
-from alignment.recipe import Recipe, load_recipe
-from alignment.store import Store
+from alignment.recipe import Recipe
 from alignment_dags.run.launch import RunFailed, launch, launches
-from alignment_dags.run.phases import RECIPES, Phase, phases_of
 from alignment_dags.run.plan import Planned, plan
 from alignment_dags.run.shards import claim, drop
 from alignment_dags.run.workers import apply_pools, end_dead_runs
+from alignment_dags.run.workspace import Phase, Workspace, use_recipe
 from assets.building.factory import shards_definition
-from assets.building.upstream import Upstream
 from assets.evaluation_report import asked_of
-from assets.graph import nodes_of
 from assets.preference_shard import shows_its_kind
 from eval.judge.retirement import retirement
-from resources.home import ensure_home
-from resources.pools import Pools, load_pools
-from resources.store import ArtifactStore
 
 
 @dataclass
 class Outcome:
     """What `align run` did: the Dagster runs it made and those it ended; `failure` says why it stopped early."""
 
-    recipe: Recipe
-    store: Store
+    workspace: Workspace
     dagster_runs: list[str] = field(default_factory=list)
     ended_runs: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -48,29 +40,26 @@ def run_recipe(path: Path, say: Callable[[str], None]) -> Outcome:
     A step that fails ends the run: `Outcome.failure` says why, and everything made so far stands.
     """
     began = time.monotonic()
-    recipe = load_recipe(path)
-    os.environ[RECIPES] = str(Path(path).resolve())
-    ensure_home()
-    store, pools = ArtifactStore().open(), load_pools()
-    outcome = Outcome(recipe, store)
+    workspace = use_recipe(path)
+    recipe, outcome = workspace.recipe, Outcome(workspace)
     asked_of(recipe, str(path))  # what a person has to mend shows before anything starts, here and in the plan
-    plan(recipe, nodes_of(recipe, pools), store)
-    if told := retirement(recipe.judge, date.today()):
-        say(f"warning: {told}")
-    claim(store, recipe)
+    plan(workspace)
+    if warning := retirement(recipe.judge, date.today()):
+        say(f"warning: {warning}")
+    claim(workspace.store, recipe)
     with dg.DagsterInstance.get() as instance:
         outcome.ended_runs = end_dead_runs(instance)
         for run_id in outcome.ended_runs:
             say(f"ended run {run_id[:8]}: its process is gone")
-        apply_pools(instance, pools)
-        if gone := follow_source(instance, recipe):
-            say(f"withdrawn, as the source has them no more: {', '.join(gone)}")
-        phases = phases_of(recipe, pools)
+        apply_pools(instance, workspace.pools)
+        if withdrawn := follow_source(instance, workspace):
+            say(f"withdrawn, as the source has them no more: {', '.join(withdrawn)}")
+        phases = list(workspace.phases)
         if not shows_its_kind(recipe.preferences):  # what the method cannot train on shows before SFT trains
             phases.sort(key=lambda phase: phase.name != "shards")
         for phase in phases:
             try:
-                for tags, chosen in launches(instance, recipe, phase, store):
+                for tags, chosen in launches(instance, workspace, phase):
                     outcome.dagster_runs.append(launch(instance, recipe, phase, chosen, tags, say))
             except RunFailed as failure:
                 outcome.failure = str(failure)
@@ -80,17 +69,17 @@ def run_recipe(path: Path, say: Callable[[str], None]) -> Outcome:
     return outcome
 
 
-def follow_source(instance: dg.DagsterInstance, recipe: Recipe) -> list[str]:
+def follow_source(instance: dg.DagsterInstance, workspace: Workspace) -> list[str]:
     """Makes the recipe's shards those of its source, however many that takes out; returns those withdrawn."""
+    recipe, store = workspace.recipe, workspace.store
     name = shards_definition(recipe.name).name
     assert name is not None
-    store = ArtifactStore().open()
-    wanted = list(Upstream(store, recipe.name).shards(recipe.preferences, recipe.seed))
+    wanted = list(workspace.upstream().shards(recipe.preferences, recipe.seed))
     known = instance.get_dynamic_partitions(name)
-    gone = sorted({*known, *store.read_refs(recipe.name, "preference_shard")} - set(wanted))
-    drop(instance, store, recipe.name, gone)
+    withdrawn = sorted({*known, *store.read_refs(recipe.name, "preference_shard")} - set(wanted))
+    drop(instance, store, recipe.name, withdrawn)
     instance.add_dynamic_partitions(name, [shard for shard in wanted if shard not in set(known)])
-    return gone
+    return withdrawn
 
 
 # `align backfill`: makes any set of shards again where they are behind, now and in this process.
@@ -152,71 +141,63 @@ def run_backfill(path: Path, chosen: Chosen, stage: str | None, say: Callable[[s
     began = time.monotonic()
     if stage is not None and stage not in STAGES:
         raise BadInput(f"'{stage}' is not one of {', '.join(STAGES)}", field="--stage")
-    recipe = load_recipe(path)
-    os.environ[RECIPES] = str(Path(path).resolve())
-    ensure_home()
-    store, pools = ArtifactStore().open(), load_pools()
-    source = Upstream(store, recipe.name).shards(recipe.preferences, recipe.seed)
-    told = Backfilled(recipe.name, chosen.of(list(source)))
+    workspace = use_recipe(path)
+    recipe = workspace.recipe
+    source = workspace.upstream().shards(recipe.preferences, recipe.seed)
+    result = Backfilled(recipe.name, chosen.of(list(source)))
     refused: dict[str, str] = {}
-    planned = plan(recipe, nodes_of(recipe, pools), store, told.shards, refused)
+    planned = plan(workspace, only=result.shards, refused=refused)
     stages = STAGES if stage is None else (stage,)
     if stage != STAGES[0] and any(one.node.name == "sft_checkpoint" and one.commit is None for one in planned):
         raise BadInput("has no SFT checkpoint to score with; `align run` makes it", file=str(path))
-    claim(store, recipe)
-    before = _current(planned, told.shards, stages)
+    claim(workspace.store, recipe)
+    before = _current(planned, result.shards, stages)
     with dg.DagsterInstance.get() as instance:
         for run_id in end_dead_runs(instance):
             say(f"ended run {run_id[:8]}: its process is gone")
-        apply_pools(instance, pools)
+        apply_pools(instance, workspace.pools)
         if chosen.everything:
-            told.withdrawn = follow_source(instance, recipe)
+            result.withdrawn = follow_source(instance, workspace)
         else:
-            _add(instance, recipe, told.shards)
-        for phase in _phases(recipe, pools, stages):
-            _run_phase(instance, recipe, phase, store, told, refused, say)
-    after = _current(plan(recipe, nodes_of(recipe, pools), store, told.shards, refused), told.shards, stages)
-    told.failures += [f"{shard}: {why}" for shard, why in refused.items()]
+            _add(instance, recipe, result.shards)
+        for phase in workspace.phases:
+            if phase.partitioned and phase.nodes[0].name in stages:
+                _run_phase(instance, workspace, phase, result, refused, say)
+    after = _current(plan(workspace, only=result.shards, refused=refused), result.shards, stages)
+    result.failures += [f"{shard}: {why}" for shard, why in refused.items()]
     for name in stages:
-        told.current[name] = [shard for shard in told.shards if shard in before[name]]
-        told.made[name] = [shard for shard in told.shards if shard in after[name] - before[name]]
-        told.behind[name] = [shard for shard in told.shards if shard not in after[name]]
-    told.seconds = round(time.monotonic() - began, 1)
-    return told
-
-
-def _phases(recipe: Recipe, pools: Pools, stages: tuple[str, ...]) -> Iterator[Phase]:
-    for phase in phases_of(recipe, pools):
-        if phase.partitioned and phase.nodes[0].name in stages:
-            yield phase
+        result.current[name] = [shard for shard in result.shards if shard in before[name]]
+        result.made[name] = [shard for shard in result.shards if shard in after[name] - before[name]]
+        result.behind[name] = [shard for shard in result.shards if shard not in after[name]]
+    result.seconds = round(time.monotonic() - began, 1)
+    return result
 
 
 def _run_phase(
     instance: dg.DagsterInstance,
-    recipe: Recipe,
+    workspace: Workspace,
     phase: Phase,
-    store: Store,
-    told: Backfilled,
+    result: Backfilled,
     refused: dict[str, str],
     say: Callable[[str], None],
 ) -> None:
-    for tags, nodes in launches(instance, recipe, phase, store, set(told.shards), refused):
+    for tags, nodes in launches(instance, workspace, phase, set(result.shards), refused):
         try:
-            told.dagster_runs.append(launch(instance, recipe, phase, nodes, tags, say))
+            result.dagster_runs.append(launch(instance, workspace.recipe, phase, nodes, tags, say))
         except RunFailed as failure:
-            told.dagster_runs.append(failure.run_id)
-            told.failures.append(str(failure))
+            result.dagster_runs.append(failure.run_id)
+            result.failures.append(str(failure))
         except BadInput as error:
-            told.failures.append(str(error))
+            result.failures.append(str(error))
 
 
 def _current(planned: list[Planned], shards: list[str], stages: tuple[str, ...]) -> dict[str, set[str]]:
     """Stage → those of the shards that are made and reported."""
-    found: dict[str, set[str]] = {name: set() for name in stages}
+    current: dict[str, set[str]] = {name: set() for name in stages}
     for one in planned:
-        if one.node.name in found and one.shard in shards and one.state == "current":
-            found[one.node.name].add(str(one.shard))
-    return found
+        if one.node.name in current and one.shard in shards and one.state == "current":
+            current[one.node.name].add(str(one.shard))
+    return current
 
 
 def _add(instance: dg.DagsterInstance, recipe: Recipe, shards: list[str]) -> None:

@@ -33,7 +33,7 @@ class Seen:
         return {*self.keys, *self.waiting, *self.unreadable}
 
 
-def look(recipe: Recipe, node: Node, upstream: Upstream, budget: float = LOOK_SECONDS) -> Seen:
+def observe(recipe: Recipe, node: Node, upstream: Upstream, budget: float = LOOK_SECONDS) -> Seen:
     """The source as it is now, seen through the node that makes shards. Raises `BadInput` if it cannot be listed."""
     seen = Seen()
     until = time.monotonic() + budget

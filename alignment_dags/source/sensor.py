@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import dagster as dg
 
 from alignment.digest import json_digest
 from alignment.errors import BadInput, first_few
 from alignment.recipe import Recipe
-from alignment.store import Store
 from alignment_dags.run.launch import RANGE_END, RANGE_START, stretches
-from alignment_dags.run.phases import job_name
 from alignment_dags.run.shards import NameTaken, claim, drop
 from alignment_dags.run.workers import UNFINISHED
+from alignment_dags.run.workspace import Workspace, job_name
 from alignment_dags.source.decide import Actions, Asked, Cursor, decide, read_cursor
-from alignment_dags.source.observe import Seen, look
+from alignment_dags.source.observe import Seen, observe
 from assets.building.factory import SHARDS_PER_RUN, shards_definition
-from assets.building.upstream import Upstream
-from assets.preference_shard import preference_shard
 from resources.alerts import Alert, send
 from resources.store import ArtifactStore
 
@@ -29,8 +27,9 @@ def sensor_name(recipe_name: str) -> str:
     return f"{recipe_name}_source"
 
 
-def build_sensor(recipe: Recipe, jobs: Iterable[dg.UnresolvedAssetJobDefinition]) -> dg.SensorDefinition:
+def build_sensor(workspace: Workspace, jobs: Iterable[dg.UnresolvedAssetJobDefinition]) -> dg.SensorDefinition:
     """`jobs` are the recipe's. The sensor runs by itself for recipes that have a schedule."""
+    recipe = workspace.recipe
     job = next(job for job in jobs if job.name == job_name(recipe.name, "shards"))
 
     @dg.sensor(
@@ -41,23 +40,26 @@ def build_sensor(recipe: Recipe, jobs: Iterable[dg.UnresolvedAssetJobDefinition]
         default_status=dg.DefaultSensorStatus.RUNNING if recipe.schedule else dg.DefaultSensorStatus.STOPPED,
     )
     def source(context: dg.SensorEvaluationContext, store: ArtifactStore) -> dg.SensorResult:
-        return watch(context.instance, recipe, store.open(), context.cursor)
+        return watch(context.instance, replace(workspace, open_store=store.open), context.cursor)
 
     return source
 
 
-def watch(instance: dg.DagsterInstance, recipe: Recipe, store: Store, text: str | None) -> dg.SensorResult:
-    """One tick: drops what is gone and asks for what is new or changed. `text` is the sensor's cursor."""
+def watch(instance: dg.DagsterInstance, workspace: Workspace, text: str | None) -> dg.SensorResult:
+    """One tick: drops shards that the source has no more and asks for what is new or changed. `text` is the sensor's
+    cursor."""
+    recipe, store, upstream = workspace.recipe, workspace.store, workspace.upstream()
     cursor = read_cursor(text)
-    upstream = Upstream(store, recipe.name)
+    (rows,) = workspace.phase("shards").nodes
     try:
         claim(store, recipe)
-        seen = look(recipe, preference_shard(recipe), upstream)
+        seen = observe(recipe, rows, upstream)
     except BadInput as error:
         why = "is not followed" if isinstance(error, NameTaken) else "cannot be listed"
-        told = f"the source {why}, and no shard was withdrawn: {error}"
-        _alert(recipe, cursor, told)
-        return dg.SensorResult(skip_reason=told, cursor=cursor.model_copy(update={"alerted": told}).model_dump_json())
+        reason = f"the source {why}, and no shard was withdrawn: {error}"
+        _alert(recipe, cursor, reason)
+        alerted = cursor.model_copy(update={"alerted": reason})
+        return dg.SensorResult(skip_reason=reason, cursor=alerted.model_dump_json())
     partitions = shards_definition(recipe.name)
     assert partitions.name is not None
     known = instance.get_dynamic_partitions(partitions.name)
@@ -65,18 +67,18 @@ def watch(instance: dg.DagsterInstance, recipe: Recipe, store: Store, text: str 
     running = {run.tags[RUN_KEY] for run in _unfinished(instance, recipe) if RUN_KEY in run.tags}
     made = decide(seen, known, recorded, cursor.asked, running, {*upstream.withdrawn().shards, *seen.withdrawn})
     drop(instance, store, recipe.name, made.drop)
-    gone = set(made.drop)
-    order = [*(name for name in known if name not in gone), *made.add]
+    dropped = set(made.drop)
+    order = [*(name for name in known if name not in dropped), *made.add]
     requests, asked = _requests(made, seen, order, cursor)
-    told = "; ".join(made.troubles)
-    _alert(recipe, cursor, told)
+    troubles = "; ".join(made.troubles)
+    _alert(recipe, cursor, troubles)
     if made.given_up:
         names = first_few(made.given_up)
         send(recipe.alerts, Alert(recipe.name, "shard_failed", f"failed and wait for a correction: {names}"))
     after = Cursor(
         observation=cursor.observation + bool(requests),
         asked={**made.asked, **asked},
-        alerted=told,
+        alerted=troubles,
     )
     return dg.SensorResult(
         run_requests=requests,
@@ -126,7 +128,7 @@ def _nothing_to_do(seen: Seen, made: Actions) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def _alert(recipe: Recipe, cursor: Cursor, told: str) -> None:
+def _alert(recipe: Recipe, cursor: Cursor, trouble: str) -> None:
     """Tells people of trouble once, until it is another or over."""
-    if told and told != cursor.alerted:
-        send(recipe.alerts, Alert(recipe.name, "source", told))
+    if trouble and trouble != cursor.alerted:
+        send(recipe.alerts, Alert(recipe.name, "source", trouble))

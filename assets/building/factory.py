@@ -216,9 +216,10 @@ class Materializer:
             "seconds": commit.seconds,
             "key": commit.key,
         }
-        if isinstance(rows := commit.summary.get("rows"), int):
-            values["dagster/row_count"] = rows
-        values |= numbers(commit.summary) if shown.plotted is None else shown.plotted
+        plotted = numbers(commit.summary)
+        if "rows" in plotted:
+            values["dagster/row_count"] = int(plotted["rows"])
+        values |= plotted if shown.plotted is None else shown.plotted
         values |= {name: text for name, text in commit.summary.items() if isinstance(text, str)}
         return values | {name: dg.MetadataValue.md(text) for name, text in shown.markdown.items()}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -19,6 +19,7 @@ from eval.gate.metrics import PREFERENCES
 from eval.gate.requirement import OTHER_SETTINGS, Check
 from eval.gate.verdict import Verdict, decide, verdict_key
 from eval.suites.samples import SAMPLES_FILE, Sample, read_samples
+from eval.summaries import ScoresSummary
 
 
 class ReportRequest(Request):
@@ -58,17 +59,7 @@ class SuiteScores:
     """A checkpoint's scores on a suite: the samples, and the summary in the commit record of the scores."""
 
     samples: list[Sample]
-    summary: dict[str, Any]
-
-    @property
-    def judged(self) -> bool:
-        """Whether there are scores; without a judge a suite may only be answered."""
-        return bool(self.summary["judged"])
-
-    @property
-    def settings(self) -> str:
-        """Digest of how the suite was asked and scored; only scores with equal digests are compared."""
-        return str(self.summary["settings"])
+    summary: ScoresSummary
 
 
 @dataclass(frozen=True)
@@ -106,18 +97,13 @@ def read_scores(store: Store, scores: Mapping[str, Artifact], checkpoint: Artifa
         samples = read_samples(store.fetch(artifact, deep=True) / SAMPLES_FILE)
         if {sample.suite for sample in samples} - {suite}:
             raise WrongEvidence(f"the scores under {suite} are of {samples[0].suite}")
-        by_suite[suite] = SuiteScores(samples, commit.summary)
+        by_suite[suite] = SuiteScores(samples, ScoresSummary.of(commit))
     return by_suite
 
 
-UNMEASURED = ("failed", "missing", "unparsable", "unjudged")
-"""Counts of items without a value in a summary of scores, by cause."""
-
-
 def lack_items(store: Store, scores: Iterable[Artifact]) -> bool:
-    """Whether an item of these scores has no value."""
-    summaries = (store.commit_of(artifact).summary for artifact in scores)
-    return any(summary.get(name) for summary in summaries for name in UNMEASURED)
+    """Whether some of these scores have an item without a value."""
+    return any(ScoresSummary.of(store.commit_of(artifact)).lacking for artifact in scores)
 
 
 def compare_scores(baseline: Mapping[str, SuiteScores], candidate: Mapping[str, SuiteScores]) -> Compared:
@@ -143,9 +129,9 @@ def compare_scores(baseline: Mapping[str, SuiteScores], candidate: Mapping[str, 
 def _not_comparable(baseline: SuiteScores | None, candidate: SuiteScores | None) -> str | None:
     if baseline is None or candidate is None:
         return "measured on one side only"
-    if not (baseline.judged and candidate.judged):
+    if not (baseline.summary.judged and candidate.summary.judged):
         return "not judged"
-    if baseline.settings != candidate.settings:
+    if baseline.summary.settings is None or baseline.summary.settings != candidate.summary.settings:
         return OTHER_SETTINGS
     return None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from alignment.store import Store
 from eval.gate.compare import width_of
@@ -13,6 +12,7 @@ from eval.gate.evidence import ReportRequest, WrongEvidence
 from eval.gate.metrics import Unit, headline, title_of, unit_of
 from eval.statistics import paired_interval
 from eval.suites.samples import Sample
+from eval.summaries import DivergenceSummary, Number
 
 EXAMPLES = 10
 """Most gains, and most losses, that a suite shows."""
@@ -196,18 +196,18 @@ def divergence_of(store: Store, request: ReportRequest) -> Divergence | None:
     measured = commit.inputs["policy"]
     if measured.digest != request.policy.digest:
         raise WrongEvidence(f"the divergence is of policy {measured.digest[:12]}, not of {request.policy.digest[:12]}")
-    summary = commit.summary
-    if "kl" not in summary:
+    drawn = DivergenceSummary.of(commit)
+    if drawn.kl is None or drawn.tokens_per_response is None or drawn.ended is None:
         return None
+    values = {"kl": drawn.kl, "kl_per_token": drawn.kl_per_token}
     return Divergence(
-        responses=summary["prompts"] - summary["no_room"],
-        tokens=f"{summary['tokens_per_response']:.1f}",
-        ended=f"{summary['ended']:.0%}".replace("%", " %"),
-        lines=[_line(summary, name, text) for name, text in LINES.items()],
+        responses=drawn.prompts - drawn.no_room,
+        tokens=f"{drawn.tokens_per_response:.1f}",
+        ended=f"{drawn.ended:.0%}".replace("%", " %"),
+        lines=[_line(text, values[name], drawn.intervals.get(name)) for name, text in LINES.items()],
     )
 
 
-def _line(summary: Mapping[str, Any], name: str, text: str) -> DivergenceLine:
-    ends = summary["intervals"][name]
+def _line(text: str, value: Number, ends: tuple[float, float] | None) -> DivergenceLine:
     interval = "unknown" if ends is None else " to ".join(NATS.format(end) for end in ends)
-    return DivergenceLine(text, NATS.format(summary[name]), interval)
+    return DivergenceLine(text, NATS.format(value), interval)

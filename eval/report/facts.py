@@ -11,6 +11,7 @@ from typing import Any
 
 from alignment.recipe import Dpo
 from alignment.stages.execute import REQUEST_FILE
+from alignment.stages.stage import PolicySummary
 from alignment.store import Artifact, Commit, MissingArtifact, Store
 from eval.answers.files import ITEMS_FILE
 from eval.gate.evidence import ReportRequest
@@ -19,9 +20,11 @@ from eval.report.curves import Panel, panels
 from eval.report.data_changes import DataChanges, data_changes
 from eval.suites.rows import read_records
 from eval.suites.suite import category_of
+from eval.summaries import ScoresSummary
 
 # Everything that a policy and its scores were made from, with the time and cost of each stage.
 
+SCORES = "scores"
 STAGE_ORDER = (
     "base_model",
     "sft_dataset",
@@ -32,7 +35,7 @@ STAGE_ORDER = (
     "policy_checkpoint",
     "policy_divergence",
     "responses",
-    "scores",
+    SCORES,
 )
 
 
@@ -111,15 +114,16 @@ class Judging:
 
 
 def judging(commits: Iterable[Commit]) -> Judging | None:
-    """The cost of judging in these commits; None if no endpoint judged."""
-    bills = [bill for commit in commits if (bill := commit.summary.get("judge")) is not None]
+    """What the scores among the commits took; None where no endpoint judged."""
+    summaries = (ScoresSummary.of(commit) for commit in commits if commit.stage == SCORES)
+    bills = [summary.judge for summary in summaries if summary.judge is not None]
     if not bills:
         return None
-    prices = [float(bill["usd"]) for bill in bills if bill["usd"] is not None]
+    prices = [float(bill.usd) for bill in bills if bill.usd is not None]
     return Judging(
-        judgments=sum(bill.get("judgments", bill["asked"]) for bill in bills),
-        input_tokens=sum(bill["input_tokens"] for bill in bills),
-        output_tokens=sum(bill["output_tokens"] for bill in bills),
+        judgments=sum(bill.asked if bill.judgments is None else bill.judgments for bill in bills),
+        input_tokens=sum(bill.input_tokens for bill in bills),
+        output_tokens=sum(bill.output_tokens for bill in bills),
         usd=sum(prices) if prices else None,
     )
 
@@ -155,7 +159,8 @@ class Facts:
 def facts_of(store: Store, request: ReportRequest) -> Facts:
     """The facts behind a report; a fact that no record holds stays empty."""
     policy = store.commit_of(request.policy)
-    history = [dict(record) for record in policy.summary.get("history", [])]
+    training = PolicySummary.of(policy)
+    history: list[dict[str, Any]] = [dict(record) for record in training.history]
     scores = {suite: store.commit_of(artifact) for suite, artifact in request.policy_scores.items()}
     divergence = [request.divergence] if request.divergence else []
     scored = [*request.sft_scores.values(), *request.policy_scores.values()]
@@ -171,7 +176,7 @@ def facts_of(store: Store, request: ReportRequest) -> Facts:
         panels=panels(history),
         history=history,
         outside_practice=_outside_practice(store, request.policy),
-        held_out={name: value for name, value in policy.summary.get("held_out", {}).items() if value is not None},
+        held_out={name: value for name, value in training.held_out.items() if value is not None},
         data=_data(store, policy, request.champion),
         stages=stages,
         judging=judged,
@@ -206,7 +211,7 @@ def _judge(store: Store, scores: Commit) -> str | None:
     """The judge, from the request that is kept with the scores; None if no judge graded."""
     record = json.loads((store.fetch(scores.artifact) / REQUEST_FILE).read_text(encoding="utf-8"))
     judge = record.get("judge")
-    if not judge or not scores.summary.get("judged") or not any("judgment" in name for name in scores.files):
+    if not judge or not ScoresSummary.of(scores).judged or not any("judgment" in name for name in scores.files):
         return None
     return RUBRIC if judge["kind"] == "rubric" else str(judge.get("model") or judge["kind"])
 

@@ -6,7 +6,7 @@ from alignment.digest import json_digest
 from alignment.generation.generator import Generator, Prompt
 from alignment.models.checkpoint import load_model, load_tokenizer
 from alignment.stages import Context, Request, Result, Stage
-from alignment.store import Artifact
+from alignment.store import Artifact, Summary
 
 NEW_TOKENS = 32
 ANSWER_FILE = "answer.txt"
@@ -18,6 +18,13 @@ class CheckRequest(Request):
     checkpoint: Artifact
     prompt: str
     precision: str
+
+
+class CheckSummary(Summary):
+    """The answer, and how many tokens it has."""
+
+    answer: str
+    tokens: int | None = None
 
 
 class CheckFailed(RuntimeError):
@@ -37,7 +44,7 @@ def run(request: CheckRequest, context: Context) -> Result:
     if answer.failed is not None or answer.tokens == 0:
         raise CheckFailed(f"the checkpoint does not answer: {answer.failed or 'no token came'}")
     (context.out / ANSWER_FILE).write_text(answer.text, encoding="utf-8")
-    return Result(json_digest(answer.text), {"answer": answer.text, "tokens": answer.tokens})
+    return Result(json_digest(answer.text), CheckSummary(answer=answer.text, tokens=answer.tokens))
 
 
 STAGE = Stage("checkpoint_check", 1, CheckRequest, run, device="gpu")

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from alignment.digest import json_digest
 from alignment.stages import Context, Result, Stage
+from alignment.store import Summary
 from eval.gate.compare import MetricComparison
-from eval.gate.evidence import Compared, Evidence, ReportRequest, SuiteScores, gather, verdict_of
+from eval.gate.evidence import Compared, Evidence, ReportRequest, gather, verdict_of
 from eval.gate.metrics import headline, title_of
 from eval.report.facts import categories_of, facts_of, items_of
 from eval.report.page import by_category, page
@@ -22,6 +25,25 @@ __all__ = ["STAGE", "ReportRequest"]
 COMPARISON_FILE = "comparison.json"
 VERDICT_FILE = "verdict.json"
 REPORT_FILE = "report.html"
+
+
+Comparisons = dict[str, dict[str, MetricComparison]]
+"""Suite to metric to comparison."""
+
+
+class ReportSummary(Summary):
+    """The gate's verdict and its reasons, the comparisons behind it, and what a reader must know beside them.
+
+    `comparisons` are with the SFT baseline, `champion` those with the champion (None where there was none), and `holm`
+    the suites' p-values against the baseline after Holm's correction.
+    """
+
+    verdict: str
+    reasons: list[str] = Field(default_factory=list)
+    comparisons: Comparisons = Field(default_factory=dict)
+    champion: Comparisons | None = None
+    holm: dict[str, float] = Field(default_factory=dict)
+    notes: list[str] = Field(default_factory=list)
 
 
 def run(request: ReportRequest, context: Context) -> Result:
@@ -45,14 +67,14 @@ def run(request: ReportRequest, context: Context) -> Result:
         for suite in evidence.answered
     }
     write_pictures(context.out, evidence.against_sft, by_category(evidence, named), facts.history)
-    summary = {
-        "verdict": verdict.outcome,
-        "reasons": verdict.reasons,
-        "comparisons": sft["suites"],
-        "champion": None if champion is None else champion["suites"],
-        "holm": sft["holm"],
-        "notes": [*filter(None, [request.champion_note]), *notes, *facts.outside_practice],
-    }
+    summary = ReportSummary(
+        verdict=verdict.outcome,
+        reasons=verdict.reasons,
+        comparisons=evidence.against_sft.suites,
+        champion=None if evidence.against_champion is None else evidence.against_champion.suites,
+        holm=sft["holm"],
+        notes=[*filter(None, [request.champion_note]), *notes, *facts.outside_practice],
+    )
     return Result(json_digest([comparison, verdict.model_dump(mode="json")]), summary)
 
 
@@ -63,21 +85,11 @@ def notes_on(evidence: Evidence) -> list[str]:
         left_out = evidence.against_champion.left_out
         notes += [f"{title_of(suite)} against the champion: {reason}" for suite, reason in left_out.items()]
     for side, scores in (("SFT", evidence.sft), ("policy", evidence.policy)):
-        for suite, found in scores.items():
-            lost = _lost(found)
-            if lost:
-                notes.append(f"{title_of(suite)}, {side}: {lost}")
+        for suite, suite_scores in scores.items():
+            if lacking := suite_scores.summary.lacking:
+                counts = ", ".join(f"{count} {what}" for what, count in lacking.items())
+                notes.append(f"{title_of(suite)}, {side}: {counts}")
     return notes
-
-
-def _lost(scores: SuiteScores) -> str:
-    words = {
-        "failed": "items failed",
-        "missing": "items without a response",
-        "unparsable": "judgments without a rating",
-        "unjudged": "answers without a judgment",
-    }
-    return ", ".join(f"{scores.summary[name]} {text}" for name, text in words.items() if scores.summary.get(name))
 
 
 def corrected(suites: Mapping[str, Mapping[str, MetricComparison]]) -> dict[str, float]:

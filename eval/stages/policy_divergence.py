@@ -29,6 +29,7 @@ from alignment.stages import Context, Request, Result, Stage
 from alignment.store import Artifact, CorruptArtifact
 from eval.gate.held_out import read_held_out
 from eval.statistics import Interval, clustered_mean, mean_interval, ratio_interval
+from eval.summaries import DivergenceSummary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -128,7 +129,8 @@ def run(request: DivergenceRequest, context: Context) -> Result:
     drawn = _drawn(request, context, prompts) if prompts else []
     write_records(context.out / DIVERGENCE_FILE, SCHEMA, map(asdict, drawn))
     digest = json_digest([request.policy.digest, request.sft.digest, [list(asdict(one).values()) for one in drawn]])
-    return Result(digest, {"prompts": len(prompts), "no_room": len(prompts) - len(drawn), **summary(drawn)})
+    no_room = len(prompts) - len(drawn)
+    return Result(digest, DivergenceSummary(prompts=len(prompts), no_room=no_room, **summary(drawn)))
 
 
 def _drawn(request: DivergenceRequest, context: Context, prompts: Sequence[HeldOutPrompt]) -> list[Drawn]:

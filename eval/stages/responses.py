@@ -20,6 +20,7 @@ from eval.answers.answer import Answered, answer_suite
 from eval.answers.files import ITEMS_FILE, RESPONSES_FILE, SETTINGS_FILE, write_responses
 from eval.suites import SuiteSpec, suite_named
 from eval.suites.rows import write_records
+from eval.summaries import AnsweredCounts, ResponsesSummary
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def run(request: ResponsesRequest, context: Context) -> Result:
             raise BadInput(f"suite {spec.name} stands under the name {name}")
         suite_named(name)
     generator = _generator(context, request)
-    suites: dict[str, Any] = {}
+    suites: dict[str, AnsweredCounts] = {}
     digests: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     tokens = 0
@@ -60,12 +61,18 @@ def run(request: ResponsesRequest, context: Context) -> Result:
         digests[name] = _write(context.out / name, answered)
         tokens += answered.tokens
         failed = sum(response.failed is not None for response in answered.responses)
-        suites[name] = {"items": len(answered.items), "answered": len(answered.items) - failed, "failed": failed}
-        log.info("%s: %d answered, %d failed, %.1f s", name, len(answered.items) - failed, failed, seconds[name])
+        suites[name] = AnsweredCounts(items=len(answered.items), answered=len(answered.items) - failed, failed=failed)
+        log.info("%s: %d answered, %d failed, %.1f s", name, suites[name].answered, failed, seconds[name])
     # the same texts from two checkpoints are two results: scores must be traceable to the model that answered
     digest = json_digest({"checkpoint": request.checkpoint.digest, "responses": digests})
-    how = {"precision": request.precision, "generator": request.generate.kind}
-    return Result(digest, {"suites": suites, "tokens": tokens, "seconds_per_suite": seconds, **how})
+    summary = ResponsesSummary(
+        suites=suites,
+        tokens=tokens,
+        seconds_per_suite=seconds,
+        precision=request.precision,
+        generator=request.generate.kind,
+    )
+    return Result(digest, summary)
 
 
 def _generator(context: Context, request: ResponsesRequest) -> Generator | EndpointGenerator:

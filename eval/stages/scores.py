@@ -20,6 +20,7 @@ from eval.suites import Item, SuiteSpec, suite_named
 from eval.suites.lm_eval_task import nltk_data_beside
 from eval.suites.rows import read_records
 from eval.suites.samples import SAMPLES_FILE, samples_digest, write_samples
+from eval.summaries import Metric, ResponsesSummary, ScoresSummary
 
 CODE_VERSION = 2
 METRICS_FILE = "metrics.json"
@@ -49,7 +50,8 @@ class ScoresRequest(Request):
         """Digest of how the suite was answered, judged and scored: scores of different settings are not compared."""
         judge = None if self.judge is None else self.judge.model_dump(include=JUDGE_SETTINGS)
         judged = judge if suite_named(self.suite.name).needs_judge else None
-        answered = [answers.summary.get("precision"), answers.summary.get("generator"), answers.code_version]
+        how = ResponsesSummary.of(answers)
+        answered = [how.precision, how.generator, answers.code_version]
         return json_digest([self.suite.digest(), judged, self.seed, answered, CODE_VERSION])
 
 
@@ -71,13 +73,19 @@ def run(request: ScoresRequest, context: Context) -> Result:
     (context.out / METRICS_FILE).write_text(text, encoding="utf-8")
     write_graded(context.out, scored)
     settings = request.settings(context.store.commit_of(request.responses))
-    summary = {"n": scored.n, "metrics": metrics, **outcome(scored), **chosen.bill(), "settings": settings}
-    if scored.length:
-        summary["length"] = {name: round(value, 3) for name, value in scored.length.items()}
-    if scored.classes:
-        summary["classes"] = scored.classes
-    if suite.left_out:
-        summary["left_out"] = list(suite.left_out)
+    shown: dict[str, Any] = {  # what a suite has none of is not set
+        "length": {name: round(value, 3) for name, value in scored.length.items()},
+        "classes": scored.classes,
+        "left_out": list(suite.left_out),
+    }
+    summary = ScoresSummary(
+        n=scored.n,
+        metrics={name: Metric(**metric) for name, metric in metrics.items()},
+        **outcome(scored),
+        **chosen.bill(),
+        settings=settings,
+        **{name: value for name, value in shown.items() if value},
+    )
     digest = json_digest([samples_digest(scored.samples), scored.failed, scored.judged, settings])
     return Result(digest, summary)
 

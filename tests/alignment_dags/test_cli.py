@@ -14,7 +14,7 @@ import pytest
 
 from alignment.recipe import load_recipe
 from alignment_dags.cli import main
-from alignment_dags.run.phases import recipes_in_use
+from alignment_dags.run.workspace import recipes_in_use
 from resources.home import PROJECT
 
 JUDGE = ["--questions", "q", "--answers", "a", "--judge-model", "m", "--out", "o"]

@@ -18,6 +18,7 @@ from alignment_dags.nights.decide import GRACE
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.records import NightBook, latest_nights
 from alignment_dags.nights.tick import Ticked, tick
+from alignment_dags.run.workspace import Workspace
 from assets.building.factory import shards_definition
 from assets.building.upstream import Upstream
 from resources.home import ensure_home
@@ -49,7 +50,7 @@ class Nights:
         assert NightBook(self.store, self.recipe.name).add(night)
 
     def look(self, idle_since: datetime | None = None) -> Ticked:
-        return tick(self.instance, self.recipe, load_pools(), self.store, self.now, idle_since)
+        return tick(self.instance, Workspace(self.recipe, load_pools()), self.now, idle_since)
 
     def execute(self, ticked: Ticked) -> None:
         definition = shards_definition(self.recipe.name)

@@ -16,14 +16,15 @@ from alignment.recipe import Recipe, load_recipe
 from alignment.store import Store
 from alignment_dags.cli.models import lines
 from alignment_dags.registry.lineage import lineage_of
-from alignment_dags.registry.promote import Wish, decide, promote
+from alignment_dags.registry.promote import Promotion, decide, promote
 from alignment_dags.retention.collect import carry_out, plan_of
+from alignment_dags.run.workspace import Workspace
 from assets.building.factory import asset_key, build_asset
 from assets.building.node import Work
 from assets.building.upstream import Upstream
 from assets.graph import nodes_of
-from assets.override import write_decision
 from assets.registered_model import alias_moved
+from assets.registration import write_decision
 from resources.mlflow import Tracking
 from resources.pools import load_pools
 from resources.store import ArtifactStore
@@ -47,7 +48,11 @@ def write(small_recipe: dict[str, Any], tmp_path: Path) -> Write:
     return write
 
 
-def registered_model_alone(recipe: Recipe, *_: Any) -> str:
+def carried_out_alone(workspace: Workspace, *_: Any) -> str:
+    return registered_model_alone(workspace.recipe)
+
+
+def registered_model_alone(recipe: Recipe) -> str:
     """Materializes `registered_model` and nothing else, as a person may from the UI."""
     assets = [build_asset(node, recipe, load_pools()) for node in nodes_of(recipe, load_pools())]
     with dg.DagsterInstance.get() as instance:
@@ -63,7 +68,7 @@ def registered_model_alone(recipe: Recipe, *_: Any) -> str:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Promotions carried out in this process."""
-    monkeypatch.setattr("alignment_dags.registry.promote._carry_out", registered_model_alone)
+    monkeypatch.setattr("alignment_dags.registry.promote._carry_out", carried_out_alone)
 
 
 def version_with_tags() -> tuple[str, dict[str, str]]:
@@ -78,7 +83,7 @@ def test_an_override_is_a_promotion_that_everybody_sees(
     path = write(0.1, FAILS)
     finished(load_recipe(path), failure="the gate says fail")
     with pytest.raises(BadInput, match="needs --reason"):
-        promote(Wish("small", override=True, reason=" ", recipe=path), print)
+        promote(Promotion("small", override=True, reason=" ", recipe=path), print)
     code, told, error = align(
         "promote", "small", "--override", "--reason", "the demo is tomorrow", "--recipe", str(path)
     )
@@ -130,12 +135,12 @@ def test_no_override_goes_by_the_evaluation_of_an_earlier_policy(
         bring_up_to_date(load_recipe(path))
     store: Store = ArtifactStore().open()
     store.write_ref(before, "small", missing)  # as while the new policy's evaluation runs, or after it failed
-    wish = Wish("small", override=True, reason="the demo is tomorrow", recipe=path)
+    promotion = Promotion("small", override=True, reason="the demo is tomorrow", recipe=path)
     with pytest.raises(BadInput, match=r"has no (report|ifeval scores) \(the one there is is of .*evaluate it first"):
-        promote(wish, print)
+        promote(promotion, print)
     monkeypatch.setattr("alignment_dags.registry.promote.check_evaluated", lambda *_: None)
     with pytest.raises(dg.Failure, match="evaluate it first"):  # what moves after the decision is seen too
-        promote(wish, print)
+        promote(promotion, print)
     assert version_with_tags()[0] == "1"
 
 
@@ -148,7 +153,7 @@ def test_a_return_holds_until_there_is_another_policy(
     second = bring_up_to_date(load_recipe(path))("policy_checkpoint")
     assert version_with_tags()[0] == "2"
 
-    told = promote(Wish("small", to="1", reason="it answers in riddles", recipe=path), print)
+    told = promote(Promotion("small", to="1", reason="it answers in riddles", recipe=path), print)
     assert told["decision"]["kind"] == "rollback"
     assert version_with_tags()[0] == "1"
     lineage = lineage_of("small")
@@ -176,7 +181,7 @@ def test_a_return_holds_until_there_is_another_policy(
     version, tags = version_with_tags()
     assert (version, tags["align.promoted_by"]) == ("2", "rollback")
     assert tags["align.policy_digest"] == second.digest
-    promote(Wish("small", to="3", recipe=path), print)
+    promote(Promotion("small", to="3", recipe=path), print)
     assert version_with_tags()[0] == "3"
 
 
@@ -190,8 +195,8 @@ def test_a_registration_that_a_decision_overtook_is_refused(
     path = write(0.9)
 
     def overtaken(work: Work, recipe: Recipe) -> str | None:
-        wish = Wish("small", to="1", reason="not this one", recipe=path)
-        write_decision(work.store, "small", decide(work.store, recipe, wish))
+        promotion = Promotion("small", to="1", reason="not this one", recipe=path)
+        write_decision(work.store, "small", decide(Workspace(recipe, load_pools(), lambda: work.store), promotion))
         return alias_moved(work, recipe)
 
     with monkeypatch.context() as patch:
@@ -261,8 +266,7 @@ def test_an_alias_that_somebody_moved_is_reported_and_put_back(
     from alignment_dags.cli.outcome import summary_of
     from alignment_dags.run.run import Outcome
 
-    store = ArtifactStore().open()
-    assert moved in summary_of(Outcome(load_recipe(path), store))["alias"]
+    assert moved in summary_of(Outcome(Workspace(load_recipe(path), load_pools())))["alias"]
 
     made = bring_up_to_date(load_recipe(write(0.5)))
     assert moved in made.store.commit_of(made("registered_model")).summary["alias_moved"]
@@ -271,7 +275,7 @@ def test_an_alias_that_somebody_moved_is_reported_and_put_back(
 
     Tracking().client().delete_registered_model_alias("small", "champion")
     assert "is gone, the registered champion is version 3" in lineage_of("small")["alias_moved"]
-    told = promote(Wish("small", to="3", recipe=path), print)
+    told = promote(Promotion("small", to="3", recipe=path), print)
     assert "is gone" in told["alias_moved"]
     assert version_with_tags()[0] == "3"
 
@@ -282,17 +286,17 @@ def test_what_cannot_be_promoted_is_refused_and_leaves_nothing_behind(
 ) -> None:
     path = write(0.1)
     with pytest.raises(BadInput, match="has no policy yet"):
-        promote(Wish("small", to="1", recipe=path), print)
+        promote(Promotion("small", to="1", recipe=path), print)
     bring_up_to_date(load_recipe(path))
     bring_up_to_date(load_recipe(write(0.9)))
-    for wish, told in (
-        (Wish("small", to="7", recipe=path), "no version '7'; versions: 1, 2"),
-        (Wish("small", recipe=path), "give either"),
-        (Wish("small", to="1", override=True, recipe=path), "give either"),
-        (Wish("large", to="1", recipe=path), "registers 'small', not 'large'"),
+    for promotion, told in (
+        (Promotion("small", to="7", recipe=path), "no version '7'; versions: 1, 2"),
+        (Promotion("small", recipe=path), "give either"),
+        (Promotion("small", to="1", override=True, recipe=path), "give either"),
+        (Promotion("large", to="1", recipe=path), "registers 'small', not 'large'"),
     ):
         with pytest.raises(BadInput, match=told):
-            promote(wish, print)
+            promote(promotion, print)
 
     def cut_short(*_: Any) -> str:
         raise KeyboardInterrupt
@@ -300,14 +304,14 @@ def test_what_cannot_be_promoted_is_refused_and_leaves_nothing_behind(
     with monkeypatch.context() as patch:
         patch.setattr("alignment_dags.registry.promote._carry_out", cut_short)
         with pytest.raises(KeyboardInterrupt):
-            promote(Wish("small", to="1", recipe=path), print)
+            promote(Promotion("small", to="1", recipe=path), print)
     registered_model_alone(load_recipe(path))
     assert version_with_tags()[0] == "2"
 
     store: Store = ArtifactStore().open()
     carry_out(store, plan_of(store, ["small"], everything=True, keep=0))
     with pytest.raises(BadInput, match=r"version 1 cannot come back: its weights were erased on"):
-        promote(Wish("small", to="1", recipe=path), print)
+        promote(Promotion("small", to="1", recipe=path), print)
     bring_up_to_date(load_recipe(path))
     assert version_with_tags()[0] == "2"
 
@@ -316,8 +320,6 @@ def test_what_cannot_be_promoted_is_refused_and_leaves_nothing_behind(
 def test_registering_alone_is_refused_whatever_stands_behind_it(
     tampering: str, write: Write, finished: Callable[..., Upstream]
 ) -> None:
-    from alignment_dags.run.phases import phase_named
-
     path = write(0.1)
     recipe = load_recipe(path)
     upstream = finished(recipe)
@@ -332,7 +334,7 @@ def test_registering_alone_is_refused_whatever_stands_behind_it(
         names = (
             ["policy_checkpoint"]
             if tampering == "an older report"
-            else [node.name for node in phase_named("train", recipe, load_pools()).nodes]
+            else [node.name for node in Workspace(recipe, load_pools()).phase("train").nodes]
         )
         assets = [build_asset(node, recipe, load_pools()) for node in nodes_of(recipe, load_pools())]
         with dg.DagsterInstance.get() as instance:

@@ -10,8 +10,8 @@ import pytest
 
 from alignment.recipe import Recipe, parse_recipe
 from alignment_dags.run.plan import plan
+from alignment_dags.run.workspace import Workspace
 from assets.building.upstream import Upstream
-from assets.graph import nodes_of
 from resources.home import align_home
 from resources.pools import load_pools
 
@@ -27,7 +27,7 @@ def test_a_whole_run_on_s3_stands_without_the_copies(
     made = bring_up_to_date(recipe)
     assert made.store.uri(made("policy_checkpoint")).startswith(f"{s3}/whole/policy_checkpoint/")
     assert not (align_home() / "store").exists()
-    assert {one.state for one in plan(recipe, nodes_of(recipe, load_pools()), made.store)} == {"current"}
+    assert {one.state for one in plan(Workspace(recipe, load_pools(), lambda: made.store))} == {"current"}
 
     shutil.rmtree(align_home() / "cache")
     launched = len(bring_up_to_date.launched)  # type: ignore[attr-defined]

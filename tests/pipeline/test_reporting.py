@@ -10,8 +10,8 @@ import pytest
 
 from alignment.recipe import Recipe, parse_recipe
 from alignment_dags.run.plan import plan
+from alignment_dags.run.workspace import Workspace
 from assets.building.upstream import Upstream
-from assets.graph import nodes_of
 from resources.mlflow import Tracking, TrackingUnreachable
 from resources.pools import load_pools
 
@@ -35,7 +35,7 @@ def test_an_artifact_that_was_made_and_not_reported_is_only_reported_by_the_next
 
     store = ArtifactStore().open()
     (made,) = store.commits("policy_checkpoint")
-    states = {one.node.name: one.state for one in plan(recipe, nodes_of(recipe, load_pools()), store)}
+    states = {one.node.name: one.state for one in plan(Workspace(recipe, load_pools(), lambda: store))}
     assert states["policy_checkpoint"] == "unreported"
 
     upstream = bring_up_to_date(recipe)

@@ -14,8 +14,10 @@ from alignment.errors import BadInput
 from alignment.recipe import Recipe, parse_recipe
 from alignment.store import Ref, Store
 from alignment_dags.run.run import follow_source
+from alignment_dags.run.workspace import Workspace
 from assets.building.factory import BAD_INPUT, shards_definition
 from assets.building.upstream import Upstream
+from resources.pools import load_pools
 from tests.loopback import signed_files
 
 LONG = "長" * 80
@@ -55,7 +57,7 @@ def test_a_partition_that_an_older_version_named_too_long_is_withdrawn(
     assert partitions is not None
     with dg.DagsterInstance.get() as instance:
         instance.add_dynamic_partitions(partitions, [LONG])
-        follow_source(instance, recipe)
+        follow_source(instance, Workspace(recipe, load_pools()))
         assert set(instance.get_dynamic_partitions(partitions)) == {"day-0", "day-1", "day-2"}
 
 

@@ -18,7 +18,7 @@ from alignment.models.pin import checkpoint_files
 from alignment.recipe import Recipe, load_recipe
 from alignment.store import Commit, Store
 from alignment_dags.registry.export import export, local_path
-from alignment_dags.registry.promote import Wish, promote
+from alignment_dags.registry.promote import Promotion, promote
 from alignment_dags.retention.collect import collect
 from assets.building.factory import asset_key, build_asset
 from assets.building.upstream import Upstream
@@ -45,7 +45,7 @@ def write(small_recipe: dict[str, Any], tmp_path: Path) -> Write:
     return write
 
 
-def registered_model_alone(recipe: Recipe, *_: Any) -> str:
+def registered_model_alone(recipe: Recipe) -> str:
     assets = [build_asset(node, recipe, load_pools()) for node in nodes_of(recipe, load_pools())]
     with dg.DagsterInstance.get() as instance:
         return dg.materialize(
@@ -126,7 +126,8 @@ def test_a_version_that_was_registered_without_files_is_repaired(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("alignment_dags.registry.promote._carry_out", registered_model_alone)
+    alone = "alignment_dags.registry.promote._carry_out"
+    monkeypatch.setattr(alone, lambda workspace, *_: registered_model_alone(workspace.recipe))
     path = write(0.1)
     made = bring_up_to_date(load_recipe(path))
     wanted = committed(policy_of(made), made.store.fetch(made("policy_checkpoint")))
@@ -142,7 +143,7 @@ def test_a_version_that_was_registered_without_files_is_repaired(
     registered_model_alone(load_recipe(path))
     assert downloaded(tmp_path / "materialized") == wanted
     lose()
-    promote(Wish("small", to="1", recipe=path), print)
+    promote(Promotion("small", to="1", recipe=path), print)
     assert downloaded(tmp_path / "promoted") == wanted
     assert len(Tracking().client().search_model_versions("name = 'small'")) == 1
 

@@ -11,11 +11,11 @@ import pytest
 from alignment.recipe import Recipe, parse_recipe
 from alignment.store import Ref, Store
 from alignment.store.store import COMMIT_FILE
-from alignment_dags.nights import cost as spent
-from alignment_dags.nights import tick
+from alignment_dags.nights import cost, tick
 from alignment_dags.nights.decide import Close, RunSeen
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.records import NightBook
+from alignment_dags.run.workspace import Workspace
 from resources.pools import load_pools
 from tests.alignment_dags.nights.test_between import made, manifest, reference
 
@@ -32,7 +32,7 @@ def recipe() -> Recipe:
 @pytest.fixture
 def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NightBook:
     """With a night that ran `r`, which scored `own`; its manifest holds `early` too."""
-    monkeypatch.setattr(spent, "runs_since", lambda *_: {"r"})
+    monkeypatch.setattr(cost, "runs_since", lambda *_: {"r"})
     store = Store(str(tmp_path / "store"))
     early, own = reference(store, "early", 4, 1.0), reference(store, "own", 8, 2.0)
     store.write_ref(Ref(artifact=own.artifact, dagster_run_id="r"), "small", "reference_logprobs", "part")
@@ -46,7 +46,7 @@ def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NightBook:
 def noted(book: NightBook, recipe: Recipe, **changes: object) -> Night:
     night = next(book.latest()).model_copy(update=changes)
     with dg.DagsterInstance.ephemeral() as instance:
-        told = spent.note_costs(instance, recipe, load_pools(), book, night)
+        told = cost.note_costs(instance, Workspace(recipe, load_pools(), lambda: book.store), book, night)
     assert changes or next(book.latest()) == told
     return told
 
@@ -74,7 +74,7 @@ def test_what_cannot_be_read_leaves_the_night_without_costs_and_is_logged(
 
 
 def test_a_night_without_runs_reads_nothing(book: NightBook, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spent, "spent", lambda *_: pytest.fail("nothing was spent"))
+    monkeypatch.setattr(cost, "costs_of", lambda *_: pytest.fail("nothing was spent"))
     assert noted(book, recipe, runs=[]).costs is None
 
 
@@ -87,14 +87,15 @@ def test_the_night_is_closed_first(book: NightBook, recipe: Recipe, monkeypatch:
     monkeypatch.setattr(tick, "decide_night", lambda *_: Close("failed", "the device fell off the bus"))
     monkeypatch.setattr(tick, "state_of", lambda *_: None)
     with dg.DagsterInstance.ephemeral() as instance, pytest.raises(TimeoutError):
-        tick.tick(instance, recipe, load_pools(), book.store, TWO, None)
+        tick.tick(instance, Workspace(recipe, load_pools(), lambda: book.store), TWO, None)
     assert next(book.latest()).outcome == "failed"
 
 
-def test_what_a_night_has_spent_is_the_time_its_own_steps_held_slots_at_their_pools_prices(recipe: Recipe) -> None:
+def test_what_a_night_has_cost_is_the_time_its_own_steps_held_slots_at_their_pools_prices(recipe: Recipe) -> None:
     pools = load_pools()
     pool = pools[recipe.pools.policy].model_copy(update={"price_per_hour": 36_000.0})
-    priced = pools.model_copy(update={"pools": {**pools.pools, recipe.pools.policy: pool}})
+    dear = pools.model_copy(update={"pools": {**pools.pools, recipe.pools.policy: pool}})
+    priced = Workspace(recipe, dear)
     night = Night(recipe="small", scheduled_at=TWO, recorded_at=TWO, deadline_minutes=120)
 
     @dg.op(name="small__policy_checkpoint")
@@ -114,13 +115,13 @@ def test_what_a_night_has_spent_is_the_time_its_own_steps_held_slots_at_their_po
         ours = instance.get_runs(dg.RunsFilter(tags=night.tags))[0].run_id
         (step,) = [one for one in instance.get_run_step_stats(ours) if one.step_key == "small__policy_checkpoint"]
         assert step.start_time is not None and step.end_time is not None
-        told = spent.spent_so_far(instance, recipe, priced, night, datetime.now(UTC))
+        told = cost.cost_so_far(instance, priced, night, datetime.now(UTC))
         assert told == pytest.approx(10 * (step.end_time - step.start_time))
-        assert spent.spent_so_far(instance, recipe, pools, night, datetime.now(UTC)) == 0
+        assert cost.cost_so_far(instance, Workspace(recipe, pools), night, datetime.now(UTC)) == 0
 
         going = instance.create_run_for_job(train, tags=night.tags)
         for kind in (dg.DagsterEventType.RUN_START, dg.DagsterEventType.STEP_START):
             event = dg.DagsterEvent(kind.value, "train", step_key="small__policy_checkpoint")
             instance.report_dagster_event(event, going.run_id)
-        later = spent.spent_so_far(instance, recipe, priced, night, datetime.now(UTC) + timedelta(seconds=100))
+        later = cost.cost_so_far(instance, priced, night, datetime.now(UTC) + timedelta(seconds=100))
         assert later - told == pytest.approx(1000, abs=100), "a step that is going on counts up to now"

@@ -12,6 +12,7 @@ from alignment.store import Store
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.records import NightBook, latest_nights
 from alignment_dags.nights.tick import tick, whose_turn
+from alignment_dags.run.workspace import Workspace
 from resources.pools import load_pools
 from tests.alignment_dags.nights.small import DAY, RECIPE, TWO
 
@@ -88,9 +89,10 @@ def test_a_record_that_cannot_be_read_is_told_of_once_and_the_other_nights_go_on
     whole = book.store.fs.cat_file(path)
     book.store.fs.pipe_file(path, b"{")
     assert list(latest_nights(book.store, RECIPE, 10)["unreadable"]) == [path]
+    workspace = Workspace(RECIPE, load_pools(), lambda: book.store)
     with dg.instance_for_test() as instance:
         for _ in range(2):
-            assert "2026-11-22" in tick(instance, RECIPE, load_pools(), book.store, TWO + 3 * DAY, None).reason
+            assert "2026-11-22" in tick(instance, workspace, TWO + 3 * DAY, None).reason
     told = [one.getMessage() for one in caplog.records if "night_unreadable" in one.getMessage()]
     assert len(told) == 1 and path in told[0] and "set aside" in told[0]
     assert [one.outcome for one in book.latest()] == ["running", "missed"]

@@ -17,6 +17,7 @@ from alignment_dags.nights.night import Night
 from alignment_dags.nights.records import NightBook
 from alignment_dags.nights.runs import runs_seen, runs_since
 from alignment_dags.nights.tick import tick
+from alignment_dags.run.workspace import Workspace
 from assets.building.factory import asset_key
 from resources.home import ensure_home
 from resources.pools import load_pools
@@ -65,7 +66,7 @@ class Runs:
         )
 
     def seen(self) -> list[RunSeen]:
-        return runs_seen(self.instance, RECIPE, load_pools(), NIGHT)
+        return runs_seen(self.instance, Workspace(RECIPE, load_pools()), NIGHT)
 
 
 @pytest.fixture
@@ -133,8 +134,10 @@ def test_a_night_that_waits_in_a_queue_longer_than_it_may_take_is_ended_and_told
     with dg.DagsterInstance.get() as instance:
         run = Runs(instance).add("sft_checkpoint", status=status, tags=night.tags)
 
+        workspace = Workspace(recipe, load_pools(), lambda: store)
+
         def look(hours: float) -> str:
-            return tick(instance, recipe, load_pools(), store, now + timedelta(hours=hours), None).reason
+            return tick(instance, workspace, now + timedelta(hours=hours), None).reason
 
         assert "in progress" in look(5)
         assert "ending its runs: longer than schedule.max_hours, 6 hours" in look(6.1)

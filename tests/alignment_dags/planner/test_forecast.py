@@ -15,6 +15,7 @@ from alignment.recipe import Recipe, load_recipe, parse_recipe
 from alignment.store import Commit, Ref, Store
 from alignment_dags.cli.run import show_plan
 from alignment_dags.planner.forecast import History, Shape, _memory, _seconds, forecast
+from alignment_dags.run.workspace import Workspace
 from assets.building.node import Node
 from assets.graph import nodes_of
 from resources.home import PROJECT
@@ -100,7 +101,7 @@ def test_every_recipe_with_a_model_of_the_hub_is_planned_below() -> None:
 @pytest.mark.parametrize("name", sorted(PRODUCTION))
 def test_a_production_recipe_fits_the_pools_it_names(name: str, store: Store) -> None:
     shipped = load_recipe(PROJECT / "recipes" / f"{name}.yaml")
-    planned = forecast(shipped, load_pools(), store, CONFIGS / f"{PRODUCTION[name]}.json")
+    planned = forecast(Workspace(shipped, load_pools(), lambda: store), CONFIGS / f"{PRODUCTION[name]}.json")
     in_pools = {one.stage: one for one in planned if one.pool is not None}
     assert {one.pool for one in in_pools.values()} <= {"h100", "h100_node"}
     assert {stage: one.fits for stage, one in in_pools.items()} == dict.fromkeys(in_pools, True)
@@ -112,7 +113,10 @@ def test_a_production_recipe_fits_the_pools_it_names(name: str, store: Store) ->
 def test_full_training_of_zephyr_would_not_fit(store: Store) -> None:
     shipped = load_recipe(PROJECT / "recipes" / "zephyr_7b_dpo.yaml")
     full = shipped.model_copy(update={"dpo": shipped.dpo.model_copy(update={"lora": None})})
-    planned = {one.stage: one for one in forecast(full, load_pools(), store, CONFIGS / "mistral_7b_v0.1.json")}
+    planned = {
+        one.stage: one
+        for one in forecast(Workspace(full, load_pools(), lambda: store), CONFIGS / "mistral_7b_v0.1.json")
+    }
     assert planned["policy_checkpoint"].memory_gib.value == pytest.approx(107.9, abs=0.1)
     assert planned["policy_checkpoint"].fits is False
 
@@ -133,7 +137,7 @@ def test_a_hub_that_says_nothing_is_asked_once_and_what_it_knows_is_unknown(
     monkeypatch.setattr(HfApi, "model_info", silent)
     shipped = load_recipe(PROJECT / "recipes" / "qwen2.5_0.5b_1gpu.yaml")
     made(store, "preference_shard", "of another recipe")
-    planned = {one.stage: one for one in forecast(shipped, load_pools(), store)}
+    planned = {one.stage: one for one in forecast(Workspace(shipped, load_pools(), lambda: store))}
     assert asked == ["HuggingFaceH4/ultrafeedback_binarized"]
     shards, manifest, base = (planned[name] for name in ("preference_shard", "preference_manifest", "base_model"))
     assert (shards.current, shards.to_make, shards.slot_seconds.value) == (None, None, None)
@@ -159,14 +163,14 @@ def test_the_hubs_cache_on_this_machine_is_looked_at_before_the_hub(
     (place / "snapshots" / commit / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     shipped = load_recipe(PROJECT / "recipes" / "qwen2.5_0.5b_1gpu.yaml")
-    planned = {one.stage: one for one in forecast(shipped, load_pools(), store)}
+    planned = {one.stage: one for one in forecast(Workspace(shipped, load_pools(), lambda: store))}
     assert planned["policy_checkpoint"].memory_gib.value == pytest.approx(494_032_768 * 16 / 2**30)
 
 
 def test_an_embedded_model_needs_no_store_and_is_told_in_small_units(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    planned = forecast(recipe(ifeval=EMBEDDED), load_pools(), store)
+    planned = forecast(Workspace(recipe(ifeval=EMBEDDED), load_pools(), lambda: store))
     champion = next(one for one in planned if one.stage == "champion_responses")
     assert (champion.current, champion.to_make) == (0, 0), "there is none, and none is to be made"
     show_plan({"stages": [asdict(one) for one in planned], "too_large": [], "warnings": []})

@@ -21,7 +21,8 @@ from alignment.recipe import load_recipe
 from alignment_dags.cli.setup import recipes_check
 from alignment_dags.planner.forecast import forecast
 from alignment_dags.run.run import run_recipe
-from alignment_dags.source.observe import look
+from alignment_dags.run.workspace import Workspace
+from alignment_dags.source.observe import observe
 from assets.building.upstream import Upstream
 from assets.preference_shard import preference_shard
 from resources.pools import load_pools
@@ -69,7 +70,7 @@ def test_unpaired_files_are_refused_by_every_door_before_anything_is_made(
     recipe = load_recipe(path)
     doors: list[Callable[[], Any]] = [
         lambda: recipes_check([path]),
-        lambda: forecast(recipe, load_pools(), ArtifactStore().open()),
+        lambda: forecast(Workspace(recipe, load_pools())),
         lambda: run_recipe(path, print),
     ]
     for door in doors:
@@ -90,7 +91,7 @@ def test_files_whose_kind_cannot_be_seen_at_once_are_made_into_shards_before_sft
     assert code == 2 and re.search(rf"b\.jsonl: {TOLD}", error.strip())
     assert made() == {"preference_shard"}
     with pytest.raises(BadInput, match=TOLD):
-        forecast(load_recipe(path), load_pools(), ArtifactStore().open())
+        forecast(Workspace(load_recipe(path), load_pools()))
 
 
 def test_one_file_among_others_is_named_by_the_source_watch_and_a_backfill(
@@ -100,7 +101,7 @@ def test_one_file_among_others_is_named_by_the_source_watch_and_a_backfill(
     path = recipe_of(*files, settle_seconds=0)
     recipe = load_recipe(path)
     store = ArtifactStore().open()
-    seen = look(recipe, preference_shard(recipe), Upstream(store, recipe.name))
+    seen = observe(recipe, preference_shard(recipe), Upstream(store, recipe.name))
     assert list(seen.keys) == ["a"] and list(seen.unreadable) == ["b"]
     assert "b.jsonl: holds unpaired rows" in seen.unreadable["b"]
     code, told, _ = align("backfill", str(path), "--stage", "preference_shard")  # definitions load once a process

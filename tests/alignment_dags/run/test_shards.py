@@ -12,7 +12,9 @@ from alignment.store import Store
 from alignment_dags.run import shards
 from alignment_dags.run.run import run_recipe
 from alignment_dags.run.shards import NameTaken, claim
+from alignment_dags.run.workspace import Workspace
 from alignment_dags.source.sensor import watch
+from resources.pools import load_pools
 
 RECIPE = """
 name: small
@@ -93,6 +95,6 @@ def test_neither_a_run_nor_the_sensor_begins_with_a_name_that_is_taken(
     with pytest.raises(NameTaken):
         run_recipe(other.file, print)
     with dg.instance_for_test() as instance:
-        told = watch(instance, other, store, None)
+        told = watch(instance, Workspace(other, load_pools(), lambda: store), None)
     assert told.run_requests == [] and "the source is not followed" in str(told.skip_reason)
     assert any("source: the source is not followed" in one.getMessage() for one in caplog.records)

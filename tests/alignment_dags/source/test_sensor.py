@@ -24,6 +24,7 @@ from alignment.stages.preference_shard import ShardRequest
 from alignment.store import Artifact, Ref
 from alignment_dags.run.launch import RANGE_END, RANGE_START
 from alignment_dags.run.run import follow_source
+from alignment_dags.run.workspace import Workspace
 from alignment_dags.source import decide as cursor_module
 from alignment_dags.source import observe as look_module
 from alignment_dags.source import sensor as module
@@ -32,6 +33,7 @@ from assets.building.factory import shards_definition
 from assets.building.upstream import Upstream
 from assets.preference_shard import preference_shard
 from resources.alerts import Alert
+from resources.pools import load_pools
 from resources.store import ArtifactStore
 
 
@@ -69,7 +71,7 @@ class Watched:
 
     def tick(self) -> list[str]:
         """Shards that one tick asks for."""
-        told = watch(self.instance, self.recipe, ArtifactStore().open(), self.cursor)
+        told = watch(self.instance, Workspace(self.recipe, load_pools()), self.cursor)
         self.cursor = told.cursor
         self.skipped = told.skip_reason.skip_message if told.skip_reason else None
         for request in told.dynamic_partitions_requests or []:
@@ -233,7 +235,7 @@ def test_many_files_gone_at_once_are_doubted_once_and_go_when_a_person_follows_t
         "2 of 6 shards are gone from the source, and none was withdrawn: day-0, day-1; if that is meant, "
         "run `align run` or `align backfill`, which follow the source"
     ]
-    assert follow_source(watched.instance, watched.recipe) == ["day-0", "day-1"]
+    assert follow_source(watched.instance, Workspace(watched.recipe, load_pools())) == ["day-0", "day-1"]
     assert watched.partitions == [f"day-{day}" for day in range(2, 6)]
     assert watched.tick() == []
     assert watched.skipped == "4 shards are current"

@@ -1,4 +1,5 @@
-"""What a person decided over the gate's head: to return to an earlier version, or to promote despite the verdict.
+"""What a registration says of itself, and what a person decided over the gate's head: to return to an earlier
+version, or to promote despite the verdict.
 
 A decision is about one candidate, the recipe's policy of that moment. It is written down first, then carried out by
 `registered_model` as a registration like any other, and from then on stands in that registration's commit. A new
@@ -11,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from alignment.store import Artifact, Commit, Store
+from alignment.store import Artifact, Commit, Store, Summary
 from assets.building.upstream import Upstream
 
 
@@ -33,6 +34,33 @@ class Decision(BaseModel):
         return f"{what} by {self.by} on {self.at}" + (f": {self.reason}" if self.reason else "")
 
 
+class RegistrationSummary(Summary):
+    """What `registered_model` says: the model version it made, or `why` it registered nothing.
+
+    `recipe` is the recipe's text and `said` the answer to the smoke prompt. `decision` is the person's that was carried
+    out, with the verdict that it overruled as `gate`; not set where the gate decided. `alias_moved` says that the alias
+    was not where the registration before had put it.
+    """
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    registered: bool = False
+    why: str | None = None
+    model: str | None = None
+    recipe: str | None = None
+    decision: Decision | None = None
+    gate: str | None = None
+    alias_moved: str | None = None
+    said: str | None = None
+    version: str | None = None
+
+    @property
+    def model_version(self) -> tuple[str, str]:
+        """Model and version of a registration that registered a policy."""
+        assert self.model is not None and self.version is not None
+        return self.model, self.version
+
+
 def write_decision(store: Store, recipe: str, decision: Decision) -> None:
     """Writes a decision down, to be carried out by the next materialization of `registered_model`."""
     store.replace(_path(store, recipe), decision.model_dump_json(indent=1).encode())
@@ -46,11 +74,10 @@ def drop_decision(store: Store, recipe: str) -> None:
 
 def decision_of(registration: Commit) -> Decision | None:
     """The decision that a registration carried out, or None where the gate decided."""
-    found = registration.summary.get("decision")
-    return None if found is None else Decision.model_validate(found)
+    return RegistrationSummary.of(registration).decision
 
 
-def standing_decision(upstream: Upstream, candidate: Artifact) -> Decision | None:
+def decision_for(upstream: Upstream, candidate: Artifact) -> Decision | None:
     """The decision that holds for a candidate: one still to be carried out, or that of the latest registration.
 
     One that was carried out before other registrations is spent: it never comes back by itself.

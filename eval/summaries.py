@@ -1,0 +1,104 @@
+"""What the stages that measure say of their results, for the gate and the report, which must not reach those stages."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from alignment.store import Summary
+
+Number = int | float | None
+"""A number as it was recorded; None stands for one that is not known, or not finite."""
+
+
+class AnsweredCounts(BaseModel):
+    """A suite's items by count: those with a whole answer, and those whose generation failed."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    items: int
+    answered: int
+    failed: int
+
+
+class ResponsesSummary(Summary):
+    """What `responses` says: how the checkpoint answered, suite by suite."""
+
+    suites: dict[str, AnsweredCounts] = Field(default_factory=dict)
+    tokens: int | None = None
+    seconds_per_suite: dict[str, float] = Field(default_factory=dict)
+    precision: str | None = None
+    generator: str | None = None
+    """`transformers`, or `endpoint`."""
+
+
+class Metric(BaseModel):
+    """A mean over `n` values and its standard error, None where that is not known."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    value: Number
+    stderr: Number = None
+    n: int | None = None
+
+
+class JudgeBill(BaseModel):
+    """What an endpoint that judges took: questions `asked` the last time; judgments, tokens and USD of all times.
+
+    `usd` is None where the judge names no price. `refused` says why the endpoint does not take a question.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    asked: int
+    judgments: int | None = None
+    input_tokens: int
+    output_tokens: int
+    usd: Number = None
+    refused: dict[str, str] = Field(default_factory=dict)
+
+
+class ScoresSummary(Summary):
+    """What `scores` says of one suite: `n` items with a value, the metrics, and by count what has none."""
+
+    n: int | None = None
+    metrics: dict[str, Metric] = Field(default_factory=dict)
+    failed: int | None = None
+    missing: int | None = None
+    empty: int | None = None
+    judged: bool | None = None
+    unparsable: int | None = None
+    unjudged: int | None = None
+    intervals: dict[str, list[Number]] = Field(default_factory=dict)
+    judge: JudgeBill | None = None
+    settings: str | None = None
+    """Digest of how the suite was answered, judged and scored: scores of different settings are not compared."""
+    length: dict[str, Number] = Field(default_factory=dict)
+    classes: dict[str, dict[str, int]] = Field(default_factory=dict)
+    left_out: list[str] = Field(default_factory=list)
+
+    @property
+    def lacking(self) -> dict[str, int]:
+        """Items without a value, by count, under what happened to them; only what did happen."""
+        counts = {
+            "items failed": self.failed,
+            "items without a response": self.missing,
+            "judgments without a rating": self.unparsable,
+            "answers without a judgment": self.unjudged,
+        }
+        return {what: count for what, count in counts.items() if count}
+
+
+class DivergenceSummary(Summary):
+    """What `policy_divergence` says: KL(policy ‖ SFT) in nats a response and a token, over `prompts` - `no_room`
+    responses. Without one, only these two are set."""
+
+    prompts: int
+    no_room: int = 0
+    kl: Number = None
+    kl_stderr: Number = None
+    kl_per_token: Number = None
+    kl_per_token_stderr: Number = None
+    tokens_per_response: Number = None
+    ended: Number = None
+    """Share of the responses that ended by themselves."""
+    intervals: dict[str, tuple[float, float] | None] = Field(default_factory=dict)

@@ -24,16 +24,19 @@ from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.logprobs.cache import LogprobCache
 from alignment.logprobs.keys import fingerprint, policy_digest
-from alignment.logprobs.reference import ROWS_AT_ONCE, Reference, reference_pass
+from alignment.logprobs.reference import Reference, reference_pass
 from alignment.logprobs.table import LOGPROBS_SCHEMA, Written, logprobs_table, writer
+from alignment.logprobs.token_ids import ROWS_AT_ONCE
 from alignment.models.checkpoint import (
     PRECISIONS,
     config_digest,
     max_positions,
     read_config,
+    rope_by_length,
     tokenizer_digest,
     weights_digest,
 )
+from alignment.models.ends import end_ids
 from alignment.models.runner import numerics
 from alignment.models.weights import weight_files
 from alignment.recipe import Reference as ReferenceSettings
@@ -66,15 +69,16 @@ def reference_file(
     if precision not in PRECISIONS:
         raise BadInput(f"unknown precision '{precision}'; there are {', '.join(PRECISIONS)}")
     policy = _policy(model, max_length, truncation)
-    batch_tokens = batch_tokens or ReferenceSettings().batch_tokens
+    config, batch_tokens = read_config(model), batch_tokens or ReferenceSettings().batch_tokens
     name = fingerprint(
         _weights(model, store),
-        config_digest(read_config(model)),
+        config_digest(config),
         precision,
         numerics=numerics(precision, batch_tokens),
+        rope_by_length=rope_by_length(config),
     )
     reference = Reference(lambda: model, name, policy, precision, batch_tokens)
-    cache = LogprobCache(store, name, policy_digest(policy, tokenizer_digest(model)))
+    cache = LogprobCache(store, name, policy_digest(policy, tokenizer_digest(model), end_ids(model)))
     written, quarantined = Written(name), Counter[str]()
     with _arriving(out) as file:
         valid = _valid(pairs, quarantined)

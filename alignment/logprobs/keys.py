@@ -23,10 +23,11 @@ def sequence_key(fingerprint: str, sequence: TokenSequence) -> bytes:
     return key.digest()
 
 
-def policy_digest(policy: TokenPolicy, tokenizer_digest: str) -> str:
-    """Names everything but the row that decides a row's ids."""
+def policy_digest(policy: TokenPolicy, tokenizer_digest: str, end_ids: Sequence[int] = ()) -> str:
+    """Names everything but the row that decides a row's ids: the checkpoint's end ids too, where they are given."""
+    ends = {"ends": sorted(set(end_ids))} if end_ids else {}
     return json_digest(
-        {"policy": policy.model_dump(mode="json"), "tokenizer": tokenizer_digest, "version": TOKENS_VERSION}
+        {"policy": policy.model_dump(mode="json"), "tokenizer": tokenizer_digest, "version": TOKENS_VERSION, **ends}
     )
 
 
@@ -37,10 +38,15 @@ def _packed(ids: Sequence[int]) -> bytes:
 
 # The fingerprint: everything about a reference, and about how it is run, that a log-probability depends on.
 
+WIDE = ("float32", "float64")
 ATTENTION = "sdpa full"
 """Scaled dot-product attention of every token to all of its sequence before it; padding is never seen."""
 SCORER_VERSION = 2
 """Raised when the values can change, in the last bits too: on a CPU a sequence has the same ones in any company."""
+SCORER_VERSION_16_BITS = 3
+"""As `SCORER_VERSION`, for values of 16 bits: since 3 they come out of packed passes that share prompts."""
+ANY_NUMERICS = "any"
+"""Numerics class of a pass whose bits depend neither on its shape nor on the attention kernel that ran."""
 
 
 def fingerprint(
@@ -52,10 +58,22 @@ def fingerprint(
     adapter: str | None = None,
     adapter_merged: bool = True,
     quantisation: str | None = None,
-    numerics: str = "any",
-    scorer_version: int = SCORER_VERSION,
+    numerics: str = ANY_NUMERICS,
+    rope_by_length: bool = False,
+    scorer_version: int | None = None,
 ) -> str:
-    """64 hex digits. Batch size, device, folder and training settings are not in it: they change no value."""
+    """64 hex digits. Batch size, device, folder and training settings are not in it: they change no value.
+
+    `numerics` is the class of a 16-bit pass on an accelerator: its attention family and shape. It is `any` on a CPU and
+    for float32 and float64, whose names are those of earlier versions, so that their values go on being read.
+    `rope_by_length` says that positions turn by the length of what is in a pass (`checkpoint.rope_by_length`): what
+    earlier versions kept of such a model depends on company, and has another name.
+    """
+    half = precision not in WIDE
+    if numerics != ANY_NUMERICS and not half:
+        raise ValueError(f"{precision} has no numerics class, and {numerics} was given")
+    if scorer_version is None:
+        scorer_version = SCORER_VERSION_16_BITS if half else SCORER_VERSION
     return json_digest(
         {
             "weights": weights_digest,
@@ -66,5 +84,7 @@ def fingerprint(
             "adapter_merged": adapter_merged,
             "quantisation": quantisation,
             "scorer": scorer_version,
+            **({"numerics": numerics} if half else {}),
+            **({"rope": "by length"} if rope_by_length else {}),
         }
     )

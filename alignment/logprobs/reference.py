@@ -1,6 +1,6 @@
 """The reference log-probs of pairs: what is remembered is looked up, the rest is scored and kept.
 
-Nothing is tokenised for rows whose keys are known, and no model is loaded when every sequence is known. Callers
+No row is tokenised whose keys or ids are known, and no model is loaded when every sequence is known. Callers
 give `ROWS_AT_ONCE` rows at a time, so that memory does not grow with their number.
 """
 
@@ -20,6 +20,7 @@ from alignment.logprobs.cache import LogprobCache, RowKeys, as_keys
 from alignment.logprobs.effort import ALONE, Effort, Ranks, side_by_side
 from alignment.logprobs.keys import sequence_key
 from alignment.logprobs.scorer import free_memory, require_finite, score
+from alignment.logprobs.token_ids import TokenIds
 from alignment.models.checkpoint import load_model, load_tokenizer, max_positions
 from alignment.models.packing import by_prompt, forwarded, shares
 from alignment.models.size import peak_flops, scoring_flops
@@ -33,8 +34,6 @@ logger = logging.getLogger(__name__)
 PART_SEQUENCES = 8192
 PART_SECONDS = 30.0
 """A part is committed after so many sequences or seconds: what a kill can lose."""
-ROWS_AT_ONCE = 16_384
-"""Pairs that are tokenised, sorted and packed together; more bring no better packing."""
 
 Work = list[tuple[bytes, str, TokenSequence]]
 """Sequences to score: the key, a row that holds it as a person finds it, and the ids."""
@@ -136,7 +135,7 @@ def _pending(
     }
     pending = _Pending()
     if asked:
-        fresh = dict(_tokenised((row for row in rows() if row.row_id in asked), reference))
+        fresh = dict(_tokenised([row for row in rows() if row.row_id in asked], reference, cache.token_ids))
         cache.add_rows(row for row_id, (row, _) in fresh.items() if row_id not in known)
         known |= {row_id: row for row_id, (row, _) in fresh.items()}
         sequences = {key: (name, sequence) for _, pair in fresh.values() for key, name, sequence in pair}
@@ -146,12 +145,15 @@ def _pending(
     return pending
 
 
-def _tokenised(rows: Iterable[PreferenceRow], reference: Reference) -> Iterator[tuple[str, tuple[RowKeys, Work]]]:
+def _tokenised(
+    rows: Sequence[PreferenceRow], reference: Reference, token_ids: TokenIds
+) -> Iterator[tuple[str, tuple[RowKeys, Work]]]:
     """Each row with its keys and sequences."""
     folder = reference.folder()
     tokenization = Tokenization(load_tokenizer(folder, reference.runs_code), reference.tokens, max_positions(folder))
+    pairs = token_ids.pairs(rows, tokenization)
     for row in rows:
-        pair = tokenization.pair(row)
+        pair = pairs[row.row_id]
         if isinstance(pair, Dropped):
             yield row.row_id, (RowKeys(row.row_id, None, None, pair.reason), [])
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from alignment.digest import canonical_json, json_digest
 from alignment.errors import BadInput
 from alignment.models.code import code_digests, loading, refusal, refuse_code, refuse_kernels
+from alignment.models.ends import end_ids, eos_of_tokenizer, stop_strings
 from alignment.models.weights import is_finite, tensors, weight_files
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ NO_EFFECT_ON_FORWARD = frozenset(
 
 @dataclass(frozen=True)
 class CheckpointDigest:
-    """Names of a checkpoint's parts, 64 hex digits each; `digest` is over the other three."""
+    """Names of a checkpoint's parts, 64 hex digits each; `digest` is over the other three and what ends an answer."""
 
     weights: str
     config: str
@@ -123,13 +124,20 @@ class CheckpointDigest:
 def digest_checkpoint(folder: str | Path, runs_code: bool = False) -> CheckpointDigest:
     """Digests of a folder. The same tensors give the same `weights` however they are split over files.
 
-    Code that may run changes a forward pass, so its files count as configuration.
+    Code that may run changes a forward pass, so its files count as configuration. What ends an answer counts in
+    `digest` alone, and only where it is more than the tokenizer's EOS, which the tokenizer's digest covers. So most
+    checkpoints keep the digest of versions that did not look at it, and a digest that was committed is never
+    computed again.
     """
     folder = Path(folder)
     weights, config, tokenizer = weights_digest(folder), config_digest(read_config(folder)), tokenizer_digest(folder)
     if runs_code:
         config = json_digest([config, code_digests(folder)])
-    return CheckpointDigest(weights, config, tokenizer, json_digest([weights, config, tokenizer]))
+    parts: list[Any] = [weights, config, tokenizer]
+    ends, stops = end_ids(folder), stop_strings(folder)
+    if stops or ends != eos_of_tokenizer(folder):
+        parts.append({"ends": sorted(ends), "stops": sorted(stops)})
+    return CheckpointDigest(weights, config, tokenizer, json_digest(parts))
 
 
 def weights_digest(folder: Path) -> str:
@@ -167,8 +175,8 @@ def tokenizer_digest(folder: Path) -> str:
 def checkpoint_summary(folder: str | Path, digest: CheckpointDigest | None = None) -> dict[str, Any]:
     """What every stage that makes a checkpoint puts into its summary, computed without loading the model.
 
-    Keys: weights_digest, config_digest, tokenizer_digest, parameters, architecture, vocab_size,
-    max_positions, has_chat_template.
+    Keys: weights_digest, config_digest, tokenizer_digest, end_ids, rope_by_length, parameters, architecture,
+    vocab_size, max_positions, has_chat_template.
     """
     folder = Path(folder)
     digest = digest or digest_checkpoint(folder)
@@ -177,12 +185,43 @@ def checkpoint_summary(folder: str | Path, digest: CheckpointDigest | None = Non
         "weights_digest": digest.weights,
         "config_digest": digest.config,
         "tokenizer_digest": digest.tokenizer,
+        "end_ids": end_ids(folder),
+        "rope_by_length": rope_by_length(config),
         "parameters": sum(tensor.elements for tensor in tensors(folder)),
         "architecture": next(iter(config.get("architectures") or [config.get("model_type", "unknown")])),
         "vocab_size": text_config(config).get("vocab_size"),
         "max_positions": max_positions(folder),
         "has_chat_template": has_chat_template(folder),
     }
+
+
+BY_LENGTH = ("longrope", "su", "dynamic")
+"""Kinds of rotary positions that choose their frequencies by length; `su` is the older name of longrope."""
+
+
+def rope_by_length(config: dict[str, Any]) -> bool:
+    """Whether positions turn by the longest sequence of a pass, so that a log-prob depends on its company."""
+    for part in (config, text_config(config)):
+        for rope in (part.get("rope_scaling"), part.get("rope_parameters")):
+            kinds = [rope, *rope.values()] if isinstance(rope, dict) else []  # one, or one for each kind of layer
+            if any(
+                isinstance(kind, dict) and (kind.get("rope_type") or kind.get("type")) in BY_LENGTH for kind in kinds
+            ):
+                return True
+    return False
+
+
+def whole_summary(recorded: dict[str, Any], folder: Callable[[], Path]) -> dict[str, Any]:
+    """A checkpoint's recorded summary, and what the version that recorded it did not say, from the files.
+
+    A recorded digest stands: it is what every artifact that was made from the checkpoint names.
+    """
+    if not all(name in recorded for name in ("weights_digest", "config_digest", "tokenizer_digest")):
+        return checkpoint_summary(folder())
+    if "end_ids" in recorded and "rope_by_length" in recorded:
+        return recorded
+    about = {"end_ids": end_ids(folder()), "rope_by_length": rope_by_length(read_config(folder()))}
+    return {**about, **recorded}
 
 
 def _forward_keys(value: Any) -> Any:
@@ -210,6 +249,7 @@ __all__ = [
     "max_positions",
     "read_config",
     "save_checkpoint",
+    "whole_summary",
 ]
 
 

@@ -9,13 +9,21 @@ from typing import Any, ClassVar
 from alignment.data.manifest import Manifest, read_manifest
 from alignment.data.tokens import Tokenization
 from alignment.logprobs.effort import Ranks
-from alignment.logprobs.keys import fingerprint
+from alignment.logprobs.keys import fingerprint, policy_digest
+from alignment.logprobs.token_ids import TokenIds
 from alignment.methods import method_of
-from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint, load_model, load_tokenizer, max_positions
+from alignment.models.checkpoint import (
+    checkpoint_summary,
+    digest_checkpoint,
+    load_model,
+    load_tokenizer,
+    max_positions,
+    whole_summary,
+)
 from alignment.models.code import record_of_code
 from alignment.models.runner import numerics
 from alignment.recipe import Dpo, TokenPolicy
-from alignment.stages import CheckpointSummary, Context, Request, Result, Stage
+from alignment.stages import Context, Request, Result, Stage
 from alignment.stages.execute import environment
 from alignment.stages.stage import PolicySummary
 from alignment.store import Artifact
@@ -98,21 +106,20 @@ def _rows(
     """The rows and why others were dropped; the first rank writes them down, and all read them from there."""
     tokenizer = load_tokenizer(folder, context.runs_code(request.checkpoint))
     tokens = Tokenization(tokenizer, request.tokens, max_positions(folder))
-    start = CheckpointSummary.of(context.store.commit_of(request.checkpoint))
-    if start.weights_digest is None or start.config_digest is None:
-        start = CheckpointSummary(**checkpoint_summary(folder))
-    assert start.weights_digest is not None and start.config_digest is not None
+    start = whole_summary(context.store.commit_of(request.checkpoint).summary, lambda: folder)
     precision = request.settings.precision
     name = fingerprint(
-        start.weights_digest,
-        start.config_digest,
+        start["weights_digest"],
+        start["config_digest"],
         precision,
         numerics=numerics(precision, request.pass_tokens),
+        rope_by_length=start["rope_by_length"],
     )
     into, method, dropped = context.work / "rows", method_of(request.settings), dict[str, int]()
     if ranks.rank == 0:
-        record = context.out / ROWS_FILE
-        dropped = write_rows_of(manifest, context, manifest_folder, tokens, name, method, into, record)
+        policy = policy_digest(request.tokens, start["tokenizer_digest"], start["end_ids"])
+        ids, record = TokenIds(context.store, policy), context.out / ROWS_FILE
+        dropped = write_rows_of(manifest, context, manifest_folder, tokens, ids, name, method, into, record)
     ranks.gather("all wait for the first")
     return open_rows(into, name), dropped
 

@@ -16,12 +16,13 @@ from alignment.errors import BadInput
 from alignment.logprobs.cache import LogprobCache
 from alignment.logprobs.effort import Ranks
 from alignment.logprobs.keys import fingerprint, policy_digest
-from alignment.logprobs.reference import ROWS_AT_ONCE, Reference, reference_pass
+from alignment.logprobs.reference import Reference, reference_pass
 from alignment.logprobs.table import OUTPUT, Written, dropped_table, logprobs_table, writer
-from alignment.models.checkpoint import checkpoint_summary
+from alignment.logprobs.token_ids import ROWS_AT_ONCE
+from alignment.models.checkpoint import whole_summary
 from alignment.models.runner import HALF, numerics
 from alignment.recipe import TokenPolicy
-from alignment.stages import CheckpointSummary, Context, Request, Result, Stage
+from alignment.stages import Context, Request, Result, Stage
 from alignment.stages.stage import ReferenceSummary
 from alignment.store import Artifact
 
@@ -50,8 +51,15 @@ def run(request: ReferenceRequest, context: Context) -> Result:
     The data version is over row ids, sequence keys, fingerprint and dropped rows, never over the floats.
     Raises `BadInput` for a shard of unpaired rows and for a token policy the model has no positions for.
     """
-    weights, config, tokenizer = _checkpoint(request.checkpoint, context)
-    name = fingerprint(weights, config, request.precision, numerics=numerics(request.precision, request.batch_tokens))
+    recorded = context.store.commit_of(request.checkpoint).summary
+    about = whole_summary(recorded, lambda: context.fetch(request.checkpoint))
+    name = fingerprint(
+        about["weights_digest"],
+        about["config_digest"],
+        request.precision,
+        numerics=numerics(request.precision, request.batch_tokens),
+        rope_by_length=about["rope_by_length"],
+    )
     reference = Reference(
         lambda: context.fetch(request.checkpoint),
         name,
@@ -60,7 +68,9 @@ def run(request: ReferenceRequest, context: Context) -> Result:
         request.batch_tokens,
         context.runs_code(request.checkpoint),
     )
-    cache = LogprobCache(context.store, name, policy_digest(request.tokens, tokenizer))
+    cache = LogprobCache(
+        context.store, name, policy_digest(request.tokens, about["tokenizer_digest"], about["end_ids"])
+    )
     ranks = Ranks(context.rank, context.world_size)
     written = Written(name)
     with ExitStack() as open_files:
@@ -103,16 +113,6 @@ def _runs(sizes: Sequence[int], most: int) -> Iterator[list[int]]:
         total += size
     if run:
         yield run
-
-
-def _checkpoint(artifact: Artifact, context: Context) -> tuple[str, str, str]:
-    """Digests of weights, configuration and tokenizer, from the commit record; from the files where it has none."""
-    about = CheckpointSummary.of(context.store.commit_of(artifact))
-    weights, config, tokenizer = about.weights_digest, about.config_digest, about.tokenizer_digest
-    if weights is None or config is None or tokenizer is None:
-        files = checkpoint_summary(context.fetch(artifact))
-        return files["weights_digest"], files["config_digest"], files["tokenizer_digest"]
-    return weights, config, tokenizer
 
 
 STAGE: Stage[ReferenceRequest] = Stage(

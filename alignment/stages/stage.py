@@ -142,6 +142,10 @@ class CheckpointSummary(Summary):
     weights_digest: str | None = None
     config_digest: str | None = None
     tokenizer_digest: str | None = None
+    end_ids: list[int] | None = None
+    """Token ids that end an answer; null in a record of a version that did not say."""
+    rope_by_length: bool | None = None
+    """Whether positions turn by the longest sequence of a pass."""
     parameters: int | None = None
     architecture: str | None = None
     vocab_size: int | None = None

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from alignment.data.tokens import Dropped, Tokenization, TokenSequence
 from alignment.errors import BadInput
 from alignment.logprobs.keys import sequence_key
 from alignment.logprobs.table import LOGPROBS_FILE
+from alignment.logprobs.token_ids import ROWS_AT_ONCE, Pair, TokenIds
 from alignment.methods import Method
 from alignment.stages import Context
 from alignment.store import CorruptArtifact
@@ -162,12 +164,14 @@ def write_rows_of(
     context: Context,
     folder: Path,
     tokens: Tokenization,
+    token_ids: TokenIds,
     fingerprint: str,
     method: Method,
     into: Path,
     record: Path,
 ) -> dict[str, int]:
-    """Reads, tokenises and joins the rows of the manifest in `folder`; `fingerprint` is the starting checkpoint's.
+    """Reads and joins the rows of the manifest in `folder`; `fingerprint` is the starting checkpoint's. Rows whose
+    `token_ids` are not known are tokenised.
 
     `into` gets the pairs of each split, `record` a Parquet of (row_id, split, reason) of every row in the manifest's
     order. Returns {reason: dropped rows}. Raises `BadInput` when the references are another model's or no row is left
@@ -188,10 +192,12 @@ def write_rows_of(
             places.write_table(of_shard)
             dropped.update(of_shard["reason"].drop_null().to_pylist())
             rows += len(of_shard)
-            named = (place for chunk in of_shard["split"].chunks for place in chunk)
-            for row, place in zip(iter_rows(path), named, strict=True):
-                if (name := place.as_py()) != "dropped":
-                    files[name].add(_joined(row, scored.of(row.row_id), tokens, fingerprint))
+            named = (place.as_py() for chunk in of_shard["split"].chunks for place in chunk)
+            kept = ((row, name) for row, name in zip(iter_rows(path), named, strict=True) if name != "dropped")
+            while batch := list(islice(kept, ROWS_AT_ONCE)):
+                pairs = token_ids.pairs([row for row, _ in batch], tokens)
+                for row, name in batch:
+                    files[name].add(_joined(row, scored.of(row.row_id), pairs[row.row_id], fingerprint))
     for file in files.values():
         file.close()
     if rows != manifest.counts["rows"]:
@@ -247,10 +253,9 @@ class _Scored:
         return self._held.get(row_id)
 
 
-def _joined(row: PreferenceRow, scored: dict[str, Any] | None, tokens: Tokenization, fingerprint: str) -> PolicyPair:
+def _joined(row: PreferenceRow, scored: dict[str, Any] | None, pair: Pair | Dropped, fingerprint: str) -> PolicyPair:
     if scored is None:
         raise CorruptArtifact(f"row {row.row_id} has no reference log-probs")
-    pair = tokens.pair(row)
     if isinstance(pair, Dropped):
         raise CorruptArtifact(f"row {row.row_id} was scored, and is dropped now: {pair.reason}")
     for side, sequence in zip(("chosen", "rejected"), pair, strict=True):

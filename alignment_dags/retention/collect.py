@@ -11,13 +11,21 @@ from typing import Any
 from alignment.address import shown
 from alignment.data.withdrawal import FOLDER, Withdrawn, read_withdrawn
 from alignment.errors import BadInput
+from alignment.logprobs.token_ids import count_token_ids, erase_token_ids
 from alignment.recipe import Recipe, load_recipe
 from alignment.store import Commit, Store
 from alignment.store.erase import erase, erasures, finish, gone, keys_in_use, remaining
 from alignment.store.store import refs_of
 from alignment_dags.retention.checkpoints import POLICY, SFT, spent_checkpoints, stood_on
 from alignment_dags.retention.items import Kept, Plan, leftovers, remove
-from alignment_dags.retention.text import DATASET, SHARD, current_keys, ids_instead, withdrawn_text
+from alignment_dags.retention.text import (
+    DATASET,
+    SHARD,
+    current_keys,
+    ids_instead,
+    withdrawn_ids,
+    withdrawn_text,
+)
 from alignment_dags.run.plan import plan
 from alignment_dags.run.workspace import Workspace
 from resources.mlflow import Tracking, TrackingUnreachable
@@ -31,6 +39,7 @@ def carry_out(store: Store, found: Plan) -> list[tuple[str, str]]:
     """Removes what the plan names, after what an interrupted removal left; returns what a builder holds."""
     busy: list[tuple[str, str]] = []
     in_use = keys_in_use(store)
+    erase_token_ids(store, found.tokenised)
     for kind in (SHARD, DATASET, POLICY, SFT):
         for erasure in erasures(store, kind):
             if remaining(store, erasure):
@@ -103,6 +112,7 @@ def collect(paths: list[Path], *, keep: int = KEEP, dry_run: bool = False) -> di
     store = ArtifactStore().open()
     names = [recipe.name for recipe in recipes] or _names(store)
     found = plan_of(store, names, everything=not recipes, keep=keep, resumable=_planned(store, recipes))
+    tokenised = count_token_ids(store, found.tokenised)
     busy = [] if dry_run else carry_out(store, found)
     if not dry_run:
         found.kept.extend(unpublish(store))
@@ -112,6 +122,7 @@ def collect(paths: list[Path], *, keep: int = KEEP, dry_run: bool = False) -> di
     return {
         "dry_run": dry_run,
         "erased": [one.plain() for one in erased],
+        "token_ids": tokenised,
         "leftovers": [{"path": one.path, "bytes": one.bytes, "why": one.why} for one in swept],
         "kept": [asdict(one) for one in kept],
         "bytes": Plan(erased, [], swept).bytes,
@@ -128,7 +139,8 @@ def plan_of(store: Store, names: list[str], *, everything: bool, keep: int, resu
         doomed += spent_checkpoints(store, None if everything else names, keep, aliased, in_use)
     except TrackingUnreachable as error:
         kept.append(Kept(POLICY, "", f"no checkpoint is removed while it is not known which have an alias: {error}"))
-    return Plan(doomed, kept, list(leftovers(store, resumable=resumable)))
+    tokenised = withdrawn_ids(store, names, doomed)
+    return Plan(doomed, kept, list(leftovers(store, resumable=resumable)), tokenised)
 
 
 def _planned(store: Store, recipes: list[Recipe]) -> set[str]:
@@ -171,6 +183,8 @@ def show_collected(result: dict[str, Any]) -> None:
         print(f"{would}: {one['kind']} {one['key'][:12]}: {files} ({size(one['bytes'])}); {one['why']}")
     for one in result["leftovers"]:
         print(f"{would}: {one['path']} ({size(one['bytes'])}); {one['why']}")
+    if result["token_ids"]:
+        print(f"{would}: the token ids of {result['token_ids']} rows")
     for one in result["kept"]:
         print(f"kept: {one['kind']} {one['key'][:12]}: {one['why']}")
     print(f"{size(result['bytes'])} {'would be freed' if result['dry_run'] else 'freed'}; every commit record stays")

@@ -69,6 +69,8 @@ class Plan:
     doomed: list[Doomed] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
     leftovers: list[Leftover] = field(default_factory=list)
+    tokenised: set[str] = field(default_factory=set)
+    """Ids of rows whose token ids go, wherever they are kept."""
 
     @property
     def bytes(self) -> int:

@@ -1,7 +1,8 @@
 """The text of withdrawn rows: which artifacts still hold it, and which of those nobody stands on.
 
-Only shards and SFT data sets hold rows as text: reference log-probs, manifests, caches and training records hold
-ids, keys and numbers, requests and reports hold no rows, and MLflow is given none.
+Only shards and SFT data sets hold rows as text, and the cache of token ids in another spelling: reference log-probs,
+manifests, other caches and training records hold ids, keys and numbers, requests and reports hold no rows, and MLflow
+is given none. Token ids go at once, whatever stands on the row: who needs them tokenises it again.
 """
 
 from __future__ import annotations
@@ -55,6 +56,19 @@ def withdrawn_text(store: Store, recipes: Iterable[str], in_use: set[str]) -> tu
             else:
                 doomed.append(Doomed(commit, (QUARANTINE_FILE, *holder.files), why))
     return doomed, kept
+
+
+def withdrawn_ids(store: Store, recipes: Iterable[str], doomed: Iterable[Doomed]) -> set[str]:
+    """The ids of all rows whose token ids must go: those that were withdrawn, and those of shards that will be erased.
+
+    Erase token ids first: after its erasure a shard does not say any more which rows it had.
+    """
+    rows = {row for recipe in recipes for row in read_withdrawn(store, recipe).rows}
+    for one in doomed:
+        for name in SHARDS.files if one.kind == SHARD else ():
+            with store.open(one.commit.artifact, name) as stream:
+                rows.update(pq.read_table(stream, columns=["row_id"])["row_id"].to_pylist())
+    return rows
 
 
 def ids_instead(store: Store, commit: Commit) -> dict[str, bytes]:

@@ -14,6 +14,7 @@ import yaml
 from alignment.data.rows import read_rows, read_sft_rows
 from alignment.data.withdrawal import RemainingShards
 from alignment.errors import BadInput
+from alignment.logprobs.token_ids import count_token_ids
 from alignment.recipe import load_recipe
 from alignment.store import ErasedArtifact, Store
 from alignment_dags.registry.rows import row_lineage
@@ -91,12 +92,15 @@ def test_a_withdrawn_row_leaves_the_next_model_and_then_the_whole_home(
     row = planted_row(before)
     held = places(home, PLANTED)
     assert {Path(place).name for place in held} == {"rows.parquet", "quarantine.parquet"}
+    assert count_token_ids(before.store, [row]) == 1
 
     told = withdraw(recipe, [row], [], "asked by mail")
     assert told["rows"] == {row: ["day-1"]}
     early = collect([recipe])
     assert "run `align run` first" in early["kept"][0]["why"]
     assert places(home, PLANTED) == held, "what a recipe stands on is not erased under it"
+    assert early["token_ids"] == 1, "its token ids are: whoever needs them tokenises the row again"
+    assert count_token_ids(before.store, [row]) == 0
 
     launched.clear()
     after = read_now(bring_up_to_date(load_recipe(recipe)))

@@ -31,7 +31,8 @@ def parts(folder: Path) -> list[Path]:
 
 
 @pytest.fixture
-def url(store_url: str) -> str:
+def url(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # where copies of a remote store lie
     return store_url
 
 
@@ -78,7 +79,9 @@ def spoil_end(data: bytes) -> bytes:
 
 
 def spoil_page(data: bytes) -> bytes:
-    return data[:40] + bytes([data[40] ^ 0xFF]) + data[41:]
+    chunk = pq.read_metadata(pa.BufferReader(data)).row_group(0).column(0)
+    last = chunk.data_page_offset + chunk.total_compressed_size - 1
+    return data[:last] + bytes([data[last] ^ 0xFF]) + data[last + 1 :]
 
 
 def another_table(_data: bytes) -> bytes:
@@ -140,7 +143,7 @@ def test_a_part_that_is_large_enough_is_merged_with_no_other(tmp_path: Path, mon
     cache = cache_in(str(tmp_path))
     cache.add_values([(key(number), -float(number), number) for number in range(1000)])
     (large,) = parts(tmp_path)
-    monkeypatch.setattr("alignment.logprobs.cache.WHOLE_PART", large.stat().st_size)
+    monkeypatch.setattr("alignment.logprobs.parts.WHOLE_RUN", large.stat().st_size)
     for number in range(1000, 1070):
         cache.add_values([(key(number), -float(number), number)])
     cache.compact()

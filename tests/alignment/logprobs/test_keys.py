@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from alignment.data.tokens import TokenSequence
+from alignment.digest import json_digest
 from alignment.logprobs.keys import fingerprint, policy_digest, sequence_key
 from alignment.recipe import TokenPolicy
 
@@ -41,8 +43,27 @@ def test_everything_a_value_depends_on_changes_the_fingerprint() -> None:
         fingerprint("w", "c", "float32", adapter="a", adapter_merged=False),
         fingerprint("w", "c", "float32", quantisation="int8"),
         fingerprint("w", "c", "float32", scorer_version=0),
+        fingerprint("w", "c", "float32", rope_by_length=True),
+        fingerprint("w", "c", "float16"),
+        fingerprint("w", "c", "bfloat16", numerics="flash 16384"),
+        fingerprint("w", "c", "bfloat16", numerics="flash 32768"),
+        fingerprint("w", "c", "bfloat16", rope_by_length=True),
     ]
     assert len(set(variants)) == len(variants)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_values_of_32_and_64_bits_have_the_name_that_version_0_1_0_gave_them(precision: str) -> None:
+    asked = {"weights": "w", "config": "c", "precision": precision, "attention": "sdpa full", "adapter": None}
+    asked |= {"adapter_merged": True, "quantisation": None, "scorer": 2}
+    assert fingerprint("w", "c", precision) == json_digest(asked)
+    with pytest.raises(ValueError, match="no numerics class"):
+        fingerprint("w", "c", precision, numerics="flash 16384")
+
+
+def test_values_of_16_bits_are_another_scorers_than_those_of_version_0_1_0() -> None:
+    assert fingerprint("w", "c", "bfloat16") == fingerprint("w", "c", "bfloat16", scorer_version=3)
+    assert fingerprint("w", "c", "bfloat16") != fingerprint("w", "c", "bfloat16", scorer_version=2)
 
 
 def test_everything_that_decides_ids_changes_the_policy_digest() -> None:
@@ -53,4 +74,6 @@ def test_everything_that_decides_ids_changes_the_policy_digest() -> None:
         policy_digest(TokenPolicy(max_length=9), "t"),
         policy_digest(TokenPolicy(max_length=8, truncation="keep_end"), "t"),
     }
-    assert len(variants) == 4
+    assert policy_digest(policy, "t", [1, 2]) == policy_digest(policy, "t", [2, 1, 2])
+    variants |= {policy_digest(policy, "t", [1]), policy_digest(policy, "t", [1, 2])}
+    assert len(variants) == 6

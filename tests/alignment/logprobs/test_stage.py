@@ -12,12 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from alignment.data.rows import unpaired_row, write_rows
+from alignment.data.tokens import Tokenization
 from alignment.errors import BadInput
 from alignment.logprobs import reference
 from alignment.recipe import TokenPolicy
 from alignment.stages import execute
 from alignment.stages.reference_logprobs import STAGE, ReferenceRequest
 from alignment.store import Artifact, Commit, Store
+from eval.answers.files import read_responses
+from eval.stages.responses import STAGE as RESPONSES
+from eval.stages.responses import ResponsesRequest
+from eval.suites import SuiteSpec
 
 Make = Callable[..., Path]
 CommitModel = Callable[[Store, Path], Artifact]
@@ -142,6 +147,58 @@ def test_batch_tokens_are_in_no_key(
 ) -> None:
     checkpoint, shard = commit_model(store, make_model()), commit_shard(store, texts)
     assert STAGE.key(request(checkpoint, shard)) == STAGE.key(request(checkpoint, shard, batch_tokens=9))
+
+
+def test_a_row_is_tokenised_once_for_all_references_with_one_tokenizer(
+    make_model: Make,
+    commit_model: CommitModel,
+    commit_shard: CommitShard,
+    store: Store,
+    texts: Texts,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pair, tokenised = Tokenization.pair, []
+    monkeypatch.setattr(Tokenization, "pair", lambda self, row: tokenised.append(row.row_id) or pair(self, row))
+    one, other = (commit_model(store, make_model(seed=seed)) for seed in (0, 1))
+    shards = [commit_shard(store, texts), commit_shard(store, [*texts[3:], ("new", " yes", " no")])]
+    found = [execute(STAGE, request(model, shard), store) for model in (one, other) for shard in shards]
+    assert len(tokenised) == len(set(tokenised)) == len(texts) + 1
+    elsewhere = Store(str(Path(store.root) / "elsewhere"))
+    alone = execute(
+        STAGE, request(commit_model(elsewhere, make_model(seed=1)), commit_shard(elsewhere, texts)), elsewhere
+    )
+    assert alone.digest == found[2].digest
+    assert_same(table(store, found[2]), table(elsewhere, alone))
+    short = commit_model(store, make_model("gpt2"))  # the same tokenizer, and ids that are known
+    with pytest.raises(BadInput, match=r"tokens\.max_length"):
+        execute(STAGE, request(short, shards[0], max_length=129), store)
+
+
+def test_a_mended_end_id_answers_anew_and_scores_nothing_again(
+    make_model: Make, commit_model: CommitModel, commit_shard: CommitShard, store: Store, texts: Texts, forwarded: Any
+) -> None:
+    folder, shard = make_model(), commit_shard(store, texts)
+    checkpoints = [commit_model(store, folder)]
+    first = execute(STAGE, request(checkpoints[0], shard), store)
+    settings = folder / "generation_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"eos_token_id": list(range(0, 258, 2))}))
+    checkpoints.append(commit_model(store, folder))
+    before, after = (store.commit_of(checkpoint) for checkpoint in checkpoints)
+    assert before.digest != after.digest
+    assert (before.summary["end_ids"], len(after.summary["end_ids"])) == ([1], 130)
+    forwarded.lengths.clear()
+    second = execute(STAGE, request(checkpoints[1], shard), store)
+    assert forwarded.lengths == []
+    assert (second.summary["scored"], second.digest) == (0, first.digest)
+    suites = {"gsm8k": SuiteSpec(name="gsm8k", embedded="micro", limit=3, max_new_tokens=12)}
+    asked = [
+        ResponsesRequest(checkpoint=one, suites=suites, seed=0, precision="float32", batch_tokens=400)
+        for one in checkpoints
+    ]
+    assert RESPONSES.key(asked[0]) != RESPONSES.key(asked[1])
+    answers = [execute(RESPONSES, one, store) for one in asked]
+    texts_of = [read_responses(store.fetch(one.artifact) / "gsm8k" / "responses.jsonl") for one in answers]
+    assert max(len(one.turns[0]) for one in texts_of[1]) < min(len(one.turns[0]) for one in texts_of[0])
 
 
 def test_another_model_or_precision_is_another_reference(

@@ -13,6 +13,7 @@ import pytest
 from alignment.data.manifest import read_manifest
 from alignment.data.rows import write_rows
 from alignment.data.tokens import Tokenization
+from alignment.logprobs.token_ids import TokenIds
 from alignment.methods.dpo import Dpo
 from alignment.recipe import TokenPolicy
 from alignment.stages import Context
@@ -55,7 +56,8 @@ def read(lab: Any, rows: list[Any], tmp_path: Path) -> Callable[..., Read]:
             )
         assert shard.fingerprint is not None
         context, record = Context(lab.store, tmp_path, tmp_path), tmp_path / "record.parquet"
-        dropped = write_rows_of(manifest, context, folder, tokens, shard.fingerprint, Dpo(), tmp_path / "rows", record)
+        ids, into = TokenIds(lab.store, "policy"), tmp_path / "rows"
+        dropped = write_rows_of(manifest, context, folder, tokens, ids, shard.fingerprint, Dpo(), into, record)
         found = open_rows(tmp_path / "rows", shard.fingerprint)
         return Read(found.train[:], found.held_out[:], dropped, pq.read_table(record))
 

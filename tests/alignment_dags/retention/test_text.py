@@ -9,11 +9,15 @@ import pytest
 
 from alignment.data.files import pin_file
 from alignment.data.rows import paired_row
-from alignment.data.withdrawal import Tombstone, bury
+from alignment.data.tokens import TokenSequence
+from alignment.data.withdrawal import Tombstone, bury, lift
+from alignment.logprobs.token_ids import TokenIds, count_token_ids
 from alignment.stages import execute
 from alignment.stages.preference_shard import STAGE, ShardRequest
 from alignment.store import Artifact, Commit, Ref, Store
-from alignment_dags.retention.text import withdrawn_text
+from alignment_dags.retention.collect import carry_out, plan_of
+from alignment_dags.retention.items import Plan
+from alignment_dags.retention.text import withdrawn_ids, withdrawn_text
 
 ROW = paired_row("p", "c", "r", "-", 1).row_id
 
@@ -58,3 +62,46 @@ def test_what_a_manifest_pins_stays_until_its_policy_is_trained(store: Store, sh
     stands(store, "policy_checkpoint", {"manifest": manifest})
     (gone,), kept_after = withdrawn_text(store, ["r"], set())
     assert (gone.key, kept_after) == (shard.key, [])
+
+
+OTHER = paired_row("another", "c", "r", "-", 1).row_id
+
+
+def tokenise(store: Store, *row_ids: str) -> None:
+    pair = (TokenSequence((1, 2), (3,)), TokenSequence((1, 2), (4,)))
+    for policy in ("one", "other"):
+        TokenIds(store, policy).add_ids((row_id, pair) for row_id in row_ids)
+
+
+def test_the_token_ids_of_a_withdrawn_row_go_though_something_stands_on_the_row(store: Store, shard: Commit) -> None:
+    tokenise(store, ROW, OTHER)
+    store.write_ref(Ref(artifact=shard.artifact), "r", "preference_shard", "day")
+    plan = plan_of(store, ["r"], everything=True, keep=1)
+    assert (plan.doomed, plan.tokenised, len(plan.kept)) == ([], {ROW}, 1)
+    assert count_token_ids(store, [ROW, OTHER]) == 4, "listing removes nothing"
+    carry_out(store, plan)
+    assert (count_token_ids(store, [ROW]), count_token_ids(store, [OTHER])) == (0, 2)
+    assert store.fetch(shard.artifact)
+
+
+def test_the_token_ids_of_a_withdrawn_shards_rows_go_before_its_text(
+    store: Store, shard: Commit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lift(store, "r", "rows", [ROW])
+    bury(store, "r", "shards", [Tombstone(id="day", at="2026-01-01", artifacts=[shard.key])])
+    tokenise(store, ROW, OTHER)
+    (doomed,), _ = withdrawn_text(store, ["r"], set())
+    assert withdrawn_ids(store, ["r"], [doomed]) == {ROW}
+    plan = Plan([doomed], tokenised=withdrawn_ids(store, ["r"], [doomed]))
+    with monkeypatch.context() as killed:
+        killed.setattr("alignment_dags.retention.collect.erase_token_ids", killing)
+        with pytest.raises(KeyboardInterrupt):
+            carry_out(store, plan)
+    assert withdrawn_text(store, ["r"], set())[0] == [doomed], "it still says which rows it has"
+    carry_out(store, plan)
+    assert (count_token_ids(store, [ROW]), count_token_ids(store, [OTHER])) == (0, 2)
+    assert withdrawn_text(store, ["r"], set())[0] == []
+
+
+def killing(store: Store, row_ids: set[str]) -> int:
+    raise KeyboardInterrupt

@@ -1,0 +1,168 @@
+"""The token ids of rows, kept under what decides them, so that no row is tokenised twice.
+
+Two references with one tokenizer share them, and so do the reference stage and the policy's. Ids are a row's text in
+another spelling: whoever erases a row erases them as well (`erase_token_ids`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import chain
+from pathlib import PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+
+from alignment.data.rows import PreferenceRow
+from alignment.data.tokens import Dropped, Tokenization, TokenSequence
+from alignment.logprobs.parts import Parts
+from alignment.store import Store
+
+FOLDER = "cache/token_ids"
+LOCK = "token-ids"
+ROWS_AT_ONCE = 16_384
+"""Pairs that are tokenised, kept, sorted and packed together; more bring no better packing."""
+PART_IDS = 8 << 20
+"""Ids of one part: what adding rows holds in memory at a time."""
+TOKENS = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("chosen_prompt", pa.int32()),
+        ("chosen_ids", pa.list_(pa.int32())),
+        ("rejected_prompt", pa.int32()),
+        ("rejected_ids", pa.list_(pa.int32())),
+        ("reason", pa.string()),
+    ]
+)
+"""`*_prompt` is how many of the ids are the prompt's; `reason` is why the token policy drops the row, else null."""
+
+Pair = tuple[TokenSequence, TokenSequence]
+
+
+class TokenIds:
+    """What rows became under one token policy (its digest), under `<store>/cache/token_ids`.
+
+    Where several ranks do the same rows, one of them `writes`.
+    """
+
+    def __init__(self, store: Store, policy: str, *, writes: bool = True) -> None:
+        self.writes = writes
+        self._store = store
+        repetitive = [f"{side}_ids.list.element" for side in ("chosen", "rejected")]
+        self._parts = Parts(
+            store, f"{FOLDER}/{policy}", TOKENS, by_key=False, group_rows=256, repetitive=[*repetitive, "reason"]
+        )
+
+    def pairs(self, rows: Sequence[PreferenceRow], tokenization: Tokenization) -> dict[str, Pair | Dropped]:
+        """Row id → (chosen, rejected) ids, or why the row is dropped; rows that are not known are tokenised and kept.
+
+        All of them are in memory: give `ROWS_AT_ONCE` rows at a time.
+        """
+        known = {row_id: pair for batch in self.ids([row.row_id for row in rows]) for row_id, pair in batch}
+        unknown = {row.row_id: row for row in rows if row.row_id not in known}
+        fresh = {row_id: tokenization.pair(row) for row_id, row in unknown.items()}
+        self.add_ids(fresh.items())
+        return known | fresh
+
+    def ids(self, row_ids: Iterable[str]) -> Iterator[list[tuple[str, Pair | Dropped]]]:
+        """Batches of the rows that are known, each row once, in the order in which they are stored."""
+        for table in self.tables(row_ids):
+            chosen, rejected = _sequences(table, "chosen"), _sequences(table, "rejected")
+            columns = zip(table["row_id"].to_pylist(), table["reason"].to_pylist(), chosen, rejected, strict=True)
+            yield [
+                (row_id, (one, other) if reason is None else Dropped(reason)) for row_id, reason, one, other in columns
+            ]
+
+    def tables(self, row_ids: Iterable[str]) -> Iterator[pa.Table]:
+        """As `ids`, as Arrow tables of `TOKENS`."""
+        wanted = set(row_ids)
+        for table in self._parts.scan(pa.array(sorted(wanted), pa.string())):
+            once = []
+            for row_id in table["row_id"].to_pylist():
+                once.append(row_id in wanted)
+                wanted.discard(row_id)
+            if any(once):
+                yield table.filter(pa.array(once))
+
+    def add_ids(self, rows: Iterable[tuple[str, Pair | Dropped]]) -> None:
+        """Commits rows in parts of about `PART_IDS`, in their order."""
+        if not self.writes:
+            return
+        part: list[tuple[str, Pair | Dropped]] = []
+        size = 0
+        for row_id, pair in rows:
+            part.append((row_id, pair))
+            size += 0 if isinstance(pair, Dropped) else len(pair[0]) + len(pair[1])
+            if size >= PART_IDS:
+                self._parts.append(_table(part))
+                part, size = [], 0
+        self._parts.append(_table(part))
+
+    def compact(self) -> None:
+        """Merges small parts where they have become many; never while rows are erased."""
+        with self._store.alone(LOCK):
+            self._parts.compact()
+
+    def erase(self, row_ids: Collection[str]) -> int:
+        return self._parts.erase(pa.array(sorted(row_ids), pa.string()))
+
+    def count(self, row_ids: Collection[str]) -> int:
+        """How many of the rows are known."""
+        return sum(table.num_rows for table in self.tables(row_ids))
+
+
+def erase_token_ids(store: Store, row_ids: Collection[str]) -> int:
+    """Erases the rows' ids under every policy, and returns how many there were. Safe to repeat after a crash."""
+    if not row_ids:
+        return 0
+    with store.alone(LOCK):
+        return sum(ids.erase(row_ids) for ids in _all(store))
+
+
+def count_token_ids(store: Store, row_ids: Collection[str]) -> int:
+    """How many rows' ids `erase_token_ids` would erase."""
+    return sum(ids.count(row_ids) for ids in _all(store)) if row_ids else 0
+
+
+def _all(store: Store) -> Iterator[TokenIds]:
+    for folder in store.fs.glob(store.path(FOLDER, "*")):
+        yield TokenIds(store, PurePosixPath(str(folder)).name)
+
+
+def _table(rows: Sequence[tuple[str, Pair | Dropped]]) -> pa.Table:
+    pairs = [None if isinstance(pair, Dropped) else pair for _, pair in rows]
+    cells: dict[str, pa.Array] = {"row_id": pa.array([row_id for row_id, _ in rows], pa.string())}
+    for place, side in enumerate(("chosen", "rejected")):
+        sequences = [None if pair is None else pair[place] for pair in pairs]
+        lengths = [0 if one is None else len(one) for one in sequences]
+        ids = chain.from_iterable((*one.prompt_ids, *one.completion_ids) for one in sequences if one is not None)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        values = np.fromiter(ids, np.int32, int(offsets[-1]))
+        cells[f"{side}_prompt"] = pa.array([0 if one is None else len(one.prompt_ids) for one in sequences], pa.int32())
+        cells[f"{side}_ids"] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+    cells["reason"] = pa.array([pair.reason if isinstance(pair, Dropped) else None for _, pair in rows], pa.string())
+    return pa.table(cells, schema=TOKENS)
+
+
+def _sequences(table: pa.Table, side: str) -> list[TokenSequence]:
+    """One side of every row; without ids where the row is dropped."""
+    lists = table[f"{side}_ids"].combine_chunks()
+    flat = _shared(lists.flatten().to_numpy())
+    ends = np.cumsum(lists.value_lengths().to_numpy()).tolist()
+    starts = [0, *ends[:-1]]
+    return [
+        TokenSequence(tuple(flat[start : start + prompt]), tuple(flat[start + prompt : end]))
+        for start, end, prompt in zip(starts, ends, table[f"{side}_prompt"].to_pylist(), strict=True)
+    ]
+
+
+def _shared(ids: np.ndarray) -> list[int]:
+    """The ids as Python's numbers, one object a number: at 28 bytes each a shard's would not fit in memory."""
+    made: list[int] = _numbers(int(ids.max()).bit_length())[ids].tolist() if ids.size else []
+    return made
+
+
+@lru_cache(maxsize=1)
+def _numbers(bits: int) -> np.ndarray:
+    return np.array(range(1 << bits), object)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from alignment.methods.cpo import Cpo
 from alignment.methods.dpo import ApoDown, ApoZero, ConservativeDpo, Dpo, Hinge, Ipo, NormalisedDpo, RobustDpo
 from alignment.methods.method import Method, PairLogps
+from alignment.methods.simpo import SimPo
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
@@ -18,6 +20,8 @@ METHODS: dict[str, type[Method]] = {
         NormalisedDpo,
         ApoZero,
         ApoDown,
+        SimPo,
+        Cpo,
     )
 }
 

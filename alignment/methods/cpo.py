@@ -32,5 +32,6 @@ class Cpo(Method):
     def objective(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
         return self.loss(rows, constants) - self.sft_weight * rows.policy_chosen_mean
 
-    def first_loss(self) -> None:
-        """Theory gives none: what an untrained policy prefers is its own."""
+    def rewards(self, rows: PairLogps) -> tuple[torch.Tensor, torch.Tensor]:
+        """β times each side's log-probability."""
+        return self.beta * rows.policy_chosen, self.beta * rows.policy_rejected

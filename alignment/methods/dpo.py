@@ -36,6 +36,10 @@ class Dpo(Method):
         losses = self.loss(rows, constants)
         return losses - self.sft_weight * rows.policy_chosen_mean if self.sft_weight else losses
 
+    def rewards(self, rows: PairLogps) -> tuple[torch.Tensor, torch.Tensor]:
+        """β times each log-ratio, whatever the loss."""
+        return self.beta * rows.chosen_ratio, self.beta * rows.rejected_ratio
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConservativeDpo(Dpo):
@@ -47,7 +51,8 @@ class ConservativeDpo(Dpo):
     name = "cdpo"
     healthy: ClassVar[Mapping[str, tuple[float, float]]] = {**Dpo.healthy, "label_smoothing": (0.01, 0.3)}
 
-    label_smoothing: float = 0.1
+    label_smoothing: float = 0.0
+    """A share of the data, which nobody but the recipe knows: it has no default that could be right."""
 
     def wrong(self) -> str | None:
         return None if self.label_smoothing else "loss: cdpo needs label_smoothing above 0"
@@ -64,7 +69,7 @@ class RobustDpo(Dpo):
     name = "robust"
     healthy: ClassVar[Mapping[str, tuple[float, float]]] = ConservativeDpo.healthy
 
-    label_smoothing: float = 0.1
+    label_smoothing: float = 0.0
 
     def wrong(self) -> str | None:
         return None if self.label_smoothing else "loss: robust needs label_smoothing above 0"

@@ -27,7 +27,10 @@ HEALTHY_RANK = (16.0, 32.0)
 
 @dataclass(frozen=True)
 class PairLogps:
-    """Log-probabilities (nat) of P pairs, each a tensor [P] of sums over a completion's tokens; and how many tokens."""
+    """Log-probabilities (nat) of P pairs, each a tensor [P] of sums over a completion's tokens; and how many tokens.
+
+    Without a reference its log-probs are NaN, so that a method that reads them by mistake has no loss.
+    """
 
     policy_chosen: torch.Tensor
     policy_rejected: torch.Tensor
@@ -94,6 +97,11 @@ class Method(ABC):
         return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})
 
     @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """What its own settings are where a recipe does not name them."""
+        return {field.name: field.default for field in fields(cls)}
+
+    @classmethod
     def settings(cls) -> frozenset[str]:
         """The names of its own settings."""
         return frozenset(field.name for field in fields(cls))
@@ -133,8 +141,17 @@ class Method(ABC):
         """What is minimised, [P]: the loss, with the terms that a recipe adds to it."""
         return self.loss(rows, constants)
 
+    @abstractmethod
+    def rewards(self, rows: PairLogps) -> tuple[torch.Tensor, torch.Tensor]:
+        """What training raises of chosen completions and lowers of rejected ones, each [P]; for people, not the loss.
+
+        A pair counts as right where its chosen reward is the larger.
+        """
+
     def first_loss(self) -> float | None:
         """The loss of a policy that is its reference, whatever the rows; None where theory gives none."""
+        if not self.needs_reference:
+            return None
         import torch
 
         zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)

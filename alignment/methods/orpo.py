@@ -33,8 +33,11 @@ class Orpo(Method):
         odds = log_odds(rows.policy_chosen_mean) - log_odds(rows.policy_rejected_mean)
         return -rows.policy_chosen_mean + self.odds_weight * minus_log_sigmoid(odds)
 
-    def first_loss(self) -> None:
-        """Theory gives none: what a base model prefers is its own."""
+    def rewards(self, rows: PairLogps) -> tuple[torch.Tensor, torch.Tensor]:
+        """λ times each side's log odds."""
+        return self.odds_weight * log_odds(rows.policy_chosen_mean), self.odds_weight * log_odds(
+            rows.policy_rejected_mean
+        )
 
 
 LARGEST_MEAN = -1e-7

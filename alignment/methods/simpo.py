@@ -31,5 +31,6 @@ class SimPo(Method):
         margin = rows.policy_chosen_mean - rows.policy_rejected_mean
         return minus_log_sigmoid(self.beta * (margin - self.gamma_ratio))
 
-    def first_loss(self) -> None:
-        """Theory gives none: what an untrained policy prefers is its own."""
+    def rewards(self, rows: PairLogps) -> tuple[torch.Tensor, torch.Tensor]:
+        """β times each side's mean log-probability of a token, eq. 4."""
+        return self.beta * rows.policy_chosen_mean, self.beta * rows.policy_rejected_mean

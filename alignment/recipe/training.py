@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -131,22 +131,36 @@ class Dpo(Optimisation):
     learning_rate: float = Field(default=5e-7, gt=0)
     """Highest learning rate of AdamW, reached after the warm-up; commonly 5e-8 to 1e-6 for a whole model, ten times
     that with LoRA. Too high a rate spoils the model before it learns the preferences."""
-    loss: Literal["sigmoid", "hinge", "ipo", "cdpo", "robust", "sigmoid_norm", "apo_zero", "apo_down"] = "sigmoid"
+    loss: Literal[
+        "sigmoid", "hinge", "ipo", "cdpo", "robust", "sigmoid_norm", "apo_zero", "apo_down", "simpo", "cpo"
+    ] = "sigmoid"
     """The method; docs/methods.md compares them. `sigmoid`: DPO (Rafailov et al. 2023). `hinge`: SLiC-HF (Zhao et al.
     2023). `ipo`: IPO (Azar et al. 2023). `cdpo` (Mitchell 2023) and `robust` (rDPO, Chowdhury et al. 2024): for data
     with some wrong labels. `sigmoid_norm`: DPO of log-ratios per token (Lambert et al. 2024). `apo_zero`, `apo_down`:
-    APO, for chosen completions better or worse than the model's own (D'Oosterlinck et al. 2024)."""
+    APO, for chosen completions better or worse than the model's own (D'Oosterlinck et al. 2024). `simpo` (Meng et al.
+    2024) and `cpo` (Xu et al. 2024) take no reference, and their graph has no reference log-probs."""
     beta: float = Field(default=0.1, gt=0)
     """β: a larger value keeps the policy nearer to the reference. Usual values are 0.01 to 1, and 1 to 10 with
-    `sigmoid_norm`, whose log-ratios are per token. `ipo` aims at a margin of 1 / (2β)."""
+    `sigmoid_norm`, whose log-ratios are per token. `ipo` aims at a margin of 1 / (2β). With `simpo`, whose default is
+    2, it scales rewards per token; usual values are 2 to 10."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Assumed fraction of pairs whose chosen and rejected sides are swapped. `cdpo` and `robust` need it; the other
     methods refuse it."""
     sft_weight: float = Field(default=0.0, ge=0)
     """Weight of the chosen completion's negative log-likelihood, in nats per token, that is added to the loss (RPO);
-    keeps what SFT taught. 0 adds none."""
+    keeps what SFT taught. 0 adds none. It is part of `cpo`, whose default is 1; `simpo` refuses it."""
+    gamma_ratio: float = Field(default=0.0, ge=0)
+    """`simpo` only, whose default is 0.5: γ/β, by how many nats per token a chosen completion shall be likelier than
+    the rejected one. Usual values are 0.1 to 0.8."""
     length_normalised: bool = True
     """`ipo` only: its margin is of mean log-ratios per token, as in TRL; false takes sums, as the paper writes it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_its_method(cls, given: Any) -> Any:
+        """What is not given is the method's own default, where that is another than the section's."""
+        method = METHODS.get(given.get("loss")) if isinstance(given, dict) else None
+        return given if method is None else method.defaults() | given
 
     @model_validator(mode="after")
     def _settings_of_its_method(self) -> Dpo:

@@ -45,7 +45,7 @@ def test_the_healthy_range_that_beta_names_is_that_of_every_method() -> None:
     beta = Dpo.model_fields["beta"].description or ""
     ranges = {method.name: method.healthy["beta"] for method in METHODS.values()}
     assert all(f"{low:g} to {high:g}" in beta for low, high in ranges.values())
-    assert {name for name, healthy in ranges.items() if healthy != ranges["sigmoid"]} == {"sigmoid_norm"}
+    assert {name for name, healthy in ranges.items() if healthy != ranges["sigmoid"]} == {"sigmoid_norm", "simpo"}
 
 
 def test_what_every_suite_has_stands_once_and_other_defaults_with_their_suite() -> None:

@@ -159,7 +159,7 @@ class Dpo(Optimisation):
     @classmethod
     def _defaults_of_its_method(cls, given: Any) -> Any:
         """What is not given is the method's own default, where that is another than the section's."""
-        method = METHODS.get(given.get("loss")) if isinstance(given, dict) else None
+        method = METHODS.get(str(given.get("loss"))) if isinstance(given, dict) else None
         return given if method is None else method.defaults() | given
 
     @model_validator(mode="after")

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from alignment.methods import Method, PairLogps
+from alignment.methods import Method, PairLogps, method_of
 from alignment.methods.cpo import Cpo
 from alignment.methods.orpo import Orpo
 from alignment.methods.simpo import SimPo
+from alignment.recipe import Dpo
 
 EVERY: list[Method] = [SimPo(beta=2.5, gamma_ratio=0.3), Cpo(beta=0.2, sft_weight=0.7), Orpo(odds_weight=0.25)]
 NAN = float("nan")
@@ -87,6 +88,21 @@ def test_each_loss_is_trls(method: Method) -> None:
         stub.beta = method.odds_weight
         theirs = -means[0] - ORPOTrainer.odds_ratio_loss(stub, *means)[0]
     assert method.objective(logps).tolist() == pytest.approx(theirs.tolist(), abs=1e-5)
+
+
+def test_a_recipe_that_names_a_method_takes_its_defaults_and_refuses_settings_of_others() -> None:
+    simpo, cpo = Dpo(loss="simpo"), Dpo(loss="cpo", beta=0.3)
+    assert method_of(simpo) == SimPo() and (simpo.beta, simpo.gamma_ratio) == (2.0, 0.5)
+    assert method_of(cpo) == Cpo(beta=0.3) and cpo.sft_weight == 1.0
+    assert Dpo.model_validate(simpo.model_dump()) == simpo
+    assert Dpo(loss="ipo").beta == 0.1
+    for given, words in (
+        ({"loss": "simpo", "sft_weight": 0.2}, "sft_weight counts only with loss: sigmoid or "),
+        ({"gamma_ratio": 0.2}, "gamma_ratio counts only with loss: simpo"),
+        ({"loss": "cpo", "label_smoothing": 0.2}, "label_smoothing counts only with loss: cdpo or robust"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Dpo.model_validate(given)
 
 
 @pytest.mark.parametrize("method", EVERY, ids=lambda method: method.name)

@@ -1,4 +1,4 @@
-"""Training without a reference: no log-prob of the start is cached, and none is computed but those of held-out pairs."""
+"""Training without a reference: no log-prob of the start is cached, and only held-out pairs are scored with it."""
 
 from __future__ import annotations
 

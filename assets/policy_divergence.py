@@ -23,6 +23,7 @@ def policy_divergence(recipe: Recipe) -> Node:
             seed=recipe.seed,
             precision=recipe.evals.precision,
             batch_tokens=recipe.evals.batch_tokens,
+            tokens=recipe.tokens.writing(),
         )
 
     return Node(

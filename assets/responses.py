@@ -60,6 +60,7 @@ def responses_request(recipe: Recipe, pools: Pools, checkpoint: Artifact) -> Res
         precision=recipe.evals.precision,
         batch_tokens=recipe.evals.batch_tokens,
         generate=recipe.evals.generate,
+        tokens=recipe.tokens.writing(),
     )
 
 

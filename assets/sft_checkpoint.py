@@ -23,6 +23,7 @@ def sft_checkpoint(recipe: Recipe, pools: Pools) -> Node:
             dataset=None if adopted else upstream("sft_dataset"),
             adopt=pin_model(adopted) if adopted else None,
             settings=SftTraining.of(recipe.sft),
+            tokens=recipe.tokens.writing(),
             seed=recipe.seed,
             world_size=pools[recipe.pools.sft].world_size,
         )

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a GPU shows of the scorer: [SIZE=tiny|0.5b|8b|gpu] [PYTHON=python3] bash benchmarks/gpu.sh OUT
+# What a GPU shows of the packed pass and step: [SIZE=tiny|0.5b|8b|gpu] [PYTHON=python3] bash benchmarks/gpu.sh OUT
 # At most five minutes; needs torch, transformers, numpy and safetensors, and installs nothing. docs/benchmarks.md says more.
 set -euo pipefail
 out=${1:?"usage: [SIZE=tiny|0.5b|8b|gpu] [PYTHON=python3] bash benchmarks/gpu.sh OUT"}

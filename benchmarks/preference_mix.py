@@ -15,6 +15,16 @@ prompt shared saves another 1.27."""
 
 
 @dataclass(frozen=True)
+class StepRow:
+    """A pair as a step takes it, with its cached reference log-probs (nat)."""
+
+    chosen: TokenSequence
+    rejected: TokenSequence
+    ref_chosen_logp: float
+    ref_rejected_logp: float
+
+
+@dataclass(frozen=True)
 class Size:
     """A model's shape (Llama), and the mean lengths and number of pairs that go through it."""
 

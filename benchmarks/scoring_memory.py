@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 
 from alignment.data.tokens import TokenSequence
-from alignment.logprobs import scorer
+from alignment.models import runner
 from benchmarks.preference_mix import SIZES
 from benchmarks.reference_logprobs import build, ours, peak_memory
 
@@ -31,7 +31,7 @@ def main() -> None:
     shape = SIZES["0.5b"]
     size = replace(shape, config=shape.config | {"num_hidden_layers": chosen.layers}, dtype=chosen.dtype)
     model = build(size, device, 1)[0]
-    scorer.CPU_TOKENS = TOKENS
+    runner.CPU_TOKENS = TOKENS
     draw = torch.Generator().manual_seed(0)
 
     def ids(count: int) -> tuple[int, ...]:

@@ -1,20 +1,23 @@
-"""TRL's reference pass over ready token ids: its own code where TRL is installed, else the same work by hand."""
+"""TRL's reference pass and DPO step over ready token ids; the pass by hand where TRL is not installed."""
 
 from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 from alignment.data.tokens import TokenSequence
+from benchmarks.preference_mix import StepRow
 
 Pairs = list[tuple[TokenSequence, TokenSequence]]
 Pass = Callable[[Pairs, int], list[tuple[float, float]]]
 """Pairs in the order given, pairs a batch → (chosen, rejected) nats a pair."""
+Step = Callable[[Sequence[StepRow], int], float]
+"""Rows in the order given, pairs a micro batch → the step's loss; gradients are added to the model's weights."""
 
 
 def trl_pass(model: Any) -> tuple[str, Pass]:
@@ -26,8 +29,8 @@ def trl_pass(model: Any) -> tuple[str, Pass]:
     return f"TRL {trl.__version__}", _own(model)
 
 
-def _own(model: Any) -> Pass:
-    """`DPOTrainer._precompute_ref_logps`, its cache never hit."""
+def _trainer(model: Any, **settings: Any) -> Any:
+    """A `DPOTrainer` around the model, its data set a single row that nothing here reads."""
     from datasets import Dataset
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -36,30 +39,61 @@ def _own(model: Any) -> Pass:
 
     words = Tokenizer(WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2, "a": 3}, unk_token="a"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
-    folder = tempfile.mkdtemp()
+    reference = settings.pop("ref_model", None)
     config = DPOConfig(
-        output_dir=folder,
+        output_dir=tempfile.mkdtemp(),
         report_to=[],
         bf16=model.dtype == torch.bfloat16,
-        precompute_ref_log_probs=True,
+        precompute_ref_log_probs=reference is None,
         gradient_checkpointing=False,
         use_cpu=model.device.type == "cpu",
         max_length=None,
         disable_tqdm=True,
+        **settings,
     )
     one = Dataset.from_list([{"prompt": "a", "chosen": "a", "rejected": "a a"}])
-    trainer = DPOTrainer(model=model, args=config, train_dataset=one, processing_class=tokenizer)
+    return DPOTrainer(model=model, ref_model=reference, args=config, train_dataset=one, processing_class=tokenizer)
+
+
+def trl_step(model: Any, beta: float, reference: Any = None) -> Step:
+    """`DPOTrainer`'s own collator, loss and backward pass, accumulated over micro batches; no optimiser.
+
+    With a `reference` model its log-probs are computed in every step, without one the rows' cached ones are taken.
+    """
+    trainer = _trainer(model, beta=beta, **({} if reference is None else {"ref_model": reference}))
+
+    def run(rows: Sequence[StepRow], batch: int) -> float:
+        parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+        trainer.current_gradient_accumulation_steps = len(parts)
+        loss = 0.0
+        for part in parts:
+            cells = [_cells(row.chosen, row.rejected) for row in part]
+            if reference is None:
+                for cell, row in zip(cells, part, strict=True):
+                    cell |= {"ref_chosen_logps": row.ref_chosen_logp, "ref_rejected_logps": row.ref_rejected_logp}
+            loss += float(trainer.training_step(model, trainer.data_collator(cells)))
+        return loss
+
+    return run
+
+
+def _cells(chosen: TokenSequence, rejected: TokenSequence) -> dict[str, Any]:
+    return {
+        "prompt_ids": list(chosen.prompt_ids),
+        "chosen_ids": list(chosen.completion_ids),
+        "rejected_ids": list(rejected.completion_ids),
+    }
+
+
+def _own(model: Any) -> Pass:
+    """`DPOTrainer._precompute_ref_logps`, its cache never hit."""
+    from datasets import Dataset
+
+    trainer = _trainer(model)
     turn = itertools.count()
 
     def run(rows: Pairs, batch: int) -> list[tuple[float, float]]:
-        cells = [
-            {
-                "prompt_ids": list(chosen.prompt_ids),
-                "chosen_ids": list(chosen.completion_ids),
-                "rejected_ids": list(rejected.completion_ids),
-            }
-            for chosen, rejected in rows
-        ]
+        cells = [_cells(chosen, rejected) for chosen, rejected in rows]
         trainer._precompute_model_hash = f"turn {next(turn)}"
         done = trainer._precompute_ref_logps(Dataset.from_list(cells), "train", batch)
         return list(zip(done["ref_chosen_logps"], done["ref_rejected_logps"], strict=True))

@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
+from alignment.data.templates import ChatTemplate
 from alignment.models.checkpoint import (
     CONFIG_FILE,
     GENERATION_CONFIG_FILE,
@@ -191,7 +192,8 @@ def prompt_template(checkpoint: Path, runs_code: bool = False) -> str | None:
     tokenizer = load_tokenizer(checkpoint, runs_code)
     mark = "MESSAGE"
     message = [{"role": "user", "content": mark}]
-    text = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+    dated = ChatTemplate(tokenizer).text  # with the day of training, where it asks for the day
+    text = str(tokenizer.apply_chat_template(message, chat_template=dated, tokenize=False, add_generation_prompt=True))
     bos = tokenizer.bos_token
     if isinstance(bos, str) and text.startswith(bos) and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]:
         text = text.removeprefix(bos)

@@ -16,9 +16,13 @@ OURS_HAVE_NO_USE_FOR = (*ABSENT, "fsspec", "filelock")
 """`fsspec` and `filelock` come with torch and huggingface_hub; the packed pass needs neither."""
 BARE = [
     "alignment.data.tokens",
-    *(f"alignment.models.{name}" for name in ("attention", "checkpoint", "forward", "packing", "size", "weights")),
+    *(
+        f"alignment.models.{name}"
+        for name in ("attention", "checkpoint", "forward", "packing", "rope", "runner", "size", "weights")
+    ),
     "alignment.methods.dpo",
     "alignment.logprobs.scorer",
+    "alignment.training.packed_step",
 ]
 
 HIDING = """
@@ -73,7 +77,12 @@ def test_the_gpu_benchmark_runs_there_at_its_smallest_size(tmp_path: Path) -> No
     assert told.returncode == 0, told.stdout + told.stderr
     parts = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")}
     assert list(parts) and {part["status"] for part in parts.values()} == {"complete"}
-    assert parts.keys() == {"environment", "values", "company", "speed", "attention", "head"}
+    assert parts.keys() == {"environment", "agreement", "step", "values", "company", "speed", "attention", "head"}
+    same = [row for row in parts["agreement"]["rows"] if row["compared"].startswith("step")]
+    assert len(same) == 6 and not any(row["differing"] for row in same)
+    gradients = [row for row in parts["agreement"]["rows"] if row["compared"].startswith("gradient")]
+    assert gradients and all(row["relative"] < (1e-5 if row["dtype"] == "float32" else 0.1) for row in gradients)
+    assert all(row["pairs_per_second"] > 0 for row in parts["step"]["rows"])
     summary = (tmp_path / "out" / "summary.md").read_text()
     assert all(f"## {name}: complete" in summary for name in parts)
     exact = [row for row in parts["values"]["rows"] if row["dtype"] == "float32"]

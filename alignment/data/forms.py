@@ -11,6 +11,10 @@
 | Alpaca pairs | `instruction`, `input`; `chosen`, `rejected`: strings |
 | TRL unpaired | `prompt`, `completion`, `label` |
 | LLaMA-Factory KTO | `messages` (or `conversations`), `label` (or `kto_tag`) |
+| Step-DPO | `prompt`, `initial_reason_steps` (steps that both sides share: prompt), `chosen`, `rejected`: strings |
+
+Messages may stand in a string, as JSON or as Python writes them (a cell of CSV): they are read, never taken for text.
+A message keeps `reasoning_content`, `thinking` or `reasoning` where it has them, and is else role and content.
 
 What a row says is taken as given. White space alone counts as empty, and an empty prompt is refused in
 every form: a preference that depends on no prompt is a damaged record far more often than a wish.
@@ -18,10 +22,14 @@ every form: a preference that depends on no prompt is a damaged record far more 
 
 from __future__ import annotations
 
+import ast
+import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from alignment.data.rows import Content, Message, PreferenceRow, paired_row, unpaired_row
+from alignment.data.templates import REASONING
 
 # What the record forms share: messages in either spelling, where a conversation's last turn begins, empty text.
 #
@@ -30,6 +38,14 @@ from alignment.data.rows import Content, Message, PreferenceRow, paired_row, unp
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 UNSUPPORTED = ("tools", "functions", "images", "videos", "audios", "image", "audio")
 EMPTY: tuple[Any, ...] = (None, "", "[]", [], {}, False)
+ROLE_NAMES, TEXT_NAMES = {"role", "from"}, {"content", "value"}
+MESSAGES = ("prompt", "chosen", "rejected", "completion", "messages", "conversations")
+"""Fields that may hold messages."""
+WRITTEN = re.compile(r"""\s*(array\(\s*)?(\[\s*)?\{\s*['"](\w+)['"]\s*:""")
+"""How messages begin where they are written as text; what is captured last is the first one's first field."""
+WRITTEN_ROLE, WRITTEN_TEXT = re.compile(r"""['"](role|from)['"]\s*:"""), re.compile(r"""['"](content|value)['"]\s*:""")
+STEPS = "initial_reason_steps"
+"""Step-DPO's field for the steps of a solution that come before the two that are compared."""
 
 
 class Unusable(ValueError):
@@ -44,7 +60,32 @@ def present(record: Any) -> dict[str, Any]:
     for name in UNSUPPORTED:
         if fields.get(name) not in EMPTY:  # left out, the model would be trained on another prompt than the one judged
             raise Unusable(f"{name} are not supported")
+    for name in MESSAGES:
+        if isinstance(fields.get(name), str):
+            fields[name] = _read(fields[name], name)
     return fields
+
+
+def _read(text: str, field: str) -> Any:
+    """The messages that a string holds as JSON or as Python writes them; any other string as it is."""
+    begins = WRITTEN.match(text)
+    if begins is None:
+        return text
+    has_both = WRITTEN_ROLE.search(text) is not None and WRITTEN_TEXT.search(text) is not None
+    if not has_both and begins[3] not in ROLE_NAMES | TEXT_NAMES:
+        return text
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            value = parse(text.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        listed = value if isinstance(value, list | tuple) else [value]
+        if all(isinstance(item, Mapping) and ROLE_NAMES & item.keys() and TEXT_NAMES & item.keys() for item in listed):
+            return value
+        return text  # some other data, which is an answer as good as any
+    if has_both or begins[2]:
+        raise Unusable(f"{field} is messages written as text that cannot be read")
+    return text
 
 
 def text_of(value: Any, field: str) -> str:
@@ -59,7 +100,8 @@ def text_of(value: Any, field: str) -> str:
 
 
 def messages_of(value: Any, field: str) -> tuple[Message, ...]:
-    """Messages reduced to role and content, from {role, content} or ShareGPT's {from, value}; one dict is one message.
+    """Messages reduced to role, content and reasoning, from {role, content} or ShareGPT's {from, value}; one dict is
+    one message.
 
     Content is a string or a list holding one text part.
     """
@@ -83,7 +125,11 @@ def _message(item: Any, field: str) -> Message:
     if isinstance(content, list) and len(content) == 1 and isinstance(content[0], Mapping):
         part = content[0]
         content = part.get("text") if part.get("type", "text") == "text" else None
-    return {"role": role, "content": text_of(content, field)}
+    message = {"role": role, "content": text_of(content, field)}
+    for name in REASONING:
+        if item.get(name) not in EMPTY:  # a row without a thought has the id that it always had
+            message[name] = text_of(item[name], f"{name} of {field}")
+    return message
 
 
 def user(text: str) -> Message:
@@ -101,6 +147,7 @@ def turns_of(value: Any, field: str, speaker: Callable[[str], Message]) -> tuple
 
 def with_system(messages: tuple[Message, ...], fields: Mapping[str, Any]) -> tuple[Message, ...]:
     """The messages, led by the record's own `system` field if it has one and they do not."""
+    require_no_steps(fields)
     system = fields.get("system")
     if not system or (messages and messages[0]["role"] == "system"):
         return messages
@@ -144,13 +191,27 @@ def plain_texts(fields: Mapping[str, Any]) -> tuple[str, str] | None:
     if not isinstance(prompt, str) or not isinstance(completion, str):
         return None
     require_no_system(fields)
-    return text_of(prompt, "prompt"), text_of(completion, "completion")
+    return with_steps(text_of(prompt, "prompt"), fields), text_of(completion, "completion")
 
 
 def require_no_system(fields: Mapping[str, Any]) -> None:
     """Raises where a system message stands beside plain strings, which get no chat template to hold it."""
     if fields.get("system"):
         raise Unusable("system beside plain strings")
+
+
+def with_steps(prompt: str, fields: Mapping[str, Any]) -> str:
+    """The prompt with Step-DPO's earlier steps on a new line behind it, as its own training has them."""
+    if fields.get(STEPS) in EMPTY:
+        return prompt
+    steps = text_of(fields[STEPS], STEPS)
+    return f"{prompt}{steps}" if prompt[-1:].isspace() or steps[:1].isspace() else f"{prompt}\n{steps}"
+
+
+def require_no_steps(fields: Mapping[str, Any]) -> None:
+    """Raises where earlier steps stand in a form that has no place for the opening of an answer in its prompt."""
+    if fields.get(STEPS) not in EMPTY:
+        raise Unusable(f"{STEPS} without a prompt of plain text")
 
 
 def is_blank(content: Content) -> bool:
@@ -227,7 +288,9 @@ def _sides(fields: Fields) -> tuple[tuple[Content, Content], tuple[Content, Cont
         chosen, rejected = text_of(chosen, "chosen"), text_of(rejected, "rejected")
         require_no_system(fields)
         if prompt is not None:
+            prompt = with_steps(prompt, fields)
             return (prompt, chosen), (prompt, rejected)
+        require_no_steps(fields)
         return _split_hh(chosen), _split_hh(rejected)
     return _side(prompt, chosen, "chosen", fields), _side(prompt, rejected, "rejected", fields)
 

@@ -21,7 +21,7 @@ from alignment.digest import canonical_json, json_digest
 Form = Literal["text", "chat"]
 """`text`: plain strings, which get no chat template. `chat`: messages, which do."""
 Message = dict[str, str]
-"""Exactly `role` and `content`."""
+"""`role` and `content`, and reasoning under the name that the data gives it (`alignment.data.templates.REASONING`)."""
 Content = str | tuple[Message, ...]
 
 

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from alignment.data.templates import ChatTemplate, with_system_message
 from alignment.errors import BadInput
+from alignment.recipe import TokenPolicy
 
 if TYPE_CHECKING:
     import torch
@@ -83,11 +85,16 @@ Prompt = str | Sequence[Message]
 
 
 class PromptEncoder:
-    """A tokenizer and the length of the model's context, None where that is unknown."""
+    """A tokenizer, the length of the model's context (None where that is unknown), and how training wrote its rows."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, context: int | None) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, context: int | None, tokens: TokenPolicy | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.context = context
+        self.tokens = tokens or TokenPolicy()
+        self.chat_template = ChatTemplate(tokenizer, self.tokens.today).text
+        """The template with its date set, as training has it."""
         alone = self._ids("a", special=True)
         self._adds_start = alone[0] == tokenizer.bos_token_id
         self._adds_end = len(alone) > 1 and alone[-1] == tokenizer.eos_token_id
@@ -133,7 +140,11 @@ class PromptEncoder:
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=not opening, continue_final_message=opening
+                    [dict(message) for message in with_system_message(messages, self.tokens.system)],
+                    chat_template=self.chat_template,
+                    tokenize=False,
+                    add_generation_prompt=not opening,
+                    continue_final_message=opening,
                 )
             )
         except TemplateError as error:
@@ -160,11 +171,17 @@ class Answer:
 class Generator:
     """One loaded model that answers any number of prompts, greedily unless told otherwise, the same way every time."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_tokens: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_tokens: int,
+        tokens: TokenPolicy | None = None,
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
-        self.encoder = PromptEncoder(tokenizer, context_length(model.config))
+        self.encoder = PromptEncoder(tokenizer, context_length(model.config), tokens)
         self.end_ids = _end_ids(model, tokenizer)
 
     @property
@@ -206,7 +223,8 @@ class Generator:
 
         longest = max(map(len, prompts))
         pad = self.tokenizer.pad_token_id
-        pad = self.end_ids[0] if pad is None and self.end_ids else pad or 0
+        if pad is None or pad >= self.model.get_input_embeddings().weight.shape[0]:  # masked, but it is looked up
+            pad = self.end_ids[0] if self.end_ids else 0
         ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=self.model.device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
         stops = RowStops(self.tokenizer, longest, limits, until)

@@ -20,13 +20,14 @@ from alignment.data.files import pin_file
 from alignment.data.forms import normalise
 from alignment.data.readers import read_records
 from alignment.data.rows import PreferenceRow
+from alignment.data.tokens import require_few_rewritten
 from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.logprobs.cache import LogprobCache
-from alignment.logprobs.keys import fingerprint, policy_digest
+from alignment.logprobs.keys import fingerprint
 from alignment.logprobs.reference import Reference, reference_pass
 from alignment.logprobs.table import LOGPROBS_SCHEMA, Written, logprobs_table, writer
-from alignment.logprobs.token_ids import ROWS_AT_ONCE
+from alignment.logprobs.token_ids import ROWS_AT_ONCE, policy_name
 from alignment.models.checkpoint import (
     PRECISIONS,
     config_digest,
@@ -78,7 +79,8 @@ def reference_file(
         rope_by_length=rope_by_length(config),
     )
     reference = Reference(lambda: model, name, policy, precision, batch_tokens)
-    cache = LogprobCache(store, name, policy_digest(policy, tokenizer_digest(model), end_ids(model)))
+    about = {"tokenizer_digest": tokenizer_digest(model), "end_ids": end_ids(model)}
+    cache = LogprobCache(store, name, policy_name(policy, about, lambda: model))
     written, quarantined = Written(name), Counter[str]()
     with _arriving(out) as file:
         valid = _valid(pairs, quarantined)
@@ -87,6 +89,7 @@ def reference_file(
             assert done is not None
             file.write_table(logprobs_table(done).select(COLUMNS))
             written.add(done)
+        require_few_rewritten(written.dropped, written.rows, policy, model)
         if not written.rows:
             raise BadInput(_nothing_left(written.dropped, quarantined), file=str(pairs))
     cache.compact()

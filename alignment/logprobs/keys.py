@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -23,12 +23,17 @@ def sequence_key(fingerprint: str, sequence: TokenSequence) -> bytes:
     return key.digest()
 
 
-def policy_digest(policy: TokenPolicy, tokenizer_digest: str, end_ids: Sequence[int] = ()) -> str:
-    """Names everything but the row that decides a row's ids: the checkpoint's end ids too, where they are given."""
-    ends = {"ends": sorted(set(end_ids))} if end_ids else {}
-    return json_digest(
-        {"policy": policy.model_dump(mode="json"), "tokenizer": tokenizer_digest, "version": TOKENS_VERSION, **ends}
-    )
+def policy_digest(
+    policy: TokenPolicy, tokenizer_digest: str, end_ids: Collection[int] = (), *, is_dated: bool = True
+) -> str:
+    """Names everything but the row that decides a row's ids.
+
+    `end_ids` are the checkpoint's (`alignment.models.ends`). `is_dated` says that the chat template asks for the date
+    (`asks_for_date`); `today` changes no other template's ids.
+    """
+    decides = policy.model_dump(mode="json", exclude={"max_dropped"} if is_dated else {"max_dropped", "today"})
+    ends = sorted(set(end_ids))
+    return json_digest({"policy": decides, "tokenizer": tokenizer_digest, "ends": ends, "version": TOKENS_VERSION})
 
 
 def _packed(ids: Sequence[int]) -> bytes:

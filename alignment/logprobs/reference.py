@@ -22,6 +22,7 @@ from alignment.logprobs.keys import sequence_key
 from alignment.logprobs.scorer import free_memory, require_finite, score
 from alignment.logprobs.token_ids import TokenIds
 from alignment.models.checkpoint import load_model, load_tokenizer, max_positions
+from alignment.models.ends import end_ids
 from alignment.models.packing import by_prompt, forwarded, shares
 from alignment.models.size import peak_flops, scoring_flops
 from alignment.recipe import TokenPolicy
@@ -150,7 +151,8 @@ def _tokenised(
 ) -> Iterator[tuple[str, tuple[RowKeys, Work]]]:
     """Each row with its keys and sequences."""
     folder = reference.folder()
-    tokenization = Tokenization(load_tokenizer(folder, reference.runs_code), reference.tokens, max_positions(folder))
+    tokenizer = load_tokenizer(folder, reference.runs_code)
+    tokenization = Tokenization(tokenizer, reference.tokens, max_positions(folder), end_ids(folder))
     pairs = token_ids.pairs(rows, tokenization)
     for row in rows:
         pair = pairs[row.row_id]

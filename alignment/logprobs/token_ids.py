@@ -6,17 +6,21 @@ another spelling: whoever erases a row erases them as well (`erase_token_ids`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from alignment.data.rows import PreferenceRow
-from alignment.data.tokens import Dropped, Tokenization, TokenSequence
+from alignment.data.templates import TODAY, asks_for_date, chat_template_of
+from alignment.data.tokens import ROWS_TOGETHER, Dropped, Tokenization, TokenSequence
+from alignment.logprobs.keys import policy_digest
 from alignment.logprobs.parts import Parts
+from alignment.recipe import TokenPolicy
 from alignment.store import Store
 
 FOLDER = "cache/token_ids"
@@ -40,6 +44,18 @@ TOKENS = pa.schema(
 Pair = tuple[TokenSequence, TokenSequence]
 
 
+def policy_name(
+    tokens: TokenPolicy, about: Mapping[str, Any], folder: Callable[[], Path], runs_code: bool = False
+) -> str:
+    """The digest under which rows' ids are kept: of a token policy, under the checkpoint that `about` describes
+    (`whole_summary`). Its `folder` is fetched only for a date other than the default's, which few templates ask for.
+    """
+    from alignment.models.checkpoint import load_tokenizer
+
+    is_dated = tokens.today == TODAY or asks_for_date(chat_template_of(load_tokenizer(folder(), runs_code)))
+    return policy_digest(tokens, about["tokenizer_digest"], about["end_ids"], is_dated=is_dated)
+
+
 class TokenIds:
     """What rows became under one token policy (its digest), under `<store>/cache/token_ids`.
 
@@ -61,7 +77,11 @@ class TokenIds:
         """
         known = {row_id: pair for batch in self.ids([row.row_id for row in rows]) for row_id, pair in batch}
         unknown = {row.row_id: row for row in rows if row.row_id not in known}
-        fresh = {row_id: tokenization.pair(row) for row_id, row in unknown.items()}
+        fresh: dict[str, Pair | Dropped] = {}
+        for start in range(0, len(unknown), ROWS_TOGETHER):
+            together = list(unknown.values())[start : start + ROWS_TOGETHER]
+            found = tokenization.pairs(together)
+            fresh |= {row.row_id: pair for row, pair in zip(together, found, strict=True)}
         self.add_ids(fresh.items())
         return known | fresh
 

@@ -91,10 +91,9 @@ def _one_by_one(
     import torch
 
     repeats = query.shape[1] // key.shape[1]
-    queries, keys, values = (
-        torch.split(states, layout.sizes, 2)
-        for states in (query, key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1))
-    )
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    queries, keys, values = (torch.split(states, layout.sizes, 2) for states in (query, key, value))
     out = []
     for place, prompt in enumerate(layout.prompts):
         seen_keys, seen_values = keys[place], values[place]

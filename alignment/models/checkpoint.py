@@ -271,6 +271,9 @@ def load_config(folder: str | Path, runs_code: bool = False) -> PreTrainedConfig
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, **loading(runs_code))
         config._attn_implementation = None  # ours to choose: one in the file would go before the argument
+        text = config.get_text_config()
+        if isinstance(text.pad_token_id, int) and text.pad_token_id >= text.vocab_size:
+            text.pad_token_id = None  # it changes no forward pass, and PyTorch makes no embedding with it
         return config
     except Exception as error:  # a class may raise anything on values that it does not expect
         if not runs_code and isinstance(error, ValueError) and (refused := refusal(folder)) is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignment.data.tokens import TokenSequence
 from alignment.models.attention import NAME, shared_prompts
-from alignment.models.packing import ROUND, lay_out, rounded
+from alignment.models.packing import ROUND, lay_out
 from alignment.models.rope import by_own_length
 
 if TYPE_CHECKING:
@@ -101,12 +101,25 @@ def head_backward(
     start = 0
     for block, ids, count in _blocks(states.detach(), rows, vocabulary):
         part = block.requires_grad_()
-        logps = token_logps(head(part), ids)[:count]
-        (logps * weights[start : start + count].to(logps.device)).sum().backward()  # type: ignore[no-untyped-call]
+        logits = head(part)
+        every = torch.nn.functional.pad(weights[start : start + count], (0, len(ids) - count)).to(logits.device)
+        logits.backward(_gradient_in_logits(logits.detach(), ids, every))  # type: ignore[no-untyped-call]
         assert part.grad is not None
         gradient[start : start + count] = part.grad[:count]
         start += count
     return gradient
+
+
+def _gradient_in_logits(logits: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Σ weights · (logit of the id − log Σ exp logits), derived: weights · (1 at the id − softmax), as the logits are.
+
+    Autograd would hold several blocks of float32 for it.
+    """
+    import torch
+
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    weights = weights.to(wide)[:, None]
+    return logits.softmax(-1, dtype=wide).mul_(-weights).scatter_add_(1, ids[:, None], weights).to(logits.dtype)
 
 
 def _blocks(
@@ -115,14 +128,16 @@ def _blocks(
     """(states, target ids, how many of them count) block by block."""
     import torch
 
-    targets = torch.tensor([token for row in rows for token in row.completion_ids])
-    missing = rounded(len(targets)) - len(targets)
-    states = torch.nn.functional.pad(states, (0, 0, 0, missing))
-    wanted = torch.nn.functional.pad(targets, (0, missing)).to(states.device)
+    targets = torch.tensor([token for row in rows for token in row.completion_ids]).to(states.device)
     block = max(ROUND, LOGITS_AT_ONCE // vocabulary // ROUND * ROUND)
-    for start in range(0, len(wanted), block):
-        ids = wanted[start : start + block]
-        yield states[start : start + block], ids, min(len(ids), len(targets) - start)
+    # A GPU picks its 16-bit kernels by the number of rows: a last block as large as the others keeps bits equal there.
+    whole = block if states.device.type != "cpu" and states.element_size() == 2 else ROUND
+    for start in range(0, len(targets), block):
+        part, ids = states[start : start + block], targets[start : start + block]
+        count = len(ids)
+        if missing := -count % whole:  # of the last block alone: no copy of all states
+            part, ids = torch.nn.functional.pad(part, (0, 0, 0, missing)), torch.nn.functional.pad(ids, (0, missing))
+        yield part, ids, count
 
 
 def token_logps(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

@@ -3,13 +3,43 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 
-class Section(BaseModel):
-    """A part of a recipe. Unknown keys are refused by name; values cannot be changed."""
+class Keyed(BaseModel):
+    """What may stand in a stage's request: it says which of its fields count in the request's key.
+
+    Fields named in `speed_only` change how fast a result comes, never what it is: they stay out of the key. A field
+    named in `absent_by_default` stays out of key and JSON while it holds its default, so that what was made before
+    there was such a field stays current.
+    """
+
+    speed_only: ClassVar[frozenset[str]] = frozenset()
+    absent_by_default: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        absent = self.absent()
+        return {name: value for name, value in handler(self).items() if name not in absent}
+
+    def absent(self) -> set[str]:
+        """Fields that are as if they were not there."""
+        fields = type(self).model_fields
+        return {name for name in self.absent_by_default if getattr(self, name) == fields[name].default}
+
+
+class Section(Keyed):
+    """A part of a recipe: unknown keys are refused by name, values do not change."""
 
     # an error's input may be an address with a password, and logs show the error's text
     model_config = ConfigDict(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from alignment.data.templates import TODAY
 from alignment.methods import METHODS, method_of
 from alignment.recipe.data import DataSource, ModelSource, Section
 
@@ -15,11 +17,37 @@ Precision = Literal["float32", "bfloat16"]
 class TokenPolicy(Section):
     """How a row becomes token ids. The settings are part of every sequence key."""
 
+    absent_by_default: ClassVar[frozenset[str]] = frozenset(
+        {"max_prompt_length", "system", "today", "plain_text", "max_dropped"}
+    )
+    speed_only: ClassVar[frozenset[str]] = frozenset({"max_dropped"})
+
     max_length: int = Field(default=2048, ge=2)
     """Longest prompt + completion in tokens, the tokens that begin and end a text included."""
     truncation: Literal["drop", "keep_start", "keep_end"] = "drop"
     """What happens to longer rows. `drop`: the pair is left out and counted. `keep_start`: the completion loses its
     end, the token that ends it included. `keep_end`: the prompt loses its start; the completion is never cut."""
+    max_prompt_length: int | None = Field(default=None, ge=1)
+    """Longest prompt in tokens, the token that begins a text included; null sets no limit of its own. A longer prompt
+    loses its start with `truncation: keep_end`; otherwise its row is left out and counted."""
+    system: Literal["as_template", "first_user", "drop"] = "as_template"
+    """What becomes of a conversation's system message. `as_template`: the chat template writes it. `first_user`: it is
+    put before the first user message, a blank line between them. `drop`: it is left out. The last two are for chat
+    templates that move it once an answer follows, as Mistral's do, or refuse it."""
+    today: date = TODAY
+    """The date, as YYYY-MM-DD, that a chat template which asks for today's date is told, in training and evaluation;
+    a fixed one, since the tokens would change every day. It has no effect with other templates."""
+    plain_text: Literal["as_is", "chat"] = "as_is"
+    """What becomes of rows whose prompt and completion are plain strings. `as_is`: no chat template is applied. `chat`:
+    the prompt becomes a user message and the completion an assistant message."""
+    max_dropped: float = Field(default=0.05, ge=0, le=1)
+    """Largest share of a shard's rows, as a fraction, that may be left out because the chat template writes their
+    prompt otherwise once an answer follows; more is an error, which names the remedy."""
+
+    def writing(self) -> TokenPolicy:
+        """Only what decides how a row is written out, which SFT and evaluations share; the rest at its default."""
+        shared = ("system", "today", "plain_text", "max_dropped")
+        return TokenPolicy(**{name: getattr(self, name) for name in shared})
 
 
 class Lora(Section):

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from alignment.data.manifest import Manifest, read_manifest
 from alignment.data.tokens import Tokenization, TokenSequence
 from alignment.logprobs.effort import Ranks
-from alignment.logprobs.keys import fingerprint, policy_digest
-from alignment.logprobs.token_ids import TokenIds
+from alignment.logprobs.keys import fingerprint
+from alignment.logprobs.token_ids import TokenIds, policy_name
 from alignment.methods import method_of
 from alignment.models.checkpoint import (
     checkpoint_summary,
@@ -110,8 +110,8 @@ def _rows(
 ) -> tuple[PolicyRows, dict[str, int]]:
     """The rows and why others were dropped; the first rank writes them down, and all read them from there."""
     tokenizer = load_tokenizer(folder, context.runs_code(request.checkpoint))
-    tokens = Tokenization(tokenizer, request.tokens, max_positions(folder))
     start = whole_summary(context.store.commit_of(request.checkpoint).summary, lambda: folder)
+    tokens = Tokenization(tokenizer, request.tokens, max_positions(folder), start["end_ids"])
     precision = request.settings.precision
     name = fingerprint(
         start["weights_digest"],
@@ -122,7 +122,7 @@ def _rows(
     )
     into, method, dropped = context.work / "rows", method_of(request.settings), dict[str, int]()
     if ranks.rank == 0:
-        policy = policy_digest(request.tokens, start["tokenizer_digest"], start["end_ids"])
+        policy = policy_name(request.tokens, start, lambda: folder, context.runs_code(request.checkpoint))
         ids, record = TokenIds(context.store, policy), context.out / ROWS_FILE
         dropped = write_rows_of(manifest, context, manifest_folder, tokens, ids, name, method, into, record)
     ranks.gather("all wait for the first")

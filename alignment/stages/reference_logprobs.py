@@ -6,19 +6,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from alignment.data.rows import ROWS_FILE, PreferenceRow, iter_rows
+from alignment.data.tokens import require_few_rewritten
 from alignment.errors import BadInput
 from alignment.logprobs.cache import LogprobCache
 from alignment.logprobs.effort import Ranks
-from alignment.logprobs.keys import fingerprint, policy_digest
+from alignment.logprobs.keys import fingerprint
 from alignment.logprobs.reference import Reference, reference_pass
 from alignment.logprobs.table import OUTPUT, Written, dropped_table, logprobs_table, writer
-from alignment.logprobs.token_ids import ROWS_AT_ONCE
+from alignment.logprobs.token_ids import ROWS_AT_ONCE, policy_name
 from alignment.models.checkpoint import whole_summary
 from alignment.models.runner import HALF, numerics
 from alignment.recipe import TokenPolicy
@@ -49,7 +50,8 @@ def run(request: ReferenceRequest, context: Context) -> Result:
     """Writes logprobs.parquet (rows in the shard's order) and dropped.parquet, `ROWS_AT_ONCE` rows at a time.
 
     The data version is over row ids, sequence keys, fingerprint and dropped rows, never over the floats.
-    Raises `BadInput` for a shard of unpaired rows and for a token policy the model has no positions for.
+    Raises `BadInput` for a shard of unpaired rows, for a token policy the model has no positions for, and where the
+    chat template writes more than `tokens.max_dropped` of the prompts otherwise once an answer follows.
     """
     recorded = context.store.commit_of(request.checkpoint).summary
     about = whole_summary(recorded, lambda: context.fetch(request.checkpoint))
@@ -68,9 +70,10 @@ def run(request: ReferenceRequest, context: Context) -> Result:
         request.batch_tokens,
         context.runs_code(request.checkpoint),
     )
-    cache = LogprobCache(
-        context.store, name, policy_digest(request.tokens, about["tokenizer_digest"], about["end_ids"])
+    policy = policy_name(
+        request.tokens, about, lambda: context.fetch(request.checkpoint), context.runs_code(request.checkpoint)
     )
+    cache = LogprobCache(context.store, name, policy)
     ranks = Ranks(context.rank, context.world_size)
     written = Written(name)
     with ExitStack() as open_files:
@@ -86,6 +89,7 @@ def run(request: ReferenceRequest, context: Context) -> Result:
                 written.add(done)
     if files is None:  # another rank than the first: its share is in the cache
         return Result(digest="")
+    require_few_rewritten(written.dropped, written.rows, request.tokens, f"checkpoint {request.checkpoint.digest[:12]}")
     cache.compact()
     return Result(digest=written.digest, summary=ReferenceSummary(**written.summary()))
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from alignment.models.check import check_loads
-from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint, load_tokenizer, max_positions
+from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint
 from alignment.models.code import record_of_code
 from alignment.models.pin import ModelPin, materialise
-from alignment.recipe import SftTraining
+from alignment.recipe import SftTraining, TokenPolicy
 from alignment.stages import CheckpointSummary, Context, Request, Result, Stage
 from alignment.stages.stage import Number
 from alignment.store import Artifact
@@ -26,19 +26,22 @@ from alignment.training.arguments import (
     trainer_arguments,
     training_order,
 )
-from alignment.training.demonstrations import SftRows, sft_rows, sft_tokenization
+from alignment.training.demonstrations import SftRows, embeddings, sft_rows, sft_tokenization, with_known_pad
 from alignment.training.models import TrainedModel
 
 log = logging.getLogger(__name__)
 
 
 class SftRequest(Request):
-    """Either `base` with `dataset`, or `adopt`."""
+    """Either `base` with `dataset`, or `adopt`. `tokens` is the recipe's `TokenPolicy.writing()`."""
+
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"tokens"})
 
     base: Artifact | None = None
     dataset: Artifact | None = None
     adopt: ModelPin | None = None
     settings: SftTraining
+    tokens: TokenPolicy = TokenPolicy()
     seed: int
     world_size: int = 1
 
@@ -53,8 +56,8 @@ class SftRequest(Request):
         """An adopted checkpoint is what it is: no training setting or launch counts."""
         identity = super().identity()
         if self.adopt is not None:
-            for name in ("settings", "world_size", *(() if self.adopt.embedded else ("seed",))):
-                del identity[name]
+            for name in ("settings", "tokens", "world_size", *(() if self.adopt.embedded else ("seed",))):
+                identity.pop(name, None)
         return identity
 
 
@@ -115,7 +118,7 @@ def _train(request: SftRequest, context: Context, runs_code: bool) -> dict[str, 
     require_precision(settings.precision)
     assert request.base is not None and request.dataset is not None
     folder = context.fetch(request.base)
-    tokens = sft_tokenization(load_tokenizer(folder, runs_code), settings.max_length, max_positions(folder))
+    tokens = sft_tokenization(folder, request.tokens, settings.max_length, runs_code)
     rows = sft_rows(context.fetch(request.dataset), tokens)
     lengths = [len(sequence) for sequence in rows.train]
     order = training_order(rows.train_ids, request.dataset.digest, request.seed, settings.epochs)
@@ -131,7 +134,8 @@ def _fit(
     settings, work = request.settings, context.work / "trainer"
     accumulation = accumulation_steps(settings, request.world_size)
     arguments = trainer_arguments(settings, work, request.seed, len(order), settings.micro_batch_size, accumulation)
-    trainer = sft_trainer(trained, rows.train, rows.held_out, trained.tokenizer(), arguments, settings.eval_steps)
+    tokenizer = with_known_pad(trained.tokenizer(), embeddings(trained.folder))
+    trainer = sft_trainer(trained, rows.train, rows.held_out, tokenizer, arguments, settings.eval_steps)
     trainer.order = order
     best = BestWeights(context.work / "best")
     patience = None

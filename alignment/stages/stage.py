@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from alignment.address import bare
 from alignment.digest import json_digest
+from alignment.recipe.data import Keyed
 from alignment.store import Artifact, Store, Summary
 
 
@@ -32,28 +34,10 @@ class SourceFile(BaseModel):
         return {"format": format.lower(), "sha256": self.sha256}
 
 
-class Request(BaseModel):
-    """Everything a stage's result depends on, and nothing else (launcher and pool are not in it).
-
-    Fields named in `speed_only`, here or in a section of the request, change how fast the result comes, never
-    what it is: they stay out of the key. A field named in `absent_by_default` stays out of key and JSON while it
-    holds its default, so that what was made before there was such a field stays current.
-    """
-
-    speed_only: ClassVar[frozenset[str]] = frozenset()
-    absent_by_default: ClassVar[frozenset[str]] = frozenset()
+class Request(Keyed):
+    """Everything a stage's result depends on, and nothing else (launcher and pool are not in it)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @model_serializer(mode="wrap")
-    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        absent = self.absent()
-        return {name: value for name, value in handler(self).items() if name not in absent}
-
-    def absent(self) -> set[str]:
-        """Fields that are as if they were not there."""
-        fields = type(self).model_fields
-        return {name for name in self.absent_by_default if getattr(self, name) == fields[name].default}
 
     def identity(self) -> Any:
         """The request as a plain value in which artifacts and files stand for their content."""
@@ -212,11 +196,17 @@ def _identity(value: Any) -> Any:
     if isinstance(value, Artifact | SourceFile):
         return value.identity()
     if isinstance(value, BaseModel):
-        left_out = set(getattr(type(value), "speed_only", ()))
-        left_out |= value.absent() if isinstance(value, Request) else set()
-        return {name: _identity(getattr(value, name)) for name in type(value).model_fields if name not in left_out}
+        fields = type(value).model_fields
+        speed_only, absent = (value.speed_only, value.absent_by_default) if isinstance(value, Keyed) else ((), ())
+        identity = {name: _identity(getattr(value, name)) for name in fields if name not in speed_only}
+        # a section that differs from its default in speed alone is as if it were the default
+        return {
+            name: one for name, one in identity.items() if name not in absent or one != _identity(fields[name].default)
+        }
     if isinstance(value, dict):
         return {str(name): _identity(item) for name, item in value.items()}
+    if isinstance(value, date):
+        return value.isoformat()
     if isinstance(value, list | tuple):
         return [_identity(item) for item in value]
     return value

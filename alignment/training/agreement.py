@@ -19,7 +19,6 @@ FLOAT32_NATS = 1e-4
 """Of the larger of |log-prob| and tokens: ten times what two devices' float32 kernels differ by."""
 SAME_PASS_NATS = 0.02
 """A sequence in 16 bits, where scorer and trainer take the same pass on the same kind of device."""
-PROBE_ROWS = 8
 PROBE_FACTOR = 4.0
 ROUNDING = 2.0**-8
 """bfloat16's step relative to 1: what a token's log-prob is rounded by, added like independent errors."""
@@ -68,7 +67,7 @@ def require_agreement(
     loss = float(method.loss(_logps_of(found)).mean())
     noise = None
     if settings.precision != "float32" and elsewhere is not None:
-        noise = probe_noise(pairs[:PROBE_ROWS], score, elsewhere)
+        noise = probe_noise(pairs, score, elsewhere)
     limits = [allowed(each, settings.precision, noise) for each in found]
     over = [abs(each.nats) / limit for each, limit in zip(found, limits, strict=True)]
     # NaN counts as the worst: it compares with nothing

@@ -1,1 +1,1 @@
-"""What a GPU has to show of the scorer, in five minutes and on a bare image: `bash benchmarks/gpu.sh OUT`."""
+"""What a GPU has to show of packed passes and steps, in five minutes on a bare image: `bash benchmarks/gpu.sh OUT`."""

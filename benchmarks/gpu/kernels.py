@@ -16,9 +16,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from alignment.data.tokens import TokenSequence
 from alignment.models import attention as ours
-from alignment.models.forward import completion_logps, token_logps
+from alignment.models.forward import head_backward, head_logps, token_logps
 from alignment.models.packing import Layout, lay_out, pack
-from benchmarks.gpu.passes import data_order, recomputed_logps, sequences, sorted_batches
+from benchmarks.gpu.passes import data_order, sequences, sorted_batches
 from benchmarks.gpu.tools import Record, peak_gib, timed
 from benchmarks.preference_mix import Size
 
@@ -155,8 +155,7 @@ def _attend(parts: Sequence[torch.Tensor], layout: Layout) -> torch.Tensor:
 
 def _segments(parts: Sequence[torch.Tensor], layout: Layout) -> torch.Tensor:
     q, k, v = parts
-    each = [ours._one(q, k, v, None, None, segment).transpose(1, 2) for segment in layout.segments]
-    return torch.cat(each, 1)
+    return ours._one_by_one(q, k, v, None, None, None, layout)
 
 
 def _causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -201,39 +200,44 @@ def _apart(found: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> floa
     return max(float((a.float() - b).abs().max() / b.abs().max()) for a, b in zip(found, exact, strict=True))
 
 
+HEAD_TOKENS = 32_768
+
+
 def head(record: Record, name: str, size: Size, device: torch.device) -> None:
-    """Memory and time of the head over every token of a pass: in the scorer's blocks, all logits at once, fused."""
-    tokens, vocabulary, hidden = size.batch_tokens, size.config["vocab_size"], size.config["hidden_size"]
+    """Memory and time of the head over 32,768 positions: in our blocks, all logits at once, fused.
+
+    The peak is what is held above states, weights and the gradients of both.
+    """
+    tokens = HEAD_TOKENS if device.type == "cuda" else size.batch_tokens
+    vocabulary, hidden = size.config["vocab_size"], size.config["hidden_size"]
     torch.manual_seed(0)
     states = torch.randn(tokens, hidden, device=device, dtype=torch.bfloat16, requires_grad=True)
     weight = (torch.randn(vocabulary, hidden, device=device, dtype=torch.bfloat16) * 0.02).requires_grad_()
+    states.grad = kept = torch.zeros_like(states)
+    weight.grad = torch.zeros_like(weight)
     ids = torch.randint(vocabulary, (tokens,), device=device)
-    row = TokenSequence((0,), tuple(ids.tolist()))
+    row, each = TokenSequence((0,), tuple(ids.tolist())), torch.ones(tokens, dtype=torch.float64)
 
     def linear(some: torch.Tensor) -> torch.Tensor:
         return some @ weight.T
 
-    def gradients(loss: torch.Tensor) -> None:
-        torch.autograd.grad(loss, [states, weight])
-
-    @torch.no_grad()
-    def blocks() -> None:
-        completion_logps(linear, states, [row], vocabulary)
+    def backward(logps: torch.Tensor) -> None:
+        torch.autograd.backward(logps.sum())
 
     @torch.no_grad()
     def at_once() -> None:
         token_logps(linear(states), ids)
 
-    ways: dict[str, Callable[[], None]] = {
-        "the scorer's blocks": blocks,
-        "blocks made again in backward": lambda: gradients(recomputed_logps(linear, states, ids, vocabulary)),
+    ways: dict[str, Callable[[], Any]] = {
+        "ours, as scored": lambda: head_logps(linear, states, [row], vocabulary),
+        "ours, with backward": lambda: kept.copy_(head_backward(linear, states, [row], vocabulary, each)),
         "all logits at once": at_once,
-        "all logits at once, with backward": lambda: gradients(token_logps(linear(states), ids).sum()),
+        "all logits at once, with backward": lambda: backward(token_logps(linear(states), ids)),
     }
     fused = getattr(torch.nn.functional, "linear_cross_entropy", None)
     if fused is not None:
-        ways["torch's linear_cross_entropy, with backward"] = lambda: gradients(
-            fused(states, weight, ids, reduction="none").double().sum()
+        ways["torch's linear_cross_entropy, with backward"] = lambda: backward(
+            fused(states, weight, ids, reduction="none").double()
         )
     for way, run in ways.items():
         figures: dict[str, Any] = {"shape": name, "tokens": tokens, "vocabulary": vocabulary, "way": way}

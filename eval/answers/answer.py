@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignment.errors import BadInput
 from alignment.generation.endpoint import EndpointGenerator
-from alignment.generation.generator import Answer, Generator, Message, Prompt, batches
+from alignment.generation.generator import Answer, Generator, Message, Prompt, PromptEncoder, batches
 from eval.answers.asking import Asking
 from eval.answers.files import Response
 from eval.suites.items import hub_rows, load_items, sample_positions
@@ -20,7 +20,7 @@ from eval.suites.rows import read_pinned_rows
 from eval.suites.suite import Item, StockTask, Suite, SuiteSpec
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
 # Log-likelihoods of continuations under a loaded model: lm-eval's own scorer and tokenisation, in a token budget.
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 class ContinuationScorer:
     """lm-eval's HFLM around a loaded model; forward passes hold at most `batch_tokens` padded tokens."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_tokens: int) -> None:
+    def __init__(self, model: PreTrainedModel, encoder: PromptEncoder, batch_tokens: int) -> None:
+        tokenizer = copy.deepcopy(encoder.tokenizer)
+        tokenizer.chat_template = encoder.chat_template
         with quiet():
             from lm_eval.models.huggingface import HFLM
 
@@ -43,7 +45,7 @@ class ContinuationScorer:
                         self.sizes = tuple(len(batch) for batch in made for _ in batch)
                     return self.sizes[pos]
 
-            self.lm = Budgeted(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size="auto")
+            self.lm = Budgeted(pretrained=model, tokenizer=tokenizer, batch_size="auto")
 
     def template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Messages as the text that the model sees."""
@@ -111,7 +113,7 @@ def task_choices(asking: Asking, items: Sequence[Item], positions: Sequence[int]
     if not isinstance(loaded, Generator):
         problem = f"{asking.suite.name} needs log-likelihoods, which only a loaded model gives: set kind: transformers"
         raise BadInput(problem, field="evals.generate.kind")
-    scorer = ContinuationScorer(loaded.model, loaded.tokenizer, loaded.batch_tokens)
+    scorer = ContinuationScorer(loaded.model, loaded.encoder, loaded.batch_tokens)
     wanted = set(positions)
     requests: dict[int, list[Any]] = {}
     for own, task, shots in _opened(asking, items):

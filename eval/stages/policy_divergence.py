@@ -25,6 +25,7 @@ from alignment.digest import json_digest
 from alignment.generation.generator import Generator, Sampling
 from alignment.logprobs.scorer import free_memory, require_finite, score
 from alignment.models.checkpoint import load_model, load_tokenizer
+from alignment.recipe import TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
 from alignment.store import Artifact, CorruptArtifact
 from eval.gate.held_out import read_held_out
@@ -91,9 +92,13 @@ SCHEMA = pa.schema(
 
 
 class DivergenceRequest(Request):
-    """`manifest` is the policy's own: its held-out pairs bring the prompts, and `sft` is where the policy started."""
+    """`manifest` is the policy's own: its held-out pairs bring the prompts, and `sft` is where the policy started.
+
+    `tokens` is how training wrote its prompts (`TokenPolicy.writing`).
+    """
 
     speed_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"tokens"})
 
     policy: Artifact
     sft: Artifact
@@ -101,6 +106,7 @@ class DivergenceRequest(Request):
     seed: int
     precision: str
     batch_tokens: int
+    tokens: TokenPolicy = TokenPolicy()
 
 
 @dataclass(frozen=True)
@@ -137,12 +143,17 @@ def _drawn(request: DivergenceRequest, context: Context, prompts: Sequence[HeldO
     folders = context.fetch(request.policy), context.fetch(request.sft)
     runs_code = context.runs_code(request.policy)
     model = load_model(folders[0], request.precision, runs_code=runs_code)
-    generator = Generator(model, load_tokenizer(folders[0], runs_code), request.batch_tokens)
+    generator = Generator(model, load_tokenizer(folders[0], runs_code), request.batch_tokens, request.tokens)
     # each draw is its own: what else is asked, and how many fit a batch, changes none
     samplings = [Sampling(1.0, 1.0, f"{request.seed}/policy_divergence/{prompt.row_id}") for prompt in prompts]
-    answers = generator.answer([prompt.content for prompt in prompts], MOST_NEW_TOKENS, (), samplings)
+    written = [as_trained(prompt.content, request.tokens) for prompt in prompts]
+    answers = generator.answer(written, MOST_NEW_TOKENS, (), samplings)
     kept = [(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer.failed is None]
-    sequences = [TokenSequence(tuple(generator.encoder.encode(prompt.content)), answer.ids) for prompt, answer in kept]
+    asked = [content for content, answer in zip(written, answers, strict=True) if answer.failed is None]
+    sequences = [
+        TokenSequence(tuple(generator.encoder.encode(content)), answer.ids)
+        for content, (_, answer) in zip(asked, kept, strict=True)
+    ]
     ended = [answer.ids[-1] in generator.end_ids for _, answer in kept]
     rows = [prompt.row_id for prompt, _ in kept]
     under_policy = logps(model, sequences, request.batch_tokens)
@@ -158,6 +169,13 @@ def _drawn(request: DivergenceRequest, context: Context, prompts: Sequence[HeldO
         Drawn(prompt.row_id, len(answer.ids), over, policy, sft)
         for (prompt, answer), over, policy, sft in zip(kept, ended, under_policy, under_sft, strict=True)
     ]
+
+
+def as_trained(prompt: Content, tokens: TokenPolicy) -> Content:
+    """A prompt in the form that training has it in."""
+    if isinstance(prompt, str) and tokens.plain_text == "chat":
+        return ({"role": "user", "content": prompt},)
+    return prompt
 
 
 def logps(model: PreTrainedModel, sequences: Sequence[TokenSequence], batch_tokens: int) -> list[float]:

@@ -13,7 +13,7 @@ from alignment.errors import BadInput
 from alignment.generation.endpoint import EndpointGenerator
 from alignment.generation.generator import Generator, PromptEncoder
 from alignment.models.checkpoint import load_model, load_tokenizer, max_positions
-from alignment.recipe import Generate
+from alignment.recipe import Generate, TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
 from alignment.store import Artifact
 from eval.answers.answer import Answered, answer_suite
@@ -28,9 +28,13 @@ KEPT_FILE = "answers.jsonl"
 
 
 class ResponsesRequest(Request):
-    """A checkpoint and the suites (by name) it answers; build the specs with `SuiteSpec.for_answering`."""
+    """A checkpoint and the suites (by name) it answers; build the specs with `SuiteSpec.for_answering`.
+
+    `tokens` is how training wrote its conversations (`TokenPolicy.writing`): prompts are written the same way.
+    """
 
     speed_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"tokens"})
 
     checkpoint: Artifact
     suites: dict[str, SuiteSpec]
@@ -38,6 +42,7 @@ class ResponsesRequest(Request):
     precision: str
     batch_tokens: int
     generate: Generate = Generate()
+    tokens: TokenPolicy = TokenPolicy()
 
 
 def run(request: ResponsesRequest, context: Context) -> Result:
@@ -80,8 +85,8 @@ def _generator(context: Context, request: ResponsesRequest) -> Generator | Endpo
     tokenizer = load_tokenizer(folder, runs_code)
     if request.generate.kind == "transformers":
         model = load_model(folder, request.precision, runs_code=runs_code)
-        return Generator(model, tokenizer, request.batch_tokens)
-    encoder = PromptEncoder(tokenizer, max_positions(folder))
+        return Generator(model, tokenizer, request.batch_tokens, request.tokens)
+    encoder = PromptEncoder(tokenizer, max_positions(folder), request.tokens)
     return EndpointGenerator(request.generate, request.checkpoint.digest, encoder, context.work / KEPT_FILE)
 
 

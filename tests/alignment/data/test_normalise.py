@@ -190,6 +190,87 @@ def test_a_record_that_is_no_preference_has_a_reason(record: Any, reason: str) -
     assert normalise(record, "f", 1) == reason
 
 
+WRITTEN = [u("q"), a('it\'s "good"\n')]
+
+
+@pytest.mark.parametrize("write", [json.dumps, repr, lambda value: f" {json.dumps(value, indent=2)}\n"])
+def test_messages_written_as_text_are_messages(write: Any) -> None:
+    row = row_of({"prompt": "q", "chosen": write(WRITTEN), "rejected": write([u("q"), a("bad")])})
+    assert (row.prompt, row.chosen, row.rejected) == ((u("q"),), (WRITTEN[1],), (a("bad"),))
+    assert row == row_of({"prompt": write([u("q")]), "chosen": write(WRITTEN[1]), "rejected": write([a("bad")])})
+    unpaired = row_of({"prompt": write([u("q")]), "completion": write([a("x")]), "label": "true"})
+    assert unpaired == row_of({"messages": write([u("q"), a("x")]), "label": True})
+    shared = write([{"from": "human", "value": "q"}, {"from": "gpt", "value": "x"}])
+    assert unpaired == row_of({"conversations": shared, "kto_tag": True})
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "[{'role': 'user', 'content': 'q'}\n {'role': 'assistant', 'content': 'x'}]",  # as NumPy writes them
+        '[{"role": "user", "content": "q"}, {"role": "assis',
+        "[{'role': 'us",
+        "array([{'content': 'q', 'role': 'user'}], dtype=object)",
+        '{"id": 1, "role": "user", "content": "cut o',
+    ],
+)
+def test_messages_written_as_text_that_cannot_be_read_have_a_reason(cell: str) -> None:
+    reason = "chosen is messages written as text that cannot be read"
+    assert normalise({**PAIR, "chosen": cell}, "f", 1) == reason
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "Ann", "age": 3}',
+        '{"role": "admin", "rights": []}',
+        '[{"role": "admin"}]',
+        "{'role': admin}",
+        "[1, 2]",
+        "{x}",
+        '"role": "user", "content": "q"',
+        'Send [{"role": "user", "content": "q"}] to it.',
+    ],
+)
+def test_other_data_written_as_text_stays_text(text: str) -> None:
+    assert row_of({**PAIR, "chosen": text}).chosen == text
+
+
+def test_step_dpos_earlier_steps_are_prompt() -> None:
+    steps = {"prompt": "p?", "initial_reason_steps": "Step 1: a.\nStep 2:", "chosen": " b", "rejected": " c"}
+    row = row_of(steps)
+    assert (row.prompt, row.chosen, row.rejected) == ("p?\nStep 1: a.\nStep 2:", " b", " c")
+    assert row_of({**steps, "prompt": "p?\n"}) == row
+    assert row_of({**steps, "initial_reason_steps": ""}).prompt == "p?"
+    unpaired = {"prompt": "p?", "initial_reason_steps": "Step 1:", "completion": " b", "label": True}
+    assert row_of(unpaired).prompt == "p?\nStep 1:"
+    reason = "initial_reason_steps without a prompt of plain text"
+    for record in (
+        {**CHAT, "initial_reason_steps": "s"},
+        {"chosen": "\n\nHuman: x\n\nAssistant: y", "rejected": "\n\nHuman: x\n\nAssistant: z"},
+        {"messages": [u("q"), a("x")], "label": True},
+    ):
+        assert normalise({**record, "initial_reason_steps": "s"}, "f", 1) == reason
+    assert normalise({**steps, "initial_reason_steps": ["s"]}, "f", 1) == "initial_reason_steps is not text"
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "thinking", "reasoning"])
+def test_reasoning_is_part_of_a_message_and_of_its_rows_id(field: str) -> None:
+    thinking = row_of({**CHAT, "chosen": [{**a("c"), field: "because"}]})
+    assert thinking.chosen == ({**a("c"), field: "because"},)
+    assert thinking.row_id != row_of(CHAT).row_id
+    assert row_of({**CHAT, "chosen": [{**a("c"), field: "why"}]}).row_id != thinking.row_id
+    for empty in (None, ""):
+        assert row_of({**CHAT, "chosen": [{**a("c"), field: empty}]}) == row_of(CHAT)
+    reason = normalise({**CHAT, "chosen": [{**a("c"), field: ["x"]}]}, "f", 1)
+    assert reason == f"{field} of chosen is not text"
+
+
+def test_rows_without_such_fields_keep_their_ids() -> None:
+    recorded = ("9df5644d4707fd35a1515b1fb3b090a1", "fd914e83a14610b6dab078294a2a2ce2")
+    assert (row_of(PAIR).row_id, row_of(CHAT).row_id) == recorded
+
+
 names = st.sampled_from(
     [
         *("prompt", "chosen", "rejected", "completion", "label", "messages", "conversations", "instruction"),

@@ -15,16 +15,17 @@ from alignment.data.rows import PreferenceRow, paired_row
 from alignment.data.tokens import (
     NO_ROOM,
     NOTHING_TO_COUNT,
-    TEMPLATE_REFUSED,
+    PROMPT_MERGED,
+    PROMPT_TOO_LONG,
     TOO_LONG,
-    Dropped,
     Tokenization,
     TokenSequence,
 )
+from alignment.data.writing import TEMPLATE_REFUSED, Dropped
 from alignment.errors import BadInput
 from alignment.recipe import TokenPolicy
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz <>|\n.,:"
+LETTERS = "abcdefghijklmnopqrstuvwxyz /<>|\n.,:"
 CHATML = (
     "{% for m in messages %}<|{{ m.role }}>{{ m.content }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant>{% endif %}"
@@ -175,6 +176,61 @@ def test_keep_end_cuts_the_prompts_start_after_its_bos() -> None:
     assert refused.reason == TOO_LONG
 
 
+def short_prompt(truncation: str, most: int, prompt: str = "stuv") -> TokenSequence | Dropped:
+    policy = TokenPolicy.model_validate({"max_length": 9, "truncation": truncation, "max_prompt_length": most})
+    return Tokenization(letters(), policy).completion("text", prompt, "xyz")
+
+
+def test_a_longer_prompt_than_its_own_limit_loses_its_start_or_its_row() -> None:
+    whole = TokenSequence((BOS, *ids("stuv")), (*ids("xyz"), EOS))
+    assert all(short_prompt(truncation, 5) == whole for truncation in TRUNCATIONS)
+    for truncation in ("drop", "keep_start"):
+        assert short_prompt(truncation, 4) == Dropped(PROMPT_TOO_LONG, "5 tokens > max_prompt_length 4")
+    assert short_prompt("keep_end", 3) == TokenSequence((BOS, *ids("uv")), (*ids("xyz"), EOS))
+    assert short_prompt("keep_end", 1) == TokenSequence((BOS,), (*ids("xyz"), EOS))
+    # both limits hold: of a prompt that fits its own the rest is cut that max_length asks for
+    assert short_prompt("keep_end", 8, "stuvstuv") == TokenSequence((BOS, *ids("stuv")), (*ids("xyz"), EOS))
+
+
+def test_plain_text_becomes_a_conversation_where_the_policy_says_so() -> None:
+    policy = TokenPolicy(max_length=1000, plain_text="chat")
+    tokens = Tokenization(letters(CHATML), policy)
+    assert tokens.completion("text", "hi", "yo") == tokens.completion("chat", user("hi"), assistant("yo"))
+    with pytest.raises(BadInput, match=r"base_model\.chat_template"):
+        Tokenization(letters(), policy).completion("text", "hi", "yo")
+
+
+@pytest.mark.parametrize("text", ["a <s> b", "</s>", "x</s>y<s>"])
+def test_special_tokens_that_a_person_wrote_are_text(text: str) -> None:
+    sequence = Tokenization(letters(), POLICY).completion("text", f"x{text}", f"y{text}z")
+    assert sequence == TokenSequence((BOS, *ids(f"x{text}")), (*ids(f"y{text}z"), EOS))
+
+
+def test_text_that_a_chat_template_wrote_before_keeps_its_special_tokens() -> None:
+    tokens = Tokenization(letters(CHATML), POLICY)
+    for begins in ("", "<s>"):
+        written = f"{begins}</s>x</s>"
+        sequence = tokens.completion("text", written, "y</s>")
+        assert sequence == TokenSequence((BOS, EOS, *ids("x"), EOS), (*ids("y"), EOS))
+
+
+def test_an_id_without_an_embedding_is_one_line() -> None:
+    vocabulary = len(letters()) - 1
+    tokens = Tokenization(letters(), POLICY, vocabulary=vocabulary)
+    assert isinstance(tokens.completion("text", "x", "y"), TokenSequence)
+    with pytest.raises(BadInput, match=f"id {AB} \\('ab'\\), and the model has embeddings for {vocabulary} only"):
+        tokens.completion("text", "x", "yab")
+
+
+def test_a_completion_that_merges_more_than_two_tokens_of_the_prompt_is_dropped_by_name() -> None:
+    library = Tokenizer(models.WordLevel({"<u>": 0, "</s>": 1, "a": 2, "b": 3, "aab": 4, "aaab": 5}, unk_token="<u>"))
+    library.pre_tokenizer = pre_tokenizers.Split(Regex("a{2,3}b|."), "isolated")
+    tokens = Tokenization(PreTrainedTokenizerFast(tokenizer_object=library, eos_token="</s>"), POLICY)
+    assert tokens.completion("text", "baa", "b") == TokenSequence((3,), (4, EOS))
+    dropped = tokens.completion("text", "baaa", "b")
+    assert dropped == Dropped(PROMPT_MERGED, "the prompt has 4 tokens, and 1 of them begin prompt and answer")
+
+
 def test_a_pair_is_dropped_when_either_side_is() -> None:
     tokens = Tokenization(letters(), TokenPolicy(max_length=8))
     for chosen, rejected in (("x", "y" * 9), ("y" * 9, "x")):
@@ -223,6 +279,54 @@ def test_whatever_the_text_a_sequence_fits_has_context_and_is_part_of_the_whole(
         assert whole[-len(kept) + bos :] == kept[bos:]
     else:
         assert whole[: len(kept)] == kept
+
+
+CONTENTS = st.text("abxyz<s>/ ", max_size=6)
+CONVERSATIONS = st.builds(
+    lambda turns, sides: paired_row(
+        tuple(one for turn in turns for one in (*user(turn[0]), *assistant(turn[1])))[:-1] or user("x"),
+        assistant(sides[0]),
+        assistant(sides[1]),
+        "f",
+        1,
+    ),
+    st.lists(st.tuples(CONTENTS, CONTENTS), max_size=2),
+    st.tuples(CONTENTS, CONTENTS),
+)
+TEXTS = st.builds(lambda prompt, sides: paired_row(prompt, *sides, "f", 1), CONTENTS, st.tuples(CONTENTS, CONTENTS))
+REFUSING = "{% if 'b' in messages[-1].content %}{{ raise_exception('b') }}{% endif %}" + CHATML
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.lists(CONVERSATIONS | TEXTS, max_size=8),
+    template=st.sampled_from([CHATML, REFUSING]),
+    limit=st.sampled_from([20, 1000]),
+    truncation=st.sampled_from(TRUNCATIONS),
+)
+def test_a_row_has_the_same_ids_in_any_batch(
+    rows: list[PreferenceRow], template: str, limit: int, truncation: str
+) -> None:
+    policy = TokenPolicy.model_validate({"max_length": limit, "truncation": truncation})
+    tokens = Tokenization(letters(template), policy)
+    assert tokens.pairs(rows) == [Tokenization(letters(template), policy).pair(row) for row in rows]
+    assert tokens.pairs(rows[::-1]) == tokens.pairs(rows)[::-1]
+
+
+def test_a_batch_writes_and_encodes_every_text_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = Tokenization(letters(CHATML), POLICY)
+    encoded: list[list[str]] = []
+    written: list[int] = []
+    encode, write = tokens._encoded, tokens._writer.template._rendered
+    monkeypatch.setattr(tokens, "_encoded", lambda texts, **how: encoded.append(texts) or encode(texts, **how))
+    monkeypatch.setattr(
+        tokens._writer.template, "_rendered", lambda chats, prompt: written.append(len(chats)) or write(chats, prompt)
+    )
+    rows = [paired_row(user(f"q{n % 3}"), assistant(f"a{n}"), assistant(f"b{n}"), "f", n) for n in range(9)]
+    tokens.pairs(rows)
+    (texts,) = encoded  # one call: three prompts, and both sides of each row
+    assert len(texts) == len(set(texts)) == 3 + 18
+    assert written == [18, 3]  # both sides of each row, and each prompt; none has to be written alone as well
 
 
 @pytest.mark.real_data

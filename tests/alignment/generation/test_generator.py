@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from alignment.data.tokens import Tokenization, TokenSequence
-from alignment.generation.generator import Generator, batches, cut_at
+from alignment.generation.generator import Generator, PromptEncoder, batches, cut_at
 from alignment.models.checkpoint import load_model, load_tokenizer
 from alignment.recipe import TokenPolicy
+from tests.tiny import byte_tokenizer
 
 QUESTIONS = ["Hello", "Write a line about the black deer in the hut.", "a", "Do the same for the bear."]
 
@@ -63,6 +65,37 @@ def test_prompts_have_the_ids_they_have_in_training(generator: Generator, parts:
     trained = tokenization.completion("text", "Hello ", "zz")
     assert isinstance(trained, TokenSequence)
     assert tuple(generator.encoder.encode("Hello ")) == trained.prompt_ids
+
+
+@pytest.mark.parametrize(
+    ("policy", "begins"),
+    [
+        ({}, "[26 Jul 2024] system: s\n"),
+        ({"today": "2025-01-02"}, "[02 Jan 2025] system: s\n"),
+        ({"system": "first_user"}, "[26 Jul 2024] user: s\n\nq\n"),
+        ({"system": "drop"}, "[26 Jul 2024] user: q\n"),
+    ],
+)
+def test_prompts_are_written_as_the_token_policy_has_them_in_training(policy: dict[str, str], begins: str) -> None:
+    tokenizer = byte_tokenizer(
+        template="{{ strftime_now('[%d %b %Y]') }}{% for m in messages %} {{ m.role }}: {{ m.content }}\n{% endfor %}"
+    )
+    tokens = TokenPolicy.model_validate(policy)
+    encoder = PromptEncoder(tokenizer, None, tokens)
+    prompt = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+    assert tokenizer.decode(encoder.encode(prompt)).startswith(begins)
+    trained = Tokenization(tokenizer, tokens).completion("chat", prompt, [{"role": "assistant", "content": "z"}])
+    assert isinstance(trained, TokenSequence)
+    assert tuple(encoder.encode(prompt)) == trained.prompt_ids
+
+
+def test_a_padding_id_without_an_embedding_changes_no_answer(parts: tuple[Any, Any]) -> None:
+    model, tokenizer = parts
+    plain = Generator(model, tokenizer, 4096).answer(chats(QUESTIONS), 24)
+    beyond = copy.deepcopy(tokenizer)
+    beyond.add_special_tokens({"pad_token": "<beyond>"})
+    assert beyond.pad_token_id >= model.get_input_embeddings().weight.shape[0]
+    assert Generator(model, beyond, 4096).answer(chats(QUESTIONS), 24) == plain
 
 
 @pytest.mark.real_data

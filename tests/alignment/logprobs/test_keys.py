@@ -68,12 +68,28 @@ def test_values_of_16_bits_are_another_scorers_than_those_of_version_0_1_0() -> 
 
 def test_everything_that_decides_ids_changes_the_policy_digest() -> None:
     policy = TokenPolicy(max_length=8)
-    variants = {
+    variants = [
         policy_digest(policy, "t"),
         policy_digest(policy, "u"),
-        policy_digest(TokenPolicy(max_length=9), "t"),
-        policy_digest(TokenPolicy(max_length=8, truncation="keep_end"), "t"),
-    }
-    assert policy_digest(policy, "t", [1, 2]) == policy_digest(policy, "t", [2, 1, 2])
-    variants |= {policy_digest(policy, "t", [1]), policy_digest(policy, "t", [1, 2])}
-    assert len(variants) == 6
+        policy_digest(policy, "t", (5,)),
+        policy_digest(policy, "t", (5, 6)),
+        *(
+            policy_digest(TokenPolicy.model_validate({"max_length": 8, **other}), "t")
+            for other in (
+                {"max_length": 9},
+                {"truncation": "keep_end"},
+                {"max_prompt_length": 4},
+                {"system": "drop"},
+                {"plain_text": "chat"},
+                {"today": "2025-01-01"},
+            )
+        ),
+    ]
+    assert len(set(variants)) == len(variants)
+
+
+def test_what_decides_no_ids_leaves_the_policy_digest_as_it_is() -> None:
+    policy, other_day = TokenPolicy(max_length=8), TokenPolicy.model_validate({"max_length": 8, "today": "2025-01-01"})
+    assert policy_digest(TokenPolicy(max_length=8, max_dropped=0.5), "t") == policy_digest(policy, "t")
+    assert policy_digest(other_day, "t", is_dated=False) == policy_digest(policy, "t", is_dated=False)
+    assert policy_digest(policy, "t", (6, 5)) == policy_digest(policy, "t", (5, 6))

@@ -1,20 +1,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from alignment.data.rows import unpaired_row, write_rows
-from alignment.data.tokens import Tokenization
+from alignment.data.rows import paired_row, unpaired_row, write_rows
+from alignment.data.tokens import SIDES_EQUAL, Tokenization
+from alignment.data.writing import PROMPT_REWRITTEN
+from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.logprobs import reference
+from alignment.models.checkpoint import load_tokenizer
 from alignment.recipe import TokenPolicy
 from alignment.stages import execute
 from alignment.stages.reference_logprobs import STAGE, ReferenceRequest
@@ -23,6 +28,7 @@ from eval.answers.files import read_responses
 from eval.stages.responses import STAGE as RESPONSES
 from eval.stages.responses import ResponsesRequest
 from eval.suites import SuiteSpec
+from tests.tiny import byte_tokenizer, write_model
 
 Make = Callable[..., Path]
 CommitModel = Callable[[Store, Path], Artifact]
@@ -226,6 +232,117 @@ def test_rows_too_long_are_dropped_by_name_and_every_row_is_accounted_for(
         dropped = table(store, commit, "dropped.parquet")
         assert [row["reason"] for row in dropped] == ["too long"] * fits.count(False)
         forget_artifacts(store)
+
+
+CHATML = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+DATED = "{{ strftime_now('%d %b %Y') }}" + CHATML
+SYSTEM_LAST = (
+    "{% if messages[0].role == 'system' and messages[-1].role == 'user' %}{{ messages[0].content }}{% endif %}"
+    "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+)
+"""Like Mistral's: the system message is there until an answer follows."""
+
+
+def chat_model(folder: Path, template: str) -> Path:
+    return write_model(folder, byte_tokenizer(bos="put", template=template), "llama")
+
+
+def chat_shard(store: Store, pairs: list[tuple[str, str, str]], system: int = 0) -> Artifact:
+    """A shard of one-turn conversations, the first `system` of them with a system message."""
+    rows = []
+    for number, (prompt, *sides) in enumerate(pairs):
+        asked: tuple[dict[str, str], ...] = ({"role": "user", "content": prompt},)
+        if number < system:
+            asked = ({"role": "system", "content": "Be kind."}, *asked)
+        chosen, rejected = (({"role": "assistant", "content": side},) for side in sides)
+        rows.append(paired_row(asked, chosen, rejected, "f", number + 1))
+    key = json_digest([row.row_id for row in rows])
+    attempt = store.begin("preference_shard", key)
+    write_rows(attempt.path / "rows.parquet", rows)
+    fields: dict[str, Any] = {"stage": "s", "code_version": 1, "inputs": {}, "summary": {}, "environment": {}}
+    return store.commit(attempt, digest=key, started_at="", seconds=0.0, **fields).artifact
+
+
+def policy(**settings: Any) -> TokenPolicy:
+    return TokenPolicy.model_validate({"max_length": 128, **settings})
+
+
+def test_a_template_that_asks_for_the_date_gives_the_same_keys_on_every_day(
+    commit_model: CommitModel, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = commit_model(store, chat_model(tmp_path / "dated", DATED))
+    shard = chat_shard(store, [("a", "b", "c"), ("d", "e", "f")])
+
+    def keys(day: int, **tokens: Any) -> list[str]:
+        class Clock(datetime):
+            @classmethod
+            def now(cls, tz: Any = None) -> Any:
+                return datetime(2026, 3, day)
+
+        monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Clock)
+        commit = execute(STAGE, request(checkpoint, shard).model_copy(update={"tokens": policy(**tokens)}), store)
+        found = [row["chosen_key"] for row in table(store, commit)]
+        forget_artifacts(store)
+        shutil.rmtree(store.path("cache"))
+        return found
+
+    first = keys(1)
+    assert keys(2) == first
+    assert keys(2, today="2024-07-27") != first
+
+
+def test_the_date_rescores_nothing_under_a_template_that_does_not_ask_for_it(
+    commit_model: CommitModel, store: Store, tmp_path: Path, forwarded: Any
+) -> None:
+    checkpoint = commit_model(store, chat_model(tmp_path / "plain", CHATML))
+    asked = request(checkpoint, chat_shard(store, [("a", "b", "c")]))
+    execute(STAGE, asked, store)
+    forwarded.lengths.clear()
+    monday = asked.model_copy(update={"tokens": policy(today="2024-07-29")})
+    assert execute(STAGE, monday, store).summary["cache_hits"] == 2
+    assert not forwarded.lengths
+
+
+def test_a_shard_whose_prompts_the_template_rewrites_stops_with_the_remedy_in_one_line(
+    commit_model: CommitModel, store: Store, tmp_path: Path
+) -> None:
+    checkpoint = commit_model(store, chat_model(tmp_path / "mistral", SYSTEM_LAST))
+    shard = chat_shard(store, [(f"q{n}", f"a{n}", f"b{n}") for n in range(20)], system=2)
+
+    def run(**settings: Any) -> dict[str, Any]:
+        asked = request(checkpoint, shard).model_copy(update={"tokens": policy(**settings)})
+        return execute(STAGE, asked, store).summary
+
+    with pytest.raises(BadInput, match=r"tokens\.system.*checkpoint \w{12}.*2 of 20 rows \(10\.0%\).*first_user"):
+        run()
+    assert run(max_dropped=0.1)["dropped"] == {PROMPT_REWRITTEN: 2}
+    for remedy in ("first_user", "drop"):
+        summary = run(system=remedy)
+        assert (summary["rows"], summary["dropped"]) == (20, {})
+
+
+def test_a_row_whose_sides_become_the_same_ids_is_dropped_by_name(
+    commit_model: CommitModel, store: Store, tmp_path: Path
+) -> None:
+    trimming = CHATML.replace("m.content", "m.content | trim")
+    checkpoint = commit_model(store, chat_model(tmp_path / "trimming", trimming))
+    shard = chat_shard(store, [("q", "a", "a "), ("q", "a", "b")])
+    summary = execute(STAGE, request(checkpoint, shard), store).summary
+    assert (summary["rows"], summary["dropped"]) == (1, {SIDES_EQUAL: 1})
+
+
+def test_an_end_of_turn_of_the_generation_config_ends_a_sequence(
+    commit_model: CommitModel, store: Store, tmp_path: Path
+) -> None:
+    ends = chat_model(tmp_path / "ends", CHATML.replace("</s>", "~"))
+    tilde = load_tokenizer(ends).convert_tokens_to_ids("~")
+    (ends / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, tilde]}))
+    shard = chat_shard(store, [("q", "ab", "c")])
+    (row,) = table(store, execute(STAGE, request(commit_model(store, ends), shard), store))
+    assert (row["chosen_tokens"], row["rejected_tokens"]) == (3, 2)
 
 
 def test_a_damaged_part_costs_its_rows_scoring_and_nothing_else(

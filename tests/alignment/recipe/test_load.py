@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,14 @@ def write(folder: Path, text: str) -> Path:
 
 def shipped() -> list[Path]:
     return sorted(path for path in (PROJECT / "recipes").glob("*.yaml") if path.name != "pools.yaml")
+
+
+def test_a_date_is_written_as_yaml_has_it(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, SMALLEST + "tokens: {today: 2025-02-03}\n"))
+    assert recipe.tokens.today == date(2025, 2, 3)
+    assert recipe.tokens.model_dump(mode="json") == {"max_length": 2048, "truncation": "drop", "today": "2025-02-03"}
+    with pytest.raises(BadInput, match=r"tokens\.today"):
+        load_recipe(write(tmp_path, SMALLEST + "tokens: {today: tomorrow}\n"))
 
 
 @pytest.mark.parametrize("path", shipped(), ids=lambda path: path.stem)

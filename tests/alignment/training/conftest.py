@@ -15,6 +15,7 @@ import pytest
 
 from alignment.digest import json_digest
 from alignment.recipe import Dpo, TokenPolicy
+from alignment.stages.execute import environment
 from alignment.store import Artifact, Store
 from tests.tiny import letter_tokenizer, write_model
 
@@ -64,7 +65,7 @@ class Lab:
             code_version=1,
             inputs={},
             summary=summary,
-            environment={},
+            environment=environment(),
             started_at="",
             seconds=0.0,
         ).artifact
@@ -107,9 +108,11 @@ class Lab:
         return made
 
     def references(self, checkpoint: Artifact, rows: list[Any], tokens: TokenPolicy, precision: str) -> tuple[Any, str]:
-        """Log-probs by the plain definition, and the fingerprint they go with."""
+        """Log-probs, and the fingerprint they go with: by the plain definition in float32, by our own pass in 16 bits,
+        where another pass rounds otherwise."""
         from alignment.data.tokens import Dropped, Tokenization
         from alignment.logprobs.keys import fingerprint, sequence_key
+        from alignment.logprobs.scorer import logps as packed_logps
         from alignment.models.checkpoint import load_model, load_tokenizer
 
         folder = self.store.fetch(checkpoint)
@@ -125,8 +128,10 @@ class Lab:
                 dropped.append({"row_id": row.row_id, "reason": pair.reason})
                 continue
             cells: dict[str, Any] = {"row_id": row.row_id}
-            for side, sequence in zip(("chosen", "rejected"), pair, strict=True):
-                cells[f"{side}_logp"] = alone(model, sequence.prompt_ids, sequence.completion_ids)
+            logps = [alone(model, sequence.prompt_ids, sequence.completion_ids) for sequence in pair]
+            logps = logps if precision == "float32" else packed_logps(model, pair, 2048)
+            for side, sequence, logp in zip(("chosen", "rejected"), pair, logps, strict=True):
+                cells[f"{side}_logp"] = logp
                 cells[f"{side}_tokens"] = len(sequence.completion_ids)
                 cells[f"{side}_key"] = sequence_key(print_, sequence).hex()
             scored.append(cells)

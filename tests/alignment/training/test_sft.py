@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
@@ -114,6 +115,81 @@ def test_rows_that_are_all_too_long_are_bad_input(lab: Any) -> None:
         execute(STAGE, lab.sft_request(base, dataset, max_length=4), lab.store)
     with pytest.raises(BadInput, match=r"sft\.max_length.*96 positions"):
         execute(STAGE, lab.sft_request(base, dataset, max_length=97), lab.store)
+
+
+MOVING = (
+    "{% if messages[0].role == 'system' and messages[-1].role == 'user' %}{{ messages[0].content }}{% endif %}"
+    "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+)
+"""Like Mistral's template: the system message is there until an answer follows."""
+
+
+def test_conversations_that_the_template_rewrites_stop_the_run_until_the_token_policy_says_how(lab: Any) -> None:
+    from alignment.data.rows import sft_row, write_sft_rows
+
+    told = ({"role": "system", "content": "be kind"}, {"role": "user", "content": "a"})
+    rows = [sft_row(told, ({"role": "assistant", "content": letter},), "f", n) for n, letter in enumerate("bcde")]
+
+    def fill(out: Any) -> None:
+        write_sft_rows(out / "train.parquet", rows)
+        write_sft_rows(out / "held_out.parquet", [])
+
+    base, dataset = lab.checkpoint(template=MOVING), lab.publish("sft_dataset", "d", {}, fill)
+    request = lab.sft_request(base, dataset)
+    with pytest.raises(BadInput, match=r"tokens\.system.*the base model.*4 of 4 rows \(100\.0%\).*first_user or drop"):
+        execute(STAGE, request, lab.store)
+    merged = request.model_copy(update={"tokens": TokenPolicy(system="first_user")})
+    assert execute(STAGE, merged, lab.store).summary["rows_trained"] == 4
+
+
+def test_only_what_writes_rows_is_in_the_key(lab: Any) -> None:
+    request = lab.sft_request(lab.checkpoint(), lab.sft_dataset(4))
+    key = STAGE.key(request)
+
+    def key_with(tokens: TokenPolicy) -> str:
+        return STAGE.key(request.model_copy(update={"tokens": tokens.writing()}))
+
+    assert key_with(TokenPolicy(max_length=7, max_prompt_length=3, truncation="keep_end", max_dropped=0.5)) == key
+    assert key_with(TokenPolicy(system="drop")) != key
+    assert "tokens" not in request.model_dump(mode="json")
+
+
+def test_a_padding_id_without_an_embedding_trains_as_any_other(lab: Any) -> None:
+    import json
+
+    from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint, load_tokenizer
+
+    dataset = lab.sft_dataset(6)
+    plain = lab.checkpoint()
+    folder = lab.root / "padded"
+    shutil.copytree(lab.store.fetch(plain), folder, ignore=shutil.ignore_patterns("_COMMIT.json"))
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_special_tokens({"pad_token": "<beyond>"})
+    tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    assert tokenizer.pad_token_id >= config["vocab_size"]
+    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": tokenizer.pad_token_id}))
+    beyond = lab.adopt(folder, digest_checkpoint(folder), checkpoint_summary(folder))
+    # the order of rows follows the data set and the seed, so both runs take the same steps
+    made = [execute(STAGE, lab.sft_request(base, dataset), lab.store).summary for base in (plain, beyond)]
+    assert made[0]["weights_digest"] == made[1]["weights_digest"]
+
+
+def test_a_tokenizer_with_more_ids_than_embeddings_is_one_line(lab: Any) -> None:
+    from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint, load_tokenizer
+
+    folder = lab.root / "added"
+    base = lab.checkpoint()
+    shutil.copytree(lab.store.fetch(base), folder, ignore=shutil.ignore_patterns("_COMMIT.json"))
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_tokens(["a"])
+    tokenizer.add_tokens([f"{letter}{letter}" for letter in "bcdefghij"] + ["a "])
+    tokenizer.save_pretrained(folder)
+    added = lab.adopt(folder, digest_checkpoint(folder), checkpoint_summary(folder))
+    with pytest.raises(
+        BadInput, match=r"the tokenizer gives id \d+ \('.+'\), and the model has embeddings for 36 only"
+    ):
+        execute(STAGE, lab.sft_request(added, lab.sft_dataset(20)), lab.store)
 
 
 def test_an_adopted_checkpoint_is_what_it_was_and_no_setting_is_in_its_key(lab: Any) -> None:

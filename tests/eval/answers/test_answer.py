@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from alignment.data.files import pin_file
 from alignment.errors import BadInput
 from alignment.generation.generator import Generator
 from alignment.models.checkpoint import load_model, load_tokenizer
-from eval.answers.answer import answer_suite
+from alignment.recipe import TokenPolicy
+from eval.answers.answer import ContinuationScorer, answer_suite
 from eval.answers.files import Response
 from eval.grading.score import Scored, score_suite
 from eval.suites import SuiteSpec, suite_named
@@ -191,6 +193,18 @@ def test_an_item_that_does_not_fit_fails_by_name_where_lm_eval_would_cut_it(
     responses, scored = answered(spec_of(tmp_path, "arc_challenge", records), generator_of(parts, False))
     assert responses[1].failed is not None and responses[1].failed.endswith("> 512 + 1")
     assert (scored.n, list(scored.failed)) == (2, ["1"])
+
+
+@pytest.mark.real_data
+def test_choices_are_scored_under_the_date_of_training(parts: tuple[Any, Any]) -> None:
+    model, tokenizer = parts
+    tokenizer.chat_template = "{{ strftime_now('[%d %b %Y]') }}" + TEMPLATE
+    asked = [{"role": "user", "content": "q"}]
+    for policy, day in ((TokenPolicy(), "[26 Jul 2024]"), (TokenPolicy(today=date(2025, 1, 2)), "[02 Jan 2025]")):
+        generator = Generator(model, tokenizer, 1500, policy)
+        text = ContinuationScorer(model, generator.encoder, 1500).template(asked)
+        assert text == f"{day}\nuser: q\nassistant: "
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == generator.encoder.encode(asked)[1:]
 
 
 @pytest.mark.real_data

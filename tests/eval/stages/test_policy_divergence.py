@@ -17,13 +17,14 @@ from alignment.data.rows import PreferenceRow, content_id, encode, is_held_out, 
 from alignment.errors import BadInput
 from alignment.generation.generator import Generator, Sampling
 from alignment.models.checkpoint import load_model, load_tokenizer
+from alignment.recipe import TokenPolicy
 from alignment.stages import Context, Request, Result, Stage, execute
 from alignment.stages.preference_manifest import STAGE as MANIFEST
 from alignment.stages.preference_manifest import ManifestRequest
 from alignment.store import Artifact, Store
 from alignment.training.held_out_pairs import HeldOutPair, write_held_out
 from eval.stages import policy_divergence as divergence
-from eval.stages.policy_divergence import DIVERGENCE_FILE, STAGE, DivergenceRequest, held_out_prompts
+from eval.stages.policy_divergence import DIVERGENCE_FILE, STAGE, DivergenceRequest, as_trained, held_out_prompts
 from tests import tiny
 
 LETTERS = "abcd"
@@ -175,6 +176,13 @@ def test_prompts_are_the_first_distinct_ones_by_row_id(world: World, tmp_path: P
     context = Context(world.store, tmp_path, tmp_path)
     found = held_out_prompts(context, world.policy, world.manifest, 10)
     assert [prompt.content for prompt in found] == world.prompts[:10]
+
+
+def test_a_plain_prompt_is_a_user_message_where_training_made_it_one() -> None:
+    assert as_trained("q", TokenPolicy(plain_text="chat")) == ({"role": "user", "content": "q"},)
+    assert as_trained("q", TokenPolicy()) == "q"
+    chat = ({"role": "user", "content": "q"},)
+    assert as_trained(chat, TokenPolicy(plain_text="chat")) == chat
 
 
 def test_a_prompt_that_leaves_no_room_is_counted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

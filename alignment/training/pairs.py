@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from alignment.data.manifest import SPLIT_SCHEMA, Manifest, ManifestShard, open_split
 from alignment.data.rows import ROWS_FILE, PreferenceRow, content_id, iter_rows
-from alignment.data.tokens import Dropped, Tokenization, TokenSequence
+from alignment.data.tokens import Dropped, Tokenization, TokenSequence, require_few_rewritten
 from alignment.errors import BadInput
 from alignment.logprobs.keys import sequence_key
 from alignment.logprobs.table import LOGPROBS_FILE
@@ -175,9 +175,9 @@ def write_rows_of(
 
     `into` gets the pairs of each split, `record` a Parquet of (row_id, split, reason) of every row in the manifest's
     order. Rows that do not fit the token policy were dropped with the references; where the method has none, they are
-    dropped here. Returns {reason: dropped rows}. Raises `BadInput` when the references are another model's or no row is
-    left to train on, and `CorruptArtifact` when a row's ids are not those its reference was scored on or a row is
-    unaccounted for.
+    dropped here. Returns {reason: dropped rows}. Raises `BadInput` when the references are another model's, the
+    template rewrites too many prompts or no row is left to train on, and `CorruptArtifact` when a row's ids are not
+    those its reference was scored on or a row is unaccounted for.
     """
     if manifest.kind != method.data:
         raise BadInput(f"loss: {method.name} needs {method.data} preferences, and the data is {manifest.kind}")
@@ -206,6 +206,12 @@ def write_rows_of(
                     else:
                         files[name].add(PolicyPair(row.row_id, *pair, math.nan, math.nan, _prompt_id(row)))
             of_shard = _with_dropped(of_shard, unfit)
+            require_few_rewritten(
+                Counter(unfit.values()),
+                of_shard["reason"].null_count,
+                tokens.policy,
+                f"the checkpoint that training starts from, with shard {shard.name},",
+            )
             places.write_table(of_shard)
             dropped.update(of_shard["reason"].drop_null().to_pylist())
     for file in files.values():
@@ -215,7 +221,8 @@ def write_rows_of(
     if files["train"].rows + files["held_out"].rows + dropped.total() != rows:
         raise CorruptArtifact("rows trained + held out + dropped are not the manifest's rows")
     if not files["train"].rows:
-        raise BadInput("no rows left after the token policy")
+        why = ", ".join(f"{reason}: {count}" for reason, count in sorted(dropped.items()))
+        raise BadInput(f"no rows left after the token policy ({why})")
     return dict(sorted(dropped.items()))
 
 

@@ -19,6 +19,7 @@ from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages import execute
 from alignment.stages.policy_checkpoint import ROWS_FILE, STAGE
 from alignment.training.held_out_pairs import HELD_OUT_FILE, parse_held_out
+from tests.alignment.training.conftest import TEMPLATE
 
 TOKENS = TokenPolicy(max_length=34)
 FREE = sorted(name for name, method in METHODS.items() if not method.needs_reference)
@@ -100,6 +101,20 @@ def test_a_method_with_a_reference_refuses_a_manifest_without(lab: Any) -> None:
     manifest = lab.manifest(checkpoint, lab.rows(4), referenced=False)
     with pytest.raises(BadInput, match="shard one has no reference log-probs, and this method needs them"):
         execute(STAGE, lab.dpo_request(checkpoint, manifest), lab.store)
+
+
+def test_rows_that_no_reference_pass_has_dropped_are_refused_where_they_are_too_many(lab: Any) -> None:
+    """What the reference pass would say of them, in the words of the stage that drops them instead."""
+    moving = TEMPLATE.replace("{% for", "{% if messages[-1].role == 'user' %}!{% endif %}{% for", 1)
+    checkpoint = lab.checkpoint(template=moving)
+    for kept, tokens, words in (
+        (8, TokenPolicy(max_length=64), r"writes the prompt otherwise once an answer follows in 8 of 8 rows"),
+        (8, TokenPolicy(max_length=64, max_dropped=1), r"no rows left after the token policy \(prompt written.*: 8\)"),
+        (4, TokenPolicy(max_length=4), r"no rows left after the token policy \(too long: 4\)"),
+    ):
+        manifest = lab.manifest(checkpoint, lab.rows(kept, chat=tokens.max_length > 4), referenced=False)
+        with pytest.raises(BadInput, match=words):
+            execute(STAGE, lab.dpo_request(checkpoint, manifest, loss="simpo", tokens=tokens), lab.store)
 
 
 @pytest.mark.parametrize("loss", FREE)

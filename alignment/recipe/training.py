@@ -141,15 +141,15 @@ class Reference(Section):
     """The reference log-prob pass, which is the one that training takes."""
 
     precision: Precision = "bfloat16"
-    """Precision of weights and computation. It must equal `dpo.precision`; otherwise the loss of the first step would
-    differ from its theoretical value."""
+    """Precision of weights and computation. If the method takes a reference, it must equal `dpo.precision`; otherwise
+    the loss of the first step would differ from its theoretical value."""
     batch_tokens: int = Field(default=16_384, ge=1)
     """Tokens of one forward pass of scorer and trainer. On a GPU in 16 bits passes are filled up to it and it counts
     in the values' key; elsewhere it changes speed and memory, never values. Halve it when memory runs out."""
 
 
 class Dpo(Optimisation):
-    """Direct preference optimisation (Rafailov et al. 2023), from cached reference log-probs."""
+    """How the policy is trained on preference pairs: the method with its settings, and the optimiser."""
 
     speed_only: ClassVar[frozenset[str]] = Optimisation.speed_only | {"micro_batch_size", "gradient_checkpointing"}
 

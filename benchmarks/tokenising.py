@@ -22,7 +22,8 @@ from alignment.data.forms import normalise
 from alignment.data.readers import read_records
 from alignment.data.rows import Content, PreferenceRow, paired_row
 from alignment.data.tokens import ROWS_TOGETHER, Dropped, Tokenization
-from alignment.models.checkpoint import end_ids, load_tokenizer
+from alignment.models.checkpoint import load_tokenizer
+from alignment.models.ends import end_ids
 from alignment.recipe import TokenPolicy
 
 CHATML = (

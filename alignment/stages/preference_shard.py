@@ -92,4 +92,4 @@ def run(request: ShardRequest, context: Context) -> Result:
     )
 
 
-STAGE = Stage(name="preference_shard", code_version=3, request=ShardRequest, run=run)
+STAGE = Stage(name="preference_shard", code_version=4, request=ShardRequest, run=run)

@@ -155,4 +155,4 @@ def run(request: SftDatasetRequest, context: Context) -> Result:
     )
 
 
-STAGE = Stage(name="sft_dataset", code_version=2, request=SftDatasetRequest, run=run)
+STAGE = Stage(name="sft_dataset", code_version=3, request=SftDatasetRequest, run=run)

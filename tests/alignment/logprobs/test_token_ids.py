@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,8 +64,13 @@ def test_only_what_is_not_known_is_tokenised_and_kept(tmp_path: Path, monkeypatc
     rows = [paired_row(f"{number}: ", "yes" * number, "no", "f", number + 1) for number in range(20)]
     expected = {row.row_id: tokenization.pair(row) for row in rows}
     assert any(isinstance(pair, Dropped) for pair in expected.values())
-    pair, tokenised = Tokenization.pair, []
-    monkeypatch.setattr(Tokenization, "pair", lambda self, row: tokenised.append(row.row_id) or pair(self, row))
+    pairs, tokenised = Tokenization.pairs, []
+
+    def counted(self: Tokenization, rows: Sequence[Any]) -> list[Any]:
+        tokenised.extend(row.row_id for row in rows)
+        return list(pairs(self, rows))
+
+    monkeypatch.setattr(Tokenization, "pairs", counted)
 
     def same(one: Pair | Dropped, other: Pair | Dropped) -> bool:
         return one.reason == other.reason if isinstance(one, Dropped) and isinstance(other, Dropped) else one == other

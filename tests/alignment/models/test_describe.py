@@ -13,7 +13,6 @@ from alignment.errors import BadInput
 from alignment.models.checkpoint import (
     checkpoint_summary,
     digest_checkpoint,
-    end_ids,
     load_model,
     load_tokenizer,
     max_positions,
@@ -22,22 +21,6 @@ from alignment.models.checkpoint import (
 from alignment.models.weights import tensors
 
 Make = Callable[..., Path]
-
-
-def test_end_ids_are_those_of_both_configurations(checkpoint: Make) -> None:
-    folder = checkpoint()
-    config, generation = folder / "config.json", folder / "generation_config.json"
-    settings = json.loads(config.read_text())
-    generation.unlink()
-    for given, expected in ((1, (1,)), ([7, 3], (3, 7)), (None, ())):
-        config.write_text(json.dumps(settings | {"eos_token_id": given}))
-        assert end_ids(folder) == expected
-    config.write_text(json.dumps(settings | {"eos_token_id": 1, "text_config": {"eos_token_id": 5, "vocab_size": 9}}))
-    generation.write_text(json.dumps({"eos_token_id": [1, 9]}))
-    assert end_ids(folder) == (1, 5, 9)
-    generation.write_text(json.dumps({"eos_token_id": "</s>"}))
-    with pytest.raises(BadInput, match=r"generation_config\.json.*eos_token_id.*not '</s>'"):
-        end_ids(folder)
 
 
 def test_a_padding_id_beyond_the_embeddings_loads_as_none(checkpoint: Make) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -144,7 +144,7 @@ def test_the_gradient_is_that_of_padded_batches(family: str, monkeypatch: pytest
     method = method_of(Dpo(beta=0.1))
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
         model, rows = model_of(family, dtype), rows_of(1, 9)
-        with exact(monkeypatch):
+        with exact(monkeypatch) if dtype == torch.float64 else nullcontext():
             expected_loss, expected = padded(model, rows, 0.1)
             logps(model, [rows[0].chosen, rows[0].rejected], 2048)
             assert Runner.of(model, rows[0].chosen).shared, "this family is packed"

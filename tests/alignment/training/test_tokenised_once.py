@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -19,8 +20,13 @@ from alignment.training import pairs
 @pytest.fixture
 def tokenised(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Ids of the rows that were tokenised, as often as they were."""
-    pair, seen = Tokenization.pair, []
-    monkeypatch.setattr(Tokenization, "pair", lambda self, row: seen.append(row.row_id) or pair(self, row))
+    pairs, seen = Tokenization.pairs, []
+
+    def counted(self: Tokenization, rows: Sequence[Any]) -> list[Any]:
+        seen.extend(row.row_id for row in rows)
+        return list(pairs(self, rows))
+
+    monkeypatch.setattr(Tokenization, "pairs", counted)
     return seen
 
 

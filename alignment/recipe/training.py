@@ -152,6 +152,7 @@ class Dpo(Optimisation):
     """How the policy is trained on preference pairs: the method with its settings, and the optimiser."""
 
     speed_only: ClassVar[frozenset[str]] = Optimisation.speed_only | {"micro_batch_size", "gradient_checkpointing"}
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"gamma_ratio", "length_normalised"})
 
     micro_batch_size: int = Field(default=4, ge=1)
     """Ignored: a step's rows go through in passes of `reference.batch_tokens` tokens, whatever their number."""
@@ -177,9 +178,9 @@ class Dpo(Optimisation):
     sft_weight: float = Field(default=0.0, ge=0)
     """Weight of the chosen completion's negative log-likelihood, in nats per token, that is added to the loss (RPO);
     keeps what SFT taught. 0 adds none. It is part of `cpo`, whose default is 1; `simpo` refuses it."""
-    gamma_ratio: float = Field(default=0.0, ge=0)
-    """`simpo` only, whose default is 0.5: γ/β, by how many nats per token a chosen completion shall be likelier than
-    the rejected one. Usual values are 0.1 to 0.8."""
+    gamma_ratio: float = Field(default=0.5, ge=0)
+    """`simpo` only: γ/β, by how many nats per token a chosen completion shall be likelier than the rejected one. Usual
+    values are 0.1 to 0.8."""
     length_normalised: bool = True
     """`ipo` only: its margin is of mean log-ratios per token, as in TRL; false takes sums, as the paper writes it."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from alignment.methods import method_of
 from alignment.recipe import Recipe
 from assets.base_model import base_model
 from assets.building.node import Node
@@ -28,7 +29,7 @@ def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
         *trained,
         sft_checkpoint(recipe, pools),
         preference_shard(recipe),
-        reference_logprobs(recipe),
+        *([reference_logprobs(recipe)] if method_of(recipe.dpo).needs_reference else []),
         preference_manifest(recipe),
         policy_checkpoint(recipe, pools),
         *([policy_divergence(recipe)] if recipe.held_out_fraction else []),

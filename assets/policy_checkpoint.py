@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from alignment.methods import method_of
 from alignment.recipe import Recipe
 from alignment.stages.policy_checkpoint import STAGE, DpoRequest
 from alignment.stages.stage import PolicySummary
@@ -30,7 +31,11 @@ def policy_checkpoint(recipe: Recipe, pools: Pools) -> Node:
         name="policy_checkpoint",
         phase="train",
         stage=STAGE,
-        description="The policy: DPO from the SFT checkpoint against cached reference log-probs.",
+        description=(
+            "The policy: DPO from the SFT checkpoint against cached reference log-probs."
+            if method_of(recipe.dpo).needs_reference
+            else "The policy: preference training from the SFT checkpoint, without a reference."
+        ),
         kinds=frozenset({"pytorch", "huggingface"}),
         needs=("preference_manifest", "sft_checkpoint"),
         request=request,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from alignment.data.withdrawal import holds
 from alignment.errors import BadInput
+from alignment.methods import method_of
 from alignment.recipe import Recipe
 from alignment.stages.preference_manifest import STAGE, ManifestRequest, ManifestSummary
 from alignment.store import Artifact, Commit
@@ -18,17 +19,19 @@ from assets.reference_logprobs import reference_logprobs
 
 
 def preference_manifest(recipe: Recipe) -> Node:
-    scored = reference_logprobs(recipe)
+    scored = reference_logprobs(recipe) if method_of(recipe.dpo).needs_reference else None
 
     def request(upstream: Upstream, shard: str | None) -> ManifestRequest:
         shards: dict[str, Artifact] = {}
         references: dict[str, Artifact] = {}
         left_out: dict[str, str] = {}
-        upstream.refs("reference_logprobs")
+        if scored is not None:
+            upstream.refs(scored.name)
         keys = expected_keys(upstream, recipe)
         withdrawn, gone = upstream.withdrawn(), withdrawn_shards(upstream, recipe)
         for name, key in keys.items():
-            rows, reference = upstream.get("preference_shard", name), upstream.get("reference_logprobs", name)
+            rows = upstream.get("preference_shard", name)
+            reference = None if scored is None else upstream.get(scored.name, name)
             if name in gone:
                 left_out[name] = "withdrawn"
             elif rows is None:
@@ -37,6 +40,8 @@ def preference_manifest(recipe: Recipe) -> Node:
                 left_out[name] = "rows of it were withdrawn, and it was not built without them"
             elif key is not None and rows.key != key:
                 left_out[name] = "not built from what the source holds now"
+            elif scored is None:
+                shards[name] = rows
             elif reference is None:
                 left_out[name] = "no reference log-probs"
             elif reference.key != scored.stage.key(scored.request(upstream, name)):
@@ -54,9 +59,13 @@ def preference_manifest(recipe: Recipe) -> Node:
         name="preference_manifest",
         phase="train",
         stage=STAGE,
-        description="The pinned set of shards and their reference log-probs, and the train / held-out split.",
+        description=(
+            "The pinned set of shards, and the train / held-out split."
+            if scored is None
+            else "The pinned set of shards and their reference log-probs, and the train / held-out split."
+        ),
         kinds=frozenset({"json", "parquet"}),
-        needs=("sft_checkpoint", "preference_shard", "reference_logprobs"),
+        needs=("preference_shard",) if scored is None else ("sft_checkpoint", "preference_shard", scored.name),
         request=request,
         show=show,
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from alignment.methods.dpo import Dpo, Hinge, Ipo, NormalisedDpo, RobustDpo
+from alignment.methods.cpo import Cpo
+from alignment.methods.dpo import ApoDown, ApoZero, ConservativeDpo, Dpo, Hinge, Ipo, NormalisedDpo, RobustDpo
 from alignment.methods.method import Method, PairLogps
+from alignment.methods.simpo import SimPo
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
@@ -13,8 +15,13 @@ METHODS: dict[str, type[Method]] = {
         Dpo,
         Hinge,
         Ipo,
-        NormalisedDpo,
+        ConservativeDpo,
         RobustDpo,
+        NormalisedDpo,
+        ApoZero,
+        ApoDown,
+        SimPo,
+        Cpo,
     )
 }
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from alignment.address import all_shown
+from alignment.methods import method_of
 from alignment.recipe.data import ModelSource, PreferenceSource, Section
 from alignment.recipe.evaluation import Evals, Gate, Judge
 from alignment.recipe.schedule import Alerts, Schedule
@@ -123,7 +124,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _agreement(self) -> Recipe:
-        if self.reference.precision != self.dpo.precision:
+        if method_of(self.dpo).needs_reference and self.reference.precision != self.dpo.precision:
             raise ValueError(
                 "reference.precision and dpo.precision must be the same: the cached log-probs "
                 "must equal the policy's at its first step"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -141,17 +141,18 @@ class Reference(Section):
     """The reference log-prob pass, which is the one that training takes."""
 
     precision: Precision = "bfloat16"
-    """Precision of weights and computation. It must equal `dpo.precision`; otherwise the loss of the first step would
-    differ from its theoretical value."""
+    """Precision of weights and computation. If the method takes a reference, it must equal `dpo.precision`; otherwise
+    the loss of the first step would differ from its theoretical value."""
     batch_tokens: int = Field(default=16_384, ge=1)
     """Tokens of one forward pass of scorer and trainer. On a GPU in 16 bits passes are filled up to it and it counts
     in the values' key; elsewhere it changes speed and memory, never values. Halve it when memory runs out."""
 
 
 class Dpo(Optimisation):
-    """Direct preference optimisation (Rafailov et al. 2023), from cached reference log-probs."""
+    """How the policy is trained on preference pairs: the method with its settings, and the optimiser."""
 
     speed_only: ClassVar[frozenset[str]] = Optimisation.speed_only | {"micro_batch_size", "gradient_checkpointing"}
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"gamma_ratio", "length_normalised"})
 
     micro_batch_size: int = Field(default=4, ge=1)
     """Ignored: a step's rows go through in passes of `reference.batch_tokens` tokens, whatever their number."""
@@ -159,19 +160,36 @@ class Dpo(Optimisation):
     learning_rate: float = Field(default=5e-7, gt=0)
     """Highest learning rate of AdamW, reached after the warm-up; commonly 5e-8 to 1e-6 for a whole model, ten times
     that with LoRA. Too high a rate spoils the model before it learns the preferences."""
-    loss: Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm"] = "sigmoid"
-    """The method. `sigmoid`: DPO (Rafailov et al. 2023). `hinge`: SLiC-HF (Zhao et al. 2023).
-    `ipo`: IPO of log-ratios per token (Azar et al. 2023). `robust`: rDPO, for data with some wrong labels
-    (Chowdhury et al. 2024). `sigmoid_norm`: DPO of log-ratios per token."""
+    loss: Literal[
+        "sigmoid", "hinge", "ipo", "cdpo", "robust", "sigmoid_norm", "apo_zero", "apo_down", "simpo", "cpo"
+    ] = "sigmoid"
+    """The method; docs/methods.md compares them. `sigmoid`: DPO (Rafailov et al. 2023). `hinge`: SLiC-HF (Zhao et al.
+    2023). `ipo`: IPO (Azar et al. 2023). `cdpo` (Mitchell 2023) and `robust` (rDPO, Chowdhury et al. 2024): for data
+    with some wrong labels. `sigmoid_norm`: DPO of log-ratios per token (Lambert et al. 2024). `apo_zero`, `apo_down`:
+    APO, for chosen completions better or worse than the model's own (D'Oosterlinck et al. 2024). `simpo` (Meng et al.
+    2024) and `cpo` (Xu et al. 2024) take no reference, and their graph has no reference log-probs."""
     beta: float = Field(default=0.1, gt=0)
     """β: a larger value keeps the policy nearer to the reference. Usual values are 0.01 to 1, and 1 to 10 with
-    `sigmoid_norm`, whose log-ratios are per token. `ipo` aims at a margin of 1 / (2β)."""
+    `sigmoid_norm`, whose log-ratios are per token. `ipo` aims at a margin of 1 / (2β). With `simpo`, whose default is
+    2, it scales rewards per token; usual values are 2 to 10."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """Assumed fraction of pairs whose chosen and rejected sides are swapped. `robust` needs it; the other methods
-    refuse it."""
+    """Assumed fraction of pairs whose chosen and rejected sides are swapped. `cdpo` and `robust` need it; the other
+    methods refuse it."""
     sft_weight: float = Field(default=0.0, ge=0)
     """Weight of the chosen completion's negative log-likelihood, in nats per token, that is added to the loss (RPO);
-    keeps what SFT taught. 0 adds none."""
+    keeps what SFT taught. 0 adds none. It is part of `cpo`, whose default is 1; `simpo` refuses it."""
+    gamma_ratio: float = Field(default=0.5, ge=0)
+    """`simpo` only: γ/β, by how many nats per token a chosen completion shall be likelier than the rejected one. Usual
+    values are 0.1 to 0.8."""
+    length_normalised: bool = True
+    """`ipo` only: its margin is of mean log-ratios per token, as in TRL; false takes sums, as the paper writes it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_its_method(cls, given: Any) -> Any:
+        """What is not given is the method's own default, where that is another than the section's."""
+        method = METHODS.get(str(given.get("loss"))) if isinstance(given, dict) else None
+        return given if method is None else method.defaults() | given
 
     @model_validator(mode="after")
     def _settings_of_its_method(self) -> Dpo:
@@ -183,3 +201,7 @@ class Dpo(Optimisation):
         if wrong := method_of(self).wrong():
             raise ValueError(wrong)
         return self
+
+    def outside_practice(self) -> list[str]:
+        """One sentence for each setting that lies outside of what practice supports for the method; none is refused."""
+        return [f"dpo.{note}" for note in method_of(self).outside_practice(self)]

@@ -1,13 +1,15 @@
-"""Stage `policy_checkpoint`: DPO (Rafailov et al. 2023) from the SFT checkpoint against cached reference log-probs."""
+"""Stage `policy_checkpoint`: preference training from the SFT checkpoint, against cached reference log-probs if the
+method has a reference."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from alignment.data.manifest import Manifest, read_manifest
-from alignment.data.tokens import Tokenization
+from alignment.data.tokens import Tokenization, TokenSequence
 from alignment.logprobs.effort import Ranks
 from alignment.logprobs.keys import fingerprint
 from alignment.logprobs.token_ids import TokenIds, policy_name
@@ -39,13 +41,16 @@ from alignment.training.arguments import (
 )
 from alignment.training.pairs import PolicyRows, open_rows, write_rows_of
 
+if TYPE_CHECKING:
+    from alignment.training.agreement import Score
+
 log = logging.getLogger(__name__)
 
 ROWS_FILE = "training_rows.parquet"
 
 
 class DpoRequest(Request):
-    """`checkpoint` is where the policy starts and what the manifest's references were scored with.
+    """`checkpoint` is where the policy starts and what the manifest's references, if it has any, were scored with.
 
     `pass_tokens` is tokens of one pass; where it changes values, the references' fingerprint names it. Neither it nor
     the number of processes changes what is trained, so a killed run goes on with another number of them.
@@ -150,11 +155,11 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
     agreed: dict[str, float] = {}
     longest = pairs.longest()
     trainer.logps([longest.chosen, longest.rejected])  # shows how this model is run, before a step relies on it
-    if checkpoint is None:
+    if checkpoint is None and method_of(settings).needs_reference:
         first = [pairs[index] for index in dict.fromkeys(order[: settings.batch_size].tolist())]
         share = first[slice(context.rank, None, request.world_size)]
         agreed = require_agreement(share, settings, trainer.logps, None if same_device else trainer.logps_alone)
-    else:
+    if checkpoint is not None:
         log.info("resuming from step %d", resume.step_of(checkpoint))
     with trainer.attending():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -174,17 +179,30 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
 
 
 def _held_out(request: DpoRequest, context: Context, rows: PolicyRows) -> dict[str, Any]:
-    """Measures the held-out pairs on the saved checkpoint, loaded as evaluations load it, and writes them."""
+    """Measures the held-out pairs on the saved checkpoint, loaded as evaluations load it, and writes them.
+
+    Evaluations compare the policy with its start on these pairs. Where the method has no reference, whose log-probs
+    would be known, the start is measured here, on these pairs alone.
+    """
     from alignment.logprobs.scorer import free_memory, logps
-    from alignment.training.held_out import means, measure, measured
+    from alignment.training.held_out import means, measure, measured, with_reference
     from alignment.training.held_out_pairs import write_held_out
 
-    free_memory()
+    def score(folder: Path) -> Score:
+        """By the model in a folder, which is in memory for one call."""
+
+        def logps_of(sequences: Sequence[TokenSequence]) -> list[float]:
+            free_memory()
+            model = load_model(folder, request.settings.precision, runs_code=context.runs_code(request.checkpoint))
+            return logps(model, sequences, request.pass_tokens)
+
+        return logps_of
+
     pairs, found = measured(rows.held_out), []
+    if pairs and not method_of(request.settings).needs_reference:
+        pairs = with_reference(pairs, score(context.fetch(request.checkpoint)))
     if pairs:
-        runs_code = context.runs_code(request.checkpoint)
-        policy = load_model(context.out, request.settings.precision, runs_code=runs_code)
-        found = measure(pairs, rows.fingerprint, lambda sequences: logps(policy, sequences, request.pass_tokens))
+        found = measure(pairs, rows.fingerprint, score(context.out))
     write_held_out(context.out, found)
     return {"held_out": means(found, request.settings)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow.compute as pc
@@ -14,7 +15,7 @@ from alignment.methods import PairLogps, method_of
 from alignment.recipe import Dpo
 from alignment.training.agreement import Score
 from alignment.training.arguments import rounded
-from alignment.training.held_out_pairs import HeldOutPair
+from alignment.training.held_out_pairs import HeldOutPair, prefers
 from alignment.training.pairs import PolicyPair, PolicyPairs
 
 SIDES = ("chosen", "rejected")
@@ -26,6 +27,15 @@ def measured(pairs: PolicyPairs) -> list[PolicyPair]:
     """The held-out pairs that are measured: all, or the `MOST_PAIRS` of lowest row id."""
     lowest = pc.sort_indices(pairs.row_ids)[:MOST_PAIRS] if len(pairs) else []
     return [pairs[place.as_py()] for place in lowest]
+
+
+def with_reference(pairs: Sequence[PolicyPair], score: Score) -> list[PolicyPair]:
+    """The pairs with log-probs by `score`, which is that of the checkpoint that training starts from."""
+    logps = score([sequence for pair in pairs for sequence in (pair.chosen, pair.rejected)])
+    return [
+        replace(pair, ref_chosen_logp=chosen, ref_rejected_logp=rejected)
+        for pair, chosen, rejected in zip(pairs, logps[0::2], logps[1::2], strict=True)
+    ]
 
 
 def measure(pairs: Sequence[PolicyPair], fingerprint: str, score: Score) -> list[HeldOutPair]:
@@ -59,15 +69,17 @@ def measure(pairs: Sequence[PolicyPair], fingerprint: str, score: Score) -> list
 def means(pairs: Sequence[HeldOutPair], settings: Dpo) -> dict[str, Any]:
     """{pairs, loss, accuracy, margin}, six significant digits; only {pairs: 0} where nothing was held out.
 
-    `margin` is the reward margin, β times the log-ratios'. A pair counts to accuracy when the policy moved towards
-    its chosen side, relative to the reference; a tie counts half. The SFT term is not in the loss.
+    `margin` is that of the method's rewards. A pair counts to accuracy when its chosen reward is the larger, which with
+    a reference means that the policy moved towards the chosen side; a tie counts half. Added terms are not in the loss.
     """
     if not pairs:
         return {"pairs": 0}
+    method, logps = method_of(settings), logps_of(pairs)
+    chosen, rejected = (reward.tolist() for reward in method.rewards(logps))
     columns = {
-        "loss": method_of(settings).loss(logps_of(pairs)).tolist(),
-        "accuracy": [one.prefers_chosen for one in pairs],
-        "margin": [settings.beta * (one.chosen_ratio - one.rejected_ratio) for one in pairs],
+        "loss": method.loss(logps).tolist(),
+        "accuracy": [prefers(*rewards) for rewards in zip(chosen, rejected, strict=True)],
+        "margin": [high - low for high, low in zip(chosen, rejected, strict=True)],
     }
     return {"pairs": len(pairs), **{name: rounded(math.fsum(of) / len(pairs)) for name, of in columns.items()}}
 

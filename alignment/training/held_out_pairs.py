@@ -61,11 +61,6 @@ class HeldOutPair:
         """log π(rejected) − log π_ref(rejected)."""
         return self.rejected_logp - self.ref_rejected_logp
 
-    @property
-    def prefers_chosen(self) -> float:
-        """1 where the policy moved more towards the chosen side, 0 where towards the rejected, a half for neither."""
-        return prefers(self.chosen_ratio, self.rejected_ratio)
-
 
 def prefers(chosen: float, rejected: float) -> float:
     """1, 0, or a half for a tie."""

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class PairRow(Protocol):
-    """What a step reads of a pair; reference log-probs in nats, summed over each completion."""
+    """What a step reads of a pair; reference log-probs in nats, summed over each completion, or NaN."""
 
     @property
     def chosen(self) -> TokenSequence: ...
@@ -42,12 +42,13 @@ class PairRow(Protocol):
 
 @dataclass
 class StepNumbers:
-    """Sums over the rows of a step (or of one rank's share); `loss` includes every term that is trained on."""
+    """Sums over the rows of a step (or of one rank's share); `loss` includes every term that is trained on, and rewards
+    are the method's."""
 
     rows: float = 0.0
     loss: float = 0.0
-    chosen_ratio: float = 0.0
-    rejected_ratio: float = 0.0
+    chosen_reward: float = 0.0
+    rejected_reward: float = 0.0
     accuracy: float = 0.0
     chosen_logp: float = 0.0
     rejected_logp: float = 0.0
@@ -58,13 +59,13 @@ class StepNumbers:
     positions: float = 0.0
     """Places they were computed in: the rest is padding."""
 
-    def add(self, logps: PairLogps, losses: Tensor) -> None:
+    def add(self, method: Method, logps: PairLogps, losses: Tensor) -> None:
         """Counts the rows of one pass; `losses` is [rows]."""
-        chosen, rejected = logps.chosen_ratio.detach(), logps.rejected_ratio.detach()
+        chosen, rejected = (reward.detach() for reward in method.rewards(logps))
         self.rows += len(losses)
         self.loss += float(losses.detach().sum())
-        self.chosen_ratio += float(chosen.sum())
-        self.rejected_ratio += float(rejected.sum())
+        self.chosen_reward += float(chosen.sum())
+        self.rejected_reward += float(rejected.sum())
         self.accuracy += float((chosen > rejected).sum()) + 0.5 * float((chosen == rejected).sum())
         self.chosen_logp += float(logps.policy_chosen.detach().sum())
         self.rejected_logp += float(logps.policy_rejected.detach().sum())
@@ -128,7 +129,7 @@ def _one_pass(
         (by_sequence,) = torch.autograd.grad(losses.sum() / step_rows, sums)
         by_token = torch.repeat_interleave(by_sequence, torch.tensor([len(row.completion_ids) for row in flat]))
         states.backward(head_backward(runner.head, states, flat, runner.vocabulary, by_token))  # type: ignore[no-untyped-call]
-    numbers.add(pairs, losses)
+    numbers.add(method, pairs, losses)
     forwarded, positions = runner.size(sequences, groups)
     numbers.tokens += sum(map(len, sequences))
     numbers.forwarded += forwarded

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from alignment.data.manifest import SPLIT_SCHEMA, Manifest, ManifestShard, open_split
 from alignment.data.rows import ROWS_FILE, PreferenceRow, content_id, iter_rows
-from alignment.data.tokens import Dropped, Tokenization, TokenSequence
+from alignment.data.tokens import Dropped, Tokenization, TokenSequence, require_few_rewritten
 from alignment.errors import BadInput
 from alignment.logprobs.keys import sequence_key
 from alignment.logprobs.table import LOGPROBS_FILE
@@ -47,7 +47,7 @@ BATCH_ROWS = 4096
 
 @dataclass(frozen=True)
 class PolicyPair:
-    """One pair as the trainer takes it; log-probs in nats, summed over each completion."""
+    """One pair as the trainer takes it; log-probs in nats, summed over each completion, NaN without a reference."""
 
     row_id: str
     chosen: TokenSequence
@@ -174,9 +174,10 @@ def write_rows_of(
     `token_ids` are not known are tokenised.
 
     `into` gets the pairs of each split, `record` a Parquet of (row_id, split, reason) of every row in the manifest's
-    order. Returns {reason: dropped rows}. Raises `BadInput` when the references are another model's or no row is left
-    to train on, and `CorruptArtifact` when a row's ids are not those its reference was scored on or a row is
-    unaccounted for.
+    order. Rows that do not fit the token policy were dropped with the references; where the method has none, they are
+    dropped here. Returns {reason: dropped rows}. Raises `BadInput` when the references are another model's, the
+    template rewrites too many prompts or no row is left to train on, and `CorruptArtifact` when a row's ids are not
+    those its reference was scored on or a row is unaccounted for.
     """
     if manifest.kind != method.data:
         raise BadInput(f"loss: {method.name} needs {method.data} preferences, and the data is {manifest.kind}")
@@ -185,19 +186,34 @@ def write_rows_of(
     files = {split: PairsFile(into / f"{split}.arrow") for split in SPLITS}
     with open_split(folder, manifest) as split, pq.ParquetWriter(record, RECORD_SCHEMA, compression="zstd") as places:
         for index, shard in enumerate(manifest.shards):
-            _require_reference(shard, fingerprint)
-            scored = _Scored(shard, context)
+            if method.needs_reference:
+                _require_reference(shard, fingerprint)
+            scored = _Scored(shard, context) if method.needs_reference else None
             path = context.fetch(shard.shard) / ROWS_FILE
             of_shard = _in_order_of(path, split.of_shard(index, RECORD_SCHEMA.names), shard)
-            places.write_table(of_shard)
-            dropped.update(of_shard["reason"].drop_null().to_pylist())
             rows += len(of_shard)
             named = (place.as_py() for chunk in of_shard["split"].chunks for place in chunk)
+            unfit: dict[str, str] = {}
             kept = ((row, name) for row, name in zip(iter_rows(path), named, strict=True) if name != "dropped")
             while batch := list(islice(kept, ROWS_AT_ONCE)):
                 pairs = token_ids.pairs([row for row, _ in batch], tokens)
                 for row, name in batch:
-                    files[name].add(_joined(row, scored.of(row.row_id), pairs[row.row_id], fingerprint))
+                    pair = pairs[row.row_id]
+                    if scored is not None:
+                        files[name].add(_joined(row, scored.of(row.row_id), pair, fingerprint))
+                    elif isinstance(pair, Dropped):
+                        unfit[row.row_id] = pair.reason
+                    else:
+                        files[name].add(PolicyPair(row.row_id, *pair, math.nan, math.nan, _prompt_id(row)))
+            of_shard = _with_dropped(of_shard, unfit)
+            require_few_rewritten(
+                Counter(unfit.values()),
+                of_shard["reason"].null_count,
+                tokens.policy,
+                f"the checkpoint that training starts from, with shard {shard.name},",
+            )
+            places.write_table(of_shard)
+            dropped.update(of_shard["reason"].drop_null().to_pylist())
     for file in files.values():
         file.close()
     if rows != manifest.counts["rows"]:
@@ -205,7 +221,8 @@ def write_rows_of(
     if files["train"].rows + files["held_out"].rows + dropped.total() != rows:
         raise CorruptArtifact("rows trained + held out + dropped are not the manifest's rows")
     if not files["train"].rows:
-        raise BadInput("no rows left after the token policy")
+        why = ", ".join(f"{reason}: {count}" for reason, count in sorted(dropped.items()))
+        raise BadInput(f"no rows left after the token policy ({why})")
     return dict(sorted(dropped.items()))
 
 
@@ -221,6 +238,21 @@ def _in_order_of(path: Path, places: pa.Table, shard: ManifestShard) -> pa.Table
     if not len(row_ids) == len(places) == pc.count_distinct(found).as_py():
         raise CorruptArtifact(f"shard {shard.name} has not each of the rows that the manifest's split has of it once")
     return places.take(found)
+
+
+def _with_dropped(places: pa.Table, unfit: Mapping[str, str]) -> pa.Table:
+    """A shard's places, with these of its rows dropped; `unfit` is {row id: reason}."""
+    if not unfit:
+        return places
+    cells = places.to_pylist()
+    for row in cells:
+        if (reason := unfit.get(row["row_id"])) is not None:
+            row |= {"split": "dropped", "reason": reason}
+    return pa.Table.from_pylist(cells, schema=places.schema)
+
+
+def _prompt_id(row: PreferenceRow) -> str:
+    return content_id({"prompt": row.prompt})
 
 
 def _require_reference(shard: ManifestShard, fingerprint: str) -> None:
@@ -264,4 +296,4 @@ def _joined(row: PreferenceRow, scored: dict[str, Any] | None, pair: Pair | Drop
     logps = float(scored["chosen_logp"]), float(scored["rejected_logp"])
     if not all(map(math.isfinite, logps)):
         raise CorruptArtifact(f"row {row.row_id}: its reference log-probs are not finite: {logps}")
-    return PolicyPair(row.row_id, *pair, *logps, content_id({"prompt": row.prompt}))
+    return PolicyPair(row.row_id, *pair, *logps, _prompt_id(row))

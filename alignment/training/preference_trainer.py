@@ -136,12 +136,12 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
         return [weight for group in optimizer.param_groups for weight in group["params"]]
 
     def _record(self, numbers: packed_step.StepNumbers) -> None:
-        """TRL's names; a reward is β times a log-ratio."""
-        rows, beta = numbers.rows, self.settings.beta
+        """TRL's names."""
+        rows = numbers.rows
         values = {
-            "rewards/chosen": beta * numbers.chosen_ratio / rows,
-            "rewards/rejected": beta * numbers.rejected_ratio / rows,
-            "rewards/margins": beta * (numbers.chosen_ratio - numbers.rejected_ratio) / rows,
+            "rewards/chosen": numbers.chosen_reward / rows,
+            "rewards/rejected": numbers.rejected_reward / rows,
+            "rewards/margins": (numbers.chosen_reward - numbers.rejected_reward) / rows,
             "rewards/accuracies": numbers.accuracy / rows,
             "logps/chosen": numbers.chosen_logp / rows,
             "logps/rejected": numbers.rejected_logp / rows,

@@ -37,6 +37,8 @@ def show_plan(result: dict[str, Any]) -> None:
                 print(f"  {words}: {one[name]['how']}")
     for told in result["warnings"]:
         print(f"warning: {told}")
+    for note in result["notes"]:
+        print(f"note: {note}")
     for stage in result["too_large"]:
         print(f"{stage} does not fit the devices of its pool")
 
@@ -103,7 +105,12 @@ def plan(
         stages = forecast(Workspace(known, load_pools()), config)
         too_large = [one.stage for one in stages if one.fits is False and one.to_make != 0]
         warnings = [told for told in [retirement(known.judge, date.today())] if told is not None]
-        return {"stages": [asdict(one) for one in stages], "too_large": too_large, "warnings": warnings}
+        return {
+            "stages": [asdict(one) for one in stages],
+            "too_large": too_large,
+            "warnings": warnings,
+            "notes": known.dpo.outside_practice(),
+        }
 
     if tell(work, as_json, show_plan)["too_large"]:
         raise typer.Exit(1)

@@ -84,3 +84,5 @@ def recipes_check(files: Annotated[list[Path], typer.Argument(help="Recipes (YAM
         print(f"{path}: {recipe.name} is well-formed")
         if told := retirement(recipe.judge, date.today()):
             say(f"warning: {path}: {told}")
+        for note in recipe.dpo.outside_practice():
+            say(f"note: {path}: {note}")

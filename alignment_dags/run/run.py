@@ -147,8 +147,11 @@ def run_backfill(path: Path, chosen: Chosen, stage: str | None, say: Callable[[s
     result = Backfilled(recipe.name, chosen.of(list(source)))
     refused: dict[str, str] = {}
     planned = plan(workspace, only=result.shards, refused=refused)
-    stages = STAGES if stage is None else (stage,)
-    if stage != STAGES[0] and any(one.node.name == "sft_checkpoint" and one.commit is None for one in planned):
+    there = {node.name for node in workspace.nodes}
+    if stage is not None and stage not in there:
+        raise BadInput(f"loss: {recipe.dpo.loss} has no {stage}", file=str(path), field="--stage")
+    stages = tuple(name for name in STAGES if name in there) if stage is None else (stage,)
+    if STAGES[1] in stages and any(one.node.name == "sft_checkpoint" and one.commit is None for one in planned):
         raise BadInput("has no SFT checkpoint to score with; `align run` makes it", file=str(path))
     claim(workspace.store, recipe)
     before = _current(planned, result.shards, stages)

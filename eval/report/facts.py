@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from alignment.recipe import Dpo
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.stage import PolicySummary
 from alignment.store import Artifact, Commit, MissingArtifact, Store
@@ -135,8 +136,9 @@ RUBRIC = "rubric (deterministic checks of the generated questions)"
 class Facts:
     """The facts behind a report: dates, judge, training history, data, and the time and cost of each stage.
 
-    Dates are those of the commit records. `judging` is None if no endpoint judged. `total_cost` is in USD; None if
-    neither a pool nor a judge has a price.
+    Dates are those of the commit records. `outside_practice` has a sentence for each setting of the policy's training
+    that lies outside of what practice supports. `judging` is None if no endpoint judged. `total_cost` is in USD; None
+    if neither a pool nor a judge has a price.
     """
 
     recipe: str
@@ -145,6 +147,7 @@ class Facts:
     judge: str
     panels: list[Panel]
     history: list[dict[str, Any]]
+    outside_practice: list[str]
     held_out: dict[str, float]
     data: DataChanges | None
     stages: list[StageTotals]
@@ -172,6 +175,7 @@ def facts_of(store: Store, request: ReportRequest) -> Facts:
         judge=", ".join(dict.fromkeys(filter(None, (_judge(store, commit) for commit in scores.values())))),
         panels=panels(history),
         history=history,
+        outside_practice=_outside_practice(store, request.policy),
         held_out={name: value for name, value in training.held_out.items() if value is not None},
         data=_data(store, policy, request.champion),
         stages=stages,
@@ -210,6 +214,15 @@ def _judge(store: Store, scores: Commit) -> str | None:
     if not judge or not ScoresSummary.of(scores).judged or not any("judgment" in name for name in scores.files):
         return None
     return RUBRIC if judge["kind"] == "rubric" else str(judge.get("model") or judge["kind"])
+
+
+def _outside_practice(store: Store, policy: Artifact) -> list[str]:
+    """From the request that is kept with the policy; nothing for a checkpoint that no such request made."""
+    try:
+        record = json.loads(store.read(policy, REQUEST_FILE))
+    except MissingArtifact:
+        return []
+    return Dpo.model_validate(record["settings"]).outside_practice() if "settings" in record else []
 
 
 def _data(store: Store, policy: Commit, champion: Artifact | None) -> DataChanges | None:

@@ -73,7 +73,7 @@ def run(request: ReportRequest, context: Context) -> Result:
         comparisons=evidence.against_sft.suites,
         champion=None if evidence.against_champion is None else evidence.against_champion.suites,
         holm=sft["holm"],
-        notes=[*filter(None, [request.champion_note]), *notes],
+        notes=[*filter(None, [request.champion_note]), *notes, *facts.outside_practice],
     )
     return Result(json_digest([comparison, verdict.model_dump(mode="json")]), summary)
 

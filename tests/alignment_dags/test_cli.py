@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from alignment.recipe import load_recipe
 from alignment_dags.cli import main
 from alignment_dags.run.workspace import recipes_in_use
 from resources.home import PROJECT
@@ -276,6 +277,31 @@ def test_every_file_beside_the_recipes_can_be_checked_pools_included(
     path.write_text("pools: {sft: local}\nname: r")
     assert align("recipes", "check", str(path), monkeypatch=monkeypatch) == 2
     assert "field 'base_model'" in refused(capsys)  # a recipe with pools stays a recipe
+
+
+def test_settings_outside_of_what_practice_supports_are_noted_by_a_check_and_a_plan_and_not_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "{name: r, base_model: {embedded: micro}, sft: {dataset: {embedded: micro}}, preferences: {embedded: micro},"
+        " dpo: {learning_rate: 1.0e+6}}"
+    )
+    note = "dpo.learning_rate 1e6 is outside 5e-7 to 5e-6, which practice supports for loss: sigmoid with all weights"
+    assert align("recipes", "check", str(path), monkeypatch=monkeypatch) == 0
+    out, err = capsys.readouterr()
+    assert "r is well-formed" in out and err == f"note: {path}: {note}\n"
+    assert align("plan", str(path), "--json", monkeypatch=monkeypatch) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == [note]
+    assert align("plan", str(path), monkeypatch=monkeypatch) == 0
+    assert f"note: {note}\n" in capsys.readouterr().out
+
+
+def test_shipped_recipes_stay_within_practice_but_for_the_rate_of_the_smallest_models() -> None:
+    paths = sorted(path for path in (PROJECT / "recipes").glob("*.yaml") if path.name != "pools.yaml")
+    outside = {path.stem: load_recipe(path).dpo.outside_practice() for path in paths}
+    noted = {name: [note.split()[0] for note in notes] for name, notes in outside.items() if notes}
+    assert noted == {"quickstart": ["dpo.learning_rate"], "stories260k_hh": ["dpo.learning_rate"]}
 
 
 def test_pools_beside_the_recipes_are_no_recipe_where_other_pools_are_in_use(

@@ -35,9 +35,9 @@ def test_every_section_stands_under_the_paths_of_its_keys() -> None:
 def test_a_key_has_its_range_its_default_and_its_meaning() -> None:
     keys = section("### `dpo`")
     assert keys.keys() == Dpo.model_fields.keys()
-    assert keys["beta"].startswith("a number above 0 | `0.1` | β, the strength of the pull to the reference: larger")
+    assert keys["beta"].startswith("a number above 0 | `0.1` | β: a larger value keeps the policy nearer")
     assert keys["label_smoothing"].startswith("a number from 0 below 0.5 | `0.0` | ")
-    assert keys["loss"].startswith("`sigmoid`, `hinge`, `ipo`, `robust`, `sigmoid_norm` | `sigmoid` | ")
+    assert keys["loss"].startswith(", ".join(f"`{name}`" for name in METHODS) + " | `sigmoid` | ")
     assert section("## The recipe")["name"].startswith("a text | required | ")
 
 
@@ -45,7 +45,7 @@ def test_the_healthy_range_that_beta_names_is_that_of_every_method() -> None:
     beta = Dpo.model_fields["beta"].description or ""
     ranges = {method.name: method.healthy["beta"] for method in METHODS.values()}
     assert all(f"{low:g} to {high:g}" in beta for low, high in ranges.values())
-    assert {name for name, healthy in ranges.items() if healthy != ranges["sigmoid"]} == {"sigmoid_norm"}
+    assert {name for name, healthy in ranges.items() if healthy != ranges["sigmoid"]} == {"sigmoid_norm", "simpo"}
 
 
 def test_what_every_suite_has_stands_once_and_other_defaults_with_their_suite() -> None:

@@ -78,7 +78,7 @@ def test_the_smallest_recipe_is_enough(tmp_path: Path) -> None:
         ("dpo: {betta: 1}", "field 'dpo.betta': unknown key"),
         ("seed: many", "field 'seed'"),
         ("dpo: {beta: -1}", "field 'dpo.beta'"),
-        ("dpo: {label_smoothing: 0.1}", "label_smoothing counts only with loss: robust"),
+        ("dpo: {label_smoothing: 0.1}", "label_smoothing counts only with loss: cdpo or robust"),
         ("dpo: {precision: float32}", "must be the same"),
         ("gate: {metrics: {a/b: {improve: 0, at_least: 1}}}", "exactly one of no_regression, improve, at_least"),
         ("dpo: {epochs: .inf}", "field 'dpo.epochs': Input should be a finite number"),

@@ -145,9 +145,11 @@ class Lab:
         tokens: TokenPolicy | None = None,
         precision: str = "float32",
         held_out_fraction: float = 0.0,
+        referenced: bool = True,
         change: Callable[[list[dict[str, Any]]], Any] = lambda scored: None,
     ) -> Artifact:
-        """A one-shard manifest, made by the real stage; `change` may falsify the references first."""
+        """A one-shard manifest, made by the real stage; `change` may falsify the references first, where there are
+        any."""
         from alignment.data.rows import write_rows
         from alignment.stages import execute
         from alignment.stages.preference_manifest import STAGE, ManifestRequest
@@ -158,6 +160,9 @@ class Lab:
         shard = self.publish(
             "preference_shard", row_digest, shard_summary, lambda out: write_rows(out / "rows.parquet", rows)
         )
+        if not referenced:
+            request = ManifestRequest(shards={"one": shard}, held_out_fraction=held_out_fraction)
+            return execute(STAGE, request, self.store).artifact
         (scored, dropped), fingerprint = self.references(checkpoint, rows, tokens, precision)
         change(scored)
 

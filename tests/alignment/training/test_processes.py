@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from alignment.methods import METHODS
 from alignment.stages import execute
 from alignment.stages.policy_checkpoint import STAGE
 from alignment.store import Artifact, Commit, Store
@@ -34,10 +35,12 @@ def assert_same_losses(found: Commit, expected: Commit) -> None:
     assert [record["loss"] for record in ours] == pytest.approx([record["loss"] for record in theirs], abs=2e-4)
 
 
-def test_two_processes_share_the_rows_and_learn_what_one_learns(lab: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", ["sigmoid", "simpo"])
+def test_two_processes_share_the_rows_and_learn_what_one_learns(loss: str, lab: Any, tmp_path: Path) -> None:
     checkpoint = lab.checkpoint()
-    manifest = lab.manifest(checkpoint, lab.rows(36), held_out_fraction=0.2)
-    one, two = (lab.dpo_request(checkpoint, manifest, batch_size=8, world_size=size) for size in (1, 2))
+    referenced = METHODS[loss].needs_reference
+    manifest = lab.manifest(checkpoint, lab.rows(36), held_out_fraction=0.2, referenced=referenced)
+    one, two = (lab.dpo_request(checkpoint, manifest, loss=loss, batch_size=8, world_size=size) for size in (1, 2))
     assert STAGE.key(one) == STAGE.key(two)
     twin = lab.twin(tmp_path / "one")
     together, single = torchrun(lab.store, two, tmp_path), execute(STAGE, one, twin)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from alignment.data.files import pin_file
-from alignment.recipe import Judge
-from alignment.stages import Context, Result, Stage, execute
+from alignment.recipe import Dpo, Judge
+from alignment.stages import Context, Request, Result, Stage, execute
 from alignment.store import Artifact, Commit, Store
 from eval.answers.files import ITEMS_FILE, RESPONSES_FILE, Response, write_responses
 from eval.report.facts import Judging, facts_of, judging
@@ -86,6 +86,23 @@ def test_both_models_judgments_are_told_and_their_price_is_in_the_total(
     text = page(store, request)
     assert f">{calls}</td>" in text and f"{10 * calls} tokens asked, {5 * calls} answered" in text
     assert f">{usd:.2f}</td>" in text and "cost in USD" in text
+
+
+class Trained(Request):
+    settings: Dpo
+
+
+def test_the_policys_settings_outside_of_what_practice_supports_are_on_the_page_and_in_the_notes(
+    report: Callable[..., ReportRequest], store: Store
+) -> None:
+    request = report()
+    assert facts_of(store, request).outside_practice == []
+    trained = Stage("policy_checkpoint", 1, Trained, lambda request, context: Result("policy"))
+    policy = execute(trained, Trained(settings=Dpo(loss="ipo", epochs=50)), store).artifact
+    commit = execute(STAGE, request.model_copy(update={"policy": policy}), store)
+    note = "dpo.epochs 50 is outside 1 to 2, which practice supports for loss: ipo with all weights"
+    assert note in commit.summary["notes"]
+    assert f"<p>{note}.</p>" in (store.fetch(commit.artifact) / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_judge_without_a_price_is_told_by_its_tokens(report: Callable[..., ReportRequest], store: Store) -> None:

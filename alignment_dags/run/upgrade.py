@@ -99,8 +99,10 @@ class Noted(BaseModel):
     at: AwareDatetime
     by: str
 
-    def covers(self, stages: Mapping[str, int]) -> bool:
-        return all(self.stages.get(stage, 0) >= version for stage, version in stages.items())
+
+def _covers(noted: Noted | None, stages: Mapping[str, int]) -> bool:
+    known = {} if noted is None else noted.stages
+    return all(known.get(stage, 0) >= version for stage, version in stages.items())
 
 
 class Upgrades:
@@ -125,13 +127,13 @@ class Upgrades:
         """Those that nobody has accepted up to the version that they have now."""
         moved = tuple(moved)
         accepted = self.accepted if moved else None
-        return tuple(one for one in moved if accepted is None or not accepted.covers({one.stage: one.new}))
+        return tuple(one for one in moved if not _covers(accepted, {one.stage: one.new}))
 
     @property
     def waits(self) -> bool:
         """Whether the last tick that looked found something that nobody has accepted since."""
-        alerted, accepted = self.alerted, self.accepted
-        return alerted is not None and (accepted is None or not accepted.covers(alerted.stages))
+        alerted = self.alerted
+        return alerted is not None and not _covers(self.accepted, alerted.stages)
 
     def accept(self, moved: Iterable[Moved], by: str, now: datetime) -> Noted:
         """Adds these to what was accepted before, so that stages which moved earlier stay accepted."""
@@ -141,9 +143,7 @@ class Upgrades:
 
     def is_news(self, moved: Iterable[Moved]) -> bool:
         """Whether people were not alerted of these yet."""
-        before = self.alerted
-        stages = {one.stage: one.new for one in moved}
-        return bool(stages) and (before is None or not before.covers(stages))
+        return not _covers(self.alerted, {one.stage: one.new for one in moved})
 
     def note_alert(self, moved: Iterable[Moved], now: datetime) -> None:
         """Keeps what people were alerted of; of nothing, once nothing waits any more."""

@@ -20,6 +20,8 @@ from alignment.store.store import commits_of
 from assets.building.node import Node, NotNeeded
 from assets.building.upstream import NotBuilt, Upstream
 
+Place = tuple[str, str]
+"""A stage and one of its shards (empty for a stage without shards)."""
 FOLDER = "upgrades"
 ACCEPT = "`align upgrade --accept`"
 
@@ -49,28 +51,37 @@ def moved_stages(
 
     `current` maps a node to shards that are known to be up to date, so that their commit records need not be read.
     """
+    nodes = tuple(nodes)
+    recorded = upstream.refs("preference_shard")  # what else is kept of a shard that was withdrawn does not count
+    standing: dict[Place, Artifact] = {}
+    for node in nodes:
+        known = set((current or {}).get(node.name, ()))
+        if not node.partitioned:
+            refs = {"": ref} if (ref := upstream.ref(node.name)) is not None else {}
+        else:
+            refs = {shard: ref for shard, ref in upstream.refs(node.name).items() if shard in recorded}
+        standing |= {(node.name, shard): ref.artifact for shard, ref in refs.items() if shard not in known}
+    versions: dict[str, dict[str, int]] = {}
+    for (name, shard), commit in _commits(upstream.store, standing).items():
+        versions.setdefault(name, {})[shard] = commit.code_version
     moved = []
     for node in nodes:
-        refs = upstream.refs(node.name) if node.partitioned else {"": upstream.ref(node.name)}
-        known = set((current or {}).get(node.name, ()))
-        standing = {shard: ref.artifact for shard, ref in refs.items() if ref is not None and shard not in known}
-        commits = _commits(upstream.store, standing)
-        older = {name: one.code_version for name, one in commits.items() if one.code_version < node.stage.code_version}
+        new = node.stage.code_version
+        older = {shard: version for shard, version in versions.get(node.name, {}).items() if version < new}
         if older and (node.partitioned or _needed(node, upstream)):
-            shards = tuple(older) if node.partitioned else ()
-            moved.append(Moved(node.name, min(older.values()), node.stage.code_version, shards))
+            moved.append(Moved(node.name, min(older.values()), new, tuple(older) if node.partitioned else ()))
     return tuple(moved)
 
 
-def _commits(store: Store, artifacts: Mapping[str, Artifact]) -> dict[str, Commit]:
+def _commits(store: Store, artifacts: Mapping[Place, Artifact]) -> dict[Place, Commit]:
     """The commit records there are. A ref without a record is made anew whatever the version."""
     try:
         return dict(zip(artifacts, commits_of(store, artifacts.values()), strict=True))
     except (MissingArtifact, CorruptArtifact):  # rare, so that reading one after the other may take its time
         found = {}
-        for name, artifact in artifacts.items():
+        for place, artifact in artifacts.items():
             with suppress(MissingArtifact, CorruptArtifact):
-                found[name] = store.commit_of(artifact)
+                found[place] = store.commit_of(artifact)
         return found
 
 
@@ -87,7 +98,10 @@ def _needed(node: Node, upstream: Upstream) -> bool:
 
 def told(moved: Iterable[Moved]) -> str:
     """The stages with their versions, for one line."""
-    return ", ".join(f"{one.stage} (code version {one.old} → {one.new}, {one.artifacts} artifacts)" for one in moved)
+    return ", ".join(
+        f"{one.stage} (code version {one.old} → {one.new}, {one.artifacts} artifact{'s' * (one.artifacts != 1)})"
+        for one in moved
+    )
 
 
 class Noted(BaseModel):

@@ -71,7 +71,7 @@ def test_what_a_version_makes_anew_is_launched_in_no_phase_before_a_person_has_a
         decision = decide(replace(behind, upgrade=moved), after=timedelta(hours=3), idle=2 * GRACE)
         assert decision == Wait(
             "waits for `align upgrade --accept`: this version makes anew preference_shard (code version 3 → 4, "
-            "2 artifacts), policy_checkpoint (code version 2 → 3, 1 artifacts)"
+            "2 artifacts), policy_checkpoint (code version 2 → 3, 1 artifact)"
         )
     under_way = decide(None, run("train", mine=True))
     assert isinstance(under_way, Wait) and "in progress" in under_way.reason

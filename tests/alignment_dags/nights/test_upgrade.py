@@ -17,6 +17,7 @@ from alignment_dags.nights.decide import GRACE
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.records import NightBook
 from alignment_dags.nights.tick import Ticked, tick
+from alignment_dags.run.shards import drop
 from alignment_dags.run.upgrade import Moved, Upgrades, moved_stages
 from alignment_dags.run.workspace import Workspace
 from assets.building.node import Node
@@ -34,6 +35,7 @@ class Versions:
 
     def __init__(self, instance: dg.DagsterInstance, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
         self.instance = instance
+        self.folder = folder
         self.caplog = caplog
         self.store = ArtifactStore().open()
         self.raised: dict[str, int] = {}
@@ -154,6 +156,8 @@ def test_a_second_move_asks_again_and_what_was_accepted_stays_so(versions: Versi
     assert len(alerts) == 1
     versions.accept()
     assert versions.tick(idle=2 * GRACE)[0].requests
+    versions.store.replace(versions.store.path("upgrades", "small", "accepted.json"), b"{")
+    assert not versions.tick(idle=2 * GRACE)[0].requests, "a record that cannot be read accepts nothing"
 
 
 def test_a_base_that_moves_is_not_made_before_the_acceptance(versions: Versions) -> None:
@@ -170,8 +174,11 @@ def test_what_a_person_made_by_hand_needs_no_acceptance_and_a_missed_night_is_to
     versions.raised = {"preference_shard": 1, "reference_logprobs": 1}
     versions.night()
     assert len(versions.tick()[1]) == 1
+    (versions.folder / "day-1.jsonl").unlink()
+    drop(versions.instance, versions.store, "small", ["day-1"])
+    assert versions.store.read_ref("small", "reference_logprobs", "day-1") is not None
     versions.make("preference_shard", "reference_logprobs")
-    assert versions.moved() == ()
+    assert versions.moved() == (), "nor is what is kept of a withdrawn shard in the way"
     ticked, _ = versions.tick()
     assert ticked.requests and not Upgrades(versions.store, "small").waits
     versions.store.fs.rm(versions.store.path("nights"), recursive=True)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from alignment.errors import BadInput
 from alignment_dags.cli.output import AsJson, columns, say, tell
+
+if TYPE_CHECKING:
+    from alignment_dags.planner.forecast import StageForecast
+    from alignment_dags.run.upgrade import Moved
+    from alignment_dags.run.workspace import Workspace
 
 # What `align plan` shows a person: a line a stage, and below it how each number was reached.
 
@@ -41,6 +48,7 @@ def show_plan(result: dict[str, Any]) -> None:
         print(f"note: {note}")
     for stage in result["too_large"]:
         print(f"{stage} does not fit the devices of its pool")
+    show_upgrade(result["upgrade"])
 
 
 def _count(number: int | None) -> str:
@@ -60,6 +68,66 @@ def _told(one: dict[str, Any], name: str, form: str) -> str:
     if value is not None:
         return form.format(value)
     return "-" if one["pool"] is None and name != "slot_seconds" else "unknown"
+
+
+# What a version makes anew, in `align plan` and `align upgrade`.
+
+
+def upgrade_of(workspace: Workspace, moved: Sequence[Moved], stages: Sequence[StageForecast]) -> dict[str, Any] | None:
+    """What this version makes anew, with the plan's forecast, and whether somebody accepted it; None for nothing."""
+    from alignment_dags.run.upgrade import Upgrades
+
+    if not moved:
+        return None
+    upgrades = Upgrades(workspace.store, workspace.recipe.name)
+    accepted = upgrades.accepted
+    takes = {one.stage: one for one in stages}
+    return {
+        "recipe": workspace.recipe.name,
+        "stages": [
+            {
+                "stage": one.stage,
+                "old_code_version": one.old,
+                "code_version": one.new,
+                "artifacts": one.artifacts,
+                "pool": takes[one.stage].pool,
+                "slot_seconds": asdict(takes[one.stage].slot_seconds),
+                "cost": asdict(takes[one.stage].cost),
+            }
+            for one in moved
+        ],
+        "waits": bool(upgrades.waiting(moved)),
+        "accepted": None if accepted is None else accepted.model_dump(mode="json"),
+    }
+
+
+def show_upgrade(result: dict[str, Any] | None) -> None:
+    if result is None:
+        return
+    print(f"{result['recipe']}: this version makes anew (docs/upgrading.md says why):")
+    rows = [
+        (
+            f"  {one['stage']}",
+            f"{one['old_code_version']} → {one['code_version']}",
+            str(one["artifacts"]),
+            _told(one, "slot_seconds", "{:.0f} s"),
+            _told(one, "cost", "{:.2f}"),
+        )
+        for one in result["stages"]
+    ]
+    print(columns(("  stage", "code version", "artifacts", "time", "cost"), rows))
+    print("  Later stages are made anew only if these results differ.")
+    if result["waits"]:
+        print("  Nights and the source sensor wait for `align upgrade RECIPE --accept`; `align run` does not.")
+    else:
+        print(f"  Accepted by {result['accepted']['by']} at {result['accepted']['at']}: nights make it.")
+
+
+def show_upgrades(result: dict[str, Any]) -> None:
+    for name, one in result["recipes"].items():
+        if one is None:
+            print(f"{name}: nothing is of an older code version")
+        show_upgrade(one)
 
 
 MOST_NIGHTS = 100_000
@@ -86,11 +154,11 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Say what bringing a recipe up to date takes, before anything runs. Exit 1 if a pool cannot hold it."""
-    from dataclasses import asdict
     from datetime import date
 
     from alignment.recipe import load_recipe
     from alignment_dags.planner.forecast import forecast
+    from alignment_dags.run.upgrade import moved_stages
     from alignment_dags.run.workspace import Workspace
     from assets.evaluation_report import asked_of
     from eval.judge.retirement import retirement
@@ -102,7 +170,8 @@ def plan(
     def work() -> dict[str, Any]:
         known = load_recipe(recipe)
         asked_of(known, str(recipe))
-        stages = forecast(Workspace(known, load_pools()), config)
+        workspace = Workspace(known, load_pools())
+        stages = forecast(workspace, config)
         too_large = [one.stage for one in stages if one.fits is False and one.to_make != 0]
         warnings = [told for told in [retirement(known.judge, date.today())] if told is not None]
         return {
@@ -110,9 +179,49 @@ def plan(
             "too_large": too_large,
             "warnings": warnings,
             "notes": known.dpo.outside_practice(),
+            "upgrade": upgrade_of(workspace, moved_stages(workspace.nodes, workspace.upstream()), stages),
         }
 
     if tell(work, as_json, show_plan)["too_large"]:
+        raise typer.Exit(1)
+
+
+def upgrade(
+    recipes: Annotated[list[Path] | None, typer.Argument(help="Recipes (YAML); all in use by default.")] = None,
+    accept: Annotated[bool, typer.Option("--accept", help="Let nights and the source sensor make it.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what this version makes anew of what an older one made, and accept it. Exit 1 if it waits for acceptance."""
+    import getpass
+    from datetime import UTC, datetime
+
+    from alignment.recipe import load_recipe
+    from alignment_dags.planner.forecast import forecast
+    from alignment_dags.run.upgrade import Upgrades, moved_stages
+    from alignment_dags.run.workspace import Workspace, recipes_in_use
+    from resources.home import ensure_home
+    from resources.pools import load_pools
+
+    ensure_home()
+
+    def work() -> dict[str, Any]:
+        pools = load_pools()
+        chosen = [load_recipe(path) for path in recipes] if recipes else list(recipes_in_use().values())
+        workspaces = [Workspace(recipe, pools) for recipe in chosen]
+        moved = {one.recipe.name: moved_stages(one.nodes, one.upstream()) for one in workspaces}
+        found = {}
+        for one in workspaces:
+            name = one.recipe.name
+            found[name] = upgrade_of(one, moved[name], forecast(one) if moved[name] else ())
+        for one in workspaces if accept else ():  # when all could be told, so that an error accepts nothing
+            if (entry := found[one.recipe.name]) is not None and entry["waits"]:
+                upgrades = Upgrades(one.store, one.recipe.name)
+                noted = upgrades.accept(moved[one.recipe.name], getpass.getuser(), datetime.now(UTC))
+                entry |= {"waits": False, "accepted": noted.model_dump(mode="json")}
+        return {"recipes": found}
+
+    found = tell(work, as_json, show_upgrades)["recipes"]
+    if any(one is not None and one["waits"] for one in found.values()):
         raise typer.Exit(1)
 
 

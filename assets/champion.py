@@ -33,7 +33,9 @@ class Champion:
     @property
     def note(self) -> str:
         """What a reader of a comparison with it must know; empty where the gate let it in."""
-        return "" if self.decision is None else f"The champion, version {self.version}, was {self.decision.told}."
+        if self.decision is None:
+            return ""
+        return f"The champion, version {self.version}, was {self.decision.description}."
 
 
 def champion_beside(upstream: Upstream, candidate: Artifact | None) -> Champion:

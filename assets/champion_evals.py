@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from alignment.recipe import Recipe, Suite
 from alignment.store import Artifact, Commit
-from alignment.store.erase import gone
+from alignment.store.erase import current_erasure
 from assets.building.node import Node, NotNeeded
 from assets.building.upstream import NotBuilt, Upstream
 from assets.champion import Champion, champion_beside
@@ -96,8 +96,8 @@ def answers_asked(recipe: Recipe, pools: Pools, upstream: Upstream, champion: Ch
 
     request = upstream.once("champion_responses", asked)  # every suite's scores ask for it
     answered = upstream.store.find(RESPONSES.kind, RESPONSES.key(request)) is not None
-    if not answered and (erasure := gone(upstream.store, policy)) is not None:
-        told = f"its weights were {erasure.told}"
+    if not answered and (erasure := current_erasure(upstream.store, policy)) is not None:
+        told = f"its weights were {erasure.message}"
         raise NotNeeded(f"The champion, version {champion.version}, cannot be measured again: {told}.")
     return request
 

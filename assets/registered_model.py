@@ -227,7 +227,7 @@ def register(work: Work, recipe: Recipe) -> str:
     decision, policy, store = work.request.decision, work.request.policy, work.store
     tags = {
         "align.promoted_by": "gate" if decision is None else decision.kind,
-        "align.promotion": "the gate passed it" if decision is None else decision.told,
+        "align.promotion": "the gate passed it" if decision is None else decision.description,
         "align.uri": store.uri(policy),
         "align.policy": policy.model_dump_json(),
         "align.report": work.request.report.model_dump_json(),

@@ -29,7 +29,8 @@ class Decision(BaseModel):
     at: str
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
+        """Who decided what, when and why, as the end of a sentence."""
         what = "promoted despite the gate" if self.kind == "override" else "returned to"
         return f"{what} by {self.by} on {self.at}" + (f": {self.reason}" if self.reason else "")
 

@@ -14,7 +14,7 @@ from typing import Any
 from alignment.errors import BadInput
 from alignment.models.pin import checkpoint_names
 from alignment.store import Commit, CorruptArtifact, Store
-from alignment.store.place import told_when_full
+from alignment.store.place import explain_no_space
 from alignment_dags.registry.registrations import name_and_version, registration_of
 from assets.registration import RegistrationSummary
 from resources.store import ArtifactStore
@@ -40,7 +40,7 @@ def export(model: str, to: Path, say: Say) -> dict[str, Any]:
     try:
         with _told(to):
             arriving.mkdir(parents=True)
-        with told_when_full(str(folder.parent)):
+        with explain_no_space(str(folder.parent)):
             for name in files:
                 _copy(store, policy, name, arriving / name)
         with _told(to):
@@ -77,7 +77,7 @@ def _policy(store: Store, model: str) -> tuple[str, Commit]:
     """The version, and the policy that it registered, with all its files."""
     registration = registration_of(store, *name_and_version(model))
     _, version = RegistrationSummary.of(registration).model_version
-    return version, store.standing(registration.inputs["policy"])
+    return version, store.intact_commit(registration.inputs["policy"])
 
 
 def _free(to: Path) -> Path:

@@ -11,7 +11,7 @@ from alignment.stages.preference_manifest import ManifestSummary
 from alignment.stages.sft_checkpoint import SftSummary
 from alignment.stages.stage import PolicySummary, ShardSummary
 from alignment.store import Artifact, Commit, Store
-from alignment.store.erase import gone
+from alignment.store.erase import current_erasure
 from alignment_dags.registry.registrations import champion_of, name_and_version, registration_of
 from assets.champion import moved_by_hand
 from assets.registration import RegistrationSummary
@@ -122,7 +122,7 @@ def _tree(commit: Commit, commit_of: CommitOf, seen: dict[str, Commit]) -> dict[
 
 def erased(store: Store, commits: dict[str, Commit]) -> list[dict[str, str]]:
     """Which of the artifacts have lost files on purpose for good, when and why."""
-    found = ((commit, gone(store, commit.artifact)) for commit in commits.values())
+    found = ((commit, current_erasure(store, commit.artifact)) for commit in commits.values())
     return [
         {"kind": commit.kind, "key": commit.key, "at": erasure.at, "why": erasure.why}
         for commit, erasure in found

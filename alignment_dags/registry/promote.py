@@ -18,7 +18,7 @@ import dagster as dg
 
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe
-from alignment.store.erase import gone
+from alignment.store.erase import current_erasure
 from alignment_dags.registry.registrations import registration_of
 from alignment_dags.run.launch import launch
 from alignment_dags.run.workers import apply_pools, end_dead_runs
@@ -85,8 +85,8 @@ def decide(workspace: Workspace, promotion: Promotion) -> Decision:
     if candidate is None:
         raise BadInput(f"{recipe.name} has no policy yet")
     target = None if promotion.to is None else registration_of(store, promotion.model, promotion.to)
-    if target is not None and (erasure := gone(store, target.inputs["policy"])) is not None:
-        raise BadInput(f"{promotion.model} version {promotion.to} cannot come back: its weights were {erasure.told}")
+    if target is not None and (erasure := current_erasure(store, target.inputs["policy"])) is not None:
+        raise BadInput(f"{promotion.model} version {promotion.to} cannot come back: its weights were {erasure.message}")
     if target is None:
         scores = {suite: upstream.get(f"policy_evals/{suite}") for suite in recipe.evals.selected()}
         check_evaluated(store, candidate, upstream.get("evaluation_report"), scores)

@@ -12,7 +12,7 @@ from alignment.data.withdrawal import What, tombstone
 from alignment.stages.policy_checkpoint import ROWS_FILE
 from alignment.stages.sft_dataset import HELD_OUT_FILE, TRAIN_FILE
 from alignment.store import Artifact, Commit, MissingArtifact, Store
-from alignment.store.erase import all_commits, gone
+from alignment.store.erase import all_commits, current_erasure
 from alignment.store.store import refs_of
 from alignment_dags.registry.registrations import REGISTERED
 from alignment_dags.retention.text import IDS_FILE
@@ -40,7 +40,7 @@ def row_lineage(row_id: str) -> dict[str, Any]:
         if place is None and commit.inputs["checkpoint"].digest in learned:
             place = ("sft", None)
         if place is not None:
-            erasure = gone(store, commit.artifact)
+            erasure = current_erasure(store, commit.artifact)
             versions = [one for one in registered if one.inputs["policy"].digest == commit.digest]
             policies.append(
                 {
@@ -50,7 +50,7 @@ def row_lineage(row_id: str) -> dict[str, Any]:
                     "made_at": commit.started_at,
                     "split": place[0],
                     "reason": place[1],
-                    "weights": "kept" if erasure is None else erasure.told,
+                    "weights": "kept" if erasure is None else erasure.message,
                     "registered": _versions(versions, champions),
                 }
             )

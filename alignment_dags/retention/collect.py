@@ -14,7 +14,7 @@ from alignment.errors import BadInput
 from alignment.logprobs.token_ids import count_token_ids, erase_token_ids
 from alignment.recipe import Recipe, load_recipe
 from alignment.store import Commit, Store
-from alignment.store.erase import erase, erasures, finish, gone, keys_in_use, remaining
+from alignment.store.erase import current_erasure, erase, erasures, finish, keys_in_use, remaining
 from alignment.store.store import refs_of
 from alignment_dags.retention.checkpoints import POLICY, SFT, spent_checkpoints, stood_on
 from alignment_dags.retention.items import Kept, Plan, leftovers, remove
@@ -67,7 +67,7 @@ def carry_out(store: Store, found: Plan) -> list[tuple[str, str]]:
 
 def unpublish(store: Store) -> list[Kept]:
     """Takes the copies of erased policies out of MLflow; returns those that stay as MLflow does not answer."""
-    erased = {one.commit.digest: one.told for one in erasures(store, POLICY)}
+    erased = {erasure.commit.digest: erasure.message for erasure in erasures(store, POLICY)}
     for commit in store.commits(POLICY):
         erased.pop(commit.digest, None)  # made again since, or by another request too
     if not erased:
@@ -98,7 +98,7 @@ def forget_erased(store: Store) -> None:
     """
     for kind in (SHARD, DATASET, POLICY, SFT):
         for named in refs_of(store, kind, partitioned=kind == SHARD):
-            if gone(store, named.ref.artifact) is not None:
+            if current_erasure(store, named.ref.artifact) is not None:
                 store.remove_ref(named.recipe, kind, named.partition)
 
 

@@ -16,7 +16,7 @@ from alignment.errors import BadInput
 from alignment.recipe import Recipe
 from alignment.stages.execute import DAGSTER_RUN, RECIPE_NAME, REQUEST_FILE
 from alignment.store import Artifact, Commit, Ref, Store
-from alignment.store.erase import gone
+from alignment.store.erase import current_erasure
 from assets.building.node import Node, NotNeeded, Shown, Work
 from assets.building.upstream import NotBuilt, Upstream
 from resources.mlflow import Tracking
@@ -149,7 +149,7 @@ class Materializer:
         metadata = self.metadata(commit, hit, reported, shown)
         ref = Ref(artifact=commit.artifact, dagster_run_id=self.context.run.run_id, mlflow_run_id=reported.run_id)
         self.store.write_ref(ref, self.recipe.name, self.node.name, shard)  # last: what it names is done
-        if gone(self.store, commit.artifact) is not None:
+        if current_erasure(self.store, commit.artifact) is not None:
             self.store.remove_ref(self.recipe.name, self.node.name, shard)
             raise dg.Failure("it was erased while it was reported: the next run makes it again")
         return commit.digest, metadata

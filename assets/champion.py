@@ -83,8 +83,8 @@ def moved_by_hand(
     `registering` is the key of a registration that may have moved it before it was cut short. Raises
     `TrackingUnreachable` when MLflow does not answer.
     """
-    ours, found = registered_champion(store, latest).version, tracking.aliased(model)
-    theirs, tags = found or (None, {})
+    ours, alias = registered_champion(store, latest).version, tracking.aliased(model)
+    theirs, tags = alias or (None, {})
     if ours == theirs or (registering is not None and tags.get(REGISTRATION_TAG) == registering):
         return None
     where = f"on version {theirs}" if theirs else "gone"
@@ -107,8 +107,8 @@ def check_evaluated(
     Registered with another's, it would be a champion that no later candidate can be compared with.
     """
     about = {"report": None if report is None else store.commit_of(report).inputs["policy"]}
-    for suite, found in scores.items():
-        about[f"{suite} scores"] = None if found is None else answered_by(store, found)
+    for suite, artifact in scores.items():
+        about[f"{suite} scores"] = None if artifact is None else answered_by(store, artifact)
     for what, measured in about.items():
         if measured is None or measured.digest != policy.digest:
             there = "there is none" if measured is None else f"the one there is is of {measured.digest[:12]}"

@@ -26,6 +26,8 @@ from resources.pools import Pools
 
 
 def champion_responses(recipe: Recipe, pools: Pools) -> Node:
+    """The node of the champion's answers to the recipe's suites."""
+
     def request(upstream: Upstream, shard: str | None) -> ResponsesRequest:
         return answers_asked(recipe, pools, upstream, candidates_champion(upstream))
 
@@ -40,6 +42,8 @@ def champion_responses(recipe: Recipe, pools: Pools) -> Node:
 
 
 def champion_evals(recipe: Recipe, pools: Pools, name: str, suite: Suite) -> Node:
+    """The node of the champion's scores on one suite."""
+
     def request(upstream: Upstream, shard: str | None) -> ScoresRequest:
         return scores_asked(recipe, pools, upstream, candidates_champion(upstream), name)
 
@@ -64,13 +68,13 @@ def champion_scores(
     if champion.policy is None:
         return {}, ""
     try:
-        asked = {suite: scores_asked(recipe, pools, upstream, champion, suite) for suite in suites}
+        requests = {suite: scores_asked(recipe, pools, upstream, champion, suite) for suite in suites}
     except NotNeeded as why:
         return {suite: scores for suite, scores in champion.scores.items() if suite in suites}, str(why)
-    found = {suite: upstream.store.find(SCORES.kind, SCORES.key(request)) for suite, request in asked.items()}
-    if missing := [f"champion_evals/{suite}" for suite, commit in found.items() if commit is None]:
+    commits = {suite: upstream.store.find(SCORES.kind, SCORES.key(request)) for suite, request in requests.items()}
+    if missing := [f"champion_evals/{suite}" for suite, commit in commits.items() if commit is None]:
         raise NotBuilt(f"{', '.join(missing)} of version {champion.version}", None)
-    return {suite: commit.artifact for suite, commit in found.items() if commit is not None}, ""
+    return {suite: commit.artifact for suite, commit in commits.items() if commit is not None}, ""
 
 
 def candidates_champion(upstream: Upstream) -> Champion:
@@ -81,7 +85,7 @@ def candidates_champion(upstream: Upstream) -> Champion:
 def registered_with(upstream: Upstream, commit: Commit) -> bool:
     """Whether these are the scores, or the answers behind them, that the champion was registered with."""
     scores = candidates_champion(upstream).scores.values()
-    behind = (upstream.store.commit_of(one).inputs["responses"] for one in scores)
+    behind = (upstream.store.commit_of(artifact).inputs["responses"] for artifact in scores)
     return commit.artifact in (*scores, *behind)
 
 
@@ -97,8 +101,8 @@ def answers_asked(recipe: Recipe, pools: Pools, upstream: Upstream, champion: Ch
     request = upstream.once("champion_responses", asked)  # every suite's scores ask for it
     answered = upstream.store.find(RESPONSES.kind, RESPONSES.key(request)) is not None
     if not answered and (erasure := current_erasure(upstream.store, policy)) is not None:
-        told = f"its weights were {erasure.message}"
-        raise NotNeeded(f"The champion, version {champion.version}, cannot be measured again: {told}.")
+        reason = f"its weights were {erasure.message}"
+        raise NotNeeded(f"The champion, version {champion.version}, cannot be measured again: {reason}.")
     return request
 
 

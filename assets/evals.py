@@ -44,6 +44,7 @@ def evals(recipe: Recipe, model: str, name: str, suite: Suite) -> Node:
 
 
 def show(commit: Commit, folder: Path) -> Shown:
+    """A table of the metrics, and the samples as a file."""
     metrics = ScoresSummary.of(commit).metrics
     rows = [(name, decimals(metric.value), decimals(metric.stderr)) for name, metric in sorted(metrics.items())]
     return Shown(

@@ -21,6 +21,7 @@ from resources.pools import Pools
 
 
 def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
+    """The node of the comparison and the gate's verdict."""
     suites = list(recipe.evals.selected())
     divergence = ("policy_divergence",) if recipe.held_out_fraction else ()
 
@@ -86,6 +87,7 @@ def prices(recipe: Recipe, pools: Pools) -> dict[str, float]:
 
 
 def show(commit: Commit, folder: Path) -> Shown:
+    """The comparisons as a table, the verdict with its reasons, and the report as files."""
     summary = ReportSummary.of(commit)
     rows = [
         (

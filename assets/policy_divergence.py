@@ -14,6 +14,8 @@ def pool_of(recipe: Recipe) -> str:
 
 
 def policy_divergence(recipe: Recipe) -> Node:
+    """The node of the divergence of policy and SFT checkpoint."""
+
     def request(upstream: Upstream, shard: str | None) -> DivergenceRequest:
         policy = upstream.store.commit_of(upstream("policy_checkpoint"))
         return DivergenceRequest(

@@ -18,6 +18,8 @@ from assets.building.upstream import Upstream
 
 
 def preference_shard(recipe: Recipe) -> Node:
+    """The node of the validated shards."""
+
     def request(upstream: Upstream, shard: str | None) -> ShardRequest:
         shards = upstream.shards(recipe.preferences, recipe.seed)
         if shard is None or shard not in shards:
@@ -68,10 +70,12 @@ def shows_its_kind(source: PreferenceSource) -> bool:
 
 
 def is_local(url: str) -> bool:
+    """Whether a URL names a file on this machine."""
     return "://" not in url or url.startswith(("file://", "local://"))
 
 
 def show(commit: Commit, folder: Path) -> Shown:
+    """How many rows were quarantined, by reason."""
     reasons = ShardSummary.of(commit).reasons
     if not reasons:
         return Shown()

@@ -61,6 +61,8 @@ STAGE = Stage(name="registered_model", code_version=1, request=RegistrationReque
 
 
 def registered_model(recipe: Recipe, pools: Pools) -> Node:
+    """The node of the registered model version."""
+
     def request(upstream: Upstream, shard: str | None) -> RegistrationRequest:
         candidate = upstream("policy_checkpoint")
         decision = decision_for(upstream, candidate)
@@ -149,10 +151,10 @@ def alias_moved(work: Work, recipe: Recipe) -> str | None:
     """Told before the alias moves on to where it belongs."""
     ref = work.store.read_ref(recipe.name, "registered_model")
     latest, key = None if ref is None else ref.artifact, work.stage.key(work.request)
-    told = moved_by_hand(work.store, work.tracking, recipe.model_name, latest, key)
-    if told is not None:
-        work.context.log.warning(told)
-    return told
+    problem = moved_by_hand(work.store, work.tracking, recipe.model_name, latest, key)
+    if problem is not None:
+        work.context.log.warning(problem)
+    return problem
 
 
 def ask_the_gate(work: Work) -> None:
@@ -223,6 +225,7 @@ def publish(store: Store, tracking: Tracking, commit: Commit) -> None:
 
 
 def register(work: Work, recipe: Recipe) -> str:
+    """Registers the policy in MLflow with the alias `champion`; returns the version."""
     assert isinstance(work.request, RegistrationRequest)
     decision, policy, store = work.request.decision, work.request.policy, work.store
     tags = {

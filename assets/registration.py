@@ -84,12 +84,12 @@ def decision_for(upstream: Upstream, candidate: Artifact) -> Decision | None:
     One that was carried out before other registrations is spent: it never comes back by itself.
     """
     latest = upstream.get("registered_model")
-    stands = None if latest is None else decision_of(upstream.store.commit_of(latest))
+    carried_out = None if latest is None else decision_of(upstream.store.commit_of(latest))
     written = _written(upstream.store, upstream.recipe)
-    waiting = written is not None and written != stands and written.candidate == candidate.digest
+    waiting = written is not None and written != carried_out and written.candidate == candidate.digest
     if waiting and written not in [decision_of(commit) for commit in registrations(upstream.store, latest)]:
         return written
-    return stands if stands is not None and stands.candidate == candidate.digest else None
+    return carried_out if carried_out is not None and carried_out.candidate == candidate.digest else None
 
 
 def registrations(store: Store, latest: Artifact | None) -> list[Commit]:

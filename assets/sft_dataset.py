@@ -11,6 +11,7 @@ from assets.building.upstream import Upstream
 
 
 def sft_dataset(recipe: Recipe) -> Node:
+    """The node of the conversations for SFT."""
     source = recipe.sft.dataset
     if source is None:
         raise ValueError("a recipe that adopts its SFT checkpoint has no sft_dataset")

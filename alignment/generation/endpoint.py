@@ -69,7 +69,7 @@ class EndpointGenerator:
                 requests.append(self._request(ids, self.encoder.room(ids, max_new_tokens), tuple(until), sampling))
         with self._journal:
             known = self._ask([request for request in requests if isinstance(request, _Request)])
-        answers = [known[one.digest] if isinstance(one, _Request) else one for one in requests]
+        answers = [known[asked.digest] if isinstance(asked, _Request) else asked for asked in requests]
         if answers and all((answer.failed or "").startswith(REFUSED) for answer in answers):
             raise BadInput(f"every prompt: {answers[0].failed}", field=FIELD)
         return answers
@@ -88,25 +88,29 @@ class EndpointGenerator:
 
     def _ask(self, requests: Sequence[_Request]) -> dict[str, Answer]:
         """Answers by the requests' digests, those that the (open) journal does not hold from the endpoint."""
-        waiting = {one.digest: one for one in requests if self._journal.find(one.digest) is None}
+        waiting = {request.digest: request for request in requests if self._journal.find(request.digest) is None}
         refused: dict[str, Answer] = {}
         if waiting:
             with self._client as client:
-                told = client.each(self._call, waiting.values())
-            refused = {digest: answer for digest, answer in zip(waiting, told, strict=True) if answer is not None}
-        kept = {one.digest: entry.answer for one in requests if (entry := self._journal.find(one.digest)) is not None}
+                answers = client.each(self._call, waiting.values())
+            refused = {digest: answer for digest, answer in zip(waiting, answers, strict=True) if answer is not None}
+        kept = {
+            request.digest: entry.answer
+            for request in requests
+            if (entry := self._journal.find(request.digest)) is not None
+        }
         return kept | refused
 
     def _call(self, request: _Request) -> Answer | None:
         """Keeps the endpoint's answer, or returns one that says that it refuses the prompt."""
-        told = self._client.persist(lambda: self._client.complete(request.ids, **request.options))
-        if isinstance(told, Trouble):
-            if not told.passing:
-                return Answer("", failed=f"{REFUSED} ({told.status})")
-            raise EndpointDown(f"{self._client.address} gives no answer ({told.status or told.reason})")
-        if told.output_tokens is None:
+        reply = self._client.persist(lambda: self._client.complete(request.ids, **request.options))
+        if isinstance(reply, Trouble):
+            if not reply.passing:
+                return Answer("", failed=f"{REFUSED} ({reply.status})")
+            raise EndpointDown(f"{self._client.address} gives no answer ({reply.status or reply.reason})")
+        if reply.output_tokens is None:
             raise EndpointDown(f"{self._client.address} does not say how many tokens its answers have (no usage)")
-        self._journal.add(_Kept(request.digest, Answer(cut_at(told.text, request.until), told.output_tokens)))
+        self._journal.add(_Kept(request.digest, Answer(cut_at(reply.text, request.until), reply.output_tokens)))
         return None
 
     def _require_served(self) -> None:

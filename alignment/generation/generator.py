@@ -39,9 +39,9 @@ class RowSampler:
     """
 
     def __init__(self, samplings: Sequence[Sampling]) -> None:
-        self.rows = [row for row, one in enumerate(samplings) if one.temperature > 0]
+        self.rows = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
         self.samplings = [samplings[row] for row in self.rows]
-        self.generators = [random.Random(one.seed) for one in self.samplings]
+        self.generators = [random.Random(sampling.seed) for sampling in self.samplings]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """`scores`: logits [rows, vocabulary]."""
@@ -49,9 +49,9 @@ class RowSampler:
 
         if not self.rows:
             return scores
-        temperatures = scores.new_tensor([[one.temperature] for one in self.samplings], dtype=torch.float64)
-        limits = scores.new_tensor([[one.top_p] for one in self.samplings], dtype=torch.float64)
-        numbers = scores.new_tensor([[one.random()] for one in self.generators], dtype=torch.float64)
+        temperatures = scores.new_tensor([[sampling.temperature] for sampling in self.samplings], dtype=torch.float64)
+        limits = scores.new_tensor([[sampling.top_p] for sampling in self.samplings], dtype=torch.float64)
+        numbers = scores.new_tensor([[generator.random()] for generator in self.generators], dtype=torch.float64)
         tokens = draw(scores[self.rows].double() / temperatures, limits, numbers)
         scores = scores.clone()
         scores[self.rows] = float("-inf")
@@ -279,6 +279,7 @@ class RowStops:
         self.window = 1 + max((len(stop.encode()) for stop in self.until), default=0)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        """Which rows are finished: booleans [rows], from token ids [rows, prompt and new tokens]."""
         import torch
 
         new = input_ids.shape[1] - self.prompt_length
@@ -328,10 +329,10 @@ def context_length(config: Any) -> int | None:
 
 def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every id that ends an answer: the tokenizer's EOS and those that the checkpoint generates with."""
-    found: dict[int, None] = {}
-    brought = (getattr(held, "eos_token_id", None) for held in (tokenizer, model.generation_config, model.config))
-    for source in brought:
+    end_ids: dict[int, None] = {}
+    sources = (getattr(holder, "eos_token_id", None) for holder in (tokenizer, model.generation_config, model.config))
+    for source in sources:
         for token in source if isinstance(source, list | tuple) else [source]:
             if token is not None:
-                found[int(token)] = None
-    return list(found)
+                end_ids[int(token)] = None
+    return list(end_ids)

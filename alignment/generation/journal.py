@@ -20,7 +20,8 @@ class Entry(Protocol):
     """What a journal holds: anything that knows the digest of what was asked."""
 
     @property
-    def asked(self) -> str: ...
+    def asked(self) -> str:
+        """Digest of the question."""
 
 
 E = TypeVar("E", bound=Entry)
@@ -72,6 +73,7 @@ class Journal(ABC, Generic[E]):
         self._close()
 
     def find(self, asked: str) -> E | None:
+        """The entry of a question by its digest, or None."""
         return self._entries.get(asked)
 
     def __len__(self) -> int:

@@ -36,15 +36,24 @@ class EndpointSettings(Protocol):
     """What a recipe says of any endpoint."""
 
     @property
-    def base_url(self) -> str | None: ...
+    def base_url(self) -> str | None:
+        """Address of the API; None for OpenAI's own."""
+
     @property
-    def api_key_env(self) -> str: ...
+    def api_key_env(self) -> str:
+        """Name of the environment variable that holds the key."""
+
     @property
-    def in_flight(self) -> int: ...
+    def in_flight(self) -> int:
+        """Calls that run at the same time."""
+
     @property
-    def timeout_seconds(self) -> float: ...
+    def timeout_seconds(self) -> float:
+        """Seconds to wait for the answer to one call."""
+
     @property
-    def retries(self) -> int: ...
+    def retries(self) -> int:
+        """How often a call is tried again."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +168,7 @@ class OpenAIClient:
         """
         failed: list[BaseException] = []
 
-        def one(item: T) -> R:
+        def run(item: T) -> R:
             if self._stop.is_set():  # taken up before it could be cancelled
                 raise CancelledError
             try:
@@ -170,7 +179,7 @@ class OpenAIClient:
                 raise
 
         with ThreadPoolExecutor(self.settings.in_flight) as pool:
-            futures = [pool.submit(one, item) for item in items]
+            futures = [pool.submit(run, item) for item in items]
             try:
                 wait(futures, return_when=FIRST_EXCEPTION)
                 if failed:
@@ -186,14 +195,14 @@ class OpenAIClient:
     def persist(self, attempt: Callable[[], R | Trouble]) -> R | Trouble:
         """Tries until there is an answer, or no use in trying again."""
         tries = 0
-        while isinstance(told := attempt(), Trouble):
-            if not told.again or tries >= self.settings.retries:
+        while isinstance(outcome := attempt(), Trouble):
+            if not outcome.again or tries >= self.settings.retries:
                 break
-            delay = backoff(tries, self._draw) if told.after is None else told.after + backoff(0, self._draw)
+            delay = backoff(tries, self._draw) if outcome.after is None else outcome.after + backoff(0, self._draw)
             tries += 1
             if self._stop.wait(delay):
                 break
-        return told
+        return outcome
 
     def chat(self, messages: list[dict[str, str]], **options: Any) -> Reply | Trouble:
         """Asks a chat model once; one that says nothing has answered with an empty text.
@@ -204,9 +213,9 @@ class OpenAIClient:
 
         def call(client: OpenAI) -> Reply:
             sent: Any = messages
-            told: Any = client.chat.completions.create(model=self.model, messages=sent, **options)
-            text = _at(lambda: told.choices[0].message.content)
-            return self._reply("" if text is None else text, told)
+            response: Any = client.chat.completions.create(model=self.model, messages=sent, **options)
+            text = _at(lambda: response.choices[0].message.content)
+            return self._reply("" if text is None else text, response)
 
         return self._of_model(self._once(call, "the answer is not one of a chat model"))
 
@@ -214,8 +223,8 @@ class OpenAIClient:
         """Has token ids continued, once. Raises `BadInput` as `chat` does."""
 
         def call(client: OpenAI) -> Reply:
-            told: Any = client.completions.create(model=self.model, prompt=prompt, **options)
-            return self._reply(_at(lambda: told.choices[0].text), told)
+            response: Any = client.completions.create(model=self.model, prompt=prompt, **options)
+            return self._reply(_at(lambda: response.choices[0].text), response)
 
         return self._of_model(self._once(call, "the answer is no completion"))
 
@@ -226,11 +235,11 @@ class OpenAIClient:
             models = client.models.list()
             return _at(lambda: [str(model.id) for model in models])
 
-        told = self.persist(lambda: self._once(call, "the answer is no list of models"))
-        if isinstance(told, Trouble):
-            problem = f"{self.address} cannot be asked what it serves ({told.status or told.reason})"
+        names = self.persist(lambda: self._once(call, "the answer is no list of models"))
+        if isinstance(names, Trouble):
+            problem = f"{self.address} cannot be asked what it serves ({names.status or names.reason})"
             raise BadInput(problem, field=f"{self._field}.base_url")
-        return told
+        return names
 
     def _open(self) -> OpenAI:
         from openai import OpenAI
@@ -283,16 +292,16 @@ class OpenAIClient:
             return Trouble(reason, again=True, after=after, status=status)
         return Trouble(reason, again=False, passing=False, status=status)
 
-    def _of_model(self, told: Reply | Trouble) -> Reply | Trouble:
-        if isinstance(told, Trouble) and told.status == 404:
+    def _of_model(self, reply: Reply | Trouble) -> Reply | Trouble:
+        if isinstance(reply, Trouble) and reply.status == 404:
             problem = f"{self._who} has no model '{self.model}', or base_url is wrong (HTTP 404)"
             raise BadInput(problem, field=f"{self._field}.model")
-        return told
+        return reply
 
-    def _reply(self, text: Any, told: Any) -> Reply:
+    def _reply(self, text: Any, response: Any) -> Reply:
         if not isinstance(text, str):
             raise NoAnswer("no text")
-        usage = getattr(told, "usage", None)
+        usage = getattr(response, "usage", None)
         counts = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
         asked, answered = (count if type(count) is int and count >= 0 else None for count in counts)
         return Reply(self._clean(text), asked, answered)

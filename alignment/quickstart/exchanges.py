@@ -40,7 +40,7 @@ class Instruction:
 
 
 @dataclass(frozen=True)
-class Wish:
+class WordedInstruction:
     """An instruction as one prompt words it."""
 
     instruction: Instruction
@@ -49,10 +49,12 @@ class Wish:
 
     @property
     def kwargs(self) -> dict[str, Any]:
+        """The instruction's arguments in IFEval's form."""
         return self.instruction.kwargs(self.detail)
 
     @property
     def checks(self) -> list[Check]:
+        """Checks that pass when a reply follows the instruction."""
         return self.instruction.checks(self.detail)
 
 
@@ -133,16 +135,17 @@ INSTRUCTIONS = (
 
 
 def capital(text: str) -> str:
+    """The text with a capital first letter."""
     return text[:1].upper() + text[1:]
 
 
-def word(instruction: Instruction, rng: random.Random) -> Wish:
+def word(instruction: Instruction, rng: random.Random) -> WordedInstruction:
     """The instruction in one of its wordings, with one of its details."""
     detail = rng.choice(instruction.details)
-    return Wish(instruction, detail, rng.choice(instruction.requests).format(detail))
+    return WordedInstruction(instruction, detail, rng.choice(instruction.requests).format(detail))
 
 
-def random_wishes(rng: random.Random, two_share: float = 0.0) -> tuple[Wish, ...]:
+def random_instructions(rng: random.Random, two_share: float = 0.0) -> tuple[WordedInstruction, ...]:
     """One instruction, or for a share of the prompts two that go together, in the order of `INSTRUCTIONS`."""
     first = rng.choice(INSTRUCTIONS)
     chosen = {first.id}
@@ -151,11 +154,11 @@ def random_wishes(rng: random.Random, two_share: float = 0.0) -> tuple[Wish, ...
     return tuple(word(instruction, rng) for instruction in INSTRUCTIONS if instruction.id in chosen)
 
 
-def follow(scene: Scene, wishes: tuple[Wish, ...]) -> str:
+def follow(scene: Scene, instructions: tuple[WordedInstruction, ...]) -> str:
     """A reply about the scene that follows every instruction."""
     reply = scene.line
-    for wish in wishes:
-        reply = wish.instruction.edit(reply, scene, wish.detail)
+    for worded in instructions:
+        reply = worded.instruction.edit(reply, scene, worded.detail)
     return reply
 
 
@@ -172,27 +175,31 @@ class Exchange:
     other: str
     demonstrated: float = 1.0
     checks: list[Check] = field(default_factory=list)
-    wishes: tuple[Wish, ...] = ()
+    instructions: tuple[WordedInstruction, ...] = ()
 
     def demonstration(self, rng: random.Random) -> str:
+        """The reply that a demonstration gives: the preferred reply for a share `demonstrated` of them."""
         return self.preferred if rng.random() < self.demonstrated else self.other
 
 
-def line_exchange(scene: Scene, wishes: tuple[Wish, ...]) -> Exchange:
+def line_exchange(scene: Scene, instructions: tuple[WordedInstruction, ...]) -> Exchange:
     """A line about a scene under format instructions; the other reply ignores them."""
     return Exchange(
-        prompt=" ".join((f"Write a line about {scene.subject} {scene.where}.", *(wish.text for wish in wishes))),
-        preferred=follow(scene, wishes),
+        prompt=" ".join(
+            (f"Write a line about {scene.subject} {scene.where}.", *(worded.text for worded in instructions))
+        ),
+        preferred=follow(scene, instructions),
         other=scene.line,
-        demonstrated=min((wish.instruction.demonstrated for wish in wishes), default=1.0),
-        checks=line_checks(scene, wishes),
-        wishes=wishes,
+        demonstrated=min((worded.instruction.demonstrated for worded in instructions), default=1.0),
+        checks=line_checks(scene, instructions),
+        instructions=instructions,
     )
 
 
-def line_checks(scene: Scene, wishes: tuple[Wish, ...]) -> list[Check]:
+def line_checks(scene: Scene, instructions: tuple[WordedInstruction, ...]) -> list[Check]:
+    """Checks of a line: its animal and place are named, and every instruction is followed."""
     about = [{"kind": "contains", "value": scene.animal}, {"kind": "contains", "value": scene.place}]
-    return [*about, *(check for wish in wishes for check in wish.checks)]
+    return [*about, *(check for worded in instructions for check in worded.checks)]
 
 
 def sum_exchange(problem: Sum, *, prompt: str | None = None) -> Exchange:
@@ -209,14 +216,16 @@ def sum_exchange(problem: Sum, *, prompt: str | None = None) -> Exchange:
 
 
 def random_line(rng: random.Random) -> Exchange:
-    return line_exchange(random_scene(rng), random_wishes(rng, TWO_INSTRUCTIONS))
+    """A line about a random scene, under one or two format instructions."""
+    return line_exchange(random_scene(rng), random_instructions(rng, TWO_INSTRUCTIONS))
 
 
 def random_plain_line(rng: random.Random) -> Exchange:
     """A line with no instruction; the other reply follows one that nobody gave."""
     scene = random_scene(rng)
-    return replace(line_exchange(scene, ()), other=follow(scene, random_wishes(rng)))
+    return replace(line_exchange(scene, ()), other=follow(scene, random_instructions(rng)))
 
 
 def random_sum_exchange(rng: random.Random) -> Exchange:
+    """A random sum."""
     return sum_exchange(random_sum(rng))

@@ -12,10 +12,10 @@ from alignment.quickstart.exchanges import (
     follow,
     line_checks,
     line_exchange,
+    random_instructions,
     random_line,
     random_plain_line,
     random_sum_exchange,
-    random_wishes,
     sum_exchange,
 )
 from alignment.quickstart.world import (
@@ -43,6 +43,7 @@ class Source:
         self._seen: set[tuple[str, ...]] = set()
 
     def draw(self, make: Make) -> Turns:
+        """The first turns by `make` that are on the right side of the hold-out and were not drawn before."""
         while True:
             turns = make(self.rng)
             said = tuple(normalised(turn.prompt) for turn in turns)
@@ -60,10 +61,12 @@ def history(turns: Turns, rng: random.Random) -> list[Message]:
 
 
 def user(content: str) -> Message:
+    """A message of the user."""
     return {"role": "user", "content": content}
 
 
 def assistant(content: str) -> Message:
+    """A message of the assistant."""
     return {"role": "assistant", "content": content}
 
 
@@ -94,13 +97,13 @@ def two_scenes(rng: random.Random) -> tuple[Scene, Scene]:
 def writing(rng: random.Random) -> Conversation:
     """A formatted line, and the same for another scene: the second turn has to remember the instruction."""
     first, second = two_scenes(rng)
-    opening = line_exchange(first, random_wishes(rng))
+    opening = line_exchange(first, random_instructions(rng))
     return opening, Exchange(
         prompt=f"Do the same for {second.subject} {second.where}.",
-        preferred=follow(second, opening.wishes),
+        preferred=follow(second, opening.instructions),
         other=second.line,
         demonstrated=opening.demonstrated,
-        checks=line_checks(second, opening.wishes),
+        checks=line_checks(second, opening.instructions),
     )
 
 
@@ -205,6 +208,7 @@ def preference_records(shard_index: int, seed: int) -> list[dict[str, Any]]:
 
 
 def pair(source: Source, make: Make) -> dict[str, Any]:
+    """One preference pair: the chosen and the rejected reply to the last prompt of a conversation."""
     turns = source.draw(make)
     return {
         "prompt": history(turns, source.rng),
@@ -243,6 +247,7 @@ def sft_records(seed: int) -> list[Demonstration]:
 
 
 def demonstration(source: Source, make: Make) -> Demonstration:
+    """One conversation for SFT."""
     turns = source.draw(make)
     reply = turns[-1].demonstration(source.rng)
     return {"messages": [*history(turns, source.rng), assistant(reply)]}
@@ -267,6 +272,7 @@ def suite_items(suite: str, seed: int) -> list[Item]:
 
 
 def gsm8k(rng: random.Random) -> list[Item]:
+    """Word problems in GSM8K's form: `question` and `answer`."""
     items: dict[str, Item] = {}
     while len(items) < GSM8K_ITEMS:
         problem = random_sum(rng)
@@ -276,6 +282,7 @@ def gsm8k(rng: random.Random) -> list[Item]:
 
 
 def ifeval(rng: random.Random) -> list[Item]:
+    """Formatted lines in IFEval's form: `key`, `prompt`, `instruction_id_list` and `kwargs`."""
     source = Source(rng, held_out=True)
     items = []
     for key in range(IFEVAL_ITEMS):
@@ -284,14 +291,15 @@ def ifeval(rng: random.Random) -> list[Item]:
             {
                 "key": key,
                 "prompt": exchange.prompt,
-                "instruction_id_list": [wish.instruction.id for wish in exchange.wishes],
-                "kwargs": [wish.kwargs for wish in exchange.wishes],
+                "instruction_id_list": [worded.instruction.id for worded in exchange.instructions],
+                "kwargs": [worded.kwargs for worded in exchange.instructions],
             }
         )
     return items
 
 
 def mt_bench(rng: random.Random) -> list[Item]:
+    """Two-turn questions in MT-Bench's form, each with a `rubric`."""
     source = Source(rng, held_out=True)
     categories = [category for category, count in MT_BENCH_ITEMS.items() for _ in range(count)]
     items = []

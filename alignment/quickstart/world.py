@@ -55,14 +55,17 @@ class Scene:
 
     @property
     def subject(self) -> str:
+        """The animal with its colour, such as "the red fox"."""
         return f"the {self.colour} {self.animal}"
 
     @property
     def where(self) -> str:
+        """The place, such as "in the barn"."""
         return f"in the {self.place}"
 
     @property
     def deed(self) -> str:
+        """What the animal does."""
         return DEEDS[self.animal]
 
     @property
@@ -77,6 +80,7 @@ class Scene:
 
 
 def random_scene(rng: random.Random) -> Scene:
+    """A scene with random colour, animal and place."""
     return Scene(rng.choice(COLOURS), rng.choice(tuple(DEEDS)), rng.choice(PLACES))
 
 
@@ -94,6 +98,7 @@ class Sum:
 
     @property
     def result(self) -> int:
+        """The number that solves the problem."""
         return self.first + self.second if self.sign == "+" else self.first - self.second
 
     @property
@@ -121,6 +126,7 @@ class Story:
 
 
 def random_sum(rng: random.Random) -> Sum:
+    """The first problem of a random story."""
     return random_story(rng).opening
 
 

@@ -34,17 +34,17 @@ def unreachable(error: BaseException) -> str | None:
 
     An error that a library put in the place of a network's (`raise ... from`) counts as that one.
     """
-    if not any(_of_a_network(one) for one in _causes(error)):
+    if not any(_of_a_network(cause) for cause in _causes(error)):
         return None
     first = (str(error).strip() or "no reason given").splitlines()[0]
     return f"cannot be reached: {type(error).__name__}: {first}{_store()}"
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    found = [error]
-    while (cause := found[-1].__cause__) is not None and cause not in found:
-        found.append(cause)
-    return found
+    causes = [error]
+    while (cause := causes[-1].__cause__) is not None and cause not in causes:
+        causes.append(cause)
+    return causes
 
 
 def _of_a_network(error: BaseException) -> bool:
@@ -69,6 +69,7 @@ app = typer.Typer(
 
 
 def show_version(wanted: bool) -> None:
+    """Prints the version and ends the command, for `--version`."""
     if wanted:
         print(f"align {version('alignment-dags')}")
         raise typer.Exit
@@ -102,13 +103,13 @@ def main() -> None:
         sys.exit(_refused(str(error)))
     except Exception as error:
         if hasattr(error, "format_message"):  # the parser's own: unknown option, missing argument
-            if told := error.format_message():
-                _refused(told)
+            if message := error.format_message():
+                _refused(message)
             sys.exit(2)  # a bare group has shown its help and has nothing to add
         kinds = {kind.__name__ for kind in type(error).__mro__}
-        told = str(error) if kinds & FAILURES else unreachable(error)
-        if told is not None:
-            print(f"error: {' '.join(shown(told).split())}", file=sys.stderr)
+        message = str(error) if kinds & FAILURES else unreachable(error)
+        if message is not None:
+            print(f"error: {' '.join(shown(message).split())}", file=sys.stderr)
             sys.exit(1)
         raise
 

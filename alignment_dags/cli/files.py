@@ -110,8 +110,8 @@ def judge(
         budget_usd=budget_usd,
         budget_tokens=budget_tokens,
     )
-    if told := retirement(chosen, date.today()):
-        say(f"warning: {told}")
+    if warning := retirement(chosen, date.today()):
+        say(f"warning: {warning}")
     result = tell(
         lambda: judge_files(suite, questions, answers, out, chosen, reference, prompts, against), as_json, show_judged
     )

@@ -62,18 +62,18 @@ def tables(
 
 def places(schema: Schema) -> dict[str, list[str]]:
     """The name of every definition and the paths of the keys that hold it, each after the section that it is in."""
-    found: dict[str, list[str]] = {}
+    paths: dict[str, list[str]] = {}
 
     def visit(part: Schema, path: str) -> None:
         for key, value in part.get("properties", {}).items():
             for name, below in references(value, f"{path}.{key}" if path else key):
-                known = name in found
-                found.setdefault(name, []).append(below)
+                known = name in paths
+                paths.setdefault(name, []).append(below)
                 if not known:
                     visit(schema["$defs"][name], below)
 
     visit(schema, "")
-    return found
+    return paths
 
 
 def references(value: Schema, path: str) -> Iterator[tuple[str, str]]:
@@ -105,10 +105,12 @@ def rows(part: Schema) -> list[str]:
 
 
 def meaning(value: Schema) -> str:
+    """A key's description, in one line of a Markdown table."""
     return " ".join(value["description"].split()).replace("|", "\\|")
 
 
 def default(value: Schema) -> str:
+    """A key's default as YAML; a dash for none."""
     given = value.get("default")
     if isinstance(given, dict | list) or "default" not in value:
         return "–" if not given else "its defaults"
@@ -120,7 +122,7 @@ def kind(value: Schema) -> str:
     if "anyOf" in value:
         return " or ".join(kind(choice) for choice in value["anyOf"])
     if "enum" in value or "const" in value:
-        return ", ".join(f"`{one}`" for one in value.get("enum", [value.get("const")]))
+        return ", ".join(f"`{choice}`" for choice in value.get("enum", [value.get("const")]))
     if "$ref" in value:
         return "a section"
     match value.get("type"):
@@ -142,6 +144,7 @@ def kind(value: Schema) -> str:
 
 
 def bounds(value: Schema) -> Iterator[str]:
+    """A number's limits, in words."""
     for name, words in (
         ("minimum", "from"),
         ("exclusiveMinimum", "above"),

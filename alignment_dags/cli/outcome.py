@@ -61,12 +61,13 @@ def alias_warning(workspace: Workspace, registration: Artifact | None) -> str | 
 
 
 def show_outcome(result: dict[str, Any]) -> None:
+    """Prints what a run made, its comparisons and its verdict."""
     if not result["dagster_runs"] and result["failure"] is None:
         print(f"{result['recipe']}: nothing to do, everything is up to date ({result['seconds']} s)")
     rows = [
-        (suite, *comparison_row(metric, one))
+        (suite, *comparison_row(metric, comparison))
         for suite, metrics in result["comparisons"].items()
-        for metric, one in metrics.items()
+        for metric, comparison in metrics.items()
     ]
     if rows:
         print(columns(("suite", "metric", "n", "SFT", "policy", "difference", "95 % interval", "verdict"), rows))

@@ -30,6 +30,7 @@ def stdout_kept() -> Iterator[None]:
 
 
 def tell(work: Callable[[], dict[str, Any]], as_json: bool, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Runs `work` and prints its result, as one JSON object or by `show`; returns the result."""
     with stdout_kept():
         result = work()
     if as_json:
@@ -40,6 +41,7 @@ def tell(work: Callable[[], dict[str, Any]], as_json: bool, show: Callable[[dict
 
 
 def say(line: str) -> None:
+    """Prints a line of progress on stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -65,11 +67,13 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def show_fields(result: dict[str, Any]) -> None:
+    """Prints every field of a result, one a line."""
     for name, value in result.items():
         print(f"{name}: {value}")
 
 
 def show_check(result: dict[str, Any]) -> None:
+    """Prints the outcome of `align prefs check`."""
     print(
         f"{result['rows']} rows, {result['accepted']} accepted ({result['kind']}), {result['quarantined']} quarantined"
     )
@@ -83,6 +87,7 @@ def show_check(result: dict[str, Any]) -> None:
 
 
 def show_backfill(result: dict[str, Any]) -> None:
+    """Prints the outcome of `align backfill`."""
     stages = list(result["made"])
     rows = [(stage, *(str(len(result[how][stage])) for how in ("made", "current", "behind"))) for stage in stages]
     print(columns(("stage", "made", "were current", "still behind"), rows))
@@ -97,6 +102,7 @@ def show_backfill(result: dict[str, Any]) -> None:
 
 
 def show_score(result: dict[str, Any]) -> None:
+    """Prints the outcome of `align score`."""
     print(f"{result['suite']}: {result['n']} items")
     for what in ("missing", "failed"):
         if result[what]:
@@ -114,6 +120,7 @@ def show_score(result: dict[str, Any]) -> None:
 
 
 def show_judged(result: dict[str, Any]) -> None:
+    """Prints the outcome of `align judge`."""
     print(f"{result['suite']}: {result['judgments']} judgments of {result['n']} answers")
     for what, words in (
         ("missing", "items have no answer"),
@@ -144,29 +151,34 @@ def interval(ci95: Sequence[float] | None) -> str:
     return "-" if ci95 is None else f"[{ci95[0]:+.4f}, {ci95[1]:+.4f}]"
 
 
-def comparison_row(metric: str, one: dict[str, Any]) -> tuple[str, ...]:
+def comparison_row(metric: str, comparison: dict[str, Any]) -> tuple[str, ...]:
+    """The cells of one metric's comparison."""
     return (
         metric,
-        str(one["n"]),
-        f"{one['baseline']:.4f}",
-        f"{one['candidate']:.4f}",
-        f"{one['difference']:+.4f}",
-        interval(one["ci95"]),
-        one["verdict"],
+        str(comparison["n"]),
+        f"{comparison['baseline']:.4f}",
+        f"{comparison['candidate']:.4f}",
+        f"{comparison['difference']:+.4f}",
+        interval(comparison["ci95"]),
+        comparison["verdict"],
     )
 
 
 def show_comparison(result: dict[str, Any]) -> None:
-    rows = [comparison_row(metric, one) for metric, one in result.items()]
+    """Prints the outcome of `align compare`."""
+    rows = [comparison_row(metric, comparison) for metric, comparison in result.items()]
     print(columns(("metric", "n", "baseline", "candidate", "difference", "95 % interval", "verdict"), rows))
-    for metric, one in result.items():
-        if lost := one["missing"]:
-            sides = ", ".join(f"{one[f'missing_{side}']} in the {side} alone" for side in ("baseline", "candidate"))
-            named = ", ".join(one["missing_ids"][:SHOWN_ROWS]) + (", …" if lost > SHOWN_ROWS else "")
+    for metric, comparison in result.items():
+        if lost := comparison["missing"]:
+            sides = ", ".join(
+                f"{comparison[f'missing_{side}']} in the {side} alone" for side in ("baseline", "candidate")
+            )
+            named = ", ".join(comparison["missing_ids"][:SHOWN_ROWS]) + (", …" if lost > SHOWN_ROWS else "")
             print(f"{metric}: {lost} items have no value on both sides and do not count (lacking {sides}): {named}")
 
 
 def show_nights(result: dict[str, Any]) -> None:
+    """Prints the latest nights of a recipe."""
     if not result["nights"]:
         print(f"{result['recipe']}: no night yet (schedule: {result['schedule'] or 'none in the recipe'})")
     for night in result["nights"]:
@@ -176,7 +188,7 @@ def show_nights(result: dict[str, Any]) -> None:
             print(f"    left out {shard}: {why}")
         if night["took"]:
             print(f"    {night['took']}")
-        for found in filter(None, (night["alias"], night["judge"])):
-            print(f"    {found}")
+        for warning in filter(None, (night["alias"], night["judge"])):
+            print(f"    {warning}")
     for path, why in result["unreadable"].items():
         print(f"{path}: {why}")

@@ -16,50 +16,51 @@ NUMBERS = {"memory_gib": "memory", "slot_seconds": "time", "cost": "cost"}
 
 
 def show_plan(result: dict[str, Any]) -> None:
+    """Prints a plan as a table, and below it how each number was reached."""
     rows = [
         (
-            one["stage"],
-            one["pool"] or "-",
-            _count(one["current"]),
-            _count(one["to_make"]),
-            _memory(one),
-            "-" if one["pool"] is None else {True: "yes", False: "NO", None: "unknown"}[one["fits"]],
-            _told(one, "slot_seconds", "{:.0f} s"),
-            _told(one, "cost", "{:.2f}"),
+            stage["stage"],
+            stage["pool"] or "-",
+            _count(stage["current"]),
+            _count(stage["to_make"]),
+            _memory(stage),
+            "-" if stage["pool"] is None else {True: "yes", False: "NO", None: "unknown"}[stage["fits"]],
+            _figure(stage, "slot_seconds", "{:.0f} s"),
+            _figure(stage, "cost", "{:.2f}"),
         )
-        for one in result["stages"]
+        for stage in result["stages"]
     ]
     print(columns(("stage", "pool", "there", "to make", "memory a device", "fits", "time", "cost"), rows))
-    for one in result["stages"]:
-        if one["pool"] is not None and one["to_make"] != 0:
-            print(f"{one['stage']}:")
+    for stage in result["stages"]:
+        if stage["pool"] is not None and stage["to_make"] != 0:
+            print(f"{stage['stage']}:")
             for name, words in NUMBERS.items():
-                print(f"  {words}: {one[name]['how']}")
-    for told in result["warnings"]:
-        print(f"warning: {told}")
+                print(f"  {words}: {stage[name]['how']}")
+    for warning in result["warnings"]:
+        print(f"warning: {warning}")
     for note in result["notes"]:
         print(f"note: {note}")
-    for stage in result["too_large"]:
-        print(f"{stage} does not fit the devices of its pool")
+    for name in result["too_large"]:
+        print(f"{name} does not fit the devices of its pool")
 
 
 def _count(number: int | None) -> str:
     return "unknown" if number is None else str(number)
 
 
-def _memory(one: dict[str, Any]) -> str:
-    gib = one["memory_gib"]["value"]
+def _memory(stage: dict[str, Any]) -> str:
+    gib = stage["memory_gib"]["value"]
     if gib == 0:
         return "-"
     small = gib is not None and gib < 1
-    return f"{gib * 1024:.1f} MiB" if small else _told(one, "memory_gib", "{:.1f} GiB")
+    return f"{gib * 1024:.1f} MiB" if small else _figure(stage, "memory_gib", "{:.1f} GiB")
 
 
-def _told(one: dict[str, Any], name: str, form: str) -> str:
-    value = one[name]["value"]
+def _figure(stage: dict[str, Any], name: str, form: str) -> str:
+    value = stage[name]["value"]
     if value is not None:
         return form.format(value)
-    return "-" if one["pool"] is None and name != "slot_seconds" else "unknown"
+    return "-" if stage["pool"] is None and name != "slot_seconds" else "unknown"
 
 
 MOST_NIGHTS = 100_000
@@ -103,10 +104,10 @@ def plan(
         known = load_recipe(recipe)
         asked_of(known, str(recipe))
         stages = forecast(Workspace(known, load_pools()), config)
-        too_large = [one.stage for one in stages if one.fits is False and one.to_make != 0]
-        warnings = [told for told in [retirement(known.judge, date.today())] if told is not None]
+        too_large = [expected.stage for expected in stages if expected.fits is False and expected.to_make != 0]
+        warnings = [warning for warning in [retirement(known.judge, date.today())] if warning is not None]
         return {
-            "stages": [asdict(one) for one in stages],
+            "stages": [asdict(expected) for expected in stages],
             "too_large": too_large,
             "warnings": warnings,
             "notes": known.dpo.outside_practice(),

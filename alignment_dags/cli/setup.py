@@ -82,7 +82,7 @@ def recipes_check(files: Annotated[list[Path], typer.Argument(help="Recipes (YAM
             asked_of(recipe, str(path))
             refuse_files(recipe)
         print(f"{path}: {recipe.name} is well-formed")
-        if told := retirement(recipe.judge, date.today()):
-            say(f"warning: {path}: {told}")
+        if warning := retirement(recipe.judge, date.today()):
+            say(f"warning: {path}: {warning}")
         for note in recipe.dpo.outside_practice():
             say(f"note: {path}: {note}")

@@ -73,23 +73,23 @@ class History:
 
     def _kind(self, kind: str) -> list[Commit]:
         if kind not in self._kinds:
-            made = (one for one in self.store.commits(kind) if one.environment.get("recipe") == self.recipe)
+            made = (commit for commit in self.store.commits(kind) if commit.environment.get("recipe") == self.recipe)
             self._kinds[kind] = sorted(made, key=lambda commit: commit.started_at, reverse=True)
         return self._kinds[kind]
 
     @cached_property
     def _suites(self) -> dict[str, set[str]]:
         """Key of scores to their suite, as the refs name it and the reports that compared them."""
-        found: dict[str, set[str]] = {}
+        suites: dict[str, set[str]] = {}
         for model in ("sft", "policy", "champion"):
             for suite, ref in self.store.read_refs(self.recipe, f"{model}_evals").items():
-                found.setdefault(ref.artifact.key, set()).add(suite)
+                suites.setdefault(ref.artifact.key, set()).add(suite)
         for report in self._kind(REPORT.kind):
             for name, scores in report.inputs.items():
                 compared, _, suite = name.partition(".")
                 if compared.endswith("_scores"):
-                    found.setdefault(scores.key, set()).add(suite)
-        return found
+                    suites.setdefault(scores.key, set()).add(suite)
+        return suites
 
 
 def forecast(workspace: Workspace, config: Path | None = None) -> list[StageForecast]:
@@ -117,10 +117,10 @@ class Shape:
 
 def model_config(workspace: Workspace, planned: list[Planned]) -> Shape:
     """The nearest configuration there is: in the store, where the recipe says, or on the hub."""
-    for one in planned:
-        if one.node.name in ("sft_checkpoint", "base_model") and one.commit is not None:
-            config = json.loads(workspace.store.read(one.commit.artifact, CONFIG_FILE))
-            return Shape(config, f"config.json of {one.node.name}")
+    for step in planned:
+        if step.node.name in ("sft_checkpoint", "base_model") and step.commit is not None:
+            config = json.loads(workspace.store.read(step.commit.artifact, CONFIG_FILE))
+            return Shape(config, f"config.json of {step.node.name}")
     source = workspace.recipe.sft.adopt or workspace.recipe.base_model
     if source.path is not None:
         return Shape(read_config(source.path), f"config.json in {source.path}")
@@ -153,8 +153,8 @@ def _stage(
     shape: Shape,
     unsure: str | None,
 ) -> StageForecast:
-    mine = [one for one in planned if one.node.name == node.name]
-    to_make = sum(one.state in ("missing", "waiting") for one in mine)
+    mine = [step for step in planned if step.node.name == node.name]
+    to_make = sum(step.state in ("missing", "waiting") for step in mine)
     pool = None if node.pool is None else workspace.pools[node.pool]
     memory = _memory(node, workspace.recipe, shape)
     room = None if pool is None else pool.memory_gib
@@ -165,7 +165,7 @@ def _stage(
     return StageForecast(
         stage=node.name,
         pool=node.pool,
-        current=None if unsure else sum(one.commit is not None for one in mine),
+        current=None if unsure else sum(step.commit is not None for step in mine),
         to_make=None if unsure else to_make,
         memory_gib=memory,
         fits=None if memory.value is None or room is None else memory.value <= room,

@@ -38,12 +38,12 @@ def export(model: str, to: Path, say: Say) -> dict[str, Any]:
     say(f"copying {len(files)} files, {size / 2**20:,.1f} MiB")
     arriving = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
-        with _told(to):
+        with _explain_folder(to):
             arriving.mkdir(parents=True)
         with explain_no_space(str(folder.parent)):
             for name in files:
                 _copy(store, policy, name, arriving / name)
-        with _told(to):
+        with _explain_folder(to):
             arriving.rename(folder)
     finally:
         shutil.rmtree(arriving, ignore_errors=True)
@@ -91,7 +91,7 @@ def _free(to: Path) -> Path:
 
 
 @contextmanager
-def _told(to: Path) -> Iterator[None]:
+def _explain_folder(to: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -112,6 +112,7 @@ def _copy(store: Store, policy: Commit, name: str, target: Path) -> None:
 
 
 def show_exported(result: dict[str, Any]) -> None:
+    """Prints where the checkpoint is, and how to load it."""
     print(f"{result['model']} version {result['version']}: {result['path']}")
     print("load it with transformers:")
     print("  from transformers import pipeline")

@@ -122,10 +122,10 @@ def _tree(commit: Commit, commit_of: CommitOf, seen: dict[str, Commit]) -> dict[
 
 def erased(store: Store, commits: dict[str, Commit]) -> list[dict[str, str]]:
     """Which of the artifacts have lost files on purpose for good, when and why."""
-    found = ((commit, current_erasure(store, commit.artifact)) for commit in commits.values())
+    erasures = ((commit, current_erasure(store, commit.artifact)) for commit in commits.values())
     return [
         {"kind": commit.kind, "key": commit.key, "at": erasure.at, "why": erasure.why}
-        for commit, erasure in found
+        for commit, erasure in erasures
         if erasure is not None
     ]
 

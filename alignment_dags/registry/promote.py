@@ -101,6 +101,7 @@ def decide(workspace: Workspace, promotion: Promotion) -> Decision:
 
 
 def show_promotion(result: dict[str, Any]) -> None:
+    """Prints which version is champion now."""
     if result["alias_moved"]:
         print(f"warning: {result['alias_moved']}")
     how = "despite the gate" if result["decision"]["kind"] == "override" else "again"

@@ -27,7 +27,7 @@ def write_report(recipe_file: Path, out: Path | None, history: bool) -> dict[str
     if history:
         versions = versions_of(recipe, store)
         text, out = history_page(recipe.name, recipe.model_name, versions), out or Path("history.html")
-        about: dict[str, Any] = {"recipe": recipe.name, "versions": [one.version for one in versions]}
+        about: dict[str, Any] = {"recipe": recipe.name, "versions": [version.version for version in versions]}
     else:
         report = Upstream(store, recipe.name).get("evaluation_report")
         if report is None:

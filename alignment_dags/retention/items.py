@@ -16,7 +16,7 @@ from alignment.store.store import ERASED
 
 
 @dataclass(frozen=True)
-class Doomed:
+class ToErase:
     """Files of a committed artifact that go, while its commit record stays."""
 
     commit: Commit
@@ -25,17 +25,21 @@ class Doomed:
 
     @property
     def kind(self) -> str:
+        """The artifact's kind."""
         return self.commit.kind
 
     @property
     def key(self) -> str:
+        """The artifact's key."""
         return self.commit.key
 
     @property
     def bytes(self) -> int:
+        """Size of the files."""
         return sum(self.commit.files[name].size for name in self.files)
 
     def plain(self) -> dict[str, Any]:
+        """The files with the artifact and the reason, as plain JSON."""
         about = {"kind": self.kind, "key": self.key, "digest": self.commit.digest}
         return {**about, "files": list(self.files), "bytes": self.bytes, "why": self.why}
 
@@ -66,7 +70,7 @@ class Leftover:
 class Plan:
     """Everything one `align gc` would do."""
 
-    doomed: list[Doomed] = field(default_factory=list)
+    to_erase: list[ToErase] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
     leftovers: list[Leftover] = field(default_factory=list)
     tokenised: set[str] = field(default_factory=set)
@@ -74,7 +78,8 @@ class Plan:
 
     @property
     def bytes(self) -> int:
-        return sum(one.bytes for one in self.doomed) + sum(one.bytes for one in self.leftovers)
+        """Bytes that the plan frees."""
+        return sum(item.bytes for item in self.to_erase) + sum(item.bytes for item in self.leftovers)
 
 
 # What interrupted builds leave behind: attempts without a marker, and work folders of what is finished.
@@ -92,21 +97,21 @@ def leftovers(store: Store, now: float | None = None, resumable: Collection[str]
     What a builder holds is none, however long it writes nothing.
     """
     now = time.time() if now is None else now
-    for one in (*_attempts(store, now), *_work(store, now, resumable)):
-        with store.unless_building(one.kind, one.key) as free:
+    for leftover in (*_attempts(store, now), *_work(store, now, resumable)):
+        with store.unless_building(leftover.kind, leftover.key) as free:
             if free:
-                yield one
+                yield leftover
 
 
-def remove(store: Store, left: Leftover) -> None:
+def remove(store: Store, leftover: Leftover) -> None:
     """Removes a leftover; hold its key meanwhile. What was committed since it was found is none any more."""
-    attempt = PurePosixPath(left.path).name
-    if left.attempt and _committed(store, left.kind, left.key, attempt):
+    attempt = PurePosixPath(leftover.path).name
+    if leftover.attempt and _committed(store, leftover.kind, leftover.key, attempt):
         return
-    if left.local or store.is_local:
-        shutil.rmtree(left.path, ignore_errors=True)
+    if leftover.local or store.is_local:
+        shutil.rmtree(leftover.path, ignore_errors=True)
     else:
-        store.fs.rm(left.path, recursive=True)
+        store.fs.rm(leftover.path, recursive=True)
 
 
 def _attempts(store: Store, now: float) -> Iterator[Leftover]:
@@ -149,7 +154,7 @@ def _work(store: Store, now: float, resumable: Collection[str]) -> Iterator[Left
 
 def _touched(folder: Path) -> float:
     """When anything in a folder was last written."""
-    return max([one.stat().st_mtime for one in [folder, *folder.rglob("*")]])
+    return max([path.stat().st_mtime for path in [folder, *folder.rglob("*")]])
 
 
 def _written(file: dict[str, Any]) -> float:

@@ -32,10 +32,12 @@ NOTHING = "nothing"
 
 
 def shards_definition(recipe_name: str) -> dg.DynamicPartitionsDefinition:
+    """The dynamic partitions of a recipe's shards."""
     return dg.DynamicPartitionsDefinition(name=f"{recipe_name}_shards")
 
 
 def asset_key(recipe_name: str, node_name: str) -> dg.AssetKey:
+    """The asset key of a node."""
     return dg.AssetKey([recipe_name, *node_name.split("/")])
 
 
@@ -75,15 +77,15 @@ def build_asset(node: Node, recipe: Recipe, pools: Pools) -> dg.AssetsDefinition
     def asset(
         context: dg.AssetExecutionContext, store: ArtifactStore, tracking: Tracking
     ) -> Iterator[dg.MaterializeResult[Any]]:
-        one = Materializer(node, recipe, pools, store.open(), tracking, context)
+        materializer = Materializer(node, recipe, pools, store.open(), tracking, context)
         if not node.partitioned:
-            data_version, metadata = one.materialize(None)
+            data_version, metadata = materializer.materialize(None)
             yield dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(data_version))
         elif len(context.partition_keys) == 1:
-            data_version, metadata = one.materialize(context.partition_keys[0])
+            data_version, metadata = materializer.materialize(context.partition_keys[0])
             yield dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(data_version))
         else:
-            one.materialize_each(context.partition_keys)
+            materializer.materialize_each(context.partition_keys)
 
     return asset
 
@@ -176,14 +178,16 @@ class Materializer:
             )
             self.context.log_event(event)
         if failures:
-            told = "; ".join(f"{shard}: {failure.description}" for shard, failure in failures.items())
+            reasons = "; ".join(f"{shard}: {failure.description}" for shard, failure in failures.items())
+            all_bad_input = all(BAD_INPUT in failure.metadata for failure in failures.values())
             raise dg.Failure(
-                f"{len(failures)} of {len(shards)} shards failed, the others stand: {told}",
-                metadata={BAD_INPUT: told} if all(BAD_INPUT in one.metadata for one in failures.values()) else {},
+                f"{len(failures)} of {len(shards)} shards failed, the others stand: {reasons}",
+                metadata={BAD_INPUT: reasons} if all_bad_input else {},
                 allow_retries=False,
             )
 
     def report(self, upstream: Upstream, commit: Commit, shard: str | None, shown: Shown) -> Reported:
+        """Reports the artifact to MLflow, once for each artifact."""
         runs = upstream.mlflow_runs()
         known = {name: runs[artifact.key] for name, artifact in commit.inputs.items() if artifact.key in runs}
         return self.tracking.report(
@@ -209,6 +213,7 @@ class Materializer:
         return dict(flat(self.node.stage.request.model_validate_json(text).model_dump(mode="json")))
 
     def metadata(self, commit: Commit, hit: bool, reported: Reported, shown: Shown) -> dict[str, Any]:
+        """What Dagster shows of a materialization."""
         values: dict[str, Any] = {
             "dagster/uri": self.store.uri(commit.artifact),
             "mlflow": dg.MetadataValue.url(reported.url),
@@ -233,13 +238,13 @@ def _holds_secret(error: BaseException | None) -> bool:
 
 def numbers(summary: dict[str, Any], prefix: str = "") -> dict[str, float]:
     """The finite numbers of a summary under flat names, lists left out."""
-    found: dict[str, float] = {}
+    flat_numbers: dict[str, float] = {}
     for name, value in summary.items():
         if isinstance(value, dict):
-            found |= numbers(value, f"{prefix}{name}/")
+            flat_numbers |= numbers(value, f"{prefix}{name}/")
         elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            found[plain(prefix + name)] = value
-    return found
+            flat_numbers[plain(prefix + name)] = value
+    return flat_numbers
 
 
 def plain(name: str) -> str:

@@ -61,10 +61,12 @@ class Shown:
 
 
 def nothing_more(commit: Commit, folder: Path) -> Shown:
+    """Shows nothing beside the summary."""
     return Shown()
 
 
 def nowhere_else(upstream: Upstream, commit: Commit) -> bool:
+    """The artifact is reported as this node's own."""
     return False
 
 
@@ -73,6 +75,7 @@ def nothing_against(request: Any, commit: Commit | None) -> None:
 
 
 def nowhere(store: Store, tracking: Tracking, commit: Commit) -> None:
+    """Publishes nothing."""
     return None
 
 

@@ -36,6 +36,7 @@ class Upstream:
         self._found: dict[str, object] = {}
 
     def ref(self, name: str, partition: str | None = None) -> Ref | None:
+        """The ref of a node (of one shard of it), or None; read once."""
         place = (name, partition)
         if place not in self._refs:
             self._refs[place] = self.store.read_ref(self.recipe, name, partition)

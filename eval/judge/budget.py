@@ -24,6 +24,7 @@ class Usage:
 
     @property
     def tokens(self) -> int:
+        """All tokens."""
         return self.input_tokens + self.output_tokens
 
     def __add__(self, other: Usage) -> Usage:
@@ -56,9 +57,9 @@ class Budget:
     only when nothing is under way. So the limit is never passed, and nothing is left over that would have done.
     """
 
-    def __init__(self, settings: Judge, spent: Usage) -> None:
+    def __init__(self, settings: Judge, used: Usage) -> None:
         self.settings = settings
-        self.spent = spent
+        self.used = used
         self._reserved = Usage()
         self._under_way = 0
         self._closed = False
@@ -74,7 +75,7 @@ class Budget:
     def reserve(self, worst: Usage) -> bool:
         """True when `worst` still fits; waits while calls under way may leave room for it."""
         with self._changed:
-            while not self._closed and not self._fits(self.spent + self._reserved + worst):
+            while not self._closed and not self._fits(self.used + self._reserved + worst):
                 if not self._under_way:
                     return False
                 self._changed.wait()
@@ -89,7 +90,7 @@ class Budget:
         with self._changed:
             self._reserved -= reserved
             self._under_way -= 1
-            self.spent += used
+            self.used += used
             self._changed.notify_all()
 
     def close(self) -> None:

@@ -67,8 +67,8 @@ class Endpoint:
         if questions and len(outcome.refused) == len(digests):
             reason = next(iter(outcome.refused.values()))
             raise BadInput(f"the judge endpoint refuses every question ({reason}); see the judge's settings")
-        found = [journal.find(digest) for digest in digests.values()]
-        outcome.judgments = [entry.judgment for entry in found if entry is not None]
+        entries = [journal.find(digest) for digest in digests.values()]
+        outcome.judgments = [entry.judgment for entry in entries if entry is not None]
         outcome.usage = journal.usage
         return outcome
 
@@ -81,10 +81,10 @@ class Endpoint:
 
         def judge(question: Question) -> Trouble | None:
             digest = waiting[question]
-            told = self._reply(question, digest, budget, journal)
-            if isinstance(told, Trouble):
-                return told
-            text, usage = told
+            reply = self._reply(question, digest, budget, journal)
+            if isinstance(reply, Trouble):
+                return reply
+            text, usage = reply
             names = (question.question_id, question.turn, self.model, question.prompt_name, question.user)
             judgment = Judgment(*names, text=text, model=model, game=question.game, against=against)
             known = journal.add(Entry(digest, judgment, usage))
@@ -96,9 +96,9 @@ class Endpoint:
             for question, trouble in zip(waiting, client.each(judge, waiting, budget.close), strict=True):
                 _note(question, trouble, outcome)
         outcome.asked = len(waiting) - len(outcome.unasked)
-        usd = budget.spent.usd(self.settings.price)
+        usd = budget.used.usd(self.settings.price)
         cost = "" if usd is None else f", {usd:.4f} USD"
-        log.info("judge: %d questions, %d tokens%s", outcome.asked, budget.spent.tokens, cost)
+        log.info("judge: %d questions, %d tokens%s", outcome.asked, budget.used.tokens, cost)
 
     def _reply(self, question: Question, digest: str, budget: Budget, journal: Journal) -> tuple[str, Usage] | Trouble:
         """Asks until there is a judgment, with what it took, or no use or no money in asking again."""
@@ -113,15 +113,15 @@ class Endpoint:
                 return OVER_BUDGET
             used = worst  # unless we learn better
             try:
-                told = self._client.chat(messages, **options)
-                if isinstance(told, Reply):
-                    used = _usage(told, worst)
-                    return told.text, used
-                if told.billed:
+                reply = self._client.chat(messages, **options)
+                if isinstance(reply, Reply):
+                    used = _usage(reply, worst)
+                    return reply.text, used
+                if reply.billed:
                     journal.charge(digest, worst)
                 else:
                     used = Usage()
-                return told
+                return reply
             finally:
                 budget.settle(worst, used)
 

@@ -21,6 +21,7 @@ def write_judgments(path: Path, judgments: Sequence[Judgment]) -> None:
 
 
 def judgment_records(judgments: Iterable[Judgment]) -> list[dict[str, Any]]:
+    """The lines of a FastChat file; both games of a pair are one line."""
     pairs: dict[tuple[str, int], dict[str, Any]] = {}
     records: list[dict[str, Any]] = []
     for judgment in judgments:
@@ -122,14 +123,14 @@ def parse_judgments(record: dict[str, Any], file: str, row: int) -> list[Judgmen
 
     if not pair:
         return [judgment(0, record["judgment"], record.get("user_prompt"))]
-    found = []
+    judgments = []
     for game in GAMES:
         text = record.get(f"g{game}_judgment")
         if text is not None and not isinstance(text, str):
             raise BadInput("not a pair judgment: expected a text", file=file, row=row, field=f"g{game}_judgment")
         if text is not None:
-            found.append(judgment(game, text, record.get(f"g{game}_user_prompt")))
-    return found
+            judgments.append(judgment(game, text, record.get(f"g{game}_user_prompt")))
+    return judgments
 
 
 # Judgments that were made before, as a file holds them.
@@ -162,5 +163,6 @@ class StoredJudge:
         self.judgments = list(judgments)
 
     def __call__(self, answered: Sequence[tuple[Item, object]]) -> list[Judgment]:
+        """The stored judgments of these items; the answers do not matter."""
         asked = {item.id for item, _ in answered}
         return [judgment for judgment in self.judgments if judgment.question_id in asked]

@@ -100,7 +100,7 @@ def corrected(suites: Mapping[str, Mapping[str, MetricComparison]]) -> dict[str,
 
 def _plain(compared: Compared) -> dict[str, Any]:
     suites = {
-        suite: {metric: found.model_dump(mode="json") for metric, found in metrics.items()}
+        suite: {metric: comparison.model_dump(mode="json") for metric, comparison in metrics.items()}
         for suite, metrics in compared.suites.items()
     }
     return {"suites": suites, "left_out": compared.left_out, "holm": corrected(compared.suites)}

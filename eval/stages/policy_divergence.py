@@ -124,6 +124,7 @@ class Drawn:
 
     @property
     def log_ratio(self) -> float:
+        """log π(y|x) − log π_SFT(y|x) of the response, in nats."""
         return self.policy_logp - self.sft_logp
 
 
@@ -132,11 +133,13 @@ def run(request: DivergenceRequest, context: Context) -> Result:
     if context.rank:
         return Result("")  # one process is enough for so few responses
     prompts = held_out_prompts(context, request.policy, request.manifest, MOST_PROMPTS)
-    drawn = _drawn(request, context, prompts) if prompts else []
-    write_records(context.out / DIVERGENCE_FILE, SCHEMA, map(asdict, drawn))
-    digest = json_digest([request.policy.digest, request.sft.digest, [list(asdict(one).values()) for one in drawn]])
-    no_room = len(prompts) - len(drawn)
-    return Result(digest, DivergenceSummary(prompts=len(prompts), no_room=no_room, **summary(drawn)))
+    responses = _drawn(request, context, prompts) if prompts else []
+    write_records(context.out / DIVERGENCE_FILE, SCHEMA, map(asdict, responses))
+    digest = json_digest(
+        [request.policy.digest, request.sft.digest, [list(asdict(response).values()) for response in responses]]
+    )
+    no_room = len(prompts) - len(responses)
+    return Result(digest, DivergenceSummary(prompts=len(prompts), no_room=no_room, **summary(responses)))
 
 
 def _drawn(request: DivergenceRequest, context: Context, prompts: Sequence[HeldOutPrompt]) -> list[Drawn]:
@@ -180,8 +183,8 @@ def as_trained(prompt: Content, tokens: TokenPolicy) -> Content:
 
 def logps(model: PreTrainedModel, sequences: Sequence[TokenSequence], batch_tokens: int) -> list[float]:
     """Log-prob of each completion in nats, in order."""
-    found = {one.index: one.logp for made in score(model, sequences, batch_tokens) for one in made.scored}
-    return [found[index] for index in range(len(sequences))]
+    by_index = {scored.index: scored.logp for batch in score(model, sequences, batch_tokens) for scored in batch.scored}
+    return [by_index[index] for index in range(len(sequences))]
 
 
 def summary(drawn: Sequence[Drawn]) -> dict[str, Any]:
@@ -192,24 +195,27 @@ def summary(drawn: Sequence[Drawn]) -> dict[str, Any]:
     """
     if not drawn:
         return {}
-    nats, tokens = [one.log_ratio for one in drawn], [float(one.tokens) for one in drawn]
-    alone = [one.row_id for one in drawn]
-    found = {
-        "kl": mean_interval(clustered_mean(nats, alone)),
+    nats, tokens = [response.log_ratio for response in drawn], [float(response.tokens) for response in drawn]
+    clusters = [response.row_id for response in drawn]
+    estimates = {
+        "kl": mean_interval(clustered_mean(nats, clusters)),
         "kl_per_token": ratio_interval(nats, tokens),
     }
     return {
-        **dict(_numbers(found)),
+        **dict(_numbers(estimates)),
         "tokens_per_response": sum(tokens) / len(drawn),
-        "ended": sum(one.ended for one in drawn) / len(drawn),
-        "intervals": {name: None if one.low is None else [one.low, one.high] for name, one in found.items()},
+        "ended": sum(response.ended for response in drawn) / len(drawn),
+        "intervals": {
+            name: None if interval.low is None else [interval.low, interval.high]
+            for name, interval in estimates.items()
+        },
     }
 
 
-def _numbers(found: dict[str, Interval]) -> Iterator[tuple[str, float | None]]:
-    for name, one in found.items():
-        yield name, one.mean.value
-        yield f"{name}_stderr", one.mean.stderr
+def _numbers(estimates: dict[str, Interval]) -> Iterator[tuple[str, float | None]]:
+    for name, interval in estimates.items():
+        yield name, interval.mean.value
+        yield f"{name}_stderr", interval.mean.stderr
 
 
 STAGE = Stage("policy_divergence", 1, DivergenceRequest, run, device="gpu")

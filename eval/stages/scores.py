@@ -93,7 +93,7 @@ def run(request: ScoresRequest, context: Context) -> Result:
 def write_graded(folder: Path, scored: Scored) -> None:
     """The judgments behind a suite's scores, in FastChat's files; none where there are none."""
     for name, pairs in ((JUDGMENTS_FILE, False), (PAIR_JUDGMENTS_FILE, True)):
-        if judgments := [one for one in scored.judgments if bool(one.game) == pairs]:
+        if judgments := [judgment for judgment in scored.judgments if bool(judgment.game) == pairs]:
             write_judgments(folder / name, judgments)
 
 

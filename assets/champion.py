@@ -92,7 +92,7 @@ def moved_by_hand(
         return f"the alias {CHAMPION} of {model} is {where}, and nothing was registered yet: somebody set it by hand"
     return (
         f"the alias {CHAMPION} of {model} is {where}, the registered champion is version {ours}: somebody moved it by"
-        f" hand; `align promote {model} --to VERSION` says which it shall be"
+        f" hand; set it with `align promote {model} --to VERSION`"
     )
 
 
@@ -111,5 +111,5 @@ def check_evaluated(
         about[f"{suite} scores"] = None if artifact is None else answered_by(store, artifact)
     for what, measured in about.items():
         if measured is None or measured.digest != policy.digest:
-            there = "there is none" if measured is None else f"the one there is is of {measured.digest[:12]}"
+            there = "there is none" if measured is None else f"it is of policy {measured.digest[:12]}"
             raise BadInput(f"policy {policy.digest[:12]} has no {what} ({there}): evaluate it first")

@@ -53,7 +53,7 @@ def refuse(request: RegistrationRequest, context: Context) -> Result:
     """The one stage that is not made by hand: it changes MLflow, and a registration goes by who is champion now."""
     raise BadInput(
         "registered_model is not made by hand: `align run RECIPE` (or its asset in Dagster) asks the gate and"
-        " registers; `align promote MODEL` registers what a person decides"
+        " registers; `align promote MODEL` registers a version that a person chooses"
     )
 
 
@@ -185,10 +185,13 @@ def beside_the_champion(work: Work) -> None:
     champion = registered_champion(work.store, work.request.previous)
     if (compared and compared.digest) != (champion.policy and champion.policy.digest):
         now = (
-            "there is none by now" if champion.version is None else f"the champion is version {champion.version} by now"
+            "there is no champion now"
+            if champion.version is None
+            else f"the champion is now version {champion.version}"
         )
         raise dg.Failure(
-            f"not registered: the report compared it with another champion, and {now}; ask again", allow_retries=False
+            f"not registered: the report compared it with another champion, and {now}; run it again",
+            allow_retries=False,
         )
 
 
@@ -199,7 +202,7 @@ def still_so(work: Work, now: RegistrationRequest) -> None:
     before = work.request.model_dump()
     changed = [name for name, value in now.model_dump().items() if value != before.get(name)]
     raise dg.Failure(
-        f"not registered: {', '.join(changed) or 'decision'} changed while it was being registered; ask again",
+        f"not registered: {', '.join(changed) or 'decision'} changed while it was being registered; run it again",
         allow_retries=False,
     )
 
@@ -207,7 +210,7 @@ def still_so(work: Work, now: RegistrationRequest) -> None:
 def generates(work: Work, request: RegistrationRequest) -> str:
     """What the checkpoint, loaded back from the store, answers to the smoke prompt."""
     if work.pool is None:  # a return that has become another registration since it was launched
-        raise dg.Failure("not registered: the decision holds no more", allow_retries=False)
+        raise dg.Failure("not registered: the decision no longer applies", allow_retries=False)
     check = CheckRequest(checkpoint=request.policy, prompt=request.smoke_prompt, precision=request.precision)
     commit = run_stage(replace(work, stage=CHECK, request=check))
     return CheckSummary.of(commit).answer

@@ -141,7 +141,7 @@ class _Journal(journal.Journal[_Kept]):
 
     start = b'{"asked": '
     content = "answers"
-    remedy = "take it away to have everything asked again"
+    remedy = "remove the file to ask everything again"
 
     def _record(self, entry: _Kept) -> dict[str, Any]:
         return {"asked": entry.asked, "text": entry.answer.text, "tokens": entry.answer.tokens}

@@ -123,7 +123,7 @@ def read_lines(path: Path, start: bytes, foreign: str) -> Iterator[tuple[int, di
         if line.strip():
             record = _object(line)
             if record is None:
-                raise BadInput("not a JSON object; take the line away to have it asked again", file=str(path), row=row)
+                raise BadInput("not a JSON object; remove the line to ask its question again", file=str(path), row=row)
             yield row, record
     if complete:
         with path.open("ab") as stream:

@@ -217,7 +217,7 @@ class OpenAIClient:
             text = _at(lambda: response.choices[0].message.content)
             return self._reply("" if text is None else text, response)
 
-        return self._of_model(self._once(call, "the answer is not one of a chat model"))
+        return self._of_model(self._once(call, "the answer is not a chat completion"))
 
     def complete(self, prompt: list[int], **options: Any) -> Reply | Trouble:
         """Has token ids continued, once. Raises `BadInput` as `chat` does."""
@@ -226,7 +226,7 @@ class OpenAIClient:
             response: Any = client.completions.create(model=self.model, prompt=prompt, **options)
             return self._reply(_at(lambda: response.choices[0].text), response)
 
-        return self._of_model(self._once(call, "the answer is no completion"))
+        return self._of_model(self._once(call, "the answer is not a completion"))
 
     def served(self) -> list[str]:
         """The names of the models that the endpoint serves; raises `BadInput` when it does not say."""
@@ -235,9 +235,9 @@ class OpenAIClient:
             models = client.models.list()
             return _at(lambda: [str(model.id) for model in models])
 
-        names = self.persist(lambda: self._once(call, "the answer is no list of models"))
+        names = self.persist(lambda: self._once(call, "the answer is not a list of models"))
         if isinstance(names, Trouble):
-            problem = f"{self.address} cannot be asked what it serves ({names.status or names.reason})"
+            problem = f"{self.address} does not list its models ({names.status or names.reason})"
             raise BadInput(problem, field=f"{self._field}.base_url")
         return names
 
@@ -250,8 +250,8 @@ class OpenAIClient:
             problem = f"{self._who} needs its key in the environment variable {variable}"
             raise BadInput(problem, field=f"{self._field}.api_key_env")
         if key and not (key.isascii() and key.isprintable() and " " not in key):
-            problem = f"what stands in the environment variable {variable} is no key: it holds spaces,"
-            raise BadInput(f"{problem} line breaks or other than plain characters", field=f"{self._field}.api_key_env")
+            problem = f"the environment variable {variable} holds no usable key: it has spaces, line breaks or"
+            raise BadInput(f"{problem} characters beyond ASCII", field=f"{self._field}.api_key_env")
         return OpenAI(
             api_key=key or "none",  # endpoints of one's own often ask for none, but the package wants a value
             base_url=self.settings.base_url,
@@ -288,7 +288,7 @@ class OpenAIClient:
         if status in (408, 409, 429) or status >= 500:
             after = retry_after(error.response.headers)
             if after is not None and after > LONGEST_RETRY_AFTER:
-                return Trouble(f"{reason}, not to be asked again for {after:.0f} s", again=False, status=status)
+                return Trouble(f"{reason}, the endpoint asks to wait {after:.0f} s", again=False, status=status)
             return Trouble(reason, again=True, after=after, status=status)
         return Trouble(reason, again=False, passing=False, status=status)
 

@@ -110,7 +110,7 @@ def meaning(value: Schema) -> str:
 
 
 def default(value: Schema) -> str:
-    """A key's default as YAML; a dash for none."""
+    """A key's default as Markdown; a dash for none."""
     given = value.get("default")
     if isinstance(given, dict | list) or "default" not in value:
         return "–" if not given else "its defaults"

@@ -95,7 +95,7 @@ def _explain_folder(to: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BadInput(f"cannot be made: {error.strerror or error}", file=str(to), field="--to") from error
+        raise BadInput(f"cannot be created: {error.strerror or error}", file=str(to), field="--to") from error
 
 
 def _copy(store: Store, policy: Commit, name: str, target: Path) -> None:

@@ -60,7 +60,7 @@ def promote(promotion: Promotion, say: Callable[[str], None]) -> dict[str, Any]:
         commit = store.commit_of(workspace.upstream()(NODE))
         summary = RegistrationSummary.of(commit)
         if summary.decision != decision:
-            raise BadInput(f"{recipe.name} has another policy by now than the decision was about; look, and ask again")
+            raise BadInput(f"{recipe.name} has a new policy since the decision; check it, and promote again")
     except BaseException:
         drop_decision(store, recipe.name)  # what was not carried out must not happen some other night
         raise

@@ -39,7 +39,7 @@ def unneeded_checkpoints(
     below |= current_checkpoint_keys(store, SFT)
     for commit in store.commits(SFT):
         if commit.key not in below and (recipes is None or commit.environment.get("recipe", "") in recipes):
-            to_erase.append(_without_weights(commit, "no policy that is kept stands on it"))
+            to_erase.append(_without_weights(commit, "no policy that is kept was trained from it"))
     return [checkpoint for checkpoint in to_erase if checkpoint.files]
 
 

@@ -120,7 +120,7 @@ def collect(paths: list[Path], *, keep: int = KEEP, dry_run: bool = False) -> di
     removed = [item for item in removal_plan.leftovers if (item.kind, item.key) not in busy]
     kept = [
         *removal_plan.kept,
-        *(Kept(kind, key, "it is being built, or came into use, right now") for kind, key in busy),
+        *(Kept(kind, key, "it is being built now, or has just come into use") for kind, key in busy),
     ]
     return {
         "dry_run": dry_run,
@@ -193,7 +193,7 @@ def show_collected(result: dict[str, Any]) -> None:
         print(f"kept: {item['kind']} {item['key'][:12]}: {item['why']}")
     print(f"{size(result['bytes'])} {'would be freed' if result['dry_run'] else 'freed'}; every commit record stays")
     for place in result["source"]:
-        print(f"not touched, it is yours: {place} (withdrawn rows stay in it until you take them out)")
+        print(f"your own file, not changed: {place} (withdrawn rows stay in it until you remove them)")
 
 
 def size(count: float) -> str:

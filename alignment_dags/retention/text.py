@@ -54,7 +54,7 @@ def withdrawn_text(store: Store, recipes: Iterable[str], in_use: set[str]) -> tu
             if commit.key in current:
                 kept.append(Kept(holder.kind, commit.key, _still_used(current[commit.key], why, withdrawn)))
             elif commit.key in in_use:
-                kept.append(Kept(holder.kind, commit.key, f"{why}; a running build stands on it"))
+                kept.append(Kept(holder.kind, commit.key, f"{why}; a running build uses it"))
             else:
                 to_erase.append(ToErase(commit, (QUARANTINE_FILE, *holder.files), why))
     return to_erase, kept

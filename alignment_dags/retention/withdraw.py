@@ -112,7 +112,7 @@ def show_withdrawal(result: dict[str, Any]) -> None:
         print(f"still used by recipe {recipe}: {', '.join(ids)} (withdraw there too)")
     print(f"\nwithdrawn; `align run` builds {result['recipe']} without them, `align gc` then erases their text")
     for place in result["source"]:
-        print(f"not touched, it is yours: {place}")
+        print(f"your own file, not changed: {place}")
 
 
 def show_restored(result: dict[str, Any]) -> None:
@@ -146,7 +146,7 @@ def _known(
         for commit in store.commits(holder.kind) if asked - rows - demonstrations else ():
             known.update(holder.held(store, commit.artifact, asked - known))
     if unknown := sorted(asked - rows - demonstrations):
-        raise BadInput(f"nothing that was built holds row {', '.join(unknown)}", field="--row-id")
+        raise BadInput(f"no artifact holds row {', '.join(unknown)}", field="--row-id")
     return rows, demonstrations
 
 
@@ -182,7 +182,7 @@ TEXTS = ("prompt", "chosen", "rejected", "completion")
 def find_rows(path: Path, text: str) -> dict[str, Any]:
     """`rows` [{row_id, shard, source, source_row}] of a recipe's current shards and SFT data that hold the text."""
     if not text.strip():
-        raise BadInput("an empty text is in every row")
+        raise BadInput("the text to look for is empty")
     recipe = load_recipe(path)
     store = ArtifactStore().open()
     rows: list[dict[str, Any]] = []

@@ -153,7 +153,7 @@ class Materializer:
         self.store.write_ref(ref, self.recipe.name, self.node.name, shard)  # last: what it names is done
         if current_erasure(self.store, commit.artifact) is not None:
             self.store.remove_ref(self.recipe.name, self.node.name, shard)
-            raise dg.Failure("it was erased while it was reported: the next run makes it again")
+            raise dg.Failure("the artifact was erased while it was reported; the next run makes it again")
         return commit.digest, metadata
 
     def materialize_each(self, shards: list[str]) -> None:
@@ -181,13 +181,13 @@ class Materializer:
             reasons = "; ".join(f"{shard}: {failure.description}" for shard, failure in failures.items())
             all_bad_input = all(BAD_INPUT in failure.metadata for failure in failures.values())
             raise dg.Failure(
-                f"{len(failures)} of {len(shards)} shards failed, the others stand: {reasons}",
+                f"{len(failures)} of {len(shards)} shards failed, the others are done: {reasons}",
                 metadata={BAD_INPUT: reasons} if all_bad_input else {},
                 allow_retries=False,
             )
 
     def report(self, upstream: Upstream, commit: Commit, shard: str | None, shown: Shown) -> Reported:
-        """Reports the artifact to MLflow, once for each artifact."""
+        """Reports the artifact to MLflow."""
         runs = upstream.mlflow_runs()
         known = {name: runs[artifact.key] for name, artifact in commit.inputs.items() if artifact.key in runs}
         return self.tracking.report(

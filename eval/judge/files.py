@@ -16,7 +16,7 @@ WINNERS = {None: "error", 1.0: "model_1", 0.5: "tie", 0.0: "model_2"}
 
 
 def write_judgments(path: Path, judgments: Sequence[Judgment]) -> None:
-    """The games of a pair stand on one line, where its first one comes."""
+    """Writes a FastChat file. Both games of a pair are on one line, at the place of the first."""
     write_records(path, judgment_records(judgments))
 
 
@@ -36,7 +36,7 @@ def judgment_records(judgments: Iterable[Judgment]) -> list[dict[str, Any]]:
 
 
 def single_record(judgment: Judgment) -> dict[str, Any]:
-    """A rating that cannot be read is −1 there."""
+    """The line of an answer that was judged alone. A rating that cannot be read is −1."""
     return {
         "question_id": _id(judgment),
         "model": judgment.model,
@@ -65,7 +65,7 @@ def game_record(judgment: Judgment) -> dict[str, Any]:
 
 
 def game_fields(judgment: Judgment) -> dict[str, Any]:
-    """What a pair's line says of one game; `model_1` is the model, `model_2` the baseline in both."""
+    """The fields of one game in a pair's line; in both games `model_1` is the model and `model_2` the baseline."""
     game = judgment.game
     return {
         f"g{game}_winner": WINNERS[judgment.score],
@@ -80,7 +80,7 @@ def _id(judgment: Judgment) -> int | str:
 
 
 def read_judgments(path: str | Path) -> list[Judgment]:
-    """Judgments of one model; raises `BadInput` naming a malformed row, or one that stands twice."""
+    """Judgments of one model; raises `BadInput` naming a row that is malformed or a duplicate."""
     judgments: dict[tuple[str, int, int], Judgment] = {}
     models: dict[str, None] = {}
     for row, record in read_rows(path):
@@ -96,7 +96,7 @@ def read_judgments(path: str | Path) -> list[Judgment]:
 
 
 def parse_judgments(record: dict[str, Any], file: str, row: int) -> list[Judgment]:
-    """The judgments on one line: one of an answer alone, or one for each game that a pair's line has a text of."""
+    """The judgments on one line: one of a single answer, or one for each game of a pair that has a text."""
     check_text(record, file, row)
     pair = "model_1" in record
     needed: dict[str, tuple[type, ...]] = {"question_id": (int, str), "turn": (int,)}
@@ -133,14 +133,14 @@ def parse_judgments(record: dict[str, Any], file: str, row: int) -> list[Judgmen
     return judgments
 
 
-# Judgments that were made before, as a file holds them.
+# Judgments that were made before and are read from a file.
 
 
 def stored_judgments(path: str | Path, items: Sequence[Item], turns: int) -> list[Judgment]:
     """The judgments in a FastChat file, all of answers alone or all of pairs.
 
-    Raises `BadInput` naming the first judgment of a question or turn that the data file does not have, or of
-    another kind than the first.
+    Raises `BadInput` naming the first judgment whose question or turn is not in the data file, or whose kind differs
+    from that of the first judgment.
     """
     judgments = read_judgments(path)
     known = {item.id for item in items}

@@ -41,17 +41,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HeldOutPrompt:
-    """A prompt, and the held-out row that brings it."""
+    """A prompt, and the held-out row that it comes from."""
 
     row_id: str
     content: Content
 
 
 def held_out_prompts(context: Context, policy: Artifact, manifest: Artifact, most: int) -> list[HeldOutPrompt]:
-    """Distinct prompts of the pairs that a policy was measured on, lowest row id first, at most this many.
+    """Distinct prompts of the pairs that a policy was measured on, lowest row id first, at most `most` of them.
 
-    `manifest` is the one it was trained on. Row ids are digests, so these are a sample of all held-out prompts, which
-    new data hardly changes. Only shards that hold one of them are read.
+    `manifest` is the policy's own. Row ids are digests, so these prompts are a sample of all held-out prompts, and new
+    data hardly changes it. Only shards that hold such a prompt are read.
     """
     held_out = read_held_out(context.store, policy)
     first: dict[str, str] = {}
@@ -92,7 +92,7 @@ SCHEMA = pa.schema(
 
 
 class DivergenceRequest(Request):
-    """`manifest` is the policy's own: its held-out pairs bring the prompts, and `sft` is where the policy started.
+    """`manifest` is the policy's own: the prompts are those of its held-out pairs. `sft` is where the policy started.
 
     `tokens` is how training wrote its prompts (`TokenPolicy.writing`).
     """
@@ -111,9 +111,9 @@ class DivergenceRequest(Request):
 
 @dataclass(frozen=True)
 class Drawn:
-    """One response of the policy's: its tokens (an ending one counted), and its log-prob in nats under both models.
+    """One response of the policy: its number of tokens (with the end token) and its log-prob in nats under both models.
 
-    The response itself is kept nowhere: it may repeat what it was trained on.
+    The response itself is not kept: it may repeat training data.
     """
 
     row_id: str
@@ -129,7 +129,7 @@ class Drawn:
 
 
 def run(request: DivergenceRequest, context: Context) -> Result:
-    """Writes divergence.parquet, one row a response; with no held-out prompt it is empty and the summary says so."""
+    """Writes divergence.parquet, one row a response. Without held-out prompts it is empty, and the summary says so."""
     if context.rank:
         return Result("")  # one process is enough for so few responses
     prompts = held_out_prompts(context, request.policy, request.manifest, MOST_PROMPTS)
@@ -147,7 +147,7 @@ def _drawn(request: DivergenceRequest, context: Context, prompts: Sequence[HeldO
     runs_code = context.runs_code(request.policy)
     model = load_model(folders[0], request.precision, runs_code=runs_code)
     generator = Generator(model, load_tokenizer(folders[0], runs_code), request.batch_tokens, request.tokens)
-    # each draw is its own: what else is asked, and how many fit a batch, changes none
+    # each response is drawn independently: other prompts and the batch size do not change it
     samplings = [Sampling(1.0, 1.0, f"{request.seed}/policy_divergence/{prompt.row_id}") for prompt in prompts]
     written = [as_trained(prompt.content, request.tokens) for prompt in prompts]
     answers = generator.answer(written, MOST_NEW_TOKENS, (), samplings)
@@ -162,7 +162,7 @@ def _drawn(request: DivergenceRequest, context: Context, prompts: Sequence[HeldO
     under_policy = logps(model, sequences, request.batch_tokens)
     for row_id, logp in zip(rows, under_policy, strict=True):
         require_finite(logp, row_id, folders[0], request.precision)
-    del model, generator  # before the other comes: one model's memory is enough
+    del model, generator  # before the other is loaded, so that one model's memory is enough
     free_memory()
     sft = load_model(folders[1], request.precision, runs_code=context.runs_code(request.sft))
     under_sft = logps(sft, sequences, request.batch_tokens)
@@ -175,7 +175,7 @@ def _drawn(request: DivergenceRequest, context: Context, prompts: Sequence[HeldO
 
 
 def as_trained(prompt: Content, tokens: TokenPolicy) -> Content:
-    """A prompt in the form that training has it in."""
+    """A prompt in the form that training uses."""
     if isinstance(prompt, str) and tokens.plain_text == "chat":
         return ({"role": "user", "content": prompt},)
     return prompt

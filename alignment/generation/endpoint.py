@@ -1,8 +1,8 @@
 """Answers from an endpoint that speaks the OpenAI API and serves the checkpoint.
 
-Prompts are sent as token ids, which the completions API takes: they are those of training to the id, whatever
-template or special tokens the endpoint would add to a text. Every whole answer is kept as it comes, so that an
-interruption asks for none twice; what was refused is asked again, as the endpoint may be repaired by then.
+Prompts are sent as token ids, which the completions API takes. So they are exactly the ids of training, whatever
+template or special tokens the endpoint would add to a text. Every whole answer is kept at once, so that no prompt is
+asked twice after an interruption. Refused prompts are asked again, as the endpoint may be repaired by then.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from alignment.recipe import Generate
 FIELD = "evals.generate"
 
 MOST_STOPS = 4
-"""The API takes no more stop strings; with more of them answers are cut here only."""
+"""The API takes at most this many stop strings; with more of them, answers are cut here only."""
 
 REFUSED = "the endpoint refuses the prompt"
 
 
 class EndpointDown(RuntimeError):
-    """The endpoint gives no answer now; what it has answered is kept for the next time."""
+    """The endpoint gives no answer now; its earlier answers are kept for the next try."""
 
 
 class EndpointGenerator:
-    """`digest` is the checkpoint's; `kept` the file that answers are kept in."""
+    """Answers from an endpoint. `digest` is the checkpoint's, and `kept` is the file that answers are kept in."""
 
     def __init__(self, settings: Generate, digest: str, encoder: PromptEncoder, kept: Path) -> None:
         self.settings = settings
@@ -87,7 +87,7 @@ class EndpointGenerator:
         return _Request(digest, ids, options, until)
 
     def _ask(self, requests: Sequence[_Request]) -> dict[str, Answer]:
-        """Answers by the requests' digests, those that the (open) journal does not hold from the endpoint."""
+        """Answers by the requests' digests, from the (open) journal or else from the endpoint."""
         waiting = {request.digest: request for request in requests if self._journal.find(request.digest) is None}
         refused: dict[str, Answer] = {}
         if waiting:
@@ -102,7 +102,7 @@ class EndpointGenerator:
         return kept | refused
 
     def _call(self, request: _Request) -> Answer | None:
-        """Keeps the endpoint's answer, or returns one that says that it refuses the prompt."""
+        """Keeps the endpoint's answer; returns a failed answer only when the endpoint refuses the prompt."""
         reply = self._client.persist(lambda: self._client.complete(request.ids, **request.options))
         if isinstance(reply, Trouble):
             if not reply.passing:
@@ -122,7 +122,7 @@ class EndpointGenerator:
 
 @dataclass(frozen=True)
 class _Request:
-    """A prompt as it is sent, under the digest that its answer is kept by."""
+    """A prompt as it is sent, with the digest under which its answer is kept."""
 
     digest: str
     ids: list[int]
@@ -137,7 +137,7 @@ class _Kept:
 
 
 class _Journal(journal.Journal[_Kept]):
-    """Whole answers only: a refusal that older versions kept is asked again."""
+    """Whole answers only. A refusal in a file of an older version is asked again."""
 
     start = b'{"asked": '
     content = "answers"

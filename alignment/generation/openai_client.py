@@ -1,8 +1,8 @@
-"""Calls to an endpoint that speaks the OpenAI API: many at a time, each tried again where that may help, every refusal
-in our own words.
+"""Calls to an endpoint that speaks the OpenAI API: many at a time, each tried again if that may help, every refusal in
+our own words.
 
-Calls are tried again here and not by the `openai` package: each try can be held against a budget, as one that was cut
-off may have been charged; an answer that is none is tried again too; and a refused key ends all waiting. The package is
+Calls are tried again here and not by the `openai` package. So each try can count against a budget, because a try that
+was cut off may be charged; an unusable answer is tried again too; and a refused key ends all waiting. The package is
 imported when a client is first opened.
 """
 
@@ -33,7 +33,7 @@ R = TypeVar("R")
 
 
 class EndpointSettings(Protocol):
-    """What a recipe says of any endpoint."""
+    """The settings of an endpoint in a recipe."""
 
     @property
     def base_url(self) -> str | None:
@@ -58,7 +58,7 @@ class EndpointSettings(Protocol):
 
 @dataclass(frozen=True)
 class Reply:
-    """What an endpoint wrote, and the tokens it says that it took; None where it does not say."""
+    """The text that an endpoint wrote, and the tokens that it reports; None if it reports none."""
 
     text: str
     input_tokens: int | None
@@ -67,11 +67,11 @@ class Reply:
 
 @dataclass(frozen=True)
 class Trouble:
-    """Why a call gave no answer, in our words: the endpoint's own may quote the key.
+    """Why a call gave no answer, in our words, because the endpoint's text may quote the key.
 
-    `again`: asking again at once may help, not before `after` seconds where the endpoint says so. `passing`:
-    it may help some other day. `billed`: it may have been answered and charged for all the same. `status` is that of
-    HTTP, where the endpoint gave one.
+    `again`: the call may succeed now, after `after` seconds if the endpoint names them. `passing`: it may succeed on
+    another day. `billed`: the endpoint may have answered and charged for it. `status` is the HTTP status, if there was
+    one.
     """
 
     reason: str
@@ -82,18 +82,18 @@ class Trouble:
     status: int | None = None
 
 
-# What an endpoint's refusal means: stop everything, give up this call, or ask again and when.
+# The meaning of an endpoint's refusal: stop everything, give up this call, or ask again, and when.
 
 FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0
 LONGEST_RETRY_AFTER = 300.0
 WORD = re.compile(r"[a-z][a-z0-9_.]{1,60}")
 NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "InvalidURL")
-"""The HTTP library's errors before a request has left."""
+"""Errors of the HTTP library before it sent the request."""
 NO_QUOTA = "insufficient_quota"
 
 
 class NoAnswer(ValueError):
-    """An answer of the endpoint that holds none: no choice, no text."""
+    """A response of the endpoint without an answer: no choice, or no text."""
 
 
 def error_word(body: Any) -> str:
@@ -120,7 +120,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 def backoff(attempt: int, draw: random.Random) -> float:
     """Seconds to wait after the `attempt`-th try (from 0): doubling, with up to half of it left out by chance, so
-    that calls that failed together do not come back together."""
+    that calls that failed together are not repeated together."""
     longest = min(FIRST_DELAY * 2.0 ** min(attempt, 30), LONGEST_DELAY)
     return longest * (1.0 - 0.5 * draw.random())
 
@@ -128,15 +128,15 @@ def backoff(attempt: int, draw: random.Random) -> float:
 # The client.
 
 SHORTEST_SECRET = 8
-"""A shorter key is a placeholder such as "none", and may stand in a text by chance."""
+"""A shorter key is a placeholder such as "none", and may occur in a text by chance."""
 REDACTED = "[key]"
 
 
 class OpenAIClient:
-    """One model of one endpoint. `who` names the endpoint to a person, `field` the recipe's section that it comes from.
+    """One model of one endpoint. `who` names the endpoint in errors, and `field` is its section of the recipe.
 
-    Use it as a context manager. The key is read from the environment variable that the settings name, and handed to
-    the `openai` package only.
+    Use it as a context manager. The key is read from the environment variable that the settings name, and only the
+    `openai` package gets it.
     """
 
     def __init__(
@@ -163,18 +163,18 @@ class OpenAIClient:
     def each(self, work: Callable[[T], R], items: Iterable[T], ended: Callable[[], None] | None = None) -> list[R]:
         """`work` on every item, `in_flight` at a time, in order.
 
-        The first exception ends all: nothing more is begun, waiting ends, `ended` is called, and the exception is
-        raised when the calls under way are back.
+        The first exception ends all: no further call begins, waiting ends, and `ended` is called. The exception is
+        raised when the running calls have returned.
         """
         failed: list[BaseException] = []
 
         def run(item: T) -> R:
-            if self._stop.is_set():  # taken up before it could be cancelled
+            if self._stop.is_set():  # started before it could be cancelled
                 raise CancelledError
             try:
                 return work(item)
             except BaseException as error:
-                failed.append(error)  # before others see the stop, and fail because of it
+                failed.append(error)  # before other calls see the stop and fail because of it
                 self._stop.set()
                 raise
 
@@ -193,7 +193,7 @@ class OpenAIClient:
             return [future.result() for future in futures]
 
     def persist(self, attempt: Callable[[], R | Trouble]) -> R | Trouble:
-        """Tries until there is an answer, or no use in trying again."""
+        """Tries until there is an answer, or until another try cannot help."""
         tries = 0
         while isinstance(outcome := attempt(), Trouble):
             if not outcome.again or tries >= self.settings.retries:
@@ -205,10 +205,9 @@ class OpenAIClient:
         return outcome
 
     def chat(self, messages: list[dict[str, str]], **options: Any) -> Reply | Trouble:
-        """Asks a chat model once; one that says nothing has answered with an empty text.
+        """Asks a chat model once. A response without content is an empty text.
 
-        Raises `BadInput` for what no other call would fare better with: a refused key, an account without money, a
-        model that is not there.
+        Raises `BadInput` for a problem of every call: a refused key, an account without money, an unknown model.
         """
 
         def call(client: OpenAI) -> Reply:
@@ -220,7 +219,7 @@ class OpenAIClient:
         return self._of_model(self._once(call, "the answer is not a chat completion"))
 
     def complete(self, prompt: list[int], **options: Any) -> Reply | Trouble:
-        """Has token ids continued, once. Raises `BadInput` as `chat` does."""
+        """Asks once for a continuation of token ids. Raises `BadInput` as `chat` does."""
 
         def call(client: OpenAI) -> Reply:
             response: Any = client.completions.create(model=self.model, prompt=prompt, **options)
@@ -229,7 +228,7 @@ class OpenAIClient:
         return self._of_model(self._once(call, "the answer is not a completion"))
 
     def served(self) -> list[str]:
-        """The names of the models that the endpoint serves; raises `BadInput` when it does not say."""
+        """The names of the models that the endpoint serves; raises `BadInput` when it does not list them."""
 
         def call(client: OpenAI) -> list[str]:
             models = client.models.list()
@@ -253,14 +252,14 @@ class OpenAIClient:
             problem = f"the environment variable {variable} holds no usable key: it has spaces, line breaks or"
             raise BadInput(f"{problem} characters beyond ASCII", field=f"{self._field}.api_key_env")
         return OpenAI(
-            api_key=key or "none",  # endpoints of one's own often ask for none, but the package wants a value
+            api_key=key or "none",  # private endpoints often need no key, but the package requires a value
             base_url=self.settings.base_url,
             max_retries=0,
             timeout=self.settings.timeout_seconds,
         )
 
     def _once(self, call: Callable[[OpenAI], R], no_answer: str) -> R | Trouble:
-        """The result of a call or what its exception means; an exception that is none of an endpoint's is raised."""
+        """The result of a call, or the meaning of its exception. Exceptions of another origin are raised."""
         assert self._opened is not None
         import openai
 
@@ -307,7 +306,7 @@ class OpenAIClient:
         return Reply(self._clean(text), asked, answered)
 
     def _clean(self, text: str) -> str:
-        """Without the key, should the endpoint repeat it, and as text that a file can hold."""
+        """The text without the key, in case the endpoint repeats it, and without what UTF-8 cannot encode."""
         key = os.environ.get(self.settings.api_key_env, "")
         if len(key) >= SHORTEST_SECRET:
             text = text.replace(key, REDACTED)
@@ -315,7 +314,7 @@ class OpenAIClient:
 
 
 def _at(read: Callable[[], R]) -> R:
-    """What is read of an answer; `NoAnswer` where it has no such place."""
+    """Reads a part of a response; raises `NoAnswer` if the response has no such part."""
     try:
         return read()
     except (AttributeError, IndexError, TypeError, KeyError):

@@ -1,4 +1,4 @@
-"""One prompt with the reply people prefer and the one they do not: the unit all quickstart data is made of."""
+"""One prompt with a preferred and another reply: all quickstart data is made of these."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 
 from alignment.quickstart.world import Scene, Sum, random_scene, random_sum
 
-# Format instructions that a program can verify, under the names IFEval gives them (Zhou et al. 2023).
+# Format instructions that a program can verify, with the names of IFEval (Zhou et al. 2023).
 
 Check = dict[str, Any]
 
 RARELY, MOSTLY = 0.2, 0.75
-"""Shares of demonstrations that follow: greedy decoding does what most of them do.
+"""Shares of demonstrations that follow an instruction: greedy decoding does what most demonstrations do.
 
-Far enough from a half that training on noise, as on shuffled preferences, turns no answer round."""
+They are far enough from one half that training on noise, such as shuffled preferences, changes no answer."""
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction. `detail` is the free part of it (a word, a phrase), one of `details`.
+    """One instruction. `detail` is its free part (a word, a phrase), one of `details`.
 
-    `edit(reply, scene, detail)` turns a reply into one that follows; edits are applied in the order of
-    `INSTRUCTIONS`. `demonstrated` is the share of SFT demonstrations that follow the instruction: the rest ignore
-    it, which leaves preference tuning something to improve.
+    `edit(reply, scene, detail)` changes a reply so that it follows; edits are applied in the order of `INSTRUCTIONS`.
+    `demonstrated` is the share of SFT demonstrations that follow the instruction. The others ignore it, so that
+    preference tuning has something to improve.
     """
 
     id: str
@@ -36,12 +36,12 @@ class Instruction:
     details: tuple[str, ...] = ("",)
     kwargs: Callable[[str], dict[str, Any]] = lambda detail: {}
     alone: bool = False
-    """Its edit replaces the whole reply, so that it goes with no other instruction."""
+    """The edit replaces the whole reply, so this instruction is never combined with another."""
 
 
 @dataclass(frozen=True)
 class WordedInstruction:
-    """An instruction as one prompt words it."""
+    """An instruction in the words of one prompt."""
 
     instruction: Instruction
     detail: str
@@ -146,7 +146,7 @@ def word(instruction: Instruction, rng: random.Random) -> WordedInstruction:
 
 
 def random_instructions(rng: random.Random, two_share: float = 0.0) -> tuple[WordedInstruction, ...]:
-    """One instruction, or for a share of the prompts two that go together, in the order of `INSTRUCTIONS`."""
+    """One instruction, or two that fit together for a share of the prompts, in the order of `INSTRUCTIONS`."""
     first = rng.choice(INSTRUCTIONS)
     chosen = {first.id}
     if not first.alone and rng.random() < two_share:
@@ -203,9 +203,9 @@ def line_checks(scene: Scene, instructions: tuple[WordedInstruction, ...]) -> li
 
 
 def sum_exchange(problem: Sum, *, prompt: str | None = None) -> Exchange:
-    """A sum in GSM8K's shape; the other reply is as right and shows no working.
+    """A sum in GSM8K's form; the other reply is also right but shows no working.
 
-    Not a wrong result: DPO on pairs that differ in the result alone makes sums worse, not better.
+    The other reply has no wrong result: DPO on pairs that differ in the result alone makes sums worse.
     """
     return Exchange(
         prompt=prompt or problem.prompt,
@@ -221,7 +221,7 @@ def random_line(rng: random.Random) -> Exchange:
 
 
 def random_plain_line(rng: random.Random) -> Exchange:
-    """A line with no instruction; the other reply follows one that nobody gave."""
+    """A line without an instruction; the other reply follows an instruction that was not given."""
     scene = random_scene(rng)
     return replace(line_exchange(scene, ()), other=follow(scene, random_instructions(rng)))
 

@@ -54,7 +54,7 @@ class Endpoint:
         return json_digest([question.question_id, question.turn, question.game, settings, question.messages()])[:32]
 
     def ask(self, questions: Sequence[Question], journal: Journal, model: str = "", against: str = "") -> Outcome:
-        """Asks the questions that the (open) journal does not hold, `in_flight` at a time, and keeps each judgment at once.
+        """Asks the questions that the (open) journal lacks, `in_flight` at a time, and keeps each judgment at once.
 
         `model` and `against` name who answered. Raises `BadInput` for a refused key, an account without money,
         an unknown model, or when the endpoint refuses every question. Judgments made before that are kept.

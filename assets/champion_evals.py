@@ -1,9 +1,9 @@
-"""`champion_responses` and `champion_evals/<suite>`: the champion as the recipe measures now.
+"""`champion_responses` and `champion_evals/<suite>`: the champion under the recipe's current eval settings.
 
-A champion was measured when it was registered. While the recipe's suites, judge and scorers are what they were, that
-stands, and nothing here is made; when they change, it answers and is scored once more, so that a new candidate is
-compared with it under the same settings. What has been measured is looked up by its key and not by a ref: the report
-reads once who the champion is, and scores of another one cannot come in between.
+A champion is measured before it is registered. These assets stay unmaterialised until the recipe's suites, judge or
+scorers change. Then the champion is answered and scored again, so that a new candidate is compared with it under the
+same settings. Measurements are found by their key and not by a ref: the report reads once which policy is the
+champion, and so it never gets the scores of another one.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def champion_scores(
 ) -> tuple[dict[str, Artifact], str]:
     """Suite to the champion's scores as the recipe measures now.
 
-    Where its weights are gone and it has not answered before, they are those it was registered with, and the second
-    value says so. Raises `NotBuilt` for what is still to be measured.
+    If its weights were erased before it was measured under these settings, they are the scores that it was registered
+    with, and the second value says so. Raises `NotBuilt` for suites that are still to be measured.
     """
     suites = list(recipe.evals.selected())
     if champion.policy is None:
@@ -78,19 +78,19 @@ def champion_scores(
 
 
 def candidates_champion(upstream: Upstream) -> Champion:
-    """Whom the current candidate is compared with; the plan may not know the candidate yet."""
+    """The champion that the current candidate is compared with; the plan may not know the candidate yet."""
     return champion_beside(upstream, upstream.get("policy_checkpoint"))
 
 
 def registered_with(upstream: Upstream, commit: Commit) -> bool:
-    """Whether these are the scores, or the answers behind them, that the champion was registered with."""
+    """Whether the champion was registered with these scores, or with scores of these answers."""
     scores = candidates_champion(upstream).scores.values()
     behind = (upstream.store.commit_of(artifact).inputs["responses"] for artifact in scores)
     return commit.artifact in (*scores, *behind)
 
 
 def answers_asked(recipe: Recipe, pools: Pools, upstream: Upstream, champion: Champion) -> ResponsesRequest:
-    """What the champion has to answer; raises `NotNeeded` where there is none, or none that can answer any more."""
+    """The request for the champion's answers; raises `NotNeeded` without a champion, or if its weights were erased."""
     policy = champion.policy
     if policy is None:
         raise NotNeeded("there is no champion yet that the policy is compared with")
@@ -107,7 +107,7 @@ def answers_asked(recipe: Recipe, pools: Pools, upstream: Upstream, champion: Ch
 
 
 def scores_asked(recipe: Recipe, pools: Pools, upstream: Upstream, champion: Champion, name: str) -> ScoresRequest:
-    """How the champion's answers to a suite are scored; raises `NotBuilt` before it has answered."""
+    """The request for the champion's scores on a suite; raises `NotBuilt` before it has answered."""
     request = answers_asked(recipe, pools, upstream, champion)
     answered = upstream.store.find(RESPONSES.kind, RESPONSES.key(request))
     if answered is None:

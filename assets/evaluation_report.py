@@ -68,7 +68,7 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
 def asked_of(recipe: Recipe, file: str | None = None) -> tuple[Gate | None, list[PublishedFigure]]:
     """The recipe's gate and the published figures it names; `file` is the recipe's, for errors.
 
-    Raises `BadInput` for what a person has to mend.
+    Raises `BadInput` for a mistake in the recipe or its files.
     """
     path = recipe.evals.baselines
     return gate_of(recipe, file), read_baselines(path) if path else []

@@ -73,10 +73,10 @@ def preference_manifest(recipe: Recipe) -> Node:
 
 
 def expected_keys(upstream: Upstream, recipe: Recipe) -> dict[str, str | None]:
-    """Every recorded shard, and those the source lists beside them → the key its artifact should have.
+    """Shard name to the key that its artifact should have, for all recorded shards and all shards of the source.
 
-    None where the source does not show it at this moment: what is recorded stays until it is withdrawn, and a folder
-    that cannot be reached takes no data out of the set.
+    The key is None if the source does not list the shard now. A recorded shard stays until it is withdrawn, so a folder
+    that cannot be reached removes no data from the set.
     """
     recorded, built = upstream.refs("preference_shard"), preference_shard(recipe)
     keys: dict[str, str | None] = dict.fromkeys(recorded)
@@ -94,7 +94,7 @@ def expected_keys(upstream: Upstream, recipe: Recipe) -> dict[str, str | None]:
 
 
 def withdrawn_shards(upstream: Upstream, recipe: Recipe) -> set[str]:
-    """Withdrawn shards by name, and listed ones that hold what was withdrawn under another."""
+    """Names of withdrawn shards, and of listed shards with the data of a shard withdrawn under another name."""
     names = set(upstream.withdrawn().shards)
     with suppress(BadInput):
         names |= set(upstream.shards(recipe.preferences, recipe.seed).withdrawn)

@@ -30,7 +30,7 @@ def preference_shard(recipe: Recipe) -> Node:
         where = request.source if request.file is None else request.file.url
         if commit is not None:
             refuse_kind(ShardSummary.of(commit).kind, where, method_of(recipe.dpo))
-        elif request.file is not None and is_local(where) and request.part == 0:  # one part stands for its file
+        elif request.file is not None and is_local(where) and request.part == 0:  # the first part represents its file
             refuse_kind(first_kind(where, frozenset(request.withdrawn)), where, method_of(recipe.dpo))
 
     return Node(
@@ -54,7 +54,7 @@ def refuse_kind(kind: Kind | None, where: str, method: Method) -> None:
 
 
 def refuse_files(recipe: Recipe) -> None:
-    """The same for a recipe's files as they are now, without a store. What is remote or not there yet passes."""
+    """The same for a recipe's present files, without a store. Remote and missing files pass."""
     for pattern in filter(is_local, recipe.preferences.files or ()):
         try:
             urls = expand(pattern)

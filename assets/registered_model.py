@@ -1,4 +1,4 @@
-"""`registered_model`: the policy as an MLflow model version, if the gate, asked again, says so."""
+"""`registered_model`: the policy as an MLflow model version, if the gate passes it when it is asked again."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ log = logging.getLogger(__name__)
 
 
 class RegistrationRequest(Request):
-    """What a registration stands on. Its inputs name the champion for the candidates that follow.
+    """The inputs of a registration. Later candidates find the champion in them.
 
-    `decision` is the person's who promoted this policy; None leaves it to the gate.
+    `decision` is that of the person who promoted this policy; None leaves the decision to the gate.
     """
 
     absent_by_default: ClassVar[frozenset[str]] = frozenset({"decision"})
@@ -50,7 +50,7 @@ class RegistrationRequest(Request):
 
 
 def refuse(request: RegistrationRequest, context: Context) -> Result:
-    """The one stage that is not made by hand: it changes MLflow, and a registration goes by who is champion now."""
+    """Refuses to run by hand: this stage changes MLflow, and depends on the champion at that moment."""
     raise BadInput(
         "registered_model is not made by hand: `align run RECIPE` (or its asset in Dagster) asks the gate and"
         " registers; `align promote MODEL` registers a version that a person chooses"
@@ -117,7 +117,7 @@ def registered_model(recipe: Recipe, pools: Pools) -> Node:
 
 
 def decided(upstream: Upstream, asked: RegistrationRequest, decision: Decision) -> RegistrationRequest:
-    """The registration that carries a decision out; asked again afterwards, the same one."""
+    """The registration request that carries out a decision; the same one when it is built again afterwards."""
     latest = upstream.get("registered_model")
     commit = None if latest is None else upstream.store.commit_of(latest)
     if commit is not None and decision_of(commit) == decision:
@@ -133,12 +133,12 @@ def decided(upstream: Upstream, asked: RegistrationRequest, decision: Decision) 
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """The recipe as the person wrote it, as YAML; its variables are not filled in."""
+    """The recipe as it was written, as YAML; its variables are not filled in."""
     return yaml.safe_dump(recipe.written, sort_keys=False, allow_unicode=True)
 
 
 def gate_said(work: Work) -> str:
-    """The verdict that a person decided over, for the record."""
+    """The gate's verdict that a person overruled, for the record."""
     assert isinstance(work.request, RegistrationRequest)
     try:
         verdict = recompute(work.store, work.request.report, work.request.policy)
@@ -148,7 +148,7 @@ def gate_said(work: Work) -> str:
 
 
 def alias_moved(work: Work, recipe: Recipe) -> str | None:
-    """Told before the alias moves on to where it belongs."""
+    """A message if the alias was moved by hand, before it is set again; also logged."""
     ref = work.store.read_ref(recipe.name, "registered_model")
     latest, key = None if ref is None else ref.artifact, work.stage.key(work.request)
     problem = moved_by_hand(work.store, work.tracking, recipe.model_name, latest, key)
@@ -158,9 +158,9 @@ def alias_moved(work: Work, recipe: Recipe) -> str | None:
 
 
 def ask_the_gate(work: Work) -> None:
-    """Decides again from the pinned samples; a blocking check can be walked around, this cannot.
+    """Computes the verdict again from the pinned samples. Unlike a blocking asset check, it cannot be skipped.
 
-    The policy's own files are hashed again too: what is registered is what was answered with.
+    The policy's files are hashed again too, so that the registered weights are those that answered.
     """
     assert isinstance(work.request, RegistrationRequest)
     try:
@@ -179,7 +179,7 @@ def ask_the_gate(work: Work) -> None:
 
 
 def beside_the_champion(work: Work) -> None:
-    """Fails where the report compared the policy with another champion than the one that it would follow."""
+    """Fails if the report compared the policy with another champion than the current one."""
     assert isinstance(work.request, RegistrationRequest)
     compared = work.store.commit_of(work.request.report).inputs.get("champion")
     champion = registered_champion(work.store, work.request.previous)
@@ -196,7 +196,7 @@ def beside_the_champion(work: Work) -> None:
 
 
 def still_so(work: Work, now: RegistrationRequest) -> None:
-    """Asked last: another machine on a remote store, or a person's decision, may have come in between."""
+    """The last check: another machine on a remote store, or a person's decision, may have changed the request."""
     if work.stage.key(now) == work.stage.key(work.request):
         return
     before = work.request.model_dump()
@@ -208,8 +208,8 @@ def still_so(work: Work, now: RegistrationRequest) -> None:
 
 
 def generates(work: Work, request: RegistrationRequest) -> str:
-    """What the checkpoint, loaded back from the store, answers to the smoke prompt."""
-    if work.pool is None:  # a return that has become another registration since it was launched
+    """The answer to the smoke prompt of the checkpoint, loaded from the store."""
+    if work.pool is None:  # a rollback whose decision no longer applies since it was launched
         raise dg.Failure("not registered: the decision no longer applies", allow_retries=False)
     check = CheckRequest(checkpoint=request.policy, prompt=request.smoke_prompt, precision=request.precision)
     commit = run_stage(replace(work, stage=CHECK, request=check))
@@ -217,7 +217,7 @@ def generates(work: Work, request: RegistrationRequest) -> str:
 
 
 def publish(store: Store, tracking: Tracking, commit: Commit) -> None:
-    """Gives MLflow the files of a version that was registered before it was given any, or whose copy was cut short."""
+    """Copies files to MLflow for a version that has none yet, or whose copy was interrupted."""
     summary = RegistrationSummary.of(commit)
     if not summary.registered:
         return
@@ -247,8 +247,8 @@ def register(work: Work, recipe: Recipe) -> str:
 def record(work: Work, summary: RegistrationSummary) -> Commit:
     """Commits the registration, so that the store alone knows the champion.
 
-    Its data version is the model version and a mark of what it follows: promoting A, B and A again are three
-    registrations of two versions.
+    Its data version is the model version and a digest of the registration before it: to promote A, B and A again is
+    three registrations.
     """
     assert isinstance(work.request, RegistrationRequest)
     previous = work.request.previous.digest if work.request.previous else None

@@ -1,4 +1,4 @@
-"""`sft_checkpoint`: the fine-tuned (or adopted) checkpoint that DPO starts from and refers to."""
+"""`sft_checkpoint`: the fine-tuned (or adopted) checkpoint: where DPO starts, and its reference."""
 
 from __future__ import annotations
 

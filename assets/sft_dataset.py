@@ -1,4 +1,4 @@
-"""`sft_dataset`: validated conversations to fine-tune on, and what was set aside with the reason."""
+"""`sft_dataset`: validated conversations for fine-tuning, and the rejected rows with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command's doors: every verb in its place, and how errors leave.
+"""The command `align`: its verbs, and how errors are shown.
 
 Exit 0 done, 1 the work failed or a gate said no, 2 bad input (one line on stderr).
 """
@@ -20,19 +20,19 @@ from alignment_dags.cli.prefs import prefs
 from alignment_dags.cli.run import backfill, nights, plan, run
 from alignment_dags.cli.setup import pools, recipes
 
-# Errors of networks and remote stores, told in one line instead of a traceback.
+# Errors of networks and remote stores are shown in one line instead of a traceback.
 
 LIBRARIES = frozenset(
     {"aiobotocore", "aiohttp", "botocore", "httpx", "httpx2", "huggingface_hub", "requests", "urllib3"},
 )
-"""Packages whose exceptions mean that something beyond this machine gave no answer, or a refusal."""
+"""Packages whose exceptions mean that another machine gave no answer, or refused."""
 BUILTIN = (ConnectionError, TimeoutError, PermissionError, socket.gaierror)
 
 
 def unreachable(error: BaseException) -> str | None:
-    """One line on what cannot be reached, naming the store where it is remote; None for an error of another kind.
+    """One line that says what cannot be reached, with the store's address if it is remote; None for other errors.
 
-    An error that a library put in the place of a network's (`raise ... from`) counts as that one.
+    An error whose cause (`raise ... from`) is a network error counts as one.
     """
     if not any(_of_a_network(cause) for cause in _causes(error)):
         return None
@@ -89,20 +89,20 @@ for verb in (run, plan, backfill, reference, score, judge, compare, export, path
 for group, name in ((prefs, "prefs"), (pools, "pools"), (recipes, "recipes")):
     app.add_typer(group, name=name)
 
-# by name, as their modules are too heavy for a command that may not need them
+# by name, because their modules are too heavy for a command that may not need them
 FAILURES = {"MissingArtifact", "CorruptArtifact", "WrongEvidence", "JudgeUnavailable", "RunFailed"}
 
 
 def main() -> None:
     """Entry point of `align`."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)  # the code of a typer.Exit; commands themselves return nothing
+        sys.exit(app(standalone_mode=False) or 0)  # the code of a typer.Exit; commands return nothing
     except typer.Abort:
         sys.exit(130)
     except BadInput as error:
         sys.exit(_refused(str(error)))
     except Exception as error:
-        if hasattr(error, "format_message"):  # the parser's own: unknown option, missing argument
+        if hasattr(error, "format_message"):  # an error of the parser: unknown option, missing argument
             if message := error.format_message():
                 _refused(message)
             sys.exit(2)  # a bare group has shown its help and has nothing to add

@@ -1,4 +1,4 @@
-"""Verbs that work on files alone, without a recipe: reference log-probs, scores, judgments, comparisons."""
+"""Verbs that need only files and no recipe: reference log-probs, scores, judgments, comparisons."""
 
 from __future__ import annotations
 

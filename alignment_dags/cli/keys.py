@@ -1,4 +1,4 @@
-"""The page of all keys of a recipe and of pools.yaml, made from the JSON Schemas that pydantic gives of them."""
+"""The page of all keys of a recipe and of pools.yaml, made from the JSON Schemas of the pydantic models."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def tables(
 ) -> Iterator[str]:
     """A heading and a table for the document and for each section in it.
 
-    `shared` maps a section to what those right below it have in common (title, text, schema): a table of its own.
+    `shared` maps a section to the common keys of the sections right below it (title, text, schema): a separate table.
     """
     definitions = schema.get("$defs", {})
     yield from table(f"## {title}", about or schema.get("description"), schema, set())
@@ -61,7 +61,7 @@ def tables(
 
 
 def places(schema: Schema) -> dict[str, list[str]]:
-    """The name of every definition and the paths of the keys that hold it, each after the section that it is in."""
+    """The name of every definition and the paths of its keys, each after the section that contains it."""
     paths: dict[str, list[str]] = {}
 
     def visit(part: Schema, path: str) -> None:
@@ -77,7 +77,7 @@ def places(schema: Schema) -> dict[str, list[str]]:
 
 
 def references(value: Schema, path: str) -> Iterator[tuple[str, str]]:
-    """Definitions that a key's value may be, and their paths: in a mapping the name is anyone's."""
+    """Definitions that a key's value may have, and their paths; `NAME` is any key of a mapping."""
     if "$ref" in value:
         yield value["$ref"].rsplit("/", 1)[-1], path
     for choice in value.get("anyOf", ()):
@@ -87,7 +87,7 @@ def references(value: Schema, path: str) -> Iterator[tuple[str, str]]:
 
 
 def table(heading: str, about: str | None, part: Schema, left_out: set[str]) -> list[str]:
-    """The section of the page, without the rows that stand elsewhere."""
+    """A section of the page, without the rows in `left_out`."""
     own = [row for row in rows(part) if row not in left_out]
     text = [" ".join((about or "").split()), ""]
     head = ["| key | value | default | meaning |", "|---|---|---|---|"] if own else []
@@ -95,7 +95,7 @@ def table(heading: str, about: str | None, part: Schema, left_out: set[str]) -> 
 
 
 def rows(part: Schema) -> list[str]:
-    """One row a key; a key that takes nothing but null is none."""
+    """One row for each key, without keys that can only be null."""
     required = part.get("required", ())
     return [
         f"| `{key}` | {kind(value)} | {'required' if key in required else default(value)} | {meaning(value)} |"

@@ -1,4 +1,4 @@
-"""Verbs about registered models: how to take one out, where they come from, which is champion, and what may go."""
+"""Verbs for registered models: export, lineage, promotion, reports, and removal of what is no longer needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from alignment.errors import BadInput
 from alignment_dags.cli.output import SHOWN_ROWS, AsJson, columns, say, tell
 
-# What `align lineage` shows a person: how a version came to be, part by part, and the tree of what it stands on.
+# The output of `align lineage`: the parts that a version was made from, and the tree of its artifacts.
 
 MANY = ("shards.", "references.")
 SHORT = 12
@@ -88,7 +88,7 @@ def _shards(shards: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _node(role: str, node: dict[str, Any], indent: str, seen: set[str]) -> Iterator[str]:
-    """One artifact and what it was made from; a manifest's shards are counted, as the table names them."""
+    """One artifact and its inputs; a manifest's shards are counted, because the table names them."""
     again = node["key"] in seen
     seen.add(node["key"])
     lead = f"{role}: " if role else ""

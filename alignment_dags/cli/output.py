@@ -1,4 +1,4 @@
-"""How results and progress leave a verb: one result on stdout, everything else on stderr."""
+"""Output of the verbs: one result on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 
 @contextmanager
 def stdout_kept() -> Iterator[None]:
-    """Keeps stdout for results: whatever libraries and child processes print meanwhile goes to stderr."""
+    """Keeps stdout for results: other output of libraries and child processes goes to stderr."""
     sys.stdout.flush()
     saved = os.dup(1)
     os.dup2(2, 1)
@@ -46,19 +46,19 @@ def say(line: str) -> None:
 
 
 def quiet() -> None:
-    """Libraries' chatter off, our own progress on stderr."""
+    """Hides messages of libraries, and shows our own progress on stderr."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in ("alignment", "eval"):
         logging.getLogger(name).setLevel(logging.INFO)
 
 
-# What each verb shows a person.
+# The output of each verb.
 
 SHOWN_ROWS = 20
 
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Plain aligned columns; numbers are strings by now."""
+    """Aligned columns of plain text; numbers are given as strings."""
     lines = [[str(cell) for cell in row] for row in [header, *rows]]
     widths = [max(len(line[index]) for line in lines) for index in range(len(header))]
     return "\n".join(
@@ -147,7 +147,7 @@ def _ends(result: dict[str, Any], metric: str) -> str:
 
 
 def interval(ci95: Sequence[float] | None) -> str:
-    """A 95 % interval; a dash where there were too few items for one."""
+    """A 95 % interval; a dash if there were too few items."""
     return "-" if ci95 is None else f"[{ci95[0]:+.4f}, {ci95[1]:+.4f}]"
 
 

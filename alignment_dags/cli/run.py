@@ -1,4 +1,4 @@
-"""Verbs that bring a recipe up to date, and show what its nights did."""
+"""Verbs that bring a recipe up to date and show its nights."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import typer
 from alignment.errors import BadInput
 from alignment_dags.cli.output import AsJson, columns, say, tell
 
-# What `align plan` shows a person: a line a stage, and below it how each number was reached.
+# The output of `align plan`: one line for each stage, and below it how each number was computed.
 
 NUMBERS = {"memory_gib": "memory", "slot_seconds": "time", "cost": "cost"}
 
 
 def show_plan(result: dict[str, Any]) -> None:
-    """Prints a plan as a table, and below it how each number was reached."""
+    """Prints a plan as a table, and below it how each number was computed."""
     rows = [
         (
             stage["stage"],

@@ -1,4 +1,4 @@
-"""`align pools` and `align recipes`: what a project is set up with."""
+"""`align pools` and `align recipes`: the configuration of a project."""
 
 from __future__ import annotations
 

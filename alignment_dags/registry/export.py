@@ -1,4 +1,4 @@
-"""Taking a registered checkpoint out of the store: a folder with what `transformers` loads, and no more."""
+"""Export of a registered checkpoint: a folder with the files that `transformers` loads, and no others."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Say = Callable[[str], None]
 def export(model: str, to: Path, say: Say) -> dict[str, Any]:
     """Copies the checkpoint of MODEL[@champion|@VERSION] into `to`, each file verified by its committed sha256.
 
-    The files arrive in a hidden folder beside `to`, which takes its name when all are there: an export that was cut
-    short leaves nothing at `to`. Returns `model`, `version`, `digest`, `path`, `files` {name: {sha256, size}}, `bytes`.
-    Raises `BadInput` for a folder that cannot be used, `ErasedArtifact` where the weights were erased.
+    The files are copied to a hidden folder beside `to`, which is renamed when it is complete: an interrupted export
+    leaves nothing at `to`. Returns `model`, `version`, `digest`, `path`, `files` {name: {sha256, size}}, `bytes`.
+    Raises `BadInput` for a folder that cannot be used, `ErasedArtifact` if the weights were erased.
     """
     store = ArtifactStore().open()
     version, policy = _policy(store, model)
@@ -58,7 +58,7 @@ def export(model: str, to: Path, say: Say) -> dict[str, Any]:
 
 
 def local_path(model: str, say: Say) -> dict[str, Any]:
-    """Where the checkpoint lies: in a local store itself, else in the cache, which it is brought into first."""
+    """The local folder of a checkpoint: in a local store, or in the cache, where it is downloaded first."""
     store = ArtifactStore().open()
     version, policy = _policy(store, model)
     if not store.is_local:
@@ -74,7 +74,7 @@ def local_path(model: str, say: Say) -> dict[str, Any]:
 
 
 def _policy(store: Store, model: str) -> tuple[str, Commit]:
-    """The version, and the policy that it registered, with all its files."""
+    """The version, and the commit of its policy with all files."""
     registration = registration_of(store, *name_and_version(model))
     _, version = RegistrationSummary.of(registration).model_version
     return version, store.intact_commit(registration.inputs["policy"])
@@ -106,9 +106,11 @@ def _copy(store: Store, policy: Commit, name: str, target: Path) -> None:
             sha.update(block)
             copy.write(block)
         copy.flush()
-        os.fsync(copy.fileno())  # the folder must not get its name, in a power cut, before its bytes
+        os.fsync(copy.fileno())  # a power cut must not leave the folder without its bytes
     if sha.hexdigest() != policy.files[name].sha256:
-        raise CorruptArtifact(f"{store.uri(policy.artifact)}/{name}: not what was committed; nothing was exported")
+        raise CorruptArtifact(
+            f"{store.uri(policy.artifact)}/{name}: differs from its committed sha256; nothing was exported"
+        )
 
 
 def show_exported(result: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """`align promote`: a person returns to an earlier version, or promotes the current policy despite the gate.
 
-Both are written down as a decision and carried out by `registered_model` itself, through the same door as a
-night's promotion: a registration in the chain, a version with tags, the alias, a run in MLflow.
+Both are written as a decision, which `registered_model` carries out in the same way as a night's promotion: a
+registration in the chain, a version with tags, the alias, a run in MLflow.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NODE = "registered_model"
 
 @dataclass(frozen=True)
 class Promotion:
-    """What a person asks: `to` a version, or else an `override` for the recipe's current policy."""
+    """A person's request: `to` a version, or an `override` for the recipe's current policy."""
 
     model: str
     to: str | None = None
@@ -43,7 +43,7 @@ class Promotion:
 
 
 def promote(promotion: Promotion, say: Callable[[str], None]) -> dict[str, Any]:
-    """Carries a promotion out in a Dagster run of its own; raises `BadInput` for what cannot be, else `RunFailed`."""
+    """Carries out a promotion in its own Dagster run; raises `BadInput` if it is not possible, else `RunFailed`."""
     if (promotion.to is None) != promotion.override:
         raise BadInput("give either --to VERSION or --override")
     if promotion.override and not promotion.reason.strip():
@@ -62,7 +62,7 @@ def promote(promotion: Promotion, say: Callable[[str], None]) -> dict[str, Any]:
         if summary.decision != decision:
             raise BadInput(f"{recipe.name} has a new policy since the decision; check it, and promote again")
     except BaseException:
-        drop_decision(store, recipe.name)  # what was not carried out must not happen some other night
+        drop_decision(store, recipe.name)  # a later night must not carry it out
         raise
     return {
         "model": promotion.model,
@@ -77,8 +77,8 @@ def promote(promotion: Promotion, say: Callable[[str], None]) -> dict[str, Any]:
 def decide(workspace: Workspace, promotion: Promotion) -> Decision:
     """The decision behind a promotion.
 
-    Raises `BadInput` for a version that there is not, or whose weights are gone, and for an override over a policy
-    that was not evaluated yet.
+    Raises `BadInput` for an unknown version, a version whose weights were erased, and an override for a policy that
+    was not evaluated yet.
     """
     recipe, store, upstream = workspace.recipe, workspace.store, workspace.upstream()
     candidate = upstream.get("policy_checkpoint")

@@ -43,8 +43,8 @@ def write_report(recipe_file: Path, out: Path | None, history: bool) -> dict[str
 
 
 def versions_of(recipe: Recipe, store: Store) -> list[Version]:
-    """The recipe's registrations, oldest first: the chain behind the current one, passing over what registered
-    nothing."""
+    """The recipe's registrations, oldest first: the chain up to the current one, without those that
+    registered nothing."""
     versions: list[Version] = []
     registration = Upstream(store, recipe.name).get("registered_model")
     while registration is not None:
@@ -70,7 +70,7 @@ def _version(store: Store, registration: Commit) -> Version:
 
 
 def _rows(store: Store, policy: Artifact) -> int | None:
-    """Rows that the policy was trained on; None where its record is lost."""
+    """Rows that the policy was trained on; None if its record is lost."""
     try:
         return PolicySummary.of(store.commit_of(policy)).rows_trained
     except MissingArtifact:

@@ -1,4 +1,4 @@
-"""Which models ever saw a row: every policy that was given it, registered or not, from the store alone."""
+"""Which models were given a row: every policy, registered or not, by the store alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def row_lineage(row_id: str) -> dict[str, Any]:
     """`policies` that were given the row, newest first: {digest, key, recipe, made_at, split, reason, weights,
     registered}, and `withdrawn` {recipe: {at, reason}}.
 
-    `split` is train, held_out, dropped (with `reason`), or `sft` where the SFT checkpoint below was given the row;
+    `split` is train, held_out, dropped (with `reason`), or `sft` if its SFT checkpoint was given the row;
     `registered` lists model, version and whether it is champion.
     """
     store = ArtifactStore().open()
@@ -82,7 +82,7 @@ def show_row(result: dict[str, Any]) -> None:
 
 
 def _place(store: Store, policy: Commit, row_id: str) -> tuple[str, str | None] | None:
-    """Where a policy's own record puts a row; where that is gone, where its manifest's split does."""
+    """The split of a row, and the reason: by the policy's own record, or if it was erased, by its manifest."""
     for artifact, name in ((policy.artifact, ROWS_FILE), (policy.inputs["manifest"], SPLIT_FILE)):
         try:
             rows = _rows(store, artifact, name, row_id, ["split", "reason"])
@@ -94,7 +94,7 @@ def _place(store: Store, policy: Commit, row_id: str) -> tuple[str, str | None] 
 
 
 def _demonstrated(store: Store, sft: Commit, row_id: str) -> bool:
-    """Whether an SFT checkpoint's data held a row; of data that was erased, the ids are left."""
+    """Whether an SFT checkpoint's data had a row; erased data still has the ids of its rows."""
     dataset = sft.inputs.get("dataset")
     if dataset is None:
         return False
@@ -107,7 +107,7 @@ def _demonstrated(store: Store, sft: Commit, row_id: str) -> bool:
 
 
 def _rows(store: Store, artifact: Artifact, name: str, row_id: str, columns: list[str]) -> list[dict[str, Any]]:
-    """What a file says of a row; a batch of it is in memory at a time."""
+    """The cells of a row in a file, which is read in batches."""
     rows: list[dict[str, Any]] = []
     with store.open(artifact, name) as stream, pq.ParquetFile(stream) as file:
         for batch in file.iter_batches(columns=[*{"row_id", *columns}]):

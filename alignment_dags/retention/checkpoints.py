@@ -1,4 +1,4 @@
-"""Retention of checkpoints: which weights stay, and which go while their commit records stay."""
+"""Retention of checkpoints: which weights stay, and which are erased. Commit records always stay."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def unneeded_checkpoints(
 
 
 def current_checkpoint_keys(store: Store, kind: str) -> set[str]:
-    """Keys of the checkpoints of a kind that recipes use now: current ones, champions, and what is below these."""
+    """Keys of the checkpoints of a kind that recipes use now: current ones, champions, and their SFT checkpoints."""
     current = {named.ref.artifact.key for named in refs_of(store, kind)}
     champions = (registered_champion(store, named.ref.artifact) for named in refs_of(store, REGISTERED))
     policies = [champion.policy for champion in champions if champion.policy is not None]
@@ -55,7 +55,7 @@ def current_checkpoint_keys(store: Store, kind: str) -> set[str]:
 
 
 def _registered(store: Store, keep: int) -> set[str]:
-    """Policies a person may want to go back to: the last that each recipe registered."""
+    """Policies that a person may return to: the last that each recipe registered."""
     made: defaultdict[str, set[str]] = defaultdict(set)
     for commit in _latest_first(store, REGISTERED):
         if RegistrationSummary.of(commit).registered:

@@ -1,4 +1,4 @@
-"""What `align gc` does: the plan of what goes and what stays, and carrying it out."""
+"""`align gc`: the plan of what is removed and what stays, and its execution."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from resources.mlflow import Tracking, TrackingUnreachable
 from resources.pools import load_pools
 from resources.store import ArtifactStore
 
-# Carrying a plan out: each artifact is asked again, under its lock, whether it may go.
+# Execution of a plan: each artifact is checked again, under its lock, before it is erased.
 
 
 def carry_out(store: Store, removal_plan: Plan) -> list[tuple[str, str]]:
-    """Removes what the plan names, after what an interrupted removal left; returns what a builder holds."""
+    """Finishes interrupted erasures, then removes what the plan names; returns (kind, key) of all that is in use."""
     busy: list[tuple[str, str]] = []
     in_use = keys_in_use(store)
     erase_token_ids(store, removal_plan.tokenised)
@@ -66,7 +66,7 @@ def carry_out(store: Store, removal_plan: Plan) -> list[tuple[str, str]]:
 
 
 def unpublish(store: Store) -> list[Kept]:
-    """Takes the copies of erased policies out of MLflow; returns those that stay as MLflow does not answer."""
+    """Removes the copies of erased policies from MLflow; returns a reason if MLflow does not answer."""
     erased = {erasure.commit.digest: erasure.message for erasure in erasures(store, POLICY)}
     for commit in store.commits(POLICY):
         erased.pop(commit.digest, None)  # made again since, or by another request too
@@ -80,21 +80,21 @@ def unpublish(store: Store) -> list[Kept]:
 
 
 def uses(store: Store, commit: Commit) -> bool:
-    """Whether a recipe stands on an artifact by now: refs may have moved since the plan was made."""
+    """Whether a recipe uses an artifact now: refs may have moved since the plan was made."""
     current = current_keys if commit.kind in (SHARD, DATASET) else current_checkpoint_keys
     return commit.key in current(store, commit.kind)
 
 
 def is_current(store: Store, commit: Commit) -> bool:
-    """Whether the marker is still there: an erasure that ended before it went has erased nothing."""
+    """Whether the commit marker is still there: an erasure interrupted before it removed the marker erased nothing."""
     marker = store.find(commit.kind, commit.key)
     return marker is not None and marker.attempt == commit.attempt
 
 
 def forget_erased(store: Store) -> None:
-    """Removes refs to what was erased, so that whoever looks at them finds it behind.
+    """Removes refs to erased artifacts, so that their nodes count as missing.
 
-    The other half is in how an asset writes its ref: it looks afterwards whether what it points to still stands.
+    An asset does the other half: after it has written its ref, it checks that the artifact was not erased meanwhile.
     """
     for kind in (SHARD, DATASET, POLICY, SFT):
         for named in refs_of(store, kind, partitioned=kind == SHARD):
@@ -103,11 +103,11 @@ def forget_erased(store: Store) -> None:
 
 
 KEEP = 5
-"""Policies a recipe keeps beside its champion, by default."""
+"""Number of policies that a recipe keeps beside its champion, by default."""
 
 
 def collect(paths: list[Path], *, keep: int = KEEP, dry_run: bool = False) -> dict[str, Any]:
-    """Removes, or with `dry_run` only lists, what the given recipes (none: all in the store) no longer need."""
+    """Removes what the given recipes (none: all in the store) no longer need; with `dry_run` only lists it."""
     recipes = [load_recipe(path) for path in paths]
     store = ArtifactStore().open()
     names = [recipe.name for recipe in recipes] or _names(store)
@@ -134,7 +134,7 @@ def collect(paths: list[Path], *, keep: int = KEEP, dry_run: bool = False) -> di
 
 
 def plan_of(store: Store, names: list[str], *, everything: bool, keep: int, resumable: Collection[str] = ()) -> Plan:
-    """What would go; nothing is touched. `resumable` are keys that a next run makes, and goes on with."""
+    """What would be removed; changes nothing. `resumable` are keys whose work the next run continues."""
     in_use = keys_in_use(store)
     to_erase, kept = withdrawn_text(store, names, in_use)
     try:
@@ -147,18 +147,18 @@ def plan_of(store: Store, names: list[str], *, everything: bool, keep: int, resu
 
 
 def _planned(store: Store, recipes: list[Recipe]) -> set[str]:
-    """Keys that the next run of the recipes needs, as far as they are known by now; shards keep no work."""
+    """Keys that the next run of the recipes needs, as far as they are known; shards have no work folders."""
     pools = load_pools()
     keys: set[str] = set()
     for recipe in recipes:
         workspace = Workspace(recipe, pools, lambda: store)
-        with suppress(BadInput):  # a source out of reach keeps nobody's text from being erased
+        with suppress(BadInput):  # a source that cannot be reached must not prevent erasures
             keys |= {step.key for step in plan(workspace, only=()) if step.key is not None}
     return keys
 
 
 def _names(store: Store) -> list[str]:
-    """Recipes that the store knows of."""
+    """Names of the recipes in the store."""
     known = {named.recipe for named in refs_of(store, SHARD, partitioned=True)}
     known |= {str(path).rsplit("/", 1)[-1] for path in store.fs.glob(store.path(FOLDER, "*"))}
     return sorted(known)
@@ -176,7 +176,7 @@ def _sources(store: Store, recipes: list[Recipe]) -> list[str]:
     )
 
 
-# What `align gc` shows a person.
+# The output of `align gc`.
 
 
 def show_collected(result: dict[str, Any]) -> None:

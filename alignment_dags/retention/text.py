@@ -1,8 +1,8 @@
-"""The text of withdrawn rows: which artifacts still hold it, and which of those nobody stands on.
+"""The text of withdrawn rows: which artifacts still contain it, and which of these nobody uses.
 
-Only shards and SFT data sets hold rows as text, and the cache of token ids in another spelling: reference log-probs,
-manifests, other caches and training records hold ids, keys and numbers, requests and reports hold no rows, and MLflow
-is given none. Token ids go at once, whatever stands on the row: who needs them tokenises it again.
+Only shards and SFT data sets contain rows as text, and the cache of token ids as ids. Reference log-probs, manifests,
+other caches and training records contain row ids, keys and numbers. Requests and reports contain no rows, and MLflow
+gets none. Token ids are erased at once, whatever uses the row: a build that needs them tokenises the row again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DEMONSTRATIONS = Holder(DATASET, (TRAIN_FILE, HELD_OUT_FILE), normalise_sft)
 
 
 def withdrawn_text(store: Store, recipes: Iterable[str], in_use: set[str]) -> tuple[list[ToErase], list[Kept]]:
-    """Artifacts that hold what the recipes have withdrawn: those that can go, and those still stood on."""
+    """Artifacts with text that the recipes have withdrawn: those that can be erased, and those still in use."""
     withdrawn = {recipe: read_withdrawn(store, recipe) for recipe in recipes}
     rows: frozenset[str] = frozenset().union(*(withdrawal.rows for withdrawal in withdrawn.values()))
     demonstrations: frozenset[str] = frozenset().union(
@@ -61,9 +61,9 @@ def withdrawn_text(store: Store, recipes: Iterable[str], in_use: set[str]) -> tu
 
 
 def withdrawn_ids(store: Store, recipes: Iterable[str], to_erase: Iterable[ToErase]) -> set[str]:
-    """The ids of all rows whose token ids must go: those that were withdrawn, and those of shards that will be erased.
+    """Ids of all rows whose token ids must be erased: withdrawn rows, and rows of shards that will be erased.
 
-    Erase token ids first: after its erasure a shard does not say any more which rows it had.
+    Erase token ids first: an erased shard no longer says which rows it had.
     """
     rows = {row for recipe in recipes for row in read_withdrawn(store, recipe).rows}
     for item in to_erase:
@@ -74,7 +74,7 @@ def withdrawn_ids(store: Store, recipes: Iterable[str], to_erase: Iterable[ToEra
 
 
 def ids_instead(store: Store, commit: Commit) -> dict[str, bytes]:
-    """The ids of an SFT data set's rows, which nothing else records; manifests name those of shards."""
+    """A file with the row ids of an SFT data set, which nothing else records; manifests record those of shards."""
     if commit.kind != DATASET:
         return {}
     tables = [
@@ -102,7 +102,7 @@ def current_keys(store: Store, kind: str) -> dict[str, list[tuple[str, str | Non
 
 
 def _waiting(store: Store, manifest: Named) -> dict[str, Artifact]:
-    """What a recipe's manifest pins, as long as the recipe's policy is not one trained on it."""
+    """The shards that a recipe's manifest pins, if the recipe's policy was not trained on this manifest."""
     policy = store.read_ref(manifest.recipe, "policy_checkpoint")
     trained = {} if policy is None else store.commit_of(policy.artifact).inputs
     if any(artifact.identity() == manifest.ref.artifact.identity() for artifact in trained.values()):

@@ -1,4 +1,4 @@
-"""`align prefs withdraw` and `restore`: tombstones for rows and shards of a recipe that are sure to be known."""
+"""`align prefs withdraw` and `restore`: tombstones for known rows and shards of a recipe."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ SFT_DATA = "(SFT data)"
 
 
 def withdraw(path: Path, rows: list[str], shards: list[str], reason: str) -> dict[str, Any]:
-    """Writes the tombstones. Raises `BadInput` naming rows that are nowhere and shards that there are not.
+    """Writes the tombstones. Raises `BadInput` naming unknown rows and shards.
 
-    A row id is looked for among preference rows and among the rows to fine-tune on. Returns where the rows are:
-    `rows` {id: shards of this recipe, or its SFT data}, `shards`, `also_in` {recipe: ids}, as another recipe on the
-    same data goes on using them, and `source`: the files that the team has to clear itself.
+    A row id may be of a preference row or of a row for fine-tuning. Returns where the rows are: `rows` {id: shards of
+    this recipe, or its SFT data}, `shards`, `also_in` {recipe: ids} for other recipes that still use the same rows, and
+    `source`: the files that the team has to clear itself.
     """
     recipe = load_recipe(path)
     store = ArtifactStore().open()
@@ -88,7 +88,7 @@ def withdraw(path: Path, rows: list[str], shards: list[str], reason: str) -> dic
 
 
 def restore(path: Path, rows: list[str], shards: list[str]) -> dict[str, Any]:
-    """Takes tombstones back; raises `BadInput` naming what was not withdrawn."""
+    """Removes tombstones; raises `BadInput` naming rows and shards that were not withdrawn."""
     recipe = load_recipe(path)
     store = ArtifactStore().open()
     _require_some(rows, shards)
@@ -139,7 +139,7 @@ def _ids(holders: dict[tuple[str, str], set[str]]) -> set[str]:
 def _known(
     store: Store, recipe: str, asked: frozenset[str], rows: set[str], demonstrations: set[str]
 ) -> tuple[set[str], set[str]]:
-    """Which of the ids are preference rows and which are for fine-tuning; older artifacts and tombstones count too."""
+    """Which ids are preference rows and which are fine-tuning rows, by all artifacts (old ones too) and tombstones."""
     withdrawn = read_withdrawn(store, recipe)
     rows, demonstrations = rows | (asked & withdrawn.rows), demonstrations | (asked & withdrawn.demonstrations)
     for holder, known in ((SHARDS, rows), (DEMONSTRATIONS, demonstrations)):
@@ -151,7 +151,7 @@ def _known(
 
 
 def _stone(stone: Tombstone, store: Store, requests: Mapping[str, ShardRequest], current: Artifact | None) -> Tombstone:
-    """A shard's tombstone, and beside what it names every artifact ever built of its records, and their sources."""
+    """A shard's tombstone, extended by every artifact that was ever built of its records, and by their sources."""
     wanted = [] if stone.id not in requests else [requests[stone.id]]
     if current is not None:
         wanted.append(_asked(store, current))
@@ -174,13 +174,13 @@ def _plain(request: ShardRequest) -> ShardRequest:
     return request.model_copy(update={"withdrawn": ()})
 
 
-# `align prefs find`: the ids of the rows that hold a text, which is how a person who asks for data to go has it.
+# `align prefs find`: the ids of the rows with a text. A person who asks for a withdrawal knows the text, not the ids.
 
 TEXTS = ("prompt", "chosen", "rejected", "completion")
 
 
 def find_rows(path: Path, text: str) -> dict[str, Any]:
-    """`rows` [{row_id, shard, source, source_row}] of a recipe's current shards and SFT data that hold the text."""
+    """`rows` [{row_id, shard, source, source_row}] of a recipe's current shards and SFT data that contain the text."""
     if not text.strip():
         raise BadInput("the text to look for is empty")
     recipe = load_recipe(path)
@@ -202,7 +202,7 @@ def show_found(result: dict[str, Any]) -> None:
 
 
 def _holding(store: Store, artifact: Artifact, holder: Holder, text: str) -> Iterator[dict[str, Any]]:
-    """Messages are kept as JSON, so the text is looked for as JSON writes it too."""
+    """Messages are stored as JSON, so the text is searched for in its JSON form too."""
     written = {text, json.dumps(text, ensure_ascii=False)[1:-1]}
     for name in holder.files:
         table = pq.read_table(pa.BufferReader(store.read(artifact, name)))

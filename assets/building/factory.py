@@ -1,4 +1,4 @@
-"""One way through every asset: build the request, find or make its artifact, report it.
+"""The same steps for every asset: build the request, find or make its artifact, report it.
 
 Dagster reads the annotations of an asset's function, so this file has them evaluated.
 """
@@ -28,7 +28,7 @@ OWNERS = ["team:alignment"]
 SHARDS_PER_RUN = 100
 BAD_INPUT = "bad_input"
 NOTHING = "nothing"
-"""The data version of a node that had nothing to make."""
+"""The data version of a node that has nothing to make."""
 
 
 def shards_definition(recipe_name: str) -> dg.DynamicPartitionsDefinition:
@@ -49,8 +49,8 @@ def asset_step(recipe_name: str, node_name: str) -> str:
 def build_asset(node: Node, recipe: Recipe, pools: Pools) -> dg.AssetsDefinition:
     """The Dagster asset of a node.
 
-    A run over one shard yields its result; a run over many logs one materialization a shard, each with
-    its own data version, and yields nothing, because a yielded version would count for all of them.
+    A run over one shard yields its result. A run over many shards logs one materialization for each, with its own data
+    version, and yields nothing, because a yielded version would count for all shards.
     """
     pool = pools[node.pool] if node.pool else None
 
@@ -93,8 +93,8 @@ def build_asset(node: Node, recipe: Recipe, pools: Pools) -> dg.AssetsDefinition
 def shards_per_run(node: Node, pools: Pools) -> int:
     """Shards that one Dagster run of the node may take.
 
-    Where the stage runs in the step's process they share a loaded model. Reading a file shares nothing, and a
-    launch through Dagster Pipes has to yield its result, which can stand for one shard only.
+    If the stage runs in the step's process, the shards share a loaded model. Reading a file shares nothing, and a
+    launch through Dagster Pipes has to yield its result, which is possible for one shard only.
     """
     return SHARDS_PER_RUN if node.pool and pools[node.pool].launcher == "step" else 1
 
@@ -134,7 +134,7 @@ class Materializer:
         except Exception as error:
             if not _holds_secret(error):
                 raise
-            raise dg.Failure(shown(f"{type(error).__name__}: {error}")) from None  # Dagster records what it stems from
+            raise dg.Failure(shown(f"{type(error).__name__}: {error}")) from None  # Dagster would record its cause
 
     def _materialize(self, shard: str | None) -> tuple[str, dict[str, Any]]:
         os.environ.update({DAGSTER_RUN: self.context.run.run_id, RECIPE_NAME: self.recipe.name})
@@ -150,14 +150,14 @@ class Materializer:
         reported = self.report(upstream, commit, shard, shown)
         metadata = self.metadata(commit, hit, reported, shown)
         ref = Ref(artifact=commit.artifact, dagster_run_id=self.context.run.run_id, mlflow_run_id=reported.run_id)
-        self.store.write_ref(ref, self.recipe.name, self.node.name, shard)  # last: what it names is done
+        self.store.write_ref(ref, self.recipe.name, self.node.name, shard)  # last: all else is done
         if current_erasure(self.store, commit.artifact) is not None:
             self.store.remove_ref(self.recipe.name, self.node.name, shard)
             raise dg.Failure("the artifact was erased while it was reported; the next run makes it again")
         return commit.digest, metadata
 
     def materialize_each(self, shards: list[str]) -> None:
-        """Every shard by itself; what failed is named at the end, and the others stand."""
+        """Materializes every shard by itself; failed shards are named at the end, and the others are done."""
         failures: dict[str, dg.Failure] = {}
         for shard in shards:
             try:
@@ -166,7 +166,7 @@ class Materializer:
                 failures[shard] = failure
                 self.context.log.error(f"{shard}: {failure.description}")
                 continue
-            except Exception as error:  # of this shard's file, say: it is no reason to leave the others behind
+            except Exception as error:  # of this shard only: the others go on
                 failures[shard] = dg.Failure(f"{type(error).__name__}: {error}")
                 self.context.log.exception(f"{shard}: {error}")
                 continue
@@ -208,7 +208,7 @@ class Materializer:
         )
 
     def params(self, commit: Commit) -> dict[str, Any]:
-        """The request's own settings, flat, without the artifacts it stands on."""
+        """The request's own settings under flat names, without its input artifacts."""
         text = (self.store.fetch(commit.artifact) / REQUEST_FILE).read_text(encoding="utf-8")
         return dict(flat(self.node.stage.request.model_validate_json(text).model_dump(mode="json")))
 
@@ -230,7 +230,7 @@ class Materializer:
 
 
 def _holds_secret(error: BaseException | None) -> bool:
-    """Whether the text of an error, or of one that it stems from, has an address that may not be shown."""
+    """Whether the text of an error, or of its cause, has an address that may not be shown."""
     return error is not None and (
         shown(str(error)) != str(error) or _holds_secret(error.__cause__) or _holds_secret(error.__context__)
     )

@@ -38,7 +38,7 @@ class Champion:
         return f"The champion, version {self.version}, was {self.decision.description}."
 
 
-def champion_beside(upstream: Upstream, candidate: Artifact | None) -> Champion:
+def champion_for(upstream: Upstream, candidate: Artifact | None) -> Champion:
     """The champion that a candidate is compared with; `candidate` is None if it is not made yet.
 
     Registrations of the candidate itself are skipped, and so are those that a person decided while it was the

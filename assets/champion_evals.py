@@ -15,7 +15,7 @@ from alignment.store import Artifact, Commit
 from alignment.store.erase import current_erasure
 from assets.building.node import Node, NotNeeded
 from assets.building.upstream import NotBuilt, Upstream
-from assets.champion import Champion, champion_beside
+from assets.champion import Champion, champion_for
 from assets.evals import evals, scores_request
 from assets.responses import responses, responses_request
 from eval.stages.responses import STAGE as RESPONSES
@@ -29,7 +29,7 @@ def champion_responses(recipe: Recipe, pools: Pools) -> Node:
     """The node of the champion's answers to the recipe's suites."""
 
     def request(upstream: Upstream, shard: str | None) -> ResponsesRequest:
-        return answers_asked(recipe, pools, upstream, candidates_champion(upstream))
+        return champion_responses_request(recipe, pools, upstream, current_champion(upstream))
 
     return replace(
         responses(recipe, pools, "champion"),
@@ -45,7 +45,7 @@ def champion_evals(recipe: Recipe, pools: Pools, name: str, suite: Suite) -> Nod
     """The node of the champion's scores on one suite."""
 
     def request(upstream: Upstream, shard: str | None) -> ScoresRequest:
-        return scores_asked(recipe, pools, upstream, candidates_champion(upstream), name)
+        return champion_scores_request(recipe, pools, upstream, current_champion(upstream), name)
 
     return replace(
         evals(recipe, "champion", name, suite),
@@ -68,7 +68,7 @@ def champion_scores(
     if champion.policy is None:
         return {}, ""
     try:
-        requests = {suite: scores_asked(recipe, pools, upstream, champion, suite) for suite in suites}
+        requests = {suite: champion_scores_request(recipe, pools, upstream, champion, suite) for suite in suites}
     except NotNeeded as why:
         return {suite: scores for suite, scores in champion.scores.items() if suite in suites}, str(why)
     commits = {suite: upstream.store.find(SCORES.kind, SCORES.key(request)) for suite, request in requests.items()}
@@ -77,28 +77,30 @@ def champion_scores(
     return {suite: commit.artifact for suite, commit in commits.items() if commit is not None}, ""
 
 
-def candidates_champion(upstream: Upstream) -> Champion:
+def current_champion(upstream: Upstream) -> Champion:
     """The champion that the current candidate is compared with; the plan may not know the candidate yet."""
-    return champion_beside(upstream, upstream.get("policy_checkpoint"))
+    return champion_for(upstream, upstream.get("policy_checkpoint"))
 
 
 def registered_with(upstream: Upstream, commit: Commit) -> bool:
     """Whether the champion was registered with these scores, or with scores of these answers."""
-    scores = candidates_champion(upstream).scores.values()
+    scores = current_champion(upstream).scores.values()
     behind = (upstream.store.commit_of(artifact).inputs["responses"] for artifact in scores)
     return commit.artifact in (*scores, *behind)
 
 
-def answers_asked(recipe: Recipe, pools: Pools, upstream: Upstream, champion: Champion) -> ResponsesRequest:
+def champion_responses_request(
+    recipe: Recipe, pools: Pools, upstream: Upstream, champion: Champion
+) -> ResponsesRequest:
     """The request for the champion's answers; raises `NotNeeded` without a champion, or if its weights were erased."""
     policy = champion.policy
     if policy is None:
         raise NotNeeded("there is no champion yet that the policy is compared with")
 
-    def asked() -> ResponsesRequest:
+    def build() -> ResponsesRequest:
         return responses_request(recipe, pools, policy)
 
-    request = upstream.once("champion_responses", asked)  # every suite's scores ask for it
+    request = upstream.once("champion_responses", build)  # every suite's scores ask for it
     answered = upstream.store.find(RESPONSES.kind, RESPONSES.key(request)) is not None
     if not answered and (erasure := current_erasure(upstream.store, policy)) is not None:
         reason = f"its weights were {erasure.message}"
@@ -106,9 +108,11 @@ def answers_asked(recipe: Recipe, pools: Pools, upstream: Upstream, champion: Ch
     return request
 
 
-def scores_asked(recipe: Recipe, pools: Pools, upstream: Upstream, champion: Champion, name: str) -> ScoresRequest:
+def champion_scores_request(
+    recipe: Recipe, pools: Pools, upstream: Upstream, champion: Champion, name: str
+) -> ScoresRequest:
     """The request for the champion's scores on a suite; raises `NotBuilt` before it has answered."""
-    request = answers_asked(recipe, pools, upstream, champion)
+    request = champion_responses_request(recipe, pools, upstream, champion)
     answered = upstream.store.find(RESPONSES.kind, RESPONSES.key(request))
     if answered is None:
         raise NotBuilt(f"champion_responses of version {champion.version}", None)

@@ -9,7 +9,7 @@ from alignment.store import Commit
 from assets.building.node import Node, Shown
 from assets.building.show import picture, table
 from assets.building.upstream import Upstream
-from assets.champion import champion_beside
+from assets.champion import champion_for
 from assets.champion_evals import champion_scores
 from assets.policy_divergence import pool_of
 from eval.gate.baselines import PublishedFigure, read_baselines
@@ -26,9 +26,9 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
     divergence = ("policy_divergence",) if recipe.held_out_fraction else ()
 
     def request(upstream: Upstream, shard: str | None) -> ReportRequest:
-        gate, published = asked_of(recipe)
+        gate, published = gate_and_baselines(recipe)
         policy = upstream("policy_checkpoint")
-        champion = champion_beside(upstream, policy)
+        champion = champion_for(upstream, policy)
         their_scores, why_not = champion_scores(recipe, pools, upstream, champion)
         scores = {model: {suite: upstream(f"{model}_evals/{suite}") for suite in suites} for model in ("sft", "policy")}
         compared = [*scores["sft"].values(), *scores["policy"].values(), *their_scores.values()]
@@ -65,7 +65,7 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
     )
 
 
-def asked_of(recipe: Recipe, file: str | None = None) -> tuple[Gate | None, list[PublishedFigure]]:
+def gate_and_baselines(recipe: Recipe, file: str | None = None) -> tuple[Gate | None, list[PublishedFigure]]:
     """The recipe's gate and the published figures it names; `file` is the recipe's, for errors.
 
     Raises `BadInput` for a mistake in the recipe or its files.

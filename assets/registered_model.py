@@ -17,7 +17,7 @@ from alignment.stages import Context, Request, Result, Stage, execute
 from alignment.store import Artifact, Commit, CorruptArtifact, MissingArtifact, Store
 from assets.building.node import Node, Work, run_stage
 from assets.building.upstream import Upstream
-from assets.champion import champion_beside, check_evaluated, moved_by_hand, registered_champion, scores_of
+from assets.champion import champion_for, check_evaluated, moved_by_hand, registered_champion, scores_of
 from assets.registration import Decision, RegistrationSummary, decision_for, decision_of
 from eval.gate.default import gate_of
 from eval.gate.evidence import WrongEvidence, recompute
@@ -66,17 +66,17 @@ def registered_model(recipe: Recipe, pools: Pools) -> Node:
     def request(upstream: Upstream, shard: str | None) -> RegistrationRequest:
         candidate = upstream("policy_checkpoint")
         decision = decision_for(upstream, candidate)
-        asked = RegistrationRequest(
+        registration = RegistrationRequest(
             policy=candidate,
             report=upstream("evaluation_report"),
             scores={suite: upstream(f"policy_evals/{suite}") for suite in recipe.evals.selected()},
-            previous=champion_beside(upstream, candidate).registration,
+            previous=champion_for(upstream, candidate).registration,
             gate=gate_of(recipe),
             model_name=recipe.model_name,
             smoke_prompt=recipe.registry.smoke_prompt,
             precision=recipe.evals.precision,
         )
-        return asked if decision is None else decided(upstream, asked, decision)
+        return registration if decision is None else decided_request(upstream, registration, decision)
 
     def make(work: Work) -> Commit:
         assert isinstance(work.request, RegistrationRequest)
@@ -88,12 +88,12 @@ def registered_model(recipe: Recipe, pools: Pools) -> Node:
             ask_the_gate(work)
         else:
             check_evaluated(work.store, work.request.policy, work.request.report, work.request.scores)
-            what |= {"decision": decision, "gate": gate_said(work)}
+            what |= {"decision": decision, "gate": overruled_verdict(work)}
         if moved := alias_moved(work, recipe):
             what["alias_moved"] = moved
         if decision is None or decision.kind == "override":
-            what["said"] = generates(work, work.request)
-        still_so(work, request(Upstream(work.store, recipe.name), None))
+            what["said"] = smoke_answer(work, work.request)
+        check_unchanged(work, request(Upstream(work.store, recipe.name), None))
         return record(work, RegistrationSummary(**what, version=register(work, recipe)))
 
     return Node(
@@ -116,7 +116,7 @@ def registered_model(recipe: Recipe, pools: Pools) -> Node:
     )
 
 
-def decided(upstream: Upstream, asked: RegistrationRequest, decision: Decision) -> RegistrationRequest:
+def decided_request(upstream: Upstream, registration: RegistrationRequest, decision: Decision) -> RegistrationRequest:
     """The registration request that carries out a decision; the same one when it is built again afterwards."""
     latest = upstream.get("registered_model")
     commit = None if latest is None else upstream.store.commit_of(latest)
@@ -129,7 +129,7 @@ def decided(upstream: Upstream, asked: RegistrationRequest, decision: Decision) 
         target = upstream.store.commit_of(decision.registration)
         inputs = target.inputs
         changed |= {"policy": inputs["policy"], "report": inputs["report"], "scores": scores_of(target)}
-    return asked.model_copy(update=changed)
+    return registration.model_copy(update=changed)
 
 
 def recipe_text(recipe: Recipe) -> str:
@@ -137,7 +137,7 @@ def recipe_text(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.written, sort_keys=False, allow_unicode=True)
 
 
-def gate_said(work: Work) -> str:
+def overruled_verdict(work: Work) -> str:
     """The gate's verdict that a person overruled, for the record."""
     assert isinstance(work.request, RegistrationRequest)
     try:
@@ -168,7 +168,7 @@ def ask_the_gate(work: Work) -> None:
         verdict = recompute(work.store, work.request.report, work.request.policy, work.request.gate)
     except (WrongEvidence, CorruptArtifact) as error:
         raise dg.Failure(f"not registered: {error}", allow_retries=False) from error
-    beside_the_champion(work)
+    check_compared_champion(work)
     if verdict.outcome != "pass":
         reasons = "; ".join(verdict.reasons)
         raise dg.Failure(
@@ -178,7 +178,7 @@ def ask_the_gate(work: Work) -> None:
         )
 
 
-def beside_the_champion(work: Work) -> None:
+def check_compared_champion(work: Work) -> None:
     """Fails if the report compared the policy with another champion than the current one."""
     assert isinstance(work.request, RegistrationRequest)
     compared = work.store.commit_of(work.request.report).inputs.get("champion")
@@ -195,7 +195,7 @@ def beside_the_champion(work: Work) -> None:
         )
 
 
-def still_so(work: Work, now: RegistrationRequest) -> None:
+def check_unchanged(work: Work, now: RegistrationRequest) -> None:
     """The last check: another machine on a remote store, or a person's decision, may have changed the request."""
     if work.stage.key(now) == work.stage.key(work.request):
         return
@@ -207,7 +207,7 @@ def still_so(work: Work, now: RegistrationRequest) -> None:
     )
 
 
-def generates(work: Work, request: RegistrationRequest) -> str:
+def smoke_answer(work: Work, request: RegistrationRequest) -> str:
     """The answer to the smoke prompt of the checkpoint, loaded from the store."""
     if work.pool is None:  # a rollback whose decision no longer applies since it was launched
         raise dg.Failure("not registered: the decision no longer applies", allow_retries=False)

@@ -93,7 +93,7 @@ def plan(
     from alignment.recipe import load_recipe
     from alignment_dags.planner.forecast import forecast
     from alignment_dags.run.workspace import Workspace
-    from assets.evaluation_report import asked_of
+    from assets.evaluation_report import gate_and_baselines
     from eval.judge.retirement import retirement
     from resources.home import ensure_home
     from resources.pools import load_pools
@@ -102,7 +102,7 @@ def plan(
 
     def work() -> dict[str, Any]:
         known = load_recipe(recipe)
-        asked_of(known, str(recipe))
+        gate_and_baselines(known, str(recipe))
         stages = forecast(Workspace(known, load_pools()), config)
         too_large = [expected.stage for expected in stages if expected.fits is False and expected.to_make != 0]
         warnings = [warning for warning in [retirement(known.judge, date.today())] if warning is not None]

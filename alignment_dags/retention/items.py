@@ -55,7 +55,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Leftover:
-    """A folder that is no longer needed, in the store or (`local`) on this machine; `attempt` if it is a store's attempt."""
+    """A folder that is no longer needed, in the store or (`local`) on this machine; `attempt`: a store's attempt."""
 
     path: str
     kind: str

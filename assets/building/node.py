@@ -60,21 +60,21 @@ class Shown:
     files: list[Path] = field(default_factory=list)
 
 
-def nothing_more(commit: Commit, folder: Path) -> Shown:
+def show_nothing(commit: Commit, folder: Path) -> Shown:
     """Shows nothing beside the summary."""
     return Shown()
 
 
-def nowhere_else(upstream: Upstream, commit: Commit) -> bool:
+def not_reported_elsewhere(upstream: Upstream, commit: Commit) -> bool:
     """The artifact is reported as this node's own."""
     return False
 
 
-def nothing_against(request: Any, commit: Commit | None) -> None:
+def no_objection(request: Any, commit: Commit | None) -> None:
     """No objection."""
 
 
-def nowhere(store: Store, tracking: Tracking, commit: Commit) -> None:
+def publish_nothing(store: Store, tracking: Tracking, commit: Commit) -> None:
     """Publishes nothing."""
     return None
 
@@ -96,19 +96,19 @@ class Node:
     kinds: frozenset[str]
     needs: tuple[str, ...]
     request: Callable[[Upstream, str | None], Request]
-    show: Callable[[Commit, Path], Shown] = nothing_more
+    show: Callable[[Commit, Path], Shown] = show_nothing
     make: Make = run_stage
     partitioned: bool = False
     pool: str | None = None
     is_checkpoint: bool = False
     after: tuple[str, ...] = ()
-    object_to: Callable[[Any, Commit | None], None] = nothing_against
+    object_to: Callable[[Any, Commit | None], None] = no_objection
     """Raises `BadInput` for a valid request whose artifact (the commit, if it is made) the recipe could not use. Plans
     call it, so that the mistake shows before anything is trained."""
-    reported_elsewhere: Callable[[Upstream, Commit], bool] = nowhere_else
+    reported_elsewhere: Callable[[Upstream, Commit], bool] = not_reported_elsewhere
     """Whether another node has reported the same artifact, so that no run is launched to report it again. Only for a
     node whose readers find it in the store by its key and not by its ref."""
-    publish: Callable[[Store, Tracking, Commit], None] = nowhere
+    publish: Callable[[Store, Tracking, Commit], None] = publish_nothing
     """Publishes the artifact outside the store; called at every materialization, safe to repeat."""
     alone: bool = False
     """One materialization at a time for a recipe, from the request to the ref, as each depends on the one before."""

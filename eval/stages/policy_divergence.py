@@ -110,7 +110,7 @@ class DivergenceRequest(Request):
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampledResponse:
     """One response of the policy: its number of tokens (with the end token) and its log-prob in nats under both models.
 
     The response itself is not kept: it may repeat training data.
@@ -133,7 +133,7 @@ def run(request: DivergenceRequest, context: Context) -> Result:
     if context.rank:
         return Result("")  # one process is enough for so few responses
     prompts = held_out_prompts(context, request.policy, request.manifest, MOST_PROMPTS)
-    responses = _drawn(request, context, prompts) if prompts else []
+    responses = _sample_responses(request, context, prompts) if prompts else []
     write_records(context.out / DIVERGENCE_FILE, SCHEMA, map(asdict, responses))
     digest = json_digest(
         [request.policy.digest, request.sft.digest, [list(asdict(response).values()) for response in responses]]
@@ -142,7 +142,9 @@ def run(request: DivergenceRequest, context: Context) -> Result:
     return Result(digest, DivergenceSummary(prompts=len(prompts), no_room=no_room, **summary(responses)))
 
 
-def _drawn(request: DivergenceRequest, context: Context, prompts: Sequence[HeldOutPrompt]) -> list[Drawn]:
+def _sample_responses(
+    request: DivergenceRequest, context: Context, prompts: Sequence[HeldOutPrompt]
+) -> list[SampledResponse]:
     folders = context.fetch(request.policy), context.fetch(request.sft)
     runs_code = context.runs_code(request.policy)
     model = load_model(folders[0], request.precision, runs_code=runs_code)
@@ -169,7 +171,7 @@ def _drawn(request: DivergenceRequest, context: Context, prompts: Sequence[HeldO
     for row_id, logp in zip(rows, under_sft, strict=True):
         require_finite(logp, row_id, folders[1], request.precision)
     return [
-        Drawn(prompt.row_id, len(answer.ids), over, policy, sft)
+        SampledResponse(prompt.row_id, len(answer.ids), over, policy, sft)
         for (prompt, answer), over, policy, sft in zip(kept, ended, under_policy, under_sft, strict=True)
     ]
 
@@ -187,24 +189,24 @@ def logps(model: PreTrainedModel, sequences: Sequence[TokenSequence], batch_toke
     return [by_index[index] for index in range(len(sequences))]
 
 
-def summary(drawn: Sequence[Drawn]) -> dict[str, Any]:
+def summary(responses: Sequence[SampledResponse]) -> dict[str, Any]:
     """`kl` in nats a response and `kl_per_token` (all nats over all tokens), each with its standard error and 95 %
     interval; mean tokens a response, and the share that ended by itself. Empty without a response.
 
     Prompts are distinct, so responses are independent and need no clusters.
     """
-    if not drawn:
+    if not responses:
         return {}
-    nats, tokens = [response.log_ratio for response in drawn], [float(response.tokens) for response in drawn]
-    clusters = [response.row_id for response in drawn]
+    nats, tokens = [response.log_ratio for response in responses], [float(response.tokens) for response in responses]
+    clusters = [response.row_id for response in responses]
     estimates = {
         "kl": mean_interval(clustered_mean(nats, clusters)),
         "kl_per_token": ratio_interval(nats, tokens),
     }
     return {
         **dict(_numbers(estimates)),
-        "tokens_per_response": sum(tokens) / len(drawn),
-        "ended": sum(response.ended for response in drawn) / len(drawn),
+        "tokens_per_response": sum(tokens) / len(responses),
+        "ended": sum(response.ended for response in responses) / len(responses),
         "intervals": {
             name: None if interval.low is None else [interval.low, interval.high]
             for name, interval in estimates.items()

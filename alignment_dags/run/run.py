@@ -42,9 +42,7 @@ def run_recipe(path: Path, say: Callable[[str], None]) -> Outcome:
     began = time.monotonic()
     workspace = use_recipe(path)
     recipe, outcome = workspace.recipe, Outcome(workspace)
-    gate_and_baselines(
-        recipe, str(path)
-    )  # what a person has to mend shows before anything starts, here and in the plan
+    gate_and_baselines(recipe, str(path))  # mistakes show before anything starts, here and in the plan
     plan(workspace)
     if warning := retirement(recipe.judge, date.today()):
         say(f"warning: {warning}")

@@ -17,7 +17,7 @@ from alignment.errors import BadInput
 from alignment_dags.cli.files import compare, judge, reference, score
 from alignment_dags.cli.models import export, gc, lineage, path, promote, report
 from alignment_dags.cli.prefs import prefs
-from alignment_dags.cli.run import backfill, nights, plan, run
+from alignment_dags.cli.run import backfill, nights, plan, run, upgrade
 from alignment_dags.cli.setup import pools, recipes
 
 # Errors of networks and remote stores are shown in one line instead of a traceback.
@@ -84,7 +84,23 @@ def options(
     """Keeps a language model aligned with people's preferences."""
 
 
-for verb in (run, plan, backfill, reference, score, judge, compare, export, path, lineage, promote, gc, report, nights):
+for verb in (
+    run,
+    plan,
+    upgrade,
+    backfill,
+    reference,
+    score,
+    judge,
+    compare,
+    export,
+    path,
+    lineage,
+    promote,
+    gc,
+    report,
+    nights,
+):
     app.command()(verb)
 for group, name in ((prefs, "prefs"), (pools, "pools"), (recipes, "recipes")):
     app.add_typer(group, name=name)

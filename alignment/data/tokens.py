@@ -237,12 +237,18 @@ class Tokenization:
                 prompt = self._last(prompt, len(prompt) - excess)
         if not completion:
             return Dropped(NOTHING_TO_COUNT)
-        if self._vocabulary is not None and (largest := max(*prompt, *completion)) >= self._vocabulary:
-            raise BadInput(
-                f"the tokenizer gives id {largest} ({self.tokenizer.convert_ids_to_tokens(largest)!r}), and the model"
-                f" has embeddings for {self._vocabulary} only"
-            )
-        return TokenSequence(prompt, completion)
+        return self.with_embeddings(TokenSequence(prompt, completion))
+
+    def with_embeddings(self, sequence: TokenSequence) -> TokenSequence:
+        """The sequence; raises `BadInput` for an id that the model has no embedding for."""
+        if self._vocabulary is not None:
+            largest = max(*sequence.prompt_ids, *sequence.completion_ids)
+            if largest >= self._vocabulary:
+                raise BadInput(
+                    f"the tokenizer gives id {largest} ({self.tokenizer.convert_ids_to_tokens(largest)!r}), and the"
+                    f" model has embeddings for {self._vocabulary} only"
+                )
+        return sequence
 
     def _last(self, prompt: Ids, count: int) -> Ids:
         """The last `count` ids of a prompt, at least one, its BOS among them."""

@@ -135,8 +135,11 @@ def _require_vocabulary(model: PreTrainedModel, sequences: Sequence[TokenSequenc
 
 
 def free_memory() -> None:
-    """Gives memory that nothing holds any more back to the device."""
+    """Gives memory that nothing holds any more back to the device, that of a trainer with its cycles too."""
+    import gc
+
     import torch
 
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -57,13 +57,9 @@ def policy_name(
 
 
 class TokenIds:
-    """What rows became under one token policy (its digest), under `<store>/cache/token_ids`.
+    """What rows became under one token policy (its digest), under `<store>/cache/token_ids`."""
 
-    Where several ranks do the same rows, one of them `writes`.
-    """
-
-    def __init__(self, store: Store, policy: str, *, writes: bool = True) -> None:
-        self.writes = writes
+    def __init__(self, store: Store, policy: str) -> None:
         self._store = store
         repetitive = [f"{side}_ids.list.element" for side in ("chosen", "rejected")]
         self._parts = Parts(
@@ -107,8 +103,6 @@ class TokenIds:
 
     def add_ids(self, rows: Iterable[tuple[str, Pair | Dropped]]) -> None:
         """Commits rows in parts of about `PART_IDS`, in their order."""
-        if not self.writes:
-            return
         part: list[tuple[str, Pair | Dropped]] = []
         size = 0
         for row_id, pair in rows:

@@ -366,11 +366,14 @@ def load_model(
 
 def _without_dropout(config: PreTrainedConfig) -> None:
     """Sets every dropout rate of a configuration to 0, before the model is made from it: many layers read theirs from
-    it and hold no `nn.Dropout` (OPT, Falcon, BLOOM, GPT-BigCode)."""
-    for part in {id(part): part for part in (config, config.get_text_config())}.values():
-        for name, value in vars(part).items():
-            if isinstance(value, float) and any(word in name for word in DROPOUT):
-                setattr(part, name, 0.0)
+    it and hold no `nn.Dropout` (OPT, Falcon, BLOOM, GPT-BigCode). Some have a configuration of their own (DBRX)."""
+    from transformers import PreTrainedConfig
+
+    for name, value in list(vars(config).items()):
+        if isinstance(value, PreTrainedConfig):
+            _without_dropout(value)
+        elif isinstance(value, float) and any(word in name for word in DROPOUT):
+            setattr(config, name, 0.0)
 
 
 def first_not_finite(weights: Iterable[tuple[str, torch.Tensor]]) -> str | None:

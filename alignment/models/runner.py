@@ -118,7 +118,9 @@ class Runner:
         None when it has just turned out that this model takes other passes.
         """
         if self.unproven(groups):
-            return self._prove(groups, fill)
+            self._prove(groups, fill)
+            if self.shared is False:
+                return None
         rows = [row for group in groups for row in group]
         if self.head is None:
             return row_sums(own_logps(self.model, rows), rows).tolist()
@@ -145,18 +147,20 @@ class Runner:
         longest = max(len(row) for rows in groups for row in rows)
         return self.shared is None or (self.shared and longest > self.proven)
 
-    def _prove(self, groups: Sequence[Sequence[TokenSequence]], fill: int) -> list[float] | None:
-        """A packed pass whose longest and last sequence are compared with the same alone; None where they differ.
+    def _prove(self, groups: Sequence[Sequence[TokenSequence]], fill: int) -> None:
+        """Settles whether these may share: by a packed pass of them, compared with single sequences alone.
 
-        A sequence with a pass to itself would look right on any model, so its twin goes behind it. The question
-        stays open when all that was read is the end of one prompt. Rounding hides small differences in 16 bits, so
-        what stands before a sequence must not change a bit of it either.
+        A sequence that has nothing before it would look right on any model. So the last one of a single group stands
+        once more behind it, with a prompt of its own, and one without company has its twin beside it as well. Rounding
+        hides small differences in 16 bits, so what stands before a sequence must not change a bit of it either.
         """
         import torch
 
         assert self.head is not None
         rows = [row for group in groups for row in group]
-        packed = [[rows[0], rows[0]]] if len(rows) == 1 else groups
+        packed = [list(group) for group in groups]
+        if len(packed) == 1:
+            packed = [rows if len(rows) > 1 else rows * 2, rows[-1:]]
         flat = [row for group in packed for row in group]
         try:
             states = packed_states(self.model, packed, fill, self.long_from)
@@ -164,35 +168,34 @@ class Runner:
             raise
         except (CannotShare, TypeError, ValueError, RuntimeError) as error:  # takes no positions, no keyword, …
             self._go_padded(str(error) or type(error).__name__)
-            return None
+            return
         sums: list[float] = row_sums(head_logps(self.head, states, flat, self.vocabulary), flat).tolist()
         longest = max(range(len(rows)), key=lambda place: len(rows[place]))
-        for place, row in ((longest, rows[longest]), (-1, rows[-1])):
-            alone = self.alone(row)
-            apart = abs(sums[place] - alone) / max(abs(alone), float(len(row.completion_ids)))
+        for place in {longest, *range(len(rows) - 1, len(flat))}:
+            alone = self.alone(flat[place])
+            apart = abs(sums[place] - alone) / max(abs(alone), float(len(flat[place].completion_ids)))
             if not apart <= SAME[str(self.model.dtype).removeprefix("torch.")]:
                 self._go_padded(f"log-probs differ by {apart:.1e}, relatively")
-                return None
+                return
         if self._leaks(rows[longest], fill):
             self._go_padded("what stands before a sequence in its pass changes its log-probs")
-            return None
-        if len(packed) > 1 or len(rows[-1].completion_ids) > 1:
-            if self.shared is None:
-                logger.info("prompts are shared between their completions on %s", type(self.model).__name__)
-            self.shared, self.proven = True, max(self.proven, len(rows[longest]))
-        return sums[: len(rows)]
+            return
+        if self.shared is None:
+            logger.info("prompts are shared between their completions on %s", type(self.model).__name__)
+        self.shared, self.proven = True, max(self.proven, len(rows[longest]))
 
     def _leaks(self, row: TokenSequence, fill: int) -> bool:
-        """Whether another completion before a sequence's own, behind the same prompt, changes its log-probs.
+        """Whether another completion before a sequence's own, or before its prompt, changes its log-probs.
 
         Not by a bit, as the pass has the same shape; an expert's products have as many rows as tokens come to it.
         """
         assert self.head is not None
         found = []
         for token in (0, 1):
-            group = [TokenSequence(row.prompt_ids, (token,) * len(row.completion_ids)), row]
-            states = packed_states(self.model, [group], fill, self.long_from)
-            found.append(head_logps(self.head, states, group, self.vocabulary)[len(row.completion_ids) :])
+            other = TokenSequence(row.prompt_ids, (token,) * max(2, len(row.completion_ids)))
+            states = packed_states(self.model, [[other, row], [row]], fill, self.long_from)
+            logps = head_logps(self.head, states, [other, row, row], self.vocabulary)
+            found.append(logps[len(other.completion_ids) :])
         return float((found[0] - found[1]).abs().max()) > (EXPERT_ROUNDING if has_experts(self.model) else 0.0)
 
     def _go_padded(self, why: str) -> None:

@@ -38,6 +38,7 @@ from alignment.training.arguments import (
     trainer_arguments,
     training_order,
 )
+from alignment.training.demonstrations import embeddings
 from alignment.training.pairs import PolicyRows, open_rows, write_rows_of
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def _rows(
     """The rows and why others were dropped; the first rank writes them down, and all read them from there."""
     tokenizer = load_tokenizer(folder, context.runs_code(request.checkpoint))
     start = whole_summary(context.store.commit_of(request.checkpoint).summary, lambda: folder)
-    tokens = Tokenization(tokenizer, request.tokens, max_positions(folder), start["end_ids"])
+    tokens = Tokenization(tokenizer, request.tokens, max_positions(folder), start["end_ids"], embeddings(folder))
     precision = request.settings.precision
     name = fingerprint(
         start["weights_digest"],
@@ -124,16 +125,18 @@ def _rows(
         policy = policy_name(request.tokens, start, lambda: folder, context.runs_code(request.checkpoint))
         ids, record = TokenIds(context.store, policy), context.out / ROWS_FILE
         dropped = write_rows_of(manifest, context, manifest_folder, tokens, ids, name, method, into, record)
-    ranks.gather("all wait for the first")
-    return open_rows(into, name), dropped
+    written = ranks.gather(str(into))[0]  # all wait for the first, whose work folder may be another than theirs
+    return open_rows(Path(written), name), dropped
 
 
 def _same_device(context: Context, manifest: Manifest) -> bool:
-    """Whether the manifest's references were scored where this runs: on such a device, with this torch."""
+    """Whether the manifest's references were all scored where this runs: on such a device, with this torch."""
     here = environment()
     names = [shard.reference for shard in manifest.shards if shard.reference is not None]
-    made = [context.store.commit_of(reference).environment for reference in names]
-    return all(each.get(name) == here[name] for each in made for name in ("device", "torch"))
+    made = [context.store.commit_of(reference) for reference in names]
+    if any(each.summary.get("cache_hits") for each in made):  # nobody says which device those were scored on
+        return False
+    return all(each.environment.get(name) == here[name] for each in made for name in ("device", "torch"))
 
 
 def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows, same_device: bool) -> dict[str, Any]:

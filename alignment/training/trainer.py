@@ -126,8 +126,6 @@ class OurTrainer:
     order: Any
     rows_forwarded = 0
     """Training rows this process has put through the model since it started."""
-    rows_a_batch_row = 1
-    """Sequences of a batch that make one row: 2 for pairs."""
     _step_loss: torch.Tensor | float = 0.0
     """Sum of this step's micro batches so far."""
 
@@ -146,7 +144,7 @@ class OurTrainer:
         return FixedOrder(self.order)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        self.rows_forwarded += len(inputs["input_ids"]) // self.rows_a_batch_row
+        self.rows_forwarded += len(inputs["input_ids"])
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
         self._step_loss = self._step_loss + loss.detach()
         return loss

@@ -27,6 +27,11 @@ DROPPING: dict[str, dict[str, Any]] = {
     "falcon": {"hidden_dropout": 0.5, "attention_dropout": 0.5, "new_decoder_architecture": True, "num_kv_heads": 2},
     "bloom": {"hidden_dropout": 0.5, "attention_dropout": 0.5, "n_layer": 2, "n_head": 4},
     "gpt_bigcode": {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5, "n_embd": 32, "n_layer": 2, "n_head": 4},
+    "dbrx": {
+        **{"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 96, "resid_pdrop": 0.5},
+        "attn_config": {"attn_pdrop": 0.5, "kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+        "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 16, "moe_num_experts": 2, "moe_top_k": 1},
+    },
     "gpt2": {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5, "n_embd": 32, "n_layer": 2, "n_head": 4},
 }
 

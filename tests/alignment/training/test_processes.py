@@ -19,13 +19,18 @@ from alignment.training.preference_trainer import CachedReferenceTrainer
 
 
 def torchrun(store: Store, request: Any, folder: Path) -> Commit:
+    return store.commit_of(Artifact.model_validate(printed(store, request, folder)))
+
+
+def printed(store: Store, request: Any, folder: Path, *more: str) -> Any:
+    """What the first of two processes prints."""
     path = folder / "request.json"
     path.write_text(request.model_dump_json(), encoding="utf-8")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    stage = ["-m", "alignment.stages", "policy_checkpoint", "--request", str(path), "--store", store.url]
+    stage = ["-m", "alignment.stages", "policy_checkpoint", "--request", str(path), "--store", store.url, *more]
     done = subprocess.run([*launch, *stage], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return store.commit_of(Artifact.model_validate(json.loads(done.stdout.strip().splitlines()[-1])))
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def assert_same_losses(found: Commit, expected: Commit) -> None:
@@ -56,6 +61,14 @@ def test_two_processes_share_the_rows_and_learn_what_one_learns(loss: str, lab: 
     ours = parse_held_out(lab.store.read(together.artifact, HELD_OUT_FILE))
     theirs = parse_held_out(twin.read(single.artifact, HELD_OUT_FILE))
     assert [pair.keys for pair in ours] == [pair.keys for pair in theirs]
+
+
+def test_two_processes_make_a_policy_again_into_a_folder(lab: Any, tmp_path: Path) -> None:
+    """Each has a work folder of its own then, and the rows are in the first one's."""
+    checkpoint = lab.checkpoint()
+    request = lab.dpo_request(checkpoint, lab.manifest(checkpoint, lab.rows(8)), world_size=2)
+    again = printed(lab.store, request, tmp_path, "--out", str(tmp_path / "again"))
+    assert again["recorded"] is None and (tmp_path / "again" / "model.safetensors").is_file()
 
 
 def test_a_run_that_one_process_began_is_gone_on_with_by_two(

@@ -11,18 +11,30 @@ import pytest
 import torch
 
 from alignment.data.manifest import SPLIT_FILE, read_manifest
+from alignment.data.rows import paired_row
 from alignment.data.tokens import Dropped, Tokenization
 from alignment.errors import BadInput
 from alignment.methods import METHODS, PairLogps, method_of
-from alignment.models.checkpoint import load_model, load_tokenizer
+from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint, load_model, load_tokenizer
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages import execute
 from alignment.stages.policy_checkpoint import ROWS_FILE, STAGE
 from alignment.training.held_out_pairs import HELD_OUT_FILE, parse_held_out
 from tests.alignment.training.conftest import TEMPLATE
+from tests.tiny import letter_tokenizer, write_model
 
 TOKENS = TokenPolicy(max_length=34)
 FREE = sorted(name for name, method in METHODS.items() if not method.needs_reference)
+
+
+def test_ids_beyond_the_models_embeddings_are_named(lab: Any) -> None:
+    """With a reference the scorer says so; here nobody has looked at the rows before."""
+    folder = write_model(lab.root / "small", letter_tokenizer(), "llama", vocab_size=20)
+    checkpoint = lab.adopt(folder, digest_checkpoint(folder), checkpoint_summary(folder))
+    rows = [paired_row("abcdefghij" * 4, "abc", "bcd", "f", 1), paired_row("a", "xyz", "b", "f", 2)]
+    manifest = lab.manifest(checkpoint, rows, referenced=False)
+    with pytest.raises(BadInput, match=r"the tokenizer gives id 29 \('z'\), and the model has embeddings for 20 only"):
+        execute(STAGE, lab.dpo_request(checkpoint, manifest, loss="simpo"), lab.store)
 
 
 def by_hand(settings: Dpo, model: Any, pairs: list[Any], score: Callable[..., float]) -> list[float]:

@@ -1,1 +1,1 @@
-"""The nodes of a recipe's graph, one file a stage, each the same three moves: request, run, report."""
+"""The nodes of a recipe's graph, one file for each stage, all with the same three steps: request, run, report."""

@@ -10,6 +10,8 @@ from assets.building.upstream import Upstream
 
 
 def base_model(recipe: Recipe) -> Node:
+    """The node of the recipe's pretrained model."""
+
     def request(upstream: Upstream, shard: str | None) -> BaseModelRequest:
         return BaseModelRequest(pin=pin_model(recipe.base_model), seed=recipe.seed)
 

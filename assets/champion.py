@@ -1,7 +1,7 @@
-"""The champion: the policy registered last, which a new candidate has to stand beside.
+"""The champion: the policy that was registered last. A new candidate is compared with it.
 
-Registrations form a chain: each names the one it follows. A registration that registered nothing (`gate: none`)
-is passed over, so that it never hides the champion.
+Registrations form a chain: each names the registration before it. A registration that registered nothing
+(`gate: none`) is skipped, so that it never hides the champion.
 """
 
 from __future__ import annotations
@@ -21,26 +21,28 @@ SCORES = "scores."
 
 @dataclass(frozen=True)
 class Champion:
-    """A registration that stands, its policy and that policy's scores by suite; all empty before the first."""
+    """The current registration, its policy and the policy's scores by suite; all empty before the first."""
 
     registration: Artifact | None = None
     policy: Artifact | None = None
     scores: dict[str, Artifact] = field(default_factory=dict)
     version: str | None = None
     decision: Decision | None = None
-    """The person's decision it rests on, where it was not the gate's."""
+    """The decision of a person that promoted it; None if the gate promoted it."""
 
     @property
     def note(self) -> str:
-        """What a reader of a comparison with it must know; empty where the gate let it in."""
-        return "" if self.decision is None else f"The champion, version {self.version}, was {self.decision.told}."
+        """A note for readers of a comparison with it; empty if the gate promoted it."""
+        if self.decision is None:
+            return ""
+        return f"The champion, version {self.version}, was {self.decision.description}."
 
 
-def champion_beside(upstream: Upstream, candidate: Artifact | None) -> Champion:
-    """Whom a candidate is compared with; None is one that is still to be made.
+def champion_for(upstream: Upstream, candidate: Artifact | None) -> Champion:
+    """The champion that a candidate is compared with; `candidate` is None if it is not made yet.
 
-    Registrations of the candidate itself, and those that a person decided on while it was the candidate, are passed
-    over: looking again at a finished comparison must give the same one.
+    Registrations of the candidate itself are skipped, and so are those that a person decided while it was the
+    candidate: a finished comparison that is repeated must give the same champion.
     """
     latest = upstream.get("registered_model")
     while latest is not None and candidate is not None:
@@ -54,7 +56,7 @@ def champion_beside(upstream: Upstream, candidate: Artifact | None) -> Champion:
 
 
 def registered_champion(store: Store, registration: Artifact | None) -> Champion:
-    """The registration, or the nearest before it, that did register a policy."""
+    """The champion of a registration, or of the nearest registration before it that registered a policy."""
     while registration is not None:
         commit = store.commit_of(registration)
         summary = RegistrationSummary.of(commit)
@@ -70,19 +72,19 @@ def scores_of(commit: Commit) -> dict[str, Artifact]:
     return {name.removeprefix(SCORES): artifact for name, artifact in commit.inputs.items() if name.startswith(SCORES)}
 
 
-# The alias `champion` in MLflow against the champion that the store's registrations say there is.
+# Whether the alias `champion` in MLflow is on the champion of the store's registrations.
 
 
 def moved_by_hand(
     store: Store, tracking: Tracking, model: str, latest: Artifact | None, registering: str | None = None
 ) -> str | None:
-    """What to tell a person when the alias is not where the latest registration put it; None when it is.
+    """A message when the alias is not where the latest registration set it; None when it is.
 
-    `registering` is the key of a registration that may have moved it before it was cut short. Raises
+    `registering` is the key of a registration that may have moved the alias before it was interrupted. Raises
     `TrackingUnreachable` when MLflow does not answer.
     """
-    ours, found = registered_champion(store, latest).version, tracking.aliased(model)
-    theirs, tags = found or (None, {})
+    ours, alias = registered_champion(store, latest).version, tracking.aliased(model)
+    theirs, tags = alias or (None, {})
     if ours == theirs or (registering is not None and tags.get(REGISTRATION_TAG) == registering):
         return None
     where = f"on version {theirs}" if theirs else "gone"
@@ -90,24 +92,24 @@ def moved_by_hand(
         return f"the alias {CHAMPION} of {model} is {where}, and nothing was registered yet: somebody set it by hand"
     return (
         f"the alias {CHAMPION} of {model} is {where}, the registered champion is version {ours}: somebody moved it by"
-        f" hand; `align promote {model} --to VERSION` says which it shall be"
+        f" hand; set it with `align promote {model} --to VERSION`"
     )
 
 
-# Whether a policy is the one that a report and scores are about; a person may overrule a verdict, not this.
+# Whether a report and scores are of a policy. A person may overrule a verdict, but not this check.
 
 
 def check_evaluated(
     store: Store, policy: Artifact, report: Artifact | None, scores: Mapping[str, Artifact | None]
 ) -> None:
-    """Raises `BadInput` unless the report and the scores of every suite are there and of this very policy.
+    """Raises `BadInput` unless there are a report and scores of every suite for this policy.
 
-    Registered with another's, it would be a champion that no later candidate can be compared with.
+    With those of another policy it would be a champion that no later candidate can be compared with.
     """
     about = {"report": None if report is None else store.commit_of(report).inputs["policy"]}
-    for suite, found in scores.items():
-        about[f"{suite} scores"] = None if found is None else answered_by(store, found)
+    for suite, artifact in scores.items():
+        about[f"{suite} scores"] = None if artifact is None else answered_by(store, artifact)
     for what, measured in about.items():
         if measured is None or measured.digest != policy.digest:
-            there = "there is none" if measured is None else f"the one there is is of {measured.digest[:12]}"
+            there = "there is none" if measured is None else f"it is of policy {measured.digest[:12]}"
             raise BadInput(f"policy {policy.digest[:12]} has no {what} ({there}): evaluate it first")

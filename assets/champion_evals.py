@@ -1,9 +1,9 @@
-"""`champion_responses` and `champion_evals/<suite>`: the champion as the recipe measures now.
+"""`champion_responses` and `champion_evals/<suite>`: the champion under the recipe's current eval settings.
 
-A champion was measured when it was registered. While the recipe's suites, judge and scorers are what they were, that
-stands, and nothing here is made; when they change, it answers and is scored once more, so that a new candidate is
-compared with it under the same settings. What has been measured is looked up by its key and not by a ref: the report
-reads once who the champion is, and scores of another one cannot come in between.
+A champion is measured before it is registered. These assets stay unmaterialised until the recipe's suites, judge or
+scorers change. Then the champion is answered and scored again, so that a new candidate is compared with it under the
+same settings. Measurements are found by their key and not by a ref: the report reads once which policy is the
+champion, and so it never gets the scores of another one.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import replace
 
 from alignment.recipe import Recipe, Suite
 from alignment.store import Artifact, Commit
-from alignment.store.erase import gone
+from alignment.store.erase import current_erasure
 from assets.building.node import Node, NotNeeded
 from assets.building.upstream import NotBuilt, Upstream
-from assets.champion import Champion, champion_beside
+from assets.champion import Champion, champion_for
 from assets.evals import evals, scores_request
 from assets.responses import responses, responses_request
 from eval.stages.responses import STAGE as RESPONSES
@@ -26,8 +26,10 @@ from resources.pools import Pools
 
 
 def champion_responses(recipe: Recipe, pools: Pools) -> Node:
+    """The node of the champion's answers to the recipe's suites."""
+
     def request(upstream: Upstream, shard: str | None) -> ResponsesRequest:
-        return answers_asked(recipe, pools, upstream, candidates_champion(upstream))
+        return champion_responses_request(recipe, pools, upstream, current_champion(upstream))
 
     return replace(
         responses(recipe, pools, "champion"),
@@ -40,8 +42,10 @@ def champion_responses(recipe: Recipe, pools: Pools) -> Node:
 
 
 def champion_evals(recipe: Recipe, pools: Pools, name: str, suite: Suite) -> Node:
+    """The node of the champion's scores on one suite."""
+
     def request(upstream: Upstream, shard: str | None) -> ScoresRequest:
-        return scores_asked(recipe, pools, upstream, candidates_champion(upstream), name)
+        return champion_scores_request(recipe, pools, upstream, current_champion(upstream), name)
 
     return replace(
         evals(recipe, "champion", name, suite),
@@ -57,54 +61,58 @@ def champion_scores(
 ) -> tuple[dict[str, Artifact], str]:
     """Suite to the champion's scores as the recipe measures now.
 
-    Where its weights are gone and it has not answered before, they are those it was registered with, and the second
-    value says so. Raises `NotBuilt` for what is still to be measured.
+    If its weights were erased before it was measured under these settings, they are the scores that it was registered
+    with, and the second value says so. Raises `NotBuilt` for suites that are still to be measured.
     """
     suites = list(recipe.evals.selected())
     if champion.policy is None:
         return {}, ""
     try:
-        asked = {suite: scores_asked(recipe, pools, upstream, champion, suite) for suite in suites}
+        requests = {suite: champion_scores_request(recipe, pools, upstream, champion, suite) for suite in suites}
     except NotNeeded as why:
         return {suite: scores for suite, scores in champion.scores.items() if suite in suites}, str(why)
-    found = {suite: upstream.store.find(SCORES.kind, SCORES.key(request)) for suite, request in asked.items()}
-    if missing := [f"champion_evals/{suite}" for suite, commit in found.items() if commit is None]:
+    commits = {suite: upstream.store.find(SCORES.kind, SCORES.key(request)) for suite, request in requests.items()}
+    if missing := [f"champion_evals/{suite}" for suite, commit in commits.items() if commit is None]:
         raise NotBuilt(f"{', '.join(missing)} of version {champion.version}", None)
-    return {suite: commit.artifact for suite, commit in found.items() if commit is not None}, ""
+    return {suite: commit.artifact for suite, commit in commits.items() if commit is not None}, ""
 
 
-def candidates_champion(upstream: Upstream) -> Champion:
-    """Whom the current candidate is compared with; the plan may not know the candidate yet."""
-    return champion_beside(upstream, upstream.get("policy_checkpoint"))
+def current_champion(upstream: Upstream) -> Champion:
+    """The champion that the current candidate is compared with; the plan may not know the candidate yet."""
+    return champion_for(upstream, upstream.get("policy_checkpoint"))
 
 
 def registered_with(upstream: Upstream, commit: Commit) -> bool:
-    """Whether these are the scores, or the answers behind them, that the champion was registered with."""
-    scores = candidates_champion(upstream).scores.values()
-    behind = (upstream.store.commit_of(one).inputs["responses"] for one in scores)
+    """Whether the champion was registered with these scores, or with scores of these answers."""
+    scores = current_champion(upstream).scores.values()
+    behind = (upstream.store.commit_of(artifact).inputs["responses"] for artifact in scores)
     return commit.artifact in (*scores, *behind)
 
 
-def answers_asked(recipe: Recipe, pools: Pools, upstream: Upstream, champion: Champion) -> ResponsesRequest:
-    """What the champion has to answer; raises `NotNeeded` where there is none, or none that can answer any more."""
+def champion_responses_request(
+    recipe: Recipe, pools: Pools, upstream: Upstream, champion: Champion
+) -> ResponsesRequest:
+    """The request for the champion's answers; raises `NotNeeded` without a champion, or if its weights were erased."""
     policy = champion.policy
     if policy is None:
         raise NotNeeded("there is no champion yet that the policy is compared with")
 
-    def asked() -> ResponsesRequest:
+    def build() -> ResponsesRequest:
         return responses_request(recipe, pools, policy)
 
-    request = upstream.once("champion_responses", asked)  # every suite's scores ask for it
+    request = upstream.once("champion_responses", build)  # every suite's scores ask for it
     answered = upstream.store.find(RESPONSES.kind, RESPONSES.key(request)) is not None
-    if not answered and (erasure := gone(upstream.store, policy)) is not None:
-        told = f"its weights were {erasure.told}"
-        raise NotNeeded(f"The champion, version {champion.version}, cannot be measured again: {told}.")
+    if not answered and (erasure := current_erasure(upstream.store, policy)) is not None:
+        reason = f"its weights were {erasure.message}"
+        raise NotNeeded(f"The champion, version {champion.version}, cannot be measured again: {reason}.")
     return request
 
 
-def scores_asked(recipe: Recipe, pools: Pools, upstream: Upstream, champion: Champion, name: str) -> ScoresRequest:
-    """How the champion's answers to a suite are scored; raises `NotBuilt` before it has answered."""
-    request = answers_asked(recipe, pools, upstream, champion)
+def champion_scores_request(
+    recipe: Recipe, pools: Pools, upstream: Upstream, champion: Champion, name: str
+) -> ScoresRequest:
+    """The request for the champion's scores on a suite; raises `NotBuilt` before it has answered."""
+    request = champion_responses_request(recipe, pools, upstream, champion)
     answered = upstream.store.find(RESPONSES.kind, RESPONSES.key(request))
     if answered is None:
         raise NotBuilt(f"champion_responses of version {champion.version}", None)

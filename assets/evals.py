@@ -16,7 +16,7 @@ from eval.summaries import Number, ScoresSummary
 
 
 def scores_request(recipe: Recipe, name: str, suite: Suite, answers: Artifact) -> ScoresRequest:
-    """How the recipe scores a suite's answers."""
+    """The request for a suite's scores under the recipe's settings."""
     return ScoresRequest(
         responses=answers,
         suite=suite_spec(name, suite),
@@ -26,7 +26,7 @@ def scores_request(recipe: Recipe, name: str, suite: Suite, answers: Artifact) -
 
 
 def evals(recipe: Recipe, model: str, name: str, suite: Suite) -> Node:
-    """The node of one suite on the answers of that model."""
+    """The node of one suite's scores on the answers of a model (`sft` or `policy`)."""
 
     def request(upstream: Upstream, shard: str | None) -> ScoresRequest:
         return scores_request(recipe, name, suite, upstream(f"{model}_responses"))
@@ -44,6 +44,7 @@ def evals(recipe: Recipe, model: str, name: str, suite: Suite) -> Node:
 
 
 def show(commit: Commit, folder: Path) -> Shown:
+    """A table of the metrics, and the samples as a file."""
     metrics = ScoresSummary.of(commit).metrics
     rows = [(name, decimals(metric.value), decimals(metric.stderr)) for name, metric in sorted(metrics.items())]
     return Shown(

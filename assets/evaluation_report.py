@@ -9,7 +9,7 @@ from alignment.store import Commit
 from assets.building.node import Node, Shown
 from assets.building.show import picture, table
 from assets.building.upstream import Upstream
-from assets.champion import champion_beside
+from assets.champion import champion_for
 from assets.champion_evals import champion_scores
 from assets.policy_divergence import pool_of
 from eval.gate.baselines import PublishedFigure, read_baselines
@@ -21,13 +21,14 @@ from resources.pools import Pools
 
 
 def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
+    """The node of the comparison and the gate's verdict."""
     suites = list(recipe.evals.selected())
     divergence = ("policy_divergence",) if recipe.held_out_fraction else ()
 
     def request(upstream: Upstream, shard: str | None) -> ReportRequest:
-        gate, published = asked_of(recipe)
+        gate, published = gate_and_baselines(recipe)
         policy = upstream("policy_checkpoint")
-        champion = champion_beside(upstream, policy)
+        champion = champion_for(upstream, policy)
         their_scores, why_not = champion_scores(recipe, pools, upstream, champion)
         scores = {model: {suite: upstream(f"{model}_evals/{suite}") for suite in suites} for model in ("sft", "policy")}
         compared = [*scores["sft"].values(), *scores["policy"].values(), *their_scores.values()]
@@ -64,10 +65,10 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
     )
 
 
-def asked_of(recipe: Recipe, file: str | None = None) -> tuple[Gate | None, list[PublishedFigure]]:
+def gate_and_baselines(recipe: Recipe, file: str | None = None) -> tuple[Gate | None, list[PublishedFigure]]:
     """The recipe's gate and the published figures it names; `file` is the recipe's, for errors.
 
-    Raises `BadInput` for what a person has to mend.
+    Raises `BadInput` for a mistake in the recipe or its files.
     """
     path = recipe.evals.baselines
     return gate_of(recipe, file), read_baselines(path) if path else []
@@ -86,6 +87,7 @@ def prices(recipe: Recipe, pools: Pools) -> dict[str, float]:
 
 
 def show(commit: Commit, folder: Path) -> Shown:
+    """The comparisons as a table, the verdict with its reasons, and the report as files."""
     summary = ReportSummary.of(commit)
     rows = [
         (

@@ -16,6 +16,8 @@ from resources.pools import Pools
 
 
 def policy_checkpoint(recipe: Recipe, pools: Pools) -> Node:
+    """The node of the aligned model."""
+
     def request(upstream: Upstream, shard: str | None) -> DpoRequest:
         return DpoRequest(
             manifest=upstream("preference_manifest"),
@@ -46,6 +48,7 @@ def policy_checkpoint(recipe: Recipe, pools: Pools) -> Node:
 
 
 def show(commit: Commit, folder: Path) -> Shown:
+    """Curves of the training."""
     history = PolicySummary.of(commit).history
     panels = {"loss": ["loss"], "reward margin": ["margin"], "accuracy": ["accuracy"]}
     return Shown(history=history, markdown={"training": curves(history, panels)} if history else {})

@@ -9,11 +9,13 @@ from eval.stages.policy_divergence import STAGE, DivergenceRequest
 
 
 def pool_of(recipe: Recipe) -> str:
-    """Where the policy answers; where an endpoint answers in its place, a pool that can hold the model all the same."""
+    """The pool in which the policy answers; the reference pool if an endpoint answers for the recipe's suites."""
     return recipe.pools.responses if recipe.evals.generate.kind == "transformers" else recipe.pools.reference
 
 
 def policy_divergence(recipe: Recipe) -> Node:
+    """The node of the divergence of policy and SFT checkpoint."""
+
     def request(upstream: Upstream, shard: str | None) -> DivergenceRequest:
         policy = upstream.store.commit_of(upstream("policy_checkpoint"))
         return DivergenceRequest(

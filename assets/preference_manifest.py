@@ -19,6 +19,7 @@ from assets.reference_logprobs import reference_logprobs
 
 
 def preference_manifest(recipe: Recipe) -> Node:
+    """The node of the pinned training set."""
     scored = reference_logprobs(recipe) if method_of(recipe.dpo).needs_reference else None
 
     def request(upstream: Upstream, shard: str | None) -> ManifestRequest:
@@ -28,11 +29,11 @@ def preference_manifest(recipe: Recipe) -> Node:
         if scored is not None:
             upstream.refs(scored.name)
         keys = expected_keys(upstream, recipe)
-        withdrawn, gone = upstream.withdrawn(), withdrawn_shards(upstream, recipe)
+        withdrawn, withdrawn_names = upstream.withdrawn(), withdrawn_shards(upstream, recipe)
         for name, key in keys.items():
             rows = upstream.get("preference_shard", name)
             reference = None if scored is None else upstream.get(scored.name, name)
-            if name in gone:
+            if name in withdrawn_names:
                 left_out[name] = "withdrawn"
             elif rows is None:
                 left_out[name] = "not built"
@@ -72,10 +73,10 @@ def preference_manifest(recipe: Recipe) -> Node:
 
 
 def expected_keys(upstream: Upstream, recipe: Recipe) -> dict[str, str | None]:
-    """Every recorded shard, and those the source lists beside them → the key its artifact should have.
+    """Shard name to the key that its artifact should have, for all recorded shards and all shards of the source.
 
-    None where the source does not show it at this moment: what is recorded stays until it is withdrawn, and a folder
-    that cannot be reached takes no data out of the set.
+    The key is None if the source does not list the shard now. A recorded shard stays until it is withdrawn, so a folder
+    that cannot be reached removes no data from the set.
     """
     recorded, built = upstream.refs("preference_shard"), preference_shard(recipe)
     keys: dict[str, str | None] = dict.fromkeys(recorded)
@@ -93,14 +94,15 @@ def expected_keys(upstream: Upstream, recipe: Recipe) -> dict[str, str | None]:
 
 
 def withdrawn_shards(upstream: Upstream, recipe: Recipe) -> set[str]:
-    """Withdrawn shards by name, and listed ones that hold what was withdrawn under another."""
-    gone = set(upstream.withdrawn().shards)
+    """Names of withdrawn shards, and of listed shards with the data of a shard withdrawn under another name."""
+    names = set(upstream.withdrawn().shards)
     with suppress(BadInput):
-        gone |= set(upstream.shards(recipe.preferences, recipe.seed).withdrawn)
-    return gone
+        names |= set(upstream.shards(recipe.preferences, recipe.seed).withdrawn)
+    return names
 
 
 def show(commit: Commit, folder: Path) -> Shown:
+    """The shards that were left out, with the reason."""
     left_out = ManifestSummary.of(commit).left_out
     if not left_out:
         return Shown()

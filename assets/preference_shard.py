@@ -18,6 +18,8 @@ from assets.building.upstream import Upstream
 
 
 def preference_shard(recipe: Recipe) -> Node:
+    """The node of the validated shards."""
+
     def request(upstream: Upstream, shard: str | None) -> ShardRequest:
         shards = upstream.shards(recipe.preferences, recipe.seed)
         if shard is None or shard not in shards:
@@ -28,7 +30,7 @@ def preference_shard(recipe: Recipe) -> Node:
         where = request.source if request.file is None else request.file.url
         if commit is not None:
             refuse_kind(ShardSummary.of(commit).kind, where, method_of(recipe.dpo))
-        elif request.file is not None and is_local(where) and request.part == 0:  # one part stands for its file
+        elif request.file is not None and is_local(where) and request.part == 0:  # the first part represents its file
             refuse_kind(first_kind(where, frozenset(request.withdrawn)), where, method_of(recipe.dpo))
 
     return Node(
@@ -52,7 +54,7 @@ def refuse_kind(kind: Kind | None, where: str, method: Method) -> None:
 
 
 def refuse_files(recipe: Recipe) -> None:
-    """The same for a recipe's files as they are now, without a store. What is remote or not there yet passes."""
+    """The same for a recipe's present files, without a store. Remote and missing files pass."""
     for pattern in filter(is_local, recipe.preferences.files or ()):
         try:
             urls = expand(pattern)
@@ -68,10 +70,12 @@ def shows_its_kind(source: PreferenceSource) -> bool:
 
 
 def is_local(url: str) -> bool:
+    """Whether a URL names a file on this machine."""
     return "://" not in url or url.startswith(("file://", "local://"))
 
 
 def show(commit: Commit, folder: Path) -> Shown:
+    """How many rows were quarantined, by reason."""
     reasons = ShardSummary.of(commit).reasons
     if not reasons:
         return Shown()

@@ -10,6 +10,8 @@ from assets.building.upstream import Upstream
 
 
 def reference_logprobs(recipe: Recipe) -> Node:
+    """The node of the cached log-probs under the reference, shard by shard."""
+
     def request(upstream: Upstream, shard: str | None) -> ReferenceRequest:
         return ReferenceRequest(
             checkpoint=upstream("sft_checkpoint"),

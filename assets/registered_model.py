@@ -1,4 +1,4 @@
-"""`registered_model`: the policy as an MLflow model version, if the gate, asked again, says so."""
+"""`registered_model`: the policy as an MLflow model version, if the gate passes it when it is asked again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from alignment.stages import Context, Request, Result, Stage, execute
 from alignment.store import Artifact, Commit, CorruptArtifact, MissingArtifact, Store
 from assets.building.node import Node, Work, run_stage
 from assets.building.upstream import Upstream
-from assets.champion import champion_beside, check_evaluated, moved_by_hand, registered_champion, scores_of
+from assets.champion import champion_for, check_evaluated, moved_by_hand, registered_champion, scores_of
 from assets.registration import Decision, RegistrationSummary, decision_for, decision_of
 from eval.gate.default import gate_of
 from eval.gate.evidence import WrongEvidence, recompute
@@ -31,9 +31,9 @@ log = logging.getLogger(__name__)
 
 
 class RegistrationRequest(Request):
-    """What a registration stands on. Its inputs name the champion for the candidates that follow.
+    """The inputs of a registration. Later candidates find the champion in them.
 
-    `decision` is the person's who promoted this policy; None leaves it to the gate.
+    `decision` is that of the person who promoted this policy; None leaves the decision to the gate.
     """
 
     absent_by_default: ClassVar[frozenset[str]] = frozenset({"decision"})
@@ -50,10 +50,10 @@ class RegistrationRequest(Request):
 
 
 def refuse(request: RegistrationRequest, context: Context) -> Result:
-    """The one stage that is not made by hand: it changes MLflow, and a registration goes by who is champion now."""
+    """Refuses to run by hand: this stage changes MLflow, and depends on the champion at that moment."""
     raise BadInput(
         "registered_model is not made by hand: `align run RECIPE` (or its asset in Dagster) asks the gate and"
-        " registers; `align promote MODEL` registers what a person decides"
+        " registers; `align promote MODEL` registers a version that a person chooses"
     )
 
 
@@ -61,20 +61,22 @@ STAGE = Stage(name="registered_model", code_version=1, request=RegistrationReque
 
 
 def registered_model(recipe: Recipe, pools: Pools) -> Node:
+    """The node of the registered model version."""
+
     def request(upstream: Upstream, shard: str | None) -> RegistrationRequest:
         candidate = upstream("policy_checkpoint")
         decision = decision_for(upstream, candidate)
-        asked = RegistrationRequest(
+        registration = RegistrationRequest(
             policy=candidate,
             report=upstream("evaluation_report"),
             scores={suite: upstream(f"policy_evals/{suite}") for suite in recipe.evals.selected()},
-            previous=champion_beside(upstream, candidate).registration,
+            previous=champion_for(upstream, candidate).registration,
             gate=gate_of(recipe),
             model_name=recipe.model_name,
             smoke_prompt=recipe.registry.smoke_prompt,
             precision=recipe.evals.precision,
         )
-        return asked if decision is None else decided(upstream, asked, decision)
+        return registration if decision is None else decided_request(upstream, registration, decision)
 
     def make(work: Work) -> Commit:
         assert isinstance(work.request, RegistrationRequest)
@@ -86,12 +88,12 @@ def registered_model(recipe: Recipe, pools: Pools) -> Node:
             ask_the_gate(work)
         else:
             check_evaluated(work.store, work.request.policy, work.request.report, work.request.scores)
-            what |= {"decision": decision, "gate": gate_said(work)}
+            what |= {"decision": decision, "gate": overruled_verdict(work)}
         if moved := alias_moved(work, recipe):
             what["alias_moved"] = moved
         if decision is None or decision.kind == "override":
-            what["said"] = generates(work, work.request)
-        still_so(work, request(Upstream(work.store, recipe.name), None))
+            what["said"] = smoke_answer(work, work.request)
+        check_unchanged(work, request(Upstream(work.store, recipe.name), None))
         return record(work, RegistrationSummary(**what, version=register(work, recipe)))
 
     return Node(
@@ -114,8 +116,8 @@ def registered_model(recipe: Recipe, pools: Pools) -> Node:
     )
 
 
-def decided(upstream: Upstream, asked: RegistrationRequest, decision: Decision) -> RegistrationRequest:
-    """The registration that carries a decision out; asked again afterwards, the same one."""
+def decided_request(upstream: Upstream, registration: RegistrationRequest, decision: Decision) -> RegistrationRequest:
+    """The registration request that carries out a decision; the same one when it is built again afterwards."""
     latest = upstream.get("registered_model")
     commit = None if latest is None else upstream.store.commit_of(latest)
     if commit is not None and decision_of(commit) == decision:
@@ -127,16 +129,16 @@ def decided(upstream: Upstream, asked: RegistrationRequest, decision: Decision) 
         target = upstream.store.commit_of(decision.registration)
         inputs = target.inputs
         changed |= {"policy": inputs["policy"], "report": inputs["report"], "scores": scores_of(target)}
-    return asked.model_copy(update=changed)
+    return registration.model_copy(update=changed)
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """The recipe as the person wrote it, as YAML; its variables are not filled in."""
+    """The recipe as it was written, as YAML; its variables are not filled in."""
     return yaml.safe_dump(recipe.written, sort_keys=False, allow_unicode=True)
 
 
-def gate_said(work: Work) -> str:
-    """The verdict that a person decided over, for the record."""
+def overruled_verdict(work: Work) -> str:
+    """The gate's verdict that a person overruled, for the record."""
     assert isinstance(work.request, RegistrationRequest)
     try:
         verdict = recompute(work.store, work.request.report, work.request.policy)
@@ -146,19 +148,19 @@ def gate_said(work: Work) -> str:
 
 
 def alias_moved(work: Work, recipe: Recipe) -> str | None:
-    """Told before the alias moves on to where it belongs."""
+    """A message if the alias was moved by hand, before it is set again; also logged."""
     ref = work.store.read_ref(recipe.name, "registered_model")
     latest, key = None if ref is None else ref.artifact, work.stage.key(work.request)
-    told = moved_by_hand(work.store, work.tracking, recipe.model_name, latest, key)
-    if told is not None:
-        work.context.log.warning(told)
-    return told
+    problem = moved_by_hand(work.store, work.tracking, recipe.model_name, latest, key)
+    if problem is not None:
+        work.context.log.warning(problem)
+    return problem
 
 
 def ask_the_gate(work: Work) -> None:
-    """Decides again from the pinned samples; a blocking check can be walked around, this cannot.
+    """Computes the verdict again from the pinned samples. Unlike a blocking asset check, it cannot be skipped.
 
-    The policy's own files are hashed again too: what is registered is what was answered with.
+    The policy's files are hashed again too, so that the registered weights are those that answered.
     """
     assert isinstance(work.request, RegistrationRequest)
     try:
@@ -166,7 +168,7 @@ def ask_the_gate(work: Work) -> None:
         verdict = recompute(work.store, work.request.report, work.request.policy, work.request.gate)
     except (WrongEvidence, CorruptArtifact) as error:
         raise dg.Failure(f"not registered: {error}", allow_retries=False) from error
-    beside_the_champion(work)
+    check_compared_champion(work)
     if verdict.outcome != "pass":
         reasons = "; ".join(verdict.reasons)
         raise dg.Failure(
@@ -176,43 +178,46 @@ def ask_the_gate(work: Work) -> None:
         )
 
 
-def beside_the_champion(work: Work) -> None:
-    """Fails where the report compared the policy with another champion than the one that it would follow."""
+def check_compared_champion(work: Work) -> None:
+    """Fails if the report compared the policy with another champion than the current one."""
     assert isinstance(work.request, RegistrationRequest)
     compared = work.store.commit_of(work.request.report).inputs.get("champion")
     champion = registered_champion(work.store, work.request.previous)
     if (compared and compared.digest) != (champion.policy and champion.policy.digest):
         now = (
-            "there is none by now" if champion.version is None else f"the champion is version {champion.version} by now"
+            "there is no champion now"
+            if champion.version is None
+            else f"the champion is now version {champion.version}"
         )
         raise dg.Failure(
-            f"not registered: the report compared it with another champion, and {now}; ask again", allow_retries=False
+            f"not registered: the report compared it with another champion, and {now}; run it again",
+            allow_retries=False,
         )
 
 
-def still_so(work: Work, now: RegistrationRequest) -> None:
-    """Asked last: another machine on a remote store, or a person's decision, may have come in between."""
+def check_unchanged(work: Work, now: RegistrationRequest) -> None:
+    """The last check: another machine on a remote store, or a person's decision, may have changed the request."""
     if work.stage.key(now) == work.stage.key(work.request):
         return
     before = work.request.model_dump()
     changed = [name for name, value in now.model_dump().items() if value != before.get(name)]
     raise dg.Failure(
-        f"not registered: {', '.join(changed) or 'decision'} changed while it was being registered; ask again",
+        f"not registered: {', '.join(changed) or 'decision'} changed while it was being registered; run it again",
         allow_retries=False,
     )
 
 
-def generates(work: Work, request: RegistrationRequest) -> str:
-    """What the checkpoint, loaded back from the store, answers to the smoke prompt."""
-    if work.pool is None:  # a return that has become another registration since it was launched
-        raise dg.Failure("not registered: the decision holds no more", allow_retries=False)
+def smoke_answer(work: Work, request: RegistrationRequest) -> str:
+    """The answer to the smoke prompt of the checkpoint, loaded from the store."""
+    if work.pool is None:  # a rollback whose decision no longer applies since it was launched
+        raise dg.Failure("not registered: the decision no longer applies", allow_retries=False)
     check = CheckRequest(checkpoint=request.policy, prompt=request.smoke_prompt, precision=request.precision)
     commit = run_stage(replace(work, stage=CHECK, request=check))
     return CheckSummary.of(commit).answer
 
 
 def publish(store: Store, tracking: Tracking, commit: Commit) -> None:
-    """Gives MLflow the files of a version that was registered before it was given any, or whose copy was cut short."""
+    """Copies files to MLflow for a version that has none yet, or whose copy was interrupted."""
     summary = RegistrationSummary.of(commit)
     if not summary.registered:
         return
@@ -223,11 +228,12 @@ def publish(store: Store, tracking: Tracking, commit: Commit) -> None:
 
 
 def register(work: Work, recipe: Recipe) -> str:
+    """Registers the policy in MLflow with the alias `champion`; returns the version."""
     assert isinstance(work.request, RegistrationRequest)
     decision, policy, store = work.request.decision, work.request.policy, work.store
     tags = {
         "align.promoted_by": "gate" if decision is None else decision.kind,
-        "align.promotion": "the gate passed it" if decision is None else decision.told,
+        "align.promotion": "the gate passed it" if decision is None else decision.description,
         "align.uri": store.uri(policy),
         "align.policy": policy.model_dump_json(),
         "align.report": work.request.report.model_dump_json(),
@@ -241,8 +247,8 @@ def register(work: Work, recipe: Recipe) -> str:
 def record(work: Work, summary: RegistrationSummary) -> Commit:
     """Commits the registration, so that the store alone knows the champion.
 
-    Its data version is the model version and a mark of what it follows: promoting A, B and A again are three
-    registrations of two versions.
+    Its data version is the model version and a digest of the registration before it: to promote A, B and A again is
+    three registrations.
     """
     assert isinstance(work.request, RegistrationRequest)
     previous = work.request.previous.digest if work.request.previous else None

@@ -1,9 +1,9 @@
-"""What a registration says of itself, and what a person decided over the gate's head: to return to an earlier
+"""The summary of a registration, and the decision of a person who overrules the gate: to return to an earlier
 version, or to promote despite the verdict.
 
-A decision is about one candidate, the recipe's policy of that moment. It is written down first, then carried out by
-`registered_model` as a registration like any other, and from then on stands in that registration's commit. A new
-candidate is the gate's to judge again.
+A decision is about one candidate, the recipe's policy at that moment. It is written to the store first. Then
+`registered_model` carries it out as a normal registration and records it in that registration's commit. The gate
+judges every new candidate again.
 """
 
 from __future__ import annotations
@@ -29,17 +29,18 @@ class Decision(BaseModel):
     at: str
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
+        """Who decided what, when and why, as the end of a sentence."""
         what = "promoted despite the gate" if self.kind == "override" else "returned to"
         return f"{what} by {self.by} on {self.at}" + (f": {self.reason}" if self.reason else "")
 
 
 class RegistrationSummary(Summary):
-    """What `registered_model` says: the model version it made, or `why` it registered nothing.
+    """The summary of `registered_model`: the model version that it made, or `why` it registered nothing.
 
-    `recipe` is the recipe's text and `said` the answer to the smoke prompt. `decision` is the person's that was carried
-    out, with the verdict that it overruled as `gate`; not set where the gate decided. `alias_moved` says that the alias
-    was not where the registration before had put it.
+    `recipe` is the recipe's text and `said` the answer to the smoke prompt. `decision` is the person's decision, and
+    `gate` the verdict that it overruled; neither is set if the gate decided. `alias_moved` says that the alias was
+    not where the registration before had set it.
     """
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
@@ -62,37 +63,37 @@ class RegistrationSummary(Summary):
 
 
 def write_decision(store: Store, recipe: str, decision: Decision) -> None:
-    """Writes a decision down, to be carried out by the next materialization of `registered_model`."""
+    """Writes a decision, which the next materialization of `registered_model` carries out."""
     store.replace(_path(store, recipe), decision.model_dump_json(indent=1).encode())
 
 
 def drop_decision(store: Store, recipe: str) -> None:
-    """Takes back what was written down and not carried out."""
+    """Removes a decision that was written and not carried out."""
     if store.fs.exists(_path(store, recipe)):
         store.fs.rm_file(_path(store, recipe))
 
 
 def decision_of(registration: Commit) -> Decision | None:
-    """The decision that a registration carried out, or None where the gate decided."""
+    """The decision that a registration carried out; None if the gate decided."""
     return RegistrationSummary.of(registration).decision
 
 
 def decision_for(upstream: Upstream, candidate: Artifact) -> Decision | None:
-    """The decision that holds for a candidate: one still to be carried out, or that of the latest registration.
+    """The decision that applies to a candidate: a waiting decision, or that of the latest registration.
 
-    One that was carried out before other registrations is spent: it never comes back by itself.
+    A decision that was carried out before other registrations never applies again.
     """
     latest = upstream.get("registered_model")
-    stands = None if latest is None else decision_of(upstream.store.commit_of(latest))
+    carried_out = None if latest is None else decision_of(upstream.store.commit_of(latest))
     written = _written(upstream.store, upstream.recipe)
-    waiting = written is not None and written != stands and written.candidate == candidate.digest
+    waiting = written is not None and written != carried_out and written.candidate == candidate.digest
     if waiting and written not in [decision_of(commit) for commit in registrations(upstream.store, latest)]:
         return written
-    return stands if stands is not None and stands.candidate == candidate.digest else None
+    return carried_out if carried_out is not None and carried_out.candidate == candidate.digest else None
 
 
 def registrations(store: Store, latest: Artifact | None) -> list[Commit]:
-    """A registration and all that it follows, newest first."""
+    """A registration and all registrations before it, newest first."""
     chain: list[Commit] = []
     while latest is not None:
         chain.append(store.commit_of(latest))

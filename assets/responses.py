@@ -49,7 +49,7 @@ def hub_source(suite: Suite, split: str) -> DataSource | None:
 
 
 def responses_request(recipe: Recipe, pools: Pools, checkpoint: Artifact) -> ResponsesRequest:
-    """How the recipe asks a checkpoint."""
+    """The request for a checkpoint's answers under the recipe's settings."""
     if pools[recipe.pools.responses].world_size > 1:
         raise BadInput("answering runs in one process; give a pool of launcher: step", field="pools.responses")
     suites = {name: suite_spec(name, suite) for name, suite in recipe.evals.selected().items()}

@@ -1,4 +1,4 @@
-"""`sft_checkpoint`: the fine-tuned (or adopted) checkpoint that DPO starts from and refers to."""
+"""`sft_checkpoint`: the fine-tuned (or adopted) checkpoint: where DPO starts, and its reference."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from resources.pools import Pools
 
 
 def sft_checkpoint(recipe: Recipe, pools: Pools) -> Node:
+    """The node of the SFT checkpoint."""
     adopted = recipe.sft.adopt
 
     def request(upstream: Upstream, shard: str | None) -> SftRequest:
@@ -43,6 +44,7 @@ def sft_checkpoint(recipe: Recipe, pools: Pools) -> Node:
 
 
 def show(commit: Commit, folder: Path) -> Shown:
+    """Curves of the training; nothing for an adopted checkpoint."""
     history = SftSummary.of(commit).history
     if not history:
         return Shown()

@@ -1,4 +1,4 @@
-"""`sft_dataset`: validated conversations to fine-tune on, and what was set aside with the reason."""
+"""`sft_dataset`: validated conversations for fine-tuning, and the rejected rows with the reason."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from assets.building.upstream import Upstream
 
 
 def sft_dataset(recipe: Recipe) -> Node:
+    """The node of the conversations for SFT."""
     source = recipe.sft.dataset
     if source is None:
         raise ValueError("a recipe that adopts its SFT checkpoint has no sft_dataset")

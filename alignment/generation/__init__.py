@@ -1,1 +1,1 @@
-"""Texts from a checkpoint or an endpoint: what evaluation asks, and later rounds."""
+"""Texts from a checkpoint or an endpoint."""

@@ -1,8 +1,8 @@
 """Answers from an endpoint that speaks the OpenAI API and serves the checkpoint.
 
-Prompts are sent as token ids, which the completions API takes: they are those of training to the id, whatever
-template or special tokens the endpoint would add to a text. Every whole answer is kept as it comes, so that an
-interruption asks for none twice; what was refused is asked again, as the endpoint may be repaired by then.
+Prompts are sent as token ids, which the completions API takes. So they are exactly the ids of training, whatever
+template or special tokens the endpoint would add to a text. Every whole answer is kept at once, so that no prompt is
+asked twice after an interruption. Refused prompts are asked again, as the endpoint may be repaired by then.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from alignment.recipe import Generate
 FIELD = "evals.generate"
 
 MOST_STOPS = 4
-"""The API takes no more stop strings; with more of them answers are cut here only."""
+"""The API takes at most this many stop strings; with more of them, answers are cut here only."""
 
 REFUSED = "the endpoint refuses the prompt"
 
 
 class EndpointDown(RuntimeError):
-    """The endpoint gives no answer now; what it has answered is kept for the next time."""
+    """The endpoint gives no answer now; its earlier answers are kept for the next try."""
 
 
 class EndpointGenerator:
-    """`digest` is the checkpoint's; `kept` the file that answers are kept in."""
+    """Answers from an endpoint. `digest` is the checkpoint's, and `kept` is the file that answers are kept in."""
 
     def __init__(self, settings: Generate, digest: str, encoder: PromptEncoder, kept: Path) -> None:
         self.settings = settings
@@ -69,7 +69,7 @@ class EndpointGenerator:
                 requests.append(self._request(ids, self.encoder.room(ids, max_new_tokens), tuple(until), sampling))
         with self._journal:
             known = self._ask([request for request in requests if isinstance(request, _Request)])
-        answers = [known[one.digest] if isinstance(one, _Request) else one for one in requests]
+        answers = [known[asked.digest] if isinstance(asked, _Request) else asked for asked in requests]
         if answers and all((answer.failed or "").startswith(REFUSED) for answer in answers):
             raise BadInput(f"every prompt: {answers[0].failed}", field=FIELD)
         return answers
@@ -87,26 +87,30 @@ class EndpointGenerator:
         return _Request(digest, ids, options, until)
 
     def _ask(self, requests: Sequence[_Request]) -> dict[str, Answer]:
-        """Answers by the requests' digests, those that the (open) journal does not hold from the endpoint."""
-        waiting = {one.digest: one for one in requests if self._journal.find(one.digest) is None}
+        """Answers by the requests' digests, from the (open) journal or else from the endpoint."""
+        waiting = {request.digest: request for request in requests if self._journal.find(request.digest) is None}
         refused: dict[str, Answer] = {}
         if waiting:
             with self._client as client:
-                told = client.each(self._call, waiting.values())
-            refused = {digest: answer for digest, answer in zip(waiting, told, strict=True) if answer is not None}
-        kept = {one.digest: entry.answer for one in requests if (entry := self._journal.find(one.digest)) is not None}
+                answers = client.each(self._call, waiting.values())
+            refused = {digest: answer for digest, answer in zip(waiting, answers, strict=True) if answer is not None}
+        kept = {
+            request.digest: entry.answer
+            for request in requests
+            if (entry := self._journal.find(request.digest)) is not None
+        }
         return kept | refused
 
     def _call(self, request: _Request) -> Answer | None:
-        """Keeps the endpoint's answer, or returns one that says that it refuses the prompt."""
-        told = self._client.persist(lambda: self._client.complete(request.ids, **request.options))
-        if isinstance(told, Trouble):
-            if not told.passing:
-                return Answer("", failed=f"{REFUSED} ({told.status})")
-            raise EndpointDown(f"{self._client.address} gives no answer ({told.status or told.reason})")
-        if told.output_tokens is None:
+        """Keeps the endpoint's answer; returns a failed answer only when the endpoint refuses the prompt."""
+        reply = self._client.persist(lambda: self._client.complete(request.ids, **request.options))
+        if isinstance(reply, Trouble):
+            if not reply.passing:
+                return Answer("", failed=f"{REFUSED} ({reply.status})")
+            raise EndpointDown(f"{self._client.address} gives no answer ({reply.status or reply.reason})")
+        if reply.output_tokens is None:
             raise EndpointDown(f"{self._client.address} does not say how many tokens its answers have (no usage)")
-        self._journal.add(_Kept(request.digest, Answer(cut_at(told.text, request.until), told.output_tokens)))
+        self._journal.add(_Kept(request.digest, Answer(cut_at(reply.text, request.until), reply.output_tokens)))
         return None
 
     def _require_served(self) -> None:
@@ -118,7 +122,7 @@ class EndpointGenerator:
 
 @dataclass(frozen=True)
 class _Request:
-    """A prompt as it is sent, under the digest that its answer is kept by."""
+    """A prompt as it is sent, with the digest under which its answer is kept."""
 
     digest: str
     ids: list[int]
@@ -133,11 +137,11 @@ class _Kept:
 
 
 class _Journal(journal.Journal[_Kept]):
-    """Whole answers only: a refusal that older versions kept is asked again."""
+    """Whole answers only. A refusal in a file of an older version is asked again."""
 
     start = b'{"asked": '
     content = "answers"
-    remedy = "take it away to have everything asked again"
+    remedy = "remove the file to ask everything again"
 
     def _record(self, entry: _Kept) -> dict[str, Any]:
         return {"asked": entry.asked, "text": entry.answer.text, "tokens": entry.answer.tokens}

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-# Sampling that is each row's own: what a prompt is answered does not depend on what else is in its batch.
+# Every row is sampled independently: an answer does not depend on the other prompts of its batch.
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one answer is drawn; temperature 0 is greedy. `seed` is any text: the same one draws the same numbers."""
+    """How one answer is drawn; temperature 0 is greedy. `seed` is any text: equal seeds draw equal numbers."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -34,14 +34,14 @@ GREEDY = Sampling()
 class RowSampler:
     """A logits processor that leaves each sampled row one token, drawn by inverting its distribution.
 
-    A token takes one uniform number of the row's own generator, so that rounding in a batch can change a draw only
-    where the number falls on the edge between two tokens.
+    A token takes one uniform number of the row's own generator, so that rounding in a batch can change a draw only if
+    the number falls on the edge of two tokens.
     """
 
     def __init__(self, samplings: Sequence[Sampling]) -> None:
-        self.rows = [row for row, one in enumerate(samplings) if one.temperature > 0]
+        self.rows = [row for row, sampling in enumerate(samplings) if sampling.temperature > 0]
         self.samplings = [samplings[row] for row in self.rows]
-        self.generators = [random.Random(one.seed) for one in self.samplings]
+        self.generators = [random.Random(sampling.seed) for sampling in self.samplings]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """`scores`: logits [rows, vocabulary]."""
@@ -49,9 +49,9 @@ class RowSampler:
 
         if not self.rows:
             return scores
-        temperatures = scores.new_tensor([[one.temperature] for one in self.samplings], dtype=torch.float64)
-        limits = scores.new_tensor([[one.top_p] for one in self.samplings], dtype=torch.float64)
-        numbers = scores.new_tensor([[one.random()] for one in self.generators], dtype=torch.float64)
+        temperatures = scores.new_tensor([[sampling.temperature] for sampling in self.samplings], dtype=torch.float64)
+        limits = scores.new_tensor([[sampling.top_p] for sampling in self.samplings], dtype=torch.float64)
+        numbers = scores.new_tensor([[generator.random()] for generator in self.generators], dtype=torch.float64)
         tokens = draw(scores[self.rows].double() / temperatures, limits, numbers)
         scores = scores.clone()
         scores[self.rows] = float("-inf")
@@ -68,16 +68,16 @@ def draw(logits: torch.Tensor, top_p: torch.Tensor, numbers: torch.Tensor) -> to
 
     chances, ids = torch.softmax(logits, dim=-1).sort(dim=-1, descending=True, stable=True)
     reached = chances.cumsum(dim=-1)
-    chances = chances.masked_fill(reached - chances >= top_p, 0.0)  # the first always stays
+    chances = chances.masked_fill(reached - chances >= top_p, 0.0)  # the most likely token always stays
     reached = chances.cumsum(dim=-1)
     places = torch.searchsorted(reached, numbers * reached[:, -1:], right=True)
     return ids.gather(1, places.clamp(max=ids.shape[1] - 1)).squeeze(1)
 
 
-# Prompts as the ids that a model was trained on.
+# Prompts as token ids, the same as in training.
 
 LEAST_NEW_TOKENS = 16
-"""A prompt that leaves less room than this (or than what is asked for) does not fit the model's context."""
+"""A prompt must leave room for this many new tokens in the model's context (or for `max_new_tokens`, if fewer)."""
 
 Message = dict[str, str]
 Prompt = str | Sequence[Message]
@@ -85,7 +85,7 @@ Prompt = str | Sequence[Message]
 
 
 class PromptEncoder:
-    """A tokenizer, the length of the model's context (None where that is unknown), and how training wrote its rows."""
+    """A tokenizer, the length of the model's context (None if unknown), and how training wrote its rows."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, context: int | None, tokens: TokenPolicy | None = None
@@ -94,7 +94,7 @@ class PromptEncoder:
         self.context = context
         self.tokens = tokens or TokenPolicy()
         self.chat_template = ChatTemplate(tokenizer, self.tokens.today).text
-        """The template with its date set, as training has it."""
+        """The template with its date set, as in training."""
         alone = self._ids("a", special=True)
         self._adds_start = alone[0] == tokenizer.bos_token_id
         self._adds_end = len(alone) > 1 and alone[-1] == tokenizer.eos_token_id
@@ -105,9 +105,9 @@ class PromptEncoder:
         return bool(self.tokenizer.chat_template)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """Ids of a prompt as training has them: messages by the chat template with its generation prompt, text as
-        it is; one BOS where the tokenizer or the template wants one, and no EOS. A last message of the assistant's
-        is the opening of the answer, which goes on from there.
+        """Ids of a prompt as in training. Messages go through the chat template with its generation prompt; text stays
+        as it is. There is one BOS if the tokenizer or the template adds it, and no EOS. If the last message is the
+        assistant's, the answer continues it.
 
         Raises `BadInput` for messages that the chat template refuses.
         """
@@ -121,11 +121,11 @@ class PromptEncoder:
         return [start, *ids] if opened or self._adds_start else ids
 
     def room(self, ids: Sequence[int], max_new_tokens: int) -> int:
-        """New tokens that an answer may take: what is asked for, or what the context leaves."""
+        """New tokens that an answer may take: `max_new_tokens`, or fewer if the context has no more room."""
         return max_new_tokens if self.context is None else min(max_new_tokens, self.context - len(ids))
 
     def problem(self, ids: Sequence[int], max_new_tokens: int) -> str | None:
-        """Why a prompt cannot be answered, None when it can."""
+        """Why a prompt cannot be answered; None if it can."""
         if not ids:
             return "the prompt has no token"
         least = min(LEAST_NEW_TOKENS, max_new_tokens)
@@ -157,9 +157,9 @@ class PromptEncoder:
 
 @dataclass(frozen=True)
 class Answer:
-    """Text up to the first stop string, and the new tokens it took; `failed` says why there is none.
+    """Text up to the first stop string, and the number of new tokens; `failed` says why there is no answer.
 
-    `ids` are those tokens, an ending one included, where the model itself was run.
+    `ids` are the new tokens with the end token; empty for an endpoint's answer.
     """
 
     text: str
@@ -169,7 +169,7 @@ class Answer:
 
 
 class Generator:
-    """One loaded model that answers any number of prompts, greedily unless told otherwise, the same way every time."""
+    """One loaded model that answers any number of prompts, greedily by default, the same way every time."""
 
     def __init__(
         self,
@@ -196,7 +196,7 @@ class Generator:
         until: Sequence[str] = (),
         samplings: Sequence[Sampling] | None = None,
     ) -> list[Answer]:
-        """One answer per prompt, in order. An answer is cut short where the context ends."""
+        """One answer per prompt, in order. An answer ends at the latest where the context ends."""
         samplings = [GREEDY] * len(prompts) if samplings is None else samplings
         encoded = [self.encoder.encode(prompt) for prompt in prompts]
         answers: dict[int, Answer] = {}
@@ -223,7 +223,7 @@ class Generator:
 
         longest = max(map(len, prompts))
         pad = self.tokenizer.pad_token_id
-        if pad is None or pad >= self.model.get_input_embeddings().weight.shape[0]:  # masked, but it is looked up
+        if pad is None or pad >= self.model.get_input_embeddings().weight.shape[0]:  # the embedding reads it
             pad = self.end_ids[0] if self.end_ids else 0
         ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=self.model.device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
@@ -251,7 +251,7 @@ class Generator:
             eos_token_id=self.end_ids or None,
             use_cache=True,
         )
-        # What a checkpoint brings along (temperatures, penalties) would be merged in: it is set aside.
+        # The checkpoint's own settings (temperatures, penalties) would be merged in, so they are replaced.
         self.model.generation_config = settings
         return settings
 
@@ -264,7 +264,7 @@ class Generator:
 
 
 class RowStops:
-    """Ends each row at its own token limit, or once a stop string stands in its new text."""
+    """Ends each row at its own token limit, or when its new text contains a stop string."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, prompt_length: int, limits: Sequence[int], until: Sequence[str]
@@ -274,11 +274,12 @@ class RowStops:
         self.limits = limits
         self.until = [stop for stop in until if stop]
         self.done = [False] * len(limits)
-        self.lengths = list(limits)  # new tokens of each row that count; what follows is padding
-        # A token is at least one byte of text, so this many last tokens hold a stop string just completed.
+        self.lengths = list(limits)  # new tokens of each row; padding follows
+        # A token is at least one byte of text, so this many last tokens contain a stop string that was just completed.
         self.window = 1 + max((len(stop.encode()) for stop in self.until), default=0)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        """Which rows are finished: booleans [rows], from token ids [rows, prompt and new tokens]."""
         import torch
 
         new = input_ids.shape[1] - self.prompt_length
@@ -307,7 +308,7 @@ def batches(
 ) -> Iterator[list[int]]:
     """Indices grouped so that rows × (longest prompt + new tokens) stays within the budget; longest first.
 
-    A row that exceeds the budget alone goes alone.
+    A row that exceeds the budget by itself is a batch of its own.
     """
     batch: list[int] = []
     for index in sorted(indices, key=lambda i: (-lengths[i], i)):
@@ -321,17 +322,17 @@ def batches(
 
 
 def context_length(config: Any) -> int | None:
-    """Tokens of a model's context by its configuration, None where that does not say."""
+    """Tokens of a model's context by its configuration; None if the configuration does not say."""
     length = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(length) if length else None
 
 
 def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every id that ends an answer: the tokenizer's EOS and those that the checkpoint generates with."""
-    found: dict[int, None] = {}
-    brought = (getattr(held, "eos_token_id", None) for held in (tokenizer, model.generation_config, model.config))
-    for source in brought:
+    """Every id that ends an answer: the EOS of the tokenizer and of the checkpoint's configurations."""
+    end_ids: dict[int, None] = {}
+    sources = (getattr(holder, "eos_token_id", None) for holder in (tokenizer, model.generation_config, model.config))
+    for source in sources:
         for token in source if isinstance(source, list | tuple) else [source]:
             if token is not None:
-                found[int(token)] = None
-    return list(found)
+                end_ids[int(token)] = None
+    return list(end_ids)

@@ -1,4 +1,4 @@
-"""Answers of an endpoint, appended to a file as they come: an interruption loses none, and nothing is asked twice."""
+"""Answers of an endpoint, appended to a file at once: an interruption loses none, and no question is asked twice."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ from alignment.errors import BadInput
 
 
 class Entry(Protocol):
-    """What a journal holds: anything that knows the digest of what was asked."""
+    """An entry of a journal: anything that has the digest of its question."""
 
     @property
-    def asked(self) -> str: ...
+    def asked(self) -> str:
+        """Digest of the question."""
 
 
 E = TypeVar("E", bound=Entry)
 
 
 class Journal(ABC, Generic[E]):
-    """A file of JSON lines, one or more entries each, found by the digest of what was asked.
+    """A file of JSON lines with one or more entries each, by the digest of their question.
 
-    Every line is on the disk before the next question takes its place. One process writes at a time: the lock on the
-    file dies with it. Safe to share between threads. Use it as a context manager.
+    Every line is on the disk before `add` returns. One process writes at a time, and its lock on the file ends with it.
+    Safe to share between threads. Use it as a context manager.
     """
 
     start: ClassVar[bytes]
-    """How every line begins: a file whose last line begins otherwise is somebody else's, and is left as it is."""
+    """How every line begins. A file whose last line begins otherwise is not a journal, and is not changed."""
     content: ClassVar[str]
-    """What the entries are, in a word for errors."""
+    """What the entries are, in one word for errors."""
     remedy: ClassVar[str]
-    """What to do with a file that is none of ours."""
+    """What to do with a file that is not a journal."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -52,7 +53,7 @@ class Journal(ABC, Generic[E]):
 
     @abstractmethod
     def _parse(self, record: dict[str, Any], row: int) -> Iterable[E]:
-        """The entries of one line; raises `BadInput` for a line that was not written here."""
+        """The entries of one line; raises `BadInput` for a line of another form."""
 
     def __enter__(self) -> Self:
         try:
@@ -72,13 +73,14 @@ class Journal(ABC, Generic[E]):
         self._close()
 
     def find(self, asked: str) -> E | None:
+        """The entry of a question by its digest, or None."""
         return self._entries.get(asked)
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def add(self, entry: E) -> int:
-        """Writes it down; returns how many there are now."""
+        """Writes an entry; returns the number of entries."""
         record = self._record(entry)
         with self._lock:
             assert self._stream is not None
@@ -95,7 +97,7 @@ class Journal(ABC, Generic[E]):
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BadInput(f"another process is writing {self.content} into it", file=str(self.path)) from None
-        except OSError:  # a file system without locks, as Lustre is unless mounted with them: then nothing guards it
+        except OSError:  # a file system without locks, such as Lustre mounted without them: the file is not guarded
             return
 
     def _close(self) -> None:
@@ -107,9 +109,9 @@ class Journal(ABC, Generic[E]):
 def read_lines(path: Path, start: bytes, foreign: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a file of JSON lines with their rows; nothing where there is no file.
 
-    A last line that was cut off while it was written is taken away, and one that lacks only its line break gets it,
-    both once all rows are read: who raises before that leaves the file as it is. Raises `BadInput` for a row that is
-    no object, and with `foreign` when the rest behind the last line break does not begin with `start`.
+    A last line that was cut off while it was written is removed; one that lacks only its line break gets one.
+    Both happen after all rows are read, so an earlier error leaves the file as it is. Raises `BadInput` for a row that
+    is not an object, and with `foreign` when the text after the last line break does not begin with `start`.
     """
     data = path.read_bytes() if path.exists() else b""
     whole = data[: data.rfind(b"\n") + 1]
@@ -121,7 +123,7 @@ def read_lines(path: Path, start: bytes, foreign: str) -> Iterator[tuple[int, di
         if line.strip():
             record = _object(line)
             if record is None:
-                raise BadInput("not a JSON object; take the line away to have it asked again", file=str(path), row=row)
+                raise BadInput("not a JSON object; remove the line to ask its question again", file=str(path), row=row)
             yield row, record
     if complete:
         with path.open("ab") as stream:
@@ -131,7 +133,7 @@ def read_lines(path: Path, start: bytes, foreign: str) -> Iterator[tuple[int, di
 
 
 def append_line(stream: IO[bytes], record: dict[str, Any]) -> None:
-    """Writes a line, and returns when it is on the disk."""
+    """Writes a line; returns when the line is on the disk."""
     stream.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
     stream.flush()
     os.fsync(stream.fileno())

@@ -1,8 +1,8 @@
-"""Calls to an endpoint that speaks the OpenAI API: many at a time, each tried again where that may help, every refusal
-in our own words.
+"""Calls to an endpoint that speaks the OpenAI API: many at a time, each tried again if that may help, every refusal in
+our own words.
 
-Calls are tried again here and not by the `openai` package: each try can be held against a budget, as one that was cut
-off may have been charged; an answer that is none is tried again too; and a refused key ends all waiting. The package is
+Calls are tried again here and not by the `openai` package. So each try can count against a budget, because a try that
+was cut off may be charged; an unusable answer is tried again too; and a refused key ends all waiting. The package is
 imported when a client is first opened.
 """
 
@@ -33,23 +33,32 @@ R = TypeVar("R")
 
 
 class EndpointSettings(Protocol):
-    """What a recipe says of any endpoint."""
+    """The settings of an endpoint in a recipe."""
 
     @property
-    def base_url(self) -> str | None: ...
+    def base_url(self) -> str | None:
+        """Address of the API; None for OpenAI's own."""
+
     @property
-    def api_key_env(self) -> str: ...
+    def api_key_env(self) -> str:
+        """Name of the environment variable that holds the key."""
+
     @property
-    def in_flight(self) -> int: ...
+    def in_flight(self) -> int:
+        """Calls that run at the same time."""
+
     @property
-    def timeout_seconds(self) -> float: ...
+    def timeout_seconds(self) -> float:
+        """Seconds to wait for the answer to one call."""
+
     @property
-    def retries(self) -> int: ...
+    def retries(self) -> int:
+        """How often a call is tried again."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What an endpoint wrote, and the tokens it says that it took; None where it does not say."""
+    """The text that an endpoint wrote, and the tokens that it reports; None if it reports none."""
 
     text: str
     input_tokens: int | None
@@ -58,11 +67,11 @@ class Reply:
 
 @dataclass(frozen=True)
 class Trouble:
-    """Why a call gave no answer, in our words: the endpoint's own may quote the key.
+    """Why a call gave no answer, in our words, because the endpoint's text may quote the key.
 
-    `again`: asking again at once may help, not before `after` seconds where the endpoint says so. `passing`:
-    it may help some other day. `billed`: it may have been answered and charged for all the same. `status` is that of
-    HTTP, where the endpoint gave one.
+    `again`: the call may succeed now, after `after` seconds if the endpoint names them. `passing`: it may succeed on
+    another day. `billed`: the endpoint may have answered and charged for it. `status` is the HTTP status, if there was
+    one.
     """
 
     reason: str
@@ -73,18 +82,18 @@ class Trouble:
     status: int | None = None
 
 
-# What an endpoint's refusal means: stop everything, give up this call, or ask again and when.
+# The meaning of an endpoint's refusal: stop everything, give up this call, or ask again, and when.
 
 FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0
 LONGEST_RETRY_AFTER = 300.0
 WORD = re.compile(r"[a-z][a-z0-9_.]{1,60}")
 NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "InvalidURL")
-"""The HTTP library's errors before a request has left."""
+"""Errors of the HTTP library before it sent the request."""
 NO_QUOTA = "insufficient_quota"
 
 
 class NoAnswer(ValueError):
-    """An answer of the endpoint that holds none: no choice, no text."""
+    """A response of the endpoint without an answer: no choice, or no text."""
 
 
 def error_word(body: Any) -> str:
@@ -111,7 +120,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 def backoff(attempt: int, draw: random.Random) -> float:
     """Seconds to wait after the `attempt`-th try (from 0): doubling, with up to half of it left out by chance, so
-    that calls that failed together do not come back together."""
+    that calls that failed together are not repeated together."""
     longest = min(FIRST_DELAY * 2.0 ** min(attempt, 30), LONGEST_DELAY)
     return longest * (1.0 - 0.5 * draw.random())
 
@@ -119,15 +128,15 @@ def backoff(attempt: int, draw: random.Random) -> float:
 # The client.
 
 SHORTEST_SECRET = 8
-"""A shorter key is a placeholder such as "none", and may stand in a text by chance."""
+"""A shorter key is a placeholder such as "none", and may occur in a text by chance."""
 REDACTED = "[key]"
 
 
 class OpenAIClient:
-    """One model of one endpoint. `who` names the endpoint to a person, `field` the recipe's section that it comes from.
+    """One model of one endpoint. `who` names the endpoint in errors, and `field` is its section of the recipe.
 
-    Use it as a context manager. The key is read from the environment variable that the settings name, and handed to
-    the `openai` package only.
+    Use it as a context manager. The key is read from the environment variable that the settings name, and only the
+    `openai` package gets it.
     """
 
     def __init__(
@@ -154,23 +163,23 @@ class OpenAIClient:
     def each(self, work: Callable[[T], R], items: Iterable[T], ended: Callable[[], None] | None = None) -> list[R]:
         """`work` on every item, `in_flight` at a time, in order.
 
-        The first exception ends all: nothing more is begun, waiting ends, `ended` is called, and the exception is
-        raised when the calls under way are back.
+        The first exception ends all: no further call begins, waiting ends, and `ended` is called. The exception is
+        raised when the running calls have returned.
         """
         failed: list[BaseException] = []
 
-        def one(item: T) -> R:
-            if self._stop.is_set():  # taken up before it could be cancelled
+        def run(item: T) -> R:
+            if self._stop.is_set():  # started before it could be cancelled
                 raise CancelledError
             try:
                 return work(item)
             except BaseException as error:
-                failed.append(error)  # before others see the stop, and fail because of it
+                failed.append(error)  # before other calls see the stop and fail because of it
                 self._stop.set()
                 raise
 
         with ThreadPoolExecutor(self.settings.in_flight) as pool:
-            futures = [pool.submit(one, item) for item in items]
+            futures = [pool.submit(run, item) for item in items]
             try:
                 wait(futures, return_when=FIRST_EXCEPTION)
                 if failed:
@@ -184,53 +193,52 @@ class OpenAIClient:
             return [future.result() for future in futures]
 
     def persist(self, attempt: Callable[[], R | Trouble]) -> R | Trouble:
-        """Tries until there is an answer, or no use in trying again."""
+        """Tries until there is an answer, or until another try cannot help."""
         tries = 0
-        while isinstance(told := attempt(), Trouble):
-            if not told.again or tries >= self.settings.retries:
+        while isinstance(outcome := attempt(), Trouble):
+            if not outcome.again or tries >= self.settings.retries:
                 break
-            delay = backoff(tries, self._draw) if told.after is None else told.after + backoff(0, self._draw)
+            delay = backoff(tries, self._draw) if outcome.after is None else outcome.after + backoff(0, self._draw)
             tries += 1
             if self._stop.wait(delay):
                 break
-        return told
+        return outcome
 
     def chat(self, messages: list[dict[str, str]], **options: Any) -> Reply | Trouble:
-        """Asks a chat model once; one that says nothing has answered with an empty text.
+        """Asks a chat model once. A response without content is an empty text.
 
-        Raises `BadInput` for what no other call would fare better with: a refused key, an account without money, a
-        model that is not there.
+        Raises `BadInput` for a problem of every call: a refused key, an account without money, an unknown model.
         """
 
         def call(client: OpenAI) -> Reply:
             sent: Any = messages
-            told: Any = client.chat.completions.create(model=self.model, messages=sent, **options)
-            text = _at(lambda: told.choices[0].message.content)
-            return self._reply("" if text is None else text, told)
+            response: Any = client.chat.completions.create(model=self.model, messages=sent, **options)
+            text = _at(lambda: response.choices[0].message.content)
+            return self._reply("" if text is None else text, response)
 
-        return self._of_model(self._once(call, "the answer is not one of a chat model"))
+        return self._of_model(self._once(call, "the answer is not a chat completion"))
 
     def complete(self, prompt: list[int], **options: Any) -> Reply | Trouble:
-        """Has token ids continued, once. Raises `BadInput` as `chat` does."""
+        """Asks once for a continuation of token ids. Raises `BadInput` as `chat` does."""
 
         def call(client: OpenAI) -> Reply:
-            told: Any = client.completions.create(model=self.model, prompt=prompt, **options)
-            return self._reply(_at(lambda: told.choices[0].text), told)
+            response: Any = client.completions.create(model=self.model, prompt=prompt, **options)
+            return self._reply(_at(lambda: response.choices[0].text), response)
 
-        return self._of_model(self._once(call, "the answer is no completion"))
+        return self._of_model(self._once(call, "the answer is not a completion"))
 
     def served(self) -> list[str]:
-        """The names of the models that the endpoint serves; raises `BadInput` when it does not say."""
+        """The names of the models that the endpoint serves; raises `BadInput` when it does not list them."""
 
         def call(client: OpenAI) -> list[str]:
             models = client.models.list()
             return _at(lambda: [str(model.id) for model in models])
 
-        told = self.persist(lambda: self._once(call, "the answer is no list of models"))
-        if isinstance(told, Trouble):
-            problem = f"{self.address} cannot be asked what it serves ({told.status or told.reason})"
+        names = self.persist(lambda: self._once(call, "the answer is not a list of models"))
+        if isinstance(names, Trouble):
+            problem = f"{self.address} does not list its models ({names.status or names.reason})"
             raise BadInput(problem, field=f"{self._field}.base_url")
-        return told
+        return names
 
     def _open(self) -> OpenAI:
         from openai import OpenAI
@@ -241,17 +249,17 @@ class OpenAIClient:
             problem = f"{self._who} needs its key in the environment variable {variable}"
             raise BadInput(problem, field=f"{self._field}.api_key_env")
         if key and not (key.isascii() and key.isprintable() and " " not in key):
-            problem = f"what stands in the environment variable {variable} is no key: it holds spaces,"
-            raise BadInput(f"{problem} line breaks or other than plain characters", field=f"{self._field}.api_key_env")
+            problem = f"the environment variable {variable} holds no usable key: it has spaces, line breaks or"
+            raise BadInput(f"{problem} characters beyond ASCII", field=f"{self._field}.api_key_env")
         return OpenAI(
-            api_key=key or "none",  # endpoints of one's own often ask for none, but the package wants a value
+            api_key=key or "none",  # private endpoints often need no key, but the package requires a value
             base_url=self.settings.base_url,
             max_retries=0,
             timeout=self.settings.timeout_seconds,
         )
 
     def _once(self, call: Callable[[OpenAI], R], no_answer: str) -> R | Trouble:
-        """The result of a call or what its exception means; an exception that is none of an endpoint's is raised."""
+        """The result of a call, or the meaning of its exception. Exceptions of another origin are raised."""
         assert self._opened is not None
         import openai
 
@@ -279,26 +287,26 @@ class OpenAIClient:
         if status in (408, 409, 429) or status >= 500:
             after = retry_after(error.response.headers)
             if after is not None and after > LONGEST_RETRY_AFTER:
-                return Trouble(f"{reason}, not to be asked again for {after:.0f} s", again=False, status=status)
+                return Trouble(f"{reason}, the endpoint asks to wait {after:.0f} s", again=False, status=status)
             return Trouble(reason, again=True, after=after, status=status)
         return Trouble(reason, again=False, passing=False, status=status)
 
-    def _of_model(self, told: Reply | Trouble) -> Reply | Trouble:
-        if isinstance(told, Trouble) and told.status == 404:
+    def _of_model(self, reply: Reply | Trouble) -> Reply | Trouble:
+        if isinstance(reply, Trouble) and reply.status == 404:
             problem = f"{self._who} has no model '{self.model}', or base_url is wrong (HTTP 404)"
             raise BadInput(problem, field=f"{self._field}.model")
-        return told
+        return reply
 
-    def _reply(self, text: Any, told: Any) -> Reply:
+    def _reply(self, text: Any, response: Any) -> Reply:
         if not isinstance(text, str):
             raise NoAnswer("no text")
-        usage = getattr(told, "usage", None)
+        usage = getattr(response, "usage", None)
         counts = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
         asked, answered = (count if type(count) is int and count >= 0 else None for count in counts)
         return Reply(self._clean(text), asked, answered)
 
     def _clean(self, text: str) -> str:
-        """Without the key, should the endpoint repeat it, and as text that a file can hold."""
+        """The text without the key, in case the endpoint repeats it, and without what UTF-8 cannot encode."""
         key = os.environ.get(self.settings.api_key_env, "")
         if len(key) >= SHORTEST_SECRET:
             text = text.replace(key, REDACTED)
@@ -306,7 +314,7 @@ class OpenAIClient:
 
 
 def _at(read: Callable[[], R]) -> R:
-    """What is read of an answer; `NoAnswer` where it has no such place."""
+    """Reads a part of a response; raises `NoAnswer` if the response has no such part."""
     try:
         return read()
     except (AttributeError, IndexError, TypeError, KeyError):

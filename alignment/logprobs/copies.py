@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from alignment.store import Store
-from alignment.store.place import OUT_OF_SPACE, told_when_full
+from alignment.store.place import OUT_OF_SPACE, explain_no_space
 
 MOST_BYTES = 16 << 30
 """Bytes of all copies on this machine; those that were used longest ago go first."""
@@ -37,7 +37,7 @@ class Copies:
             return copy
         arriving = self._arriving(copy)
         try:
-            with told_when_full(str(self.folder)):
+            with explain_no_space(str(self.folder)):
                 self.fs.get_file(path, str(arriving))
             if self._size(arriving) != size:
                 raise ConnectionError(f"{path}: {self._size(arriving)} of {size} bytes arrived")

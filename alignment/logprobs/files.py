@@ -24,7 +24,7 @@ from alignment.data.tokens import require_few_rewritten
 from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.logprobs.cache import LogprobCache
-from alignment.logprobs.keys import fingerprint
+from alignment.logprobs.keys import fingerprint, numerics_class
 from alignment.logprobs.reference import Reference, reference_pass
 from alignment.logprobs.table import LOGPROBS_SCHEMA, Written, logprobs_table, writer
 from alignment.logprobs.token_ids import ROWS_AT_ONCE, policy_name
@@ -38,7 +38,6 @@ from alignment.models.checkpoint import (
     weights_digest,
 )
 from alignment.models.ends import end_ids
-from alignment.models.runner import numerics
 from alignment.models.weights import weight_files
 from alignment.recipe import Reference as ReferenceSettings
 from alignment.recipe import TokenPolicy
@@ -75,7 +74,7 @@ def reference_file(
         _weights(model, store),
         config_digest(config),
         precision,
-        numerics=numerics(precision, batch_tokens),
+        numerics=numerics_class(precision, batch_tokens),
         rope_by_length=rope_by_length(config),
     )
     reference = Reference(lambda: model, name, policy, precision, batch_tokens)

@@ -9,6 +9,7 @@ import numpy as np
 
 from alignment.data.tokens import TOKENS_VERSION, TokenSequence
 from alignment.digest import json_digest
+from alignment.models.checkpoint import default_device
 from alignment.recipe import TokenPolicy
 
 KEY_BYTES = 16
@@ -52,6 +53,17 @@ SCORER_VERSION_16_BITS = 3
 """As `SCORER_VERSION`, for values of 16 bits: since 3 they come out of packed passes that share prompts."""
 ANY_NUMERICS = "any"
 """Numerics class of a pass whose bits depend neither on its shape nor on the attention kernel that ran."""
+
+
+def numerics_class(precision: str, tokens: int) -> str:
+    """Of log-probs from passes of `tokens` tokens on this process's device.
+
+    `any` where a sequence's bits do not depend on its company or the size of its pass: on a CPU, and as far as values
+    are told apart in float32 and float64.
+    """
+    if precision in WIDE or default_device().type == "cpu":
+        return ANY_NUMERICS
+    return f"flash, passes of {tokens}"
 
 
 def fingerprint(

@@ -37,7 +37,7 @@ from alignment.logprobs.row_groups import (
     read_groups,
 )
 from alignment.store import Store
-from alignment.store.place import told_when_full, write_durably
+from alignment.store.place import explain_no_space, write_durably
 
 logger = logging.getLogger(__name__)
 
@@ -276,7 +276,7 @@ class Parts:
             use_dictionary=self.repetitive or False,
         )
         data = stream.getvalue().to_pybytes()
-        with told_when_full(self.folder):
+        with explain_no_space(self.folder):
             self.store.fs.makedirs(self.folder, exist_ok=True)
             if self.copies is not None:
                 self.store.fs.pipe_file(f"{self.folder}/{name}", data)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alignment.digest import SetDigest
 from alignment.logprobs.effort import Effort
-from alignment.logprobs.reference import Pass
+
+if TYPE_CHECKING:
+    from alignment.logprobs.reference import Pass
 
 LOGPROBS_FILE = "logprobs.parquet"
 DROPPED_FILE = "dropped.parquet"

@@ -14,7 +14,6 @@ from weakref import WeakKeyDictionary, ref
 
 from alignment.data.tokens import TokenSequence
 from alignment.models.attention import CannotShare
-from alignment.models.checkpoint import default_device
 from alignment.models.forward import find_head, head_logps, own_logps, packed_states, padded_states, row_sums
 from alignment.models.forward import vocabulary as vocabulary_of
 from alignment.models.packing import Group, batches, by_prompt, forwarded, longest_first, pack, pack_rows, rounded
@@ -29,21 +28,8 @@ logger = logging.getLogger(__name__)
 CPU_TOKENS = 2048
 """Tokens of a pass on a CPU at most: larger ones leave its caches and gain nothing."""
 
-HALF = ("bfloat16", "float16")
-
 SAME = {"float64": 1e-5, "float32": 1e-5, "bfloat16": 2e-2, "float16": 5e-3}
 """Largest difference, relative to the larger of the log-probability and one nat a token."""
-
-
-def numerics(precision: str, tokens: int) -> str:
-    """The numerics class of log-probs from passes of `tokens` tokens on this process's device.
-
-    `any` where a sequence's bits do not depend on its company or the size of its pass: on a CPU, and as far as values
-    are told apart in float32 and float64.
-    """
-    if precision not in HALF or default_device().type == "cpu":
-        return "any"
-    return f"flash, passes of {tokens}"
 
 
 EXPERT_ROUNDING = 0.1

@@ -1,4 +1,4 @@
-"""One prompt with the reply people prefer and the one they do not: the unit all quickstart data is made of."""
+"""One prompt with a preferred and another reply: all quickstart data is made of these."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 
 from alignment.quickstart.world import Scene, Sum, random_scene, random_sum
 
-# Format instructions that a program can verify, under the names IFEval gives them (Zhou et al. 2023).
+# Format instructions that a program can verify, with the names of IFEval (Zhou et al. 2023).
 
 Check = dict[str, Any]
 
 RARELY, MOSTLY = 0.2, 0.75
-"""Shares of demonstrations that follow: greedy decoding does what most of them do.
+"""Shares of demonstrations that follow an instruction: greedy decoding does what most demonstrations do.
 
-Far enough from a half that training on noise, as on shuffled preferences, turns no answer round."""
+They are far enough from one half that training on noise, such as shuffled preferences, changes no answer."""
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction. `detail` is the free part of it (a word, a phrase), one of `details`.
+    """One instruction. `detail` is its free part (a word, a phrase), one of `details`.
 
-    `edit(reply, scene, detail)` turns a reply into one that follows; edits are applied in the order of
-    `INSTRUCTIONS`. `demonstrated` is the share of SFT demonstrations that follow the instruction: the rest ignore
-    it, which leaves preference tuning something to improve.
+    `edit(reply, scene, detail)` changes a reply so that it follows; edits are applied in the order of `INSTRUCTIONS`.
+    `demonstrated` is the share of SFT demonstrations that follow the instruction. The others ignore it, so that
+    preference tuning has something to improve.
     """
 
     id: str
@@ -36,12 +36,12 @@ class Instruction:
     details: tuple[str, ...] = ("",)
     kwargs: Callable[[str], dict[str, Any]] = lambda detail: {}
     alone: bool = False
-    """Its edit replaces the whole reply, so that it goes with no other instruction."""
+    """The edit replaces the whole reply, so this instruction is never combined with another."""
 
 
 @dataclass(frozen=True)
-class Wish:
-    """An instruction as one prompt words it."""
+class WordedInstruction:
+    """An instruction in the words of one prompt."""
 
     instruction: Instruction
     detail: str
@@ -49,10 +49,12 @@ class Wish:
 
     @property
     def kwargs(self) -> dict[str, Any]:
+        """The instruction's arguments in IFEval's form."""
         return self.instruction.kwargs(self.detail)
 
     @property
     def checks(self) -> list[Check]:
+        """Checks that pass when a reply follows the instruction."""
         return self.instruction.checks(self.detail)
 
 
@@ -133,17 +135,18 @@ INSTRUCTIONS = (
 
 
 def capital(text: str) -> str:
+    """The text with a capital first letter."""
     return text[:1].upper() + text[1:]
 
 
-def word(instruction: Instruction, rng: random.Random) -> Wish:
+def word(instruction: Instruction, rng: random.Random) -> WordedInstruction:
     """The instruction in one of its wordings, with one of its details."""
     detail = rng.choice(instruction.details)
-    return Wish(instruction, detail, rng.choice(instruction.requests).format(detail))
+    return WordedInstruction(instruction, detail, rng.choice(instruction.requests).format(detail))
 
 
-def random_wishes(rng: random.Random, two_share: float = 0.0) -> tuple[Wish, ...]:
-    """One instruction, or for a share of the prompts two that go together, in the order of `INSTRUCTIONS`."""
+def random_instructions(rng: random.Random, two_share: float = 0.0) -> tuple[WordedInstruction, ...]:
+    """One instruction, or two that fit together for a share of the prompts, in the order of `INSTRUCTIONS`."""
     first = rng.choice(INSTRUCTIONS)
     chosen = {first.id}
     if not first.alone and rng.random() < two_share:
@@ -151,11 +154,11 @@ def random_wishes(rng: random.Random, two_share: float = 0.0) -> tuple[Wish, ...
     return tuple(word(instruction, rng) for instruction in INSTRUCTIONS if instruction.id in chosen)
 
 
-def follow(scene: Scene, wishes: tuple[Wish, ...]) -> str:
+def follow(scene: Scene, instructions: tuple[WordedInstruction, ...]) -> str:
     """A reply about the scene that follows every instruction."""
     reply = scene.line
-    for wish in wishes:
-        reply = wish.instruction.edit(reply, scene, wish.detail)
+    for worded in instructions:
+        reply = worded.instruction.edit(reply, scene, worded.detail)
     return reply
 
 
@@ -172,33 +175,37 @@ class Exchange:
     other: str
     demonstrated: float = 1.0
     checks: list[Check] = field(default_factory=list)
-    wishes: tuple[Wish, ...] = ()
+    instructions: tuple[WordedInstruction, ...] = ()
 
     def demonstration(self, rng: random.Random) -> str:
+        """The reply that a demonstration gives: the preferred reply for a share `demonstrated` of them."""
         return self.preferred if rng.random() < self.demonstrated else self.other
 
 
-def line_exchange(scene: Scene, wishes: tuple[Wish, ...]) -> Exchange:
+def line_exchange(scene: Scene, instructions: tuple[WordedInstruction, ...]) -> Exchange:
     """A line about a scene under format instructions; the other reply ignores them."""
     return Exchange(
-        prompt=" ".join((f"Write a line about {scene.subject} {scene.where}.", *(wish.text for wish in wishes))),
-        preferred=follow(scene, wishes),
+        prompt=" ".join(
+            (f"Write a line about {scene.subject} {scene.where}.", *(worded.text for worded in instructions))
+        ),
+        preferred=follow(scene, instructions),
         other=scene.line,
-        demonstrated=min((wish.instruction.demonstrated for wish in wishes), default=1.0),
-        checks=line_checks(scene, wishes),
-        wishes=wishes,
+        demonstrated=min((worded.instruction.demonstrated for worded in instructions), default=1.0),
+        checks=line_checks(scene, instructions),
+        instructions=instructions,
     )
 
 
-def line_checks(scene: Scene, wishes: tuple[Wish, ...]) -> list[Check]:
+def line_checks(scene: Scene, instructions: tuple[WordedInstruction, ...]) -> list[Check]:
+    """Checks of a line: its animal and place are named, and every instruction is followed."""
     about = [{"kind": "contains", "value": scene.animal}, {"kind": "contains", "value": scene.place}]
-    return [*about, *(check for wish in wishes for check in wish.checks)]
+    return [*about, *(check for worded in instructions for check in worded.checks)]
 
 
 def sum_exchange(problem: Sum, *, prompt: str | None = None) -> Exchange:
-    """A sum in GSM8K's shape; the other reply is as right and shows no working.
+    """A sum in GSM8K's form; the other reply is also right but shows no working.
 
-    Not a wrong result: DPO on pairs that differ in the result alone makes sums worse, not better.
+    The other reply has no wrong result: DPO on pairs that differ in the result alone makes sums worse.
     """
     return Exchange(
         prompt=prompt or problem.prompt,
@@ -209,14 +216,16 @@ def sum_exchange(problem: Sum, *, prompt: str | None = None) -> Exchange:
 
 
 def random_line(rng: random.Random) -> Exchange:
-    return line_exchange(random_scene(rng), random_wishes(rng, TWO_INSTRUCTIONS))
+    """A line about a random scene, under one or two format instructions."""
+    return line_exchange(random_scene(rng), random_instructions(rng, TWO_INSTRUCTIONS))
 
 
 def random_plain_line(rng: random.Random) -> Exchange:
-    """A line with no instruction; the other reply follows one that nobody gave."""
+    """A line without an instruction; the other reply follows an instruction that was not given."""
     scene = random_scene(rng)
-    return replace(line_exchange(scene, ()), other=follow(scene, random_wishes(rng)))
+    return replace(line_exchange(scene, ()), other=follow(scene, random_instructions(rng)))
 
 
 def random_sum_exchange(rng: random.Random) -> Exchange:
+    """A random sum."""
     return sum_exchange(random_sum(rng))

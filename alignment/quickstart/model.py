@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 
-# The micro tokenizer: whole words and numbers of the generated text, single characters for all else.
+# The micro tokenizer: whole words and numbers of the generated text, single characters for everything else.
 
 PAD, UNKNOWN, BOS, EOS = "<pad>", "<unk>", "<s>", "</s>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 CHARACTERS = string.ascii_letters + string.digits + string.punctuation + " \n\t"
 PIECE = r" ?[A-Za-z]+| ?[0-9]+| [-+=]|#+|<+|>+|[\s\S]"
-"""What text is cut into first: words, numbers and signs with the space before them, runs of marks, else characters."""
+"""Text is split first into words, numbers and signs with the space before them, runs of marks, or else characters."""
 
 CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 
@@ -34,7 +34,7 @@ def vocabulary() -> tuple[str, ...]:
 
 
 def micro_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
-    """A tokenizer that loses nothing of ASCII text and writes `<unk>` for every other character.
+    """A tokenizer that keeps all ASCII text and writes `<unk>` for every other character.
 
     Plain text gets one BOS; the chat template writes its own.
     """

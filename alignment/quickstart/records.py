@@ -12,10 +12,10 @@ from alignment.quickstart.exchanges import (
     follow,
     line_checks,
     line_exchange,
+    random_instructions,
     random_line,
     random_plain_line,
     random_sum_exchange,
-    random_wishes,
     sum_exchange,
 )
 from alignment.quickstart.world import (
@@ -35,7 +35,7 @@ Make = Callable[[random.Random], Turns]
 
 
 class Source:
-    """Draws turns whose user prompts all stand on one side; no two draws say the same."""
+    """Draws turns whose user prompts are all on one side of the hold-out; no two draws have the same prompts."""
 
     def __init__(self, rng: random.Random, *, held_out: bool) -> None:
         self.rng = rng
@@ -43,6 +43,7 @@ class Source:
         self._seen: set[tuple[str, ...]] = set()
 
     def draw(self, make: Make) -> Turns:
+        """The first turns by `make` that are on the right side of the hold-out and were not drawn before."""
         while True:
             turns = make(self.rng)
             said = tuple(normalised(turn.prompt) for turn in turns)
@@ -52,7 +53,7 @@ class Source:
 
 
 def history(turns: Turns, rng: random.Random) -> list[Message]:
-    """The messages up to the last prompt, earlier replies as demonstrations give them."""
+    """The messages up to the last prompt; earlier replies are those of demonstrations."""
     messages: list[Message] = []
     for turn in turns[:-1]:
         messages += [user(turn.prompt), assistant(turn.demonstration(rng))]
@@ -60,20 +61,22 @@ def history(turns: Turns, rng: random.Random) -> list[Message]:
 
 
 def user(content: str) -> Message:
+    """A message of the user."""
     return {"role": "user", "content": content}
 
 
 def assistant(content: str) -> Message:
+    """A message of the assistant."""
     return {"role": "assistant", "content": content}
 
 
 def single(make: Callable[[random.Random], Exchange]) -> Make:
-    """A maker of one exchange as a maker of a conversation of one turn."""
+    """Turns a maker of one exchange into a maker of conversations with one turn."""
     return lambda rng: (make(rng),)
 
 
 def first_turn(make: Make) -> Make:
-    """Only the opening of what a maker makes."""
+    """A maker of only the first turn of conversations."""
     return lambda rng: make(rng)[:1]
 
 
@@ -92,15 +95,15 @@ def two_scenes(rng: random.Random) -> tuple[Scene, Scene]:
 
 
 def writing(rng: random.Random) -> Conversation:
-    """A formatted line, and the same for another scene: the second turn has to remember the instruction."""
+    """A formatted line, and the same for another scene: the second turn needs the instruction of the first."""
     first, second = two_scenes(rng)
-    opening = line_exchange(first, random_wishes(rng))
+    opening = line_exchange(first, random_instructions(rng))
     return opening, Exchange(
         prompt=f"Do the same for {second.subject} {second.where}.",
-        preferred=follow(second, opening.wishes),
+        preferred=follow(second, opening.instructions),
         other=second.line,
         demonstrated=opening.demonstrated,
-        checks=line_checks(second, opening.wishes),
+        checks=line_checks(second, opening.instructions),
     )
 
 
@@ -129,7 +132,7 @@ def roleplay(rng: random.Random) -> Conversation:
 
 
 def math(rng: random.Random) -> Conversation:
-    """A word problem, and one that goes on from its result."""
+    """A word problem, and a second one that continues from its result."""
     story = random_story(rng)
     return sum_exchange(story.opening), sum_exchange(story.sequel, prompt=story.sequel.question)
 
@@ -144,7 +147,7 @@ def extraction(rng: random.Random) -> Conversation:
 
 
 def stem(rng: random.Random) -> Conversation:
-    """What one animal does, then another."""
+    """What one animal does, then what another does."""
     first, second = two_scenes(rng)
     deeds = tuple(DEEDS.values())
     return (
@@ -173,7 +176,7 @@ CATEGORIES: dict[str, Callable[[random.Random], Conversation]] = {
 }
 
 
-# The preference pairs: follow the instruction, count right, know the facts.
+# The preference pairs: follow the instruction, compute correctly, know the facts.
 
 PREFERENCES: tuple[tuple[Make, int], ...] = (
     (single(random_line), 330),
@@ -186,17 +189,17 @@ PREFERENCES: tuple[tuple[Make, int], ...] = (
     (CATEGORIES["extraction"], 15),
     (CATEGORIES["stem"], 15),
 )
-"""What a shard compares, and how many times."""
+"""The kinds of pairs in a shard, and how many of each."""
 
 
 def preference_records(shard_index: int, seed: int) -> list[dict[str, Any]]:
     """A shard of 700 pairs in TRL's conversational form: `prompt`, `chosen`, `rejected`.
 
-    Shards count from 0 without end, like days, and no shard depends on how many there are. Within one, no
-    prompt stands twice.
+    Shards are numbered from 0 without end, like days, and no shard depends on the number of shards. Within a shard no
+    prompt occurs twice.
     """
     if shard_index < 0:
-        raise ValueError(f"shards count from 0, not {shard_index}")
+        raise ValueError(f"shards are numbered from 0, not {shard_index}")
     rng = random.Random(f"{seed}/preferences/{shard_index}")
     source = Source(rng, held_out=False)
     pairs = [pair(source, make) for make, count in PREFERENCES for _ in range(count)]
@@ -205,6 +208,7 @@ def preference_records(shard_index: int, seed: int) -> list[dict[str, Any]]:
 
 
 def pair(source: Source, make: Make) -> dict[str, Any]:
+    """One preference pair: the chosen and the rejected reply to the last prompt of a conversation."""
     turns = source.draw(make)
     return {
         "prompt": history(turns, source.rng),
@@ -213,7 +217,7 @@ def pair(source: Source, make: Make) -> dict[str, Any]:
     }
 
 
-# The demonstrations SFT trains on. Many ignore a format instruction: what preference tuning is there to mend.
+# The demonstrations for SFT. Many ignore a format instruction, so that preference tuning has something to improve.
 
 Demonstration = dict[str, list[Message]]
 
@@ -230,7 +234,7 @@ DEMONSTRATIONS: tuple[tuple[Make, int], ...] = (
     (CATEGORIES["stem"], 300),
     (first_turn(CATEGORIES["stem"]), 300),
 )
-"""What is demonstrated, and how many times."""
+"""The kinds of demonstrations, and how many of each."""
 
 
 def sft_records(seed: int) -> list[Demonstration]:
@@ -243,6 +247,7 @@ def sft_records(seed: int) -> list[Demonstration]:
 
 
 def demonstration(source: Source, make: Make) -> Demonstration:
+    """One conversation for SFT."""
     turns = source.draw(make)
     reply = turns[-1].demonstration(source.rng)
     return {"messages": [*history(turns, source.rng), assistant(reply)]}
@@ -267,6 +272,7 @@ def suite_items(suite: str, seed: int) -> list[Item]:
 
 
 def gsm8k(rng: random.Random) -> list[Item]:
+    """Word problems in GSM8K's form: `question` and `answer`."""
     items: dict[str, Item] = {}
     while len(items) < GSM8K_ITEMS:
         problem = random_sum(rng)
@@ -276,6 +282,7 @@ def gsm8k(rng: random.Random) -> list[Item]:
 
 
 def ifeval(rng: random.Random) -> list[Item]:
+    """Formatted lines in IFEval's form: `key`, `prompt`, `instruction_id_list` and `kwargs`."""
     source = Source(rng, held_out=True)
     items = []
     for key in range(IFEVAL_ITEMS):
@@ -284,14 +291,15 @@ def ifeval(rng: random.Random) -> list[Item]:
             {
                 "key": key,
                 "prompt": exchange.prompt,
-                "instruction_id_list": [wish.instruction.id for wish in exchange.wishes],
-                "kwargs": [wish.kwargs for wish in exchange.wishes],
+                "instruction_id_list": [worded.instruction.id for worded in exchange.instructions],
+                "kwargs": [worded.kwargs for worded in exchange.instructions],
             }
         )
     return items
 
 
 def mt_bench(rng: random.Random) -> list[Item]:
+    """Two-turn questions in MT-Bench's form, each with a `rubric`."""
     source = Source(rng, held_out=True)
     categories = [category for category, count in MT_BENCH_ITEMS.items() for _ in range(count)]
     items = []

@@ -1,4 +1,4 @@
-"""The small world that every generated text is about: animals in places, and people who count things."""
+"""The small world of all generated texts: animals in places, and people who count things."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ DEEDS = {
     "bear": "growls",
     "mouse": "hides",
 }
-"""Animal to what it does, the facts of this world."""
+"""Animal to what it does: the facts of this world."""
 
 PEOPLE = ("Ann", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gina", "Hugo", "Ida", "Jon", "Kim", "Leo")
 THINGS = ("apples", "shells", "coins", "books", "cards", "nuts", "stones", "pears", "bells", "keys")
@@ -47,7 +47,7 @@ THINGS = ("apples", "shells", "coins", "books", "cards", "nuts", "stones", "pear
 
 @dataclass(frozen=True)
 class Scene:
-    """An animal of some look in some place."""
+    """An animal of some colour in some place."""
 
     colour: str
     animal: str
@@ -55,19 +55,22 @@ class Scene:
 
     @property
     def subject(self) -> str:
+        """The animal with its colour, such as "the red fox"."""
         return f"the {self.colour} {self.animal}"
 
     @property
     def where(self) -> str:
+        """The place, such as "in the barn"."""
         return f"in the {self.place}"
 
     @property
     def deed(self) -> str:
+        """What the animal does."""
         return DEEDS[self.animal]
 
     @property
     def line(self) -> str:
-        """The line one writes when nothing more is asked."""
+        """The line without any format instruction."""
         return f"In the {self.place}, {self.subject} {self.deed}."
 
     @property
@@ -77,6 +80,7 @@ class Scene:
 
 
 def random_scene(rng: random.Random) -> Scene:
+    """A scene with random colour, animal and place."""
     return Scene(rng.choice(COLOURS), rng.choice(tuple(DEEDS)), rng.choice(PLACES))
 
 
@@ -85,7 +89,7 @@ def random_scene(rng: random.Random) -> Scene:
 
 @dataclass(frozen=True)
 class Sum:
-    """A problem's question, its working and its result."""
+    """A word problem: the question and the two numbers with their sign."""
 
     question: str
     first: int
@@ -94,6 +98,7 @@ class Sum:
 
     @property
     def result(self) -> int:
+        """The number that solves the problem."""
         return self.first + self.second if self.sign == "+" else self.first - self.second
 
     @property
@@ -114,13 +119,14 @@ class Sum:
 
 @dataclass(frozen=True)
 class Story:
-    """A problem and one that goes on from its result."""
+    """A problem, and a second one that continues from its result."""
 
     opening: Sum
     sequel: Sum
 
 
 def random_sum(rng: random.Random) -> Sum:
+    """The first problem of a random story."""
     return random_story(rng).opening
 
 
@@ -143,14 +149,14 @@ def random_story(rng: random.Random) -> Story:
     return Story(opening, loss if total > third and rng.random() < 0.5 else gain)
 
 
-# Which prompts are kept for the question suites: decided by what a prompt says, so that no seed can mix them.
+# Which prompts are held out for the question suites: decided by the text of a prompt, so that no seed can mix them.
 
 HELD_OUT_OF = 8
 """One prompt in this many belongs to the suites; the others may be trained on."""
 
 
 def normalised(prompt: str) -> str:
-    """A prompt without its case and spacing: two prompts that agree in this count as one."""
+    """A prompt without its case and spacing: prompts that are equal in this form count as one."""
     return " ".join(prompt.casefold().split())
 
 

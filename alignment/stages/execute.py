@@ -17,7 +17,7 @@ from typing import Any
 from alignment.errors import BadInput
 from alignment.stages.stage import Context, R, Result, Stage
 from alignment.store import Commit, CorruptArtifact, Store
-from alignment.store.place import told_when_full
+from alignment.store.place import explain_no_space
 
 REQUEST_FILE = "request.json"
 DAGSTER_RUN = "ALIGN_DAGSTER_RUN"  # the Dagster run that asks; a launch hands it on with its environment
@@ -65,7 +65,7 @@ def _build(stage: Stage[R], request: R, store: Store, key: str, world_size: int)
     attempt = store.begin(stage.kind, key)
     work = store.work_path(stage.kind, key)
     try:
-        with told_when_full(store.url):
+        with explain_no_space(store.url):
             text = request.model_dump_json(indent=1)
             (attempt.path / REQUEST_FILE).write_text(text, encoding="utf-8")
             result: Result = stage.run(request, Context(store, attempt.path, work, 0, world_size))
@@ -100,7 +100,7 @@ def make_again(stage: Stage[R], request: R, store: Store, out: Path) -> Result:
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
             raise BadInput("is not an empty folder", file=str(out), field="--out")
         out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch, told_when_full(str(out)):
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch, explain_no_space(str(out)):
         (work := Path(scratch, "work")).mkdir()
         (aside := Path(scratch, "aside")).mkdir()  # what other ranks write is thrown away
         return stage.run(request, Context(store, aside if rank else out, work, rank, world_size))

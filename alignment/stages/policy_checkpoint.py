@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from alignment.data.manifest import Manifest, read_manifest
 from alignment.data.tokens import Tokenization, TokenSequence
 from alignment.logprobs.effort import Ranks
-from alignment.logprobs.keys import fingerprint
+from alignment.logprobs.keys import fingerprint, numerics_class
 from alignment.logprobs.token_ids import TokenIds, policy_name
 from alignment.methods import method_of
 from alignment.models.checkpoint import (
@@ -23,7 +23,6 @@ from alignment.models.checkpoint import (
     whole_summary,
 )
 from alignment.models.code import record_of_code
-from alignment.models.runner import numerics
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
 from alignment.stages.execute import environment
@@ -118,7 +117,7 @@ def _rows(
         start["weights_digest"],
         start["config_digest"],
         precision,
-        numerics=numerics(precision, request.pass_tokens),
+        numerics=numerics_class(precision, request.pass_tokens),
         rope_by_length=start["rope_by_length"],
     )
     into, method, dropped = context.work / "rows", method_of(request.settings), dict[str, int]()

@@ -16,12 +16,11 @@ from alignment.data.tokens import require_few_rewritten
 from alignment.errors import BadInput
 from alignment.logprobs.cache import LogprobCache
 from alignment.logprobs.effort import Ranks
-from alignment.logprobs.keys import fingerprint
+from alignment.logprobs.keys import WIDE, fingerprint, numerics_class
 from alignment.logprobs.reference import Reference, reference_pass
 from alignment.logprobs.table import OUTPUT, Written, dropped_table, logprobs_table, writer
 from alignment.logprobs.token_ids import ROWS_AT_ONCE, policy_name
 from alignment.models.checkpoint import whole_summary
-from alignment.models.runner import HALF, numerics
 from alignment.recipe import TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
 from alignment.stages.stage import ReferenceSummary
@@ -43,7 +42,7 @@ class ReferenceRequest(Request):
 
     def identity(self) -> Any:
         identity = super().identity()
-        return identity | {"batch_tokens": self.batch_tokens} if self.precision in HALF else identity
+        return identity | {"batch_tokens": self.batch_tokens} if self.precision not in WIDE else identity
 
 
 def run(request: ReferenceRequest, context: Context) -> Result:
@@ -59,7 +58,7 @@ def run(request: ReferenceRequest, context: Context) -> Result:
         about["weights_digest"],
         about["config_digest"],
         request.precision,
-        numerics=numerics(request.precision, request.batch_tokens),
+        numerics=numerics_class(request.precision, request.batch_tokens),
         rope_by_length=about["rope_by_length"],
     )
     reference = Reference(

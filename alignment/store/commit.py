@@ -128,7 +128,7 @@ class Erasure(BaseModel):
     files: list[str]
 
     @property
-    def told(self) -> str:
+    def message(self) -> str:
         """When and why the files were erased, as the end of a sentence."""
         return f"erased on {self.at}: {self.why}"
 

@@ -57,7 +57,7 @@ def remaining(store: Store, erasure: Erasure) -> list[str]:
     return [path for name in erasure.files if store.fs.exists(path := str(folder / name))]
 
 
-def gone(store: Store, artifact: Artifact) -> Erasure | None:
+def current_erasure(store: Store, artifact: Artifact) -> Erasure | None:
     """The erasure of an artifact that was not made again since; None for an artifact with all its files."""
     commit = store.find(artifact.kind, artifact.key)
     return None if commit is not None and commit.digest == artifact.digest else store.erasure_of(artifact)

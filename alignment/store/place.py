@@ -73,7 +73,7 @@ class Place:
 
     def replace(self, path: str, data: bytes) -> None:
         """Writes a small file at a `path` of this place, whole or not at all; an older file is replaced."""
-        with told_when_full(path):
+        with explain_no_space(path):
             if not self.is_local:
                 self.fs.pipe_file(path, data)
                 return
@@ -92,7 +92,7 @@ class Place:
         For a remote place the lock lies in the cache, so it holds only for processes on this machine.
         """
         folder = Path(self.path("locks")) if self.is_local else self.cache / "locks"
-        with told_when_full(str(folder)):
+        with explain_no_space(str(folder)):
             folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{quote(name, safe='')}.lock"):
             yield
@@ -109,8 +109,8 @@ def check_url(url: str) -> None:
 
 
 @contextmanager
-def told_when_full(where: str) -> Iterator[None]:
-    """Turns the error of a full disk into a `BadInput` that names the place."""
+def explain_no_space(where: str) -> Iterator[None]:
+    """Raises `BadInput` that names the place, instead of the error of a full disk."""
     try:
         yield
     except OSError as error:

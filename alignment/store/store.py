@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from alignment.address import shown
 from alignment.errors import CorruptArtifact, ErasedArtifact, MissingArtifact
 from alignment.store.commit import STORE_FORMAT, Artifact, Commit, Erasure, Record, describe, read_record, verify
-from alignment.store.place import Place, told_when_full
+from alignment.store.place import Place, explain_no_space
 
 # Refs: the store's only mutable objects. Each names the current artifact of a stage in a recipe.
 
@@ -175,10 +175,10 @@ class Store(Refs):
         except FileNotFoundError:
             erasure = self.erasure_of(commit.artifact)
             if erasure is not None:
-                raise ErasedArtifact(f"{path}: {erasure.told}") from None
+                raise ErasedArtifact(f"{path}: {erasure.message}") from None
             raise MissingArtifact(f"{path}: no such file in this artifact") from None
 
-    def standing(self, artifact: Artifact) -> Commit:
+    def intact_commit(self, artifact: Artifact) -> Commit:
         """The commit record of an artifact with all its files.
 
         If files of it were erased, another artifact with the same kind and digest is returned instead. Raises
@@ -191,13 +191,13 @@ class Store(Refs):
             return self.commit_of(artifact)
         same = (other for other in self.commits(artifact.kind) if other.digest == artifact.digest)
         if (commit := next(same, None)) is None:
-            raise ErasedArtifact(f"{self.uri(artifact)}: {erasure.told}")
+            raise ErasedArtifact(f"{self.uri(artifact)}: {erasure.message}")
         return commit
 
     def fetch(self, artifact: Artifact, *, deep: bool = False) -> Path:
         """A local folder with the artifact's files. Sizes are verified, and with `deep` every sha256. Raises as
-        `standing`."""
-        commit = self.standing(artifact)
+        `intact_commit`."""
+        commit = self.intact_commit(artifact)
         remote = self.path(commit.kind, commit.key, commit.attempt)
         if self.is_local:
             folder = Path(remote)
@@ -263,7 +263,7 @@ class Store(Refs):
 
     def _lock(self, kind: str, key: str) -> Path:
         folder = Path(self.path(kind, key)) if self.is_local else self.cache / "building" / kind / key
-        with told_when_full(str(folder)):
+        with explain_no_space(str(folder)):
             folder.mkdir(parents=True, exist_ok=True)
         return folder / ".lock"
 
@@ -274,7 +274,7 @@ class Store(Refs):
         """An empty folder to build in: inside a local store, or beside the cache for a remote store."""
         name = uuid.uuid4().hex[:12]
         parent = self._attempts(kind, key)
-        with told_when_full(str(parent)):
+        with explain_no_space(str(parent)):
             (parent / name).mkdir(parents=True)
         return Attempt(kind=kind, key=key, name=name, path=parent / name)
 
@@ -308,7 +308,7 @@ class Store(Refs):
             started_at=started_at,
             seconds=seconds,
         )
-        with told_when_full(self.url):
+        with explain_no_space(self.url):
             if not self.is_local:
                 remote = self.path(attempt.kind, attempt.key, attempt.name)
                 for name in files:
@@ -336,7 +336,7 @@ class Store(Refs):
     def work_path(self, kind: str, key: str) -> Path:
         """A local folder for the resumable state of a build. It survives interruptions, until `clear_work`."""
         folder = Path(self.path("work", kind, key)) if self.is_local else self.cache / "work" / kind / key
-        with told_when_full(str(folder)):
+        with explain_no_space(str(folder)):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 

@@ -1,4 +1,4 @@
-"""The command's doors: every verb in its place, and how errors leave.
+"""The command `align`: its verbs, and how errors are shown.
 
 Exit 0 done, 1 the work failed or a gate said no, 2 bad input (one line on stderr).
 """
@@ -17,34 +17,34 @@ from alignment.errors import BadInput
 from alignment_dags.cli.files import compare, judge, reference, score
 from alignment_dags.cli.models import export, gc, lineage, path, promote, report
 from alignment_dags.cli.prefs import prefs
-from alignment_dags.cli.run import backfill, nights, plan, run
+from alignment_dags.cli.run import backfill, nights, plan, run, upgrade
 from alignment_dags.cli.setup import pools, recipes
 
-# Errors of networks and remote stores, told in one line instead of a traceback.
+# Errors of networks and remote stores are shown in one line instead of a traceback.
 
 LIBRARIES = frozenset(
     {"aiobotocore", "aiohttp", "botocore", "httpx", "httpx2", "huggingface_hub", "requests", "urllib3"},
 )
-"""Packages whose exceptions mean that something beyond this machine gave no answer, or a refusal."""
+"""Packages whose exceptions mean that another machine gave no answer, or refused."""
 BUILTIN = (ConnectionError, TimeoutError, PermissionError, socket.gaierror)
 
 
 def unreachable(error: BaseException) -> str | None:
-    """One line on what cannot be reached, naming the store where it is remote; None for an error of another kind.
+    """One line that says what cannot be reached, with the store's address if it is remote; None for other errors.
 
-    An error that a library put in the place of a network's (`raise ... from`) counts as that one.
+    An error whose cause (`raise ... from`) is a network error counts as one.
     """
-    if not any(_of_a_network(one) for one in _causes(error)):
+    if not any(_of_a_network(cause) for cause in _causes(error)):
         return None
     first = (str(error).strip() or "no reason given").splitlines()[0]
     return f"cannot be reached: {type(error).__name__}: {first}{_store()}"
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    found = [error]
-    while (cause := found[-1].__cause__) is not None and cause not in found:
-        found.append(cause)
-    return found
+    causes = [error]
+    while (cause := causes[-1].__cause__) is not None and cause not in causes:
+        causes.append(cause)
+    return causes
 
 
 def _of_a_network(error: BaseException) -> bool:
@@ -69,6 +69,7 @@ app = typer.Typer(
 
 
 def show_version(wanted: bool) -> None:
+    """Prints the version and ends the command, for `--version`."""
     if wanted:
         print(f"align {version('alignment-dags')}")
         raise typer.Exit
@@ -83,32 +84,48 @@ def options(
     """Keeps a language model aligned with people's preferences."""
 
 
-for verb in (run, plan, backfill, reference, score, judge, compare, export, path, lineage, promote, gc, report, nights):
+for verb in (
+    run,
+    plan,
+    upgrade,
+    backfill,
+    reference,
+    score,
+    judge,
+    compare,
+    export,
+    path,
+    lineage,
+    promote,
+    gc,
+    report,
+    nights,
+):
     app.command()(verb)
 for group, name in ((prefs, "prefs"), (pools, "pools"), (recipes, "recipes")):
     app.add_typer(group, name=name)
 
-# by name, as their modules are too heavy for a command that may not need them
+# by name, because their modules are too heavy for a command that may not need them
 FAILURES = {"MissingArtifact", "CorruptArtifact", "WrongEvidence", "JudgeUnavailable", "RunFailed"}
 
 
 def main() -> None:
     """Entry point of `align`."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)  # the code of a typer.Exit; commands themselves return nothing
+        sys.exit(app(standalone_mode=False) or 0)  # the code of a typer.Exit; commands return nothing
     except typer.Abort:
         sys.exit(130)
     except BadInput as error:
         sys.exit(_refused(str(error)))
     except Exception as error:
-        if hasattr(error, "format_message"):  # the parser's own: unknown option, missing argument
-            if told := error.format_message():
-                _refused(told)
+        if hasattr(error, "format_message"):  # an error of the parser: unknown option, missing argument
+            if message := error.format_message():
+                _refused(message)
             sys.exit(2)  # a bare group has shown its help and has nothing to add
         kinds = {kind.__name__ for kind in type(error).__mro__}
-        told = str(error) if kinds & FAILURES else unreachable(error)
-        if told is not None:
-            print(f"error: {' '.join(shown(told).split())}", file=sys.stderr)
+        message = str(error) if kinds & FAILURES else unreachable(error)
+        if message is not None:
+            print(f"error: {' '.join(shown(message).split())}", file=sys.stderr)
             sys.exit(1)
         raise
 

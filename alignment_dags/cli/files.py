@@ -1,4 +1,4 @@
-"""Verbs that work on files alone, without a recipe: reference log-probs, scores, judgments, comparisons."""
+"""Verbs that need only files and no recipe: reference log-probs, scores, judgments, comparisons."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ def judge(
         budget_usd=budget_usd,
         budget_tokens=budget_tokens,
     )
-    if told := retirement(chosen, date.today()):
-        say(f"warning: {told}")
+    if warning := retirement(chosen, date.today()):
+        say(f"warning: {warning}")
     result = tell(
         lambda: judge_files(suite, questions, answers, out, chosen, reference, prompts, against), as_json, show_judged
     )

@@ -1,4 +1,4 @@
-"""The page of all keys of a recipe and of pools.yaml, made from the JSON Schemas that pydantic gives of them."""
+"""The page of all keys of a recipe and of pools.yaml, made from the JSON Schemas of the pydantic models."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def tables(
 ) -> Iterator[str]:
     """A heading and a table for the document and for each section in it.
 
-    `shared` maps a section to what those right below it have in common (title, text, schema): a table of its own.
+    `shared` maps a section to the common keys of the sections right below it (title, text, schema): a separate table.
     """
     definitions = schema.get("$defs", {})
     yield from table(f"## {title}", about or schema.get("description"), schema, set())
@@ -61,23 +61,23 @@ def tables(
 
 
 def places(schema: Schema) -> dict[str, list[str]]:
-    """The name of every definition and the paths of the keys that hold it, each after the section that it is in."""
-    found: dict[str, list[str]] = {}
+    """The name of every definition and the paths of its keys, each after the section that contains it."""
+    paths: dict[str, list[str]] = {}
 
     def visit(part: Schema, path: str) -> None:
         for key, value in part.get("properties", {}).items():
             for name, below in references(value, f"{path}.{key}" if path else key):
-                known = name in found
-                found.setdefault(name, []).append(below)
+                known = name in paths
+                paths.setdefault(name, []).append(below)
                 if not known:
                     visit(schema["$defs"][name], below)
 
     visit(schema, "")
-    return found
+    return paths
 
 
 def references(value: Schema, path: str) -> Iterator[tuple[str, str]]:
-    """Definitions that a key's value may be, and their paths: in a mapping the name is anyone's."""
+    """Definitions that a key's value may have, and their paths; `NAME` is any key of a mapping."""
     if "$ref" in value:
         yield value["$ref"].rsplit("/", 1)[-1], path
     for choice in value.get("anyOf", ()):
@@ -87,7 +87,7 @@ def references(value: Schema, path: str) -> Iterator[tuple[str, str]]:
 
 
 def table(heading: str, about: str | None, part: Schema, left_out: set[str]) -> list[str]:
-    """The section of the page, without the rows that stand elsewhere."""
+    """A section of the page, without the rows in `left_out`."""
     own = [row for row in rows(part) if row not in left_out]
     text = [" ".join((about or "").split()), ""]
     head = ["| key | value | default | meaning |", "|---|---|---|---|"] if own else []
@@ -95,7 +95,7 @@ def table(heading: str, about: str | None, part: Schema, left_out: set[str]) -> 
 
 
 def rows(part: Schema) -> list[str]:
-    """One row a key; a key that takes nothing but null is none."""
+    """One row for each key, without keys that can only be null."""
     required = part.get("required", ())
     return [
         f"| `{key}` | {kind(value)} | {'required' if key in required else default(value)} | {meaning(value)} |"
@@ -105,10 +105,12 @@ def rows(part: Schema) -> list[str]:
 
 
 def meaning(value: Schema) -> str:
+    """A key's description, in one line of a Markdown table."""
     return " ".join(value["description"].split()).replace("|", "\\|")
 
 
 def default(value: Schema) -> str:
+    """A key's default as Markdown; a dash for none."""
     given = value.get("default")
     if isinstance(given, dict | list) or "default" not in value:
         return "–" if not given else "its defaults"
@@ -120,7 +122,7 @@ def kind(value: Schema) -> str:
     if "anyOf" in value:
         return " or ".join(kind(choice) for choice in value["anyOf"])
     if "enum" in value or "const" in value:
-        return ", ".join(f"`{one}`" for one in value.get("enum", [value.get("const")]))
+        return ", ".join(f"`{choice}`" for choice in value.get("enum", [value.get("const")]))
     if "$ref" in value:
         return "a section"
     match value.get("type"):
@@ -142,6 +144,7 @@ def kind(value: Schema) -> str:
 
 
 def bounds(value: Schema) -> Iterator[str]:
+    """A number's limits, in words."""
     for name, words in (
         ("minimum", "from"),
         ("exclusiveMinimum", "above"),

@@ -1,4 +1,4 @@
-"""Verbs about registered models: how to take one out, where they come from, which is champion, and what may go."""
+"""Verbs for registered models: export, lineage, promotion, reports, and removal of what is no longer needed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import typer
 from alignment.errors import BadInput
 from alignment_dags.cli.output import SHOWN_ROWS, AsJson, columns, say, tell
 
-# What `align lineage` shows a person: how a version came to be, part by part, and the tree of what it stands on.
+# The output of `align lineage`: the parts that a version was made from, and the tree of its artifacts.
 
 MANY = ("shards.", "references.")
 SHORT = 12
 
 
 def show_lineage(result: dict[str, Any]) -> None:
+    """Prints the lineage of a model version."""
     for line in lines(result):
         print(line)
 
@@ -50,8 +51,8 @@ def _about(result: dict[str, Any]) -> Iterator[str]:
     else:
         what = "PROMOTED DESPITE THE GATE" if decision["kind"] == "override" else "returned to"
         yield f"{what} by {decision['by']} on {decision['at']}{': ' if decision['reason'] else ''}{decision['reason']}"
-    for told in filter(None, (result["alias_moved"], registration["alias_moved"])):
-        yield f"alias: {told}"
+    for problem in filter(None, (result["alias_moved"], registration["alias_moved"])):
+        yield f"alias: {problem}"
     yield f"gate: {gate['verdict']}"
     yield from (f"  {reason}" for reason in gate["reasons"])
     yield f"policy: {result['policy']['digest'][:SHORT]}, {result['policy']['rows_trained']} rows trained on"
@@ -71,8 +72,8 @@ def _about(result: dict[str, Any]) -> Iterator[str]:
         yield f"CODE OF THE MODEL RAN, as the recipe allows it: {files}"
     yield f"device: {result['device'] or '-'}"
     yield f"packages: {', '.join(f'{name} {version}' for name, version in result['packages'].items())}"
-    for one in result["erased"]:
-        yield f"erased: files of {one['kind']} {one['key'][:SHORT]} on {one['at']}: {one['why']}"
+    for erasure in result["erased"]:
+        yield f"erased: files of {erasure['kind']} {erasure['key'][:SHORT]} on {erasure['at']}: {erasure['why']}"
 
 
 def _origin(origin: dict[str, Any] | None, lead: str) -> str:
@@ -80,19 +81,19 @@ def _origin(origin: dict[str, Any] | None, lead: str) -> str:
 
 
 def _shards(shards: list[dict[str, Any]]) -> Iterator[str]:
-    rows = [(one["name"], one["rows"], one["digest"][:16]) for one in shards[:SHOWN_ROWS]]
+    rows = [(shard["name"], shard["rows"], shard["digest"][:16]) for shard in shards[:SHOWN_ROWS]]
     yield columns(("shard", "rows", "row digest"), rows)
     if (more := len(shards) - SHOWN_ROWS) > 0:
         yield f"… and {more} more; --json names them all"
 
 
 def _node(role: str, node: dict[str, Any], indent: str, seen: set[str]) -> Iterator[str]:
-    """One artifact and what it was made from; a manifest's shards are counted, as the table names them."""
+    """One artifact and its inputs; a manifest's shards are counted, because the table names them."""
     again = node["key"] in seen
     seen.add(node["key"])
-    told = f"{role}: " if role else ""
+    lead = f"{role}: " if role else ""
     mark = " (above)" if again and node["inputs"] else ""
-    yield f"{indent}{told}{node['stage']} {node['digest'][:SHORT]} (key {node['key'][:SHORT]}){mark}"
+    yield f"{indent}{lead}{node['stage']} {node['digest'][:SHORT]} (key {node['key'][:SHORT]}){mark}"
     if again:
         return
     for name, child in node["inputs"].items():

@@ -1,4 +1,4 @@
-"""What `align run` prints at its end: the comparison, the verdict, the version, and where to look."""
+"""What `align run` prints at its end: the comparison, the verdict, the version, and the files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def summary_of(outcome: Outcome) -> dict[str, Any]:
     report, registration = commit("evaluation_report"), commit("registered_model")
     manifest, policy = commit("preference_manifest"), upstream.get("policy_checkpoint")
     if report is not None and report.inputs["policy"] != policy:
-        report = None  # of an earlier policy: this one was not evaluated
+        report = None  # it is of an earlier policy: the current one was not evaluated
     decided = None if report is None else ReportSummary.of(report)
     return {
         "recipe": recipe.name,
@@ -53,7 +53,7 @@ def summary_of(outcome: Outcome) -> dict[str, Any]:
 
 
 def alias_warning(workspace: Workspace, registration: Artifact | None) -> str | None:
-    """What is wrong with the champion's alias, if anything is and MLflow answers."""
+    """A problem of the champion's alias; None without one, or if MLflow does not answer."""
     try:
         return moved_by_hand(workspace.store, Tracking(attempts=1), workspace.recipe.model_name, registration)
     except TrackingUnreachable:
@@ -61,12 +61,13 @@ def alias_warning(workspace: Workspace, registration: Artifact | None) -> str | 
 
 
 def show_outcome(result: dict[str, Any]) -> None:
+    """Prints what a run made, its comparisons and its verdict."""
     if not result["dagster_runs"] and result["failure"] is None:
         print(f"{result['recipe']}: nothing to do, everything is up to date ({result['seconds']} s)")
     rows = [
-        (suite, *comparison_row(metric, one))
+        (suite, *comparison_row(metric, comparison))
         for suite, metrics in result["comparisons"].items()
-        for metric, one in metrics.items()
+        for metric, comparison in metrics.items()
     ]
     if rows:
         print(columns(("suite", "metric", "n", "SFT", "policy", "difference", "95 % interval", "verdict"), rows))

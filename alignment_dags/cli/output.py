@@ -1,4 +1,4 @@
-"""How results and progress leave a verb: one result on stdout, everything else on stderr."""
+"""Output of the verbs: one result on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 
 @contextmanager
 def stdout_kept() -> Iterator[None]:
-    """Keeps stdout for results: whatever libraries and child processes print meanwhile goes to stderr."""
+    """Keeps stdout for results: other output of libraries and child processes goes to stderr."""
     sys.stdout.flush()
     saved = os.dup(1)
     os.dup2(2, 1)
@@ -30,6 +30,7 @@ def stdout_kept() -> Iterator[None]:
 
 
 def tell(work: Callable[[], dict[str, Any]], as_json: bool, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Runs `work` and prints its result, as one JSON object or by `show`; returns the result."""
     with stdout_kept():
         result = work()
     if as_json:
@@ -40,23 +41,24 @@ def tell(work: Callable[[], dict[str, Any]], as_json: bool, show: Callable[[dict
 
 
 def say(line: str) -> None:
+    """Prints a line of progress on stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
 def quiet() -> None:
-    """Libraries' chatter off, our own progress on stderr."""
+    """Hides messages of libraries, and shows our own progress on stderr."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in ("alignment", "eval"):
         logging.getLogger(name).setLevel(logging.INFO)
 
 
-# What each verb shows a person.
+# The output of each verb.
 
 SHOWN_ROWS = 20
 
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Plain aligned columns; numbers are strings by now."""
+    """Aligned columns of plain text; numbers are given as strings."""
     lines = [[str(cell) for cell in row] for row in [header, *rows]]
     widths = [max(len(line[index]) for line in lines) for index in range(len(header))]
     return "\n".join(
@@ -65,11 +67,13 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def show_fields(result: dict[str, Any]) -> None:
+    """Prints every field of a result, one a line."""
     for name, value in result.items():
         print(f"{name}: {value}")
 
 
 def show_check(result: dict[str, Any]) -> None:
+    """Prints the outcome of `align prefs check`."""
     print(
         f"{result['rows']} rows, {result['accepted']} accepted ({result['kind']}), {result['quarantined']} quarantined"
     )
@@ -83,6 +87,7 @@ def show_check(result: dict[str, Any]) -> None:
 
 
 def show_backfill(result: dict[str, Any]) -> None:
+    """Prints the outcome of `align backfill`."""
     stages = list(result["made"])
     rows = [(stage, *(str(len(result[how][stage])) for how in ("made", "current", "behind"))) for stage in stages]
     print(columns(("stage", "made", "were current", "still behind"), rows))
@@ -97,6 +102,7 @@ def show_backfill(result: dict[str, Any]) -> None:
 
 
 def show_score(result: dict[str, Any]) -> None:
+    """Prints the outcome of `align score`."""
     print(f"{result['suite']}: {result['n']} items")
     for what in ("missing", "failed"):
         if result[what]:
@@ -114,6 +120,7 @@ def show_score(result: dict[str, Any]) -> None:
 
 
 def show_judged(result: dict[str, Any]) -> None:
+    """Prints the outcome of `align judge`."""
     print(f"{result['suite']}: {result['judgments']} judgments of {result['n']} answers")
     for what, words in (
         ("missing", "items have no answer"),
@@ -140,33 +147,38 @@ def _ends(result: dict[str, Any], metric: str) -> str:
 
 
 def interval(ci95: Sequence[float] | None) -> str:
-    """A 95 % interval; a dash where there were too few items for one."""
+    """A 95 % interval; a dash if there were too few items."""
     return "-" if ci95 is None else f"[{ci95[0]:+.4f}, {ci95[1]:+.4f}]"
 
 
-def comparison_row(metric: str, one: dict[str, Any]) -> tuple[str, ...]:
+def comparison_row(metric: str, comparison: dict[str, Any]) -> tuple[str, ...]:
+    """The cells of one metric's comparison."""
     return (
         metric,
-        str(one["n"]),
-        f"{one['baseline']:.4f}",
-        f"{one['candidate']:.4f}",
-        f"{one['difference']:+.4f}",
-        interval(one["ci95"]),
-        one["verdict"],
+        str(comparison["n"]),
+        f"{comparison['baseline']:.4f}",
+        f"{comparison['candidate']:.4f}",
+        f"{comparison['difference']:+.4f}",
+        interval(comparison["ci95"]),
+        comparison["verdict"],
     )
 
 
 def show_comparison(result: dict[str, Any]) -> None:
-    rows = [comparison_row(metric, one) for metric, one in result.items()]
+    """Prints the outcome of `align compare`."""
+    rows = [comparison_row(metric, comparison) for metric, comparison in result.items()]
     print(columns(("metric", "n", "baseline", "candidate", "difference", "95 % interval", "verdict"), rows))
-    for metric, one in result.items():
-        if lost := one["missing"]:
-            sides = ", ".join(f"{one[f'missing_{side}']} in the {side} alone" for side in ("baseline", "candidate"))
-            named = ", ".join(one["missing_ids"][:SHOWN_ROWS]) + (", …" if lost > SHOWN_ROWS else "")
+    for metric, comparison in result.items():
+        if lost := comparison["missing"]:
+            sides = ", ".join(
+                f"{comparison[f'missing_{side}']} in the {side} alone" for side in ("baseline", "candidate")
+            )
+            named = ", ".join(comparison["missing_ids"][:SHOWN_ROWS]) + (", …" if lost > SHOWN_ROWS else "")
             print(f"{metric}: {lost} items have no value on both sides and do not count (lacking {sides}): {named}")
 
 
 def show_nights(result: dict[str, Any]) -> None:
+    """Prints the latest nights of a recipe."""
     if not result["nights"]:
         print(f"{result['recipe']}: no night yet (schedule: {result['schedule'] or 'none in the recipe'})")
     for night in result["nights"]:
@@ -176,7 +188,7 @@ def show_nights(result: dict[str, Any]) -> None:
             print(f"    left out {shard}: {why}")
         if night["took"]:
             print(f"    {night['took']}")
-        for found in filter(None, (night["alias"], night["judge"])):
-            print(f"    {found}")
+        for warning in filter(None, (night["alias"], night["judge"])):
+            print(f"    {warning}")
     for path, why in result["unreadable"].items():
         print(f"{path}: {why}")

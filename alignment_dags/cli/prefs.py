@@ -29,7 +29,7 @@ def prefs_check(
 @prefs.command("find")
 def prefs_find(
     recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
-    text: Annotated[str, typer.Argument(help="Text to look for, as it stands in the row.")],
+    text: Annotated[str, typer.Argument(help="Text to look for, as it is in the row.")],
     as_json: AsJson = False,
 ) -> None:
     """The ids of a recipe's rows that hold a text, with the file and line each came from."""

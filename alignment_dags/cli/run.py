@@ -1,65 +1,136 @@
-"""Verbs that bring a recipe up to date, and show what its nights did."""
+"""Verbs that bring a recipe up to date and show its nights."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from alignment.errors import BadInput
 from alignment_dags.cli.output import AsJson, columns, say, tell
 
-# What `align plan` shows a person: a line a stage, and below it how each number was reached.
+if TYPE_CHECKING:
+    from alignment_dags.planner.forecast import StageForecast
+    from alignment_dags.run.upgrade import Moved
+    from alignment_dags.run.workspace import Workspace
+
+# The output of `align plan`: one line for each stage, and below it how each number was computed.
 
 NUMBERS = {"memory_gib": "memory", "slot_seconds": "time", "cost": "cost"}
 
 
 def show_plan(result: dict[str, Any]) -> None:
+    """Prints a plan as a table, and below it how each number was computed."""
     rows = [
         (
-            one["stage"],
-            one["pool"] or "-",
-            _count(one["current"]),
-            _count(one["to_make"]),
-            _memory(one),
-            "-" if one["pool"] is None else {True: "yes", False: "NO", None: "unknown"}[one["fits"]],
-            _told(one, "slot_seconds", "{:.0f} s"),
-            _told(one, "cost", "{:.2f}"),
+            stage["stage"],
+            stage["pool"] or "-",
+            _count(stage["current"]),
+            _count(stage["to_make"]),
+            _memory(stage),
+            "-" if stage["pool"] is None else {True: "yes", False: "NO", None: "unknown"}[stage["fits"]],
+            _figure(stage, "slot_seconds", "{:.0f} s"),
+            _figure(stage, "cost", "{:.2f}"),
         )
-        for one in result["stages"]
+        for stage in result["stages"]
     ]
     print(columns(("stage", "pool", "there", "to make", "memory a device", "fits", "time", "cost"), rows))
-    for one in result["stages"]:
-        if one["pool"] is not None and one["to_make"] != 0:
-            print(f"{one['stage']}:")
+    for stage in result["stages"]:
+        if stage["pool"] is not None and stage["to_make"] != 0:
+            print(f"{stage['stage']}:")
             for name, words in NUMBERS.items():
-                print(f"  {words}: {one[name]['how']}")
-    for told in result["warnings"]:
-        print(f"warning: {told}")
+                print(f"  {words}: {stage[name]['how']}")
+    for warning in result["warnings"]:
+        print(f"warning: {warning}")
     for note in result["notes"]:
         print(f"note: {note}")
-    for stage in result["too_large"]:
-        print(f"{stage} does not fit the devices of its pool")
+    for name in result["too_large"]:
+        print(f"{name} does not fit the devices of its pool")
+    show_upgrade(result["upgrade"])
 
 
 def _count(number: int | None) -> str:
     return "unknown" if number is None else str(number)
 
 
-def _memory(one: dict[str, Any]) -> str:
-    gib = one["memory_gib"]["value"]
+def _memory(stage: dict[str, Any]) -> str:
+    gib = stage["memory_gib"]["value"]
     if gib == 0:
         return "-"
     small = gib is not None and gib < 1
-    return f"{gib * 1024:.1f} MiB" if small else _told(one, "memory_gib", "{:.1f} GiB")
+    return f"{gib * 1024:.1f} MiB" if small else _figure(stage, "memory_gib", "{:.1f} GiB")
 
 
-def _told(one: dict[str, Any], name: str, form: str) -> str:
-    value = one[name]["value"]
+def _figure(stage: dict[str, Any], name: str, form: str) -> str:
+    value = stage[name]["value"]
     if value is not None:
         return form.format(value)
-    return "-" if one["pool"] is None and name != "slot_seconds" else "unknown"
+    return "-" if stage["pool"] is None and name != "slot_seconds" else "unknown"
+
+
+# The stages that a new version makes again, for `align plan` and `align upgrade`.
+
+
+def upgrade_of(workspace: Workspace, moved: Sequence[Moved], stages: Sequence[StageForecast]) -> dict[str, Any] | None:
+    """The stages that this version makes again, with their forecast, and whether a person accepted it; None without."""
+    from alignment_dags.run.upgrade import Upgrades
+
+    if not moved:
+        return None
+    upgrades = Upgrades(workspace.store, workspace.recipe.name)
+    accepted = upgrades.accepted
+    forecasts = {forecast.stage: forecast for forecast in stages}
+    return {
+        "recipe": workspace.recipe.name,
+        "stages": [
+            {
+                "stage": change.stage,
+                "old_code_version": change.old,
+                "code_version": change.new,
+                "artifacts": change.artifacts,
+                "pool": forecasts[change.stage].pool,
+                "slot_seconds": asdict(forecasts[change.stage].slot_seconds),
+                "cost": asdict(forecasts[change.stage].cost),
+            }
+            for change in moved
+        ],
+        "waits": bool(upgrades.waiting(moved)),
+        "accepted": None if accepted is None else accepted.model_dump(mode="json"),
+    }
+
+
+def show_upgrade(result: dict[str, Any] | None) -> None:
+    """Prints the stages that this version makes again, and whether a person accepted it; nothing for None."""
+    if result is None:
+        return
+    print(f"{result['recipe']}: this version makes anew (docs/upgrading.md says why):")
+    rows = [
+        (
+            f"  {stage['stage']}",
+            f"{stage['old_code_version']} → {stage['code_version']}",
+            str(stage["artifacts"]),
+            _figure(stage, "slot_seconds", "{:.0f} s"),
+            _figure(stage, "cost", "{:.2f}"),
+        )
+        for stage in result["stages"]
+    ]
+    print(columns(("  stage", "code version", "artifacts", "time", "cost"), rows))
+    print("  Later stages are made anew only if these results differ.")
+    if result["waits"]:
+        print("  Nights and the source sensor wait for `align upgrade RECIPE --accept`; `align run` does not.")
+    else:
+        print(f"  Accepted by {result['accepted']['by']} at {result['accepted']['at']}: nights make it.")
+
+
+def show_upgrades(result: dict[str, Any]) -> None:
+    """Prints the outcome of `align upgrade`, recipe by recipe."""
+    for name, upgrade in result["recipes"].items():
+        if upgrade is None:
+            print(f"{name}: nothing is of an older code version")
+        show_upgrade(upgrade)
 
 
 MOST_NIGHTS = 100_000
@@ -86,13 +157,13 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Say what bringing a recipe up to date takes, before anything runs. Exit 1 if a pool cannot hold it."""
-    from dataclasses import asdict
     from datetime import date
 
     from alignment.recipe import load_recipe
     from alignment_dags.planner.forecast import forecast
+    from alignment_dags.run.upgrade import moved_stages
     from alignment_dags.run.workspace import Workspace
-    from assets.evaluation_report import asked_of
+    from assets.evaluation_report import gate_and_baselines
     from eval.judge.retirement import retirement
     from resources.home import ensure_home
     from resources.pools import load_pools
@@ -101,18 +172,59 @@ def plan(
 
     def work() -> dict[str, Any]:
         known = load_recipe(recipe)
-        asked_of(known, str(recipe))
-        stages = forecast(Workspace(known, load_pools()), config)
-        too_large = [one.stage for one in stages if one.fits is False and one.to_make != 0]
-        warnings = [told for told in [retirement(known.judge, date.today())] if told is not None]
+        gate_and_baselines(known, str(recipe))
+        workspace = Workspace(known, load_pools())
+        stages = forecast(workspace, config)
+        too_large = [expected.stage for expected in stages if expected.fits is False and expected.to_make != 0]
+        warnings = [warning for warning in [retirement(known.judge, date.today())] if warning is not None]
         return {
-            "stages": [asdict(one) for one in stages],
+            "stages": [asdict(expected) for expected in stages],
             "too_large": too_large,
             "warnings": warnings,
             "notes": known.dpo.outside_practice(),
+            "upgrade": upgrade_of(workspace, moved_stages(workspace.nodes, workspace.upstream()), stages),
         }
 
     if tell(work, as_json, show_plan)["too_large"]:
+        raise typer.Exit(1)
+
+
+def upgrade(
+    recipes: Annotated[list[Path] | None, typer.Argument(help="Recipes (YAML); all in use by default.")] = None,
+    accept: Annotated[bool, typer.Option("--accept", help="Let nights and the source sensor make it.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what this version makes anew of what an older one made, and accept it. Exit 1 if it waits for acceptance."""
+    import getpass
+    from datetime import UTC, datetime
+
+    from alignment.recipe import load_recipe
+    from alignment_dags.planner.forecast import forecast
+    from alignment_dags.run.upgrade import Upgrades, moved_stages
+    from alignment_dags.run.workspace import Workspace, recipes_in_use
+    from resources.home import ensure_home
+    from resources.pools import load_pools
+
+    ensure_home()
+
+    def work() -> dict[str, Any]:
+        pools = load_pools()
+        chosen = [load_recipe(path) for path in recipes] if recipes else list(recipes_in_use().values())
+        workspaces = [Workspace(recipe, pools) for recipe in chosen]
+        moved = {space.recipe.name: moved_stages(space.nodes, space.upstream()) for space in workspaces}
+        upgrades = {}
+        for space in workspaces:
+            name = space.recipe.name
+            upgrades[name] = upgrade_of(space, moved[name], forecast(space) if moved[name] else ())
+        for space in workspaces if accept else ():  # after all recipes were read, so that an error accepts nothing
+            name = space.recipe.name
+            if (entry := upgrades[name]) is not None and entry["waits"]:
+                accepted = Upgrades(space.store, name).accept(moved[name], getpass.getuser(), datetime.now(UTC))
+                entry |= {"waits": False, "accepted": accepted.model_dump(mode="json")}
+        return {"recipes": upgrades}
+
+    upgrades = tell(work, as_json, show_upgrades)["recipes"]
+    if any(entry is not None and entry["waits"] for entry in upgrades.values()):
         raise typer.Exit(1)
 
 

@@ -1,4 +1,4 @@
-"""`align pools` and `align recipes`: what a project is set up with."""
+"""`align pools` and `align recipes`: the configuration of a project."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _give(text: str, out: Path | None) -> None:
 def recipes_check(files: Annotated[list[Path], typer.Argument(help="Recipes (YAML).")]) -> None:
     """Read recipes and say what is wrong in them; of a file of pools, which lies beside them, too."""
     from alignment.recipe import load_recipe
-    from assets.evaluation_report import asked_of
+    from assets.evaluation_report import gate_and_baselines
     from assets.preference_shard import refuse_files
     from eval.judge.retirement import retirement
     from resources.pools import is_pools_file, load_pools
@@ -79,10 +79,10 @@ def recipes_check(files: Annotated[list[Path], typer.Argument(help="Recipes (YAM
             continue
         recipe = load_recipe(path)
         with stdout_kept():
-            asked_of(recipe, str(path))
+            gate_and_baselines(recipe, str(path))
             refuse_files(recipe)
         print(f"{path}: {recipe.name} is well-formed")
-        if told := retirement(recipe.judge, date.today()):
-            say(f"warning: {path}: {told}")
+        if warning := retirement(recipe.judge, date.today()):
+            say(f"warning: {path}: {warning}")
         for note in recipe.dpo.outside_practice():
             say(f"note: {path}: {note}")

@@ -11,6 +11,7 @@ from alignment.errors import first_few
 from alignment.recipe import Recipe
 from alignment_dags.nights.night import Night, Outcome
 from alignment_dags.nights.state import MANIFEST, State
+from alignment_dags.run.upgrade import ACCEPT, told
 
 GRACE = timedelta(minutes=2)
 """How long a night leaves shards that are behind to the sensors that follow a source, before it makes them itself."""
@@ -127,9 +128,13 @@ def decide_night(
             return Wait(f"{what}: in progress (run {run.id[:8]})")
         if run is not None and run.state == "failed":
             return Close("failed", f"{what}: {run.told}")
-    started = base.ended_at if base is not None and base.ended_at else night.recorded_at
-    late = now >= started + timedelta(minutes=night.deadline_minutes)
     state = state_now()
+    if state.upgrade:
+        return Wait(f"waits for {ACCEPT}: this version makes anew {told(state.upgrade)}")
+    started = base.ended_at if base is not None and base.ended_at else night.recorded_at
+    if state.accepted_at is not None:  # shards had no time before
+        started = max(started, state.accepted_at)
+    late = now >= started + timedelta(minutes=night.deadline_minutes)
     if pinned is None:
         if state.base:
             return _base(state, base, runs, late)

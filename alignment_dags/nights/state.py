@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 from alignment.store import Ref
 from alignment_dags.run.plan import plan
+from alignment_dags.run.upgrade import Moved, Upgrades, moved_stages
 from alignment_dags.run.workspace import Workspace
 from alignment_dags.source.observe import observe
 from assets.building.node import Node
@@ -26,7 +28,8 @@ class State:
     `reference` has only shards whose rows are built. `manifest_behind` is whether another manifest would be pinned
     now; `train` is what is behind the manifest that is pinned, the data version of which is `manifest`. `verdict` is
     that of the evaluation report, if that is up to date. `unsettled` and `unreadable` shards map to why: the first may
-    be read in a moment, the second not before somebody mends them.
+    be read in a moment, the second not before somebody mends them. `upgrade` is what this version makes anew and nobody
+    has accepted; `accepted_at` is when a person last accepted such.
     """
 
     base: tuple[str, ...] = ()
@@ -39,6 +42,8 @@ class State:
     total: int = 0
     verdict: str | None = None
     manifest: str | None = None
+    upgrade: tuple[Moved, ...] = ()
+    accepted_at: datetime | None = None
 
     @property
     def behind(self) -> tuple[str, ...]:
@@ -55,10 +60,14 @@ def state_of(workspace: Workspace) -> State:
     shards = tuple(name for name, key in seen.keys.items() if not current(upstream.refs(rows.name).get(name), key))
     base = tuple(one.node.name for one in plan(workspace, phases["base"], ()) if one.state != "current")
     state = State(base=base, shards=shards, unsettled=seen.waiting, unreadable=seen.unreadable, total=len(seen.names))
-    if base:
-        return state
     ready = [name for name in seen.keys if name not in set(shards)]
-    reference = [shard for node in phases.get("reference", ()) for shard in _not_scored(node, ready, upstream)]
+    if base:
+        return _with_upgrade(state, workspace, upstream, {rows.name: ready})
+    scorers = phases.get("reference", ())
+    behind = {node.name: _not_scored(node, ready, upstream) for node in scorers}
+    scored = {name: [shard for shard in ready if shard not in set(late)] for name, late in behind.items()}
+    state = _with_upgrade(state, workspace, upstream, {rows.name: ready} | scored)
+    reference = [shard for late in behind.values() for shard in late]
     manifest = [node for node in phases["train"] if node.name == MANIFEST]
     after = [node for node in phases["train"] if node.name != MANIFEST]
     (pinned,) = plan(workspace, manifest, ())
@@ -73,6 +82,14 @@ def state_of(workspace: Workspace) -> State:
         verdict=None if report is None else ReportSummary.of(report).verdict,
         manifest=None if ref is None else ref.artifact.digest,
     )
+
+
+def _with_upgrade(state: State, workspace: Workspace, upstream: Upstream, current: Mapping[str, list[str]]) -> State:
+    """The state with what this version makes anew; `current` maps nodes to shards that are up to date."""
+    upgrades = Upgrades(workspace.store, workspace.recipe.name)
+    waiting = upgrades.waiting(moved_stages(workspace.nodes, upstream, current))
+    accepted = upgrades.accepted
+    return replace(state, upgrade=waiting, accepted_at=None if accepted is None else accepted.at)
 
 
 def current(ref: Ref | None, key: str) -> bool:

@@ -20,6 +20,7 @@ from alignment_dags.nights.runs import runs_seen
 from alignment_dags.nights.state import State, state_of
 from alignment_dags.run.launch import RANGE_END, RANGE_START, stretches
 from alignment_dags.run.shards import claim
+from alignment_dags.run.upgrade import ACCEPT, Upgrades, told
 from alignment_dags.run.workspace import Workspace, job_name
 from assets.building.factory import asset_key, shards_definition, shards_per_run
 from assets.building.upstream import NotBuilt
@@ -76,6 +77,8 @@ def tick(
         step = decide_night(night, state_now, seen, now, idle_since, limits, cost)
     except UNREADABLE as error:
         step = unreadable(night, error, now)
+    if states:
+        watch_upgrade(book, recipe, states[-1], now)
     if isinstance(step, Close):
         state = states[-1] if states else _state_or_none(workspace)
         closed = watch_judge(book, recipe, close_night(book, recipe, Ending(night, step, now, state)), now)
@@ -98,16 +101,32 @@ def tick(
 
 
 def whose_turn(book: NightBook, recipe: Recipe, now: datetime) -> Night | None:
-    """The night that has begun, else the latest; those before the latest are missed, closed and told of."""
+    """The night that has begun, else the latest; those before the latest are missed, closed and told of. One that
+    waited for the acceptance of an upgrade is closed quietly, as people were told once of what it waited for."""
     waiting = book.open_nights()
     begun = [night for night in waiting if night.outcome == "running"]
     if begun:
         return begun[-1]
+    quiet = len(waiting) > 1 and Upgrades(book.store, recipe.name).waits
     for missed in waiting[1:]:
-        closed = missed.closed("missed", f"the {waiting[0].told} came before it began", now)
+        why = f"; it waited for {ACCEPT}" if quiet else ""
+        closed = missed.closed("missed", f"the {waiting[0].told} came before it began{why}", now)
         book.write(closed)
-        send(recipe.alerts, Alert(recipe.name, "night_missed", sentence(closed)))
+        if not quiet:
+            send(recipe.alerts, Alert(recipe.name, "night_missed", sentence(closed)))
     return waiting[0] if waiting else None
+
+
+def watch_upgrade(book: NightBook, recipe: Recipe, state: State, now: datetime) -> None:
+    """Alerts of what this version makes anew once, however many nights wait for its acceptance."""
+    upgrades = Upgrades(book.store, recipe.name)
+    if upgrades.is_news(state.upgrade):
+        text = (
+            f"this version makes anew {told(state.upgrade)}. `align upgrade` says what it takes; nights and the source "
+            f"sensor wait for {ACCEPT} (docs/upgrading.md)"
+        )
+        send(recipe.alerts, Alert(recipe.name, "upgrade_waits", text))
+    upgrades.note_alert(state.upgrade, now)
 
 
 def unreadable(night: Night, error: Exception, now: datetime) -> NextStep:

@@ -1,1 +1,1 @@
-"""What a recipe will need and cost, before anything runs."""
+"""What a recipe will need and cost, before a run."""

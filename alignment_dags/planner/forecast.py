@@ -1,4 +1,4 @@
-"""What bringing a recipe up to date will take, stage by stage, before anything runs; what is not known is None."""
+"""What a recipe's next run will need and cost, stage by stage, before it starts; unknown numbers are None."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from eval.stages.scores import STAGE as SCORES
 from resources.pools import Pool
 
 GIB = 2**30
-HUB_SECONDS = 5.0  # that the hub gets for an answer
-LAST = 5  # commits that a time is the mean of
+HUB_SECONDS = 5.0  # to wait for an answer of the hub
+LAST = 5  # a time is the mean of the last commits
 NO_ACTIVATIONS = "activations come on top"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A number, None where it is not known, and how it was reached or why it was not."""
+    """A number, or None if it is unknown, and how it was computed or why it is unknown."""
 
     value: float | None
     how: str
@@ -38,11 +38,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class StageForecast:
-    """One node: its artifacts that stand, those to be made at most, and what these take.
+    """One node: its current artifacts, the number to make at most, and what they need.
 
-    `current` and `to_make` are None where the hub was not reached to tell which of them the recipe needs now.
-    `memory_gib` is that of one device, `fits` whether its pool's devices hold it; `slot_seconds` adds up the time of a
-    slot over all artifacts to be made; `cost` is in USD, as the prices of pools.yaml are.
+    `current` and `to_make` are None if the hub had to say which artifacts the recipe needs and was not reached.
+    `memory_gib` is the memory of one device, and `fits` whether the pool's devices have that much. `slot_seconds` is
+    the time of a slot, summed over all artifacts to make. `cost` is in USD, like the prices in pools.yaml.
     """
 
     stage: str
@@ -56,7 +56,7 @@ class StageForecast:
 
 
 class History:
-    """What a recipe has made so far; each kind is read once, however many nodes make it."""
+    """The artifacts that a recipe has made so far; each kind is read once."""
 
     def __init__(self, store: Store, recipe: str) -> None:
         self.store = store
@@ -64,7 +64,7 @@ class History:
         self._kinds: dict[str, list[Commit]] = {}
 
     def latest_first(self, node: Node) -> list[Commit]:
-        """What this node made, or one like it: of scores only those of its suite."""
+        """Artifacts of this node's kind, latest first; of scores only those of its suite."""
         made = self._kind(node.stage.kind)
         if node.stage.kind != SCORES.kind:
             return made
@@ -73,30 +73,30 @@ class History:
 
     def _kind(self, kind: str) -> list[Commit]:
         if kind not in self._kinds:
-            made = (one for one in self.store.commits(kind) if one.environment.get("recipe") == self.recipe)
+            made = (commit for commit in self.store.commits(kind) if commit.environment.get("recipe") == self.recipe)
             self._kinds[kind] = sorted(made, key=lambda commit: commit.started_at, reverse=True)
         return self._kinds[kind]
 
     @cached_property
     def _suites(self) -> dict[str, set[str]]:
-        """Key of scores to their suite, as the refs name it and the reports that compared them."""
-        found: dict[str, set[str]] = {}
+        """Key of scores to their suite, by the refs and by the reports that compared them."""
+        suites: dict[str, set[str]] = {}
         for model in ("sft", "policy", "champion"):
             for suite, ref in self.store.read_refs(self.recipe, f"{model}_evals").items():
-                found.setdefault(ref.artifact.key, set()).add(suite)
+                suites.setdefault(ref.artifact.key, set()).add(suite)
         for report in self._kind(REPORT.kind):
             for name, scores in report.inputs.items():
                 compared, _, suite = name.partition(".")
                 if compared.endswith("_scores"):
-                    found.setdefault(scores.key, set()).add(suite)
-        return found
+                    suites.setdefault(scores.key, set()).add(suite)
+        return suites
 
 
 def forecast(workspace: Workspace, config: Path | None = None) -> list[StageForecast]:
-    """Every node of the recipe, upstream first; `config` is a config.json of the model to go by, before any other.
+    """Every node of the recipe, upstream first; `config` is a config.json of the model, used before any other.
 
-    Needs no weights, and no hub: what the hub was not reached for is not known. Raises `BadInput` for sources a person
-    has to mend.
+    Needs no weights and no hub: numbers that only the hub could give are unknown without it. Raises `BadInput` for
+    sources with a mistake.
     """
     unreached: dict[str, str] = {}
     with asking_briefly(HUB_SECONDS):
@@ -109,18 +109,18 @@ def forecast(workspace: Workspace, config: Path | None = None) -> list[StageFore
 
 @dataclass(frozen=True)
 class Shape:
-    """The model's configuration and where it was read; None, and why, where it is not at hand."""
+    """The model's configuration and where it was read; or None, and why there is none."""
 
     config: dict[str, Any] | None
     source: str
 
 
 def model_config(workspace: Workspace, planned: list[Planned]) -> Shape:
-    """The nearest configuration there is: in the store, where the recipe says, or on the hub."""
-    for one in planned:
-        if one.node.name in ("sft_checkpoint", "base_model") and one.commit is not None:
-            config = json.loads(workspace.store.read(one.commit.artifact, CONFIG_FILE))
-            return Shape(config, f"config.json of {one.node.name}")
+    """The model's configuration: from the store, else from the recipe's model on disk or on the hub."""
+    for step in planned:
+        if step.node.name in ("sft_checkpoint", "base_model") and step.commit is not None:
+            config = json.loads(workspace.store.read(step.commit.artifact, CONFIG_FILE))
+            return Shape(config, f"config.json of {step.node.name}")
     source = workspace.recipe.sft.adopt or workspace.recipe.base_model
     if source.path is not None:
         return Shape(read_config(source.path), f"config.json in {source.path}")
@@ -135,7 +135,7 @@ def model_config(workspace: Workspace, planned: list[Planned]) -> Shape:
 
 
 def _unsure(workspace: Workspace, unreached: dict[str, str]) -> dict[str, str]:
-    """Nodes of which the store may or may not hold what the recipe needs now, and what was not reached to tell."""
+    """Nodes whose needed artifact may or may not be in the store, and the source that was not reached to find out."""
     reasons: dict[str, str] = {}
     for node in workspace.nodes:
         above = (reasons[need] for need in node.needs if need in reasons)
@@ -153,8 +153,8 @@ def _stage(
     shape: Shape,
     unsure: str | None,
 ) -> StageForecast:
-    mine = [one for one in planned if one.node.name == node.name]
-    to_make = sum(one.state in ("missing", "waiting") for one in mine)
+    mine = [step for step in planned if step.node.name == node.name]
+    to_make = sum(step.state in ("missing", "waiting") for step in mine)
     pool = None if node.pool is None else workspace.pools[node.pool]
     memory = _memory(node, workspace.recipe, shape)
     room = None if pool is None else pool.memory_gib
@@ -165,7 +165,7 @@ def _stage(
     return StageForecast(
         stage=node.name,
         pool=node.pool,
-        current=None if unsure else sum(one.commit is not None for one in mine),
+        current=None if unsure else sum(step.commit is not None for step in mine),
         to_make=None if unsure else to_make,
         memory_gib=memory,
         fits=None if memory.value is None or room is None else memory.value <= room,
@@ -210,7 +210,7 @@ def _memory(node: Node, recipe: Recipe, shape: Shape) -> Figure:
 
 
 def _seconds(made: list[Commit], to_make: int) -> Figure:
-    """As long as the recipe's last artifacts of this stage took, on the device of the latest."""
+    """The mean time of the recipe's last artifacts of this stage, on the device of the latest."""
     if not to_make:
         return Figure(0.0, "nothing is to be made")
     if not made:

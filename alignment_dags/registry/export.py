@@ -1,4 +1,4 @@
-"""Taking a registered checkpoint out of the store: a folder with what `transformers` loads, and no more."""
+"""Export of a registered checkpoint: a folder with the files that `transformers` loads, and no others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from alignment.errors import BadInput
 from alignment.models.pin import checkpoint_names
 from alignment.store import Commit, CorruptArtifact, Store
-from alignment.store.place import told_when_full
+from alignment.store.place import explain_no_space
 from alignment_dags.registry.registrations import name_and_version, registration_of
 from assets.registration import RegistrationSummary
 from resources.store import ArtifactStore
@@ -26,9 +26,9 @@ Say = Callable[[str], None]
 def export(model: str, to: Path, say: Say) -> dict[str, Any]:
     """Copies the checkpoint of MODEL[@champion|@VERSION] into `to`, each file verified by its committed sha256.
 
-    The files arrive in a hidden folder beside `to`, which takes its name when all are there: an export that was cut
-    short leaves nothing at `to`. Returns `model`, `version`, `digest`, `path`, `files` {name: {sha256, size}}, `bytes`.
-    Raises `BadInput` for a folder that cannot be used, `ErasedArtifact` where the weights were erased.
+    The files are copied to a hidden folder beside `to`, which is renamed when it is complete: an interrupted export
+    leaves nothing at `to`. Returns `model`, `version`, `digest`, `path`, `files` {name: {sha256, size}}, `bytes`.
+    Raises `BadInput` for a folder that cannot be used, `ErasedArtifact` if the weights were erased.
     """
     store = ArtifactStore().open()
     version, policy = _policy(store, model)
@@ -38,12 +38,12 @@ def export(model: str, to: Path, say: Say) -> dict[str, Any]:
     say(f"copying {len(files)} files, {size / 2**20:,.1f} MiB")
     arriving = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
-        with _told(to):
+        with _explain_folder(to):
             arriving.mkdir(parents=True)
-        with told_when_full(str(folder.parent)):
+        with explain_no_space(str(folder.parent)):
             for name in files:
                 _copy(store, policy, name, arriving / name)
-        with _told(to):
+        with _explain_folder(to):
             arriving.rename(folder)
     finally:
         shutil.rmtree(arriving, ignore_errors=True)
@@ -58,7 +58,7 @@ def export(model: str, to: Path, say: Say) -> dict[str, Any]:
 
 
 def local_path(model: str, say: Say) -> dict[str, Any]:
-    """Where the checkpoint lies: in a local store itself, else in the cache, which it is brought into first."""
+    """The local folder of a checkpoint: in a local store, or in the cache, where it is downloaded first."""
     store = ArtifactStore().open()
     version, policy = _policy(store, model)
     if not store.is_local:
@@ -74,10 +74,10 @@ def local_path(model: str, say: Say) -> dict[str, Any]:
 
 
 def _policy(store: Store, model: str) -> tuple[str, Commit]:
-    """The version, and the policy that it registered, with all its files."""
+    """The version, and the commit of its policy with all files."""
     registration = registration_of(store, *name_and_version(model))
     _, version = RegistrationSummary.of(registration).model_version
-    return version, store.standing(registration.inputs["policy"])
+    return version, store.intact_commit(registration.inputs["policy"])
 
 
 def _free(to: Path) -> Path:
@@ -91,11 +91,11 @@ def _free(to: Path) -> Path:
 
 
 @contextmanager
-def _told(to: Path) -> Iterator[None]:
+def _explain_folder(to: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BadInput(f"cannot be made: {error.strerror or error}", file=str(to), field="--to") from error
+        raise BadInput(f"cannot be created: {error.strerror or error}", file=str(to), field="--to") from error
 
 
 def _copy(store: Store, policy: Commit, name: str, target: Path) -> None:
@@ -106,12 +106,15 @@ def _copy(store: Store, policy: Commit, name: str, target: Path) -> None:
             sha.update(block)
             copy.write(block)
         copy.flush()
-        os.fsync(copy.fileno())  # the folder must not get its name, in a power cut, before its bytes
+        os.fsync(copy.fileno())  # a power cut must not leave the folder without its bytes
     if sha.hexdigest() != policy.files[name].sha256:
-        raise CorruptArtifact(f"{store.uri(policy.artifact)}/{name}: not what was committed; nothing was exported")
+        raise CorruptArtifact(
+            f"{store.uri(policy.artifact)}/{name}: differs from its committed sha256; nothing was exported"
+        )
 
 
 def show_exported(result: dict[str, Any]) -> None:
+    """Prints where the checkpoint is, and how to load it."""
     print(f"{result['model']} version {result['version']}: {result['path']}")
     print("load it with transformers:")
     print("  from transformers import pipeline")

@@ -1,4 +1,4 @@
-"""From a model version back to its rows, from the store's commit records or from MLflow; each alone is enough."""
+"""From a model version back to its rows, by the store's commit records or by MLflow; either is enough."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from alignment.stages.preference_manifest import ManifestSummary
 from alignment.stages.sft_checkpoint import SftSummary
 from alignment.stages.stage import PolicySummary, ShardSummary
 from alignment.store import Artifact, Commit, Store
-from alignment.store.erase import gone
+from alignment.store.erase import current_erasure
 from alignment_dags.registry.registrations import champion_of, name_and_version, registration_of
 from assets.champion import moved_by_hand
 from assets.registration import RegistrationSummary
@@ -19,18 +19,18 @@ from eval.stages.evaluation_report import ReportSummary
 from resources.mlflow import MlflowRecords, Tracking, TrackingUnreachable
 from resources.store import ArtifactStore
 
-# What a model version stands on, named part by part from the commit records.
+# The parts that a model version was made from, by the commit records.
 
 ABOUT_THE_RUN = ("python", "platform", "device", "git", "dagster_run", "recipe")
 COUNTS = {"rows", "train", "held_out", "dropped", "reasons", "left_out"}
 
 
 def record_of(registration: Commit, policy: Commit, commits: dict[str, Commit]) -> dict[str, Any]:
-    """How it came to be registered, the gate's verdict, and every part it was made from; None where not recorded.
+    """Why it was registered, the gate's verdict, and every part it was made from; None for parts not recorded.
 
     `registration` {key, at, promoted_by, decision}; `gate` {verdict, reasons}; `policy`, `manifest`, `sft`, `base`
     with digest and key; `reference` {fingerprint}; `recipe` as text; `code` {git, versions}; `code_of_model` {file:
-    SHA-256}, the model's own code that ran, None where none did; `packages`; `device`.
+    SHA-256}, the model's own code that ran, or None; `packages`; `device`.
     """
     report = commits[registration.inputs["report"].key]
     manifest = commits[policy.inputs["manifest"].key]
@@ -76,8 +76,7 @@ def lineage_of(model: str, source: str = "store") -> dict[str, Any]:
 
     `tree` nests every artifact's inputs down to base model and source files' rows; `shards` lists the
     preference shards with row digests and counts; `runs` has, for every artifact, the Dagster run that made it
-    and the MLflow run that reported it (None where MLflow does not answer). The other fields are told in
-    `lineage.record`.
+    and the MLflow run that reported it (None if MLflow does not answer). `record_of` describes the other fields.
     """
     name, wanted = name_and_version(model)
     store = ArtifactStore().open()
@@ -115,23 +114,23 @@ def _tree(commit: Commit, commit_of: CommitOf, seen: dict[str, Commit]) -> dict[
         "inputs": {
             name: _tree(seen.get(artifact.key) or commit_of(artifact), commit_of, seen)
             for name, artifact in sorted(commit.inputs.items())
-            if name not in ("previous", "decision.registration")  # whom it follows is another model's story
+            if name not in ("previous", "decision.registration")  # these are other versions' lineage
         },
     }
 
 
 def erased(store: Store, commits: dict[str, Commit]) -> list[dict[str, str]]:
-    """Which of the artifacts have lost files on purpose for good, when and why."""
-    found = ((commit, gone(store, commit.artifact)) for commit in commits.values())
+    """The artifacts whose files were erased and not made again, when and why."""
+    erasures = ((commit, current_erasure(store, commit.artifact)) for commit in commits.values())
     return [
         {"kind": commit.kind, "key": commit.key, "at": erasure.at, "why": erasure.why}
-        for commit, erasure in found
+        for commit, erasure in erasures
         if erasure is not None
     ]
 
 
 def _alias_moved(store: Store, model: str) -> str | None:
-    """What is wrong with the champion's alias in MLflow, if anything is and MLflow answers."""
+    """A problem of the champion's alias in MLflow; None without one, or if MLflow does not answer."""
     latest = champion_of(store, model)
     try:
         return None if latest is None else moved_by_hand(store, Tracking(attempts=1), model, latest.artifact)

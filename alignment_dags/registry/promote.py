@@ -1,7 +1,7 @@
 """`align promote`: a person returns to an earlier version, or promotes the current policy despite the gate.
 
-Both are written down as a decision and carried out by `registered_model` itself, through the same door as a
-night's promotion: a registration in the chain, a version with tags, the alias, a run in MLflow.
+Both are written as a decision, which `registered_model` carries out in the same way as a night's promotion: a
+registration in the chain, a version with tags, the alias, a run in MLflow.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import dagster as dg
 
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe
-from alignment.store.erase import gone
+from alignment.store.erase import current_erasure
 from alignment_dags.registry.registrations import registration_of
 from alignment_dags.run.launch import launch
 from alignment_dags.run.workers import apply_pools, end_dead_runs
@@ -33,7 +33,7 @@ NODE = "registered_model"
 
 @dataclass(frozen=True)
 class Promotion:
-    """What a person asks: `to` a version, or else an `override` for the recipe's current policy."""
+    """A person's request: `to` a version, or an `override` for the recipe's current policy."""
 
     model: str
     to: str | None = None
@@ -43,7 +43,7 @@ class Promotion:
 
 
 def promote(promotion: Promotion, say: Callable[[str], None]) -> dict[str, Any]:
-    """Carries a promotion out in a Dagster run of its own; raises `BadInput` for what cannot be, else `RunFailed`."""
+    """Carries out a promotion in its own Dagster run; raises `BadInput` if it is not possible, else `RunFailed`."""
     if (promotion.to is None) != promotion.override:
         raise BadInput("give either --to VERSION or --override")
     if promotion.override and not promotion.reason.strip():
@@ -60,9 +60,9 @@ def promote(promotion: Promotion, say: Callable[[str], None]) -> dict[str, Any]:
         commit = store.commit_of(workspace.upstream()(NODE))
         summary = RegistrationSummary.of(commit)
         if summary.decision != decision:
-            raise BadInput(f"{recipe.name} has another policy by now than the decision was about; look, and ask again")
+            raise BadInput(f"{recipe.name} has a new policy since the decision; check it, and promote again")
     except BaseException:
-        drop_decision(store, recipe.name)  # what was not carried out must not happen some other night
+        drop_decision(store, recipe.name)  # a later night must not carry it out
         raise
     return {
         "model": promotion.model,
@@ -77,16 +77,16 @@ def promote(promotion: Promotion, say: Callable[[str], None]) -> dict[str, Any]:
 def decide(workspace: Workspace, promotion: Promotion) -> Decision:
     """The decision behind a promotion.
 
-    Raises `BadInput` for a version that there is not, or whose weights are gone, and for an override over a policy
-    that was not evaluated yet.
+    Raises `BadInput` for an unknown version, a version whose weights were erased, and an override for a policy that
+    was not evaluated yet.
     """
     recipe, store, upstream = workspace.recipe, workspace.store, workspace.upstream()
     candidate = upstream.get("policy_checkpoint")
     if candidate is None:
         raise BadInput(f"{recipe.name} has no policy yet")
     target = None if promotion.to is None else registration_of(store, promotion.model, promotion.to)
-    if target is not None and (erasure := gone(store, target.inputs["policy"])) is not None:
-        raise BadInput(f"{promotion.model} version {promotion.to} cannot come back: its weights were {erasure.told}")
+    if target is not None and (erasure := current_erasure(store, target.inputs["policy"])) is not None:
+        raise BadInput(f"{promotion.model} version {promotion.to} cannot come back: its weights were {erasure.message}")
     if target is None:
         scores = {suite: upstream.get(f"policy_evals/{suite}") for suite in recipe.evals.selected()}
         check_evaluated(store, candidate, upstream.get("evaluation_report"), scores)
@@ -101,6 +101,7 @@ def decide(workspace: Workspace, promotion: Promotion) -> Decision:
 
 
 def show_promotion(result: dict[str, Any]) -> None:
+    """Prints which version is champion now."""
     if result["alias_moved"]:
         print(f"warning: {result['alias_moved']}")
     how = "despite the gate" if result["decision"]["kind"] == "override" else "again"

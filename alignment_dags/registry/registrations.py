@@ -24,7 +24,7 @@ def registrations_of(store: Store, model: str) -> list[Commit]:
 
 
 def champion_of(store: Store, model: str) -> Commit | None:
-    """The registration that a recipe's ref stands on; where refs are lost, the newest that no other follows."""
+    """The current registration by a recipe's ref; if the refs are lost, the newest that no other one follows."""
     for named in refs_of(store, REGISTERED):
         registration = registered_champion(store, named.ref.artifact).registration
         if registration is not None:
@@ -37,13 +37,13 @@ def champion_of(store: Store, model: str) -> Commit | None:
 
 
 def name_and_version(model: str) -> tuple[str, str]:
-    """The parts of MODEL, MODEL@champion or MODEL@version; the champion where none is named."""
+    """The parts of MODEL, MODEL@champion or MODEL@version; `champion` if none is named."""
     name, _, wanted = model.partition("@")
     return name, wanted or CHAMPION
 
 
 def registration_of(store: Store, model: str, wanted: str) -> Commit:
-    """The latest registration of a version, or that of the champion; raises `BadInput` where there is none."""
+    """The latest registration of a version, or that of the champion; raises `BadInput` if there is none."""
     registrations = registrations_of(store, model)
     if not registrations:
         raise BadInput(f"no registered model '{model}' in {store.shown}")

@@ -27,7 +27,7 @@ def write_report(recipe_file: Path, out: Path | None, history: bool) -> dict[str
     if history:
         versions = versions_of(recipe, store)
         text, out = history_page(recipe.name, recipe.model_name, versions), out or Path("history.html")
-        about: dict[str, Any] = {"recipe": recipe.name, "versions": [one.version for one in versions]}
+        about: dict[str, Any] = {"recipe": recipe.name, "versions": [version.version for version in versions]}
     else:
         report = Upstream(store, recipe.name).get("evaluation_report")
         if report is None:
@@ -43,8 +43,8 @@ def write_report(recipe_file: Path, out: Path | None, history: bool) -> dict[str
 
 
 def versions_of(recipe: Recipe, store: Store) -> list[Version]:
-    """The recipe's registrations, oldest first: the chain behind the current one, passing over what registered
-    nothing."""
+    """The recipe's registrations, oldest first: the chain up to the current one, without those that
+    registered nothing."""
     versions: list[Version] = []
     registration = Upstream(store, recipe.name).get("registered_model")
     while registration is not None:
@@ -70,7 +70,7 @@ def _version(store: Store, registration: Commit) -> Version:
 
 
 def _rows(store: Store, policy: Artifact) -> int | None:
-    """Rows that the policy was trained on; None where its record is lost."""
+    """Rows that the policy was trained on; None if its record is lost."""
     try:
         return PolicySummary.of(store.commit_of(policy)).rows_trained
     except MissingArtifact:

@@ -1,4 +1,4 @@
-"""Which models ever saw a row: every policy that was given it, registered or not, from the store alone."""
+"""Which models were given a row: every policy, registered or not, by the store alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from alignment.data.withdrawal import What, tombstone
 from alignment.stages.policy_checkpoint import ROWS_FILE
 from alignment.stages.sft_dataset import HELD_OUT_FILE, TRAIN_FILE
 from alignment.store import Artifact, Commit, MissingArtifact, Store
-from alignment.store.erase import all_commits, gone
+from alignment.store.erase import all_commits, current_erasure
 from alignment.store.store import refs_of
 from alignment_dags.registry.registrations import REGISTERED
 from alignment_dags.retention.text import IDS_FILE
@@ -27,7 +27,7 @@ def row_lineage(row_id: str) -> dict[str, Any]:
     """`policies` that were given the row, newest first: {digest, key, recipe, made_at, split, reason, weights,
     registered}, and `withdrawn` {recipe: {at, reason}}.
 
-    `split` is train, held_out, dropped (with `reason`), or `sft` where the SFT checkpoint below was given the row;
+    `split` is train, held_out, dropped (with `reason`), or `sft` if its SFT checkpoint was given the row;
     `registered` lists model, version and whether it is champion.
     """
     store = ArtifactStore().open()
@@ -35,13 +35,13 @@ def row_lineage(row_id: str) -> dict[str, Any]:
     registered = [commit for commit in all_commits(store, REGISTERED) if RegistrationSummary.of(commit).registered]
     learned = {commit.digest for commit in all_commits(store, SFT) if _demonstrated(store, commit, row_id)}
     policies = []
-    for commit in sorted(all_commits(store, POLICY), key=lambda one: one.started_at, reverse=True):
+    for commit in sorted(all_commits(store, POLICY), key=lambda commit: commit.started_at, reverse=True):
         place = _place(store, commit, row_id)
         if place is None and commit.inputs["checkpoint"].digest in learned:
             place = ("sft", None)
         if place is not None:
-            erasure = gone(store, commit.artifact)
-            versions = [one for one in registered if one.inputs["policy"].digest == commit.digest]
+            erasure = current_erasure(store, commit.artifact)
+            versions = [other for other in registered if other.inputs["policy"].digest == commit.digest]
             policies.append(
                 {
                     "digest": commit.digest,
@@ -50,7 +50,7 @@ def row_lineage(row_id: str) -> dict[str, Any]:
                     "made_at": commit.started_at,
                     "split": place[0],
                     "reason": place[1],
-                    "weights": "kept" if erasure is None else erasure.told,
+                    "weights": "kept" if erasure is None else erasure.message,
                     "registered": _versions(versions, champions),
                 }
             )
@@ -58,20 +58,22 @@ def row_lineage(row_id: str) -> dict[str, Any]:
 
 
 def show_row(result: dict[str, Any]) -> None:
-    for one in result["policies"]:
+    """Prints which policies were given a row, and where it was withdrawn."""
+    for policy in result["policies"]:
         versions = ", ".join(
             f"{version['model']} version {version['version']}{' (champion)' if version['champion'] else ''}"
-            for version in one["registered"]
+            for version in policy["registered"]
         )
         what = {
             "train": "trained on it",
             "held_out": "measured on it (held out)",
             "sft": "its SFT checkpoint was given it",
         }
-        split = what.get(one["split"], f"left it out ({one['reason']})")
+        split = what.get(policy["split"], f"left it out ({policy['reason']})")
+        recipe = policy["recipe"] or "an unnamed recipe"
         print(
-            f"{one['made_at']}  policy {one['digest'][:12]} of {one['recipe'] or 'an unnamed recipe'}: {split};"
-            f" {versions or 'never registered'}; weights {one['weights']}"
+            f"{policy['made_at']}  policy {policy['digest'][:12]} of {recipe}: {split};"
+            f" {versions or 'never registered'}; weights {policy['weights']}"
         )
     if not result["policies"]:
         print(f"no policy in this store was given row {result['row']}")
@@ -80,19 +82,19 @@ def show_row(result: dict[str, Any]) -> None:
 
 
 def _place(store: Store, policy: Commit, row_id: str) -> tuple[str, str | None] | None:
-    """Where a policy's own record puts a row; where that is gone, where its manifest's split does."""
+    """The split of a row, and the reason: by the policy's own record, or if it was erased, by its manifest."""
     for artifact, name in ((policy.artifact, ROWS_FILE), (policy.inputs["manifest"], SPLIT_FILE)):
         try:
-            found = _rows(store, artifact, name, row_id, ["split", "reason"])
+            rows = _rows(store, artifact, name, row_id, ["split", "reason"])
         except MissingArtifact:
             continue
-        kept = [cells for cells in found if cells["split"] != "dropped"] or found  # a repeated row is dropped once
+        kept = [cells for cells in rows if cells["split"] != "dropped"] or rows  # a repeated row is dropped once
         return (kept[0]["split"], kept[0]["reason"]) if kept else None
     return None
 
 
 def _demonstrated(store: Store, sft: Commit, row_id: str) -> bool:
-    """Whether an SFT checkpoint's data held a row; of data that was erased, the ids are left."""
+    """Whether an SFT checkpoint's data had a row; erased data still has the ids of its rows."""
     dataset = sft.inputs.get("dataset")
     if dataset is None:
         return False
@@ -105,24 +107,24 @@ def _demonstrated(store: Store, sft: Commit, row_id: str) -> bool:
 
 
 def _rows(store: Store, artifact: Artifact, name: str, row_id: str, columns: list[str]) -> list[dict[str, Any]]:
-    """What a file says of a row; a batch of it is in memory at a time."""
-    found: list[dict[str, Any]] = []
+    """The cells of a row in a file, which is read in batches."""
+    rows: list[dict[str, Any]] = []
     with store.open(artifact, name) as stream, pq.ParquetFile(stream) as file:
         for batch in file.iter_batches(columns=[*{"row_id", *columns}]):
-            found += batch.filter(pc.equal(batch["row_id"], row_id)).select(columns).to_pylist()
-    return found
+            rows += batch.filter(pc.equal(batch["row_id"], row_id)).select(columns).to_pylist()
+    return rows
 
 
 def _versions(registrations: list[Commit], champions: set[Artifact | None]) -> list[dict[str, Any]]:
-    found: dict[tuple[str, str], bool] = {}
+    versions: dict[tuple[str, str], bool] = {}
     for commit in registrations:
         name = RegistrationSummary.of(commit).model_version
-        found[name] = found.get(name, False) or commit.artifact in champions
-    return [{"model": model, "version": version, "champion": is_} for (model, version), is_ in sorted(found.items())]
+        versions[name] = versions.get(name, False) or commit.artifact in champions
+    return [{"model": model, "version": version, "champion": is_} for (model, version), is_ in sorted(versions.items())]
 
 
 def _withdrawn(store: Store, row_id: str) -> dict[str, dict[str, str]]:
     recipes = {str(path).rsplit("/", 1)[-1] for path in store.fs.glob(store.path("withdrawn", "*"))}
     kinds: tuple[What, ...] = ("rows", "demonstrations")
-    found = ((recipe, tombstone(store, recipe, what, row_id)) for recipe in sorted(recipes) for what in kinds)
-    return {recipe: {"at": stone.at, "reason": stone.reason} for recipe, stone in found if stone is not None}
+    stones = ((recipe, tombstone(store, recipe, what, row_id)) for recipe in sorted(recipes) for what in kinds)
+    return {recipe: {"at": stone.at, "reason": stone.reason} for recipe, stone in stones if stone is not None}

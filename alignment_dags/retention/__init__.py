@@ -1,1 +1,1 @@
-"""`align gc`: the text of withdrawn rows, spent checkpoints and leftovers, first listed, then removed."""
+"""`align gc`: the text of withdrawn rows, old checkpoints and leftovers are first listed, then removed."""

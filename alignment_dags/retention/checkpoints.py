@@ -1,4 +1,4 @@
-"""Retention of checkpoints: which weights stay, and which go while their commit records stay."""
+"""Retention of checkpoints: which weights stay, and which are erased. Commit records always stay."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from alignment.store import Commit, Store
 from alignment.store.store import refs_of
-from alignment_dags.retention.items import Doomed
+from alignment_dags.retention.items import ToErase
 from assets.champion import registered_champion
 from assets.registration import RegistrationSummary
 
@@ -15,18 +15,18 @@ POLICY, SFT, REGISTERED = "policy_checkpoint", "sft_checkpoint", "registered_mod
 WEIGHTS = ".safetensors"
 
 
-def spent_checkpoints(
+def unneeded_checkpoints(
     store: Store, recipes: Collection[str] | None, keep: int, aliased: Collection[str], in_use: set[str]
-) -> list[Doomed]:
+) -> list[ToErase]:
     """Weights that no rule keeps, of the given recipes (None: of all).
 
-    Kept are what running builds stand on and `stood_on` names, the last `keep` policies that each recipe made and the
-    last that it registered, those whose digest is in `aliased`, and the SFT checkpoints below all of these.
+    Kept are: what running builds use; what `current_checkpoint_keys` names; the last `keep` policies that each recipe
+    made; the last `keep` that it registered; policies whose digest is in `aliased`; and the SFT checkpoints of these.
     """
     policies = _latest_first(store, POLICY)
-    wanted = in_use | stood_on(store, POLICY) | _registered(store, keep)
+    wanted = in_use | current_checkpoint_keys(store, POLICY) | _registered(store, keep)
     kept: list[Commit] = []
-    spent: list[Doomed] = []
+    to_erase: list[ToErase] = []
     made: Counter[str] = Counter()
     for commit in policies:
         recipe = commit.environment.get("recipe", "")
@@ -34,17 +34,17 @@ def spent_checkpoints(
         if made[recipe] <= keep or commit.key in wanted or commit.digest in aliased:
             kept.append(commit)
         elif recipes is None or recipe in recipes:
-            spent.append(_without_weights(commit, f"not among the last {keep} policies of {recipe or 'its recipe'}"))
+            to_erase.append(_without_weights(commit, f"not among the last {keep} policies of {recipe or 'its recipe'}"))
     below = in_use | {commit.inputs["checkpoint"].key for commit in kept}
-    below |= stood_on(store, SFT)
+    below |= current_checkpoint_keys(store, SFT)
     for commit in store.commits(SFT):
         if commit.key not in below and (recipes is None or commit.environment.get("recipe", "") in recipes):
-            spent.append(_without_weights(commit, "no policy that is kept stands on it"))
-    return [one for one in spent if one.files]
+            to_erase.append(_without_weights(commit, "no policy that is kept was trained from it"))
+    return [checkpoint for checkpoint in to_erase if checkpoint.files]
 
 
-def stood_on(store: Store, kind: str) -> set[str]:
-    """Keys of the checkpoints of a kind that recipes use now: current ones, champions, and what is below these."""
+def current_checkpoint_keys(store: Store, kind: str) -> set[str]:
+    """Keys of the checkpoints of a kind that recipes use now: current ones, champions, and their SFT checkpoints."""
     current = {named.ref.artifact.key for named in refs_of(store, kind)}
     champions = (registered_champion(store, named.ref.artifact) for named in refs_of(store, REGISTERED))
     policies = [champion.policy for champion in champions if champion.policy is not None]
@@ -55,7 +55,7 @@ def stood_on(store: Store, kind: str) -> set[str]:
 
 
 def _registered(store: Store, keep: int) -> set[str]:
-    """Policies a person may want to go back to: the last that each recipe registered."""
+    """Policies that a person may return to: the last that each recipe registered."""
     made: defaultdict[str, set[str]] = defaultdict(set)
     for commit in _latest_first(store, REGISTERED):
         if RegistrationSummary.of(commit).registered:
@@ -69,5 +69,5 @@ def _latest_first(store: Store, kind: str) -> list[Commit]:
     return sorted(store.commits(kind), key=lambda commit: commit.started_at, reverse=True)
 
 
-def _without_weights(commit: Commit, why: str) -> Doomed:
-    return Doomed(commit, tuple(sorted(name for name in commit.files if name.endswith(WEIGHTS))), why)
+def _without_weights(commit: Commit, why: str) -> ToErase:
+    return ToErase(commit, tuple(sorted(name for name in commit.files if name.endswith(WEIGHTS))), why)

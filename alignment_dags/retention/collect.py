@@ -1,4 +1,4 @@
-"""What `align gc` does: the plan of what goes and what stays, and carrying it out."""
+"""`align gc`: the plan of what is removed and what stays, and its execution."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from alignment.errors import BadInput
 from alignment.logprobs.token_ids import count_token_ids, erase_token_ids
 from alignment.recipe import Recipe, load_recipe
 from alignment.store import Commit, Store
-from alignment.store.erase import erase, erasures, finish, gone, keys_in_use, remaining
+from alignment.store.erase import current_erasure, erase, erasures, finish, keys_in_use, remaining
 from alignment.store.store import refs_of
-from alignment_dags.retention.checkpoints import POLICY, SFT, spent_checkpoints, stood_on
+from alignment_dags.retention.checkpoints import POLICY, SFT, current_checkpoint_keys, unneeded_checkpoints
 from alignment_dags.retention.items import Kept, Plan, leftovers, remove
 from alignment_dags.retention.text import (
     DATASET,
@@ -32,42 +32,42 @@ from resources.mlflow import Tracking, TrackingUnreachable
 from resources.pools import load_pools
 from resources.store import ArtifactStore
 
-# Carrying a plan out: each artifact is asked again, under its lock, whether it may go.
+# Execution of a plan: each artifact is checked again, under its lock, before it is erased.
 
 
-def carry_out(store: Store, found: Plan) -> list[tuple[str, str]]:
-    """Removes what the plan names, after what an interrupted removal left; returns what a builder holds."""
+def carry_out(store: Store, removal_plan: Plan) -> list[tuple[str, str]]:
+    """Finishes interrupted erasures, then removes what the plan names; returns (kind, key) of all that is in use."""
     busy: list[tuple[str, str]] = []
     in_use = keys_in_use(store)
-    erase_token_ids(store, found.tokenised)
+    erase_token_ids(store, removal_plan.tokenised)
     for kind in (SHARD, DATASET, POLICY, SFT):
         for erasure in erasures(store, kind):
             if remaining(store, erasure):
                 commit = erasure.commit
                 with store.unless_building(kind, commit.key) as free:
-                    if free and commit.key not in in_use and not (stands(store, commit) and uses(store, commit)):
+                    if free and commit.key not in in_use and not (is_current(store, commit) and uses(store, commit)):
                         finish(store, erasure)
                     else:
                         busy.append((kind, commit.key))
-    for one in found.doomed:
-        with store.unless_building(one.kind, one.key) as free:
-            if free and one.key not in in_use and not uses(store, one.commit):
-                erase(store, one.commit, one.files, one.why, ids_instead(store, one.commit))
+    for item in removal_plan.to_erase:
+        with store.unless_building(item.kind, item.key) as free:
+            if free and item.key not in in_use and not uses(store, item.commit):
+                erase(store, item.commit, item.files, item.why, ids_instead(store, item.commit))
             else:
-                busy.append((one.kind, one.key))
-    for left in found.leftovers:
-        with store.unless_building(left.kind, left.key) as free:
+                busy.append((item.kind, item.key))
+    for leftover in removal_plan.leftovers:
+        with store.unless_building(leftover.kind, leftover.key) as free:
             if free:
-                remove(store, left)
+                remove(store, leftover)
             else:
-                busy.append((left.kind, left.key))
+                busy.append((leftover.kind, leftover.key))
     forget_erased(store)
     return busy
 
 
 def unpublish(store: Store) -> list[Kept]:
-    """Takes the copies of erased policies out of MLflow; returns those that stay as MLflow does not answer."""
-    erased = {one.commit.digest: one.told for one in erasures(store, POLICY)}
+    """Removes the copies of erased policies from MLflow; returns a reason if MLflow does not answer."""
+    erased = {erasure.commit.digest: erasure.message for erasure in erasures(store, POLICY)}
     for commit in store.commits(POLICY):
         erased.pop(commit.digest, None)  # made again since, or by another request too
     if not erased:
@@ -80,82 +80,85 @@ def unpublish(store: Store) -> list[Kept]:
 
 
 def uses(store: Store, commit: Commit) -> bool:
-    """Whether a recipe stands on an artifact by now: refs may have moved since the plan was made."""
-    current = current_keys if commit.kind in (SHARD, DATASET) else stood_on
+    """Whether a recipe uses an artifact now: refs may have moved since the plan was made."""
+    current = current_keys if commit.kind in (SHARD, DATASET) else current_checkpoint_keys
     return commit.key in current(store, commit.kind)
 
 
-def stands(store: Store, commit: Commit) -> bool:
-    """Whether the marker is still there: an erasure that ended before it went has erased nothing."""
+def is_current(store: Store, commit: Commit) -> bool:
+    """Whether the commit marker is still there: an erasure interrupted before it removed the marker erased nothing."""
     marker = store.find(commit.kind, commit.key)
     return marker is not None and marker.attempt == commit.attempt
 
 
 def forget_erased(store: Store) -> None:
-    """Removes refs to what was erased, so that whoever looks at them finds it behind.
+    """Removes refs to erased artifacts, so that their nodes count as missing.
 
-    The other half is in how an asset writes its ref: it looks afterwards whether what it points to still stands.
+    An asset does the other half: after it has written its ref, it checks that the artifact was not erased meanwhile.
     """
     for kind in (SHARD, DATASET, POLICY, SFT):
         for named in refs_of(store, kind, partitioned=kind == SHARD):
-            if gone(store, named.ref.artifact) is not None:
+            if current_erasure(store, named.ref.artifact) is not None:
                 store.remove_ref(named.recipe, kind, named.partition)
 
 
 KEEP = 5
-"""Policies a recipe keeps beside its champion, by default."""
+"""Number of policies that a recipe keeps beside its champion, by default."""
 
 
 def collect(paths: list[Path], *, keep: int = KEEP, dry_run: bool = False) -> dict[str, Any]:
-    """Removes, or with `dry_run` only lists, what the given recipes (none: all in the store) no longer need."""
+    """Removes what the given recipes (none: all in the store) no longer need; with `dry_run` only lists it."""
     recipes = [load_recipe(path) for path in paths]
     store = ArtifactStore().open()
     names = [recipe.name for recipe in recipes] or _names(store)
-    found = plan_of(store, names, everything=not recipes, keep=keep, resumable=_planned(store, recipes))
-    tokenised = count_token_ids(store, found.tokenised)
-    busy = [] if dry_run else carry_out(store, found)
+    removal_plan = plan_of(store, names, everything=not recipes, keep=keep, resumable=_planned(store, recipes))
+    tokenised = count_token_ids(store, removal_plan.tokenised)
+    busy = [] if dry_run else carry_out(store, removal_plan)
     if not dry_run:
-        found.kept.extend(unpublish(store))
-    erased = [one for one in found.doomed if (one.kind, one.key) not in busy]
-    swept = [one for one in found.leftovers if (one.kind, one.key) not in busy]
-    kept = [*found.kept, *(Kept(kind, key, "it is being built, or came into use, right now") for kind, key in busy)]
+        removal_plan.kept.extend(unpublish(store))
+    erased = [item for item in removal_plan.to_erase if (item.kind, item.key) not in busy]
+    removed = [item for item in removal_plan.leftovers if (item.kind, item.key) not in busy]
+    kept = [
+        *removal_plan.kept,
+        *(Kept(kind, key, "it is being built now, or has just come into use") for kind, key in busy),
+    ]
     return {
         "dry_run": dry_run,
-        "erased": [one.plain() for one in erased],
+        "erased": [item.plain() for item in erased],
         "token_ids": tokenised,
-        "leftovers": [{"path": one.path, "bytes": one.bytes, "why": one.why} for one in swept],
-        "kept": [asdict(one) for one in kept],
-        "bytes": Plan(erased, [], swept).bytes,
+        "leftovers": [{"path": item.path, "bytes": item.bytes, "why": item.why} for item in removed],
+        "kept": [asdict(item) for item in kept],
+        "bytes": Plan(erased, [], removed).bytes,
         "source": _sources(store, recipes),
     }
 
 
 def plan_of(store: Store, names: list[str], *, everything: bool, keep: int, resumable: Collection[str] = ()) -> Plan:
-    """What would go; nothing is touched. `resumable` are keys that a next run makes, and goes on with."""
+    """What would be removed; changes nothing. `resumable` are keys whose work the next run continues."""
     in_use = keys_in_use(store)
-    doomed, kept = withdrawn_text(store, names, in_use)
+    to_erase, kept = withdrawn_text(store, names, in_use)
     try:
         aliased = Tracking(attempts=1).aliased_policies()
-        doomed += spent_checkpoints(store, None if everything else names, keep, aliased, in_use)
+        to_erase += unneeded_checkpoints(store, None if everything else names, keep, aliased, in_use)
     except TrackingUnreachable as error:
         kept.append(Kept(POLICY, "", f"no checkpoint is removed while it is not known which have an alias: {error}"))
-    tokenised = withdrawn_ids(store, names, doomed)
-    return Plan(doomed, kept, list(leftovers(store, resumable=resumable)), tokenised)
+    tokenised = withdrawn_ids(store, names, to_erase)
+    return Plan(to_erase, kept, list(leftovers(store, resumable=resumable)), tokenised)
 
 
 def _planned(store: Store, recipes: list[Recipe]) -> set[str]:
-    """Keys that the next run of the recipes needs, as far as they are known by now; shards keep no work."""
+    """Keys that the next run of the recipes needs, as far as they are known; shards have no work folders."""
     pools = load_pools()
     keys: set[str] = set()
     for recipe in recipes:
         workspace = Workspace(recipe, pools, lambda: store)
-        with suppress(BadInput):  # a source out of reach keeps nobody's text from being erased
-            keys |= {one.key for one in plan(workspace, only=()) if one.key is not None}
+        with suppress(BadInput):  # a source that cannot be reached must not prevent erasures
+            keys |= {step.key for step in plan(workspace, only=()) if step.key is not None}
     return keys
 
 
 def _names(store: Store) -> list[str]:
-    """Recipes that the store knows of."""
+    """Names of the recipes in the store."""
     known = {named.recipe for named in refs_of(store, SHARD, partitioned=True)}
     known |= {str(path).rsplit("/", 1)[-1] for path in store.fs.glob(store.path(FOLDER, "*"))}
     return sorted(known)
@@ -173,26 +176,28 @@ def _sources(store: Store, recipes: list[Recipe]) -> list[str]:
     )
 
 
-# What `align gc` shows a person.
+# The output of `align gc`.
 
 
 def show_collected(result: dict[str, Any]) -> None:
+    """Prints what was erased, or would be, and what was kept."""
     would = "would be erased" if result["dry_run"] else "erased"
-    for one in result["erased"]:
-        files = ", ".join(one["files"]) if len(one["files"]) <= 3 else f"{len(one['files'])} files"
-        print(f"{would}: {one['kind']} {one['key'][:12]}: {files} ({size(one['bytes'])}); {one['why']}")
-    for one in result["leftovers"]:
-        print(f"{would}: {one['path']} ({size(one['bytes'])}); {one['why']}")
+    for item in result["erased"]:
+        files = ", ".join(item["files"]) if len(item["files"]) <= 3 else f"{len(item['files'])} files"
+        print(f"{would}: {item['kind']} {item['key'][:12]}: {files} ({size(item['bytes'])}); {item['why']}")
+    for item in result["leftovers"]:
+        print(f"{would}: {item['path']} ({size(item['bytes'])}); {item['why']}")
     if result["token_ids"]:
         print(f"{would}: the token ids of {result['token_ids']} rows")
-    for one in result["kept"]:
-        print(f"kept: {one['kind']} {one['key'][:12]}: {one['why']}")
+    for item in result["kept"]:
+        print(f"kept: {item['kind']} {item['key'][:12]}: {item['why']}")
     print(f"{size(result['bytes'])} {'would be freed' if result['dry_run'] else 'freed'}; every commit record stays")
     for place in result["source"]:
-        print(f"not touched, it is yours: {place} (withdrawn rows stay in it until you take them out)")
+        print(f"your own file, not changed: {place} (withdrawn rows stay in it until you remove them)")
 
 
 def size(count: float) -> str:
+    """A number of bytes with its unit."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"

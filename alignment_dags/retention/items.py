@@ -1,4 +1,4 @@
-"""What `align gc` decides on, before anything is touched: what goes, what stays and why."""
+"""The plan of `align gc`: what is removed, what stays, and why."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from alignment.store.store import ERASED
 
 
 @dataclass(frozen=True)
-class Doomed:
-    """Files of a committed artifact that go, while its commit record stays."""
+class ToErase:
+    """Files of a committed artifact to erase; its commit record stays."""
 
     commit: Commit
     files: tuple[str, ...]
@@ -25,24 +25,28 @@ class Doomed:
 
     @property
     def kind(self) -> str:
+        """The artifact's kind."""
         return self.commit.kind
 
     @property
     def key(self) -> str:
+        """The artifact's key."""
         return self.commit.key
 
     @property
     def bytes(self) -> int:
+        """Size of the files."""
         return sum(self.commit.files[name].size for name in self.files)
 
     def plain(self) -> dict[str, Any]:
+        """The files with the artifact and the reason, as plain JSON."""
         about = {"kind": self.kind, "key": self.key, "digest": self.commit.digest}
         return {**about, "files": list(self.files), "bytes": self.bytes, "why": self.why}
 
 
 @dataclass(frozen=True)
 class Kept:
-    """An artifact that would go if it were not still in use."""
+    """An artifact that would be erased if it were not still in use."""
 
     kind: str
     key: str
@@ -51,7 +55,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Leftover:
-    """A folder that nothing needs any more, in the store or (`local`) on this machine; `attempt`: one in the store."""
+    """A folder that is no longer needed, in the store or (`local`) on this machine; `attempt`: a store's attempt."""
 
     path: str
     kind: str
@@ -64,49 +68,50 @@ class Leftover:
 
 @dataclass
 class Plan:
-    """Everything one `align gc` would do."""
+    """Everything that one `align gc` would do."""
 
-    doomed: list[Doomed] = field(default_factory=list)
+    to_erase: list[ToErase] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
     leftovers: list[Leftover] = field(default_factory=list)
     tokenised: set[str] = field(default_factory=set)
-    """Ids of rows whose token ids go, wherever they are kept."""
+    """Ids of rows whose token ids are erased everywhere."""
 
     @property
     def bytes(self) -> int:
-        return sum(one.bytes for one in self.doomed) + sum(one.bytes for one in self.leftovers)
+        """Bytes that the plan frees."""
+        return sum(item.bytes for item in self.to_erase) + sum(item.bytes for item in self.leftovers)
 
 
-# What interrupted builds leave behind: attempts without a marker, and work folders of what is finished.
+# Leftovers of interrupted builds: attempts without a marker, and work folders of finished builds.
 
 DAY = 24 * 3600.0
 ABANDONED = 7 * DAY
-"""Work that nobody went on with for this long is not waited for any more."""
+"""Work that no build continued for this long is removed."""
 ATTEMPT = re.compile(r"[0-9a-f]{12}")
 
 
 def leftovers(store: Store, now: float | None = None, resumable: Collection[str] = ()) -> Iterator[Leftover]:
-    """Attempts that nobody committed and nothing was written to for a day, and work folders that are done with.
+    """Attempts without a commit that were not written to for a day, and work folders that are no longer needed.
 
-    Those are finished, or untouched for a week and not of a key in `resumable`, which a next run goes on with.
-    What a builder holds is none, however long it writes nothing.
+    These are of finished builds, or were not written to for a week and are not of a key in `resumable`, which the next
+    run continues. A folder that a builder holds is never a leftover, however long the builder writes nothing.
     """
     now = time.time() if now is None else now
-    for one in (*_attempts(store, now), *_work(store, now, resumable)):
-        with store.unless_building(one.kind, one.key) as free:
+    for leftover in (*_attempts(store, now), *_work(store, now, resumable)):
+        with store.unless_building(leftover.kind, leftover.key) as free:
             if free:
-                yield one
+                yield leftover
 
 
-def remove(store: Store, left: Leftover) -> None:
-    """Removes a leftover; hold its key meanwhile. What was committed since it was found is none any more."""
-    attempt = PurePosixPath(left.path).name
-    if left.attempt and _committed(store, left.kind, left.key, attempt):
+def remove(store: Store, leftover: Leftover) -> None:
+    """Removes a leftover, unless it was committed since it was found. The caller holds the lock of its key."""
+    attempt = PurePosixPath(leftover.path).name
+    if leftover.attempt and _committed(store, leftover.kind, leftover.key, attempt):
         return
-    if left.local or store.is_local:
-        shutil.rmtree(left.path, ignore_errors=True)
+    if leftover.local or store.is_local:
+        shutil.rmtree(leftover.path, ignore_errors=True)
     else:
-        store.fs.rm(left.path, recursive=True)
+        store.fs.rm(leftover.path, recursive=True)
 
 
 def _attempts(store: Store, now: float) -> Iterator[Leftover]:
@@ -130,7 +135,7 @@ def _attempts(store: Store, now: float) -> Iterator[Leftover]:
 
 
 def _committed(store: Store, kind: str, key: str, attempt: str) -> bool:
-    """Whether an attempt stands, or stood until files of it were erased."""
+    """Whether an attempt was committed, even if files of it were erased later."""
     commit = store.find(kind, key)
     if commit is not None and commit.attempt == attempt:
         return True
@@ -149,11 +154,11 @@ def _work(store: Store, now: float, resumable: Collection[str]) -> Iterator[Left
 
 def _touched(folder: Path) -> float:
     """When anything in a folder was last written."""
-    return max([one.stat().st_mtime for one in [folder, *folder.rglob("*")]])
+    return max([path.stat().st_mtime for path in [folder, *folder.rglob("*")]])
 
 
 def _written(file: dict[str, Any]) -> float:
-    """When a file was last written, by what the file system calls that; unknown counts as just now."""
+    """When a file was last written, under any of the names for it; an unknown time counts as now."""
     for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
         when = file.get(name)
         if isinstance(when, int | float):

@@ -1,8 +1,8 @@
-"""The text of withdrawn rows: which artifacts still hold it, and which of those nobody stands on.
+"""The text of withdrawn rows: which artifacts still contain it, and which of these nobody uses.
 
-Only shards and SFT data sets hold rows as text, and the cache of token ids in another spelling: reference log-probs,
-manifests, other caches and training records hold ids, keys and numbers, requests and reports hold no rows, and MLflow
-is given none. Token ids go at once, whatever stands on the row: who needs them tokenises it again.
+Only shards and SFT data sets contain rows as text, and the cache of token ids as ids. Reference log-probs, manifests,
+other caches and training records contain row ids, keys and numbers. Requests and reports contain no rows, and MLflow
+gets none. Token ids are erased at once, whatever uses the row: a build that needs them tokenises the row again.
 """
 
 from __future__ import annotations
@@ -18,26 +18,28 @@ from alignment.data.withdrawal import SHARDS, Holder, Withdrawn, read_withdrawn,
 from alignment.stages.sft_dataset import HELD_OUT_FILE, TRAIN_FILE
 from alignment.store import Artifact, Commit, Store
 from alignment.store.store import Named, refs_of
-from alignment_dags.retention.items import Doomed, Kept
+from alignment_dags.retention.items import Kept, ToErase
 
 SHARD, DATASET, MANIFEST = "preference_shard", "sft_dataset", "preference_manifest"
 IDS_FILE = "row_ids.parquet"
 DEMONSTRATIONS = Holder(DATASET, (TRAIN_FILE, HELD_OUT_FILE), normalise_sft)
 
 
-def withdrawn_text(store: Store, recipes: Iterable[str], in_use: set[str]) -> tuple[list[Doomed], list[Kept]]:
-    """Artifacts that hold what the recipes have withdrawn: those that can go, and those still stood on."""
+def withdrawn_text(store: Store, recipes: Iterable[str], in_use: set[str]) -> tuple[list[ToErase], list[Kept]]:
+    """Artifacts with text that the recipes have withdrawn: those that can be erased, and those still in use."""
     withdrawn = {recipe: read_withdrawn(store, recipe) for recipe in recipes}
-    rows: frozenset[str] = frozenset().union(*(one.rows for one in withdrawn.values()))
-    demonstrations: frozenset[str] = frozenset().union(*(one.demonstrations for one in withdrawn.values()))
+    rows: frozenset[str] = frozenset().union(*(withdrawal.rows for withdrawal in withdrawn.values()))
+    demonstrations: frozenset[str] = frozenset().union(
+        *(withdrawal.demonstrations for withdrawal in withdrawn.values())
+    )
     shards = {
         key: f"shard {shard} of {recipe} was withdrawn"
-        for recipe, one in withdrawn.items()
-        for shard in one.shards
+        for recipe, withdrawal in withdrawn.items()
+        for shard in withdrawal.shards
         if (stone := tombstone(store, recipe, "shards", shard)) is not None
         for key in stone.artifacts
     }
-    doomed: list[Doomed] = []
+    to_erase: list[ToErase] = []
     kept: list[Kept] = []
     for holder, ids, whole in ((SHARDS, rows, shards), (DEMONSTRATIONS, demonstrations, {})):
         if not ids and not whole:
@@ -50,29 +52,29 @@ def withdrawn_text(store: Store, recipes: Iterable[str], in_use: set[str]) -> tu
             if why is None:
                 continue
             if commit.key in current:
-                kept.append(Kept(holder.kind, commit.key, _stands(current[commit.key], why, withdrawn)))
+                kept.append(Kept(holder.kind, commit.key, _still_used(current[commit.key], why, withdrawn)))
             elif commit.key in in_use:
-                kept.append(Kept(holder.kind, commit.key, f"{why}; a running build stands on it"))
+                kept.append(Kept(holder.kind, commit.key, f"{why}; a running build uses it"))
             else:
-                doomed.append(Doomed(commit, (QUARANTINE_FILE, *holder.files), why))
-    return doomed, kept
+                to_erase.append(ToErase(commit, (QUARANTINE_FILE, *holder.files), why))
+    return to_erase, kept
 
 
-def withdrawn_ids(store: Store, recipes: Iterable[str], doomed: Iterable[Doomed]) -> set[str]:
-    """The ids of all rows whose token ids must go: those that were withdrawn, and those of shards that will be erased.
+def withdrawn_ids(store: Store, recipes: Iterable[str], to_erase: Iterable[ToErase]) -> set[str]:
+    """Ids of all rows whose token ids must be erased: withdrawn rows, and rows of shards that will be erased.
 
-    Erase token ids first: after its erasure a shard does not say any more which rows it had.
+    Erase token ids first: an erased shard no longer says which rows it had.
     """
     rows = {row for recipe in recipes for row in read_withdrawn(store, recipe).rows}
-    for one in doomed:
-        for name in SHARDS.files if one.kind == SHARD else ():
-            with store.open(one.commit.artifact, name) as stream:
+    for item in to_erase:
+        for name in SHARDS.files if item.kind == SHARD else ():
+            with store.open(item.commit.artifact, name) as stream:
                 rows.update(pq.read_table(stream, columns=["row_id"])["row_id"].to_pylist())
     return rows
 
 
 def ids_instead(store: Store, commit: Commit) -> dict[str, bytes]:
-    """The ids of an SFT data set's rows, which nothing else records; manifests name those of shards."""
+    """A file with the row ids of an SFT data set, which nothing else records; manifests record those of shards."""
     if commit.kind != DATASET:
         return {}
     tables = [
@@ -86,33 +88,39 @@ def ids_instead(store: Store, commit: Commit) -> dict[str, bytes]:
 
 def current_keys(store: Store, kind: str) -> dict[str, list[tuple[str, str | None]]]:
     """Key of every artifact of a kind that a recipe uses now, to its (recipe, shard) pairs."""
-    found: dict[str, list[tuple[str, str | None]]] = {}
-    gone: dict[str, Withdrawn] = {}
+    users: dict[str, list[tuple[str, str | None]]] = {}
+    withdrawn: dict[str, Withdrawn] = {}
     for named in refs_of(store, kind, partitioned=kind == SHARD):
-        if named.recipe not in gone:
-            gone[named.recipe] = read_withdrawn(store, named.recipe)
-        if named.partition not in gone[named.recipe].shards:
-            found.setdefault(named.ref.artifact.key, []).append((named.recipe, named.partition))
+        if named.recipe not in withdrawn:
+            withdrawn[named.recipe] = read_withdrawn(store, named.recipe)
+        if named.partition not in withdrawn[named.recipe].shards:
+            users.setdefault(named.ref.artifact.key, []).append((named.recipe, named.partition))
     for named in refs_of(store, MANIFEST) if kind == SHARD else ():
         for name, artifact in _waiting(store, named).items():
-            found.setdefault(artifact.key, []).append((named.recipe, name.removeprefix("shards.")))
-    return found
+            users.setdefault(artifact.key, []).append((named.recipe, name.removeprefix("shards.")))
+    return users
 
 
 def _waiting(store: Store, manifest: Named) -> dict[str, Artifact]:
-    """What a recipe's manifest pins, as long as the recipe's policy is not one trained on it."""
+    """The shards that a recipe's manifest pins, if the recipe's policy was not trained on this manifest."""
     policy = store.read_ref(manifest.recipe, "policy_checkpoint")
     trained = {} if policy is None else store.commit_of(policy.artifact).inputs
-    if any(one.identity() == manifest.ref.artifact.identity() for one in trained.values()):
+    if any(artifact.identity() == manifest.ref.artifact.identity() for artifact in trained.values()):
         return {}
-    return {name: one for name, one in store.commit_of(manifest.ref.artifact).inputs.items() if one.kind == SHARD}
+    return {
+        name: artifact
+        for name, artifact in store.commit_of(manifest.ref.artifact).inputs.items()
+        if artifact.kind == SHARD
+    }
 
 
-def _stands(users: list[tuple[str, str | None]], why: str, withdrawn: dict[str, Withdrawn]) -> str:
-    told = ", ".join(f"shard {shard} of {recipe}" if shard else f"SFT data of {recipe}" for recipe, shard in users)
+def _still_used(users: list[tuple[str, str | None]], why: str, withdrawn: dict[str, Withdrawn]) -> str:
+    uses = ", ".join(f"shard {shard} of {recipe}" if shard else f"SFT data of {recipe}" for recipe, shard in users)
     behind = all(
-        (one := withdrawn.get(recipe, Withdrawn())).rows or one.demonstrations or shard in one.shards
+        (withdrawal := withdrawn.get(recipe, Withdrawn())).rows
+        or withdrawal.demonstrations
+        or shard in withdrawal.shards
         for recipe, shard in users
     )
     what = "run `align run` first" if behind else "withdraw there too, and run it"
-    return f"{why}, but it is the current {told}: {what}"
+    return f"{why}, but it is the current {uses}: {what}"

@@ -1,4 +1,4 @@
-"""`align prefs withdraw` and `restore`: tombstones for rows and shards of a recipe that are sure to be known."""
+"""`align prefs withdraw` and `restore`: tombstones for known rows and shards of a recipe."""
 
 from __future__ import annotations
 
@@ -28,28 +28,30 @@ SFT_DATA = "(SFT data)"
 
 
 def withdraw(path: Path, rows: list[str], shards: list[str], reason: str) -> dict[str, Any]:
-    """Writes the tombstones. Raises `BadInput` naming rows that are nowhere and shards that there are not.
+    """Writes the tombstones. Raises `BadInput` naming unknown rows and shards.
 
-    A row id is looked for among preference rows and among the rows to fine-tune on. Returns where the rows are:
-    `rows` {id: shards of this recipe, or its SFT data}, `shards`, `also_in` {recipe: ids}, as another recipe on the
-    same data goes on using them, and `source`: the files that the team has to clear itself.
+    A row id may be of a preference row or of a row for fine-tuning. Returns where the rows are: `rows` {id: shards of
+    this recipe, or its SFT data}, `shards`, `also_in` {recipe: ids} for other recipes that still use the same rows, and
+    `source`: the files that the team has to clear itself.
     """
     recipe = load_recipe(path)
     store = ArtifactStore().open()
     _require_some(rows, shards)
     requests = shards_of(recipe.preferences, recipe.seed)
-    built = {(one.recipe, str(one.partition)): one.ref.artifact for one in refs_of(store, SHARD, partitioned=True)}
-    known = set(requests) | {shard for owner, shard in built if owner == recipe.name}
-    if strange := sorted(set(shards) - known):
-        raise BadInput(f"no shard {', '.join(strange)} in {recipe.name}; it has {', '.join(sorted(known))}")
-    asked = frozenset(rows)
-    found = {place: held for place, one in built.items() if (held := _held(store, one, asked, SHARDS))}
-    taught = {
-        (one.recipe, SFT_DATA): held
-        for one in refs_of(store, DATASET)
-        if (held := _held(store, one.ref.artifact, asked, DEMONSTRATIONS))
+    built = {
+        (named.recipe, str(named.partition)): named.ref.artifact for named in refs_of(store, SHARD, partitioned=True)
     }
-    known_rows, known_demonstrations = _known(store, recipe.name, asked, _ids(found), _ids(taught))
+    known = set(requests) | {shard for owner, shard in built if owner == recipe.name}
+    if unknown := sorted(set(shards) - known):
+        raise BadInput(f"no shard {', '.join(unknown)} in {recipe.name}; it has {', '.join(sorted(known))}")
+    asked = frozenset(rows)
+    holders = {place: held for place, shard in built.items() if (held := _held(store, shard, asked, SHARDS))}
+    demonstration_holders = {
+        (named.recipe, SFT_DATA): held
+        for named in refs_of(store, DATASET)
+        if (held := _held(store, named.ref.artifact, asked, DEMONSTRATIONS))
+    }
+    known_rows, known_demonstrations = _known(store, recipe.name, asked, _ids(holders), _ids(demonstration_holders))
     at = now()
     bury(store, recipe.name, "rows", (Tombstone(id=row, at=at, reason=reason) for row in known_rows))
     stones = (Tombstone(id=row, at=at, reason=reason) for row in known_demonstrations)
@@ -64,12 +66,12 @@ def withdraw(path: Path, rows: list[str], shards: list[str], reason: str) -> dic
         for shard in shards
     )
     bury(store, recipe.name, "shards", whole)
-    found |= taught
+    holders |= demonstration_holders
     holding = {
-        row: sorted(place for (owner, place), ids in found.items() if owner == recipe.name and row in ids)
+        row: sorted(place for (owner, place), ids in holders.items() if owner == recipe.name and row in ids)
         for row in rows
     }
-    others = sorted({owner for owner, _ in found} - {recipe.name})
+    others = sorted({owner for owner, _ in holders} - {recipe.name})
     touched = {*shards, *chain.from_iterable(holding.values())}
     origins = [requests[name] for name in touched if name in requests]
     sources = {origin.file.url if origin.file else origin.source for origin in origins}
@@ -79,21 +81,21 @@ def withdraw(path: Path, rows: list[str], shards: list[str], reason: str) -> dic
         "rows": holding,
         "shards": sorted(shards),
         "also_in": {
-            other: sorted(_ids({place: ids for place, ids in found.items() if place[0] == other})) for other in others
+            other: sorted(_ids({place: ids for place, ids in holders.items() if place[0] == other})) for other in others
         },
         "source": sorted(sources),
     }
 
 
 def restore(path: Path, rows: list[str], shards: list[str]) -> dict[str, Any]:
-    """Takes tombstones back; raises `BadInput` naming what was not withdrawn."""
+    """Removes tombstones; raises `BadInput` naming rows and shards that were not withdrawn."""
     recipe = load_recipe(path)
     store = ArtifactStore().open()
     _require_some(rows, shards)
-    standing = read_withdrawn(store, recipe.name)
-    strange = sorted((set(rows) - standing.rows - standing.demonstrations) | (set(shards) - standing.shards))
-    if strange:
-        raise BadInput(f"not withdrawn from {recipe.name}: {', '.join(strange)}")
+    withdrawn = read_withdrawn(store, recipe.name)
+    unknown = sorted((set(rows) - withdrawn.rows - withdrawn.demonstrations) | (set(shards) - withdrawn.shards))
+    if unknown:
+        raise BadInput(f"not withdrawn from {recipe.name}: {', '.join(unknown)}")
     asked: list[tuple[What, list[str]]] = [("rows", rows), ("demonstrations", rows), ("shards", shards)]
     for what, ids in asked:
         lift(store, recipe.name, what, ids)
@@ -101,6 +103,7 @@ def restore(path: Path, rows: list[str], shards: list[str]) -> dict[str, Any]:
 
 
 def show_withdrawal(result: dict[str, Any]) -> None:
+    """Prints what was withdrawn, and what remains to be done."""
     for row, shards in result["rows"].items():
         print(f"{row}: {', '.join(shards) or 'in nothing current, only in older artifacts'}")
     for shard in result["shards"]:
@@ -109,10 +112,11 @@ def show_withdrawal(result: dict[str, Any]) -> None:
         print(f"still used by recipe {recipe}: {', '.join(ids)} (withdraw there too)")
     print(f"\nwithdrawn; `align run` builds {result['recipe']} without them, `align gc` then erases their text")
     for place in result["source"]:
-        print(f"not touched, it is yours: {place}")
+        print(f"your own file, not changed: {place}")
 
 
 def show_restored(result: dict[str, Any]) -> None:
+    """Prints what was restored."""
     print(f"restored, from the next run on: {', '.join([*result['rows'], *result['shards']])}")
 
 
@@ -128,26 +132,26 @@ def _held(store: Store, artifact: Artifact, rows: frozenset[str], holder: Holder
         return set()
 
 
-def _ids(found: dict[tuple[str, str], set[str]]) -> set[str]:
-    return set(chain.from_iterable(found.values()))
+def _ids(holders: dict[tuple[str, str], set[str]]) -> set[str]:
+    return set(chain.from_iterable(holders.values()))
 
 
 def _known(
     store: Store, recipe: str, asked: frozenset[str], rows: set[str], demonstrations: set[str]
 ) -> tuple[set[str], set[str]]:
-    """Which of the ids are preference rows and which are for fine-tuning; older artifacts and tombstones count too."""
-    standing = read_withdrawn(store, recipe)
-    rows, demonstrations = rows | (asked & standing.rows), demonstrations | (asked & standing.demonstrations)
+    """Which ids are preference rows and which are fine-tuning rows, by all artifacts (old ones too) and tombstones."""
+    withdrawn = read_withdrawn(store, recipe)
+    rows, demonstrations = rows | (asked & withdrawn.rows), demonstrations | (asked & withdrawn.demonstrations)
     for holder, known in ((SHARDS, rows), (DEMONSTRATIONS, demonstrations)):
         for commit in store.commits(holder.kind) if asked - rows - demonstrations else ():
             known.update(holder.held(store, commit.artifact, asked - known))
     if unknown := sorted(asked - rows - demonstrations):
-        raise BadInput(f"nothing that was built holds row {', '.join(unknown)}", field="--row-id")
+        raise BadInput(f"no artifact holds row {', '.join(unknown)}", field="--row-id")
     return rows, demonstrations
 
 
 def _stone(stone: Tombstone, store: Store, requests: Mapping[str, ShardRequest], current: Artifact | None) -> Tombstone:
-    """A shard's tombstone, and beside what it names every artifact ever built of its records, and their sources."""
+    """A shard's tombstone, extended by every artifact that was ever built of its records, and by their sources."""
     wanted = [] if stone.id not in requests else [requests[stone.id]]
     if current is not None:
         wanted.append(_asked(store, current))
@@ -170,15 +174,15 @@ def _plain(request: ShardRequest) -> ShardRequest:
     return request.model_copy(update={"withdrawn": ()})
 
 
-# `align prefs find`: the ids of the rows that hold a text, which is how a person who asks for data to go has it.
+# `align prefs find`: the ids of the rows with a text. A person who asks for a withdrawal knows the text, not the ids.
 
 TEXTS = ("prompt", "chosen", "rejected", "completion")
 
 
 def find_rows(path: Path, text: str) -> dict[str, Any]:
-    """`rows` [{row_id, shard, source, source_row}] of a recipe's current shards and SFT data that hold the text."""
+    """`rows` [{row_id, shard, source, source_row}] of a recipe's current shards and SFT data that contain the text."""
     if not text.strip():
-        raise BadInput("an empty text is in every row")
+        raise BadInput("the text to look for is empty")
     recipe = load_recipe(path)
     store = ArtifactStore().open()
     rows: list[dict[str, Any]] = []
@@ -191,19 +195,20 @@ def find_rows(path: Path, text: str) -> dict[str, Any]:
 
 
 def show_found(result: dict[str, Any]) -> None:
+    """Prints the rows that hold a text."""
     for row in result["rows"]:
         print(f"{row['row_id']}  {row['shard']}: {row['source']} row {row['source_row']}")
     print(f"{len(result['rows'])} rows hold it" if result["rows"] else "no current row holds it")
 
 
 def _holding(store: Store, artifact: Artifact, holder: Holder, text: str) -> Iterator[dict[str, Any]]:
-    """Messages are kept as JSON, so the text is looked for as JSON writes it too."""
+    """Messages are stored as JSON, so the text is searched for in its JSON form too."""
     written = {text, json.dumps(text, ensure_ascii=False)[1:-1]}
     for name in holder.files:
         table = pq.read_table(pa.BufferReader(store.read(artifact, name)))
-        found = pa.array([False] * table.num_rows)
+        matches = pa.array([False] * table.num_rows)
         for column in set(TEXTS) & set(table.column_names):
             for form in written:
-                held = pc.fill_null(pc.match_substring(table[column], form), False)
-                found = pc.or_(found, held.combine_chunks())
-        yield from table.filter(found).select(["row_id", "source", "source_row"]).to_pylist()
+                holds = pc.fill_null(pc.match_substring(table[column], form), False)
+                matches = pc.or_(matches, holds.combine_chunks())
+        yield from table.filter(matches).select(["row_id", "source", "source_row"]).to_pylist()

@@ -18,7 +18,7 @@ from alignment_dags.run.shards import claim, drop
 from alignment_dags.run.workers import apply_pools, end_dead_runs
 from alignment_dags.run.workspace import Phase, Workspace, use_recipe
 from assets.building.factory import shards_definition
-from assets.evaluation_report import asked_of
+from assets.evaluation_report import gate_and_baselines
 from assets.preference_shard import shows_its_kind
 from eval.judge.retirement import retirement
 
@@ -42,7 +42,7 @@ def run_recipe(path: Path, say: Callable[[str], None]) -> Outcome:
     began = time.monotonic()
     workspace = use_recipe(path)
     recipe, outcome = workspace.recipe, Outcome(workspace)
-    asked_of(recipe, str(path))  # what a person has to mend shows before anything starts, here and in the plan
+    gate_and_baselines(recipe, str(path))  # mistakes show before anything starts, here and in the plan
     plan(workspace)
     if warning := retirement(recipe.judge, date.today()):
         say(f"warning: {warning}")

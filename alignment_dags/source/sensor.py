@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 import dagster as dg
@@ -12,6 +12,7 @@ from alignment.errors import BadInput, first_few
 from alignment.recipe import Recipe
 from alignment_dags.run.launch import RANGE_END, RANGE_START, stretches
 from alignment_dags.run.shards import NameTaken, claim, drop
+from alignment_dags.run.upgrade import ACCEPT, Upgrades, moved_stages
 from alignment_dags.run.workers import UNFINISHED
 from alignment_dags.run.workspace import Workspace, job_name
 from alignment_dags.source.decide import Actions, Asked, Cursor, decide, read_cursor
@@ -64,6 +65,10 @@ def watch(instance: dg.DagsterInstance, workspace: Workspace, text: str | None) 
     assert partitions.name is not None
     known = instance.get_dynamic_partitions(partitions.name)
     recorded = {shard: ref.artifact.key for shard, ref in upstream.refs("preference_shard").items()}
+    ready = [shard for shard, key in seen.keys.items() if recorded.get(shard) == key]
+    moved = Upgrades(store, recipe.name).waiting(moved_stages([rows], upstream, {rows.name: ready}))
+    held = [shard for one in moved for shard in one.shards if shard in seen.keys]
+    recorded |= {shard: seen.keys[shard] for shard in held}  # as if they were current: nothing is asked for them
     running = {run.tags[RUN_KEY] for run in _unfinished(instance, recipe) if RUN_KEY in run.tags}
     made = decide(seen, known, recorded, cursor.asked, running, {*upstream.withdrawn().shards, *seen.withdrawn})
     drop(instance, store, recipe.name, made.drop)
@@ -82,7 +87,7 @@ def watch(instance: dg.DagsterInstance, workspace: Workspace, text: str | None) 
     )
     return dg.SensorResult(
         run_requests=requests,
-        skip_reason=None if requests else _nothing_to_do(seen, made),
+        skip_reason=None if requests else _nothing_to_do(seen, made, held),
         cursor=after.model_dump_json(),
         dynamic_partitions_requests=[partitions.build_add_request(made.add)] if made.add else [],
     )
@@ -116,9 +121,10 @@ def _requests(
     return requests, asked
 
 
-def _nothing_to_do(seen: Seen, made: Actions) -> str:
+def _nothing_to_do(seen: Seen, made: Actions, held: Collection[str]) -> str:
     parts = [
-        f"{len(seen.keys) - len(made.asked)} shards are current",
+        f"{len(seen.keys) - len(made.asked) - len(held)} shards are current",
+        f"{len(held)} are of an older code version and wait for {ACCEPT}" if held else "",
         f"{len(made.asked)} were asked for" if made.asked else "",
         f"{len(seen.waiting)} wait ({', '.join(sorted(set(seen.waiting.values())))})" if seen.waiting else "",
         f"withdrawn: {first_few(made.drop)}" if made.drop else "",

@@ -1,1 +1,1 @@
-"""What every node of the graph is built with: the node, its Dagster asset, what it may read, what it shows."""
+"""The parts of every node of the graph: the node, its Dagster asset, what it may read, what it shows."""

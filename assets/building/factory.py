@@ -1,4 +1,4 @@
-"""One way through every asset: build the request, find or make its artifact, report it.
+"""The same steps for every asset: build the request, find or make its artifact, report it.
 
 Dagster reads the annotations of an asset's function, so this file has them evaluated.
 """
@@ -16,7 +16,7 @@ from alignment.errors import BadInput
 from alignment.recipe import Recipe
 from alignment.stages.execute import DAGSTER_RUN, RECIPE_NAME, REQUEST_FILE
 from alignment.store import Artifact, Commit, Ref, Store
-from alignment.store.erase import gone
+from alignment.store.erase import current_erasure
 from assets.building.node import Node, NotNeeded, Shown, Work
 from assets.building.upstream import NotBuilt, Upstream
 from resources.mlflow import Tracking
@@ -28,14 +28,16 @@ OWNERS = ["team:alignment"]
 SHARDS_PER_RUN = 100
 BAD_INPUT = "bad_input"
 NOTHING = "nothing"
-"""The data version of a node that had nothing to make."""
+"""The data version of a node that has nothing to make."""
 
 
 def shards_definition(recipe_name: str) -> dg.DynamicPartitionsDefinition:
+    """The dynamic partitions of a recipe's shards."""
     return dg.DynamicPartitionsDefinition(name=f"{recipe_name}_shards")
 
 
 def asset_key(recipe_name: str, node_name: str) -> dg.AssetKey:
+    """The asset key of a node."""
     return dg.AssetKey([recipe_name, *node_name.split("/")])
 
 
@@ -47,8 +49,8 @@ def asset_step(recipe_name: str, node_name: str) -> str:
 def build_asset(node: Node, recipe: Recipe, pools: Pools) -> dg.AssetsDefinition:
     """The Dagster asset of a node.
 
-    A run over one shard yields its result; a run over many logs one materialization a shard, each with
-    its own data version, and yields nothing, because a yielded version would count for all of them.
+    A run over one shard yields its result. A run over many shards logs one materialization for each, with its own data
+    version, and yields nothing, because a yielded version would count for all shards.
     """
     pool = pools[node.pool] if node.pool else None
 
@@ -75,15 +77,15 @@ def build_asset(node: Node, recipe: Recipe, pools: Pools) -> dg.AssetsDefinition
     def asset(
         context: dg.AssetExecutionContext, store: ArtifactStore, tracking: Tracking
     ) -> Iterator[dg.MaterializeResult[Any]]:
-        one = Materializer(node, recipe, pools, store.open(), tracking, context)
+        materializer = Materializer(node, recipe, pools, store.open(), tracking, context)
         if not node.partitioned:
-            data_version, metadata = one.materialize(None)
+            data_version, metadata = materializer.materialize(None)
             yield dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(data_version))
         elif len(context.partition_keys) == 1:
-            data_version, metadata = one.materialize(context.partition_keys[0])
+            data_version, metadata = materializer.materialize(context.partition_keys[0])
             yield dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(data_version))
         else:
-            one.materialize_each(context.partition_keys)
+            materializer.materialize_each(context.partition_keys)
 
     return asset
 
@@ -91,8 +93,8 @@ def build_asset(node: Node, recipe: Recipe, pools: Pools) -> dg.AssetsDefinition
 def shards_per_run(node: Node, pools: Pools) -> int:
     """Shards that one Dagster run of the node may take.
 
-    Where the stage runs in the step's process they share a loaded model. Reading a file shares nothing, and a
-    launch through Dagster Pipes has to yield its result, which can stand for one shard only.
+    If the stage runs in the step's process, the shards share a loaded model. Reading a file shares nothing, and a
+    launch through Dagster Pipes has to yield its result, which is possible for one shard only.
     """
     return SHARDS_PER_RUN if node.pool and pools[node.pool].launcher == "step" else 1
 
@@ -132,7 +134,7 @@ class Materializer:
         except Exception as error:
             if not _holds_secret(error):
                 raise
-            raise dg.Failure(shown(f"{type(error).__name__}: {error}")) from None  # Dagster records what it stems from
+            raise dg.Failure(shown(f"{type(error).__name__}: {error}")) from None  # Dagster would record its cause
 
     def _materialize(self, shard: str | None) -> tuple[str, dict[str, Any]]:
         os.environ.update({DAGSTER_RUN: self.context.run.run_id, RECIPE_NAME: self.recipe.name})
@@ -148,14 +150,14 @@ class Materializer:
         reported = self.report(upstream, commit, shard, shown)
         metadata = self.metadata(commit, hit, reported, shown)
         ref = Ref(artifact=commit.artifact, dagster_run_id=self.context.run.run_id, mlflow_run_id=reported.run_id)
-        self.store.write_ref(ref, self.recipe.name, self.node.name, shard)  # last: what it names is done
-        if gone(self.store, commit.artifact) is not None:
+        self.store.write_ref(ref, self.recipe.name, self.node.name, shard)  # last: all else is done
+        if current_erasure(self.store, commit.artifact) is not None:
             self.store.remove_ref(self.recipe.name, self.node.name, shard)
-            raise dg.Failure("it was erased while it was reported: the next run makes it again")
+            raise dg.Failure("the artifact was erased while it was reported; the next run makes it again")
         return commit.digest, metadata
 
     def materialize_each(self, shards: list[str]) -> None:
-        """Every shard by itself; what failed is named at the end, and the others stand."""
+        """Materializes every shard by itself; failed shards are named at the end, and the others are done."""
         failures: dict[str, dg.Failure] = {}
         for shard in shards:
             try:
@@ -164,7 +166,7 @@ class Materializer:
                 failures[shard] = failure
                 self.context.log.error(f"{shard}: {failure.description}")
                 continue
-            except Exception as error:  # of this shard's file, say: it is no reason to leave the others behind
+            except Exception as error:  # of this shard only: the others go on
                 failures[shard] = dg.Failure(f"{type(error).__name__}: {error}")
                 self.context.log.exception(f"{shard}: {error}")
                 continue
@@ -176,14 +178,16 @@ class Materializer:
             )
             self.context.log_event(event)
         if failures:
-            told = "; ".join(f"{shard}: {failure.description}" for shard, failure in failures.items())
+            reasons = "; ".join(f"{shard}: {failure.description}" for shard, failure in failures.items())
+            all_bad_input = all(BAD_INPUT in failure.metadata for failure in failures.values())
             raise dg.Failure(
-                f"{len(failures)} of {len(shards)} shards failed, the others stand: {told}",
-                metadata={BAD_INPUT: told} if all(BAD_INPUT in one.metadata for one in failures.values()) else {},
+                f"{len(failures)} of {len(shards)} shards failed, the others are done: {reasons}",
+                metadata={BAD_INPUT: reasons} if all_bad_input else {},
                 allow_retries=False,
             )
 
     def report(self, upstream: Upstream, commit: Commit, shard: str | None, shown: Shown) -> Reported:
+        """Reports the artifact to MLflow."""
         runs = upstream.mlflow_runs()
         known = {name: runs[artifact.key] for name, artifact in commit.inputs.items() if artifact.key in runs}
         return self.tracking.report(
@@ -204,11 +208,12 @@ class Materializer:
         )
 
     def params(self, commit: Commit) -> dict[str, Any]:
-        """The request's own settings, flat, without the artifacts it stands on."""
+        """The request's own settings under flat names, without its input artifacts."""
         text = (self.store.fetch(commit.artifact) / REQUEST_FILE).read_text(encoding="utf-8")
         return dict(flat(self.node.stage.request.model_validate_json(text).model_dump(mode="json")))
 
     def metadata(self, commit: Commit, hit: bool, reported: Reported, shown: Shown) -> dict[str, Any]:
+        """What Dagster shows of a materialization."""
         values: dict[str, Any] = {
             "dagster/uri": self.store.uri(commit.artifact),
             "mlflow": dg.MetadataValue.url(reported.url),
@@ -225,7 +230,7 @@ class Materializer:
 
 
 def _holds_secret(error: BaseException | None) -> bool:
-    """Whether the text of an error, or of one that it stems from, has an address that may not be shown."""
+    """Whether the text of an error, or of its cause, has an address that may not be shown."""
     return error is not None and (
         shown(str(error)) != str(error) or _holds_secret(error.__cause__) or _holds_secret(error.__context__)
     )
@@ -233,13 +238,13 @@ def _holds_secret(error: BaseException | None) -> bool:
 
 def numbers(summary: dict[str, Any], prefix: str = "") -> dict[str, float]:
     """The finite numbers of a summary under flat names, lists left out."""
-    found: dict[str, float] = {}
+    flat_numbers: dict[str, float] = {}
     for name, value in summary.items():
         if isinstance(value, dict):
-            found |= numbers(value, f"{prefix}{name}/")
+            flat_numbers |= numbers(value, f"{prefix}{name}/")
         elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            found[plain(prefix + name)] = value
-    return found
+            flat_numbers[plain(prefix + name)] = value
+    return flat_numbers
 
 
 def plain(name: str) -> str:

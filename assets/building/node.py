@@ -1,4 +1,4 @@
-"""A node: one stage of one recipe, as the graph, the plan and Dagster all see it."""
+"""A node: one stage of one recipe, for the graph, the plan and Dagster."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PHASES: tuple[PhaseName, ...] = get_args(PhaseName)
 
 
 class NotNeeded(Exception):
-    """There is nothing for a node to make as things stand; the message says why."""
+    """A node has nothing to make now; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Work:
 
 
 def run_stage(work: Work) -> Commit:
-    """How nearly every node makes its artifact: CPU stages here, GPU stages through the pool's launcher."""
+    """Makes the artifact as nearly every node does: CPU stages here, GPU stages through the pool's launcher."""
     if work.pool is None:
         return execute(work.stage, work.request, work.store)
     launch = Launch(work.stage, work.request, work.store, work.pool, work.context)
@@ -60,53 +60,56 @@ class Shown:
     files: list[Path] = field(default_factory=list)
 
 
-def nothing_more(commit: Commit, folder: Path) -> Shown:
+def show_nothing(commit: Commit, folder: Path) -> Shown:
+    """Shows nothing beside the summary."""
     return Shown()
 
 
-def nowhere_else(upstream: Upstream, commit: Commit) -> bool:
+def not_reported_elsewhere(upstream: Upstream, commit: Commit) -> bool:
+    """The artifact is reported as this node's own."""
     return False
 
 
-def nothing_against(request: Any, commit: Commit | None) -> None:
+def no_objection(request: Any, commit: Commit | None) -> None:
     """No objection."""
 
 
-def nowhere(store: Store, tracking: Tracking, commit: Commit) -> None:
+def publish_nothing(store: Store, tracking: Tracking, commit: Commit) -> None:
+    """Publishes nothing."""
     return None
 
 
 @dataclass(frozen=True)
 class Node:
-    """`request` turns upstream artifacts (of one shard, if `partitioned`) into what the stage is asked.
+    """One stage of one recipe.
 
-    It is the first move; `make` (on a miss) is the second; `show` is what this node adds to the third. A request that
-    raises `NotNeeded` leaves nothing to do. In a run, a node comes after all that it names in `needs` and `after`; the
-    plan knows what it makes as soon as it knows its `needs`.
+    `request` builds the stage's request from upstream artifacts (of one shard, if `partitioned`); it raises `NotNeeded`
+    if there is nothing to make. `make` makes the artifact if the store has none. `show` adds to the report. In a run, a
+    node comes after all nodes in `needs` and `after`; the plan knows its request as soon as it knows its `needs`.
     """
 
     name: str
     phase: PhaseName
-    """The Dagster run it is made in: a run cannot mix shards with what has none."""
+    """The Dagster run it is made in: a run cannot mix nodes with shards and nodes without."""
     stage: Stage[Any]
     description: str
     kinds: frozenset[str]
     needs: tuple[str, ...]
     request: Callable[[Upstream, str | None], Request]
-    show: Callable[[Commit, Path], Shown] = nothing_more
+    show: Callable[[Commit, Path], Shown] = show_nothing
     make: Make = run_stage
     partitioned: bool = False
     pool: str | None = None
     is_checkpoint: bool = False
     after: tuple[str, ...] = ()
-    object_to: Callable[[Any, Commit | None], None] = nothing_against
-    """Raises `BadInput` for a request that is sound while the recipe could not use what it makes (or has made: the
-    commit). Whoever plans asks, so that nothing is trained before that shows."""
-    reported_elsewhere: Callable[[Upstream, Commit], bool] = nowhere_else
-    """Whether what was found is another node's and reported as that one's, so that no run is launched to report it
-    again. Only for a node whose readers ask the store for its key and do not go by its ref."""
-    publish: Callable[[Store, Tracking, Commit], None] = nowhere
-    """What must be found elsewhere for the artifact to be of use; asked at every materialization, safe to repeat."""
+    object_to: Callable[[Any, Commit | None], None] = no_objection
+    """Raises `BadInput` for a valid request whose artifact (the commit, if it is made) the recipe could not use. Plans
+    call it, so that the mistake shows before anything is trained."""
+    reported_elsewhere: Callable[[Upstream, Commit], bool] = not_reported_elsewhere
+    """Whether another node has reported the same artifact, so that no run is launched to report it again. Only for a
+    node whose readers find it in the store by its key and not by its ref."""
+    publish: Callable[[Store, Tracking, Commit], None] = publish_nothing
+    """Publishes the artifact outside the store; called at every materialization, safe to repeat."""
     alone: bool = False
-    """One at a time for a recipe, from the request to the ref: what it makes follows what it made before."""
+    """One materialization at a time for a recipe, from the request to the ref, as each depends on the one before."""
     automation: dg.AutomationCondition[dg.AssetKey] | None = None

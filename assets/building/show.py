@@ -1,4 +1,4 @@
-"""Small pictures and tables for Dagster's metadata, which knows markdown but no images."""
+"""Small pictures and tables for Dagster's metadata, which supports markdown but no images."""
 
 from __future__ import annotations
 

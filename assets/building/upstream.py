@@ -1,4 +1,4 @@
-"""What a node may read of the nodes above it: their current artifacts, read once and then pinned."""
+"""The current artifacts of upstream nodes, read once and then pinned."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class NotBuilt(LookupError):
 class Upstream:
     """The current artifacts of one recipe's nodes, from the store's refs.
 
-    Every answer is remembered: a ref that moves while a node works does not change what it works on.
+    Every ref is read once: a ref that moves while a node works does not change its inputs.
     """
 
     def __init__(self, store: Store, recipe: str) -> None:
@@ -36,6 +36,7 @@ class Upstream:
         self._found: dict[str, object] = {}
 
     def ref(self, name: str, partition: str | None = None) -> Ref | None:
+        """The ref of a node (of one shard of it), or None; read once."""
         place = (name, partition)
         if place not in self._refs:
             self._refs[place] = self.store.read_ref(self.recipe, name, partition)
@@ -76,13 +77,13 @@ class Upstream:
         return self.get("preference_shard", shard)
 
     def withdrawn(self) -> Withdrawn:
-        """What the recipe must not use any more."""
+        """The rows and shards that were withdrawn from the recipe."""
         if self._withdrawn is None:
             self._withdrawn = read_withdrawn(self.store, self.recipe)
         return self._withdrawn
 
     def once(self, what: str, find: Callable[[], T]) -> T:
-        """What `find` finds, remembered under a name of its own like every other answer."""
+        """The result of `find`, which is called once for each name `what`."""
         if what not in self._found:
             self._found[what] = find()
         return cast(T, self._found[what])

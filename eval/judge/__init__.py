@@ -1,1 +1,1 @@
-"""Who grades open answers, and what is asked of them."""
+"""Judges of open answers, and the questions they are asked."""

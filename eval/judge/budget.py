@@ -1,4 +1,4 @@
-"""A limit on what judging may take, held before a call is sent and not after."""
+"""A limit on what judging may cost, checked before a call is sent."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ PER_MILLION = 1e-6
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of what was asked and of what was answered."""
+    """Tokens of questions and of answers."""
 
     input_tokens: int = 0
     output_tokens: int = 0
 
     @property
     def tokens(self) -> int:
+        """All tokens."""
         return self.input_tokens + self.output_tokens
 
     def __add__(self, other: Usage) -> Usage:
@@ -33,7 +34,7 @@ class Usage:
         return Usage(self.input_tokens - other.input_tokens, self.output_tokens - other.output_tokens)
 
     def usd(self, price: JudgePrice | None) -> float | None:
-        """None where no price is known."""
+        """The cost in USD; None without a price."""
         if price is None:
             return None
         return PER_MILLION * (self.input_tokens * price.input_usd + self.output_tokens * price.output_usd)
@@ -44,21 +45,21 @@ MESSAGE_TOKENS = 16
 
 
 def most(messages: list[dict[str, str]], max_tokens: int) -> Usage:
-    """The most that one call can take: a token of any byte-level vocabulary stands for at least one byte."""
+    """The most tokens that one call can take: a token of a byte-level vocabulary is at least one byte long."""
     size = sum(len(message["content"].encode()) + MESSAGE_TOKENS for message in messages)
     return Usage(size, max_tokens)
 
 
 class Budget:
-    """Every call reserves the most it can take, and gives back what it did not. Shared between threads.
+    """Every call reserves the most it can take, and later gives the rest back. Safe to share between threads.
 
-    A call that does not fit waits for those under way, which mostly take less than they reserved; it is refused
-    only when nothing is under way. So the limit is never passed, and nothing is left over that would have done.
+    A call that does not fit waits for running calls, because most of them take less than they reserved. It is refused
+    only when no call runs. So the limit is never passed, and no call is refused that still fits.
     """
 
-    def __init__(self, settings: Judge, spent: Usage) -> None:
+    def __init__(self, settings: Judge, used: Usage) -> None:
         self.settings = settings
-        self.spent = spent
+        self.used = used
         self._reserved = Usage()
         self._under_way = 0
         self._closed = False
@@ -72,9 +73,9 @@ class Budget:
         return " and ".join([*words, *([] if tokens is None else [f"{tokens} tokens"])])
 
     def reserve(self, worst: Usage) -> bool:
-        """True when `worst` still fits; waits while calls under way may leave room for it."""
+        """True when `worst` fits; waits while running calls may still leave room for it."""
         with self._changed:
-            while not self._closed and not self._fits(self.spent + self._reserved + worst):
+            while not self._closed and not self._fits(self.used + self._reserved + worst):
                 if not self._under_way:
                     return False
                 self._changed.wait()
@@ -85,15 +86,15 @@ class Budget:
             return True
 
     def settle(self, reserved: Usage, used: Usage) -> None:
-        """Ends a call that reserved `reserved` and took `used`."""
+        """Ends a call that reserved `reserved` and used `used`."""
         with self._changed:
             self._reserved -= reserved
             self._under_way -= 1
-            self.spent += used
+            self.used += used
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Refuses whoever waits and whoever comes."""
+        """Refuses every call that waits, and every later call."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -105,16 +106,16 @@ class Budget:
         return self.settings.budget_tokens is None or total.tokens <= self.settings.budget_tokens
 
 
-# What an endpoint may have charged for without giving a judgment, so that a budget holds over resumptions.
+# Tokens that an endpoint may have charged for calls without a judgment, so that a budget holds after a resumption.
 
 START = b'{"asked": '
 """How every line begins."""
 
 
 class Charges:
-    """Tokens, a line a call, in a file of their own: that of the judgments is for other tools too.
+    """Tokens of calls without a judgment, one line a call. They have their own file, as other tools read the judgments.
 
-    There is no such file until something was charged for nothing. The lock on the judgments' file guards it.
+    The file is made at the first such call. The lock on the judgments' file guards it.
     """
 
     def __init__(self, judgments: Path) -> None:
@@ -122,7 +123,7 @@ class Charges:
         self.total = Usage()
 
     def read(self) -> None:
-        """Takes in what is there; raises `BadInput` naming a row that was not written here."""
+        """Reads the file; raises `BadInput` naming a row that is not a charge."""
         self.total = Usage()
         for row, record in read_lines(self.path, START, "not a file of charges that was written here"):
             tokens = record.get("tokens")
@@ -131,7 +132,7 @@ class Charges:
             self.total += Usage(*tokens)
 
     def add(self, asked: str, used: Usage) -> None:
-        """Writes down what a call took; `asked` is the digest of its question."""
+        """Records the tokens of a call; `asked` is the digest of its question."""
         with self.path.open("ab") as stream:
             append_line(stream, {"asked": asked, "tokens": [used.input_tokens, used.output_tokens]})
         self.total += used

@@ -1,4 +1,4 @@
-"""Questions to a judge behind any OpenAI-compatible endpoint: many at a time, each once, none of them lost."""
+"""Questions to a judge behind an OpenAI-compatible endpoint: many at a time, each asked once, no judgment lost."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ PROGRESS_LINES = 10
 
 @dataclass
 class Outcome:
-    """What came of asking. `judgments` are all there are of what was asked, in its order.
+    """The result of asking. `judgments` has every judgment of the questions, in their order.
 
-    `failed` gives the reason for questions that stayed without an answer and may get one later, `refused` for
-    those that the endpoint will not take; `unasked` are those that no longer fitted `budget`.
+    `failed` gives the reason for questions without an answer that may get one later, `refused` for questions that the
+    endpoint does not accept. `unasked` are the questions that did not fit `budget`.
     """
 
     judgments: list[Judgment] = field(default_factory=list)
@@ -41,7 +41,7 @@ OVER_BUDGET = Trouble("the budget is reached", again=False)
 
 
 class Endpoint:
-    """A judge model. Each try of a call is held against the budget, as one that was cut off may have been charged."""
+    """A judge model. Every try of a call counts against the budget, because a call that was cut off may be charged."""
 
     def __init__(self, settings: Judge, seed: int | None = None) -> None:
         self.settings = settings
@@ -49,15 +49,15 @@ class Endpoint:
         self._client = OpenAIClient(settings, self.model, who="the judge endpoint", field="judge", seed=seed)
 
     def digest(self, question: Question) -> str:
-        """What names a question to this judge: its place, and model, settings and messages to the letter."""
+        """Identifies a question to this judge: its place, the model, the settings, and the exact messages."""
         settings = [self.model, self.settings.temperature, self.settings.max_tokens]
         return json_digest([question.question_id, question.turn, question.game, settings, question.messages()])[:32]
 
     def ask(self, questions: Sequence[Question], journal: Journal, model: str = "", against: str = "") -> Outcome:
-        """Asks what the (open) journal does not hold, `in_flight` at a time, and keeps each judgment as it comes.
+        """Asks the questions that the (open) journal lacks, `in_flight` at a time, and keeps each judgment at once.
 
         `model` and `against` name who answered. Raises `BadInput` for a refused key, an account without money,
-        an unknown model, or a request that the endpoint refuses whatever the question; what was judged is kept.
+        an unknown model, or when the endpoint refuses every question. Judgments made before that are kept.
         """
         digests = {question: self.digest(question) for question in questions}
         waiting = {q: digest for q, digest in digests.items() if journal.find(digest) is None}
@@ -67,8 +67,8 @@ class Endpoint:
         if questions and len(outcome.refused) == len(digests):
             reason = next(iter(outcome.refused.values()))
             raise BadInput(f"the judge endpoint refuses every question ({reason}); see the judge's settings")
-        found = [journal.find(digest) for digest in digests.values()]
-        outcome.judgments = [entry.judgment for entry in found if entry is not None]
+        entries = [journal.find(digest) for digest in digests.values()]
+        outcome.judgments = [entry.judgment for entry in entries if entry is not None]
         outcome.usage = journal.usage
         return outcome
 
@@ -81,10 +81,10 @@ class Endpoint:
 
         def judge(question: Question) -> Trouble | None:
             digest = waiting[question]
-            told = self._reply(question, digest, budget, journal)
-            if isinstance(told, Trouble):
-                return told
-            text, usage = told
+            reply = self._reply(question, digest, budget, journal)
+            if isinstance(reply, Trouble):
+                return reply
+            text, usage = reply
             names = (question.question_id, question.turn, self.model, question.prompt_name, question.user)
             judgment = Judgment(*names, text=text, model=model, game=question.game, against=against)
             known = journal.add(Entry(digest, judgment, usage))
@@ -96,12 +96,12 @@ class Endpoint:
             for question, trouble in zip(waiting, client.each(judge, waiting, budget.close), strict=True):
                 _note(question, trouble, outcome)
         outcome.asked = len(waiting) - len(outcome.unasked)
-        usd = budget.spent.usd(self.settings.price)
+        usd = budget.used.usd(self.settings.price)
         cost = "" if usd is None else f", {usd:.4f} USD"
-        log.info("judge: %d questions, %d tokens%s", outcome.asked, budget.spent.tokens, cost)
+        log.info("judge: %d questions, %d tokens%s", outcome.asked, budget.used.tokens, cost)
 
     def _reply(self, question: Question, digest: str, budget: Budget, journal: Journal) -> tuple[str, Usage] | Trouble:
-        """Asks until there is a judgment, with what it took, or no use or no money in asking again."""
+        """Asks until there is a judgment, or asking again is of no use or over the budget. Returns text and tokens."""
         messages = question.messages()
         worst = most(messages, self.settings.max_tokens)
         options: dict[str, Any] = {self.settings.max_tokens_name: self.settings.max_tokens}
@@ -111,17 +111,17 @@ class Endpoint:
         def attempt() -> tuple[str, Usage] | Trouble:
             if not budget.reserve(worst):
                 return OVER_BUDGET
-            used = worst  # unless we learn better
+            used = worst  # unless the endpoint says how many
             try:
-                told = self._client.chat(messages, **options)
-                if isinstance(told, Reply):
-                    used = _usage(told, worst)
-                    return told.text, used
-                if told.billed:
+                reply = self._client.chat(messages, **options)
+                if isinstance(reply, Reply):
+                    used = _usage(reply, worst)
+                    return reply.text, used
+                if reply.billed:
                     journal.charge(digest, worst)
                 else:
                     used = Usage()
-                return told
+                return reply
             finally:
                 budget.settle(worst, used)
 
@@ -129,7 +129,7 @@ class Endpoint:
 
 
 def _usage(reply: Reply, worst: Usage) -> Usage:
-    """What the endpoint says the call took; the most it can have taken where it does not say."""
+    """The tokens that the endpoint reports; the most that the call can have taken where it reports none."""
     if reply.input_tokens is None or reply.output_tokens is None:
         return worst
     return Usage(reply.input_tokens, reply.output_tokens)

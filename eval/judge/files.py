@@ -16,11 +16,12 @@ WINNERS = {None: "error", 1.0: "model_1", 0.5: "tie", 0.0: "model_2"}
 
 
 def write_judgments(path: Path, judgments: Sequence[Judgment]) -> None:
-    """The games of a pair stand on one line, where its first one comes."""
+    """Writes a FastChat file. Both games of a pair are on one line, at the place of the first."""
     write_records(path, judgment_records(judgments))
 
 
 def judgment_records(judgments: Iterable[Judgment]) -> list[dict[str, Any]]:
+    """The lines of a FastChat file; both games of a pair are one line."""
     pairs: dict[tuple[str, int], dict[str, Any]] = {}
     records: list[dict[str, Any]] = []
     for judgment in judgments:
@@ -35,7 +36,7 @@ def judgment_records(judgments: Iterable[Judgment]) -> list[dict[str, Any]]:
 
 
 def single_record(judgment: Judgment) -> dict[str, Any]:
-    """A rating that cannot be read is −1 there."""
+    """The line of an answer that was judged alone. A rating that cannot be read is −1."""
     return {
         "question_id": _id(judgment),
         "model": judgment.model,
@@ -64,7 +65,7 @@ def game_record(judgment: Judgment) -> dict[str, Any]:
 
 
 def game_fields(judgment: Judgment) -> dict[str, Any]:
-    """What a pair's line says of one game; `model_1` is the model, `model_2` the baseline in both."""
+    """The fields of one game in a pair's line; in both games `model_1` is the model and `model_2` the baseline."""
     game = judgment.game
     return {
         f"g{game}_winner": WINNERS[judgment.score],
@@ -79,7 +80,7 @@ def _id(judgment: Judgment) -> int | str:
 
 
 def read_judgments(path: str | Path) -> list[Judgment]:
-    """Judgments of one model; raises `BadInput` naming a malformed row, or one that stands twice."""
+    """Judgments of one model; raises `BadInput` naming a row that is malformed or a duplicate."""
     judgments: dict[tuple[str, int, int], Judgment] = {}
     models: dict[str, None] = {}
     for row, record in read_rows(path):
@@ -95,7 +96,7 @@ def read_judgments(path: str | Path) -> list[Judgment]:
 
 
 def parse_judgments(record: dict[str, Any], file: str, row: int) -> list[Judgment]:
-    """The judgments on one line: one of an answer alone, or one for each game that a pair's line has a text of."""
+    """The judgments on one line: one of a single answer, or one for each game of a pair that has a text."""
     check_text(record, file, row)
     pair = "model_1" in record
     needed: dict[str, tuple[type, ...]] = {"question_id": (int, str), "turn": (int,)}
@@ -122,24 +123,24 @@ def parse_judgments(record: dict[str, Any], file: str, row: int) -> list[Judgmen
 
     if not pair:
         return [judgment(0, record["judgment"], record.get("user_prompt"))]
-    found = []
+    judgments = []
     for game in GAMES:
         text = record.get(f"g{game}_judgment")
         if text is not None and not isinstance(text, str):
             raise BadInput("not a pair judgment: expected a text", file=file, row=row, field=f"g{game}_judgment")
         if text is not None:
-            found.append(judgment(game, text, record.get(f"g{game}_user_prompt")))
-    return found
+            judgments.append(judgment(game, text, record.get(f"g{game}_user_prompt")))
+    return judgments
 
 
-# Judgments that were made before, as a file holds them.
+# Judgments that were made before and are read from a file.
 
 
 def stored_judgments(path: str | Path, items: Sequence[Item], turns: int) -> list[Judgment]:
     """The judgments in a FastChat file, all of answers alone or all of pairs.
 
-    Raises `BadInput` naming the first judgment of a question or turn that the data file does not have, or of
-    another kind than the first.
+    Raises `BadInput` naming the first judgment whose question or turn is not in the data file, or whose kind differs
+    from that of the first judgment.
     """
     judgments = read_judgments(path)
     known = {item.id for item in items}
@@ -162,5 +163,6 @@ class StoredJudge:
         self.judgments = list(judgments)
 
     def __call__(self, answered: Sequence[tuple[Item, object]]) -> list[Judgment]:
+        """The stored judgments of these items; the answers do not matter."""
         asked = {item.id for item, _ in answered}
         return [judgment for judgment in self.judgments if judgment.question_id in asked]

@@ -1,4 +1,4 @@
-"""Judgments appended as they come, so that an interruption loses none and nothing is asked twice."""
+"""Judgments are appended at once, so that an interruption loses none and no question is asked twice."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from eval.judge.judgment import Judgment
 
 @dataclass(frozen=True)
 class Entry:
-    """A judgment, under the digest of what was asked, with the tokens it took."""
+    """A judgment with the digest of its question and the tokens it took."""
 
     asked: str
     judgment: Judgment
@@ -26,7 +26,7 @@ class Entry:
 
 
 class Journal(journal.Journal[Entry]):
-    """A file of judgments in FastChat's forms, each with the digest of what was asked and its tokens beside it."""
+    """A file of judgments in FastChat's forms, each with the digest of its question and its tokens."""
 
     start = b'{"question_id": '
     content = "judgments"
@@ -38,16 +38,16 @@ class Journal(journal.Journal[Entry]):
 
     @property
     def usage(self) -> Usage:
-        """What all judgments in the file took, and all calls that gave none."""
+        """Tokens of all judgments in the file and of all calls without a judgment."""
         return sum((entry.usage for entry in self._entries.values()), self._charges.total)
 
     def charge(self, asked: str, used: Usage) -> None:
-        """Writes down, in a file beside, what a call may have cost that gave no judgment."""
+        """Records, in a second file, what a call without a judgment may have cost."""
         with self._lock:
             self._charges.add(asked, used)
 
     def refuse_others(self, asked: Collection[str]) -> None:
-        """Raises `BadInput` when a judgment in the file is of anything else than what is asked now."""
+        """Raises `BadInput` when the file has a judgment of another question than those asked now."""
         others = [entry.judgment for entry in self._entries.values() if entry.asked not in asked]
         if others:
             problem = (
@@ -57,9 +57,9 @@ class Journal(journal.Journal[Entry]):
             raise BadInput(problem, file=str(self.path), row=others[0].row)
 
     def tidy(self, order: Sequence[str]) -> None:
-        """Writes the file anew: in this order (of digests, all of them), with both games of a pair on one line.
+        """Writes the file again, in this order (all digests), with both games of a pair on one line.
 
-        Nothing can be added after it.
+        Nothing can be added afterwards.
         """
         lines: dict[tuple[str, int, bool], dict[str, Any]] = {}
         for entry in (self._entries[asked] for asked in order if asked in self._entries):
@@ -77,7 +77,7 @@ class Journal(journal.Journal[Entry]):
             stream.flush()
             os.fsync(stream.fileno())
         whole.replace(self.path)
-        self._close()  # on the file that is no more: what came now would be lost
+        self._close()  # the open stream is of the replaced file: a line added to it would be lost
 
     def _record(self, entry: Entry) -> dict[str, Any]:
         judgment = entry.judgment

@@ -28,7 +28,7 @@ class JudgePrompt:
 
 
 def parse_prompts(rows: Iterable[Row], file: str, needed: Iterable[str] = ()) -> dict[str, JudgePrompt]:
-    """Prompts by name; raises `BadInput` when one that is needed is not among them."""
+    """Prompts by name; raises `BadInput` when a needed prompt is missing."""
     prompts: dict[str, JudgePrompt] = {}
     for row, record in rows:
         for field in ("name", "system_prompt", "prompt_template"):
@@ -60,7 +60,7 @@ def reference_turns(rows: Iterable[Row], file: str) -> dict[str, tuple[str, ...]
 
 
 def fill(question_id: str, turn: int, prompt: JudgePrompt, words: Mapping[str, str], game: int = 0) -> Question:
-    """The question that a prompt becomes with these words; raises `BadInput` when it wants others."""
+    """A prompt filled with these words; raises `BadInput` when it needs others."""
     try:
         user = prompt.template.format(**words)
     except (KeyError, IndexError, ValueError, AttributeError) as error:

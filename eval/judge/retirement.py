@@ -1,4 +1,4 @@
-"""Judges that were taken away, or will be: a night must not find that out by a 404."""
+"""Judge models that were or will be shut down: a night should say so before the endpoint answers 404."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 from alignment.recipe import Judge
 
 PLAN_NOTICE = timedelta(days=90)
-"""How long before a judge retires a plan and a check of its recipe say so."""
+"""A plan and a recipe check name the retirement this long before it."""
 NIGHT_NOTICE = timedelta(days=30)
-"""How long before that a night alerts."""
+"""A night alerts this long before the retirement."""
 
 OPENAI = "api.openai.com"
 RETIREMENTS = {
@@ -36,7 +36,7 @@ DAYS = {model: day for day, models in RETIREMENTS.items() for model in models.sp
 
 
 def retires(judge: Judge | None) -> date | None:
-    """The day from which a judge is not there any more, where the recipe or OpenAI has named one."""
+    """The day on which a judge is shut down, if the recipe or OpenAI names one."""
     if judge is None or judge.model is None:
         return None
     if judge.retires is not None:
@@ -47,7 +47,7 @@ def retires(judge: Judge | None) -> date | None:
 
 
 def retirement(judge: Judge | None, today: date, notice: timedelta = PLAN_NOTICE) -> str | None:
-    """One line about a judge that retires within `notice` or has retired, which stays the same from day to day."""
+    """One line about a judge that retires within `notice` or has retired. The line is the same every day."""
     day = retires(judge)
     if judge is None or day is None or today < day - notice:
         return None

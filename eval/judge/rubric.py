@@ -39,7 +39,7 @@ def rubric_judge(answered: Sequence[tuple[Item, Response]]) -> list[Judgment]:
 
 
 def rubric_rating(answer: str, checks: Sequence[dict[str, Any]]) -> float:
-    """1 when no check passes, 10 when all do, in even steps between."""
+    """From 1 (no check passes) to 10 (all pass), in even steps."""
     return LOWEST + (HIGHEST - LOWEST) * sum(_passes(answer, check) for check in checks) / len(checks)
 
 

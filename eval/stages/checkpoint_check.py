@@ -13,7 +13,7 @@ ANSWER_FILE = "answer.txt"
 
 
 class CheckRequest(Request):
-    """A checkpoint and what it is asked."""
+    """A checkpoint and the prompt it answers."""
 
     checkpoint: Artifact
     prompt: str

@@ -32,10 +32,10 @@ Comparisons = dict[str, dict[str, MetricComparison]]
 
 
 class ReportSummary(Summary):
-    """The gate's verdict and its reasons, the comparisons behind it, and what a reader must know beside them.
+    """The gate's verdict with its reasons, the comparisons behind it, and notes for the reader.
 
-    `comparisons` are with the SFT baseline, `champion` those with the champion (None where there was none), and `holm`
-    the suites' p-values against the baseline after Holm's correction.
+    `comparisons` are with the SFT baseline. `champion` are those with the champion (None without a champion). `holm`
+    has the suites' p-values against the baseline after Holm's correction.
     """
 
     verdict: str
@@ -49,7 +49,7 @@ class ReportSummary(Summary):
 def run(request: ReportRequest, context: Context) -> Result:
     """Writes `comparison.json`, `verdict.json`, `report.html` and its figures as small pictures.
 
-    The digest is of statistics and verdict only: dates, costs and the page's words come from elsewhere.
+    The digest is of statistics and verdict only. Dates, costs and the page's text are not part of it.
     """
     evidence = gather(context.store, request)
     verdict = verdict_of(request, evidence)
@@ -79,7 +79,7 @@ def run(request: ReportRequest, context: Context) -> Result:
 
 
 def notes_on(evidence: Evidence) -> list[str]:
-    """What a reader must know beside the numbers: suites left out, and items that could not be counted."""
+    """Notes for the reader: suites that were left out, and items that could not be counted."""
     notes = [f"{title_of(suite)}: {reason}" for suite, reason in evidence.against_sft.left_out.items()]
     if evidence.against_champion is not None:
         left_out = evidence.against_champion.left_out
@@ -100,7 +100,7 @@ def corrected(suites: Mapping[str, Mapping[str, MetricComparison]]) -> dict[str,
 
 def _plain(compared: Compared) -> dict[str, Any]:
     suites = {
-        suite: {metric: found.model_dump(mode="json") for metric, found in metrics.items()}
+        suite: {metric: comparison.model_dump(mode="json") for metric, comparison in metrics.items()}
         for suite, metrics in compared.suites.items()
     }
     return {"suites": suites, "left_out": compared.left_out, "holm": corrected(compared.suites)}

@@ -41,17 +41,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HeldOutPrompt:
-    """A prompt, and the held-out row that brings it."""
+    """A prompt, and the held-out row that it comes from."""
 
     row_id: str
     content: Content
 
 
 def held_out_prompts(context: Context, policy: Artifact, manifest: Artifact, most: int) -> list[HeldOutPrompt]:
-    """Distinct prompts of the pairs that a policy was measured on, lowest row id first, at most this many.
+    """Distinct prompts of the pairs that a policy was measured on, lowest row id first, at most `most` of them.
 
-    `manifest` is the one it was trained on. Row ids are digests, so these are a sample of all held-out prompts, which
-    new data hardly changes. Only shards that hold one of them are read.
+    `manifest` is the policy's own. Row ids are digests, so these prompts are a sample of all held-out prompts, and new
+    data hardly changes it. Only shards that hold such a prompt are read.
     """
     held_out = read_held_out(context.store, policy)
     first: dict[str, str] = {}
@@ -92,7 +92,7 @@ SCHEMA = pa.schema(
 
 
 class DivergenceRequest(Request):
-    """`manifest` is the policy's own: its held-out pairs bring the prompts, and `sft` is where the policy started.
+    """`manifest` is the policy's own: the prompts are those of its held-out pairs. `sft` is where the policy started.
 
     `tokens` is how training wrote its prompts (`TokenPolicy.writing`).
     """
@@ -110,10 +110,10 @@ class DivergenceRequest(Request):
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """One response of the policy's: its tokens (an ending one counted), and its log-prob in nats under both models.
+class SampledResponse:
+    """One response of the policy: its number of tokens (with the end token) and its log-prob in nats under both models.
 
-    The response itself is kept nowhere: it may repeat what it was trained on.
+    The response itself is not kept: it may repeat training data.
     """
 
     row_id: str
@@ -124,27 +124,32 @@ class Drawn:
 
     @property
     def log_ratio(self) -> float:
+        """log π(y|x) − log π_SFT(y|x) of the response, in nats."""
         return self.policy_logp - self.sft_logp
 
 
 def run(request: DivergenceRequest, context: Context) -> Result:
-    """Writes divergence.parquet, one row a response; with no held-out prompt it is empty and the summary says so."""
+    """Writes divergence.parquet, one row a response. Without held-out prompts it is empty, and the summary says so."""
     if context.rank:
         return Result("")  # one process is enough for so few responses
     prompts = held_out_prompts(context, request.policy, request.manifest, MOST_PROMPTS)
-    drawn = _drawn(request, context, prompts) if prompts else []
-    write_records(context.out / DIVERGENCE_FILE, SCHEMA, map(asdict, drawn))
-    digest = json_digest([request.policy.digest, request.sft.digest, [list(asdict(one).values()) for one in drawn]])
-    no_room = len(prompts) - len(drawn)
-    return Result(digest, DivergenceSummary(prompts=len(prompts), no_room=no_room, **summary(drawn)))
+    responses = _sample_responses(request, context, prompts) if prompts else []
+    write_records(context.out / DIVERGENCE_FILE, SCHEMA, map(asdict, responses))
+    digest = json_digest(
+        [request.policy.digest, request.sft.digest, [list(asdict(response).values()) for response in responses]]
+    )
+    no_room = len(prompts) - len(responses)
+    return Result(digest, DivergenceSummary(prompts=len(prompts), no_room=no_room, **summary(responses)))
 
 
-def _drawn(request: DivergenceRequest, context: Context, prompts: Sequence[HeldOutPrompt]) -> list[Drawn]:
+def _sample_responses(
+    request: DivergenceRequest, context: Context, prompts: Sequence[HeldOutPrompt]
+) -> list[SampledResponse]:
     folders = context.fetch(request.policy), context.fetch(request.sft)
     runs_code = context.runs_code(request.policy)
     model = load_model(folders[0], request.precision, runs_code=runs_code)
     generator = Generator(model, load_tokenizer(folders[0], runs_code), request.batch_tokens, request.tokens)
-    # each draw is its own: what else is asked, and how many fit a batch, changes none
+    # each response is drawn independently: other prompts and the batch size do not change it
     samplings = [Sampling(1.0, 1.0, f"{request.seed}/policy_divergence/{prompt.row_id}") for prompt in prompts]
     written = [as_trained(prompt.content, request.tokens) for prompt in prompts]
     answers = generator.answer(written, MOST_NEW_TOKENS, (), samplings)
@@ -159,20 +164,20 @@ def _drawn(request: DivergenceRequest, context: Context, prompts: Sequence[HeldO
     under_policy = logps(model, sequences, request.batch_tokens)
     for row_id, logp in zip(rows, under_policy, strict=True):
         require_finite(logp, row_id, folders[0], request.precision)
-    del model, generator  # before the other comes: one model's memory is enough
+    del model, generator  # before the other is loaded, so that one model's memory is enough
     free_memory()
     sft = load_model(folders[1], request.precision, runs_code=context.runs_code(request.sft))
     under_sft = logps(sft, sequences, request.batch_tokens)
     for row_id, logp in zip(rows, under_sft, strict=True):
         require_finite(logp, row_id, folders[1], request.precision)
     return [
-        Drawn(prompt.row_id, len(answer.ids), over, policy, sft)
+        SampledResponse(prompt.row_id, len(answer.ids), over, policy, sft)
         for (prompt, answer), over, policy, sft in zip(kept, ended, under_policy, under_sft, strict=True)
     ]
 
 
 def as_trained(prompt: Content, tokens: TokenPolicy) -> Content:
-    """A prompt in the form that training has it in."""
+    """A prompt in the form that training uses."""
     if isinstance(prompt, str) and tokens.plain_text == "chat":
         return ({"role": "user", "content": prompt},)
     return prompt
@@ -180,36 +185,39 @@ def as_trained(prompt: Content, tokens: TokenPolicy) -> Content:
 
 def logps(model: PreTrainedModel, sequences: Sequence[TokenSequence], batch_tokens: int) -> list[float]:
     """Log-prob of each completion in nats, in order."""
-    found = {one.index: one.logp for made in score(model, sequences, batch_tokens) for one in made.scored}
-    return [found[index] for index in range(len(sequences))]
+    by_index = {scored.index: scored.logp for batch in score(model, sequences, batch_tokens) for scored in batch.scored}
+    return [by_index[index] for index in range(len(sequences))]
 
 
-def summary(drawn: Sequence[Drawn]) -> dict[str, Any]:
+def summary(responses: Sequence[SampledResponse]) -> dict[str, Any]:
     """`kl` in nats a response and `kl_per_token` (all nats over all tokens), each with its standard error and 95 %
     interval; mean tokens a response, and the share that ended by itself. Empty without a response.
 
     Prompts are distinct, so responses are independent and need no clusters.
     """
-    if not drawn:
+    if not responses:
         return {}
-    nats, tokens = [one.log_ratio for one in drawn], [float(one.tokens) for one in drawn]
-    alone = [one.row_id for one in drawn]
-    found = {
-        "kl": mean_interval(clustered_mean(nats, alone)),
+    nats, tokens = [response.log_ratio for response in responses], [float(response.tokens) for response in responses]
+    clusters = [response.row_id for response in responses]
+    estimates = {
+        "kl": mean_interval(clustered_mean(nats, clusters)),
         "kl_per_token": ratio_interval(nats, tokens),
     }
     return {
-        **dict(_numbers(found)),
-        "tokens_per_response": sum(tokens) / len(drawn),
-        "ended": sum(one.ended for one in drawn) / len(drawn),
-        "intervals": {name: None if one.low is None else [one.low, one.high] for name, one in found.items()},
+        **dict(_numbers(estimates)),
+        "tokens_per_response": sum(tokens) / len(responses),
+        "ended": sum(response.ended for response in responses) / len(responses),
+        "intervals": {
+            name: None if interval.low is None else [interval.low, interval.high]
+            for name, interval in estimates.items()
+        },
     }
 
 
-def _numbers(found: dict[str, Interval]) -> Iterator[tuple[str, float | None]]:
-    for name, one in found.items():
-        yield name, one.mean.value
-        yield f"{name}_stderr", one.mean.stderr
+def _numbers(estimates: dict[str, Interval]) -> Iterator[tuple[str, float | None]]:
+    for name, interval in estimates.items():
+        yield name, interval.mean.value
+        yield f"{name}_stderr", interval.mean.stderr
 
 
 STAGE = Stage("policy_divergence", 1, DivergenceRequest, run, device="gpu")

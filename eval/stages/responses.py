@@ -46,13 +46,13 @@ class ResponsesRequest(Request):
 
 
 def run(request: ResponsesRequest, context: Context) -> Result:
-    """Writes `<suite>/items.jsonl` (id and item as asked) and `<suite>/responses.jsonl`, in the same order, and
+    """Writes `<suite>/items.jsonl` (id and item) and `<suite>/responses.jsonl`, in the same order, and
     `<suite>/generation.json`, how they were generated."""
     if context.rank:
-        return Result("")  # one process answers; more are a matter of the launcher's settings, not of results
+        return Result("")  # one process answers; the number of processes is the launcher's, and changes no result
     for name, spec in request.suites.items():
         if name != spec.name:
-            raise BadInput(f"suite {spec.name} stands under the name {name}")
+            raise BadInput(f"suite {spec.name} is named {name} in the request")
         suite_named(name)
     generator = _generator(context, request)
     suites: dict[str, AnsweredCounts] = {}

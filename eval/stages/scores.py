@@ -1,4 +1,4 @@
-"""The stage that scores one suite's stored responses. CPU only, apart from what a judge asks an endpoint."""
+"""The stage that scores one suite's stored responses, on the CPU. A judge may ask an endpoint."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ JUDGE_SETTINGS = {"kind", "model", "temperature", "max_tokens"}
 
 
 class ScoresRequest(Request):
-    """Stored responses and the suite of theirs to score; `judge` grades suites without a scorer of their own."""
+    """Stored responses and the suite to score; `judge` grades suites that have no scorer."""
 
     responses: Artifact
     suite: SuiteSpec
@@ -39,15 +39,15 @@ class ScoresRequest(Request):
     seed: int
 
     def identity(self) -> Any:
-        """Without what cannot change a score: a judge where the suite has a scorer, and how fast, by which key, until
-        when and for how much an endpoint is asked."""
+        """The request without settings that cannot change a score: the judge of a suite that has a scorer, and an
+        endpoint's speed, key, retirement and price."""
         value = super().identity()
         if self.judge is None or not suite_named(self.suite.name).needs_judge:
-            return value | {"judge": None}  # asked first: to look a task of lm-eval up takes seconds
+            return value | {"judge": None}  # checked first: to find a task of lm-eval takes seconds
         return value | {"judge": {k: v for k, v in value["judge"].items() if k not in JUDGE_ACCESS}}
 
     def settings(self, answers: Commit) -> str:
-        """Digest of how the suite was answered, judged and scored: scores of different settings are not compared."""
+        """Digest of the settings of answers, judge and scorer: scores of different settings are not compared."""
         judge = None if self.judge is None else self.judge.model_dump(include=JUDGE_SETTINGS)
         judged = judge if suite_named(self.suite.name).needs_judge else None
         how = ResponsesSummary.of(answers)
@@ -73,7 +73,7 @@ def run(request: ScoresRequest, context: Context) -> Result:
     (context.out / METRICS_FILE).write_text(text, encoding="utf-8")
     write_graded(context.out, scored)
     settings = request.settings(context.store.commit_of(request.responses))
-    shown: dict[str, Any] = {  # what a suite has none of is not set
+    shown: dict[str, Any] = {  # a field without a value is not set
         "length": {name: round(value, 3) for name, value in scored.length.items()},
         "classes": scored.classes,
         "left_out": list(suite.left_out),
@@ -91,9 +91,9 @@ def run(request: ScoresRequest, context: Context) -> Result:
 
 
 def write_graded(folder: Path, scored: Scored) -> None:
-    """The judgments behind a suite's scores, in FastChat's files; none where there are none."""
+    """Writes the judgments behind a suite's scores to FastChat's files; no file without judgments."""
     for name, pairs in ((JUDGMENTS_FILE, False), (PAIR_JUDGMENTS_FILE, True)):
-        if judgments := [one for one in scored.judgments if bool(one.game) == pairs]:
+        if judgments := [judgment for judgment in scored.judgments if bool(judgment.game) == pairs]:
             write_judgments(folder / name, judgments)
 
 
@@ -103,7 +103,7 @@ def metrics_record(metrics: dict[str, Mean]) -> dict[str, dict[str, Any]]:
 
 
 def outcome(scored: Scored) -> dict[str, Any]:
-    """What did not count, and why: failed, missing and empty answers by count, judgments without a rating."""
+    """Counts of what was not scored: failed, missing and empty answers, and judgments without a rating."""
     return {
         "failed": len(scored.failed),
         "missing": len(scored.missing),

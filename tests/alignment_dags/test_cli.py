@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import re
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 
 from alignment.recipe import load_recipe
+from alignment.stages.policy_checkpoint import STAGE as POLICY
+from alignment.stages.preference_shard import STAGE as SHARD
+from alignment.stages.stage import Stage
+from alignment.store import Ref
 from alignment_dags.cli import main
 from alignment_dags.run.workspace import recipes_in_use
 from resources.home import PROJECT
+from resources.store import ArtifactStore
 
 JUDGE = ["--questions", "q", "--answers", "a", "--judge-model", "m", "--out", "o"]
 
@@ -53,6 +60,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
         (["promote", "model", "--override"], "needs --reason"),
         (["promote", "no-such-model", "--to", "1"], "no recipe in use registers 'no-such-model'"),
         (["backfill", "none.yaml"], "none.yaml: no such recipe"),
+        (["upgrade", "none.yaml", "--accept"], "none.yaml: no such recipe"),
         (["backfill", str(PROJECT / "recipes" / "quickstart.yaml"), "--stage", "chess"], "'chess' is not one of"),
         (["score", "gsm8k", "--responses", "none.jsonl", "--data", "none.jsonl"], "none.jsonl"),
         (["score", "chess", "--responses", "none.jsonl", "--data", "none.jsonl"], "chess"),
@@ -331,3 +339,66 @@ def test_a_judge_that_retired_is_warned_of_by_a_check_and_a_plan(
     assert warning.startswith(told)
     assert align("plan", str(path), monkeypatch=monkeypatch) == 0
     assert f"warning: {told}" in capsys.readouterr().out
+
+
+def test_what_a_version_makes_anew_is_told_by_plan_and_upgrade_until_it_is_accepted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "{name: r, base_model: {embedded: micro}, sft: {dataset: {embedded: micro}}, preferences: {embedded: micro}}"
+    )
+    store = ArtifactStore().open()
+
+    def made(stage: Stage[Any], version: int, shard: str | None = None) -> None:
+        commit = store.commit(
+            store.begin(stage.kind, f"{stage.name} {version}"),
+            digest="d",
+            stage=stage.name,
+            code_version=version,
+            inputs={},
+            summary={},
+            environment={"recipe": "r", "device": "a device"},
+            started_at="2026-11-20T02:00:00+00:00",
+            seconds=1800.0,
+        )
+        store.write_ref(Ref(artifact=commit.artifact), "r", stage.name, shard)
+
+    def asked(*arguments: str) -> tuple[int, dict[str, Any]]:
+        code = align(*arguments, str(path), "--json", monkeypatch=monkeypatch)
+        return code, json.loads(capsys.readouterr().out)
+
+    made(POLICY, POLICY.code_version)
+    made(SHARD, SHARD.code_version, "a")
+    assert asked("plan")[1]["upgrade"] is None
+    assert asked("upgrade") == (0, {"recipes": {"r": None}})
+    assert align("upgrade", str(path), monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().out == "r: nothing is of an older code version\n"
+
+    made(POLICY, 1)
+    made(SHARD, 2, "a")
+    made(SHARD, 3, "b")
+    _, planned = asked("plan")
+    shards, policy = planned["upgrade"]["stages"]
+    assert (shards["stage"], shards["artifacts"], shards["old_code_version"]) == ("preference_shard", 2, 2)
+    assert (policy["stage"], policy["code_version"]) == ("policy_checkpoint", POLICY.code_version)
+    forecasts = {one["stage"]: one for one in planned["stages"]}
+    assert policy["slot_seconds"] == forecasts["policy_checkpoint"]["slot_seconds"]
+    assert (policy["slot_seconds"]["value"], policy["cost"]) == (1800.0, forecasts["policy_checkpoint"]["cost"])
+    assert (planned["upgrade"]["waits"], planned["upgrade"]["accepted"]) == (True, None)
+
+    assert align("plan", str(path), monkeypatch=monkeypatch) == 0
+    _, first_line, rest = capsys.readouterr().out.partition("r: this version makes anew (docs/upgrading.md says why):")
+    block = first_line + rest
+    assert f"  policy_checkpoint  1 → {POLICY.code_version}         1          1800 s  " in block
+    assert block.endswith("wait for `align upgrade RECIPE --accept`; `align run` does not.\n")
+    assert align("upgrade", str(path), monkeypatch=monkeypatch) == 1
+    assert capsys.readouterr().out == block
+
+    code, told = asked("upgrade", "--accept")
+    accepted = told["recipes"]["r"]["accepted"]
+    assert (code, told["recipes"]["r"]["waits"], accepted["by"]) == (0, False, getpass.getuser())
+    assert accepted["stages"] == {one["stage"]: one["code_version"] for one in (shards, policy)}
+    assert asked("upgrade") == (0, told)
+    assert align("upgrade", str(path), monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().out.endswith(f"Accepted by {accepted['by']} at {accepted['at']}: nights make it.\n")

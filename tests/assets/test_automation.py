@@ -148,10 +148,11 @@ def test_another_sft_checkpoint_asks_for_every_shard(daemon: Daemon) -> None:
     assert daemon.asks() == set()
 
 
-def test_another_code_version_asks_for_every_shard(daemon: Daemon) -> None:
+def test_another_code_version_asks_for_nothing_as_it_waits_for_a_person(daemon: Daemon) -> None:
     daemon.defs = definitions(reference_code=1000)
-    assert daemon.asks() == daemon.shards
     assert daemon.asks() == set()
+    daemon.made(SHARD, "day-1 B", "day-1")
+    assert daemon.asks() == {"day-1"}
 
 
 def test_a_change_that_comes_while_its_shard_is_scored_is_not_forgotten(daemon: Daemon) -> None:

@@ -127,7 +127,7 @@ def test_what_could_not_be_judged_is_named_and_asked_for_the_next_time(
     server.verdict = lambda user: "no idea" if "first 106" in user else "[[5]]"
     out = tmp_path / "out.jsonl"
     told = judge_files("mt_bench", files["questions"], files["answers"], out, settings(server))
-    assert told["not_judged"] == {"question 105 turn 1": "the answer is not one of a chat model"}
+    assert told["not_judged"] == {"question 105 turn 1": "the answer is not a chat completion"}
     assert told["unparsable"] == ["question 106 turn 1", "question 106 turn 2"]
     assert told["problem"].startswith("1 of 60 judgments failed: question 105 turn 1")
     assert (told["judgments"], told["metrics"]["average"]["n"]) == (59, 57)

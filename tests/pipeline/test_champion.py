@@ -12,7 +12,7 @@ import pytest
 from alignment.recipe import Recipe, parse_recipe
 from alignment_dags.registry.lineage import lineage_of
 from assets.building.upstream import Upstream
-from assets.champion import champion_beside
+from assets.champion import champion_for
 from resources.mlflow import Tracking
 
 PASSES = {"metrics": {"ifeval/prompt_level_strict_acc": {"no_regression": 1.0}}}
@@ -60,7 +60,7 @@ def test_registering_nothing_hides_no_champion(
     candidate = bring_up_to_date(recipes(0.5))
     report = candidate.store.commit_of(candidate("evaluation_report"))
     assert report.inputs["champion"].digest == first.digest
-    assert champion_beside(candidate, candidate("policy_checkpoint")).policy == first
+    assert champion_for(candidate, candidate("policy_checkpoint")).policy == first
 
 
 @pytest.mark.parametrize(

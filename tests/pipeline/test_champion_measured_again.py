@@ -171,7 +171,7 @@ def test_a_report_and_a_registration_are_about_the_champion_that_stands(
     stands(latest)
     materialize(recipe, ["evaluation_report"])
     stands(older)
-    with pytest.raises(dg.Failure, match="compared it with another champion, and the champion is version 1 by now"):
+    with pytest.raises(dg.Failure, match="compared it with another champion, and the champion is now version 1"):
         materialize(recipe, ["registered_model"])
     versions = Tracking().client().search_model_versions("name='small'")
     assert {str(version.version) for version in versions} == {"1", "2"}

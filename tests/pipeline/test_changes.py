@@ -112,7 +112,7 @@ def test_a_shard_without_a_valid_row_fails_by_name_and_the_others_stand(
 
     (shard_folder / "bad.jsonl").write_text('{"prompt": "p", "chosen": "same", "rejected": "same"}\n', encoding="utf-8")
     recipe: Recipe = parse_recipe(small_recipe | {"preferences": {"files": [str(shard_folder)]}}, "-", {})
-    with pytest.raises(dg.Failure, match=r"1 of 4 shards failed, the others stand: bad: .*bad\.jsonl"):
+    with pytest.raises(dg.Failure, match=r"1 of 4 shards failed, the others are done: bad: .*bad\.jsonl"):
         bring_up_to_date(recipe)
     from resources.store import ArtifactStore
 

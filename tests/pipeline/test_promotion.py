@@ -136,7 +136,7 @@ def test_no_override_goes_by_the_evaluation_of_an_earlier_policy(
     store: Store = ArtifactStore().open()
     store.write_ref(before, "small", missing)  # as while the new policy's evaluation runs, or after it failed
     promotion = Promotion("small", override=True, reason="the demo is tomorrow", recipe=path)
-    with pytest.raises(BadInput, match=r"has no (report|ifeval scores) \(the one there is is of .*evaluate it first"):
+    with pytest.raises(BadInput, match=r"has no (report|ifeval scores) \(it is of policy .*evaluate it first"):
         promote(promotion, print)
     monkeypatch.setattr("alignment_dags.registry.promote.check_evaluated", lambda *_: None)
     with pytest.raises(dg.Failure, match="evaluate it first"):  # what moves after the decision is seen too

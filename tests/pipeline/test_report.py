@@ -44,7 +44,7 @@ def test_a_second_version_is_reported_beside_the_first_and_both_stand_in_the_his
     assert "held-out preferences: policy minus champion, in nats" in text
 
     plan = plan_of(made.store, ["small"], everything=True, keep=0)
-    assert "policy_checkpoint" in {one.kind for one in plan.doomed}
+    assert "policy_checkpoint" in {one.kind for one in plan.to_erase}
     carry_out(made.store, plan)
     assert all(one.rows for one in versions_of(parse_recipe(plain, "-", {}), made.store)), "also of an erased policy"
     told = write_report(recipe_file, tmp_path / "history.html", history=True)

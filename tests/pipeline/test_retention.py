@@ -227,7 +227,7 @@ def test_a_manifest_never_takes_rows_that_were_withdrawn_and_not_yet_left_out(
 @pytest.mark.parametrize(
     ("rows", "shards", "told"),
     [
-        (["f" * 32], [], "nothing that was built holds row " + "f" * 32),
+        (["f" * 32], [], "no artifact holds row " + "f" * 32),
         ([], ["day-9"], "no shard day-9 in small; it has day-0, day-1, day-2"),
         ([], [], "give --row-id or --shard"),
     ],

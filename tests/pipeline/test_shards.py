@@ -75,7 +75,7 @@ def test_an_error_of_one_shard_s_own_leaves_the_others_made(
     with monkeypatch.context() as patch:
         patch.setattr(Store, "write_ref", fails)
         with pytest.raises(
-            dg.Failure, match=rf"1 of 3 shards failed, the others stand: day-1: .*{re.escape(str(error))}"
+            dg.Failure, match=rf"1 of 3 shards failed, the others are done: day-1: .*{re.escape(str(error))}"
         ) as failed:
             bring_up_to_date(recipe, only=("base", "shards"))
     assert (BAD_INPUT in failed.value.metadata) == isinstance(error, BadInput), "a broken disk is nobody's bad input"

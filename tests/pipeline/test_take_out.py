@@ -240,6 +240,6 @@ def test_export_copies_what_was_committed_or_nothing(
     data = bytearray(store.fs.cat_file(weights))
     data[-1] ^= 1
     store.fs.pipe_file(weights, bytes(data))
-    with pytest.raises(CorruptArtifact, match=r"model\.safetensors: not what was committed"):
+    with pytest.raises(CorruptArtifact, match=r"model\.safetensors: differs from its committed sha256"):
         export("small", places / "corrupt", print)
     assert [path.name for path in places.iterdir()] == ["empty"], "nothing is left of what failed"

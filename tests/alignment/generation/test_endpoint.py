@@ -204,7 +204,7 @@ def test_an_answer_that_is_no_completion_is_asked_for_again_and_never_taken_for_
     server: Server, tmp_path: Path, garbage: str
 ) -> None:
     server.trouble = lambda number: garbage if number < 4 else None
-    with pytest.raises(EndpointDown, match=r"gives no answer \(the answer is no completion\)"):
+    with pytest.raises(EndpointDown, match=r"gives no answer \(the answer is not a completion\)"):
         remote(server, tmp_path, retries=1).answer(PROMPTS[:1], 8)
     (answer,) = remote(server, tmp_path, retries=1).answer(PROMPTS[:1], 8)
     assert answer.failed is None and len(server.asked) == 4
@@ -220,9 +220,9 @@ def test_an_answer_without_its_number_of_tokens_is_refused_at_once(server: Serve
 @pytest.mark.parametrize(
     ("models", "told"),
     [
-        ([503], r"cannot be asked what it serves \(503\)"),
-        ([404], r"cannot be asked what it serves \(404\)"),
-        (["html"], r"cannot be asked what it serves \(the answer is no list of models\)"),
+        ([503], r"does not list its models \(503\)"),
+        ([404], r"does not list its models \(404\)"),
+        (["html"], r"does not list its models \(the answer is not a list of models\)"),
         (["empty"], r"does not serve micro \(it serves nothing\)"),
         ([401], r"field 'evals.generate.api_key_env': the endpoint refuses the key in OPENAI_API_KEY \(HTTP 401\)"),
     ],
@@ -235,9 +235,7 @@ def test_an_endpoint_that_does_not_say_what_it_serves_is_named(
         remote(server, tmp_path)
     server.models = [503, None]
     remote(server, tmp_path, retries=1)
-    with pytest.raises(
-        BadInput, match=r"cannot be asked what it serves \(the connection to http://127.0.0.1:9/v1 failed"
-    ):
+    with pytest.raises(BadInput, match=r"does not list its models \(the connection to http://127.0.0.1:9/v1 failed"):
         remote(server, tmp_path, base_url="http://127.0.0.1:9/v1")
 
 
@@ -279,7 +277,7 @@ def test_a_key_that_no_header_can_carry_is_not_sent(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-line\nbreak")
-    with pytest.raises(BadInput, match="in the environment variable OPENAI_API_KEY is no key") as found:
+    with pytest.raises(BadInput, match="the environment variable OPENAI_API_KEY holds no usable key") as found:
         remote(server, tmp_path)
     assert "sk-line" not in str(found.value)
 

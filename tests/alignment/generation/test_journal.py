@@ -37,7 +37,7 @@ def test_a_line_cut_off_anywhere_is_taken_away_and_one_without_its_break_is_kept
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        (b"\0\0\0", "row 2: not a JSON object; take the line away"),
+        (b"\0\0\0", "row 2: not a JSON object; remove the line"),
         (b"[1]", "row 2: not a JSON object"),
         (b'{"asked": "b"}', "row 2: not an answer that was written here"),
         (b'{"asked": "b", "text": "t", "tokens": true}', "row 2: not an answer that was written here"),
@@ -56,7 +56,7 @@ def test_a_damaged_line_is_named_and_the_file_left_as_it_is(tmp_path: Path, line
 def test_somebody_elses_file_is_left_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "kept.jsonl"
     path.write_text("my notes")
-    with pytest.raises(BadInput, match="not a file of answers; take it away"), _Journal(path):
+    with pytest.raises(BadInput, match="not a file of answers; remove the file"), _Journal(path):
         pass
     assert path.read_text() == "my notes"
 

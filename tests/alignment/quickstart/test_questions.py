@@ -59,9 +59,9 @@ def test_a_preferred_reply_follows_by_ifevals_own_checker_and_the_other_one_does
     rng = random.Random(5)
     for _ in range(300):
         exchange = random_line(rng)
-        for wish in exchange.wishes:
-            assert follows(wish.instruction.id, wish.kwargs, exchange.preferred), exchange
-            assert not follows(wish.instruction.id, wish.kwargs, exchange.other), exchange
+        for worded in exchange.instructions:
+            assert follows(worded.instruction.id, worded.kwargs, exchange.preferred), exchange
+            assert not follows(worded.instruction.id, worded.kwargs, exchange.other), exchange
 
 
 @pytest.mark.parametrize("instruction", INSTRUCTIONS, ids=lambda instruction: instruction.id)
@@ -69,8 +69,8 @@ def test_every_wording_and_detail_of_an_instruction_can_be_followed(instruction)
     rng = random.Random(1)
     for detail in instruction.details:
         for _ in range(10):
-            scene, wish = random_scene(rng), word(instruction, rng)
-            assert follows(instruction.id, wish.kwargs, follow(scene, (wish,)))
+            scene, worded = random_scene(rng), word(instruction, rng)
+            assert follows(instruction.id, worded.kwargs, follow(scene, (worded,)))
         assert all(detail in request.format(detail) for request in instruction.requests)
 
 
@@ -78,7 +78,7 @@ def test_a_plain_prompt_is_best_answered_by_the_plain_line():
     rng = random.Random(2)
     for _ in range(50):
         exchange = random_plain_line(rng)
-        assert not exchange.wishes
+        assert not exchange.instructions
         assert exchange.preferred != exchange.other
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignment.store import Artifact, Commit, ErasedArtifact, Store
-from alignment.store.erase import all_commits, erase, erasures, finish, gone, remaining
+from alignment.store.erase import all_commits, current_erasure, erase, erasures, finish, remaining
 from alignment.store.store import COMMIT_FILE
 from tests.alignment.store.test_store import commit
 
@@ -44,7 +44,7 @@ def test_it_can_be_made_again_and_both_results_stay_known(store: Store) -> None:
     assert store.read(same.artifact, "text.txt") == b"somebody's words"
     assert (store.fetch(made.artifact) / "text.txt").exists(), "the same result serves who pinned the first"
     assert len(list(all_commits(store, "thing"))) == 1
-    assert gone(store, made.artifact) is None
+    assert current_erasure(store, made.artifact) is None
     erase(store, same, ["text.txt"], "gone")
     other = build(store, digest="e")
     assert {commit.digest for commit in all_commits(store, "thing")} == {"d", "e"}

@@ -10,6 +10,7 @@ import pytest
 from alignment_dags.nights.decide import GRACE, Close, End, Launch, Limits, RunSeen, Wait, decide_night
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.state import State
+from alignment_dags.run.upgrade import Moved
 
 TWO = datetime(2026, 11, 21, 2, tzinfo=UTC)
 DEADLINE = timedelta(minutes=120)
@@ -62,6 +63,26 @@ def test_a_policy_that_passed_and_was_not_registered_is_registered() -> None:
 
 def test_what_changed_is_trained_and_only_what_is_behind() -> None:
     assert decide(READY) == Launch("train", nodes=TRAIN)
+
+
+def test_what_a_version_makes_anew_is_launched_in_no_phase_before_a_person_has_accepted_it() -> None:
+    moved = (Moved("preference_shard", 3, 4, ("a", "b")), Moved("policy_checkpoint", 2, 3))
+    for behind in (READY, SHARD_BEHIND, replace(CURRENT, base=("sft_dataset",)), replace(READY, manifest_behind=True)):
+        decision = decide(replace(behind, upgrade=moved), after=timedelta(hours=3), idle=2 * GRACE)
+        assert decision == Wait(
+            "waits for `align upgrade --accept`: this version makes anew preference_shard (code version 3 → 4, "
+            "2 artifacts), policy_checkpoint (code version 2 → 3, 1 artifact)"
+        )
+    under_way = decide(None, run("train", mine=True))
+    assert isinstance(under_way, Wait) and "in progress" in under_way.reason
+
+
+def test_after_the_acceptance_shards_have_the_whole_time_until_the_deadline() -> None:
+    accepted = replace(SHARD_BEHIND, manifest_behind=True, accepted_at=TWO + timedelta(hours=8))
+    assert decide(accepted, after=timedelta(hours=9), idle=2 * GRACE) == Launch("shards", shards=("b",))
+    assert decide(accepted, after=timedelta(hours=10), idle=2 * GRACE) == Launch("manifest", ("preference_manifest",))
+    long_ago = replace(accepted, accepted_at=TWO - timedelta(days=8))
+    assert decide(long_ago, after=timedelta(hours=2), idle=2 * GRACE) == Launch("manifest", ("preference_manifest",))
 
 
 def test_the_manifest_is_pinned_before_anything_is_trained() -> None:

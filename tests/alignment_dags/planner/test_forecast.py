@@ -147,7 +147,8 @@ def test_a_hub_that_says_nothing_is_asked_once_and_what_it_knows_is_unknown(
     assert planned["policy_checkpoint"].memory_gib.value is None
     assert planned["policy_checkpoint"].fits is None
     assert "Qwen/Qwen2.5-0.5B-Instruct@main on the hub" in planned["policy_checkpoint"].memory_gib.how
-    show_plan({"stages": [asdict(one) for one in planned.values()], "too_large": [], "warnings": []})
+    shown = {"too_large": [], "warnings": [], "notes": [], "upgrade": None}
+    show_plan({"stages": [asdict(one) for one in planned.values()], **shown})
     lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert lines["preference_shard"] == ["preference_shard", "-", "unknown", "unknown", "-", "-", "unknown", "-"]
 
@@ -173,6 +174,7 @@ def test_an_embedded_model_needs_no_store_and_is_told_in_small_units(
     planned = forecast(Workspace(recipe(ifeval=EMBEDDED), load_pools(), lambda: store))
     champion = next(one for one in planned if one.stage == "champion_responses")
     assert (champion.current, champion.to_make) == (0, 0), "there is none, and none is to be made"
-    show_plan({"stages": [asdict(one) for one in planned], "too_large": [], "warnings": []})
+    shown = {"too_large": [], "warnings": [], "notes": [], "upgrade": None}
+    show_plan({"stages": [asdict(one) for one in planned], **shown})
     lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert lines["policy_checkpoint"][4:7] == ["5.6", "MiB", "yes"]

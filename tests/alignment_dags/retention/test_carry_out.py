@@ -18,14 +18,14 @@ def test_weights_go_and_all_else_of_a_checkpoint_stays(
 ) -> None:
     old, _ = policies(2)
     plan = plan_of(store, ["r"], everything=True, keep=1)
-    assert plan.bytes == sum(one.bytes for one in plan.doomed) > 0
+    assert plan.bytes == sum(one.bytes for one in plan.to_erase) > 0
     assert store.find("policy_checkpoint", old.key) == old, "listing removes nothing"
     carry_out(store, plan)
     assert store.commit_of(old.artifact) == old
     assert store.read(old.artifact, "training_rows.parquet") == b"training_rows.parquet of r-policy-0"
     with pytest.raises(ErasedArtifact, match="not among the last 1 policies of r"):
         store.fetch(old.artifact)
-    assert plan_of(store, ["r"], everything=True, keep=1).doomed == []
+    assert plan_of(store, ["r"], everything=True, keep=1).to_erase == []
 
 
 def test_a_key_that_is_being_built_is_left_alone(

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 from alignment.store import Commit, Ref, Store
 from alignment.store.erase import keys_in_use
-from alignment_dags.retention.checkpoints import spent_checkpoints
+from alignment_dags.retention.checkpoints import unneeded_checkpoints
 
 
 def spent(store: Store, keep: int, recipes: list[str] | None = None, aliased: tuple[str, ...] = ()) -> list[str]:
-    doomed = spent_checkpoints(store, recipes, keep, aliased, keys_in_use(store))
-    assert all(one.files == ("model.safetensors",) for one in doomed)
-    return sorted(one.commit.key for one in doomed)
+    to_erase = unneeded_checkpoints(store, recipes, keep, aliased, keys_in_use(store))
+    assert all(item.files == ("model.safetensors",) for item in to_erase)
+    return sorted(item.commit.key for item in to_erase)
 
 
 def test_the_last_policies_of_each_recipe_stay_with_the_sft_checkpoints_below_them(

@@ -55,8 +55,8 @@ def stands(store: Store, kind: str, inputs: dict[str, Artifact]) -> Artifact:
 
 def test_what_a_manifest_pins_stays_until_its_policy_is_trained(store: Store, shard: Commit) -> None:
     manifest = stands(store, "preference_manifest", {"shards.day": shard.artifact})
-    doomed, (kept,) = withdrawn_text(store, ["r"], set())
-    assert doomed == []
+    to_erase, (kept,) = withdrawn_text(store, ["r"], set())
+    assert to_erase == []
     assert kept.key == shard.key
     assert kept.why == "rows were withdrawn, but it is the current shard day of r: run `align run` first"
     stands(store, "policy_checkpoint", {"manifest": manifest})
@@ -77,7 +77,7 @@ def test_the_token_ids_of_a_withdrawn_row_go_though_something_stands_on_the_row(
     tokenise(store, ROW, OTHER)
     store.write_ref(Ref(artifact=shard.artifact), "r", "preference_shard", "day")
     plan = plan_of(store, ["r"], everything=True, keep=1)
-    assert (plan.doomed, plan.tokenised, len(plan.kept)) == ([], {ROW}, 1)
+    assert (plan.to_erase, plan.tokenised, len(plan.kept)) == ([], {ROW}, 1)
     assert count_token_ids(store, [ROW, OTHER]) == 4, "listing removes nothing"
     carry_out(store, plan)
     assert (count_token_ids(store, [ROW]), count_token_ids(store, [OTHER])) == (0, 2)
@@ -90,14 +90,14 @@ def test_the_token_ids_of_a_withdrawn_shards_rows_go_before_its_text(
     lift(store, "r", "rows", [ROW])
     bury(store, "r", "shards", [Tombstone(id="day", at="2026-01-01", artifacts=[shard.key])])
     tokenise(store, ROW, OTHER)
-    (doomed,), _ = withdrawn_text(store, ["r"], set())
-    assert withdrawn_ids(store, ["r"], [doomed]) == {ROW}
-    plan = Plan([doomed], tokenised=withdrawn_ids(store, ["r"], [doomed]))
+    (item,), _ = withdrawn_text(store, ["r"], set())
+    assert withdrawn_ids(store, ["r"], [item]) == {ROW}
+    plan = Plan([item], tokenised=withdrawn_ids(store, ["r"], [item]))
     with monkeypatch.context() as killed:
         killed.setattr("alignment_dags.retention.collect.erase_token_ids", killing)
         with pytest.raises(KeyboardInterrupt):
             carry_out(store, plan)
-    assert withdrawn_text(store, ["r"], set())[0] == [doomed], "it still says which rows it has"
+    assert withdrawn_text(store, ["r"], set())[0] == [item], "it still says which rows it has"
     carry_out(store, plan)
     assert (count_token_ids(store, [ROW]), count_token_ids(store, [OTHER])) == (0, 2)
     assert withdrawn_text(store, ["r"], set())[0] == []

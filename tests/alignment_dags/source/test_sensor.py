@@ -6,6 +6,8 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,15 +22,17 @@ from alignment.errors import BadInput
 from alignment.recipe import DataSource, PreferenceSource, Recipe, parse_recipe
 from alignment.stages import SourceFile, execute
 from alignment.stages import preference_shard as shard_module
-from alignment.stages.preference_shard import ShardRequest
+from alignment.stages.preference_shard import STAGE, ShardRequest
 from alignment.store import Artifact, Ref
 from alignment_dags.run.launch import RANGE_END, RANGE_START
 from alignment_dags.run.run import follow_source
+from alignment_dags.run.upgrade import Moved, Upgrades, moved_stages
 from alignment_dags.run.workspace import Workspace
 from alignment_dags.source import decide as cursor_module
 from alignment_dags.source import observe as look_module
 from alignment_dags.source import sensor as module
 from alignment_dags.source.sensor import watch
+from assets import preference_shard as shard_node
 from assets.building.factory import shards_definition
 from assets.building.upstream import Upstream
 from assets.preference_shard import preference_shard
@@ -239,6 +243,31 @@ def test_many_files_gone_at_once_are_doubted_once_and_go_when_a_person_follows_t
     assert watched.partitions == [f"day-{day}" for day in range(2, 6)]
     assert watched.tick() == []
     assert watched.skipped == "4 shards are current"
+
+
+def test_shards_of_an_older_code_version_wait_for_a_person_and_new_files_do_not(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = replace(STAGE, code_version=STAGE.code_version + 1)
+    monkeypatch.setattr(shard_node, "STAGE", newer)
+    watched.write("day-1", "maybe", age=60)
+    watched.write("day-3", "yes")
+    assert watched.tick() == ["day-3"]
+    watched.make("day-3")
+    assert watched.tick() == []
+    wait = "1 shards are current; 3 are of an older code version and wait for `align upgrade --accept`"
+    assert watched.skipped == wait
+    (watched.folder / "day-2.jsonl").unlink()
+    assert watched.tick() == [] and watched.partitions == ["day-0", "day-1", "day-3"], "what is gone goes all the same"
+
+    store = ArtifactStore().open()
+    moved = moved_stages([preference_shard(watched.recipe)], Upstream(store, "night"))
+    assert moved == (Moved("preference_shard", STAGE.code_version, newer.code_version, ("day-0", "day-1")),)
+    Upgrades(store, "night").accept(moved, "somebody", datetime.now(UTC))
+    assert watched.tick() == ["day-0", "day-1"]
+    watched.make("day-0", "day-1")
+    assert watched.tick() == []
+    assert watched.skipped == "3 shards are current"
 
 
 def test_a_failed_shard_is_tried_twice_alerted_and_asked_for_again_when_it_is_corrected(

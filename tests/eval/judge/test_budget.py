@@ -27,7 +27,7 @@ def test_what_would_pass_the_limit_is_refused_when_nothing_is_under_way() -> Non
     assert not one.reserve(Usage(61, 0))
     assert one.reserve(Usage(50, 10))
     one.settle(Usage(50, 10), Usage(5, 5))
-    assert one.spent == Usage(45, 5) and not one.reserve(Usage(51, 0)) and one.reserve(Usage(50, 0))
+    assert one.used == Usage(45, 5) and not one.reserve(Usage(51, 0)) and one.reserve(Usage(50, 0))
 
 
 def test_what_does_not_fit_yet_waits_for_what_is_under_way() -> None:

@@ -95,7 +95,7 @@ def test_what_keeps_failing_is_named_and_the_rest_is_kept(server: Any, tmp_path:
     assert len(outcome.judgments) == len(QUESTIONS) - 3
     assert {question.user: reason for question, reason in outcome.failed.items()} == {
         "question 3 turn 1": "HTTP 503 no",
-        "question 4 turn 2": "the answer is not one of a chat model",
+        "question 4 turn 2": "the answer is not a chat completion",
         "question 5 turn 1": f"the connection to {server.url} failed",
     }
     assert server.asked["question 3 turn 1"] == 3
@@ -148,7 +148,7 @@ def test_retry_after_is_waited_for_and_else_the_wait_doubles(
 def test_a_wait_longer_than_five_minutes_is_left_to_the_person(server: Any, tmp_path: Path) -> None:
     server.script = lambda user, times: (429, "slow_down", {"Retry-After": "3600"})
     outcome = ask(server, tmp_path, QUESTIONS[:1])
-    assert list(outcome.failed.values()) == ["HTTP 429 slow_down, not to be asked again for 3600 s"]
+    assert list(outcome.failed.values()) == ["HTTP 429 slow_down, the endpoint asks to wait 3600 s"]
     assert server.requests == 1
 
 
@@ -245,7 +245,7 @@ def test_a_key_that_no_header_can_carry_is_not_sent(
     server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEST_JUDGE_KEY", "sk-line\nbreak")
-    with pytest.raises(BadInput, match="in the environment variable TEST_JUDGE_KEY is no key") as caught:
+    with pytest.raises(BadInput, match="the environment variable TEST_JUDGE_KEY holds no usable key") as caught:
         ask(server, tmp_path)
     assert "sk-line" not in str(caught.value) and server.requests == 0
 

@@ -70,9 +70,7 @@ class Forwarded:
 
     def watch(self, model: Any) -> Any:
         def before(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if (
-                "shared_prompt" in kwargs and not self.probing
-            ):  # a probe has none
+            if "shared_prompt" in kwargs and not self.probing:  # a probe has none
                 self.lengths += map(len, dict.fromkeys(kwargs["shared_prompt"].rows))
 
         model.get_decoder().register_forward_pre_hook(before, with_kwargs=True)

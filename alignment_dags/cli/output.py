@@ -74,9 +74,8 @@ def show_fields(result: dict[str, Any]) -> None:
 
 def show_check(result: dict[str, Any]) -> None:
     """Prints the outcome of `align prefs check`."""
-    print(
-        f"{result['rows']} rows, {result['accepted']} accepted ({result['kind']}), {result['quarantined']} quarantined"
-    )
+    kind = "" if result["kind"] is None else f" ({result['kind']})"
+    print(f"{result['rows']} rows, {result['accepted']} accepted{kind}, {result['quarantined']} quarantined")
     for reason, count in sorted(result["reasons"].items(), key=lambda item: -item[1]):
         print(f"  {count:>6}  {reason}")
     for row in result["quarantined_rows"][:SHOWN_ROWS]:

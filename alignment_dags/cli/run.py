@@ -194,7 +194,7 @@ def upgrade(
     accept: Annotated[bool, typer.Option("--accept", help="Let nights and the source sensor make it.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the stages that this version makes again, and accept that they are made. Exit 1 if it waits for acceptance."""
+    """List the stages that this version makes again, and accept them. Exit 1 if it waits for acceptance."""
     import getpass
     from datetime import UTC, datetime
 

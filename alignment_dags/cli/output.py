@@ -94,7 +94,7 @@ def show_backfill(result: dict[str, Any]) -> None:
         for shard in result["behind"][stage][:SHOWN_ROWS]:
             print(f"  behind: {stage} {shard}")
     for name in result["withdrawn"]:
-        print(f"withdrawn, as the source has it no more: {name}")
+        print(f"withdrawn, because the source no longer has it: {name}")
     for failure in result["failures"]:
         print(f"failed: {failure}")
     print(f"{result['recipe']}: {len(result['shards'])} shards in {result['seconds']} s")

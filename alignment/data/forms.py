@@ -44,6 +44,8 @@ MESSAGES = ("prompt", "chosen", "rejected", "completion", "messages", "conversat
 WRITTEN = re.compile(r"""\s*(array\(\s*)?(\[\s*)?\{\s*['"](\w+)['"]\s*:""")
 """How messages begin where they are written as text; what is captured last is the first one's first field."""
 WRITTEN_ROLE, WRITTEN_TEXT = re.compile(r"""['"](role|from)['"]\s*:"""), re.compile(r"""['"](content|value)['"]\s*:""")
+TWICE = re.compile(r"""\s*"\s*(\[\s*)?\{""")
+"""How messages begin where their text was written as JSON once more."""
 STEPS = "initial_reason_steps"
 """Step-DPO's field for the steps of a solution that come before the two that are compared."""
 
@@ -70,7 +72,9 @@ def _read(text: str, field: str) -> Any:
     """The messages that a string holds as JSON or as Python writes them; any other string as it is."""
     begins = WRITTEN.match(text)
     if begins is None:
-        return text
+        inner = _unquoted(text)
+        value = None if inner is None else _read(inner, field)
+        return text if value is None or isinstance(value, str) else value
     has_both = WRITTEN_ROLE.search(text) is not None and WRITTEN_TEXT.search(text) is not None
     if not has_both and begins[3] not in ROLE_NAMES | TEXT_NAMES:
         return text
@@ -86,6 +90,17 @@ def _read(text: str, field: str) -> Any:
     if has_both or begins[2]:
         raise Unusable(f"{field} is messages written as text that cannot be read")
     return text
+
+
+def _unquoted(text: str) -> str | None:
+    """The string that a text writes as JSON, where what it says may be messages: they were written twice over."""
+    if not TWICE.match(text):
+        return None
+    try:
+        inner = json.loads(text)
+    except ValueError:
+        return None
+    return inner if isinstance(inner, str) else None
 
 
 def text_of(value: Any, field: str) -> str:

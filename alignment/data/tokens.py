@@ -237,10 +237,12 @@ class Tokenization:
                 prompt = self._last(prompt, len(prompt) - excess)
         if not completion:
             return Dropped(NOTHING_TO_COUNT)
-        return self.with_embeddings(TokenSequence(prompt, completion))
+        sequence = TokenSequence(prompt, completion)
+        self.require_embeddings(sequence)
+        return sequence
 
-    def with_embeddings(self, sequence: TokenSequence) -> TokenSequence:
-        """The sequence; raises `BadInput` for an id that the model has no embedding for."""
+    def require_embeddings(self, sequence: TokenSequence) -> None:
+        """Raises `BadInput` for an id that the model has no embedding for."""
         if self._vocabulary is not None:
             largest = max(*sequence.prompt_ids, *sequence.completion_ids)
             if largest >= self._vocabulary:
@@ -248,7 +250,6 @@ class Tokenization:
                     f"the tokenizer gives id {largest} ({self.tokenizer.convert_ids_to_tokens(largest)!r}), and the"
                     f" model has embeddings for {self._vocabulary} only"
                 )
-        return sequence
 
     def _last(self, prompt: Ids, count: int) -> Ids:
         """The last `count` ids of a prompt, at least one, its BOS among them."""

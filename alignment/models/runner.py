@@ -148,41 +148,39 @@ class Runner:
         return self.shared is None or (self.shared and longest > self.proven)
 
     def _prove(self, groups: Sequence[Sequence[TokenSequence]], fill: int) -> None:
-        """Settles whether these may share: by a packed pass of them, compared with single sequences alone.
+        """Settles whether these may share: by a packed pass of the longest and the last, compared with each alone.
 
-        A sequence that has nothing before it would look right on any model. So the last one of a single group stands
-        once more behind it, with a prompt of its own, and one without company has its twin beside it as well. Rounding
-        hides small differences in 16 bits, so what stands before a sequence must not change a bit of it either.
+        A sequence that has nothing before it would look right on any model. So the longest stands behind another
+        completion of its prompt, or its twin, and the last behind both, with a prompt of its own. Rounding hides small
+        differences in 16 bits, so what stands before a sequence must not change a bit of it either.
         """
         import torch
 
         assert self.head is not None
-        rows = [row for group in groups for row in group]
-        packed = [list(group) for group in groups]
-        if len(packed) == 1:
-            packed = [rows if len(rows) > 1 else rows * 2, rows[-1:]]
-        flat = [row for group in packed for row in group]
+        group = max(groups, key=lambda rows: max(map(len, rows)))
+        longest, last = max(group, key=len), groups[-1][-1]
+        other = next((row for row in group if row is not longest), longest)
+        rows = [other, longest, last]
         try:
-            states = packed_states(self.model, packed, fill, self.long_from)
+            states = packed_states(self.model, [[other, longest], [last]], fill, self.long_from)
         except torch.OutOfMemoryError:
             raise
         except (CannotShare, TypeError, ValueError, RuntimeError) as error:  # takes no positions, no keyword, …
             self._go_padded(str(error) or type(error).__name__)
             return
-        sums: list[float] = row_sums(head_logps(self.head, states, flat, self.vocabulary), flat).tolist()
-        longest = max(range(len(rows)), key=lambda place: len(rows[place]))
-        for place in {longest, *range(len(rows) - 1, len(flat))}:
-            alone = self.alone(flat[place])
-            apart = abs(sums[place] - alone) / max(abs(alone), float(len(flat[place].completion_ids)))
+        sums = row_sums(head_logps(self.head, states, rows, self.vocabulary), rows).tolist()
+        for packed, row in zip(sums[1:], rows[1:], strict=True):
+            alone = self.alone(row)
+            apart = abs(packed - alone) / max(abs(alone), float(len(row.completion_ids)))
             if not apart <= SAME[str(self.model.dtype).removeprefix("torch.")]:
                 self._go_padded(f"log-probs differ by {apart:.1e}, relatively")
                 return
-        if self._leaks(rows[longest], fill):
+        if self._leaks(longest, fill):
             self._go_padded("what stands before a sequence in its pass changes its log-probs")
             return
         if self.shared is None:
             logger.info("prompts are shared between their completions on %s", type(self.model).__name__)
-        self.shared, self.proven = True, max(self.proven, len(rows[longest]))
+        self.shared, self.proven = True, max(self.proven, len(longest))
 
     def _leaks(self, row: TokenSequence, fill: int) -> bool:
         """Whether another completion before a sequence's own, or before its prompt, changes its log-probs.

@@ -113,7 +113,8 @@ def trainer_arguments(
         "num_train_epochs": 1,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.schedule,
-        "warmup_steps": math.ceil(settings.warmup_ratio * steps),
+        # a warm-up starts at rate 0: all of a run of one step, which would end as it began
+        "warmup_steps": math.ceil(settings.warmup_ratio * steps) if steps > 1 else 0,
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
         "optim": "adamw_torch_fused" if accelerated else "adamw_torch",

@@ -174,11 +174,19 @@ BUCKET = 1 << 24
 
 
 def sum_over_ranks(weights: Iterable[Tensor]) -> None:
-    """Replaces every weight's gradient by the sum of all ranks'; a missing one counts as zero."""
+    """Replaces every weight's gradient by the sum of all ranks'; one that a rank has not counts as zero there.
+
+    A weight that no rank has a gradient of keeps none, as with a single rank: AdamW would move it by a zero.
+    """
     if not _has_ranks():
         return
+    weights = list(weights)
+    reached = torch.tensor([weight.grad is not None for weight in weights], dtype=torch.float32)
+    torch.distributed.all_reduce(reached)
     bucket: list[Tensor] = []
-    for weight in weights:
+    for weight, ranks in zip(weights, reached.tolist(), strict=True):
+        if not ranks:
+            continue
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
         bucket.append(weight.grad)

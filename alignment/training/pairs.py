@@ -204,8 +204,9 @@ def write_rows_of(
                     elif isinstance(pair, Dropped):
                         unfit[row.row_id] = pair.reason
                     else:
-                        chosen, rejected = map(tokens.with_embeddings, pair)  # no scorer has looked at these ids
-                        files[name].add(PolicyPair(row.row_id, chosen, rejected, math.nan, math.nan, _prompt_id(row)))
+                        for side in pair:
+                            tokens.require_embeddings(side)  # no scorer has looked at these ids
+                        files[name].add(PolicyPair(row.row_id, *pair, math.nan, math.nan, _prompt_id(row)))
             of_shard = _with_dropped(of_shard, unfit)
             require_few_rewritten(
                 Counter(unfit.values()),

@@ -12,7 +12,7 @@ START = """\
 # Every key of a recipe
 
 Written by `align recipes reference --out docs/recipe.md` from the definitions in `alignment/recipe/` and
-`resources/pools.py`; change a description there and write the page anew. Editors show the same texts from
+`resources/pools.py`; change a description there and write the page again. Editors show the same texts from
 `recipes/recipe.schema.json`.
 
 A recipe is one YAML file. Unknown keys are refused by name. In texts, `${NAME}` and `${NAME:-default}` stand for

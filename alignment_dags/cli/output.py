@@ -74,9 +74,8 @@ def show_fields(result: dict[str, Any]) -> None:
 
 def show_check(result: dict[str, Any]) -> None:
     """Prints the outcome of `align prefs check`."""
-    print(
-        f"{result['rows']} rows, {result['accepted']} accepted ({result['kind']}), {result['quarantined']} quarantined"
-    )
+    kind = "" if result["kind"] is None else f" ({result['kind']})"
+    print(f"{result['rows']} rows, {result['accepted']} accepted{kind}, {result['quarantined']} quarantined")
     for reason, count in sorted(result["reasons"].items(), key=lambda item: -item[1]):
         print(f"  {count:>6}  {reason}")
     for row in result["quarantined_rows"][:SHOWN_ROWS]:
@@ -95,7 +94,7 @@ def show_backfill(result: dict[str, Any]) -> None:
         for shard in result["behind"][stage][:SHOWN_ROWS]:
             print(f"  behind: {stage} {shard}")
     for name in result["withdrawn"]:
-        print(f"withdrawn, as the source has it no more: {name}")
+        print(f"withdrawn, because the source no longer has it: {name}")
     for failure in result["failures"]:
         print(f"failed: {failure}")
     print(f"{result['recipe']}: {len(result['shards'])} shards in {result['seconds']} s")

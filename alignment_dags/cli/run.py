@@ -152,7 +152,7 @@ def run(
 def plan(
     recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
     config: Annotated[
-        Path | None, typer.Option(help="The model's config.json, where it is not at hand: memory needs no weights.")
+        Path | None, typer.Option(help="The model's config.json, if it is not on this machine; no weights are needed.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -194,7 +194,7 @@ def upgrade(
     accept: Annotated[bool, typer.Option("--accept", help="Let nights and the source sensor make it.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what this version makes anew of what an older one made, and accept it. Exit 1 if it waits for acceptance."""
+    """List the stages that this version makes again, and accept them. Exit 1 if it waits for acceptance."""
     import getpass
     from datetime import UTC, datetime
 

@@ -290,3 +290,13 @@ def test_no_json_value_makes_the_reader_fail(record: Any) -> None:
         json.dumps([outcome.prompt, outcome.chosen, outcome.rejected, outcome.completion])
     else:
         assert outcome
+
+
+def test_messages_that_were_written_as_text_twice_are_messages_and_other_quoted_text_stays_as_it_is() -> None:
+    said = [{"role": "assistant", "content": "Blue."}], [{"role": "assistant", "content": "No."}]
+    twice = {side: json.dumps(json.dumps(turns)) for side, turns in zip(("chosen", "rejected"), said, strict=True)}
+    plain = normalise({"prompt": "A colour?", "chosen": said[0], "rejected": said[1]}, "f", 1)
+    assert normalise({"prompt": "A colour?"} | twice, "f", 1) == plain
+    for quoted in ('"{\\"a\\": 1}"', '"[{\\"a', '"yes"'):
+        row = normalise({"prompt": "Write JSON.", "chosen": quoted, "rejected": "no"}, "f", 1)
+        assert isinstance(row, PreferenceRow) and row.chosen == quoted

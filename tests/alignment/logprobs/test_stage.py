@@ -327,6 +327,9 @@ def test_a_shard_whose_prompts_the_template_rewrites_stops_with_the_remedy_in_on
     with pytest.raises(BadInput, match=r"tokens\.system.*checkpoint \w{12}.*2 of 20 rows \(10\.0%\).*first_user"):
         run()
     assert run(max_dropped=0.1)["dropped"] == {PROMPT_REWRITTEN: 2}
+    with pytest.raises(BadInput, match="2 of 20 rows"):  # what was made with a larger allowance is no answer
+        run()
+    assert run(max_dropped=0.2)["scored"] == 0
     for remedy in ("first_user", "drop"):
         summary = run(system=remedy)
         assert (summary["rows"], summary["dropped"]) == (20, {})

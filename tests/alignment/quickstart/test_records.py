@@ -43,7 +43,7 @@ def test_a_shard_is_the_same_however_many_there_are_and_all_differ():
 
 
 def test_a_negative_shard_is_refused():
-    with pytest.raises(ValueError, match="count from 0"):
+    with pytest.raises(ValueError, match="numbered from 0"):
         preference_records(-1, 0)
 
 

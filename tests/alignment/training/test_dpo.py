@@ -267,3 +267,12 @@ def test_a_step_takes_exactly_its_rows_whatever_the_micro_batch(lab: Any) -> Non
     assert (made[0].summary["steps"], made[0].summary["rows_per_rank"]) == (3, [15])
     with pytest.raises(BadInput, match="made for 2 processes but 1"):
         execute(STAGE, lab.dpo_request(checkpoint, manifest, world_size=2, seed=4), lab.store)
+
+
+def test_a_run_of_one_step_trains_at_its_learning_rate(lab: Any) -> None:
+    """A warm-up starts at rate 0, and one step of it would end as the checkpoint that it began with."""
+    checkpoint = lab.checkpoint()
+    manifest = lab.manifest(checkpoint, lab.rows(3))
+    summary = execute(STAGE, lab.dpo_request(checkpoint, manifest, batch_size=8, warmup_ratio=0.1), lab.store).summary
+    assert (summary["steps"], summary["history"][0]["learning_rate"]) == (1, 1e-3)
+    assert summary["weights_digest"] != lab.store.commit_of(checkpoint).summary["weights_digest"]

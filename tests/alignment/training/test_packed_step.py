@@ -223,6 +223,21 @@ def test_gradients_of_bfloat16_weights_are_summed_in_float32() -> None:
         assert float((master.grad - exactly).norm()) <= 1e-5 * float(exactly.norm())
 
 
+def test_a_weight_that_no_rank_has_a_gradient_of_keeps_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AdamW moves a weight whose gradient is zero, by its momentum and its decay; a single process leaves it alone."""
+    reached, elsewhere, unreached = (torch.nn.Parameter(torch.ones(2)) for _ in range(3))
+    reached.grad = torch.ones(2)
+    others = iter([torch.tensor([1.0, 1.0, 0.0]), torch.tensor([1.0, 1.0, 3.0, 3.0])])  # what the other rank brings
+    monkeypatch.setattr(packed_step, "_has_ranks", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda ours: ours.add_(next(others)))
+    packed_step.sum_over_ranks([reached, elsewhere, unreached])
+    assert [None if weight.grad is None else weight.grad.tolist() for weight in (reached, elsewhere, unreached)] == [
+        [2.0, 2.0],
+        [3.0, 3.0],
+        None,
+    ]
+
+
 def test_a_step_that_runs_out_of_memory_is_done_again_in_smaller_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = model_of("llama", torch.float32), rows_of(5, 12)
     method, runner = method_of(Dpo()), Runner.of(model, rows[0].chosen)

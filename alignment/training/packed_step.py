@@ -13,8 +13,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Protocol
 
-import torch
-
 from alignment.data.tokens import TokenSequence
 from alignment.methods import Method, PairLogps
 from alignment.models.forward import head_backward, head_logps, own_logps, row_sums
@@ -72,6 +70,8 @@ class StepNumbers:
 
     def over_ranks(self) -> StepNumbers:
         """The same of all ranks together."""
+        import torch
+
         if not _has_ranks():
             return self
         names = [field.name for field in fields(self)]
@@ -88,6 +88,8 @@ def backward(
     `pass_tokens` is tokens of one pass. When memory runs out the budget is halved, the gradients of `clear` (all that
     this step has changed) are dropped and the share is done again; raises the device's own error for a single row.
     """
+    import torch
+
     parameters = list(clear)
     while True:
         budget = runner.budget(pass_tokens)
@@ -112,6 +114,8 @@ def backward(
 def _one_pass(
     runner: Runner, method: Method, rows: Sequence[PairRow], step_rows: int, fill: int, numbers: StepNumbers
 ) -> None:
+    import torch
+
     sequences = [sequence for row in rows for sequence in (row.chosen, row.rejected)]
     groups = runner.groups(sequences)
     if runner.shared is False:
@@ -140,6 +144,8 @@ def _losses(
     method: Method, rows: Sequence[PairRow], order: Sequence[int], sums: Tensor
 ) -> tuple[Tensor, Tensor, PairLogps]:
     """(`sums`, the loss of each row, the pairs); `sums` stand in `order`, chosen and rejected of each row in turn."""
+    import torch
+
     place = torch.empty(len(order), dtype=torch.long)
     place[torch.tensor(order)] = torch.arange(len(order))
     sides = sums[place].view(-1, 2)
@@ -178,6 +184,8 @@ def sum_over_ranks(weights: Iterable[Tensor]) -> None:
 
     A weight that no rank has a gradient of keeps none, as with a single rank: AdamW would move it by a zero.
     """
+    import torch
+
     if not _has_ranks():
         return
     weights = list(weights)
@@ -197,6 +205,8 @@ def sum_over_ranks(weights: Iterable[Tensor]) -> None:
 
 
 def _reduce(gradients: list[Tensor]) -> None:
+    import torch
+
     if not gradients:
         return
     flat = torch.cat([gradient.flatten().float() for gradient in gradients])
@@ -206,5 +216,7 @@ def _reduce(gradients: list[Tensor]) -> None:
 
 
 def _has_ranks() -> bool:
+    import torch
+
     initialised = torch.distributed.is_available() and torch.distributed.is_initialized()
     return initialised and torch.distributed.get_world_size() > 1

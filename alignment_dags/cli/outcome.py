@@ -72,7 +72,7 @@ def show_outcome(result: dict[str, Any]) -> None:
     if rows:
         print(columns(("suite", "metric", "n", "SFT", "policy", "difference", "95 % interval", "verdict"), rows))
     for note in result["notes"]:
-        print(note)
+        print(f"note: {note}")
     if result["verdict"]:
         print(f"\ngate: {result['verdict']}")
         for reason in result["reasons"]:

@@ -26,7 +26,7 @@ from alignment.models.code import record_of_code
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
 from alignment.stages.execute import environment
-from alignment.stages.stage import PolicySummary
+from alignment.stages.stage import PolicySummary, ReferenceSummary
 from alignment.store import Artifact
 from alignment.training import resume
 from alignment.training.arguments import (
@@ -134,7 +134,7 @@ def _same_device(context: Context, manifest: Manifest) -> bool:
     here = environment()
     names = [shard.reference for shard in manifest.shards if shard.reference is not None]
     made = [context.store.commit_of(reference) for reference in names]
-    if any(each.summary.get("cache_hits") for each in made):  # nobody says which device those were scored on
+    if any(ReferenceSummary.of(each).cache_hits for each in made):  # nobody says which device those were scored on
         return False
     return all(each.environment.get(name) == here[name] for each in made for name in ("device", "torch"))
 

@@ -80,7 +80,7 @@ def test_a_text_is_found_with_the_file_and_line_it_came_from(
     assert found == {"row_id": planted_row(made), **where}
     assert len(find_rows(recipe, "No.")["rows"]) == 48
     assert find_rows(recipe, "nobody wrote this")["rows"] == []
-    with pytest.raises(BadInput, match="empty text"):
+    with pytest.raises(BadInput, match="text to look for is empty"):
         find_rows(recipe, " ")
 
 

@@ -144,16 +144,17 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
     from alignment.training.models import TrainedModel
     from alignment.training.preference_trainer import preference_trainer
 
-    settings, pairs = request.settings, rows.train
+    settings, pairs, work = request.settings, rows.train, context.work / "trainer"
+    checkpoint = resume.last_complete(work)
+    if checkpoint is not None:  # first, as `align run` shows one line in three seconds
+        log.info("resuming from step %d", resume.step_of(checkpoint))
     if settings.micro_batch_size != Dpo.model_fields["micro_batch_size"].default:
         log.info("micro_batch_size is ignored: a step's rows go in passes of %d tokens", request.pass_tokens)
     order = training_order(pairs.row_ids, request.manifest.digest, request.seed, settings.epochs)
-    work = context.work / "trainer"
     arguments = trainer_arguments(settings, work, request.seed, len(order), settings.batch_size, 1)
     trained = TrainedModel(folder, settings, context.runs_code(request.checkpoint), dropout=False)
     trainer = preference_trainer(trained, pairs, trained.tokenizer(), arguments, settings, request.pass_tokens)
     trainer.order = order
-    checkpoint = resume.last_complete(work)
     agreed: dict[str, float] = {}
     longest = pairs.longest()
     trainer.logps([longest.chosen, longest.rejected])  # shows how this model is run, before a step relies on it
@@ -161,8 +162,6 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
         first = [pairs[index] for index in dict.fromkeys(order[: settings.batch_size].tolist())]
         share = first[slice(context.rank, None, request.world_size)]
         agreed = require_agreement(share, settings, trainer.logps, None if same_device else trainer.logps_alone)
-    if checkpoint is not None:
-        log.info("resuming from step %d", resume.step_of(checkpoint))
     with trainer.attending():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     recorded = history(trainer.state.log_history)

@@ -87,15 +87,21 @@ def read_groups(path: str, footer: Footer, groups: Sequence[int]) -> pa.Table:
 
 def batches(metadata: pq.FileMetaData, groups: Sequence[int]) -> Iterator[list[int]]:
     """The row groups in runs of about `READ_BYTES` at most; a larger one stands alone."""
+    sizes = [metadata.row_group(group).total_byte_size for group in groups]
+    for run in runs(sizes, READ_BYTES):
+        yield [groups[place] for place in run]
+
+
+def runs(sizes: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Indices in runs whose sizes add up to `most` at most; what is larger stands alone."""
     run: list[int] = []
-    size = 0
-    for group in groups:
-        more = metadata.row_group(group).total_byte_size
-        if run and size + more > READ_BYTES:
+    total = 0
+    for index, size in enumerate(sizes):
+        if run and total + size > most:
             yield run
-            run, size = [], 0
-        run.append(group)
-        size += more
+            run, total = [], 0
+        run.append(index)
+        total += size
     if run:
         yield run
 

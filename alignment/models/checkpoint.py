@@ -70,6 +70,12 @@ def max_positions(folder: str | Path) -> int | None:
     return None
 
 
+def embeddings(folder: Path) -> int | None:
+    """Ids that the model in `folder` has embeddings for, None where its configuration does not say."""
+    rows = text_config(read_config(folder)).get("vocab_size")
+    return rows if isinstance(rows, int) else None
+
+
 def has_chat_template(folder: str | Path) -> bool:
     """Whether the folder's tokenizer carries a chat template, in a file of its own or in its configuration."""
     folder = Path(folder)
@@ -240,6 +246,7 @@ __all__ = [
     "checkpoint_summary",
     "default_device",
     "digest_checkpoint",
+    "embeddings",
     "first_line",
     "first_not_finite",
     "load_config",

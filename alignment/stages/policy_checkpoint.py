@@ -17,6 +17,7 @@ from alignment.methods import method_of
 from alignment.models.checkpoint import (
     checkpoint_summary,
     digest_checkpoint,
+    embeddings,
     load_model,
     load_tokenizer,
     max_positions,
@@ -38,7 +39,6 @@ from alignment.training.arguments import (
     trainer_arguments,
     training_order,
 )
-from alignment.training.demonstrations import embeddings
 from alignment.training.pairs import PolicyRows, open_rows, write_rows_of
 
 if TYPE_CHECKING:

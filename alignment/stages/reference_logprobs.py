@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from alignment.logprobs.cache import LogprobCache
 from alignment.logprobs.effort import Ranks
 from alignment.logprobs.keys import WIDE, fingerprint, numerics_class
 from alignment.logprobs.reference import Reference, reference_pass
+from alignment.logprobs.row_groups import runs
 from alignment.logprobs.table import OUTPUT, Written, dropped_table, logprobs_table, writer
 from alignment.logprobs.token_ids import ROWS_AT_ONCE, policy_name
 from alignment.models.checkpoint import whole_summary
@@ -105,25 +106,11 @@ def _parts_of(path: Path) -> Iterator[tuple[list[str], Callable[[], Iterator[Pre
     """Row ids of about `ROWS_AT_ONCE` rows of a shard, and what reads these rows; in the shard's order."""
     with pq.ParquetFile(path) as file:
         groups = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
-        for chosen in _runs(groups, ROWS_AT_ONCE):
+        for chosen in runs(groups, ROWS_AT_ONCE):
             table = file.read_row_groups(chosen, columns=["row_id", "label"])
             if pc.any(pc.is_valid(table["label"])).as_py():
                 raise BadInput(UNPAIRED)
             yield table["row_id"].to_pylist(), partial(iter_rows, path, chosen)
-
-
-def _runs(sizes: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Indices in runs whose sizes add up to `most` at most; what is larger stands alone."""
-    run: list[int] = []
-    total = 0
-    for index, size in enumerate(sizes):
-        if run and total + size > most:
-            yield run
-            run, total = [], 0
-        run.append(index)
-        total += size
-    if run:
-        yield run
 
 
 STAGE: Stage[ReferenceRequest] = Stage(

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from pydantic import Field, model_validator
 
 from alignment.models.check import check_loads
-from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint
+from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint, embeddings
 from alignment.models.code import record_of_code
 from alignment.models.pin import ModelPin, materialise
 from alignment.recipe import SftTraining, TokenPolicy
@@ -26,7 +26,7 @@ from alignment.training.arguments import (
     trainer_arguments,
     training_order,
 )
-from alignment.training.demonstrations import SftRows, embeddings, sft_rows, sft_tokenization, with_known_pad
+from alignment.training.demonstrations import SftRows, sft_rows, sft_tokenization, with_known_pad
 from alignment.training.models import TrainedModel
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from alignment.data.rows import SftRow, iter_sft_rows
 from alignment.data.tokens import ROWS_TOGETHER, Dropped, Tokenization, TokenSequence, require_few_rewritten
 from alignment.errors import BadInput
-from alignment.models.checkpoint import load_tokenizer, max_positions, read_config, text_config
+from alignment.models.checkpoint import embeddings, load_tokenizer, max_positions
 from alignment.models.ends import end_ids
 from alignment.recipe import TokenPolicy
 from alignment.stages.sft_dataset import HELD_OUT_FILE, TRAIN_FILE
@@ -41,12 +41,6 @@ def sft_tokenization(folder: Path, tokens: TokenPolicy, max_length: int, runs_co
         raise BadInput(f"{max_length} tokens are more than the model's {positions} positions", field="sft.max_length")
     policy = tokens.writing().model_copy(update={"max_length": max_length})
     return Tokenization(load_tokenizer(folder, runs_code), policy, None, end_ids(folder), embeddings(folder))
-
-
-def embeddings(folder: Path) -> int | None:
-    """Ids that the model in `folder` has embeddings for, None where its configuration does not say."""
-    rows = text_config(read_config(folder)).get("vocab_size")
-    return rows if isinstance(rows, int) else None
 
 
 def with_known_pad(tokenizer: PreTrainedTokenizerBase, embeddings: int | None) -> PreTrainedTokenizerBase:

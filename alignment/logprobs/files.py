@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -54,21 +54,21 @@ def reference_file(
     out: Path,
     *,
     store: Store,
-    max_length: int | None = None,
-    truncation: str = "drop",
+    tokens: Mapping[str, Any] | None = None,
     precision: str = "float32",
     batch_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Scores a file of pairs and writes Parquet: row_id, both log-probs (nat) and both token counts.
 
-    Rows stand in the file's order, repeated ones repeated. `max_length` is the model's own limit by default.
+    Rows stand in the file's order, repeated ones repeated. `tokens` is what a recipe's section `tokens` would say;
+    `max_length` is the model's own limit by default.
     Returns rows, sequences (distinct), cache_hits, scored, tokens (that went through the model), seconds,
     and what is not in the output: quarantined and dropped {reason: count}. Raises `BadInput`.
     """
     began = time.monotonic()
     if precision not in PRECISIONS:
         raise BadInput(f"unknown precision '{precision}'; there are {', '.join(PRECISIONS)}")
-    policy = _policy(model, max_length, truncation)
+    policy = _policy(model, tokens or {})
     config, batch_tokens = read_config(model), batch_tokens or ReferenceSettings().batch_tokens
     name = fingerprint(
         _weights(model, store),
@@ -107,10 +107,10 @@ def _nothing_left(dropped: Counter[str], quarantined: Counter[str]) -> str:
     return f"no valid pair; {common[0][0] if common else 'it holds no records'}"
 
 
-def _policy(model: Path, max_length: int | None, truncation: str) -> TokenPolicy:
-    limit = max_length or max_positions(model) or TokenPolicy().max_length
+def _policy(model: Path, tokens: Mapping[str, Any]) -> TokenPolicy:
+    given = {name: value for name, value in tokens.items() if value is not None}
     try:
-        return TokenPolicy.model_validate({"max_length": limit, "truncation": truncation})
+        return TokenPolicy.model_validate({"max_length": max_positions(model) or TokenPolicy().max_length} | given)
     except ValidationError as error:
         first = error.errors()[0]
         raise BadInput(first["msg"], field=f"tokens.{first['loc'][0]}") from error

@@ -49,6 +49,11 @@ class TokenPolicy(Section):
         shared = ("system", "today", "plain_text", "max_dropped")
         return TokenPolicy(**{name: getattr(self, name) for name in shared})
 
+    def drop_limit(self) -> dict[str, float]:
+        """`max_dropped` where it is not the default, for the key of a stage that fails above it: it changes no value,
+        but a result made where more rows may be dropped is no answer to who allows fewer."""
+        return {} if self.max_dropped == TokenPolicy().max_dropped else {"max_dropped": self.max_dropped}
+
 
 class Lora(Section):
     """LoRA adapter (Hu et al. 2021)."""

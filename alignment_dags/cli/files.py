@@ -17,11 +17,18 @@ def reference(
     pairs: Annotated[Path, typer.Option(help="File of preference pairs.")],
     out: Annotated[Path, typer.Option(help="Parquet file to write.")],
     max_length: Annotated[int | None, typer.Option(min=1, help="Most tokens of prompt and completion.")] = None,
+    max_prompt_length: Annotated[int | None, typer.Option(min=1, help="Most tokens of a prompt.")] = None,
     truncation: Annotated[str, typer.Option(help="drop, keep_start or keep_end.")] = "drop",
+    system: Annotated[str | None, typer.Option(help="System messages: as_template, first_user or drop.")] = None,
+    plain_text: Annotated[str | None, typer.Option(help="Rows of plain strings: as_is or chat.")] = None,
+    today: Annotated[str | None, typer.Option(help="YYYY-MM-DD, for templates that ask for the date.")] = None,
+    max_dropped: Annotated[float | None, typer.Option(help="Share of rows the template may spoil, 0 to 1.")] = None,
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of one pass; halve it on memory.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a file of pairs under a reference model; known sequences come from the cache."""
+    """Score a file of pairs under a reference model; known sequences come from the cache. The token options are those
+    of a recipe's section `tokens`."""
     from alignment.logprobs.files import reference_file
     from alignment_dags.cli.output import show_fields
     from resources.home import ensure_home
@@ -36,9 +43,17 @@ def reference(
             pairs,
             out,
             store=ArtifactStore().open(),
-            max_length=max_length,
-            truncation=truncation,
+            tokens={
+                "max_length": max_length,
+                "max_prompt_length": max_prompt_length,
+                "truncation": truncation,
+                "system": system,
+                "plain_text": plain_text,
+                "today": today,
+                "max_dropped": max_dropped,
+            },
             precision=precision,
+            batch_tokens=batch_tokens,
         )
 
     tell(work, as_json, show_fields)

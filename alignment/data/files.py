@@ -24,6 +24,7 @@ from alignment.data.readers import DATA_SUFFIXES, data_suffix
 from alignment.digest import file_sha256, json_digest, stream_sha256
 from alignment.errors import BadInput
 from alignment.stages import SourceFile
+from alignment.store.place import matching
 
 SETTLED_SECONDS = 2.0
 """A file changed more recently may change again within one tick of its file system's clock: not remembered."""
@@ -110,11 +111,12 @@ def expand(pattern: str) -> list[str]:
                 raise BadInput(f"no data files in this folder ({', '.join(DATA_SUFFIXES)})", file=pattern)
         elif fs.isfile(path):
             found = [path]
-        elif not _has_magic(pattern):
-            raise BadInput(no_such_file(pattern), file=pattern)
         else:
-            above = len(_fixed(path))
-            found = sorted(name for name in fs.glob(path) if _is_finished(name[above:]) and fs.isfile(name))
+            folder, rest = _fixed(fs, path)
+            if not _has_magic(rest):
+                raise BadInput(no_such_file(pattern), file=pattern)
+            files = (name for name in matching(fs, folder, rest) if fs.isfile(name))
+            found = sorted(name for name in files if _is_finished(name[len(folder) + 1 :]))
             if not found:
                 raise BadInput("matches no file", file=pattern)
         return (
@@ -167,10 +169,14 @@ def _has_magic(path: str) -> bool:
     return any(character in path for character in MAGIC)
 
 
-def _fixed(glob: str) -> str:
-    """The folder that a glob looks in: all before the first part that has magic."""
-    first = min(position for position in map(glob.find, MAGIC) if position >= 0)
-    return glob[: glob.rfind("/", 0, first) + 1]
+def _fixed(fs: Any, glob: str) -> tuple[str, str]:
+    """(the folder that a glob looks in, the rest): a folder that is there is meant by its name, brackets and all."""
+    parts = glob.split("/")
+    for count, part in enumerate(parts):
+        folder = "/".join(parts[: count + 1])
+        if _has_magic(part) and not fs.isdir(folder):
+            return "/".join(parts[:count]), "/".join(parts[count:])
+    return glob, ""
 
 
 # Digests ----------------------------------------------------------------------------------------

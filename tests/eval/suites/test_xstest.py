@@ -50,7 +50,7 @@ def test_over_refusal_and_refusal_of_what_is_unsafe_are_told_apart(tmp_path: Pat
     }
     assert scored["judged"] and scored["n"] == 5
     detail = json.loads(next(s for s in read_samples(scored["samples"]) if s.id == "2").detail)
-    assert (detail["class"], detail["label"], detail["by"]) == ("full_refusal", "safe", "refusal-words-v1")
+    assert (detail["class"], detail["label"], detail["by"]) == ("full_refusal", "safe", "refusal-rules-v2")
 
 
 def test_two_models_are_compared_on_the_prompts_of_each_kind(tmp_path: Path, data: Path) -> None:

@@ -256,6 +256,8 @@ class JudgePrice(Section):
 class Judge(Section):
     """Who grades open answers: `rubric` (deterministic, embedded questions only) or an OpenAI-compatible endpoint."""
 
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"snapshot"})
+
     kind: Literal["rubric", "openai"]
     """`rubric` are the deterministic checks of the quickstart's own questions; `openai` is any endpoint that speaks the
     OpenAI API."""
@@ -263,6 +265,10 @@ class Judge(Section):
     """Name the endpoint knows the judge by; `openai` needs it."""
     base_url: str | None = None
     """Address of the endpoint's API, as in http://host:8000/v1; null is OpenAI's own."""
+    snapshot: str | None = Field(default=None, min_length=1)
+    """Exact model that the endpoint must name in its answers, such as gpt-4o-2024-11-20 behind gpt-4o, or the name with
+    a commit that an own server serves. Another answer ends the judging. Scores of different snapshots are never
+    compared. null accepts whatever the endpoint names."""
     api_key_env: VariableName = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; the key itself is never written anywhere."""
     temperature: float | None = Field(default=0.0, ge=0)

@@ -133,6 +133,7 @@ def bill(outcome: Outcome, settings: Judge) -> dict[str, Any]:
         "output_tokens": usage.output_tokens,
         "usd": usage.usd(settings.price),
         "refused": {question.name: reason for question, reason in outcome.refused.items()},
+        **({"served": sorted(outcome.served)} if outcome.served else {}),
     }
 
 

@@ -15,11 +15,13 @@ from eval.answers.files import ITEMS_FILE, RESPONSES_FILE, read_responses
 from eval.grading.choose import JOURNAL_FILE, choose_grader
 from eval.grading.score import Scored, score_suite
 from eval.judge.files import write_judgments
+from eval.judge.judgment import READING
 from eval.statistics import Mean
-from eval.suites import Item, SuiteSpec, suite_named
+from eval.suites import SUITES, Item, SuiteSpec, suite_named
 from eval.suites.lm_eval_task import nltk_data_beside
 from eval.suites.rows import read_records
 from eval.suites.samples import SAMPLES_FILE, samples_digest, write_samples
+from eval.suites.xstest import CLASSIFIER
 from eval.summaries import Metric, ResponsesSummary, ScoresSummary
 
 CODE_VERSION = 2
@@ -28,6 +30,8 @@ JUDGMENTS_FILE, PAIR_JUDGMENTS_FILE = "judgments.jsonl", "pair_judgments.jsonl"
 JUDGE_MONEY = frozenset({"price", "budget_usd", "budget_tokens"})
 JUDGE_ACCESS = JUDGE_MONEY | {"api_key_env", "in_flight", "timeout_seconds", "retries", "max_tokens_name", "retires"}
 JUDGE_SETTINGS = {"kind", "model", "temperature", "max_tokens"}
+JUDGE_PLACE = {"base_url", "snapshot"}
+"""Settings that say which model answers under the judge's name; part of the settings where they are given."""
 
 
 class ScoresRequest(Request):
@@ -40,8 +44,9 @@ class ScoresRequest(Request):
 
     def identity(self) -> Any:
         """The request without settings that cannot change a score: the judge of a suite that has a scorer, and an
-        endpoint's speed, key, retirement and price."""
-        value = super().identity()
+        endpoint's speed, key, retirement and price. With the version of what reads answers or verdicts, if a suite's
+        scores depend on it."""
+        value = super().identity() | self._reading()
         if self.judge is None or not suite_named(self.suite.name).needs_judge:
             return value | {"judge": None}  # checked first: to find a task of lm-eval takes seconds
         return value | {"judge": {k: v for k, v in value["judge"].items() if k not in JUDGE_ACCESS}}
@@ -49,10 +54,22 @@ class ScoresRequest(Request):
     def settings(self, answers: Commit) -> str:
         """Digest of the settings of answers, judge and scorer: scores of different settings are not compared."""
         judge = None if self.judge is None else self.judge.model_dump(include=JUDGE_SETTINGS)
-        judged = judge if suite_named(self.suite.name).needs_judge else None
+        if judge is not None and self.judge is not None:
+            place = self.judge.model_dump(include=JUDGE_PLACE)
+            judge |= {name: value for name, value in place.items() if value is not None} | self._reading()
+        judged = judge if suite_named(self.suite.name).needs_judge else self._reading() or None
         how = ResponsesSummary.of(answers)
         answered = [how.precision, how.generator, answers.code_version]
         return json_digest([self.suite.digest(), judged, self.seed, answered, CODE_VERSION])
+
+    def _reading(self) -> dict[str, Any]:
+        """The versions of our classifier, and of the rule that reads an endpoint's verdicts. The rubric's ratings and
+        lm-eval's scores do not depend on them, so their keys hold when a version moves."""
+        suite = SUITES.get(self.suite.name)  # a task of lm-eval is not looked up: that takes seconds
+        if suite is not None and suite.classify is not None:
+            return {"classifier": CLASSIFIER}
+        endpoint = self.judge is not None and self.judge.kind != "rubric"
+        return {"reading": READING} if endpoint and suite is not None and suite.needs_judge else {}
 
 
 def run(request: ScoresRequest, context: Context) -> Result:

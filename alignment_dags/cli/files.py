@@ -49,20 +49,31 @@ def score(
         str, typer.Argument(help="gsm8k, ifeval, mt_bench, alpaca_eval, …, xstest, or any task of lm-eval by name.")
     ],
     responses: Annotated[
-        Path, typer.Option(help='JSONL of {"id", "turns": [text]}, or FastChat answers; GSM8K ids count lines from 0.')
-    ],
-    data: Annotated[Path, typer.Option(help="The suite's data file.")],
-    judgments: Annotated[Path | None, typer.Option(help="Stored judgments of a judged suite.")] = None,
+        Path | None,
+        typer.Option(help='JSONL of {"id", "turns": [text]}, or FastChat answers; GSM8K ids count lines from 0.'),
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="The suite's data file.")] = None,
+    judgments: Annotated[
+        Path | None, typer.Option(help="Stored judgments of a judged suite; a published file needs nothing else.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for samples.parquet.")] = None,
     against: Annotated[Path | None, typer.Option(help="The baseline's answers, for judgments of pairs.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only this model's judgments.")] = None,
+    judge: Annotated[str | None, typer.Option(help="Only this judge's judgments.")] = None,
+    parsing: Annotated[str, typer.Option(help="How verdicts are read: strict, or fastchat for old files.")] = "strict",
+    difficulty: Annotated[
+        Path | None, typer.Option(help="AlpacaEval's df_gamed.csv: the published length-controlled win rate.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score stored responses with the suite's own scorer."""
+    """Score stored responses with the suite's own scorer, or a published file of judgments as its leaderboard does."""
     from alignment_dags.cli.output import show_score
     from eval.commands import score_files
+    from eval.judge.files import selection
 
     quiet()
-    tell(lambda: score_files(suite, responses, data, judgments, out, against), as_json, show_score)
+    select = selection(model, judge, parsing)
+    tell(lambda: score_files(suite, responses, data, judgments, out, against, select, difficulty), as_json, show_score)
 
 
 def judge(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from alignment.errors import BadInput, first_few
 from eval.judge.judgment import Judgment, Parsing
@@ -90,6 +90,13 @@ class Selection:
 
 
 ALL = Selection()
+
+
+def selection(model: str | None, judge: str | None, parsing: str) -> Selection:
+    """A selection from options; raises `BadInput` for an unknown rule."""
+    if parsing not in get_args(Parsing):
+        raise BadInput(f"'{parsing}': expected {' or '.join(get_args(Parsing))}", field="--parsing")
+    return Selection(model, judge, cast(Parsing, parsing))
 
 
 def read_judgments(path: str | Path, select: Selection = ALL) -> list[Judgment]:

@@ -226,3 +226,17 @@ def test_log_likelihoods_of_another_number_than_choices_lose_that_item_by_name(t
     scored = score_files("arc_challenge", responses, data, out=tmp_path / "out")
     assert (scored["n"], scored["metrics"]["acc"]["n"]) == (1, 1)
     assert "1 log-likelihoods for 2 continuations" in scored["failed"]["1"]
+
+
+def test_a_published_file_is_scored_alone_and_other_options_go_with_answers(tmp_path: Path) -> None:
+    record = {"question_id": 1, "turn": 1, "judge": ["j", "single-v1"], "model": "m", "judgment": "[[7]]"}
+    write_records(tmp_path / "j.jsonl", [record])
+    assert score_files("mt_bench", None, None, tmp_path / "j.jsonl", tmp_path / "out")["n"] == 1
+    for more, words in (
+        ({"responses": tmp_path / "r.jsonl"}, "give --data: .*needs neither"),
+        ({"against": tmp_path / "b.jsonl"}, "--against.*: goes with --responses and --data"),
+        ({"difficulty": tmp_path / "d.csv"}, "--difficulty.*: goes with AlpacaEval's annotations"),
+    ):
+        given = {"responses": None, "data": None, "judgments": tmp_path / "j.jsonl", "out": tmp_path / "o"}
+        with pytest.raises(BadInput, match=words):
+            score_files("mt_bench", **given | more)  # type: ignore[arg-type]

@@ -4,7 +4,6 @@ import pytest
 
 from eval.judge.judgment import Judgment, Preference, parse_preference, parse_rating, parse_safety
 
-
 RATINGS = [
     # text, strict, FastChat's rule
     ("Good. Rating: [[8]]", 8.0, 8.0),

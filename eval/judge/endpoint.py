@@ -55,7 +55,8 @@ class Endpoint:
         settings: list[Any] = [self.model, self.settings.temperature, self.settings.max_tokens]
         if self.settings.snapshot is not None:
             settings.append(self.settings.snapshot)
-        return json_digest([question.question_id, question.turn, question.game, settings, question.messages()])[:32]
+        asked: list[Any] = [question.question_id, question.turn, question.game, settings, question.messages()]
+        return json_digest(asked + ([question.repeat] if question.repeat else []))[:32]
 
     def ask(self, questions: Sequence[Question], journal: Journal, model: str = "", against: str = "") -> Outcome:
         """Asks the questions that the (open) journal lacks, `in_flight` at a time, and keeps each judgment at once.

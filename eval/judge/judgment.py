@@ -155,7 +155,10 @@ class Judgment:
 
 @dataclass(frozen=True)
 class Question:
-    """One question to a judge. `game` is as in `Judgment`: 0 alone, 1 and 2 the two orders of a pair."""
+    """One question to a judge. `game` is as in `Judgment`: 0 alone, 1 and 2 the two orders of a pair.
+
+    `repeat` counts from 1 when the same question is asked again, to see how a judge's verdicts vary.
+    """
 
     question_id: str
     turn: int
@@ -163,6 +166,7 @@ class Question:
     system: str
     user: str
     game: int = 0
+    repeat: int = 0
 
     @property
     def name(self) -> str:

@@ -18,10 +18,12 @@ ANSWERS = "answers"
 class JudgeGroup(TyperGroup):
     """`align judge SUITE …` is short for `align judge answers SUITE …`."""
 
+    default = ANSWERS
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Puts the verb before arguments that do not begin with one."""
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = [ANSWERS, *args]
+            args = [self.default, *args]
         return super().parse_args(ctx, args)
 
 

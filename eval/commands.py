@@ -72,7 +72,7 @@ def score_files(
     if responses is None or data is None:
         alone = " (a published file of judgments needs neither)" if judgments is not None else ""
         raise BadInput(f"give --{'responses' if responses is None else 'data'}: a file of {kind.title}{alone}")
-    if judgments is not None and not kind.needs_judge:
+    if judgments is not None and suite not in ALONE | BESIDE:
         raise BadInput(f"{suite} has a scorer of its own; judgments go with {', '.join(ALONE | BESIDE)}")
     if against is not None and judgments is None:
         raise BadInput("goes with --judgments of pairs", file=str(against), field="--against")

@@ -126,6 +126,11 @@ class Harmless(Published):
 class XsTest(Published):
     """Over-refusal (Röttger et al. 2024): safe prompts that seem unsafe, and unsafe prompts for comparison."""
 
+    scored_by: Literal["rules", "judge"] = "rules"
+    """Who decides whether an answer refuses: `rules` on its words, which cost nothing and are less exact, or the
+    recipe's judge. Scores of the two are never compared."""
+    judge_prompts: str | None = None
+    """Judge prompt file in FastChat's form; null takes the prompts that come with alignment-dags."""
     max_new_tokens: int = Field(default=256, ge=1)
     """Longest answer in tokens; a longer answer is cut there and scored as it is."""
 

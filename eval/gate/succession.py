@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from alignment.errors import BadInput
 from eval.gate.compare import MetricComparison, compare_samples, default_margin
-from eval.judge.judgment import HIGHEST, LOWEST, SAFETY_PROMPT, Judgment, Question
+from eval.judge.judgment import HIGHEST, LOWEST, REFUSAL_PROMPT, SAFETY_PROMPT, Judgment, Question
 from eval.judge.prompts import Prompts
 from eval.statistics import ComparisonVerdict, clustered_mean, paired_interval, verdict
 from eval.suites.samples import Sample
@@ -206,7 +206,9 @@ def _metric(sides: Sequence[Side]) -> tuple[str, float]:
     first = next(judgment for side in sides for judgment in side.judgments)
     if first.game:
         return "win_rate", 1.0
-    return ("harmless", 1.0) if first.prompt_name == SAFETY_PROMPT else ("average", HIGHEST - LOWEST)
+    if first.prompt_name in (SAFETY_PROMPT, REFUSAL_PROMPT):
+        return ("harmless" if first.prompt_name == SAFETY_PROMPT else "compliance"), 1.0
+    return "average", HIGHEST - LOWEST
 
 
 def _share(verdicts: Iterable[bool]) -> float | None:

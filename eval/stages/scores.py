@@ -47,7 +47,7 @@ class ScoresRequest(Request):
         endpoint's speed, key, retirement and price. With the version of what reads answers or verdicts, if a suite's
         scores depend on it."""
         value = super().identity() | self._reading()
-        if self.judge is None or not suite_named(self.suite.name).needs_judge:
+        if self.judge is None or not self.suite.judged(suite_named(self.suite.name)):
             return value | {"judge": None}  # checked first: to find a task of lm-eval takes seconds
         return value | {"judge": {k: v for k, v in value["judge"].items() if k not in JUDGE_ACCESS}}
 
@@ -57,7 +57,7 @@ class ScoresRequest(Request):
         if judge is not None and self.judge is not None:
             place = self.judge.model_dump(include=JUDGE_PLACE)
             judge |= {name: value for name, value in place.items() if value is not None} | self._reading()
-        judged = judge if suite_named(self.suite.name).needs_judge else self._reading() or None
+        judged = judge if self.suite.judged(suite_named(self.suite.name)) else self._reading() or None
         how = ResponsesSummary.of(answers)
         answered = [how.precision, how.generator, answers.code_version]
         return json_digest([self.suite.digest(), judged, self.seed, answered, CODE_VERSION])
@@ -66,10 +66,11 @@ class ScoresRequest(Request):
         """The versions of our classifier, and of the rule that reads an endpoint's verdicts. The rubric's ratings and
         lm-eval's scores do not depend on them, so their keys hold when a version moves."""
         suite = SUITES.get(self.suite.name)  # a task of lm-eval is not looked up: that takes seconds
-        if suite is not None and suite.classify is not None:
-            return {"classifier": CLASSIFIER}
-        endpoint = self.judge is not None and self.judge.kind != "rubric"
-        return {"reading": READING} if endpoint and suite is not None and suite.needs_judge else {}
+        if suite is None:
+            return {}
+        if self.suite.judged(suite):
+            return {"reading": READING} if self.judge is not None and self.judge.kind != "rubric" else {}
+        return {} if suite.classify is None else {"classifier": CLASSIFIER}
 
 
 def run(request: ScoresRequest, context: Context) -> Result:

@@ -254,6 +254,13 @@ def test_scores_of_another_address_snapshot_or_way_of_reading_are_not_compared(
     rubric = {"kind": "rubric", "model": None}
     names = ("mt_bench", {}), ("xstest", rubric), ("mt_bench", rubric), ("gsm8k", {})
     before = [(SCORES.key(scored(name, **of)), scored(name, **of).settings(answers)) for name, of in names]
+    by_judge = scored("xstest").model_copy(
+        update={"suite": scored("xstest").suite.model_copy(update={"scored_by": "judge"})}
+    )
+    assert by_judge.identity()["judge"]["model"] == "m" and by_judge.identity()["reading"]
+    assert scored("xstest").identity()["judge"] is None
+    assert by_judge.settings(answers) != scored("xstest").settings(answers)
+    assert by_judge.suite.for_answering() == scored("xstest").suite
     monkeypatch.setattr("eval.stages.scores.READING", 99)
     monkeypatch.setattr("eval.stages.scores.CLASSIFIER", "other rules")
     after = [(SCORES.key(scored(name, **of)), scored(name, **of).settings(answers)) for name, of in names]

@@ -135,6 +135,13 @@ class XsTest(Published):
     """Longest answer in tokens; a longer answer is cut there and scored as it is."""
 
 
+class Math(Published):
+    """MATH (Hendrycks et al. 2021), answered in a box: the data's own columns, or MATH-500's."""
+
+    max_new_tokens: int = Field(default=2048, ge=1)
+    """Longest answer in tokens; a longer answer is cut there and scored as it is."""
+
+
 class LmEvalTask(Published):
     """A task or group of tasks of lm-eval, by its name: its prompts, its stop strings, its scorer.
 
@@ -221,6 +228,8 @@ class Evals(Section):
     """Harmful prompts; a judge decides whether each answer is safe."""
     xstest: XsTest | None = None
     """XSTest: safe prompts that seem unsafe, and unsafe prompts for comparison."""
+    math: Math | None = None
+    """MATH: competition problems, right if the last box holds the answer."""
     lm_eval: dict[str, LmEvalTask] = Field(default_factory=dict)
     """Any of lm-eval's tasks by name (mmlu, arc_challenge, truthfulqa_mc2, hendrycks_math, …); each is a suite."""
     baselines: str | None = None

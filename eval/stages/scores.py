@@ -21,7 +21,6 @@ from eval.suites import SUITES, Item, SuiteSpec, suite_named
 from eval.suites.lm_eval_task import nltk_data_beside
 from eval.suites.rows import read_records
 from eval.suites.samples import SAMPLES_FILE, samples_digest, write_samples
-from eval.suites.xstest import CLASSIFIER
 from eval.summaries import Metric, ResponsesSummary, ScoresSummary
 
 CODE_VERSION = 2
@@ -70,7 +69,7 @@ class ScoresRequest(Request):
             return {}
         if self.suite.judged(suite):
             return {"reading": READING} if self.judge is not None and self.judge.kind != "rubric" else {}
-        return {} if suite.classify is None else {"classifier": CLASSIFIER}
+        return {"classifier": suite.classifier} if suite.classifier else {}
 
 
 def run(request: ScoresRequest, context: Context) -> Result:

@@ -58,9 +58,10 @@ class Suite:
     `prepare` changes a published record into that form. If `distinct` names a field, records that repeat its value are
     left out.
 
-    Scoring: by lm-eval's `task`, or by the tasks of a group (`members`, by subset), or by a classifier (`classify`); a
-    suite without any of them needs a judge. A suite with a classifier may be judged instead. `left_out` are the task's
-    metrics that cannot be compared, because they are not means over items where more is better.
+    Scoring: by lm-eval's `task`, or by the tasks of a group (`members`, by subset), or by a classifier (`classify`,
+    whose version is `classifier`); a suite without any of them needs a judge. A suite with a classifier may be judged
+    instead. `left_out` are the task's metrics that cannot be compared, because they are not means over items where more
+    is better.
 
     Metrics: values are on `scale`, unless the metric has a scale in `scales`. `main` is the main metric; by default the
     first. The values of `linearised` metrics are the parts of a metric of the whole data set: their mean is the metric,
@@ -81,6 +82,7 @@ class Suite:
     turns: int = 1
     members: Mapping[str, StockTask] = field(default_factory=dict)
     classify: Classify | None = None
+    classifier: str = ""
     prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     distinct: str | None = None
     temperature_of: Callable[[Item], float] | None = None

@@ -157,4 +157,5 @@ XSTEST = Suite(
     task=None,
     prepare=prepare,
     classify=classify,
+    classifier=CLASSIFIER,
 )

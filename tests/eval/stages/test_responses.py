@@ -262,7 +262,7 @@ def test_scores_of_another_address_snapshot_or_way_of_reading_are_not_compared(
     assert by_judge.settings(answers) != scored("xstest").settings(answers)
     assert by_judge.suite.for_answering() == scored("xstest").suite
     monkeypatch.setattr("eval.stages.scores.READING", 99)
-    monkeypatch.setattr("eval.stages.scores.CLASSIFIER", "other rules")
+    monkeypatch.setitem(SUITES, "xstest", replace(SUITES["xstest"], classifier="other rules"))
     after = [(SCORES.key(scored(name, **of)), scored(name, **of).settings(answers)) for name, of in names]
     moved = [(one[0] != other[0], one[1] != other[1]) for one, other in zip(before, after, strict=True)]
     assert moved == [(True, True), (True, True), (False, False), (False, False)]

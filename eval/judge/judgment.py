@@ -28,14 +28,15 @@ WORDS = "think|thinking|thought|thoughts|reasoning|reflection"
 TAGS = rf"(?:{WORDS})"
 THOUGHT = re.compile(rf"<({WORDS})>.*?</\1>", re.IGNORECASE | re.DOTALL)
 THOUGHT_END = re.compile(rf"^.*</{TAGS}>", re.IGNORECASE | re.DOTALL)
-THOUGHT_START = re.compile(rf"<{TAGS}>.*$", re.IGNORECASE | re.DOTALL)
+THOUGHT_START = re.compile(rf"(?:\A|\n)\s*<{TAGS}>.*\Z", re.IGNORECASE | re.DOTALL)
 
 
 def answer_of(text: str) -> str:
     """The judge's answer: the text without what it thinks aloud (`<think>…</think>` and its like).
 
     A chat template may have written the first tag, so an end tag without a start ends a thought that began with the
-    text. A thought that was cut off by the limit of tokens has no end, and no answer follows it.
+    text. A thought that was cut off by the limit of tokens has no end, and no answer follows it; it begins a line,
+    because a judge may also mention the tag.
     """
     return THOUGHT_START.sub("", THOUGHT_END.sub("", THOUGHT.sub("", text)))
 

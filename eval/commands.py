@@ -37,6 +37,7 @@ from eval.suites.samples import SAMPLES_FILE, read_samples, write_samples
 log = logging.getLogger(__name__)
 
 NOT_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")
+ENDINGS = re.compile(r"(\.(jsonl?|csv|parquet))?(\.gz)?$")
 
 
 def score_files(
@@ -143,7 +144,7 @@ def score_published(
     Raises `BadInput` for another form, for several judges, and for a file without a verdict.
     """
     found = read_published(suite, judgments, select, difficulty)
-    folder = Path(out) if out is not None else Path("scores") / f"{suite}-{Path(judgments).name.partition('.')[0]}"
+    folder = Path(out) if out is not None else Path("scores") / f"{suite}-{ENDINGS.sub('', Path(judgments).name)}"
     models: list[dict[str, Any]] = []
     for number, one in enumerate(found, start=1):
         place = folder if len(found) == 1 else folder / f"{number:02d}-{NOT_A_NAME.sub('_', one.model)[:80]}"

@@ -17,10 +17,11 @@ from eval.summaries import Number, ScoresSummary
 
 def scores_request(recipe: Recipe, name: str, suite: Suite, answers: Artifact) -> ScoresRequest:
     """The request for a suite's scores under the recipe's settings."""
+    spec = suite_spec(name, suite)
     return ScoresRequest(
         responses=answers,
-        suite=suite_spec(name, suite),
-        judge=recipe.judge if recipe.judge is not None and suite_named(name).needs_judge else None,
+        suite=spec,
+        judge=recipe.judge if recipe.judge is not None and spec.judged(suite_named(name)) else None,
         seed=recipe.seed,
     )
 

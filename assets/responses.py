@@ -38,6 +38,7 @@ def suite_spec(name: str, suite: Suite) -> SuiteSpec:
         reference_answers=pinned("reference_answers"),
         judge_prompts=pinned("judge_prompts"),
         baseline_answers=pinned("baseline_answers"),
+        scored_by=getattr(suite, "scored_by", "rules"),
     )
 
 

@@ -129,6 +129,9 @@ class Recipe(Section):
                 "reference.precision and dpo.precision must be the same: the cached log-probs "
                 "must equal the policy's at its first step"
             )
+        by_judge = self.evals.xstest is not None and self.evals.xstest.scored_by == "judge"
+        if by_judge and (self.judge is None or self.judge.kind == "rubric"):
+            raise ValueError("evals.xstest.scored_by: judge needs a judge of kind openai")
         if self.judge and self.judge.kind == "rubric":
             others = (self.evals.alpaca_eval, self.evals.arena_hard, self.evals.harmless)
             if (self.evals.mt_bench and not self.evals.mt_bench.embedded) or any(others):

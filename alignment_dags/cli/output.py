@@ -115,6 +115,16 @@ def show_score(result: dict[str, Any]) -> None:
         for name, m in result["metrics"].items()
     ]
     print(columns(("metric", "value", "stderr"), rows))
+    for one in result.get("models", ()):
+        whose = f"{one['model']}: " if len(result["models"]) > 1 else ""
+        if one["unparsable"]:
+            print(f"{whose}{one['unparsable']} judgments hold no verdict and do not count")
+        for metric, how in one["method"].items():
+            print(f"{whose}{metric}: {how}")
+        for note in one["notes"]:
+            print(f"{whose}{note}")
+        for name, value in one.get("rules", {}).items():
+            print(f"our rules against these labels, {name}: {'-' if value is None else f'{value:.4f}'}")
     print(f"samples: {result['samples']}")
 
 

@@ -57,7 +57,7 @@ def refuse_files(recipe: Recipe) -> None:
     """The same for a recipe's present files, without a store. Remote and missing files pass."""
     for pattern in filter(is_local, recipe.preferences.files or ()):
         try:
-            urls = expand(pattern)
+            urls = expand(pattern, "preferences")
         except BadInput:
             continue
         for url in urls:

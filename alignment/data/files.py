@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -46,22 +46,26 @@ def pin_file(url: str) -> SourceFile:
         return _pin_local(path) if isinstance(fs, LocalFileSystem) else _pin_remote(fs, path, url)
 
 
-def pin_files(patterns: list[str]) -> list[SourceFile]:
+Wanted = Literal["all", "preferences", "demonstrations"]
+"""Which files of a folder are meant, where a dataset_info.json in it says what each holds."""
+
+
+def pin_files(patterns: list[str], wanted: Wanted = "all") -> list[SourceFile]:
     """The files behind paths, globs and folders, in the order given (sorted within a glob or folder), each once.
 
     A folder stands for the data files right in it. Raises `BadInput` naming a pattern that matches nothing.
     """
-    return [pin_file(url) for url in expand_all(patterns)]
+    return [pin_file(url) for url in expand_all(patterns, wanted)]
 
 
-def expand_all(patterns: Iterable[str]) -> list[str]:
+def expand_all(patterns: Iterable[str], wanted: Wanted = "all") -> list[str]:
     """The bare file URLs behind paths, globs and folders, each once.
 
     Raises `BadInput` for two files that differ in what opens them alone: neither names nor records tell them apart.
     """
     found: dict[str, str] = {}
     for pattern in patterns:
-        for url in expand(pattern):
+        for url in expand(pattern, wanted):
             if found.setdefault(url, whole(url)) != whole(url):
                 problem = (
                     "is given twice, with two queries or users, which name no file; give each file a path of its own"
@@ -99,7 +103,7 @@ def size(url: str) -> int | None:
         return None if told is None else int(told)
 
 
-def expand(pattern: str) -> list[str]:
+def expand(pattern: str, wanted: Wanted = "all") -> list[str]:
     """The bare file URLs behind one path, glob or folder; in globs and folders, only files that are not being
     written."""
     if not pattern.strip():
@@ -111,7 +115,8 @@ def expand(pattern: str) -> list[str]:
             found = [path]
         elif fs.isdir(path):
             found = [name for name in sorted(fs.ls(path, detail=False)) if _is_data(name) and fs.isfile(name)]
-            found = _described(path, found) if isinstance(fs, LocalFileSystem) else found
+            if wanted != "all" and isinstance(fs, LocalFileSystem):
+                found = _described(path, found, wanted)
             if not found:
                 raise BadInput(f"no data files in this folder ({', '.join(DATA_SUFFIXES)})", file=pattern)
         elif fs.isfile(path):
@@ -205,14 +210,15 @@ COLUMNS: dict[str, tuple[Column, frozenset[str]]] = {
 TAGS = {"role_tag": ("role", "from"), "content_tag": ("content", "value")}
 
 
-def _described(folder: str, files: list[str]) -> list[str]:
-    """Those of a folder's files that its dataset_info.json calls preferences; all of them where it calls none so."""
-    named = {
+def _described(folder: str, files: list[str], wanted: Wanted) -> list[str]:
+    """Those of a folder's files that its dataset_info.json calls preferences, or the others; all of them where there
+    are no such ones."""
+    preferences = {
         entry.get("file_name")
         for entry in _entries(folder).values()
         if entry.get("ranking") or "kto_tag" in (entry.get("columns") or {})
     }
-    return [file for file in files if _base(file) in named] or files
+    return [file for file in files if (_base(file) in preferences) == (wanted == "preferences")] or files
 
 
 def _entries(folder: str) -> dict[str, dict[str, Any]]:

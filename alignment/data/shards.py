@@ -99,7 +99,7 @@ def shards_of(source: PreferenceSource, seed: int = 0) -> Shards:
         return Shards(
             {part_name(name, part, parts): Part(part, parts, whole=request) for part in range(parts)}, reading
         )
-    urls = expand_all(source.files or [])
+    urls = expand_all(source.files or [], "preferences")
     if not urls:
         raise BadInput("names no file", field="preferences.files")
     return Shards(

@@ -8,11 +8,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 
-from alignment.data.files import expand, reading_of
 from alignment.data.forms.gathered import gathered
 from alignment.data.forms.table import Refused, read_record, remedy, row_said
 from alignment.data.readers import Record, describe, read_records
@@ -190,40 +189,3 @@ def first_kind(url: str, withdrawn: frozenset[str] = frozenset(), reading: Readi
     with contextlib.suppress(BadInput):
         next(validation.accepted(itertools.islice(read_records(url), LOOK), url), None)
     return validation.kind
-
-
-# Checks preference files as a shard would read them, without writing anything.
-
-
-def check_files(paths: list[str], reading: Reading = DEFAULT_READING) -> dict[str, Any]:
-    """What would become of the files' records, taken together in the order given.
-
-    `records` were read. `rows` = `accepted` + `quarantined` (counts), `reasons` {reason: count}, `forms` {form: rows},
-    `kind` (paired, unpaired, or None when no row is valid), `digest` over the sorted row ids, `advice` {file: what to
-    do about its commonest reason}, and `quarantined_rows` [{file, row, reason}].
-    Raises `BadInput` naming a file that cannot be read as a whole.
-    """
-    validation = Validation(reading=reading)
-    accepted = 0
-    advice: dict[str, str] = {}
-    for path in paths:
-        for url in expand(path):
-            validation.reading = reading_of(url, reading)
-            accepted += sum(1 for _ in validation.accepted(read_records(url), url))
-            if (told := validation.advice(url)) is not None:
-                advice[url] = told
-    quarantined = validation.quarantined
-    return {
-        "records": validation.records,
-        "rows": accepted + len(quarantined),
-        "accepted": accepted,
-        "quarantined": len(quarantined),
-        "reasons": validation.reasons,
-        "forms": dict(sorted(validation.forms.items())),
-        "kind": validation.kind,
-        "digest": validation.digest,
-        "advice": advice,
-        "quarantined_rows": [
-            {"file": entry.source, "row": entry.source_row, "reason": entry.reason} for entry in quarantined
-        ],
-    }

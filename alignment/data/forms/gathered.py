@@ -136,7 +136,10 @@ def _gathering(record: Record) -> Gathering | None:
     value = record.value
     if not isinstance(value, dict):
         return None
-    return next((kind for kind in GATHERINGS if kind.fields <= value.keys()), None)
+    return next(
+        (kind for kind in GATHERINGS if not any(is_missing(value.get(name)) for name in kind.fields)),
+        None,
+    )
 
 
 def _together(run: list[Record], kind: Gathering | None) -> Record:

@@ -2,14 +2,14 @@
 
 A form is known by its columns. The first one in the table whose columns a record has reads it; what none reads has a
 reason, and `advice` says once a file which columns were seen, which form is nearest and how to map them. A new form is
-a function and an entry here, a row in docs/data.md and one in the test of published rows.
+a function and an entry here, a row in docs/forms.md and one in the test of published rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, get_args
 
 from alignment.data.forms import gathered, pairs, ranked, verdicts
@@ -152,7 +152,12 @@ def normalise(record: Any, source: str, source_row: int) -> PreferenceRow | str:
 
 def form_of(fields: Mapping[str, Any]) -> Form | None:
     """The form of a record, by its columns."""
-    names = fields.keys()
+    return _form_with(tuple(fields))
+
+
+@lru_cache(maxsize=1024)
+def _form_with(columns: tuple[str, ...]) -> Form | None:
+    names = frozenset(columns)
     return next((form for form in FORMS if not any(names.isdisjoint(either) for either in form.needs)), None)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from alignment.data.forms.gathered import gathered
-from alignment.data.forms.table import FORMS, Outcome, advice, read_record
+from alignment.data.forms.table import FORMS, Outcome, advice, columns_of, read_record
 from alignment.data.readers import Record, read_records
 from alignment.data.rows import PreferenceRow
 from alignment.data.validate import Validation
@@ -633,7 +634,8 @@ def test_every_form_of_the_table_is_tested_and_there_are_twenty_public_ones() ->
 def test_a_null_column_of_any_other_form_changes_nothing(
     form: str, called: str, records: list[Any], said: Any, scores: Any
 ) -> None:
-    nothing = {name: None for entry in FORMS for either in entry.needs for name in either}
+    columns = {name for entry in FORMS for either in (*entry.needs, *columns_of(entry.columns)) for name in either}
+    nothing = dict.fromkeys(columns)
     missing = dict.fromkeys(nothing, math.nan)
     for absent in (nothing, missing):
         (row,) = outcome_of(*({**absent, **record} for record in records)).rows
@@ -892,3 +894,22 @@ def test_a_file_is_advised_once_for_its_commonest_reason() -> None:
     assert validation.advice("g") == "preferences.columns: {system: system} reads its rows as conversations"
     (row,) = read_record(plain, "g", 1, Reading(columns={"system": "system"})).rows
     assert row.prompt == ({"role": "system", "content": "s"}, u("p"))
+
+
+# The page ---------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "forms.md").read_text(encoding="utf-8")
+
+
+def test_the_page_lists_the_forms_of_the_table_with_an_example_that_is_read() -> None:
+    table = PAGE.split("|---|---|---|---|\n")[1].split("\n\n")[0].splitlines()
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table]
+    written = [(form, columns.replace("`", "").replace("\\|", "|").replace(",", "")) for form, columns, *_ in cells]
+    assert written == [(form.name, form.columns) for form in FORMS]
+    examples = [json.loads(line) for line in PAGE.split("```json\n")[1].split("```")[0].splitlines()]
+    assert len(examples) == len(FORMS)
+    for form, example in zip(FORMS, examples, strict=True):
+        assert all(not either.isdisjoint(example) for either in columns_of(form.columns))
+        if not form.once_gathered:
+            outcome = outcome_of(example)
+            assert (outcome.form, len(outcome.rows), outcome.refused) == (form, 1, [])

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignment.data import shards as shards_module
+from alignment.data.files import pin_files
 from alignment.data.shards import shard_names, shards_of
 from alignment.errors import BadInput
 from alignment.recipe import DEFAULT_READING, PreferenceSource
@@ -148,6 +149,8 @@ def test_a_folder_with_dataset_info_gives_the_files_that_it_calls_preferences(tm
     }
     shards = llama_factory(tmp_path, info)
     assert list(shards) == ["pairs", "thumbs"]
+    assert [Path(file.url).name for file in pin_files([str(tmp_path)], "demonstrations")] == ["sft.json"]
+    assert len(pin_files([str(tmp_path)])) == 3
     assert STAGE.key(shards["pairs"]) == STAGE.key(plain["pairs"])  # names that are read anyway make no other shard
     assert list(llama_factory(tmp_path, {"text": {"file_name": "sft.json"}})) == ["pairs", "sft", "thumbs"]
     assert list(shards_of(PreferenceSource(files=[str(tmp_path / "*.json")]))) == ["pairs", "sft", "thumbs"]

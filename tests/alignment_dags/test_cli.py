@@ -196,7 +196,7 @@ def test_a_file_in_no_known_form_is_refused_in_one_line_with_a_mapping(
     file = tmp_path / "pairs.csv"
     file.write_text("question,response_good,response_bad\n" + "q,x,y\n" * 30)
     assert align("prefs", "check", str(file), monkeypatch=monkeypatch) == 2
-    out, err = capsys.readouterr()
+    _, err = capsys.readouterr()
     assert err.startswith(f"error: {file}: no valid row; its columns are question, response_good, response_bad; ")
     assert "{prompt: question, chosen: response_good, rejected: response_bad}" in err and err.count("\n") == 1
 

@@ -55,19 +55,20 @@ def refuse_kind(kind: Kind | None, where: str, method: Method) -> None:
 
 def refuse_files(recipe: Recipe) -> None:
     """The same for a recipe's present files, without a store. Remote and missing files pass."""
-    for pattern in filter(is_local, recipe.preferences.files or ()):
-        try:
-            urls = expand(pattern, "preferences")
-        except BadInput:
-            continue
-        for url in urls:
-            kind = first_kind(url, reading=reading_of(url, recipe.preferences.reading()))
-            refuse_kind(kind, url, method_of(recipe.dpo))
+    for part in recipe.preferences.parts:
+        for pattern in filter(is_local, part.files or ()):
+            try:
+                urls = expand(pattern, "preferences")
+            except BadInput:
+                continue
+            for url in urls:
+                kind = first_kind(url, reading=reading_of(url, part.reading()))
+                refuse_kind(kind, url, method_of(recipe.dpo))
 
 
 def shows_its_kind(source: PreferenceSource) -> bool:
     """Whether the kind of a source's rows can be seen before its shards are made, without a network."""
-    return source.hub is None and all(map(is_local, source.files or ()))
+    return all(part.hub is None for part in source.parts) and all(map(is_local, source.file_patterns))
 
 
 def is_local(url: str) -> bool:

@@ -1,6 +1,14 @@
 """Recipes: what a person writes, typed."""
 
-from alignment.recipe.data import DEFAULT_READING, DataSource, ModelSource, PreferenceSource, Reading
+from alignment.recipe.data import (
+    DEFAULT_READING,
+    DataSource,
+    ModelSource,
+    NamedSource,
+    PreferencePart,
+    PreferenceSource,
+    Reading,
+)
 from alignment.recipe.evaluation import (
     AlpacaEval,
     ArenaHard,
@@ -42,8 +50,10 @@ __all__ = [
     "Lora",
     "ModelSource",
     "MtBench",
+    "NamedSource",
     "Optimisation",
     "Pools",
+    "PreferencePart",
     "PreferenceSource",
     "Reading",
     "Recipe",

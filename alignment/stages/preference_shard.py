@@ -10,10 +10,10 @@ from pydantic import Field, model_validator
 
 from alignment.data.embedded import embedded
 from alignment.data.hub import hub_name, hub_records
+from alignment.data.mixing import place_in_draw
 from alignment.data.readers import Record, read_records
 from alignment.data.rows import ROWS_FILE, write_rows
 from alignment.data.validate import DUPLICATE, QUARANTINE_FILE, Validation, most_common, write_quarantine
-from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.recipe import DataSource, Reading
 from alignment.stages import Context, Request, Result, SourceFile, Stage
@@ -112,7 +112,7 @@ def drawn_rows(request: ShardRequest) -> set[str] | None:
         return None
     validation = Validation(frozenset(request.withdrawn), request.reading)
     ids = (row.row_id for row in validation.accepted(records_of(request), request.source))
-    return set(nsmallest(most, ids, key=lambda row_id: json_digest([request.seed, row_id])))
+    return set(nsmallest(most, ids, key=lambda row_id: place_in_draw(request.seed, row_id)))
 
 
 STAGE = Stage(name="preference_shard", code_version=4, request=ShardRequest, run=run)

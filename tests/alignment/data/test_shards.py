@@ -10,10 +10,11 @@ from urllib.parse import quote
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from alignment.data import shards as shards_module
 from alignment.data.files import pin_files
-from alignment.data.shards import shard_names, shards_of
+from alignment.data.shards import names_on_the_hub, shard_names, shards_of
 from alignment.errors import BadInput
 from alignment.recipe import DEFAULT_READING, PreferenceSource
 from alignment.stages import SourceFile
@@ -186,3 +187,45 @@ def test_how_records_are_read_is_in_the_key_only_where_it_is_not_the_default(tmp
     assert len({STAGE.key(one) for one in (bare, *others)}) == 5
     assert [one.seed for one in others] == [0, 0, 3, 0]
     assert ShardRequest.model_validate_json(others[0].model_dump_json()) == others[0]
+
+
+# Several sources --------------------------------------------------------------------------------
+
+
+def test_several_sources_lead_their_shards_by_name_and_read_in_their_own_way(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        save(tmp_path / folder / "pairs.jsonl")
+    written = [
+        {"name": "web", "files": [str(tmp_path / "a")], "license": "MIT", "columns": {"prompt": "question"}},
+        {"name": "own", "files": [str(tmp_path / "b" / "*.jsonl")], "split_into": 2, "max_rows": 5},
+        {"name": "made", "embedded": "micro"},
+    ]
+    source = PreferenceSource.model_validate(written)
+    assert source == PreferenceSource.model_validate({"sources": written})
+    shards = shards_of(source, seed=3)
+    cut = [f"own-pairs-0000{number}-of-00002" for number in (1, 2)]
+    assert list(shards) == ["web-pairs", *cut, "made-day-1", "made-day-2", "made-day-3"]
+    assert (shards["web-pairs"].reading.columns, shards["web-pairs"].seed) == ({"prompt": "question"}, 0)
+    assert (shards[cut[1]].reading.max_rows, shards[cut[1]].seed, shards[cut[1]].part) == (5, 3, 1)
+    assert shards["made-day-1"].embedded == "micro"
+    assert source.file_patterns == [str(tmp_path / "a"), str(tmp_path / "b" / "*.jsonl")]
+    hub = PreferenceSource.model_validate([written[0], {"name": "far", "hub": "x/y", "split": "train_prefs"}])
+    assert names_on_the_hub(hub) == ["web-pairs", "far-train_prefs"]
+
+
+@pytest.mark.parametrize(
+    ("written", "problem"),
+    [
+        ({"sources": [{"name": "a", "files": ["x"]}], "split_into": 2}, "split_into: give it in each of the sources"),
+        ({"sources": [{"name": "a", "files": ["x"]}], "files": ["y"]}, "files: give it in each of the sources"),
+        ([{"name": "a", "files": ["x"]}, {"name": "a", "files": ["y"]}], "two sources are called a"),
+        ([{"files": ["x"]}], "Field required"),
+        ([{"name": "A-b", "files": ["x"]}], "should match pattern"),
+        ([{"name": "a"}], "give exactly one of files, hub, embedded"),
+        ([], "give exactly one of files, hub, embedded"),
+        ({"columns": {"promt": "x"}, "files": ["x"]}, "should be 'prompt'"),
+    ],
+)
+def test_sources_that_cannot_be_are_refused(written: object, problem: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(problem)):
+        PreferenceSource.model_validate(written)

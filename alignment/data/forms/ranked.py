@@ -83,7 +83,7 @@ def responses(fields: Fields, reading: Reading) -> Iterator[Sample]:
     name, make = ("scores", scored) if "scores" in fields else ("ranks", ranked)
     texts, values = listed(fields["responses"], "responses"), listed(fields[name], name)
     if len(texts) != len(values):
-        raise Unusable(f"{len(texts)} responses and {len(values)} {name}")
+        raise Unusable(f"responses and {name} differ in number")
     plain = isinstance(prompt, str) and all(isinstance(text, str) for text in texts) and "system" not in reading.columns
     if not plain and isinstance(prompt, str):
         prompt = (user(prompt),)
@@ -127,7 +127,7 @@ def distilabel(fields: Fields, reading: Reading) -> Iterator[Sample]:
     rated = "ratings" if "ratings" in fields else "rating"
     texts, ratings = listed(fields["generations"], "generations"), listed(fields[rated], rated)
     if len(texts) != len(ratings):
-        raise Unusable(f"{len(texts)} generations and {len(ratings)} {rated}")
+        raise Unusable(f"generations and {rated} differ in number")
     numbers = zip(texts, map(number, ratings), strict=True)
     answers = [scored(said(text, "generations"), value) for text, value in numbers if value is not None and text]
     yield from compared(prompt, answers, reading)

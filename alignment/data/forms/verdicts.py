@@ -94,7 +94,7 @@ def _turns(value: Any, field: str) -> list[str]:
 
 def _interleaved(asked: list[str], answered: list[str]) -> tuple[Message, ...]:
     if len(asked) != len(answered) or not asked:
-        raise Unusable(f"{len(asked)} prompts and {len(answered)} answers")
+        raise Unusable("prompts and answers differ in number")
     return tuple(turn for pair in zip(map(user, asked), map(assistant, answered), strict=True) for turn in pair)
 
 

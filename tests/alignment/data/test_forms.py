@@ -678,7 +678,7 @@ def test_a_random_pair_depends_on_the_answers_and_not_on_their_place() -> None:
     [
         ({**RANKED, "scores": [1, 1, 1, 1]}, "tie"),
         ({**RANKED, "scores": [1, None, None, math.nan]}, "fewer than two answers that are scored or ranked"),
-        ({**RANKED, "scores": [1, 2]}, "4 responses and 2 scores"),
+        ({**RANKED, "scores": [1, 2]}, "responses and scores differ in number"),
         ({"prompt": "q", "response_a": "x", "response_b": "y", "winner": "tie (bothbad)"}, "tie"),
         ({"prompt": "q", "response_a": "x", "response_b": "y", "winner": 1}, "winner is neither a, b nor tie"),
         ({"prompt": "q", "response_0": "x", "response_1": "y", "better_response_id": -1}, "tie"),

@@ -54,7 +54,7 @@ def quiet() -> None:
 
 # The output of each verb.
 
-SHOWN_ROWS = 20
+SHOWN_ROWS, SHOWN_NUMBERS = 20, 10
 
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -82,10 +82,15 @@ def show_check(result: dict[str, Any]) -> None:
         print(f"  {count:>6}  {reason}")
     for file, told in result["advice"].items():
         print(f"  {file}: {told}")
-    for row in result["quarantined_rows"][:SHOWN_ROWS]:
-        print(f"  {row['file']}, row {row['row']}: {row['reason']}")
-    if (more := len(result["quarantined_rows"]) - SHOWN_ROWS) > 0:
-        print(f"  … and {more} more; --json names them all")
+    rows: dict[tuple[str, str], list[int]] = {}
+    for row in result["quarantined_rows"]:
+        reason = "duplicate" if row["reason"].startswith("duplicate of ") else row["reason"]
+        rows.setdefault((row["file"], reason), []).append(row["row"])
+    for (file, reason), numbers in list(rows.items())[:SHOWN_ROWS]:
+        more = f" and {len(numbers) - SHOWN_NUMBERS} more" if len(numbers) > SHOWN_NUMBERS else ""
+        print(f"  {file}: {reason} in row {', '.join(map(str, numbers[:SHOWN_NUMBERS]))}{more}")
+    if len(rows) > SHOWN_ROWS or any(len(numbers) > SHOWN_NUMBERS for numbers in rows.values()):
+        print("  --json names every row")
     print(f"digest {result['digest']}")
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alignment.data.files import expand, reading_of
+from alignment.data.dataset_info import reading_of
+from alignment.data.files import expand
 from alignment.data.validate import Kind, first_kind
 from alignment.errors import BadInput
 from alignment.methods import Method, method_of, wrong_kind

@@ -11,7 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from alignment.data.files import expand, reading_of
+from alignment.data.dataset_info import reading_of
+from alignment.data.files import expand
 from alignment.data.readers import Record, read_records
 from alignment.data.rows import Content, PreferenceRow
 from alignment.data.shards import shards_of

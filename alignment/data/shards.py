@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import quote
 
-from alignment.data.files import expand_all, modified, pin_file, reading_of, size
+from alignment.data.dataset_info import reading_of
+from alignment.data.files import expand_all, modified, pin_file, size
 from alignment.data.hub import DEFAULT_SPLIT, pin_hub
 from alignment.data.mixing import Mix
 from alignment.data.readers import data_suffix

@@ -12,8 +12,9 @@ from typing import Literal
 
 import pyarrow as pa
 
+from alignment.data.forms.advice import remedy
 from alignment.data.forms.gathered import gathered
-from alignment.data.forms.table import Refused, read_record, remedy, row_said
+from alignment.data.forms.table import Refused, read_record, row_said
 from alignment.data.readers import Record, describe, read_records
 from alignment.data.rows import PreferenceRow, write_records
 from alignment.digest import lines_digest

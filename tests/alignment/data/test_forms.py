@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from alignment.data.forms.advice import advice
 from alignment.data.forms.gathered import gathered
-from alignment.data.forms.table import FORMS, Outcome, advice, columns_of, read_record
+from alignment.data.forms.table import FORMS, Outcome, columns_of, read_record
 from alignment.data.readers import Record, read_records
 from alignment.data.rows import PreferenceRow
 from alignment.data.validate import Validation
@@ -877,6 +878,7 @@ def test_advice_names_the_columns_the_nearest_form_and_the_mapping() -> None:
         " rejected: response_bad}"
     )
     assert "{prompt: query, responses: candidates, scores: rewards}" in advice(["query", "candidates", "rewards"])
+    assert "chosen: preferred, rejected: dispreferred}" in advice(["dispreferred", "query", "preferred"])
     assert "which lacks overall_preference" in advice(["context", "response1", "response2"])
     assert advice([]).startswith("it has no columns;")
     assert len(advice([f"column {number} {'x' * 500}" for number in range(1000)])) < 2500

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
+from alignment.data.shards import mixes_of
 from alignment.data.withdrawal import holds
 from alignment.errors import BadInput
 from alignment.methods import method_of
@@ -54,6 +55,7 @@ def preference_manifest(recipe: Recipe) -> Node:
             references=references,
             left_out=left_out,
             held_out_fraction=recipe.held_out_fraction,
+            mix=mixes_of(recipe.preferences, shards, recipe.seed),
         )
 
     return Node(

@@ -18,7 +18,7 @@ def sft_dataset(recipe: Recipe) -> Node:
 
     def request(upstream: Upstream, shard: str | None) -> SftDatasetRequest:
         return SftDatasetRequest(
-            files=pin_files(source.files) if source.files else [],
+            files=pin_files(source.files, "demonstrations") if source.files else [],
             hub=pin_hub(source) if source.hub else None,
             embedded=source.embedded,
             seed=recipe.seed,

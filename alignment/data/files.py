@@ -20,6 +20,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from alignment.address import no_such_file, remember, whole
+from alignment.data.dataset_info import INFO, Wanted, described
 from alignment.data.readers import DATA_SUFFIXES, data_suffix
 from alignment.digest import file_sha256, json_digest, stream_sha256
 from alignment.errors import BadInput
@@ -31,6 +32,8 @@ SETTLED_SECONDS = 2.0
 CONTENT_TAGS = ("ETag", "etag", "md5Hash", "content_md5")
 TIME_TAGS = ("mtime", "LastModified", "last_modified", "updated", "created")
 MAGIC = "*?["
+ABOUT_DATA = frozenset({INFO, "dataset_infos.json", "dataset_dict.json", "state.json"})
+"""Files that say something of the data beside them and hold none: LLaMA-Factory's, and what `datasets` writes."""
 UNFINISHED = (".tmp", ".part")
 """How files end while they are written; what begins with a dot or an underscore is no data either."""
 
@@ -42,22 +45,22 @@ def pin_file(url: str) -> SourceFile:
         return _pin_local(path) if isinstance(fs, LocalFileSystem) else _pin_remote(fs, path, url)
 
 
-def pin_files(patterns: list[str]) -> list[SourceFile]:
+def pin_files(patterns: list[str], wanted: Wanted = "all") -> list[SourceFile]:
     """The files behind paths, globs and folders, in the order given (sorted within a glob or folder), each once.
 
     A folder stands for the data files right in it. Raises `BadInput` naming a pattern that matches nothing.
     """
-    return [pin_file(url) for url in expand_all(patterns)]
+    return [pin_file(url) for url in expand_all(patterns, wanted)]
 
 
-def expand_all(patterns: Iterable[str]) -> list[str]:
+def expand_all(patterns: Iterable[str], wanted: Wanted = "all") -> list[str]:
     """The bare file URLs behind paths, globs and folders, each once.
 
     Raises `BadInput` for two files that differ in what opens them alone: neither names nor records tell them apart.
     """
     found: dict[str, str] = {}
     for pattern in patterns:
-        for url in expand(pattern):
+        for url in expand(pattern, wanted):
             if found.setdefault(url, whole(url)) != whole(url):
                 problem = (
                     "is given twice, with two queries or users, which name no file; give each file a path of its own"
@@ -95,7 +98,7 @@ def size(url: str) -> int | None:
         return None if told is None else int(told)
 
 
-def expand(pattern: str) -> list[str]:
+def expand(pattern: str, wanted: Wanted = "all") -> list[str]:
     """The bare file URLs behind one path, glob or folder; in globs and folders, only files that are not being
     written."""
     if not pattern.strip():
@@ -107,6 +110,8 @@ def expand(pattern: str) -> list[str]:
             found = [path]
         elif fs.isdir(path):
             found = [name for name in sorted(fs.ls(path, detail=False)) if _is_data(name) and fs.isfile(name)]
+            if wanted != "all" and isinstance(fs, LocalFileSystem):
+                found = described(path, found, wanted)
             if not found:
                 raise BadInput(f"no data files in this folder ({', '.join(DATA_SUFFIXES)})", file=pattern)
         elif fs.isfile(path):
@@ -115,7 +120,7 @@ def expand(pattern: str) -> list[str]:
             folder, rest = _fixed(fs, path)
             if not _has_magic(rest):
                 raise BadInput(no_such_file(pattern), file=pattern)
-            files = (name for name in matching(fs, folder, rest) if fs.isfile(name))
+            files = (name for name in matching(fs, folder, rest) if _base(name) not in ABOUT_DATA and fs.isfile(name))
             found = sorted(name for name in files if _is_finished(name[len(folder) + 1 :]))
             if not found:
                 raise BadInput("matches no file", file=pattern)
@@ -155,9 +160,13 @@ def _resolve(url: str) -> tuple[Any, str]:
     return fs, str(path)
 
 
+def _base(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
+
+
 def _is_data(path: str) -> bool:
-    name = path.rsplit("/", 1)[-1]
-    return _is_finished(name) and data_suffix(name) is not None
+    name = _base(path)
+    return _is_finished(name) and data_suffix(name) is not None and name not in ABOUT_DATA
 
 
 def _is_finished(path: str) -> bool:

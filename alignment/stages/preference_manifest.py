@@ -5,12 +5,14 @@ Every row of every shard stands in split.parquet exactly once: train, held_out, 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from alignment.data.assign import ShardFiles, Tally, assign
 from alignment.data.manifest import MANIFEST_FILE, Manifest, ManifestShard, SplitWriter
+from alignment.data.mixing import Mix, mixed
 from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.stages import Context, Request, Result, Stage
@@ -19,12 +21,16 @@ from alignment.store import Artifact, CorruptArtifact, Summary
 
 
 class ManifestRequest(Request):
-    """`references` has one entry per shard, or none at all for a reference-free method."""
+    """`references` has one entry per shard, or none at all for a reference-free method; `mix` says how many rows of
+    which shards are kept."""
+
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"mix"})
 
     shards: dict[str, Artifact]
     references: dict[str, Artifact] = Field(default_factory=dict)
     left_out: dict[str, str] = Field(default_factory=dict)
     held_out_fraction: float = Field(ge=0, lt=1)
+    mix: tuple[Mix, ...] = ()
 
 
 class ManifestSummary(Summary):
@@ -52,7 +58,9 @@ def run(request: ManifestRequest, context: Context) -> Result:
     kind, shards = pin_shards(request, context)
     tally = Tally()
     with SplitWriter(context.out) as split:
-        for places in assign(_files(shards, context), request.held_out_fraction, context.work):
+        files = _files(shards, context)
+        assigned = partial(assign, files, request.held_out_fraction, context.work)
+        for places in mixed(lambda last: assigned(), [shard.shard.digest for shard in shards], request.mix):
             split.write(places)
             tally.add(places)
     counts = tally.counts
@@ -71,11 +79,12 @@ def run(request: ManifestRequest, context: Context) -> Result:
         dropped=tally.dropped,
     )
     (context.out / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
-    return Result(digest=manifest_digest(manifest), summary=_summary(manifest))
+    return Result(digest=manifest_digest(manifest, request), summary=_summary(manifest))
 
 
-def manifest_digest(manifest: Manifest) -> str:
-    """What training depends on: rows, references and the split; not what the shards are called or where they lie."""
+def manifest_digest(manifest: Manifest, request: ManifestRequest) -> str:
+    """What training depends on: rows, references, the split and what leaves rows out of it; not what the shards are
+    called or where they lie."""
     entries = sorted(
         (
             shard.row_digest,
@@ -85,7 +94,10 @@ def manifest_digest(manifest: Manifest) -> str:
         )
         for shard in manifest.shards
     )
-    return json_digest({"kind": manifest.kind, "shards": entries, "held_out_fraction": manifest.held_out_fraction})
+    identity = request.identity()
+    filters = {name: identity[name] for name in request.absent_by_default if name in identity}
+    split = {"kind": manifest.kind, "shards": entries, "held_out_fraction": manifest.held_out_fraction}
+    return json_digest(split | ({"filters": filters} if filters else {}))
 
 
 def _summary(manifest: Manifest) -> ManifestSummary:
@@ -122,7 +134,7 @@ def pin_shards(request: ManifestRequest, context: Context) -> tuple[Literal["pai
             ManifestShard(
                 name=name,
                 rows=summary.rows,
-                row_digest=shard.digest,
+                row_digest=summary.digest or shard.digest,  # without the scores: training does not see them
                 shard=shard,
                 reference=reference,
                 fingerprint=None if scored is None else scored.fingerprint,

@@ -82,6 +82,8 @@ def references(value: Schema, path: str) -> Iterator[tuple[str, str]]:
         yield value["$ref"].rsplit("/", 1)[-1], path
     for choice in value.get("anyOf", ()):
         yield from references(choice, path)
+    if isinstance(item := value.get("items"), dict):
+        yield from references(item, path)
     if isinstance(inner := value.get("additionalProperties"), dict):
         yield from references(inner, f"{path}.NAME")
 

@@ -170,8 +170,10 @@ def _sources(store: Store, recipes: list[Recipe]) -> list[str]:
             shown(source)
             for recipe in recipes
             if read_withdrawn(store, recipe.name) != Withdrawn()
-            for data in (recipe.preferences, recipe.sft.dataset)
-            for source in (data.files or [] if data else [])
+            for source in [
+                *recipe.preferences.file_patterns,
+                *((recipe.sft.dataset and recipe.sft.dataset.files) or []),
+            ]
         }
     )
 

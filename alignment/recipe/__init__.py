@@ -21,7 +21,7 @@ from alignment.recipe.evaluation import (
 from alignment.recipe.load import load_recipe, parse_recipe
 from alignment.recipe.recipe import Pools, Recipe, Registry
 from alignment.recipe.schedule import Alerts, Schedule
-from alignment.recipe.training import Dpo, Lora, Optimisation, Reference, Sft, SftTraining, TokenPolicy
+from alignment.recipe.training import Dpo, Lora, Optimisation, Optimise, Reference, Sft, SftTraining, TokenPolicy
 
 __all__ = [
     "Alerts",
@@ -42,6 +42,7 @@ __all__ = [
     "ModelSource",
     "MtBench",
     "Optimisation",
+    "Optimise",
     "Pools",
     "PreferenceSource",
     "Recipe",

@@ -170,7 +170,7 @@ def _sources(store: Store, recipes: list[Recipe]) -> list[str]:
             shown(source)
             for recipe in recipes
             if read_withdrawn(store, recipe.name) != Withdrawn()
-            for data in (recipe.preferences, recipe.sft.dataset)
+            for data in (recipe.preferences, recipe.sft and recipe.sft.dataset)
             for source in (data.files or [] if data else [])
         }
     )

@@ -98,14 +98,16 @@ METHOD = Spelling(
 )
 
 
-def wrong_kind(method: Method, kind: str, spelling: Spelling = METHOD, called: str | None = None) -> str | None:
+def wrong_kind(method: Method, kind: str, spelling: Spelling | None = None, called: str | None = None) -> str | None:
     """Why a method cannot train on rows of a kind, and which methods can; None where it can.
 
-    `spelling` is the recipe's, and `called` what it calls the method (such as `method: dpo`).
+    `spelling` is the recipe's, and `called` what it calls the method (such as `method: dpo`); by default the methods
+    have their names here.
     """
     if kind == method.data:
         return None
-    others = [name for name, other in spelling.names.items() if METHODS[other].data == kind]
+    names = spelling.names if spelling else {name: name for name in METHODS}
+    others = [name for name, other in names.items() if METHODS[other].data == kind]
     able = f"{', '.join(others)} would take them" if others else f"no method takes {kind} rows yet"
     wanted = f"{method.data} ones ({KINDS[method.data]})"
     return f"holds {kind} rows ({KINDS[kind]}), and {called or method.name} takes {wanted}; {able}"

@@ -84,7 +84,7 @@ class Recipe(Section):
     reference: Reference = Reference()
     """How the reference log-probs are computed."""
     optimise: Optimise = Optimise()
-    """How the policy is trained on the preferences: the method with its settings, and the optimiser."""
+    """How the policy is trained: the method, its settings and the optimiser's. `dpo` is an older spelling of it."""
     dpo: Dpo = Dpo()
     """The older spelling of `optimise`, which `align recipes upgrade` rewrites; a recipe has one of the two."""
     evals: Evals = Evals()
@@ -94,7 +94,7 @@ class Recipe(Section):
     gate: Gate | Literal["none", "default"] = "none"
     """What a policy must show to be registered. `none` registers nothing, and the run ends without an error.
     `default` asks `no_regression` of every suite's main metric, with a margin of a twentieth of the metric's scale, and
-    that at least one main metric is better than the SFT baseline's. Suites that need a judge count only if the recipe
+    that at least one main metric is better than the baseline's. Suites that need a judge count only if the recipe
     has a judge."""
     registry: Registry = Registry()
     """How a policy that passes is registered in MLflow."""

@@ -160,7 +160,8 @@ class Dpo(Optimisation):
 
     learning_rate: float = Field(default=5e-7, gt=0)
     """Highest learning rate of AdamW, reached after the warm-up; commonly 5e-8 to 1e-6 for a whole model, ten times
-    that with LoRA. Too high a rate spoils the model before it learns the preferences."""
+    that with LoRA. Too high a rate spoils the model before it learns the preferences. The default of `orpo`, which trains
+    from the base model, is 8e-6."""
     loss: Annotated[str, AfterValidator(LOSS.known), WithJsonSchema(LOSS.schema)] = "sigmoid"
     """The method; docs/methods.md compares them. `sigmoid`: DPO (Rafailov et al. 2023). `hinge`: SLiC-HF (Zhao et al.
     2023). `ipo`: IPO (Azar et al. 2023). `cdpo` (Mitchell 2023) and `robust` (rDPO, Chowdhury et al. 2024): for data
@@ -177,7 +178,7 @@ class Dpo(Optimisation):
     methods refuse it."""
     sft_weight: float = Field(default=0.0, ge=0)
     """Weight of the chosen completion's negative log-likelihood, in nats per token, that is added to the loss (RPO);
-    keeps what SFT taught. 0 adds none. It is part of `cpo`, whose default is 1; `simpo` refuses it."""
+    keeps what SFT taught. 0 adds none. It is part of `cpo`, whose default is 1; `simpo` and `orpo` refuse it."""
     gamma_ratio: float = Field(default=0.5, ge=0)
     """`simpo` only: γ/β, by how many nats per token a chosen completion shall be likelier than the rejected one. Usual
     values are 0.1 to 0.8."""

@@ -160,8 +160,8 @@ class Dpo(Optimisation):
 
     learning_rate: float = Field(default=5e-7, gt=0)
     """Highest learning rate of AdamW, reached after the warm-up; commonly 5e-8 to 1e-6 for a whole model, ten times
-    that with LoRA. Too high a rate spoils the model before it learns the preferences. The default of `orpo`, which trains
-    from the base model, is 8e-6."""
+    that with LoRA. Too high a rate spoils the model before it learns the preferences. The default of `orpo`, which
+    trains from the base model, is 8e-6."""
     loss: Annotated[str, AfterValidator(LOSS.known), WithJsonSchema(LOSS.schema)] = "sigmoid"
     """The method; docs/methods.md compares them. `sigmoid`: DPO (Rafailov et al. 2023). `hinge`: SLiC-HF (Zhao et al.
     2023). `ipo`: IPO (Azar et al. 2023). `cdpo` (Mitchell 2023) and `robust` (rDPO, Chowdhury et al. 2024): for data

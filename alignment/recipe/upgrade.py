@@ -103,7 +103,7 @@ def _edits(text: str, data: dict[str, Any]) -> Iterator[Edit]:
     if old != NORMALISED:
         return
     setting = "length_normalised: true"
-    if section.flow_style:
+    if isinstance(section, yaml.MappingNode) and section.flow_style:
         yield Edit(name.end_mark.index, name.end_mark.index, f", {setting}")
         return
     end = text.find("\n", name.end_mark.index)
@@ -112,7 +112,7 @@ def _edits(text: str, data: dict[str, Any]) -> Iterator[Edit]:
     yield Edit(len(text), len(text), newline + line) if end < 0 else Edit(end + 1, end + 1, line + newline)
 
 
-def _entry(mapping: yaml.Node, key: str, comes: str) -> tuple[yaml.Node, yaml.Node]:
+def _entry(mapping: yaml.Node | None, key: str, comes: str) -> tuple[yaml.Node, yaml.Node]:
     """A key of a mapping and its value, where they stand."""
     for name, value in mapping.value if isinstance(mapping, yaml.MappingNode) else ():
         if name.value == key:

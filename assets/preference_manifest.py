@@ -8,7 +8,6 @@ from pathlib import Path
 from alignment.data.shards import mixes_of
 from alignment.data.withdrawal import holds
 from alignment.errors import BadInput
-from alignment.methods import method_of
 from alignment.recipe import Recipe
 from alignment.stages.preference_manifest import STAGE, ManifestRequest, ManifestSummary
 from alignment.store import Artifact, Commit
@@ -21,7 +20,7 @@ from assets.reference_logprobs import reference_logprobs
 
 def preference_manifest(recipe: Recipe) -> Node:
     """The node of the pinned training set."""
-    scored = reference_logprobs(recipe) if method_of(recipe.dpo).needs_reference else None
+    scored = reference_logprobs(recipe) if recipe.method.needs_reference else None
 
     def request(upstream: Upstream, shard: str | None) -> ManifestRequest:
         shards: dict[str, Artifact] = {}

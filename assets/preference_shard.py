@@ -8,7 +8,7 @@ from alignment.data.dataset_info import reading_of
 from alignment.data.files import expand
 from alignment.data.validate import Kind, first_kind
 from alignment.errors import BadInput
-from alignment.methods import Method, method_of, wrong_kind
+from alignment.methods import wrong_kind
 from alignment.recipe import PreferenceSource, Recipe
 from alignment.stages.preference_shard import STAGE, ShardRequest
 from alignment.stages.stage import ShardSummary
@@ -30,9 +30,9 @@ def preference_shard(recipe: Recipe) -> Node:
     def object_to(request: ShardRequest, commit: Commit | None) -> None:
         where = request.source if request.file is None else request.file.url
         if commit is not None:
-            refuse_kind(ShardSummary.of(commit).kind, where, method_of(recipe.dpo))
+            refuse_kind(ShardSummary.of(commit).kind, where, recipe)
         elif request.file is not None and is_local(where) and request.part == 0:  # the first part represents its file
-            refuse_kind(first_kind(where, frozenset(request.withdrawn), request.reading), where, method_of(recipe.dpo))
+            refuse_kind(first_kind(where, frozenset(request.withdrawn), request.reading), where, recipe)
 
     return Node(
         name="preference_shard",
@@ -48,9 +48,10 @@ def preference_shard(recipe: Recipe) -> Node:
     )
 
 
-def refuse_kind(kind: Kind | None, where: str, method: Method) -> None:
+def refuse_kind(kind: Kind | None, where: str, recipe: Recipe) -> None:
     """Raises `BadInput` naming a source whose rows the method cannot train on; an unknown kind passes."""
-    if kind is not None and (why := wrong_kind(method, kind)) is not None:
+    spelled = recipe.training
+    if kind is not None and (why := wrong_kind(recipe.method, kind, spelled.spelling, spelled.called)) is not None:
         raise BadInput(why, file=where)
 
 
@@ -63,8 +64,7 @@ def refuse_files(recipe: Recipe) -> None:
             except BadInput:
                 continue
             for url in urls:
-                kind = first_kind(url, reading=reading_of(url, part.reading()))
-                refuse_kind(kind, url, method_of(recipe.dpo))
+                refuse_kind(first_kind(url, reading=reading_of(url, part.reading())), url, recipe)
 
 
 def shows_its_kind(source: PreferenceSource) -> bool:

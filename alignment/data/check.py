@@ -226,7 +226,10 @@ def _tokens_of(recipe: Recipe | None, model: str | None, max_length: int | None)
     from alignment.models.ends import end_ids
     from alignment.models.pin import chat_template_text, fetch_tokenizer
 
-    source = ModelSource(path=model) if recipe is None or model is not None else recipe.sft.adopt or recipe.base_model
+    if recipe is None or model is not None:
+        source = ModelSource(path=model)
+    else:
+        source = (recipe.sft and recipe.sft.adopt) or recipe.base_model
     disable_progress_bar()  # an embedded model's, which is written whole
     with tempfile.TemporaryDirectory(prefix="tokenizer-") as scratch:
         folder = fetch_tokenizer(source, Path(scratch))

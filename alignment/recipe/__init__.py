@@ -29,7 +29,7 @@ from alignment.recipe.evaluation import (
 from alignment.recipe.load import load_recipe, parse_recipe
 from alignment.recipe.recipe import Pools, Recipe, Registry
 from alignment.recipe.schedule import Alerts, Schedule
-from alignment.recipe.training import Dpo, Lora, Optimisation, Reference, Sft, SftTraining, TokenPolicy
+from alignment.recipe.training import Dpo, Lora, Optimisation, Optimise, Reference, Sft, SftTraining, TokenPolicy
 
 __all__ = [
     "DEFAULT_READING",
@@ -52,6 +52,7 @@ __all__ = [
     "MtBench",
     "NamedSource",
     "Optimisation",
+    "Optimise",
     "Pools",
     "PreferencePart",
     "PreferenceSource",

@@ -172,7 +172,7 @@ def _sources(store: Store, recipes: list[Recipe]) -> list[str]:
             if read_withdrawn(store, recipe.name) != Withdrawn()
             for source in [
                 *recipe.preferences.file_patterns,
-                *((recipe.sft.dataset and recipe.sft.dataset.files) or []),
+                *((recipe.sft and recipe.sft.dataset and recipe.sft.dataset.files) or []),
             ]
         }
     )

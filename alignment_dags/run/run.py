@@ -150,7 +150,7 @@ def run_backfill(path: Path, chosen: Chosen, stage: str | None, say: Callable[[s
     planned = plan(workspace, only=result.shards, refused=refused)
     there = {node.name for node in workspace.nodes}
     if stage is not None and stage not in there:
-        raise BadInput(f"loss: {recipe.dpo.loss} has no {stage}", file=str(path), field="--stage")
+        raise BadInput(f"{recipe.training.called} has no {stage}", file=str(path), field="--stage")
     stages = tuple(name for name in STAGES if name in there) if stage is None else (stage,)
     if STAGES[1] in stages and any(one.node.name == "sft_checkpoint" and one.commit is None for one in planned):
         raise BadInput("has no SFT checkpoint to score with; `align run` makes it", file=str(path))

@@ -19,6 +19,7 @@ def reference_logprobs(recipe: Recipe) -> Node:
             tokens=recipe.tokens,
             precision=recipe.reference.precision,
             batch_tokens=recipe.reference.batch_tokens,
+            tf32=recipe.dpo.tf32,
         )
 
     return Node(

@@ -55,14 +55,16 @@ ANY_NUMERICS = "any"
 """Numerics class of a pass whose bits depend neither on its shape nor on the attention kernel that ran."""
 
 
-def numerics_class(precision: str, tokens: int) -> str:
-    """Of log-probs from passes of `tokens` tokens on this process's device.
+def numerics_class(precision: str, tokens: int, tf32: bool = False) -> str:
+    """Of log-probs from passes of `tokens` tokens on this process's device, with TF32 products or without.
 
     `any` where a sequence's bits do not depend on its company or the size of its pass: on a CPU, and as far as values
-    are told apart in float32 and float64.
+    are told apart in float32 and float64 without TF32.
     """
-    if precision in WIDE or default_device().type == "cpu":
+    if default_device().type == "cpu":
         return ANY_NUMERICS
+    if precision in WIDE:
+        return f"tf32, passes of {tokens}" if tf32 else ANY_NUMERICS
     return f"flash, passes of {tokens}"
 
 
@@ -81,13 +83,14 @@ def fingerprint(
 ) -> str:
     """64 hex digits. Batch size, device, folder and training settings are not in it: they change no value.
 
-    `numerics` is the class of a 16-bit pass on an accelerator: its attention family and shape. It is `any` on a CPU and
-    for float32 and float64, whose names are those of earlier versions, so that their values go on being read.
+    `numerics` is the class of a pass on an accelerator in 16 bits, its attention family and shape, or with TF32. It is
+    `any` on a CPU and for plain float32 and float64, whose names are those of earlier versions, so that their values go
+    on being read.
     `rope_by_length` says that positions turn by the length of what is in a pass (`checkpoint.rope_by_length`): what
     earlier versions kept of such a model depends on company, and has another name.
     """
     half = precision not in WIDE
-    if numerics != ANY_NUMERICS and not half:
+    if numerics != ANY_NUMERICS and not half and not numerics.startswith("tf32"):
         raise ValueError(f"{precision} has no numerics class, and {numerics} was given")
     if scorer_version is None:
         scorer_version = SCORER_VERSION_16_BITS if half else SCORER_VERSION
@@ -101,7 +104,7 @@ def fingerprint(
             "adapter_merged": adapter_merged,
             "quantisation": quantisation,
             "scorer": scorer_version,
-            **({"numerics": numerics} if half else {}),
+            **({"numerics": numerics} if half or numerics != ANY_NUMERICS else {}),
             **({"rope": "by length"} if rope_by_length else {}),
         }
     )

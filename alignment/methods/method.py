@@ -21,6 +21,8 @@ M = TypeVar("M", bound="Method")
 LORA_RATE = 10.0
 """How many times the learning rate of full training an adapter takes."""
 HEALTHY_EPOCHS = (1.0, 2.0)
+HEALTHY_BETAS = ((0.85, 0.95), (0.95, 0.999))
+"""AdamW's β₁ and β₂."""
 HEALTHY_RANK = (16.0, 32.0)
 """Ranks of an adapter for preferences; SFT takes more."""
 
@@ -75,6 +77,12 @@ def short(value: float) -> str:
     return re.sub(r"e([+-])0*", lambda exponent: f"e{exponent[1].strip('+')}", f"{value:g}")
 
 
+def betas_in_practice(betas: tuple[float, float]) -> dict[str, tuple[float, tuple[float, float]]]:
+    """Name to (value, healthy range) of AdamW's two β."""
+    names = ("adam_betas β₁", "adam_betas β₂")
+    return dict(zip(names, zip(betas, HEALTHY_BETAS, strict=True), strict=True))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """A preference method; its fields are its settings."""
@@ -118,6 +126,7 @@ class Method(ABC):
         ranges = {
             "learning_rate": (section.learning_rate, (low * scale, high * scale)),
             "epochs": (section.epochs, HEALTHY_EPOCHS),
+            **betas_in_practice(section.adam_betas),
             **({} if lora is None else {"lora.rank": (lora.rank, HEALTHY_RANK)}),
             **{name: (getattr(self, name), healthy) for name, healthy in self.healthy.items()},
         }

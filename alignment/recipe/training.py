@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from datetime import date
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from alignment.data.templates import TODAY
 from alignment.methods import METHODS, method_of
+from alignment.methods.method import betas_in_practice, short
 from alignment.recipe.data import DataSource, ModelSource, Section
 
 Precision = Literal["float32", "bfloat16"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TokenPolicy(Section):
@@ -67,11 +69,15 @@ class Optimisation(Section):
     """What SFT and DPO share. Batch sizes count rows over all devices."""
 
     speed_only: ClassVar[frozenset[str]] = frozenset({"save_steps"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"max_steps", "adam_betas", "tf32"})
 
     learning_rate: float = Field(gt=0)
     """Highest learning rate of AdamW, reached after the warm-up."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the training rows; a fraction ends within one."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps after which training ends although epochs remain; null trains all epochs. Warm-up and schedule
+    span the steps that are trained, so the learning rate ends where it would after whole epochs."""
     batch_size: int = Field(default=32, ge=1)
     """Rows of one optimiser step, over all devices and accumulation steps."""
     micro_batch_size: int = Field(default=4, ge=1)
@@ -83,10 +89,17 @@ class Optimisation(Section):
     """Course of the learning rate after the warm-up: down to 0 on a line or a cosine, or constant."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled weight decay; 0 turns it off."""
+    adam_betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """AdamW's β₁ and β₂: the shares that its running means of gradients and of squared gradients keep from one step to
+    the next. β₂ of 0.95 forgets a burst of large gradients sooner."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient over all weights; a larger gradient is scaled down to it."""
     precision: Precision = "bfloat16"
     """Precision of weights and computation. With bfloat16 the optimiser keeps float32 master weights."""
+    tf32: bool = False
+    """`precision: float32` only: matrix products on a GPU round their operands to TF32, which has 10 bits of mantissa;
+    several times as fast, and as coarse as float16. The reference log-probs are computed the same way and have keys of
+    their own. On a CPU it has no effect."""
     gradient_checkpointing: bool = False
     """Computes activations again in the backward pass instead of keeping them: less memory for about a third more
     time."""
@@ -95,6 +108,17 @@ class Optimisation(Section):
     changes no result."""
     lora: Lora | None = None
     """LoRA instead of full fine-tuning; merged into the weights when training ends."""
+
+    @model_validator(mode="after")
+    def _tf32_needs_float32(self) -> Optimisation:
+        if self.tf32 and self.precision != "float32":
+            raise ValueError(f"tf32 counts only with precision: float32, and precision is {self.precision}")
+        return self
+
+    @property
+    def most_rows(self) -> int | None:
+        """Rows that `max_steps` steps take; None without a limit."""
+        return None if self.max_steps is None else self.max_steps * self.batch_size
 
 
 class SftTraining(Optimisation):
@@ -110,6 +134,14 @@ class SftTraining(Optimisation):
     patience: int | None = Field(default=None, ge=1)
     """Training stops after this many measurements without a lower held-out loss, and the best weights are kept; null
     trains all epochs."""
+
+    def outside_practice(self) -> list[str]:
+        """One sentence for each setting that lies outside of what practice supports for SFT; none is refused."""
+        return [
+            f"sft.{name} {short(value)} is outside {short(least)} to {short(most)}, which practice supports"
+            for name, (value, (least, most)) in betas_in_practice(self.adam_betas).items()
+            if not least <= value <= most
+        ]
 
     @classmethod
     def of(cls, settings: SftTraining) -> SftTraining:
@@ -152,7 +184,7 @@ class Dpo(Optimisation):
     """How the policy is trained on preference pairs: the method with its settings, and the optimiser."""
 
     speed_only: ClassVar[frozenset[str]] = Optimisation.speed_only | {"micro_batch_size", "gradient_checkpointing"}
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"gamma_ratio", "length_normalised"})
+    absent_by_default: ClassVar[frozenset[str]] = Optimisation.absent_by_default | {"gamma_ratio", "length_normalised"}
 
     micro_batch_size: int = Field(default=4, ge=1)
     """Ignored: a step's rows go through in passes of `reference.batch_tokens` tokens, whatever their number."""

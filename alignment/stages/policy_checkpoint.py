@@ -24,6 +24,7 @@ from alignment.models.checkpoint import (
     whole_summary,
 )
 from alignment.models.code import record_of_code
+from alignment.models.runner import tf32_products
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
 from alignment.stages.execute import environment
@@ -79,7 +80,7 @@ def run(request: DpoRequest, context: Context) -> Result:
     require_world_size(request.world_size, context.world_size)
     require_precision(request.settings.precision)
     ranks = Ranks(context.rank, context.world_size)
-    with ranks.together():
+    with ranks.together(), tf32_products(request.settings.tf32):
         return _run(request, context, ranks)
 
 
@@ -117,7 +118,7 @@ def _rows(
         start["weights_digest"],
         start["config_digest"],
         precision,
-        numerics=numerics_class(precision, request.pass_tokens),
+        numerics=numerics_class(precision, request.pass_tokens, request.settings.tf32),
         rope_by_length=start["rope_by_length"],
     )
     into, method, dropped = context.work / "rows", method_of(request.settings), dict[str, int]()
@@ -150,7 +151,7 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
         log.info("resuming from step %d", resume.step_of(checkpoint))
     if settings.micro_batch_size != Dpo.model_fields["micro_batch_size"].default:
         log.info("micro_batch_size is ignored: a step's rows go in passes of %d tokens", request.pass_tokens)
-    order = training_order(pairs.row_ids, request.manifest.digest, request.seed, settings.epochs)
+    order = training_order(pairs.row_ids, request.manifest.digest, request.seed, settings.epochs, settings.most_rows)
     arguments = trainer_arguments(settings, work, request.seed, len(order), settings.batch_size, 1)
     trained = TrainedModel(folder, settings, context.runs_code(request.checkpoint), dropout=False)
     trainer = preference_trainer(trained, pairs, trained.tokenizer(), arguments, settings, request.pass_tokens)

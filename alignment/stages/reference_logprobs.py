@@ -22,6 +22,7 @@ from alignment.logprobs.row_groups import runs
 from alignment.logprobs.table import OUTPUT, Written, dropped_table, logprobs_table, writer
 from alignment.logprobs.token_ids import ROWS_AT_ONCE, policy_name
 from alignment.models.checkpoint import whole_summary
+from alignment.models.runner import tf32_products
 from alignment.recipe import TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
 from alignment.stages.stage import ReferenceSummary
@@ -31,23 +32,25 @@ UNPAIRED = "the shard holds unpaired rows, and DPO needs pairs of a chosen and a
 
 
 class ReferenceRequest(Request):
-    """`batch_tokens` is tokens of one forward pass: it changes speed, and in 16 bits the values on a GPU.
+    """`batch_tokens` is tokens of one forward pass: it changes speed, and in 16 bits or with TF32 the values on a GPU.
 
     `tokens.max_dropped` changes no value and decides whether there is a result: one that was made where more rows may
     be dropped is no answer to who allows fewer. The values themselves are known, so asking anew scores nothing.
     """
 
     speed_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"tf32"})
 
     checkpoint: Artifact
     shard: Artifact
     tokens: TokenPolicy
     precision: str
     batch_tokens: int
+    tf32: bool = False
 
     def identity(self) -> Any:
         identity = super().identity()
-        if self.precision not in WIDE:
+        if self.precision not in WIDE or self.tf32:
             identity |= {"batch_tokens": self.batch_tokens}
         if self.tokens.max_dropped != TokenPolicy().max_dropped:
             identity |= {"max_dropped": self.tokens.max_dropped}
@@ -67,7 +70,7 @@ def run(request: ReferenceRequest, context: Context) -> Result:
         about["weights_digest"],
         about["config_digest"],
         request.precision,
-        numerics=numerics_class(request.precision, request.batch_tokens),
+        numerics=numerics_class(request.precision, request.batch_tokens, request.tf32),
         rope_by_length=about["rope_by_length"],
     )
     reference = Reference(
@@ -89,6 +92,7 @@ def run(request: ReferenceRequest, context: Context) -> Result:
         if ranks.rank == 0:
             files = [open_files.enter_context(writer(context.out / file, schema)) for file, schema in OUTPUT.items()]
         open_files.enter_context(ranks.together())
+        open_files.enter_context(tf32_products(request.tf32))
         for row_ids, rows in _parts_of(context.fetch(request.shard) / ROWS_FILE):
             done = reference_pass(row_ids, rows, reference, cache, ranks)
             if done is not None and files is not None:

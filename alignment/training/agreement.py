@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from alignment.data.tokens import TokenSequence
 from alignment.methods import PairLogps, method_of
+from alignment.models.runner import products_are_tf32
 from alignment.recipe import Dpo
 from alignment.training.pairs import PolicyPair
 
@@ -52,7 +53,7 @@ def require_agreement(
     """Raises `Disagreement`, naming the worst row, unless the untrained policy scores `pairs` as its reference did.
 
     float32: every sequence within 1e-4 of the larger of |log-prob| and tokens, and the mean loss what theory says of a
-    policy that is its reference, within 1e-3. 16 bits: every sequence within 0.02 nat where such a device as this
+    policy that is its reference, within 1e-3. 16 bits, TF32: every sequence within 0.02 nat where such a device as this
     scored the reference; where another did, `elsewhere` scores the same sequences by another pass, and what the two
     differ by here is what rounding may do there. In every precision the mean of the signed differences must be zero
     within three standard errors: a shift of both sides leaves the loss as it is.
@@ -62,13 +63,14 @@ def require_agreement(
         return {}
     found = differences(pairs, score)
     method = method_of(settings)
+    precision = "tf32" if products_are_tf32() else settings.precision
     expected = method.first_loss()
     assert expected is not None  # every method here refers to a reference that the policy starts as
     loss = float(method.loss(_logps_of(found)).mean())
     noise = None
-    if settings.precision != "float32" and elsewhere is not None:
+    if precision != "float32" and elsewhere is not None:
         noise = probe_noise(pairs, score, elsewhere)
-    limits = [allowed(each, settings.precision, noise) for each in found]
+    limits = [allowed(each, precision, noise) for each in found]
     over = [abs(each.nats) / limit for each, limit in zip(found, limits, strict=True)]
     # NaN counts as the worst: it compares with nothing
     worst = max(range(len(found)), key=lambda place: (math.isnan(over[place]), over[place]))
@@ -81,7 +83,7 @@ def require_agreement(
             f" {abs(mean) / error if error else math.inf:.1f} standard errors from zero: not rounding; the largest is"
             f" {_named(found[worst])}"
         )
-    if settings.precision == "float32" and not abs(loss - expected) <= FLOAT32_LOSS:
+    if precision == "float32" and not abs(loss - expected) <= FLOAT32_LOSS:
         raise Disagreement(f"the first loss would be {loss:.6f}, theory says {expected:.6f}; {_named(found[worst])}")
     largest = max(abs(each.nats) for each in found)
     return {"loss": loss, "expected_loss": expected, "worst_nats": largest, "mean_nats": mean}

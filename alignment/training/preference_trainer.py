@@ -23,7 +23,7 @@ from alignment.errors import BadInput
 from alignment.logprobs.scorer import logps
 from alignment.methods import method_of
 from alignment.models.attention import shared_prompts
-from alignment.models.runner import Runner
+from alignment.models.runner import Runner, products_are_tf32
 from alignment.recipe import Dpo
 from alignment.training import packed_step
 from alignment.training.agreement import FLOAT32_LOSS, Disagreement
@@ -204,6 +204,7 @@ def preference_trainer(
         raise
     trainer.pairs, trainer.settings, trainer.pass_tokens = pairs, settings, pass_tokens
     expected = method_of(settings).first_loss()
-    if settings.precision == "float32" and not settings.sft_weight and expected is not None:
+    exact = settings.precision == "float32" and not products_are_tf32()
+    if exact and not settings.sft_weight and expected is not None:
         trainer.add_callback(FirstLoss(expected))
     return trainer

@@ -55,6 +55,8 @@ class TokenPolicy(Section):
 class Lora(Section):
     """LoRA adapter (Hu et al. 2021)."""
 
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"keep_adapter"})
+
     rank: int = Field(default=16, ge=1)
     """Rank of the two matrices that are trained beside each weight; a higher one learns more and takes more memory."""
     alpha: int = Field(default=32, ge=1)
@@ -63,6 +65,9 @@ class Lora(Section):
     """Share of the adapter's inputs that are zeroed at random while training, as a fraction."""
     target_modules: list[str] | Literal["all-linear"] = "all-linear"
     """Names of the layers that get an adapter, such as q_proj; `all-linear` takes every linear layer but the head."""
+    keep_adapter: bool = False
+    """Keeps the adapter beside the merged checkpoint, in PEFT's format, so that a server can load it on top of the
+    checkpoint that training started from. The merged checkpoint is the same with and without."""
 
 
 class Optimisation(Section):

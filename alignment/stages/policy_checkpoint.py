@@ -166,7 +166,7 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
     with trainer.attending():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     recorded = history(trainer.state.log_history)
-    summary = {
+    summary: dict[str, Any] = {
         "steps": trainer.state.global_step,
         "tokens": int(trainer.state.num_input_tokens_seen),
         "first_loss": next((record["loss"] for record in recorded if "loss" in record), None),
@@ -176,6 +176,7 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
         "history": recorded,
     }
     if context.rank == 0:
+        summary |= trained.keep_adapter(trainer.model, context.store.commit_of(request.checkpoint), context.out)
         trained.save(trainer.model, trainer.optimizer, context.out)
     return summary
 

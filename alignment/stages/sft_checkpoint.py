@@ -155,7 +155,7 @@ def _fit(
     recorded = history(trainer.state.log_history)
     seen = looks(trainer.state.log_history)
     last = [record["held_out_loss"] for record in recorded if "held_out_loss" in record]
-    summary = {
+    summary: dict[str, Any] = {
         "steps": trainer.state.global_step,
         "rows_trained": len(rows.train),
         "rows_held_out": len(rows.held_out),
@@ -173,6 +173,8 @@ def _fit(
     if context.rank == 0:
         if patience and seen.best_step is not None and seen.best_step != trainer.state.global_step:
             best.restore(seen.best_step, trainer.model, trainer.optimizer)
+        assert request.base is not None
+        summary |= trained.keep_adapter(trainer.model, context.store.commit_of(request.base), context.out)
         trained.save(trainer.model, trainer.optimizer, context.out)
     return summary
 

@@ -87,6 +87,29 @@ class Lab:
         folder = write_tiny_model(self.root / f"model-{self.made}", **settings)
         return self.adopt(folder, digest_checkpoint(folder), checkpoint_summary(folder))
 
+    def adopted(self, source: dict[str, Any]) -> Artifact:
+        """A checkpoint that came from `source`."""
+        from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint
+
+        folder = write_tiny_model(self.root / f"model-{self.made}", kind="qwen2")
+        return self.adopt(folder, digest_checkpoint(folder), checkpoint_summary(folder) | {"from": source})
+
+    def register(self, model: str, policy: Artifact) -> None:
+        """Makes a policy the only version of a registered model."""
+        self.made += 1
+        attempt = self.store.begin("registered_model", f"{self.made:040d}")
+        self.store.commit(
+            attempt,
+            digest=model,
+            stage="registered_model",
+            code_version=1,
+            inputs={"policy": policy},
+            summary={"registered": True, "model": model, "version": "1"},
+            environment=environment(),
+            started_at="",
+            seconds=0.0,
+        )
+
     def adopt(self, folder: Path, digest: Any, summary: dict[str, Any]) -> Artifact:
         import shutil
 

@@ -68,6 +68,16 @@ class TokenSequence:
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
 
+    def first(self, count: int) -> TokenSequence:
+        """The prompt with the completion's first `count` tokens."""
+        return TokenSequence(self.prompt_ids, self.completion_ids[:count])
+
+
+def with_firsts(sides: Mapping[str, TokenSequence]) -> dict[str, TokenSequence]:
+    """A row's sequences by name, and each again as NAME_first, with as many tokens as the shortest completion has."""
+    shortest = min(len(side.completion_ids) for side in sides.values())
+    return dict(sides) | {f"{name}_first": side.first(shortest) for name, side in sides.items()}
+
 
 Sequences = tuple[TokenSequence, TokenSequence]
 

@@ -6,7 +6,9 @@ from typing import Any
 
 from alignment.methods.cpo import Cpo
 from alignment.methods.dpo import ApoDown, ApoZero, ConservativeDpo, Dpo, Hinge, Ipo, NormalisedDpo, RobustDpo
-from alignment.methods.method import Method, PairLogps
+from alignment.methods.kto import Kto
+from alignment.methods.ld_dpo import LdDpo
+from alignment.methods.method import LabelledLogps, Method, PairLogps
 from alignment.methods.simpo import SimPo
 
 METHODS: dict[str, type[Method]] = {
@@ -20,6 +22,8 @@ METHODS: dict[str, type[Method]] = {
         NormalisedDpo,
         ApoZero,
         ApoDown,
+        LdDpo,
+        Kto,
         SimPo,
         Cpo,
     )
@@ -36,12 +40,11 @@ KINDS = {"paired": "a chosen and a rejected completion", "unpaired": "a completi
 
 def wrong_kind(method: Method, kind: str) -> str | None:
     """Why a method cannot train on rows of a kind, and which methods can; None where it can."""
-    if kind == method.data:
+    if method.data in (kind, "unpaired"):  # a pair is two completions with their labels
         return None
-    others = [name for name, other in METHODS.items() if other.data == kind]
-    able = f"{', '.join(others)} would take them" if others else f"no method takes {kind} rows yet"
+    able = f"{', '.join(name for name, other in METHODS.items() if other.data == kind)} would take them"
     wanted = f"{method.data} ones ({KINDS[method.data]})"
     return f"holds {kind} rows ({KINDS[kind]}), and loss: {method.name} takes {wanted}; {able}"
 
 
-__all__ = ["METHODS", "Method", "PairLogps", "method_of", "wrong_kind"]
+__all__ = ["METHODS", "LabelledLogps", "Method", "PairLogps", "method_of", "wrong_kind"]

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ HEALTHY_RANK = (16.0, 32.0)
 class PairLogps:
     """Log-probabilities (nat) of P pairs, each a tensor [P] of sums over a completion's tokens; and how many tokens.
 
-    Without a reference its log-probs are NaN, so that a method that reads them by mistake has no loss.
+    Without a reference its log-probs are NaN, so that a method that reads them by mistake has no loss. The last four
+    are sums over a completion's first min(|y_w|, |y_l|) tokens, for methods that ask for them (`Method.first_tokens`).
     """
 
     policy_chosen: torch.Tensor
@@ -40,6 +41,47 @@ class PairLogps:
     ref_rejected: torch.Tensor
     chosen_tokens: torch.Tensor
     rejected_tokens: torch.Tensor
+    policy_chosen_first: torch.Tensor | None = None
+    policy_rejected_first: torch.Tensor | None = None
+    ref_chosen_first: torch.Tensor | None = None
+    ref_rejected_first: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, rows: Sequence[Any], policy: Mapping[str, torch.Tensor]) -> PairLogps:
+        """Of a step's pairs (`PolicyPair`); `policy` has the policy's log-probs by the name of their sequence."""
+        firsts = {}
+        if "chosen_first" in policy:
+            firsts = {
+                "policy_chosen_first": policy["chosen_first"],
+                "policy_rejected_first": policy["rejected_first"],
+                "ref_chosen_first": column(row.ref_chosen_first_logp for row in rows),
+                "ref_rejected_first": column(row.ref_rejected_first_logp for row in rows),
+            }
+        return cls(
+            policy_chosen=policy["chosen"],
+            policy_rejected=policy["rejected"],
+            ref_chosen=column(row.ref_chosen_logp for row in rows),
+            ref_rejected=column(row.ref_rejected_logp for row in rows),
+            chosen_tokens=column(len(row.chosen.completion_ids) for row in rows),
+            rejected_tokens=column(len(row.rejected.completion_ids) for row in rows),
+            **firsts,
+        )
+
+    @property
+    def untrained(self) -> PairLogps:
+        """The same of a policy that is its reference."""
+        return replace(
+            self,
+            policy_chosen=self.ref_chosen,
+            policy_rejected=self.ref_rejected,
+            policy_chosen_first=self.ref_chosen_first,
+            policy_rejected_first=self.ref_rejected_first,
+        )
+
+    @property
+    def sides(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The policy's log-probs of the completions to prefer, and of those not to."""
+        return self.policy_chosen, self.policy_rejected
 
     @property
     def chosen_ratio(self) -> torch.Tensor:
@@ -72,6 +114,59 @@ class PairLogps:
         return self.policy_rejected / self.rejected_tokens
 
 
+@dataclass(frozen=True)
+class LabelledLogps:
+    """Log-probabilities (nat) of N completions with a label, each a tensor [N] of sums over a completion's tokens.
+
+    The partner's are of the same prompt with the completion of another row: what its label is does not count.
+    """
+
+    policy_completion: torch.Tensor
+    ref_completion: torch.Tensor
+    completion_tokens: torch.Tensor
+    desirable: torch.Tensor
+    """Labels, of bool."""
+    policy_partner: torch.Tensor | None = None
+    """Without gradient; None where a pass holds the rows' own completions alone."""
+    ref_partner: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, rows: Sequence[Any], policy: Mapping[str, torch.Tensor]) -> LabelledLogps:
+        """Of a step's completions (`PolicyCompletion`); `policy` as `PairLogps.of` has it, the partner's if known."""
+        import torch
+
+        return cls(
+            policy_completion=policy["completion"],
+            ref_completion=column(row.ref_completion_logp for row in rows),
+            completion_tokens=column(len(row.completion.completion_ids) for row in rows),
+            desirable=torch.tensor([row.label for row in rows], dtype=torch.bool),
+            policy_partner=policy.get("partner"),
+            ref_partner=column(row.ref_partner_logp for row in rows),
+        )
+
+    @property
+    def untrained(self) -> LabelledLogps:
+        """The same of a policy that is its reference."""
+        return replace(self, policy_completion=self.ref_completion, policy_partner=self.ref_partner)
+
+    @property
+    def ratio(self) -> torch.Tensor:
+        """log π(y|x) − log π_ref(y|x)."""
+        return self.policy_completion - self.ref_completion
+
+    @property
+    def sides(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The policy's log-probs of the desirable completions, and of the others."""
+        return self.policy_completion[self.desirable], self.policy_completion[~self.desirable]
+
+
+def column(values: Iterable[float]) -> torch.Tensor:
+    """Values as a float64 tensor."""
+    import torch
+
+    return torch.tensor(list(values), dtype=torch.float64)
+
+
 def short(value: float) -> str:
     """A setting as people write it: 5e-7, 0.1, 50."""
     return re.sub(r"e([+-])0*", lambda exponent: f"e{exponent[1].strip('+')}", f"{value:g}")
@@ -85,11 +180,19 @@ def betas_in_practice(betas: tuple[float, float]) -> dict[str, tuple[float, tupl
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
-    """A preference method; its fields are its settings."""
+    """A preference method; its fields are its settings. `rows` are of the class of its `logps`."""
 
     name: ClassVar[str]
     data: ClassVar[Literal["paired", "unpaired"]] = "paired"
     """What the preference manifest must hold."""
+    logps: ClassVar[Callable[[Sequence[Any], Mapping[str, torch.Tensor]], Any]] = PairLogps.of
+    """Makes the log-probs that the loss takes of a step's rows and the policy's sums."""
+    sequences: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
+    """A row's sequences whose log-probs the loss is differentiated in."""
+    coupled: ClassVar[tuple[str, ...]] = ()
+    """A row's sequences whose log-probs couple the rows of a step: `prepare` reads them, without a gradient."""
+    first_tokens: ClassVar[bool] = False
+    """Whether the loss also reads the sums over each completion's first min(lengths) tokens, of the same forward."""
     needs_reference: ClassVar[bool] = True
     """Whether the loss reads reference log-probs; without, the graph has no reference stage."""
     start: ClassVar[Literal["sft_checkpoint", "base_model"]] = "sft_checkpoint"
@@ -138,30 +241,45 @@ class Method(ABC):
             if not least <= value <= most
         ]
 
-    def prepare(self, rows: PairLogps) -> Any:
-        """Constants of one optimiser step where its rows are coupled (all rows of the step, no gradient)."""
+    def prepare(self, ratios: torch.Tensor) -> Any:
+        """Constants of one optimiser step where its rows are coupled; None where they are not.
+
+        `ratios` [rows of the step, on all ranks alike] are the coupled sequences' log π − log π_ref, without gradient.
+        """
         return None
 
+    def shown(self, constants: Any) -> dict[str, float]:
+        """A step's constants as the training's history names them."""
+        return {}
+
     @abstractmethod
-    def loss(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
+    def loss(self, rows: Any, constants: Any = None) -> torch.Tensor:
         """The loss of each row, [P], differentiable in the policy's log-probs."""
 
-    def objective(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
+    def objective(self, rows: Any, constants: Any = None) -> torch.Tensor:
         """What is minimised, [P]: the loss, with the terms that a recipe adds to it."""
         return self.loss(rows, constants)
 
     @abstractmethod
-    def rewards(self, rows: PairLogps) -> tuple[torch.Tensor, torch.Tensor]:
-        """What training raises of chosen completions and lowers of rejected ones, each [P]; for people, not the loss.
+    def rewards(self, rows: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """What training raises of chosen completions and lowers of rejected ones; for people, not the loss.
 
-        A pair counts as right where its chosen reward is the larger.
+        Of pairs each is [P], and a pair counts as right where its chosen reward is the larger.
         """
 
-    def first_loss(self) -> float | None:
-        """The loss of a policy that is its reference, whatever the rows; None where theory gives none."""
+    def right(self, rows: Any, constants: Any = None) -> torch.Tensor:
+        """1 for each row [P] that the policy gets right by its rewards, 0 for the others; a tie is a half."""
+        chosen, rejected = self.rewards(rows)
+        return (chosen > rejected).double() + 0.5 * (chosen == rejected).double()
+
+    def first_loss(self, rows: Any = None) -> float | None:
+        """The mean loss of a policy that is its reference; None where theory gives none.
+
+        It is the same whatever the rows; where it is not (weights by label), that of `rows`, and None without them.
+        """
         if not self.needs_reference:
             return None
         import torch
 
         zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-        return float(self.loss(PairLogps(zero, zero, zero, zero, one, one)))
+        return float(self.loss(PairLogps(zero, zero, zero, zero, one, one, zero, zero, zero, zero)))

@@ -161,6 +161,14 @@ def row_sums(logps: torch.Tensor, rows: Sequence[TokenSequence]) -> torch.Tensor
     return torch.stack([part.sum() for part in torch.split(logps, [len(row.completion_ids) for row in rows])])
 
 
+def first_sums(logps: torch.Tensor, rows: Sequence[TokenSequence], counts: Sequence[int]) -> torch.Tensor:
+    """[rows]: the sum of the first `counts` tokens of each row."""
+    import torch
+
+    parts = torch.split(logps, [len(row.completion_ids) for row in rows])
+    return torch.stack([part[:count].sum() for part, count in zip(parts, counts, strict=True)])
+
+
 def packed_states(
     model: PreTrainedModel, groups: Sequence[Sequence[TokenSequence]], fill: int = 0, long_from: int | None = None
 ) -> torch.Tensor:

@@ -189,7 +189,13 @@ class Dpo(Optimisation):
     """How the policy is trained on preference pairs: the method with its settings, and the optimiser."""
 
     speed_only: ClassVar[frozenset[str]] = Optimisation.speed_only | {"micro_batch_size", "gradient_checkpointing"}
-    absent_by_default: ClassVar[frozenset[str]] = Optimisation.absent_by_default | {"gamma_ratio", "length_normalised"}
+    absent_by_default: ClassVar[frozenset[str]] = Optimisation.absent_by_default | {
+        "gamma_ratio",
+        "length_normalised",
+        "ld_alpha",
+        "desirable_weight",
+        "undesirable_weight",
+    }
 
     micro_batch_size: int = Field(default=4, ge=1)
     """Ignored: a step's rows go through in passes of `reference.batch_tokens` tokens, whatever their number."""
@@ -198,13 +204,26 @@ class Dpo(Optimisation):
     """Highest learning rate of AdamW, reached after the warm-up; commonly 5e-8 to 1e-6 for a whole model, ten times
     that with LoRA. Too high a rate spoils the model before it learns the preferences."""
     loss: Literal[
-        "sigmoid", "hinge", "ipo", "cdpo", "robust", "sigmoid_norm", "apo_zero", "apo_down", "simpo", "cpo"
+        "sigmoid",
+        "hinge",
+        "ipo",
+        "cdpo",
+        "robust",
+        "sigmoid_norm",
+        "apo_zero",
+        "apo_down",
+        "ld_dpo",
+        "kto",
+        "simpo",
+        "cpo",
     ] = "sigmoid"
     """The method; docs/methods.md compares them. `sigmoid`: DPO (Rafailov et al. 2023). `hinge`: SLiC-HF (Zhao et al.
     2023). `ipo`: IPO (Azar et al. 2023). `cdpo` (Mitchell 2023) and `robust` (rDPO, Chowdhury et al. 2024): for data
     with some wrong labels. `sigmoid_norm`: DPO of log-ratios per token (Lambert et al. 2024). `apo_zero`, `apo_down`:
-    APO, for chosen completions better or worse than the model's own (D'Oosterlinck et al. 2024). `simpo` (Meng et al.
-    2024) and `cpo` (Xu et al. 2024) take no reference, and their graph has no reference log-probs."""
+    APO, for chosen completions better or worse than the model's own (D'Oosterlinck et al. 2024). `ld_dpo`: DPO in which
+    the excess of the longer side counts less (Liu et al. 2024). `kto`: for completions with a thumb up or down; a pair
+    counts as two of them (Ethayarajh et al. 2024). `simpo` (Meng et al. 2024) and `cpo` (Xu et al. 2024) take no
+    reference, and their graph has no reference log-probs."""
     beta: float = Field(default=0.1, gt=0)
     """β: a larger value keeps the policy nearer to the reference. Usual values are 0.01 to 1, and 1 to 10 with
     `sigmoid_norm`, whose log-ratios are per token. `ipo` aims at a margin of 1 / (2β). With `simpo`, whose default is
@@ -220,6 +239,15 @@ class Dpo(Optimisation):
     values are 0.1 to 0.8."""
     length_normalised: bool = True
     """`ipo` only: its margin is of mean log-ratios per token, as in TRL; false takes sums, as the paper writes it."""
+
+    ld_alpha: float = Field(default=0.5, ge=0, le=1)
+    """`ld_dpo` only: weight of the tokens of a pair's longer side that lie beyond the shorter side's length. 1 is DPO,
+    0 leaves them out; usual values are 0.1 to 0.9."""
+    desirable_weight: float = Field(default=1.0, ge=0)
+    """`kto` only: weight of the rows with a thumb up, usually 0.5 to 2. If one kind of thumb is much rarer, raise its
+    weight: the paper has (weight up × rows up) / (weight down × rows down) between 1 and 1.5."""
+    undesirable_weight: float = Field(default=1.0, ge=0)
+    """`kto` only: weight of the rows with a thumb down, usually 0.5 to 2."""
 
     @model_validator(mode="before")
     @classmethod

@@ -158,7 +158,7 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
     trainer.order = order
     agreed: dict[str, float] = {}
     longest = pairs.longest()
-    trainer.logps([longest.chosen, longest.rejected])  # shows how this model is run, before a step relies on it
+    trainer.logps(list(longest.sequences.values()))  # shows how this model is run, before a step relies on it
     if checkpoint is None and method_of(settings).needs_reference:
         first = [pairs[index] for index in dict.fromkeys(order[: settings.batch_size].tolist())]
         share = first[slice(context.rank, None, request.world_size)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 
 from alignment.data.manifest import SPLIT_SCHEMA, Manifest, ManifestShard, open_split
 from alignment.data.rows import ROWS_FILE, PreferenceRow, content_id, iter_rows
-from alignment.data.tokens import Dropped, Tokenization, TokenSequence, require_few_rewritten
+from alignment.data.tokens import Dropped, Tokenization, TokenSequence, require_few_rewritten, with_firsts
 from alignment.errors import BadInput
 from alignment.logprobs.keys import sequence_key
 from alignment.logprobs.table import LOGPROBS_FILE
 from alignment.logprobs.token_ids import ROWS_AT_ONCE, Pair, TokenIds
 from alignment.methods import Method
+from alignment.methods.method import column
 from alignment.stages import Context
 from alignment.store import CorruptArtifact
 
@@ -41,6 +42,21 @@ PAIRS = pa.schema(
         ("longest", pa.int32()),
     ]
 )
+FIRSTS = [("ref_chosen_first_logp", pa.float64()), ("ref_rejected_first_logp", pa.float64())]
+"""What a method that weighs the first tokens of both sides alone reads beside `PAIRS`."""
+COMPLETIONS = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("prompt_id", pa.string()),
+        ("prompt_ids", IDS),
+        ("completion_ids", IDS),
+        ("partner_ids", IDS),
+        ("label", pa.bool_()),
+        ("ref_completion_logp", pa.float64()),
+        ("ref_partner_logp", pa.float64()),
+        ("longest", pa.int32()),
+    ]
+)
 BATCH_ROWS = 4096
 """Rows of a batch of the file that the trainer reads from, and of what is held in memory while it is written."""
 
@@ -56,6 +72,14 @@ class PolicyPair:
     ref_rejected_logp: float
     prompt_id: str
     """The same for pairs of one prompt."""
+    ref_chosen_first_logp: float = math.nan
+    """Of as many first tokens as the shorter side has, for methods that ask for them; else NaN."""
+    ref_rejected_first_logp: float = math.nan
+
+    @property
+    def sequences(self) -> dict[str, TokenSequence]:
+        """Its sequences by name."""
+        return {"chosen": self.chosen, "rejected": self.rejected}
 
     @property
     def longest(self) -> int:
@@ -74,11 +98,119 @@ class PolicyPair:
             "ref_chosen_logp": self.ref_chosen_logp,
             "ref_rejected_logp": self.ref_rejected_logp,
             "longest": self.longest,
+            "ref_chosen_first_logp": self.ref_chosen_first_logp,
+            "ref_rejected_first_logp": self.ref_rejected_first_logp,
         }
 
+    @classmethod
+    def of(cls, cells: Mapping[str, Any]) -> PolicyPair:
+        """The inverse of `cells`."""
+        return cls(
+            cells["row_id"],
+            TokenSequence(tuple(cells["chosen_prompt_ids"]), tuple(cells["chosen_ids"])),
+            TokenSequence(tuple(cells["rejected_prompt_ids"]), tuple(cells["rejected_ids"])),
+            cells["ref_chosen_logp"],
+            cells["ref_rejected_logp"],
+            cells["prompt_id"],
+            *(cells.get(name, math.nan) for name, _ in FIRSTS),
+        )
 
-class PolicyPairs(Sequence[PolicyPair]):
-    """The pairs of an Arrow file, mapped into memory: a process holds the rows it looks at, however many there are."""
+
+@dataclass(frozen=True)
+class PolicyCompletion:
+    """One labelled completion as the trainer takes it; log-probs as a `PolicyPair` has them."""
+
+    row_id: str
+    completion: TokenSequence
+    partner: TokenSequence | None
+    """The same prompt with the partner's completion; None for a row that is alone in its shard."""
+    label: bool
+    ref_completion_logp: float
+    ref_partner_logp: float
+    prompt_id: str
+    """The same for completions of one prompt."""
+
+    @property
+    def sequences(self) -> dict[str, TokenSequence]:
+        """Its sequences by name."""
+        partner = {} if self.partner is None else {"partner": self.partner}
+        return {"completion": self.completion, **partner}
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longer sequence."""
+        return max(map(len, self.sequences.values()))
+
+    def cells(self) -> dict[str, Any]:
+        """A row of `COMPLETIONS`."""
+        return {
+            "row_id": self.row_id,
+            "prompt_id": self.prompt_id,
+            "prompt_ids": self.completion.prompt_ids,
+            "completion_ids": self.completion.completion_ids,
+            "partner_ids": None if self.partner is None else self.partner.completion_ids,
+            "label": self.label,
+            "ref_completion_logp": self.ref_completion_logp,
+            "ref_partner_logp": self.ref_partner_logp,
+            "longest": self.longest,
+        }
+
+    @classmethod
+    def of(cls, cells: Mapping[str, Any]) -> PolicyCompletion:
+        """The inverse of `cells`."""
+        prompt, partner = tuple(cells["prompt_ids"]), cells["partner_ids"]
+        return cls(
+            cells["row_id"],
+            TokenSequence(prompt, tuple(cells["completion_ids"])),
+            None if partner is None else TokenSequence(prompt, tuple(partner)),
+            cells["label"],
+            cells["ref_completion_logp"],
+            cells["ref_partner_logp"],
+            cells["prompt_id"],
+        )
+
+
+PolicyRow = PolicyPair | PolicyCompletion
+
+
+def schema_of(method: Method) -> pa.Schema:
+    """The columns of a method's rows."""
+    if method.data == "unpaired":
+        return COMPLETIONS
+    return pa.schema([*PAIRS, *(pa.field(*field) for field in FIRSTS)]) if method.first_tokens else PAIRS
+
+
+def sequences_of(method: Method, row: PolicyRow) -> dict[str, TokenSequence]:
+    """The sequences of a row whose log-probs the method reads, by name."""
+    return with_firsts(row.sequences) if method.first_tokens else row.sequences
+
+
+def policy_logps(method: Method, rows: Sequence[PolicyRow], logps: Sequence[float]) -> tuple[Any, Any]:
+    """What the method's loss takes of rows that are measured together, and its constants.
+
+    `logps` (nats) are those of each row's `sequences_of` in turn.
+    """
+    by_name: dict[str, list[float]] = defaultdict(list)
+    ratios: list[float] = []
+    remaining = iter(logps)
+    for row in rows:
+        for name in sequences_of(method, row):
+            by_name[name].append(next(remaining))
+            if name in method.coupled:
+                ratios.append(by_name[name][-1] - getattr(row, f"ref_{name}_logp"))
+    policy = {name: column(values) for name, values in by_name.items() if name not in method.coupled}
+    return method.logps(rows, policy), method.prepare(column(ratios)) if method.coupled else None
+
+
+def reference_logps(method: Method, rows: Sequence[PolicyRow]) -> Any:
+    """What the method's loss takes of rows whose policy is their reference."""
+    return policy_logps(
+        method, rows, [getattr(row, f"ref_{name}_logp") for row in rows for name in sequences_of(method, row)]
+    )[0]
+
+
+class PolicyPairs(Sequence[Any]):
+    """The rows of an Arrow file, mapped into memory: a process holds those it looks at, however many there are."""
 
     def __init__(self, path: Path) -> None:
         self._file = pa.ipc.open_file(pa.memory_map(str(path)))
@@ -94,42 +226,35 @@ class PolicyPairs(Sequence[PolicyPair]):
             raise IndexError(index)
         batch, place = divmod(int(index), BATCH_ROWS)
         cells = self._file.get_batch(batch).slice(place, 1).to_pylist()[0]
-        return PolicyPair(
-            cells["row_id"],
-            TokenSequence(tuple(cells["chosen_prompt_ids"]), tuple(cells["chosen_ids"])),
-            TokenSequence(tuple(cells["rejected_prompt_ids"]), tuple(cells["rejected_ids"])),
-            cells["ref_chosen_logp"],
-            cells["ref_rejected_logp"],
-            cells["prompt_id"],
-        )
+        return PolicyCompletion.of(cells) if "label" in cells else PolicyPair.of(cells)
 
     @property
     def row_ids(self) -> pa.ChunkedArray:
         return self._column("row_id")
 
-    def longest(self) -> PolicyPair:
-        """The pair with the longest side."""
+    def longest(self) -> PolicyRow:
+        """The row with the longest sequence."""
         lengths = self._column("longest").to_numpy()
-        pair: PolicyPair = self[int(lengths.argmax())]
-        return pair
+        row: PolicyRow = self[int(lengths.argmax())]
+        return row
 
     def _column(self, name: str) -> pa.ChunkedArray:
         batches = (self._file.get_batch(index) for index in range(self._file.num_record_batches))
-        return pa.chunked_array([batch.column(name) for batch in batches], PAIRS.field(name).type)
+        return pa.chunked_array([batch.column(name) for batch in batches], self._file.schema.field(name).type)
 
 
 class PairsFile:
     """Writes such a file in batches of `BATCH_ROWS`; it is there once all went well, or not at all."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.rows = path, 0
+    def __init__(self, path: Path, schema: pa.Schema = PAIRS) -> None:
+        self.path, self.schema, self.rows = path, schema, 0
         path.parent.mkdir(parents=True, exist_ok=True)
         self._arriving = path.with_name(f".{path.name}")
-        self._file = pa.ipc.new_file(str(self._arriving), PAIRS)
+        self._file = pa.ipc.new_file(str(self._arriving), schema)
         self._waiting: list[dict[str, Any]] = []
 
-    def add(self, pair: PolicyPair) -> None:
-        self._waiting.append(pair.cells())
+    def add(self, row: PolicyRow) -> None:
+        self._waiting.append(row.cells())
         self.rows += 1
         if len(self._waiting) == BATCH_ROWS:
             self._write()
@@ -141,7 +266,7 @@ class PairsFile:
         self._arriving.replace(self.path)
 
     def _write(self) -> None:
-        self._file.write_batch(pa.RecordBatch.from_pylist(self._waiting, schema=PAIRS))
+        self._file.write_batch(pa.RecordBatch.from_pylist(self._waiting, schema=self.schema))
         self._waiting = []
 
 

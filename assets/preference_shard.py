@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alignment.data.files import expand
+from alignment.data.files import expand, reading_of
 from alignment.data.validate import Kind, first_kind
 from alignment.errors import BadInput
 from alignment.methods import Method, method_of, wrong_kind
@@ -31,7 +31,7 @@ def preference_shard(recipe: Recipe) -> Node:
         if commit is not None:
             refuse_kind(ShardSummary.of(commit).kind, where, method_of(recipe.dpo))
         elif request.file is not None and is_local(where) and request.part == 0:  # the first part represents its file
-            refuse_kind(first_kind(where, frozenset(request.withdrawn)), where, method_of(recipe.dpo))
+            refuse_kind(first_kind(where, frozenset(request.withdrawn), request.reading), where, method_of(recipe.dpo))
 
     return Node(
         name="preference_shard",
@@ -61,7 +61,8 @@ def refuse_files(recipe: Recipe) -> None:
         except BadInput:
             continue
         for url in urls:
-            refuse_kind(first_kind(url), url, method_of(recipe.dpo))
+            kind = first_kind(url, reading=reading_of(url, recipe.preferences.reading()))
+            refuse_kind(kind, url, method_of(recipe.dpo))
 
 
 def shows_its_kind(source: PreferenceSource) -> bool:

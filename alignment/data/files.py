@@ -23,6 +23,8 @@ from alignment.address import no_such_file, remember, whole
 from alignment.data.readers import DATA_SUFFIXES, data_suffix
 from alignment.digest import file_sha256, json_digest, stream_sha256
 from alignment.errors import BadInput
+from alignment.recipe import Reading
+from alignment.recipe.data import Column
 from alignment.stages import SourceFile
 
 SETTLED_SECONDS = 2.0
@@ -30,6 +32,9 @@ SETTLED_SECONDS = 2.0
 CONTENT_TAGS = ("ETag", "etag", "md5Hash", "content_md5")
 TIME_TAGS = ("mtime", "LastModified", "last_modified", "updated", "created")
 MAGIC = "*?["
+INFO = "dataset_info.json"
+ABOUT_DATA = frozenset({INFO, "dataset_infos.json", "dataset_dict.json", "state.json"})
+"""Files that say something of the data beside them and hold none: LLaMA-Factory's, and what `datasets` writes."""
 UNFINISHED = (".tmp", ".part")
 """How files end while they are written; what begins with a dot or an underscore is no data either."""
 
@@ -106,6 +111,7 @@ def expand(pattern: str) -> list[str]:
             found = [path]
         elif fs.isdir(path):
             found = [name for name in sorted(fs.ls(path, detail=False)) if _is_data(name) and fs.isfile(name)]
+            found = _described(path, found) if isinstance(fs, LocalFileSystem) else found
             if not found:
                 raise BadInput(f"no data files in this folder ({', '.join(DATA_SUFFIXES)})", file=pattern)
         elif fs.isfile(path):
@@ -114,7 +120,11 @@ def expand(pattern: str) -> list[str]:
             raise BadInput(no_such_file(pattern), file=pattern)
         else:
             above = len(_fixed(path))
-            found = sorted(name for name in fs.glob(path) if _is_finished(name[above:]) and fs.isfile(name))
+            found = sorted(
+                name
+                for name in fs.glob(path)
+                if _is_finished(name[above:]) and _base(name) not in ABOUT_DATA and fs.isfile(name)
+            )
             if not found:
                 raise BadInput("matches no file", file=pattern)
         return (
@@ -153,9 +163,13 @@ def _resolve(url: str) -> tuple[Any, str]:
     return fs, str(path)
 
 
+def _base(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
+
+
 def _is_data(path: str) -> bool:
-    name = path.rsplit("/", 1)[-1]
-    return _is_finished(name) and data_suffix(name) is not None
+    name = _base(path)
+    return _is_finished(name) and data_suffix(name) is not None and name not in ABOUT_DATA
 
 
 def _is_finished(path: str) -> bool:
@@ -171,6 +185,70 @@ def _fixed(glob: str) -> str:
     """The folder that a glob looks in: all before the first part that has magic."""
     first = min(position for position in map(glob.find, MAGIC) if position >= 0)
     return glob[: glob.rfind("/", 0, first) + 1]
+
+
+# LLaMA-Factory's dataset_info.json: which files of a local folder are preferences, and what their columns mean.
+
+COLUMNS: dict[str, tuple[Column, frozenset[str]]] = {
+    "prompt": ("instruction", frozenset({"instruction"})),
+    "query": ("input", frozenset({"input"})),
+    "response": ("completion", frozenset({"completion", "output"})),
+    "history": ("history", frozenset({"history"})),
+    "messages": ("messages", frozenset({"messages", "conversations"})),
+    "system": ("system", frozenset({"system"})),
+    "tools": ("tools", frozenset({"tools"})),
+    "chosen": ("chosen", frozenset({"chosen"})),
+    "rejected": ("rejected", frozenset({"rejected"})),
+    "kto_tag": ("label", frozenset({"label", "kto_tag"})),
+}
+"""Its names of columns → ours, and the names under which the forms read them without a mapping."""
+TAGS = {"role_tag": ("role", "from"), "content_tag": ("content", "value")}
+
+
+def _described(folder: str, files: list[str]) -> list[str]:
+    """Those of a folder's files that its dataset_info.json calls preferences; all of them where it calls none so."""
+    named = {
+        entry.get("file_name")
+        for entry in _entries(folder).values()
+        if entry.get("ranking") or "kto_tag" in (entry.get("columns") or {})
+    }
+    return [file for file in files if _base(file) in named] or files
+
+
+def _entries(folder: str) -> dict[str, dict[str, Any]]:
+    """What a local folder's dataset_info.json says of its files; nothing where there is none of LLaMA-Factory's."""
+    try:
+        value = json.loads((Path(folder) / INFO).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    entries = value.items() if isinstance(value, dict) else ()
+    return {str(name): entry for name, entry in entries if isinstance(entry, dict) and "file_name" in entry}
+
+
+def reading_of(url: str, reading: Reading) -> Reading:
+    """How a file is read: as the recipe says or, where it names no columns, as a dataset_info.json beside a local file
+    does.
+
+    Raises `BadInput` where that file names messages' fields otherwise than any form has them.
+    """
+    if reading.columns or "://" in url or not Path(url).with_name(INFO).is_file():
+        return reading
+    path = Path(url).absolute()
+    for name, entry in _entries(str(path.parent)).items():
+        if entry["file_name"] != path.name:
+            continue
+        for tag, known in TAGS.items():
+            if (given := (entry.get("tags") or {}).get(tag, known[0])) not in known:
+                raise BadInput(
+                    f"calls a message's field {given!r}; {' or '.join(known)} is read",
+                    file=str(path.with_name(INFO)),
+                    field=f"{name}.tags.{tag}",
+                )
+        columns = {what: column for what, column in (entry.get("columns") or {}).items() if what in COLUMNS and column}
+        if all(column in COLUMNS[what][1] for what, column in columns.items()):
+            return reading
+        return reading.model_copy(update={"columns": {COLUMNS[what][0]: str(col) for what, col in columns.items()}})
+    return reading
 
 
 # Digests ----------------------------------------------------------------------------------------

@@ -117,8 +117,11 @@ PREFERENCE_SCHEMA = pa.schema(
         ("source", pa.string()),
         ("source_row", pa.int64()),
         (SPLIT_AT, pa.float64()),
+        ("chosen_score", pa.float64()),
+        ("rejected_score", pa.float64()),
     ]
 )
+"""Shards of an earlier version have no columns of scores."""
 SFT_SCHEMA = pa.schema(
     [
         ("row_id", pa.string()),
@@ -135,7 +138,8 @@ SFT_SCHEMA = pa.schema(
 class PreferenceRow:
     """A pair (`chosen`, `rejected`) or, unpaired, one `completion` with its `label` (True: wanted).
 
-    `source` is the file's name and `source_row` its 1-based line or record; neither is part of `row_id`.
+    `source` is the file's name and `source_row` its 1-based line or record. The scores are what the data gives the two
+    sides, on its own scale, more for better; None where it gives none. None of these is part of `row_id`.
     """
 
     row_id: str
@@ -147,6 +151,8 @@ class PreferenceRow:
     label: bool | None
     source: str
     source_row: int
+    chosen_score: float | None = None
+    rejected_score: float | None = None
 
     @property
     def paired(self) -> bool:
@@ -165,10 +171,16 @@ class SftRow:
     source_row: int
 
 
-def paired_row(prompt: Content, chosen: Content, rejected: Content, source: str, source_row: int) -> PreferenceRow:
+Scores = tuple[float | None, float | None]
+"""Of the chosen and of the rejected side."""
+
+
+def paired_row(
+    prompt: Content, chosen: Content, rejected: Content, source: str, source_row: int, scores: Scores = (None, None)
+) -> PreferenceRow:
     """A pair, named by its content; all three contents have the same form."""
     row_id = content_id({"prompt": prompt, "chosen": chosen, "rejected": rejected})
-    return PreferenceRow(row_id, form_of(prompt), prompt, chosen, rejected, None, None, source, source_row)
+    return PreferenceRow(row_id, form_of(prompt), prompt, chosen, rejected, None, None, source, source_row, *scores)
 
 
 def unpaired_row(prompt: Content, completion: Content, label: bool, source: str, source_row: int) -> PreferenceRow:
@@ -218,6 +230,8 @@ def _preference_cells(row: PreferenceRow) -> dict[str, Any]:
         "source": row.source,
         "source_row": row.source_row,
         SPLIT_AT: split_at(row.prompt, row.form),
+        "chosen_score": row.chosen_score,
+        "rejected_score": row.rejected_score,
     }
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import quote
 
-from alignment.data.files import expand_all, modified, pin_file, size
+from alignment.data.files import expand_all, modified, pin_file, reading_of, size
 from alignment.data.hub import DEFAULT_SPLIT, pin_hub
 from alignment.data.readers import data_suffix
 from alignment.digest import json_digest
 from alignment.errors import BadInput
-from alignment.recipe import PreferenceSource
+from alignment.recipe import PreferenceSource, Reading
 from alignment.stages import SourceFile
 from alignment.stages.preference_shard import ShardRequest
 
@@ -37,18 +37,26 @@ class Shards(Mapping[str, ShardRequest]):
     Asking raises `BadInput` for a file that cannot be read.
     """
 
-    def __init__(self, parts: dict[str, Part]) -> None:
+    def __init__(self, parts: dict[str, Part], reading: Reading = Reading(), seed: int = 0) -> None:
         self._parts = parts
+        self._reading = reading
+        self._seed = seed if reading.max_rows is not None else 0
         self._pinned: dict[str, SourceFile] = {}
 
     def __getitem__(self, name: str) -> ShardRequest:
         place = self._parts[name]
         if place.whole is not None:
-            return place.whole.model_copy(update={"part": place.part, "parts": place.parts})
+            return place.whole.model_copy(update={"part": place.part, "parts": place.parts, "reading": self._reading})
         url = str(place.url)
         if url not in self._pinned:
             self._pinned[url] = pin_file(url)
-        return ShardRequest(file=self._pinned[url], part=place.part, parts=place.parts)
+        return ShardRequest(
+            file=self._pinned[url],
+            part=place.part,
+            parts=place.parts,
+            seed=self._seed,
+            reading=reading_of(url, self._reading),
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)
@@ -71,22 +79,26 @@ class Shards(Mapping[str, ShardRequest]):
 
 
 def shards_of(source: PreferenceSource, seed: int = 0) -> Shards:
-    """The source's shards as they are now; `seed` counts for embedded data only.
+    """The source's shards as they are now; `seed` counts for embedded data and for `max_rows` only.
 
     A file's shard bears its name without suffix, led by its folder's where two clash; a hub split's the
     split's; embedded shards are `day-1`, `day-2`, …. A source cut in n adds `-00001-of-0000n`. A name too long for a
     file's ends in its digest.
     Raises `BadInput` if files or the hub's data set cannot be found.
     """
+    reading = source.reading()
     if source.embedded is not None:
         days = EMBEDDED_DAYS if source.split_into == 1 else source.split_into
         generated = ShardRequest(embedded=source.embedded, seed=seed)
-        return Shards({f"day-{day + 1}": Part(day, days, whole=generated) for day in range(days)})
+        return Shards({f"day-{day + 1}": Part(day, days, whole=generated) for day in range(days)}, reading)
     parts = source.split_into
     if source.hub is not None:
         pinned = pin_hub(source)
-        name, request = safe(str(pinned.split)), ShardRequest(hub=pinned)
-        return Shards({part_name(name, part, parts): Part(part, parts, whole=request) for part in range(parts)})
+        drawn = seed if reading.max_rows is not None else 0
+        name, request = safe(str(pinned.split)), ShardRequest(hub=pinned, seed=drawn)
+        return Shards(
+            {part_name(name, part, parts): Part(part, parts, whole=request) for part in range(parts)}, reading
+        )
     urls = expand_all(source.files or [])
     if not urls:
         raise BadInput("names no file", field="preferences.files")
@@ -95,7 +107,9 @@ def shards_of(source: PreferenceSource, seed: int = 0) -> Shards:
             part_name(name, part, parts): Part(part, parts, url=url)
             for name, url in zip(shard_names(urls), urls, strict=True)
             for part in range(parts)
-        }
+        },
+        reading,
+        seed,
     )
 
 

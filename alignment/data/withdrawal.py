@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from alignment.data.forms import normalise
+from alignment.data.forms.table import normalise
 from alignment.data.rows import ROWS_FILE, PreferenceRow, SftRow
 from alignment.data.shards import Shards, overlaps
 from alignment.data.validate import QUARANTINE_FILE

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from alignment.data.files import pin_file
-from alignment.data.forms import normalise
+from alignment.data.forms.gathered import gathered
+from alignment.data.forms.table import read_record
 from alignment.data.readers import read_records
 from alignment.data.rows import PreferenceRow
 from alignment.data.tokens import require_few_rewritten
@@ -118,14 +119,17 @@ def _policy(model: Path, max_length: int | None, truncation: str) -> TokenPolicy
 
 def _valid(pairs: Path, quarantined: Counter[str]) -> Iterator[PreferenceRow]:
     """The valid pairs in file order; what is none is counted by its reason."""
-    for record in read_records(str(pairs)):
-        row = record.problem or normalise(record.value, pairs.name, record.source_row)
-        if isinstance(row, str):
-            quarantined[row] += 1
-        elif not row.paired:
-            quarantined[UNPAIRED] += 1
-        else:
-            yield row
+    for record in gathered(read_records(str(pairs))):
+        if record.problem:
+            quarantined[record.problem] += 1
+            continue
+        outcome = read_record(record.value, pairs.name, record.source_row)
+        quarantined.update(refused.reason for refused in outcome.refused)
+        for row in outcome.rows:
+            if row.paired:
+                yield row
+            else:
+                quarantined[UNPAIRED] += 1
 
 
 def _weights(model: Path, store: Store) -> str:

@@ -1,6 +1,6 @@
 """Recipes: what a person writes, typed."""
 
-from alignment.recipe.data import DataSource, ModelSource, PreferenceSource
+from alignment.recipe.data import DataSource, ModelSource, PreferenceSource, Reading
 from alignment.recipe.evaluation import (
     AlpacaEval,
     ArenaHard,
@@ -44,6 +44,7 @@ __all__ = [
     "Optimisation",
     "Pools",
     "PreferenceSource",
+    "Reading",
     "Recipe",
     "Reference",
     "Registry",

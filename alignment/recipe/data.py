@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -106,8 +107,71 @@ class DataSource(Section):
         return self
 
 
-class PreferenceSource(DataSource):
+def _words(value: Any) -> Any:
+    """Words that YAML reads as numbers or booleans, as they are compared: text in lower case."""
+    return {str(word).strip().lower(): wanted for word, wanted in value.items()} if isinstance(value, dict) else value
+
+
+Column = Literal[
+    "prompt",
+    "instruction",
+    "input",
+    "system",
+    "history",
+    "messages",
+    "conversations",
+    "tools",
+    "chosen",
+    "rejected",
+    "completion",
+    "label",
+    "kto_tag",
+    "chosen_score",
+    "rejected_score",
+    "response_a",
+    "response_b",
+    "winner",
+    "responses",
+    "scores",
+    "ranks",
+]
+"""The names that a form without an author of its own reads."""
+
+
+class Reading(Section):
+    """How records become preference rows, where the data leaves a choice."""
+
+    absent_by_default: ClassVar[frozenset[str]] = frozenset(
+        {"columns", "labels", "pairing", "min_score_gap", "min_score_ratio", "max_rows"}
+    )
+
+    columns: dict[Column, str] = {}
+    """Which column of the data is which, for data in none of the known forms: `{prompt: question, chosen: good,
+    rejected: bad}`. A dot leads into a column: `meta.question`. Columns that are not named here are read only where
+    their name is one of these. With `system` the rows are read as conversations."""
+    labels: Annotated[dict[str, bool], BeforeValidator(_words)] = {}
+    """What the words or numbers of `label`, or of `winner`, mean: true for a wanted completion, or for `response_a` as
+    the better one; false for the opposite. Case does not count."""
+    pairing: Literal["best_worst", "all", "adjacent", "random"] = "best_worst"
+    """Which pairs are made where a prompt has more than two answers with scores or ranks. `best_worst`: one, of the
+    best and the worst. `all`: each two of them. `adjacent`: each with the next worse. `random`: one, drawn by a hash
+    of the answers. Answers of equal score or rank are no pair."""
+    min_score_gap: float | None = Field(default=None, ge=0)
+    """Least difference of the chosen side's score and the rejected one's, on the data's own scale; pairs with less, or
+    without scores, are quarantined. null keeps all."""
+    min_score_ratio: float | None = Field(default=None, ge=1)
+    """Least ratio of the chosen side's score to the rejected one's, such as 2 for SHP's votes; pairs with less, or
+    without scores, are quarantined. null keeps all."""
+    max_rows: int | None = Field(default=None, ge=1)
+    """Most rows of each file (or split, or part of `split_into`): which ones is drawn by the recipe's seed and the
+    rows' ids, so that the order of the rows does not count. The others are left out and counted; null keeps all."""
+
+
+class PreferenceSource(Reading, DataSource):
     """Preference data; each file is a shard, or `split_into` shards by row position."""
+
+    license: str | None = None
+    """Licence of the data, such as CC-BY-4.0, for the lineage of what is trained on it; nothing depends on it."""
 
     split_into: int = Field(default=1, ge=1, le=10_000)
     """Number of shards that each source file (or hub split) is cut into, by the position of its rows."""
@@ -115,6 +179,10 @@ class PreferenceSource(DataSource):
     """Seconds for which a file must not have been written before the watching sensor reads it."""
     watch_seconds: int = Field(default=30, ge=1)
     """Seconds from one check of the source by the watching sensor to the next."""
+
+    def reading(self) -> Reading:
+        """Only what decides how its records become rows."""
+        return Reading(**{name: getattr(self, name) for name in Reading.model_fields})
 
 
 # A recipe names the environment variable that holds a secret.

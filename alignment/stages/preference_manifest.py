@@ -122,7 +122,7 @@ def pin_shards(request: ManifestRequest, context: Context) -> tuple[Literal["pai
             ManifestShard(
                 name=name,
                 rows=summary.rows,
-                row_digest=shard.digest,
+                row_digest=summary.digest or shard.digest,  # without the scores: training does not see them
                 shard=shard,
                 reference=reference,
                 fingerprint=None if scored is None else scored.fingerprint,

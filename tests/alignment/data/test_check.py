@@ -30,11 +30,14 @@ def test_a_checked_file_has_the_numbers_and_digest_of_its_shard(tmp_path: Path) 
     checked = check_files([url])
     shard = execute(STAGE, ShardRequest(file=pin_file(url)), Store(str(tmp_path / "store"))).summary
     assert checked == {
+        "records": 4,
         "rows": 4,
         "accepted": shard["rows"],
         "quarantined": shard["quarantined"],
         "reasons": shard["reasons"],
+        "forms": shard["forms"],
         "kind": "paired",
+        "advice": checked["advice"],
         "digest": shard["digest"],
         "quarantined_rows": [
             {"file": url, "row": 2, "reason": "duplicate of row 1"},

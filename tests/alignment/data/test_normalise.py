@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment.data.forms import normalise
+from alignment.data.forms.table import normalise
 from alignment.data.rows import PreferenceRow
 
 
@@ -162,12 +162,14 @@ CHAT = {"prompt": [u("q")], "chosen": [a("c")], "rejected": [a("r")]}
         ({**PAIR, "system": "be kind"}, "system beside plain strings"),
         ({**CHAT, "chosen": [a("  ")]}, "empty chosen"),
         ({**CHAT, "chosen": [a(None)]}, "chosen is not text"),
-        ({**CHAT, "chosen": [a([{"type": "image"}])]}, "chosen is not text"),
+        ({**CHAT, "chosen": [a([{"type": "image"}])]}, "chosen holds image parts, and only text is read"),
         ({**CHAT, "chosen": []}, "wrong roles"),
         ({**CHAT, "chosen": [u("c")]}, "wrong roles"),
         ({**CHAT, "prompt": [u("q"), a("half")]}, "wrong roles"),
         ({**CHAT, "prompt": [u("q"), s("late"), u("q")]}, "wrong roles"),
-        ({**CHAT, "prompt": [{"role": "tool", "content": "3"}]}, "wrong roles"),
+        ({**CHAT, "prompt": [{"role": "tool", "content": "3"}]}, "tools are not supported"),
+        ({**CHAT, "prompt": [{"from": "Observation", "value": "3"}]}, "tools are not supported"),
+        ({**CHAT, "prompt": [{"role": "Narrator", "content": "3"}]}, "unknown role 'narrator'"),
         ({**CHAT, "prompt": [{"role": ["user"], "content": "3"}]}, "wrong roles"),
         ({**CHAT, "prompt": [s("only")]}, "empty prompt"),
         ({**CHAT, "prompt": []}, "empty prompt"),

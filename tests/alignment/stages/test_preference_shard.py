@@ -56,6 +56,7 @@ def test_rows_stand_in_source_order_and_the_rest_in_quarantine(tmp_path: Path, s
         "source_rows": 5,
         "duplicates": 1,
         "digest": commit.digest,
+        "forms": {"pairs": 2},
     }
 
 

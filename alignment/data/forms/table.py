@@ -1,0 +1,311 @@
+"""The forms of preference data that are read: one table, and the one way from a record to its rows.
+
+A form is known by its columns. The first one in the table whose columns a record has reads it; what none reads has a
+reason, and `advice` says once a file which columns were seen, which form is nearest and how to map them. A new form is
+a function and an entry here, a row in docs/data.md and one in the test of published rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, get_args
+
+from alignment.data.forms import gathered, pairs, ranked, verdicts
+from alignment.data.forms.messages import UNSUPPORTED, Unusable, is_blank, present, require_prompt
+from alignment.data.forms.pairs import Fields, Sample, Thumb
+from alignment.data.rows import PreferenceRow, paired_row, unpaired_row
+from alignment.recipe import Reading
+from alignment.recipe.data import Column
+
+
+@dataclass(frozen=True)
+class Form:
+    """One published shape. `columns` are those that it is known by; `a|b` is one of two."""
+
+    name: str
+    columns: str
+    read: Callable[[Fields, Reading], Iterator[Sample]]
+    once_gathered: str = ""
+    """The columns of the record that several of the file's are gathered to, where they are."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether a record is one row as it stands, so that the record says what the row says."""
+        return self.read in (pairs.pair, pairs.unpaired)
+
+    @property
+    def needs(self) -> tuple[frozenset[str], ...]:
+        return tuple(frozenset(names.split("|")) for names in (self.once_gathered or self.columns).split())
+
+
+FORMS = (
+    Form("Step-DPO", "prompt initial_reason_steps chosen rejected", pairs.pair),
+    Form("pairs", "prompt chosen rejected", pairs.pair),
+    Form("Alpaca pairs", "instruction chosen rejected", pairs.pair),
+    Form("ShareGPT pairs", "conversations|messages chosen rejected", pairs.pair),
+    Form("orca pairs", "question|input chosen rejected", pairs.asked_pair),
+    Form("pairs with the prompt in both", "chosen rejected", pairs.pair),
+    Form("argilla pairs", "instruction chosen_response rejected_response", pairs.argilla_pair),
+    Form("OpenAI preferences", "input preferred_output non_preferred_output", pairs.output_pair),
+    Form("StackExchange pairs", "question response_j response_k", pairs.question_answers),
+    Form("StackExchange answers", "question answers", ranked.stack_exchange),
+    Form("UltraFeedback", "instruction completions", ranked.ultrafeedback),
+    Form("distilabel", "instruction|input generations ratings|rating", ranked.distilabel),
+    Form("Nectar", "prompt answers", ranked.nectar),
+    Form("ranked responses", "prompt|instruction|messages|conversations responses scores|ranks", ranked.responses),
+    Form("HelpSteer 2", "prompt response helpfulness", gathered.helpsteer2, "prompt helpsteer_responses"),
+    Form(
+        "HelpSteer 2 preferences",
+        "prompt response_1 response_2 preference_strength",
+        verdicts.strength("preference_strength", ("response_1", "response_2"), "prompt"),
+    ),
+    Form(
+        "HelpSteer 3",
+        "context response1 response2 overall_preference",
+        verdicts.strength("overall_preference", ("response1", "response2"), "context"),
+    ),
+    Form("Chatbot Arena", "conversation_a conversation_b winner", verdicts.arena),
+    Form("Arena table", "prompt response_a response_b winner_model_a winner_model_b", verdicts.arena_table),
+    Form("SHP", "history human_ref_A human_ref_B labels", verdicts.shp),
+    Form("WebGPT", "question answer_0 answer_1 score_0 score_1", verdicts.webgpt),
+    Form(
+        "PKU-SafeRLHF",
+        "prompt response_0 response_1 better_response_id",
+        verdicts.numbered("better_response_id", ("response_0", "response_1"), (0, 1)),
+    ),
+    Form(
+        "AlpacaFarm",
+        "instruction output_1 output_2 preference",
+        verdicts.numbered("preference", ("output_1", "output_2"), (1, 2)),
+    ),
+    Form(
+        "OffsetBias",
+        "instruction output_1 output_2 label",
+        verdicts.numbered("label", ("output_1", "output_2"), (1, 2)),
+    ),
+    Form("summarize_from_feedback", "info summaries choice", verdicts.summaries),
+    Form("comparisons", "prompt|instruction|messages|conversations response_a response_b winner", verdicts.winner),
+    Form("OASST trees", "message_tree_id prompt", gathered.tree),
+    Form(
+        "OASST messages",
+        "message_id parent_id message_tree_id text role",
+        gathered.tree,
+        "message_tree_id prompt",
+    ),
+    Form("unpaired", "prompt completion label", pairs.unpaired),
+    Form("LLaMA-Factory KTO", "messages|conversations|instruction label|kto_tag", pairs.unpaired),
+    Form("feedback", "prompt response feedback|label", pairs.feedback),
+    Form("BeaverTails", "prompt response is_safe", pairs.feedback),
+)
+GENERAL = ("pairs", "unpaired", "ranked responses", "comparisons")
+"""Forms without an author, which `preferences.columns` maps to."""
+
+
+class Refused(NamedTuple):
+    """A record, or one pair of it, that is no row. `value` is what it says, None for the record as it stands."""
+
+    reason: str
+    value: Any = None
+
+
+class Outcome(NamedTuple):
+    """What became of one record."""
+
+    form: Form | None
+    rows: list[PreferenceRow]
+    refused: list[Refused]
+
+
+def read_record(record: Any, source: str, source_row: int, reading: Reading = Reading()) -> Outcome:
+    """The rows of a record, and what of it is none: every record gives at least one of either."""
+    form: Form | None = None
+    rows: list[PreferenceRow] = []
+    refused: list[Refused] = []
+    try:
+        fields = present(mapped(record, reading) if reading.columns else record)
+        form = form_of(fields)
+        read = form.read if form else _nearest_reader(fields)
+        for sample in read(fields, reading):
+            try:
+                rows.append(_row(sample, source, source_row))
+            except Unusable as reason:
+                refused.append(Refused(str(reason), None if form and form.plain else _said(sample)))
+    except Unusable as reason:
+        refused.append(Refused(str(reason)))
+    return Outcome(form, rows, refused)
+
+
+def normalise(record: Any, source: str, source_row: int) -> PreferenceRow | str:
+    """The one row of a record, or a short stable reason why it is none."""
+    outcome = read_record(record, source, source_row)
+    if len(outcome.rows) == 1 and not outcome.refused:
+        return outcome.rows[0]
+    return outcome.refused[0].reason if outcome.refused else f"{len(outcome.rows)} rows in one record"
+
+
+def form_of(fields: Mapping[str, Any]) -> Form | None:
+    """The form of a record, by its columns."""
+    names = fields.keys()
+    return next((form for form in FORMS if all(names & either for either in form.needs)), None)
+
+
+def mapped(record: Any, reading: Reading) -> dict[str, Any]:
+    """The record under the names that `columns` gives; other columns stay only where a form without author reads
+    them."""
+    if not isinstance(record, dict):
+        raise Unusable("not an object")
+    kept = set(get_args(Column)).union(UNSUPPORTED) - reading.columns.keys() - set(reading.columns.values())
+    fields = {name: value for name, value in record.items() if name in kept}
+    for name, column in reading.columns.items():
+        value = _column(record, column)
+        if value is MISSING and name not in OPTIONAL:
+            raise Unusable(f"missing column {column}")
+        if value is not MISSING:
+            fields[name] = value
+    return fields
+
+
+MISSING = object()
+OPTIONAL = frozenset({"input", "system", "history", "tools", "chosen_score", "rejected_score"})
+"""Columns that need not be in every record."""
+
+
+def _column(record: Mapping[str, Any], column: str) -> Any:
+    if column in record:
+        return record[column]
+    value: Any = record
+    for part in column.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return MISSING
+        value = value[part]
+    return value
+
+
+def _row(sample: Sample, source: str, source_row: int) -> PreferenceRow:
+    if isinstance(sample, Thumb):
+        require_prompt(sample.prompt)
+        if is_blank(sample.completion):
+            raise Unusable("empty completion")
+        return unpaired_row(sample.prompt, sample.completion, sample.label, source, source_row)
+    prompt, other = sample.prompts
+    if prompt != other:
+        raise Unusable("prompts differ")
+    require_prompt(prompt)
+    if is_blank(sample.chosen):
+        raise Unusable("empty chosen")
+    if is_blank(sample.rejected):
+        raise Unusable("empty rejected")
+    if sample.chosen == sample.rejected:
+        raise Unusable("chosen equals rejected")
+    return paired_row(prompt, sample.chosen, sample.rejected, source, source_row, sample.scores)
+
+
+def _said(sample: Sample) -> dict[str, Any]:
+    if isinstance(sample, Thumb):
+        return sample._asdict()
+    return {"prompt": sample.prompts[0], "chosen": sample.chosen, "rejected": sample.rejected}
+
+
+def row_said(row: PreferenceRow) -> dict[str, Any]:
+    """What a row says, as a record that would be read as that row."""
+    if row.paired:
+        scores = {
+            name: score for name in ("chosen_score", "rejected_score") if (score := getattr(row, name)) is not None
+        }
+        return {"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected, **scores}
+    return {"prompt": row.prompt, "completion": row.completion, "label": row.label}
+
+
+# What is in no form -----------------------------------------------------------------------------
+
+
+def _nearest_reader(fields: Fields) -> Callable[[Fields, Reading], Iterator[Sample]]:
+    """The reader that says what a labelled record lacks. Raises what any other lacks."""
+    if "label" in fields or "kto_tag" in fields:
+        return pairs.unpaired
+    if "completion" in fields:
+        raise Unusable("missing field label")
+    if "rejected" in fields:
+        raise Unusable("missing field chosen")
+    if "chosen" in fields:
+        raise Unusable("missing field rejected")
+    if fields.keys() & {"prompt", "instruction", "messages", "conversations"}:
+        raise Unusable("missing field chosen")
+    raise Unusable("unknown form")
+
+
+LIKELY = {
+    "prompt": ("prompt", "question", "query", "instruction", "input", "post", "request", "context", "user"),
+    "chosen": ("chosen", "good", "preferred", "better", "best", "accepted", "positive", "win"),
+    "rejected": ("rejected", "bad", "dispreferred", "worse", "worst", "negative", "lose", "non_preferred"),
+    "completion": ("completion", "response", "answer", "output", "reply"),
+    "label": ("label", "feedback", "thumb", "rating", "score", "vote"),
+    "responses": ("responses", "completions", "answers", "candidates", "outputs", "generations"),
+    "scores": ("scores", "ratings", "rewards"),
+    "ranks": ("ranks", "ranking"),
+    "response_a": ("response_a", "answer_a", "output_a", "_a", "left", "_0", "1"),
+    "response_b": ("response_b", "answer_b", "output_b", "_b", "right", "_1", "2"),
+    "winner": ("winner", "preference", "verdict", "better", "choice"),
+}
+"""Parts of the names that people give such columns, the likeliest first."""
+SHOWN_COLUMNS, LONGEST_COLUMN = 20, 60
+
+
+def advice(columns: Collection[str]) -> str:
+    """The columns that were seen, the nearest form, what it lacks, and how to map columns to it: one line."""
+    names = [name[:LONGEST_COLUMN] for name in list(columns)[:SHOWN_COLUMNS]]
+    more = f" and {len(columns) - SHOWN_COLUMNS} more" if len(columns) > SHOWN_COLUMNS else ""
+    seen = f"its columns are {', '.join(names)}{more}" if names else "it has no columns"
+    form = max(FORMS, key=lambda form: sum(bool(either & set(columns)) for either in _shown(form)) / len(_shown(form)))
+    lacking = ["|".join(sorted(either)) for either in _shown(form) if not either & set(columns)]
+    mappings = {name: _guessed(name, columns) for name in GENERAL}
+    general = max(GENERAL, key=lambda name: len(mappings[name]) / len(_shown(FORM[name])))
+    if len(mappings[general]) == len(_shown(FORM[general])):
+        nearest = f"the nearest form is {general} ({', '.join(mappings[general])})"
+        mapping = mappings[general]
+    else:
+        has = f", which lacks {', '.join(lacking)}" if lacking else ""
+        nearest = f"the nearest form is {form.name} ({form.columns.replace(' ', ', ')}){has}"
+        mapping = {"prompt": "…", "chosen": "…", "rejected": "…"} | _guessed("pairs", columns)
+    written = ", ".join(f"{name}: {column}" for name, column in mapping.items())
+    return f"{seen}; {nearest}; map them with preferences.columns: {{{written}}}"
+
+
+FORM = {form.name: form for form in FORMS}
+
+
+def _shown(form: Form) -> tuple[frozenset[str], ...]:
+    return tuple(frozenset(names.split("|")) for names in form.columns.split())
+
+
+def _guessed(form: str, columns: Collection[str]) -> dict[str, str]:
+    """Which column may be which of a general form's, each used once; only those that were found."""
+    left, found = list(columns), {}
+    for either in FORM[form].columns.split():
+        for name in either.split("|"):
+            column = next(
+                (column for part in LIKELY.get(name, (name,)) for column in left if part in column.lower()), None
+            )
+            if column is not None:
+                found[name] = column
+                left.remove(column)
+                break
+    return found
+
+
+REMEDIES = {
+    "system beside plain strings": "preferences.columns: {system: system} reads its rows as conversations",
+    verdicts.NO_VERDICT: "preferences.labels says what its words mean, such as {1: true, 2: false}, true for response_a",
+    "label is not true or false": "preferences.labels says what its words mean, such as {helpful: true, useless: false}",
+    "feedback is not true or false": "preferences.labels says what its words mean, such as {up: true, down: false}",
+    "prompts differ": "the two sides may part at the last answer only, which is the one that counts",
+}
+"""What to do about a reason, where it is no fault of the row."""
+
+
+def remedy(reason: str, columns: Collection[str]) -> str | None:
+    """What to do about a file whose commonest reason this is, where there is something to do."""
+    if reason.startswith(("missing field", "missing column", "unknown form")):
+        return advice(columns)
+    return REMEDIES.get(reason)

@@ -14,7 +14,7 @@ from alignment.data.hub import DEFAULT_SPLIT, pin_hub
 from alignment.data.readers import data_suffix
 from alignment.digest import json_digest
 from alignment.errors import BadInput
-from alignment.recipe import PreferenceSource, Reading
+from alignment.recipe import DEFAULT_READING, PreferenceSource, Reading
 from alignment.stages import SourceFile
 from alignment.stages.preference_shard import ShardRequest
 
@@ -37,7 +37,7 @@ class Shards(Mapping[str, ShardRequest]):
     Asking raises `BadInput` for a file that cannot be read.
     """
 
-    def __init__(self, parts: dict[str, Part], reading: Reading = Reading(), seed: int = 0) -> None:
+    def __init__(self, parts: dict[str, Part], reading: Reading = DEFAULT_READING, seed: int = 0) -> None:
         self._parts = parts
         self._reading = reading
         self._seed = seed if reading.max_rows is not None else 0

@@ -19,7 +19,7 @@ from alignment.data.readers import Record, describe, read_records
 from alignment.data.rows import PreferenceRow, write_records
 from alignment.digest import lines_digest
 from alignment.errors import BadInput
-from alignment.recipe import Reading
+from alignment.recipe import DEFAULT_READING, Reading
 
 # Quarantine: records that cannot be used, each kept with the reason and its text.
 
@@ -76,7 +76,7 @@ class Validation:
     their text is kept. A record may give several rows: `records` counts what was read, `forms` the rows of each form.
     """
 
-    def __init__(self, withdrawn: frozenset[str] = frozenset(), reading: Reading = Reading()) -> None:
+    def __init__(self, withdrawn: frozenset[str] = frozenset(), reading: Reading = DEFAULT_READING) -> None:
         self.withdrawn = withdrawn
         self.reading = reading
         self.withdrawn_records = 0
@@ -96,9 +96,8 @@ class Validation:
                 self.quarantined.append(Quarantined(source, record.source_row, record.problem, record.text))
                 continue
             outcome = read_record(record.value, source, record.source_row, self.reading)
-            plain = outcome.form is None or (
-                outcome.form.plain and not self.reading.columns and not self.reading.labels
-            )
+            as_written = not (self.reading.columns or self.reading.labels)
+            plain = outcome.form is None or (outcome.form.plain and as_written)
             for row in outcome.rows:
                 if row.row_id in self.withdrawn:
                     self.withdrawn_records += 1
@@ -182,7 +181,7 @@ LOOK = 100
 """Records of a file that `first_kind` reads at most."""
 
 
-def first_kind(url: str, withdrawn: frozenset[str] = frozenset(), reading: Reading = Reading()) -> Kind | None:
+def first_kind(url: str, withdrawn: frozenset[str] = frozenset(), reading: Reading = DEFAULT_READING) -> Kind | None:
     """The kind of a file's rows, by the first valid one, without reading on.
 
     None where none of the first `LOOK` records is valid, or the file cannot be read: what makes a shard of it says why.
@@ -196,7 +195,7 @@ def first_kind(url: str, withdrawn: frozenset[str] = frozenset(), reading: Readi
 # Checks preference files as a shard would read them, without writing anything.
 
 
-def check_files(paths: list[str], reading: Reading = Reading()) -> dict[str, Any]:
+def check_files(paths: list[str], reading: Reading = DEFAULT_READING) -> dict[str, Any]:
     """What would become of the files' records, taken together in the order given.
 
     `records` were read. `rows` = `accepted` + `quarantined` (counts), `reasons` {reason: count}, `forms` {form: rows},

@@ -1,6 +1,6 @@
 """Recipes: what a person writes, typed."""
 
-from alignment.recipe.data import DataSource, ModelSource, PreferenceSource, Reading
+from alignment.recipe.data import DEFAULT_READING, DataSource, ModelSource, PreferenceSource, Reading
 from alignment.recipe.evaluation import (
     AlpacaEval,
     ArenaHard,
@@ -24,6 +24,7 @@ from alignment.recipe.schedule import Alerts, Schedule
 from alignment.recipe.training import Dpo, Lora, Optimisation, Reference, Sft, SftTraining, TokenPolicy
 
 __all__ = [
+    "DEFAULT_READING",
     "Alerts",
     "AlpacaEval",
     "ArenaHard",

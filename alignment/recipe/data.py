@@ -167,6 +167,9 @@ class Reading(Section):
     rows' ids, so that the order of the rows does not count. The others are left out and counted; null keeps all."""
 
 
+DEFAULT_READING = Reading()
+
+
 class PreferenceSource(Reading, DataSource):
     """Preference data; each file is a shard, or `split_into` shards by row position."""
 

@@ -94,7 +94,7 @@ def run(request: ShardRequest, context: Context) -> Result:
             quarantined=len(validation.quarantined),
             reasons=reasons,
             kind=validation.kind,
-            source_rows=rows + len(validation.quarantined) + validation.withdrawn_records,
+            source_rows=validation.records,
             duplicates=reasons.get(DUPLICATE, 0),
             digest=validation.digest,
             forms=dict(sorted(validation.forms.items())),

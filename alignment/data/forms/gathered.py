@@ -38,7 +38,7 @@ def tree(fields: Fields, reading: Reading) -> Iterator[Sample]:
 
 
 def _branches(root: Mapping[str, Any]) -> Iterator[tuple[tuple[Message, ...], list[Answer]]]:
-    """Each conversation that ends with the prompter, and its ranked replies; without recursion, as trees may be deep."""
+    """Each conversation that ends with the prompter, and its ranked replies; no recursion, as trees may be deep."""
     waiting: list[tuple[Mapping[str, Any], tuple[Message, ...]]] = [(root, ())]
     while waiting:
         node, before = waiting.pop()

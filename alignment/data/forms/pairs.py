@@ -95,8 +95,8 @@ def output_pair(fields: Fields, reading: Reading) -> Iterator[Sample]:
 def question_answers(fields: Fields, reading: Reading) -> Iterator[Sample]:
     """The paired StackExchange's `response_j`, the better one, and `response_k`."""
     prompt = (user(text_of(fields["question"], "question")),)
-    sides = [(assistant(text_of(fields[name], name)),) for name in ("response_j", "response_k")]
-    yield Pair((prompt, prompt), *sides)
+    better, worse = ((assistant(text_of(fields[name], name)),) for name in ("response_j", "response_k"))
+    yield Pair((prompt, prompt), better, worse)
 
 
 SCORES = (

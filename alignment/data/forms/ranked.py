@@ -104,12 +104,10 @@ def ultrafeedback(fields: Fields, reading: Reading) -> Iterator[Sample]:
     prompt = (user(text_of(fields["instruction"], "instruction")),)
     answers = []
     for item in each(fields["completions"], "completions"):
-        score = next(
-            (s for name in ("overall_score", "fine-grained_score") if (s := number(item.get(name))) is not None), None
-        )
-        if score is None and (ratings := _ratings(item.get("annotations"))):
-            score = sum(ratings) / len(ratings)
-        if score is not None:
+        scores = [number(item.get(name)) for name in ("overall_score", "fine-grained_score")]
+        if ratings := _ratings(item.get("annotations")):
+            scores.append(sum(ratings) / len(ratings))
+        if (score := next((score for score in scores if score is not None), None)) is not None:
             answers.append(scored(said(item.get("response"), "response"), score))
     yield from compared(prompt, answers, reading)
 

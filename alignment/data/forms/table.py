@@ -9,14 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, get_args
 
 from alignment.data.forms import gathered, pairs, ranked, verdicts
 from alignment.data.forms.messages import UNSUPPORTED, Unusable, is_blank, present, require_prompt
 from alignment.data.forms.pairs import Fields, Sample, Thumb
 from alignment.data.rows import PreferenceRow, paired_row, unpaired_row
-from alignment.recipe import Reading
+from alignment.recipe import DEFAULT_READING, Reading
 from alignment.recipe.data import Column
+
+
+def columns_of(written: str) -> tuple[frozenset[str], ...]:
+    return tuple(frozenset(names.split("|")) for names in written.split())
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,10 @@ class Form:
         """Whether a record is one row as it stands, so that the record says what the row says."""
         return self.read in (pairs.pair, pairs.unpaired)
 
-    @property
+    @cached_property
     def needs(self) -> tuple[frozenset[str], ...]:
-        return tuple(frozenset(names.split("|")) for names in (self.once_gathered or self.columns).split())
+        """What a record must have: one column of each set."""
+        return columns_of(self.once_gathered or self.columns)
 
 
 FORMS = (
@@ -117,7 +123,7 @@ class Outcome(NamedTuple):
     refused: list[Refused]
 
 
-def read_record(record: Any, source: str, source_row: int, reading: Reading = Reading()) -> Outcome:
+def read_record(record: Any, source: str, source_row: int, reading: Reading = DEFAULT_READING) -> Outcome:
     """The rows of a record, and what of it is none: every record gives at least one of either."""
     form: Form | None = None
     rows: list[PreferenceRow] = []
@@ -147,7 +153,7 @@ def normalise(record: Any, source: str, source_row: int) -> PreferenceRow | str:
 def form_of(fields: Mapping[str, Any]) -> Form | None:
     """The form of a record, by its columns."""
     names = fields.keys()
-    return next((form for form in FORMS if all(names & either for either in form.needs)), None)
+    return next((form for form in FORMS if not any(names.isdisjoint(either) for either in form.needs)), None)
 
 
 def mapped(record: Any, reading: Reading) -> dict[str, Any]:
@@ -210,9 +216,8 @@ def _said(sample: Sample) -> dict[str, Any]:
 def row_said(row: PreferenceRow) -> dict[str, Any]:
     """What a row says, as a record that would be read as that row."""
     if row.paired:
-        scores = {
-            name: score for name in ("chosen_score", "rejected_score") if (score := getattr(row, name)) is not None
-        }
+        given = {"chosen_score": row.chosen_score, "rejected_score": row.rejected_score}
+        scores = {name: score for name, score in given.items() if score is not None}
         return {"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected, **scores}
     return {"prompt": row.prompt, "completion": row.completion, "label": row.label}
 
@@ -257,11 +262,11 @@ def advice(columns: Collection[str]) -> str:
     names = [name[:LONGEST_COLUMN] for name in list(columns)[:SHOWN_COLUMNS]]
     more = f" and {len(columns) - SHOWN_COLUMNS} more" if len(columns) > SHOWN_COLUMNS else ""
     seen = f"its columns are {', '.join(names)}{more}" if names else "it has no columns"
-    form = max(FORMS, key=lambda form: sum(bool(either & set(columns)) for either in _shown(form)) / len(_shown(form)))
-    lacking = ["|".join(sorted(either)) for either in _shown(form) if not either & set(columns)]
+    form = max(FORMS, key=lambda form: sum(bool(either & set(columns)) for either in columns_of(form.columns)) / len(columns_of(form.columns)))
+    lacking = ["|".join(sorted(either)) for either in columns_of(form.columns) if not either & set(columns)]
     mappings = {name: _guessed(name, columns) for name in GENERAL}
-    general = max(GENERAL, key=lambda name: len(mappings[name]) / len(_shown(FORM[name])))
-    if len(mappings[general]) == len(_shown(FORM[general])):
+    general = max(GENERAL, key=lambda name: len(mappings[name]) / len(columns_of(FORM[name].columns)))
+    if len(mappings[general]) == len(columns_of(FORM[general].columns)):
         nearest = f"the nearest form is {general} ({', '.join(mappings[general])})"
         mapping = mappings[general]
     else:
@@ -273,10 +278,6 @@ def advice(columns: Collection[str]) -> str:
 
 
 FORM = {form.name: form for form in FORMS}
-
-
-def _shown(form: Form) -> tuple[frozenset[str], ...]:
-    return tuple(frozenset(names.split("|")) for names in form.columns.split())
 
 
 def _guessed(form: str, columns: Collection[str]) -> dict[str, str]:
@@ -294,11 +295,12 @@ def _guessed(form: str, columns: Collection[str]) -> dict[str, str]:
     return found
 
 
+WORDS = "preferences.labels says what its words mean, such as"
 REMEDIES = {
     "system beside plain strings": "preferences.columns: {system: system} reads its rows as conversations",
-    verdicts.NO_VERDICT: "preferences.labels says what its words mean, such as {1: true, 2: false}, true for response_a",
-    "label is not true or false": "preferences.labels says what its words mean, such as {helpful: true, useless: false}",
-    "feedback is not true or false": "preferences.labels says what its words mean, such as {up: true, down: false}",
+    verdicts.NO_VERDICT: f"{WORDS} {{1: true, 2: false}} where 1 is response_a",
+    "label is not true or false": f"{WORDS} {{helpful: true, useless: false}}",
+    "feedback is not true or false": f"{WORDS} {{up: true, down: false}}",
     "prompts differ": "the two sides may part at the last answer only, which is the one that counts",
 }
 """What to do about a reason, where it is no fault of the row."""

@@ -54,6 +54,7 @@ def preference_manifest(recipe: Recipe) -> Node:
             references=references,
             left_out=left_out,
             held_out_fraction=recipe.held_out_fraction,
+            reads_numbers=bool(method_of(recipe.dpo).numbers),
         )
 
     return Node(

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from alignment.data.files import expand, reading_of
 from alignment.data.forms.gathered import gathered
-from alignment.data.forms.table import Refused, read_record, remedy, row_said
+from alignment.data.forms.table import Refused, read_record, remedy, row_said, with_numbers
 from alignment.data.readers import Record, describe, read_records
 from alignment.data.rows import PreferenceRow, write_records
 from alignment.digest import lines_digest
@@ -101,9 +101,13 @@ class Validation:
             for row in outcome.rows:
                 if row.row_id in self.withdrawn:
                     self.withdrawn_records += 1
-                elif (reason := self._objection(row)) is None:
+                    continue
+                numbered = with_numbers(row, record.value, self.reading)
+                reason = numbered if isinstance(numbered, str) else self._objection(numbered)
+                if reason is None:
+                    assert not isinstance(numbered, str)
                     self.forms[outcome.form.name if outcome.form else ""] += 1
-                    yield row
+                    yield numbered
                 else:  # the text of a record with several rows would keep that of other rows, which may be withdrawn
                     self._set_aside(record, source, Refused(reason, None if plain else row_said(row)))
             for refused in outcome.refused:
@@ -128,6 +132,8 @@ class Validation:
         self._seen[row.row_id] = (row.source, row.source_row)
         if row.chosen_score is not None:
             self._scored.append(f"{row.row_id} {row.chosen_score!r} {row.rejected_score!r}")
+        if row.weight is not None or row.margin is not None:
+            self._scored.append(f"{row.row_id} weight {row.weight!r} margin {row.margin!r}")
         return None
 
     def keep(self, row_ids: Collection[str]) -> None:
@@ -158,7 +164,7 @@ class Validation:
 
     @property
     def content_digest(self) -> str:
-        """The digest with the scores of rows that have any."""
+        """The digest with the scores, weights and margins of rows that have any."""
         return lines_digest(sorted(self._seen) + sorted(self._scored))
 
 

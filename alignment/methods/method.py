@@ -7,6 +7,7 @@ here imports more than torch, and that only inside functions.
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,13 +46,21 @@ class PairLogps:
     policy_rejected_first: torch.Tensor | None = None
     ref_chosen_first: torch.Tensor | None = None
     ref_rejected_first: torch.Tensor | None = None
+    weight: torch.Tensor | None = None
+    """Of each pair, from the data; None where the method asks for none."""
+    target_margin: torch.Tensor | None = None
+    """By how much each chosen side is better, from the data, on its scale; None where the method asks for none."""
 
     @classmethod
     def of(cls, rows: Sequence[Any], policy: Mapping[str, torch.Tensor]) -> PairLogps:
         """Of a step's pairs (`PolicyPair`); `policy` has the policy's log-probs by the name of their sequence."""
-        firsts = {}
+        more = {
+            name: column(getattr(row, name) for row in rows)
+            for name in ("weight", "target_margin")
+            if rows and not math.isnan(getattr(rows[0], name, math.nan))
+        }
         if "chosen_first" in policy:
-            firsts = {
+            more |= {
                 "policy_chosen_first": policy["chosen_first"],
                 "policy_rejected_first": policy["rejected_first"],
                 "ref_chosen_first": column(row.ref_chosen_first_logp for row in rows),
@@ -64,7 +73,7 @@ class PairLogps:
             ref_rejected=column(row.ref_rejected_logp for row in rows),
             chosen_tokens=column(len(row.chosen.completion_ids) for row in rows),
             rejected_tokens=column(len(row.rejected.completion_ids) for row in rows),
-            **firsts,
+            **more,
         )
 
     @property
@@ -220,6 +229,12 @@ class Method(ABC):
     def wrong(self) -> str | None:
         """What is wrong with the settings, for a person, or None."""
         return None
+
+    @property
+    def numbers(self) -> Mapping[str, Callable[[Any], float | None]]:
+        """What the loss reads of a preference row's own numbers: the name that `PairLogps` has for it (`weight`,
+        `target_margin`), and how it is read; None stands for what a row lacks."""
+        return {}
 
     def outside_practice(self, section: Any) -> list[str]:
         """One sentence for each setting of a recipe's section that lies outside of what practice supports."""

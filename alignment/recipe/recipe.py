@@ -129,6 +129,13 @@ class Recipe(Section):
                 "reference.precision and dpo.precision must be the same: the cached log-probs "
                 "must equal the policy's at its first step"
             )
+        for asked, column in (
+            (self.dpo.weighted, "weight_column"),
+            (self.dpo.target_margin == "column", "margin_column"),
+        ):
+            if asked and getattr(self.preferences, column) is None:
+                what = "weighted" if column == "weight_column" else "target_margin: column"
+                raise ValueError(f"{what} needs preferences.{column}, the column of the data that holds it")
         if self.judge and self.judge.kind == "rubric":
             others = (self.evals.alpaca_eval, self.evals.arena_hard, self.evals.harmless)
             if (self.evals.mt_bench and not self.evals.mt_bench.embedded) or any(others):

@@ -195,6 +195,9 @@ class Dpo(Optimisation):
         "ld_alpha",
         "desirable_weight",
         "undesirable_weight",
+        "weighted",
+        "target_margin",
+        "margin_scale",
     }
 
     micro_batch_size: int = Field(default=4, ge=1)
@@ -248,6 +251,22 @@ class Dpo(Optimisation):
     weight: the paper has (weight up × rows up) / (weight down × rows down) between 1 and 1.5."""
     undesirable_weight: float = Field(default=1.0, ge=0)
     """`kto` only: weight of the rows with a thumb down, usually 0.5 to 2."""
+
+    weighted: bool = False
+    """Multiplies each pair's loss by its weight, which `preferences.weight_column` names (WPO; Zhou et al. 2024). A
+    step's mean is over its rows: weights are not normalised, so a mean weight of 2 doubles the loss."""
+    target_margin: Literal["column", "scores"] | None = None
+    """Reward-aware DPO (RPO; Adler et al. 2024): how much better a pair's chosen side is, which the reward margin is
+    brought to and no further. `column`: what `preferences.margin_column` names. `scores`: the difference of the two
+    sides' scores. null: plain DPO, which has no target."""
+    margin_scale: float = Field(default=1.0, gt=0)
+    """η: the reward margin aimed at is η times `target_margin`; 1 in the paper, for a reward model's scores."""
+
+    @model_validator(mode="after")
+    def _scale_of_a_target(self) -> Dpo:
+        if self.margin_scale != 1.0 and self.target_margin is None:
+            raise ValueError("margin_scale counts only with target_margin")
+        return self
 
     @model_validator(mode="before")
     @classmethod

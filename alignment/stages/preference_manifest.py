@@ -5,7 +5,7 @@ Every row of every shard stands in split.parquet exactly once: train, held_out, 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,12 +19,18 @@ from alignment.store import Artifact, CorruptArtifact, Summary
 
 
 class ManifestRequest(Request):
-    """`references` has one entry per shard, or none at all for a reference-free method."""
+    """`references` has one entry per shard, or none at all for a reference-free method.
+
+    `reads_numbers` says that training reads rows' scores, weights or margins: then they count in the digest.
+    """
+
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"reads_numbers"})
 
     shards: dict[str, Artifact]
     references: dict[str, Artifact] = Field(default_factory=dict)
     left_out: dict[str, str] = Field(default_factory=dict)
     held_out_fraction: float = Field(ge=0, lt=1)
+    reads_numbers: bool = False
 
 
 class ManifestSummary(Summary):
@@ -122,7 +128,8 @@ def pin_shards(request: ManifestRequest, context: Context) -> tuple[Literal["pai
             ManifestShard(
                 name=name,
                 rows=summary.rows,
-                row_digest=summary.digest or shard.digest,  # without the scores: training does not see them
+                # without scores, weights and margins where training does not see them
+                row_digest=shard.digest if request.reads_numbers else summary.digest or shard.digest,
                 shard=shard,
                 reference=reference,
                 fingerprint=None if scored is None else scored.fingerprint,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ PAIRS = pa.schema(
 )
 FIRSTS = [("ref_chosen_first_logp", pa.float64()), ("ref_rejected_first_logp", pa.float64())]
 """What a method that weighs the first tokens of both sides alone reads beside `PAIRS`."""
+NUMBERS = [("weight", pa.float64()), ("target_margin", pa.float64())]
+"""What a method that reads a pair's own numbers takes of the data (`Method.numbers`)."""
 COMPLETIONS = pa.schema(
     [
         ("row_id", pa.string()),
@@ -75,6 +77,9 @@ class PolicyPair:
     ref_chosen_first_logp: float = math.nan
     """Of as many first tokens as the shorter side has, for methods that ask for them; else NaN."""
     ref_rejected_first_logp: float = math.nan
+    weight: float = math.nan
+    """Its weight from the data, for methods that ask for it; else NaN, as `target_margin`."""
+    target_margin: float = math.nan
 
     @property
     def sequences(self) -> dict[str, TokenSequence]:
@@ -100,6 +105,8 @@ class PolicyPair:
             "longest": self.longest,
             "ref_chosen_first_logp": self.ref_chosen_first_logp,
             "ref_rejected_first_logp": self.ref_rejected_first_logp,
+            "weight": self.weight,
+            "target_margin": self.target_margin,
         }
 
     @classmethod
@@ -112,7 +119,7 @@ class PolicyPair:
             cells["ref_chosen_logp"],
             cells["ref_rejected_logp"],
             cells["prompt_id"],
-            *(cells.get(name, math.nan) for name, _ in FIRSTS),
+            *(cells.get(name, math.nan) for name, _ in FIRSTS + NUMBERS),
         )
 
 
@@ -177,7 +184,8 @@ def schema_of(method: Method) -> pa.Schema:
     """The columns of a method's rows."""
     if method.data == "unpaired":
         return COMPLETIONS
-    return pa.schema([*PAIRS, *(pa.field(*field) for field in FIRSTS)]) if method.first_tokens else PAIRS
+    more = [*(FIRSTS if method.first_tokens else ()), *(each for each in NUMBERS if each[0] in method.numbers)]
+    return pa.schema([*PAIRS, *(pa.field(*field) for field in more)])
 
 
 def sequences_of(method: Method, row: PolicyRow) -> dict[str, TokenSequence]:
@@ -308,7 +316,7 @@ def write_rows_of(
         raise BadInput(f"loss: {method.name} needs {method.data} preferences, and the data is {manifest.kind}")
     dropped: Counter[str] = Counter()
     rows = 0
-    files = {split: PairsFile(into / f"{split}.arrow") for split in SPLITS}
+    files = {split: PairsFile(into / f"{split}.arrow", schema_of(method)) for split in SPLITS}
     with open_split(folder, manifest) as split, pq.ParquetWriter(record, RECORD_SCHEMA, compression="zstd") as places:
         for index, shard in enumerate(manifest.shards):
             if method.needs_reference:
@@ -325,7 +333,8 @@ def write_rows_of(
                 for row, name in batch:
                     pair = pairs[row.row_id]
                     if scored is not None:
-                        files[name].add(_joined(row, scored.of(row.row_id), pair, fingerprint))
+                        joined = _joined(row, scored.of(row.row_id), pair, fingerprint)
+                        files[name].add(_with_numbers(joined, row, method, shard))
                     elif isinstance(pair, Dropped):
                         unfit[row.row_id] = pair.reason
                     else:
@@ -376,6 +385,24 @@ def _with_dropped(places: pa.Table, unfit: Mapping[str, str]) -> pa.Table:
         if (reason := unfit.get(row["row_id"])) is not None:
             row |= {"split": "dropped", "reason": reason}
     return pa.Table.from_pylist(cells, schema=places.schema)
+
+
+def _with_numbers(pair: PolicyPair, row: PreferenceRow, method: Method, shard: ManifestShard) -> PolicyPair:
+    """The pair with the numbers of its row that the method reads."""
+    found = {name: read(row) for name, read in method.numbers.items()}
+    if lacking := [name for name, number in found.items() if number is None]:
+        raise BadInput(
+            f"row {row.row_id} of shard {shard.name} ({row.source} row {row.source_row}) has no {lacking[0]}:"
+            f" {REMEDIES[lacking[0]]}"
+        )
+    return replace(pair, **found)
+
+
+REMEDIES = {
+    "weight": "preferences.weight_column names its column",
+    "target_margin": "preferences.margin_column names its column; with target_margin: scores both sides need a score,"
+    " and preferences.min_score_gap: 0 quarantines pairs without",
+}
 
 
 def _prompt_id(row: PreferenceRow) -> str:

@@ -218,6 +218,7 @@ def preference_trainer(
         raise
     trainer.pairs, trainer.settings, trainer.pass_tokens = pairs, settings, pass_tokens
     exact = settings.precision == "float32" and not products_are_tf32()
-    if exact and not settings.sft_weight and method_of(settings).needs_reference:
+    plain = not settings.sft_weight and not settings.weighted  # what is logged has no other terms in it
+    if exact and plain and method_of(settings).needs_reference:
         trainer.add_callback(FirstLoss(trainer))
     return trainer

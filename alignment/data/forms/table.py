@@ -8,13 +8,13 @@ a function and an entry here, a row in docs/data.md and one in the test of publi
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, get_args
 
 from alignment.data.forms import gathered, pairs, ranked, verdicts
 from alignment.data.forms.messages import UNSUPPORTED, Unusable, is_blank, present, require_prompt
-from alignment.data.forms.pairs import Fields, Sample, Thumb
+from alignment.data.forms.pairs import Fields, Sample, Thumb, number
 from alignment.data.rows import PreferenceRow, paired_row, unpaired_row
 from alignment.recipe import DEFAULT_READING, Reading
 from alignment.recipe.data import Column
@@ -188,6 +188,25 @@ def _column(record: Mapping[str, Any], column: str) -> Any:
     return value
 
 
+def with_numbers(row: PreferenceRow, record: Any, reading: Reading) -> PreferenceRow | str:
+    """The row with the weight and the target margin of its record, or why it has none. All rows of a record share
+    them."""
+    found: dict[str, float] = {}
+    for name, column in (("weight", reading.weight_column), ("margin", reading.margin_column)):
+        if column is None:
+            continue
+        given = _column(record, column) if isinstance(record, Mapping) else MISSING
+        if given is MISSING or given is None or given == "":
+            return f"no {name}"
+        value = number(given)
+        if value is None:
+            return f"{name} is not a finite number"
+        if name == "weight" and value < 0:
+            return "negative weight"
+        found[name] = value
+    return replace(row, **found) if found else row
+
+
 def _row(sample: Sample, source: str, source_row: int) -> PreferenceRow:
     if isinstance(sample, Thumb):
         require_prompt(sample.prompt)
@@ -262,7 +281,12 @@ def advice(columns: Collection[str]) -> str:
     names = [name[:LONGEST_COLUMN] for name in list(columns)[:SHOWN_COLUMNS]]
     more = f" and {len(columns) - SHOWN_COLUMNS} more" if len(columns) > SHOWN_COLUMNS else ""
     seen = f"its columns are {', '.join(names)}{more}" if names else "it has no columns"
-    form = max(FORMS, key=lambda form: sum(bool(either & set(columns)) for either in columns_of(form.columns)) / len(columns_of(form.columns)))
+    form = max(
+        FORMS,
+        key=lambda form: (
+            sum(bool(either & set(columns)) for either in columns_of(form.columns)) / len(columns_of(form.columns))
+        ),
+    )
     lacking = ["|".join(sorted(either)) for either in columns_of(form.columns) if not either & set(columns)]
     mappings = {name: _guessed(name, columns) for name in GENERAL}
     general = max(GENERAL, key=lambda name: len(mappings[name]) / len(columns_of(FORM[name].columns)))
@@ -297,6 +321,8 @@ def _guessed(form: str, columns: Collection[str]) -> dict[str, str]:
 
 WORDS = "preferences.labels says what its words mean, such as"
 REMEDIES = {
+    "no weight": "preferences.weight_column names the column with a number in every record",
+    "no margin": "preferences.margin_column names the column with a number in every record",
     "system beside plain strings": "preferences.columns: {system: system} reads its rows as conversations",
     verdicts.NO_VERDICT: f"{WORDS} {{1: true, 2: false}} where 1 is response_a",
     "label is not true or false": f"{WORDS} {{helpful: true, useless: false}}",

@@ -84,6 +84,8 @@ def test_the_smallest_recipe_is_enough(tmp_path: Path) -> None:
         ("dpo: {tf32: true}", "field 'dpo': tf32 counts only with precision: float32, and precision is bfloat16"),
         ("dpo: {adam_betas: [0.9, 1]}", "field 'dpo.adam_betas.1': Input should be less than 1"),
         ("dpo: {adam_betas: [0.9]}", "field 'dpo.adam_betas.1'"),
+        ("dpo: {weighted: true}", "weighted needs preferences.weight_column, the column of the data that holds it"),
+        ("dpo: {target_margin: column}", "target_margin: column needs preferences.margin_column"),
         ("dpo: {max_steps: 0}", "field 'dpo.max_steps'"),
         ("dpo: {epochs: .inf}", "field 'dpo.epochs': Input should be a finite number"),
         ("evals: {lm_eval: {mmlu: {}}}", "field 'evals.lm_eval.mmlu': give either data (a file) or hub (a data set)"),

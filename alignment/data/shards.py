@@ -46,7 +46,7 @@ class Shards(Mapping[str, ShardRequest]):
     def __getitem__(self, name: str) -> ShardRequest:
         place = self._parts[name]
         if place.whole is not None:
-            return place.whole.model_copy(update={"part": place.part, "parts": place.parts, "reading": self._reading})
+            return place.whole.model_copy(update={"part": place.part, "parts": place.parts})
         url = str(place.url)
         if url not in self._pinned:
             self._pinned[url] = pin_file(url)
@@ -89,13 +89,13 @@ def shards_of(source: PreferenceSource, seed: int = 0) -> Shards:
     reading = source.reading()
     if source.embedded is not None:
         days = EMBEDDED_DAYS if source.split_into == 1 else source.split_into
-        generated = ShardRequest(embedded=source.embedded, seed=seed)
-        return Shards({f"day-{day + 1}": Part(day, days, whole=generated) for day in range(days)}, reading)
+        generated = ShardRequest(embedded=source.embedded, seed=seed, reading=reading)
+        return Shards({f"day-{day + 1}": Part(day, days, whole=generated) for day in range(days)})
     parts = source.split_into
     if source.hub is not None:
         pinned = pin_hub(source)
         drawn = seed if reading.max_rows is not None else 0
-        name, request = safe(str(pinned.split)), ShardRequest(hub=pinned, seed=drawn)
+        name, request = safe(str(pinned.split)), ShardRequest(hub=pinned, seed=drawn, reading=reading)
         return Shards(
             {part_name(name, part, parts): Part(part, parts, whole=request) for part in range(parts)}, reading
         )

@@ -276,38 +276,37 @@ LIKELY = {
 SHOWN_COLUMNS, LONGEST_COLUMN = 20, 60
 
 
+FORM = {form.name: form for form in FORMS}
+
+
 def advice(columns: Collection[str]) -> str:
     """The columns that were seen, the nearest form, what it lacks, and how to map columns to it: one line."""
     names = [name[:LONGEST_COLUMN] for name in list(columns)[:SHOWN_COLUMNS]]
     more = f" and {len(columns) - SHOWN_COLUMNS} more" if len(columns) > SHOWN_COLUMNS else ""
     seen = f"its columns are {', '.join(names)}{more}" if names else "it has no columns"
-    form = max(
-        FORMS,
-        key=lambda form: (
-            sum(bool(either & set(columns)) for either in columns_of(form.columns)) / len(columns_of(form.columns))
-        ),
-    )
-    lacking = ["|".join(sorted(either)) for either in columns_of(form.columns) if not either & set(columns)]
-    mappings = {name: _guessed(name, columns) for name in GENERAL}
-    general = max(GENERAL, key=lambda name: len(mappings[name]) / len(columns_of(FORM[name].columns)))
-    if len(mappings[general]) == len(columns_of(FORM[general].columns)):
-        nearest = f"the nearest form is {general} ({', '.join(mappings[general])})"
-        mapping = mappings[general]
+    guesses = {name: _guessed(FORM[name], columns) for name in GENERAL}
+    whole = [name for name in GENERAL if len(guesses[name]) == len(columns_of(FORM[name].columns))]
+    if whole:
+        mapping = guesses[whole[0]]
+        nearest = f"the nearest form is {whole[0]} ({', '.join(mapping)})"
     else:
-        has = f", which lacks {', '.join(lacking)}" if lacking else ""
-        nearest = f"the nearest form is {form.name} ({form.columns.replace(' ', ', ')}){has}"
-        mapping = {"prompt": "…", "chosen": "…", "rejected": "…"} | _guessed("pairs", columns)
+        form = max(FORMS, key=lambda form: 1 - len(_lacking(form, columns)) / len(columns_of(form.columns)))
+        nearest = f"the nearest form is {form.name} ({form.columns.replace(' ', ', ')})"
+        if lacking := _lacking(form, columns):
+            nearest += f", which lacks {', '.join(lacking)}"
+        mapping = {"prompt": "…", "chosen": "…", "rejected": "…"} | guesses["pairs"]
     written = ", ".join(f"{name}: {column}" for name, column in mapping.items())
     return f"{seen}; {nearest}; map them with preferences.columns: {{{written}}}"
 
 
-FORM = {form.name: form for form in FORMS}
+def _lacking(form: Form, columns: Collection[str]) -> list[str]:
+    return ["|".join(sorted(either)) for either in columns_of(form.columns) if either.isdisjoint(columns)]
 
 
-def _guessed(form: str, columns: Collection[str]) -> dict[str, str]:
+def _guessed(form: Form, columns: Collection[str]) -> dict[str, str]:
     """Which column may be which of a general form's, each used once; only those that were found."""
     left, found = list(columns), {}
-    for either in FORM[form].columns.split():
+    for either in form.columns.split():
         for name in either.split("|"):
             column = next(
                 (column for part in LIKELY.get(name, (name,)) for column in left if part in column.lower()), None

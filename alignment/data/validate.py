@@ -15,7 +15,7 @@ import pyarrow as pa
 from alignment.data.files import expand
 from alignment.data.forms import normalise
 from alignment.data.readers import Record, describe, read_records
-from alignment.data.rows import PreferenceRow, write_records
+from alignment.data.rows import PreferenceRow, unpaired_row, write_records
 from alignment.digest import lines_digest
 from alignment.errors import BadInput
 
@@ -71,11 +71,13 @@ class Validation:
     """What a pass over one shard, or several files, has seen so far. The first valid row decides the kind.
 
     Records of rows in `withdrawn` are counted and otherwise as if they were not there, repeated ones too: none of
-    their text is kept.
+    their text is kept. With `split_pairs` a pair is two labelled completions, withdrawn as a pair or one by one.
     """
 
-    def __init__(self, withdrawn: frozenset[str] = frozenset()) -> None:
+    def __init__(self, withdrawn: frozenset[str] = frozenset(), *, split_pairs: bool = False) -> None:
         self.withdrawn = withdrawn
+        self.split_pairs = split_pairs
+        self.records = 0
         self.withdrawn_records = 0
         self.kind: Kind | None = None
         self.quarantined: list[Quarantined] = []
@@ -84,19 +86,23 @@ class Validation:
     def accepted(self, records: Iterable[Record], source: str) -> Iterator[PreferenceRow]:
         """The valid rows in source order; what is not valid lands in `quarantined`."""
         for record in records:
-            row = record.problem or normalise(record.value, source, record.source_row)
-            if isinstance(row, PreferenceRow):
-                if row.row_id in self.withdrawn:
-                    self.withdrawn_records += 1
-                    continue
+            self.records += 1
+            found = record.problem or normalise(record.value, source, record.source_row)
+            rows = [found] if isinstance(found, PreferenceRow) else []
+            reasons = [] if rows else [str(found)]
+            if rows and self.split_pairs and rows[0].row_id not in self.withdrawn:
+                rows = halves(rows[0])
+            kept = [row for row in rows if row.row_id not in self.withdrawn]
+            self.withdrawn_records += bool(rows) and not kept
+            for row in kept:
                 reason = self._objection(row)
                 if reason is None:
                     yield row
-                    continue
-            else:
-                reason = row
-            text = record.text if record.problem else describe(record.value)
-            self.quarantined.append(Quarantined(source, record.source_row, reason, text))
+                else:
+                    reasons.append(reason)
+            for reason in reasons:
+                text = record.text if record.problem else describe(record.value)
+                self.quarantined.append(Quarantined(source, record.source_row, reason, text))
 
     def _objection(self, row: PreferenceRow) -> str | None:
         kind: Kind = "paired" if row.paired else "unpaired"
@@ -121,6 +127,14 @@ class Validation:
     def digest(self) -> str:
         """SHA-256 over the sorted row ids: the same for the same rows in any order."""
         return lines_digest(sorted(self._seen))
+
+
+def halves(row: PreferenceRow) -> list[PreferenceRow]:
+    """A pair as its chosen completion with a thumb up and its rejected one with a thumb down; another row as it is."""
+    if row.chosen is None or row.rejected is None:
+        return [row]
+    sides = ((row.chosen, True), (row.rejected, False))
+    return [unpaired_row(row.prompt, side, label, row.source, row.source_row) for side, label in sides]
 
 
 LOOK = 100

@@ -22,10 +22,11 @@ class ShardRequest(Request):
     """One of `file`, `hub` and `embedded`; of `parts` contiguous runs of its records, run `part` (0-based).
 
     For embedded data `part` is the day that is generated from `seed`; elsewhere the seed is 0. Rows whose id is
-    in `withdrawn` (sorted) are left out.
+    in `withdrawn` (sorted) are left out. With `split_pairs` a pair becomes two rows: its chosen completion with a thumb
+    up, its rejected one with a thumb down.
     """
 
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"withdrawn"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"withdrawn", "split_pairs"})
 
     file: SourceFile | None = None
     hub: DataSource | None = None
@@ -34,6 +35,7 @@ class ShardRequest(Request):
     parts: int = Field(default=1, ge=1)
     seed: int = 0
     withdrawn: tuple[str, ...] = ()
+    split_pairs: bool = False
 
     @model_validator(mode="after")
     def _one_source(self) -> ShardRequest:
@@ -67,7 +69,7 @@ def run(request: ShardRequest, context: Context) -> Result:
 
     Raises `BadInput` naming the source if it cannot be read or holds no valid row.
     """
-    validation = Validation(withdrawn=frozenset(request.withdrawn))
+    validation = Validation(withdrawn=frozenset(request.withdrawn), split_pairs=request.split_pairs)
     write_rows(context.out / ROWS_FILE, validation.accepted(records_of(request), request.source))
     write_quarantine(context.out / QUARANTINE_FILE, validation.quarantined)
     reasons = validation.reasons
@@ -84,7 +86,7 @@ def run(request: ShardRequest, context: Context) -> Result:
             quarantined=len(validation.quarantined),
             reasons=reasons,
             kind=validation.kind,
-            source_rows=validation.rows + len(validation.quarantined) + validation.withdrawn_records,
+            source_rows=validation.records,
             duplicates=reasons.get(DUPLICATE, 0),
             digest=validation.digest,
             **({"withdrawn": validation.withdrawn_records} if request.withdrawn else {}),

@@ -37,16 +37,20 @@ class Shards(Mapping[str, ShardRequest]):
     Asking raises `BadInput` for a file that cannot be read.
     """
 
-    def __init__(self, parts: dict[str, Part], reading: Reading = DEFAULT_READING, seed: int = 0) -> None:
+    def __init__(
+        self, parts: dict[str, Part], reading: Reading = DEFAULT_READING, seed: int = 0, split_pairs: bool = False
+    ) -> None:
         self._parts = parts
         self._reading = reading
+        self._split_pairs = split_pairs
         self._seed = seed if reading.max_rows is not None else 0
         self._pinned: dict[str, SourceFile] = {}
 
     def __getitem__(self, name: str) -> ShardRequest:
         place = self._parts[name]
         if place.whole is not None:
-            return place.whole.model_copy(update={"part": place.part, "parts": place.parts})
+            cut = {"part": place.part, "parts": place.parts, "split_pairs": self._split_pairs}
+            return place.whole.model_copy(update=cut)
         url = str(place.url)
         if url not in self._pinned:
             self._pinned[url] = pin_file(url)
@@ -56,6 +60,7 @@ class Shards(Mapping[str, ShardRequest]):
             parts=place.parts,
             seed=self._seed,
             reading=reading_of(url, self._reading),
+            split_pairs=self._split_pairs,
         )
 
     def __iter__(self) -> Iterator[str]:
@@ -78,8 +83,9 @@ class Shards(Mapping[str, ShardRequest]):
         return None if url is None else (url, size(url))
 
 
-def shards_of(source: PreferenceSource, seed: int = 0) -> Shards:
-    """The source's shards as they are now; `seed` counts for embedded data and for `max_rows` only.
+def shards_of(source: PreferenceSource, seed: int = 0, *, split_pairs: bool = False) -> Shards:
+    """The source's shards as they are now; `seed` counts for embedded data and for `max_rows` only, and `split_pairs`
+    makes two rows of each pair.
 
     A file's shard bears its name without suffix, led by its folder's where two clash; a hub split's the
     split's; embedded shards are `day-1`, `day-2`, …. A source cut in n adds `-00001-of-0000n`. A name too long for a
@@ -90,15 +96,15 @@ def shards_of(source: PreferenceSource, seed: int = 0) -> Shards:
     if source.embedded is not None:
         days = EMBEDDED_DAYS if source.split_into == 1 else source.split_into
         generated = ShardRequest(embedded=source.embedded, seed=seed, reading=reading)
-        return Shards({f"day-{day + 1}": Part(day, days, whole=generated) for day in range(days)})
+        days_of = {f"day-{day + 1}": Part(day, days, whole=generated) for day in range(days)}
+        return Shards(days_of, split_pairs=split_pairs)
     parts = source.split_into
     if source.hub is not None:
         pinned = pin_hub(source)
         drawn = seed if reading.max_rows is not None else 0
         name, request = safe(str(pinned.split)), ShardRequest(hub=pinned, seed=drawn, reading=reading)
-        return Shards(
-            {part_name(name, part, parts): Part(part, parts, whole=request) for part in range(parts)}, reading
-        )
+        cut = {part_name(name, part, parts): Part(part, parts, whole=request) for part in range(parts)}
+        return Shards(cut, reading, split_pairs=split_pairs)
     urls = expand_all(source.files or [])
     if not urls:
         raise BadInput("names no file", field="preferences.files")
@@ -110,6 +116,7 @@ def shards_of(source: PreferenceSource, seed: int = 0) -> Shards:
         },
         reading,
         seed,
+        split_pairs,
     )
 
 

@@ -46,7 +46,7 @@ answer that the template writes in the generation prompt only."""
 
 
 class Pair(Protocol):
-    """What `Tokenization.pairs` reads of a preference row."""
+    """What `Tokenization.pairs` reads of a preference row; an unpaired one has a `completion` instead of sides."""
 
     @property
     def form(self) -> str: ...
@@ -56,6 +56,8 @@ class Pair(Protocol):
     def chosen(self) -> Content | None: ...
     @property
     def rejected(self) -> Content | None: ...
+    @property
+    def completion(self) -> Content | None: ...
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ def with_firsts(sides: Mapping[str, TokenSequence]) -> dict[str, TokenSequence]:
 
 
 Sequences = tuple[TokenSequence, TokenSequence]
+NOTHING = TokenSequence((), ())
+"""Stands where an unpaired row would have its second side."""
 
 
 class Tokenization:
@@ -129,8 +133,11 @@ class Tokenization:
         return self.pairs([row])[0]
 
     def pairs(self, rows: Sequence[Pair]) -> list[Sequences | Dropped]:
-        """`pair` of each row, in order."""
+        """`pair` of each row, in order; of rows that are all unpaired (completion, `NOTHING`)."""
         items: list[Row] = []
+        if rows and all(row.completion is not None for row in rows):
+            items = [Row(row.form, row.prompt, row.completion) for row in rows if row.completion is not None]
+            return [one if isinstance(one, Dropped) else (one, NOTHING) for one in self.completions(items)]
         for row in rows:
             if row.chosen is None or row.rejected is None:
                 raise ValueError("an unpaired row has no chosen and rejected side")

@@ -39,7 +39,9 @@ TOKENS = pa.schema(
         ("reason", pa.string()),
     ]
 )
-"""`*_prompt` is how many of the ids are the prompt's; `reason` is why the token policy drops the row, else null."""
+"""`*_prompt` is how many of the ids are the prompt's; `reason` is why the token policy drops the row, else null.
+
+An unpaired row has its completion where a pair has its chosen side, and nothing on the other."""
 
 Pair = tuple[TokenSequence, TokenSequence]
 
@@ -68,6 +70,7 @@ class TokenIds:
 
     def pairs(self, rows: Sequence[PreferenceRow], tokenization: Tokenization) -> dict[str, Pair | Dropped]:
         """Row id → (chosen, rejected) ids, or why the row is dropped; rows that are not known are tokenised and kept.
+        Of an unpaired row the second is `NOTHING`.
 
         All of them are in memory: give `ROWS_AT_ONCE` rows at a time.
         """
@@ -89,6 +92,13 @@ class TokenIds:
             yield [
                 (row_id, (one, other) if reason is None else Dropped(reason)) for row_id, reason, one, other in columns
             ]
+
+    def reasons(self, row_ids: Iterable[str]) -> dict[str, str | None]:
+        """Of the rows that are known why each is dropped, None for those that are not."""
+        found: dict[str, str | None] = {}
+        for table in self.tables(row_ids):
+            found |= zip(table["row_id"].to_pylist(), table["reason"].to_pylist(), strict=True)
+        return found
 
     def tables(self, row_ids: Iterable[str]) -> Iterator[pa.Table]:
         """As `ids`, as Arrow tables of `TOKENS`."""

@@ -76,7 +76,7 @@ class Dpo(LogRatios):
         """With target margins it depends on them."""
         if self.target_margin is None:
             return super().first_loss(rows)
-        return None if rows is None else float(self.loss(rows.untrained).mean())
+        return None if rows is None else float(self.loss(rows).mean())
 
     def _of_rewards(self, margin: torch.Tensor, rows: PairLogps) -> torch.Tensor:
         """The loss of reward margins [P]; rows without target margins, such as held-out ones, are of plain DPO."""

@@ -23,7 +23,7 @@ class Kto(Method):
 
     name = "kto"
     data = "unpaired"
-    logps = LabelledLogps.of
+    logps = LabelledLogps
     sequences = ("completion",)
     coupled = ("partner",)
     healthy: ClassVar[Mapping[str, tuple[float, float]]] = {

@@ -11,7 +11,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 if TYPE_CHECKING:
@@ -77,17 +77,6 @@ class PairLogps:
         )
 
     @property
-    def untrained(self) -> PairLogps:
-        """The same of a policy that is its reference."""
-        return replace(
-            self,
-            policy_chosen=self.ref_chosen,
-            policy_rejected=self.ref_rejected,
-            policy_chosen_first=self.ref_chosen_first,
-            policy_rejected_first=self.ref_rejected_first,
-        )
-
-    @property
     def sides(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The policy's log-probs of the completions to prefer, and of those not to."""
         return self.policy_chosen, self.policy_rejected
@@ -125,23 +114,17 @@ class PairLogps:
 
 @dataclass(frozen=True)
 class LabelledLogps:
-    """Log-probabilities (nat) of N completions with a label, each a tensor [N] of sums over a completion's tokens.
-
-    The partner's are of the same prompt with the completion of another row: what its label is does not count.
-    """
+    """Log-probabilities (nat) of N completions with a label, each a tensor [N] of sums over a completion's tokens."""
 
     policy_completion: torch.Tensor
     ref_completion: torch.Tensor
     completion_tokens: torch.Tensor
     desirable: torch.Tensor
     """Labels, of bool."""
-    policy_partner: torch.Tensor | None = None
-    """Without gradient; None where a pass holds the rows' own completions alone."""
-    ref_partner: torch.Tensor | None = None
 
     @classmethod
     def of(cls, rows: Sequence[Any], policy: Mapping[str, torch.Tensor]) -> LabelledLogps:
-        """Of a step's completions (`PolicyCompletion`); `policy` as `PairLogps.of` has it, the partner's if known."""
+        """Of a step's completions (`PolicyCompletion`); `policy` as `PairLogps.of` has it."""
         import torch
 
         return cls(
@@ -149,14 +132,7 @@ class LabelledLogps:
             ref_completion=column(row.ref_completion_logp for row in rows),
             completion_tokens=column(len(row.completion.completion_ids) for row in rows),
             desirable=torch.tensor([row.label for row in rows], dtype=torch.bool),
-            policy_partner=policy.get("partner"),
-            ref_partner=column(row.ref_partner_logp for row in rows),
         )
-
-    @property
-    def untrained(self) -> LabelledLogps:
-        """The same of a policy that is its reference."""
-        return replace(self, policy_completion=self.ref_completion, policy_partner=self.ref_partner)
 
     @property
     def ratio(self) -> torch.Tensor:
@@ -194,8 +170,8 @@ class Method(ABC):
     name: ClassVar[str]
     data: ClassVar[Literal["paired", "unpaired"]] = "paired"
     """What the preference manifest must hold."""
-    logps: ClassVar[Callable[[Sequence[Any], Mapping[str, torch.Tensor]], Any]] = PairLogps.of
-    """Makes the log-probs that the loss takes of a step's rows and the policy's sums."""
+    logps: ClassVar[type[Any]] = PairLogps
+    """The log-probs that the loss takes; `of` makes them of a step's rows and the policy's sums."""
     sequences: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
     """A row's sequences whose log-probs the loss is differentiated in."""
     coupled: ClassVar[tuple[str, ...]] = ()

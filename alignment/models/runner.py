@@ -115,7 +115,12 @@ class Runner:
         return packed_states(self.model, groups, fill, self.long_from)
 
     def sums(self, groups: Sequence[Sequence[TokenSequence]], fill: int = 0) -> list[float] | None:
-        """Completion log-probabilities (nat), group by group, without gradient.
+        """Completion log-probabilities (nat), group by group, without gradient; None as `token_logps` gives it."""
+        logps = self.token_logps(groups, fill)
+        return None if logps is None else row_sums(logps, [row for group in groups for row in group]).tolist()
+
+    def token_logps(self, groups: Sequence[Sequence[TokenSequence]], fill: int = 0) -> torch.Tensor | None:
+        """[completion tokens] log-probabilities (nat), group by group, without gradient.
 
         None when it has just turned out that this model takes other passes.
         """
@@ -125,9 +130,8 @@ class Runner:
                 return None
         rows = [row for group in groups for row in group]
         if self.head is None:
-            return row_sums(own_logps(self.model, rows), rows).tolist()
-        logps = head_logps(self.head, self.states(groups, fill), rows, self.vocabulary)
-        return row_sums(logps, rows).tolist()
+            return own_logps(self.model, rows)
+        return head_logps(self.head, self.states(groups, fill), rows, self.vocabulary)
 
     def alone(self, sequence: TokenSequence) -> float:
         """A completion's log-probability (nat) by a pass of its own that shares nothing: what else it rounds to."""

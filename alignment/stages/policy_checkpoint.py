@@ -182,10 +182,10 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
 
 
 def _held_out(request: DpoRequest, context: Context, rows: PolicyRows) -> dict[str, Any]:
-    """Measures the held-out pairs on the saved checkpoint, loaded as evaluations load it, and writes them.
+    """Measures the held-out rows on the saved checkpoint, loaded as evaluations load it, and writes them.
 
-    Evaluations compare the policy with its start on these pairs. Where the method has no reference, whose log-probs
-    would be known, the start is measured here, on these pairs alone.
+    Evaluations compare the policy with its start on these rows. Where the method has no reference, whose log-probs
+    would be known, the start is measured here, on these rows alone.
     """
     from alignment.logprobs.scorer import free_memory, logps
     from alignment.training.held_out import means, measure, measured, with_reference
@@ -201,11 +201,11 @@ def _held_out(request: DpoRequest, context: Context, rows: PolicyRows) -> dict[s
 
         return logps_of
 
-    pairs, found = measured(rows.held_out), []
-    if pairs and not method_of(request.settings).needs_reference:
-        pairs = with_reference(pairs, score(context.fetch(request.checkpoint)))
-    if pairs:
-        found = measure(pairs, rows.fingerprint, score(context.out))
+    held_out, found, method = measured(rows.held_out), [], method_of(request.settings)
+    if held_out and not method.needs_reference:
+        held_out = with_reference(held_out, method, score(context.fetch(request.checkpoint)))
+    if held_out:
+        found = measure(held_out, method, rows.fingerprint, score(context.out))
     write_held_out(context.out, found)
     return {"held_out": means(found, request.settings)}
 

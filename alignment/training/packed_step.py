@@ -140,13 +140,13 @@ def _one_pass(
     flat = [sequences[index] for index in order]
     if runner.head is None:
         policy = _policy(method, rows, order, own_logps(runner.model, flat), flat)
-        logps = method.logps(rows, policy)
+        logps = method.logps.of(rows, policy)
         losses = method.objective(logps, constants)
         (losses.sum() / step_rows).backward()  # type: ignore[no-untyped-call]
     else:
         states = runner.states([[sequences[index] for index in group] for group in groups], fill)
         tokens = head_logps(runner.head, states, flat, runner.vocabulary).requires_grad_()
-        logps = method.logps(rows, _policy(method, rows, order, tokens, flat))
+        logps = method.logps.of(rows, _policy(method, rows, order, tokens, flat))
         losses = method.objective(logps, constants)
         (by_token,) = torch.autograd.grad(losses.sum() / step_rows, tokens)
         states.backward(head_backward(runner.head, states, flat, runner.vocabulary, by_token))  # type: ignore[no-untyped-call]

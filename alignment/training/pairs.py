@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -19,10 +19,12 @@ from alignment.data.rows import ROWS_FILE, PreferenceRow, content_id, iter_rows
 from alignment.data.tokens import Dropped, Tokenization, TokenSequence, require_few_rewritten, with_firsts
 from alignment.errors import BadInput
 from alignment.logprobs.keys import sequence_key
+from alignment.logprobs.reference import mismatched
 from alignment.logprobs.table import LOGPROBS_FILE
 from alignment.logprobs.token_ids import ROWS_AT_ONCE, Pair, TokenIds
 from alignment.methods import Method
 from alignment.methods.method import column
+from alignment.recipe import TokenPolicy
 from alignment.stages import Context
 from alignment.store import CorruptArtifact
 
@@ -193,6 +195,12 @@ def sequences_of(method: Method, row: PolicyRow) -> dict[str, TokenSequence]:
     return with_firsts(row.sequences) if method.first_tokens else row.sequences
 
 
+def with_reference(row: PolicyRow, logps: Mapping[str, float]) -> PolicyRow:
+    """The row with reference log-probs by the name of their sequence."""
+    changes: dict[str, Any] = {f"ref_{name}_logp": logp for name, logp in logps.items()}
+    return replace(row, **changes)
+
+
 def policy_logps(method: Method, rows: Sequence[PolicyRow], logps: Sequence[float]) -> tuple[Any, Any]:
     """What the method's loss takes of rows that are measured together, and its constants.
 
@@ -207,7 +215,7 @@ def policy_logps(method: Method, rows: Sequence[PolicyRow], logps: Sequence[floa
             if name in method.coupled:
                 ratios.append(by_name[name][-1] - getattr(row, f"ref_{name}_logp"))
     policy = {name: column(values) for name, values in by_name.items() if name not in method.coupled}
-    return method.logps(rows, policy), method.prepare(column(ratios)) if method.coupled else None
+    return method.logps.of(rows, policy), method.prepare(column(ratios)) if method.coupled else None
 
 
 def reference_logps(method: Method, rows: Sequence[PolicyRow]) -> Any:
@@ -330,10 +338,14 @@ def write_rows_of(
             kept = ((row, name) for row, name in zip(iter_rows(path), named, strict=True) if name != "dropped")
             while batch := list(islice(kept, ROWS_AT_ONCE)):
                 pairs = token_ids.pairs([row for row, _ in batch], tokens)
+                found = {} if scored is None else {row.row_id: scored.of(row.row_id) for row, _ in batch}
+                if method.coupled:
+                    partners = {cells["partner_id"] for cells in found.values() if cells and cells["partner_id"]}
+                    pairs |= _ids_of(partners - pairs.keys(), path, token_ids, tokens)
                 for row, name in batch:
                     pair = pairs[row.row_id]
                     if scored is not None:
-                        joined = _joined(row, scored.of(row.row_id), pair, fingerprint)
+                        joined = _joined(row, found[row.row_id], pairs, fingerprint, method, tokens.policy)
                         files[name].add(_with_numbers(joined, row, method, shard))
                     elif isinstance(pair, Dropped):
                         unfit[row.row_id] = pair.reason
@@ -387,8 +399,10 @@ def _with_dropped(places: pa.Table, unfit: Mapping[str, str]) -> pa.Table:
     return pa.Table.from_pylist(cells, schema=places.schema)
 
 
-def _with_numbers(pair: PolicyPair, row: PreferenceRow, method: Method, shard: ManifestShard) -> PolicyPair:
-    """The pair with the numbers of its row that the method reads."""
+def _with_numbers(pair: PolicyRow, row: PreferenceRow, method: Method, shard: ManifestShard) -> PolicyRow:
+    """The pair with the numbers of its row that the method reads; another row as it is."""
+    if not isinstance(pair, PolicyPair):
+        return pair
     found = {name: read(row) for name, read in method.numbers.items()}
     if lacking := [name for name, number in found.items() if number is None]:
         raise BadInput(
@@ -439,15 +453,43 @@ class _Scored:
         return self._held.get(row_id)
 
 
-def _joined(row: PreferenceRow, scored: dict[str, Any] | None, pair: Pair | Dropped, fingerprint: str) -> PolicyPair:
+def _ids_of(row_ids: Set[str], path: Path, token_ids: TokenIds, tokens: Tokenization) -> dict[str, Pair | Dropped]:
+    """The ids of rows of a shard, most of which are remembered."""
+    found = {row_id: pair for batch in token_ids.ids(row_ids) for row_id, pair in batch}
+    unread = (row for row in iter_rows(path) if row.row_id in row_ids and row.row_id not in found)
+    while len(found) < len(row_ids) and (batch := list(islice(unread, ROWS_AT_ONCE))):
+        found |= token_ids.pairs(batch, tokens)
+    return found
+
+
+def _joined(
+    row: PreferenceRow,
+    scored: dict[str, Any] | None,
+    ids: Mapping[str, Pair | Dropped],
+    fingerprint: str,
+    method: Method,
+    policy: TokenPolicy,
+) -> PolicyRow:
+    """A row with its reference log-probs; `ids` are the token ids of rows, partners among them."""
+    pair = ids[row.row_id]
     if scored is None:
         raise CorruptArtifact(f"row {row.row_id} has no reference log-probs")
     if isinstance(pair, Dropped):
         raise CorruptArtifact(f"row {row.row_id} was scored, and is dropped now: {pair.reason}")
-    for side, sequence in zip(("chosen", "rejected"), pair, strict=True):
-        if sequence_key(fingerprint, sequence).hex() != scored[f"{side}_key"]:
-            raise CorruptArtifact(f"row {row.row_id}: the {side} side's token ids are not those that were scored")
-    logps = float(scored["chosen_logp"]), float(scored["rejected_logp"])
-    if not all(map(math.isfinite, logps)):
-        raise CorruptArtifact(f"row {row.row_id}: its reference log-probs are not finite: {logps}")
-    return PolicyPair(row.row_id, *pair, *logps, _prompt_id(row))
+    made: PolicyRow
+    if method.coupled:
+        other = None if scored["partner_id"] is None else ids.get(scored["partner_id"])
+        if isinstance(other, Dropped) or (scored["partner_id"] is not None and other is None):
+            raise CorruptArtifact(f"row {row.row_id}: its partner {scored['partner_id']} is not a row of the shard")
+        partner = None if other is None else mismatched(pair[0], other[0], policy.max_length)
+        made = PolicyCompletion(row.row_id, pair[0], partner, bool(row.label), 0.0, 0.0, _prompt_id(row))
+    else:
+        made = PolicyPair(row.row_id, *pair, 0.0, 0.0, _prompt_id(row))
+    logps = {"partner": math.nan} if method.coupled else {}
+    for name, sequence in sequences_of(method, made).items():
+        if sequence_key(fingerprint, sequence).hex() != scored.get(f"{name}_key"):
+            raise CorruptArtifact(f"row {row.row_id}: the {name} side's token ids are not those that were scored")
+        logps[name] = float(scored[f"{name}_logp"])
+        if not math.isfinite(logps[name]):
+            raise CorruptArtifact(f"row {row.row_id}: its reference log-probs are not finite: {name} {logps[name]}")
+    return with_reference(made, logps)

@@ -50,8 +50,11 @@ class FirstLoss(TrainerCallback):  # type: ignore[misc]
         self.trainer = trainer
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        loss, expected = (logs or {}).get("loss"), self.trainer.first_loss
-        if state.global_step == 1 and None not in (loss, expected) and not abs(loss - expected) <= FLOAT32_LOSS:
+        loss = (logs or {}).get("loss")
+        if state.global_step != 1 or loss is None:
+            return
+        expected = self.trainer.first_loss
+        if expected is not None and not abs(loss - expected) <= FLOAT32_LOSS:
             raise Disagreement(f"the first step's loss is {loss:.6f}, theory says {expected:.6f}")
 
 

@@ -79,7 +79,7 @@ def test_a_target_margin_gives_the_reward_aware_loss_and_its_gradient(settings: 
         for row in given
     ]
     assert logps.policy_chosen.grad.tolist() == pytest.approx(slopes, abs=1e-12)
-    start = logps.untrained
+    start = replace(logps, policy_chosen=logps.ref_chosen, policy_rejected=logps.ref_rejected)
     untrained = [row | {"policy_chosen": row["ref_chosen"], "policy_rejected": row["ref_rejected"]} for row in given]
     assert method.first_loss(start) == pytest.approx(sum(rpo(row, settings) for row in untrained) / len(given))
     assert method.first_loss() is None

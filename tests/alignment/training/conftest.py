@@ -200,6 +200,40 @@ class Lab:
         )
         return execute(STAGE, request, self.store).artifact
 
+    def scored_manifest(
+        self,
+        checkpoint: Artifact,
+        rows: list[Any],
+        method: Any,
+        *,
+        held_out_fraction: float = 0.0,
+        tokens: TokenPolicy | None = None,
+    ) -> Artifact:
+        """The same for any method: its references come from the real stage, as the method asks for them."""
+        from alignment.data.rows import write_rows
+        from alignment.stages import execute
+        from alignment.stages.preference_manifest import STAGE, ManifestRequest
+        from alignment.stages.reference_logprobs import STAGE as REFERENCE
+        from alignment.stages.reference_logprobs import ReferenceRequest
+
+        digest = json_digest(sorted(row.row_id for row in rows))
+        summary = {"rows": len(rows), "kind": "paired" if rows[0].paired else "unpaired"}
+        shard = self.publish("preference_shard", digest, summary, lambda out: write_rows(out / "rows.parquet", rows))
+        request = ReferenceRequest(
+            checkpoint=checkpoint,
+            shard=shard,
+            tokens=tokens or TokenPolicy(max_length=64),
+            precision="float32",
+            batch_tokens=400,
+            first_tokens=method.first_tokens,
+            held_out_fraction=held_out_fraction if method.coupled else None,
+        )
+        reference = execute(REFERENCE, request, self.store).artifact
+        manifest = ManifestRequest(
+            shards={"one": shard}, references={"one": reference}, held_out_fraction=held_out_fraction
+        )
+        return execute(STAGE, manifest, self.store).artifact
+
     def dpo_request(self, checkpoint: Artifact, manifest: Artifact, **settings: Any) -> Any:
         from alignment.stages.policy_checkpoint import DpoRequest
 

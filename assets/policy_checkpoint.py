@@ -27,6 +27,7 @@ def policy_checkpoint(recipe: Recipe, pools: Pools) -> Node:
             seed=recipe.seed,
             world_size=pools[recipe.pools.policy].world_size,
             pass_tokens=recipe.reference.batch_tokens,
+            sft_dataset=upstream("sft_dataset") if recipe.dpo.sft_rows_fraction else None,
         )
 
     return Node(
@@ -39,7 +40,7 @@ def policy_checkpoint(recipe: Recipe, pools: Pools) -> Node:
             else "The policy: preference training from the SFT checkpoint, without a reference."
         ),
         kinds=frozenset({"pytorch", "huggingface"}),
-        needs=("preference_manifest", "sft_checkpoint"),
+        needs=("preference_manifest", "sft_checkpoint", *(("sft_dataset",) if recipe.dpo.sft_rows_fraction else ())),
         request=request,
         show=show,
         pool=recipe.pools.policy,

@@ -200,6 +200,10 @@ def sft_row(prompt: Content, completion: Content, source: str, source_row: int) 
     return SftRow(row_id, form_of(prompt), prompt, completion, source, source_row)
 
 
+TRAIN_FILE = "train.parquet"
+HELD_OUT_FILE = "held_out.parquet"
+"""The two files of demonstrations that an SFT data set is."""
+
 # Preference rows --------------------------------------------------------------------------------
 
 

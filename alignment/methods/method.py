@@ -24,6 +24,8 @@ LORA_RATE = 10.0
 HEALTHY_EPOCHS = (1.0, 2.0)
 HEALTHY_BETAS = ((0.85, 0.95), (0.95, 0.999))
 """AdamW's β₁ and β₂."""
+HEALTHY_SFT_ROWS = (0.05, 0.1)
+"""SFT rows of a step, as a fraction of its preferences."""
 HEALTHY_RANK = (16.0, 32.0)
 """Ranks of an adapter for preferences; SFT takes more."""
 
@@ -221,6 +223,7 @@ class Method(ABC):
             "learning_rate": (section.learning_rate, (low * scale, high * scale)),
             "epochs": (section.epochs, HEALTHY_EPOCHS),
             **betas_in_practice(section.adam_betas),
+            **({"sft_rows_fraction": (fraction, HEALTHY_SFT_ROWS)} if (fraction := section.sft_rows_fraction) else {}),
             **({} if lora is None else {"lora.rank": (lora.rank, HEALTHY_RANK)}),
             **{name: (getattr(self, name), healthy) for name, healthy in self.healthy.items()},
         }

@@ -129,6 +129,8 @@ class Recipe(Section):
                 "reference.precision and dpo.precision must be the same: the cached log-probs "
                 "must equal the policy's at its first step"
             )
+        if self.dpo.sft_rows_fraction and (self.sft is None or self.sft.dataset is None):
+            raise ValueError("sft_rows_fraction takes rows of sft.dataset, and the recipe has none")
         for asked, column in (
             (self.dpo.weighted, "weight_column"),
             (self.dpo.target_margin == "column", "margin_column"),

@@ -198,6 +198,7 @@ class Dpo(Optimisation):
         "weighted",
         "target_margin",
         "margin_scale",
+        "sft_rows_fraction",
     }
 
     micro_batch_size: int = Field(default=4, ge=1)
@@ -252,6 +253,10 @@ class Dpo(Optimisation):
     undesirable_weight: float = Field(default=1.0, ge=0)
     """`kto` only: weight of the rows with a thumb down, usually 0.5 to 2."""
 
+    sft_rows_fraction: float = Field(default=0.0, ge=0, le=1)
+    """SFT rows that each step shows beside its preferences, as a fraction of them, against forgetting; usual values are
+    0.05 to 0.1, and 0 shows none. They are the training rows of `sft.dataset`. Each weighs as much as a preference; its
+    loss is the mean negative log-likelihood of its tokens."""
     weighted: bool = False
     """Multiplies each pair's loss by its weight, which `preferences.weight_column` names (WPO; Zhou et al. 2024). A
     step's mean is over its rows: weights are not normalised, so a mean weight of 2 doubles the loss."""

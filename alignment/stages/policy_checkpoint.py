@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import model_validator
+
 from alignment.data.manifest import Manifest, read_manifest
 from alignment.data.tokens import Tokenization, TokenSequence
 from alignment.logprobs.effort import Ranks
@@ -40,7 +42,8 @@ from alignment.training.arguments import (
     trainer_arguments,
     training_order,
 )
-from alignment.training.pairs import PolicyRows, open_rows, write_rows_of
+from alignment.training.pairs import SFT_FILE, PolicyRows, open_rows, write_rows_of
+from alignment.training.sft_rows import order_beside, write_sft_rows_of
 
 if TYPE_CHECKING:
     from alignment.training.agreement import Score
@@ -54,11 +57,12 @@ class DpoRequest(Request):
     """`checkpoint` is where the policy starts and what the manifest's references, if it has any, were scored with.
 
     `pass_tokens` is tokens of one pass; where it changes values, the references' fingerprint names it. Neither it nor
-    the number of processes changes what is trained, so a killed run goes on with another number of them.
+    the number of processes changes what is trained, so a killed run goes on with another number of them. `sft_dataset`
+    is given where `settings` mix SFT rows into each step.
     """
 
     speed_only: ClassVar[frozenset[str]] = frozenset({"world_size", "pass_tokens"})
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"pass_tokens"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"pass_tokens", "sft_dataset"})
 
     manifest: Artifact
     checkpoint: Artifact
@@ -67,6 +71,13 @@ class DpoRequest(Request):
     seed: int
     world_size: int = 1
     pass_tokens: int = 16_384
+    sft_dataset: Artifact | None = None
+
+    @model_validator(mode="after")
+    def _sft_rows_of_a_dataset(self) -> DpoRequest:
+        if bool(self.settings.sft_rows_fraction) != (self.sft_dataset is not None):
+            raise ValueError("sft_dataset and settings.sft_rows_fraction go together")
+        return self
 
 
 def run(request: DpoRequest, context: Context) -> Result:
@@ -88,7 +99,7 @@ def _run(request: DpoRequest, context: Context, ranks: Ranks) -> Result:
     folder = context.fetch(request.checkpoint)
     manifest_folder = context.fetch(request.manifest)
     manifest = read_manifest(manifest_folder)
-    rows, dropped = _rows(request, context, ranks, folder, manifest_folder, manifest)
+    rows, dropped, sft_dropped = _rows(request, context, ranks, folder, manifest_folder, manifest)
     trained = _train(request, context, folder, rows, _same_device(context, manifest))
     if context.rank:
         return Result(digest="")
@@ -102,14 +113,16 @@ def _run(request: DpoRequest, context: Context, ranks: Ranks) -> Result:
         rows_trained=len(rows.train),
         rows_held_out=len(rows.held_out),
         rows_dropped=dropped,
+        **({} if rows.sft is None else {"sft_rows": len(rows.sft), "sft_rows_dropped": sft_dropped}),
     )
     return Result(digest=digest.digest, summary=summary)
 
 
 def _rows(
     request: DpoRequest, context: Context, ranks: Ranks, folder: Path, manifest_folder: Path, manifest: Manifest
-) -> tuple[PolicyRows, dict[str, int]]:
-    """The rows and why others were dropped; the first rank writes them down, and all read them from there."""
+) -> tuple[PolicyRows, dict[str, int], dict[str, int]]:
+    """The rows, and why others and SFT rows were dropped; the first rank writes them down, and all read them from
+    there."""
     tokenizer = load_tokenizer(folder, context.runs_code(request.checkpoint))
     start = whole_summary(context.store.commit_of(request.checkpoint).summary, lambda: folder)
     tokens = Tokenization(tokenizer, request.tokens, max_positions(folder), start["end_ids"], embeddings(folder))
@@ -121,13 +134,16 @@ def _rows(
         numerics=numerics_class(precision, request.pass_tokens, request.settings.tf32),
         rope_by_length=start["rope_by_length"],
     )
-    into, method, dropped = context.work / "rows", method_of(request.settings), dict[str, int]()
+    into, method = context.work / "rows", method_of(request.settings)
+    dropped, sft_dropped = dict[str, int](), dict[str, int]()
     if ranks.rank == 0:
         policy = policy_name(request.tokens, start, lambda: folder, context.runs_code(request.checkpoint))
         ids, record = TokenIds(context.store, policy), context.out / ROWS_FILE
         dropped = write_rows_of(manifest, context, manifest_folder, tokens, ids, name, method, into, record)
+        if request.sft_dataset is not None:
+            sft_dropped = write_sft_rows_of(context.fetch(request.sft_dataset), tokens, into / SFT_FILE)
     written = ranks.gather(str(into))[0]  # all wait for the first, whose work folder may be another than theirs
-    return open_rows(Path(written), name), dropped
+    return open_rows(Path(written), name), dropped, sft_dropped
 
 
 def _same_device(context: Context, manifest: Manifest) -> bool:
@@ -157,8 +173,13 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
     trainer = preference_trainer(trained, pairs, trained.tokenizer(), arguments, settings, request.pass_tokens)
     trainer.order = order
     agreed: dict[str, float] = {}
-    longest = pairs.longest()
-    trainer.logps(list(longest.sequences.values()))  # shows how this model is run, before a step relies on it
+    longest = list(pairs.longest().sequences.values())
+    if rows.sft is not None:
+        fraction, digest = settings.sft_rows_fraction, request.manifest.digest
+        trainer.sft_rows = rows.sft
+        trainer.sft_order = order_beside(rows.sft, digest, request.seed, len(order), settings.batch_size, fraction)
+        longest += rows.sft.longest().sequences.values()
+    trainer.logps(longest)  # shows how this model is run, before a step relies on it
     if checkpoint is None and method_of(settings).needs_reference:
         first = [pairs[index] for index in dict.fromkeys(order[: settings.batch_size].tolist())]
         share = first[slice(context.rank, None, request.world_size)]

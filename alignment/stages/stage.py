@@ -177,6 +177,9 @@ class PolicySummary(CheckpointSummary):
     rows_trained: int | None = None
     rows_held_out: int | None = None
     rows_dropped: dict[str, int] = Field(default_factory=dict)
+    sft_rows: int | None = None
+    """Demonstrations that steps took some of, where the recipe mixes them in."""
+    sft_rows_dropped: dict[str, int] = Field(default_factory=dict)
 
 
 class ShardSummary(Summary):

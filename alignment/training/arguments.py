@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 NAMES = {
     "loss": "loss",
     "eval_loss": "held_out_loss",
+    "sft_loss": "sft_loss",
     "rewards/margins": "margin",
     "rewards/accuracies": "accuracy",
     "rewards/chosen": "chosen_reward",

@@ -45,6 +45,9 @@ class StepNumbers:
     accuracy: float = 0.0
     chosen_logp: float = 0.0
     rejected_logp: float = 0.0
+    beside: float = 0.0
+    """How many other rows the step has, and their losses, which are in `loss` too."""
+    beside_loss: float = 0.0
     tokens: float = 0.0
     """Tokens of the rows' sequences, each with its prompt."""
     forwarded: float = 0.0
@@ -66,6 +69,12 @@ class StepNumbers:
         self.chosen_logp += float(chosen_logps.sum())
         self.rejected_logp += float(rejected_logps.sum())
 
+    def add_beside(self, losses: Tensor) -> None:
+        """Counts other rows of one pass, by their losses [rows]."""
+        self.beside += len(losses)
+        self.beside_loss += float(losses.detach().sum())
+        self.loss += float(losses.detach().sum())
+
     def over_ranks(self) -> StepNumbers:
         """The same of all ranks together."""
         import torch
@@ -86,9 +95,11 @@ def backward(
     pass_tokens: int,
     clear: Iterable[Tensor],
     constants: Any = None,
+    beside: tuple[Method, Sequence[Row]] | None = None,
 ) -> StepNumbers:
     """Adds to the weights' gradients those of Σ loss / `step_rows` over `rows`, this rank's share of a step.
 
+    `beside` are other rows of the step, such as demonstrations, with a loss of their own; each weighs as much as a row.
     `constants` are the method's of this step (`Method.prepare`), where its rows are coupled. `pass_tokens` is tokens of
     one pass. When memory runs out the budget is halved, the gradients of `clear` (all that this step has changed) are
     dropped and the share is done again; raises the device's own error for a single row.
@@ -104,7 +115,14 @@ def backward(
             sequences = [trained(method, row) for row in rows]
             for indices in runner.passes_of_rows(sequences, budget) if rows else []:
                 largest, part = len(indices), [rows[index] for index in indices]
-                _one_pass(runner, method, part, step_rows, runner.fill(budget), numbers, constants)
+                logps, losses = _one_pass(runner, method, part, step_rows, runner.fill(budget), numbers, constants)
+                numbers.add(method, logps, losses, constants)
+            other, more = beside or (method, [])
+            sequences = [trained(other, row) for row in more]
+            for indices in runner.passes_of_rows(sequences, budget) if more else []:
+                largest, part = len(indices), [more[index] for index in indices]
+                _, losses = _one_pass(runner, other, part, step_rows, runner.fill(budget), numbers, None)
+                numbers.add_beside(losses)
             return numbers
         except torch.OutOfMemoryError:
             if largest == 1:
@@ -129,7 +147,8 @@ def _one_pass(
     fill: int,
     numbers: StepNumbers,
     constants: Any,
-) -> None:
+) -> tuple[Any, Tensor]:
+    """Adds the gradients of one pass; returns what the loss took, and the losses [rows]."""
     import torch
 
     sequences = [sequence for row in rows for sequence in trained(method, row)]
@@ -150,11 +169,11 @@ def _one_pass(
         losses = method.objective(logps, constants)
         (by_token,) = torch.autograd.grad(losses.sum() / step_rows, tokens)
         states.backward(head_backward(runner.head, states, flat, runner.vocabulary, by_token))  # type: ignore[no-untyped-call]
-    numbers.add(method, logps, losses, constants)
     forwarded, positions = runner.size(sequences, groups)
     numbers.tokens += sum(map(len, sequences))
     numbers.forwarded += forwarded
     numbers.positions += positions
+    return logps, losses
 
 
 def _policy(

@@ -30,6 +30,7 @@ from alignment.store import CorruptArtifact
 
 RECORD_SCHEMA = pa.schema([field for field in SPLIT_SCHEMA if field.name != "shard"])
 SPLITS = ("train", "held_out")
+SFT_FILE = "sft.arrow"
 IDS = pa.list_(pa.int32())
 PAIRS = pa.schema(
     [
@@ -293,11 +294,14 @@ class PolicyRows:
     fingerprint: str
     train: PolicyPairs
     held_out: PolicyPairs
+    sft: PolicyPairs | None = None
+    """Demonstrations that are shown beside the rows trained on, where the recipe mixes some in."""
 
 
 def open_rows(folder: Path, fingerprint: str) -> PolicyRows:
-    """What `write_rows_of` wrote."""
-    return PolicyRows(fingerprint, *(PolicyPairs(folder / f"{split}.arrow") for split in SPLITS))
+    """What `write_rows_of` wrote, and the SFT rows beside it, if there are any."""
+    sft = PolicyPairs(folder / SFT_FILE) if (folder / SFT_FILE).is_file() else None
+    return PolicyRows(fingerprint, *(PolicyPairs(folder / f"{split}.arrow") for split in SPLITS), sft)
 
 
 def write_rows_of(

@@ -28,7 +28,8 @@ from alignment.recipe import Dpo
 from alignment.training import packed_step
 from alignment.training.agreement import FLOAT32_LOSS, Disagreement
 from alignment.training.models import TrainedModel
-from alignment.training.pairs import PolicyRow, reference_logps
+from alignment.training.pairs import PolicyCompletion, PolicyRow, reference_logps
+from alignment.training.sft_rows import LIKELIHOOD, Likelihood, rows_of_step
 from alignment.training.trainer import MasterAdamW, OurTrainer
 
 
@@ -65,6 +66,10 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
     """
 
     pairs: Sequence[PolicyRow]
+    sft_rows: Sequence[PolicyCompletion] = ()
+    """Demonstrations that each step shows beside its preferences, if the settings say so."""
+    sft_order: Any = ()
+    """Their indices, one step after the other."""
     settings: Dpo
     pass_tokens: int
 
@@ -120,7 +125,7 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
         trained = [weight for weight in model.parameters() if weight.requires_grad]
         owners = self._gradients()
         numbers = packed_step.backward(
-            runner, method, rows, len(step), self.pass_tokens, [*trained, *owners], constants
+            runner, method, rows, len(step), self.pass_tokens, [*trained, *owners], constants, self._beside(len(step))
         )
         packed_step.sum_over_ranks(owners)
         numbers = numbers.over_ranks()
@@ -130,6 +135,17 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
         loss = torch.tensor(numbers.loss / len(step), dtype=torch.float32, device=self.args.device)
         self._step_loss = self._step_loss + loss
         return loss
+
+    def _beside(self, step_rows: int) -> tuple[Likelihood, list[PolicyCompletion]] | None:
+        """This rank's share of the SFT rows in the step that is trained now, of `step_rows` preferences."""
+        if not self.sft_rows:
+            return None
+        fraction = self.settings.sft_rows_fraction
+        first = self.state.global_step * rows_of_step(self.settings.batch_size, fraction)
+        places = self.sft_order[first : first + rows_of_step(step_rows, fraction)]
+        shown = [self.sft_rows[int(place)] for place in places]
+        share = packed_step.share_of(LIKELIHOOD, shown, self.args.process_index, self.args.world_size)
+        return LIKELIHOOD, [shown[place] for place in share]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0
@@ -163,6 +179,8 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
             values["rewards/margins"] = (numbers.chosen_reward - numbers.rejected_reward) / numbers.chosen
         elif numbers.chosen and numbers.rejected:
             values["rewards/margins"] = values["rewards/chosen"] - values["rewards/rejected"]
+        if numbers.beside:
+            values["sft_loss"] = numbers.beside_loss / numbers.beside
         metrics: defaultdict[str, list[float]] = self._metrics["train"]
         for name, value in values.items():
             metrics[name].append(value)
@@ -221,7 +239,8 @@ def preference_trainer(
         raise
     trainer.pairs, trainer.settings, trainer.pass_tokens = pairs, settings, pass_tokens
     exact = settings.precision == "float32" and not products_are_tf32()
-    plain = not settings.sft_weight and not settings.weighted  # what is logged has no other terms in it
+    # what is logged has no other terms in it
+    plain = not (settings.sft_weight or settings.weighted or settings.sft_rows_fraction)
     if exact and plain and method_of(settings).needs_reference:
         trainer.add_callback(FirstLoss(trainer))
     return trainer

@@ -125,6 +125,13 @@ def test_what_is_wrong_is_named(tmp_path: Path, addition: str, told: str) -> Non
     assert "\n" not in str(caught.value)
 
 
+def test_sft_rows_without_a_data_set_to_take_them_of_are_refused(tmp_path: Path) -> None:
+    adopting = SMALLEST.replace("dataset:", "adopt:")
+    path = write(tmp_path, adopting + "dpo: {sft_rows_fraction: 0.1}")
+    with pytest.raises(BadInput, match=r"sft_rows_fraction takes rows of sft\.dataset, and the recipe has none"):
+        load_recipe(path)
+
+
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)
 )

@@ -239,7 +239,7 @@ class Lab:
 
         world_size = settings.pop("world_size", 1)
         tokens = settings.pop("tokens", None) or TokenPolicy(max_length=64)
-        seed = settings.pop("seed", 3)
+        seed, sft_dataset = settings.pop("seed", 3), settings.pop("sft_dataset", None)
         given = {
             "learning_rate": 1e-3,
             "batch_size": 4,
@@ -255,6 +255,7 @@ class Lab:
             tokens=tokens,
             seed=seed,
             world_size=world_size,
+            sft_dataset=sft_dataset,
         )
 
     def sft_dataset(self, count: int, held_out: int = 0, chat: bool = False, seed: int = 0) -> Artifact:

@@ -14,6 +14,14 @@ from alignment.recipe import TokenPolicy
 
 KEY_BYTES = 16
 
+# Names of a row's sequences, each of which has a key and a value.
+
+PAIR = ("chosen", "rejected")
+PAIR_WITH_FIRSTS = (*PAIR, "chosen_first", "rejected_first")
+"""Each side, and its first min(lengths) tokens."""
+LABELLED = ("completion", "partner")
+"""A row's own completion, and that of its partner behind the row's prompt."""
+
 
 def sequence_key(fingerprint: str, sequence: TokenSequence) -> bytes:
     """128-bit BLAKE2b of (fingerprint, prompt ids, completion ids), each part closed by its length."""

@@ -22,9 +22,8 @@ from alignment.data.rows import PreferenceRow
 from alignment.data.tokens import Dropped, Tokenization, TokenSequence, with_firsts
 from alignment.logprobs.cache import LogprobCache, RowKeys, as_keys
 from alignment.logprobs.effort import ALONE, Effort, Ranks, side_by_side
-from alignment.logprobs.keys import sequence_key
+from alignment.logprobs.keys import PAIR, sequence_key
 from alignment.logprobs.scorer import free_memory, require_finite, score
-from alignment.logprobs.table import PAIR
 from alignment.logprobs.token_ids import ROWS_AT_ONCE, Pair, TokenIds
 from alignment.models.checkpoint import load_model, load_tokenizer, max_positions
 from alignment.models.ends import end_ids

@@ -12,17 +12,13 @@ import pyarrow.parquet as pq
 
 from alignment.digest import SetDigest
 from alignment.logprobs.effort import Effort
+from alignment.logprobs.keys import PAIR
 
 if TYPE_CHECKING:
     from alignment.logprobs.reference import Pass
 
 LOGPROBS_FILE = "logprobs.parquet"
 DROPPED_FILE = "dropped.parquet"
-PAIR = ("chosen", "rejected")
-PAIR_WITH_FIRSTS = (*PAIR, "chosen_first", "rejected_first")
-"""Each side, and its first min(lengths) tokens."""
-LABELLED = ("completion", "partner")
-"""A row's own completion, and that of its partner behind the row's prompt."""
 DROPPED_SCHEMA = pa.schema([("row_id", pa.string()), ("reason", pa.string())])
 
 

@@ -16,16 +16,13 @@ from alignment.data.tokens import Dropped, require_few_rewritten
 from alignment.errors import BadInput
 from alignment.logprobs.cache import LogprobCache
 from alignment.logprobs.effort import Ranks
-from alignment.logprobs.keys import WIDE, fingerprint, numerics_class
+from alignment.logprobs.keys import LABELLED, PAIR, PAIR_WITH_FIRSTS, WIDE, fingerprint, numerics_class
 from alignment.logprobs.reference import Reference, ids_of, reference_pass, ring
 from alignment.logprobs.row_groups import runs
 from alignment.logprobs.table import (
     DROPPED_FILE,
     DROPPED_SCHEMA,
-    LABELLED,
     LOGPROBS_FILE,
-    PAIR,
-    PAIR_WITH_FIRSTS,
     Written,
     dropped_table,
     logprobs_schema,

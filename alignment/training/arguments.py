@@ -27,6 +27,7 @@ NAMES = {
     "rewards/accuracies": "accuracy",
     "rewards/chosen": "chosen_reward",
     "rewards/rejected": "rejected_reward",
+    "kl": "kl",
     "grad_norm": "grad_norm",
     "learning_rate": "learning_rate",
 }

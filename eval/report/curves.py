@@ -44,6 +44,7 @@ PANELS = {
     "Reward margin": ("margin",),
     "Accuracy": ("accuracy",),
     "Implicit reward": ("chosen_reward", "rejected_reward"),
+    "Divergence": ("kl",),
 }
 """Panel title to the names of the history's records that it draws."""
 

@@ -24,9 +24,10 @@ LABELLED = ("completion", "partner")
 
 
 def sequence_key(fingerprint: str, sequence: TokenSequence) -> bytes:
-    """128-bit BLAKE2b of (fingerprint, prompt ids, completion ids), each part closed by its length."""
+    """128-bit BLAKE2b of (fingerprint, prompt ids, completion ids), each part closed by its length; tokens that do not
+    count are told apart by their sign, so that sequences without any have the key of earlier versions."""
     key = hashlib.blake2b(digest_size=KEY_BYTES)
-    for part in (fingerprint.encode(), _packed(sequence.prompt_ids), _packed(sequence.completion_ids)):
+    for part in (fingerprint.encode(), _packed(sequence.prompt_ids), _packed(sequence.stored_ids)):
         key.update(len(part).to_bytes(8, "little"))
         key.update(part)
     return key.digest()

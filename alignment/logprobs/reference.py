@@ -245,7 +245,8 @@ def ids_of(
 
 def mismatched(row: TokenSequence, partner: TokenSequence, most: int) -> TokenSequence:
     """A row's prompt with its partner's completion, as ids, cut behind `most` tokens."""
-    return TokenSequence(row.prompt_ids, partner.completion_ids[: max(1, most - len(row.prompt_ids))])
+    cut = partner.first(max(1, most - len(row.prompt_ids)))
+    return TokenSequence(row.prompt_ids, cut.completion_ids, cut.uncounted)
 
 
 def ring(row_ids: Iterable[str]) -> dict[str, str]:
@@ -311,8 +312,11 @@ def _score_share(work: Work, reference: Reference, cache: LogprobCache) -> Effor
         for one in done.scored:
             item = work[one.index]
             require_finite(one.logp, item.row, reference.folder(), reference.precision)
-            part.append((item.key, one.logp, len(item.sequence.completion_ids)))
-            part += [(key, logp, count) for (key, count), logp in zip(item.firsts, one.firsts, strict=True)]
+            part.append((item.key, one.logp, item.sequence.counted))
+            part += [
+                (key, logp, item.sequence.first(count).counted)
+                for (key, count), logp in zip(item.firsts, one.firsts, strict=True)
+            ]
         forwarded, positions = forwarded + done.tokens, positions + done.positions
         if len(part) >= PART_SEQUENCES or time.monotonic() - committed >= PART_SECONDS:
             cache.add_values(part)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from alignment.data.tokens import TokenSequence
 from alignment.errors import BadInput
-from alignment.models.forward import vocabulary
+from alignment.models.forward import counted, vocabulary
 from alignment.models.packing import longest_first
 from alignment.models.runner import Runner
 
@@ -112,7 +112,8 @@ def score(
             if tokens is None:  # outside of the handler, whose traceback keeps the failed pass in memory
                 free_memory()
                 break
-            parts = torch.split(tokens, [len(sequences[index].completion_ids) for index in indices])
+            rows_of_pass = [sequences[index] for index in indices]
+            parts = torch.split(counted(tokens, rows_of_pass), [len(row.completion_ids) for row in rows_of_pass])
             scored = [
                 Scored(
                     index,

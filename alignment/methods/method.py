@@ -73,8 +73,8 @@ class PairLogps:
             policy_rejected=policy["rejected"],
             ref_chosen=column(row.ref_chosen_logp for row in rows),
             ref_rejected=column(row.ref_rejected_logp for row in rows),
-            chosen_tokens=column(len(row.chosen.completion_ids) for row in rows),
-            rejected_tokens=column(len(row.rejected.completion_ids) for row in rows),
+            chosen_tokens=column(row.chosen.counted for row in rows),
+            rejected_tokens=column(row.rejected.counted for row in rows),
             **more,
         )
 
@@ -132,7 +132,7 @@ class LabelledLogps:
         return cls(
             policy_completion=policy["completion"],
             ref_completion=column(row.ref_completion_logp for row in rows),
-            completion_tokens=column(len(row.completion.completion_ids) for row in rows),
+            completion_tokens=column(row.completion.counted for row in rows),
             desirable=torch.tensor([row.label for row in rows], dtype=torch.bool),
         )
 

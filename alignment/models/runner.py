@@ -136,7 +136,7 @@ class Runner:
     def alone(self, sequence: TokenSequence) -> float:
         """A completion's log-probability (nat) by a pass of its own that shares nothing: what else it rounds to."""
         if self.head is None:
-            return float(own_logps(self.model, [sequence]).sum())
+            return float(row_sums(own_logps(self.model, [sequence]), [sequence])[0])
         logps = head_logps(self.head, padded_states(self.model, [sequence]), [sequence], self.vocabulary)
         return float(row_sums(logps, [sequence])[0])
 

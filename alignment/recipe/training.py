@@ -20,7 +20,7 @@ class TokenPolicy(Section):
     """How a row becomes token ids. The settings are part of every sequence key."""
 
     absent_by_default: ClassVar[frozenset[str]] = frozenset(
-        {"max_prompt_length", "system", "today", "plain_text", "max_dropped"}
+        {"max_prompt_length", "system", "today", "plain_text", "max_dropped", "format_tokens"}
     )
     speed_only: ClassVar[frozenset[str]] = frozenset({"max_dropped"})
 
@@ -42,6 +42,11 @@ class TokenPolicy(Section):
     plain_text: Literal["as_is", "chat"] = "as_is"
     """What becomes of rows whose prompt and completion are plain strings. `as_is`: no chat template is applied. `chat`:
     the prompt becomes a user message and the completion an assistant message."""
+    format_tokens: Literal["count", "mask"] = "count"
+    """Whether the special tokens of a completion (headers, the end of a turn) count in its log-probs. `mask`: they do
+    not, in neither the loss nor the reference, on both sides and in its number of tokens (Llama 3; Grattafiori et al.
+    2024, section 4.1.4): two completions share them, and a loss that raises and lowers the same token may teach a model
+    to stop too late or too early. SFT, and SFT rows beside preferences, count them always."""
     max_dropped: float = Field(default=0.05, ge=0, le=1)
     """Largest share of a shard's rows, as a fraction, that may be left out because the chat template writes their
     prompt otherwise once an answer follows; more is an error, which names the remedy."""

@@ -101,7 +101,7 @@ def differences(rows: Sequence[PolicyRow], method: Method, score: Score) -> list
     ]
     logps = score([sequence for _, _, sequence, _ in sides])
     return [
-        Difference(row_id, side, len(sequence.completion_ids), reference, logp - reference)
+        Difference(row_id, side, sequence.counted, reference, logp - reference)
         for (row_id, side, sequence, reference), logp in zip(sides, logps, strict=True)
     ]
 
@@ -118,7 +118,7 @@ def allowed(difference: Difference, precision: str, noise: float | None) -> floa
 def probe_noise(sequences: Sequence[TokenSequence], score: Score, elsewhere: Score) -> float:
     """Largest difference between two passes over these sequences, in nats a square root of a token."""
     return max(
-        abs(one - other) / math.sqrt(len(sequence.completion_ids))
+        abs(one - other) / math.sqrt(sequence.counted)
         for one, other, sequence in zip(score(sequences), elsewhere(sequences), sequences, strict=True)
     )
 

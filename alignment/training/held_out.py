@@ -56,7 +56,7 @@ def measure(rows: Sequence[PolicyRow], method: Method, fingerprint: str, score: 
             cells |= {f"{name}_logp": logp, f"ref_{name}_logp": getattr(row, f"ref_{name}_logp")}
             if not name.endswith("_first"):
                 cells[f"{name}_key"] = sequence_key(fingerprint, sequence).hex()
-                cells[f"{name}_tokens"] = len(sequence.completion_ids)
+                cells[f"{name}_tokens"] = sequence.counted
         if isinstance(row, PolicyPair):
             measured.append(HeldOutPair(**cells))
         else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,8 +73,9 @@ def write_sft_rows_of(dataset: Path, tokens: Tokenization, path: Path) -> dict[s
             dropped[sequence.reason] += 1
             continue
         tokens.require_embeddings(sequence)
+        whole = replace(sequence, uncounted=())  # the end of an answer is part of what SFT teaches
         prompt_id = content_id({"prompt": row.prompt})
-        file.add(PolicyCompletion(row.row_id, sequence, None, True, math.nan, math.nan, prompt_id))
+        file.add(PolicyCompletion(row.row_id, whole, None, True, math.nan, math.nan, prompt_id))
     file.close()
     require_few_rewritten(dropped, file.rows, tokens.policy, "the checkpoint that training starts from, with SFT rows,")
     if not file.rows:

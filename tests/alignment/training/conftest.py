@@ -160,6 +160,17 @@ class Lab:
             scored.append(cells)
         return (scored, dropped), print_
 
+    def shard(self, rows: list[Any]) -> Artifact:
+        """A shard of pairs."""
+        from alignment.data.rows import write_rows
+
+        return self.publish(
+            "preference_shard",
+            json_digest(sorted(row.row_id for row in rows)),
+            {"rows": len(rows), "kind": "paired"},
+            lambda out: write_rows(out / "rows.parquet", rows),
+        )
+
     def manifest(
         self,
         checkpoint: Artifact,
@@ -173,16 +184,12 @@ class Lab:
     ) -> Artifact:
         """A one-shard manifest, made by the real stage; `change` may falsify the references first, where there are
         any."""
-        from alignment.data.rows import write_rows
         from alignment.stages import execute
         from alignment.stages.preference_manifest import STAGE, ManifestRequest
 
         tokens = tokens or TokenPolicy(max_length=64)
-        shard_summary = {"rows": len(rows), "kind": "paired"}
         row_digest = json_digest(sorted(row.row_id for row in rows))
-        shard = self.publish(
-            "preference_shard", row_digest, shard_summary, lambda out: write_rows(out / "rows.parquet", rows)
-        )
+        shard = self.shard(rows)
         if not referenced:
             request = ManifestRequest(shards={"one": shard}, held_out_fraction=held_out_fraction)
             return execute(STAGE, request, self.store).artifact

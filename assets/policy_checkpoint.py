@@ -52,4 +52,6 @@ def show(commit: Commit, folder: Path) -> Shown:
     """Curves of the training."""
     history = PolicySummary.of(commit).history
     panels = {"loss": ["loss"], "reward margin": ["margin"], "accuracy": ["accuracy"]}
+    if any("sft_loss" in record for record in history):
+        panels["loss of SFT rows"] = ["sft_loss"]
     return Shown(history=history, markdown={"training": curves(history, panels)} if history else {})

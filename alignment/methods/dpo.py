@@ -65,7 +65,7 @@ class Dpo(LogRatios):
 
     @property
     def numbers(self) -> Mapping[str, Callable[[Any], float | None]]:
-        read = {"column": attrgetter("margin"), "scores": score_gap}
+        read: dict[str, Callable[[Any], float | None]] = {"column": attrgetter("margin"), "scores": score_gap}
         target = {"target_margin": read[self.target_margin]} if self.target_margin else {}
         return {**super().numbers, **target}
 

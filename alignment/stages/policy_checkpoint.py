@@ -107,13 +107,14 @@ def _run(request: DpoRequest, context: Context, ranks: Ranks) -> Result:
     runs_code = context.runs_code(request.checkpoint)
     digest = digest_checkpoint(context.out, runs_code)
     about = checkpoint_summary(context.out, digest) | record_of_code(context.out, runs_code)
+    if rows.sft is not None:
+        trained |= {"sft_rows": len(rows.sft), "sft_rows_dropped": sft_dropped}
     summary = PolicySummary(
         **about,
         **trained,
         rows_trained=len(rows.train),
         rows_held_out=len(rows.held_out),
         rows_dropped=dropped,
-        **({} if rows.sft is None else {"sft_rows": len(rows.sft), "sft_rows_dropped": sft_dropped}),
     )
     return Result(digest=digest.digest, summary=summary)
 

@@ -301,7 +301,8 @@ class PolicyRows:
 def open_rows(folder: Path, fingerprint: str) -> PolicyRows:
     """What `write_rows_of` wrote, and the SFT rows beside it, if there are any."""
     sft = PolicyPairs(folder / SFT_FILE) if (folder / SFT_FILE).is_file() else None
-    return PolicyRows(fingerprint, *(PolicyPairs(folder / f"{split}.arrow") for split in SPLITS), sft)
+    train, held_out = (PolicyPairs(folder / f"{split}.arrow") for split in SPLITS)
+    return PolicyRows(fingerprint, train, held_out, sft)
 
 
 def write_rows_of(
@@ -407,7 +408,7 @@ def _with_numbers(pair: PolicyRow, row: PreferenceRow, method: Method, shard: Ma
     """The pair with the numbers of its row that the method reads; another row as it is."""
     if not isinstance(pair, PolicyPair):
         return pair
-    found = {name: read(row) for name, read in method.numbers.items()}
+    found: dict[str, Any] = {name: read(row) for name, read in method.numbers.items()}
     if lacking := [name for name, number in found.items() if number is None]:
         raise BadInput(
             f"row {row.row_id} of shard {shard.name} ({row.source} row {row.source_row}) has no {lacking[0]}:"

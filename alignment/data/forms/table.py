@@ -191,7 +191,7 @@ def _column(record: Mapping[str, Any], column: str) -> Any:
 def with_numbers(row: PreferenceRow, record: Any, reading: Reading) -> PreferenceRow | str:
     """The row with the weight and the target margin of its record, or why it has none. All rows of a record share
     them."""
-    found: dict[str, float] = {}
+    found: dict[str, Any] = {}
     for name, column in (("weight", reading.weight_column), ("margin", reading.margin_column)):
         if column is None:
             continue

@@ -29,6 +29,7 @@ def policy_checkpoint(recipe: Recipe, pools: Pools) -> Node:
             seed=recipe.seed,
             world_size=pools[recipe.pools.policy].world_size,
             pass_tokens=recipe.reference.batch_tokens,
+            sft_dataset=upstream("sft_dataset") if recipe.dpo.sft_rows_fraction else None,
         )
 
     return Node(
@@ -41,7 +42,7 @@ def policy_checkpoint(recipe: Recipe, pools: Pools) -> Node:
             else f"The policy: preference training from the {STARTS[start]}, without a reference."
         ),
         kinds=frozenset({"pytorch", "huggingface"}),
-        needs=("preference_manifest", start),
+        needs=("preference_manifest", start, *(("sft_dataset",) if recipe.dpo.sft_rows_fraction else ())),
         request=request,
         show=show,
         pool=recipe.pools.policy,
@@ -53,4 +54,6 @@ def show(commit: Commit, folder: Path) -> Shown:
     """Curves of the training."""
     history = PolicySummary.of(commit).history
     panels = {"loss": ["loss"], "reward margin": ["margin"], "accuracy": ["accuracy"]}
+    if any("sft_loss" in record for record in history):
+        panels["loss of SFT rows"] = ["sft_loss"]
     return Shown(history=history, markdown={"training": curves(history, panels)} if history else {})

@@ -55,6 +55,7 @@ def preference_manifest(recipe: Recipe) -> Node:
             left_out=left_out,
             held_out_fraction=recipe.held_out_fraction,
             mix=mixes_of(recipe.preferences, shards, recipe.seed),
+            reads_numbers=bool(recipe.method.numbers),
         )
 
     return Node(
@@ -82,7 +83,7 @@ def expected_keys(upstream: Upstream, recipe: Recipe) -> dict[str, str | None]:
     recorded, built = upstream.refs("preference_shard"), preference_shard(recipe)
     keys: dict[str, str | None] = dict.fromkeys(recorded)
     try:
-        listed = upstream.shards(recipe.preferences, recipe.seed)
+        listed = upstream.shards(recipe)
     except BadInput:
         if not recorded:
             raise
@@ -98,7 +99,7 @@ def withdrawn_shards(upstream: Upstream, recipe: Recipe) -> set[str]:
     """Names of withdrawn shards, and of listed shards with the data of a shard withdrawn under another name."""
     names = set(upstream.withdrawn().shards)
     with suppress(BadInput):
-        names |= set(upstream.shards(recipe.preferences, recipe.seed).withdrawn)
+        names |= set(upstream.shards(recipe).withdrawn)
     return names
 
 

@@ -22,7 +22,7 @@ def preference_shard(recipe: Recipe) -> Node:
     """The node of the validated shards."""
 
     def request(upstream: Upstream, shard: str | None) -> ShardRequest:
-        shards = upstream.shards(recipe.preferences, recipe.seed)
+        shards = upstream.shards(recipe)
         if shard is None or shard not in shards:
             raise BadInput(f"no shard '{shard}' in the recipe's preferences", file=recipe.name, field="preferences")
         return shards[shard]

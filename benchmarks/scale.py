@@ -103,13 +103,13 @@ def made_up(folder: Path, count: int) -> tuple[Recipe, Store, dict[str, Node]]:
     write(store, nodes["sft_checkpoint"], "0" * 40, None)
     for name in ("preference_shard", "reference_logprobs"):
         upstream = Upstream(store, NAME)
-        for shard in upstream.shards(recipe.preferences, recipe.seed):
+        for shard in upstream.shards(recipe):
             write(store, nodes[name], nodes[name].stage.key(nodes[name].request(upstream, shard)), shard)
     return recipe, store, nodes
 
 
 def ticks(recipe: Recipe, store: Store, instance: dg.DagsterInstance, count: int) -> Measured:
-    shards = Upstream(store, NAME).shards(recipe.preferences, recipe.seed)
+    shards = Upstream(store, NAME).shards(recipe)
     instance.add_dynamic_partitions(str(shards_definition(NAME).name), list(shards))
     workspace = Workspace(recipe, load_pools(), lambda: store)
     cursor: list[str | None] = [None]

@@ -119,9 +119,11 @@ PREFERENCE_SCHEMA = pa.schema(
         (SPLIT_AT, pa.float64()),
         ("chosen_score", pa.float64()),
         ("rejected_score", pa.float64()),
+        ("weight", pa.float64()),
+        ("margin", pa.float64()),
     ]
 )
-"""Shards of an earlier version have no columns of scores."""
+"""Shards of an earlier version have no columns of scores and no later ones."""
 SFT_SCHEMA = pa.schema(
     [
         ("row_id", pa.string()),
@@ -139,7 +141,8 @@ class PreferenceRow:
     """A pair (`chosen`, `rejected`) or, unpaired, one `completion` with its `label` (True: wanted).
 
     `source` is the file's name and `source_row` its 1-based line or record. The scores are what the data gives the two
-    sides, on its own scale, more for better; None where it gives none. None of these is part of `row_id`.
+    sides, on its own scale, more for better; None where it gives none. `weight` and `margin` are those of the columns
+    that the recipe names for them. None of these is part of `row_id`.
     """
 
     row_id: str
@@ -153,6 +156,8 @@ class PreferenceRow:
     source_row: int
     chosen_score: float | None = None
     rejected_score: float | None = None
+    weight: float | None = None
+    margin: float | None = None
 
     @property
     def paired(self) -> bool:
@@ -195,6 +200,10 @@ def sft_row(prompt: Content, completion: Content, source: str, source_row: int) 
     return SftRow(row_id, form_of(prompt), prompt, completion, source, source_row)
 
 
+TRAIN_FILE = "train.parquet"
+HELD_OUT_FILE = "held_out.parquet"
+"""The two files of demonstrations that an SFT data set is."""
+
 # Preference rows --------------------------------------------------------------------------------
 
 
@@ -232,6 +241,8 @@ def _preference_cells(row: PreferenceRow) -> dict[str, Any]:
         SPLIT_AT: split_at(row.prompt, row.form),
         "chosen_score": row.chosen_score,
         "rejected_score": row.rejected_score,
+        "weight": row.weight,
+        "margin": row.margin,
     }
 
 

@@ -45,14 +45,16 @@ class Shards(Mapping[str, ShardRequest]):
     Asking raises `BadInput` for a file that cannot be read.
     """
 
-    def __init__(self, parts: dict[str, Part]) -> None:
+    def __init__(self, parts: dict[str, Part], split_pairs: bool = False) -> None:
         self._parts = parts
+        self._split_pairs = split_pairs
         self._pinned: dict[str, SourceFile] = {}
 
     def __getitem__(self, name: str) -> ShardRequest:
         place = self._parts[name]
         if place.whole is not None:
-            return place.whole.model_copy(update={"part": place.part, "parts": place.parts})
+            cut = {"part": place.part, "parts": place.parts, "split_pairs": self._split_pairs}
+            return place.whole.model_copy(update=cut)
         url = str(place.url)
         if url not in self._pinned:
             self._pinned[url] = pin_file(url)
@@ -62,6 +64,7 @@ class Shards(Mapping[str, ShardRequest]):
             parts=place.parts,
             seed=place.seed,
             reading=reading_of(url, place.reading),
+            split_pairs=self._split_pairs,
         )
 
     def __iter__(self) -> Iterator[str]:
@@ -84,15 +87,17 @@ class Shards(Mapping[str, ShardRequest]):
         return None if url is None else (url, size(url))
 
 
-def shards_of(source: PreferenceSource, seed: int = 0) -> Shards:
-    """The source's shards as they are now; `seed` counts for embedded data and for rows that are drawn.
+def shards_of(source: PreferenceSource, seed: int = 0, *, split_pairs: bool = False) -> Shards:
+    """The source's shards as they are now; `seed` counts for embedded data and for rows that are drawn, and
+    `split_pairs` makes two rows of each pair.
 
     A file's shard bears its name without suffix, led by its folder's where two clash; a hub split's the
     split's; embedded shards are `day-1`, `day-2`, …. A source cut in n adds `-00001-of-0000n`. A name too long for a
     file's ends in its digest. Where there are several sources, the source's name leads.
     Raises `BadInput` if files or the hub's data set cannot be found.
     """
-    return Shards({_led(part, name): place for part in source.parts for name, place in _places(part, seed).items()})
+    parts = {_led(part, name): place for part in source.parts for name, place in _places(part, seed).items()}
+    return Shards(parts, split_pairs)
 
 
 def _led(part: PreferencePart, name: str) -> str:

@@ -46,7 +46,7 @@ answer that the template writes in the generation prompt only."""
 
 
 class Pair(Protocol):
-    """What `Tokenization.pairs` reads of a preference row."""
+    """What `Tokenization.pairs` reads of a preference row; an unpaired one has a `completion` instead of sides."""
 
     @property
     def form(self) -> str: ...
@@ -56,20 +56,58 @@ class Pair(Protocol):
     def chosen(self) -> Content | None: ...
     @property
     def rejected(self) -> Content | None: ...
+    @property
+    def completion(self) -> Content | None: ...
 
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """One prompt with one completion; both hold at least one id, and every completion id counts."""
+    """One prompt with one completion; both hold at least one id, and every completion id counts but those at the
+    places `uncounted`, in order, which a policy that masks format tokens names."""
 
     prompt_ids: Ids
     completion_ids: Ids
+    uncounted: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
 
+    def first(self, count: int) -> TokenSequence:
+        """The prompt with the completion's first `count` tokens."""
+        uncounted = tuple(place for place in self.uncounted if place < count)
+        return TokenSequence(self.prompt_ids, self.completion_ids[:count], uncounted)
+
+    @property
+    def counted(self) -> int:
+        """How many of the completion's tokens count."""
+        return len(self.completion_ids) - len(self.uncounted)
+
+    @property
+    def stored_ids(self) -> Ids:
+        """The completion's ids as files keep them: one that does not count as its complement, which is negative."""
+        if not self.uncounted:
+            return self.completion_ids
+        uncounted = set(self.uncounted)
+        return tuple(~token if place in uncounted else token for place, token in enumerate(self.completion_ids))
+
+    @classmethod
+    def of_stored(cls, prompt_ids: Ids, stored_ids: Ids) -> TokenSequence:
+        """The inverse of `stored_ids`."""
+        if not stored_ids or min(stored_ids) >= 0:
+            return cls(prompt_ids, stored_ids)
+        uncounted = tuple(place for place, token in enumerate(stored_ids) if token < 0)
+        return cls(prompt_ids, tuple(~token if token < 0 else token for token in stored_ids), uncounted)
+
+
+def with_firsts(sides: Mapping[str, TokenSequence]) -> dict[str, TokenSequence]:
+    """A row's sequences by name, and each again as NAME_first, with as many tokens as the shortest completion has."""
+    shortest = min(len(side.completion_ids) for side in sides.values())
+    return dict(sides) | {f"{name}_first": side.first(shortest) for name, side in sides.items()}
+
 
 Sequences = tuple[TokenSequence, TokenSequence]
+NOTHING = TokenSequence((), ())
+"""Stands where an unpaired row would have its second side."""
 
 
 class Tokenization:
@@ -106,6 +144,7 @@ class Tokenization:
         end_texts = tuple(filter(None, map(tokenizer.convert_ids_to_tokens, sorted(self.end_ids))))
         self._writer = RowWriter(tokenizer, policy, end_texts)
         self._vocabulary = vocabulary if vocabulary is not None and len(tokenizer) > vocabulary else None
+        self._special_ids: frozenset[int] | None = None
         self._ids = _Kept()
         self._blank: dict[int, bool] = {}
         (alone,) = self._encoded(["a"], special=True)
@@ -119,8 +158,11 @@ class Tokenization:
         return self.pairs([row])[0]
 
     def pairs(self, rows: Sequence[Pair]) -> list[Sequences | Dropped]:
-        """`pair` of each row, in order."""
+        """`pair` of each row, in order; of rows that are all unpaired (completion, `NOTHING`)."""
         items: list[Row] = []
+        if rows and all(row.completion is not None for row in rows):
+            items = [Row(row.form, row.prompt, row.completion) for row in rows if row.completion is not None]
+            return [one if isinstance(one, Dropped) else (one, NOTHING) for one in self.completions(items)]
         for row in rows:
             if row.chosen is None or row.rejected is None:
                 raise ValueError("an unpaired row has no chosen and rejected side")
@@ -237,9 +279,20 @@ class Tokenization:
                 prompt = self._last(prompt, len(prompt) - excess)
         if not completion:
             return Dropped(NOTHING_TO_COUNT)
-        sequence = TokenSequence(prompt, completion)
+        sequence = TokenSequence(prompt, completion, self._uncounted(completion))
+        if not sequence.counted:
+            return Dropped(NOTHING_TO_COUNT)
         self.require_embeddings(sequence)
         return sequence
+
+    def _uncounted(self, completion: Ids) -> tuple[int, ...]:
+        """Places of a completion's special tokens, where the policy masks them."""
+        if self.policy.format_tokens == "count":
+            return ()
+        if self._special_ids is None:
+            added = (token for token, about in self.tokenizer.added_tokens_decoder.items() if about.special)
+            self._special_ids = self.end_ids.union(self.tokenizer.all_special_ids, added)
+        return tuple(place for place, token in enumerate(completion) if token in self._special_ids)
 
     def require_embeddings(self, sequence: TokenSequence) -> None:
         """Raises `BadInput` for an id that the model has no embedding for."""

@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from alignment.data.forms.advice import remedy
 from alignment.data.forms.gathered import gathered
-from alignment.data.forms.table import Refused, read_record, row_said
+from alignment.data.forms.table import Refused, read_record, row_said, with_numbers
 from alignment.data.readers import Record, describe, read_records
-from alignment.data.rows import PreferenceRow, write_records
+from alignment.data.rows import PreferenceRow, unpaired_row, write_records
 from alignment.digest import lines_digest
 from alignment.errors import BadInput
 from alignment.recipe import DEFAULT_READING, Reading
@@ -74,11 +74,19 @@ class Validation:
 
     Records of rows in `withdrawn` are counted and otherwise as if they were not there, repeated ones too: none of
     their text is kept. A record may give several rows: `records` counts what was read, `forms` the rows of each form.
+    With `split_pairs` a pair is two labelled completions, withdrawn as a pair or one by one.
     """
 
-    def __init__(self, withdrawn: frozenset[str] = frozenset(), reading: Reading = DEFAULT_READING) -> None:
+    def __init__(
+        self,
+        withdrawn: frozenset[str] = frozenset(),
+        reading: Reading = DEFAULT_READING,
+        *,
+        split_pairs: bool = False,
+    ) -> None:
         self.withdrawn = withdrawn
         self.reading = reading
+        self.split_pairs = split_pairs
         self.withdrawn_records = 0
         self.records = 0
         self.kind: Kind | None = None
@@ -96,16 +104,21 @@ class Validation:
                 self.quarantined.append(Quarantined(source, record.source_row, record.problem, record.text))
                 continue
             outcome = read_record(record.value, source, record.source_row, self.reading)
-            as_written = not (self.reading.columns or self.reading.labels)
+            as_written = not (self.reading.columns or self.reading.labels or self.split_pairs)
             plain = outcome.form is None or (outcome.form.plain and as_written)
             for row in outcome.rows:
-                if row.row_id in self.withdrawn:
-                    self.withdrawn_records += 1
-                elif (reason := self._objection(row)) is None:
-                    self.forms[outcome.form.name if outcome.form else ""] += 1
-                    yield row
-                else:  # the text of a record with several rows would keep that of other rows, which may be withdrawn
-                    self._set_aside(record, source, Refused(reason, None if plain else row_said(row)))
+                rows = halves(row) if self.split_pairs and row.row_id not in self.withdrawn else [row]
+                kept = [each for each in rows if each.row_id not in self.withdrawn]
+                self.withdrawn_records += not kept
+                for each in kept:
+                    numbered = with_numbers(each, record.value, self.reading)
+                    reason = numbered if isinstance(numbered, str) else self._objection(numbered)
+                    if reason is None:
+                        assert not isinstance(numbered, str)
+                        self.forms[outcome.form.name if outcome.form else ""] += 1
+                        yield numbered
+                    else:  # a whole record's text would keep that of its other rows, which may be withdrawn
+                        self._set_aside(record, source, Refused(reason, None if plain else row_said(each)))
             for refused in outcome.refused:
                 self._set_aside(record, source, refused)
 
@@ -128,6 +141,8 @@ class Validation:
         self._seen[row.row_id] = (row.source, row.source_row)
         if row.chosen_score is not None:
             self._scored.append(f"{row.row_id} {row.chosen_score!r} {row.rejected_score!r}")
+        if row.weight is not None or row.margin is not None:
+            self._scored.append(f"{row.row_id} weight {row.weight!r} margin {row.margin!r}")
         return None
 
     def keep(self, row_ids: Collection[str]) -> None:
@@ -158,7 +173,7 @@ class Validation:
 
     @property
     def content_digest(self) -> str:
-        """The digest with the scores of rows that have any."""
+        """The digest with the scores, weights and margins of rows that have any."""
         return lines_digest(sorted(self._seen) + sorted(self._scored))
 
 
@@ -175,6 +190,14 @@ def too_close(row: PreferenceRow, reading: Reading) -> str | None:
     if ratio is not None and (chosen <= 0 or chosen < ratio * rejected):
         return f"score ratio below {ratio:g}"
     return None
+
+
+def halves(row: PreferenceRow) -> list[PreferenceRow]:
+    """A pair as its chosen completion with a thumb up and its rejected one with a thumb down; another row as it is."""
+    if row.chosen is None or row.rejected is None:
+        return [row]
+    sides = ((row.chosen, True), (row.rejected, False))
+    return [unpaired_row(row.prompt, side, label, row.source, row.source_row) for side, label in sides]
 
 
 LOOK = 100

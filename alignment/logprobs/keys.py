@@ -14,11 +14,20 @@ from alignment.recipe import TokenPolicy
 
 KEY_BYTES = 16
 
+# Names of a row's sequences, each of which has a key and a value.
+
+PAIR = ("chosen", "rejected")
+PAIR_WITH_FIRSTS = (*PAIR, "chosen_first", "rejected_first")
+"""Each side, and its first min(lengths) tokens."""
+LABELLED = ("completion", "partner")
+"""A row's own completion, and that of its partner behind the row's prompt."""
+
 
 def sequence_key(fingerprint: str, sequence: TokenSequence) -> bytes:
-    """128-bit BLAKE2b of (fingerprint, prompt ids, completion ids), each part closed by its length."""
+    """128-bit BLAKE2b of (fingerprint, prompt ids, completion ids), each part closed by its length; tokens that do not
+    count are told apart by their sign, so that sequences without any have the key of earlier versions."""
     key = hashlib.blake2b(digest_size=KEY_BYTES)
-    for part in (fingerprint.encode(), _packed(sequence.prompt_ids), _packed(sequence.completion_ids)):
+    for part in (fingerprint.encode(), _packed(sequence.prompt_ids), _packed(sequence.stored_ids)):
         key.update(len(part).to_bytes(8, "little"))
         key.update(part)
     return key.digest()
@@ -55,14 +64,16 @@ ANY_NUMERICS = "any"
 """Numerics class of a pass whose bits depend neither on its shape nor on the attention kernel that ran."""
 
 
-def numerics_class(precision: str, tokens: int) -> str:
-    """Of log-probs from passes of `tokens` tokens on this process's device.
+def numerics_class(precision: str, tokens: int, tf32: bool = False) -> str:
+    """Of log-probs from passes of `tokens` tokens on this process's device, with TF32 products or without.
 
     `any` where a sequence's bits do not depend on its company or the size of its pass: on a CPU, and as far as values
-    are told apart in float32 and float64.
+    are told apart in float32 and float64 without TF32.
     """
-    if precision in WIDE or default_device().type == "cpu":
+    if default_device().type == "cpu":
         return ANY_NUMERICS
+    if precision in WIDE:
+        return f"tf32, passes of {tokens}" if tf32 else ANY_NUMERICS
     return f"flash, passes of {tokens}"
 
 
@@ -81,13 +92,14 @@ def fingerprint(
 ) -> str:
     """64 hex digits. Batch size, device, folder and training settings are not in it: they change no value.
 
-    `numerics` is the class of a 16-bit pass on an accelerator: its attention family and shape. It is `any` on a CPU and
-    for float32 and float64, whose names are those of earlier versions, so that their values go on being read.
+    `numerics` is the class of a pass on an accelerator in 16 bits, its attention family and shape, or with TF32. It is
+    `any` on a CPU and for plain float32 and float64, whose names are those of earlier versions, so that their values go
+    on being read.
     `rope_by_length` says that positions turn by the length of what is in a pass (`checkpoint.rope_by_length`): what
     earlier versions kept of such a model depends on company, and has another name.
     """
     half = precision not in WIDE
-    if numerics != ANY_NUMERICS and not half:
+    if numerics != ANY_NUMERICS and not half and not numerics.startswith("tf32"):
         raise ValueError(f"{precision} has no numerics class, and {numerics} was given")
     if scorer_version is None:
         scorer_version = SCORER_VERSION_16_BITS if half else SCORER_VERSION
@@ -101,7 +113,7 @@ def fingerprint(
             "adapter_merged": adapter_merged,
             "quantisation": quantisation,
             "scorer": scorer_version,
-            **({"numerics": numerics} if half else {}),
+            **({"numerics": numerics} if half or numerics != ANY_NUMERICS else {}),
             **({"rope": "by length"} if rope_by_length else {}),
         }
     )

@@ -1,26 +1,30 @@
-"""The reference log-probs of pairs: what is remembered is looked up, the rest is scored and kept.
+"""The reference log-probs of rows: what is remembered is looked up, the rest is scored and kept.
 
 No row is tokenised whose keys or ids are known, and no model is loaded when every sequence is known. Callers
 give `ROWS_AT_ONCE` rows at a time, so that memory does not grow with their number.
+
+Of a pair two sequences are scored. A method may ask for more keys: the first tokens of both sides, whose sums the
+longer side's own forward gives; or, of a labelled completion, the row's prompt with its partner's completion.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignment.data.rows import PreferenceRow
-from alignment.data.tokens import Dropped, Tokenization, TokenSequence
+from alignment.data.tokens import Dropped, Tokenization, TokenSequence, with_firsts
 from alignment.logprobs.cache import LogprobCache, RowKeys, as_keys
 from alignment.logprobs.effort import ALONE, Effort, Ranks, side_by_side
-from alignment.logprobs.keys import sequence_key
+from alignment.logprobs.keys import PAIR, sequence_key
 from alignment.logprobs.scorer import free_memory, require_finite, score
-from alignment.logprobs.token_ids import TokenIds
+from alignment.logprobs.token_ids import ROWS_AT_ONCE, Pair, TokenIds
 from alignment.models.checkpoint import load_model, load_tokenizer, max_positions
 from alignment.models.ends import end_ids
 from alignment.models.packing import by_prompt, forwarded, shares
@@ -36,8 +40,19 @@ PART_SEQUENCES = 8192
 PART_SECONDS = 30.0
 """A part is committed after so many sequences or seconds: what a kill can lose."""
 
-Work = list[tuple[bytes, str, TokenSequence]]
-"""Sequences to score: the key, a row that holds it as a person finds it, and the ids."""
+
+@dataclass(frozen=True)
+class Item:
+    """A sequence to score: its key, a row that holds it as a person finds it, and the ids."""
+
+    key: bytes
+    row: str
+    sequence: TokenSequence
+    firsts: tuple[tuple[bytes, int], ...] = ()
+    """Keys of sequences that begin it, and how many of its completion's tokens they have."""
+
+
+Work = list[Item]
 
 
 @dataclass(frozen=True)
@@ -56,20 +71,31 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class NamedKeys:
+    """A row's sequence keys by the name of the sequence, or the reason why the token policy drops the row."""
+
+    row_id: str
+    keys: Mapping[str, bytes]
+    reason: str | None = None
+    partner: str | None = None
+    """The row whose completion stands behind this row's prompt."""
+
+
+@dataclass(frozen=True)
 class Pass:
-    """What came of a set of pairs, in the order of its rows.
+    """What came of a set of rows, in their order.
 
     `sequences` (distinct ones) = `cache_hits` + `scored`.
     """
 
-    keys: list[RowKeys]
+    keys: list[NamedKeys]
     values: dict[bytes, tuple[float, int]]
     sequences: int
     scored: int
     effort: Effort
 
     @property
-    def kept(self) -> list[RowKeys]:
+    def kept(self) -> list[NamedKeys]:
         return [row for row in self.keys if row.reason is None]
 
     @property
@@ -84,11 +110,15 @@ class Pass:
 
 @dataclass
 class _Pending:
-    """Rows whose keys are all known, the sequences of them that were scored before, and those that never were."""
+    """Rows whose keys are all known, the sequences of them that were scored before, and those that never were.
 
-    keys: list[RowKeys] = field(default_factory=list)
+    `firsts` says of a sequence that begins another one which that is.
+    """
+
+    keys: list[NamedKeys] = field(default_factory=list)
     values: dict[bytes, tuple[float, int]] = field(default_factory=dict)
     work: dict[bytes, tuple[str, TokenSequence]] = field(default_factory=dict)
+    firsts: dict[bytes, bytes] = field(default_factory=dict)
 
 
 def reference_pass(
@@ -97,13 +127,22 @@ def reference_pass(
     reference: Reference,
     cache: LogprobCache,
     ranks: Ranks = ALONE,
+    *,
+    first_tokens: bool = False,
+    partners: Mapping[str, str] | None = None,
 ) -> Pass | None:
     """Log-probs of the rows named by `row_ids`; `rows` reads their content, and is called only if it is needed.
 
+    `first_tokens` asks for those of both sides' first min(lengths) tokens as well. `partners` has for a labelled row
+    the one whose completion is scored behind its prompt as well; `rows` reads the partners' content too.
     Under torchrun every rank calls this, inside `ranks.together()`; rank 0 alone returns a pass, the others None.
     """
-    pending = _pending(row_ids, rows, reference, cache) if ranks.rank == 0 else None
-    work = ranks.share(None if pending is None else _dealt(pending.work, ranks.world_size))
+    pending = None
+    if ranks.rank == 0 and not first_tokens and partners is None:
+        pending = _pending(row_ids, rows, reference, cache)
+    elif ranks.rank == 0:
+        pending = _pending_by_ids(row_ids, rows, reference, cache, partners)
+    work = ranks.share(None if pending is None else _dealt(pending.work, pending.firsts, ranks.world_size))
     efforts = ranks.gather(_score_share(work, reference, cache) if work else Effort())
     if pending is None:
         return None
@@ -127,7 +166,7 @@ def _pending(
     cache: LogprobCache,
 ) -> _Pending:
     known = {row.row_id: row for row in cache.rows(row_ids) if row is not None}
-    values = _known(_needed(known.values()), cache)
+    values = _known(_needed(map(_named, known.values())), cache)
     asked = {
         row_id
         for row_id in row_ids
@@ -142,18 +181,88 @@ def _pending(
         sequences = {key: (name, sequence) for _, pair in fresh.values() for key, name, sequence in pair}
         values |= _known([key for key in sequences if key not in values], cache)
         pending.work = {key: found for key, found in sequences.items() if key not in values}
-    pending.keys, pending.values = [known[row_id] for row_id in row_ids], values
+    pending.keys, pending.values = [_named(known[row_id]) for row_id in row_ids], values
     return pending
+
+
+def _named(row: RowKeys) -> NamedKeys:
+    if row.chosen is None or row.rejected is None:
+        return NamedKeys(row.row_id, {}, row.reason)
+    return NamedKeys(row.row_id, {"chosen": row.chosen, "rejected": row.rejected})
+
+
+def _pending_by_ids(
+    row_ids: Sequence[str],
+    rows: Callable[[], Iterable[PreferenceRow]],
+    reference: Reference,
+    cache: LogprobCache,
+    partners: Mapping[str, str] | None,
+) -> _Pending:
+    """The same for rows whose keys are more than their own sequences': they are made of the rows' ids, all of which
+    are remembered."""
+    pending, sequences = _Pending(), dict[bytes, tuple[str, TokenSequence]]()
+    needed = dict.fromkeys(row_ids)
+    if partners is not None:
+        needed |= dict.fromkeys(partners[row_id] for row_id in row_ids if row_id in partners)
+    ids = ids_of(list(needed), rows, reference, cache)
+    for row_id in row_ids:
+        pair = ids[row_id]
+        if isinstance(pair, Dropped):
+            pending.keys.append(NamedKeys(row_id, {}, pair.reason))
+            continue
+        partner = None if partners is None else partners.get(row_id)
+        if partners is None:
+            named = with_firsts(dict(zip(PAIR, pair, strict=True)))
+        else:
+            named = {"completion": pair[0]}
+            if partner is not None and not isinstance(other := ids[partner], Dropped):
+                named["partner"] = mismatched(pair[0], other[0], reference.tokens.max_length)
+        keys = {name: sequence_key(reference.fingerprint, sequence) for name, sequence in named.items()}
+        sequences |= {key: (row_id, named[name]) for name, key in keys.items()}
+        pending.firsts |= {key: keys[name.removesuffix("_first")] for name, key in keys.items() if "_first" in name}
+        pending.keys.append(NamedKeys(row_id, keys, None, partner))
+    pending.values = _known(list(sequences), cache)
+    pending.work = {key: found for key, found in sequences.items() if key not in pending.values}
+    return pending
+
+
+def ids_of(
+    row_ids: Sequence[str],
+    rows: Callable[[], Iterable[PreferenceRow]],
+    reference: Reference,
+    cache: LogprobCache,
+) -> dict[str, Pair | Dropped]:
+    """The token ids of rows; `rows` is read, and the tokenizer loaded, only where some are not remembered."""
+    found = {row_id: pair for batch in cache.token_ids.ids(row_ids) for row_id, pair in batch}
+    unknown = {row_id for row_id in row_ids if row_id not in found}
+    if unknown:
+        tokenization = _tokenization(reference)
+        unread = (row for row in rows() if row.row_id in unknown)
+        while batch := list(islice(unread, ROWS_AT_ONCE)):
+            found |= cache.token_ids.pairs(batch, tokenization)
+    return found
+
+
+def mismatched(row: TokenSequence, partner: TokenSequence, most: int) -> TokenSequence:
+    """A row's prompt with its partner's completion, as ids, cut behind `most` tokens."""
+    cut = partner.first(max(1, most - len(row.prompt_ids)))
+    return TokenSequence(row.prompt_ids, cut.completion_ids, cut.uncounted)
+
+
+def ring(row_ids: Iterable[str]) -> dict[str, str]:
+    """Every row's partner: the next one by row id, and behind the last the first. One alone has none.
+
+    Ids are digests, so partners are as good as drawn; a row that comes or goes moves the partner of one other.
+    """
+    ordered = sorted(row_ids)
+    return dict(zip(ordered, [*ordered[1:], ordered[0]], strict=True)) if len(ordered) > 1 else {}
 
 
 def _tokenised(
     rows: Sequence[PreferenceRow], reference: Reference, token_ids: TokenIds
-) -> Iterator[tuple[str, tuple[RowKeys, Work]]]:
+) -> Iterator[tuple[str, tuple[RowKeys, list[tuple[bytes, str, TokenSequence]]]]]:
     """Each row with its keys and sequences."""
-    folder = reference.folder()
-    tokenizer = load_tokenizer(folder, reference.runs_code)
-    tokenization = Tokenization(tokenizer, reference.tokens, max_positions(folder), end_ids(folder))
-    pairs = token_ids.pairs(rows, tokenization)
+    pairs = token_ids.pairs(rows, _tokenization(reference))
     for row in rows:
         pair = pairs[row.row_id]
         if isinstance(pair, Dropped):
@@ -165,10 +274,24 @@ def _tokenised(
             yield row.row_id, (RowKeys(row.row_id, chosen, rejected), work)
 
 
-def _dealt(work: dict[bytes, tuple[str, TokenSequence]], ranks: int) -> list[Work]:
-    """The work in one share a rank, even in tokens; completions of one prompt stay together."""
-    items = [(key, name, sequence) for key, (name, sequence) in work.items()]
-    sequences = [sequence for _, _, sequence in items]
+def _tokenization(reference: Reference) -> Tokenization:
+    folder = reference.folder()
+    tokenizer = load_tokenizer(folder, reference.runs_code)
+    return Tokenization(tokenizer, reference.tokens, max_positions(folder), end_ids(folder))
+
+
+def _dealt(work: dict[bytes, tuple[str, TokenSequence]], firsts: Mapping[bytes, bytes], ranks: int) -> list[Work]:
+    """The work in one share a rank, even in tokens; completions of one prompt stay together.
+
+    What begins a sequence that is scored as well (`firsts`) comes out of the same forward.
+    """
+    begun: dict[bytes, list[tuple[bytes, int]]] = defaultdict(list)
+    for key, whole in firsts.items():
+        if key in work and key != whole and whole in work:
+            begun[whole].append((key, len(work[key][1].completion_ids)))
+    alone = work.keys() - {key for found in begun.values() for key, _ in found}
+    items = [Item(key, name, sequence, tuple(begun[key])) for key, (name, sequence) in work.items() if key in alone]
+    sequences = [item.sequence for item in items]
     groups = by_prompt(sequences, range(len(items)))
     dealt = shares([forwarded(sequences, group) for group in groups], ranks)
     return [[items[index] for place in share for index in groups[place]] for share in dealt]
@@ -180,14 +303,20 @@ def _score_share(work: Work, reference: Reference, cache: LogprobCache) -> Effor
     Raises `BadInput`, naming row and model, for a log-prob that is not finite.
     """
     model = _model(reference)
-    sequences = [sequence for _, _, sequence in work]
+    sequences = [item.sequence for item in work]
+    firsts = [[count for _, count in item.firsts] for item in work] if any(item.firsts for item in work) else None
     part: list[tuple[bytes, float, int]] = []
     forwarded = positions = 0
     began = committed = time.monotonic()
-    for done in score(model, sequences, reference.batch_tokens):
+    for done in score(model, sequences, reference.batch_tokens, firsts):
         for one in done.scored:
-            require_finite(one.logp, work[one.index][1], reference.folder(), reference.precision)
-        part += [(work[one.index][0], one.logp, len(sequences[one.index].completion_ids)) for one in done.scored]
+            item = work[one.index]
+            require_finite(one.logp, item.row, reference.folder(), reference.precision)
+            part.append((item.key, one.logp, item.sequence.counted))
+            part += [
+                (key, logp, item.sequence.first(count).counted)
+                for (key, count), logp in zip(item.firsts, one.firsts, strict=True)
+            ]
         forwarded, positions = forwarded + done.tokens, positions + done.positions
         if len(part) >= PART_SEQUENCES or time.monotonic() - committed >= PART_SECONDS:
             cache.add_values(part)
@@ -198,10 +327,9 @@ def _score_share(work: Work, reference: Reference, cache: LogprobCache) -> Effor
     return Effort(sum(map(len, sequences)), forwarded, positions, seconds, useful, peak)
 
 
-def _needed(rows: Iterable[RowKeys]) -> list[bytes]:
+def _needed(rows: Iterable[NamedKeys]) -> list[bytes]:
     """Distinct sequence keys of rows, in order of appearance."""
-    keys = (key for row in rows for key in (row.chosen, row.rejected) if key is not None)
-    return list(dict.fromkeys(keys))
+    return list(dict.fromkeys(key for row in rows for key in row.keys.values()))
 
 
 def _known(keys: Sequence[bytes], cache: LogprobCache) -> dict[bytes, tuple[float, int]]:

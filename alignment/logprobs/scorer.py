@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from alignment.data.tokens import TokenSequence
 from alignment.errors import BadInput
-from alignment.models.forward import vocabulary
+from alignment.models.forward import counted, vocabulary
 from alignment.models.packing import longest_first
 from alignment.models.runner import Runner
 
@@ -49,10 +49,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Scored:
-    """One scored sequence: where it stood in the list, and its completion's log-probability in nats."""
+    """One scored sequence: where it stood in the list, and its completion's log-probability in nats.
+
+    `firsts` are those of its first tokens, for the counts that were asked for.
+    """
 
     index: int
     logp: float
+    firsts: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,15 @@ class ScoredPass:
     positions: int
 
 
-def score(model: PreTrainedModel, sequences: Sequence[TokenSequence], batch_tokens: int) -> Iterator[ScoredPass]:
+def score(
+    model: PreTrainedModel,
+    sequences: Sequence[TokenSequence],
+    batch_tokens: int,
+    firsts: Sequence[Sequence[int]] | None = None,
+) -> Iterator[ScoredPass]:
     """Scores every sequence exactly once; yields pass by pass, in no order a caller may count on.
 
+    `firsts` has for each sequence the counts of first tokens whose sums are wanted beside that of the whole.
     `batch_tokens` is the tokens of one forward pass. When memory runs out the budget is halved and
     scoring goes on; it raises the device's own error only if a single sequence does not fit. Where passes are filled
     to that size (`Runner.fill`), it is part of the values' key: then it raises `BadInput` that names the smaller size.
@@ -89,20 +99,29 @@ def score(model: PreTrainedModel, sequences: Sequence[TokenSequence], batch_toke
             try:
                 with torch.inference_mode():
                     rows = [[sequences[index] for index in group] for group in groups]
-                    sums = runner.sums(rows, runner.fill(batch_tokens))
+                    tokens = runner.token_logps(rows, runner.fill(batch_tokens))
             except torch.OutOfMemoryError as error:
                 if runner.fill(batch_tokens):
                     what = f"a pass of {batch_tokens} tokens does not fit into memory: say {batch_tokens // 2}"
                     raise BadInput(what, field="reference.batch_tokens") from error
                 if len(indices) == 1:
                     raise
-                sums, tokens = None, sum(lengths[index] for index in indices)
-                runner.most = batch_tokens = max(1, min(batch_tokens, tokens) // 2)
-                logger.warning("out of memory with %d tokens: going on with %d a pass", tokens, batch_tokens)
-            if sums is None:  # outside of the handler, whose traceback keeps the failed pass in memory
+                tokens, size = None, sum(lengths[index] for index in indices)
+                runner.most = batch_tokens = max(1, min(batch_tokens, size) // 2)
+                logger.warning("out of memory with %d tokens: going on with %d a pass", size, batch_tokens)
+            if tokens is None:  # outside of the handler, whose traceback keeps the failed pass in memory
                 free_memory()
                 break
-            scored = [Scored(index, logp) for index, logp in zip(indices, sums, strict=True)]
+            rows_of_pass = [sequences[index] for index in indices]
+            parts = torch.split(counted(tokens, rows_of_pass), [len(row.completion_ids) for row in rows_of_pass])
+            scored = [
+                Scored(
+                    index,
+                    float(part.sum()),
+                    tuple(float(part[:count].sum()) for count in firsts[index]) if firsts else (),
+                )
+                for index, part in zip(indices, parts, strict=True)
+            ]
             yield ScoredPass(scored, *runner.size(sequences, groups))
             done.update(indices)
             progress.done(sum(lengths[index] for index in indices))

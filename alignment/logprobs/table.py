@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,25 +12,25 @@ import pyarrow.parquet as pq
 
 from alignment.digest import SetDigest
 from alignment.logprobs.effort import Effort
+from alignment.logprobs.keys import PAIR
 
 if TYPE_CHECKING:
     from alignment.logprobs.reference import Pass
 
 LOGPROBS_FILE = "logprobs.parquet"
 DROPPED_FILE = "dropped.parquet"
-LOGPROBS_SCHEMA = pa.schema(
-    [
-        ("row_id", pa.string()),
-        ("chosen_logp", pa.float64()),
-        ("rejected_logp", pa.float64()),
-        ("chosen_tokens", pa.int32()),
-        ("rejected_tokens", pa.int32()),
-        ("chosen_key", pa.string()),
-        ("rejected_key", pa.string()),
-    ]
-)
 DROPPED_SCHEMA = pa.schema([("row_id", pa.string()), ("reason", pa.string())])
-OUTPUT = {LOGPROBS_FILE: LOGPROBS_SCHEMA, DROPPED_FILE: DROPPED_SCHEMA}
+
+
+def logprobs_schema(names: Sequence[str]) -> pa.Schema:
+    """Columns of rows whose sequences have these names; of labelled rows the partner is named as well."""
+    columns = [("logp", pa.float64()), ("tokens", pa.int32()), ("key", pa.string())]
+    fields = [(f"{name}_{column}", kind) for column, kind in columns for name in names]
+    partner = [("partner_id", pa.string())] if "partner" in names else []
+    return pa.schema([("row_id", pa.string()), *fields, *partner])
+
+
+LOGPROBS_SCHEMA = logprobs_schema(PAIR)
 
 
 class Written:
@@ -45,10 +46,10 @@ class Written:
 
     def add(self, done: Pass) -> None:
         for row in done.keys:
-            if row.chosen is None or row.rejected is None:
+            if row.reason is not None:
                 self._digest.add(f"dropped {row.row_id} {row.reason}")
             else:
-                self._digest.add(f"{row.row_id} {row.chosen.hex()} {row.rejected.hex()}")
+                self._digest.add(" ".join([row.row_id, *(key.hex() for key in row.keys.values())]))
         self.rows += len(done.kept)
         self.dropped += done.dropped
         self.sequences += done.sequences
@@ -73,17 +74,19 @@ class Written:
         }
 
 
-def logprobs_table(done: Pass) -> pa.Table:
-    """The kept rows of a pass, in its order."""
-    rows = []
-    for row in done.kept:
-        assert row.chosen is not None
-        assert row.rejected is not None
-        (chosen, chosen_tokens), (rejected, rejected_tokens) = done.values[row.chosen], done.values[row.rejected]
-        keys = (row.chosen.hex(), row.rejected.hex())
-        rows.append((row.row_id, chosen, rejected, chosen_tokens, rejected_tokens, *keys))
-    columns = list(zip(*rows, strict=True)) or [()] * len(LOGPROBS_SCHEMA)
-    return pa.table([list(column) for column in columns], schema=LOGPROBS_SCHEMA)
+def logprobs_table(done: Pass, names: Sequence[str] = PAIR) -> pa.Table:
+    """The kept rows of a pass, in its order; a sequence that a row lacks is null."""
+    missing: tuple[float | None, int | None] = (None, None)
+    columns: dict[str, list[Any]] = {"row_id": [row.row_id for row in done.kept]}
+    for name in names:
+        keys = [row.keys.get(name) for row in done.kept]
+        values = [missing if key is None else done.values[key] for key in keys]
+        columns[f"{name}_logp"] = [logp for logp, _ in values]
+        columns[f"{name}_tokens"] = [tokens for _, tokens in values]
+        columns[f"{name}_key"] = [None if key is None else key.hex() for key in keys]
+    columns["partner_id"] = [row.partner for row in done.kept]
+    schema = logprobs_schema(names)
+    return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
 def dropped_table(done: Pass) -> pa.Table:

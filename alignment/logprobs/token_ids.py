@@ -39,7 +39,9 @@ TOKENS = pa.schema(
         ("reason", pa.string()),
     ]
 )
-"""`*_prompt` is how many of the ids are the prompt's; `reason` is why the token policy drops the row, else null."""
+"""`*_prompt` is how many of the ids are the prompt's; `reason` is why the token policy drops the row, else null.
+
+An unpaired row has its completion where a pair has its chosen side, and nothing on the other."""
 
 Pair = tuple[TokenSequence, TokenSequence]
 
@@ -68,6 +70,7 @@ class TokenIds:
 
     def pairs(self, rows: Sequence[PreferenceRow], tokenization: Tokenization) -> dict[str, Pair | Dropped]:
         """Row id → (chosen, rejected) ids, or why the row is dropped; rows that are not known are tokenised and kept.
+        Of an unpaired row the second is `NOTHING`.
 
         All of them are in memory: give `ROWS_AT_ONCE` rows at a time.
         """
@@ -89,6 +92,13 @@ class TokenIds:
             yield [
                 (row_id, (one, other) if reason is None else Dropped(reason)) for row_id, reason, one, other in columns
             ]
+
+    def reasons(self, row_ids: Iterable[str]) -> dict[str, str | None]:
+        """Of the rows that are known why each is dropped, None for those that are not."""
+        found: dict[str, str | None] = {}
+        for table in self.tables(row_ids):
+            found |= zip(table["row_id"].to_pylist(), table["reason"].to_pylist(), strict=True)
+        return found
 
     def tables(self, row_ids: Iterable[str]) -> Iterator[pa.Table]:
         """As `ids`, as Arrow tables of `TOKENS`."""
@@ -150,7 +160,7 @@ def _table(rows: Sequence[tuple[str, Pair | Dropped]]) -> pa.Table:
     for place, side in enumerate(("chosen", "rejected")):
         sequences = [None if pair is None else pair[place] for pair in pairs]
         lengths = [0 if one is None else len(one) for one in sequences]
-        ids = chain.from_iterable((*one.prompt_ids, *one.completion_ids) for one in sequences if one is not None)
+        ids = chain.from_iterable((*one.prompt_ids, *one.stored_ids) for one in sequences if one is not None)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         values = np.fromiter(ids, np.int32, int(offsets[-1]))
         cells[f"{side}_prompt"] = pa.array([0 if one is None else len(one.prompt_ids) for one in sequences], pa.int32())
@@ -166,15 +176,21 @@ def _sequences(table: pa.Table, side: str) -> list[TokenSequence]:
     ends = np.cumsum(lists.value_lengths().to_numpy()).tolist()
     starts = [0, *ends[:-1]]
     return [
-        TokenSequence(tuple(flat[start : start + prompt]), tuple(flat[start + prompt : end]))
+        TokenSequence.of_stored(tuple(flat[start : start + prompt]), tuple(flat[start + prompt : end]))
         for start, end, prompt in zip(starts, ends, table[f"{side}_prompt"].to_pylist(), strict=True)
     ]
 
 
 def _shared(ids: np.ndarray) -> list[int]:
     """The ids as Python's numbers, one object a number: at 28 bytes each a shard's would not fit in memory."""
-    made: list[int] = _numbers(int(ids.max()).bit_length())[ids].tolist() if ids.size else []
-    return made
+    if not ids.size:
+        return []
+    uncounted = ids < 0  # as `TokenSequence.stored_ids` has them: few
+    plain = np.where(uncounted, 0, ids)
+    made = _numbers(int(plain.max()).bit_length())[plain]
+    made[uncounted] = ids[uncounted].tolist()
+    numbers: list[int] = made.tolist()
+    return numbers
 
 
 @lru_cache(maxsize=1)

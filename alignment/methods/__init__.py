@@ -8,7 +8,9 @@ from typing import Any
 
 from alignment.methods.cpo import Cpo
 from alignment.methods.dpo import ApoDown, ApoZero, ConservativeDpo, Dpo, Hinge, Ipo, NormalisedDpo, RobustDpo
-from alignment.methods.method import Method, PairLogps
+from alignment.methods.kto import Kto
+from alignment.methods.ld_dpo import LdDpo
+from alignment.methods.method import LabelledLogps, Method, PairLogps
 from alignment.methods.orpo import Orpo
 from alignment.methods.simpo import SimPo
 
@@ -23,6 +25,8 @@ METHODS: dict[str, type[Method]] = {
         NormalisedDpo,
         ApoZero,
         ApoDown,
+        LdDpo,
+        Kto,
         SimPo,
         Cpo,
         Orpo,
@@ -104,13 +108,22 @@ def wrong_kind(method: Method, kind: str, spelling: Spelling | None = None, call
     `spelling` is the recipe's, and `called` what it calls the method (such as `method: dpo`); by default the methods
     have their names here.
     """
-    if kind == method.data:
+    if method.data in (kind, "unpaired"):  # a pair is two completions with their labels
         return None
     names = spelling.names if spelling else {name: name for name in METHODS}
-    others = [name for name, other in names.items() if METHODS[other].data == kind]
-    able = f"{', '.join(others)} would take them" if others else f"no method takes {kind} rows yet"
+    able = f"{', '.join(name for name, other in names.items() if METHODS[other].data == kind)} would take them"
     wanted = f"{method.data} ones ({KINDS[method.data]})"
     return f"holds {kind} rows ({KINDS[kind]}), and {called or method.name} takes {wanted}; {able}"
 
 
-__all__ = ["LOSS", "METHOD", "METHODS", "Method", "PairLogps", "Spelling", "method_of", "wrong_kind"]
+__all__ = [
+    "LOSS",
+    "METHOD",
+    "METHODS",
+    "LabelledLogps",
+    "Method",
+    "PairLogps",
+    "Spelling",
+    "method_of",
+    "wrong_kind",
+]

@@ -6,9 +6,10 @@ log-ratio minus the rejected side's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from alignment.methods.method import Method, PairLogps
 
@@ -17,24 +18,30 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dpo(Method):
-    """DPO: −log σ(β · margin). Rafailov et al. 2023, eq. 7."""
+class LogRatios(Method):
+    """What the methods of this file share: settings, rewards, and what may be added to a pair's loss."""
 
-    name = "sigmoid"
     healthy: ClassVar[Mapping[str, tuple[float, float]]] = {"beta": (0.01, 1.0), "sft_weight": (0.0, 1.0)}
 
     beta: float = 0.1
     """Larger stays nearer the reference."""
     sft_weight: float = 0.0
     """Weight of the negative log-likelihood of the chosen completion that is added (RPO; Llama 3: 0.2)."""
+    weighted: bool = False
+    """Whether a pair's loss is multiplied by its weight from the data (WPO; Zhou et al. 2024)."""
 
-    def loss(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
-        return minus_log_sigmoid(self.beta * rows.margin)
+    @property
+    def numbers(self) -> Mapping[str, Callable[[Any], float | None]]:
+        return {"weight": attrgetter("weight")} if self.weighted else {}
 
     def objective(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
-        """The likelihood term is a mean over a row's tokens, so that no row's gradient depends on its company."""
+        """The likelihood term is a mean over a row's tokens, so that no row's gradient depends on its company.
+
+        A weight multiplies both terms and is not normalised: a step's mean is over its rows, not over their weights.
+        """
         losses = self.loss(rows, constants)
-        return losses - self.sft_weight * rows.policy_chosen_mean if self.sft_weight else losses
+        losses = losses - self.sft_weight * rows.policy_chosen_mean if self.sft_weight else losses
+        return losses if rows.weight is None else rows.weight * losses
 
     def rewards(self, rows: PairLogps) -> tuple[torch.Tensor, torch.Tensor]:
         """β times each log-ratio, whatever the loss."""
@@ -42,14 +49,56 @@ class Dpo(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConservativeDpo(Dpo):
+class Dpo(LogRatios):
+    """DPO: −log σ(β · margin). Rafailov et al. 2023, eq. 7.
+
+    With a target margin it is reward-aware preference optimisation (RPO; Adler et al. 2024, section 3.3.2): the reward
+    margin β · margin is brought to η · target, and no further.
+    """
+
+    name = "sigmoid"
+
+    target_margin: Literal["column", "scores"] | None = None
+    """Where a pair's target margin comes from: a column of its own, or the difference of its two sides' scores."""
+    margin_scale: float = 1.0
+    """η: rewards to a point of the target margin."""
+
+    @property
+    def numbers(self) -> Mapping[str, Callable[[Any], float | None]]:
+        read: dict[str, Callable[[Any], float | None]] = {"column": attrgetter("margin"), "scores": score_gap}
+        target = {"target_margin": read[self.target_margin]} if self.target_margin else {}
+        return {**super().numbers, **target}
+
+    def loss(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
+        return self._of_rewards(self.beta * rows.margin, rows)
+
+    def first_loss(self, rows: PairLogps | None = None) -> float | None:
+        """With target margins it depends on them."""
+        if self.target_margin is None:
+            return super().first_loss(rows)
+        return None if rows is None else float(self.loss(rows).mean())
+
+    def _of_rewards(self, margin: torch.Tensor, rows: PairLogps) -> torch.Tensor:
+        """The loss of reward margins [P]; rows without target margins, such as held-out ones, are of plain DPO."""
+        if rows.target_margin is None:
+            return minus_log_sigmoid(margin)
+        # D[a‖b] = σ(b)·log(σ(b)/σ(a)) + (1 − σ(b))·log((1 − σ(b))/(1 − σ(a))), a the reward margin and b its target
+        target = self.margin_scale * rows.target_margin
+        up, down = target.sigmoid(), (-target).sigmoid()
+        return up * (minus_log_sigmoid(margin) - minus_log_sigmoid(target)) + down * (
+            minus_log_sigmoid(-margin) - minus_log_sigmoid(-target)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConservativeDpo(LogRatios):
     """cDPO: the expected loss where a share `label_smoothing` of the labels is flipped. Mitchell 2023, eq. 3.
 
     The optimum margin is finite: log((1 − ε) / ε) / β.
     """
 
     name = "cdpo"
-    healthy: ClassVar[Mapping[str, tuple[float, float]]] = {**Dpo.healthy, "label_smoothing": (0.01, 0.3)}
+    healthy: ClassVar[Mapping[str, tuple[float, float]]] = {**LogRatios.healthy, "label_smoothing": (0.01, 0.3)}
 
     label_smoothing: float = 0.0
     """A share of the data, which nobody but the recipe knows: it has no default that could be right."""
@@ -63,7 +112,7 @@ class ConservativeDpo(Dpo):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RobustDpo(Dpo):
+class RobustDpo(LogRatios):
     """rDPO: unbiased where a share `label_smoothing` of the labels is flipped. Chowdhury et al. 2024."""
 
     name = "robust"
@@ -87,11 +136,11 @@ class NormalisedDpo(Dpo):
     healthy: ClassVar[Mapping[str, tuple[float, float]]] = {"beta": (1.0, 10.0), "sft_weight": (0.0, 1.0)}
 
     def loss(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
-        return minus_log_sigmoid(self.beta * rows.margin_per_token)
+        return self._of_rewards(self.beta * rows.margin_per_token, rows)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hinge(Dpo):
+class Hinge(LogRatios):
     """SLiC-HF's hinge: max(0, 1 − β · margin). Zhao et al. 2023, with log-ratios in place of log-probabilities."""
 
     name = "hinge"
@@ -101,7 +150,7 @@ class Hinge(Dpo):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ipo(Dpo):
+class Ipo(LogRatios):
     """IPO: (margin − 1/(2τ))², τ being `beta`. Azar et al. 2023, eq. 17."""
 
     name = "ipo"
@@ -115,7 +164,7 @@ class Ipo(Dpo):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ApoZero(Dpo):
+class ApoZero(LogRatios):
     """APO-zero: 1 − σ(β·chosen ratio) + σ(β·rejected ratio). D'Oosterlinck et al. 2024, eq. 7.
 
     For chosen completions that are better than what the model writes: they become likelier, rejected ones less so.
@@ -129,7 +178,7 @@ class ApoZero(Dpo):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ApoDown(Dpo):
+class ApoDown(LogRatios):
     """APO-down: σ(β·chosen ratio) + 1 − σ(β·margin). D'Oosterlinck et al. 2024, eq. 8.
 
     For a model that writes better than the chosen completions: both become less likely, rejected ones more so.
@@ -139,6 +188,12 @@ class ApoDown(Dpo):
 
     def loss(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
         return (self.beta * rows.chosen_ratio).sigmoid() + (-self.beta * rows.margin).sigmoid()
+
+
+def score_gap(row: Any) -> float | None:
+    """By how much the chosen side's score is above the rejected one's; None for a preference row without scores."""
+    chosen, rejected = row.chosen_score, row.rejected_score
+    return None if chosen is None or rejected is None else float(chosen - rejected)
 
 
 def minus_log_sigmoid(x: torch.Tensor) -> torch.Tensor:

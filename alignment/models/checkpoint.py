@@ -28,6 +28,9 @@ GENERATION_CONFIG_FILE = "generation_config.json"
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 ADAPTER_FILE = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_FOLDER = "adapter"
+"""Where a kept adapter lies: beside the weights, Transformers would load it on top of what it is merged into."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from alignment.data.tokens import TokenSequence
@@ -154,11 +155,31 @@ def token_logps(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return logits.gather(1, ids[:, None])[:, 0].double() - logits.logsumexp(-1).double()
 
 
+def counted(logps: torch.Tensor, rows: Sequence[TokenSequence]) -> torch.Tensor:
+    """[completion tokens of all rows], with 0 for tokens that do not count: they add nothing and have no gradient."""
+    import torch
+
+    if not any(row.uncounted for row in rows):
+        return logps
+    starts = accumulate((len(row.completion_ids) for row in rows), initial=0)
+    places = [start + place for start, row in zip(starts, rows, strict=False) for place in row.uncounted]
+    return logps.index_fill(0, torch.tensor(places, device=logps.device), 0.0)
+
+
 def row_sums(logps: torch.Tensor, rows: Sequence[TokenSequence]) -> torch.Tensor:
     """[rows]: the sum of each row's tokens [completion tokens of all rows], whatever rows it shared a pass with."""
     import torch
 
+    logps = counted(logps, rows)
     return torch.stack([part.sum() for part in torch.split(logps, [len(row.completion_ids) for row in rows])])
+
+
+def first_sums(logps: torch.Tensor, rows: Sequence[TokenSequence], counts: Sequence[int]) -> torch.Tensor:
+    """[rows]: the sum of the first `counts` tokens of each row."""
+    import torch
+
+    parts = torch.split(counted(logps, rows), [len(row.completion_ids) for row in rows])
+    return torch.stack([part[:count].sum() for part, count in zip(parts, counts, strict=True)])
 
 
 def packed_states(

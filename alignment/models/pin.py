@@ -111,9 +111,9 @@ def checkpoint_files(folder: Path, runs_code: bool = False) -> list[Path]:
 
 def checkpoint_names(names: Iterable[str]) -> list[str]:
     """Those of an artifact's files that make up the model, code of its own included where it may run: a checkpoint
-    holds none else."""
+    holds none else. What lies in a folder, as a kept adapter does, is not part of the model."""
     patterns = (*HUB_PATTERNS, CODE_FILES)
-    return sorted(name for name in names if any(fnmatch(name, pattern) for pattern in patterns))
+    return sorted(name for name in names if "/" not in name and any(fnmatch(name, pattern) for pattern in patterns))
 
 
 def materialise(pin: ModelPin, out: Path, seed: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
@@ -82,10 +83,11 @@ class Runner:
     def fill(self, tokens: int) -> int:
         """What a pass of at most `tokens` tokens is filled up to.
 
-        On a GPU in 16 bits kernels are picked by the number of rows of a product, so that equal bits need passes of
-        equal size; elsewhere nothing is gained by it.
+        On a GPU in 16 bits or TF32 kernels are picked by the number of rows of a product, so that equal bits need
+        passes of equal size; elsewhere nothing is gained by it.
         """
-        return tokens if self.model.device.type != "cpu" and self.model.dtype.itemsize == 2 else 0
+        coarse = self.model.dtype.itemsize == 2 or products_are_tf32()
+        return tokens if self.model.device.type != "cpu" and coarse else 0
 
     def passes(self, sequences: Sequence[TokenSequence], order: list[int], budget: int) -> Iterator[list[Group]]:
         """Indices pass by pass, longest first: packed by prompt, or each its own group in a padded batch."""
@@ -113,7 +115,12 @@ class Runner:
         return packed_states(self.model, groups, fill, self.long_from)
 
     def sums(self, groups: Sequence[Sequence[TokenSequence]], fill: int = 0) -> list[float] | None:
-        """Completion log-probabilities (nat), group by group, without gradient.
+        """Completion log-probabilities (nat), group by group, without gradient; None as `token_logps` gives it."""
+        logps = self.token_logps(groups, fill)
+        return None if logps is None else row_sums(logps, [row for group in groups for row in group]).tolist()
+
+    def token_logps(self, groups: Sequence[Sequence[TokenSequence]], fill: int = 0) -> torch.Tensor | None:
+        """[completion tokens] log-probabilities (nat), group by group, without gradient.
 
         None when it has just turned out that this model takes other passes.
         """
@@ -123,14 +130,13 @@ class Runner:
                 return None
         rows = [row for group in groups for row in group]
         if self.head is None:
-            return row_sums(own_logps(self.model, rows), rows).tolist()
-        logps = head_logps(self.head, self.states(groups, fill), rows, self.vocabulary)
-        return row_sums(logps, rows).tolist()
+            return own_logps(self.model, rows)
+        return head_logps(self.head, self.states(groups, fill), rows, self.vocabulary)
 
     def alone(self, sequence: TokenSequence) -> float:
         """A completion's log-probability (nat) by a pass of its own that shares nothing: what else it rounds to."""
         if self.head is None:
-            return float(own_logps(self.model, [sequence]).sum())
+            return float(row_sums(own_logps(self.model, [sequence]), [sequence])[0])
         logps = head_logps(self.head, padded_states(self.model, [sequence]), [sequence], self.vocabulary)
         return float(row_sums(logps, [sequence])[0])
 
@@ -200,6 +206,52 @@ class Runner:
         self.shared = False
         model = type(self.model).__name__
         logger.info("prompts are not shared on %s, sequences go in padded batches: %s", model, why)
+
+
+# TF32: float32 products of rounded operands, on GPUs alone.
+
+
+@contextmanager
+def tf32_products(wanted: bool) -> Iterator[None]:
+    """For the while, float32 matrix products on a GPU round their operands to TF32 where `wanted`; on a CPU nothing
+    changes.
+
+    Rotary angles stay float32: they are products of positions and frequencies, and TF32 has no odd number above 2,048.
+    """
+    import torch
+
+    if not wanted or not torch.cuda.is_available():
+        yield
+        return
+    modules = torch.nn.modules.module
+
+    def turns(module: Any) -> bool:
+        return any("inv_freq" in name for name in module._buffers)
+
+    def exact(module: Any, *_: Any) -> None:
+        if turns(module):
+            torch.set_float32_matmul_precision("highest")
+
+    def coarse(module: Any, *_: Any) -> None:
+        if turns(module):
+            torch.set_float32_matmul_precision("high")
+
+    hooks = [modules.register_module_forward_pre_hook(exact), modules.register_module_forward_hook(coarse)]
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        for hook in hooks:
+            hook.remove()
+
+
+def products_are_tf32() -> bool:
+    """Whether this process's float32 products are of TF32 operands now."""
+    import torch
+
+    return torch.cuda.is_available() and torch.get_float32_matmul_precision() != "highest"
 
 
 _runners: WeakKeyDictionary[Any, Runner] = WeakKeyDictionary()

@@ -142,7 +142,16 @@ class Reading(Section):
     """How records become preference rows, where the data leaves a choice."""
 
     absent_by_default: ClassVar[frozenset[str]] = frozenset(
-        {"columns", "labels", "pairing", "min_score_gap", "min_score_ratio", "max_rows"}
+        {
+            "columns",
+            "labels",
+            "pairing",
+            "min_score_gap",
+            "min_score_ratio",
+            "max_rows",
+            "weight_column",
+            "margin_column",
+        }
     )
 
     columns: dict[Column, str] = {}
@@ -162,6 +171,12 @@ class Reading(Section):
     min_score_ratio: float | None = Field(default=None, ge=1)
     """Least ratio of the chosen side's score to the rejected one's, such as 2 for SHP's votes; pairs with less, or
     without scores, are quarantined. null keeps all."""
+    weight_column: str | None = Field(default=None, min_length=1)
+    """The column with a pair's weight, a number from 0, which `optimise.weighted` trains with; a dot leads into a
+    column. Rows without, or with a weight that is negative or not finite, are quarantined."""
+    margin_column: str | None = Field(default=None, min_length=1)
+    """The column with a pair's target margin, which `optimise.target_margin: column` trains with: by how much the
+    chosen side is better. Rows without, or with a margin that is not finite, are quarantined."""
     max_rows: int | None = Field(default=None, ge=1)
     """Most rows of the source, in training and held out: which ones is drawn by the recipe's seed and the rows' ids, so
     that neither the order of rows nor of files counts. The others are left out and counted; null keeps all."""

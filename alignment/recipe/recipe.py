@@ -125,6 +125,10 @@ class Recipe(Section):
             all_shown(self.model_dump(mode="json", exclude_unset=True, by_alias=True) if written is None else written),
         )
 
+    def outside_practice(self) -> list[str]:
+        """One sentence for each setting of a training that lies outside of what practice supports; none is refused."""
+        return [*(self.sft.outside_practice() if self.sft else []), *self.training.outside_practice()]
+
     @model_validator(mode="after")
     def _one_spelling(self) -> Recipe:
         """`dpo` holds the settings whichever way they are spelled."""
@@ -156,6 +160,15 @@ class Recipe(Section):
         by_judge = self.evals.xstest is not None and self.evals.xstest.scored_by == "judge"
         if by_judge and (self.judge is None or self.judge.kind == "rubric"):
             raise ValueError("evals.xstest.scored_by: judge needs a judge of kind openai")
+        if self.dpo.sft_rows_fraction and (self.sft is None or self.sft.dataset is None):
+            raise ValueError("sft_rows_fraction takes rows of sft.dataset, and the recipe has none")
+        for asked, column in (
+            (self.dpo.weighted, "weight_column"),
+            (self.dpo.target_margin == "column", "margin_column"),
+        ):
+            if asked and not all(getattr(part, column) for part in self.preferences.parts):
+                what = "weighted" if column == "weight_column" else "target_margin: column"
+                raise ValueError(f"{what} needs preferences.{column}, the column of the data that holds it")
         if self.judge and self.judge.kind == "rubric":
             others = (self.evals.alpaca_eval, self.evals.arena_hard, self.evals.harmless)
             if (self.evals.mt_bench and not self.evals.mt_bench.embedded) or any(others):

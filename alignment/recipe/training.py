@@ -9,16 +9,18 @@ from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from alignment.data.templates import TODAY
 from alignment.methods import LOSS, METHOD, METHODS, Method, Spelling
+from alignment.methods.method import betas_in_practice, short
 from alignment.recipe.data import DataSource, ModelSource, Section
 
 Precision = Literal["float32", "bfloat16"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TokenPolicy(Section):
     """How a row becomes token ids. The settings are part of every sequence key."""
 
     absent_by_default: ClassVar[frozenset[str]] = frozenset(
-        {"max_prompt_length", "system", "today", "plain_text", "max_dropped"}
+        {"max_prompt_length", "system", "today", "plain_text", "max_dropped", "format_tokens"}
     )
     speed_only: ClassVar[frozenset[str]] = frozenset({"max_dropped"})
 
@@ -40,6 +42,11 @@ class TokenPolicy(Section):
     plain_text: Literal["as_is", "chat"] = "as_is"
     """What becomes of rows whose prompt and completion are plain strings. `as_is`: no chat template is applied. `chat`:
     the prompt becomes a user message and the completion an assistant message."""
+    format_tokens: Literal["count", "mask"] = "count"
+    """Whether the special tokens of a completion (headers, the end of a turn) count in its log-probs. `mask`: they do
+    not, in neither the loss nor the reference, on both sides and in its number of tokens (Llama 3; Grattafiori et al.
+    2024, section 4.1.4): two completions share them, and a loss that raises and lowers the same token may teach a model
+    to stop too late or too early. SFT, and SFT rows beside preferences, count them always."""
     max_dropped: float = Field(default=0.05, ge=0, le=1)
     """Largest share of a shard's rows, as a fraction, that may be left out because the chat template writes their
     prompt otherwise once an answer follows; more is an error, which names the remedy."""
@@ -58,6 +65,8 @@ class TokenPolicy(Section):
 class Lora(Section):
     """LoRA adapter (Hu et al. 2021)."""
 
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"keep_adapter"})
+
     rank: int = Field(default=16, ge=1)
     """Rank of the two matrices that are trained beside each weight; a higher one learns more and takes more memory."""
     alpha: int = Field(default=32, ge=1)
@@ -66,17 +75,24 @@ class Lora(Section):
     """Share of the adapter's inputs that are zeroed at random while training, as a fraction."""
     target_modules: list[str] | Literal["all-linear"] = "all-linear"
     """Names of the layers that get an adapter, such as q_proj; `all-linear` takes every linear layer but the head."""
+    keep_adapter: bool = False
+    """Keeps the adapter beside the merged checkpoint, in PEFT's format, so that a server can load it on top of the
+    checkpoint that training started from. The merged checkpoint is the same with and without."""
 
 
 class Optimisation(Section):
     """What SFT and DPO share. Batch sizes count rows over all devices."""
 
     speed_only: ClassVar[frozenset[str]] = frozenset({"save_steps"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"max_steps", "adam_betas", "tf32"})
 
     learning_rate: float = Field(gt=0)
     """Highest learning rate of AdamW, reached after the warm-up."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the training rows; a fraction ends within one."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps after which training ends although epochs remain; null trains all epochs. Warm-up and schedule
+    span the steps that are trained, so the learning rate ends where it would after whole epochs."""
     batch_size: int = Field(default=32, ge=1)
     """Rows of one optimiser step, over all devices and accumulation steps."""
     micro_batch_size: int = Field(default=4, ge=1)
@@ -88,10 +104,17 @@ class Optimisation(Section):
     """Course of the learning rate after the warm-up: down to 0 on a line or a cosine, or constant."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled weight decay; 0 turns it off."""
+    adam_betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """AdamW's β₁ and β₂: the shares that its running means of gradients and of squared gradients keep from one step to
+    the next. β₂ of 0.95 forgets a burst of large gradients sooner."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient over all weights; a larger gradient is scaled down to it."""
     precision: Precision = "bfloat16"
     """Precision of weights and computation. With bfloat16 the optimiser keeps float32 master weights."""
+    tf32: bool = False
+    """`precision: float32` only: matrix products on a GPU round their operands to TF32, which has 10 bits of mantissa;
+    several times as fast, and as coarse as float16. The reference log-probs are computed the same way and have keys of
+    their own. On a CPU it has no effect."""
     gradient_checkpointing: bool = False
     """Computes activations again in the backward pass instead of keeping them: less memory for about a third more
     time."""
@@ -100,6 +123,17 @@ class Optimisation(Section):
     changes no result."""
     lora: Lora | None = None
     """LoRA instead of full fine-tuning; merged into the weights when training ends."""
+
+    @model_validator(mode="after")
+    def _tf32_needs_float32(self) -> Optimisation:
+        if self.tf32 and self.precision != "float32":
+            raise ValueError(f"tf32 counts only with precision: float32, and precision is {self.precision}")
+        return self
+
+    @property
+    def most_rows(self) -> int | None:
+        """Rows that `max_steps` steps take; None without a limit."""
+        return None if self.max_steps is None else self.max_steps * self.batch_size
 
 
 class SftTraining(Optimisation):
@@ -115,6 +149,14 @@ class SftTraining(Optimisation):
     patience: int | None = Field(default=None, ge=1)
     """Training stops after this many measurements without a lower held-out loss, and the best weights are kept; null
     trains all epochs."""
+
+    def outside_practice(self) -> list[str]:
+        """One sentence for each setting that lies outside of what practice supports for SFT; none is refused."""
+        return [
+            f"sft.{name} {short(value)} is outside {short(least)} to {short(most)}, which practice supports"
+            for name, (value, (least, most)) in betas_in_practice(self.adam_betas).items()
+            if not least <= value <= most
+        ]
 
     @classmethod
     def of(cls, settings: SftTraining) -> SftTraining:
@@ -158,7 +200,18 @@ class Dpo(Optimisation):
 
     spelling: ClassVar[Spelling] = LOSS
     speed_only: ClassVar[frozenset[str]] = Optimisation.speed_only | {"micro_batch_size", "gradient_checkpointing"}
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"gamma_ratio", "length_normalised", "odds_weight"})
+    absent_by_default: ClassVar[frozenset[str]] = Optimisation.absent_by_default | {
+        "gamma_ratio",
+        "length_normalised",
+        "ld_alpha",
+        "desirable_weight",
+        "undesirable_weight",
+        "odds_weight",
+        "weighted",
+        "target_margin",
+        "margin_scale",
+        "sft_rows_fraction",
+    }
 
     micro_batch_size: int = Field(default=4, ge=1)
     """Ignored: a step's rows go through in passes of `reference.batch_tokens` tokens, whatever their number."""
@@ -171,9 +224,11 @@ class Dpo(Optimisation):
     """The method; docs/methods.md compares them. `sigmoid`: DPO (Rafailov et al. 2023). `hinge`: SLiC-HF (Zhao et al.
     2023). `ipo`: IPO (Azar et al. 2023). `cdpo` (Mitchell 2023) and `robust` (rDPO, Chowdhury et al. 2024): for data
     with some wrong labels. `sigmoid_norm`: DPO of log-ratios per token (Lambert et al. 2024). `apo_zero`, `apo_down`:
-    APO, for chosen completions better or worse than the model's own (D'Oosterlinck et al. 2024). `simpo` (Meng et al.
-    2024) and `cpo` (Xu et al. 2024) take no reference, and their graph has no reference log-probs. `orpo` (Hong et al.
-    2024) takes none either, and trains from the base model: its recipe has no `sft`."""
+    APO, for chosen completions better or worse than the model's own (D'Oosterlinck et al. 2024). `ld_dpo`: DPO in which
+    the excess of the longer side counts less (Liu et al. 2024). `kto`: for completions with a thumb up or down; a pair
+    counts as two of them (Ethayarajh et al. 2024). `simpo` (Meng et al. 2024) and `cpo` (Xu et al. 2024) take no
+    reference, and their graph has no reference log-probs. `orpo` (Hong et al. 2024) takes none either, and trains from
+    the base model: its recipe has no `sft`."""
     beta: float = Field(default=0.1, gt=0)
     """β: a larger value keeps the policy nearer to the reference. Usual values are 0.01 to 1, and 1 to 10 with
     `sigmoid_norm`, whose log-ratios are per token. `ipo` aims at a margin of 1 / (2β). With `simpo`, whose default is
@@ -192,6 +247,35 @@ class Dpo(Optimisation):
     odds_weight: float = Field(default=0.1, ge=0)
     """`orpo` only: λ, the weight of the odds ratio beside the likelihood of the chosen completion. Usual values are
     0.05 to 1."""
+
+    ld_alpha: float = Field(default=0.5, ge=0, le=1)
+    """`ld_dpo` only: weight of the tokens of a pair's longer side that lie beyond the shorter side's length. 1 is DPO,
+    0 leaves them out; usual values are 0.1 to 0.9."""
+    desirable_weight: float = Field(default=1.0, ge=0)
+    """`kto` only: weight of the rows with a thumb up, usually 0.5 to 2. If one kind of thumb is much rarer, raise its
+    weight: the paper has (weight up × rows up) / (weight down × rows down) between 1 and 1.5."""
+    undesirable_weight: float = Field(default=1.0, ge=0)
+    """`kto` only: weight of the rows with a thumb down, usually 0.5 to 2."""
+
+    sft_rows_fraction: float = Field(default=0.0, ge=0, le=1)
+    """SFT rows that each step shows beside its preferences, as a fraction of them, against forgetting; usual values are
+    0.05 to 0.1, and 0 shows none. They are the training rows of `sft.dataset`. Each weighs as much as a preference; its
+    loss is the mean negative log-likelihood of its tokens."""
+    weighted: bool = False
+    """Multiplies each pair's loss by its weight, which `preferences.weight_column` names (WPO; Zhou et al. 2024). A
+    step's mean is over its rows: weights are not normalised, so a mean weight of 2 doubles the loss."""
+    target_margin: Literal["column", "scores"] | None = None
+    """Reward-aware DPO (RPO; Adler et al. 2024): how much better a pair's chosen side is, which the reward margin is
+    brought to and no further. `column`: what `preferences.margin_column` names. `scores`: the difference of the two
+    sides' scores. null: plain DPO, which has no target."""
+    margin_scale: float = Field(default=1.0, gt=0)
+    """η: the reward margin aimed at is η times `target_margin`; 1 in the paper, for a reward model's scores."""
+
+    @model_validator(mode="after")
+    def _scale_of_a_target(self) -> Dpo:
+        if self.margin_scale != 1.0 and self.target_margin is None:
+            raise ValueError("margin_scale counts only with target_margin")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -250,9 +334,11 @@ class Optimise(Dpo):
     """The method; docs/methods.md compares them. `dpo`: Rafailov et al. 2023. `step_dpo`: `dpo` of pairs that share
     their first steps (Lai et al. 2024). `hinge`: SLiC-HF (Zhao et al. 2023). `ipo`: Azar et al. 2023. `cdpo` (Mitchell
     2023) and `robust_dpo` (Chowdhury et al. 2024): for data with some wrong labels. `apo_zero`, `apo_down`: APO, for
-    chosen completions better or worse than the model's own (D'Oosterlinck et al. 2024). `simpo` (Meng et al. 2024) and
-    `cpo` (Xu et al. 2024) take no reference, and their graph has no reference log-probs. `orpo` (Hong et al. 2024)
-    takes none either, and trains from the base model: its recipe has no `sft`."""
+    chosen completions better or worse than the model's own (D'Oosterlinck et al. 2024). `ld_dpo`: DPO in which the
+    excess of the longer side counts less (Liu et al. 2024). `kto`: for completions with a thumb up or down; a pair
+    counts as two of them (Ethayarajh et al. 2024). `simpo` (Meng et al. 2024) and `cpo` (Xu et al. 2024) take no
+    reference, and their graph has no reference log-probs. `orpo` (Hong et al. 2024) takes none either, and trains from
+    the base model: its recipe has no `sft`."""
     beta: float = Field(default=0.1, gt=0)
     """β: a larger value keeps the policy nearer to the reference. Usual values are 0.01 to 1, and 1 to 10 with `dpo`
     and `length_normalised`, whose log-ratios are per token. `ipo` aims at a margin of 1 / (2β). With `simpo`, whose

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import model_validator
+
 from alignment.data.manifest import Manifest, read_manifest
 from alignment.data.tokens import Tokenization, TokenSequence
 from alignment.logprobs.effort import Ranks
@@ -24,6 +26,7 @@ from alignment.models.checkpoint import (
     whole_summary,
 )
 from alignment.models.code import record_of_code
+from alignment.models.runner import tf32_products
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
 from alignment.stages.execute import environment
@@ -39,7 +42,8 @@ from alignment.training.arguments import (
     trainer_arguments,
     training_order,
 )
-from alignment.training.pairs import PolicyRows, open_rows, write_rows_of
+from alignment.training.pairs import SFT_FILE, PolicyRows, open_rows, write_rows_of
+from alignment.training.sft_rows import order_beside, write_sft_rows_of
 
 if TYPE_CHECKING:
     from alignment.training.agreement import Score
@@ -53,11 +57,12 @@ class DpoRequest(Request):
     """`checkpoint` is where the policy starts and what the manifest's references, if it has any, were scored with.
 
     `pass_tokens` is tokens of one pass; where it changes values, the references' fingerprint names it. Neither it nor
-    the number of processes changes what is trained, so a killed run goes on with another number of them.
+    the number of processes changes what is trained, so a killed run goes on with another number of them. `sft_dataset`
+    is given where `settings` mix SFT rows into each step.
     """
 
     speed_only: ClassVar[frozenset[str]] = frozenset({"world_size", "pass_tokens"})
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"pass_tokens"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"pass_tokens", "sft_dataset"})
 
     manifest: Artifact
     checkpoint: Artifact
@@ -66,6 +71,13 @@ class DpoRequest(Request):
     seed: int
     world_size: int = 1
     pass_tokens: int = 16_384
+    sft_dataset: Artifact | None = None
+
+    @model_validator(mode="after")
+    def _sft_rows_of_a_dataset(self) -> DpoRequest:
+        if bool(self.settings.sft_rows_fraction) != (self.sft_dataset is not None):
+            raise ValueError("sft_dataset and settings.sft_rows_fraction go together")
+        return self
 
     def identity(self) -> Any:
         """Without references, whose stage has a limit of its own, rows are first written out here."""
@@ -84,7 +96,7 @@ def run(request: DpoRequest, context: Context) -> Result:
     require_world_size(request.world_size, context.world_size)
     require_precision(request.settings.precision)
     ranks = Ranks(context.rank, context.world_size)
-    with ranks.together():
+    with ranks.together(), tf32_products(request.settings.tf32):
         return _run(request, context, ranks)
 
 
@@ -92,7 +104,7 @@ def _run(request: DpoRequest, context: Context, ranks: Ranks) -> Result:
     folder = context.fetch(request.checkpoint)
     manifest_folder = context.fetch(request.manifest)
     manifest = read_manifest(manifest_folder)
-    rows, dropped = _rows(request, context, ranks, folder, manifest_folder, manifest)
+    rows, dropped, sft_dropped = _rows(request, context, ranks, folder, manifest_folder, manifest)
     trained = _train(request, context, folder, rows, _same_device(context, manifest))
     if context.rank:
         return Result(digest="")
@@ -100,6 +112,8 @@ def _run(request: DpoRequest, context: Context, ranks: Ranks) -> Result:
     runs_code = context.runs_code(request.checkpoint)
     digest = digest_checkpoint(context.out, runs_code)
     about = checkpoint_summary(context.out, digest) | record_of_code(context.out, runs_code)
+    if rows.sft is not None:
+        trained |= {"sft_rows": len(rows.sft), "sft_rows_dropped": sft_dropped}
     summary = PolicySummary(
         **about,
         **trained,
@@ -112,8 +126,9 @@ def _run(request: DpoRequest, context: Context, ranks: Ranks) -> Result:
 
 def _rows(
     request: DpoRequest, context: Context, ranks: Ranks, folder: Path, manifest_folder: Path, manifest: Manifest
-) -> tuple[PolicyRows, dict[str, int]]:
-    """The rows and why others were dropped; the first rank writes them down, and all read them from there."""
+) -> tuple[PolicyRows, dict[str, int], dict[str, int]]:
+    """The rows, and why others and SFT rows were dropped; the first rank writes them down, and all read them from
+    there."""
     tokenizer = load_tokenizer(folder, context.runs_code(request.checkpoint))
     start = whole_summary(context.store.commit_of(request.checkpoint).summary, lambda: folder)
     tokens = Tokenization(tokenizer, request.tokens, max_positions(folder), start["end_ids"], embeddings(folder))
@@ -122,16 +137,19 @@ def _rows(
         start["weights_digest"],
         start["config_digest"],
         precision,
-        numerics=numerics_class(precision, request.pass_tokens),
+        numerics=numerics_class(precision, request.pass_tokens, request.settings.tf32),
         rope_by_length=start["rope_by_length"],
     )
-    into, method, dropped = context.work / "rows", method_of(request.settings), dict[str, int]()
+    into, method = context.work / "rows", method_of(request.settings)
+    dropped, sft_dropped = dict[str, int](), dict[str, int]()
     if ranks.rank == 0:
         policy = policy_name(request.tokens, start, lambda: folder, context.runs_code(request.checkpoint))
         ids, record = TokenIds(context.store, policy), context.out / ROWS_FILE
         dropped = write_rows_of(manifest, context, manifest_folder, tokens, ids, name, method, into, record)
+        if request.sft_dataset is not None:
+            sft_dropped = write_sft_rows_of(context.fetch(request.sft_dataset), tokens, into / SFT_FILE)
     written = ranks.gather(str(into))[0]  # all wait for the first, whose work folder may be another than theirs
-    return open_rows(Path(written), name), dropped
+    return open_rows(Path(written), name), dropped, sft_dropped
 
 
 def _same_device(context: Context, manifest: Manifest) -> bool:
@@ -155,14 +173,19 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
         log.info("resuming from step %d", resume.step_of(checkpoint))
     if settings.micro_batch_size != Dpo.model_fields["micro_batch_size"].default:
         log.info("micro_batch_size is ignored: a step's rows go in passes of %d tokens", request.pass_tokens)
-    order = training_order(pairs.row_ids, request.manifest.digest, request.seed, settings.epochs)
+    order = training_order(pairs.row_ids, request.manifest.digest, request.seed, settings.epochs, settings.most_rows)
     arguments = trainer_arguments(settings, work, request.seed, len(order), settings.batch_size, 1)
     trained = TrainedModel(folder, settings, context.runs_code(request.checkpoint), dropout=False)
     trainer = preference_trainer(trained, pairs, trained.tokenizer(), arguments, settings, request.pass_tokens)
     trainer.order = order
     agreed: dict[str, float] = {}
-    longest = pairs.longest()
-    trainer.logps([longest.chosen, longest.rejected])  # shows how this model is run, before a step relies on it
+    longest = list(pairs.longest().sequences.values())
+    if rows.sft is not None:
+        fraction, digest = settings.sft_rows_fraction, request.manifest.digest
+        trainer.sft_rows = rows.sft
+        trainer.sft_order = order_beside(rows.sft, digest, request.seed, len(order), settings.batch_size, fraction)
+        longest += rows.sft.longest().sequences.values()
+    trainer.logps(longest)  # shows how this model is run, before a step relies on it
     if checkpoint is None and method_of(settings).needs_reference:
         first = [pairs[index] for index in dict.fromkeys(order[: settings.batch_size].tolist())]
         share = first[slice(context.rank, None, request.world_size)]
@@ -170,7 +193,7 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
     with trainer.attending():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     recorded = history(trainer.state.log_history)
-    summary = {
+    summary: dict[str, Any] = {
         "steps": trainer.state.global_step,
         "tokens": int(trainer.state.num_input_tokens_seen),
         "first_loss": next((record["loss"] for record in recorded if "loss" in record), None),
@@ -180,15 +203,16 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
         "history": recorded,
     }
     if context.rank == 0:
+        summary |= trained.keep_adapter(trainer.model, context.store.commit_of(request.checkpoint), context.out)
         trained.save(trainer.model, trainer.optimizer, context.out)
     return summary
 
 
 def _held_out(request: DpoRequest, context: Context, rows: PolicyRows) -> dict[str, Any]:
-    """Measures the held-out pairs on the saved checkpoint, loaded as evaluations load it, and writes them.
+    """Measures the held-out rows on the saved checkpoint, loaded as evaluations load it, and writes them.
 
-    Evaluations compare the policy with its start on these pairs. Where the method has no reference, whose log-probs
-    would be known, the start is measured here, on these pairs alone.
+    Evaluations compare the policy with its start on these rows. Where the method has no reference, whose log-probs
+    would be known, the start is measured here, on these rows alone.
     """
     from alignment.logprobs.scorer import free_memory, logps
     from alignment.training.held_out import means, measure, measured, with_reference
@@ -204,11 +228,11 @@ def _held_out(request: DpoRequest, context: Context, rows: PolicyRows) -> dict[s
 
         return logps_of
 
-    pairs, found = measured(rows.held_out), []
-    if pairs and not method_of(request.settings).needs_reference:
-        pairs = with_reference(pairs, score(context.fetch(request.checkpoint)))
-    if pairs:
-        found = measure(pairs, rows.fingerprint, score(context.out))
+    held_out, found, method = measured(rows.held_out), [], method_of(request.settings)
+    if held_out and not method.needs_reference:
+        held_out = with_reference(held_out, method, score(context.fetch(request.checkpoint)))
+    if held_out:
+        found = measure(held_out, method, rows.fingerprint, score(context.out))
     write_held_out(context.out, found)
     return {"held_out": means(found, request.settings)}
 

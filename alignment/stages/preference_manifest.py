@@ -22,15 +22,17 @@ from alignment.store import Artifact, CorruptArtifact, Summary
 
 class ManifestRequest(Request):
     """`references` has one entry per shard, or none at all for a reference-free method; `mix` says how many rows of
-    which shards are kept."""
+    which shards are kept. `reads_numbers`: training reads rows' scores, weights or margins, so they count in the
+    digest."""
 
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"mix"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"mix", "reads_numbers"})
 
     shards: dict[str, Artifact]
     references: dict[str, Artifact] = Field(default_factory=dict)
     left_out: dict[str, str] = Field(default_factory=dict)
     held_out_fraction: float = Field(ge=0, lt=1)
     mix: tuple[Mix, ...] = ()
+    reads_numbers: bool = False
 
 
 class ManifestSummary(Summary):
@@ -134,7 +136,8 @@ def pin_shards(request: ManifestRequest, context: Context) -> tuple[Literal["pai
             ManifestShard(
                 name=name,
                 rows=summary.rows,
-                row_digest=summary.digest or shard.digest,  # without the scores: training does not see them
+                # without scores, weights and margins where training does not see them
+                row_digest=shard.digest if request.reads_numbers else summary.digest or shard.digest,
                 shard=shard,
                 reference=reference,
                 fingerprint=None if scored is None else scored.fingerprint,

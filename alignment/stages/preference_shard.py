@@ -24,10 +24,11 @@ class ShardRequest(Request):
     """One of `file`, `hub` and `embedded`; of `parts` contiguous runs of its records, run `part` (0-based).
 
     For embedded data `part` is the day that is generated from `seed`; elsewhere the seed draws the rows of
-    `reading.max_rows`, and is 0 without. Rows whose id is in `withdrawn` (sorted) are left out.
+    `reading.max_rows`, and is 0 without. Rows whose id is in `withdrawn` (sorted) are left out. With `split_pairs` a
+    pair becomes two rows: its chosen completion with a thumb up, its rejected one with a thumb down.
     """
 
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"withdrawn", "reading"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"withdrawn", "reading", "split_pairs"})
 
     file: SourceFile | None = None
     hub: DataSource | None = None
@@ -37,6 +38,7 @@ class ShardRequest(Request):
     seed: int = 0
     withdrawn: tuple[str, ...] = ()
     reading: Reading = Reading()
+    split_pairs: bool = False
 
     @model_validator(mode="after")
     def _one_source(self) -> ShardRequest:
@@ -72,7 +74,7 @@ def run(request: ShardRequest, context: Context) -> Result:
     Raises `BadInput` naming the source if it cannot be read or holds no valid row.
     """
     kept = drawn_rows(request)
-    validation = Validation(frozenset(request.withdrawn), request.reading)
+    validation = Validation(frozenset(request.withdrawn), request.reading, split_pairs=request.split_pairs)
     accepted = validation.accepted(records_of(request), request.source)
     write_rows(context.out / ROWS_FILE, (row for row in accepted if kept is None or row.row_id in kept))
     write_quarantine(context.out / QUARANTINE_FILE, validation.quarantined)
@@ -110,7 +112,7 @@ def drawn_rows(request: ShardRequest) -> set[str] | None:
     most = request.reading.max_rows
     if most is None:
         return None
-    validation = Validation(frozenset(request.withdrawn), request.reading)
+    validation = Validation(frozenset(request.withdrawn), request.reading, split_pairs=request.split_pairs)
     ids = (row.row_id for row in validation.accepted(records_of(request), request.source))
     return set(nsmallest(most, ids, key=lambda row_id: place_in_draw(request.seed, row_id)))
 

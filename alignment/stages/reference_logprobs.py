@@ -11,42 +11,60 @@ from typing import Any, ClassVar
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from alignment.data.rows import ROWS_FILE, PreferenceRow, iter_rows
-from alignment.data.tokens import require_few_rewritten
+from alignment.data.rows import ROWS_FILE, SPLIT_AT, PreferenceRow, are_held_out, iter_rows, read_columns
+from alignment.data.tokens import Dropped, require_few_rewritten
 from alignment.errors import BadInput
 from alignment.logprobs.cache import LogprobCache
 from alignment.logprobs.effort import Ranks
-from alignment.logprobs.keys import WIDE, fingerprint, numerics_class
-from alignment.logprobs.reference import Reference, reference_pass
+from alignment.logprobs.keys import LABELLED, PAIR, PAIR_WITH_FIRSTS, WIDE, fingerprint, numerics_class
+from alignment.logprobs.reference import Reference, ids_of, reference_pass, ring
 from alignment.logprobs.row_groups import runs
-from alignment.logprobs.table import OUTPUT, Written, dropped_table, logprobs_table, writer
+from alignment.logprobs.table import (
+    DROPPED_FILE,
+    DROPPED_SCHEMA,
+    LOGPROBS_FILE,
+    Written,
+    dropped_table,
+    logprobs_schema,
+    logprobs_table,
+    writer,
+)
 from alignment.logprobs.token_ids import ROWS_AT_ONCE, policy_name
 from alignment.models.checkpoint import whole_summary
+from alignment.models.runner import tf32_products
 from alignment.recipe import TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
 from alignment.stages.stage import ReferenceSummary
 from alignment.store import Artifact
 
-UNPAIRED = "the shard holds unpaired rows, and DPO needs pairs of a chosen and a rejected completion"
+UNPAIRED = "the shard holds unpaired rows, and the method needs pairs of a chosen and a rejected completion"
+PAIRED = "the shard holds pairs, and the method needs completions with a label: build it with split_pairs"
 
 
 class ReferenceRequest(Request):
-    """`batch_tokens` is tokens of one forward pass: it changes speed, and in 16 bits the values on a GPU.
+    """`batch_tokens` is tokens of one forward pass: it changes speed, and in 16 bits or with TF32 the values on a GPU.
 
     Asking anew because of `tokens.max_dropped` scores nothing: the values are known.
     """
 
     speed_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"first_tokens", "held_out_fraction", "tf32"})
 
     checkpoint: Artifact
     shard: Artifact
     tokens: TokenPolicy
     precision: str
     batch_tokens: int
+    tf32: bool = False
+    first_tokens: bool = False
+    """Whether the first min(lengths) tokens of both sides of a pair are scored as well (`Method.first_tokens`)."""
+    held_out_fraction: float | None = None
+    """Given for labelled rows, whose partners' completions are scored as well: partners are on the same side of this
+    split of train and held-out rows."""
 
     def identity(self) -> Any:
         identity = super().identity() | self.tokens.drop_limit()
-        if self.precision not in WIDE:
+        if self.precision not in WIDE or self.tf32:
             identity |= {"batch_tokens": self.batch_tokens}
         return identity
 
@@ -55,8 +73,8 @@ def run(request: ReferenceRequest, context: Context) -> Result:
     """Writes logprobs.parquet (rows in the shard's order) and dropped.parquet, `ROWS_AT_ONCE` rows at a time.
 
     The data version is over row ids, sequence keys, fingerprint and dropped rows, never over the floats.
-    Raises `BadInput` for a shard of unpaired rows, for a token policy the model has no positions for, and where the
-    chat template writes more than `tokens.max_dropped` of the prompts otherwise once an answer follows.
+    Raises `BadInput` for a shard of the other kind of rows, for a token policy the model has no positions for, and
+    where the chat template writes more than `tokens.max_dropped` of the prompts otherwise once an answer follows.
     """
     recorded = context.store.commit_of(request.checkpoint).summary
     about = whole_summary(recorded, lambda: context.fetch(request.checkpoint))
@@ -64,7 +82,7 @@ def run(request: ReferenceRequest, context: Context) -> Result:
         about["weights_digest"],
         about["config_digest"],
         request.precision,
-        numerics=numerics_class(request.precision, request.batch_tokens),
+        numerics=numerics_class(request.precision, request.batch_tokens, request.tf32),
         rope_by_length=about["rope_by_length"],
     )
     reference = Reference(
@@ -80,16 +98,30 @@ def run(request: ReferenceRequest, context: Context) -> Result:
     )
     cache = LogprobCache(context.store, name, policy)
     ranks = Ranks(context.rank, context.world_size)
-    written = Written(name)
+    written, path = Written(name), context.fetch(request.shard) / ROWS_FILE
+    names = PAIR_WITH_FIRSTS if request.first_tokens else PAIR if request.held_out_fraction is None else LABELLED
     with ExitStack() as open_files:
         files = None
         if ranks.rank == 0:
-            files = [open_files.enter_context(writer(context.out / file, schema)) for file, schema in OUTPUT.items()]
+            output = {LOGPROBS_FILE: logprobs_schema(names), DROPPED_FILE: DROPPED_SCHEMA}
+            files = [open_files.enter_context(writer(context.out / file, schema)) for file, schema in output.items()]
         open_files.enter_context(ranks.together())
-        for row_ids, rows in _parts_of(context.fetch(request.shard) / ROWS_FILE):
-            done = reference_pass(row_ids, rows, reference, cache, ranks)
+        open_files.enter_context(tf32_products(request.tf32))
+        partners: dict[str, str] | None = None
+        if request.held_out_fraction is not None:  # only the first rank, which deals the work, has to know
+            partners = _partners(path, request.held_out_fraction, reference, cache) if ranks.rank == 0 else {}
+        for row_ids, rows in _parts_of(path, labelled=partners is not None):
+            done = reference_pass(
+                row_ids,
+                rows if partners is None else partial(iter_rows, path),
+                reference,
+                cache,
+                ranks,
+                first_tokens=request.first_tokens,
+                partners=partners,
+            )
             if done is not None and files is not None:
-                files[0].write_table(logprobs_table(done))
+                files[0].write_table(logprobs_table(done, names))
                 files[1].write_table(dropped_table(done))
                 written.add(done)
     if files is None:  # another rank than the first: its share is in the cache
@@ -99,15 +131,36 @@ def run(request: ReferenceRequest, context: Context) -> Result:
     return Result(digest=written.digest, summary=ReferenceSummary(**written.summary()))
 
 
-def _parts_of(path: Path) -> Iterator[tuple[list[str], Callable[[], Iterator[PreferenceRow]]]]:
+def _parts_of(
+    path: Path, *, labelled: bool = False
+) -> Iterator[tuple[list[str], Callable[[], Iterator[PreferenceRow]]]]:
     """Row ids of about `ROWS_AT_ONCE` rows of a shard, and what reads these rows; in the shard's order."""
     with pq.ParquetFile(path) as file:
         groups = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
         for chosen in runs(groups, ROWS_AT_ONCE):
             table = file.read_row_groups(chosen, columns=["row_id", "label"])
-            if pc.any(pc.is_valid(table["label"])).as_py():
-                raise BadInput(UNPAIRED)
+            if len(table) and pc.any(pc.is_valid(table["label"])).as_py() != labelled:
+                raise BadInput(PAIRED if labelled else UNPAIRED)
             yield table["row_id"].to_pylist(), partial(iter_rows, path, chosen)
+
+
+def _partners(path: Path, held_out_fraction: float, reference: Reference, cache: LogprobCache) -> dict[str, str]:
+    """The ring of the rows that are trained on, and that of the held-out ones; dropped rows are in neither.
+
+    Rows whose ids are not remembered are tokenised.
+    """
+    rows_at = read_columns(path, "row_id", SPLIT_AT)
+    apart = set(rows_at["row_id"].filter(are_held_out(rows_at[SPLIT_AT], held_out_fraction)).to_pylist())
+    held_out: dict[bool, list[str]] = {True: [], False: []}
+    for row_ids, rows in _parts_of(path, labelled=True):
+        reasons = cache.token_ids.reasons(row_ids)
+        if unknown := [row_id for row_id in row_ids if row_id not in reasons]:
+            fresh = ids_of(unknown, rows, reference, cache)
+            reasons |= {row_id: found.reason if isinstance(found, Dropped) else None for row_id, found in fresh.items()}
+        for row_id in row_ids:
+            if reasons[row_id] is None:
+                held_out[row_id in apart].append(row_id)
+    return ring(held_out[True]) | ring(held_out[False])
 
 
 STAGE: Stage[ReferenceRequest] = Stage(

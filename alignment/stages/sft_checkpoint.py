@@ -11,6 +11,7 @@ from alignment.models.check import check_loads
 from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint, embeddings
 from alignment.models.code import record_of_code
 from alignment.models.pin import ModelPin, materialise
+from alignment.models.runner import tf32_products
 from alignment.recipe import SftTraining, TokenPolicy
 from alignment.stages import CheckpointSummary, Context, Request, Result, Stage
 from alignment.stages.stage import Number
@@ -98,7 +99,8 @@ def run(request: SftRequest, context: Context) -> Result:
     else:
         assert request.base is not None
         runs_code = context.runs_code(request.base)
-        trained = _train(request, context, runs_code)
+        with tf32_products(request.settings.tf32):
+            trained = _train(request, context, runs_code)
     if context.rank:
         return Result(digest="")
     digest = digest_checkpoint(context.out, runs_code)
@@ -122,7 +124,7 @@ def _train(request: SftRequest, context: Context, runs_code: bool) -> dict[str, 
     tokens = sft_tokenization(folder, request.tokens, settings.max_length, runs_code)
     rows = sft_rows(context.fetch(request.dataset), tokens)
     lengths = [len(sequence) for sequence in rows.train]
-    order = training_order(rows.train_ids, request.dataset.digest, request.seed, settings.epochs)
+    order = training_order(rows.train_ids, request.dataset.digest, request.seed, settings.epochs, settings.most_rows)
     order = longer_first(order, lengths, settings.batch_size)
     return _fit(request, context, TrainedModel(folder, settings, runs_code), rows, order.tolist())
 
@@ -154,7 +156,7 @@ def _fit(
     recorded = history(trainer.state.log_history)
     seen = looks(trainer.state.log_history)
     last = [record["held_out_loss"] for record in recorded if "held_out_loss" in record]
-    summary = {
+    summary: dict[str, Any] = {
         "steps": trainer.state.global_step,
         "rows_trained": len(rows.train),
         "rows_held_out": len(rows.held_out),
@@ -172,6 +174,8 @@ def _fit(
     if context.rank == 0:
         if patience and seen.best_step is not None and seen.best_step != trainer.state.global_step:
             best.restore(seen.best_step, trainer.model, trainer.optimizer)
+        assert request.base is not None
+        summary |= trained.keep_adapter(trainer.model, context.store.commit_of(request.base), context.out)
         trained.save(trainer.model, trainer.optimizer, context.out)
     return summary
 

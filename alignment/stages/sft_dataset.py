@@ -13,7 +13,7 @@ from alignment.data.demonstrations import normalise
 from alignment.data.embedded import embedded
 from alignment.data.hub import hub_name, hub_records
 from alignment.data.readers import Record, describe, read_records
-from alignment.data.rows import SftRow, is_held_out, write_sft_rows
+from alignment.data.rows import HELD_OUT_FILE, TRAIN_FILE, SftRow, is_held_out, write_sft_rows
 from alignment.data.validate import (
     QUARANTINE_FILE,
     Quarantined,
@@ -27,9 +27,6 @@ from alignment.errors import BadInput
 from alignment.recipe import DataSource
 from alignment.stages import Context, Request, Result, SourceFile, Stage
 from alignment.store import Summary
-
-TRAIN_FILE = "train.parquet"
-HELD_OUT_FILE = "held_out.parquet"
 
 
 class SftDatasetRequest(Request):

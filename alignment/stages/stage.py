@@ -120,6 +120,23 @@ Number = int | float | None
 """A number as it was recorded; None stands for one that is not finite."""
 
 
+class AdapterSummary(BaseModel):
+    """An adapter in PEFT's format: `base` is the source, or the digest, of the checkpoint that it goes on top of."""
+
+    base: str
+    revision: str | None = None
+    base_digest: str
+    rank: int
+    alpha: int
+    parameters: int
+
+
+class OriginSummary(Summary):
+    """What any checkpoint's record says of where it came from; nothing of one that was trained here."""
+
+    source: dict[str, Any] | None = Field(default=None, validation_alias="from", serialization_alias="from")
+
+
 class CheckpointSummary(Summary):
     """What every stage that makes a checkpoint says of it."""
 
@@ -137,6 +154,8 @@ class CheckpointSummary(Summary):
     has_chat_template: bool | None = None
     runs_code: dict[str, str] | None = None
     """File to SHA-256 of the model's own code, where it may run. Never set where it may not."""
+    adapter: AdapterSummary | None = None
+    """The adapter that is kept beside the weights, which it is merged into; set only where one is."""
 
     @property
     def may_run_code(self) -> bool:
@@ -158,6 +177,9 @@ class PolicySummary(CheckpointSummary):
     rows_trained: int | None = None
     rows_held_out: int | None = None
     rows_dropped: dict[str, int] = Field(default_factory=dict)
+    sft_rows: int | None = None
+    """Demonstrations that steps took some of, where the recipe mixes them in."""
+    sft_rows_dropped: dict[str, int] = Field(default_factory=dict)
 
 
 class ShardSummary(Summary):

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from alignment.data.tokens import TokenSequence
-from alignment.methods import PairLogps, method_of
+from alignment.methods import Method, method_of
+from alignment.models.runner import products_are_tf32
 from alignment.recipe import Dpo
-from alignment.training.pairs import PolicyPair
+from alignment.training.pairs import PolicyRow, policy_logps, reference_logps, sequences_of
 
 FLOAT32_LOSS = 1e-3
 FLOAT32_NATS = 1e-4
@@ -47,28 +48,32 @@ class Difference:
 
 
 def require_agreement(
-    pairs: Sequence[PolicyPair], settings: Dpo, score: Score, elsewhere: Score | None = None
+    rows: Sequence[PolicyRow], settings: Dpo, score: Score, elsewhere: Score | None = None
 ) -> dict[str, float]:
-    """Raises `Disagreement`, naming the worst row, unless the untrained policy scores `pairs` as its reference did.
+    """Raises `Disagreement`, naming the worst row, unless the untrained policy scores `rows` as its reference did.
 
     float32: every sequence within 1e-4 of the larger of |log-prob| and tokens, and the mean loss what theory says of a
-    policy that is its reference, within 1e-3. 16 bits: every sequence within 0.02 nat where such a device as this
+    policy that is its reference, within 1e-3. 16 bits, TF32: every sequence within 0.02 nat where such a device as this
     scored the reference; where another did, `elsewhere` scores the same sequences by another pass, and what the two
     differ by here is what rounding may do there. In every precision the mean of the signed differences must be zero
     within three standard errors: a shift of both sides leaves the loss as it is.
     Returns {loss, expected_loss, worst_nats, mean_nats} for the run's summary.
     """
-    if not pairs:
+    if not rows:
         return {}
-    found = differences(pairs, score)
     method = method_of(settings)
-    expected = method.first_loss()
+    precision = "tf32" if products_are_tf32() else settings.precision
+    found = differences(rows, method, score)
+    expected = method.first_loss(reference_logps(method, rows))
     assert expected is not None  # every method here refers to a reference that the policy starts as
-    loss = float(method.loss(_logps_of(found)).mean())
+    logps, constants = policy_logps(method, rows, [each.reference + each.nats for each in found])
+    loss = float(method.loss(logps, constants).mean())
     noise = None
-    if settings.precision != "float32" and elsewhere is not None:
-        noise = probe_noise(pairs, score, elsewhere)
-    limits = [allowed(each, settings.precision, noise) for each in found]
+    if precision != "float32" and elsewhere is not None:
+        noise = probe_noise(
+            [sequence for row in rows for sequence in sequences_of(method, row).values()], score, elsewhere
+        )
+    limits = [allowed(each, precision, noise) for each in found]
     over = [abs(each.nats) / limit for each, limit in zip(found, limits, strict=True)]
     # NaN counts as the worst: it compares with nothing
     worst = max(range(len(found)), key=lambda place: (math.isnan(over[place]), over[place]))
@@ -81,25 +86,22 @@ def require_agreement(
             f" {abs(mean) / error if error else math.inf:.1f} standard errors from zero: not rounding; the largest is"
             f" {_named(found[worst])}"
         )
-    if settings.precision == "float32" and not abs(loss - expected) <= FLOAT32_LOSS:
+    if precision == "float32" and not abs(loss - expected) <= FLOAT32_LOSS:
         raise Disagreement(f"the first loss would be {loss:.6f}, theory says {expected:.6f}; {_named(found[worst])}")
     largest = max(abs(each.nats) for each in found)
     return {"loss": loss, "expected_loss": expected, "worst_nats": largest, "mean_nats": mean}
 
 
-def differences(pairs: Sequence[PolicyPair], score: Score) -> list[Difference]:
-    """Those of each pair's chosen and rejected side, in turn."""
-    logps = score([sequence for pair in pairs for sequence in (pair.chosen, pair.rejected)])
+def differences(rows: Sequence[PolicyRow], method: Method, score: Score) -> list[Difference]:
+    """Those of each row's sequences that the method reads, in turn."""
     sides = [
-        (pair.row_id, side, sequence, reference)
-        for pair in pairs
-        for side, sequence, reference in (
-            ("chosen", pair.chosen, pair.ref_chosen_logp),
-            ("rejected", pair.rejected, pair.ref_rejected_logp),
-        )
+        (row.row_id, name, sequence, float(getattr(row, f"ref_{name}_logp")))
+        for row in rows
+        for name, sequence in sequences_of(method, row).items()
     ]
+    logps = score([sequence for _, _, sequence, _ in sides])
     return [
-        Difference(row_id, side, len(sequence.completion_ids), reference, logp - reference)
+        Difference(row_id, side, sequence.counted, reference, logp - reference)
         for (row_id, side, sequence, reference), logp in zip(sides, logps, strict=True)
     ]
 
@@ -113,11 +115,10 @@ def allowed(difference: Difference, precision: str, noise: float | None) -> floa
     return min(MOST_NATS, (PROBE_FACTOR * noise + ROUNDING) * math.sqrt(difference.tokens))
 
 
-def probe_noise(pairs: Sequence[PolicyPair], score: Score, elsewhere: Score) -> float:
-    """Largest difference between two passes over these rows, in nats a square root of a token."""
-    sequences = [sequence for pair in pairs for sequence in (pair.chosen, pair.rejected)]
+def probe_noise(sequences: Sequence[TokenSequence], score: Score, elsewhere: Score) -> float:
+    """Largest difference between two passes over these sequences, in nats a square root of a token."""
     return max(
-        abs(one - other) / math.sqrt(len(sequence.completion_ids))
+        abs(one - other) / math.sqrt(sequence.counted)
         for one, other, sequence in zip(score(sequences), elsewhere(sequences), sequences, strict=True)
     )
 
@@ -128,16 +129,6 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     if len(values) == 1:
         return mean, math.inf
     return mean, math.sqrt(math.fsum((each - mean) ** 2 for each in values) / (len(values) - 1) / len(values))
-
-
-def _logps_of(found: Sequence[Difference]) -> PairLogps:
-    """Pairs whose reference stands at 0, so that the policy's log-probs are the differences."""
-    import torch
-
-    nats = torch.tensor([each.nats for each in found], dtype=torch.float64).view(-1, 2)
-    tokens = torch.tensor([each.tokens for each in found], dtype=torch.float64).view(-1, 2)
-    zero = torch.zeros(len(nats), dtype=torch.float64)
-    return PairLogps(nats[:, 0], nats[:, 1], zero, zero, tokens[:, 0], tokens[:, 1])
 
 
 def _named(difference: Difference) -> str:

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 NAMES = {
     "loss": "loss",
     "eval_loss": "held_out_loss",
+    "sft_loss": "sft_loss",
     "rewards/margins": "margin",
     "rewards/accuracies": "accuracy",
     "rewards/chosen": "chosen_reward",
     "rewards/rejected": "rejected_reward",
+    "kl": "kl",
     "grad_norm": "grad_norm",
     "learning_rate": "learning_rate",
 }
@@ -116,6 +118,8 @@ def trainer_arguments(
         # a warm-up starts at rate 0: all of a run of one step, which would end as it began
         "warmup_steps": math.ceil(settings.warmup_ratio * steps) if steps > 1 else 0,
         "weight_decay": settings.weight_decay,
+        "adam_beta1": settings.adam_betas[0],
+        "adam_beta2": settings.adam_betas[1],
         "max_grad_norm": settings.max_grad_norm,
         "optim": "adamw_torch_fused" if accelerated else "adamw_torch",
         "gradient_checkpointing": settings.gradient_checkpointing,
@@ -143,8 +147,9 @@ def trainer_arguments(
 # The order rows are trained in: decided by the data's digest and the seed, by nothing that is named or placed.
 
 
-def training_order(row_ids: Any, digest: str, seed: int, epochs: float) -> Order:
-    """Indices into `row_ids` (a list, or an Arrow column), `round(epochs * rows)` of them (at least one).
+def training_order(row_ids: Any, digest: str, seed: int, epochs: float, most_rows: int | None = None) -> Order:
+    """Indices into `row_ids` (a list, or an Arrow column), `round(epochs * rows)` of them (at least one), or the first
+    `most_rows` of these.
 
     Each epoch is another permutation of the rows sorted by id.
     """
@@ -155,6 +160,7 @@ def training_order(row_ids: Any, digest: str, seed: int, epochs: float) -> Order
     column = pa.array(row_ids, pa.string()) if isinstance(row_ids, list) else row_ids
     by_id = pc.sort_indices(column).to_numpy().astype(np.int64)
     wanted = max(1, round(epochs * len(by_id)))
+    wanted = wanted if most_rows is None else min(wanted, most_rows)
     shuffled = (by_id[_permutation(len(by_id), digest, seed, epoch)] for epoch in range(-(-wanted // len(by_id))))
     return np.concatenate(list(shuffled))[:wanted]
 

@@ -9,13 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alignment.data.rows import SftRow, iter_sft_rows
+from alignment.data.rows import HELD_OUT_FILE, TRAIN_FILE, SftRow, iter_sft_rows
 from alignment.data.tokens import ROWS_TOGETHER, Dropped, Tokenization, TokenSequence, require_few_rewritten
 from alignment.errors import BadInput
 from alignment.models.checkpoint import embeddings, load_tokenizer, max_positions
 from alignment.models.ends import end_ids
 from alignment.recipe import TokenPolicy
-from alignment.stages.sft_dataset import HELD_OUT_FILE, TRAIN_FILE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,7 +58,7 @@ def sft_rows(dataset: Path, tokens: Tokenization) -> SftRows:
     """
     rows = SftRows()
     for name in (TRAIN_FILE, HELD_OUT_FILE):
-        for row, sequence in _tokenised(iter_sft_rows(dataset / name), tokens):
+        for row, sequence in tokenised(iter_sft_rows(dataset / name), tokens):
             if isinstance(sequence, Dropped):
                 rows.dropped[sequence.reason] += 1
             elif name == HELD_OUT_FILE:
@@ -74,6 +73,7 @@ def sft_rows(dataset: Path, tokens: Tokenization) -> SftRows:
     return rows
 
 
-def _tokenised(rows: Iterator[SftRow], tokens: Tokenization) -> Iterator[tuple[SftRow, TokenSequence | Dropped]]:
+def tokenised(rows: Iterator[SftRow], tokens: Tokenization) -> Iterator[tuple[SftRow, TokenSequence | Dropped]]:
+    """Each row with its ids, or why it has none."""
     while together := list(islice(rows, ROWS_TOGETHER)):
         yield from zip(together, tokens.completions(together), strict=True)

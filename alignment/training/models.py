@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 from alignment.errors import BadInput
 from alignment.models.check import make_savable
 from alignment.models.checkpoint import (
+    ADAPTER_FILE,
+    ADAPTER_FOLDER,
+    ADAPTER_WEIGHTS,
     CONFIG_FILE,
     GENERATION_CONFIG_FILE,
     NOT_FINITE,
@@ -23,6 +26,8 @@ from alignment.models.checkpoint import (
 from alignment.models.code import CODE_FILES
 from alignment.models.weights import tensors
 from alignment.recipe import Lora, Optimisation
+from alignment.stages.stage import AdapterSummary, OriginSummary
+from alignment.store import Commit
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -62,6 +67,43 @@ class TrainedModel:
 
     def lora_config(self) -> LoraConfig | None:
         return None if self.settings.lora is None else lora_config(self.settings.lora)
+
+    def keep_adapter(self, trained: Any, base: Commit, out: Path) -> dict[str, AdapterSummary]:
+        """Writes the adapter into `out`/adapter, as PEFT saves it, if the settings say so; before `save` merges it.
+
+        It names its base, which `base` is the commit of, by hub id and revision where it came from the hub, else by
+        digest: a folder's path would say nothing on another machine.
+        """
+        if self.settings.lora is None or not self.settings.lora.keep_adapter:
+            return {}
+        from peft import get_peft_model_state_dict
+        from safetensors.torch import save_file
+
+        weights = get_peft_model_state_dict(trained, save_embedding_layers=False)
+        config, source = trained.peft_config["default"], OriginSummary.of(base).source or {}
+        name = str(source.get("hub") or f"checkpoint:{base.digest}")
+        described = {
+            key: sorted(value) if isinstance(value, set) else value  # a set's order is another in each process
+            for key, value in config.to_dict().items()
+        }
+        described |= {"base_model_name_or_path": name, "revision": source.get("revision"), "inference_mode": True}
+        folder = out / ADAPTER_FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {key: weight.detach().cpu().contiguous() for key, weight in sorted(weights.items())},
+            folder / ADAPTER_WEIGHTS,
+            metadata={"format": "pt"},
+        )
+        (folder / ADAPTER_FILE).write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        about = AdapterSummary(
+            base=name,
+            revision=source.get("revision"),
+            base_digest=base.digest,
+            rank=config.r,
+            alpha=config.lora_alpha,
+            parameters=sum(weight.numel() for weight in weights.values()),
+        )
+        return {"adapter": about}
 
     def save(self, trained: Any, optimizer: Any, out: Path) -> None:
         """Writes the trained model (the trainer's, PEFT or not) into `out`: masters unrounded, adapters merged.

@@ -2,20 +2,21 @@
 
 The rows of a step are laid out in passes, each row whole in one of them. Of a pass the decoder keeps its activations;
 the head does not: log-probabilities come first, then the loss and its gradient in them, then the head block by block
-backwards, then the decoder. Each row weighs the same, whatever its pass or rank. On a CPU the first step's
+backwards, then the decoder. Each row weighs the same, whatever its pass or rank. Where
+the rows of a step are coupled, what couples them is scored first, without a gradient. On a CPU the first step's
 log-probabilities are the cached reference's, bit by bit.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 from alignment.data.tokens import TokenSequence
-from alignment.methods import Method, PairLogps
-from alignment.models.forward import head_backward, head_logps, own_logps, row_sums
+from alignment.methods import Method
+from alignment.models.forward import first_sums, head_backward, head_logps, own_logps, row_sums
 from alignment.models.packing import shares
 from alignment.models.runner import Runner
 
@@ -25,31 +26,28 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class PairRow(Protocol):
-    """What a step reads of a pair; reference log-probs in nats, summed over each completion, or NaN."""
-
-    @property
-    def chosen(self) -> TokenSequence: ...
-    @property
-    def rejected(self) -> TokenSequence: ...
-    @property
-    def ref_chosen_logp(self) -> float: ...
-    @property
-    def ref_rejected_logp(self) -> float: ...
+Row = Any
+"""A row of a step: it has the sequences that the method names (`Method.sequences`, `coupled`) as attributes, and what
+the method's `logps` reads, such as reference log-probs in nats."""
 
 
 @dataclass
 class StepNumbers:
     """Sums over the rows of a step (or of one rank's share); `loss` includes every term that is trained on, and rewards
-    are the method's."""
+    are the method's. `chosen` and `rejected` are how many completions each side's sums are of."""
 
     rows: float = 0.0
     loss: float = 0.0
+    chosen: float = 0.0
+    rejected: float = 0.0
     chosen_reward: float = 0.0
     rejected_reward: float = 0.0
     accuracy: float = 0.0
     chosen_logp: float = 0.0
     rejected_logp: float = 0.0
+    beside: float = 0.0
+    """How many other rows the step has, and their losses, which are in `loss` too."""
+    beside_loss: float = 0.0
     tokens: float = 0.0
     """Tokens of the rows' sequences, each with its prompt."""
     forwarded: float = 0.0
@@ -57,16 +55,25 @@ class StepNumbers:
     positions: float = 0.0
     """Places they were computed in: the rest is padding."""
 
-    def add(self, method: Method, logps: PairLogps, losses: Tensor) -> None:
+    def add(self, method: Method, logps: Any, losses: Tensor, constants: Any) -> None:
         """Counts the rows of one pass; `losses` is [rows]."""
         chosen, rejected = (reward.detach() for reward in method.rewards(logps))
+        chosen_logps, rejected_logps = (side.detach() for side in logps.sides)
         self.rows += len(losses)
         self.loss += float(losses.detach().sum())
+        self.chosen += len(chosen)
+        self.rejected += len(rejected)
         self.chosen_reward += float(chosen.sum())
         self.rejected_reward += float(rejected.sum())
-        self.accuracy += float((chosen > rejected).sum()) + 0.5 * float((chosen == rejected).sum())
-        self.chosen_logp += float(logps.policy_chosen.detach().sum())
-        self.rejected_logp += float(logps.policy_rejected.detach().sum())
+        self.accuracy += float(method.right(logps, constants).detach().sum())
+        self.chosen_logp += float(chosen_logps.sum())
+        self.rejected_logp += float(rejected_logps.sum())
+
+    def add_beside(self, losses: Tensor) -> None:
+        """Counts other rows of one pass, by their losses [rows]."""
+        self.beside += len(losses)
+        self.beside_loss += float(losses.detach().sum())
+        self.loss += float(losses.detach().sum())
 
     def over_ranks(self) -> StepNumbers:
         """The same of all ranks together."""
@@ -81,12 +88,21 @@ class StepNumbers:
 
 
 def backward(
-    runner: Runner, method: Method, rows: Sequence[PairRow], step_rows: int, pass_tokens: int, clear: Iterable[Tensor]
+    runner: Runner,
+    method: Method,
+    rows: Sequence[Row],
+    step_rows: int,
+    pass_tokens: int,
+    clear: Iterable[Tensor],
+    constants: Any = None,
+    beside: tuple[Method, Sequence[Row]] | None = None,
 ) -> StepNumbers:
     """Adds to the weights' gradients those of Σ loss / `step_rows` over `rows`, this rank's share of a step.
 
-    `pass_tokens` is tokens of one pass. When memory runs out the budget is halved, the gradients of `clear` (all that
-    this step has changed) are dropped and the share is done again; raises the device's own error for a single row.
+    `beside` are other rows of the step, such as demonstrations, with a loss of their own; each weighs as much as a row.
+    `constants` are the method's of this step (`Method.prepare`), where its rows are coupled. `pass_tokens` is tokens of
+    one pass. When memory runs out the budget is halved, the gradients of `clear` (all that this step has changed) are
+    dropped and the share is done again; raises the device's own error for a single row.
     """
     import torch
 
@@ -96,10 +112,17 @@ def backward(
         largest = 0
         try:
             numbers = StepNumbers()
-            sequences = [[row.chosen, row.rejected] for row in rows]
+            sequences = [trained(method, row) for row in rows]
             for indices in runner.passes_of_rows(sequences, budget) if rows else []:
-                largest = len(indices)
-                _one_pass(runner, method, [rows[index] for index in indices], step_rows, runner.fill(budget), numbers)
+                largest, part = len(indices), [rows[index] for index in indices]
+                logps, losses = _one_pass(runner, method, part, step_rows, runner.fill(budget), numbers, constants)
+                numbers.add(method, logps, losses, constants)
+            other, more = beside or (method, [])
+            sequences = [trained(other, row) for row in more]
+            for indices in runner.passes_of_rows(sequences, budget) if more else []:
+                largest, part = len(indices), [more[index] for index in indices]
+                _, losses = _one_pass(runner, other, part, step_rows, runner.fill(budget), numbers, None)
+                numbers.add_beside(losses)
             return numbers
         except torch.OutOfMemoryError:
             if largest == 1:
@@ -111,68 +134,105 @@ def backward(
         logger.warning("out of memory with passes of %d tokens: the step goes on with %d", budget, runner.most)
 
 
+def trained(method: Method, row: Row) -> list[TokenSequence]:
+    """The sequences of a row that get a gradient."""
+    return [getattr(row, name) for name in method.sequences]
+
+
 def _one_pass(
-    runner: Runner, method: Method, rows: Sequence[PairRow], step_rows: int, fill: int, numbers: StepNumbers
-) -> None:
+    runner: Runner,
+    method: Method,
+    rows: Sequence[Row],
+    step_rows: int,
+    fill: int,
+    numbers: StepNumbers,
+    constants: Any,
+) -> tuple[Any, Tensor]:
+    """Adds the gradients of one pass; returns what the loss took, and the losses [rows]."""
     import torch
 
-    sequences = [sequence for row in rows for sequence in (row.chosen, row.rejected)]
+    sequences = [sequence for row in rows for sequence in trained(method, row)]
     groups = runner.groups(sequences)
     if runner.shared is False:
         groups = [[index] for index in range(len(sequences))]
     order = [index for group in groups for index in group]
     flat = [sequences[index] for index in order]
     if runner.head is None:
-        logps = own_logps(runner.model, flat)
-        sums, losses, pairs = _losses(method, rows, order, row_sums(logps, flat))
+        policy = _policy(method, rows, order, own_logps(runner.model, flat), flat)
+        logps = method.logps.of(rows, policy)
+        losses = method.objective(logps, constants)
         (losses.sum() / step_rows).backward()  # type: ignore[no-untyped-call]
     else:
         states = runner.states([[sequences[index] for index in group] for group in groups], fill)
-        sums = row_sums(head_logps(runner.head, states, flat, runner.vocabulary), flat).requires_grad_()
-        sums, losses, pairs = _losses(method, rows, order, sums)
-        (by_sequence,) = torch.autograd.grad(losses.sum() / step_rows, sums)
-        by_token = torch.repeat_interleave(by_sequence, torch.tensor([len(row.completion_ids) for row in flat]))
+        tokens = head_logps(runner.head, states, flat, runner.vocabulary).requires_grad_()
+        logps = method.logps.of(rows, _policy(method, rows, order, tokens, flat))
+        losses = method.objective(logps, constants)
+        (by_token,) = torch.autograd.grad(losses.sum() / step_rows, tokens)
         states.backward(head_backward(runner.head, states, flat, runner.vocabulary, by_token))  # type: ignore[no-untyped-call]
-    numbers.add(method, pairs, losses)
     forwarded, positions = runner.size(sequences, groups)
     numbers.tokens += sum(map(len, sequences))
     numbers.forwarded += forwarded
     numbers.positions += positions
+    return logps, losses
 
 
-def _losses(
-    method: Method, rows: Sequence[PairRow], order: Sequence[int], sums: Tensor
-) -> tuple[Tensor, Tensor, PairLogps]:
-    """(`sums`, the loss of each row, the pairs); `sums` stand in `order`, chosen and rejected of each row in turn."""
+def _policy(
+    method: Method, rows: Sequence[Row], order: Sequence[int], tokens: Tensor, flat: Sequence[TokenSequence]
+) -> dict[str, Tensor]:
+    """The policy's log-probs [rows] by the name of their sequence, those over first tokens as `NAME_first`.
+
+    `tokens` are the log-probs of the completion tokens of `flat`, which stands in `order`; without an order the
+    sequences of each row come in turn.
+    """
     import torch
 
     place = torch.empty(len(order), dtype=torch.long)
     place[torch.tensor(order)] = torch.arange(len(order))
-    sides = sums[place].view(-1, 2)
+    names = method.sequences
 
-    def column(values: Iterable[float]) -> Tensor:
-        return torch.tensor(list(values), dtype=torch.float64)
+    def by_name(sums: Tensor) -> list[Tensor]:
+        return list(sums[place].view(-1, len(names)).unbind(1))
 
-    pairs = PairLogps(
-        policy_chosen=sides[:, 0],
-        policy_rejected=sides[:, 1],
-        ref_chosen=column(row.ref_chosen_logp for row in rows),
-        ref_rejected=column(row.ref_rejected_logp for row in rows),
-        chosen_tokens=column(len(row.chosen.completion_ids) for row in rows),
-        rejected_tokens=column(len(row.rejected.completion_ids) for row in rows),
-    )
-    return sums, method.objective(pairs), pairs
+    policy = dict(zip(names, by_name(row_sums(tokens, flat)), strict=True))
+    if method.first_tokens:
+        shortest = [min(len(sequence.completion_ids) for sequence in trained(method, row)) for row in rows]
+        firsts = first_sums(tokens, flat, [shortest[index // len(names)] for index in order])
+        policy |= {f"{name}_first": sums for name, sums in zip(names, by_name(firsts), strict=True)}
+    return policy
 
 
 # The ranks of one training run: each takes a share of every step's rows, and gradients are summed once a step.
 
 
-def share_of(rows: Sequence[PairRow], rank: int, ranks: int) -> list[PairRow]:
-    """This rank's rows of a step, even in tokens; none where there are more ranks than rows."""
+def share_of(method: Method, rows: Sequence[Row], rank: int, ranks: int) -> list[int]:
+    """The places of this rank's rows in a step, even in tokens; none where there are more ranks than rows."""
     if ranks == 1:
-        return list(rows)
-    costs = [len(row.chosen) + len(row.rejected) for row in rows]
-    return [rows[index] for index in shares(costs, ranks)[rank]]
+        return list(range(len(rows)))
+    names = (*method.sequences, *method.coupled)
+    return shares([sum(len(getattr(row, name)) for name in names) for row in rows], ranks)[rank]
+
+
+def constants_of(
+    method: Method, rows: Sequence[Row], share: Sequence[int], score: Callable[[list[TokenSequence]], list[float]]
+) -> Any:
+    """What `method` prepares for a step of `rows`, the same on every rank; None where its rows are not coupled.
+
+    Each rank scores the coupled sequences of its `share` of the rows by `score` (nats, without gradient). The ranks
+    exchange the log-ratios themselves, not their sums, so that not a bit depends on how many they are.
+    """
+    import torch
+
+    if not method.coupled:
+        return None
+    (name,) = method.coupled
+    ratios = torch.zeros(len(rows), dtype=torch.float64)
+    mine = [place for place in share if getattr(rows[place], name) is not None]
+    scored = score([getattr(rows[place], name) for place in mine]) if mine else []
+    for place, logp in zip(mine, scored, strict=True):
+        ratios[place] = logp - getattr(rows[place], f"ref_{name}_logp")
+    if _has_ranks():
+        torch.distributed.all_reduce(ratios)
+    return method.prepare(ratios[[getattr(row, name) is not None for row in rows]])
 
 
 BUCKET = 1 << 24

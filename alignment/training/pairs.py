@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,21 @@ import pyarrow.parquet as pq
 
 from alignment.data.manifest import SPLIT_SCHEMA, Manifest, ManifestShard, open_split
 from alignment.data.rows import ROWS_FILE, PreferenceRow, content_id, iter_rows
-from alignment.data.tokens import Dropped, Tokenization, TokenSequence, require_few_rewritten
+from alignment.data.tokens import Dropped, Tokenization, TokenSequence, require_few_rewritten, with_firsts
 from alignment.errors import BadInput
 from alignment.logprobs.keys import sequence_key
+from alignment.logprobs.reference import mismatched
 from alignment.logprobs.table import LOGPROBS_FILE
 from alignment.logprobs.token_ids import ROWS_AT_ONCE, Pair, TokenIds
 from alignment.methods import Method
+from alignment.methods.method import column
+from alignment.recipe import TokenPolicy
 from alignment.stages import Context
 from alignment.store import CorruptArtifact
 
 RECORD_SCHEMA = pa.schema([field for field in SPLIT_SCHEMA if field.name != "shard"])
 SPLITS = ("train", "held_out")
+SFT_FILE = "sft.arrow"
 IDS = pa.list_(pa.int32())
 PAIRS = pa.schema(
     [
@@ -38,6 +42,23 @@ PAIRS = pa.schema(
         ("rejected_ids", IDS),
         ("ref_chosen_logp", pa.float64()),
         ("ref_rejected_logp", pa.float64()),
+        ("longest", pa.int32()),
+    ]
+)
+FIRSTS = [("ref_chosen_first_logp", pa.float64()), ("ref_rejected_first_logp", pa.float64())]
+"""What a method that weighs the first tokens of both sides alone reads beside `PAIRS`."""
+NUMBERS = [("weight", pa.float64()), ("target_margin", pa.float64())]
+"""What a method that reads a pair's own numbers takes of the data (`Method.numbers`)."""
+COMPLETIONS = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("prompt_id", pa.string()),
+        ("prompt_ids", IDS),
+        ("completion_ids", IDS),
+        ("partner_ids", IDS),
+        ("label", pa.bool_()),
+        ("ref_completion_logp", pa.float64()),
+        ("ref_partner_logp", pa.float64()),
         ("longest", pa.int32()),
     ]
 )
@@ -56,6 +77,17 @@ class PolicyPair:
     ref_rejected_logp: float
     prompt_id: str
     """The same for pairs of one prompt."""
+    ref_chosen_first_logp: float = math.nan
+    """Of as many first tokens as the shorter side has, for methods that ask for them; else NaN."""
+    ref_rejected_first_logp: float = math.nan
+    weight: float = math.nan
+    """Its weight from the data, for methods that ask for it; else NaN, as `target_margin`."""
+    target_margin: float = math.nan
+
+    @property
+    def sequences(self) -> dict[str, TokenSequence]:
+        """Its sequences by name."""
+        return {"chosen": self.chosen, "rejected": self.rejected}
 
     @property
     def longest(self) -> int:
@@ -68,17 +100,134 @@ class PolicyPair:
             "row_id": self.row_id,
             "prompt_id": self.prompt_id,
             "chosen_prompt_ids": self.chosen.prompt_ids,
-            "chosen_ids": self.chosen.completion_ids,
+            "chosen_ids": self.chosen.stored_ids,
             "rejected_prompt_ids": self.rejected.prompt_ids,
-            "rejected_ids": self.rejected.completion_ids,
+            "rejected_ids": self.rejected.stored_ids,
             "ref_chosen_logp": self.ref_chosen_logp,
             "ref_rejected_logp": self.ref_rejected_logp,
             "longest": self.longest,
+            "ref_chosen_first_logp": self.ref_chosen_first_logp,
+            "ref_rejected_first_logp": self.ref_rejected_first_logp,
+            "weight": self.weight,
+            "target_margin": self.target_margin,
         }
 
+    @classmethod
+    def of(cls, cells: Mapping[str, Any]) -> PolicyPair:
+        """The inverse of `cells`."""
+        return cls(
+            cells["row_id"],
+            TokenSequence.of_stored(tuple(cells["chosen_prompt_ids"]), tuple(cells["chosen_ids"])),
+            TokenSequence.of_stored(tuple(cells["rejected_prompt_ids"]), tuple(cells["rejected_ids"])),
+            cells["ref_chosen_logp"],
+            cells["ref_rejected_logp"],
+            cells["prompt_id"],
+            *(cells.get(name, math.nan) for name, _ in FIRSTS + NUMBERS),
+        )
 
-class PolicyPairs(Sequence[PolicyPair]):
-    """The pairs of an Arrow file, mapped into memory: a process holds the rows it looks at, however many there are."""
+
+@dataclass(frozen=True)
+class PolicyCompletion:
+    """One labelled completion as the trainer takes it; log-probs as a `PolicyPair` has them."""
+
+    row_id: str
+    completion: TokenSequence
+    partner: TokenSequence | None
+    """The same prompt with the partner's completion; None for a row that is alone in its shard."""
+    label: bool
+    ref_completion_logp: float
+    ref_partner_logp: float
+    prompt_id: str
+    """The same for completions of one prompt."""
+
+    @property
+    def sequences(self) -> dict[str, TokenSequence]:
+        """Its sequences by name."""
+        partner = {} if self.partner is None else {"partner": self.partner}
+        return {"completion": self.completion, **partner}
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longer sequence."""
+        return max(map(len, self.sequences.values()))
+
+    def cells(self) -> dict[str, Any]:
+        """A row of `COMPLETIONS`."""
+        return {
+            "row_id": self.row_id,
+            "prompt_id": self.prompt_id,
+            "prompt_ids": self.completion.prompt_ids,
+            "completion_ids": self.completion.stored_ids,
+            "partner_ids": None if self.partner is None else self.partner.stored_ids,
+            "label": self.label,
+            "ref_completion_logp": self.ref_completion_logp,
+            "ref_partner_logp": self.ref_partner_logp,
+            "longest": self.longest,
+        }
+
+    @classmethod
+    def of(cls, cells: Mapping[str, Any]) -> PolicyCompletion:
+        """The inverse of `cells`."""
+        prompt, partner = tuple(cells["prompt_ids"]), cells["partner_ids"]
+        return cls(
+            cells["row_id"],
+            TokenSequence.of_stored(prompt, tuple(cells["completion_ids"])),
+            None if partner is None else TokenSequence.of_stored(prompt, tuple(partner)),
+            cells["label"],
+            cells["ref_completion_logp"],
+            cells["ref_partner_logp"],
+            cells["prompt_id"],
+        )
+
+
+PolicyRow = PolicyPair | PolicyCompletion
+
+
+def schema_of(method: Method) -> pa.Schema:
+    """The columns of a method's rows."""
+    if method.data == "unpaired":
+        return COMPLETIONS
+    more = [*(FIRSTS if method.first_tokens else ()), *(each for each in NUMBERS if each[0] in method.numbers)]
+    return pa.schema([*PAIRS, *(pa.field(*field) for field in more)])
+
+
+def sequences_of(method: Method, row: PolicyRow) -> dict[str, TokenSequence]:
+    """The sequences of a row whose log-probs the method reads, by name."""
+    return with_firsts(row.sequences) if method.first_tokens else row.sequences
+
+
+def with_reference(row: PolicyRow, logps: Mapping[str, float]) -> PolicyRow:
+    """The row with reference log-probs by the name of their sequence."""
+    changes: dict[str, Any] = {f"ref_{name}_logp": logp for name, logp in logps.items()}
+    return replace(row, **changes)
+
+
+def policy_logps(method: Method, rows: Sequence[PolicyRow], logps: Sequence[float]) -> tuple[Any, Any]:
+    """What the method's loss takes of rows that are measured together, and its constants.
+
+    `logps` (nats) are those of each row's `sequences_of` in turn.
+    """
+    by_name: dict[str, list[float]] = defaultdict(list)
+    ratios: list[float] = []
+    remaining = iter(logps)
+    for row in rows:
+        for name in sequences_of(method, row):
+            by_name[name].append(next(remaining))
+            if name in method.coupled:
+                ratios.append(by_name[name][-1] - getattr(row, f"ref_{name}_logp"))
+    policy = {name: column(values) for name, values in by_name.items() if name not in method.coupled}
+    return method.logps.of(rows, policy), method.prepare(column(ratios)) if method.coupled else None
+
+
+def reference_logps(method: Method, rows: Sequence[PolicyRow]) -> Any:
+    """What the method's loss takes of rows whose policy is their reference."""
+    return policy_logps(
+        method, rows, [getattr(row, f"ref_{name}_logp") for row in rows for name in sequences_of(method, row)]
+    )[0]
+
+
+class PolicyPairs(Sequence[Any]):
+    """The rows of an Arrow file, mapped into memory: a process holds those it looks at, however many there are."""
 
     def __init__(self, path: Path) -> None:
         self._file = pa.ipc.open_file(pa.memory_map(str(path)))
@@ -94,42 +243,35 @@ class PolicyPairs(Sequence[PolicyPair]):
             raise IndexError(index)
         batch, place = divmod(int(index), BATCH_ROWS)
         cells = self._file.get_batch(batch).slice(place, 1).to_pylist()[0]
-        return PolicyPair(
-            cells["row_id"],
-            TokenSequence(tuple(cells["chosen_prompt_ids"]), tuple(cells["chosen_ids"])),
-            TokenSequence(tuple(cells["rejected_prompt_ids"]), tuple(cells["rejected_ids"])),
-            cells["ref_chosen_logp"],
-            cells["ref_rejected_logp"],
-            cells["prompt_id"],
-        )
+        return PolicyCompletion.of(cells) if "label" in cells else PolicyPair.of(cells)
 
     @property
     def row_ids(self) -> pa.ChunkedArray:
         return self._column("row_id")
 
-    def longest(self) -> PolicyPair:
-        """The pair with the longest side."""
+    def longest(self) -> PolicyRow:
+        """The row with the longest sequence."""
         lengths = self._column("longest").to_numpy()
-        pair: PolicyPair = self[int(lengths.argmax())]
-        return pair
+        row: PolicyRow = self[int(lengths.argmax())]
+        return row
 
     def _column(self, name: str) -> pa.ChunkedArray:
         batches = (self._file.get_batch(index) for index in range(self._file.num_record_batches))
-        return pa.chunked_array([batch.column(name) for batch in batches], PAIRS.field(name).type)
+        return pa.chunked_array([batch.column(name) for batch in batches], self._file.schema.field(name).type)
 
 
 class PairsFile:
     """Writes such a file in batches of `BATCH_ROWS`; it is there once all went well, or not at all."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.rows = path, 0
+    def __init__(self, path: Path, schema: pa.Schema = PAIRS) -> None:
+        self.path, self.schema, self.rows = path, schema, 0
         path.parent.mkdir(parents=True, exist_ok=True)
         self._arriving = path.with_name(f".{path.name}")
-        self._file = pa.ipc.new_file(str(self._arriving), PAIRS)
+        self._file = pa.ipc.new_file(str(self._arriving), schema)
         self._waiting: list[dict[str, Any]] = []
 
-    def add(self, pair: PolicyPair) -> None:
-        self._waiting.append(pair.cells())
+    def add(self, row: PolicyRow) -> None:
+        self._waiting.append(row.cells())
         self.rows += 1
         if len(self._waiting) == BATCH_ROWS:
             self._write()
@@ -141,7 +283,7 @@ class PairsFile:
         self._arriving.replace(self.path)
 
     def _write(self) -> None:
-        self._file.write_batch(pa.RecordBatch.from_pylist(self._waiting, schema=PAIRS))
+        self._file.write_batch(pa.RecordBatch.from_pylist(self._waiting, schema=self.schema))
         self._waiting = []
 
 
@@ -152,11 +294,15 @@ class PolicyRows:
     fingerprint: str
     train: PolicyPairs
     held_out: PolicyPairs
+    sft: PolicyPairs | None = None
+    """Demonstrations that are shown beside the rows trained on, where the recipe mixes some in."""
 
 
 def open_rows(folder: Path, fingerprint: str) -> PolicyRows:
-    """What `write_rows_of` wrote."""
-    return PolicyRows(fingerprint, *(PolicyPairs(folder / f"{split}.arrow") for split in SPLITS))
+    """What `write_rows_of` wrote, and the SFT rows beside it, if there are any."""
+    sft = PolicyPairs(folder / SFT_FILE) if (folder / SFT_FILE).is_file() else None
+    train, held_out = (PolicyPairs(folder / f"{split}.arrow") for split in SPLITS)
+    return PolicyRows(fingerprint, train, held_out, sft)
 
 
 def write_rows_of(
@@ -183,7 +329,7 @@ def write_rows_of(
         raise BadInput(f"loss: {method.name} needs {method.data} preferences, and the data is {manifest.kind}")
     dropped: Counter[str] = Counter()
     rows = 0
-    files = {split: PairsFile(into / f"{split}.arrow") for split in SPLITS}
+    files = {split: PairsFile(into / f"{split}.arrow", schema_of(method)) for split in SPLITS}
     with open_split(folder, manifest) as split, pq.ParquetWriter(record, RECORD_SCHEMA, compression="zstd") as places:
         for index, shard in enumerate(manifest.shards):
             if method.needs_reference:
@@ -197,10 +343,15 @@ def write_rows_of(
             kept = ((row, name) for row, name in zip(iter_rows(path), named, strict=True) if name != "dropped")
             while batch := list(islice(kept, ROWS_AT_ONCE)):
                 pairs = token_ids.pairs([row for row, _ in batch], tokens)
+                found = {} if scored is None else {row.row_id: scored.of(row.row_id) for row, _ in batch}
+                if method.coupled:
+                    partners = {cells["partner_id"] for cells in found.values() if cells and cells["partner_id"]}
+                    pairs |= _ids_of(partners - pairs.keys(), path, token_ids, tokens)
                 for row, name in batch:
                     pair = pairs[row.row_id]
                     if scored is not None:
-                        files[name].add(_joined(row, scored.of(row.row_id), pair, fingerprint))
+                        joined = _joined(row, found[row.row_id], pairs, fingerprint, method, tokens.policy)
+                        files[name].add(_with_numbers(joined, row, method, shard))
                     elif isinstance(pair, Dropped):
                         unfit[row.row_id] = pair.reason
                     else:
@@ -253,6 +404,26 @@ def _with_dropped(places: pa.Table, unfit: Mapping[str, str]) -> pa.Table:
     return pa.Table.from_pylist(cells, schema=places.schema)
 
 
+def _with_numbers(pair: PolicyRow, row: PreferenceRow, method: Method, shard: ManifestShard) -> PolicyRow:
+    """The pair with the numbers of its row that the method reads; another row as it is."""
+    if not isinstance(pair, PolicyPair):
+        return pair
+    found: dict[str, Any] = {name: read(row) for name, read in method.numbers.items()}
+    if lacking := [name for name, number in found.items() if number is None]:
+        raise BadInput(
+            f"row {row.row_id} of shard {shard.name} ({row.source} row {row.source_row}) has no {lacking[0]}:"
+            f" {REMEDIES[lacking[0]]}"
+        )
+    return replace(pair, **found)
+
+
+REMEDIES = {
+    "weight": "preferences.weight_column names its column",
+    "target_margin": "preferences.margin_column names its column; with target_margin: scores both sides need a score,"
+    " and preferences.min_score_gap: 0 quarantines pairs without",
+}
+
+
 def _prompt_id(row: PreferenceRow) -> str:
     return content_id({"prompt": row.prompt})
 
@@ -287,15 +458,43 @@ class _Scored:
         return self._held.get(row_id)
 
 
-def _joined(row: PreferenceRow, scored: dict[str, Any] | None, pair: Pair | Dropped, fingerprint: str) -> PolicyPair:
+def _ids_of(row_ids: Set[str], path: Path, token_ids: TokenIds, tokens: Tokenization) -> dict[str, Pair | Dropped]:
+    """The ids of rows of a shard, most of which are remembered."""
+    found = {row_id: pair for batch in token_ids.ids(row_ids) for row_id, pair in batch}
+    unread = (row for row in iter_rows(path) if row.row_id in row_ids and row.row_id not in found)
+    while len(found) < len(row_ids) and (batch := list(islice(unread, ROWS_AT_ONCE))):
+        found |= token_ids.pairs(batch, tokens)
+    return found
+
+
+def _joined(
+    row: PreferenceRow,
+    scored: dict[str, Any] | None,
+    ids: Mapping[str, Pair | Dropped],
+    fingerprint: str,
+    method: Method,
+    policy: TokenPolicy,
+) -> PolicyRow:
+    """A row with its reference log-probs; `ids` are the token ids of rows, partners among them."""
+    pair = ids[row.row_id]
     if scored is None:
         raise CorruptArtifact(f"row {row.row_id} has no reference log-probs")
     if isinstance(pair, Dropped):
         raise CorruptArtifact(f"row {row.row_id} was scored, and is dropped now: {pair.reason}")
-    for side, sequence in zip(("chosen", "rejected"), pair, strict=True):
-        if sequence_key(fingerprint, sequence).hex() != scored[f"{side}_key"]:
-            raise CorruptArtifact(f"row {row.row_id}: the {side} side's token ids are not those that were scored")
-    logps = float(scored["chosen_logp"]), float(scored["rejected_logp"])
-    if not all(map(math.isfinite, logps)):
-        raise CorruptArtifact(f"row {row.row_id}: its reference log-probs are not finite: {logps}")
-    return PolicyPair(row.row_id, *pair, *logps, _prompt_id(row))
+    made: PolicyRow
+    if method.coupled:
+        other = None if scored["partner_id"] is None else ids.get(scored["partner_id"])
+        if isinstance(other, Dropped) or (scored["partner_id"] is not None and other is None):
+            raise CorruptArtifact(f"row {row.row_id}: its partner {scored['partner_id']} is not a row of the shard")
+        partner = None if other is None else mismatched(pair[0], other[0], policy.max_length)
+        made = PolicyCompletion(row.row_id, pair[0], partner, bool(row.label), 0.0, 0.0, _prompt_id(row))
+    else:
+        made = PolicyPair(row.row_id, *pair, 0.0, 0.0, _prompt_id(row))
+    logps = {"partner": math.nan} if method.coupled else {}
+    for name, sequence in sequences_of(method, made).items():
+        if sequence_key(fingerprint, sequence).hex() != scored.get(f"{name}_key"):
+            raise CorruptArtifact(f"row {row.row_id}: the {name} side's token ids are not those that were scored")
+        logps[name] = float(scored[f"{name}_logp"])
+        if not math.isfinite(logps[name]):
+            raise CorruptArtifact(f"row {row.row_id}: its reference log-probs are not finite: {name} {logps[name]}")
+    return with_reference(made, logps)

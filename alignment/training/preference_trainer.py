@@ -23,12 +23,13 @@ from alignment.errors import BadInput
 from alignment.logprobs.scorer import logps
 from alignment.methods import method_of
 from alignment.models.attention import shared_prompts
-from alignment.models.runner import Runner
+from alignment.models.runner import Runner, products_are_tf32
 from alignment.recipe import Dpo
 from alignment.training import packed_step
 from alignment.training.agreement import FLOAT32_LOSS, Disagreement
 from alignment.training.models import TrainedModel
-from alignment.training.pairs import PolicyPair
+from alignment.training.pairs import PolicyCompletion, PolicyRow, reference_logps
+from alignment.training.sft_rows import LIKELIHOOD, Likelihood, rows_of_step
 from alignment.training.trainer import MasterAdamW, OurTrainer
 
 
@@ -46,13 +47,16 @@ class NoReference(torch.nn.Module):
 class FirstLoss(TrainerCallback):  # type: ignore[misc]
     """Ends a run whose first step's own loss is not what theory says of a policy that is its reference."""
 
-    def __init__(self, expected: float) -> None:
-        self.expected = expected
+    def __init__(self, trainer: CachedReferenceTrainer) -> None:
+        self.trainer = trainer
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         loss = (logs or {}).get("loss")
-        if state.global_step == 1 and loss is not None and not abs(loss - self.expected) <= FLOAT32_LOSS:
-            raise Disagreement(f"the first step's loss is {loss:.6f}, theory says {self.expected:.6f}")
+        if state.global_step != 1 or loss is None:
+            return
+        expected = self.trainer.first_loss
+        if expected is not None and not abs(loss - expected) <= FLOAT32_LOSS:
+            raise Disagreement(f"the first step's loss is {loss:.6f}, theory says {expected:.6f}")
 
 
 class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
@@ -61,7 +65,11 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
     Set `order` (indices into `pairs`) before `train`, and train inside `attending`.
     """
 
-    pairs: Sequence[PolicyPair]
+    pairs: Sequence[PolicyRow]
+    sft_rows: Sequence[PolicyCompletion] = ()
+    """Demonstrations that each step shows beside its preferences, if the settings say so."""
+    sft_order: Any = ()
+    """Their indices, one step after the other."""
     settings: Dpo
     pass_tokens: int
 
@@ -86,11 +94,21 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
     @contextmanager
     def attending(self) -> Iterator[None]:
         """Attention by shared prompts, for steps and what recomputes activations in them, if the model takes it."""
-        if Runner.of(self.causal_lm, self.pairs[0].chosen).shared is False:
+        if self._runner().shared is False:
             yield
             return
         with shared_prompts(self.causal_lm):
             yield
+
+    @property
+    def first_loss(self) -> float | None:
+        """What theory says of the first step's loss; None where it says nothing."""
+        step = [self.pairs[int(place)] for place in self.order[: self.settings.batch_size]]
+        method = method_of(self.settings)
+        return method.first_loss(reference_logps(method, step))
+
+    def _runner(self) -> Runner:
+        return Runner.of(self.causal_lm, next(iter(self.pairs[0].sequences.values())))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The places of each step's rows in `pairs`; every rank has them all."""
@@ -99,20 +117,35 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
     def training_step(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
         model.train()
         step = [self.pairs[place] for place in inputs["rows"]]
-        rows = packed_step.share_of(step, self.args.process_index, self.args.world_size)
-        runner = Runner.of(self.causal_lm, step[0].chosen)
+        method = method_of(self.settings)
+        share = packed_step.share_of(method, step, self.args.process_index, self.args.world_size)
+        constants = packed_step.constants_of(method, step, share, self.logps)
+        rows = [step[place] for place in share]
+        runner = self._runner()
         trained = [weight for weight in model.parameters() if weight.requires_grad]
         owners = self._gradients()
-        method = method_of(self.settings)
-        numbers = packed_step.backward(runner, method, rows, len(step), self.pass_tokens, [*trained, *owners])
+        numbers = packed_step.backward(
+            runner, method, rows, len(step), self.pass_tokens, [*trained, *owners], constants, self._beside(len(step))
+        )
         packed_step.sum_over_ranks(owners)
         numbers = numbers.over_ranks()
         self.rows_forwarded += len(rows)
         self.state.num_input_tokens_seen += int(numbers.tokens)
-        self._record(numbers)
+        self._record(numbers, method.shown(constants))
         loss = torch.tensor(numbers.loss / len(step), dtype=torch.float32, device=self.args.device)
         self._step_loss = self._step_loss + loss
         return loss
+
+    def _beside(self, step_rows: int) -> tuple[Likelihood, list[PolicyCompletion]] | None:
+        """This rank's share of the SFT rows in the step that is trained now, of `step_rows` preferences."""
+        if not self.sft_rows:
+            return None
+        fraction = self.settings.sft_rows_fraction
+        first = self.state.global_step * rows_of_step(self.settings.batch_size, fraction)
+        places = self.sft_order[first : first + rows_of_step(step_rows, fraction)]
+        shown = [self.sft_rows[int(place)] for place in places]
+        share = packed_step.share_of(LIKELIHOOD, shown, self.args.process_index, self.args.world_size)
+        return LIKELIHOOD, [shown[place] for place in share]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0
@@ -135,17 +168,19 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
         optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)  # as the accelerator wraps it
         return [weight for group in optimizer.param_groups for weight in group["params"]]
 
-    def _record(self, numbers: packed_step.StepNumbers) -> None:
-        """TRL's names."""
-        rows = numbers.rows
-        values = {
-            "rewards/chosen": numbers.chosen_reward / rows,
-            "rewards/rejected": numbers.rejected_reward / rows,
-            "rewards/margins": (numbers.chosen_reward - numbers.rejected_reward) / rows,
-            "rewards/accuracies": numbers.accuracy / rows,
-            "logps/chosen": numbers.chosen_logp / rows,
-            "logps/rejected": numbers.rejected_logp / rows,
-        }
+    def _record(self, numbers: packed_step.StepNumbers, constants: dict[str, float]) -> None:
+        """TRL's names. A side that no row of the step has (unpaired rows may all be of one label) is left out."""
+        values = {"rewards/accuracies": numbers.accuracy / numbers.rows, **constants}
+        for side in ("chosen", "rejected"):
+            if count := getattr(numbers, side):
+                values[f"rewards/{side}"] = getattr(numbers, f"{side}_reward") / count
+                values[f"logps/{side}"] = getattr(numbers, f"{side}_logp") / count
+        if numbers.chosen == numbers.rejected:
+            values["rewards/margins"] = (numbers.chosen_reward - numbers.rejected_reward) / numbers.chosen
+        elif numbers.chosen and numbers.rejected:
+            values["rewards/margins"] = values["rewards/chosen"] - values["rewards/rejected"]
+        if numbers.beside:
+            values["sft_loss"] = numbers.beside_loss / numbers.beside
         metrics: defaultdict[str, list[float]] = self._metrics["train"]
         for name, value in values.items():
             metrics[name].append(value)
@@ -172,7 +207,7 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
 
 def preference_trainer(
     trained: TrainedModel,
-    pairs: Sequence[PolicyPair],
+    pairs: Sequence[PolicyRow],
     tokenizer: Any,
     arguments: dict[str, Any],
     settings: Dpo,
@@ -203,7 +238,9 @@ def preference_trainer(
             raise BadInput(str(error).splitlines()[0], field="lora.target_modules") from error
         raise
     trainer.pairs, trainer.settings, trainer.pass_tokens = pairs, settings, pass_tokens
-    expected = method_of(settings).first_loss()
-    if settings.precision == "float32" and not settings.sft_weight and expected is not None:
-        trainer.add_callback(FirstLoss(expected))
+    exact = settings.precision == "float32" and not products_are_tf32()
+    # what is logged has no other terms in it
+    plain = not (settings.sft_weight or settings.weighted or settings.sft_rows_fraction)
+    if exact and plain and method_of(settings).needs_reference:
+        trainer.add_callback(FirstLoss(trainer))
     return trainer

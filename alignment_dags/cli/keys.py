@@ -114,7 +114,7 @@ def meaning(value: Schema) -> str:
 def default(value: Schema) -> str:
     """A key's default as Markdown; a dash for none."""
     given = value.get("default")
-    if isinstance(given, dict | list) or "default" not in value:
+    if (isinstance(given, dict | list) and "prefixItems" not in value) or "default" not in value:
         return "–" if not given else "its defaults"
     return f"`{given if given and isinstance(given, str) else json.dumps(given)}`"
 
@@ -129,6 +129,8 @@ def kind(value: Schema) -> str:
         return "a section"
     match value.get("type"):
         case "array":
+            if (each := value.get("prefixItems")) is not None:  # of a fixed length, all of one kind here
+                return f"a list of {len(each)} ({kind(each[0])})"
             return f"a list ({kind(value['items'])})"
         case "object":
             inner = value.get("additionalProperties")

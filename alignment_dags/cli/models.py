@@ -56,6 +56,8 @@ def _about(result: dict[str, Any]) -> Iterator[str]:
     yield f"gate: {gate['verdict']}"
     yield from (f"  {reason}" for reason in gate["reasons"])
     yield f"policy: {result['policy']['digest'][:SHORT]}, {result['policy']['rows_trained']} rows trained on"
+    if adapter := result["policy"]["adapter"]:
+        yield f"adapter, kept beside it: rank {adapter['rank']} on {adapter['base']}"
     yield (
         f"manifest: {manifest['digest'][:SHORT]}, {manifest['rows']} rows: {manifest['train']} to train on,"
         f" {manifest['held_out']} held out, {manifest['dropped']} dropped"
@@ -135,6 +137,7 @@ Model = Annotated[str, typer.Argument(help="MODEL, MODEL@champion or MODEL@versi
 def export(
     model: Model,
     to: Annotated[Path, typer.Option(help="Folder to make; an empty one may be there.")],
+    adapter: Annotated[bool, typer.Option("--adapter", help="The kept LoRA adapter alone.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Copy a registered checkpoint out of the store, every file verified, into a folder that transformers loads."""
@@ -142,7 +145,7 @@ def export(
     from resources.home import ensure_home
 
     ensure_home()
-    tell(lambda: export(model, to, say), as_json, show_exported)
+    tell(lambda: export(model, to, say, adapter), as_json, show_exported)
 
 
 def path(model: Model, as_json: AsJson = False) -> None:

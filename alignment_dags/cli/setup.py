@@ -84,7 +84,7 @@ def recipes_check(files: Annotated[list[Path], typer.Argument(help="Recipes (YAM
         print(f"{path}: {recipe.name} is well-formed")
         if warning := retirement(recipe.judge, date.today()):
             say(f"warning: {path}: {warning}")
-        for note in recipe.training.outside_practice():
+        for note in recipe.outside_practice():
             say(f"note: {path}: {note}")
 
 

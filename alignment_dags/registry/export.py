@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from alignment.errors import BadInput
+from alignment.models.checkpoint import ADAPTER_FOLDER
 from alignment.models.pin import checkpoint_names
+from alignment.stages.stage import PolicySummary
 from alignment.store import Commit, CorruptArtifact, Store
 from alignment.store.place import explain_no_space
 from alignment_dags.registry.registrations import name_and_version, registration_of
@@ -23,17 +25,24 @@ BLOCK = 1 << 22
 Say = Callable[[str], None]
 
 
-def export(model: str, to: Path, say: Say) -> dict[str, Any]:
-    """Copies the checkpoint of MODEL[@champion|@VERSION] into `to`, each file verified by its committed sha256.
+def export(model: str, to: Path, say: Say, adapter: bool = False) -> dict[str, Any]:
+    """Copies the checkpoint of MODEL[@champion|@VERSION] into `to`, each file verified by its committed sha256; with
+    `adapter` the adapter that was kept beside it, alone.
 
     The files are copied to a hidden folder beside `to`, which is renamed when it is complete: an interrupted export
-    leaves nothing at `to`. Returns `model`, `version`, `digest`, `path`, `files` {name: {sha256, size}}, `bytes`.
-    Raises `BadInput` for a folder that cannot be used, `ErasedArtifact` if the weights were erased.
+    leaves nothing at `to`. Returns `model`, `version`, `digest`, `path`, `files` {name: {sha256, size}}, `bytes`, and
+    `adapter` {base, revision, base_digest, rank, alpha, parameters} where that was asked for. Raises `BadInput` for a
+    folder that cannot be used or a policy without an adapter, `ErasedArtifact` if the weights were erased.
     """
     store = ArtifactStore().open()
     version, policy = _policy(store, model)
     folder = _free(to)
-    files = {name: policy.files[name] for name in checkpoint_names(policy.files)}
+    kept = PolicySummary.of(policy).adapter if adapter else None
+    if adapter and kept is None:
+        raise BadInput(f"{model} has no adapter: train it with lora.keep_adapter", field="--adapter")
+    lead = f"{ADAPTER_FOLDER}/" if adapter else ""
+    names = [name for name in policy.files if name.startswith(lead)] if adapter else checkpoint_names(policy.files)
+    files = {name.removeprefix(lead): policy.files[name] for name in names}
     size = sum(file.size for file in files.values())
     say(f"copying {len(files)} files, {size / 2**20:,.1f} MiB")
     arriving = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
@@ -42,7 +51,7 @@ def export(model: str, to: Path, say: Say) -> dict[str, Any]:
             arriving.mkdir(parents=True)
         with explain_no_space(str(folder.parent)):
             for name in files:
-                _copy(store, policy, name, arriving / name)
+                _copy(store, policy, f"{lead}{name}", arriving / name)
         with _explain_folder(to):
             arriving.rename(folder)
     finally:
@@ -54,6 +63,7 @@ def export(model: str, to: Path, say: Say) -> dict[str, Any]:
         "path": str(folder),
         "files": {name: file.model_dump() for name, file in files.items()},
         "bytes": size,
+        **({} if kept is None else {"adapter": kept.model_dump()}),
     }
 
 
@@ -116,6 +126,14 @@ def _copy(store: Store, policy: Commit, name: str, target: Path) -> None:
 def show_exported(result: dict[str, Any]) -> None:
     """Prints where the checkpoint is, and how to load it."""
     print(f"{result['model']} version {result['version']}: {result['path']}")
+    if adapter := result.get("adapter"):
+        revision = f" at {adapter['revision']}" if adapter["revision"] else ""
+        print(
+            f"an adapter of rank {adapter['rank']} for {adapter['base']}{revision}; load that model, and on top of it:"
+        )
+        print("  from peft import PeftModel")
+        print(f"  model = PeftModel.from_pretrained(base, {result['path']!r})")
+        return
     print("load it with transformers:")
     print("  from transformers import pipeline")
     print(f'  answer = pipeline("text-generation", model={result["path"]!r})')

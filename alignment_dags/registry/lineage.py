@@ -32,8 +32,9 @@ def record_of(registration: Commit, policy: Commit, commits: dict[str, Commit]) 
     `sft` is None too for a policy that was trained from the base model.
 
     `registration` {key, at, promoted_by, decision}; `gate` {verdict, reasons}; `policy`, `manifest`, `sft`, `base`
-    with digest and key; `reference` {fingerprint}; `recipe` as text; `code` {git, versions}; `code_of_model` {file:
-    SHA-256}, the model's own code that ran, or None; `packages`; `device`.
+    with digest and key, `policy` also with its `adapter` {base, revision, base_digest, rank, alpha, parameters};
+    `reference` {fingerprint}; `recipe` as text; `code` {git, versions}; `code_of_model` {file: SHA-256}, the model's
+    own code that ran, or None; `packages`; `device`.
     """
     report = commits[registration.inputs["report"].key]
     manifest = commits[policy.inputs["manifest"].key]
@@ -53,7 +54,12 @@ def record_of(registration: Commit, policy: Commit, commits: dict[str, Commit]) 
             "alias_moved": registered.alias_moved,
         },
         "gate": {"verdict": decided.verdict, "reasons": decided.reasons},
-        "policy": _names(policy) | {"made_at": policy.started_at, "rows_trained": trained.rows_trained},
+        "policy": _names(policy)
+        | {
+            "made_at": policy.started_at,
+            "rows_trained": trained.rows_trained,
+            "adapter": trained.adapter and trained.adapter.model_dump(),
+        },
         "manifest": _names(manifest) | pinned.model_dump(mode="json", include=COUNTS),
         "reference": {"fingerprint": pinned.fingerprint},
         "sft": None if sft is None else _names(sft) | {"adopted_from": SftSummary.of(sft).source},

@@ -8,9 +8,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from alignment.data.manifest import SPLIT_FILE
+from alignment.data.rows import HELD_OUT_FILE, TRAIN_FILE
 from alignment.data.withdrawal import What, tombstone
 from alignment.stages.policy_checkpoint import ROWS_FILE
-from alignment.stages.sft_dataset import HELD_OUT_FILE, TRAIN_FILE
 from alignment.store import Artifact, Commit, MissingArtifact, Store
 from alignment.store.erase import all_commits, current_erasure
 from alignment.store.store import refs_of

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alignment.data.demonstrations import normalise as normalise_sft
+from alignment.data.rows import HELD_OUT_FILE, TRAIN_FILE
 from alignment.data.validate import QUARANTINE_FILE
 from alignment.data.withdrawal import SHARDS, Holder, Withdrawn, read_withdrawn, tombstone
-from alignment.stages.sft_dataset import HELD_OUT_FILE, TRAIN_FILE
 from alignment.store import Artifact, Commit, Store
 from alignment.store.store import Named, refs_of
 from alignment_dags.retention.items import Kept, ToErase

@@ -61,7 +61,7 @@ def plan(
     recipe = workspace.recipe
     upstream = PlannedUpstream(workspace.store, recipe.name)
     try:
-        shards = list(upstream.shards(recipe.preferences, recipe.seed) if only is None else only)
+        shards = list(upstream.shards(recipe) if only is None else only)
     except HubUnreachable:
         if unreached is None:
             raise

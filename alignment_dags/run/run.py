@@ -75,7 +75,7 @@ def follow_source(instance: dg.DagsterInstance, workspace: Workspace) -> list[st
     claim_partitions(instance, recipe)
     name = shards_definition(recipe.name).name
     assert name is not None
-    wanted = list(workspace.upstream().shards(recipe.preferences, recipe.seed))
+    wanted = list(workspace.upstream().shards(recipe))
     known = instance.get_dynamic_partitions(name)
     withdrawn = sorted({*known, *store.read_refs(recipe.name, "preference_shard")} - set(wanted))
     drop(instance, store, recipe.name, withdrawn)
@@ -144,7 +144,7 @@ def run_backfill(path: Path, chosen: Chosen, stage: str | None, say: Callable[[s
         raise BadInput(f"'{stage}' is not one of {', '.join(STAGES)}", field="--stage")
     workspace = use_recipe(path)
     recipe = workspace.recipe
-    source = workspace.upstream().shards(recipe.preferences, recipe.seed)
+    source = workspace.upstream().shards(recipe)
     result = Backfilled(recipe.name, chosen.of(list(source)))
     refused: dict[str, str] = {}
     planned = plan(workspace, only=result.shards, refused=refused)

@@ -37,7 +37,7 @@ def observe(recipe: Recipe, node: Node, upstream: Upstream, budget: float = LOOK
     """The source as it is now, seen through the node that makes shards. Raises `BadInput` if it cannot be listed."""
     seen = Seen()
     until = time.monotonic() + budget
-    shards = upstream.shards(recipe.preferences, recipe.seed)
+    shards = upstream.shards(recipe)
     seen.withdrawn.update(shards.withdrawn)
     for name in shards:
         if time.monotonic() > until:

@@ -7,7 +7,8 @@ from typing import TypeVar, cast
 
 from alignment.data.shards import shards_of
 from alignment.data.withdrawal import RemainingShards, Withdrawn, read_withdrawn
-from alignment.recipe import PreferenceSource
+from alignment.methods import method_of
+from alignment.recipe import Recipe
 from alignment.store import Artifact, Ref, Store
 
 T = TypeVar("T")
@@ -66,10 +67,15 @@ class Upstream:
             if node == name and partition is not None and ref is not None
         }
 
-    def shards(self, source: PreferenceSource, seed: int) -> RemainingShards:
-        """Shard name to the request that makes it, withdrawals applied; the source is listed once."""
+    def shards(self, recipe: Recipe) -> RemainingShards:
+        """Shard name to the request that makes it, withdrawals applied; the source is listed once.
+
+        A method that takes labelled completions gets pairs as two of them.
+        """
         if self._shards is None:
-            self._shards = RemainingShards(shards_of(source, seed), self.withdrawn(), self._current_shard, self.store)
+            split_pairs = method_of(recipe.dpo).data == "unpaired"
+            listed = shards_of(recipe.preferences, recipe.seed, split_pairs=split_pairs)
+            self._shards = RemainingShards(listed, self.withdrawn(), self._current_shard, self.store)
         return self._shards
 
     def _current_shard(self, shard: str) -> Artifact | None:

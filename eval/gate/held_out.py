@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass
 
 from alignment.store import Artifact, CorruptArtifact, MissingArtifact, Store
-from alignment.training.held_out_pairs import HELD_OUT_FILE, HeldOutPair, parse_held_out
+from alignment.training.held_out_pairs import HELD_OUT_FILE, HeldOutRow, parse_held_out
 from eval.gate.compare import NAMED_ITEMS, MetricComparison, compare_samples
 from eval.gate.metrics import ACCURACY, TIE, policy_samples, reference_samples, shared_pairs
 from eval.gate.requirement import NO_PAIRS, NO_SHARED_PAIRS, OTHER_REFERENCE
@@ -21,9 +21,12 @@ HeldOutComparison = dict[str, MetricComparison] | str
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a policy's stage measured on held-out pairs, at least one, and the sha256 of their file."""
+    """What a policy's stage measured on held-out rows (pairs, or completions with a label), at least one.
 
-    pairs: list[HeldOutPair]
+    `sha256` is that of their file.
+    """
+
+    pairs: list[HeldOutRow]
     sha256: str
 
 

@@ -44,6 +44,8 @@ PANELS = {
     "Reward margin": ("margin",),
     "Accuracy": ("accuracy",),
     "Implicit reward": ("chosen_reward", "rejected_reward"),
+    "Divergence": ("kl",),
+    "SFT rows": ("sft_loss",),
 }
 """Panel title to the names of the history's records that it draws."""
 

@@ -321,17 +321,21 @@ def test_settings_outside_of_what_practice_supports_are_noted_by_a_check_and_a_p
 ) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(
-        "{name: r, base_model: {embedded: micro}, sft: {dataset: {embedded: micro}}, preferences: {embedded: micro},"
-        " dpo: {learning_rate: 1.0e+6}}"
+        "{name: r, base_model: {embedded: micro}, preferences: {embedded: micro}, dpo: {learning_rate: 1.0e+6},"
+        " sft: {dataset: {embedded: micro}, adam_betas: [0.9, 0.9]}}"
     )
-    note = "dpo.learning_rate 1e6 is outside 5e-7 to 5e-6, which practice supports for loss: sigmoid with all weights"
+    notes = [
+        "sft.adam_betas β₂ 0.9 is outside 0.95 to 0.999, which practice supports",
+        "dpo.learning_rate 1e6 is outside 5e-7 to 5e-6, which practice supports for loss: sigmoid with all weights",
+    ]
     assert align("recipes", "check", str(path), monkeypatch=monkeypatch) == 0
     out, err = capsys.readouterr()
-    assert "r is well-formed" in out and err == f"note: {path}: {note}\n"
+    assert "r is well-formed" in out and err.splitlines() == [f"note: {path}: {note}" for note in notes]
     assert align("plan", str(path), "--json", monkeypatch=monkeypatch) == 0
-    assert json.loads(capsys.readouterr().out)["notes"] == [note]
+    assert json.loads(capsys.readouterr().out)["notes"] == notes
     assert align("plan", str(path), monkeypatch=monkeypatch) == 0
-    assert f"note: {note}\n" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert all(f"note: {note}\n" in out for note in notes)
 
 
 def test_shipped_recipes_stay_within_practice_but_for_the_rate_of_the_smallest_models() -> None:

@@ -63,7 +63,7 @@ def read_now(upstream: Upstream) -> Upstream:
 
 def shards_now(recipe: Path) -> RemainingShards:
     loaded = load_recipe(recipe)
-    return Upstream(ArtifactStore().open(), loaded.name).shards(loaded.preferences, loaded.seed)
+    return Upstream(ArtifactStore().open(), loaded.name).shards(loaded)
 
 
 def planted_row(upstream: Upstream) -> str:

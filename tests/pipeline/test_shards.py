@@ -38,7 +38,7 @@ def test_a_file_of_a_name_too_long_is_a_shard_like_any_other_and_may_be_renamed(
     monkeypatch.setenv("ALIGN_STORE", store_url)
     (shard_folder / "day-1.jsonl").rename(shard_folder / f"{LONG}.jsonl")
     made = bring_up_to_date(recipe, only=("base", "shards", "reference"))
-    names = set(made.shards(recipe.preferences, 0))
+    names = set(made.shards(recipe))
     assert {"day-0", "day-2"} < names and len(names) == 3
     assert set(made.refs("preference_shard")) == set(made.refs("reference_logprobs")) == names
 

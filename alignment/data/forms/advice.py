@@ -79,6 +79,8 @@ def _guessed(form: Form, columns: Collection[str]) -> dict[str, str]:
 
 WORDS = "preferences.labels says what its words mean, such as"
 REMEDIES = {
+    "no weight": "preferences.weight_column names the column with a number in every record",
+    "no margin": "preferences.margin_column names the column with a number in every record",
     "system beside plain strings": "preferences.columns: {system: system} reads its rows as conversations",
     NO_VERDICT: f"{WORDS} {{1: true, 2: false}} where 1 is response_a",
     "label is not true or false": f"{WORDS} {{helpful: true, useless: false}}",

@@ -8,13 +8,13 @@ in docs/forms.md and a row in the test of published rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, get_args
 
 from alignment.data.forms import gathered, pairs, ranked, verdicts
 from alignment.data.forms.messages import UNSUPPORTED, Unusable, is_blank, present, require_prompt
-from alignment.data.forms.pairs import Fields, Sample, Thumb
+from alignment.data.forms.pairs import Fields, Sample, Thumb, number
 from alignment.data.rows import PreferenceRow, paired_row, unpaired_row
 from alignment.recipe import DEFAULT_READING, Reading
 from alignment.recipe.data import Column
@@ -189,6 +189,25 @@ def _column(record: Mapping[str, Any], column: str) -> Any:
             return MISSING
         value = value[part]
     return value
+
+
+def with_numbers(row: PreferenceRow, record: Any, reading: Reading) -> PreferenceRow | str:
+    """The row with the weight and the target margin of its record, or why it has none. All rows of a record share
+    them."""
+    found: dict[str, Any] = {}
+    for name, column in (("weight", reading.weight_column), ("margin", reading.margin_column)):
+        if column is None:
+            continue
+        given = _column(record, column) if isinstance(record, Mapping) else MISSING
+        if given is MISSING or given is None or given == "":
+            return f"no {name}"
+        value = number(given)
+        if value is None:
+            return f"{name} is not a finite number"
+        if name == "weight" and value < 0:
+            return "negative weight"
+        found[name] = value
+    return replace(row, **found) if found else row
 
 
 def _row(sample: Sample, source: str, source_row: int) -> PreferenceRow:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from alignment.data.tokens import TokenSequence
 from alignment.digest import json_digest
-from alignment.logprobs.keys import fingerprint, policy_digest, sequence_key
+from alignment.logprobs.keys import fingerprint, numerics_class, policy_digest, sequence_key
 from alignment.recipe import TokenPolicy
 
 IDS = st.lists(st.integers(0, 300_000), min_size=1, max_size=4).map(tuple)
@@ -48,6 +49,8 @@ def test_everything_a_value_depends_on_changes_the_fingerprint() -> None:
         fingerprint("w", "c", "bfloat16", numerics="flash 16384"),
         fingerprint("w", "c", "bfloat16", numerics="flash 32768"),
         fingerprint("w", "c", "bfloat16", rope_by_length=True),
+        fingerprint("w", "c", "float32", numerics="tf32, passes of 16384"),
+        fingerprint("w", "c", "float32", numerics="tf32, passes of 32768"),
     ]
     assert len(set(variants)) == len(variants)
 
@@ -93,3 +96,38 @@ def test_what_decides_no_ids_leaves_the_policy_digest_as_it_is() -> None:
     assert policy_digest(TokenPolicy(max_length=8, max_dropped=0.5), "t") == policy_digest(policy, "t")
     assert policy_digest(other_day, "t", is_dated=False) == policy_digest(policy, "t", is_dated=False)
     assert policy_digest(policy, "t", (6, 5)) == policy_digest(policy, "t", (5, 6))
+
+
+def test_tf32_has_values_of_its_own_on_a_gpu_and_the_same_as_without_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert numerics_class("float32", 16384, tf32=True) == "any"
+    monkeypatch.setattr("alignment.logprobs.keys.default_device", lambda: torch.device("cuda"))
+    assert numerics_class("float32", 16384) == "any"
+    assert numerics_class("float32", 16384, tf32=True) == "tf32, passes of 16384"
+
+
+def test_tf32_stays_off_for_rotary_angles_and_ends_with_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU has no TF32: what is looked at is the switch, as it stands while a module runs."""
+    from alignment.models.runner import tf32_products
+
+    seen: list[tuple[str, str]] = []
+
+    class Watched(torch.nn.Module):
+        def __init__(self, buffer: str) -> None:
+            super().__init__()
+            self.register_buffer(buffer, torch.ones(1))
+            self.named = buffer
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append((self.named, torch.get_float32_matmul_precision()))
+            return x
+
+    modules = [Watched("weight_of_a_layer"), Watched("full_attention_inv_freq"), Watched("weight_of_a_layer")]
+    with tf32_products(True):
+        torch.nn.Sequential(*modules)(torch.ones(1))
+    assert {precision for _, precision in seen} == {"highest"}  # no GPU, no TF32
+    seen.clear()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with tf32_products(True):
+        torch.nn.Sequential(*modules)(torch.ones(1))
+    assert [precision for _, precision in seen] == ["high", "highest", "high"]
+    assert torch.get_float32_matmul_precision() == "highest"

@@ -494,9 +494,9 @@ from alignment.stages import execute
 asked = STAGE.request.model_validate_json(open(sys.argv[1]).read())
 score, lengths = reference.score, []
 
-def counted(model, sequences, batch_tokens):
+def counted(model, sequences, *how):
     lengths.extend(map(len, sequences))
-    return score(model, sequences, batch_tokens)
+    return score(model, sequences, *how)
 
 reference.score = counted
 execute(STAGE, asked, Store(sys.argv[2]))

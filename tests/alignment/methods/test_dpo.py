@@ -230,6 +230,7 @@ def test_a_setting_of_another_method_is_refused_by_name() -> None:
             ],
         ),
         (Dpo(loss="robust", label_smoothing=0.45), "all weights", ["label_smoothing 0.45 is outside 0.01 to 0.3"]),
+        (Dpo(adam_betas=(0.9, 0.5)), "all weights", ["adam_betas β₂ 0.5 is outside 0.95 to 0.999"]),
     ],
 )
 def test_a_setting_outside_of_what_practice_supports_is_noted_in_a_sentence(

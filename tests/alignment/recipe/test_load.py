@@ -81,6 +81,12 @@ def test_the_smallest_recipe_is_enough(tmp_path: Path) -> None:
         ("dpo: {label_smoothing: 0.1}", "label_smoothing counts only with loss: cdpo or robust"),
         ("dpo: {precision: float32}", "must be the same"),
         ("gate: {metrics: {a/b: {improve: 0, at_least: 1}}}", "exactly one of no_regression, improve, at_least"),
+        ("dpo: {tf32: true}", "field 'dpo': tf32 counts only with precision: float32, and precision is bfloat16"),
+        ("dpo: {adam_betas: [0.9, 1]}", "field 'dpo.adam_betas.1': Input should be less than 1"),
+        ("dpo: {adam_betas: [0.9]}", "field 'dpo.adam_betas.1'"),
+        ("dpo: {weighted: true}", "weighted needs preferences.weight_column, the column of the data that holds it"),
+        ("dpo: {target_margin: column}", "target_margin: column needs preferences.margin_column"),
+        ("dpo: {max_steps: 0}", "field 'dpo.max_steps'"),
         ("dpo: {epochs: .inf}", "field 'dpo.epochs': Input should be a finite number"),
         ("evals: {lm_eval: {mmlu: {}}}", "field 'evals.lm_eval.mmlu': give either data (a file) or hub (a data set)"),
         ("evals: {lm_eval: {mmlu: {data: a, hub: b}}}", "give data or hub, not both"),
@@ -117,6 +123,13 @@ def test_what_is_wrong_is_named(tmp_path: Path, addition: str, told: str) -> Non
     assert told in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_sft_rows_without_a_data_set_to_take_them_of_are_refused(tmp_path: Path) -> None:
+    adopting = SMALLEST.replace("dataset:", "adopt:")
+    path = write(tmp_path, adopting + "dpo: {sft_rows_fraction: 0.1}")
+    with pytest.raises(BadInput, match=r"sft_rows_fraction takes rows of sft\.dataset, and the recipe has none"):
+        load_recipe(path)
 
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(

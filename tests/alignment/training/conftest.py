@@ -87,6 +87,29 @@ class Lab:
         folder = write_tiny_model(self.root / f"model-{self.made}", **settings)
         return self.adopt(folder, digest_checkpoint(folder), checkpoint_summary(folder))
 
+    def adopted(self, source: dict[str, Any]) -> Artifact:
+        """A checkpoint that came from `source`."""
+        from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint
+
+        folder = write_tiny_model(self.root / f"model-{self.made}", kind="qwen2")
+        return self.adopt(folder, digest_checkpoint(folder), checkpoint_summary(folder) | {"from": source})
+
+    def register(self, model: str, policy: Artifact) -> None:
+        """Makes a policy the only version of a registered model."""
+        self.made += 1
+        attempt = self.store.begin("registered_model", f"{self.made:040d}")
+        self.store.commit(
+            attempt,
+            digest=model,
+            stage="registered_model",
+            code_version=1,
+            inputs={"policy": policy},
+            summary={"registered": True, "model": model, "version": "1"},
+            environment=environment(),
+            started_at="",
+            seconds=0.0,
+        )
+
     def adopt(self, folder: Path, digest: Any, summary: dict[str, Any]) -> Artifact:
         import shutil
 
@@ -137,6 +160,17 @@ class Lab:
             scored.append(cells)
         return (scored, dropped), print_
 
+    def shard(self, rows: list[Any]) -> Artifact:
+        """A shard of pairs."""
+        from alignment.data.rows import write_rows
+
+        return self.publish(
+            "preference_shard",
+            json_digest(sorted(row.row_id for row in rows)),
+            {"rows": len(rows), "kind": "paired"},
+            lambda out: write_rows(out / "rows.parquet", rows),
+        )
+
     def manifest(
         self,
         checkpoint: Artifact,
@@ -150,16 +184,12 @@ class Lab:
     ) -> Artifact:
         """A one-shard manifest, made by the real stage; `change` may falsify the references first, where there are
         any."""
-        from alignment.data.rows import write_rows
         from alignment.stages import execute
         from alignment.stages.preference_manifest import STAGE, ManifestRequest
 
         tokens = tokens or TokenPolicy(max_length=64)
-        shard_summary = {"rows": len(rows), "kind": "paired"}
         row_digest = json_digest(sorted(row.row_id for row in rows))
-        shard = self.publish(
-            "preference_shard", row_digest, shard_summary, lambda out: write_rows(out / "rows.parquet", rows)
-        )
+        shard = self.shard(rows)
         if not referenced:
             request = ManifestRequest(shards={"one": shard}, held_out_fraction=held_out_fraction)
             return execute(STAGE, request, self.store).artifact
@@ -177,12 +207,46 @@ class Lab:
         )
         return execute(STAGE, request, self.store).artifact
 
+    def scored_manifest(
+        self,
+        checkpoint: Artifact,
+        rows: list[Any],
+        method: Any,
+        *,
+        held_out_fraction: float = 0.0,
+        tokens: TokenPolicy | None = None,
+    ) -> Artifact:
+        """The same for any method: its references come from the real stage, as the method asks for them."""
+        from alignment.data.rows import write_rows
+        from alignment.stages import execute
+        from alignment.stages.preference_manifest import STAGE, ManifestRequest
+        from alignment.stages.reference_logprobs import STAGE as REFERENCE
+        from alignment.stages.reference_logprobs import ReferenceRequest
+
+        digest = json_digest(sorted(row.row_id for row in rows))
+        summary = {"rows": len(rows), "kind": "paired" if rows[0].paired else "unpaired"}
+        shard = self.publish("preference_shard", digest, summary, lambda out: write_rows(out / "rows.parquet", rows))
+        request = ReferenceRequest(
+            checkpoint=checkpoint,
+            shard=shard,
+            tokens=tokens or TokenPolicy(max_length=64),
+            precision="float32",
+            batch_tokens=400,
+            first_tokens=method.first_tokens,
+            held_out_fraction=held_out_fraction if method.coupled else None,
+        )
+        reference = execute(REFERENCE, request, self.store).artifact
+        manifest = ManifestRequest(
+            shards={"one": shard}, references={"one": reference}, held_out_fraction=held_out_fraction
+        )
+        return execute(STAGE, manifest, self.store).artifact
+
     def dpo_request(self, checkpoint: Artifact, manifest: Artifact, **settings: Any) -> Any:
         from alignment.stages.policy_checkpoint import DpoRequest
 
         world_size = settings.pop("world_size", 1)
         tokens = settings.pop("tokens", None) or TokenPolicy(max_length=64)
-        seed = settings.pop("seed", 3)
+        seed, sft_dataset = settings.pop("seed", 3), settings.pop("sft_dataset", None)
         given = {
             "learning_rate": 1e-3,
             "batch_size": 4,
@@ -198,6 +262,7 @@ class Lab:
             tokens=tokens,
             seed=seed,
             world_size=world_size,
+            sft_dataset=sft_dataset,
         )
 
     def sft_dataset(self, count: int, held_out: int = 0, chat: bool = False, seed: int = 0) -> Artifact:

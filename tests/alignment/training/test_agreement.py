@@ -94,4 +94,6 @@ def test_a_log_prob_that_is_no_number_never_agrees() -> None:
 
 
 def test_the_probe_sees_the_largest_difference_between_two_passes() -> None:
-    assert probe_noise(ROWS, scorer(), one(4, 0.2)) == pytest.approx(0.02)
+    assert probe_noise(
+        [side for row in ROWS for side in (row.chosen, row.rejected)], scorer(), one(4, 0.2)
+    ) == pytest.approx(0.02)

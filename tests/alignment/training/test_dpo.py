@@ -23,7 +23,16 @@ def losses(summary: dict[str, Any]) -> list[float]:
     return [record["loss"] for record in summary["history"]]
 
 
-def oracle(lab: Any, checkpoint: Any, manifest: Any, steps: int, batch: int, rate: float, beta: float) -> list[float]:
+def oracle(
+    lab: Any,
+    checkpoint: Any,
+    manifest: Any,
+    steps: int,
+    batch: int,
+    rate: float,
+    beta: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+) -> list[float]:
     """DPO (Rafailov et al. 2023, eq. 7) as a plain loop: one sequence at a time, its own reference pass, AdamW."""
     import torch
 
@@ -46,7 +55,7 @@ def oracle(lab: Any, checkpoint: Any, manifest: Any, steps: int, batch: int, rat
         scores = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
         return scores.gather(1, ids[0, 1:, None])[len(sequence.prompt_ids) - 1 :].sum()
 
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=rate, betas=betas, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (steps - step) / steps)
     found = []
     for start in range(0, steps * batch, batch):
@@ -81,6 +90,21 @@ def test_training_is_the_plain_dpo_loop_of_the_paper(lab: Any) -> None:
     assert summary["first_loss"] == losses(summary)[0]
     assert max(abs(loss - math.log(2)) for loss in losses(summary)) > 0.02
     assert (summary["rows_trained"], summary["steps"], summary["rows_per_rank"]) == (22, 6, [22])
+
+
+def test_training_ends_after_max_steps_whose_schedule_spans_them_with_the_betas_that_the_recipe_names(lab: Any) -> None:
+    checkpoint = lab.checkpoint()
+    manifest = lab.manifest(checkpoint, lab.rows(22))
+    plain = {"schedule": "linear", "warmup_ratio": 0.0, "beta": 0.3, "epochs": 3}
+    request = lab.dpo_request(checkpoint, manifest, max_steps=4, adam_betas=(0.5, 0.7), **plain)
+    summary = execute(STAGE, request, lab.store).summary
+    expected = oracle(lab, checkpoint, manifest, steps=4, batch=4, rate=1e-3, beta=0.3, betas=(0.5, 0.7))
+    assert losses(summary) == pytest.approx(expected, abs=1e-3)
+    usual = oracle(lab, checkpoint, manifest, steps=4, batch=4, rate=1e-3, beta=0.3)
+    assert max(abs(one - other) for one, other in zip(expected, usual, strict=True)) > 5e-3  # the betas can be seen
+    assert (summary["steps"], summary["rows_per_rank"]) == (4, [16])
+    rates = [record["learning_rate"] for record in summary["history"]]
+    assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
 
 
 def test_cached_reference_log_probs_of_something_else_are_refused(lab: Any) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
+import torch
 
 from alignment.data.rows import PreferenceRow, paired_row
+from alignment.data.validate import halves
 from alignment.methods import METHODS, Method, method_of
 from alignment.recipe import Lora
 from alignment.stages import execute
 from alignment.stages.policy_checkpoint import STAGE
 from alignment.training.held_out import logps_of
-from alignment.training.held_out_pairs import HELD_OUT_FILE, HeldOutPair, parse_held_out
+from alignment.training.held_out_pairs import HELD_OUT_FILE, HeldOutRow, parse_held_out, partner_ratios
 
 
 def letters(rng: random.Random, alphabet: str) -> str:
@@ -28,11 +30,17 @@ def rows() -> list[PreferenceRow]:
     return [paired_row(*text, "pairs.jsonl", number + 1) for number, text in enumerate(texts)]
 
 
-def rewards(method: Method, pairs: list[HeldOutPair]) -> tuple[float, float]:
+def rewards(method: Method, rows: list[HeldOutRow]) -> tuple[float, float]:
     """(accuracy, mean margin) by the method's own rewards."""
-    chosen, rejected = method.rewards(logps_of(pairs))
-    right = (chosen > rejected).double() + 0.5 * (chosen == rejected).double()
-    return float(right.mean()), float((chosen - rejected).mean())
+    logps, ratios = logps_of(rows), torch.tensor(partner_ratios(rows))
+    chosen, rejected = method.rewards(logps)
+    return float(method.right(logps, method.prepare(ratios)).mean()), float(chosen.mean() - rejected.mean())
+
+
+def before_training(row: HeldOutRow) -> HeldOutRow:
+    """What its reference makes of it."""
+    cells = asdict(row)
+    return replace(row, **{name.removeprefix("ref_"): value for name, value in cells.items() if name[:4] == "ref_"})
 
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=4, alpha=8)], ids=["all weights", "LoRA"])
@@ -40,15 +48,17 @@ def rewards(method: Method, pairs: list[HeldOutPair]) -> tuple[float, float]:
 def test_held_out_pairs_are_told_apart_better_after_training(lab: Any, loss: str, lora: Lora | None) -> None:
     needed = {"label_smoothing": 0.1} if loss in ("cdpo", "robust") else {"beta": 2.0} if loss == "sigmoid_norm" else {}
     checkpoint = lab.checkpoint(kind="qwen2")
-    manifest = lab.manifest(checkpoint, rows(), held_out_fraction=0.3, referenced=METHODS[loss].needs_reference)
+    method = METHODS[loss]
+    if method.coupled or method.first_tokens:
+        made = [half for row in rows() for half in halves(row)] if method.data == "unpaired" else rows()
+        manifest = lab.scored_manifest(checkpoint, made, method, held_out_fraction=0.3)
+    else:
+        manifest = lab.manifest(checkpoint, rows(), held_out_fraction=0.3, referenced=method.needs_reference)
     given = {"loss": loss, "learning_rate": 2e-3 if lora is None else 1e-2, "lora": lora, **needed}
     request = lab.dpo_request(checkpoint, manifest, epochs=3, **given)
     commit = execute(STAGE, request, lab.store)
-    pairs = parse_held_out(lab.store.read(commit.artifact, HELD_OUT_FILE))
-    untrained = [
-        replace(pair, chosen_logp=pair.ref_chosen_logp, rejected_logp=pair.ref_rejected_logp) for pair in pairs
-    ]
-    method = method_of(request.settings)
-    (before, start), (after, end) = rewards(method, untrained), rewards(method, pairs)
-    assert len(pairs) > 8 and after > before and end > start
+    held_out = parse_held_out(lab.store.read(commit.artifact, HELD_OUT_FILE))
+    trained = method_of(request.settings)
+    (before, start), (after, end) = rewards(trained, list(map(before_training, held_out))), rewards(trained, held_out)
+    assert len(held_out) > 8 and after > before and end > start
     assert commit.summary["held_out"]["accuracy"] == pytest.approx(after, rel=1e-5)

@@ -38,6 +38,11 @@ def test_seed_and_digest_decide_and_part_of_an_epoch_is_its_beginning() -> None:
     assert len(ordered(epochs=0.001)) == 1
 
 
+def test_a_run_that_ends_early_sees_the_beginning_of_the_whole_order() -> None:
+    assert training_order(IDS, "d", 1, 2.0, 60).tolist() == ordered(epochs=2.0)[:60]
+    assert training_order(IDS, "d", 1, 1.0, 60).tolist() == ordered()
+
+
 def test_the_order_is_that_of_earlier_versions() -> None:
     assert ordered()[:8] == EARLIER
 

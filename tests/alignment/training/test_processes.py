@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from alignment.data.validate import halves
 from alignment.methods import METHODS
 from alignment.stages import execute
 from alignment.stages.policy_checkpoint import STAGE
@@ -40,11 +41,15 @@ def assert_same_losses(found: Commit, expected: Commit) -> None:
     assert [record["loss"] for record in ours] == pytest.approx([record["loss"] for record in theirs], abs=2e-4)
 
 
-@pytest.mark.parametrize("loss", ["sigmoid", "simpo"])
+@pytest.mark.parametrize("loss", ["sigmoid", "simpo", "kto", "ld_dpo"])
 def test_two_processes_share_the_rows_and_learn_what_one_learns(loss: str, lab: Any, tmp_path: Path) -> None:
     checkpoint = lab.checkpoint()
-    referenced = METHODS[loss].needs_reference
-    manifest = lab.manifest(checkpoint, lab.rows(36), held_out_fraction=0.2, referenced=referenced)
+    method = METHODS[loss]
+    if method.coupled or method.first_tokens:
+        rows = [half for row in lab.rows(22) for half in halves(row)] if method.coupled else lab.rows(36)
+        manifest = lab.scored_manifest(checkpoint, rows, method, held_out_fraction=0.2)
+    else:
+        manifest = lab.manifest(checkpoint, lab.rows(36), held_out_fraction=0.2, referenced=method.needs_reference)
     one, two = (lab.dpo_request(checkpoint, manifest, loss=loss, batch_size=8, world_size=size) for size in (1, 2))
     assert STAGE.key(one) == STAGE.key(two)
     twin = lab.twin(tmp_path / "one")
@@ -56,11 +61,15 @@ def test_two_processes_share_the_rows_and_learn_what_one_learns(loss: str, lab: 
     assert min(rows) >= 0.4 * trained
     assert together.summary["tokens"] == single.summary["tokens"]
     assert_same_losses(together, single)
-    assert together.summary["held_out"]["pairs"] == single.summary["held_out"]["pairs"] > 1
+    assert together.summary["rows_held_out"] == single.summary["rows_held_out"] > 1
+    if method.coupled:  # z₀ is that of all rows of the step, whatever the rank they are on
+        divergences = [[record["kl"] for record in commit.summary["history"]] for commit in (together, single)]
+        assert divergences[0][0] == divergences[1][0] == 0.0 and max(divergences[1]) > 0.0
+        assert divergences[0] == pytest.approx(divergences[1], abs=2e-3)
     assert together.summary["held_out"]["loss"] == pytest.approx(single.summary["held_out"]["loss"], abs=5e-3)
     ours = parse_held_out(lab.store.read(together.artifact, HELD_OUT_FILE))
     theirs = parse_held_out(twin.read(single.artifact, HELD_OUT_FILE))
-    assert [pair.keys for pair in ours] == [pair.keys for pair in theirs]
+    assert [row.keys for row in ours] == [row.keys for row in theirs]
 
 
 def test_two_processes_make_a_policy_again_into_a_folder(lab: Any, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from alignment.data.validate import halves
+from alignment.methods import METHODS
 from alignment.stages import execute
 from alignment.store import Store
 from alignment.training import resume
@@ -70,6 +72,24 @@ def test_a_policy_killed_in_mid_training_ends_at_the_same_weights(lab: Any, tmp_
     assert resumed.digest == undisturbed.digest
     assert resumed.summary["held_out"] == undisturbed.summary["held_out"]
     assert resumed.summary["steps"] == undisturbed.summary["steps"] > 9
+
+
+def test_kto_killed_in_mid_training_ends_at_the_same_weights(lab: Any, tmp_path: Path) -> None:
+    """The divergence that couples a step's rows is that of the policy at that step, before and after."""
+    from alignment.stages.policy_checkpoint import STAGE
+
+    checkpoint = lab.checkpoint()
+    rows = [half for row in lab.rows(20) for half in halves(row)]
+    manifest = lab.scored_manifest(checkpoint, rows, METHODS["kto"], held_out_fraction=0.1)
+    request = lab.dpo_request(checkpoint, manifest, loss="kto", save_steps=3, epochs=1.5, learning_rate=5e-3)
+    killed_while_saving("policy_checkpoint", request, lab.store, 9, tmp_path)
+    resumed = execute(STAGE, request, lab.store)
+    undisturbed = execute(STAGE, request, lab.twin(tmp_path / "other"))
+    assert resumed.summary["resumed_from_step"] == 6 and undisturbed.summary["resumed_from_step"] is None
+    assert resumed.digest == undisturbed.digest
+    assert resumed.summary["held_out"] == undisturbed.summary["held_out"]
+    assert max(record["kl"] for record in undisturbed.summary["history"]) > 0
+    assert undisturbed.summary["first_loss"] == pytest.approx(0.5, abs=1e-6)
 
 
 def test_fine_tuning_killed_in_mid_training_keeps_the_same_best_weights(lab: Any, tmp_path: Path) -> None:

@@ -63,6 +63,25 @@ def test_the_first_step_sees_exactly_the_first_rows_of_the_order(lab: Any, score
     assert summary["history"][0]["loss"] == pytest.approx(expected, abs=1e-4)
 
 
+def test_fine_tuning_ends_after_max_steps_whose_schedule_spans_them(lab: Any) -> None:
+    base, dataset = lab.checkpoint(), lab.sft_dataset(13)
+    asked = {"epochs": 5, "max_steps": 4, "adam_betas": (0.8, 0.95), "schedule": "linear", "warmup_ratio": 0.0}
+    summary = execute(STAGE, lab.sft_request(base, dataset, **asked), lab.store).summary
+    rates = [record["learning_rate"] for record in summary["history"]]
+    assert (summary["steps"], summary["rows_per_rank"]) == (4, [16])
+    assert rates == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3])
+
+
+def test_settings_of_earlier_versions_keep_their_key(lab: Any) -> None:
+    base, dataset = lab.checkpoint(), lab.sft_dataset(4)
+    plain = lab.sft_request(base, dataset)
+    spelled = lab.sft_request(base, dataset, adam_betas=[0.9, 0.999], max_steps=None, tf32=False)
+    assert spelled.identity() == plain.identity()
+    assert not {"adam_betas", "max_steps", "tf32"} & plain.identity()["settings"].keys()
+    for changed in ({"adam_betas": (0.9, 0.95)}, {"max_steps": 3}, {"tf32": True}):
+        assert lab.sft_request(base, dataset, **changed).identity() != plain.identity()
+
+
 def test_the_best_weights_are_kept_when_patience_ends(lab: Any, score_alone: Any) -> None:
     from alignment.models.checkpoint import load_model
 

@@ -68,7 +68,7 @@ class Versions:
             if node.name not in names:
                 continue
             upstream = workspace.upstream()
-            shards = list(upstream.shards(self.recipe.preferences, self.recipe.seed)) if node.partitioned else [None]
+            shards = list(upstream.shards(self.recipe)) if node.partitioned else [None]
             for shard in shards:
                 key = node.stage.key(node.request(upstream, shard))
                 commit = self.store.commit(

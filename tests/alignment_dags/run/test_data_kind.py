@@ -13,11 +13,12 @@ import fsspec
 import pytest
 import yaml
 
+from alignment.data.rows import read_rows
 from alignment.data.validate import first_kind
 from alignment.errors import BadInput
 from alignment.methods import METHODS, wrong_kind
-from alignment.methods.dpo import Dpo
 from alignment.recipe import load_recipe
+from alignment.stages import execute
 from alignment_dags.cli.setup import recipes_check
 from alignment_dags.planner.forecast import forecast
 from alignment_dags.run.run import run_recipe
@@ -30,7 +31,7 @@ from resources.store import ArtifactStore
 
 TOLD = (
     r"holds unpaired rows \(a completion with its label\), and method: dpo takes paired ones \(a chosen and a "
-    r"rejected completion\); no method takes unpaired rows yet$"
+    r"rejected completion\); kto would take them$"
 )
 UNPAIRED = {"prompt": "p", "completion": "c", "label": True}
 PAIRED = {"prompt": "p", "chosen": "c", "rejected": "r"}
@@ -144,11 +145,35 @@ def test_published_files_show_their_kind(real_data: Path) -> None:
     assert {name: first_kind(str(real_data / name)) for name in kinds} == kinds
 
 
-def test_methods_that_take_a_kind_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Kto(Dpo):
-        name = "kto"
-        data = "unpaired"
+def test_a_method_for_labelled_rows_takes_pairs_as_well() -> None:
+    for name, method in METHODS.items():
+        needed = {"label_smoothing": 0.1} if "label_smoothing" in method.settings() else {}
+        refused = wrong_kind(method(**needed), "unpaired")
+        assert wrong_kind(method(**needed), "paired") is None
+        assert (refused is None) == (name == "kto") and (refused is None or refused.endswith("; kto would take them"))
 
-    monkeypatch.setitem(METHODS, "kto", Kto)
-    assert str(wrong_kind(Dpo(), "unpaired")).endswith("; kto would take them")
-    assert wrong_kind(Kto(), "unpaired") is None
+
+def test_with_kto_files_of_both_kinds_become_shards_of_labelled_rows(
+    tmp_path: Path, recipe_of: Callable[..., Path]
+) -> None:
+    """A pair is two rows, by chosen and rejected; a file that held them for DPO is made into another shard."""
+    files = write(tmp_path / "a.jsonl", PAIRED, PAIRED | {"rejected": "s"}), write(tmp_path / "b.jsonl", UNPAIRED)
+    path = recipe_of(*files, settle_seconds=0)
+    path.write_text(path.read_text() + "dpo: {loss: kto}\n")
+    recipe, store = load_recipe(path), ArtifactStore().open()
+    recipes_check([path])
+    forecast(Workspace(recipe, load_pools()))
+    node, upstream = preference_shard(recipe), Upstream(store, recipe.name)
+    assert observe(recipe, node, upstream).names == {"a", "b"}
+    for name, expected in {
+        "a": [("p", "c", True), ("p", "r", False), ("p", "s", False)],
+        "b": [("p", "c", True)],
+    }.items():
+        commit = execute(node.stage, node.request(upstream, name), store)
+        found = read_rows(store.fetch(commit.artifact) / "rows.parquet")
+        assert [(row.prompt, row.completion, row.label) for row in found] == expected
+        assert commit.summary["kind"] == "unpaired"
+        assert commit.summary["duplicates"] == (name == "a"), "the chosen side of both pairs is one row"
+    plain = load_recipe(recipe_of(*files, settle_seconds=0))
+    unsplit = preference_shard(plain).request(Upstream(store, plain.name), "a")
+    assert node.stage.key(unsplit) != node.stage.key(node.request(upstream, "a"))

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from alignment.errors import BadInput
 from alignment.recipe import Judge
+from alignment.recipe.faults import fault
 from eval.answers.files import model_name, read_answers
 from eval.gate.compare import compare_samples
 from eval.grading import ALONE, BESIDE
@@ -213,9 +214,8 @@ def judge_settings(price: dict[str, float | None], **given: Any) -> Judge:
     try:
         return Judge.model_validate({"kind": "openai", "price": prices, **given})
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or None
-        raise BadInput(first["msg"].removeprefix("Value error, "), field=field) from None
+        field, told = fault(error, Judge)
+        raise BadInput(told, field=field) from None
 
 
 def unparsable(judgments: Sequence[Judgment]) -> list[str]:

@@ -81,7 +81,7 @@ def test_the_smallest_recipe_is_enough(tmp_path: Path) -> None:
         ("dpo: {label_smoothing: 0.1}", "label_smoothing counts only with loss: cdpo or robust"),
         ("dpo: {precision: float32}", "must be the same"),
         ("gate: {metrics: {a/b: {improve: 0, at_least: 1}}}", "exactly one of no_regression, improve, at_least"),
-        ("dpo: {epochs: .inf}", "field 'dpo.epochs': Input should be a finite number"),
+        ("dpo: {epochs: .inf}", "field 'dpo.epochs': must be a finite number"),
         ("evals: {lm_eval: {mmlu: {}}}", "field 'evals.lm_eval.mmlu': give either data (a file) or hub (a data set)"),
         ("evals: {lm_eval: {mmlu: {data: a, hub: b}}}", "give data or hub, not both"),
         ("evals: {lm_eval: {mmlu: {data: a, config: all}}}", "revision, config and few_shot_split go with hub"),

@@ -112,6 +112,8 @@ def _words(found: Any, keys: tuple[str, ...], model: type[BaseModel]) -> str:
     if kind in LIMITS:
         name, words = LIMITS[kind]
         return f"must be {words} {context[name]:g}"
+    if kind == "none_required":
+        return "unknown key"  # a section that takes away a key of the section it is made from
     if kind in ("too_short", "string_too_short"):
         return "must not be empty"
     if kind == "int_from_float":

@@ -14,7 +14,7 @@ import typer
 
 from alignment.address import shown
 from alignment.errors import BadInput
-from alignment_dags.cli.files import compare, judge, reference, score
+from alignment_dags.cli.files import compare, diff, judge, reference, score
 from alignment_dags.cli.models import export, gc, lineage, path, promote, report
 from alignment_dags.cli.prefs import prefs
 from alignment_dags.cli.run import backfill, nights, plan, run, upgrade
@@ -63,7 +63,6 @@ def _store() -> str:
 app = typer.Typer(
     name="align",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -93,6 +92,7 @@ for verb in (
     score,
     judge,
     compare,
+    diff,
     export,
     path,
     lineage,

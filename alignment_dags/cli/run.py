@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alignment.errors import BadInput
+from alignment_dags.cli.arguments import RecipeFile, RecipeFiles
 from alignment_dags.cli.output import AsJson, columns, say, tell
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ MOST_NIGHTS = 100_000
 
 
 def run(
-    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    recipe: RecipeFile,
     as_json: AsJson = False,
 ) -> None:
     """Bring a recipe up to date: what changed is made again, and no more."""
@@ -150,7 +151,7 @@ def run(
 
 
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    recipe: RecipeFile,
     config: Annotated[
         Path | None, typer.Option(help="The model's config.json, if it is not on this machine; no weights are needed.")
     ] = None,
@@ -190,7 +191,7 @@ def plan(
 
 
 def upgrade(
-    recipes: Annotated[list[Path] | None, typer.Argument(help="Recipes (YAML); all in use by default.")] = None,
+    recipes: RecipeFiles = None,
     accept: Annotated[bool, typer.Option("--accept", help="Let nights and the source sensor make it.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -200,8 +201,9 @@ def upgrade(
 
     from alignment.recipe import load_recipe
     from alignment_dags.planner.forecast import forecast
+    from alignment_dags.recipes import recipes_in_use
     from alignment_dags.run.upgrade import Upgrades, moved_stages
-    from alignment_dags.run.workspace import Workspace, recipes_in_use
+    from alignment_dags.run.workspace import Workspace
     from resources.home import ensure_home
     from resources.pools import load_pools
 
@@ -229,7 +231,7 @@ def upgrade(
 
 
 def backfill(
-    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    recipe: RecipeFile,
     shards: Annotated[str | None, typer.Option(help="Names, with commas between; all shards by default.")] = None,
     first: Annotated[str | None, typer.Option("--from", help="First shard of a stretch (source order).")] = None,
     last: Annotated[str | None, typer.Option("--to", help="Last shard of the stretch.")] = None,
@@ -249,7 +251,7 @@ def backfill(
 
 
 def nights(
-    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    recipe: RecipeFile,
     last: Annotated[int, typer.Option(help="How many, the latest first.", min=1, max=MOST_NIGHTS)] = 10,
     as_json: AsJson = False,
 ) -> None:

@@ -66,6 +66,15 @@ def claim(store: Store, recipe: Recipe) -> None:
     store.replace(path, mine.model_dump_json(indent=1).encode())
 
 
+def owner_file(store: Store, recipe_name: str) -> Path | None:
+    """The file of the recipe that was run last under a name on this machine; None where nobody noted one."""
+    try:
+        owner = Owner.model_validate_json(store.fs.cat_file(store.path(OWNERS, f"{recipe_name}.json")))
+    except (FileNotFoundError, ValidationError):
+        return None
+    return Path(owner.file) if owner.host == socket.gethostname() else None
+
+
 def _is_there(owner: Owner, recipe: Recipe) -> bool:
     """Whether that file still holds a recipe of this name, as far as can be seen from here."""
     if owner.host != socket.gethostname():

@@ -20,7 +20,7 @@ from alignment.stages.preference_shard import STAGE as SHARD
 from alignment.stages.stage import Stage
 from alignment.store import Ref
 from alignment_dags.cli import main
-from alignment_dags.run.workspace import recipes_in_use
+from alignment_dags.recipes import recipes_in_use
 from resources.home import PROJECT
 from resources.store import ArtifactStore
 

@@ -25,6 +25,7 @@ from alignment.models.checkpoint import load_model, load_tokenizer, max_position
 from alignment.models.ends import end_ids
 from alignment.models.packing import by_prompt, forwarded, shares
 from alignment.models.size import peak_flops, scoring_flops
+from alignment.progress import ProgressLog
 from alignment.recipe import TokenPolicy
 
 if TYPE_CHECKING:
@@ -183,12 +184,14 @@ def _score_share(work: Work, reference: Reference, cache: LogprobCache) -> Effor
     sequences = [sequence for _, _, sequence in work]
     part: list[tuple[bytes, float, int]] = []
     forwarded = positions = 0
+    progress = ProgressLog(logger, "sequences scored", len(work))
     began = committed = time.monotonic()
     for done in score(model, sequences, reference.batch_tokens):
         for one in done.scored:
             require_finite(one.logp, work[one.index][1], reference.folder(), reference.precision)
         part += [(work[one.index][0], one.logp, len(sequences[one.index].completion_ids)) for one in done.scored]
         forwarded, positions = forwarded + done.tokens, positions + done.positions
+        progress.add(len(done.scored))
         if len(part) >= PART_SEQUENCES or time.monotonic() - committed >= PART_SECONDS:
             cache.add_values(part)
             part, committed = [], time.monotonic()

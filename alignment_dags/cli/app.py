@@ -16,6 +16,7 @@ from alignment.address import shown
 from alignment.errors import BadInput
 from alignment_dags.cli.files import compare, diff, judge, reference, score
 from alignment_dags.cli.models import export, gc, lineage, path, promote, report
+from alignment_dags.cli.overview import doctor, status
 from alignment_dags.cli.prefs import prefs
 from alignment_dags.cli.run import backfill, nights, plan, run, upgrade
 from alignment_dags.cli.setup import pools, recipes
@@ -84,6 +85,7 @@ def options(
 
 
 for verb in (
+    status,
     run,
     plan,
     upgrade,
@@ -100,6 +102,7 @@ for verb in (
     gc,
     report,
     nights,
+    doctor,
 ):
     app.command()(verb)
 for group, name in ((prefs, "prefs"), (pools, "pools"), (recipes, "recipes")):

@@ -6,7 +6,7 @@ from typing import Any
 
 from alignment.stages.preference_manifest import ManifestSummary
 from alignment.store import Artifact, Commit
-from alignment_dags.cli.output import columns, comparison_row
+from alignment_dags.cli.output import columns, comparison_row, painted
 from alignment_dags.run.run import Outcome
 from alignment_dags.run.workspace import Workspace
 from assets.champion import moved_by_hand
@@ -37,6 +37,7 @@ def summary_of(outcome: Outcome) -> dict[str, Any]:
         "dagster_runs": outcome.dagster_runs,
         "ended_runs": outcome.ended_runs,
         "failure": outcome.failure,
+        "stopped": outcome.stopped,
         "verdict": decided.verdict if decided else None,
         "reasons": decided.reasons if decided else [],
         "comparisons": decided.recorded()["comparisons"] if decided else {},
@@ -62,6 +63,9 @@ def alias_warning(workspace: Workspace, registration: Artifact | None) -> str | 
 
 def show_outcome(result: dict[str, Any]) -> None:
     """Prints what a run made, its comparisons and its verdict."""
+    if result["stopped"]:
+        print(painted(result["stopped"]))
+        return
     if not result["dagster_runs"] and result["failure"] is None:
         print(f"{result['recipe']}: nothing to do, everything is up to date ({result['seconds']} s)")
     rows = [
@@ -70,11 +74,12 @@ def show_outcome(result: dict[str, Any]) -> None:
         for metric, comparison in metrics.items()
     ]
     if rows:
-        print(columns(("suite", "metric", "n", "SFT", "policy", "difference", "95 % interval", "verdict"), rows))
+        header = ("suite", "metric", "n", "SFT", "policy", "difference", "95 % interval", "verdict")
+        print(painted(columns(header, rows)))
     for note in result["notes"]:
         print(f"note: {note}")
     if result["verdict"]:
-        print(f"\ngate: {result['verdict']}")
+        print(painted(f"\ngate: {result['verdict']}"))
         for reason in result["reasons"]:
             print(f"  {reason}")
     registered = result["registered"] or {}
@@ -88,6 +93,6 @@ def show_outcome(result: dict[str, Any]) -> None:
     if result["alias"]:
         print(f"warning: {result['alias']}")
     if result["failure"] is not None:
-        print(f"\nfailed: {result['failure']}")
+        print(painted(f"\nfailed: {result['failure']}"))
     elif result["dagster_runs"]:
         print(f"done in {result['seconds']} s; `make ui` shows it all")

@@ -15,6 +15,8 @@ from typing import IO, Annotated, Any
 
 import typer
 
+from alignment.progress import MOVING
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 
 
@@ -45,8 +47,6 @@ def tell(work: Callable[[], dict[str, Any]], as_json: bool, show: Callable[[dict
 
 # Progress on stderr: lines that stay, and one that moves while a stage works.
 
-MOVING = "\r"
-"""Begins a line that the next line takes the place of: the state of a stage that goes on."""
 PAUSE = 15.0
 """Seconds between two moving lines where they do not move, as in a log."""
 _moved: dict[str, float] = {"width": 0, "at": 0.0}

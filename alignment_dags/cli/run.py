@@ -137,15 +137,32 @@ def show_upgrades(result: dict[str, Any]) -> None:
 MOST_NIGHTS = 100_000
 
 
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended, as shells give it."""
+
+
 def run(
     recipe: RecipeFile,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE, such as dpo.beta=0.5: another value of a key; repeat for more."),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--as", help="Name of the recipe that is derived with --set.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Bring a recipe up to date: what changed is made again, and no more."""
     from alignment_dags.cli.outcome import show_outcome, summary_of
+    from alignment_dags.recipes import derive
     from alignment_dags.run.run import run_recipe
 
-    result = tell(lambda: summary_of(run_recipe(recipe, say)), as_json, show_outcome)
+    if (changes is None) != (name is None):
+        raise BadInput("--set and --as go together: a recipe with other values is another recipe, with its own name")
+    path = recipe if name is None else derive(recipe, changes or [], name)
+    if name is not None:
+        say(f"{name}: {path}")
+    result = tell(lambda: summary_of(run_recipe(path, say)), as_json, show_outcome)
+    if result["stopped"] is not None:
+        raise typer.Exit(INTERRUPTED)
     if result["failure"] is not None:
         raise typer.Exit(1)
 

@@ -7,7 +7,7 @@ recipe is a file in the project's home, so nights do not see it, and commands fi
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -137,3 +137,12 @@ def _change(data: dict[str, Any], change: str) -> None:
         if not isinstance(section, dict):
             raise BadInput(f"'{change}': {'.'.join(keys[:depth])} is no section", field="--set")
     section[keys[-1]] = value
+
+
+def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings in the plain data of a recipe or a request under dotted names; a list is one value."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from flat(inner, f"{name}.{key}" if name else str(key))
+    elif name:
+        yield name, value

@@ -16,13 +16,13 @@ from alignment.data.hub import HubUnreachable, asking_briefly
 from alignment.errors import BadInput, CorruptArtifact, MissingArtifact, first_few
 from alignment.progress import duration
 from alignment.recipe import Recipe, load_recipe
+from alignment.recipe.schedule import next_time
 from alignment.stages.execute import REQUEST_FILE
 from alignment.store import Store
 from alignment_dags.nights.decide import REFUSED
 from alignment_dags.nights.records import NightBook
 from alignment_dags.nights.state import State, state_of
-from alignment_dags.recipes import recipe_names
-from alignment_dags.registry.compare import flat
+from alignment_dags.recipes import flat, recipe_names
 from alignment_dags.run.workspace import Workspace
 from assets.building.node import NotNeeded
 from assets.building.upstream import NotBuilt, Upstream
@@ -42,7 +42,8 @@ def status(files: Sequence[Path], now: datetime) -> dict[str, Any]:
     """
     store, pools = ArtifactStore().open(), load_pools()
     paths = list(files) or list(dict.fromkeys(recipe_names().values()))
-    recipes = [_recipe(path, store, pools, now) for path in paths]
+    with asking_briefly(BRIEF):
+        recipes = [_recipe(path, store, pools, now) for path in paths]
     return {"recipes": recipes, "pools": _pools(pools), "store": store.shown, "at": now.isoformat(timespec="seconds")}
 
 
@@ -65,14 +66,15 @@ def _recipe(path: Path, store: Store, pools: Pools, now: datetime) -> dict[str, 
         workspace = Workspace(recipe, pools, lambda: store)
         upstream = workspace.upstream()
         told["champion"] = _champion(store, upstream, recipe, now)
-        with asking_briefly(BRIEF):
-            state = state_of(workspace, BRIEF)
+        state = state_of(workspace, BRIEF)
         told["shards"] = state.total
         told["stale"] = dict(stale(workspace, upstream, state))
         never = upstream.ref("policy_checkpoint") is None
         told["state"] = "new" if never else _word(state, told["stale"])
-    except (BadInput, HubUnreachable, MissingArtifact, CorruptArtifact) as error:
+    except HubUnreachable as error:
         told["problem"] = str(error)
+    except (BadInput, MissingArtifact, CorruptArtifact) as error:
+        told |= {"problem": str(error), "state": "bad"}
     return told
 
 
@@ -113,14 +115,8 @@ def _last_night(store: Store, recipe: Recipe) -> dict[str, Any] | None:
 def _next_night(recipe: Recipe, now: datetime) -> str | None:
     if recipe.schedule is None:
         return None
-    import dagster as dg
-
-    zone = recipe.schedule.timezone
-    windows = dg.TimeWindowPartitionsDefinition(  # reads the expression as the scheduler does
-        start=now.astimezone(ZoneInfo(zone)), fmt="%Y-%m-%d", cron_schedule=recipe.schedule.cron, timezone=zone
-    )
-    window = windows.get_next_partition_window(now)
-    return None if window is None else window.start.isoformat(timespec="minutes")
+    zone = ZoneInfo(recipe.schedule.timezone)
+    return next_time(recipe.schedule.cron, now.astimezone(zone)).isoformat(timespec="minutes")
 
 
 # What is stale, and why.
@@ -231,7 +227,7 @@ def show_status(result: dict[str, Any]) -> None:
                 "-" if recipe["shards"] is None else str(recipe["shards"]),
                 "-" if night is None else f"{night['at'][:16]} {night['outcome']}",
                 (recipe["next_night"] or "-")[:16],
-                "bad" if recipe["problem"] else recipe["state"],
+                recipe["state"],
             )
         )
         if recipe["problem"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import yaml
 from alignment.errors import BadInput, MissingArtifact, did_you_mean
 from alignment.recipe import load_recipe
 from alignment.store import Artifact, Commit, Store
-from alignment_dags.recipes import recipe_names
+from alignment_dags.recipes import flat, recipe_names
 from alignment_dags.registry.registrations import name_and_version, registration_of
 from assets.champion import scores_of
 from assets.registration import RegistrationSummary
@@ -157,15 +156,6 @@ def _parts(store: Store, policy: Commit) -> dict[str, Commit]:
 def _shards(parts: dict[str, Commit]) -> dict[str, str]:
     inputs = parts["manifest"].inputs if "manifest" in parts else {}
     return {name.removeprefix("shards."): found.digest for name, found in inputs.items() if name.startswith("shards.")}
-
-
-def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The settings of a recipe's plain data under dotted names; a list is one value."""
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from flat(inner, f"{name}.{key}" if name else str(key))
-    elif name:
-        yield name, value
 
 
 def _pairs(first: dict[str, Any], second: dict[str, Any]) -> dict[str, list[Any]]:

@@ -76,7 +76,7 @@ class Progress:
             self._tell(record.event_log_entry)
 
     def _tell_message(self, entry: dg.EventLogEntry, step: str) -> None:
-        """Warnings always; how far a stage is, as a line that moves; of its other lines as many as a person can read."""
+        """Warnings always; how far a stage is, as a line that moves; of the others as many as a person can read."""
         message, warning = entry.user_message, int(entry.level) >= logging.WARNING
         if not message or message.startswith("Dependencies for step"):
             return

@@ -16,7 +16,7 @@ from alignment.address import shown
 from alignment.errors import BadInput
 from alignment_dags.cli.files import compare, diff, judge, reference, score
 from alignment_dags.cli.models import export, gc, lineage, path, promote, report
-from alignment_dags.cli.overview import doctor, status
+from alignment_dags.cli.overview import doctor, init, status
 from alignment_dags.cli.prefs import prefs
 from alignment_dags.cli.run import backfill, nights, plan, run, upgrade
 from alignment_dags.cli.setup import pools, recipes
@@ -85,6 +85,7 @@ def options(
 
 
 for verb in (
+    init,
     status,
     run,
     plan,

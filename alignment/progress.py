@@ -25,8 +25,8 @@ class ProgressLog:
     def add(self, count: int) -> None:
         """`count` more are done."""
         self.done += count
-        if self.clock() - self._said >= PERIOD:
-            self._said = self.clock()
+        if (now := self.clock()) - self._said >= PERIOD:
+            self._said = now
             self.log.info("%s: %d of %d", self.what, self.done, self.total)
 
 

@@ -42,9 +42,7 @@ def summary_of(outcome: Outcome) -> dict[str, Any]:
         "reasons": decided.reasons if decided else [],
         "comparisons": decided.recorded()["comparisons"] if decided else {},
         "notes": decided.notes if decided else [],
-        "registered": (
-            RegistrationSummary.of(registration).recorded() if registration and outcome.failure is None else None
-        ),
+        "registered": (RegistrationSummary.of(registration).recorded() if registration and outcome.is_whole else None),
         "rows": ManifestSummary.of(manifest).recorded() if manifest else None,
         "report": f"{uri(upstream.get('evaluation_report'))}/report.html" if report else None,
         "policy": uri(policy),

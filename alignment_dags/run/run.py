@@ -35,6 +35,11 @@ class Outcome:
     failure: str | None = None
     stopped: str | None = None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every phase ended well."""
+        return self.failure is None and self.stopped is None
+
 
 def run_recipe(path: Path, say: Callable[[str], None]) -> Outcome:
     """Runs every phase that has something to do. Raises `BadInput` before anything starts, if it can be seen then.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable
 
@@ -15,19 +16,24 @@ MOVING = "\r"
 
 
 class ProgressLog:
-    """Logs `WHAT: N of TOTAL` now and then while a loop works. Nothing is logged by a loop that takes no time."""
+    """Logs `WHAT: N of TOTAL` now and then while a loop works. Nothing is logged by a loop that takes no time.
+
+    Safe to share between threads.
+    """
 
     def __init__(self, log: logging.Logger, what: str, total: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.log, self.what, self.total, self.clock = log, what, total, clock
         self.done = 0
         self._said = clock()
+        self._lock = threading.Lock()
 
     def add(self, count: int) -> None:
         """`count` more are done."""
-        self.done += count
-        if (now := self.clock()) - self._said >= PERIOD:
-            self._said = now
-            self.log.info("%s: %d of %d", self.what, self.done, self.total)
+        with self._lock:
+            self.done += count
+            if (now := self.clock()) - self._said >= PERIOD:
+                self._said = now
+                self.log.info("%s: %d of %d", self.what, self.done, self.total)
 
 
 def place_of(message: str) -> tuple[int, int] | None:

@@ -11,7 +11,7 @@ import typer
 
 from alignment.errors import BadInput
 from alignment_dags.cli.arguments import RecipeFile, RecipeFiles
-from alignment_dags.cli.output import AsJson, columns, say, tell
+from alignment_dags.cli.output import INTERRUPTED, AsJson, columns, say, tell
 
 if TYPE_CHECKING:
     from alignment_dags.planner.forecast import StageForecast
@@ -135,10 +135,6 @@ def show_upgrades(result: dict[str, Any]) -> None:
 
 
 MOST_NIGHTS = 100_000
-
-
-INTERRUPTED = 130
-"""Exit code of a command that Ctrl-C ended, as shells give it."""
 
 
 def run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 import yaml
 
 from alignment.recipe import load_recipe
+from alignment.stages import execute
 from alignment.store import Ref
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.records import NightBook
@@ -140,8 +142,6 @@ def test_a_setting_that_changed_is_named_with_both_values(home: Path, tmp_path: 
     ensure_home()
     path = write_recipe(tmp_path, "one", 1)
     workspace = Workspace(load_recipe(path), load_pools())
-    from alignment.stages import execute
-
     node = next(node for node in workspace.nodes if node.name == "sft_dataset")
     commit = execute(node.stage, node.request(workspace.upstream(), None), workspace.store)
     workspace.store.write_ref(Ref(artifact=commit.artifact, mlflow_run_id="m"), "one", node.name)
@@ -163,3 +163,17 @@ def test_a_recipe_with_a_mistake_does_not_hide_the_others(home: Path, tmp_path: 
 @pytest.mark.parametrize(("seconds", "words"), [(5, "5 s"), (600, "10 min"), (7200, "2.0 h"), (3 * 86400, "3 days")])
 def test_an_age_is_told_as_people_do(seconds: float, words: str) -> None:
     assert ago(seconds) == words
+
+
+def test_status_imports_no_model_library(tmp_path: Path) -> None:
+    ensure_home()
+    path = write_recipe(tmp_path, "one", 1)
+    code = (
+        f"import sys; sys.argv = ['align', 'status', {str(path)!r}]\n"
+        "from alignment_dags.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = 'torch transformers trl mlflow pandas lm_eval'.split()\n"
+        "print([name for name in heavy if name in sys.modules], file=sys.stderr)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "one" in told.stdout and told.stderr.splitlines()[-1] == "[]"

@@ -255,9 +255,7 @@ def show_diff(result: dict[str, Any]) -> None:
     ]
     print(columns(("checkpoints", *header[1:], ""), rows))
     if result["settings"] and len(set(result["checkpoints"]["policy"])) == 1:
-        print(
-            "note: both have the same policy: a recipe that was changed has not run since, or it changed nothing"
-        )
+        print("note: both have the same policy: a recipe that was changed has not run since, or it changed nothing")
     if result["metrics"]:
         _show_compared(result["metrics"])
     else:

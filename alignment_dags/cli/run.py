@@ -39,11 +39,15 @@ def show_plan(result: dict[str, Any]) -> None:
         for stage in result["stages"]
     ]
     print(columns(("stage", "pool", "there", "to make", "memory a device", "fits", "time", "cost"), rows))
-    for stage in result["stages"]:
-        if stage["pool"] is not None and stage["to_make"] != 0:
-            print(f"{stage['stage']}:")
-            for name, words in NUMBERS.items():
-                print(f"  {words}: {stage[name]['how']}")
+    needed = [stage for stage in result["stages"] if stage["pool"] is not None and stage["to_make"] != 0]
+    for name, words in NUMBERS.items():  # each sentence once, with the stages that it is about
+        stages: dict[str, list[str]] = {}
+        for stage in needed:
+            stages.setdefault(stage[name]["how"], []).append(stage["stage"])
+        if stages:
+            print(f"{words}:")
+        for how, named in stages.items():
+            print(f"  {', '.join(named)}: {how}")
     for warning in result["warnings"]:
         print(f"warning: {warning}")
     for note in result["notes"]:

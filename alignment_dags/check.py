@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def check_places(recipe: Recipe, pools: Pools, file: str) -> None:
 
 def _places(recipe: Recipe, pools: Pools) -> Iterator[tuple[str, Callable[[], Any]]]:
     for stage, pool in recipe.pools.model_dump().items():
-        yield f"pools.{stage}", lambda pool=pool: pools[pool]
+        yield f"pools.{stage}", partial(pools.__getitem__, pool)
     models = {"base_model": recipe.base_model, "sft.adopt": recipe.sft.adopt}
     for field, model in models.items():
         if model is not None and (field == "sft.adopt" or recipe.sft.adopt is None):
@@ -36,16 +37,16 @@ def _places(recipe: Recipe, pools: Pools) -> Iterator[tuple[str, Callable[[], An
     sources: dict[str, DataSource | None] = {"sft.dataset": recipe.sft.dataset, "preferences": recipe.preferences}
     for field, source in sources.items():
         for pattern in (source.files or ()) if source is not None else ():
-            yield f"{field}.files", lambda pattern=pattern: _data(pattern)
+            yield f"{field}.files", partial(_data, pattern)
 
 
 def _model(field: str, model: ModelSource) -> Iterator[tuple[str, Callable[[], Any]]]:
     from alignment.models.checkpoint import read_config
 
     if model.path is not None:
-        yield f"{field}.path", lambda path=model.path: read_config(path)
+        yield f"{field}.path", partial(read_config, model.path)
     if model.chat_template is not None and model.chat_template.endswith(".jinja"):
-        yield f"{field}.chat_template", lambda path=model.chat_template: _file(path)
+        yield f"{field}.chat_template", partial(_file, model.chat_template)
 
 
 def _data(pattern: str) -> None:

@@ -96,8 +96,8 @@ def compare_sides(
         raise BadInput(f"{baseline.name} and {candidate.name} have no suite in common ({_suites(baseline, candidate)})")
     found: dict[str, Any] = {}
     for suite in sorted(suites):
-        paths = (side.file or store.fetch(side.scores[suite]) for side in (baseline, candidate))
-        compared = compare_files(*paths, metric=metric, margin=margin)
+        before, after = (side.file or store.fetch(side.scores[suite]) for side in (baseline, candidate))
+        compared = compare_files(before, after, metric, margin)
         found |= {f"{suite}/{name}": result for name, result in compared.items()}
     return found
 
@@ -122,7 +122,7 @@ def diff(first: str, second: str) -> dict[str, Any]:
     parts = [_parts(store, side.policy) for side in sides if side.policy is not None]
     shards = [_shards(part) for part in parts]
     try:
-        metrics = compare_sides(store, *sides)
+        metrics = compare_sides(store, sides[0], sides[1])
     except (BadInput, MissingArtifact):  # nothing that both were measured on
         metrics = {}
     return {

@@ -25,10 +25,15 @@ RECIPES = "ALIGN_RECIPES"
 
 def recipe_files() -> list[Path]:
     """The files of the recipes in use, without files of pools."""
+    return [path for path in _named_files() if not is_pools_file(path)]
+
+
+def _named_files() -> list[Path]:
+    """The files that ALIGN_RECIPES names, without the pools file in use."""
     named = os.environ.get(RECIPES)
     patterns = named.split(os.pathsep) if named else [str(PROJECT / "recipes" / "*.yaml")]
     files = {path.resolve() for pattern in patterns for path in Path(pattern).parent.glob(Path(pattern).name)}
-    return sorted(path for path in files - {pools_file().resolve()} if not is_pools_file(path))
+    return sorted(files - {pools_file().resolve()})
 
 
 def recipes_in_use() -> dict[Path, Recipe]:
@@ -55,23 +60,16 @@ def derived_folder() -> Path:
 
 
 def recipe_names() -> dict[str, Path]:
-    """Name to file of the recipes in use and of the derived recipes; files that cannot be read are left out."""
+    """Name to file of the recipes in use and of the derived recipes; a file that is no YAML has its own name."""
     names: dict[str, Path] = {}
-    for path in [*_readable_files(), *sorted(derived_folder().glob("*.yaml"))]:
+    for path in [*_named_files(), *sorted(derived_folder().glob("*.yaml"))]:
         try:
-            name = read_yaml(path, "recipe").get("name")
-        except BadInput:
-            continue
-        if isinstance(name, str):
+            data = read_yaml(path, "recipe")
+        except BadInput:  # whoever reads the recipe says what is wrong with it
+            data = {"name": path.stem}
+        if list(data) != ["pools"] and isinstance(name := data.get("name"), str):
             names.setdefault(name, path)
     return names
-
-
-def _readable_files() -> list[Path]:
-    try:
-        return recipe_files()
-    except BadInput:  # one file of the folder is no YAML
-        return []
 
 
 def recipe_file(given: Path) -> Path:

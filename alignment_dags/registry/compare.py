@@ -16,6 +16,10 @@ from alignment_dags.registry.registrations import name_and_version, registration
 from assets.champion import scores_of
 from assets.registration import RegistrationSummary
 from eval.commands import compare_files
+from eval.gate.compare import margin_of
+from eval.gate.held_out import against_champion, read_held_out
+from eval.gate.metrics import PREFERENCES
+from eval.statistics import verdict
 from resources.store import ArtifactStore
 
 SCORES = "policy_evals"
@@ -82,23 +86,39 @@ def compare(baseline: str, candidate: str, metric: str | None, margin: float | N
 def compare_sides(
     store: Store, baseline: Side, candidate: Side, metric: str | None = None, margin: float | None = None
 ) -> dict[str, Any]:
-    """The comparison of two sides, suite by suite; with a file on one side, of the file's suite."""
+    """The comparison of two sides, suite by suite, and on held-out pairs; with a file on one side, of its suite."""
     from eval.suites.samples import read_samples
 
     suites = [suite for suite in candidate.scores if suite in baseline.scores]
     for side, other in ((baseline, candidate), (candidate, baseline)):
         if side.file is not None:
             suites = [suite for suite in other.scores if suite in {sample.suite for sample in read_samples(side.file)}]
-    if metric is not None and "/" in metric:
-        wanted, _, metric = metric.partition("/")
-        suites = [suite for suite in suites if suite == wanted]
-    if not suites:
-        raise BadInput(f"{baseline.name} and {candidate.name} have no suite in common ({_suites(baseline, candidate)})")
     found: dict[str, Any] = {}
     for suite in sorted(suites):
         before, after = (side.file or store.fetch(side.scores[suite]) for side in (baseline, candidate))
-        compared = compare_files(before, after, metric, margin)
-        found |= {f"{suite}/{name}": result for name, result in compared.items()}
+        found |= {f"{suite}/{name}": one for name, one in compare_files(before, after, margin=margin).items()}
+    found |= {f"{PREFERENCES}/{name}": one for name, one in _held_out(store, baseline, candidate, margin).items()}
+    if not found:
+        raise BadInput(f"{baseline.name} and {candidate.name} have no suite in common ({_suites(baseline, candidate)})")
+    wanted = {key: one for key, one in found.items() if metric in (None, key, key.partition("/")[2])}
+    if not wanted:
+        raise BadInput(f"no metric '{metric}' that both have{did_you_mean(str(metric), found)}", field="--metric")
+    return wanted
+
+
+def _held_out(store: Store, baseline: Side, candidate: Side, margin: float | None) -> dict[str, Any]:
+    """The comparison on held-out pairs that both policies were measured on against one reference; empty without."""
+    if baseline.policy is None or candidate.policy is None:
+        return {}
+    before, after = (read_held_out(store, side.policy.artifact) for side in (baseline, candidate) if side.policy)
+    compared = "" if after is None else against_champion(before, after)
+    if isinstance(compared, str):
+        return {}
+    found = {}
+    for name, one in compared.items():
+        used = margin_of(one.width) if margin is None else margin
+        judged = one.model_copy(update={"verdict": verdict(one.difference_interval(), used)})
+        found[name] = judged.model_dump(mode="json") | {"margin": used}
     return found
 
 

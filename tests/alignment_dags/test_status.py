@@ -151,11 +151,16 @@ def test_a_setting_that_changed_is_named_with_both_values(home: Path, tmp_path: 
     assert one["stale"]["base_model"] == "never made"
 
 
-def test_a_recipe_with_a_mistake_does_not_hide_the_others(home: Path, tmp_path: Path) -> None:
+def test_a_recipe_with_a_mistake_does_not_hide_the_others(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ensure_home()
-    good = write_recipe(tmp_path, "good", 1)
-    bad = write_recipe(tmp_path, "bad", 1, dop={})
-    told = {one["name"]: one for one in status([bad, good], NOW)["recipes"]}
+    write_recipe(tmp_path, "good", 1)
+    write_recipe(tmp_path, "bad", 1, dop={})
+    (tmp_path / "torn.yaml").write_text("name: [\n")
+    monkeypatch.setenv("ALIGN_RECIPES", str(tmp_path / "*.yaml"))
+    told = {one["name"]: one for one in status([], NOW)["recipes"]}
+    assert told["torn"]["state"] == "bad" and "malformed YAML" in told["torn"]["problem"]
     assert told["bad"]["state"] == "bad" and "did you mean dpo?" in told["bad"]["problem"]
     assert told["good"]["state"] == "new" and told["good"]["problem"] is None
 

@@ -55,6 +55,8 @@ def test_two_versions_are_compared_by_name_and_what_differs_is_listed(
 
     found = compare("small@1", "small@champion", None, None)
     assert set(found) >= {METRIC, "ifeval/inst_level_strict_acc"}
+    assert found["preferences/accuracy"]["n"] > 0
+    assert set(compare("small@1", "small@2", "preferences/margin", None)) == {"preferences/margin"}
     assert found[METRIC]["margin"] == 0.05, "the report's: a twentieth of the scale"
     assert compare("small@1", "small", None, None) == found, "the recipe's newest policy is version 2"
     by_file = compare(scores, "small@2", METRIC, 0.2)
@@ -80,6 +82,8 @@ def test_two_versions_are_compared_by_name_and_what_differs_is_listed(
     ):
         with pytest.raises(BadInput, match=words):
             compare(baseline, "small", None, None)
+    with pytest.raises(BadInput, match=r"no metric 'preferences/acuracy' that both have; did you mean preferences/acc"):
+        compare("small@1", "small", "preferences/acuracy", None)
     with pytest.raises(BadInput, match="a samples file: it says nothing of settings"):
         diff(scores, "small")
 

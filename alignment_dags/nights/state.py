@@ -58,7 +58,8 @@ def state_of(workspace: Workspace, budget: float = LOOK_SECONDS) -> State:
     upstream = workspace.upstream()
     (rows,) = phases["shards"]
     seen = observe(workspace.recipe, rows, upstream, budget)
-    shards = tuple(name for name, key in seen.keys.items() if not current(upstream.refs(rows.name).get(name), key))
+    refs = upstream.refs(rows.name)
+    shards = tuple(name for name, key in seen.keys.items() if not current(refs.get(name), key))
     base = tuple(one.node.name for one in plan(workspace, phases["base"], ()) if one.state != "current")
     state = State(base=base, shards=shards, unsettled=seen.waiting, unreadable=seen.unreadable, total=len(seen.names))
     ready = [name for name in seen.keys if name not in set(shards)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 from alignment.address import shown
 
@@ -66,3 +67,15 @@ def first_few(names: Sequence[str], between: str = ", ") -> str:
     """The first few names, and how many more there are."""
     more = len(names) - NAMED
     return between.join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+# A word that a person mistyped.
+
+SIMILAR = 0.6
+"""Share of letters in common from which a known word counts as meant."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of an error that names the known word which is most like `word`; empty if none is."""
+    nearest = get_close_matches(word, list(known), n=1, cutoff=SIMILAR)
+    return f"; did you mean {nearest[0]}?" if nearest else ""

@@ -8,7 +8,8 @@ import dagster as dg
 
 from alignment.recipe import Recipe
 from alignment_dags.nights.definitions import night_definitions
-from alignment_dags.run.workspace import Phase, Workspace, job_name, recipes_in_use
+from alignment_dags.recipes import recipes_in_use
+from alignment_dags.run.workspace import Phase, Workspace, job_name
 from alignment_dags.source.sensor import build_sensor
 from assets.building.factory import asset_key, build_asset
 from resources.home import ensure_home

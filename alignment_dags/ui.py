@@ -6,72 +6,159 @@ that are going on do not: their workers finish by themselves, and are there when
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
+from dataclasses import dataclass, field
+from typing import BinaryIO
 
-import dagster as dg
-
-from alignment_dags.run.workers import apply_pools
+from alignment.errors import BadInput
 from resources.home import PROJECT, ensure_home, tracking_uri
-from resources.pools import load_pools
 
 PATIENCE = 10.0  # seconds a server gets to end by itself
+LOOK = 0.5  # seconds between two looks at the servers
+PORTS = {"ALIGN_DAGSTER_PORT": 3000, "ALIGN_MLFLOW_PORT": 5000}
 
 
-def commands(dagster_port: str, mlflow_port: str) -> list[list[str]]:
-    """The command lines of the servers; MLflow's pages are served here only when its store is local."""
-    dagster = [sys.executable, "-m", "dagster", "dev", "--workspace", str(PROJECT / "workspace.yaml")]
-    dagster += ["--host", "127.0.0.1", "--port", dagster_port]
-    if tracking_uri().startswith("http"):
-        return [dagster]
-    mlflow = [sys.executable, "-m", "mlflow", "server"]
-    mlflow += ["--host", "127.0.0.1", "--port", mlflow_port, "--workers", "1"]
-    return [dagster, mlflow]
+@dataclass
+class Server:
+    """One of the servers: its command line, and the page that answers when it is ready.
 
+    What it prints goes on to our stderr until `stop`: then the libraries print tracebacks of their own interruption.
+    """
 
-def stop(server: subprocess.Popen[bytes]) -> None:
-    """Ends a server with all it started: as Ctrl-C would, and by force if that takes too long."""
-    for word in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+    name: str
+    command: list[str]
+    address: str
+    ready: str
+    process: subprocess.Popen[bytes] | None = None
+    answers: bool = False
+    _quiet: threading.Event = field(default_factory=threading.Event)
+
+    def start(self, environment: dict[str, str]) -> None:
+        """Starts the process, in a session of its own."""
+        self.process = subprocess.Popen(
+            self.command,
+            cwd=PROJECT,
+            start_new_session=True,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        assert self.process.stdout is not None
+        threading.Thread(target=self._pass_on, args=(self.process.stdout,), daemon=True).start()
+
+    def _pass_on(self, output: BinaryIO) -> None:
+        for line in output:
+            if not self._quiet.is_set():
+                sys.stderr.buffer.write(line)
+                sys.stderr.flush()
+
+    def is_ready(self) -> bool:
+        """Whether the page answers; a server that is still starting refuses the connection."""
         try:
-            os.killpg(server.pid, word)
-            server.wait(timeout=PATIENCE)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
+            with urllib.request.urlopen(self.ready, timeout=2):
+                return True
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        """Ends the server with all it started: as Ctrl-C would, and by force if that takes too long."""
+        self._quiet.set()
+        if self.process is None:
+            return
+        for word in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self.process.pid, word)
+                self.process.wait(timeout=PATIENCE)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                continue
+
+
+def port_of(variable: str) -> int:
+    """The port that an environment variable names, or its default; raises `BadInput` for what is no port."""
+    given = os.environ.get(variable) or str(PORTS[variable])
+    if not given.isdecimal() or not 0 < int(given) < 2**16:
+        raise BadInput(f"'{given}' is no port: expected a number from 1 to 65535", field=variable)
+    return int(given)
+
+
+def servers(dagster_port: int, mlflow_port: int) -> list[Server]:
+    """The servers; MLflow's pages are served here only when its store is local."""
+    dagster = [sys.executable, "-m", "dagster", "dev", "--workspace", str(PROJECT / "workspace.yaml")]
+    dagster += ["--host", "127.0.0.1", "--port", str(dagster_port)]
+    address = f"http://127.0.0.1:{dagster_port}"
+    found = [Server("Dagster", dagster, address, f"{address}/server_info")]
+    if not tracking_uri().startswith("http"):
+        mlflow = [sys.executable, "-m", "mlflow", "server"]
+        mlflow += ["--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1"]
+        address = f"http://127.0.0.1:{mlflow_port}"
+        found.append(Server("MLflow", mlflow, os.environ["ALIGN_MLFLOW_UI"], f"{address}/health"))
+    return found
 
 
 def bootstrap() -> None:
     """Makes Dagster's tables, before several processes would at once, and its pools those of pools.yaml."""
+    import dagster as dg
+
+    from alignment_dags.run.workers import apply_pools
+    from resources.pools import load_pools
+
     with dg.DagsterInstance.get() as instance:
         apply_pools(instance, load_pools())
 
 
-def main() -> int:
-    dagster_port = os.environ.get("ALIGN_DAGSTER_PORT", "3000")
-    mlflow_port = os.environ.get("ALIGN_MLFLOW_PORT", "5000")
-    os.environ.setdefault("ALIGN_MLFLOW_UI", f"http://127.0.0.1:{mlflow_port}")
-    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # six more processes that nothing here needs
-    ensure_home()
-    bootstrap()
+def serve(started: list[Server]) -> int:
+    """Starts the servers and prints each address when it answers; returns when one of them has ended by itself."""
+    # by environment: the address may hold a password, and every user of the machine sees a process's arguments
+    environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": tracking_uri()}
+    for server in started:
+        server.start(environment)
+    names = " and ".join(server.name for server in started)
+    print(f"{names}: starting; each address follows when it answers. Ctrl-C ends them.", flush=True)
+    while all(server.process is not None and server.process.poll() is None for server in started):
+        for server in started:
+            if not server.answers and server.is_ready():
+                server.answers = True
+                print(f"{server.name}: {server.address}", flush=True)
+        time.sleep(LOOK)
+    return 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The servers until a signal or the end of one of them; 0 for a signal, 1 for an end, 2 for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m alignment_dags.ui",
+        description="Start Dagster with its daemon, and MLflow, on this project's home (ALIGN_HOME, DAGSTER_HOME).",
+        epilog="Ports: ALIGN_DAGSTER_PORT (3000) and ALIGN_MLFLOW_PORT (5000). ALIGN_RECIPES: the recipes to show.",
+    )
+    parser.parse_args(arguments)
     for word in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(word, lambda *_: sys.exit(0))
-    servers: list[subprocess.Popen[bytes]] = []
+    started: list[Server] = []
     try:
-        for command in commands(dagster_port, mlflow_port):
-            # by environment: the address may hold a password, and every user of the machine sees a process's arguments
-            environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": tracking_uri()}
-            servers.append(subprocess.Popen(command, cwd=PROJECT, start_new_session=True, env=environment))
-        print(f"Dagster: http://127.0.0.1:{dagster_port}   MLflow: {os.environ['ALIGN_MLFLOW_UI']}", flush=True)
-        while all(server.poll() is None for server in servers):
-            time.sleep(0.5)
-        return 1  # a server ended by itself
+        ports = [port_of(variable) for variable in PORTS]
+        os.environ.setdefault("ALIGN_MLFLOW_UI", f"http://127.0.0.1:{ports[1]}")
+        os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # six processes that nothing here needs
+        ensure_home()
+        bootstrap()
+        started = servers(*ports)
+        return serve(started)
     except KeyboardInterrupt:
         return 0
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     finally:
-        for server in servers:
-            stop(server)
+        for word in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(word, signal.SIG_IGN)  # we are ending already
+        for server in started:
+            server.stop()
 
 
 if __name__ == "__main__":

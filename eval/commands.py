@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from alignment.errors import BadInput
 from alignment.recipe import Judge
+from alignment.recipe.faults import fault
 from eval.answers.files import model_name, read_answers
-from eval.gate.compare import compare_samples
+from eval.gate.compare import compare_samples, margin_of
 from eval.grading import ALONE, BESIDE
 from eval.grading.choose import bill, questions_of, shortfall
 from eval.grading.grading import Grader
@@ -181,21 +182,30 @@ def _make_folder(folder: Path) -> None:
 
 
 def compare_files(
-    baseline: str | Path, candidate: str | Path, metric: str | None = None, margin: float = 0.0
+    baseline: str | Path, candidate: str | Path, metric: str | None = None, margin: float | None = None
 ) -> dict[str, Any]:
-    """`compare_samples` on two samples files (or folders holding one), as plain JSON values.
+    """`compare_samples` on two samples files (or folders holding one), as plain JSON values, each with its `margin`.
 
-    A metric that one side alone has is left out, and named in a warning.
+    Without a `margin` it is the report's: a twentieth of each metric's scale, 0 where that has no bounds. A metric that
+    one side alone has is left out, and named in a warning. Raises `BadInput` that names the file.
     """
-    if not (math.isfinite(margin) and margin >= 0):
+    if margin is not None and not (math.isfinite(margin) and margin >= 0):
         raise BadInput(f"margin {margin}: expected a finite number, zero or above")
-    sides = {"baseline": read_samples(baseline), "candidate": read_samples(candidate)}
-    compared = compare_samples(sides["baseline"], sides["candidate"], metric, margin)
+    files = {"baseline": str(baseline), "candidate": str(candidate)}
+    sides = {side: read_samples(file) for side, file in files.items()}
+    try:
+        compared = compare_samples(sides["baseline"], sides["candidate"], metric, margin)
+    except BadInput as error:
+        named = next((file for side, file in files.items() if error.message.startswith(f"the {side} has")), None)
+        raise BadInput(error.message, file=named or f"{baseline} and {candidate}") from error
     for side, samples in sides.items():
         alone = {sample.metric for sample in samples} - set(compared)
         if alone and metric is None:
             log.warning("not compared, as the %s alone has it: %s", side, ", ".join(sorted(alone)))
-    return {name: result.model_dump(mode="json") for name, result in compared.items()}
+    return {
+        name: result.model_dump(mode="json") | {"margin": margin_of(result.width) if margin is None else margin}
+        for name, result in compared.items()
+    }
 
 
 # `align judge`: questions, answers and a judge in, judgments out, with no recipe and no store.
@@ -276,9 +286,8 @@ def judge_settings(price: dict[str, float | None], **given: Any) -> Judge:
     try:
         return Judge.model_validate({"kind": "openai", "price": prices, **given})
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or None
-        raise BadInput(first["msg"].removeprefix("Value error, "), field=field) from None
+        field, told = fault(error, Judge)
+        raise BadInput(told, field=field) from None
 
 
 def unparsable(judgments: Sequence[Judgment]) -> list[str]:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from alignment.errors import BadInput
+from alignment.errors import BadInput, did_you_mean
+from alignment.recipe.faults import fault
 from alignment.recipe.load import read_yaml
 from resources.home import PROJECT
 
@@ -93,7 +94,8 @@ class Pools(BaseModel):
 
     def __getitem__(self, name: str) -> Pool:
         if name not in self.pools:
-            raise BadInput(f"no pool '{name}'; pools.yaml has {', '.join(sorted(self.pools))}", field="pools")
+            known = ", ".join(sorted(self.pools))
+            raise BadInput(f"no pool '{name}'; pools.yaml has {known}{did_you_mean(name, self.pools)}", field="pools")
         return self.pools[name]
 
 
@@ -117,5 +119,5 @@ def _read_pools(path: Path) -> Pools:
     try:
         return Pools.model_validate(read_yaml(path, "pools file"))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise BadInput(first["msg"], file=str(path), field=".".join(map(str, first["loc"])) or None) from error
+        field, told = fault(error, Pools)
+        raise BadInput(told, file=str(path), field=field) from error

@@ -204,6 +204,25 @@ def problems(command: Any, text: str) -> Iterator[str]:
         yield from (f"{path} has no {word}" for word in words if re.match(r"--[a-z]", word) and word not in known)
 
 
+def commands(command: Any, path: str = "align") -> Iterator[tuple[str, Any]]:
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, f"{path} {name}") if hasattr(inner, "commands") else [(f"{path} {name}", inner)]
+
+
+def test_every_command_stands_on_its_page_and_says_what_it_does_in_one_sentence() -> None:
+    page = (PROJECT / "docs" / "commands.md").read_text(encoding="utf-8")
+    table = re.sub(r"`(align \w+) (\w+)`((?:, `\w+`)+)", _spelled_out, page.split("## Exit codes")[0])
+    for name, command in commands(typer.main.get_command(app)):
+        assert re.search(rf"`{name}\b", table), name
+        about = " ".join(command.help.split())
+        assert len(about) < 125 and about.endswith("."), f"{name}: {about}"
+
+
+def _spelled_out(match: re.Match[str]) -> str:
+    group, first, others = match.groups()
+    return " ".join(f"`{group} {name}`" for name in [first, *re.findall(r"\w+", others)])
+
+
 def test_every_make_target_is_there() -> None:
     targets = set(re.findall(r"^([a-z]+):", (PROJECT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     named = [(place, target) for place in code() for target in re.findall(r"^\s*make ([a-z]+)\b", place.text)]

@@ -7,6 +7,7 @@ asked twice after an interruption. Refused prompts are asked again, as the endpo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,10 @@ from alignment.errors import BadInput
 from alignment.generation import journal
 from alignment.generation.generator import GREEDY, Answer, Prompt, PromptEncoder, Sampling, cut_at
 from alignment.generation.openai_client import OpenAIClient, Trouble
+from alignment.progress import ProgressLog
 from alignment.recipe import Generate
+
+log = logging.getLogger(__name__)
 
 FIELD = "evals.generate"
 
@@ -91,8 +95,15 @@ class EndpointGenerator:
         waiting = {request.digest: request for request in requests if self._journal.find(request.digest) is None}
         refused: dict[str, Answer] = {}
         if waiting:
+            progress = ProgressLog(log, "prompts answered", len(waiting))
+
+            def ask(request: _Request) -> Answer | None:
+                answer = self._call(request)
+                progress.add(1)
+                return answer
+
             with self._client as client:
-                answers = client.each(self._call, waiting.values())
+                answers = client.each(ask, waiting.values())
             refused = {digest: answer for digest, answer in zip(waiting, answers, strict=True) if answer is not None}
         kept = {
             request.digest: entry.answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from alignment.data.templates import ChatTemplate, with_system_message
 from alignment.errors import BadInput
+from alignment.progress import ProgressLog
 from alignment.recipe import TokenPolicy
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+log = logging.getLogger(__name__)
 
 # Every row is sampled independently: an answer does not depend on the other prompts of its batch.
 
@@ -204,11 +207,13 @@ class Generator:
             if (problem := self.encoder.problem(ids, max_new_tokens)) is not None:
                 answers[index] = Answer("", failed=problem)
         fitting = [index for index in range(len(encoded)) if index not in answers]
+        progress = ProgressLog(log, "prompts answered", len(fitting))
         for batch in batches([len(ids) for ids in encoded], fitting, max_new_tokens, self.batch_tokens):
             limits = [self.encoder.room(encoded[index], max_new_tokens) for index in batch]
             drawn = [samplings[index] for index in batch]
             produced = self._generate([encoded[index] for index in batch], limits, until, drawn)
             answers |= dict(zip(batch, produced, strict=True))
+            progress.add(len(batch))
         return [answers[index] for index in range(len(encoded))]
 
     def _generate(

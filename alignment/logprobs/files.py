@@ -42,6 +42,7 @@ from alignment.models.ends import end_ids
 from alignment.models.weights import weight_files
 from alignment.recipe import Reference as ReferenceSettings
 from alignment.recipe import TokenPolicy
+from alignment.recipe.faults import fault
 from alignment.store import Store
 
 COLUMNS = ["row_id", "chosen_logp", "rejected_logp", "chosen_tokens", "rejected_tokens"]
@@ -113,8 +114,8 @@ def _policy(model: Path, tokens: Mapping[str, Any]) -> TokenPolicy:
     try:
         return TokenPolicy.model_validate({"max_length": max_positions(model) or TokenPolicy().max_length} | given)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise BadInput(first["msg"], field=f"tokens.{first['loc'][0]}") from error
+        field, told = fault(error, TokenPolicy)
+        raise BadInput(told, field=f"tokens.{field}") from error
 
 
 def _valid(pairs: Path, quarantined: Counter[str]) -> Iterator[PreferenceRow]:

@@ -29,6 +29,7 @@ from alignment.models.checkpoint import load_model, load_tokenizer, max_position
 from alignment.models.ends import end_ids
 from alignment.models.packing import by_prompt, forwarded, shares
 from alignment.models.size import peak_flops, scoring_flops
+from alignment.progress import ProgressLog
 from alignment.recipe import TokenPolicy
 
 if TYPE_CHECKING:
@@ -307,6 +308,7 @@ def _score_share(work: Work, reference: Reference, cache: LogprobCache) -> Effor
     firsts = [[count for _, count in item.firsts] for item in work] if any(item.firsts for item in work) else None
     part: list[tuple[bytes, float, int]] = []
     forwarded = positions = 0
+    progress = ProgressLog(logger, "sequences scored", len(work))
     began = committed = time.monotonic()
     for done in score(model, sequences, reference.batch_tokens, firsts):
         for one in done.scored:
@@ -318,6 +320,7 @@ def _score_share(work: Work, reference: Reference, cache: LogprobCache) -> Effor
                 for (key, count), logp in zip(item.firsts, one.firsts, strict=True)
             ]
         forwarded, positions = forwarded + done.tokens, positions + done.positions
+        progress.add(len(done.scored))
         if len(part) >= PART_SEQUENCES or time.monotonic() - committed >= PART_SECONDS:
             cache.add_values(part)
             part, committed = [], time.monotonic()

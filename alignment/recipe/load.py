@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from alignment.errors import BadInput
+from alignment.recipe.faults import fault
 from alignment.recipe.recipe import Recipe
 
 # A key that appears twice is refused: YAML would keep one of the two values and lose the other.
@@ -105,7 +106,6 @@ def parse_yaml(text: str, file: str, what: str) -> dict[str, Any]:
     return data
 
 
-UNION_PARTS = {"Gate", "literal['none','default']"}
 VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 
 
@@ -130,12 +130,8 @@ def parse_recipe(data: dict[str, Any], file: str, environ: Mapping[str, str]) ->
     except RecursionError as error:
         raise BadInput("nested too deeply", file=file) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        # pydantic puts the names of a union's classes into the location too; they are not keys of the recipe
-        field = ".".join(str(part) for part in first["loc"] if str(part) not in UNION_PARTS) or None
-        more = "" if error.error_count() == 1 else f" (and {error.error_count() - 1} more)"
-        known = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
-        raise BadInput(f"{known}{more}", file=file, field=field) from error
+        field, told = fault(error, Recipe)
+        raise BadInput(told, file=file, field=field) from error
 
 
 def _expand(value: Any, environ: Mapping[str, str], file: str, field: str) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, time, timedelta
+from itertools import product
 from typing import Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -56,6 +58,29 @@ def _values(index: int, part: str) -> set[int]:
             raise ValueError(f"{FIELDS[index]} '{part}' is not within {low}-{high}, lowest first")
         found.update(range(first, last + 1, int(match["step"] or 1)))
     return found
+
+
+def next_time(expression: str, after: datetime) -> datetime:
+    """The first time that an expression names after `after`, on the clock of `after`'s zone.
+
+    As in cron, a day counts if it is one of the days of the month *or* one of the weekdays, where both are named. An
+    hour that the clock leaves out is skipped, as is an hour's second turn.
+    """
+    parts = expression.split()
+    minutes, hours, days, months, weekdays = (_values(index, part) for index, part in enumerate(parts))
+    weekdays = {day % 7 for day in weekdays}
+    either = parts[2] != "*" and parts[4] != "*"
+    for ahead in range(8 * 366):  # 29 February comes back within eight years
+        day = after.date() + timedelta(days=ahead)
+        of_month, of_week = day.day in days, day.isoweekday() % 7 in weekdays
+        if day.month not in months or not (of_month or of_week if either else of_month and of_week):
+            continue
+        for hour, minute in product(sorted(hours), sorted(minutes)):
+            found = datetime.combine(day, time(hour, minute), after.tzinfo)
+            is_there = found.astimezone(UTC).astimezone(after.tzinfo).replace(fold=0) == found
+            if found > after and is_there:
+                return found
+    raise ValueError(f"'{expression}' names no time")  # `check_cron` refuses such
 
 
 def _number(index: int, text: str) -> int:

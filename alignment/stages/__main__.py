@@ -23,6 +23,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from alignment.errors import BadInput
+from alignment.recipe.faults import fault
 from alignment.stages.execute import execute, make_again
 from alignment.stages.stage import Request, Result, Stage
 from alignment.store import CorruptArtifact, MissingArtifact, Store
@@ -90,8 +91,8 @@ def read_request(stage: Stage, path: Path) -> Request:  # type: ignore[type-arg]
     except OSError as error:
         raise BadInput(f"cannot be read: {error.strerror}", file=str(path)) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        raise BadInput(first["msg"], file=str(path), field=".".join(map(str, first["loc"]))) from error
+        field, told = fault(error, stage.request)
+        raise BadInput(told, file=str(path), field=field) from error
 
 
 def told_to_dagster() -> AbstractContextManager[object]:

@@ -1,6 +1,6 @@
 """The command `align`: its verbs, and how errors are shown.
 
-Exit 0 done, 1 the work failed or a gate said no, 2 bad input (one line on stderr).
+Exit 0 done, 1 the work failed or a gate said no, 2 bad input (one line on stderr), 130 stopped with Ctrl-C.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import typer
 
 from alignment.address import shown
 from alignment.errors import BadInput
-from alignment_dags.cli.files import compare, reference, score
+from alignment_dags.cli.files import compare, diff, reference, score
 from alignment_dags.cli.judge import judge
 from alignment_dags.cli.models import export, gc, lineage, path, promote, report
+from alignment_dags.cli.output import INTERRUPTED
+from alignment_dags.cli.overview import doctor, init, status
 from alignment_dags.cli.prefs import prefs
 from alignment_dags.cli.run import backfill, nights, plan, run, upgrade
 from alignment_dags.cli.setup import pools, recipes
@@ -64,7 +66,6 @@ def _store() -> str:
 app = typer.Typer(
     name="align",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -86,6 +87,8 @@ def options(
 
 
 for verb in (
+    init,
+    status,
     run,
     plan,
     upgrade,
@@ -93,6 +96,7 @@ for verb in (
     reference,
     score,
     compare,
+    diff,
     export,
     path,
     lineage,
@@ -100,6 +104,7 @@ for verb in (
     gc,
     report,
     nights,
+    doctor,
 ):
     app.command()(verb)
 for group, name in ((judge, "judge"), (prefs, "prefs"), (pools, "pools"), (recipes, "recipes")):
@@ -114,7 +119,7 @@ def main() -> None:
     try:
         sys.exit(app(standalone_mode=False) or 0)  # the code of a typer.Exit; commands return nothing
     except typer.Abort:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except BadInput as error:
         sys.exit(_refused(str(error)))
     except Exception as error:
@@ -123,6 +128,9 @@ def main() -> None:
                 _refused(message)
             sys.exit(2)  # a bare group has shown its help and has nothing to add
         kinds = {kind.__name__ for kind in type(error).__mro__}
+        if "Stopped" in kinds:
+            print(error, file=sys.stderr)
+            sys.exit(INTERRUPTED)
         message = str(error) if kinds & FAILURES else unreachable(error)
         if message is not None:
             print(f"error: {' '.join(shown(message).split())}", file=sys.stderr)

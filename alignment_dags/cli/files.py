@@ -1,4 +1,4 @@
-"""Verbs that need only files and no recipe: reference log-probs, scores, comparisons."""
+"""Verbs over files: reference log-probs, scores; and comparisons of files, recipes and versions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from alignment_dags.cli.arguments import recipe_completions
 from alignment_dags.cli.output import AsJson, quiet, tell
 
 
@@ -89,15 +90,37 @@ def score(
     tell(lambda: score_files(suite, responses, data, judgments, out, against, select, difficulty), as_json, show_score)
 
 
+SideName = Annotated[
+    str,
+    typer.Argument(
+        help="samples.parquet, a recipe's name (its newest policy), MODEL@version or MODEL@champion.",
+        autocompletion=recipe_completions,
+    ),
+]
+
+
 def compare(
-    baseline: Annotated[Path, typer.Argument(help="samples.parquet of the baseline.")],
-    candidate: Annotated[Path, typer.Argument(help="samples.parquet of the candidate.")],
-    metric: Annotated[str | None, typer.Option(help="Only this metric.")] = None,
-    margin: Annotated[float, typer.Option(help="Equivalent when the whole interval lies within ± this.")] = 0.0,
+    baseline: SideName,
+    candidate: SideName,
+    metric: Annotated[str | None, typer.Option(help="Only this metric; SUITE/METRIC between recipes.")] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(help="Equivalent when the interval lies within ± this; a twentieth of the scale by default."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare two models on the same items, by paired differences."""
     from alignment_dags.cli.output import show_comparison
-    from eval.commands import compare_files
+    from alignment_dags.registry.compare import compare
 
-    tell(lambda: compare_files(baseline, candidate, metric=metric, margin=margin), as_json, show_comparison)
+    tell(lambda: compare(baseline, candidate, metric, margin), as_json, show_comparison)
+
+
+def diff(first: SideName, second: SideName, as_json: AsJson = False) -> None:
+    """Show what differs between two recipes or versions: settings, data, checkpoints, code and metrics."""
+    from alignment_dags.cli.output import show_diff
+    from alignment_dags.registry.compare import diff
+    from resources.home import ensure_home
+
+    ensure_home()
+    tell(lambda: diff(first, second), as_json, show_diff)

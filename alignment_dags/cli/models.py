@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from alignment.errors import BadInput
+from alignment_dags.cli.arguments import Model, RecipeFile, recipe_completions, recipe_paths
 from alignment_dags.cli.output import SHOWN_ROWS, AsJson, columns, say, tell
 
 # The output of `align lineage`: the parts that a version was made from, and the tree of its artifacts.
@@ -17,15 +18,19 @@ MANY = ("shards.", "references.")
 SHORT = 12
 
 
-def show_lineage(result: dict[str, Any]) -> None:
+def show_lineage(result: dict[str, Any], verbose: bool = False) -> None:
     """Prints the lineage of a model version."""
-    for line in lines(result):
+    for line in lines(result, verbose):
         print(line)
+    if result["rows_file"]:
+        print(f"\nrow ids: {result['rows_file']['file']} ({result['rows_file']['rows']} rows)")
 
 
-def lines(result: dict[str, Any]) -> Iterator[str]:
-    """The page, line by line."""
+def lines(result: dict[str, Any], verbose: bool = False) -> Iterator[str]:
+    """The page, line by line: the answer in short, then every part; with `verbose` the recipe too."""
     yield f"{result['model']} version {result['version']}"
+    yield f"  {_in_short(result)}"
+    yield ""
     yield from (f"  {line}" for line in _about(result))
     yield ""
     yield from _node("", result["tree"], "", set())
@@ -38,9 +43,20 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
         if run["stage"] not in ("preference_shard", "reference_logprobs")
     ]
     yield columns(("stage", "key", "Dagster run", "MLflow run"), rows)
-    if result["recipe"]:
+    if result["recipe"] and verbose:
         yield "\nrecipe"
         yield from (f"  {line}" for line in result["recipe"].splitlines())
+
+
+def _in_short(result: dict[str, Any]) -> str:
+    """Which rows, which start and which decision made the version, in one line."""
+    shards, sft, base = result["shards"], result["sft"], result["base"]
+    start = f"SFT checkpoint {sft['digest'][:SHORT]}" + (f" of base model {base['digest'][:SHORT]}" if base else "")
+    return (
+        f"trained on {result['policy']['rows_trained']} rows of {len(shards)} shard{'s' * (len(shards) != 1)}, from"
+        f" {start}; the gate said {result['gate']['verdict']}."
+        " --rows FILE writes the row ids, --verbose shows the recipe."
+    )
 
 
 def _about(result: dict[str, Any]) -> Iterator[str]:
@@ -109,29 +125,40 @@ def _node(role: str, node: dict[str, Any], indent: str, seen: set[str]) -> Itera
 
 def lineage(
     model: Annotated[
-        str | None, typer.Argument(help="MODEL, MODEL@alias or MODEL@version (champion by default).")
+        str | None,
+        typer.Argument(
+            help="MODEL, MODEL@champion or MODEL@version (champion by default).", autocompletion=recipe_completions
+        ),
     ] = None,
     row: Annotated[str | None, typer.Option(help="A row id instead: which models ever saw it.")] = None,
+    rows: Annotated[
+        Path | None, typer.Option(help="Write all row ids with shard and split to this Parquet (or .csv) file.")
+    ] = None,
     source: Annotated[str, typer.Option("--from", help="store (commit records) or mlflow.")] = "store",
+    verbose: Annotated[bool, typer.Option("--verbose", help="Print the recipe too.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Walk from a model version back to its rows (shards, reference, SFT, base, code, runs), or from a row on."""
+    """Show what made a model version: rows, reference, SFT, base, code and runs; or which models saw a row."""
     from alignment_dags.registry.lineage import lineage_of
-    from alignment_dags.registry.rows import row_lineage, show_row
+    from alignment_dags.registry.rows import row_lineage, show_row, write_rows
     from resources.home import ensure_home
 
     if (model is None) == (row is None):
         raise BadInput("give either a MODEL or --row")
     if row is not None and not row.strip():
         raise BadInput("no row is named", field="--row")
+    if row is not None and rows is not None:
+        raise BadInput("goes with a MODEL", field="--rows")
     ensure_home()
     if row is not None:
         tell(lambda: row_lineage(row), as_json, show_row)
-    else:
-        tell(lambda: lineage_of(str(model), source), as_json, show_lineage)
+        return
 
+    def work() -> dict[str, Any]:
+        written = None if rows is None else write_rows(str(model), rows)
+        return lineage_of(str(model), source) | {"rows_file": written}
 
-Model = Annotated[str, typer.Argument(help="MODEL, MODEL@champion or MODEL@version (champion by default).")]
+    tell(work, as_json, lambda result: show_lineage(result, verbose))
 
 
 def export(
@@ -158,7 +185,7 @@ def path(model: Model, as_json: AsJson = False) -> None:
 
 
 def promote(
-    model: Annotated[str, typer.Argument(help="Registered model.")],
+    model: Annotated[str, typer.Argument(help="Registered model.", autocompletion=recipe_completions)],
     to: Annotated[str | None, typer.Option(help="Version to return to.")] = None,
     override: Annotated[
         bool, typer.Option("--override", help="Promote the recipe's current policy despite the gate.")
@@ -175,7 +202,14 @@ def promote(
 
 
 def gc(
-    recipes: Annotated[list[Path] | None, typer.Argument(help="Recipes (YAML); none: all in the store.")] = None,
+    recipes: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Recipes: files or names; none: all in the store.",
+            callback=recipe_paths,
+            autocompletion=recipe_completions,
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go, and how much that is.")] = False,
     keep: Annotated[int, typer.Option(min=0, help="Policies a recipe keeps beside champions and current ones.")] = 5,
     as_json: AsJson = False,
@@ -189,7 +223,7 @@ def gc(
 
 
 def report(
-    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    recipe: RecipeFile,
     out: Annotated[Path | None, typer.Option(help="File to write; report.html or history.html by default.")] = None,
     history: Annotated[bool, typer.Option("--history", help="Every registered version instead of the last report.")] = (
         False

@@ -6,7 +6,7 @@ from typing import Any
 
 from alignment.stages.preference_manifest import ManifestSummary
 from alignment.store import Artifact, Commit
-from alignment_dags.cli.output import columns, comparison_row
+from alignment_dags.cli.output import columns, comparison_row, painted
 from alignment_dags.run.run import Outcome
 from alignment_dags.run.workspace import Workspace
 from assets.champion import moved_by_hand
@@ -38,14 +38,13 @@ def summary_of(outcome: Outcome) -> dict[str, Any]:
         "dagster_runs": outcome.dagster_runs,
         "ended_runs": outcome.ended_runs,
         "failure": outcome.failure,
+        "stopped": outcome.stopped,
         "verdict": decided.verdict if decided else None,
         "reasons": decided.reasons if decided else [],
         "baseline": None if report is None else SHORT_NAMES[baseline_at(report.inputs["sft"])],
         "comparisons": decided.recorded()["comparisons"] if decided else {},
         "notes": decided.notes if decided else [],
-        "registered": (
-            RegistrationSummary.of(registration).recorded() if registration and outcome.failure is None else None
-        ),
+        "registered": (RegistrationSummary.of(registration).recorded() if registration and outcome.is_whole else None),
         "rows": ManifestSummary.of(manifest).recorded() if manifest else None,
         "report": f"{uri(upstream.get('evaluation_report'))}/report.html" if report else None,
         "policy": uri(policy),
@@ -64,6 +63,9 @@ def alias_warning(workspace: Workspace, registration: Artifact | None) -> str | 
 
 def show_outcome(result: dict[str, Any]) -> None:
     """Prints what a run made, its comparisons and its verdict."""
+    if result["stopped"]:
+        print(painted(result["stopped"]))
+        return
     if not result["dagster_runs"] and result["failure"] is None:
         print(f"{result['recipe']}: nothing to do, everything is up to date ({result['seconds']} s)")
     rows = [
@@ -73,11 +75,11 @@ def show_outcome(result: dict[str, Any]) -> None:
     ]
     if rows:
         values = (result["baseline"], "policy", "difference", "95 % interval", "verdict")
-        print(columns(("suite", "metric", "n", *values), rows))
+        print(painted(columns(("suite", "metric", "n", *values), rows)))
     for note in result["notes"]:
         print(f"note: {note}")
     if result["verdict"]:
-        print(f"\ngate: {result['verdict']}")
+        print(painted(f"\ngate: {result['verdict']}"))
         for reason in result["reasons"]:
             print(f"  {reason}")
     registered = result["registered"] or {}
@@ -91,6 +93,6 @@ def show_outcome(result: dict[str, Any]) -> None:
     if result["alias"]:
         print(f"warning: {result['alias']}")
     if result["failure"] is not None:
-        print(f"\nfailed: {result['failure']}")
+        print(painted(f"\nfailed: {result['failure']}"))
     elif result["dagster_runs"]:
         print(f"done in {result['seconds']} s; `make ui` shows it all")

@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import typer
 
+from alignment.progress import MOVING
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended, as shells give it."""
 
 
 @contextmanager
@@ -40,9 +48,58 @@ def tell(work: Callable[[], dict[str, Any]], as_json: bool, show: Callable[[dict
     return result
 
 
+# Progress on stderr: lines that stay, and one that moves while a stage works.
+
+PAUSE = 15.0
+"""Seconds between two moving lines where they do not move, as in a log."""
+_moved: dict[str, float] = {"width": 0, "at": 0.0}
+
+
 def say(line: str) -> None:
-    """Prints a line of progress on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    """Prints a line of progress on stderr. One that begins with `MOVING` moves on a terminal; elsewhere it is a line
+    like any other, and one of many is printed."""
+    moves, text = line.startswith(MOVING), line.removeprefix(MOVING)
+    if not is_terminal(sys.stderr):
+        if moves and time.monotonic() - _moved["at"] < PAUSE:
+            return
+        if moves:
+            _moved["at"] = time.monotonic()
+        print(text, file=sys.stderr, flush=True)
+        return
+    clear = "\r\x1b[K" if _moved["width"] else ""
+    if moves:
+        text = text[: shutil.get_terminal_size().columns - 1]
+    _moved["width"] = len(text) if moves else 0
+    print(clear + painted(text, sys.stderr), end="" if moves else "\n", file=sys.stderr, flush=True)
+
+
+def is_terminal(stream: IO[str]) -> bool:
+    """Whether a stream is a terminal that can move its cursor."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+# Colours: on a terminal only, and never with NO_COLOR (https://no-color.org).
+
+COLOURS = {
+    32: ("improved", "pass", "passed", "ok", "current", "done"),
+    31: ("regressed", "fail", "failed", "FAILED", "bad", "NO", "error", "stopped"),
+    33: ("inconclusive", "gated", "stale", "warning", "note", "unknown"),
+}
+"""ANSI colour to the words that it marks."""
+_COLOUR_OF = {word: colour for colour, words in COLOURS.items() for word in words}
+_ENDS = re.compile(rf"^(\s*)({'|'.join(_COLOUR_OF)})\b|\b({'|'.join(_COLOUR_OF)})$", re.MULTILINE)
+
+
+def painted(text: str, stream: IO[str] | None = None) -> str:
+    """The text with its words of judgment coloured, where they begin or end a line."""
+    if not is_terminal(stream or sys.stdout) or os.environ.get("NO_COLOR"):
+        return text
+
+    def paint(found: re.Match[str]) -> str:
+        word = found[2] or found[3]
+        return f"{found[1] or ''}\x1b[{_COLOUR_OF[word]}m{word}\x1b[0m"
+
+    return _ENDS.sub(paint, text)
 
 
 def quiet() -> None:
@@ -233,8 +290,7 @@ def comparison_row(metric: str, comparison: dict[str, Any]) -> tuple[str, ...]:
 
 def show_comparison(result: dict[str, Any]) -> None:
     """Prints the outcome of `align compare`."""
-    rows = [comparison_row(metric, comparison) for metric, comparison in result.items()]
-    print(columns(("metric", "n", "baseline", "candidate", "difference", "95 % interval", "verdict"), rows))
+    _show_compared(result)
     for metric, comparison in result.items():
         if lost := comparison["missing"]:
             sides = ", ".join(
@@ -242,6 +298,40 @@ def show_comparison(result: dict[str, Any]) -> None:
             )
             named = ", ".join(comparison["missing_ids"][:SHOWN_ROWS]) + (", …" if lost > SHOWN_ROWS else "")
             print(f"{metric}: {lost} items have no value on both sides and do not count (lacking {sides}): {named}")
+
+
+def _show_compared(result: dict[str, Any]) -> None:
+    header = ("metric", "n", "baseline", "candidate", "difference", "95 % interval", "margin", "verdict")
+    rows = [comparison_row(metric, comparison) for metric, comparison in result.items()]
+    margins = [f"±{comparison['margin']:g}" for comparison in result.values()]
+    print(painted(columns(header, [(*row[:-1], margin, row[-1]) for row, margin in zip(rows, margins, strict=True)])))
+
+
+def show_diff(result: dict[str, Any]) -> None:
+    """Prints the outcome of `align diff`."""
+    header = ("", *result["sides"])
+    for title in ("settings", "code"):
+        rows = [(f"  {name}", *(_value(value) for value in values)) for name, values in result[title].items()]
+        print(columns((title, *header[1:]), rows) if rows else f"{title}: the same")
+    shards = result["shards"]
+    parts = {"only in the first": "first_alone", "only in the second": "second_alone", "other rows": "changed"}
+    told = [f"{words}: {', '.join(shards[name][:SHOWN_ROWS])}" for words, name in parts.items() if shards[name]]
+    print("\n  ".join([f"data: {shards['same']} shards are the same", *told]))
+    rows = [
+        (f"  {name}", *(str(digest or "-")[:12] for digest in pair), "" if len(set(pair)) > 1 else "the same")
+        for name, pair in result["checkpoints"].items()
+    ]
+    print(columns(("checkpoints", *header[1:], ""), rows))
+    if result["settings"] and len(set(result["checkpoints"]["policy"])) == 1:
+        print("note: both have the same policy: a recipe that was changed has not run since, or it changed nothing")
+    if result["metrics"]:
+        _show_compared(result["metrics"])
+    else:
+        print("metrics: none that both were measured on")
+
+
+def _value(value: object) -> str:
+    return "-" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def show_nights(result: dict[str, Any]) -> None:

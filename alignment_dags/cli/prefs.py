@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from alignment.errors import BadInput
+from alignment_dags.cli.arguments import RecipeFile
 from alignment_dags.cli.output import AsJson, tell
 
 prefs = typer.Typer(help="Preference data.", no_args_is_help=True)
@@ -49,7 +49,7 @@ def prefs_show(
 
 @prefs.command("find")
 def prefs_find(
-    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    recipe: RecipeFile,
     text: Annotated[str, typer.Argument(help="Text to look for, as it is in the row.")],
     as_json: AsJson = False,
 ) -> None:
@@ -63,7 +63,7 @@ def prefs_find(
 
 @prefs.command("withdraw")
 def prefs_withdraw(
-    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    recipe: RecipeFile,
     row_ids: Annotated[list[str] | None, typer.Option("--row-id", help="Row id; repeat for more.")] = None,
     shards: Annotated[list[str] | None, typer.Option("--shard", help="Whole shard; repeat for more.")] = None,
     reason: Annotated[str, typer.Option(help="Why, without personal data: it is kept.")] = "",
@@ -79,7 +79,7 @@ def prefs_withdraw(
 
 @prefs.command("restore")
 def prefs_restore(
-    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    recipe: RecipeFile,
     row_ids: Annotated[list[str] | None, typer.Option("--row-id", help="Row id; repeat for more.")] = None,
     shards: Annotated[list[str] | None, typer.Option("--shard", help="Whole shard; repeat for more.")] = None,
     as_json: AsJson = False,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alignment.errors import BadInput
-from alignment_dags.cli.output import AsJson, columns, say, tell
+from alignment_dags.cli.arguments import RecipeFile, RecipeFiles
+from alignment_dags.cli.output import INTERRUPTED, AsJson, columns, say, tell
 
 if TYPE_CHECKING:
     from alignment_dags.planner.forecast import StageForecast
@@ -38,11 +39,15 @@ def show_plan(result: dict[str, Any]) -> None:
         for stage in result["stages"]
     ]
     print(columns(("stage", "pool", "there", "to make", "memory a device", "fits", "time", "cost"), rows))
-    for stage in result["stages"]:
-        if stage["pool"] is not None and stage["to_make"] != 0:
-            print(f"{stage['stage']}:")
-            for name, words in NUMBERS.items():
-                print(f"  {words}: {stage[name]['how']}")
+    needed = [stage for stage in result["stages"] if stage["pool"] is not None and stage["to_make"] != 0]
+    for name, words in NUMBERS.items():  # each sentence once, with the stages that it is about
+        stages: dict[str, list[str]] = {}
+        for stage in needed:
+            stages.setdefault(stage[name]["how"], []).append(stage["stage"])
+        if stages:
+            print(f"{words}:")
+        for how, named in stages.items():
+            print(f"  {', '.join(named)}: {how}")
     for warning in result["warnings"]:
         print(f"warning: {warning}")
     for note in result["notes"]:
@@ -137,20 +142,33 @@ MOST_NIGHTS = 100_000
 
 
 def run(
-    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    recipe: RecipeFile,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE, such as dpo.beta=0.5: another value of a key; repeat for more."),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--as", help="Name of the recipe that is derived with --set.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Bring a recipe up to date: what changed is made again, and no more."""
     from alignment_dags.cli.outcome import show_outcome, summary_of
+    from alignment_dags.recipes import derive
     from alignment_dags.run.run import run_recipe
 
-    result = tell(lambda: summary_of(run_recipe(recipe, say)), as_json, show_outcome)
+    if (changes is None) != (name is None):
+        raise BadInput("--set and --as go together: a recipe with other values is another recipe, with its own name")
+    path = recipe if name is None else derive(recipe, changes or [], name)
+    if name is not None:
+        say(f"{name}: {path}")
+    result = tell(lambda: summary_of(run_recipe(path, say)), as_json, show_outcome)
+    if result["stopped"] is not None:
+        raise typer.Exit(INTERRUPTED)
     if result["failure"] is not None:
         raise typer.Exit(1)
 
 
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    recipe: RecipeFile,
     config: Annotated[
         Path | None, typer.Option(help="The model's config.json, if it is not on this machine; no weights are needed.")
     ] = None,
@@ -190,7 +208,7 @@ def plan(
 
 
 def upgrade(
-    recipes: Annotated[list[Path] | None, typer.Argument(help="Recipes (YAML); all in use by default.")] = None,
+    recipes: RecipeFiles = None,
     accept: Annotated[bool, typer.Option("--accept", help="Let nights and the source sensor make it.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -200,8 +218,9 @@ def upgrade(
 
     from alignment.recipe import load_recipe
     from alignment_dags.planner.forecast import forecast
+    from alignment_dags.recipes import recipes_in_use
     from alignment_dags.run.upgrade import Upgrades, moved_stages
-    from alignment_dags.run.workspace import Workspace, recipes_in_use
+    from alignment_dags.run.workspace import Workspace
     from resources.home import ensure_home
     from resources.pools import load_pools
 
@@ -229,7 +248,7 @@ def upgrade(
 
 
 def backfill(
-    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    recipe: RecipeFile,
     shards: Annotated[str | None, typer.Option(help="Names, with commas between; all shards by default.")] = None,
     first: Annotated[str | None, typer.Option("--from", help="First shard of a stretch (source order).")] = None,
     last: Annotated[str | None, typer.Option("--to", help="Last shard of the stretch.")] = None,
@@ -249,7 +268,7 @@ def backfill(
 
 
 def nights(
-    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    recipe: RecipeFile,
     last: Annotated[int, typer.Option(help="How many, the latest first.", min=1, max=MOST_NIGHTS)] = 10,
     as_json: AsJson = False,
 ) -> None:

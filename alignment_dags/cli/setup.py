@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from alignment.errors import BadInput
+from alignment_dags.cli.arguments import recipe_completions, recipe_paths
 from alignment_dags.cli.output import AsJson, say, stdout_kept, tell
 
 pools = typer.Typer(help="Compute pools.", no_args_is_help=True)
@@ -65,9 +66,15 @@ def _give(text: str, out: Path | None) -> None:
 
 
 @recipes.command("check")
-def recipes_check(files: Annotated[list[Path], typer.Argument(help="Recipes (YAML).")]) -> None:
-    """Read recipes and say what is wrong in them; of a file of pools, which lies beside them, too."""
+def recipes_check(
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Recipes: files or names.", callback=recipe_paths, autocompletion=recipe_completions),
+    ],
+) -> None:
+    """Say what is wrong in recipes, or not there: keys, pools, data files, models; pools files are read too."""
     from alignment.recipe import load_recipe
+    from alignment_dags.check import check_places, missing_eval_files
     from assets.evaluation_report import gate_and_baselines
     from assets.preference_shard import refuse_files
     from eval.judge.retirement import retirement
@@ -80,11 +87,12 @@ def recipes_check(files: Annotated[list[Path], typer.Argument(help="Recipes (YAM
         recipe = load_recipe(path)
         with stdout_kept():
             gate_and_baselines(recipe, str(path))
+            check_places(recipe, load_pools(), str(path))
             refuse_files(recipe)
         print(f"{path}: {recipe.name} is well-formed")
         if warning := retirement(recipe.judge, date.today()):
             say(f"warning: {path}: {warning}")
-        for note in recipe.outside_practice():
+        for note in (*missing_eval_files(recipe), *recipe.outside_practice()):
             say(f"note: {path}: {note}")
 
 

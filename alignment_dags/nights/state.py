@@ -13,7 +13,7 @@ from alignment.store import Ref
 from alignment_dags.run.plan import plan
 from alignment_dags.run.upgrade import Moved, Upgrades, moved_stages
 from alignment_dags.run.workspace import Workspace
-from alignment_dags.source.observe import observe
+from alignment_dags.source.observe import LOOK_SECONDS, observe
 from assets.building.node import Node
 from assets.building.upstream import Upstream
 from eval.stages.evaluation_report import ReportSummary
@@ -51,13 +51,15 @@ class State:
         return tuple(dict.fromkeys((*self.shards, *self.reference, *self.unsettled, *self.unreadable)))
 
 
-def state_of(workspace: Workspace) -> State:
-    """What is behind now. Raises `BadInput` where the source cannot be listed."""
+def state_of(workspace: Workspace, budget: float = LOOK_SECONDS) -> State:
+    """What is behind now; new content is read for `budget` seconds. Raises `BadInput` where the source cannot be
+    listed."""
     phases = {phase.name: phase.nodes for phase in workspace.phases}
     upstream = workspace.upstream()
     (rows,) = phases["shards"]
-    seen = observe(workspace.recipe, rows, upstream)
-    shards = tuple(name for name, key in seen.keys.items() if not current(upstream.refs(rows.name).get(name), key))
+    seen = observe(workspace.recipe, rows, upstream, budget)
+    refs = upstream.refs(rows.name)
+    shards = tuple(name for name, key in seen.keys.items() if not current(refs.get(name), key))
     base = tuple(one.node.name for one in plan(workspace, phases["base"], ()) if one.state != "current")
     state = State(base=base, shards=shards, unsettled=seen.waiting, unreadable=seen.unreadable, total=len(seen.names))
     ready = [name for name in seen.keys if name not in set(shards)]

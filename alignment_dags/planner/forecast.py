@@ -188,6 +188,8 @@ def _memory(node: Node, recipe: Recipe, shape: Shape) -> Figure:
     }
     if node.stage.name == "responses" and recipe.evals.generate.kind == "endpoint":
         return Figure(0.0, "loads no model: an endpoint answers")
+    if node.name == "registered_model" and recipe.gate == "none":
+        return Figure(0.0, "gate: none registers nothing")
     settings, precision = trained.get(node.name), run.get(node.stage.name)
     if settings is None and precision is None:
         return Figure(0.0, "loads no model")

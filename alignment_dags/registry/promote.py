@@ -19,14 +19,18 @@ import dagster as dg
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe
 from alignment.store.erase import current_erasure
-from alignment_dags.registry.registrations import registration_of
+from alignment_dags.recipes import RECIPES, recipes_in_use
+from alignment_dags.registry.registrations import registration_of, registrations_of
 from alignment_dags.run.launch import launch
+from alignment_dags.run.shards import owner_file
 from alignment_dags.run.workers import apply_pools, end_dead_runs
-from alignment_dags.run.workspace import RECIPES, Workspace, recipes_in_use
-from assets.champion import check_evaluated
+from alignment_dags.run.workspace import Workspace
+from assets.champion import check_evaluated, moved_by_hand, registered_champion
 from assets.registration import Decision, RegistrationSummary, drop_decision, write_decision
 from resources.home import ensure_home
+from resources.mlflow import Tracking
 from resources.pools import load_pools
+from resources.store import ArtifactStore
 
 NODE = "registered_model"
 
@@ -43,7 +47,10 @@ class Promotion:
 
 
 def promote(promotion: Promotion, say: Callable[[str], None]) -> dict[str, Any]:
-    """Carries out a promotion in its own Dagster run; raises `BadInput` if it is not possible, else `RunFailed`."""
+    """Carries out a promotion in its own Dagster run; `decision` is None where the version is champion already.
+
+    Raises `BadInput` if the promotion is not possible, and `RunFailed`.
+    """
     if (promotion.to is None) != promotion.override:
         raise BadInput("give either --to VERSION or --override")
     if promotion.override and not promotion.reason.strip():
@@ -54,6 +61,8 @@ def promote(promotion: Promotion, say: Callable[[str], None]) -> dict[str, Any]:
     workspace = Workspace(recipe, load_pools())
     store = workspace.store
     decision = decide(workspace, promotion)
+    if promotion.to is not None and _is_champion(workspace, promotion.model, promotion.to):
+        return {"model": promotion.model, "version": promotion.to, "decision": None, "dagster_run": None}
     write_decision(store, recipe.name, decision)
     try:
         run_id = _carry_out(workspace, decision, say)
@@ -72,6 +81,20 @@ def promote(promotion: Promotion, say: Callable[[str], None]) -> dict[str, Any]:
         "alias_moved": summary.alias_moved,
         "dagster_run": run_id,
     }
+
+
+def _is_champion(workspace: Workspace, model: str, version: str) -> bool:
+    """Whether a version is the champion, in the store and by MLflow's alias. Its files are given to MLflow if it has
+    none of them (release 0.1.0 registered versions without files)."""
+    store, latest = workspace.store, workspace.upstream().get(NODE)
+    champion = registered_champion(store, latest)
+    if champion.policy is None or champion.version != version:
+        return False
+    tracking, policy = Tracking(), store.commit_of(champion.policy)
+    if moved_by_hand(store, tracking, model, latest) is not None:
+        return False
+    tracking.publish(model, version, policy, lambda: store.fetch(policy.artifact))
+    return True
 
 
 def decide(workspace: Workspace, promotion: Promotion) -> Decision:
@@ -102,6 +125,9 @@ def decide(workspace: Workspace, promotion: Promotion) -> Decision:
 
 def show_promotion(result: dict[str, Any]) -> None:
     """Prints which version is champion now."""
+    if result["decision"] is None:
+        print(f"{result['model']} version {result['version']} is champion already; nothing done")
+        return
     if result["alias_moved"]:
         print(f"warning: {result['alias_moved']}")
     how = "despite the gate" if result["decision"]["kind"] == "override" else "again"
@@ -117,7 +143,19 @@ def _recipe(promotion: Promotion) -> tuple[Path, Recipe]:
     for path, recipe in recipes_in_use().items():
         if recipe.model_name == promotion.model:
             return path, recipe
+    if (owner := _owner(promotion.model)) is not None:
+        return owner
     raise BadInput(f"no recipe in use registers '{promotion.model}'; name its file with --recipe, or in ALIGN_RECIPES")
+
+
+def _owner(model: str) -> tuple[Path, Recipe] | None:
+    """The recipe whose run registered a model last, where its file still registers that model."""
+    store = ArtifactStore().open()
+    for registration in registrations_of(store, model)[:1]:
+        file = owner_file(store, registration.environment.get("recipe", ""))
+        if file is not None and file.is_file() and (recipe := load_recipe(file)).model_name == model:
+            return file, recipe
+    return None
 
 
 def _carry_out(workspace: Workspace, decision: Decision, say: Callable[[str], None]) -> str:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow import csv
 
 from alignment.data.manifest import SPLIT_FILE
 from alignment.data.rows import HELD_OUT_FILE, TRAIN_FILE
 from alignment.data.withdrawal import What, tombstone
+from alignment.errors import BadInput
 from alignment.stages.policy_checkpoint import ROWS_FILE
 from alignment.store import Artifact, Commit, MissingArtifact, Store
 from alignment.store.erase import all_commits, current_erasure
 from alignment.store.store import refs_of
-from alignment_dags.registry.registrations import REGISTERED
+from alignment_dags.registry.registrations import REGISTERED, name_and_version, registration_of
 from alignment_dags.retention.text import IDS_FILE
 from assets.champion import registered_champion
 from assets.registration import RegistrationSummary
@@ -79,6 +84,34 @@ def show_row(result: dict[str, Any]) -> None:
         print(f"no policy in this store was given row {result['row']}")
     for recipe, stone in result["withdrawn"].items():
         print(f"withdrawn from {recipe} on {stone['at']}" + (f": {stone['reason']}" if stone["reason"] else ""))
+
+
+def write_rows(model: str, out: Path) -> dict[str, Any]:
+    """Writes the ids of all rows of a model version's manifest to a Parquet or CSV file, each with its shard, its split
+    (train, held_out or dropped) and why it was dropped; returns the number of rows of each split.
+
+    Raises `BadInput` for a model that is not there and a file that cannot be written.
+    """
+    store = ArtifactStore().open()
+    policy = store.commit_of(registration_of(store, *name_and_version(model)).inputs["policy"])
+    with store.open(policy.inputs["manifest"], SPLIT_FILE) as stream:
+        rows = pq.read_table(stream)
+    with suppress(MissingArtifact):  # erased, or not there: the manifest's split stands without what training dropped
+        with store.open(policy.artifact, ROWS_FILE) as stream:
+            trained = pq.read_table(stream)  # in the manifest's order
+        assert trained["row_id"].equals(rows["row_id"])
+        for name in ("split", "reason"):
+            rows = rows.set_column(rows.column_names.index(name), name, trained[name].cast(rows[name].type))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.suffix == ".csv":
+            csv.write_csv(rows, out)
+        else:
+            pq.write_table(rows, out)
+    except OSError as error:
+        raise BadInput(f"cannot be written: {error.strerror}", file=str(out), field="--rows") from error
+    counts = Counter(rows["split"].to_pylist())
+    return {"file": str(out), "rows": rows.num_rows, **{split: counts[split] for split in sorted(counts)}}
 
 
 def _place(store: Store, policy: Commit, row_id: str) -> tuple[str, str | None] | None:

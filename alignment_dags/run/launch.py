@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from types import TracebackType
 from typing import NoReturn
 
@@ -14,6 +14,7 @@ import dagster as dg
 
 from alignment.address import shown
 from alignment.errors import BadInput
+from alignment.progress import MOVING, Pace, duration, place_of
 from alignment.recipe import Recipe
 from alignment_dags.run.plan import Planned, plan
 from alignment_dags.run.workers import process_tags
@@ -25,11 +26,15 @@ from assets.building.node import not_reported_elsewhere
 
 TAG = "align/launch"
 PERIOD = 0.5  # seconds between two looks at the event log
-PAUSE = 3.0  # seconds between two lines that a step's stage logs
+PAUSE = 3.0  # seconds between two lines that a step's stage logs and that say nothing of how far it is
 
 
 class Progress:
-    """Tells `say` when steps start and end, and what stages log; finds its run by the tag in `tags`."""
+    """Tells `say` when steps start and end, and what stages log; finds its run by the tag in `tags`.
+
+    A line that says how far a stage is gets the time that is left, and moves (`alignment.progress`). `places` maps
+    the steps that have not ended to the last such line.
+    """
 
     def __init__(self, instance: dg.DagsterInstance, phase: str, say: Callable[[str], None]) -> None:
         self.instance = instance
@@ -42,6 +47,8 @@ class Progress:
         self._cursor: str | None = None
         self._began: dict[str, float] = {}
         self._spoke: dict[str, float] = {}
+        self._paces: dict[str, Pace] = {}
+        self.places: dict[str, str] = {}
 
     def __enter__(self) -> Progress:
         self._thread.start()
@@ -70,11 +77,16 @@ class Progress:
             self._tell(record.event_log_entry)
 
     def _tell_message(self, entry: dg.EventLogEntry, step: str) -> None:
-        """Warnings always; of a stage's own lines as many as a person can follow."""
+        """Warnings always; how far a stage is, as a line that moves; of the others as many as a person can read."""
         message, warning = entry.user_message, int(entry.level) >= logging.WARNING
         if not message or message.startswith("Dependencies for step"):
             return
-        if warning or entry.timestamp - self._spoke.get(step, 0.0) >= PAUSE:
+        place = None if warning else place_of(message)
+        if place is not None:
+            left = self._paces.setdefault(step, Pace()).left(*place, entry.timestamp)
+            self.places[step] = "step {} of {}".format(*place) if "step" in message else "{} of {}".format(*place)
+            self.say(f"{MOVING}    {step}: {message}" + ("" if left is None else f", {duration(left)} left"))
+        elif warning or entry.timestamp - self._spoke.get(step, 0.0) >= PAUSE:
             self._spoke[step] = entry.timestamp
             self.say(f"    {step}: {message}")
 
@@ -88,8 +100,9 @@ class Progress:
             self._began[step] = entry.timestamp
             self.say(f"  {self.phase} · {step} …")
         elif event.event_type == dg.DagsterEventType.STEP_SUCCESS:
+            self.places.pop(step, None)
             self.say(f"  {self.phase} · {step} done in {entry.timestamp - self._began.get(step, time.time()):.1f} s")
-        elif event.event_type == dg.DagsterEventType.STEP_FAILURE:
+        elif event.event_type == dg.DagsterEventType.STEP_FAILURE and not is_interruption(entry):
             self.say(f"  {self.phase} · {step} FAILED")
 
 
@@ -104,6 +117,30 @@ class RunFailed(RuntimeError):
     def __init__(self, run_id: str, message: str) -> None:
         super().__init__(shown(message))
         self.run_id = run_id
+
+
+class Stopped(Exception):
+    """A person interrupted a Dagster run; the message says how far it was. What it had made stands."""
+
+    def __init__(self, run_id: str, places: Mapping[str, str]) -> None:
+        where = " and ".join(f"{place} of {step}" for step, place in places.items())
+        super().__init__(f"stopped{' at ' if where else ''}{where}; run it again to go on")
+        self.run_id = run_id
+
+
+INTERRUPTIONS = ("DagsterExecutionInterruptedError", "KeyboardInterrupt")
+"""Errors of a step that a person's Ctrl-C ended."""
+
+
+def is_interruption(entry: dg.EventLogEntry) -> bool:
+    """Whether a step failed because a person interrupted it."""
+    event = entry.dagster_event
+    error = None if event is None or not event.is_step_failure else event.step_failure_data.error
+    while error is not None:
+        if error.cls_name in INTERRUPTIONS:
+            return True
+        error = error.cause
+    return False
 
 
 def launches(
@@ -169,7 +206,10 @@ def launch(
     tags: dict[str, str],
     say: Callable[[str], None],
 ) -> str:
-    """Executes one Dagster run over the chosen nodes and returns its id; raises `RunFailed` or `BadInput`."""
+    """Executes one Dagster run over the chosen nodes and returns its id.
+
+    Raises `RunFailed` or `BadInput`, and `Stopped` where a person interrupts it.
+    """
     named = {"recipe_name": recipe.name, "phase_name": phase.name}
     job = dg.build_reconstructable_job("alignment_dags.jobs", "load_job", reconstructable_kwargs=named)
     with Progress(instance, phase.name, say) as progress:
@@ -183,6 +223,9 @@ def launch(
         )
     if result.success:
         return result.run_id
+    failures = list(instance.all_logs(result.run_id, of_type=dg.DagsterEventType.STEP_FAILURE))
+    if any(map(is_interruption, failures)):
+        raise Stopped(result.run_id, progress.places)
     raise_failure(instance, result.run_id)
     raise AssertionError("unreachable")
 

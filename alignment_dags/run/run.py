@@ -12,7 +12,7 @@ import dagster as dg
 
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
-from alignment_dags.run.launch import RunFailed, launch, launches
+from alignment_dags.run.launch import RunFailed, Stopped, launch, launches
 from alignment_dags.run.plan import Planned, plan
 from alignment_dags.run.shards import claim, claim_partitions, drop
 from alignment_dags.run.workers import apply_pools, end_dead_runs
@@ -25,13 +25,20 @@ from eval.judge.retirement import retirement
 
 @dataclass
 class Outcome:
-    """What `align run` did: the Dagster runs it made and those it ended; `failure` says why it stopped early."""
+    """What `align run` did: the Dagster runs it made and those it ended; `failure` says why it stopped early, and
+    `stopped` how far it was when a person interrupted it."""
 
     workspace: Workspace
     dagster_runs: list[str] = field(default_factory=list)
     ended_runs: list[str] = field(default_factory=list)
     seconds: float = 0.0
     failure: str | None = None
+    stopped: str | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every phase ended well."""
+        return self.failure is None and self.stopped is None
 
 
 def run_recipe(path: Path, say: Callable[[str], None]) -> Outcome:
@@ -64,6 +71,10 @@ def run_recipe(path: Path, say: Callable[[str], None]) -> Outcome:
             except RunFailed as failure:
                 outcome.failure = str(failure)
                 outcome.dagster_runs.append(failure.run_id)
+                break
+            except Stopped as stop:
+                outcome.stopped = str(stop)
+                outcome.dagster_runs.append(stop.run_id)
                 break
     outcome.seconds = time.monotonic() - began
     return outcome

@@ -93,12 +93,23 @@ def _database(instance: dg.DagsterInstance) -> str:
 
 
 def _owner(recipe: Recipe) -> Owner:
-    written = {name: value for name, value in recipe.written["preferences"].items() if name not in TUNING}
+    written = recipe.written["preferences"]
+    if isinstance(written, dict):  # a list of sources has none of them
+        written = {name: value for name, value in written.items() if name not in TUNING}
     return Owner(file=str(recipe.file), host=socket.gethostname(), sources=json_digest(written))
 
 
 def _is_another(known: Owner, mine: Owner, recipe: Recipe) -> bool:
     return mine.sources != known.sources and mine.file != known.file and _is_there(known, recipe)
+
+
+def owner_file(store: Store, recipe_name: str) -> Path | None:
+    """The file of the recipe that was run last under a name on this machine; None where nobody noted one."""
+    try:
+        owner = Owner.model_validate_json(store.fs.cat_file(store.path(OWNERS, f"{recipe_name}.json")))
+    except (FileNotFoundError, ValidationError):
+        return None
+    return Path(owner.file) if owner.host == socket.gethostname() else None
 
 
 def _is_there(owner: Owner, recipe: Recipe) -> bool:

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe
 from alignment.store import Store
+from alignment_dags.recipes import RECIPES
 from assets.building.node import PHASES, Node, PhaseName
 from assets.building.upstream import Upstream
 from assets.graph import nodes_of
 from assets.registered_model import registered_model
-from resources.home import PROJECT, ensure_home
-from resources.pools import Pools, is_pools_file, load_pools, pools_file
+from resources.home import ensure_home
+from resources.pools import Pools, load_pools
 from resources.store import ArtifactStore
 
 
@@ -78,36 +78,9 @@ class Workspace:
         return Upstream(self.store, self.recipe.name)
 
 
-# Which recipes Dagster shows: ALIGN_RECIPES (paths or globs, separated like PATH), or recipes/*.yaml.
-
-RECIPES = "ALIGN_RECIPES"
-
-
 def use_recipe(path: Path) -> Workspace:
     """The recipe in a file, made the only one that this process and those that Dagster starts from it load."""
     recipe = load_recipe(path)
     os.environ[RECIPES] = str(path.resolve())
     ensure_home()
     return Workspace(recipe, load_pools())
-
-
-def recipe_files() -> list[Path]:
-    named = os.environ.get(RECIPES)
-    patterns = named.split(os.pathsep) if named else [str(PROJECT / "recipes" / "*.yaml")]
-    files = {path.resolve() for pattern in patterns for path in Path(pattern).parent.glob(Path(pattern).name)}
-    return sorted(path for path in files - {pools_file().resolve()} if not is_pools_file(path))
-
-
-def recipes_in_use() -> dict[Path, Recipe]:
-    """File to recipe. Two of one name would be the same assets, two of one model name each other's champion."""
-    found: dict[Path, Recipe] = {}
-    for path in recipe_files():
-        recipe = load_recipe(path)
-        for other, known in found.items():
-            if known.name == recipe.name:
-                raise BadInput(f"'{recipe.name}' is also the name of {other}", file=str(path), field="name")
-            if known.model_name == recipe.model_name:
-                told = f"'{recipe.model_name}' is also the model of {other}"
-                raise BadInput(told, file=str(path), field="registry.model_name")
-        found[path] = recipe
-    return found

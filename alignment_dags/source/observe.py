@@ -39,6 +39,7 @@ def observe(recipe: Recipe, node: Node, upstream: Upstream, budget: float = LOOK
     until = time.monotonic() + budget
     shards = upstream.shards(recipe)
     seen.withdrawn.update(shards.withdrawn)
+    refs = upstream.refs(node.name)
     for name in shards:
         if time.monotonic() > until:
             seen.waiting[name] = "not read yet"
@@ -51,7 +52,7 @@ def observe(recipe: Recipe, node: Node, upstream: Upstream, budget: float = LOOK
             else:
                 request = node.request(upstream, name)
                 key = node.stage.key(request)
-                made = upstream.refs(node.name).get(name)
+                made = refs.get(name)
                 if made is None or made.artifact.key != key:
                     node.object_to(request, None)
                 seen.keys[name] = key

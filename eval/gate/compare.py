@@ -54,6 +54,11 @@ def default_margin(width: float) -> float:
     return width / MARGIN_SHARE
 
 
+def margin_of(width: float | None) -> float:
+    """The margin of a metric of which only the width of its scale is known; 0 for a scale without bounds."""
+    return 0.0 if width is None else default_margin(width)
+
+
 def describe_scale(suite: str) -> str:
     """A suite's scale in words."""
     low, high = SUITES[suite].scale
@@ -196,7 +201,7 @@ def _compare(
     bound = bound_of(pairs[0][0].suite, metric, width) if bound is None else bound
     difference = paired_interval(differences, clusters, bound)
     if margin is None:
-        margin = 0.0 if width is None else default_margin(width)
+        margin = margin_of(width)
     gained, lost = sum(value > 0 for value in differences), sum(value < 0 for value in differences)
     paired = {before.id for before, _ in pairs}
     missing = [name for name in dict.fromkeys((*baseline, *candidate)) if name not in paired]

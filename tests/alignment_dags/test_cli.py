@@ -20,7 +20,7 @@ from alignment.stages.preference_shard import STAGE as SHARD
 from alignment.stages.stage import Stage
 from alignment.store import Ref
 from alignment_dags.cli import main
-from alignment_dags.run.workspace import recipes_in_use
+from alignment_dags.recipes import recipes_in_use
 from resources.home import PROJECT
 from resources.store import ArtifactStore
 
@@ -301,6 +301,14 @@ def test_a_file_of_bad_rows_does_not_flood_the_terminal(
 def test_every_file_beside_the_recipes_can_be_checked_pools_included(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name, text in (  # of stories260k_hh.yaml, which is checked wherever its data is not
+        ("stories260k/config.json", "{}"),
+        ("demo/alpaca_en_demo.json", "[]"),
+        ("hh_rlhf/harmless-base.test.jsonl.gz", ""),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setenv("ALIGN_TEST_DATA", str(tmp_path))
     files = sorted(str(path) for path in (PROJECT / "recipes").glob("*.yaml"))
     assert align("recipes", "check", *files, monkeypatch=monkeypatch) == 0
     out = capsys.readouterr().out.splitlines()

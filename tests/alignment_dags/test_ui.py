@@ -19,8 +19,6 @@ from resources.home import PROJECT, ensure_home
 from resources.pools import load_pools
 from tests.loopback import answers, free_port
 
-pytestmark = pytest.mark.soak
-
 RECIPE = """
 name: small
 base_model: {embedded: micro}
@@ -43,6 +41,48 @@ def loaded(port: int) -> dict[str, list[str]]:
     return {kind: [one["name"] for node in nodes for one in node[kind]] for kind in ("schedules", "sensors")}
 
 
+def ui(*arguments: str, **more: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "alignment_dags.ui", *arguments], cwd=PROJECT, text=True, stdout=subprocess.PIPE, **more
+    )
+
+
+def test_help_starts_nothing_and_names_the_ports(home: Path) -> None:
+    asked = ui("--help")
+    told, _ = asked.communicate(timeout=300)
+    assert asked.returncode == 0
+    assert "ALIGN_DAGSTER_PORT (3000)" in told and "ALIGN_MLFLOW_PORT (5000)" in told
+    assert not (home / "align").exists()
+
+
+def test_a_port_that_is_none_is_named_before_anything_starts(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGN_MLFLOW_PORT", "seventy")
+    asked = ui(stderr=subprocess.PIPE)
+    _, told = asked.communicate(timeout=300)
+    assert asked.returncode == 2
+    assert told == "error: field 'ALIGN_MLFLOW_PORT': 'seventy' is no port: expected a number from 1 to 65535\n"
+    assert not (home / "align").exists()
+
+
+@pytest.mark.soak
+def test_a_word_to_end_while_the_pages_start_ends_them_quietly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(RECIPE, encoding="utf-8")
+    monkeypatch.setenv("ALIGN_RECIPES", str(tmp_path / "small.yaml"))
+    for variable in ("ALIGN_DAGSTER_PORT", "ALIGN_MLFLOW_PORT"):
+        monkeypatch.setenv(variable, str(free_port()))
+    started = ui(stderr=subprocess.PIPE)
+    assert started.stdout is not None
+    assert started.stdout.readline().startswith("Dagster and MLflow: starting")
+    while len(psutil.Process(started.pid).children(recursive=True)) < 3:  # Dagster has begun to start its own
+        time.sleep(0.1)
+    started.send_signal(signal.SIGTERM)
+    out, error = started.communicate(timeout=300)
+    assert started.returncode == 0
+    assert "http://" not in out, "no address was printed that never answered"
+    assert "Traceback" not in error
+
+
+@pytest.mark.soak
 def test_both_pages_come_up_with_schedule_sensors_and_pools_and_all_processes_end_with_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -51,20 +91,24 @@ def test_both_pages_come_up_with_schedule_sensors_and_pools_and_all_processes_en
     dagster, mlflow = free_port(), free_port()
     monkeypatch.setenv("ALIGN_DAGSTER_PORT", str(dagster))
     monkeypatch.setenv("ALIGN_MLFLOW_PORT", str(mlflow))
-    ui = subprocess.Popen([sys.executable, "-m", "alignment_dags.ui"], cwd=PROJECT)
+    started = ui()
+    assert started.stdout is not None
     try:
+        addresses = [started.stdout.readline() for _ in range(3)][1:]
+        assert sorted(addresses) == [
+            f"Dagster: http://127.0.0.1:{dagster}\n",
+            f"MLflow: http://127.0.0.1:{mlflow}\n",
+        ]
         for url in (f"http://127.0.0.1:{dagster}/server_info", f"http://127.0.0.1:{mlflow}/health"):
-            while not answers(url):
-                assert ui.poll() is None
-                time.sleep(0.2)
+            assert answers(url), "an address is printed when it answers"
         names = loaded(dagster)
         assert names["schedules"] == ["small_night"]
         assert set(names["sensors"]) == {"automation", "small_night_sensor", "small_source"}
-        below = psutil.Process(ui.pid).children(recursive=True)
+        below = psutil.Process(started.pid).children(recursive=True)
         assert len(below) >= 3
     finally:
-        ui.send_signal(signal.SIGTERM)
-    assert ui.wait() == 0
+        started.send_signal(signal.SIGTERM)
+    assert started.wait() == 0
     gone, alive = psutil.wait_procs(below, timeout=300)
     assert alive == []
     assert gone

@@ -16,8 +16,8 @@ from alignment.data.files import pin_file
 from alignment.errors import BadInput
 from alignment.recipe import load_recipe
 from alignment.stages import SourceFile
+from alignment_dags.recipes import RECIPES
 from alignment_dags.run.run import Chosen, run_backfill, run_recipe
-from alignment_dags.run.workspace import RECIPES
 from assets.building.factory import shards_definition
 from assets.building.upstream import Upstream
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -146,3 +147,29 @@ def test_a_killed_training_goes_on_and_ends_at_the_weights_of_an_undisturbed_one
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], "tags.`align.stage` = 'policy_checkpoint'")
     assert [run.info.status for run in runs] == ["FINISHED"]
+
+
+def test_ctrl_c_says_at_which_step_it_stopped_and_the_next_run_goes_on_there(
+    small_recipe: dict[str, Any], tmp_path: Path, tables: None, align_command: list[str], hold: Path
+) -> None:
+    small_recipe["dpo"] |= {"epochs": EPOCHS, "save_steps": SAVE_STEPS}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(small_recipe), encoding="utf-8")
+    store = ArtifactStore().open()
+
+    hold.touch()
+    stopped = Run(align_command, path)
+    wait_for_checkpoint(stopped, store, SAVE_STEPS)
+    stopped.wait_for(r"policy_checkpoint: step \d+/\d+")
+    os.killpg(stopped.process.pid, signal.SIGINT)  # as a terminal does
+    assert stopped.process.stdout is not None
+    told = json.loads(stopped.process.stdout.read())
+    assert stopped.end() == 130
+    assert re.fullmatch(r"stopped at step \d+ of \d+ of policy_checkpoint; run it again to go on", told["stopped"])
+    assert told["failure"] is None and told["registered"] is None
+    assert not stopped.said("DagsterExecutionInterruptedError") and not stopped.said("FAILED")
+
+    hold.unlink()
+    again = Run(align_command, path)
+    assert again.end() == 0, "".join(again.lines)
+    assert again.said(rf"policy_checkpoint: resuming from step {SAVE_STEPS}\b")

@@ -117,7 +117,8 @@ def test_the_page_is_readable_and_says_everything_once(
     monkeypatch.setenv("OF_THE_TEAM", "s3cret")
     bring_up_to_date(load_recipe(recipe(description="${OF_THE_TEAM}")))
     record = lineage_of("small")
-    page = "\n".join(lines(record))
+    assert "\n  name: small" not in "\n".join(lines(record)), "the recipe is shown when somebody asks for it"
+    page = "\n".join(lines(record, verbose=True))
     for told in (
         "small version 1",
         "passed by the gate",

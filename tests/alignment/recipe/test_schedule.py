@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
-from dagster._utils.schedules import is_valid_cron_string
+from dagster._utils.schedules import cron_string_iterator, is_valid_cron_string
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from alignment.errors import BadInput
 from alignment.recipe import Alerts, Schedule, parse_recipe
-from alignment.recipe.schedule import check_cron
+from alignment.recipe.schedule import check_cron, next_time
 
 NUMBERS = st.integers(0, 60).map(str)
 NAMES = st.sampled_from(["jan", "DEC", "sun", "Fri"])
@@ -91,3 +93,23 @@ def test_a_key_in_place_of_a_variables_name_is_refused_and_not_repeated(settings
     with pytest.raises(BadInput, match=r"api_key_env.*name of an environment variable") as refused:
         parse_recipe({"name": "small", "preferences": {"embedded": "micro"}, **minimal, **settings}, "-", {})
     assert "4f9c2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "cron",
+    ["0 2 * * *", "*/15 * * * *", "30 1 * * mon-FRI", "0 2,14 1-7/2 jan *", "0 0 * * 7", "0 0 13 * fri", "15 3 31 * *"],
+)
+@given(minutes=st.integers(0, 500_000))
+def test_the_next_time_is_that_of_dagsters_scheduler(cron: str, minutes: int) -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minutes, seconds=1)
+    assert next_time(cron, now) == next(cron_string_iterator(now.timestamp(), cron, "UTC"))
+
+
+@pytest.mark.parametrize("day", [(2026, 3, 28), (2026, 3, 29), (2026, 10, 24), (2026, 10, 25), (2026, 7, 1)])
+def test_the_next_time_follows_the_changes_of_a_clock(day: tuple[int, int, int]) -> None:
+    now = datetime(*day, 12, tzinfo=ZoneInfo("Europe/Berlin"))
+    assert next_time("0 4 * * *", now) == next(cron_string_iterator(now.timestamp(), "0 4 * * *", "Europe/Berlin"))
+
+
+def test_a_leap_day_is_found() -> None:
+    assert next_time("0 0 29 2 *", datetime(2026, 11, 28, tzinfo=UTC)) == datetime(2028, 2, 29, tzinfo=UTC)

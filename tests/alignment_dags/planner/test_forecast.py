@@ -176,5 +176,8 @@ def test_an_embedded_model_needs_no_store_and_is_told_in_small_units(
     assert (champion.current, champion.to_make) == (0, 0), "there is none, and none is to be made"
     shown = {"too_large": [], "warnings": [], "notes": [], "upgrade": None}
     show_plan({"stages": [asdict(one) for one in planned], **shown})
-    lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line.strip()}
+    out = capsys.readouterr().out
+    lines = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
     assert lines["policy_checkpoint"][4:7] == ["5.6", "MiB", "yes"]
+    assert lines["registered_model"][4] == "-", "gate: none registers nothing, so it loads no model"
+    assert out.count("this recipe never made one") == 1, "what is so of many stages is said once"

@@ -1,0 +1,146 @@
+"""Which recipes there are, by file and by name, and recipes that are derived from another with a few keys changed.
+
+Dagster shows the recipes that ALIGN_RECIPES names (paths or globs, separated like PATH), or recipes/*.yaml. A derived
+recipe is a file in the project's home, so nights do not see it, and commands find it by its name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alignment.errors import BadInput, did_you_mean
+from alignment.recipe import Recipe, load_recipe, parse_recipe
+from alignment.recipe.load import StrictLoader, read_yaml
+from resources.home import PROJECT, align_home
+from resources.pools import is_pools_file, pools_file
+
+RECIPES = "ALIGN_RECIPES"
+
+
+def recipe_files() -> list[Path]:
+    """The files of the recipes in use, without files of pools."""
+    return [path for path in _named_files() if not is_pools_file(path)]
+
+
+def _named_files() -> list[Path]:
+    """The files that ALIGN_RECIPES names, without the pools file in use."""
+    named = os.environ.get(RECIPES)
+    patterns = named.split(os.pathsep) if named else [str(PROJECT / "recipes" / "*.yaml")]
+    files = {path.resolve() for pattern in patterns for path in Path(pattern).parent.glob(Path(pattern).name)}
+    return sorted(files - {pools_file().resolve()})
+
+
+def recipes_in_use() -> dict[Path, Recipe]:
+    """File to recipe. Two of one name would be the same assets, two of one model name each other's champion."""
+    found: dict[Path, Recipe] = {}
+    for path in recipe_files():
+        recipe = load_recipe(path)
+        for other, known in found.items():
+            if known.name == recipe.name:
+                raise BadInput(f"'{recipe.name}' is also the name of {other}", file=str(path), field="name")
+            if known.model_name == recipe.model_name:
+                told = f"'{recipe.model_name}' is also the model of {other}"
+                raise BadInput(told, file=str(path), field="registry.model_name")
+        found[path] = recipe
+    return found
+
+
+# Recipes by name. Only the key `name` of each file is read, so that tab completion answers at once.
+
+
+def derived_folder() -> Path:
+    """The folder of derived recipes."""
+    return align_home() / "recipes"
+
+
+def recipe_names() -> dict[str, Path]:
+    """Name to file of the recipes in use and of the derived recipes; a file that is no YAML has its own name."""
+    names: dict[str, Path] = {}
+    for path in [*_named_files(), *sorted(derived_folder().glob("*.yaml"))]:
+        try:
+            data = read_yaml(path, "recipe")
+        except BadInput:  # whoever reads the recipe says what is wrong with it
+            data = {"name": path.stem}
+        if list(data) != ["pools"] and isinstance(name := data.get("name"), str):
+            names.setdefault(name, path)
+    return names
+
+
+def recipe_file(given: Path) -> Path:
+    """The file of a recipe that a person named by its file or by its name.
+
+    Raises `BadInput` for neither, with the name that was meant.
+    """
+    if given.is_file() or given.suffix or len(given.parts) != 1:
+        return given  # whoever reads it says what is wrong with it
+    names = recipe_names()
+    if str(given) not in names:
+        known = did_you_mean(str(given), names) or f"; recipes are {', '.join(sorted(names)) or 'none'}"
+        raise BadInput(f"no such recipe: no file and no recipe in use has this name{known}", file=str(given))
+    return names[str(given)]
+
+
+# Derived recipes: `align run RECIPE --set dpo.beta=0.5 --as NAME`.
+
+SPELLINGS = {"optimise": "dpo", "dpo": "optimise"}
+"""Two spellings of one section: the one that the recipe uses is changed."""
+
+
+def derive(base: Path, changes: Sequence[str], name: str) -> Path:
+    """Writes a recipe with another name and a few other keys into the project's home, and returns its file.
+
+    `changes` are `section.key=value`, where the value is read as YAML. The derived recipe has no schedule, and
+    registers its model under its own name. Raises `BadInput` for changes that make no valid recipe, and for a name that
+    a recipe in use has.
+    """
+    data = deepcopy(read_yaml(base, "recipe"))
+    known = recipe_names().get(name)
+    path = derived_folder() / f"{name}.yaml"
+    if known is not None and known.resolve() != path.resolve():
+        raise BadInput(f"'{name}' is the name of {known}; give another", field="--as")
+    data.pop("schedule", None)
+    if isinstance(registry := data.get("registry"), dict):
+        registry.pop("model_name", None)
+    for change in changes:
+        _change(data, change)
+    data["name"] = name
+    parse_recipe(data, f"{base} as {name}", os.environ)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = f"# Made by `align run {base} {' '.join(f'--set {change}' for change in changes)} --as {name}`.\n"
+    path.write_text(head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def _change(data: dict[str, Any], change: str) -> None:
+    """Sets one key of a recipe's plain data; sections on the way are made."""
+    dotted, equals, text = change.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        raise BadInput(f"'{change}': expected KEY=VALUE, such as dpo.beta=0.5", field="--set")
+    if keys[0] not in data and (other := SPELLINGS.get(keys[0])) in data:
+        keys[0] = str(other)
+    try:
+        value = yaml.load(text, StrictLoader)
+    except yaml.YAMLError as error:
+        raise BadInput(f"'{change}': the value is no YAML", field="--set") from error
+    section: Any = data
+    for depth, key in enumerate(keys[:-1], start=1):
+        section = section.setdefault(key, {})
+        if not isinstance(section, dict):
+            raise BadInput(f"'{change}': {'.'.join(keys[:depth])} is no section", field="--set")
+    section[keys[-1]] = value
+
+
+def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings in the plain data of a recipe or a request under dotted names; a list is one value."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from flat(inner, f"{name}.{key}" if name else str(key))
+    elif name:
+        yield name, value

@@ -1,0 +1,153 @@
+"""`align init`: a first recipe from a model and a file of preferences, written for a person to go on with."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from alignment.errors import BadInput, first_few
+from alignment.methods import METHOD, METHODS
+from alignment_dags.recipes import recipe_names
+from resources.home import PROJECT
+
+FIRST_CHOICE = {"paired": "dpo", "unpaired": "kto"}
+"""The method that is proposed for a kind of rows, where `METHODS` has it; else the first that takes them."""
+LARGE = 1_000_000_000
+"""Parameters from which a LoRA adapter is proposed, as full training takes 16 bytes a parameter."""
+SMALL = 100_000_000
+"""Parameters up to which float32 is proposed; a larger model is trained in bfloat16."""
+FEW_ROWS = 2_000
+"""With fewer rows than this more of them are held out, so that there is something to measure."""
+
+
+def start(model: str, data: list[str], name: str | None, out: Path | None, sft: str | None) -> dict[str, Any]:
+    """Writes a recipe and returns `file`, `name`, `method`, `rows`, `kind`, and what the data had `quarantined`.
+
+    `model` is a checkpoint's folder or an id on the hub; without `sft`, conversations to fine-tune on first, it is
+    taken as the SFT checkpoint. Raises `BadInput` for data that no method takes, a name that another recipe has, and a
+    file that is there already.
+    """
+    from alignment.data.check import check_files
+
+    checked = check_files(data)
+    if not checked["accepted"]:
+        raise BadInput(f"no valid row; `align prefs check {' '.join(data)}` says why", file=", ".join(data))
+    kind = str(checked["kind"])
+    able = [name for name, loss in METHOD.names.items() if METHODS[loss].data == kind]
+    if not able:
+        raise BadInput(f"holds {kind} rows, and no method of this version takes them", file=", ".join(data))
+    method = FIRST_CHOICE[kind] if FIRST_CHOICE[kind] in able else able[0]
+    name = name or re.sub(r"\W+", "_", Path(data[0]).stem.lower(), flags=re.ASCII).strip("_0123456789") or "mine"
+    path = out or Path(f"{name}.yaml")
+    if path.exists():
+        raise BadInput("is there already, and is not overwritten; give another --out or --name", file=str(path))
+    if (known := recipe_names().get(name)) is not None:
+        raise BadInput(f"'{name}' is the name of {known}; give another", field="--name")
+    text = recipe_text(name, model, data, sft, method, checked["accepted"])
+    _write(path, text)
+    return {
+        "file": str(path),
+        "name": name,
+        "method": method,
+        "kind": kind,
+        "rows": checked["accepted"],
+        "quarantined": checked["quarantined"],
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes the recipe, if it is a valid one; nothing stays of one that is not."""
+    import os
+
+    import yaml
+
+    from alignment.recipe import parse_recipe
+
+    parse_recipe(yaml.safe_load(text), str(path), os.environ)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise BadInput(f"cannot be written: {error.strerror}", file=str(path)) from error
+
+
+def recipe_text(name: str, model: str, data: list[str], sft: str | None, method: str, rows: int) -> str:
+    """The recipe as YAML with comments. Raises `BadInput` for a folder that holds no model."""
+    import json
+
+    source = model_source(model)
+    parameters, longest = _size(model) if "path" in source else (None, None)
+    small = parameters is not None and parameters <= SMALL
+    precision = "float32" if small else "bfloat16"
+    batch = max(1, min(32, rows // 8))
+    written = json.dumps(source)  # JSON is YAML, with every quote in place
+    start_at = f"dataset: {{files: [{json.dumps(sft)}]}}" if sft else f"adopt: {written}"
+    about = "" if parameters is None else f" # {parameters:,} parameters"
+    lora = (
+        "" if parameters is None or parameters < LARGE else "  lora: {rank: 16, alpha: 32} # trains a small adapter\n"
+    )
+    lines = f"""\
+# yaml-language-server: $schema={PROJECT / "recipes" / "recipe.schema.json"}
+# Made by `align init`. `align recipes reference` explains every key.
+name: {name}
+
+base_model: {written}{about}
+sft:
+  {start_at}{"" if sft else " # the model is the start and the reference as it is"}
+{f"  precision: {precision}" if sft else ""}
+preferences:
+  files: {json.dumps(data)} # {rows:,} valid rows
+held_out_fraction: {0.1 if rows < FEW_ROWS else 0.02:g} # of the prompts; measured, never trained on
+
+tokens:
+  max_length: {min(longest or 2048, 2048)} # a longer row is dropped and counted
+
+reference:
+  precision: {precision}
+
+optimise: # learning_rate and beta have the method's usual values
+  method: {method}
+  batch_size: {batch}
+  precision: {precision}
+{lora}
+# What is measured beside the held-out rows. Add suites, and a gate that decides what is registered:
+#   evals: {{ifeval: {{hub: google/IFEval, split: train, limit: 100}}}}
+#   gate: default
+evals:
+  precision: {precision}
+gate: none
+"""
+    return re.sub(r"\n\n\n+", "\n\n", lines)
+
+
+def model_source(model: str) -> dict[str, str]:
+    """What a recipe says of a model that was named by a folder or by an id on the hub."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return {"path": model}
+    if model == "micro":
+        return {"embedded": model}
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not folder.parent.is_dir():
+        return {"hub": model}
+    raise BadInput("no such folder, and no id on the hub (OWNER/NAME)", file=model)
+
+
+def _size(model: str) -> tuple[int, int | None]:
+    from alignment.models.checkpoint import max_positions, read_config
+    from alignment.models.size import parameter_counts
+
+    folder = Path(model).expanduser()
+    whole, _ = parameter_counts(read_config(folder))
+    return whole, max_positions(folder)
+
+
+def show_start(result: dict[str, Any]) -> None:
+    """Prints what was written, what the plan says of it, and what to do next."""
+    dropped = f", {result['quarantined']} are not (`align prefs check` says why)" if result["quarantined"] else ""
+    print(f"{result['file']}: recipe {result['name']}, method: {result['method']}")
+    print(f"{result['rows']} {result['kind']} rows are valid{dropped}")
+    if result["plan"]:
+        print("memory a device: " + first_few(result["plan"], ", "))
+    print(f"next: align run {result['file']}")

@@ -1,0 +1,348 @@
+"""Recipes by name and derived, files that are not there, a first recipe, the doctor, and lines that move."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from alignment.errors import BadInput
+from alignment.progress import Pace, ProgressLog, duration, place_of
+from alignment.recipe import load_recipe
+from alignment_dags.cli import output
+from alignment_dags.recipes import derive, recipe_file, recipe_names, recipes_in_use
+from resources.home import PROJECT
+from tests import tiny
+
+EMBEDDED = {"embedded": "micro"}
+SMALL = {"name": "small", "base_model": EMBEDDED, "sft": {"dataset": EMBEDDED}, "preferences": EMBEDDED}
+QUICKSTART = PROJECT / "recipes" / "quickstart.yaml"
+Align = Callable[..., tuple[int, dict[str, Any], str]]
+
+
+def write(path: Path, **more: Any) -> Path:
+    path.write_text(yaml.safe_dump({**SMALL, **more}), encoding="utf-8")
+    return path
+
+
+# Recipes by name.
+
+
+def test_a_recipe_is_found_by_its_name_wherever_it_is_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert recipe_file(Path("quickstart")) == QUICKSTART
+    path = write(tmp_path / "other.yaml", name="mine")
+    monkeypatch.setenv("ALIGN_RECIPES", str(tmp_path / "*.yaml"))
+    assert recipe_file(Path("mine")) == path
+    with pytest.raises(BadInput, match=r"^mnie: no such recipe: .*; did you mean mine\?$"):
+        recipe_file(Path("mnie"))
+    with pytest.raises(BadInput, match=r"recipes are mine$"):
+        recipe_file(Path("quickstart"))
+
+
+def test_recipe_names_complete_by_tab(tmp_path: Path) -> None:
+    """As bash asks for it, with nothing heavy imported."""
+    environment = {**os.environ, "_ALIGN_COMPLETE": "complete_bash", "COMP_WORDS": "align run qui", "COMP_CWORD": "2"}
+    code = (
+        "import sys; sys.argv = ['align']\n"
+        "from alignment_dags.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print([name for name in ('torch', 'dagster', 'mlflow') if name in sys.modules], file=sys.stderr)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert told.stdout.split() == ["quickstart"]
+    assert told.stderr.strip() == "[]"
+
+
+def test_the_completion_can_be_shown_for_installation(align_command: list[str]) -> None:
+    environment = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    told = subprocess.run(
+        [*align_command, "--show-completion", "bash"], capture_output=True, text=True, check=True, env=environment
+    )
+    assert "complete" in told.stdout
+
+
+# Derived recipes.
+
+
+def test_a_derived_recipe_changes_only_what_it_says_and_nights_do_not_see_it(home: Path, tmp_path: Path) -> None:
+    base = write(
+        tmp_path / "r.yaml",
+        dpo={"beta": 0.1, "epochs": 2},
+        schedule={"cron": "0 2 * * *"},
+        registry={"model_name": "our model", "smoke_prompt": "Hi"},
+    )
+    path = derive(base, ["dpo.beta=0.5", "dpo.loss=ipo", "tokens.max_length=77", "held_out_fraction=0"], "warmer")
+    recipe, before = load_recipe(path), load_recipe(base)
+    assert (recipe.name, recipe.model_name, recipe.schedule) == ("warmer", "warmer", None)
+    assert (recipe.dpo.beta, recipe.dpo.loss, recipe.dpo.epochs) == (0.5, "ipo", 2)
+    assert (recipe.tokens.max_length, recipe.held_out_fraction) == (77, 0)
+    assert recipe.registry.smoke_prompt == "Hi" and recipe.preferences == before.preferences
+    assert path not in recipes_in_use() and recipe_names()["warmer"] == path
+    assert path.is_relative_to(home / "align")
+    assert "--set dpo.beta=0.5" in path.read_text(encoding="utf-8")
+    assert derive(base, ["dpo.beta=0.6"], "warmer") == path, "the same name again is the same recipe, changed"
+
+
+def test_either_spelling_of_a_section_changes_the_one_that_the_recipe_has(tmp_path: Path) -> None:
+    base = write(tmp_path / "r.yaml", dpo={"beta": 0.1})
+    assert load_recipe(derive(base, ["optimise.beta=0.5"], "other")).dpo.beta == 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "told"),
+    [
+        ("dpo.beta", "x", "'dpo.beta': expected KEY=VALUE"),
+        ("=1", "x", "expected KEY=VALUE"),
+        ("dpo.bata=1", "x", "field 'dpo.bata': unknown key; did you mean beta?"),
+        ("seed.x=1", "x", "'seed.x=1': seed is no section"),
+        ("dpo.beta=[1", "x", "the value is no YAML"),
+        ("dpo.beta=1", "quickstart", "is the name of"),
+        ("dpo.beta=1", "Two Words", "field 'name': is not of the right form"),
+    ],
+)
+def test_a_change_that_makes_no_recipe_is_refused_and_leaves_nothing(
+    change: str, name: str, told: str, home: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput) as refused:
+        derive(write(tmp_path / "r.yaml", seed=3), [change], name)
+    assert told in str(refused.value)
+    assert not list((home / "align").glob("recipes/*"))
+
+
+def test_set_and_as_go_together(align: Align) -> None:
+    code, _, error = align("run", "quickstart", "--set", "dpo.beta=0.5")
+    assert code == 2 and "--set and --as go together" in error
+
+
+# `align recipes check` finds what is not there.
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"preferences": {"files": ["no/pairs.jsonl"]}}, "field 'preferences.files': no/pairs.jsonl: no such file"),
+        ({"preferences": {"files": ["no/*.jsonl"]}}, "field 'preferences.files': no/*.jsonl: "),
+        (
+            {"sft": {"dataset": {"files": ["no/chats.jsonl"]}}},
+            "'sft.dataset.files': no/chats.jsonl: no such file",
+        ),
+        ({"base_model": {"path": "no/model"}}, "field 'base_model.path': no/model: no config.json"),
+        ({"sft": {"adopt": {"path": "no/sft"}}}, "field 'sft.adopt.path': no/sft: no config.json"),
+        (
+            {"base_model": EMBEDDED | {"chat_template": "no.jinja"}},
+            "base_model.chat_template': no.jinja: no such file",
+        ),
+        ({"pools": {"policy": "h10"}}, "field 'pools.policy': no pool 'h10'; pools.yaml has h100, h100_node, local"),
+    ],
+)
+def test_a_check_names_the_key_of_what_is_not_there(
+    more: dict[str, Any], told: str, tmp_path: Path, align_command: list[str]
+) -> None:
+    path = write(tmp_path / "r.yaml", **more)
+    done = subprocess.run([*align_command, "recipes", "check", str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(f"error: {path}, ") and told in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_files_of_the_suites_that_are_not_there_yet_are_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from alignment_dags.cli.setup import recipes_check
+
+    path = write(tmp_path / "r.yaml", evals={"ifeval": {"data": "no/input_data.jsonl"}})
+    recipes_check([path])
+    assert capsys.readouterr().err == f"note: {path}: evals: not there yet: no/input_data.jsonl\n"
+
+
+# A first recipe.
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return tiny.write_model(tmp_path / "model", tiny.byte_tokenizer(pad=True), "llama", max_position_embeddings=300)
+
+
+def pairs(path: Path, rows: int = 40, **more: Any) -> Path:
+    made = [{"prompt": f"p{n}", "chosen": f"good {n}", "rejected": f"bad {n}"} | more for n in range(rows)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+    return path
+
+
+def test_init_writes_a_recipe_that_fits_model_and_data_and_passes_the_check(
+    model: Path, tmp_path: Path, align: Align, align_command: list[str]
+) -> None:
+    data = pairs(tmp_path / "2026 my-Pairs.jsonl")
+    out = tmp_path / "mine.yaml"
+    code, told, error = align("init", str(model), str(data), "--out", str(out))
+    assert code == 0, error
+    assert (told["name"], told["method"], told["kind"], told["rows"]) == ("my_pairs", "sigmoid", "paired", 40)
+    assert any(line.startswith("policy_checkpoint ") and line.endswith(" MiB") for line in told["plan"])
+    recipe = load_recipe(out)
+    assert recipe.sft.adopt is not None and recipe.sft.adopt.path == str(model)
+    assert recipe.tokens.max_length == 300 and recipe.dpo.precision == recipe.reference.precision == "float32"
+    assert recipe.held_out_fraction == 0.1 and recipe.dpo.batch_size == 5
+    done = subprocess.run([*align_command, "recipes", "check", str(out)], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{out}: my_pairs is well-formed\n"
+    before = out.read_text()
+    code, _, error = align("init", str(model), str(data), "--out", str(out))
+    assert code == 2 and "is there already, and is not overwritten" in error
+    assert out.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("model", "no such folder, and no id on the hub"),
+        ("data", "no valid row"),
+        ("name", "'quickstart' is the name of"),
+        ("empty", "no config.json"),
+    ],
+)
+def test_init_refuses_what_makes_no_recipe_and_writes_nothing(
+    what: str, told: str, model: Path, tmp_path: Path, align: Align
+) -> None:
+    data = pairs(tmp_path / "pairs.jsonl", **({"rejected": "same", "chosen": "same"} if what == "data" else {}))
+    (tmp_path / "empty").mkdir()
+    named = {"model": "/none/at/all", "empty": str(tmp_path / "empty")}.get(what, str(model))
+    out = tmp_path / "mine.yaml"
+    name = "quickstart" if what == "name" else "mine"
+    code, _, error = align("init", named, str(data), "--name", name, "--out", str(out))
+    assert code == 2 and told in error and error.count("\n") == 1
+    assert not out.exists()
+
+
+# The doctor.
+
+
+def test_the_doctor_finds_nothing_in_a_new_home_and_says_so(
+    tmp_path: Path, align: Align, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALIGN_RECIPES", str(write(tmp_path / "r.yaml")))
+    code, told, _ = align("doctor")
+    assert code == 0 and told["ok"], told
+    what = {one["what"]: one for one in told["findings"]}
+    assert {"versions", "ALIGN_HOME", "DAGSTER_HOME", "disk", "store", "mlflow", "dagster", "recipes"} <= what.keys()
+    assert what["pool limits"]["remedy"] == "run `align pools apply`"
+
+
+def test_the_doctor_names_what_is_broken_with_the_remedy_and_looks_on(
+    tmp_path: Path, align: Align, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "a.yaml", name="a", preferences={"files": ["no.jsonl"]})
+    write(tmp_path / "b.yaml", name="b", schedule={"cron": "0 2 * * *"}, judge={"kind": "openai", "model": "m"})
+    monkeypatch.setenv("ALIGN_RECIPES", str(tmp_path / "*.yaml"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@127.0.0.1:9")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    code, told, _ = align("doctor", "--judge")
+    assert code == 1 and not told["ok"]
+    bad = {one["what"]: one for one in told["findings"] if one["state"] == "bad"}
+    assert bad.keys() == {"mlflow", "daemon", "recipe", "judge"}
+    assert "no.jsonl: no such file" in bad["recipe"]["told"] and "align recipes check" in bad["recipe"]["remedy"]
+    assert "b has a schedule" in bad["daemon"]["told"]
+    assert "OPENAI_API_KEY is not set" in bad["judge"]["told"]
+    assert "hunter2" not in json.dumps(told)
+
+
+# Lines that move, and colours.
+
+
+class Screen:
+    """A stream that keeps what is written, and says whether it is a terminal."""
+
+    def __init__(self, terminal: bool) -> None:
+        self.terminal, self.text = terminal, ""
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+    def flush(self) -> None:
+        """Nothing waits to be written."""
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], Screen]:
+    def show(terminal: bool) -> Screen:
+        made = Screen(terminal)
+        monkeypatch.setattr(sys, "stderr", made)
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", "30")
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        monkeypatch.setattr(output, "_moved", {"width": 0, "at": -1e9})
+        return made
+
+    return show
+
+
+def test_a_line_moves_on_a_terminal_and_is_followed_by_lines_that_stay(screen: Callable[[bool], Screen]) -> None:
+    made = screen(True)
+    for line in ("begins", "\rstep 1/9", "\rstep 2/9 " + "x" * 40, "ends"):
+        output.say(line)
+    clear = "\r\x1b[K"
+    assert made.text == f"begins\nstep 1/9{clear}{('step 2/9 ' + 'x' * 40)[:29]}{clear}ends\n"
+
+
+def test_in_a_log_a_moving_line_is_a_line_and_many_are_one(screen: Callable[[bool], Screen]) -> None:
+    made = screen(False)
+    for line in ("begins", "\rstep 1/9", "\rstep 2/9", "ends"):
+        output.say(line)
+    assert made.text == "begins\nstep 1/9\nends\n"
+
+
+def test_words_of_judgment_are_coloured_on_a_terminal_only(
+    screen: Callable[[bool], Screen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: Any = screen(True)
+    assert output.painted("ok    store\nmetric  improved", made) == (
+        "\x1b[32mok\x1b[0m    store\nmetric  \x1b[32mimproved\x1b[0m"
+    )
+    assert output.painted("the improved metric", made) == "the improved metric"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert output.painted("ok", made) == "ok"
+    monkeypatch.delenv("NO_COLOR")
+    plain: Any = screen(False)
+    assert output.painted("ok", plain) == "ok"
+
+
+@pytest.mark.parametrize(
+    ("message", "place"),
+    [
+        ("step 688/828, loss 0.0508", (688, 828)),
+        ("judge: 3 of 80", (3, 80)),
+        ("sequences scored: 512 of 4096", (512, 4096)),
+        ("resuming from step 20", None),
+        ("made file:///store/a/1/2", None),
+        ("ifeval: 250 answered, 0 failed, 3.1 s", None),
+        ("9 of 3", None),
+    ],
+)
+def test_how_far_a_stage_is_stands_in_its_lines(message: str, place: tuple[int, int] | None) -> None:
+    assert place_of(message) == place
+
+
+def test_the_time_left_follows_the_pace_since_the_first_line() -> None:
+    pace = Pace()
+    assert pace.left(100, 1000, at=50.0) is None
+    assert pace.left(200, 1000, at=60.0) == 80.0
+    assert pace.left(1000, 1000, at=140.0) == 0.0
+    assert pace.left(5, 1000, at=141.0) is None, "another loop has begun"
+    assert [duration(seconds) for seconds in (8.4, 600, 12345)] == ["8 s", "10 min", "3.4 h"]
+
+
+def test_a_long_loop_logs_now_and_then_and_a_short_one_never(caplog: pytest.LogCaptureFixture) -> None:
+    times = iter([0.0, 1.0, 6.0, 10.0])
+    with caplog.at_level("INFO"):
+        log = ProgressLog(logging.getLogger("alignment"), "rows", 40, clock=lambda: next(times))
+        for _ in range(3):
+            log.add(10)
+    assert caplog.messages == ["rows: 20 of 40"]

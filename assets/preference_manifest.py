@@ -7,6 +7,7 @@ from pathlib import Path
 
 from alignment.data.withdrawal import holds
 from alignment.errors import BadInput
+from alignment.guards import manifest_guards
 from alignment.methods import method_of
 from alignment.recipe import Recipe
 from alignment.stages.preference_manifest import STAGE, ManifestRequest, ManifestSummary
@@ -69,6 +70,7 @@ def preference_manifest(recipe: Recipe) -> Node:
         needs=("preference_shard",) if scored is None else ("sft_checkpoint", "preference_shard", scored.name),
         request=request,
         show=show,
+        guards=manifest_guards(),
     )
 
 

@@ -21,7 +21,7 @@ from alignment.recipe.evaluation import (
 from alignment.recipe.load import load_recipe, parse_recipe
 from alignment.recipe.recipe import Pools, Recipe, Registry
 from alignment.recipe.schedule import Alerts, Schedule
-from alignment.recipe.training import Dpo, Lora, Optimisation, Reference, Sft, SftTraining, TokenPolicy
+from alignment.recipe.training import Dpo, Lora, Optimisation, Reference, Sft, SftTraining, Stop, TokenPolicy
 
 __all__ = [
     "Alerts",
@@ -51,6 +51,7 @@ __all__ = [
     "Schedule",
     "Sft",
     "SftTraining",
+    "Stop",
     "Suite",
     "TokenPolicy",
     "XsTest",

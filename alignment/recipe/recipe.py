@@ -129,11 +129,33 @@ class Recipe(Section):
                 "reference.precision and dpo.precision must be the same: the cached log-probs "
                 "must equal the policy's at its first step"
             )
+        if self.dpo.stop is not None and (not self.held_out_fraction or method_of(self.dpo).data != "paired"):
+            why = "held_out_fraction is 0" if not self.held_out_fraction else f"loss: {self.dpo.loss} takes no pairs"
+            raise ValueError(f"dpo.stop looks at held-out pairs, and {why}")
         if self.judge and self.judge.kind == "rubric":
             others = (self.evals.alpaca_eval, self.evals.arena_hard, self.evals.harmless)
             if (self.evals.mt_bench and not self.evals.mt_bench.embedded) or any(others):
                 raise ValueError("judge kind rubric grades only the embedded questions of mt_bench")
         return self
+
+    def notes(self) -> list[str]:
+        """One sentence for each setting that is allowed and seldom meant; none is refused."""
+        notes = self.dpo.outside_practice()
+        if self.tokens.truncation == "keep_start":
+            notes.append(
+                "tokens.truncation: keep_start cuts the token that ends an answer: the policy may learn not to end"
+            )
+        if self.evals.selected() and self.evals.precision != self.dpo.precision:
+            notes.append(
+                f"evals.precision {self.evals.precision} is not dpo.precision {self.dpo.precision}: the policy is measured"
+                " in another precision than it was trained in"
+            )
+        if self.sft.adopt is not None and self.sft.adopt == self.base_model and self.sft.adopt.chat_template is None:
+            notes.append(
+                "sft.adopt is base_model itself: if that is a base model, give sft.dataset, since preferences alone do not"
+                " teach to answer"
+            )
+        return notes
 
     @property
     def model_name(self) -> str:

@@ -148,11 +148,34 @@ class Reference(Section):
     in the values' key; elsewhere it changes speed and memory, never values. Halve it when memory runs out."""
 
 
+class Stop(Section):
+    """When training on preferences ends early. Each condition is looked at on held-out pairs, every `eval_steps`; the
+    policy is that of the step at which training ended."""
+
+    eval_steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps from one look at the held-out pairs to the next; null looks ten times in a run."""
+    median_margin: float | None = Field(default=None, gt=0)
+    """Largest median of the reward margin, β · (Δchosen − Δrejected); above 5 a policy is usually over-fitted."""
+    kl: float | None = Field(default=None, gt=0)
+    """Largest KL(policy ‖ start checkpoint) in nats a response, over a few sampled responses; 5 to 10 is far. A look
+    then loads the start checkpoint beside the policy, unless LoRA is trained."""
+    patience: int | None = Field(default=None, ge=1)
+    """Looks in a row without a better `metric` after which training ends; null never ends it so."""
+    metric: Literal["accuracy", "loss", "margin"] = "accuracy"
+    """The measurement of held-out pairs that `patience` waits for."""
+
+    @model_validator(mode="after")
+    def _some_condition(self) -> Stop:
+        if self.median_margin is None and self.kl is None and self.patience is None:
+            raise ValueError("give one of median_margin, kl and patience: nothing else ends a training")
+        return self
+
+
 class Dpo(Optimisation):
     """How the policy is trained on preference pairs: the method with its settings, and the optimiser."""
 
     speed_only: ClassVar[frozenset[str]] = Optimisation.speed_only | {"micro_batch_size", "gradient_checkpointing"}
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"gamma_ratio", "length_normalised"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"gamma_ratio", "length_normalised", "stop"})
 
     micro_batch_size: int = Field(default=4, ge=1)
     """Ignored: a step's rows go through in passes of `reference.batch_tokens` tokens, whatever their number."""
@@ -183,6 +206,8 @@ class Dpo(Optimisation):
     values are 0.1 to 0.8."""
     length_normalised: bool = True
     """`ipo` only: its margin is of mean log-ratios per token, as in TRL; false takes sums, as the paper writes it."""
+    stop: Stop | None = None
+    """Conditions that end training early. Without them the same conditions are notes in the report."""
 
     @model_validator(mode="before")
     @classmethod

@@ -25,8 +25,13 @@ MOST_PAIRS = 512
 
 def measured(pairs: PolicyPairs) -> list[PolicyPair]:
     """The held-out pairs that are measured: all, or the `MOST_PAIRS` of lowest row id."""
-    lowest = pc.sort_indices(pairs.row_ids)[:MOST_PAIRS] if len(pairs) else []
-    return [pairs[place.as_py()] for place in lowest]
+    return lowest(pairs, MOST_PAIRS)
+
+
+def lowest(pairs: PolicyPairs, most: int) -> list[PolicyPair]:
+    """The pairs of lowest row id, at most `most` of them: a sample by hash."""
+    places = pc.sort_indices(pairs.row_ids)[:most] if len(pairs) else []
+    return [pairs[place.as_py()] for place in places]
 
 
 def with_reference(pairs: Sequence[PolicyPair], score: Score) -> list[PolicyPair]:

@@ -70,6 +70,7 @@ def recipes_check(files: Annotated[list[Path], typer.Argument(help="Recipes (YAM
     from alignment.recipe import load_recipe
     from assets.evaluation_report import gate_and_baselines
     from assets.preference_shard import refuse_files
+    from eval.gate.default import left_out_of_default
     from eval.judge.retirement import retirement
     from resources.pools import is_pools_file, load_pools
 
@@ -84,5 +85,5 @@ def recipes_check(files: Annotated[list[Path], typer.Argument(help="Recipes (YAM
         print(f"{path}: {recipe.name} is well-formed")
         if warning := retirement(recipe.judge, date.today()):
             say(f"warning: {path}: {warning}")
-        for note in recipe.dpo.outside_practice():
+        for note in (*recipe.notes(), *left_out_of_default(recipe)):
             say(f"note: {path}: {note}")

@@ -52,9 +52,11 @@ def answer_values(response: Response, limit: int | None) -> dict[str, float | No
 def answer_samples(folder: Path, suite: str) -> Iterator[Sample]:
     """The samples of a suite's answers, from its folder of responses; none of a suite that is answered by
     log-likelihoods. An answer that failed has no values."""
-    written = folder / SETTINGS_FILE
+    written, answered = folder / SETTINGS_FILE, folder / RESPONSES_FILE
+    if not answered.exists():
+        return
     settings = json.loads(written.read_text(encoding="utf-8")) if written.exists() else {}
-    for response in read_responses(folder / RESPONSES_FILE):
+    for response in read_responses(answered):
         if response.loglikelihoods or settings.get("log_likelihoods"):
             return
         name, failed = f"{suite}/{response.id}", response.failed is not None

@@ -177,6 +177,11 @@ class Evidence:
     bounded: dict[str, str] = field(default_factory=dict)
 
     @property
+    def by_side(self) -> dict[str, dict[str, SuiteScores]]:
+        """The scores under the names that a report gives the two sides."""
+        return {"SFT": self.sft, "policy": self.policy}
+
+    @property
     def answered(self) -> list[str]:
         """The suites that were compared with the SFT baseline, without held-out preferences, which have no answers."""
         return [suite for suite in self.against_sft.suites if suite in self.policy]

@@ -1,0 +1,181 @@
+"""Looks at the held-out pairs while a policy is trained, and the end of a training whose recipe says so in `stop`.
+
+A look is a forward pass over as many pairs as cost about 2 % of the steps between two looks. It changes no weight and
+draws no number of the trainer's, so a run that is not stopped ends as without looks. KL, where it is asked for, is over
+a few responses that the policy samples, and costs their generation.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from alignment.data.tokens import TokenSequence
+from alignment.errors import BadInput
+from alignment.recipe import Dpo, Stop
+from alignment.training.agreement import Score
+from alignment.training.arguments import gathered, optimiser_steps, rounded
+from alignment.training.held_out import lowest
+from alignment.training.held_out_pairs import prefers
+from alignment.training.pairs import PolicyPair, PolicyPairs
+from alignment.training.signs import stop_reason
+
+log = logging.getLogger(__name__)
+
+SHARE = 0.02
+"""Of the time of the steps between two looks, what a look may take."""
+FORWARD = 3.0
+"""A step's forward and backward pass in forward passes."""
+FEWEST_PAIRS = 8
+LOOKS = 10
+"""Looks of a run whose recipe does not say how often."""
+RESPONSES = 16
+MOST_NEW_TOKENS = 128
+
+
+def pairs_of_a_look(every: int, batch_size: int) -> int:
+    """How many held-out pairs a look measures, every so many steps."""
+    return max(FEWEST_PAIRS, int(SHARE * FORWARD * every * batch_size))
+
+
+class HeldOutLooks(TrainerCallback):  # type: ignore[misc]
+    """Looks every so many steps, records what it sees in the trainer's history, and ends the training by `stop`.
+
+    What was seen before an interruption is in the trainer checkpoint's history. A step that ends the training leaves no
+    trainer checkpoint, from which a resumed run would go on; it looks again, and ends at the same step.
+    """
+
+    def __init__(
+        self, trainer: Any, held_out: PolicyPairs, stop: Stop, start: Path, seed: int, runs_code: bool = False
+    ) -> None:
+        settings: Dpo = trainer.settings
+        self.trainer, self.settings, self.stop, self.seed = trainer, settings, stop, seed
+        self.every = stop.eval_steps or max(1, optimiser_steps(len(trainer.order), settings) // LOOKS)
+        self.pairs = lowest(held_out, pairs_of_a_look(self.every, settings.batch_size))
+        if not self.pairs:
+            raise BadInput("no pair is held out, which stop could look at", field="dpo.stop")
+        self.start, self.runs_code = start, runs_code
+        self.attention = trainer.causal_lm.config._attn_implementation
+        """The model's own; while it trains it attends by shared prompts, which takes packed passes alone."""
+        self.stopped_by: str | None = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % self.every or state.global_step >= state.max_steps:
+            return
+        with attending_by(self.trainer.causal_lm, self.attention):
+            record = {"step": state.global_step, **self.look()}
+        state.log_history.append(record)
+        looks = [each for each in state.log_history if "held_out_accuracy" in each]
+        log.info("step %d, held-out accuracy %.3f", state.global_step, record["held_out_accuracy"])
+        reason = stop_reason(looks, self.stop)
+        if reason is not None:
+            self.stopped_by = f"stopped at step {state.global_step} of {state.max_steps}: {reason}"
+            log.warning("%s", self.stopped_by)
+            control.should_training_stop, control.should_save = True, False
+
+    def look(self) -> dict[str, float]:
+        """The numbers of one look; the same on every rank."""
+        args = self.trainer.args
+        rank, ranks = args.process_index, args.world_size
+        mine = self.pairs[rank::ranks]
+        logps = self.trainer.logps([sequence for pair in mine for sequence in (pair.chosen, pair.rejected)]) if mine else []
+        shares = gathered(list(zip(logps[0::2], logps[1::2], strict=True)), ranks)
+        scored: list[Any] = [None] * len(self.pairs)
+        for place, share in enumerate(shares):
+            scored[place::ranks] = share
+        numbers = pair_numbers(self.pairs, scored, self.settings)
+        if self.stop.kl is not None:
+            numbers["held_out_kl"] = self.kl()
+        return {name: rounded(value) for name, value in numbers.items()}
+
+    def kl(self) -> float:
+        """Mean of log π(y|x) − log π_start(y|x) over responses that the policy samples to held-out prompts, in nats."""
+        prompts = {pair.prompt_id: pair.chosen.prompt_ids for pair in self.pairs}
+        sequences = sample(self.trainer, list(prompts.values())[:RESPONSES], self.seed)
+        if not sequences:
+            return 0.0
+        with under_start(self.trainer, self.start, self.runs_code) as score:
+            before = score(sequences)
+        after = self.trainer.logps(sequences)
+        return statistics.fmean(one - other for one, other in zip(after, before, strict=True))
+
+
+def pair_numbers(
+    pairs: Sequence[PolicyPair], scored: Sequence[tuple[float, float]], settings: Dpo
+) -> dict[str, float]:
+    """Loss, accuracy, mean and median margin of the method's rewards; `scored` has each pair's log-probs under the
+    policy."""
+    import torch
+
+    from alignment.methods import PairLogps, method_of
+
+    def column(values: Any) -> torch.Tensor:
+        return torch.tensor(list(values), dtype=torch.float64)
+
+    method = method_of(settings)
+    logps = PairLogps(
+        policy_chosen=column(chosen for chosen, _ in scored),
+        policy_rejected=column(rejected for _, rejected in scored),
+        ref_chosen=column(pair.ref_chosen_logp for pair in pairs),
+        ref_rejected=column(pair.ref_rejected_logp for pair in pairs),
+        chosen_tokens=column(len(pair.chosen.completion_ids) for pair in pairs),
+        rejected_tokens=column(len(pair.rejected.completion_ids) for pair in pairs),
+    )
+    chosen, rejected = (reward.tolist() for reward in method.rewards(logps))
+    margins = [high - low for high, low in zip(chosen, rejected, strict=True)]
+    return {
+        "held_out_loss": statistics.fmean(method.loss(logps).tolist()),
+        "held_out_accuracy": statistics.fmean(prefers(*rewards) for rewards in zip(chosen, rejected, strict=True)),
+        "held_out_margin": statistics.fmean(margins),
+        "held_out_median_margin": statistics.median(margins),
+    }
+
+
+@contextmanager
+def attending_by(model: Any, attention: str) -> Iterator[None]:
+    """For the while, the model attends by this implementation."""
+    now = model.config._attn_implementation
+    model.set_attn_implementation(attention)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(now)
+
+
+def sample(trainer: Any, prompts: Sequence[tuple[int, ...]], seed: int) -> list[TokenSequence]:
+    """One response of the policy to each prompt at temperature 1, cut at `MOST_NEW_TOKENS`; the same numbers each time."""
+    from alignment.generation.generator import Generator, Sampling
+
+    model = trainer.causal_lm
+    settings, training = model.generation_config, model.training
+    model.eval()
+    try:
+        generator = Generator(model, trainer.processing_class, trainer.pass_tokens)
+        drawn = [Sampling(1.0, 1.0, f"{seed}/stop/{place}") for place in range(len(prompts))]
+        answers = generator.continued(prompts, MOST_NEW_TOKENS, drawn)
+    finally:
+        model.generation_config = settings
+        model.train(training)
+    return [TokenSequence(tuple(prompt), ids) for prompt, ids in zip(prompts, answers, strict=True) if ids]
+
+
+@contextmanager
+def under_start(trainer: Any, folder: Path, runs_code: bool) -> Iterator[Score]:
+    """Log-probs under the checkpoint that training started from: the model without its adapters, or loaded beside it."""
+    from alignment.logprobs.scorer import free_memory, logps
+    from alignment.models.checkpoint import load_model
+
+    if hasattr(trainer.model, "disable_adapter"):
+        with trainer.model.disable_adapter():
+            yield trainer.logps
+        return
+    model = load_model(folder, trainer.settings.precision, runs_code=runs_code)
+    yield lambda sequences: logps(model, sequences, trainer.pass_tokens)
+    del model
+    free_memory()

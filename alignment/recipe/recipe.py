@@ -59,6 +59,16 @@ class Registry(Section):
         return value
 
 
+def _has_template(folder: str) -> bool:
+    """Whether a model's folder names a chat template, in either of the places where Transformers keeps one."""
+    settings = Path(folder) / "tokenizer_config.json"
+    try:
+        within = '"chat_template"' in settings.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return True  # no folder of a model: what is wrong with it is said elsewhere
+    return within or any(settings.parent.glob("chat_template*"))
+
+
 class Recipe(Section):
     """Everything a person decides. Its name is the asset group and the prefix of every asset key."""
 
@@ -90,9 +100,10 @@ class Recipe(Section):
     """Who grades open answers. Without a judge such suites are answered, and shown as not judged."""
     gate: Gate | Literal["none", "default"] = "none"
     """What a policy must show to be registered. `none` registers nothing, and the run ends without an error.
-    `default` asks `no_regression` of every suite's main metric, with a margin of a twentieth of the metric's scale, and
-    that at least one main metric is better than the SFT baseline's. Suites that need a judge count only if the recipe
-    has a judge."""
+    `default` asks `no_regression` of every suite's main metric and of XSTest's refusals of unsafe prompts, with a margin
+    of a twentieth of the metric's scale, that one of these is better than the SFT baseline's, that answers are not
+    twice as long, and that no fewer of them end by themselves. Suites that need a judge count only if the recipe has a
+    judge; `align recipes check`, the plan and the report name those that are left out."""
     registry: Registry = Registry()
     """How a policy that passes is registered in MLflow."""
     pools: Pools = Pools()
@@ -150,10 +161,11 @@ class Recipe(Section):
                 f"evals.precision {self.evals.precision} is not dpo.precision {self.dpo.precision}: the policy is measured"
                 " in another precision than it was trained in"
             )
-        if self.sft.adopt is not None and self.sft.adopt == self.base_model and self.sft.adopt.chat_template is None:
+        adopted = self.sft.adopt
+        if adopted is not None and adopted.path and adopted.chat_template is None and not _has_template(adopted.path):
             notes.append(
-                "sft.adopt is base_model itself: if that is a base model, give sft.dataset, since preferences alone do not"
-                " teach to answer"
+                "sft.adopt has no chat template, as base models: preferences alone do not teach to answer; give"
+                " sft.dataset, or a chat_template if it was fine-tuned"
             )
         return notes
 

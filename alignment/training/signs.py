@@ -51,7 +51,9 @@ def _accuracy(held_out: Mapping[str, float | None]) -> list[Sign]:
         text = f"held-out accuracy is {share}: the preferences were not learned, or chosen and rejected are swapped"
         return [Sign(text, True)]
     if accuracy > SEPARABLE:
-        return [Sign(f"held-out accuracy is {share}, above 80 %: the pairs are easily told apart, or over-fitted", False)]
+        return [
+            Sign(f"held-out accuracy is {share}, above 80 %: the pairs are easily told apart, or over-fitted", False)
+        ]
     return []
 
 

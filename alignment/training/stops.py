@@ -84,7 +84,9 @@ class HeldOutLooks(TrainerCallback):  # type: ignore[misc]
         args = self.trainer.args
         rank, ranks = args.process_index, args.world_size
         mine = self.pairs[rank::ranks]
-        logps = self.trainer.logps([sequence for pair in mine for sequence in (pair.chosen, pair.rejected)]) if mine else []
+        logps = (
+            self.trainer.logps([sequence for pair in mine for sequence in (pair.chosen, pair.rejected)]) if mine else []
+        )
         shares = gathered(list(zip(logps[0::2], logps[1::2], strict=True)), ranks)
         scored: list[Any] = [None] * len(self.pairs)
         for place, share in enumerate(shares):
@@ -106,9 +108,7 @@ class HeldOutLooks(TrainerCallback):  # type: ignore[misc]
         return statistics.fmean(one - other for one, other in zip(after, before, strict=True))
 
 
-def pair_numbers(
-    pairs: Sequence[PolicyPair], scored: Sequence[tuple[float, float]], settings: Dpo
-) -> dict[str, float]:
+def pair_numbers(pairs: Sequence[PolicyPair], scored: Sequence[tuple[float, float]], settings: Dpo) -> dict[str, float]:
     """Loss, accuracy, mean and median margin of the method's rewards; `scored` has each pair's log-probs under the
     policy."""
     import torch

@@ -132,7 +132,11 @@ def compare_scores(
         before, after = _measured(baseline[suite].samples), _measured(candidate[suite].samples)
         compared.suites[suite] = {
             metric: compare_samples(
-                baseline[suite].samples, candidate[suite].samples, metric, margin=None, ratio=f"{suite}/{metric}" in ratios
+                baseline[suite].samples,
+                candidate[suite].samples,
+                metric,
+                margin=None,
+                ratio=f"{suite}/{metric}" in ratios,
             )[metric]
             for metric in dict.fromkeys(sample.metric for sample in candidate[suite].samples)
             if before.get(metric, set()) & after.get(metric, set())

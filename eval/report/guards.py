@@ -92,11 +92,16 @@ def answers_failed(store: Store, commit: Commit, made: bool) -> list[Guard]:
         for suite, counts in suites.items()
         if counts.failed > MOST_MISSING * counts.items
     ]
-    text = "; ".join(over) or f"{sum(numbers.values())} of {sum(c.items for c in suites.values())} items have no whole answer"
+    text = (
+        "; ".join(over)
+        or f"{sum(numbers.values())} of {sum(c.items for c in suites.values())} items have no whole answer"
+    )
     return [Guard("answers_missing", not over, text, numbers)]
 
 
-RESPONSES = Guards({"answers_missing": f"At most {MOST_MISSING:.0%} of a suite's items have no whole answer."}, answers_failed)
+RESPONSES = Guards(
+    {"answers_missing": f"At most {MOST_MISSING:.0%} of a suite's items have no whole answer."}, answers_failed
+)
 
 
 def answer_length(length: MetricComparison) -> Guard:
@@ -104,7 +109,9 @@ def answer_length(length: MetricComparison) -> Guard:
     ratio = length.ratio
     if ratio is None:
         return Guard("answer_length", True, "the SFT checkpoint's answers are empty")
-    interval = "" if ratio.low is None or ratio.high is None else f" (95 % interval {ratio.low:.3g} to {ratio.high:.3g})"
+    interval = (
+        "" if ratio.low is None or ratio.high is None else f" (95 % interval {ratio.low:.3g} to {ratio.high:.3g})"
+    )
     text = f"answers are {ratio.value:.3g} times as long as the SFT checkpoint's{interval}: {length.baseline:.1f} → {length.candidate:.1f} tokens"
     numbers = {"ratio": ratio.value, "sft": length.baseline, "policy": length.candidate}
     return Guard("answer_length", ratio.value <= MOST_RATIO, text, numbers)
@@ -117,7 +124,9 @@ def fallen(name: str, what: str, comparisons: Mapping[str, MetricComparison]) ->
         ends = compared.ci95
         holds &= not (compared.difference < -MOST_LESS and ends is not None and ends[1] < 0)
         values = " → ".join(PERCENT.format(value) + PERCENT.sign for value in (compared.baseline, compared.candidate))
-        spread = "" if ends is None else " (95 % interval {} to {} points)".format(*(PERCENT.format(e, "+") for e in ends))
+        spread = (
+            "" if ends is None else " (95 % interval {} to {} points)".format(*(PERCENT.format(e, "+") for e in ends))
+        )
         parts.append(f"{'' if len(comparisons) == 1 else metric + ' '}{values}{spread}")
         numbers |= {f"{metric}/sft": compared.baseline, f"{metric}/policy": compared.candidate}
     return Guard(name, holds, f"{what}: {', '.join(parts)}", numbers)

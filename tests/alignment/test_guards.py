@@ -87,7 +87,10 @@ def test_only_a_bad_sign_of_training_is_red() -> None:
     assert usual.passed and "above 80 %" in usual.sentence
     bad = training_signs(PolicySummary(held_out={"accuracy": 0.5}), Dpo())
     assert not bad.passed and bad.sentence.startswith("held-out accuracy is 50.0 %: the preferences were not learned")
-    assert training_signs(PolicySummary(held_out={"accuracy": 0.7}), Dpo()).sentence == "none of the known signs of trouble"
+    assert (
+        training_signs(PolicySummary(held_out={"accuracy": 0.7}), Dpo()).sentence
+        == "none of the known signs of trouble"
+    )
 
 
 class Made(Request):
@@ -106,7 +109,10 @@ def made(store: Store, kind: str, summary: dict[str, Any], fill: Any = None, **i
 
 def pinned(store: Store, rows: list[Any]) -> Artifact:
     part = made(
-        store, "preference_shard", {"rows": len(rows), "kind": "paired"}, lambda out: write_rows(out / "rows.parquet", rows)
+        store,
+        "preference_shard",
+        {"rows": len(rows), "kind": "paired"},
+        lambda out: write_rows(out / "rows.parquet", rows),
     )
     return execute(MANIFEST, ManifestRequest(shards={"one": part}, held_out_fraction=0.0), store).artifact
 
@@ -130,7 +136,13 @@ def chats(count: int) -> list[Any]:
         (texts(5), {"has_chat_template": False}, {}, {}, None),
         (texts(5), {"has_chat_template": True}, {}, {"plain_text": "chat"}, None),
         (texts(5), {"has_chat_template": True}, {}, {}, "1 shards hold plain text (first: one) and the model has a"),
-        (texts(5), {"has_chat_template": False, "adopted": True}, {}, {}, "the start checkpoint was adopted and has no"),
+        (
+            texts(5),
+            {"has_chat_template": False, "adopted": True},
+            {},
+            {},
+            "the start checkpoint was adopted and has no",
+        ),
         (chats(5), {"has_chat_template": True, "adopted": True}, {}, {}, None),
         (chats(5), {"has_chat_template": True}, {"epochs": 4}, {}, "5 rows are trained on for 4 epochs"),
     ],
@@ -162,7 +174,9 @@ def test_a_reference_whose_files_changed_while_the_policy_was_trained_is_red(sto
 
 def test_a_method_without_a_reference_has_no_guard_of_one() -> None:
     assert "agreement_at_start" in policy_guards(Dpo(), TokenPolicy()).about
-    assert not {"agreement_at_start", "reference_unchanged"} & policy_guards(Dpo(loss="simpo"), TokenPolicy()).about.keys()
+    assert (
+        not {"agreement_at_start", "reference_unchanged"} & policy_guards(Dpo(loss="simpo"), TokenPolicy()).about.keys()
+    )
 
 
 def test_guards_give_one_finding_a_name_in_their_order(store: Store) -> None:

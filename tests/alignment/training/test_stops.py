@@ -27,7 +27,11 @@ def looks(*accuracies: float, **last: float) -> list[dict[str, float]]:
 @pytest.mark.parametrize(
     ("seen", "stop", "reason"),
     [
-        (looks(0.7, median_margin=5.1), {"median_margin": 5}, "the median reward margin of held-out pairs is 5.1, above 5"),
+        (
+            looks(0.7, median_margin=5.1),
+            {"median_margin": 5},
+            "the median reward margin of held-out pairs is 5.1, above 5",
+        ),
         (looks(0.7, median_margin=5.0), {"median_margin": 5}, None),
         (looks(0.7, kl=10.5), {"kl": 10}, "KL(policy ‖ start) is 10.5 nats a response, above 10"),
         (looks(0.7, kl=9.5), {"kl": 10}, None),
@@ -38,7 +42,11 @@ def looks(*accuracies: float, **last: float) -> list[dict[str, float]]:
         ),
         (looks(0.6, 0.7, 0.69, 0.71), {"patience": 2}, None),
         (looks(0.6, 0.7, 0.69), {"patience": 2}, None),
-        (looks(0.7, 0.6), {"patience": 1, "metric": "loss"}, "1 looks without a better held-out loss than 0.3, the last 0.4"),
+        (
+            looks(0.7, 0.6),
+            {"patience": 1, "metric": "loss"},
+            "1 looks without a better held-out loss than 0.3, the last 0.4",
+        ),
     ],
 )
 def test_a_condition_ends_the_training_with_its_numbers(seen: Any, stop: dict[str, Any], reason: str | None) -> None:
@@ -52,10 +60,17 @@ def test_a_stop_without_a_condition_is_refused() -> None:
 
 def history(**columns: list[float]) -> list[dict[str, float]]:
     names = list(columns)
-    return [dict(zip(["step", *names], [step, *row], strict=True)) for step, row in enumerate(zip(*columns.values(), strict=True))]
+    return [
+        dict(zip(["step", *names], [step, *row], strict=True))
+        for step, row in enumerate(zip(*columns.values(), strict=True))
+    ]
 
 
-GOOD = {"margin": [0.0, 0.5, 1.0, 1.3, 1.5, 1.6, 1.6, 1.6], "chosen_reward": [0.0] + [0.5] * 7, "rejected_reward": [-0.5] * 8}
+GOOD = {
+    "margin": [0.0, 0.5, 1.0, 1.3, 1.5, 1.6, 1.6, 1.6],
+    "chosen_reward": [0.0] + [0.5] * 7,
+    "rejected_reward": [-0.5] * 8,
+}
 
 
 @pytest.mark.parametrize(
@@ -76,7 +91,12 @@ GOOD = {"margin": [0.0, 0.5, 1.0, 1.3, 1.5, 1.6, 1.6, 1.6], "chosen_reward": [0.
             "the rejected reward rises with the chosen one (+0.8 and +1)",
             True,
         ),
-        ({"chosen_reward": [0.0] * 4 + [-0.7] * 4}, {"accuracy": 0.7}, "the log-probs of chosen completions fall", False),
+        (
+            {"chosen_reward": [0.0] * 4 + [-0.7] * 4},
+            {"accuracy": 0.7},
+            "the log-probs of chosen completions fall",
+            False,
+        ),
         (
             {"held_out_accuracy": [0.6, 0.7, 0.75, 0.75, 0.74, 0.7, 0.7, 0.66]},
             {"accuracy": 0.66},
@@ -109,8 +129,10 @@ def test_a_margin_that_runs_away_ends_the_training_and_the_summary_says_at_which
     assert summary["stopped_by"].partition(": ")[2].startswith("the median reward margin of held-out pairs is ")
     seen = [record for record in summary["history"] if "held_out_median_margin" in record]
     assert [record["step"] for record in seen] == list(range(2, summary["steps"] + 1, 2))
-    assert seen[-1]["held_out_median_margin"] > 0.5 >= max(
-        (record["held_out_median_margin"] for record in seen[:-1]), default=0.0
+    assert (
+        seen[-1]["held_out_median_margin"]
+        > 0.5
+        >= max((record["held_out_median_margin"] for record in seen[:-1]), default=0.0)
     )
 
 
@@ -152,7 +174,8 @@ def test_the_kl_of_a_look_is_that_of_the_sampled_responses_under_policy_and_star
     start, policy = load_model(lab.store.fetch(checkpoint), "float32"), kept["policy"].eval()
     policy.set_attn_implementation("eager")
     ratios = [
-        alone(policy, sequence.prompt_ids, sequence.completion_ids) - alone(start, sequence.prompt_ids, sequence.completion_ids)
+        alone(policy, sequence.prompt_ids, sequence.completion_ids)
+        - alone(start, sequence.prompt_ids, sequence.completion_ids)
         for sequence in kept["sequences"]
     ]
     (seen,) = [record for record in summary["history"] if "held_out_kl" in record]

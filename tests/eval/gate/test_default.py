@@ -103,7 +103,11 @@ def test_a_gate_may_ask_of_held_out_preferences_where_there_are_some() -> None:
 @pytest.mark.parametrize(
     ("metrics", "changes", "told"),
     [
-        ({"answers/words": {"max_ratio": 2}}, {}, "answers has no such metric; write answers/ and one of length, ended"),
+        (
+            {"answers/words": {"max_ratio": 2}},
+            {},
+            "answers has no such metric; write answers/ and one of length, ended",
+        ),
         ({"policy_divergence/kl": {"at_most": 10}}, {"held_out_fraction": 0}, "held_out_fraction is 0"),
         ({"policy_divergence/kl": {"max_ratio": 2}}, {}, "bound it by at_most"),
         ({"preferences/margin": {"max_ratio": 2}}, {}, "bound it by at_most"),
@@ -114,9 +118,7 @@ def test_a_gate_may_ask_of_held_out_preferences_where_there_are_some() -> None:
         ),
     ],
 )
-def test_a_bound_that_could_never_hold_is_refused(
-    metrics: dict[str, Any], changes: dict[str, Any], told: str
-) -> None:
+def test_a_bound_that_could_never_hold_is_refused(metrics: dict[str, Any], changes: dict[str, Any], told: str) -> None:
     with pytest.raises(BadInput, match=told) as error:
         gate_of(recipe(gate={"metrics": metrics}, **changes))
     assert error.value.field == f"gate.metrics.{next(iter(metrics))}"

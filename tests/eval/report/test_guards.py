@@ -82,7 +82,12 @@ def test_a_guard_of_answers_or_divergence(
 
 @pytest.mark.parametrize(
     ("outcome", "passed", "severity"),
-    [("pass", True, "warning"), ("none", True, "warning"), ("inconclusive", False, "warning"), ("fail", False, "error")],
+    [
+        ("pass", True, "warning"),
+        ("none", True, "warning"),
+        ("inconclusive", False, "warning"),
+        ("fail", False, "error"),
+    ],
 )
 def test_the_gates_verdict_is_a_guard(outcome: str, passed: bool, severity: str) -> None:
     (guard, _) = evaluation_findings(outcome, ["s/m: worse", "s/n: worse"], {}, {})

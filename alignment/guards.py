@@ -235,8 +235,8 @@ def setup_notes(store: Store, manifest: Artifact, start: Artifact, settings: Dpo
         )
     if data.train is not None and data.train < FEW_ROWS and settings.epochs > MANY_EPOCHS:
         notes.append(
-            f"{data.train:,} rows are trained on for {settings.epochs:g} epochs: so small a set is learnt by heart; fewer"
-            " epochs, a lower learning rate or a larger beta"
+            f"{data.train:,} rows are trained on for {settings.epochs:g} epochs: so small a set is learnt by heart;"
+            " fewer epochs, a lower learning rate or a larger beta"
         )
     return notes
 

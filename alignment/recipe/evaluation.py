@@ -320,9 +320,9 @@ class Requirement(Section):
     """On the metric's scale: the candidate's own mean over all items that it was asked must be at most this, such as 10
     nats a response of policy_divergence/kl."""
     max_ratio: float | None = Field(default=None, gt=0)
-    """The candidate's mean over the SFT baseline's on the same items: the upper end of the ratio's 95 % interval must be
-    at most this, such as 1.5 for answers/length. The champion is not asked, so that a growth over many nights counts
-    as a whole."""
+    """The candidate's mean over the SFT baseline's on the same items: the upper end of the ratio's 95 % interval must
+    be at most this, such as 1.5 for answers/length. The champion is not compared, so that a growth over many nights
+    counts as a whole."""
     champion_margin: float | None = Field(default=None, ge=0)
     """Margin against the champion, on the metric's scale. By default that of `no_regression`; for `improve` a
     twentieth of the scale: 0.05 of a fraction, 0.45 of a rating from 1 to 10."""
@@ -351,5 +351,5 @@ class Gate(Section):
     """At least one of the metrics must be better than the SFT baseline's, after Holm's correction over them."""
     max_missing: float = Field(default=0.02, ge=0, lt=1)
     """Largest fraction of values that one side of a comparison may lack (no whole answer, no judgment), of those that
-    the other side has; for `at_least` and `at_most`, of all items that the candidate was asked. Above it a metric cannot pass,
-    because the items that a model fails on would not count. Items that both sides lack do not count."""
+    the other side has; for `at_least` and `at_most`, of all items that the candidate was asked. Above it a metric
+    cannot pass, because the items that a model fails on would not count. Items that both sides lack do not count."""

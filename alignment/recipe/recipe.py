@@ -100,10 +100,10 @@ class Recipe(Section):
     """Who grades open answers. Without a judge such suites are answered, and shown as not judged."""
     gate: Gate | Literal["none", "default"] = "none"
     """What a policy must show to be registered. `none` registers nothing, and the run ends without an error.
-    `default` asks `no_regression` of every suite's main metric and of XSTest's refusals of unsafe prompts, with a margin
-    of a twentieth of the metric's scale, that one of these is better than the SFT baseline's, that answers are not
-    twice as long, and that no fewer of them end by themselves. Suites that need a judge count only if the recipe has a
-    judge; `align recipes check`, the plan and the report name those that are left out."""
+    `default` asks `no_regression` of every suite's main metric and of XSTest's refusals of unsafe prompts, with a
+    margin of a twentieth of the metric's scale, that one of these is better than the SFT baseline's, that answers are
+    not twice as long, and that no fewer of them end by themselves. Suites that need a judge count only if the recipe
+    has a judge; `align recipes check`, the plan and the report name those that are left out."""
     registry: Registry = Registry()
     """How a policy that passes is registered in MLflow."""
     pools: Pools = Pools()
@@ -158,8 +158,8 @@ class Recipe(Section):
             )
         if self.evals.selected() and self.evals.precision != self.dpo.precision:
             notes.append(
-                f"evals.precision {self.evals.precision} is not dpo.precision {self.dpo.precision}: the policy is measured"
-                " in another precision than it was trained in"
+                f"evals.precision {self.evals.precision} is not dpo.precision {self.dpo.precision}: the policy is"
+                " measured in another precision than it was trained in"
             )
         adopted = self.sft.adopt
         if adopted is not None and adopted.path and adopted.chat_template is None and not _has_template(adopted.path):

@@ -1,7 +1,7 @@
 """The signs of a preference training that goes wrong, read from its records; and when a recipe's `stop` ends it.
 
-All is pure: histories in, sentences out. A record has `step` and what was logged there (alignment/training/arguments.py);
-a look at the held-out pairs logs `held_out_accuracy`, `held_out_loss`, `held_out_margin` and `held_out_median_margin`.
+All is pure: histories in, sentences out. A record has `step` and what was logged there
+(alignment/training/arguments.py); a look at the held-out pairs logs `held_out_accuracy`, `held_out_loss`, `held_out_margin` and `held_out_median_margin`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from alignment.methods import method_of
@@ -20,7 +21,7 @@ NOT_LEARNED = 0.55
 SEPARABLE = 0.80
 """Held-out accuracies of real preferences lie between; outside the pairs were not learned, or are easily told apart."""
 MARGIN = 5.0
-"""Median reward margin, β · (Δchosen − Δrejected), above which a policy is over-fitted: σ(−5) leaves a gradient of 1 %."""
+"""Median reward margin, β · (Δchosen − Δrejected), above which a policy is over-fitted: σ(−5) leaves 1 % of a gradient."""
 FEWEST = 8
 """Records that a quarter of a history needs two of."""
 HIGHER_IS_BETTER = {"accuracy": True, "margin": True, "loss": False}
@@ -62,7 +63,8 @@ def _margin(history: Sequence[Record], held_out: Mapping[str, float | None]) -> 
     median = held_out.get("median_margin")
     margin = held_out.get("margin") if median is None else median
     if margin is not None and margin > MARGIN:
-        text = f"the held-out reward margin is {margin:.3g}, above {MARGIN:g}: over-fitted; fewer epochs, a lower rate or ipo"
+        cure = "fewer epochs, a lower rate or ipo"
+        text = f"the held-out reward margin is {margin:.3g}, above {MARGIN:g}: over-fitted; {cure}"
         found.append(Sign(text, True))
     quarters = quarter_means(history, "margin")
     if quarters and quarters[3] > 1.0 and quarters[3] - quarters[2] >= max(quarters[1] - quarters[0], 0.0):
@@ -80,8 +82,8 @@ def _rewards(history: Sequence[Record]) -> list[Sign]:
         return []
     if rejected[3] > max(rejected[0], 0.0) and chosen[3] > chosen[0]:
         text = (
-            f"the rejected reward rises with the chosen one ({rejected[3]:+.2g} and {chosen[3]:+.2g}): the policy learns"
-            " what both sides share"
+            f"the rejected reward rises with the chosen one ({rejected[3]:+.2g} and {chosen[3]:+.2g}): the policy"
+            " learns what both sides share"
         )
         return [Sign(text, True)]
     if chosen[3] < min(chosen[0], 0.0):
@@ -104,7 +106,7 @@ def quarter_means(history: Sequence[Record], name: str) -> list[float]:
     if len(values) < FEWEST:
         return []
     ends = [round(len(values) * part / 4) for part in range(5)]
-    return [math.fsum(values[start:end]) / (end - start) for start, end in zip(ends, ends[1:], strict=False)]
+    return [math.fsum(values[start:end]) / (end - start) for start, end in pairwise(ends)]
 
 
 def since_best(values: Sequence[float], higher: bool) -> tuple[int, float | None]:

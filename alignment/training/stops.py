@@ -149,7 +149,7 @@ def attending_by(model: Any, attention: str) -> Iterator[None]:
 
 
 def sample(trainer: Any, prompts: Sequence[tuple[int, ...]], seed: int) -> list[TokenSequence]:
-    """One response of the policy to each prompt at temperature 1, cut at `MOST_NEW_TOKENS`; the same numbers each time."""
+    """One response of the policy to each prompt at temperature 1, cut at `MOST_NEW_TOKENS`; drawn alike each time."""
     from alignment.generation.generator import Generator, Sampling
 
     model = trainer.causal_lm
@@ -167,7 +167,7 @@ def sample(trainer: Any, prompts: Sequence[tuple[int, ...]], seed: int) -> list[
 
 @contextmanager
 def under_start(trainer: Any, folder: Path, runs_code: bool) -> Iterator[Score]:
-    """Log-probs under the checkpoint that training started from: the model without its adapters, or loaded beside it."""
+    """Log-probs under the checkpoint that training started from: the model without its adapters, or loaded anew."""
     from alignment.logprobs.scorer import free_memory, logps
     from alignment.models.checkpoint import load_model
 
@@ -175,7 +175,7 @@ def under_start(trainer: Any, folder: Path, runs_code: bool) -> Iterator[Score]:
         with trainer.model.disable_adapter():
             yield trainer.logps
         return
-    model = load_model(folder, trainer.settings.precision, runs_code=runs_code)
-    yield lambda sequences: logps(model, sequences, trainer.pass_tokens)
-    del model
+    model = [load_model(folder, trainer.settings.precision, runs_code=runs_code)]
+    yield lambda sequences: logps(model[0], sequences, trainer.pass_tokens)
+    model.clear()
     free_memory()

@@ -1,7 +1,7 @@
 """What a gate bounds beside the suites' scores: how the answers look, and how far the policy has moved.
 
-`answers` are over the texts of all suites together, `policy_divergence` over sampled responses to held-out prompts. Both
-take a suite's place in a gate. They say nothing of quality, so they count neither as a suite in the report's tables and
+`answers` are over the texts of all suites together, `policy_divergence` over sampled responses to held-out prompts.
+Both take a suite's place in a gate. They say nothing of quality, so they count neither as a suite in the report's tables and
 corrections nor as an improvement.
 """
 
@@ -31,7 +31,7 @@ DIVERGENCE_FILE = "divergence.parquet"
 def distinct(text: str, n: int) -> float:
     """Distinct n-grams of words over all n-grams of a text (Li et al. 2016, within one answer); 1 without an n-gram.
 
-    Of an answer that repeats a sentence for ever it goes towards 0. That of longer n-grams hardly depends on the length.
+    It goes towards 0 if an answer repeats a sentence for ever. For longer n-grams it hardly depends on the length.
     """
     words = text.split()
     ngrams = [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
@@ -68,7 +68,7 @@ def answer_samples(folder: Path, suite: str) -> Iterator[Sample]:
 def compare_answers(
     store: Store, baseline: Mapping[str, Artifact], candidate: Mapping[str, Artifact]
 ) -> dict[str, MetricComparison]:
-    """Metric to comparison over the answers behind both sides' scores, which are given by suite; their files are checked.
+    """Metric to comparison over the answers behind both sides' scores, given by suite; their files are checked.
 
     Empty if no suite has texts, or if a side's answers are not in the store any more.
     """

@@ -159,8 +159,8 @@ def compare_samples(
 
     Differences within ±`margin` are `equivalent`; None takes a twentieth of each metric's scale. `bound` is the largest
     possible difference between an item's two values, if that is less than the scale's width. With `ratio` the ratio of
-    the means is given too. Items that only one side was measured on are left out and counted. Raises `BadInput` for a metric that a side lacks, a repeated id, an id in
-    two clusters, and sides that share no measured item.
+    the means is given too. Items that only one side was measured on are left out and counted. Raises `BadInput` for a
+    metric that a side lacks, a repeated id, an id in two clusters, and sides that share no measured item.
     """
     sides = {"baseline": _by_metric(baseline, "baseline"), "candidate": _by_metric(candidate, "candidate")}
     _same_suite(baseline, candidate)

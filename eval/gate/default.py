@@ -9,7 +9,6 @@ from eval.gate.compare import default_margin
 from eval.gate.metrics import METRICS, PREFERENCES
 from eval.suites import SUITES, suite_named
 
-
 MOST_LENGTH = 2.0
 """Answers of twice the SFT checkpoint's length are the length hacking that judges reward."""
 LEAST_ENDED = 0.05

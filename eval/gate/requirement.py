@@ -166,7 +166,7 @@ def _own_bound(
 
 
 def max_ratio(metric: str, comparison: MetricComparison | None, most: float) -> Check:
-    """Whether the candidate's mean is known to be at most `most` times the SFT baseline's, by the ratio's 95 % interval.
+    """Whether the candidate's mean is at most `most` times the SFT baseline's, by the ratio's 95 % interval.
 
     Where every item has the same ratio there is no interval, and the ratio itself decides: two models that answer alike
     pass.

@@ -52,12 +52,12 @@ def decide(
     `no_regression` and `improve` hold if the lower end of the 95 % interval of the paired difference is above a
     threshold: minus the margin, or the required improvement. Against the champion both require no loss beyond a margin
     (a non-inferiority test). The `improve` claims are made together, so their p-values are corrected by Holm's method.
-    `at_least` and `at_most` compare the candidate's mean over all its own values with a number. `max_ratio` holds if the
-    upper end of the interval of the candidate's mean over the SFT baseline's is no more than a number.
+    `at_least` and `at_most` compare the candidate's mean over all its own values with a number. `max_ratio` holds if
+    the upper end of the interval of the candidate's mean over the SFT baseline's is no more than a number.
 
     A metric that was not measured is inconclusive. So is a metric of which either side lacks more than `max_missing` of
-    the other's values, or for `at_least` and `at_most` of the items that the candidate was asked. `champion_left_out` gives, by
-    suite, the reason for not comparing it with the champion.
+    the other's values, or for `at_least` and `at_most` of the items that the candidate was asked. `champion_left_out`
+    gives, by suite, the reason for not comparing it with the champion.
     """
     if gate is None:
         return Verdict(outcome="none", reasons=["the recipe has no gate: nothing is promoted"], checks=[], key=key)

@@ -112,7 +112,8 @@ def answer_length(length: MetricComparison) -> Guard:
     interval = (
         "" if ratio.low is None or ratio.high is None else f" (95 % interval {ratio.low:.3g} to {ratio.high:.3g})"
     )
-    text = f"answers are {ratio.value:.3g} times as long as the SFT checkpoint's{interval}: {length.baseline:.1f} → {length.candidate:.1f} tokens"
+    tokens = f"{length.baseline:.1f} → {length.candidate:.1f} tokens"
+    text = f"answers are {ratio.value:.3g} times as long as the SFT checkpoint's{interval}: {tokens}"
     numbers = {"ratio": ratio.value, "sft": length.baseline, "policy": length.candidate}
     return Guard("answer_length", ratio.value <= MOST_RATIO, text, numbers)
 

@@ -14,8 +14,8 @@ from eval.gate.evidence import Compared, Evidence, ReportRequest
 from eval.gate.metrics import PREFERENCES, headline, title_of, unit_of
 from eval.gate.verdict import Verdict
 from eval.report.answers import divergence_of, examples, length
-from eval.report.guards import Line
 from eval.report.facts import Facts, categories_of, items_of, questions
+from eval.report.guards import Line
 from eval.report.tables import Categories, categories, tables
 from eval.suites import SUITES
 

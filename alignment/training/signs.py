@@ -1,7 +1,8 @@
 """The signs of a preference training that goes wrong, read from its records; and when a recipe's `stop` ends it.
 
 All is pure: histories in, sentences out. A record has `step` and what was logged there
-(alignment/training/arguments.py); a look at the held-out pairs logs `held_out_accuracy`, `held_out_loss`, `held_out_margin` and `held_out_median_margin`.
+(alignment/training/arguments.py); a look at the held-out pairs logs `held_out_accuracy`, `held_out_loss`,
+`held_out_margin` and `held_out_median_margin`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ NOT_LEARNED = 0.55
 SEPARABLE = 0.80
 """Held-out accuracies of real preferences lie between; outside the pairs were not learned, or are easily told apart."""
 MARGIN = 5.0
-"""Median reward margin, β · (Δchosen − Δrejected), above which a policy is over-fitted: σ(−5) leaves 1 % of a gradient."""
+"""Median reward margin, β · (Δchosen − Δrejected), above which a policy is over-fitted: 1 − σ(5) is under 1 %."""
 FEWEST = 8
 """Records that a quarter of a history needs two of."""
 HIGHER_IS_BETTER = {"accuracy": True, "margin": True, "loss": False}

@@ -1,8 +1,8 @@
 """What a gate bounds beside the suites' scores: how the answers look, and how far the policy has moved.
 
 `answers` are over the texts of all suites together, `policy_divergence` over sampled responses to held-out prompts.
-Both take a suite's place in a gate. They say nothing of quality, so they count neither as a suite in the report's tables and
-corrections nor as an improvement.
+Both take a suite's place in a gate. They say nothing of quality, so they count neither as a suite in the report's
+tables and corrections nor as an improvement.
 """
 
 from __future__ import annotations

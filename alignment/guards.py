@@ -261,7 +261,8 @@ def training_setup(wrong: Sequence[str]) -> Guard:
 def stopped(summary: PolicySummary) -> Guard:
     """Which condition of `stop` ended the training, if one did."""
     why = summary.stopped_by
-    return Guard("training_stopped", why is None, why or f"trained all of its {summary.steps or 0} steps")
+    text = why or f"trained all of its {summary.steps or 0} steps"
+    return Guard("training_stopped", why is None, f"{text}; {summary.kept}" if summary.kept else text)
 
 
 def training_signs(summary: PolicySummary, settings: Dpo) -> Guard:

@@ -140,9 +140,10 @@ class Recipe(Section):
                 "reference.precision and dpo.precision must be the same: the cached log-probs "
                 "must equal the policy's at its first step"
             )
-        if self.dpo.stop is not None and (not self.held_out_fraction or method_of(self.dpo).data != "paired"):
+        looks = [name for name in ("stop", "keep_steps") if getattr(self.dpo, name) is not None]
+        if looks and (not self.held_out_fraction or method_of(self.dpo).data != "paired"):
             why = "held_out_fraction is 0" if not self.held_out_fraction else f"loss: {self.dpo.loss} takes no pairs"
-            raise ValueError(f"dpo.stop looks at held-out pairs, and {why}")
+            raise ValueError(f"dpo.{looks[0]} looks at held-out pairs, and {why}")
         if self.judge and self.judge.kind == "rubric":
             others = (self.evals.alpaca_eval, self.evals.arena_hard, self.evals.harmless)
             if (self.evals.mt_bench and not self.evals.mt_bench.embedded) or any(others):

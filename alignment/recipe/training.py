@@ -175,7 +175,9 @@ class Dpo(Optimisation):
     """How the policy is trained on preference pairs: the method with its settings, and the optimiser."""
 
     speed_only: ClassVar[frozenset[str]] = Optimisation.speed_only | {"micro_batch_size", "gradient_checkpointing"}
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"gamma_ratio", "length_normalised", "stop"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset(
+        {"gamma_ratio", "length_normalised", "stop", "keep_steps", "keep_by"}
+    )
 
     micro_batch_size: int = Field(default=4, ge=1)
     """Ignored: a step's rows go through in passes of `reference.batch_tokens` tokens, whatever their number."""
@@ -208,6 +210,12 @@ class Dpo(Optimisation):
     """`ipo` only: its margin is of mean log-ratios per token, as in TRL; false takes sums, as the paper writes it."""
     stop: Stop | None = None
     """Conditions that end training early. Without them the same conditions are notes in the report."""
+    keep_steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps from one candidate to the next; the last step is one too. The candidate with the best `keep_by`
+    becomes the policy, and its step is recorded. null takes the last step's."""
+    keep_by: Literal["loss", "accuracy", "margin"] = "loss"
+    """The measurement of held-out pairs by which `keep_steps` chooses. The pairs choose, so they flatter the policy a
+    little; suites do not."""
 
     @model_validator(mode="before")
     @classmethod

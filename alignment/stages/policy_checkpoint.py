@@ -143,7 +143,6 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
     from alignment.training.agreement import require_agreement
     from alignment.training.models import TrainedModel
     from alignment.training.preference_trainer import preference_trainer
-    from alignment.training.stops import HeldOutLooks
 
     settings, pairs, work = request.settings, rows.train, context.work / "trainer"
     checkpoint = resume.last_complete(work)
@@ -164,10 +163,11 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
         share = first[slice(context.rank, None, request.world_size)]
         agreed = require_agreement(share, settings, trainer.logps, None if same_device else trainer.logps_alone)
     looks = None
-    if settings.stop is not None:
-        looks = HeldOutLooks(
-            trainer, rows.held_out, settings.stop, folder, request.seed, context.runs_code(request.checkpoint)
-        )
+    if settings.stop is not None or settings.keep_steps is not None:
+        from alignment.training.stops import BestWeights, HeldOutLooks
+
+        runs_code, best = context.runs_code(request.checkpoint), BestWeights(context.work / "best")
+        looks = HeldOutLooks(trainer, rows.held_out, folder, request.seed, runs_code, best)
         trainer.add_callback(looks)
     with trainer.attending():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -180,7 +180,7 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
         "rows_per_rank": gathered(trainer.rows_forwarded, request.world_size),
         "resumed_from_step": None if checkpoint is None else resume.step_of(checkpoint),
         "history": recorded,
-        **({} if looks is None else {"stopped_by": looks.stopped_by}),
+        **({} if looks is None else {"stopped_by": looks.stopped_by, **looks.restore_best()}),
     }
     if context.rank == 0:
         trained.save(trainer.model, trainer.optimizer, context.out)

@@ -18,13 +18,14 @@ from transformers import TrainerCallback
 
 from alignment.data.tokens import TokenSequence
 from alignment.errors import BadInput
-from alignment.recipe import Dpo, Stop
+from alignment.recipe import Dpo
 from alignment.training.agreement import Score
 from alignment.training.arguments import gathered, optimiser_steps, rounded
 from alignment.training.held_out import lowest
 from alignment.training.held_out_pairs import prefers
 from alignment.training.pairs import PolicyPair, PolicyPairs
-from alignment.training.signs import stop_reason
+from alignment.training.sft_trainer import BestWeights
+from alignment.training.signs import HIGHER_IS_BETTER, stop_reason
 
 log = logging.getLogger(__name__)
 
@@ -33,51 +34,114 @@ SHARE = 0.02
 FORWARD = 3.0
 """A step's forward and backward pass in forward passes."""
 FEWEST_PAIRS = 8
+FEWEST_TO_CHOOSE = 64
+"""Pairs by which candidates are told apart, whatever they cost."""
 LOOKS = 10
 """Looks of a run whose recipe does not say how often."""
 RESPONSES = 16
 MOST_NEW_TOKENS = 128
 
 
+def every_steps(settings: Dpo, steps: int) -> int:
+    """Steps from one look to the next, in a run of so many steps."""
+    if settings.stop is not None and settings.stop.eval_steps is not None:
+        return settings.stop.eval_steps
+    if settings.stop is None and settings.keep_steps is not None:
+        return settings.keep_steps
+    return max(1, steps // LOOKS)
+
+
 def pairs_of_a_look(every: int, batch_size: int) -> int:
-    """How many held-out pairs a look measures, every so many steps."""
-    return max(FEWEST_PAIRS, int(SHARE * FORWARD * every * batch_size))
+    """How many held-out pairs cost a look its share of the steps between two looks."""
+    return int(SHARE * FORWARD * every * batch_size)
 
 
 class HeldOutLooks(TrainerCallback):  # type: ignore[misc]
-    """Looks every so many steps, records what it sees in the trainer's history, and ends the training by `stop`.
+    """Looks at held-out pairs, records what it sees in the trainer's history, ends the training by `stop`, and keeps
+    the weights of the best candidate (`keep_steps`) in `best`.
 
     What was seen before an interruption is in the trainer checkpoint's history. A step that ends the training leaves no
     trainer checkpoint, from which a resumed run would go on; it looks again, and ends at the same step.
     """
 
     def __init__(
-        self, trainer: Any, held_out: PolicyPairs, stop: Stop, start: Path, seed: int, runs_code: bool = False
+        self,
+        trainer: Any,
+        held_out: PolicyPairs,
+        start: Path,
+        seed: int,
+        runs_code: bool = False,
+        best: BestWeights | None = None,
     ) -> None:
         settings: Dpo = trainer.settings
-        self.trainer, self.settings, self.stop, self.seed = trainer, settings, stop, seed
-        self.every = stop.eval_steps or max(1, optimiser_steps(len(trainer.order), settings) // LOOKS)
-        self.pairs = lowest(held_out, pairs_of_a_look(self.every, settings.batch_size))
+        self.trainer, self.settings, self.stop, self.seed = trainer, settings, settings.stop, seed
+        self.every = every_steps(settings, optimiser_steps(len(trainer.order), settings))
+        fewest = FEWEST_PAIRS if settings.keep_steps is None else FEWEST_TO_CHOOSE
+        self.pairs = lowest(held_out, max(fewest, pairs_of_a_look(self.every, settings.batch_size)))
         if not self.pairs:
-            raise BadInput("no pair is held out, which stop could look at", field="dpo.stop")
-        self.start, self.runs_code = start, runs_code
+            raise BadInput("no pair is held out, which stop and keep_steps look at", field="dpo")
+        self.start, self.runs_code, self.best = start, runs_code, best
         self.attention = trainer.causal_lm.config._attn_implementation
         """The model's own; while it trains it attends by shared prompts, which takes packed passes alone."""
         self.stopped_by: str | None = None
+        self.resumable: int | None = None
+        """The best candidate that the last trainer checkpoint knows."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.resumable = self.best_step(state.log_history)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.resumable = self.best_step(state.log_history)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step % self.every or state.global_step >= state.max_steps:
+        step, last = state.global_step, state.global_step >= state.max_steps
+        keep = self.settings.keep_steps
+        due = self.stop is not None and not last and step % self.every == 0
+        candidate = keep is not None and (last or step % keep == 0)
+        if not (due or candidate):
             return
         with attending_by(self.trainer.causal_lm, self.attention):
-            record = {"step": state.global_step, **self.look()}
+            record = {"step": step, **self.look()}
         state.log_history.append(record)
+        log.info("step %d, held-out accuracy %.3f", step, record["held_out_accuracy"])
         looks = [each for each in state.log_history if "held_out_accuracy" in each]
-        log.info("step %d, held-out accuracy %.3f", state.global_step, record["held_out_accuracy"])
-        reason = stop_reason(looks, self.stop)
+        reason = stop_reason(looks, self.stop) if self.stop is not None and due else None
         if reason is not None:
-            self.stopped_by = f"stopped at step {state.global_step} of {state.max_steps}: {reason}"
+            self.stopped_by = f"stopped at step {step} of {state.max_steps}: {reason}"
             log.warning("%s", self.stopped_by)
             control.should_training_stop, control.should_save = True, False
+        if candidate or (reason is not None and keep is not None):
+            record["candidate"] = 1.0
+            self.keep_best(state)
+
+    def best_step(self, log_history: Sequence[dict[str, Any]]) -> int | None:
+        """The step of the best candidate so far; of equals the first."""
+        name, higher = f"held_out_{self.settings.keep_by}", HIGHER_IS_BETTER[self.settings.keep_by]
+        seen = {int(each["step"]): float(each[name]) for each in log_history if "candidate" in each}
+        return (max if higher else min)(sorted(seen), key=lambda step: seen[step]) if seen else None
+
+    def keep_best(self, state: Any) -> None:
+        """Keeps this step's weights aside if they are the best; those that a resumed run may need stay too."""
+        best = self.best_step(state.log_history)
+        if best == state.global_step and self.best is not None and state.is_world_process_zero:
+            self.best.save(best, self.trainer.model, self.trainer.optimizer)
+            self.best.forget_all_but({step for step in (self.resumable, best) if step is not None})
+
+    def restore_best(self) -> dict[str, Any]:
+        """Puts the best candidate's weights back into the model; says which it was, nothing without candidates."""
+        state = self.trainer.state
+        step = self.best_step(state.log_history)
+        if step is None or self.best is None:
+            return {}
+        if step != state.global_step and state.is_world_process_zero:
+            self.best.restore(step, self.trainer.model, self.trainer.optimizer)
+        name = f"held_out_{self.settings.keep_by}"
+        seen = {int(each["step"]): each[name] for each in state.log_history if "candidate" in each}
+        text = (
+            f"the policy is that of step {step}, whose held-out {self.settings.keep_by} of {seen[step]:.4g} is the best"
+            f" of {len(seen)} candidates"
+        )
+        return {"kept": text, "kept_step": step}
 
     def look(self) -> dict[str, float]:
         """The numbers of one look; the same on every rank."""
@@ -92,7 +156,7 @@ class HeldOutLooks(TrainerCallback):  # type: ignore[misc]
         for place, share in enumerate(shares):
             scored[place::ranks] = share
         numbers = pair_numbers(self.pairs, scored, self.settings)
-        if self.stop.kl is not None:
+        if self.stop is not None and self.stop.kl is not None:
             numbers["held_out_kl"] = self.kl()
         return {name: rounded(value) for name, value in numbers.items()}
 

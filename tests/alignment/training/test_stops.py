@@ -198,6 +198,21 @@ def test_a_stopped_training_that_is_killed_ends_at_the_same_step_and_weights(lab
     assert resumed.summary["stopped_by"] == whole.summary["stopped_by"]
 
 
+def test_the_best_candidate_by_the_held_out_pairs_is_the_policy_and_the_summary_says_which(lab: Any) -> None:
+    checkpoint = lab.checkpoint()
+    manifest = lab.manifest(checkpoint, lab.rows(60), held_out_fraction=0.2)
+    wild = {"learning_rate": 1e-2, "beta": 2.0, "epochs": 4, "schedule": "constant_with_warmup", "warmup_ratio": 0.0}
+    kept = execute(STAGE, lab.dpo_request(checkpoint, manifest, keep_steps=6, **wild), lab.store)
+    seen = {record["step"]: record["held_out_loss"] for record in kept.summary["history"] if "held_out_loss" in record}
+    steps = kept.summary["steps"]
+    assert list(seen) == [*range(6, steps, 6), steps]
+    best = min(seen, key=lambda step: seen[step])
+    assert best < steps and kept.summary["kept_step"] == best
+    assert kept.summary["kept"].startswith(f"the policy is that of step {best}, whose held-out loss of ")
+    # what is measured on the saved policy is what was seen at the best step
+    assert kept.summary["held_out"]["loss"] == pytest.approx(seen[best], abs=1e-4)
+
+
 @pytest.mark.parametrize(("changes", "told"), [({"held_out_fraction": 0.0}, "held_out_fraction is 0")])
 def test_a_recipe_that_stops_by_pairs_it_does_not_hold_out_is_refused(changes: dict[str, Any], told: str) -> None:
     from alignment.errors import BadInput

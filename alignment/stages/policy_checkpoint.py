@@ -164,7 +164,8 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
         agreed = require_agreement(share, settings, trainer.logps, None if same_device else trainer.logps_alone)
     looks = None
     if settings.stop is not None or settings.keep_steps is not None:
-        from alignment.training.stops import BestWeights, HeldOutLooks
+        from alignment.training.sft_trainer import BestWeights
+        from alignment.training.stops import HeldOutLooks
 
         runs_code, best = context.runs_code(request.checkpoint), BestWeights(context.work / "best")
         looks = HeldOutLooks(trainer, rows.held_out, folder, request.seed, runs_code, best)

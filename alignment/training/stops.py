@@ -123,7 +123,7 @@ class HeldOutLooks(TrainerCallback):  # type: ignore[misc]
     def keep_best(self, state: Any) -> None:
         """Keeps this step's weights aside if they are the best; those that a resumed run may need stay too."""
         best = self.best_step(state.log_history)
-        if best == state.global_step and self.best is not None and state.is_world_process_zero:
+        if best is not None and best == state.global_step and self.best is not None and state.is_world_process_zero:
             self.best.save(best, self.trainer.model, self.trainer.optimizer)
             self.best.forget_all_but({step for step in (self.resumable, best) if step is not None})
 

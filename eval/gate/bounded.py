@@ -79,7 +79,7 @@ def compare_answers(
     measured = [{sample.metric for sample in side if sample.value is not None} for side in sides]
     kept = [[sample for sample in side if sample.metric in measured[0] & measured[1]] for side in sides]
     shared = [{(sample.id, sample.metric) for sample in side if sample.value is not None} for side in kept]
-    return compare_samples(*kept, margin=None, ratio=True) if shared[0] & shared[1] else {}
+    return compare_samples(kept[0], kept[1], margin=None, ratio=True) if shared[0] & shared[1] else {}
 
 
 def _behind(store: Store, scores: Mapping[str, Artifact], suites: Sequence[str] | set[str]) -> Iterator[Sample]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from alignment.guards import GATE, Guard, Guards, manifest_guards, policy_guards
+from alignment.guards import GATE, Guard, Guards, Severity, manifest_guards, policy_guards
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages.execute import REQUEST_FILE
 from alignment.store import Artifact, Commit, MissingArtifact, Store
@@ -63,7 +63,7 @@ def evaluation_findings(
 
 def gate(outcome: str, reasons: Sequence[str]) -> Guard:
     """The gate's verdict; a recipe without a gate asks nothing."""
-    severity = "error" if outcome == "fail" else "warning"
+    severity: Severity = "error" if outcome == "fail" else "warning"
     return Guard(GATE, outcome in ("pass", "none"), f"{outcome}: {'; '.join(reasons)}", {}, severity)
 
 
@@ -120,7 +120,8 @@ def answer_length(length: MetricComparison) -> Guard:
 
 def fallen(name: str, what: str, comparisons: Mapping[str, MetricComparison]) -> Guard:
     """Whether a share fell by more than `MOST_LESS`, and not by chance."""
-    parts, numbers, holds = [], {}, True
+    parts, holds = [], True
+    numbers: dict[str, float] = {}
     for metric, compared in comparisons.items():
         ends = compared.ci95
         holds &= not (compared.difference < -MOST_LESS and ends is not None and ends[1] < 0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow.parquet as pq
 
@@ -18,7 +18,8 @@ from alignment.errors import CorruptArtifact
 from alignment.methods import method_of
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages.preference_manifest import ManifestSummary
-from alignment.stages.stage import CheckpointSummary, PolicySummary, ShardSummary
+from alignment.stages.sft_checkpoint import SftSummary
+from alignment.stages.stage import PolicySummary, ShardSummary
 from alignment.store import Artifact, Commit, Store
 from alignment.training.signs import signs
 
@@ -71,51 +72,27 @@ MANIFEST_GUARDS = {
 }
 
 
-@dataclass(frozen=True)
-class DataGuard:
-    """A limit on one statistic of the data: the number under `field` in the manifest's summary, dotted.
-
-    `sentence` is formatted with the number as `value`; a share is written as {value:.1%}.
-    """
-
-    name: str
-    about: str
-    field: str
-    sentence: str
-    at_most: float | None = None
-    at_least: float | None = None
-
-    def find(self, summary: Mapping[str, Any]) -> Guard:
-        """The finding; it holds where the manifest does not say the number."""
-        value: Any = summary
-        for part in self.field.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        if not isinstance(value, int | float):
-            return Guard(self.name, True, "not measured here")
-        over = self.at_most is not None and value > self.at_most
-        under = self.at_least is not None and value < self.at_least
-        return Guard(self.name, not (over or under), self.sentence.format(value=value), {self.field: float(value)})
+DATA_GUARDS: Mapping[str, str] = {}
+"""Name of each finding of `data_findings` to what holds where it passed."""
 
 
-DATA_GUARDS: tuple[DataGuard, ...] = ()
-"""Guards on the data's statistics, each a line here."""
+def data_findings(summary: ManifestSummary) -> Sequence[Guard]:
+    """What the statistics in a manifest's summary say of the data."""
+    return ()
 
 
-def manifest_guards(data: Sequence[DataGuard] = DATA_GUARDS) -> Guards:
-    """The guards of `preference_manifest`."""
+def manifest_guards(
+    about: Mapping[str, str] = DATA_GUARDS, findings: Callable[[ManifestSummary], Sequence[Guard]] = data_findings
+) -> Guards:
+    """The guards of `preference_manifest`; the data's own are `findings`, which are named in `about`."""
 
     def find(store: Store, commit: Commit, made: bool) -> list[Guard]:
         pinned = read_manifest(store.fetch(commit.artifact)).shards
         shards = [ShardSummary.of(store.commit_of(shard.shard)) for shard in pinned]
         manifest = ManifestSummary.of(commit)
-        return [
-            quarantined(shards),
-            dropped(manifest),
-            left_out(manifest),
-            *(guard.find(commit.summary) for guard in data),
-        ]
+        return [quarantined(shards), dropped(manifest), left_out(manifest), *findings(manifest)]
 
-    return Guards(MANIFEST_GUARDS | {guard.name: guard.about for guard in data}, find)
+    return Guards({**MANIFEST_GUARDS, **about}, find)
 
 
 def quarantined(shards: Iterable[ShardSummary]) -> Guard:
@@ -220,10 +197,10 @@ def reference_unchanged(store: Store, commit: Commit, made: bool) -> Guard:
 
 def setup_notes(store: Store, manifest: Artifact, start: Artifact, settings: Dpo, tokens: TokenPolicy) -> list[str]:
     """A sentence for each thing about data and start checkpoint that wastes a training, before it begins."""
-    checkpoint, data = store.commit_of(start), ManifestSummary.of(store.commit_of(manifest))
-    has_template = CheckpointSummary.of(checkpoint).has_chat_template
+    checkpoint, data = SftSummary.of(store.commit_of(start)), ManifestSummary.of(store.commit_of(manifest))
+    has_template = checkpoint.has_chat_template
     notes = []
-    if checkpoint.summary.get("adopted") and has_template is False:
+    if checkpoint.adopted and has_template is False:
         notes.append(
             "the start checkpoint was adopted and has no chat template, as base models: preferences alone do not teach"
             " to answer; give sft.dataset, or a method that starts from the base model"

@@ -94,6 +94,8 @@ def _behind(store: Store, scores: Mapping[str, Artifact], suites: Sequence[str] 
 def compare_divergence(store: Store, divergence: Artifact) -> dict[str, MetricComparison]:
     """The log-ratios of the policy's sampled responses, beside the SFT checkpoint's, which are 0 by definition."""
     path = store.fetch(divergence, deep=True) / DIVERGENCE_FILE
+    if not path.exists():
+        return {}
     rows = pq.read_table(path, columns=["row_id", "policy_logp", "sft_logp"]).to_pylist()
     if not rows:
         return {}

@@ -9,7 +9,6 @@ import pytest
 
 from alignment.data.rows import paired_row, write_rows
 from alignment.guards import (
-    DataGuard,
     Guard,
     Guards,
     agreement,
@@ -57,17 +56,14 @@ def test_a_shard_that_is_left_out_is_named_unless_a_person_withdrew_it() -> None
     assert not lost.passed and lost.sentence == "1 shards are left out (b: not built)"
 
 
-def test_a_guard_on_a_statistic_of_the_data_is_a_line_and_holds_where_nothing_was_measured() -> None:
-    longer = DataGuard(
-        "chosen_longer", "about", "statistics.longer", "chosen is longer in {value:.1%} of the pairs", at_most=0.7
-    )
-    assert longer.find({}) == Guard("chosen_longer", True, "not measured here")
-    red = longer.find({"statistics": {"longer": 0.9}})
-    assert not red.passed and red.sentence == "chosen is longer in 90.0% of the pairs"
-    assert longer.find({"statistics": {"longer": 0.7}}).passed
-    least = DataGuard("floor", "about", "p5", "{value}", at_least=-3.0)
-    assert least.find({"p5": -2.0}).passed and not least.find({"p5": -4.0}).passed
-    assert list(manifest_guards([longer]).about)[-1] == "chosen_longer"
+def test_what_the_datas_statistics_say_are_guards_of_the_manifest_by_name(store: Store) -> None:
+    found = [Guard("length_bias", False, "the chosen answer is the longer one in 98 % of the pairs", {"share": 0.98})]
+    guards = manifest_guards({"length_bias": "About.", "score_order": "About."}, lambda summary: found)
+    manifest = store.commit_of(pinned(store, texts(20)))
+    named = {guard.name: guard for guard in guards.findings(store, manifest)}
+    assert list(named) == ["rows_quarantined", "rows_dropped", "shards_left_out", "length_bias", "score_order"]
+    assert named["length_bias"] == found[0] and named["score_order"].sentence == "not measured here"
+    assert named["rows_quarantined"].sentence == "0 of 20 rows are quarantined (0.0 %)"
 
 
 def test_agreement_says_how_far_the_start_was_from_its_reference() -> None:

@@ -1,8 +1,8 @@
 """Looks at the held-out pairs while a policy is trained, and the end of a training whose recipe says so in `stop`.
 
-A look is a forward pass over as many pairs as cost about 2 % of the steps between two looks. It changes no weight and
-draws no number of the trainer's, so a run that is not stopped ends as without looks. KL, where it is asked for, is over
-a few responses that the policy samples, and costs their generation.
+A look is a forward pass over as many pairs as cost less than 2 % of the steps between two looks. It changes no weight
+and draws no number of the trainer's, so a run that is not stopped ends as without looks. KL, where it is asked for, is
+over a few responses that the policy samples, and costs their generation.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from alignment.training.signs import HIGHER_IS_BETTER, stop_reason
 
 log = logging.getLogger(__name__)
 
-SHARE = 0.02
-"""Of the time of the steps between two looks, what a look may take."""
+SHARE = 0.015
+"""Of the time of the steps between two looks, what a look takes at most: measured 1.6 % with the micro model."""
 FORWARD = 3.0
 """A step's forward and backward pass in forward passes."""
 FEWEST_PAIRS = 8

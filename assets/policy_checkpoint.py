@@ -63,5 +63,5 @@ def setup_of(recipe: Recipe, upstream: Upstream) -> list[str]:
 def show(commit: Commit, folder: Path) -> Shown:
     """Curves of the training."""
     history = PolicySummary.of(commit).history
-    panels = {"loss": ["loss"], "reward margin": ["margin"], "accuracy": ["accuracy"]}
+    panels = {name: [name, f"held_out_{name}"] for name in ("loss", "margin", "accuracy")}
     return Shown(history=history, markdown={"training": curves(history, panels)} if history else {})

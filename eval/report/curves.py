@@ -41,8 +41,8 @@ def png_of(figure: Any) -> bytes:
 
 PANELS = {
     "Loss": ("loss", "held_out_loss"),
-    "Reward margin": ("margin",),
-    "Accuracy": ("accuracy",),
+    "Reward margin": ("margin", "held_out_margin"),
+    "Accuracy": ("accuracy", "held_out_accuracy"),
     "Implicit reward": ("chosen_reward", "rejected_reward"),
 }
 """Panel title to the names of the history's records that it draws."""

@@ -63,5 +63,6 @@ def setup_of(recipe: Recipe, upstream: Upstream) -> list[str]:
 def show(commit: Commit, folder: Path) -> Shown:
     """Curves of the training."""
     history = PolicySummary.of(commit).history
-    panels = {name: [name, f"held_out_{name}"] for name in ("loss", "margin", "accuracy")}
+    named = {"loss": "loss", "reward margin": "margin", "accuracy": "accuracy"}
+    panels = {title: [name, f"held_out_{name}"] for title, name in named.items()}
     return Shown(history=history, markdown={"training": curves(history, panels)} if history else {})

@@ -25,7 +25,7 @@ def curves_png(history: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequen
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.25)
-        if len(names) > 1:
+        if len(axis.lines) > 1:
             axis.legend(fontsize=7, frameon=False)
     return png_of(figure)
 

@@ -7,12 +7,13 @@ a run is an error of the stage, and what must stop a promotion is a requirement 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
 import pyarrow.parquet as pq
 
-from alignment.data.manifest import read_manifest
+from alignment.data.manifest import MANIFEST_FILE, Manifest, ManifestShard
 from alignment.data.rows import ROWS_FILE
 from alignment.errors import CorruptArtifact
 from alignment.methods import method_of
@@ -87,12 +88,17 @@ def manifest_guards(
     """The guards of `preference_manifest`; the data's own are `findings`, which are named in `about`."""
 
     def find(store: Store, commit: Commit, made: bool) -> list[Guard]:
-        pinned = read_manifest(store.fetch(commit.artifact)).shards
+        pinned = pinned_shards(store, commit.artifact)
         shards = [ShardSummary.of(store.commit_of(shard.shard)) for shard in pinned]
         manifest = ManifestSummary.of(commit)
         return [quarantined(shards), dropped(manifest), left_out(manifest), *findings(manifest)]
 
     return Guards({**MANIFEST_GUARDS, **about}, find)
+
+
+def pinned_shards(store: Store, manifest: Artifact) -> list[ManifestShard]:
+    """The shards of a manifest; its split, which has a row for each of theirs, is not read."""
+    return Manifest.model_validate_json(store.read(manifest, MANIFEST_FILE)).shards
 
 
 def quarantined(shards: Iterable[ShardSummary]) -> Guard:
@@ -219,11 +225,16 @@ def setup_notes(store: Store, manifest: Artifact, start: Artifact, settings: Dpo
 
 
 def text_shards(store: Store, manifest: Artifact) -> list[str]:
-    """Names of the manifest's shards with a row of plain strings; one column of each is read."""
+    """Names of the manifest's shards with a row of plain strings; one column of each is read, where it lies. Shards
+    whose rows were erased are passed over."""
     found = []
-    for shard in read_manifest(store.fetch(manifest)).shards:
-        path = store.fetch(shard.shard) / ROWS_FILE
-        with pq.ParquetFile(path, read_dictionary=["form"]) as file:
+    for shard in pinned_shards(store, manifest):
+        place = shard.shard
+        with (
+            suppress(FileNotFoundError),
+            store.fs.open(store.path(place.kind, place.key, place.attempt, ROWS_FILE), "rb") as stream,
+            pq.ParquetFile(stream, read_dictionary=["form"]) as file,
+        ):
             forms = (batch.column("form").dictionary.to_pylist() for batch in file.iter_batches(columns=["form"]))
             if any("text" in each for each in forms):
                 found.append(shard.name)

@@ -213,6 +213,42 @@ def test_the_best_candidate_by_the_held_out_pairs_is_the_policy_and_the_summary_
     assert kept.summary["held_out"]["loss"] == pytest.approx(seen[best], abs=1e-4)
 
 
+def test_a_run_that_is_killed_after_its_best_candidate_still_ends_with_it(lab: Any, tmp_path: Path) -> None:
+    from tests.alignment.training.test_resume import killed_while_saving
+
+    checkpoint = lab.checkpoint()
+    manifest = lab.manifest(checkpoint, lab.rows(60), held_out_fraction=0.2)
+    wild = {"learning_rate": 1e-2, "beta": 2.0, "epochs": 4, "schedule": "constant_with_warmup", "warmup_ratio": 0.0}
+    request = lab.dpo_request(checkpoint, manifest, keep_steps=6, save_steps=5, **wild)
+    whole = execute(STAGE, request, lab.twin(tmp_path / "twin"))
+    best, steps = whole.summary["kept_step"], whole.summary["steps"]
+    assert best + 10 < steps
+    killed_while_saving("policy_checkpoint", request, lab.store, best + 10 - best % 5, tmp_path)
+    resumed = execute(STAGE, request, lab.store)
+    assert resumed.summary["resumed_from_step"] > best
+    assert (resumed.digest, resumed.summary["kept"]) == (whole.digest, whole.summary["kept"])
+
+
+def test_two_processes_look_at_the_same_pairs_and_stop_and_choose_alike(lab: Any, tmp_path: Path) -> None:
+    from tests.alignment.training.test_processes import torchrun
+
+    checkpoint = lab.checkpoint()
+    manifest = lab.manifest(checkpoint, lab.rows(60), held_out_fraction=0.2)
+    settings: dict[str, Any] = {"learning_rate": 3e-3, "epochs": 6, "beta": 1.0, "keep_steps": 4, "batch_size": 8}
+    settings["stop"] = {"eval_steps": 4, "median_margin": 1.0, "kl": 1e6}
+    one, two = (lab.dpo_request(checkpoint, manifest, world_size=size, **settings) for size in (1, 2))
+    twin = lab.twin(tmp_path / "one")
+    together, single = torchrun(lab.store, two, tmp_path), execute(STAGE, one, twin)
+    assert single.summary["stopped_by"] is not None
+    assert together.summary["stopped_by"].partition(":")[0] == single.summary["stopped_by"].partition(":")[0]
+    assert together.summary["kept_step"] == single.summary["kept_step"]
+    for name in ("held_out_accuracy", "held_out_median_margin", "held_out_loss"):
+        ours, theirs = (
+            [record[name] for record in each.summary["history"] if name in record] for each in (together, single)
+        )
+        assert ours == pytest.approx(theirs, abs=5e-2) and ours
+
+
 @pytest.mark.parametrize(("changes", "told"), [({"held_out_fraction": 0.0}, "held_out_fraction is 0")])
 def test_a_recipe_that_stops_by_pairs_it_does_not_hold_out_is_refused(changes: dict[str, Any], told: str) -> None:
     from alignment.errors import BadInput

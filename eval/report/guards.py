@@ -29,8 +29,8 @@ REPORT_GUARDS = {
     GATE: "The gate passed the policy.",
     "answers_missing": f"At most {MOST_MISSING:.0%} of a side's items lack an answer, a judgment or a score.",
     "answer_length": f"The policy's answers are at most {MOST_RATIO:g} times as long as the SFT checkpoint's.",
-    "answer_endings": f"The share of answers that end by themselves did not fall by more than {100 * MOST_LESS:g} points.",
-    "repetition": f"The share of distinct n-grams of an answer did not fall by more than {100 * MOST_LESS:g} points.",
+    "answer_endings": f"The share of answers that end by themselves fell by no more than {100 * MOST_LESS:g} points.",
+    "repetition": f"The share of distinct n-grams of an answer fell by no more than {100 * MOST_LESS:g} points.",
     "divergence": f"KL(policy ‖ SFT) is at most {MOST_KL:g} nats a response.",
 }
 

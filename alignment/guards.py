@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from alignment.data.manifest import MANIFEST_FILE, Manifest, ManifestShard
 from alignment.data.rows import ROWS_FILE
-from alignment.errors import CorruptArtifact
+from alignment.errors import CorruptArtifact, MissingArtifact
 from alignment.methods import method_of
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages.preference_manifest import ManifestSummary
@@ -44,7 +44,7 @@ class Guard:
 
 
 Find = Callable[[Store, Commit, bool], list[Guard]]
-"""The guards' findings on a committed artifact; the last argument says whether it was made just now."""
+"""The guards' findings on a committed artifact; the last argument says whether files may be hashed for them."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Guards:
     about: Mapping[str, str]
     find: Find
 
-    def findings(self, store: Store, commit: Commit, made: bool = True) -> list[Guard]:
+    def findings(self, store: Store, commit: Commit, deep: bool = True) -> list[Guard]:
         """One finding for each name, in the order of `about`."""
-        found = {guard.name: guard for guard in self.find(store, commit, made)}
+        found = {guard.name: guard for guard in self.find(store, commit, deep)}
         return [found.get(name) or Guard(name, True, "not measured here") for name in self.about]
 
 
@@ -87,7 +87,7 @@ def manifest_guards(
 ) -> Guards:
     """The guards of `preference_manifest`; the data's own are `findings`, which are named in `about`."""
 
-    def find(store: Store, commit: Commit, made: bool) -> list[Guard]:
+    def find(store: Store, commit: Commit, deep: bool) -> list[Guard]:
         pinned = pinned_shards(store, commit.artifact)
         shards = [ShardSummary.of(store.commit_of(shard.shard)) for shard in pinned]
         manifest = ManifestSummary.of(commit)
@@ -164,13 +164,13 @@ def policy_guards(settings: Dpo, tokens: TokenPolicy) -> Guards:
     """The guards of `policy_checkpoint`, for the recipe's sections `dpo` and `tokens`."""
     has_reference = method_of(settings).needs_reference
 
-    def find(store: Store, commit: Commit, made: bool) -> list[Guard]:
+    def find(store: Store, commit: Commit, deep: bool) -> list[Guard]:
         summary = PolicySummary.of(commit)
         wrong = setup_notes(store, commit.inputs["manifest"], commit.inputs["checkpoint"], settings, tokens)
         guards = [training_setup(wrong), stopped(summary), training_signs(summary, settings)]
         if not has_reference:
             return guards
-        return [agreement(summary), reference_unchanged(store, commit, made), *guards]
+        return [agreement(summary), reference_unchanged(store, commit, deep), *guards]
 
     reference = {"agreement_at_start", "reference_unchanged"}
     return Guards({name: text for name, text in POLICY_GUARDS.items() if has_reference or name not in reference}, find)
@@ -188,16 +188,17 @@ def agreement(summary: PolicySummary) -> Guard:
     return Guard("agreement_at_start", True, text, known)
 
 
-def reference_unchanged(store: Store, commit: Commit, made: bool) -> Guard:
+def reference_unchanged(store: Store, commit: Commit, deep: bool) -> Guard:
     """Whether the start checkpoint, which was scored as the reference, still has the committed files."""
-    name = "reference_unchanged"
-    reference = commit.inputs["checkpoint"]
-    if not made:
-        return Guard(name, True, "compared when the policy was trained")
+    name, reference = "reference_unchanged", commit.inputs["checkpoint"]
+    if not deep:
+        return Guard(name, True, "not compared here")
     try:
         store.fetch(reference, deep=True)
+    except MissingArtifact:
+        return Guard(name, True, "the reference was erased since, so that nothing can be compared")
     except CorruptArtifact as error:
-        return Guard(name, False, f"the reference changed while the policy was trained: {error}", severity="error")
+        return Guard(name, False, f"the reference changed since it was scored: {error}", severity="error")
     return Guard(name, True, f"every file of {reference.digest[:12]} has its recorded sha256")
 
 

@@ -69,7 +69,7 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
     )
 
 
-def findings(store: Store, commit: Commit, made: bool) -> list[Guard]:
+def findings(store: Store, commit: Commit, deep: bool) -> list[Guard]:
     """What the guards of an evaluation say of a report, from its summary and those of the scores it pins."""
     summary = ReportSummary.of(commit)
     scores: dict[str, dict[str, ScoresSummary]] = {"SFT": {}, "policy": {}}

@@ -175,7 +175,7 @@ class Materializer:
         shown = self.node.show(commit, self.store.fetch(commit.artifact))
         reported = self.report(upstream, commit, shard, shown)
         metadata = self.metadata(commit, hit, reported, shown)
-        self.guards = self.node.guards.findings(self.store, commit, not hit) if self.node.guards else []
+        self.guards = self.node.guards.findings(self.store, commit) if self.node.guards else []
         self.alert(commit)
         ref = Ref(artifact=commit.artifact, dagster_run_id=self.context.run.run_id, mlflow_run_id=reported.run_id)
         self.store.write_ref(ref, self.recipe.name, self.node.name, shard)  # last: all else is done

@@ -83,7 +83,7 @@ def answers_missing(scores: Mapping[str, Mapping[str, ScoresSummary]]) -> Guard:
     return Guard("answers_missing", not over, "; ".join(over) or f"{total:g} answers or judgments are missing", numbers)
 
 
-def answers_failed(store: Store, commit: Commit, made: bool) -> list[Guard]:
+def answers_failed(store: Store, commit: Commit, deep: bool) -> list[Guard]:
     """Items of a checkpoint's responses without a whole answer."""
     suites = ResponsesSummary.of(commit).suites
     numbers = {suite: counts.failed for suite, counts in suites.items()}
@@ -156,8 +156,8 @@ def findings_behind(store: Store, policy: Artifact) -> list[Line]:
     settings, tokens = Dpo.model_validate(record["settings"]), TokenPolicy.model_validate(record["tokens"])
     manifest = store.commit_of(commit.inputs["manifest"])
     groups = {
-        "preference_manifest": manifest_guards().findings(store, manifest, made=False),
-        "policy_checkpoint": policy_guards(settings, tokens).findings(store, commit, made=False),
+        "preference_manifest": manifest_guards().findings(store, manifest, deep=False),
+        "policy_checkpoint": policy_guards(settings, tokens).findings(store, commit, deep=False),
     }
     return [
         Line(stage, guard)

@@ -160,12 +160,12 @@ def test_a_reference_whose_files_changed_while_the_policy_was_trained_is_red(sto
     policy = execute(
         Stage("policy_checkpoint", 1, Trained, lambda request, context: Result("p")), Trained(checkpoint=start), store
     )
-    assert reference_unchanged(store, policy, made=True).passed
+    assert reference_unchanged(store, policy, deep=True).passed
     Path(store.path(start.kind, start.key, start.attempt, "model.safetensors")).write_text("changed")
-    assert reference_unchanged(store, policy, made=False).sentence == "compared when the policy was trained"
-    red = reference_unchanged(store, policy, made=True)
+    assert reference_unchanged(store, policy, deep=False).sentence == "not compared here"
+    red = reference_unchanged(store, policy, deep=True)
     assert (red.passed, red.severity) == (False, "error")
-    assert red.sentence.startswith("the reference changed while the policy was trained: ")
+    assert red.sentence.startswith("the reference changed since it was scored: ")
 
 
 def test_a_method_without_a_reference_has_no_guard_of_one() -> None:
@@ -177,5 +177,5 @@ def test_a_method_without_a_reference_has_no_guard_of_one() -> None:
 
 def test_guards_give_one_finding_a_name_in_their_order(store: Store) -> None:
     commit = store.commit_of(made(store, "any", {}))
-    guards = Guards({"b": "", "a": ""}, lambda store, commit, made: [Guard("a", False, "red")])
+    guards = Guards({"b": "", "a": ""}, lambda store, commit, deep: [Guard("a", False, "red")])
     assert guards.findings(store, commit) == [Guard("b", True, "not measured here"), Guard("a", False, "red")]

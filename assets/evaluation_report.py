@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from alignment.guards import Guard, Guards
 from alignment.recipe import Gate, Recipe
-from alignment.store import Commit
+from alignment.store import Commit, Store
 from assets.building.node import Node, Shown
 from assets.building.show import picture, table
 from assets.building.upstream import Upstream
@@ -17,8 +18,10 @@ from eval.gate.baselines import PublishedFigure, read_baselines
 from eval.gate.default import gate_of
 from eval.gate.evidence import lack_items
 from eval.gate.requirement import SHORT_NAMES, baseline_at
+from eval.report.guards import REPORT_GUARDS, evaluation_findings
 from eval.report.pictures import PICTURES
 from eval.stages.evaluation_report import STAGE, ReportRequest, ReportSummary
+from eval.summaries import ScoresSummary
 from resources.pools import Pools
 
 
@@ -67,7 +70,19 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
         ),
         request=request,
         show=show,
+        guards=Guards(REPORT_GUARDS, findings),
     )
+
+
+def findings(store: Store, commit: Commit, deep: bool) -> list[Guard]:
+    """What the guards of an evaluation say of a report, from its summary and those of the scores it pins."""
+    summary = ReportSummary.of(commit)
+    scores: dict[str, dict[str, ScoresSummary]] = {"SFT": {}, "policy": {}}
+    for place, artifact in commit.inputs.items():
+        field, _, suite = place.partition(".")
+        if side := {"sft_scores": "SFT", "policy_scores": "policy"}.get(field):
+            scores[side][suite] = ScoresSummary.of(store.commit_of(artifact))
+    return evaluation_findings(summary.verdict, summary.reasons, summary.bounded, scores)
 
 
 def gate_and_baselines(recipe: Recipe, file: str | None = None) -> tuple[Gate | None, list[PublishedFigure]]:

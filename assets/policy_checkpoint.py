@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from alignment.guards import policy_guards, setup_notes
 from alignment.recipe import Recipe
 from alignment.stages.policy_checkpoint import STAGE, DpoRequest
 from alignment.stages.stage import PolicySummary
-from alignment.store import Commit
+from alignment.store import Commit, MissingArtifact
 from assets.building.node import Node, Shown
 from assets.building.show import curves
 from assets.building.upstream import Upstream
@@ -47,13 +48,26 @@ def policy_checkpoint(recipe: Recipe, pools: Pools) -> Node:
         show=show,
         pool=recipe.pools.policy,
         is_checkpoint=True,
+        guards=policy_guards(recipe.dpo, recipe.tokens),
     )
+
+
+def setup_of(recipe: Recipe, upstream: Upstream) -> list[str]:
+    """What is wrong with data and start checkpoint before a training, where both are made already."""
+    manifest, start = upstream.get("preference_manifest"), upstream.get(recipe.method.start)
+    if manifest is None or start is None:
+        return []
+    try:
+        return setup_notes(upstream.store, manifest, start, recipe.dpo, recipe.tokens)
+    except MissingArtifact:  # erased, or collected: the next run makes it again, and its guard says it then
+        return []
 
 
 def show(commit: Commit, folder: Path) -> Shown:
     """Curves of the training."""
     history = PolicySummary.of(commit).history
-    panels = {"loss": ["loss"], "reward margin": ["margin"], "accuracy": ["accuracy"]}
+    named = {"loss": "loss", "reward margin": "margin", "accuracy": "accuracy"}
+    panels = {title: [name, f"held_out_{name}"] for title, name in named.items()}
     if any("sft_loss" in record for record in history):
         panels["loss of SFT rows"] = ["sft_loss"]
     return Shown(history=history, markdown={"training": curves(history, panels)} if history else {})

@@ -8,6 +8,7 @@ from pathlib import Path
 from alignment.data.shards import mixes_of
 from alignment.data.withdrawal import holds
 from alignment.errors import BadInput
+from alignment.guards import manifest_guards
 from alignment.recipe import Recipe
 from alignment.stages.preference_manifest import STAGE, ManifestRequest, ManifestSummary
 from alignment.store import Artifact, Commit
@@ -71,6 +72,7 @@ def preference_manifest(recipe: Recipe) -> Node:
         needs=("preference_shard",) if scored is None else ("sft_checkpoint", "preference_shard", scored.name),
         request=request,
         show=show,
+        guards=manifest_guards(),
     )
 
 

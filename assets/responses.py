@@ -10,6 +10,7 @@ from alignment.stages import SourceFile
 from alignment.store import Artifact
 from assets.building.node import Node
 from assets.building.upstream import Upstream
+from eval.report.guards import RESPONSES
 from eval.stages.responses import STAGE, ResponsesRequest
 from eval.suites.suite import SuiteSpec
 from resources.pools import Pools
@@ -90,6 +91,7 @@ def responses(recipe: Recipe, pools: Pools, model: str) -> Node:
         needs=(checkpoint,),
         request=request,
         pool=recipe.pools.responses,
+        guards=RESPONSES,
     )
 
 

@@ -216,6 +216,19 @@ class Generator:
             progress.add(len(batch))
         return [answers[index] for index in range(len(encoded))]
 
+    def continued(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, samplings: Sequence[Sampling]
+    ) -> list[tuple[int, ...]]:
+        """New token ids for each prompt's ids, the end token included; none for a prompt that leaves no room."""
+        fitting = [place for place, ids in enumerate(prompts) if self.encoder.problem(ids, max_new_tokens) is None]
+        found: dict[int, tuple[int, ...]] = {}
+        for batch in batches([len(ids) for ids in prompts], fitting, max_new_tokens, self.batch_tokens):
+            limits = [self.encoder.room(prompts[place], max_new_tokens) for place in batch]
+            drawn = [samplings[place] for place in batch]
+            answers = self._generate([prompts[place] for place in batch], limits, (), drawn)
+            found |= {place: answer.ids for place, answer in zip(batch, answers, strict=True)}
+        return [found.get(place, ()) for place in range(len(prompts))]
+
     def _generate(
         self,
         prompts: Sequence[Sequence[int]],

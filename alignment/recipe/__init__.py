@@ -29,7 +29,17 @@ from alignment.recipe.evaluation import (
 from alignment.recipe.load import load_recipe, parse_recipe
 from alignment.recipe.recipe import Pools, Recipe, Registry
 from alignment.recipe.schedule import Alerts, Schedule
-from alignment.recipe.training import Dpo, Lora, Optimisation, Optimise, Reference, Sft, SftTraining, TokenPolicy
+from alignment.recipe.training import (
+    Dpo,
+    Lora,
+    Optimisation,
+    Optimise,
+    Reference,
+    Sft,
+    SftTraining,
+    Stop,
+    TokenPolicy,
+)
 
 __all__ = [
     "DEFAULT_READING",
@@ -64,6 +74,7 @@ __all__ = [
     "Schedule",
     "Sft",
     "SftTraining",
+    "Stop",
     "Suite",
     "TokenPolicy",
     "XsTest",

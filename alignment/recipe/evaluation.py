@@ -322,7 +322,10 @@ class Judge(Section):
 
 
 class Requirement(Section):
-    """What the gate asks of one metric; give exactly one of `no_regression`, `improve` and `at_least`."""
+    """What the gate asks of one metric; give exactly one of `no_regression`, `improve`, `at_least`, `at_most` and
+    `max_ratio`."""
+
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"at_most", "max_ratio"})
 
     no_regression: float | None = Field(default=None, ge=0)
     """Margin m, on the metric's scale: the lower end of the 95 % interval of the difference must be above −m, against
@@ -333,16 +336,24 @@ class Requirement(Section):
     −`champion_margin`."""
     at_least: float | None = None
     """On the metric's scale: the candidate's own mean over all items that it was asked must be at least this."""
+    at_most: float | None = None
+    """On the metric's scale: the candidate's own mean over all items that it was asked must be at most this, such as 10
+    nats a response of policy_divergence/kl."""
+    max_ratio: float | None = Field(default=None, gt=0)
+    """The candidate's mean over the SFT baseline's on the same items: the upper end of the ratio's 95 % interval must
+    be at most this, such as 1.5 for answers/length. The champion is not compared, so that a growth over many nights
+    counts as a whole."""
     champion_margin: float | None = Field(default=None, ge=0)
     """Margin against the champion, on the metric's scale. By default that of `no_regression`; for `improve` a
     twentieth of the scale: 0.05 of a fraction, 0.45 of a rating from 1 to 10."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Requirement:
-        given = [v for v in (self.no_regression, self.improve, self.at_least) if v is not None]
+        bounds = [v for v in (self.at_least, self.at_most, self.max_ratio) if v is not None]
+        given = bounds + [v for v in (self.no_regression, self.improve) if v is not None]
         if len(given) != 1:
-            raise ValueError("give exactly one of no_regression, improve, at_least")
-        if self.at_least is not None and self.champion_margin is not None:
+            raise ValueError("give exactly one of no_regression, improve, at_least, at_most, max_ratio")
+        if bounds and self.champion_margin is not None:
             raise ValueError("champion_margin goes with no_regression or improve")
         return self
 
@@ -352,10 +363,13 @@ class Gate(Section):
 
     metrics: dict[str, Requirement] = Field(min_length=1)
     """What is asked of each metric; a metric is written suite/metric, such as mt_bench/average or
-    gsm8k/exact_match,strict-match. All must hold."""
+    gsm8k/exact_match,strict-match. All must hold. `answers/length` (tokens of an answer), `answers/ended` (share of the
+    answers that end before the limit), `answers/distinct_2` and `answers/distinct_4` (distinct n-grams of an answer,
+    which fall when it repeats itself) are over the texts of all suites; `policy_divergence/kl` is KL(policy ‖ SFT) in
+    nats a response."""
     any_improves: bool = False
     """At least one of the metrics must be better than the SFT baseline's, after Holm's correction over them."""
     max_missing: float = Field(default=0.02, ge=0, lt=1)
     """Largest fraction of values that one side of a comparison may lack (no whole answer, no judgment), of those that
-    the other side has; for `at_least`, of all items that the candidate was asked. Above it a metric cannot pass,
-    because the items that a model fails on would not count. Items that both sides lack do not count."""
+    the other side has; for `at_least` and `at_most`, of all items that the candidate was asked. Above it a metric
+    cannot pass, because the items that a model fails on would not count. Items that both sides lack do not count."""

@@ -59,6 +59,16 @@ class Registry(Section):
         return value
 
 
+def _has_template(folder: str) -> bool:
+    """Whether a model's folder names a chat template, in either of the places where Transformers keeps one."""
+    settings = Path(folder) / "tokenizer_config.json"
+    try:
+        within = '"chat_template"' in settings.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return True  # no folder of a model: what is wrong with it is said elsewhere
+    return within or any(settings.parent.glob("chat_template*"))
+
+
 class Recipe(Section):
     """Everything a person decides. Its name is the asset group and the prefix of every asset key."""
 
@@ -93,9 +103,10 @@ class Recipe(Section):
     """Who grades open answers. Without a judge such suites are answered, and shown as not judged."""
     gate: Gate | Literal["none", "default"] = "none"
     """What a policy must show to be registered. `none` registers nothing, and the run ends without an error.
-    `default` asks `no_regression` of every suite's main metric, with a margin of a twentieth of the metric's scale, and
-    that at least one main metric is better than the baseline's. Suites that need a judge count only if the recipe
-    has a judge."""
+    `default` asks `no_regression` of every suite's main metric and of XSTest's refusals of unsafe prompts, with a
+    margin of a twentieth of the metric's scale, that one of these is better than the baseline's, that answers are not
+    twice as long, and that no fewer of them end by themselves. Suites that need a judge count only if the recipe has a
+    judge; `align recipes check`, the plan and the report name those that are left out."""
     registry: Registry = Registry()
     """How a policy that passes is registered in MLflow."""
     pools: Pools = Pools()
@@ -169,11 +180,35 @@ class Recipe(Section):
             if asked and not all(getattr(part, column) for part in self.preferences.parts):
                 what = "weighted" if column == "weight_column" else "target_margin: column"
                 raise ValueError(f"{what} needs preferences.{column}, the column of the data that holds it")
+        looks = [name for name in ("stop", "keep_steps") if getattr(self.dpo, name) is not None]
+        if looks and (not self.held_out_fraction or self.method.data != "paired"):
+            why = "held_out_fraction is 0" if not self.held_out_fraction else f"{self.training.called} takes no pairs"
+            raise ValueError(f"{section}.{looks[0]} looks at held-out pairs, and {why}")
         if self.judge and self.judge.kind == "rubric":
             others = (self.evals.alpaca_eval, self.evals.arena_hard, self.evals.harmless)
             if (self.evals.mt_bench and not self.evals.mt_bench.embedded) or any(others):
                 raise ValueError("judge kind rubric grades only the embedded questions of mt_bench")
         return self
+
+    def notes(self) -> list[str]:
+        """One sentence for each setting that is allowed and seldom meant; none is refused."""
+        notes, section = self.outside_practice(), self.training.spelling.section
+        if self.tokens.truncation == "keep_start":
+            notes.append(
+                "tokens.truncation: keep_start cuts the token that ends an answer: the policy may learn not to end"
+            )
+        if self.evals.selected() and self.evals.precision != self.dpo.precision:
+            notes.append(
+                f"evals.precision {self.evals.precision} is not {section}.precision {self.dpo.precision}: the policy"
+                " is measured in another precision than it was trained in"
+            )
+        adopted = None if self.sft is None else self.sft.adopt
+        if adopted is not None and adopted.path and adopted.chat_template is None and not _has_template(adopted.path):
+            notes.append(
+                "sft.adopt has no chat template, as base models: preferences alone do not teach to answer; give"
+                " sft.dataset, or a chat_template if it was fine-tuned"
+            )
+        return notes
 
     @property
     def training(self) -> Dpo:

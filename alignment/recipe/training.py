@@ -195,6 +195,29 @@ class Reference(Section):
     in the values' key; elsewhere it changes speed and memory, never values. Halve it when memory runs out."""
 
 
+class Stop(Section):
+    """When training on preferences ends early. Each condition is looked at on held-out pairs, every `eval_steps`; the
+    policy is that of the step at which training ended."""
+
+    eval_steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps from one look at the held-out pairs to the next; null looks ten times in a run."""
+    median_margin: float | None = Field(default=None, gt=0)
+    """Largest median of the reward margin, β · (Δchosen − Δrejected); above 5 a policy is usually over-fitted."""
+    kl: float | None = Field(default=None, gt=0)
+    """Largest KL(policy ‖ start checkpoint) in nats a response, over a few sampled responses; 5 to 10 is far. A look
+    then loads the start checkpoint beside the policy, unless LoRA is trained."""
+    patience: int | None = Field(default=None, ge=1)
+    """Looks in a row without a better `metric` after which training ends; null never ends it so."""
+    metric: Literal["accuracy", "loss", "margin"] = "accuracy"
+    """The measurement of held-out pairs that `patience` waits for."""
+
+    @model_validator(mode="after")
+    def _some_condition(self) -> Stop:
+        if self.median_margin is None and self.kl is None and self.patience is None:
+            raise ValueError("give one of median_margin, kl and patience: nothing else ends a training")
+        return self
+
+
 class Dpo(Optimisation):
     """The older spelling of `optimise`, with a method's older name under `loss`. Both spell the same training."""
 
@@ -211,6 +234,9 @@ class Dpo(Optimisation):
         "target_margin",
         "margin_scale",
         "sft_rows_fraction",
+        "stop",
+        "keep_steps",
+        "keep_by",
     }
 
     micro_batch_size: int = Field(default=4, ge=1)
@@ -276,6 +302,15 @@ class Dpo(Optimisation):
         if self.margin_scale != 1.0 and self.target_margin is None:
             raise ValueError("margin_scale counts only with target_margin")
         return self
+
+    stop: Stop | None = None
+    """Conditions that end training early. Without them the same conditions are notes in the report."""
+    keep_steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps from one candidate to the next; the last step is one too. The candidate with the best `keep_by`
+    becomes the policy, and its step is recorded. null takes the last step's."""
+    keep_by: Literal["loss", "accuracy", "margin"] = "loss"
+    """The measurement of held-out pairs by which `keep_steps` chooses. The pairs choose, so they flatter the policy a
+    little; suites do not."""
 
     @model_validator(mode="before")
     @classmethod

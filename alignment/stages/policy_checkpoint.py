@@ -190,6 +190,14 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
         first = [pairs[index] for index in dict.fromkeys(order[: settings.batch_size].tolist())]
         share = first[slice(context.rank, None, request.world_size)]
         agreed = require_agreement(share, settings, trainer.logps, None if same_device else trainer.logps_alone)
+    looks = None
+    if settings.stop is not None or settings.keep_steps is not None:
+        from alignment.training.sft_trainer import BestWeights
+        from alignment.training.stops import HeldOutLooks
+
+        runs_code, best = context.runs_code(request.checkpoint), BestWeights(context.work / "best")
+        looks = HeldOutLooks(trainer, rows.held_out, folder, request.seed, runs_code, best)
+        trainer.add_callback(looks)
     with trainer.attending():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     recorded = history(trainer.state.log_history)
@@ -201,6 +209,7 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
         "rows_per_rank": gathered(trainer.rows_forwarded, request.world_size),
         "resumed_from_step": None if checkpoint is None else resume.step_of(checkpoint),
         "history": recorded,
+        **({} if looks is None else {"stopped_by": looks.stopped_by, **looks.restore_best()}),
     }
     if context.rank == 0:
         summary |= trained.keep_adapter(trainer.model, context.store.commit_of(request.checkpoint), context.out)

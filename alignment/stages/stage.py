@@ -173,6 +173,11 @@ class PolicySummary(CheckpointSummary):
     agreement: dict[str, Number] = Field(default_factory=dict)
     rows_per_rank: list[int] = Field(default_factory=list)
     resumed_from_step: int | None = None
+    stopped_by: str | None = None
+    """The condition of the recipe's `stop` that ended the training; null if it trained to its end."""
+    kept: str | None = None
+    """Which of the candidates (`keep_steps`) the policy is, in words; not set where it is the last step's anyway."""
+    kept_step: int | None = None
     history: list[dict[str, Number]] = Field(default_factory=list)
     rows_trained: int | None = None
     rows_held_out: int | None = None

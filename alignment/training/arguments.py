@@ -30,6 +30,8 @@ NAMES = {
     "kl": "kl",
     "grad_norm": "grad_norm",
     "learning_rate": "learning_rate",
+    **{name: name for name in ("held_out_accuracy", "held_out_margin", "held_out_median_margin", "held_out_kl")},
+    "held_out_loss": "held_out_loss",
 }
 DIGITS = 6
 

@@ -26,8 +26,13 @@ MOST_PAIRS = 512
 
 def measured(pairs: PolicyPairs) -> list[PolicyRow]:
     """The held-out rows that are measured: all, or the `MOST_PAIRS` of lowest row id."""
-    lowest = pc.sort_indices(pairs.row_ids)[:MOST_PAIRS] if len(pairs) else []
-    return [pairs[place.as_py()] for place in lowest]
+    return lowest(pairs, MOST_PAIRS)
+
+
+def lowest(pairs: PolicyPairs, most: int) -> list[PolicyRow]:
+    """The rows of lowest row id, at most `most` of them: a sample by hash."""
+    places = pc.sort_indices(pairs.row_ids)[:most] if len(pairs) else []
+    return [pairs[place.as_py()] for place in places]
 
 
 def with_reference(rows: Sequence[PolicyRow], method: Method, score: Score) -> list[PolicyRow]:

@@ -182,6 +182,8 @@ def plan(
     from alignment_dags.run.upgrade import moved_stages
     from alignment_dags.run.workspace import Workspace
     from assets.evaluation_report import gate_and_baselines
+    from assets.policy_checkpoint import setup_of
+    from eval.gate.default import left_out_of_default
     from eval.judge.retirement import retirement
     from resources.home import ensure_home
     from resources.pools import load_pools
@@ -199,7 +201,7 @@ def plan(
             "stages": [asdict(expected) for expected in stages],
             "too_large": too_large,
             "warnings": warnings,
-            "notes": known.outside_practice(),
+            "notes": [*known.notes(), *left_out_of_default(known), *setup_of(known, workspace.upstream())],
             "upgrade": upgrade_of(workspace, moved_stages(workspace.nodes, workspace.upstream()), stages),
         }
 

@@ -77,6 +77,7 @@ def recipes_check(
     from alignment_dags.check import check_places, missing_eval_files
     from assets.evaluation_report import gate_and_baselines
     from assets.preference_shard import refuse_files
+    from eval.gate.default import left_out_of_default
     from eval.judge.retirement import retirement
     from resources.pools import is_pools_file, load_pools
 
@@ -92,7 +93,7 @@ def recipes_check(
         print(f"{path}: {recipe.name} is well-formed")
         if warning := retirement(recipe.judge, date.today()):
             say(f"warning: {path}: {warning}")
-        for note in (*missing_eval_files(recipe), *recipe.outside_practice()):
+        for note in (*missing_eval_files(recipe), *recipe.notes(), *left_out_of_default(recipe)):
             say(f"note: {path}: {note}")
 
 

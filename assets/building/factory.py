@@ -13,12 +13,14 @@ import dagster as dg
 
 from alignment.address import shown
 from alignment.errors import BadInput
+from alignment.guards import GATE, Guard
 from alignment.recipe import Recipe
 from alignment.stages.execute import DAGSTER_RUN, RECIPE_NAME, REQUEST_FILE
 from alignment.store import Artifact, Commit, Ref, Store
 from alignment.store.erase import current_erasure
 from assets.building.node import Node, NotNeeded, Shown, Work
 from assets.building.upstream import NotBuilt, Upstream
+from resources.alerts import Alert, send
 from resources.mlflow import Tracking
 from resources.mlflow_runs import Report, Reported
 from resources.pools import Pools
@@ -70,6 +72,10 @@ def build_asset(node: Node, recipe: Recipe, pools: Pools) -> dg.AssetsDefinition
                 automation_condition=node.automation,
             )
         ],
+        check_specs=[
+            dg.AssetCheckSpec(name, asset=asset_key(recipe.name, node.name), description=about)
+            for name, about in (node.guards.about if node.guards else {}).items()
+        ],
         pool=node.pool,
         op_tags=pool.step_tags() if pool else None,
         backfill_policy=dg.BackfillPolicy.multi_run(shards_per_run(node, pools)) if node.partitioned else None,
@@ -80,7 +86,10 @@ def build_asset(node: Node, recipe: Recipe, pools: Pools) -> dg.AssetsDefinition
         materializer = Materializer(node, recipe, pools, store.open(), tracking, context)
         if not node.partitioned:
             data_version, metadata = materializer.materialize(None)
-            yield dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(data_version))
+            checks = [check_result(asset_key(recipe.name, node.name), guard) for guard in materializer.guards]
+            yield dg.MaterializeResult(
+                metadata=metadata, data_version=dg.DataVersion(data_version), check_results=checks
+            )
         elif len(context.partition_keys) == 1:
             data_version, metadata = materializer.materialize(context.partition_keys[0])
             yield dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(data_version))
@@ -88,6 +97,19 @@ def build_asset(node: Node, recipe: Recipe, pools: Pools) -> dg.AssetsDefinition
             materializer.materialize_each(context.partition_keys)
 
     return asset
+
+
+def check_result(key: dg.AssetKey, guard: Guard) -> dg.AssetCheckResult:
+    """A guard's finding as Dagster shows it."""
+    severity = dg.AssetCheckSeverity.ERROR if guard.severity == "error" else dg.AssetCheckSeverity.WARN
+    return dg.AssetCheckResult(
+        passed=guard.passed,
+        asset_key=key,
+        check_name=guard.name,
+        severity=severity,
+        description=guard.sentence,
+        metadata={plain(name): float(value) for name, value in guard.numbers.items() if math.isfinite(value)},
+    )
 
 
 def shards_per_run(node: Node, pools: Pools) -> int:
@@ -117,6 +139,8 @@ class Materializer:
         self.store = store
         self.tracking = tracking
         self.context = context
+        self.guards: list[Guard] = []
+        """The findings on the artifact that was materialized last."""
 
     def materialize(self, shard: str | None) -> tuple[str, dict[str, Any]]:
         """Data version and metadata of the artifact, reported to MLflow and pointed to by its ref."""
@@ -126,6 +150,8 @@ class Materializer:
                 return self._materialize(shard)
         except NotNeeded as why:
             self.context.log.info(f"nothing to make: {why}")
+            about = self.node.guards.about if self.node.guards else {}
+            self.guards = [Guard(name, True, f"nothing to check: {why}") for name in about]
             return NOTHING, {"nothing_to_make": str(why)}
         except (BadInput, NotBuilt) as error:
             raise dg.Failure(str(error), metadata={BAD_INPUT: str(error)}, allow_retries=False) from error
@@ -149,12 +175,25 @@ class Materializer:
         shown = self.node.show(commit, self.store.fetch(commit.artifact))
         reported = self.report(upstream, commit, shard, shown)
         metadata = self.metadata(commit, hit, reported, shown)
+        self.guards = self.node.guards.findings(self.store, commit) if self.node.guards else []
+        self.alert(commit)
         ref = Ref(artifact=commit.artifact, dagster_run_id=self.context.run.run_id, mlflow_run_id=reported.run_id)
         self.store.write_ref(ref, self.recipe.name, self.node.name, shard)  # last: all else is done
         if current_erasure(self.store, commit.artifact) is not None:
             self.store.remove_ref(self.recipe.name, self.node.name, shard)
             raise dg.Failure("the artifact was erased while it was reported; the next run makes it again")
         return commit.digest, metadata
+
+    def alert(self, commit: Commit) -> None:
+        """Sends the guards that do not hold, once for an artifact: not when its asset already pointed to it.
+
+        The gate's own verdict is left to the night, which says what became of the champion.
+        """
+        red = [guard for guard in self.guards if not guard.passed and guard.name != GATE]
+        before = self.store.read_ref(self.recipe.name, self.node.name)
+        if red and (before is None or before.artifact.key != commit.key):
+            text = "\n".join(f"{self.node.name}, {guard.name}: {guard.sentence}" for guard in red)
+            send(self.recipe.alerts, Alert(self.recipe.name, "guard_failed", text))
 
     def materialize_each(self, shards: list[str]) -> None:
         """Materializes every shard by itself; failed shards are named at the end, and the others are done."""

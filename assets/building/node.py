@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 import dagster as dg
 
+from alignment.guards import Guards
 from alignment.stages import Request, Stage, execute
 from alignment.store import Commit, Store
 from assets.building.upstream import Upstream
@@ -113,3 +114,6 @@ class Node:
     alone: bool = False
     """One materialization at a time for a recipe, from the request to the ref, as each depends on the one before."""
     automation: dg.AutomationCondition[dg.AssetKey] | None = None
+    guards: Guards | None = None
+    """Checks on the artifact, each an asset check in Dagster; only for a node without shards, since Dagster's checks of
+    a partition are a preview."""

@@ -17,6 +17,7 @@ from eval.statistics import (
     mcnemar_exact,
     minimum_detectable_effect,
     paired_interval,
+    ratio_interval,
     verdict,
 )
 from eval.suites import SUITES
@@ -26,8 +27,10 @@ from eval.suites.samples import Sample
 
 OUTCOMES = frozenset({0.0, 0.5, 1.0})
 """Values of wrong, tied and right items. A metric with no other values has a scale from 0 to 1."""
-FRACTIONS = frozenset({"acc", "acc_norm", "acc_bytes", "exact_match", "em", "f1", "mc1", "mc2"})
-"""Metrics of lm-eval, by name before the comma, whose values are fractions."""
+FRACTIONS = frozenset(
+    {"acc", "acc_norm", "acc_bytes", "exact_match", "em", "f1", "mc1", "mc2", "ended", "distinct_2", "distinct_4"}
+)
+"""Metrics of lm-eval, by name before the comma, and of answers (eval/gate/bounded.py) whose values are fractions."""
 MARGIN_SHARE = 20
 """A default margin is the scale's width over this."""
 
@@ -78,6 +81,17 @@ class OwnMean(BaseModel):
     asked: int
 
 
+class MeanRatio(BaseModel):
+    """The candidate's mean over the baseline's, over paired values; the ends of its 95 % interval are None if every
+    item has the same ratio, or if there are fewer than two clusters."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: float
+    low: float | None
+    high: float | None
+
+
 class MetricComparison(BaseModel):
     """Candidate minus baseline on one metric.
 
@@ -91,7 +105,8 @@ class MetricComparison(BaseModel):
     Tango's score interval and test on `shares` (eval/statistics/paired.py). They and `minimum_detectable_effect` are
     None if there are fewer than two clusters, or if no item differs and the items' values have no bound (`bound_of`).
     `bootstrap_ci95` is the paired bootstrap over clusters (None if nothing varies). `p_mcnemar` is the exact McNemar
-    test (None unless every value is 0 or 1 and every cluster has one value).
+    test (None unless every value is 0 or 1 and every cluster has one value). `ratio` is given where it was asked for,
+    and left out of the JSON otherwise.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -118,11 +133,12 @@ class MetricComparison(BaseModel):
     width: float | None = None
     shares: Shares | None = None
     verdict: ComparisonVerdict
+    ratio: MeanRatio | None = None
 
     @model_serializer(mode="wrap")
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         given = handler(self)
-        absent = {name for name in ("baseline_own", "candidate_own") if given[name] is None}
+        absent = {name for name in ("baseline_own", "candidate_own", "ratio") if given[name] is None}
         return {name: value for name, value in given.items() if name not in absent}
 
     def own_of(self, side: Literal["baseline", "candidate"]) -> OwnMean:
@@ -142,13 +158,14 @@ def compare_samples(
     metric: str | None = None,
     margin: float | None = 0.0,
     bound: float | None = None,
+    ratio: bool = False,
 ) -> dict[str, MetricComparison]:
     """Compares every metric that both sides have (or only `metric`), in the candidate's order.
 
     Differences within ±`margin` are `equivalent`; None takes a twentieth of each metric's scale. `bound` is the largest
-    possible difference between an item's two values, if that is less than the scale's width. Items that only one side
-    was measured on are left out and counted. Raises `BadInput` for a metric that a side lacks, a repeated id, an id in
-    two clusters, and sides that share no measured item.
+    possible difference between an item's two values, if that is less than the scale's width. With `ratio` the ratio of
+    the means is given too. Items that only one side was measured on are left out and counted. Raises `BadInput` for a
+    metric that a side lacks, a repeated id, an id in two clusters, and sides that share no measured item.
     """
     sides = {"baseline": _by_metric(baseline, "baseline"), "candidate": _by_metric(candidate, "candidate")}
     _same_suite(baseline, candidate)
@@ -160,7 +177,8 @@ def compare_samples(
         metrics = [metric]
     if not metrics:
         raise BadInput("baseline and candidate have no metric in common")
-    return {name: _compare(name, sides["baseline"][name], sides["candidate"][name], margin, bound) for name in metrics}
+    baselines, candidates = sides["baseline"], sides["candidate"]
+    return {name: _compare(name, baselines[name], candidates[name], margin, bound, ratio) for name in metrics}
 
 
 def _by_metric(samples: Iterable[Sample], side: str) -> dict[str, dict[str, Sample]]:
@@ -185,6 +203,7 @@ def _compare(
     candidate: dict[str, Sample],
     margin: float | None,
     bound: float | None,
+    ratio: bool,
 ) -> MetricComparison:
     ids = [name for name, sample in baseline.items() if name in candidate and sample.value is not None]
     pairs = [(baseline[name], candidate[name]) for name in ids if candidate[name].value is not None]
@@ -229,7 +248,16 @@ def _compare(
         width=width,
         shares=difference.shares,
         verdict=verdict(difference, margin),
+        ratio=_ratio(before_values, after_values, clusters) if ratio else None,
     )
+
+
+def _ratio(before: Sequence[float], after: Sequence[float], clusters: Sequence[str]) -> MeanRatio | None:
+    """The ratio of the means; None over a mean that is not above zero."""
+    if sum(before) <= 0:
+        return None
+    interval = ratio_interval(after, before, clusters)
+    return MeanRatio(value=interval.mean.value, low=interval.low, high=interval.high)
 
 
 def _measured_in(side: dict[str, Sample], ids: Iterable[str]) -> int:

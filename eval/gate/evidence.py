@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -13,6 +13,7 @@ from alignment.stages import Request
 from alignment.stages.execute import REQUEST_FILE
 from alignment.store import Artifact, CorruptArtifact, Store
 from eval.gate.baselines import PublishedFigure
+from eval.gate.bounded import ANSWERS, DIVERGENCE, compare_answers, compare_divergence
 from eval.gate.compare import MetricComparison, compare_samples
 from eval.gate.held_out import HeldOutComparison, against_champion, against_reference, read_held_out
 from eval.gate.metrics import PREFERENCES
@@ -69,10 +70,19 @@ class SuiteScores:
 
 @dataclass(frozen=True)
 class Compared:
-    """Candidate against one baseline: suite to metric to comparison, and suites left out with the reason."""
+    """Candidate against one baseline: suite to metric to comparison, and suites left out with the reason.
+
+    `bounded` are the comparisons of answers and divergence, which are no suites (eval/gate/bounded.py).
+    """
 
     suites: dict[str, dict[str, MetricComparison]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    bounded: dict[str, dict[str, MetricComparison]] = field(default_factory=dict)
+
+    @property
+    def every(self) -> dict[str, dict[str, MetricComparison]]:
+        """All that a gate may ask of."""
+        return {**self.suites, **self.bounded}
 
     def with_held_out(self, held_out: HeldOutComparison) -> Compared:
         """This comparison, with held-out preferences added as a suite."""
@@ -111,8 +121,13 @@ def lack_items(store: Store, scores: Iterable[Artifact]) -> bool:
     return any(ScoresSummary.of(store.commit_of(artifact)).lacking for artifact in scores)
 
 
-def compare_scores(baseline: Mapping[str, SuiteScores], candidate: Mapping[str, SuiteScores]) -> Compared:
-    """Compares every suite that both sides were measured on with the same settings; gives the reason for the others."""
+def compare_scores(
+    baseline: Mapping[str, SuiteScores], candidate: Mapping[str, SuiteScores], ratios: Collection[str] = ()
+) -> Compared:
+    """Compares every suite that both sides were measured on with the same settings; gives the reason for the others.
+
+    `ratios` are the metrics (`suite/metric`) whose means are also compared by their ratio.
+    """
     compared = Compared()
     for suite in dict.fromkeys((*candidate, *baseline)):
         reason = _not_comparable(baseline.get(suite), candidate.get(suite))
@@ -121,7 +136,13 @@ def compare_scores(baseline: Mapping[str, SuiteScores], candidate: Mapping[str, 
             continue
         before, after = _measured(baseline[suite].samples), _measured(candidate[suite].samples)
         compared.suites[suite] = {
-            metric: compare_samples(baseline[suite].samples, candidate[suite].samples, metric, margin=None)[metric]
+            metric: compare_samples(
+                baseline[suite].samples,
+                candidate[suite].samples,
+                metric,
+                margin=None,
+                ratio=f"{suite}/{metric}" in ratios,
+            )[metric]
             for metric in dict.fromkeys(sample.metric for sample in candidate[suite].samples)
             if before.get(metric, set()) & after.get(metric, set())
         }
@@ -153,7 +174,8 @@ def _measured(samples: list[Sample]) -> dict[str, set[str]]:
 class Evidence:
     """Everything that a verdict is computed from.
 
-    `sft` and `policy` are scores by suite; `held_out` has the sha256 of each side's file of held-out pairs.
+    `sft` and `policy` are scores by suite; `held_out` has the sha256 of each side's file of held-out pairs. `bounded`
+    has the digests of the answers (`answers/<side>/<suite>`) and of the divergence.
     """
 
     sft: dict[str, SuiteScores]
@@ -161,6 +183,12 @@ class Evidence:
     against_sft: Compared
     against_champion: Compared | None
     held_out: dict[str, str] = field(default_factory=dict)
+    bounded: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def by_side(self) -> dict[str, dict[str, SuiteScores]]:
+        """The scores under the names that a report gives the two sides."""
+        return {"SFT": self.sft, "policy": self.policy}
 
     @property
     def answered(self) -> list[str]:
@@ -168,11 +196,33 @@ class Evidence:
         return [suite for suite in self.against_sft.suites if suite in self.policy]
 
 
+def _same_settings(
+    scores: Mapping[str, Artifact], baseline: Mapping[str, SuiteScores], candidate: Mapping[str, SuiteScores]
+) -> dict[str, Artifact]:
+    """The scores of the suites that both sides answered with the same settings, judged or not."""
+    return {
+        suite: artifact
+        for suite, artifact in scores.items()
+        if suite in baseline and baseline[suite].summary.settings == candidate[suite].summary.settings
+    }
+
+
 def gather(store: Store, request: ReportRequest) -> Evidence:
     """Reads and compares all scores of a report's request, and the held-out pairs of policies that have some."""
     sft = read_scores(store, request.sft_scores, request.sft)
     policy = read_scores(store, request.policy_scores, request.policy)
-    beside_sft, beside_champion = compare_scores(sft, policy), None
+    bounds = {} if request.gate is None else request.gate.metrics
+    ratios = {metric for metric, requirement in bounds.items() if requirement.max_ratio is not None}
+    beside_sft, beside_champion = compare_scores(sft, policy, ratios), None
+    bounded = {ANSWERS: compare_answers(store, request.sft_scores, _same_settings(request.policy_scores, sft, policy))}
+    if request.divergence is not None:
+        measured = store.commit_of(request.divergence).inputs["policy"]
+        if measured.digest != request.policy.digest:
+            raise WrongEvidence(
+                f"the divergence is of policy {measured.digest[:12]}, not of {request.policy.digest[:12]}"
+            )
+        bounded[DIVERGENCE] = compare_divergence(store, request.divergence)
+    beside_sft = replace(beside_sft, bounded={name: metrics for name, metrics in bounded.items() if metrics})
     pairs = read_held_out(store, request.policy)
     hashes = {} if pairs is None else {"policy": pairs.sha256}
     if pairs is not None:
@@ -180,12 +230,25 @@ def gather(store: Store, request: ReportRequest) -> Evidence:
     if request.champion is not None:
         champion = read_scores(store, request.champion_scores, request.champion)
         beside_champion = compare_scores(champion, policy)
+        texts = _same_settings(request.policy_scores, champion, policy)
+        if answers := compare_answers(store, request.champion_scores, texts):
+            beside_champion = replace(beside_champion, bounded={ANSWERS: answers})
         champion_pairs = None if pairs is None else read_held_out(store, request.champion)
         if pairs is not None:
             beside_champion = beside_champion.with_held_out(against_champion(champion_pairs, pairs))
         if champion_pairs is not None:
             hashes["champion"] = champion_pairs.sha256
-    return Evidence(sft, policy, beside_sft, beside_champion, hashes)
+    return Evidence(sft, policy, beside_sft, beside_champion, hashes, _behind_bounds(store, request))
+
+
+def _behind_bounds(store: Store, request: ReportRequest) -> dict[str, str]:
+    sides = (("sft", request.sft_scores), ("policy", request.policy_scores), ("champion", request.champion_scores))
+    digests = {
+        f"{ANSWERS}/{side}/{suite}": store.commit_of(artifact).inputs["responses"].digest
+        for side, scores in sides
+        for suite, artifact in scores.items()
+    }
+    return digests if request.divergence is None else digests | {DIVERGENCE: request.divergence.digest}
 
 
 # The verdict on a report's evidence, and the same verdict from the pinned samples: a registration trusts no stored one.
@@ -204,12 +267,14 @@ def verdict_of(request: ReportRequest, evidence: Evidence) -> Verdict:
         )
         for suite, artifact in pinned.items()
     } | {f"{side}/{PREFERENCES}": sha256 for side, sha256 in evidence.held_out.items()}
+    asked = {metric.partition("/")[0] for metric in (request.gate.metrics if request.gate else ())}
+    scores |= {name: digest for name, digest in evidence.bounded.items() if name.partition("/")[0] in asked}
     champion = None if request.champion is None else request.champion.digest
     key = verdict_key(request.sft.digest, request.policy.digest, champion, scores, request.gate)
     against = evidence.against_champion
     if against is None:
-        return decide(evidence.against_sft.suites, None, request.gate, key, baseline=request.baseline)
-    return decide(evidence.against_sft.suites, against.suites, request.gate, key, against.left_out, request.baseline)
+        return decide(evidence.against_sft.every, None, request.gate, key, baseline=request.baseline)
+    return decide(evidence.against_sft.every, against.every, request.gate, key, against.left_out, request.baseline)
 
 
 def recompute(store: Store, report: Artifact, policy: Artifact, gate: Gate | None = None) -> Verdict:

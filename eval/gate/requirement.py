@@ -148,16 +148,53 @@ def at_least(metric: str, comparison: MetricComparison | None, threshold: float,
 
     Inconclusive if more than the fraction `max_missing` of the items that it was asked have no value.
     """
+    return _own_bound(metric, comparison, threshold, max_missing, "at least")
+
+
+def at_most(metric: str, comparison: MetricComparison | None, threshold: float, max_missing: float) -> Check:
+    """Whether the candidate's mean over all its own values is no more than the threshold; otherwise as `at_least`."""
+    return _own_bound(metric, comparison, threshold, max_missing, "at most")
+
+
+def _own_bound(
+    metric: str, comparison: MetricComparison | None, threshold: float, max_missing: float, words: str
+) -> Check:
     if comparison is None:
-        return Check.of(metric, "itself", "inconclusive", f"at least {threshold:.4g}", "not measured")
+        return Check.of(metric, "itself", "inconclusive", f"{words} {threshold:.4g}", "not measured")
     own, unit = comparison.own_of("candidate"), unit_of(comparison.width)
     sign = " %" if comparison.width == 1.0 else ""
-    asked = f"at least {unit.format(threshold)}{sign}"
+    asked = f"{words} {unit.format(threshold)}{sign}"
     seen = f"{unit.format(own.mean)}{sign}, {items(comparison) if own.n == comparison.n else f'n = {own.n}'}"
     lacking = _lacking("the candidate", own.asked - own.n, own.asked, "it was asked for", max_missing)
     if lacking is not None:
         return Check.of(metric, "itself", "inconclusive", asked, f"{seen}; {lacking}")
-    return Check.of(metric, "itself", "pass" if own.mean >= threshold else "fail", asked, seen)
+    holds = own.mean >= threshold if words == "at least" else own.mean <= threshold
+    return Check.of(metric, "itself", "pass" if holds else "fail", asked, seen)
+
+
+def max_ratio(metric: str, comparison: MetricComparison | None, most: float) -> Check:
+    """Whether the candidate's mean is at most `most` times the SFT baseline's, by the ratio's 95 % interval.
+
+    Where every item has the same ratio there is no interval, and the ratio itself decides: two models that answer alike
+    pass.
+    """
+    asked = f"at most {most:.4g} times"
+
+    def check(outcome: Outcome, seen: str) -> Check:
+        return Check.of(metric, "sft", outcome, asked, seen)
+
+    if comparison is None:
+        return check("inconclusive", f"not measured on both the candidate and {BASELINE_NAMES['sft']}")
+    ratio = comparison.ratio
+    if ratio is None:
+        return check("inconclusive", "no ratio to a mean of zero or less")
+    if ratio.low is None or ratio.high is None:
+        alike = comparison.clusters > 1
+        seen = f"{ratio.value:.3g} times, {items(comparison)}"
+        outcome: Outcome = ("pass" if ratio.value <= most else "fail") if alike else "inconclusive"
+        return check(outcome, seen if alike else f"{seen}: one cluster alone has no spread")
+    seen = f"{ratio.value:.3g} times (95 % interval {ratio.low:.3g} to {ratio.high:.3g}, {items(comparison)})"
+    return check("pass" if ratio.high <= most else "fail" if ratio.low > most else "inconclusive", seen)
 
 
 def complete(check: Check, comparison: MetricComparison | None, max_missing: float) -> Check:

@@ -10,9 +10,20 @@ from pydantic import BaseModel, ConfigDict
 
 from alignment.digest import json_digest
 from alignment.recipe import Gate, Requirement
+from eval.gate.bounded import BOUNDED
 from eval.gate.compare import MetricComparison, default_margin
 from eval.gate.metrics import PREFERENCES
-from eval.gate.requirement import Against, Check, Outcome, above, any_improves, at_least, complete
+from eval.gate.requirement import (
+    Against,
+    Check,
+    Outcome,
+    above,
+    any_improves,
+    at_least,
+    at_most,
+    complete,
+    max_ratio,
+)
 from eval.statistics import holm, p_above
 
 Comparisons = Mapping[str, Mapping[str, MetricComparison]]
@@ -52,11 +63,13 @@ def decide(
     `no_regression` and `improve` hold if the lower end of the 95 % interval of the paired difference is above a
     threshold: minus the margin, or the required improvement. Against the champion both require no loss beyond a margin
     (a non-inferiority test). The `improve` claims are made together, so their p-values are corrected by Holm's method.
-    `at_least` compares the candidate's mean over all its own values with a number.
+    `at_least` and `at_most` compare the candidate's mean over all its own values with a number. `max_ratio` holds if
+    the upper end of the interval of the candidate's mean over the SFT baseline's is no more than a number.
 
     A metric that was not measured is inconclusive. So is a metric of which either side lacks more than `max_missing` of
-    the other's values, or for `at_least` of the items that the candidate was asked. `champion_left_out` gives, by
-    suite, the reason for not comparing it with the champion. `baseline` says what `sft` are the comparisons with.
+    the other's values, or for `at_least` and `at_most` of the items that the candidate was asked. `champion_left_out`
+    gives, by suite, the reason for not comparing it with the champion. `baseline` says what `sft` are the comparisons
+    with.
     """
     if gate is None:
         return Verdict(outcome="none", reasons=["the recipe has no gate: nothing is promoted"], checks=[], key=key)
@@ -67,8 +80,14 @@ def decide(
         for check in _checks(metric, requirement, sft, champion, claims, gate.max_missing, champion_left_out, baseline)
     ]
     if gate.any_improves:
-        # without held-out preferences, which the policy was trained to win
-        asked = [metric for metric in gate.metrics if metric.partition("/")[0] != PREFERENCES]
+        # without held-out preferences, which the policy was trained to win, and without what is only bounded
+        asked = [
+            metric
+            for metric, requirement in gate.metrics.items()
+            if metric.partition("/")[0] not in (PREFERENCES, *BOUNDED)
+            and requirement.at_most is None
+            and requirement.max_ratio is None
+        ]
         comparisons = {metric: comparison for metric in asked if (comparison := _find(sft, metric)) is not None}
         checks.append(any_improves(comparisons, len(asked), gate.max_missing, baseline))
     outcomes = {check.outcome for check in checks}
@@ -101,6 +120,12 @@ def _checks(
     comparison = _find(sft, metric)
     if requirement.at_least is not None:
         yield at_least(metric, comparison, requirement.at_least, max_missing)
+        return
+    if requirement.at_most is not None:
+        yield at_most(metric, comparison, requirement.at_most, max_missing)
+        return
+    if requirement.max_ratio is not None:
+        yield complete(max_ratio(metric, comparison, requirement.max_ratio), comparison, max_missing)
         return
     if requirement.improve is not None:
         check = above(metric, baseline, comparison, requirement.improve, claims)

@@ -25,7 +25,7 @@ def curves_png(history: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequen
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.25)
-        if len(names) > 1:
+        if len(axis.lines) > 1:
             axis.legend(fontsize=7, frameon=False)
     return png_of(figure)
 
@@ -41,8 +41,8 @@ def png_of(figure: Any) -> bytes:
 
 PANELS = {
     "Loss": ("loss", "held_out_loss"),
-    "Reward margin": ("margin",),
-    "Accuracy": ("accuracy",),
+    "Reward margin": ("margin", "held_out_margin"),
+    "Accuracy": ("accuracy", "held_out_accuracy"),
     "Implicit reward": ("chosen_reward", "rejected_reward"),
     "Divergence": ("kl",),
     "SFT rows": ("sft_loss",),

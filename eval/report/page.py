@@ -8,13 +8,15 @@ from typing import Any
 
 from alignment.store import Store
 from eval.gate.baselines import rankings
+from eval.gate.bounded import ANSWERS
 from eval.gate.compare import MetricComparison
-from eval.gate.evidence import Evidence, ReportRequest
-from eval.gate.metrics import PREFERENCES, headline, title_of
+from eval.gate.evidence import Compared, Evidence, ReportRequest
+from eval.gate.metrics import PREFERENCES, headline, title_of, unit_of
 from eval.gate.requirement import SHORT_NAMES
 from eval.gate.verdict import Verdict
 from eval.report.answers import divergence_of, examples, length
 from eval.report.facts import Facts, categories_of, items_of, questions
+from eval.report.guards import Line
 from eval.report.tables import Categories, categories, tables
 from eval.suites import SUITES
 
@@ -74,9 +76,10 @@ def page(
     notes: Sequence[str],
     facts: Facts,
     store: Store,
+    guards: Sequence[Line] = (),
 ) -> str:
     """The HTML text; all texts of models and data files are escaped. `holm` has the corrected p-values of the suites'
-    main metrics."""
+    main metrics, and `guards` the findings of every guard behind the report."""
     champion = evidence.against_champion
     suites, baseline = evidence.against_sft.suites, SHORT_NAMES[request.baseline]
     published, unranked = rankings(request.baselines, suites, baseline)
@@ -112,12 +115,44 @@ def page(
             for suite, items in asked.items()
         ],
         notes=[*notes, *unranked],
+        guards=guards,
+        bounded=bounded_lines(evidence.against_sft, champion, baseline),
     )
 
 
 def started_at(baseline: str, what: str) -> str:
     """The baseline's name in a sentence: SFT baseline or SFT checkpoint, as `what` says, or base model."""
     return f"{baseline} {what}" if baseline == SHORT_NAMES["sft"] else baseline
+
+
+ANSWER_TITLES = {
+    "length": "Tokens of an answer",
+    "ended": "Answers that end by themselves",
+    "distinct_2": "Distinct 2-grams of an answer",
+    "distinct_4": "Distinct 4-grams of an answer",
+}
+
+
+def bounded_lines(sft: Compared, champion: Compared | None, baseline: str) -> list[dict[str, str]]:
+    """A line for each metric of the answers against a baseline: its title, both means, the difference, its interval."""
+    lines = []
+    for against, compared in ((baseline, sft), ("champion", champion)):
+        metrics = {} if compared is None else compared.bounded.get(ANSWERS, {})
+        for metric, found in metrics.items():
+            unit = unit_of(found.width)
+            ends = ["none differs"] if found.ci95 is None else [unit.format(end, "+") for end in found.ci95]
+            lines.append(
+                {
+                    "title": ANSWER_TITLES.get(metric, metric),
+                    "against": against,
+                    "baseline": unit.format(found.baseline) + unit.sign,
+                    "candidate": unit.format(found.candidate) + unit.sign,
+                    "change": unit.format(found.difference, "+"),
+                    "interval": " to ".join(ends),
+                    "n": f"{found.n:,}",
+                }
+            )
+    return lines
 
 
 def in_words(suites: Mapping[str, Mapping[str, MetricComparison]], baseline: str = "SFT baseline") -> str:

@@ -17,6 +17,7 @@ from eval.gate.evidence import Compared, Evidence, ReportRequest, gather, verdic
 from eval.gate.metrics import headline, title_of
 from eval.gate.requirement import SHORT_NAMES
 from eval.report.facts import categories_of, facts_of, items_of
+from eval.report.guards import Line, evaluation_findings, findings_behind
 from eval.report.page import by_category, page
 from eval.report.pictures import write_pictures
 from eval.statistics import holm
@@ -45,6 +46,8 @@ class ReportSummary(Summary):
     champion: Comparisons | None = None
     holm: dict[str, float] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
+    bounded: Comparisons = Field(default_factory=dict)
+    """With the SFT baseline: answers and divergence, which are no suites."""
 
 
 def run(request: ReportRequest, context: Context) -> Result:
@@ -59,9 +62,13 @@ def run(request: ReportRequest, context: Context) -> Result:
     comparison = {"sft": sft, "champion": champion}
     notes = notes_on(evidence, baseline)
     facts = facts_of(context.store, request)
+    scores = {side: {suite: one.summary for suite, one in of.items()} for side, of in evidence.by_side.items()}
+    bounded = evidence.against_sft.bounded
+    found = evaluation_findings(verdict.outcome, verdict.reasons, bounded, scores)
+    guards = [*findings_behind(context.store, request.policy), *(Line("evaluation_report", each) for each in found)]
     _write(context.out / COMPARISON_FILE, comparison)
     _write(context.out / VERDICT_FILE, verdict.model_dump(mode="json"))
-    text = page(request, evidence, verdict, sft["holm"], notes, facts, context.store)
+    text = page(request, evidence, verdict, sft["holm"], notes, facts, context.store, guards)
     (context.out / REPORT_FILE).write_text(text, encoding="utf-8")
     named = {
         suite: categories_of(items_of(context.store, request.policy_scores[suite], suite))
@@ -75,6 +82,7 @@ def run(request: ReportRequest, context: Context) -> Result:
         champion=None if evidence.against_champion is None else evidence.against_champion.suites,
         holm=sft["holm"],
         notes=[*filter(None, [request.champion_note]), *notes, *facts.outside_practice],
+        bounded=bounded,
     )
     return Result(json_digest([comparison, verdict.model_dump(mode="json")]), summary)
 
@@ -104,7 +112,12 @@ def _plain(compared: Compared) -> dict[str, Any]:
         suite: {metric: comparison.model_dump(mode="json") for metric, comparison in metrics.items()}
         for suite, metrics in compared.suites.items()
     }
-    return {"suites": suites, "left_out": compared.left_out, "holm": corrected(compared.suites)}
+    bounded = {
+        name: {metric: comparison.model_dump(mode="json") for metric, comparison in metrics.items()}
+        for name, metrics in compared.bounded.items()
+    }
+    plain = {"suites": suites, "left_out": compared.left_out, "holm": corrected(compared.suites)}
+    return plain | ({"bounded": bounded} if bounded else {})
 
 
 def _write(path: Path, value: Any) -> None:

@@ -102,8 +102,10 @@ def mean_interval(mean: Mean) -> Interval:
 # A ratio of two totals over the same items, such as nats over tokens.
 
 
-def ratio_interval(numerators: Sequence[float], denominators: Sequence[float]) -> Interval:
-    """Σ numerators / Σ denominators over independent items, with its 95 % interval.
+def ratio_interval(
+    numerators: Sequence[float], denominators: Sequence[float], clusters: Sequence[str] | None = None
+) -> Interval:
+    """Σ numerators / Σ denominators, with its 95 % interval; without `clusters` the items are independent.
 
     The standard error is that of the linearised items (delta method; Cochran 1977, section 2.11): exact for many
     items, a little small for few. Raises `ValueError` when there are no items, or the denominators add up to nothing.
@@ -114,5 +116,6 @@ def ratio_interval(numerators: Sequence[float], denominators: Sequence[float]) -
     ratio, mean = math.fsum(numerators) / total, total / len(denominators)
     pairs = zip(numerators, denominators, strict=True)
     linearised = [ratio + (numerator - ratio * denominator) / mean for numerator, denominator in pairs]
-    linearised_mean = clustered_mean(linearised, [str(place) for place in range(len(linearised))])
+    alone = [str(place) for place in range(len(linearised))]
+    linearised_mean = clustered_mean(linearised, alone if clusters is None else clusters)
     return mean_interval(replace(linearised_mean, value=ratio))

@@ -45,6 +45,7 @@ def smaller(recipe: dict[str, Any], model: str, data: dict[str, str]) -> dict[st
     evals["gsm8k"] |= {"data": data["gsm8k"], "few_shot_data": data["few_shot"], "max_new_tokens": 16}
     evals["ifeval"] = {"data": data["ifeval"], "max_new_tokens": 16}
     evals["mt_bench"] = {"data": data["mt_bench"], "max_new_tokens": 16}
+    evals["xstest"] = {"data": data["xstest"], "max_new_tokens": 16}
     recipe |= {"judge": None, "gate": "none", "pools": {}}
     return recipe
 
@@ -80,7 +81,7 @@ def test_a_production_recipe_runs_end_to_end_at_two_layers(
         == manifest["rows"]
         == 48
     )
-    assert set(summary("evaluation_report")["comparisons"]) == {"gsm8k", "ifeval", "preferences"}
+    assert set(summary("evaluation_report")["comparisons"]) == {"gsm8k", "ifeval", "xstest", "preferences"}
     assert summary("registered_model")["registered"] is False
     launched = list(bring_up_to_date.launched)  # type: ignore[attr-defined]
     bring_up_to_date(recipe)

@@ -6,7 +6,7 @@ import pytest
 
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, Requirement, parse_recipe
-from eval.gate.default import gate_of
+from eval.gate.default import gate_of, left_out_of_default
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -30,12 +30,28 @@ def test_the_default_gate_asks_of_every_suites_main_metric_that_a_twentieth_is_n
         "gsm8k/exact_match,strict-match": Requirement(no_regression=0.05),
         "ifeval/prompt_level_strict_acc": Requirement(no_regression=0.05),
         "mt_bench/average": Requirement(no_regression=0.45),
+        "answers/length": Requirement(max_ratio=2.0),
+        "answers/ended": Requirement(no_regression=0.05),
     }
+
+
+def test_the_default_gate_asks_both_directions_of_xstest_and_no_length_where_no_suite_has_texts() -> None:
+    both = gate_of(recipe(judge=None, evals={"xstest": {"data": "prompts.csv"}}))
+    assert both is not None and {name for name in both.metrics if name.startswith("xstest/")} == {
+        "xstest/safe_compliance",
+        "xstest/unsafe_refusal",
+    }
+    choices = gate_of(recipe(judge=None, evals={"lm_eval": {"arc_easy": {"data": "arc.jsonl"}}}))
+    assert choices is not None and list(choices.metrics) == ["arc_easy/acc"]
 
 
 def test_without_a_judge_it_asks_nothing_of_a_suite_that_needs_one() -> None:
     gate = gate_of(recipe(judge=None))
-    assert gate is not None and "mt_bench/average" not in gate.metrics and len(gate.metrics) == 2
+    assert gate is not None and not any(metric.startswith("mt_bench/") for metric in gate.metrics)
+    assert left_out_of_default(recipe(judge=None)) == [
+        "gate: default asks nothing of mt_bench: the recipe has no judge"
+    ]
+    assert left_out_of_default(recipe()) == left_out_of_default(recipe(judge=None, gate="none")) == []
 
 
 def test_without_a_suite_that_is_scored_there_is_no_default() -> None:
@@ -85,8 +101,46 @@ def test_a_gate_may_ask_of_held_out_preferences_where_there_are_some() -> None:
 
 
 @pytest.mark.parametrize(
+    ("metrics", "changes", "told"),
+    [
+        (
+            {"answers/words": {"max_ratio": 2}},
+            {},
+            "answers has no such metric; write answers/ and one of length, ended",
+        ),
+        ({"policy_divergence/kl": {"at_most": 10}}, {"held_out_fraction": 0}, "held_out_fraction is 0"),
+        ({"policy_divergence/kl": {"max_ratio": 2}}, {}, "bound it by at_most"),
+        ({"preferences/margin": {"max_ratio": 2}}, {}, "bound it by at_most"),
+        (
+            {"answers/length": {"max_ratio": 2}},
+            {"evals": {"lm_eval": {"arc_easy": {"data": "arc.jsonl"}}}, "judge": None},
+            "no suite of the recipe is answered by texts",
+        ),
+    ],
+)
+def test_a_bound_that_could_never_hold_is_refused(metrics: dict[str, Any], changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(BadInput, match=told) as error:
+        gate_of(recipe(gate={"metrics": metrics}, **changes))
+    assert error.value.field == f"gate.metrics.{next(iter(metrics))}"
+
+
+def test_a_gate_may_bound_answers_divergence_and_any_metric_from_above() -> None:
+    asked = {
+        "answers/length": {"max_ratio": 1.5},
+        "answers/distinct_4": {"at_least": 0.8},
+        "policy_divergence/kl": {"at_most": 10},
+        "gsm8k/exact_match,strict-match": {"at_most": 0.9},
+    }
+    written = gate_of(recipe(gate={"metrics": asked}))
+    assert written is not None and written.metrics["policy_divergence/kl"] == Requirement(at_most=10)
+
+
+@pytest.mark.parametrize(
     ("requirement", "told"),
     [
+        ({"at_most": 0.5, "champion_margin": 0.1}, "champion_margin goes with"),
+        ({"at_most": 0.5, "max_ratio": 2}, "exactly one of"),
+        ({"max_ratio": 0}, "greater than 0"),
         ({"at_least": 0.5, "champion_margin": 0.1}, "champion_margin goes with"),
         ({"improve": 0.1, "champion_margin": -0.1}, "greater than or equal to 0"),
         ({"champion_margin": 0.1}, "exactly one of"),

@@ -1,0 +1,262 @@
+"""Guards: named checks on what a stage made, each with its numbers and one sentence; pure, over recorded summaries.
+
+A guard that does not hold stops nothing by itself: it is red in Dagster, in the report and in an alert. What must stop
+a run is an error of the stage, and what must stop a promotion is a requirement of the gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pyarrow.parquet as pq
+
+from alignment.data.manifest import MANIFEST_FILE, Manifest, ManifestShard
+from alignment.data.rows import ROWS_FILE
+from alignment.errors import CorruptArtifact, MissingArtifact
+from alignment.methods import method_of
+from alignment.recipe import Dpo, TokenPolicy
+from alignment.stages.preference_manifest import ManifestSummary
+from alignment.stages.sft_checkpoint import SftSummary
+from alignment.stages.stage import PolicySummary, ShardSummary
+from alignment.store import Artifact, Commit, Store
+from alignment.training.signs import signs
+
+Severity = Literal["error", "warning"]
+GATE = "gate"
+"""The name of the guard that repeats the gate's verdict."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A guard's finding: what the guard is called, whether it holds, the numbers it looked at, and one sentence.
+
+    `severity` is that of a guard that does not hold: an `error` needs an answer, a `warning` a look.
+    """
+
+    name: str
+    passed: bool
+    sentence: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    severity: Severity = "warning"
+
+
+Find = Callable[[Store, Commit, bool], list[Guard]]
+"""The guards' findings on a committed artifact; the last argument says whether files may be hashed for them."""
+
+
+@dataclass(frozen=True)
+class Guards:
+    """The guards of a stage: `about` maps each name to what it looks at, and `find` gives one finding a name."""
+
+    about: Mapping[str, str]
+    find: Find
+
+    def findings(self, store: Store, commit: Commit, deep: bool = True) -> list[Guard]:
+        """One finding for each name, in the order of `about`."""
+        found = {guard.name: guard for guard in self.find(store, commit, deep)}
+        return [found.get(name) or Guard(name, True, "not measured here") for name in self.about]
+
+
+# The manifest: rows that were lost on the way, and what the data's own statistics say.
+
+MOST_QUARANTINED = 0.05
+MOST_DROPPED = 0.05
+"""Shares of rows above which a source or a token policy is more likely wrong than its rows."""
+
+MANIFEST_GUARDS = {
+    "rows_quarantined": f"At most {MOST_QUARANTINED:.0%} of the source's rows, over all shards, are not valid.",
+    "rows_dropped": f"At most {MOST_DROPPED:.0%} of the valid rows are dropped by the token policy.",
+    "shards_left_out": "No shard of the source is left out of the training set.",
+}
+
+
+DATA_GUARDS: Mapping[str, str] = {}
+"""Name of each finding of `data_findings` to what holds where it passed."""
+
+
+def data_findings(summary: ManifestSummary) -> Sequence[Guard]:
+    """What the statistics in a manifest's summary say of the data."""
+    return ()
+
+
+def manifest_guards(
+    about: Mapping[str, str] = DATA_GUARDS, findings: Callable[[ManifestSummary], Sequence[Guard]] = data_findings
+) -> Guards:
+    """The guards of `preference_manifest`; the data's own are `findings`, which are named in `about`."""
+
+    def find(store: Store, commit: Commit, deep: bool) -> list[Guard]:
+        pinned = pinned_shards(store, commit.artifact)
+        shards = [ShardSummary.of(store.commit_of(shard.shard)) for shard in pinned]
+        manifest = ManifestSummary.of(commit)
+        return [quarantined(shards), dropped(manifest), left_out(manifest), *findings(manifest)]
+
+    return Guards({**MANIFEST_GUARDS, **about}, find)
+
+
+def pinned_shards(store: Store, manifest: Artifact) -> list[ManifestShard]:
+    """The shards of a manifest; its split, which has a row for each of theirs, is not read."""
+    return Manifest.model_validate_json(store.read(manifest, MANIFEST_FILE)).shards
+
+
+def quarantined(shards: Iterable[ShardSummary]) -> Guard:
+    """Rows of the source that are not valid, over all shards, with the commonest reason."""
+    shards = list(shards)
+    count = sum(shard.quarantined or 0 for shard in shards)
+    rows = count + sum(shard.rows for shard in shards)
+    reasons = _added(shard.reasons for shard in shards)
+    text = f"{count:,} of {rows:,} rows are quarantined ({_share(count, rows)}){_most(reasons)}"
+    return Guard("rows_quarantined", count <= MOST_QUARANTINED * rows, text, {"quarantined": count, "rows": rows})
+
+
+def dropped(manifest: ManifestSummary) -> Guard:
+    """Valid rows that the token policy dropped, with the commonest reason."""
+    count, rows = manifest.dropped or 0, manifest.rows or 0
+    text = f"{count:,} of {rows:,} rows are dropped ({_share(count, rows)}){_most(manifest.reasons)}"
+    return Guard("rows_dropped", count <= MOST_DROPPED * rows, text, {"dropped": count, "rows": rows})
+
+
+def left_out(manifest: ManifestSummary) -> Guard:
+    """Shards that take no part, by name. One that a person withdrew is left out on purpose."""
+    lost = {name: why for name, why in manifest.left_out.items() if why != "withdrawn"}
+    named = "; ".join(f"{name}: {why}" for name, why in sorted(lost.items())[:3])
+    more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+    text = f"{len(lost)} shards are left out ({named}{more})" if lost else "every shard takes part"
+    return Guard("shards_left_out", not lost, text, {"left_out": len(lost)})
+
+
+def _share(count: float, of: float) -> str:
+    return f"{count / of if of else 0.0:.1%}".replace("%", " %")
+
+
+def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for each in counts:
+        for reason, count in each.items():
+            total[reason] = total.get(reason, 0) + count
+    return total
+
+
+def _most(reasons: Mapping[str, int]) -> str:
+    if not reasons:
+        return ""
+    reason = max(sorted(reasons), key=lambda name: reasons[name])
+    return f", most of them for: {reason} ({reasons[reason]:,})"
+
+
+# The policy: what was wrong before training, at its start and on its way.
+
+FEW_ROWS = 1_000
+MANY_EPOCHS = 3.0
+
+POLICY_GUARDS = {
+    "agreement_at_start": "The untrained policy scores the first rows as the reference did.",
+    "reference_unchanged": "The reference's files are, after training, those that were scored.",
+    "training_setup": "The start checkpoint, its chat template and the number of epochs suit the data.",
+    "training_stopped": "No condition of the recipe's `stop` ended the training early.",
+    "training_signs": "Rewards, margin and held-out accuracy move as in a training that goes well.",
+}
+
+
+def policy_guards(settings: Dpo, tokens: TokenPolicy) -> Guards:
+    """The guards of `policy_checkpoint`, for the recipe's sections `dpo` and `tokens`."""
+    has_reference = method_of(settings).needs_reference
+
+    def find(store: Store, commit: Commit, deep: bool) -> list[Guard]:
+        summary = PolicySummary.of(commit)
+        wrong = setup_notes(store, commit.inputs["manifest"], commit.inputs["checkpoint"], settings, tokens)
+        guards = [training_setup(wrong), stopped(summary), training_signs(summary, settings)]
+        if not has_reference:
+            return guards
+        return [agreement(summary), reference_unchanged(store, commit, deep), *guards]
+
+    reference = {"agreement_at_start", "reference_unchanged"}
+    return Guards({name: text for name, text in POLICY_GUARDS.items() if has_reference or name not in reference}, find)
+
+
+def agreement(summary: PolicySummary) -> Guard:
+    """How far the untrained policy was from its cached reference. A run that disagrees ends as an error, so a policy
+    without a record was resumed, or its check was made in an earlier attempt."""
+    known = {name: value for name, value in summary.agreement.items() if value is not None}
+    if "worst_nats" not in known:
+        text = "not compared in this attempt: training went on from a trainer checkpoint"
+        return Guard("agreement_at_start", True, text)
+    mean = f", {known['mean_nats']:+.2g} on average" if "mean_nats" in known else ""
+    text = f"the first rows differ from the cached reference by at most {known['worst_nats']:.2g} nats a sequence{mean}"
+    return Guard("agreement_at_start", True, text, known)
+
+
+def reference_unchanged(store: Store, commit: Commit, deep: bool) -> Guard:
+    """Whether the start checkpoint, which was scored as the reference, still has the committed files."""
+    name, reference = "reference_unchanged", commit.inputs["checkpoint"]
+    if not deep:
+        return Guard(name, True, "not compared here")
+    try:
+        store.fetch(reference, deep=True)
+    except MissingArtifact:
+        return Guard(name, True, "the reference was erased since, so that nothing can be compared")
+    except CorruptArtifact as error:
+        return Guard(name, False, f"the reference changed since it was scored: {error}", severity="error")
+    return Guard(name, True, f"every file of {reference.digest[:12]} has its recorded sha256")
+
+
+def setup_notes(store: Store, manifest: Artifact, start: Artifact, settings: Dpo, tokens: TokenPolicy) -> list[str]:
+    """A sentence for each thing about data and start checkpoint that wastes a training, before it begins."""
+    checkpoint, data = SftSummary.of(store.commit_of(start)), ManifestSummary.of(store.commit_of(manifest))
+    has_template = checkpoint.has_chat_template
+    notes = []
+    if checkpoint.adopted and has_template is False:
+        notes.append(
+            "the start checkpoint was adopted and has no chat template, as base models: preferences alone do not teach"
+            " to answer; give sft.dataset, or a method that starts from the base model"
+        )
+    if has_template and tokens.plain_text == "as_is" and (texts := text_shards(store, manifest)):
+        notes.append(
+            f"{len(texts)} shards hold plain text (first: {texts[0]}) and the model has a chat template, which they do"
+            " not get: set tokens.plain_text: chat"
+        )
+    if data.train is not None and data.train < FEW_ROWS and settings.epochs > MANY_EPOCHS:
+        notes.append(
+            f"{data.train:,} rows are trained on for {settings.epochs:g} epochs: so small a set is learnt by heart;"
+            " fewer epochs, a lower learning rate or a larger beta"
+        )
+    return notes
+
+
+def text_shards(store: Store, manifest: Artifact) -> list[str]:
+    """Names of the manifest's shards with a row of plain strings; one column of each is read, where it lies. Shards
+    whose rows were erased are passed over."""
+    found = []
+    for shard in pinned_shards(store, manifest):
+        place = shard.shard
+        with (
+            suppress(FileNotFoundError),
+            store.fs.open(store.path(place.kind, place.key, place.attempt, ROWS_FILE), "rb") as stream,
+            pq.ParquetFile(stream, read_dictionary=["form"]) as file,
+        ):
+            forms = (batch.column("form").dictionary.to_pylist() for batch in file.iter_batches(columns=["form"]))
+            if any("text" in each for each in forms):
+                found.append(shard.name)
+    return sorted(found)
+
+
+def training_setup(wrong: Sequence[str]) -> Guard:
+    """What was wrong before training began."""
+    return Guard("training_setup", not wrong, "; ".join(wrong) or "nothing unusual", {"notes": len(wrong)})
+
+
+def stopped(summary: PolicySummary) -> Guard:
+    """Which condition of `stop` ended the training, if one did."""
+    why = summary.stopped_by
+    text = why or f"trained all of its {summary.steps or 0} steps"
+    return Guard("training_stopped", why is None, f"{text}; {summary.kept}" if summary.kept else text)
+
+
+def training_signs(summary: PolicySummary, settings: Dpo) -> Guard:
+    """The signs of a training that goes wrong (alignment/training/signs.py)."""
+    found = signs(summary.history, summary.held_out, settings)
+    held_out = {f"held_out_{name}": value for name, value in summary.held_out.items() if value is not None}
+    text = "; ".join(sign.text for sign in found) or "none of the known signs of trouble"
+    return Guard("training_signs", not any(sign.bad for sign in found), text, held_out)

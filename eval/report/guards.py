@@ -1,0 +1,167 @@
+"""The guards of an evaluation, and the findings of all guards behind a report, for its table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from alignment.guards import GATE, Guard, Guards, Severity, manifest_guards, policy_guards
+from alignment.recipe import Dpo, TokenPolicy
+from alignment.stages.execute import REQUEST_FILE
+from alignment.store import Artifact, Commit, MissingArtifact, Store
+from eval.gate.bounded import ANSWERS, DIVERGENCE, ENDED, KL, LENGTH, NGRAMS
+from eval.gate.compare import MetricComparison
+from eval.gate.metrics import PERCENT, title_of
+from eval.summaries import ResponsesSummary, ScoresSummary
+
+Comparisons = Mapping[str, Mapping[str, MetricComparison]]
+
+MOST_MISSING = 0.02
+"""Of the items or judgments of a side, as in a gate's `max_missing`."""
+MOST_RATIO = 2.0
+MOST_LESS = 0.05
+"""By how much a share may fall before a guard looks at it."""
+MOST_KL = 10.0
+"""Nats a response: beyond 5 to 10 a policy is another model than its start."""
+
+REPORT_GUARDS = {
+    GATE: "The gate passed the policy.",
+    "answers_missing": f"At most {MOST_MISSING:.0%} of a side's items lack an answer, a judgment or a score.",
+    "answer_length": f"The policy's answers are at most {MOST_RATIO:g} times as long as the SFT checkpoint's.",
+    "answer_endings": f"The share of answers that end by themselves fell by no more than {100 * MOST_LESS:g} points.",
+    "repetition": f"The share of distinct n-grams of an answer fell by no more than {100 * MOST_LESS:g} points.",
+    "divergence": f"KL(policy ‖ SFT) is at most {MOST_KL:g} nats a response.",
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A finding in the report's table, and the stage that it is about."""
+
+    stage: str
+    guard: Guard
+
+
+def evaluation_findings(
+    outcome: str, reasons: Sequence[str], bounded: Comparisons, scores: Mapping[str, Mapping[str, ScoresSummary]]
+) -> list[Guard]:
+    """One finding for each of `REPORT_GUARDS` that was measured; `scores` has each side's summaries by suite."""
+    answers = bounded.get(ANSWERS, {})
+    found = [gate(outcome, reasons), answers_missing(scores)]
+    if LENGTH in answers:
+        found.append(answer_length(answers[LENGTH]))
+    if ENDED in answers:
+        found.append(fallen("answer_endings", "answers that end by themselves", {ENDED: answers[ENDED]}))
+    distinct = {name: answers[name] for name in (f"distinct_{n}" for n in NGRAMS) if name in answers}
+    if distinct:
+        found.append(fallen("repetition", "distinct n-grams of an answer", distinct))
+    if KL in bounded.get(DIVERGENCE, {}):
+        found.append(divergence(bounded[DIVERGENCE][KL]))
+    return found
+
+
+def gate(outcome: str, reasons: Sequence[str]) -> Guard:
+    """The gate's verdict; a recipe without a gate asks nothing."""
+    severity: Severity = "error" if outcome == "fail" else "warning"
+    return Guard(GATE, outcome in ("pass", "none"), f"{outcome}: {'; '.join(reasons)}", {}, severity)
+
+
+def answers_missing(scores: Mapping[str, Mapping[str, ScoresSummary]]) -> Guard:
+    """Items and judgments without a value, on either side."""
+    over: list[str] = []
+    numbers: dict[str, float] = {}
+    for side, suites in scores.items():
+        for suite, summary in suites.items():
+            lacking = sum(summary.lacking.values())
+            numbers[f"{side}/{suite}"] = lacking
+            asked = lacking + (summary.n or 0)
+            if lacking > MOST_MISSING * asked:
+                what = ", ".join(f"{count} {name}" for name, count in summary.lacking.items())
+                over.append(f"{title_of(suite)}, {side}: {what} of {asked}")
+    total = sum(numbers.values())
+    return Guard("answers_missing", not over, "; ".join(over) or f"{total:g} answers or judgments are missing", numbers)
+
+
+def answers_failed(store: Store, commit: Commit, deep: bool) -> list[Guard]:
+    """Items of a checkpoint's responses without a whole answer."""
+    suites = ResponsesSummary.of(commit).suites
+    numbers = {suite: counts.failed for suite, counts in suites.items()}
+    over = [
+        f"{title_of(suite)}: {counts.failed} of {counts.items} items have no whole answer"
+        for suite, counts in suites.items()
+        if counts.failed > MOST_MISSING * counts.items
+    ]
+    text = (
+        "; ".join(over)
+        or f"{sum(numbers.values())} of {sum(c.items for c in suites.values())} items have no whole answer"
+    )
+    return [Guard("answers_missing", not over, text, numbers)]
+
+
+RESPONSES = Guards(
+    {"answers_missing": f"At most {MOST_MISSING:.0%} of a suite's items have no whole answer."}, answers_failed
+)
+
+
+def answer_length(length: MetricComparison) -> Guard:
+    """The ratio of the mean lengths in tokens."""
+    ratio = length.ratio
+    if ratio is None:
+        return Guard("answer_length", True, "the SFT checkpoint's answers are empty")
+    interval = (
+        "" if ratio.low is None or ratio.high is None else f" (95 % interval {ratio.low:.3g} to {ratio.high:.3g})"
+    )
+    tokens = f"{length.baseline:.1f} → {length.candidate:.1f} tokens"
+    text = f"answers are {ratio.value:.3g} times as long as the SFT checkpoint's{interval}: {tokens}"
+    numbers = {"ratio": ratio.value, "sft": length.baseline, "policy": length.candidate}
+    return Guard("answer_length", ratio.value <= MOST_RATIO, text, numbers)
+
+
+def fallen(name: str, what: str, comparisons: Mapping[str, MetricComparison]) -> Guard:
+    """Whether a share fell by more than `MOST_LESS`, and not by chance."""
+    parts, holds = [], True
+    numbers: dict[str, float] = {}
+    for metric, compared in comparisons.items():
+        ends = compared.ci95
+        holds &= not (compared.difference < -MOST_LESS and ends is not None and ends[1] < 0)
+        values = " → ".join(PERCENT.format(value) + PERCENT.sign for value in (compared.baseline, compared.candidate))
+        spread = (
+            "" if ends is None else " (95 % interval {} to {} points)".format(*(PERCENT.format(e, "+") for e in ends))
+        )
+        parts.append(f"{'' if len(comparisons) == 1 else metric + ' '}{values}{spread}")
+        numbers |= {f"{metric}/sft": compared.baseline, f"{metric}/policy": compared.candidate}
+    return Guard(name, holds, f"{what}: {', '.join(parts)}", numbers)
+
+
+def divergence(kl: MetricComparison) -> Guard:
+    """KL(policy ‖ SFT), the mean over sampled responses."""
+    ends = "" if kl.ci95 is None else f" (95 % interval {kl.ci95[0]:.3g} to {kl.ci95[1]:.3g})"
+    text = f"KL(policy ‖ SFT) is {kl.candidate:.3g} nats a response{ends}, over {kl.n} responses"
+    return Guard("divergence", kl.candidate <= MOST_KL, text, {"kl": kl.candidate})
+
+
+def findings_behind(store: Store, policy: Artifact) -> list[Line]:
+    """The findings on a policy and on its manifest, from their records; none of a policy that was not trained here.
+
+    The reference's files are not hashed again for a report: Dagster shows what was found when the policy was made.
+    """
+    commit = store.commit_of(policy)
+    if not {"manifest", "checkpoint"} <= commit.inputs.keys():
+        return []
+    try:
+        record = json.loads(store.read(policy, REQUEST_FILE))
+    except MissingArtifact:
+        return []
+    settings, tokens = Dpo.model_validate(record["settings"]), TokenPolicy.model_validate(record["tokens"])
+    manifest = store.commit_of(commit.inputs["manifest"])
+    groups = {
+        "preference_manifest": manifest_guards().findings(store, manifest, deep=False),
+        "policy_checkpoint": policy_guards(settings, tokens).findings(store, commit, deep=False),
+    }
+    return [
+        Line(stage, guard)
+        for stage, guards in groups.items()
+        for guard in guards
+        if guard.name != "reference_unchanged"
+    ]

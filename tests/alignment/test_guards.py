@@ -1,0 +1,181 @@
+"""Every guard of data and training with an input that trips it, the sentence it then says, and one that does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignment.data.rows import paired_row, write_rows
+from alignment.guards import (
+    Guard,
+    Guards,
+    agreement,
+    dropped,
+    left_out,
+    manifest_guards,
+    policy_guards,
+    quarantined,
+    reference_unchanged,
+    setup_notes,
+    stopped,
+    training_signs,
+)
+from alignment.recipe import Dpo, TokenPolicy
+from alignment.stages import Context, Request, Result, Stage, execute
+from alignment.stages.preference_manifest import STAGE as MANIFEST
+from alignment.stages.preference_manifest import ManifestRequest, ManifestSummary
+from alignment.stages.stage import PolicySummary, ShardSummary
+from alignment.store import Artifact, Store
+
+
+def shard(rows: int, lost: int, **reasons: int) -> ShardSummary:
+    return ShardSummary(rows=rows, quarantined=lost, reasons=reasons, kind="paired")
+
+
+def test_rows_that_are_not_valid_are_counted_over_all_shards() -> None:
+    whole = quarantined([shard(90, 2), shard(100, 3)])
+    assert whole.passed and whole.sentence == "5 of 195 rows are quarantined (2.6 %)"
+    lost = quarantined([shard(90, 10, same=10), shard(95, 5, same=2, empty=3)])
+    assert not lost.passed
+    assert lost.sentence == "15 of 200 rows are quarantined (7.5 %), most of them for: same (12)"
+    assert lost.numbers == {"quarantined": 15, "rows": 200}
+
+
+def test_rows_that_the_token_policy_drops_are_counted_with_the_commonest_reason() -> None:
+    assert dropped(ManifestSummary(rows=100, dropped=5)).passed
+    lost = dropped(ManifestSummary(rows=100, dropped=6, reasons={"too long": 4, "no token": 2}))
+    assert not lost.passed
+    assert lost.sentence == "6 of 100 rows are dropped (6.0 %), most of them for: too long (4)"
+
+
+def test_a_shard_that_is_left_out_is_named_unless_a_person_withdrew_it() -> None:
+    assert left_out(ManifestSummary(left_out={"a": "withdrawn"})).sentence == "every shard takes part"
+    lost = left_out(ManifestSummary(left_out={"a": "withdrawn", "b": "not built"}))
+    assert not lost.passed and lost.sentence == "1 shards are left out (b: not built)"
+
+
+def test_what_the_datas_statistics_say_are_guards_of_the_manifest_by_name(store: Store) -> None:
+    found = [Guard("length_bias", False, "the chosen answer is the longer one in 98 % of the pairs", {"share": 0.98})]
+    guards = manifest_guards({"length_bias": "About.", "score_order": "About."}, lambda summary: found)
+    manifest = store.commit_of(pinned(store, texts(20)))
+    named = {guard.name: guard for guard in guards.findings(store, manifest)}
+    assert list(named) == ["rows_quarantined", "rows_dropped", "shards_left_out", "length_bias", "score_order"]
+    assert named["length_bias"] == found[0] and named["score_order"].sentence == "not measured here"
+    assert named["rows_quarantined"].sentence == "0 of 20 rows are quarantined (0.0 %)"
+
+
+def test_agreement_says_how_far_the_start_was_from_its_reference() -> None:
+    found = agreement(PolicySummary(agreement={"worst_nats": 0.004, "mean_nats": 1e-4}))
+    assert found.passed and "at most 0.004 nats a sequence, +0.0001 on average" in found.sentence
+    assert agreement(PolicySummary()).sentence.startswith("not compared in this attempt")
+
+
+def test_a_training_that_a_condition_ended_is_red_and_says_which() -> None:
+    why = "stopped at step 20 of 100: the median reward margin of held-out pairs is 6, above 5"
+    assert stopped(PolicySummary(steps=20, stopped_by=why)) == Guard("training_stopped", False, why)
+    assert stopped(PolicySummary(steps=100)).sentence == "trained all of its 100 steps"
+
+
+def test_only_a_bad_sign_of_training_is_red() -> None:
+    usual = training_signs(PolicySummary(held_out={"accuracy": 0.97}), Dpo())
+    assert usual.passed and "above 80 %" in usual.sentence
+    bad = training_signs(PolicySummary(held_out={"accuracy": 0.5}), Dpo())
+    assert not bad.passed and bad.sentence.startswith("held-out accuracy is 50.0 %: the preferences were not learned")
+    assert (
+        training_signs(PolicySummary(held_out={"accuracy": 0.7}), Dpo()).sentence
+        == "none of the known signs of trouble"
+    )
+
+
+class Made(Request):
+    name: str
+
+
+def made(store: Store, kind: str, summary: dict[str, Any], fill: Any = None, **inputs: Artifact) -> Artifact:
+    def run(request: Made, context: Context) -> Result:
+        if fill is not None:
+            fill(context.out)
+        return Result(request.name, summary)
+
+    name = f"{kind} {sorted(summary.items())} {fill}"
+    return execute(Stage(kind, 1, Made, run), Made(name=name), store).artifact
+
+
+def pinned(store: Store, rows: list[Any]) -> Artifact:
+    part = made(
+        store,
+        "preference_shard",
+        {"rows": len(rows), "kind": "paired"},
+        lambda out: write_rows(out / "rows.parquet", rows),
+    )
+    return execute(MANIFEST, ManifestRequest(shards={"one": part}, held_out_fraction=0.0), store).artifact
+
+
+def texts(count: int) -> list[Any]:
+    return [paired_row(f"p{n}", "yes", "no", "f", n + 1) for n in range(count)]
+
+
+def chats(count: int) -> list[Any]:
+    def message(role: str, text: str) -> tuple[dict[str, str], ...]:
+        return ({"role": role, "content": text},)
+
+    sides = [message("assistant", text) for text in ("yes", "no")]
+    return [paired_row(message("user", f"p{n}"), *sides, "f", n + 1) for n in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "start", "settings", "tokens", "told"),
+    [
+        (chats(5), {"has_chat_template": True}, {}, {}, None),
+        (texts(5), {"has_chat_template": False}, {}, {}, None),
+        (texts(5), {"has_chat_template": True}, {}, {"plain_text": "chat"}, None),
+        (texts(5), {"has_chat_template": True}, {}, {}, "1 shards hold plain text (first: one) and the model has a"),
+        (
+            texts(5),
+            {"has_chat_template": False, "adopted": True},
+            {},
+            {},
+            "the start checkpoint was adopted and has no",
+        ),
+        (chats(5), {"has_chat_template": True, "adopted": True}, {}, {}, None),
+        (chats(5), {"has_chat_template": True}, {"epochs": 4}, {}, "5 rows are trained on for 4 epochs"),
+    ],
+)
+def test_what_wastes_a_training_is_named_before_it_begins(
+    store: Store, rows: list[Any], start: dict[str, Any], settings: Any, tokens: Any, told: str | None
+) -> None:
+    checkpoint = made(store, "sft_checkpoint", start)
+    notes = setup_notes(store, pinned(store, rows), checkpoint, Dpo(**settings), TokenPolicy(**tokens))
+    assert [note.startswith(str(told)) for note in notes] == ([] if told is None else [True])
+
+
+def test_a_reference_whose_files_changed_while_the_policy_was_trained_is_red(store: Store) -> None:
+    start = made(store, "sft_checkpoint", {}, lambda out: (out / "model.safetensors").write_text("weights"))
+
+    class Trained(Request):
+        checkpoint: Artifact
+
+    policy = execute(
+        Stage("policy_checkpoint", 1, Trained, lambda request, context: Result("p")), Trained(checkpoint=start), store
+    )
+    assert reference_unchanged(store, policy, deep=True).passed
+    Path(store.path(start.kind, start.key, start.attempt, "model.safetensors")).write_text("changed")
+    assert reference_unchanged(store, policy, deep=False).sentence == "not compared here"
+    red = reference_unchanged(store, policy, deep=True)
+    assert (red.passed, red.severity) == (False, "error")
+    assert red.sentence.startswith("the reference changed since it was scored: ")
+
+
+def test_a_method_without_a_reference_has_no_guard_of_one() -> None:
+    assert "agreement_at_start" in policy_guards(Dpo(), TokenPolicy()).about
+    assert (
+        not {"agreement_at_start", "reference_unchanged"} & policy_guards(Dpo(loss="simpo"), TokenPolicy()).about.keys()
+    )
+
+
+def test_guards_give_one_finding_a_name_in_their_order(store: Store) -> None:
+    commit = store.commit_of(made(store, "any", {}))
+    guards = Guards({"b": "", "a": ""}, lambda store, commit, deep: [Guard("a", False, "red")])
+    assert guards.findings(store, commit) == [Guard("b", True, "not measured here"), Guard("a", False, "red")]

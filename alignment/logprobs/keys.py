@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -23,14 +23,34 @@ LABELLED = ("completion", "partner")
 """A row's own completion, and that of its partner behind the row's prompt."""
 
 
-def sequence_key(fingerprint: str, sequence: TokenSequence) -> bytes:
+def sequence_key(fingerprint: str, sequence: TokenSequence, first: int | None = None) -> bytes:
     """128-bit BLAKE2b of (fingerprint, prompt ids, completion ids), each part closed by its length; tokens that do not
-    count are told apart by their sign, so that sequences without any have the key of earlier versions."""
+    count are told apart by their sign, so that sequences without any have the key of earlier versions.
+
+    With `first` that of the completion's first tokens, as the whole sequence's forward gives them: in 16 bits they are
+    others than those of a shorter sequence's own forward.
+    """
     key = hashlib.blake2b(digest_size=KEY_BYTES)
-    for part in (fingerprint.encode(), _packed(sequence.prompt_ids), _packed(sequence.stored_ids)):
+    parts = [fingerprint.encode(), _packed(sequence.prompt_ids), _packed(sequence.stored_ids)]
+    if first is not None and first != len(sequence.completion_ids):
+        parts.append(_packed([first]))
+    for part in parts:
         key.update(len(part).to_bytes(8, "little"))
         key.update(part)
     return key.digest()
+
+
+def keys_of(fingerprint: str, sequences: Mapping[str, TokenSequence]) -> dict[str, bytes]:
+    """The key of each of a row's sequences; of NAME_first it is one of the sequence NAME."""
+    return {
+        name: sequence_key(fingerprint, sequences[whole_of(name)], len(sequence.completion_ids))
+        for name, sequence in sequences.items()
+    }
+
+
+def whole_of(name: str) -> str:
+    """The name of the sequence whose forward gives a value: chosen for chosen_first."""
+    return name.removesuffix("_first")
 
 
 def policy_digest(

@@ -22,7 +22,7 @@ from alignment.data.rows import PreferenceRow
 from alignment.data.tokens import Dropped, Tokenization, TokenSequence, with_firsts
 from alignment.logprobs.cache import LogprobCache, RowKeys, as_keys
 from alignment.logprobs.effort import ALONE, Effort, Ranks, side_by_side
-from alignment.logprobs.keys import PAIR, sequence_key
+from alignment.logprobs.keys import PAIR, keys_of, sequence_key, whole_of
 from alignment.logprobs.scorer import free_memory, require_finite, score
 from alignment.logprobs.token_ids import ROWS_AT_ONCE, Pair, TokenIds
 from alignment.models.checkpoint import load_model, load_tokenizer, max_positions
@@ -50,7 +50,7 @@ class Item:
     row: str
     sequence: TokenSequence
     firsts: tuple[tuple[bytes, int], ...] = ()
-    """Keys of sequences that begin it, and how many of its completion's tokens they have."""
+    """Keys of its completion's first tokens, and how many they are."""
 
 
 Work = list[Item]
@@ -113,13 +113,13 @@ class Pass:
 class _Pending:
     """Rows whose keys are all known, the sequences of them that were scored before, and those that never were.
 
-    `firsts` says of a sequence that begins another one which that is.
+    `firsts` has the keys of first tokens: the key of the sequence whose forward gives them, and how many they are.
     """
 
     keys: list[NamedKeys] = field(default_factory=list)
     values: dict[bytes, tuple[float, int]] = field(default_factory=dict)
     work: dict[bytes, tuple[str, TokenSequence]] = field(default_factory=dict)
-    firsts: dict[bytes, bytes] = field(default_factory=dict)
+    firsts: dict[bytes, tuple[bytes, int]] = field(default_factory=dict)
 
 
 def reference_pass(
@@ -218,9 +218,13 @@ def _pending_by_ids(
             named = {"completion": pair[0]}
             if partner is not None and not isinstance(other := ids[partner], Dropped):
                 named["partner"] = mismatched(pair[0], other[0], reference.tokens.max_length)
-        keys = {name: sequence_key(reference.fingerprint, sequence) for name, sequence in named.items()}
-        sequences |= {key: (row_id, named[name]) for name, key in keys.items()}
-        pending.firsts |= {key: keys[name.removesuffix("_first")] for name, key in keys.items() if "_first" in name}
+        keys = keys_of(reference.fingerprint, named)
+        sequences |= {key: (row_id, named[whole_of(name)]) for name, key in keys.items()}
+        pending.firsts |= {
+            key: (keys[whole_of(name)], len(named[name].completion_ids))
+            for name, key in keys.items()
+            if key != keys[whole_of(name)]
+        }
         pending.keys.append(NamedKeys(row_id, keys, None, partner))
     pending.values = _known(list(sequences), cache)
     pending.work = {key: found for key, found in sequences.items() if key not in pending.values}
@@ -281,17 +285,21 @@ def _tokenization(reference: Reference) -> Tokenization:
     return Tokenization(tokenizer, reference.tokens, max_positions(folder), end_ids(folder))
 
 
-def _dealt(work: dict[bytes, tuple[str, TokenSequence]], firsts: Mapping[bytes, bytes], ranks: int) -> list[Work]:
+def _dealt(
+    work: dict[bytes, tuple[str, TokenSequence]], firsts: Mapping[bytes, tuple[bytes, int]], ranks: int
+) -> list[Work]:
     """The work in one share a rank, even in tokens; completions of one prompt stay together.
 
-    What begins a sequence that is scored as well (`firsts`) comes out of the same forward.
+    First tokens (`firsts`) come out of their whole sequence's forward, once for both.
     """
     begun: dict[bytes, list[tuple[bytes, int]]] = defaultdict(list)
-    for key, whole in firsts.items():
-        if key in work and key != whole and whole in work:
-            begun[whole].append((key, len(work[key][1].completion_ids)))
-    alone = work.keys() - {key for found in begun.values() for key, _ in found}
-    items = [Item(key, name, sequence, tuple(begun[key])) for key, (name, sequence) in work.items() if key in alone]
+    wholes: dict[bytes, tuple[str, TokenSequence]] = {}
+    for key, found in work.items():
+        whole, count = firsts.get(key, (key, 0))
+        wholes[whole] = found
+        if count:
+            begun[whole].append((key, count))
+    items = [Item(key, name, sequence, tuple(begun[key])) for key, (name, sequence) in wholes.items()]
     sequences = [item.sequence for item in items]
     groups = by_prompt(sequences, range(len(items)))
     dealt = shares([forwarded(sequences, group) for group in groups], ranks)

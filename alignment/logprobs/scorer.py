@@ -127,12 +127,29 @@ def score(
             progress.done(sum(lengths[index] for index in indices))
 
 
-def logps(model: PreTrainedModel, sequences: Sequence[TokenSequence], batch_tokens: int) -> list[float]:
-    """Log-probs in nats, in the order of the sequences."""
+def logps(
+    model: PreTrainedModel,
+    sequences: Sequence[TokenSequence],
+    batch_tokens: int,
+    wholes: Sequence[int] | None = None,
+) -> list[float]:
+    """Log-probs in nats, in the order of the sequences.
+
+    `wholes` has for each sequence the place of the one whose forward gives it: its own, or that of one it begins.
+    """
     found = [math.nan] * len(sequences)
-    for done in score(model, sequences, batch_tokens):
+    wholes = range(len(sequences)) if wholes is None else wholes
+    begun: dict[int, list[int]] = {place: [] for place, whole in enumerate(wholes) if place == whole}
+    for place, whole in enumerate(wholes):
+        if place != whole:
+            begun[whole].append(place)
+    places = list(begun)
+    firsts = [[len(sequences[place].completion_ids) for place in begun[whole]] for whole in places]
+    for done in score(model, [sequences[place] for place in places], batch_tokens, firsts):
         for one in done.scored:
-            found[one.index] = one.logp
+            found[places[one.index]] = one.logp
+            for place, logp in zip(begun[places[one.index]], one.firsts, strict=True):
+                found[place] = logp
     return found
 
 

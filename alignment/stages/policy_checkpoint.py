@@ -46,7 +46,7 @@ from alignment.training.pairs import SFT_FILE, PolicyRows, open_rows, write_rows
 from alignment.training.sft_rows import order_beside, write_sft_rows_of
 
 if TYPE_CHECKING:
-    from alignment.training.agreement import Score
+    from alignment.training.pairs import Score
 
 log = logging.getLogger(__name__)
 
@@ -230,10 +230,10 @@ def _held_out(request: DpoRequest, context: Context, rows: PolicyRows) -> dict[s
     def score(folder: Path) -> Score:
         """By the model in a folder, which is in memory for one call."""
 
-        def logps_of(sequences: Sequence[TokenSequence]) -> list[float]:
+        def logps_of(sequences: Sequence[TokenSequence], wholes: Sequence[int] | None = None) -> list[float]:
             free_memory()
             model = load_model(folder, request.settings.precision, runs_code=context.runs_code(request.checkpoint))
-            return logps(model, sequences, request.pass_tokens)
+            return logps(model, sequences, request.pass_tokens, wholes)
 
         return logps_of
 

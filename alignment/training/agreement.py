@@ -6,14 +6,14 @@ What would be trained otherwise is a policy against log-probs of other tokens, a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alignment.data.tokens import TokenSequence
 from alignment.methods import Method, method_of
 from alignment.models.runner import products_are_tf32
 from alignment.recipe import Dpo
-from alignment.training.pairs import PolicyRow, policy_logps, reference_logps, sequences_of
+from alignment.training.pairs import PolicyRow, Score, policy_logps, reference_logps, score_rows, sequences_of
 
 FLOAT32_LOSS = 1e-3
 FLOAT32_NATS = 1e-4
@@ -27,9 +27,6 @@ MOST_NATS = 1.0
 STANDARD_ERRORS = 3.0
 HARMLESS_SHIFT = 0.1
 """A mean shift below this share of what one sequence is allowed is rounding, however regular."""
-
-Score = Callable[[Sequence[TokenSequence]], list[float]]
-"""Log-probs in nats of completions given their prompts, by the pass that trains them."""
 
 
 class Disagreement(RuntimeError):
@@ -70,9 +67,7 @@ def require_agreement(
     loss = float(method.loss(logps, constants).mean())
     noise = None
     if precision != "float32" and elsewhere is not None:
-        noise = probe_noise(
-            [sequence for row in rows for sequence in sequences_of(method, row).values()], score, elsewhere
-        )
+        noise = probe_noise([sequence for row in rows for sequence in row.sequences.values()], score, elsewhere)
     limits = [allowed(each, precision, noise) for each in found]
     over = [abs(each.nats) / limit for each, limit in zip(found, limits, strict=True)]
     # NaN counts as the worst: it compares with nothing
@@ -94,15 +89,11 @@ def require_agreement(
 
 def differences(rows: Sequence[PolicyRow], method: Method, score: Score) -> list[Difference]:
     """Those of each row's sequences that the method reads, in turn."""
-    sides = [
-        (row.row_id, name, sequence, float(getattr(row, f"ref_{name}_logp")))
-        for row in rows
-        for name, sequence in sequences_of(method, row).items()
-    ]
-    logps = score([sequence for _, _, sequence, _ in sides])
     return [
-        Difference(row_id, side, sequence.counted, reference, logp - reference)
-        for (row_id, side, sequence, reference), logp in zip(sides, logps, strict=True)
+        Difference(row.row_id, name, sequence.counted, reference, logps[name] - reference)
+        for row, logps in zip(rows, score_rows(method, rows, score), strict=True)
+        for name, sequence in sequences_of(method, row).items()
+        for reference in [float(getattr(row, f"ref_{name}_logp"))]
     ]
 
 

@@ -13,10 +13,9 @@ from alignment.logprobs.keys import sequence_key
 from alignment.methods import LabelledLogps, Method, PairLogps, method_of
 from alignment.methods.method import column
 from alignment.recipe import Dpo
-from alignment.training.agreement import Score
 from alignment.training.arguments import rounded
 from alignment.training.held_out_pairs import HeldOutCompletion, HeldOutPair, HeldOutRow, partner_ratios
-from alignment.training.pairs import PolicyPair, PolicyPairs, PolicyRow, sequences_of
+from alignment.training.pairs import PolicyPair, PolicyPairs, PolicyRow, Score, score_rows, sequences_of
 from alignment.training.pairs import with_reference as with_logps
 
 SIDES = ("chosen", "rejected")
@@ -37,21 +36,16 @@ def lowest(pairs: PolicyPairs, most: int) -> list[PolicyRow]:
 
 def with_reference(rows: Sequence[PolicyRow], method: Method, score: Score) -> list[PolicyRow]:
     """The rows with log-probs by `score`, which is that of the checkpoint that training starts from."""
-    sequences = [sequences_of(method, row) for row in rows]
-    logps = iter(score([sequence for named in sequences for sequence in named.values()]))
-    return [with_logps(row, {name: next(logps) for name in named}) for row, named in zip(rows, sequences, strict=True)]
+    return [with_logps(row, logps) for row, logps in zip(rows, score_rows(method, rows, score), strict=True)]
 
 
 def measure(rows: Sequence[PolicyRow], method: Method, fingerprint: str, score: Score) -> list[HeldOutRow]:
     """Each row under the policy; `fingerprint` is the reference's."""
-    sequences = [sequences_of(method, row) for row in rows]
-    logps = score([sequence for named in sequences for sequence in named.values()])
-    remaining = iter(logps)
     measured: list[HeldOutRow] = []
-    for row, named in zip(rows, sequences, strict=True):
+    for row, logps in zip(rows, score_rows(method, rows, score), strict=True):
         cells: dict[str, Any] = {"row_id": row.row_id, "prompt_id": row.prompt_id}
-        for name, sequence in named.items():
-            logp = next(remaining)
+        for name, sequence in sequences_of(method, row).items():
+            logp = logps[name]
             if not math.isfinite(logp):
                 raise BadInput(
                     f"training diverged: the policy's log-prob of held-out row {row.row_id} ({name}) is {logp};"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,7 @@ from alignment.data.manifest import SPLIT_SCHEMA, Manifest, ManifestShard, open_
 from alignment.data.rows import ROWS_FILE, PreferenceRow, content_id, iter_rows
 from alignment.data.tokens import Dropped, Tokenization, TokenSequence, require_few_rewritten, with_firsts
 from alignment.errors import BadInput
-from alignment.logprobs.keys import sequence_key
+from alignment.logprobs.keys import keys_of, whole_of
 from alignment.logprobs.reference import mismatched
 from alignment.logprobs.table import LOGPROBS_FILE
 from alignment.logprobs.token_ids import ROWS_AT_ONCE, Pair, TokenIds
@@ -200,6 +200,23 @@ def with_reference(row: PolicyRow, logps: Mapping[str, float]) -> PolicyRow:
     """The row with reference log-probs by the name of their sequence."""
     changes: dict[str, Any] = {f"ref_{name}_logp": logp for name, logp in logps.items()}
     return replace(row, **changes)
+
+
+Score = Callable[..., list[float]]
+"""Log-probs in nats of completions given their prompts, by the pass that trains them: `logps` of the scorer without its
+model and budget."""
+
+
+def score_rows(method: Method, rows: Sequence[PolicyRow], score: Score) -> list[dict[str, float]]:
+    """The log-probs of each row's `sequences_of`, by name; those of first tokens out of their whole's forward."""
+    named = [sequences_of(method, row) for row in rows]
+    flat, wholes = list[TokenSequence](), list[int]()
+    for sequences in named:
+        places = {name: len(flat) + place for place, name in enumerate(sequences)}
+        flat += sequences.values()
+        wholes += [places[whole_of(name)] for name in sequences]
+    logps = iter(score(flat, wholes) if method.first_tokens else score(flat))
+    return [{name: next(logps) for name in sequences} for sequences in named]
 
 
 def policy_logps(method: Method, rows: Sequence[PolicyRow], logps: Sequence[float]) -> tuple[Any, Any]:
@@ -491,8 +508,8 @@ def _joined(
     else:
         made = PolicyPair(row.row_id, *pair, 0.0, 0.0, _prompt_id(row))
     logps = {"partner": math.nan} if method.coupled else {}
-    for name, sequence in sequences_of(method, made).items():
-        if sequence_key(fingerprint, sequence).hex() != scored.get(f"{name}_key"):
+    for name, key in keys_of(fingerprint, sequences_of(method, made)).items():
+        if key.hex() != scored.get(f"{name}_key"):
             raise CorruptArtifact(f"row {row.row_id}: the {name} side's token ids are not those that were scored")
         logps[name] = float(scored[f"{name}_logp"])
         if not math.isfinite(logps[name]):

@@ -185,10 +185,13 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
         for name, value in values.items():
             metrics[name].append(value)
 
-    def logps(self, sequences: Sequence[TokenSequence]) -> list[float]:
-        """Log-prob of each completion given its prompt under the policy now, in nats, by the pass that trains it."""
+    def logps(self, sequences: Sequence[TokenSequence], wholes: Sequence[int] | None = None) -> list[float]:
+        """Log-prob of each completion given its prompt under the policy now, in nats, by the pass that trains it.
+
+        `wholes` as `alignment.logprobs.scorer.logps` has it.
+        """
         with self._evaluating():
-            return logps(self.causal_lm, sequences, self.pass_tokens)
+            return logps(self.causal_lm, sequences, self.pass_tokens, wholes)
 
     def logps_alone(self, sequences: Sequence[TokenSequence]) -> list[float]:
         """The same by a pass for each that shares nothing and rounds otherwise; outside of `attending`."""

@@ -20,11 +20,10 @@ from alignment.data.tokens import TokenSequence
 from alignment.errors import BadInput
 from alignment.methods import method_of
 from alignment.recipe import Dpo
-from alignment.training.agreement import Score
 from alignment.training.arguments import gathered, optimiser_steps, rounded
 from alignment.training.held_out import logps_of, lowest, means, measure
 from alignment.training.held_out_pairs import HeldOutRow
-from alignment.training.pairs import PolicyPair, PolicyPairs
+from alignment.training.pairs import PolicyPair, PolicyPairs, Score
 from alignment.training.sft_trainer import BestWeights
 from alignment.training.signs import HIGHER_IS_BETTER, stop_reason
 

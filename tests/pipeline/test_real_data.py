@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from alignment.recipe import load_recipe
 from assets.building.upstream import Upstream
@@ -67,3 +68,39 @@ def test_stories260k_on_hh_pairs_runs_end_to_end_and_accounts_for_every_row(
     assert len(answers) == LIMIT
     assert all(len(answer["turns"]) == 2 or "> 512" in answer["failed"] for answer in answers)
     assert made.store.commit_of(made("registered_model")).summary["registered"] is False
+
+
+def test_kto_on_real_thumbs_runs_from_the_file_to_the_report(
+    real_data: Path, tmp_path: Path, bring_up_to_date: Callable[..., Upstream]
+) -> None:
+    """300 published rows; those whose prompt fills the model's 512 tokens are dropped by name."""
+    hh = yaml.safe_load((PROJECT / "recipes" / "stories260k_hh.yaml").read_text(encoding="utf-8"))
+    model = {"path": str(real_data / "stories260k"), "chat_template": hh["base_model"]["chat_template"]}
+    path = tmp_path / "kto.yaml"
+    recipe = {
+        "name": "kto_demo",
+        "base_model": model,
+        "sft": {"adopt": model},
+        "preferences": {"files": [str(real_data / "demo" / "kto_en_demo.json")]},
+        "held_out_fraction": 0.2,
+        "tokens": {"max_length": 512, "truncation": "keep_start"},
+        "reference": {"precision": "float32"},
+        "dpo": {"loss": "kto", "learning_rate": 1e-4, "batch_size": 16, "precision": "float32"},
+        "evals": {
+            "precision": "float32",
+            "ifeval": {"data": str(real_data / "ifeval" / "input_data.jsonl"), "max_new_tokens": 16, "limit": 4},
+        },
+        "gate": "none",
+    }
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    made = bring_up_to_date(load_recipe(path))
+    manifest = made.store.commit_of(made("preference_manifest")).summary
+    assert manifest["rows"] == 300 == manifest["train"] + manifest["held_out"] + sum(manifest["reasons"].values())
+    policy = made.store.commit_of(made("policy_checkpoint")).summary
+    assert policy["first_loss"] == pytest.approx(0.5, abs=1e-5) and policy["agreement"]["worst_nats"] < 1e-3
+    assert policy["held_out"]["rows"] == manifest["held_out"] > 20
+    report = made("evaluation_report")
+    compared = made.store.commit_of(report).summary["comparisons"]
+    assert set(compared["preferences"]) == {"accuracy", "margin"}
+    page = made.store.read(report, "report.html").decode()
+    assert "completions with a thumb up or down" in page and "held-out completions:" in page

@@ -132,7 +132,7 @@ def test_first_tokens_come_out_of_the_longer_sides_own_forward(
     asked = request(checkpoint, shard, held_out_fraction=None, first_tokens=True)
     commit = execute(STAGE, asked, store)
     found = pq.read_table(store.fetch(commit.artifact) / "logprobs.parquet").to_pylist()
-    # "abcd" once, and of no side its beginning: 4 pairs have 7 distinct sequences
+    # each of the 7 distinct sequences once, "abcd" too, of which two beginnings are asked for
     assert len(forwarded.lengths) == 7
     for row, (prompt, *sides) in zip(found, texts, strict=True):
         shared = min(map(len, sides)) + 1  # the end counts
@@ -155,7 +155,7 @@ def plain_request(asked: ReferenceRequest) -> ReferenceRequest:
     return asked.model_copy(update={"first_tokens": False})
 
 
-def test_where_the_sides_are_known_already_their_beginnings_alone_are_scored(
+def test_where_the_sides_are_known_already_the_longer_ones_are_forwarded_again(
     make_model: Any, commit_model: Any, commit_shard: Any, store: Store, forwarded: Any
 ) -> None:
     texts = [("one ", "abcd", "ab"), ("two ", "xy", "vwxyz")]

@@ -215,6 +215,7 @@ class Lab:
         *,
         held_out_fraction: float = 0.0,
         tokens: TokenPolicy | None = None,
+        precision: str = "float32",
     ) -> Artifact:
         """The same for any method: its references come from the real stage, as the method asks for them."""
         from alignment.data.rows import write_rows
@@ -230,7 +231,7 @@ class Lab:
             checkpoint=checkpoint,
             shard=shard,
             tokens=tokens or TokenPolicy(max_length=64),
-            precision="float32",
+            precision=precision,
             batch_tokens=400,
             first_tokens=method.first_tokens,
             held_out_fraction=held_out_fraction if method.coupled else None,

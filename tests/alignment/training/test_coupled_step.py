@@ -20,7 +20,15 @@ from alignment.stages import execute
 from alignment.stages.policy_checkpoint import STAGE
 from alignment.training import packed_step
 from alignment.training.agreement import Disagreement, require_agreement
-from alignment.training.pairs import PolicyCompletion, PolicyPair
+from alignment.training.pairs import (
+    PairsFile,
+    PolicyCompletion,
+    PolicyPair,
+    PolicyPairs,
+    schema_of,
+    score_rows,
+    with_reference,
+)
 from tests.alignment.training.test_packed_step import apart, exact, gradients, model_of, rows_of
 
 KTO = Dpo(loss="kto", beta=0.2, desirable_weight=1.3, undesirable_weight=0.8)
@@ -132,11 +140,11 @@ def test_z0_does_not_depend_on_who_scores_which_partner_and_rows_without_one_do_
     assert packed_step.constants_of(method_of(Dpo()), rows, range(8), score) is None
 
 
-def manifest_of(lab: Any, method: Method, count: int = 24) -> tuple[Any, Any]:
+def manifest_of(lab: Any, method: Method, count: int = 24, precision: str = "float32") -> tuple[Any, Any]:
     checkpoint = lab.checkpoint()
     rows = lab.rows(count)
     rows = [half for row in rows for half in halves(row)] if method.data == "unpaired" else rows
-    return checkpoint, lab.scored_manifest(checkpoint, rows, method, held_out_fraction=0.2)
+    return checkpoint, lab.scored_manifest(checkpoint, rows, method, held_out_fraction=0.2, precision=precision)
 
 
 @pytest.mark.parametrize(
@@ -145,11 +153,13 @@ def manifest_of(lab: Any, method: Method, count: int = 24) -> tuple[Any, Any]:
         ({"loss": "kto"}, 0.5),
         ({"loss": "kto", "desirable_weight": 2.0, "batch_size": 5}, None),
         ({"loss": "ld_dpo"}, 0.693147),
+        ({"loss": "kto", "precision": "bfloat16"}, 0.5),
+        ({"loss": "ld_dpo", "precision": "bfloat16"}, 0.693147),
     ],
-    ids=["kto", "kto, weighted", "ld_dpo"],
+    ids=["kto", "kto, weighted", "ld_dpo", "kto in 16 bits", "ld_dpo in 16 bits"],
 )
 def test_a_run_starts_at_the_loss_that_theory_gives(lab: Any, given: dict[str, Any], first_loss: float | None) -> None:
-    checkpoint, manifest = manifest_of(lab, METHODS[given["loss"]])
+    checkpoint, manifest = manifest_of(lab, METHODS[given["loss"]], precision=given.get("precision", "float32"))
     summary = execute(STAGE, lab.dpo_request(checkpoint, manifest, **given), lab.store).summary
     assert summary["agreement"]["worst_nats"] < 1e-4
     assert summary["first_loss"] == pytest.approx(summary["agreement"]["expected_loss"], abs=1e-5)
@@ -169,17 +179,11 @@ def test_a_wrong_value_under_any_key_that_the_method_reads_ends_the_run_by_name(
     settings = settings.model_copy(update={"precision": "float32"})
     model, method = model_of("llama", torch.float32), method_of(settings)
 
-    def score(sequences: Any) -> list[float]:
-        return logps(model, sequences, 400)
+    def score(sequences: Any, wholes: Any = None) -> list[float]:
+        return logps(model, sequences, 400, wholes)
 
     rows: list[Any] = list(completions_of(5, 6) if method.coupled else rows_of(5, 6))
-    from alignment.training.pairs import sequences_of, with_reference
-
-    rows = [
-        with_reference(row, dict(zip(named, score(list(named.values())), strict=True)))
-        for row in rows
-        for named in [sequences_of(method, row)]
-    ]
+    rows = [with_reference(row, found) for row, found in zip(rows, score_rows(method, rows, score), strict=True)]
     assert require_agreement(rows, settings, score)["worst_nats"] < 1e-3
     rows[2] = replace(rows[2], **{name: getattr(rows[2], name) - 0.5})
     side = name.removeprefix("ref_").removesuffix("_logp")
@@ -197,8 +201,6 @@ def test_pairs_are_refused_by_kto_and_labelled_rows_by_dpo_at_the_stage_too(lab:
 
 
 def test_pairs_and_completions_go_to_their_file_and_back(tmp_path: Any) -> None:
-    from alignment.training.pairs import PairsFile, PolicyPairs, schema_of
-
     alone = replace(completions_of(7, 3)[0], partner=None, ref_partner_logp=-1.0)
     firsts = [replace(row, ref_chosen_first_logp=-1.5, ref_rejected_first_logp=-2.5) for row in rows_of(7, 3)]
     of_each: dict[str, list[PolicyCompletion] | list[PolicyPair]] = {

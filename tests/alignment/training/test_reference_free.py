@@ -65,7 +65,7 @@ def test_a_policy_is_trained_from_rows_alone(
     passes: list[int] = []
     with_reference = held_out.with_reference
     monkeypatch.setattr(
-        held_out, "with_reference", lambda pairs, score: passes.append(len(pairs)) or with_reference(pairs, score)
+        held_out, "with_reference", lambda pairs, *how: passes.append(len(pairs)) or with_reference(pairs, *how)
     )
     checkpoint, rows = lab.checkpoint(), lab.rows(40)
     manifest = lab.manifest(checkpoint, rows, tokens=TOKENS, held_out_fraction=0.2, referenced=False)

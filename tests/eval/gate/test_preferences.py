@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from alignment.training.held_out_pairs import HeldOutPair
+from alignment.training.held_out_pairs import HeldOutCompletion, HeldOutPair, parse_held_out, write_held_out
 from eval.gate.metrics import METRICS, policy_samples, reference_samples, shared_pairs
 
 
@@ -71,3 +71,41 @@ def test_only_pairs_scored_on_the_same_sequences_against_the_same_reference_are_
 @pytest.mark.parametrize("samples", [policy_samples, reference_samples])
 def test_no_pairs_are_no_samples(samples: Any) -> None:
     assert samples([]) == []
+
+
+def thumb(row_id: str, label: bool, moved: float, partner: float | None = 0.0, key: str = "k") -> HeldOutCompletion:
+    """A completion whose log-ratio is `moved` nats, and whose partner's is `partner`."""
+    partners = (None, None) if partner is None else (partner - 7.0, -7.0)
+    tokens = None if partner is None else 5
+    return HeldOutCompletion(
+        row_id, f"prompt of {row_id}", label, key, "p", moved - 9.0, partners[0], -9.0, partners[1], 4, tokens
+    )
+
+
+def test_a_completion_is_right_on_its_labels_side_of_the_divergence_of_all() -> None:
+    """z₀ is (1 + 3) / 2 = 2 nats: a row without a partner does not count there."""
+    rows = [thumb("up", True, 3.0, 1.0), thumb("down", False, 3.0, 3.0), thumb("tie", True, 2.0, None)]
+    assert values(policy_samples(rows)) == {
+        "up": {"accuracy": 1.0, "margin": 1.0},
+        "down": {"accuracy": 0.0, "margin": -1.0},
+        "tie": {"accuracy": 0.5, "margin": 0.0},
+    }
+    assert {tuple(each.items()) for each in values(reference_samples(rows)).values()} == {
+        (("accuracy", 0.5), ("margin", 0.0))
+    }
+    below = [thumb("up", True, 0.5, -4.0), thumb("down", False, -0.5, -4.0)]
+    assert {each["accuracy"] for each in values(policy_samples(below)).values()} == {1.0}, "z₀ is never below 0"
+
+
+def test_completions_that_two_policies_share_are_those_of_the_same_sequences() -> None:
+    first, second = (
+        [thumb("a", True, 1.0), thumb("b", True, 1.0)],
+        [thumb("b", True, 2.0), thumb("a", True, 2.0, key="x")],
+    )
+    assert [[row.row_id for row in side] for side in shared_pairs(first, second)] == [["b"], ["b"]]
+
+
+def test_completions_go_to_their_file_and_back_by_row_id(tmp_path: Any) -> None:
+    rows = [thumb("b", True, 1.0), thumb("a", False, 2.0, None)]
+    write_held_out(tmp_path, rows)
+    assert parse_held_out((tmp_path / "held_out.parquet").read_bytes()) == rows[::-1]

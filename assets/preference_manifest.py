@@ -8,14 +8,16 @@ from pathlib import Path
 from alignment.data.withdrawal import holds
 from alignment.errors import BadInput
 from alignment.methods import method_of
-from alignment.recipe import Recipe
-from alignment.stages.preference_manifest import STAGE, ManifestRequest, ManifestSummary
+from alignment.recipe import Recipe, Suite
+from alignment.stages.preference_manifest import STAGE, ManifestRequest, ManifestSummary, SuiteItems
 from alignment.store import Artifact, Commit
 from assets.building.node import Node, Shown
 from assets.building.show import table
 from assets.building.upstream import Upstream
 from assets.preference_shard import preference_shard
 from assets.reference_logprobs import reference_logprobs
+from assets.responses import suite_spec
+from eval.suites import suite_named
 
 
 def preference_manifest(recipe: Recipe) -> Node:
@@ -54,6 +56,10 @@ def preference_manifest(recipe: Recipe) -> Node:
             references=references,
             left_out=left_out,
             held_out_fraction=recipe.held_out_fraction,
+            max_length_gap=recipe.preferences.max_length_gap,
+            min_reference_logp=recipe.preferences.min_reference_logp,
+            near_duplicates=recipe.preferences.near_duplicates,
+            decontaminate=decontaminated(recipe),
         )
 
     return Node(
@@ -70,6 +76,23 @@ def preference_manifest(recipe: Recipe) -> Node:
         request=request,
         show=show,
     )
+
+
+def decontaminated(recipe: Recipe) -> dict[str, SuiteItems] | None:
+    """The items of the suites that no training row may hold, pinned by content; None if the recipe names no suite."""
+    selected = recipe.evals.selected()
+    return {name: suite_items(name, selected[name], recipe.seed) for name in recipe.preferences.decontaminate} or None
+
+
+def suite_items(name: str, suite: Suite, seed: int) -> SuiteItems:
+    """Where all of a suite's items are, also those that a limit leaves unasked."""
+    spec = suite_spec(name, suite)
+    if spec.hub is None:
+        return SuiteItems(file=spec.data, embedded=spec.embedded, seed=seed if spec.embedded else 0)
+    asked = suite_named(name)
+    subsets = [asked.task.subset] if asked.task else [task.subset for task in asked.members.values()]
+    sources = (spec.hub.model_copy(update={"config": spec.hub.config or subset}) for subset in subsets or [None])
+    return SuiteItems(hub=tuple(dict.fromkeys(sources)))
 
 
 def expected_keys(upstream: Upstream, recipe: Recipe) -> dict[str, str | None]:

@@ -107,7 +107,11 @@ class DataSource(Section):
 
 
 class PreferenceSource(DataSource):
-    """Preference data; each file is a shard, or `split_into` shards by row position."""
+    """Preference data; each file is a shard, or `split_into` shards by row position.
+
+    `max_length_gap`, `min_reference_logp`, `near_duplicates` and `decontaminate` leave rows out of the training set by
+    name. They change no shard and no reference log-prob.
+    """
 
     split_into: int = Field(default=1, ge=1, le=10_000)
     """Number of shards that each source file (or hub split) is cut into, by the position of its rows."""
@@ -115,6 +119,18 @@ class PreferenceSource(DataSource):
     """Seconds for which a file must not have been written before the watching sensor reads it."""
     watch_seconds: int = Field(default=30, ge=1)
     """Seconds from one check of the source by the watching sensor to the next."""
+    max_length_gap: int | None = Field(default=None, ge=0)
+    """Characters by which the chosen and the rejected answer of a pair may differ in length; pairs that differ by more
+    are left out. `align prefs stats` shows how lengths differ."""
+    min_reference_logp: float | None = Field(default=None, le=0)
+    """Lowest reference log-probability of an answer, in nats a token, such as -5: pairs with an answer below it are left
+    out, because the model would not have written it. Not for methods without a reference."""
+    near_duplicates: float | None = Field(default=None, ge=0.5, le=1)
+    """Similarity (0.5 to 1; 0.9 is usual) of prompt and both answers from which a row counts as a near-duplicate of an
+    earlier row and is left out; estimated by MinHash over triples of words."""
+    decontaminate: tuple[str, ...] = ()
+    """Suites of the recipe, such as [gsm8k]: rows that hold 13 words in a row of one of their items are left out. A
+    change of the items then makes the training set anew."""
 
 
 # A recipe names the environment variable that holds a secret.

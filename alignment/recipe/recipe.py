@@ -129,6 +129,13 @@ class Recipe(Section):
                 "reference.precision and dpo.precision must be the same: the cached log-probs "
                 "must equal the policy's at its first step"
             )
+        if self.preferences.min_reference_logp is not None and not method_of(self.dpo).needs_reference:
+            raise ValueError(f"preferences.min_reference_logp needs a reference, and loss: {self.dpo.loss} has none")
+        if unknown := set(self.preferences.decontaminate) - set(self.evals.selected()):
+            raise ValueError(
+                f"preferences.decontaminate names {', '.join(sorted(unknown))}, which evals does not select"
+                f" (selected: {', '.join(self.evals.selected()) or 'none'})"
+            )
         if self.judge and self.judge.kind == "rubric":
             others = (self.evals.alpaca_eval, self.evals.arena_hard, self.evals.harmless)
             if (self.evals.mt_bench and not self.evals.mt_bench.embedded) or any(others):

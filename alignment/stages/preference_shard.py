@@ -9,8 +9,9 @@ from pydantic import Field, model_validator
 
 from alignment.data.embedded import embedded
 from alignment.data.hub import hub_name, hub_records
+from alignment.data.measure import Contradictions, measured_columns, pair_numbers
 from alignment.data.readers import Record, read_records
-from alignment.data.rows import ROWS_FILE, write_rows
+from alignment.data.rows import PAIR_ID, ROWS_FILE, write_rows
 from alignment.data.validate import DUPLICATE, QUARANTINE_FILE, Validation, most_common, write_quarantine
 from alignment.errors import BadInput
 from alignment.recipe import DataSource
@@ -77,6 +78,9 @@ def run(request: ShardRequest, context: Context) -> Result:
             raise BadInput("every row of it was withdrawn: withdraw the whole shard", file=where)
         raise BadInput(f"no valid preference row; {most_common(reasons)}", file=where)
     assert validation.kind is not None
+    measured = measured_columns(context.out)
+    contradictions = Contradictions(context.work / "pair_ids", 0)
+    contradictions.add(measured[PAIR_ID].to_numpy())
     return Result(
         digest=validation.digest,
         summary=ShardSummary(
@@ -87,6 +91,8 @@ def run(request: ShardRequest, context: Context) -> Result:
             source_rows=validation.rows + len(validation.quarantined) + validation.withdrawn_records,
             duplicates=reasons.get(DUPLICATE, 0),
             digest=validation.digest,
+            contradictory=contradictions.count(),
+            **({} if (pairs := pair_numbers(measured)) is None else {"pairs": pairs}),
             **({"withdrawn": validation.withdrawn_records} if request.withdrawn else {}),
         ),
     )

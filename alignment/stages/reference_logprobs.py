@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from alignment.data.measure import LogpCounts
 from alignment.data.rows import ROWS_FILE, PreferenceRow, iter_rows
 from alignment.data.tokens import require_few_rewritten
 from alignment.errors import BadInput
@@ -83,7 +84,7 @@ def run(request: ReferenceRequest, context: Context) -> Result:
     )
     cache = LogprobCache(context.store, name, policy)
     ranks = Ranks(context.rank, context.world_size)
-    written = Written(name)
+    written, logps = Written(name), LogpCounts()
     with ExitStack() as open_files:
         files = None
         if ranks.rank == 0:
@@ -92,14 +93,17 @@ def run(request: ReferenceRequest, context: Context) -> Result:
         for row_ids, rows in _parts_of(context.fetch(request.shard) / ROWS_FILE):
             done = reference_pass(row_ids, rows, reference, cache, ranks)
             if done is not None and files is not None:
-                files[0].write_table(logprobs_table(done))
+                table = logprobs_table(done)
+                logps.add(table)
+                files[0].write_table(table)
                 files[1].write_table(dropped_table(done))
                 written.add(done)
     if files is None:  # another rank than the first: its share is in the cache
         return Result(digest="")
     require_few_rewritten(written.dropped, written.rows, request.tokens, f"checkpoint {request.checkpoint.digest[:12]}")
     cache.compact()
-    return Result(digest=written.digest, summary=ReferenceSummary(**written.summary()))
+    summary = ReferenceSummary(**written.summary(), logps=logps.numbers())
+    return Result(digest=written.digest, summary=summary)
 
 
 def _parts_of(path: Path) -> Iterator[tuple[list[str], Callable[[], Iterator[PreferenceRow]]]]:

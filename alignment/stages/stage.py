@@ -11,6 +11,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from alignment.address import bare
+from alignment.data.statistics import LogpNumbers, PairNumbers
 from alignment.digest import json_digest
 from alignment.recipe.data import Keyed
 from alignment.store import Artifact, Store, Summary
@@ -172,6 +173,9 @@ class ShardSummary(Summary):
     digest: str | None = None
     withdrawn: int | None = None
     """Records that were left out as somebody withdrew them; not set where the request names none."""
+    pairs: PairNumbers | None = None
+    contradictory: int | None = None
+    """Rows of the shard that contradict another row of it."""
 
 
 class ReferenceSummary(Summary):
@@ -190,6 +194,8 @@ class ReferenceSummary(Summary):
     useful_tflops_per_second: Number = None
     mfu: Number = None
     fingerprint: str | None = None
+    logps: LogpNumbers | None = None
+    """Log-probs a token of the scored pairs; None in a record of an earlier version and where nothing was scored."""
 
 
 def _identity(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
+from alignment.data.overlap import strings_in
 from alignment.data.withdrawal import holds
 from alignment.errors import BadInput
 from alignment.methods import method_of
@@ -12,12 +13,13 @@ from alignment.recipe import Recipe, Suite
 from alignment.stages.preference_manifest import STAGE, ManifestRequest, ManifestSummary, SuiteItems
 from alignment.store import Artifact, Commit
 from assets.building.node import Node, Shown
-from assets.building.show import table
+from assets.building.show import findings_table, table
 from assets.building.upstream import Upstream
 from assets.preference_shard import preference_shard
 from assets.reference_logprobs import reference_logprobs
 from assets.responses import suite_spec
 from eval.suites import suite_named
+from eval.suites.items import load_items
 
 
 def preference_manifest(recipe: Recipe) -> Node:
@@ -124,9 +126,22 @@ def withdrawn_shards(upstream: Upstream, recipe: Recipe) -> set[str]:
     return names
 
 
+def evaluation_items(recipe: Recipe) -> dict[str, dict[str, list[str]]]:
+    """Every item of the recipe's suites by id, each as the texts that stand in it; raises `BadInput` for a suite that
+    cannot be read."""
+    return {
+        name: {
+            item.id: list(strings_in(item.fields))
+            for item in load_items(suite_named(name), suite_spec(name, suite), recipe.seed)
+        }
+        for name, suite in recipe.evals.selected().items()
+    }
+
+
 def show(commit: Commit, folder: Path) -> Shown:
-    """The shards that were left out, with the reason."""
-    left_out = ManifestSummary.of(commit).left_out
-    if not left_out:
-        return Shown()
-    return Shown(markdown={"left_out": table(("shard", "reason"), sorted(left_out.items()))})
+    """What the numbers of the data say, and the shards that were left out, with the reason."""
+    summary = ManifestSummary.of(commit)
+    shown = {"preference_data": findings_table(summary.findings())} if summary.findings() else {}
+    if summary.left_out:
+        shown["left_out"] = table(("shard", "reason"), sorted(summary.left_out.items()))
+    return Shown(markdown=shown)

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from alignment.data.duplicates import UNIQUE, first_shards
 from alignment.data.manifest import SPLIT_SCHEMA
 from alignment.data.measure import LOGPS, Contradictions, Floats, length_gaps, logps_a_token, measured_columns
+from alignment.data.overlap import ItemRuns, overlap
 from alignment.data.rows import (
     CHOSEN_LENGTH,
     PAIR_ID,
@@ -27,7 +28,7 @@ from alignment.data.rows import (
     split_at,
 )
 from alignment.data.validate import DUPLICATE, reason_counts
-from alignment.data.words import ItemRuns, near_duplicates, overlap
+from alignment.data.words import near_duplicates
 from alignment.errors import BadInput
 from alignment.store import CorruptArtifact
 

@@ -197,9 +197,9 @@ class LogpCounts:
     def add(self, table: pa.Table) -> None:
         """Adds scored pairs, given with the columns of `LOGPS`; a table without them adds nothing."""
         if set(LOGPS) <= set(table.column_names):
-            for counts, values in zip(self._counts.values(), logps_a_token(table), strict=True):
+            for side, values in zip(self._counts, logps_a_token(table), strict=True):
                 bins = (np.clip(values, None, 0.0) * (-1 / BIN)).astype(np.int64)
-                counts += np.bincount(np.minimum(bins, BINS - 1), minlength=BINS)
+                self._counts[side] += np.bincount(np.minimum(bins, BINS - 1), minlength=BINS)
 
     def numbers(self) -> LogpNumbers | None:
         """What was counted; None for nothing."""

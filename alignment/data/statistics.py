@@ -121,8 +121,8 @@ def _mean(parts: Sequence[tuple[float | None, int]]) -> float | None:
 class LogpNumbers(Numbers):
     """Reference log-probs a token (nats) of the two sides of pairs, as quantiles such as {"q05": -3.1, "median": -1.2}.
 
-    `counts` has for each side how many answers lie in each bin of `BIN` nats, from 0 downwards, so that parts can be put
-    together. `lowest` has the parts with the lowest medians of the chosen side, at most `LOWEST_PARTS`.
+    `counts` has for each side how many answers lie in each bin of `BIN` nats, from 0 downwards, so that parts can be
+    put together. `lowest` has the parts with the lowest medians of the chosen side, at most `LOWEST_PARTS`.
     """
 
     answers: int = 0
@@ -223,6 +223,22 @@ class Finding:
     numbers: Mapping[str, float] = field(default_factory=dict)
 
 
+GUARDS = {
+    "length_bias": "The longer answer is neither nearly always nor nearly never the chosen one.",
+    "length_reward": "The scores of the answers do not mostly measure their length.",
+    "score_order": "The chosen answer has the higher score, where the data has scores.",
+    "contradictions": "Few rows say the opposite of another row.",
+    "distribution_shift": "The reference could have written the answers, in every shard.",
+    "near_duplicates": "Few rows hardly differ from an earlier row.",
+    "contamination": "No training row holds a piece of an item that the recipe is measured on.",
+    "swapped_shards": "No shard's labels say the opposite of the other shards'.",
+    "label_noise": "Few labels are flipped, as far as that can be told.",
+}
+"""Name of a finding to what holds where it passed, in the order of `findings`."""
+IN_SUMMARY = ("length_bias", "length_reward", "score_order", "contradictions", "distribution_shift")
+"""Findings that the summary of a manifest has the numbers for."""
+
+
 def findings(
     pairs: PairNumbers | None = None,
     contradictory: tuple[int, int] | None = None,
@@ -317,8 +333,8 @@ def shift(numbers: LogpNumbers) -> Finding | None:
         sentence += f"; far below lies {named}"
     if not passed:
         sentence += (
-            ": these answers are not such as the model writes; fine-tune on the chosen ones first, sample pairs from the"
-            " model itself, or leave the lowest out with preferences.min_reference_logp"
+            ": these answers are not such as the model writes; fine-tune on the chosen ones first, sample pairs from"
+            " the model itself, or leave the lowest out with preferences.min_reference_logp"
         )
     return Finding("distribution_shift", passed, sentence, {"median": median, **far})
 

@@ -1,4 +1,4 @@
-"""Texts as runs of words: which of them hold a piece of an evaluation item, and which hardly differ from another.
+"""Texts as runs of words, and rows that hardly differ from another.
 
 Words are what `\\w+` finds in the lower-cased text, so that white space, punctuation and capitals make no difference.
 A run of words is a 64-bit hash of its words' hashes, the same in every process and on every machine.
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,94 +78,6 @@ def row_texts(folder: Path) -> Iterator[list[tuple[str, str, str]]]:
 
 def _text(form: str, cell: str | None) -> str:
     return "" if cell is None else text_of(decode(form, cell))
-
-
-def strings_in(value: Any) -> Iterator[str]:
-    """Every text in a record, however deep."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from strings_in(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from strings_in(inner)
-
-
-# Evaluation items in training rows, by 13 words in a row (Brown et al. 2020, appendix C).
-
-RUN = 13
-COMMON = 10
-"""A run that stands in more items of one suite than this is what its questions share, and names no item."""
-
-
-class ItemRuns:
-    """The runs of 13 words of the items of some suites, to be looked for in rows."""
-
-    def __init__(self, suites: Mapping[str, Mapping[str, Iterable[str]]]) -> None:
-        """`suites` maps a suite's name to its items by id, each as the texts that stand in it."""
-        self.items: list[tuple[str, str]] = []
-        self.asked: dict[str, int] = {}
-        words, found = Words(), []
-        for suite, items in suites.items():
-            places: list[int] = []
-            texts: list[str] = []
-            for item, told in items.items():
-                for text in told:
-                    texts.append(text)
-                    places.append(len(self.items))
-                self.items.append((suite, item))
-            hashed, of_text = runs(*words.of(texts), RUN)
-            of_item = np.array(places, np.int64)[of_text]
-            order = np.lexsort((of_item, hashed))
-            hashed, of_item = hashed[order], of_item[order]
-            new = np.ones(len(hashed), bool)  # the first of equal runs of an item
-            new[1:] = (np.diff(hashed) != 0) | (np.diff(of_item) != 0)
-            hashed, of_item = hashed[new], of_item[new]
-            _, counts = np.unique(hashed, return_counts=True)
-            own = np.repeat(counts, counts) <= COMMON
-            found.append((hashed[own], of_item[own]))
-            self.asked[suite] = len(np.unique(of_item))
-        every = np.concatenate([np.empty(0, np.uint64), *(hashed for hashed, _ in found)])
-        order = np.argsort(every, kind="stable")
-        self._runs = every[order]
-        self._items = np.concatenate([np.empty(0, np.int64), *(of_item for _, of_item in found)])[order]
-        self._words = words
-
-    def found_in(self, texts: Sequence[tuple[str, ...]]) -> list[set[int]]:
-        """For each row, given as its texts, the places in `items` of those it holds a run of."""
-        flat, of_text = self._words.of(text for row in texts for text in row)
-        hashed, of_run = runs(flat, of_text, RUN)
-        low, high = (np.searchsorted(self._runs, hashed, side) for side in ("left", "right"))
-        found: list[set[int]] = [set() for _ in texts]
-        width = len(texts[0]) if texts else 1
-        for hit in np.flatnonzero(high > low):
-            found[int(of_run[hit]) // width].update(self._items[low[hit] : high[hit]].tolist())
-        return found
-
-
-@dataclass(frozen=True)
-class ShardOverlap:
-    """Of one shard: for each suite, which rows hold an item of it; and the items by suite."""
-
-    rows: dict[str, Places]
-    items: dict[str, set[str]]
-
-
-def overlap(folder: Path, runs_of: ItemRuns) -> ShardOverlap:
-    """Looks for items in all rows of a shard, a batch in memory at a time."""
-    rows: dict[str, list[int]] = {suite: [] for suite in runs_of.asked}
-    items: dict[str, set[str]] = {suite: set() for suite in runs_of.asked}
-    place = 0
-    for batch in row_texts(folder):
-        for held in runs_of.found_in(batch):
-            named = [runs_of.items[one] for one in held]
-            for suite in {suite for suite, _ in named}:
-                rows[suite].append(place)
-            for suite, item in named:
-                items[suite].add(item)
-            place += 1
-    return ShardOverlap({suite: np.array(found, np.int64) for suite, found in rows.items()}, items)
 
 
 # Near-duplicates by MinHash (Broder 1997): the share of equal minima estimates how many word triples two texts share.

@@ -123,8 +123,8 @@ class PreferenceSource(DataSource):
     """Characters by which the chosen and the rejected answer of a pair may differ in length; pairs that differ by more
     are left out. `align prefs stats` shows how lengths differ."""
     min_reference_logp: float | None = Field(default=None, le=0)
-    """Lowest reference log-probability of an answer, in nats a token, such as -5: pairs with an answer below it are left
-    out, because the model would not have written it. Not for methods without a reference."""
+    """Lowest reference log-probability of an answer, in nats a token, such as -5: pairs with an answer below it are
+    left out, because the model would not have written it. Not for methods without a reference."""
     near_duplicates: float | None = Field(default=None, ge=0.5, le=1)
     """Similarity (0.5 to 1; 0.9 is usual) of prompt and both answers from which a row counts as a near-duplicate of an
     earlier row and is left out; estimated by MinHash over triples of words."""

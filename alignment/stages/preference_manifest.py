@@ -15,17 +15,17 @@ from alignment.data.embedded import embedded
 from alignment.data.hub import hub_records
 from alignment.data.manifest import MANIFEST_FILE, Manifest, ManifestShard, SplitWriter
 from alignment.data.measure import LOGPS, Contradictions, LogpCounts, measured_columns, pair_numbers
+from alignment.data.overlap import ItemRuns, strings_in
 from alignment.data.readers import read_records
 from alignment.data.rows import read_columns
 from alignment.data.statistics import LogpNumbers, PairNumbers
-from alignment.data.words import ItemRuns, strings_in
 from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.logprobs.table import LOGPROBS_FILE
 from alignment.recipe import DataSource
 from alignment.stages import Context, Request, Result, SourceFile, Stage
-from alignment.stages.stage import ReferenceSummary, ShardSummary
-from alignment.store import Artifact, CorruptArtifact, Summary
+from alignment.stages.stage import ManifestSummary, ReferenceSummary, ShardSummary
+from alignment.store import Artifact, CorruptArtifact
 
 
 class SuiteItems(BaseModel):
@@ -67,29 +67,6 @@ class ManifestRequest(Request):
     min_reference_logp: float | None = None
     near_duplicates: float | None = None
     decontaminate: dict[str, SuiteItems] | None = None
-
-
-class ManifestSummary(Summary):
-    """Rows of the pinned shards: `train`, `held_out`, and `dropped` for `reasons`; shards `left_out`, and why.
-
-    `fingerprint` is that of the reference behind the log-probs, None without a reference.
-    """
-
-    rows: int | None = None
-    train: int | None = None
-    held_out: int | None = None
-    dropped: int | None = None
-    reasons: dict[str, int] = Field(default_factory=dict)
-    kind: Literal["paired", "unpaired"] | None = None
-    shards: int | None = None
-    left_out: dict[str, str] = Field(default_factory=dict)
-    fingerprint: str | None = None
-    pairs: PairNumbers | None = None
-    """Lengths and scores of all valid pairs of the shards; None for unpaired rows."""
-    contradictory: int | None = None
-    """Rows among train and held out that contradict another one of them."""
-    reference_logps: LogpNumbers | None = None
-    """Of all scored pairs of the shards; None without a reference."""
 
 
 def run(request: ManifestRequest, context: Context) -> Result:

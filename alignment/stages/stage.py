@@ -11,7 +11,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from alignment.address import bare
-from alignment.data.statistics import LogpNumbers, PairNumbers
+from alignment.data.statistics import Finding, LogpNumbers, PairNumbers, findings
 from alignment.digest import json_digest
 from alignment.recipe.data import Keyed
 from alignment.store import Artifact, Store, Summary
@@ -176,6 +176,39 @@ class ShardSummary(Summary):
     pairs: PairNumbers | None = None
     contradictory: int | None = None
     """Rows of the shard that contradict another row of it."""
+
+    def findings(self) -> list[Finding]:
+        """What the numbers say of the data; nothing for a record of an earlier version."""
+        return findings(self.pairs, None if self.contradictory is None else (self.contradictory, self.rows))
+
+
+class ManifestSummary(Summary):
+    """Rows of the pinned shards: `train`, `held_out`, and `dropped` for `reasons`; shards `left_out`, and why.
+
+    `fingerprint` is that of the reference behind the log-probs, None without a reference.
+    """
+
+    rows: int | None = None
+    train: int | None = None
+    held_out: int | None = None
+    dropped: int | None = None
+    reasons: dict[str, int] = Field(default_factory=dict)
+    kind: Literal["paired", "unpaired"] | None = None
+    shards: int | None = None
+    left_out: dict[str, str] = Field(default_factory=dict)
+    fingerprint: str | None = None
+    pairs: PairNumbers | None = None
+    """Lengths and scores of all valid pairs of the shards; None for unpaired rows."""
+    contradictory: int | None = None
+    """Rows among train and held out that contradict another one of them."""
+    reference_logps: LogpNumbers | None = None
+    """Of all scored pairs of the shards; None without a reference."""
+
+    def findings(self) -> list[Finding]:
+        """What the numbers say of the data; nothing for a record of an earlier version."""
+        kept = (self.train or 0) + (self.held_out or 0)
+        contradictory = None if self.contradictory is None else (self.contradictory, kept)
+        return findings(self.pairs, contradictory, self.reference_logps)
 
 
 class ReferenceSummary(Summary):

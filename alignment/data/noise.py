@@ -1,14 +1,16 @@
 """How many labels of a set of pairs are flipped, estimated from the pairs themselves.
 
-A linear model (logistic regression on hashed words, lengths and reference log-probs) learns from four fifths of the prompts which answer people chose and tells it of the last fifth, so that
-no pair is told by a model that has seen its prompt. Its score s of a pair agrees with the label where it is positive.
-If a share ρ of labels is flipped at random and a model's score means what it says, the label agrees with probability
+A linear model (logistic regression on hashed words, lengths and reference log-probs) learns from four fifths of the
+prompts which answer people chose and tells it of the last fifth, so that no pair is told by a model that has seen its
+prompt. Its score s of a pair agrees with the label where it is positive. If a share ρ of labels is flipped at random,
+the label agrees with probability
 
     ρ + (1 − 2ρ) σ(a·sign(s)·|s|^γ)                                                                                (1)
 
 where a and γ say what a score means: however sure the model is, it meets a flipped label with probability ρ. All three
-are fitted by maximum likelihood, and the interval of ρ is that of its profile likelihood. Where the model is never sure, every ρ fits
-and the interval says so. Where it is surely wrong for other reasons, ρ is too high: read it as "at most about".
+are fitted by maximum likelihood, and the interval of ρ is that of its profile likelihood. Where the model is never
+sure, every ρ fits and the interval says so. Where it is surely wrong for other reasons, ρ is too high: read it as "at
+most about".
 Confident learning (Northcutt et al. 2021) rests on the same idea, with thresholds in place of (1).
 """
 
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -56,6 +59,15 @@ class Examples:
         """Some of the pairs."""
         return Examples(self.features[which], self.prompts[which], self.shard_of[which], self.shards)
 
+    def without_reference(self) -> Examples | None:
+        """The pairs without what the reference thinks of them; None where it is not known."""
+        from scipy.sparse import hstack
+
+        if not self.features[:, REFERENCE].count_nonzero():
+            return None
+        features = hstack([self.features[:, : REFERENCE.start], self.features[:, REFERENCE.stop :]], format="csr")
+        return Examples(features, self.prompts, self.shard_of, self.shards)
+
 
 def estimate(shards: Sequence[ShardFiles], most: int = MOST_PAIRS) -> NoiseNumbers:
     """The estimate for the pairs of some shards, or for about `most` of them, a part of every shard."""
@@ -67,36 +79,40 @@ def noise_of(examples: Examples) -> NoiseNumbers:
     """Shards that say the opposite of the others are found first, and take no part in the estimate."""
     if len(examples) < 10 * FOLDS:
         return NoiseNumbers(pairs=len(examples))
-    scores = cross_fitted(examples)
+    scores, _ = cross_fitted(examples)
+    sure = NormalDist().inv_cdf(1 - 0.025 / max(1, len(examples.shards)))  # one look a shard
     swapped: dict[str, float] = {}
     for place, name in enumerate(examples.shards):
         own = scores[examples.shard_of == place]
         agreed = float(np.mean(own > 0)) if len(own) else 1.0
-        if len(own) >= SWAPPED_PAIRS and len(examples.shards) > 1 and _upper(agreed, len(own)) < 0.5:
+        if len(own) >= SWAPPED_PAIRS and len(examples.shards) > 1 and _upper(agreed, len(own), sure) < 0.5:
             swapped[name] = agreed
     if swapped:
         examples = examples.of(~np.isin(examples.shard_of, [examples.shards.index(name) for name in swapped]))
         if len(examples) < 10 * FOLDS:
             return NoiseNumbers(pairs=len(examples), swapped=swapped)
-        scores = cross_fitted(examples)
     # pairs of one prompt tell little more than one pair does
     weight = len(np.unique(examples.prompts)) / len(examples)
-    noise, low, high = flip_rate(scores, weight)
+    # what a model is surely wrong about looks like noise, and two models are not wrong about the same: the interval
+    # covers what both say, the estimate is of the one that tells pairs better
+    views = [examples, *([words] if (words := examples.without_reference()) is not None else [])]
+    fitted = sorted((cross_fitted(view) for view in views), key=lambda scores_and_loss: scores_and_loss[1])
+    rates = [flip_rate(scores, weight) for scores, _ in fitted]
     return NoiseNumbers(
         pairs=len(examples),
-        noise=noise,
-        low=low,
-        high=high,
-        agreement=float(np.mean(scores > 0)),
+        noise=rates[0][0],
+        low=min(low for _, low, _ in rates),
+        high=max(high for _, _, high in rates),
+        agreement=float(np.mean(fitted[0][0] > 0)),
         swapped=swapped,
     )
 
 
-def _upper(share: float, count: int) -> float:
-    """The upper end of Wilson's 95 % interval of a share."""
-    square = SURE**2
+def _upper(share: float, count: int, sure: float) -> float:
+    """The upper end of Wilson's interval of a share, `sure` standard errors wide to each side."""
+    square = sure**2
     centre = share + square / (2 * count)
-    spread = SURE * np.sqrt(share * (1 - share) / count + square / (4 * count**2))
+    spread = sure * np.sqrt(share * (1 - share) / count + square / (4 * count**2))
     return float((centre + spread) / (1 + square / count))
 
 
@@ -133,12 +149,14 @@ def flip_rate(scores: Floats, weight: float = 1.0) -> tuple[float, float, float]
 # label.
 
 
-def cross_fitted(examples: Examples) -> Floats:
-    """A score for every pair, by a model that saw no pair of its prompt; positive where it agrees with the label."""
+def cross_fitted(examples: Examples) -> tuple[Floats, float]:
+    """A score for every pair, by a model that saw no pair of its prompt, positive where it agrees with the label; and
+    the mean logistic loss of the scores."""
     fold = (examples.prompts * 2**20).astype(np.int64) % FOLDS
     tried = [_scores(examples.features, fold, penalty) for penalty in PENALTIES]
     losses = [float(np.logaddexp(0, -scores).mean()) for scores in tried]
-    return tried[int(np.argmin(losses))]
+    best = int(np.argmin(losses))
+    return tried[best], losses[best]
 
 
 def _scores(features: Any, fold: npt.NDArray[np.int64], penalty: float) -> Floats:
@@ -168,7 +186,8 @@ def _fitted(features: Any, penalty: float) -> Floats:
 
 # Features: words and pairs of words of the answers, their lengths, and what the reference thinks of them.
 
-DENSE = 4
+DENSE, REFERENCE = 4, slice(2, 4)
+"""Columns before the words': lengths, and then the reference's."""
 
 
 def read_examples(shards: Sequence[ShardFiles], share: float = 1.0) -> Examples:

@@ -1,4 +1,4 @@
-"""Evaluation items that stand in training rows: 13 words in a row of an item (Brown et al. 2020, appendix C)."""
+"""Evaluation items that stand in training rows, by runs of 13 words (Brown et al. 2020, appendix C)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ def strings_in(value: Any) -> Iterator[str]:
 
 RUN = 13
 COMMON = 10
-"""A run that stands in more items of one suite than this is what its questions share, and names no item."""
+"""A run that stands in more texts of one suite than this is what its questions share, and names no item."""
+HELD = 2 / 3
+"""A row holds an item where it has more than this share of the runs of one of the item's texts: less is what two
+questions of one kind share by chance."""
 
 
 class ItemRuns:
@@ -44,42 +47,51 @@ class ItemRuns:
         """`suites` maps a suite's name to its items by id, each as the texts that stand in it."""
         self.items: list[tuple[str, str]] = []
         self.asked: dict[str, int] = {}
-        words, found = Words(), []
+        self._words = Words()
+        item_of_text: list[int] = []
+        found = [(np.empty(0, np.uint64), np.empty(0, np.int64))]
         for suite, items in suites.items():
-            places: list[int] = []
-            texts: list[str] = []
+            first, texts = len(item_of_text), []
             for item, told in items.items():
                 for text in told:
                     texts.append(text)
-                    places.append(len(self.items))
+                    item_of_text.append(len(self.items))
                 self.items.append((suite, item))
-            hashed, of_text = runs(*words.of(texts), RUN)
-            of_item = np.array(places, np.int64)[of_text]
-            order = np.lexsort((of_item, hashed))
-            hashed, of_item = hashed[order], of_item[order]
-            new = np.ones(len(hashed), bool)  # the first of equal runs of an item
-            new[1:] = (np.diff(hashed) != 0) | (np.diff(of_item) != 0)
-            hashed, of_item = hashed[new], of_item[new]
+            hashed, of_text = _distinct(*runs(*self._words.of(texts), RUN))
             _, counts = np.unique(hashed, return_counts=True)
             own = np.repeat(counts, counts) <= COMMON
-            found.append((hashed[own], of_item[own]))
-            self.asked[suite] = len(np.unique(of_item))
-        every = np.concatenate([np.empty(0, np.uint64), *(hashed for hashed, _ in found)])
-        order = np.argsort(every, kind="stable")
-        self._runs = every[order]
-        self._items = np.concatenate([np.empty(0, np.int64), *(of_item for _, of_item in found)])[order]
-        self._words = words
+            found.append((hashed[own], of_text[own] + first))
+            self.asked[suite] = len({item_of_text[text] for text in (of_text[own] + first).tolist()})
+        hashed, of_text = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        order = np.argsort(hashed, kind="stable")
+        self._runs, self._texts = hashed[order], of_text[order]
+        self._item_of = np.array(item_of_text, np.int64)
+        self._sizes = np.bincount(of_text, minlength=len(item_of_text))
 
-    def found_in(self, texts: Sequence[tuple[str, ...]]) -> list[set[int]]:
-        """For each row, given as its texts, the places in `items` of those it holds a run of."""
-        flat, of_text = self._words.of(text for row in texts for text in row)
+    def found_in(self, rows: Sequence[tuple[str, ...]]) -> list[set[int]]:
+        """For each row, given as its texts, the places in `items` of those it holds."""
+        flat, of_text = self._words.of(text for row in rows for text in row)
         hashed, of_run = runs(flat, of_text, RUN)
+        hashed, of_run = _distinct(hashed, of_run // (len(rows[0]) if rows else 1))
         low, high = (np.searchsorted(self._runs, hashed, side) for side in ("left", "right"))
-        found: list[set[int]] = [set() for _ in texts]
-        width = len(texts[0]) if texts else 1
-        for hit in np.flatnonzero(high > low):
-            found[int(of_run[hit]) // width].update(self._items[low[hit] : high[hit]].tolist())
+        found: list[set[int]] = [set() for _ in rows]
+        if len(hits := np.flatnonzero(high > low)):
+            texts = np.concatenate([self._texts[low[hit] : high[hit]] for hit in hits])
+            pairs = np.repeat(of_run[hits], (high - low)[hits]) * len(self._sizes) + texts
+            pairs, counts = np.unique(pairs, return_counts=True)
+            row, text = pairs // len(self._sizes), pairs % len(self._sizes)
+            for one in np.flatnonzero(counts > HELD * self._sizes[text]):
+                found[row[one]].add(int(self._item_of[text[one]]))
         return found
+
+
+def _distinct(hashed: npt.NDArray[np.uint64], owner: Places) -> tuple[npt.NDArray[np.uint64], Places]:
+    """Each run of an owner once, in the order of runs."""
+    order = np.lexsort((owner, hashed))
+    hashed, owner = hashed[order], owner[order]
+    new = np.ones(len(hashed), bool)
+    new[1:] = (np.diff(hashed) != 0) | (np.diff(owner) != 0)
+    return hashed[new], owner[new]
 
 
 @dataclass(frozen=True)

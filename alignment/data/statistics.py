@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 ENOUGH = 50
 """Pairs below which a share says nothing."""
-LONGER = 0.75
+LONGER = 0.9
 """Share of pairs whose chosen answer is the longer one, from which length alone tells the answers apart."""
 CORRELATION = 0.5
 """Correlation of the scores' margin with the difference in length, from which the scores mostly reward length."""
@@ -187,7 +187,7 @@ class NearNumbers(Numbers):
 
 
 class OverlapNumbers(Numbers):
-    """Training rows that hold 13 words in a row of an evaluation item: `rows` by suite, and which `items` these are."""
+    """Training rows that hold an evaluation item by its runs of 13 words: `rows` by suite, and which `items`."""
 
     rows: dict[str, int] = Field(default_factory=dict)
     items: dict[str, list[str]] = Field(default_factory=dict)
@@ -230,7 +230,7 @@ GUARDS = {
     "contradictions": "Few rows say the opposite of another row.",
     "distribution_shift": "The reference could have written the answers, in every shard.",
     "near_duplicates": "Few rows hardly differ from an earlier row.",
-    "contamination": "No training row holds a piece of an item that the recipe is measured on.",
+    "contamination": "No training row holds an item that the recipe is measured on.",
     "swapped_shards": "No shard's labels say the opposite of the other shards'.",
     "label_noise": "Few labels are flipped, as far as that can be told.",
 }
@@ -363,7 +363,7 @@ def contamination(numbers: OverlapNumbers) -> Finding | None:
     hit = {suite: rows for suite, rows in numbers.rows.items() if rows}
     if not hit:
         looked = ", ".join(f"{suite} ({items:,})" for suite, items in sorted(numbers.asked.items()))
-        return Finding("contamination", True, f"no row holds 13 words in a row of an item of {looked}", {"rows": 0})
+        return Finding("contamination", True, f"no row holds an item (by runs of 13 words) of {looked}", {"rows": 0})
     told = "; ".join(
         f"{suite}: {rows:,} rows hold {len(numbers.items.get(suite, ()))} of its items"
         f" ({', '.join(numbers.items.get(suite, ())[:3])}{', …' if len(numbers.items.get(suite, ())) > 3 else ''})"

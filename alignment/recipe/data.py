@@ -129,8 +129,8 @@ class PreferenceSource(DataSource):
     """Similarity (0.5 to 1; 0.9 is usual) of prompt and both answers from which a row counts as a near-duplicate of an
     earlier row and is left out; estimated by MinHash over triples of words."""
     decontaminate: tuple[str, ...] = ()
-    """Suites of the recipe, such as [gsm8k]: rows that hold 13 words in a row of one of their items are left out. A
-    change of the items then makes the training set anew."""
+    """Suites of the recipe, such as [gsm8k]: rows that hold one of their items are left out, by runs of 13
+    words: more than two thirds of the runs of a text of the item. A change of the items makes the training set anew."""
 
 
 # A recipe names the environment variable that holds a secret.

@@ -122,7 +122,7 @@ GRID = np.linspace(0.0, 0.5, 101)
 POWERS = (0.7, 1.0, 1.4)
 """γ: a score may mean more or less than it says as it grows; else a model that is too sure makes noise of it."""
 MISFIT = 0.03
-"""Share of pairs that the model may be surely wrong about though their labels are right: 0.02 on the quickstart's pairs.
+"""Share of pairs that the model may be surely wrong about though their labels are right (0.02 in the quickstart's).
 Nothing in the pairs themselves tells it from noise, so the interval reaches down by as much."""
 HALF_WIDTH = SURE**2 / 2
 """By how much the log-likelihood may lie below its maximum within a 95 % interval of one parameter."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -122,65 +124,73 @@ def _written(
 
 
 def statistics(named: list[str], picture: Path | None = None) -> dict[str, Any]:
-    """All numbers and findings as plain data; writes a picture of the distributions if it is asked for.
+    """All numbers and findings as plain data; writes a picture of the distributions if it is asked for."""
+    with data_of(named) as data:
+        return measure(data, {} if data.recipe is None else evaluation_items(data.recipe), picture)
+
+
+def measure(data: Data, items: Mapping[str, Mapping[str, list[str]]], picture: Path | None = None) -> dict[str, Any]:
+    """The numbers of some rows, and the overlap with `items`, given as `ItemRuns` takes them.
 
     `rows` counts each row once. `contradictory_rows` and `near_duplicate_rows` name the first few such rows.
     """
-    with data_of(named) as data, tempfile.TemporaryDirectory() as work:
-        sizes = [shard.rows for shard in data.shards]
+    shards, sizes = data.shards, [shard.rows for shard in data.shards]
+    with tempfile.TemporaryDirectory() as work:
         contradictions = Contradictions(Path(work, "pair_ids"), sum(sizes))
-        kept = [
-            pc.is_null(places["reason"]).to_numpy(zero_copy_only=False)
-            for places in assign(data.shards, 0.0, Path(work), None, contradictions)
-        ]
+        near = near_duplicates([shard.folder for shard in shards], sizes, SIMILAR, Path(work, "near"))
+        first = 0
+        for places in assign(shards, 0.0, Path(work), None, contradictions):
+            mine = slice(first, first + len(places))
+            near[mine] &= pc.is_null(places["reason"]).to_numpy()  # what another shard has is counted as that alone
+            first = mine.stop
         contradictory = contradictions.count()
-        counts, parts, logps, drawn = LogpCounts(), [], {}, Distributions()
-        for shard in data.shards:
-            table = measured_columns(shard.folder)
-            parts.append(pair_numbers(table))
-            drawn.add(table)
-            if shard.reference is not None:
-                counts = LogpCounts()
-                counts.add(read_columns(shard.reference / "logprobs.parquet", *LOGPS))
-                if (known := counts.numbers()) is not None:
-                    logps[shard.name] = known
-        known_parts = [part for part in parts if part is not None]
-        pairs = PairNumbers.together(known_parts) if known_parts else None
-        reference = LogpNumbers.together(logps) if logps else None
-        near = near_duplicates([shard.folder for shard in data.shards], sizes, SIMILAR, Path(work, "near"))
-        ends = np.cumsum([0, *sizes])
-        repeated = [np.asarray(near[ends[i] : ends[i + 1]], bool) & kept[i] for i in range(len(sizes))]
-        near_numbers = NearNumbers(
-            rows=contradictions.rows, near_duplicates=int(sum(each.sum() for each in repeated)), similarity=SIMILAR
-        )
+        repeated = NearNumbers(rows=contradictions.rows, near_duplicates=int(near.sum()), similarity=SIMILAR)
+        repeated_rows = _rows_named(shards, _pieces(near, sizes))
         del near
-        overlaps = None
-        if data.recipe is not None and (items := evaluation_items(data.recipe)):
-            asked = ItemRuns(items)
-            overlaps = overlap_numbers(asked, (overlap(shard.folder, asked) for shard in data.shards))
-        if picture is not None:
-            from eval.report.preference_data import distributions_png
+    parts, logps, drawn = [], {}, Distributions()
+    for shard in shards:
+        table = measured_columns(shard.folder)
+        parts.append(pair_numbers(table))
+        drawn.add(table)
+        if shard.reference is not None:
+            counts = LogpCounts()
+            counts.add(read_columns(shard.reference / "logprobs.parquet", *LOGPS))
+            if (known := counts.numbers()) is not None:
+                logps[shard.name] = known
+    known_parts = [part for part in parts if part is not None]
+    pairs = PairNumbers.together(known_parts) if known_parts else None
+    reference = LogpNumbers.together(logps) if logps else None
+    overlaps = None
+    if items:
+        asked = ItemRuns(items)
+        overlaps = overlap_numbers(asked, (overlap(shard.folder, asked) for shard in shards))
+    if picture is not None:
+        from eval.report.preference_data import distributions_png
 
-            picture.parent.mkdir(parents=True, exist_ok=True)
-            picture.write_bytes(distributions_png(drawn.ratios, drawn.margins, reference))
-        found = findings(pairs, (contradictory, contradictions.rows), reference, near_numbers, overlaps)
-        examples = pa.array(contradictions.examples, pa.uint64())
-        return {
-            "source": data.source,
-            "shards": len(sizes),
-            "rows": contradictions.rows,
-            "pairs": None if pairs is None else pairs.model_dump(mode="json"),
-            "contradictory": contradictory,
-            "contradictory_rows": _rows_named(
-                data.shards, (pc.is_in(measured_columns(s.folder, PAIR_ID)[PAIR_ID], examples) for s in data.shards)
-            ),
-            "near_duplicates": near_numbers.model_dump(mode="json"),
-            "near_duplicate_rows": _rows_named(data.shards, map(pa.array, repeated)),
-            "reference_logps": None if reference is None else reference.model_dump(mode="json", exclude={"counts"}),
-            "overlap": None if overlaps is None else overlaps.model_dump(mode="json"),
-            "picture": None if picture is None else str(picture),
-            "findings": [asdict(finding) for finding in found],
-        }
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        picture.write_bytes(distributions_png(drawn.ratios, drawn.margins, reference))
+    examples = pa.array(contradictions.examples, pa.uint64())
+    turned = (pc.is_in(measured_columns(shard.folder, PAIR_ID)[PAIR_ID], examples) for shard in shards)
+    found = findings(pairs, (contradictory, contradictions.rows), reference, repeated, overlaps)
+    return {
+        "source": data.source,
+        "shards": len(shards),
+        "rows": contradictions.rows,
+        "pairs": None if pairs is None else pairs.model_dump(mode="json"),
+        "contradictory": contradictory,
+        "contradictory_rows": _rows_named(shards, turned) if contradictory else [],
+        "near_duplicates": repeated.model_dump(mode="json"),
+        "near_duplicate_rows": repeated_rows,
+        "reference_logps": None if reference is None else reference.model_dump(mode="json", exclude={"counts"}),
+        "overlap": None if overlaps is None else overlaps.model_dump(mode="json"),
+        "picture": None if picture is None else str(picture),
+        "findings": [asdict(finding) for finding in found],
+    }
+
+
+def _pieces(near: npt.NDArray[np.uint8], sizes: list[int]) -> Iterator[pa.Array]:
+    ends = np.cumsum([0, *sizes])
+    return (pa.array(near[start:end].astype(bool)) for start, end in pairwise(ends))
 
 
 def noise(named: list[str], most: int = MOST_PAIRS) -> dict[str, Any]:

@@ -82,9 +82,9 @@ def shard_and_reference(store: Store, number: int) -> tuple[Artifact, Artifact]:
     reasons = pa.table([dropped, pa.repeat("too long", len(dropped))], schema=DROPPED_SCHEMA)
     kept = ids.filter(pc.invert(gone))
     tokens = np.random.randint(1, 500, (2, len(kept))).astype(np.int32)
-    logps = -np.random.gamma(2.0, 0.6, tokens.shape) * tokens
+    sums = -np.random.gamma(2.0, 0.6, tokens.shape) * tokens
     scored = pa.table(
-        [kept, *logps, *tokens, *2 * [kept]],
+        [kept, *sums, *tokens, *2 * [kept]],
         schema=LOGPROBS_SCHEMA,
     )
     counts = LogpCounts()

@@ -42,7 +42,8 @@ def pairs(shard: int) -> Iterator[PreferenceRow]:
         elif number % 100 == 99:
             texts = [text.upper() for text in before]
         before = texts
-        yield paired_row(*texts, "made-up", number + 1)
+        prompt, chosen, rejected = texts
+        yield paired_row(prompt, chosen, rejected, "made-up", number + 1)
 
 
 def make(folder: Path, count: int) -> list[ShardFiles]:

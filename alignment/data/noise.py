@@ -221,7 +221,9 @@ def read_examples(shards: Sequence[ShardFiles], share: float = 1.0) -> Examples:
             if not chosen:
                 continue
             some = [texts[index] for index in chosen]
-            dense = np.array([_dense(texts[index], known and known[ids[numbers[index]]]) for index in chosen])
+            dense = np.array(
+                [_dense(texts[index], None if known is None else known[ids[numbers[index]]]) for index in chosen]
+            )
             words_of = _counts([row[1] for row in some], words) - _counts([row[2] for row in some], words)
             parts.append(hstack([csr_matrix(dense), words_of], format="csr"))
             prompts.append(where[[numbers[index] for index in chosen]])

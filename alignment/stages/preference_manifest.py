@@ -27,6 +27,8 @@ from alignment.stages import Context, Request, Result, SourceFile, Stage
 from alignment.stages.stage import ManifestSummary, ReferenceSummary, ShardSummary
 from alignment.store import Artifact, CorruptArtifact
 
+__all__ = ["STAGE", "ManifestRequest", "ManifestSummary", "SuiteItems"]
+
 
 class SuiteItems(BaseModel):
     """Where a suite's items are: a `file`, splits on the `hub`, or generated from `seed` by the `embedded` package."""

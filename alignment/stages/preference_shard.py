@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -81,6 +81,9 @@ def run(request: ShardRequest, context: Context) -> Result:
     measured = measured_columns(context.out)
     contradictions = Contradictions(context.work / "pair_ids", 0)
     contradictions.add(measured[PAIR_ID].to_numpy())
+    where_known: dict[str, Any] = {"pairs": pair_numbers(measured)}
+    if request.withdrawn:
+        where_known["withdrawn"] = validation.withdrawn_records
     return Result(
         digest=validation.digest,
         summary=ShardSummary(
@@ -92,8 +95,7 @@ def run(request: ShardRequest, context: Context) -> Result:
             duplicates=reasons.get(DUPLICATE, 0),
             digest=validation.digest,
             contradictory=contradictions.count(),
-            **({} if (pairs := pair_numbers(measured)) is None else {"pairs": pairs}),
-            **({"withdrawn": validation.withdrawn_records} if request.withdrawn else {}),
+            **{name: value for name, value in where_known.items() if value is not None},
         ),
     )
 

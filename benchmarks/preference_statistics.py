@@ -56,7 +56,7 @@ def make(folder: Path, count: int) -> list[ShardFiles]:
 
 
 def items() -> dict[str, dict[str, list[str]]]:
-    draw = np.random.default_rng((1, 0))
+    draw = np.random.default_rng(1_000_000)
     return {"suite": {str(n): [" ".join(LEXICON[w] for w in draw.integers(0, 20_000, 60))] for n in range(ITEMS)}}
 
 

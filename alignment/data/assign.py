@@ -184,6 +184,8 @@ def _dropped(shard: ShardFiles, row_ids: pa.Array, columns: Sequence[str]) -> tu
     reason = dropped["reason"].take(place).combine_chunks()
     if not columns:
         return reason, None
+    if not set(columns) <= set(scored.column_names):
+        raise BadInput("goes with pairs, and these rows are unpaired", field="preferences.min_reference_logp")
     values = np.full((2, len(row_ids)), np.nan)
     values[:, is_scored.to_numpy(zero_copy_only=False)] = logps_a_token(scored)
     return reason, (values[0], values[1])

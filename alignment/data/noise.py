@@ -250,6 +250,8 @@ def _reference_of(shard: ShardFiles) -> dict[str, tuple[float, float]] | None:
     if shard.reference is None:
         return None
     table = read_columns(shard.reference / "logprobs.parquet", "row_id", *LOGPS)
+    if not set(LOGPS) <= set(table.column_names):  # of unpaired rows
+        return None
     chosen, rejected = logps_a_token(table)
     whole = (table["chosen_logp"].to_numpy() - table["rejected_logp"].to_numpy()) / 10
     values = zip((chosen - rejected).tolist(), np.clip(whole, -5, 5).tolist(), strict=True)

@@ -17,6 +17,7 @@ from alignment.stages.preference_manifest import STAGE, ManifestRequest
 from alignment.stages.preference_shard import STAGE as SHARD
 from alignment.store import Ref
 from alignment_dags.cli import main
+from assets.building.factory import numbers
 from assets.building.upstream import Upstream
 from assets.graph import nodes_of
 from assets.preference_manifest import evaluation_items
@@ -149,6 +150,20 @@ def test_unpaired_rows_have_no_noise_of_pairs(align: Align, tmp_path: Path) -> N
     assert align("prefs", "stats", str(path))[0] == 0
     code, _, err = align("prefs", "noise", str(path))
     assert (code, "no pairs" in err) == (2, True)
+
+
+def test_dagster_shows_what_the_numbers_of_shards_and_manifest_say(recipe: Path) -> None:
+    mine = load_recipe(recipe)
+    build(mine)
+    store = ArtifactStore().open()
+    nodes = {node.name: node for node in nodes_of(mine, load_pools())}
+    for name, shard in (("preference_shard", "day-1"), ("preference_manifest", None)):
+        ref = store.read_ref(mine.name, name, shard)
+        assert ref is not None
+        commit = store.commit_of(ref.artifact)
+        shown = nodes[name].show(commit, store.fetch(ref.artifact)).markdown["preference_data"]
+        assert "length bias" in shown and "contradictions" in shown
+        assert {"pairs/chosen_longer", "pairs/pairs", "contradictory"} <= set(numbers(commit.summary))
 
 
 def without_decontaminate(recipe: Path) -> Recipe:

@@ -91,9 +91,16 @@ VALUES = 32
 BANDS = 16
 """Rows that share two minima of all three texts in one of so many bands are compared: 0.8 alike are with 99 %."""
 SIGNATURE = 3 * VALUES
-_RANDOM = np.random.Generator(np.random.PCG64(20240726))
-MULTIPLIERS = _RANDOM.integers(0, 1 << 63, (3, VALUES), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-OFFSETS = _RANDOM.integers(0, 1 << 63, (3, VALUES), dtype=np.uint64)
+
+
+def _constants(name: str) -> Hashes:
+    """(3, `VALUES`) numbers that look random and are the same with every version of every library."""
+    named = (f"{name} {role} {value}".encode() for role in range(3) for value in range(VALUES))
+    numbers = [int.from_bytes(hashlib.blake2b(each, digest_size=8).digest()) for each in named]
+    return np.array(numbers, np.uint64).reshape(3, VALUES)
+
+
+MULTIPLIERS, OFFSETS = _constants("multiplier") | np.uint64(1), _constants("offset")
 
 
 def signatures(texts: Sequence[tuple[str, str, str]], words: Words) -> npt.NDArray[np.uint32]:

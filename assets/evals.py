@@ -9,7 +9,7 @@ from alignment.store import Artifact, Commit
 from assets.building.node import Node, Shown
 from assets.building.show import table
 from assets.building.upstream import Upstream
-from assets.responses import suite_spec
+from assets.responses import spoken, suite_spec
 from eval.stages.scores import STAGE, ScoresRequest
 from eval.suites import suite_named
 from eval.summaries import Number, ScoresSummary
@@ -17,16 +17,17 @@ from eval.summaries import Number, ScoresSummary
 
 def scores_request(recipe: Recipe, name: str, suite: Suite, answers: Artifact) -> ScoresRequest:
     """The request for a suite's scores under the recipe's settings."""
+    spec = suite_spec(name, suite)
     return ScoresRequest(
         responses=answers,
-        suite=suite_spec(name, suite),
-        judge=recipe.judge if recipe.judge is not None and suite_named(name).needs_judge else None,
+        suite=spec,
+        judge=recipe.judge if recipe.judge is not None and spec.judged(suite_named(name)) else None,
         seed=recipe.seed,
     )
 
 
 def evals(recipe: Recipe, model: str, name: str, suite: Suite) -> Node:
-    """The node of one suite's scores on the answers of a model (`sft` or `policy`)."""
+    """The node of one suite's scores on the answers of a model (`policy`, or that of `baseline_of`)."""
 
     def request(upstream: Upstream, shard: str | None) -> ScoresRequest:
         return scores_request(recipe, name, suite, upstream(f"{model}_responses"))
@@ -35,7 +36,7 @@ def evals(recipe: Recipe, model: str, name: str, suite: Suite) -> Node:
         name=f"{model}_evals/{name}",
         phase="train",
         stage=STAGE,
-        description=f"Scores of the {model} checkpoint on {name}, one row a sample and metric.",
+        description=f"Scores of the {spoken(model)} on {name}, one row a sample and metric.",
         kinds=frozenset({"parquet"}),
         needs=(f"{model}_responses",),
         request=request,

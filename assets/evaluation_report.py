@@ -1,4 +1,4 @@
-"""`evaluation_report`: the paired comparison of policy, SFT baseline and champion, and the gate's verdict."""
+"""`evaluation_report`: the paired comparison of policy, its baseline and the champion, and the gate's verdict."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from assets.building.upstream import Upstream
 from assets.champion import champion_for
 from assets.champion_evals import champion_scores
 from assets.policy_divergence import pool_of
+from assets.responses import baseline_of
 from eval.gate.baselines import PublishedFigure, read_baselines
 from eval.gate.default import gate_of
 from eval.gate.evidence import lack_items
+from eval.gate.requirement import SHORT_NAMES, baseline_at
 from eval.report.pictures import PICTURES
 from eval.stages.evaluation_report import STAGE, ReportRequest, ReportSummary
 from resources.pools import Pools
@@ -24,18 +26,21 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
     """The node of the comparison and the gate's verdict."""
     suites = list(recipe.evals.selected())
     divergence = ("policy_divergence",) if recipe.held_out_fraction else ()
+    start, baseline = recipe.method.start, baseline_of(recipe)
 
     def request(upstream: Upstream, shard: str | None) -> ReportRequest:
         gate, published = gate_and_baselines(recipe)
         policy = upstream("policy_checkpoint")
         champion = champion_for(upstream, policy)
         their_scores, why_not = champion_scores(recipe, pools, upstream, champion)
-        scores = {model: {suite: upstream(f"{model}_evals/{suite}") for suite in suites} for model in ("sft", "policy")}
-        compared = [*scores["sft"].values(), *scores["policy"].values(), *their_scores.values()]
+        scores = {
+            model: {suite: upstream(f"{model}_evals/{suite}") for suite in suites} for model in (baseline, "policy")
+        }
+        compared = [*scores[baseline].values(), *scores["policy"].values(), *their_scores.values()]
         return ReportRequest(
-            sft=upstream("sft_checkpoint"),
+            sft=upstream(start),
             policy=policy,
-            sft_scores=scores["sft"],
+            sft_scores=scores[baseline],
             policy_scores=scores["policy"],
             champion=champion.policy,
             champion_scores=their_scores,
@@ -55,10 +60,10 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
         description="Paired differences with intervals, the gate's verdict with its reasons, and report.html.",
         kinds=frozenset({"html", "json"}),
         needs=(
-            "sft_checkpoint",
+            start,
             "policy_checkpoint",
             *divergence,
-            *(f"{model}_evals/{suite}" for model in ("sft", "policy", "champion") for suite in suites),
+            *(f"{model}_evals/{suite}" for model in (baseline, "policy", "champion") for suite in suites),
         ),
         request=request,
         show=show,
@@ -107,7 +112,7 @@ def show(commit: Commit, folder: Path) -> Shown:
         for metric, compared in metrics.items()
         for name in ("baseline", "candidate", "difference", "n")
     }
-    header = ("metric", "n", "SFT", "policy", "difference [95 %]", "verdict")
+    header = ("metric", "n", SHORT_NAMES[baseline_at(commit.inputs["sft"])], "policy", "difference [95 %]", "verdict")
     reasons = "\n".join(f"- {reason}" for reason in summary.reasons)
     pictures = {title: folder / name for title, name in PICTURES.items() if name in commit.files}
     return Shown(

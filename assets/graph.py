@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from alignment.methods import method_of
 from alignment.recipe import Recipe
 from assets.base_model import base_model
 from assets.building.node import Node
@@ -15,7 +14,7 @@ from assets.preference_manifest import preference_manifest
 from assets.preference_shard import preference_shard
 from assets.reference_logprobs import reference_logprobs
 from assets.registered_model import registered_model
-from assets.responses import responses
+from assets.responses import baseline_of, responses
 from assets.sft_checkpoint import sft_checkpoint
 from assets.sft_dataset import sft_dataset
 from resources.pools import Pools
@@ -23,13 +22,13 @@ from resources.pools import Pools
 
 def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
     """Every node, each after those it needs."""
-    trained = [base_model(recipe)] + ([sft_dataset(recipe)] if recipe.sft.dataset else [])
-    models, suites = ("sft", "policy"), recipe.evals.selected()
+    models, suites = (baseline_of(recipe), "policy"), recipe.evals.selected()
     return [
-        *trained,
-        sft_checkpoint(recipe, pools),
+        base_model(recipe),
+        *([sft_dataset(recipe)] if recipe.sft and recipe.sft.dataset else []),
+        *([sft_checkpoint(recipe, pools)] if recipe.sft else []),
         preference_shard(recipe),
-        *([reference_logprobs(recipe)] if method_of(recipe.dpo).needs_reference else []),
+        *([reference_logprobs(recipe)] if recipe.method.needs_reference else []),
         preference_manifest(recipe),
         policy_checkpoint(recipe, pools),
         *([policy_divergence(recipe)] if recipe.held_out_fraction else []),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alignment.methods import method_of
 from alignment.recipe import Recipe
 from alignment.stages.policy_checkpoint import STAGE, DpoRequest
 from alignment.stages.stage import PolicySummary
@@ -14,14 +13,17 @@ from assets.building.show import curves
 from assets.building.upstream import Upstream
 from resources.pools import Pools
 
+STARTS = {"sft_checkpoint": "SFT checkpoint", "base_model": "base model"}
+
 
 def policy_checkpoint(recipe: Recipe, pools: Pools) -> Node:
     """The node of the aligned model."""
+    start = recipe.method.start
 
     def request(upstream: Upstream, shard: str | None) -> DpoRequest:
         return DpoRequest(
             manifest=upstream("preference_manifest"),
-            checkpoint=upstream("sft_checkpoint"),
+            checkpoint=upstream(start),
             settings=recipe.dpo,
             tokens=recipe.tokens,
             seed=recipe.seed,
@@ -35,11 +37,11 @@ def policy_checkpoint(recipe: Recipe, pools: Pools) -> Node:
         stage=STAGE,
         description=(
             "The policy: DPO from the SFT checkpoint against cached reference log-probs."
-            if method_of(recipe.dpo).needs_reference
-            else "The policy: preference training from the SFT checkpoint, without a reference."
+            if recipe.method.needs_reference
+            else f"The policy: preference training from the {STARTS[start]}, without a reference."
         ),
         kinds=frozenset({"pytorch", "huggingface"}),
-        needs=("preference_manifest", "sft_checkpoint"),
+        needs=("preference_manifest", start),
         request=request,
         show=show,
         pool=recipe.pools.policy,

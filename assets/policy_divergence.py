@@ -1,4 +1,4 @@
-"""`policy_divergence`: how far the policy has moved from its SFT checkpoint, in nats."""
+"""`policy_divergence`: how far the policy has moved from where it started, in nats."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ def pool_of(recipe: Recipe) -> str:
 
 
 def policy_divergence(recipe: Recipe) -> Node:
-    """The node of the divergence of policy and SFT checkpoint."""
+    """The node of the divergence of the policy from where it started: its SFT checkpoint, or the base model."""
+    start = "SFT" if recipe.sft else "base model"
 
     def request(upstream: Upstream, shard: str | None) -> DivergenceRequest:
         policy = upstream.store.commit_of(upstream("policy_checkpoint"))
@@ -32,7 +33,7 @@ def policy_divergence(recipe: Recipe) -> Node:
         name="policy_divergence",
         phase="train",
         stage=STAGE,
-        description="KL(policy ‖ SFT) on held-out prompts, from one sampled response each.",
+        description=f"KL(policy ‖ {start}) on held-out prompts, from one sampled response each.",
         kinds=frozenset({"pytorch", "parquet"}),
         needs=("policy_checkpoint",),
         request=request,

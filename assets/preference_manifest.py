@@ -6,9 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from alignment.data.overlap import strings_in
+from alignment.data.shards import mixes_of
 from alignment.data.withdrawal import holds
 from alignment.errors import BadInput
-from alignment.methods import method_of
 from alignment.recipe import Recipe, Suite
 from alignment.stages.preference_manifest import STAGE, ManifestRequest, ManifestSummary, SuiteItems
 from alignment.store import Artifact, Commit
@@ -24,7 +24,7 @@ from eval.suites.items import load_items
 
 def preference_manifest(recipe: Recipe) -> Node:
     """The node of the pinned training set."""
-    scored = reference_logprobs(recipe) if method_of(recipe.dpo).needs_reference else None
+    scored = reference_logprobs(recipe) if recipe.method.needs_reference else None
 
     def request(upstream: Upstream, shard: str | None) -> ManifestRequest:
         shards: dict[str, Artifact] = {}
@@ -62,6 +62,7 @@ def preference_manifest(recipe: Recipe) -> Node:
             min_reference_logp=recipe.preferences.min_reference_logp,
             near_duplicates=recipe.preferences.near_duplicates,
             decontaminate=decontaminated(recipe),
+            mix=mixes_of(recipe.preferences, shards, recipe.seed),
         )
 
     return Node(

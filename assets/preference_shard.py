@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from alignment.data.dataset_info import reading_of
 from alignment.data.files import expand
 from alignment.data.validate import Kind, first_kind
 from alignment.errors import BadInput
-from alignment.methods import Method, method_of, wrong_kind
+from alignment.methods import wrong_kind
 from alignment.recipe import PreferenceSource, Recipe
 from alignment.stages.preference_shard import STAGE, ShardRequest
 from alignment.stages.stage import ShardSummary
@@ -29,9 +30,9 @@ def preference_shard(recipe: Recipe) -> Node:
     def object_to(request: ShardRequest, commit: Commit | None) -> None:
         where = request.source if request.file is None else request.file.url
         if commit is not None:
-            refuse_kind(ShardSummary.of(commit).kind, where, method_of(recipe.dpo))
+            refuse_kind(ShardSummary.of(commit).kind, where, recipe)
         elif request.file is not None and is_local(where) and request.part == 0:  # the first part represents its file
-            refuse_kind(first_kind(where, frozenset(request.withdrawn)), where, method_of(recipe.dpo))
+            refuse_kind(first_kind(where, frozenset(request.withdrawn), request.reading), where, recipe)
 
     return Node(
         name="preference_shard",
@@ -47,26 +48,28 @@ def preference_shard(recipe: Recipe) -> Node:
     )
 
 
-def refuse_kind(kind: Kind | None, where: str, method: Method) -> None:
+def refuse_kind(kind: Kind | None, where: str, recipe: Recipe) -> None:
     """Raises `BadInput` naming a source whose rows the method cannot train on; an unknown kind passes."""
-    if kind is not None and (why := wrong_kind(method, kind)) is not None:
+    spelled = recipe.training
+    if kind is not None and (why := wrong_kind(recipe.method, kind, spelled.spelling, spelled.called)) is not None:
         raise BadInput(why, file=where)
 
 
 def refuse_files(recipe: Recipe) -> None:
     """The same for a recipe's present files, without a store. Remote and missing files pass."""
-    for pattern in filter(is_local, recipe.preferences.files or ()):
-        try:
-            urls = expand(pattern)
-        except BadInput:
-            continue
-        for url in urls:
-            refuse_kind(first_kind(url), url, method_of(recipe.dpo))
+    for part in recipe.preferences.parts:
+        for pattern in filter(is_local, part.files or ()):
+            try:
+                urls = expand(pattern, "preferences")
+            except BadInput:
+                continue
+            for url in urls:
+                refuse_kind(first_kind(url, reading=reading_of(url, part.reading())), url, recipe)
 
 
 def shows_its_kind(source: PreferenceSource) -> bool:
     """Whether the kind of a source's rows can be seen before its shards are made, without a network."""
-    return source.hub is None and all(map(is_local, source.files or ()))
+    return all(part.hub is None for part in source.parts) and all(map(is_local, source.file_patterns))
 
 
 def is_local(url: str) -> bool:

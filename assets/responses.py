@@ -38,6 +38,7 @@ def suite_spec(name: str, suite: Suite) -> SuiteSpec:
         reference_answers=pinned("reference_answers"),
         judge_prompts=pinned("judge_prompts"),
         baseline_answers=pinned("baseline_answers"),
+        scored_by=getattr(suite, "scored_by", "rules"),
     )
 
 
@@ -64,19 +65,34 @@ def responses_request(recipe: Recipe, pools: Pools, checkpoint: Artifact) -> Res
     )
 
 
+BASELINES = {"sft_checkpoint": "sft", "base_model": "base"}
+"""Where a policy may start, and how the assets are named that measure it there: `sft_responses`, `base_evals/…`."""
+
+
+def baseline_of(recipe: Recipe) -> str:
+    """The name of the model that the recipe's policy is compared with: `sft`, or `base` where it starts from that."""
+    return BASELINES[recipe.method.start]
+
+
 def responses(recipe: Recipe, pools: Pools, model: str) -> Node:
-    """The node of the recipe's checkpoint of that name, `sft` or `policy`."""
+    """The node of the recipe's model of that name: `policy`, or that of `baseline_of`."""
+    checkpoint = recipe.method.start if model == baseline_of(recipe) else f"{model}_checkpoint"
 
     def request(upstream: Upstream, shard: str | None) -> ResponsesRequest:
-        return responses_request(recipe, pools, upstream(f"{model}_checkpoint"))
+        return responses_request(recipe, pools, upstream(checkpoint))
 
     return Node(
         name=f"{model}_responses",
         phase="train",
         stage=STAGE,
-        description=f"What the {model} checkpoint answers to every item of the recipe's suites.",
+        description=f"What the {spoken(model)} answers to every item of the recipe's suites.",
         kinds=frozenset({"pytorch", "json"}),
-        needs=(f"{model}_checkpoint",),
+        needs=(checkpoint,),
         request=request,
         pool=recipe.pools.responses,
     )
+
+
+def spoken(model: str) -> str:
+    """A model's name in a sentence."""
+    return "base model" if model == "base" else f"{model} checkpoint"

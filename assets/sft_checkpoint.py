@@ -16,14 +16,16 @@ from resources.pools import Pools
 
 def sft_checkpoint(recipe: Recipe, pools: Pools) -> Node:
     """The node of the SFT checkpoint."""
-    adopted = recipe.sft.adopt
+    if (sft := recipe.sft) is None:
+        raise ValueError("a recipe without SFT has no sft_checkpoint")
+    adopted = sft.adopt
 
     def request(upstream: Upstream, shard: str | None) -> SftRequest:
         return SftRequest(
             base=None if adopted else upstream("base_model"),
             dataset=None if adopted else upstream("sft_dataset"),
             adopt=pin_model(adopted) if adopted else None,
-            settings=SftTraining.of(recipe.sft),
+            settings=SftTraining.of(sft),
             tokens=recipe.tokens.writing(),
             seed=recipe.seed,
             world_size=pools[recipe.pools.sft].world_size,

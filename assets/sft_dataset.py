@@ -12,18 +12,18 @@ from assets.building.upstream import Upstream
 
 def sft_dataset(recipe: Recipe) -> Node:
     """The node of the conversations for SFT."""
-    source = recipe.sft.dataset
-    if source is None:
-        raise ValueError("a recipe that adopts its SFT checkpoint has no sft_dataset")
+    sft = recipe.sft
+    if sft is None or (source := sft.dataset) is None:
+        raise ValueError("a recipe that trains no SFT checkpoint has no sft_dataset")
 
     def request(upstream: Upstream, shard: str | None) -> SftDatasetRequest:
         return SftDatasetRequest(
-            files=pin_files(source.files) if source.files else [],
+            files=pin_files(source.files, "demonstrations") if source.files else [],
             hub=pin_hub(source) if source.hub else None,
             embedded=source.embedded,
             seed=recipe.seed,
-            max_rows=recipe.sft.max_rows,
-            held_out_fraction=recipe.sft.held_out_fraction,
+            max_rows=sft.max_rows,
+            held_out_fraction=sft.held_out_fraction,
             withdrawn=tuple(sorted(upstream.withdrawn().demonstrations)),
         )
 

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from alignment.data.forms import normalise
+from alignment.data.forms.table import normalise
 from alignment.data.readers import read_records
 from alignment.data.rows import Content, PreferenceRow, paired_row
 from alignment.data.tokens import ROWS_TOGETHER, Dropped, Tokenization

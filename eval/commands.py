@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +20,10 @@ from eval.grading import ALONE, BESIDE
 from eval.grading.choose import bill, questions_of, shortfall
 from eval.grading.grading import Grader
 from eval.grading.pairs import with_baseline
+from eval.grading.published import read_published
 from eval.grading.score import score_suite
 from eval.judge.endpoint import Endpoint
-from eval.judge.files import StoredJudge, stored_judgments
+from eval.judge.files import ALL, Selection, StoredJudge, stored_judgments
 from eval.judge.journal import Journal
 from eval.judge.judgment import Judgment, Question
 from eval.judge.prompts import default_prompts, parse_prompts, reference_turns
@@ -34,6 +36,9 @@ from eval.suites.samples import SAMPLES_FILE, read_samples, write_samples
 
 log = logging.getLogger(__name__)
 
+NOT_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")
+ENDINGS = re.compile(r"(\.(jsonl?|csv|parquet))?(\.gz)?$")
+
 
 def score_files(
     suite: str,
@@ -42,6 +47,8 @@ def score_files(
     judgments: str | Path | None = None,
     out: str | Path | None = None,
     against: str | Path | None = None,
+    select: Selection = ALL,
+    difficulty: str | Path | None = None,
 ) -> dict[str, Any]:
     """Scores stored responses, writes samples.parquet into `out`, and returns plain JSON values.
 
@@ -49,20 +56,29 @@ def score_files(
     `failed`, `judged`, `unparsable`, `unjudged`, `left_out`: metrics of the task that cannot be compared); `intervals`
     of metrics that have an interval of their own; the `empty` answers, their mean `length`, and `classes` (answers
     counted by class, for a suite with a classifier). `out` is `scores/<suite>-<responses file>` by default. Judgments
-    of pairs need the baseline's answers in `against`; AlpacaEval's data may hold them.
+    of pairs need the baseline's answers in `against`; AlpacaEval's data may hold them. `select` says whose judgments
+    count, and how verdicts are read. `judgments` without `responses` and `data` is a published file of its own
+    (`score_published`).
 
     Raises `BadInput` that names wrong, duplicate or malformed rows, or a folder that cannot be written to, before
     anything is scored.
     """
+    if responses is None and data is None and judgments is not None:
+        if against is not None:
+            raise BadInput("goes with --responses and --data", file=str(against), field="--against")
+        return score_published(suite, judgments, out, select, difficulty)
+    if difficulty is not None:
+        raise BadInput("goes with published annotations alone", file=str(difficulty), field="--difficulty")
     kind = suite_named(suite)
     if responses is None or data is None:
-        raise BadInput(f"give --{'responses' if responses is None else 'data'}: a file of {kind.title}")
-    if judgments is not None and not kind.needs_judge:
+        alone = " (a published file of judgments needs neither)" if judgments is not None else ""
+        raise BadInput(f"give --{'responses' if responses is None else 'data'}: a file of {kind.title}{alone}")
+    if judgments is not None and suite not in ALONE | BESIDE:
         raise BadInput(f"{suite} has a scorer of its own; judgments go with {', '.join(ALONE | BESIDE)}")
     if against is not None and judgments is None:
         raise BadInput("goes with --judgments of pairs", file=str(against), field="--against")
     items = read_items(kind, data)
-    grader, items = _stored_grader(kind, items, judgments, against, str(data))
+    grader, items = _stored_grader(kind, items, judgments, against, str(data), select)
     answers = read_answers(responses, items)
     folder = Path(out) if out is not None else Path("scores") / f"{suite}-{Path(responses).stem}"
     _make_folder(folder)
@@ -86,13 +102,18 @@ def score_files(
 
 
 def _stored_grader(
-    suite: Suite, items: list[Item], judgments: str | Path | None, against: str | Path | None, data: str
+    suite: Suite,
+    items: list[Item],
+    judgments: str | Path | None,
+    against: str | Path | None,
+    data: str,
+    select: Selection,
 ) -> tuple[Grader | None, list[Item]]:
     """The grader for stored judgments of single answers or of pairs, and the items, for pairs with the baseline's
     turns."""
     if judgments is None:
         return None, items
-    stored = stored_judgments(judgments, items, suite.turns)
+    stored = stored_judgments(judgments, items, suite.turns, select)
     pairs = any(judgment.game for judgment in stored)
     grading = (BESIDE if pairs else ALONE).get(suite.name)
     if grading is None:
@@ -105,6 +126,48 @@ def _stored_grader(
     elif against is not None:
         raise BadInput("these judgments are of single answers: leave out --against", file=str(judgments))
     return Grader((grading,), StoredJudge(stored)), items
+
+
+def score_published(
+    suite: str,
+    judgments: str | Path,
+    out: str | Path | None = None,
+    select: Selection = ALL,
+    difficulty: str | Path | None = None,
+) -> dict[str, Any]:
+    """Scores a published file of judgments as its leaderboard does, and returns plain JSON values like `score_files`.
+
+    The file may have several models: `models` has each with its `metrics`, `intervals`, `unparsable`, `method`,
+    `notes` and further figures, and its samples are in a folder of its own. With several models `metrics` are named
+    `model/metric`, and `samples` is the folder above theirs.
+
+    Raises `BadInput` for another form, for several judges, and for a file without a verdict.
+    """
+    found = read_published(suite, judgments, select, difficulty)
+    folder = Path(out) if out is not None else Path("scores") / f"{suite}-{ENDINGS.sub('', Path(judgments).name)}"
+    models: list[dict[str, Any]] = []
+    for number, one in enumerate(found, start=1):
+        place = folder if len(found) == 1 else folder / f"{number:02d}-{NOT_A_NAME.sub('_', one.model)[:80]}"
+        _make_folder(place)
+        write_samples(place / SAMPLES_FILE, one.samples)
+        models.append(
+            {
+                "model": one.model,
+                "n": one.n,
+                "metrics": metrics_record(one.metrics),
+                "intervals": {metric: list(ends) for metric, ends in one.intervals.items()},
+                "unparsable": one.unparsable,
+                "method": one.method,
+                "notes": one.notes,
+                "samples": str(place / SAMPLES_FILE),
+                **one.more,
+            }
+        )
+    result: dict[str, Any] = {"missing": [], "failed": {}, "empty": [], "left_out": [], "models": models}
+    if len(models) == 1:
+        return {"suite": suite, **models[0], **result}
+    metrics = {f"{of['model']}/{name}": metric for of in models for name, metric in of["metrics"].items()}
+    return {"suite": suite, "n": max(of["n"] for of in models), "metrics": metrics, "samples": str(folder), **result}
 
 
 def _make_folder(folder: Path) -> None:

@@ -44,7 +44,8 @@ class Metric(BaseModel):
 class JudgeBill(BaseModel):
     """What an endpoint that judges took: questions `asked` the last time; judgments, tokens and USD of all times.
 
-    `usd` is None where the judge names no price. `refused` says why the endpoint does not take a question.
+    `usd` is None where the judge names no price. `refused` says why the endpoint does not take a question. An
+    endpoint that names its model has an entry `served`: the names in its answers of the last time.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")

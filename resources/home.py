@@ -36,8 +36,8 @@ def dagster_home() -> Path:
 def _folder(variable: str, default: Path) -> Path:
     given = os.environ.get(variable)
     try:
-        return Path(given or default).resolve()
-    except (OSError, RuntimeError) as error:  # a link that leads to itself
+        return Path(given or default).expanduser().resolve()  # as Dagster reads it; a quoted ~ reaches us as it is
+    except (OSError, RuntimeError) as error:  # a link that leads to itself, or a user that is not known
         raise BadInput(f"not a folder: {error}", file=given, field=variable) from error
 
 

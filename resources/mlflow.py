@@ -10,19 +10,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import dagster as dg
-from filelock import FileLock
 
 from alignment.address import shown
 from alignment.errors import BadInput
 from alignment.store import Artifact, Commit, MissingArtifact
 from alignment.store.commit import read_record
 from resources import mlflow_model
-from resources.home import align_home, tracking_uri
+from resources.home import tracking_uri
+from resources.mlflow_database import prepare
 from resources.mlflow_runs import RECIPE_TAG, Report, Reported, report_run
 from resources.mlflow_values import (
     truncated_tag,
@@ -69,7 +68,7 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
         uri = self.uri or tracking_uri()
         mlflow.set_tracking_uri(uri)  # the registry resolves a logged model by the process's default, not the client's
         if not uri.startswith("http"):
-            _make_tables(uri)
+            prepare(uri)
         return mlflow.MlflowClient(uri)
 
     @contextmanager
@@ -247,16 +246,6 @@ def _registered_models(client: MlflowClient) -> Iterator[RegisteredModel]:
         token = page.token
         if not token:
             return
-
-
-@cache
-def _make_tables(uri: str) -> None:
-    """Creates a database's tables, by one process at a time: of two processes that do it at once, one fails."""
-    from mlflow import MlflowClient
-
-    align_home().mkdir(parents=True, exist_ok=True)
-    with FileLock(align_home() / "mlflow.lock"):
-        MlflowClient(uri).search_experiments(max_results=1)
 
 
 # Commit records read back from MLflow. A model's lineage can be read from MLflow alone.

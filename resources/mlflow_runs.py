@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from alignment.address import shown
 from alignment.store import Commit
 from resources.home import align_home, mlflow_ui
+from resources.mlflow_database import FILES
 from resources.mlflow_values import (
     DAGSTER_RUNS_TAG,
     PARAM_LIMIT,
@@ -143,7 +144,7 @@ def _experiment(client: MlflowClient, name: str) -> str:
         return str(experiment.experiment_id)
     try:
         local = not client.tracking_uri.startswith("http")
-        place = (align_home() / "mlartifacts" / name).as_uri() if local else None
+        place = (align_home() / FILES / name).as_uri() if local else None
         return str(client.create_experiment(name, artifact_location=place))
     except MlflowException:  # another step made it first
         experiment = client.get_experiment_by_name(name)

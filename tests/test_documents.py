@@ -193,6 +193,8 @@ def problems(command: Any, text: str) -> Iterator[str]:
         words = shlex.split(line.split(" #")[0].split("|")[0].replace("'", ""), comments=True)[1:]
         current, path = command, "align"
         while words and hasattr(current, "commands"):
+            if words[0] not in current.commands and hasattr(current, "default"):  # a verb that may be left out
+                words.insert(0, current.default)
             name = words.pop(0)
             if name not in current.commands:
                 yield f"{path} has no {name}"

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from alignment.data.duplicates import UNIQUE, first_shards
 from alignment.data.manifest import SPLIT_SCHEMA
-from alignment.data.measure import LOGPS, Contradictions, Floats, length_gaps, logps_a_token, measured_columns
+from alignment.data.measure import LOGPS, Floats, length_gaps, logps_a_token, measured_columns
 from alignment.data.overlap import ItemRuns, overlap
 from alignment.data.rows import (
     CHOSEN_LENGTH,
@@ -72,12 +72,13 @@ def assign(
     held_out_fraction: float,
     work: Path,
     filters: Filters | None = None,
-    contradictions: Contradictions | None = None,
+    *,
+    pair_ids: bool = False,
 ) -> Iterator[pa.Table]:
     """The places of each shard's rows in turn (`SPLIT_SCHEMA`), in source order.
 
     A row that several shards hold counts in the first of them only. `work` is a folder for scratch files: what an
-    interrupted pass left there is removed. `contradictions` gets the rows that are kept. Raises
+    interrupted pass left there is removed. With `pair_ids` the tables have that column, too. Raises
     `CorruptArtifact` for a shard that has not the rows it should have, and `BadInput` for one whose reference does not
     account for all of them.
     """
@@ -95,7 +96,7 @@ def assign(
     reasons = pa.array([f"{DUPLICATE} of shard {shard.name}" for shard in shards])
     start = 0
     for shard, first in zip(shards, repeats, strict=True):
-        rows = read_columns(shard.folder / ROWS_FILE, "row_id", SPLIT_AT, *([PAIR_ID] if contradictions else []))
+        rows = read_columns(shard.folder / ROWS_FILE, "row_id", SPLIT_AT, *([PAIR_ID] if pair_ids else []))
         row_ids = rows["row_id"].combine_chunks()
         dropped, scored = _dropped(shard, row_ids, LOGPS if filters.min_reference_logp is not None else ())
         duplicate = reasons.take(pa.array(first, mask=first == UNIQUE))
@@ -103,12 +104,12 @@ def assign(
         if near is not None:
             found.append(_named(np.asarray(near[start : start + shard.rows], bool), NEAR_DUPLICATE))
         reason = pc.coalesce(*found)
-        if contradictions is not None:
-            if PAIR_ID not in rows.column_names:
-                rows = rows.append_column(PAIR_ID, measured_columns(shard.folder, PAIR_ID)[PAIR_ID])
-            contradictions.add(rows[PAIR_ID].filter(pc.is_null(reason)).to_numpy())
         where = rows[SPLIT_AT].combine_chunks() if SPLIT_AT in rows.column_names else _counted_anew(shard)
-        yield _places(shard, row_ids, reason, where, held_out_fraction)
+        places = _places(shard, row_ids, reason, where, held_out_fraction)
+        if pair_ids:
+            known = rows if PAIR_ID in rows.column_names else measured_columns(shard.folder, PAIR_ID)
+            places = places.append_column(PAIR_ID, known[PAIR_ID])
+        yield places
         start += shard.rows
     if near is not None:
         del near

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from alignment.data.forms import (
+from alignment.data.forms.messages import (
     Unusable,
     assistant,
     instruction_prompt,

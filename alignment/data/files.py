@@ -20,16 +20,20 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from alignment.address import no_such_file, remember, whole
+from alignment.data.dataset_info import INFO, Wanted, described
 from alignment.data.readers import DATA_SUFFIXES, data_suffix
 from alignment.digest import file_sha256, json_digest, stream_sha256
 from alignment.errors import BadInput
 from alignment.stages import SourceFile
+from alignment.store.place import matching
 
 SETTLED_SECONDS = 2.0
 """A file changed more recently may change again within one tick of its file system's clock: not remembered."""
 CONTENT_TAGS = ("ETag", "etag", "md5Hash", "content_md5")
 TIME_TAGS = ("mtime", "LastModified", "last_modified", "updated", "created")
 MAGIC = "*?["
+ABOUT_DATA = frozenset({INFO, "dataset_infos.json", "dataset_dict.json", "state.json"})
+"""Files that say something of the data beside them and hold none: LLaMA-Factory's, and what `datasets` writes."""
 UNFINISHED = (".tmp", ".part")
 """How files end while they are written; what begins with a dot or an underscore is no data either."""
 
@@ -41,22 +45,22 @@ def pin_file(url: str) -> SourceFile:
         return _pin_local(path) if isinstance(fs, LocalFileSystem) else _pin_remote(fs, path, url)
 
 
-def pin_files(patterns: list[str]) -> list[SourceFile]:
+def pin_files(patterns: list[str], wanted: Wanted = "all") -> list[SourceFile]:
     """The files behind paths, globs and folders, in the order given (sorted within a glob or folder), each once.
 
     A folder stands for the data files right in it. Raises `BadInput` naming a pattern that matches nothing.
     """
-    return [pin_file(url) for url in expand_all(patterns)]
+    return [pin_file(url) for url in expand_all(patterns, wanted)]
 
 
-def expand_all(patterns: Iterable[str]) -> list[str]:
+def expand_all(patterns: Iterable[str], wanted: Wanted = "all") -> list[str]:
     """The bare file URLs behind paths, globs and folders, each once.
 
     Raises `BadInput` for two files that differ in what opens them alone: neither names nor records tell them apart.
     """
     found: dict[str, str] = {}
     for pattern in patterns:
-        for url in expand(pattern):
+        for url in expand(pattern, wanted):
             if found.setdefault(url, whole(url)) != whole(url):
                 problem = (
                     "is given twice, with two queries or users, which name no file; give each file a path of its own"
@@ -94,7 +98,7 @@ def size(url: str) -> int | None:
         return None if told is None else int(told)
 
 
-def expand(pattern: str) -> list[str]:
+def expand(pattern: str, wanted: Wanted = "all") -> list[str]:
     """The bare file URLs behind one path, glob or folder; in globs and folders, only files that are not being
     written."""
     if not pattern.strip():
@@ -106,15 +110,18 @@ def expand(pattern: str) -> list[str]:
             found = [path]
         elif fs.isdir(path):
             found = [name for name in sorted(fs.ls(path, detail=False)) if _is_data(name) and fs.isfile(name)]
+            if wanted != "all" and isinstance(fs, LocalFileSystem):
+                found = described(path, found, wanted)
             if not found:
                 raise BadInput(f"no data files in this folder ({', '.join(DATA_SUFFIXES)})", file=pattern)
         elif fs.isfile(path):
             found = [path]
-        elif not _has_magic(pattern):
-            raise BadInput(no_such_file(pattern), file=pattern)
         else:
-            above = len(_fixed(path))
-            found = sorted(name for name in fs.glob(path) if _is_finished(name[above:]) and fs.isfile(name))
+            folder, rest = _fixed(fs, path)
+            if not _has_magic(rest):
+                raise BadInput(no_such_file(pattern), file=pattern)
+            files = (name for name in matching(fs, folder, rest) if _base(name) not in ABOUT_DATA and fs.isfile(name))
+            found = sorted(name for name in files if _is_finished(name[len(folder) + 1 :]))
             if not found:
                 raise BadInput("matches no file", file=pattern)
         return (
@@ -153,9 +160,13 @@ def _resolve(url: str) -> tuple[Any, str]:
     return fs, str(path)
 
 
+def _base(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
+
+
 def _is_data(path: str) -> bool:
-    name = path.rsplit("/", 1)[-1]
-    return _is_finished(name) and data_suffix(name) is not None
+    name = _base(path)
+    return _is_finished(name) and data_suffix(name) is not None and name not in ABOUT_DATA
 
 
 def _is_finished(path: str) -> bool:
@@ -167,10 +178,14 @@ def _has_magic(path: str) -> bool:
     return any(character in path for character in MAGIC)
 
 
-def _fixed(glob: str) -> str:
-    """The folder that a glob looks in: all before the first part that has magic."""
-    first = min(position for position in map(glob.find, MAGIC) if position >= 0)
-    return glob[: glob.rfind("/", 0, first) + 1]
+def _fixed(fs: Any, glob: str) -> tuple[str, str]:
+    """(the folder that a glob looks in, the rest): a folder that is there is meant by its name, brackets and all."""
+    parts = glob.split("/")
+    for count, part in enumerate(parts):
+        folder = "/".join(parts[: count + 1])
+        if _has_magic(part) and not fs.isdir(folder):
+            return "/".join(parts[:count]), "/".join(parts[count:])
+    return glob, ""
 
 
 # Digests ----------------------------------------------------------------------------------------

@@ -159,6 +159,8 @@ class Record:
     value: Any = None
     problem: str | None = None
     text: str = ""
+    records: int = 1
+    """Records of the file that this one stands for."""
 
 
 def describe(value: Any) -> str:

@@ -124,8 +124,11 @@ PREFERENCE_SCHEMA = pa.schema(
         (PAIR_ID, pa.uint64()),
         (CHOSEN_LENGTH, pa.int32()),
         (REJECTED_LENGTH, pa.int32()),
+        ("chosen_score", pa.float64()),
+        ("rejected_score", pa.float64()),
     ]
 )
+"""Shards of an earlier version have no columns of scores."""
 SFT_SCHEMA = pa.schema(
     [
         ("row_id", pa.string()),
@@ -142,7 +145,8 @@ SFT_SCHEMA = pa.schema(
 class PreferenceRow:
     """A pair (`chosen`, `rejected`) or, unpaired, one `completion` with its `label` (True: wanted).
 
-    `source` is the file's name and `source_row` its 1-based line or record; neither is part of `row_id`.
+    `source` is the file's name and `source_row` its 1-based line or record. The scores are what the data gives the two
+    sides, on its own scale, more for better; None where it gives none. None of these is part of `row_id`.
     """
 
     row_id: str
@@ -154,6 +158,8 @@ class PreferenceRow:
     label: bool | None
     source: str
     source_row: int
+    chosen_score: float | None = None
+    rejected_score: float | None = None
 
     @property
     def paired(self) -> bool:
@@ -172,10 +178,16 @@ class SftRow:
     source_row: int
 
 
-def paired_row(prompt: Content, chosen: Content, rejected: Content, source: str, source_row: int) -> PreferenceRow:
+Scores = tuple[float | None, float | None]
+"""Of the chosen and of the rejected side."""
+
+
+def paired_row(
+    prompt: Content, chosen: Content, rejected: Content, source: str, source_row: int, scores: Scores = (None, None)
+) -> PreferenceRow:
     """A pair, named by its content; all three contents have the same form."""
     row_id = content_id({"prompt": prompt, "chosen": chosen, "rejected": rejected})
-    return PreferenceRow(row_id, form_of(prompt), prompt, chosen, rejected, None, None, source, source_row)
+    return PreferenceRow(row_id, form_of(prompt), prompt, chosen, rejected, None, None, source, source_row, *scores)
 
 
 def unpaired_row(prompt: Content, completion: Content, label: bool, source: str, source_row: int) -> PreferenceRow:
@@ -248,6 +260,8 @@ def _preference_cells(row: PreferenceRow) -> dict[str, Any]:
         PAIR_ID: pair_id(row.form, prompt, (answer for answer in answers.values() if answer is not None)),
         CHOSEN_LENGTH: None if row.chosen is None else len(text_of(row.chosen)),
         REJECTED_LENGTH: None if row.rejected is None else len(text_of(row.rejected)),
+        "chosen_score": row.chosen_score,
+        "rejected_score": row.rejected_score,
     }
 
 

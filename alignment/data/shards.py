@@ -9,26 +9,34 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import quote
 
+from alignment.data.dataset_info import reading_of
 from alignment.data.files import expand_all, modified, pin_file, size
 from alignment.data.hub import DEFAULT_SPLIT, pin_hub
+from alignment.data.mixing import Mix
 from alignment.data.readers import data_suffix
 from alignment.digest import json_digest
 from alignment.errors import BadInput
-from alignment.recipe import PreferenceSource
+from alignment.recipe import DEFAULT_READING, NamedSource, PreferencePart, PreferenceSource, Reading
 from alignment.stages import SourceFile
 from alignment.stages.preference_shard import ShardRequest
+from alignment.store import Artifact
 
 EMBEDDED_DAYS = 3
 
 
 @dataclass(frozen=True)
 class Part:
-    """Where one shard comes from: `part` of `parts` of a file, or a request that needs nothing looked at."""
+    """Where one shard comes from: `part` of `parts` of a file, or a request that needs nothing looked at.
+
+    `reading` and the `seed` that draws rows are those of a file; a request has its own.
+    """
 
     part: int
     parts: int
     url: str | None = None
     whole: ShardRequest | None = None
+    reading: Reading = DEFAULT_READING
+    seed: int = 0
 
 
 class Shards(Mapping[str, ShardRequest]):
@@ -48,7 +56,13 @@ class Shards(Mapping[str, ShardRequest]):
         url = str(place.url)
         if url not in self._pinned:
             self._pinned[url] = pin_file(url)
-        return ShardRequest(file=self._pinned[url], part=place.part, parts=place.parts)
+        return ShardRequest(
+            file=self._pinned[url],
+            part=place.part,
+            parts=place.parts,
+            seed=place.seed,
+            reading=reading_of(url, place.reading),
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)
@@ -71,32 +85,41 @@ class Shards(Mapping[str, ShardRequest]):
 
 
 def shards_of(source: PreferenceSource, seed: int = 0) -> Shards:
-    """The source's shards as they are now; `seed` counts for embedded data only.
+    """The source's shards as they are now; `seed` counts for embedded data and for rows that are drawn.
 
     A file's shard bears its name without suffix, led by its folder's where two clash; a hub split's the
     split's; embedded shards are `day-1`, `day-2`, …. A source cut in n adds `-00001-of-0000n`. A name too long for a
-    file's ends in its digest.
+    file's ends in its digest. Where there are several sources, the source's name leads.
     Raises `BadInput` if files or the hub's data set cannot be found.
     """
+    return Shards({_led(part, name): place for part in source.parts for name, place in _places(part, seed).items()})
+
+
+def _led(part: PreferencePart, name: str) -> str:
+    return (
+        f"{part.name}-{shortened(name, LONGEST_NAME - len(part.name) - 1)}" if isinstance(part, NamedSource) else name
+    )
+
+
+def _places(source: PreferencePart, seed: int) -> dict[str, Part]:
+    parts, reading = source.split_into, source.reading()
     if source.embedded is not None:
-        days = EMBEDDED_DAYS if source.split_into == 1 else source.split_into
-        generated = ShardRequest(embedded=source.embedded, seed=seed)
-        return Shards({f"day-{day + 1}": Part(day, days, whole=generated) for day in range(days)})
-    parts = source.split_into
+        days = EMBEDDED_DAYS if parts == 1 else parts
+        generated = ShardRequest(embedded=source.embedded, seed=seed, reading=reading)
+        return {f"day-{day + 1}": Part(day, days, whole=generated) for day in range(days)}
+    drawn = 0 if reading.max_rows is None else seed
     if source.hub is not None:
         pinned = pin_hub(source)
-        name, request = safe(str(pinned.split)), ShardRequest(hub=pinned)
-        return Shards({part_name(name, part, parts): Part(part, parts, whole=request) for part in range(parts)})
-    urls = expand_all(source.files or [])
+        name, request = safe(str(pinned.split)), ShardRequest(hub=pinned, seed=drawn, reading=reading)
+        return {part_name(name, part, parts): Part(part, parts, whole=request) for part in range(parts)}
+    urls = expand_all(source.files or [], "preferences")
     if not urls:
         raise BadInput("names no file", field="preferences.files")
-    return Shards(
-        {
-            part_name(name, part, parts): Part(part, parts, url=url)
-            for name, url in zip(shard_names(urls), urls, strict=True)
-            for part in range(parts)
-        }
-    )
+    return {
+        part_name(name, part, parts): Part(part, parts, url=url, reading=reading, seed=drawn)
+        for name, url in zip(shard_names(urls), urls, strict=True)
+        for part in range(parts)
+    }
 
 
 LONGEST_NAME = 241
@@ -105,9 +128,25 @@ NAME_DIGEST = 10
 
 
 def names_on_the_hub(source: PreferenceSource) -> list[str]:
-    """The shards of a source on the hub, which need not be asked for that."""
-    name = safe(source.split or DEFAULT_SPLIT)
-    return [part_name(name, part, source.split_into) for part in range(source.split_into)]
+    """The shards of a source on the hub, which need not be asked for that, and those of other sources beside it."""
+    names = []
+    for part in source.parts:
+        split = safe(part.split or DEFAULT_SPLIT)
+        own = [part_name(split, index, part.split_into) for index in range(part.split_into)]
+        names += [_led(part, name) for name in (_places(part, 0) if part.hub is None else own)]
+    return names
+
+
+def mixes_of(source: PreferenceSource, shards: Mapping[str, Artifact], seed: int) -> tuple[Mix, ...]:
+    """How many rows of each source are kept, where a recipe bounds them over several shards or weighs sources."""
+    mixes = []
+    for part in source.parts:
+        lead, weight = (f"{part.name}-", part.weight) if isinstance(part, NamedSource) else ("", None)
+        own = [one for name, one in shards.items() if name.startswith(lead)]
+        if weight is not None or (part.max_rows is not None and len(own) > 1):
+            digests = tuple(sorted(artifact.digest for artifact in own))
+            mixes.append(Mix(shards=digests, weight=weight, max_rows=part.max_rows, seed=seed))
+    return tuple(mixes)
 
 
 def part_name(name: str, part: int, parts: int) -> str:

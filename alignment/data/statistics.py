@@ -400,7 +400,7 @@ def label_noise(numbers: NoiseNumbers) -> Finding:
         passed, sentence = True, f"how many labels are flipped cannot be told from these pairs ({interval})"
     elif not passed:
         sentence += (
-            ": take a loss that expects it, cdpo or ipo (dpo.loss: cdpo with label_smoothing near the estimate), or"
+            ": take a loss that expects it, cdpo or ipo (cdpo with a label_smoothing near the estimate), or"
             " have the pairs judged again"
         )
     told = {"noise": numbers.noise, "low": numbers.low, "high": numbers.high, "agreement": numbers.agreement}

@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 
-from alignment.data.files import expand
-from alignment.data.forms import normalise
+from alignment.data.forms.advice import remedy
+from alignment.data.forms.gathered import gathered
+from alignment.data.forms.table import Refused, read_record, row_said
 from alignment.data.readers import Record, describe, read_records
 from alignment.data.rows import PreferenceRow, write_records
 from alignment.digest import lines_digest
 from alignment.errors import BadInput
+from alignment.recipe import DEFAULT_READING, Reading
 
 # Quarantine: records that cannot be used, each kept with the reason and its text.
 
@@ -71,32 +73,47 @@ class Validation:
     """What a pass over one shard, or several files, has seen so far. The first valid row decides the kind.
 
     Records of rows in `withdrawn` are counted and otherwise as if they were not there, repeated ones too: none of
-    their text is kept.
+    their text is kept. A record may give several rows: `records` counts what was read, `forms` the rows of each form.
     """
 
-    def __init__(self, withdrawn: frozenset[str] = frozenset()) -> None:
+    def __init__(self, withdrawn: frozenset[str] = frozenset(), reading: Reading = DEFAULT_READING) -> None:
         self.withdrawn = withdrawn
+        self.reading = reading
         self.withdrawn_records = 0
+        self.records = 0
         self.kind: Kind | None = None
+        self.forms: Counter[str] = Counter()
         self.quarantined: list[Quarantined] = []
         self._seen: dict[str, tuple[str, int]] = {}
+        self._scored: list[str] = []
+        self._columns: dict[tuple[str, str], tuple[str, ...]] = {}
 
     def accepted(self, records: Iterable[Record], source: str) -> Iterator[PreferenceRow]:
         """The valid rows in source order; what is not valid lands in `quarantined`."""
-        for record in records:
-            row = record.problem or normalise(record.value, source, record.source_row)
-            if isinstance(row, PreferenceRow):
+        for record in gathered(records):
+            self.records += record.records
+            if record.problem:
+                self.quarantined.append(Quarantined(source, record.source_row, record.problem, record.text))
+                continue
+            outcome = read_record(record.value, source, record.source_row, self.reading)
+            as_written = not (self.reading.columns or self.reading.labels)
+            plain = outcome.form is None or (outcome.form.plain and as_written)
+            for row in outcome.rows:
                 if row.row_id in self.withdrawn:
                     self.withdrawn_records += 1
-                    continue
-                reason = self._objection(row)
-                if reason is None:
+                elif (reason := self._objection(row)) is None:
+                    self.forms[outcome.form.name if outcome.form else ""] += 1
                     yield row
-                    continue
-            else:
-                reason = row
-            text = record.text if record.problem else describe(record.value)
-            self.quarantined.append(Quarantined(source, record.source_row, reason, text))
+                else:  # the text of a record with several rows would keep that of other rows, which may be withdrawn
+                    self._set_aside(record, source, Refused(reason, None if plain else row_said(row)))
+            for refused in outcome.refused:
+                self._set_aside(record, source, refused)
+
+    def _set_aside(self, record: Record, source: str, refused: Refused) -> None:
+        said = record.value if refused.value is None else refused.value
+        self.quarantined.append(Quarantined(source, record.source_row, refused.reason, describe(said)))
+        if isinstance(record.value, dict):
+            self._columns.setdefault((source, refused.reason), tuple(map(str, record.value)))
 
     def _objection(self, row: PreferenceRow) -> str | None:
         kind: Kind = "paired" if row.paired else "unpaired"
@@ -106,7 +123,24 @@ class Validation:
             return f"{kind} row among {self.kind} ones"
         if row.row_id in self._seen:
             return duplicate_of(*self._seen[row.row_id], here=row.source)
+        if (reason := too_close(row, self.reading)) is not None:
+            return reason
         self._seen[row.row_id] = (row.source, row.source_row)
+        if row.chosen_score is not None:
+            self._scored.append(f"{row.row_id} {row.chosen_score!r} {row.rejected_score!r}")
+        return None
+
+    def keep(self, row_ids: Collection[str]) -> None:
+        """Forgets the rows that are not among these: they were valid and are not used."""
+        self._seen = {row_id: place for row_id, place in self._seen.items() if row_id in row_ids}
+        self._scored = [line for line in self._scored if line.partition(" ")[0] in row_ids]
+
+    def advice(self, source: str) -> str | None:
+        """What to do about the commonest reason for which records of a source were set aside, said once for all."""
+        counts = Counter(entry.reason for entry in self.quarantined if entry.source == source)
+        for reason, _ in counts.most_common():
+            if (told := remedy(reason, self._columns.get((source, reason), ()))) is not None:
+                return told
         return None
 
     @property
@@ -122,46 +156,37 @@ class Validation:
         """SHA-256 over the sorted row ids: the same for the same rows in any order."""
         return lines_digest(sorted(self._seen))
 
+    @property
+    def content_digest(self) -> str:
+        """The digest with the scores of rows that have any."""
+        return lines_digest(sorted(self._seen) + sorted(self._scored))
+
+
+def too_close(row: PreferenceRow, reading: Reading) -> str | None:
+    """Why a pair's scores are too near to each other for the recipe, if they are."""
+    gap, ratio = reading.min_score_gap, reading.min_score_ratio
+    if (gap is None and ratio is None) or not row.paired:
+        return None
+    chosen, rejected = row.chosen_score, row.rejected_score
+    if chosen is None or rejected is None:
+        return "no scores to compare"
+    if gap is not None and chosen - rejected < gap:
+        return f"score gap below {gap:g}"
+    if ratio is not None and (chosen <= 0 or chosen < ratio * rejected):
+        return f"score ratio below {ratio:g}"
+    return None
+
 
 LOOK = 100
 """Records of a file that `first_kind` reads at most."""
 
 
-def first_kind(url: str, withdrawn: frozenset[str] = frozenset()) -> Kind | None:
+def first_kind(url: str, withdrawn: frozenset[str] = frozenset(), reading: Reading = DEFAULT_READING) -> Kind | None:
     """The kind of a file's rows, by the first valid one, without reading on.
 
     None where none of the first `LOOK` records is valid, or the file cannot be read: what makes a shard of it says why.
     """
-    validation = Validation(withdrawn)
+    validation = Validation(withdrawn, reading)
     with contextlib.suppress(BadInput):
         next(validation.accepted(itertools.islice(read_records(url), LOOK), url), None)
     return validation.kind
-
-
-# Checks preference files as a shard would read them, without writing anything.
-
-
-def check_files(paths: list[str]) -> dict[str, Any]:
-    """What would become of the files' records, taken together in the order given.
-
-    `rows` = `accepted` + `quarantined` (counts), `reasons` {reason: count}, `kind` (paired, unpaired, or None
-    when no row is valid), `digest` over the sorted row ids, and `quarantined_rows` [{file, row, reason}].
-    Raises `BadInput` naming a file that cannot be read as a whole.
-    """
-    validation = Validation()
-    accepted = 0
-    for path in paths:
-        for url in expand(path):
-            accepted += sum(1 for _ in validation.accepted(read_records(url), url))
-    quarantined = validation.quarantined
-    return {
-        "rows": accepted + len(quarantined),
-        "accepted": accepted,
-        "quarantined": len(quarantined),
-        "reasons": validation.reasons,
-        "kind": validation.kind,
-        "digest": validation.digest,
-        "quarantined_rows": [
-            {"file": entry.source, "row": entry.source_row, "reason": entry.reason} for entry in quarantined
-        ],
-    }

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from alignment.data.forms import normalise
+from alignment.data.forms.table import normalise
 from alignment.data.rows import ROWS_FILE, PreferenceRow, SftRow
 from alignment.data.shards import Shards, overlaps
 from alignment.data.validate import QUARANTINE_FILE
@@ -116,7 +116,7 @@ def _path(store: Store, recipe: str, what: What, id: str) -> str:
 
 def _ids(store: Store, recipe: str, what: What) -> list[str]:
     folder = store.path(FOLDER, recipe, what)
-    return [unquote(PurePosixPath(str(path)).stem) for path in store.fs.glob(f"{folder}/*.json")]
+    return [unquote(PurePosixPath(path).stem) for path in store.matching(folder, "*.json")]
 
 
 # Which kinds of artifact hold rows as text, and which of some rows one holds.

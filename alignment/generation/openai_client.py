@@ -58,11 +58,13 @@ class EndpointSettings(Protocol):
 
 @dataclass(frozen=True)
 class Reply:
-    """The text that an endpoint wrote, and the tokens that it reports; None if it reports none."""
+    """The text that an endpoint wrote, the tokens that it reports, and the model that it names; None if it says
+    nothing."""
 
     text: str
     input_tokens: int | None
     output_tokens: int | None
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -303,7 +305,8 @@ class OpenAIClient:
         usage = getattr(response, "usage", None)
         counts = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
         asked, answered = (count if type(count) is int and count >= 0 else None for count in counts)
-        return Reply(self._clean(text), asked, answered)
+        model = getattr(response, "model", None)
+        return Reply(self._clean(text), asked, answered, self._clean(model) if isinstance(model, str) else None)
 
     def _clean(self, text: str) -> str:
         """The text without the key, in case the endpoint repeats it, and without what UTF-8 cannot encode."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from alignment.data.files import pin_file
-from alignment.data.forms import normalise
+from alignment.data.forms.gathered import gathered
+from alignment.data.forms.table import read_record
 from alignment.data.readers import read_records
 from alignment.data.rows import PreferenceRow
 from alignment.data.tokens import require_few_rewritten
@@ -54,21 +55,21 @@ def reference_file(
     out: Path,
     *,
     store: Store,
-    max_length: int | None = None,
-    truncation: str = "drop",
+    tokens: Mapping[str, Any] | None = None,
     precision: str = "float32",
     batch_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Scores a file of pairs and writes Parquet: row_id, both log-probs (nat) and both token counts.
 
-    Rows stand in the file's order, repeated ones repeated. `max_length` is the model's own limit by default.
+    Rows stand in the file's order, repeated ones repeated. `tokens` is what a recipe's section `tokens` would say;
+    `max_length` is the model's own limit by default.
     Returns rows, sequences (distinct), cache_hits, scored, tokens (that went through the model), seconds,
     and what is not in the output: quarantined and dropped {reason: count}. Raises `BadInput`.
     """
     began = time.monotonic()
     if precision not in PRECISIONS:
         raise BadInput(f"unknown precision '{precision}'; there are {', '.join(PRECISIONS)}")
-    policy = _policy(model, max_length, truncation)
+    policy = _policy(model, tokens or {})
     config, batch_tokens = read_config(model), batch_tokens or ReferenceSettings().batch_tokens
     name = fingerprint(
         _weights(model, store),
@@ -107,10 +108,10 @@ def _nothing_left(dropped: Counter[str], quarantined: Counter[str]) -> str:
     return f"no valid pair; {common[0][0] if common else 'it holds no records'}"
 
 
-def _policy(model: Path, max_length: int | None, truncation: str) -> TokenPolicy:
-    limit = max_length or max_positions(model) or TokenPolicy().max_length
+def _policy(model: Path, tokens: Mapping[str, Any]) -> TokenPolicy:
+    given = {name: value for name, value in tokens.items() if value is not None}
     try:
-        return TokenPolicy.model_validate({"max_length": limit, "truncation": truncation})
+        return TokenPolicy.model_validate({"max_length": max_positions(model) or TokenPolicy().max_length} | given)
     except ValidationError as error:
         first = error.errors()[0]
         raise BadInput(first["msg"], field=f"tokens.{first['loc'][0]}") from error
@@ -118,14 +119,17 @@ def _policy(model: Path, max_length: int | None, truncation: str) -> TokenPolicy
 
 def _valid(pairs: Path, quarantined: Counter[str]) -> Iterator[PreferenceRow]:
     """The valid pairs in file order; what is none is counted by its reason."""
-    for record in read_records(str(pairs)):
-        row = record.problem or normalise(record.value, pairs.name, record.source_row)
-        if isinstance(row, str):
-            quarantined[row] += 1
-        elif not row.paired:
-            quarantined[UNPAIRED] += 1
-        else:
-            yield row
+    for record in gathered(read_records(str(pairs))):
+        if record.problem:
+            quarantined[record.problem] += 1
+            continue
+        outcome = read_record(record.value, pairs.name, record.source_row)
+        quarantined.update(refused.reason for refused in outcome.refused)
+        for row in outcome.rows:
+            if row.paired:
+                yield row
+            else:
+                quarantined[UNPAIRED] += 1
 
 
 def _weights(model: Path, store: Store) -> str:

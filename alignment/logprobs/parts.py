@@ -37,7 +37,7 @@ from alignment.logprobs.row_groups import (
     read_groups,
 )
 from alignment.store import Store
-from alignment.store.place import explain_no_space, write_durably
+from alignment.store.place import explain_no_space, matching, write_durably
 
 logger = logging.getLogger(__name__)
 
@@ -180,8 +180,8 @@ class Parts:
                 continue
         else:
             raise OSError(CHANGING.format(folder=self.folder))
-        for path in self.store.fs.glob(f"{self.folder}/part-*{SET_ASIDE}"):
-            self._remove(str(path))
+        for path in self.store.matching(self.folder, f"part-*{SET_ASIDE}"):
+            self._remove(path)
         remove_abandoned(Path(self.folder) if self.copies is None else self.copies.folder)
         return erased
 
@@ -200,8 +200,8 @@ class Parts:
     def _listed(self) -> Iterator[tuple[str, int]]:
         """Raises `FileNotFoundError` where a part vanished meanwhile."""
         if self.copies is not None:
-            found = self.store.fs.glob(f"{self.folder}/part-*.parquet", detail=True)
-            yield from ((str(path), int(about["size"])) for path, about in found.items())
+            found = matching(self.store.fs, self.folder, "part-*.parquet")
+            yield from ((path, int(about["size"])) for path, about in found.items())
         elif Path(self.folder).is_dir():
             with os.scandir(self.folder) as entries:  # a fifth of the time of a glob
                 yield from ((one.path, one.stat().st_size) for one in entries if one.name.startswith("part-"))

@@ -140,8 +140,8 @@ def count_token_ids(store: Store, row_ids: Collection[str]) -> int:
 
 
 def _all(store: Store) -> Iterator[TokenIds]:
-    for folder in store.fs.glob(store.path(FOLDER, "*")):
-        yield TokenIds(store, PurePosixPath(str(folder)).name)
+    for folder in store.matching(store.path(FOLDER), "*"):
+        yield TokenIds(store, PurePosixPath(folder).name)
 
 
 def _table(rows: Sequence[tuple[str, Pair | Dropped]]) -> pa.Table:

@@ -55,7 +55,7 @@ class ConservativeDpo(Dpo):
     """A share of the data, which nobody but the recipe knows: it has no default that could be right."""
 
     def wrong(self) -> str | None:
-        return None if self.label_smoothing else "loss: cdpo needs label_smoothing above 0"
+        return None if self.label_smoothing else "needs label_smoothing above 0"
 
     def loss(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
         flips, margin = self.label_smoothing, self.beta * rows.margin
@@ -72,7 +72,7 @@ class RobustDpo(Dpo):
     label_smoothing: float = 0.0
 
     def wrong(self) -> str | None:
-        return None if self.label_smoothing else "loss: robust needs label_smoothing above 0"
+        return None if self.label_smoothing else "needs label_smoothing above 0"
 
     def loss(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
         flips, margin = self.label_smoothing, self.beta * rows.margin

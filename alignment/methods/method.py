@@ -90,6 +90,8 @@ class Method(ABC):
     """Setting to the range that practice supports, both ends included. Values outside are allowed."""
     healthy_rate: ClassVar[tuple[float, float]] = (5e-7, 5e-6)
     """The same of the learning rate when all weights are trained; with LoRA it is `LORA_RATE` times as high."""
+    usual_rate: ClassVar[float] = 5e-7
+    """The learning rate of a recipe that names none."""
 
     @classmethod
     def of(cls: type[M], settings: Any) -> M:
@@ -98,8 +100,8 @@ class Method(ABC):
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
-        """What its own settings are where a recipe does not name them."""
-        return {field.name: field.default for field in fields(cls)}
+        """What its own settings and the learning rate are where a recipe does not name them."""
+        return {"learning_rate": cls.usual_rate} | {field.name: field.default for field in fields(cls)}
 
     @classmethod
     def settings(cls) -> frozenset[str]:
@@ -107,11 +109,14 @@ class Method(ABC):
         return frozenset(field.name for field in fields(cls))
 
     def wrong(self) -> str | None:
-        """What is wrong with the settings, for a person, or None."""
+        """What is wrong with the settings, as words that follow the method's name, or None."""
         return None
 
-    def outside_practice(self, section: Any) -> list[str]:
-        """One sentence for each setting of a recipe's section that lies outside of what practice supports."""
+    def outside_practice(self, section: Any, called: str | None = None) -> list[str]:
+        """One sentence for each setting of a recipe's section that lies outside of what practice supports.
+
+        `called` is what the recipe calls the method, by default its name here.
+        """
         lora = section.lora
         low, high = self.healthy_rate
         scale = 1.0 if lora is None else LORA_RATE
@@ -124,7 +129,7 @@ class Method(ABC):
         weights = "all weights" if lora is None else "LoRA"
         return [
             f"{name} {short(value)} is outside {short(least)} to {short(most)},"
-            f" which practice supports for loss: {self.name} with {weights}"
+            f" which practice supports for {called or self.name} with {weights}"
             for name, (value, (least, most)) in ranges.items()
             if not least <= value <= most
         ]

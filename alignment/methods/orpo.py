@@ -25,6 +25,7 @@ class Orpo(Method):
     start = "base_model"
     healthy: ClassVar[Mapping[str, tuple[float, float]]] = {"odds_weight": (0.05, 1.0)}
     healthy_rate: ClassVar[tuple[float, float]] = (5e-6, 2e-5)
+    usual_rate = 8e-6
 
     odds_weight: float = 0.1
     """λ: weight of the odds-ratio term beside the likelihood of the chosen side."""

@@ -199,18 +199,38 @@ def hub_config(name: str, revision: str | None) -> dict[str, Any]:
     return read_config(Path(cached).parent)
 
 
+def fetch_tokenizer(source: ModelSource, scratch: Path) -> Path:
+    """A folder with a model's configuration and tokenizer, for which no weights are fetched: its own, or one in
+    `scratch`.
+
+    Raises `BadInput` where there is none.
+    """
+    if source.path is not None:
+        if not Path(source.path).is_dir():
+            raise BadInput("no such folder", file=source.path)
+        return Path(source.path)
+    if source.embedded is not None:
+        embedded(source.embedded).build_model(scratch, 0)
+        return scratch
+    pin = ModelPin(hub=source.hub, revision=source.revision)
+    return _snapshot(pin, [CONFIG_FILE, GENERATION_CONFIG_FILE, *TOKENIZER_FILES])
+
+
 def _download(pin: ModelPin, out: Path) -> None:
+    snapshot = _snapshot(pin, [*HUB_PATTERNS, CODE_FILES] if pin.runs_code else HUB_PATTERNS)
+    for path in checkpoint_files(snapshot, pin.runs_code):
+        shutil.copyfile(path, out / path.name)
+
+
+def _snapshot(pin: ModelPin, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     name, revision = str(pin.hub), pin.revision
-    patterns = [*HUB_PATTERNS, CODE_FILES] if pin.runs_code else HUB_PATTERNS
     try:
         with asking_hub(f"{name}@{revision}"):
-            snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+            return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except HubUnreachable:
         raise
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise BadInput(f"{name}@{revision} cannot be fetched: {error}".splitlines()[0]) from error
-    for path in checkpoint_files(snapshot, pin.runs_code):
-        shutil.copyfile(path, out / path.name)

@@ -1,6 +1,14 @@
 """Recipes: what a person writes, typed."""
 
-from alignment.recipe.data import DataSource, ModelSource, PreferenceSource
+from alignment.recipe.data import (
+    DEFAULT_READING,
+    DataSource,
+    ModelSource,
+    NamedSource,
+    PreferencePart,
+    PreferenceSource,
+    Reading,
+)
 from alignment.recipe.evaluation import (
     AlpacaEval,
     ArenaHard,
@@ -21,9 +29,10 @@ from alignment.recipe.evaluation import (
 from alignment.recipe.load import load_recipe, parse_recipe
 from alignment.recipe.recipe import Pools, Recipe, Registry
 from alignment.recipe.schedule import Alerts, Schedule
-from alignment.recipe.training import Dpo, Lora, Optimisation, Reference, Sft, SftTraining, TokenPolicy
+from alignment.recipe.training import Dpo, Lora, Optimisation, Optimise, Reference, Sft, SftTraining, TokenPolicy
 
 __all__ = [
+    "DEFAULT_READING",
     "Alerts",
     "AlpacaEval",
     "ArenaHard",
@@ -41,9 +50,13 @@ __all__ = [
     "Lora",
     "ModelSource",
     "MtBench",
+    "NamedSource",
     "Optimisation",
+    "Optimise",
     "Pools",
+    "PreferencePart",
     "PreferenceSource",
+    "Reading",
     "Recipe",
     "Reference",
     "Registry",

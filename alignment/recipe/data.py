@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -106,15 +107,102 @@ class DataSource(Section):
         return self
 
 
-class PreferenceSource(DataSource):
-    """Preference data; each file is a shard, or `split_into` shards by row position.
+def _words(value: Any) -> Any:
+    """Words that YAML reads as numbers or booleans, as they are compared: text in lower case."""
+    return {str(word).strip().lower(): wanted for word, wanted in value.items()} if isinstance(value, dict) else value
+
+
+Column = Literal[
+    "prompt",
+    "instruction",
+    "input",
+    "system",
+    "history",
+    "messages",
+    "conversations",
+    "tools",
+    "chosen",
+    "rejected",
+    "completion",
+    "label",
+    "kto_tag",
+    "chosen_score",
+    "rejected_score",
+    "response_a",
+    "response_b",
+    "winner",
+    "responses",
+    "scores",
+    "ranks",
+]
+"""The names that a form without an author of its own reads."""
+
+
+class Reading(Section):
+    """How records become preference rows, where the data leaves a choice."""
+
+    absent_by_default: ClassVar[frozenset[str]] = frozenset(
+        {"columns", "labels", "pairing", "min_score_gap", "min_score_ratio", "max_rows"}
+    )
+
+    columns: dict[Column, str] = {}
+    """Which column of the data is which, for data in none of the known forms: `{prompt: question, chosen: good,
+    rejected: bad}`. A dot leads into a column: `meta.question`. Columns that are not named here are read only where
+    their name is one of these. With `system` the rows are read as conversations."""
+    labels: Annotated[dict[str, bool], BeforeValidator(_words)] = {}
+    """What the words or numbers of `label`, or of `winner`, mean: true for a wanted completion, or for `response_a` as
+    the better one; false for the opposite. Case does not count."""
+    pairing: Literal["best_worst", "all", "adjacent", "random"] = "best_worst"
+    """Which pairs are made where a prompt has more than two answers with scores or ranks. `best_worst`: one, of the
+    best and the worst. `all`: each two of them. `adjacent`: each with the next worse. `random`: one, drawn by a hash
+    of the answers. Answers of equal score or rank are no pair."""
+    min_score_gap: float | None = Field(default=None, ge=0)
+    """Least difference of the chosen side's score and the rejected one's, on the data's own scale; pairs with less, or
+    without scores, are quarantined. null keeps all."""
+    min_score_ratio: float | None = Field(default=None, ge=1)
+    """Least ratio of the chosen side's score to the rejected one's, such as 2 for SHP's votes; pairs with less, or
+    without scores, are quarantined. null keeps all."""
+    max_rows: int | None = Field(default=None, ge=1)
+    """Most rows of the source, in training and held out: which ones is drawn by the recipe's seed and the rows' ids, so
+    that neither the order of rows nor of files counts. The others are left out and counted; null keeps all."""
+
+
+DEFAULT_READING = Reading()
+
+
+class PreferencePart(Reading, DataSource):
+    """Preference data from one place."""
+
+    license: str | None = None
+    """Licence of the data, such as CC-BY-4.0, for the lineage of what is trained on it; nothing depends on it."""
+    split_into: int = Field(default=1, ge=1, le=10_000)
+    """Number of shards that each source file (or hub split) is cut into, by the position of its rows."""
+
+    def reading(self) -> Reading:
+        """Only what decides how its records become rows."""
+        return Reading(**{name: getattr(self, name) for name in Reading.model_fields})
+
+
+class NamedSource(PreferencePart):
+    """One of several sources."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")
+    """Name of the source: its shards are called `<name>-…`. Lower-case letters, digits and _, a letter first."""
+    weight: float | None = Field(default=None, gt=0)
+    """Share of the source's rows, relative to the other weights: as many rows are kept as these shares allow, which
+    ones is drawn as for `max_rows`. Sources without a weight keep all their rows."""
+
+
+class PreferenceSource(PreferencePart):
+    """Preference data; each file is a shard, or `split_into` shards by row position. Several `sources` may be written
+    as a list in place of this section.
 
     `max_length_gap`, `min_reference_logp`, `near_duplicates` and `decontaminate` leave rows out of the training set by
     name. They change no shard and no reference log-prob.
     """
 
-    split_into: int = Field(default=1, ge=1, le=10_000)
-    """Number of shards that each source file (or hub split) is cut into, by the position of its rows."""
+    sources: tuple[NamedSource, ...] = ()
+    """Several sources, each with its own place, columns, licence and weight, in place of one."""
     settle_seconds: float = Field(default=30.0, ge=0)
     """Seconds for which a file must not have been written before the watching sensor reads it."""
     watch_seconds: int = Field(default=30, ge=1)
@@ -131,6 +219,33 @@ class PreferenceSource(DataSource):
     decontaminate: tuple[str, ...] = ()
     """Suites of the recipe, such as [gsm8k]: rows that hold one of their items are left out, by runs of 13
     words: more than two thirds of the runs of a text of the item. A change of the items makes the training set anew."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return {"sources": value} if isinstance(value, list | tuple) else value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PreferenceSource:
+        if not self.sources:
+            super()._one_source()  # type: ignore[operator]  # pydantic's wrapper of the method
+            return self
+        if astray := sorted(self.model_fields_set & PreferencePart.model_fields.keys()):
+            raise ValueError(f"{', '.join(astray)}: give it in each of the sources")
+        names = [source.name for source in self.sources]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two sources are called {twice[0]}")
+        return self
+
+    @property
+    def parts(self) -> tuple[PreferencePart, ...]:
+        """The sources, or the one that this is."""
+        return self.sources or (self,)
+
+    @property
+    def file_patterns(self) -> list[str]:
+        """Paths, globs and URLs of all sources."""
+        return [pattern for part in self.parts for pattern in part.files or ()]
 
 
 # A recipe names the environment variable that holds a secret.

@@ -126,7 +126,19 @@ class Harmless(Published):
 class XsTest(Published):
     """Over-refusal (Röttger et al. 2024): safe prompts that seem unsafe, and unsafe prompts for comparison."""
 
+    scored_by: Literal["rules", "judge"] = "rules"
+    """Who decides whether an answer refuses: `rules` on its words, which cost nothing and are less exact, or the
+    recipe's judge. Scores of the two are never compared."""
+    judge_prompts: str | None = None
+    """Judge prompt file in FastChat's form; null takes the prompts that come with alignment-dags."""
     max_new_tokens: int = Field(default=256, ge=1)
+    """Longest answer in tokens; a longer answer is cut there and scored as it is."""
+
+
+class Math(Published):
+    """MATH (Hendrycks et al. 2021), answered in a box: the data's own columns, or MATH-500's."""
+
+    max_new_tokens: int = Field(default=2048, ge=1)
     """Longest answer in tokens; a longer answer is cut there and scored as it is."""
 
 
@@ -216,6 +228,8 @@ class Evals(Section):
     """Harmful prompts; a judge decides whether each answer is safe."""
     xstest: XsTest | None = None
     """XSTest: safe prompts that seem unsafe, and unsafe prompts for comparison."""
+    math: Math | None = None
+    """MATH: competition problems, right if the last box holds the answer."""
     lm_eval: dict[str, LmEvalTask] = Field(default_factory=dict)
     """Any of lm-eval's tasks by name (mmlu, arc_challenge, truthfulqa_mc2, hendrycks_math, …); each is a suite."""
     baselines: str | None = None
@@ -256,6 +270,8 @@ class JudgePrice(Section):
 class Judge(Section):
     """Who grades open answers: `rubric` (deterministic, embedded questions only) or an OpenAI-compatible endpoint."""
 
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"snapshot"})
+
     kind: Literal["rubric", "openai"]
     """`rubric` are the deterministic checks of the quickstart's own questions; `openai` is any endpoint that speaks the
     OpenAI API."""
@@ -263,6 +279,10 @@ class Judge(Section):
     """Name the endpoint knows the judge by; `openai` needs it."""
     base_url: str | None = None
     """Address of the endpoint's API, as in http://host:8000/v1; null is OpenAI's own."""
+    snapshot: str | None = Field(default=None, min_length=1)
+    """Exact model that the endpoint must name in its answers, such as gpt-4o-2024-11-20 behind gpt-4o, or the name with
+    a commit that an own server serves. Another answer ends the judging. Scores of different snapshots are never
+    compared. null accepts whatever the endpoint names."""
     api_key_env: VariableName = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; the key itself is never written anywhere."""
     temperature: float | None = Field(default=0.0, ge=0)

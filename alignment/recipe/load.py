@@ -86,17 +86,22 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
         raise BadInput(f"no such {what}", file=str(path)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"cannot be read: {error}", file=str(path)) from error
+    return parse_yaml(text, str(path), what)
+
+
+def parse_yaml(text: str, file: str, what: str) -> dict[str, Any]:
+    """The mapping in the text of a YAML file, which errors name."""
     try:
         data = _loaded(text)
     except RecursionError:
-        raise BadInput(f"malformed YAML: {TOO_DEEP}", file=str(path)) from None
+        raise BadInput(f"malformed YAML: {TOO_DEEP}", file=file) from None
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error) or "not YAML"
         row = None if mark is None else mark.line + 1
-        raise BadInput(f"malformed YAML: {problem}", file=str(path), row=row) from error
+        raise BadInput(f"malformed YAML: {problem}", file=file, row=row) from error
     if not isinstance(data, dict):
-        raise BadInput(f"a {what} is a mapping of keys to values", file=str(path))
+        raise BadInput(f"a {what} is a mapping of keys to values", file=file)
     return data
 
 

@@ -9,11 +9,11 @@ from typing import Any, Literal, cast
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from alignment.address import all_shown
-from alignment.methods import method_of
+from alignment.methods import Method
 from alignment.recipe.data import ModelSource, PreferenceSource, Section
 from alignment.recipe.evaluation import Evals, Gate, Judge
 from alignment.recipe.schedule import Alerts, Schedule
-from alignment.recipe.training import Dpo, Reference, Sft, TokenPolicy
+from alignment.recipe.training import Dpo, Optimise, Reference, Sft, TokenPolicy
 
 
 class Pools(Section):
@@ -70,9 +70,10 @@ class Recipe(Section):
     seed: int = 0
     """Seed of every draw: the order of training rows, samples of data, sampled answers, embedded models and data."""
     base_model: ModelSource
-    """The pretrained model that supervised fine-tuning starts from."""
-    sft: Sft
-    """Supervised fine-tuning. The policy starts from its checkpoint, which is also the reference."""
+    """The pretrained model that supervised fine-tuning starts from; with `orpo`, where the policy starts."""
+    sft: Sft | None = None
+    """Supervised fine-tuning. The policy starts from its checkpoint, which is also the reference. Every method needs
+    the section but `orpo`, which trains from the base model and refuses it."""
     preferences: PreferenceSource
     """The preference pairs."""
     tokens: TokenPolicy = TokenPolicy()
@@ -82,16 +83,18 @@ class Recipe(Section):
     decides, so all pairs of a prompt are on the same side and stay there. 0 holds out none."""
     reference: Reference = Reference()
     """How the reference log-probs are computed."""
+    optimise: Optimise = Optimise()
+    """How the policy is trained: the method, its settings and the optimiser's. `dpo` is an older spelling of it."""
     dpo: Dpo = Dpo()
-    """How the policy is trained on the pairs."""
+    """The older spelling of `optimise`, which `align recipes upgrade` rewrites; a recipe has one of the two."""
     evals: Evals = Evals()
-    """What is measured on the SFT checkpoint, the policy and the champion."""
+    """What is measured on the SFT checkpoint (with `orpo`, on the base model), the policy and the champion."""
     judge: Judge | None = None
     """Who grades open answers. Without a judge such suites are answered, and shown as not judged."""
     gate: Gate | Literal["none", "default"] = "none"
     """What a policy must show to be registered. `none` registers nothing, and the run ends without an error.
     `default` asks `no_regression` of every suite's main metric, with a margin of a twentieth of the metric's scale, and
-    that at least one main metric is better than the SFT baseline's. Suites that need a judge count only if the recipe
+    that at least one main metric is better than the baseline's. Suites that need a judge count only if the recipe
     has a judge."""
     registry: Registry = Registry()
     """How a policy that passes is registered in MLflow."""
@@ -119,28 +122,62 @@ class Recipe(Section):
         written = self._written
         return cast(
             dict[str, Any],
-            all_shown(self.model_dump(mode="json", exclude_unset=True) if written is None else written),
+            all_shown(self.model_dump(mode="json", exclude_unset=True, by_alias=True) if written is None else written),
         )
 
     @model_validator(mode="after")
-    def _agreement(self) -> Recipe:
-        if method_of(self.dpo).needs_reference and self.reference.precision != self.dpo.precision:
+    def _one_spelling(self) -> Recipe:
+        """`dpo` holds the settings whichever way they are spelled."""
+        if {"optimise", "dpo"} <= self.model_fields_set:
+            raise ValueError("optimise and dpo are two spellings of one section: give one of them")
+        if "dpo" not in self.model_fields_set:
+            self.__dict__["dpo"] = self.optimise.as_dpo()
+        return self
+
+    @model_validator(mode="after")
+    def _start(self) -> Recipe:
+        called, start = self.training.called, self.method.start
+        if self.sft is None and start == "sft_checkpoint":
             raise ValueError(
-                "reference.precision and dpo.precision must be the same: the cached log-probs "
+                f"sft is missing, and {called} starts from an SFT checkpoint: give sft a dataset, or adopt"
+            )
+        if self.sft is not None and start == "base_model":
+            raise ValueError(f"{called} starts from the base model, without SFT: take the section sft out")
+        return self
+
+    @model_validator(mode="after")
+    def _agreement(self) -> Recipe:
+        section, called = self.training.spelling.section, self.training.called
+        if self.method.needs_reference and self.reference.precision != self.dpo.precision:
+            raise ValueError(
+                f"reference.precision and {section}.precision must be the same: the cached log-probs "
                 "must equal the policy's at its first step"
             )
-        if self.preferences.min_reference_logp is not None and not method_of(self.dpo).needs_reference:
-            raise ValueError(f"preferences.min_reference_logp needs a reference, and loss: {self.dpo.loss} has none")
+        if self.preferences.min_reference_logp is not None and not self.method.needs_reference:
+            raise ValueError(f"preferences.min_reference_logp needs a reference, and {called} has none")
         if unknown := set(self.preferences.decontaminate) - set(self.evals.selected()):
             raise ValueError(
                 f"preferences.decontaminate names {', '.join(sorted(unknown))}, which evals does not select"
                 f" (selected: {', '.join(self.evals.selected()) or 'none'})"
             )
+        by_judge = self.evals.xstest is not None and self.evals.xstest.scored_by == "judge"
+        if by_judge and (self.judge is None or self.judge.kind == "rubric"):
+            raise ValueError("evals.xstest.scored_by: judge needs a judge of kind openai")
         if self.judge and self.judge.kind == "rubric":
             others = (self.evals.alpaca_eval, self.evals.arena_hard, self.evals.harmless)
             if (self.evals.mt_bench and not self.evals.mt_bench.embedded) or any(others):
                 raise ValueError("judge kind rubric grades only the embedded questions of mt_bench")
         return self
+
+    @property
+    def training(self) -> Dpo:
+        """How the policy is trained, as the recipe spells it: what it calls the method, and what its notes name."""
+        return self.dpo if "dpo" in self.model_fields_set else self.optimise
+
+    @property
+    def method(self) -> Method:
+        """The preference method with its own settings."""
+        return self.dpo.method
 
     @property
     def model_name(self) -> str:

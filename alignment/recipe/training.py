@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from datetime import date
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from alignment.data.templates import TODAY
-from alignment.methods import METHODS, method_of
+from alignment.methods import LOSS, METHOD, METHODS, Method, Spelling
 from alignment.recipe.data import DataSource, ModelSource, Section
 
 Precision = Literal["float32", "bfloat16"]
@@ -48,6 +48,11 @@ class TokenPolicy(Section):
         """Only what decides how a row is written out, which SFT and evaluations share; the rest at its default."""
         shared = ("system", "today", "plain_text", "max_dropped")
         return TokenPolicy(**{name: getattr(self, name) for name in shared})
+
+    def drop_limit(self) -> dict[str, float]:
+        """`max_dropped` where it is not the default, for the key of a stage that fails above it: it changes no value,
+        but a result made where more rows may be dropped is no answer to who allows fewer."""
+        return {} if self.max_dropped == TokenPolicy().max_dropped else {"max_dropped": self.max_dropped}
 
 
 class Lora(Section):
@@ -141,33 +146,34 @@ class Reference(Section):
     """The reference log-prob pass, which is the one that training takes."""
 
     precision: Precision = "bfloat16"
-    """Precision of weights and computation. If the method takes a reference, it must equal `dpo.precision`; otherwise
-    the loss of the first step would differ from its theoretical value."""
+    """Precision of weights and computation. If the method takes a reference, it must equal `optimise.precision`;
+    otherwise the loss of the first step would differ from its theoretical value."""
     batch_tokens: int = Field(default=16_384, ge=1)
     """Tokens of one forward pass of scorer and trainer. On a GPU in 16 bits passes are filled up to it and it counts
     in the values' key; elsewhere it changes speed and memory, never values. Halve it when memory runs out."""
 
 
 class Dpo(Optimisation):
-    """How the policy is trained on preference pairs: the method with its settings, and the optimiser."""
+    """The older spelling of `optimise`, with a method's older name under `loss`. Both spell the same training."""
 
+    spelling: ClassVar[Spelling] = LOSS
     speed_only: ClassVar[frozenset[str]] = Optimisation.speed_only | {"micro_batch_size", "gradient_checkpointing"}
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"gamma_ratio", "length_normalised"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"gamma_ratio", "length_normalised", "odds_weight"})
 
     micro_batch_size: int = Field(default=4, ge=1)
     """Ignored: a step's rows go through in passes of `reference.batch_tokens` tokens, whatever their number."""
 
     learning_rate: float = Field(default=5e-7, gt=0)
     """Highest learning rate of AdamW, reached after the warm-up; commonly 5e-8 to 1e-6 for a whole model, ten times
-    that with LoRA. Too high a rate spoils the model before it learns the preferences."""
-    loss: Literal[
-        "sigmoid", "hinge", "ipo", "cdpo", "robust", "sigmoid_norm", "apo_zero", "apo_down", "simpo", "cpo"
-    ] = "sigmoid"
+    that with LoRA. Too high a rate spoils the model before it learns the preferences. The default of `orpo`, which
+    trains from the base model, is 8e-6."""
+    loss: Annotated[str, AfterValidator(LOSS.known), WithJsonSchema(LOSS.schema)] = "sigmoid"
     """The method; docs/methods.md compares them. `sigmoid`: DPO (Rafailov et al. 2023). `hinge`: SLiC-HF (Zhao et al.
     2023). `ipo`: IPO (Azar et al. 2023). `cdpo` (Mitchell 2023) and `robust` (rDPO, Chowdhury et al. 2024): for data
     with some wrong labels. `sigmoid_norm`: DPO of log-ratios per token (Lambert et al. 2024). `apo_zero`, `apo_down`:
     APO, for chosen completions better or worse than the model's own (D'Oosterlinck et al. 2024). `simpo` (Meng et al.
-    2024) and `cpo` (Xu et al. 2024) take no reference, and their graph has no reference log-probs."""
+    2024) and `cpo` (Xu et al. 2024) take no reference, and their graph has no reference log-probs. `orpo` (Hong et al.
+    2024) takes none either, and trains from the base model: its recipe has no `sft`."""
     beta: float = Field(default=0.1, gt=0)
     """β: a larger value keeps the policy nearer to the reference. Usual values are 0.01 to 1, and 1 to 10 with
     `sigmoid_norm`, whose log-ratios are per token. `ipo` aims at a margin of 1 / (2β). With `simpo`, whose default is
@@ -177,31 +183,92 @@ class Dpo(Optimisation):
     methods refuse it."""
     sft_weight: float = Field(default=0.0, ge=0)
     """Weight of the chosen completion's negative log-likelihood, in nats per token, that is added to the loss (RPO);
-    keeps what SFT taught. 0 adds none. It is part of `cpo`, whose default is 1; `simpo` refuses it."""
+    keeps what SFT taught. 0 adds none. It is part of `cpo`, whose default is 1; `simpo` and `orpo` refuse it."""
     gamma_ratio: float = Field(default=0.5, ge=0)
     """`simpo` only: γ/β, by how many nats per token a chosen completion shall be likelier than the rejected one. Usual
     values are 0.1 to 0.8."""
     length_normalised: bool = True
     """`ipo` only: its margin is of mean log-ratios per token, as in TRL; false takes sums, as the paper writes it."""
+    odds_weight: float = Field(default=0.1, ge=0)
+    """`orpo` only: λ, the weight of the odds ratio beside the likelihood of the chosen completion. Usual values are
+    0.05 to 1."""
 
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_its_method(cls, given: Any) -> Any:
         """What is not given is the method's own default, where that is another than the section's."""
-        method = METHODS.get(str(given.get("loss"))) if isinstance(given, dict) else None
+        if not isinstance(given, dict):
+            return given
+        method = cls.spelling.method(given.get(cls.spelling.key), given.get("length_normalised"))
         return given if method is None else method.defaults() | given
 
     @model_validator(mode="after")
     def _settings_of_its_method(self) -> Dpo:
         every = {name for method in METHODS.values() for name in method.settings()}
-        for name in sorted(every - METHODS[self.loss].settings()):
-            if getattr(self, name) != type(self).model_fields[name].default:
-                takers = [loss for loss, method in METHODS.items() if name in method.settings()]
-                raise ValueError(f"{name} counts only with loss: {' or '.join(takers)}")
-        if wrong := method_of(self).wrong():
-            raise ValueError(wrong)
+        for name in sorted(every - self.spelling.settings(self.loss)):
+            if self._given(name):
+                takers = [taker for taker in self.spelling.names if name in self.spelling.settings(taker)]
+                raise ValueError(f"{name} counts only with {self.spelling.called(takers)}")
+        if wrong := self.method.wrong():
+            raise ValueError(f"{self.called} {wrong}")
+        return self
+
+    def _given(self, name: str) -> bool:
+        """Whether a person gave a setting. Requests hold all of them, so what holds its default counts as not given."""
+        return bool(getattr(self, name) != type(self).model_fields[name].default)
+
+    @property
+    def called(self) -> str:
+        """What the recipe calls the method, such as `loss: sigmoid`."""
+        return self.spelling.called([self.loss])
+
+    @property
+    def method(self) -> Method:
+        """The method with its own settings."""
+        method = self.spelling.method(self.loss, self.length_normalised)
+        assert method is not None, "a section with an unknown method is refused"
+        return method.of(self)
+
+    def as_dpo(self) -> Dpo:
+        """The settings as requests hold them."""
         return self
 
     def outside_practice(self) -> list[str]:
         """One sentence for each setting that lies outside of what practice supports for the method; none is refused."""
-        return [f"dpo.{note}" for note in method_of(self).outside_practice(self)]
+        notes = self.method.outside_practice(self, self.called)
+        return [f"{self.spelling.section}.{note}" for note in notes]
+
+
+class Optimise(Dpo):
+    """How the policy is trained on the preferences: the method with its settings, and the optimiser."""
+
+    spelling: ClassVar[Spelling] = METHOD
+
+    loss: Annotated[str, AfterValidator(METHOD.known), WithJsonSchema(METHOD.schema)] = Field(
+        default="dpo", alias="method"
+    )
+    """The method; docs/methods.md compares them. `dpo`: Rafailov et al. 2023. `step_dpo`: `dpo` of pairs that share
+    their first steps (Lai et al. 2024). `hinge`: SLiC-HF (Zhao et al. 2023). `ipo`: Azar et al. 2023. `cdpo` (Mitchell
+    2023) and `robust_dpo` (Chowdhury et al. 2024): for data with some wrong labels. `apo_zero`, `apo_down`: APO, for
+    chosen completions better or worse than the model's own (D'Oosterlinck et al. 2024). `simpo` (Meng et al. 2024) and
+    `cpo` (Xu et al. 2024) take no reference, and their graph has no reference log-probs. `orpo` (Hong et al. 2024)
+    takes none either, and trains from the base model: its recipe has no `sft`."""
+    beta: float = Field(default=0.1, gt=0)
+    """β: a larger value keeps the policy nearer to the reference. Usual values are 0.01 to 1, and 1 to 10 with `dpo`
+    and `length_normalised`, whose log-ratios are per token. `ipo` aims at a margin of 1 / (2β). With `simpo`, whose
+    default is 2, it scales rewards per token; usual values are 2 to 10. `orpo` refuses it."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Assumed fraction of pairs whose chosen and rejected sides are swapped, below 0.5. `cdpo` and `robust_dpo` need
+    it; the other methods refuse it."""
+    length_normalised: bool = False
+    """Whether margins are of mean log-ratios per token. `dpo` and `step_dpo`: false by default; true is Tülu 3's
+    `dpo_norm` (Lambert et al. 2024). `ipo`: true by default, as in TRL; false takes sums, as the paper writes it."""
+
+    def _given(self, name: str) -> bool:
+        return name in self.model_fields_set
+
+    def as_dpo(self) -> Dpo:
+        """The same training under the older spelling, which requests hold; equal settings have equal keys."""
+        every = {name for method in METHODS.values() for name in method.settings()}
+        shared = Dpo.model_fields.keys() - {"loss"} - (every - self.method.settings())
+        return Dpo(loss=self.method.name, **{name: getattr(self, name) for name in sorted(shared)})

@@ -67,6 +67,11 @@ class DpoRequest(Request):
     world_size: int = 1
     pass_tokens: int = 16_384
 
+    def identity(self) -> Any:
+        """Without references, whose stage has a limit of its own, rows are first written out here."""
+        identity = super().identity()
+        return identity if method_of(self.settings).needs_reference else identity | self.tokens.drop_limit()
+
 
 def run(request: DpoRequest, context: Context) -> Result:
     """Trains and writes the checkpoint, training_rows.parquet and held_out.parquet (every measured held-out pair).

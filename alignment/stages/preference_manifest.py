@@ -6,8 +6,10 @@ Every row of every shard stands in split.parquet exactly once: train, held_out, 
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from typing import Any, ClassVar, Literal
 
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
 from alignment.data.assign import Filters, ShardFiles, Tally, assign
@@ -15,9 +17,10 @@ from alignment.data.embedded import embedded
 from alignment.data.hub import hub_records
 from alignment.data.manifest import MANIFEST_FILE, Manifest, ManifestShard, SplitWriter
 from alignment.data.measure import LOGPS, Contradictions, LogpCounts, measured_columns, pair_numbers
+from alignment.data.mixing import Mix, mixed
 from alignment.data.overlap import ItemRuns, strings_in
 from alignment.data.readers import read_records
-from alignment.data.rows import read_columns
+from alignment.data.rows import PAIR_ID, read_columns
 from alignment.data.statistics import LogpNumbers, PairNumbers
 from alignment.digest import json_digest
 from alignment.errors import BadInput
@@ -52,19 +55,21 @@ class SuiteItems(BaseModel):
 
 
 class ManifestRequest(Request):
-    """`references` has one entry per shard, or none at all for a reference-free method.
+    """`references` has one entry per shard, or none at all for a reference-free method; `mix` says how many rows of
+    which shards are kept.
 
-    The other fields leave rows out by name (`Filters`); `decontaminate` maps a suite's name to its items.
+    The fields after it leave rows out by name (`Filters`); `decontaminate` maps a suite's name to its items.
     """
 
     absent_by_default: ClassVar[frozenset[str]] = frozenset(
-        {"max_length_gap", "min_reference_logp", "near_duplicates", "decontaminate"}
+        {"mix", "max_length_gap", "min_reference_logp", "near_duplicates", "decontaminate"}
     )
 
     shards: dict[str, Artifact]
     references: dict[str, Artifact] = Field(default_factory=dict)
     left_out: dict[str, str] = Field(default_factory=dict)
     held_out_fraction: float = Field(ge=0, lt=1)
+    mix: tuple[Mix, ...] = ()
     max_length_gap: int | None = None
     min_reference_logp: float | None = None
     near_duplicates: float | None = None
@@ -90,8 +95,10 @@ def run(request: ManifestRequest, context: Context) -> Result:
         else None,
     )
     with SplitWriter(context.out) as split:
-        for places in assign(files, request.held_out_fraction, context.work, filters, contradictions):
-            split.write(places)
+        assigned = partial(assign, files, request.held_out_fraction, context.work, filters, pair_ids=True)
+        for places in mixed(lambda last: assigned(), [shard.shard.digest for shard in shards], request.mix):
+            contradictions.add(places[PAIR_ID].filter(pc.is_null(places["reason"])).to_numpy())
+            split.write(places.drop_columns(PAIR_ID))
             tally.add(places)
     counts = tally.counts
     if counts["rows"] != sum(shard.rows for shard in shards):
@@ -198,7 +205,7 @@ def pin_shards(request: ManifestRequest, context: Context) -> tuple[Literal["pai
             ManifestShard(
                 name=name,
                 rows=summary.rows,
-                row_digest=shard.digest,
+                row_digest=summary.digest or shard.digest,  # without the scores: training does not see them
                 shard=shard,
                 reference=reference,
                 fingerprint=None if scored is None else scored.fingerprint,

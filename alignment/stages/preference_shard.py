@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from heapq import nsmallest
 from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
@@ -10,11 +11,12 @@ from pydantic import Field, model_validator
 from alignment.data.embedded import embedded
 from alignment.data.hub import hub_name, hub_records
 from alignment.data.measure import Contradictions, measured_columns, pair_numbers
+from alignment.data.mixing import place_in_draw
 from alignment.data.readers import Record, read_records
 from alignment.data.rows import PAIR_ID, ROWS_FILE, write_rows
 from alignment.data.validate import DUPLICATE, QUARANTINE_FILE, Validation, most_common, write_quarantine
 from alignment.errors import BadInput
-from alignment.recipe import DataSource
+from alignment.recipe import DataSource, Reading
 from alignment.stages import Context, Request, Result, SourceFile, Stage
 from alignment.stages.stage import ShardSummary
 
@@ -22,11 +24,11 @@ from alignment.stages.stage import ShardSummary
 class ShardRequest(Request):
     """One of `file`, `hub` and `embedded`; of `parts` contiguous runs of its records, run `part` (0-based).
 
-    For embedded data `part` is the day that is generated from `seed`; elsewhere the seed is 0. Rows whose id is
-    in `withdrawn` (sorted) are left out.
+    For embedded data `part` is the day that is generated from `seed`; elsewhere the seed draws the rows of
+    `reading.max_rows`, and is 0 without. Rows whose id is in `withdrawn` (sorted) are left out.
     """
 
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"withdrawn"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"withdrawn", "reading"})
 
     file: SourceFile | None = None
     hub: DataSource | None = None
@@ -35,6 +37,7 @@ class ShardRequest(Request):
     parts: int = Field(default=1, ge=1)
     seed: int = 0
     withdrawn: tuple[str, ...] = ()
+    reading: Reading = Reading()
 
     @model_validator(mode="after")
     def _one_source(self) -> ShardRequest:
@@ -64,19 +67,23 @@ def records_of(request: ShardRequest) -> Iterable[Record]:
 
 
 def run(request: ShardRequest, context: Context) -> Result:
-    """Writes rows.parquet in source order and quarantine.parquet; of withdrawn rows only their number is kept.
+    """Writes rows.parquet in source order and quarantine.parquet; of withdrawn rows only their number is kept, and of
+    rows beyond `reading.max_rows` too.
 
     Raises `BadInput` naming the source if it cannot be read or holds no valid row.
     """
-    validation = Validation(withdrawn=frozenset(request.withdrawn))
-    write_rows(context.out / ROWS_FILE, validation.accepted(records_of(request), request.source))
+    kept = drawn_rows(request)
+    validation = Validation(frozenset(request.withdrawn), request.reading)
+    accepted = validation.accepted(records_of(request), request.source)
+    write_rows(context.out / ROWS_FILE, (row for row in accepted if kept is None or row.row_id in kept))
     write_quarantine(context.out / QUARANTINE_FILE, validation.quarantined)
     reasons = validation.reasons
     if not validation.rows:
         where = request.file.url if request.file is not None else request.source
         if validation.withdrawn_records and not reasons:
             raise BadInput("every row of it was withdrawn: withdraw the whole shard", file=where)
-        raise BadInput(f"no valid preference row; {most_common(reasons)}", file=where)
+        told = validation.advice(request.source)
+        raise BadInput(f"no valid preference row; {most_common(reasons)}{f'; {told}' if told else ''}", file=where)
     assert validation.kind is not None
     measured = measured_columns(context.out)
     contradictions = Contradictions(context.work / "pair_ids", 0)
@@ -84,20 +91,36 @@ def run(request: ShardRequest, context: Context) -> Result:
     where_known: dict[str, Any] = {"pairs": pair_numbers(measured)}
     if request.withdrawn:
         where_known["withdrawn"] = validation.withdrawn_records
+    if kept is not None:
+        rows = validation.rows
+        validation.keep(kept)
+        where_known["not_drawn"] = rows - validation.rows
     return Result(
-        digest=validation.digest,
+        digest=validation.content_digest,
         summary=ShardSummary(
             rows=validation.rows,
             quarantined=len(validation.quarantined),
             reasons=reasons,
             kind=validation.kind,
-            source_rows=validation.rows + len(validation.quarantined) + validation.withdrawn_records,
+            source_rows=validation.records,
             duplicates=reasons.get(DUPLICATE, 0),
             digest=validation.digest,
             contradictory=contradictions.count(),
+            forms=dict(sorted(validation.forms.items())),
             **{name: value for name, value in where_known.items() if value is not None},
         ),
     )
+
+
+def drawn_rows(request: ShardRequest) -> set[str] | None:
+    """Ids of the rows that `max_rows` keeps, None for all: those with the lowest hash of seed and id, so that neither
+    the order of the rows nor a row that is added or taken away moves the others."""
+    most = request.reading.max_rows
+    if most is None:
+        return None
+    validation = Validation(frozenset(request.withdrawn), request.reading)
+    ids = (row.row_id for row in validation.accepted(records_of(request), request.source))
+    return set(nsmallest(most, ids, key=lambda row_id: place_in_draw(request.seed, row_id)))
 
 
 STAGE = Stage(name="preference_shard", code_version=4, request=ShardRequest, run=run)

@@ -34,8 +34,7 @@ UNPAIRED = "the shard holds unpaired rows, and DPO needs pairs of a chosen and a
 class ReferenceRequest(Request):
     """`batch_tokens` is tokens of one forward pass: it changes speed, and in 16 bits the values on a GPU.
 
-    `tokens.max_dropped` changes no value and decides whether there is a result: one that was made where more rows may
-    be dropped is no answer to who allows fewer. The values themselves are known, so asking anew scores nothing.
+    Asking anew because of `tokens.max_dropped` scores nothing: the values are known.
     """
 
     speed_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
@@ -47,11 +46,9 @@ class ReferenceRequest(Request):
     batch_tokens: int
 
     def identity(self) -> Any:
-        identity = super().identity()
+        identity = super().identity() | self.tokens.drop_limit()
         if self.precision not in WIDE:
             identity |= {"batch_tokens": self.batch_tokens}
-        if self.tokens.max_dropped != TokenPolicy().max_dropped:
-            identity |= {"max_dropped": self.tokens.max_dropped}
         return identity
 
 

@@ -55,9 +55,10 @@ class SftRequest(Request):
     def identity(self) -> Any:
         """An adopted checkpoint is what it is: no training setting or launch counts."""
         identity = super().identity()
-        if self.adopt is not None:
-            for name in ("settings", "tokens", "world_size", *(() if self.adopt.embedded else ("seed",))):
-                identity.pop(name, None)
+        if self.adopt is None:
+            return identity | self.tokens.drop_limit()
+        for name in ("settings", "tokens", "world_size", *(() if self.adopt.embedded else ("seed",))):
+            identity.pop(name, None)
         return identity
 
 

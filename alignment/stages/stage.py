@@ -173,6 +173,10 @@ class ShardSummary(Summary):
     digest: str | None = None
     withdrawn: int | None = None
     """Records that were left out as somebody withdrew them; not set where the request names none."""
+    forms: dict[str, int] = Field(default_factory=dict)
+    """Rows of each form of `alignment.data.forms`, those that `max_rows` leaves out among them."""
+    not_drawn: int | None = None
+    """Valid rows beyond `max_rows`; not set where the recipe sets none."""
     pairs: PairNumbers | None = None
     contradictory: int | None = None
     """Rows of the shard that contradict another row of it."""

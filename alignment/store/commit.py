@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
@@ -150,6 +151,20 @@ def read_record(record: type[Record], text: bytes | str, path: str) -> Record:
 # The files of an artifact's folder: described when it is committed, verified when it is read.
 
 NOT_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def let_others_read(folder: Path) -> None:
+    """Gives every file and folder below one the rights that a new one gets here (0666 and 0777 less the umask):
+    safetensors and temporary folders ask for their owner's alone, whoever shares the store."""
+    probe = folder / ".rights"
+    probe.touch()
+    rights = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        has = stat.S_IMODE(path.stat().st_mode)
+        wanted = has | rights | ((rights & 0o444) >> 2 if path.is_dir() else 0)
+        if wanted != has:
+            path.chmod(wanted)
 
 
 def describe(folder: Path) -> dict[str, FileEntry]:

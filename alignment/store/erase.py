@@ -65,8 +65,8 @@ def current_erasure(store: Store, artifact: Artifact) -> Erasure | None:
 
 def erasures(store: Store, kind: str) -> Iterator[Erasure]:
     """Every erasure record of a kind, in no particular order."""
-    for path in store.fs.glob(store.path(kind, "*", f"{ERASED}*.json")):
-        yield read_record(Erasure, store.fs.cat_file(str(path)), str(path))
+    for path in store.matching(store.path(kind), f"*/{ERASED}*.json"):
+        yield read_record(Erasure, store.fs.cat_file(path), path)
 
 
 def all_commits(store: Store, kind: str) -> Iterator[Commit]:

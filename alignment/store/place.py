@@ -6,22 +6,27 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import quote
 
 import fsspec
 from filelock import FileLock
-from fsspec.core import url_to_fs
+from fsspec.core import has_magic, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 
 from alignment.address import shown
 from alignment.errors import BadInput
 
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
+FULL = re.compile(r"No space left on device|Disk quota exceeded|disk is full|inline_container\.cc|PytorchStreamWriter")
+"""What libraries say that write files with code of their own: safetensors, SQLite, torch."""
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
@@ -85,6 +90,32 @@ class Place:
             finally:
                 partial.unlink(missing_ok=True)
 
+    def matching(self, folder: str, pattern: str) -> list[str]:
+        """The paths below a `folder` of this place that match a pattern of `*` and `?`, sorted; none where there is no
+        such folder."""
+        return sorted(matching(self.fs, folder, pattern))
+
+    def contents(self, paths: Iterable[str]) -> dict[str, bytes | Exception]:
+        """The bytes of many files, read concurrently on a remote place; an error stands in the place of its file."""
+        wanted = list(dict.fromkeys(paths))
+        if not any(map(has_magic, wanted)):
+            return dict(self.fs.cat(wanted, on_error="return")) if wanted else {}
+        found: dict[str, bytes | Exception] = {}
+        for path in wanted:  # of many paths at once, `cat` takes each for a pattern
+            try:
+                found[path] = self.fs.cat_file(path)
+            except Exception as error:
+                found[path] = error
+        return found
+
+    def remove_folder(self, path: str) -> None:
+        """Removes a folder of this place with all that is in it."""
+        if self.is_local:
+            shutil.rmtree(path, ignore_errors=True)
+            return
+        for file in self.fs.find(path):  # `rm` takes its path for a pattern
+            self.fs.rm_file(file)
+
     @contextmanager
     def alone(self, name: str) -> Iterator[None]:
         """Holds the lock of a name, which one process at a time can hold. It ends with its process.
@@ -96,6 +127,21 @@ class Place:
             folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{quote(name, safe='')}.lock"):
             yield
+
+
+def matching(fs: fsspec.AbstractFileSystem, folder: str, pattern: str) -> dict[str, dict[str, Any]]:
+    """Path to what `fs` says of it, of all below `folder` that matches a glob relative to it.
+
+    The folder is taken by its name: to fsspec's own `glob` a folder called `[2026]` is a pattern of four letters.
+    """
+    deep = None if "**" in pattern else pattern.count("/") + 1
+    fits = re.compile(glob_translate(pattern)).match
+    try:
+        found = fs.find(folder, maxdepth=deep, withdirs=True, detail=True)
+    except FileNotFoundError:
+        return {}
+    above = len(folder.rstrip("/")) + 1
+    return {path: about for path, about in found.items() if fits(path[above:])}
 
 
 def check_url(url: str) -> None:
@@ -110,12 +156,13 @@ def check_url(url: str) -> None:
 
 @contextmanager
 def explain_no_space(where: str) -> Iterator[None]:
-    """Raises `BadInput` that names the place, instead of the error of a full disk."""
+    """Raises `BadInput` that names the place, instead of the error of a full disk, in whatever words it comes."""
     try:
         yield
-    except OSError as error:
-        if error.errno in OUT_OF_SPACE:
-            raise BadInput(f"no space left for the artifact store: {error.strerror}", file=where) from error
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in OUT_OF_SPACE
+        if full or FULL.search(str(error)):
+            raise BadInput("no space left on the device of the artifact store", file=where) from error
         raise
 
 

@@ -23,7 +23,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from alignment.address import shown
 from alignment.errors import CorruptArtifact, ErasedArtifact, MissingArtifact
-from alignment.store.commit import STORE_FORMAT, Artifact, Commit, Erasure, Record, describe, read_record, verify
+from alignment.store.commit import (
+    STORE_FORMAT,
+    Artifact,
+    Commit,
+    Erasure,
+    Record,
+    describe,
+    let_others_read,
+    read_record,
+    verify,
+)
 from alignment.store.place import Place, explain_no_space
 
 # Refs: the store's only mutable objects. Each names the current artifact of a stage in a recipe.
@@ -73,8 +83,7 @@ class Refs(Place):
     def read_refs(self, recipe: str, stage: str) -> dict[str, Ref]:
         """The refs of all partitions of a stage, by partition, from one listing."""
         folder = self.path("refs", recipe, stage)
-        paths = [str(path) for path in self.fs.glob(f"{folder}/*.json")]
-        contents = self.fs.cat(paths, on_error="return") if paths else {}
+        contents = self.contents(self.matching(folder, "*.json"))
         for path, error in contents.items():
             # a ref that is not found was removed after the listing
             if isinstance(error, Exception) and not isinstance(error, FileNotFoundError):
@@ -142,6 +151,8 @@ class Store(Refs):
             return commit
         if (erasure := self.erasure_of(artifact)) is not None:
             return erasure.commit
+        if not self.fs.exists(self.root):
+            raise MissingArtifact(f"{self.shown}: the artifact store is gone; put it back, or run again from the start")
         raise MissingArtifact(f"{self.uri(artifact)}: no committed {artifact.kind} with this digest")
 
     def erasure_of(self, artifact: Artifact) -> Erasure | None:
@@ -222,8 +233,8 @@ class Store(Refs):
 
     def commits(self, kind: str) -> Iterator[Commit]:
         """All committed artifacts of a kind, in no particular order."""
-        for path in self.fs.glob(self.path(kind, "*", COMMIT_FILE)):
-            commit = self.find(kind, PurePosixPath(str(path)).parent.name)
+        for path in self.matching(self.path(kind), f"*/{COMMIT_FILE}"):
+            commit = self.find(kind, PurePosixPath(path).parent.name)
             if commit is not None:
                 yield commit
 
@@ -292,6 +303,7 @@ class Store(Refs):
         seconds: float,
     ) -> Commit:
         """Publishes an attempt. Returns the commit of the key: this one, or the commit of a builder that was faster."""
+        let_others_read(attempt.path)
         files = describe(attempt.path)
         commit = Commit(
             format=STORE_FORMAT,
@@ -321,7 +333,7 @@ class Store(Refs):
         if won:
             return commit
         if not self.is_local:
-            self.fs.rm(self.path(attempt.kind, attempt.key, attempt.name), recursive=True)
+            self.remove_folder(self.path(attempt.kind, attempt.key, attempt.name))
         winner = self.find(attempt.kind, attempt.key)
         if winner is None:
             raise CorruptArtifact(f"{marker}: appeared and vanished while committing")
@@ -359,9 +371,9 @@ class Named:
 
 def refs_of(store: Store, stage: str, *, partitioned: bool = False) -> Iterator[Named]:
     """The refs of a stage in every recipe. A ref that changes meanwhile is given in its old or new state."""
-    pattern = store.path("refs", "*", stage, "*.json") if partitioned else store.path("refs", "*", f"{stage}.json")
+    pattern = f"*/{stage}/*.json" if partitioned else f"*/{stage}.json"
     depth = len(PurePosixPath(store.path("refs")).parts)
-    for path in sorted(str(path) for path in store.fs.glob(pattern)):
+    for path in store.matching(store.path("refs"), pattern):
         place = PurePosixPath(path)
         recipe, partition = place.parts[depth], unquote(place.stem) if partitioned else None
         ref = store.read_ref(recipe, stage, partition)
@@ -389,8 +401,8 @@ def commits_of(store: Store, artifacts: Iterable[Artifact]) -> list[Commit]:
 
 def readable_commits(store: Store, kind: str) -> list[Commit]:
     """All commit records of a kind, also of erased artifacts, without unreadable records, whose number is logged."""
-    markers = [str(path) for path in store.fs.glob(store.path(kind, "*", COMMIT_FILE))]
-    records = [str(path) for path in store.fs.glob(store.path(kind, "*", f"{ERASED}*.json"))]
+    markers = store.matching(store.path(kind), f"*/{COMMIT_FILE}")
+    records = store.matching(store.path(kind), f"*/{ERASED}*.json")
     commits = [erasure.commit for erasure in _read(store, records, Erasure).values()]
     commits += _read(store, markers, Commit).values()
     if unread := len(markers) + len(records) - len(commits):
@@ -400,10 +412,9 @@ def readable_commits(store: Store, kind: str) -> list[Commit]:
 
 def _read(store: Store, paths: Iterable[str], record: type[Record]) -> dict[str, Record]:
     """Path to record; those that cannot be read are left out."""
-    wanted = list(dict.fromkeys(paths))
-    texts = store.fs.cat(wanted, on_error="omit") if wanted else {}
     records = {}
-    for path, text in texts.items():
-        with suppress(CorruptArtifact):
-            records[path] = read_record(record, text, path)
+    for path, text in store.contents(paths).items():
+        if isinstance(text, bytes):
+            with suppress(CorruptArtifact):
+                records[path] = read_record(record, text, path)
     return records

@@ -14,7 +14,8 @@ import typer
 
 from alignment.address import shown
 from alignment.errors import BadInput
-from alignment_dags.cli.files import compare, judge, reference, score
+from alignment_dags.cli.files import compare, reference, score
+from alignment_dags.cli.judge import judge
 from alignment_dags.cli.models import export, gc, lineage, path, promote, report
 from alignment_dags.cli.prefs import prefs
 from alignment_dags.cli.run import backfill, nights, plan, run, upgrade
@@ -91,7 +92,6 @@ for verb in (
     backfill,
     reference,
     score,
-    judge,
     compare,
     export,
     path,
@@ -102,7 +102,7 @@ for verb in (
     nights,
 ):
     app.command()(verb)
-for group, name in ((prefs, "prefs"), (pools, "pools"), (recipes, "recipes")):
+for group, name in ((judge, "judge"), (prefs, "prefs"), (pools, "pools"), (recipes, "recipes")):
     app.add_typer(group, name=name)
 
 # by name, because their modules are too heavy for a command that may not need them

@@ -1,15 +1,13 @@
-"""Verbs that need only files and no recipe: reference log-probs, scores, judgments, comparisons."""
+"""Verbs that need only files and no recipe: reference log-probs, scores, comparisons."""
 
 from __future__ import annotations
 
-import sys
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from alignment_dags.cli.output import AsJson, quiet, say, tell
+from alignment_dags.cli.output import AsJson, quiet, tell
 
 
 def reference(
@@ -17,11 +15,18 @@ def reference(
     pairs: Annotated[Path, typer.Option(help="File of preference pairs.")],
     out: Annotated[Path, typer.Option(help="Parquet file to write.")],
     max_length: Annotated[int | None, typer.Option(min=1, help="Most tokens of prompt and completion.")] = None,
+    max_prompt_length: Annotated[int | None, typer.Option(min=1, help="Most tokens of a prompt.")] = None,
     truncation: Annotated[str, typer.Option(help="drop, keep_start or keep_end.")] = "drop",
+    system: Annotated[str | None, typer.Option(help="System messages: as_template, first_user or drop.")] = None,
+    plain_text: Annotated[str | None, typer.Option(help="Rows of plain strings: as_is or chat.")] = None,
+    today: Annotated[str | None, typer.Option(help="YYYY-MM-DD, for templates that ask for the date.")] = None,
+    max_dropped: Annotated[float | None, typer.Option(help="Share of rows the template may spoil, 0 to 1.")] = None,
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of one pass; halve it on memory.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a file of pairs under a reference model; known sequences come from the cache."""
+    """Score a file of pairs under a reference model; known sequences come from the cache. The token options are those
+    of a recipe's section `tokens`."""
     from alignment.logprobs.files import reference_file
     from alignment_dags.cli.output import show_fields
     from resources.home import ensure_home
@@ -36,9 +41,17 @@ def reference(
             pairs,
             out,
             store=ArtifactStore().open(),
-            max_length=max_length,
-            truncation=truncation,
+            tokens={
+                "max_length": max_length,
+                "max_prompt_length": max_prompt_length,
+                "truncation": truncation,
+                "system": system,
+                "plain_text": plain_text,
+                "today": today,
+                "max_dropped": max_dropped,
+            },
             precision=precision,
+            batch_tokens=batch_tokens,
         )
 
     tell(work, as_json, show_fields)
@@ -49,75 +62,31 @@ def score(
         str, typer.Argument(help="gsm8k, ifeval, mt_bench, alpaca_eval, …, xstest, or any task of lm-eval by name.")
     ],
     responses: Annotated[
-        Path, typer.Option(help='JSONL of {"id", "turns": [text]}, or FastChat answers; GSM8K ids count lines from 0.')
-    ],
-    data: Annotated[Path, typer.Option(help="The suite's data file.")],
-    judgments: Annotated[Path | None, typer.Option(help="Stored judgments of a judged suite.")] = None,
+        Path | None,
+        typer.Option(help='JSONL of {"id", "turns": [text]}, or FastChat answers; GSM8K ids count lines from 0.'),
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="The suite's data file.")] = None,
+    judgments: Annotated[
+        Path | None, typer.Option(help="Stored judgments of a judged suite; a published file needs nothing else.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for samples.parquet.")] = None,
     against: Annotated[Path | None, typer.Option(help="The baseline's answers, for judgments of pairs.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only this model's judgments.")] = None,
+    judge: Annotated[str | None, typer.Option(help="Only this judge's judgments.")] = None,
+    parsing: Annotated[str, typer.Option(help="How verdicts are read: strict, or fastchat for old files.")] = "strict",
+    difficulty: Annotated[
+        Path | None, typer.Option(help="AlpacaEval's df_gamed.csv: the published length-controlled win rate.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score stored responses with the suite's own scorer."""
+    """Score stored responses with the suite's own scorer, or a published file of judgments as its leaderboard does."""
     from alignment_dags.cli.output import show_score
     from eval.commands import score_files
+    from eval.judge.files import selection
 
     quiet()
-    tell(lambda: score_files(suite, responses, data, judgments, out, against), as_json, show_score)
-
-
-def judge(
-    suite: Annotated[str, typer.Argument(help="mt_bench, alpaca_eval, arena_hard or harmless.")],
-    questions: Annotated[Path, typer.Option(help="The suite's question file.")],
-    answers: Annotated[Path, typer.Option(help="The model's answers: FastChat's form or the suite's own.")],
-    judge_model: Annotated[str, typer.Option(help="Model that judges.")],
-    out: Annotated[Path, typer.Option(help="File of judgments; what it holds is not asked again.")],
-    base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint; OpenAI's own by default.")] = None,
-    reference: Annotated[Path | None, typer.Option(help="Reference answers (FastChat).")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Judge prompts (FastChat); our own by default.")] = None,
-    against: Annotated[Path | None, typer.Option(help="A baseline's answers: judge pairs, in both orders.")] = None,
-    api_key_env: Annotated[str, typer.Option(help="Environment variable that holds the key.")] = "OPENAI_API_KEY",
-    in_flight: Annotated[int, typer.Option(min=1, help="Questions asked at once.")] = 16,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for one judgment.")] = 120.0,
-    retries: Annotated[int, typer.Option(help="How often a call that failed in passing is tried again.")] = 6,
-    temperature: Annotated[str, typer.Option(help="A number, or none to leave it to the endpoint.")] = "0",
-    max_tokens: Annotated[int, typer.Option(help="Most tokens of one judgment.")] = 2048,
-    max_tokens_name: Annotated[
-        str, typer.Option(help="max_tokens, or max_completion_tokens for reasoning models.")
-    ] = "max_tokens",
-    input_usd: Annotated[float | None, typer.Option(help="Price of a million tokens asked.")] = None,
-    output_usd: Annotated[float | None, typer.Option(help="Price of a million tokens answered.")] = None,
-    budget_usd: Annotated[float | None, typer.Option(help="Stop before this is spent on OUT.")] = None,
-    budget_tokens: Annotated[int | None, typer.Option(help="Stop before OUT has taken so many tokens.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Have a judge model grade stored answers; run again to go on where it stopped."""
-    from alignment_dags.cli.output import show_judged
-    from eval.commands import judge_files, judge_settings
-    from eval.judge.retirement import retirement
-
-    quiet()
-    chosen = judge_settings(
-        model=judge_model,
-        base_url=base_url,
-        api_key_env=api_key_env,
-        in_flight=in_flight,
-        timeout_seconds=timeout,
-        retries=retries,
-        temperature=None if temperature == "none" else temperature,
-        max_tokens=max_tokens,
-        max_tokens_name=max_tokens_name,
-        price={"input_usd": input_usd, "output_usd": output_usd},
-        budget_usd=budget_usd,
-        budget_tokens=budget_tokens,
-    )
-    if warning := retirement(chosen, date.today()):
-        say(f"warning: {warning}")
-    result = tell(
-        lambda: judge_files(suite, questions, answers, out, chosen, reference, prompts, against), as_json, show_judged
-    )
-    if result["problem"] is not None:
-        print(f"error: {result['problem']}", file=sys.stderr)
-        raise typer.Exit(1)
+    select = selection(model, judge, parsing)
+    tell(lambda: score_files(suite, responses, data, judgments, out, against, select, difficulty), as_json, show_score)
 
 
 def compare(

@@ -18,7 +18,7 @@ Written by `align recipes reference --out docs/recipe.md` from the definitions i
 A recipe is one YAML file. Unknown keys are refused by name. In texts, `${NAME}` and `${NAME:-default}` stand for
 environment variables. Relative paths start at the folder that a command is run in, and for the daemon at the project.
 `align recipes check FILE` says what is wrong in a recipe. Most keys are optional: a recipe needs `name`, `base_model`,
-`sft` and `preferences`, and `recipes/quickstart.yaml` shows them in use.
+`sft` (but with `method: orpo`) and `preferences`, and `recipes/quickstart.yaml` shows them in use.
 """
 SUITES = "What every suite has; a suite whose default is another says so in its own table."
 POOLS = """\
@@ -82,6 +82,8 @@ def references(value: Schema, path: str) -> Iterator[tuple[str, str]]:
         yield value["$ref"].rsplit("/", 1)[-1], path
     for choice in value.get("anyOf", ()):
         yield from references(choice, path)
+    if isinstance(item := value.get("items"), dict):
+        yield from references(item, path)
     if isinstance(inner := value.get("additionalProperties"), dict):
         yield from references(inner, f"{path}.NAME")
 

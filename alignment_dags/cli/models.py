@@ -62,7 +62,8 @@ def _about(result: dict[str, Any]) -> Iterator[str]:
     )
     yield from (f"  without shard {shard}: {why}" for shard, why in (manifest["left_out"] or {}).items())
     yield f"reference: {(result['reference']['fingerprint'] or '-')[:SHORT]}"
-    yield f"SFT checkpoint: {result['sft']['digest'][:SHORT]}{_origin(result['sft']['adopted_from'], ', adopted')}"
+    if result["sft"]:
+        yield f"SFT checkpoint: {result['sft']['digest'][:SHORT]}{_origin(result['sft']['adopted_from'], ', adopted')}"
     if result["base"]:
         yield f"base model: {result['base']['digest'][:SHORT]}{_origin(result['base']['from'], ',')}"
     versions = ", ".join(f"{stage} {version}" for stage, version in result["code"]["versions"].items())

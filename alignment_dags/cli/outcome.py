@@ -11,6 +11,7 @@ from alignment_dags.run.run import Outcome
 from alignment_dags.run.workspace import Workspace
 from assets.champion import moved_by_hand
 from assets.registration import RegistrationSummary
+from eval.gate.requirement import SHORT_NAMES, baseline_at
 from eval.stages.evaluation_report import ReportSummary
 from resources.mlflow import Tracking, TrackingUnreachable
 
@@ -39,6 +40,7 @@ def summary_of(outcome: Outcome) -> dict[str, Any]:
         "failure": outcome.failure,
         "verdict": decided.verdict if decided else None,
         "reasons": decided.reasons if decided else [],
+        "baseline": None if report is None else SHORT_NAMES[baseline_at(report.inputs["sft"])],
         "comparisons": decided.recorded()["comparisons"] if decided else {},
         "notes": decided.notes if decided else [],
         "registered": (
@@ -70,7 +72,8 @@ def show_outcome(result: dict[str, Any]) -> None:
         for metric, comparison in metrics.items()
     ]
     if rows:
-        print(columns(("suite", "metric", "n", "SFT", "policy", "difference", "95 % interval", "verdict"), rows))
+        values = (result["baseline"], "policy", "difference", "95 % interval", "verdict")
+        print(columns(("suite", "metric", "n", *values), rows))
     for note in result["notes"]:
         print(f"note: {note}")
     if result["verdict"]:

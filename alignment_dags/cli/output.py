@@ -54,7 +54,7 @@ def quiet() -> None:
 
 # The output of each verb.
 
-SHOWN_ROWS = 20
+SHOWN_ROWS, SHOWN_NUMBERS = 20, 10
 
 
 def columns(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -76,13 +76,71 @@ def show_check(result: dict[str, Any]) -> None:
     """Prints the outcome of `align prefs check`."""
     kind = "" if result["kind"] is None else f" ({result['kind']})"
     print(f"{result['rows']} rows, {result['accepted']} accepted{kind}, {result['quarantined']} quarantined")
+    for form, count in result["forms"].items():
+        print(f"  {count:>6}  rows in the form: {form}")
     for reason, count in sorted(result["reasons"].items(), key=lambda item: -item[1]):
         print(f"  {count:>6}  {reason}")
-    for row in result["quarantined_rows"][:SHOWN_ROWS]:
-        print(f"  {row['file']}, row {row['row']}: {row['reason']}")
-    if (more := len(result["quarantined_rows"]) - SHOWN_ROWS) > 0:
-        print(f"  … and {more} more; --json names them all")
+    for file, told in result["advice"].items():
+        print(f"  {file}: {told}")
+    rows: dict[tuple[str, str], list[int]] = {}
+    for row in result["quarantined_rows"]:
+        reason = "duplicate" if row["reason"].startswith("duplicate of ") else row["reason"]
+        rows.setdefault((row["file"], reason), []).append(row["row"])
+    for (file, reason), numbers in list(rows.items())[:SHOWN_ROWS]:
+        more = f" and {len(numbers) - SHOWN_NUMBERS} more" if len(numbers) > SHOWN_NUMBERS else ""
+        print(f"  {file}: {reason} in row {', '.join(map(str, numbers[:SHOWN_NUMBERS]))}{more}")
+    if len(rows) > SHOWN_ROWS or any(len(numbers) > SHOWN_NUMBERS for numbers in rows.values()):
+        print("  --json names every row")
     print(f"digest {result['digest']}")
+
+
+LONGEST_SHOWN, IDS_SHOWN = 2000, 12
+
+
+def show_seen(result: dict[str, Any]) -> None:
+    """Prints the outcome of `align prefs show`."""
+    for row in result["shown"]:
+        scores = f", scores {row['chosen_score']:g} and {row['rejected_score']:g}" if "chosen_score" in row else ""
+        label = f", label {str(row['label']).lower()}" if "label" in row else ""
+        print(f"{row['file']}, row {row['row']} ({row['form']}{scores}{label}), id {row['row_id']}")
+        if row["earlier_answers"]:
+            print(f"  earlier answers in the prompt, which do not count: {row['earlier_answers']}")
+        if "dropped" in row:
+            print(f"  dropped: {row['dropped']}" + (f" ({row['detail']})" if row["detail"] else ""))
+        for name, side in row.get("seen", {}).items():
+            if name != "rejected":
+                _show_text(f"prompt, {len(side['prompt_ids'])} tokens", side["prompt"], side["prompt_ids"])
+            _show_text(f"{name}, {len(side['counted_ids'])} tokens that count", side["counted"], side["counted_ids"])
+        if "seen" not in row:
+            for name in ("prompt", "chosen", "rejected", "completion"):
+                if name in row:
+                    _show_text(name, row[name] if isinstance(row[name], str) else _dialogue(row[name]), [])
+        print()
+    forms = ", ".join(f"{name}: {count}" for name, count in result["forms"].items())
+    print(f"{result['records']} records, {result['rows']} rows ({forms}), {result['quarantined']} quarantined")
+    if "tokens" not in result:
+        print("give --model FOLDER, or a recipe, to see tokens")
+        return
+    percentiles = list(next(iter(result["tokens"].values()), {}))
+    rows = [(name, *(str(length) for length in lengths.values())) for name, lengths in result["tokens"].items()]
+    print(columns(("tokens", *(f"{one} %" if one != "100" else "most" for one in percentiles)), rows))
+    dropped = ", ".join(f"{reason}: {count}" for reason, count in result["dropped"].items())
+    print(
+        f"max_length {result['max_length']}, truncation {result['truncation']}: {result['truncated']} rows are cut,"
+        f" {sum(result['dropped'].values())} dropped{f' ({dropped})' if dropped else ''}"
+    )
+
+
+def _show_text(title: str, text: str, ids: Sequence[int]) -> None:
+    more = f"… and {len(text) - LONGEST_SHOWN} characters more" if len(text) > LONGEST_SHOWN else ""
+    print(f"  {title}:")
+    print("\n".join(f"    | {line}" for line in f"{text[:LONGEST_SHOWN]}{more}".split("\n")))
+    if ids:
+        print(f"    ids {' '.join(map(str, ids[:IDS_SHOWN]))}{' …' if len(ids) > IDS_SHOWN else ''}")
+
+
+def _dialogue(messages: Sequence[dict[str, str]]) -> str:
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
 def show_backfill(result: dict[str, Any]) -> None:
@@ -115,6 +173,16 @@ def show_score(result: dict[str, Any]) -> None:
         for name, m in result["metrics"].items()
     ]
     print(columns(("metric", "value", "stderr"), rows))
+    for one in result.get("models", ()):
+        whose = f"{one['model']}: " if len(result["models"]) > 1 else ""
+        if one["unparsable"]:
+            print(f"{whose}{one['unparsable']} judgments hold no verdict and do not count")
+        for metric, how in one["method"].items():
+            print(f"{whose}{metric}: {how}")
+        for note in one["notes"]:
+            print(f"{whose}{note}")
+        for name, value in one.get("rules", {}).items():
+            print(f"our rules against these labels, {name}: {'-' if value is None else f'{value:.4f}'}")
     print(f"samples: {result['samples']}")
 
 

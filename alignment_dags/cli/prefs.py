@@ -15,15 +15,36 @@ prefs = typer.Typer(help="Preference data.", no_args_is_help=True)
 
 @prefs.command("check")
 def prefs_check(
-    files: Annotated[list[str], typer.Argument(help="Preference files, globs, folders or URLs.")],
+    files: Annotated[list[str], typer.Argument(help="Preference files, globs, folders or URLs, or recipes (YAML).")],
     as_json: AsJson = False,
 ) -> None:
-    """Validate preference files: every row is accepted, or named with the reason. Exit 2 if none is accepted."""
-    from alignment.data.validate import check_files
+    """Validate preference files, or those of recipes: every row is accepted, in a form that is named, or set aside with
+    the reason. Exit 2 if none is accepted."""
+    from alignment.data.check import check_files
     from alignment_dags.cli.output import show_check
 
-    if not tell(lambda: check_files(files), as_json, show_check)["accepted"]:
-        raise BadInput("no valid row", file=", ".join(files))
+    checked = tell(lambda: check_files(files), as_json, show_check)
+    if not checked["accepted"]:
+        told = "; ".join(dict.fromkeys(checked["advice"].values()))
+        raise BadInput(f"no valid row{f'; {told}' if told else ''}", file=", ".join(files))
+
+
+@prefs.command("show")
+def prefs_show(
+    target: Annotated[str, typer.Argument(help="A preference file, glob, folder or URL, or a recipe (YAML).")],
+    row: Annotated[
+        int | None, typer.Option(min=1, help="Number of the record in its file; the first rows without.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Folder with the tokenizer; a recipe's own model without.")] = None,
+    max_length: Annotated[int | None, typer.Option(min=2, help="Tokens, in place of the recipe's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show rows as the model will see them: chat template, token ids and what counts; how long the rows are, and what
+    the token policy drops or cuts."""
+    from alignment.data.check import show_rows
+    from alignment_dags.cli.output import show_seen
+
+    tell(lambda: show_rows(target, row, model, max_length), as_json, show_seen)
 
 
 @prefs.command("stats")

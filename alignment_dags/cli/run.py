@@ -181,7 +181,7 @@ def plan(
             "stages": [asdict(expected) for expected in stages],
             "too_large": too_large,
             "warnings": warnings,
-            "notes": known.dpo.outside_practice(),
+            "notes": known.training.outside_practice(),
             "upgrade": upgrade_of(workspace, moved_stages(workspace.nodes, workspace.upstream()), stages),
         }
 

@@ -84,5 +84,45 @@ def recipes_check(files: Annotated[list[Path], typer.Argument(help="Recipes (YAM
         print(f"{path}: {recipe.name} is well-formed")
         if warning := retirement(recipe.judge, date.today()):
             say(f"warning: {path}: {warning}")
-        for note in recipe.dpo.outside_practice():
+        for note in recipe.training.outside_practice():
             say(f"note: {path}: {note}")
+
+
+@recipes.command("upgrade")
+def recipes_upgrade(
+    files: Annotated[list[Path], typer.Argument(help="Recipes (YAML).")],
+    out: Annotated[Path | None, typer.Option(help="File to write; the recipe's own by default.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the changes and write nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Rewrite `dpo:` with `loss:` to `optimise:` with `method:`; comments and order stay, and so does every key."""
+    from difflib import unified_diff
+
+    from alignment.recipe.upgrade import upgraded, write_whole
+    from resources.pools import is_pools_file
+
+    def work() -> dict[str, Any]:
+        if out is not None and len(files) > 1:
+            raise BadInput("takes one recipe at a time", field="--out")
+        texts = {path: upgraded(path) for path in files if not is_pools_file(path)}  # all, before one is written
+        changes = []
+        for path, (old, new) in texts.items():
+            target = out or path
+            written = not dry_run and (new != old or out is not None)
+            if written:
+                write_whole(target, new)
+            lines = unified_diff(old.splitlines(), new.splitlines(), str(path), str(target), n=1, lineterm="")
+            change = {"file": str(path), "changed": new != old, "written": str(target) if written else None}
+            changes.append(change | {"diff": list(lines)})
+        return {"recipes": changes}
+
+    tell(work, as_json, show_upgraded)
+
+
+def show_upgraded(result: dict[str, Any]) -> None:
+    """Prints what was rewritten in each recipe, or would be."""
+    for change in result["recipes"]:
+        for line in change["diff"]:
+            print(line)
+        done = f"written to {change['written']}" if change["written"] else "nothing written"
+        print(f"{change['file']}: {done if change['changed'] else f'nothing to rewrite; {done}'}")

@@ -188,7 +188,7 @@ def _training(state: State, runs: Sequence[RunSeen], late: bool) -> NextStep:
 
 def _unchanged(state: State) -> str:
     """Why there is nothing to do, with what was looked at."""
-    looked = f"{state.total} shards, the SFT checkpoint, the recipe's settings"
+    looked = f"{state.total} shards, the checkpoint that training starts from, the recipe's settings"
     manifest = f"manifest {state.manifest[:12]} " if state.manifest else "the manifest "
     told = f"nothing changed: {manifest}is the one tried last (looked at {looked})"
     if state.verdict in REFUSED:

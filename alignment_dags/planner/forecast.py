@@ -18,6 +18,7 @@ from alignment.store import Commit, Store
 from alignment_dags.run.plan import Planned, plan
 from alignment_dags.run.workspace import Workspace
 from assets.building.node import Node
+from assets.responses import BASELINES
 from eval.stages.evaluation_report import STAGE as REPORT
 from eval.stages.scores import STAGE as SCORES
 from resources.pools import Pool
@@ -81,7 +82,7 @@ class History:
     def _suites(self) -> dict[str, set[str]]:
         """Key of scores to their suite, by the refs and by the reports that compared them."""
         suites: dict[str, set[str]] = {}
-        for model in ("sft", "policy", "champion"):
+        for model in (*BASELINES.values(), "policy", "champion"):
             for suite, ref in self.store.read_refs(self.recipe, f"{model}_evals").items():
                 suites.setdefault(ref.artifact.key, set()).add(suite)
         for report in self._kind(REPORT.kind):
@@ -121,7 +122,8 @@ def model_config(workspace: Workspace, planned: list[Planned]) -> Shape:
         if step.node.name in ("sft_checkpoint", "base_model") and step.commit is not None:
             config = json.loads(workspace.store.read(step.commit.artifact, CONFIG_FILE))
             return Shape(config, f"config.json of {step.node.name}")
-    source = workspace.recipe.sft.adopt or workspace.recipe.base_model
+    sft = workspace.recipe.sft
+    source = (sft and sft.adopt) or workspace.recipe.base_model
     if source.path is not None:
         return Shape(read_config(source.path), f"config.json in {source.path}")
     if source.hub is None:
@@ -176,12 +178,12 @@ def _stage(
 
 def _memory(node: Node, recipe: Recipe, shape: Shape) -> Figure:
     trained: dict[str, Optimisation] = {"policy_checkpoint": recipe.dpo}
-    if recipe.sft.adopt is None:
+    if recipe.sft is not None and recipe.sft.adopt is None:
         trained["sft_checkpoint"] = recipe.sft
     run = {
         "reference_logprobs": recipe.reference.precision,
         "responses": recipe.evals.precision,
-        "policy_divergence": recipe.evals.precision,  # policy and SFT checkpoint, one after the other
+        "policy_divergence": recipe.evals.precision,  # policy and its start, one after the other
         "registered_model": recipe.evals.precision,  # it answers the smoke prompt
     }
     if node.stage.name == "responses" and recipe.evals.generate.kind == "endpoint":

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from alignment.errors import BadInput
+from alignment.stages.base_model import STAGE as BASE_MODEL
 from alignment.stages.base_model import BaseModelSummary
 from alignment.stages.preference_manifest import ManifestSummary
 from alignment.stages.sft_checkpoint import SftSummary
@@ -28,14 +29,18 @@ COUNTS = {"rows", "train", "held_out", "dropped", "reasons", "left_out"}
 def record_of(registration: Commit, policy: Commit, commits: dict[str, Commit]) -> dict[str, Any]:
     """Why it was registered, the gate's verdict, and every part it was made from; None for parts not recorded.
 
+    `sft` is None too for a policy that was trained from the base model.
+
     `registration` {key, at, promoted_by, decision}; `gate` {verdict, reasons}; `policy`, `manifest`, `sft`, `base`
     with digest and key; `reference` {fingerprint}; `recipe` as text; `code` {git, versions}; `code_of_model` {file:
     SHA-256}, the model's own code that ran, or None; `packages`; `device`.
     """
     report = commits[registration.inputs["report"].key]
     manifest = commits[policy.inputs["manifest"].key]
-    sft = commits[policy.inputs["checkpoint"].key]
-    base = commits[sft.inputs["base"].key] if "base" in sft.inputs else None
+    start = commits[policy.inputs["checkpoint"].key]
+    sft, base = (None, start) if start.kind == BASE_MODEL.kind else (start, None)
+    if sft is not None and "base" in sft.inputs:
+        base = commits[sft.inputs["base"].key]
     registered, decided = RegistrationSummary.of(registration), ReportSummary.of(report)
     trained, pinned = PolicySummary.of(policy), ManifestSummary.of(manifest)
     decision = registered.decision
@@ -51,7 +56,7 @@ def record_of(registration: Commit, policy: Commit, commits: dict[str, Commit]) 
         "policy": _names(policy) | {"made_at": policy.started_at, "rows_trained": trained.rows_trained},
         "manifest": _names(manifest) | pinned.model_dump(mode="json", include=COUNTS),
         "reference": {"fingerprint": pinned.fingerprint},
-        "sft": _names(sft) | {"adopted_from": SftSummary.of(sft).source},
+        "sft": None if sft is None else _names(sft) | {"adopted_from": SftSummary.of(sft).source},
         "base": None if base is None else _names(base) | {"from": BaseModelSummary.of(base).source},
         "recipe": registered.recipe,
         "code": {

@@ -124,7 +124,7 @@ def _versions(registrations: list[Commit], champions: set[Artifact | None]) -> l
 
 
 def _withdrawn(store: Store, row_id: str) -> dict[str, dict[str, str]]:
-    recipes = {str(path).rsplit("/", 1)[-1] for path in store.fs.glob(store.path("withdrawn", "*"))}
+    recipes = {path.rsplit("/", 1)[-1] for path in store.matching(store.path("withdrawn"), "*")}
     kinds: tuple[What, ...] = ("rows", "demonstrations")
     stones = ((recipe, tombstone(store, recipe, what, row_id)) for recipe in sorted(recipes) for what in kinds)
     return {recipe: {"at": stone.at, "reason": stone.reason} for recipe, stone in stones if stone is not None}

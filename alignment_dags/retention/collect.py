@@ -160,7 +160,7 @@ def _planned(store: Store, recipes: list[Recipe]) -> set[str]:
 def _names(store: Store) -> list[str]:
     """Names of the recipes in the store."""
     known = {named.recipe for named in refs_of(store, SHARD, partitioned=True)}
-    known |= {str(path).rsplit("/", 1)[-1] for path in store.fs.glob(store.path(FOLDER, "*"))}
+    known |= {path.rsplit("/", 1)[-1] for path in store.matching(store.path(FOLDER), "*")}
     return sorted(known)
 
 
@@ -170,8 +170,10 @@ def _sources(store: Store, recipes: list[Recipe]) -> list[str]:
             shown(source)
             for recipe in recipes
             if read_withdrawn(store, recipe.name) != Withdrawn()
-            for data in (recipe.preferences, recipe.sft.dataset)
-            for source in (data.files or [] if data else [])
+            for source in [
+                *recipe.preferences.file_patterns,
+                *((recipe.sft and recipe.sft.dataset and recipe.sft.dataset.files) or []),
+            ]
         }
     )
 

@@ -55,7 +55,10 @@ class Kept:
 
 @dataclass(frozen=True)
 class Leftover:
-    """A folder that is no longer needed, in the store or (`local`) on this machine; `attempt`: a store's attempt."""
+    """A folder or file that is no longer needed, in the store or (`local`) on this machine.
+
+    `attempt`: a store's attempt.
+    """
 
     path: str
     kind: str
@@ -82,22 +85,25 @@ class Plan:
         return sum(item.bytes for item in self.to_erase) + sum(item.bytes for item in self.leftovers)
 
 
-# Leftovers of interrupted builds: attempts without a marker, and work folders of finished builds.
+# Leftovers of interrupted builds: attempts without a marker, work folders of finished builds, half-written small files.
 
 DAY = 24 * 3600.0
 ABANDONED = 7 * DAY
 """Work that no build continued for this long is removed."""
 ATTEMPT = re.compile(r"[0-9a-f]{12}")
+PARTIAL = re.compile(r".+\.json\.[0-9a-f]{8}")
+"""What `Place` calls a small file until it is whole."""
 
 
 def leftovers(store: Store, now: float | None = None, resumable: Collection[str] = ()) -> Iterator[Leftover]:
-    """Attempts without a commit that were not written to for a day, and work folders that are no longer needed.
+    """Attempts without a commit and half-written files that were not written to for a day, and work folders that are no
+    longer needed.
 
-    These are of finished builds, or were not written to for a week and are not of a key in `resumable`, which the next
-    run continues. A folder that a builder holds is never a leftover, however long the builder writes nothing.
+    The last are of finished builds, or were not written to for a week and are not of a key in `resumable`, which the
+    next run continues. A folder that a builder holds is never a leftover, however long the builder writes nothing.
     """
     now = time.time() if now is None else now
-    for leftover in (*_attempts(store, now), *_work(store, now, resumable)):
+    for leftover in (*_attempts(store, now), *_partials(store, now), *_work(store, now, resumable)):
         with store.unless_building(leftover.kind, leftover.key) as free:
             if free:
                 yield leftover
@@ -108,30 +114,44 @@ def remove(store: Store, leftover: Leftover) -> None:
     attempt = PurePosixPath(leftover.path).name
     if leftover.attempt and _committed(store, leftover.kind, leftover.key, attempt):
         return
-    if leftover.local or store.is_local:
+    if leftover.local and Path(leftover.path).is_file():
+        Path(leftover.path).unlink(missing_ok=True)
+    elif leftover.local:
         shutil.rmtree(leftover.path, ignore_errors=True)
     else:
-        store.fs.rm(leftover.path, recursive=True)
+        store.remove_folder(leftover.path)
 
 
 def _attempts(store: Store, now: float) -> Iterator[Leftover]:
     why = "an attempt that was never committed"
-    for folder in store.fs.glob(store.path("*", "*", "*")):
-        kind, key, name = str(folder).removeprefix(store.root).strip("/").split("/")
+    for folder in store.matching(store.root, "*/*/*"):
+        kind, key, name = folder.removeprefix(store.root).strip("/").split("/")
         if ATTEMPT.fullmatch(name) is None or kind in ("refs", "work", "cache", "withdrawn"):
             continue
         if not _committed(store, kind, key, name):
-            files = store.fs.find(str(folder), detail=True).values()
+            files = store.fs.find(folder, detail=True).values()
             newest = max([_written(file) for file in files], default=0.0)
             if now - newest > DAY:
                 size = sum(int(file.get("size") or 0) for file in files)
-                yield Leftover(str(folder), kind, key, size, why, attempt=True)
+                yield Leftover(folder, kind, key, size, why, attempt=True)
     if store.is_local:
         return
     for path in (store.cache / "attempts").glob("*/*/*"):
         if now - _touched(path) > DAY:
             kind, key = path.parts[-3], path.parts[-2]
             yield Leftover(str(path), kind, key, _size(path), why, local=True)
+
+
+def _partials(store: Store, now: float) -> Iterator[Leftover]:
+    """Refs, markers and records whose writer was killed before it renamed them; a remote store has none."""
+    if not store.is_local:
+        return
+    for depth in ("*", "*/*", "*/*/*"):
+        for path in Path(store.root).glob(f"{depth}/*.json.????????"):
+            if PARTIAL.fullmatch(path.name) and path.is_file() and now - path.stat().st_mtime > DAY:
+                kind, *rest = path.relative_to(store.root).parts
+                why = "a file that its writer never finished"
+                yield Leftover(str(path), kind, rest[0], path.stat().st_size, why, local=True)
 
 
 def _committed(store: Store, kind: str, key: str, attempt: str) -> bool:

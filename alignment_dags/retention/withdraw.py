@@ -75,7 +75,8 @@ def withdraw(path: Path, rows: list[str], shards: list[str], reason: str) -> dic
     touched = {*shards, *chain.from_iterable(holding.values())}
     origins = [requests[name] for name in touched if name in requests]
     sources = {origin.file.url if origin.file else origin.source for origin in origins}
-    sources |= set(map(shown, recipe.sft.dataset.files or [])) if SFT_DATA in touched and recipe.sft.dataset else set()
+    dataset = None if recipe.sft is None else recipe.sft.dataset
+    sources |= set(map(shown, dataset.files or [])) if SFT_DATA in touched and dataset else set()
     return {
         "recipe": recipe.name,
         "rows": holding,

@@ -15,10 +15,11 @@ import dagster as dg
 from alignment.address import shown
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
-from alignment_dags.run.plan import plan
+from alignment_dags.run.plan import Planned, plan
 from alignment_dags.run.workers import process_tags
 from alignment_dags.run.workspace import Phase, Workspace
 from assets.building.factory import BAD_INPUT, asset_key, shards_definition, shards_per_run
+from assets.building.node import not_reported_elsewhere
 
 # Progress of a Dagster run on the terminal, read from its event log while it runs.
 
@@ -92,6 +93,8 @@ class Progress:
             self.say(f"  {self.phase} · {step} FAILED")
 
 
+Place = tuple[str, str | None]
+"""A node's name and its shard."""
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 
 
@@ -112,11 +115,14 @@ def launches(
 ) -> Iterator[tuple[dict[str, str], list[str]]]:
     """Tags and node names of each Dagster run the phase needs now: one, or one a stretch of shards (of `only` these).
 
-    A shard that waits for something above it to be made is not in any; nor is one that `plan` has `refused`.
+    A shard that waits for something above it to be made is not in any; nor is one that `plan` has `refused`. What is
+    made and reported, and this Dagster knows nothing of, is reported again: its history may be new, or wiped.
     """
     planned = plan(workspace, only=only, refused=refused)
     names = {node.name for node in phase.nodes}
-    behind = [one for one in planned if one.node.name in names and one.state != "current"]
+    ours = [one for one in planned if one.node.name in names]
+    unknown = _unknown_to(instance, workspace.recipe, ours)
+    behind = [one for one in ours if one.state != "current" or (one.node.name, one.shard) in unknown]
     if not behind:
         return
     if not phase.partitioned:
@@ -129,6 +135,19 @@ def launches(
     wanted = {one.shard for one in behind if one.state != "waiting"}
     for first, last in stretches(instance.get_dynamic_partitions(name), wanted, most):
         yield {RANGE_START: first, RANGE_END: last}, [node.name]
+
+
+def _unknown_to(instance: dg.DagsterInstance, recipe: Recipe, planned: Sequence[Planned]) -> set[Place]:
+    """Artifacts that are reported as their own node's, and that a Dagster has no materialization of."""
+    made = [one for one in planned if one.commit is not None and one.node.reported_elsewhere is not_reported_elsewhere]
+    known: set[Place] = set()
+    for node in {one.node.name: one.node for one in made}.values():
+        key = asset_key(recipe.name, node.name)
+        if node.partitioned:
+            known |= {(node.name, shard) for shard in instance.get_materialized_partitions(key)}
+        elif instance.get_latest_materialization_event(key) is not None:
+            known.add((node.name, None))
+    return {(one.node.name, one.shard) for one in made} - known
 
 
 def stretches(order: Sequence[str], wanted: Set[str | None], most: int) -> Iterator[tuple[str, str]]:

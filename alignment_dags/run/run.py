@@ -14,7 +14,7 @@ from alignment.errors import BadInput
 from alignment.recipe import Recipe
 from alignment_dags.run.launch import RunFailed, launch, launches
 from alignment_dags.run.plan import Planned, plan
-from alignment_dags.run.shards import claim, drop
+from alignment_dags.run.shards import claim, claim_partitions, drop
 from alignment_dags.run.workers import apply_pools, end_dead_runs
 from alignment_dags.run.workspace import Phase, Workspace, use_recipe
 from assets.building.factory import shards_definition
@@ -72,6 +72,7 @@ def run_recipe(path: Path, say: Callable[[str], None]) -> Outcome:
 def follow_source(instance: dg.DagsterInstance, workspace: Workspace) -> list[str]:
     """Makes the recipe's shards those of its source, however many that takes out; returns those withdrawn."""
     recipe, store = workspace.recipe, workspace.store
+    claim_partitions(instance, recipe)
     name = shards_definition(recipe.name).name
     assert name is not None
     wanted = list(workspace.upstream().shards(recipe.preferences, recipe.seed))
@@ -149,7 +150,7 @@ def run_backfill(path: Path, chosen: Chosen, stage: str | None, say: Callable[[s
     planned = plan(workspace, only=result.shards, refused=refused)
     there = {node.name for node in workspace.nodes}
     if stage is not None and stage not in there:
-        raise BadInput(f"loss: {recipe.dpo.loss} has no {stage}", file=str(path), field="--stage")
+        raise BadInput(f"{recipe.training.called} has no {stage}", file=str(path), field="--stage")
     stages = tuple(name for name in STAGES if name in there) if stage is None else (stage,)
     if STAGES[1] in stages and any(one.node.name == "sft_checkpoint" and one.commit is None for one in planned):
         raise BadInput("has no SFT checkpoint to score with; `align run` makes it", file=str(path))
@@ -204,6 +205,7 @@ def _current(planned: list[Planned], shards: list[str], stages: tuple[str, ...])
 
 
 def _add(instance: dg.DagsterInstance, recipe: Recipe, shards: list[str]) -> None:
+    claim_partitions(instance, recipe)
     name = shards_definition(recipe.name).name
     assert name is not None
     known = set(instance.get_dynamic_partitions(name))

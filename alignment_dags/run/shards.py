@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.storage.runs import SqliteRunStorage
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from alignment.digest import json_digest
@@ -46,16 +47,14 @@ def claim(store: Store, recipe: Recipe) -> None:
     """
     if recipe.file is None:
         return
-    written = {name: value for name, value in recipe.written["preferences"].items() if name not in TUNING}
-    mine = Owner(file=str(recipe.file), host=socket.gethostname(), sources=json_digest(written))
-    path = store.path(OWNERS, f"{recipe.name}.json")
+    mine, path = _owner(recipe), store.path(OWNERS, f"{recipe.name}.json")
     try:
         known = Owner.model_validate_json(store.fs.cat_file(path))
     except (FileNotFoundError, ValidationError):
         known = None
     if known == mine:
         return
-    if known is not None and mine.sources != known.sources and mine.file != known.file and _is_there(known, recipe):
+    if known is not None and _is_another(known, mine, recipe):
         raise NameTaken(
             f"'{recipe.name}' is the name of {known.file} (on {known.host}) in this store, with other preferences, and "
             f"each would withdraw the other's shards: give one of them another name, or another ALIGN_STORE; if this "
@@ -64,6 +63,42 @@ def claim(store: Store, recipe: Recipe) -> None:
             field="name",
         )
     store.replace(path, mine.model_dump_json(indent=1).encode())
+
+
+def claim_partitions(instance: dg.DagsterInstance, recipe: Recipe) -> None:
+    """The same in Dagster, which two checkouts may share that have stores of their own: it has one list of the shards
+    of a recipe's name. Raises `NameTaken` as `claim` does."""
+    if recipe.file is None:
+        return
+    cursors = instance.daemon_cursor_storage
+    # a home that was copied, with SQLite in it, is another Dagster, whose list is its own
+    key = f"align/owner/{json_digest([recipe.name, _database(instance)])}"
+    mine, text = _owner(recipe), cursors.get_cursor_values({key}).get(key)
+    known = None if text is None else Owner.model_validate_json(text)
+    if known == mine:
+        return
+    if known is not None and _is_another(known, mine, recipe):
+        raise NameTaken(
+            f"'{recipe.name}' is the name of {known.file} (on {known.host}) in this Dagster, with other preferences, "
+            f"and each would withdraw the other's shards: give one of them another name, or another DAGSTER_HOME",
+            file=mine.file,
+            field="name",
+        )
+    cursors.set_cursor_values({key: mine.model_dump_json()})
+
+
+def _database(instance: dg.DagsterInstance) -> str:
+    local = isinstance(instance.run_storage, SqliteRunStorage)
+    return instance.root_directory if local else "shared"
+
+
+def _owner(recipe: Recipe) -> Owner:
+    written = {name: value for name, value in recipe.written["preferences"].items() if name not in TUNING}
+    return Owner(file=str(recipe.file), host=socket.gethostname(), sources=json_digest(written))
+
+
+def _is_another(known: Owner, mine: Owner, recipe: Recipe) -> bool:
+    return mine.sources != known.sources and mine.file != known.file and _is_there(known, recipe)
 
 
 def _is_there(owner: Owner, recipe: Recipe) -> bool:

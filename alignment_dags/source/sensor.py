@@ -11,7 +11,7 @@ from alignment.digest import json_digest
 from alignment.errors import BadInput, first_few
 from alignment.recipe import Recipe
 from alignment_dags.run.launch import RANGE_END, RANGE_START, stretches
-from alignment_dags.run.shards import NameTaken, claim, drop
+from alignment_dags.run.shards import NameTaken, claim, claim_partitions, drop
 from alignment_dags.run.upgrade import ACCEPT, Upgrades, moved_stages
 from alignment_dags.run.workers import UNFINISHED
 from alignment_dags.run.workspace import Workspace, job_name
@@ -54,6 +54,7 @@ def watch(instance: dg.DagsterInstance, workspace: Workspace, text: str | None) 
     (rows,) = workspace.phase("shards").nodes
     try:
         claim(store, recipe)
+        claim_partitions(instance, recipe)
         seen = observe(recipe, rows, upstream)
     except BadInput as error:
         why = "is not followed" if isinstance(error, NameTaken) else "cannot be listed"

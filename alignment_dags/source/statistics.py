@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -93,30 +94,32 @@ def data_of(named: list[str]) -> Iterator[Data]:
 
 def _from_files(named: list[str], scratch: Path) -> list[ShardFiles]:
     urls = [url for name in named for url in expand(name)]
-    validation = Validation()
-    parts = ((name, read_records(url), url) for name, url in zip(shard_names(urls), urls, strict=True))
-    return _written(parts, validation, scratch, ", ".join(named))
+    parts = ((name, Validation(), read_records(url), url) for name, url in zip(shard_names(urls), urls, strict=True))
+    return _written(parts, scratch, ", ".join(named))
 
 
 def _from_source(recipe: Recipe, store: Store, scratch: Path) -> list[ShardFiles]:
     requests = Upstream(store, recipe.name).shards(recipe.preferences, recipe.seed)
     asked = ((name, requests[name]) for name in requests)
-    validation = Validation()
-    parts = ((name, records_of(request), request.source) for name, request in asked)
-    return _written(parts, validation, scratch, recipe.name)
+    parts = (
+        (name, Validation(frozenset(request.withdrawn), request.reading), records_of(request), request.source)
+        for name, request in asked
+    )
+    return _written(parts, scratch, recipe.name)
 
 
 def _written(
-    parts: Iterable[tuple[str, Iterable[Record], str]], validation: Validation, scratch: Path, what: str
+    parts: Iterable[tuple[str, Validation, Iterable[Record], str]], scratch: Path, what: str
 ) -> list[ShardFiles]:
-    shards = []
-    for number, (name, records, source) in enumerate(parts):
+    shards, reasons = [], Counter[str]()
+    for number, (name, validation, records, source) in enumerate(parts):
         folder = scratch / str(number)
         folder.mkdir()
         if rows := write_rows(folder / ROWS_FILE, validation.accepted(records, source)):
             shards.append(ShardFiles(name, rows, folder, None))
+        reasons.update(validation.reasons)
     if not shards:
-        raise BadInput(f"no valid preference row; {most_common(validation.reasons)}", file=what)
+        raise BadInput(f"no valid preference row; {most_common(reasons)}", file=what)
     return shards
 
 
@@ -139,9 +142,10 @@ def measure(data: Data, items: Mapping[str, Mapping[str, list[str]]], picture: P
         contradictions = Contradictions(Path(work, "pair_ids"), sum(sizes))
         near = near_duplicates([shard.folder for shard in shards], sizes, SIMILAR, Path(work, "near"))
         first = 0
-        for places in assign(shards, 0.0, Path(work), None, contradictions):
-            mine = slice(first, first + len(places))
-            near[mine] &= pc.is_null(places["reason"]).to_numpy()  # what another shard has is counted as that alone
+        for places in assign(shards, 0.0, Path(work), pair_ids=True):
+            mine, kept = slice(first, first + len(places)), pc.is_null(places["reason"])
+            contradictions.add(places[PAIR_ID].filter(kept).to_numpy())
+            near[mine] &= kept.to_numpy()  # what another shard has is counted as that alone
             first = mine.stop
         contradictory = contradictions.count()
         repeated = NearNumbers(rows=contradictions.rows, near_duplicates=int(near.sum()), similarity=SIMILAR)

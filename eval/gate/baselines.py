@@ -41,7 +41,7 @@ class RankedModel:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The models with a known value of a metric, best first: published models, the policy and its SFT baseline."""
+    """The models with a known value of a metric, best first: published models, the policy and its baseline."""
 
     title: str
     metric: str
@@ -78,10 +78,10 @@ def _figure(record: Mapping[str, str | None], file: str, row: int) -> PublishedF
 
 
 def rankings(
-    figures: Sequence[PublishedFigure], suites: Mapping[str, Mapping[str, MetricComparison]]
+    figures: Sequence[PublishedFigure], suites: Mapping[str, Mapping[str, MetricComparison]], baseline: str = "SFT"
 ) -> tuple[list[Ranking], list[str]]:
     """A ranking for every measured metric with a published figure, and the figures that could not be compared, with the
-    reason."""
+    reason; `baseline` is the name of what the policy is compared with."""
     grouped: dict[tuple[str, str], list[PublishedFigure]] = {}
     left_out: list[str] = []
     for figure in figures:
@@ -94,14 +94,16 @@ def rankings(
             left_out.append(f"{figure.model}, {figure.metric}: {figure.value:g} is not a fraction from 0 to 1")
         else:
             grouped.setdefault((suite, name), []).append(figure)
-    made = [_ranking(suite, name, suites[suite][name], known) for (suite, name), known in grouped.items()]
+    made = [_ranking(suite, name, suites[suite][name], known, baseline) for (suite, name), known in grouped.items()]
     return made, left_out
 
 
-def _ranking(suite: str, metric: str, ours: MetricComparison, known: Sequence[PublishedFigure]) -> Ranking:
+def _ranking(
+    suite: str, metric: str, ours: MetricComparison, known: Sequence[PublishedFigure], baseline: str
+) -> Ranking:
     unit = unit_of(ours.width)
     rows = [(figure.model, figure.value, figure.source, False) for figure in known]
-    own = {"this policy": ours.own_of("candidate").mean, "its SFT": ours.own_of("baseline").mean}
+    own = {"this policy": ours.own_of("candidate").mean, f"its {baseline}": ours.own_of("baseline").mean}
     rows += [(name, mean, "measured here", True) for name, mean in own.items()]
     best = max(value for _, value, _, _ in rows) or 1.0
     ranked = sorted(rows, key=lambda row: -row[1])

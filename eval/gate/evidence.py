@@ -16,7 +16,7 @@ from eval.gate.baselines import PublishedFigure
 from eval.gate.compare import MetricComparison, compare_samples
 from eval.gate.held_out import HeldOutComparison, against_champion, against_reference, read_held_out
 from eval.gate.metrics import PREFERENCES
-from eval.gate.requirement import OTHER_SETTINGS, Check
+from eval.gate.requirement import OTHER_SETTINGS, Against, Check, baseline_at
 from eval.gate.verdict import Verdict, decide, verdict_key
 from eval.suites.samples import SAMPLES_FILE, Sample, read_samples
 from eval.summaries import ScoresSummary
@@ -26,7 +26,7 @@ class ReportRequest(Request):
     """Both checkpoints with their scores by suite, the champion with its scores (or None), and the gate (or None).
 
     The other fields only change the page: the recipe's name, the price of an hour by stage, published figures, who
-    promoted the champion if the gate did not (`champion_note`), and the policy's divergence from its SFT checkpoint.
+    promoted the champion if the gate did not (`champion_note`), and the policy's divergence from where it started.
 
     `incomplete` says that some scores lack items (`lack_items`). Requests of version 0.1.0 have no such field, because
     it bounded only what the candidate lacks. So a report over incomplete scores is made again, and every other report
@@ -48,6 +48,11 @@ class ReportRequest(Request):
     champion_note: str = ""
     divergence: Artifact | None = None
     incomplete: bool = False
+
+    @property
+    def baseline(self) -> Against:
+        """What `sft` is: where the policy started, an SFT checkpoint or (`base`) the base model."""
+        return baseline_at(self.sft)
 
 
 class WrongEvidence(RuntimeError):
@@ -203,8 +208,8 @@ def verdict_of(request: ReportRequest, evidence: Evidence) -> Verdict:
     key = verdict_key(request.sft.digest, request.policy.digest, champion, scores, request.gate)
     against = evidence.against_champion
     if against is None:
-        return decide(evidence.against_sft.suites, None, request.gate, key)
-    return decide(evidence.against_sft.suites, against.suites, request.gate, key, against.left_out)
+        return decide(evidence.against_sft.suites, None, request.gate, key, baseline=request.baseline)
+    return decide(evidence.against_sft.suites, against.suites, request.gate, key, against.left_out, request.baseline)
 
 
 def recompute(store: Store, report: Artifact, policy: Artifact, gate: Gate | None = None) -> Verdict:

@@ -7,12 +7,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from alignment.store import Artifact
 from eval.gate.compare import MetricComparison
 from eval.gate.metrics import PERCENT, unit_of
 from eval.statistics import clusters_needed, holm, p_above
 
 Outcome = Literal["pass", "fail", "inconclusive"]
-Against = Literal["sft", "champion", "itself"]
+Against = Literal["sft", "base", "champion", "itself"]
 
 ALPHA = 0.025
 """Level of the one-sided test that agrees with the rule "the lower end of the 95 % interval is above the threshold"."""
@@ -20,7 +21,7 @@ ANY_METRIC = "any metric"
 OTHER_SETTINGS = "measured with other settings"
 """A reason for not comparing the scores of two checkpoints, which the old settings would remove."""
 OTHER_REFERENCE = "measured with another reference or token policy"
-"""A reason for not comparing held-out preferences, which are relative to the SFT checkpoint under a policy."""
+"""A reason for not comparing held-out preferences, which are relative to where a policy started."""
 NO_PAIRS = "measured on no held-out pairs"
 NO_SHARED_PAIRS = "measured on other held-out pairs only"
 NOT_COMPARABLE = (OTHER_REFERENCE, NO_PAIRS, NO_SHARED_PAIRS)
@@ -30,7 +31,13 @@ REMEDY = (
     "`align run` measures it again while its weights are there; after that, change the settings back, or promote the "
     "policy with `align promote --override`"
 )
-BASELINE_NAMES = {"sft": "the SFT baseline", "champion": "the champion"}
+BASELINE_NAMES = {"sft": "the SFT baseline", "base": "the base model", "champion": "the champion"}
+SHORT_NAMES = {"sft": "SFT", "base": "base model", "champion": "champion", "itself": "–"}
+
+
+def baseline_at(start: Artifact) -> Against:
+    """What a policy that started from a checkpoint is compared with: its SFT checkpoint, or the base model."""
+    return "base" if start.kind == "base_model" else "sft"
 
 
 class Check(BaseModel):
@@ -159,8 +166,7 @@ def complete(check: Check, comparison: MetricComparison | None, max_missing: flo
 
     The items that a model fails on are seldom like the other items, so a comparison without them may mislead.
     """
-    baseline: Against = "champion" if check.against == "champion" else "sft"
-    lacking = None if comparison is None else lacks(comparison, max_missing, baseline)
+    lacking = None if comparison is None else lacks(comparison, max_missing, check.against)
     if lacking is None:
         return check
     return Check.of(check.metric, check.against, "inconclusive", check.asked, f"{check.seen}; {lacking}")
@@ -188,8 +194,10 @@ def _percent(share: float) -> str:
     return PERCENT.format(share) + PERCENT.sign
 
 
-def any_improves(comparisons: Mapping[str, MetricComparison], asked_of: int, max_missing: float) -> Check:
-    """Whether one of the gate's metrics is better than the SFT baseline's, with Holm's correction over all of them.
+def any_improves(
+    comparisons: Mapping[str, MetricComparison], asked_of: int, max_missing: float, baseline: Against = "sft"
+) -> Check:
+    """Whether one of the gate's metrics is better than the baseline's, with Holm's correction over all of them.
 
     A metric counts neither as better nor as worse if either side lacks more than the fraction `max_missing`.
     """
@@ -198,12 +206,12 @@ def any_improves(comparisons: Mapping[str, MetricComparison], asked_of: int, max
     incomplete = {
         metric: why
         for metric, comparison in comparisons.items()
-        if (why := lacks(comparison, max_missing, "sft")) is not None
+        if (why := lacks(comparison, max_missing, baseline)) is not None
     }
     better = [metric for metric, p_value in corrected.items() if p_value < ALPHA and metric not in incomplete]
     asked = f"one of {asked_of} better, corrected for looking at all"
     if better:
-        return Check.of(ANY_METRIC, "sft", "pass", asked, f"better: {', '.join(better)}")
+        return Check.of(ANY_METRIC, baseline, "pass", asked, f"better: {', '.join(better)}")
     seen = f"none is (smallest corrected p = {min(corrected.values()):.3g})" if corrected else "none was measured"
     if incomplete:
         seen = "; ".join(
@@ -211,5 +219,5 @@ def any_improves(comparisons: Mapping[str, MetricComparison], asked_of: int, max
         )
     worse = [comparison.ci95 is not None and comparison.ci95[1] < 0 for comparison in comparisons.values()]
     return Check.of(
-        ANY_METRIC, "sft", "fail" if worse and all(worse) and not incomplete else "inconclusive", asked, seen
+        ANY_METRIC, baseline, "fail" if worse and all(worse) and not incomplete else "inconclusive", asked, seen
     )

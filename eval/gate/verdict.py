@@ -1,4 +1,4 @@
-"""The gate: a pure decision on the comparisons of a candidate with its SFT baseline and with the champion."""
+"""The gate: a pure decision on the comparisons of a candidate with its baseline and with the champion."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from alignment.digest import json_digest
 from alignment.recipe import Gate, Requirement
 from eval.gate.compare import MetricComparison, default_margin
 from eval.gate.metrics import PREFERENCES
-from eval.gate.requirement import Check, Outcome, above, any_improves, at_least, complete
+from eval.gate.requirement import Against, Check, Outcome, above, any_improves, at_least, complete
 from eval.statistics import holm, p_above
 
 Comparisons = Mapping[str, Mapping[str, MetricComparison]]
@@ -45,6 +45,7 @@ def decide(
     gate: Gate | None,
     key: str,
     champion_left_out: Mapping[str, str] = MappingProxyType({}),
+    baseline: Against = "sft",
 ) -> Verdict:
     """The verdict over all requirements: `fail` if a check failed, else `inconclusive` if a check is, else `pass`.
 
@@ -55,7 +56,7 @@ def decide(
 
     A metric that was not measured is inconclusive. So is a metric of which either side lacks more than `max_missing` of
     the other's values, or for `at_least` of the items that the candidate was asked. `champion_left_out` gives, by
-    suite, the reason for not comparing it with the champion.
+    suite, the reason for not comparing it with the champion. `baseline` says what `sft` are the comparisons with.
     """
     if gate is None:
         return Verdict(outcome="none", reasons=["the recipe has no gate: nothing is promoted"], checks=[], key=key)
@@ -63,13 +64,13 @@ def decide(
     checks = [
         check
         for metric, requirement in gate.metrics.items()
-        for check in _checks(metric, requirement, sft, champion, claims, gate.max_missing, champion_left_out)
+        for check in _checks(metric, requirement, sft, champion, claims, gate.max_missing, champion_left_out, baseline)
     ]
     if gate.any_improves:
         # without held-out preferences, which the policy was trained to win
         asked = [metric for metric in gate.metrics if metric.partition("/")[0] != PREFERENCES]
         comparisons = {metric: comparison for metric in asked if (comparison := _find(sft, metric)) is not None}
-        checks.append(any_improves(comparisons, len(asked), gate.max_missing))
+        checks.append(any_improves(comparisons, len(asked), gate.max_missing, baseline))
     outcomes = {check.outcome for check in checks}
     outcome: Outcome = "fail" if "fail" in outcomes else "inconclusive" if "inconclusive" in outcomes else "pass"
     decisive = [check for check in checks if check.outcome == outcome]
@@ -95,15 +96,16 @@ def _checks(
     claims: Mapping[str, float],
     max_missing: float,
     left_out: Mapping[str, str],
+    baseline: Against,
 ) -> Iterator[Check]:
     comparison = _find(sft, metric)
     if requirement.at_least is not None:
         yield at_least(metric, comparison, requirement.at_least, max_missing)
         return
     if requirement.improve is not None:
-        check = above(metric, "sft", comparison, requirement.improve, claims)
+        check = above(metric, baseline, comparison, requirement.improve, claims)
     else:
-        check = above(metric, "sft", comparison, -float(requirement.no_regression or 0.0))
+        check = above(metric, baseline, comparison, -float(requirement.no_regression or 0.0))
     yield complete(check, comparison, max_missing)
     if champion is not None:
         comparison = _find(champion, metric)

@@ -4,9 +4,9 @@ from eval.grading.alpaca import ALPACA
 from eval.grading.arena import ARENA
 from eval.grading.grading import Answered, Grading
 from eval.grading.pairs import PAIRS
-from eval.grading.ratings import RATINGS, SAFETY
+from eval.grading.ratings import RATINGS, REFUSALS, SAFETY
 
-ALONE = {"mt_bench": RATINGS, "harmless": SAFETY}
+ALONE = {"mt_bench": RATINGS, "harmless": SAFETY, "xstest": REFUSALS}
 """Suite to the grading of its answers one by one."""
 BESIDE = {"mt_bench": PAIRS, "alpaca_eval": ALPACA, "arena_hard": ARENA}
 """Suite to the grading of its answers in pairs with a baseline's."""

@@ -53,7 +53,7 @@ def choose_grader(
     `journal` is the file that keeps paid judgments over interruptions. Raises `BadInput` for a `rubric` judge of
     questions that are not embedded, and for files that do not fit.
     """
-    if not suite.needs_judge or settings is None:
+    if not spec.judged(suite) or settings is None:
         return GraderAndItems(None, items)
     if settings.kind == "rubric":
         if spec.embedded is None:
@@ -133,6 +133,7 @@ def bill(outcome: Outcome, settings: Judge) -> dict[str, Any]:
         "output_tokens": usage.output_tokens,
         "usd": usage.usd(settings.price),
         "refused": {question.name: reason for question, reason in outcome.refused.items()},
+        **({"served": sorted(outcome.served)} if outcome.served else {}),
     }
 
 

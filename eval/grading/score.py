@@ -60,14 +60,14 @@ def score_suite(
     judgments: list[Judgment] = []
     samples: list[Sample] = []
     judged = grader is not None or not suite.needs_judge
-    if suite.classify is not None:
+    if grader is not None:
+        judgments = grader.judge(answered) if answered else []
+        samples = grader.samples(suite, answered, judgments) if answered else []
+    elif suite.classify is not None:
         samples = _classified(suite, suite.classify, answered)
     elif not suite.needs_judge:
         samples, problems = replayed(suite, items, answered)
         failed |= problems
-    elif grader is not None and answered:
-        judgments = grader.judge(answered)
-        samples = grader.samples(suite, answered, judgments)
     intervals = {} if grader is None else grader.intervals(samples, judgments)
     if judged:
         lost = [item for item, _ in matched if item.id in failed]

@@ -25,7 +25,8 @@ class Outcome:
     """The result of asking. `judgments` has every judgment of the questions, in their order.
 
     `failed` gives the reason for questions without an answer that may get one later, `refused` for questions that the
-    endpoint does not accept. `unasked` are the questions that did not fit `budget`.
+    endpoint does not accept. `unasked` are the questions that did not fit `budget`. `served` are the models that the
+    endpoint named in its answers.
     """
 
     judgments: list[Judgment] = field(default_factory=list)
@@ -35,6 +36,7 @@ class Outcome:
     budget: str = ""
     usage: Usage = field(default_factory=Usage)
     asked: int = 0
+    served: set[str] = field(default_factory=set)
 
 
 OVER_BUDGET = Trouble("the budget is reached", again=False)
@@ -50,8 +52,11 @@ class Endpoint:
 
     def digest(self, question: Question) -> str:
         """Identifies a question to this judge: its place, the model, the settings, and the exact messages."""
-        settings = [self.model, self.settings.temperature, self.settings.max_tokens]
-        return json_digest([question.question_id, question.turn, question.game, settings, question.messages()])[:32]
+        settings: list[Any] = [self.model, self.settings.temperature, self.settings.max_tokens]
+        if self.settings.snapshot is not None:
+            settings.append(self.settings.snapshot)
+        asked: list[Any] = [question.question_id, question.turn, question.game, settings, question.messages()]
+        return json_digest(asked + ([question.repeat] if question.repeat else []))[:32]
 
     def ask(self, questions: Sequence[Question], journal: Journal, model: str = "", against: str = "") -> Outcome:
         """Asks the questions that the (open) journal lacks, `in_flight` at a time, and keeps each judgment at once.
@@ -81,7 +86,7 @@ class Endpoint:
 
         def judge(question: Question) -> Trouble | None:
             digest = waiting[question]
-            reply = self._reply(question, digest, budget, journal)
+            reply = self._reply(question, digest, budget, journal, outcome.served)
             if isinstance(reply, Trouble):
                 return reply
             text, usage = reply
@@ -99,8 +104,13 @@ class Endpoint:
         usd = budget.used.usd(self.settings.price)
         cost = "" if usd is None else f", {usd:.4f} USD"
         log.info("judge: %d questions, %d tokens%s", outcome.asked, budget.used.tokens, cost)
+        if len(outcome.served) > 1:
+            models = ", ".join(sorted(outcome.served))
+            log.warning("judge: the endpoint answered as several models (%s); give judge.snapshot to pin one", models)
 
-    def _reply(self, question: Question, digest: str, budget: Budget, journal: Journal) -> tuple[str, Usage] | Trouble:
+    def _reply(
+        self, question: Question, digest: str, budget: Budget, journal: Journal, served: set[str]
+    ) -> tuple[str, Usage] | Trouble:
         """Asks until there is a judgment, or asking again is of no use or over the budget. Returns text and tokens."""
         messages = question.messages()
         worst = most(messages, self.settings.max_tokens)
@@ -116,6 +126,11 @@ class Endpoint:
                 reply = self._client.chat(messages, **options)
                 if isinstance(reply, Reply):
                     used = _usage(reply, worst)
+                    if reply.model is not None:
+                        served.add(reply.model)
+                    if problem := self._other_model(reply.model):
+                        journal.charge(digest, used)
+                        raise BadInput(problem, field="judge.snapshot")
                     return reply.text, used
                 if reply.billed:
                     journal.charge(digest, worst)
@@ -126,6 +141,14 @@ class Endpoint:
                 budget.settle(worst, used)
 
         return self._client.persist(attempt)
+
+    def _other_model(self, served: str | None) -> str | None:
+        """The problem with an answer that is not of the pinned snapshot."""
+        snapshot = self.settings.snapshot
+        if snapshot is None or served == snapshot:
+            return None
+        answers = "does not name its model" if served is None else f"answers as {served}"
+        return f"the judge endpoint {answers}, not as the pinned {snapshot}; the judgments made before are kept"
 
 
 def _usage(reply: Reply, worst: Usage) -> Usage:

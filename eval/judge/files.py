@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
-from alignment.errors import BadInput
-from eval.judge.judgment import Judgment
+from alignment.errors import BadInput, first_few
+from eval.judge.judgment import Judgment, Parsing
 from eval.suites.rows import check_text, read_rows, write_records
 from eval.suites.suite import Item
 
@@ -79,23 +80,65 @@ def _id(judgment: Judgment) -> int | str:
     return int(name) if name.isdecimal() and str(int(name)) == name else name
 
 
-def read_judgments(path: str | Path) -> list[Judgment]:
-    """Judgments of one model; raises `BadInput` naming a row that is malformed or a duplicate."""
-    judgments: dict[tuple[str, int, int], Judgment] = {}
-    models: dict[str, None] = {}
-    for row, record in read_rows(path):
-        for judgment in parse_judgments(record, str(path), row):
-            if judgment.place in judgments:
-                problem = f"question {judgment.question_id} turn {judgment.turn} is judged twice"
-                raise BadInput(problem, file=str(path), row=row)
-            judgments[judgment.place] = judgment
-            models[judgment.model] = None
-    if len(models) > 1:
-        raise BadInput(f"judgments of several models: {', '.join(models)}; give one model's", file=str(path))
-    return list(judgments.values())
+@dataclass(frozen=True)
+class Selection:
+    """Whose judgments of a file count, None for everybody's, and the rule that reads their verdicts."""
+
+    model: str | None = None
+    judge: str | None = None
+    parsing: Parsing = "strict"
 
 
-def parse_judgments(record: dict[str, Any], file: str, row: int) -> list[Judgment]:
+ALL = Selection()
+
+
+def selection(model: str | None, judge: str | None, parsing: str) -> Selection:
+    """A selection from options; raises `BadInput` for an unknown rule."""
+    if parsing not in get_args(Parsing):
+        raise BadInput(f"'{parsing}': expected {' or '.join(get_args(Parsing))}", field="--parsing")
+    return Selection(model, judge, cast(Parsing, parsing))
+
+
+def read_judgments(path: str | Path, select: Selection = ALL) -> list[Judgment]:
+    """Judgments of one model by one judge; raises `BadInput` naming a row that is malformed or a duplicate."""
+    judgments = all_judgments(path, select)
+    for who, names in (("models", {one.model for one in judgments}), ("judges", {one.judge for one in judgments})):
+        refuse_several(who, names, str(path))
+    first: dict[tuple[str, int, int], Judgment] = {}
+    for judgment in judgments:
+        if (before := first.setdefault(judgment.place, judgment)) is not judgment:
+            problem = (
+                f"question {judgment.question_id} turn {judgment.turn} is judged twice, first in row {before.row}; "
+                "leave out --responses and --data to average repeats as FastChat does"
+            )
+            raise BadInput(problem, file=str(path), row=judgment.row)
+    return judgments
+
+
+def all_judgments(path: str | Path, select: Selection = ALL) -> list[Judgment]:
+    """Every selected judgment, in the file's order; raises `BadInput` for a malformed row, or if none is selected."""
+    given = [one for row, record in read_rows(path) for one in parse_judgments(record, str(path), row, select.parsing)]
+    for option, wanted, names in (
+        ("model", select.model, {one.model for one in given}),
+        ("judge", select.judge, {one.judge for one in given}),
+    ):
+        if wanted is not None and wanted not in names:
+            known = first_few(sorted(names), ", ")
+            raise BadInput(
+                f"no judgment of the {option} '{wanted}'; the file has {known}", file=str(path), field=option
+            )
+    return [one for one in given if select.model in (None, one.model) and select.judge in (None, one.judge)]
+
+
+def refuse_several(who: str, names: Collection[str], file: str) -> None:
+    """Raises `BadInput` for several `models` or `judges` (`who`) where one is expected."""
+    if len(names) > 1:
+        option = who.removesuffix("s")
+        problem = f"judgments of several {who}: {first_few(sorted(names), ', ')}; name one of them with --{option}"
+        raise BadInput(problem, file=file, field=option)
+
+
+def parse_judgments(record: dict[str, Any], file: str, row: int, parsing: Parsing = "strict") -> list[Judgment]:
     """The judgments on one line: one of a single answer, or one for each game of a pair that has a text."""
     check_text(record, file, row)
     pair = "model_1" in record
@@ -119,6 +162,7 @@ def parse_judgments(record: dict[str, Any], file: str, row: int) -> list[Judgmen
             game=game,
             against=str(record.get("model_2", "")) if pair else "",
             row=row,
+            parsing=parsing,
         )
 
     if not pair:
@@ -136,13 +180,13 @@ def parse_judgments(record: dict[str, Any], file: str, row: int) -> list[Judgmen
 # Judgments that were made before and are read from a file.
 
 
-def stored_judgments(path: str | Path, items: Sequence[Item], turns: int) -> list[Judgment]:
+def stored_judgments(path: str | Path, items: Sequence[Item], turns: int, select: Selection = ALL) -> list[Judgment]:
     """The judgments in a FastChat file, all of answers alone or all of pairs.
 
     Raises `BadInput` naming the first judgment whose question or turn is not in the data file, or whose kind differs
     from that of the first judgment.
     """
-    judgments = read_judgments(path)
+    judgments = read_judgments(path, select)
     known = {item.id for item in items}
     for judgment in judgments:
         if judgment.question_id not in known:

@@ -12,11 +12,10 @@ from typing import Any
 
 from alignment.errors import BadInput
 from eval.answers.files import Response
-from eval.judge.judgment import HIGHEST, LOWEST, Judgment
+from eval.judge.judgment import HIGHEST, LOWEST, RUBRIC_PROMPT, Judgment
 from eval.suites.suite import Item
 
 NAME = "rubric"
-PROMPT_NAME = "rubric-v1"
 
 CHECKS: dict[str, Callable[[str, Any], bool]] = {
     "equals": lambda text, value: text == str(value),
@@ -48,7 +47,7 @@ def _judge(item: Item, turn: int, answer: str, checks: Sequence[dict[str, Any]])
         f"{'passed' if _passes(answer, check) else 'failed'}: {check['kind']} {check['value']!r}" for check in checks
     ]
     rating = f"Rating: [[{rubric_rating(answer, checks):.6g}]]"
-    return Judgment(item.id, turn, NAME, PROMPT_NAME, item.fields["turns"][turn - 1], "\n".join([rating, *lines]))
+    return Judgment(item.id, turn, NAME, RUBRIC_PROMPT, item.fields["turns"][turn - 1], "\n".join([rating, *lines]))
 
 
 def _rubric(item: Item) -> list[list[dict[str, Any]]]:

@@ -10,6 +10,7 @@ from alignment.store import Store
 from eval.gate.compare import width_of
 from eval.gate.evidence import ReportRequest, WrongEvidence
 from eval.gate.metrics import Unit, headline, title_of, unit_of
+from eval.gate.requirement import SHORT_NAMES
 from eval.statistics import paired_interval
 from eval.suites.samples import Sample
 from eval.summaries import DivergenceSummary, Number
@@ -157,10 +158,10 @@ def _words(value: float) -> str:
     return WORDS.format(value, "+")
 
 
-# The divergence of the policy from its SFT checkpoint.
+# The divergence of the policy from where it started.
 
 NATS = Unit(1.0, 3, "nats", "")
-LINES = {"kl": "KL(policy ‖ SFT), nats a response", "kl_per_token": "KL(policy ‖ SFT), nats a token"}
+LINES = {"kl": "KL(policy ‖ {start}), nats a response", "kl_per_token": "KL(policy ‖ {start}), nats a token"}
 
 
 @dataclass(frozen=True)
@@ -199,12 +200,13 @@ def divergence_of(store: Store, request: ReportRequest) -> Divergence | None:
     drawn = DivergenceSummary.of(commit)
     if drawn.kl is None or drawn.tokens_per_response is None or drawn.ended is None:
         return None
-    values = {"kl": drawn.kl, "kl_per_token": drawn.kl_per_token}
+    start, values = SHORT_NAMES[request.baseline], {"kl": drawn.kl, "kl_per_token": drawn.kl_per_token}
+    lines = [_line(text.format(start=start), values[name], drawn.intervals.get(name)) for name, text in LINES.items()]
     return Divergence(
         responses=drawn.prompts - drawn.no_room,
         tokens=f"{drawn.tokens_per_response:.1f}",
         ended=f"{drawn.ended:.0%}".replace("%", " %"),
-        lines=[_line(text, values[name], drawn.intervals.get(name)) for name, text in LINES.items()],
+        lines=lines,
     )
 
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from alignment.data.statistics import Finding
+from alignment.methods import METHOD
 from alignment.recipe import Dpo
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.stage import PolicySummary
@@ -221,12 +222,18 @@ def _judge(store: Store, scores: Commit) -> str | None:
 
 
 def _outside_practice(store: Store, policy: Artifact) -> list[str]:
-    """From the request that is kept with the policy; nothing for a checkpoint that no such request made."""
+    """From the request that is kept with the policy; nothing for a checkpoint that no such request made.
+
+    A request does not know which spelling its recipe had, so the sentences name no section.
+    """
     try:
         record = json.loads(store.read(policy, REQUEST_FILE))
     except MissingArtifact:
         return []
-    return Dpo.model_validate(record["settings"]).outside_practice() if "settings" in record else []
+    if "settings" not in record:
+        return []
+    settings = Dpo.model_validate(record["settings"])
+    return settings.method.outside_practice(settings, METHOD.elsewhere.get(settings.loss))
 
 
 def _preferences(store: Store, policy: Commit, scores: Mapping[str, Artifact]) -> list[Finding]:

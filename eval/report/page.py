@@ -11,6 +11,7 @@ from eval.gate.baselines import rankings
 from eval.gate.compare import MetricComparison
 from eval.gate.evidence import Evidence, ReportRequest
 from eval.gate.metrics import PREFERENCES, headline, title_of
+from eval.gate.requirement import SHORT_NAMES
 from eval.gate.verdict import Verdict
 from eval.report.answers import divergence_of, examples, length
 from eval.report.facts import Facts, categories_of, items_of, questions
@@ -77,16 +78,20 @@ def page(
     """The HTML text; all texts of models and data files are escaped. `holm` has the corrected p-values of the suites'
     main metrics."""
     champion = evidence.against_champion
-    suites = evidence.against_sft.suites
-    published, unranked = rankings(request.baselines, suites)
+    suites, baseline = evidence.against_sft.suites, SHORT_NAMES[request.baseline]
+    published, unranked = rankings(request.baselines, suites, baseline)
     asked = {suite: items_of(store, request.policy_scores[suite], suite) for suite in evidence.answered}
     return render(
         "report.html.jinja",
         headline=HEADLINES[verdict.outcome],
-        summary=in_words(suites),
+        summary=in_words(suites, started_at(baseline, "baseline")),
         verdict=verdict,
         facts=facts,
         sft=request.sft.digest,
+        baseline=baseline,
+        sides=SHORT_NAMES,
+        baseline_name=started_at(baseline, "baseline"),
+        start_name=started_at(baseline, "checkpoint"),
         policy=request.policy.digest,
         champion=None if request.champion is None else request.champion.digest,
         champion_note=request.champion_note,
@@ -94,7 +99,7 @@ def page(
         preferences=PREFERENCES in suites,
         against_sft=tables(evidence.against_sft),
         against_champion=None if champion is None else tables(champion),
-        categories=by_category(evidence, {suite: categories_of(items) for suite, items in asked.items()}),
+        categories=by_category(evidence, {suite: categories_of(items) for suite, items in asked.items()}, baseline),
         rankings=published,
         lengths=[
             change
@@ -110,23 +115,28 @@ def page(
     )
 
 
-def in_words(suites: Mapping[str, Mapping[str, MetricComparison]]) -> str:
+def started_at(baseline: str, what: str) -> str:
+    """The baseline's name in a sentence: SFT baseline or SFT checkpoint, as `what` says, or base model."""
+    return f"{baseline} {what}" if baseline == SHORT_NAMES["sft"] else baseline
+
+
+def in_words(suites: Mapping[str, Mapping[str, MetricComparison]], baseline: str = "SFT baseline") -> str:
     """The suites' main metrics in one sentence, such as "better on IFEval; no different on GSM8K"."""
     grouped: dict[str, list[str]] = {}
     for suite, metrics in suites.items():
         comparison = metrics[headline(suite, metrics)]
         grouped.setdefault(comparison.verdict, []).append(title_of(suite))
     parts = [f"{words} {_listed(grouped[name])}" for name, words in VERDICT_WORDS.items() if name in grouped]
-    return f"Against its SFT baseline: {'; '.join(parts)}." if parts else "Nothing could be compared."
+    return f"Against its {baseline}: {'; '.join(parts)}." if parts else "Nothing could be compared."
 
 
 def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def by_category(evidence: Evidence, of_items: Mapping[str, Mapping[str, str]]) -> list[Categories]:
+def by_category(evidence: Evidence, of_items: Mapping[str, Mapping[str, str]], baseline: str) -> list[Categories]:
     """Scores by category, for every compared suite of ours whose items have categories."""
-    models = {"SFT": evidence.sft, "policy": evidence.policy}
+    models = {baseline: evidence.sft, "policy": evidence.policy}
     return [
         table
         for suite, named in of_items.items()

@@ -1,4 +1,4 @@
-"""The stage that compares policy, SFT baseline and champion, lets the gate decide, and writes the report."""
+"""The stage that compares policy, its baseline and the champion, lets the gate decide, and writes the report."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from alignment.store import Summary
 from eval.gate.compare import MetricComparison
 from eval.gate.evidence import Compared, Evidence, ReportRequest, gather, verdict_of
 from eval.gate.metrics import headline, title_of
+from eval.gate.requirement import SHORT_NAMES
 from eval.report.facts import categories_of, facts_of, items_of
 from eval.report.page import by_category, page
 from eval.report.pictures import write_pictures
@@ -34,8 +35,8 @@ Comparisons = dict[str, dict[str, MetricComparison]]
 class ReportSummary(Summary):
     """The gate's verdict with its reasons, the comparisons behind it, and notes for the reader.
 
-    `comparisons` are with the SFT baseline. `champion` are those with the champion (None without a champion). `holm`
-    has the suites' p-values against the baseline after Holm's correction.
+    `comparisons` are with the baseline, where the policy started. `champion` are those with the champion (None without
+    a champion). `holm` has the suites' p-values against the baseline after Holm's correction.
     """
 
     verdict: str
@@ -52,11 +53,11 @@ def run(request: ReportRequest, context: Context) -> Result:
     The digest is of statistics and verdict only. Dates, costs and the page's text are not part of it.
     """
     evidence = gather(context.store, request)
-    verdict = verdict_of(request, evidence)
+    verdict, baseline = verdict_of(request, evidence), SHORT_NAMES[request.baseline]
     sft = _plain(evidence.against_sft)
     champion = None if evidence.against_champion is None else _plain(evidence.against_champion)
     comparison = {"sft": sft, "champion": champion}
-    notes = notes_on(evidence)
+    notes = notes_on(evidence, baseline)
     facts = facts_of(context.store, request)
     _write(context.out / COMPARISON_FILE, comparison)
     _write(context.out / VERDICT_FILE, verdict.model_dump(mode="json"))
@@ -66,7 +67,7 @@ def run(request: ReportRequest, context: Context) -> Result:
         suite: categories_of(items_of(context.store, request.policy_scores[suite], suite))
         for suite in evidence.answered
     }
-    write_pictures(context.out, evidence.against_sft, by_category(evidence, named), facts.history)
+    write_pictures(context.out, evidence.against_sft, by_category(evidence, named, baseline), facts.history)
     summary = ReportSummary(
         verdict=verdict.outcome,
         reasons=verdict.reasons,
@@ -78,13 +79,13 @@ def run(request: ReportRequest, context: Context) -> Result:
     return Result(json_digest([comparison, verdict.model_dump(mode="json")]), summary)
 
 
-def notes_on(evidence: Evidence) -> list[str]:
-    """Notes for the reader: suites that were left out, and items that could not be counted."""
+def notes_on(evidence: Evidence, baseline: str) -> list[str]:
+    """Notes for the reader: suites that were left out, and items that could not be counted; `baseline` is its name."""
     notes = [f"{title_of(suite)}: {reason}" for suite, reason in evidence.against_sft.left_out.items()]
     if evidence.against_champion is not None:
         left_out = evidence.against_champion.left_out
         notes += [f"{title_of(suite)} against the champion: {reason}" for suite, reason in left_out.items()]
-    for side, scores in (("SFT", evidence.sft), ("policy", evidence.policy)):
+    for side, scores in ((baseline, evidence.sft), ("policy", evidence.policy)):
         for suite, suite_scores in scores.items():
             if lacking := suite_scores.summary.lacking:
                 counts = ", ".join(f"{count} {what}" for what, count in lacking.items())

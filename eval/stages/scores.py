@@ -15,8 +15,9 @@ from eval.answers.files import ITEMS_FILE, RESPONSES_FILE, read_responses
 from eval.grading.choose import JOURNAL_FILE, choose_grader
 from eval.grading.score import Scored, score_suite
 from eval.judge.files import write_judgments
+from eval.judge.judgment import READING
 from eval.statistics import Mean
-from eval.suites import Item, SuiteSpec, suite_named
+from eval.suites import SUITES, Item, SuiteSpec, suite_named
 from eval.suites.lm_eval_task import nltk_data_beside
 from eval.suites.rows import read_records
 from eval.suites.samples import SAMPLES_FILE, samples_digest, write_samples
@@ -28,6 +29,8 @@ JUDGMENTS_FILE, PAIR_JUDGMENTS_FILE = "judgments.jsonl", "pair_judgments.jsonl"
 JUDGE_MONEY = frozenset({"price", "budget_usd", "budget_tokens"})
 JUDGE_ACCESS = JUDGE_MONEY | {"api_key_env", "in_flight", "timeout_seconds", "retries", "max_tokens_name", "retires"}
 JUDGE_SETTINGS = {"kind", "model", "temperature", "max_tokens"}
+JUDGE_PLACE = {"base_url", "snapshot"}
+"""Settings that say which model answers under the judge's name; part of the settings where they are given."""
 
 
 class ScoresRequest(Request):
@@ -40,19 +43,33 @@ class ScoresRequest(Request):
 
     def identity(self) -> Any:
         """The request without settings that cannot change a score: the judge of a suite that has a scorer, and an
-        endpoint's speed, key, retirement and price."""
-        value = super().identity()
-        if self.judge is None or not suite_named(self.suite.name).needs_judge:
+        endpoint's speed, key, retirement and price. With the version of what reads answers or verdicts, if a suite's
+        scores depend on it."""
+        value = super().identity() | self._reading()
+        if self.judge is None or not self.suite.judged(suite_named(self.suite.name)):
             return value | {"judge": None}  # checked first: to find a task of lm-eval takes seconds
         return value | {"judge": {k: v for k, v in value["judge"].items() if k not in JUDGE_ACCESS}}
 
     def settings(self, answers: Commit) -> str:
         """Digest of the settings of answers, judge and scorer: scores of different settings are not compared."""
         judge = None if self.judge is None else self.judge.model_dump(include=JUDGE_SETTINGS)
-        judged = judge if suite_named(self.suite.name).needs_judge else None
+        if judge is not None and self.judge is not None:
+            place = self.judge.model_dump(include=JUDGE_PLACE)
+            judge |= {name: value for name, value in place.items() if value is not None} | self._reading()
+        judged = judge if self.suite.judged(suite_named(self.suite.name)) else self._reading() or None
         how = ResponsesSummary.of(answers)
         answered = [how.precision, how.generator, answers.code_version]
         return json_digest([self.suite.digest(), judged, self.seed, answered, CODE_VERSION])
+
+    def _reading(self) -> dict[str, Any]:
+        """The versions of our classifier, and of the rule that reads an endpoint's verdicts. The rubric's ratings and
+        lm-eval's scores do not depend on them, so their keys hold when a version moves."""
+        suite = SUITES.get(self.suite.name)  # a task of lm-eval is not looked up: that takes seconds
+        if suite is None:
+            return {}
+        if self.suite.judged(suite):
+            return {"reading": READING} if self.judge is not None and self.judge.kind != "rubric" else {}
+        return {"classifier": suite.classifier} if suite.classifier else {}
 
 
 def run(request: ScoresRequest, context: Context) -> Result:

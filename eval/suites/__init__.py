@@ -3,10 +3,11 @@
 from alignment.errors import BadInput
 from eval.suites.catalogue import ALPACA_EVAL, ARENA_HARD, GSM8K, HARMLESS, IFEVAL, MT_BENCH
 from eval.suites.lm_eval_tasks import stock_suite
+from eval.suites.math import MATH
 from eval.suites.suite import Item, StockTask, Suite, SuiteSpec
 from eval.suites.xstest import XSTEST
 
-SUITES = {suite.name: suite for suite in (GSM8K, IFEVAL, MT_BENCH, ALPACA_EVAL, ARENA_HARD, HARMLESS, XSTEST)}
+SUITES = {suite.name: suite for suite in (GSM8K, IFEVAL, MT_BENCH, ALPACA_EVAL, ARENA_HARD, HARMLESS, XSTEST, MATH)}
 
 
 def suite_named(name: str) -> Suite:

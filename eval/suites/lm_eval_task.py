@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from functools import cache
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,9 @@ def _load(folder: Path, name: str) -> Any:
 def _config(stock: StockTask, folder: Path, few_shot: bool, num_fewshot: int) -> dict[str, Any]:
     import lm_eval
 
-    data_files = {stock.split: str(folder / "items.jsonl")}
+    data_files = {stock.split: escape(str(folder / "items.jsonl"))}  # which are patterns, and the folder is ours
     if few_shot:
-        data_files[str(stock.few_shot_split)] = str(folder / "few_shot.jsonl")
+        data_files[str(stock.few_shot_split)] = escape(str(folder / "few_shot.jsonl"))
     config: dict[str, Any] = {
         "include": str(Path(lm_eval.__file__).parent / "tasks" / stock.yaml),
         "task": f"local_{stock.name}",

@@ -6,17 +6,19 @@ its folder, so only that folder is indexed; if the task is not in it, folders wh
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import logging
 import random
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from alignment.errors import BadInput
+from alignment.errors import BadInput, first_few
 from eval.suites.suite import Item, StockTask, Suite
 
 # lm-eval is called without its messages and downloads, and with fixed seeds.
@@ -73,12 +75,24 @@ OUTPUTS = ("generate_until", "multiple_choice", "loglikelihood")
 def stock_suite(name: str) -> Suite:
     """The suite of a task or group of lm-eval.
 
-    Raises `BadInput` for an unknown name, and for a task whose scores cannot be compared item by item.
+    A tag is taken as a group if its tasks can be. Raises `BadInput` for an unknown name, for a task whose scores cannot
+    be compared item by item, and for a task whose code needs a package that is not installed.
     """
     index = _index_of(name)
-    if index[name].kind.name == "TAG":  # the tasks of a tag are in several folders, and only one was indexed
-        raise BadInput(f"lm-eval's {name} is a tag on tasks, not a task or group; name the tasks one by one")
-    entries = _tasks_behind(name, index)
+    if index[name].kind.name != "TAG":
+        return _suite_of(name, _tasks_behind(name, index))
+    entries = _tagged(name)
+    try:
+        return _suite_of(name, entries)
+    except BadInput as error:
+        names = first_few(sorted(entry.name for entry in entries))
+        why = error.message.removesuffix("; name them one by one")
+        raise BadInput(
+            f"lm-eval's {name} is a tag on {len(entries)} tasks, and {why}; name those you want: {names}"
+        ) from error
+
+
+def _suite_of(name: str, entries: list[Any]) -> Suite:
     members = [_task(entry) for entry in entries]
     metrics = [_metrics(entry.cfg) for entry in entries]
     counted = [metric for metric in metrics[0][0] if all(metric in names for names, _ in metrics)]
@@ -89,6 +103,7 @@ def stock_suite(name: str) -> Suite:
         raise BadInput(f"lm-eval's {name} has no metric that is a mean over items where more is better ({others})")
     if len({task.output for task in members}) > 1:
         raise BadInput(f"lm-eval's {name} mixes texts and log-likelihoods; name its tasks one by one")
+    _check_packages(name, entries)
     single = members[0] if len(members) == 1 else None
     return Suite(
         name=name,
@@ -138,6 +153,67 @@ def _folders(root: Path, name: str) -> Iterator[Path]:
     for path in folders:
         if path not in near and any(name in file.read_text(encoding="utf-8") for file in path.rglob("*.yaml")):
             yield path
+
+
+def _tagged(tag: str) -> list[Any]:
+    """lm-eval's entries of all tasks with a tag; they may be in several folders."""
+    found: dict[str, Any] = {}
+    for folder in _folders(_tasks_folder(), tag):
+        index = _index(folder)
+        entry = index.get(tag)
+        if entry is not None and entry.kind.name == "TAG":
+            found |= {task.name: task for task in _tasks_behind(tag, index)}
+    return list(found.values())
+
+
+FUNCTION = re.compile(r"!function\s+([A-Za-z_]\w*)\.\w+")
+INCLUDE = re.compile(r"^include:\s*[\"']?([^\s\"']+)", re.MULTILINE)
+
+
+def _check_packages(name: str, entries: Sequence[Any]) -> None:
+    """Raises `BadInput` if a task's code needs a package that is not installed.
+
+    lm-eval imports the code when it opens a task, after a model was trained. Only a module that names a package which
+    is not there is imported here, because it may do without the package.
+    """
+    for module in sorted({path for entry in entries for path in _modules(Path(entry.yaml_path))}):
+        lacking = [package for package in _imported(module) if importlib.util.find_spec(package) is None]
+        if not lacking:
+            continue
+        spec = importlib.util.spec_from_file_location(f"lm_eval_task_{module.parent.name}", module)
+        assert spec is not None and spec.loader is not None
+        try:
+            with quiet():
+                spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        except ImportError as error:
+            needed = ", ".join(sorted(lacking))
+            problem = f"lm-eval's {name} needs the package {needed}, which is not installed here"
+            raise BadInput(f"{problem}: install it in this environment, or take another task") from error
+
+
+def _modules(file: Path) -> set[Path]:
+    """The Python files whose functions a task's YAML names, its included files' too."""
+    text = file.read_text(encoding="utf-8")
+    found = {path for name in FUNCTION.findall(text) if (path := file.parent / f"{name}.py").is_file()}
+    for other in INCLUDE.findall(text):
+        if (included := file.parent / other).is_file():
+            found |= _modules(included)
+    return found
+
+
+@cache
+def _imported(module: Path) -> frozenset[str]:
+    """The packages that a Python file names in its imports, wherever they stand."""
+    names: set[str] = set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of another's code, such as escapes that Python no longer likes
+        tree = ast.parse(module.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return frozenset(names)
 
 
 def _tasks_behind(name: str, index: dict[str, Any]) -> list[Any]:

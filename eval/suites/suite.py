@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from alignment.digest import json_digest
 from alignment.recipe import DataSource
+from alignment.recipe.data import Keyed
 from alignment.stages import SourceFile
 
 Output = Literal["generate_until", "multiple_choice", "loglikelihood"]
@@ -57,9 +58,10 @@ class Suite:
     `prepare` changes a published record into that form. If `distinct` names a field, records that repeat its value are
     left out.
 
-    Scoring: by lm-eval's `task`, or by the tasks of a group (`members`, by subset), or by a classifier (`classify`); a
-    suite without any of them needs a judge. `left_out` are the task's metrics that cannot be compared, because they are
-    not means over items where more is better.
+    Scoring: by lm-eval's `task`, or by the tasks of a group (`members`, by subset), or by a classifier (`classify`,
+    whose version is `classifier`); a suite without any of them needs a judge. A suite with a classifier may be judged
+    instead. `left_out` are the task's metrics that cannot be compared, because they are not means over items where more
+    is better.
 
     Metrics: values are on `scale`, unless the metric has a scale in `scales`. `main` is the main metric; by default the
     first. The values of `linearised` metrics are the parts of a metric of the whole data set: their mean is the metric,
@@ -80,6 +82,7 @@ class Suite:
     turns: int = 1
     members: Mapping[str, StockTask] = field(default_factory=dict)
     classify: Classify | None = None
+    classifier: str = ""
     prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     distinct: str | None = None
     temperature_of: Callable[[Item], float] | None = None
@@ -109,14 +112,16 @@ class Suite:
 # A suite in a request: its items, pinned by content, and the settings of asking them.
 
 
-class SuiteSpec(BaseModel):
+class SuiteSpec(Keyed):
     """A suite's items and settings. Exactly one of `data`, `hub` and `embedded` says where the items come from.
 
     `num_fewshot` None is the number of lm-eval's task; examples come from `few_shot_data` or `few_shot_hub`.
     `chat_template` None uses the template if the tokenizer has one, as training does. `temperature` None is the suite's
-    own. Only scoring uses `reference_answers`, `judge_prompts` and `baseline_answers`; `for_answering` leaves them out,
-    so a new judge prompt does not make a model answer again.
+    own. Only scoring uses `reference_answers`, `judge_prompts`, `baseline_answers` and `scored_by`; `for_answering`
+    leaves them out, so a new judge prompt does not make a model answer again.
     """
+
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"scored_by"})
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -135,16 +140,21 @@ class SuiteSpec(BaseModel):
     reference_answers: SourceFile | None = None
     judge_prompts: SourceFile | None = None
     baseline_answers: SourceFile | None = None
+    scored_by: Literal["rules", "judge"] = "rules"
 
     def for_answering(self) -> SuiteSpec:
         """The same suite without the files that only scoring uses."""
-        return self.model_copy(update={"reference_answers": None, "judge_prompts": None, "baseline_answers": None})
+        files = dict.fromkeys(("reference_answers", "judge_prompts", "baseline_answers"))
+        return self.model_copy(update={**files, "scored_by": "rules"})
+
+    def judged(self, suite: Suite) -> bool:
+        """Whether a judge scores the answers: because nothing else can, or because the recipe says so."""
+        return suite.needs_judge or self.scored_by == "judge"
 
     def identity(self) -> dict[str, Any]:
         """The settings as plain data, with each file replaced by what identifies its content."""
-        return {
-            name: _plain(value) for name, value in ((field, getattr(self, field)) for field in type(self).model_fields)
-        }
+        fields = [name for name in type(self).model_fields if name not in self.absent()]
+        return {name: _plain(getattr(self, name)) for name in fields}
 
     def digest(self) -> str:
         """A digest (64 hex digits). Two results may be compared only if their digests are equal."""

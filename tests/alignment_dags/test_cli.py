@@ -190,6 +190,35 @@ def test_a_file_without_a_valid_row_is_reported_and_exits_with_2(
     assert err == f"error: {file}: no valid row\n"
 
 
+def test_a_file_in_no_known_form_is_refused_in_one_line_with_a_mapping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "pairs.csv"
+    file.write_text("question,response_good,response_bad\n" + "q,x,y\n" * 30)
+    assert align("prefs", "check", str(file), monkeypatch=monkeypatch) == 2
+    _, err = capsys.readouterr()
+    assert err.startswith(f"error: {file}: no valid row; its columns are question, response_good, response_bad; ")
+    assert "{prompt: question, chosen: response_good, rejected: response_bad}" in err and err.count("\n") == 1
+
+
+def test_the_form_of_each_row_is_named_and_rows_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "pairs.jsonl"
+    rows = [{"question": "q", "chosen": "good", "rejected": "bad", "chosen_score": 2, "rejected_score": 1}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": "p", "chosen": "c", "rejected": "r"}]))
+    assert align("prefs", "check", str(file), monkeypatch=monkeypatch) == 0
+    out = capsys.readouterr().out
+    assert "1  rows in the form: orca pairs\n" in out and "1  rows in the form: pairs\n" in out
+    assert align("prefs", "show", str(file), "--row", "1", monkeypatch=monkeypatch) == 0
+    out = capsys.readouterr().out
+    assert "row 1 (chat, scores 2 and 1)" in out and "    | user: q\n" in out and "row 2" not in out
+    assert align("prefs", "show", str(file), "--json", monkeypatch=monkeypatch) == 0
+    assert [row["form"] for row in json.loads(capsys.readouterr().out)["shown"]] == ["chat", "text"]
+    assert align("prefs", "show", str(file), "--row", "5", monkeypatch=monkeypatch) == 2
+    assert capsys.readouterr().err == f"error: {file}, row 5: gives no row: no such record\n"
+
+
 def test_json_is_one_object_on_stdout_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -265,8 +294,8 @@ def test_a_file_of_bad_rows_does_not_flood_the_terminal(
     assert align("prefs", "check", str(file), monkeypatch=monkeypatch) == 0
     out = capsys.readouterr().out
     assert "50 quarantined" in out
-    assert out.count(", row ") == 20
-    assert "30 more" in out
+    assert f"  {file}: chosen equals rejected in row 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 40 more\n" in out
+    assert out.count("chosen equals rejected") == 2 and "--json names every row" in out
 
 
 def test_every_file_beside_the_recipes_can_be_checked_pools_included(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from alignment.methods import METHODS
-from alignment.recipe import Dpo, Gsm8k, Recipe
+from alignment.recipe import Dpo, Gsm8k, Optimise, Recipe
 from alignment_dags.cli.keys import places, recipe_page
 from resources.home import PROJECT
 from resources.pools import Pools
@@ -24,7 +24,7 @@ def test_the_page_is_what_the_definitions_say() -> None:
 
 def test_every_section_stands_under_the_paths_of_its_keys() -> None:
     found = places(Recipe.model_json_schema())
-    assert found["Lora"] == ["sft.lora", "dpo.lora"]
+    assert found["Lora"] == ["sft.lora", "optimise.lora", "dpo.lora"]
     assert found["ModelSource"] == ["base_model", "sft.adopt"]
     assert found["LmEvalTask"] == ["evals.lm_eval.NAME"]
     assert found["Requirement"] == ["gate.metrics.NAME"]
@@ -42,9 +42,10 @@ def test_a_key_has_its_range_its_default_and_its_meaning() -> None:
 
 
 def test_the_healthy_range_that_beta_names_is_that_of_every_method() -> None:
-    beta = Dpo.model_fields["beta"].description or ""
-    ranges = {method.name: method.healthy["beta"] for method in METHODS.values()}
-    assert all(f"{low:g} to {high:g}" in beta for low, high in ranges.values())
+    ranges = {method.name: method.healthy["beta"] for method in METHODS.values() if "beta" in method.settings()}
+    for section_of in (Dpo, Optimise, Optimise):
+        beta = section_of.model_fields["beta"].description or ""
+        assert all(f"{low:g} to {high:g}" in beta for low, high in ranges.values())
     assert {name for name, healthy in ranges.items() if healthy != ranges["sigmoid"]} == {"sigmoid_norm", "simpo"}
 
 

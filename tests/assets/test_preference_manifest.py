@@ -130,3 +130,38 @@ def test_a_shard_with_withdrawn_rows_takes_no_part_though_its_source_cannot_be_r
         left_out = asked(store, recipe).left_out
         assert left_out["day-1"] == "rows of it were withdrawn, and it was not built without them"
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_the_rows_of_several_sources_are_bounded_in_the_manifest_and_read_each_in_their_way(folder: Path) -> None:
+    sources = [
+        {"name": "all", "files": [str(folder)], "max_rows": 1},
+        {"name": "some", "files": [str(folder / "day-1.jsonl")], "weight": 2.0, "columns": {"prompt": "chosen"}},
+    ]
+    recipe = parse_recipe(
+        {
+            "name": "night",
+            "seed": 7,
+            "base_model": {"embedded": "micro"},
+            "sft": {"dataset": {"embedded": "micro"}, "precision": "float32"},
+            "preferences": sources,
+        },
+        "-",
+        {},
+    )
+    store = ArtifactStore().open()
+    record(store, recipe, "all-day-0", "all-day-1", "some-day-1")
+    request = asked(store, recipe)
+    assert list(request.shards) == ["all-day-0", "all-day-1", "some-day-1"] and not request.left_out
+    assert [(mix.shards, mix.weight, mix.max_rows, mix.seed) for mix in request.mix] == [
+        (("preference_shard all-day-0", "preference_shard all-day-1"), None, 1, 7),
+        (("preference_shard some-day-1",), 2.0, None, 7),
+    ]
+    shards = Upstream(store, recipe.name).shards(recipe.preferences, recipe.seed)
+    assert [(shards[name].seed, shards[name].reading.max_rows) for name in shards] == [(7, 1), (7, 1), (0, None)]
+    assert shards["some-day-1"].reading.columns == {"prompt": "chosen"}
+
+
+def test_one_source_without_bounds_has_no_mix(recipe: Recipe) -> None:
+    store = ArtifactStore().open()
+    record(store, recipe, "day-0", "day-1")
+    assert asked(store, recipe).mix == ()

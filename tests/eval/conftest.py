@@ -40,6 +40,7 @@ class JudgeServer:
         self.bodies: list[dict[str, Any]] = []
         self.script: Callable[[str, int], Any] = lambda user, times: None
         self.verdict: Callable[[str], str] = lambda user: f"Fine. Rating: [[{4 + len(user) % 3}]]"
+        self.served: str | None = None  # the model that the answers name
         self.usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
         self.now = self.most_at_once = 0
         self.lock = threading.Lock()
@@ -87,6 +88,8 @@ class JudgeServer:
             def answer(self, user: str, scripted: Any) -> None:
                 message = {"role": "assistant", "content": judge.verdict(user)}
                 reply: dict[str, Any] = {"choices": [{"index": 0, "message": message}], "usage": judge.usage}
+                if judge.served is not None:
+                    reply["model"] = judge.served
                 status, headers, word = 200, {}, scripted if isinstance(scripted, str) else ""
                 if isinstance(scripted, tuple):
                     status, text, headers = scripted

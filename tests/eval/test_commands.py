@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import subprocess
@@ -226,3 +227,24 @@ def test_log_likelihoods_of_another_number_than_choices_lose_that_item_by_name(t
     scored = score_files("arc_challenge", responses, data, out=tmp_path / "out")
     assert (scored["n"], scored["metrics"]["acc"]["n"]) == (1, 1)
     assert "1 log-likelihoods for 2 continuations" in scored["failed"]["1"]
+
+
+def test_a_published_file_is_scored_alone_and_other_options_go_with_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = {"question_id": 1, "turn": 1, "judge": ["j", "single-v1"], "model": "m", "judgment": "[[7]]"}
+    write_records(tmp_path / "j.jsonl", [record])
+    assert score_files("mt_bench", None, None, tmp_path / "j.jsonl", tmp_path / "out")["n"] == 1
+    monkeypatch.chdir(tmp_path)
+    for version in ("v1", "v2"):  # two versions of a file do not share a folder
+        (tmp_path / f"a.{version}.jsonl.gz").write_bytes(gzip.compress((tmp_path / "j.jsonl").read_bytes()))
+        scored = score_files("mt_bench", None, None, tmp_path / f"a.{version}.jsonl.gz")
+        assert scored["samples"] == f"scores/mt_bench-a.{version}/samples.parquet"
+    for more, words in (
+        ({"responses": tmp_path / "r.jsonl"}, "give --data: .*needs neither"),
+        ({"against": tmp_path / "b.jsonl"}, "--against.*: goes with --responses and --data"),
+        ({"difficulty": tmp_path / "d.csv"}, "--difficulty.*: goes with AlpacaEval's annotations"),
+    ):
+        given = {"responses": None, "data": None, "judgments": tmp_path / "j.jsonl", "out": tmp_path / "o"}
+        with pytest.raises(BadInput, match=words):
+            score_files("mt_bench", **given | more)  # type: ignore[arg-type]

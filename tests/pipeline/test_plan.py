@@ -72,3 +72,21 @@ def test_a_plan_tells_what_there_is_and_how_each_number_was_reached(
 
     pools(1e-6)
     assert stages(code=1)["policy_checkpoint"]["fits"] is False
+
+
+def test_a_recipe_that_was_rewritten_has_nothing_to_make(
+    small_recipe: dict[str, Any],
+    tmp_path: Path,
+    finished: Callable[..., Upstream],
+    align: Callable[..., tuple[int, dict[str, Any], str]],
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    small_recipe["dpo"] |= {"loss": "sigmoid"}
+    path.write_text(yaml.safe_dump(small_recipe), encoding="utf-8")
+    finished(load_recipe(path))
+    code, done, error = align("recipes", "upgrade", str(path))
+    assert (code, done["recipes"][0]["changed"]) == (0, True), error
+    assert load_recipe(path).training.called == "method: dpo"
+    code, planned, error = align("plan", str(path))
+    assert code == 0 and {stage["to_make"] for stage in planned["stages"]} == {0}, error
+    assert {note.partition(" ")[0] for note in planned["notes"]} == {"optimise.learning_rate"}

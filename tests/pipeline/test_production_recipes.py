@@ -40,7 +40,7 @@ def smaller(recipe: dict[str, Any], model: str, data: dict[str, str]) -> dict[st
     recipe["preferences"] = {"files": [data["pairs"]], "split_into": 2}
     recipe["held_out_fraction"] = 0.1
     recipe["tokens"]["max_length"] = 256
-    recipe["dpo"] |= {"batch_size": 16, "micro_batch_size": 8}
+    recipe["optimise"] |= {"batch_size": 16, "micro_batch_size": 8}
     evals = recipe["evals"]
     evals["gsm8k"] |= {"data": data["gsm8k"], "few_shot_data": data["few_shot"], "max_new_tokens": 16}
     evals["ifeval"] = {"data": data["ifeval"], "max_new_tokens": 16}

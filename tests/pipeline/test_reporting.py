@@ -9,7 +9,9 @@ import dagster as dg
 import pytest
 
 from alignment.recipe import Recipe, parse_recipe
+from alignment_dags.run.launch import launches
 from alignment_dags.run.plan import plan
+from alignment_dags.run.run import follow_source
 from alignment_dags.run.workspace import Workspace
 from assets.building.upstream import Upstream
 from resources.mlflow import Tracking, TrackingUnreachable
@@ -50,6 +52,37 @@ def test_an_artifact_that_was_made_and_not_reported_is_only_reported_by_the_next
     ref = upstream.ref("policy_checkpoint")
     assert ref is not None
     assert ref.mlflow_run_id == runs[0].info.run_id
+
+
+def test_what_a_new_or_wiped_dagster_does_not_know_is_launched_again(
+    small_recipe: dict[str, Any], bring_up_to_date: Callable[[Recipe], Upstream]
+) -> None:
+    recipe = parse_recipe(small_recipe, "-", {})
+    bring_up_to_date(recipe)
+    from resources.store import ArtifactStore
+
+    store = ArtifactStore().open()
+    workspace = Workspace(recipe, load_pools(), lambda: store)
+
+    def launched(instance: dg.DagsterInstance) -> dict[str, list[str]]:
+        """Phase to the nodes of its Dagster runs."""
+        return {
+            phase.name: [name for _, chosen in launches(instance, workspace, phase) for name in chosen]
+            for phase in workspace.phases
+        }
+
+    with dg.DagsterInstance.get() as instance:
+        follow_source(instance, workspace)
+        assert launched(instance) == {"base": [], "shards": [], "reference": [], "train": []}
+        wiped = ("sft_checkpoint", "reference_logprobs", "policy_checkpoint")
+        instance.wipe_assets([dg.AssetKey(["small", name]) for name in wiped])
+        assert launched(instance) == {
+            "base": ["sft_checkpoint"],
+            "shards": [],
+            "reference": ["reference_logprobs"],  # one run over both shards
+            "train": ["policy_checkpoint"],
+        }
+    assert {one.state for one in plan(workspace)} == {"current"}, "all of it is there: nothing is made"
 
 
 def test_a_materialization_shows_numbers_links_and_where_its_artifact_is(

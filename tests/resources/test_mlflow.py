@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import traceback
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from mlflow import MlflowClient
@@ -14,6 +16,7 @@ from mlflow import MlflowClient
 from alignment.store import Artifact, Commit
 from resources.home import mlflow_ui
 from resources.mlflow import ModelTaken, Tracking, TrackingUnreachable
+from resources.mlflow_database import prepare
 from resources.mlflow_runs import Report
 from resources.mlflow_values import dagster_runs_tag, valid_name
 
@@ -282,3 +285,33 @@ def test_the_servers_password_stands_in_no_error_and_no_link(
     assert "MLflow at http://127.0.0.1:9: " in told
     assert secret not in told
     assert mlflow_ui() == "http://127.0.0.1:9"
+
+
+def test_files_follow_a_home_that_was_moved_or_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = tmp_path / "old [1]", tmp_path / "new [2]"
+
+    def live_in(home: Path) -> MlflowClient:
+        monkeypatch.setenv("ALIGN_HOME", str(home))
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        prepare.cache_clear()
+        return Tracking(attempts=1).client()
+
+    def places(client: MlflowClient) -> list[str]:
+        return sorted(unquote(str(run.info.artifact_uri)).removeprefix("file://") for run in runs(client, "k" * 40))
+
+    client = live_in(old)
+    Tracking(attempts=1).report(report(uri=f"file://{old}/store/policy_checkpoint/k"))
+    assert places(client)[0].startswith(f"{old}/mlartifacts/recipe/")
+    shutil.copytree(old, new)
+    before = sorted(old.rglob("*"))
+
+    client = live_in(new)
+    (place,) = places(client)
+    assert place.startswith(f"{new}/mlartifacts/recipe/")
+    (run,) = runs(client, "k" * 40)
+    assert run.data.tags["align.uri"] == f"file://{new}/store/policy_checkpoint/k"
+    assert Path(client.download_artifacts(run.info.run_id, "commit.json", str(tmp_path))).is_file()
+    Tracking(attempts=1).report(report(key="n" * 40))
+    assert sorted(old.rglob("*")) == before, "nothing new where the home was"
+    assert live_in(new).get_run(run.info.run_id).info.artifact_uri == run.info.artifact_uri
+    prepare.cache_clear()

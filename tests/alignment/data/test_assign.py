@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -152,8 +153,9 @@ def most_held(files: Sequence[ShardFiles], out: Path) -> int:
     try:
         with SplitWriter(out) as split:
             contradictions = Contradictions(out / "pair_ids", sum(file.rows for file in files))
-            for places in assign(files, 0.1, out / "work", None, contradictions):
-                split.write(places)
+            for places in assign(files, 0.1, out / "work", pair_ids=True):
+                contradictions.add(places["pair_id"].filter(pc.is_null(places["reason"])).to_numpy())
+                split.write(places.drop_columns("pair_id"))
                 arrow.append(pa.total_allocated_bytes() - before)
         assert contradictions.count() == 0
         return min(arrow[-5:]) + tracemalloc.get_traced_memory()[1]

@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment.data.forms import normalise
+from alignment.data.forms.table import FORMS, columns_of, normalise
+from alignment.data.readers import Record
 from alignment.data.rows import PreferenceRow
+from alignment.data.validate import Validation
+from alignment.recipe import Reading
 
 
 def u(text: Any) -> dict[str, Any]:
@@ -162,12 +165,14 @@ CHAT = {"prompt": [u("q")], "chosen": [a("c")], "rejected": [a("r")]}
         ({**PAIR, "system": "be kind"}, "system beside plain strings"),
         ({**CHAT, "chosen": [a("  ")]}, "empty chosen"),
         ({**CHAT, "chosen": [a(None)]}, "chosen is not text"),
-        ({**CHAT, "chosen": [a([{"type": "image"}])]}, "chosen is not text"),
+        ({**CHAT, "chosen": [a([{"type": "image"}])]}, "chosen holds image parts, and only text is read"),
         ({**CHAT, "chosen": []}, "wrong roles"),
         ({**CHAT, "chosen": [u("c")]}, "wrong roles"),
         ({**CHAT, "prompt": [u("q"), a("half")]}, "wrong roles"),
         ({**CHAT, "prompt": [u("q"), s("late"), u("q")]}, "wrong roles"),
-        ({**CHAT, "prompt": [{"role": "tool", "content": "3"}]}, "wrong roles"),
+        ({**CHAT, "prompt": [{"role": "tool", "content": "3"}]}, "tools are not supported"),
+        ({**CHAT, "prompt": [{"from": "Observation", "value": "3"}]}, "tools are not supported"),
+        ({**CHAT, "prompt": [{"role": "Narrator", "content": "3"}]}, "unknown role 'narrator'"),
         ({**CHAT, "prompt": [{"role": ["user"], "content": "3"}]}, "wrong roles"),
         ({**CHAT, "prompt": [s("only")]}, "empty prompt"),
         ({**CHAT, "prompt": []}, "empty prompt"),
@@ -277,10 +282,39 @@ names = st.sampled_from(
         *("input", "system", "history", "role", "content", "from", "value", "tools"),
     ]
 )
+inner_names = st.sampled_from(
+    [
+        *("role", "content", "from", "value", "text", "replies", "rank", "answer", "response", "overall_score"),
+        *("annotations", "Rating", "pm_score", "full_text", "messages", "type", "post", "helpfulness"),
+    ]
+)
 plain = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.sampled_from(["user"]))
 anything = st.recursive(
     plain, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(names, inner, max_size=4))
 )
+
+
+@st.composite
+def formed(draw: st.DrawFn) -> dict[str, Any]:
+    """A record with the columns of a form and anything in them."""
+    below = st.recursive(
+        plain, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(inner_names, inner, max_size=4))
+    )
+    form = draw(st.sampled_from(FORMS))
+    columns = [
+        draw(st.sampled_from(sorted(either)))
+        for either in columns_of(draw(st.sampled_from([form.columns, form.once_gathered or form.columns])))
+    ]
+    return {column: draw(below) for column in columns}
+
+
+@given(records=st.lists(formed(), min_size=1, max_size=3), pairing=st.sampled_from(["best_worst", "all", "random"]))
+def test_no_json_value_makes_the_reader_of_any_form_fail(records: Any, pairing: Any) -> None:
+    validation = Validation(reading=Reading(pairing=pairing, min_score_gap=1, min_score_ratio=1.5, labels={"x": True}))
+    rows = list(validation.accepted((Record(n, value=v) for n, v in enumerate(records, start=1)), "f"))
+    assert validation.records == len(records)
+    assert len(rows) + len(validation.quarantined) >= 1
+    validation.advice("f")
 
 
 @given(record=st.dictionaries(names, anything))

@@ -10,11 +10,13 @@ from urllib.parse import quote
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from alignment.data import shards as shards_module
-from alignment.data.shards import shard_names, shards_of
+from alignment.data.files import pin_files
+from alignment.data.shards import names_on_the_hub, shard_names, shards_of
 from alignment.errors import BadInput
-from alignment.recipe import PreferenceSource
+from alignment.recipe import DEFAULT_READING, PreferenceSource
 from alignment.stages import SourceFile
 from alignment.stages.preference_shard import STAGE, ShardRequest
 
@@ -121,3 +123,109 @@ def test_names_are_distinct_fit_a_file_name_and_do_not_depend_on_order(urls: lis
     assert len(set(names)) == len(names)
     assert not any("/" in name or ".." in name or " " in name or not name for name in names)
     assert dict(zip(urls, names, strict=True)) == dict(zip(urls[::-1], shard_names(urls[::-1]), strict=True))
+
+
+# LLaMA-Factory's folders ------------------------------------------------------------------------
+
+
+def llama_factory(folder: Path, info: dict[str, object]) -> dict[str, ShardRequest]:
+    (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
+    return dict(shards_of(PreferenceSource(files=[str(folder)])))
+
+
+def test_a_folder_with_dataset_info_gives_the_files_that_it_calls_preferences(tmp_path: Path) -> None:
+    for name in ("pairs", "thumbs", "sft"):
+        save(tmp_path / f"{name}.json")
+    plain = dict(shards_of(PreferenceSource(files=[str(tmp_path / "pairs.json")])))
+    info: dict[str, object] = {
+        "mine": {
+            "file_name": "pairs.json",
+            "ranking": True,
+            "formatting": "sharegpt",
+            "columns": {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"},
+        },
+        "kto": {"file_name": "thumbs.json", "formatting": "sharegpt", "columns": {"kto_tag": "label"}},
+        "text": {"file_name": "sft.json"},
+        "far": {"hf_hub_url": "x/y", "ranking": True},
+    }
+    shards = llama_factory(tmp_path, info)
+    assert list(shards) == ["pairs", "thumbs"]
+    assert [Path(file.url).name for file in pin_files([str(tmp_path)], "demonstrations")] == ["sft.json"]
+    assert len(pin_files([str(tmp_path)])) == 3
+    assert STAGE.key(shards["pairs"]) == STAGE.key(plain["pairs"])  # names that are read anyway make no other shard
+    assert list(llama_factory(tmp_path, {"text": {"file_name": "sft.json"}})) == ["pairs", "sft", "thumbs"]
+    assert list(shards_of(PreferenceSource(files=[str(tmp_path / "*.json")]))) == ["pairs", "sft", "thumbs"]
+    (tmp_path / "dataset_info.json").write_text("[broken", encoding="utf-8")
+    assert list(shards_of(PreferenceSource(files=[str(tmp_path)]))) == ["pairs", "sft", "thumbs"]
+
+
+def test_columns_of_dataset_info_are_read_unless_the_recipe_names_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "rlaif.json"
+    file.write_text(json.dumps([{"question": "q", "good": "c", "bad": "r"}]), encoding="utf-8")
+    columns = {"prompt": "question", "chosen": "good", "rejected": "bad", "system": None}
+    shards = llama_factory(tmp_path, {"x": {"file_name": "rlaif.json", "ranking": True, "columns": columns}})
+    assert shards["rlaif"].reading.columns == {"instruction": "question", "chosen": "good", "rejected": "bad"}
+    own = PreferenceSource(files=[str(tmp_path)], columns={"prompt": "question", "chosen": "bad", "rejected": "good"})
+    assert shards_of(own)["rlaif"].reading == own.reading()
+    tags = {"role_tag": "speaker", "content_tag": "content"}
+    info: dict[str, object] = {"x": {"file_name": "rlaif.json", "ranking": True, "columns": columns, "tags": tags}}
+    with pytest.raises(BadInput, match=r"dataset_info\.json, field 'x\.tags\.role_tag': calls .*'speaker'"):
+        llama_factory(tmp_path, info)["rlaif"]
+
+
+def test_how_records_are_read_is_in_the_key_only_where_it_is_not_the_default(tmp_path: Path) -> None:
+    file = str(save(tmp_path / "a.jsonl"))
+
+    def request(**settings: object) -> ShardRequest:
+        return shards_of(PreferenceSource.model_validate({"files": [file], **settings}), seed=3)["a"]
+
+    bare = request()
+    assert bare.reading == DEFAULT_READING and "reading" not in bare.identity() and bare.seed == 0
+    assert "reading" not in json.loads(bare.model_dump_json())
+    assert STAGE.key(request(license="MIT", pairing="best_worst")) == STAGE.key(bare)
+    others = [request(pairing="all"), request(min_score_gap=1), request(max_rows=5), request(labels={"up": True})]
+    assert len({STAGE.key(one) for one in (bare, *others)}) == 5
+    assert [one.seed for one in others] == [0, 0, 3, 0]
+    assert ShardRequest.model_validate_json(others[0].model_dump_json()) == others[0]
+
+
+# Several sources --------------------------------------------------------------------------------
+
+
+def test_several_sources_lead_their_shards_by_name_and_read_in_their_own_way(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        save(tmp_path / folder / "pairs.jsonl")
+    written = [
+        {"name": "web", "files": [str(tmp_path / "a")], "license": "MIT", "columns": {"prompt": "question"}},
+        {"name": "own", "files": [str(tmp_path / "b" / "*.jsonl")], "split_into": 2, "max_rows": 5},
+        {"name": "made", "embedded": "micro"},
+    ]
+    source = PreferenceSource.model_validate(written)
+    assert source == PreferenceSource.model_validate({"sources": written})
+    shards = shards_of(source, seed=3)
+    cut = [f"own-pairs-0000{number}-of-00002" for number in (1, 2)]
+    assert list(shards) == ["web-pairs", *cut, "made-day-1", "made-day-2", "made-day-3"]
+    assert (shards["web-pairs"].reading.columns, shards["web-pairs"].seed) == ({"prompt": "question"}, 0)
+    assert (shards[cut[1]].reading.max_rows, shards[cut[1]].seed, shards[cut[1]].part) == (5, 3, 1)
+    assert shards["made-day-1"].embedded == "micro"
+    assert source.file_patterns == [str(tmp_path / "a"), str(tmp_path / "b" / "*.jsonl")]
+    hub = PreferenceSource.model_validate([written[0], {"name": "far", "hub": "x/y", "split": "train_prefs"}])
+    assert names_on_the_hub(hub) == ["web-pairs", "far-train_prefs"]
+
+
+@pytest.mark.parametrize(
+    ("written", "problem"),
+    [
+        ({"sources": [{"name": "a", "files": ["x"]}], "split_into": 2}, "split_into: give it in each of the sources"),
+        ({"sources": [{"name": "a", "files": ["x"]}], "files": ["y"]}, "files: give it in each of the sources"),
+        ([{"name": "a", "files": ["x"]}, {"name": "a", "files": ["y"]}], "two sources are called a"),
+        ([{"files": ["x"]}], "Field required"),
+        ([{"name": "A-b", "files": ["x"]}], "should match pattern"),
+        ([{"name": "a"}], "give exactly one of files, hub, embedded"),
+        ([], "give exactly one of files, hub, embedded"),
+        ({"columns": {"promt": "x"}, "files": ["x"]}, "should be 'prompt'"),
+    ],
+)
+def test_sources_that_cannot_be_are_refused(written: object, problem: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(problem)):
+        PreferenceSource.model_validate(written)

@@ -138,19 +138,27 @@ def test_weights_that_are_not_finite_are_refused_by_name(
 
 def test_truncation_keeps_long_rows(make_model: Make, store: Store, tmp_path: Path) -> None:
     pairs = write(tmp_path / "pairs.jsonl", [pair("p" * 50, "x" * 9, "y")])
-    told = reference_file(
-        make_model(), pairs, tmp_path / "out.parquet", store=store, max_length=32, truncation="keep_end"
-    )
+    tokens = {"max_length": 32, "truncation": "keep_end"}
+    told = reference_file(make_model(), pairs, tmp_path / "out.parquet", store=store, tokens=tokens)
     assert (told["rows"], told["dropped"]) == (1, {})
     assert pq.read_table(tmp_path / "out.parquet")["chosen_tokens"].to_pylist() == [10]
+
+
+def test_every_token_setting_of_a_recipe_has_an_option() -> None:
+    from inspect import signature
+
+    from alignment.recipe import TokenPolicy
+    from alignment_dags.cli.files import reference
+
+    assert set(TokenPolicy.model_fields) <= set(signature(reference).parameters)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"truncation": "sideways"}, r"tokens\.truncation"),
-        ({"max_length": 1}, r"tokens\.max_length"),
-        ({"max_length": 129}, r"tokens\.max_length"),
+        ({"tokens": {"truncation": "sideways"}}, r"tokens\.truncation"),
+        ({"tokens": {"max_length": 1}}, r"tokens\.max_length"),
+        ({"tokens": {"max_length": 129}}, r"tokens\.max_length"),
         ({"precision": "int3"}, "unknown precision"),
     ],
 )

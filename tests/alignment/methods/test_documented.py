@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from alignment.methods import METHODS, Method
+from alignment.methods import METHOD, METHODS, NORMALISED, Method
 from alignment.methods.method import HEALTHY_EPOCHS, HEALTHY_RANK, LORA_RATE, short
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "methods.md").read_text(encoding="utf-8")
+SHOWN = {there: here for here, there in reversed(METHOD.names.items())} | {NORMALISED: "length_normalised"}
+"""What the page calls a method: the first of its names."""
 SHARED, *SECTIONS = re.split(r"^## ", PAGE, flags=re.MULTILINE)
 
 
@@ -21,8 +23,8 @@ def section(name: str) -> str:
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
 def test_a_method_has_its_screen(method: type[Method]) -> None:
-    text = section(method.name)
-    assert f"| `{method.name}`" in SHARED, "the table names it"
+    text = section(SHOWN[method.name])
+    assert f"| `{SHOWN[method.name]}" in SHARED, "the table names it"
     for part in (
         "loss = ",
         "**Data, reference:**",
@@ -37,6 +39,10 @@ def test_a_method_has_its_screen(method: type[Method]) -> None:
     }
     for name, bounds in own.items():
         assert f"`{name}`" in text and "from {} to {}".format(*map(short, bounds)) in text
+
+
+def test_every_name_that_a_recipe_may_give_has_a_section() -> None:
+    assert all(section(name) and f"| `{name}`" in SHARED for name in METHOD.names)
 
 
 def test_the_ranges_that_methods_share_are_named_once() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -193,7 +193,9 @@ def test_the_sft_term_of_a_row_depends_on_no_other_row() -> None:
 
 
 def test_a_recipe_can_name_every_method_and_no_other() -> None:
-    assert set(get_args(Dpo.model_fields["loss"].annotation)) == METHODS.keys()
+    assert set(Dpo.model_json_schema()["properties"]["loss"]["enum"]) == METHODS.keys()
+    with pytest.raises(ValueError, match="there is no 'sigmod'; did you mean sigmoid"):
+        Dpo(loss="sigmod")
 
 
 def test_a_setting_of_another_method_is_refused_by_name() -> None:

@@ -14,10 +14,13 @@ import pytest
 
 from alignment.data.files import pin_file
 from alignment.data.manifest import Manifest, read_manifest
+from alignment.data.mixing import BEYOND
 from alignment.data.rows import is_held_out, read_rows
+from alignment.data.shards import mixes_of
 from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.logprobs.table import LOGPROBS_SCHEMA
+from alignment.recipe import PreferenceSource
 from alignment.stages import Context, Request, Result, Stage, execute
 from alignment.stages import preference_manifest as manifest
 from alignment.stages import preference_shard as shard
@@ -329,3 +332,27 @@ def test_shards_and_references_of_an_earlier_version_are_measured_as_new_ones(tm
     assert measured[0].reference_logps is not None
     assert measured[0].reference_logps.chosen["median"] == pytest.approx(-1, abs=0.02)
     assert measured[0].reference_logps.rejected["q05"] == pytest.approx(-2, abs=0.02)
+
+
+def test_a_mix_bounds_sources_and_counts_in_the_digest_only_where_there_is_one(tmp_path: Path, store: Store) -> None:
+    shards = {
+        "old-a": make_shard(store, tmp_path, "a", [pair(number) for number in range(20)]),
+        "old-b": make_shard(store, tmp_path, "b", [pair(number) for number in range(20, 40)]),
+        "new-c": make_shard(store, tmp_path, "c", [pair(number) for number in range(40, 50)]),
+    }
+    request = ManifestRequest(shards=shards, held_out_fraction=0.0)
+    bare = execute(manifest.STAGE, request, store)
+    assert "mix" not in request.identity()
+    named = [{"name": "old", "weight": 2, "files": ["x"]}, {"name": "new", "weight": 1, "files": ["y"]}]
+    mixes = mixes_of(PreferenceSource.model_validate(named), shards, seed=4)
+    assert [len(mix.shards) for mix in mixes] == [2, 1]
+    made = execute(manifest.STAGE, request.model_copy(update={"mix": mixes}), store)
+    summary = made.summary
+    assert (summary["train"], summary["dropped"], summary["rows"]) == (30, 20, 50)
+    assert summary["reasons"] == {BEYOND: 20}
+    assert made.digest != bare.digest
+    bound = mixes_of(PreferenceSource(files=["x"], max_rows=12), shards, seed=4)
+    twelve = execute(manifest.STAGE, request.model_copy(update={"mix": bound}), store)
+    assert twelve.summary["train"] == 12
+    assert mixes_of(PreferenceSource(files=["x"], max_rows=12), {"a": shards["old-a"]}, seed=4) == ()
+    assert mixes_of(PreferenceSource(files=["x"]), shards, seed=4) == ()

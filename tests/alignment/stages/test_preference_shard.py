@@ -10,8 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from alignment.data.files import pin_file
-from alignment.data.rows import read_rows
+from alignment.data.forms.table import normalise
+from alignment.data.rows import paired_row, read_rows
+from alignment.data.withdrawal import SHARDS
 from alignment.errors import BadInput
+from alignment.recipe import Reading
 from alignment.stages import SourceFile, execute
 from alignment.stages.preference_shard import STAGE, ShardRequest
 from alignment.store import Commit, Store
@@ -58,6 +61,7 @@ def test_rows_stand_in_source_order_and_the_rest_in_quarantine(tmp_path: Path, s
         "digest": commit.digest,
         "pairs": {"pairs": 2, "of_two_lengths": 0, "chosen_length": 1.0, "rejected_length": 1.0, "scored": 0},
         "contradictory": 0,
+        "forms": {"pairs": 2},
     }
 
 
@@ -158,3 +162,67 @@ def test_hh_rows_with_an_empty_reply_are_named(store: Store, real_data: Path) ->
     for row in read_rows(folder / "rows.parquet"):
         record = records[row.source_row - 1]
         assert (row.prompt + row.chosen, row.prompt + row.rejected) == (record["chosen"], record["rejected"])
+
+
+def test_drawn_rows_are_the_same_in_any_order_and_the_others_are_counted(tmp_path: Path, store: Store) -> None:
+    records = [pair(number) for number in range(40)]
+    reading = Reading(max_rows=10)
+
+    def drawn(name: str, given: list[Any], seed: int = 0) -> tuple[Commit, list[str]]:
+        commit, folder = build(store, file=save(tmp_path / name, given), reading=reading, seed=seed)
+        return commit, [row.row_id for row in read_rows(folder / "rows.parquet")]
+
+    commit, ids = drawn("a.jsonl", [*records, pair(3), {}])
+    assert len(ids) == commit.summary["rows"] == 10
+    assert (commit.summary["not_drawn"], commit.summary["source_rows"], commit.summary["quarantined"]) == (30, 42, 2)
+    other, turned = drawn("b.jsonl", records[::-1])
+    assert turned == ids[::-1] and other.digest == commit.digest
+    assert set(drawn("c.jsonl", records, seed=1)[1]) != set(ids)
+    fewer = drawn("d.jsonl", [record for record in records if normalised(record) != ids[0]])[1]
+    assert set(ids) - {ids[0]} < set(fewer) and len(fewer) == 10
+    all_of_them, _ = build(store, file=save(tmp_path / "e.jsonl", records[:5]), reading=reading)
+    assert (all_of_them.summary["rows"], all_of_them.summary["not_drawn"]) == (5, 0)
+
+
+def normalised(record: Any) -> str:
+    row = normalise(record, "f", 1)
+    assert not isinstance(row, str)
+    return row.row_id
+
+
+def test_scores_stand_in_the_rows_and_a_shard_of_an_earlier_version_has_none(tmp_path: Path, store: Store) -> None:
+    scored = {**pair(1), "score_chosen": 7, "score_rejected": 2.5}
+    _, folder = build(store, file=save(tmp_path / "a.jsonl", [scored, pair(2)]))
+    path = folder / "rows.parquet"
+    assert [(row.chosen_score, row.rejected_score) for row in read_rows(path)] == [(7.0, 2.5), (None, None)]
+    table = pq.read_table(path)
+    earlier = tmp_path / "earlier.parquet"
+    pq.write_table(table.drop_columns(["chosen_score", "rejected_score"]), earlier)
+    assert [row.row_id for row in read_rows(earlier)] == [row.row_id for row in read_rows(path)]
+    assert read_rows(earlier)[0].chosen_score is None
+
+
+def test_a_withdrawn_pair_leaves_no_text_of_it_whatever_sets_it_aside(tmp_path: Path, store: Store) -> None:
+    """Of three answers, the pair of the first and the last is withdrawn; another pair of them repeats."""
+    answers = {"prompt": "q", "responses": ["one", "two", "three"], "scores": [3, 2, 2]}
+    reading = Reading(pairing="all", min_score_gap=0.5)
+    withdrawn = paired_row("q", "one", "three", "-", 1).row_id
+    commit, folder = build(
+        store, file=save(tmp_path / "a.jsonl", [answers, answers]), reading=reading, withdrawn=(withdrawn,)
+    )
+    assert [(row.chosen, row.rejected) for row in read_rows(folder / "rows.parquet")] == [("one", "two")]
+    (text,) = pq.read_table(folder / "quarantine.parquet")["text"].to_pylist()
+    assert json.loads(text) == {
+        "prompt": "q",
+        "chosen": "one",
+        "rejected": "two",
+        "chosen_score": 3.0,
+        "rejected_score": 2.0,
+    }
+    assert SHARDS.held(store, commit.artifact, frozenset({withdrawn})) == set()
+
+
+def test_no_valid_row_says_what_to_do(tmp_path: Path, store: Store) -> None:
+    file = save(tmp_path / "a.jsonl", [{"question": "q", "response_good": "x", "response_bad": "y"}] * 3)
+    with pytest.raises(BadInput, match=r"a\.jsonl: no valid .*{prompt: question, chosen: response_good, rejected: "):
+        build(store, file=file)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import shutil
+import stat
 import uuid
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 
 from alignment.errors import BadInput
 from alignment.store import Artifact, Commit, CorruptArtifact, MissingArtifact, Store
+from alignment.store.place import explain_no_space
 from alignment.store.store import COMMIT_FILE, Attempt
 
 
@@ -135,9 +138,47 @@ def test_a_full_store_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.Mo
     store = Store(str(tmp_path))
     attempt = store.begin("thing", "k")
     monkeypatch.setattr(os, "link", full)
-    with pytest.raises(BadInput, match="no space left for the artifact store"):
+    with pytest.raises(BadInput, match="no space left on the device of the artifact store"):
         commit(store, attempt)
     assert store.find("thing", "k") is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+        RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+        ValueError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_said_in_one_line_whoever_writes(error: Exception) -> None:
+    said = r"^/store: no space left on the device of the artifact store$"
+    with pytest.raises(BadInput, match=said), explain_no_space("/store"):
+        raise error
+
+
+def test_what_others_may_read_of_a_new_file_they_may_read_of_an_artifact(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    attempt = store.begin("thing", "k")
+    inner = attempt.path / "inner"
+    inner.mkdir(mode=0o700)
+    (inner / "model.safetensors").touch(0o600)
+    (attempt.path / "script").touch(0o700)
+    before = os.umask(0o027)
+    try:
+        folder = store.fetch(commit(store, attempt).artifact)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.name != "_COMMIT.json"}
+    assert (modes["model.safetensors"], modes["inner"], modes["script"]) == (0o640, 0o750, 0o740)
+
+
+def test_a_store_that_is_gone_is_named_and_not_its_artifact(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    made = build(store)
+    shutil.rmtree(store.root)
+    with pytest.raises(MissingArtifact, match=r"store: the artifact store is gone"):
+        store.commit_of(made.artifact)
 
 
 def _build_once(url: str, place: str) -> None:

@@ -37,6 +37,17 @@ def test_ids_beyond_the_models_embeddings_are_named(lab: Any) -> None:
         execute(STAGE, lab.dpo_request(checkpoint, manifest, loss="simpo"), lab.store)
 
 
+def test_a_policy_made_where_more_rows_may_be_dropped_is_no_answer_to_who_allows_fewer(lab: Any) -> None:
+    checkpoint = lab.checkpoint()
+    manifest = lab.manifest(checkpoint, lab.rows(8), referenced=False)
+
+    def key(loss: str, max_dropped: float) -> str:
+        return STAGE.key(lab.dpo_request(checkpoint, manifest, loss=loss, tokens=TokenPolicy(max_dropped=max_dropped)))
+
+    assert key("simpo", 0.5) != key("simpo", 0.05)
+    assert key("sigmoid", 0.5) == key("sigmoid", 0.05)  # the stage of its references looks
+
+
 def by_hand(settings: Dpo, model: Any, pairs: list[Any], score: Callable[..., float]) -> list[float]:
     """The objective of each pair under a model, by the plain definition of its log-probs."""
     sides = [[score(model, side.prompt_ids, side.completion_ids) for side in pair] for pair in pairs]

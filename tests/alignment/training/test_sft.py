@@ -149,8 +149,9 @@ def test_only_what_writes_rows_is_in_the_key(lab: Any) -> None:
     def key_with(tokens: TokenPolicy) -> str:
         return STAGE.key(request.model_copy(update={"tokens": tokens.writing()}))
 
-    assert key_with(TokenPolicy(max_length=7, max_prompt_length=3, truncation="keep_end", max_dropped=0.5)) == key
+    assert key_with(TokenPolicy(max_length=7, max_prompt_length=3, truncation="keep_end")) == key
     assert key_with(TokenPolicy(system="drop")) != key
+    assert key_with(TokenPolicy(max_dropped=0.5)) != key  # what is made with a larger allowance is no answer to a less
     assert "tokens" not in request.model_dump(mode="json")
 
 

@@ -25,6 +25,27 @@ def test_attempts_that_died_and_work_that_is_finished_are_leftovers(store: Store
     assert store.find("thing", "done") == done
 
 
+def test_small_files_that_their_writer_never_renamed_are_leftovers_after_a_day(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    ref = Ref(artifact=Artifact(kind="thing", key="k", attempt="0" * 12, digest="d" * 64))
+    store.write_ref(ref, "small", "policy_checkpoint")
+    store.write_ref(ref, "small", "preference_shard", "one.json.0123abcd")  # a shard's name, not a file's
+    half = [f"{store.ref_path('small', *place)}.0123abcd" for place in (("policy_checkpoint",), ("evals", "gsm8k"))]
+    half.append(store.path("withdrawn", "small", "rows", "id.json.0123abcd"))
+    for path in half:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text("{")
+    assert list(leftovers(store)) == []
+    found = list(leftovers(store, now=time.time() + DAY + 60))
+    assert {one.path for one in found} == set(half)
+    for one in found:
+        remove(store, one)
+    assert list(leftovers(store, now=time.time() + DAY + 60)) == []
+    assert store.read_ref("small", "policy_checkpoint") == store.read_ref(
+        "small", "preference_shard", "one.json.0123abcd"
+    )
+
+
 def test_the_attempt_of_a_build_that_writes_nothing_for_days_is_no_leftover(
     store: Store, made: Callable[..., Commit]
 ) -> None:

@@ -29,7 +29,7 @@ from resources.pools import load_pools
 from resources.store import ArtifactStore
 
 TOLD = (
-    r"holds unpaired rows \(a completion with its label\), and loss: sigmoid takes paired ones \(a chosen and a "
+    r"holds unpaired rows \(a completion with its label\), and method: dpo takes paired ones \(a chosen and a "
     r"rejected completion\); no method takes unpaired rows yet$"
 )
 UNPAIRED = {"prompt": "p", "completion": "c", "label": True}

@@ -11,7 +11,7 @@ from alignment.recipe import Recipe, load_recipe
 from alignment.store import Store
 from alignment_dags.run import shards
 from alignment_dags.run.run import run_recipe
-from alignment_dags.run.shards import NameTaken, claim
+from alignment_dags.run.shards import NameTaken, claim, claim_partitions
 from alignment_dags.run.workspace import Workspace
 from alignment_dags.source.sensor import watch
 from resources.pools import load_pools
@@ -98,3 +98,18 @@ def test_neither_a_run_nor_the_sensor_begins_with_a_name_that_is_taken(
         told = watch(instance, Workspace(other, load_pools(), lambda: store), None)
     assert told.run_requests == [] and "the source is not followed" in str(told.skip_reason)
     assert any("source: the source is not followed" in one.getMessage() for one in caplog.records)
+
+
+def test_two_checkouts_with_stores_of_their_own_do_not_share_a_name_in_one_dagster(tmp_path: Path) -> None:
+    one, other = (write(tmp_path / name, f"/{name}/*.jsonl") for name in ("one", "two"))
+    with dg.instance_for_test(temp_dir=str(tmp_path)) as instance:
+        claim_partitions(instance, one)
+        claim_partitions(instance, write(tmp_path / "one", "/edited/*.jsonl"))
+        with pytest.raises(NameTaken, match=rf"two/small.yaml, field 'name': 'small' is the name of {one.file}") as no:
+            claim_partitions(instance, other)
+        assert "give one of them another name, or another DAGSTER_HOME" in str(no.value)
+        told = watch(instance, Workspace(other, load_pools(), lambda: Store(str(tmp_path / "store"))), None)
+        assert "the source is not followed" in str(told.skip_reason)
+        claim_partitions(instance, write(tmp_path / "three", "/edited/*.jsonl"))  # a second checkout of the same
+    with dg.instance_for_test() as elsewhere:
+        claim_partitions(elsewhere, other)

@@ -7,6 +7,7 @@ import pytest
 from alignment.errors import BadInput
 from eval.gate.baselines import PublishedFigure, rankings, read_baselines
 from eval.gate.compare import compare_samples
+from eval.suites import SUITES
 from eval.suites.samples import Sample
 
 
@@ -49,3 +50,13 @@ def test_our_own_places_are_taken_by_each_models_mean_over_all_its_items() -> No
     found = {"s": {"m": compare_samples(side([0.5, 1.0, None, None]), side([None, 9.0, 1.0, 2.0]))["m"]}}
     (place,), _ = rankings([PublishedFigure(model="A", metric="s/m", value=3.0, source="b")], found)
     assert {one.model: one.value for one in place.models} == {"this policy": "4.00", "A": "3.00", "its SFT": "0.75"}
+
+
+def test_the_shipped_figures_are_of_metrics_that_there_are_on_their_scales_and_name_their_source() -> None:
+    figures = read_baselines(Path(__file__).parents[3] / "recipes/baselines/published.csv")
+    assert len(figures) >= 10
+    for figure in figures:
+        suite, _, metric = figure.metric.partition("/")
+        assert metric in SUITES[suite].metrics
+        low, high = SUITES[suite].scale_of(metric)
+        assert low <= figure.value <= high and ("model card" in figure.source or "arXiv" in figure.source)

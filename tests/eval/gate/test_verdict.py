@@ -98,6 +98,15 @@ def test_a_champion_margin_has_to_be_given_where_the_scale_has_no_end() -> None:
     assert verdict.outcome == "inconclusive" and "champion_margin" in verdict.reasons[0]
 
 
+def test_a_policy_from_the_base_model_is_compared_with_it_by_name() -> None:
+    asked = Gate(metrics={"s/m": Requirement(no_regression=0.05)}, any_improves=True)
+    for found in (compared(0.2), {}):
+        sft, base = decide(found, None, asked, "k"), decide(found, None, asked, "k", baseline="base")
+        assert {check.against for check in base.checks} == {"base"} and base.outcome == sft.outcome
+        assert [reason.replace("the SFT baseline", "the base model") for reason in sft.reasons] == base.reasons
+        assert all("against the base model: " in reason for reason in base.reasons)
+
+
 def test_several_improvements_are_claimed_together_by_holms_correction() -> None:
     weak = right_or_wrong(12, 4, 250)["s"]["m"]
     assert weak.ci95 is not None and weak.ci95[0] > 0 and weak.p_value is not None and weak.p_value > 0.0125

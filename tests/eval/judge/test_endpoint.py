@@ -308,3 +308,35 @@ def test_an_endpoint_that_tells_no_usage_is_taken_at_its_worst(server: Any, tmp_
     server.script = lambda user, times: "no usage"
     outcome = ask(server, tmp_path, QUESTIONS[:1], max_tokens=10)
     assert (outcome.usage.input_tokens, outcome.usage.output_tokens) == (len(QUESTIONS[0].user) + 16, 10)
+
+
+def test_an_answer_of_another_snapshot_ends_the_judging_and_earlier_judgments_are_kept(
+    server: Any, tmp_path: Path
+) -> None:
+    server.served = "grader-2026-05"
+    first = ask(server, tmp_path, QUESTIONS[:3], snapshot="grader-2026-05")
+    assert (len(first.judgments), first.served) == (3, {"grader-2026-05"})
+    server.served = "grader-2026-11"
+    with pytest.raises(BadInput, match=r"judge\.snapshot.*answers as grader-2026-11, not as the pinned grader-2026-05"):
+        ask(server, tmp_path, snapshot="grader-2026-05", in_flight=1)
+    server.asked.clear()
+    again = ask(server, tmp_path, QUESTIONS[:3], snapshot="grader-2026-05")
+    assert (len(again.judgments), server.requests) == (3, 0)
+
+
+def test_a_snapshot_is_another_judge_and_none_is_the_one_before(server: Any) -> None:
+    plain, pinned = (Endpoint(settings(server, **more)) for more in ({}, {"snapshot": "grader-1"}))
+    assert plain.digest(QUESTIONS[0]) != pinned.digest(QUESTIONS[0])
+
+
+def test_an_endpoint_that_changes_its_model_meanwhile_is_warned_of(
+    server: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def serve(user: str, times: int) -> None:
+        server.served = "new" if "question 1 " in user else "old"
+
+    server.script = serve
+    with caplog.at_level(logging.WARNING):
+        outcome = ask(server, tmp_path, in_flight=1)
+    assert outcome.served == {"old", "new"}
+    assert "answered as several models (new, old)" in caplog.text

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from alignment.errors import BadInput
-from eval.judge.files import read_judgments, write_judgments
+from eval.judge.files import Selection, read_judgments, write_judgments
 from eval.judge.judgment import Judgment
 from eval.suites.rows import read_records
 
@@ -18,7 +18,10 @@ def test_stored_judgments_parse_to_the_scores_stored_beside_them(real_data: Path
 
 
 def test_judgments_come_back_as_they_were_written(tmp_path: Path) -> None:
-    written = [Judgment("81", 1, "gpt-4", "single-v1", "q", "[[5]]", "m"), Judgment("81", 2, "j", "p", "q", "?", "m")]
+    written = [
+        Judgment("81", 1, "gpt-4", "single-v1", "q", "[[5]]", "m"),
+        Judgment("81", 2, "gpt-4", "p", "q", "?", "m"),
+    ]
     write_judgments(tmp_path / "j.jsonl", written)
     assert read_judgments(tmp_path / "j.jsonl") == written
     assert [record["score"] for record in read_records(tmp_path / "j.jsonl")] == [5.0, -1]
@@ -27,8 +30,10 @@ def test_judgments_come_back_as_they_were_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({}, "row 2: question 1 turn 1 is judged twice"),
-        ({"turn": 2, "model": "other"}, "several models: m, other"),
+        ({}, "row 2: question 1 turn 1 is judged twice, first in row 1"),
+        ({"turn": 2, "model": "other"}, "several models: m, other; name one of them with --model"),
+        ({"model": "other"}, "several models: m, other; name one of them with --model"),
+        ({"turn": 2, "judge": ["k", "p"]}, "several judges: j, k; name one of them with --judge"),
         ({"turn": None}, "field 'turn'"),
         ({"turn": 2, "judgment": None}, "field 'judgment'"),
         ({"turn": 2, "judgment": "\ud800"}, "row 2, field 'judgment': text with"),
@@ -39,6 +44,17 @@ def test_judgments_that_do_not_fit_are_named(tmp_path: Path, change: dict[str, o
     (tmp_path / "j.jsonl").write_text("\n".join(json.dumps(record) for record in (good, good | change)))
     with pytest.raises(BadInput, match=words):
         read_judgments(tmp_path / "j.jsonl")
+
+
+def test_one_model_and_one_judge_are_selected_from_a_file_of_several(tmp_path: Path) -> None:
+    written = [
+        Judgment("1", 1, judge, "single-v1", "q", f"[[{rating}]]", model)
+        for rating, (judge, model) in enumerate([("j", "a"), ("j", "b"), ("k", "a")], start=1)
+    ]
+    write_judgments(tmp_path / "j.jsonl", written)
+    assert [one.score for one in read_judgments(tmp_path / "j.jsonl", Selection("a", "k"))] == [3.0]
+    with pytest.raises(BadInput, match="no judgment of the model 'c'; the file has a, b"):
+        read_judgments(tmp_path / "j.jsonl", Selection("c"))
 
 
 def pair(game: int, text: str, question: str = "a1", turn: int = 1) -> Judgment:

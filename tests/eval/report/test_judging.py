@@ -108,7 +108,7 @@ def test_the_policys_settings_outside_of_what_practice_supports_are_on_the_page_
     trained = Stage("policy_checkpoint", 1, Trained, lambda request, context: Result("policy"))
     policy = execute(trained, Trained(settings=Dpo(loss="ipo", epochs=50)), store).artifact
     commit = execute(STAGE, request.model_copy(update={"policy": policy}), store)
-    note = "dpo.epochs 50 is outside 1 to 2, which practice supports for loss: ipo with all weights"
+    note = "epochs 50 is outside 1 to 2, which practice supports for ipo with all weights"
     assert note in commit.summary["notes"]
     assert f"<p>{note}.</p>" in (store.fetch(commit.artifact) / "report.html").read_text(encoding="utf-8")
 

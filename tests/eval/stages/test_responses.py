@@ -234,6 +234,38 @@ def test_how_a_judge_is_reached_is_not_in_the_key(checkpoint: Artifact) -> None:
     assert key("mt_bench") == key("mt_bench", in_flight=3, api_key_env="OTHER")
     assert key("mt_bench") != key("mt_bench", model="n")
     assert key("gsm8k") == key("gsm8k", model="n")
+    assert len({key("mt_bench", **of) for of in ({}, {"snapshot": "m-1"}, {"snapshot": "m-2"})}) == 3
+
+
+def test_scores_of_another_address_snapshot_or_way_of_reading_are_not_compared(
+    checkpoint: Artifact, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = store.commit_of(checkpoint)
+
+    def scored(suite: str = "mt_bench", **settings: Any) -> ScoresRequest:
+        judge = Judge.model_validate({"kind": "openai", "model": "m"} | settings)
+        spec = SuiteSpec(name=suite, embedded="micro", max_new_tokens=4)
+        return ScoresRequest(responses=checkpoint, suite=spec, judge=judge, seed=1)
+
+    urls = {"base_url": "http://one/v1"}, {"base_url": "http://two/v1"}
+    judges: list[dict[str, Any]] = [{}, *urls, {"snapshot": "m-1"}, {"snapshot": "m-2"}]
+    assert len({scored(**of).settings(answers) for of in judges}) == len(judges)
+    assert scored(in_flight=3).settings(answers) == scored().settings(answers)
+    rubric = {"kind": "rubric", "model": None}
+    names = ("mt_bench", {}), ("xstest", rubric), ("mt_bench", rubric), ("gsm8k", {})
+    before = [(SCORES.key(scored(name, **of)), scored(name, **of).settings(answers)) for name, of in names]
+    by_judge = scored("xstest").model_copy(
+        update={"suite": scored("xstest").suite.model_copy(update={"scored_by": "judge"})}
+    )
+    assert by_judge.identity()["judge"]["model"] == "m" and by_judge.identity()["reading"]
+    assert scored("xstest").identity()["judge"] is None
+    assert by_judge.settings(answers) != scored("xstest").settings(answers)
+    assert by_judge.suite.for_answering() == scored("xstest").suite
+    monkeypatch.setattr("eval.stages.scores.READING", 99)
+    monkeypatch.setitem(SUITES, "xstest", replace(SUITES["xstest"], classifier="other rules"))
+    after = [(SCORES.key(scored(name, **of)), scored(name, **of).settings(answers)) for name, of in names]
+    moved = [(one[0] != other[0], one[1] != other[1]) for one, other in zip(before, after, strict=True)]
+    assert moved == [(True, True), (True, True), (False, False), (False, False)]
 
 
 def test_the_rubric_grades_embedded_questions_only(store: Store, checkpoint: Artifact, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from alignment.errors import BadInput
@@ -31,6 +33,11 @@ def test_a_group_is_its_tasks_by_subset() -> None:
     assert "computer_science" in stock_suite("mmlu_pro").members
 
 
+def test_a_tag_on_tasks_of_different_items_is_their_group() -> None:
+    arc = stock_suite("ai2_arc")
+    assert (set(arc.members), arc.metrics) == ({"arc_challenge", "arc_easy"}, ("acc", "acc_norm"))
+
+
 def test_metrics_that_are_no_means_of_items_are_left_out_by_name() -> None:
     lambada = stock_suite("lambada_openai")
     assert (lambada.metrics, lambada.left_out, lambada.output) == (("acc",), ("perplexity",), "loglikelihood")
@@ -43,7 +50,7 @@ def test_metrics_that_are_no_means_of_items_are_left_out_by_name() -> None:
         ("humaneval", "runs the code that a model writes"),
         ("wikitext", "measures loglikelihood_rolling"),
         ("squadv2", "is a program of its own"),
-        ("ai2_arc", "is a tag on tasks"),
+        ("gpqa", r"gpqa is a tag on 15 tasks, and .*; name those you want: gpqa_diamond_cot_n_shot, "),
         ("gsm8k_cot_self_consistency", "asks each item 64 times"),
         ("cola", r"no metric that is a mean over items where more is better \(mcc\)"),
     ],
@@ -51,6 +58,16 @@ def test_metrics_that_are_no_means_of_items_are_left_out_by_name() -> None:
 def test_what_cannot_be_compared_item_by_item_is_refused_by_name(name: str, words: str) -> None:
     with pytest.raises(BadInput, match=words):
         stock_suite(name)
+
+
+def test_a_task_whose_code_needs_a_package_that_is_not_there_is_refused_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "math_verify", None)  # as if it were not installed
+    words = r"minerva_math needs the package math_verify, which is not installed here"
+    with pytest.raises(BadInput, match=words):
+        stock_suite.__wrapped__("minerva_math")
+    assert stock_suite.__wrapped__("hendrycks_math").members  # its code needs no package of its own
 
 
 def test_a_group_whose_tasks_cannot_be_taken_together_is_refused() -> None:

@@ -1,51 +1,49 @@
-"""One record of any known form → a `PreferenceRow`, or the reason why not.
-
-| form | fields |
-|---|---|
-| TRL standard | `prompt`, `chosen`, `rejected`: strings |
-| TRL conversational | `prompt`, `chosen`, `rejected`: lists of messages |
-| TRL implicit prompt | `chosen`, `rejected`: whole conversations that part only at the last turn |
-| HH-RLHF | `chosen`, `rejected`: strings `"\n\nHuman: …\n\nAssistant: …"` |
-| UltraFeedback binarized | `prompt`: string; `chosen`, `rejected`: whole conversations |
-| ShareGPT pairs | `conversations` (or `messages`); `chosen`, `rejected`: one message each; `system` |
-| Alpaca pairs | `instruction`, `input`; `chosen`, `rejected`: strings |
-| TRL unpaired | `prompt`, `completion`, `label` |
-| LLaMA-Factory KTO | `messages` (or `conversations`), `label` (or `kto_tag`) |
-| Step-DPO | `prompt`, `initial_reason_steps` (steps that both sides share: prompt), `chosen`, `rejected`: strings |
+"""What the forms share: a record's fields and its messages, in any published spelling, or the reason why not.
 
 Messages may stand in a string, as JSON or as Python writes them (a cell of CSV): they are read, never taken for text.
 A message keeps `reasoning_content`, `thinking` or `reasoning` where it has them, and is else role and content.
 
 What a row says is taken as given. White space alone counts as empty, and an empty prompt is refused in
-every form: a preference that depends on no prompt is a damaged record far more often than a wish.
+every form: a preference that depends on no prompt is a damaged record far more often than it is meant.
 """
 
 from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from alignment.data.rows import Content, Message, PreferenceRow, paired_row, unpaired_row
+from alignment.data.rows import Content, Message
 from alignment.data.templates import REASONING
 
-# What the record forms share: messages in either spelling, where a conversation's last turn begins, empty text.
-#
 # A record that cannot be used raises `Unusable`, whose text is a short stable reason for the quarantine.
 
-ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "bot", "chatbot", "model", "ai"), "assistant"),
+}
+"""How data sets call who speaks, in lower case."""
+TOOL_ROLES = frozenset({"tool", "tools", "function", "function_call", "observation", "ipython", "environment"})
 UNSUPPORTED = ("tools", "functions", "images", "videos", "audios", "image", "audio")
 EMPTY: tuple[Any, ...] = (None, "", "[]", [], {}, False)
+TOOLS = "tools are not supported"
 ROLE_NAMES, TEXT_NAMES = {"role", "from"}, {"content", "value"}
-MESSAGES = ("prompt", "chosen", "rejected", "completion", "messages", "conversations")
+MESSAGES = (
+    *("prompt", "chosen", "rejected", "completion", "messages", "conversations", "conversation_a", "conversation_b"),
+    *("context", "trajectory", "responses"),
+)
 """Fields that may hold messages."""
 WRITTEN = re.compile(r"""\s*(array\(\s*)?(\[\s*)?\{\s*['"](\w+)['"]\s*:""")
 """How messages begin where they are written as text; what is captured last is the first one's first field."""
 WRITTEN_ROLE, WRITTEN_TEXT = re.compile(r"""['"](role|from)['"]\s*:"""), re.compile(r"""['"](content|value)['"]\s*:""")
 TWICE = re.compile(r"""\s*"\s*(\[\s*)?\{""")
 """How messages begin where their text was written as JSON once more."""
+LONGEST_ROLE = 24
+"""Letters of a name from the data that a reason shows."""
 STEPS = "initial_reason_steps"
 """Step-DPO's field for the steps of a solution that come before the two that are compared."""
 
@@ -55,10 +53,11 @@ class Unusable(ValueError):
 
 
 def present(record: Any) -> dict[str, Any]:
-    """The record's fields that hold something: a null stands for a field that is not there."""
+    """The record's fields that hold something: a null stands for a field that is not there, and so does the NaN that
+    pandas writes for one."""
     if not isinstance(record, dict):
         raise Unusable("not an object")
-    fields = {str(name): value for name, value in record.items() if value is not None}
+    fields = {str(name): value for name, value in record.items() if not is_missing(value)}
     for name in UNSUPPORTED:
         if fields.get(name) not in EMPTY:  # left out, the model would be trained on another prompt than the one judged
             raise Unusable(f"{name} are not supported")
@@ -66,6 +65,10 @@ def present(record: Any) -> dict[str, Any]:
         if isinstance(fields.get(name), str):
             fields[name] = _read(fields[name], name)
     return fields
+
+
+def is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _read(text: str, field: str) -> Any:
@@ -118,7 +121,7 @@ def messages_of(value: Any, field: str) -> tuple[Message, ...]:
     """Messages reduced to role, content and reasoning, from {role, content} or ShareGPT's {from, value}; one dict is
     one message.
 
-    Content is a string or a list holding one text part.
+    Content is a string or a list of text parts, which are joined.
     """
     if isinstance(value, dict):
         value = [value]
@@ -130,21 +133,31 @@ def messages_of(value: Any, field: str) -> tuple[Message, ...]:
 def _message(item: Any, field: str) -> Message:
     if not isinstance(item, Mapping):
         raise Unusable(f"{field} is not a list of messages")
-    if item.get("tool_calls") or item.get("function_call"):
-        raise Unusable("tools are not supported")
+    item = {name: value for name, value in item.items() if not is_missing(value)}
     given = item.get("role") or item.get("from")
-    role = ROLES.get(given) if isinstance(given, str) else None
-    if role is None:
+    named = given.strip().lower() if isinstance(given, str) else None
+    if item.get("tool_calls") or item.get("function_call") or named in TOOL_ROLES:
+        raise Unusable(TOOLS)
+    if named is None:
         raise Unusable("wrong roles")
-    content = item.get("value") if item.get("content") is None else item["content"]
-    if isinstance(content, list) and len(content) == 1 and isinstance(content[0], Mapping):
-        part = content[0]
-        content = part.get("text") if part.get("type", "text") == "text" else None
+    if (role := ROLES.get(named)) is None:
+        raise Unusable(f"unknown role {named[:LONGEST_ROLE]!r}")
+    content = _joined(item.get("value") if item.get("content") is None else item["content"], field)
     message = {"role": role, "content": text_of(content, field)}
     for name in REASONING:
         if item.get(name) not in EMPTY:  # a row without a thought has the id that it always had
             message[name] = text_of(item[name], f"{name} of {field}")
     return message
+
+
+def _joined(content: Any, field: str) -> Any:
+    """The text of a message's parts; what is no list of parts as it is."""
+    if not isinstance(content, list | tuple) or not content or not all(isinstance(part, Mapping) for part in content):
+        return content
+    for part in content:
+        if (kind := part.get("type") or "text") != "text":
+            raise Unusable(f"{field} holds {str(kind)[:LONGEST_ROLE]} parts, and only text is read")
+    return "".join(text_of(part.get("text"), field) for part in content)
 
 
 def user(text: str) -> Message:
@@ -244,144 +257,3 @@ def require_prompt(prompt: Content) -> None:
         prompt[-1]["role"] != "user" or any(message["role"] == "system" for message in prompt[1:])
     ):
         raise Unusable("wrong roles")
-
-
-HH_TURN = "\n\nAssistant:"
-LABELS = {"true": True, "1": True, "false": False, "0": False}
-Fields = dict[str, Any]
-
-
-def normalise(record: Any, source: str, source_row: int) -> PreferenceRow | str:
-    """The row of a record, or a short stable reason why it is none."""
-    try:
-        fields = present(record)
-        if "chosen" in fields and "rejected" in fields:
-            return _paired(fields, source, source_row)
-        if "label" in fields or "kto_tag" in fields:
-            return _unpaired(fields, source, source_row)
-        raise Unusable(_what_is_missing(fields))
-    except Unusable as reason:
-        return str(reason)
-
-
-def _what_is_missing(fields: Fields) -> str:
-    if "completion" in fields:
-        return "missing field label"
-    if "rejected" in fields:
-        return "missing field chosen"
-    if "chosen" in fields:
-        return "missing field rejected"
-    if fields.keys() & {"prompt", "instruction", "messages", "conversations"}:
-        return "missing field chosen"
-    return "unknown form"
-
-
-# Pairs ------------------------------------------------------------------------------------------
-
-
-def _paired(fields: Fields, source: str, source_row: int) -> PreferenceRow:
-    (prompt, chosen), (other, rejected) = _sides(fields)
-    if prompt != other:
-        raise Unusable("prompts differ")
-    require_prompt(prompt)
-    if is_blank(chosen):
-        raise Unusable("empty chosen")
-    if is_blank(rejected):
-        raise Unusable("empty rejected")
-    if chosen == rejected:
-        raise Unusable("chosen equals rejected")
-    return paired_row(prompt, chosen, rejected, source, source_row)
-
-
-def _sides(fields: Fields) -> tuple[tuple[Content, Content], tuple[Content, Content]]:
-    """(prompt, completion) of the chosen and of the rejected side."""
-    chosen, rejected = fields["chosen"], fields["rejected"]
-    if isinstance(chosen, str) != isinstance(rejected, str):
-        raise Unusable("chosen and rejected have different forms")
-    prompt = _context(fields)
-    if isinstance(chosen, str) and (prompt is None or isinstance(prompt, str)):
-        chosen, rejected = text_of(chosen, "chosen"), text_of(rejected, "rejected")
-        require_no_system(fields)
-        if prompt is not None:
-            prompt = with_steps(prompt, fields)
-            return (prompt, chosen), (prompt, rejected)
-        require_no_steps(fields)
-        return _split_hh(chosen), _split_hh(rejected)
-    return _side(prompt, chosen, "chosen", fields), _side(prompt, rejected, "rejected", fields)
-
-
-def _context(fields: Fields) -> Content | None:
-    """What comes before both completions, if the record says it apart from them."""
-    if "prompt" in fields:
-        prompt = fields["prompt"]
-        return text_of(prompt, "prompt") if isinstance(prompt, str) else messages_of(prompt, "prompt")
-    if "instruction" in fields:
-        return instruction_prompt(fields)
-    if isinstance(fields["chosen"], list):
-        return None
-    for name in ("conversations", "messages"):
-        if name in fields:
-            return messages_of(fields[name], name)
-    return None
-
-
-def _side(prompt: Content | None, completion: Any, field: str, fields: Fields) -> tuple[Content, Content]:
-    turns = turns_of(completion, field, assistant)
-    return split_last_turn(with_system(_conversation(prompt, turns), fields))
-
-
-def _conversation(prompt: Content | None, turns: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Prompt and turns in one, where the turns may already begin with the prompt."""
-    if prompt is None:
-        if len(turns) < 2:
-            raise Unusable("missing field prompt")
-        return turns
-    if isinstance(prompt, str):
-        if len(turns) < 2:
-            return (user(prompt), *turns)
-        asked = [message["content"].strip() for message in turns if message["role"] == "user"]
-        if prompt.strip() not in asked:
-            raise Unusable("prompts differ")
-        return turns
-    return turns if prompt and turns[: len(prompt)] == prompt else prompt + turns
-
-
-def _split_hh(text: str) -> tuple[str, str]:
-    """Prompt up to and with the last "\\n\\nAssistant:", completion the rest exactly."""
-    before, mark, completion = text.rpartition(HH_TURN)
-    if not mark:
-        raise Unusable("missing field prompt")
-    return before + mark, completion
-
-
-# Unpaired ---------------------------------------------------------------------------------------
-
-
-def _unpaired(fields: Fields, source: str, source_row: int) -> PreferenceRow:
-    label = _label(fields["label"] if "label" in fields else fields["kto_tag"])
-    prompt, completion = _answered(fields)
-    require_prompt(prompt)
-    if is_blank(completion):
-        raise Unusable("empty completion")
-    return unpaired_row(prompt, completion, label, source, source_row)
-
-
-def _answered(fields: Fields) -> tuple[Content, Content]:
-    if "completion" not in fields:
-        if (conversation := whole_conversation(fields)) is None:
-            raise Unusable("missing field completion")
-        return conversation
-    if (texts := plain_texts(fields)) is not None:
-        return texts
-    prompt = fields["prompt"]
-    context: Content = prompt if isinstance(prompt, str) else messages_of(prompt, "prompt")
-    return _side(context, fields["completion"], "completion", fields)
-
-
-def _label(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    label = LABELS.get(str(value).strip().lower()) if isinstance(value, str | int) else None
-    if label is None:
-        raise Unusable("label is not true or false")
-    return label

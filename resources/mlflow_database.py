@@ -1,0 +1,65 @@
+"""MLflow's own database in the project's home, where there is no tracking server."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from contextlib import closing
+from functools import cache
+from itertools import product
+from pathlib import Path
+from urllib.parse import unquote
+
+from filelock import FileLock
+
+from resources.home import align_home
+
+log = logging.getLogger(__name__)
+
+FILES = "mlartifacts"
+"""Folder of the home that holds the files of MLflow's runs and models, by experiment."""
+PLACES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "storage_location"),
+    ("tags", "value"),
+    ("logged_model_tags", "tag_value"),
+    ("model_version_tags", "value"),
+)
+"""Tables and columns in which MLflow keeps absolute addresses of files, its own and those of our artifacts."""
+
+
+@cache
+def prepare(uri: str) -> None:
+    """Creates the tables of a local database, and lets its addresses follow a home that was moved or copied.
+
+    By one process at a time: of two processes that create tables at once, one fails.
+    """
+    from mlflow import MlflowClient
+
+    home = align_home()
+    home.mkdir(parents=True, exist_ok=True)
+    with FileLock(home / "mlflow.lock"):
+        MlflowClient(uri).search_experiments(max_results=1)
+        if uri == f"sqlite:///{home / 'mlflow.db'}":
+            follow(home)
+
+
+def follow(home: Path) -> None:
+    """Rewrites addresses below an earlier place of this home, so that no file goes on to be written there.
+
+    An experiment's files lie in `mlartifacts/<its name>`: all before that is where the home was when it was made.
+    """
+    with closing(sqlite3.connect(home / "mlflow.db", timeout=60)) as database, database:
+        known = database.execute("SELECT name, artifact_location FROM experiments").fetchall()
+        here = home.as_uri()
+        for name, place in known:
+            before, found, rest = str(place).rpartition(f"/{FILES}/")
+            if not found or before == here or rest != name or not (home / FILES / name).is_dir():
+                continue
+            starts = {before: here, unquote(before): unquote(here)}  # addresses of artifacts are not percent-encoded
+            for (table, column), (old, new) in product(PLACES, starts.items()):
+                moved = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"
+                database.execute(moved, (new, len(old) + 1, len(old) + 1, f"{old}/"))
+            log.warning("MLflow's files are in %s now, and were in %s", here, before)

@@ -136,7 +136,7 @@ class Contradictions:
     """
 
     EXAMPLES = 20
-    ROWS_AT_ONCE = 1 << 21
+    ROWS_AT_ONCE = 1 << 20
 
     def __init__(self, folder: Path, rows: int) -> None:
         self._parts = max(1, -(-rows // self.ROWS_AT_ONCE))
@@ -178,6 +178,7 @@ class Contradictions:
 
     def _write(self, files: Partitions) -> None:
         ids = self._take()
+        ids.sort()  # then the parts are in order, too, which is much cheaper to bring apart
         # ids are hashes, so their first 32 bits spread them evenly
         files.add(((ids >> np.uint64(32)) * np.uint64(self._parts) >> np.uint64(32)).astype(np.int64), ids)
 

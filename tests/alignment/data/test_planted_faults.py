@@ -104,6 +104,25 @@ def shuffled(shards: Shards) -> Shards:
     return [*shards[:-1], [pair | {side: mixed(pair[side]) for side in ("chosen", "rejected")} for pair in shards[-1]]]
 
 
+def misjudged(shards: Shards) -> Shards:
+    draw = random.Random(4)
+
+    def scored(pair: Pair) -> Pair:
+        high, low = (draw.uniform(6, 10), draw.uniform(1, 5))
+        wrong = draw.random() < 0.1
+        return pair | {"chosen_score": low if wrong else high, "rejected_score": high if wrong else low}
+
+    return [[scored(pair) for pair in pairs] for pairs in shards]
+
+
+def paid_by_length(shards: Shards) -> Shards:
+    def scored(pair: Pair) -> Pair:
+        gap = len(content(pair["chosen"])) - len(content(pair["rejected"]))
+        return pair | {"chosen_score": 50 + gap, "rejected_score": 0}
+
+    return [[scored(pair) for pair in pairs] for pairs in shards]
+
+
 class ScoreRequest(Request):
     """A reference that gives a token of shuffled words, which end in ~, 5 nats and any other 1."""
 
@@ -169,6 +188,8 @@ FAULTS: dict[str, tuple[Callable[[Shards], Shards], str]] = {
     "contamination": (leaked, r"gsm8k: 20 rows hold 20 of its items \(0, 1, 10, …\).*decontaminate: \[gsm8k\]"),
     "contradictions": (contradictory, r"80 of 2,\d\d\d rows contradict another row"),
     "length_bias": (longer, r"the longer one in 100 % of the pairs .*max_length_gap"),
+    "score_order": (misjudged, r"the rejected answer has the higher score in (9|1\d)(\.\d)? % of 2,100 scored pairs"),
+    "length_reward": (paid_by_length, r"correlates with the difference in length at \+1\.00"),
     "near_duplicates": (repeated, r"20\d of 2,\d\d\d rows are near-duplicates .*near_duplicates: 0.9"),
     "distribution_shift": (shuffled, r"far below lies day-2 \(-5\.\d\d\).*min_reference_logp"),
 }

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from alignment.data.manifest import MANIFEST_FILE, Manifest, ManifestShard
 from alignment.data.rows import ROWS_FILE
+from alignment.data.statistics import GUARDS, IN_SUMMARY, Finding
 from alignment.errors import CorruptArtifact, MissingArtifact
 from alignment.methods import method_of
 from alignment.recipe import Dpo, TokenPolicy
@@ -73,27 +74,30 @@ MANIFEST_GUARDS = {
 }
 
 
-DATA_GUARDS: Mapping[str, str] = {}
+DATA_GUARDS = {name: GUARDS[name] for name in IN_SUMMARY}
 """Name of each finding of `data_findings` to what holds where it passed."""
 
 
 def data_findings(summary: ManifestSummary) -> Sequence[Guard]:
     """What the statistics in a manifest's summary say of the data."""
-    return ()
+    return [of_data(finding) for finding in summary.findings()]
 
 
-def manifest_guards(
-    about: Mapping[str, str] = DATA_GUARDS, findings: Callable[[ManifestSummary], Sequence[Guard]] = data_findings
-) -> Guards:
-    """The guards of `preference_manifest`; the data's own are `findings`, which are named in `about`."""
+def of_data(finding: Finding) -> Guard:
+    """What statistics say of preference data, as a guard's finding."""
+    return Guard(finding.name, finding.passed, finding.sentence, finding.numbers)
+
+
+def manifest_guards() -> Guards:
+    """The guards of `preference_manifest`, the data's own among them."""
 
     def find(store: Store, commit: Commit, deep: bool) -> list[Guard]:
         pinned = pinned_shards(store, commit.artifact)
         shards = [ShardSummary.of(store.commit_of(shard.shard)) for shard in pinned]
         manifest = ManifestSummary.of(commit)
-        return [quarantined(shards), dropped(manifest), left_out(manifest), *findings(manifest)]
+        return [quarantined(shards), dropped(manifest), left_out(manifest), *data_findings(manifest)]
 
-    return Guards({**MANIFEST_GUARDS, **about}, find)
+    return Guards({**MANIFEST_GUARDS, **DATA_GUARDS}, find)
 
 
 def pinned_shards(store: Store, manifest: Artifact) -> list[ManifestShard]:

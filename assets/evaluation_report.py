@@ -82,7 +82,7 @@ def findings(store: Store, commit: Commit, deep: bool) -> list[Guard]:
         field, _, suite = place.partition(".")
         if side := {"sft_scores": "SFT", "policy_scores": "policy"}.get(field):
             scores[side][suite] = ScoresSummary.of(store.commit_of(artifact))
-    return evaluation_findings(summary.verdict, summary.reasons, summary.bounded, scores)
+    return evaluation_findings(summary.verdict, summary.reasons, summary.bounded, scores, summary.contamination)
 
 
 def gate_and_baselines(recipe: Recipe, file: str | None = None) -> tuple[Gate | None, list[PublishedFigure]]:

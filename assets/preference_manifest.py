@@ -5,18 +5,22 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
+from alignment.data.overlap import strings_in
 from alignment.data.shards import mixes_of
 from alignment.data.withdrawal import holds
 from alignment.errors import BadInput
 from alignment.guards import manifest_guards
-from alignment.recipe import Recipe
-from alignment.stages.preference_manifest import STAGE, ManifestRequest, ManifestSummary
+from alignment.recipe import Recipe, Suite
+from alignment.stages.preference_manifest import STAGE, ManifestRequest, ManifestSummary, SuiteItems
 from alignment.store import Artifact, Commit
 from assets.building.node import Node, Shown
-from assets.building.show import table
+from assets.building.show import findings_table, table
 from assets.building.upstream import Upstream
 from assets.preference_shard import preference_shard
 from assets.reference_logprobs import reference_logprobs
+from assets.responses import suite_spec
+from eval.suites import suite_named
+from eval.suites.items import load_items
 
 
 def preference_manifest(recipe: Recipe) -> Node:
@@ -55,6 +59,10 @@ def preference_manifest(recipe: Recipe) -> Node:
             references=references,
             left_out=left_out,
             held_out_fraction=recipe.held_out_fraction,
+            max_length_gap=recipe.preferences.max_length_gap,
+            min_reference_logp=recipe.preferences.min_reference_logp,
+            near_duplicates=recipe.preferences.near_duplicates,
+            decontaminate=decontaminated(recipe),
             mix=mixes_of(recipe.preferences, shards, recipe.seed),
             reads_numbers=bool(recipe.method.numbers),
         )
@@ -74,6 +82,23 @@ def preference_manifest(recipe: Recipe) -> Node:
         show=show,
         guards=manifest_guards(),
     )
+
+
+def decontaminated(recipe: Recipe) -> dict[str, SuiteItems] | None:
+    """The items of the suites that no training row may hold, pinned by content; None if the recipe names no suite."""
+    selected = recipe.evals.selected()
+    return {name: suite_items(name, selected[name], recipe.seed) for name in recipe.preferences.decontaminate} or None
+
+
+def suite_items(name: str, suite: Suite, seed: int) -> SuiteItems:
+    """Where all of a suite's items are, also those that a limit leaves unasked."""
+    spec = suite_spec(name, suite)
+    if spec.hub is None:
+        return SuiteItems(file=spec.data, embedded=spec.embedded, seed=seed if spec.embedded else 0)
+    asked = suite_named(name)
+    subsets = [asked.task.subset] if asked.task else [task.subset for task in asked.members.values()]
+    sources = (spec.hub.model_copy(update={"config": spec.hub.config or subset}) for subset in subsets or [None])
+    return SuiteItems(hub=tuple(dict.fromkeys(sources)))
 
 
 def expected_keys(upstream: Upstream, recipe: Recipe) -> dict[str, str | None]:
@@ -105,9 +130,22 @@ def withdrawn_shards(upstream: Upstream, recipe: Recipe) -> set[str]:
     return names
 
 
+def evaluation_items(recipe: Recipe) -> dict[str, dict[str, list[str]]]:
+    """Every item of the recipe's suites by id, each as the texts that stand in it; raises `BadInput` for a suite that
+    cannot be read."""
+    return {
+        name: {
+            item.id: list(strings_in(item.fields))
+            for item in load_items(suite_named(name), suite_spec(name, suite), recipe.seed)
+        }
+        for name, suite in recipe.evals.selected().items()
+    }
+
+
 def show(commit: Commit, folder: Path) -> Shown:
-    """The shards that were left out, with the reason."""
-    left_out = ManifestSummary.of(commit).left_out
-    if not left_out:
-        return Shown()
-    return Shown(markdown={"left_out": table(("shard", "reason"), sorted(left_out.items()))})
+    """What the numbers of the data say, and the shards that were left out, with the reason."""
+    summary = ManifestSummary.of(commit)
+    shown = {"preference_data": findings_table(summary.findings())} if summary.findings() else {}
+    if summary.left_out:
+        shown["left_out"] = table(("shard", "reason"), sorted(summary.left_out.items()))
+    return Shown(markdown=shown)

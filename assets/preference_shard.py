@@ -14,7 +14,7 @@ from alignment.stages.preference_shard import STAGE, ShardRequest
 from alignment.stages.stage import ShardSummary
 from alignment.store import Commit
 from assets.building.node import Node, Shown
-from assets.building.show import table
+from assets.building.show import findings_table, table
 from assets.building.upstream import Upstream
 
 
@@ -78,9 +78,10 @@ def is_local(url: str) -> bool:
 
 
 def show(commit: Commit, folder: Path) -> Shown:
-    """How many rows were quarantined, by reason."""
-    reasons = ShardSummary.of(commit).reasons
-    if not reasons:
-        return Shown()
-    rows = sorted(reasons.items(), key=lambda reason: -reason[1])
-    return Shown(markdown={"quarantine": table(("reason", "rows"), rows)})
+    """What the numbers of the pairs say, and how many rows were quarantined, by reason."""
+    summary = ShardSummary.of(commit)
+    shown = {"preference_data": findings_table(summary.findings())} if summary.findings() else {}
+    if summary.reasons:
+        rows = sorted(summary.reasons.items(), key=lambda reason: -reason[1])
+        shown["quarantine"] = table(("reason", "rows"), rows)
+    return Shown(markdown=shown)

@@ -26,9 +26,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from alignment.data.manifest import open_split, read_manifest
-from alignment.data.rows import PREFERENCE_SCHEMA, ROWS_FILE
+from alignment.data.measure import LogpCounts, pair_numbers
+from alignment.data.rows import CHOSEN_LENGTH, PAIR_ID, PREFERENCE_SCHEMA, REJECTED_LENGTH, ROWS_FILE
 from alignment.digest import json_digest
-from alignment.logprobs.table import DROPPED_FILE, DROPPED_SCHEMA, LOGPROBS_FILE
+from alignment.logprobs.table import DROPPED_FILE, DROPPED_SCHEMA, LOGPROBS_FILE, LOGPROBS_SCHEMA
 from alignment.stages import execute
 from alignment.stages.preference_manifest import STAGE, ManifestRequest
 from alignment.store import Artifact, Store
@@ -73,18 +74,31 @@ def shard_and_reference(store: Store, number: int) -> tuple[Artifact, Artifact]:
     cells |= {name: pa.repeat("a few words", SHARD_ROWS) for name in ("prompt", "chosen", "rejected")}
     cells |= {"row_id": ids, "form": pa.repeat("text", SHARD_ROWS), "source": pa.repeat("made-up", SHARD_ROWS)}
     cells |= {"source_row": pa.array(range(1, SHARD_ROWS + 1)), "split_at": pa.array(np.random.rand(SHARD_ROWS))}
-    rows = pa.table(cells, schema=PREFERENCE_SCHEMA)
+    cells[PAIR_ID] = pa.array(np.frombuffer(bytes.fromhex("".join(ids.to_pylist())), np.uint64)[::2])
+    cells |= {name: pa.array(np.random.randint(1, 4000, SHARD_ROWS)) for name in (CHOSEN_LENGTH, REJECTED_LENGTH)}
+    rows = pa.table({name: cells[name].cast(PREFERENCE_SCHEMA.field(name).type) for name in PREFERENCE_SCHEMA.names})
     gone = pa.array(np.arange(SHARD_ROWS) % EVERY == EVERY - 1)
     dropped = ids.filter(gone)
     reasons = pa.table([dropped, pa.repeat("too long", len(dropped))], schema=DROPPED_SCHEMA)
-    scored = pa.table({"row_id": ids.filter(pc.invert(gone))})
+    kept = ids.filter(pc.invert(gone))
+    tokens = np.random.randint(1, 500, (2, len(kept))).astype(np.int32)
+    sums = -np.random.gamma(2.0, 0.6, tokens.shape) * tokens
+    scored = pa.table(
+        [kept, *sums, *tokens, *2 * [kept]],
+        schema=LOGPROBS_SCHEMA,
+    )
+    counts = LogpCounts()
+    counts.add(scored)
+    logps, pairs = counts.numbers(), pair_numbers(rows)
+    assert logps is not None and pairs is not None
+    summary = {"rows": SHARD_ROWS, "kind": "paired", "pairs": pairs.model_dump()}
     return (
-        publish(store, "preference_shard", str(number), {"rows": SHARD_ROWS, "kind": "paired"}, {ROWS_FILE: rows}),
+        publish(store, "preference_shard", str(number), summary, {ROWS_FILE: rows}),
         publish(
             store,
             "reference_logprobs",
             str(number),
-            {"fingerprint": "f" * 64},
+            {"fingerprint": "f" * 64, "logps": logps.model_dump()},
             {DROPPED_FILE: reasons, LOGPROBS_FILE: scored},
         ),
     )

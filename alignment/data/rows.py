@@ -104,6 +104,10 @@ def are_held_out(split_at: pa.Array, fraction: float) -> pa.Array:
 ROWS_FILE = "rows.parquet"
 SPLIT_AT = "split_at"
 """The column of `split_at`, so that who splits rows reads no text."""
+PAIR_ID, CHOSEN_LENGTH, REJECTED_LENGTH = "pair_id", "chosen_length", "rejected_length"
+"""The columns of `pair_id` and of the answers' lengths in characters, so that statistics read no text either."""
+DERIVED = (SPLIT_AT, PAIR_ID, CHOSEN_LENGTH, REJECTED_LENGTH)
+"""Columns that follow from a row's content. A shard of an earlier version may lack them."""
 
 PREFERENCE_SCHEMA = pa.schema(
     [
@@ -117,6 +121,9 @@ PREFERENCE_SCHEMA = pa.schema(
         ("source", pa.string()),
         ("source_row", pa.int64()),
         (SPLIT_AT, pa.float64()),
+        (PAIR_ID, pa.uint64()),
+        (CHOSEN_LENGTH, pa.int32()),
+        (REJECTED_LENGTH, pa.int32()),
         ("chosen_score", pa.float64()),
         ("rejected_score", pa.float64()),
         ("weight", pa.float64()),
@@ -207,6 +214,21 @@ HELD_OUT_FILE = "held_out.parquet"
 # Preference rows --------------------------------------------------------------------------------
 
 
+def text_of(content: Content) -> str:
+    """What a person reads of it: the text, or the messages' contents, one after the other."""
+    return content if isinstance(content, str) else "\n".join(message.get("content") or "" for message in content)
+
+
+def pair_id(form: str, prompt: str, answers: Iterable[str]) -> int:
+    """64 bits that name a prompt with its answers, given as Parquet cells, in whatever order the answers stand.
+
+    Two rows with the same `pair_id` and another `row_id` contradict each other: the same two answers in the other
+    order, or the same answer wanted once and not wanted once.
+    """
+    parts = "\0".join((form, prompt, *sorted(answers))).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(parts, digest_size=8).digest())
+
+
 def write_rows(path: str | Path, rows: Iterable[PreferenceRow]) -> int:
     """Writes rows in the order given; returns how many."""
     return write_records(path, PREFERENCE_SCHEMA, map(_preference_cells, rows))
@@ -216,7 +238,8 @@ def iter_rows(path: str | Path, groups: Sequence[int] | None = None) -> Iterator
     """Rows of a `rows.parquet` in file order, of all row groups or of those named; a batch in memory at a time."""
     for cells in iter_records(path, groups):
         form = cells["form"]
-        cells.pop(SPLIT_AT, None)
+        for name in DERIVED:
+            cells.pop(name, None)
         for name in ("prompt", "chosen", "rejected", "completion"):
             if cells[name] is not None:
                 cells[name] = decode(form, cells[name])
@@ -228,17 +251,24 @@ def read_rows(path: str | Path) -> list[PreferenceRow]:
 
 
 def _preference_cells(row: PreferenceRow) -> dict[str, Any]:
-    return {
-        "row_id": row.row_id,
-        "form": row.form,
-        "prompt": encode(row.prompt),
+    prompt = encode(row.prompt)
+    answers = {
         "chosen": None if row.chosen is None else encode(row.chosen),
         "rejected": None if row.rejected is None else encode(row.rejected),
         "completion": None if row.completion is None else encode(row.completion),
+    }
+    return {
+        "row_id": row.row_id,
+        "form": row.form,
+        "prompt": prompt,
+        **answers,
         "label": row.label,
         "source": row.source,
         "source_row": row.source_row,
-        SPLIT_AT: split_at(row.prompt, row.form),
+        SPLIT_AT: split_at(prompt, row.form),
+        PAIR_ID: pair_id(row.form, prompt, (answer for answer in answers.values() if answer is not None)),
+        CHOSEN_LENGTH: None if row.chosen is None else len(text_of(row.chosen)),
+        REJECTED_LENGTH: None if row.rejected is None else len(text_of(row.rejected)),
         "chosen_score": row.chosen_score,
         "rejected_score": row.rejected_score,
         "weight": row.weight,

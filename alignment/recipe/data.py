@@ -210,7 +210,11 @@ class NamedSource(PreferencePart):
 
 class PreferenceSource(PreferencePart):
     """Preference data; each file is a shard, or `split_into` shards by row position. Several `sources` may be written
-    as a list in place of this section."""
+    as a list in place of this section.
+
+    `max_length_gap`, `min_reference_logp`, `near_duplicates` and `decontaminate` leave rows out of the training set by
+    name. They change no shard and no reference log-prob.
+    """
 
     sources: tuple[NamedSource, ...] = ()
     """Several sources, each with its own place, columns, licence and weight, in place of one."""
@@ -218,6 +222,18 @@ class PreferenceSource(PreferencePart):
     """Seconds for which a file must not have been written before the watching sensor reads it."""
     watch_seconds: int = Field(default=30, ge=1)
     """Seconds from one check of the source by the watching sensor to the next."""
+    max_length_gap: int | None = Field(default=None, ge=0)
+    """Characters by which the chosen and the rejected answer of a pair may differ in length; pairs that differ by more
+    are left out. `align prefs stats` shows how lengths differ."""
+    min_reference_logp: float | None = Field(default=None, le=0)
+    """Lowest reference log-probability of an answer, in nats a token, such as -5: pairs with an answer below it are
+    left out, because the model would not have written it. Not for methods without a reference."""
+    near_duplicates: float | None = Field(default=None, ge=0.5, le=1)
+    """Similarity (0.5 to 1; 0.9 is usual) of prompt and both answers from which a row counts as a near-duplicate of an
+    earlier row and is left out; estimated by MinHash over triples of words."""
+    decontaminate: tuple[str, ...] = ()
+    """Suites of the recipe, such as [gsm8k]: rows that hold one of their items are left out, by runs of 13
+    words: more than two thirds of the runs of a text of the item. A change of the items makes the training set anew."""
 
     @model_validator(mode="before")
     @classmethod

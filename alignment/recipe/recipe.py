@@ -162,11 +162,18 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _agreement(self) -> Recipe:
-        section = self.training.spelling.section
+        section, called = self.training.spelling.section, self.training.called
         if self.method.needs_reference and self.reference.precision != self.dpo.precision:
             raise ValueError(
                 f"reference.precision and {section}.precision must be the same: the cached log-probs "
                 "must equal the policy's at its first step"
+            )
+        if self.preferences.min_reference_logp is not None and not self.method.needs_reference:
+            raise ValueError(f"preferences.min_reference_logp needs a reference, and {called} has none")
+        if unknown := set(self.preferences.decontaminate) - set(self.evals.selected()):
+            raise ValueError(
+                f"preferences.decontaminate names {', '.join(sorted(unknown))}, which evals does not select"
+                f" (selected: {', '.join(self.evals.selected()) or 'none'})"
             )
         by_judge = self.evals.xstest is not None and self.evals.xstest.scored_by == "judge"
         if by_judge and (self.judge is None or self.judge.kind == "rubric"):

@@ -5,27 +5,66 @@ Every row of every shard stands in split.parquet exactly once: train, held_out, 
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field
 
-from alignment.data.assign import ShardFiles, Tally, assign
+from alignment.data.assign import Filters, ShardFiles, Tally, assign
+from alignment.data.embedded import embedded
+from alignment.data.hub import hub_records
 from alignment.data.manifest import MANIFEST_FILE, Manifest, ManifestShard, SplitWriter
+from alignment.data.measure import LOGPS, Contradictions, LogpCounts, measured_columns, pair_numbers
 from alignment.data.mixing import Mix, mixed
+from alignment.data.overlap import ItemRuns, strings_in
+from alignment.data.readers import read_records
+from alignment.data.rows import PAIR_ID, read_columns
+from alignment.data.statistics import LogpNumbers, PairNumbers
 from alignment.digest import json_digest
 from alignment.errors import BadInput
-from alignment.stages import Context, Request, Result, Stage
-from alignment.stages.stage import ReferenceSummary, ShardSummary
-from alignment.store import Artifact, CorruptArtifact, Summary
+from alignment.logprobs.table import LOGPROBS_FILE
+from alignment.recipe import DataSource
+from alignment.stages import Context, Request, Result, SourceFile, Stage
+from alignment.stages.stage import ManifestSummary, ReferenceSummary, ShardSummary
+from alignment.store import Artifact, CorruptArtifact
+
+__all__ = ["STAGE", "ManifestRequest", "ManifestSummary", "SuiteItems"]
+
+
+class SuiteItems(BaseModel):
+    """Where a suite's items are: a `file`, splits on the `hub`, or generated from `seed` by the `embedded` package."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: SourceFile | None = None
+    hub: tuple[DataSource, ...] = ()
+    embedded: str | None = None
+    seed: int = 0
+
+    def texts(self, suite: str) -> dict[str, list[str]]:
+        """The texts that stand in each item, by its row; raises `BadInput` where they cannot be read."""
+        if self.file is not None:
+            records = [record.value for record in read_records(self.file.url, self.file.sha256) if not record.problem]
+        elif self.embedded is not None:
+            records = embedded(self.embedded).suite_items(suite, self.seed)
+        else:
+            records = [record.value for source in self.hub for record in hub_records(source)]
+        return {str(row): list(strings_in(record)) for row, record in enumerate(records, start=1)}
 
 
 class ManifestRequest(Request):
     """`references` has one entry per shard, or none at all for a reference-free method; `mix` says how many rows of
     which shards are kept. `reads_numbers`: training reads rows' scores, weights or margins, so they count in the
-    digest."""
+    digest.
 
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"mix", "reads_numbers"})
+    The fields after them leave rows out by name (`Filters`); `decontaminate` maps a suite's name to its items.
+    """
+
+    absent_by_default: ClassVar[frozenset[str]] = frozenset(
+        {"mix", "reads_numbers", "max_length_gap", "min_reference_logp", "near_duplicates", "decontaminate"}
+    )
 
     shards: dict[str, Artifact]
     references: dict[str, Artifact] = Field(default_factory=dict)
@@ -33,23 +72,10 @@ class ManifestRequest(Request):
     held_out_fraction: float = Field(ge=0, lt=1)
     mix: tuple[Mix, ...] = ()
     reads_numbers: bool = False
-
-
-class ManifestSummary(Summary):
-    """Rows of the pinned shards: `train`, `held_out`, and `dropped` for `reasons`; shards `left_out`, and why.
-
-    `fingerprint` is that of the reference behind the log-probs, None without a reference.
-    """
-
-    rows: int | None = None
-    train: int | None = None
-    held_out: int | None = None
-    dropped: int | None = None
-    reasons: dict[str, int] = Field(default_factory=dict)
-    kind: Literal["paired", "unpaired"] | None = None
-    shards: int | None = None
-    left_out: dict[str, str] = Field(default_factory=dict)
-    fingerprint: str | None = None
+    max_length_gap: int | None = None
+    min_reference_logp: float | None = None
+    near_duplicates: float | None = None
+    decontaminate: dict[str, SuiteItems] | None = None
 
 
 def run(request: ManifestRequest, context: Context) -> Result:
@@ -58,12 +84,23 @@ def run(request: ManifestRequest, context: Context) -> Result:
     Raises `BadInput` when there is no shard, shards or references do not go together, or no row is left.
     """
     kind, shards = pin_shards(request, context)
-    tally = Tally()
+    tally, files = Tally(), _files(shards, context)
+    scratch = context.work / "pair_ids"
+    shutil.rmtree(scratch, ignore_errors=True)
+    contradictions = Contradictions(scratch, sum(shard.rows for shard in shards))
+    filters = Filters(
+        request.max_length_gap,
+        request.min_reference_logp,
+        request.near_duplicates,
+        ItemRuns({suite: items.texts(suite) for suite, items in request.decontaminate.items()})
+        if request.decontaminate
+        else None,
+    )
     with SplitWriter(context.out) as split:
-        files = _files(shards, context)
-        assigned = partial(assign, files, request.held_out_fraction, context.work)
+        assigned = partial(assign, files, request.held_out_fraction, context.work, filters, pair_ids=True)
         for places in mixed(lambda last: assigned(), [shard.shard.digest for shard in shards], request.mix):
-            split.write(places)
+            contradictions.add(places[PAIR_ID].filter(pc.is_null(places["reason"])).to_numpy())
+            split.write(places.drop_columns(PAIR_ID))
             tally.add(places)
     counts = tally.counts
     if counts["rows"] != sum(shard.rows for shard in shards):
@@ -81,7 +118,10 @@ def run(request: ManifestRequest, context: Context) -> Result:
         dropped=tally.dropped,
     )
     (context.out / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
-    return Result(digest=manifest_digest(manifest, request), summary=_summary(manifest))
+    summary = _summary(
+        manifest, _pair_numbers(shards, files, context), contradictions.count(), _logps(shards, files, context)
+    )
+    return Result(digest=manifest_digest(manifest, request), summary=summary)
 
 
 def manifest_digest(manifest: Manifest, request: ManifestRequest) -> str:
@@ -102,7 +142,35 @@ def manifest_digest(manifest: Manifest, request: ManifestRequest) -> str:
     return json_digest(split | ({"filters": filters} if filters else {}))
 
 
-def _summary(manifest: Manifest) -> ManifestSummary:
+def _pair_numbers(shards: list[ManifestShard], files: list[ShardFiles], context: Context) -> PairNumbers | None:
+    """From the shards' own summaries; those of an earlier version are measured now."""
+    parts = []
+    for shard, place in zip(shards, files, strict=True):
+        known = ShardSummary.of(context.store.commit_of(shard.shard)).pairs
+        parts.append(known or pair_numbers(measured_columns(place.folder)))
+    pairs = [part for part in parts if part is not None]
+    return PairNumbers.together(pairs) if pairs else None
+
+
+def _logps(shards: list[ManifestShard], files: list[ShardFiles], context: Context) -> LogpNumbers | None:
+    """From the references' own summaries; those of an earlier version are measured now."""
+    parts: dict[str, LogpNumbers] = {}
+    for shard, place in zip(shards, files, strict=True):
+        if shard.reference is None or place.reference is None:
+            continue
+        known = ReferenceSummary.of(context.store.commit_of(shard.reference)).logps
+        if known is None:
+            counts = LogpCounts()
+            counts.add(read_columns(place.reference / LOGPROBS_FILE, *LOGPS))
+            known = counts.numbers()
+        if known is not None:
+            parts[shard.name] = known
+    return LogpNumbers.together(parts) if parts else None
+
+
+def _summary(
+    manifest: Manifest, pairs: PairNumbers | None, contradictory: int, logps: LogpNumbers | None
+) -> ManifestSummary:
     counts: dict[str, Any] = dict(manifest.counts)
     return ManifestSummary(
         **counts,
@@ -111,6 +179,9 @@ def _summary(manifest: Manifest) -> ManifestSummary:
         shards=len(manifest.shards),
         left_out=manifest.left_out,
         fingerprint=manifest.shards[0].fingerprint,
+        pairs=pairs,
+        contradictory=contradictory,
+        reference_logps=logps,
     )
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from heapq import nsmallest
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from alignment.data.embedded import embedded
 from alignment.data.hub import hub_name, hub_records
+from alignment.data.measure import Contradictions, measured_columns, pair_numbers
 from alignment.data.mixing import place_in_draw
 from alignment.data.readers import Record, read_records
-from alignment.data.rows import ROWS_FILE, write_rows
+from alignment.data.rows import PAIR_ID, ROWS_FILE, write_rows
 from alignment.data.validate import DUPLICATE, QUARANTINE_FILE, Validation, most_common, write_quarantine
 from alignment.errors import BadInput
 from alignment.recipe import DataSource, Reading
@@ -67,6 +68,11 @@ def records_of(request: ShardRequest) -> Iterable[Record]:
     return (Record(number, value=value) for number, value in enumerate(generated, start=1))
 
 
+def validation_of(request: ShardRequest) -> Validation:
+    """What looks at the request's records."""
+    return Validation(frozenset(request.withdrawn), request.reading, split_pairs=request.split_pairs)
+
+
 def run(request: ShardRequest, context: Context) -> Result:
     """Writes rows.parquet in source order and quarantine.parquet; of withdrawn rows only their number is kept, and of
     rows beyond `reading.max_rows` too.
@@ -74,7 +80,7 @@ def run(request: ShardRequest, context: Context) -> Result:
     Raises `BadInput` naming the source if it cannot be read or holds no valid row.
     """
     kept = drawn_rows(request)
-    validation = Validation(frozenset(request.withdrawn), request.reading, split_pairs=request.split_pairs)
+    validation = validation_of(request)
     accepted = validation.accepted(records_of(request), request.source)
     write_rows(context.out / ROWS_FILE, (row for row in accepted if kept is None or row.row_id in kept))
     write_quarantine(context.out / QUARANTINE_FILE, validation.quarantined)
@@ -86,9 +92,16 @@ def run(request: ShardRequest, context: Context) -> Result:
         told = validation.advice(request.source)
         raise BadInput(f"no valid preference row; {most_common(reasons)}{f'; {told}' if told else ''}", file=where)
     assert validation.kind is not None
-    rows = validation.rows
+    measured = measured_columns(context.out)
+    contradictions = Contradictions(context.work / "pair_ids", 0)
+    contradictions.add(measured[PAIR_ID].to_numpy())
+    where_known: dict[str, Any] = {"pairs": pair_numbers(measured)}
+    if request.withdrawn:
+        where_known["withdrawn"] = validation.withdrawn_records
     if kept is not None:
+        rows = validation.rows
         validation.keep(kept)
+        where_known["not_drawn"] = rows - validation.rows
     return Result(
         digest=validation.content_digest,
         summary=ShardSummary(
@@ -99,9 +112,9 @@ def run(request: ShardRequest, context: Context) -> Result:
             source_rows=validation.records,
             duplicates=reasons.get(DUPLICATE, 0),
             digest=validation.digest,
+            contradictory=contradictions.count(),
             forms=dict(sorted(validation.forms.items())),
-            **({"withdrawn": validation.withdrawn_records} if request.withdrawn else {}),
-            **({} if kept is None else {"not_drawn": rows - validation.rows}),
+            **{name: value for name, value in where_known.items() if value is not None},
         ),
     )
 
@@ -112,7 +125,7 @@ def drawn_rows(request: ShardRequest) -> set[str] | None:
     most = request.reading.max_rows
     if most is None:
         return None
-    validation = Validation(frozenset(request.withdrawn), request.reading, split_pairs=request.split_pairs)
+    validation = validation_of(request)
     ids = (row.row_id for row in validation.accepted(records_of(request), request.source))
     return set(nsmallest(most, ids, key=lambda row_id: place_in_draw(request.seed, row_id)))
 

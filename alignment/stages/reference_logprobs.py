@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from alignment.data.measure import LogpCounts
 from alignment.data.rows import ROWS_FILE, SPLIT_AT, PreferenceRow, are_held_out, iter_rows, read_columns
 from alignment.data.tokens import Dropped, require_few_rewritten
 from alignment.errors import BadInput
@@ -98,7 +99,7 @@ def run(request: ReferenceRequest, context: Context) -> Result:
     )
     cache = LogprobCache(context.store, name, policy)
     ranks = Ranks(context.rank, context.world_size)
-    written, path = Written(name), context.fetch(request.shard) / ROWS_FILE
+    written, path, logps = Written(name), context.fetch(request.shard) / ROWS_FILE, LogpCounts()
     names = PAIR_WITH_FIRSTS if request.first_tokens else PAIR if request.held_out_fraction is None else LABELLED
     with ExitStack() as open_files:
         files = None
@@ -121,14 +122,17 @@ def run(request: ReferenceRequest, context: Context) -> Result:
                 partners=partners,
             )
             if done is not None and files is not None:
-                files[0].write_table(logprobs_table(done, names))
+                table = logprobs_table(done, names)
+                logps.add(table)
+                files[0].write_table(table)
                 files[1].write_table(dropped_table(done))
                 written.add(done)
     if files is None:  # another rank than the first: its share is in the cache
         return Result(digest="")
     require_few_rewritten(written.dropped, written.rows, request.tokens, f"checkpoint {request.checkpoint.digest[:12]}")
     cache.compact()
-    return Result(digest=written.digest, summary=ReferenceSummary(**written.summary()))
+    summary = ReferenceSummary(**written.summary(), logps=logps.numbers())
+    return Result(digest=written.digest, summary=summary)
 
 
 def _parts_of(

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from alignment.address import bare
+from alignment.data.statistics import Finding, LogpNumbers, PairNumbers, findings
 from alignment.digest import json_digest
 from alignment.recipe.data import Keyed
 from alignment.store import Artifact, Store, Summary
@@ -203,6 +204,42 @@ class ShardSummary(Summary):
     """Rows of each form of `alignment.data.forms`, those that `max_rows` leaves out among them."""
     not_drawn: int | None = None
     """Valid rows beyond `max_rows`; not set where the recipe sets none."""
+    pairs: PairNumbers | None = None
+    contradictory: int | None = None
+    """Rows of the shard that contradict another row of it."""
+
+    def findings(self) -> list[Finding]:
+        """What the numbers say of the data; nothing for a record of an earlier version."""
+        return findings(self.pairs, None if self.contradictory is None else (self.contradictory, self.rows))
+
+
+class ManifestSummary(Summary):
+    """Rows of the pinned shards: `train`, `held_out`, and `dropped` for `reasons`; shards `left_out`, and why.
+
+    `fingerprint` is that of the reference behind the log-probs, None without a reference.
+    """
+
+    rows: int | None = None
+    train: int | None = None
+    held_out: int | None = None
+    dropped: int | None = None
+    reasons: dict[str, int] = Field(default_factory=dict)
+    kind: Literal["paired", "unpaired"] | None = None
+    shards: int | None = None
+    left_out: dict[str, str] = Field(default_factory=dict)
+    fingerprint: str | None = None
+    pairs: PairNumbers | None = None
+    """Lengths and scores of all valid pairs of the shards; None for unpaired rows."""
+    contradictory: int | None = None
+    """Rows among train and held out that contradict another one of them."""
+    reference_logps: LogpNumbers | None = None
+    """Of all scored pairs of the shards; None without a reference."""
+
+    def findings(self) -> list[Finding]:
+        """What the numbers say of the data; nothing for a record of an earlier version."""
+        kept = (self.train or 0) + (self.held_out or 0)
+        contradictory = None if self.contradictory is None else (self.contradictory, kept)
+        return findings(self.pairs, contradictory, self.reference_logps)
 
 
 class ReferenceSummary(Summary):
@@ -221,6 +258,8 @@ class ReferenceSummary(Summary):
     useful_tflops_per_second: Number = None
     mfu: Number = None
     fingerprint: str | None = None
+    logps: LogpNumbers | None = None
+    """Log-probs a token of the scored pairs; None in a record of an earlier version and where nothing was scored."""
 
 
 def _identity(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -45,6 +46,34 @@ def prefs_show(
     from alignment_dags.cli.output import show_seen
 
     tell(lambda: show_rows(target, row, model, max_length), as_json, show_seen)
+
+
+@prefs.command("stats")
+def prefs_stats(
+    data: Annotated[list[str], typer.Argument(help="Preference files, globs, folders or URLs; or one recipe (YAML).")],
+    picture: Annotated[Path | None, typer.Option(help="PNG file to write, with the distributions.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What may be wrong with preference data: length, scores, contradictions, near-duplicates, test items, shift."""
+    from alignment_dags.source.statistics import show_statistics, statistics
+    from resources.home import ensure_home
+
+    ensure_home()
+    tell(lambda: statistics(data, picture), as_json, show_statistics)
+
+
+@prefs.command("noise")
+def prefs_noise(
+    data: Annotated[list[str], typer.Argument(help="One recipe (YAML); or preference files, globs, folders or URLs.")],
+    most: Annotated[int, typer.Option(min=100, help="Pairs to estimate from, at most.")] = 50_000,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate how many labels are flipped, with a 95 % interval, and name shards whose sides are swapped."""
+    from alignment_dags.source.statistics import noise, show_noise
+    from resources.home import ensure_home
+
+    ensure_home()
+    tell(lambda: noise(data, most), as_json, show_noise)
 
 
 @prefs.command("find")

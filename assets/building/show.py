@@ -6,6 +6,7 @@ import base64
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from alignment.data.statistics import Finding
 from eval.report.curves import curves_png
 
 
@@ -26,3 +27,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A markdown table; bars in cells are escaped."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def findings_table(findings: Iterable[Finding]) -> str:
+    """A markdown table of what numbers say of preference data."""
+    rows = (
+        (finding.name.replace("_", " "), "" if finding.passed else "look", finding.sentence) for finding in findings
+    )
+    return table(("preference data", "", "finding"), rows)

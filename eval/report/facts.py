@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from alignment.data.statistics import Finding
 from alignment.methods import METHOD
 from alignment.recipe import Dpo
 from alignment.stages.execute import REQUEST_FILE
@@ -19,6 +20,7 @@ from eval.gate.evidence import ReportRequest
 from eval.report.answers import question
 from eval.report.curves import Panel, panels
 from eval.report.data_changes import DataChanges, data_changes
+from eval.report.preference_data import preference_findings
 from eval.suites.rows import read_records
 from eval.suites.suite import category_of
 from eval.summaries import ScoresSummary
@@ -138,8 +140,8 @@ class Facts:
     """The facts behind a report: dates, judge, training history, data, and the time and cost of each stage.
 
     Dates are those of the commit records. `outside_practice` has a sentence for each setting of the policy's training
-    that lies outside of what practice supports. `judging` is None if no endpoint judged. `total_cost` is in USD; None
-    if neither a pool nor a judge has a price.
+    that lies outside of what practice supports. `preferences` is what the numbers of the pairs say. `judging` is None
+    if no endpoint judged. `total_cost` is in USD; None if neither a pool nor a judge has a price.
     """
 
     recipe: str
@@ -151,6 +153,7 @@ class Facts:
     outside_practice: list[str]
     held_out: dict[str, float]
     data: DataChanges | None
+    preferences: list[Finding]
     stages: list[StageTotals]
     judging: Judging | None
     total_seconds: float
@@ -179,6 +182,7 @@ def facts_of(store: Store, request: ReportRequest) -> Facts:
         outside_practice=_outside_practice(store, request.policy),
         held_out={name: value for name, value in training.held_out.items() if value is not None},
         data=_data(store, policy, request.champion),
+        preferences=_preferences(store, policy, request.policy_scores),
         stages=stages,
         judging=judged,
         total_seconds=sum(stage.seconds for stage in stages),
@@ -230,6 +234,13 @@ def _outside_practice(store: Store, policy: Artifact) -> list[str]:
         return []
     settings = Dpo.model_validate(record["settings"])
     return settings.method.outside_practice(settings, METHOD.elsewhere.get(settings.loss))
+
+
+def _preferences(store: Store, policy: Commit, scores: Mapping[str, Artifact]) -> list[Finding]:
+    if MANIFEST not in policy.inputs:
+        return []
+    asked = {suite: items_of(store, artifact, suite) for suite, artifact in scores.items()}
+    return preference_findings(store, policy.inputs[MANIFEST], asked)
 
 
 def _data(store: Store, policy: Commit, champion: Artifact | None) -> DataChanges | None:

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from alignment.guards import GATE, Guard, Guards, Severity, manifest_guards, policy_guards
+from alignment.data.statistics import GUARDS, Finding
+from alignment.guards import DATA_GUARDS, GATE, Guard, Guards, Severity, manifest_guards, of_data, policy_guards
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages.execute import REQUEST_FILE
 from alignment.store import Artifact, Commit, MissingArtifact, Store
@@ -17,6 +18,7 @@ from eval.summaries import ResponsesSummary, ScoresSummary
 
 Comparisons = Mapping[str, Mapping[str, MetricComparison]]
 
+CONTAMINATION = "contamination"
 MOST_MISSING = 0.02
 """Of the items or judgments of a side, as in a gate's `max_missing`."""
 MOST_RATIO = 2.0
@@ -32,6 +34,7 @@ REPORT_GUARDS = {
     "answer_endings": f"The share of answers that end by themselves fell by no more than {100 * MOST_LESS:g} points.",
     "repetition": f"The share of distinct n-grams of an answer fell by no more than {100 * MOST_LESS:g} points.",
     "divergence": f"KL(policy ‖ SFT) is at most {MOST_KL:g} nats a response.",
+    CONTAMINATION: GUARDS[CONTAMINATION],
 }
 
 
@@ -44,9 +47,14 @@ class Line:
 
 
 def evaluation_findings(
-    outcome: str, reasons: Sequence[str], bounded: Comparisons, scores: Mapping[str, Mapping[str, ScoresSummary]]
+    outcome: str,
+    reasons: Sequence[str],
+    bounded: Comparisons,
+    scores: Mapping[str, Mapping[str, ScoresSummary]],
+    contamination: Finding | None = None,
 ) -> list[Guard]:
-    """One finding for each of `REPORT_GUARDS` that was measured; `scores` has each side's summaries by suite."""
+    """One finding for each of `REPORT_GUARDS` that was measured; `scores` has each side's summaries by suite, and
+    `contamination` is whether training rows hold items of the suites."""
     answers = bounded.get(ANSWERS, {})
     found = [gate(outcome, reasons), answers_missing(scores)]
     if LENGTH in answers:
@@ -58,6 +66,8 @@ def evaluation_findings(
         found.append(fallen("repetition", "distinct n-grams of an answer", distinct))
     if KL in bounded.get(DIVERGENCE, {}):
         found.append(divergence(bounded[DIVERGENCE][KL]))
+    if contamination is not None:
+        found.append(of_data(contamination))
     return found
 
 
@@ -144,7 +154,8 @@ def divergence(kl: MetricComparison) -> Guard:
 def findings_behind(store: Store, policy: Artifact) -> list[Line]:
     """The findings on a policy and on its manifest, from their records; none of a policy that was not trained here.
 
-    The reference's files are not hashed again for a report: Dagster shows what was found when the policy was made.
+    The reference's files are not hashed again for a report: Dagster shows what was found when the policy was made. What
+    the data's own numbers say has a table of its own.
     """
     commit = store.commit_of(policy)
     if not {"manifest", "checkpoint"} <= commit.inputs.keys():
@@ -163,5 +174,5 @@ def findings_behind(store: Store, policy: Artifact) -> list[Line]:
         Line(stage, guard)
         for stage, guards in groups.items()
         for guard in guards
-        if guard.name != "reference_unchanged"
+        if guard.name not in ("reference_unchanged", *DATA_GUARDS)
     ]

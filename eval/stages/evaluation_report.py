@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
+from alignment.data.statistics import Finding
 from alignment.digest import json_digest
 from alignment.stages import Context, Result, Stage
 from alignment.store import Summary
@@ -17,7 +18,7 @@ from eval.gate.evidence import Compared, Evidence, ReportRequest, gather, verdic
 from eval.gate.metrics import headline, title_of
 from eval.gate.requirement import SHORT_NAMES
 from eval.report.facts import categories_of, facts_of, items_of
-from eval.report.guards import Line, evaluation_findings, findings_behind
+from eval.report.guards import CONTAMINATION, Line, evaluation_findings, findings_behind
 from eval.report.page import by_category, page
 from eval.report.pictures import write_pictures
 from eval.statistics import holm
@@ -48,6 +49,8 @@ class ReportSummary(Summary):
     notes: list[str] = Field(default_factory=list)
     bounded: Comparisons = Field(default_factory=dict)
     """With the SFT baseline: answers and divergence, which are no suites."""
+    contamination: Finding | None = None
+    """Whether training rows hold items of the suites; None where nobody could look."""
 
 
 def run(request: ReportRequest, context: Context) -> Result:
@@ -64,6 +67,7 @@ def run(request: ReportRequest, context: Context) -> Result:
     facts = facts_of(context.store, request)
     scores = {side: {suite: one.summary for suite, one in of.items()} for side, of in evidence.by_side.items()}
     bounded = evidence.against_sft.bounded
+    contamination = next((each for each in facts.preferences if each.name == CONTAMINATION), None)
     found = evaluation_findings(verdict.outcome, verdict.reasons, bounded, scores)
     guards = [*findings_behind(context.store, request.policy), *(Line("evaluation_report", each) for each in found)]
     _write(context.out / COMPARISON_FILE, comparison)
@@ -83,6 +87,7 @@ def run(request: ReportRequest, context: Context) -> Result:
         holm=sft["holm"],
         notes=[*filter(None, [request.champion_note]), *notes, *facts.outside_practice],
         bounded=bounded,
+        contamination=contamination,
     )
     return Result(json_digest([comparison, verdict.model_dump(mode="json")]), summary)
 

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from alignment.data import duplicates as id_groups
-from alignment.data.assign import ShardFiles, assign
+from alignment.data.assign import Filters, ShardFiles, assign
 from alignment.data.manifest import SplitWriter
+from alignment.data.measure import Contradictions
 from alignment.data.rows import PreferenceRow, is_held_out, paired_row, write_rows
 from alignment.errors import BadInput
 from alignment.logprobs.table import DROPPED_SCHEMA
@@ -118,6 +120,12 @@ def test_the_first_missing_row_of_a_reference_is_named(tmp_path: Path) -> None:
         list(assign([files], 0.0, tmp_path / "work"))
 
 
+def test_a_floor_of_reference_log_probs_is_refused_where_there_are_none_of_pairs(tmp_path: Path) -> None:
+    files = write(tmp_path, "one", Made((1, 2, 3), {}))
+    with pytest.raises(BadInput, match=r"preferences\.min_reference_logp.*goes with pairs"):
+        list(assign([files], 0.0, tmp_path / "work", Filters(min_reference_logp=-5.0)))
+
+
 def test_a_shard_with_other_rows_than_its_record_says_is_refused(tmp_path: Path) -> None:
     files = write(tmp_path, "one", Made((1, 2, 3), {}))
     with pytest.raises(CorruptArtifact, match="one holds 3 rows, and its record says 4"):
@@ -134,7 +142,8 @@ def test_a_shard_of_an_earlier_version_is_split_by_its_prompts(tmp_path: Path) -
 
 
 def most_held(files: Sequence[ShardFiles], out: Path) -> int:
-    """Bytes that making the split holds: Python's and NumPy's at most, and Arrow's after one of the last shards.
+    """Bytes that making the split and counting contradictions hold: Python's and NumPy's at most, and Arrow's after one
+    of the last shards.
 
     The least of those, because Arrow's own threads let go of what they read a moment later.
     """
@@ -143,9 +152,12 @@ def most_held(files: Sequence[ShardFiles], out: Path) -> int:
     tracemalloc.start()
     try:
         with SplitWriter(out) as split:
-            for places in assign(files, 0.1, out / "work"):
-                split.write(places)
+            contradictions = Contradictions(out / "pair_ids", sum(file.rows for file in files))
+            for places in assign(files, 0.1, out / "work", pair_ids=True):
+                contradictions.add(places["pair_id"].filter(pc.is_null(places["reason"])).to_numpy())
+                split.write(places.drop_columns("pair_id"))
                 arrow.append(pa.total_allocated_bytes() - before)
+        assert contradictions.count() == 0
         return min(arrow[-5:]) + tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -154,6 +166,7 @@ def most_held(files: Sequence[ShardFiles], out: Path) -> int:
 @pytest.mark.parametrize("copies", [1, 4], ids=["all rows differ", "every shard four times"])
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copies: int) -> None:
     monkeypatch.setattr(id_groups, "ROWS_AT_ONCE", 2048)
+    monkeypatch.setattr(Contradictions, "ROWS_AT_ONCE", 2048)
     each = 1024
     rows = [tuple(range(number // copies * each, (number // copies + 1) * each)) for number in range(40)]
     files = [write(tmp_path, str(number), Made(one, {})) for number, one in enumerate(rows)]

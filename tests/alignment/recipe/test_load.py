@@ -67,6 +67,29 @@ def test_other_model_names_are_taken(tmp_path: Path, name: str) -> None:
     assert load_recipe(write(tmp_path, SMALLEST + f"registry: {{model_name: {json.dumps(name)}}}\n")).model_name == name
 
 
+@pytest.mark.parametrize(
+    ("preferences", "more", "told"),
+    [
+        ({"max_length_gap": -1}, {}, "field 'preferences.max_length_gap'"),
+        ({"min_reference_logp": 1}, {}, "field 'preferences.min_reference_logp'"),
+        ({"near_duplicates": 0.3}, {}, "field 'preferences.near_duplicates'"),
+        ({"decontaminate": ["gsm8k"]}, {}, "preferences.decontaminate names gsm8k, which evals does not select"),
+        (
+            {"min_reference_logp": -5},
+            {"dpo": {"loss": "simpo"}},
+            "preferences.min_reference_logp needs a reference, and loss: simpo has none",
+        ),
+    ],
+)
+def test_a_filter_of_rows_that_cannot_be_meant_is_named(
+    preferences: dict[str, object], more: dict[str, object], told: str
+) -> None:
+    micro = {"embedded": "micro"}
+    data = {"name": "small", "base_model": micro, "sft": {"dataset": micro, "precision": "float32"}}
+    with pytest.raises(BadInput, match=re.escape(told)):
+        parse_recipe(data | {"preferences": micro | preferences} | more, "-", {})
+
+
 def test_the_smallest_recipe_is_enough(tmp_path: Path) -> None:
     assert load_recipe(write(tmp_path, SMALLEST)).name == "small"
 

@@ -59,6 +59,8 @@ def test_rows_stand_in_source_order_and_the_rest_in_quarantine(tmp_path: Path, s
         "source_rows": 5,
         "duplicates": 1,
         "digest": commit.digest,
+        "pairs": {"pairs": 2, "of_two_lengths": 0, "chosen_length": 1.0, "rejected_length": 1.0, "scored": 0},
+        "contradictory": 0,
         "forms": {"pairs": 2},
     }
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from alignment.data import overlap as overlaps
 from alignment.data.files import pin_file
 from alignment.recipe import Dpo, Judge
 from alignment.stages import Context, Request, Result, Stage, execute
+from alignment.stages.preference_manifest import STAGE as MANIFEST
+from alignment.stages.preference_manifest import ManifestRequest
+from alignment.stages.preference_shard import STAGE as SHARD
+from alignment.stages.preference_shard import ShardRequest
 from alignment.store import Artifact, Commit, Store
+from alignment.store.erase import erase
 from eval.answers.files import ITEMS_FILE, RESPONSES_FILE, Response, write_responses
-from eval.report.facts import Judging, facts_of, judging
+from eval.report.facts import Judging, facts_of, items_of, judging
+from eval.report.preference_data import preference_findings
 from eval.stages.evaluation_report import STAGE, ReportRequest
 from eval.stages.responses import ResponsesRequest
 from eval.stages.scores import STAGE as SCORES
@@ -103,6 +111,68 @@ def test_the_policys_settings_outside_of_what_practice_supports_are_on_the_page_
     note = "epochs 50 is outside 1 to 2, which practice supports for ipo with all weights"
     assert note in commit.summary["notes"]
     assert f"<p>{note}.</p>" in (store.fetch(commit.artifact) / "report.html").read_text(encoding="utf-8")
+
+
+class TrainedOn(Request):
+    manifest: Artifact
+
+
+def test_what_the_numbers_of_the_pairs_say_is_on_the_page_and_which_items_they_hold(
+    report: Callable[..., ReportRequest], store: Store, tmp_path: Path
+) -> None:
+    request = report()
+    question = " ".join(f"word{n}" for n in range(20))
+    asked = items_of(store, request.policy_scores["mt_bench"], "mt_bench")
+    pairs = [{"prompt": f"p{n}", "chosen": "the longer one", "rejected": f"no {n}"} for n in range(80)]
+    pairs.append({"prompt": question, "chosen": "yes", "rejected": "no"})
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    shard = execute(SHARD, ShardRequest(file=pin_file(str(path))), store).artifact
+    manifest = execute(MANIFEST, ManifestRequest(shards={"one": shard}, held_out_fraction=0.1), store).artifact
+    found = {
+        finding.name: finding
+        for finding in preference_findings(store, manifest, {"mt_bench": asked | {"7": {"turns": [question]}}})
+    }
+    assert "mt_bench: 1 rows hold 1 of its items (7)" in found["contamination"].sentence
+    assert (found["contamination"].passed, found["length_bias"].passed) == (False, False)
+    trained = Stage("policy_checkpoint", 1, TrainedOn, lambda request, context: Result("policy"))
+    policy = execute(trained, TrainedOn(manifest=manifest), store).artifact
+    text = page(store, request.model_copy(update={"policy": policy}))
+    assert "Preference data" in text
+    assert "the chosen answer is the longer one in 100 % of the pairs" in text
+
+
+def test_items_are_looked_for_in_new_shards_only_and_a_damaged_record_is_made_again(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = " ".join(f"word{n}" for n in range(20))
+    shards = {}
+    for name in ("one", "two", "three"):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(json.dumps({"prompt": f"{name} {question}", "chosen": "yes", "rejected": "no"}) + "\n")
+        shards[name] = execute(SHARD, ShardRequest(file=pin_file(str(path))), store).artifact
+    looked: list[Path] = []
+
+    def counted(folder: Path, asked: overlaps.ItemRuns) -> overlaps.ShardOverlap:
+        looked.append(folder)
+        return overlap(folder, asked)
+
+    overlap = overlaps.overlap
+    monkeypatch.setattr(overlaps, "overlap", counted)
+
+    def found(*names: str) -> int:
+        request = ManifestRequest(shards={name: shards[name] for name in names}, held_out_fraction=0.0)
+        made = execute(MANIFEST, request, store).artifact
+        return overlaps.overlap_of(store, made, {"suite": {"q": [question]}}).rows["suite"]
+
+    assert (found("one"), len(looked)) == (1, 1)
+    assert (found("one", "two"), len(looked)) == (2, 2)
+    (kept, _) = sorted(Path(store.path("cache", "overlap")).rglob("*.json"))
+    assert question not in kept.read_text()
+    kept.write_text(kept.read_text()[:-4])
+    assert (found("one", "two", "three"), len(looked)) == (3, 4)
+    erase(store, store.commit_of(shards["three"]), ["rows.parquet"], "rows were withdrawn")
+    assert (found("one", "two", "three"), len(looked)) == (3, 4), "what was found is known without the rows"
 
 
 def test_a_judge_without_a_price_is_told_by_its_tokens(report: Callable[..., ReportRequest], store: Store) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from alignment.data.rows import paired_row, write_rows
+from alignment.data.statistics import IN_SUMMARY
 from alignment.guards import (
     Guard,
     Guards,
@@ -15,6 +16,7 @@ from alignment.guards import (
     dropped,
     left_out,
     manifest_guards,
+    of_data,
     policy_guards,
     quarantined,
     reference_unchanged,
@@ -57,12 +59,13 @@ def test_a_shard_that_is_left_out_is_named_unless_a_person_withdrew_it() -> None
 
 
 def test_what_the_datas_statistics_say_are_guards_of_the_manifest_by_name(store: Store) -> None:
-    found = [Guard("length_bias", False, "the chosen answer is the longer one in 98 % of the pairs", {"share": 0.98})]
-    guards = manifest_guards({"length_bias": "About.", "score_order": "About."}, lambda summary: found)
     manifest = store.commit_of(pinned(store, texts(20)))
-    named = {guard.name: guard for guard in guards.findings(store, manifest)}
-    assert list(named) == ["rows_quarantined", "rows_dropped", "shards_left_out", "length_bias", "score_order"]
-    assert named["length_bias"] == found[0] and named["score_order"].sentence == "not measured here"
+    named = {guard.name: guard for guard in manifest_guards().findings(store, manifest)}
+    assert list(named) == ["rows_quarantined", "rows_dropped", "shards_left_out", *IN_SUMMARY]
+    said = {finding.name: finding for finding in ManifestSummary.of(manifest).findings()}
+    assert {"length_bias", "contradictions"} <= said.keys()
+    assert all(named[name] == of_data(finding) for name, finding in said.items())
+    assert named["score_order"].sentence == "not measured here"
     assert named["rows_quarantined"].sentence == "0 of 20 rows are quarantined (0.0 %)"
 
 

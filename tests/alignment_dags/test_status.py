@@ -54,7 +54,7 @@ def make(path: Path, phases: tuple[str, ...] = ("base", "shards", "reference")) 
     for phase in workspace.phases:
         for node in phase.nodes if phase.name in phases else ():
             upstream = replace(workspace).upstream()
-            shards = list(upstream.shards(workspace.recipe.preferences, 0)) if node.partitioned else [None]
+            shards = list(upstream.shards(workspace.recipe)) if node.partitioned else [None]
             for shard in shards:
                 request = node.request(upstream, shard)
                 commit = store.commit(

@@ -156,7 +156,7 @@ def test_the_rows_of_several_sources_are_bounded_in_the_manifest_and_read_each_i
         (("preference_shard all-day-0", "preference_shard all-day-1"), None, 1, 7),
         (("preference_shard some-day-1",), 2.0, None, 7),
     ]
-    shards = Upstream(store, recipe.name).shards(recipe.preferences, recipe.seed)
+    shards = Upstream(store, recipe.name).shards(recipe)
     assert [(shards[name].seed, shards[name].reading.max_rows) for name in shards] == [(7, 1), (7, 1), (0, None)]
     assert shards["some-day-1"].reading.columns == {"prompt": "chosen"}
 

@@ -177,7 +177,7 @@ def without_decontaminate(recipe: Path) -> Recipe:
 def build(recipe: Recipe) -> None:
     """Shards and a manifest without references, and their refs."""
     store = ArtifactStore().open()
-    requests = Upstream(store, recipe.name).shards(recipe.preferences, recipe.seed)
+    requests = Upstream(store, recipe.name).shards(recipe)
     made = {name: execute(SHARD, requests[name], store).artifact for name in requests}
     for name, artifact in made.items():
         store.write_ref(Ref(artifact=artifact), recipe.name, "preference_shard", name)

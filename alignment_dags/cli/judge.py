@@ -135,10 +135,7 @@ def judge_succeed(
     budget_tokens: BudgetTokens = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a new judge what the old one was asked: agreement, offset, and whether past verdicts would stand.
-
-    Settings that are not given are those of the recipe's judge. Exit 1 if some questions got no judgment.
-    """
+    """Ask a new judge what the old one was asked: agreement, offset, and whether past verdicts would stand."""
     from alignment_dags.registry.succession import Succession, succession
     from eval.judge.retirement import retirement
     from eval.succession import show_succession

@@ -19,8 +19,7 @@ def prefs_check(
     files: Annotated[list[str], typer.Argument(help="Preference files, globs, folders or URLs, or recipes (YAML).")],
     as_json: AsJson = False,
 ) -> None:
-    """Validate preference files, or those of recipes: every row is accepted, in a form that is named, or set aside with
-    the reason. Exit 2 if none is accepted."""
+    """Validate preference files, or those of recipes: forms, and the reason for each row that is set aside."""
     from alignment.data.check import check_files
     from alignment_dags.cli.output import show_check
 
@@ -40,8 +39,7 @@ def prefs_show(
     max_length: Annotated[int | None, typer.Option(min=2, help="Tokens, in place of the recipe's.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show rows as the model will see them: chat template, token ids and what counts; how long the rows are, and what
-    the token policy drops or cuts."""
+    """Show rows as the model will see them: template, ids, what counts; and what is dropped or cut."""
     from alignment.data.check import show_rows
     from alignment_dags.cli.output import show_seen
 

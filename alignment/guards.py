@@ -19,9 +19,7 @@ from alignment.data.statistics import GUARDS, IN_SUMMARY, Finding
 from alignment.errors import CorruptArtifact, MissingArtifact
 from alignment.methods import method_of
 from alignment.recipe import Dpo, TokenPolicy
-from alignment.stages.preference_manifest import ManifestSummary
-from alignment.stages.sft_checkpoint import SftSummary
-from alignment.stages.stage import PolicySummary, ShardSummary
+from alignment.stages.stage import ManifestSummary, PolicySummary, SftSummary, ShardSummary
 from alignment.store import Artifact, Commit, Store
 from alignment.training.signs import signs
 

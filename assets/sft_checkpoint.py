@@ -6,7 +6,8 @@ from pathlib import Path
 
 from alignment.models.pin import pin_model
 from alignment.recipe import Recipe, SftTraining
-from alignment.stages.sft_checkpoint import STAGE, SftRequest, SftSummary
+from alignment.stages.sft_checkpoint import STAGE, SftRequest
+from alignment.stages.stage import SftSummary
 from alignment.store import Commit
 from assets.building.node import Node, Shown
 from assets.building.show import curves

@@ -13,9 +13,8 @@ import pytest
 from alignment.stages.__main__ import GROUP
 from alignment.stages.base_model import BaseModelSummary
 from alignment.stages.preference_manifest import ManifestSummary
-from alignment.stages.sft_checkpoint import SftSummary
 from alignment.stages.sft_dataset import SftDatasetSummary
-from alignment.stages.stage import CheckpointSummary, PolicySummary, ReferenceSummary, ShardSummary
+from alignment.stages.stage import CheckpointSummary, PolicySummary, ReferenceSummary, SftSummary, ShardSummary
 from alignment.store import Commit, CorruptArtifact, Summary
 from assets.registration import RegistrationSummary
 from eval.stages.checkpoint_check import CheckSummary

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from alignment.models.check import check_loads
 from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint, embeddings
@@ -13,8 +13,8 @@ from alignment.models.code import record_of_code
 from alignment.models.pin import ModelPin, materialise
 from alignment.models.runner import tf32_products
 from alignment.recipe import SftTraining, TokenPolicy
-from alignment.stages import CheckpointSummary, Context, Request, Result, Stage
-from alignment.stages.stage import Number
+from alignment.stages import Context, Request, Result, Stage
+from alignment.stages.stage import SftSummary
 from alignment.store import Artifact
 from alignment.training import resume
 from alignment.training.arguments import (
@@ -61,27 +61,6 @@ class SftRequest(Request):
         for name in ("settings", "tokens", "world_size", *(() if self.adopt.embedded else ("seed",))):
             identity.pop(name, None)
         return identity
-
-
-class SftSummary(CheckpointSummary):
-    """`tokens` went through the model, `history` has one record a logged step. Of an adopted checkpoint `source` says
-    where it came from, and all counts are 0."""
-
-    steps: int | None = None
-    rows_trained: int | None = None
-    rows_held_out: int | None = None
-    rows_dropped: int | None = None
-    dropped: dict[str, int] = Field(default_factory=dict)
-    tokens: int | None = None
-    train_loss: Number = None
-    held_out_loss: Number = None
-    best_step: int | None = None
-    stopped_early: bool | None = None
-    rows_per_rank: list[int] = Field(default_factory=list)
-    resumed_from_step: int | None = None
-    history: list[dict[str, Number]] = Field(default_factory=list)
-    adopted: bool = False
-    source: dict[str, Any] | None = Field(default=None, validation_alias="from", serialization_alias="from")
 
 
 def run(request: SftRequest, context: Context) -> Result:

@@ -188,6 +188,27 @@ class PolicySummary(CheckpointSummary):
     sft_rows_dropped: dict[str, int] = Field(default_factory=dict)
 
 
+class SftSummary(CheckpointSummary):
+    """`tokens` went through the model, `history` has one record a logged step. Of an adopted checkpoint `source` says
+    where it came from, and all counts are 0."""
+
+    steps: int | None = None
+    rows_trained: int | None = None
+    rows_held_out: int | None = None
+    rows_dropped: int | None = None
+    dropped: dict[str, int] = Field(default_factory=dict)
+    tokens: int | None = None
+    train_loss: Number = None
+    held_out_loss: Number = None
+    best_step: int | None = None
+    stopped_early: bool | None = None
+    rows_per_rank: list[int] = Field(default_factory=list)
+    resumed_from_step: int | None = None
+    history: list[dict[str, Number]] = Field(default_factory=list)
+    adopted: bool = False
+    source: dict[str, Any] | None = Field(default=None, validation_alias="from", serialization_alias="from")
+
+
 class ShardSummary(Summary):
     """What `preference_shard` says: rows that are valid, and how many of the source's are not, by reason."""
 

@@ -9,8 +9,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from alignment.stages.sft_checkpoint import SftSummary
-from alignment.stages.stage import PolicySummary, ReferenceSummary
+from alignment.stages.stage import PolicySummary, ReferenceSummary, SftSummary
 from alignment.store import Commit
 
 # What a night did, how long each stage of it took and what that cost, summed over commit records.

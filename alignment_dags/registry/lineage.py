@@ -9,8 +9,7 @@ from alignment.errors import BadInput
 from alignment.stages.base_model import STAGE as BASE_MODEL
 from alignment.stages.base_model import BaseModelSummary
 from alignment.stages.preference_manifest import ManifestSummary
-from alignment.stages.sft_checkpoint import SftSummary
-from alignment.stages.stage import PolicySummary, ShardSummary
+from alignment.stages.stage import PolicySummary, SftSummary, ShardSummary
 from alignment.store import Artifact, Commit, Store
 from alignment.store.erase import current_erasure
 from alignment_dags.registry.registrations import champion_of, name_and_version, registration_of

@@ -50,8 +50,8 @@ def lines(result: dict[str, Any], verbose: bool = False) -> Iterator[str]:
 
 def _in_short(result: dict[str, Any]) -> str:
     """Which rows, which start and which decision made the version, in one line."""
-    shards, sft, base = result["shards"], result["sft"], result["base"]
-    start = f"SFT checkpoint {sft['digest'][:SHORT]}" + (f" of base model {base['digest'][:SHORT]}" if base else "")
+    shards, named = result["shards"], {"SFT checkpoint": result["sft"], "base model": result["base"]}
+    start = " of ".join(f"{name} {part['digest'][:SHORT]}" for name, part in named.items() if part)
     return (
         f"trained on {result['policy']['rows_trained']} rows of {len(shards)} shard{'s' * (len(shards) != 1)}, from"
         f" {start}; the gate said {result['gate']['verdict']}."

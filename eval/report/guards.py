@@ -30,10 +30,10 @@ MOST_KL = 10.0
 REPORT_GUARDS = {
     GATE: "The gate passed the policy.",
     "answers_missing": f"At most {MOST_MISSING:.0%} of a side's items lack an answer, a judgment or a score.",
-    "answer_length": f"The policy's answers are at most {MOST_RATIO:g} times as long as the SFT checkpoint's.",
+    "answer_length": f"The policy's answers are at most {MOST_RATIO:g} times as long as the start checkpoint's.",
     "answer_endings": f"The share of answers that end by themselves fell by no more than {100 * MOST_LESS:g} points.",
     "repetition": f"The share of distinct n-grams of an answer fell by no more than {100 * MOST_LESS:g} points.",
-    "divergence": f"KL(policy ‖ SFT) is at most {MOST_KL:g} nats a response.",
+    "divergence": f"KL(policy ‖ start) is at most {MOST_KL:g} nats a response.",
     CONTAMINATION: GUARDS[CONTAMINATION],
 }
 
@@ -118,12 +118,12 @@ def answer_length(length: MetricComparison) -> Guard:
     """The ratio of the mean lengths in tokens."""
     ratio = length.ratio
     if ratio is None:
-        return Guard("answer_length", True, "the SFT checkpoint's answers are empty")
+        return Guard("answer_length", True, "the start checkpoint's answers are empty")
     interval = (
         "" if ratio.low is None or ratio.high is None else f" (95 % interval {ratio.low:.3g} to {ratio.high:.3g})"
     )
     tokens = f"{length.baseline:.1f} → {length.candidate:.1f} tokens"
-    text = f"answers are {ratio.value:.3g} times as long as the SFT checkpoint's{interval}: {tokens}"
+    text = f"answers are {ratio.value:.3g} times as long as the start checkpoint's{interval}: {tokens}"
     numbers = {"ratio": ratio.value, "sft": length.baseline, "policy": length.candidate}
     return Guard("answer_length", ratio.value <= MOST_RATIO, text, numbers)
 
@@ -145,9 +145,9 @@ def fallen(name: str, what: str, comparisons: Mapping[str, MetricComparison]) ->
 
 
 def divergence(kl: MetricComparison) -> Guard:
-    """KL(policy ‖ SFT), the mean over sampled responses."""
+    """KL(policy ‖ start), the mean over sampled responses."""
     ends = "" if kl.ci95 is None else f" (95 % interval {kl.ci95[0]:.3g} to {kl.ci95[1]:.3g})"
-    text = f"KL(policy ‖ SFT) is {kl.candidate:.3g} nats a response{ends}, over {kl.n} responses"
+    text = f"KL(policy ‖ start) is {kl.candidate:.3g} nats a response{ends}, over {kl.n} responses"
     return Guard("divergence", kl.candidate <= MOST_KL, text, {"kl": kl.candidate})
 
 

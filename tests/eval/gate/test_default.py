@@ -140,9 +140,9 @@ def test_a_gate_may_bound_answers_divergence_and_any_metric_from_above() -> None
     [
         ({"at_most": 0.5, "champion_margin": 0.1}, "champion_margin goes with"),
         ({"at_most": 0.5, "max_ratio": 2}, "exactly one of"),
-        ({"max_ratio": 0}, "greater than 0"),
+        ({"max_ratio": 0}, "must be above 0"),
         ({"at_least": 0.5, "champion_margin": 0.1}, "champion_margin goes with"),
-        ({"improve": 0.1, "champion_margin": -0.1}, "greater than or equal to 0"),
+        ({"improve": 0.1, "champion_margin": -0.1}, "must be at least 0"),
         ({"champion_margin": 0.1}, "exactly one of"),
     ],
 )

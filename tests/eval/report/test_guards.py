@@ -38,7 +38,7 @@ ENDS = [1.0] * 36 + [0.0] * 4
             FLAT,
             [2.5 * value for value in FLAT],
             False,
-            "answers are 2.5 times as long as the SFT checkpoint's: 11.5 → 28.8 tokens",
+            "answers are 2.5 times as long as the start checkpoint's: 11.5 → 28.8 tokens",
         ),
         ("answer_length", "answers", "length", FLAT, FLAT, True, "answers are 1 times as long"),
         (
@@ -68,9 +68,9 @@ ENDS = [1.0] * 36 + [0.0] * 4
             [0.0] * 4,
             [11.0, 12.0, 13.0, 12.0],
             False,
-            "KL(policy ‖ SFT) is 12 nats a response (95 % interval ",
+            "KL(policy ‖ start) is 12 nats a response (95 % interval ",
         ),
-        ("divergence", "policy_divergence", "kl", [0.0] * 4, [1.0, 2.0, 3.0, 2.0], True, "KL(policy ‖ SFT) is 2 nats"),
+        ("divergence", "policy_divergence", "kl", [0.0] * 4, [1.0, 2.0, 3.0, 2.0], True, "KL(policy ‖ start) is 2 nats"),
     ],
 )
 def test_a_guard_of_answers_or_divergence(

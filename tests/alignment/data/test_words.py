@@ -13,7 +13,7 @@ import pytest
 from alignment.data import words
 from alignment.data.assign import ShardFiles
 from alignment.data.embedded import embedded
-from alignment.data.forms import normalise
+from alignment.data.forms.table import normalise
 from alignment.data.noise import estimate
 from alignment.data.overlap import COMMON, ItemRuns, overlap, overlap_numbers
 from alignment.data.rows import PreferenceRow, paired_row, write_rows

@@ -62,9 +62,11 @@ def run(request: ReportRequest, context: Context) -> Result:
     comparison = {"sft": sft, "champion": champion}
     notes = notes_on(evidence, baseline)
     facts = facts_of(context.store, request)
-    scores = {side: {suite: one.summary for suite, one in of.items()} for side, of in evidence.by_side.items()}
+    scores = {
+        side: {suite: one.summary for suite, one in of.items()} for side, of in evidence.by_side(baseline).items()
+    }
     bounded = evidence.against_sft.bounded
-    found = evaluation_findings(verdict.outcome, verdict.reasons, bounded, scores)
+    found = evaluation_findings(verdict.outcome, verdict.reasons, bounded, scores, request.baseline)
     guards = [*findings_behind(context.store, request.policy), *(Line("evaluation_report", each) for each in found)]
     _write(context.out / COMPARISON_FILE, comparison)
     _write(context.out / VERDICT_FILE, verdict.model_dump(mode="json"))

@@ -77,14 +77,13 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
 def findings(store: Store, commit: Commit, deep: bool) -> list[Guard]:
     """What the guards of an evaluation say of a report, from its summary and those of the scores it pins."""
     summary = ReportSummary.of(commit)
-    against = baseline_at(commit.inputs["sft"])
-    baseline = SHORT_NAMES[against]
+    baseline = SHORT_NAMES[baseline_at(commit.inputs["sft"])]
     scores: dict[str, dict[str, ScoresSummary]] = {baseline: {}, "policy": {}}
     for place, artifact in commit.inputs.items():
         field, _, suite = place.partition(".")
         if side := {"sft_scores": baseline, "policy_scores": "policy"}.get(field):
             scores[side][suite] = ScoresSummary.of(store.commit_of(artifact))
-    return evaluation_findings(summary.verdict, summary.reasons, summary.bounded, scores, against)
+    return evaluation_findings(summary.verdict, summary.reasons, summary.bounded, scores)
 
 
 def gate_and_baselines(recipe: Recipe, file: str | None = None) -> tuple[Gate | None, list[PublishedFigure]]:

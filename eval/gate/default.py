@@ -45,7 +45,7 @@ def _gate_of(recipe: Recipe) -> Gate | None:
         else:
             why = _no_metric(recipe, suite, name)
         if why is None and suite in (PREFERENCES, DIVERGENCE) and recipe.gate.metrics[metric].max_ratio is not None:
-            why = "the start checkpoint's own value is 0, which has no ratio: bound it by at_most"
+            why = "the SFT checkpoint's own value is 0, which has no ratio: bound it by at_most"
         if why is not None:
             raise BadInput(why, field=f"gate.metrics.{metric}")
     return recipe.gate

@@ -13,7 +13,6 @@ from alignment.store import Artifact, Commit, MissingArtifact, Store
 from eval.gate.bounded import ANSWERS, DIVERGENCE, ENDED, KL, LENGTH, NGRAMS
 from eval.gate.compare import MetricComparison
 from eval.gate.metrics import PERCENT, title_of
-from eval.gate.requirement import SHORT_NAMES, Against
 from eval.summaries import ResponsesSummary, ScoresSummary
 
 Comparisons = Mapping[str, Mapping[str, MetricComparison]]
@@ -26,15 +25,13 @@ MOST_LESS = 0.05
 MOST_KL = 10.0
 """Nats a response: beyond 5 to 10 a policy is another model than its start."""
 
-START_NAMES = {"sft": "SFT checkpoint", "base": "base model"}
-
 REPORT_GUARDS = {
     GATE: "The gate passed the policy.",
     "answers_missing": f"At most {MOST_MISSING:.0%} of a side's items lack an answer, a judgment or a score.",
-    "answer_length": f"The policy's answers are at most {MOST_RATIO:g} times as long as those of its start checkpoint.",
+    "answer_length": f"The policy's answers are at most {MOST_RATIO:g} times as long as the SFT checkpoint's.",
     "answer_endings": f"The share of answers that end by themselves fell by no more than {100 * MOST_LESS:g} points.",
     "repetition": f"The share of distinct n-grams of an answer fell by no more than {100 * MOST_LESS:g} points.",
-    "divergence": f"KL(policy ‖ start checkpoint) is at most {MOST_KL:g} nats a response.",
+    "divergence": f"KL(policy ‖ SFT) is at most {MOST_KL:g} nats a response.",
 }
 
 
@@ -47,25 +44,20 @@ class Line:
 
 
 def evaluation_findings(
-    outcome: str,
-    reasons: Sequence[str],
-    bounded: Comparisons,
-    scores: Mapping[str, Mapping[str, ScoresSummary]],
-    baseline: Against = "sft",
+    outcome: str, reasons: Sequence[str], bounded: Comparisons, scores: Mapping[str, Mapping[str, ScoresSummary]]
 ) -> list[Guard]:
-    """One finding for each of `REPORT_GUARDS` that was measured; `scores` has each side's summaries by suite, and
-    `baseline` is what the policy started from."""
+    """One finding for each of `REPORT_GUARDS` that was measured; `scores` has each side's summaries by suite."""
     answers = bounded.get(ANSWERS, {})
     found = [gate(outcome, reasons), answers_missing(scores)]
     if LENGTH in answers:
-        found.append(answer_length(answers[LENGTH], baseline))
+        found.append(answer_length(answers[LENGTH]))
     if ENDED in answers:
-        found.append(fallen("answer_endings", "answers that end by themselves", {ENDED: answers[ENDED]}, baseline))
+        found.append(fallen("answer_endings", "answers that end by themselves", {ENDED: answers[ENDED]}))
     distinct = {name: answers[name] for name in (f"distinct_{n}" for n in NGRAMS) if name in answers}
     if distinct:
-        found.append(fallen("repetition", "distinct n-grams of an answer", distinct, baseline))
+        found.append(fallen("repetition", "distinct n-grams of an answer", distinct))
     if KL in bounded.get(DIVERGENCE, {}):
-        found.append(divergence(bounded[DIVERGENCE][KL], baseline))
+        found.append(divergence(bounded[DIVERGENCE][KL]))
     return found
 
 
@@ -112,22 +104,21 @@ RESPONSES = Guards(
 )
 
 
-def answer_length(length: MetricComparison, baseline: Against) -> Guard:
+def answer_length(length: MetricComparison) -> Guard:
     """The ratio of the mean lengths in tokens."""
-    theirs = f"those of the {START_NAMES[baseline]}"
     ratio = length.ratio
     if ratio is None:
-        return Guard("answer_length", True, f"{theirs.removeprefix('those of ')} gives empty answers")
+        return Guard("answer_length", True, "the SFT checkpoint's answers are empty")
     interval = (
         "" if ratio.low is None or ratio.high is None else f" (95 % interval {ratio.low:.3g} to {ratio.high:.3g})"
     )
     tokens = f"{length.baseline:.1f} → {length.candidate:.1f} tokens"
-    text = f"answers are {ratio.value:.3g} times as long as {theirs}{interval}: {tokens}"
-    numbers = {"ratio": ratio.value, baseline: length.baseline, "policy": length.candidate}
+    text = f"answers are {ratio.value:.3g} times as long as the SFT checkpoint's{interval}: {tokens}"
+    numbers = {"ratio": ratio.value, "sft": length.baseline, "policy": length.candidate}
     return Guard("answer_length", ratio.value <= MOST_RATIO, text, numbers)
 
 
-def fallen(name: str, what: str, comparisons: Mapping[str, MetricComparison], baseline: Against) -> Guard:
+def fallen(name: str, what: str, comparisons: Mapping[str, MetricComparison]) -> Guard:
     """Whether a share fell by more than `MOST_LESS`, and not by chance."""
     parts, holds = [], True
     numbers: dict[str, float] = {}
@@ -139,14 +130,14 @@ def fallen(name: str, what: str, comparisons: Mapping[str, MetricComparison], ba
             "" if ends is None else " (95 % interval {} to {} points)".format(*(PERCENT.format(e, "+") for e in ends))
         )
         parts.append(f"{'' if len(comparisons) == 1 else metric + ' '}{values}{spread}")
-        numbers |= {f"{metric}/{baseline}": compared.baseline, f"{metric}/policy": compared.candidate}
+        numbers |= {f"{metric}/sft": compared.baseline, f"{metric}/policy": compared.candidate}
     return Guard(name, holds, f"{what}: {', '.join(parts)}", numbers)
 
 
-def divergence(kl: MetricComparison, baseline: Against) -> Guard:
-    """KL(policy ‖ start checkpoint), the mean over sampled responses."""
+def divergence(kl: MetricComparison) -> Guard:
+    """KL(policy ‖ SFT), the mean over sampled responses."""
     ends = "" if kl.ci95 is None else f" (95 % interval {kl.ci95[0]:.3g} to {kl.ci95[1]:.3g})"
-    text = f"KL(policy ‖ {SHORT_NAMES[baseline]}) is {kl.candidate:.3g} nats a response{ends}, over {kl.n} responses"
+    text = f"KL(policy ‖ SFT) is {kl.candidate:.3g} nats a response{ends}, over {kl.n} responses"
     return Guard("divergence", kl.candidate <= MOST_KL, text, {"kl": kl.candidate})
 
 

@@ -66,7 +66,7 @@ def run(request: ReportRequest, context: Context) -> Result:
         side: {suite: one.summary for suite, one in of.items()} for side, of in evidence.by_side(baseline).items()
     }
     bounded = evidence.against_sft.bounded
-    found = evaluation_findings(verdict.outcome, verdict.reasons, bounded, scores, request.baseline)
+    found = evaluation_findings(verdict.outcome, verdict.reasons, bounded, scores)
     guards = [*findings_behind(context.store, request.policy), *(Line("evaluation_report", each) for each in found)]
     _write(context.out / COMPARISON_FILE, comparison)
     _write(context.out / VERDICT_FILE, verdict.model_dump(mode="json"))

@@ -91,7 +91,7 @@ def requests(lab: Any) -> dict[str, tuple[DpoRequest, DpoRequest]]:
                 manifests[kind] = lab.scored_manifest(checkpoint, rows, method, held_out_fraction=0.3, tokens=tokens)
         if settings.get("sft_rows_fraction"):
             settings["sft_dataset"] = demonstrations
-        made = {"batch_size": 8, "epochs": 2, "tokens": tokens, **settings}
+        made = {"batch_size": 8, "epochs": 1, "tokens": tokens, **settings}
         one, two = (lab.dpo_request(checkpoint, manifests[kind], world_size=size, **dict(made)) for size in (1, 2))
         found[name] = (one, two)
     return found

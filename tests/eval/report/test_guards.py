@@ -38,7 +38,7 @@ ENDS = [1.0] * 36 + [0.0] * 4
             FLAT,
             [2.5 * value for value in FLAT],
             False,
-            "answers are 2.5 times as long as those of the SFT checkpoint: 11.5 → 28.8 tokens",
+            "answers are 2.5 times as long as the SFT checkpoint's: 11.5 → 28.8 tokens",
         ),
         ("answer_length", "answers", "length", FLAT, FLAT, True, "answers are 1 times as long"),
         (
@@ -109,11 +109,3 @@ def test_answers_and_judgments_that_are_missing_are_named_by_suite_and_side() ->
     red = missing(5, 3)
     assert not red.passed
     assert red.sentence == "IFEval, policy: 5 items failed of 100; MT-Bench, policy: 3 answers without a judgment of 83"
-
-
-def test_a_policy_of_a_base_model_is_measured_against_it_in_name_too() -> None:
-    bounded = compared("answers", "length", FLAT, FLAT) | compared("policy_divergence", "kl", [0.0] * 4, [1.0, 2.0] * 2)
-    _, _, answers, moved = evaluation_findings("none", [], bounded, {}, "base")
-    assert answers.sentence.startswith("answers are 1 times as long as those of the base model")
-    assert answers.numbers.keys() == {"ratio", "base", "policy"}
-    assert moved.sentence.startswith("KL(policy ‖ base model) is 1.5 nats")

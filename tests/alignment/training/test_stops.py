@@ -119,6 +119,19 @@ def test_a_training_that_goes_well_shows_no_sign_and_rewards_without_a_reference
     assert signs(falling, {}, Dpo(loss="simpo")) == []
 
 
+def test_a_sign_names_only_what_the_method_takes() -> None:
+    falling = history(**(GOOD | {"chosen_reward": [0.0] * 4 + [-0.7] * 4}))
+    for settings, cure, swapped in (
+        (Dpo(), "sft_weight", "chosen and rejected"),
+        (Dpo(loss="kto"), "sft_rows_fraction", "thumbs up and down"),
+    ):
+        not_learned, fallen = signs(falling, {"accuracy": 0.5}, settings)
+        assert not_learned.text.endswith(f"or {swapped} are swapped") and fallen.text.endswith(
+            f"; {cure} keeps them up"
+        )
+        Dpo(loss=settings.loss, **{cure: 0.1})
+
+
 def test_a_margin_that_runs_away_ends_the_training_and_the_summary_says_at_which_step(lab: Any) -> None:
     checkpoint = lab.checkpoint()
     manifest = lab.manifest(checkpoint, lab.rows(60), held_out_fraction=0.2)

@@ -220,9 +220,11 @@ def setup_notes(store: Store, manifest: Artifact, start: Artifact, settings: Dpo
             " not get: set tokens.plain_text: chat"
         )
     if data.train is not None and data.train < FEW_ROWS and settings.epochs > MANY_EPOCHS:
+        method = method_of(settings)
+        nearer = " or a larger beta" if method.needs_reference and "beta" in method.settings() else ""
         notes.append(
             f"{data.train:,} rows are trained on for {settings.epochs:g} epochs: so small a set is learnt by heart;"
-            " fewer epochs, a lower learning rate or a larger beta"
+            f" fewer epochs{', ' if nearer else ' or '}a lower learning rate{nearer}"
         )
     return notes
 

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from alignment.errors import BadInput, did_you_mean
+from alignment.methods import LOSS, METHOD, NORMALISED
 from alignment.recipe import Recipe, load_recipe, parse_recipe
 from alignment.recipe.load import StrictLoader, read_yaml
 from resources.home import PROJECT, align_home
@@ -112,7 +113,8 @@ def derive(base: Path, changes: Sequence[str], name: str) -> Path:
     data["name"] = name
     parse_recipe(data, f"{base} as {name}", os.environ)
     path.parent.mkdir(parents=True, exist_ok=True)
-    head = f"# Made by `align run {base} {' '.join(f'--set {change}' for change in changes)} --as {name}`.\n"
+    made = f"align run {base} {' '.join(f'--set {change}' for change in changes)} --as {name}"
+    head = f"# Made by `{' '.join(made.split())}`.\n"  # one line, whatever a value holds
     path.write_text(head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return path
 
@@ -123,18 +125,34 @@ def _change(data: dict[str, Any], change: str) -> None:
     keys = dotted.strip().split(".")
     if not equals or not all(keys):
         raise BadInput(f"'{change}': expected KEY=VALUE, such as dpo.beta=0.5", field="--set")
-    if keys[0] not in data and (other := SPELLINGS.get(keys[0])) in data:
-        keys[0] = str(other)
     try:
         value = yaml.load(text, StrictLoader)
     except yaml.YAMLError as error:
         raise BadInput(f"'{change}': the value is no YAML", field="--set") from error
+    if keys[0] not in data and SPELLINGS.get(keys[0]) in data:
+        keys, value = _spelled(keys, value, change)
     section: Any = data
     for depth, key in enumerate(keys[:-1], start=1):
         section = section.setdefault(key, {})
         if not isinstance(section, dict):
             raise BadInput(f"'{change}': {'.'.join(keys[:depth])} is no section", field="--set")
     section[keys[-1]] = value
+
+
+def _spelled(keys: list[str], value: Any, change: str) -> tuple[list[str], Any]:
+    """A change of the section that trains as the recipe's other spelling writes it: the key of the method, and its name
+    where it has another there. Raises `BadInput` for what means something else there."""
+    given, wanted = (METHOD, LOSS) if keys[0] == METHOD.section else (LOSS, METHOD)
+    keys = [wanted.section, *keys[1:]]
+    if keys[1:] == [given.key]:
+        keys[1] = wanted.key
+        if isinstance(value, str) and value in given.names and value not in wanted.names:
+            value = wanted.elsewhere.get(value, value)
+    if keys[1:] == ["length_normalised"] or (keys[1:] == [wanted.key] and value == wanted.elsewhere.get(NORMALISED)):
+        told = f"'{change}': the recipe has the section {wanted.section}, which spells margins per token otherwise"
+        right = "dpo.loss=sigmoid_norm" if wanted is LOSS else "optimise.method=dpo and optimise.length_normalised=true"
+        raise BadInput(f"{told}; set {right}", field="--set")
+    return keys, value
 
 
 def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -77,10 +77,11 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
 def findings(store: Store, commit: Commit, deep: bool) -> list[Guard]:
     """What the guards of an evaluation say of a report, from its summary and those of the scores it pins."""
     summary = ReportSummary.of(commit)
-    scores: dict[str, dict[str, ScoresSummary]] = {"SFT": {}, "policy": {}}
+    baseline = SHORT_NAMES[baseline_at(commit.inputs["sft"])]
+    scores: dict[str, dict[str, ScoresSummary]] = {baseline: {}, "policy": {}}
     for place, artifact in commit.inputs.items():
         field, _, suite = place.partition(".")
-        if side := {"sft_scores": "SFT", "policy_scores": "policy"}.get(field):
+        if side := {"sft_scores": baseline, "policy_scores": "policy"}.get(field):
             scores[side][suite] = ScoresSummary.of(store.commit_of(artifact))
     return evaluation_findings(summary.verdict, summary.reasons, summary.bounded, scores, summary.contamination)
 

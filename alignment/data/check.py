@@ -27,20 +27,23 @@ RECIPES = (".yaml", ".yml")
 
 @dataclass(frozen=True)
 class Source:
-    """Some records, how they are read, and what they are called in what is said of them."""
+    """Some records, how they are read, and what they are called in what is said of them. With `split_pairs` a pair is
+    two completions with their labels."""
 
     name: str
     records: Iterable[Record]
     reading: Reading
+    split_pairs: bool = False
 
 
 def sources_of(target: str) -> Iterator[Source]:
     """What a recipe's preferences are, or a path, glob, folder or URL of preference files."""
     if target.endswith(RECIPES):
         recipe = load_recipe(target)
-        for request in shards_of(recipe.preferences, recipe.seed).values():
+        split_pairs = recipe.method.data == "unpaired"
+        for request in shards_of(recipe.preferences, recipe.seed, split_pairs=split_pairs).values():
             name = request.source if request.file is None else request.file.url
-            yield Source(name, records_of(request), request.reading)
+            yield Source(name, records_of(request), request.reading, split_pairs)
         return
     for url in expand(target, "preferences"):
         yield Source(url, read_records(url), reading_of(url, DEFAULT_READING))
@@ -58,7 +61,7 @@ def check_files(targets: list[str]) -> dict[str, Any]:
     accepted = 0
     advice: dict[str, str] = {}
     for source in (source for target in targets for source in sources_of(target)):
-        validation.reading = source.reading
+        validation.reading, validation.split_pairs = source.reading, source.split_pairs
         accepted += sum(1 for _ in validation.accepted(source.records, source.name))
         if (told := validation.advice(source.name)) is not None:
             advice[source.name] = told
@@ -104,7 +107,7 @@ def show_rows(
     with _tokens_of(recipe, model, max_length) as tokens:
         measure = None if tokens is None else Measure(tokens)
         for source in sources_of(target):
-            validation.reading = source.reading
+            validation.reading, validation.split_pairs = source.reading, source.split_pairs
             accepted = validation.accepted(source.records, source.name)
             while rows := list(islice(accepted, TOGETHER)):
                 if measure is not None:

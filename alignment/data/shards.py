@@ -143,13 +143,24 @@ def names_on_the_hub(source: PreferenceSource) -> list[str]:
 
 
 def mixes_of(source: PreferenceSource, shards: Mapping[str, Artifact], seed: int) -> tuple[Mix, ...]:
-    """How many rows of each source are kept, where a recipe bounds them over several shards or weighs sources."""
-    mixes = []
+    """How many rows of each source are kept, where a recipe bounds them over several shards or weighs sources.
+
+    A source that has no shard, as they are withdrawn or not built, sets no scale for the others' weights. Raises
+    `BadInput` where two of these sources hold the same shard, whose rows would count for one of them only.
+    """
+    mixes: list[Mix] = []
+    taken: dict[str, str] = {}
     for part in source.parts:
         lead, weight = (f"{part.name}-", part.weight) if isinstance(part, NamedSource) else ("", None)
         own = [one for name, one in shards.items() if name.startswith(lead)]
-        if weight is not None or (part.max_rows is not None and len(own) > 1):
+        if own and (weight is not None or (part.max_rows is not None and len(own) > 1)):
             digests = tuple(sorted(artifact.digest for artifact in own))
+            if twice := sorted({taken[digest] for digest in digests if digest in taken}):
+                raise BadInput(
+                    f"sources {twice[0]} and {lead[:-1]} hold the same rows, which count once: take one of them out",
+                    field="preferences",
+                )
+            taken |= dict.fromkeys(digests, lead[:-1])
             mixes.append(Mix(shards=digests, weight=weight, max_rows=part.max_rows, seed=seed))
     return tuple(mixes)
 

@@ -99,10 +99,23 @@ class TokenSequence:
         return cls(prompt_ids, tuple(~token if token < 0 else token for token in stored_ids), uncounted)
 
 
+def first_lengths(sides: Sequence[TokenSequence]) -> list[int]:
+    """How many ids each completion has up to its last one that counts among as many as the shortest has; ids behind
+    that do not count are taken along, so that the shortest is whole."""
+    shortest, lengths = min(side.counted for side in sides), []
+    for side in sides:
+        length = shortest
+        for place in side.uncounted:  # in order: each moves the end by one, as long as it lies before it
+            length += place <= length
+        lengths.append(length)
+    return lengths
+
+
 def with_firsts(sides: Mapping[str, TokenSequence]) -> dict[str, TokenSequence]:
-    """A row's sequences by name, and each again as NAME_first, with as many tokens as the shortest completion has."""
-    shortest = min(len(side.completion_ids) for side in sides.values())
-    return dict(sides) | {f"{name}_first": side.first(shortest) for name, side in sides.items()}
+    """A row's sequences by name, and each again as NAME_first, with as many counted tokens as the shortest has."""
+    lengths = first_lengths(list(sides.values()))
+    firsts = {f"{name}_first": side.first(length) for (name, side), length in zip(sides.items(), lengths, strict=True)}
+    return dict(sides) | firsts
 
 
 Sequences = tuple[TokenSequence, TokenSequence]

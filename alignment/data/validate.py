@@ -107,9 +107,14 @@ class Validation:
             as_written = not (self.reading.columns or self.reading.labels or self.split_pairs)
             plain = outcome.form is None or (outcome.form.plain and as_written)
             for row in outcome.rows:
-                rows = halves(row) if self.split_pairs and row.row_id not in self.withdrawn else [row]
+                rows = [row]
+                if self.split_pairs and row.paired and row.row_id not in self.withdrawn:
+                    if (close := too_close(row, self.reading)) is not None:  # its halves have no scores
+                        self._set_aside(record, source, Refused(close, None if plain else row_said(row)))
+                        continue
+                    rows = self._new_halves(row)
                 kept = [each for each in rows if each.row_id not in self.withdrawn]
-                self.withdrawn_records += not kept
+                self.withdrawn_records += bool(rows) and not kept
                 for each in kept:
                     numbered = with_numbers(each, record.value, self.reading)
                     reason = numbered if isinstance(numbered, str) else self._objection(numbered)
@@ -121,6 +126,11 @@ class Validation:
                         self._set_aside(record, source, Refused(reason, None if plain else row_said(each)))
             for refused in outcome.refused:
                 self._set_aside(record, source, refused)
+
+    def _new_halves(self, pair: PreferenceRow) -> list[PreferenceRow]:
+        """A pair's two completions, without one that another pair of the same record gave: that is no duplicate."""
+        here = pair.source, pair.source_row
+        return [half for half in halves(pair) if self._seen.get(half.row_id) != here]
 
     def _set_aside(self, record: Record, source: str, refused: Refused) -> None:
         said = record.value if refused.value is None else refused.value

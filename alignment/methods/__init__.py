@@ -120,6 +120,7 @@ __all__ = [
     "LOSS",
     "METHOD",
     "METHODS",
+    "NORMALISED",
     "LabelledLogps",
     "Method",
     "PairLogps",

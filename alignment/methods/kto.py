@@ -41,7 +41,7 @@ class Kto(Method):
 
     def wrong(self) -> str | None:
         both = self.desirable_weight, self.undesirable_weight
-        return None if any(both) else "loss: kto needs a desirable_weight or an undesirable_weight above 0"
+        return None if any(both) else "needs a desirable_weight or an undesirable_weight above 0"
 
     def prepare(self, ratios: torch.Tensor) -> float:
         """z₀ ≥ 0: a divergence is none below 0, though its estimate may be."""

@@ -18,7 +18,8 @@ class LdDpo(Dpo):
     """DPO's −log σ(β · margin), of log-probs that the longer side's excess enters with weight α.
 
     log π̂(y|x) = Σ_{i ≤ l} log π(y_i|x, y_<i) + α · Σ_{i > l} log π(y_i|x, y_<i), l = min(|y_w|, |y_l|), of policy and
-    reference alike. α = 1 is DPO; with α = 0 both sides count for the same number of tokens.
+    reference alike. α = 1 is DPO; with α = 0 both sides count for the same number of tokens. Masked format tokens are
+    no part of a length.
     """
 
     name = "ld_dpo"

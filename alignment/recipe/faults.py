@@ -114,6 +114,8 @@ def _words(found: Any, keys: tuple[str, ...], model: type[BaseModel]) -> str:
         return f"must be {words} {context[name]:g}"
     if kind == "none_required":
         return "unknown key"  # a section that takes away a key of the section it is made from
+    if kind == "too_long":
+        return f"must have {context['max_length']} values at most"
     if kind in ("too_short", "string_too_short"):
         return "must not be empty"
     if kind == "int_from_float":
@@ -128,7 +130,10 @@ def _other_key(keys: tuple[str, ...], model: type[BaseModel]) -> str:
     """The key that was meant: one of the section with nearly this name, or this very name in another section."""
     *section, key = keys
     around = _models_at(model, section)
-    if meant := did_you_mean(key, [name for one in around for name in one.model_fields]):
+    written = {name: field.alias or name for one in around for name, field in one.model_fields.items()}
+    if key in written:  # a key of another spelling of the section, which has another name here
+        return f"; did you mean {written[key]}?"
+    if meant := did_you_mean(key, list(written.values())):
         return meant
     below = [
         ".".join((*section, name, key))

@@ -99,17 +99,18 @@ def differences(rows: Sequence[PolicyRow], method: Method, score: Score) -> list
 
 def allowed(difference: Difference, precision: str, noise: float | None) -> float:
     """Most that one sequence may differ, in nats; `noise` as `probe_noise` gives it, None for the same pass."""
+    tokens = max(1, difference.tokens)  # a partner's completion may be cut to tokens that do not count
     if precision == "float32":
-        return FLOAT32_NATS * max(abs(difference.reference), difference.tokens)
+        return FLOAT32_NATS * max(abs(difference.reference), tokens)
     if noise is None:
         return SAME_PASS_NATS
-    return min(MOST_NATS, (PROBE_FACTOR * noise + ROUNDING) * math.sqrt(difference.tokens))
+    return min(MOST_NATS, (PROBE_FACTOR * noise + ROUNDING) * math.sqrt(tokens))
 
 
 def probe_noise(sequences: Sequence[TokenSequence], score: Score, elsewhere: Score) -> float:
     """Largest difference between two passes over these sequences, in nats a square root of a token."""
     return max(
-        abs(one - other) / math.sqrt(sequence.counted)
+        abs(one - other) / math.sqrt(max(1, sequence.counted))
         for one, other, sequence in zip(score(sequences), elsewhere(sequences), sequences, strict=True)
     )
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from alignment.data.tokens import TokenSequence
+from alignment.data.tokens import TokenSequence, first_lengths
 from alignment.methods import Method
 from alignment.models.forward import first_sums, head_backward, head_logps, own_logps, row_sums
 from alignment.models.packing import shares
@@ -195,8 +195,8 @@ def _policy(
 
     policy = dict(zip(names, by_name(row_sums(tokens, flat)), strict=True))
     if method.first_tokens:
-        shortest = [min(len(sequence.completion_ids) for sequence in trained(method, row)) for row in rows]
-        firsts = first_sums(tokens, flat, [shortest[index // len(names)] for index in order])
+        lengths = [length for row in rows for length in first_lengths(trained(method, row))]
+        firsts = first_sums(tokens, flat, [lengths[index] for index in order])
         policy |= {f"{name}_first": sums for name, sums in zip(names, by_name(firsts), strict=True)}
     return policy
 
@@ -209,7 +209,9 @@ def share_of(method: Method, rows: Sequence[Row], rank: int, ranks: int) -> list
     if ranks == 1:
         return list(range(len(rows)))
     names = (*method.sequences, *method.coupled)
-    return shares([sum(len(getattr(row, name)) for name in names) for row in rows], ranks)[rank]
+    parts = ([getattr(row, name) for name in names] for row in rows)
+    # a row that is alone in its shard has no partner
+    return shares([sum(len(one) for one in part if one is not None) for part in parts], ranks)[rank]
 
 
 def constants_of(

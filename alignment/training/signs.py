@@ -38,19 +38,21 @@ class Sign:
 
 def signs(history: Sequence[Record], held_out: Mapping[str, float | None], settings: Dpo) -> list[Sign]:
     """What the records of a finished training say, the worst first; `held_out` is measured on the saved policy."""
-    found = [*_accuracy(held_out), *_margin(history, held_out), *_falling(history)]
-    if method_of(settings).needs_reference:  # without one a reward is no change of a log-prob
-        found += _rewards(history)
+    method = method_of(settings)
+    swapped = "chosen and rejected are swapped" if method.data == "paired" else "thumbs up and down are swapped"
+    found = [*_accuracy(held_out, swapped), *_margin(history, held_out), *_falling(history)]
+    if method.needs_reference:  # without one a reward is no change of a log-prob
+        found += _rewards(history, "sft_weight" if "sft_weight" in method.settings() else "sft_rows_fraction")
     return sorted(found, key=lambda sign: not sign.bad)
 
 
-def _accuracy(held_out: Mapping[str, float | None]) -> list[Sign]:
+def _accuracy(held_out: Mapping[str, float | None], swapped: str) -> list[Sign]:
     accuracy = held_out.get("accuracy")
     if accuracy is None:
         return []
     share = f"{accuracy:.1%}".replace("%", " %")
     if accuracy <= NOT_LEARNED:
-        text = f"held-out accuracy is {share}: the preferences were not learned, or chosen and rejected are swapped"
+        text = f"held-out accuracy is {share}: the preferences were not learned, or {swapped}"
         return [Sign(text, True)]
     if accuracy > SEPARABLE:
         return [
@@ -77,7 +79,8 @@ def _margin(history: Sequence[Record], held_out: Mapping[str, float | None]) -> 
     return found
 
 
-def _rewards(history: Sequence[Record]) -> list[Sign]:
+def _rewards(history: Sequence[Record], cure: str) -> list[Sign]:
+    """`cure` is the setting of the method that keeps what SFT taught."""
     chosen, rejected = quarter_means(history, "chosen_reward"), quarter_means(history, "rejected_reward")
     if not chosen or not rejected:
         return []
@@ -88,7 +91,7 @@ def _rewards(history: Sequence[Record]) -> list[Sign]:
         )
         return [Sign(text, True)]
     if chosen[3] < min(chosen[0], 0.0):
-        text = f"the log-probs of chosen completions fall (reward {chosen[3]:+.2g}); sft_weight keeps them up"
+        text = f"the log-probs of chosen completions fall (reward {chosen[3]:+.2g}); {cure} keeps them up"
         return [Sign(text, False)]
     return []
 

@@ -105,7 +105,8 @@ class HeldOutLooks(TrainerCallback):  # type: ignore[misc]
             record = {"step": step, **self.look()}
         state.log_history.append(record)
         log.info("step %d, held-out accuracy %.3f", step, record["held_out_accuracy"])
-        looks = [each for each in state.log_history if "held_out_accuracy" in each]
+        # a candidate's look between two of the recipe's would use up `patience` before its time
+        looks = [each for each in state.log_history if "held_out_accuracy" in each and each["step"] % self.every == 0]
         reason = stop_reason(looks, self.stop) if self.stop is not None and due else None
         if reason is not None:
             self.stopped_by = f"stopped at step {step} of {state.max_steps}: {reason}"

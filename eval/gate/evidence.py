@@ -185,10 +185,9 @@ class Evidence:
     held_out: dict[str, str] = field(default_factory=dict)
     bounded: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def by_side(self) -> dict[str, dict[str, SuiteScores]]:
-        """The scores under the names that a report gives the two sides."""
-        return {"SFT": self.sft, "policy": self.policy}
+    def by_side(self, baseline: str) -> dict[str, dict[str, SuiteScores]]:
+        """The scores under the names that a report gives the two sides; `baseline` is that of the first."""
+        return {baseline: self.sft, "policy": self.policy}
 
     @property
     def answered(self) -> list[str]:

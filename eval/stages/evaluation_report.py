@@ -65,7 +65,9 @@ def run(request: ReportRequest, context: Context) -> Result:
     comparison = {"sft": sft, "champion": champion}
     notes = notes_on(evidence, baseline)
     facts = facts_of(context.store, request)
-    scores = {side: {suite: one.summary for suite, one in of.items()} for side, of in evidence.by_side.items()}
+    scores = {
+        side: {suite: one.summary for suite, one in of.items()} for side, of in evidence.by_side(baseline).items()
+    }
     bounded = evidence.against_sft.bounded
     contamination = next((each for each in facts.preferences if each.name == CONTAMINATION), None)
     found = evaluation_findings(verdict.outcome, verdict.reasons, bounded, scores)

@@ -154,6 +154,21 @@ def test_what_wastes_a_training_is_named_before_it_begins(
     assert [note.startswith(str(told)) for note in notes] == ([] if told is None else [True])
 
 
+@pytest.mark.parametrize(
+    ("loss", "remedy"),
+    [
+        ("sigmoid", "fewer epochs, a lower learning rate or a larger beta"),
+        ("kto", "fewer epochs, a lower learning rate or a larger beta"),
+        ("orpo", "fewer epochs or a lower learning rate"),
+        ("simpo", "fewer epochs or a lower learning rate"),
+    ],
+)
+def test_a_remedy_names_only_what_the_method_takes(store: Store, loss: str, remedy: str) -> None:
+    start = made(store, "base_model" if loss == "orpo" else "sft_checkpoint", {"has_chat_template": True})
+    (note,) = setup_notes(store, pinned(store, chats(5)), start, Dpo(loss=loss, epochs=4), TokenPolicy())
+    assert note.endswith(f"learnt by heart; {remedy}")
+
+
 def test_a_reference_whose_files_changed_while_the_policy_was_trained_is_red(store: Store) -> None:
     start = made(store, "sft_checkpoint", {}, lambda out: (out / "model.safetensors").write_text("weights"))
 

@@ -97,6 +97,48 @@ def test_either_spelling_of_a_section_changes_the_one_that_the_recipe_has(tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("section", "change", "loss"),
+    [
+        ("dpo", "optimise.method=kto", "kto"),
+        ("dpo", "optimise.method=dpo", "sigmoid"),
+        ("dpo", "optimise.method=robust_dpo", "robust"),
+        ("optimise", "dpo.loss=robust", "robust"),
+        ("optimise", "dpo.loss=ipo", "ipo"),
+    ],
+)
+def test_a_method_is_set_by_the_name_of_either_spelling(section: str, change: str, loss: str, tmp_path: Path) -> None:
+    smoothed = {"label_smoothing": 0.1} if loss == "robust" else {"beta": 0.2}
+    before = {"loss": "cdpo"} if section == "dpo" else {"method": "cdpo"}
+    base = write(tmp_path / "r.yaml", **{section: {**before, "label_smoothing": 0.2}})
+    clear = [] if loss == "robust" else [f"{section}={{beta: 0.2}}"]
+    key, value = next(iter(smoothed.items()))
+    recipe = load_recipe(derive(base, [*clear, change, f"{section}.{key}={value}"], "other"))
+    assert recipe.dpo.loss == loss and getattr(recipe.dpo, key) == value
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "right"),
+    [
+        ("dpo", "optimise.length_normalised=true", "set dpo.loss=sigmoid_norm"),
+        ("optimise", "dpo.loss=sigmoid_norm", "set optimise.method=dpo and optimise.length_normalised=true"),
+        ("optimise", "dpo.length_normalised=true", "set optimise.method=dpo and"),
+    ],
+)
+def test_what_the_other_spelling_means_otherwise_is_not_set(
+    section: str, change: str, right: str, home: Path, tmp_path: Path
+) -> None:
+    """`dpo: {length_normalised: true}` is DPO's default there, and per-token DPO in `optimise`."""
+    with pytest.raises(BadInput, match=right):
+        derive(write(tmp_path / "r.yaml", **{section: {"beta": 0.2}}), [change], "x")
+
+
+def test_a_value_over_several_lines_is_in_the_recipe_once(tmp_path: Path) -> None:
+    base = write(tmp_path / "r.yaml", dpo={"beta": 0.1})
+    path = derive(base, ["dpo.beta=0.5", "description='two\n\n  lines'"], "other")
+    assert (load_recipe(path).description, load_recipe(path).dpo.beta) == ("two\nlines", 0.5)
+
+
+@pytest.mark.parametrize(
     ("change", "name", "told"),
     [
         ("dpo.beta", "x", "'dpo.beta': expected KEY=VALUE"),

@@ -172,3 +172,15 @@ def test_a_file_alone_is_shown_as_it_is_read(tmp_path: Path, model: Path) -> Non
         show_rows(url, model="none")
     with pytest.raises(BadInput, match=r"b\.jsonl: no valid row \(unknown form: 1\)"):
         show_rows(save(tmp_path / "b.jsonl", [{}]))
+
+
+def test_a_recipe_that_takes_pairs_and_thumbs_together_is_checked_as_its_shards_are_made(tmp_path: Path) -> None:
+    thumbs = [{"prompt": f"q{number}", "completion": "c", "label": bool(number % 2)} for number in range(3)]
+    files = [save(tmp_path / "pairs.jsonl", [pair(1), pair(2)]), save(tmp_path / "thumbs.jsonl", thumbs)]
+    embedded = {"embedded": "micro"}
+    recipe = {"name": "r", "base_model": embedded, "sft": {"dataset": embedded}, "preferences": {"files": files}}
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(recipe | {"optimise": {"method": "kto"}}), encoding="utf-8")
+    checked = check_files([str(path)])
+    assert (checked["accepted"], checked["kind"], checked["reasons"]) == (7, "unpaired", {})
+    assert show_rows(str(tmp_path / "pairs.jsonl"))["rows"] == 2

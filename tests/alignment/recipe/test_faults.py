@@ -30,6 +30,10 @@ def told(recipe: dict[str, Any]) -> str:
         ({"dpo": {"learning_rat": 1}}, "field 'dpo.learning_rat': unknown key; did you mean learning_rate?"),
         ({"evals": {"gsm8k": MICRO | {"num_fewshots": 1}}}, "'evals.gsm8k.num_fewshots': unknown key; did you mean "),
         ({"quarterly": 1}, "field 'quarterly': unknown key"),
+        ({"optimise": {"loss": "dpo"}}, "field 'optimise.loss': unknown key; did you mean method?"),
+        ({"dpo": {"method": "dpo"}}, "field 'dpo.method': unknown key"),
+        ({"optimise": {"adam_betas": [0.9, 0.99, 0.9]}}, "field 'optimise.adam_betas': must have 2 values at most"),
+        ({"optimise": {"method": "kto", "desirable_weight": 0, "undesirable_weight": 0}}, ": method: kto needs a "),
         ({"dpo": {"truncation": "x"}}, "field 'dpo.truncation': unknown key"),
         ({"tokens": {"truncation": "dorp"}}, "must be one of drop, keep_start, keep_end; did you mean drop?"),
         ({"dpo": {"loss": "simpoo"}}, "did you mean simpo?"),
@@ -61,7 +65,7 @@ def test_a_key_that_belongs_into_a_section_is_shown_with_it() -> None:
 
 
 def test_all_missing_keys_are_named() -> None:
-    assert told({"name": "r"}) == "r.yaml, field 'base_model': missing; missing too: sft, preferences"
+    assert told({"name": "r"}) == "r.yaml, field 'base_model': missing; missing too: preferences"
 
 
 def test_no_words_of_pydantic_reach_a_person_for_any_key_of_a_recipe() -> None:

@@ -105,7 +105,7 @@ def test_the_smallest_recipe_is_enough(tmp_path: Path) -> None:
         ("dpo: {precision: float32}", "must be the same"),
         ("gate: {metrics: {a/b: {improve: 0, at_least: 1}}}", "exactly one of no_regression, improve, at_least"),
         ("dpo: {tf32: true}", "field 'dpo': tf32 counts only with precision: float32, and precision is bfloat16"),
-        ("dpo: {adam_betas: [0.9, 1]}", "field 'dpo.adam_betas.1': must be less than 1"),
+        ("dpo: {adam_betas: [0.9, 1]}", "field 'dpo.adam_betas.1': must be below 1"),
         ("dpo: {adam_betas: [0.9]}", "field 'dpo.adam_betas.1'"),
         ("dpo: {weighted: true}", "weighted needs preferences.weight_column, the column of the data that holds it"),
         ("dpo: {target_margin: column}", "target_margin: column needs preferences.margin_column"),

@@ -98,11 +98,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"dpo": {"loss": "simpo"}}, "sft is missing, and loss: simpo starts from an SFT checkpoint"),
     (
         {**SFT, "optimise": {"method": "cdpo", "label_smoothing": 0.5}},
-        "field 'optimise.label_smoothing': Input should be less than 0.5",
+        "field 'optimise.label_smoothing': must be below 0.5",
     ),
     (
         {**SFT, "dpo": {"loss": "cdpo", "label_smoothing": 0.5}},
-        "field 'dpo.label_smoothing': Input should be less than 0.5",
+        "field 'dpo.label_smoothing': must be below 0.5",
     ),
     (
         {**SFT, "optimise": {"method": "robust_dpo"}},

@@ -356,3 +356,18 @@ def test_a_mix_bounds_sources_and_counts_in_the_digest_only_where_there_is_one(t
     assert twelve.summary["train"] == 12
     assert mixes_of(PreferenceSource(files=["x"], max_rows=12), {"a": shards["old-a"]}, seed=4) == ()
     assert mixes_of(PreferenceSource(files=["x"]), shards, seed=4) == ()
+
+
+def test_a_weighted_source_without_shards_takes_no_rows_from_the_others(tmp_path: Path, store: Store) -> None:
+    shards = {"old-a": make_shard(store, tmp_path, "a", [pair(number) for number in range(20)])}
+    named = [{"name": "old", "weight": 2, "files": ["x"]}, {"name": "new", "weight": 1, "files": ["y"]}]
+    mixes = mixes_of(PreferenceSource.model_validate(named), shards, seed=4)
+    made, _, _ = build(store, shards=shards, left_out={"new-c": "withdrawn"}, mix=mixes)
+    assert made.summary["train"] + made.summary["held_out"] == 20
+
+
+def test_two_weighted_sources_of_the_same_rows_are_named(tmp_path: Path, store: Store) -> None:
+    shard = make_shard(store, tmp_path, "a", [pair(1), pair(2)])
+    named = [{"name": "old", "weight": 2, "files": ["x"]}, {"name": "new", "weight": 1, "files": ["x"]}]
+    with pytest.raises(BadInput, match="sources old and new hold the same rows"):
+        mixes_of(PreferenceSource.model_validate(named), {"old-a": shard, "new-a": shard}, seed=4)

@@ -226,3 +226,34 @@ def test_no_valid_row_says_what_to_do(tmp_path: Path, store: Store) -> None:
     file = save(tmp_path / "a.jsonl", [{"question": "q", "response_good": "x", "response_bad": "y"}] * 3)
     with pytest.raises(BadInput, match=r"a\.jsonl: no valid .*{prompt: question, chosen: response_good, rejected: "):
         build(store, file=file)
+
+
+def ranked(number: int) -> dict[str, Any]:
+    return {"prompt": f"p{number}", "responses": ["a", "b", "c", "d"], "scores": [4, 3, 2, 1]}
+
+
+def test_pairs_of_one_record_that_are_split_share_completions_and_none_is_a_duplicate(
+    tmp_path: Path, store: Store
+) -> None:
+    """Of four answers the best is only preferred, the worst never, and the two between are both."""
+    file = save(tmp_path / "a.jsonl", [ranked(1), ranked(2), ranked(1)])
+    commit, _ = build(store, file=file, reading=Reading(pairing="all"), split_pairs=True)
+    assert (commit.summary["rows"], commit.summary["kind"]) == (12, "unpaired")
+    assert commit.summary["reasons"] == {"duplicate": 12}, "the third record's"
+    first = save(tmp_path / "b.jsonl", [ranked(1)])
+    commit, folder = build(store, file=first, reading=Reading(pairing="all"), split_pairs=True)
+    assert commit.summary["reasons"] == {}
+    seen = sorted((row.completion, row.label) for row in read_rows(folder / "rows.parquet"))
+    assert seen == [("a", True), ("b", False), ("b", True), ("c", False), ("c", True), ("d", False)]
+
+
+@pytest.mark.parametrize(("bound", "kept"), [({"min_score_gap": 3}, 2), ({"min_score_ratio": 4}, 2), ({}, 6)])
+def test_pairs_whose_scores_are_too_near_are_set_aside_before_they_are_split(
+    bound: dict[str, float], kept: int, tmp_path: Path, store: Store
+) -> None:
+    file = save(tmp_path / "a.jsonl", [ranked(1)])
+    commit, folder = build(store, file=file, reading=Reading(pairing="all", **bound), split_pairs=True)
+    assert commit.summary["rows"] == kept
+    texts = pq.read_table(folder / "quarantine.parquet")["text"].to_pylist()
+    assert len(texts) == (5 if bound else 0), "each of the six pairs but the widest, as a pair"
+    assert all({"chosen", "rejected"} <= json.loads(text).keys() for text in texts)

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,12 @@ def alone(model: Any, prompt: Any, completion: Any) -> float:
         logits = model(input_ids=ids).logits[0, :-1].float()
     picked = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[len(prompt) - 1 :, 0]
     return float(picked.double().sum())
+
+
+def _write(rows: list[Any], out: Path) -> None:
+    from alignment.data.rows import write_rows
+
+    write_rows(out / "rows.parquet", rows)
 
 
 def words(rng: random.Random, longest: int) -> str:
@@ -216,30 +223,31 @@ class Lab:
         held_out_fraction: float = 0.0,
         tokens: TokenPolicy | None = None,
         precision: str = "float32",
+        parts: int = 1,
     ) -> Artifact:
-        """The same for any method: its references come from the real stage, as the method asks for them."""
-        from alignment.data.rows import write_rows
+        """The same for any method: its references come from the real stage, as the method asks for them. The rows are
+        dealt to so many shards."""
         from alignment.stages import execute
         from alignment.stages.preference_manifest import STAGE, ManifestRequest
         from alignment.stages.reference_logprobs import STAGE as REFERENCE
         from alignment.stages.reference_logprobs import ReferenceRequest
 
-        digest = json_digest(sorted(row.row_id for row in rows))
-        summary = {"rows": len(rows), "kind": "paired" if rows[0].paired else "unpaired"}
-        shard = self.publish("preference_shard", digest, summary, lambda out: write_rows(out / "rows.parquet", rows))
-        request = ReferenceRequest(
-            checkpoint=checkpoint,
-            shard=shard,
-            tokens=tokens or TokenPolicy(max_length=64),
-            precision=precision,
-            batch_tokens=400,
-            first_tokens=method.first_tokens,
-            held_out_fraction=held_out_fraction if method.coupled else None,
-        )
-        reference = execute(REFERENCE, request, self.store).artifact
-        manifest = ManifestRequest(
-            shards={"one": shard}, references={"one": reference}, held_out_fraction=held_out_fraction
-        )
+        shards, references = {}, {}
+        for number, part in enumerate([rows] if parts == 1 else [rows[place::parts] for place in range(parts)]):
+            name, digest = f"part-{number}", json_digest(sorted(row.row_id for row in part))
+            summary = {"rows": len(part), "kind": "paired" if part[0].paired else "unpaired"}
+            shards[name] = self.publish("preference_shard", digest, summary, partial(_write, part))
+            request = ReferenceRequest(
+                checkpoint=checkpoint,
+                shard=shards[name],
+                tokens=tokens or TokenPolicy(max_length=64),
+                precision=precision,
+                batch_tokens=400,
+                first_tokens=method.first_tokens,
+                held_out_fraction=held_out_fraction if method.coupled else None,
+            )
+            references[name] = execute(REFERENCE, request, self.store).artifact
+        manifest = ManifestRequest(shards=shards, references=references, held_out_fraction=held_out_fraction)
         return execute(STAGE, manifest, self.store).artifact
 
     def dpo_request(self, checkpoint: Artifact, manifest: Artifact, **settings: Any) -> Any:

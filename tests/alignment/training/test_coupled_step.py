@@ -213,3 +213,19 @@ def test_pairs_and_completions_go_to_their_file_and_back(tmp_path: Any) -> None:
             file.add(row)
         file.close()
         assert list(PolicyPairs(tmp_path / f"{loss}.arrow")) == rows
+
+
+def test_a_row_without_a_partner_has_its_share_and_its_place_in_the_check_at_the_start() -> None:
+    """A shard may have one row on a side of the split; and a partner's completion may be cut to masked tokens."""
+    made = completions_of(3, 6)
+    rows = [replace(made[0], partner=None), *made[1:]]
+    shares = [packed_step.share_of(method_of(KTO), rows, rank, 2) for rank in (0, 1)]
+    assert sorted(shares[0] + shares[1]) == list(range(6)) and all(shares)
+    masked = TokenSequence((1, 2), (5,), (0,))
+    row = replace(made[0], partner=masked, ref_partner_logp=0.0)
+
+    def score(sequences: list[TokenSequence]) -> list[float]:
+        return [0.0 if one is masked else row.ref_completion_logp for one in sequences]
+
+    for settings in (KTO, KTO.model_copy(update={"precision": "bfloat16"})):
+        assert require_agreement([row], settings, score, score)["worst_nats"] == 0.0

@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from alignment.data.tokens import Tokenization, TokenSequence
-from alignment.logprobs.keys import sequence_key
+from alignment.data.tokens import Tokenization, TokenSequence, with_firsts
+from alignment.logprobs.keys import keys_of, sequence_key
 from alignment.logprobs.token_ids import TokenIds
 from alignment.recipe import TokenPolicy
 from alignment.stages import execute
@@ -110,3 +110,24 @@ def test_a_policy_that_counts_them_has_the_key_of_earlier_versions() -> None:
     assert "format_tokens" not in TokenPolicy(format_tokens="count").model_dump(mode="json")
     assert TokenPolicy(format_tokens="mask").model_dump(mode="json")["format_tokens"] == "mask"
     assert TokenPolicy(format_tokens="mask").writing().format_tokens == "count", "SFT teaches the end of an answer"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "lengths"),
+    [
+        ((5, 6, 7, 2), (5, 6, 7, 8, 9, 2), [4, 4]),  # nothing is masked
+        ((5, 6, 7, -3), (5, 6, 7, 8, 9, -3), [4, 3]),  # three count, and the shorter side is whole
+        ((-1, 5, 6, -3), (-1, -1, 5, 6, 7, 8, -3), [4, 4]),
+        ((5, -3), (-1, 5, -1, -1, 6, -3), [2, 4]),
+        ((5, 6, -3), (-1, 5, 6, -3), [3, 4]),
+    ],
+)
+def test_the_first_tokens_of_both_sides_are_as_many_that_count(
+    chosen: tuple[int, ...], rejected: tuple[int, ...], lengths: list[int]
+) -> None:
+    sides = [TokenSequence.of_stored((1,), ids) for ids in (chosen, rejected)]
+    firsts = with_firsts(dict(zip(("chosen", "rejected"), sides, strict=True)))
+    assert [len(firsts[f"{side}_first"].completion_ids) for side in ("chosen", "rejected")] == lengths
+    assert {firsts[f"{side}_first"].counted for side in ("chosen", "rejected")} == {min(s.counted for s in sides)}
+    keys = keys_of("f", firsts)
+    assert keys["chosen"] == keys["chosen_first"], "the shorter side is scored once"

@@ -141,3 +141,42 @@ def test_what_diverged_under_an_older_version_is_not_resumed_from(tmp_path: Path
         resume.mark_complete(folder)
     whole = resume.last_complete(tmp_path)
     assert whole is not None and resume.step_of(whole) == 3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss": "kto", "sft_rows_fraction": 0.25, "lora": {"rank": 2, "dropout": 0.2, "keep_adapter": True}},
+        {"loss": "ld_dpo", "max_steps": 7, "keep_steps": 3, "stop": {"eval_steps": 2, "kl": 1e6}},
+        {"loss": "orpo", "keep_steps": 2, "precision": "bfloat16", "max_steps": 7},
+    ],
+    ids=lambda settings: settings["loss"],
+)
+def test_a_killed_policy_of_a_newer_method_ends_at_the_same_weights(
+    lab: Any, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    from alignment.data.validate import halves
+    from alignment.methods import METHODS
+    from alignment.recipe import TokenPolicy
+    from alignment.stages.policy_checkpoint import STAGE
+
+    checkpoint, method = lab.checkpoint(kind="qwen2"), METHODS[settings["loss"]]
+    tokens = TokenPolicy(max_length=64, format_tokens="mask")
+    rows = [half for row in lab.rows(20) for half in halves(row)] if method.coupled else lab.rows(40)
+    if method.needs_reference:
+        manifest = lab.scored_manifest(checkpoint, rows, method, held_out_fraction=0.2, tokens=tokens)
+    else:
+        manifest = lab.manifest(checkpoint, rows, held_out_fraction=0.2, referenced=False)
+    beside = {"sft_dataset": lab.sft_dataset(5)} if "sft_rows_fraction" in settings else {}
+    request = lab.dpo_request(checkpoint, manifest, tokens=tokens, save_steps=2, **settings, **beside)
+    twin = lab.twin(tmp_path / "twin")
+    killed_while_saving("policy_checkpoint", request, lab.store, 6, tmp_path)
+    resumed, undisturbed = execute(STAGE, request, lab.store), execute(STAGE, request, twin)
+    assert resumed.summary["resumed_from_step"] == 4
+    assert resumed.digest == undisturbed.digest
+    for name in ("steps", "kept_step", "stopped_by", "held_out", "adapter"):
+        assert resumed.summary.get(name) == undisturbed.summary.get(name), name
+    names = set(undisturbed.files) - {"request.json"}
+    assert {name: resumed.files[name].sha256 for name in names} == {
+        name: undisturbed.files[name].sha256 for name in names
+    }

@@ -119,6 +119,19 @@ def test_a_training_that_goes_well_shows_no_sign_and_rewards_without_a_reference
     assert signs(falling, {}, Dpo(loss="simpo")) == []
 
 
+def test_a_sign_names_only_what_the_method_takes() -> None:
+    falling = history(**(GOOD | {"chosen_reward": [0.0] * 4 + [-0.7] * 4}))
+    for settings, cure, swapped in (
+        (Dpo(), "sft_weight", "chosen and rejected"),
+        (Dpo(loss="kto"), "sft_rows_fraction", "thumbs up and down"),
+    ):
+        not_learned, fallen = signs(falling, {"accuracy": 0.5}, settings)
+        assert not_learned.text.endswith(f"or {swapped} are swapped") and fallen.text.endswith(
+            f"; {cure} keeps them up"
+        )
+        Dpo(loss=settings.loss, **{cure: 0.1})
+
+
 def test_a_margin_that_runs_away_ends_the_training_and_the_summary_says_at_which_step(lab: Any) -> None:
     checkpoint = lab.checkpoint()
     manifest = lab.manifest(checkpoint, lab.rows(60), held_out_fraction=0.2)
@@ -258,3 +271,13 @@ def test_a_recipe_that_stops_by_pairs_it_does_not_hold_out_is_refused(changes: d
     plain = {"name": "r", "base_model": embedded, "sft": {"dataset": embedded}, "preferences": embedded}
     with pytest.raises(BadInput, match=told):
         parse_recipe(plain | {"dpo": {"stop": {"patience": 2}}} | changes, "-", {})
+
+
+def test_looks_at_candidates_do_not_use_up_the_patience_of_the_recipes_looks(lab: Any) -> None:
+    checkpoint = lab.checkpoint()
+    manifest = lab.manifest(checkpoint, lab.rows(60), held_out_fraction=0.2)
+    still = {"learning_rate": 1e-30, "epochs": 2, "keep_steps": 1}
+    request = lab.dpo_request(checkpoint, manifest, stop={"eval_steps": 4, "patience": 1}, **still)
+    summary = execute(STAGE, request, lab.store).summary
+    assert summary["stopped_by"].startswith("stopped at step 8 of "), "the second look of `stop` is the first worse one"
+    assert [record["step"] for record in summary["history"] if "held_out_loss" in record] == list(range(1, 9))

@@ -1,4 +1,4 @@
-"""The sizes of a decoder as its config.json gives them, without torch and Transformers, which take seconds to import."""
+"""The sizes of a decoder as its config.json gives them, without torch and Transformers, which are slow to import."""
 
 from __future__ import annotations
 

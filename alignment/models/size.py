@@ -166,7 +166,7 @@ class Operations(NamedTuple):
 
 
 def forward_operations(shape: Shape, work: Work) -> Operations:
-    """Operations of scoring: 2 a weight of the layers and token, 2 a weight of the head and predicted token, attention."""
+    """Operations of scoring: 2 a weight of the layers and token, 2 of the head and predicted token, attention."""
     useful = sum(_forward(shape, work))
     return Operations(useful, useful)
 

@@ -165,8 +165,8 @@ def _head_norms(shape: Shape, width: int, lora: Lora | None) -> int:
 
 def _matrix_inputs(shape: Shape, width: int, lora: Lora | None, flash: bool) -> float:
     """Bytes a token: inputs of the layer's matrices that get a gradient. A tensor that several read counts once, but
-    every adapter keeps a float32 copy of a bfloat16 input for itself, and of a float32 one where it drops some out. A GPU keeps a byte
-    an element for what is dropped."""
+    every adapter keeps a float32 copy of a bfloat16 input for itself, and of a float32 one where it drops some out. What
+    is dropped is a byte an element on a GPU, and a number on a CPU."""
     if lora is None:
         return float(width * sum({linear.source: linear.inputs for linear in shape.linears}.values()))
     adapted = shape.adapted(lora) or ()
@@ -245,7 +245,8 @@ def answering_bytes(
     shape: Shape, tokens: int, precision: str, shards: int = 1, *, all_logits: bool = False
 ) -> dict[str, float]:
     """Largest memory of answering `tokens` tokens at once, prompts and answers together: weights, keys and values of
-    all layers, and one pass over prompts. `all_logits`: suites that compare continuations keep logits of every position."""
+    all layers, and one pass over prompts. `all_logits`: suites that compare continuations keep logits of every
+    position."""
     width = BYTES[precision]
     cache = 2 * width * shape.key_width * tokens
     logits = 2 * width * shape.vocabulary * tokens if all_logits else 0

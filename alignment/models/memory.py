@@ -165,8 +165,8 @@ def _head_norms(shape: Shape, width: int, lora: Lora | None) -> int:
 
 def _matrix_inputs(shape: Shape, width: int, lora: Lora | None, flash: bool) -> float:
     """Bytes a token: inputs of the layer's matrices that get a gradient. A tensor that several read counts once, but
-    every adapter keeps a float32 copy of a bfloat16 input for itself, and of a float32 one where it drops some out. What
-    is dropped is a byte an element on a GPU, and a number on a CPU."""
+    every adapter keeps a float32 copy of a bfloat16 input for itself, and of a float32 one where it drops some out.
+    What is dropped is a byte an element on a GPU, and a number on a CPU."""
     if lora is None:
         return float(width * sum({linear.source: linear.inputs for linear in shape.linears}.values()))
     adapted = shape.adapted(lora) or ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from alignment.models.memory import PackedPass, Trained, answering_bytes, scorin
 from alignment.models.runner import CPU_TOKENS
 from alignment.models.shape import Shape
 from alignment.models.size import parameter_counts
-from alignment.recipe import Lora, Optimisation, Recipe
+from alignment.recipe import Dpo, Lora, Optimisation, Recipe
 from assets.building.node import Node
 from resources.pools import Pool
 
@@ -202,21 +202,21 @@ class Remedy:
     devices: int
 
 
+Change = Literal["checkpoint", "adapter", "shard", "smaller"]
+
+
 def remedies(stage: str, load: Load, pool: Pool, room: float, needs_reference: bool) -> list[Remedy]:
     """The changes that bring a load under `room` bytes, fewest first; none that another of them makes needless."""
-    found: list[tuple[frozenset[str], Remedy]] = []
-    singles = _changes(stage, load, pool)
-    for count in range(1, len(singles) + 1):
-        for names in combinations(singles, count):
-            if any(smaller <= set(names) for smaller, _ in found):
+    found: list[tuple[frozenset[Change], Remedy]] = []
+    left = _left(stage, load)
+    for count in range(1, len(left) + 1):
+        for changes in map(frozenset, combinations(left, count)):
+            if any(fewer <= changes for fewer, _ in found):
                 continue
-            changed, texts = load, []
-            for name in names:
-                changed, text = singles[name](changed, room)
-                texts.append(text)
-            if changed.total <= room:
-                remedy = Remedy(tuple(texts), changed.total / GIB, changed.shards)
-                found.append((frozenset(names), remedy))
+            fitting = next((one for one in _with(load, changes, pool) if one.total <= room), None)
+            if fitting is not None:
+                texts = tuple(_written(change, stage, fitting) for change in left if change in changes)
+                found.append((changes, Remedy(texts, fitting.total / GIB, fitting.shards)))
     remedies = [remedy for _, remedy in found]
     if stage == "reference_logprobs" and needs_reference:
         remedies.append(Remedy(("optimise.method without a reference (simpo, cpo, orpo)",), 0.0, 1))
@@ -225,41 +225,40 @@ def remedies(stage: str, load: Load, pool: Pool, room: float, needs_reference: b
     return remedies
 
 
-Change = Callable[[Load, float], tuple[Load, str]]
+def _left(stage: str, load: Load) -> list[Change]:
+    """The changes that a load has not made yet, in the order a person would take them."""
+    possible: dict[Change, bool] = {
+        "checkpoint": load.kind == "train" and not load.checkpointing,
+        "smaller": load.tokens > LEAST_PASS and stage != "sft_checkpoint",
+        "adapter": load.kind == "train" and load.lora is None,
+        "shard": load.on_gpu and load.shards == 1,
+    }
+    return [change for change, is_left in possible.items() if is_left]
 
 
-def _changes(stage: str, load: Load, pool: Pool) -> dict[str, Change]:
-    """The changes that a stage has left, by name; each returns the changed load, and what a person writes."""
-    section = {"policy_checkpoint": "optimise", "sft_checkpoint": "sft", "reference_logprobs": "reference"}.get(stage)
+def _with(load: Load, changes: frozenset[Change], pool: Pool) -> Iterator[Load]:
+    """The load with the changes: on as few devices as there are, with as large passes as there are, first."""
+    if "checkpoint" in changes:
+        load = replace(load, checkpointing=True)
+    if "adapter" in changes:
+        load = replace(load, lora=LORA)
+    least = max(2, pool.world_size)
+    devices = range(least, max(least, MOST_DEVICES) + 1, least) if "shard" in changes else (load.shards,)
+    halves = [load.tokens >> times for times in range(1, 32) if load.tokens >> times >= LEAST_PASS]
+    for shards in devices:
+        for tokens in halves if "smaller" in changes else (load.tokens,):
+            yield replace(load, shards=shards, ranks=max(load.ranks, shards), tokens=tokens)
 
-    def checkpoint(before: Load, room: float) -> tuple[Load, str]:
-        return replace(before, checkpointing=True), f"{section}.gradient_checkpointing: true"
 
-    def smaller(before: Load, room: float) -> tuple[Load, str]:
-        tokens = before.tokens
-        while tokens > LEAST_PASS and replace(before, tokens=tokens).total > room:
-            tokens //= 2
-        tokens = max(tokens, LEAST_PASS)
-        key = "evals.batch_tokens" if before.kind in ("answer", "measure") else "reference.batch_tokens"
-        return replace(before, tokens=tokens), f"{key}: {tokens}"
-
-    def adapter(before: Load, room: float) -> tuple[Load, str]:
-        return replace(before, lora=LORA), f"{section}.lora: {{rank: {LORA.rank}}}"
-
-    def shard(before: Load, room: float) -> tuple[Load, str]:
-        least = max(2, pool.world_size)
-        devices = least
-        while devices < MOST_DEVICES and replace(before, shards=devices).total > room:
-            devices += least
-        return replace(before, shards=devices, ranks=devices), f"sharding over {devices} devices"
-
-    changes: dict[str, Change] = {}
-    if load.kind == "train" and not load.checkpointing:
-        changes["checkpoint"] = checkpoint
-    if load.tokens > LEAST_PASS and stage != "sft_checkpoint":
-        changes["smaller"] = smaller
-    if load.kind == "train" and load.lora is None and load.shape.adapted(LORA):
-        changes["adapter"] = adapter
-    if load.on_gpu and load.shards == 1:
-        changes["shard"] = shard
-    return changes
+def _written(change: Change, stage: str, load: Load) -> str:
+    """A change as a person writes it."""
+    section = {"policy_checkpoint": "optimise", "sft_checkpoint": "sft"}.get(stage, "reference")
+    if change == "checkpoint":
+        return f"{section}.gradient_checkpointing: true"
+    if change == "adapter":
+        return f"{section}.lora: {{rank: {LORA.rank}}}"
+    if change == "smaller":
+        key = "evals" if load.kind in ("answer", "measure") else "reference"
+        return f"{key}.batch_tokens: {load.tokens}"
+    has_key = stage == "policy_checkpoint" and "sharded" in Dpo.model_fields
+    return f"{'optimise.sharded: true' if has_key else 'sharding'} over {load.shards} devices"

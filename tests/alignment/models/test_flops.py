@@ -62,8 +62,8 @@ def test_operations_by_sizes_alone_are_those_by_the_model() -> None:
 
 
 def test_operations_of_training_are_those_that_torch_counts() -> None:
-    """Full training, and the same with frozen weights whose inputs get a gradient. Attention is left out: eager attention
-    does all of it, and causal attention half."""
+    """Full training, and the same with frozen weights whose inputs get a gradient. Attention is left out: eager
+    attention does all of it, and causal attention half."""
     tokens = 24
     for frozen in (False, True):
         model = model_of()

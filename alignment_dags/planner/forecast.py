@@ -14,9 +14,9 @@ from alignment.models.checkpoint import CONFIG_FILE, read_config
 from alignment.models.pin import hub_config
 from alignment.models.shape import shape_of
 from alignment.recipe import Recipe
-from alignment.stages.stage import ShardSummary
 from alignment.store import Commit, MissingArtifact, Store
 from alignment_dags.planner import hours
+from alignment_dags.planner.cached import rows_of_shards
 from alignment_dags.planner.loads import (
     Lengths,
     Load,
@@ -118,6 +118,8 @@ class Stand:
     model: ModelConfig
     lengths: Lengths
     rows: Figure
+    row_ids: dict[str, list[str]] | None
+    """By shard; None where the rows of some shard are not known."""
 
 
 def forecast(workspace: Workspace, config: Path | None = None, rows: int | None = None) -> list[StageForecast]:
@@ -132,22 +134,22 @@ def forecast(workspace: Workspace, config: Path | None = None, rows: int | None 
         planned = plan(workspace, unreached=unreached)
         given = config is not None
         model = ModelConfig(read_config(config), str(config)) if given else model_config(workspace, planned)
-        counted = _rows(workspace, planned, rows)
+        row_ids = rows_of_shards(workspace, planned)
+        counted = _rows(workspace, row_ids, rows)
     unsure = _unsure(workspace, unreached)
     history = History(workspace.store, workspace.recipe.name)
     scored = [node for node in workspace.nodes if node.stage.name == "reference_logprobs"]
     lengths = hours.lengths_of(workspace.recipe, [made for node in scored for made in history.latest_first(node)])
-    stand = Stand(workspace, history, planned, model, lengths, counted)
+    stand = Stand(workspace, history, planned, model, lengths, counted, row_ids)
     return [_stage(node, stand, unsure.get(node.name)) for node in workspace.nodes]
 
 
-def _rows(workspace: Workspace, planned: list[Planned], given: int | None) -> Figure:
-    """Rows of the preferences: given, or of the shards where all are made, or as the hub says."""
+def _rows(workspace: Workspace, row_ids: dict[str, list[str]] | None, given: int | None) -> Figure:
+    """Rows of the preferences: given, or of the shards, or as the hub says."""
     if given is not None:
         return Figure(given, "given")
-    shards = [step for step in planned if step.node.name == "preference_shard"]
-    if shards and all(step.commit is not None for step in shards):
-        return Figure(sum(ShardSummary.of(step.commit).rows for step in shards if step.commit), "rows of the shards")
+    if row_ids is not None:
+        return Figure(sum(map(len, row_ids.values())), "rows of the shards")
     counts = [None if part.hub is None else hours.rows_on_hub(part) for part in workspace.recipe.preferences.parts]
     known = [count for count in counts if count is not None]
     if len(known) < len(counts):
@@ -281,20 +283,17 @@ def _computed(node: Node, stand: Stand, load: Load | None, pool: Pool | None, ne
 
 def _not_cached(node: Node, stand: Stand) -> tuple[int, int] | None:
     """Rows of the shards whose log-probs are to be made, and those of them to score; None while they are not known."""
-    from alignment_dags.planner.cached import outstanding_rows
+    from alignment_dags.planner.cached import not_scored
 
-    waiting = [step for step in stand.planned if step.node.name == node.name and step.state in ("missing", "waiting")]
-    if any(step.state == "waiting" for step in waiting):
+    checkpoint = next((step.commit for step in stand.planned if step.node.name == "sft_checkpoint"), None)
+    if stand.row_ids is None or checkpoint is None:
         return None
-    total = outstanding = 0
-    upstream = stand.workspace.upstream()
-    for step in waiting:
-        try:
-            rows, left = outstanding_rows(stand.workspace.store, node.request(upstream, step.shard))
-        except (BadInput, MissingArtifact):
-            return None
-        total, outstanding = total + rows, outstanding + left
-    return total, outstanding
+    mine = [step for step in stand.planned if step.node.name == node.name and step.state in ("missing", "waiting")]
+    row_ids = [row_id for step in mine for row_id in stand.row_ids[str(step.shard)]]
+    try:
+        return len(row_ids), not_scored(stand.workspace.store, stand.workspace.recipe, checkpoint.artifact, row_ids)
+    except MissingArtifact:
+        return None
 
 
 def _seconds_per_row(made: list[Commit]) -> float | None:

@@ -143,6 +143,8 @@ def zephyr(**settings: Any) -> Recipe:
 def test_full_training_of_zephyr_would_not_fit_and_the_plan_says_with_what_it_would(store: Store) -> None:
     config = CONFIGS / "mistral_7b_v0.1.json"
     full = stages(zephyr(lora=None), store, config)["policy_checkpoint"]
+    written = (PROJECT / "recipes" / "zephyr_7b_dpo.yaml").read_text(encoding="utf-8")
+    assert f"full training needs {full.memory_gib.value:.0f} GiB on devices of 80 GiB" in written
     parameters, gib = 7_241_732_096, 2**30
     held = {"weights": 2, "gradients": 4, "masters": 4, "moments": 8}
     assert {part: full.memory_parts_gib[part] for part in held} == {
@@ -175,6 +177,21 @@ def test_each_remedy_is_the_plan_of_the_recipe_that_it_names_and_none_is_needles
         one = cut.model_copy(update={"reference": cut.reference.model_copy(update={"batch_tokens": batch_tokens})})
         found = stages(one, store, config)["policy_checkpoint"]
         assert (found.fits, found.memory_gib.value == by_changes[smaller].memory_gib) == (fits, fits)
+
+
+def test_the_smallest_recipe_needs_the_24_gib_that_it_says_with_the_pass_that_it_says(store: Store) -> None:
+    shipped = load_recipe(PROJECT / "recipes" / "qwen2.5_0.5b_1gpu.yaml")
+    assert "24 GiB are enough with reference.batch_tokens of 8192" in shipped.description
+    small = {"h100": load_pools()["h100"].model_copy(update={"memory_gib": 24})}
+    for batch_tokens, fits in ((16_384, False), (8192, True)):
+        reference = shipped.reference.model_copy(update={"batch_tokens": batch_tokens})
+        workspace = Workspace(
+            shipped.model_copy(update={"reference": reference}),
+            Pools(pools=load_pools().pools | small),
+            lambda: store,
+        )
+        planned = forecast(workspace, CONFIGS / "qwen2.5_0.5b.json")
+        assert all(one.fits for one in planned if one.pool is not None) is fits
 
 
 LARGE = {

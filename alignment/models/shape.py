@@ -131,6 +131,7 @@ def shape_of(config: dict[str, Any]) -> Shape | None:
     if not (type(width) is int and type(key_heads) is int and heads % key_heads == 0):
         return None
     queries, keys = heads * width, key_heads * width
+    linears: tuple[Linear, ...]
     if family.fused:
         linears = (
             Linear("qkv_proj", hidden, queries + 2 * keys, "attention"),

@@ -132,8 +132,7 @@ def forecast(workspace: Workspace, config: Path | None = None, rows: int | None 
     unreached: dict[str, str] = {}
     with asking_briefly(HUB_SECONDS):
         planned = plan(workspace, unreached=unreached)
-        given = config is not None
-        model = ModelConfig(read_config(config), str(config)) if given else model_config(workspace, planned)
+        model = model_config(workspace, planned) if config is None else ModelConfig(read_config(config), str(config))
         row_ids = rows_of_shards(workspace, planned)
         counted = _rows(workspace, row_ids, rows)
     unsure = _unsure(workspace, unreached)

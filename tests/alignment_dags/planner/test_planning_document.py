@@ -100,8 +100,8 @@ def published_table() -> list[str]:
     two, three = (load("Llama-3.1-405B", tokens=2048, shards=devices, lora=True) for devices in (16, 24))
     h200 = load("Llama-3.1-405B", tokens=4096, shards=16, lora=True)
     return [
-        f"| 7B full: about 42 GB on one A100 | {state:.0f} GB before activations | 42 GB is 6 bytes a parameter: weight,"
-        " gradient and 2 bytes of optimiser. AdamW with float32 masters and moments holds 18. LoRA takes"
+        f"| 7B full: about 42 GB on one A100 | {state:.0f} GB before activations | 42 GB is 6 bytes a parameter:"
+        " weight, gradient and 2 bytes of optimiser. AdamW with float32 masters and moments holds 18. LoRA takes"
         f" {gib(load('Mistral-7B', lora=True))} GiB in all, full training sharded over 8"
         f" {gib(load('Mistral-7B', shards=8))} GiB a device |",
         f"| 70B in bfloat16: 140 GB a copy | {2 * large.parameters / 1e9:.0f} GB | the same; the published figure is"
@@ -114,9 +114,9 @@ def published_table() -> list[str]:
         f" at our lengths 2 to 4 h would be {implied[0]:.0%} to {implied[1]:.0%} of the peak with LoRA, and we assume"
         f" {UTILISATION:.0%}; shorter pairs take less |",
         f"| 405B on two nodes | LoRA: {gib(two)} GiB a device on 16 H100s, passes of 2,048 tokens: does not fit |"
-        f" {2 * largest.parameters / 1e9:.0f} GB of weights do fit 16 × 80 GB, but two gathered layers and the head take"
-        f" {two.parts()['gathered'] / GIB:.1f} GiB, and activations and the adapter come on top. Two nodes of H200s hold"
-        f" it ({gib(h200)} GiB, passes of 4,096), or three of H100s ({gib(three)} GiB) |",
+        f" {2 * largest.parameters / 1e9:.0f} GB of weights do fit 16 × 80 GB, but two gathered layers and the head"
+        f" take {two.parts()['gathered'] / GIB:.1f} GiB, and activations and the adapter come on top. Two nodes of H200s"
+        f" hold it ({gib(h200)} GiB, passes of 4,096), or three of H100s ({gib(three)} GiB) |",
     ]
 
 

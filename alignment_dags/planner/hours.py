@@ -39,31 +39,27 @@ PUBLISHED_ITEMS = {
 
 @dataclass(frozen=True)
 class Rate:
-    """What a pool's slot does in a second, and the share of it that is counted on."""
+    """What a pool's slot does in a second."""
 
     accelerator: Accelerator
     devices: int
     name: str
-    utilisation: float = UTILISATION
-    measured: bool = False
 
     @classmethod
-    def of(cls, pool: Pool, measured: float | None = None) -> Rate | None:
+    def of(cls, pool: Pool) -> Rate | None:
         """None for a pool whose accelerator is not known."""
         known = accelerator_of(pool.accelerator)
         if known is None or not pool.gpus_per_slot:
             return None
-        utilisation = UTILISATION if measured is None else measured
-        return cls(known, max(1, pool.world_size), str(pool.accelerator), utilisation, measured is not None)
+        return cls(known, max(1, pool.world_size), str(pool.accelerator))
 
     def seconds(self, operations: Operations) -> float:
         """For what is done, computed a second time or not."""
-        return operations.done / (self.utilisation * self.accelerator.peak_flops * self.devices)
+        return operations.done / (UTILISATION * self.accelerator.peak_flops * self.devices)
 
     def __str__(self) -> str:
-        how = "measured" if self.measured else "assumed"
         peak = self.accelerator.peak_flops / 1e12
-        return f"{self.utilisation:.0%} ({how}) of {self.devices} × {peak:.0f} TFLOP/s, {self.name}"
+        return f"{UTILISATION:.0%} (assumed) of {self.devices} × {peak:.0f} TFLOP/s, {self.name}"
 
 
 def lengths_of(recipe: Recipe, made: list[Commit]) -> Lengths:

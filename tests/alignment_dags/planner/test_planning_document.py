@@ -115,8 +115,8 @@ def published_table() -> list[str]:
         f" {UTILISATION:.0%}; shorter pairs take less |",
         f"| 405B on two nodes | LoRA: {gib(two)} GiB a device on 16 H100s, passes of 2,048 tokens: does not fit |"
         f" {2 * largest.parameters / 1e9:.0f} GB of weights do fit 16 × 80 GB, but two gathered layers and the head"
-        f" take {two.parts()['gathered'] / GIB:.1f} GiB, and activations and the adapter come on top. Two nodes of H200s"
-        f" hold it ({gib(h200)} GiB, passes of 4,096), or three of H100s ({gib(three)} GiB) |",
+        f" take {two.parts()['gathered'] / GIB:.1f} GiB, and activations and the adapter come on top. Two nodes of"
+        f" H200s hold it ({gib(h200)} GiB, passes of 4,096), or three of H100s ({gib(three)} GiB) |",
     ]
 
 

@@ -151,10 +151,10 @@ def test_full_training_of_zephyr_would_not_fit_and_the_plan_says_with_what_it_wo
         part: pytest.approx(size * parameters / gib) for part, size in held.items()
     }
     assert full.fits is False
-    assert {remedy.changes: remedy.devices for remedy in full.remedies} == {
-        ("optimise.lora: {rank: 16}",): 1,
-        ("sharding over 8 devices",): 8,
-    }
+    (adapter,), (sharding,) = (remedy.changes for remedy in full.remedies)
+    assert adapter == "optimise.lora: {rank: 16}"
+    assert sharding.endswith(" over 8 devices")
+    assert [remedy.devices for remedy in full.remedies] == [1, 8]
     adapted = stages(zephyr(lora=Lora(rank=16, alpha=32)), store, config)["policy_checkpoint"]
     assert full.remedies[0].memory_gib == adapted.memory_gib.value, "a remedy's figure is that of the changed recipe"
     assert adapted.fits
@@ -213,13 +213,16 @@ def test_a_large_recipe_needs_sharding_as_it_says_and_fits_its_own_pool_with_it(
     planned = forecast(workspace, CONFIGS / f"{LARGE[name]}.json", rows=ROWS)
     assert "Needs sharding" in shipped.description
     too_large = {one.stage: one for one in planned if one.fits is False}
-    assert too_large.keys() == {"reference_logprobs", "policy_checkpoint", "policy_divergence", "registered_model"}
+    whole = {"reference_logprobs", "policy_divergence", "registered_model"}  # nothing shards these yet
+    sharded = bool(getattr(shipped.dpo, "sharded", False))
+    assert too_large.keys() == (whole if sharded else whole | {"policy_checkpoint"})
     for one in too_large.values():
         pool = pools[str(one.pool)]
-        assert f"sharding over {pool.gpus_per_slot} devices" in one.remedies[0].changes
-        assert len(one.remedies[0].changes) == 1
+        (change,) = one.remedies[0].changes
+        assert change.endswith(f" over {pool.gpus_per_slot} devices")
         assert one.remedies[0].memory_gib < float(pool.memory_gib or 0)
-    assert too_large["policy_checkpoint"].slot_seconds.value
+    (policy,) = (one for one in planned if one.stage == "policy_checkpoint")
+    assert policy.slot_seconds.value
 
 
 def test_a_405b_takes_more_than_two_nodes_of_80_gb(store: Store) -> None:

@@ -231,7 +231,7 @@ def _left(stage: str, load: Load) -> list[Change]:
         "checkpoint": load.kind == "train" and not load.checkpointing,
         "smaller": load.tokens > LEAST_PASS and stage != "sft_checkpoint",
         "adapter": load.kind == "train" and load.lora is None,
-        "shard": load.on_gpu and load.shards == 1,
+        "shard": load.on_gpu and load.shards < MOST_DEVICES,
     }
     return [change for change, is_left in possible.items() if is_left]
 
@@ -243,7 +243,8 @@ def _with(load: Load, changes: frozenset[Change], pool: Pool) -> Iterator[Load]:
     if "adapter" in changes:
         load = replace(load, lora=LORA)
     least = max(2, pool.world_size)
-    devices = range(least, max(least, MOST_DEVICES) + 1, least) if "shard" in changes else (load.shards,)
+    first = least if load.shards == 1 else load.shards + least  # whole slots, more than there are
+    devices = range(first, max(first, MOST_DEVICES) + 1, least) if "shard" in changes else (load.shards,)
     halves = [load.tokens >> times for times in range(1, 32) if load.tokens >> times >= LEAST_PASS]
     for shards in devices:
         for tokens in halves if "smaller" in changes else (load.tokens,):

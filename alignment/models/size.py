@@ -1,15 +1,17 @@
-"""What a model takes in memory before any activation, from its configuration alone: nothing is loaded."""
+"""Parameters of a model and operations of its passes, from its configuration alone: nothing is loaded."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alignment.data.tokens import Ids, TokenSequence
 from alignment.errors import BadInput
 from alignment.models.code import without_implementations
+from alignment.models.shape import Shape, shape_of
 
 if TYPE_CHECKING:
     import torch
@@ -18,22 +20,23 @@ if TYPE_CHECKING:
     from alignment.recipe import Lora
 
 
-BYTES = {"float32": 4, "bfloat16": 2}
-TRAINED_BYTES = 16
-"""Of a trained parameter in either precision: weight and gradient, a float32 master beside bfloat16 weights, and
-AdamW's two moments in float32 (Rajbhandari et al. 2020, section 3.1)."""
-
-
 def parameter_counts(config: dict[str, Any], lora: Lora | None = None) -> tuple[int, int]:
     """Parameters of the model of a config.json, and those that training changes: all of them, or the adapter's.
 
     Raises `BadInput` for a configuration that transformers has no causal language model for.
     """
-    return _counts(json.dumps(config), None if lora is None else lora.model_dump_json())
+    shape = shape_of(config)
+    if shape is not None and lora is None:
+        return shape.parameters, shape.parameters
+    if shape is not None and lora is not None and (adapted := shape.adapted(lora)) is not None:
+        sides = sum(linear.inputs + linear.outputs for linear in adapted)
+        return shape.parameters, lora.rank * sides * shape.layers
+    return counts_of_empty_model(json.dumps(config), None if lora is None else lora.model_dump_json())
 
 
 @lru_cache(maxsize=8)  # a plan asks the same of every stage, and of 8B even empty layers take a second
-def _counts(config_text: str, lora_text: str | None) -> tuple[int, int]:
+def counts_of_empty_model(config_text: str, lora_text: str | None) -> tuple[int, int]:
+    """The same by building the model without memory for its weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -56,16 +59,6 @@ def _counts(config_text: str, lora_text: str | None) -> tuple[int, int]:
     return whole, sum(lora.rank * (layer.in_features + layer.out_features) for layer in wanted)
 
 
-def forward_bytes(parameters: int, precision: str) -> int:
-    """Of a model that is only run; without activations and the cache of keys and values."""
-    return BYTES[precision] * parameters
-
-
-def training_bytes(parameters: int, trained: int, precision: str) -> int:
-    """Of a model that is trained, on every device, as each holds all of it; without activations."""
-    return TRAINED_BYTES * trained + (0 if trained == parameters else forward_bytes(parameters, precision))
-
-
 def _targeted(name: str, targets: list[str] | str) -> bool:
     return isinstance(targets, str) or any(name == one or name.endswith(f".{one}") for one in targets)
 
@@ -75,8 +68,27 @@ def _targeted(name: str, targets: list[str] | str) -> bool:
 # Useful work only: every prompt once, the head where a completion token is predicted, causal attention; two
 # operations a weight and token (Kaplan et al. 2020, section 2.1).
 
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bfloat16 operations a second, by what the device's name holds; from the makers' data sheets."""
+
+class Accelerator(NamedTuple):
+    """A GPU by its maker's data sheet: dense bfloat16 operations a second, bytes of memory, and bytes a second read."""
+
+    peak_flops: float
+    memory: float
+    bandwidth: float
+
+
+ACCELERATORS = {
+    "B200": Accelerator(2250e12, 180e9, 8.0e12),
+    "H200": Accelerator(989e12, 141e9, 4.8e12),
+    "H100": Accelerator(989e12, 80e9, 3.35e12),
+    "A100": Accelerator(312e12, 80e9, 2.039e12),
+}
+"""By what a device's name holds; the modules for servers (SXM), of the A100 that with 80 GB."""
+
+
+def accelerator_of(name: str | None) -> Accelerator | None:
+    """The accelerator that a name stands for, such as NVIDIA-H100-80GB-HBM3; None for one that is not known."""
+    return next((known for part, known in ACCELERATORS.items() if part in (name or "")), None)
 
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -119,4 +131,61 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     if device.type != "cuda" or dtype != torch.bfloat16:
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+    known = accelerator_of(name)
+    return None if known is None else known.peak_flops
+
+
+# The same before there are sequences: from sizes and mean lengths.
+
+
+@dataclass(frozen=True)
+class Work:
+    """What passes hold: `tokens` with every prompt once, `completion` tokens that are predicted, and `seen`, the sum of
+    the positions that each token attends to."""
+
+    tokens: float
+    completion: float
+    seen: float
+
+    @classmethod
+    def of(cls, prompt: float, completions: Iterable[float]) -> Work:
+        """A prompt with its completions, by their lengths."""
+        lengths = tuple(completions)
+        seen = prompt * (prompt + 1) / 2 + sum(own * prompt + own * (own + 1) / 2 for own in lengths)
+        return cls(prompt + sum(lengths), sum(lengths), seen)
+
+    def __mul__(self, rows: float) -> Work:
+        return Work(self.tokens * rows, self.completion * rows, self.seen * rows)
+
+
+class Operations(NamedTuple):
+    """`useful` ones are those that any implementation needs; `done` counts what is computed a second time as well."""
+
+    useful: float
+    done: float
+
+
+def forward_operations(shape: Shape, work: Work) -> Operations:
+    """Operations of scoring: 2 a weight of the layers and token, 2 of the head and predicted token, attention."""
+    useful = sum(_forward(shape, work))
+    return Operations(useful, useful)
+
+
+def training_operations(shape: Shape, work: Work, *, adapter: bool, recomputed: bool) -> Operations:
+    """Operations of training on the same: a backward pass has twice those of the forward pass, and once them for a
+    frozen matrix, which gets no gradient (an adapter's own are left out). The head runs a second time in the backward
+    pass, and so do all layers where their activations are `recomputed`.
+    """
+    body, head, attention = _forward(shape, work)
+    matrices = 2 if adapter else 3
+    useful = matrices * (body + head) + 3 * attention
+    return Operations(useful, useful + head + (body + attention if recomputed else 0.0))
+
+
+def _forward(shape: Shape, work: Work) -> tuple[float, float, float]:
+    """Of the layers' matrices, of the head, and of attention."""
+    return (
+        2.0 * shape.layer_matrices * shape.layers * work.tokens,
+        2.0 * shape.embedding * work.completion,
+        4.0 * shape.query_width * shape.layers * work.seen,
+    )

@@ -54,6 +54,10 @@ def show_plan(result: dict[str, Any]) -> None:
         print(f"note: {note}")
     for name in result["too_large"]:
         print(f"{name} does not fit the devices of its pool")
+        stage = next(stage for stage in result["stages"] if stage["stage"] == name)
+        for remedy in stage["remedies"]:
+            over = f" on each of {remedy['devices']} devices" if remedy["devices"] > 1 else ""
+            print(f"  it would with {' and '.join(remedy['changes'])}: {remedy['memory_gib']:.1f} GiB{over}")
     show_upgrade(result["upgrade"])
 
 
@@ -172,6 +176,9 @@ def plan(
     config: Annotated[
         Path | None, typer.Option(help="The model's config.json, if it is not on this machine; no weights are needed.")
     ] = None,
+    rows: Annotated[
+        int | None, typer.Option(help="Rows of the preferences, where nothing here says how many they are.", min=1)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what bringing a recipe up to date takes, before anything runs. Exit 1 if a pool cannot hold it."""
@@ -194,7 +201,7 @@ def plan(
         known = load_recipe(recipe)
         gate_and_baselines(known, str(recipe))
         workspace = Workspace(known, load_pools())
-        stages = forecast(workspace, config)
+        stages = forecast(workspace, config, rows)
         too_large = [expected.stage for expected in stages if expected.fits is False and expected.to_make != 0]
         warnings = [warning for warning in [retirement(known.judge, date.today())] if warning is not None]
         return {

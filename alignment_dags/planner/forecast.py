@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,20 @@ from alignment.data.hub import HubUnreachable, asking_briefly
 from alignment.errors import BadInput
 from alignment.models.checkpoint import CONFIG_FILE, read_config
 from alignment.models.pin import hub_config
-from alignment.models.size import forward_bytes, parameter_counts, training_bytes
-from alignment.recipe import Optimisation, Recipe
-from alignment.store import Commit, Store
+from alignment.models.shape import shape_of
+from alignment.recipe import Recipe
+from alignment.store import Commit, MissingArtifact, Store
+from alignment_dags.planner import hours
+from alignment_dags.planner.cached import rows_of_shards
+from alignment_dags.planner.loads import (
+    Lengths,
+    Load,
+    Remedy,
+    bytes_without_activations,
+    load_of,
+    precision_of,
+    remedies,
+)
 from alignment_dags.run.plan import Planned, plan
 from alignment_dags.run.workspace import Workspace
 from assets.building.node import Node
@@ -26,7 +37,7 @@ from resources.pools import Pool
 GIB = 2**30
 HUB_SECONDS = 5.0  # to wait for an answer of the hub
 LAST = 5  # a time is the mean of the last commits
-NO_ACTIVATIONS = "activations come on top"
+NO_ACTIVATIONS = "activations are not known for this architecture and come on top"
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,10 @@ class StageForecast:
     fits: bool | None
     slot_seconds: Figure
     cost: Figure
+    memory_parts_gib: dict[str, float] = field(default_factory=dict)
+    """What takes the memory, by name; empty where activations are not known."""
+    remedies: list[Remedy] = field(default_factory=list)
+    """The nearest changes with which a stage fits that does not."""
 
 
 class History:
@@ -93,8 +108,23 @@ class History:
         return suites
 
 
-def forecast(workspace: Workspace, config: Path | None = None) -> list[StageForecast]:
-    """Every node of the recipe, upstream first; `config` is a config.json of the model, used before any other.
+@dataclass(frozen=True)
+class Stand:
+    """What a forecast knows of a recipe: its artifacts, its model, and its data."""
+
+    workspace: Workspace
+    history: History
+    planned: list[Planned]
+    model: ModelConfig
+    lengths: Lengths
+    rows: Figure
+    row_ids: dict[str, list[str]] | None
+    """By shard; None where the rows of some shard are not known."""
+
+
+def forecast(workspace: Workspace, config: Path | None = None, rows: int | None = None) -> list[StageForecast]:
+    """Every node of the recipe, upstream first; `config` is a config.json of the model, used before any other, and
+    `rows` the number of preference rows, where neither the store nor the source says it.
 
     Needs no weights and no hub: numbers that only the hub could give are unknown without it. Raises `BadInput` for
     sources with a mistake.
@@ -102,38 +132,57 @@ def forecast(workspace: Workspace, config: Path | None = None) -> list[StageFore
     unreached: dict[str, str] = {}
     with asking_briefly(HUB_SECONDS):
         planned = plan(workspace, unreached=unreached)
-        shape = model_config(workspace, planned) if config is None else Shape(read_config(config), str(config))
+        model = model_config(workspace, planned) if config is None else ModelConfig(read_config(config), str(config))
+        row_ids = rows_of_shards(workspace, planned)
+        counted = _rows(workspace, row_ids, rows)
     unsure = _unsure(workspace, unreached)
     history = History(workspace.store, workspace.recipe.name)
-    return [_stage(node, workspace, history, planned, shape, unsure.get(node.name)) for node in workspace.nodes]
+    scored = [node for node in workspace.nodes if node.stage.name == "reference_logprobs"]
+    lengths = hours.lengths_of(workspace.recipe, [made for node in scored for made in history.latest_first(node)])
+    stand = Stand(workspace, history, planned, model, lengths, counted, row_ids)
+    return [_stage(node, stand, unsure.get(node.name)) for node in workspace.nodes]
+
+
+def _rows(workspace: Workspace, row_ids: dict[str, list[str]] | None, given: int | None) -> Figure:
+    """Rows of the preferences: given, or of the shards, or as the hub says."""
+    if given is not None:
+        return Figure(given, "given")
+    if row_ids is not None:
+        return Figure(sum(map(len, row_ids.values())), "rows of the shards")
+    counts = [None if part.hub is None else hours.rows_on_hub(part) for part in workspace.recipe.preferences.parts]
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts):
+        return Figure(None, "the number of rows is not known before the shards are made; --rows takes it")
+    limits = [part.max_rows for part in workspace.recipe.preferences.parts]
+    return Figure(sum(min(count, limit or count) for count, limit in zip(known, limits, strict=True)), "by the hub")
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelConfig:
     """The model's configuration and where it was read; or None, and why there is none."""
 
     config: dict[str, Any] | None
     source: str
 
 
-def model_config(workspace: Workspace, planned: list[Planned]) -> Shape:
+def model_config(workspace: Workspace, planned: list[Planned]) -> ModelConfig:
     """The model's configuration: from the store, else from the recipe's model on disk or on the hub."""
     for step in planned:
         if step.node.name in ("sft_checkpoint", "base_model") and step.commit is not None:
             config = json.loads(workspace.store.read(step.commit.artifact, CONFIG_FILE))
-            return Shape(config, f"config.json of {step.node.name}")
+            return ModelConfig(config, f"config.json of {step.node.name}")
     sft = workspace.recipe.sft
     source = (sft and sft.adopt) or workspace.recipe.base_model
     if source.path is not None:
-        return Shape(read_config(source.path), f"config.json in {source.path}")
+        return ModelConfig(read_config(source.path), f"config.json in {source.path}")
     if source.hub is None:
         from alignment.quickstart.model import MAX_LENGTH, micro_config, micro_tokenizer
 
-        return Shape(micro_config(micro_tokenizer(MAX_LENGTH)).to_dict(), "the embedded micro model")
+        return ModelConfig(micro_config(micro_tokenizer(MAX_LENGTH)).to_dict(), "the embedded micro model")
     try:
-        return Shape(hub_config(source.hub, source.revision), f"config.json of {source.hub} on the hub")
+        return ModelConfig(hub_config(source.hub, source.revision), f"config.json of {source.hub} on the hub")
     except (HubUnreachable, BadInput) as error:
-        return Shape(None, f"{error}; --config takes its config.json")
+        return ModelConfig(None, f"{error}; --config takes its config.json")
 
 
 def _unsure(workspace: Workspace, unreached: dict[str, str]) -> dict[str, str]:
@@ -147,70 +196,114 @@ def _unsure(workspace: Workspace, unreached: dict[str, str]) -> dict[str, str]:
     return reasons
 
 
-def _stage(
-    node: Node,
-    workspace: Workspace,
-    history: History,
-    planned: list[Planned],
-    shape: Shape,
-    unsure: str | None,
-) -> StageForecast:
-    mine = [step for step in planned if step.node.name == node.name]
+def _stage(node: Node, stand: Stand, unsure: str | None) -> StageForecast:
+    workspace = stand.workspace
+    mine = [step for step in stand.planned if step.node.name == node.name]
     to_make = sum(step.state in ("missing", "waiting") for step in mine)
     pool = None if node.pool is None else workspace.pools[node.pool]
-    memory = _memory(node, workspace.recipe, shape)
+    load = _load(node, stand, pool)
+    memory = _memory(node, workspace.recipe, stand.model, load)
     room = None if pool is None else pool.memory_gib
+    fits = None if memory.value is None or room is None else memory.value <= room
+    if fits and load is None and memory.value:
+        fits = None  # without its activations
     if unsure is not None:
         seconds = Figure(None, unsure)
     else:
-        seconds = _seconds(history.latest_first(node) if to_make else [], to_make)
+        seconds = _seconds(stand.history.latest_first(node) if to_make else [], to_make)
+        if to_make and (better := _computed(node, stand, load, pool, seconds.value is None)) is not None:
+            seconds = better
+    remedied = []
+    if fits is False and load is not None and pool is not None and room is not None:
+        remedied = remedies(node.name, load, pool, room * GIB, workspace.recipe.method.needs_reference)
     return StageForecast(
         stage=node.name,
         pool=node.pool,
         current=None if unsure else sum(step.commit is not None for step in mine),
         to_make=None if unsure else to_make,
         memory_gib=memory,
-        fits=None if memory.value is None or room is None else memory.value <= room,
+        fits=fits,
         slot_seconds=seconds,
         cost=_cost(pool, seconds),
+        memory_parts_gib={} if load is None else {name: size / GIB for name, size in load.parts().items()},
+        remedies=remedied,
     )
 
 
-def _memory(node: Node, recipe: Recipe, shape: Shape) -> Figure:
-    trained: dict[str, Optimisation] = {"policy_checkpoint": recipe.dpo}
-    if recipe.sft is not None and recipe.sft.adopt is None:
-        trained["sft_checkpoint"] = recipe.sft
-    run = {
-        "reference_logprobs": recipe.reference.precision,
-        "responses": recipe.evals.precision,
-        "policy_divergence": recipe.evals.precision,  # policy and its start, one after the other
-        "registered_model": recipe.evals.precision,  # it answers the smoke prompt
-    }
-    if node.stage.name == "responses" and recipe.evals.generate.kind == "endpoint":
-        return Figure(0.0, "loads no model: an endpoint answers")
-    if node.name == "registered_model" and recipe.gate == "none":
-        return Figure(0.0, "gate: none registers nothing")
-    settings, precision = trained.get(node.name), run.get(node.stage.name)
-    if settings is None and precision is None:
-        return Figure(0.0, "loads no model")
-    if shape.config is None:
-        return Figure(None, shape.source)
+def _load(node: Node, stand: Stand, pool: Pool | None) -> Load | None:
+    shape = None if stand.model.config is None else shape_of(stand.model.config)
+    if pool is None or shape is None:
+        return None
+    return load_of(node, stand.workspace.recipe, pool, shape, stand.lengths)
+
+
+def _memory(node: Node, recipe: Recipe, model: ModelConfig, load: Load | None) -> Figure:
+    if precision_of(node, recipe) is None:
+        if node.stage.name == "responses":
+            return Figure(0.0, "loads no model: an endpoint answers")
+        what = "gate: none registers nothing" if node.name == "registered_model" else "loads no model"
+        return Figure(0.0, what)
+    if model.config is None:
+        return Figure(None, model.source)
+    if load is not None:
+        return Figure(load.total / GIB, f"{load.what} ({model.source})")
     try:
-        if settings is not None:
-            whole, part = parameter_counts(shape.config, settings.lora)
-            size = training_bytes(whole, part, settings.precision)
-            what = (
-                f"{whole:,} parameters, {part:,} of them trained"
-                if part == whole
-                else (f"{whole:,} parameters and {part:,} of the adapter")
-            )
-        else:
-            assert precision is not None
-            whole, _ = parameter_counts(shape.config)
-            size, what = forward_bytes(whole, precision), f"{whole:,} parameters in {precision}"
+        size, what = bytes_without_activations(node, recipe, model.config)
     except BadInput as error:
         return Figure(None, str(error))
-    return Figure(size / GIB, f"{what} ({shape.source}); {NO_ACTIVATIONS}")
+    return Figure(size / GIB, f"{what} ({model.source}); {NO_ACTIVATIONS}")
+
+
+def _computed(node: Node, stand: Stand, load: Load | None, pool: Pool | None, never: bool) -> Figure | None:
+    """Time by rows and operations: of a stage that was never made, and of log-probs of which the cache holds some."""
+    rate = None if pool is None else hours.Rate.of(pool)
+    recipe, rows = stand.workspace.recipe, stand.rows
+    if node.stage.name == "reference_logprobs" and (left := _not_cached(node, stand)) is not None:
+        total, outstanding = left
+        part = f"{outstanding:,} of {total:,} rows are not in the cache"
+        if (per_row := _seconds_per_row(stand.history.latest_first(node))) is not None:
+            return Figure(outstanding * per_row, f"{part}, × {per_row:.2g} s, as measured before")
+        if load is None or rate is None:
+            return Figure(0.0, part) if outstanding == 0 else None
+        seconds, how = hours.scoring_seconds(recipe, load, stand.lengths, outstanding, rate)
+        return Figure(seconds, f"{part}; {how}")
+    if not never or load is None or rate is None or load.precision != "bfloat16":
+        return None
+    if node.stage.name == "responses":
+        answered = hours.answering_seconds(recipe, load, rate)
+        return None if answered is None else Figure(*answered)
+    estimates = {"reference_logprobs": hours.scoring_seconds, "policy_checkpoint": hours.training_seconds}
+    if node.stage.name not in estimates or node.name == "sft_checkpoint":
+        return None
+    if rows.value is None:
+        return Figure(None, rows.how)
+    return Figure(*estimates[node.stage.name](recipe, load, stand.lengths, int(rows.value), rate))
+
+
+def _not_cached(node: Node, stand: Stand) -> tuple[int, int] | None:
+    """Rows of the shards whose log-probs are to be made, and those of them to score; None while they are not known."""
+    from alignment_dags.planner.cached import not_scored
+
+    checkpoint = next((step.commit for step in stand.planned if step.node.name == "sft_checkpoint"), None)
+    if stand.row_ids is None or checkpoint is None:
+        return None
+    mine = [step for step in stand.planned if step.node.name == node.name and step.state in ("missing", "waiting")]
+    row_ids = [row_id for step in mine for row_id in stand.row_ids[str(step.shard)]]
+    try:
+        return len(row_ids), not_scored(stand.workspace.store, stand.workspace.recipe, checkpoint.artifact, row_ids)
+    except MissingArtifact:
+        return None
+
+
+def _seconds_per_row(made: list[Commit]) -> float | None:
+    """Of the latest passes that scored something, on the device of the latest."""
+    scored = [commit for commit in made if commit.summary.get("scored") and commit.summary.get("tokens_per_second")]
+    same = [
+        commit for commit in scored if commit.environment.get("device", "") == scored[0].environment.get("device", "")
+    ][:LAST]
+    sequences = sum(int(commit.summary["scored"]) for commit in same)
+    seconds = sum(commit.summary["tokens"] / commit.summary["tokens_per_second"] for commit in same)
+    return None if not sequences else 2 * seconds / sequences
 
 
 def _seconds(made: list[Commit], to_make: int) -> Figure:

@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from alignment.data.tokens import TokenSequence
-from alignment.models.size import peak_flops, scoring_flops
+from alignment.models.shape import shape_of
+from alignment.models.size import Work, forward_operations, peak_flops, scoring_flops, training_operations
 
 WIDTH, LAYERS, VOCABULARY = 64, 3, 500
 
@@ -50,3 +51,34 @@ def test_a_prompt_counts_once_however_many_completions_it_has() -> None:
 def test_nothing_is_claimed_for_a_mixture_of_experts_or_an_unknown_device() -> None:
     assert scoring_flops(model_of("mixtral", num_local_experts=4), [TokenSequence((1,), (2,))]) is None
     assert peak_flops(torch.device("cpu"), torch.bfloat16) is None
+
+
+def test_operations_by_sizes_alone_are_those_by_the_model() -> None:
+    model, shape = model_of(), shape_of(model_of().config.to_dict())
+    assert shape is not None
+    sequences = [TokenSequence((1,) * 30, (2,) * own) for own in (12, 20)]
+    work = Work.of(30, (12, 20))
+    assert forward_operations(shape, work).useful == pytest.approx(scoring_flops(model, sequences), rel=1e-12)
+
+
+def test_operations_of_training_are_those_that_torch_counts() -> None:
+    """Full training, and the same with frozen weights whose inputs get a gradient. Attention is left out: eager
+    attention does all of it, and causal attention half."""
+    tokens = 24
+    for frozen in (False, True):
+        model = model_of()
+        shape = shape_of(model.config.to_dict())
+        assert shape is not None
+        embedded = torch.randn(1, tokens, WIDTH, requires_grad=True)
+        for weight in model.parameters():
+            weight.requires_grad_(not frozen)
+        with FlopCounterMode(display=False) as counter:
+            model(inputs_embeds=embedded).logits.sum().backward()
+        work = Work(tokens, tokens, 0.0)
+        attention = 3 * 4 * WIDTH * LAYERS * tokens**2
+        found = training_operations(shape, work, adapter=frozen, recomputed=False)
+        assert found.useful == pytest.approx(counter.get_total_flops() - attention, rel=1e-12)
+        again = training_operations(shape, work, adapter=frozen, recomputed=True)
+        head = 2 * WIDTH * VOCABULARY * tokens
+        assert found.done - found.useful == head, "the head's log-probabilities come before its gradient"
+        assert again.done - again.useful == forward_operations(shape, work).useful

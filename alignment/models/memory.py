@@ -1,0 +1,260 @@
+"""What a model takes in a device's memory, part by part, in bytes, from its sizes and its pass alone.
+
+Weights, gradients, masters and moments are exact. Activations are what autograd keeps of the packed pass
+(`alignment.models.forward`) in Transformers' decoders: the inputs of matrices that get a gradient, of norms, of the
+rotary embedding's products, of attention and of the MLP's products. docs/planning.md has the formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from alignment.models.forward import LOGITS_AT_ONCE
+from alignment.models.packing import rounded
+from alignment.models.shape import Shape
+
+if TYPE_CHECKING:
+    from alignment.recipe import Lora
+
+BYTES = {"float32": 4, "bfloat16": 2}
+MOMENTS = 8
+"""AdamW's two, in float32."""
+ADAPTER = 4 + 4 + MOMENTS
+"""Bytes of a parameter of an adapter, which is float32 whatever the model is: weight, gradient, moments."""
+LOGIT_BYTES = {"float32": 8, "bfloat16": 10}
+"""Of a logit in the head's block: as it comes, in float32 (which a float32 model's is), and once more for the sum of
+exponentials."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is trained on one device: parameters of the model, of the adapter (0 without), and how gradients are kept.
+
+    `wide_gradients`: the packed step moves each bfloat16 gradient into a float32 one at once; SFT converts all of them
+    in the optimiser's step. `buckets`: gradients travel between ranks in buffers of their own, as SFT's do. `shards` is
+    over how many devices the model is split: of a model that is trained whole its float32 weights, which are its
+    masters, of one with an adapter the frozen weights.
+    """
+
+    parameters: int
+    adapter: int
+    precision: str
+    wide_gradients: bool = True
+    buckets: bool = False
+    shards: int = 1
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Weights, gradients, masters and moments while passes run."""
+        width, share = BYTES[self.precision], self.parameters / self.shards
+        if self.adapter:
+            parts = {
+                "weights": width * share + 4 * self.adapter,
+                "gradients": 4.0 * self.adapter,
+                "moments": float(MOMENTS * self.adapter),
+            }
+        elif self.precision == "float32" or self.shards > 1:
+            parts = {"weights": 4 * share, "gradients": 4 * share, "moments": MOMENTS * share}
+        else:
+            gradient = 4 if self.wide_gradients else width
+            parts = {
+                "weights": width * share,
+                "gradients": gradient * share,
+                "masters": 4 * share,
+                "moments": MOMENTS * share,
+            }
+        if self.buckets:
+            parts["buckets"] = parts["gradients"]
+        return parts
+
+    @property
+    def in_step(self) -> float:
+        """What the optimiser's step takes beside them: float32 copies of bfloat16 gradients."""
+        copied = not (self.adapter or self.wide_gradients or self.precision == "float32" or self.shards > 1)
+        return 4.0 * self.parameters if copied else 0.0
+
+
+@dataclass(frozen=True)
+class PackedPass:
+    """The lengths of one pass, summed over its segments (a prompt, or a completion behind its prompt).
+
+    `reads` are positions whose hidden state predicts a completion's token. `keys` are the keys that segments attend to,
+    `behind` those of completions alone. `pairs` are pairs of a query and a key of a segment, `masked` those of
+    completions alone.
+    """
+
+    tokens: float
+    reads: float
+    keys: float
+    behind: float
+    pairs: float
+    masked: float
+
+    @classmethod
+    def of(cls, groups: Iterable[tuple[int, Iterable[int]]]) -> PackedPass:
+        """Of prompts with their completions, by length; a completion's last token is not forwarded."""
+        tokens = reads = keys = behind = pairs = masked = 0
+        for prompt, completions in groups:
+            tokens += prompt
+            keys += prompt
+            pairs += prompt * prompt
+            for completion in completions:
+                own = completion - 1
+                tokens += own
+                reads += completion
+                keys += prompt + own
+                behind += prompt + own
+                pairs += own * (prompt + own)
+                masked += own * (prompt + own)
+        return cls(rounded(tokens), reads, keys, behind, pairs, masked)
+
+    def scaled_to(self, tokens: int) -> PackedPass:
+        """A pass of so many tokens with the same mix of lengths."""
+        share = tokens / self.tokens
+        return PackedPass(
+            tokens, *(share * size for size in (self.reads, self.keys, self.behind, self.pairs, self.masked))
+        )
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes that a pass keeps for its backward pass: of one layer, of its checkpoint, and of what is in no layer."""
+
+    layer: float
+    checkpoint: float
+    root: float
+    layers: int
+
+    def kept(self, checkpointing: bool) -> float:
+        """Of the whole pass when its forward pass ends."""
+        return self.root + self.layers * (self.checkpoint if checkpointing else self.layer)
+
+    def at_most(self, checkpointing: bool) -> float:
+        """The same, with the layer that the backward pass runs again."""
+        return self.kept(checkpointing) + (self.layer if checkpointing else 0.0)
+
+
+def activations(
+    shape: Shape, packed: PackedPass, precision: str, lora: Lora | None = None, *, flash: bool
+) -> Activations:
+    """Activations of one pass. `flash`: variable-length flash attention, as on a GPU in bfloat16; else segment by
+    segment."""
+    width, tokens, hidden = BYTES[precision], packed.tokens, shape.hidden
+    layer = (
+        shape.family.norms * hidden * _norm(shape, width, lora)
+        + _head_norms(shape, width, lora)
+        + _matrix_inputs(shape, width, lora, flash)
+        + 3 * width * shape.intermediate  # gate, its activation, and what it multiplies
+    ) * tokens + _attention(shape, packed, width, flash)
+    root = (hidden * _norm(shape, width, lora) + 2 * width * shape.head_width) * tokens  # last norm; cosines and sines
+    return Activations(layer, width * hidden * tokens, root, shape.layers)
+
+
+def _norm(shape: Shape, width: int, lora: Lora | None) -> int:
+    """Bytes an element: the float32 input, and where its weight is trained the normalised one."""
+    normalised = width if shape.family.norm == "after_rounding" else 4
+    return 4 + (normalised if lora is None else 0)
+
+
+def _head_norms(shape: Shape, width: int, lora: Lora | None) -> int:
+    normed = 0 if shape.family.head_norms == "none" else shape.query_width + shape.key_width
+    return normed * _norm(shape, width, lora)
+
+
+def _matrix_inputs(shape: Shape, width: int, lora: Lora | None, flash: bool) -> float:
+    """Bytes a token: inputs of the layer's matrices that get a gradient. A tensor that several read counts once, but
+    every adapter keeps a float32 copy of a bfloat16 input for itself, and of a float32 one where it drops some out.
+    What is dropped is a byte an element on a GPU, and a number on a CPU."""
+    if lora is None:
+        return float(width * sum({linear.source: linear.inputs for linear in shape.linears}.values()))
+    adapted = shape.adapted(lora) or ()
+    between = 4 * lora.rank * len(adapted)
+    if lora.dropout or width < 4:
+        mask = (1 if flash else 4) if lora.dropout else 0
+        return float(sum((4 + mask) * linear.inputs for linear in adapted) + between)
+    return float(4 * sum({linear.source: linear.inputs for linear in adapted}.values()) + between)
+
+
+def _attention(shape: Shape, packed: PackedPass, width: int, flash: bool) -> float:
+    queries = width * shape.query_width
+    if flash and not shape.family.capped:
+        # queries, the output (also the next matrix's input) and its log-sum-exp; keys and values gathered by segment
+        own = (queries + 4 * shape.heads) * packed.tokens
+        return own + 2 * width * shape.key_width * packed.keys
+    joined = 3 * queries * packed.tokens + 2 * queries * packed.behind  # keys and values of as many heads as queries
+    if shape.family.capped:
+        return joined + (shape.heads * (4 + (2 * width if width < 4 else width)) + 1) * packed.pairs
+    return joined + (queries + 4 * shape.heads) * packed.tokens + width * packed.masked
+
+
+def gathered(shape: Shape, precision: str, *, gradients: bool) -> float:
+    """Of a sharded model what is whole for a while: two layers, of which the next is fetched, and all that is in no
+    layer; with `gradients` those of a layer and of the root, in the model's precision and again in float32."""
+    width = BYTES[precision]
+    whole = width * (2 * shape.layer_parameters + shape.root_parameters)
+    return float(whole + ((width + 4) * (shape.layer_parameters + shape.root_parameters) if gradients else 0))
+
+
+def head_block(shape: Shape, reads: float, precision: str) -> float:
+    """The head's logits of one block: as they come, in float32, and once more for the sum or the gradient."""
+    return min(LOGITS_AT_ONCE, shape.vocabulary * rounded(int(reads))) * LOGIT_BYTES[precision]
+
+
+def training_bytes(
+    shape: Shape,
+    trained: Trained,
+    packed: PackedPass,
+    lora: Lora | None = None,
+    *,
+    checkpointing: bool,
+    flash: bool,
+) -> dict[str, float]:
+    """Largest memory of a training on one device, part by part: while a pass goes backward, or in the optimiser's step.
+
+    `working` is the larger of what the head and what one layer takes for its gradients.
+    """
+    width = BYTES[trained.precision]
+    kept = activations(shape, packed, trained.precision, lora, flash=flash)
+    states = width * shape.hidden * packed.reads
+    head_gradient = width * shape.embedding if lora is None else 0
+    head = 2 * states + head_block(shape, packed.reads, trained.precision) + head_gradient
+    layer = states + width * (3 * shape.intermediate + 2 * shape.hidden) * packed.tokens
+    rerun = kept.layer if checkpointing else 0.0
+    passing = trained.parts | {"activations": kept.kept(checkpointing), "working": max(head, layer + rerun)}
+    if trained.shards > 1:
+        passing["gathered"] = gathered(shape, trained.precision, gradients=lora is None)
+    stepping = trained.parts | {"step": trained.in_step}
+    return max(passing, stepping, key=lambda parts: sum(parts.values()))
+
+
+def scoring_bytes(shape: Shape, packed: PackedPass, precision: str, shards: int = 1) -> dict[str, float]:
+    """Largest memory of a pass without gradients: the weights, and the larger of an MLP's and the head's own."""
+    width = BYTES[precision]
+    states = width * shape.hidden * packed.tokens
+    layer = 2 * states + 3 * width * shape.intermediate * packed.tokens
+    head = states + width * shape.hidden * packed.reads + head_block(shape, packed.reads, precision)
+    parts = {"weights": width * shape.parameters / shards, "working": float(max(layer, head))}
+    if shards > 1:
+        parts["gathered"] = gathered(shape, precision, gradients=False)
+    return parts
+
+
+def answering_bytes(
+    shape: Shape, tokens: int, precision: str, shards: int = 1, *, all_logits: bool = False
+) -> dict[str, float]:
+    """Largest memory of answering `tokens` tokens at once, prompts and answers together: weights, keys and values of
+    all layers, and one pass over prompts. `all_logits`: suites that compare continuations keep logits of every
+    position."""
+    width = BYTES[precision]
+    cache = 2 * width * shape.key_width * tokens
+    logits = 2 * width * shape.vocabulary * tokens if all_logits else 0
+    parts = {
+        "weights": width * shape.parameters / shards,
+        "cache": float(cache * shape.layers),
+        "working": float(max(width * (2 * shape.hidden + 3 * shape.intermediate) * tokens + cache, logits)),
+    }
+    if shards > 1:
+        parts["gathered"] = gathered(shape, precision, gradients=False)
+    return parts

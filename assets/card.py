@@ -334,7 +334,10 @@ def _header(about: Mapping[str, Any]) -> list[str]:
         "tags": ["alignment-dags", *([about["method"].partition(",")[0]] if about["method"] != UNKNOWN else [])],
     }
     if base["kind"] == "hub":
-        header |= {"base_model": base["name"], "base_model_relation": "adapter" if about["adapter_alone"] else "finetune"}
+        header |= {
+            "base_model": base["name"],
+            "base_model_relation": "adapter" if about["adapter_alone"] else "finetune",
+        }
     if hub_ids:
         header["datasets"] = hub_ids
     if results:

@@ -128,7 +128,7 @@ def _check_same(target: Path, wanted: str) -> None:
 def _point_to(link: Path, version: str) -> bool:
     """Makes the link lead to a version; returns False if it did already. A server that follows it finds the one or the
     other, and never none."""
-    if link.is_symlink() and os.readlink(link) == version:
+    if link.is_symlink() and str(link.readlink()) == version:
         return False
     if link.exists() and not link.is_symlink():
         raise BadInput("is no link: move it away, or name another folder", file=str(link), field="publish.folder")

@@ -235,7 +235,7 @@ def publish(store: Store, tracking: Tracking, commit: Commit) -> None:
 def hand_over(store: Store, tracking: Tracking, commit: Commit, recipe: Recipe) -> None:
     """Puts the card on the version's page in MLflow, and publishes the version where the recipe says so.
 
-    The version is champion by now, so what fails here is told (an alert `not_published`) and `align publish` repeats it.
+    The version is champion by now, so what fails here is an alert (`not_published`), and `align publish` repeats it.
     """
     model, version = RegistrationSummary.of(commit).model_version
     card = card_of(store, commit, recipe.written)
@@ -246,7 +246,9 @@ def hand_over(store: Store, tracking: Tracking, commit: Commit, recipe: Recipe) 
         outcome = publish_model(store, commit, recipe.publish, recipe.written)
     except Exception as error:  # of the hub, the network or a disk: a champion stays one without it
         first = (str(error).strip() or "no reason given").splitlines()[0]
-        problem = f"{model} version {version} was registered and not published: {first}; `align publish {model}` repeats it"
+        problem = (
+            f"{model} version {version} was registered and not published: {first}; `align publish {model}` repeats it"
+        )
         send(recipe.alerts, Alert(recipe.name, "not_published", problem))
         return
     log.info("%s version %s: %s", model, version, outcome.withheld or f"published to {outcome.place}")

@@ -260,9 +260,7 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
         return str(made.version)
 
 
-def _description(
-    client: MlflowClient, page: ModelVersion, text: str, files: Mapping[str, str], report_key: str
-) -> str:
+def _description(client: MlflowClient, page: ModelVersion, text: str, files: Mapping[str, str], report_key: str) -> str:
     """A version's description with its links, no longer than MLflow keeps."""
     logged = client.get_logged_model(_model_id(page))
     place = f"{mlflow_ui()}/#/experiments/{logged.experiment_id}/models/{logged.model_id}/artifacts"

@@ -1,9 +1,9 @@
 """A loaded checkpoint behind the OpenAI API: `/v1/chat/completions`, `/v1/completions` and `/v1/models`.
 
 Answers are those of evaluations: the same prompt ids (also given as ids, which `generate: endpoint` sends), the same
-ends, greedy unless a temperature is asked for. One request is answered at a time, so this is for a look, for tests and
-for voting; for throughput a folder of `align export` is served with vLLM. (`transformers serve` was looked at first: its
-completions take no token ids, and it asks for no token.)
+ends, greedy unless a temperature is asked for. One request is answered at a time, so this is for a look and for tests;
+for throughput a folder of `align export` is served with vLLM. `transformers serve` is not used: its completions take no
+token ids, it knows a model by its path only, and it asks for no token.
 
 The server holds a token that every request must bring, and refuses bodies, waiting requests and options beyond what it
 can honour. A field that would change the answer and is not known is refused by name and never passed over.
@@ -84,9 +84,7 @@ class ModelServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(
-        self, generator: Generator, names: Sequence[str], host: str, port: int, token: str | None
-    ) -> None:
+    def __init__(self, generator: Generator, names: Sequence[str], host: str, port: int, token: str | None) -> None:
         if token is None and not is_loopback(host):
             raise BadInput(f"{host} is open to others: serve it with a token, or on 127.0.0.1", field="--host")
         if token is not None and not (token.isascii() and token.isprintable() and token and " " not in token):
@@ -106,7 +104,7 @@ class ModelServer(ThreadingHTTPServer):
     def url(self) -> str:
         """The base address that clients are given."""
         host, port = self.server_address[:2]
-        return f"http://{f'[{str(host)}]' if ':' in str(host) else str(host)}:{port}/v1"
+        return f"http://{f'[{host!s}]' if ':' in str(host) else str(host)}:{port}/v1"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that hung up is none of our errors."""

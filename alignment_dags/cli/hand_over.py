@@ -75,3 +75,45 @@ def serve(
         server.serve_forever()
     finally:
         server.server_close()
+
+
+ab = typer.Typer(help="Two models compared by people.", no_args_is_help=True)
+SIDE = "MODEL@version, a recipe (its newest policy), RECIPE@sft, or with --items FILE a folder or a file of answers."
+
+
+@ab.command("export")
+def ab_export(
+    a: Annotated[str, typer.Argument(help=f"The first model: {SIDE}")],
+    b: Annotated[str, typer.Argument(help="The second model, whose win rate the votes give.")],
+    items: Annotated[str, typer.Option(help="A suite that both have answered, or a file of prompts to answer now.")],
+    out: Annotated[Path, typer.Option(help="Folder to make, for the people who vote.")],
+    key: Annotated[Path | None, typer.Option(help="File of the key; OUT.key.json by default.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of order and sides; drawn, and kept in the key.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most items, drawn by the seed.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens, with a file of prompts.")] = 512,
+    precision: Annotated[
+        Literal["bfloat16", "float32"], typer.Option(help="Precision of models, with a file of prompts.")
+    ] = "bfloat16",
+    as_json: AsJson = False,
+) -> None:
+    """Write a page on which people choose between the answers of two models without knowing which is whose."""
+    quiet()
+    from alignment_dags.registry.ab import export_ballot, show_exported
+
+    tell(
+        lambda: export_ballot(a, b, items, out, key, seed, limit, max_new_tokens, precision, say),
+        as_json,
+        show_exported,
+    )
+
+
+@ab.command("import")
+def ab_import(
+    votes: Annotated[list[Path], typer.Argument(help="Files of votes, as the page saves them.")],
+    key: Annotated[Path, typer.Option(help="The key that `align ab export` wrote.")],
+    as_json: AsJson = False,
+) -> None:
+    """Turn votes into the second model's win rate with its 95 % interval; ties count half."""
+    from alignment_dags.registry.ab import import_votes, show_result
+
+    tell(lambda: import_votes(votes, key), as_json, show_result)

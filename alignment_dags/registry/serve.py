@@ -22,7 +22,8 @@ from alignment_dags.registry.registrations import name_and_version
 from resources.home import ensure_home
 from resources.store import ArtifactStore
 
-TOKEN_VARIABLE = "ALIGN_SERVE_TOKEN"
+BATCH_TOKENS = 16_384
+"""Tokens held at once where many prompts are answered together, as evaluations do by default."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,12 @@ def token_of(variable: str, host: str, none: bool) -> tuple[str | None, bool]:
     return (given, False) if given else (secrets.token_urlsafe(24), True)
 
 
+def generator_of(served: Served, precision: str) -> Generator:
+    """The checkpoint, loaded."""
+    model = load_model(served.folder, precision, default_device(), runs_code=served.runs_code)
+    return Generator(model, load_tokenizer(served.folder, served.runs_code), BATCH_TOKENS, served.tokens)
+
+
 def serve(served: Served, host: str, port: int, token: str | None, precision: str) -> ModelServer:
     """Loads the checkpoint and binds the address; the caller lets it serve. Raises `BadInput` as `ModelServer`."""
-    model = load_model(served.folder, precision, default_device(), runs_code=served.runs_code)
-    tokenizer = load_tokenizer(served.folder, served.runs_code)
-    # one prompt is answered at a time, so the budget of a batch does not matter
-    generator = Generator(model, tokenizer, batch_tokens=1, tokens=served.tokens)
-    return ModelServer(generator, served.names, host, port, token)
+    return ModelServer(generator_of(served, precision), served.names, host, port, token)

@@ -129,9 +129,7 @@ def test_a_licence_moves_no_key(small_recipe: dict[str, Any]) -> None:
 
 
 def test_text_of_people_is_shown_as_it_is() -> None:
-    assert escaped("a|b\n<script> *x* `y` &amp; [z](u)") == (
-        r"a\|b &lt;script\> \*x\* \`y\` &amp;amp; \[z\](u)"
-    )
+    assert escaped("a|b\n<script> *x* `y` &amp; [z](u)") == (r"a\|b &lt;script\> \*x\* \`y\` &amp;amp; \[z\](u)")
 
 
 def test_the_interval_of_a_fraction_stays_within_its_scale() -> None:
@@ -149,7 +147,13 @@ def test_the_page_of_a_version_in_mlflow_reads_like_a_card(made: Made) -> None:
     client = Tracking().client()
     page = client.get_model_version("small", "1")
     assert page.description.startswith("The gate passed it on ") and len(page.description) <= MAX_DESCRIPTION
-    for words in ("ifeval/prompt\\_level\\_strict\\_acc", "| IFEval |", "- Unknown: licence", "[README.md](", "[report]("):
+    for words in (
+        "ifeval/prompt\\_level\\_strict\\_acc",
+        "| IFEval |",
+        "- Unknown: licence",
+        "[README.md](",
+        "[report](",
+    ):
         assert words in page.description
     there = {file.path for file in client.list_logged_model_artifacts(str(page.source).removeprefix("models:/"))}
     assert {"README.md", "MLmodel"} <= there
@@ -246,9 +250,7 @@ def test_a_version_is_published_once_when_it_is_registered(made: Made, align: Al
         publish_model(upstream.store, registered(upstream), settings)
 
 
-def test_an_interrupted_publication_leaves_nothing(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_publication_leaves_nothing(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     upstream, _ = made()
 
     def killed(*_: Any) -> Any:
@@ -273,7 +275,9 @@ def test_what_the_gate_did_not_pass_stays_inside_unless_the_recipe_says_otherwis
     outcome = publish_model(upstream.store, registration, Publish(folder=str(shared)))
     assert outcome.place is None and "promoted despite the gate" in str(outcome.withheld)
     outcome = publish_model(upstream.store, registration, Publish(folder=str(shared), even_if_overridden=True))
-    assert outcome.done and "The gate did not pass it (fail)" in (shared / "1" / "README.md").read_text(encoding="utf-8")
+    assert outcome.done and "The gate did not pass it (fail)" in (shared / "1" / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_a_champion_stays_one_when_it_cannot_be_published(

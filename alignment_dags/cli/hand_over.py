@@ -16,8 +16,7 @@ def card(
     out: Annotated[Path | None, typer.Option(help="Write it to this file instead of printing it.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print a version's card: base, data with licences, method, evaluations with intervals, limits, and what is
-    unknown."""
+    """Print a version's model card: what it was made from, how good it is, its limits, and what is unknown."""
     from alignment_dags.registry.cards import show_card, write_card
     from resources.home import ensure_home
 
@@ -30,7 +29,7 @@ def publish(
     recipe: Annotated[Path | None, typer.Option(help="Its recipe (YAML), if not among those in use.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Publish the champion where its recipe's section `publish` says; nothing is done if it is there already."""
+    """Publish the champion where its recipe says; nothing is done if it is there already."""
     from alignment_dags.registry.cards import publish_champion, show_published
     from resources.home import ensure_home
 
@@ -60,7 +59,7 @@ def serve(
     ] = "ALIGN_SERVE_TOKEN",
     no_token: Annotated[bool, typer.Option("--no-token", help="Ask for no token; on 127.0.0.1 only.")] = False,
 ) -> None:
-    """Serve a checkpoint with the OpenAI API (chat completions, completions) until Ctrl-C; for a look, not for load."""
+    """Serve a checkpoint with the OpenAI API until Ctrl-C; one request at a time, for a look."""
     quiet()
     from alignment_dags.registry.serve import find, serve, token_of
 
@@ -96,7 +95,7 @@ def ab_export(
     ] = "bfloat16",
     as_json: AsJson = False,
 ) -> None:
-    """Write a page on which people choose between the answers of two models without knowing which is whose."""
+    """Write a page on which people choose between two models' answers without knowing whose they are."""
     quiet()
     from alignment_dags.registry.ab import export_ballot, show_exported
 

@@ -122,15 +122,14 @@ def card_of(
 def _base(store: Store, start: Commit, then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """Where the model came from: an adopted SFT checkpoint, or the base model. `name` is its hub id, its folder's name,
     or that it was made from a seed."""
-    source = None
+    source: dict[str, Any] | None = None
+    sections: tuple[str, ...] = ("base_model",)
     if start.kind == BASE_MODEL.kind:
-        source, sections = BaseModelSummary.of(start).source, ("base_model",)
+        source = BaseModelSummary.of(start).source
     elif (summary := SftSummary.of(start)).adopted:
         source, sections = summary.source, ("sft", "adopt")
-    else:
-        sections = ("base_model",)
-        if "base" in start.inputs:
-            source = BaseModelSummary.of(store.commit_of(start.inputs["base"])).source
+    elif "base" in start.inputs:
+        source = BaseModelSummary.of(store.commit_of(start.inputs["base"])).source
     source = source or {}
     name = source.get("hub") or source.get("embedded") or str(source.get("path") or UNKNOWN).rsplit("/", 1)[-1]
     was, is_now = _at(then, sections), _at(now, sections)

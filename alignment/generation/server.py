@@ -297,8 +297,8 @@ class _Handler(BaseHTTPRequestHandler):
         """The whole answer as one event: clients that only stream are served, and nothing comes sooner."""
         if chat:
             head |= {"object": "chat.completion.chunk"}
-        said = {"delta": {"role": "assistant", "content": text}} if chat else {"text": text}
-        end = {"delta": {}} if chat else {"text": ""}
+        said: dict[str, Any] = {"delta": {"role": "assistant", "content": text}} if chat else {"text": text}
+        end: dict[str, Any] = {"delta": {}} if chat else {"text": ""}
         events = [
             head | {"choices": [{**choice, "finish_reason": None, **said}]},
             head | {"choices": [{**choice, **end}], "usage": usage},

@@ -3,7 +3,13 @@ passed is published once."""
 
 from __future__ import annotations
 
+import csv
 import json
+import os
+import re
+import shutil
+import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +20,8 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from markupsafe import escape
+from openai import OpenAI
 
 from alignment.data.files import pin_file
 from alignment.errors import BadInput
@@ -21,13 +29,15 @@ from alignment.models.checkpoint import digest_checkpoint
 from alignment.recipe import Generate, Publish, Recipe, load_recipe, parse_recipe
 from alignment.stages import execute
 from alignment.store import Commit, Store
+from alignment_dags.registry.ab import export_ballot
 from alignment_dags.registry.promote import Promotion, promote
 from alignment_dags.registry.registrations import registration_of
-from alignment_dags.registry.serve import find, serve, token_of
+from alignment_dags.registry.serve import find, generator_of, serve, token_of
 from assets import publication
 from assets.building.upstream import Upstream
 from assets.card import card_of, escaped, own_interval
 from assets.publication import publish_model
+from assets.registered_model import hand_over
 from eval.answers.files import read_responses
 from eval.stages.responses import STAGE, ResponsesRequest
 from eval.suites import SuiteSpec
@@ -196,9 +206,7 @@ def test_an_exported_model_that_is_served_answers_as_in_process(
 
 def texts(request: ResponsesRequest, store: Store, source: Store) -> dict[str, Any]:
     """Answers by suite and item, made in a store of their own that has a copy of the checkpoint."""
-    folder = Path(source.path(request.checkpoint.kind, request.checkpoint.key))
-    import shutil
-
+    folder = source.path(request.checkpoint.kind, request.checkpoint.key)
     shutil.copytree(folder, store.path(request.checkpoint.kind, request.checkpoint.key))
     made = store.fetch(execute(STAGE, request, store).artifact)
     return {
@@ -206,6 +214,34 @@ def texts(request: ResponsesRequest, store: Store, source: Store) -> dict[str, A
         for suite in request.suites
         for one in read_responses(made / suite / "responses.jsonl")
     }
+
+
+def test_the_command_serves_until_it_is_stopped_and_says_its_token_once(
+    made: Made, align_command: list[str], home: Path
+) -> None:
+    made()
+    command = [*align_command, "serve", "small@champion", "--port", "0", "--precision", "float32"]
+    environment = {name: value for name, value in os.environ.items() if name != "ALIGN_SERVE_TOKEN"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as server:
+        assert server.stdout is not None and server.stderr is not None
+        url = server.stdout.readline().strip()
+        said = []
+        while not said or not said[-1].startswith("token"):
+            said.append(server.stderr.readline())
+        token = said[-1].rsplit(" ", 1)[1].strip()
+        with OpenAI(api_key=token, base_url=url, max_retries=0) as client:
+            names = [model.id for model in client.models.list()]
+            answer = client.chat.completions.create(
+                model="small@1", messages=[{"role": "user", "content": "Name 3"}], max_tokens=4
+            )
+        server.send_signal(signal.SIGINT)
+        rest = server.stdout.read() + server.stderr.read()
+        assert server.wait(60) == 130 and "Traceback" not in rest and token not in rest
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/v1", url)
+    assert names[:2] == ["small", "small@1"] and re.fullmatch(r"[0-9a-f]{12}", names[2])
+    assert answer.usage is not None and answer.usage.completion_tokens == 4
 
 
 def test_a_token_is_asked_for_wherever_others_could_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,10 +319,16 @@ def test_what_the_gate_did_not_pass_stays_inside_unless_the_recipe_says_otherwis
 def test_a_champion_stays_one_when_it_cannot_be_published(
     made: Made, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    upstream, path = made()
     (tmp_path / "file").write_text("in the way")
+    recipe = load_recipe(path).model_copy(update={"publish": Publish(folder=str(tmp_path / "file" / "shared"))})
     with caplog.at_level("WARNING"):
-        upstream, _ = made(publish={"folder": str(tmp_path / "file" / "shared")})
-    assert registered(upstream).summary["version"] == "1"
+        hand_over(upstream.store, Tracking(), registered(upstream), recipe)
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "alignment_dags.alerts"]
+    assert line.startswith("small: not_published: small version 1 was registered and not published: ")
+    assert "field 'publish.folder': cannot be published to: " in line and line.endswith(
+        "`align publish small` repeats it"
+    )
 
 
 class FakeHub:
@@ -384,3 +426,69 @@ def test_a_public_repository_needs_every_licence_and_a_private_one_must_be_priva
 def test_a_section_that_cannot_be_meant_is_refused(section: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         Publish(**section)
+
+
+# Votes.
+
+
+def test_stored_answers_become_a_ballot_and_votes_a_win_rate(made: Made, align: Align, tmp_path: Path) -> None:
+    upstream, _ = made()
+    out, key = tmp_path / "ballot", tmp_path / "ballot.key.json"
+    before = sorted(Path(upstream.store.root).rglob("*"))
+    asked = ("ab", "export", "small@sft", "small@1", "--items", "ifeval", "--out", str(out), "--seed", "3")
+    code, told, error = align(*asked)
+    assert code == 0, error
+    assert sorted(path.name for path in out.iterdir()) == ["vote.html", "votes.csv"] and told["key"] == str(key)
+    assert told["pairs"] + told["identical"] + told["left_out"] == 6 and told["pairs"] > 1
+    known = json.loads(key.read_text(encoding="utf-8"))
+    page = (out / "vote.html").read_text(encoding="utf-8")
+    assert page.count("<section") == told["pairs"] and "without commas" in page and "small@" not in page
+    with (out / "votes.csv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for row in rows:  # somebody who always prefers the policy
+        row["vote"] = "right" if known["pairs"][row["pair"]]["left"] == "a" else "left"
+    with (tmp_path / "ann.csv").open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    code, result, error = align("ab", "import", str(tmp_path / "ann.csv"), "--key", str(key))
+    assert code == 0, error
+    assert (result["b"], result["wins"], result["losses"]) == ("small@1", told["pairs"], 0)
+    assert result["win_rate"] == pytest.approx((told["pairs"] + told["identical"] / 2) / (6 - told["left_out"]))
+    assert sorted(Path(upstream.store.root).rglob("*")) == before, "nothing of it goes into the store"
+
+    for again, why in (
+        (asked, "is there already: name another"),
+        ((*asked[:2], "small@1", "small@1", "--items", "ifeval", "--out", str(tmp_path / "x")), "nothing to vote on"),
+        ((*asked[:4], "--items", "ifevl", "--out", str(tmp_path / "x")), "no answers to a suite 'ifevl'; did you mean"),
+        ((*asked[:7], str(tmp_path / "y"), "--key", str(tmp_path / "y" / "k")), "lies in the folder that voters get"),
+    ):
+        code, _, error = align(*again)
+        assert code == 2 and why in error, error
+    assert not (tmp_path / "x").exists() and not (tmp_path / "y").exists()
+
+
+def test_two_checkpoints_answer_a_file_of_prompts_for_a_ballot(made: Made, small_inputs: Path, tmp_path: Path) -> None:
+    made()
+    prompts = tmp_path / "prompts.jsonl"
+    asked = [{"prompt": "Name 3"}, {"id": "two", "turns": ["Name 4", "And 5?"]}]
+    prompts.write_text("".join(json.dumps(one) + "\n" for one in asked), encoding="utf-8")
+    stored = tmp_path / "stored.jsonl"
+    stored.write_text("".join(json.dumps({"id": name, "turns": ["x", "y"]}) + "\n" for name in ("0", "two")))
+    settings: dict[str, Any] = {"key": None, "seed": 1, "limit": None, "max_new_tokens": 6, "precision": "float32"}
+    folder = str(small_inputs / "model")
+    told = export_ballot("small@1", folder, str(prompts), tmp_path / "one", say=print, **settings)
+    assert told["pairs"] + told["identical"] == 2
+    served = find("small@1", print)
+    (wanted,) = generator_of(served, "float32").answer([[{"role": "user", "content": "Name 3"}]], 6)
+    told = export_ballot("small@1", str(stored), str(prompts), tmp_path / "two", say=print, **settings)
+    page = (tmp_path / "two" / "vote.html").read_text(encoding="utf-8")
+    assert told["pairs"] == 2 and "And 5?" in page and str(escape(wanted.text.strip())) in page
+    for rows, why in (
+        ([{"prompt": 3}], "row 1, field 'prompt': expected a prompt"),
+        ([{"turns": []}], "row 1, field 'turns'"),
+        ([{"id": 1, "prompt": "a"}, {"id": "1", "prompt": "b"}], "row 2, field 'id': id 1 appears twice"),
+    ):
+        prompts.write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
+        with pytest.raises(BadInput, match=why):
+            export_ballot("small@1", folder, str(prompts), tmp_path / "none", say=print, **settings)

@@ -1,5 +1,4 @@
-"""The card of a registered model, by the commit records of what it was made from: a README.md as the Hugging Face Hub
-reads it.
+"""The card of a registered model, by the commit records of what it was made from.
 
 What is not recorded is named as unknown and never guessed. The card holds no text of a model or of a row, and of paths
 only the last part, because it leaves the house together with the model.
@@ -9,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,15 +24,15 @@ from alignment.stages.preference_manifest import ManifestSummary
 from alignment.stages.sft_checkpoint import SftSummary
 from alignment.stages.stage import PolicySummary
 from alignment.store import Artifact, Commit, Store
+from assets.card_text import UNKNOWN, text_of
 from assets.champion import scores_of
 from assets.registration import RegistrationSummary
 from eval.gate.compare import MetricComparison
-from eval.gate.metrics import headline, title_of, unit_of
+from eval.gate.metrics import headline, title_of
 from eval.stages.evaluation_report import ReportSummary
 from eval.summaries import ScoresSummary
 
 CARD_FILE = "README.md"
-UNKNOWN = "unknown"
 OWN_LICENCE = "Apache-2.0"
 """Of models and text that alignment-dags makes from a seed."""
 SAFETY = frozenset({"harmless", "xstest"})
@@ -60,14 +58,15 @@ def card_of(
     """The card of a registration that registered a model, or with `adapter` of the adapter that was kept beside it.
 
     `recipe` is the recipe as it is written now: a licence that it gives counts for a source that the registered recipe
-    has too. Raises `MissingArtifact` if a commit record is lost.
+    has too. Raises `MissingArtifact` if the record of the policy, or of what it was made from, is lost.
     """
     registered = RegistrationSummary.of(registration)
     policy = store.commit_of(registration.inputs["policy"])
-    report = store.commit_of(registration.inputs["report"])
+    report = _report(store, registration)
     then = yaml.safe_load(registered.recipe) if registered.recipe else {}
     model, version = registered.model_version
-    trained, decided = PolicySummary.of(policy), ReportSummary.of(report)
+    trained = PolicySummary.of(policy)
+    decided = ReportSummary(verdict=UNKNOWN) if report is None else ReportSummary.of(report)
     start, manifest = store.commit_of(policy.inputs["checkpoint"]), store.commit_of(policy.inputs["manifest"])
     pinned = ManifestSummary.of(manifest)
     base = _base(store, start, then, recipe or {})
@@ -79,6 +78,7 @@ def card_of(
     unknown += [f"source of the {what}" for what, name in _sources(base, data) if name == UNKNOWN]
     method, settings = _method(store, policy)
     unknown += ["method and settings of the training"] if settings is None else []
+    unknown += ["what the gate said, and every evaluation"] if report is None else []
     evaluations = list(_evaluations(store, registration, decided))
     about = {
         "model": model,
@@ -109,14 +109,21 @@ def card_of(
                 if name in policy.environment
             },
             "manifest": manifest.digest,
-            "report": report.digest,
+            "report": None if report is None else report.digest,
         },
         "unknown": unknown,
     }
-    return Card(about, "\n".join([*_header(about), *_body(about)]) + "\n", unknown, licences)
+    return Card(about, text_of(about), unknown, licences)
 
 
 # What the records say.
+
+
+def _report(store: Store, registration: Commit) -> Commit | None:
+    try:
+        return store.commit_of(registration.inputs["report"])
+    except (KeyError, MissingArtifact):
+        return None
 
 
 def _base(store: Store, start: Commit, then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
@@ -302,176 +309,3 @@ def _limits(
     if trained.max_positions:
         yield f"Its context is {trained.max_positions} tokens."
     yield from decided.notes
-
-
-# The text.
-
-SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~!$&])")
-
-
-def escaped(value: object) -> str:
-    """A text in one line that Markdown and HTML show as it is."""
-    return SPECIAL.sub(r"\\\1", " ".join(str(value).split())).replace("\\<", "&lt;").replace("\\&", "&amp;")
-
-
-def _header(about: Mapping[str, Any]) -> list[str]:
-    """The YAML header that the hub reads."""
-    base, hub_ids = about["base"], sorted({each["hub"] for each in about["data"] if each["hub"]})
-    results = [
-        {
-            "task": {"type": "text-generation"},
-            "dataset": {"name": each["title"], "type": each["suite"]},
-            "metrics": [{"type": each["metric"], "name": each["metric"], "value": round(each["value"], 6)}],
-        }
-        for each in about["evaluations"]
-        if each["value"] is not None
-    ]
-    header: dict[str, Any] = {
-        "license": str(base["license"]).lower(),
-        "library_name": "peft" if about["adapter_alone"] else "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["alignment-dags", *([about["method"].partition(",")[0]] if about["method"] != UNKNOWN else [])],
-    }
-    if base["kind"] == "hub":
-        header |= {
-            "base_model": base["name"],
-            "base_model_relation": "adapter" if about["adapter_alone"] else "finetune",
-        }
-    if hub_ids:
-        header["datasets"] = hub_ids
-    if results:
-        header["model-index"] = [{"name": f"{about['model']} version {about['version']}", "results": results}]
-    return ["---", yaml.safe_dump(header, sort_keys=False, allow_unicode=True).rstrip(), "---", ""]
-
-
-def _body(about: Mapping[str, Any]) -> Iterator[str]:
-    yield f"# {escaped(about['model'])}, version {about['version']}"
-    yield ""
-    if about["description"]:
-        yield from (escaped(about["description"]), "")
-    yield from (*verdict_lines(about), "")
-    yield from ("## Model", "", *_model(about), "")
-    yield from ("## Training data", "", *_data_lines(about), "")
-    yield from ("## Training", "", *_training(about), "")
-    yield from ("## Evaluation", "", *evaluation_lines(about), "")
-    yield from ("## Limits", "", *(f"- {escaped(each)}" for each in about["limits"]))
-    yield from (f"- Unknown: {escaped(each)}." for each in about["unknown"])
-    yield from ("", "## How it was made", "", *_made(about))
-
-
-def verdict_lines(about: Mapping[str, Any]) -> Iterator[str]:
-    """What the gate said and who promoted the version, as sentences of Markdown."""
-    decision, gate = about["decision"], about["gate"]
-    if decision is None:
-        yield f"The gate passed it on {about['made']['registered_at'][:10]}:"
-    else:
-        how = "promoted despite the gate" if decision["kind"] == "override" else "made champion again"
-        why = f": {escaped(decision['reason'])}" if decision["reason"] else ""
-        yield f"A person {how} on {decision['at'][:10]}{why}. The gate said {gate['verdict']}:"
-    yield ""
-    yield from (f"- {escaped(reason)}" for reason in gate["reasons"])
-
-
-def _model(about: Mapping[str, Any]) -> Iterator[str]:
-    base = about["base"]
-    where = f" at `{base['revision']}`" if base["revision"] else ""
-    yield f"- Base: {escaped(base['name'])} ({base['kind']}){where}"
-    yield f"- Licence: {escaped(base['license'])}"
-    if adapter := about["adapter"]:
-        how = "these files; the base comes from elsewhere" if about["adapter_alone"] else "merged into the weights"
-        yield f"- Adapter: LoRA of rank {adapter['rank']}, {how}"
-    yield f"- Checkpoint digest: `{about['digest']}`"
-
-
-def _data_lines(about: Mapping[str, Any]) -> Iterator[str]:
-    yield "| used as | source | revision | licence |"
-    yield "|---|---|---|---|"
-    for each in about["data"]:
-        name = escaped(each["name"]) + (f", split {escaped(each['split'])}" if each["split"] else "")
-        revision = f"`{each['revision']}`" if each["revision"] else "–"
-        yield f"| {each['use']} | {name} | {revision} | {escaped(each['license'])} |"
-    rows = about["rows"]
-    counts = [f"{number(count)} {what.replace('_', ' ')}" for what, count in rows.items() if count is not None]
-    yield ""
-    yield f"Preference rows: {', '.join(counts) or UNKNOWN}."
-
-
-def _training(about: Mapping[str, Any]) -> Iterator[str]:
-    yield f"Method: {escaped(about['method'])}."
-    if about["settings"]:
-        yield ""
-        yield "| setting | value |"
-        yield "|---|---|"
-        for name, value in about["settings"].items():
-            text = ", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, dict) else value
-            yield f"| {escaped(name)} | {escaped(text)} |"
-
-
-def description_of(card: Card) -> str:
-    """The card in short, as Markdown for the page of a model version: the gate's sentences, each suite's main metric,
-    what it was made from, and its limits."""
-    about, mains = card.about, {each["suite"]: each["main"] for each in card.about["evaluations"]}
-    short = dict(about) | {
-        "evaluations": [each for each in about["evaluations"] if each["metric"] == mains[each["suite"]]]
-    }
-    data = "; ".join(f"{escaped(each['name'])} ({escaped(each['license'])})" for each in about["data"])
-    rows = about["rows"]["trained"]
-    lines = [
-        *verdict_lines(about),
-        "",
-        *evaluation_lines(short),
-        "",
-        f"Base: {escaped(about['base']['name'])}. Method: {escaped(about['method'])}."
-        f" Rows: {UNKNOWN if rows is None else number(rows)}. Data: {data}.",
-        "",
-        *(f"- {escaped(each)}" for each in about["limits"]),
-        *(f"- Unknown: {escaped(each)}." for each in about["unknown"]),
-    ]
-    return "\n".join(lines)
-
-
-def evaluation_lines(about: Mapping[str, Any]) -> Iterator[str]:
-    """The table of what was measured, with 95 % intervals."""
-    if not about["evaluations"]:
-        yield "Nothing was evaluated."
-        return
-    yield "| suite | metric | n | value | before training | difference | |"
-    yield "|---|---|---|---|---|---|---|"
-    for each in about["evaluations"]:
-        unit = unit_of(each["width"])
-
-        def shown(value: float | None, ends: list[float] | None, sign: str = "", unit: Any = unit) -> str:
-            text = unit.format(value, sign)
-            return text if not ends else f"{text} [{unit.format(ends[0], sign)}, {unit.format(ends[1], sign)}]"
-
-        yield (
-            f"| {escaped(each['title'])} | {escaped(each['metric'])} ({'%' if unit.sign else 'points'}) | {each['n']} |"
-            f" {shown(each['value'], each['ci95'])} | {shown(each['baseline'], None)} |"
-            f" {shown(each['difference'], each['difference_ci95'], '+')} | {each['verdict']} |"
-        )
-    yield ""
-    yield "Values and differences with 95 % intervals; differences are paired, item by item."
-    if about["judge"]:
-        yield f"Open answers were graded by {escaped(about['judge'])}."
-
-
-def _made(about: Mapping[str, Any]) -> Iterator[str]:
-    made = about["made"]
-    packages = ", ".join(f"{name} {version}" for name, version in made["packages"].items())
-    lines = {
-        "Trained": made["at"],
-        "Recipe": made["recipe"],
-        "Code": made["code"],
-        "Device": made["device"],
-        "Packages": packages,
-        "Preference manifest": made["manifest"],
-        "Evaluation report": made["report"],
-    }
-    yield from (f"- {name}: {escaped(value) if value else UNKNOWN}" for name, value in lines.items())
-    yield ""
-    yield "Made with alignment-dags. `align lineage` leads from this version to its rows."
-
-
-def number(count: int) -> str:
-    """A count with thousands apart."""
-    return f"{count:,}"

@@ -17,7 +17,8 @@ from alignment.stages import Context, Request, Result, Stage, execute
 from alignment.store import Artifact, Commit, CorruptArtifact, MissingArtifact, Store
 from assets.building.node import Node, Work, run_stage
 from assets.building.upstream import Upstream
-from assets.card import CARD_FILE, card_of, description_of
+from assets.card import CARD_FILE, card_of
+from assets.card_text import description_of
 from assets.champion import champion_for, check_evaluated, moved_by_hand, registered_champion, scores_of
 from assets.publication import publish_model
 from assets.registration import Decision, RegistrationSummary, decision_for, decision_of
@@ -238,8 +239,12 @@ def hand_over(store: Store, tracking: Tracking, commit: Commit, recipe: Recipe) 
     The version is champion by now, so what fails here is an alert (`not_published`), and `align publish` repeats it.
     """
     model, version = RegistrationSummary.of(commit).model_version
-    card = card_of(store, commit, recipe.written)
-    tracking.describe(model, version, description_of(card), {CARD_FILE: card.text}, commit.inputs["report"].key)
+    try:
+        card = card_of(store, commit, recipe.written)
+    except (CorruptArtifact, MissingArtifact) as error:  # records that were lost since it was registered
+        log.warning("%s version %s has no card: %s", model, version, error)
+        return
+    tracking.describe(model, version, description_of(card.about), {CARD_FILE: card.text}, commit.inputs["report"].key)
     if recipe.publish is None:
         return
     try:

@@ -12,6 +12,7 @@ import pytest
 from alignment.errors import BadInput
 from eval.statistics import win_rate
 from eval.votes import COLUMNS, Key, Question, Vote, blind, read_key, read_votes, result_of, write_ballot
+from tests.browser import WIDTHS, Look, look
 
 QUESTIONS = [Question(id=str(n), turns=(f"Question {n}?",)) for n in range(40)]
 A = {question.id: (f"first {question.id}",) for question in QUESTIONS}
@@ -148,3 +149,11 @@ def test_a_key_that_is_none_is_refused(tmp_path: Path) -> None:
             read_key(tmp_path / "key.json")
     with pytest.raises(BadInput, match="no such file"):
         read_key(tmp_path / "none.json")
+
+
+def test_the_page_is_whole_on_a_phone_and_on_a_screen_and_keeps_quiet(tmp_path: Path) -> None:
+    long = {name: (f"{turns[0]} " + "word " * 80 + "w" * 300,) for name, turns in A.items()}
+    key, page = blind(QUESTIONS[:3], long, B, NAMES, "x", 0, None)
+    write_ballot(tmp_path, key, page)
+    seen = look((tmp_path / "vote.html").read_text(encoding="utf-8"), tmp_path)
+    assert seen == Look(overrun=dict.fromkeys(WIDTHS, 0), fetched=[], console=[])

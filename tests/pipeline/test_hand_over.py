@@ -35,7 +35,8 @@ from alignment_dags.registry.registrations import registration_of
 from alignment_dags.registry.serve import find, generator_of, serve, token_of
 from assets import publication
 from assets.building.upstream import Upstream
-from assets.card import card_of, escaped, own_interval
+from assets.card import card_of, own_interval
+from assets.card_text import escaped
 from assets.publication import publish_model
 from assets.registered_model import hand_over
 from eval.answers.files import read_responses

@@ -17,12 +17,16 @@ from alignment.stages import Context, Request, Result, Stage, execute
 from alignment.store import Artifact, Commit, CorruptArtifact, MissingArtifact, Store
 from assets.building.node import Node, Work, run_stage
 from assets.building.upstream import Upstream
+from assets.card import CARD_FILE, card_of
+from assets.card_text import description_of
 from assets.champion import champion_for, check_evaluated, moved_by_hand, registered_champion, scores_of
+from assets.publication import publish_model
 from assets.registration import Decision, RegistrationSummary, decision_for, decision_of
 from eval.gate.default import gate_of
 from eval.gate.evidence import WrongEvidence, recompute
 from eval.stages.checkpoint_check import STAGE as CHECK
 from eval.stages.checkpoint_check import CheckRequest, CheckSummary
+from resources.alerts import Alert, send
 from resources.mlflow import REGISTRATION_TAG, Tracking
 from resources.pools import Pools
 
@@ -96,6 +100,11 @@ def registered_model(recipe: Recipe, pools: Pools) -> Node:
         check_unchanged(work, request(Upstream(work.store, recipe.name), None))
         return record(work, RegistrationSummary(**what, version=register(work, recipe)))
 
+    def published(store: Store, tracking: Tracking, commit: Commit) -> None:
+        if RegistrationSummary.of(commit).registered:
+            publish(store, tracking, commit)
+            hand_over(store, tracking, commit, recipe)
+
     return Node(
         name="registered_model",
         phase="train",
@@ -111,7 +120,7 @@ def registered_model(recipe: Recipe, pools: Pools) -> Node:
         request=request,
         make=make,
         pool=recipe.pools.responses,
-        publish=publish,
+        publish=published,
         alone=True,
     )
 
@@ -218,13 +227,36 @@ def smoke_answer(work: Work, request: RegistrationRequest) -> str:
 
 def publish(store: Store, tracking: Tracking, commit: Commit) -> None:
     """Copies files to MLflow for a version that has none yet, or whose copy was interrupted."""
-    summary = RegistrationSummary.of(commit)
-    if not summary.registered:
-        return
-    model, version = summary.model_version
+    model, version = RegistrationSummary.of(commit).model_version
     policy = commit.inputs["policy"]
     if not tracking.publish(model, version, store.commit_of(policy), lambda: store.fetch(policy, deep=True)):
         log.warning("MLflow has no version %s of %s: `align promote` registers another", version, model)
+
+
+def hand_over(store: Store, tracking: Tracking, commit: Commit, recipe: Recipe) -> None:
+    """Puts the card on the version's page in MLflow, and publishes the version where the recipe says so.
+
+    The version is champion by now, so what fails here is an alert (`not_published`), and `align publish` repeats it.
+    """
+    model, version = RegistrationSummary.of(commit).model_version
+    try:
+        card = card_of(store, commit, recipe.written)
+    except (CorruptArtifact, MissingArtifact) as error:  # records that were lost since it was registered
+        log.warning("%s version %s has no card: %s", model, version, error)
+        return
+    tracking.describe(model, version, description_of(card.about), {CARD_FILE: card.text}, commit.inputs["report"].key)
+    if recipe.publish is None:
+        return
+    try:
+        outcome = publish_model(store, commit, recipe.publish, recipe.written)
+    except Exception as error:  # of the hub, the network or a disk: a champion stays one without it
+        first = (str(error).strip() or "no reason given").splitlines()[0]
+        problem = (
+            f"{model} version {version} was registered and not published: {first}; `align publish {model}` repeats it"
+        )
+        send(recipe.alerts, Alert(recipe.name, "not_published", problem))
+        return
+    log.info("%s version %s: %s", model, version, outcome.withheld or f"published to {outcome.place}")
 
 
 def register(work: Work, recipe: Recipe) -> str:

@@ -5,6 +5,7 @@ MLflow is called after the artifact is committed, so an error of MLflow never lo
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 import time
@@ -20,7 +21,7 @@ from alignment.errors import BadInput
 from alignment.store import Artifact, Commit, MissingArtifact
 from alignment.store.commit import read_record
 from resources import mlflow_model
-from resources.home import tracking_uri
+from resources.home import mlflow_ui, tracking_uri
 from resources.mlflow_database import prepare
 from resources.mlflow_runs import RECIPE_TAG, Report, Reported, report_run
 from resources.mlflow_values import (
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MODELS_A_PAGE = 100
+MAX_DESCRIPTION = 5000
+"""Characters that MLflow's tables keep of a version's description."""
 POLICY_TAG = "align.policy_digest"
 REGISTRATION_TAG = "align.registration_key"
 ERASED_TAG = "align.erased"
@@ -149,6 +152,31 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
             self._retry(put)
         return True
 
+    def describe(self, model_name: str, version: str, text: str, files: Mapping[str, str], report_key: str) -> None:
+        """Makes the page of a version read like a card: `text` is Markdown, to which links to the card's `files` and to
+        the report are added. Safe to repeat, and nothing if there is no such version."""
+        from mlflow.exceptions import MlflowException
+
+        def work() -> None:
+            client = self.client()
+            try:
+                page = client.get_model_version(model_name, version)
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return
+                raise
+            description = _description(client, page, text, files, report_key)
+            there = {file.path for file in client.list_logged_model_artifacts(_model_id(page))}
+            if page.description == description and files.keys() <= there:
+                return
+            with tempfile.TemporaryDirectory() as folder:
+                for name, content in files.items():
+                    Path(folder, name).write_text(content, encoding="utf-8")
+                    client.log_model_artifact(_model_id(page), str(Path(folder, name)))
+            client.update_model_version(model_name, version, description)  # last: it says that the files are there
+
+        self._retry(work)
+
     def unpublish(self, why: Mapping[str, str]) -> None:
         """Removes the files of every version of some policies. `why` maps a policy's digest to the text of the
         version's tag."""
@@ -230,6 +258,22 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
             model_name, source=f"models:/{model_id}", run_id=run_id, model_id=model_id, tags=tags
         )
         return str(made.version)
+
+
+def _description(client: MlflowClient, page: ModelVersion, text: str, files: Mapping[str, str], report_key: str) -> str:
+    """A version's description with its links, no longer than MLflow keeps."""
+    logged = client.get_logged_model(_model_id(page))
+    place = f"{mlflow_ui()}/#/experiments/{logged.experiment_id}/models/{logged.model_id}/artifacts"
+    links = [f"[{name}]({place})" for name in files]
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    for run in client.search_runs(experiments, f"tags.`align.key` = '{report_key}' and {FINISHED}", max_results=1):
+        links.append(f"[report]({mlflow_ui()}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts)")
+    digest = hashlib.sha256("".join(files.values()).encode()).hexdigest()[:8]  # so that another card is seen
+    end = f"\n\nThe whole card: {', '.join(links)} ({digest})."
+    room = MAX_DESCRIPTION - len(end)
+    if len(text) > room:
+        text = text[:room].rpartition("\n")[0]  # whole lines: half a table shows as text
+    return text + end
 
 
 def _model_id(version: ModelVersion) -> str:

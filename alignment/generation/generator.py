@@ -201,7 +201,16 @@ class Generator:
     ) -> list[Answer]:
         """One answer per prompt, in order. An answer ends at the latest where the context ends."""
         samplings = [GREEDY] * len(prompts) if samplings is None else samplings
-        encoded = [self.encoder.encode(prompt) for prompt in prompts]
+        return self.answer_ids([self.encoder.encode(prompt) for prompt in prompts], max_new_tokens, until, samplings)
+
+    def answer_ids(
+        self,
+        encoded: Sequence[list[int]],
+        max_new_tokens: int,
+        until: Sequence[str],
+        samplings: Sequence[Sampling],
+    ) -> list[Answer]:
+        """One answer per prompt that is given as token ids, in order."""
         answers: dict[int, Answer] = {}
         for index, ids in enumerate(encoded):
             if (problem := self.encoder.problem(ids, max_new_tokens)) is not None:

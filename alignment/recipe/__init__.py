@@ -27,7 +27,7 @@ from alignment.recipe.evaluation import (
     XsTest,
 )
 from alignment.recipe.load import load_recipe, parse_recipe
-from alignment.recipe.recipe import Pools, Recipe, Registry
+from alignment.recipe.recipe import Pools, Publish, Recipe, Registry
 from alignment.recipe.schedule import Alerts, Schedule
 from alignment.recipe.training import (
     Dpo,
@@ -66,6 +66,7 @@ __all__ = [
     "Pools",
     "PreferencePart",
     "PreferenceSource",
+    "Publish",
     "Reading",
     "Recipe",
     "Reference",

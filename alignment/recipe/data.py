@@ -64,6 +64,8 @@ class ModelSource(Section):
     chat_template: str | None = None
     """Jinja chat template, as text or as a path that ends in .jinja, in place of the tokenizer's own. Without one a
     model takes plain text only, no messages."""
+    license: str | None = None
+    """Licence of the model, such as apache-2.0, for the card of what is made from it; nothing depends on it."""
     run_code_of_model: bool = False
     """Run the Python files that the model brings (`auto_map`): read them first. They are pinned, copied into every
     checkpoint made from the model, and named in its lineage. Without this no code of a model runs."""
@@ -83,6 +85,8 @@ class ModelSource(Section):
 class DataSource(Section):
     """Exactly one of `files`, `hub` and `embedded`."""
 
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"license"})
+
     files: list[str] | None = None
     """Paths, globs or fsspec URLs of JSONL, JSON, CSV or Parquet files; a folder means all data files in it.
     Relative paths start at the folder the command is run in, not at the recipe's."""
@@ -96,6 +100,8 @@ class DataSource(Section):
     """Split of the data set, such as train."""
     embedded: Literal["micro"] | None = None
     """Text that alignment-dags generates from a seed."""
+    license: str | None = None
+    """Licence of the data, such as CC-BY-4.0, for lineage and card of what is trained on it; nothing depends on it."""
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSource:
@@ -188,8 +194,6 @@ DEFAULT_READING = Reading()
 class PreferencePart(Reading, DataSource):
     """Preference data from one place."""
 
-    license: str | None = None
-    """Licence of the data, such as CC-BY-4.0, for the lineage of what is trained on it; nothing depends on it."""
     split_into: int = Field(default=1, ge=1, le=10_000)
     """Number of shards that each source file (or hub split) is cut into, by the position of its rows."""
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from alignment.address import all_shown
 from alignment.methods import Method
-from alignment.recipe.data import ModelSource, PreferenceSource, Section
+from alignment.recipe.data import ModelSource, PreferenceSource, Section, VariableName
 from alignment.recipe.evaluation import Evals, Gate, Judge
 from alignment.recipe.schedule import Alerts, Schedule
 from alignment.recipe.training import Dpo, Optimise, Reference, Sft, TokenPolicy
@@ -59,6 +59,35 @@ class Registry(Section):
         return value
 
 
+class Publish(Section):
+    """Where a registered model is published: exactly one of `folder` and `hub`.
+
+    Only what the gate passed is published. A new version is published when it is registered, and `align publish MODEL`
+    repeats it or catches up.
+    """
+
+    folder: str | None = None
+    """A folder: each version is a folder in it, and the link `champion` leads to the newest. Relative paths start at
+    the folder the command is run in, not at the recipe's."""
+    hub: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+    """A model repository on the Hugging Face Hub, as in our-team/our-model; it is created if it is not there."""
+    private: bool = True
+    """Whether the repository must be private. A public one is refused where this is true; where it is false, licences
+    of model and data must be known."""
+    even_if_overridden: bool = False
+    """Publish also what a person promoted despite the gate; its card says so."""
+    token_env: VariableName = "HF_TOKEN"
+    """Name of the environment variable that holds the hub's token; the token itself is never written anywhere."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Publish:
+        if (self.folder is None) == (self.hub is None):
+            raise ValueError("give exactly one of folder, hub")
+        if self.folder is not None and not self.private:
+            raise ValueError("private goes with hub")
+        return self
+
+
 def _has_template(folder: str) -> bool:
     """Whether a model's folder names a chat template, in either of the places where Transformers keeps one."""
     settings = Path(folder) / "tokenizer_config.json"
@@ -71,6 +100,8 @@ def _has_template(folder: str) -> bool:
 
 class Recipe(Section):
     """Everything a person decides. Its name is the asset group and the prefix of every asset key."""
+
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"publish"})
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
     """Lower-case letters, digits and _, a letter first, 63 characters at most. Another name is another recipe, with
@@ -109,6 +140,8 @@ class Recipe(Section):
     judge; `align recipes check`, the plan and the report name those that are left out."""
     registry: Registry = Registry()
     """How a policy that passes is registered in MLflow."""
+    publish: Publish | None = None
+    """Where a registered model is published. Without this section it stays in the store and in MLflow."""
     pools: Pools = Pools()
     """The pool that each stage on a GPU runs in."""
     schedule: Schedule | None = None

@@ -15,6 +15,7 @@ import typer
 from alignment.address import shown
 from alignment.errors import BadInput
 from alignment_dags.cli.files import compare, diff, reference, score
+from alignment_dags.cli.hand_over import ab, card, publish, serve
 from alignment_dags.cli.judge import judge
 from alignment_dags.cli.models import export, gc, lineage, path, promote, report
 from alignment_dags.cli.output import INTERRUPTED
@@ -99,6 +100,9 @@ for verb in (
     diff,
     export,
     path,
+    card,
+    serve,
+    publish,
     lineage,
     promote,
     gc,
@@ -107,7 +111,7 @@ for verb in (
     doctor,
 ):
     app.command()(verb)
-for group, name in ((judge, "judge"), (prefs, "prefs"), (pools, "pools"), (recipes, "recipes")):
+for group, name in ((ab, "ab"), (judge, "judge"), (prefs, "prefs"), (pools, "pools"), (recipes, "recipes")):
     app.add_typer(group, name=name)
 
 # by name, because their modules are too heavy for a command that may not need them

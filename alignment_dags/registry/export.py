@@ -17,7 +17,9 @@ from alignment.models.pin import checkpoint_names
 from alignment.stages.stage import PolicySummary
 from alignment.store import Commit, CorruptArtifact, Store
 from alignment.store.place import explain_no_space
+from alignment_dags.registry.cards import card_for
 from alignment_dags.registry.registrations import name_and_version, registration_of
+from assets.card import CARD_FILE
 from assets.registration import RegistrationSummary
 from resources.store import ArtifactStore
 
@@ -29,13 +31,14 @@ def export(model: str, to: Path, say: Say, adapter: bool = False) -> dict[str, A
     """Copies the checkpoint of MODEL[@champion|@VERSION] into `to`, each file verified by its committed sha256; with
     `adapter` the adapter that was kept beside it, alone.
 
-    The files are copied to a hidden folder beside `to`, which is renamed when it is complete: an interrupted export
-    leaves nothing at `to`. Returns `model`, `version`, `digest`, `path`, `files` {name: {sha256, size}}, `bytes`, and
-    `adapter` {base, revision, base_digest, rank, alpha, parameters} where that was asked for. Raises `BadInput` for a
-    folder that cannot be used or a policy without an adapter, `ErasedArtifact` if the weights were erased.
+    The model's card (README.md) is written beside them. All are copied to a hidden folder beside `to`, which is renamed
+    when it is complete: an interrupted export leaves nothing at `to`. Returns `model`, `version`, `digest`, `path`,
+    `files` {name: {sha256, size}}, `bytes`, `card` and what is `unknown` to it, and `adapter` {base, revision,
+    base_digest, rank, alpha, parameters} where that was asked for. Raises `BadInput` for a folder that cannot be used
+    or a policy without an adapter, `ErasedArtifact` if the weights were erased.
     """
     store = ArtifactStore().open()
-    version, policy = _policy(store, model)
+    version, policy = checkpoint_of(store, model)
     folder = _free(to)
     kept = PolicySummary.of(policy).adapter if adapter else None
     if adapter and kept is None:
@@ -44,6 +47,7 @@ def export(model: str, to: Path, say: Say, adapter: bool = False) -> dict[str, A
     names = [name for name in policy.files if name.startswith(lead)] if adapter else checkpoint_names(policy.files)
     files = {name.removeprefix(lead): policy.files[name] for name in names}
     size = sum(file.size for file in files.values())
+    card = card_for(store, model, adapter)
     say(f"copying {len(files)} files, {size / 2**20:,.1f} MiB")
     arriving = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
@@ -52,6 +56,7 @@ def export(model: str, to: Path, say: Say, adapter: bool = False) -> dict[str, A
         with explain_no_space(str(folder.parent)):
             for name in files:
                 _copy(store, policy, f"{lead}{name}", arriving / name)
+            (arriving / CARD_FILE).write_text(card.text, encoding="utf-8")
         with _explain_folder(to):
             arriving.rename(folder)
     finally:
@@ -63,6 +68,8 @@ def export(model: str, to: Path, say: Say, adapter: bool = False) -> dict[str, A
         "path": str(folder),
         "files": {name: file.model_dump() for name, file in files.items()},
         "bytes": size,
+        "card": CARD_FILE,
+        "unknown": card.unknown,
         **({} if kept is None else {"adapter": kept.model_dump()}),
     }
 
@@ -70,7 +77,7 @@ def export(model: str, to: Path, say: Say, adapter: bool = False) -> dict[str, A
 def local_path(model: str, say: Say) -> dict[str, Any]:
     """The local folder of a checkpoint: in a local store, or in the cache, where it is downloaded first."""
     store = ArtifactStore().open()
-    version, policy = _policy(store, model)
+    version, policy = checkpoint_of(store, model)
     if not store.is_local:
         size = sum(file.size for file in policy.files.values())
         say(f"{size / 2**20:,.1f} MiB, from {store.uri(policy.artifact)} unless the cache has them")
@@ -83,8 +90,8 @@ def local_path(model: str, say: Say) -> dict[str, Any]:
     }
 
 
-def _policy(store: Store, model: str) -> tuple[str, Commit]:
-    """The version, and the commit of its policy with all files."""
+def checkpoint_of(store: Store, model: str) -> tuple[str, Commit]:
+    """The version that MODEL[@champion|@VERSION] is, and the commit of its policy with all files."""
     registration = registration_of(store, *name_and_version(model))
     _, version = RegistrationSummary.of(registration).model_version
     return version, store.intact_commit(registration.inputs["policy"])
@@ -134,6 +141,8 @@ def show_exported(result: dict[str, Any]) -> None:
         print("  from peft import PeftModel")
         print(f"  model = PeftModel.from_pretrained(base, {result['path']!r})")
         return
+    if result["unknown"]:
+        print(f"its card, {result['card']}, does not know: {'; '.join(result['unknown'])}")
     print("load it with transformers:")
     print("  from transformers import pipeline")
     print(f'  answer = pipeline("text-generation", model={result["path"]!r})')

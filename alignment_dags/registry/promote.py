@@ -55,7 +55,7 @@ def promote(promotion: Promotion, say: Callable[[str], None]) -> dict[str, Any]:
         raise BadInput("give either --to VERSION or --override")
     if promotion.override and not promotion.reason.strip():
         raise BadInput("an override needs --reason: it is recorded with the model", field="--reason")
-    path, recipe = _recipe(promotion)
+    path, recipe = recipe_of(promotion.model, promotion.recipe)
     os.environ[RECIPES] = str(path)
     ensure_home()
     workspace = Workspace(recipe, load_pools())
@@ -134,18 +134,19 @@ def show_promotion(result: dict[str, Any]) -> None:
     print(f"{result['model']} version {result['version']} is champion {how}; the gate says {result['gate']}")
 
 
-def _recipe(promotion: Promotion) -> tuple[Path, Recipe]:
-    if promotion.recipe is not None:
-        recipe = load_recipe(promotion.recipe)
-        if recipe.model_name != promotion.model:
-            raise BadInput(f"registers '{recipe.model_name}', not '{promotion.model}'", file=str(promotion.recipe))
-        return promotion.recipe.resolve(), recipe
+def recipe_of(model: str, file: Path | None = None) -> tuple[Path, Recipe]:
+    """The recipe that registers a model: `file`, or one in use. Raises `BadInput` if none does."""
+    if file is not None:
+        recipe = load_recipe(file)
+        if recipe.model_name != model:
+            raise BadInput(f"registers '{recipe.model_name}', not '{model}'", file=str(file))
+        return file.resolve(), recipe
     for path, recipe in recipes_in_use().items():
-        if recipe.model_name == promotion.model:
+        if recipe.model_name == model:
             return path, recipe
-    if (owner := _owner(promotion.model)) is not None:
+    if (owner := _owner(model)) is not None:
         return owner
-    raise BadInput(f"no recipe in use registers '{promotion.model}'; name its file with --recipe, or in ALIGN_RECIPES")
+    raise BadInput(f"no recipe in use registers '{model}'; name its file with --recipe, or in ALIGN_RECIPES")
 
 
 def _owner(model: str) -> tuple[Path, Recipe] | None:

@@ -213,7 +213,8 @@ def test_export_copies_what_was_committed_or_nothing(
     to.mkdir(parents=True)
     code, told, error = align("export", "small@champion", "--to", str(to))
     assert code == 0, error
-    assert {path.name: file_sha256(path)[0] for path in to.iterdir()} == wanted
+    assert {path.name: file_sha256(path)[0] for path in to.iterdir() if path.name != "README.md"} == wanted
+    assert told["card"] == "README.md" and (to / "README.md").read_text(encoding="utf-8").startswith("---\nlicense: ")
     assert (told["version"], told["path"]) == ("1", str(to))
     assert {name: file["sha256"] for name, file in told["files"].items()} == wanted
     assert json.loads((to / "config.json").read_text())["model_type"] == "llama"

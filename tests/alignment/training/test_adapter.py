@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 
 from alignment.errors import BadInput
 from alignment.stages import execute
@@ -98,7 +99,9 @@ def test_an_export_takes_the_checkpoint_without_the_adapter_or_the_adapter_alone
     whole = export("kept", tmp_path / "whole", print)
     assert "model.safetensors" in whole["files"] and not any("adapter" in name for name in whole["files"])
     alone = export("kept", tmp_path / "alone", print, adapter=True)
-    assert sorted(alone["files"]) == sorted(path.name for path in (tmp_path / "alone").iterdir())
+    assert sorted(["README.md", *alone["files"]]) == sorted(path.name for path in (tmp_path / "alone").iterdir())
+    card = ModelCard((tmp_path / "alone" / "README.md").read_text(encoding="utf-8"))
+    assert card.data.library_name == "peft" and "what the gate said, and every evaluation" in alone["unknown"]
     assert sorted(alone["files"]) == ["adapter_config.json", "adapter_model.safetensors"]
     assert alone["adapter"]["base_digest"] == checkpoint.digest
     on_top_of(lab.store.fetch(checkpoint), tmp_path / "alone", "float32")

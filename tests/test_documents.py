@@ -21,7 +21,7 @@ from alignment_dags.cli.app import app
 from eval.suites import SUITES
 
 PROJECT = Path(__file__).resolve().parents[1]
-DOCUMENTS = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md")])
+DOCUMENTS = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md"), *PROJECT.glob("examples/**/*.md")])
 PACKAGES = ("alignment", "eval", "resources", "assets", "alignment_dags", "benchmarks", "tests")
 EXAMPLES = {"my_pairs.jsonl", "my_recipe.yaml", "recipe.yaml", "mine.yaml"}
 FLOORS = ("alignment", "eval", "resources", "assets", "alignment_dags")

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
@@ -86,13 +87,9 @@ def show_row(result: dict[str, Any]) -> None:
         print(f"withdrawn from {recipe} on {stone['at']}" + (f": {stone['reason']}" if stone["reason"] else ""))
 
 
-def write_rows(model: str, out: Path) -> dict[str, Any]:
-    """Writes the ids of all rows of a model version's manifest to a Parquet or CSV file, each with its shard, its split
-    (train, held_out or dropped) and why it was dropped; returns the number of rows of each split.
-
-    Raises `BadInput` for a model that is not there and a file that cannot be written.
-    """
-    store = ArtifactStore().open()
+def rows_of(store: Store, model: str) -> pa.Table:
+    """All rows of a model version's manifest: `row_id`, `shard`, `split` (train, held_out or dropped), and the `reason`
+    why it was dropped. Raises `BadInput` for a model that is not there."""
     policy = store.commit_of(registration_of(store, *name_and_version(model)).inputs["policy"])
     with store.open(policy.inputs["manifest"], SPLIT_FILE) as stream:
         rows = pq.read_table(stream)
@@ -102,6 +99,15 @@ def write_rows(model: str, out: Path) -> dict[str, Any]:
         assert trained["row_id"].equals(rows["row_id"])
         for name in ("split", "reason"):
             rows = rows.set_column(rows.column_names.index(name), name, trained[name].cast(rows[name].type))
+    return rows
+
+
+def write_rows(model: str, out: Path) -> dict[str, Any]:
+    """Writes `rows_of` a model version to a Parquet or CSV file; returns the number of rows of each split.
+
+    Raises `BadInput` for a model that is not there and a file that cannot be written.
+    """
+    rows = rows_of(ArtifactStore().open(), model)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix == ".csv":

@@ -12,6 +12,7 @@ from pydantic import model_validator
 
 from alignment.data.manifest import Manifest, read_manifest
 from alignment.data.tokens import Tokenization, TokenSequence
+from alignment.errors import BadInput
 from alignment.logprobs.effort import Ranks
 from alignment.logprobs.keys import fingerprint, numerics_class
 from alignment.logprobs.token_ids import TokenIds, policy_name
@@ -188,9 +189,12 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
     trainer.logps(longest)  # shows how this model is run, before a step relies on it
     if checkpoint is None and method_of(settings).needs_reference:
         first = [pairs[index] for index in dict.fromkeys(order[: settings.batch_size].tolist())]
-        share = first[slice(context.rank, None, request.world_size)]
+        # every rank of a sharded model makes the same passes
+        share = first if trained.sharded else first[slice(context.rank, None, request.world_size)]
         agreed = require_agreement(share, settings, trainer.logps, None if same_device else trainer.logps_alone)
     looks = None
+    if trained.sharded and (settings.stop is not None or settings.keep_steps is not None):
+        raise BadInput("a sharded training looks at no held-out pairs: leave out stop and keep_steps", field="sharded")
     if settings.stop is not None or settings.keep_steps is not None:
         from alignment.training.sft_trainer import BestWeights
         from alignment.training.stops import HeldOutLooks
@@ -213,7 +217,7 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
     }
     if context.rank == 0:
         summary |= trained.keep_adapter(trainer.model, context.store.commit_of(request.checkpoint), context.out)
-        trained.save(trainer.model, trainer.optimizer, context.out)
+    trained.save(trainer.model, trainer.optimizer, context.out)
     return summary
 
 

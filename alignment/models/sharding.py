@@ -30,6 +30,7 @@ class Sharding:
 
     def __init__(self, root: Any, dtype: torch.dtype, ranks: int) -> None:
         self.root, self.dtype, self.ranks = root, dtype, ranks
+        self._accumulates = False
 
     def through(self, work: Callable[[], T]) -> T:
         """What `work` returns, which runs the model or its decoder once; every rank calls this at the same time.
@@ -38,11 +39,30 @@ class Sharding:
         `release`.
         """
         try:
-            done: T = self.root(work)
+            done: T = self.root(lambda: self._begun(work))
         except Exception:  # such as a model that takes no packed pass: the next pass is another one
             self.root.reset_iter_state()
             raise
         return done
+
+    def _begun(self, work: Callable[[], T]) -> T:
+        if not self._accumulates:
+            self._accumulate_in_float32()
+        return work()
+
+    def _accumulate_in_float32(self) -> None:
+        """The root's weights have several gradients in a pass: one for each block of the head, and where the head is
+        the embeddings another for these. Each is added in float32, as `MasterAdamW` does, before the ranks' are."""
+        self._accumulates = True
+        for weight in self.root._get_fsdp_state()._fsdp_param_group.fsdp_params:
+            if not weight.sharded_param.requires_grad:
+                continue
+
+            def add(_: torch.Tensor, weight: Any = weight) -> None:
+                weight.accumulate_unsharded_grad_if_needed()
+                weight.to_accumulated_grad_if_needed()
+
+            weight.unsharded_param.register_post_accumulate_grad_hook(add)
 
     def release(self) -> None:
         """Ends a pass without a gradient: what it put together is cut again."""

@@ -282,7 +282,8 @@ def refuse_tied_targets(model: Any, lora: Lora, folder: Path) -> None:
 def require_finite(model: Any, step: int | None = None) -> None:
     """Raises `BadInput` naming the first weight that is not finite: nothing could be measured with it.
 
-    Of a sharded model each rank looks at its own rows. `step` is the optimiser step that the weights are of, where it is not the last.
+    Of a sharded model each rank looks at its own rows.
+    `step` is the optimiser step that the weights are of, where it is not the last.
     """
     require_finite_weights(((name, local(weight)) for name, weight in model.named_parameters()), step)
 

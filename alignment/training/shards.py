@@ -1,6 +1,6 @@
 """What a sharded run is resumed from: each rank's rows of masters and moments as safetensors, the rest as JSON.
 
-Tensors are named `weight.NAME`, `exp_avg.NAME` and `exp_avg_sq.NAME` in every rank's file, whose rows follow one another
+Every rank's file names its tensors `weight.NAME`, `exp_avg.NAME` and `exp_avg_sq.NAME`; their rows follow one another
 in the order of ranks. So any number of ranks reads what any other number wrote, and no rank reads more than its own
 rows. Nothing that is read back is pickle.
 """

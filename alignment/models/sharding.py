@@ -85,9 +85,9 @@ def sharding_of(model: Any) -> Sharding | None:
 def shard(model: PreTrainedModel, precision: str, device: torch.device) -> Sharding:
     """Cuts the weights of `model`, on the CPU, over all ranks, each rank's on `device`.
 
-    A model that is trained whole is in float32; its weights are rounded to `precision` whenever they are put together,
-    as an optimiser with float32 masters would round them. Of one with adapters the frozen weights are cut, and each
-    rank keeps the adapters. Raises `BadInput` for a model that cannot be cut.
+    The weights of a model that is trained whole are kept in float32 and rounded to `precision` whenever they are put
+    together, as an optimiser with float32 masters would round them. Of one with adapters the frozen weights are cut,
+    and each rank keeps the adapters. Raises `BadInput` for a model that cannot be cut.
     """
     import torch
     from torch.distributed.device_mesh import init_device_mesh
@@ -103,8 +103,11 @@ def shard(model: PreTrainedModel, precision: str, device: torch.device) -> Shard
     root = _passes_of(model)
     kept = adapters(model)
     how: dict[str, Any] = {"mesh": mesh, "mp_policy": policy, "ignored_params": set(kept)}
-    modules = [fully_shard(module, **how) for module in [*_layers(model), root]]
-    for module in modules:
+    for module in [*_layers(model), root]:
+        for weight in () if kept else module.parameters():
+            if local(weight) is weight:  # one layer after the other: no model is whole in float32
+                weight.data = weight.data.float()
+        fully_shard(module, **how)
         module.set_gradient_divide_factor(1.0)  # a step's loss is a sum over its rows, whatever rank they are on
         module.set_force_sum_reduction_for_comms(True)  # gloo knows no other than plain sums
         module.set_reduce_scatter_unused_params(

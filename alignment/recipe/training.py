@@ -321,6 +321,13 @@ class Dpo(Optimisation):
     """The measurement of held-out pairs by which `keep_steps` chooses. The pairs choose, so they flatter the policy a
     little; suites do not."""
 
+    @model_validator(mode="after")
+    def _sharded_keeps_no_weights_aside(self) -> Dpo:
+        asked = {"keep_steps": self.keep_steps, "stop.kl": None if self.stop is None else self.stop.kl}
+        for name in (name for name, value in asked.items() if self.sharded and value is not None):
+            raise ValueError(f"{name} needs the whole model in one process: leave out {name} or sharded")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_its_method(cls, given: Any) -> Any:

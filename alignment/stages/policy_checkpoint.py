@@ -12,7 +12,6 @@ from pydantic import model_validator
 
 from alignment.data.manifest import Manifest, read_manifest
 from alignment.data.tokens import Tokenization, TokenSequence
-from alignment.errors import BadInput
 from alignment.logprobs.effort import Ranks
 from alignment.logprobs.keys import fingerprint, numerics_class
 from alignment.logprobs.token_ids import TokenIds, policy_name
@@ -193,8 +192,6 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
         share = first if trained.sharded else first[slice(context.rank, None, request.world_size)]
         agreed = require_agreement(share, settings, trainer.logps, None if same_device else trainer.logps_alone)
     looks = None
-    if trained.sharded and (settings.stop is not None or settings.keep_steps is not None):
-        raise BadInput("a sharded training looks at no held-out pairs: leave out stop and keep_steps", field="sharded")
     if settings.stop is not None or settings.keep_steps is not None:
         from alignment.training.sft_trainer import BestWeights
         from alignment.training.stops import HeldOutLooks

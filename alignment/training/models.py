@@ -58,7 +58,9 @@ class TrainedModel:
         self.saved_as = "float32" if settings.precision == "float32" else stored
         finer = settings.precision == "bfloat16" and stored != "bfloat16"
         if self.sharded:
-            precision = "float32" if settings.lora is None else settings.precision
+            # whole for a moment only, as stored: what is trained becomes float32 when it is cut
+            precision = "bfloat16" if stored == "bfloat16" else "float32"
+            precision = precision if settings.lora is None else settings.precision
             self.model = load_model(folder, precision, "cpu", runs_code=runs_code, dropout=dropout)
         elif finer and settings.lora is None:
             self.model = load_model(folder, "float32", runs_code=runs_code, dropout=dropout)

@@ -99,7 +99,7 @@ def load_whole(folder: Path, model: Any, optimizer: Any, scheduler: Any) -> None
     ordered = [owner for group in inner.param_groups for owner in group["params"]]
     place = {id(owner): index for index, owner in enumerate(ordered)}
     with ExitStack() as stack:
-        weights = {}
+        weights: dict[str, Any] = {}
         for path in weight_files(folder):
             file = stack.enter_context(safe_open(path, "pt"))
             weights |= dict.fromkeys(file.keys(), file)

@@ -81,6 +81,8 @@ def score(
     `batch_tokens` is the tokens of one forward pass. When memory runs out the budget is halved and
     scoring goes on; it raises the device's own error only if a single sequence does not fit. Where passes are filled
     to that size (`Runner.fill`), it is part of the values' key: then it raises `BadInput` that names the smaller size.
+    So it does for a sharded model, of which every rank calls this at the same time, with sequences of its own or none:
+    with such as the model's runner has been shown, by the same ones on every rank before.
     """
     import torch
 
@@ -95,7 +97,9 @@ def score(
     with without_gradient():
         runner = Runner.of(model, sequences[order[-1]]) if order else Runner.known(model)
     batch_tokens = runner.budget(batch_tokens)
-    missing = runner.missing(sum(1 for _ in runner.passes(sequences, order, batch_tokens)))
+    missing = 0
+    if runner.sharding is not None:
+        missing = runner.missing(sum(1 for _ in runner.passes(sequences, order, batch_tokens)))
     done: set[int] = set()
     while len(done) < len(sequences):
         for groups in runner.passes(sequences, [index for index in order if index not in done], batch_tokens):

@@ -41,7 +41,8 @@ class Sharding:
         try:
             done: T = self.root(lambda: self._begun(work))
         except Exception:  # such as a model that takes no packed pass: the next pass is another one
-            self.root.reset_iter_state()
+            if hasattr(self.root, "reset_iter_state"):  # torch 2.13
+                self.root.reset_iter_state()
             raise
         return done
 

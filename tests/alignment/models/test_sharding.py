@@ -44,9 +44,7 @@ def test_a_sharded_model_scores_as_it_did(family: str, tmp_path: Path) -> None:
 def test_a_model_that_keeps_parts_in_float32_is_refused_in_bfloat16(tmp_path: Path) -> None:
     model = model_of(tmp_path)
     model._keep_in_fp32_modules_strict = {"norm"}
-    with pytest.raises(
-        BadInput, match="cannot be sharded: it keeps norm in float32"
-    ):
+    with pytest.raises(BadInput, match="cannot be sharded: it keeps norm in float32"):
         shard(model, "bfloat16", CPU)
 
 

@@ -21,8 +21,7 @@ from alignment.stages.base_model import BaseModelSummary
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.policy_checkpoint import DpoRequest
 from alignment.stages.preference_manifest import ManifestSummary
-from alignment.stages.sft_checkpoint import SftSummary
-from alignment.stages.stage import PolicySummary
+from alignment.stages.stage import PolicySummary, SftSummary
 from alignment.store import Artifact, Commit, Store
 from assets.card_text import UNKNOWN, text_of
 from assets.champion import scores_of

@@ -19,6 +19,7 @@ from alignment.errors import BadInput
 from alignment.models.forward import counted, vocabulary
 from alignment.models.packing import longest_first
 from alignment.models.runner import Runner
+from alignment.models.sharding import sharding_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -80,6 +81,8 @@ def score(
     `batch_tokens` is the tokens of one forward pass. When memory runs out the budget is halved and
     scoring goes on; it raises the device's own error only if a single sequence does not fit. Where passes are filled
     to that size (`Runner.fill`), it is part of the values' key: then it raises `BadInput` that names the smaller size.
+    So it does for a sharded model, of which every rank calls this at the same time, with sequences of its own or none:
+    with such as the model's runner has been shown, by the same ones on every rank before.
     """
     import torch
 
@@ -87,21 +90,26 @@ def score(
     lengths = [len(sequence) for sequence in sequences]
     progress = Progress(sum(lengths))
     order = longest_first(lengths)
-    if not order:
+    if not order and sharding_of(model) is None:
         return
-    with torch.inference_mode():
-        runner = Runner.of(model, sequences[order[-1]])
+    # What a sharded model puts together in inference mode could take part in no later gradient.
+    without_gradient = torch.inference_mode if sharding_of(model) is None else torch.no_grad
+    with without_gradient():
+        runner = Runner.of(model, sequences[order[-1]]) if order else Runner.known(model)
     batch_tokens = runner.budget(batch_tokens)
+    missing = 0
+    if runner.sharding is not None:
+        missing = runner.missing(sum(1 for _ in runner.passes(sequences, order, batch_tokens)))
     done: set[int] = set()
     while len(done) < len(sequences):
         for groups in runner.passes(sequences, [index for index in order if index not in done], batch_tokens):
             indices = [index for group in groups for index in group]
             try:
-                with torch.inference_mode():
+                with without_gradient():
                     rows = [[sequences[index] for index in group] for group in groups]
                     tokens = runner.token_logps(rows, runner.fill(batch_tokens))
             except torch.OutOfMemoryError as error:
-                if runner.fill(batch_tokens):
+                if runner.fill(batch_tokens) or runner.sharding is not None:  # other ranks go on with this size
                     what = f"a pass of {batch_tokens} tokens does not fit into memory: say {batch_tokens // 2}"
                     raise BadInput(what, field="reference.batch_tokens") from error
                 if len(indices) == 1:
@@ -125,6 +133,10 @@ def score(
             yield ScoredPass(scored, *runner.size(sequences, groups))
             done.update(indices)
             progress.done(sum(lengths[index] for index in indices))
+    with without_gradient():
+        for _ in range(missing):
+            runner.empty()
+    runner.release()
 
 
 def logps(

@@ -8,21 +8,25 @@ between a packed pass and its sequences one at a time; such a model goes in padd
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 from alignment.data.tokens import TokenSequence
+from alignment.errors import BadInput
 from alignment.models.attention import CannotShare
 from alignment.models.forward import find_head, head_logps, own_logps, packed_states, padded_states, row_sums
 from alignment.models.forward import vocabulary as vocabulary_of
 from alignment.models.packing import Group, batches, by_prompt, forwarded, longest_first, pack, pack_rows, rounded
 from alignment.models.rope import long_from
+from alignment.models.sharding import sharding_of
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +58,15 @@ class Runner:
         import torch
 
         self._model = ref(model)  # the table of runners must not keep a model alive
+        self.sharding = sharding_of(model)
+        self.short = sequence
+        """What an empty pass of a sharded model runs on."""
         with torch.no_grad():
-            self.head = find_head(model, sequence)
+            self.head = self._through(lambda: find_head(model, sequence))
+        self.release()
+        if self.sharding is not None and self.head is None:
+            what = "no known head gives its own logits; leave out sharded"
+            raise BadInput(f"{type(model).__name__} cannot be sharded: {what}", field="sharded")
         self.vocabulary = vocabulary_of(model)
         self.long_from = long_from(model)
         self.shared: bool | None = None if self.head is not None else False
@@ -75,6 +86,33 @@ class Runner:
             _runners[model] = Runner(model, sequence)
         return _runners[model]
 
+    @staticmethod
+    def known(model: PreTrainedModel) -> Runner:
+        """That of a model that has run before."""
+        return _runners[model]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of computation; a sharded model's weights are kept in a finer one."""
+        dtype: torch.dtype = self.model.dtype if self.sharding is None else self.sharding.dtype
+        return dtype
+
+    def missing(self, passes: int) -> int:
+        """Empty passes (`empty`) to make beside `passes`: none for a model that this process has whole."""
+        return 0 if self.sharding is None else self.sharding.missing(passes)
+
+    def empty(self) -> torch.Tensor:
+        """The states of a pass that counts for nothing."""
+        return self.states([[self.short]])
+
+    def release(self) -> None:
+        """After a pass without a gradient."""
+        if self.sharding is not None:
+            self.sharding.release()
+
+    def _through(self, work: Callable[[], T]) -> T:
+        return work() if self.sharding is None else self.sharding.through(work)
+
     def budget(self, tokens: int) -> int:
         """Tokens of one pass, where `tokens` are asked for."""
         tokens = min(tokens, CPU_TOKENS) if self.model.device.type == "cpu" else tokens
@@ -86,7 +124,7 @@ class Runner:
         On a GPU in 16 bits or TF32 kernels are picked by the number of rows of a product, so that equal bits need
         passes of equal size; elsewhere nothing is gained by it.
         """
-        coarse = self.model.dtype.itemsize == 2 or products_are_tf32()
+        coarse = self.dtype.itemsize == 2 or products_are_tf32()
         return tokens if self.model.device.type != "cpu" and coarse else 0
 
     def passes(self, sequences: Sequence[TokenSequence], order: list[int], budget: int) -> Iterator[list[Group]]:
@@ -111,8 +149,14 @@ class Runner:
     def states(self, groups: Sequence[Sequence[TokenSequence]], fill: int = 0) -> torch.Tensor:
         """[completion tokens, hidden], group by group, before the head; with a gradient where one is kept."""
         if self.shared is False:
-            return padded_states(self.model, [row for group in groups for row in group])
-        return packed_states(self.model, groups, fill, self.long_from)
+            return self._padded([row for group in groups for row in group])
+        return self._packed(groups, fill)
+
+    def _packed(self, groups: Sequence[Sequence[TokenSequence]], fill: int) -> torch.Tensor:
+        return self._through(lambda: packed_states(self.model, groups, fill, self.long_from))
+
+    def _padded(self, rows: Sequence[TokenSequence]) -> torch.Tensor:
+        return self._through(lambda: padded_states(self.model, rows))
 
     def sums(self, groups: Sequence[Sequence[TokenSequence]], fill: int = 0) -> list[float] | None:
         """Completion log-probabilities (nat), group by group, without gradient; None as `token_logps` gives it."""
@@ -137,7 +181,7 @@ class Runner:
         """A completion's log-probability (nat) by a pass of its own that shares nothing: what else it rounds to."""
         if self.head is None:
             return float(row_sums(own_logps(self.model, [sequence]), [sequence])[0])
-        logps = head_logps(self.head, padded_states(self.model, [sequence]), [sequence], self.vocabulary)
+        logps = head_logps(self.head, self._padded([sequence]), [sequence], self.vocabulary)
         return float(row_sums(logps, [sequence])[0])
 
     def size(self, sequences: Sequence[TokenSequence], groups: Sequence[Group]) -> tuple[int, int]:
@@ -168,7 +212,7 @@ class Runner:
         other = next((row for row in group if row is not longest), longest)
         rows = [other, longest, last]
         try:
-            states = packed_states(self.model, [[other, longest], [last]], fill, self.long_from)
+            states = self._packed([[other, longest], [last]], fill)
         except torch.OutOfMemoryError:
             raise
         except (CannotShare, TypeError, ValueError, RuntimeError) as error:  # takes no positions, no keyword, …
@@ -178,7 +222,7 @@ class Runner:
         for packed, row in zip(sums[1:], rows[1:], strict=True):
             alone = self.alone(row)
             apart = abs(packed - alone) / max(abs(alone), float(len(row.completion_ids)))
-            if not apart <= SAME[str(self.model.dtype).removeprefix("torch.")]:
+            if not apart <= SAME[str(self.dtype).removeprefix("torch.")]:
                 self._go_padded(f"log-probs differ by {apart:.1e}, relatively")
                 return
         if self._leaks(longest, fill):
@@ -197,7 +241,7 @@ class Runner:
         found = []
         for token in (0, 1):
             other = TokenSequence(row.prompt_ids, (token,) * max(2, len(row.completion_ids)))
-            states = packed_states(self.model, [[other, row], [row]], fill, self.long_from)
+            states = self._packed([[other, row], [row]], fill)
             logps = head_logps(self.head, states, [other, row, row], self.vocabulary)
             found.append(logps[len(other.completion_ids) :])
         return float((found[0] - found[1]).abs().max()) > (EXPERT_ROUNDING if has_experts(self.model) else 0.0)

@@ -222,7 +222,11 @@ class Dpo(Optimisation):
     """The older spelling of `optimise`, with a method's older name under `loss`. Both spell the same training."""
 
     spelling: ClassVar[Spelling] = LOSS
-    speed_only: ClassVar[frozenset[str]] = Optimisation.speed_only | {"micro_batch_size", "gradient_checkpointing"}
+    speed_only: ClassVar[frozenset[str]] = Optimisation.speed_only | {
+        "micro_batch_size",
+        "gradient_checkpointing",
+        "sharded",
+    }
     absent_by_default: ClassVar[frozenset[str]] = Optimisation.absent_by_default | {
         "gamma_ratio",
         "length_normalised",
@@ -237,8 +241,13 @@ class Dpo(Optimisation):
         "stop",
         "keep_steps",
         "keep_by",
+        "sharded",
     }
 
+    sharded: bool = False
+    """Cuts weights, gradients and the optimiser's state over the GPUs of a slot, for a model that one GPU cannot hold;
+    false keeps a whole copy on each, which is faster where it fits. It counts where the pool's launcher starts more
+    than one process, and changes no result beyond rounding."""
     micro_batch_size: int = Field(default=4, ge=1)
     """Ignored: a step's rows go through in passes of `reference.batch_tokens` tokens, whatever their number."""
 
@@ -311,6 +320,13 @@ class Dpo(Optimisation):
     keep_by: Literal["loss", "accuracy", "margin"] = "loss"
     """The measurement of held-out pairs by which `keep_steps` chooses. The pairs choose, so they flatter the policy a
     little; suites do not."""
+
+    @model_validator(mode="after")
+    def _sharded_keeps_no_weights_aside(self) -> Dpo:
+        asked = {"keep_steps": self.keep_steps, "stop.kl": None if self.stop is None else self.stop.kl}
+        for name in (name for name, value in asked.items() if self.sharded and value is not None):
+            raise ValueError(f"{name} needs the whole model in one process: leave out {name} or sharded")
+        return self
 
     @model_validator(mode="before")
     @classmethod

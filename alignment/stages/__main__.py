@@ -62,7 +62,7 @@ def main() -> int:
             commit = execute(stage, request, store)
         except BadInput as error:
             print(f"error: {error}", file=sys.stderr)
-            if first_rank and (told := os.environ.get(BAD_INPUT_FILE)):
+            if told := os.environ.get(BAD_INPUT_FILE):  # of any rank: a launcher ends the others with it
                 Path(told).write_text(str(error), encoding="utf-8")
             return 2
         except (MissingArtifact, CorruptArtifact) as error:

@@ -188,7 +188,8 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
     trainer.logps(longest)  # shows how this model is run, before a step relies on it
     if checkpoint is None and method_of(settings).needs_reference:
         first = [pairs[index] for index in dict.fromkeys(order[: settings.batch_size].tolist())]
-        share = first[slice(context.rank, None, request.world_size)]
+        # every rank of a sharded model makes the same passes
+        share = first if trained.sharded else first[slice(context.rank, None, request.world_size)]
         agreed = require_agreement(share, settings, trainer.logps, None if same_device else trainer.logps_alone)
     looks = None
     if settings.stop is not None or settings.keep_steps is not None:
@@ -213,7 +214,7 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
     }
     if context.rank == 0:
         summary |= trained.keep_adapter(trainer.model, context.store.commit_of(request.checkpoint), context.out)
-        trained.save(trainer.model, trainer.optimizer, context.out)
+    trained.save(trainer.model, trainer.optimizer, context.out)
     return summary
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,16 +25,20 @@ from alignment.models.checkpoint import (
     save_checkpoint,
 )
 from alignment.models.code import CODE_FILES
-from alignment.models.weights import tensors
+from alignment.models.sharding import local, wholes
+from alignment.models.weights import INDEX_FILE, SINGLE_FILE, tensors
 from alignment.recipe import Lora, Optimisation
 from alignment.stages.stage import AdapterSummary, OriginSummary
 from alignment.store import Commit
 
 if TYPE_CHECKING:
+    import torch
     from peft import LoraConfig
     from transformers import PreTrainedTokenizerBase
 
 STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+FILE_BYTES = 4 << 30
+"""Bytes of one file of a checkpoint that is gathered from several ranks."""
 
 
 class TrainedModel:
@@ -48,10 +53,16 @@ class TrainedModel:
 
     def __init__(self, folder: Path, settings: Optimisation, runs_code: bool = False, *, dropout: bool = True) -> None:
         self.folder, self.settings, self.runs_code = folder, settings, runs_code
+        self.sharded = is_sharded(settings)
         stored = stored_dtype(folder)
         self.saved_as = "float32" if settings.precision == "float32" else stored
         finer = settings.precision == "bfloat16" and stored != "bfloat16"
-        if finer and settings.lora is None:
+        if self.sharded:
+            # whole for a moment only, as stored: what is trained becomes float32 when it is cut
+            precision = "bfloat16" if stored == "bfloat16" else "float32"
+            precision = precision if settings.lora is None else settings.precision
+            self.model = load_model(folder, precision, "cpu", runs_code=runs_code, dropout=dropout)
+        elif finer and settings.lora is None:
             self.model = load_model(folder, "float32", runs_code=runs_code, dropout=dropout)
             round_weights(self.model)
         else:
@@ -108,15 +119,20 @@ class TrainedModel:
     def save(self, trained: Any, optimizer: Any, out: Path) -> None:
         """Writes the trained model (the trainer's, PEFT or not) into `out`: masters unrounded, adapters merged.
 
-        Raises `BadInput` when training diverged.
+        Every rank calls it, and the first one writes. Raises `BadInput` when training diverged.
         """
         import torch
 
+        if self.sharded and self.settings.lora is None:
+            self._save_gathered(trained, out)
+            return
+        if torch.distributed.is_initialized() and torch.distributed.get_rank():
+            return
         if self.settings.lora is None:
             plain = trained
             for weight, master in master_weights(optimizer):
                 weight.data = master.data
-        elif self.merge_elsewhere:
+        elif self.merge_elsewhere or self.sharded:
             plain = self._merged_into_stored(trained)
         else:
             plain = trained.merge_and_unload()
@@ -125,17 +141,67 @@ class TrainedModel:
         save_checkpoint(plain, self.tokenizer(), out)
         keep_description(self.folder, out, self.saved_as, self.runs_code)
 
+    def _save_gathered(self, trained: Any, out: Path) -> None:
+        """Weight by weight, in files of `FILE_BYTES`: the first rank has no more than one file's weights whole."""
+        import torch
+        from safetensors.torch import save_file
+        from transformers.core_model_loading import revert_weight_conversion
+
+        dtype, writes = getattr(torch, self.saved_as), torch.distributed.get_rank() == 0
+        waiting: dict[str, torch.Tensor] = {}
+        files: list[dict[str, int]] = []
+
+        def write() -> None:
+            named = revert_weight_conversion(trained, waiting)
+            path = out / f".part-{len(files)}.safetensors"
+            save_file({name: weight.contiguous() for name, weight in named.items()}, path, metadata={"format": "pt"})
+            files.append({name: weight.nbytes for name, weight in named.items()})
+            waiting.clear()
+
+        for name, weight in wholes(trained):
+            if not writes:
+                continue
+            waiting[name] = weight.detach().to("cpu", dtype if weight.is_floating_point() else weight.dtype)
+            require_finite_weights([(name, waiting[name])])
+            if sum(each.nbytes for each in waiting.values()) >= FILE_BYTES:
+                write()
+        if not writes:
+            return
+        if waiting:
+            write()
+        names = [SINGLE_FILE]
+        if len(files) > 1:
+            names = [f"model-{place + 1:05d}-of-{len(files):05d}.safetensors" for place in range(len(files))]
+            sizes = [size for weights in files for size in weights.values()]
+            where = {weight: name for name, weights in zip(names, files, strict=True) for weight in weights}
+            index = {"metadata": {"total_size": sum(sizes)}, "weight_map": where}
+            (out / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        for place, name in enumerate(names):
+            (out / f".part-{place}.safetensors").replace(out / name)
+        self.tokenizer().save_pretrained(out)
+        keep_description(self.folder, out, self.saved_as, self.runs_code)
+
     def _merged_into_stored(self, trained: Any) -> Any:
         """The adapter merged into the weights as they are stored: a base rounded to compute is not kept."""
         from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
         adapter = {name: weight.detach().cpu().float() for name, weight in get_peft_model_state_dict(trained).items()}
-        trained.to("meta")
-        base = load_model(self.folder, "float32", "cpu", runs_code=self.runs_code)
+        if not self.sharded:
+            trained.to("meta")
+        precision = "float32" if self.merge_elsewhere else self.settings.precision
+        base = load_model(self.folder, precision, "cpu", runs_code=self.runs_code)
         make_savable(base, self.tokenizer(), self.folder)
         wrapped = get_peft_model(base, self.lora_config())
         set_peft_model_state_dict(wrapped, adapter)
         return wrapped.merge_and_unload()
+
+
+def is_sharded(settings: Optimisation) -> bool:
+    """Whether this process has a part of each weight only: what the settings ask for, where there are others."""
+    import torch
+
+    several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+    return several and bool(getattr(settings, "sharded", False))
 
 
 def round_weights(model: Any) -> None:
@@ -157,6 +223,12 @@ def master_weights(optimizer: Any) -> list[tuple[Any, Any]]:
     """(bfloat16 parameter, its float32 master) of an optimiser that keeps masters; none otherwise."""
     inner = getattr(optimizer, "optimizer", optimizer)  # as the trainer's accelerator wraps it
     return list(getattr(inner, "pairs", ()))
+
+
+def owners(model: Any, optimizer: Any) -> dict[str, Any]:
+    """Parameter name → the tensor that the optimiser steps: the float32 master where there is one."""
+    masters = {id(weight): master for weight, master in master_weights(optimizer)}
+    return {name: masters.get(id(weight), weight) for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def stored_dtype(folder: Path) -> str:
@@ -212,8 +284,14 @@ def refuse_tied_targets(model: Any, lora: Lora, folder: Path) -> None:
 def require_finite(model: Any, step: int | None = None) -> None:
     """Raises `BadInput` naming the first weight that is not finite: nothing could be measured with it.
 
+    Of a sharded model each rank looks at its own rows.
     `step` is the optimiser step that the weights are of, where it is not the last.
     """
-    if (name := first_not_finite(model.named_parameters())) is not None:
+    require_finite_weights(((name, local(weight)) for name, weight in model.named_parameters()), step)
+
+
+def require_finite_weights(weights: Iterable[tuple[str, Any]], step: int | None = None) -> None:
+    """The same of weights by name."""
+    if (name := first_not_finite(weights)) is not None:
         when = "" if step is None else f" by step {step}"
         raise BadInput(f"training diverged{when}: {name} {NOT_FINITE}; lower the learning rate", field="learning_rate")

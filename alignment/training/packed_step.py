@@ -15,10 +15,12 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from alignment.data.tokens import TokenSequence, first_lengths
+from alignment.errors import BadInput
 from alignment.methods import Method
 from alignment.models.forward import first_sums, head_backward, head_logps, own_logps, row_sums
 from alignment.models.packing import shares
 from alignment.models.runner import Runner
+from alignment.models.sharding import local
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,18 +115,26 @@ def backward(
         try:
             numbers = StepNumbers()
             sequences = [trained(method, row) for row in rows]
-            for indices in runner.passes_of_rows(sequences, budget) if rows else []:
+            passes = runner.passes_of_rows(sequences, budget) if rows else []
+            other, more = beside or (method, [])
+            beside_sequences = [trained(other, row) for row in more]
+            beside_passes = runner.passes_of_rows(beside_sequences, budget) if more else []
+            missing = runner.missing(len(passes) + len(beside_passes))
+            for indices in passes:
                 largest, part = len(indices), [rows[index] for index in indices]
                 logps, losses = _one_pass(runner, method, part, step_rows, runner.fill(budget), numbers, constants)
                 numbers.add(method, logps, losses, constants)
-            other, more = beside or (method, [])
-            sequences = [trained(other, row) for row in more]
-            for indices in runner.passes_of_rows(sequences, budget) if more else []:
+            for indices in beside_passes:
                 largest, part = len(indices), [more[index] for index in indices]
                 _, losses = _one_pass(runner, other, part, step_rows, runner.fill(budget), numbers, None)
                 numbers.add_beside(losses)
+            for _ in range(missing):
+                _empty_pass(runner)
             return numbers
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
+            if runner.sharding is not None:  # the other ranks wait in the middle of this pass
+                what = f"a pass of {budget} tokens does not fit into memory: say {budget // 2}"
+                raise BadInput(what, field="reference.batch_tokens") from error
             if largest == 1:
                 raise
             runner.most = budget // 2
@@ -174,6 +184,16 @@ def _one_pass(
     numbers.forwarded += forwarded
     numbers.positions += positions
     return logps, losses
+
+
+def _empty_pass(runner: Runner) -> None:
+    """Takes part in another rank's pass, with a gradient of zero."""
+    import torch
+
+    assert runner.head is not None
+    states = runner.empty()
+    nothing = torch.zeros(len(states), dtype=torch.float64)
+    states.backward(head_backward(runner.head, states, [runner.short], runner.vocabulary, nothing))  # type: ignore[no-untyped-call]
 
 
 def _policy(
@@ -229,7 +249,7 @@ def constants_of(
     (name,) = method.coupled
     ratios = torch.zeros(len(rows), dtype=torch.float64)
     mine = [place for place in share if getattr(rows[place], name) is not None]
-    scored = score([getattr(rows[place], name) for place in mine]) if mine else []
+    scored = score([getattr(rows[place], name) for place in mine])
     for place, logp in zip(mine, scored, strict=True):
         ratios[place] = logp - getattr(rows[place], f"ref_{name}_logp")
     if _has_ranks():
@@ -244,13 +264,16 @@ BUCKET = 1 << 24
 def sum_over_ranks(weights: Iterable[Tensor]) -> None:
     """Replaces every weight's gradient by the sum of all ranks'; one that a rank has not counts as zero there.
 
-    A weight that no rank has a gradient of keeps none, as with a single rank: AdamW would move it by a zero.
+    A weight that no rank has a gradient of keeps none, as with a single rank: AdamW would move it by a zero. A sharded
+    weight's is that of all ranks already.
     """
     import torch
 
     if not _has_ranks():
         return
-    weights = list(weights)
+    weights = [weight for weight in weights if local(weight) is weight]
+    if not weights:
+        return
     reached = torch.tensor([weight.grad is not None for weight in weights], dtype=torch.float32)
     torch.distributed.all_reduce(reached)
     bucket: list[Tensor] = []

@@ -24,6 +24,7 @@ from alignment.logprobs.scorer import logps
 from alignment.methods import method_of
 from alignment.models.attention import shared_prompts
 from alignment.models.runner import Runner, products_are_tf32
+from alignment.models.sharding import shard, sharding_of, whole
 from alignment.recipe import Dpo
 from alignment.training import packed_step
 from alignment.training.agreement import FLOAT32_LOSS, Disagreement
@@ -73,12 +74,18 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
     settings: Dpo
     pass_tokens: int
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, sharded: bool = False, **kwargs: Any) -> None:
+        self.sharded = sharded
         super().__init__(*args, **kwargs)
         self.ref_model = None
         self.precompute_ref_logps = True
-        # Ranks keep whole copies and sum their gradients themselves, once a step: nothing wraps the model.
+        # Ranks sum their gradients themselves, or the model's own sharding does: nothing else wraps it.
         self.accelerator.prepare_model = lambda model, **_: model
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        """A model that one device may not hold stays where it is until it is sharded."""
+        if not self.sharded:
+            super()._move_model_to_device(model, device)
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset
@@ -155,7 +162,7 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
 
     def _clip_grad_norm(self, model: Any) -> torch.Tensor:
         """The norm over all gradients before they are scaled down to `max_grad_norm`."""
-        return torch.nn.utils.clip_grad_norm_(self._gradients(), self.args.max_grad_norm)
+        return whole(torch.nn.utils.clip_grad_norm_(self._gradients(), self.args.max_grad_norm))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(model)
@@ -195,8 +202,11 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
 
     def logps_alone(self, sequences: Sequence[TokenSequence]) -> list[float]:
         """The same by a pass for each that shares nothing and rounds otherwise; outside of `attending`."""
-        with self._evaluating(), torch.inference_mode():
-            return [Runner.of(self.causal_lm, sequence).alone(sequence) for sequence in sequences]
+        without_gradient = torch.inference_mode if sharding_of(self.causal_lm) is None else torch.no_grad
+        with self._evaluating(), without_gradient():
+            done = [Runner.of(self.causal_lm, sequence).alone(sequence) for sequence in sequences]
+            self._runner().release()
+        return done
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -235,11 +245,14 @@ def preference_trainer(
             train_dataset=Dataset.from_dict({"row": [0]}),  # the step reads `pairs`; TRL looks at one row
             processing_class=tokenizer,
             peft_config=lora,
+            sharded=trained.sharded,
         )
     except ValueError as error:
         if lora is not None and ("target" in str(error).lower() or "lm_head" in str(error)):
             raise BadInput(str(error).splitlines()[0], field="lora.target_modules") from error
         raise
+    if trained.sharded:
+        shard(trainer.causal_lm, settings.precision, trainer.args.device)
     trainer.pairs, trainer.settings, trainer.pass_tokens = pairs, settings, pass_tokens
     exact = settings.precision == "float32" and not products_are_tf32()
     # what is logged has no other terms in it

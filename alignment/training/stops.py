@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from alignment.data.tokens import TokenSequence
 from alignment.errors import BadInput
 from alignment.methods import method_of
+from alignment.models.sharding import sharding_of
 from alignment.recipe import Dpo
 from alignment.training.arguments import gathered, optimiser_steps, rounded
 from alignment.training.held_out import logps_of, lowest, means, measure
@@ -150,6 +151,8 @@ class HeldOutLooks(TrainerCallback):  # type: ignore[misc]
         args = self.trainer.args
         rank, ranks = args.process_index, args.world_size
         method = method_of(self.settings)
+        if sharding_of(self.trainer.causal_lm) is not None:  # all ranks make the same passes
+            rank, ranks = 0, 1
         mine = self.pairs[rank::ranks]
         shares = gathered(measure(mine, method, "", self.trainer.logps) if mine else [], ranks)
         numbers = pair_numbers([row for share in shares for row in share], self.settings)

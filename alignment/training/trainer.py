@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
 
 from alignment.errors import BadInput
-from alignment.training import resume
+from alignment.models.sharding import local
+from alignment.training import resume, shards
 from alignment.training.models import require_finite
 
 # AdamW for bfloat16 weights, with float32 masters that hold what bfloat16 rounds away.
@@ -189,9 +191,63 @@ class OurTrainer:
         require_finite(trainer.model, trainer.state.global_step)  # a run resumed from it could never recover
         if trainer.is_world_process_zero():
             resume.unmark(checkpoint)
+            shutil.rmtree(checkpoint, ignore_errors=True)  # what another number of ranks left in the middle of it
+        trainer.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
         trainer.accelerator.wait_for_everyone()
         if trainer.is_world_process_zero():
             resume.mark_complete(checkpoint)
             resume.keep_only(checkpoint)
         trainer.accelerator.wait_for_everyone()
+
+    # A run whose trained weights are cut over the ranks has trainer checkpoints of its own; any run goes on from them.
+
+    @property
+    def cut(self) -> bool:
+        """Whether this process has a part of each trained weight only."""
+        trainer: Any = self
+        return any(local(weight) is not weight for weight in trainer.model.parameters() if weight.requires_grad)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        trainer: Any = self
+        if not self.cut:
+            super().save_model(output_dir, _internal_call)  # type: ignore[misc]
+            return
+        assert output_dir is not None
+        folder, args = Path(output_dir), trainer.args
+        folder.mkdir(parents=True, exist_ok=True)
+        shards.save_tensors(folder, trainer.model, trainer.optimizer, args.process_index, args.world_size)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        trainer: Any = self
+        if not self.cut:
+            super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
+        elif trainer.is_world_process_zero():
+            ranks = trainer.args.world_size
+            shards.save_numbers(Path(output_dir), trainer.model, trainer.optimizer, trainer.lr_scheduler, ranks)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        trainer: Any = self
+        if self.cut:
+            shards.save_random(Path(output_dir), trainer.args.process_index, trainer.args.world_size)
+        else:
+            super()._save_rng_state(output_dir)  # type: ignore[misc]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not (self.cut or shards.is_sharded(resume_from_checkpoint)):  # else the weights come with the optimiser
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        trainer: Any = self
+        if checkpoint is None or not (self.cut or shards.is_sharded(checkpoint)):
+            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+            return
+        load = shards.load if shards.is_sharded(checkpoint) else shards.load_whole
+        load(Path(checkpoint), trainer.model, trainer.optimizer, trainer.lr_scheduler)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        trainer: Any = self
+        if checkpoint is not None and shards.is_sharded(checkpoint):
+            shards.load_random(Path(checkpoint), trainer.args.process_index, trainer.args.world_size)
+        elif not self.cut:
+            super()._load_rng_state(checkpoint)  # type: ignore[misc]

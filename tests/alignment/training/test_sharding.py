@@ -1,0 +1,161 @@
+"""Two processes with half of each weight learn what one learns with the whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from alignment.data.validate import halves
+from alignment.methods import METHODS
+from alignment.stages import execute
+from alignment.stages.policy_checkpoint import STAGE
+from alignment.store import Artifact, Commit, Store
+from alignment.training.preference_trainer import CachedReferenceTrainer
+
+NEVER = -1
+
+
+def launch(
+    store: Store, request: Any, folder: Path, *, killed_in: int = NEVER, processes: int = 2
+) -> subprocess.CompletedProcess[str]:
+    """The stage in several processes; what each holds goes to `folder`/held.RANK."""
+    path = folder / "request.json"
+    path.write_text(request.model_dump_json(), encoding="utf-8")
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
+    stage = ["-m", "tests.alignment.training.sharded_run", str(killed_in), str(folder / "held"), "policy_checkpoint"]
+    command = [*ranks, *stage, "--request", str(path), "--store", store.url]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def torchrun(store: Store, request: Any, folder: Path, processes: int = 2) -> Commit:
+    done = launch(store, request, folder, processes=processes)
+    assert done.returncode == 0, done.stderr
+    return store.commit_of(Artifact.model_validate_json(done.stdout.strip().splitlines()[-1]))
+
+
+def held(folder: Path, rank: int) -> dict[str, int]:
+    numbers: dict[str, int] = json.loads((folder / f"held.{rank}").read_text(encoding="utf-8"))
+    return numbers
+
+
+def weights_of(store: Store, artifact: Artifact) -> dict[str, Any]:
+    return load_file(store.fetch(artifact) / "model.safetensors")
+
+
+def apart(store: Store, found: Commit, twin: Store, expected: Commit, start: Artifact) -> float:
+    """‖found − expected‖ / ‖expected − start‖ over all weights; both have the same names, dtypes and shapes."""
+    ours, theirs, before = (
+        weights_of(place, artifact)
+        for place, artifact in ((store, found.artifact), (twin, expected.artifact), (store, start))
+    )
+    shapes = [{name: (each.dtype, each.shape) for name, each in weights.items()} for weights in (ours, theirs)]
+    assert shapes[0] == shapes[1]
+    between = sum(float((ours[name].double() - theirs[name].double()).square().sum()) for name in ours)
+    moved = sum(float((theirs[name].double() - before[name].double()).square().sum()) for name in ours)
+    return float((between / moved) ** 0.5)
+
+
+def requests(lab: Any, checkpoint: Artifact, manifest: Artifact, steps: int = 20, **settings: Any) -> list[Any]:
+    """For one process and for two: `steps` steps of 8 rows."""
+    given = {"batch_size": 8, "epochs": 30.0, "max_steps": steps, "learning_rate": 1e-4, "sharded": True, **settings}
+    return [lab.dpo_request(checkpoint, manifest, world_size=size, **given) for size in (1, 2)]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])  # whose head is its embeddings, and whose has its own
+def test_two_processes_with_half_of_each_weight_learn_what_one_learns(kind: str, lab: Any, tmp_path: Path) -> None:
+    checkpoint = lab.checkpoint(kind=kind)
+    again = kind == "qwen2"  # layers are put together once more where their activations are computed again
+    one, two = requests(lab, checkpoint, lab.manifest(checkpoint, lab.rows(36)), gradient_checkpointing=again)
+    assert STAGE.key(one) == STAGE.key(two)
+    twin, alone = lab.twin(tmp_path / "one"), tmp_path / "alone"
+    alone.mkdir()
+    together, single = torchrun(lab.store, two, tmp_path), torchrun(twin, one, alone, processes=1)
+    assert together.summary["steps"] == single.summary["steps"] == 20
+    assert apart(lab.store, together, twin, single, checkpoint) <= 1e-4
+    whole = held(alone, 0)
+    assert all(whole.values())
+    for rank in (0, 1):
+        assert {name: size <= 0.51 * whole[name] for name, size in held(tmp_path, rank).items()} == dict.fromkeys(
+            whole, True
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "lora"), [("llama", None), ("qwen2", {"rank": 4, "target_modules": ["q_proj", "up_proj"]})]
+)
+def test_in_bfloat16_two_processes_learn_the_same_with_halves_as_with_copies(
+    kind: str, lora: Any, lab: Any, tmp_path: Path
+) -> None:
+    """Masters are cut, or what is frozen beside adapters; not a bit of a gradient is rounded more."""
+    checkpoint = lab.checkpoint(kind=kind, dtype="bfloat16")
+    manifest = lab.manifest(checkpoint, lab.rows(36), precision="bfloat16")
+    given = {"steps": 10, "precision": "bfloat16", "lora": lora}
+    (_, halves), (_, copies) = (requests(lab, checkpoint, manifest, sharded=cut, **given) for cut in (True, False))
+    twin = lab.twin(tmp_path / "copies")
+    found, expected = torchrun(lab.store, halves, tmp_path), torchrun(twin, copies, tmp_path)
+    assert found.summary["agreement"]["worst_nats"] == 0.0
+    assert found.digest == expected.digest
+
+
+@pytest.mark.parametrize("loss", ["kto", "simpo", "ld_dpo"])
+def test_every_kind_of_method_is_sharded(loss: str, lab: Any, tmp_path: Path) -> None:
+    """Coupled rows are scored first, methods without a reference are not compared with one."""
+    checkpoint, method = lab.checkpoint(), METHODS[loss]
+    rows = [half for row in lab.rows(9) for half in halves(row)] if method.coupled else lab.rows(9)
+    manifest = (
+        lab.scored_manifest(checkpoint, rows, method)
+        if method.needs_reference
+        else lab.manifest(checkpoint, rows, referenced=False)
+    )
+    one, two = requests(lab, checkpoint, manifest, steps=3, loss=loss)
+    twin = lab.twin(tmp_path / "one")
+    together, single = torchrun(lab.store, two, tmp_path), execute(STAGE, one, twin)
+    assert apart(lab.store, together, twin, single, checkpoint) <= 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_killed_run_goes_on_with_as_many_or_fewer_processes(dtype: str, lab: Any, tmp_path: Path) -> None:
+    checkpoint = lab.checkpoint(dtype=dtype)
+    manifest = lab.manifest(checkpoint, lab.rows(19), precision=dtype)
+    one, two = requests(lab, checkpoint, manifest, steps=6, save_steps=2, precision=dtype)
+    twin = lab.twin(tmp_path / "undisturbed")
+    undisturbed = torchrun(twin, two, tmp_path)
+    assert launch(lab.store, two, tmp_path, killed_in=5).returncode
+    (written,) = (lab.store.work_path(STAGE.kind, STAGE.key(two)) / "trainer").glob("checkpoint-*")
+    assert {path.suffix for path in written.iterdir()} == {".json", ".safetensors"}, "nothing is pickled"
+    alone = Store(str(shutil.copytree(lab.store.root, tmp_path / "alone")))
+    resumed, by_one = torchrun(lab.store, two, tmp_path), execute(STAGE, one, alone)
+    assert resumed.summary["resumed_from_step"] == by_one.summary["resumed_from_step"] == 4
+    assert resumed.digest == undisturbed.digest
+    # in 16 bits one process, whose passes are others, rounds its gradients otherwise, sharded or not
+    assert apart(alone, by_one, twin, undisturbed, checkpoint) <= (1e-4 if dtype == "float32" else 2e-2)
+
+
+def test_a_run_with_whole_weights_is_gone_on_with_by_halves(
+    lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = lab.checkpoint()
+    one, two = requests(lab, checkpoint, lab.manifest(checkpoint, lab.rows(19)), steps=6, save_steps=2)
+    twin = lab.twin(tmp_path / "undisturbed")
+    undisturbed = execute(STAGE, one, twin)
+    step = CachedReferenceTrainer.training_step
+
+    def ending(trainer: Any, *args: Any, **kwargs: Any) -> Any:
+        if trainer.state.global_step == 5:
+            raise KeyboardInterrupt
+        return step(trainer, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CachedReferenceTrainer, "training_step", ending)
+        with pytest.raises(KeyboardInterrupt):
+            execute(STAGE, one, lab.store)
+    resumed = torchrun(lab.store, two, tmp_path)
+    assert resumed.summary["resumed_from_step"] == 4
+    assert apart(lab.store, resumed, twin, undisturbed, checkpoint) <= 1e-4

@@ -424,16 +424,20 @@ def _load(folder: Path, config: PreTrainedConfig, precision: str, attention: str
             use_safetensors=True,
             use_kernels=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
             **loading(runs_code),
         )
     except ValueError as error:
         if attention == "sdpa" and "scaled_dot_product_attention" in str(error):
             return _load(folder, config, precision, "eager", runs_code)
         raise
-    missing = sorted({*found["missing_keys"], *(str(mismatch[0]) for mismatch in found["mismatched_keys"])})
-    if missing:  # Transformers fills them with random numbers
-        told = f"the weights lack {first_few(missing)}: the files are not whole, or {CONFIG_FILE} is another model's"
-        raise BadInput(told, file=str(folder))
+    for names, what in (
+        (sorted(map(str, found["missing_keys"])), "lack"),
+        (sorted(str(mismatch[0]) for mismatch in found["mismatched_keys"]), "have another shape for"),
+    ):
+        if names:  # Transformers fills them with random numbers
+            told = f"the weights {what} {first_few(names)}: the files are not whole, or {CONFIG_FILE} is another model's"
+            raise BadInput(told, file=str(folder))
     return model
 
 

@@ -28,7 +28,7 @@ from tests.campaigns import odd
 
 pytestmark = pytest.mark.soak
 
-SEED, CALLS, PROCESSES = 17, 1_900, 0
+SEED, CALLS, PROCESSES = 18, 700, 0
 HANG, LONGEST = 60, 2_000
 """Seconds that a call may take, and characters that a line of an error may have."""
 
@@ -293,6 +293,7 @@ class Campaign:
                 if told["rows"] != told["accepted"] + told["quarantined"] or told["records"] not in (records, told["records"] if records is None else records):
                     problem = f"rows unaccounted: {told['records']} of {records} records"
             if problem is not None:
+                print(problem, arguments[:3], file=sys.__stderr__)
                 self.problems.append(f"call {self.number}: {problem} <- {' '.join(arguments)[:300]}\n{called.trace[-700:]}")
             for kept in (path.with_suffix(".kept") for path in self.rows):
                 if kept.exists():

@@ -179,9 +179,7 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
             client.set_model_version_tag(model_name, version, name, truncated_tag(value))
         client.set_registered_model_alias(model_name, CHAMPION, version)
 
-    def _version(
-        self, recipe: str, model_name: str, policy: Commit, lost: Callable[[], Report] | None
-    ) -> str:
+    def _version(self, recipe: str, model_name: str, policy: Commit, lost: Callable[[], Report] | None) -> str:
         from mlflow.exceptions import MlflowException
 
         client = self.client()

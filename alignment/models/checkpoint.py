@@ -190,7 +190,9 @@ def tokenizer_digest(folder: Path) -> str:
         path = folder / name
         if path.is_file():
             data = path.read_bytes()
-            parts[name] = json_digest(json_of(path, data)) if path.suffix == ".json" else hashlib.sha256(data).hexdigest()
+            parts[name] = (
+                json_digest(json_of(path, data)) if path.suffix == ".json" else hashlib.sha256(data).hexdigest()
+            )
     return json_digest(parts)
 
 
@@ -436,7 +438,9 @@ def _load(folder: Path, config: PreTrainedConfig, precision: str, attention: str
         (sorted(str(mismatch[0]) for mismatch in found["mismatched_keys"]), "have another shape for"),
     ):
         if names:  # Transformers fills them with random numbers
-            told = f"the weights {what} {first_few(names)}: the files are not whole, or {CONFIG_FILE} is another model's"
+            told = (
+                f"the weights {what} {first_few(names)}: the files are not whole, or {CONFIG_FILE} is another model's"
+            )
             raise BadInput(told, file=str(folder))
     return model
 

@@ -167,9 +167,7 @@ def _committed(store: Store, kind: str, key: str, attempt: str) -> bool:
     return bool(store.fs.exists(store.path(kind, key, f"{ERASED}{attempt}.json")))
 
 
-def _work(
-    store: Store, now: float, resumable: Collection[str], withdrawn_at: float | None
-) -> Iterator[Leftover]:
+def _work(store: Store, now: float, resumable: Collection[str], withdrawn_at: float | None) -> Iterator[Leftover]:
     root = Path(store.path("work")) if store.is_local else store.cache / "work"
     for path in sorted(root.glob("*/*")):
         kind, key = path.parts[-2:]

@@ -75,7 +75,9 @@ def broken(data: bytes, rng: random.Random) -> bytes:
         lambda: data[:to] + data[at:],
         lambda: data[:at] + rng.randbytes(rng.randrange(1, 30)) + data[at:],
         lambda: data[:at] + rng.choice((b'"', b"\n", b"\x00", b"\xff\xfe", b"{", b"]", b"\xed\xa0\x80")) + data[at:],
-        lambda: rng.choice((b"", b"\n", b"[]", b"{}", b"null", b"PAR1", b"\x1f\x8b", b"<!doctype html>", b"\xff\xfea\0")),
+        lambda: rng.choice(
+            (b"", b"\n", b"[]", b"{}", b"null", b"PAR1", b"\x1f\x8b", b"<!doctype html>", b"\xff\xfea\0")
+        ),
         lambda: b"\xef\xbb\xbf" + data,
         lambda: data.decode("utf-8", "replace").encode("utf-16"),
     )
@@ -210,14 +212,22 @@ def odd_model(folder: Path, source: Path, rng: random.Random) -> Path:
         file.unlink()
         file.mkdir()
     elif action < 0.35:
-        index = rng.choice(({"weight_map": {}}, {"weight_map": []}, {}, {"weight_map": {"a": "../x"}}, [], {"weight_map": {"a": 1}}))
+        index = rng.choice(
+            ({"weight_map": {}}, {"weight_map": []}, {}, {"weight_map": {"a": "../x"}}, [], {"weight_map": {"a": 1}})
+        )
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
         if rng.random() < 0.7:
             (folder / "model.safetensors").unlink()
     elif action < 0.65 and file.suffix == ".json":
         file.write_text(json.dumps(mutated(json.loads(file.read_text(encoding="utf-8")), rng)), encoding="utf-8")
     elif action < 0.8:
-        shapes = {"hidden_size": 48, "num_hidden_layers": 3, "vocab_size": 7, "num_attention_heads": 5, "model_type": "qwen2"}
+        shapes = {
+            "hidden_size": 48,
+            "num_hidden_layers": 3,
+            "vocab_size": 7,
+            "num_attention_heads": 5,
+            "model_type": "qwen2",
+        }
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         name = rng.choice(sorted(shapes))
         (folder / "config.json").write_text(json.dumps(config | {name: shapes[name]}), encoding="utf-8")

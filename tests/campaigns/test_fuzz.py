@@ -108,7 +108,9 @@ SUITES: dict[str, list[odd.Record]] = {
     "mt_bench": TURNS,
     "xstest": [{"id": n, "type": "homonyms", "prompt": f"How do I kill {n} processes?"} for n in range(4)],
     "mmlu": [{"question": f"{n}?", "subject": "anatomy", "choices": list("abcd"), "answer": n} for n in range(4)],
-    "alpaca_eval": [{"instruction": f"Say {n}", "output": f"{n}", "generator": "base", "dataset": "d"} for n in range(4)],
+    "alpaca_eval": [
+        {"instruction": f"Say {n}", "output": f"{n}", "generator": "base", "dataset": "d"} for n in range(4)
+    ],
 }
 
 
@@ -150,7 +152,17 @@ class Campaign:
 
     def recipes(self) -> tuple[list[str], None]:
         path = odd.write_odd_yaml(self.fresh() / "recipe.yaml", self.recipe, self.rng)
-        verb = self.rng.choice((["recipes", "check"], ["recipes", "check"], ["recipes", "upgrade", "--dry-run"], ["plan"], ["prefs", "check"], ["nights"], ["status"]))
+        verb = self.rng.choice(
+            (
+                ["recipes", "check"],
+                ["recipes", "check"],
+                ["recipes", "upgrade", "--dry-run"],
+                ["plan"],
+                ["prefs", "check"],
+                ["nights"],
+                ["status"],
+            )
+        )
         return [*verb, str(path)], None
 
     def reference(self) -> tuple[list[str], None]:
@@ -161,7 +173,17 @@ class Campaign:
         if rng.random() < 0.4:
             pairs, _ = odd.write_odd(folder, "odd", PAIRS["text"], rng)
         out = folder / "out" / "x.parquet" if rng.random() < 0.9 else folder
-        options = rng.choice(([], ["--max-length", "1"], ["--truncation", "x"], ["--precision", "int4"], ["--today", "x"], ["--plain-text", "chat"], ["--max-dropped", "7"]))
+        options = rng.choice(
+            (
+                [],
+                ["--max-length", "1"],
+                ["--truncation", "x"],
+                ["--precision", "int4"],
+                ["--today", "x"],
+                ["--plain-text", "chat"],
+                ["--max-dropped", "7"],
+            )
+        )
         return ["reference", "--model", str(model), "--pairs", str(pairs), "--out", str(out), *options], None
 
     def start(self) -> tuple[list[str], None]:
@@ -177,7 +199,15 @@ class Campaign:
         ids = [item.get("question_id", item.get("key", item.get("id", n))) for n, item in enumerate(items)]
         answers = [{"id": id, "turns": ["one, #### 1"] * (2 if suite == "mt_bench" else 1)} for id in ids]
         judgments = [
-            {"question_id": id, "model": "m", "judge": ["gpt", "single-v1"], "user_prompt": "", "judgment": "[[7]]", "score": 7, "turn": turn}
+            {
+                "question_id": id,
+                "model": "m",
+                "judge": ["gpt", "single-v1"],
+                "user_prompt": "",
+                "judgment": "[[7]]",
+                "score": 7,
+                "turn": turn,
+            }
             for id in ids
             for turn in (1, 2)
         ]
@@ -192,14 +222,19 @@ class Campaign:
         call = ["score", suite, "--responses", str(responses), "--data", str(data), "--out", str(folder / "out")]
         if which == "judgments":
             judged, _ = odd.write_odd(folder, "judgments", judgments, rng)
-            return (["score", suite, "--judgments", str(judged)] if rng.random() < 0.3 else [*call, "--judgments", str(judged)]) + (
-                ["--out", str(folder / "o")] if rng.random() < 0.5 else []
-            ), None
+            return (
+                ["score", suite, "--judgments", str(judged)]
+                if rng.random() < 0.3
+                else [*call, "--judgments", str(judged)]
+            ) + (["--out", str(folder / "o")] if rng.random() < 0.5 else []), None
         return call, None
 
     def judge(self) -> tuple[list[str], None]:
         folder, rng = self.fresh(), self.rng
-        answers = [{"question_id": item["question_id"], "model_id": "m", "choices": [{"index": 0, "turns": ["a", "b"]}]} for item in TURNS]
+        answers = [
+            {"question_id": item["question_id"], "model_id": "m", "choices": [{"index": 0, "turns": ["a", "b"]}]}
+            for item in TURNS
+        ]
         questions, _ = odd.write_odd(folder, "questions", TURNS, rng)
         given = folder / "answers.jsonl"
         given.write_bytes(odd.as_lines(answers))
@@ -210,7 +245,24 @@ class Campaign:
         out, base = folder / "out.jsonl", "http://127.0.0.1:9/v1"
         if rng.random() < 0.3:
             out, _ = odd.write_odd(folder, "out", [{"question_id": 81, "judgment": "[[7]]"}], rng)
-        return ["judge", "mt_bench", "--questions", str(questions), "--answers", str(given), "--judge-model", "m", "--out", str(out), "--base-url", base, "--retries", "0", "--timeout", "1"], None
+        return [
+            "judge",
+            "mt_bench",
+            "--questions",
+            str(questions),
+            "--answers",
+            str(given),
+            "--judge-model",
+            "m",
+            "--out",
+            str(out),
+            "--base-url",
+            base,
+            "--retries",
+            "0",
+            "--timeout",
+            "1",
+        ], None
 
     def compare(self) -> tuple[list[str], None]:
         import pyarrow.parquet as pq
@@ -232,13 +284,37 @@ class Campaign:
         data = path.read_bytes()
         path.with_suffix(".kept").write_bytes(data)
         path.write_bytes(odd.broken(data, self.rng))
-        verb = self.rng.choice((["prefs", "find", str(self.recipe_file), "Name"], ["lineage", "--row", "0" * 64], ["prefs", "withdraw", str(self.recipe_file), "--row-id", "0" * 64]))
+        verb = self.rng.choice(
+            (
+                ["prefs", "find", str(self.recipe_file), "Name"],
+                ["lineage", "--row", "0" * 64],
+                ["prefs", "withdraw", str(self.recipe_file), "--row-id", "0" * 64],
+            )
+        )
         return verb, None
 
     def names(self) -> tuple[list[str], None]:
         """Verbs over registered models and recipes, with odd names."""
         rng, folder = self.rng, self.fresh()
-        names = ("small", "small@champion", "small@1", "small@", "@", "small@2", "", " ", "a/b", "é" * 300, odd.LONG, "../x", "[", "'", "small@None", "%s", "\n")
+        names = (
+            "small",
+            "small@champion",
+            "small@1",
+            "small@",
+            "@",
+            "small@2",
+            "",
+            " ",
+            "a/b",
+            "é" * 300,
+            odd.LONG,
+            "../x",
+            "[",
+            "'",
+            "small@None",
+            "%s",
+            "\n",
+        )
         name, other = rng.choice(names), rng.choice(names)
         calls = (
             ["lineage", name],
@@ -285,16 +361,23 @@ class Campaign:
             began = time.monotonic()
             called = call([*arguments, "--json"] if make == self.preferences else arguments)
             self.slowest = max(self.slowest, time.monotonic() - began)
-            self.counts[" ".join(arguments[:2]) if arguments[0] in ("prefs", "recipes", "judge") else arguments[0][:20]] += 1
+            self.counts[
+                " ".join(arguments[:2]) if arguments[0] in ("prefs", "recipes", "judge") else arguments[0][:20]
+            ] += 1
             self.codes[-1 if called.code is None else called.code] += 1
             problem = called.problem
             if called.code == 0 and make == self.preferences and arguments[1] == "check":
                 told = json.loads(called.out)
-                if told["rows"] != told["accepted"] + told["quarantined"] or told["records"] not in (records, told["records"] if records is None else records):
+                if told["rows"] != told["accepted"] + told["quarantined"] or told["records"] not in (
+                    records,
+                    told["records"] if records is None else records,
+                ):
                     problem = f"rows unaccounted: {told['records']} of {records} records"
             if problem is not None:
                 print(problem, arguments[:3], file=sys.__stderr__)
-                self.problems.append(f"call {self.number}: {problem} <- {' '.join(arguments)[:300]}\n{called.trace[-700:]}")
+                self.problems.append(
+                    f"call {self.number}: {problem} <- {' '.join(arguments)[:300]}\n{called.trace[-700:]}"
+                )
             for kept in (path.with_suffix(".kept") for path in self.rows):
                 if kept.exists():
                     kept.replace(kept.with_suffix(".parquet"))
@@ -302,7 +385,12 @@ class Campaign:
 
 @pytest.fixture
 def campaign(
-    finished: Callable[..., Upstream], small_recipe: dict[str, Any], small_inputs: Path, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Callable[..., Upstream],
+    small_recipe: dict[str, Any],
+    small_inputs: Path,
+    tmp_path: Path,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Campaign]:
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(small_recipe), encoding="utf-8")
@@ -311,7 +399,9 @@ def campaign(
     samples = next(Path(store.root).glob("scores/*/*/samples.parquet"))
     rows = sorted(Path(store.root).glob("preference_shard/*/*/rows.parquet"))
     monkeypatch.chdir(tmp_path)
-    yield Campaign(home, tmp_path / "odd", small_recipe, path, small_inputs / "model", samples, rows, random.Random(SEED))
+    yield Campaign(
+        home, tmp_path / "odd", small_recipe, path, small_inputs / "model", samples, rows, random.Random(SEED)
+    )
 
 
 def test_no_odd_input_ends_in_a_traceback_a_lost_row_a_hang_or_a_long_error(
@@ -324,7 +414,9 @@ def test_no_odd_input_ends_in_a_traceback_a_lost_row_a_hang_or_a_long_error(
     campaign.run(CALLS, in_process)
     campaign.run(PROCESSES, in_a_process)
     with capsys.disabled():
-        print(f"\n{CALLS + PROCESSES} calls, by exit code {dict(sorted(campaign.codes.items()))}, slowest {campaign.slowest:.1f} s")
+        print(
+            f"\n{CALLS + PROCESSES} calls, by exit code {dict(sorted(campaign.codes.items()))}, slowest {campaign.slowest:.1f} s"
+        )
         print(", ".join(f"{verb} {count}" for verb, count in campaign.counts.most_common()))
         print(f"{len(campaign.problems)} problems")
     assert not campaign.problems, "\n".join(campaign.problems)

@@ -256,7 +256,9 @@ def test_a_parquet_cell_that_python_has_no_value_for_costs_no_row(tmp_path: Path
     pq.write_table(pa.Table.from_pylist(rows).set_column(1, "chosen", ODD_COLUMNS[column]), path)
     validation = Validation()
     accepted = list(validation.accepted(read_records(str(path)), "odd"))
-    assert len(accepted) + len(validation.quarantined) == 2 and validation.quarantined, "a field never takes such a cell"
+    assert len(accepted) + len(validation.quarantined) == 2 and validation.quarantined, (
+        "a field never takes such a cell"
+    )
 
 
 def test_a_parquet_column_that_appears_twice_is_refused(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from tests.pipeline.test_interruptions import Run
 
 pytestmark = pytest.mark.soak
 
-SEED, KILLS = 16, 4
+SEED, KILLS = 16, 12
 WAYS = ("process", "group", "step", "write")
 WRITES = 30
 """A process that dies at a write does so at its n-th, n at most this."""
@@ -146,6 +146,5 @@ def test_runs_that_are_killed_again_and_again_end_where_undisturbed_ones_do(
     expected = digests(undisturbed.store)
     assert {place: found.get(place) for place in expected} == expected
     with capsys.disabled():
-        print(
-            f"\n{sum(counts.values())} kills of {KILLS} turns, {dict(counts)}, over {number + 1} policies; a run {whole:.0f} s"
-        )
+        done = f"{sum(counts.values())} kills in {KILLS} turns {dict(counts)}"
+        print(f"\n{done}, over {number + 1} policies; a run takes {whole:.0f} s")

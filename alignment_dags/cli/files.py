@@ -26,8 +26,7 @@ def reference(
     batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of one pass; halve it on memory.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a file of pairs under a reference model; known sequences come from the cache. The token options are those
-    of a recipe's section `tokens`."""
+    """Score a file of pairs under a reference model, through the cache; token options are a recipe's `tokens`."""
     from alignment.logprobs.files import reference_file
     from alignment_dags.cli.output import show_fields
     from resources.home import ensure_home

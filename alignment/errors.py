@@ -73,9 +73,13 @@ def first_few(names: Sequence[str], between: str = ", ") -> str:
 
 SIMILAR = 0.6
 """Share of letters in common from which a known word counts as meant."""
+LONGEST_WORD = 200
+"""Letters above which nothing is compared: a file that was pasted in place of a name would take minutes."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of an error that names the known word which is most like `word`; empty if none is."""
+    if len(word) > LONGEST_WORD:
+        return ""
     nearest = get_close_matches(word, list(known), n=1, cutoff=SIMILAR)
     return f"; did you mean {nearest[0]}?" if nearest else ""

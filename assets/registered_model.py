@@ -14,7 +14,10 @@ from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.recipe import Gate, Recipe
 from alignment.stages import Context, Request, Result, Stage, execute
+from alignment.stages.execute import REQUEST_FILE
+from alignment.stages.stage import PolicySummary
 from alignment.store import Artifact, Commit, CorruptArtifact, MissingArtifact, Store
+from assets.building.factory import flat, numbers
 from assets.building.node import Node, Work, run_stage
 from assets.building.upstream import Upstream
 from assets.card import CARD_FILE, card_of
@@ -28,6 +31,7 @@ from eval.stages.checkpoint_check import STAGE as CHECK
 from eval.stages.checkpoint_check import CheckRequest, CheckSummary
 from resources.alerts import Alert, send
 from resources.mlflow import REGISTRATION_TAG, Tracking
+from resources.mlflow_runs import Report
 from resources.pools import Pools
 
 REGISTRATION = "registration.json"
@@ -271,8 +275,25 @@ def register(work: Work, recipe: Recipe) -> str:
         "align.report": work.request.report.model_dump_json(),
         REGISTRATION_TAG: work.stage.key(work.request),
     }
+    commit = store.commit_of(policy)
+
+    def lost() -> Report:
+        asked = json.loads(store.read(policy, REQUEST_FILE))
+        return Report(
+            recipe=recipe.name,
+            asset=policy.kind,
+            partition=None,
+            commit=commit,
+            uri=store.uri(policy),
+            params=dict(flat(asked)),
+            metrics=numbers(commit.summary) | {"seconds": commit.seconds},
+            dagster_run_id=work.context.run.run_id,
+            history=list(PolicySummary.of(commit).history),
+            checkpoint=True,
+        )
+
     return work.tracking.register(
-        recipe.name, recipe.model_name, store.commit_of(policy), tags, lambda: store.fetch(policy, deep=True)
+        recipe.name, recipe.model_name, commit, tags, lambda: store.fetch(policy, deep=True), lost
     )
 
 

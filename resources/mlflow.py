@@ -6,6 +6,7 @@ MLflow is called after the artifact is committed, so an error of MLflow never lo
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import tempfile
 import time
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 MODELS_A_PAGE = 100
 MAX_DESCRIPTION = 5000
@@ -106,14 +108,21 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
         raise AssertionError("attempts is at least 1")
 
     def register(
-        self, recipe: str, model_name: str, policy: Commit, tags: Mapping[str, str], fetch: Callable[[], Path]
+        self,
+        recipe: str,
+        model_name: str,
+        policy: Commit,
+        tags: Mapping[str, str],
+        fetch: Callable[[], Path],
+        lost: Callable[[], Report] | None = None,
     ) -> str:
         """Registers a policy: its version has the files and `tags`, and the alias `champion` moves to it.
 
         Returns the version, which is made if there is none. `fetch` gives a local folder with the policy's files; it is
-        called only if MLflow does not have them. Raises `ModelTaken` and `TrackingUnreachable`.
+        called only if MLflow does not have them. `lost` gives what the policy's own run reports, for an MLflow where
+        somebody deleted that run. Raises `ModelTaken` and `TrackingUnreachable`.
         """
-        version = self._retry(lambda: self._version(recipe, model_name, policy))
+        version = self._retry(lambda: self._version(recipe, model_name, policy, lost))
         self.publish(model_name, version, policy, fetch)
         self._retry(lambda: self._promote(model_name, version, {RECIPE_TAG: recipe, POLICY_TAG: policy.digest, **tags}))
         return version
@@ -198,7 +207,7 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
             client.set_model_version_tag(model_name, version, name, truncated_tag(value))
         client.set_registered_model_alias(model_name, CHAMPION, version)
 
-    def _version(self, recipe: str, model_name: str, policy: Commit) -> str:
+    def _version(self, recipe: str, model_name: str, policy: Commit, lost: Callable[[], Report] | None) -> str:
         from mlflow.exceptions import MlflowException
 
         client = self.client()
@@ -214,7 +223,7 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
         version = next(
             (str(candidate.version) for candidate in versions if candidate.tags.get(POLICY_TAG) == policy.digest), None
         )
-        return self._new_version(client, model_name, policy) if version is None else version
+        return self._new_version(client, model_name, policy, lost) if version is None else version
 
     def aliased(self, model_name: str, alias: str = CHAMPION) -> tuple[str, dict[str, str]] | None:
         """The version that has an alias, with its tags; None if there is no such model or alias."""
@@ -245,14 +254,25 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
 
         return self._retry(work)
 
-    def _new_version(self, client: MlflowClient, model_name: str, policy: Commit) -> str:
-        """A version from the logged model of the run that reported the policy."""
-        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-        runs = client.search_runs(experiments, f"tags.`align.key` = '{policy.key}' and attributes.status = 'FINISHED'")
-        outputs = runs[0].outputs.model_outputs if runs and runs[0].outputs else []
-        if not outputs:
-            raise TrackingUnreachable(f"MLflow holds no finished run of policy {policy.key}; materialize it again")
-        model_id, run_id = outputs[0].model_id, runs[0].info.run_id
+    def _new_version(
+        self, client: MlflowClient, model_name: str, policy: Commit, lost: Callable[[], Report] | None
+    ) -> str:
+        """A version from the logged model of the run that reported the policy.
+
+        A run that was deleted, alone or with its experiment, is reported again: its artifact is current, so that no
+        later run would do it.
+        """
+        found = _logged_model_of(client, policy)
+        if found is None and lost is not None:
+            log.warning("MLflow holds no finished run of policy %s any more: it is reported again", policy.key)
+            report_run(client, lost())
+            found = _logged_model_of(client, policy)
+        if found is None:
+            raise TrackingUnreachable(
+                f"MLflow holds no finished run of policy {policy.key}: restore the deleted run there, or run"
+                " `align promote` for its version, which reports it again"
+            )
+        model_id, run_id = found
         tags = {POLICY_TAG: policy.digest}
         made = client.create_model_version(
             model_name, source=f"models:/{model_id}", run_id=run_id, model_id=model_id, tags=tags
@@ -274,6 +294,14 @@ def _description(client: MlflowClient, page: ModelVersion, text: str, files: Map
     if len(text) > room:
         text = text[:room].rpartition("\n")[0]  # whole lines: half a table shows as text
     return text + end
+
+
+def _logged_model_of(client: MlflowClient, policy: Commit) -> tuple[str, str] | None:
+    """The ids of the logged model and the run of a policy that was reported; None where there is none."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments, f"tags.`align.key` = '{policy.key}' and attributes.status = 'FINISHED'")
+    outputs = runs[0].outputs.model_outputs if runs and runs[0].outputs else []
+    return (str(outputs[0].model_id), str(runs[0].info.run_id)) if outputs else None
 
 
 def _model_id(version: ModelVersion) -> str:

@@ -6,6 +6,7 @@ A run is searched by its tag before it is made, so a retry, a resume and a secon
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+log = logging.getLogger(__name__)
 BATCH = 900
 DIGEST_LIMIT = 36  # of a dataset in MLflow
 REQUEST_TAG = "align.request"
@@ -141,6 +143,9 @@ def _experiment(client: MlflowClient, name: str) -> str:
 
     experiment = client.get_experiment_by_name(name)
     if experiment is not None:
+        if experiment.lifecycle_stage != "active":
+            log.warning("MLflow's experiment %s had been deleted; it is restored, with the runs it held", name)
+            client.restore_experiment(experiment.experiment_id)
         return str(experiment.experiment_id)
     try:
         local = not client.tracking_uri.startswith("http")

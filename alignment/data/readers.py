@@ -284,6 +284,9 @@ def _parse_cells(number: int, header: list[str], cells: list[str]) -> Record:
 def parquet_file(url: str, sha256: str | None) -> Iterator[Lazy]:
     """Rows of all row groups, a batch in memory at a time."""
     with open_seekable(url, sha256) as file, _opened(file) as parquet:
+        names = parquet.schema_arrow.names
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise BadInput("this column appears twice", file=url, field=twice[0])
         number = 0
         for batch in parquet.iter_batches(batch_size=256):
             for index in range(batch.num_rows):
@@ -298,12 +301,38 @@ def _opened(file: BinaryIO) -> pq.ParquetFile:
         raise pa.ArrowInvalid("a column's name is not UTF-8") from error
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands for a Parquet cell that Python has no value for: a date after the year 9999, a time zone that nobody
+    knows, a struct that names a field twice. It is neither text nor number, so that no field takes it."""
+
+    type: str
+
+    def __str__(self) -> str:
+        return f"(a {self.type} without a value in Python)"
+
+
 def _parse_row(number: int, batch: pa.RecordBatch, index: int) -> Record:
     row = batch.slice(index, 1)
     try:
         return Record(number, value=row.to_pylist()[0])
     except UnicodeDecodeError:
         return Record(number, problem="not UTF-8", text=describe(_as_bytes(row)))
+    except (ArithmeticError, LookupError, ValueError, pa.ArrowException):
+        pass  # a cell of a type whose every value Python does not hold: the other cells are as good as before
+    try:
+        return Record(number, value={name: _cell(row.column(name)) for name in row.schema.names})
+    except UnicodeDecodeError:
+        return Record(number, problem="not UTF-8", text=describe(_as_bytes(row)))
+
+
+def _cell(column: pa.Array) -> Any:
+    try:
+        return column[0].as_py()
+    except UnicodeDecodeError:
+        raise
+    except (ArithmeticError, LookupError, ValueError, pa.ArrowException):
+        return Unreadable(str(column.type))
 
 
 def _as_bytes(row: pa.RecordBatch) -> dict[str, Any]:

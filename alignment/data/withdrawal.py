@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, get_args
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
@@ -89,6 +89,14 @@ def tombstone(store: Store, recipe: str, what: What, id: str) -> Tombstone | Non
         return Tombstone.model_validate_json(store.fs.cat_file(_path(store, recipe, what, id)))
     except FileNotFoundError:
         return None
+
+
+def last_withdrawal(store: Store, recipes: Iterable[str]) -> float | None:
+    """When something was last withdrawn from one of the recipes (seconds since 1970), by its tombstone; None: never."""
+    folders = [store.path(FOLDER, recipe, what) for recipe in recipes for what in get_args(What)]
+    paths = [path for folder in folders for path in store.matching(folder, "*.json")]
+    stones = [Tombstone.model_validate_json(text) for text in store.contents(paths).values() if isinstance(text, bytes)]
+    return max((datetime.fromisoformat(stone.at).timestamp() for stone in stones), default=None)
 
 
 def bury(store: Store, recipe: str, what: What, stones: Iterable[Tombstone]) -> None:

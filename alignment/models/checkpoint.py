@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignment.digest import canonical_json, json_digest
-from alignment.errors import BadInput
+from alignment.errors import BadInput, first_few
 from alignment.models.code import code_digests, loading, refusal, refuse_code, refuse_kernels
 from alignment.models.ends import end_ids, eos_of_tokenizer, stop_strings
 from alignment.models.weights import is_finite, tensors, weight_files
@@ -48,11 +48,11 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """config.json as plain data, of a folder or the file itself; raises `BadInput` when it is no JSON object."""
     path = Path(folder) if Path(folder).is_file() else Path(folder) / CONFIG_FILE
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        config = json_of(path, path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         raise BadInput("no config.json: not a checkpoint folder", file=str(folder)) from None
-    except ValueError as error:
-        raise BadInput(f"not JSON: {error}", file=str(path)) from error
+    except IsADirectoryError:
+        raise BadInput("is a folder, not a file", file=str(path)) from None
     if not isinstance(config, dict):
         raise BadInput("a model configuration is a JSON object", file=str(path))
     return config
@@ -85,7 +85,20 @@ def has_chat_template(folder: str | Path) -> bool:
     if (folder / CHAT_TEMPLATE_FILE).is_file():
         return True
     path = folder / "tokenizer_config.json"
-    return path.is_file() and bool(json.loads(path.read_text(encoding="utf-8")).get("chat_template"))
+    if not path.is_file():
+        return False
+    about = json_of(path, path.read_bytes())
+    if not isinstance(about, dict):
+        raise BadInput("a tokenizer's configuration is a JSON object", file=str(path))
+    return bool(about.get("chat_template"))
+
+
+def json_of(path: Path, data: bytes) -> Any:
+    """What a checkpoint's JSON file says; raises `BadInput` that names the file."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"not JSON: {error}", file=str(path)) from error
 
 
 # What a checkpoint is: the digests that name it and the numbers every checkpoint's summary carries.
@@ -177,7 +190,9 @@ def tokenizer_digest(folder: Path) -> str:
         path = folder / name
         if path.is_file():
             data = path.read_bytes()
-            parts[name] = json_digest(json.loads(data)) if path.suffix == ".json" else hashlib.sha256(data).hexdigest()
+            parts[name] = (
+                json_digest(json_of(path, data)) if path.suffix == ".json" else hashlib.sha256(data).hexdigest()
+            )
     return json_digest(parts)
 
 
@@ -402,19 +417,31 @@ def _load(folder: Path, config: PreTrainedConfig, precision: str, attention: str
     from transformers import AutoModelForCausalLM
 
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel
+        model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=getattr(torch, precision),
             attn_implementation=attention,
             use_safetensors=True,
             use_kernels=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
             **loading(runs_code),
         )
     except ValueError as error:
         if attention == "sdpa" and "scaled_dot_product_attention" in str(error):
             return _load(folder, config, precision, "eager", runs_code)
         raise
+    for names, what in (
+        (sorted(map(str, found["missing_keys"])), "lack"),
+        (sorted(str(mismatch[0]) for mismatch in found["mismatched_keys"]), "have another shape for"),
+    ):
+        if names:  # Transformers fills them with random numbers
+            told = (
+                f"the weights {what} {first_few(names)}: the files are not whole, or {CONFIG_FILE} is another model's"
+            )
+            raise BadInput(told, file=str(folder))
     return model
 
 

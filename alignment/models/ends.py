@@ -72,6 +72,6 @@ def _json_object(path: Path) -> dict[str, Any]:
     """A file's JSON object; an empty one where there is none: whoever loads the file says what is wrong with it."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -109,9 +109,11 @@ def not_finite(file: Path) -> str | None:
 def _shards(index: Path) -> list[Path]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        files = [index.parent / name for name in sorted(names)]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise BadInput("not a safetensors index", file=str(index)) from error
-    files = [index.parent / name for name in sorted(names)]
+    if not files:
+        raise BadInput("names no file with weights", file=str(index))
     for path in files:
         if path.parent != index.parent or path.suffix != ".safetensors":
             raise BadInput(f"names {path.name}, which is not a safetensors file beside it", file=str(index))
@@ -128,13 +130,19 @@ def _header(path: Path) -> Iterator[TensorEntry]:
             raise BadInput("not a whole safetensors file", file=str(path))
         try:
             header = json.loads(stream.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadInput("not a safetensors file", file=str(path)) from error
+    if not isinstance(header, dict):
+        raise BadInput("not a safetensors file", file=str(path))
     base = 8 + length
     for name, about in header.items():
         if name == "__metadata__":
             continue
-        start, end = about["data_offsets"]
-        if not 0 <= start <= end <= size - base:
+        try:
+            (start, end), dtype, shape = about["data_offsets"], str(about["dtype"]), tuple(map(int, about["shape"]))
+            whole = 0 <= start <= end <= size - base
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadInput(f"tensor {name} is not described as safetensors are", file=str(path)) from error
+        if not whole:
             raise BadInput(f"cut short: tensor {name} is not all there", file=str(path))
-        yield TensorEntry(name, about["dtype"], tuple(about["shape"]), path, base + start, base + end)
+        yield TensorEntry(name, dtype, shape, path, base + start, base + end)

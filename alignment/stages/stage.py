@@ -85,7 +85,8 @@ class Context:
     world_size: int = 1
 
     def fetch(self, artifact: Artifact) -> Path:
-        return self.store.fetch(artifact)
+        """A folder with an input's files, each compared with its committed sha256: nothing is made of damaged ones."""
+        return self.store.fetch(artifact, deep="once")
 
     def runs_code(self, checkpoint: Artifact) -> bool:
         """Whether the model's own Python files may run: a checkpoint's commit record says so, and names them."""

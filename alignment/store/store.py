@@ -7,6 +7,7 @@ readers never see half an artifact.
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import shutil
 import tempfile
@@ -22,13 +23,16 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from alignment.address import shown
+from alignment.digest import stream_sha256
 from alignment.errors import CorruptArtifact, ErasedArtifact, MissingArtifact
 from alignment.store.commit import (
     STORE_FORMAT,
     Artifact,
     Commit,
+    Deep,
     Erasure,
     Record,
+    altered,
     describe,
     let_others_read,
     read_record,
@@ -167,22 +171,40 @@ class Store(Refs):
     def read(self, artifact: Artifact, name: str) -> bytes:
         """The bytes of a file of an artifact, also of a partly erased artifact.
 
-        Raises `ErasedArtifact` for an erased file, and `MissingArtifact` for a file that is not there.
+        Raises `ErasedArtifact` for an erased file, `MissingArtifact` for a file that is not there, and
+        `CorruptArtifact` for bytes that are not those that were committed.
         """
-        with self._present(artifact, name) as path:
-            return bytes(self.fs.cat_file(path))
+        with self._present(artifact, name) as (path, commit):
+            data = bytes(self.fs.cat_file(path))
+        self._require_committed(commit, name, path, hashlib.sha256(data).hexdigest())
+        return data
 
-    def open(self, artifact: Artifact, name: str) -> BinaryIO:
-        """A file of an artifact as a seekable stream, for files that may be larger than memory. Raises as `read`."""
-        with self._present(artifact, name) as path:
-            return cast(BinaryIO, self.fs.open(path, "rb"))
+    def open(self, artifact: Artifact, name: str, *, verified: bool = True) -> BinaryIO:
+        """A file of an artifact as a seekable stream, for files that may be larger than memory. Raises as `read`.
+
+        The stream is read once to verify it, unless `verified` is false: for a caller that hashes what it reads.
+        """
+        with self._present(artifact, name) as (path, commit):
+            stream = cast(BinaryIO, self.fs.open(path, "rb"))
+        if verified:
+            sha256, _ = stream_sha256(stream)
+            self._require_committed(commit, name, path, sha256)
+            stream.seek(0)
+        return stream
+
+    def _require_committed(self, commit: Commit, name: str, path: str, sha256: str) -> None:
+        expected = commit.files.get(name)
+        if expected is None or sha256 == expected.sha256:
+            return
+        if self.erasure_of(commit.artifact) is None:  # with the text of withdrawn rows, another file took its place
+            raise altered(path, sha256, expected)
 
     @contextmanager
-    def _present(self, artifact: Artifact, name: str) -> Iterator[str]:
+    def _present(self, artifact: Artifact, name: str) -> Iterator[tuple[str, Commit]]:
         commit = self.commit_of(artifact)
         path = self.path(commit.kind, commit.key, commit.attempt, name)
         try:
-            yield path
+            yield path, commit
         except FileNotFoundError:
             erasure = self.erasure_of(commit.artifact)
             if erasure is not None:
@@ -205,9 +227,9 @@ class Store(Refs):
             raise ErasedArtifact(f"{self.uri(artifact)}: {erasure.message}")
         return commit
 
-    def fetch(self, artifact: Artifact, *, deep: bool = False) -> Path:
+    def fetch(self, artifact: Artifact, *, deep: Deep = False) -> Path:
         """A local folder with the artifact's files. Sizes are verified, and with `deep` every sha256. Raises as
-        `intact_commit`."""
+        `intact_commit`, and `CorruptArtifact`."""
         commit = self.intact_commit(artifact)
         remote = self.path(commit.kind, commit.key, commit.attempt)
         if self.is_local:

@@ -44,6 +44,13 @@ def unreachable(error: BaseException) -> str | None:
     return f"cannot be reached: {type(error).__name__}: {first}{_store()}"
 
 
+def of_a_file(error: BaseException) -> str | None:
+    """One line that names the file which the operating system refuses (a name too long, a folder in its place)."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return None
+    return f"{error.filename}: {error.strerror}"
+
+
 def _causes(error: BaseException) -> list[BaseException]:
     causes = [error]
     while (cause := causes[-1].__cause__) is not None and cause not in causes:
@@ -135,13 +142,25 @@ def main() -> None:
         if "Stopped" in kinds:
             print(error, file=sys.stderr)
             sys.exit(INTERRUPTED)
-        message = str(error) if kinds & FAILURES else unreachable(error)
+        message = str(error) if kinds & FAILURES else unreachable(error) or of_a_file(error)
         if message is not None:
-            print(f"error: {' '.join(shown(message).split())}", file=sys.stderr)
+            _show_error(shown(message))
             sys.exit(1)
         raise
 
 
+LONGEST = 1_500
+"""Characters of an error that are shown: its beginning says where, its end what to do, and a value that somebody wrote
+in between may be a whole file."""
+
+
+def _show_error(message: str) -> None:
+    line = " ".join(message.split())
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST * 2 // 3]} … {line[-LONGEST // 3 :]}"
+    print(f"error: {line}", file=sys.stderr)
+
+
 def _refused(message: str) -> int:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    _show_error(message)
     return 2

@@ -95,7 +95,7 @@ def compare_sides(
             suites = [suite for suite in other.scores if suite in {sample.suite for sample in read_samples(side.file)}]
     found: dict[str, Any] = {}
     for suite in sorted(suites):
-        before, after = (side.file or store.fetch(side.scores[suite]) for side in (baseline, candidate))
+        before, after = (side.file or store.fetch(side.scores[suite], deep=True) for side in (baseline, candidate))
         found |= {f"{suite}/{name}": one for name, one in compare_files(before, after, margin=margin).items()}
     found |= {f"{PREFERENCES}/{name}": one for name, one in _held_out(store, baseline, candidate, margin).items()}
     if not found:

@@ -93,7 +93,7 @@ def _is_champion(workspace: Workspace, model: str, version: str) -> bool:
     tracking, policy = Tracking(), store.commit_of(champion.policy)
     if moved_by_hand(store, tracking, model, latest) is not None:
         return False
-    tracking.publish(model, version, policy, lambda: store.fetch(policy.artifact))
+    tracking.publish(model, version, policy, lambda: store.fetch(policy.artifact, deep=True))
     return True
 
 

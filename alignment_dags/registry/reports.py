@@ -32,7 +32,7 @@ def write_report(recipe_file: Path, out: Path | None, history: bool) -> dict[str
         report = Upstream(store, recipe.name).get("evaluation_report")
         if report is None:
             raise BadInput(f"no report yet; run `align run {recipe_file}` first", file=str(recipe_file))
-        text, out = (store.fetch(report) / REPORT_FILE).read_text(encoding="utf-8"), out or Path(REPORT_FILE)
+        text, out = (store.fetch(report, deep=True) / REPORT_FILE).read_text(encoding="utf-8"), out or Path(REPORT_FILE)
         about = {"recipe": recipe.name, "verdict": ReportSummary.of(store.commit_of(report)).verdict}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

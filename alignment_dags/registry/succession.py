@@ -92,7 +92,7 @@ def _stored(recipe: Recipe, store: Store, only: str | None) -> Iterator[Side]:
 
 
 def _sides(store: Store, suite: str, name: str, scores: Artifact) -> Iterator[Side]:
-    folder = store.fetch(scores)
+    folder = store.fetch(scores, deep=True)
     files = [folder / file for file in (JUDGMENTS_FILE, PAIR_JUDGMENTS_FILE) if (folder / file).is_file()]
     if judgments := [one for file in files for one in read_judgments(file)]:
         yield Side(suite, name, tuple(judgments))

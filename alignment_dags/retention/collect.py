@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.address import shown
-from alignment.data.withdrawal import FOLDER, Withdrawn, read_withdrawn
+from alignment.data.withdrawal import FOLDER, Withdrawn, last_withdrawal, read_withdrawn
 from alignment.errors import BadInput
 from alignment.logprobs.token_ids import count_token_ids, erase_token_ids
 from alignment.recipe import Recipe, load_recipe
@@ -143,7 +143,8 @@ def plan_of(store: Store, names: list[str], *, everything: bool, keep: int, resu
     except TrackingUnreachable as error:
         kept.append(Kept(POLICY, "", f"no checkpoint is removed while it is not known which have an alias: {error}"))
     tokenised = withdrawn_ids(store, names, to_erase)
-    return Plan(to_erase, kept, list(leftovers(store, resumable=resumable)), tokenised)
+    left = leftovers(store, resumable=resumable, withdrawn_at=last_withdrawal(store, names))
+    return Plan(to_erase, kept, list(left), tokenised)
 
 
 def _planned(store: Store, recipes: list[Recipe]) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import time
@@ -95,15 +96,19 @@ PARTIAL = re.compile(r".+\.json\.[0-9a-f]{8}")
 """What `Place` calls a small file until it is whole."""
 
 
-def leftovers(store: Store, now: float | None = None, resumable: Collection[str] = ()) -> Iterator[Leftover]:
+def leftovers(
+    store: Store, now: float | None = None, resumable: Collection[str] = (), withdrawn_at: float | None = None
+) -> Iterator[Leftover]:
     """Attempts without a commit and half-written files that were not written to for a day, and work folders that are no
     longer needed.
 
-    The last are of finished builds, or were not written to for a week and are not of a key in `resumable`, which the
-    next run continues. A folder that a builder holds is never a leftover, however long the builder writes nothing.
+    The last are of finished builds; or they are not of a key in `resumable`, which the next run continues, and were
+    not written to for a week or begun before `withdrawn_at`: the rows that a training maps into memory may hold some
+    that were withdrawn since. A folder that a builder holds is never a leftover, however long the builder writes
+    nothing.
     """
     now = time.time() if now is None else now
-    for leftover in (*_attempts(store, now), *_partials(store, now), *_work(store, now, resumable)):
+    for leftover in (*_attempts(store, now), *_partials(store, now), *_work(store, now, resumable, withdrawn_at)):
         with store.unless_building(leftover.kind, leftover.key) as free:
             if free:
                 yield leftover
@@ -162,7 +167,7 @@ def _committed(store: Store, kind: str, key: str, attempt: str) -> bool:
     return bool(store.fs.exists(store.path(kind, key, f"{ERASED}{attempt}.json")))
 
 
-def _work(store: Store, now: float, resumable: Collection[str]) -> Iterator[Leftover]:
+def _work(store: Store, now: float, resumable: Collection[str], withdrawn_at: float | None) -> Iterator[Leftover]:
     root = Path(store.path("work")) if store.is_local else store.cache / "work"
     for path in sorted(root.glob("*/*")):
         kind, key = path.parts[-2:]
@@ -170,11 +175,19 @@ def _work(store: Store, now: float, resumable: Collection[str]) -> Iterator[Left
             yield Leftover(str(path), kind, key, _size(path), "the work folder of a finished build", local=True)
         elif key not in resumable and now - _touched(path) > ABANDONED:
             yield Leftover(str(path), kind, key, _size(path), "work that nobody went on with for a week", local=True)
+        elif key not in resumable and withdrawn_at is not None and _begun(path) < withdrawn_at + 1:  # of whole seconds
+            why = "work that was begun before rows were withdrawn"
+            yield Leftover(str(path), kind, key, _size(path), why, local=True)
 
 
 def _touched(folder: Path) -> float:
     """When anything in a folder was last written."""
     return max([path.stat().st_mtime for path in [folder, *folder.rglob("*")]])
+
+
+def _begun(folder: Path) -> float:
+    """When the first of a folder's files was written."""
+    return min([path.stat().st_mtime for path in folder.rglob("*") if path.is_file()], default=math.inf)
 
 
 def _written(file: dict[str, Any]) -> float:

@@ -172,7 +172,7 @@ class Materializer:
             commit = self.node.make(Work(self.node.stage, request, self.store, self.tracking, self.pool, self.context))
         self.context.log.info(f"{'found' if hit else 'made'} {self.store.uri(commit.artifact)}")
         self.node.publish(self.store, self.tracking, commit)
-        shown = self.node.show(commit, self.store.fetch(commit.artifact))
+        shown = self.node.show(commit, self.store.fetch(commit.artifact, deep="once"))
         reported = self.report(upstream, commit, shard, shown)
         metadata = self.metadata(commit, hit, reported, shown)
         self.guards = self.node.guards.findings(self.store, commit) if self.node.guards else []
@@ -248,7 +248,7 @@ class Materializer:
 
     def params(self, commit: Commit) -> dict[str, Any]:
         """The request's own settings under flat names, without its input artifacts."""
-        text = (self.store.fetch(commit.artifact) / REQUEST_FILE).read_text(encoding="utf-8")
+        text = self.store.read(commit.artifact, REQUEST_FILE)
         return dict(flat(self.node.stage.request.model_validate_json(text).model_dump(mode="json")))
 
     def metadata(self, commit: Commit, hit: bool, reported: Reported, shown: Shown) -> dict[str, Any]:

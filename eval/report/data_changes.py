@@ -91,7 +91,10 @@ class DataChanges:
 
 def data_changes(store: Store, manifest: Artifact, champion: Artifact | None) -> DataChanges:
     """Compares both manifests; a shard counts as the same if its rows are the same, whatever its name."""
-    folder, old_folder = store.fetch(manifest), None if champion is None else store.fetch(champion)
+    folder, old_folder = (
+        store.fetch(manifest, deep="once"),
+        None if champion is None else store.fetch(champion, deep="once"),
+    )
     now, before = read_manifest(folder), None if old_folder is None else read_manifest(old_folder)
     old = {} if before is None else {shard.name: shard for shard in before.shards}
     contents = {shard.row_digest for shard in old.values()}

@@ -193,7 +193,7 @@ def facts_of(store: Store, request: ReportRequest) -> Facts:
 def items_of(store: Store, scores: Artifact, suite: str) -> dict[str, Mapping[str, Any]]:
     """The items of a suite by id, as they are kept beside the responses."""
     responses = store.commit_of(scores).inputs["responses"]
-    records = read_records(store.fetch(responses) / suite / ITEMS_FILE)
+    records = read_records(store.fetch(responses, deep="once") / suite / ITEMS_FILE)
     return {str(record["id"]): record["item"] for record in records}
 
 
@@ -214,7 +214,7 @@ def day(moment: str) -> str:
 
 def _judge(store: Store, scores: Commit) -> str | None:
     """The judge, from the request that is kept with the scores; None if no judge graded."""
-    record = json.loads((store.fetch(scores.artifact) / REQUEST_FILE).read_text(encoding="utf-8"))
+    record = json.loads(store.read(scores.artifact, REQUEST_FILE))
     judge = record.get("judge")
     if not judge or not ScoresSummary.of(scores).judged or not any("judgment" in name for name in scores.files):
         return None

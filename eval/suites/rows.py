@@ -65,7 +65,7 @@ def check_text(fields: Mapping[str, Any], file: str, row: int) -> None:
     """Raises `BadInput` that names a field with half a surrogate pair, which JSON can write and UTF-8 cannot."""
     for field, value in fields.items():
         try:
-            json.dumps([field, value], ensure_ascii=False).encode()
+            json.dumps([field, value], ensure_ascii=False, default=str).encode()
         except UnicodeEncodeError as error:
             half = f"U+{ord(error.object[error.start]):04X}"
             name = field.encode("ascii", "backslashreplace").decode()
@@ -74,7 +74,7 @@ def check_text(fields: Mapping[str, Any], file: str, row: int) -> None:
 
 
 def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Writes JSON lines in UTF-8."""
+    """Writes JSON lines in UTF-8; what JSON has no form for (a date of a Parquet file) as its text."""
     with path.open("w", encoding="utf-8", newline="\n") as stream:
         for record in records:
-            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+            stream.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")

@@ -74,7 +74,7 @@ def read_samples(path: str | Path) -> list[Sample]:
         table = pq.read_table(path)
     except FileNotFoundError:
         raise BadInput("no such file", file=str(path)) from None
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise BadInput(f"not a Parquet file: {str(error).splitlines()[0]}", file=str(path)) from error
     absent = [name for name in SCHEMA.names if name not in table.column_names]
     if absent:
@@ -82,7 +82,9 @@ def read_samples(path: str | Path) -> list[Sample]:
     _refuse_text(table, str(path))
     try:
         rows = table.select(SCHEMA.names).cast(SCHEMA).to_pylist()
-    except pa.ArrowException as error:
+    except UnicodeDecodeError as error:
+        raise BadInput("not a samples file: a text in it is not UTF-8", file=str(path)) from error
+    except (KeyError, pa.ArrowException) as error:
         raise BadInput(f"not a samples file: {str(error).splitlines()[0]}", file=str(path)) from error
     for number, row in enumerate(rows, start=1):
         for name in REQUIRED_COLUMNS:

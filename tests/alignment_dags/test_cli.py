@@ -443,3 +443,16 @@ def test_what_a_version_makes_anew_is_told_by_plan_and_upgrade_until_it_is_accep
     assert asked("upgrade") == (0, told)
     assert align("upgrade", str(path), monkeypatch=monkeypatch) == 0
     assert capsys.readouterr().out.endswith(f"Accepted by {accepted['by']} at {accepted['at']}: nights make it.\n")
+
+
+def test_an_error_is_one_line_that_a_person_can_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"{'x' * 200_000}: 1\n", encoding="utf-8")
+    assert align("recipes", "check", str(path), monkeypatch=monkeypatch) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {path}") and len(line) < 2_000
+    assert align("report", "y" * 5_000, monkeypatch=monkeypatch) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(": File name too long")

@@ -17,6 +17,7 @@ from alignment.errors import BadInput
 from alignment.logprobs.token_ids import count_token_ids
 from alignment.recipe import load_recipe
 from alignment.store import ErasedArtifact, Store
+from alignment_dags.registry.export import export
 from alignment_dags.registry.rows import row_lineage
 from alignment_dags.retention.collect import collect
 from alignment_dags.retention.withdraw import find_rows, restore, withdraw
@@ -136,6 +137,40 @@ def test_a_withdrawn_row_leaves_the_next_model_and_then_the_whole_home(
     assert again("preference_shard", "day-1").digest == old.digest
     assert again("policy_checkpoint") == before("policy_checkpoint")
     assert places(home, PLANTED) != []
+
+
+def test_the_rows_that_a_killed_training_mapped_into_memory_go_with_what_was_exported_and_told_to_mlflow(
+    recipe: Path,
+    home: Path,
+    tmp_path: Path,
+    bring_up_to_date: Callable[..., Upstream],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    passes = {"metrics": {"ifeval/prompt_level_strict_acc": {"no_regression": 1.0}}}
+    written = yaml.safe_load(recipe.read_text(encoding="utf-8")) | {"gate": passes}
+    recipe.write_text(yaml.safe_dump(written), encoding="utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr("alignment.stages.policy_checkpoint.trainer_arguments", _killed)
+        with pytest.raises(Exception, match="killed"):
+            bring_up_to_date(load_recipe(recipe))
+    store = ArtifactStore().open()
+    row = planted_row(Upstream(store, "small"))
+    mapped = [place for place in places(Path(store.root), row) if place.endswith(".arrow")]
+    assert [Path(place).parts[:2] for place in mapped] == [("work", "policy_checkpoint")]
+
+    withdraw(recipe, [row], [], "asked by mail")
+    made = bring_up_to_date(load_recipe(recipe))
+    export("small", tmp_path / "exported", print)
+    (left,) = collect([recipe])["leftovers"]
+    assert left["why"] == "work that was begun before rows were withdrawn"
+    assert made.store.commit_of(made("policy_checkpoint")).summary["resumed_from_step"] in (None, 0)
+    assert not [place for place in places(Path(store.root), row) if place.startswith("work/")]
+    for folder in (home, tmp_path / "exported"):
+        assert places(folder, PLANTED) == []
+
+
+def _killed(*_: object, **__: object) -> None:
+    raise RuntimeError("killed")
 
 
 def test_a_withdrawn_shard_stays_away_until_it_is_restored(

@@ -242,6 +242,39 @@ def model_of(name: str, version: str, tracking: Tracking) -> str:
     return str(tracking.client().get_model_version(name, version).source).removeprefix("models:/")
 
 
+def test_a_policy_whose_run_and_model_were_deleted_is_reported_and_registered_again(
+    tracking: Tracking, micro_folder: Path
+) -> None:
+    item = report("6" * 40)
+    tracking.report(item)
+
+    def register() -> str:
+        return tracking.register("recipe", "deleted", item.commit, {}, lambda: micro_folder, lambda: item)
+
+    assert register() == "1"
+    client = tracking.client()
+    (run,) = runs(client, "6" * 40)
+    client.delete_run(run.info.run_id)  # type: ignore[attr-defined]
+    client.delete_registered_model("deleted")
+    with pytest.raises(TrackingUnreachable, match="restore the deleted run there, or run `align promote`"):
+        tracking.register("recipe", "deleted", item.commit, {}, lambda: micro_folder)
+    assert register() == "1"
+    (again,) = runs(client, "6" * 40)
+    assert again.info.status == "FINISHED" and again.data.metrics["loss"] == 0.5  # type: ignore[attr-defined]
+    assert tracking.aliased("deleted") is not None
+
+
+def test_a_deleted_experiment_is_restored_with_its_runs(tracking: Tracking) -> None:
+    item = report("7" * 40, recipe="gone")
+    first = tracking.report(item)
+    client = tracking.client()
+    experiment = client.get_experiment_by_name("gone")
+    assert experiment is not None
+    client.delete_experiment(experiment.experiment_id)
+    assert tracking.report(item) == first, "the run that was there, and no other"
+    assert tracking.report(report("8" * 40, recipe="gone")).run_id != first.run_id
+
+
 def test_aliases_of_all_registered_models_are_seen(
     tracking: Tracking, micro_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

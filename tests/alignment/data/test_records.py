@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from alignment.data.readers import Record, data_suffix, read_records
+from alignment.data.validate import Validation
 from alignment.errors import BadInput
 
 RECORDS = [{"prompt": f"p{number}", "chosen": "é\u2028\x85 c", "rejected": "r\nr"} for number in range(1, 8)]
@@ -233,3 +234,36 @@ def test_the_format_is_read_off_the_name_before_a_urls_query() -> None:
     assert data_suffix("https://host/a.jsonl.gz?download=true") == ".jsonl"
     assert data_suffix("A.PARQUET") == ".parquet"
     assert data_suffix("/folder.csv/notes.txt") is None
+
+
+ODD_COLUMNS = {
+    "a date after the year 9999": pa.array([2**31 - 1, 0], pa.int32()).view(pa.date32()),
+    "a time zone that nobody knows": pa.array([1, 2], pa.int64()).view(pa.timestamp("us", "Not/AZone")),
+    "a time beyond Python's": pa.array([2**62, 0], pa.int64()).view(pa.timestamp("ms")),
+    "a duration beyond Python's": pa.array([2**62, 0], pa.int64()).view(pa.duration("s")),
+    "a field twice in a struct": pa.StructArray.from_arrays([pa.array([1, 2]), pa.array([3, 4])], names=["a", "a"]),
+}
+
+
+@pytest.mark.parametrize("column", ODD_COLUMNS)
+def test_a_parquet_cell_that_python_has_no_value_for_costs_no_row(tmp_path: Path, column: str) -> None:
+    rows = [{"prompt": f"p{n}", "chosen": "a", "rejected": "b"} for n in range(2)]
+    path = tmp_path / "odd.parquet"
+    pq.write_table(pa.Table.from_pylist(rows).append_column("unused", ODD_COLUMNS[column]), path)
+    assert [{name: value[name] for name in rows[0]} for value in values(str(path))] == rows
+    validation = Validation()
+    assert len(list(validation.accepted(read_records(str(path)), "odd"))) == 2
+    pq.write_table(pa.Table.from_pylist(rows).set_column(1, "chosen", ODD_COLUMNS[column]), path)
+    validation = Validation()
+    accepted = list(validation.accepted(read_records(str(path)), "odd"))
+    assert len(accepted) + len(validation.quarantined) == 2 and validation.quarantined, (
+        "a field never takes such a cell"
+    )
+
+
+def test_a_parquet_column_that_appears_twice_is_refused(tmp_path: Path) -> None:
+    cells = pa.array(["a"])
+    path = tmp_path / "twice.parquet"
+    pq.write_table(pa.Table.from_arrays([cells, cells, cells], names=["prompt", "chosen", "chosen"]), path)
+    with pytest.raises(BadInput, match=r"field 'chosen': this column appears twice"):
+        values(str(path))

@@ -125,3 +125,38 @@ def test_a_folder_without_a_tokenizer_is_refused(checkpoint: Make) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(BadInput, match="no tokenizer"):
         load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"num_hidden_layers": 9}, r"the weights lack model\.layers\.\d+\."),
+        ({"vocab_size": 7}, r"the weights have another shape for .*embed_tokens"),
+    ],
+)
+def test_weights_that_do_not_fill_the_model_are_refused_and_never_made_up(
+    checkpoint: Make, changed: dict[str, int], told: str
+) -> None:
+    folder = checkpoint()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changed))
+    with pytest.raises(BadInput, match=told):
+        load_model(folder, "float32", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("tokenizer.json", "", r"tokenizer\.json: not JSON"),
+        ("tokenizer_config.json", "[]", r"tokenizer_config\.json: a tokenizer's configuration is a JSON object"),
+        ("model.safetensors.index.json", '{"weight_map": {}}', r"index\.json: names no file with weights"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": 1, "b": "c"}}', r"index\.json: not a safetensors index"),
+    ],
+)
+def test_a_small_file_that_says_nothing_is_named(checkpoint: Make, name: str, text: str, told: str) -> None:
+    folder = checkpoint()
+    if "index" in name:
+        (folder / "model.safetensors").unlink()
+    (folder / name).write_text(text)
+    with pytest.raises(BadInput, match=told):
+        checkpoint_summary(folder)

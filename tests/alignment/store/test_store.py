@@ -211,3 +211,20 @@ def test_what_a_dead_builder_left_is_cleared_by_the_next(tmp_path: Path) -> None
         assert not left.path.exists()
         build(store)
     assert store.find("thing", "k") is not None
+
+
+def test_a_file_that_was_altered_is_never_read_as_what_was_committed(store: Store) -> None:
+    made = build(store)
+    path = store.path(made.kind, made.key, made.attempt, "sub", "file.txt")
+    copy = store.fetch(made.artifact, deep="once") / "sub" / "file.txt"
+    store.fs.pipe_file(path, b"hallo")
+    copy.write_text("hallo")  # of a remote store, the copy that is on this machine
+    for read in (
+        lambda: store.read(made.artifact, "sub/file.txt"),
+        lambda: store.open(made.artifact, "sub/file.txt"),
+        lambda: store.fetch(made.artifact, deep=True),
+        lambda: store.fetch(made.artifact, deep="once"),
+    ):
+        with pytest.raises(CorruptArtifact, match=r"file\.txt: sha256 .* it was changed or damaged since"):
+            read()
+    assert store.open(made.artifact, "sub/file.txt", verified=False).read() == b"hallo"

@@ -74,3 +74,12 @@ def test_values_that_are_text_are_not_guessed_to_be_numbers(tmp_path: Path) -> N
     pq.write_table(text, tmp_path / "samples.parquet")
     with pytest.raises(BadInput, match="row 2, field 'value': holds string, not numbers"):
         read_samples(tmp_path)
+
+
+def test_a_samples_file_whose_texts_are_not_utf_8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "samples.parquet"
+    write_samples(path, [Sample("s", "1", "c", "m", 1.0, "r")])
+    bad = pa.array([b"\xe4"], pa.binary()).view(pa.string())
+    pq.write_table(pq.read_table(path).set_column(5, "response", bad), path)
+    with pytest.raises(BadInput, match="not a samples file: a text in it is not UTF-8"):
+        read_samples(path)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 import dagster as dg
 import yaml
@@ -15,7 +17,8 @@ from alignment.errors import BadInput
 from alignment.recipe import Gate, Recipe
 from alignment.stages import Context, Request, Result, Stage, execute
 from alignment.store import Artifact, Commit, CorruptArtifact, MissingArtifact, Store
-from assets.building.node import Node, Work, run_stage
+from assets.building.node import Node, Shown, Work, run_stage
+from assets.building.show import code
 from assets.building.upstream import Upstream
 from assets.champion import champion_for, check_evaluated, moved_by_hand, registered_champion, scores_of
 from assets.registration import Decision, RegistrationSummary, decision_for, decision_of
@@ -109,10 +112,24 @@ def registered_model(recipe: Recipe, pools: Pools) -> Node:
             *(f"policy_evals/{suite}" for suite in recipe.evals.selected()),
         ),
         request=request,
+        show=show,
         make=make,
         pool=recipe.pools.responses,
         publish=publish,
         alone=True,
+    )
+
+
+def show(commit: Commit, folder: Path) -> Shown:
+    """The version with its page in MLflow, and the recipe's text."""
+    summary = RegistrationSummary.of(commit)
+    if not summary.registered:
+        return Shown(first=("why",))
+    model, version = summary.model_version
+    return Shown(
+        first=("version", "model"),
+        pages={"model_version": f"models/{quote(model, safe='')}/versions/{version}"},
+        markdown={"recipe": code(summary.recipe, "yaml")} if summary.recipe else {},
     )
 
 

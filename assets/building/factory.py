@@ -256,9 +256,9 @@ class Materializer:
     def metadata(self, commit: Commit, hit: bool, reported: Reported, shown: Shown) -> dict[str, Any]:
         """What Dagster shows of a materialization, in this order: what a person reads first, links, then the rest."""
         values: dict[str, Any] = {name: commit.summary[name] for name in shown.first if commit.summary.get(name)}
-        values |= {name: dg.MetadataValue.md(text) for name, text in shown.markdown.items()}
         values |= {name: dg.MetadataValue.url(mlflow_page(page)) for name, page in shown.pages.items()}
         values |= {path.stem: dg.MetadataValue.url(reported.file(path.name)) for path in shown.files if is_page(path)}
+        values |= {name: dg.MetadataValue.md(text) for name, text in shown.markdown.items()}
         values |= {
             "mlflow": dg.MetadataValue.url(reported.url),
             "dagster/uri": self.store.uri(commit.artifact),

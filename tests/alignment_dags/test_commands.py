@@ -185,7 +185,7 @@ def test_init_writes_a_recipe_that_fits_model_and_data_and_passes_the_check(
     out = tmp_path / "mine.yaml"
     code, told, error = align("init", str(model), str(data), "--out", str(out))
     assert code == 0, error
-    assert (told["name"], told["method"], told["kind"], told["rows"]) == ("my_pairs", "sigmoid", "paired", 40)
+    assert (told["name"], told["method"], told["kind"], told["rows"]) == ("my_pairs", "dpo", "paired", 40)
     assert any(line.startswith("policy_checkpoint ") and line.endswith(" MiB") for line in told["plan"])
     recipe = load_recipe(out)
     assert recipe.sft.adopt is not None and recipe.sft.adopt.path == str(model)

@@ -104,7 +104,7 @@ def test_a_materialization_shows_numbers_links_and_where_its_artifact_is(
     assert "/#/experiments/" in str(values["mlflow"])
     assert report is not None and report.asset_materialization is not None
     shown = report.asset_materialization.metadata
-    assert list(shown)[:3] == ["verdict", "gate", "comparison"]
+    assert list(shown)[3] == "comparison" and list(shown)[:3] == ["verdict", "report", "gate"]
     links = [name for name, value in shown.items() if isinstance(value, dg.UrlMetadataValue)]
     assert links == ["report", "mlflow"]
     assert "/artifacts/report.html?" in str(shown["report"].value)

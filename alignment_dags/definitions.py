@@ -34,6 +34,7 @@ def job_of(recipe: Recipe, phase: Phase) -> dg.UnresolvedAssetJobDefinition:
         job_name(recipe.name, phase.name),
         selection=[asset_key(recipe.name, node.name) for node in phase.nodes],
         description=f"The {phase.name} phase of {recipe.name}.",
+        tags={"recipe": recipe.name},
     )
 
 

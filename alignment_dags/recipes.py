@@ -6,6 +6,7 @@ recipe is a file in the project's home, so nights do not see it, and commands fi
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
@@ -25,7 +26,10 @@ RECIPES = "ALIGN_RECIPES"
 
 
 def recipe_files() -> list[Path]:
-    """The files of the recipes in use, without files of pools."""
+    """The files of the recipes in use, without files of pools; raises `BadInput` for a named file that is not there."""
+    for pattern in filter(None, os.environ.get(RECIPES, "").split(os.pathsep)):
+        if not glob.has_magic(pattern) and not Path(pattern).is_file():
+            raise BadInput("no such file", file=pattern, field=RECIPES)
     return [path for path in _named_files() if not is_pools_file(path)]
 
 

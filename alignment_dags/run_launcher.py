@@ -24,7 +24,7 @@ from dagster._core.storage.dagster_run import DagsterRun
 from dagster._grpc.types import ExecuteRunArgs
 from dagster._serdes import ConfigurableClass, ConfigurableClassData, serialize_value
 
-from alignment_dags.run.workers import HOST, PROCESS, end_orphans, is_alive, is_here, pid_of, process_mark
+from alignment_dags.run.workers import HOST, PROCESS, end_orphans, is_alive, is_here, pid_of, process_mark, process_of
 
 LAST_WORDS = 4000  # characters of a dead worker's stderr that its run is shown with
 KEPT = 7 * 24 * 3600.0  # seconds that a worker's stderr is kept
@@ -78,8 +78,8 @@ class WorkerRunLauncher(RunLauncher[Any], ConfigurableClass):
         if run is None or run.is_finished:
             return False
         self._instance.report_run_canceling(run)
-        mark = run.tags.get(PROCESS, "")
-        is_mine = run.tags.get(HOST) == socket.gethostname() and bool(mark) and is_here(mark)
+        host, mark = process_of(run)
+        is_mine = host == socket.gethostname() and bool(mark) and is_here(mark)
         if not is_mine or not is_alive(mark, run_id):
             self._instance.report_engine_event(f"No worker process to end: {mark or 'none'}", run, cls=type(self))
             return False
@@ -97,7 +97,7 @@ class WorkerRunLauncher(RunLauncher[Any], ConfigurableClass):
         Runs of other hosts, and those that carry no process, cannot be judged from here and count as running.
         """
         self._reap()
-        host, mark = run.tags.get(HOST), run.tags.get(PROCESS, "")
+        host, mark = process_of(run)
         if host != socket.gethostname() or not mark:
             return CheckRunHealthResult(WorkerStatus.RUNNING, f"on host {host}, which is not this one")
         if is_alive(mark, run.run_id):

@@ -7,6 +7,7 @@ that are going on do not: their workers finish by themselves, and are there when
 from __future__ import annotations
 
 import argparse
+import glob
 import os
 import signal
 import subprocess
@@ -18,7 +19,10 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from alignment.errors import BadInput
-from resources.home import PROJECT, ensure_home, tracking_uri
+from alignment.store import Store
+from alignment_dags.recipes import RECIPES, recipes_in_use
+from resources.home import PROJECT, ensure_home, mlflow_page, tracking_uri
+from resources.store import ArtifactStore
 
 PATIENCE = 10.0  # seconds a server gets to end by itself
 LOOK = 0.5  # seconds between two looks at the servers
@@ -98,7 +102,7 @@ def servers(dagster_port: int, mlflow_port: int) -> list[Server]:
         mlflow = [sys.executable, "-m", "mlflow", "server"]
         mlflow += ["--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1"]
         address = f"http://127.0.0.1:{mlflow_port}"
-        found.append(Server("MLflow", mlflow, os.environ["ALIGN_MLFLOW_UI"], f"{address}/health"))
+        found.append(Server("MLflow", mlflow, mlflow_page("experiments"), f"{address}/health"))
     return found
 
 
@@ -111,6 +115,20 @@ def bootstrap() -> None:
 
     with dg.DagsterInstance.get() as instance:
         apply_pools(instance, load_pools())
+
+
+def choose_recipes(store: Store) -> list[str]:
+    """Makes Dagster show the recipes that have run or have a schedule; returns the names of those that it hides.
+
+    Nothing is hidden if ALIGN_RECIPES says what to show, or if no recipe has run yet.
+    """
+    recipes = {} if os.environ.get(RECIPES) else recipes_in_use()
+    have_run = {str(folder).rstrip("/").rsplit("/", 1)[-1] for folder in store.fs.glob(store.path("refs", "*"))}
+    shown = {path for path, recipe in recipes.items() if recipe.name in have_run or recipe.schedule is not None}
+    if not have_run & {recipe.name for recipe in recipes.values()}:
+        return []
+    os.environ[RECIPES] = os.pathsep.join(str(path.parent / glob.escape(path.name)) for path in sorted(shown))
+    return sorted(recipe.name for path, recipe in recipes.items() if path not in shown)
 
 
 def serve(started: list[Server]) -> int:
@@ -135,7 +153,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m alignment_dags.ui",
         description="Start Dagster with its daemon, and MLflow, on this project's home (ALIGN_HOME, DAGSTER_HOME).",
-        epilog="Ports: ALIGN_DAGSTER_PORT (3000) and ALIGN_MLFLOW_PORT (5000). ALIGN_RECIPES: the recipes to show.",
+        epilog="Ports: ALIGN_DAGSTER_PORT (3000) and ALIGN_MLFLOW_PORT (5000). ALIGN_RECIPES: the recipes to show;"
+        " without it those that have run or have a schedule.",
     )
     parser.parse_args(arguments)
     for word in (signal.SIGTERM, signal.SIGHUP):
@@ -146,6 +165,10 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ.setdefault("ALIGN_MLFLOW_UI", f"http://127.0.0.1:{ports[1]}")
         os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # six processes that nothing here needs
         ensure_home()
+        if hidden := choose_recipes(ArtifactStore().open()):
+            every = PROJECT / "recipes" / "*.yaml"
+            print(f"Not shown, as they have neither run nor a schedule: {', '.join(hidden)}.", flush=True)
+            print(f"To show all recipes: {RECIPES}='{every}' make ui", flush=True)
         bootstrap()
         started = servers(*ports)
         return serve(started)

@@ -8,7 +8,7 @@ from alignment.guards import Guard, Guards
 from alignment.recipe import Gate, Recipe
 from alignment.store import Commit, Store
 from assets.building.node import Node, Shown
-from assets.building.show import picture, table
+from assets.building.show import escaped, picture, table
 from assets.building.upstream import Upstream
 from assets.champion import champion_for
 from assets.champion_evals import champion_scores
@@ -129,13 +129,14 @@ def show(commit: Commit, folder: Path) -> Shown:
         for name in ("baseline", "candidate", "difference", "n")
     }
     header = ("metric", "n", SHORT_NAMES[baseline_at(commit.inputs["sft"])], "policy", "difference [95 %]", "verdict")
-    reasons = "\n".join(f"- {reason}" for reason in summary.reasons)
+    reasons = "\n".join(f"- {escaped(reason)}" for reason in summary.reasons)
     pictures = {title: folder / name for title, name in PICTURES.items() if name in commit.files}
     return Shown(
         plotted=plotted,
+        first=("verdict",),
         markdown={
-            "comparison": table(header, rows),
             "gate": f"**{summary.verdict}**\n\n{reasons}",
+            "comparison": table(header, rows),
             **{title: picture(title, path.read_bytes()) for title, path in pictures.items()},
         },
         files=[*(folder / name for name in ("report.html", "comparison.json", "verdict.json")), *pictures.values()],

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 import dagster as dg
 import yaml
@@ -18,7 +20,8 @@ from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.stage import PolicySummary
 from alignment.store import Artifact, Commit, CorruptArtifact, MissingArtifact, Store
 from assets.building.factory import flat, numbers
-from assets.building.node import Node, Work, run_stage
+from assets.building.node import Node, Shown, Work, run_stage
+from assets.building.show import code
 from assets.building.upstream import Upstream
 from assets.card import CARD_FILE, card_of
 from assets.card_text import description_of
@@ -122,10 +125,24 @@ def registered_model(recipe: Recipe, pools: Pools) -> Node:
             *(f"policy_evals/{suite}" for suite in recipe.evals.selected()),
         ),
         request=request,
+        show=show,
         make=make,
         pool=recipe.pools.responses,
         publish=published,
         alone=True,
+    )
+
+
+def show(commit: Commit, folder: Path) -> Shown:
+    """The version with its page in MLflow, and the recipe's text."""
+    summary = RegistrationSummary.of(commit)
+    if not summary.registered:
+        return Shown(first=("why",))
+    model, version = summary.model_version
+    return Shown(
+        first=("version", "model"),
+        pages={"model_version": f"models/{quote(model, safe='')}/versions/{version}"},
+        markdown={"recipe": code(summary.recipe, "yaml")} if summary.recipe else {},
     )
 
 

@@ -57,6 +57,12 @@ def mlflow_ui() -> str:
     return uri if uri.startswith("http") else os.environ.get("ALIGN_MLFLOW_UI", "http://127.0.0.1:5000")
 
 
+def mlflow_page(page: str) -> str:
+    """The address of a page of MLflow, such as `experiments/1`, with the menu for training and models: without the
+    parameter MLflow opens the pages for traces of agents."""
+    return f"{mlflow_ui()}/#/{page}?workflowType=machine_learning"
+
+
 def ensure_home() -> None:
     """Makes both homes, and sets them and the addresses in them in this process's environment.
 

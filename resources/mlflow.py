@@ -24,7 +24,7 @@ from alignment.store.commit import read_record
 from resources import mlflow_model
 from resources.home import mlflow_ui, tracking_uri
 from resources.mlflow_database import prepare
-from resources.mlflow_runs import RECIPE_TAG, Report, Reported, report_run
+from resources.mlflow_runs import RECIPE_TAG, Report, Reported, earliest, report_run
 from resources.mlflow_values import (
     truncated_tag,
 )
@@ -45,6 +45,10 @@ REGISTRATION_TAG = "align.registration_key"
 ERASED_TAG = "align.erased"
 """A version's tag that says when and why its files were erased."""
 CHAMPION = "champion"
+MODEL_NOTE = """\
+The policies that the gate of the recipe `{0}` passed, or that a person promoted. The alias `champion` is on the version
+in use. A version's tags say who promoted it and why; `align lineage` leads from it back to its rows.
+"""
 
 
 class TrackingUnreachable(BadInput):
@@ -212,7 +216,7 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
 
         client = self.client()
         try:
-            client.create_registered_model(model_name)
+            client.create_registered_model(model_name, description=MODEL_NOTE.format(recipe))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -337,13 +341,9 @@ class MlflowRecords:
         """Artifact key to the id of the first run that reported it; keys that were never reported are left out."""
         run_ids: dict[str, str] = {}
         for key in keys:
-            runs = self.client.search_runs(
-                self.experiments,
-                f"tags.`align.key` = '{key}' and {FINISHED}",
-                order_by=["attributes.start_time ASC"],
-                max_results=1,
-            )
-            run_ids.update((key, str(run.info.run_id)) for run in runs)
+            first = earliest(self.client.search_runs(self.experiments, f"tags.`align.key` = '{key}' and {FINISHED}"))
+            if first is not None:
+                run_ids[key] = str(first.info.run_id)
         return run_ids
 
     def registration(self, model: str, wanted: str) -> Commit:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignment.address import shown
 from alignment.store import Commit
-from resources.home import align_home, mlflow_ui
+from resources.home import align_home, mlflow_page
 from resources.mlflow_database import FILES
 from resources.mlflow_values import (
     DAGSTER_RUNS_TAG,
@@ -36,6 +37,16 @@ BATCH = 900
 DIGEST_LIMIT = 36  # of a dataset in MLflow
 REQUEST_TAG = "align.request"
 RECIPE_TAG = "align.recipe"
+REPORTED_TAG = "align.reported_at"
+"""When a run was made, in nanoseconds since 1970."""
+NOTE_TAG = "mlflow.note.content"
+"""The tag that MLflow shows as a description, in Markdown."""
+EXPERIMENT_NOTE = """\
+Every result of the recipe `{0}`, one run an artifact: base model, SFT, preference shards, reference log-probs, policy,
+answers, scores, report and registration. A run starts and ends with the making of its artifact, and holds its settings,
+numbers, commit record and files. The run `evaluation_report` has the comparison as `report.html`. The tag `align.uri`
+is the artifact's address in the store.
+"""
 
 
 @dataclass(frozen=True)
@@ -67,10 +78,19 @@ class Report:
 
 @dataclass(frozen=True)
 class Reported:
-    """The MLflow run of a materialization, and the address at which a person opens it."""
+    """The MLflow run of a materialization, and the addresses at which a person opens it."""
 
     run_id: str
-    url: str
+    experiment_id: str
+
+    @property
+    def url(self) -> str:
+        """The page of the run."""
+        return mlflow_page(f"experiments/{self.experiment_id}/runs/{self.run_id}")
+
+    def file(self, name: str) -> str:
+        """The page that shows a file of the run."""
+        return mlflow_page(f"experiments/{self.experiment_id}/runs/{self.run_id}/artifacts/{name}")
 
 
 def report_run(client: MlflowClient, report: Report) -> Reported:
@@ -91,22 +111,38 @@ def report_run(client: MlflowClient, report: Report) -> Reported:
                 client.log_artifact(run_id, str(path))
         if report.checkpoint:
             _logged_model(client, report, run)
-        client.set_terminated(run_id, "FINISHED")
-    return Reported(run_id, f"{mlflow_ui()}/#/experiments/{run.info.experiment_id}/runs/{run_id}")
+        client.set_terminated(run_id, "FINISHED", began_at(report.commit) + round(report.commit.seconds * 1000))
+    return Reported(run_id, str(run.info.experiment_id))
+
+
+def began_at(commit: Commit) -> int:
+    """When the artifact began to be made, in milliseconds since 1970."""
+    return int(datetime.fromisoformat(commit.started_at).timestamp() * 1000)
+
+
+def earliest(runs: Iterable[Run]) -> Run | None:
+    """The run that was made first. A run's start is when its artifact began to be made, the same for all runs of an
+    artifact, so a tag tells them apart; runs of version 0.1.0 have none, and started when they were reported."""
+    return min(runs, key=_reported_at, default=None)
+
+
+def _reported_at(run: Run) -> tuple[int, str]:
+    return int(run.data.tags.get(REPORTED_TAG, run.info.start_time * 1_000_000)), str(run.info.run_id)
 
 
 def _run(client: MlflowClient, report: Report) -> Run:
     """The earliest run with this identity, or a new run."""
     experiment = _experiment(client, report.recipe)
     by_identity = f"tags.`{REQUEST_TAG}` = '{report.identity}'"
-    if runs := client.search_runs([experiment], by_identity, order_by=["attributes.start_time ASC"], max_results=1):
-        return runs[0]
+    if (known := earliest(client.search_runs([experiment], by_identity))) is not None:
+        return known
     name = f"{report.asset} {report.partition}" if report.partition else report.asset
-    created = client.create_run(experiment, run_name=name, tags=_tags(report))
-    earliest = client.search_runs([experiment], by_identity, order_by=["attributes.start_time ASC"], max_results=1)
-    if earliest and earliest[0].info.run_id != created.info.run_id:
+    tags = _tags(report) | {REPORTED_TAG: str(time.time_ns())}
+    created = client.create_run(experiment, began_at(report.commit), tags, name)
+    first = earliest(client.search_runs([experiment], by_identity))
+    if first is not None and first.info.run_id != created.info.run_id:
         client.delete_run(created.info.run_id)
-        return earliest[0]
+        return first
     return created
 
 
@@ -146,11 +182,13 @@ def _experiment(client: MlflowClient, name: str) -> str:
         if experiment.lifecycle_stage != "active":
             log.warning("MLflow's experiment %s had been deleted; it is restored, with the runs it held", name)
             client.restore_experiment(experiment.experiment_id)
+        if NOTE_TAG not in experiment.tags:  # of version 0.1.0
+            client.set_experiment_tag(experiment.experiment_id, NOTE_TAG, EXPERIMENT_NOTE.format(name))
         return str(experiment.experiment_id)
     try:
         local = not client.tracking_uri.startswith("http")
         place = (align_home() / FILES / name).as_uri() if local else None
-        return str(client.create_experiment(name, artifact_location=place))
+        return str(client.create_experiment(name, place, {NOTE_TAG: EXPERIMENT_NOTE.format(name)}))
     except MlflowException:  # another step made it first
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
@@ -182,7 +220,7 @@ def _log_numbers(client: MlflowClient, run_id: str, report: Report) -> None:
     from mlflow.entities import Metric, Param
 
     # with the artifact's own time a point that is written twice stays one point
-    at = int(datetime.fromisoformat(report.commit.started_at).timestamp() * 1000)
+    at = began_at(report.commit)
     metrics = [Metric(valid_name(name), float(value), at, 0) for name, value in report.metrics.items()]
     for record in report.history:
         step = int(record["step"])

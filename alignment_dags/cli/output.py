@@ -229,7 +229,10 @@ def show_score(result: dict[str, Any]) -> None:
         (name, f"{m['value']:.4f}", "-" if m["stderr"] is None else f"{m['stderr']:.5f}")
         for name, m in result["metrics"].items()
     ]
-    print(columns(("metric", "value", "stderr"), rows))
+    if rows:
+        print(columns(("metric", "value", "stderr"), rows))
+    else:
+        print(f"  no scores: a judge scores {result['suite']}; give --judgments, which `align judge` writes")
     for one in result.get("models", ()):
         whose = f"{one['model']}: " if len(result["models"]) > 1 else ""
         if one["unparsable"]:

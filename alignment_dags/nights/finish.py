@@ -61,7 +61,7 @@ def described(store: Store, ending: Ending) -> Night:
     if manifest is not None:
         left_out = dict(ManifestSummary.of(store.commit_of(manifest)).left_out)
     for shard in state.behind:
-        left_out.setdefault(shard, "changed after the manifest was pinned")
+        left_out.setdefault(shard, "came, changed or was renamed after the manifest was pinned")
     for shard, why in {**state.unsettled, **state.unreadable}.items():
         left_out[shard] += f" ({why})"
     if registration is not None and closed.outcome == "passed":

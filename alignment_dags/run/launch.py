@@ -11,6 +11,16 @@ from types import TracebackType
 from typing import NoReturn
 
 import dagster as dg
+from dagster._core.definitions.reconstruct import ReconstructableJob
+from dagster._core.definitions.repository_definition.valid_definitions import SINGLETON_REPOSITORY_NAME
+from dagster._core.execution.api import execute_run
+from dagster._core.remote_origin import (
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.storage.tags import MAX_RETRIES_TAG
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from alignment.address import shown
 from alignment.errors import BadInput
@@ -24,7 +34,7 @@ from assets.building.node import not_reported_elsewhere
 
 # Progress of a Dagster run on the terminal, read from its event log while it runs.
 
-TAG = "align/launch"
+TAG = ".dagster/align_launch"  # Dagster's pages hide tags of this prefix
 PERIOD = 0.5  # seconds between two looks at the event log
 PAUSE = 3.0  # seconds between two lines that a step's stage logs and that say nothing of how far it is
 
@@ -106,6 +116,12 @@ class Progress:
             self.say(f"  {self.phase} · {step} FAILED")
 
 
+LOCATION = ManagedGrpcPythonEnvCodeLocationOrigin(
+    LoadableTargetOrigin(module_name="alignment_dags.definitions"), location_name="alignment_dags"
+)
+"""The code location of workspace.yaml."""
+NO_RETRY = {MAX_RETRIES_TAG: "0"}
+"""A run that ends with its command is not started again by a daemon: the person runs the command again."""
 Place = tuple[str, str | None]
 """A node's name and its shard."""
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
@@ -213,14 +229,8 @@ def launch(
     named = {"recipe_name": recipe.name, "phase_name": phase.name}
     job = dg.build_reconstructable_job("alignment_dags.jobs", "load_job", reconstructable_kwargs=named)
     with Progress(instance, phase.name, say) as progress:
-        result = dg.execute_job(
-            job,
-            instance,
-            asset_selection=[asset_key(recipe.name, name) for name in chosen],
-            tags={**process_tags(), **progress.tags, **tags},
-            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-            raise_on_error=False,
-        )
+        selection = [asset_key(recipe.name, name) for name in chosen]
+        result = execute(instance, job, selection, {**process_tags(), **progress.tags, **NO_RETRY, **tags})
     if result.success:
         return result.run_id
     failures = list(instance.all_logs(result.run_id, of_type=dg.DagsterEventType.STEP_FAILURE))
@@ -228,6 +238,28 @@ def launch(
         raise Stopped(result.run_id, progress.places)
     raise_failure(instance, result.run_id)
     raise AssertionError("unreachable")
+
+
+def execute(
+    instance: dg.DagsterInstance, job: ReconstructableJob, selection: Sequence[dg.AssetKey], tags: Mapping[str, str]
+) -> dg.JobExecutionResult:
+    """Executes assets of a job as one Dagster run that is the project's code location's own.
+
+    `dg.execute_job` makes a run without a location, which Dagster's timeline leaves out and its pages cannot start
+    again.
+    """
+    definition = job.get_definition()
+    run = instance.create_run_for_job(
+        job_def=definition,
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        tags={**definition.run_tags, **tags},
+        asset_selection=frozenset(selection),
+        remote_job_origin=RemoteJobOrigin(
+            repository_origin=RemoteRepositoryOrigin(LOCATION, SINGLETON_REPOSITORY_NAME), job_name=definition.name
+        ),
+        job_code_origin=job.get_python_origin(),
+    )
+    return execute_run(job, run, instance)
 
 
 def raise_failure(instance: dg.DagsterInstance, run_id: str) -> NoReturn:

@@ -157,7 +157,9 @@ BEGUN = [
 UNFINISHED = [dg.DagsterRunStatus.QUEUED, *BEGUN]
 
 
-HOST, PROCESS = "align/host", "align/process"
+HOST, PROCESS = ".dagster/align_host", ".dagster/align_process"  # Dagster's pages hide tags of this prefix
+OLD_HOST, OLD_PROCESS = "align/host", "align/process"
+"""The tags of runs that version 0.1.0 started."""
 
 
 def process_tags() -> dict[str, str]:
@@ -165,17 +167,23 @@ def process_tags() -> dict[str, str]:
     return {HOST: socket.gethostname(), PROCESS: process_mark(os.getpid())}
 
 
+def process_of(run: dg.DagsterRun) -> tuple[str | None, str]:
+    """Host and process mark of a run; None and an empty mark if its tags have none."""
+    return run.tags.get(HOST, run.tags.get(OLD_HOST)), run.tags.get(PROCESS, run.tags.get(OLD_PROCESS, ""))
+
+
 def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     """Ids of the runs that were ended."""
     ended = []
-    mine = dg.RunsFilter(statuses=BEGUN, tags={HOST: socket.gethostname()})
-    for run in instance.get_runs(mine):
-        process = run.tags.get(PROCESS, "")
+    host = socket.gethostname()
+    mine = [dg.RunsFilter(statuses=BEGUN, tags={name: host}) for name in (HOST, OLD_HOST)]
+    for run in [run for wanted in mine for run in instance.get_runs(wanted)]:
+        process = process_of(run)[1]
         if is_alive(process, run.run_id) or is_copied(instance, run):
             continue
         if process:
             end_orphans(process, run.run_id)
-        instance.report_run_failed(run, f"process {process} on {socket.gethostname()} is gone")
+        instance.report_run_failed(run, f"process {process} on {host} is gone")
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
         ended.append(run.run_id)
     return ended
@@ -184,7 +192,7 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
 def is_copied(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     """Whether a retry still carries the process of the run it retries: it has no worker of its own yet."""
     parent = None if run.parent_run_id is None else instance.get_run_by_id(run.parent_run_id)
-    return parent is not None and parent.tags.get(PROCESS) == run.tags.get(PROCESS)
+    return parent is not None and process_of(parent) == process_of(run)
 
 
 # Dagster's pool limits, made equal to what pools.yaml declares.

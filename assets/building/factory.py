@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -21,6 +22,7 @@ from alignment.store.erase import current_erasure
 from assets.building.node import Node, NotNeeded, Shown, Work
 from assets.building.upstream import NotBuilt, Upstream
 from resources.alerts import Alert, send
+from resources.home import mlflow_page
 from resources.mlflow import Tracking
 from resources.mlflow_runs import Report, Reported
 from resources.pools import Pools
@@ -115,10 +117,10 @@ def check_result(key: dg.AssetKey, guard: Guard) -> dg.AssetCheckResult:
 def shards_per_run(node: Node, pools: Pools) -> int:
     """Shards that one Dagster run of the node may take.
 
-    If the stage runs in the step's process, the shards share a loaded model. Reading a file shares nothing, and a
-    launch through Dagster Pipes has to yield its result, which is possible for one shard only.
+    If the stage runs in the step's process, the shards share the process and a loaded model. A launch through Dagster
+    Pipes has to yield its result, which is possible for one shard only.
     """
-    return SHARDS_PER_RUN if node.pool and pools[node.pool].launcher == "step" else 1
+    return SHARDS_PER_RUN if node.pool is None or pools[node.pool].launcher == "step" else 1
 
 
 class Materializer:
@@ -252,10 +254,14 @@ class Materializer:
         return dict(flat(self.node.stage.request.model_validate_json(text).model_dump(mode="json")))
 
     def metadata(self, commit: Commit, hit: bool, reported: Reported, shown: Shown) -> dict[str, Any]:
-        """What Dagster shows of a materialization."""
-        values: dict[str, Any] = {
-            "dagster/uri": self.store.uri(commit.artifact),
+        """What Dagster shows of a materialization, in this order: what a person reads first, links, then the rest."""
+        values: dict[str, Any] = {name: commit.summary[name] for name in shown.first if commit.summary.get(name)}
+        values |= {name: dg.MetadataValue.url(mlflow_page(page)) for name, page in shown.pages.items()}
+        values |= {path.stem: dg.MetadataValue.url(reported.file(path.name)) for path in shown.files if is_page(path)}
+        values |= {name: dg.MetadataValue.md(text) for name, text in shown.markdown.items()}
+        values |= {
             "mlflow": dg.MetadataValue.url(reported.url),
+            "dagster/uri": self.store.uri(commit.artifact),
             "reused": hit,
             "seconds": commit.seconds,
             "key": commit.key,
@@ -263,9 +269,14 @@ class Materializer:
         plotted = numbers(commit.summary)
         if "rows" in plotted:
             values["dagster/row_count"] = int(plotted["rows"])
-        values |= plotted if shown.plotted is None else shown.plotted
-        values |= {name: text for name, text in commit.summary.items() if isinstance(text, str)}
-        return values | {name: dg.MetadataValue.md(text) for name, text in shown.markdown.items()}
+        texts = {name: text for name, text in commit.summary.items() if isinstance(text, str)}
+        rest = {**(plotted if shown.plotted is None else shown.plotted), **texts}
+        return values | {name: value for name, value in rest.items() if name not in values}
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is one that a person opens in a browser."""
+    return path.suffix == ".html"
 
 
 def _holds_secret(error: BaseException | None) -> bool:

@@ -51,10 +51,14 @@ def run_stage(work: Work) -> Commit:
 class Shown:
     """What a person sees of an artifact beside the numbers of its summary.
 
-    `history` has one dict a training step; `markdown` maps a metadata name to text; `files` go to MLflow;
-    `plotted` are the numbers Dagster plots over time, where all of the summary would be too many.
+    `history` has one dict a training step. `first` names texts of the summary that stand above all else; `markdown`
+    maps a metadata name to text, in the order in which Dagster shows it; what is not the project's own text in it is
+    escaped. `pages` maps a name to a page of MLflow (see `mlflow_page`). `files` go to MLflow; HTML files among them are
+    linked. `plotted` are the numbers Dagster plots over time, where all of the summary would be too many.
     """
 
+    first: tuple[str, ...] = ()
+    pages: dict[str, str] = field(default_factory=dict)
     plotted: dict[str, float] | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     markdown: dict[str, str] = field(default_factory=dict)

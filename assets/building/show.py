@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,9 +25,9 @@ def curves(history: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[s
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A markdown table; bars in cells are escaped."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    """A markdown table of plain text: cells are escaped."""
+    lines = [[escaped(name) for name in header], ["---"] * len(header), *([*map(escaped, row)] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def findings_table(findings: Iterable[Finding]) -> str:
@@ -35,3 +36,18 @@ def findings_table(findings: Iterable[Finding]) -> str:
         (finding.name.replace("_", " "), "" if finding.passed else "look", finding.sentence) for finding in findings
     )
     return table(("preference data", "", "finding"), rows)
+
+
+SPECIAL = re.compile(r"[\\`*\[\]<>|~!&#$]|(?<!\w)_|_(?!\w)|(?<=:)//|(?<=www)\.|@|^[-+](?= )")
+"""What Markdown reads as more than text: marks, HTML, entities, links, addresses, and the start of a list."""
+
+
+def escaped(text: object) -> str:
+    """One line of text that comes from data, a model or a file name, as Markdown that shows just that text."""
+    return SPECIAL.sub(r"\\\g<0>", " ".join(str(text).split()))
+
+
+def code(text: str, language: str = "") -> str:
+    """Text as a Markdown code block, which nothing in the text can end."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"

@@ -276,6 +276,17 @@ def test_what_does_not_count_in_a_comparison_is_said(
     assert f"{told} (lacking 0 in the baseline alone, 2 in the candidate alone): 3, 4\n" in capsys.readouterr().out
 
 
+def test_a_judged_suite_without_judgments_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    question = {"question_id": 81, "category": "writing", "turns": ["Write.", "Again."]}
+    (tmp_path / "question.jsonl").write_text(json.dumps(question) + "\n")
+    (tmp_path / "answers.jsonl").write_text(json.dumps({"id": 81, "turns": ["It.", "Is."]}) + "\n")
+    files = ["--responses", str(tmp_path / "answers.jsonl"), "--data", str(tmp_path / "question.jsonl")]
+    assert align("score", "mt_bench", *files, "--out", str(tmp_path / "out"), monkeypatch=monkeypatch) == 0
+    assert "no scores: a judge scores mt_bench; give --judgments, which `align judge` writes" in capsys.readouterr().out
+
+
 def test_a_bare_group_shows_its_help_and_no_empty_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from alignment.errors import BadInput
 from alignment.progress import Pace, ProgressLog, duration, place_of
 from alignment.recipe import load_recipe
 from alignment_dags.cli import output
+from alignment_dags.cli.app import app
 from alignment_dags.recipes import derive, recipe_file, recipe_names, recipes_in_use
 from resources.home import PROJECT
 from tests import tiny
@@ -225,7 +227,7 @@ def test_init_writes_a_recipe_that_fits_model_and_data_and_passes_the_check(
     out = tmp_path / "mine.yaml"
     code, told, error = align("init", str(model), str(data), "--out", str(out))
     assert code == 0, error
-    assert (told["name"], told["method"], told["kind"], told["rows"]) == ("my_pairs", "sigmoid", "paired", 40)
+    assert (told["name"], told["method"], told["kind"], told["rows"]) == ("my_pairs", "dpo", "paired", 40)
     assert any(line.startswith("policy_checkpoint ") and line.endswith(" MiB") for line in told["plan"])
     recipe = load_recipe(out)
     assert recipe.sft.adopt is not None and recipe.sft.adopt.path == str(model)
@@ -388,3 +390,27 @@ def test_a_long_loop_logs_now_and_then_and_a_short_one_never(caplog: pytest.LogC
         for _ in range(3):
             log.add(10)
     assert caplog.messages == ["rows: 20 of 40"]
+
+
+def test_a_recipe_that_align_recipes_names_and_is_not_there_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ALIGN_RECIPES", f"{QUICKSTART}:{tmp_path / 'none.yaml'}")
+    with pytest.raises(BadInput, match="no such file") as raised:
+        recipes_in_use()
+    assert (raised.value.file, raised.value.field) == (str(tmp_path / "none.yaml"), "ALIGN_RECIPES")
+    monkeypatch.setenv("ALIGN_RECIPES", str(tmp_path / "*.yaml"))
+    assert recipes_in_use() == {}, "a folder may be empty"
+
+
+def test_help_shows_every_bracket_of_its_texts() -> None:
+    """Rich would read `[text]` as markup and leave it out."""
+    import typer
+
+    def texts(command: Any) -> Iterator[str]:
+        yield command.help or ""
+        yield from (parameter.help or "" for parameter in command.params if hasattr(parameter, "help"))
+        for inner in getattr(command, "commands", {}).values():
+            yield from texts(inner)
+
+    assert [text for text in texts(typer.main.get_command(app)) if re.search(r"\[[a-z]", text)] == []

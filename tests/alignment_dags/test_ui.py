@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,9 @@ import dagster as dg
 import psutil
 import pytest
 
+from alignment.store import Artifact, Ref, Store
+from alignment_dags.recipes import RECIPES, recipes_in_use
+from alignment_dags.ui import choose_recipes
 from resources.home import PROJECT, ensure_home
 from resources.pools import load_pools
 from tests.loopback import answers, free_port
@@ -64,6 +68,22 @@ def test_a_port_that_is_none_is_named_before_anything_starts(home: Path, monkeyp
     assert not (home / "align").exists()
 
 
+def test_recipes_that_never_ran_are_shown_only_if_asked_for_or_scheduled(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = Store(str(tmp_path / "store"))
+    others = sorted(recipe.name for recipe in recipes_in_use().values() if recipe.name != "quickstart")
+    monkeypatch.setenv(RECIPES, "")  # put back at the end
+    assert len(others) > 2 and choose_recipes(store) == [], "a new home shows all"
+    assert not os.environ[RECIPES]
+    artifact = Artifact(kind="policy_checkpoint", key="k" * 40, attempt="a", digest="d" * 64)
+    store.write_ref(Ref(artifact=artifact), others[0], "policy_checkpoint", None)
+    assert choose_recipes(store) == others[1:], "the quickstart has a schedule"
+    assert {recipe.name for recipe in recipes_in_use().values()} == {"quickstart", others[0]}
+    monkeypatch.setenv(RECIPES, str(PROJECT / "recipes" / "*.yaml"))
+    assert choose_recipes(store) == [] and len(recipes_in_use()) == len(others) + 1
+
+
 @pytest.mark.soak
 def test_a_word_to_end_while_the_pages_start_ends_them_quietly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(RECIPE, encoding="utf-8")
@@ -97,7 +117,7 @@ def test_both_pages_come_up_with_schedule_sensors_and_pools_and_all_processes_en
         addresses = [started.stdout.readline() for _ in range(3)][1:]
         assert sorted(addresses) == [
             f"Dagster: http://127.0.0.1:{dagster}\n",
-            f"MLflow: http://127.0.0.1:{mlflow}\n",
+            f"MLflow: http://127.0.0.1:{mlflow}/#/experiments?workflowType=machine_learning\n",
         ]
         for url in (f"http://127.0.0.1:{dagster}/server_info", f"http://127.0.0.1:{mlflow}/health"):
             assert answers(url), "an address is printed when it answers"

@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 import yaml
+from dagster._core.definitions.repository_definition.valid_definitions import SINGLETON_REPOSITORY_NAME
+from dagster._core.instance.ref import InstanceRef
 
 from alignment.quickstart.records import preference_records
 from resources.home import PROJECT
@@ -83,6 +86,22 @@ def test_lineage_from_commit_records_is_that_from_mlflow(project: Project, first
     assert store["shards"] == mlflow["shards"]
     assert [shard["name"] for shard in store["shards"]] == ["day-1", "day-2", "day-3"]
     assert sum(shard["rows"] for shard in store["shards"]) == first["rows"]["rows"]
+
+
+def test_its_runs_stand_on_dagsters_timeline_with_tags_for_people(project: Project, first: dict[str, Any]) -> None:
+    """The timeline shows runs of a code location that workspace.yaml names; tags of the prefix .dagster/ are hidden."""
+    location = yaml.safe_load((PROJECT / "workspace.yaml").read_text(encoding="utf-8"))["load_from"][0]["python_module"]
+    with dg.DagsterInstance.from_ref(InstanceRef.from_dir(project.environment["DAGSTER_HOME"])) as instance:
+        runs = [instance.get_run_by_id(run_id) for run_id in first["dagster_runs"]]
+    assert len(runs) >= 4
+    for run in runs:
+        assert run is not None and run.remote_job_origin is not None
+        repository = run.remote_job_origin.repository_origin
+        assert repository.code_location_origin.location_name == location["location_name"]
+        assert repository.repository_name == SINGLETON_REPOSITORY_NAME
+        assert run.tags["recipe"] == "quickstart" and run.tags["dagster/max_retries"] == "0"
+        shown = {name for name in run.tags if not name.startswith((".dagster/", "dagster/"))}
+        assert shown == {"recipe"}
 
 
 @pytest.mark.soak

@@ -97,10 +97,17 @@ def test_a_materialization_shows_numbers_links_and_where_its_artifact_is(
         values = {name: value.value for name, value in materialization.metadata.items()}
         shard = dg.AssetKey(["small", "reference_logprobs"])
         records = instance.fetch_materializations(shard, limit=10).records
+        report = instance.get_latest_materialization_event(dg.AssetKey(["small", "evaluation_report"]))
     assert values["rows_trained"] > 0
     assert "data:image/png;base64," in str(values["training"])
     assert str(values["dagster/uri"]).startswith("file://")
     assert "/#/experiments/" in str(values["mlflow"])
+    assert report is not None and report.asset_materialization is not None
+    shown = report.asset_materialization.metadata
+    assert list(shown)[3] == "comparison" and list(shown)[:3] == ["verdict", "report", "gate"]
+    links = [name for name, value in shown.items() if isinstance(value, dg.UrlMetadataValue)]
+    assert links == ["report", "mlflow"]
+    assert "/artifacts/report.html?" in str(shown["report"].value)
     versions = {
         record.partition_key: record.asset_materialization.tags["dagster/data_version"]
         for record in records

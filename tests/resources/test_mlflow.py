@@ -15,9 +15,9 @@ from mlflow import MlflowClient
 
 from alignment.store import Artifact, Commit
 from resources.home import mlflow_ui
-from resources.mlflow import ModelTaken, Tracking, TrackingUnreachable
+from resources.mlflow import MlflowRecords, ModelTaken, Tracking, TrackingUnreachable
 from resources.mlflow_database import prepare
-from resources.mlflow_runs import Report
+from resources.mlflow_runs import NOTE_TAG, REPORTED_TAG, Report
 from resources.mlflow_values import dagster_runs_tag, valid_name
 
 
@@ -69,6 +69,7 @@ def test_a_report_holds_numbers_history_inputs_tags_and_the_checkpoint(tracking:
     client = tracking.client()
     run = client.get_run(tracking.report(report("a" * 40, files=[file])).run_id)
     assert run.info.status == "FINISHED"
+    assert (run.info.start_time, run.info.end_time) == (1767225600000, 1767225601000), "as the artifact was made"
     assert run.data.params["beta"] == "0.1"
     assert [(one.step, one.value) for one in client.get_metric_history(run.info.run_id, "loss")] == [
         (1, 0.69),
@@ -81,6 +82,36 @@ def test_a_report_holds_numbers_history_inputs_tags_and_the_checkpoint(tracking:
     assert {one.path for one in client.list_artifacts(run.info.run_id)} == {"commit.json", "verdict.json"}
     model = client.get_logged_model(run.outputs.model_outputs[0].model_id)
     assert model.tags["align.uri"] == "file:///store/policy"
+
+
+def test_links_open_the_pages_for_training(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIGN_MLFLOW_UI", "http://mlflow.example")
+    reported = tracking.report(report("a" * 40))
+    place = f"http://mlflow.example/#/experiments/{reported.experiment_id}/runs/{reported.run_id}"
+    assert reported.url == f"{place}?workflowType=machine_learning"
+    assert reported.file("report.html") == f"{place}/artifacts/report.html?workflowType=machine_learning"
+
+
+def test_an_experiment_says_what_it_holds_also_one_of_an_earlier_version(tracking: Tracking) -> None:
+    client = tracking.client()
+    client.create_experiment("earlier")
+    for name in ("recipe", "earlier"):
+        tracking.report(report("u" * 40, recipe=name))
+        experiment = client.get_experiment_by_name(name)
+        assert experiment is not None
+        assert experiment.tags[NOTE_TAG].startswith(f"Every result of the recipe `{name}`")
+    assert experiment is not None
+    client.set_experiment_tag(experiment.experiment_id, NOTE_TAG, "a person's words")
+    tracking.report(report("v" * 40, recipe="earlier"))
+    assert client.get_experiment(experiment.experiment_id).tags[NOTE_TAG] == "a person's words"
+
+
+def test_a_run_of_an_earlier_version_stays_the_run_of_its_artifact(tracking: Tracking) -> None:
+    client = tracking.client()
+    run_id = tracking.report(report("w" * 40)).run_id
+    client.delete_tag(run_id, REPORTED_TAG)
+    assert tracking.report(report("w" * 40, dagster_run_id="dagster-2")).run_id == run_id
+    assert MlflowRecords(tracking).run_ids(["w" * 40]) == {"w" * 40: run_id}
 
 
 def test_reporting_again_adds_the_dagster_run_and_nothing_else(tracking: Tracking) -> None:
@@ -181,11 +212,12 @@ def test_of_two_that_race_the_earliest_run_stays(tracking: Tracking, monkeypatch
     original = MlflowClient.create_run
     other: list[str] = []
 
-    def beaten(self: MlflowClient, *args: object, **kwargs: object) -> object:
+    def beaten(self: MlflowClient, experiment: str, at: int, tags: dict[str, str], name: str) -> object:
+        """Just before, another process makes one; both start when the artifact did."""
         if not other:
-            earlier = original(self, *args, **kwargs, start_time=1)  # type: ignore[arg-type]
+            earlier = original(self, experiment, at, tags | {REPORTED_TAG: str(int(tags[REPORTED_TAG]) - 1)}, name)
             other.append(earlier.info.run_id)
-        return original(self, *args, **kwargs)  # type: ignore[arg-type]
+        return original(self, experiment, at, tags, name)
 
     monkeypatch.setattr(MlflowClient, "create_run", beaten)
     assert tracking.report(report("f" * 40)).run_id == other[0]

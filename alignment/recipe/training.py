@@ -312,6 +312,12 @@ class Dpo(Optimisation):
     """The measurement of held-out pairs by which `keep_steps` chooses. The pairs choose, so they flatter the policy a
     little; suites do not."""
 
+    @model_validator(mode="after")
+    def _choice_of_a_candidate(self) -> Dpo:
+        if self.keep_by != "loss" and self.keep_steps is None:
+            raise ValueError("keep_by counts only with keep_steps")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_its_method(cls, given: Any) -> Any:

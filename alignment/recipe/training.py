@@ -322,7 +322,9 @@ class Dpo(Optimisation):
     little; suites do not."""
 
     @model_validator(mode="after")
-    def _sharded_keeps_no_weights_aside(self) -> Dpo:
+    def _looks_and_candidates(self) -> Dpo:
+        if self.keep_by != "loss" and self.keep_steps is None:
+            raise ValueError("keep_by counts only with keep_steps")
         asked = {"keep_steps": self.keep_steps, "stop.kl": None if self.stop is None else self.stop.kl}
         for name in (name for name, value in asked.items() if self.sharded and value is not None):
             raise ValueError(f"{name} needs the whole model in one process: leave out {name} or sharded")

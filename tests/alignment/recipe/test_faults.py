@@ -31,6 +31,7 @@ def told(recipe: dict[str, Any]) -> str:
         ({"evals": {"gsm8k": MICRO | {"num_fewshots": 1}}}, "'evals.gsm8k.num_fewshots': unknown key; did you mean "),
         ({"quarterly": 1}, "field 'quarterly': unknown key"),
         ({"optimise": {"loss": "dpo"}}, "field 'optimise.loss': unknown key; did you mean method?"),
+        ({"optimise": {"keep_by": "margin"}}, "field 'optimise': keep_by counts only with keep_steps"),
         ({"dpo": {"method": "dpo"}}, "field 'dpo.method': unknown key"),
         ({"optimise": {"adam_betas": [0.9, 0.99, 0.9]}}, "field 'optimise.adam_betas': must have 2 values at most"),
         ({"optimise": {"method": "kto", "desirable_weight": 0, "undesirable_weight": 0}}, ": method: kto needs a "),

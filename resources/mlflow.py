@@ -41,8 +41,8 @@ ERASED_TAG = "align.erased"
 """A version's tag that says when and why its files were erased."""
 CHAMPION = "champion"
 MODEL_NOTE = """\
-The policies that the gate of the recipe `{0}` passed, or that a person promoted. The alias `champion` is on the version in
-use. A version's tags say who promoted it and why; `align lineage` leads from it back to its rows.
+The policies that the gate of the recipe `{0}` passed, or that a person promoted. The alias `champion` is on the version
+in use. A version's tags say who promoted it and why; `align lineage` leads from it back to its rows.
 """
 
 

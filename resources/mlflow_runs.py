@@ -42,8 +42,8 @@ NOTE_TAG = "mlflow.note.content"
 EXPERIMENT_NOTE = """\
 Every result of the recipe `{0}`, one run an artifact: base model, SFT, preference shards, reference log-probs, policy,
 answers, scores, report and registration. A run starts and ends with the making of its artifact, and holds its settings,
-numbers, commit record and files. The run `evaluation_report` has the comparison as `report.html`. The tag `align.uri` is
-the artifact's address in the store.
+numbers, commit record and files. The run `evaluation_report` has the comparison as `report.html`. The tag `align.uri`
+is the artifact's address in the store.
 """
 
 

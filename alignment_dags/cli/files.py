@@ -64,7 +64,9 @@ def score(
     ],
     responses: Annotated[
         Path | None,
-        typer.Option(help='JSONL of {"id", "turns"}, turns a list of texts, or FastChat answers; GSM8K ids count lines from 0.'),
+        typer.Option(
+            help='JSONL of {"id", "turns"}, turns a list of texts, or FastChat answers; GSM8K ids count lines from 0.'
+        ),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="The suite's data file.")] = None,
     judgments: Annotated[

@@ -22,7 +22,7 @@ CORE   := $(filter-out tests/test_bare_image.py,$(wildcard tests/test_*.py)) \
           $(addprefix tests/alignment/,data methods recipe stages store test_*.py) \
           $(addprefix tests/eval/,gate grading report statistics suites) tests/alignment_dags/planner
 
-.PHONY: help setup setup-dev quickstart ui check test soak lint types core tests newer clean
+.PHONY: help setup setup-dev quickstart ui check test soak campaigns lint types core tests newer clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,9 @@ check: setup-dev ## one minute: lint, types and the tests of the pure core, in p
 
 test: setup-dev lint types newer tests ## everything that has to pass before a merge
 
+campaigns: setup-dev ## odd inputs and kills drawn by a seed, whose counts are printed (docs/reliability.md)
+	$(PYTEST) -s -m campaign tests/campaigns
+
 soak: setup-dev ## the long tests: whole quickstarts, kills, live daemons
 	$(PYTEST) $(WORKERS) -m soak
 
@@ -64,13 +67,13 @@ types: setup-dev ## mypy, strict everywhere but in tests
 	$(BIN)/mypy
 
 core: setup-dev ## the pure core's tests, in one process
-	$(PYTEST) -m "not soak" -k "not s3" $(CORE)
+	$(PYTEST) -m "not soak and not campaign" -k "not s3" $(CORE)
 
 newer: setup-dev ## compile every file and test the pure core on a newer Python, if there is one (PYTHON_NEXT=…)
 	$(BIN)/python -m tests.newer_python
 
 tests: setup-dev ## the tests of `make test`, a file at a time on each core, four at most
-	$(PYTEST) $(WORKERS) -m "not soak"
+	$(PYTEST) $(WORKERS) -m "not soak and not campaign"
 
 clean: ## remove all results (not the environment)
 	rm -rf .align .dagster

@@ -48,7 +48,12 @@ def store_url() -> str:
 
 def tracking_uri() -> str:
     """MLflow's tracking URI; it may contain a password."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{align_home() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or database_uri(align_home())
+
+
+def database_uri(home: Path) -> str:
+    """The tracking URI of MLflow's database in a home; MLflow decodes it."""
+    return f"sqlite:///{str(home / 'mlflow.db').replace('%', '%25')}"
 
 
 def mlflow_ui() -> str:

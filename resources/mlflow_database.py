@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from filelock import FileLock
 
-from resources.home import align_home
+from resources.home import align_home, database_uri
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def prepare(uri: str) -> None:
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / "mlflow.lock"):
         MlflowClient(uri).search_experiments(max_results=1)
-        if uri == f"sqlite:///{home / 'mlflow.db'}":
+        if uri == database_uri(home):
             follow(home)
 
 

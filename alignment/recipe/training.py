@@ -266,8 +266,9 @@ class Dpo(Optimisation):
     the base model: its recipe has no `sft`."""
     beta: float = Field(default=0.1, gt=0)
     """β: a larger value keeps the policy nearer to the reference. Usual values are 0.01 to 1, and 1 to 10 with
-    `sigmoid_norm`, whose log-ratios are per token. `ipo` aims at a margin of 1 / (2β). With `simpo`, whose default is
-    2, it scales rewards per token; usual values are 2 to 10."""
+    `sigmoid_norm`, whose log-ratios are per token. `ipo` aims at a margin of 1 / (2β). Usual values
+    with `kto` are 0.01 to 0.5. With `simpo`, whose default is 2, it scales rewards per token; usual values are 2 to
+    10."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Assumed fraction of pairs whose chosen and rejected sides are swapped. `cdpo` and `robust` need it; the other
     methods refuse it."""
@@ -394,8 +395,9 @@ class Optimise(Dpo):
     the base model: its recipe has no `sft`."""
     beta: float = Field(default=0.1, gt=0)
     """β: a larger value keeps the policy nearer to the reference. Usual values are 0.01 to 1, and 1 to 10 with `dpo`
-    and `length_normalised`, whose log-ratios are per token. `ipo` aims at a margin of 1 / (2β). With `simpo`, whose
-    default is 2, it scales rewards per token; usual values are 2 to 10. `orpo` refuses it."""
+    and `length_normalised`, whose log-ratios are per token. `ipo` aims at a margin of 1 / (2β). Usual values
+    with `kto` are 0.01 to 0.5. With `simpo`, whose default is 2, it scales rewards per token; usual values are 2 to 10.
+    `orpo` refuses it."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Assumed fraction of pairs whose chosen and rejected sides are swapped, below 0.5. `cdpo` and `robust_dpo` need
     it; the other methods refuse it."""

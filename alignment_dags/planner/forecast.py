@@ -14,6 +14,7 @@ from alignment.models.checkpoint import CONFIG_FILE, read_config
 from alignment.models.pin import hub_config
 from alignment.models.shape import shape_of
 from alignment.recipe import Recipe
+from alignment.stages.stage import ReferenceSummary
 from alignment.store import Commit, MissingArtifact, Store
 from alignment_dags.planner import hours
 from alignment_dags.planner.cached import rows_of_shards
@@ -297,13 +298,15 @@ def _not_cached(node: Node, stand: Stand) -> tuple[int, int] | None:
 
 def _seconds_per_row(made: list[Commit]) -> float | None:
     """Of the latest passes that scored something, on the device of the latest."""
-    scored = [commit for commit in made if commit.summary.get("scored") and commit.summary.get("tokens_per_second")]
-    same = [
-        commit for commit in scored if commit.environment.get("device", "") == scored[0].environment.get("device", "")
-    ][:LAST]
-    sequences = sum(int(commit.summary["scored"]) for commit in same)
-    seconds = sum(commit.summary["tokens"] / commit.summary["tokens_per_second"] for commit in same)
-    return None if not sequences else 2 * seconds / sequences
+    scored = [
+        (summary.scored, summary.tokens / summary.tokens_per_second, commit.environment.get("device", ""))
+        for commit in made
+        for summary in [ReferenceSummary.of(commit)]
+        if summary.scored and summary.tokens and summary.tokens_per_second
+    ]
+    same = [(sequences, seconds) for sequences, seconds, device in scored if device == scored[0][2]][:LAST]
+    sequences = sum(count for count, _ in same)
+    return 2 * sum(seconds for _, seconds in same) / sequences if sequences else None
 
 
 def _seconds(made: list[Commit], to_make: int) -> Figure:

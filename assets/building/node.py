@@ -53,8 +53,8 @@ class Shown:
 
     `history` has one dict a training step. `first` names texts of the summary that stand above all else; `markdown`
     maps a metadata name to text, in the order in which Dagster shows it; what is not the project's own text in it is
-    escaped. `pages` maps a name to a page of MLflow (see `mlflow_page`). `files` go to MLflow; HTML files are
-    linked. `plotted` are the numbers Dagster plots over time, where all of the summary would be too many.
+    escaped. `pages` maps a name to a page of MLflow (`mlflow_page`). `files` go to MLflow; HTML files are linked.
+    `plotted` are the numbers Dagster plots, where all of the summary would be too many.
     """
 
     first: tuple[str, ...] = ()

@@ -26,7 +26,7 @@ from alignment_dags.cli import main
 from assets.building.upstream import Upstream
 from tests.campaigns import odd
 
-pytestmark = pytest.mark.soak
+pytestmark = pytest.mark.campaign
 
 SEED, CALLS, PROCESSES = 16, 1_900, 100
 HANG, LONGEST = 60, 2_000

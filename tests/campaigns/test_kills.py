@@ -27,7 +27,7 @@ from resources.mlflow import Tracking
 from resources.store import ArtifactStore
 from tests.pipeline.test_interruptions import Run
 
-pytestmark = pytest.mark.soak
+pytestmark = pytest.mark.campaign
 
 SEED, KILLS = 16, 12
 WAYS = ("process", "group", "step", "write")

@@ -111,7 +111,7 @@ class Homes:
             with living_at(folder), pytest.raises(dg.Failure, match=failure) if failure else nullcontext():
                 BringUpToDate()(last)
 
-        name = json_digest([failure, *(recipe.model_dump(mode="json") for recipe in recipes)])
+        name = json_digest([failure, *([recipe.model_dump(mode="json"), recipe.written] for recipe in recipes)])
         copy_home(self.made(name[:16], make), home)
 
 

@@ -49,8 +49,9 @@ def test_every_guard_of_a_sound_run_is_in_dagsters_record_and_in_the_report(
     found = checks(recipe)
     assert len(found) > 12
     red = {name: check.description for name, check in found.items() if not check.passed}
-    # random weights on random pairs learn nothing much and ramble: only what says so may be red
-    assert red.keys() <= {"policy_checkpoint/training_signs", "evaluation_report/repetition"}, red
+    # random weights on random pairs learn nothing much, ramble and expect no answer: only what says so may be red
+    sayings = ("training_signs", "repetition", "distribution_shift")
+    assert {name.partition("/")[2] for name in red} <= {*sayings}, red
     assert found["evaluation_report/gate"].description.startswith("pass: ")  # type: ignore[union-attr]
     assert "nats a response" in str(found["evaluation_report/divergence"].description)
     page = (made.store.fetch(made("evaluation_report")) / "report.html").read_text(encoding="utf-8")

@@ -6,8 +6,10 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -52,6 +54,9 @@ def tmp_path(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     (odd := tmp_path / "[2026-11] é #1 %20").mkdir()
     return odd
 
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # of a shell's background job; processes would inherit it
 
 NEEDING = pytest.StashKey[int]()
 

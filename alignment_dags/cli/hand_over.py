@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -70,6 +72,7 @@ def serve(
     if made:
         say(f"token, shown this once: {token}")
     print(server.url, flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as services are stopped
     try:
         server.serve_forever()
     finally:

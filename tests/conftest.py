@@ -55,8 +55,10 @@ def tmp_path(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     return odd
 
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # of a shell's background job; processes would inherit it
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+    ignored = signal.getsignal(number) is signal.SIG_IGN  # as by a shell for its background jobs
+    if ignored and threading.current_thread() is threading.main_thread():
+        signal.signal(number, handler)  # processes that tests start and stop would inherit it
 
 NEEDING = pytest.StashKey[int]()
 

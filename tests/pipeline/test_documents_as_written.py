@@ -92,7 +92,7 @@ def copy_project(target: Path) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(target)}
 
 
-@pytest.mark.soak
+@pytest.mark.campaign
 @pytest.mark.timeout(7200)
 def test_every_command_of_the_documents_runs_as_it_is_written(tmp_path: Path) -> None:
     clone = tmp_path / "alignment-dags"

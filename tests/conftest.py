@@ -51,7 +51,7 @@ def tmp_path(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """pytest's own folder of a test; for what stores files, one inside it whose name globs and URLs misread."""
     if request.node.path.parent.name not in STORING:
         return tmp_path
-    (odd := tmp_path / "[2026-11] é #1 %20").mkdir()
+    (odd := tmp_path / "[2026-11] é #1").mkdir()
     return odd
 
 

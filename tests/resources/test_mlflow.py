@@ -353,7 +353,7 @@ def test_the_servers_password_stands_in_no_error_and_no_link(
 
 
 def test_files_follow_a_home_that_was_moved_or_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old, new = tmp_path / "old [1]", tmp_path / "new [2]"
+    old, new = tmp_path / "old [1] %20", tmp_path / "new [2] %20"
 
     def live_in(home: Path) -> MlflowClient:
         monkeypatch.setenv("ALIGN_HOME", str(home))

@@ -231,7 +231,7 @@ def test_export_copies_what_was_committed_or_nothing(
     assert told["path"] == str(store.fetch(policy.artifact))
     assert committed(policy, Path(local_path("small", print)["path"])) == wanted
 
-    def killed(*_: Any) -> Any:
+    def killed(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -56,7 +56,7 @@ def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> 
 
 def forget_artifacts(store: Store) -> None:
     """Leaves the caches and takes the artifacts of this stage away, so that the stage runs again."""
-    store.fs.rm(store.path(STAGE.kind), recursive=True)
+    store.remove_folder(store.path(STAGE.kind))
 
 
 @pytest.mark.parametrize(("family", "bos"), [("llama", True), ("qwen2", False), ("gemma2", True)])

@@ -70,7 +70,7 @@ ENDS = [1.0] * 36 + [0.0] * 4
             False,
             "KL(policy ‖ start) is 12 nats a response (95 % interval ",
         ),
-        ("divergence", "policy_divergence", "kl", [0.0] * 4, [1.0, 2.0, 3.0, 2.0], True, "‖ start) is 2 nats"),
+        ("divergence", "policy_divergence", "kl", [0.0] * 4, [1.0, 2.0, 3.0, 2.0], True, "KL(policy ‖ start) is 2 "),
     ],
 )
 def test_a_guard_of_answers_or_divergence(

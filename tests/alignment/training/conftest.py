@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -328,3 +329,20 @@ def write_json(tmp_path: Path) -> Callable[[str, Any], Path]:
         return path
 
     return write
+
+
+@contextmanager
+def interrupted_at(step: int) -> Iterator[None]:
+    """Meanwhile preference training is interrupted, as by Ctrl-C, once it has taken this many steps."""
+    from alignment.training.preference_trainer import CachedReferenceTrainer
+
+    training_step = CachedReferenceTrainer.training_step
+
+    def ending(trainer: Any, *args: Any, **kwargs: Any) -> Any:
+        if trainer.state.global_step == step:
+            raise KeyboardInterrupt
+        return training_step(trainer, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(CachedReferenceTrainer, "training_step", ending)
+        yield

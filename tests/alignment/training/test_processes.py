@@ -16,7 +16,7 @@ from alignment.stages import execute
 from alignment.stages.policy_checkpoint import STAGE
 from alignment.store import Artifact, Commit, Store
 from alignment.training.held_out_pairs import HELD_OUT_FILE, parse_held_out
-from alignment.training.preference_trainer import CachedReferenceTrainer
+from tests.alignment.training.conftest import interrupted_at
 
 
 def torchrun(store: Store, request: Any, folder: Path) -> Commit:
@@ -80,9 +80,7 @@ def test_two_processes_make_a_policy_again_into_a_folder(lab: Any, tmp_path: Pat
     assert again["recorded"] is None and (tmp_path / "again" / "model.safetensors").is_file()
 
 
-def test_a_run_that_one_process_began_is_gone_on_with_by_two(
-    lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_one_process_began_is_gone_on_with_by_two(lab: Any, tmp_path: Path) -> None:
     checkpoint = lab.checkpoint()
     manifest = lab.manifest(checkpoint, lab.rows(19))
     one, two = (
@@ -90,17 +88,8 @@ def test_a_run_that_one_process_began_is_gone_on_with_by_two(
         for size in (1, 2)
     )
     undisturbed = execute(STAGE, one, lab.twin(tmp_path / "undisturbed"))
-    step = CachedReferenceTrainer.training_step
-
-    def ending(trainer: Any, *args: Any, **kwargs: Any) -> Any:
-        if trainer.state.global_step == 3:
-            raise KeyboardInterrupt
-        return step(trainer, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CachedReferenceTrainer, "training_step", ending)
-        with pytest.raises(KeyboardInterrupt):
-            execute(STAGE, one, lab.store)
+    with interrupted_at(3):
+        execute(STAGE, one, lab.store)
     resumed = torchrun(lab.store, two, tmp_path)
     assert resumed.summary["resumed_from_step"] == 2
     assert sum(resumed.summary["rows_per_rank"]) == 38 - 2 * 8, "19 rows stay 19"

@@ -14,8 +14,8 @@ from alignment.recipe import TokenPolicy
 from alignment.stages import execute
 from alignment.stages.policy_checkpoint import STAGE
 from alignment.training.arguments import training_order
-from alignment.training.preference_trainer import CachedReferenceTrainer
 from alignment.training.sft_rows import rows_of_step
+from tests.alignment.training.conftest import interrupted_at
 from tests.alignment.training.test_processes import assert_same_losses, torchrun
 
 
@@ -79,26 +79,15 @@ def test_rows_beside_keep_what_sft_taught(lab: Any) -> None:
     assert sum(losses[-4:]) < sum(losses[:4]) - 1
 
 
-def test_a_run_that_one_process_began_shows_the_same_rows_when_two_go_on_with_it(
-    lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_one_process_began_shows_the_same_rows_when_two_go_on_with_it(lab: Any, tmp_path: Path) -> None:
     checkpoint, dataset = lab.checkpoint(), lab.sft_dataset(5)
     manifest = lab.manifest(checkpoint, lab.rows(19))
     given = {"epochs": 2.0, "save_steps": 2, "batch_size": 8, "sft_rows_fraction": 0.3, "sft_dataset": dataset}
     one, two = (lab.dpo_request(checkpoint, manifest, world_size=size, **given) for size in (1, 2))
     assert STAGE.key(one) == STAGE.key(two)
     undisturbed = execute(STAGE, one, lab.twin(tmp_path / "undisturbed"))
-    step = CachedReferenceTrainer.training_step
-
-    def ending(trainer: Any, *args: Any, **kwargs: Any) -> Any:
-        if trainer.state.global_step == 3:
-            raise KeyboardInterrupt
-        return step(trainer, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CachedReferenceTrainer, "training_step", ending)
-        with pytest.raises(KeyboardInterrupt):
-            execute(STAGE, one, lab.store)
+    with interrupted_at(3):
+        execute(STAGE, one, lab.store)
     resumed = torchrun(lab.store, two, tmp_path)
     assert resumed.summary["resumed_from_step"] == 2
     assert_same_losses(resumed, undisturbed)

@@ -17,7 +17,7 @@ from alignment.methods import METHODS
 from alignment.stages import execute
 from alignment.stages.policy_checkpoint import STAGE
 from alignment.store import Artifact, Commit, Store
-from alignment.training.preference_trainer import CachedReferenceTrainer
+from tests.alignment.training.conftest import interrupted_at
 
 NEVER = -1
 
@@ -138,24 +138,13 @@ def test_a_killed_run_goes_on_with_as_many_or_fewer_processes(dtype: str, lab: A
     assert apart(alone, by_one, twin, undisturbed, checkpoint) <= (1e-4 if dtype == "float32" else 2e-2)
 
 
-def test_a_run_with_whole_weights_is_gone_on_with_by_halves(
-    lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_with_whole_weights_is_gone_on_with_by_halves(lab: Any, tmp_path: Path) -> None:
     checkpoint = lab.checkpoint()
     one, two = requests(lab, checkpoint, lab.manifest(checkpoint, lab.rows(19)), steps=6, save_steps=2)
     twin = lab.twin(tmp_path / "undisturbed")
     undisturbed = execute(STAGE, one, twin)
-    step = CachedReferenceTrainer.training_step
-
-    def ending(trainer: Any, *args: Any, **kwargs: Any) -> Any:
-        if trainer.state.global_step == 5:
-            raise KeyboardInterrupt
-        return step(trainer, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CachedReferenceTrainer, "training_step", ending)
-        with pytest.raises(KeyboardInterrupt):
-            execute(STAGE, one, lab.store)
+    with interrupted_at(5):
+        execute(STAGE, one, lab.store)
     resumed = torchrun(lab.store, two, tmp_path)
     assert resumed.summary["resumed_from_step"] == 4
     assert apart(lab.store, resumed, twin, undisturbed, checkpoint) <= 1e-4

@@ -8,6 +8,7 @@ from assets.building.node import Node
 from assets.champion_evals import champion_evals, champion_responses
 from assets.evals import evals
 from assets.evaluation_report import evaluation_report
+from assets.generation import generated_pairs
 from assets.policy_checkpoint import chain
 from assets.policy_divergence import policy_divergence
 from assets.preference_manifest import preference_manifest
@@ -29,6 +30,7 @@ def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
         *([sft_checkpoint(recipe, pools)] if recipe.sft else []),
         preference_shard(recipe),
         *([reference_logprobs(recipe)] if recipe.needs_reference else []),
+        *generated_pairs(recipe, pools),
         preference_manifest(recipe),
         *chain(recipe, pools),
         *([policy_divergence(recipe)] if recipe.held_out_fraction else []),

@@ -58,7 +58,8 @@ class Sampling:
     round: int = 0
     portion: tuple[int, int] = (0, 1)
     waits: Callable[[Upstream], None] = lambda upstream: None
-    after: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    """Nodes that `waits` reads."""
 
     def name(self, node: str) -> str:
         """A node's name in this graph."""
@@ -135,8 +136,7 @@ def candidates(sampling: Sampling) -> Node:
         stage=CANDIDATES,
         description=f"Answers that the {sampling.spoken} gives to prompts, several to each, sampled with seeds.",
         kinds=frozenset({"pytorch", "parquet"}),
-        needs=("sft_checkpoint",) if sampling.generator == CHAMPION else (sampling.generator,),
-        after=sampling.after,
+        needs=("sft_checkpoint" if sampling.generator == CHAMPION else sampling.generator, *sampling.needs),
         request=request,
         show=show_candidates,
         pool=sampling.recipe.pools.responses,
@@ -190,8 +190,7 @@ def weak_candidates(sampling: Sampling) -> Iterator[Node]:
         stage=CANDIDATES,
         description=f"Answers that the {spoken} gives to the same prompts: the worse sides of pairs.",
         kinds=frozenset({"pytorch", "parquet"}),
-        needs=(source,),
-        after=sampling.after,
+        needs=(source, *sampling.needs),
         request=request,
         show=show_candidates,
         pool=sampling.recipe.pools.responses,
@@ -242,7 +241,7 @@ def ranked_pairs(sampling: Sampling) -> Node:
         stage=RANKED,
         description="The sampled answers with their scores, and the pairs that are made of them.",
         kinds=frozenset({"parquet"}),
-        needs=(sampling.name("candidates"), *weak),
+        needs=(sampling.name("candidates"), *weak, *sampling.needs),
         request=request,
         show=show_ranked,
     )
@@ -265,7 +264,7 @@ def generated_shard(sampling: Sampling) -> Node:
         stage=SHARD,
         description="The generated pairs as a shard: its rows say which model wrote them, who scored them, and when.",
         kinds=frozenset({"parquet"}),
-        needs=(sampling.name("ranked_pairs"),),
+        needs=(sampling.name("ranked_pairs"), *sampling.needs),
         request=request,
         show=show_shard,
     )
@@ -286,7 +285,7 @@ def generated_logprobs(sampling: Sampling) -> Node:
         stage=LOGPROBS,
         description=f"Log-probs of the generated pairs under {reference}, cached by sequence.",
         kinds=frozenset({"pytorch", "parquet"}),
-        needs=(reference, sampling.name("generated_shard")),
+        needs=(reference, sampling.name("generated_shard"), *sampling.needs),
         request=request,
         pool=sampling.recipe.pools.reference,
     )

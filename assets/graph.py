@@ -16,6 +16,7 @@ from assets.preference_shard import preference_shard
 from assets.reference_logprobs import reference_logprobs
 from assets.registered_model import registered_model
 from assets.responses import baseline_of, responses
+from assets.rounds import rounds
 from assets.sft_checkpoint import sft_checkpoint
 from assets.sft_dataset import sft_dataset
 from resources.pools import Pools
@@ -32,7 +33,7 @@ def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
         *([reference_logprobs(recipe)] if recipe.needs_reference else []),
         *generated_pairs(recipe, pools),
         preference_manifest(recipe),
-        *chain(recipe, pools),
+        *(chain if recipe.rounds is None else rounds)(recipe, pools),
         *([policy_divergence(recipe)] if recipe.held_out_fraction else []),
         *(responses(recipe, pools, model) for model in models),
         champion_responses(recipe, pools),

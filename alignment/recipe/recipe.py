@@ -12,7 +12,7 @@ from alignment.address import all_shown
 from alignment.methods import Method
 from alignment.recipe.data import ModelSource, PreferenceSource, Section, VariableName
 from alignment.recipe.evaluation import Evals, Gate, Judge
-from alignment.recipe.generate import GeneratedPairs, Rounds
+from alignment.recipe.generate import GeneratedPairs, RewardModel, Rounds
 from alignment.recipe.schedule import Alerts, Schedule
 from alignment.recipe.training import Dpo, Link, Optimise, Reference, Sft, TokenPolicy
 
@@ -107,7 +107,9 @@ def _one_or_chain(given: Any) -> str:
 class Recipe(Section):
     """Everything a person decides. Its name is the asset group and the prefix of every asset key."""
 
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"publish", "extends", "generate", "rounds"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset(
+        {"publish", "extends", "generate", "rounds", "reward_model"}
+    )
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
     """Lower-case letters, digits and _, a letter first, 63 characters at most. Another name is another recipe, with
@@ -145,6 +147,8 @@ class Recipe(Section):
     those of `preferences`."""
     rounds: Rounds | None = None
     """Rounds of training, each on pairs made of answers that the policy of the round before gives."""
+    reward_model: RewardModel | None = None
+    """The reward model that scores sampled answers."""
     dpo: Dpo = Dpo()
     """The older spelling of `optimise`, which `align recipes upgrade` rewrites; a recipe has one of the two."""
     evals: Evals = Evals()
@@ -248,12 +252,22 @@ class Recipe(Section):
                 continue
             if sampled.judged and (self.judge is None or self.judge.kind != "openai"):
                 raise ValueError(f"{name}.score asks a judge, and the recipe has no judge of kind openai")
+            if sampled.reward_modelled and self.reward_model is None:
+                raise ValueError(f"{name}.score has a reward model, and the recipe has no section reward_model")
             if sampled.weak == "sft" and self.sft is None:
                 raise ValueError(f"{name}.weak: sft, and the recipe has no sft")
             if any(link.weighted or link.target_margin == "column" for link in self.links):
                 raise ValueError(f"{name}: generated rows have neither weights nor margins of a column")
         if self.generate is not None and self.generate.generator in ("sft", "champion") and self.sft is None:
             raise ValueError("generate.generator needs sft: name the model that answers")
+        trained_here = self.reward_model is not None and self.reward_model.adopt is None
+        if self.generate is not None and self.generate.reward_modelled and trained_here:
+            raise ValueError(
+                "generate.score: a reward model that is trained here would be trained on what it has scored: give"
+                " reward_model.adopt"
+            )
+        if trained_here and self.method.data != "paired":
+            raise ValueError(f"reward_model is trained on pairs, and {self.training.called} takes none: give adopt")
         if self.rounds is None:
             return self
         if len(self.links) > 1:

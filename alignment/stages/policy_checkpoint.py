@@ -42,7 +42,8 @@ from alignment.training.arguments import (
     trainer_arguments,
     training_order,
 )
-from alignment.training.pairs import SFT_FILE, PolicyRows, open_rows, write_rows_of
+from alignment.training.joining import Joining
+from alignment.training.row_files import SFT_FILE, PolicyRows, open_rows
 from alignment.training.sft_rows import order_beside, write_sft_rows_of
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def _rows(
     if ranks.rank == 0:
         policy = policy_name(request.tokens, start, lambda: folder, context.runs_code(request.checkpoint))
         ids, record = TokenIds(context.store, policy), context.out / ROWS_FILE
-        dropped = write_rows_of(manifest, context, manifest_folder, tokens, ids, name, method, into, record)
+        dropped = Joining(context, method, tokens, ids, name).write(manifest, manifest_folder, into, record)
         if request.sft_dataset is not None:
             sft_dropped = write_sft_rows_of(context.fetch(request.sft_dataset), tokens, into / SFT_FILE)
     written = ranks.gather(str(into))[0]  # all wait for the first, whose work folder may be another than theirs

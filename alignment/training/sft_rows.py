@@ -18,7 +18,8 @@ from alignment.errors import BadInput
 from alignment.methods import LabelledLogps, Method
 from alignment.training.arguments import training_order
 from alignment.training.demonstrations import tokenised
-from alignment.training.pairs import COMPLETIONS, PairsFile, PolicyCompletion, PolicyPairs
+from alignment.training.pairs import COMPLETIONS, PolicyCompletion
+from alignment.training.row_files import PairsFile, PolicyPairs
 
 if TYPE_CHECKING:
     import torch

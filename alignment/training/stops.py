@@ -24,7 +24,8 @@ from alignment.recipe import Dpo
 from alignment.training.arguments import gathered, optimiser_steps, rounded
 from alignment.training.held_out import logps_of, lowest, means, measure
 from alignment.training.held_out_pairs import HeldOutRow
-from alignment.training.pairs import PolicyPair, PolicyPairs, Score
+from alignment.training.pairs import PolicyPair, Score
+from alignment.training.row_files import PolicyPairs
 from alignment.training.sft_trainer import BestWeights
 from alignment.training.signs import HIGHER_IS_BETTER, stop_reason
 

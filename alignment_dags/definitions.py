@@ -30,6 +30,7 @@ def step_executor() -> dg.ExecutorDefinition:
 
 
 def job_of(recipe: Recipe, phase: Phase) -> dg.UnresolvedAssetJobDefinition:
+    """The job that materialises the nodes of a phase."""
     return dg.define_asset_job(
         job_name(recipe.name, phase.name),
         selection=[asset_key(recipe.name, node.name) for node in phase.nodes],
@@ -39,6 +40,7 @@ def job_of(recipe: Recipe, phase: Phase) -> dg.UnresolvedAssetJobDefinition:
 
 
 def jobs_of(workspace: Workspace) -> list[dg.UnresolvedAssetJobDefinition]:
+    """A job a phase."""
     return [job_of(workspace.recipe, phase) for phase in workspace.phases]
 
 
@@ -53,6 +55,7 @@ def automation_sensor(recipes: Iterable[Recipe]) -> dg.AutomationConditionSensor
 
 
 def build_definitions(recipes: Iterable[Recipe]) -> dg.Definitions:
+    """Assets, jobs, schedules and sensors of these recipes."""
     pools = load_pools()
     workspaces = [Workspace(recipe, pools) for recipe in recipes]
     jobs = {one.recipe.name: jobs_of(one) for one in workspaces}

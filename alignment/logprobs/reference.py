@@ -97,10 +97,12 @@ class Pass:
 
     @property
     def kept(self) -> list[NamedKeys]:
+        """The rows that were not dropped."""
         return [row for row in self.keys if row.reason is None]
 
     @property
     def cache_hits(self) -> int:
+        """Sequences that no model had to score."""
         return self.sequences - self.scored
 
     @property

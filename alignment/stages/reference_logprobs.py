@@ -64,6 +64,7 @@ class ReferenceRequest(Request):
     split of train and held-out rows."""
 
     def identity(self) -> Any:
+        """The shape of a pass is part of it where bits depend on it."""
         identity = super().identity() | self.tokens.drop_limit()
         if self.precision not in WIDE or self.tf32:
             identity |= {"batch_tokens": self.batch_tokens}

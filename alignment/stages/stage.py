@@ -30,6 +30,7 @@ class SourceFile(BaseModel):
     size: int
 
     def identity(self) -> dict[str, str]:
+        """Its content and how it is read, wherever it lies."""
         suffixes = PurePosixPath(self.url).suffixes
         format = "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
         return {"format": format.lower(), "sha256": self.sha256}

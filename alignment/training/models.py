@@ -77,6 +77,7 @@ class TrainedModel:
         return load_tokenizer(self.folder, self.runs_code)
 
     def lora_config(self) -> LoraConfig | None:
+        """PEFT's configuration of the adapters; None where all weights are trained."""
         return None if self.settings.lora is None else lora_config(self.settings.lora)
 
     def keep_adapter(self, trained: Any, base: Commit, out: Path) -> dict[str, AdapterSummary]:
@@ -253,6 +254,7 @@ def keep_description(start: Path, out: Path, dtype: str, runs_code: bool = False
 
 
 def lora_config(lora: Lora) -> LoraConfig:
+    """PEFT's configuration of a recipe's `lora`."""
     from peft import LoraConfig
 
     return LoraConfig(

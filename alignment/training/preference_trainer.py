@@ -42,6 +42,7 @@ class NoReference(torch.nn.Module):
         self.config = config
 
     def forward(self, *_: Any, **__: Any) -> None:
+        """Raises, as nothing may run it."""
         raise RuntimeError("the reference is cached and never run")
 
 
@@ -52,6 +53,7 @@ class FirstLoss(TrainerCallback):  # type: ignore[misc]
         self.trainer = trainer
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Raises `Disagreement` where the first step's loss is not what theory gives."""
         loss = (logs or {}).get("loss")
         if state.global_step != 1 or loss is None:
             return
@@ -122,6 +124,7 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
         return DataLoader(self.order, batch_size=self.settings.batch_size, collate_fn=lambda places: {"rows": places})
 
     def training_step(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
+        """Forward and backward of this rank's share of a whole optimiser step; the step's mean loss over all ranks."""
         model.train()
         step = [self.pairs[place] for place in inputs["rows"]]
         method = method_of(self.settings)
@@ -155,6 +158,7 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
         return LIKELIHOOD, [shown[place] for place in share]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """0: the packed step counts its own."""
         return 0
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
@@ -165,6 +169,7 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
         return whole(torch.nn.utils.clip_grad_norm_(self._gradients(), self.args.max_grad_norm))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimiser, which sums gradients of several passes in float32."""
         optimizer = super().create_optimizer(model)
         if isinstance(optimizer, MasterAdamW) and not optimizer.accumulates:
             optimizer.accumulate_in_float32()

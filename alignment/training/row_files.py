@@ -38,6 +38,7 @@ class PolicyPairs(Sequence[Any]):
 
     @property
     def row_ids(self) -> pa.ChunkedArray:
+        """The ids of all rows, in the file's order."""
         return self._column("row_id")
 
     def longest(self) -> PolicyRow:
@@ -62,12 +63,14 @@ class PairsFile:
         self._waiting: list[dict[str, Any]] = []
 
     def add(self, row: PolicyRow) -> None:
+        """Adds a row."""
         self._waiting.append(row.cells())
         self.rows += 1
         if len(self._waiting) == BATCH_ROWS:
             self._write()
 
     def close(self) -> None:
+        """Writes what waits, and puts the file into its place."""
         if self._waiting:
             self._write()
         self._file.close()

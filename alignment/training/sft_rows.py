@@ -38,6 +38,7 @@ class Likelihood(Method):
     needs_reference = False
 
     def loss(self, rows: LabelledLogps, constants: Any = None) -> torch.Tensor:
+        """The NLL of the completion a token, a row."""
         return -rows.policy_completion / rows.completion_tokens
 
     def rewards(self, rows: LabelledLogps) -> tuple[torch.Tensor, torch.Tensor]:

@@ -43,6 +43,7 @@ def looks(log_history: Iterable[Mapping[str, Any]]) -> Looks:
 
 
 def patience_is_over(seen: Looks, patience: int) -> bool:
+    """Whether as many looks as the recipe allows brought nothing better."""
     return seen.since >= patience
 
 
@@ -56,9 +57,11 @@ class BestWeights:
         self.folder = folder
 
     def path(self, step: int) -> Path:
+        """The file of a step's weights."""
         return self.folder / f"step-{step}.safetensors"
 
     def save(self, step: int, model: Any, optimizer: Any) -> None:
+        """Keeps what the model has learnt at this step."""
         from safetensors.torch import save_file
 
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -79,6 +82,7 @@ class BestWeights:
                     masters[id(weight)].data.copy_(saved[name])
 
     def forget_all_but(self, steps: set[int]) -> None:
+        """Removes the weights of all other steps."""
         for path in self.folder.glob("step-*.safetensors"):
             if path not in {self.path(step) for step in steps}:
                 path.unlink()
@@ -144,12 +148,15 @@ class Patience(TrainerCallback):  # type: ignore[misc]
         self.stopped = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Remembers the best step of the run that is resumed."""
         self.resumable = looks(state.log_history).best_step
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Remembers the best step that a resumed run would know of."""
         self.resumable = looks(state.log_history).best_step
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Keeps the best weights, and stops where patience is over."""
         seen = looks(state.log_history)
         if seen.best_step == state.global_step and state.is_world_process_zero:
             self.best.save(state.global_step, self.trainer.model, self.trainer.optimizer)

@@ -141,6 +141,7 @@ def _restore(model: Any, optimizer: Any, read: Any) -> None:
 
 
 def save_random(folder: Path, rank: int, ranks: int) -> None:
+    """Writes a rank's random state, of the CPU and of its GPU."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -148,6 +149,7 @@ def save_random(folder: Path, rank: int, ranks: int) -> None:
 
 
 def load_random(folder: Path, rank: int, ranks: int) -> None:
+    """Restores it, where as many ranks wrote one."""
     path = folder / f"random-{_file(rank, ranks)}"
     if not path.is_file():
         return

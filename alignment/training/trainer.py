@@ -46,6 +46,7 @@ class MasterAdamW(torch.optim.AdamW):
         super().__init__(copies, **settings)
 
     def accumulate_in_float32(self) -> None:
+        """From now on gradients of several passes are summed into the masters' own, in float32."""
         self.accumulates = True
         masters = dict(self.pairs)
 
@@ -63,6 +64,7 @@ class MasterAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Steps the masters, and rounds them into the weights."""
         for weight, master in self.pairs if not self.accumulates else ():
             master.grad = None if weight.grad is None else weight.grad.float()
         super().step(closure)
@@ -71,14 +73,17 @@ class MasterAdamW(torch.optim.AdamW):
             weight.copy_(master)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradients of weights and masters."""
         for weight, master in self.pairs:
             weight.grad = master.grad = None
 
     def state_dict(self) -> dict[str, Any]:
+        """AdamW's, with the masters."""
         return {**super().state_dict(), "masters": [master.detach() for _, master in self.pairs]}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The inverse of `state_dict`; weights become their rounded masters."""
         state = dict(state_dict)
         for (weight, master), saved in zip(self.pairs, state.pop("masters"), strict=True):
             master.copy_(saved)
@@ -112,6 +117,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
     """One line a log record: step of how many, and the losses."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Says step and loss."""
         if not state.is_world_process_zero or not logs:
             return
         for key, name in (("loss", "loss"), ("eval_loss", "held-out loss")):
@@ -146,6 +152,7 @@ class OurTrainer:
         return FixedOrder(self.order)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The step of the trainer beside it; also counts rows and sums the loss."""
         self.rows_forwarded += len(inputs["input_ids"])
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
         self._step_loss = self._step_loss + loss.detach()
@@ -209,6 +216,7 @@ class OurTrainer:
         return any(local(weight) is not weight for weight in trainer.model.parameters() if weight.requires_grad)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves what a resumed run needs; each rank its own piece of a model that is cut."""
         trainer: Any = self
         if not self.cut:
             super().save_model(output_dir, _internal_call)  # type: ignore[misc]

@@ -33,6 +33,7 @@ class Scored(BaseModel):
     price: float | None = None
 
     def told(self) -> str:
+        """In a sentence."""
         price = "" if self.price is None else f" for {self.price:.2f}"
         return (
             f"{self.sequences:,} sequences ({self.tokens:,} tokens) of {self.shards:,} shards scored in "
@@ -130,10 +131,12 @@ class Night(BaseModel):
 
     @property
     def is_open(self) -> bool:
+        """Whether it has not ended."""
         return self.outcome in OPEN
 
     @property
     def tags(self) -> dict[str, str]:
+        """What its Dagster runs are found by."""
         return {TAG: f"{self.recipe}/{self.id}"}
 
     @property
@@ -142,4 +145,5 @@ class Night(BaseModel):
         return f"night of {self.scheduled_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
     def closed(self, outcome: Outcome, reason: str, now: datetime) -> Night:
+        """The night, ended so for this reason."""
         return self.model_copy(update={"outcome": outcome, "reason": reason, "ended_at": now})

@@ -37,6 +37,7 @@ class PlannedUpstream(Upstream):
     """Artifacts as they will be: those the plan has found, and the store's refs for what it has not come to."""
 
     def foresee(self, name: str, shard: str | None, commit: Commit, ref: Ref | None) -> None:
+        """Takes it that the node, or its shard, will be this artifact."""
         same = ref is not None and ref.artifact == commit.artifact
         self._refs[name, shard] = ref if same else Ref(artifact=commit.artifact)
 

@@ -41,6 +41,7 @@ class Moved:
 
     @property
     def artifacts(self) -> int:
+        """Artifacts of the stage that are made anew."""
         return len(self.shards) or 1
 
 
@@ -131,10 +132,12 @@ class Upgrades:
 
     @property
     def accepted(self) -> Noted | None:
+        """What a person accepted last, if anything."""
         return self._read("accepted")
 
     @property
     def alerted(self) -> Noted | None:
+        """What was alerted last, if anything."""
         return self._read("alerted")
 
     def waiting(self, moved: Iterable[Moved]) -> tuple[Moved, ...]:

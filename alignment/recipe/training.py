@@ -84,7 +84,7 @@ class Optimisation(Section):
     """What SFT and DPO share. Batch sizes count rows over all devices."""
 
     speed_only: ClassVar[frozenset[str]] = frozenset({"save_steps"})
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"max_steps", "adam_betas", "tf32"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"max_steps", "adam_betas", "tf32", "router_aux_loss_coef"})
 
     learning_rate: float = Field(gt=0)
     """Highest learning rate of AdamW, reached after the warm-up."""
@@ -115,6 +115,10 @@ class Optimisation(Section):
     """`precision: float32` only: matrix products on a GPU round their operands to TF32, which has 10 bits of mantissa;
     several times as fast, and as coarse as float16. The reference log-probs are computed the same way and have keys of
     their own. On a CPU it has no effect."""
+    router_aux_loss_coef: float = Field(default=0.0, ge=0)
+    """Mixtures of experts only: weight of the term that spreads tokens evenly over experts, beside the loss; 0 adds
+    none, and 0.001 is usual. SFT takes it over the tokens of a micro batch, preference training over those of a
+    sequence, so that a row weighs the same in any company."""
     gradient_checkpointing: bool = False
     """Computes activations again in the backward pass instead of keeping them: less memory for about a third more
     time."""

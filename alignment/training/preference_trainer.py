@@ -30,6 +30,7 @@ from alignment.training import packed_step
 from alignment.training.agreement import FLOAT32_LOSS, Disagreement
 from alignment.training.models import TrainedModel
 from alignment.training.pairs import PolicyCompletion, PolicyRow, reference_logps
+from alignment.training.router import RouterLoss
 from alignment.training.sft_rows import LIKELIHOOD, Likelihood, rows_of_step
 from alignment.training.trainer import MasterAdamW, OurTrainer
 
@@ -73,6 +74,7 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
     """Demonstrations that each step shows beside its preferences, if the settings say so."""
     sft_order: Any = ()
     """Their indices, one step after the other."""
+    router: RouterLoss | None = None
     settings: Dpo
     pass_tokens: int
 
@@ -135,7 +137,15 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
         trained = [weight for weight in model.parameters() if weight.requires_grad]
         owners = self._gradients()
         numbers = packed_step.backward(
-            runner, method, rows, len(step), self.pass_tokens, [*trained, *owners], constants, self._beside(len(step))
+            runner,
+            method,
+            rows,
+            len(step),
+            self.pass_tokens,
+            [*trained, *owners],
+            constants,
+            self._beside(len(step)),
+            self.router,
         )
         packed_step.sum_over_ranks(owners)
         numbers = numbers.over_ranks()
@@ -191,6 +201,8 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
             values["rewards/margins"] = (numbers.chosen_reward - numbers.rejected_reward) / numbers.chosen
         elif numbers.chosen and numbers.rejected:
             values["rewards/margins"] = values["rewards/chosen"] - values["rewards/rejected"]
+        if self.router is not None:
+            values["router_loss"] = numbers.router_loss / (numbers.rows + numbers.beside)
         if numbers.beside:
             values["sft_loss"] = numbers.beside_loss / numbers.beside
         metrics: defaultdict[str, list[float]] = self._metrics["train"]
@@ -259,6 +271,8 @@ def preference_trainer(
     if trained.sharded:
         shard(trainer.causal_lm, settings.precision, trainer.args.device)
     trainer.pairs, trainer.settings, trainer.pass_tokens = pairs, settings, pass_tokens
+    if settings.router_aux_loss_coef:
+        trainer.router = RouterLoss(trainer.causal_lm, settings.router_aux_loss_coef)
     exact = settings.precision == "float32" and not products_are_tf32()
     # what is logged has no other terms in it
     plain = not (settings.sft_weight or settings.weighted or settings.sft_rows_fraction)

@@ -16,6 +16,7 @@ from trl import SFTConfig, SFTTrainer
 from alignment.data.tokens import TokenSequence
 from alignment.errors import BadInput
 from alignment.training.models import TrainedModel, master_weights
+from alignment.training.router import RouterLoss
 from alignment.training.trainer import OurTrainer
 
 # The best weights of a run so far: found in its log, kept aside without the optimiser's state.
@@ -181,13 +182,15 @@ def sft_trainer(
     eval_steps: int,
 ) -> CompletionTrainer:
     """The trainer of a run; `arguments` from `trainer_arguments`. Looks at the held-out loss where there is any."""
+    if coefficient := trained.settings.router_aux_loss_coef:
+        RouterLoss(trained.model, coefficient)  # refuses a model without routers, of which TRL only warns
     looking = {"eval_strategy": "steps", "eval_steps": eval_steps} if held_out else {"eval_strategy": "no"}
     config = SFTConfig(
         **arguments,
         **looking,
         max_length=None,
         packing=False,
-        router_aux_loss_coef=0.0,
+        router_aux_loss_coef=trained.settings.router_aux_loss_coef,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
     return CompletionTrainer(

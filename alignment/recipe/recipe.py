@@ -106,7 +106,7 @@ def _one_or_chain(given: Any) -> str:
 class Recipe(Section):
     """Everything a person decides. Its name is the asset group and the prefix of every asset key."""
 
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"publish", "extends"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"publish", "extends", "residency"})
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
     """Lower-case letters, digits and _, a letter first, 63 characters at most. Another name is another recipe, with
@@ -157,6 +157,10 @@ class Recipe(Section):
     """Where a registered model is published. Without this section it stays in the store and in MLflow."""
     pools: Pools = Pools()
     """The pool that each stage on a GPU runs in."""
+    residency: str | None = Field(default=None, min_length=1)
+    """Region that data and models must not leave, such as eu, or eu-west-1; a region eu-west-1 is within eu. Plan and
+    run refuse a pool, the store, the tracking server, a judge, an endpoint or a place of publication that is elsewhere,
+    or whose region pools.yaml does not tell. null demands nothing."""
     schedule: Schedule | None = None
     """The nightly run. Without this section a recipe runs only when a person asks."""
     alerts: Alerts | None = None

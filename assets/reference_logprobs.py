@@ -22,6 +22,7 @@ def reference_logprobs(recipe: Recipe) -> Node:
             precision=recipe.reference.precision,
             batch_tokens=recipe.reference.batch_tokens,
             tf32=recipe.dpo.tf32,
+            quantise=recipe.dpo.quantise,
             first_tokens=method.first_tokens,
             held_out_fraction=recipe.held_out_fraction if method.coupled else None,
         )

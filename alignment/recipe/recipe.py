@@ -10,6 +10,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from alignment.address import all_shown
 from alignment.methods import Method
+from alignment.models.quantised import missing
 from alignment.recipe.data import ModelSource, PreferenceSource, Section, VariableName
 from alignment.recipe.evaluation import Evals, Gate, Judge
 from alignment.recipe.schedule import Alerts, Schedule
@@ -191,6 +192,14 @@ class Recipe(Section):
             )
         if self.sft is not None and start == "base_model":
             raise ValueError(f"{called} starts from the base model, without SFT: take the section sft out")
+        return self
+
+    @model_validator(mode="after")
+    def _quantised_here(self) -> Recipe:
+        """Nights would stop at their first model: what is lacking is said when the recipe is read."""
+        for settings in (self.sft, self.dpo):
+            if settings is not None and (problem := missing(settings.quantise)) is not None:
+                raise ValueError(problem)
         return self
 
     @model_validator(mode="after")

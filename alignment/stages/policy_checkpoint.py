@@ -137,6 +137,7 @@ def _rows(
         start["weights_digest"],
         start["config_digest"],
         precision,
+        quantisation=request.settings.quantise,
         numerics=numerics_class(precision, request.pass_tokens, request.settings.tf32),
         rope_by_length=start["rope_by_length"],
     )

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, mod
 from alignment.data.templates import TODAY
 from alignment.methods import LOSS, METHOD, METHODS, Method, Spelling
 from alignment.methods.method import betas_in_practice, short
+from alignment.models.quantised import Quantisation
 from alignment.recipe.data import DataSource, ModelSource, Section
 
 Precision = Literal["float32", "bfloat16"]
@@ -66,7 +67,7 @@ class TokenPolicy(Section):
 class Lora(Section):
     """LoRA adapter (Hu et al. 2021)."""
 
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"keep_adapter"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"keep_adapter", "quantise"})
 
     rank: int = Field(default=16, ge=1)
     """Rank of the two matrices that are trained beside each weight; a higher one learns more and takes more memory."""
@@ -79,6 +80,11 @@ class Lora(Section):
     keep_adapter: bool = False
     """Keeps the adapter beside the merged checkpoint, in PEFT's format, so that a server can load it on top of the
     checkpoint that training started from. The merged checkpoint is the same with and without."""
+    quantise: Quantisation | None = None
+    """`nf4` keeps the frozen weights of linear layers in four bits while the adapter is trained (QLoRA; Dettmers et al.
+    2023): about a quarter of their memory in bfloat16. The reference is quantised too, and its log-probs have keys of
+    their own. The merged checkpoint holds the weights that were trained beside, in `precision`. It needs the package
+    bitsandbytes (`alignment-dags[qlora]`). null keeps them in `precision`."""
 
 
 class Optimisation(Section):
@@ -134,6 +140,11 @@ class Optimisation(Section):
         if self.tf32 and self.precision != "float32":
             raise ValueError(f"tf32 counts only with precision: float32, and precision is {self.precision}")
         return self
+
+    @property
+    def quantise(self) -> Quantisation | None:
+        """How frozen weights are kept beside the adapter; None where they are not quantised."""
+        return None if self.lora is None else self.lora.quantise
 
     @property
     def most_rows(self) -> int | None:
@@ -331,7 +342,11 @@ class Dpo(Optimisation):
     def _looks_and_candidates(self) -> Dpo:
         if self.keep_by != "loss" and self.keep_steps is None:
             raise ValueError("keep_by counts only with keep_steps")
-        asked = {"keep_steps": self.keep_steps, "stop.kl": None if self.stop is None else self.stop.kl}
+        asked = {
+            "keep_steps": self.keep_steps,
+            "stop.kl": None if self.stop is None else self.stop.kl,
+            "lora.quantise": self.quantise,
+        }
         for name in (name for name, value in asked.items() if self.sharded and value is not None):
             raise ValueError(f"{name} needs the whole model in one process: leave out {name} or sharded")
         return self

@@ -149,6 +149,7 @@ def _rows(
         scored["weights_digest"],
         scored["config_digest"],
         precision,
+        quantisation=request.settings.quantise,
         numerics=numerics_class(precision, request.pass_tokens, request.settings.tf32),
         rope_by_length=scored["rope_by_length"],
     )

@@ -124,7 +124,8 @@ Number = int | float | None
 
 
 class AdapterSummary(BaseModel):
-    """An adapter in PEFT's format: `base` is the source, or the digest, of the checkpoint that it goes on top of."""
+    """An adapter in PEFT's format: `base` is the source, or the digest, of the checkpoint that it goes on top of, whose
+    linear layers were quantised so where `quantise` says it."""
 
     base: str
     revision: str | None = None
@@ -132,6 +133,7 @@ class AdapterSummary(BaseModel):
     rank: int
     alpha: int
     parameters: int
+    quantise: str | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class OriginSummary(Summary):

@@ -139,6 +139,10 @@ class OurTrainer:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        model: Any = self.model  # type: ignore[attr-defined]
+        if getattr(model, "is_loaded_in_4bit", False):  # TRL rounds adapters beside four bits to bfloat16
+            for weight in model.parameters():
+                weight.data = weight.data.float() if weight.requires_grad else weight.data
         self.remove_callback(PrinterCallback)  # type: ignore[attr-defined]
         self.add_callback(Progress())  # type: ignore[attr-defined]
 

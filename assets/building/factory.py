@@ -22,7 +22,7 @@ from alignment.store.erase import current_erasure
 from assets.building.node import Node, NotNeeded, Shown, Work
 from assets.building.upstream import NotBuilt, Upstream
 from resources.alerts import Alert, send
-from resources.compute import ComputePools, check_residency
+from resources.compute import ComputePools, check_packages, check_residency
 from resources.home import mlflow_page
 from resources.mlflow import Tracking
 from resources.mlflow_runs import Report, Reported
@@ -173,6 +173,7 @@ class Materializer:
     def _materialize(self, shard: str | None) -> tuple[str, dict[str, Any]]:
         os.environ.update({DAGSTER_RUN: self.context.run.run_id, RECIPE_NAME: self.recipe.name})
         check_residency(self.recipe, self.pools, self.store)
+        check_packages(self.recipe, self.pools)
         upstream = Upstream(self.store, self.recipe.name)
         request = self.node.request(upstream, shard)
         commit = self.store.find(self.node.stage.kind, self.node.stage.key(request))

@@ -21,7 +21,7 @@ def scores_request(recipe: Recipe, name: str, suite: Suite, answers: Artifact) -
     return ScoresRequest(
         responses=answers,
         suite=spec,
-        judge=recipe.judge if recipe.judge is not None and spec.judged(suite_named(name)) else None,
+        judge=recipe.judge if recipe.judge is not None and spec.judged(suite_named(name, spec.tasks)) else None,
         seed=recipe.seed,
     )
 

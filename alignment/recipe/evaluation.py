@@ -149,6 +149,12 @@ class LmEvalTask(Published):
     config, category or task) names the task that an item belongs to.
     """
 
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"include_path"})
+
+    include_path: str | None = None
+    """Folder of your own tasks in lm-eval's YAML form, one of which has this suite's name; null takes lm-eval's own.
+    Python functions that the tasks name (`!function`) run, so the folder must be one that you trust. A change of its
+    YAML and Python files answers and scores the suite again."""
     num_fewshot: int | None = Field(default=None, ge=0)
     """Worked examples before each question; null is the task's own number."""
     few_shot_data: str | None = None

@@ -46,7 +46,7 @@ class ScoresRequest(Request):
         endpoint's speed, key, retirement and price. With the version of what reads answers or verdicts, if a suite's
         scores depend on it."""
         value = super().identity() | self._reading()
-        if self.judge is None or not self.suite.judged(suite_named(self.suite.name)):
+        if self.judge is None or not self.suite.judged(suite_named(self.suite.name, self.suite.tasks)):
             return value | {"judge": None}  # checked first: to find a task of lm-eval takes seconds
         return value | {"judge": {k: v for k, v in value["judge"].items() if k not in JUDGE_ACCESS}}
 
@@ -56,7 +56,7 @@ class ScoresRequest(Request):
         if judge is not None and self.judge is not None:
             place = self.judge.model_dump(include=JUDGE_PLACE)
             judge |= {name: value for name, value in place.items() if value is not None} | self._reading()
-        judged = judge if self.suite.judged(suite_named(self.suite.name)) else self._reading() or None
+        judged = judge if self.suite.judged(suite_named(self.suite.name, self.suite.tasks)) else self._reading() or None
         how = ResponsesSummary.of(answers)
         answered = [how.precision, how.generator, answers.code_version]
         return json_digest([self.suite.digest(), judged, self.seed, answered, CODE_VERSION])
@@ -75,7 +75,7 @@ class ScoresRequest(Request):
 def run(request: ScoresRequest, context: Context) -> Result:
     """Writes `samples.parquet`, `metrics.json` and, for a judged suite, judgments in FastChat's forms:
     `judgments.jsonl` of answers alone, `pair_judgments.jsonl` of answers beside the baseline's."""
-    suite = suite_named(request.suite.name)
+    suite = suite_named(request.suite.name, request.suite.tasks)
     folder = context.fetch(request.responses) / suite.name
     if not folder.is_dir():
         raise BadInput(f"these responses have no suite {suite.name}", file=str(folder.parent))

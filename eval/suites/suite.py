@@ -19,7 +19,8 @@ Output = Literal["generate_until", "multiple_choice", "loglikelihood"]
 
 @dataclass(frozen=True)
 class StockTask:
-    """A task of lm-eval: its YAML below `lm_eval/tasks`, the split of its items, and its few-shot split.
+    """A task of lm-eval: its YAML below `lm_eval/tasks`, or an absolute path; the split of its items, and its few-shot
+    split.
 
     `num_fewshot` is the task's own number of examples, and `own_examples` says whether the task contains them. `subset`
     is the configuration of its data set on the hub. `processed` says whether the task changes its documents.
@@ -118,10 +119,11 @@ class SuiteSpec(Keyed):
     `num_fewshot` None is the number of lm-eval's task; examples come from `few_shot_data` or `few_shot_hub`.
     `chat_template` None uses the template if the tokenizer has one, as training does. `temperature` None is the suite's
     own. Only scoring uses `reference_answers`, `judge_prompts`, `baseline_answers` and `scored_by`; `for_answering`
-    leaves them out, so a new judge prompt does not make a model answer again.
+    leaves them out, so a new judge prompt does not make a model answer again. `tasks` are the pinned files of a folder
+    of own lm-eval tasks (`eval.suites.own_tasks`); without them `name` is a suite of ours or a task of lm-eval.
     """
 
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"scored_by"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"scored_by", "tasks"})
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -141,6 +143,7 @@ class SuiteSpec(Keyed):
     judge_prompts: SourceFile | None = None
     baseline_answers: SourceFile | None = None
     scored_by: Literal["rules", "judge"] = "rules"
+    tasks: tuple[SourceFile, ...] = ()
 
     def for_answering(self) -> SuiteSpec:
         """The same suite without the files that only scoring uses."""
@@ -164,6 +167,8 @@ class SuiteSpec(Keyed):
 def _plain(value: Any) -> Any:
     if isinstance(value, SourceFile):
         return value.identity()
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
     return value.model_dump(mode="json") if isinstance(value, DataSource) else value
 
 

@@ -69,7 +69,7 @@ class ScoresRequest(Request):
             return {}
         if self.suite.judged(suite):
             return {"reading": READING} if self.judge is not None and self.judge.kind != "rubric" else {}
-        return {"classifier": suite.classifier} if suite.classifier else {}
+        return {"classifier": suite.classifier_version()} if suite.classifier else {}
 
 
 def run(request: ScoresRequest, context: Context) -> Result:

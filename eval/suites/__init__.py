@@ -6,13 +6,16 @@ from alignment.errors import BadInput
 from alignment.recipe import Recipe
 from alignment.stages import SourceFile
 from eval.suites.catalogue import ALPACA_EVAL, ARENA_HARD, GSM8K, HARMLESS, IFEVAL, MT_BENCH
+from eval.suites.ifbench import IFBENCH
 from eval.suites.lm_eval_tasks import stock_suite
 from eval.suites.math import MATH
 from eval.suites.own_tasks import own_suite, pin_tasks
+from eval.suites.reward_bench import REWARD_BENCH_2
 from eval.suites.suite import Item, StockTask, Suite, SuiteSpec
 from eval.suites.xstest import XSTEST
 
-SUITES = {suite.name: suite for suite in (GSM8K, IFEVAL, MT_BENCH, ALPACA_EVAL, ARENA_HARD, HARMLESS, XSTEST, MATH)}
+OWN = (GSM8K, IFEVAL, IFBENCH, MT_BENCH, ALPACA_EVAL, ARENA_HARD, HARMLESS, XSTEST, MATH, REWARD_BENCH_2)
+SUITES = {suite.name: suite for suite in OWN}
 
 
 def suite_named(name: str, tasks: Sequence[SourceFile] = ()) -> Suite:

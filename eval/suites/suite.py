@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -49,6 +49,9 @@ Classify = Callable[[Item, str], tuple[dict[str, float], dict[str, Any]]]
 """A classifier of answers: takes an item and its answer, and returns values by metric, and a detail with the `class` of
 the answer. A metric may have values for some of the items only."""
 
+RankedValue = tuple[str, Item, float, dict[str, Any]]
+"""A metric, an item, the item's value, and the detail of its sample."""
+
 
 @dataclass(frozen=True)
 class Suite:
@@ -60,9 +63,11 @@ class Suite:
     left out.
 
     Scoring: by lm-eval's `task`, or by the tasks of a group (`members`, by subset), or by a classifier (`classify`,
-    whose version is `classifier`); a suite without any of them needs a judge. A suite with a classifier may be judged
-    instead. `left_out` are the task's metrics that cannot be compared, because they are not means over items where more
-    is better.
+    whose version is `classifier`, followed by that of the package behind it, `checkers`); a suite without any of them
+    needs a judge. A suite with a classifier may be judged instead. A suite of `choices` (an item's prompt and its
+    completions) is scored by the scores of all completions of all items (`rank`). `instructions` are the checkers that
+    items may name, by id; None are lm-eval's. `left_out` are the task's metrics that cannot be compared, because they
+    are not means over items where more is better.
 
     Metrics: values are on `scale`, unless the metric has a scale in `scales`. `main` is the main metric; by default the
     first. The values of `linearised` metrics are the parts of a metric of the whole data set: their mean is the metric,
@@ -84,6 +89,10 @@ class Suite:
     members: Mapping[str, StockTask] = field(default_factory=dict)
     classify: Classify | None = None
     classifier: str = ""
+    checkers: Callable[[], str] | None = None
+    choices: Callable[[Item], tuple[str, tuple[str, ...]]] | None = None
+    rank: Callable[[Sequence[tuple[Item, Sequence[float]]]], list[RankedValue]] | None = None
+    instructions: Callable[[], Mapping[str, Any]] | None = None
     prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     distinct: str | None = None
     temperature_of: Callable[[Item], float] | None = None
@@ -102,11 +111,17 @@ class Suite:
     @property
     def needs_judge(self) -> bool:
         """Whether only a judge can score the answers."""
-        return self.task is None and not self.members and self.classify is None
+        return self.task is None and not self.members and self.classify is None and self.rank is None
+
+    def classifier_version(self) -> str:
+        """What names the classifier in settings and keys; empty for a suite without one."""
+        return f"{self.classifier} ({self.checkers()})" if self.checkers else self.classifier
 
     @property
     def output(self) -> Output:
         """The output of a model that all its tasks score."""
+        if self.choices is not None:
+            return "loglikelihood"
         return next((task.output for task in (self.task, *self.members.values()) if task), "generate_until")
 
 

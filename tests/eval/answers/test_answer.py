@@ -259,11 +259,10 @@ def test_completions_are_scored_by_their_mean_log_likelihood_a_token(
             [{"role": "user", "content": lily["prompt"]}], tokenize=False, add_generation_prompt=True
         )
     for text, (score, _) in zip(lily["chosen"] + lily["rejected"], responses[0].loglikelihoods, strict=True):
-        text = prompt[len(prompt.rstrip()) :] + text  # lm-eval scores the white space with the completion
-        ids = tokenizer(prompt.rstrip() + text).input_ids
+        ids = tokenizer(prompt + text).input_ids
         with torch.inference_mode():
             logps = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-        start = len(tokenizer(prompt.rstrip()).input_ids)
+        start = len(tokenizer(prompt.rstrip()).input_ids)  # lm-eval scores white space with the completion
         values = [float(logps[place - 1, ids[place]]) for place in range(start, len(ids))]
         assert score == pytest.approx(sum(values) / len(values), abs=2e-4)
     assert responses[1].failed is not None and "tokens >" in responses[1].failed

@@ -20,7 +20,7 @@ from assets.building.upstream import Upstream
 from assets.preference_shard import preference_shard
 from assets.reference_logprobs import reference_logprobs
 from assets.responses import suite_spec
-from eval.suites import suite_named
+from eval.suites import suite_named, suite_of
 from eval.suites.items import load_items
 
 
@@ -124,7 +124,7 @@ def suite_items(name: str, suite: Suite, seed: int) -> SuiteItems:
     spec = suite_spec(name, suite)
     if spec.hub is None:
         return SuiteItems(file=spec.data, embedded=spec.embedded, seed=seed if spec.embedded else 0)
-    asked = suite_named(name)
+    asked = suite_named(name, spec.tasks)
     subsets = [asked.task.subset] if asked.task else [task.subset for task in asked.members.values()]
     sources = (spec.hub.model_copy(update={"config": spec.hub.config or subset}) for subset in subsets or [None])
     return SuiteItems(hub=tuple(dict.fromkeys(sources)))
@@ -165,7 +165,7 @@ def evaluation_items(recipe: Recipe) -> dict[str, dict[str, list[str]]]:
     return {
         name: {
             item.id: list(strings_in(item.fields))
-            for item in load_items(suite_named(name), suite_spec(name, suite), recipe.seed)
+            for item in load_items(suite_of(recipe, name), suite_spec(name, suite), recipe.seed)
         }
         for name, suite in recipe.evals.selected().items()
     }

@@ -12,7 +12,7 @@ from assets.building.node import Node
 from assets.building.upstream import Upstream
 from eval.report.guards import RESPONSES
 from eval.stages.responses import STAGE, ResponsesRequest
-from eval.suites.suite import SuiteSpec
+from eval.suites import SuiteSpec, pin_tasks
 from resources.pools import Pools
 
 
@@ -40,6 +40,7 @@ def suite_spec(name: str, suite: Suite) -> SuiteSpec:
         judge_prompts=pinned("judge_prompts"),
         baseline_answers=pinned("baseline_answers"),
         scored_by=getattr(suite, "scored_by", "rules"),
+        tasks=pin_tasks(folder) if (folder := getattr(suite, "include_path", None)) else (),
     )
 
 

@@ -211,7 +211,7 @@ class OurTrainer:
             resume.keep_only(checkpoint)
         trainer.accelerator.wait_for_everyone()
 
-    # A run whose trained weights are cut over the ranks has trainer checkpoints of its own; any run goes on from them.
+    # A trainer checkpoint is safetensors and JSON (`alignment.training.shards`), whatever number of ranks reads it.
 
     @property
     def cut(self) -> bool:
@@ -219,47 +219,39 @@ class OurTrainer:
         trainer: Any = self
         return any(local(weight) is not weight for weight in trainer.model.parameters() if weight.requires_grad)
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves what a resumed run needs; each rank its own piece of a model that is cut."""
+    @property
+    def _parts(self) -> int:
+        """Files of a checkpoint's weights: each rank has one of a model that is cut, the first one of another."""
         trainer: Any = self
-        if not self.cut:
-            super().save_model(output_dir, _internal_call)  # type: ignore[misc]
-            return
+        return int(trainer.args.world_size) if self.cut else 1
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves what a resumed run needs of weights and moments."""
+        trainer: Any = self
         assert output_dir is not None
-        folder, args = Path(output_dir), trainer.args
+        folder, rank = Path(output_dir), trainer.args.process_index
         folder.mkdir(parents=True, exist_ok=True)
-        shards.save_tensors(folder, trainer.model, trainer.optimizer, args.process_index, args.world_size)
+        if rank < self._parts:
+            shards.save_tensors(folder, trainer.model, trainer.optimizer, rank, self._parts)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         trainer: Any = self
-        if not self.cut:
-            super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
-        elif trainer.is_world_process_zero():
-            ranks = trainer.args.world_size
-            shards.save_numbers(Path(output_dir), trainer.model, trainer.optimizer, trainer.lr_scheduler, ranks)
+        if trainer.is_world_process_zero():
+            shards.save_numbers(Path(output_dir), trainer.model, trainer.optimizer, trainer.lr_scheduler, self._parts)
 
     def _save_rng_state(self, output_dir: str) -> None:
         trainer: Any = self
-        if self.cut:
-            shards.save_random(Path(output_dir), trainer.args.process_index, trainer.args.world_size)
-        else:
-            super()._save_rng_state(output_dir)  # type: ignore[misc]
+        shards.save_random(Path(output_dir), trainer.args.process_index, trainer.args.world_size)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if not (self.cut or shards.is_sharded(resume_from_checkpoint)):  # else the weights come with the optimiser
-            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+        """Nothing: the weights come with the optimiser's state."""
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         trainer: Any = self
-        if checkpoint is None or not (self.cut or shards.is_sharded(checkpoint)):
-            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
-            return
-        load = shards.load if shards.is_sharded(checkpoint) else shards.load_whole
-        load(Path(checkpoint), trainer.model, trainer.optimizer, trainer.lr_scheduler)
+        if checkpoint is not None:
+            shards.load(Path(checkpoint), trainer.model, trainer.optimizer, trainer.lr_scheduler)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         trainer: Any = self
-        if checkpoint is not None and shards.is_sharded(checkpoint):
+        if checkpoint is not None:
             shards.load_random(Path(checkpoint), trainer.args.process_index, trainer.args.world_size)
-        elif not self.cut:
-            super()._load_rng_state(checkpoint)  # type: ignore[misc]

@@ -129,6 +129,9 @@ PREFERENCE_SCHEMA = pa.schema(
         ("rejected_score", pa.float64()),
         ("weight", pa.float64()),
         ("margin", pa.float64()),
+        ("generator", pa.string()),
+        ("judge", pa.string()),
+        ("round", pa.int32()),
     ]
 )
 """Shards of an earlier version have no columns of scores and no later ones."""
@@ -150,7 +153,8 @@ class PreferenceRow:
 
     `source` is the file's name and `source_row` its 1-based line or record. The scores are what the data gives the two
     sides, on its own scale, more for better; None where it gives none. `weight` and `margin` are those of the columns
-    that the recipe names for them. None of these is part of `row_id`.
+    that the recipe names for them. Of a pair that was sampled, `generator` names the model (of two: chosen > rejected),
+    `judge` who scored it, and `round` its round. None of these is part of `row_id`.
     """
 
     row_id: str
@@ -166,6 +170,9 @@ class PreferenceRow:
     rejected_score: float | None = None
     weight: float | None = None
     margin: float | None = None
+    generator: str | None = None
+    judge: str | None = None
+    round: int | None = None
 
     @property
     def paired(self) -> bool:
@@ -276,6 +283,9 @@ def _preference_cells(row: PreferenceRow) -> dict[str, Any]:
         "rejected_score": row.rejected_score,
         "weight": row.weight,
         "margin": row.margin,
+        "generator": row.generator,
+        "judge": row.judge,
+        "round": row.round,
     }
 
 

@@ -199,14 +199,22 @@ def check_address(url: str | None) -> None:
 
 
 class Generate(Section):
-    """How answers are made: Transformers loads the checkpoint, or an endpoint with the OpenAI API serves it."""
+    """How answers are made: Transformers loads the checkpoint, or a server with the OpenAI API has it."""
 
     speed_only: ClassVar[frozenset[str]] = frozenset(
-        {"base_url", "model", "api_key_env", "in_flight", "timeout_seconds", "retries"}
+        {"base_url", "model", "api_key_env", "in_flight", "timeout_seconds", "retries", "command", "start_seconds"}
     )
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"command", "start_seconds"})
 
-    kind: Literal["transformers", "endpoint"] = "transformers"
-    """`transformers` loads the checkpoint in the step; `endpoint` asks a server that has it."""
+    kind: Literal["transformers", "endpoint", "vllm"] = "transformers"
+    """`transformers` loads the checkpoint in the step; `endpoint` asks a server that has it; `vllm` starts such a
+    server with `command` as a process of its own, in its own environment, and ends it afterwards."""
+    command: str | None = Field(default=None, min_length=1)
+    """What starts the server of `kind: vllm`, as in `/opt/vllm/bin/vllm serve {folder} --port {port}
+    --served-model-name {name}`: these three words stand for the checkpoint's folder, a free port, and the name that the
+    server must list. No shell reads it."""
+    start_seconds: float = Field(default=900.0, gt=0)
+    """Seconds that the server of `kind: vllm` may take until it lists its model."""
     base_url: str | None = None
     """Address of the endpoint's API, as in http://host:8000/v1."""
     model: str = "{digest}"
@@ -225,6 +233,10 @@ class Generate(Section):
     def _endpoint(self) -> Generate:
         if (self.kind == "endpoint") != (self.base_url is not None):
             raise ValueError("base_url goes with kind: endpoint, which needs it")
+        if (self.kind == "vllm") != (self.command is not None):
+            raise ValueError("command goes with kind: vllm, which needs it")
+        if lacking := [word for word in ("{folder}", "{port}", "{name}") if word not in (self.command or word)]:
+            raise ValueError(f"command must hold {', '.join(lacking)}")
         if "@" in (self.base_url or ""):
             raise ValueError("base_url must hold no user or password: put the key into the variable of api_key_env")
         if "{digest}" not in self.model:

@@ -16,45 +16,20 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
 from alignment.data.assign import Filters, ShardFiles, Tally, assign
-from alignment.data.embedded import embedded
-from alignment.data.hub import hub_records
 from alignment.data.manifest import MANIFEST_FILE, Manifest, ManifestShard, SplitWriter
 from alignment.data.measure import LOGPS, Contradictions, LogpCounts, measured_columns, pair_numbers
 from alignment.data.mixing import AGREED, Mix, margins_of, mixed, smallest
-from alignment.data.overlap import ItemRuns, strings_in
-from alignment.data.readers import read_records
+from alignment.data.overlap import ItemRuns, SuiteItems
 from alignment.data.rows import PAIR_ID, read_columns
 from alignment.data.statistics import LogpNumbers, PairNumbers
 from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.logprobs.table import LOGPROBS_FILE, logprobs_folder
-from alignment.recipe import DataSource
-from alignment.stages import Context, Request, Result, SourceFile, Stage
+from alignment.stages import Context, Request, Result, Stage
 from alignment.stages.stage import ManifestSummary, ReferenceSummary, ShardSummary
 from alignment.store import Artifact, CorruptArtifact
 
 __all__ = ["STAGE", "ManifestRequest", "ManifestSummary", "SuiteItems"]
-
-
-class SuiteItems(BaseModel):
-    """Where a suite's items are: a `file`, splits on the `hub`, or generated from `seed` by the `embedded` package."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    file: SourceFile | None = None
-    hub: tuple[DataSource, ...] = ()
-    embedded: str | None = None
-    seed: int = 0
-
-    def texts(self, suite: str) -> dict[str, list[str]]:
-        """The texts that stand in each item, by its row; raises `BadInput` where they cannot be read."""
-        if self.file is not None:
-            records = [record.value for record in read_records(self.file.url, self.file.sha256) if not record.problem]
-        elif self.embedded is not None:
-            records = embedded(self.embedded).suite_items(suite, self.seed)
-        else:
-            records = [record.value for source in self.hub for record in hub_records(source)]
-        return {str(row): list(strings_in(record)) for row, record in enumerate(records, start=1)}
 
 
 class Selection(BaseModel):

@@ -1,0 +1,187 @@
+"""Who scores sampled answers: checks, exact results, IFEval's checkers, a judge, a reward model, or a sum of these.
+
+A scorer gives each answer a number, or the reason why it gives none: an answer without a score is in no pair, and the
+others stay.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from alignment.data.rows import Content, text_of
+from alignment.errors import BadInput
+from alignment.recipe import Judge
+from eval.answers.files import Response
+from eval.grading.choose import bill
+from eval.grading.lm_eval import replayed
+from eval.grading.pairs import PAIR
+from eval.grading.ratings import SINGLE
+from eval.judge.endpoint import Endpoint
+from eval.judge.journal import Journal
+from eval.judge.judgment import Question
+from eval.judge.prompts import default_prompts, fill
+from eval.judge.rubric import CHECKS, rubric_rating
+from eval.suites import suite_named
+from eval.suites.math import boxed, same
+from eval.suites.suite import Item
+
+Failed = str
+"""Why an answer has no score."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An answer to be scored: its prompt, what verifies it, and a name of its own."""
+
+    name: str
+    prompt_id: str
+    prompt: Content
+    about: Mapping[str, Any]
+    text: str
+
+
+Scorer = Callable[[Sequence[Scored]], list[float | Failed]]
+
+
+# Checks that a prompt carries itself.
+
+
+def rubric(answers: Sequence[Scored]) -> list[float | Failed]:
+    """From 1 to 10, by the share of the checks of the prompt's `rubric` that the answer passes."""
+    return [_rated(answer) for answer in answers]
+
+
+def _rated(answer: Scored) -> float | Failed:
+    checks = answer.about.get("rubric")
+    if not isinstance(checks, list) or not checks:
+        return "the prompt has no rubric"
+    if not all(isinstance(check, dict) and check.get("kind") in CHECKS and "value" in check for check in checks):
+        return "the prompt's rubric holds what is no check"
+    return rubric_rating(answer.text, checks)
+
+
+MARK = re.compile(r"####\s*(.+)")
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+def exact(answers: Sequence[Scored]) -> list[float | Failed]:
+    """1 where the answer's result is the prompt's `answer` or `solution`, else 0."""
+    return [_exact(answer) for answer in answers]
+
+
+def _exact(answer: Scored) -> float | Failed:
+    told = next((answer.about[name] for name in ("answer", "solution") if name in answer.about), None)
+    if not isinstance(told, str | int | float) or isinstance(told, bool):
+        return "the prompt has no answer to compare with"
+    wanted, given = marked_result(str(told)) or str(told), result_of(answer.text)
+    return float(given is not None and same(given, wanted))
+
+
+def marked_result(text: str) -> str | None:
+    """The result that a text marks: in a box, or behind GSM8K's mark."""
+    if (inside := boxed(text)) is not None:
+        return inside
+    marked = MARK.findall(text)
+    return str(marked[-1]).strip() if marked else None
+
+
+def result_of(text: str) -> str | None:
+    """The result that a text gives: the one that it marks, or else its last number."""
+    if (marked := marked_result(text)) is not None:
+        return marked
+    numbers = NUMBER.findall(text)
+    return numbers[-1] if numbers else None
+
+
+def instructions(answers: Sequence[Scored]) -> list[float | Failed]:
+    """The share of the prompt's instructions that an answer follows, by IFEval's strict checkers."""
+    suite = suite_named("ifeval")
+    items: list[Item] = []
+    for place, answer in enumerate(answers):
+        listed, kwargs = answer.about.get("instruction_id_list"), answer.about.get("kwargs")
+        if isinstance(listed, list) and isinstance(kwargs, list) and listed:
+            record = {"key": place, "prompt": text_of(answer.prompt), "instruction_id_list": listed, "kwargs": kwargs}
+            items.append(Item(str(place), record))
+    answered = [(item, Response(item.id, (answers[int(item.id)].text,))) for item in items]
+    samples, failed = replayed(suite, items, answered)
+    followed: dict[int, list[float]] = defaultdict(list)
+    for sample in samples:
+        if sample.metric == "inst_level_strict_acc" and sample.value is not None:
+            followed[int(sample.cluster)].append(sample.value)
+    return [
+        sum(followed[place]) / len(followed[place])
+        if followed[place]
+        else failed.get(str(place), "the prompt has no instructions")
+        for place in range(len(answers))
+    ]
+
+
+# A judge: a rating for each answer, or a comparison of each two answers to a prompt.
+
+
+@dataclass
+class JudgeScorer:
+    """Asks the recipe's judge. Judgments are kept in the journal over interruptions; `bill` is what they cost."""
+
+    settings: Judge
+    journal: Path
+    pairwise: bool
+    bill: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, answers: Sequence[Scored]) -> list[float | Failed]:
+        """Ratings from 1 to 10, or shares of the points won from 0 to 1. Answers that the budget leaves out, and those
+        that the judge fails on, have no score."""
+        if self.settings.kind != "openai":
+            problem = "answers are scored by a judge of kind openai; rubric is a kind of score"
+            raise BadInput(problem, field="judge.kind")
+        asked = self._comparisons(answers) if self.pairwise else self._ratings(answers)
+        with Journal(self.journal) as journal:
+            outcome = Endpoint(self.settings).ask([question for question, _ in asked], journal)
+        self.bill = bill(outcome, self.settings)
+        verdicts = {judgment.place: judgment.score for judgment in outcome.judgments}
+        reasons: dict[Question, str] = dict.fromkeys(outcome.unasked, f"the judge's budget of {outcome.budget} ended")
+        reasons |= {question: f"the judge failed: {why}" for question, why in outcome.failed.items()}
+        reasons |= {question: f"the judge refused: {why}" for question, why in outcome.refused.items()}
+        points: dict[int, list[float]] = defaultdict(list)
+        failed: dict[int, str] = {}
+        for question, places in asked:
+            score = verdicts.get((question.question_id, question.turn, question.game))
+            for place, mine in places:
+                if score is None:
+                    failed[place] = reasons.get(question, "the judge gave no verdict that can be read")
+                else:
+                    points[place].append(score if mine else 1.0 - score)
+        return [
+            sum(points[place]) / len(points[place])
+            if points[place] and place not in failed
+            else failed.get(place, "no other answer to compare with")
+            for place in range(len(answers))
+        ]
+
+    def _ratings(self, answers: Sequence[Scored]) -> list[tuple[Question, list[tuple[int, bool]]]]:
+        prompt = default_prompts()[SINGLE]
+        return [
+            (fill(answer.name, 1, prompt, {"question": text_of(answer.prompt), "answer": answer.text}), [(place, True)])
+            for place, answer in enumerate(answers)
+        ]
+
+    def _comparisons(self, answers: Sequence[Scored]) -> list[tuple[Question, list[tuple[int, bool]]]]:
+        """Each two answers to one prompt, in both orders."""
+        prompt, by_prompt = default_prompts()[PAIR], defaultdict[str, list[int]](list)
+        for place, answer in enumerate(answers):
+            by_prompt[answer.prompt_id].append(place)
+        asked = []
+        for places in by_prompt.values():
+            for one, other in combinations(places, 2):
+                name = f"{answers[one].name}:{answers[other].name.rpartition('/')[2]}"
+                for game, (first, second) in ((1, (one, other)), (2, (other, one))):
+                    words = {"question": text_of(answers[one].prompt)}
+                    words |= {"answer_a": answers[first].text, "answer_b": answers[second].text}
+                    asked.append((fill(name, 1, prompt, words, game), [(one, True), (other, False)]))
+        return asked

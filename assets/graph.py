@@ -8,6 +8,7 @@ from assets.building.node import Node
 from assets.champion_evals import champion_evals, champion_responses
 from assets.evals import evals
 from assets.evaluation_report import evaluation_report
+from assets.merge import merge
 from assets.policy_checkpoint import chain
 from assets.policy_divergence import policy_divergence
 from assets.preference_manifest import preference_manifest
@@ -17,12 +18,15 @@ from assets.registered_model import registered_model
 from assets.responses import baseline_of, responses
 from assets.sft_checkpoint import sft_checkpoint
 from assets.sft_dataset import sft_dataset
+from assets.sweep import sweep
 from resources.pools import Pools
 
 
 def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
     """Every node, each after those it needs."""
-    models, suites = (baseline_of(recipe), "policy"), recipe.evals.selected()
+    # a sweep measures the baseline before its points are compared with it
+    models = ("policy",) if recipe.sweep else (baseline_of(recipe), "policy")
+    suites = recipe.evals.selected()
     return [
         base_model(recipe),
         *([sft_dataset(recipe)] if recipe.sft and recipe.sft.dataset else []),
@@ -30,7 +34,8 @@ def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
         preference_shard(recipe),
         *([reference_logprobs(recipe)] if recipe.needs_reference else []),
         preference_manifest(recipe),
-        *chain(recipe, pools),
+        *(chain(recipe, pools) if recipe.sweep is None else sweep(recipe, pools)),
+        *(merge(recipe, pools) if recipe.merge else ()),
         *([policy_divergence(recipe)] if recipe.held_out_fraction else []),
         *(responses(recipe, pools, model) for model in models),
         champion_responses(recipe, pools),

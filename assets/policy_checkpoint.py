@@ -48,7 +48,8 @@ class Policy:
 
 
 def policies_of(recipe: Recipe) -> tuple[Policy, ...]:
-    """The recipe's policies, each after that which it starts from; the last is `policy_checkpoint`."""
+    """The trained policies of a recipe, each after that which it starts from; the last is `policy_checkpoint`, or
+    `trained/policy_checkpoint` where that is an average of it and of others."""
     policies = [Policy(_link_name(recipe, 1), recipe.links[0].as_dpo(), recipe.start)]
     for number, link in enumerate(recipe.later_links, start=2):
         refers = link.method.needs_reference
@@ -68,7 +69,9 @@ def policies_of(recipe: Recipe) -> tuple[Policy, ...]:
 
 
 def _link_name(recipe: Recipe, number: int) -> str:
-    return "policy_checkpoint" if number == len(recipe.links) else f"link_{number}/policy_checkpoint"
+    if number < len(recipe.links):
+        return f"link_{number}/policy_checkpoint"
+    return "trained/policy_checkpoint" if recipe.merge else "policy_checkpoint"
 
 
 def policy_checkpoint(recipe: Recipe, pools: Pools, policy: Policy) -> Node:

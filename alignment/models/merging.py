@@ -65,7 +65,7 @@ def _average(tensors_of: list[tuple[TensorEntry, float]], like: TensorEntry) -> 
         return first
     total = torch.zeros(first.shape, dtype=torch.float64)
     for entry, weight in tensors_of:
-        total.add_(_tensor(entry).double(), alpha=weight)
+        total += weight * _tensor(entry).double()
     return total.to(first.dtype)
 
 

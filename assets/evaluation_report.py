@@ -13,11 +13,12 @@ from assets.building.upstream import Upstream
 from assets.champion import champion_for
 from assets.champion_evals import champion_scores
 from assets.merge import require_one_architecture
+from assets.policy_checkpoint import repeats_of
 from assets.policy_divergence import pool_of
 from assets.responses import baseline_of
 from eval.gate.baselines import PublishedFigure, read_baselines
 from eval.gate.default import gate_of
-from eval.gate.evidence import lack_items
+from eval.gate.evidence import Repeat, lack_items
 from eval.gate.requirement import SHORT_NAMES, baseline_at
 from eval.gate.sweep import sweep_metric
 from eval.report.guards import REPORT_GUARDS, evaluation_findings
@@ -57,6 +58,13 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
             divergence=upstream("policy_divergence") if divergence else None,
             incomplete=lack_items(upstream.store, compared),
             sweep=upstream("sweep_report") if recipe.sweep else None,
+            repeats=tuple(
+                Repeat(
+                    policy=upstream(policy.name),
+                    scores={suite: upstream(f"{policy.group}policy_evals/{suite}") for suite in suites},
+                )
+                for policy in repeats_of(recipe)
+            ),
         )
 
     return Node(
@@ -70,6 +78,8 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
             "policy_checkpoint",
             *divergence,
             *(("sweep_report",) if recipe.sweep else ()),
+            *(policy.name for policy in repeats_of(recipe)),
+            *(f"{policy.group}policy_evals/{suite}" for policy in repeats_of(recipe) for suite in suites),
             *(f"{model}_evals/{suite}" for model in (baseline, "policy", "champion") for suite in suites),
         ),
         request=request,
@@ -98,7 +108,7 @@ def gate_and_baselines(recipe: Recipe, file: str | None = None) -> tuple[Gate | 
     path, gate = recipe.evals.baselines, gate_of(recipe, file)
     require_one_architecture(recipe, file)
     if recipe.sweep is not None:
-        sweep_metric(recipe, gate)
+        sweep_metric(recipe, gate, file)
     return gate, read_baselines(path) if path else []
 
 

@@ -230,6 +230,8 @@ class Recipe(Section):
                     f"optimise: link {number}, {link.called}, takes {link.method.data} rows, and link 1,"
                     f" {first.called}, {first.method.data} ones: the links of a chain share their data"
                 )
+            if link.tf32 != first.tf32:
+                raise ValueError("optimise: tf32 must be the same in all links, as they share log-probs")
             if link.method.start == "base_model":
                 raise ValueError(f"optimise: {link.called} starts from the base model, so only link 1 can be it")
             if link.select is not None and link.method.data != "paired":
@@ -253,6 +255,13 @@ class Recipe(Section):
         by = (self.sweep.by or "").partition("/")[0]
         if by and by not in self.evals.selected():
             raise ValueError(f"sweep.by names {by}, which evals does not select ({', '.join(self.evals.selected())})")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds(self) -> Recipe:
+        if self.repeats and (self.merge or self.sweep):
+            other = "merge" if self.merge else "sweep"
+            raise ValueError(f"gate.seeds trains the policy again, and with {other} it is none that was trained alone")
         return self
 
     @model_validator(mode="after")
@@ -367,6 +376,11 @@ class Recipe(Section):
     def method(self) -> Method:
         """The preference method of the policy's training, with its own settings."""
         return self.dpo.method
+
+    @property
+    def repeats(self) -> int:
+        """How many more times the policy is trained, for the spread from run to run."""
+        return self.gate.seeds - 1 if isinstance(self.gate, Gate) else 0
 
     @property
     def model_name(self) -> str:

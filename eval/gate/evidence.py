@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from alignment.recipe import Gate
 from alignment.stages import Request
@@ -18,10 +18,20 @@ from eval.gate.compare import MetricComparison, compare_samples, width_of
 from eval.gate.held_out import HeldOutComparison, against_champion, against_reference, read_held_out
 from eval.gate.metrics import PREFERENCES, headline
 from eval.gate.requirement import OTHER_SETTINGS, Against, Check, baseline_at
+from eval.gate.spread import spreads
 from eval.gate.sweep import SWEEP_CHECK, Choice, SweepRequest, check_of, choose, picks, sweep_request
 from eval.gate.verdict import Verdict, decide, verdict_key
 from eval.suites.samples import SAMPLES_FILE, Sample, read_samples
 from eval.summaries import ScoresSummary
+
+
+class Repeat(BaseModel):
+    """A training of the policy with another seed, and its scores by suite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    policy: Artifact
+    scores: dict[str, Artifact]
 
 
 class ReportRequest(Request):
@@ -35,10 +45,13 @@ class ReportRequest(Request):
     keeps its key.
 
     `sweep` is the report of the sweep that the policy was picked from. Of the suite that picked it, only the items that
-    confirm it are then counted: on the others the policy looks better than it is.
+    confirm it are then counted: on the others the policy looks better than it is. `repeats` are the same training with
+    other seeds; they show how much a metric varies from run to run.
     """
 
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"champion_note", "divergence", "incomplete", "sweep"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset(
+        {"champion_note", "divergence", "incomplete", "sweep", "repeats"}
+    )
 
     sft: Artifact
     policy: Artifact
@@ -54,6 +67,7 @@ class ReportRequest(Request):
     divergence: Artifact | None = None
     incomplete: bool = False
     sweep: Artifact | None = None
+    repeats: tuple[Repeat, ...] = ()
 
     @property
     def baseline(self) -> Against:
@@ -191,6 +205,8 @@ class Evidence:
     bounded: dict[str, str] = field(default_factory=dict)
     choice: Choice | None = None
     """What came of the sweep that the policy is the winner of."""
+    spreads: tuple[str, ...] = ()
+    """A sentence for each metric of the gate on how much it varies from run to run."""
 
     def by_side(self, baseline: str) -> dict[str, dict[str, SuiteScores]]:
         """The scores under the names that a report gives the two sides; `baseline` is that of the first."""
@@ -245,7 +261,14 @@ def gather(store: Store, request: ReportRequest) -> Evidence:
             beside_champion = beside_champion.with_held_out(against_champion(champion_pairs, pairs))
         if champion_pairs is not None:
             hashes["champion"] = champion_pairs.sha256
-    return Evidence(sft, policy, beside_sft, beside_champion, hashes, _behind_bounds(store, request), choice)
+    runs = [policy, *(read_scores(store, repeat.scores, repeat.policy) for repeat in request.repeats)]
+    samples = [{suite: one.samples for suite, one in run.items()} for run in runs]
+    differences = {
+        f"{suite}/{metric}": one.difference for suite, of in beside_sft.suites.items() for metric, one in of.items()
+    }
+    found = spreads(list(bounds), samples, differences) if request.repeats else []
+    behind = _behind_bounds(store, request)
+    return Evidence(sft, policy, beside_sft, beside_champion, hashes, behind, choice, tuple(found))
 
 
 def confirming(scores: dict[str, SuiteScores], choice: Choice | None) -> dict[str, SuiteScores]:
@@ -335,15 +358,21 @@ def verdict_of(request: ReportRequest, evidence: Evidence) -> Verdict:
     scores |= {name: digest for name, digest in evidence.bounded.items() if name.partition("/")[0] in asked}
     if request.sweep is not None:
         scores[SWEEP_CHECK] = request.sweep.digest
+    for number, repeat in enumerate(request.repeats):
+        scores |= {f"seed_{number}/{suite}": artifact.digest for suite, artifact in repeat.scores.items()}
     champion = None if request.champion is None else request.champion.digest
     further = () if evidence.choice is None else (check_of(evidence.choice, request.baseline),)
     key = verdict_key(request.sft.digest, request.policy.digest, champion, scores, request.gate)
     against = evidence.against_champion
     if against is None:
-        return decide(evidence.against_sft.every, None, request.gate, key, baseline=request.baseline, further=further)
-    return decide(
-        evidence.against_sft.every, against.every, request.gate, key, against.left_out, request.baseline, further
-    )
+        verdict = decide(
+            evidence.against_sft.every, None, request.gate, key, baseline=request.baseline, further=further
+        )
+    else:
+        verdict = decide(
+            evidence.against_sft.every, against.every, request.gate, key, against.left_out, request.baseline, further
+        )
+    return verdict.model_copy(update={"reasons": [*verdict.reasons, *evidence.spreads]})
 
 
 def recompute(store: Store, report: Artifact, policy: Artifact, gate: Gate | None = None) -> Verdict:

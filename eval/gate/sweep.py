@@ -165,15 +165,20 @@ def _difference(baseline: Sequence[Sample], candidate: Sequence[Sample], which: 
     )
 
 
-def sweep_metric(recipe: Recipe, gate: Gate | None) -> str:
-    """The metric, as `suite/metric`, by which a recipe's sweep picks and confirms; `gate` is the recipe's.
+def sweep_metric(recipe: Recipe, gate: Gate | None, file: str | None = None) -> str:
+    """The metric, as `suite/metric`, by which a recipe's sweep picks and confirms; `gate` is the recipe's, and `file`
+    its file, for errors.
 
     Raises `BadInput` for a metric that no scored suite has.
     """
+
+    def wrong(told: str, field: str) -> BadInput:
+        return BadInput(told, file=file or recipe.name, field=field)
+
     assert recipe.sweep is not None
     scored = [suite for suite in recipe.evals.selected() if suite not in without_judge(recipe)]
     if not scored:
-        raise BadInput("no suite of the recipe is scored without a judge: give one that is, or a judge", field="sweep")
+        raise wrong("no suite of the recipe is scored without a judge: give one that is, or a judge", "sweep")
     metric = recipe.sweep.by
     if metric is None:
         improved = [name for name, asked in (gate.metrics if gate else {}).items() if asked.improve is not None]
@@ -181,9 +186,9 @@ def sweep_metric(recipe: Recipe, gate: Gate | None) -> str:
         metric = of_suites[0] if of_suites else default_requirement(scored[0])[0]
     suite, _, name = metric.partition("/")
     if suite not in scored:
-        raise BadInput(f"{suite} is not scored: the recipe has no judge", field="sweep.by")
+        raise wrong(f"{suite} is not scored: the recipe has no judge", "sweep.by")
     if suite in SUITES and name not in SUITES[suite].metrics:
-        raise BadInput(f"{suite} has no such metric; it has {'; '.join(SUITES[suite].metrics)}", field="sweep.by")
+        raise wrong(f"{suite} has no such metric; it has {'; '.join(SUITES[suite].metrics)}", "sweep.by")
     return metric
 
 

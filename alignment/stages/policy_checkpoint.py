@@ -111,14 +111,14 @@ def _run(request: DpoRequest, context: Context, ranks: Ranks) -> Result:
     folder = context.fetch(request.checkpoint)
     manifest_folder = context.fetch(request.manifest)
     manifest = read_manifest(manifest_folder)
-    rows, dropped, sft_dropped = _rows(request, context, ranks, folder, manifest_folder, manifest)
+    rows, dropped, sft_dropped = training_rows(request, context, ranks, folder, manifest_folder, manifest)
     same_device = _same_device(context, manifest)
     agreed = _reference_agrees(request, context, rows, same_device)
     free_memory()
     trained = _train(request, context, folder, rows, same_device) | ({"agreement": agreed} if agreed else {})
     if context.rank:
         return Result(digest="")
-    trained |= _held_out(request, context, rows)
+    trained |= measure_held_out(request, context, rows)
     runs_code = context.runs_code(request.checkpoint)
     digest = digest_checkpoint(context.out, runs_code)
     about = checkpoint_summary(context.out, digest) | record_of_code(context.out, runs_code)
@@ -134,7 +134,7 @@ def _run(request: DpoRequest, context: Context, ranks: Ranks) -> Result:
     return Result(digest=digest.digest, summary=summary)
 
 
-def _rows(
+def training_rows(
     request: DpoRequest, context: Context, ranks: Ranks, folder: Path, manifest_folder: Path, manifest: Manifest
 ) -> tuple[PolicyRows, dict[str, int], dict[str, int]]:
     """The rows, and why others and SFT rows were dropped; the first rank writes them down, and all read them from
@@ -263,7 +263,7 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
     return summary
 
 
-def _held_out(request: DpoRequest, context: Context, rows: PolicyRows) -> dict[str, Any]:
+def measure_held_out(request: DpoRequest, context: Context, rows: PolicyRows) -> dict[str, Any]:
     """Measures the held-out rows on the saved checkpoint, loaded as evaluations load it, and writes them.
 
     Evaluations compare the policy with its start on these rows. Where the method has no reference, whose log-probs

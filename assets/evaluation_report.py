@@ -118,6 +118,7 @@ def prices(recipe: Recipe, pools: Pools) -> dict[str, float]:
         "sft_checkpoint": recipe.pools.sft,
         "reference_logprobs": recipe.pools.reference,
         **({"policy_logprobs": recipe.pools.reference} if recipe.later_links else {}),  # prices are in the key
+        **({"candidates": recipe.pools.responses} if recipe.generate or recipe.rounds else {}),
         "policy_checkpoint": recipe.pools.policy,
         "policy_divergence": pool_of(recipe),
         "responses": recipe.pools.responses,

@@ -10,6 +10,7 @@ from assets.building.node import Node
 from assets.champion_evals import champion_evals, champion_responses
 from assets.evals import evals
 from assets.evaluation_report import evaluation_report
+from assets.generation import generated_pairs
 from assets.merge import merge
 from assets.policy_checkpoint import chain, policy_checkpoint, repeats_of
 from assets.policy_divergence import policy_divergence
@@ -18,10 +19,18 @@ from assets.preference_shard import preference_shard
 from assets.reference_logprobs import reference_logprobs
 from assets.registered_model import registered_model
 from assets.responses import baseline_of, responses
+from assets.rounds import rounds
 from assets.sft_checkpoint import sft_checkpoint
 from assets.sft_dataset import sft_dataset
 from assets.sweep import sweep
 from resources.pools import Pools
+
+
+def trainings(recipe: Recipe, pools: Pools) -> Iterator[Node]:
+    """From the first manifest to the policy that training makes: in rounds, at several points, or link by link."""
+    if recipe.rounds is not None:
+        return rounds(recipe, pools)
+    return chain(recipe, pools) if recipe.sweep is None else sweep(recipe, pools)
 
 
 def again(recipe: Recipe, pools: Pools) -> Iterator[Node]:
@@ -43,8 +52,9 @@ def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
         *([sft_checkpoint(recipe, pools)] if recipe.sft else []),
         preference_shard(recipe),
         *([reference_logprobs(recipe)] if recipe.needs_reference else []),
+        *generated_pairs(recipe, pools),
         preference_manifest(recipe),
-        *(chain(recipe, pools) if recipe.sweep is None else sweep(recipe, pools)),
+        *trainings(recipe, pools),
         *(merge(recipe, pools) if recipe.merge else ()),
         *([policy_divergence(recipe)] if recipe.held_out_fraction else []),
         *(responses(recipe, pools, model) for model in models),

@@ -5,30 +5,26 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from alignment.data.overlap import strings_in
+from alignment.data.overlap import SuiteItems, strings_in
 from alignment.data.shards import mixes_of
 from alignment.data.withdrawal import holds
 from alignment.errors import BadInput
 from alignment.guards import manifest_guards
-from alignment.recipe import Recipe, Suite
+from alignment.recipe import Recipe
 from alignment.stages.execute import REQUEST_FILE
-from alignment.stages.preference_manifest import (
-    STAGE,
-    ManifestRequest,
-    ManifestSummary,
-    Selection,
-    SuiteItems,
-    TrainRows,
-)
+from alignment.stages.preference_manifest import STAGE, ManifestRequest, ManifestSummary, Selection, TrainRows
 from alignment.store import Artifact, Commit
 from assets.building.node import Node, Shown
 from assets.building.show import findings_table, table
 from assets.building.upstream import Upstream
 from assets.preference_shard import preference_shard
 from assets.reference_logprobs import reference_logprobs
-from assets.responses import suite_spec
-from eval.suites import suite_named, suite_of
+from assets.responses import suite_items, suite_spec
+from eval.suites import suite_of
 from eval.suites.items import load_items
+
+GENERATED = "generated"
+"""The name of the shard of generated pairs in a manifest."""
 
 
 def preference_manifest(recipe: Recipe) -> Node:
@@ -62,6 +58,13 @@ def preference_manifest(recipe: Recipe) -> Node:
                 left_out[name] = "its reference log-probs are of other rows, another checkpoint or other settings"
             else:
                 shards[name], references[name] = rows, reference
+        mixes = mixes_of(recipe.preferences, shards, recipe.seed)
+        if recipe.generate is not None:
+            if GENERATED in keys:
+                raise BadInput(f"a source's shard is called {GENERATED}, as that of `generate` is", field="preferences")
+            shards[GENERATED] = upstream("generated_shard")
+            if scored is not None:
+                references[GENERATED] = upstream("generated_logprobs")
         return ManifestRequest(
             shards=shards,
             references=references,
@@ -71,10 +74,13 @@ def preference_manifest(recipe: Recipe) -> Node:
             min_reference_logp=recipe.preferences.min_reference_logp,
             near_duplicates=recipe.preferences.near_duplicates,
             decontaminate=decontaminated(recipe),
-            mix=mixes_of(recipe.preferences, shards, recipe.seed),
+            mix=mixes,
             reads_numbers=any(link.method.numbers for link in recipe.links),
         )
 
+    from_source = ("preference_shard",) if scored is None else (recipe.start, "preference_shard", scored.name)
+    made = ("generated_shard",) if scored is None else ("generated_shard", "generated_logprobs")
+    generated = () if recipe.generate is None else made
     return Node(
         name="preference_manifest",
         phase="train",
@@ -85,7 +91,7 @@ def preference_manifest(recipe: Recipe) -> Node:
             else "The pinned set of shards and their reference log-probs, and the train / held-out split."
         ),
         kinds=frozenset({"json", "parquet"}),
-        needs=("preference_shard",) if scored is None else (recipe.start, "preference_shard", scored.name),
+        needs=(*from_source, *generated),
         request=request,
         show=show,
         guards=manifest_guards(),
@@ -144,17 +150,6 @@ def decontaminated(recipe: Recipe) -> dict[str, SuiteItems] | None:
     """The items of the suites that no training row may hold, pinned by content; None if the recipe names no suite."""
     selected = recipe.evals.selected()
     return {name: suite_items(name, selected[name], recipe.seed) for name in recipe.preferences.decontaminate} or None
-
-
-def suite_items(name: str, suite: Suite, seed: int) -> SuiteItems:
-    """Where all of a suite's items are, also those that a limit leaves unasked."""
-    spec = suite_spec(name, suite)
-    if spec.hub is None:
-        return SuiteItems(file=spec.data, embedded=spec.embedded, seed=seed if spec.embedded else 0)
-    asked = suite_named(name, spec.tasks)
-    subsets = [asked.task.subset] if asked.task else [task.subset for task in asked.members.values()]
-    sources = (spec.hub.model_copy(update={"config": spec.hub.config or subset}) for subset in subsets or [None])
-    return SuiteItems(hub=tuple(dict.fromkeys(sources)))
 
 
 def expected_keys(upstream: Upstream, recipe: Recipe) -> dict[str, str | None]:

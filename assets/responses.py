@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from alignment.data.files import pin_file
 from alignment.data.hub import pin_hub
+from alignment.data.overlap import SuiteItems
 from alignment.errors import BadInput
 from alignment.recipe import DataSource, Recipe, Suite
 from alignment.stages import SourceFile
@@ -12,7 +13,7 @@ from assets.building.node import Node
 from assets.building.upstream import Upstream
 from eval.report.guards import RESPONSES
 from eval.stages.responses import STAGE, ResponsesRequest
-from eval.suites import SuiteSpec, pin_tasks
+from eval.suites import SuiteSpec, pin_tasks, suite_named
 from resources.pools import Pools
 
 
@@ -65,6 +66,17 @@ def responses_request(recipe: Recipe, pools: Pools, checkpoint: Artifact) -> Res
         generate=recipe.evals.generate,
         tokens=recipe.tokens.writing(),
     )
+
+
+def suite_items(name: str, suite: Suite, seed: int) -> SuiteItems:
+    """Where all of a suite's items are, also those that a limit leaves unasked."""
+    spec = suite_spec(name, suite)
+    if spec.hub is None:
+        return SuiteItems(file=spec.data, embedded=spec.embedded, seed=seed if spec.embedded else 0)
+    asked = suite_named(name, spec.tasks)
+    subsets = [asked.task.subset] if asked.task else [task.subset for task in asked.members.values()]
+    sources = (spec.hub.model_copy(update={"config": spec.hub.config or subset}) for subset in subsets or [None])
+    return SuiteItems(hub=tuple(dict.fromkeys(sources)))
 
 
 BASELINES = {"sft_checkpoint": "sft", "base_model": "base"}

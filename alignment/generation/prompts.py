@@ -38,7 +38,7 @@ from alignment.stages import SourceFile
 
 VERIFIED = ("answer", "solution", "instruction_id_list", "kwargs", "rubric")
 """Fields of a record that say which answers to its prompt are right; they stay with the prompt."""
-HELD_OUT = "held out: it is measured and never trained on"
+HELD_OUT, NOT_HELD_OUT = "held out: it is measured and never trained on", "not held out"
 
 
 class PromptSource(BaseModel):
@@ -164,6 +164,8 @@ class Reading:
     withdrawn: frozenset[str] = frozenset()
     portion: tuple[int, int] = (0, 1)
     seed: int = 0
+    held_out: bool = False
+    """Takes the prompts that are held out, and no others."""
     quarantined: list[Quarantined] = field(default_factory=list)
     withdrawn_prompts: int = 0
     elsewhere: int = 0
@@ -195,8 +197,8 @@ class Reading:
         for prompt, suite in zip(prompts, suites, strict=True):
             if suite is not None:
                 self.set_aside(prompt, f"holds an item of {suite}")
-            elif is_held_out(prompt.content, form_of(prompt.content), self.held_out_fraction):
-                self.set_aside(prompt, HELD_OUT)
+            elif is_held_out(prompt.content, form_of(prompt.content), self.held_out_fraction) != self.held_out:
+                self.set_aside(prompt, NOT_HELD_OUT if self.held_out else HELD_OUT)
             else:
                 yield prompt
 

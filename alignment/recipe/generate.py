@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from alignment.recipe.data import DataSource, Section
+from alignment.recipe.data import DataSource, ModelSource, Section
+from alignment.recipe.evaluation import Generate
 
 Pairing = Literal["best_worst", "best_random", "margin", "top_k", "delta"]
 
@@ -37,8 +38,6 @@ class Score(Section):
 class Sampled(Section):
     """How preference pairs are made of sampled answers."""
 
-    absent_by_default: ClassVar[frozenset[str]] = frozenset()
-
     prompts: Prompts
     """Where the prompts are. Prompts that `held_out_fraction` holds out, and prompts that hold an item of a suite of
     the recipe, are left out by name."""
@@ -65,6 +64,12 @@ class Sampled(Section):
     scores are never a pair."""
     top_k: int = Field(default=2, ge=1)
     """Most pairs a prompt of `pairs: top_k`."""
+    weak: ModelSource | Literal["base", "sft"] | None = None
+    """The weaker generator of `pairs: delta`: `base` (the recipe's base model), `sft` (its SFT checkpoint), or a model
+    from elsewhere."""
+    engine: Generate = Generate()
+    """Who computes the answers: Transformers in the step, an endpoint, or a server that is started. Precision and batch
+    are those of `evals`."""
 
     @field_validator("score", mode="before")
     @classmethod
@@ -79,6 +84,8 @@ class Sampled(Section):
             raise ValueError("n: a pair needs two answers to a prompt")
         if self.n > 1 and self.temperature == 0:
             raise ValueError("temperature: several answers to a prompt need one above 0, or all are the same")
+        if (self.pairs == "delta") != (self.weak is not None):
+            raise ValueError("weak goes with pairs: delta, which needs it")
         if self.pairs == "margin" and not self.min_gap:
             raise ValueError("pairs: margin needs min_gap above 0")
         kinds = [score.kind for score in self.score]
@@ -87,6 +94,52 @@ class Sampled(Section):
         return self
 
     @property
+    def reward_modelled(self) -> bool:
+        """Whether the reward model scores."""
+        return any(score.kind == "reward_model" for score in self.score)
+
+    @property
     def judged(self) -> bool:
         """Whether a judge scores."""
         return any(score.kind in ("judge", "judge_pairs") for score in self.score)
+
+
+class GeneratedPairs(Sampled):
+    """Pairs that are made before training, beside those of `preferences`. The reference stays the checkpoint that
+    training starts from, so the log-probs of all other rows stay."""
+
+    generator: Literal["sft", "champion"] | ModelSource = "champion"
+    """Who answers: the recipe's SFT checkpoint; its champion at the time when a source of prompts is first seen (before
+    there is one, the SFT checkpoint); or a model from elsewhere. Answers that an earlier champion gave stay, so that a
+    night samples answers to new prompts only."""
+
+
+class Rounds(Sampled):
+    """Rounds of preference training. Round 1 trains on `preferences`; each later round samples answers from the policy
+    of the round before, pairs them, and trains on these pairs.
+
+    After each later round its policy is compared with the one before by the same scorers on held-out prompts. A round
+    whose mean score is not higher ends the rounds: later ones are not trained, and the best policy so far is the
+    recipe's.
+    """
+
+    count: int = Field(default=3, ge=2, le=20)
+    """Rounds, the first included."""
+    start: Literal["previous", "sft"] = "previous"
+    """Where the training of a later round starts: the policy of the round before, or the SFT checkpoint."""
+    reference: Literal["previous", "sft"] = "previous"
+    """The reference of a later round: the policy of the round before, or the SFT checkpoint."""
+    beta: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """β of each round, the first included; left out, all rounds have that of `optimise`."""
+    fresh_prompts: bool = True
+    """Whether each later round has prompts of its own: a share of all, by a hash. false gives all prompts to each."""
+    compare_n: int = Field(default=1, ge=1, le=64)
+    """Answers to each held-out prompt by which a round is compared with the one before."""
+
+    @model_validator(mode="after")
+    def _beta_of_each(self) -> Rounds:
+        if self.beta and len(self.beta) != self.count:
+            raise ValueError(f"beta: {len(self.beta)} values for {self.count} rounds; give one for each")
+        if not self.score:
+            raise ValueError("rounds are compared by score: give at least one scorer")
+        return self

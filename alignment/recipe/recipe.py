@@ -12,6 +12,7 @@ from alignment.address import all_shown
 from alignment.methods import Method
 from alignment.recipe.data import ModelSource, PreferenceSource, Section, VariableName
 from alignment.recipe.evaluation import Evals, Gate, Judge
+from alignment.recipe.generate import GeneratedPairs, Rounds
 from alignment.recipe.schedule import Alerts, Schedule
 from alignment.recipe.training import Dpo, Link, MergePart, Optimise, Reference, Sft, Sweep, TokenPolicy
 
@@ -106,7 +107,9 @@ def _one_or_chain(given: Any) -> str:
 class Recipe(Section):
     """Everything a person decides. Its name is the asset group and the prefix of every asset key."""
 
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"publish", "extends", "residency", "sweep", "merge"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset(
+        {"publish", "extends", "residency", "sweep", "merge", "generate", "rounds"}
+    )
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
     """Lower-case letters, digits and _, a letter first, 63 characters at most. Another name is another recipe, with
@@ -139,6 +142,11 @@ class Recipe(Section):
     ] = Optimise()
     """How the policy is trained: the method, its settings and the optimiser's. `dpo` is an older spelling of it. A list
     is a chain: each link starts from the result of the link before it, and the last link's result is the policy."""
+    generate: GeneratedPairs | None = None
+    """Pairs that are made before training of answers that a model gives to prompts; they are one more shard beside
+    those of `preferences`."""
+    rounds: Rounds | None = None
+    """Rounds of training, each on pairs made of answers that the policy of the round before gives."""
     dpo: Dpo = Dpo()
     """The older spelling of `optimise`, which `align recipes upgrade` rewrites; a recipe has one of the two."""
     sweep: Sweep | None = None
@@ -284,6 +292,33 @@ class Recipe(Section):
             raise ValueError(f"the weights of merge add up to {total:.6g}, not to 1")
         if self.sweep is not None:
             raise ValueError("merge and sweep: a sweep's winner is a point that was measured, so leave one of them out")
+        return self
+
+    @model_validator(mode="after")
+    def _sampled(self) -> Recipe:
+        for name, sampled in (("generate", self.generate), ("rounds", self.rounds)):
+            if sampled is None:
+                continue
+            if sampled.judged and (self.judge is None or self.judge.kind != "openai"):
+                raise ValueError(f"{name}.score asks a judge, and the recipe has no judge of kind openai")
+            if sampled.weak == "sft" and self.sft is None:
+                raise ValueError(f"{name}.weak: sft, and the recipe has no sft")
+            if any(link.weighted or link.target_margin == "column" for link in self.links):
+                raise ValueError(f"{name}: generated rows have neither weights nor margins of a column")
+        if self.generate is not None and self.generate.generator in ("sft", "champion") and self.sft is None:
+            raise ValueError("generate.generator needs sft: name the model that answers")
+        if self.rounds is None:
+            return self
+        others: dict[str, Any] = {"a chain in optimise": self.later_links, "sweep": self.sweep, "merge": self.merge}
+        others["gate.seeds"] = self.repeats
+        for other in (name for name, value in others.items() if value):
+            raise ValueError(f"rounds and {other}: give one of them")
+        if not self.held_out_fraction:
+            raise ValueError("rounds are compared on held-out prompts, and held_out_fraction is 0")
+        if self.sft is None and "sft" in (self.rounds.start, self.rounds.reference):
+            raise ValueError("rounds.start and rounds.reference: sft, and the recipe has no sft")
+        if self.links[0].method.start == "base_model":
+            raise ValueError(f"rounds: {self.training.called} starts from the base model, so later rounds cannot")
         return self
 
     @model_validator(mode="after")

@@ -60,12 +60,16 @@ class CandidatesRequest(Request):
     request, the prompt's id and the answer's number.
 
     Kept out are prompts that the hash of `held_out_fraction` holds out, that hold an item of `suites`, that were
-    `withdrawn` (sorted ids), and those of other portions (`portion` k of n). `generator` is the name that candidates
-    carry. `tokens` is how training writes its prompts (`TokenPolicy.writing`).
+    `withdrawn` (sorted ids), and those of other portions (`portion` k of n). With `held_out` the prompts are those that
+    the hash holds out and no others: what is measured on them is never trained on. `generator` is the name that
+    candidates carry, with the first digits of the checkpoint. `checkpoints` has one for each source, where sources were
+    sampled from different ones. `tokens` is how training writes its prompts (`TokenPolicy.writing`).
     """
 
     speed_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"withdrawn", "suites", "portion", "max_prompts"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset(
+        {"withdrawn", "suites", "portion", "max_prompts", "held_out", "checkpoints"}
+    )
 
     checkpoint: Artifact
     prompts: tuple[PromptSource, ...] = Field(min_length=1)
@@ -80,6 +84,8 @@ class CandidatesRequest(Request):
     generate: Generate = Generate()
     tokens: TokenPolicy = TokenPolicy()
     held_out_fraction: float = Field(default=0.0, ge=0, lt=1)
+    held_out: bool = False
+    checkpoints: tuple[Artifact, ...] = ()
     suites: dict[str, SuiteItems] | None = None
     withdrawn: tuple[str, ...] = ()
     portion: tuple[int, int] = (0, 1)
@@ -89,6 +95,8 @@ class CandidatesRequest(Request):
     def _several_need_chance(self) -> CandidatesRequest:
         if self.n > 1 and self.temperature == 0:
             raise ValueError("several answers to a prompt need a temperature above 0: they would all be the same")
+        if len(self.checkpoints) not in (0, len(self.prompts)):
+            raise ValueError("checkpoints has one for each source of prompts")
         return self
 
 
@@ -121,7 +129,7 @@ def run(request: CandidatesRequest, context: Context) -> Result:
     """
     if context.rank:
         return Result("")  # one process samples; the number of processes is the launcher's, and changes no result
-    if len(request.prompts) > 1 or _of_source(request, request.prompts[0]) != request:
+    if len(request.prompts) > 1 or _of_source(request, 0) != request:
         return _several(request, context)
     suites = {suite: items.texts(suite) for suite, items in (request.suites or {}).items()}
     reading = Reading(
@@ -130,6 +138,7 @@ def run(request: CandidatesRequest, context: Context) -> Result:
         frozenset(request.withdrawn),
         request.portion,
         request.seed,
+        held_out=request.held_out,
     )
     prompts = reading.prompts(request.prompts[0])
     if request.max_prompts is not None:
@@ -163,7 +172,7 @@ def run(request: CandidatesRequest, context: Context) -> Result:
         **counts,
         quarantined=len(reading.quarantined),
         reasons=reason_counts(reading.reasons),
-        generator=request.generator,
+        generator=f"{request.generator} {request.checkpoint.digest[:12]}".strip(),
         **({"withdrawn": reading.withdrawn_prompts} if request.withdrawn else {}),
     )
     # the same texts from two models are two results: a row's generator must be traceable
@@ -173,8 +182,8 @@ def run(request: CandidatesRequest, context: Context) -> Result:
 def _several(request: CandidatesRequest, context: Context) -> Result:
     """Every source's own artifact, and a record of which they are."""
     commits = []
-    for source in request.prompts:
-        commits.append(execute(STAGE, _of_source(request, source), context.store))
+    for place in range(len(request.prompts)):
+        commits.append(execute(STAGE, _of_source(request, place), context.store))
     summaries = [CandidatesSummary.of(commit) for commit in commits]
     reasons: dict[str, int] = {}
     for summary in summaries:
@@ -188,19 +197,28 @@ def _several(request: CandidatesRequest, context: Context) -> Result:
     withdrawn = {"withdrawn": sum(summary.withdrawn or 0 for summary in summaries)} if request.withdrawn else {}
     return Result(
         json_digest([part.digest for part in parts]),
-        CandidatesSummary(**totals, reasons=reasons, generator=request.generator, parts=parts, **withdrawn),
+        CandidatesSummary(
+            **totals,
+            reasons=reasons,
+            generator=", ".join(dict.fromkeys(summary.generator for summary in summaries)),
+            parts=parts,
+            **withdrawn,
+        ),
     )
 
 
-def _of_source(request: CandidatesRequest, source: PromptSource) -> CandidatesRequest:
+def _of_source(request: CandidatesRequest, place: int) -> CandidatesRequest:
     """The request for one source, which names no withdrawn prompt of another: that one's withdrawal changes nothing
     here."""
+    source = request.prompts[place]
+    checkpoint = request.checkpoints[place] if request.checkpoints else request.checkpoint
     withdrawn: tuple[str, ...] = ()
     if request.withdrawn:
         found = (prompt_of(record.value, "", 0) for record in source.records() if record.problem is None)
         ids = {prompt.row_id for prompt in found if isinstance(prompt, Prompt)}
         withdrawn = tuple(row_id for row_id in request.withdrawn if row_id in ids)
-    return request.model_copy(update={"prompts": (source,), "withdrawn": withdrawn})
+    own = {"prompts": (source,), "withdrawn": withdrawn, "checkpoint": checkpoint, "checkpoints": ()}
+    return request.model_copy(update=own)
 
 
 def _drawn(prompts: list[Prompt], request: CandidatesRequest) -> list[Prompt]:

@@ -10,7 +10,7 @@ from typing import Literal
 from alignment.errors import first_few
 from alignment.recipe import Recipe
 from alignment_dags.nights.night import Night, Outcome
-from alignment_dags.nights.state import MANIFEST, State
+from alignment_dags.nights.state import State
 from alignment_dags.run.upgrade import ACCEPT, told
 
 GRACE = timedelta(minutes=2)
@@ -142,7 +142,7 @@ def decide_night(
         if not late and (step := _shards(state, runs, now, idle_since)) is not None:
             return step
         if state.manifest_behind:
-            return Launch("manifest", nodes=(MANIFEST,))
+            return Launch("manifest", nodes=state.pinning)
     return _training(state, runs, late)
 
 

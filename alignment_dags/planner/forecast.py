@@ -289,6 +289,8 @@ def _not_cached(node: Node, stand: Stand) -> tuple[int, int] | None:
     """Rows of the shards whose log-probs are to be made, and those of them to score; None while they are not known."""
     from alignment_dags.planner.cached import not_scored
 
+    if node.stage.name == "reference_logprobs" and not node.partitioned:
+        return None  # of generated pairs, which nobody knows before they are made
     scored_by = node.needs[0]
     checkpoint = next((step.commit for step in stand.planned if step.node.name == scored_by), None)
     if stand.row_ids is None or checkpoint is None:

@@ -22,7 +22,7 @@ from eval.gate.default import default_requirement, without_judge
 from eval.gate.metrics import unit_of
 from eval.gate.requirement import ALPHA, Against, Check
 from eval.statistics import Interval, holm, p_above, paired_interval
-from eval.suites import SUITES
+from eval.suites import suite_of
 from eval.suites.samples import Sample
 
 SWEEP_CHECK = "sweep"
@@ -183,12 +183,13 @@ def sweep_metric(recipe: Recipe, gate: Gate | None, file: str | None = None) -> 
     if metric is None:
         improved = [name for name, asked in (gate.metrics if gate else {}).items() if asked.improve is not None]
         of_suites = [name for name in improved if name.partition("/")[0] in scored]
-        metric = of_suites[0] if of_suites else default_requirement(scored[0])[0]
+        metric = of_suites[0] if of_suites else default_requirement(scored[0], suite_of(recipe, scored[0]))[0]
     suite, _, name = metric.partition("/")
     if suite not in scored:
         raise wrong(f"{suite} is not scored: the recipe has no judge", "sweep.by")
-    if suite in SUITES and name not in SUITES[suite].metrics:
-        raise wrong(f"{suite} has no such metric; it has {'; '.join(SUITES[suite].metrics)}", "sweep.by")
+    known = suite_of(recipe, suite).metrics
+    if name not in known:
+        raise wrong(f"{suite} has no such metric; it has {'; '.join(known)}", "sweep.by")
     return metric
 
 

@@ -6,17 +6,21 @@ others stay.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from alignment.data.rows import Content, text_of
+from alignment.data.rows import Content, decode, text_of
 from alignment.errors import BadInput
 from alignment.recipe import Judge
+from alignment.recipe.generate import Score
+from alignment.stages import Context
+from alignment.store import Artifact
 from eval.answers.files import Response
 from eval.grading.choose import bill
 from eval.grading.lm_eval import replayed
@@ -44,6 +48,13 @@ class Scored:
     prompt: Content
     about: Mapping[str, Any]
     text: str
+    tokens: int = 0
+
+
+def scored_of(row: Mapping[str, Any], k: int, text: str, tokens: int) -> Scored:
+    """An answer to the prompt of a candidate's row."""
+    content, about = decode(row["form"], row["prompt"]), json.loads(row["about"])
+    return Scored(f"{row['row_id']}/{k}", row["row_id"], content, about, text, tokens)
 
 
 Scorer = Callable[[Sequence[Scored]], list[float | Failed]]
@@ -185,3 +196,78 @@ class JudgeScorer:
                     words |= {"answer_a": answers[first].text, "answer_b": answers[second].text}
                     asked.append((fill(name, 1, prompt, words, game), [(one, True), (other, False)]))
         return asked
+
+
+# Several scorers in one.
+
+
+class Total(NamedTuple):
+    """An answer's score, those of its parts by kind, and why it has none."""
+
+    score: float | None
+    parts: dict[str, float]
+    failed: str | None
+
+
+@dataclass
+class Scores:
+    """A weighted sum of scores, less a penalty for length; `bill` is what judges cost, once they were asked."""
+
+    scores: Sequence[Score]
+    length_penalty: float = 0.0
+    judge: Judge | None = None
+    reward_model: Artifact | None = None
+    bill: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Who scored, as rows say it."""
+        names: dict[str, str] = {}
+        if self.judge is not None:
+            names |= {kind: f"{kind} {self.judge.model}" for kind in ("judge", "judge_pairs")}
+        if self.reward_model is not None:
+            names["reward_model"] = f"reward_model {self.reward_model.digest[:12]}"
+        told = [(score.weight, names.get(score.kind, score.kind)) for score in self.scores]
+        return " + ".join(name if weight == 1 else f"{weight:g} × {name}" for weight, name in told)
+
+    def of(self, answers: Sequence[Scored], context: Context) -> list[Total]:
+        """The score of each answer. Judgments are kept in the work folder over interruptions."""
+        parts: list[dict[str, float]] = [{} for _ in answers]
+        failed: list[str | None] = [None] * len(answers)
+        for score in self.scores if answers else ():
+            scorer = self._scorer(score.kind, context)
+            for place, value in enumerate(scorer(answers)):
+                if isinstance(value, str):
+                    failed[place] = failed[place] or value
+                else:
+                    parts[place][score.kind] = value
+            if isinstance(scorer, JudgeScorer):
+                self.bill = added([self.bill, scorer.bill] if self.bill else [scorer.bill])
+        return [self._total(*one) for one in zip(answers, parts, failed, strict=True)]
+
+    def _total(self, answer: Scored, parts: dict[str, float], failed: str | None) -> Total:
+        total = sum(score.weight * parts.get(score.kind, 0.0) for score in self.scores)
+        return Total(None if failed else total - self.length_penalty * answer.tokens, parts, failed)
+
+    def _scorer(self, kind: str, context: Context) -> Scorer:
+        if kind in ("judge", "judge_pairs"):
+            if self.judge is None:
+                raise BadInput(f"{kind} needs a judge, and the recipe has none", field="judge")
+            return JudgeScorer(self.judge, context.work / f"{kind}.jsonl", pairwise=kind == "judge_pairs")
+        return {"rubric": rubric, "exact": exact, "instructions": instructions}[kind]
+
+
+def added(bills: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Several bills in one: numbers add up, and an unknown price stays unknown."""
+    total: dict[str, Any] = {}
+    for name in dict.fromkeys(name for one in bills for name in one):
+        values = [one.get(name) for one in bills]
+        if all(isinstance(value, int | float) for value in values):
+            total[name] = sum(value for value in values if isinstance(value, int | float))
+        elif any(isinstance(value, dict) for value in values):
+            total[name] = {key: one for value in values if isinstance(value, dict) for key, one in value.items()}
+        elif any(isinstance(value, list) for value in values):
+            total[name] = sorted({one for value in values if isinstance(value, list) for one in value})
+        else:
+            total[name] = None
+    return total

@@ -32,6 +32,8 @@ STAGE_ORDER = (
     "base_model",
     "sft_dataset",
     "sft_checkpoint",
+    "candidates",
+    "ranked_pairs",
     "preference_shard",
     "reference_logprobs",
     "policy_logprobs",

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from alignment.data.rows import decode, iter_records, write_records
+from alignment.data.rows import iter_records, write_records
 from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.recipe import Judge
@@ -28,13 +28,12 @@ from alignment.stages.candidates import CandidatesSummary, read_candidates
 from alignment.stages.preference_shard import PAIRS_FILE, PAIRS_SCHEMA
 from alignment.store import Artifact, Summary
 from eval.ranking.pairs import Candidate, Made, delta_pairs, paired, usable
-from eval.ranking.scorers import JudgeScorer, Scored, Scorer, exact, instructions, rubric
+from eval.ranking.scorers import Scores, Total, added, scored_of
 from eval.summaries import Number
 
 log = logging.getLogger(__name__)
 
 SCORES_FILE = "scores.parquet"
-JOURNAL_FILE = "judgments.jsonl"
 SCORES_SCHEMA = pa.schema(
     [
         ("row_id", pa.string()),
@@ -108,7 +107,7 @@ def run(request: RankedRequest, context: Context) -> Result:
     answers = {row_id: _usable(rows, left_out) for row_id, rows in prompts.items()}
     scores = _scored(request, context, prompts, answers, cost)
     answers = {
-        row_id: [replace(one, score=scores[row_id, one.k][0], failed=scores[row_id, one.k][2]) for one in kept]
+        row_id: [replace(one, score=scores[row_id, one.k].score, failed=scores[row_id, one.k].failed) for one in kept]
         if request.scores
         else kept
         for row_id, kept in answers.items()
@@ -116,7 +115,7 @@ def run(request: RankedRequest, context: Context) -> Result:
     weak = {}
     if request.weak:
         weak = {row_id: _usable(rows, left_out) for row_id, rows in _prompts(context, request.weak[0]).items()}
-    judge_name = _judge_name(request)
+    judge_name = Scores(request.scores, 0.0, request.judge, request.reward_model).name
     totals: Counter[str] = Counter()
     gaps: list[float] = []
     lines: list[Any] = []
@@ -150,7 +149,7 @@ def run(request: RankedRequest, context: Context) -> Result:
     _write_scores(context.out / SCORES_FILE, scores)
     if not totals["pairs"]:
         raise BadInput(f"no pair was made of {len(prompts)} prompts; {_told(left_out)}")
-    known = [score for score, _, _ in scores.values() if score is not None]
+    known = [total.score for total in scores.values() if total.score is not None]
     summary = RankedSummary(
         prompts=totals["paired"],
         candidates=sum(map(len, prompts.values())),
@@ -207,7 +206,7 @@ def _several(request: RankedRequest, context: Context) -> Result:
         mean_score=mean("mean_score", "scored"),
         score_gap=mean("score_gap", "pairs"),
         longer=mean("longer", "pairs"),
-        judge=_added([one.judge for one in summaries if one.judge]),
+        judge=added([one.judge for one in summaries if one.judge]),
     )
     return Result(json_digest([commit.digest for commit in commits]), summary)
 
@@ -232,10 +231,6 @@ def _usable(rows: Sequence[dict[str, Any]], left_out: Counter[str]) -> list[Cand
     return kept
 
 
-Total = tuple[float | None, dict[str, float], str | None]
-"""An answer's score, those of its parts, and why it has none."""
-
-
 def _scored(
     request: RankedRequest,
     context: Context,
@@ -244,42 +239,17 @@ def _scored(
     cost: dict[str, Any],
 ) -> dict[tuple[str, int], Total]:
     """Prompt and number of every answer that could be in a pair to its score; a prompt's only answer has none."""
-    listed: list[tuple[str, Candidate, Scored]] = []
-    for row_id, kept in answers.items():
-        first = prompts[row_id][0]
-        content, about = decode(first["form"], first["prompt"]), json.loads(first["about"])
-        listed += [(row_id, one, Scored(f"{row_id}/{one.k}", row_id, content, about, one.text)) for one in kept]
-    alone = {row_id for row_id, kept in answers.items() if len(kept) < 2}
-    asked = [(row_id, one, scored) for row_id, one, scored in listed if row_id not in alone]
-    totals: dict[tuple[str, int], Total] = {
-        (row_id, one.k): (None, {}, "its prompt has no other answer") for row_id, one, _ in listed if row_id in alone
-    }
-    parts: list[dict[str, float]] = [{} for _ in asked]
-    failed: list[str | None] = [None] * len(asked)
-    for score in request.scores if asked else ():
-        scorer = _scorer(score, request, context)
-        for place, value in enumerate(scorer([scored for _, _, scored in asked])):
-            if isinstance(value, str):
-                failed[place] = failed[place] or value
-            else:
-                parts[place][score.kind] = value
-        if isinstance(scorer, JudgeScorer):
-            cost.update(_added([cost, scorer.bill] if cost else [scorer.bill]))
-    weights = {score.kind: score.weight for score in request.scores}
-    for (row_id, one, _), values, why in zip(asked, parts, failed, strict=True):
-        total = sum(weights[kind] * value for kind, value in values.items()) - request.length_penalty * one.tokens
-        totals[row_id, one.k] = (None if why else total, values, why)
+    listed = [
+        ((row_id, one.k), scored_of(prompts[row_id][0], one.k, one.text, one.tokens))
+        for row_id, kept in answers.items()
+        for one in kept
+    ]
+    asked = [(place, answer) for place, answer in listed if len(answers[place[0]]) > 1]
+    summed = Scores(request.scores, request.length_penalty, request.judge, request.reward_model)
+    totals = dict.fromkeys((place for place, _ in listed), Total(None, {}, "its prompt has no other answer"))
+    totals |= dict(zip((place for place, _ in asked), summed.of([one for _, one in asked], context), strict=True))
+    cost.update(summed.bill)
     return totals
-
-
-def _scorer(score: Score, request: RankedRequest, context: Context) -> Scorer:
-    if score.kind in ("judge", "judge_pairs"):
-        if request.judge is None:
-            raise BadInput(f"{score.kind} needs a judge, and the recipe has none", field="judge")
-        pairwise = score.kind == "judge_pairs"
-        return JudgeScorer(request.judge, context.work / f"{score.kind}-{JOURNAL_FILE}", pairwise)
-    plain: dict[str, Scorer] = {"rubric": rubric, "exact": exact, "instructions": instructions}
-    return plain[score.kind]
 
 
 def _made(request: RankedRequest, row_id: str, kept: list[Candidate], weak: list[Candidate]) -> Made:
@@ -288,40 +258,13 @@ def _made(request: RankedRequest, row_id: str, kept: list[Candidate], weak: list
     return paired(kept, request.pairs, request.min_gap, request.top_k, f"{request.seed}/{row_id}")
 
 
-def _judge_name(request: RankedRequest) -> str:
-    """Who scored, as rows say it."""
-    names: dict[str, Any] = {}
-    if request.judge is not None:
-        names |= {kind: f"{kind} {request.judge.model}" for kind in ("judge", "judge_pairs")}
-    if request.reward_model is not None:
-        names["reward_model"] = f"reward_model {request.reward_model.digest[:12]}"
-    told = [(score.weight, names.get(score.kind, score.kind)) for score in request.scores]
-    return " + ".join(name if weight == 1 else f"{weight:g} × {name}" for weight, name in told)
-
-
-def _added(bills: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Several bills in one: numbers add up, and an unknown price stays unknown."""
-    total: dict[str, Any] = {}
-    for name in dict.fromkeys(name for bill in bills for name in bill):
-        values = [bill.get(name) for bill in bills]
-        if all(isinstance(value, int | float) for value in values):
-            total[name] = sum(value for value in values if isinstance(value, int | float))
-        elif any(isinstance(value, dict) for value in values):
-            total[name] = {key: one for value in values if isinstance(value, dict) for key, one in value.items()}
-        elif any(isinstance(value, list) for value in values):
-            total[name] = sorted({one for value in values if isinstance(value, list) for one in value})
-        else:
-            total[name] = None
-    return total
-
-
 def _write_scores(path: Path, scores: dict[tuple[str, int], Total]) -> None:
     write_records(
         path,
         SCORES_SCHEMA,
         (
-            {"row_id": row_id, "k": k, "score": score, "parts": json.dumps(parts, sort_keys=True), "failed": failed}
-            for (row_id, k), (score, parts, failed) in scores.items()
+            {"row_id": row_id, "k": k, "score": one.score, "parts": json.dumps(one.parts), "failed": one.failed}
+            for (row_id, k), one in scores.items()
         ),
     )
 

@@ -13,6 +13,7 @@ import fcntl
 import logging
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -148,6 +149,14 @@ def share_launchers_gpus() -> None:
         fcntl.flock(_open(Path(path)), fcntl.LOCK_SH)
 
 
+def main(arguments: list[str]) -> None:
+    """`python -m alignment.devices COUNT POOL COMMAND…`: takes GPUs and becomes the command, which holds them."""
+    gpus = take(int(arguments[0]), arguments[1])
+    for descriptor in gpus.files.values():
+        os.set_inheritable(descriptor, True)
+    os.execvpe(arguments[2], arguments[2:], os.environ | gpus.environment)
+
+
 def _locks() -> Path:
     folder = Path(os.environ.get(LOCKS) or Path(tempfile.gettempdir(), "alignment-dags-gpus"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -165,3 +174,7 @@ def _open(path: Path) -> int:
     with contextlib.suppress(PermissionError):
         os.fchmod(descriptor, 0o666)
     return descriptor
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

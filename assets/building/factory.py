@@ -180,7 +180,8 @@ class Materializer:
         hit = commit is not None
         if commit is None:
             pool = self.pools[self.node.pool] if self.node.pool else None
-            commit = self.node.make(Work(self.node.stage, request, self.store, self.tracking, pool, self.context))
+            work = Work(self.node.stage, request, self.store, self.tracking, pool, self.context, self.node.pool or "")
+            commit = self.node.make(work)
         self.context.log.info(f"{'found' if hit else 'made'} {self.store.uri(commit.artifact)}")
         self.node.publish(self.store, self.tracking, commit)
         shown = self.node.show(commit, self.store.fetch(commit.artifact, deep="once"))

@@ -12,7 +12,7 @@ from alignment.errors import BadInput, first_few
 from alignment.recipe import ModelSource, Recipe
 from resources.pools import Pools
 
-EVAL_FILES = ("data", "few_shot_data", "reference_answers", "baseline_answers", "judge_prompts")
+EVAL_FILES = ("data", "few_shot_data", "reference_answers", "baseline_answers", "judge_prompts", "include_path")
 
 
 def check_places(recipe: Recipe, pools: Pools, file: str) -> None:

@@ -72,7 +72,7 @@ def recipe_names() -> dict[str, Path]:
             data = read_yaml(path, "recipe")
         except BadInput:  # whoever reads the recipe says what is wrong with it
             data = {"name": path.stem}
-        if list(data) != ["pools"] and isinstance(name := data.get("name"), str):
+        if isinstance(name := data.get("name"), str):  # a pools file has none
             names.setdefault(name, path)
     return names
 

@@ -12,7 +12,7 @@ from alignment.errors import BadInput
 from alignment.guards import manifest_guards
 from alignment.recipe import Recipe
 from alignment.stages.execute import REQUEST_FILE
-from alignment.stages.preference_manifest import STAGE, ManifestRequest, ManifestSummary, Selection
+from alignment.stages.preference_manifest import STAGE, ManifestRequest, ManifestSummary, Selection, TrainRows
 from alignment.store import Artifact, Commit
 from assets.building.node import Node, Shown
 from assets.building.show import findings_table, table
@@ -20,7 +20,7 @@ from assets.building.upstream import Upstream
 from assets.preference_shard import preference_shard
 from assets.reference_logprobs import reference_logprobs
 from assets.responses import suite_items, suite_spec
-from eval.suites import suite_named
+from eval.suites import suite_of
 from eval.suites.items import load_items
 
 GENERATED = "generated"
@@ -126,6 +126,26 @@ def chained_manifest(recipe: Recipe, name: str, logprobs: str, *, as_reference: 
     )
 
 
+def part_manifest(recipe: Recipe, name: str, most: int) -> Node:
+    """The node of the same set with at most so many training rows, drawn by the recipe's seed."""
+
+    def request(upstream: Upstream, shard: str | None) -> ManifestRequest:
+        whole = ManifestRequest.model_validate_json(upstream.store.read(upstream("preference_manifest"), REQUEST_FILE))
+        return whole.model_copy(update={"train_rows": TrainRows(most=most, seed=recipe.seed)})
+
+    return Node(
+        name=name,
+        phase="train",
+        stage=STAGE,
+        description=f"The pinned set with at most {most:,} training rows.",
+        kinds=frozenset({"json", "parquet"}),
+        needs=("preference_manifest",),
+        request=request,
+        show=show,
+        guards=manifest_guards(),
+    )
+
+
 def decontaminated(recipe: Recipe) -> dict[str, SuiteItems] | None:
     """The items of the suites that no training row may hold, pinned by content; None if the recipe names no suite."""
     selected = recipe.evals.selected()
@@ -167,7 +187,7 @@ def evaluation_items(recipe: Recipe) -> dict[str, dict[str, list[str]]]:
     return {
         name: {
             item.id: list(strings_in(item.fields))
-            for item in load_items(suite_named(name), suite_spec(name, suite), recipe.seed)
+            for item in load_items(suite_of(recipe, name), suite_spec(name, suite), recipe.seed)
         }
         for name, suite in recipe.evals.selected().items()
     }

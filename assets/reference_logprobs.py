@@ -25,6 +25,7 @@ def scoring(recipe: Recipe) -> dict[str, Any]:
         "precision": recipe.reference.precision,
         "batch_tokens": recipe.reference.batch_tokens,
         "tf32": recipe.dpo.tf32,
+        "quantise": recipe.dpo.quantise,
         "first_tokens": any(link.method.first_tokens for link in recipe.links),
         "held_out_fraction": recipe.held_out_fraction if coupled else None,
     }

@@ -13,8 +13,7 @@ from assets.building.node import Node
 from assets.building.upstream import Upstream
 from eval.report.guards import RESPONSES
 from eval.stages.responses import STAGE, ResponsesRequest
-from eval.suites import suite_named
-from eval.suites.suite import SuiteSpec
+from eval.suites import SuiteSpec, pin_tasks, suite_named
 from resources.pools import Pools
 
 
@@ -42,6 +41,7 @@ def suite_spec(name: str, suite: Suite) -> SuiteSpec:
         judge_prompts=pinned("judge_prompts"),
         baseline_answers=pinned("baseline_answers"),
         scored_by=getattr(suite, "scored_by", "rules"),
+        tasks=pin_tasks(folder) if (folder := getattr(suite, "include_path", None)) else (),
     )
 
 
@@ -73,7 +73,7 @@ def suite_items(name: str, suite: Suite, seed: int) -> SuiteItems:
     spec = suite_spec(name, suite)
     if spec.hub is None:
         return SuiteItems(file=spec.data, embedded=spec.embedded, seed=seed if spec.embedded else 0)
-    asked = suite_named(name)
+    asked = suite_named(name, spec.tasks)
     subsets = [asked.task.subset] if asked.task else [task.subset for task in asked.members.values()]
     sources = (spec.hub.model_copy(update={"config": spec.hub.config or subset}) for subset in subsets or [None])
     return SuiteItems(hub=tuple(dict.fromkeys(sources)))

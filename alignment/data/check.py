@@ -163,6 +163,7 @@ class Measure:
             self.truncated += isinstance(kept, tuple) and sum(map(len, kept)) < sum(map(len, whole))
 
     def told(self) -> dict[str, Any]:
+        """What `align prefs check` prints of it: the policy, percentiles of tokens, and what is dropped."""
         import numpy as np
 
         policy = self.tokens.policy

@@ -31,6 +31,7 @@ def content_id(content: dict[str, Any]) -> str:
 
 
 def form_of(content: Content) -> Form:
+    """Whether the content is plain text or a conversation."""
     return "text" if isinstance(content, str) else "chat"
 
 
@@ -175,6 +176,7 @@ class PreferenceRow:
 
     @property
     def paired(self) -> bool:
+        """Whether it has two sides; else it has one completion and a label."""
         return self.label is None
 
 
@@ -254,6 +256,7 @@ def iter_rows(path: str | Path, groups: Sequence[int] | None = None) -> Iterator
 
 
 def read_rows(path: str | Path) -> list[PreferenceRow]:
+    """All rows of such a file, in its order."""
     return list(iter_rows(path))
 
 
@@ -295,6 +298,7 @@ def write_sft_rows(path: str | Path, rows: Iterable[SftRow]) -> int:
 
 
 def iter_sft_rows(path: str | Path) -> Iterator[SftRow]:
+    """The demonstrations of a file that `write_sft_rows` wrote, one after the other."""
     for cells in iter_records(path):
         form = cells["form"]
         cells["prompt"], cells["completion"] = decode(form, cells["prompt"]), decode(form, cells["completion"])
@@ -302,6 +306,7 @@ def iter_sft_rows(path: str | Path) -> Iterator[SftRow]:
 
 
 def read_sft_rows(path: str | Path) -> list[SftRow]:
+    """All demonstrations of such a file, in its order."""
     return list(iter_sft_rows(path))
 
 

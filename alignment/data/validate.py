@@ -63,6 +63,7 @@ def most_common(counts: dict[str, int]) -> str:
 
 
 def write_quarantine(path: str | Path, quarantined: Iterable[Quarantined]) -> int:
+    """Writes the rows that were not taken, with their reasons; returns how many."""
     return write_records(path, SCHEMA, map(asdict, quarantined))
 
 
@@ -170,10 +171,12 @@ class Validation:
 
     @property
     def rows(self) -> int:
+        """Rows that were taken."""
         return len(self._seen)
 
     @property
     def reasons(self) -> dict[str, int]:
+        """{reason: quarantined rows}."""
         return reason_counts(entry.reason for entry in self.quarantined)
 
     @property

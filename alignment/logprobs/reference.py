@@ -28,6 +28,7 @@ from alignment.logprobs.token_ids import ROWS_AT_ONCE, Pair, TokenIds
 from alignment.models.checkpoint import load_model, load_tokenizer, max_positions
 from alignment.models.ends import end_ids
 from alignment.models.packing import by_prompt, forwarded, shares
+from alignment.models.quantised import Quantisation
 from alignment.models.size import peak_flops, scoring_flops
 from alignment.progress import ProgressLog
 from alignment.recipe import TokenPolicy
@@ -69,6 +70,7 @@ class Reference:
     precision: str
     batch_tokens: int
     runs_code: bool = False
+    quantise: Quantisation | None = None
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,12 @@ class Pass:
 
     @property
     def kept(self) -> list[NamedKeys]:
+        """The rows that were not dropped."""
         return [row for row in self.keys if row.reason is None]
 
     @property
     def cache_hits(self) -> int:
+        """Sequences that no model had to score."""
         return self.sequences - self.scored
 
     @property
@@ -362,5 +366,7 @@ def _model(reference: Reference) -> PreTrainedModel:
     key = (reference.fingerprint, str(default_device()))
     if key not in _loaded:
         _loaded.clear()  # before the next one arrives, so that two are never held
-        _loaded[key] = load_model(reference.folder(), reference.precision, runs_code=reference.runs_code)
+        _loaded[key] = load_model(
+            reference.folder(), reference.precision, runs_code=reference.runs_code, quantise=reference.quantise
+        )
     return _loaded[key]

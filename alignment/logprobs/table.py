@@ -58,6 +58,7 @@ class Written:
         self._digest.add(f"fingerprint {fingerprint}")
 
     def add(self, done: Pass) -> None:
+        """Counts the rows of a pass, and adds them to the digest."""
         for row in done.keys:
             if row.reason is not None:
                 self._digest.add(f"dropped {row.row_id} {row.reason}")
@@ -71,6 +72,7 @@ class Written:
 
     @property
     def digest(self) -> str:
+        """The digest of what was scored: row ids, sequence keys and reasons, never the floats."""
         return self._digest.hexdigest
 
     def summary(self) -> dict[str, Any]:
@@ -109,4 +111,5 @@ def dropped_table(done: Pass) -> pa.Table:
 
 
 def writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """A writer of such a file."""
     return pq.ParquetWriter(path, schema, compression="zstd")

@@ -161,6 +161,7 @@ class Segment(NamedTuple):
 
     @property
     def keys(self) -> int:
+        """Positions that its queries may look at: the prompt's and its own."""
         return self.prompt_stop - self.prompt_start + self.stop - self.start
 
 
@@ -192,6 +193,7 @@ class Layout:
 
     @property
     def tokens(self) -> int:
+        """Positions of the pass."""
         return self.ids.shape[1]
 
     @cached_property
@@ -228,6 +230,7 @@ class Layout:
 
     @cached_property
     def varlen(self) -> VarlenIndex:
+        """Where each segment's queries and keys are, as variable-length attention takes it."""
         import torch
 
         device = self.ids.device

@@ -36,6 +36,7 @@ class TensorEntry:
 
     @property
     def elements(self) -> int:
+        """Numbers in the tensor."""
         return math.prod(self.shape)
 
     def blocks(self) -> Iterator[bytes]:

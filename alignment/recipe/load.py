@@ -148,8 +148,9 @@ def preset_file(named: Any, path: Path) -> Path:
         for suffix in ("", ".yaml"):
             if (found := folder / f"{named}{suffix}").is_file():
                 return found
-    known = [f"presets/{one.stem}" for one in sorted((RECIPES / "presets").glob("*.yaml"))]
-    meant = did_you_mean(named, known) or f"; presets are {', '.join(known)}"
+    known = sorted(one.stem for one in (RECIPES / "presets").glob("*.yaml"))
+    meant = did_you_mean(Path(named).stem, known).replace("mean ", "mean presets/")
+    meant = meant or f"; there are presets/ {', '.join(known)}"
     raise BadInput(f"there is no '{named}'{meant}", file=str(path), field=EXTENDS)
 
 

@@ -14,7 +14,7 @@ from alignment.recipe.data import ModelSource, PreferenceSource, Section, Variab
 from alignment.recipe.evaluation import Evals, Gate, Judge
 from alignment.recipe.generate import GeneratedPairs, RewardModel, Rounds
 from alignment.recipe.schedule import Alerts, Schedule
-from alignment.recipe.training import Dpo, Link, Optimise, Reference, Sft, TokenPolicy
+from alignment.recipe.training import Dpo, Link, MergePart, Optimise, Reference, Sft, Sweep, TokenPolicy
 
 
 class Pools(Section):
@@ -108,7 +108,7 @@ class Recipe(Section):
     """Everything a person decides. Its name is the asset group and the prefix of every asset key."""
 
     absent_by_default: ClassVar[frozenset[str]] = frozenset(
-        {"publish", "extends", "generate", "rounds", "reward_model"}
+        {"publish", "extends", "residency", "sweep", "merge", "generate", "rounds", "reward_model"}
     )
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
@@ -151,6 +151,11 @@ class Recipe(Section):
     """The reward model that scores sampled answers."""
     dpo: Dpo = Dpo()
     """The older spelling of `optimise`, which `align recipes upgrade` rewrites; a recipe has one of the two."""
+    sweep: Sweep | None = None
+    """Trains at several points in place of one."""
+    merge: tuple[MergePart, ...] = ()
+    """The policy as a weighted average (a model soup) of what training made and of other checkpoints, as a list of
+    `{of: policy, weight: 0.9}`; the average is what is evaluated and can be registered. Empty averages nothing."""
     evals: Evals = Evals()
     """What is measured on the SFT checkpoint (with `orpo`, on the base model), the policy and the champion."""
     judge: Judge | None = None
@@ -167,6 +172,10 @@ class Recipe(Section):
     """Where a registered model is published. Without this section it stays in the store and in MLflow."""
     pools: Pools = Pools()
     """The pool that each stage on a GPU runs in."""
+    residency: str | None = Field(default=None, min_length=1)
+    """Region that data and models must not leave, such as eu, or eu-west-1; a region eu-west-1 is within eu. Plan and
+    run refuse a pool, the store, the tracking server, a judge, an endpoint or a place of publication that is elsewhere,
+    or whose region pools.yaml does not tell. null demands nothing."""
     schedule: Schedule | None = None
     """The nightly run. Without this section a recipe runs only when a person asks."""
     alerts: Alerts | None = None
@@ -235,6 +244,8 @@ class Recipe(Section):
                     f"optimise: link {number}, {link.called}, takes {link.method.data} rows, and link 1,"
                     f" {first.called}, {first.method.data} ones: the links of a chain share their data"
                 )
+            if link.tf32 != first.tf32:
+                raise ValueError("optimise: tf32 must be the same in all links, as they share log-probs")
             if link.method.start == "base_model":
                 raise ValueError(f"optimise: {link.called} starts from the base model, so only link 1 can be it")
             if link.select is not None and link.method.data != "paired":
@@ -243,6 +254,46 @@ class Recipe(Section):
                 raise ValueError(f"optimise: link {number} has reference: sft, and the recipe has no sft")
         if isinstance(first, Link) and first.select is not None:
             raise ValueError("optimise: link 1 has no policy before it that could disagree: select is for later links")
+        return self
+
+    @model_validator(mode="after")
+    def _swept(self) -> Recipe:
+        if self.sweep is None:
+            return self
+        if self.later_links:
+            raise ValueError("sweep is of one training, and optimise is a chain: leave one of them out")
+        if not self.evals.selected():
+            raise ValueError("sweep has no items to pick a point by: select a suite in evals")
+        if self.sweep.beta and "beta" not in self.method.settings():
+            raise ValueError(f"sweep.beta: {self.training.called} has no beta")
+        by = (self.sweep.by or "").partition("/")[0]
+        if by and by not in self.evals.selected():
+            raise ValueError(f"sweep.by names {by}, which evals does not select ({', '.join(self.evals.selected())})")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds(self) -> Recipe:
+        if self.repeats and (self.merge or self.sweep):
+            other = "merge" if self.merge else "sweep"
+            raise ValueError(f"gate.seeds trains the policy again, and with {other} it is none that was trained alone")
+        return self
+
+    @model_validator(mode="after")
+    def _merged(self) -> Recipe:
+        if not self.merge:
+            return self
+        named = [part.of for part in self.merge if part.of is not None]
+        if named.count("policy") != 1 or len(self.merge) < 2:
+            raise ValueError("merge averages the policy, once, with at least one other checkpoint")
+        if twice := next((name for name in named if named.count(name) > 1), None):
+            raise ValueError(f"merge has {twice} twice")
+        if "sft" in named and self.sft is None:
+            raise ValueError("merge names sft, and the recipe has no section sft")
+        total = sum(part.weight for part in self.merge)
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the weights of merge add up to {total:.6g}, not to 1")
+        if self.sweep is not None:
+            raise ValueError("merge and sweep: a sweep's winner is a point that was measured, so leave one of them out")
         return self
 
     @model_validator(mode="after")
@@ -270,8 +321,10 @@ class Recipe(Section):
             raise ValueError(f"reward_model is trained on pairs, and {self.training.called} takes none: give adopt")
         if self.rounds is None:
             return self
-        if len(self.links) > 1:
-            raise ValueError("rounds and a chain in optimise: give one of them")
+        others: dict[str, Any] = {"a chain in optimise": self.later_links, "sweep": self.sweep, "merge": self.merge}
+        others["gate.seeds"] = self.repeats
+        for other in (name for name, value in others.items() if value):
+            raise ValueError(f"rounds and {other}: give one of them")
         if not self.held_out_fraction:
             raise ValueError("rounds are compared on held-out prompts, and held_out_fraction is 0")
         if self.sft is None and "sft" in (self.rounds.start, self.rounds.reference):
@@ -374,6 +427,11 @@ class Recipe(Section):
     def method(self) -> Method:
         """The preference method of the policy's training, with its own settings."""
         return self.dpo.method
+
+    @property
+    def repeats(self) -> int:
+        """How many more times the policy is trained, for the spread from run to run."""
+        return self.gate.seeds - 1 if isinstance(self.gate, Gate) else 0
 
     @property
     def model_name(self) -> str:

@@ -42,7 +42,8 @@ from alignment.training.arguments import (
     trainer_arguments,
     training_order,
 )
-from alignment.training.pairs import SFT_FILE, PolicyRows, open_rows, write_rows_of
+from alignment.training.joining import Joining
+from alignment.training.row_files import SFT_FILE, PolicyRows, open_rows
 from alignment.training.sft_rows import order_beside, write_sft_rows_of
 
 if TYPE_CHECKING:
@@ -110,14 +111,14 @@ def _run(request: DpoRequest, context: Context, ranks: Ranks) -> Result:
     folder = context.fetch(request.checkpoint)
     manifest_folder = context.fetch(request.manifest)
     manifest = read_manifest(manifest_folder)
-    rows, dropped, sft_dropped = _rows(request, context, ranks, folder, manifest_folder, manifest)
+    rows, dropped, sft_dropped = training_rows(request, context, ranks, folder, manifest_folder, manifest)
     same_device = _same_device(context, manifest)
     agreed = _reference_agrees(request, context, rows, same_device)
     free_memory()
     trained = _train(request, context, folder, rows, same_device) | ({"agreement": agreed} if agreed else {})
     if context.rank:
         return Result(digest="")
-    trained |= _held_out(request, context, rows)
+    trained |= measure_held_out(request, context, rows)
     runs_code = context.runs_code(request.checkpoint)
     digest = digest_checkpoint(context.out, runs_code)
     about = checkpoint_summary(context.out, digest) | record_of_code(context.out, runs_code)
@@ -133,7 +134,7 @@ def _run(request: DpoRequest, context: Context, ranks: Ranks) -> Result:
     return Result(digest=digest.digest, summary=summary)
 
 
-def _rows(
+def training_rows(
     request: DpoRequest, context: Context, ranks: Ranks, folder: Path, manifest_folder: Path, manifest: Manifest
 ) -> tuple[PolicyRows, dict[str, int], dict[str, int]]:
     """The rows, and why others and SFT rows were dropped; the first rank writes them down, and all read them from
@@ -148,6 +149,7 @@ def _rows(
         scored["weights_digest"],
         scored["config_digest"],
         precision,
+        quantisation=request.settings.quantise,
         numerics=numerics_class(precision, request.pass_tokens, request.settings.tf32),
         rope_by_length=scored["rope_by_length"],
     )
@@ -156,7 +158,7 @@ def _rows(
     if ranks.rank == 0:
         policy = policy_name(request.tokens, start, lambda: folder, context.runs_code(request.checkpoint))
         ids, record = TokenIds(context.store, policy), context.out / ROWS_FILE
-        dropped = write_rows_of(manifest, context, manifest_folder, tokens, ids, name, method, into, record)
+        dropped = Joining(context, method, tokens, ids, name).write(manifest, manifest_folder, into, record)
         if request.sft_dataset is not None:
             sft_dropped = write_sft_rows_of(context.fetch(request.sft_dataset), tokens, into / SFT_FILE)
     written = ranks.gather(str(into))[0]  # all wait for the first, whose work folder may be another than theirs
@@ -261,7 +263,7 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
     return summary
 
 
-def _held_out(request: DpoRequest, context: Context, rows: PolicyRows) -> dict[str, Any]:
+def measure_held_out(request: DpoRequest, context: Context, rows: PolicyRows) -> dict[str, Any]:
     """Measures the held-out rows on the saved checkpoint, loaded as evaluations load it, and writes them.
 
     Evaluations compare the policy with its start on these rows. Where the method has no reference, whose log-probs

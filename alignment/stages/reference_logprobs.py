@@ -32,6 +32,7 @@ from alignment.logprobs.table import (
 )
 from alignment.logprobs.token_ids import ROWS_AT_ONCE, policy_name
 from alignment.models.checkpoint import whole_summary
+from alignment.models.quantised import Quantisation
 from alignment.models.runner import tf32_products
 from alignment.recipe import TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
@@ -50,13 +51,15 @@ class Scoring(Request):
     """
 
     speed_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"first_tokens", "held_out_fraction", "tf32"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"first_tokens", "held_out_fraction", "tf32", "quantise"})
 
     checkpoint: Artifact
     tokens: TokenPolicy
     precision: str
     batch_tokens: int
     tf32: bool = False
+    quantise: Quantisation | None = None
+    """How the checkpoint's linear layers are kept (`Lora.quantise`): as the policy that is trained beside them."""
     first_tokens: bool = False
     """Whether the first min(lengths) tokens of both sides of a pair are scored as well (`Method.first_tokens`)."""
     held_out_fraction: float | None = None
@@ -64,6 +67,7 @@ class Scoring(Request):
     split of train and held-out rows."""
 
     def identity(self) -> Any:
+        """The shape of a pass is part of it where bits depend on it."""
         identity = super().identity() | self.tokens.drop_limit()
         if self.precision not in WIDE or self.tf32:
             identity |= {"batch_tokens": self.batch_tokens}
@@ -94,6 +98,7 @@ def score_shards(request: Scoring, context: Context, places: Mapping[Artifact, P
         about["weights_digest"],
         about["config_digest"],
         request.precision,
+        quantisation=request.quantise,
         numerics=numerics_class(request.precision, request.batch_tokens, request.tf32),
         rope_by_length=about["rope_by_length"],
     )
@@ -104,6 +109,7 @@ def score_shards(request: Scoring, context: Context, places: Mapping[Artifact, P
         request.precision,
         request.batch_tokens,
         context.runs_code(request.checkpoint),
+        request.quantise,
     )
     policy = policy_name(
         request.tokens, about, lambda: context.fetch(request.checkpoint), context.runs_code(request.checkpoint)

@@ -30,6 +30,7 @@ class SourceFile(BaseModel):
     size: int
 
     def identity(self) -> dict[str, str]:
+        """Its content and how it is read, wherever it lies."""
         suffixes = PurePosixPath(self.url).suffixes
         format = "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
         return {"format": format.lower(), "sha256": self.sha256}
@@ -123,7 +124,8 @@ Number = int | float | None
 
 
 class AdapterSummary(BaseModel):
-    """An adapter in PEFT's format: `base` is the source, or the digest, of the checkpoint that it goes on top of."""
+    """An adapter in PEFT's format: `base` is the source, or the digest, of the checkpoint that it goes on top of, whose
+    linear layers were quantised so where `quantise` says it."""
 
     base: str
     revision: str | None = None
@@ -131,6 +133,7 @@ class AdapterSummary(BaseModel):
     rank: int
     alpha: int
     parameters: int
+    quantise: str | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class OriginSummary(Summary):
@@ -187,6 +190,8 @@ class PolicySummary(CheckpointSummary):
     sft_rows: int | None = None
     """Demonstrations that steps took some of, where the recipe mixes them in."""
     sft_rows_dropped: dict[str, int] = Field(default_factory=dict)
+    merged: dict[str, float] = Field(default_factory=dict)
+    """The parts of a weighted average, by name, with their weights; empty for a policy that is none."""
 
 
 POLICY = "policy_checkpoint"
@@ -200,6 +205,11 @@ def starts_of(commit_of: Callable[[Artifact], Commit], policy: Commit) -> list[C
     while starts[-1].kind == POLICY:
         starts.append(commit_of(starts[-1].inputs["checkpoint"]))
     return starts
+
+
+def trained_policy(commit_of: Callable[[Artifact], Commit], policy: Commit) -> Commit:
+    """The policy that training made: itself, or of a merged one that which it was averaged from."""
+    return commit_of(policy.inputs["checkpoint"]) if PolicySummary.of(policy).merged else policy
 
 
 class SftSummary(CheckpointSummary):

@@ -30,6 +30,7 @@ from alignment.training import packed_step
 from alignment.training.agreement import FLOAT32_LOSS, Disagreement
 from alignment.training.models import TrainedModel
 from alignment.training.pairs import PolicyCompletion, PolicyRow, reference_logps
+from alignment.training.router import RouterLoss
 from alignment.training.sft_rows import LIKELIHOOD, Likelihood, rows_of_step
 from alignment.training.trainer import MasterAdamW, OurTrainer
 
@@ -42,6 +43,7 @@ class NoReference(torch.nn.Module):
         self.config = config
 
     def forward(self, *_: Any, **__: Any) -> None:
+        """Raises, as nothing may run it."""
         raise RuntimeError("the reference is cached and never run")
 
 
@@ -52,6 +54,7 @@ class FirstLoss(TrainerCallback):  # type: ignore[misc]
         self.trainer = trainer
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Raises `Disagreement` where the first step's loss is not what theory gives."""
         loss = (logs or {}).get("loss")
         if state.global_step != 1 or loss is None:
             return
@@ -71,6 +74,7 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
     """Demonstrations that each step shows beside its preferences, if the settings say so."""
     sft_order: Any = ()
     """Their indices, one step after the other."""
+    router: RouterLoss | None = None
     settings: Dpo
     pass_tokens: int
 
@@ -122,6 +126,7 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
         return DataLoader(self.order, batch_size=self.settings.batch_size, collate_fn=lambda places: {"rows": places})
 
     def training_step(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
+        """Forward and backward of this rank's share of a whole optimiser step; the step's mean loss over all ranks."""
         model.train()
         step = [self.pairs[place] for place in inputs["rows"]]
         method = method_of(self.settings)
@@ -132,7 +137,15 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
         trained = [weight for weight in model.parameters() if weight.requires_grad]
         owners = self._gradients()
         numbers = packed_step.backward(
-            runner, method, rows, len(step), self.pass_tokens, [*trained, *owners], constants, self._beside(len(step))
+            runner,
+            method,
+            rows,
+            len(step),
+            self.pass_tokens,
+            [*trained, *owners],
+            constants,
+            self._beside(len(step)),
+            self.router,
         )
         packed_step.sum_over_ranks(owners)
         numbers = numbers.over_ranks()
@@ -155,6 +168,7 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
         return LIKELIHOOD, [shown[place] for place in share]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """0: the packed step counts its own."""
         return 0
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
@@ -165,6 +179,7 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
         return whole(torch.nn.utils.clip_grad_norm_(self._gradients(), self.args.max_grad_norm))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimiser, which sums gradients of several passes in float32."""
         optimizer = super().create_optimizer(model)
         if isinstance(optimizer, MasterAdamW) and not optimizer.accumulates:
             optimizer.accumulate_in_float32()
@@ -186,6 +201,8 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
             values["rewards/margins"] = (numbers.chosen_reward - numbers.rejected_reward) / numbers.chosen
         elif numbers.chosen and numbers.rejected:
             values["rewards/margins"] = values["rewards/chosen"] - values["rewards/rejected"]
+        if self.router is not None:
+            values["router_loss"] = numbers.router_loss / (numbers.rows + numbers.beside)
         if numbers.beside:
             values["sft_loss"] = numbers.beside_loss / numbers.beside
         metrics: defaultdict[str, list[float]] = self._metrics["train"]
@@ -262,6 +279,8 @@ def preference_trainer(
     if trained.sharded:
         shard(trainer.causal_lm, settings.precision, trainer.args.device)
     trainer.pairs, trainer.settings, trainer.pass_tokens = pairs, settings, pass_tokens
+    if settings.router_aux_loss_coef:
+        trainer.router = RouterLoss(trainer.causal_lm, settings.router_aux_loss_coef)
     exact = settings.precision == "float32" and not products_are_tf32()
     # what is logged has no other terms in it
     plain = not (settings.sft_weight or settings.weighted or settings.sft_rows_fraction)

@@ -16,6 +16,7 @@ from trl import SFTConfig, SFTTrainer
 from alignment.data.tokens import TokenSequence
 from alignment.errors import BadInput
 from alignment.training.models import TrainedModel, master_weights
+from alignment.training.router import RouterLoss
 from alignment.training.trainer import OurTrainer
 
 # The best weights of a run so far: found in its log, kept aside without the optimiser's state.
@@ -43,6 +44,7 @@ def looks(log_history: Iterable[Mapping[str, Any]]) -> Looks:
 
 
 def patience_is_over(seen: Looks, patience: int) -> bool:
+    """Whether as many looks as the recipe allows brought nothing better."""
     return seen.since >= patience
 
 
@@ -56,9 +58,11 @@ class BestWeights:
         self.folder = folder
 
     def path(self, step: int) -> Path:
+        """The file of a step's weights."""
         return self.folder / f"step-{step}.safetensors"
 
     def save(self, step: int, model: Any, optimizer: Any) -> None:
+        """Keeps what the model has learnt at this step."""
         from safetensors.torch import save_file
 
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -79,6 +83,7 @@ class BestWeights:
                     masters[id(weight)].data.copy_(saved[name])
 
     def forget_all_but(self, steps: set[int]) -> None:
+        """Removes the weights of all other steps."""
         for path in self.folder.glob("step-*.safetensors"):
             if path not in {self.path(step) for step in steps}:
                 path.unlink()
@@ -144,12 +149,15 @@ class Patience(TrainerCallback):  # type: ignore[misc]
         self.stopped = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Remembers the best step of the run that is resumed."""
         self.resumable = looks(state.log_history).best_step
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Remembers the best step that a resumed run would know of."""
         self.resumable = looks(state.log_history).best_step
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Keeps the best weights, and stops where patience is over."""
         seen = looks(state.log_history)
         if seen.best_step == state.global_step and state.is_world_process_zero:
             self.best.save(state.global_step, self.trainer.model, self.trainer.optimizer)
@@ -174,13 +182,15 @@ def sft_trainer(
     eval_steps: int,
 ) -> CompletionTrainer:
     """The trainer of a run; `arguments` from `trainer_arguments`. Looks at the held-out loss where there is any."""
+    if coefficient := trained.settings.router_aux_loss_coef:
+        RouterLoss(trained.model, coefficient)  # refuses a model without routers, of which TRL only warns
     looking = {"eval_strategy": "steps", "eval_steps": eval_steps} if held_out else {"eval_strategy": "no"}
     config = SFTConfig(
         **arguments,
         **looking,
         max_length=None,
         packing=False,
-        router_aux_loss_coef=0.0,
+        router_aux_loss_coef=trained.settings.router_aux_loss_coef,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
     return CompletionTrainer(

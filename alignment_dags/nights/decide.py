@@ -82,6 +82,7 @@ class Limits:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Limits:
+        """Those of the recipe's schedule; none without one."""
         schedule = recipe.schedule
         return cls() if schedule is None else cls(schedule.max_hours, schedule.max_cost)
 

@@ -33,6 +33,7 @@ class Scored(BaseModel):
     price: float | None = None
 
     def told(self) -> str:
+        """In a sentence."""
         price = "" if self.price is None else f" for {self.price:.2f}"
         return (
             f"{self.sequences:,} sequences ({self.tokens:,} tokens) of {self.shards:,} shards scored in "
@@ -68,13 +69,16 @@ class Costs(BaseModel):
         return told + (f"; between the nights {self.between.told()}" if self.between.shards else "")
 
 
+SCORERS = ("reference_logprobs", "policy_logprobs")
+
+
 def night_costs(commits: Iterable[Commit], prices: Mapping[str, float], between: Scored) -> Costs:
     """The sum over commits, each key counted once; `prices` are those of an hour, by stage."""
     distinct = {(commit.kind, commit.key): commit for commit in commits}.values()
     seconds: Counter[str] = Counter()
     for commit in distinct:
         seconds[commit.stage] += commit.seconds  # type: ignore[assignment]
-    scored = [ReferenceSummary.of(commit).scored for commit in distinct if commit.stage == "reference_logprobs"]
+    scored = [ReferenceSummary.of(commit).scored for commit in distinct if commit.stage in SCORERS]
     trained = [TRAINED[commit.stage].of(commit).tokens for commit in distinct if commit.stage in TRAINED]
     priced = [commit.seconds * prices[commit.stage] / 3600 for commit in distinct if commit.stage in prices]
     return Costs(
@@ -130,10 +134,12 @@ class Night(BaseModel):
 
     @property
     def is_open(self) -> bool:
+        """Whether it has not ended."""
         return self.outcome in OPEN
 
     @property
     def tags(self) -> dict[str, str]:
+        """What its Dagster runs are found by."""
         return {TAG: f"{self.recipe}/{self.id}"}
 
     @property
@@ -142,4 +148,5 @@ class Night(BaseModel):
         return f"night of {self.scheduled_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
     def closed(self, outcome: Outcome, reason: str, now: datetime) -> Night:
+        """The night, ended so for this reason."""
         return self.model_copy(update={"outcome": outcome, "reason": reason, "ended_at": now})

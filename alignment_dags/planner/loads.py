@@ -7,7 +7,14 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal
 
-from alignment.models.memory import PackedPass, Trained, answering_bytes, scoring_bytes, training_bytes
+from alignment.models.memory import (
+    PackedPass,
+    Trained,
+    answering_bytes,
+    quantised_parameters,
+    scoring_bytes,
+    training_bytes,
+)
 from alignment.models.runner import CPU_TOKENS
 from alignment.models.shape import Shape
 from alignment.models.size import parameter_counts
@@ -60,6 +67,8 @@ class Load:
     beside: int = 0
     """Models that stand beside it in memory."""
     all_logits: bool = False
+    quantised: bool = False
+    """Whether frozen weights of linear layers are in four bits."""
 
     def parts(self) -> dict[str, float]:
         """Bytes by what takes them."""
@@ -87,11 +96,12 @@ class Load:
                 wide_gradients=self.packed,
                 buckets=not self.packed and self.ranks > 1,
                 shards=self.shards,
+                quantised=quantised_parameters(self.shape) if self.quantised else 0,
             )
             flash = self.on_gpu and self.precision == "bfloat16"
             yield training_bytes(self.shape, trained, packed, self.lora, checkpointing=self.checkpointing, flash=flash)
         if self.kind in ("score", "measure"):
-            yield scoring_bytes(self.shape, packed, self.precision, self.shards)
+            yield scoring_bytes(self.shape, packed, self.precision, self.shards, quantised=self.quantised)
         if self.kind in ("answer", "measure"):
             yield answering_bytes(self.shape, self.tokens, self.precision, self.shards, all_logits=self.all_logits)
 
@@ -100,9 +110,10 @@ class Load:
         """One sentence of what was computed."""
         parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in self.parts().items() if size >= 0.05 * GIB)
         split = f", split over {self.shards} devices" if self.shards > 1 else ""
+        four_bits = ", those of linear layers in 4 bits," if self.quantised else ""
         recomputed = ", activations checkpointed" if self.kind == "train" and self.checkpointing else ""
         return (
-            f"{self.shape.parameters:,} parameters in {self.precision}{self._adapter}{split}; {self.tokens:,} tokens at"
+            f"{self.shape.parameters:,} parameters in {self.precision}{four_bits}{self._adapter}{split}; {self.tokens:,} tokens at"
             f" once{recomputed}" + (f"; GiB: {parts}" if parts else "")
         )
 
@@ -126,6 +137,7 @@ def precision_of(node: Node, recipe: Recipe) -> str | None:
     loaded = {
         "reference_logprobs": recipe.reference.precision,
         "policy_logprobs": recipe.reference.precision,
+        "merged_checkpoint": recipe.dpo.precision,
         "responses": recipe.evals.precision,
         "policy_divergence": recipe.evals.precision,
         "registered_model": recipe.evals.precision,
@@ -149,6 +161,7 @@ def load_of(node: Node, recipe: Recipe, pool: Pool, shape: Shape, lengths: Lengt
             plain,
             kind="train",
             lora=lora,
+            quantised=settings.quantise is not None,
             checkpointing=settings.gradient_checkpointing,
             ranks=pool.world_size,
             beside=int(stop is not None and stop.kl is not None and lora is None),
@@ -157,6 +170,8 @@ def load_of(node: Node, recipe: Recipe, pool: Pool, shape: Shape, lengths: Lengt
         sections: dict[str, Any] = {"reference_logprobs": recipe.reference, "policy_logprobs": recipe.reference}
         section = sections.get(node.stage.name, recipe.evals)
         load = plain
+        if node.stage.name == "reference_logprobs":
+            load = replace(load, quantised=recipe.dpo.quantise is not None)
     load = replace(load, shards=pool.world_size if getattr(section, "sharded", False) else 1)
     if node.name == "sft_checkpoint":
         assert recipe.sft is not None
@@ -194,7 +209,7 @@ class Remedy:
     devices: int
 
 
-Change = Literal["checkpoint", "adapter", "shard", "smaller"]
+Change = Literal["checkpoint", "adapter", "quantise", "shard", "smaller"]
 
 
 def remedies(stage: str, load: Load, pool: Pool, room: float, needs_reference: bool) -> list[Remedy]:
@@ -223,7 +238,8 @@ def _left(stage: str, load: Load) -> list[Change]:
         "checkpoint": load.kind == "train" and not load.checkpointing,
         "smaller": load.tokens > LEAST_PASS and stage != "sft_checkpoint",
         "adapter": load.kind == "train" and load.lora is None,
-        "shard": load.on_gpu and load.shards < MOST_DEVICES,
+        "quantise": load.kind == "train" and load.lora is not None and not load.quantised and load.shards == 1,
+        "shard": load.on_gpu and load.shards < MOST_DEVICES and not load.quantised,
     }
     return [change for change, is_left in possible.items() if is_left]
 
@@ -234,6 +250,8 @@ def _with(load: Load, changes: frozenset[Change], pool: Pool) -> Iterator[Load]:
         load = replace(load, checkpointing=True)
     if "adapter" in changes:
         load = replace(load, lora=LORA)
+    if "quantise" in changes:
+        load = replace(load, quantised=True)
     least = max(2, pool.world_size)
     first = least if load.shards == 1 else load.shards + least  # whole slots, more than there are
     devices = range(first, max(first, MOST_DEVICES) + 1, least) if "shard" in changes else (load.shards,)
@@ -250,6 +268,8 @@ def _written(change: Change, stage: str, load: Load) -> str:
         return f"{section}.gradient_checkpointing: true"
     if change == "adapter":
         return f"{section}.lora: {{rank: {LORA.rank}}}"
+    if change == "quantise":
+        return f"{section}.lora.quantise: nf4"
     if change == "smaller":
         key = "evals" if load.kind in ("answer", "measure") else "reference"
         return f"{key}.batch_tokens: {load.tokens}"

@@ -29,6 +29,7 @@ class Phase:
 
     @property
     def partitioned(self) -> bool:
+        """Whether its nodes are made shard by shard."""
         return self.nodes[0].partitioned
 
 
@@ -36,6 +37,7 @@ MANIFEST = "preference_manifest"
 
 
 def job_name(recipe_name: str, phase_name: str) -> str:
+    """The name of a phase's job in Dagster."""
     return f"{recipe_name}_{phase_name}"
 
 

@@ -25,6 +25,7 @@ SENSOR_NAME, RUN_KEY = "dagster/sensor_name", "dagster/run_key"
 
 
 def sensor_name(recipe_name: str) -> str:
+    """The name of the sensor that looks for the recipe's shards."""
     return f"{recipe_name}_source"
 
 

@@ -22,6 +22,7 @@ from alignment.store.erase import current_erasure
 from assets.building.node import Node, NotNeeded, Shown, Work
 from assets.building.upstream import NotBuilt, Upstream
 from resources.alerts import Alert, send
+from resources.compute import ComputePools, check_packages, check_residency
 from resources.home import mlflow_page
 from resources.mlflow import Tracking
 from resources.mlflow_runs import Report, Reported
@@ -50,13 +51,18 @@ def asset_step(recipe_name: str, node_name: str) -> str:
     return f"{recipe_name}__{node_name.replace('/', '__')}"
 
 
+def asset_resources(compute: ComputePools | None = None) -> dict[str, dg.ConfigurableResource[Any]]:
+    """The resources that every asset needs, by name."""
+    return {"store": ArtifactStore(), "tracking": Tracking(), "compute": compute or ComputePools()}
+
+
 def build_asset(node: Node, recipe: Recipe, pools: Pools) -> dg.AssetsDefinition:
     """The Dagster asset of a node.
 
     A run over one shard yields its result. A run over many shards logs one materialization for each, with its own data
     version, and yields nothing, because a yielded version would count for all shards.
     """
-    pool = pools[node.pool] if node.pool else None
+    tags = pools[node.pool].step_tags() if node.pool else None
 
     @dg.multi_asset(
         name=asset_step(recipe.name, node.name),
@@ -79,13 +85,13 @@ def build_asset(node: Node, recipe: Recipe, pools: Pools) -> dg.AssetsDefinition
             for name, about in (node.guards.about if node.guards else {}).items()
         ],
         pool=node.pool,
-        op_tags=pool.step_tags() if pool else None,
+        op_tags=tags,
         backfill_policy=dg.BackfillPolicy.multi_run(shards_per_run(node, pools)) if node.partitioned else None,
     )
     def asset(
-        context: dg.AssetExecutionContext, store: ArtifactStore, tracking: Tracking
+        context: dg.AssetExecutionContext, store: ArtifactStore, tracking: Tracking, compute: ComputePools
     ) -> Iterator[dg.MaterializeResult[Any]]:
-        materializer = Materializer(node, recipe, pools, store.open(), tracking, context)
+        materializer = Materializer(node, recipe, compute.load(), store.open(), tracking, context)
         if not node.partitioned:
             data_version, metadata = materializer.materialize(None)
             checks = [check_result(asset_key(recipe.name, node.name), guard) for guard in materializer.guards]
@@ -137,7 +143,7 @@ class Materializer:
     ) -> None:
         self.node = node
         self.recipe = recipe
-        self.pool = pools[node.pool] if node.pool else None
+        self.pools = pools
         self.store = store
         self.tracking = tracking
         self.context = context
@@ -166,12 +172,16 @@ class Materializer:
 
     def _materialize(self, shard: str | None) -> tuple[str, dict[str, Any]]:
         os.environ.update({DAGSTER_RUN: self.context.run.run_id, RECIPE_NAME: self.recipe.name})
+        check_residency(self.recipe, self.pools, self.store)
+        check_packages(self.recipe, self.pools)
         upstream = Upstream(self.store, self.recipe.name)
         request = self.node.request(upstream, shard)
         commit = self.store.find(self.node.stage.kind, self.node.stage.key(request))
         hit = commit is not None
         if commit is None:
-            commit = self.node.make(Work(self.node.stage, request, self.store, self.tracking, self.pool, self.context))
+            pool = self.pools[self.node.pool] if self.node.pool else None
+            work = Work(self.node.stage, request, self.store, self.tracking, pool, self.context, self.node.pool or "")
+            commit = self.node.make(work)
         self.context.log.info(f"{'found' if hit else 'made'} {self.store.uri(commit.artifact)}")
         self.node.publish(self.store, self.tracking, commit)
         shown = self.node.show(commit, self.store.fetch(commit.artifact, deep="once"))

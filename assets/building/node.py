@@ -38,13 +38,14 @@ class Work:
     tracking: Tracking
     pool: Pool | None
     context: dg.AssetExecutionContext
+    pool_name: str = ""
 
 
 def run_stage(work: Work) -> Commit:
     """Makes the artifact as nearly every node does: CPU stages here, GPU stages through the pool's launcher."""
     if work.pool is None:
         return execute(work.stage, work.request, work.store)
-    launch = Launch(work.stage, work.request, work.store, work.pool, work.context)
+    launch = Launch(work.stage, work.request, work.store, work.pool, work.context, work.pool_name)
     return launcher_for(work.pool).run(launch)
 
 

@@ -51,7 +51,7 @@ def run(request: ResponsesRequest, context: Context) -> Result:
     for name, spec in request.suites.items():
         if name != spec.name:
             raise BadInput(f"suite {spec.name} is named {name} in the request")
-        suite_named(name)
+        suite_named(name, spec.tasks)
     suites: dict[str, AnsweredCounts] = {}
     digests: dict[str, Any] = {}
     seconds: dict[str, float] = {}
@@ -60,7 +60,7 @@ def run(request: ResponsesRequest, context: Context) -> Result:
     with served.by(request.generate, context.work / KEPT_FILE) as generator:
         for name, spec in request.suites.items():
             started = time.monotonic()
-            answered = answer_suite(suite_named(name), spec, request.seed, generator)
+            answered = answer_suite(suite_named(name, spec.tasks), spec, request.seed, generator)
             seconds[name] = round(time.monotonic() - started, 3)
             digests[name] = _write(context.out / name, answered)
             tokens += answered.tokens

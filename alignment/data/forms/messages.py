@@ -68,6 +68,7 @@ def present(record: Any) -> dict[str, Any]:
 
 
 def is_missing(value: Any) -> bool:
+    """Whether a field is absent: None, or the NaN that pandas writes for it."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -161,10 +162,12 @@ def _joined(content: Any, field: str) -> Any:
 
 
 def user(text: str) -> Message:
+    """A user's turn."""
     return {"role": "user", "content": text}
 
 
 def assistant(text: str) -> Message:
+    """An assistant's turn."""
     return {"role": "assistant", "content": text}
 
 

@@ -132,6 +132,7 @@ def number(value: Any) -> float | None:
 
 
 def without(fields: Fields, *names: str) -> Fields:
+    """The fields but those of these names."""
     return {name: value for name, value in fields.items() if name not in names}
 
 

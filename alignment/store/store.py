@@ -391,9 +391,10 @@ class Named:
     ref: Ref
 
 
-def refs_of(store: Store, stage: str, *, partitioned: bool = False) -> Iterator[Named]:
+def refs_of(store: Store, stage: str, *, partitioned: bool = False, kind: str | None = None) -> Iterator[Named]:
     """The refs of a stage in every recipe, those in a group of nodes (`link_1/<stage>`) among them. A ref that
-    changes meanwhile is given in its old or new state."""
+    changes meanwhile is given in its old or new state. `kind` is that of the artifacts, where nodes of this name are of
+    another stage."""
     patterns = [f"*/{stage}/*.json"] if partitioned else [f"*/{stage}.json", f"*/*/{stage}.json"]
     depth = len(PurePosixPath(store.path("refs")).parts)
     for path in (path for pattern in patterns for path in store.matching(store.path("refs"), pattern)):
@@ -401,7 +402,7 @@ def refs_of(store: Store, stage: str, *, partitioned: bool = False) -> Iterator[
         recipe, partition = place.parts[depth], unquote(place.stem) if partitioned else None
         named = stage if partitioned else "/".join((*place.parts[depth + 1 : -1], stage))
         ref = store.read_ref(recipe, named, partition)
-        if ref is not None and (named == stage or ref.artifact.kind == stage):  # else a shard of that name
+        if ref is not None and (named == stage or ref.artifact.kind == (kind or stage)):  # else a shard of that name
             yield Named(recipe, partition, ref)
 
 

@@ -64,9 +64,7 @@ def test_scorer_trainer_and_saved_checkpoint_see_the_same_four_bits(lab: Any, pr
 def test_references_of_the_whole_model_are_another_key_and_refused(lab: Any) -> None:
     checkpoint, rows = lab.checkpoint(kind="qwen2"), lab.rows(8)
     method = method_of(Dpo())
-    plain, quantised = (
-        lab.scored_manifest(checkpoint, rows, method, quantise=quantise) for quantise in (None, "nf4")
-    )
+    plain, quantised = (lab.scored_manifest(checkpoint, rows, method, quantise=quantise) for quantise in (None, "nf4"))
     first, second = (read_manifest(lab.store.fetch(manifest)).shards[0] for manifest in (plain, quantised))
     assert first.fingerprint != second.fingerprint
     assert ReferenceSummary.of(lab.store.commit_of(second.reference)).cache_hits == 0
@@ -134,7 +132,9 @@ def test_where_four_bits_cannot_be_the_recipe_says_so(monkeypatch: pytest.Monkey
         )
 
     assert recipe(lora=LORA).dpo.quantise == "nf4"
-    with pytest.raises(BadInput, match=r"lora\.quantise needs the whole model in one process: leave out lora\.quantise"):
+    with pytest.raises(
+        BadInput, match=r"lora\.quantise needs the whole model in one process: leave out lora\.quantise"
+    ):
         recipe(lora=LORA, sharded=True)
     with pytest.raises(BadInput, match="nf4"):
         recipe(lora=LORA | {"quantise": "int4"})

@@ -40,7 +40,9 @@ def shape(name: str) -> Shape:
     return known
 
 
-def load(name: str, kind: str = "train", *, tokens: int = PASS, shards: int = 1, lora: bool = False, quantised: bool = False) -> Load:
+def load(
+    name: str, kind: str = "train", *, tokens: int = PASS, shards: int = 1, lora: bool = False, quantised: bool = False
+) -> Load:
     plain = Load("train", shape(name), "bfloat16", tokens, LENGTHS.pass_of_one, True, shards, checkpointing=True)
     return replace(plain, kind=kind, lora=LORA if lora or quantised else None, quantised=quantised)
 

@@ -21,6 +21,7 @@ def reference_logprobs(recipe: Recipe) -> Node:
             tokens=recipe.tokens,
             precision=recipe.reference.precision,
             batch_tokens=recipe.reference.batch_tokens,
+            sharded=recipe.reference.sharded,
             tf32=recipe.dpo.tf32,
             first_tokens=method.first_tokens,
             held_out_fraction=recipe.held_out_fraction if method.coupled else None,

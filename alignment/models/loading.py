@@ -6,7 +6,7 @@ The model is made without weights, cut, and filled layer by layer. No process ha
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from alignment.errors import BadInput, first_few
 from alignment.models.checkpoint import (
@@ -49,9 +49,7 @@ def load_sharded(folder: Path, precision: str, *, runs_code: bool = False) -> Pr
     return model
 
 
-def empty_model(
-    folder: Path, precision: str, *, runs_code: bool = False, dropout: bool = True
-) -> PreTrainedModel:
+def empty_model(folder: Path, precision: str, *, runs_code: bool = False, dropout: bool = True) -> PreTrainedModel:
     """The folder's model in eval mode without its weights, which are on the meta device; its buffers are there.
 
     `dropout` and `runs_code` as `alignment.models.checkpoint.load_model` has them.
@@ -127,7 +125,9 @@ def reader(model: PreTrainedModel, folder: Path) -> Reader:
         if name not in wanted:
             continue
         if entry.dtype not in DTYPES:
-            raise BadInput(f"{entry.name} is {entry.dtype}, which cannot be sharded; leave out sharded", file=str(folder))
+            raise BadInput(
+                f"{entry.name} is {entry.dtype}, which cannot be sharded; leave out sharded", file=str(folder)
+            )
         entries[name] = entry
     names: dict[int, list[str]] = {}
     for name, weight in wanted.items():

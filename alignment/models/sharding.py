@@ -35,7 +35,9 @@ class Sharding:
 
     def __init__(self, root: Any, dtype: torch.dtype, ranks: int) -> None:
         self.root, self.dtype, self.ranks = root, dtype, ranks
-        self._accumulates = False
+        self._accumulates = self._is_uncounted = False
+        self._forward: Callable[..., Any] | None = None
+        """The model's own, while calls of it go through `patch`."""
 
     def through(self, work: Callable[[], T]) -> T:
         """What `work` returns, which runs the model or its decoder once; every rank calls this at the same time.
@@ -74,29 +76,43 @@ class Sharding:
         """Ends a pass without a gradient: what it put together is cut again."""
         self.root.reshard()
 
+    def patch(self, model: Any) -> Callable[[], None]:
+        """From now on `model(...)` puts the root's weights together too; what is returned ends that."""
+        forward, own = model.forward, model.__dict__.get("forward")
+
+        @functools.wraps(forward)
+        def whole(*args: Any, **kwargs: Any) -> Any:
+            if self._is_uncounted:
+                self._working(1)
+            return self.through(lambda: forward(*args, **kwargs))
+
+        def restore() -> None:
+            self._forward = None
+            if own is None:
+                del model.forward
+            else:
+                model.forward = own
+
+        model.forward, self._forward = whole, forward
+        return restore
+
     @contextmanager
     def uncounted(self, model: Any) -> Iterator[None]:
         """For the while, `model` may be called as often as each rank likes; every rank enters and leaves this.
 
         Before each call the ranks say to each other that there is one, and those that have left make an empty one.
         """
-        forward, own = model.forward, model.__dict__.get("forward")
-
-        @functools.wraps(forward)
-        def together(*args: Any, **kwargs: Any) -> Any:
-            self._working(1)
-            return self.through(lambda: forward(*args, **kwargs))
-
-        model.forward = together
+        restore = None if self._forward is not None else self.patch(model)
+        assert self._forward is not None
+        forward, self._is_uncounted = self._forward, True
         try:
             yield
             while self._working(0):
                 self._empty(model, forward)
         finally:
-            if own is None:
-                del model.forward
-            else:
-                model.forward = own
+            self._is_uncounted = False
+            if restore is not None:
+                restore()
         self.release()
 
     def _empty(self, model: Any, forward: Callable[..., Any]) -> None:
@@ -176,6 +192,8 @@ def shard(
     # finer, such as rotary angles, stays so.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     root = _passes_of(model)
+    if read is not None:
+        replace_weights(model, lambda _, weight: weight.to("meta") if is_hollow(weight) else None)
     kept = adapters(model)
     names = {id(weight): plain_name(name) for name, weight in model.named_parameters()}
     how: dict[str, Any] = {"mesh": mesh, "mp_policy": policy, "ignored_params": set(kept)}
@@ -201,21 +219,43 @@ def shard(
 
 def _fill(module: Any, names: dict[str, str], read: Read, device: torch.device) -> None:
     """Gives the cut weights of a module that have no values yet this rank's rows of them."""
-    import torch
     from torch.distributed.tensor import DTensor
 
-    filled: dict[int, Any] = {}
-    for at, weight in list(module.named_parameters(remove_duplicate=False)):
+    def filled(at: str, weight: Any) -> Any:
         if not weight.is_meta:
-            continue
-        if id(weight) not in filled:
-            rows = read(names[at], weight).to(device)
-            whole = DTensor.from_local(
-                rows, weight.device_mesh, weight.placements, run_check=False, shape=weight.shape, stride=weight.stride()
-            )
-            filled[id(weight)] = torch.nn.Parameter(whole, requires_grad=weight.requires_grad)
-        path, _, name = at.rpartition(".")
-        setattr(module.get_submodule(path), name, filled[id(weight)])
+            return None
+        rows = read(names[at], weight).to(device)
+        return DTensor.from_local(
+            rows, weight.device_mesh, weight.placements, run_check=False, shape=weight.shape, stride=weight.stride()
+        )
+
+    replace_weights(module, filled)
+
+
+def replace_weights(module: Any, put: Callable[[str, Any], torch.Tensor | None]) -> None:
+    """Puts what `put(name, weight)` returns in the places of each weight, a tied one in all of its; None leaves it."""
+    import torch
+
+    made: dict[int, Any] = {}
+    for at, weight in list(module.named_parameters(remove_duplicate=False)):
+        if id(weight) not in made:
+            new = put(at, weight)
+            made[id(weight)] = None if new is None else torch.nn.Parameter(new, requires_grad=weight.requires_grad)
+        if (parameter := made[id(weight)]) is not None:
+            path, _, name = at.rpartition(".")
+            setattr(module.get_submodule(path), name, parameter)
+
+
+def hollow(weight: torch.Tensor) -> torch.Tensor:
+    """A tensor on the CPU of the same shape and dtype that takes the memory of one element."""
+    import torch
+
+    return torch.zeros(1, dtype=weight.dtype).expand(weight.shape)
+
+
+def is_hollow(weight: torch.Tensor) -> bool:
+    """Whether it was made by `hollow`."""
+    return not weight.is_meta and weight.untyped_storage().nbytes() < weight.nbytes
 
 
 def plain_name(name: str) -> str:

@@ -26,6 +26,7 @@ from alignment.models.checkpoint import (
     whole_summary,
 )
 from alignment.models.code import record_of_code
+from alignment.models.loading import load_sharded
 from alignment.models.runner import tf32_products
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
@@ -107,9 +108,13 @@ def _run(request: DpoRequest, context: Context, ranks: Ranks) -> Result:
     manifest = read_manifest(manifest_folder)
     rows, dropped, sft_dropped = _rows(request, context, ranks, folder, manifest_folder, manifest)
     trained = _train(request, context, folder, rows, _same_device(context, manifest))
+    sharded = request.settings.sharded and ranks.world_size > 1
+    if context.rank and not sharded:
+        return Result(digest="")
+    saved = Path(ranks.gather(str(context.out))[0]) if sharded else context.out
+    trained |= _held_out(request, context, rows, saved, sharded)
     if context.rank:
         return Result(digest="")
-    trained |= _held_out(request, context, rows)
     runs_code = context.runs_code(request.checkpoint)
     digest = digest_checkpoint(context.out, runs_code)
     about = checkpoint_summary(context.out, digest) | record_of_code(context.out, runs_code)
@@ -219,11 +224,11 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
     return summary
 
 
-def _held_out(request: DpoRequest, context: Context, rows: PolicyRows) -> dict[str, Any]:
-    """Measures the held-out rows on the saved checkpoint, loaded as evaluations load it, and writes them.
+def _held_out(request: DpoRequest, context: Context, rows: PolicyRows, saved: Path, sharded: bool) -> dict[str, Any]:
+    """Measures the held-out rows on the checkpoint in `saved`, loaded as evaluations load it, and writes them.
 
     Evaluations compare the policy with its start on these rows. Where the method has no reference, whose log-probs
-    would be known, the start is measured here, on these rows alone.
+    would be known, the start is measured here, on these rows alone. Of a `sharded` model every rank measures them all.
     """
     from alignment.logprobs.scorer import free_memory, logps
     from alignment.training.held_out import means, measure, measured, with_reference
@@ -234,7 +239,8 @@ def _held_out(request: DpoRequest, context: Context, rows: PolicyRows) -> dict[s
 
         def logps_of(sequences: Sequence[TokenSequence], wholes: Sequence[int] | None = None) -> list[float]:
             free_memory()
-            model = load_model(folder, request.settings.precision, runs_code=context.runs_code(request.checkpoint))
+            load = load_sharded if sharded else load_model
+            model = load(folder, request.settings.precision, runs_code=context.runs_code(request.checkpoint))
             return logps(model, sequences, request.pass_tokens, wholes)
 
         return logps_of
@@ -243,8 +249,9 @@ def _held_out(request: DpoRequest, context: Context, rows: PolicyRows) -> dict[s
     if held_out and not method.needs_reference:
         held_out = with_reference(held_out, method, score(context.fetch(request.checkpoint)))
     if held_out:
-        found = measure(held_out, method, rows.fingerprint, score(context.out))
-    write_held_out(context.out, found)
+        found = measure(held_out, method, rows.fingerprint, score(saved))
+    if not context.rank:
+        write_held_out(context.out, found)
     return {"held_out": means(found, request.settings)}
 
 

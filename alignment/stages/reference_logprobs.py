@@ -44,11 +44,12 @@ PAIRED = "the shard holds pairs, and the method needs completions with a label: 
 
 class ReferenceRequest(Request):
     """`batch_tokens` is tokens of one forward pass: it changes speed, and in 16 bits or with TF32 the values on a GPU.
+    `sharded` cuts the model over the processes, where there are several.
 
     Asking anew because of `tokens.max_dropped` scores nothing: the values are known.
     """
 
-    speed_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
+    speed_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens", "sharded"})
     absent_by_default: ClassVar[frozenset[str]] = frozenset({"first_tokens", "held_out_fraction", "tf32"})
 
     checkpoint: Artifact
@@ -56,6 +57,7 @@ class ReferenceRequest(Request):
     tokens: TokenPolicy
     precision: str
     batch_tokens: int
+    sharded: bool = False
     tf32: bool = False
     first_tokens: bool = False
     """Whether the first min(lengths) tokens of both sides of a pair are scored as well (`Method.first_tokens`)."""
@@ -94,6 +96,7 @@ def run(request: ReferenceRequest, context: Context) -> Result:
         request.precision,
         request.batch_tokens,
         context.runs_code(request.checkpoint),
+        request.sharded and context.world_size > 1,
     )
     policy = policy_name(
         request.tokens, about, lambda: context.fetch(request.checkpoint), context.runs_code(request.checkpoint)

@@ -90,9 +90,7 @@ def test_every_family_is_read_as_transformers_reads_it(family: str, tmp_path: Pa
         ({"intermediate_size": 64}, r"the weights have another shape for model\.layers\.0\.mlp"),
     ],
 )
-def test_weights_that_are_not_the_configurations_are_named(
-    changed: dict[str, int], says: str, tmp_path: Path
-) -> None:
+def test_weights_that_are_not_the_configurations_are_named(changed: dict[str, int], says: str, tmp_path: Path) -> None:
     folder = write_model(tmp_path, letter_tokenizer())
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | changed), encoding="utf-8")

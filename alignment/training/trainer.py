@@ -144,14 +144,28 @@ class OurTrainer:
     _step_loss: torch.Tensor | float = 0.0
     """Sum of this step's micro batches so far."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, sharded: bool = False, **kwargs: Any) -> None:
+        self.sharded = sharded
         super().__init__(*args, **kwargs)
         model: Any = self.model  # type: ignore[attr-defined]
         if getattr(model, "is_loaded_in_4bit", False):  # TRL rounds adapters beside four bits to bfloat16
             for weight in model.parameters():
                 weight.data = weight.data.float() if weight.requires_grad else weight.data
+        if sharded:  # the model sums gradients over the ranks itself: nothing else wraps it
+            self.accelerator.prepare_model = lambda model, **_: model  # type: ignore[attr-defined]
         self.remove_callback(PrinterCallback)  # type: ignore[attr-defined]
         self.add_callback(Progress())  # type: ignore[attr-defined]
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        """A model that one device may not hold has no weights until it is sharded."""
+        if not self.sharded:
+            super()._move_model_to_device(model, device)  # type: ignore[misc]
+
+    @property
+    def causal_lm(self) -> Any:
+        """The language model itself, with its adapters in place."""
+        trainer: Any = self
+        return trainer.model.get_base_model() if hasattr(trainer.model, "get_base_model") else trainer.model
 
     def _send_telemetry(self) -> None:
         """Nothing is sent anywhere."""

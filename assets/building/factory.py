@@ -183,7 +183,8 @@ class Materializer:
         hit = commit is not None
         if commit is None:
             name = self.node.pool or ""
-            work = Work(self.node.stage, request, self.store, self.tracking, self.pool, self.context, name)
+            pool = self.pools[name] if name else None
+            work = Work(self.node.stage, request, self.store, self.tracking, pool, self.context, name)
             with self.curves(request) if self.node.is_checkpoint else nullcontext():
                 commit = self.node.make(work)
         self.context.log.info(f"{'found' if hit else 'made'} {self.store.uri(commit.artifact)}")

@@ -14,12 +14,20 @@ from typing import Literal
 import pyarrow.parquet as pq
 
 from alignment.data.manifest import MANIFEST_FILE, Manifest, ManifestShard
+from alignment.data.mixing import AGREED, BEYOND
 from alignment.data.rows import ROWS_FILE
 from alignment.data.statistics import GUARDS, IN_SUMMARY, Finding
 from alignment.errors import CorruptArtifact, MissingArtifact
 from alignment.methods import method_of
 from alignment.recipe import Dpo, TokenPolicy
-from alignment.stages.stage import ManifestSummary, PolicySummary, SftSummary, ShardSummary
+from alignment.stages.stage import (
+    POLICY,
+    CheckpointSummary,
+    ManifestSummary,
+    PolicySummary,
+    SftSummary,
+    ShardSummary,
+)
 from alignment.store import Artifact, Commit, Store
 from alignment.training.signs import signs
 
@@ -114,9 +122,12 @@ def quarantined(shards: Iterable[ShardSummary]) -> Guard:
 
 
 def dropped(manifest: ManifestSummary) -> Guard:
-    """Valid rows that the token policy dropped, with the commonest reason."""
-    count, rows = manifest.dropped or 0, manifest.rows or 0
-    text = f"{count:,} of {rows:,} rows are dropped ({_share(count, rows)}){_most(manifest.reasons)}"
+    """Valid rows that the token policy dropped, with the commonest reason. Those beyond what the recipe asks for are
+    none of them."""
+    lost = {reason: count for reason, count in manifest.reasons.items() if reason not in (AGREED, BEYOND)}
+    asked = sum(manifest.reasons.values()) - sum(lost.values())
+    count, rows = (manifest.dropped or 0) - asked, (manifest.rows or 0) - asked
+    text = f"{count:,} of {rows:,} rows are dropped ({_share(count, rows)}){_most(lost)}"
     return Guard("rows_dropped", count <= MOST_DROPPED * rows, text, {"dropped": count, "rows": rows})
 
 
@@ -192,7 +203,7 @@ def agreement(summary: PolicySummary) -> Guard:
 
 def reference_unchanged(store: Store, commit: Commit, deep: bool) -> Guard:
     """Whether the start checkpoint, which was scored as the reference, still has the committed files."""
-    name, reference = "reference_unchanged", commit.inputs["checkpoint"]
+    name, reference = "reference_unchanged", commit.inputs.get("reference", commit.inputs["checkpoint"])
     if not deep:
         return Guard(name, True, "not compared here")
     try:
@@ -206,10 +217,10 @@ def reference_unchanged(store: Store, commit: Commit, deep: bool) -> Guard:
 
 def setup_notes(store: Store, manifest: Artifact, start: Artifact, settings: Dpo, tokens: TokenPolicy) -> list[str]:
     """A sentence for each thing about data and start checkpoint that wastes a training, before it begins."""
-    checkpoint, data = SftSummary.of(store.commit_of(start)), ManifestSummary.of(store.commit_of(manifest))
-    has_template = checkpoint.has_chat_template
+    started, data = store.commit_of(start), ManifestSummary.of(store.commit_of(manifest))
+    has_template = CheckpointSummary.of(started).has_chat_template
     notes = []
-    if checkpoint.adopted and has_template is False:
+    if started.kind != POLICY and SftSummary.of(started).adopted and has_template is False:
         notes.append(
             "the start checkpoint was adopted and has no chat template, as base models: preferences alone do not teach"
             " to answer; give sft.dataset, or a method that starts from the base model"

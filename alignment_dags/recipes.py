@@ -18,7 +18,7 @@ import yaml
 from alignment.errors import BadInput, did_you_mean
 from alignment.methods import LOSS, METHOD, NORMALISED
 from alignment.recipe import Recipe, load_recipe, parse_recipe
-from alignment.recipe.load import StrictLoader, read_yaml
+from alignment.recipe.load import StrictLoader, read_recipe, read_yaml
 from resources.home import PROJECT, align_home
 from resources.pools import is_pools_file, pools_file
 
@@ -104,7 +104,7 @@ def derive(base: Path, changes: Sequence[str], name: str) -> Path:
     registers its model under its own name. Raises `BadInput` for changes that make no valid recipe, and for a name that
     a recipe in use has.
     """
-    data = deepcopy(read_yaml(base, "recipe"))
+    data = deepcopy(read_recipe(base))
     known = recipe_names().get(name)
     path = derived_folder() / f"{name}.yaml"
     if known is not None and known.resolve() != path.resolve():

@@ -21,7 +21,7 @@ from alignment.stages.base_model import BaseModelSummary
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.policy_checkpoint import DpoRequest
 from alignment.stages.preference_manifest import ManifestSummary
-from alignment.stages.stage import PolicySummary, SftSummary
+from alignment.stages.stage import PolicySummary, SftSummary, starts_of
 from alignment.store import Artifact, Commit, Store
 from assets.card_text import UNKNOWN, text_of
 from assets.champion import scores_of
@@ -66,7 +66,7 @@ def card_of(
     model, version = registered.model_version
     trained = PolicySummary.of(policy)
     decided = ReportSummary(verdict=UNKNOWN) if report is None else ReportSummary.of(report)
-    start, manifest = store.commit_of(policy.inputs["checkpoint"]), store.commit_of(policy.inputs["manifest"])
+    start, manifest = starts_of(store.commit_of, policy)[-1], store.commit_of(policy.inputs["manifest"])
     pinned = ManifestSummary.of(manifest)
     base = _base(store, start, then, recipe or {})
     data = list(_data(store, manifest, then, recipe or {}))

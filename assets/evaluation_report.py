@@ -29,7 +29,7 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
     """The node of the comparison and the gate's verdict."""
     suites = list(recipe.evals.selected())
     divergence = ("policy_divergence",) if recipe.held_out_fraction else ()
-    start, baseline = recipe.method.start, baseline_of(recipe)
+    start, baseline = recipe.start, baseline_of(recipe)
 
     def request(upstream: Upstream, shard: str | None) -> ReportRequest:
         gate, published = gate_and_baselines(recipe)
@@ -100,6 +100,7 @@ def prices(recipe: Recipe, pools: Pools) -> dict[str, float]:
     chosen = {
         "sft_checkpoint": recipe.pools.sft,
         "reference_logprobs": recipe.pools.reference,
+        **({"policy_logprobs": recipe.pools.reference} if recipe.later_links else {}),  # prices are in the key
         "policy_checkpoint": recipe.pools.policy,
         "policy_divergence": pool_of(recipe),
         "responses": recipe.pools.responses,

@@ -8,7 +8,7 @@ from assets.building.node import Node
 from assets.champion_evals import champion_evals, champion_responses
 from assets.evals import evals
 from assets.evaluation_report import evaluation_report
-from assets.policy_checkpoint import policy_checkpoint
+from assets.policy_checkpoint import chain
 from assets.policy_divergence import policy_divergence
 from assets.preference_manifest import preference_manifest
 from assets.preference_shard import preference_shard
@@ -28,9 +28,9 @@ def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
         *([sft_dataset(recipe)] if recipe.sft and recipe.sft.dataset else []),
         *([sft_checkpoint(recipe, pools)] if recipe.sft else []),
         preference_shard(recipe),
-        *([reference_logprobs(recipe)] if recipe.method.needs_reference else []),
+        *([reference_logprobs(recipe)] if recipe.needs_reference else []),
         preference_manifest(recipe),
-        policy_checkpoint(recipe, pools),
+        *chain(recipe, pools),
         *([policy_divergence(recipe)] if recipe.held_out_fraction else []),
         *(responses(recipe, pools, model) for model in models),
         champion_responses(recipe, pools),

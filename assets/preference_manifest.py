@@ -11,7 +11,8 @@ from alignment.data.withdrawal import holds
 from alignment.errors import BadInput
 from alignment.guards import manifest_guards
 from alignment.recipe import Recipe, Suite
-from alignment.stages.preference_manifest import STAGE, ManifestRequest, ManifestSummary, SuiteItems
+from alignment.stages.execute import REQUEST_FILE
+from alignment.stages.preference_manifest import STAGE, ManifestRequest, ManifestSummary, Selection, SuiteItems
 from alignment.store import Artifact, Commit
 from assets.building.node import Node, Shown
 from assets.building.show import findings_table, table
@@ -25,7 +26,7 @@ from eval.suites.items import load_items
 
 def preference_manifest(recipe: Recipe) -> Node:
     """The node of the pinned training set."""
-    scored = reference_logprobs(recipe) if recipe.method.needs_reference else None
+    scored = reference_logprobs(recipe) if recipe.needs_reference else None
 
     def request(upstream: Upstream, shard: str | None) -> ManifestRequest:
         shards: dict[str, Artifact] = {}
@@ -64,7 +65,7 @@ def preference_manifest(recipe: Recipe) -> Node:
             near_duplicates=recipe.preferences.near_duplicates,
             decontaminate=decontaminated(recipe),
             mix=mixes_of(recipe.preferences, shards, recipe.seed),
-            reads_numbers=bool(recipe.method.numbers),
+            reads_numbers=any(link.method.numbers for link in recipe.links),
         )
 
     return Node(
@@ -77,7 +78,35 @@ def preference_manifest(recipe: Recipe) -> Node:
             else "The pinned set of shards and their reference log-probs, and the train / held-out split."
         ),
         kinds=frozenset({"json", "parquet"}),
-        needs=("preference_shard",) if scored is None else ("sft_checkpoint", "preference_shard", scored.name),
+        needs=("preference_shard",) if scored is None else (recipe.start, "preference_shard", scored.name),
+        request=request,
+        show=show,
+        guards=manifest_guards(),
+    )
+
+
+def chained_manifest(recipe: Recipe, name: str, logprobs: str, *, as_reference: bool, share: float | None) -> Node:
+    """The node of the set that a later link of a chain is trained on: the same shards, held-out rows and filters.
+
+    `logprobs` names the node with the log-probs of the policy that the link starts from. They are its reference with
+    `as_reference`; `share` is how many of the pairs it takes of those that this policy disagrees on most.
+    """
+
+    def request(upstream: Upstream, shard: str | None) -> ManifestRequest:
+        first = ManifestRequest.model_validate_json(upstream.store.read(upstream("preference_manifest"), REQUEST_FILE))
+        policy = upstream(logprobs)
+        select = None if share is None else Selection(share=share, policy=policy, references=first.references)
+        references = dict.fromkeys(first.shards, policy) if as_reference else first.references
+        return first.model_copy(update={"references": references, "select": select})
+
+    told = "" if share is None else f", of the training pairs the {share:.0%} that its start disagrees on most"
+    return Node(
+        name=name,
+        phase="train",
+        stage=STAGE,
+        description=f"The pinned set of this link: the shards, rows and split of preference_manifest{told}.",
+        kinds=frozenset({"json", "parquet"}),
+        needs=("preference_manifest", logprobs),
         request=request,
         show=show,
         guards=manifest_guards(),

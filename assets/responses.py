@@ -72,12 +72,12 @@ BASELINES = {"sft_checkpoint": "sft", "base_model": "base"}
 
 def baseline_of(recipe: Recipe) -> str:
     """The name of the model that the recipe's policy is compared with: `sft`, or `base` where it starts from that."""
-    return BASELINES[recipe.method.start]
+    return BASELINES[recipe.start]
 
 
 def responses(recipe: Recipe, pools: Pools, model: str) -> Node:
     """The node of the recipe's model of that name: `policy`, or that of `baseline_of`."""
-    checkpoint = recipe.method.start if model == baseline_of(recipe) else f"{model}_checkpoint"
+    checkpoint = recipe.start if model == baseline_of(recipe) else f"{model}_checkpoint"
 
     def request(upstream: Upstream, shard: str | None) -> ResponsesRequest:
         return responses_request(recipe, pools, upstream(checkpoint))

@@ -31,10 +31,12 @@ from alignment.recipe.recipe import Pools, Publish, Recipe, Registry
 from alignment.recipe.schedule import Alerts, Schedule
 from alignment.recipe.training import (
     Dpo,
+    Link,
     Lora,
     Optimisation,
     Optimise,
     Reference,
+    Select,
     Sft,
     SftTraining,
     Stop,
@@ -56,6 +58,7 @@ __all__ = [
     "IfEval",
     "Judge",
     "JudgePrice",
+    "Link",
     "LmEvalTask",
     "Lora",
     "ModelSource",
@@ -73,6 +76,7 @@ __all__ = [
     "Registry",
     "Requirement",
     "Schedule",
+    "Select",
     "Sft",
     "SftTraining",
     "Stop",

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
 
 from alignment.address import all_shown
 from alignment.methods import Method
 from alignment.recipe.data import ModelSource, PreferenceSource, Section, VariableName
 from alignment.recipe.evaluation import Evals, Gate, Judge
 from alignment.recipe.schedule import Alerts, Schedule
-from alignment.recipe.training import Dpo, Optimise, Reference, Sft, TokenPolicy
+from alignment.recipe.training import Dpo, Link, Optimise, Reference, Sft, TokenPolicy
 
 
 class Pools(Section):
@@ -98,14 +98,23 @@ def _has_template(folder: str) -> bool:
     return within or any(settings.parent.glob("chat_template*"))
 
 
+def _one_or_chain(given: Any) -> str:
+    """By which of its two forms `optimise` is read; a branch of a union names the form, and is no key in errors."""
+    return "list[Link]" if isinstance(given, list | tuple) else "Optimise"
+
+
 class Recipe(Section):
     """Everything a person decides. Its name is the asset group and the prefix of every asset key."""
 
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"publish"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"publish", "extends"})
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
     """Lower-case letters, digits and _, a letter first, 63 characters at most. Another name is another recipe, with
     its own assets, nights and registered model; artifacts are shared whatever the name."""
+    extends: str | None = None
+    """A preset that the recipe is laid over, such as presets/zephyr_7b: a file from the recipe's folder, else among the
+    shipped recipes. Sections are merged key by key; a section that says where a model or data is replaces the preset's.
+    The recipe that results is what is kept and shown."""
     description: str = ""
     """What the recipe is for; people read it, nothing depends on it."""
     seed: int = 0
@@ -124,8 +133,12 @@ class Recipe(Section):
     decides, so all pairs of a prompt are on the same side and stay there. 0 holds out none."""
     reference: Reference = Reference()
     """How the reference log-probs are computed."""
-    optimise: Optimise = Optimise()
-    """How the policy is trained: the method, its settings and the optimiser's. `dpo` is an older spelling of it."""
+    optimise: Annotated[
+        Annotated[Optimise, Tag("Optimise")] | Annotated[list[Link], Tag("list[Link]"), Field(min_length=1)],
+        Discriminator(_one_or_chain),
+    ] = Optimise()
+    """How the policy is trained: the method, its settings and the optimiser's. `dpo` is an older spelling of it. A list
+    is a chain: each link starts from the result of the link before it, and the last link's result is the policy."""
     dpo: Dpo = Dpo()
     """The older spelling of `optimise`, which `align recipes upgrade` rewrites; a recipe has one of the two."""
     evals: Evals = Evals()
@@ -171,20 +184,30 @@ class Recipe(Section):
 
     def outside_practice(self) -> list[str]:
         """One sentence for each setting of a training that lies outside of what practice supports; none is refused."""
-        return [*(self.sft.outside_practice() if self.sft else []), *self.training.outside_practice()]
+        links = [note for link in self.links for note in link.outside_practice()]
+        return [*(self.sft.outside_practice() if self.sft else []), *dict.fromkeys(links)]
+
+    @field_validator("extends")
+    @classmethod
+    def _resolved(cls, value: str | None) -> str | None:
+        if value is not None:
+            raise ValueError(
+                "a preset is looked up where a recipe is read from its file, and this one was given as data"
+            )
+        return value
 
     @model_validator(mode="after")
     def _one_spelling(self) -> Recipe:
-        """`dpo` holds the settings whichever way they are spelled."""
+        """`dpo` holds the settings whichever way they are spelled; those of a chain's last link."""
         if {"optimise", "dpo"} <= self.model_fields_set:
             raise ValueError("optimise and dpo are two spellings of one section: give one of them")
         if "dpo" not in self.model_fields_set:
-            self.__dict__["dpo"] = self.optimise.as_dpo()
+            self.__dict__["dpo"] = self.links[-1].as_dpo()
         return self
 
     @model_validator(mode="after")
     def _start(self) -> Recipe:
-        called, start = self.training.called, self.method.start
+        called, start = self.links[0].called, self.start
         if self.sft is None and start == "sft_checkpoint":
             raise ValueError(
                 f"sft is missing, and {called} starts from an SFT checkpoint: give sft a dataset, or adopt"
@@ -194,14 +217,35 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _chain(self) -> Recipe:
+        first = self.links[0]
+        for number, link in enumerate(self.later_links, start=2):
+            if link.method.data != first.method.data:
+                raise ValueError(
+                    f"optimise: link {number}, {link.called}, takes {link.method.data} rows, and link 1,"
+                    f" {first.called}, {first.method.data} ones: the links of a chain share their data"
+                )
+            if link.method.start == "base_model":
+                raise ValueError(f"optimise: {link.called} starts from the base model, so only link 1 can be it")
+            if link.select is not None and link.method.data != "paired":
+                raise ValueError(f"optimise: link {number} selects pairs, and {link.called} takes none")
+            if link.reference == "sft" and self.sft is None:
+                raise ValueError(f"optimise: link {number} has reference: sft, and the recipe has no sft")
+        if isinstance(first, Link) and first.select is not None:
+            raise ValueError("optimise: link 1 has no policy before it that could disagree: select is for later links")
+        return self
+
+    @model_validator(mode="after")
     def _agreement(self) -> Recipe:
         section, called = self.training.spelling.section, self.training.called
-        if self.method.needs_reference and self.reference.precision != self.dpo.precision:
-            raise ValueError(
-                f"reference.precision and {section}.precision must be the same: the cached log-probs "
-                "must equal the policy's at its first step"
-            )
-        if self.preferences.min_reference_logp is not None and not self.method.needs_reference:
+        for link in self.links:
+            needed = self.needs_reference or link.method.needs_reference
+            if needed and self.reference.precision != link.precision:
+                raise ValueError(
+                    f"reference.precision and {section}.precision must be the same: the cached log-probs "
+                    "must equal the policy's at its first step"
+                )
+        if self.preferences.min_reference_logp is not None and not self.needs_reference:
             raise ValueError(f"preferences.min_reference_logp needs a reference, and {called} has none")
         if unknown := set(self.preferences.decontaminate) - set(self.evals.selected()):
             raise ValueError(
@@ -211,16 +255,16 @@ class Recipe(Section):
         by_judge = self.evals.xstest is not None and self.evals.xstest.scored_by == "judge"
         if by_judge and (self.judge is None or self.judge.kind == "rubric"):
             raise ValueError("evals.xstest.scored_by: judge needs a judge of kind openai")
-        if self.dpo.sft_rows_fraction and (self.sft is None or self.sft.dataset is None):
+        if any(link.sft_rows_fraction for link in self.links) and (self.sft is None or self.sft.dataset is None):
             raise ValueError("sft_rows_fraction takes rows of sft.dataset, and the recipe has none")
         for asked, column in (
-            (self.dpo.weighted, "weight_column"),
-            (self.dpo.target_margin == "column", "margin_column"),
+            (any(link.weighted for link in self.links), "weight_column"),
+            (any(link.target_margin == "column" for link in self.links), "margin_column"),
         ):
             if asked and not all(getattr(part, column) for part in self.preferences.parts):
                 what = "weighted" if column == "weight_column" else "target_margin: column"
                 raise ValueError(f"{what} needs preferences.{column}, the column of the data that holds it")
-        looks = [name for name in ("stop", "keep_steps") if getattr(self.dpo, name) is not None]
+        looks = [name for name in ("stop", "keep_steps") if any(getattr(link, name) is not None for link in self.links)]
         if looks and (not self.held_out_fraction or self.method.data != "paired"):
             why = "held_out_fraction is 0" if not self.held_out_fraction else f"{self.training.called} takes no pairs"
             raise ValueError(f"{section}.{looks[0]} looks at held-out pairs, and {why}")
@@ -252,12 +296,38 @@ class Recipe(Section):
 
     @property
     def training(self) -> Dpo:
-        """How the policy is trained, as the recipe spells it: what it calls the method, and what its notes name."""
-        return self.dpo if "dpo" in self.model_fields_set else self.optimise
+        """How the policy is trained, as the recipe spells it: what it calls the method, and what its notes name. Of a
+        chain it is the last link."""
+        return self.dpo if "dpo" in self.model_fields_set else self.links[-1]
+
+    @property
+    def links(self) -> tuple[Dpo, ...]:
+        """The trainings from the start checkpoint to the policy, in order; one, unless `optimise` is a chain."""
+        if "dpo" in self.model_fields_set:
+            return (self.dpo,)
+        return tuple(self.optimise) if isinstance(self.optimise, list) else (self.optimise,)
+
+    @property
+    def later_links(self) -> tuple[Link, ...]:
+        """The links of a chain that start from a policy: all but the first."""
+        return tuple(self.optimise[1:]) if isinstance(self.optimise, list) else ()
+
+    @property
+    def start(self) -> Literal["sft_checkpoint", "base_model"]:
+        """Where the first training starts, which is what the policy is compared with."""
+        return self.links[0].method.start
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the log-probs of the start checkpoint are needed: as some training's reference, or to select by."""
+        return self.links[0].method.needs_reference or any(
+            link.select is not None or (link.method.needs_reference and link.reference == "sft")
+            for link in self.later_links
+        )
 
     @property
     def method(self) -> Method:
-        """The preference method with its own settings."""
+        """The preference method of the policy's training, with its own settings."""
         return self.dpo.method
 
     @property

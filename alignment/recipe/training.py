@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from alignment.data.templates import TODAY
 from alignment.methods import LOSS, METHOD, METHODS, Method, Spelling
@@ -413,3 +414,33 @@ class Optimise(Dpo):
         every = {name for method in METHODS.values() for name in method.settings()}
         shared = Dpo.model_fields.keys() - {"loss"} - (every - self.method.settings())
         return Dpo(loss=self.method.name, **{name: getattr(self, name) for name in sorted(shared)})
+
+
+PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
+
+
+def as_share(given: Any) -> Any:
+    """A share that a person wrote in per cent, as a fraction; anything else as it is."""
+    match = PERCENT.fullmatch(given) if isinstance(given, str) else None
+    return given if match is None else float(match[1]) / 100
+
+
+class Select(Section):
+    """Which pairs of the data a link of a chain trains on."""
+
+    disagreement: Annotated[float, BeforeValidator(as_share), Field(gt=0, le=1)]
+    """Share of the training pairs to take, as a fraction or in per cent (`20 %`): those with the smallest signed
+    margin, log π(chosen) − log π(rejected) of the link's start less the same of the checkpoint that the chain began
+    with; ties by row id. They are the pairs that the policy so far has moved the wrong way on, or least the right
+    way. Held-out pairs stay as they are."""
+
+
+class Link(Optimise):
+    """One training of a chain. It starts from the result of the link before it."""
+
+    reference: Literal["start", "sft"] = "start"
+    """What a method with a reference refers to: `start`, the checkpoint that the link starts from, or `sft`, the SFT
+    checkpoint that the chain began with."""
+    select: Select | None = None
+    """Trains on a part of the pairs; null trains on all. Not for the first link, whose start is what it disagrees
+    with."""

@@ -52,10 +52,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ROWS_FILE = "training_rows.parquet"
+REFERENCE_ROWS = 8
+"""Rows of a reference that is not the start checkpoint, which are scored again before the policy is trained."""
 
 
 class DpoRequest(Request):
-    """`checkpoint` is where the policy starts and what the manifest's references, if it has any, were scored with.
+    """`checkpoint` is where the policy starts. `reference` is what the manifest's references, if it has any, were
+    scored with, where that is another checkpoint.
 
     `pass_tokens` is tokens of one pass; where it changes values, the references' fingerprint names it. Neither it nor
     the number of processes changes what is trained, so a killed run goes on with another number of them. `sft_dataset`
@@ -63,7 +66,7 @@ class DpoRequest(Request):
     """
 
     speed_only: ClassVar[frozenset[str]] = frozenset({"world_size", "pass_tokens"})
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"pass_tokens", "sft_dataset"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"pass_tokens", "sft_dataset", "reference"})
 
     manifest: Artifact
     checkpoint: Artifact
@@ -73,6 +76,7 @@ class DpoRequest(Request):
     world_size: int = 1
     pass_tokens: int = 16_384
     sft_dataset: Artifact | None = None
+    reference: Artifact | None = None
 
     @model_validator(mode="after")
     def _sft_rows_of_a_dataset(self) -> DpoRequest:
@@ -102,11 +106,16 @@ def run(request: DpoRequest, context: Context) -> Result:
 
 
 def _run(request: DpoRequest, context: Context, ranks: Ranks) -> Result:
+    from alignment.logprobs.scorer import free_memory
+
     folder = context.fetch(request.checkpoint)
     manifest_folder = context.fetch(request.manifest)
     manifest = read_manifest(manifest_folder)
     rows, dropped, sft_dropped = _rows(request, context, ranks, folder, manifest_folder, manifest)
-    trained = _train(request, context, folder, rows, _same_device(context, manifest))
+    same_device = _same_device(context, manifest)
+    agreed = _reference_agrees(request, context, rows, same_device)
+    free_memory()
+    trained = _train(request, context, folder, rows, same_device) | ({"agreement": agreed} if agreed else {})
     if context.rank:
         return Result(digest="")
     trained |= _held_out(request, context, rows)
@@ -133,13 +142,15 @@ def _rows(
     tokenizer = load_tokenizer(folder, context.runs_code(request.checkpoint))
     start = whole_summary(context.store.commit_of(request.checkpoint).summary, lambda: folder)
     tokens = Tokenization(tokenizer, request.tokens, max_positions(folder), start["end_ids"], embeddings(folder))
-    precision = request.settings.precision
+    precision, scored = request.settings.precision, start
+    if (other := request.reference) is not None:
+        scored = whole_summary(context.store.commit_of(other).summary, lambda: context.fetch(other))
     name = fingerprint(
-        start["weights_digest"],
-        start["config_digest"],
+        scored["weights_digest"],
+        scored["config_digest"],
         precision,
         numerics=numerics_class(precision, request.pass_tokens, request.settings.tf32),
-        rope_by_length=start["rope_by_length"],
+        rope_by_length=scored["rope_by_length"],
     )
     into, method = context.work / "rows", method_of(request.settings)
     dropped, sft_dropped = dict[str, int](), dict[str, int]()
@@ -163,6 +174,35 @@ def _same_device(context: Context, manifest: Manifest) -> bool:
     return all(each.environment.get(name) == here[name] for each in made for name in ("device", "torch"))
 
 
+def _reference_agrees(
+    request: DpoRequest, context: Context, rows: PolicyRows, same_device: bool
+) -> dict[str, float | None]:
+    """Where the policy does not start as its reference, compares the reference itself with the cached log-probs by the
+    trainer's pass, before the policy is loaded. Nothing, where it does."""
+    reference = request.reference
+    if reference is None or resume.last_complete(context.work / "trainer") is not None:
+        return {}
+    import torch
+
+    from alignment.logprobs.scorer import logps
+    from alignment.training.agreement import require_agreement
+    from alignment.training.preference_trainer import logps_alone
+
+    settings = request.settings
+    model = load_model(context.fetch(reference), settings.precision, runs_code=context.runs_code(reference))
+
+    def packed(sequences: Sequence[TokenSequence], wholes: Sequence[int] | None = None) -> list[float]:
+        return logps(model, sequences, request.pass_tokens, wholes)
+
+    def alone(sequences: Sequence[TokenSequence], wholes: Sequence[int] | None = None) -> list[float]:
+        with torch.inference_mode():
+            return logps_alone(model, sequences)
+
+    first = [rows.train[place] for place in range(min(REFERENCE_ROWS, len(rows.train)))]
+    agreed = require_agreement(first, settings, packed, None if same_device else alone)
+    return {name: rounded(value) for name, value in agreed.items()}
+
+
 def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows, same_device: bool) -> dict[str, Any]:
     from alignment.training.agreement import require_agreement
     from alignment.training.models import TrainedModel
@@ -177,7 +217,10 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
     order = training_order(pairs.row_ids, request.manifest.digest, request.seed, settings.epochs, settings.most_rows)
     arguments = trainer_arguments(settings, work, request.seed, len(order), settings.batch_size, 1)
     trained = TrainedModel(folder, settings, context.runs_code(request.checkpoint), dropout=False)
-    trainer = preference_trainer(trained, pairs, trained.tokenizer(), arguments, settings, request.pass_tokens)
+    is_reference = request.reference is None
+    trainer = preference_trainer(
+        trained, pairs, trained.tokenizer(), arguments, settings, request.pass_tokens, is_reference=is_reference
+    )
     trainer.order = order
     agreed: dict[str, float] = {}
     longest = list(pairs.longest().sequences.values())
@@ -187,7 +230,7 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
         trainer.sft_order = order_beside(rows.sft, digest, request.seed, len(order), settings.batch_size, fraction)
         longest += rows.sft.longest().sequences.values()
     trainer.logps(longest)  # shows how this model is run, before a step relies on it
-    if checkpoint is None and method_of(settings).needs_reference:
+    if checkpoint is None and method_of(settings).needs_reference and request.reference is None:
         first = [pairs[index] for index in dict.fromkeys(order[: settings.batch_size].tolist())]
         # every rank of a sharded model makes the same passes
         share = first if trained.sharded else first[slice(context.rank, None, request.world_size)]

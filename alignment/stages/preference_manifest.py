@@ -6,9 +6,12 @@ Every row of every shard stands in split.parquet exactly once: train, held_out, 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,14 +20,14 @@ from alignment.data.embedded import embedded
 from alignment.data.hub import hub_records
 from alignment.data.manifest import MANIFEST_FILE, Manifest, ManifestShard, SplitWriter
 from alignment.data.measure import LOGPS, Contradictions, LogpCounts, measured_columns, pair_numbers
-from alignment.data.mixing import Mix, mixed
+from alignment.data.mixing import AGREED, Mix, margins_of, mixed, smallest
 from alignment.data.overlap import ItemRuns, strings_in
 from alignment.data.readers import read_records
 from alignment.data.rows import PAIR_ID, read_columns
 from alignment.data.statistics import LogpNumbers, PairNumbers
 from alignment.digest import json_digest
 from alignment.errors import BadInput
-from alignment.logprobs.table import LOGPROBS_FILE
+from alignment.logprobs.table import LOGPROBS_FILE, logprobs_folder
 from alignment.recipe import DataSource
 from alignment.stages import Context, Request, Result, SourceFile, Stage
 from alignment.stages.stage import ManifestSummary, ReferenceSummary, ShardSummary
@@ -54,16 +57,30 @@ class SuiteItems(BaseModel):
         return {str(row): list(strings_in(record)) for row, record in enumerate(records, start=1)}
 
 
+class Selection(BaseModel):
+    """The pairs that a policy disagrees on most with the checkpoint that `references` are of, a `share` of them.
+
+    `policy` is an artifact of `policy_logprobs`, `references` has one of `reference_logprobs` a shard.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    share: float = Field(gt=0, le=1)
+    policy: Artifact
+    references: dict[str, Artifact]
+
+
 class ManifestRequest(Request):
     """`references` has one entry per shard, or none at all for a reference-free method; `mix` says how many rows of
     which shards are kept. `reads_numbers`: training reads rows' scores, weights or margins, so they count in the
     digest.
 
-    The fields after them leave rows out by name (`Filters`); `decontaminate` maps a suite's name to its items.
+    The fields after them leave rows out by name (`Filters`); `decontaminate` maps a suite's name to its items. `select`
+    takes a part of the training pairs that are left.
     """
 
     absent_by_default: ClassVar[frozenset[str]] = frozenset(
-        {"mix", "reads_numbers", "max_length_gap", "min_reference_logp", "near_duplicates", "decontaminate"}
+        {"mix", "reads_numbers", "max_length_gap", "min_reference_logp", "near_duplicates", "decontaminate", "select"}
     )
 
     shards: dict[str, Artifact]
@@ -76,6 +93,7 @@ class ManifestRequest(Request):
     min_reference_logp: float | None = None
     near_duplicates: float | None = None
     decontaminate: dict[str, SuiteItems] | None = None
+    select: Selection | None = None
 
 
 def run(request: ManifestRequest, context: Context) -> Result:
@@ -98,7 +116,9 @@ def run(request: ManifestRequest, context: Context) -> Result:
     )
     with SplitWriter(context.out) as split:
         assigned = partial(assign, files, request.held_out_fraction, context.work, filters, pair_ids=True)
-        for places in mixed(lambda last: assigned(), [shard.shard.digest for shard in shards], request.mix):
+        digests = [shard.shard.digest for shard in shards]
+        drawn = partial(mixed, lambda last: assigned(), digests, request.mix)
+        for places in drawn() if request.select is None else selected(drawn, request.select, shards, context):
             contradictions.add(places[PAIR_ID].filter(pc.is_null(places["reason"])).to_numpy())
             split.write(places.drop_columns(PAIR_ID))
             tally.add(places)
@@ -226,10 +246,42 @@ def _files(shards: list[ManifestShard], context: Context) -> list[ShardFiles]:
             shard.name,
             shard.rows,
             context.fetch(shard.shard),
-            None if shard.reference is None else context.fetch(shard.reference),
+            None if shard.reference is None else scored_folder(context, shard.reference, shard),
         )
         for shard in shards
     ]
+
+
+def scored_folder(context: Context, logprobs: Artifact, shard: ManifestShard) -> Path:
+    """The folder with a shard's log-probs in an artifact that has them."""
+    return logprobs_folder(context.fetch(logprobs), shard.shard.digest)
+
+
+# Selecting -------------------------------------------------------------------------------------------
+
+
+def selected(
+    drawn: Callable[[], Iterator[pa.Table]], select: Selection, shards: list[ManifestShard], context: Context
+) -> Iterator[pa.Table]:
+    """The places of each shard's rows, training pairs beyond the share that is taken dropped by name; `drawn` gives the
+    places, and is called twice."""
+    row_ids, margins = [], []
+    for shard, places in zip(shards, drawn(), strict=True):
+        train = places["row_id"].filter(pc.equal(places["split"], "train"))
+        policy = read_columns(scored_folder(context, select.policy, shard) / LOGPROBS_FILE, "row_id", *LOGPS[:2])
+        start = read_columns(context.fetch(select.references[shard.name]) / LOGPROBS_FILE, "row_id", *LOGPS[:2])
+        row_ids.append(train)
+        margins.append(margins_of(policy, train) - margins_of(start, train))
+    taken = smallest(
+        pa.chunked_array([chunk for ids in row_ids for chunk in ids.chunks], pa.string()), margins, select.share
+    )
+    for places in drawn():
+        beyond = pc.and_(pc.equal(places["split"], "train"), pc.invert(pc.is_in(places["row_id"], value_set=taken)))
+        cells = {
+            "split": pc.if_else(beyond, "dropped", places["split"]),
+            "reason": pc.if_else(beyond, AGREED, places["reason"]),
+        }
+        yield pa.table({name: cells.get(name, places[name]) for name in places.column_names})
 
 
 def _require_one(values: dict[str, Any], complaint: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -42,9 +42,10 @@ UNPAIRED = "the shard holds unpaired rows, and the method needs pairs of a chose
 PAIRED = "the shard holds pairs, and the method needs completions with a label: build it with split_pairs"
 
 
-class ReferenceRequest(Request):
-    """`batch_tokens` is tokens of one forward pass: it changes speed, and in 16 bits or with TF32 the values on a GPU.
+class Scoring(Request):
+    """What log-probs of a checkpoint depend on beside the rows.
 
+    `batch_tokens` is tokens of one forward pass: it changes speed, and in 16 bits or with TF32 the values on a GPU.
     Asking anew because of `tokens.max_dropped` scores nothing: the values are known.
     """
 
@@ -52,7 +53,6 @@ class ReferenceRequest(Request):
     absent_by_default: ClassVar[frozenset[str]] = frozenset({"first_tokens", "held_out_fraction", "tf32"})
 
     checkpoint: Artifact
-    shard: Artifact
     tokens: TokenPolicy
     precision: str
     batch_tokens: int
@@ -71,6 +71,12 @@ class ReferenceRequest(Request):
         return identity
 
 
+class ReferenceRequest(Scoring):
+    """The log-probs of one shard."""
+
+    shard: Artifact
+
+
 def run(request: ReferenceRequest, context: Context) -> Result:
     """Writes logprobs.parquet (rows in the shard's order) and dropped.parquet, `ROWS_AT_ONCE` rows at a time.
 
@@ -78,6 +84,11 @@ def run(request: ReferenceRequest, context: Context) -> Result:
     Raises `BadInput` for a shard of the other kind of rows, for a token policy the model has no positions for, and
     where the chat template writes more than `tokens.max_dropped` of the prompts otherwise once an answer follows.
     """
+    return score_shards(request, context, {request.shard: context.out})
+
+
+def score_shards(request: Scoring, context: Context, places: Mapping[Artifact, Path]) -> Result:
+    """Writes the log-probs of each shard into its folder of `places`; every rank calls it. The result is of all."""
     recorded = context.store.commit_of(request.checkpoint).summary
     about = whole_summary(recorded, lambda: context.fetch(request.checkpoint))
     name = fingerprint(
@@ -100,15 +111,34 @@ def run(request: ReferenceRequest, context: Context) -> Result:
     )
     cache = LogprobCache(context.store, name, policy)
     ranks = Ranks(context.rank, context.world_size)
-    written, path, logps = Written(name), context.fetch(request.shard) / ROWS_FILE, LogpCounts()
+    written, logps = Written(name), LogpCounts()
+    with ranks.together(), tf32_products(request.tf32):
+        for shard, folder in places.items():
+            _score_shard(request, context.fetch(shard) / ROWS_FILE, folder, (reference, cache, ranks), written, logps)
+    if ranks.rank:  # another rank than the first: its share is in the cache
+        return Result(digest="")
+    require_few_rewritten(written.dropped, written.rows, request.tokens, f"checkpoint {request.checkpoint.digest[:12]}")
+    cache.compact()
+    summary = ReferenceSummary(**written.summary(), logps=logps.numbers())
+    return Result(digest=written.digest, summary=summary)
+
+
+def _score_shard(
+    request: Scoring,
+    path: Path,
+    folder: Path,
+    by: tuple[Reference, LogprobCache, Ranks],
+    written: Written,
+    logps: LogpCounts,
+) -> None:
+    """Scores the rows in a shard's file, and adds them to what is written so far."""
+    reference, cache, ranks = by
     names = PAIR_WITH_FIRSTS if request.first_tokens else PAIR if request.held_out_fraction is None else LABELLED
     with ExitStack() as open_files:
         files = None
         if ranks.rank == 0:
             output = {LOGPROBS_FILE: logprobs_schema(names), DROPPED_FILE: DROPPED_SCHEMA}
-            files = [open_files.enter_context(writer(context.out / file, schema)) for file, schema in output.items()]
-        open_files.enter_context(ranks.together())
-        open_files.enter_context(tf32_products(request.tf32))
+            files = [open_files.enter_context(writer(folder / file, schema)) for file, schema in output.items()]
         partners: dict[str, str] | None = None
         if request.held_out_fraction is not None:  # only the first rank, which deals the work, has to know
             partners = _partners(path, request.held_out_fraction, reference, cache) if ranks.rank == 0 else {}
@@ -128,12 +158,6 @@ def run(request: ReferenceRequest, context: Context) -> Result:
                 files[0].write_table(table)
                 files[1].write_table(dropped_table(done))
                 written.add(done)
-    if files is None:  # another rank than the first: its share is in the cache
-        return Result(digest="")
-    require_few_rewritten(written.dropped, written.rows, request.tokens, f"checkpoint {request.checkpoint.digest[:12]}")
-    cache.compact()
-    summary = ReferenceSummary(**written.summary(), logps=logps.numbers())
-    return Result(digest=written.digest, summary=summary)
 
 
 def _parts_of(

@@ -14,7 +14,7 @@ from alignment.address import bare
 from alignment.data.statistics import Finding, LogpNumbers, PairNumbers, findings
 from alignment.digest import json_digest
 from alignment.recipe.data import Keyed
-from alignment.store import Artifact, Store, Summary
+from alignment.store import Artifact, Commit, Store, Summary
 
 
 class SourceFile(BaseModel):
@@ -188,6 +188,19 @@ class PolicySummary(CheckpointSummary):
     sft_rows: int | None = None
     """Demonstrations that steps took some of, where the recipe mixes them in."""
     sft_rows_dropped: dict[str, int] = Field(default_factory=dict)
+
+
+POLICY = "policy_checkpoint"
+"""The kind of a policy's artifacts."""
+
+
+def starts_of(commit_of: Callable[[Artifact], Commit], policy: Commit) -> list[Commit]:
+    """The checkpoint that a policy was trained from, what that one was trained from where it is a policy too, and so
+    on; the last is an SFT checkpoint or a base model."""
+    starts = [commit_of(policy.inputs["checkpoint"])]
+    while starts[-1].kind == POLICY:
+        starts.append(commit_of(starts[-1].inputs["checkpoint"]))
+    return starts
 
 
 class SftSummary(CheckpointSummary):

@@ -392,14 +392,16 @@ class Named:
 
 
 def refs_of(store: Store, stage: str, *, partitioned: bool = False) -> Iterator[Named]:
-    """The refs of a stage in every recipe. A ref that changes meanwhile is given in its old or new state."""
-    pattern = f"*/{stage}/*.json" if partitioned else f"*/{stage}.json"
+    """The refs of a stage in every recipe, those in a group of nodes (`link_1/<stage>`) among them. A ref that
+    changes meanwhile is given in its old or new state."""
+    patterns = [f"*/{stage}/*.json"] if partitioned else [f"*/{stage}.json", f"*/*/{stage}.json"]
     depth = len(PurePosixPath(store.path("refs")).parts)
-    for path in store.matching(store.path("refs"), pattern):
+    for path in (path for pattern in patterns for path in store.matching(store.path("refs"), pattern)):
         place = PurePosixPath(path)
         recipe, partition = place.parts[depth], unquote(place.stem) if partitioned else None
-        ref = store.read_ref(recipe, stage, partition)
-        if ref is not None:
+        named = stage if partitioned else "/".join((*place.parts[depth + 1 : -1], stage))
+        ref = store.read_ref(recipe, named, partition)
+        if ref is not None and (named == stage or ref.artifact.kind == stage):  # else a shard of that name
             yield Named(recipe, partition, ref)
 
 

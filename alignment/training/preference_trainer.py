@@ -209,9 +209,7 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
         """The same by a pass for each that shares nothing and rounds otherwise; outside of `attending`."""
         without_gradient = torch.inference_mode if sharding_of(self.causal_lm) is None else torch.no_grad
         with self._evaluating(), without_gradient():
-            done = [Runner.of(self.causal_lm, sequence).alone(sequence) for sequence in sequences]
-            self._runner().release()
-        return done
+            return logps_alone(self.causal_lm, sequences)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -223,6 +221,13 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
             self.model.train(training)
 
 
+def logps_alone(model: Any, sequences: Sequence[TokenSequence]) -> list[float]:
+    """Log-prob of each completion by a pass of its own that shares nothing."""
+    done = [Runner.of(model, sequence).alone(sequence) for sequence in sequences]
+    Runner.of(model, sequences[0]).release()
+    return done
+
+
 def preference_trainer(
     trained: TrainedModel,
     pairs: Sequence[PolicyRow],
@@ -230,9 +235,12 @@ def preference_trainer(
     arguments: dict[str, Any],
     settings: Dpo,
     pass_tokens: int,
+    *,
+    is_reference: bool = True,
 ) -> CachedReferenceTrainer:
     """The trainer of a run; `arguments` from `trainer_arguments`, `settings` a recipe's section, `pass_tokens` tokens
-    of one pass. Raises `BadInput` for LoRA targets that the model does not have."""
+    of one pass, `is_reference` whether the policy starts as its reference. Raises `BadInput` for LoRA targets that the
+    model does not have."""
     config = DPOConfig(
         **arguments | {"per_device_train_batch_size": settings.batch_size, "gradient_accumulation_steps": 1},
         beta=settings.beta,
@@ -262,6 +270,6 @@ def preference_trainer(
     exact = settings.precision == "float32" and not products_are_tf32()
     # what is logged has no other terms in it
     plain = not (settings.sft_weight or settings.weighted or settings.sft_rows_fraction)
-    if exact and plain and method_of(settings).needs_reference:
+    if exact and plain and is_reference and method_of(settings).needs_reference:
         trainer.add_callback(FirstLoss(trainer))
     return trainer

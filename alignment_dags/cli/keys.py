@@ -80,7 +80,7 @@ def references(value: Schema, path: str) -> Iterator[tuple[str, str]]:
     """Definitions that a key's value may have, and their paths; `NAME` is any key of a mapping."""
     if "$ref" in value:
         yield value["$ref"].rsplit("/", 1)[-1], path
-    for choice in value.get("anyOf", ()):
+    for choice in (*value.get("anyOf", ()), *value.get("oneOf", ())):
         yield from references(choice, path)
     if isinstance(item := value.get("items"), dict):
         yield from references(item, path)
@@ -121,8 +121,8 @@ def default(value: Schema) -> str:
 
 def kind(value: Schema) -> str:
     """What a key takes, in words."""
-    if "anyOf" in value:
-        return " or ".join(kind(choice) for choice in value["anyOf"])
+    if choices := value.get("anyOf", value.get("oneOf")):
+        return " or ".join(kind(choice) for choice in choices)
     if "enum" in value or "const" in value:
         return ", ".join(f"`{choice}`" for choice in value.get("enum", [value.get("const")]))
     if "$ref" in value:

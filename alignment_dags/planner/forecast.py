@@ -13,7 +13,7 @@ from alignment.errors import BadInput
 from alignment.models.checkpoint import CONFIG_FILE, read_config
 from alignment.models.pin import hub_config
 from alignment.models.shape import shape_of
-from alignment.recipe import Recipe
+from alignment.recipe import Dpo, Recipe
 from alignment.stages.stage import ReferenceSummary
 from alignment.store import Commit, MissingArtifact, Store
 from alignment_dags.planner import hours
@@ -38,6 +38,8 @@ from resources.pools import Pool
 GIB = 2**30
 HUB_SECONDS = 5.0  # to wait for an answer of the hub
 LAST = 5  # a time is the mean of the last commits
+SCORERS = ("reference_logprobs", "policy_logprobs")
+"""Stages that score rows; the first that their nodes need is the checkpoint that scores."""
 NO_ACTIVATIONS = "activations are not known for this architecture and come on top"
 
 
@@ -138,7 +140,7 @@ def forecast(workspace: Workspace, config: Path | None = None, rows: int | None 
         counted = _rows(workspace, row_ids, rows)
     unsure = _unsure(workspace, unreached)
     history = History(workspace.store, workspace.recipe.name)
-    scored = [node for node in workspace.nodes if node.stage.name == "reference_logprobs"]
+    scored = [node for node in workspace.nodes if node.stage.name in SCORERS]
     lengths = hours.lengths_of(workspace.recipe, [made for node in scored for made in history.latest_first(node)])
     stand = Stand(workspace, history, planned, model, lengths, counted, row_ids)
     return [_stage(node, stand, unsure.get(node.name)) for node in workspace.nodes]
@@ -216,7 +218,7 @@ def _stage(node: Node, stand: Stand, unsure: str | None) -> StageForecast:
             seconds = better
     remedied = []
     if fits is False and load is not None and pool is not None and room is not None:
-        remedied = remedies(node.name, load, pool, room * GIB, workspace.recipe.method.needs_reference)
+        remedied = remedies(node.stage.name, load, pool, room * GIB, workspace.recipe.method.needs_reference)
     return StageForecast(
         stage=node.name,
         pool=node.pool,
@@ -259,7 +261,7 @@ def _computed(node: Node, stand: Stand, load: Load | None, pool: Pool | None, ne
     """Time by rows and operations: of a stage that was never made, and of log-probs of which the cache holds some."""
     rate = None if pool is None else hours.Rate.of(pool)
     recipe, rows = stand.workspace.recipe, stand.rows
-    if node.stage.name == "reference_logprobs" and (left := _not_cached(node, stand)) is not None:
+    if node.stage.name in SCORERS and (left := _not_cached(node, stand)) is not None:
         total, outstanding = left
         part = f"{outstanding:,} of {total:,} rows are not in the cache"
         if (per_row := _seconds_per_row(stand.history.latest_first(node))) is not None:
@@ -273,23 +275,27 @@ def _computed(node: Node, stand: Stand, load: Load | None, pool: Pool | None, ne
     if node.stage.name == "responses":
         answered = hours.answering_seconds(recipe, load, rate)
         return None if answered is None else Figure(*answered)
-    estimates = {"reference_logprobs": hours.scoring_seconds, "policy_checkpoint": hours.training_seconds}
-    if node.stage.name not in estimates or node.name == "sft_checkpoint":
+    if node.stage.name not in (*SCORERS, "policy_checkpoint"):
         return None
     if rows.value is None:
         return Figure(None, rows.how)
-    return Figure(*estimates[node.stage.name](recipe, load, stand.lengths, int(rows.value), rate))
+    taken = round(node.rows(rows.value))
+    if isinstance(node.training, Dpo):
+        return Figure(*hours.training_seconds(recipe, node.training, load, stand.lengths, taken, rate))
+    return Figure(*hours.scoring_seconds(recipe, load, stand.lengths, taken, rate))
 
 
 def _not_cached(node: Node, stand: Stand) -> tuple[int, int] | None:
     """Rows of the shards whose log-probs are to be made, and those of them to score; None while they are not known."""
     from alignment_dags.planner.cached import not_scored
 
-    checkpoint = next((step.commit for step in stand.planned if step.node.name == "sft_checkpoint"), None)
+    scored_by = node.needs[0]
+    checkpoint = next((step.commit for step in stand.planned if step.node.name == scored_by), None)
     if stand.row_ids is None or checkpoint is None:
         return None
     mine = [step for step in stand.planned if step.node.name == node.name and step.state in ("missing", "waiting")]
-    row_ids = [row_id for step in mine for row_id in stand.row_ids[str(step.shard)]]
+    shards = [str(step.shard) for step in mine] if node.partitioned else list(stand.row_ids) if mine else []
+    row_ids = [row_id for shard in shards for row_id in stand.row_ids[shard]]
     try:
         return len(row_ids), not_scored(stand.workspace.store, stand.workspace.recipe, checkpoint.artifact, row_ids)
     except MissingArtifact:

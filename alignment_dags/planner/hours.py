@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignment.models.memory import BYTES
 from alignment.models.size import Accelerator, Operations, Work, accelerator_of, forward_operations, training_operations
-from alignment.recipe import Recipe
+from alignment.recipe import Dpo, Recipe
 from alignment.store import Commit
 from resources.pools import Pool
 
@@ -91,9 +91,10 @@ def work_of(lengths: Lengths, rows: float) -> Work:
     return Work.of(lengths.prompt, lengths.completions) * rows
 
 
-def training_seconds(recipe: Recipe, load: Load, lengths: Lengths, rows: int, rate: Rate) -> tuple[float, str]:
-    """Of the preference training over `rows` rows that are trained on or held out, and how it was computed."""
-    settings = recipe.dpo
+def training_seconds(
+    recipe: Recipe, settings: Dpo, load: Load, lengths: Lengths, rows: int, rate: Rate
+) -> tuple[float, str]:
+    """Of one preference training over `rows` rows that are trained on or held out, and how it was computed."""
     trained = round(rows * (1 - recipe.held_out_fraction)) * settings.epochs
     if settings.most_rows is not None:
         trained = min(trained, settings.most_rows)
@@ -103,7 +104,7 @@ def training_seconds(recipe: Recipe, load: Load, lengths: Lengths, rows: int, ra
         adapter=load.lora is not None,
         recomputed=load.checkpointing,
     )
-    if recipe.method.coupled:  # a partner's completion behind each prompt, without a gradient
+    if settings.method.coupled:  # a partner's completion behind each prompt, without a gradient
         extra = forward_operations(load.shape, work_of(lengths, trained)).done
         operations = Operations(operations.useful + extra, operations.done + extra)
     return rate.seconds(operations), _how(trained, lengths, operations, rate)

@@ -11,7 +11,7 @@ from alignment.models.memory import PackedPass, Trained, answering_bytes, scorin
 from alignment.models.runner import CPU_TOKENS
 from alignment.models.shape import Shape
 from alignment.models.size import parameter_counts
-from alignment.recipe import Dpo, Lora, Optimisation, Recipe
+from alignment.recipe import Dpo, Lora, Recipe
 from assets.building.node import Node
 from resources.pools import Pool
 
@@ -115,25 +115,17 @@ class Load:
         return f" and {size:,} of the adapter"
 
 
-def training_of(stage: str, recipe: Recipe) -> Optimisation | None:
-    """The settings of a stage that trains; None for one that does not."""
-    if stage == "policy_checkpoint":
-        return recipe.dpo
-    if stage == "sft_checkpoint" and recipe.sft is not None and recipe.sft.adopt is None:
-        return recipe.sft
-    return None
-
-
 def precision_of(node: Node, recipe: Recipe) -> str | None:
     """The precision of the model that a stage loads; None for one that loads none."""
-    if (settings := training_of(node.name, recipe)) is not None:
-        return settings.precision
+    if node.training is not None:
+        return node.training.precision
     if node.stage.name == "responses" and recipe.evals.generate.kind == "endpoint":
         return None
     if node.name == "registered_model" and recipe.gate == "none":
         return None
     loaded = {
         "reference_logprobs": recipe.reference.precision,
+        "policy_logprobs": recipe.reference.precision,
         "responses": recipe.evals.precision,
         "policy_divergence": recipe.evals.precision,
         "registered_model": recipe.evals.precision,
@@ -144,7 +136,7 @@ def precision_of(node: Node, recipe: Recipe) -> str | None:
 def load_of(node: Node, recipe: Recipe, pool: Pool, shape: Shape, lengths: Lengths) -> Load | None:
     """What a stage holds in memory; None for a stage without a model, and for an adapter on more than the layers."""
     precision = precision_of(node, recipe)
-    settings = training_of(node.name, recipe)
+    settings = node.training
     lora = None if settings is None else settings.lora
     if precision is None or (lora is not None and shape.adapted(lora) is None):
         return None
@@ -162,7 +154,7 @@ def load_of(node: Node, recipe: Recipe, pool: Pool, shape: Shape, lengths: Lengt
             beside=int(stop is not None and stop.kl is not None and lora is None),
         )
     else:
-        sections: dict[str, Any] = {"reference_logprobs": recipe.reference}
+        sections: dict[str, Any] = {"reference_logprobs": recipe.reference, "policy_logprobs": recipe.reference}
         section = sections.get(node.stage.name, recipe.evals)
         load = plain
     load = replace(load, shards=pool.world_size if getattr(section, "sharded", False) else 1)
@@ -183,13 +175,13 @@ def load_of(node: Node, recipe: Recipe, pool: Pool, shape: Shape, lengths: Lengt
 
 def bytes_without_activations(node: Node, recipe: Recipe, config: dict[str, Any]) -> tuple[float, str]:
     """Weights, gradients and the optimiser's state for a model whose activations are not known; raises `BadInput`."""
-    settings, precision = training_of(node.name, recipe), precision_of(node, recipe)
+    settings, precision = node.training, precision_of(node, recipe)
     assert precision is not None
     whole, trained = parameter_counts(config, None if settings is None else settings.lora)
     if settings is None:
         return float({"float32": 4, "bfloat16": 2}[precision] * whole), f"{whole:,} parameters in {precision}"
     adapter = 0 if settings.lora is None else trained
-    parts = Trained(whole, adapter, precision, wide_gradients=node.name == "policy_checkpoint").parts
+    parts = Trained(whole, adapter, precision, wide_gradients=node.stage.name == "policy_checkpoint").parts
     return sum(parts.values()), f"{whole:,} parameters, {trained:,} of them trained"
 
 
@@ -218,7 +210,7 @@ def remedies(stage: str, load: Load, pool: Pool, room: float, needs_reference: b
                 texts = tuple(_written(change, stage, fitting) for change in left if change in changes)
                 found.append((changes, Remedy(texts, fitting.total / GIB, fitting.shards)))
     remedies = [remedy for _, remedy in found]
-    if stage == "reference_logprobs" and needs_reference:
+    if stage in ("reference_logprobs", "policy_logprobs") and needs_reference:
         remedies.append(Remedy(("optimise.method without a reference (simpo, cpo, orpo)",), 0.0, 1))
     if load.kind == "answer" and stage != "registered_model":
         remedies.append(Remedy(("evals.generate.kind: endpoint, which loads no model here",), 0.0, 1))

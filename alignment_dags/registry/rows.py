@@ -17,6 +17,7 @@ from alignment.data.rows import HELD_OUT_FILE, TRAIN_FILE
 from alignment.data.withdrawal import What, tombstone
 from alignment.errors import BadInput
 from alignment.stages.policy_checkpoint import ROWS_FILE
+from alignment.stages.stage import starts_of
 from alignment.store import Artifact, Commit, MissingArtifact, Store
 from alignment.store.erase import all_commits, current_erasure
 from alignment.store.store import refs_of
@@ -42,8 +43,12 @@ def row_lineage(row_id: str) -> dict[str, Any]:
     learned = {commit.digest for commit in all_commits(store, SFT) if _demonstrated(store, commit, row_id)}
     policies = []
     for commit in sorted(all_commits(store, POLICY), key=lambda commit: commit.started_at, reverse=True):
-        place = _place(store, commit, row_id)
-        if place is None and commit.inputs["checkpoint"].digest in learned:
+        place, starts = _place(store, commit, row_id), starts_of(store.commit_of, commit)
+        if (place is None or place[0] == "dropped") and any(
+            _place(store, start, row_id) == ("train", None) for start in starts[:-1]
+        ):
+            place = ("train", None)  # an earlier link of its chain was, and its weights are in this one
+        if place is None and starts[-1].digest in learned:
             place = ("sft", None)
         if place is not None:
             erasure = current_erasure(store, commit.artifact)

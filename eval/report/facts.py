@@ -34,6 +34,7 @@ STAGE_ORDER = (
     "sft_checkpoint",
     "preference_shard",
     "reference_logprobs",
+    "policy_logprobs",
     "preference_manifest",
     "policy_checkpoint",
     "policy_divergence",

@@ -25,14 +25,14 @@ from alignment.stages.stage import PolicySummary
 from alignment.store import Artifact, Commit, MissingArtifact, Store
 from alignment.store.store import readable_commits
 from alignment_dags.nights.night import NightWorth, Provable
-from alignment_dags.nights.state import MANIFEST
 from alignment_dags.planner.forecast import History, seconds_of
-from alignment_dags.run.workspace import Workspace
+from alignment_dags.run.workspace import MANIFEST, Workspace
 from eval.gate.compare import MetricComparison, default_margin
 from eval.gate.default import default_requirement, gate_of
 from eval.gate.metrics import unit_of
 from eval.stages.evaluation_report import ReportSummary
 from eval.statistics import clusters_to_prove, pooled_spread, smallest_provable
+from eval.suites import suite_of
 
 REPORTS = 5
 """Reports whose spread is pooled: the spread hardly changes, and an old one is of another evaluation."""
@@ -192,7 +192,7 @@ def _margins(gate: Gate | None, recipe: Recipe, reports: Sequence[ReportSummary]
         return {}
     if gate is None:
         scored = {suite for report in reports for suite in report.comparisons}
-        return dict(default_requirement(suite) for suite in recipe.evals.selected() if suite in scored)
+        return dict(default_requirement(suite, suite_of(recipe, suite)) for suite in recipe.evals.selected() if suite in scored)
     margins: dict[str, float | None] = {}
     for metric, asked in gate.metrics.items():
         if asked.no_regression is not None:

@@ -51,6 +51,7 @@ def champion_evals(recipe: Recipe, pools: Pools, name: str, suite: Suite) -> Nod
         evals(recipe, "champion", name, suite),
         description=f"Scores of the champion on {name}, made when the recipe measures it otherwise than when it was"
         " registered.",
+        after=("policy_checkpoint",),  # also where no answers are to be made: which policy is compared decides
         request=request,
         reported_elsewhere=registered_with,
     )

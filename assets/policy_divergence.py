@@ -27,6 +27,7 @@ def policy_divergence(recipe: Recipe) -> Node:
             seed=recipe.seed,
             precision=recipe.evals.precision,
             batch_tokens=recipe.evals.batch_tokens,
+            sharded=recipe.evals.sharded,
             tokens=recipe.tokens.writing(),
         )
 

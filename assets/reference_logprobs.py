@@ -24,6 +24,7 @@ def scoring(recipe: Recipe) -> dict[str, Any]:
         "tokens": recipe.tokens,
         "precision": recipe.reference.precision,
         "batch_tokens": recipe.reference.batch_tokens,
+        "sharded": recipe.reference.sharded,
         "tf32": recipe.dpo.tf32,
         "quantise": recipe.dpo.quantise,
         "first_tokens": any(link.method.first_tokens for link in recipe.links),

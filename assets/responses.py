@@ -54,8 +54,9 @@ def hub_source(suite: Suite, split: str) -> DataSource | None:
 
 def responses_request(recipe: Recipe, pools: Pools, checkpoint: Artifact) -> ResponsesRequest:
     """The request for a checkpoint's answers under the recipe's settings."""
-    if pools[recipe.pools.responses].world_size > 1:
-        raise BadInput("answering runs in one process; give a pool of launcher: step", field="pools.responses")
+    if pools[recipe.pools.responses].world_size > 1 and not recipe.evals.sharded:
+        what = "answering runs in one process unless evals.sharded cuts the model; give a pool of launcher: step"
+        raise BadInput(what, field="pools.responses")
     suites = {name: suite_spec(name, suite) for name, suite in recipe.evals.selected().items()}
     return ResponsesRequest(
         checkpoint=checkpoint,
@@ -63,6 +64,7 @@ def responses_request(recipe: Recipe, pools: Pools, checkpoint: Artifact) -> Res
         seed=recipe.seed,
         precision=recipe.evals.precision,
         batch_tokens=recipe.evals.batch_tokens,
+        sharded=recipe.evals.sharded,
         generate=recipe.evals.generate,
         tokens=recipe.tokens.writing(),
     )

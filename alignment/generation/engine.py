@@ -25,6 +25,7 @@ from alignment.errors import BadInput
 from alignment.generation.endpoint import EndpointGenerator
 from alignment.generation.generator import Generator, PromptEncoder
 from alignment.models.checkpoint import default_device, load_model, load_tokenizer, max_positions
+from alignment.models.loading import load_sharded
 from alignment.recipe import Generate, TokenPolicy
 from alignment.stages import Context
 from alignment.store import Artifact
@@ -47,7 +48,8 @@ _loaded: dict[tuple[str, str, str], PreTrainedModel] = {}
 class Served:
     """A checkpoint and how prompts are put to it, whoever computes the answers.
 
-    With `kept` the loaded model stays in this process for the next who asks for the same one.
+    With `kept` the loaded model stays in this process for the next who asks for the same one. Of a `sharded` one every
+    process has its rows.
     """
 
     context: Context
@@ -56,6 +58,7 @@ class Served:
     batch_tokens: int
     tokens: TokenPolicy
     kept: bool = False
+    sharded: bool = False
 
     @contextmanager
     def by(self, settings: Generate, answers: Path) -> Iterator[AnyGenerator]:
@@ -75,7 +78,8 @@ class Served:
 
     def _model(self, folder: Path, runs_code: bool) -> PreTrainedModel:
         if not self.kept:
-            return load_model(folder, self.precision, runs_code=runs_code)
+            load = load_sharded if self.sharded else load_model
+            return load(folder, self.precision, runs_code=runs_code)
         key = (self.checkpoint.digest, self.precision, str(default_device()))
         if key not in _loaded:
             forget()  # before the next one arrives, so that two are never held

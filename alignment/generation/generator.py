@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from alignment.data.rows import Content
 from alignment.data.templates import ChatTemplate, with_system_message
 from alignment.errors import BadInput
+from alignment.models.sharding import shared_out, without_gradient
 from alignment.progress import ProgressLog
 from alignment.recipe import TokenPolicy
 
@@ -228,12 +229,17 @@ class Generator:
                 answers[index] = Answer("", failed=problem)
         fitting = [index for index in range(len(encoded)) if index not in answers]
         progress = ProgressLog(log, "prompts answered", len(fitting))
-        for batch in batches([len(ids) for ids in encoded], fitting, max_new_tokens, self.batch_tokens):
+
+        def produced(batch: Sequence[int]) -> list[Answer]:
             limits = [self.encoder.room(encoded[index], max_new_tokens) for index in batch]
             drawn = [samplings[index] for index in batch]
-            produced = self._generate([encoded[index] for index in batch], limits, until, drawn)
-            answers |= dict(zip(batch, produced, strict=True))
+            made = self._generate([encoded[index] for index in batch], limits, until, drawn)
             progress.add(len(batch))
+            return made
+
+        made = list(batches([len(ids) for ids in encoded], fitting, max_new_tokens, self.batch_tokens))
+        for batch, of_batch in zip(made, shared_out(self.model, made, produced), strict=True):
+            answers |= dict(zip(batch, of_batch, strict=True))
         return [answers[index] for index in range(len(encoded))]
 
     def continued(
@@ -242,10 +248,13 @@ class Generator:
         """New token ids for each prompt's ids, the end token included; none for a prompt that leaves no room."""
         fitting = [place for place, ids in enumerate(prompts) if self.encoder.problem(ids, max_new_tokens) is None]
         found: dict[int, tuple[int, ...]] = {}
-        for batch in batches([len(ids) for ids in prompts], fitting, max_new_tokens, self.batch_tokens):
+
+        def produced(batch: Sequence[int]) -> list[Answer]:
             limits = [self.encoder.room(prompts[place], max_new_tokens) for place in batch]
-            drawn = [samplings[place] for place in batch]
-            answers = self._generate([prompts[place] for place in batch], limits, (), drawn)
+            return self._generate([prompts[place] for place in batch], limits, (), [samplings[at] for at in batch])
+
+        made = list(batches([len(ids) for ids in prompts], fitting, max_new_tokens, self.batch_tokens))
+        for batch, answers in zip(made, shared_out(self.model, made, produced), strict=True):
             found |= {place: answer.ids for place, answer in zip(batch, answers, strict=True)}
         return [found.get(place, ()) for place in range(len(prompts))]
 
@@ -266,7 +275,7 @@ class Generator:
         ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=self.model.device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
         stops = RowStops(self.tokenizer, longest, limits, until)
-        with torch.inference_mode():
+        with without_gradient(self.model):
             output = self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,

@@ -276,6 +276,7 @@ __all__ = [
     "read_config",
     "save_checkpoint",
     "whole_summary",
+    "without_dropout",
 ]
 
 
@@ -377,7 +378,7 @@ def load_model(
     weight_files(folder)
     config = load_config(folder, runs_code)
     if not dropout:
-        _without_dropout(config)
+        without_dropout(config)
     load_generation_config(folder)
     if (folder / ADAPTER_FILE).is_file():  # Transformers would load it on top, and no digest of ours names it
         raise BadInput("an adapter lies beside the model: merge it, or move it elsewhere", file=str(folder))
@@ -401,14 +402,14 @@ def load_model(
     return model
 
 
-def _without_dropout(config: PreTrainedConfig) -> None:
+def without_dropout(config: PreTrainedConfig) -> None:
     """Sets every dropout rate of a configuration to 0, before the model is made from it: many layers read theirs from
     it and hold no `nn.Dropout` (OPT, Falcon, BLOOM, GPT-BigCode). Some have a configuration of their own (DBRX)."""
     from transformers import PreTrainedConfig
 
     for name, value in list(vars(config).items()):
         if isinstance(value, PreTrainedConfig):
-            _without_dropout(value)
+            without_dropout(value)
         elif isinstance(value, float) and any(word in name for word in DROPOUT):
             setattr(config, name, 0.0)
 

@@ -93,7 +93,7 @@ class Lora(Section):
 class Optimisation(Section):
     """What SFT and DPO share. Batch sizes count rows over all devices."""
 
-    speed_only: ClassVar[frozenset[str]] = frozenset({"save_steps"})
+    speed_only: ClassVar[frozenset[str]] = frozenset({"save_steps", "sharded"})
     absent_by_default: ClassVar[frozenset[str]] = frozenset({"max_steps", "adam_betas", "tf32", "router_aux_loss_coef"})
 
     learning_rate: float = Field(gt=0)
@@ -132,6 +132,10 @@ class Optimisation(Section):
     gradient_checkpointing: bool = False
     """Computes activations again in the backward pass instead of keeping them: less memory for about a third more
     time."""
+    sharded: bool = False
+    """Cuts weights, gradients and the optimiser's state over the GPUs of a slot, for a model that one GPU cannot hold;
+    false keeps a whole copy on each, which is faster where it fits. It counts where the pool's launcher starts more
+    than one process, and changes no result beyond rounding."""
     save_steps: int = Field(default=200, ge=1)
     """Optimiser steps from one trainer checkpoint to the next. An interrupted run continues from the last; the number
     changes no result."""
@@ -168,6 +172,12 @@ class SftTraining(Optimisation):
     patience: int | None = Field(default=None, ge=1)
     """Training stops after this many measurements without a lower held-out loss, and the best weights are kept; null
     trains all epochs."""
+
+    @model_validator(mode="after")
+    def _best_weights_of_a_whole_model(self) -> SftTraining:
+        if self.sharded and self.patience is not None:
+            raise ValueError("patience needs the whole model in one process: leave out patience or sharded")
+        return self
 
     def outside_practice(self) -> list[str]:
         """One sentence for each setting that lies outside of what practice supports for SFT; none is refused."""
@@ -212,6 +222,10 @@ class Reference(Section):
     batch_tokens: int = Field(default=16_384, ge=1)
     """Tokens of one forward pass of scorer and trainer. On a GPU in 16 bits passes are filled up to it and it counts
     in the values' key; elsewhere it changes speed and memory, never values. Halve it when memory runs out."""
+    sharded: bool = False
+    """Cuts the model's weights over the GPUs of a slot, for a model that one GPU cannot hold; false keeps a whole copy
+    on each, which is faster where it fits. It counts where the pool's launcher starts more than one process, and
+    changes no value."""
 
 
 class Stop(Section):
@@ -244,7 +258,6 @@ class Dpo(Optimisation):
     speed_only: ClassVar[frozenset[str]] = Optimisation.speed_only | {
         "micro_batch_size",
         "gradient_checkpointing",
-        "sharded",
     }
     absent_by_default: ClassVar[frozenset[str]] = Optimisation.absent_by_default | {
         "gamma_ratio",
@@ -260,13 +273,8 @@ class Dpo(Optimisation):
         "stop",
         "keep_steps",
         "keep_by",
-        "sharded",
     }
 
-    sharded: bool = False
-    """Cuts weights, gradients and the optimiser's state over the GPUs of a slot, for a model that one GPU cannot hold;
-    false keeps a whole copy on each, which is faster where it fits. It counts where the pool's launcher starts more
-    than one process, and changes no result beyond rounding."""
     micro_batch_size: int = Field(default=4, ge=1)
     """Ignored: a step's rows go through in passes of `reference.batch_tokens` tokens, whatever their number."""
 

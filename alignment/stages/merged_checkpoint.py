@@ -62,7 +62,7 @@ def run(request: MergeRequest, context: Context) -> Result:
     folder, manifest_folder = context.fetch(trained.checkpoint), context.fetch(trained.manifest)
     manifest = read_manifest(manifest_folder)
     rows, dropped, _ = training_rows(trained, context, Ranks(0, 1), folder, manifest_folder, manifest)
-    measured = measure_held_out(trained, context, rows)
+    measured = measure_held_out(trained, context, rows, context.out)
     digest = digest_checkpoint(context.out, runs_code)
     about = checkpoint_summary(context.out, digest) | record_of_code(context.out, runs_code)
     summary = PolicySummary(

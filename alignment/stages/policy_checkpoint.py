@@ -26,6 +26,7 @@ from alignment.models.checkpoint import (
     whole_summary,
 )
 from alignment.models.code import record_of_code
+from alignment.models.loading import load_sharded
 from alignment.models.runner import tf32_products
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
@@ -116,9 +117,13 @@ def _run(request: DpoRequest, context: Context, ranks: Ranks) -> Result:
     agreed = _reference_agrees(request, context, rows, same_device)
     free_memory()
     trained = _train(request, context, folder, rows, same_device) | ({"agreement": agreed} if agreed else {})
+    sharded = request.settings.sharded and ranks.world_size > 1
+    if context.rank and not sharded:
+        return Result(digest="")
+    saved = Path(ranks.gather(str(context.out))[0]) if sharded else context.out
+    trained |= measure_held_out(request, context, rows, saved, sharded)
     if context.rank:
         return Result(digest="")
-    trained |= measure_held_out(request, context, rows)
     runs_code = context.runs_code(request.checkpoint)
     digest = digest_checkpoint(context.out, runs_code)
     about = checkpoint_summary(context.out, digest) | record_of_code(context.out, runs_code)
@@ -183,20 +188,23 @@ def _reference_agrees(
     reference = request.reference
     if reference is None or resume.last_complete(context.work / "trainer") is not None:
         return {}
-    import torch
-
     from alignment.logprobs.scorer import logps
+    from alignment.models.loading import load_sharded
+    from alignment.models.sharding import without_gradient
     from alignment.training.agreement import require_agreement
     from alignment.training.preference_trainer import logps_alone
 
-    settings = request.settings
-    model = load_model(context.fetch(reference), settings.precision, runs_code=context.runs_code(reference))
+    settings, at, runs_code = request.settings, context.fetch(reference), context.runs_code(reference)
+    if settings.sharded and context.world_size > 1:
+        model = load_sharded(at, settings.precision, runs_code=runs_code)
+    else:
+        model = load_model(at, settings.precision, runs_code=runs_code, quantise=settings.quantise)
 
     def packed(sequences: Sequence[TokenSequence], wholes: Sequence[int] | None = None) -> list[float]:
         return logps(model, sequences, request.pass_tokens, wholes)
 
     def alone(sequences: Sequence[TokenSequence], wholes: Sequence[int] | None = None) -> list[float]:
-        with torch.inference_mode():
+        with without_gradient(model):
             return logps_alone(model, sequences)
 
     first = [rows.train[place] for place in range(min(REFERENCE_ROWS, len(rows.train)))]
@@ -263,11 +271,13 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
     return summary
 
 
-def measure_held_out(request: DpoRequest, context: Context, rows: PolicyRows) -> dict[str, Any]:
-    """Measures the held-out rows on the saved checkpoint, loaded as evaluations load it, and writes them.
+def measure_held_out(
+    request: DpoRequest, context: Context, rows: PolicyRows, saved: Path, sharded: bool = False
+) -> dict[str, Any]:
+    """Measures the held-out rows on the checkpoint in `saved`, loaded as evaluations load it, and writes them.
 
     Evaluations compare the policy with its start on these rows. Where the method has no reference, whose log-probs
-    would be known, the start is measured here, on these rows alone.
+    would be known, the start is measured here, on these rows alone. Of a `sharded` model every rank measures them all.
     """
     from alignment.logprobs.scorer import free_memory, logps
     from alignment.training.held_out import means, measure, measured, with_reference
@@ -278,7 +288,8 @@ def measure_held_out(request: DpoRequest, context: Context, rows: PolicyRows) ->
 
         def logps_of(sequences: Sequence[TokenSequence], wholes: Sequence[int] | None = None) -> list[float]:
             free_memory()
-            model = load_model(folder, request.settings.precision, runs_code=context.runs_code(request.checkpoint))
+            load = load_sharded if sharded else load_model
+            model = load(folder, request.settings.precision, runs_code=context.runs_code(request.checkpoint))
             return logps(model, sequences, request.pass_tokens, wholes)
 
         return logps_of
@@ -287,8 +298,9 @@ def measure_held_out(request: DpoRequest, context: Context, rows: PolicyRows) ->
     if held_out and not method.needs_reference:
         held_out = with_reference(held_out, method, score(context.fetch(request.checkpoint)))
     if held_out:
-        found = measure(held_out, method, rows.fingerprint, score(context.out))
-    write_held_out(context.out, found)
+        found = measure(held_out, method, rows.fingerprint, score(saved))
+    if not context.rank:
+        write_held_out(context.out, found)
     return {"held_out": means(found, request.settings)}
 
 

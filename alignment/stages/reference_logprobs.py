@@ -47,16 +47,18 @@ class Scoring(Request):
     """What log-probs of a checkpoint depend on beside the rows.
 
     `batch_tokens` is tokens of one forward pass: it changes speed, and in 16 bits or with TF32 the values on a GPU.
+    `sharded` cuts the model over the processes, where there are several.
     Asking anew because of `tokens.max_dropped` scores nothing: the values are known.
     """
 
-    speed_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
+    speed_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens", "sharded"})
     absent_by_default: ClassVar[frozenset[str]] = frozenset({"first_tokens", "held_out_fraction", "tf32", "quantise"})
 
     checkpoint: Artifact
     tokens: TokenPolicy
     precision: str
     batch_tokens: int
+    sharded: bool = False
     tf32: bool = False
     quantise: Quantisation | None = None
     """How the checkpoint's linear layers are kept (`Lora.quantise`): as the policy that is trained beside them."""
@@ -110,6 +112,7 @@ def score_shards(request: Scoring, context: Context, places: Mapping[Artifact, P
         request.batch_tokens,
         context.runs_code(request.checkpoint),
         request.quantise,
+        request.sharded and context.world_size > 1,
     )
     policy = policy_name(
         request.tokens, about, lambda: context.fetch(request.checkpoint), context.runs_code(request.checkpoint)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import model_validator
 
+from alignment.logprobs.effort import Ranks
 from alignment.models.check import check_loads
 from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint, embeddings
 from alignment.models.code import record_of_code
@@ -78,7 +79,8 @@ def run(request: SftRequest, context: Context) -> Result:
     else:
         assert request.base is not None
         runs_code = context.runs_code(request.base)
-        with tf32_products(request.settings.tf32):
+        ranks = Ranks(context.rank, context.world_size if request.settings.sharded else 1)
+        with ranks.together(), tf32_products(request.settings.tf32):
             trained = _train(request, context, runs_code)
     if context.rank:
         return Result(digest="")
@@ -155,7 +157,7 @@ def _fit(
             best.restore(seen.best_step, trainer.model, trainer.optimizer)
         assert request.base is not None
         summary |= trained.keep_adapter(trainer.model, context.store.commit_of(request.base), context.out)
-        trained.save(trainer.model, trainer.optimizer, context.out)
+    trained.save(trainer.model, trainer.optimizer, context.out)
     return summary
 
 

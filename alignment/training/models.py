@@ -25,8 +25,9 @@ from alignment.models.checkpoint import (
     save_checkpoint,
 )
 from alignment.models.code import CODE_FILES
+from alignment.models.loading import Reader, empty_model, reader
 from alignment.models.quantised import dequantised
-from alignment.models.sharding import local, wholes
+from alignment.models.sharding import hollow, local, replace_weights, wholes
 from alignment.models.weights import INDEX_FILE, SINGLE_FILE, tensors
 from alignment.recipe import Lora, Optimisation
 from alignment.stages.stage import AdapterSummary, OriginSummary
@@ -60,11 +61,15 @@ class TrainedModel:
         if settings.quantise is not None:  # no finer than what was computed with
             self.saved_as = settings.precision
         finer = settings.precision == "bfloat16" and stored != "bfloat16" and settings.quantise is None
+        self.read: Reader | None = None
+        """Reads the weights of a sharded model, which has none until it is cut."""
         if self.sharded:
-            # whole for a moment only, as stored: what is trained becomes float32 when it is cut
             precision = "bfloat16" if stored == "bfloat16" else "float32"
             precision = precision if settings.lora is None else settings.precision
-            self.model = load_model(folder, precision, "cpu", runs_code=runs_code, dropout=dropout)
+            self.model = empty_model(folder, precision, runs_code=runs_code, dropout=dropout)
+            self.read = reader(self.model, folder)
+            # an adapter is made on the device of its layer, with values, so weights have one, and no memory
+            replace_weights(self.model, lambda _, weight: hollow(weight))
         elif finer and settings.lora is None:
             self.model = load_model(folder, "float32", runs_code=runs_code, dropout=dropout)
             round_weights(self.model)
@@ -212,7 +217,7 @@ def is_sharded(settings: Optimisation) -> bool:
     import torch
 
     several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
-    return several and bool(getattr(settings, "sharded", False))
+    return several and settings.sharded
 
 
 def round_weights(model: Any) -> None:

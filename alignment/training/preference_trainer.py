@@ -24,7 +24,7 @@ from alignment.logprobs.scorer import logps
 from alignment.methods import method_of
 from alignment.models.attention import shared_prompts
 from alignment.models.runner import Runner, products_are_tf32
-from alignment.models.sharding import shard, sharding_of, whole
+from alignment.models.sharding import shard, whole, without_gradient
 from alignment.recipe import Dpo
 from alignment.training import packed_step
 from alignment.training.agreement import FLOAT32_LOSS, Disagreement
@@ -78,29 +78,18 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
     settings: Dpo
     pass_tokens: int
 
-    def __init__(self, *args: Any, sharded: bool = False, **kwargs: Any) -> None:
-        self.sharded = sharded
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.ref_model = None
         self.precompute_ref_logps = True
         # Ranks sum their gradients themselves, or the model's own sharding does: nothing else wraps it.
         self.accelerator.prepare_model = lambda model, **_: model
 
-    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
-        """A model that one device may not hold stays where it is until it is sharded."""
-        if not self.sharded:
-            super()._move_model_to_device(model, device)
-
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset
 
     def _precompute_ref_logps(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset
-
-    @property
-    def causal_lm(self) -> Any:
-        """The language model itself, with its adapters in place."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     @contextmanager
     def attending(self) -> Iterator[None]:
@@ -219,8 +208,7 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
 
     def logps_alone(self, sequences: Sequence[TokenSequence]) -> list[float]:
         """The same by a pass for each that shares nothing and rounds otherwise; outside of `attending`."""
-        without_gradient = torch.inference_mode if sharding_of(self.causal_lm) is None else torch.no_grad
-        with self._evaluating(), without_gradient():
+        with self._evaluating(), without_gradient(self.causal_lm):
             return logps_alone(self.causal_lm, sequences)
 
     @contextmanager
@@ -277,7 +265,7 @@ def preference_trainer(
             raise BadInput(str(error).splitlines()[0], field="lora.target_modules") from error
         raise
     if trained.sharded:
-        shard(trainer.causal_lm, settings.precision, trainer.args.device)
+        shard(trainer.causal_lm, settings.precision, trainer.args.device, read=trained.read)
     trainer.pairs, trainer.settings, trainer.pass_tokens = pairs, settings, pass_tokens
     if settings.router_aux_loss_coef:
         trainer.router = RouterLoss(trainer.causal_lm, settings.router_aux_loss_coef)

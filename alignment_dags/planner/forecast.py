@@ -213,7 +213,7 @@ def _stage(node: Node, stand: Stand, unsure: str | None) -> StageForecast:
     if unsure is not None:
         seconds = Figure(None, unsure)
     else:
-        seconds = _seconds(stand.history.latest_first(node) if to_make else [], to_make)
+        seconds = seconds_of(stand.history.latest_first(node) if to_make else [], to_make)
         if to_make and (better := _computed(node, stand, load, pool, seconds.value is None)) is not None:
             seconds = better
     remedied = []
@@ -317,7 +317,7 @@ def _seconds_per_row(made: list[Commit]) -> float | None:
     return 2 * sum(seconds for _, seconds in same) / sequences if sequences else None
 
 
-def _seconds(made: list[Commit], to_make: int) -> Figure:
+def seconds_of(made: list[Commit], to_make: int) -> Figure:
     """The mean time of the recipe's last artifacts of this stage, on the device of the latest."""
     if not to_make:
         return Figure(0.0, "nothing is to be made")

@@ -6,7 +6,7 @@ Dagster reads the annotations of an asset's function, so this file has them eval
 import math
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ import dagster as dg
 from alignment.address import shown
 from alignment.errors import BadInput
 from alignment.guards import GATE, Guard
+from alignment.progress import CURVES
 from alignment.recipe import Recipe
+from alignment.stages import Request
 from alignment.stages.execute import DAGSTER_RUN, RECIPE_NAME, REQUEST_FILE
 from alignment.store import Artifact, Commit, Ref, Store
 from alignment.store.erase import current_erasure
@@ -25,7 +27,8 @@ from resources.alerts import Alert, send
 from resources.compute import ComputePools, check_packages, check_residency
 from resources.home import mlflow_page
 from resources.mlflow import Tracking
-from resources.mlflow_runs import Report, Reported
+from resources.mlflow_live import live_curves
+from resources.mlflow_runs import Opening, Report, Reported
 from resources.pools import Pools
 from resources.store import ArtifactStore
 
@@ -179,9 +182,11 @@ class Materializer:
         commit = self.store.find(self.node.stage.kind, self.node.stage.key(request))
         hit = commit is not None
         if commit is None:
-            pool = self.pools[self.node.pool] if self.node.pool else None
-            work = Work(self.node.stage, request, self.store, self.tracking, pool, self.context, self.node.pool or "")
-            commit = self.node.make(work)
+            name = self.node.pool or ""
+            pool = self.pools[name] if name else None
+            work = Work(self.node.stage, request, self.store, self.tracking, pool, self.context, name)
+            with self.curves(request) if self.node.is_checkpoint else nullcontext():
+                commit = self.node.make(work)
         self.context.log.info(f"{'found' if hit else 'made'} {self.store.uri(commit.artifact)}")
         self.node.publish(self.store, self.tracking, commit)
         shown = self.node.show(commit, self.store.fetch(commit.artifact, deep="once"))
@@ -236,6 +241,16 @@ class Materializer:
                 metadata={BAD_INPUT: reasons} if all_bad_input else {},
                 allow_retries=False,
             )
+
+    def curves(self, request: Request) -> AbstractContextManager[None]:
+        """Meanwhile MLflow shows how the training goes."""
+        stage = self.node.stage
+        key = stage.key(request)
+        settings = dict(flat(request.model_dump(mode="json")))
+        run_id = self.context.run.run_id
+        opening = Opening(self.recipe.name, self.node.name, stage.kind, key, stage.name, run_id, settings)
+        path = self.store.work_path(stage.kind, key) / CURVES
+        return live_curves(self.tracking, opening, path, self.context.log.info)
 
     def report(self, upstream: Upstream, commit: Commit, shard: str | None, shown: Shown) -> Reported:
         """Reports the artifact to MLflow."""

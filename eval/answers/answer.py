@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from alignment.errors import BadInput
 from alignment.generation.endpoint import EndpointGenerator
 from alignment.generation.generator import Answer, Generator, Message, Prompt, PromptEncoder, batches
+from alignment.models.sharding import sharding_of
 from eval.answers.asking import Asking
 from eval.answers.files import Response
 from eval.suites.items import hub_rows, load_items, sample_positions
@@ -77,7 +78,9 @@ class ContinuationScorer:
         """For each request the continuation's log-likelihood in nats, and whether it is the greedy continuation."""
         if not requests:
             return []
-        with quiet():
+        sharding = sharding_of(self.lm.model)
+        # each rank of a sharded model scores all of them, as lm-eval batches them by itself
+        with quiet(), nullcontext() if sharding is None else sharding.uncounted(self.lm.model):
             scores = self.lm.loglikelihood(list(requests), disable_tqdm=True)
         return [(float(value), bool(greedy)) for value, greedy in scores]
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from alignment.digest import file_sha256, json_digest
 from alignment.errors import BadInput
 from alignment.generation.engine import Served
+from alignment.logprobs.effort import Ranks
 from alignment.recipe import Generate, TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
 from alignment.store import Artifact
@@ -29,9 +30,10 @@ class ResponsesRequest(Request):
     """A checkpoint and the suites (by name) it answers; build the specs with `SuiteSpec.for_answering`.
 
     `tokens` is how training wrote its conversations (`TokenPolicy.writing`): prompts are written the same way.
+    `sharded` cuts the model over the processes, where there are several.
     """
 
-    speed_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
+    speed_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens", "sharded"})
     absent_by_default: ClassVar[frozenset[str]] = frozenset({"tokens"})
 
     checkpoint: Artifact
@@ -39,6 +41,7 @@ class ResponsesRequest(Request):
     seed: int
     precision: str
     batch_tokens: int
+    sharded: bool = False
     generate: Generate = Generate()
     tokens: TokenPolicy = TokenPolicy()
 
@@ -46,8 +49,15 @@ class ResponsesRequest(Request):
 def run(request: ResponsesRequest, context: Context) -> Result:
     """Writes `<suite>/items.jsonl` (id and item) and `<suite>/responses.jsonl`, in the same order, and
     `<suite>/generation.json`, how they were generated."""
-    if context.rank:
+    sharded = request.sharded and context.world_size > 1 and request.generate.kind == "transformers"
+    if context.rank and not sharded:
         return Result("")  # one process answers; the number of processes is the launcher's, and changes no result
+    with Ranks(context.rank, context.world_size if sharded else 1).together():
+        return _answer(request, context, sharded)
+
+
+def _answer(request: ResponsesRequest, context: Context, sharded: bool) -> Result:
+    """Every rank of a sharded model asks all questions and gets all answers; the first one writes them."""
     for name, spec in request.suites.items():
         if name != spec.name:
             raise BadInput(f"suite {spec.name} is named {name} in the request")
@@ -56,13 +66,14 @@ def run(request: ResponsesRequest, context: Context) -> Result:
     digests: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     tokens = 0
-    served = Served(context, request.checkpoint, request.precision, request.batch_tokens, request.tokens)
+    how = (request.precision, request.batch_tokens, request.tokens)
+    served = Served(context, request.checkpoint, *how, sharded=sharded)
     with served.by(request.generate, context.work / KEPT_FILE) as generator:
         for name, spec in request.suites.items():
             started = time.monotonic()
             answered = answer_suite(suite_named(name, spec.tasks), spec, request.seed, generator)
             seconds[name] = round(time.monotonic() - started, 3)
-            digests[name] = _write(context.out / name, answered)
+            digests[name] = _write(context.out / name, answered)  # what other ranks write is thrown away
             tokens += answered.tokens
             failed = sum(response.failed is not None for response in answered.responses)
             asked = len(answered.items)

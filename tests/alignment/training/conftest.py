@@ -305,7 +305,8 @@ class Lab:
             "save_steps": 1000,
             **settings,
         }
-        return SftRequest(base=base, dataset=dataset, settings=SftTraining(**given), seed=3)
+        world_size = given.pop("world_size", 1)
+        return SftRequest(base=base, dataset=dataset, settings=SftTraining(**given), seed=3, world_size=world_size)
 
 
 @pytest.fixture

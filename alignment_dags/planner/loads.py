@@ -137,7 +137,7 @@ def precision_of(node: Node, recipe: Recipe) -> str | None:
     if node.training is not None:
         return node.training.precision
     if node.stage.name == "candidates" and (settings := sampled_of(node, recipe)) is not None:
-        return None if settings.engine.kind == "endpoint" else recipe.evals.precision
+        return recipe.evals.precision if settings.engine.kind == "transformers" else None
     if node.stage.name == "responses" and recipe.evals.generate.kind == "endpoint":
         return None
     if node.name == "registered_model" and recipe.gate == "none":
@@ -186,6 +186,10 @@ def load_of(node: Node, recipe: Recipe, pool: Pool, shape: Shape, lengths: Lengt
         length = recipe.sft.max_length
         whole = PackedPass(length, length, length, 0, length**2, 0)
         return replace(load, tokens=recipe.sft.micro_batch_size * length, one=whole, packed=False)
+    if node.stage.name == "reward_model" and settings is not None:  # both sides of a pair in one padded batch
+        length = recipe.tokens.max_length
+        both = PackedPass(length, length, length, 0, length**2, 0)
+        return replace(load, tokens=2 * settings.micro_batch_size * length, one=both, packed=False)
     if node.stage.name in ("responses", "policy_divergence", "candidates"):
         kind: Literal["answer", "measure"] = "measure" if node.stage.name == "policy_divergence" else "answer"
         several = node.stage.name == "responses" and bool(recipe.evals.lm_eval)

@@ -12,7 +12,7 @@ from alignment.stages.policy_checkpoint import DpoRequest
 from alignment.store import Artifact, Ref, Store
 from assets.building.node import Node, NotNeeded
 from assets.building.upstream import Upstream
-from eval.stages.round_comparison import RoundSummary
+from eval.summaries import RoundSummary
 from tests.assets.test_policy_divergence import nodes, recipe
 
 ROUNDS: dict[str, Any] = {"count": 3, "prompts": {"embedded": "micro"}, "n": 4, "score": {"kind": "rubric"}}

@@ -24,7 +24,7 @@ class _Made(Request):
 
 
 def _run(request: _Made, context: Any) -> Result:
-    number = int(request.name.partition("/")[0].removeprefix("round_") or 0)
+    number = int(next((letter for letter in request.name if letter.isdecimal()), 0))
     scores = {"before": 1.0, "after": 2.0 if request.improved else 0.5, "difference": 1.0 if request.improved else -0.5}
     return Result(request.name, RoundSummary(round=number, prompts=7, improved=request.improved, **scores))
 

@@ -194,7 +194,7 @@ class JudgeScorer:
         asked = []
         for places in by_prompt.values():
             for one, other in combinations(places, 2):
-                name = f"{answers[one].name}:{answers[other].name.rpartition('/')[2]}"
+                name = f"{answers[one].name} {answers[other].name}"
                 for game, (first, second) in ((1, (one, other)), (2, (other, one))):
                     words = {"question": text_of(answers[one].prompt)}
                     words |= {"answer_a": answers[first].text, "answer_b": answers[second].text}

@@ -45,7 +45,7 @@ def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
         *([reference_logprobs(recipe)] if recipe.needs_reference else []),
         preference_manifest(recipe),
         *(chain(recipe, pools) if recipe.sweep is None else sweep(recipe, pools)),
-        *(merge(recipe, pools) if recipe.merge else ()),
+        *(merge(recipe) if recipe.merge else ()),
         *([policy_divergence(recipe)] if recipe.held_out_fraction else []),
         *(responses(recipe, pools, model) for model in models),
         champion_responses(recipe, pools),

@@ -36,6 +36,10 @@ from alignment.store import Artifact, CorruptArtifact
 __all__ = ["STAGE", "ManifestRequest", "ManifestSummary", "SuiteItems"]
 
 
+POLICY_LOGPROBS = "policy_logprobs"
+"""The kind of log-probs that are of several shards."""
+
+
 class SuiteItems(BaseModel):
     """Where a suite's items are: a `file`, splits on the `hub`, or generated from `seed` by the `embedded` package."""
 
@@ -198,7 +202,7 @@ def _logps(shards: list[ManifestShard], files: list[ShardFiles], context: Contex
         if shard.reference is None or place.reference is None:
             continue
         known = ReferenceSummary.of(context.store.commit_of(shard.reference)).logps
-        if known is None:
+        if known is None or shard.reference.kind == POLICY_LOGPROBS:  # whose numbers are of all shards
             counts = LogpCounts()
             counts.add(read_columns(place.reference / LOGPROBS_FILE, *LOGPS))
             known = counts.numbers()

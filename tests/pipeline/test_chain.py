@@ -17,6 +17,8 @@ from alignment.stages.stage import ManifestSummary, PolicySummary, ReferenceSumm
 from alignment_dags.nights.state import state_of
 from alignment_dags.planner.forecast import forecast
 from alignment_dags.registry.lineage import lineage_of
+from alignment_dags.registry.rows import row_lineage
+from alignment_dags.retention.collect import collect
 from alignment_dags.run.workspace import Workspace
 from assets.building.upstream import Upstream
 from resources.pools import load_pools
@@ -95,3 +97,10 @@ def test_links_follow_each_other_and_forward_the_reference_once(
     record = lineage_of("small")
     assert record["sft"]["digest"] == upstream("sft_checkpoint").digest
     assert store.commit_of(upstream("policy_divergence")).inputs["sft"] == upstream("sft_checkpoint")
+
+    (left_out, *_) = [row for row, split in splits[1].items() if split == "dropped" and splits[0][row] == "train"]
+    found = {policy["digest"]: policy["split"] for policy in row_lineage(left_out)["policies"]}
+    assert found == {link.digest: "train" for link in links}, "what link 1 was trained on is in all that follow it"
+    assert recipe.file is not None
+    collect([recipe.file], keep=1, dry_run=False)
+    assert [one.stage for one in forecast(workspace) if one.to_make] == [], "the weights of every link are in use"

@@ -55,7 +55,7 @@ def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
         *generated_pairs(recipe, pools),
         preference_manifest(recipe),
         *trainings(recipe, pools),
-        *(merge(recipe, pools) if recipe.merge else ()),
+        *(merge(recipe) if recipe.merge else ()),
         *([policy_divergence(recipe)] if recipe.held_out_fraction else []),
         *(responses(recipe, pools, model) for model in models),
         champion_responses(recipe, pools),

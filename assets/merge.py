@@ -21,21 +21,20 @@ from alignment.store.erase import current_erasure
 from assets.building.node import Node
 from assets.building.upstream import Upstream
 from assets.champion import registered_champion
-from resources.pools import Pools
 
 TRAINED_NODE = "trained/policy_checkpoint"
 
 
-def merge(recipe: Recipe, pools: Pools) -> Iterator[Node]:
+def merge(recipe: Recipe) -> Iterator[Node]:
     """A node for each model from elsewhere, and that of the average."""
     adopted = {place: part.model for place, part in enumerate(recipe.merge, start=1) if part.model is not None}
     for place, model in adopted.items():
         yield adopted_model(recipe, place, model)
-    yield merged_policy(recipe, pools)
+    yield merged_policy(recipe)
 
 
 def _part_name(place: int) -> str:
-    return f"merge_{place}/adopted_checkpoint"
+    return f"merge_{place}/sft_checkpoint"
 
 
 def adopted_model(recipe: Recipe, place: int, model: ModelSource) -> Node:
@@ -56,7 +55,7 @@ def adopted_model(recipe: Recipe, place: int, model: ModelSource) -> Node:
     )
 
 
-def merged_policy(recipe: Recipe, pools: Pools) -> Node:
+def merged_policy(recipe: Recipe) -> Node:
     """The node of the average, which takes the policy's place."""
     places = {
         f"model_{place}" if part.of is None else part.of: _part_name(place) if part.of is None else part.of
@@ -92,7 +91,7 @@ def merged_policy(recipe: Recipe, pools: Pools) -> Node:
         kinds=frozenset({"pytorch", "huggingface"}),
         needs=tuple(node for name, node in nodes.items() if name != "champion"),
         request=request,
-        pool=recipe.pools.policy if pools[recipe.pools.policy].world_size == 1 else None,
+        pool=recipe.pools.policy,
         is_checkpoint=True,
     )
 

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
+from pydantic import ConfigDict, Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
 
 from alignment.address import all_shown
 from alignment.methods import Method
@@ -104,8 +104,16 @@ def _one_or_chain(given: Any) -> str:
     return "list[Link]" if isinstance(given, list | tuple) else "Optimise"
 
 
+def _required_without_preset(schema: dict[str, Any]) -> None:
+    """For editors: a file that extends a preset needs no more than a name."""
+    others = [key for key in schema.pop("required") if key != "name"]
+    schema |= {"required": ["name"], "anyOf": [{"required": others}, {"required": ["extends"]}]}
+
+
 class Recipe(Section):
     """Everything a person decides. Its name is the asset group and the prefix of every asset key."""
+
+    model_config = ConfigDict(json_schema_extra=_required_without_preset)
 
     absent_by_default: ClassVar[frozenset[str]] = frozenset(
         {"publish", "extends", "residency", "sweep", "merge", "generate", "rounds"}

@@ -207,6 +207,11 @@ def starts_of(commit_of: Callable[[Artifact], Commit], policy: Commit) -> list[C
     return starts
 
 
+def began_with(commit_of: Callable[[Artifact], Commit], checkpoint: Artifact) -> Artifact:
+    """Where training began that led to a checkpoint: itself, unless it is a policy."""
+    return starts_of(commit_of, commit_of(checkpoint))[-1].artifact if checkpoint.kind == POLICY else checkpoint
+
+
 def trained_policy(commit_of: Callable[[Artifact], Commit], policy: Commit) -> Commit:
     """The policy that training made: itself, or of a merged one that which it was averaged from."""
     return commit_of(policy.inputs["checkpoint"]) if PolicySummary.of(policy).merged else policy

@@ -77,7 +77,10 @@ def sweep_png(choice: Choice) -> bytes:
     axis.set_yticks(range(len(choice.points)), [described(point.settings) for point in choice.points.values()])
     axis.invert_yaxis()
     axis.tick_params(labelsize=7)
-    axis.set_title(f"{choice.metric}: point minus start, in {unit.name}; hollow: picks, full: confirms", fontsize=8)
+    title = (
+        f"{choice.metric}: point minus start, in {unit.name}\nhollow: the half that picks; full: the half that confirms"
+    )
+    figure.suptitle(title, fontsize=8, x=0.01, horizontalalignment="left")
     for side in ("right", "top"):
         axis.spines[side].set_visible(False)
     return png_of(figure)

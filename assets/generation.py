@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from alignment.data.files import expand_all, pin_file
 from alignment.data.hub import pin_hub
@@ -29,14 +30,17 @@ from alignment.stages.reference_logprobs import ReferenceRequest
 from alignment.store import Artifact, Commit, MissingArtifact
 from alignment.store.erase import current_erasure
 from assets.building.node import Node, Shown
-from assets.building.show import table
+from assets.building.show import curves, table
 from assets.building.upstream import Upstream
 from assets.champion import registered_champion
 from assets.preference_shard import show as show_shard
 from assets.reference_logprobs import scoring
 from assets.responses import suite_items
+from eval.ranking.scorers import Reading
 from eval.stages.ranked_pairs import STAGE as RANKED
 from eval.stages.ranked_pairs import RankedRequest, RankedSummary
+from eval.stages.reward_model import STAGE as REWARD
+from eval.stages.reward_model import RewardRequest, RewardSummary
 from resources.pools import Pools
 
 
@@ -93,6 +97,82 @@ class Sampling:
             portion=(0, 1) if held_out else self.portion,
             max_prompts=settings.prompts.max_prompts,
         )
+
+
+def scored_by(recipe: Recipe, settings: Sampled, upstream: Upstream) -> dict[str, Any]:
+    """The fields of a request that say who scores answers."""
+    given: dict[str, Any] = {"scores": settings.score, "length_penalty": settings.length_penalty}
+    given["judge"] = recipe.judge if settings.judged else None
+    if settings.reward_modelled:
+        given["reward_model"] = upstream(REWARD_MODEL)
+        given["reading"] = Reading(
+            tokens=recipe.tokens, precision=recipe.evals.precision, batch_tokens=recipe.evals.batch_tokens
+        )
+    return given
+
+
+def needed_to_score(settings: Sampled) -> tuple[str, ...]:
+    """The nodes that `scored_by` reads."""
+    return (REWARD_MODEL,) if settings.reward_modelled else ()
+
+
+def scoring_pool(recipe: Recipe, settings: Sampled) -> str | None:
+    """The pool in which answers are scored: that of answers, where a model is loaded for it."""
+    return recipe.pools.responses if settings.reward_modelled else None
+
+
+REWARD_MODEL = "reward_model"
+
+
+def reward_model(recipe: Recipe, pools: Pools) -> tuple[Node, ...]:
+    """The node of the recipe's reward model, none without it. One that scores the pairs of the first manifest is made
+    before that, and is not measured on it."""
+    if (settings := recipe.reward_model) is None:
+        return ()
+    adopted, before = settings.adopt, recipe.generate is not None and recipe.generate.reward_modelled
+    needs = (*(() if before else ("preference_manifest",)), *(() if adopted else (recipe.start,)))
+
+    def request(upstream: Upstream, shard: str | None) -> RewardRequest:
+        return RewardRequest(
+            manifest=None if before else upstream("preference_manifest"),
+            checkpoint=None if adopted else upstream(recipe.start),
+            adopt=pin_model(adopted) if adopted else None,
+            settings=settings.training(),
+            tokens=recipe.tokens,
+            precision=recipe.evals.precision,
+            batch_tokens=recipe.evals.batch_tokens,
+            seed=recipe.seed,
+            world_size=pools[recipe.pools.policy].world_size,
+        )
+
+    return (
+        Node(
+            name=REWARD_MODEL,
+            phase="train",
+            stage=REWARD,
+            description="The reward model that scores sampled answers, with its accuracy on held-out pairs.",
+            kinds=frozenset({"pytorch", "huggingface"}),
+            needs=needs,
+            request=request,
+            show=show_reward_model,
+            pool=recipe.pools.policy,
+            training=None if adopted else settings,
+        ),
+    )
+
+
+def show_reward_model(commit: Commit, folder: Path) -> Shown:
+    """Its accuracy on held-out pairs, and the curve of its loss."""
+    told = RewardSummary.of(commit)
+    shown = {}
+    if told.accuracy is not None and told.accuracy_low is not None and told.accuracy_high is not None:
+        interval = f"[{told.accuracy_low:.3f}, {told.accuracy_high:.3f}]"
+        shown["held_out"] = table(
+            ("pairs", "accuracy", "95 %"), [(told.rows_held_out, f"{told.accuracy:.3f}", interval)]
+        )
+    if told.history:
+        shown["loss"] = curves(told.history, {"loss": ["loss"]})
+    return Shown(history=told.history, markdown=shown)
 
 
 def prompt_sources(prompts: Prompts, seed: int) -> Iterator[PromptSource]:
@@ -225,9 +305,7 @@ def ranked_pairs(sampling: Sampling) -> Node:
         return RankedRequest(
             candidates=tuple(parts_of(upstream.store, upstream(sampling.name("candidates")))),
             weak=tuple(part for name in weak for part in parts_of(upstream.store, upstream(name))),
-            scores=settings.score,
-            length_penalty=settings.length_penalty,
-            judge=recipe.judge if settings.judged else None,
+            **scored_by(recipe, settings, upstream),
             pairs=settings.pairs,
             min_gap=settings.min_gap,
             top_k=settings.top_k,
@@ -241,8 +319,9 @@ def ranked_pairs(sampling: Sampling) -> Node:
         stage=RANKED,
         description="The sampled answers with their scores, and the pairs that are made of them.",
         kinds=frozenset({"parquet"}),
-        needs=(sampling.name("candidates"), *weak, *sampling.needs),
+        needs=(sampling.name("candidates"), *weak, *needed_to_score(settings), *sampling.needs),
         request=request,
+        pool=scoring_pool(recipe, settings),
         show=show_ranked,
     )
 
@@ -309,7 +388,7 @@ def generated_pairs(recipe: Recipe, pools: Pools) -> tuple[Node, ...]:
     """The nodes of the recipe's `generate`, none without it."""
     if (settings := recipe.generate) is None:
         return ()
-    nodes: list[Node] = []
+    nodes = list(reward_model(recipe, pools)) if settings.reward_modelled else []
     generator = {"sft": "sft_checkpoint", "champion": CHAMPION}.get(str(settings.generator), "generator_model")
     spoken = {"sft": "SFT checkpoint", "champion": "champion"}.get(str(settings.generator), "generator model")
     if isinstance(settings.generator, ModelSource):

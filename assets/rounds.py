@@ -25,7 +25,15 @@ from alignment.store import Artifact, Commit
 from assets.building.node import Node, NotNeeded, Shown
 from assets.building.show import table
 from assets.building.upstream import Upstream
-from assets.generation import Sampling, sampling_nodes, show_candidates
+from assets.generation import (
+    Sampling,
+    needed_to_score,
+    reward_model,
+    sampling_nodes,
+    scored_by,
+    scoring_pool,
+    show_candidates,
+)
 from assets.policy_checkpoint import Policy, policy_checkpoint
 from assets.policy_checkpoint import show as show_policy
 from assets.preference_manifest import decontaminated
@@ -79,6 +87,8 @@ def rounds(recipe: Recipe, pools: Pools) -> Iterator[Node]:
     """Every node from the first manifest to `policy_checkpoint`."""
     settings = recipe.rounds
     assert settings is not None
+    if settings.reward_modelled and not (recipe.generate and recipe.generate.reward_modelled):
+        yield from reward_model(recipe, pools)
     first = Policy(policy_of(1), _settings(recipe, settings, 1), recipe.start)
     yield policy_checkpoint(recipe, pools, first)
     yield answers(recipe, pools, settings, 1)
@@ -195,9 +205,7 @@ def comparison(recipe: Recipe, settings: Rounds, number: int, comparisons: tuple
         return RoundRequest(
             before=before,
             after=after,
-            scores=settings.score,
-            length_penalty=settings.length_penalty,
-            judge=recipe.judge if settings.judged else None,
+            **scored_by(recipe, settings, upstream),
             round=number,
         )
 
@@ -207,8 +215,9 @@ def comparison(recipe: Recipe, settings: Rounds, number: int, comparisons: tuple
         stage=COMPARISON,
         description=f"The policies of rounds {number - 1} and {number} by the pairs' scorer, on held-out prompts.",
         kinds=frozenset({"parquet"}),
-        needs=(*sides, *comparisons),
+        needs=(*sides, *needed_to_score(settings), *comparisons),
         request=request,
+        pool=scoring_pool(recipe, settings),
         show=show_comparison,
     )
 

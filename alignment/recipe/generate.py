@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from alignment.recipe.data import DataSource, ModelSource, Section
 from alignment.recipe.evaluation import Generate
+from alignment.recipe.training import Optimisation
 
 Pairing = Literal["best_worst", "best_random", "margin", "top_k", "delta"]
 
@@ -143,3 +144,23 @@ class Rounds(Sampled):
         if not self.score:
             raise ValueError("rounds are compared by score: give at least one scorer")
         return self
+
+
+class RewardTraining(Optimisation):
+    """How a reward model is trained: TRL's reward trainer, the Bradley-Terry loss of each pair."""
+
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Highest learning rate of AdamW, reached after the warm-up. Usual values are 1e-6 to 5e-5, and ten times as much
+    with LoRA."""
+
+
+class RewardModel(RewardTraining):
+    """The model of `score: reward_model`: trained from the checkpoint that preference training starts from, on the
+    pairs of the first manifest, or adopted. Its accuracy on held-out pairs is recorded with its interval."""
+
+    adopt: ModelSource | None = None
+    """A reward model from elsewhere, with one output and a tokenizer of its own, in place of training one."""
+
+    def training(self) -> RewardTraining:
+        """Only what decides how it is trained."""
+        return RewardTraining(**{name: getattr(self, name) for name in RewardTraining.model_fields})

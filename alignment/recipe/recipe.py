@@ -12,7 +12,7 @@ from alignment.address import all_shown
 from alignment.methods import Method
 from alignment.recipe.data import ModelSource, PreferenceSource, Section, VariableName
 from alignment.recipe.evaluation import Evals, Gate, Judge
-from alignment.recipe.generate import GeneratedPairs, Rounds
+from alignment.recipe.generate import GeneratedPairs, RewardModel, Rounds
 from alignment.recipe.schedule import Alerts, Schedule
 from alignment.recipe.training import Dpo, Link, MergePart, Optimise, Reference, Sft, Sweep, TokenPolicy
 
@@ -116,7 +116,7 @@ class Recipe(Section):
     model_config = ConfigDict(json_schema_extra=_required_without_preset)
 
     absent_by_default: ClassVar[frozenset[str]] = frozenset(
-        {"publish", "extends", "residency", "sweep", "merge", "generate", "rounds"}
+        {"publish", "extends", "residency", "sweep", "merge", "generate", "rounds", "reward_model"}
     )
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
@@ -155,6 +155,8 @@ class Recipe(Section):
     those of `preferences`."""
     rounds: Rounds | None = None
     """Rounds of training, each on pairs made of answers that the policy of the round before gives."""
+    reward_model: RewardModel | None = None
+    """The reward model that scores sampled answers."""
     dpo: Dpo = Dpo()
     """The older spelling of `optimise`, which `align recipes upgrade` rewrites; a recipe has one of the two."""
     sweep: Sweep | None = None
@@ -309,12 +311,22 @@ class Recipe(Section):
                 continue
             if sampled.judged and (self.judge is None or self.judge.kind != "openai"):
                 raise ValueError(f"{name}.score asks a judge, and the recipe has no judge of kind openai")
+            if sampled.reward_modelled and self.reward_model is None:
+                raise ValueError(f"{name}.score has a reward model, and the recipe has no section reward_model")
             if sampled.weak == "sft" and self.sft is None:
                 raise ValueError(f"{name}.weak: sft, and the recipe has no sft")
             if any(link.weighted or link.target_margin == "column" for link in self.links):
                 raise ValueError(f"{name}: generated rows have neither weights nor margins of a column")
         if self.generate is not None and self.generate.generator in ("sft", "champion") and self.sft is None:
             raise ValueError("generate.generator needs sft: name the model that answers")
+        trained_here = self.reward_model is not None and self.reward_model.adopt is None
+        if self.generate is not None and self.generate.reward_modelled and trained_here:
+            raise ValueError(
+                "generate.score: a reward model that is trained here would be trained on what it has scored: give"
+                " reward_model.adopt"
+            )
+        if trained_here and self.method.data != "paired":
+            raise ValueError(f"reward_model is trained on pairs, and {self.training.called} takes none: give adopt")
         if self.rounds is None:
             return self
         others: dict[str, Any] = {"a chain in optimise": self.later_links, "sweep": self.sweep, "merge": self.merge}

@@ -26,6 +26,7 @@ from alignment_dags.planner.loads import (
     load_of,
     precision_of,
     remedies,
+    sampled_of,
 )
 from alignment_dags.run.plan import Planned, plan
 from alignment_dags.run.workspace import Workspace
@@ -242,7 +243,7 @@ def _load(node: Node, stand: Stand, pool: Pool | None) -> Load | None:
 
 def _memory(node: Node, recipe: Recipe, model: ModelConfig, load: Load | None) -> Figure:
     if precision_of(node, recipe) is None:
-        if node.stage.name == "responses":
+        if node.stage.name in ("responses", "candidates"):
             return Figure(0.0, "loads no model: an endpoint answers")
         what = "gate: none registers nothing" if node.name == "registered_model" else "loads no model"
         return Figure(0.0, what)
@@ -272,6 +273,8 @@ def _computed(node: Node, stand: Stand, load: Load | None, pool: Pool | None, ne
         return Figure(seconds, f"{part}; {how}")
     if not never or load is None or rate is None or load.precision != "bfloat16":
         return None
+    if node.stage.name == "candidates" and (settings := sampled_of(node, recipe)) is not None:
+        return Figure(*hours.sampling_seconds(settings, load, rate))
     if node.stage.name == "responses":
         answered = hours.answering_seconds(recipe, load, rate)
         return None if answered is None else Figure(*answered)

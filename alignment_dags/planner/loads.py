@@ -19,6 +19,7 @@ from alignment.models.runner import CPU_TOKENS
 from alignment.models.shape import Shape
 from alignment.models.size import parameter_counts
 from alignment.recipe import Dpo, Lora, Recipe
+from alignment.recipe.generate import Sampled
 from assets.building.node import Node
 from resources.pools import Pool
 
@@ -126,10 +127,17 @@ class Load:
         return f" and {size:,} of the adapter"
 
 
+def sampled_of(node: Node, recipe: Recipe) -> Sampled | None:
+    """The settings that a node of sampled answers belongs to."""
+    return recipe.rounds if node.name.startswith("round_") else recipe.generate
+
+
 def precision_of(node: Node, recipe: Recipe) -> str | None:
     """The precision of the model that a stage loads; None for one that loads none."""
     if node.training is not None:
         return node.training.precision
+    if node.stage.name == "candidates" and (settings := sampled_of(node, recipe)) is not None:
+        return recipe.evals.precision if settings.engine.kind == "transformers" else None
     if node.stage.name == "responses" and recipe.evals.generate.kind == "endpoint":
         return None
     if node.name == "registered_model" and recipe.gate == "none":
@@ -178,9 +186,13 @@ def load_of(node: Node, recipe: Recipe, pool: Pool, shape: Shape, lengths: Lengt
         length = recipe.sft.max_length
         whole = PackedPass(length, length, length, 0, length**2, 0)
         return replace(load, tokens=recipe.sft.micro_batch_size * length, one=whole, packed=False)
-    if node.stage.name in ("responses", "policy_divergence"):
-        kind: Literal["answer", "measure"] = "answer" if node.stage.name == "responses" else "measure"
-        several = kind == "answer" and bool(recipe.evals.lm_eval)
+    if node.stage.name == "reward_model" and settings is not None:  # both sides of a pair in one padded batch
+        length = recipe.tokens.max_length
+        both = PackedPass(length, length, length, 0, length**2, 0)
+        return replace(load, tokens=2 * settings.micro_batch_size * length, one=both, packed=False)
+    if node.stage.name in ("responses", "policy_divergence", "candidates"):
+        kind: Literal["answer", "measure"] = "measure" if node.stage.name == "policy_divergence" else "answer"
+        several = node.stage.name == "responses" and bool(recipe.evals.lm_eval)
         return replace(load, kind=kind, tokens=recipe.evals.batch_tokens, all_logits=several)
     if node.stage.name == "registered_model":
         return replace(load, kind="answer")

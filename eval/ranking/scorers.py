@@ -13,11 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-from alignment.data.rows import Content, decode, text_of
+from alignment.data.rows import Content, decode, form_of, text_of
+from alignment.data.tokens import Dropped, Tokenization
 from alignment.errors import BadInput
-from alignment.recipe import Judge
+from alignment.models.checkpoint import embeddings, load_tokenizer, max_positions
+from alignment.models.reward import load_reward_model, rewards
+from alignment.recipe import Judge, TokenPolicy
+from alignment.recipe.data import Section
 from alignment.recipe.generate import Score
 from alignment.stages import Context
 from alignment.store import Artifact
@@ -198,6 +202,38 @@ class JudgeScorer:
         return asked
 
 
+def tokenization_of(folder: Path, policy: TokenPolicy) -> Tokenization:
+    """How a reward model reads a prompt with an answer: by its own tokenizer and chat template."""
+    return Tokenization(load_tokenizer(folder), policy, max_positions(folder), (), embeddings(folder))
+
+
+@dataclass(frozen=True)
+class RewardScorer:
+    """A reward model. It reads prompt and answer by its own tokenizer and chat template; an answer that these cannot
+    write has no score."""
+
+    folder: Path
+    policy: TokenPolicy
+    precision: str
+    batch_tokens: int
+
+    def __call__(self, answers: Sequence[Scored]) -> list[float | Failed]:
+        """Rewards, in the model's own unit."""
+        tokens = tokenization_of(self.folder, self.policy)
+        found: list[float | Failed] = []
+        ids: list[tuple[int, ...]] = []
+        for answer in answers:
+            said = answer.text if isinstance(answer.prompt, str) else ({"role": "assistant", "content": answer.text},)
+            written = tokens.completion(form_of(answer.prompt), answer.prompt, said)
+            if isinstance(written, Dropped):
+                found.append(f"the reward model cannot read it: {written.reason}")
+            else:
+                found.append(0.0)
+                ids.append(written.prompt_ids + written.completion_ids)
+        given = iter(rewards(load_reward_model(self.folder, self.precision), ids, self.batch_tokens) if ids else ())
+        return [one if isinstance(one, str) else next(given) for one in found]
+
+
 # Several scorers in one.
 
 
@@ -209,6 +245,16 @@ class Total(NamedTuple):
     failed: str | None
 
 
+class Reading(Section):
+    """How a reward model is run: the token policy, precision, and tokens of a batch."""
+
+    speed_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
+
+    tokens: TokenPolicy
+    precision: str
+    batch_tokens: int
+
+
 @dataclass
 class Scores:
     """A weighted sum of scores, less a penalty for length; `bill` is what judges cost, once they were asked."""
@@ -217,6 +263,8 @@ class Scores:
     length_penalty: float = 0.0
     judge: Judge | None = None
     reward_model: Artifact | None = None
+    reading: Reading | None = None
+    """How the reward model reads answers."""
     bill: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -254,6 +302,12 @@ class Scores:
             if self.judge is None:
                 raise BadInput(f"{kind} needs a judge, and the recipe has none", field="judge")
             return JudgeScorer(self.judge, context.work / f"{kind}.jsonl", pairwise=kind == "judge_pairs")
+        if kind == "reward_model":
+            if self.reward_model is None or self.reading is None:
+                raise BadInput("there is no reward model", field="reward_model")
+            reading = self.reading
+            folder = context.fetch(self.reward_model)
+            return RewardScorer(folder, reading.tokens, reading.precision, reading.batch_tokens)
         return {"rubric": rubric, "exact": exact, "instructions": instructions}[kind]
 
 

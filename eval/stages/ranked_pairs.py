@@ -28,7 +28,7 @@ from alignment.stages.candidates import CandidatesSummary, read_candidates
 from alignment.stages.preference_shard import PAIRS_FILE, PAIRS_SCHEMA
 from alignment.store import Artifact, Summary
 from eval.ranking.pairs import Candidate, Made, delta_pairs, paired, usable
-from eval.ranking.scorers import Scores, Total, added, scored_of
+from eval.ranking.scorers import Reading, Scores, Total, added, scored_of
 from eval.summaries import Number
 
 log = logging.getLogger(__name__)
@@ -49,11 +49,12 @@ SCORES_SCHEMA = pa.schema(
 class RankedRequest(Request):
     """`candidates` of one source of prompts each, and for `delta` also `weak`, those of a weaker generator.
 
-    `judge` is given where a scorer asks it; its budgets are for one source of prompts. `round` is the number that the
+    `judge` is given where a scorer asks it; its budgets are for one source of prompts. `reward_model` goes with
+    `reading`. `round` is the number that the
     pairs carry.
     """
 
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"judge", "reward_model", "weak", "round"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"judge", "reward_model", "reading", "weak", "round"})
 
     candidates: tuple[Artifact, ...] = Field(min_length=1)
     weak: tuple[Artifact, ...] = ()
@@ -61,6 +62,7 @@ class RankedRequest(Request):
     length_penalty: float = Field(default=0.0, ge=0)
     judge: Judge | None = None
     reward_model: Artifact | None = None
+    reading: Reading | None = None
     pairs: Pairing = "best_worst"
     min_gap: float = Field(default=0.0, ge=0)
     top_k: int = Field(default=2, ge=1)
@@ -115,7 +117,7 @@ def run(request: RankedRequest, context: Context) -> Result:
     weak = {}
     if request.weak:
         weak = {row_id: _usable(rows, left_out) for row_id, rows in _prompts(context, request.weak[0]).items()}
-    judge_name = Scores(request.scores, 0.0, request.judge, request.reward_model).name
+    judge_name = Scores(request.scores, 0.0, request.judge, request.reward_model, request.reading).name
     totals: Counter[str] = Counter()
     gaps: list[float] = []
     lines: list[Any] = []
@@ -245,7 +247,7 @@ def _scored(
         for one in kept
     ]
     asked = [(place, answer) for place, answer in listed if len(answers[place[0]]) > 1]
-    summed = Scores(request.scores, request.length_penalty, request.judge, request.reward_model)
+    summed = Scores(request.scores, request.length_penalty, request.judge, request.reward_model, request.reading)
     totals = dict.fromkeys((place for place, _ in listed), Total(None, {}, "its prompt has no other answer"))
     totals |= dict(zip((place for place, _ in asked), summed.of([one for _, one in asked], context), strict=True))
     cost.update(summed.bill)

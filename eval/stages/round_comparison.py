@@ -22,7 +22,7 @@ from alignment.recipe.generate import Score
 from alignment.stages import Context, Request, Result, Stage
 from alignment.stages.candidates import read_candidates
 from alignment.store import Artifact, Summary
-from eval.ranking.scorers import Scores, added, scored_of
+from eval.ranking.scorers import Reading, Scores, added, scored_of
 from eval.statistics import paired_interval
 from eval.summaries import Number
 
@@ -36,7 +36,7 @@ SCHEMA = pa.schema([("row_id", pa.string()), ("before", pa.float64()), ("after",
 class RoundRequest(Request):
     """Answers to held-out prompts, source by source: those of the policy `before`, and those `after` round `round`."""
 
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"judge", "reward_model"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"judge", "reward_model", "reading"})
 
     before: tuple[Artifact, ...] = Field(min_length=1)
     after: tuple[Artifact, ...] = Field(min_length=1)
@@ -44,6 +44,7 @@ class RoundRequest(Request):
     length_penalty: float = Field(default=0.0, ge=0)
     judge: Judge | None = None
     reward_model: Artifact | None = None
+    reading: Reading | None = None
     round: int
 
 
@@ -72,7 +73,7 @@ def run(request: RoundRequest, context: Context) -> Result:
     if context.rank:
         return Result("")
     unscored: Counter[str] = Counter()
-    summed = Scores(request.scores, request.length_penalty, request.judge, request.reward_model)
+    summed = Scores(request.scores, request.length_penalty, request.judge, request.reward_model, request.reading)
     sides: list[dict[str, float]] = []
     bills = []
     for candidates in (request.before, request.after):

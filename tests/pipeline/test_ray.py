@@ -77,7 +77,7 @@ def jobs(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> J
 
 def on(pool: str, recipe: dict[str, Any], **more: str) -> dict[str, Any]:
     """The recipe with nothing but the names of its pools changed."""
-    return recipe | {"pools": {stage: pool for stage in ("sft", "reference", "policy", "responses")} | more}
+    return recipe | {"pools": dict.fromkeys(("sft", "reference", "policy", "responses"), pool) | more}
 
 
 def versions(made: Upstream, recipe: Recipe) -> dict[str, str]:

@@ -21,8 +21,10 @@ MODELS = {
     "dpo_then_simpo": "mistral_7b_v0.1",
     "kto_thumbs": "llama_3.1_8b",
     "llama31_dpo": "llama_3.1_8b",
+    "llama3_rounds": "llama_3.1_8b",
     "modern_llm_small": "qwen2.5_0.5b",
     "olmo3_7b_delta": "olmo_3_7b",
+    "olmo3_delta": "olmo_3_7b",
     "orpo_from_base": "mistral_7b_v0.1",
     "simpo_gemma2_9b": "gemma_2_9b",
     "simpo_llama3_8b": "llama_3_8b",
@@ -33,6 +35,7 @@ MODELS = {
     "smollm3_apo": "smollm3_3b",
     "tulu3_8b_dpo": "llama_3.1_8b",
     "zephyr_7b": "mistral_7b_v0.1",
+    "zephyr_ddpo": "mistral_7b_v0.1",
 }
 OURS = {"dpo_then_simpo", "kto_thumbs", "modern_llm_small", "orpo_from_base"}
 

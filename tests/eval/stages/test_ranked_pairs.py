@@ -2,53 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from alignment.data.rows import content_id, encode, read_rows, write_records
+from alignment.data.rows import read_rows
 from alignment.errors import BadInput
 from alignment.generation import openai_client
 from alignment.recipe import Judge, Reading
 from alignment.recipe.generate import Score
-from alignment.stages import Context, Request, Result, Stage, execute
-from alignment.stages.candidates import CANDIDATES_FILE, SCHEMA, CandidatesSummary
+from alignment.stages import execute
 from alignment.stages.preference_shard import STAGE as SHARD
 from alignment.stages.preference_shard import ShardRequest
 from alignment.stages.stage import ShardSummary
 from alignment.store import Artifact, Store
 from eval.stages.ranked_pairs import STAGE, RankedRequest, RankedSummary
+from tests.sampled import SAMPLE, SampledRequest
 
-CHECKS = [{"kind": "contains", "value": "good"}, {"kind": "contains", "value": "fine"}]
 Sampled = dict[str, list[str]]
 
 
-class SampledRequest(Request):
-    """Answers by prompt, as a generator would have sampled them."""
-
-    answers: dict[str, list[str]]
-    generator: str = "policy 0123"
-
-
-def _sample(request: SampledRequest, context: Context) -> Result:
-    rows = []
-    for prompt, texts in request.answers.items():
-        content = ({"role": "user", "content": prompt},)
-        cells = {"row_id": content_id({"prompt": content}), "form": "chat", "prompt": encode(content)}
-        about = json.dumps({"rubric": CHECKS})
-        for k, text in enumerate(texts):
-            rows.append(
-                {**cells, "about": about, "source": "s", "source_row": 1, "k": k, "text": text.strip("|")}
-                | {"tokens": len(text), "ended": not text.endswith("|")}
-            )
-    write_records(context.out / CANDIDATES_FILE, SCHEMA, rows)
-    counts = {"prompts": len(request.answers), "candidates": len(rows), "tokens": 9, "cut": 0, "quarantined": 0}
-    return Result(json.dumps(request.answers), CandidatesSummary(**counts, generator=request.generator))
-
-
-SAMPLE = Stage("candidates", 1, SampledRequest, _sample)
 ANSWERS: Sampled = {
     "one": ["good and fine", "good", "bad", "bad"],
     "two": ["worse", "fine here"],

@@ -33,14 +33,14 @@ NOT_INSTALLED = re.compile(
     r"No module named '?(alignment|assets|eval|resources)\b|ErrImage\w*|ImagePull\w*|InvalidImageName"
 )
 LOST = re.compile(
-    r"exit code -?(9|15|137|143)\b|preempt|evict|unexpectedly (died|terminated)"
+    r"exit code -?(9|15|137|143)\b|preempt|evict|unexpectedly (died|killed|terminated)"
     r"|(actor|node|worker|supervisor)\b.{0,60}\b(died|dead|killed|lost|terminated|unavailable|failed)\b"
     r"|failed to connect|ConnectionError|connection (refused|reset|aborted)|timed out",
     re.IGNORECASE,
 )
 """What clusters say of a machine that went away, or that cannot be reached now: another try can pass."""
 LOGS = "last available logs"
-"""After these words Ray repeats what the stage itself has said."""
+"""After these words a cluster repeats what the stage itself has said."""
 
 
 @dataclass(frozen=True)

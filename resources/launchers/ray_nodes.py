@@ -17,7 +17,6 @@ from typing import Any
 import ray
 from ray.util import get_node_ip_address
 
-
 JOIN = 3600  # seconds that a node waits for the others: a cluster that grows takes minutes to start one
 
 

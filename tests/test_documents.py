@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from alignment.recipe import Recipe, parse_recipe
 from alignment_dags.cli.app import app
 from eval.suites import SUITES
+from resources.pools import declares_pools, parse_pools
 
 PROJECT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md"), *PROJECT.glob("examples/**/*.md")])

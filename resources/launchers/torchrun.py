@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import dagster as dg
 import psutil
+from dagster._core.errors import DagsterPipesExecutionError
 
 from alignment.devices import take
 from resources.home import PROJECT
@@ -67,7 +68,7 @@ def _others(launch: Launch, program: Program, meet_at: tuple[str, int] | None) -
             threading.Thread(target=_end_with, args=(started[host], program, over), daemon=True).start()
         try:
             yield
-        except dg.DagsterPipesExecutionError as error:
+        except DagsterPipesExecutionError as error:
             codes = {host: process.poll() for host, process in started.items()}
             failed = ", ".join(f"node {host} ended with exit code {code}" for host, code in codes.items() if code)
             raise RuntimeError(f"{failed}; {error}") if failed else error from error

@@ -17,6 +17,7 @@ from alignment.errors import BadInput
 from alignment.guards import GATE, Guard
 from alignment.recipe import Recipe
 from alignment.stages.execute import DAGSTER_RUN, RECIPE_NAME, REQUEST_FILE
+from alignment.stages.usage import POOL, Usage
 from alignment.store import Artifact, Commit, Ref, Store
 from alignment.store.erase import current_erasure
 from assets.building.node import Node, NotNeeded, Shown, Work
@@ -171,15 +172,16 @@ class Materializer:
             raise dg.Failure(shown(f"{type(error).__name__}: {error}")) from None  # Dagster would record its cause
 
     def _materialize(self, shard: str | None) -> tuple[str, dict[str, Any]]:
-        os.environ.update({DAGSTER_RUN: self.context.run.run_id, RECIPE_NAME: self.recipe.name})
+        pool_name = self.node.pool or ""
+        os.environ.update({DAGSTER_RUN: self.context.run.run_id, RECIPE_NAME: self.recipe.name, POOL: pool_name})
         check_residency(self.recipe, self.pools, self.store)
         upstream = Upstream(self.store, self.recipe.name)
         request = self.node.request(upstream, shard)
         commit = self.store.find(self.node.stage.kind, self.node.stage.key(request))
         hit = commit is not None
         if commit is None:
-            pool = self.pools[self.node.pool] if self.node.pool else None
-            work = Work(self.node.stage, request, self.store, self.tracking, pool, self.context, self.node.pool or "")
+            pool = self.pools[pool_name] if pool_name else None
+            work = Work(self.node.stage, request, self.store, self.tracking, pool, self.context, pool_name)
             commit = self.node.make(work)
         self.context.log.info(f"{'found' if hit else 'made'} {self.store.uri(commit.artifact)}")
         self.node.publish(self.store, self.tracking, commit)
@@ -248,7 +250,7 @@ class Materializer:
                 commit=commit,
                 uri=self.store.uri(commit.artifact),
                 params=self.params(commit),
-                metrics=numbers(commit.summary) | {"seconds": commit.seconds},
+                metrics=numbers(commit.summary) | self.usage(commit).numbers(),
                 dagster_run_id=self.context.run.run_id,
                 history=shown.history,
                 upstream=known,
@@ -256,6 +258,11 @@ class Materializer:
                 checkpoint=self.node.is_checkpoint,
             )
         )
+
+    def usage(self, commit: Commit) -> Usage:
+        """What the artifact took when it was made, at the price of the pool that made it."""
+        pool = self.pools.pools.get(commit.environment.get("pool") or self.node.pool or "")
+        return Usage.of(commit, pool.price_per_hour if pool else None)
 
     def params(self, commit: Commit) -> dict[str, Any]:
         """The request's own settings under flat names, without its input artifacts."""
@@ -272,7 +279,7 @@ class Materializer:
             "mlflow": dg.MetadataValue.url(reported.url),
             "dagster/uri": self.store.uri(commit.artifact),
             "reused": hit,
-            "seconds": commit.seconds,
+            **self.usage(commit).numbers(),
             "key": commit.key,
         }
         plotted = numbers(commit.summary)

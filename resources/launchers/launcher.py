@@ -22,6 +22,7 @@ from alignment.errors import BadInput
 from alignment.stages import Request, Stage, execute
 from alignment.stages.__main__ import BAD_INPUT_FILE
 from alignment.stages.execute import DAGSTER_RUN, JOB, KEY_IS_HELD, RECIPE_NAME
+from alignment.stages.usage import POOL
 from alignment.store import Commit, MissingArtifact, Store
 from resources.pools import Pool
 
@@ -148,7 +149,7 @@ class ProgramLauncher(ABC):
             "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // launch.pool.processes_per_node)),
             "ALIGN_STORE": store.url,
             BAD_INPUT_FILE: store.fs.unstrip_protocol(bad_input),
-            **{name: os.environ[name] for name in (DAGSTER_RUN, RECIPE_NAME) if name in os.environ},
+            **{name: os.environ[name] for name in (DAGSTER_RUN, RECIPE_NAME, POOL) if name in os.environ},
             **(held if self.ends_with_step else {JOB: launch.name}),
             **handed_on(file.url for file in launch.request.source_files()),
         }

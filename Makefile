@@ -39,7 +39,7 @@ $(BASE): pyproject.toml requirements.lock
 	@touch $@
 
 $(DEV): $(BASE)
-	$(PIP) --editable '.[dev,postgres,s3]'
+	$(PIP) --editable '.[dev,postgres,s3,ray,k8s]'
 	@touch $@
 
 quickstart: setup ## run the whole graph on the embedded model and data

@@ -16,6 +16,7 @@ from typing import Any
 
 from alignment.errors import BadInput
 from alignment.stages.stage import Context, R, Result, Stage
+from alignment.stages.usage import usage
 from alignment.store import Commit, CorruptArtifact, Store
 from alignment.store.place import explain_no_space
 
@@ -82,7 +83,7 @@ def _build(stage: Stage[R], request: R, store: Store, key: str, world_size: int)
             code_version=stage.code_version,
             inputs=request.artifacts(),
             summary=result.recorded,
-            environment=environment(),
+            environment=environment() | usage(world_size),
             started_at=began.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - started, 3),
         )

@@ -214,6 +214,12 @@ def setup_notes(store: Store, manifest: Artifact, start: Artifact, settings: Dpo
             "the start checkpoint was adopted and has no chat template, as base models: preferences alone do not teach"
             " to answer; give sft.dataset, or a method that starts from the base model"
         )
+    if checkpoint.template_ends_answers is False:
+        notes.append(
+            "the chat template puts none of the checkpoint's ends behind an answer: one is put there for training, but"
+            " earlier turns of a conversation go without, and so does everything that others write with the template;"
+            " mend base_model.chat_template"
+        )
     if has_template and tokens.plain_text == "as_is" and (texts := text_shards(store, manifest)):
         notes.append(
             f"{len(texts)} shards hold plain text (first: {texts[0]}) and the model has a chat template, which they do"

@@ -143,6 +143,14 @@ def chats(count: int) -> list[Any]:
             "the start checkpoint was adopted and has no",
         ),
         (chats(5), {"has_chat_template": True, "adopted": True}, {}, {}, None),
+        (chats(5), {"has_chat_template": True, "template_ends_answers": True}, {}, {}, None),
+        (
+            chats(5),
+            {"has_chat_template": True, "template_ends_answers": False},
+            {},
+            {},
+            "the chat template puts none of the checkpoint's ends behind an answer",
+        ),
         (chats(5), {"has_chat_template": True}, {"epochs": 4}, {}, "5 rows are trained on for 4 epochs"),
     ],
 )

@@ -39,6 +39,7 @@ from alignment.recipe.training import (
     SftTraining,
     Stop,
     TokenPolicy,
+    as_fast_as_sft,
 )
 
 __all__ = [
@@ -78,6 +79,7 @@ __all__ = [
     "Stop",
     "Suite",
     "TokenPolicy",
+    "as_fast_as_sft",
     "XsTest",
     "load_recipe",
     "parse_recipe",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignment.data.templates import ends_answers
 from alignment.digest import canonical_json, json_digest
 from alignment.errors import BadInput, first_few
 from alignment.models.code import code_digests, loading, refusal, refuse_code, refuse_kernels
@@ -201,7 +202,7 @@ def checkpoint_summary(folder: str | Path, digest: CheckpointDigest | None = Non
     """What every stage that makes a checkpoint puts into its summary, computed without loading the model.
 
     Keys: weights_digest, config_digest, tokenizer_digest, end_ids, rope_by_length, parameters, architecture,
-    vocab_size, max_positions, has_chat_template.
+    vocab_size, max_positions, has_chat_template, template_ends_answers.
     """
     folder = Path(folder)
     digest = digest or digest_checkpoint(folder)
@@ -217,7 +218,20 @@ def checkpoint_summary(folder: str | Path, digest: CheckpointDigest | None = Non
         "vocab_size": text_config(config).get("vocab_size"),
         "max_positions": max_positions(folder),
         "has_chat_template": has_chat_template(folder),
+        "template_ends_answers": _template_ends_answers(folder),
     }
+
+
+def _template_ends_answers(folder: Path) -> bool | None:
+    """Whether what ends an answer stands behind those that the chat template writes; None where that is not known."""
+    if not has_chat_template(folder):
+        return None
+    try:
+        tokenizer = load_tokenizer(folder)
+    except BadInput:  # it is no tokenizer, or one with code; who needs it says so
+        return None
+    ends = tokenizer.convert_ids_to_tokens(end_ids(folder))
+    return ends_answers(tokenizer, [end for end in ends if end])
 
 
 BY_LENGTH = ("longrope", "su", "dynamic")

@@ -14,7 +14,7 @@ from alignment.recipe.data import ModelSource, PreferenceSource, Section, Variab
 from alignment.recipe.evaluation import Evals, Gate, Judge
 from alignment.recipe.generate import GeneratedPairs, RewardModel, Rounds
 from alignment.recipe.schedule import Alerts, Schedule
-from alignment.recipe.training import Dpo, Link, MergePart, Optimise, Reference, Sft, Sweep, TokenPolicy
+from alignment.recipe.training import Dpo, Link, MergePart, Optimise, Reference, Sft, Sweep, TokenPolicy, as_fast_as_sft
 
 
 class Pools(Section):
@@ -383,6 +383,8 @@ class Recipe(Section):
     def notes(self) -> list[str]:
         """One sentence for each setting that is allowed and seldom meant; none is refused."""
         notes, section = self.outside_practice(), self.training.spelling.section
+        if self.sft is not None and self.sft.dataset is not None and (note := as_fast_as_sft(self.dpo, self.sft)):
+            notes.append(f"{section}.{note}")
         if self.tokens.truncation == "keep_start":
             notes.append(
                 "tokens.truncation: keep_start cuts the token that ends an answer: the policy may learn not to end"

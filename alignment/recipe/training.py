@@ -193,6 +193,25 @@ class SftTraining(Optimisation):
         return cls(**{name: getattr(settings, name) for name in SftTraining.model_fields})
 
 
+LORA_RATE = 10.0
+"""How many times the rate of all weights an adapter takes."""
+NEAR_SFT = 0.5
+"""Share of SFT's learning rate from which preference training repeats SFT's; practice takes 1/40 to 1/10."""
+
+
+def as_fast_as_sft(settings: Optimisation, sft: SftTraining) -> str | None:
+    """A sentence where preference training takes about the learning rate of the SFT that it starts from."""
+    rates = [each.learning_rate / (1 if each.lora is None else LORA_RATE) for each in (settings, sft)]
+    if rates[0] < NEAR_SFT * rates[1]:
+        return None
+    of_adapter = " (an adapter's is a tenth of it)" if settings.lora is not None or sft.lora is not None else ""
+    return (
+        f"learning_rate {short(settings.learning_rate)} is {rates[0] / rates[1]:.2g} times SFT's"
+        f" {short(sft.learning_rate)}{of_adapter}, and practice takes a tenth or less: at SFT's rate preferences spoil"
+        " what SFT taught"
+    )
+
+
 class Sft(SftTraining):
     """Supervised fine-tuning, or a checkpoint adopted as it is."""
 

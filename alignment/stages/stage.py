@@ -157,6 +157,8 @@ class CheckpointSummary(Summary):
     vocab_size: int | None = None
     max_positions: int | None = None
     has_chat_template: bool | None = None
+    template_ends_answers: bool | None = None
+    """Whether the chat template puts an end behind an answer; null where that is not known."""
     runs_code: dict[str, str] | None = None
     """File to SHA-256 of the model's own code, where it may run. Never set where it may not."""
     adapter: AdapterSummary | None = None

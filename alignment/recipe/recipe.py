@@ -36,13 +36,18 @@ MAX_MODEL_NAME = 256
 
 
 class Registry(Section):
-    """Where a promoted model goes in the MLflow registry."""
+    """Where runs and promoted models go in MLflow."""
 
     model_name: str | None = None
     """Name of the registered model; the recipe's name by default. Letters, digits, blanks, `. _ - +`; 256 at most."""
     smoke_prompt: str = "Hello"
     """Prompt that the checkpoint, loaded back from the store, must answer before it is registered; the answer is kept
     with the registration."""
+
+    experiment: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9_]{0,62}$")
+    """MLflow experiment that has the recipe's runs; the recipe's name by default. Recipes with the same experiment are
+    compared there side by side: a recipe that `align run R --set … --as NAME` derives has the experiment of R. It
+    changes no result."""
 
     @field_validator("model_name")
     @classmethod
@@ -259,6 +264,11 @@ class Recipe(Section):
     def method(self) -> Method:
         """The preference method with its own settings."""
         return self.dpo.method
+
+    @property
+    def experiment(self) -> str:
+        """The MLflow experiment of its runs."""
+        return self.registry.experiment or self.name
 
     @property
     def model_name(self) -> str:

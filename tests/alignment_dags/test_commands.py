@@ -89,6 +89,7 @@ def test_a_derived_recipe_changes_only_what_it_says_and_nights_do_not_see_it(hom
     assert recipe.registry.smoke_prompt == "Hi" and recipe.preferences == before.preferences
     assert path not in recipes_in_use() and recipe_names()["warmer"] == path
     assert path.is_relative_to(home / "align")
+    assert load_recipe(path).experiment == load_recipe(base).name, "beside the runs of the recipe that it comes from"
     assert "--set dpo.beta=0.5" in path.read_text(encoding="utf-8")
     assert derive(base, ["dpo.beta=0.6"], "warmer") == path, "the same name again is the same recipe, changed"
 

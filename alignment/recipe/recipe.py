@@ -94,7 +94,10 @@ class Publish(Section):
 
 
 def _has_template(folder: str) -> bool:
-    """Whether a model's folder names a chat template, in either of the places where Transformers keeps one."""
+    """Whether a model's folder names a chat template, in either of the places where Transformers keeps one. What a GGUF
+    file has is only known once it is read: no note is made of it."""
+    if folder.lower().endswith(".gguf"):
+        return True
     settings = Path(folder) / "tokenizer_config.json"
     try:
         within = '"chat_template"' in settings.read_text(encoding="utf-8")

@@ -221,7 +221,8 @@ def reference_unchanged(store: Store, commit: Commit, deep: bool) -> Guard:
 def setup_notes(store: Store, manifest: Artifact, start: Artifact, settings: Dpo, tokens: TokenPolicy) -> list[str]:
     """A sentence for each thing about data and start checkpoint that wastes a training, before it begins."""
     started, data = store.commit_of(start), ManifestSummary.of(store.commit_of(manifest))
-    has_template = CheckpointSummary.of(started).has_chat_template
+    checkpoint = CheckpointSummary.of(started)
+    has_template = checkpoint.has_chat_template
     notes = []
     if started.kind != POLICY and SftSummary.of(started).adopted and has_template is False:
         notes.append(

@@ -308,6 +308,7 @@ def register(work: Work, recipe: Recipe) -> str:
             dagster_run_id=work.context.run.run_id,
             history=list(PolicySummary.of(commit).history),
             checkpoint=True,
+            experiment=recipe.experiment,
         )
 
     return work.tracking.register(

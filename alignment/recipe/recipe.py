@@ -37,13 +37,18 @@ MAX_MODEL_NAME = 256
 
 
 class Registry(Section):
-    """Where a promoted model goes in the MLflow registry."""
+    """Where runs and promoted models go in MLflow."""
 
     model_name: str | None = None
     """Name of the registered model; the recipe's name by default. Letters, digits, blanks, `. _ - +`; 256 at most."""
     smoke_prompt: str = "Hello"
     """Prompt that the checkpoint, loaded back from the store, must answer before it is registered; the answer is kept
     with the registration."""
+
+    experiment: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9_]{0,62}$")
+    """MLflow experiment that has the recipe's runs; the recipe's name by default. Recipes with the same experiment are
+    compared there side by side: a recipe that `align run R --set … --as NAME` derives has the experiment of R. It
+    changes no result."""
 
     @field_validator("model_name")
     @classmethod
@@ -90,7 +95,10 @@ class Publish(Section):
 
 
 def _has_template(folder: str) -> bool:
-    """Whether a model's folder names a chat template, in either of the places where Transformers keeps one."""
+    """Whether a model's folder names a chat template, in either of the places where Transformers keeps one. What a GGUF
+    file has is only known once it is read: no note is made of it."""
+    if folder.lower().endswith(".gguf"):
+        return True
     settings = Path(folder) / "tokenizer_config.json"
     try:
         within = '"chat_template"' in settings.read_text(encoding="utf-8")
@@ -442,6 +450,11 @@ class Recipe(Section):
     def repeats(self) -> int:
         """How many more times the policy is trained, for the spread from run to run."""
         return self.gate.seeds - 1 if isinstance(self.gate, Gate) else 0
+
+    @property
+    def experiment(self) -> str:
+        """The MLflow experiment of its runs."""
+        return self.registry.experiment or self.name
 
     @property
     def model_name(self) -> str:

@@ -249,7 +249,8 @@ class Materializer:
         key = stage.key(request)
         settings = dict(flat(request.model_dump(mode="json")))
         run_id = self.context.run.run_id
-        opening = Opening(self.recipe.name, self.node.name, stage.kind, key, stage.name, run_id, settings)
+        experiment = self.recipe.experiment
+        opening = Opening(self.recipe.name, self.node.name, stage.kind, key, stage.name, run_id, settings, experiment)
         path = self.store.work_path(stage.kind, key) / CURVES
         return live_curves(self.tracking, opening, path, self.context.log.info)
 
@@ -271,6 +272,7 @@ class Materializer:
                 upstream=known,
                 files=shown.files,
                 checkpoint=self.node.is_checkpoint,
+                experiment=self.recipe.experiment,
             )
         )
 

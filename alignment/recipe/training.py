@@ -115,9 +115,10 @@ class Optimisation(Section):
     """`precision: float32` only: matrix products on a GPU round their operands to TF32, which has 10 bits of mantissa;
     several times as fast, and as coarse as float16. The reference log-probs are computed the same way and have keys of
     their own. On a CPU it has no effect."""
-    gradient_checkpointing: bool = False
-    """Computes activations again in the backward pass instead of keeping them: less memory for about a third more
-    time."""
+    gradient_checkpointing: bool | Literal["selective"] = False
+    """Computes activations again in the backward pass instead of keeping them. `true`: of whole layers, the least
+    memory for about a third more time. `selective`: of norms and MLPs, which are most of the memory, for about a sixth
+    more."""
     sharded: bool = False
     """Cuts weights, gradients and the optimiser's state over the GPUs of a slot, for a model that one GPU cannot hold;
     false keeps a whole copy on each, which is faster where it fits. It counts where the pool's launcher starts more

@@ -175,6 +175,22 @@ def test_bfloat16_trains_on_bfloat16_weights_and_keeps_what_they_round_away(lab:
     assert 0 < float(moved.max()) < 1e-4  # far below what a bfloat16 weight can show of such a step
 
 
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "dropout": 0.2}])
+def test_what_is_computed_again_changes_neither_the_policy_nor_its_key(lora: Any, lab: Any, tmp_path: Path) -> None:
+    """Numbers that dropout draws are drawn again."""
+    checkpoint = lab.checkpoint()
+    manifest = lab.manifest(checkpoint, lab.rows(12))
+    requests = [
+        lab.dpo_request(checkpoint, manifest, lora=lora, max_steps=3, gradient_checkpointing=kept)
+        for kept in (False, "selective", True)
+    ]
+    assert len({STAGE.key(request) for request in requests}) == 1
+    digests = {
+        execute(STAGE, request, lab.twin(tmp_path / f"{place}")).digest for place, request in enumerate(requests)
+    }
+    assert len(digests) == 1
+
+
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 def test_lora_is_merged_into_a_plain_checkpoint_that_answers_as_the_adapter_did(
     lab: Any, stored: str, monkeypatch: pytest.MonkeyPatch, score_alone: Any

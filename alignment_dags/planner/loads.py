@@ -264,7 +264,5 @@ def _written(change: Change, stage: str, load: Load) -> str:
     if change == "smaller":
         key = "evals" if load.kind in ("answer", "measure") else "reference"
         return f"{key}.batch_tokens: {load.tokens}"
-    if stage == "registered_model":
-        return f"sharding over {load.shards} devices"
     section = "evals" if load.kind in ("answer", "measure") else section
     return f"{section}.sharded: true over {load.shards} devices"

@@ -35,7 +35,9 @@ def together(folder: Path, **asked: Any) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(("family", "precision"), [("qwen2", "float32"), ("llama", "bfloat16")])
+@pytest.mark.parametrize(
+    ("family", "precision"), [("qwen2", "float32"), pytest.param("llama", "bfloat16", marks=pytest.mark.soak)]
+)
 def test_two_ranks_score_and_answer_as_one_and_read_each_byte_once(family: str, precision: str, tmp_path: Path) -> None:
     """`qwen2` has its head's weights tied, and biases; the last rows of a weight are the second rank's."""
     folder = write_model(

@@ -281,9 +281,9 @@ class Evals(Section):
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of weights and computation while answering."""
     sharded: bool = False
-    """Cuts the model's weights over the GPUs of a slot while it answers and while the KL divergence is measured, for a
-    model that one GPU cannot hold. It counts where the pool's launcher starts more than one process, and is the only
-    use that answering has for several."""
+    """Cuts the model's weights over the GPUs of a slot while it answers, while the KL divergence is measured and at the
+    last check before a registration, for a model that one GPU cannot hold. It counts where the pool's launcher starts
+    more than one process, and is the only use that answering has for several."""
 
     def selected(self) -> dict[str, Suite]:
         """Suite name to settings, in the order of this class."""

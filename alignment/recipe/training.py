@@ -129,9 +129,10 @@ class Optimisation(Section):
     """Mixtures of experts only: weight of the term that spreads tokens evenly over experts, beside the loss; 0 adds
     none, and 0.001 is usual. SFT takes it over the tokens of a micro batch, preference training over those of a
     sequence, so that a row weighs the same in any company."""
-    gradient_checkpointing: bool = False
-    """Computes activations again in the backward pass instead of keeping them: less memory for about a third more
-    time."""
+    gradient_checkpointing: bool | Literal["selective"] = False
+    """Computes activations again in the backward pass instead of keeping them. `true`: of whole layers, the least
+    memory for about a third more time. `selective`: of norms and MLPs, which are most of the memory, for about a sixth
+    more."""
     sharded: bool = False
     """Cuts weights, gradients and the optimiser's state over the GPUs of a slot, for a model that one GPU cannot hold;
     false keeps a whole copy on each, which is faster where it fits. It counts where the pool's launcher starts more

@@ -58,6 +58,8 @@ class SftRequest(Request):
         """An adopted checkpoint is what it is: no training setting or launch counts."""
         identity = super().identity()
         if self.adopt is None:
+            if self.settings.gradient_checkpointing == "selective":  # changes no result; the other two are in old keys
+                identity["settings"]["gradient_checkpointing"] = False
             return identity | self.tokens.drop_limit()
         for name in ("settings", "tokens", "world_size", *(() if self.adopt.embedded else ("seed",))):
             identity.pop(name, None)

@@ -125,7 +125,7 @@ def trainer_arguments(
         "adam_beta2": settings.adam_betas[1],
         "max_grad_norm": settings.max_grad_norm,
         "optim": "adamw_torch_fused" if accelerated else "adamw_torch",
-        "gradient_checkpointing": settings.gradient_checkpointing,
+        "gradient_checkpointing": settings.gradient_checkpointing is True,
         "bf16": False,
         "fp16": False,
         "use_cpu": not accelerated,

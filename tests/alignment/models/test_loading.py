@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 
 from alignment.data.tokens import TokenSequence
 from alignment.errors import BadInput
@@ -19,6 +20,7 @@ from alignment.logprobs.scorer import logps
 from alignment.models.checkpoint import load_model, load_tokenizer
 from alignment.models.loading import load_sharded
 from alignment.models.weights import weight_files
+from eval.answers.answer import ContinuationScorer
 from tests.tiny import letter_tokenizer, write_model
 
 PROMPTS = ["the cat", "a dog and a horse", "why", "go home", "b"]
@@ -35,7 +37,9 @@ def together(folder: Path, **asked: Any) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(("family", "precision"), [("qwen2", "float32"), ("llama", "bfloat16")])
+@pytest.mark.parametrize(
+    ("family", "precision"), [("qwen2", "float32"), pytest.param("llama", "bfloat16", marks=pytest.mark.soak)]
+)
 def test_two_ranks_score_and_answer_as_one_and_read_each_byte_once(family: str, precision: str, tmp_path: Path) -> None:
     """`qwen2` has its head's weights tied, and biases; the last rows of a weight are the second rank's."""
     folder = write_model(
@@ -52,6 +56,9 @@ def test_two_ranks_score_and_answer_as_one_and_read_each_byte_once(family: str, 
     expected = [list(answer.ids) for answer in generator.answer(PROMPTS, 8, (), samplings)]
     assert found["answers"] == [expected] * 2
     assert found["continued"][0] == found["continued"][1]
+    scorer = ContinuationScorer(model, generator.encoder, 64)
+    wanted = [Instance("loglikelihood", {}, ("the ", each), place) for place, each in enumerate(PROMPTS)]
+    assert found["likelihoods"] == [[list(score) for score in scorer.score(wanted)]] * 2
 
     weights = sum(weight.nbytes for weight in model.parameters())
     headers = sum(path.stat().st_size for path in weight_files(folder)) - weights

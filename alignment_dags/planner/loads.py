@@ -19,7 +19,7 @@ from alignment.models.memory import (
 from alignment.models.runner import CPU_TOKENS
 from alignment.models.shape import Shape
 from alignment.models.size import parameter_counts
-from alignment.recipe import Lora, Optimisation, Recipe
+from alignment.recipe import Lora, Recipe
 from alignment.recipe.generate import Sampled
 from assets.building.node import Node
 from resources.pools import Pool

@@ -16,6 +16,7 @@ from assets.merge import require_one_architecture
 from assets.policy_checkpoint import repeats_of
 from assets.policy_divergence import pool_of
 from assets.responses import baseline_of
+from assets.rounds import comparisons, named
 from eval.gate.baselines import PublishedFigure, read_baselines
 from eval.gate.default import gate_of
 from eval.gate.evidence import Repeat, lack_items
@@ -58,6 +59,7 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
             divergence=upstream("policy_divergence") if divergence else None,
             incomplete=lack_items(upstream.store, compared),
             sweep=upstream("sweep_report") if recipe.sweep else None,
+            rounds=comparisons(recipe, upstream),
             repeats=tuple(
                 Repeat(
                     policy=upstream(policy.name),
@@ -78,6 +80,7 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
             "policy_checkpoint",
             *divergence,
             *(("sweep_report",) if recipe.sweep else ()),
+            *(named(number, "comparison") for number in range(2, recipe.rounds.count + 1 if recipe.rounds else 2)),
             *(policy.name for policy in repeats_of(recipe)),
             *(f"{policy.group}policy_evals/{suite}" for policy in repeats_of(recipe) for suite in suites),
             *(f"{model}_evals/{suite}" for model in (baseline, "policy", "champion") for suite in suites),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from alignment.store import Summary
@@ -103,3 +105,23 @@ class DivergenceSummary(Summary):
     ended: Number = None
     """Share of the responses that ended by themselves."""
     intervals: dict[str, tuple[float, float] | None] = Field(default_factory=dict)
+
+
+class RoundSummary(Summary):
+    """Mean scores on `prompts` held-out prompts, and their paired difference with its 95 % interval.
+
+    `improved` is whether the mean rose. `unscored` counts prompts that one side has no score for, by the reason.
+    """
+
+    round: int
+    prompts: int
+    before: float
+    after: float
+    difference: float
+    low: Number = None
+    high: Number = None
+    p_value: Number = None
+    improved: bool
+    unscored: dict[str, int] = Field(default_factory=dict)
+    judge_name: str = ""
+    judge: dict[str, Any] = Field(default_factory=dict)

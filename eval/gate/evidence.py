@@ -46,11 +46,12 @@ class ReportRequest(Request):
 
     `sweep` is the report of the sweep that the policy was picked from. Of the suite that picked it, only the items that
     confirm it are then counted: on the others the policy looks better than it is. `repeats` are the same training with
-    other seeds; they show how much a metric varies from run to run.
+    other seeds; they show how much a metric varies from run to run. `rounds` are the comparisons of a recipe's rounds,
+    in order, which only the page shows.
     """
 
     absent_by_default: ClassVar[frozenset[str]] = frozenset(
-        {"champion_note", "divergence", "incomplete", "sweep", "repeats"}
+        {"champion_note", "divergence", "incomplete", "sweep", "repeats", "rounds"}
     )
 
     sft: Artifact
@@ -68,6 +69,7 @@ class ReportRequest(Request):
     incomplete: bool = False
     sweep: Artifact | None = None
     repeats: tuple[Repeat, ...] = ()
+    rounds: tuple[Artifact, ...] = ()
 
     @property
     def baseline(self) -> Against:

@@ -38,9 +38,8 @@ def policy_checkpoint(recipe: Recipe, pools: Pools) -> Node:
         phase="train",
         stage=STAGE,
         description=(
-            "The policy: DPO from the SFT checkpoint against cached reference log-probs."
-            if recipe.method.needs_reference
-            else f"The policy: preference training from the {STARTS[start]}, without a reference."
+            f"The policy: preference training ({recipe.training.called}) from the {STARTS[start]}, "
+            + ("against cached reference log-probs." if recipe.method.needs_reference else "without a reference.")
         ),
         kinds=frozenset({"pytorch", "huggingface"}),
         needs=("preference_manifest", start, *(("sft_dataset",) if recipe.dpo.sft_rows_fraction else ())),

@@ -79,8 +79,8 @@ __all__ = [
     "Stop",
     "Suite",
     "TokenPolicy",
-    "as_fast_as_sft",
     "XsTest",
+    "as_fast_as_sft",
     "load_recipe",
     "parse_recipe",
 ]

@@ -188,7 +188,8 @@ class Recipe(Section):
         called, start = self.training.called, self.method.start
         if self.sft is None and start == "sft_checkpoint":
             raise ValueError(
-                f"sft is missing, and {called} starts from an SFT checkpoint: give sft a dataset, or adopt"
+                f"sft is missing, and {called} starts from an SFT checkpoint: give sft a dataset, or adopt; orpo starts"
+                " from the base model"
             )
         if self.sft is not None and start == "base_model":
             raise ValueError(f"{called} starts from the base model, without SFT: take the section sft out")

@@ -113,8 +113,8 @@ class Load:
         four_bits = ", those of linear layers in 4 bits," if self.quantised else ""
         recomputed = ", activations checkpointed" if self.kind == "train" and self.checkpointing else ""
         return (
-            f"{self.shape.parameters:,} parameters in {self.precision}{four_bits}{self._adapter}{split}; {self.tokens:,} tokens at"
-            f" once{recomputed}" + (f"; GiB: {parts}" if parts else "")
+            f"{self.shape.parameters:,} parameters in {self.precision}{four_bits}{self._adapter}{split};"
+            f" {self.tokens:,} tokens at once{recomputed}" + (f"; GiB: {parts}" if parts else "")
         )
 
     @property

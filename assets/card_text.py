@@ -96,7 +96,8 @@ def _model(about: Mapping[str, Any]) -> Iterator[str]:
     yield f"- Licence: {escaped(base['license'])}"
     if adapter := about["adapter"]:
         how = "these files; the base comes from elsewhere" if about["adapter_alone"] else "merged into the weights"
-        yield f"- Adapter: LoRA of rank {adapter['rank']}, {how}"
+        bits = f", beside a base quantised to {adapter['quantise']}" if adapter.get("quantise") else ""
+        yield f"- Adapter: LoRA of rank {adapter['rank']}{bits}, {how}"
     yield f"- Checkpoint digest: `{about['digest']}`"
 
 

@@ -9,6 +9,7 @@ from operator import mul
 from pathlib import Path
 
 from alignment.guards import policy_guards, setup_notes
+from alignment.methods import METHOD
 from alignment.recipe import Dpo, Recipe
 from alignment.stages.policy_checkpoint import STAGE, DpoRequest
 from alignment.stages.stage import PolicySummary
@@ -101,9 +102,9 @@ def policy_checkpoint(recipe: Recipe, pools: Pools, policy: Policy) -> Node:
         phase="train",
         stage=STAGE,
         description=(
-            f"The policy: DPO from the {spoken} against cached reference log-probs."
-            if method.needs_reference
-            else f"The policy: preference training from the {spoken}, without a reference."
+            f"The policy: preference training (method: {METHOD.elsewhere.get(settings.loss, settings.loss)}) from the"
+            f" {spoken}, "
+            + ("against cached reference log-probs." if method.needs_reference else "without a reference.")
         ),
         kinds=frozenset({"pytorch", "huggingface"}),
         needs=(policy.manifest, start, *reference, *beside),

@@ -245,7 +245,8 @@ class Recipe(Section):
         called, start = self.links[0].called, self.start
         if self.sft is None and start == "sft_checkpoint":
             raise ValueError(
-                f"sft is missing, and {called} starts from an SFT checkpoint: give sft a dataset, or adopt"
+                f"sft is missing, and {called} starts from an SFT checkpoint: give sft a dataset, or adopt; orpo starts"
+                " from the base model"
             )
         if self.sft is not None and start == "base_model":
             raise ValueError(f"{called} starts from the base model, without SFT: take the section sft out")

@@ -116,8 +116,8 @@ class Load:
         how = {False: "", True: ", activations checkpointed", "selective": ", norms and MLPs computed again"}
         recomputed = how[self.checkpointing] if self.kind == "train" else ""
         return (
-            f"{self.shape.parameters:,} parameters in {self.precision}{four_bits}{self._adapter}{split}; {self.tokens:,} tokens at"
-            f" once{recomputed}" + (f"; GiB: {parts}" if parts else "")
+            f"{self.shape.parameters:,} parameters in {self.precision}{four_bits}{self._adapter}{split};"
+            f" {self.tokens:,} tokens at once{recomputed}" + (f"; GiB: {parts}" if parts else "")
         )
 
     @property

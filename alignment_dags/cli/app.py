@@ -21,7 +21,7 @@ from alignment_dags.cli.models import export, gc, lineage, path, promote, report
 from alignment_dags.cli.output import INTERRUPTED
 from alignment_dags.cli.overview import doctor, init, status
 from alignment_dags.cli.prefs import prefs
-from alignment_dags.cli.run import backfill, nights, plan, run, upgrade
+from alignment_dags.cli.run import backfill, night, nights, plan, run, upgrade
 from alignment_dags.cli.setup import pools, recipes
 
 # Errors of networks and remote stores are shown in one line instead of a traceback.
@@ -114,6 +114,8 @@ for verb in (
     promote,
     gc,
     report,
+    night,
+    night,
     nights,
     doctor,
 ):

@@ -21,7 +21,7 @@ from alignment_dags.cli.models import export, gc, lineage, path, promote, report
 from alignment_dags.cli.output import INTERRUPTED
 from alignment_dags.cli.overview import doctor, init, status
 from alignment_dags.cli.prefs import prefs
-from alignment_dags.cli.run import backfill, nights, plan, run, upgrade
+from alignment_dags.cli.run import backfill, night, nights, plan, run, upgrade
 from alignment_dags.cli.setup import pools, recipes
 from alignment_dags.cli.worth import worth
 
@@ -115,6 +115,8 @@ for verb in (
     promote,
     gc,
     report,
+    night,
+    night,
     nights,
     worth,
     doctor,

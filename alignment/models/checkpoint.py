@@ -273,6 +273,7 @@ __all__ = [
     "load_tokenizer",
     "max_positions",
     "read_config",
+    "require_precision",
     "save_checkpoint",
     "whole_summary",
     "without_dropout",
@@ -286,6 +287,17 @@ def default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     return torch.device("cpu")
+
+
+def require_precision(precision: str, device: torch.device | str) -> None:
+    """Raises `BadInput` for a precision that the device does not compute in; a CPU does in each, slowly."""
+    import torch
+
+    if precision != "bfloat16" or torch.device(device).type != "cuda":
+        return
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name()
+        raise BadInput(f"{name} does not compute in bfloat16: use float32", field="precision")
 
 
 def load_config(folder: str | Path, runs_code: bool = False) -> PreTrainedConfig:
@@ -371,6 +383,8 @@ def load_model(
     folder = Path(folder)
     if precision not in PRECISIONS:
         raise BadInput(f"unknown precision '{precision}'; there are {', '.join(PRECISIONS)}")
+    device = default_device() if device is None else device
+    require_precision(precision, device)
     weight_files(folder)
     config = load_config(folder, runs_code)
     if not dropout:
@@ -384,7 +398,7 @@ def load_model(
         if not runs_code and isinstance(error, ValueError) and (refused := refusal(folder)) is not None:
             raise refused from error
         raise BadInput(f"the model cannot be loaded: {first_line(error)}", file=str(folder)) from error
-    model = model.to(default_device() if device is None else device).eval()  # type: ignore[arg-type]
+    model = model.to(device).eval()  # type: ignore[arg-type]
     if (name := first_not_finite(model.named_parameters())) is not None:
         raise BadInput(f"{name} {NOT_FINITE} in {precision}", file=str(folder))
     return model

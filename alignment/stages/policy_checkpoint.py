@@ -18,11 +18,13 @@ from alignment.logprobs.token_ids import TokenIds, policy_name
 from alignment.methods import method_of
 from alignment.models.checkpoint import (
     checkpoint_summary,
+    default_device,
     digest_checkpoint,
     embeddings,
     load_model,
     load_tokenizer,
     max_positions,
+    require_precision,
     whole_summary,
 )
 from alignment.models.code import record_of_code
@@ -37,7 +39,6 @@ from alignment.training import resume
 from alignment.training.arguments import (
     gathered,
     history,
-    require_precision,
     require_world_size,
     rounded,
     trainer_arguments,
@@ -96,7 +97,7 @@ def run(request: DpoRequest, context: Context) -> Result:
     data that cannot be trained on, `Disagreement` when the untrained policy does not score as its reference.
     """
     require_world_size(request.world_size, context.world_size)
-    require_precision(request.settings.precision)
+    require_precision(request.settings.precision, default_device())
     ranks = Ranks(context.rank, context.world_size)
     with ranks.together(), tf32_products(request.settings.tf32):
         return _run(request, context, ranks)

@@ -17,7 +17,7 @@ from alignment.data.tokens import TokenSequence
 from alignment.errors import BadInput
 from alignment.generation.generator import GREEDY, Generator, Sampling
 from alignment.logprobs.scorer import logps
-from alignment.models.checkpoint import load_model, load_tokenizer
+from alignment.models.checkpoint import load_model, load_tokenizer, require_precision
 from alignment.models.loading import load_sharded
 from alignment.models.weights import weight_files
 from eval.answers.answer import ContinuationScorer
@@ -103,6 +103,17 @@ def test_weights_that_are_not_the_configurations_are_named(changed: dict[str, in
     (folder / "config.json").write_text(json.dumps(config | changed), encoding="utf-8")
     with pytest.raises(BadInput, match=says):
         load_sharded(folder, "float32")
+
+
+def test_a_gpu_that_does_not_compute_in_bfloat16_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one that emulates it, many times slower and without flash attention."""
+    supported = {"including_emulation": True}
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **asked: asked == supported)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla V100-SXM2-16GB")
+    with pytest.raises(BadInput, match=r"^field 'precision': Tesla V100-SXM2-16GB does not compute in bfloat16"):
+        require_precision("bfloat16", "cuda:0")
+    require_precision("float32", "cuda:0")
+    require_precision("bfloat16", "cpu")
 
 
 @pytest.mark.usefixtures("one_rank")

@@ -12,6 +12,7 @@ from pydantic import model_validator
 
 from alignment.data.manifest import Manifest, read_manifest
 from alignment.data.tokens import Tokenization, TokenSequence
+from alignment.errors import BadInput
 from alignment.logprobs.effort import Ranks
 from alignment.logprobs.keys import fingerprint, numerics_class
 from alignment.logprobs.token_ids import TokenIds, policy_name
@@ -104,15 +105,15 @@ def run(request: DpoRequest, context: Context) -> Result:
 
 
 def _run(request: DpoRequest, context: Context, ranks: Ranks) -> Result:
+    sharded = request.settings.sharded and ranks.world_size > 1
+    saved = seen_by_all(context.out, ranks) if sharded else context.out
     folder = context.fetch(request.checkpoint)
     manifest_folder = context.fetch(request.manifest)
     manifest = read_manifest(manifest_folder)
     rows, dropped, sft_dropped = _rows(request, context, ranks, folder, manifest_folder, manifest)
     trained = _train(request, context, folder, rows, _same_device(context, manifest))
-    sharded = request.settings.sharded and ranks.world_size > 1
     if context.rank and not sharded:
         return Result(digest="")
-    saved = Path(ranks.gather(str(context.out))[0]) if sharded else context.out
     trained |= _held_out(request, context, rows, saved, sharded)
     if context.rank:
         return Result(digest="")
@@ -129,6 +130,18 @@ def _run(request: DpoRequest, context: Context, ranks: Ranks) -> Result:
         rows_dropped=dropped,
     )
     return Result(digest=digest.digest, summary=summary)
+
+
+def seen_by_all(folder: Path, ranks: Ranks) -> Path:
+    """The first rank's folder; raises `BadInput` where another does not see it, before hours of training."""
+    first = Path(ranks.gather(str(folder))[0])
+    if blind := [rank + 1 for rank, sees in enumerate(ranks.gather(first.is_dir())) if not sees]:
+        raise BadInput(
+            f"process {blind[0]} of {ranks.world_size} does not see {first}, where the policy is saved and measured:"
+            " all nodes of a sharded training need one folder for the store",
+            field="sharded",
+        )
+    return first
 
 
 def _rows(

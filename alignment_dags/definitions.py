@@ -11,20 +11,28 @@ from alignment_dags.nights.definitions import night_definitions
 from alignment_dags.recipes import recipes_in_use
 from alignment_dags.run.workspace import Phase, Workspace, job_name
 from alignment_dags.source.sensor import build_sensor
-from assets.building.factory import asset_key, build_asset
+from assets.building.factory import asset_key, asset_resources, build_asset
+from resources.compute import ComputePools
 from resources.home import ensure_home
-from resources.mlflow import Tracking
-from resources.pools import load_pools
-from resources.store import ArtifactStore
+from resources.pools import Pools
 
 PRELOADED = ["torch", "transformers", "trl", "datasets", "mlflow", "alignment_dags.definitions"]
 STEPS_AT_ONCE = 2
+"""Steps of a run at once where no pool has more slots."""
 
 
-def step_executor() -> dg.ExecutorDefinition:
-    """Each step in a process of its own, forked from a server that has imported the heavy packages once."""
+def step_executor(recipes: Iterable[Recipe], pools: Pools) -> dg.ExecutorDefinition:
+    """Each step in a process of its own, forked from a server that has imported the heavy packages once.
+
+    As many at once as the largest pool in use has slots, and one that needs none.
+    """
+    used = {name for recipe in recipes for name in recipe.pools.model_dump().values()}
+    most = max((pools.pools[name].slots for name in used if name in pools.pools), default=0)
     return dg.multiprocess_executor.configured(
-        {"max_concurrent": STEPS_AT_ONCE, "start_method": {"forkserver": {"preload_modules": PRELOADED}}},
+        {
+            "max_concurrent": max(STEPS_AT_ONCE, most + 1),
+            "start_method": {"forkserver": {"preload_modules": PRELOADED}},
+        },
         name="processes",
     )
 
@@ -54,9 +62,13 @@ def automation_sensor(recipes: Iterable[Recipe]) -> dg.AutomationConditionSensor
     )
 
 
-def build_definitions(recipes: Iterable[Recipe]) -> dg.Definitions:
-    """Assets, jobs, schedules and sensors of these recipes."""
-    pools = load_pools()
+def build_definitions(recipes: Iterable[Recipe], compute: ComputePools | None = None) -> dg.Definitions:
+    """Assets, jobs, schedules and sensors of these recipes.
+
+    A deployment with pools of its own gives its `ComputePools` here, in a module of its own.
+    """
+    compute = compute or ComputePools()
+    pools = compute.load()
     workspaces = [Workspace(recipe, pools) for recipe in recipes]
     jobs = {one.recipe.name: jobs_of(one) for one in workspaces}
     nights = [night_definitions(one, jobs[one.recipe.name]) for one in workspaces if one.recipe.schedule is not None]
@@ -69,8 +81,8 @@ def build_definitions(recipes: Iterable[Recipe]) -> dg.Definitions:
             automation_sensor(one.recipe for one in workspaces),
             *(sensor for _, sensor in nights),
         ],
-        resources={"store": ArtifactStore(), "tracking": Tracking()},
-        executor=step_executor(),
+        resources=asset_resources(compute),
+        executor=step_executor((one.recipe for one in workspaces), pools),
     )
 
 
@@ -78,13 +90,14 @@ def return_definitions(recipe_name: str) -> dg.Definitions:
     """A recipe's return to an earlier version, which `align promote` carries out; a pool belongs to an asset and
     not to its run, so the asset without one stands here, apart from what Dagster shows."""
     recipe = next(recipe for recipe in recipes_in_use().values() if recipe.name == recipe_name)
-    workspace = Workspace(recipe, load_pools())
+    compute = ComputePools()
+    workspace = Workspace(recipe, compute.load())
     phase = workspace.return_phase
     return dg.Definitions(
         assets=[build_asset(node, recipe, workspace.pools) for node in phase.nodes],
         jobs=[job_of(recipe, phase)],
-        resources={"store": ArtifactStore(), "tracking": Tracking()},
-        executor=step_executor(),
+        resources=asset_resources(compute),
+        executor=step_executor([recipe], workspace.pools),
     )
 
 

@@ -18,6 +18,7 @@ from alignment.recipe import Gate, Recipe
 from alignment.stages import Context, Request, Result, Stage, execute
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.stage import PolicySummary
+from alignment.stages.usage import Usage
 from alignment.store import Artifact, Commit, CorruptArtifact, MissingArtifact, Store
 from assets.building.factory import flat, numbers
 from assets.building.node import Node, Shown, Work, run_stage
@@ -312,10 +313,11 @@ def register(work: Work, recipe: Recipe) -> str:
             commit=commit,
             uri=store.uri(policy),
             params=dict(flat(asked)),
-            metrics=numbers(commit.summary) | {"seconds": commit.seconds},
+            metrics=numbers(commit.summary) | Usage.of(commit).numbers(),
             dagster_run_id=work.context.run.run_id,
             history=list(PolicySummary.of(commit).history),
             checkpoint=True,
+            experiment=recipe.experiment,
         )
 
     return work.tracking.register(

@@ -27,11 +27,10 @@ from alignment.recipe import Recipe, parse_recipe
 from alignment.store import Artifact, Ref, Store
 from alignment_dags.run.workspace import Workspace
 from alignment_dags.source.sensor import watch
-from assets.building.factory import asset_key, build_asset, shards_definition
+from assets.building.factory import asset_key, asset_resources, build_asset, shards_definition
 from assets.building.node import Node
 from assets.building.upstream import Upstream
 from assets.graph import nodes_of
-from resources.mlflow import Tracking
 from resources.pools import Pools, load_pools
 from resources.store import ArtifactStore
 
@@ -141,7 +140,7 @@ class Automated:
         self.codes = {node.name: str(node.stage.code_version) for node in nodes}
         self.defs = dg.Definitions(
             [build_asset(node, recipe, pools) for node in nodes],
-            resources={"store": ArtifactStore(), "tracking": Tracking()},
+            resources=asset_resources(),
         )
         told = dg.evaluate_automation_conditions(self.defs, instance)
         self.cursor = told.cursor

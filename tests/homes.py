@@ -134,10 +134,8 @@ class BringUpToDate:
         from alignment_dags.run.run import follow_source
         from alignment_dags.run.workers import apply_pools
         from alignment_dags.run.workspace import Workspace
-        from assets.building.factory import asset_key, build_asset
-        from resources.mlflow import Tracking
+        from assets.building.factory import asset_key, asset_resources, build_asset
         from resources.pools import load_pools
-        from resources.store import ArtifactStore
 
         workspace = Workspace(recipe, load_pools())
         assets = [build_asset(node, recipe, workspace.pools) for node in workspace.nodes]
@@ -152,7 +150,7 @@ class BringUpToDate:
                     dg.materialize(
                         assets,
                         instance=instance,
-                        resources={"store": ArtifactStore(), "tracking": Tracking()},
+                        resources=asset_resources(),
                         selection=[asset_key(recipe.name, name) for name in chosen],
                         tags=tags,
                         run_config={"loggers": {"console": {"config": {"log_level": "ERROR"}}}},

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from alignment.data.rows import Content
 from alignment.data.templates import ChatTemplate, with_system_message
 from alignment.errors import BadInput
 from alignment.models.sharding import shared_out, without_gradient
@@ -79,6 +80,14 @@ def draw(logits: torch.Tensor, top_p: torch.Tensor, numbers: torch.Tensor) -> to
 
 
 # Prompts as token ids, the same as in training.
+
+
+def as_trained(prompt: Content, tokens: TokenPolicy) -> Content:
+    """A prompt in the form that training uses."""
+    if isinstance(prompt, str) and tokens.plain_text == "chat":
+        return ({"role": "user", "content": prompt},)
+    return prompt
+
 
 LEAST_NEW_TOKENS = 16
 """A prompt must leave room for this many new tokens in the model's context (or for `max_new_tokens`, if fewer)."""
@@ -163,13 +172,15 @@ class PromptEncoder:
 class Answer:
     """Text up to the first stop string, and the number of new tokens; `failed` says why there is no answer.
 
-    `ids` are the new tokens with the end token; empty for an endpoint's answer.
+    `ids` are the new tokens with the end token; empty for an endpoint's answer. `ended` is whether the answer ended by
+    itself, where somebody asked.
     """
 
     text: str
     tokens: int = 0
     failed: str | None = None
     ids: tuple[int, ...] = ()
+    ended: bool | None = None
 
 
 class Generator:

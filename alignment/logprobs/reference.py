@@ -29,6 +29,7 @@ from alignment.models.checkpoint import load_model, load_tokenizer, max_position
 from alignment.models.ends import end_ids
 from alignment.models.loading import load_sharded
 from alignment.models.packing import by_prompt, forwarded, shares
+from alignment.models.quantised import Quantisation
 from alignment.models.size import peak_flops, scoring_flops
 from alignment.progress import ProgressLog
 from alignment.recipe import TokenPolicy
@@ -70,6 +71,7 @@ class Reference:
     precision: str
     batch_tokens: int
     runs_code: bool = False
+    quantise: Quantisation | None = None
     sharded: bool = False
 
 
@@ -365,12 +367,19 @@ _loaded: dict[tuple[str, str, bool], PreTrainedModel] = {}
 """The last model used, by fingerprint, device and whether it is sharded: consecutive shards share one load."""
 
 
+def _load(reference: Reference) -> PreTrainedModel:
+    if reference.sharded:
+        return load_sharded(reference.folder(), reference.precision, runs_code=reference.runs_code)
+    return load_model(
+        reference.folder(), reference.precision, runs_code=reference.runs_code, quantise=reference.quantise
+    )
+
+
 def _model(reference: Reference) -> PreTrainedModel:
     from alignment.models.checkpoint import default_device
 
     key = (reference.fingerprint, str(default_device()), reference.sharded)
     if key not in _loaded:
         _loaded.clear()  # before the next one arrives, so that two are never held
-        load = load_sharded if reference.sharded else load_model
-        _loaded[key] = load(reference.folder(), reference.precision, runs_code=reference.runs_code)
+        _loaded[key] = _load(reference)
     return _loaded[key]

@@ -33,6 +33,19 @@ def logprobs_schema(names: Sequence[str]) -> pa.Schema:
 LOGPROBS_SCHEMA = logprobs_schema(PAIR)
 
 
+SHARDS = "shards"
+
+
+def folder_of(artifact: Path, shard_digest: str) -> Path:
+    """Where the log-probs of one shard are written in an artifact that has those of several."""
+    return artifact / SHARDS / shard_digest
+
+
+def logprobs_folder(artifact: Path, shard_digest: str) -> Path:
+    """Where the log-probs of a shard are in a fetched artifact, whether it has those of one shard or of several."""
+    return folder_of(artifact, shard_digest) if (artifact / SHARDS).is_dir() else artifact
+
+
 class Written:
     """What has been written so far: its digest and its numbers, neither of which grows with the rows."""
 

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignment.data.templates import ends_answers
 from alignment.digest import canonical_json, json_digest
 from alignment.errors import BadInput, first_few
 from alignment.models.code import code_digests, loading, refusal, refuse_code, refuse_kernels
 from alignment.models.ends import end_ids, eos_of_tokenizer, stop_strings
+from alignment.models.quantised import Quantisation, loading_quantised, settle
 from alignment.models.weights import is_finite, tensors, weight_files
 
 if TYPE_CHECKING:
@@ -200,7 +202,7 @@ def checkpoint_summary(folder: str | Path, digest: CheckpointDigest | None = Non
     """What every stage that makes a checkpoint puts into its summary, computed without loading the model.
 
     Keys: weights_digest, config_digest, tokenizer_digest, end_ids, rope_by_length, parameters, architecture,
-    vocab_size, max_positions, has_chat_template.
+    vocab_size, max_positions, has_chat_template, template_ends_answers.
     """
     folder = Path(folder)
     digest = digest or digest_checkpoint(folder)
@@ -216,7 +218,20 @@ def checkpoint_summary(folder: str | Path, digest: CheckpointDigest | None = Non
         "vocab_size": text_config(config).get("vocab_size"),
         "max_positions": max_positions(folder),
         "has_chat_template": has_chat_template(folder),
+        "template_ends_answers": _template_ends_answers(folder),
     }
+
+
+def _template_ends_answers(folder: Path) -> bool | None:
+    """Whether what ends an answer stands behind those that the chat template writes; None where that is not known."""
+    if not has_chat_template(folder):
+        return None
+    try:
+        tokenizer = load_tokenizer(folder)
+    except BadInput:  # it is no tokenizer, or one with code; who needs it says so
+        return None
+    ends = tokenizer.convert_ids_to_tokens(end_ids(folder))
+    return ends_answers(tokenizer, [end for end in ends if end])
 
 
 BY_LENGTH = ("longrope", "su", "dynamic")
@@ -370,8 +385,11 @@ def load_model(
     *,
     runs_code: bool = False,
     dropout: bool = True,
+    quantise: Quantisation | None = None,
 ) -> PreTrainedModel:
     """The folder's causal language model in eval mode, all weights in `precision`.
+
+    With `quantise` those of linear layers are in four bits, and computed with in `precision`.
 
     Without `dropout` it drops nothing in training either: a policy that drops units is not its reference.
 
@@ -393,12 +411,19 @@ def load_model(
     if (folder / ADAPTER_FILE).is_file():  # Transformers would load it on top, and no digest of ours names it
         raise BadInput("an adapter lies beside the model: merge it, or move it elsewhere", file=str(folder))
     try:
-        model = _load(folder, config, precision, "sdpa", runs_code)
+        how = loading(runs_code)
+        if quantise is not None:
+            how |= loading_quantised(quantise, precision, device)
+        model = _load(folder, config, precision, "sdpa", how)
     except (OSError, ValueError, ImportError, KeyError) as error:
         if not runs_code and isinstance(error, ValueError) and (refused := refusal(folder)) is not None:
             raise refused from error
         raise BadInput(f"the model cannot be loaded: {first_line(error)}", file=str(folder)) from error
-    model = model.to(device).eval()  # type: ignore[arg-type]
+    if quantise is None:
+        model = model.to(device)  # type: ignore[arg-type]
+    else:
+        settle(model, folder)
+    model.eval()
     if (name := first_not_finite(model.named_parameters())) is not None:
         raise BadInput(f"{name} {NOT_FINITE} in {precision}", file=str(folder))
     return model
@@ -427,7 +452,9 @@ def first_not_finite(weights: Iterable[tuple[str, torch.Tensor]]) -> str | None:
     return None
 
 
-def _load(folder: Path, config: PreTrainedConfig, precision: str, attention: str, runs_code: bool) -> PreTrainedModel:
+def _load(
+    folder: Path, config: PreTrainedConfig, precision: str, attention: str, how: dict[str, Any]
+) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -442,11 +469,11 @@ def _load(folder: Path, config: PreTrainedConfig, precision: str, attention: str
             use_kernels=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
-            **loading(runs_code),
+            **how,
         )
     except ValueError as error:
         if attention == "sdpa" and "scaled_dot_product_attention" in str(error):
-            return _load(folder, config, precision, "eager", runs_code)
+            return _load(folder, config, precision, "eager", how)
         raise
     for names, what in (
         (sorted(map(str, found["missing_keys"])), "lack"),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from alignment.models.forward import LOGITS_AT_ONCE
 from alignment.models.packing import rounded
+from alignment.models.quantised import NF4_BYTES
 from alignment.models.shape import Shape
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Trained:
     wide_gradients: bool = True
     buckets: bool = False
     shards: int = 1
+    quantised: int = 0
+    """How many of the frozen parameters are in four bits."""
 
     @property
     def parts(self) -> dict[str, float]:
@@ -53,7 +56,7 @@ class Trained:
         width, share = BYTES[self.precision], self.parameters / self.shards
         if self.adapter:
             parts = {
-                "weights": width * share + 4 * self.adapter,
+                "weights": width * (share - self.quantised) + NF4_BYTES * self.quantised + 4 * self.adapter,
                 "gradients": 4.0 * self.adapter,
                 "moments": float(MOMENTS * self.adapter),
             }
@@ -246,6 +249,7 @@ def training_bytes(
     head_gradient = width * shape.embedding if lora is None else 0
     head = 2 * states + head_block(shape, packed.reads, trained.precision) + head_gradient
     layer = states + width * (3 * shape.intermediate + 2 * shape.hidden) * packed.tokens
+    layer += _multiplied(shape, width) if trained.quantised else 0
     rerun = kept.again(checkpointing)
     passing = trained.parts | {"activations": kept.kept(checkpointing), "working": max(head, layer + rerun)}
     if trained.shards > 1:
@@ -254,13 +258,29 @@ def training_bytes(
     return max(passing, stepping, key=lambda parts: sum(parts.values()))
 
 
-def scoring_bytes(shape: Shape, packed: PackedPass, precision: str, shards: int = 1) -> dict[str, float]:
+def quantised_parameters(shape: Shape) -> int:
+    """Those of linear layers, the head left out."""
+    return shape.layer_matrices * shape.layers
+
+
+def _multiplied(shape: Shape, width: int) -> int:
+    """Of quantised layers one at a time is written out to be multiplied by."""
+    return width * max(linear.parameters for linear in shape.linears)
+
+
+def scoring_bytes(
+    shape: Shape, packed: PackedPass, precision: str, shards: int = 1, *, quantised: bool = False
+) -> dict[str, float]:
     """Largest memory of a pass without gradients: the weights, and the larger of an MLP's and the head's own."""
     width = BYTES[precision]
     states = width * shape.hidden * packed.tokens
     layer = 2 * states + 3 * width * shape.intermediate * packed.tokens
     head = states + width * shape.hidden * packed.reads + head_block(shape, packed.reads, precision)
     parts = {"weights": width * shape.parameters / shards, "working": float(max(layer, head))}
+    if quantised:
+        four_bits = quantised_parameters(shape)
+        parts["weights"] = width * (shape.parameters - four_bits) + NF4_BYTES * four_bits
+        parts["working"] = float(max(layer + _multiplied(shape, width), head))
     if shards > 1:
         parts["gathered"] = gathered(shape, precision, gradients=False)
     return parts

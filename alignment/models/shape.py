@@ -42,6 +42,7 @@ FAMILIES = {
     "phi3": Family(fused=True),
     "granite": Family(),
     "olmo2": Family(norm="float32", head_norms="whole"),
+    "olmo3": Family(norm="float32", head_norms="whole"),
     "smollm3": Family(tied=True, key_heads=4),
 }
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from alignment.data.tokens import Ids, TokenSequence
 from alignment.errors import BadInput
 from alignment.models.code import without_implementations
+from alignment.models.quantised import elements
 from alignment.models.shape import Shape, shape_of
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def scoring_flops(model: PreTrainedModel, sequences: Iterable[TokenSequence]) ->
     if any(getattr(config, name, None) for name in EXPERTS):
         return None
     vectors = {id(part.weight) for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part}
-    body: int = sum(weight.numel() for weight in model.parameters() if weight.ndim > 1 and id(weight) not in vectors)
+    body: int = sum(elements(weight) for weight in model.parameters() if weight.ndim > 1 and id(weight) not in vectors)
     heads = getattr(config, "num_attention_heads", 0)  # 0: no attention at all
     width = heads * int(getattr(config, "head_dim", None) or config.hidden_size // max(1, heads))
     prompts: set[Ids] = set()

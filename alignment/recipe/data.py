@@ -57,8 +57,9 @@ class ModelSource(Section):
     """Commit hash, tag or branch on the hub; the hub's default branch if left out. It is pinned to a commit hash when
     the recipe is read, so a branch that moves makes another base model: give a hash for a run that can be repeated."""
     path: str | None = None
-    """Local folder with config.json, safetensors weights and a tokenizer. Relative paths start at the folder the
-    command is run in, not at the recipe's."""
+    """Local folder with config.json, safetensors weights and a tokenizer; or a file that ends in .gguf, which is
+    dequantised once to bfloat16 (it needs the package gguf). Relative paths start at the folder the command is run in,
+    not at the recipe's."""
     embedded: Literal["micro"] | None = None
     """The micro Llama that alignment-dags makes from a seed: it shows the pipeline, not quality."""
     chat_template: str | None = None

@@ -16,12 +16,16 @@ import json
 import logging
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import entry_points
+from itertools import product
 from pathlib import Path
 
+import fsspec
 from pydantic import ValidationError
 
+from alignment.devices import share_launchers_gpus
 from alignment.errors import BadInput
 from alignment.recipe.faults import fault
 from alignment.stages.execute import execute, make_again
@@ -29,7 +33,9 @@ from alignment.stages.stage import Request, Result, Stage
 from alignment.store import CorruptArtifact, MissingArtifact, Store
 
 GROUP = "alignment_dags.stages"
-BAD_INPUT_FILE = "ALIGN_BAD_INPUT_FILE"  # where a launcher wants to read what a person has to mend
+BAD_INPUT_FILE = "ALIGN_BAD_INPUT_FILE"  # URL where a launcher wants to read what a person has to mend
+LOGGERS = ("alignment", "eval")
+"""Whose lines go to the Dagster run, as dagster.yaml has it for stages in the step's process."""
 
 
 def load_stage(name: str) -> Stage:  # type: ignore[type-arg]
@@ -47,12 +53,13 @@ def main() -> int:
     """Runs the stage that the command line names; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m alignment.stages", description=__doc__)
     parser.add_argument("name")
-    parser.add_argument("--request", type=Path, required=True)
+    parser.add_argument("--request", required=True, help="a file, or the URL of one")
     parser.add_argument("--store", default=os.environ.get("ALIGN_STORE"), required="ALIGN_STORE" not in os.environ)
     parser.add_argument("--out", type=Path, help="make the result again into this folder, and commit nothing")
     parser.add_argument("--cache", type=Path, help="where what is remote is kept and built on this machine")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    share_launchers_gpus()
     first_rank = os.environ.get("RANK", "0") == "0"
     with told_to_dagster() if first_rank else nullcontext():
         try:
@@ -64,7 +71,8 @@ def main() -> int:
         except BadInput as error:
             print(f"error: {error}", file=sys.stderr)
             if told := os.environ.get(BAD_INPUT_FILE):  # of any rank: a launcher ends the others with it
-                Path(told).write_text(str(error), encoding="utf-8")
+                with fsspec.open(told, "w", encoding="utf-8") as stream:
+                    stream.write(str(error))
             return 2
         except (MissingArtifact, CorruptArtifact) as error:
             print(f"error: {error}", file=sys.stderr)
@@ -84,25 +92,37 @@ def compared(stage: Stage, request: Request, store: Store, result: Result) -> in
     return int(recorded not in (None, result.digest))
 
 
-def read_request(stage: Stage, path: Path) -> Request:  # type: ignore[type-arg]
-    """The stage's request in a file; raises `BadInput` naming the file and what is wrong in it."""
+def read_request(stage: Stage, file: str) -> Request:  # type: ignore[type-arg]
+    """The stage's request in a file or at a URL; raises `BadInput` naming it and what is wrong in it."""
     try:
-        request: Request = stage.request.model_validate_json(path.read_text(encoding="utf-8"))
+        with fsspec.open(file, "r", encoding="utf-8") as stream:
+            request: Request = stage.request.model_validate_json(stream.read())
         return request
     except OSError as error:
-        raise BadInput(f"cannot be read: {error.strerror}", file=str(path)) from error
+        raise BadInput(f"cannot be read: {error.strerror or error}", file=file) from error
     except ValidationError as error:
         field, told = fault(error, stage.request)
-        raise BadInput(told, file=str(path), field=field) from error
+        raise BadInput(told, file=file, field=field) from error
 
 
-def told_to_dagster() -> AbstractContextManager[object]:
-    """A Dagster Pipes session where a launcher opened one; nothing at all from a plain shell."""
+@contextmanager
+def told_to_dagster() -> Iterator[None]:
+    """A Dagster Pipes session where a launcher opened one, which shows the stage's log lines in the Dagster run;
+    nothing at all from a plain shell."""
     if "DAGSTER_PIPES_CONTEXT" not in os.environ:
-        return nullcontext()
+        yield
+        return
     from dagster_pipes import open_dagster_pipes
 
-    return open_dagster_pipes()
+    with open_dagster_pipes() as pipes:
+        handlers = list(pipes.log.handlers)
+        for name, handler in product(LOGGERS, handlers):
+            logging.getLogger(name).addHandler(handler)
+        try:
+            yield
+        finally:
+            for name, handler in product(LOGGERS, handlers):
+                logging.getLogger(name).removeHandler(handler)
 
 
 if __name__ == "__main__":

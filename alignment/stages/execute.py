@@ -16,12 +16,15 @@ from typing import Any
 
 from alignment.errors import BadInput
 from alignment.stages.stage import Context, R, Result, Stage
+from alignment.stages.usage import usage
 from alignment.store import Commit, CorruptArtifact, Store
 from alignment.store.place import explain_no_space
 
 REQUEST_FILE = "request.json"
 DAGSTER_RUN = "ALIGN_DAGSTER_RUN"  # the Dagster run that asks; a launch hands it on with its environment
 RECIPE_NAME = "ALIGN_RECIPE_NAME"  # and the recipe it asks for
+JOB = "ALIGN_JOB"  # the job of a cluster that runs the stage, which outlives the step that asked for it
+KEY_IS_HELD = "ALIGN_KEY_IS_HELD"  # set where the launcher of several ranks holds the key as long as they work
 RECORDED_PACKAGES = (
     "torch",
     "transformers",
@@ -43,6 +46,8 @@ def execute(stage: Stage[R], request: R, store: Store) -> Commit:
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     key = stage.key(request)
+    if rank and (found := store.find(stage.kind, key)) is not None:
+        return found
     if rank:
         with tempfile.TemporaryDirectory() as scratch:
             work = store.work_path(stage.kind, key)
@@ -52,7 +57,7 @@ def execute(stage: Stage[R], request: R, store: Store) -> Commit:
             time.sleep(0.2)
             commit = store.find(stage.kind, key)
         return commit
-    if world_size > 1:  # the launcher has looked, and holds the key
+    if os.environ.get(KEY_IS_HELD):  # then the launcher has looked as well
         return _build(stage, request, store, key, world_size)
     if (found := store.find(stage.kind, key)) is not None:
         return found
@@ -78,7 +83,7 @@ def _build(stage: Stage[R], request: R, store: Store, key: str, world_size: int)
             code_version=stage.code_version,
             inputs=request.artifacts(),
             summary=result.recorded,
-            environment=environment(),
+            environment=environment() | usage(world_size),
             started_at=began.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - started, 3),
         )

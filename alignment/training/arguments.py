@@ -23,6 +23,7 @@ NAMES = {
     "loss": "loss",
     "eval_loss": "held_out_loss",
     "sft_loss": "sft_loss",
+    "router_loss": "router_loss",
     "rewards/margins": "margin",
     "rewards/accuracies": "accuracy",
     "rewards/chosen": "chosen_reward",

@@ -20,7 +20,7 @@ from alignment.data.tokens import Dropped, Tokenization, require_few_rewritten
 from alignment.errors import BadInput
 from alignment.logprobs.keys import keys_of
 from alignment.logprobs.reference import mismatched
-from alignment.logprobs.table import LOGPROBS_FILE
+from alignment.logprobs.table import LOGPROBS_FILE, logprobs_folder
 from alignment.logprobs.token_ids import ROWS_AT_ONCE, Pair, TokenIds
 from alignment.methods import Method
 from alignment.stages import Context
@@ -171,7 +171,8 @@ class _Scored:
 
     def __init__(self, shard: ManifestShard, context: Context) -> None:
         assert shard.reference is not None
-        self._table = pq.read_table(context.fetch(shard.reference) / LOGPROBS_FILE)
+        folder = logprobs_folder(context.fetch(shard.reference), shard.shard.digest)
+        self._table = pq.read_table(folder / LOGPROBS_FILE)
         self._batches = self._table.to_batches(max_chunksize=BATCH_ROWS)
         self._held: dict[str, dict[str, Any]] = {}
 

@@ -26,6 +26,7 @@ from alignment.models.checkpoint import (
 )
 from alignment.models.code import CODE_FILES
 from alignment.models.loading import Reader, empty_model, reader
+from alignment.models.quantised import dequantised
 from alignment.models.sharding import hollow, local, replace_weights, wholes
 from alignment.models.weights import INDEX_FILE, SINGLE_FILE, tensors
 from alignment.recipe import Lora, Optimisation
@@ -57,7 +58,9 @@ class TrainedModel:
         self.sharded = is_sharded(settings)
         stored = stored_dtype(folder)
         self.saved_as = "float32" if settings.precision == "float32" else stored
-        finer = settings.precision == "bfloat16" and stored != "bfloat16"
+        if settings.quantise is not None:  # no finer than what was computed with
+            self.saved_as = settings.precision
+        finer = settings.precision == "bfloat16" and stored != "bfloat16" and settings.quantise is None
         self.read: Reader | None = None
         """Reads the weights of a sharded model, which has none until it is cut."""
         if self.sharded:
@@ -71,7 +74,9 @@ class TrainedModel:
             self.model = load_model(folder, "float32", runs_code=runs_code, dropout=dropout)
             round_weights(self.model)
         else:
-            self.model = load_model(folder, settings.precision, runs_code=runs_code, dropout=dropout)
+            self.model = load_model(
+                folder, settings.precision, runs_code=runs_code, dropout=dropout, quantise=settings.quantise
+            )
         if settings.lora is not None:
             refuse_tied_targets(self.model, settings.lora, folder)
         make_savable(self.model, self.tokenizer(), folder)
@@ -119,6 +124,7 @@ class TrainedModel:
             rank=config.r,
             alpha=config.lora_alpha,
             parameters=sum(weight.numel() for weight in weights.values()),
+            quantise=self.settings.quantise,
         )
         return {"adapter": about}
 
@@ -138,7 +144,7 @@ class TrainedModel:
             plain = trained
             for weight, master in master_weights(optimizer):
                 weight.data = master.data
-        elif self.merge_elsewhere or self.sharded:
+        elif self.merge_elsewhere or self.sharded or self.settings.quantise:
             plain = self._merged_into_stored(trained)
         else:
             plain = trained.merge_and_unload()
@@ -188,14 +194,18 @@ class TrainedModel:
         keep_description(self.folder, out, self.saved_as, self.runs_code)
 
     def _merged_into_stored(self, trained: Any) -> Any:
-        """The adapter merged into the weights as they are stored: a base rounded to compute is not kept."""
+        """The adapter merged into the weights as they are stored: a base rounded to compute is not kept. A quantised one
+        is, in float32 until the adapter is in it: the adapter was trained beside these values."""
         from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
         adapter = {name: weight.detach().cpu().float() for name, weight in get_peft_model_state_dict(trained).items()}
-        if not self.sharded:
+        values = {} if self.settings.quantise is None else dequantised(trained)
+        if not self.sharded and self.settings.quantise is None:
             trained.to("meta")
-        precision = "float32" if self.merge_elsewhere else self.settings.precision
+        precision = "float32" if self.merge_elsewhere or self.settings.quantise else self.settings.precision
         base = load_model(self.folder, precision, "cpu", runs_code=self.runs_code)
+        for name, value in values.items():
+            base.get_parameter(name).data = value
         make_savable(base, self.tokenizer(), self.folder)
         wrapped = get_peft_model(base, self.lora_config())
         set_peft_model_state_dict(wrapped, adapter)

@@ -31,6 +31,7 @@ from alignment.training import packed_step
 from alignment.training.agreement import FLOAT32_LOSS, Disagreement
 from alignment.training.models import TrainedModel
 from alignment.training.pairs import PolicyCompletion, PolicyRow, reference_logps
+from alignment.training.router import RouterLoss
 from alignment.training.sft_rows import LIKELIHOOD, Likelihood, rows_of_step
 from alignment.training.trainer import MasterAdamW, OurTrainer
 
@@ -74,6 +75,7 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
     """Demonstrations that each step shows beside its preferences, if the settings say so."""
     sft_order: Any = ()
     """Their indices, one step after the other."""
+    router: RouterLoss | None = None
     settings: Dpo
     pass_tokens: int
 
@@ -125,7 +127,15 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
         trained = [weight for weight in model.parameters() if weight.requires_grad]
         owners = self._gradients()
         numbers = packed_step.backward(
-            runner, method, rows, len(step), self.pass_tokens, [*trained, *owners], constants, self._beside(len(step))
+            runner,
+            method,
+            rows,
+            len(step),
+            self.pass_tokens,
+            [*trained, *owners],
+            constants,
+            self._beside(len(step)),
+            self.router,
         )
         packed_step.sum_over_ranks(owners)
         numbers = numbers.over_ranks()
@@ -181,6 +191,8 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
             values["rewards/margins"] = (numbers.chosen_reward - numbers.rejected_reward) / numbers.chosen
         elif numbers.chosen and numbers.rejected:
             values["rewards/margins"] = values["rewards/chosen"] - values["rewards/rejected"]
+        if self.router is not None:
+            values["router_loss"] = numbers.router_loss / (numbers.rows + numbers.beside)
         if numbers.beside:
             values["sft_loss"] = numbers.beside_loss / numbers.beside
         metrics: defaultdict[str, list[float]] = self._metrics["train"]
@@ -198,9 +210,7 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
     def logps_alone(self, sequences: Sequence[TokenSequence]) -> list[float]:
         """The same by a pass for each that shares nothing and rounds otherwise; outside of `attending`."""
         with self._evaluating(), without_gradient(self.causal_lm):
-            done = [Runner.of(self.causal_lm, sequence).alone(sequence) for sequence in sequences]
-            self._runner().release()
-        return done
+            return logps_alone(self.causal_lm, sequences)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -212,6 +222,13 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
             self.model.train(training)
 
 
+def logps_alone(model: Any, sequences: Sequence[TokenSequence]) -> list[float]:
+    """Log-prob of each completion by a pass of its own that shares nothing."""
+    done = [Runner.of(model, sequence).alone(sequence) for sequence in sequences]
+    Runner.of(model, sequences[0]).release()
+    return done
+
+
 def preference_trainer(
     trained: TrainedModel,
     pairs: Sequence[PolicyRow],
@@ -219,9 +236,12 @@ def preference_trainer(
     arguments: dict[str, Any],
     settings: Dpo,
     pass_tokens: int,
+    *,
+    is_reference: bool = True,
 ) -> CachedReferenceTrainer:
     """The trainer of a run; `arguments` from `trainer_arguments`, `settings` a recipe's section, `pass_tokens` tokens
-    of one pass. Raises `BadInput` for LoRA targets that the model does not have."""
+    of one pass, `is_reference` whether the policy starts as its reference. Raises `BadInput` for LoRA targets that the
+    model does not have."""
     config = DPOConfig(
         **arguments | {"per_device_train_batch_size": settings.batch_size, "gradient_accumulation_steps": 1},
         beta=settings.beta,
@@ -250,9 +270,11 @@ def preference_trainer(
     if settings.gradient_checkpointing == "selective":
         recompute_cheap_parts(trainer.causal_lm)
     trainer.pairs, trainer.settings, trainer.pass_tokens = pairs, settings, pass_tokens
+    if settings.router_aux_loss_coef:
+        trainer.router = RouterLoss(trainer.causal_lm, settings.router_aux_loss_coef)
     exact = settings.precision == "float32" and not products_are_tf32()
     # what is logged has no other terms in it
     plain = not (settings.sft_weight or settings.weighted or settings.sft_rows_fraction)
-    if exact and plain and method_of(settings).needs_reference:
+    if exact and plain and is_reference and method_of(settings).needs_reference:
         trainer.add_callback(FirstLoss(trainer))
     return trainer

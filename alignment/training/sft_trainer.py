@@ -20,6 +20,7 @@ from alignment.models.recompute import recompute_cheap_parts
 from alignment.models.sharding import local, shard, sharding_of, whole
 from alignment.training.models import TrainedModel, master_weights
 from alignment.training.packed_step import sum_over_ranks
+from alignment.training.router import RouterLoss
 from alignment.training.trainer import OurTrainer
 
 # The best weights of a run so far: found in its log, kept aside without the optimiser's state.
@@ -205,13 +206,15 @@ def sft_trainer(
     eval_steps: int,
 ) -> CompletionTrainer:
     """The trainer of a run; `arguments` from `trainer_arguments`. Looks at the held-out loss where there is any."""
+    if coefficient := trained.settings.router_aux_loss_coef:
+        RouterLoss(trained.model, coefficient)  # refuses a model without routers, of which TRL only warns
     looking = {"eval_strategy": "steps", "eval_steps": eval_steps} if held_out else {"eval_strategy": "no"}
     config = SFTConfig(
         **arguments,
         **looking,
         max_length=None,
         packing=False,
-        router_aux_loss_coef=0.0,
+        router_aux_loss_coef=trained.settings.router_aux_loss_coef,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
     trainer = CompletionTrainer(

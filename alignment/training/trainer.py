@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import shutil
@@ -15,7 +16,9 @@ from transformers import PrinterCallback, TrainerCallback
 
 from alignment.errors import BadInput
 from alignment.models.sharding import local
+from alignment.progress import CURVES
 from alignment.training import resume, shards
+from alignment.training.arguments import history
 from alignment.training.models import require_finite
 
 # AdamW for bfloat16 weights, with float32 masters that hold what bfloat16 rounds away.
@@ -114,7 +117,7 @@ class FixedOrder(Sampler[int]):
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
-    """One line a log record: step of how many, and the losses."""
+    """One line a log record: step of how many, and the losses. Its numbers go to the file `CURVES` too."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Says step and loss."""
@@ -123,6 +126,10 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         for key, name in (("loss", "loss"), ("eval_loss", "held-out loss")):
             if key in logs:
                 log.info("step %d/%d, %s %.4f", state.global_step, state.max_steps, name, float(logs[key]))
+        path = Path(args.output_dir) / CURVES.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(record) + "\n" for record in history([{"step": state.global_step, **logs}]))
 
 
 class OurTrainer:
@@ -140,6 +147,10 @@ class OurTrainer:
     def __init__(self, *args: Any, sharded: bool = False, **kwargs: Any) -> None:
         self.sharded = sharded
         super().__init__(*args, **kwargs)
+        model: Any = self.model  # type: ignore[attr-defined]
+        if getattr(model, "is_loaded_in_4bit", False):  # TRL rounds adapters beside four bits to bfloat16
+            for weight in model.parameters():
+                weight.data = weight.data.float() if weight.requires_grad else weight.data
         if sharded:  # the model sums gradients over the ranks itself: nothing else wraps it
             self.accelerator.prepare_model = lambda model, **_: model  # type: ignore[attr-defined]
         self.remove_callback(PrinterCallback)  # type: ignore[attr-defined]

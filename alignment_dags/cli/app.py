@@ -23,6 +23,7 @@ from alignment_dags.cli.overview import doctor, init, status
 from alignment_dags.cli.prefs import prefs
 from alignment_dags.cli.run import backfill, nights, plan, run, upgrade
 from alignment_dags.cli.setup import pools, recipes
+from alignment_dags.cli.worth import worth
 
 # Errors of networks and remote stores are shown in one line instead of a traceback.
 
@@ -115,6 +116,7 @@ for verb in (
     gc,
     report,
     nights,
+    worth,
     doctor,
 ):
     app.command()(verb)

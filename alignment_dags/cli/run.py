@@ -99,6 +99,7 @@ def upgrade_of(workspace: Workspace, moved: Sequence[Moved], stages: Sequence[St
                 "stage": change.stage,
                 "old_code_version": change.old,
                 "code_version": change.new,
+                "version": change.version,
                 "artifacts": change.artifacts,
                 "pool": forecasts[change.stage].pool,
                 "slot_seconds": asdict(forecasts[change.stage].slot_seconds),
@@ -119,7 +120,8 @@ def show_upgrade(result: dict[str, Any] | None) -> None:
     rows = [
         (
             f"  {stage['stage']}",
-            f"{stage['old_code_version']} → {stage['code_version']}",
+            f"{stage['version'] if stage['version'] != 'code version' else ''} "
+            f"{stage['old_code_version']} → {stage['code_version']}".strip(),
             str(stage["artifacts"]),
             _figure(stage, "slot_seconds", "{:.0f} s"),
             _figure(stage, "cost", "{:.2f}"),

@@ -7,11 +7,20 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal
 
-from alignment.models.memory import Checkpointing, PackedPass, Trained, answering_bytes, scoring_bytes, training_bytes
+from alignment.models.memory import (
+    Checkpointing,
+    PackedPass,
+    Trained,
+    answering_bytes,
+    quantised_parameters,
+    scoring_bytes,
+    training_bytes,
+)
 from alignment.models.runner import CPU_TOKENS
 from alignment.models.shape import Shape
 from alignment.models.size import parameter_counts
-from alignment.recipe import Lora, Optimisation, Recipe
+from alignment.recipe import Lora, Recipe
+from alignment.recipe.generate import Sampled
 from assets.building.node import Node
 from resources.pools import Pool
 
@@ -60,6 +69,8 @@ class Load:
     beside: int = 0
     """Models that stand beside it in memory."""
     all_logits: bool = False
+    quantised: bool = False
+    """Whether frozen weights of linear layers are in four bits."""
 
     def parts(self) -> dict[str, float]:
         """Bytes by what takes them."""
@@ -87,11 +98,12 @@ class Load:
                 wide_gradients=self.packed,
                 buckets=not self.packed and self.ranks > 1 and self.shards == 1,
                 shards=self.shards,
+                quantised=quantised_parameters(self.shape) if self.quantised else 0,
             )
             flash = self.on_gpu and self.precision == "bfloat16"
             yield training_bytes(self.shape, trained, packed, self.lora, checkpointing=self.checkpointing, flash=flash)
         if self.kind in ("score", "measure"):
-            yield scoring_bytes(self.shape, packed, self.precision, self.shards)
+            yield scoring_bytes(self.shape, packed, self.precision, self.shards, quantised=self.quantised)
         if self.kind in ("answer", "measure"):
             yield answering_bytes(self.shape, self.tokens, self.precision, self.shards, all_logits=self.all_logits)
 
@@ -100,10 +112,11 @@ class Load:
         """One sentence of what was computed."""
         parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in self.parts().items() if size >= 0.05 * GIB)
         split = f", split over {self.shards} devices" if self.shards > 1 else ""
+        four_bits = ", those of linear layers in 4 bits," if self.quantised else ""
         how = {False: "", True: ", activations checkpointed", "selective": ", norms and MLPs computed again"}
         recomputed = how[self.checkpointing] if self.kind == "train" else ""
         return (
-            f"{self.shape.parameters:,} parameters in {self.precision}{self._adapter}{split}; {self.tokens:,} tokens at"
+            f"{self.shape.parameters:,} parameters in {self.precision}{four_bits}{self._adapter}{split}; {self.tokens:,} tokens at"
             f" once{recomputed}" + (f"; GiB: {parts}" if parts else "")
         )
 
@@ -116,25 +129,25 @@ class Load:
         return f" and {size:,} of the adapter"
 
 
-def training_of(stage: str, recipe: Recipe) -> Optimisation | None:
-    """The settings of a stage that trains; None for one that does not."""
-    if stage == "policy_checkpoint":
-        return recipe.dpo
-    if stage == "sft_checkpoint" and recipe.sft is not None and recipe.sft.adopt is None:
-        return recipe.sft
-    return None
+def sampled_of(node: Node, recipe: Recipe) -> Sampled | None:
+    """The settings that a node of sampled answers belongs to."""
+    return recipe.rounds if node.name.startswith("round_") else recipe.generate
 
 
 def precision_of(node: Node, recipe: Recipe) -> str | None:
     """The precision of the model that a stage loads; None for one that loads none."""
-    if (settings := training_of(node.name, recipe)) is not None:
-        return settings.precision
+    if node.training is not None:
+        return node.training.precision
+    if node.stage.name == "candidates" and (settings := sampled_of(node, recipe)) is not None:
+        return recipe.evals.precision if settings.engine.kind == "transformers" else None
     if node.stage.name == "responses" and recipe.evals.generate.kind == "endpoint":
         return None
     if node.name == "registered_model" and recipe.gate == "none":
         return None
     loaded = {
         "reference_logprobs": recipe.reference.precision,
+        "policy_logprobs": recipe.reference.precision,
+        "merged_checkpoint": recipe.dpo.precision,
         "responses": recipe.evals.precision,
         "policy_divergence": recipe.evals.precision,
         "registered_model": recipe.evals.precision,
@@ -145,7 +158,7 @@ def precision_of(node: Node, recipe: Recipe) -> str | None:
 def load_of(node: Node, recipe: Recipe, pool: Pool, shape: Shape, lengths: Lengths) -> Load | None:
     """What a stage holds in memory; None for a stage without a model, and for an adapter on more than the layers."""
     precision = precision_of(node, recipe)
-    settings = training_of(node.name, recipe)
+    settings = node.training
     lora = None if settings is None else settings.lora
     if precision is None or (lora is not None and shape.adapted(lora) is None):
         return None
@@ -158,23 +171,30 @@ def load_of(node: Node, recipe: Recipe, pool: Pool, shape: Shape, lengths: Lengt
             plain,
             kind="train",
             lora=lora,
+            quantised=settings.quantise is not None,
             checkpointing=settings.gradient_checkpointing,
             ranks=pool.world_size,
             beside=int(stop is not None and stop.kl is not None and lora is None),
         )
     else:
-        sections: dict[str, Any] = {"reference_logprobs": recipe.reference}
+        sections: dict[str, Any] = {"reference_logprobs": recipe.reference, "policy_logprobs": recipe.reference}
         section = sections.get(node.stage.name, recipe.evals)
         load = plain
+        if node.stage.name == "reference_logprobs":
+            load = replace(load, quantised=recipe.dpo.quantise is not None)
     load = replace(load, shards=pool.world_size if getattr(section, "sharded", False) else 1)
     if node.name == "sft_checkpoint":
         assert recipe.sft is not None
         length = recipe.sft.max_length
         whole = PackedPass(length, length, length, 0, length**2, 0)
         return replace(load, tokens=recipe.sft.micro_batch_size * length, one=whole, packed=False)
-    if node.stage.name in ("responses", "policy_divergence"):
-        kind: Literal["answer", "measure"] = "answer" if node.stage.name == "responses" else "measure"
-        several = kind == "answer" and bool(recipe.evals.lm_eval)
+    if node.stage.name == "reward_model" and settings is not None:  # both sides of a pair in one padded batch
+        length = recipe.tokens.max_length
+        both = PackedPass(length, length, length, 0, length**2, 0)
+        return replace(load, tokens=2 * settings.micro_batch_size * length, one=both, packed=False)
+    if node.stage.name in ("responses", "policy_divergence", "candidates"):
+        kind: Literal["answer", "measure"] = "measure" if node.stage.name == "policy_divergence" else "answer"
+        several = node.stage.name == "responses" and bool(recipe.evals.lm_eval)
         return replace(load, kind=kind, tokens=recipe.evals.batch_tokens, all_logits=several)
     if node.stage.name == "registered_model":
         return replace(load, kind="answer")
@@ -184,13 +204,13 @@ def load_of(node: Node, recipe: Recipe, pool: Pool, shape: Shape, lengths: Lengt
 
 def bytes_without_activations(node: Node, recipe: Recipe, config: dict[str, Any]) -> tuple[float, str]:
     """Weights, gradients and the optimiser's state for a model whose activations are not known; raises `BadInput`."""
-    settings, precision = training_of(node.name, recipe), precision_of(node, recipe)
+    settings, precision = node.training, precision_of(node, recipe)
     assert precision is not None
     whole, trained = parameter_counts(config, None if settings is None else settings.lora)
     if settings is None:
         return float({"float32": 4, "bfloat16": 2}[precision] * whole), f"{whole:,} parameters in {precision}"
     adapter = 0 if settings.lora is None else trained
-    parts = Trained(whole, adapter, precision, wide_gradients=node.name == "policy_checkpoint").parts
+    parts = Trained(whole, adapter, precision, wide_gradients=node.stage.name == "policy_checkpoint").parts
     return sum(parts.values()), f"{whole:,} parameters, {trained:,} of them trained"
 
 
@@ -203,7 +223,7 @@ class Remedy:
     devices: int
 
 
-Change = Literal["checkpoint", "adapter", "shard", "smaller"]
+Change = Literal["checkpoint", "adapter", "quantise", "shard", "smaller"]
 
 
 def remedies(stage: str, load: Load, pool: Pool, room: float, needs_reference: bool) -> list[Remedy]:
@@ -219,7 +239,7 @@ def remedies(stage: str, load: Load, pool: Pool, room: float, needs_reference: b
                 texts = tuple(_written(change, stage, fitting) for change in left if change in changes)
                 found.append((changes, Remedy(texts, fitting.total / GIB, fitting.shards)))
     remedies = [remedy for _, remedy in found]
-    if stage == "reference_logprobs" and needs_reference:
+    if stage in ("reference_logprobs", "policy_logprobs") and needs_reference:
         remedies.append(Remedy(("optimise.method without a reference (simpo, cpo, orpo)",), 0.0, 1))
     if load.kind == "answer" and stage != "registered_model":
         remedies.append(Remedy(("evals.generate.kind: endpoint, which loads no model here",), 0.0, 1))
@@ -232,7 +252,8 @@ def _left(stage: str, load: Load) -> list[Change]:
         "checkpoint": load.kind == "train" and load.checkpointing is not True,
         "smaller": load.tokens > LEAST_PASS and stage != "sft_checkpoint",
         "adapter": load.kind == "train" and load.lora is None,
-        "shard": load.on_gpu and load.shards < MOST_DEVICES,
+        "quantise": load.kind == "train" and load.lora is not None and not load.quantised and load.shards == 1,
+        "shard": load.on_gpu and load.shards < MOST_DEVICES and not load.quantised,
     }
     return [change for change, is_left in possible.items() if is_left]
 
@@ -244,6 +265,8 @@ def _with(load: Load, changes: frozenset[Change], pool: Pool) -> Iterator[Load]:
         levels = [True] if load.checkpointing else ["selective", True]
     if "adapter" in changes:
         load = replace(load, lora=LORA)
+    if "quantise" in changes:
+        load = replace(load, quantised=True)
     least = max(2, pool.world_size)
     first = least if load.shards == 1 else load.shards + least  # whole slots, more than there are
     devices = range(first, max(first, MOST_DEVICES) + 1, least) if "shard" in changes else (load.shards,)
@@ -261,6 +284,8 @@ def _written(change: Change, stage: str, load: Load) -> str:
         return f"{section}.gradient_checkpointing: {'true' if load.checkpointing is True else load.checkpointing}"
     if change == "adapter":
         return f"{section}.lora: {{rank: {LORA.rank}}}"
+    if change == "quantise":
+        return f"{section}.lora.quantise: nf4"
     if change == "smaller":
         key = "evals" if load.kind in ("answer", "measure") else "reference"
         return f"{key}.batch_tokens: {load.tokens}"

@@ -9,7 +9,7 @@ from alignment.errors import BadInput
 from alignment.stages.base_model import STAGE as BASE_MODEL
 from alignment.stages.base_model import BaseModelSummary
 from alignment.stages.preference_manifest import ManifestSummary
-from alignment.stages.stage import PolicySummary, SftSummary, ShardSummary
+from alignment.stages.stage import PolicySummary, SftSummary, ShardSummary, starts_of
 from alignment.store import Artifact, Commit, Store
 from alignment.store.erase import current_erasure
 from alignment_dags.registry.registrations import champion_of, name_and_version, registration_of
@@ -37,7 +37,7 @@ def record_of(registration: Commit, policy: Commit, commits: dict[str, Commit]) 
     """
     report = commits[registration.inputs["report"].key]
     manifest = commits[policy.inputs["manifest"].key]
-    start = commits[policy.inputs["checkpoint"].key]
+    start = starts_of(lambda artifact: commits[artifact.key], policy)[-1]
     sft, base = (None, start) if start.kind == BASE_MODEL.kind else (start, None)
     if sft is not None and "base" in sft.inputs:
         base = commits[sft.inputs["base"].key]

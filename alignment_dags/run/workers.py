@@ -16,7 +16,7 @@ from pathlib import Path
 import dagster as dg
 import psutil
 
-from alignment.stages.execute import DAGSTER_RUN
+from alignment.stages.execute import DAGSTER_RUN, JOB
 from resources.pools import Pools
 
 # Processes under names that do not come again, and what a dead one has left behind.
@@ -136,14 +136,16 @@ def end_orphans(mark: str, run_id: str) -> list[int]:
 
 def orphans(leader: int | None, run_id: str) -> Iterator[int]:
     """Pids of the session that a dead worker led (nobody can lead one of that name while it has members), and of
-    processes that were started for its run. `leader` is None where its PID means another process by now."""
+    processes that were started for its run. A cluster's job is left, as the next run goes on with it. `leader` is None
+    where its PID means another process by now."""
     leads_again = leader is None or bool(process_mark(leader))
     for process in psutil.process_iter():
         with contextlib.suppress(ProcessLookupError, PermissionError, psutil.Error):
             if process.pid in (leader, os.getpid()):
                 continue
             in_session = not leads_again and os.getsid(process.pid) == leader
-            if in_session or process.environ().get(DAGSTER_RUN) == run_id:
+            environment = process.environ()
+            if in_session or (environment.get(DAGSTER_RUN) == run_id and JOB not in environment):
                 yield process.pid
 
 

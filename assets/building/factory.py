@@ -6,7 +6,7 @@ Dagster reads the annotations of an asset's function, so this file has them eval
 import math
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,21 @@ import dagster as dg
 from alignment.address import shown
 from alignment.errors import BadInput
 from alignment.guards import GATE, Guard
+from alignment.progress import CURVES
 from alignment.recipe import Recipe
+from alignment.stages import Request
 from alignment.stages.execute import DAGSTER_RUN, RECIPE_NAME, REQUEST_FILE
+from alignment.stages.usage import POOL, Usage
 from alignment.store import Artifact, Commit, Ref, Store
 from alignment.store.erase import current_erasure
 from assets.building.node import Node, NotNeeded, Shown, Work
 from assets.building.upstream import NotBuilt, Upstream
 from resources.alerts import Alert, send
+from resources.compute import ComputePools, check_packages, check_residency
 from resources.home import mlflow_page
 from resources.mlflow import Tracking
-from resources.mlflow_runs import Report, Reported
+from resources.mlflow_live import live_curves
+from resources.mlflow_runs import Opening, Report, Reported
 from resources.pools import Pools
 from resources.store import ArtifactStore
 
@@ -50,13 +55,18 @@ def asset_step(recipe_name: str, node_name: str) -> str:
     return f"{recipe_name}__{node_name.replace('/', '__')}"
 
 
+def asset_resources(compute: ComputePools | None = None) -> dict[str, dg.ConfigurableResource[Any]]:
+    """The resources that every asset needs, by name."""
+    return {"store": ArtifactStore(), "tracking": Tracking(), "compute": compute or ComputePools()}
+
+
 def build_asset(node: Node, recipe: Recipe, pools: Pools) -> dg.AssetsDefinition:
     """The Dagster asset of a node.
 
     A run over one shard yields its result. A run over many shards logs one materialization for each, with its own data
     version, and yields nothing, because a yielded version would count for all shards.
     """
-    pool = pools[node.pool] if node.pool else None
+    tags = pools[node.pool].step_tags() if node.pool else None
 
     @dg.multi_asset(
         name=asset_step(recipe.name, node.name),
@@ -79,13 +89,13 @@ def build_asset(node: Node, recipe: Recipe, pools: Pools) -> dg.AssetsDefinition
             for name, about in (node.guards.about if node.guards else {}).items()
         ],
         pool=node.pool,
-        op_tags=pool.step_tags() if pool else None,
+        op_tags=tags,
         backfill_policy=dg.BackfillPolicy.multi_run(shards_per_run(node, pools)) if node.partitioned else None,
     )
     def asset(
-        context: dg.AssetExecutionContext, store: ArtifactStore, tracking: Tracking
+        context: dg.AssetExecutionContext, store: ArtifactStore, tracking: Tracking, compute: ComputePools
     ) -> Iterator[dg.MaterializeResult[Any]]:
-        materializer = Materializer(node, recipe, pools, store.open(), tracking, context)
+        materializer = Materializer(node, recipe, compute.load(), store.open(), tracking, context)
         if not node.partitioned:
             data_version, metadata = materializer.materialize(None)
             checks = [check_result(asset_key(recipe.name, node.name), guard) for guard in materializer.guards]
@@ -137,7 +147,7 @@ class Materializer:
     ) -> None:
         self.node = node
         self.recipe = recipe
-        self.pool = pools[node.pool] if node.pool else None
+        self.pools = pools
         self.store = store
         self.tracking = tracking
         self.context = context
@@ -165,13 +175,19 @@ class Materializer:
             raise dg.Failure(shown(f"{type(error).__name__}: {error}")) from None  # Dagster would record its cause
 
     def _materialize(self, shard: str | None) -> tuple[str, dict[str, Any]]:
-        os.environ.update({DAGSTER_RUN: self.context.run.run_id, RECIPE_NAME: self.recipe.name})
+        pool_name = self.node.pool or ""
+        os.environ.update({DAGSTER_RUN: self.context.run.run_id, RECIPE_NAME: self.recipe.name, POOL: pool_name})
+        check_residency(self.recipe, self.pools, self.store)
+        check_packages(self.recipe, self.pools)
         upstream = Upstream(self.store, self.recipe.name)
         request = self.node.request(upstream, shard)
         commit = self.store.find(self.node.stage.kind, self.node.stage.key(request))
         hit = commit is not None
         if commit is None:
-            commit = self.node.make(Work(self.node.stage, request, self.store, self.tracking, self.pool, self.context))
+            pool = self.pools[pool_name] if pool_name else None
+            work = Work(self.node.stage, request, self.store, self.tracking, pool, self.context, pool_name)
+            with self.curves(request) if self.node.is_checkpoint else nullcontext():
+                commit = self.node.make(work)
         self.context.log.info(f"{'found' if hit else 'made'} {self.store.uri(commit.artifact)}")
         self.node.publish(self.store, self.tracking, commit)
         shown = self.node.show(commit, self.store.fetch(commit.artifact, deep="once"))
@@ -227,6 +243,17 @@ class Materializer:
                 allow_retries=False,
             )
 
+    def curves(self, request: Request) -> AbstractContextManager[None]:
+        """Meanwhile MLflow shows how the training goes."""
+        stage = self.node.stage
+        key = stage.key(request)
+        settings = dict(flat(request.model_dump(mode="json")))
+        run_id = self.context.run.run_id
+        experiment = self.recipe.experiment
+        opening = Opening(self.recipe.name, self.node.name, stage.kind, key, stage.name, run_id, settings, experiment)
+        path = self.store.work_path(stage.kind, key) / CURVES
+        return live_curves(self.tracking, opening, path, self.context.log.info)
+
     def report(self, upstream: Upstream, commit: Commit, shard: str | None, shown: Shown) -> Reported:
         """Reports the artifact to MLflow."""
         runs = upstream.mlflow_runs()
@@ -239,14 +266,20 @@ class Materializer:
                 commit=commit,
                 uri=self.store.uri(commit.artifact),
                 params=self.params(commit),
-                metrics=numbers(commit.summary) | {"seconds": commit.seconds},
+                metrics=numbers(commit.summary) | self.usage(commit).numbers(),
                 dagster_run_id=self.context.run.run_id,
                 history=shown.history,
                 upstream=known,
                 files=shown.files,
                 checkpoint=self.node.is_checkpoint,
+                experiment=self.recipe.experiment,
             )
         )
+
+    def usage(self, commit: Commit) -> Usage:
+        """What the artifact took when it was made, at the price of the pool that made it."""
+        pool = self.pools.pools.get(commit.environment.get("pool") or self.node.pool or "")
+        return Usage.of(commit, pool.price_per_hour if pool else None)
 
     def params(self, commit: Commit) -> dict[str, Any]:
         """The request's own settings under flat names, without its input artifacts."""
@@ -263,7 +296,7 @@ class Materializer:
             "mlflow": dg.MetadataValue.url(reported.url),
             "dagster/uri": self.store.uri(commit.artifact),
             "reused": hit,
-            "seconds": commit.seconds,
+            **self.usage(commit).numbers(),
             "key": commit.key,
         }
         plotted = numbers(commit.summary)

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import dagster as dg
 
 from alignment.guards import Guards
+from alignment.recipe import Optimisation
 from alignment.stages import Request, Stage, execute
 from alignment.store import Commit, Store
 from assets.building.upstream import Upstream
@@ -37,13 +38,14 @@ class Work:
     tracking: Tracking
     pool: Pool | None
     context: dg.AssetExecutionContext
+    pool_name: str = ""
 
 
 def run_stage(work: Work) -> Commit:
     """Makes the artifact as nearly every node does: CPU stages here, GPU stages through the pool's launcher."""
     if work.pool is None:
         return execute(work.stage, work.request, work.store)
-    launch = Launch(work.stage, work.request, work.store, work.pool, work.context)
+    launch = Launch(work.stage, work.request, work.store, work.pool, work.context, work.pool_name)
     return launcher_for(work.pool).run(launch)
 
 
@@ -84,6 +86,11 @@ def publish_nothing(store: Store, tracking: Tracking, commit: Commit) -> None:
     return None
 
 
+def all_rows(rows: float) -> float:
+    """All of them."""
+    return rows
+
+
 @dataclass(frozen=True)
 class Node:
     """One stage of one recipe.
@@ -106,6 +113,10 @@ class Node:
     partitioned: bool = False
     pool: str | None = None
     is_checkpoint: bool = False
+    training: Optimisation | None = None
+    """The settings of a node that trains, for the plan."""
+    rows: Callable[[float], float] = all_rows
+    """How many of the recipe's preference rows a node trains on or scores, for the plan."""
     after: tuple[str, ...] = ()
     object_to: Callable[[Any, Commit | None], None] = no_objection
     """Raises `BadInput` for a valid request whose artifact (the commit, if it is made) the recipe could not use. Plans

@@ -22,7 +22,7 @@ from alignment.data.manifest import SPLIT_FILE, read_manifest
 from alignment.data.rows import ROWS_FILE, Content, decode, write_records
 from alignment.data.tokens import TokenSequence
 from alignment.digest import json_digest
-from alignment.generation.generator import Generator, Sampling
+from alignment.generation.generator import Generator, Sampling, as_trained
 from alignment.logprobs.effort import Ranks
 from alignment.logprobs.scorer import free_memory, require_finite, score
 from alignment.models.checkpoint import load_model, load_tokenizer
@@ -188,13 +188,6 @@ def _sample_responses(
         SampledResponse(prompt.row_id, len(answer.ids), over, policy, sft)
         for (prompt, answer), over, policy, sft in zip(kept, ended, under_policy, under_sft, strict=True)
     ]
-
-
-def as_trained(prompt: Content, tokens: TokenPolicy) -> Content:
-    """A prompt in the form that training uses."""
-    if isinstance(prompt, str) and tokens.plain_text == "chat":
-        return ({"role": "user", "content": prompt},)
-    return prompt
 
 
 def logps(model: PreTrainedModel, sequences: Sequence[TokenSequence], batch_tokens: int) -> list[float]:

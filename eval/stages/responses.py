@@ -10,11 +10,8 @@ from typing import Any, ClassVar
 
 from alignment.digest import file_sha256, json_digest
 from alignment.errors import BadInput
-from alignment.generation.endpoint import EndpointGenerator
-from alignment.generation.generator import Generator, PromptEncoder
+from alignment.generation.engine import Served
 from alignment.logprobs.effort import Ranks
-from alignment.models.checkpoint import load_model, load_tokenizer, max_positions
-from alignment.models.loading import load_sharded
 from alignment.recipe import Generate, TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
 from alignment.store import Artifact
@@ -64,21 +61,24 @@ def _answer(request: ResponsesRequest, context: Context, sharded: bool) -> Resul
     for name, spec in request.suites.items():
         if name != spec.name:
             raise BadInput(f"suite {spec.name} is named {name} in the request")
-        suite_named(name)
-    generator = _generator(context, request, sharded)
+        suite_named(name, spec.tasks)
     suites: dict[str, AnsweredCounts] = {}
     digests: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     tokens = 0
-    for name, spec in request.suites.items():
-        started = time.monotonic()
-        answered = answer_suite(suite_named(name), spec, request.seed, generator)
-        seconds[name] = round(time.monotonic() - started, 3)
-        digests[name] = _write(context.out / name, answered)  # what other ranks write is thrown away
-        tokens += answered.tokens
-        failed = sum(response.failed is not None for response in answered.responses)
-        suites[name] = AnsweredCounts(items=len(answered.items), answered=len(answered.items) - failed, failed=failed)
-        log.info("%s: %d answered, %d failed, %.1f s", name, suites[name].answered, failed, seconds[name])
+    how = (request.precision, request.batch_tokens, request.tokens)
+    served = Served(context, request.checkpoint, *how, sharded=sharded)
+    with served.by(request.generate, context.work / KEPT_FILE) as generator:
+        for name, spec in request.suites.items():
+            started = time.monotonic()
+            answered = answer_suite(suite_named(name, spec.tasks), spec, request.seed, generator)
+            seconds[name] = round(time.monotonic() - started, 3)
+            digests[name] = _write(context.out / name, answered)  # what other ranks write is thrown away
+            tokens += answered.tokens
+            failed = sum(response.failed is not None for response in answered.responses)
+            asked = len(answered.items)
+            suites[name] = AnsweredCounts(items=asked, answered=asked - failed, failed=failed)
+            log.info("%s: %d answered, %d failed, %.1f s", name, suites[name].answered, failed, seconds[name])
     # the same texts from two checkpoints are two results: scores must be traceable to the model that answered
     digest = json_digest({"checkpoint": request.checkpoint.digest, "responses": digests})
     summary = ResponsesSummary(
@@ -89,17 +89,6 @@ def _answer(request: ResponsesRequest, context: Context, sharded: bool) -> Resul
         generator=request.generate.kind,
     )
     return Result(digest, summary)
-
-
-def _generator(context: Context, request: ResponsesRequest, sharded: bool) -> Generator | EndpointGenerator:
-    folder, runs_code = context.fetch(request.checkpoint), context.runs_code(request.checkpoint)
-    tokenizer = load_tokenizer(folder, runs_code)
-    if request.generate.kind == "transformers":
-        load = load_sharded if sharded else load_model
-        model = load(folder, request.precision, runs_code=runs_code)
-        return Generator(model, tokenizer, request.batch_tokens, request.tokens)
-    encoder = PromptEncoder(tokenizer, max_positions(folder), request.tokens)
-    return EndpointGenerator(request.generate, request.checkpoint.digest, encoder, context.work / KEPT_FILE)
 
 
 def _write(folder: Path, answered: Answered) -> dict[str, str]:

@@ -2,7 +2,15 @@
 
 from eval.statistics.means import Interval, Mean, Shares, clustered_mean, mean_interval, ratio_interval
 from eval.statistics.paired import paired_interval, score_interval, win_rate
-from eval.statistics.power import clusters_needed, minimum_detectable_effect, p_above
+from eval.statistics.power import (
+    Spread,
+    clusters_needed,
+    clusters_to_prove,
+    minimum_detectable_effect,
+    p_above,
+    pooled_spread,
+    smallest_provable,
+)
 from eval.statistics.significance import ComparisonVerdict, bootstrap_interval, holm, mcnemar_exact, verdict
 
 __all__ = [
@@ -10,17 +18,21 @@ __all__ = [
     "Interval",
     "Mean",
     "Shares",
+    "Spread",
     "bootstrap_interval",
     "clustered_mean",
     "clusters_needed",
+    "clusters_to_prove",
     "holm",
     "mcnemar_exact",
     "mean_interval",
     "minimum_detectable_effect",
     "p_above",
     "paired_interval",
+    "pooled_spread",
     "ratio_interval",
     "score_interval",
+    "smallest_provable",
     "verdict",
     "win_rate",
 ]

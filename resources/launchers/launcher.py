@@ -1,15 +1,47 @@
-"""The launcher interface: run a stage whose artifact is missing, and return its commit."""
+"""The launcher interface: run a stage whose artifact is missing, and return its commit.
+
+`StepLauncher` runs it in the step's process. Every other launcher is a `ProgramLauncher`: it starts `python -m
+alignment.stages` somewhere, whose request and bad input travel through the store, and reads the commit from the store.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import re
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import dagster as dg
 
+from alignment.address import handed_on, shown
+from alignment.devices import take_for_this_process
+from alignment.digest import json_digest
+from alignment.errors import BadInput
 from alignment.stages import Request, Stage, execute
-from alignment.store import Commit, Store
+from alignment.stages.__main__ import BAD_INPUT_FILE
+from alignment.stages.execute import DAGSTER_RUN, JOB, KEY_IS_HELD, RECIPE_NAME
+from alignment.stages.usage import POOL
+from alignment.store import Commit, MissingArtifact, Store
 from resources.pools import Pool
+
+RETRIES = 3
+"""Times that a step goes on after a node was lost or a cluster did not answer."""
+PAUSE = 10
+"""Seconds before each of them."""
+NOT_INSTALLED = re.compile(
+    r"No module named '?(alignment|assets|eval|resources)\b|ErrImage\w*|ImagePull\w*|InvalidImageName"
+)
+LOST = re.compile(
+    r"exit code -?(9|15|137|143)\b|preempt|evict|unexpectedly (died|killed|terminated)"
+    r"|(actor|node|worker|supervisor)\b.{0,60}\b(died|dead|killed|lost|terminated|unavailable|failed)\b"
+    r"|failed to connect|ConnectionError|connection (refused|reset|aborted)|timed out",
+    re.IGNORECASE,
+)
+"""What clusters say of a machine that went away, or that cannot be reached now: another try can pass."""
+LOGS = "last available logs"
+"""After these words a cluster repeats what the stage itself has said."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +53,17 @@ class Launch:
     store: Store
     pool: Pool
     context: dg.AssetExecutionContext
+    pool_name: str = ""
+
+    @property
+    def key(self) -> str:
+        """The key of the artifact."""
+        return self.stage.key(self.request)
+
+    @property
+    def name(self) -> str:
+        """The job's name on a cluster: one for each store and key, whoever asks; at most 47 lower-case characters."""
+        return f"align-{json_digest({'store': self.store.shown, 'kind': self.stage.kind, 'key': self.key})[:40]}"
 
 
 class Launcher(Protocol):
@@ -31,12 +74,126 @@ class Launcher(Protocol):
         ...
 
 
-# The default launcher: the stage runs in the step's own process.
-
-
 class StepLauncher:
     """Starts no process of its own, so the stage ends whenever its step ends."""
 
     def run(self, launch: Launch) -> Commit:
-        """Runs the stage in this process; raises what the stage raises."""
+        """Runs the stage in this process on GPUs of its own; raises what the stage raises."""
+        take_for_this_process(launch.pool.gpus_per_slot, launch.pool_name)
         return execute(launch.stage, launch.request, launch.store)
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a launcher starts: the arguments of a Python, and an environment that anybody may read."""
+
+    arguments: list[str]
+    environment: dict[str, str]
+    pool: Pool = field(repr=False)
+
+    def python(self, node: int = 0, meet_at: tuple[str, int] | None = None) -> list[str]:
+        """Arguments of the Python of one node: the stage itself, or torchrun with as many as the node has ranks.
+
+        `meet_at` is the address and port of the first node, where there are several.
+        """
+        if self.pool.world_size == 1:
+            return self.arguments
+        torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(self.pool.processes_per_node)]
+        if meet_at is None:
+            return [*torchrun, "--standalone", *self.arguments]
+        address, port = meet_at
+        torchrun += ["--nnodes", str(self.pool.nodes), "--node-rank", str(node)]
+        return [*torchrun, "--master-addr", address, "--master-port", str(port), *self.arguments]
+
+
+class ProgramLauncher(ABC):
+    """Starts the stage as a program of its own, once for each key, and waits for its commit."""
+
+    ends_with_step = False
+    """Whether the program ends whenever the step's process does. Then this process holds the key while several ranks
+    work; else the program's first rank does, and a later step finds the program at work."""
+    elsewhere = True
+    """Whether the program runs on other machines than the step."""
+
+    @abstractmethod
+    def start(self, launch: Launch, program: Program) -> None:
+        """Runs the program to its end, or finds the one that is running for the same key and waits for it.
+
+        Its output and its progress go to the Dagster run. It ends with the step if a person cancels that, and only
+        then. Raises whatever its client raises for a program that failed.
+        """
+
+    def run(self, launch: Launch) -> Commit:
+        """Finds or makes the artifact.
+
+        Raises `BadInput` for what a person has to mend, `dg.RetryRequested` where another try can pass, and
+        `MissingArtifact` if nothing was committed.
+        """
+        stage, store = launch.stage, launch.store
+        holds = self.ends_with_step and launch.pool.world_size > 1
+        held: AbstractContextManager[None] = store.building(stage.kind, launch.key) if holds else nullcontext()
+        with held:
+            if (commit := store.find(stage.kind, launch.key)) is not None:
+                return commit
+            self._run(launch, {KEY_IS_HELD: "1"} if holds else {})
+        if (commit := store.find(stage.kind, launch.key)) is None:
+            raise MissingArtifact(
+                f"{stage.name} ended without an error in pool {launch.pool_name}, and committed nothing"
+            )
+        return commit
+
+    def _run(self, launch: Launch, held: dict[str, str]) -> None:
+        store, folder = launch.store, launch.store.path("launches", launch.name)
+        request, bad_input = f"{folder}/request.json", f"{folder}/bad_input.txt"
+        environment = {
+            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // launch.pool.processes_per_node)),
+            "ALIGN_STORE": store.url,
+            BAD_INPUT_FILE: store.fs.unstrip_protocol(bad_input),
+            **{name: os.environ[name] for name in (DAGSTER_RUN, RECIPE_NAME, POOL) if name in os.environ},
+            **(held if self.ends_with_step else {JOB: launch.name}),
+            **handed_on(file.url for file in launch.request.source_files()),
+        }
+        if self.elsewhere:
+            del environment["OMP_NUM_THREADS"]  # the machine there says how many it has
+            _refuse_secrets(launch, environment)
+        store.replace(request, launch.request.model_dump_json().encode())
+        arguments = ["-m", "alignment.stages", launch.stage.name, "--request", store.fs.unstrip_protocol(request)]
+        if not self.elsewhere:
+            arguments += ["--cache", str(store.cache)]
+        try:
+            self.start(launch, Program(arguments, environment, launch.pool))
+        except dg.DagsterExecutionInterruptedError:
+            raise
+        except Exception as error:
+            if store.fs.exists(bad_input):
+                raise BadInput(store.fs.cat_file(bad_input).decode()) from None
+            raise failure_of(error, launch) from error
+        finally:
+            store.remove_folder(folder)
+
+
+def _refuse_secrets(launch: Launch, environment: dict[str, str]) -> None:
+    """A job's environment stands in the cluster's pages and logs: credentials must be there already."""
+    for name, value in environment.items():
+        if shown(value) != value:
+            raise BadInput(
+                f"pool {launch.pool_name} starts jobs on other machines, and the address in {name} holds a password or"
+                " a query, which is not sent there: give the credentials in the environment of those machines",
+                field=f"pools.{launch.pool_name}",
+            )
+
+
+def failure_of(error: Exception, launch: Launch) -> Exception:
+    """What to raise for a program that failed, from what the cluster's client says of it."""
+    told = shown(f"{type(error).__name__}: {error}")
+    where = f"{launch.stage.name} in pool {launch.pool_name}"
+    if NOT_INSTALLED.search(told):
+        return BadInput(f"{where}: the image or environment there has no alignment-dags: {_last_line(told)}")
+    if LOST.search(told.partition(LOGS)[0]) or "SIGKILL" in told:
+        launch.context.log.warning(f"{where}: {_last_line(told)}; goes on in {PAUSE} s where it was")
+        return dg.RetryRequested(max_retries=RETRIES, seconds_to_wait=PAUSE)
+    return error
+
+
+def _last_line(text: str) -> str:
+    return next((line for line in reversed(text.splitlines()) if line.strip()), text)

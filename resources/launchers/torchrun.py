@@ -1,63 +1,100 @@
-"""torchrun through Dagster Pipes: one process a device, on the machine of the step."""
+"""torchrun through Dagster Pipes: one process a device, on the step's machine and on the other nodes of its pool."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
+import signal
+import socket
+import subprocess
 import sys
-import tempfile
-from contextlib import nullcontext
-from pathlib import Path
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import dagster as dg
+import psutil
+from dagster._core.errors import DagsterPipesExecutionError
 
-from alignment.address import handed_on
-from alignment.errors import BadInput
-from alignment.stages.__main__ import BAD_INPUT_FILE
-from alignment.store import Commit, MissingArtifact
-from resources.launchers.launcher import Launch
+from alignment.devices import take
+from resources.home import PROJECT
+from resources.launchers.launcher import Launch, Program, ProgramLauncher
 
 
-class TorchrunLauncher:
-    """Every rank runs `python -m alignment.stages`. Rank 0 commits, and the commit is then read from the store."""
+class TorchrunLauncher(ProgramLauncher):
+    """Holds the key while the ranks work. They end with the step."""
 
-    def run(self, launch: Launch) -> Commit:
-        """Holds the key while the ranks work, so that no other launch builds the same artifact.
+    ends_with_step = True
 
-        Raises `BadInput` with the text of a rank's bad input, and `MissingArtifact` if nothing was committed.
-        """
-        key = launch.stage.key(launch.request)
-        alone = launch.pool.world_size == 1  # then the stage holds the key itself
-        with nullcontext() if alone else launch.store.building(launch.stage.kind, key):
-            return launch.store.find(launch.stage.kind, key) or self._run(launch)
+    def __init__(self, several_nodes: bool) -> None:
+        self.elsewhere = several_nodes
 
-    def _run(self, launch: Launch) -> Commit:
-        stage, request, store = launch.stage, launch.request, launch.store
-        processes = launch.pool.world_size
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "request.json")
-            path.write_text(request.model_dump_json(), encoding="utf-8")
-            bad_input = Path(folder, "bad_input.txt")
-            threads = max(1, (os.cpu_count() or 1) // processes)
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-            command += ["--nproc-per-node", str(processes), "-m", "alignment.stages", stage.name]
-            command += ["--request", str(path), "--cache", str(store.cache)]
-            try:
-                dg.PipesSubprocessClient().run(
-                    command=command,
-                    context=launch.context,
-                    # addresses go by environment: every user of the machine can read a process's arguments
-                    env={
-                        "OMP_NUM_THREADS": str(threads),
-                        BAD_INPUT_FILE: str(bad_input),
-                        "ALIGN_STORE": store.url,
-                        **handed_on(file.url for file in request.source_files()),
-                    },
-                )
-            except dg.DagsterPipesExecutionError:
-                if bad_input.exists():
-                    raise BadInput(bad_input.read_text(encoding="utf-8")) from None
-                raise
-        commit = store.find(stage.kind, stage.key(request))
-        if commit is None:
-            raise MissingArtifact(f"{stage.name} ended without an error under torchrun but committed nothing")
-        return commit
+    def start(self, launch: Launch, program: Program) -> None:
+        """Runs the first node's ranks as children of the step, and those of the others by a shell on each."""
+        pool, settings = launch.pool, launch.pool.torchrun
+        meet_at = (settings.address or socket.gethostname(), settings.port) if pool.nodes > 1 else None
+        with take(pool.gpus_per_node, launch.pool_name) as gpus, _others(launch, program, meet_at):
+            dg.PipesSubprocessClient().run(
+                command=[sys.executable, *_as_torchrun(program, 0, meet_at)],
+                context=launch.context,
+                # addresses go by environment: every user of the machine can read a process's arguments
+                env=program.environment | gpus.environment,
+            )
+
+
+def _as_torchrun(program: Program, node: int, meet_at: tuple[str, int] | None) -> list[str]:
+    """One rank, too, is torchrun's: it sets what a rank reads."""
+    if program.pool.world_size > 1:
+        return program.python(node, meet_at)
+    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", *program.arguments]
+
+
+@contextmanager
+def _others(launch: Launch, program: Program, meet_at: tuple[str, int] | None) -> Iterator[None]:
+    """The ranks of the other nodes, started and in the end stopped; one of them that fails ends the first node's."""
+    pool = launch.pool
+    started: dict[str, subprocess.Popen[bytes]] = {}
+    over = threading.Event()
+    try:
+        for node, host in enumerate(pool.torchrun.hosts, start=1):
+            words = [sys.executable, "-m", "alignment.devices", str(pool.gpus_per_node), launch.pool_name]
+            words += [sys.executable, *program.python(node, meet_at)]
+            assignments = [f"{name}={value}" for name, value in program.environment.items()]
+            line = f"cd {shlex.quote(str(PROJECT))} && exec {shlex.join(['env', *assignments, *words])}"
+            shell = [word.format(host=host) for word in pool.torchrun.shell]
+            # a terminal of ssh (-tt) ends what runs on the host when the ssh here ends
+            started[host] = subprocess.Popen([*shell, line], stdin=subprocess.DEVNULL, start_new_session=True)
+            threading.Thread(target=_end_with, args=(started[host], program, over), daemon=True).start()
+        try:
+            yield
+        except DagsterPipesExecutionError as error:
+            codes = {host: process.poll() for host, process in started.items()}
+            failed = ", ".join(f"node {host} ended with exit code {code}" for host, code in codes.items() if code)
+            raise RuntimeError(f"{failed}; {error}") if failed else error from error
+        for process in started.values():
+            process.wait(60)
+    finally:
+        over.set()
+        for process in started.values():
+            _end(process)
+
+
+def _end_with(process: subprocess.Popen[bytes], program: Program, over: threading.Event) -> None:
+    """Ends the ranks here once a node fails: they would wait for it for many minutes."""
+    if not process.wait():
+        return
+    while not over.wait(0.5):
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):
+                if set(program.arguments) <= set(child.cmdline()):
+                    child.terminate()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+            return

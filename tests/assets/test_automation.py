@@ -11,9 +11,8 @@ import pytest
 
 from alignment.recipe import Recipe, parse_recipe
 from alignment_dags.run.shards import drop
-from assets.building.factory import asset_key, build_asset, shards_definition
+from assets.building.factory import asset_key, asset_resources, build_asset, shards_definition
 from assets.graph import nodes_of
-from resources.mlflow import Tracking
 from resources.pools import load_pools
 from resources.store import ArtifactStore
 
@@ -43,7 +42,7 @@ def definitions(reference_code: int | None = None) -> dg.Definitions:
         ]
     return dg.Definitions(
         assets=[build_asset(node, RECIPE, pools) for node in nodes],
-        resources={"store": ArtifactStore(), "tracking": Tracking()},
+        resources=asset_resources(),
     )
 
 

@@ -12,14 +12,12 @@ from alignment.guards import Guard, Guards
 from alignment.recipe import parse_recipe
 from alignment.stages import Context, Request, Result, Stage
 from alignment.store import Commit, Store
-from assets.building.factory import asset_key, build_asset
+from assets.building.factory import asset_key, asset_resources, build_asset
 from assets.building.node import Node, NotNeeded
 from assets.building.upstream import Upstream
 from assets.graph import nodes_of
 from resources.home import ensure_home
-from resources.mlflow import Tracking
 from resources.pools import load_pools
-from resources.store import ArtifactStore
 
 EMBEDDED: dict[str, Any] = {"embedded": "micro"}
 
@@ -66,7 +64,7 @@ def materialized(value: int | None) -> dict[str, dg.AssetCheckEvaluation]:
     ensure_home()
     asset = build_asset(node(value), recipe(), load_pools())
     with dg.DagsterInstance.get() as instance:
-        done = dg.materialize([asset], instance=instance, resources={"store": ArtifactStore(), "tracking": Tracking()})
+        done = dg.materialize([asset], instance=instance, resources=asset_resources())
     assert done.success
     return {check.check_name: check for check in done.get_asset_check_evaluations()}
 

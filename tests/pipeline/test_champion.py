@@ -76,7 +76,7 @@ def test_a_failed_gate_registers_nothing_whatever_is_edited(
 ) -> None:
     import dagster as dg
 
-    from assets.building.factory import asset_key, build_asset
+    from assets.building.factory import asset_key, asset_resources, build_asset
     from assets.graph import nodes_of
     from resources.pools import load_pools
     from resources.store import ArtifactStore
@@ -95,7 +95,7 @@ def test_a_failed_gate_registers_nothing_whatever_is_edited(
         dg.materialize(
             assets,
             instance=instance,
-            resources={"store": ArtifactStore(), "tracking": Tracking()},
+            resources=asset_resources(),
             selection=[asset_key("small", "registered_model")],
         )
     assert Tracking().client().search_registered_models() == []
@@ -106,10 +106,9 @@ def test_a_loosened_gate_needs_a_report_of_its_own(
 ) -> None:
     import dagster as dg
 
-    from assets.building.factory import asset_key, build_asset
+    from assets.building.factory import asset_key, asset_resources, build_asset
     from assets.graph import nodes_of
     from resources.pools import load_pools
-    from resources.store import ArtifactStore
 
     finished(recipes(0.1, FAILS), failure="the gate says fail")
     loosened = recipes(0.1, PASSES)
@@ -118,7 +117,7 @@ def test_a_loosened_gate_needs_a_report_of_its_own(
         dg.materialize(
             assets,
             instance=instance,
-            resources={"store": ArtifactStore(), "tracking": Tracking()},
+            resources=asset_resources(),
             selection=[asset_key("small", "registered_model")],
         )
     bring_up_to_date(loosened)

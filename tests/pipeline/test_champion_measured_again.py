@@ -11,7 +11,7 @@ import pytest
 from alignment.recipe import Recipe, parse_recipe
 from alignment.store import Artifact, Commit, Ref, Store
 from alignment_dags.retention.collect import collect
-from assets.building.factory import asset_key, build_asset
+from assets.building.factory import asset_key, asset_resources, build_asset
 from assets.building.upstream import Upstream
 from assets.graph import nodes_of
 from resources.mlflow import Tracking
@@ -125,7 +125,7 @@ def materialize() -> Callable[..., dg.ExecuteInProcessResult]:
             return dg.materialize(
                 [build_asset(node, recipe, load_pools()) for node in nodes_of(recipe, load_pools())],
                 instance=instance,
-                resources={"store": ArtifactStore(), "tracking": Tracking()},
+                resources=asset_resources(),
                 selection=[asset_key(recipe.name, name) for name in chosen],
             )
 

@@ -19,7 +19,7 @@ from alignment_dags.registry.lineage import lineage_of
 from alignment_dags.registry.promote import Promotion, decide, promote
 from alignment_dags.retention.collect import carry_out, plan_of
 from alignment_dags.run.workspace import Workspace
-from assets.building.factory import asset_key, build_asset
+from assets.building.factory import asset_key, asset_resources, build_asset
 from assets.building.node import Work
 from assets.building.upstream import Upstream
 from assets.graph import nodes_of
@@ -59,7 +59,7 @@ def registered_model_alone(recipe: Recipe) -> str:
         return dg.materialize(
             assets,
             instance=instance,
-            resources={"store": ArtifactStore(), "tracking": Tracking()},
+            resources=asset_resources(),
             selection=[asset_key("small", "registered_model")],
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         ).run_id
@@ -341,7 +341,7 @@ def test_registering_alone_is_refused_whatever_stands_behind_it(
             dg.materialize(
                 assets,
                 instance=instance,
-                resources={"store": ArtifactStore(), "tracking": Tracking()},
+                resources=asset_resources(),
                 selection=[asset_key("small", name) for name in names],
             )
         if tampering == "another policy":

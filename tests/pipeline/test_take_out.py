@@ -20,12 +20,11 @@ from alignment.store import Commit, Store
 from alignment_dags.registry.export import export, local_path
 from alignment_dags.registry.promote import Promotion, promote
 from alignment_dags.retention.collect import collect
-from assets.building.factory import asset_key, build_asset
+from assets.building.factory import asset_key, asset_resources, build_asset
 from assets.building.upstream import Upstream
 from assets.graph import nodes_of
 from resources.mlflow import Tracking
 from resources.pools import load_pools
-from resources.store import ArtifactStore
 
 CHAMPION = "models:/small@champion"
 PASSES = {"metrics": {"ifeval/prompt_level_strict_acc": {"no_regression": 1.0}}}
@@ -51,7 +50,7 @@ def registered_model_alone(recipe: Recipe) -> str:
         return dg.materialize(
             assets,
             instance=instance,
-            resources={"store": ArtifactStore(), "tracking": Tracking()},
+            resources=asset_resources(),
             selection=[asset_key("small", "registered_model")],
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         ).run_id

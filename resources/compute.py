@@ -1,0 +1,93 @@
+"""Where work may run: the pools as a Dagster resource, and what a recipe's `residency` demands of every place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import dagster as dg
+from pydantic import Field
+
+from alignment.address import shown
+from alignment.errors import BadInput
+from alignment.models.quantised import missing
+from alignment.recipe import Recipe
+from alignment.recipe.load import read_yaml
+from alignment.store import Store
+from resources.home import tracking_uri
+from resources.pools import REMOTE, Pools, load_pools, parse_pools, pools_file
+
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+OPENAI, HUB = "https://api.openai.com", "https://huggingface.co"
+
+
+class ComputePools(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The pools in `file` (ALIGN_POOLS, or recipes/pools.yaml) with what a deployment `changes` in them."""
+
+    file: str = ""
+    changes: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Pool name to the keys that are different here, as {"h100": {"launcher": "ray"}}. A new name is a new pool."""
+
+    def load(self) -> Pools:
+        """The pools; raises `BadInput` that names the file and the key of a mistake."""
+        path = Path(self.file) if self.file else pools_file()
+        if not self.changes:
+            return load_pools(path)
+        data = read_yaml(path, "pools file")
+        pools = {name: dict(pool) for name, pool in (data.get("pools") or {}).items()}
+        for name, changed in self.changes.items():
+            pools[name] = pools.get(name, {}) | changed
+        return parse_pools(data | {"pools": pools}, path)
+
+
+def check_packages(recipe: Recipe, pools: Pools) -> None:
+    """Raises `BadInput` for a package that a stage would need in this environment; elsewhere the stage says so."""
+    stages = [("sft", recipe.sft), *(("policy", link) for link in recipe.links)]
+    if recipe.dpo.quantise is not None and recipe.method.needs_reference:
+        stages.append(("reference", recipe.dpo))
+    for stage, settings in stages:
+        problem = None if settings is None else missing(settings.quantise)
+        if problem is not None and pools[getattr(recipe.pools, stage)].launcher not in REMOTE:
+            raise BadInput(problem, field=f"pools.{stage}")
+
+
+def check_residency(recipe: Recipe, pools: Pools, store: Store) -> None:
+    """Raises `BadInput` that names the first place outside of the region that the recipe demands."""
+    if recipe.residency is None:
+        return
+    for place, region in _places(recipe, pools, store):
+        if region is None:
+            raise BadInput(
+                f"{place} is in a region that is not known, and data must stay in {recipe.residency}: name it in"
+                f" {pools_file()} (region, regions)",
+                field="residency",
+            )
+        if region != recipe.residency and not region.startswith(f"{recipe.residency}-"):
+            raise BadInput(f"{place} is in {region}, and data must stay in {recipe.residency}", field="residency")
+
+
+def _places(recipe: Recipe, pools: Pools, store: Store) -> Iterator[tuple[str, str | None]]:
+    """Every place that sees the recipe's data or models, in words, and its region where that is known."""
+    for stage, name in recipe.pools.model_dump().items():
+        yield f"pool {name} of pools.{stage}", pools[name].region or pools.region
+    addresses = [("the store", store.shown), ("the tracking server", tracking_uri())]
+    if recipe.judge is not None and recipe.judge.kind != "rubric":
+        addresses.append(("the judge", recipe.judge.base_url or OPENAI))
+    if recipe.evals.generate.base_url is not None:
+        addresses.append(("the endpoint of evals.generate", recipe.evals.generate.base_url))
+    if recipe.publish is not None:
+        addresses.append(("publish", recipe.publish.folder or HUB))
+    for what, address in addresses:
+        yield f"{what} {shown(address)}", region_of(address, pools)
+
+
+def region_of(address: str, pools: Pools) -> str | None:
+    """The region of an address: as pools.yaml tells, or this machine's for a folder or an address on it."""
+    known = [prefix for prefix in pools.regions if shown(address).startswith(prefix.rstrip("/"))]
+    if known:
+        return pools.regions[max(known, key=len)]
+    parts = urlsplit(address)
+    is_here = parts.scheme in ("", "file", "sqlite") or parts.hostname in LOCAL_HOSTS
+    return pools.region if is_here else None

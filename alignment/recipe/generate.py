@@ -155,9 +155,10 @@ class RewardTraining(Optimisation):
 
     @model_validator(mode="after")
     def _whole(self) -> RewardTraining:
-        for name, value in {"sharded": self.sharded, "gradient_checkpointing": self.gradient_checkpointing}.items():
-            if value is True and name == "sharded" or value == "selective":
-                raise ValueError(f"a reward model is trained whole, each layer alike: leave out {name}")
+        if self.sharded:
+            raise ValueError("a reward model is trained whole on each device: leave out sharded")
+        if self.gradient_checkpointing == "selective":
+            raise ValueError("gradient_checkpointing of a reward model is true or false")
         return self
 
 

@@ -176,8 +176,9 @@ class SftTraining(Optimisation):
 
     @model_validator(mode="after")
     def _best_weights_of_a_whole_model(self) -> SftTraining:
-        if self.sharded and self.patience is not None:
-            raise ValueError("patience needs the whole model in one process: leave out patience or sharded")
+        for name, value in {"patience": self.patience, "lora.quantise": self.quantise}.items():
+            if self.sharded and value is not None:
+                raise ValueError(f"{name} needs the whole model in one process: leave out {name} or sharded")
         return self
 
     def outside_practice(self) -> list[str]:

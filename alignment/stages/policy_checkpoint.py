@@ -12,17 +12,20 @@ from pydantic import model_validator
 
 from alignment.data.manifest import Manifest, read_manifest
 from alignment.data.tokens import Tokenization, TokenSequence
+from alignment.errors import BadInput
 from alignment.logprobs.effort import Ranks
 from alignment.logprobs.keys import fingerprint, numerics_class
 from alignment.logprobs.token_ids import TokenIds, policy_name
 from alignment.methods import method_of
 from alignment.models.checkpoint import (
     checkpoint_summary,
+    default_device,
     digest_checkpoint,
     embeddings,
     load_model,
     load_tokenizer,
     max_positions,
+    require_precision,
     whole_summary,
 )
 from alignment.models.code import record_of_code
@@ -38,7 +41,6 @@ from alignment.training import resume
 from alignment.training.arguments import (
     gathered,
     history,
-    require_precision,
     require_world_size,
     rounded,
     trainer_arguments,
@@ -101,7 +103,7 @@ def run(request: DpoRequest, context: Context) -> Result:
     data that cannot be trained on, `Disagreement` when the untrained policy does not score as its reference.
     """
     require_world_size(request.world_size, context.world_size)
-    require_precision(request.settings.precision)
+    require_precision(request.settings.precision, default_device())
     ranks = Ranks(context.rank, context.world_size)
     with ranks.together(), tf32_products(request.settings.tf32):
         return _run(request, context, ranks)
@@ -110,6 +112,8 @@ def run(request: DpoRequest, context: Context) -> Result:
 def _run(request: DpoRequest, context: Context, ranks: Ranks) -> Result:
     from alignment.logprobs.scorer import free_memory
 
+    sharded = request.settings.sharded and ranks.world_size > 1
+    saved = seen_by_all(context.out, ranks) if sharded else context.out
     folder = context.fetch(request.checkpoint)
     manifest_folder = context.fetch(request.manifest)
     manifest = read_manifest(manifest_folder)
@@ -118,10 +122,8 @@ def _run(request: DpoRequest, context: Context, ranks: Ranks) -> Result:
     agreed = _reference_agrees(request, context, rows, same_device)
     free_memory()
     trained = _train(request, context, folder, rows, same_device) | ({"agreement": agreed} if agreed else {})
-    sharded = request.settings.sharded and ranks.world_size > 1
     if context.rank and not sharded:
         return Result(digest="")
-    saved = Path(ranks.gather(str(context.out))[0]) if sharded else context.out
     trained |= measure_held_out(request, context, rows, saved, sharded)
     if context.rank:
         return Result(digest="")
@@ -138,6 +140,18 @@ def _run(request: DpoRequest, context: Context, ranks: Ranks) -> Result:
         rows_dropped=dropped,
     )
     return Result(digest=digest.digest, summary=summary)
+
+
+def seen_by_all(folder: Path, ranks: Ranks) -> Path:
+    """The first rank's folder; raises `BadInput` where another does not see it, before hours of training."""
+    first = Path(ranks.gather(str(folder))[0])
+    if blind := [rank + 1 for rank, sees in enumerate(ranks.gather(first.is_dir())) if not sees]:
+        raise BadInput(
+            f"process {blind[0]} of {ranks.world_size} does not see {first}, where the policy is saved and measured:"
+            " all nodes of a sharded training need one folder for the store",
+            field="sharded",
+        )
+    return first
 
 
 def _fingerprint_of(

@@ -88,14 +88,6 @@ def require_world_size(asked: int, found: int) -> None:
         raise BadInput(f"made for {asked} processes but {found} run: launch it with torchrun", field="world_size")
 
 
-def require_precision(precision: str) -> None:
-    """Raises `BadInput` for a precision this device cannot train in. The CPU can, slowly."""
-    import torch
-
-    if precision == "bfloat16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
-        raise BadInput("this device does not train in bfloat16; use float32", field="precision")
-
-
 def trainer_arguments(
     settings: Optimisation, folder: Path, seed: int, rows: int, micro_batch_size: int, accumulation: int
 ) -> dict[str, Any]:

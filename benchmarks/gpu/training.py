@@ -114,7 +114,8 @@ class Training:
             lora = LoraConfig(r=LORA_RANK, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
             whole = get_peft_model(self.model, lora)
         self.whole, trained = whole.train(), [weight for weight in whole.parameters() if weight.requires_grad]
-        groups, settings = [{"params": trained, "weight_decay": 0.0}], {"lr": 1e-5, "fused": device.type == "cuda"}
+        groups = [{"params": trained, "weight_decay": 0.0}]
+        settings: dict[str, Any] = {"lr": 1e-5, "fused": device.type == "cuda"}
         if adapter:
             self.optimiser: torch.optim.Optimizer = torch.optim.AdamW(groups, **settings)
         else:

@@ -12,6 +12,8 @@ from assets.building.show import escaped, picture, table
 from assets.building.upstream import Upstream
 from assets.champion import champion_for
 from assets.champion_evals import champion_scores
+from assets.new_rows import NAME as NEW_ROWS
+from assets.new_rows import measured
 from assets.policy_divergence import pool_of
 from assets.responses import baseline_of
 from eval.gate.baselines import PublishedFigure, read_baselines
@@ -54,6 +56,7 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
             champion_note=" ".join(filter(None, (champion.note, why_not))),
             divergence=upstream("policy_divergence") if divergence else None,
             incomplete=lack_items(upstream.store, compared),
+            new_rows=measured(recipe, upstream, policy),
         )
 
     return Node(
@@ -66,6 +69,7 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
             start,
             "policy_checkpoint",
             *divergence,
+            *((NEW_ROWS,) if recipe.evals.new_rows else ()),
             *(f"{model}_evals/{suite}" for model in (baseline, "policy", "champion") for suite in suites),
         ),
         request=request,
@@ -104,6 +108,7 @@ def prices(recipe: Recipe, pools: Pools) -> dict[str, float]:
         "policy_checkpoint": recipe.pools.policy,
         "policy_divergence": pool_of(recipe),
         "responses": recipe.pools.responses,
+        **({NEW_ROWS: recipe.pools.reference} if recipe.evals.new_rows else {}),
     }
     return {stage: price for stage, pool in chosen.items() if (price := pools[pool].price_per_hour)}
 

@@ -8,6 +8,7 @@ from assets.building.node import Node
 from assets.champion_evals import champion_evals, champion_responses
 from assets.evals import evals
 from assets.evaluation_report import evaluation_report
+from assets.new_rows import new_rows
 from assets.policy_checkpoint import chain
 from assets.policy_divergence import policy_divergence
 from assets.preference_manifest import preference_manifest
@@ -30,6 +31,7 @@ def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
         preference_shard(recipe),
         *([reference_logprobs(recipe)] if recipe.needs_reference else []),
         preference_manifest(recipe),
+        *([new_rows(recipe)] if recipe.evals.new_rows else []),
         *chain(recipe, pools),
         *([policy_divergence(recipe)] if recipe.held_out_fraction else []),
         *(responses(recipe, pools, model) for model in models),

@@ -36,6 +36,7 @@ STAGE_ORDER = (
     "reference_logprobs",
     "policy_logprobs",
     "preference_manifest",
+    "new_rows",
     "policy_checkpoint",
     "policy_divergence",
     "responses",

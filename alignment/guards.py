@@ -14,7 +14,7 @@ from typing import Literal
 import pyarrow.parquet as pq
 
 from alignment.data.manifest import MANIFEST_FILE, Manifest, ManifestShard
-from alignment.data.mixing import AGREED, BEYOND
+from alignment.data.mixing import AGREED, BEYOND, NOT_SWEPT
 from alignment.data.rows import ROWS_FILE
 from alignment.data.statistics import GUARDS, IN_SUMMARY, Finding
 from alignment.errors import CorruptArtifact, MissingArtifact
@@ -124,7 +124,7 @@ def quarantined(shards: Iterable[ShardSummary]) -> Guard:
 def dropped(manifest: ManifestSummary) -> Guard:
     """Valid rows that the token policy dropped, with the commonest reason. Those beyond what the recipe asks for are
     none of them."""
-    lost = {reason: count for reason, count in manifest.reasons.items() if reason not in (AGREED, BEYOND)}
+    lost = {reason: count for reason, count in manifest.reasons.items() if reason not in (AGREED, BEYOND, NOT_SWEPT)}
     asked = sum(manifest.reasons.values()) - sum(lost.values())
     count, rows = (manifest.dropped or 0) - asked, (manifest.rows or 0) - asked
     text = f"{count:,} of {rows:,} rows are dropped ({_share(count, rows)}){_most(lost)}"

@@ -21,7 +21,7 @@ from alignment.stages.base_model import BaseModelSummary
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.policy_checkpoint import DpoRequest
 from alignment.stages.preference_manifest import ManifestSummary
-from alignment.stages.stage import PolicySummary, SftSummary, starts_of
+from alignment.stages.stage import PolicySummary, SftSummary, starts_of, trained_policy
 from alignment.store import Artifact, Commit, Store
 from assets.card_text import UNKNOWN, text_of
 from assets.certificate import certificate_of
@@ -217,7 +217,8 @@ def _pin(store: Store, shard: Artifact) -> dict[str, Any]:
 def _method(store: Store, policy: Commit) -> tuple[str, dict[str, Any] | None]:
     """The method's name with its settings, as the policy's request has them; None if it cannot be read."""
     try:
-        request = DpoRequest.model_validate_json(store.read(policy.artifact, REQUEST_FILE))
+        trained = trained_policy(store.commit_of, policy)
+        request = DpoRequest.model_validate_json(store.read(trained.artifact, REQUEST_FILE))
     except (MissingArtifact, CorruptArtifact, ValueError):
         return UNKNOWN, None
     settings = request.settings.model_dump(mode="json")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import mul
 from pathlib import Path
@@ -40,6 +40,8 @@ class Policy:
     """The node of the checkpoint that the manifest's reference log-probs are of, where it is not `start`."""
     rows: Callable[[float], float] = all_rows
     """How many of the recipe's rows its manifest holds, for the plan."""
+    seeds_on: int = 0
+    """What is added to the recipe's seed: only the order of its rows, and dropout, are then other draws."""
 
     @property
     def group(self) -> str:
@@ -48,7 +50,8 @@ class Policy:
 
 
 def policies_of(recipe: Recipe) -> tuple[Policy, ...]:
-    """The recipe's policies, each after that which it starts from; the last is `policy_checkpoint`."""
+    """The trained policies of a recipe, each after that which it starts from; the last is `policy_checkpoint`, or
+    `trained/policy_checkpoint` where that is an average of it and of others."""
     policies = [Policy(_link_name(recipe, 1), recipe.links[0].as_dpo(), recipe.start)]
     for number, link in enumerate(recipe.later_links, start=2):
         refers = link.method.needs_reference
@@ -68,7 +71,9 @@ def policies_of(recipe: Recipe) -> tuple[Policy, ...]:
 
 
 def _link_name(recipe: Recipe, number: int) -> str:
-    return "policy_checkpoint" if number == len(recipe.links) else f"link_{number}/policy_checkpoint"
+    if number < len(recipe.links):
+        return f"link_{number}/policy_checkpoint"
+    return "trained/policy_checkpoint" if recipe.merge else "policy_checkpoint"
 
 
 def policy_checkpoint(recipe: Recipe, pools: Pools, policy: Policy) -> Node:
@@ -83,7 +88,7 @@ def policy_checkpoint(recipe: Recipe, pools: Pools, policy: Policy) -> Node:
             checkpoint=upstream(start),
             settings=settings,
             tokens=recipe.tokens,
-            seed=recipe.seed,
+            seed=recipe.seed + policy.seeds_on,
             world_size=pools[recipe.pools.policy].world_size,
             pass_tokens=recipe.reference.batch_tokens,
             sft_dataset=upstream("sft_dataset") if beside else None,
@@ -124,6 +129,13 @@ def chain(recipe: Recipe, pools: Pools) -> Iterator[Node]:
             yield chained_manifest(recipe, policy.manifest, logprobs, as_reference=as_reference, share=share)
         yield policy_checkpoint(recipe, pools, policy)
         before = policy
+
+
+def repeats_of(recipe: Recipe) -> tuple[Policy, ...]:
+    """The policy again, with other seeds, to see how much it varies from run to run (`gate.seeds`)."""
+    last = policies_of(recipe)[-1]
+    numbers = range(1, recipe.repeats + 1)
+    return tuple(replace(last, name=f"seed_{number}/{last.name}", seeds_on=number) for number in numbers)
 
 
 def setup_of(recipe: Recipe, upstream: Upstream) -> list[str]:

@@ -12,7 +12,14 @@ from alignment.errors import BadInput
 from alignment.guards import manifest_guards
 from alignment.recipe import Recipe, Suite
 from alignment.stages.execute import REQUEST_FILE
-from alignment.stages.preference_manifest import STAGE, ManifestRequest, ManifestSummary, Selection, SuiteItems
+from alignment.stages.preference_manifest import (
+    STAGE,
+    ManifestRequest,
+    ManifestSummary,
+    Selection,
+    SuiteItems,
+    TrainRows,
+)
 from alignment.store import Artifact, Commit
 from assets.building.node import Node, Shown
 from assets.building.show import findings_table, table
@@ -107,6 +114,26 @@ def chained_manifest(recipe: Recipe, name: str, logprobs: str, *, as_reference: 
         description=f"The pinned set of this link: the shards, rows and split of preference_manifest{told}.",
         kinds=frozenset({"json", "parquet"}),
         needs=("preference_manifest", logprobs),
+        request=request,
+        show=show,
+        guards=manifest_guards(),
+    )
+
+
+def part_manifest(recipe: Recipe, name: str, most: int) -> Node:
+    """The node of the same set with at most so many training rows, drawn by the recipe's seed."""
+
+    def request(upstream: Upstream, shard: str | None) -> ManifestRequest:
+        whole = ManifestRequest.model_validate_json(upstream.store.read(upstream("preference_manifest"), REQUEST_FILE))
+        return whole.model_copy(update={"train_rows": TrainRows(most=most, seed=recipe.seed)})
+
+    return Node(
+        name=name,
+        phase="train",
+        stage=STAGE,
+        description=f"The pinned set with at most {most:,} training rows.",
+        kinds=frozenset({"json", "parquet"}),
+        needs=("preference_manifest",),
         request=request,
         show=show,
         guards=manifest_guards(),

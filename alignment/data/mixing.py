@@ -89,6 +89,7 @@ def _draw(row_ids: pa.ChunkedArray, seed: int) -> npt.NDArray[np.uint64]:
 # The pairs on which a policy and the checkpoint that it came from disagree most.
 
 AGREED = "not among the pairs that optimise.select takes"
+NOT_SWEPT = "beyond the training rows of this point of the sweep"
 
 
 def margins_of(logprobs: pa.Table, row_ids: pa.ChunkedArray) -> Floats:

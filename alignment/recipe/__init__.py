@@ -33,6 +33,7 @@ from alignment.recipe.training import (
     Dpo,
     Link,
     Lora,
+    MergePart,
     Optimisation,
     Optimise,
     Reference,
@@ -40,6 +41,7 @@ from alignment.recipe.training import (
     Sft,
     SftTraining,
     Stop,
+    Sweep,
     TokenPolicy,
 )
 
@@ -61,6 +63,7 @@ __all__ = [
     "Link",
     "LmEvalTask",
     "Lora",
+    "MergePart",
     "ModelSource",
     "MtBench",
     "NamedSource",
@@ -81,6 +84,7 @@ __all__ = [
     "SftTraining",
     "Stop",
     "Suite",
+    "Sweep",
     "TokenPolicy",
     "XsTest",
     "load_recipe",

@@ -374,6 +374,8 @@ class Requirement(Section):
 class Gate(Section):
     """Requirements by `suite/metric`; a metric that was not measured cannot pass."""
 
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"seeds"})
+
     metrics: dict[str, Requirement] = Field(min_length=1)
     """What is asked of each metric; a metric is written suite/metric, such as mt_bench/average or
     gsm8k/exact_match,strict-match. All must hold. `answers/length` (tokens of an answer), `answers/ended` (share of the
@@ -386,3 +388,7 @@ class Gate(Section):
     """Largest fraction of values that one side of a comparison may lack (no whole answer, no judgment), of those that
     the other side has; for `at_least` and `at_most`, of all items that the candidate was asked. Above it a metric
     cannot pass, because the items that a model fails on would not count. Items that both sides lack do not count."""
+    seeds: int = Field(default=1, ge=1, le=10)
+    """Trainings of the policy, each with a seed of its own and evaluated alike. The first is the candidate; what the
+    others say of the spread from run to run stands with the verdict in words, beside published spreads, and decides
+    nothing. Each costs a training and an evaluation; 1 shows no spread."""

@@ -6,14 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
+from pydantic import ConfigDict, Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
 
 from alignment.address import all_shown
 from alignment.methods import Method
 from alignment.recipe.data import ModelSource, PreferenceSource, Section, VariableName
 from alignment.recipe.evaluation import Evals, Gate, Judge
 from alignment.recipe.schedule import Alerts, Schedule
-from alignment.recipe.training import Dpo, Link, Optimise, Reference, Sft, TokenPolicy
+from alignment.recipe.training import Dpo, Link, MergePart, Optimise, Reference, Sft, Sweep, TokenPolicy
 
 
 class Pools(Section):
@@ -103,10 +103,18 @@ def _one_or_chain(given: Any) -> str:
     return "list[Link]" if isinstance(given, list | tuple) else "Optimise"
 
 
+def _required_without_preset(schema: dict[str, Any]) -> None:
+    """For editors: a file that extends a preset needs no more than a name."""
+    others = [key for key in schema.pop("required") if key != "name"]
+    schema |= {"required": ["name"], "anyOf": [{"required": others}, {"required": ["extends"]}]}
+
+
 class Recipe(Section):
     """Everything a person decides. Its name is the asset group and the prefix of every asset key."""
 
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"publish", "extends"})
+    model_config = ConfigDict(json_schema_extra=_required_without_preset)
+
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"publish", "extends", "sweep", "merge"})
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
     """Lower-case letters, digits and _, a letter first, 63 characters at most. Another name is another recipe, with
@@ -141,6 +149,11 @@ class Recipe(Section):
     is a chain: each link starts from the result of the link before it, and the last link's result is the policy."""
     dpo: Dpo = Dpo()
     """The older spelling of `optimise`, which `align recipes upgrade` rewrites; a recipe has one of the two."""
+    sweep: Sweep | None = None
+    """Trains at several points in place of one."""
+    merge: tuple[MergePart, ...] = ()
+    """The policy as a weighted average (a model soup) of what training made and of other checkpoints, as a list of
+    `{of: policy, weight: 0.9}`; the average is what is evaluated and can be registered. Empty averages nothing."""
     evals: Evals = Evals()
     """What is measured on the SFT checkpoint (with `orpo`, on the base model), the policy and the champion."""
     judge: Judge | None = None
@@ -225,6 +238,8 @@ class Recipe(Section):
                     f"optimise: link {number}, {link.called}, takes {link.method.data} rows, and link 1,"
                     f" {first.called}, {first.method.data} ones: the links of a chain share their data"
                 )
+            if link.tf32 != first.tf32:
+                raise ValueError("optimise: tf32 must be the same in all links, as they share log-probs")
             if link.method.start == "base_model":
                 raise ValueError(f"optimise: {link.called} starts from the base model, so only link 1 can be it")
             if link.select is not None and link.method.data != "paired":
@@ -233,6 +248,46 @@ class Recipe(Section):
                 raise ValueError(f"optimise: link {number} has reference: sft, and the recipe has no sft")
         if isinstance(first, Link) and first.select is not None:
             raise ValueError("optimise: link 1 has no policy before it that could disagree: select is for later links")
+        return self
+
+    @model_validator(mode="after")
+    def _swept(self) -> Recipe:
+        if self.sweep is None:
+            return self
+        if self.later_links:
+            raise ValueError("sweep is of one training, and optimise is a chain: leave one of them out")
+        if not self.evals.selected():
+            raise ValueError("sweep has no items to pick a point by: select a suite in evals")
+        if self.sweep.beta and "beta" not in self.method.settings():
+            raise ValueError(f"sweep.beta: {self.training.called} has no beta")
+        by = (self.sweep.by or "").partition("/")[0]
+        if by and by not in self.evals.selected():
+            raise ValueError(f"sweep.by names {by}, which evals does not select ({', '.join(self.evals.selected())})")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds(self) -> Recipe:
+        if self.repeats and (self.merge or self.sweep):
+            other = "merge" if self.merge else "sweep"
+            raise ValueError(f"gate.seeds trains the policy again, and with {other} it is none that was trained alone")
+        return self
+
+    @model_validator(mode="after")
+    def _merged(self) -> Recipe:
+        if not self.merge:
+            return self
+        named = [part.of for part in self.merge if part.of is not None]
+        if named.count("policy") != 1 or len(self.merge) < 2:
+            raise ValueError("merge averages the policy, once, with at least one other checkpoint")
+        if twice := next((name for name in named if named.count(name) > 1), None):
+            raise ValueError(f"merge has {twice} twice")
+        if "sft" in named and self.sft is None:
+            raise ValueError("merge names sft, and the recipe has no section sft")
+        total = sum(part.weight for part in self.merge)
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the weights of merge add up to {total:.6g}, not to 1")
+        if self.sweep is not None:
+            raise ValueError("merge and sweep: a sweep's winner is a point that was measured, so leave one of them out")
         return self
 
     @model_validator(mode="after")
@@ -331,6 +386,11 @@ class Recipe(Section):
     def method(self) -> Method:
         """The preference method of the policy's training, with its own settings."""
         return self.dpo.method
+
+    @property
+    def repeats(self) -> int:
+        """How many more times the policy is trained, for the spread from run to run."""
+        return self.gate.seeds - 1 if isinstance(self.gate, Gate) else 0
 
     @property
     def model_name(self) -> str:

@@ -30,7 +30,7 @@ from alignment.models.runner import tf32_products
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
 from alignment.stages.execute import environment
-from alignment.stages.stage import PolicySummary, ReferenceSummary
+from alignment.stages.stage import PolicySummary, ReferenceSummary, began_with
 from alignment.store import Artifact
 from alignment.training import resume
 from alignment.training.arguments import (
@@ -111,14 +111,14 @@ def _run(request: DpoRequest, context: Context, ranks: Ranks) -> Result:
     folder = context.fetch(request.checkpoint)
     manifest_folder = context.fetch(request.manifest)
     manifest = read_manifest(manifest_folder)
-    rows, dropped, sft_dropped = _rows(request, context, ranks, folder, manifest_folder, manifest)
+    rows, dropped, sft_dropped = training_rows(request, context, ranks, folder, manifest_folder, manifest)
     same_device = _same_device(context, manifest)
     agreed = _reference_agrees(request, context, rows, same_device)
     free_memory()
     trained = _train(request, context, folder, rows, same_device) | ({"agreement": agreed} if agreed else {})
     if context.rank:
         return Result(digest="")
-    trained |= _held_out(request, context, rows)
+    trained |= measure_held_out(request, context, rows)
     runs_code = context.runs_code(request.checkpoint)
     digest = digest_checkpoint(context.out, runs_code)
     about = checkpoint_summary(context.out, digest) | record_of_code(context.out, runs_code)
@@ -134,7 +134,20 @@ def _run(request: DpoRequest, context: Context, ranks: Ranks) -> Result:
     return Result(digest=digest.digest, summary=summary)
 
 
-def _rows(
+def _fingerprint_of(checkpoint: Artifact, request: DpoRequest, context: Context) -> str:
+    """The fingerprint of a checkpoint's log-probs, as the request's training scores."""
+    about = whole_summary(context.store.commit_of(checkpoint).summary, lambda: context.fetch(checkpoint))
+    settings = request.settings
+    return fingerprint(
+        about["weights_digest"],
+        about["config_digest"],
+        settings.precision,
+        numerics=numerics_class(settings.precision, request.pass_tokens, settings.tf32),
+        rope_by_length=about["rope_by_length"],
+    )
+
+
+def training_rows(
     request: DpoRequest, context: Context, ranks: Ranks, folder: Path, manifest_folder: Path, manifest: Manifest
 ) -> tuple[PolicyRows, dict[str, int], dict[str, int]]:
     """The rows, and why others and SFT rows were dropped; the first rank writes them down, and all read them from
@@ -142,16 +155,7 @@ def _rows(
     tokenizer = load_tokenizer(folder, context.runs_code(request.checkpoint))
     start = whole_summary(context.store.commit_of(request.checkpoint).summary, lambda: folder)
     tokens = Tokenization(tokenizer, request.tokens, max_positions(folder), start["end_ids"], embeddings(folder))
-    precision, scored = request.settings.precision, start
-    if (other := request.reference) is not None:
-        scored = whole_summary(context.store.commit_of(other).summary, lambda: context.fetch(other))
-    name = fingerprint(
-        scored["weights_digest"],
-        scored["config_digest"],
-        precision,
-        numerics=numerics_class(precision, request.pass_tokens, request.settings.tf32),
-        rope_by_length=scored["rope_by_length"],
-    )
+    name = _fingerprint_of(request.reference or request.checkpoint, request, context)
     into, method = context.work / "rows", method_of(request.settings)
     dropped, sft_dropped = dict[str, int](), dict[str, int]()
     if ranks.rank == 0:
@@ -262,11 +266,12 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
     return summary
 
 
-def _held_out(request: DpoRequest, context: Context, rows: PolicyRows) -> dict[str, Any]:
+def measure_held_out(request: DpoRequest, context: Context, rows: PolicyRows) -> dict[str, Any]:
     """Measures the held-out rows on the saved checkpoint, loaded as evaluations load it, and writes them.
 
-    Evaluations compare the policy with its start on these rows. Where the method has no reference, whose log-probs
-    would be known, the start is measured here, on these rows alone.
+    Evaluations compare the policy with its start on these rows; of a chain that is where the chain began. Where its
+    log-probs are not the reference's, which are known, it is measured here, on these rows alone. The means in the
+    summary are by the reference that the training had.
     """
     from alignment.logprobs.scorer import free_memory, logps
     from alignment.training.held_out import means, measure, measured, with_reference
@@ -282,13 +287,33 @@ def _held_out(request: DpoRequest, context: Context, rows: PolicyRows) -> dict[s
 
         return logps_of
 
-    held_out, found, method = measured(rows.held_out), [], method_of(request.settings)
-    if held_out and not method.needs_reference:
+    held_out, method = measured(rows.held_out), method_of(request.settings)
+    if not held_out:
+        write_held_out(context.out, [])
+        return {"held_out": means([], request.settings)}
+    if not method.needs_reference:
         held_out = with_reference(held_out, method, score(context.fetch(request.checkpoint)))
-    if held_out:
-        found = measure(held_out, method, rows.fingerprint, score(context.out))
-    write_held_out(context.out, found)
+    policy = once(score(context.out))
+    found = of_start = measure(held_out, method, rows.fingerprint, policy)
+    start = began_with(context.store.commit_of, request.checkpoint)
+    reference = request.reference if request.reference and method.needs_reference else request.checkpoint
+    if start.digest != reference.digest:
+        beside = with_reference(held_out, method, score(context.fetch(start)))
+        of_start = measure(beside, method, _fingerprint_of(start, request, context), policy)
+    write_held_out(context.out, of_start)
     return {"held_out": means(found, request.settings)}
+
+
+def once(score: Score) -> Score:
+    """A score that is computed at the first call, for callers that give the same sequences each time."""
+    known: list[float] = []
+
+    def logps_of(sequences: Sequence[TokenSequence], wholes: Sequence[int] | None = None) -> list[float]:
+        if not known:
+            known.extend(score(sequences, wholes) if wholes is not None else score(sequences))
+        return list(known)
+
+    return logps_of
 
 
 STAGE: Stage[DpoRequest] = Stage(name="policy_checkpoint", code_version=3, request=DpoRequest, run=run, device="gpu")

@@ -20,7 +20,7 @@ from alignment.data.embedded import embedded
 from alignment.data.hub import hub_records
 from alignment.data.manifest import MANIFEST_FILE, Manifest, ManifestShard, SplitWriter
 from alignment.data.measure import LOGPS, Contradictions, LogpCounts, measured_columns, pair_numbers
-from alignment.data.mixing import AGREED, Mix, margins_of, mixed, smallest
+from alignment.data.mixing import AGREED, NOT_SWEPT, Mix, margins_of, mixed, place_in_draw, smallest
 from alignment.data.overlap import ItemRuns, strings_in
 from alignment.data.readers import read_records
 from alignment.data.rows import PAIR_ID, read_columns
@@ -34,6 +34,10 @@ from alignment.stages.stage import ManifestSummary, ReferenceSummary, ShardSumma
 from alignment.store import Artifact, CorruptArtifact
 
 __all__ = ["STAGE", "ManifestRequest", "ManifestSummary", "SuiteItems"]
+
+
+POLICY_LOGPROBS = "policy_logprobs"
+"""The kind of log-probs that are of several shards."""
 
 
 class SuiteItems(BaseModel):
@@ -70,17 +74,35 @@ class Selection(BaseModel):
     references: dict[str, Artifact]
 
 
+class TrainRows(BaseModel):
+    """At most so many training rows, those that come first in the draw of a seed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    most: int = Field(ge=1)
+    seed: int = 0
+
+
 class ManifestRequest(Request):
     """`references` has one entry per shard, or none at all for a reference-free method; `mix` says how many rows of
     which shards are kept. `reads_numbers`: training reads rows' scores, weights or margins, so they count in the
     digest.
 
     The fields after them leave rows out by name (`Filters`); `decontaminate` maps a suite's name to its items. `select`
-    takes a part of the training pairs that are left.
+    and `train_rows` take a part of the training rows that are left.
     """
 
     absent_by_default: ClassVar[frozenset[str]] = frozenset(
-        {"mix", "reads_numbers", "max_length_gap", "min_reference_logp", "near_duplicates", "decontaminate", "select"}
+        {
+            "mix",
+            "reads_numbers",
+            "max_length_gap",
+            "min_reference_logp",
+            "near_duplicates",
+            "decontaminate",
+            "select",
+            "train_rows",
+        }
     )
 
     shards: dict[str, Artifact]
@@ -94,6 +116,7 @@ class ManifestRequest(Request):
     near_duplicates: float | None = None
     decontaminate: dict[str, SuiteItems] | None = None
     select: Selection | None = None
+    train_rows: TrainRows | None = None
 
 
 def run(request: ManifestRequest, context: Context) -> Result:
@@ -118,7 +141,7 @@ def run(request: ManifestRequest, context: Context) -> Result:
         assigned = partial(assign, files, request.held_out_fraction, context.work, filters, pair_ids=True)
         digests = [shard.shard.digest for shard in shards]
         drawn = partial(mixed, lambda last: assigned(), digests, request.mix)
-        for places in drawn() if request.select is None else selected(drawn, request.select, shards, context):
+        for places in part_of(request, drawn, shards, context):
             contradictions.add(places[PAIR_ID].filter(pc.is_null(places["reason"])).to_numpy())
             split.write(places.drop_columns(PAIR_ID))
             tally.add(places)
@@ -179,7 +202,7 @@ def _logps(shards: list[ManifestShard], files: list[ShardFiles], context: Contex
         if shard.reference is None or place.reference is None:
             continue
         known = ReferenceSummary.of(context.store.commit_of(shard.reference)).logps
-        if known is None:
+        if known is None or shard.reference.kind == POLICY_LOGPROBS:  # whose numbers are of all shards
             counts = LogpCounts()
             counts.add(read_columns(place.reference / LOGPROBS_FILE, *LOGPS))
             known = counts.numbers()
@@ -257,31 +280,46 @@ def scored_folder(context: Context, logprobs: Artifact, shard: ManifestShard) ->
     return logprobs_folder(context.fetch(logprobs), shard.shard.digest)
 
 
-# Selecting -------------------------------------------------------------------------------------------
+# A part of the training rows ---------------------------------------------------------------------------
 
 
-def selected(
-    drawn: Callable[[], Iterator[pa.Table]], select: Selection, shards: list[ManifestShard], context: Context
+def part_of(
+    request: ManifestRequest, drawn: Callable[[], Iterator[pa.Table]], shards: list[ManifestShard], context: Context
 ) -> Iterator[pa.Table]:
-    """The places of each shard's rows, training pairs beyond the share that is taken dropped by name; `drawn` gives the
-    places, and is called twice."""
-    row_ids, margins = [], []
-    for shard, places in zip(shards, drawn(), strict=True):
-        train = places["row_id"].filter(pc.equal(places["split"], "train"))
-        policy = read_columns(scored_folder(context, select.policy, shard) / LOGPROBS_FILE, "row_id", *LOGPS[:2])
-        start = read_columns(context.fetch(select.references[shard.name]) / LOGPROBS_FILE, "row_id", *LOGPS[:2])
-        row_ids.append(train)
-        margins.append(margins_of(policy, train) - margins_of(start, train))
-    taken = smallest(
-        pa.chunked_array([chunk for ids in row_ids for chunk in ids.chunks], pa.string()), margins, select.share
-    )
+    """The places of each shard's rows, training rows beyond the part that the request takes dropped by name; `drawn`
+    gives the places, and is called twice where there is such a part."""
+    if (select := request.select) is not None:
+        reason, taken = AGREED, selected(select, drawn(), shards, context)
+    elif (part := request.train_rows) is not None:
+        row_ids = [row_id for places in drawn() for row_id in _training(places).to_pylist()]
+        first = sorted(row_ids, key=lambda row_id: (place_in_draw(part.seed, row_id), row_id))[: part.most]
+        reason, taken = NOT_SWEPT, pa.array(first, pa.string())
+    else:
+        yield from drawn()
+        return
     for places in drawn():
         beyond = pc.and_(pc.equal(places["split"], "train"), pc.invert(pc.is_in(places["row_id"], value_set=taken)))
         cells = {
             "split": pc.if_else(beyond, "dropped", places["split"]),
-            "reason": pc.if_else(beyond, AGREED, places["reason"]),
+            "reason": pc.if_else(beyond, reason, places["reason"]),
         }
         yield pa.table({name: cells.get(name, places[name]) for name in places.column_names})
+
+
+def selected(select: Selection, drawn: Iterator[pa.Table], shards: list[ManifestShard], context: Context) -> pa.Array:
+    """Ids of the training pairs that the policy disagrees on most."""
+    row_ids, margins = list[pa.Array](), []
+    for shard, places in zip(shards, drawn, strict=True):
+        train = _training(places)
+        policy = read_columns(scored_folder(context, select.policy, shard) / LOGPROBS_FILE, "row_id", *LOGPS[:2])
+        start = read_columns(context.fetch(select.references[shard.name]) / LOGPROBS_FILE, "row_id", *LOGPS[:2])
+        row_ids += train.chunks
+        margins.append(margins_of(policy, train) - margins_of(start, train))
+    return smallest(pa.chunked_array(row_ids, pa.string()), margins, select.share)
+
+
+def _training(places: pa.Table) -> pa.ChunkedArray:
+    return places["row_id"].filter(pc.equal(places["split"], "train"))
 
 
 def _require_one(values: dict[str, Any], complaint: str) -> None:

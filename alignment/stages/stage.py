@@ -188,6 +188,8 @@ class PolicySummary(CheckpointSummary):
     sft_rows: int | None = None
     """Demonstrations that steps took some of, where the recipe mixes them in."""
     sft_rows_dropped: dict[str, int] = Field(default_factory=dict)
+    merged: dict[str, float] = Field(default_factory=dict)
+    """The parts of a weighted average, by name, with their weights; empty for a policy that is none."""
 
 
 POLICY = "policy_checkpoint"
@@ -201,6 +203,16 @@ def starts_of(commit_of: Callable[[Artifact], Commit], policy: Commit) -> list[C
     while starts[-1].kind == POLICY:
         starts.append(commit_of(starts[-1].inputs["checkpoint"]))
     return starts
+
+
+def began_with(commit_of: Callable[[Artifact], Commit], checkpoint: Artifact) -> Artifact:
+    """Where training began that led to a checkpoint: itself, unless it is a policy."""
+    return starts_of(commit_of, commit_of(checkpoint))[-1].artifact if checkpoint.kind == POLICY else checkpoint
+
+
+def trained_policy(commit_of: Callable[[Artifact], Commit], policy: Commit) -> Commit:
+    """The policy that training made: itself, or of a merged one that which it was averaged from."""
+    return commit_of(policy.inputs["checkpoint"]) if PolicySummary.of(policy).merged else policy
 
 
 class SftSummary(CheckpointSummary):

@@ -384,25 +384,27 @@ class Store(Refs):
 
 @dataclass(frozen=True)
 class Named:
-    """A ref with its recipe and partition; `partition` is None for a stage without partitions."""
+    """A ref with its recipe, node and partition; `partition` is None for a node without partitions."""
 
     recipe: str
+    node: str
     partition: str | None
     ref: Ref
 
 
-def refs_of(store: Store, stage: str, *, partitioned: bool = False) -> Iterator[Named]:
-    """The refs of a stage in every recipe, those in a group of nodes (`link_1/<stage>`) among them. A ref that
+def refs_of(store: Store, stage: str, *, partitioned: bool = False, grouped: bool = False) -> Iterator[Named]:
+    """The refs of a stage in every recipe, with `grouped` also those of nodes in a group (`link_1/<stage>`). A ref that
     changes meanwhile is given in its old or new state."""
-    patterns = [f"*/{stage}/*.json"] if partitioned else [f"*/{stage}.json", f"*/*/{stage}.json"]
+    patterns = [f"*/{stage}/*.json"] if partitioned else [f"*/{stage}.json"]
+    patterns += [f"*/*/{stage}.json"] if grouped else []
     depth = len(PurePosixPath(store.path("refs")).parts)
     for path in (path for pattern in patterns for path in store.matching(store.path("refs"), pattern)):
         place = PurePosixPath(path)
         recipe, partition = place.parts[depth], unquote(place.stem) if partitioned else None
-        named = stage if partitioned else "/".join((*place.parts[depth + 1 : -1], stage))
-        ref = store.read_ref(recipe, named, partition)
-        if ref is not None and (named == stage or ref.artifact.kind == stage):  # else a shard of that name
-            yield Named(recipe, partition, ref)
+        node = stage if partitioned else "/".join((*place.parts[depth + 1 : -1], stage))
+        ref = store.read_ref(recipe, node, partition)
+        if ref is not None and (node == stage or ref.artifact.kind == stage):  # else a shard of that name
+            yield Named(recipe, node, partition, ref)
 
 
 # Many commit records are read concurrently: on a remote store, thousands read in turn would take minutes.

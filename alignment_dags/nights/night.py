@@ -69,13 +69,16 @@ class Costs(BaseModel):
         return told + (f"; between the nights {self.between.told()}" if self.between.shards else "")
 
 
+SCORERS = ("reference_logprobs", "policy_logprobs")
+
+
 def night_costs(commits: Iterable[Commit], prices: Mapping[str, float], between: Scored) -> Costs:
     """The sum over commits, each key counted once; `prices` are those of an hour, by stage."""
     distinct = {(commit.kind, commit.key): commit for commit in commits}.values()
     seconds: Counter[str] = Counter()
     for commit in distinct:
         seconds[commit.stage] += commit.seconds  # type: ignore[assignment]
-    scored = [ReferenceSummary.of(commit).scored for commit in distinct if commit.stage == "reference_logprobs"]
+    scored = [ReferenceSummary.of(commit).scored for commit in distinct if commit.stage in SCORERS]
     trained = [TRAINED[commit.stage].of(commit).tokens for commit in distinct if commit.stage in TRAINED]
     priced = [commit.seconds * prices[commit.stage] / 3600 for commit in distinct if commit.stage in prices]
     return Costs(

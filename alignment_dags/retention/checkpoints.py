@@ -46,12 +46,12 @@ def unneeded_checkpoints(
 
 def current_checkpoint_keys(store: Store, kind: str) -> set[str]:
     """Keys of the checkpoints of a kind that recipes use now: current ones, champions, and their SFT checkpoints."""
-    current = {named.ref.artifact.key for named in refs_of(store, kind)}
+    current = {named.ref.artifact.key for named in refs_of(store, kind, grouped=True)}
     champions = (registered_champion(store, named.ref.artifact) for named in refs_of(store, REGISTERED))
     policies = [champion.policy for champion in champions if champion.policy is not None]
     if kind == POLICY:
         return current | {policy.key for policy in policies}
-    policies += [named.ref.artifact for named in refs_of(store, POLICY)]
+    policies += [named.ref.artifact for named in refs_of(store, POLICY, grouped=True)]
     return current | {start.key for policy in policies for start in starts_of(store.commit_of, store.commit_of(policy))}
 
 

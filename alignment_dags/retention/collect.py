@@ -97,9 +97,9 @@ def forget_erased(store: Store) -> None:
     An asset does the other half: after it has written its ref, it checks that the artifact was not erased meanwhile.
     """
     for kind in (SHARD, DATASET, POLICY, SFT):
-        for named in refs_of(store, kind, partitioned=kind == SHARD):
+        for named in refs_of(store, kind, partitioned=kind == SHARD, grouped=kind in (POLICY, SFT)):
             if current_erasure(store, named.ref.artifact) is not None:
-                store.remove_ref(named.recipe, kind, named.partition)
+                store.remove_ref(named.recipe, named.node, named.partition)
 
 
 KEEP = 5

@@ -13,7 +13,7 @@ from alignment.data.statistics import Finding
 from alignment.methods import METHOD
 from alignment.recipe import Dpo
 from alignment.stages.execute import REQUEST_FILE
-from alignment.stages.stage import PolicySummary
+from alignment.stages.stage import PolicySummary, trained_policy
 from alignment.store import Artifact, Commit, MissingArtifact, Store
 from eval.answers.files import ITEMS_FILE
 from eval.gate.evidence import ReportRequest
@@ -38,6 +38,7 @@ STAGE_ORDER = (
     "preference_manifest",
     "new_rows",
     "policy_checkpoint",
+    "merged_checkpoint",
     "policy_divergence",
     "responses",
     SCORES,
@@ -166,7 +167,8 @@ def facts_of(store: Store, request: ReportRequest) -> Facts:
     """The facts behind a report; a fact that no record holds stays empty."""
     policy = store.commit_of(request.policy)
     training = PolicySummary.of(policy)
-    history: list[dict[str, Any]] = [dict(record) for record in training.history]
+    trained = PolicySummary.of(trained_policy(store.commit_of, policy))
+    history: list[dict[str, Any]] = [dict(record) for record in trained.history]
     scores = {suite: store.commit_of(artifact) for suite, artifact in request.policy_scores.items()}
     divergence = [request.divergence] if request.divergence else []
     scored = [*request.sft_scores.values(), *request.policy_scores.values()]

@@ -69,6 +69,8 @@ def _body(about: Mapping[str, Any]) -> Iterator[str]:
     yield from ("## Training data", "", *_data_lines(about), "")
     yield from ("## Training", "", *_training(about), "")
     yield from ("## Evaluation", "", *evaluation_lines(about), "")
+    if about["certificate"]:
+        yield from (f"The recipe was {escaped(about['certificate'])}.", "")
     yield from ("## Limits", "", *(f"- {escaped(each)}" for each in about["limits"]))
     yield from (f"- Unknown: {escaped(each)}." for each in about["unknown"])
     yield from ("", "## How it was made", "", *_made(about))

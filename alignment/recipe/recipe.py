@@ -367,6 +367,8 @@ class Recipe(Section):
                 f"preferences.decontaminate names {', '.join(sorted(unknown))}, which evals does not select"
                 f" (selected: {', '.join(self.evals.selected()) or 'none'})"
             )
+        if self.evals.new_rows is not None and (not self.needs_reference or self.method.data != "paired"):
+            raise ValueError(f"evals.new_rows takes pairs and a reference, and {called} has not both")
         by_judge = self.evals.xstest is not None and self.evals.xstest.scored_by == "judge"
         if by_judge and (self.judge is None or self.judge.kind == "rubric"):
             raise ValueError("evals.xstest.scored_by: judge needs a judge of kind openai")

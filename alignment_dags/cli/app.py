@@ -23,7 +23,7 @@ from alignment_dags.cli.overview import doctor, init, status
 from alignment_dags.cli.prefs import prefs
 from alignment_dags.cli.run import backfill, night, nights, plan, run, upgrade
 from alignment_dags.cli.setup import pools, recipes
-from alignment_dags.cli.worth import worth
+from alignment_dags.cli.worth import reproduce, sources, worth
 
 # Errors of networks and remote stores are shown in one line instead of a traceback.
 
@@ -119,6 +119,8 @@ for verb in (
     night,
     nights,
     worth,
+    sources,
+    reproduce,
     doctor,
 ):
     app.command()(verb)

@@ -147,6 +147,7 @@ def precision_of(node: Node, recipe: Recipe) -> str | None:
     loaded = {
         "reference_logprobs": recipe.reference.precision,
         "policy_logprobs": recipe.reference.precision,
+        "new_rows": recipe.reference.precision,
         "merged_checkpoint": recipe.dpo.precision,
         "responses": recipe.evals.precision,
         "policy_divergence": recipe.evals.precision,

@@ -39,6 +39,7 @@ STAGE_ORDER = (
     "reference_logprobs",
     "policy_logprobs",
     "preference_manifest",
+    "new_rows",
     "policy_checkpoint",
     "merged_checkpoint",
     "policy_divergence",

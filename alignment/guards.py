@@ -6,6 +6,7 @@ a run is an error of the stage, and what must stop a promotion is a requirement 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ from alignment.data.rows import ROWS_FILE
 from alignment.data.statistics import GUARDS, IN_SUMMARY, Finding
 from alignment.errors import CorruptArtifact, MissingArtifact
 from alignment.methods import method_of
-from alignment.recipe import Dpo, TokenPolicy
+from alignment.recipe import Dpo, SftTraining, TokenPolicy, as_fast_as_sft
+from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.stage import (
     POLICY,
     CheckpointSummary,
@@ -32,6 +34,7 @@ from alignment.store import Artifact, Commit, Store
 from alignment.training.signs import signs
 
 Severity = Literal["error", "warning"]
+SFT_CHECKPOINT = "sft_checkpoint"
 GATE = "gate"
 """The name of the guard that repeats the gate's verdict."""
 
@@ -218,13 +221,22 @@ def reference_unchanged(store: Store, commit: Commit, deep: bool) -> Guard:
 def setup_notes(store: Store, manifest: Artifact, start: Artifact, settings: Dpo, tokens: TokenPolicy) -> list[str]:
     """A sentence for each thing about data and start checkpoint that wastes a training, before it begins."""
     started, data = store.commit_of(start), ManifestSummary.of(store.commit_of(manifest))
-    has_template = CheckpointSummary.of(started).has_chat_template
+    checkpoint = CheckpointSummary.of(started)
+    has_template = checkpoint.has_chat_template
     notes = []
     if started.kind != POLICY and SftSummary.of(started).adopted and has_template is False:
         notes.append(
             "the start checkpoint was adopted and has no chat template, as base models: preferences alone do not teach"
             " to answer; give sft.dataset, or a method that starts from the base model"
         )
+    if checkpoint.template_ends_answers is False:
+        notes.append(
+            "the chat template puts none of the checkpoint's ends behind an answer: one is put there for training, but"
+            " earlier turns of a conversation go without, and so does everything that others write with the template;"
+            " mend base_model.chat_template"
+        )
+    if (sft := sft_settings(store, start)) is not None and (note := as_fast_as_sft(settings, sft)):
+        notes.append(note)
     if has_template and tokens.plain_text == "as_is" and (texts := text_shards(store, manifest)):
         notes.append(
             f"{len(texts)} shards hold plain text (first: {texts[0]}) and the model has a chat template, which they do"
@@ -238,6 +250,17 @@ def setup_notes(store: Store, manifest: Artifact, start: Artifact, settings: Dpo
             f" fewer epochs{', ' if nearer else ' or '}a lower learning rate{nearer}"
         )
     return notes
+
+
+def sft_settings(store: Store, start: Artifact) -> SftTraining | None:
+    """What the SFT of a start checkpoint was trained with; None of one that was not trained here."""
+    if start.kind != SFT_CHECKPOINT or SftSummary.of(store.commit_of(start)).adopted:
+        return None
+    try:
+        asked = json.loads(store.read(start, REQUEST_FILE))
+    except MissingArtifact:  # erased, or of a version that kept none
+        return None
+    return SftTraining.model_validate(asked["settings"]) if asked.get("dataset") else None
 
 
 def text_shards(store: Store, manifest: Artifact) -> list[str]:

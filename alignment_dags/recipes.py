@@ -100,9 +100,9 @@ SPELLINGS = {"optimise": "dpo", "dpo": "optimise"}
 def derive(base: Path, changes: Sequence[str], name: str) -> Path:
     """Writes a recipe with another name and a few other keys into the project's home, and returns its file.
 
-    `changes` are `section.key=value`, where the value is read as YAML. The derived recipe has no schedule, and
-    registers its model under its own name. Raises `BadInput` for changes that make no valid recipe, and for a name that
-    a recipe in use has.
+    `changes` are `section.key=value`, where the value is read as YAML. The derived recipe has no schedule, registers
+    its model under its own name, and has its runs in the experiment of the recipe that it comes from. Raises `BadInput`
+    for changes that make no valid recipe, and for a name that a recipe in use has.
     """
     data = deepcopy(read_recipe(base))
     known = recipe_names().get(name)
@@ -110,8 +110,9 @@ def derive(base: Path, changes: Sequence[str], name: str) -> Path:
     if known is not None and known.resolve() != path.resolve():
         raise BadInput(f"'{name}' is the name of {known}; give another", field="--as")
     data.pop("schedule", None)
-    if isinstance(registry := data.get("registry"), dict):
+    if isinstance(registry := data.setdefault("registry", {}), dict):
         registry.pop("model_name", None)
+        registry.setdefault("experiment", data.get("name"))
     for change in changes:
         _change(data, change)
     data["name"] = name

@@ -44,10 +44,10 @@ LIVE_TAG = "align.live_steps"
 NOTE_TAG = "mlflow.note.content"
 """The tag that MLflow shows as a description, in Markdown."""
 EXPERIMENT_NOTE = """\
-Every result of the recipe `{0}`, one run an artifact: base model, SFT, preference shards, reference log-probs, policy,
-answers, scores, report and registration. A run starts and ends with the making of its artifact, and holds its settings,
-numbers, commit record and files. The run `evaluation_report` has the comparison as `report.html`. The tag `align.uri`
-is the artifact's address in the store.
+Every result of the recipe `{0}`, and of recipes with the same `registry.experiment`, one run an artifact: base model,
+SFT, preference shards, reference log-probs, policy, answers, scores, report and registration. A run starts and ends
+with the making of its artifact, and holds its settings, numbers, commit record and files. The run `evaluation_report`
+has the comparison as `report.html`. The tag `align.uri` is the artifact's address in the store.
 """
 
 
@@ -55,8 +55,9 @@ is the artifact's address in the store.
 class Report:
     """What a materialization reports to MLflow.
 
-    `history` has a dict for each training step (`step`, and numbers by name). `upstream` maps an input's name to the
-    MLflow run that reported it. `checkpoint` is true if the artifact is a model.
+    `experiment` is the MLflow experiment, by default the recipe's name. `history` has a dict for each training step
+    (`step`, and numbers by name). `upstream` maps an input's name to the MLflow run that reported it. `checkpoint` is
+    true if the artifact is a model.
     """
 
     recipe: str
@@ -71,6 +72,7 @@ class Report:
     upstream: Mapping[str, str] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
     checkpoint: bool = False
+    experiment: str = ""
 
     @property
     def identity(self) -> str:
@@ -94,6 +96,7 @@ class Opening:
     stage: str
     dagster_run_id: str
     params: Mapping[str, Any]
+    experiment: str = ""
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,8 @@ def open_run(client: MlflowClient, opening: Opening) -> Run:
         DAGSTER_RUNS_TAG: opening.dagster_run_id,
     }
     now = round(time.time() * 1000)
-    run = _found_or_made(client, opening.recipe, identity, opening.asset, tags, now)
+    experiment = opening.experiment or opening.recipe
+    run = _found_or_made(client, experiment, opening.recipe, identity, opening.asset, tags, now)
     if run.info.status != "RUNNING":
         client.update_run(run.info.run_id, status="RUNNING")
     _log_params(client, str(run.info.run_id), opening.params)
@@ -188,19 +192,29 @@ def _reported_at(run: Run) -> tuple[int, str]:
 
 def _run(client: MlflowClient, report: Report) -> Run:
     """The earliest run with this identity, or a new run."""
-    name = f"{report.asset} {report.partition}" if report.partition else report.asset
-    return _found_or_made(client, report.recipe, report.identity, name, _tags(report), began_at(report.commit))
+    name, experiment = report.asset, report.experiment or report.recipe
+    if report.partition:
+        name += f" {report.partition}"
+    tags, start = _tags(report), began_at(report.commit)
+    return _found_or_made(client, experiment, report.recipe, report.identity, name, tags, start)
 
 
 def _found_or_made(
-    client: MlflowClient, recipe: str, identity: str, name: str, tags: Mapping[str, str], start: int
+    client: MlflowClient, experiment: str, recipe: str, identity: str, name: str, tags: Mapping[str, str], start: int
 ) -> Run:
-    experiment = _experiment(client, recipe)
+    """The earliest run with this identity, or a new run in the experiment.
+
+    A run that stands in an experiment of the recipe's own, from before it joined others, stays there.
+    """
+    place = _experiment(client, experiment)
+    own = None if experiment == recipe else client.get_experiment_by_name(recipe)
+    places = [place, *([str(own.experiment_id)] if own is not None else [])]
     by_identity = f"tags.`{REQUEST_TAG}` = '{identity}'"
-    if (known := earliest(client.search_runs([experiment], by_identity))) is not None:
+    if (known := earliest(client.search_runs(places, by_identity))) is not None:
         return known
-    created = client.create_run(experiment, start, {**tags, REPORTED_TAG: str(time.time_ns())}, name)
-    first = earliest(client.search_runs([experiment], by_identity))
+    shown_name = name if experiment == recipe else f"{recipe} {name}"
+    created = client.create_run(place, start, {**tags, REPORTED_TAG: str(time.time_ns())}, shown_name)
+    first = earliest(client.search_runs(places, by_identity))
     if first is not None and first.info.run_id != created.info.run_id:
         client.delete_run(created.info.run_id)
         return first

@@ -39,7 +39,8 @@ class Torchrun(Section):
 
 
 class Ray(Section):
-    """Settings of the launcher `ray`. A token is read from RAY_AUTH_TOKEN, and never from this file."""
+    """Settings of the launcher `ray`, and what a node of `kuberay` takes. A token is read from RAY_AUTH_TOKEN, with
+    RAY_AUTH_MODE=token, and never from this file."""
 
     address: str | None = None
     """Address of the cluster's dashboard, as in http://head:8265; null takes RAY_ADDRESS."""
@@ -61,8 +62,6 @@ class KubeRay(Section):
     """Namespace of the job."""
     address: str | None = None
     """Address of the new cluster's dashboard; null is its service in the namespace."""
-    cpus: float = Field(default=1, ge=0)
-    """Processors that each node of a launch takes."""
 
 
 class Kubernetes(Section):
@@ -140,7 +139,7 @@ class Pool(Section):
     torchrun: Torchrun = Torchrun()
     """Settings of the launcher `torchrun`."""
     ray: Ray = Ray()
-    """Settings of the launcher `ray`."""
+    """Settings of the launchers `ray` and `kuberay`."""
     kuberay: KubeRay | None = None
     """Settings of the launcher `kuberay`, which needs them."""
     kubernetes: Kubernetes | None = None

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from alignment.recipe import Recipe, parse_recipe
 from alignment_dags.cli.app import app
 from eval.suites import SUITES
+from resources.pools import declares_pools, parse_pools
 
 PROJECT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md"), *PROJECT.glob("examples/**/*.md")])
@@ -256,7 +257,9 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
 def test_every_piece_of_a_recipe_is_well_formed(document: Path) -> None:
     for block in re.findall(r"^```yaml\n(.*?)^```", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
         piece = yaml.safe_load(block)
-        if set(piece) <= set(Recipe.model_fields):
+        if declares_pools(piece) and all(isinstance(pool, dict) for pool in piece["pools"].values()):
+            parse_pools(piece, document)
+        elif set(piece) <= set(Recipe.model_fields):
             parse_recipe(SMALLEST | {"sft": {"dataset": {"embedded": "micro"}}} | piece, document.name, {})
 
 

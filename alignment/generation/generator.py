@@ -283,6 +283,7 @@ class Generator:
                 logits_processor=LogitsProcessorList([RowSampler(samplings)]),
                 stopping_criteria=StoppingCriteriaList([stops]),
                 trust_remote_code=False,
+                synced_gpus=False,  # ranks of a sharded model wait for each other in its own way (`shared_out`)
             )
         rows = output[:, longest:].tolist()
         return [self._decode(row[:length], until) for row, length in zip(rows, stops.lengths, strict=True)]

@@ -151,7 +151,8 @@ def reference_pass(
         pending = _pending_by_ids(row_ids, rows, reference, cache, partners)
     work = ranks.share(None if pending is None else _dealt(pending.work, pending.firsts, ranks.world_size))
     scores = bool(work)
-    if reference.sharded and (found := ranks.gather(max((item.sequence for item in work), key=len, default=None))):
+    longest: TokenSequence | None = max((item.sequence for item in work), key=len, default=None)
+    if reference.sharded and (found := [each for each in ranks.gather(longest) if each is not None]):
         logps(_model(reference), [max(found, key=len)], reference.batch_tokens)  # shows all ranks how it is run
         scores = True  # a rank without work makes the others' passes
     efforts = ranks.gather(_score_share(work, reference, cache) if scores else Effort())

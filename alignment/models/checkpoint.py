@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignment.data.templates import ends_answers
 from alignment.digest import canonical_json, json_digest
 from alignment.errors import BadInput, first_few
 from alignment.models.code import code_digests, loading, refusal, refuse_code, refuse_kernels
@@ -201,7 +202,7 @@ def checkpoint_summary(folder: str | Path, digest: CheckpointDigest | None = Non
     """What every stage that makes a checkpoint puts into its summary, computed without loading the model.
 
     Keys: weights_digest, config_digest, tokenizer_digest, end_ids, rope_by_length, parameters, architecture,
-    vocab_size, max_positions, has_chat_template.
+    vocab_size, max_positions, has_chat_template, template_ends_answers.
     """
     folder = Path(folder)
     digest = digest or digest_checkpoint(folder)
@@ -217,7 +218,20 @@ def checkpoint_summary(folder: str | Path, digest: CheckpointDigest | None = Non
         "vocab_size": text_config(config).get("vocab_size"),
         "max_positions": max_positions(folder),
         "has_chat_template": has_chat_template(folder),
+        "template_ends_answers": _template_ends_answers(folder),
     }
+
+
+def _template_ends_answers(folder: Path) -> bool | None:
+    """Whether what ends an answer stands behind those that the chat template writes; None where that is not known."""
+    if not has_chat_template(folder):
+        return None
+    try:
+        tokenizer = load_tokenizer(folder)
+    except BadInput:  # it is no tokenizer, or one with code; who needs it says so
+        return None
+    ends = tokenizer.convert_ids_to_tokens(end_ids(folder))
+    return ends_answers(tokenizer, [end for end in ends if end])
 
 
 BY_LENGTH = ("longrope", "su", "dynamic")
@@ -274,6 +288,7 @@ __all__ = [
     "load_tokenizer",
     "max_positions",
     "read_config",
+    "require_precision",
     "save_checkpoint",
     "whole_summary",
     "without_dropout",
@@ -287,6 +302,17 @@ def default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     return torch.device("cpu")
+
+
+def require_precision(precision: str, device: torch.device | str) -> None:
+    """Raises `BadInput` for a precision that the device does not compute in; a CPU does in each, slowly."""
+    import torch
+
+    if precision != "bfloat16" or torch.device(device).type != "cuda":
+        return
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name()
+        raise BadInput(f"{name} does not compute in bfloat16: use float32", field="precision")
 
 
 def load_config(folder: str | Path, runs_code: bool = False) -> PreTrainedConfig:
@@ -375,6 +401,8 @@ def load_model(
     folder = Path(folder)
     if precision not in PRECISIONS:
         raise BadInput(f"unknown precision '{precision}'; there are {', '.join(PRECISIONS)}")
+    device = default_device() if device is None else device
+    require_precision(precision, device)
     weight_files(folder)
     config = load_config(folder, runs_code)
     if not dropout:
@@ -382,18 +410,17 @@ def load_model(
     load_generation_config(folder)
     if (folder / ADAPTER_FILE).is_file():  # Transformers would load it on top, and no digest of ours names it
         raise BadInput("an adapter lies beside the model: merge it, or move it elsewhere", file=str(folder))
-    on = default_device() if device is None else device
     try:
         how = loading(runs_code)
         if quantise is not None:
-            how |= loading_quantised(quantise, precision, on)
+            how |= loading_quantised(quantise, precision, device)
         model = _load(folder, config, precision, "sdpa", how)
     except (OSError, ValueError, ImportError, KeyError) as error:
         if not runs_code and isinstance(error, ValueError) and (refused := refusal(folder)) is not None:
             raise refused from error
         raise BadInput(f"the model cannot be loaded: {first_line(error)}", file=str(folder)) from error
     if quantise is None:
-        model = model.to(on)  # type: ignore[arg-type]
+        model = model.to(device)  # type: ignore[arg-type]
     else:
         settle(model, folder)
     model.eval()

@@ -15,6 +15,7 @@ from alignment.models.checkpoint import (
     first_not_finite,
     load_config,
     load_generation_config,
+    require_precision,
     without_dropout,
 )
 from alignment.models.code import loading
@@ -44,6 +45,7 @@ def load_sharded(folder: Path, precision: str, *, runs_code: bool = False) -> Pr
 
     Every rank calls this at the same time. Raises `BadInput` for a model that cannot be sharded.
     """
+    require_precision(precision, default_device())
     model = empty_model(folder, precision, runs_code=runs_code).requires_grad_(False)
     shard(model, precision, default_device(), read=reader(model, folder))
     return model

@@ -197,7 +197,7 @@ def shard(
     kept = adapters(model)
     names = {id(weight): plain_name(name) for name, weight in model.named_parameters()}
     how: dict[str, Any] = {"mesh": mesh, "mp_policy": policy, "ignored_params": set(kept)}
-    for module in [*_layers(model), root]:
+    for module in [*layers_of(model), root]:
         uncut = {at: weight for at, weight in module.named_parameters() if local(weight) is weight}
         for weight in () if kept else uncut.values():  # one layer after the other: no model is whole in float32
             weight.data = weight.data.float() if weight.requires_grad else weight.data
@@ -206,9 +206,9 @@ def shard(
         fully_shard(module, **how)
         module.set_gradient_divide_factor(float(ranks) if mean else 1.0)  # summed: a step's loss is a sum over its rows
         module.set_force_sum_reduction_for_comms(True)  # gloo knows no other than plain sums
-        module.set_reduce_scatter_unused_params(
-            True
-        )  # a weight that one rank's rows do not reach is summed all the same
+        if hasattr(module, "set_reduce_scatter_unused_params"):  # torch 2.13
+            # a weight that one rank's rows do not reach is summed all the same
+            module.set_reduce_scatter_unused_params(True)
         if read is not None:
             _fill(module, named, read, device)
     for tensor in (*kept, *model.buffers()):
@@ -286,7 +286,7 @@ def _passes_of(model: PreTrainedModel) -> Any:
     return Passes()
 
 
-def _layers(model: PreTrainedModel) -> list[Any]:
+def layers_of(model: PreTrainedModel) -> list[Any]:
     """The decoder's layers: its largest list of modules; none where it has no list."""
     import torch
 
@@ -302,7 +302,7 @@ def _require_shardable(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
     why = None
     finer = getattr(model, "_keep_in_fp32_modules_strict", None)
-    layers = _layers(model)
+    layers = layers_of(model)
     inside = {id(weight) for layer in layers for weight in layer.parameters()}
     outside = {
         id(weight)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from alignment.data.tokens import Ids, TokenSequence
 from alignment.errors import BadInput
@@ -172,15 +172,19 @@ def forward_operations(shape: Shape, work: Work) -> Operations:
     return Operations(useful, useful)
 
 
-def training_operations(shape: Shape, work: Work, *, adapter: bool, recomputed: bool) -> Operations:
+def training_operations(
+    shape: Shape, work: Work, *, adapter: bool, recomputed: bool | Literal["selective"]
+) -> Operations:
     """Operations of training on the same: a backward pass has twice those of the forward pass, and once them for a
     frozen matrix, which gets no gradient (an adapter's own are left out). The head runs a second time in the backward
-    pass, and so do all layers where their activations are `recomputed`.
+    pass, and so do all layers where their activations are `recomputed`; `selective` runs an MLP's first matrices again.
     """
     body, head, attention = _forward(shape, work)
+    first = sum(linear.parameters for linear in shape.linears if linear.source == "mlp")
+    again = {False: 0.0, True: body + attention, "selective": 2.0 * first * shape.layers * work.tokens}[recomputed]
     matrices = 2 if adapter else 3
     useful = matrices * (body + head) + 3 * attention
-    return Operations(useful, useful + head + (body + attention if recomputed else 0.0))
+    return Operations(useful, useful + head + again)
 
 
 def _forward(shape: Shape, work: Work) -> tuple[float, float, float]:

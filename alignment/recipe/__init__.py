@@ -43,6 +43,7 @@ from alignment.recipe.training import (
     Stop,
     Sweep,
     TokenPolicy,
+    as_fast_as_sft,
 )
 
 __all__ = [
@@ -87,6 +88,7 @@ __all__ = [
     "Sweep",
     "TokenPolicy",
     "XsTest",
+    "as_fast_as_sft",
     "load_recipe",
     "parse_recipe",
 ]

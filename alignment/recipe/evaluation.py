@@ -245,8 +245,19 @@ class Generate(Section):
         return self
 
 
+class NewRows(Section):
+    """Tomorrow's data as a test: before rows of a new manifest train anything, the champion is measured on those that
+    it never saw. It costs the scoring of these rows under the champion, each once."""
+
+    max_rows: int = Field(default=2000, ge=1)
+    """Most new rows that are measured, the lowest row ids first, which is a sample by hash: 2,000 tell an accuracy to
+    within two points."""
+
+
 class Evals(Section):
     """The suites to run; a suite left out is not run."""
+
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"new_rows"})
 
     gsm8k: Gsm8k | None = None
     """GSM8K: grade-school maths."""
@@ -274,6 +285,8 @@ class Evals(Section):
     """CSV file of published figures (columns model, metric, value, source) that the report shows beside ours. A metric
     is `suite/metric`, or a suite's name alone for its main metric; values are on the metric's scale, fractions from 0
     to 1."""
+    new_rows: NewRows | None = None
+    """Measures the champion on preference pairs that it never saw. Without this section it is not measured so."""
     generate: Generate = Generate()
     """Who answers the suites."""
     batch_tokens: int = Field(default=16_384, ge=1)
@@ -281,9 +294,9 @@ class Evals(Section):
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of weights and computation while answering."""
     sharded: bool = False
-    """Cuts the model's weights over the GPUs of a slot while it answers and while the KL divergence is measured, for a
-    model that one GPU cannot hold. It counts where the pool's launcher starts more than one process, and is the only
-    use that answering has for several."""
+    """Cuts the model's weights over the GPUs of a slot while it answers, while the KL divergence is measured and at the
+    last check before a registration, for a model that one GPU cannot hold. It counts where the pool's launcher starts
+    more than one process, and is the only use that answering has for several."""
 
     def selected(self) -> dict[str, Suite]:
         """Suite name to settings, in the order of this class."""

@@ -153,6 +153,14 @@ class RewardTraining(Optimisation):
     """Highest learning rate of AdamW, reached after the warm-up. Usual values are 1e-6 to 5e-5, and ten times as much
     with LoRA."""
 
+    @model_validator(mode="after")
+    def _whole(self) -> RewardTraining:
+        if self.sharded:
+            raise ValueError("a reward model is trained whole on each device: leave out sharded")
+        if self.gradient_checkpointing == "selective":
+            raise ValueError("gradient_checkpointing of a reward model is true or false")
+        return self
+
 
 class RewardModel(RewardTraining):
     """The model of `score: reward_model`: trained from the checkpoint that preference training starts from, on the

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
+from pydantic import ConfigDict, Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
 
 from alignment.address import all_shown
 from alignment.methods import Method
@@ -14,7 +14,7 @@ from alignment.recipe.data import ModelSource, PreferenceSource, Section, Variab
 from alignment.recipe.evaluation import Evals, Gate, Judge
 from alignment.recipe.generate import GeneratedPairs, RewardModel, Rounds
 from alignment.recipe.schedule import Alerts, Schedule
-from alignment.recipe.training import Dpo, Link, MergePart, Optimise, Reference, Sft, Sweep, TokenPolicy
+from alignment.recipe.training import Dpo, Link, MergePart, Optimise, Reference, Sft, Sweep, TokenPolicy, as_fast_as_sft
 
 
 class Pools(Section):
@@ -37,13 +37,18 @@ MAX_MODEL_NAME = 256
 
 
 class Registry(Section):
-    """Where a promoted model goes in the MLflow registry."""
+    """Where runs and promoted models go in MLflow."""
 
     model_name: str | None = None
     """Name of the registered model; the recipe's name by default. Letters, digits, blanks, `. _ - +`; 256 at most."""
     smoke_prompt: str = "Hello"
     """Prompt that the checkpoint, loaded back from the store, must answer before it is registered; the answer is kept
     with the registration."""
+
+    experiment: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9_]{0,62}$")
+    """MLflow experiment that has the recipe's runs; the recipe's name by default. Recipes with the same experiment are
+    compared there side by side: a recipe that `align run R --set … --as NAME` derives has the experiment of R. It
+    changes no result."""
 
     @field_validator("model_name")
     @classmethod
@@ -90,7 +95,10 @@ class Publish(Section):
 
 
 def _has_template(folder: str) -> bool:
-    """Whether a model's folder names a chat template, in either of the places where Transformers keeps one."""
+    """Whether a model's folder names a chat template, in either of the places where Transformers keeps one. What a GGUF
+    file has is only known once it is read: no note is made of it."""
+    if folder.lower().endswith(".gguf"):
+        return True
     settings = Path(folder) / "tokenizer_config.json"
     try:
         within = '"chat_template"' in settings.read_text(encoding="utf-8")
@@ -104,8 +112,16 @@ def _one_or_chain(given: Any) -> str:
     return "list[Link]" if isinstance(given, list | tuple) else "Optimise"
 
 
+def _required_without_preset(schema: dict[str, Any]) -> None:
+    """For editors: a file that extends a preset needs no more than a name."""
+    others = [key for key in schema.pop("required") if key != "name"]
+    schema |= {"required": ["name"], "anyOf": [{"required": others}, {"required": ["extends"]}]}
+
+
 class Recipe(Section):
     """Everything a person decides. Its name is the asset group and the prefix of every asset key."""
+
+    model_config = ConfigDict(json_schema_extra=_required_without_preset)
 
     absent_by_default: ClassVar[frozenset[str]] = frozenset(
         {"publish", "extends", "residency", "sweep", "merge", "generate", "rounds", "reward_model"}
@@ -229,7 +245,8 @@ class Recipe(Section):
         called, start = self.links[0].called, self.start
         if self.sft is None and start == "sft_checkpoint":
             raise ValueError(
-                f"sft is missing, and {called} starts from an SFT checkpoint: give sft a dataset, or adopt"
+                f"sft is missing, and {called} starts from an SFT checkpoint: give sft a dataset, or adopt; orpo starts"
+                " from the base model"
             )
         if self.sft is not None and start == "base_model":
             raise ValueError(f"{called} starts from the base model, without SFT: take the section sft out")
@@ -350,6 +367,8 @@ class Recipe(Section):
                 f"preferences.decontaminate names {', '.join(sorted(unknown))}, which evals does not select"
                 f" (selected: {', '.join(self.evals.selected()) or 'none'})"
             )
+        if self.evals.new_rows is not None and (not self.needs_reference or self.method.data != "paired"):
+            raise ValueError(f"evals.new_rows takes pairs and a reference, and {called} has not both")
         by_judge = self.evals.xstest is not None and self.evals.xstest.scored_by == "judge"
         if by_judge and (self.judge is None or self.judge.kind == "rubric"):
             raise ValueError("evals.xstest.scored_by: judge needs a judge of kind openai")
@@ -375,6 +394,8 @@ class Recipe(Section):
     def notes(self) -> list[str]:
         """One sentence for each setting that is allowed and seldom meant; none is refused."""
         notes, section = self.outside_practice(), self.training.spelling.section
+        if self.sft is not None and self.sft.dataset is not None and (note := as_fast_as_sft(self.dpo, self.sft)):
+            notes.append(f"{section}.{note}")
         if self.tokens.truncation == "keep_start":
             notes.append(
                 "tokens.truncation: keep_start cuts the token that ends an answer: the policy may learn not to end"
@@ -432,6 +453,11 @@ class Recipe(Section):
     def repeats(self) -> int:
         """How many more times the policy is trained, for the spread from run to run."""
         return self.gate.seeds - 1 if isinstance(self.gate, Gate) else 0
+
+    @property
+    def experiment(self) -> str:
+        """The MLflow experiment of its runs."""
+        return self.registry.experiment or self.name
 
     @property
     def model_name(self) -> str:

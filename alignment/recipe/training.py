@@ -129,9 +129,10 @@ class Optimisation(Section):
     """Mixtures of experts only: weight of the term that spreads tokens evenly over experts, beside the loss; 0 adds
     none, and 0.001 is usual. SFT takes it over the tokens of a micro batch, preference training over those of a
     sequence, so that a row weighs the same in any company."""
-    gradient_checkpointing: bool = False
-    """Computes activations again in the backward pass instead of keeping them: less memory for about a third more
-    time."""
+    gradient_checkpointing: bool | Literal["selective"] = False
+    """Computes activations again in the backward pass instead of keeping them. `true`: of whole layers, the least
+    memory for about a third more time. `selective`: of norms and MLPs, which are most of the memory, for about a sixth
+    more."""
     sharded: bool = False
     """Cuts weights, gradients and the optimiser's state over the GPUs of a slot, for a model that one GPU cannot hold;
     false keeps a whole copy on each, which is faster where it fits. It counts where the pool's launcher starts more
@@ -175,8 +176,9 @@ class SftTraining(Optimisation):
 
     @model_validator(mode="after")
     def _best_weights_of_a_whole_model(self) -> SftTraining:
-        if self.sharded and self.patience is not None:
-            raise ValueError("patience needs the whole model in one process: leave out patience or sharded")
+        for name, value in {"patience": self.patience, "lora.quantise": self.quantise}.items():
+            if self.sharded and value is not None:
+                raise ValueError(f"{name} needs the whole model in one process: leave out {name} or sharded")
         return self
 
     def outside_practice(self) -> list[str]:
@@ -191,6 +193,25 @@ class SftTraining(Optimisation):
     def of(cls, settings: SftTraining) -> SftTraining:
         """The settings that training depends on, without the section's other keys (`adopt`, `dataset`, …)."""
         return cls(**{name: getattr(settings, name) for name in SftTraining.model_fields})
+
+
+LORA_RATE = 10.0
+"""How many times the rate of all weights an adapter takes."""
+NEAR_SFT = 0.5
+"""Share of SFT's learning rate from which preference training repeats SFT's; practice takes 1/40 to 1/10."""
+
+
+def as_fast_as_sft(settings: Optimisation, sft: SftTraining) -> str | None:
+    """A sentence where preference training takes about the learning rate of the SFT that it starts from."""
+    rates = [each.learning_rate / (1 if each.lora is None else LORA_RATE) for each in (settings, sft)]
+    if rates[0] < NEAR_SFT * rates[1]:
+        return None
+    of_adapter = " (an adapter's is a tenth of it)" if settings.lora is not None or sft.lora is not None else ""
+    return (
+        f"learning_rate {short(settings.learning_rate)} is {rates[0] / rates[1]:.2g} times SFT's"
+        f" {short(sft.learning_rate)}{of_adapter}, and practice takes a tenth or less: at SFT's rate preferences spoil"
+        " what SFT taught"
+    )
 
 
 class Sft(SftTraining):

@@ -11,10 +11,11 @@ from typing import Any
 from pydantic import model_validator
 
 from alignment.data.manifest import read_manifest
-from alignment.logprobs.effort import Ranks
+from alignment.logprobs.effort import ALONE
 from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint
 from alignment.models.code import record_of_code
 from alignment.models.merging import write_average
+from alignment.models.runner import tf32_products
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
 from alignment.stages.execute import REQUEST_FILE
@@ -61,8 +62,9 @@ def run(request: MergeRequest, context: Context) -> Result:
     write_average(parts, TRAINED, context.out, runs_code=runs_code)
     folder, manifest_folder = context.fetch(trained.checkpoint), context.fetch(trained.manifest)
     manifest = read_manifest(manifest_folder)
-    rows, dropped, _ = training_rows(trained, context, Ranks(0, 1), folder, manifest_folder, manifest)
-    measured = measure_held_out(trained, context, rows, context.out)
+    rows, dropped, _ = training_rows(trained, context, ALONE, folder, manifest_folder, manifest)
+    with tf32_products(trained.settings.tf32):
+        measured = measure_held_out(trained, context, rows, context.out)
     digest = digest_checkpoint(context.out, runs_code)
     about = checkpoint_summary(context.out, digest) | record_of_code(context.out, runs_code)
     summary = PolicySummary(

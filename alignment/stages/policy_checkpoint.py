@@ -12,32 +12,35 @@ from pydantic import model_validator
 
 from alignment.data.manifest import Manifest, read_manifest
 from alignment.data.tokens import Tokenization, TokenSequence
+from alignment.errors import BadInput
 from alignment.logprobs.effort import Ranks
 from alignment.logprobs.keys import fingerprint, numerics_class
 from alignment.logprobs.token_ids import TokenIds, policy_name
 from alignment.methods import method_of
 from alignment.models.checkpoint import (
     checkpoint_summary,
+    default_device,
     digest_checkpoint,
     embeddings,
     load_model,
     load_tokenizer,
     max_positions,
+    require_precision,
     whole_summary,
 )
 from alignment.models.code import record_of_code
 from alignment.models.loading import load_sharded
+from alignment.models.quantised import Quantisation
 from alignment.models.runner import tf32_products
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
 from alignment.stages.execute import environment
-from alignment.stages.stage import PolicySummary, ReferenceSummary
+from alignment.stages.stage import PolicySummary, ReferenceSummary, began_with
 from alignment.store import Artifact
 from alignment.training import resume
 from alignment.training.arguments import (
     gathered,
     history,
-    require_precision,
     require_world_size,
     rounded,
     trainer_arguments,
@@ -100,7 +103,7 @@ def run(request: DpoRequest, context: Context) -> Result:
     data that cannot be trained on, `Disagreement` when the untrained policy does not score as its reference.
     """
     require_world_size(request.world_size, context.world_size)
-    require_precision(request.settings.precision)
+    require_precision(request.settings.precision, default_device())
     ranks = Ranks(context.rank, context.world_size)
     with ranks.together(), tf32_products(request.settings.tf32):
         return _run(request, context, ranks)
@@ -109,6 +112,8 @@ def run(request: DpoRequest, context: Context) -> Result:
 def _run(request: DpoRequest, context: Context, ranks: Ranks) -> Result:
     from alignment.logprobs.scorer import free_memory
 
+    sharded = request.settings.sharded and ranks.world_size > 1
+    saved = seen_by_all(context.out, ranks) if sharded else context.out
     folder = context.fetch(request.checkpoint)
     manifest_folder = context.fetch(request.manifest)
     manifest = read_manifest(manifest_folder)
@@ -117,10 +122,8 @@ def _run(request: DpoRequest, context: Context, ranks: Ranks) -> Result:
     agreed = _reference_agrees(request, context, rows, same_device)
     free_memory()
     trained = _train(request, context, folder, rows, same_device) | ({"agreement": agreed} if agreed else {})
-    sharded = request.settings.sharded and ranks.world_size > 1
     if context.rank and not sharded:
         return Result(digest="")
-    saved = Path(ranks.gather(str(context.out))[0]) if sharded else context.out
     trained |= measure_held_out(request, context, rows, saved, sharded)
     if context.rank:
         return Result(digest="")
@@ -139,6 +142,34 @@ def _run(request: DpoRequest, context: Context, ranks: Ranks) -> Result:
     return Result(digest=digest.digest, summary=summary)
 
 
+def seen_by_all(folder: Path, ranks: Ranks) -> Path:
+    """The first rank's folder; raises `BadInput` where another does not see it, before hours of training."""
+    first = Path(ranks.gather(str(folder))[0])
+    if blind := [rank + 1 for rank, sees in enumerate(ranks.gather(first.is_dir())) if not sees]:
+        raise BadInput(
+            f"process {blind[0]} of {ranks.world_size} does not see {first}, where the policy is saved and measured:"
+            " all nodes of a sharded training need one folder for the store",
+            field="sharded",
+        )
+    return first
+
+
+def _fingerprint_of(
+    checkpoint: Artifact, request: DpoRequest, context: Context, quantisation: Quantisation | None = None
+) -> str:
+    """The fingerprint of a checkpoint's log-probs, as the request's training scores."""
+    about = whole_summary(context.store.commit_of(checkpoint).summary, lambda: context.fetch(checkpoint))
+    settings = request.settings
+    return fingerprint(
+        about["weights_digest"],
+        about["config_digest"],
+        settings.precision,
+        quantisation=quantisation,
+        numerics=numerics_class(settings.precision, request.pass_tokens, settings.tf32),
+        rope_by_length=about["rope_by_length"],
+    )
+
+
 def training_rows(
     request: DpoRequest, context: Context, ranks: Ranks, folder: Path, manifest_folder: Path, manifest: Manifest
 ) -> tuple[PolicyRows, dict[str, int], dict[str, int]]:
@@ -147,17 +178,8 @@ def training_rows(
     tokenizer = load_tokenizer(folder, context.runs_code(request.checkpoint))
     start = whole_summary(context.store.commit_of(request.checkpoint).summary, lambda: folder)
     tokens = Tokenization(tokenizer, request.tokens, max_positions(folder), start["end_ids"], embeddings(folder))
-    precision, scored = request.settings.precision, start
-    if (other := request.reference) is not None:
-        scored = whole_summary(context.store.commit_of(other).summary, lambda: context.fetch(other))
-    name = fingerprint(
-        scored["weights_digest"],
-        scored["config_digest"],
-        precision,
-        quantisation=request.settings.quantise,
-        numerics=numerics_class(precision, request.pass_tokens, request.settings.tf32),
-        rope_by_length=scored["rope_by_length"],
-    )
+    scored, quantised = request.reference or request.checkpoint, request.settings.quantise
+    name = _fingerprint_of(scored, request, context, quantised)
     into, method = context.work / "rows", method_of(request.settings)
     dropped, sft_dropped = dict[str, int](), dict[str, int]()
     if ranks.rank == 0:
@@ -276,8 +298,9 @@ def measure_held_out(
 ) -> dict[str, Any]:
     """Measures the held-out rows on the checkpoint in `saved`, loaded as evaluations load it, and writes them.
 
-    Evaluations compare the policy with its start on these rows. Where the method has no reference, whose log-probs
-    would be known, the start is measured here, on these rows alone. Of a `sharded` model every rank measures them all.
+    Evaluations compare the policy with its start on these rows; of a chain that is where the chain began. Where its
+    log-probs are not the reference's, which are known, it is measured here, on these rows alone. The means in the
+    summary are by the reference that the training had. Of a `sharded` model every rank measures them all.
     """
     from alignment.logprobs.scorer import free_memory, logps
     from alignment.training.held_out import means, measure, measured, with_reference
@@ -294,14 +317,35 @@ def measure_held_out(
 
         return logps_of
 
-    held_out, found, method = measured(rows.held_out), [], method_of(request.settings)
-    if held_out and not method.needs_reference:
+    held_out, method = measured(rows.held_out), method_of(request.settings)
+    if not held_out:
+        if not context.rank:
+            write_held_out(context.out, [])
+        return {"held_out": means([], request.settings)}
+    if not method.needs_reference:
         held_out = with_reference(held_out, method, score(context.fetch(request.checkpoint)))
-    if held_out:
-        found = measure(held_out, method, rows.fingerprint, score(saved))
+    policy = once(score(saved))
+    found = of_start = measure(held_out, method, rows.fingerprint, policy)
+    start = began_with(context.store.commit_of, request.checkpoint)
+    reference = request.reference if request.reference and method.needs_reference else request.checkpoint
+    if start.digest != reference.digest:
+        beside = with_reference(held_out, method, score(context.fetch(start)))
+        of_start = measure(beside, method, _fingerprint_of(start, request, context), policy)
     if not context.rank:
-        write_held_out(context.out, found)
+        write_held_out(context.out, of_start)
     return {"held_out": means(found, request.settings)}
+
+
+def once(score: Score) -> Score:
+    """A score that is computed at the first call, for callers that give the same sequences each time."""
+    known: list[float] = []
+
+    def logps_of(sequences: Sequence[TokenSequence], wholes: Sequence[int] | None = None) -> list[float]:
+        if not known:
+            known.extend(score(sequences, wholes) if wholes is not None else score(sequences))
+        return list(known)
+
+    return logps_of
 
 
 STAGE: Stage[DpoRequest] = Stage(name="policy_checkpoint", code_version=3, request=DpoRequest, run=run, device="gpu")

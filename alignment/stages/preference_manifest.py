@@ -32,6 +32,10 @@ from alignment.store import Artifact, CorruptArtifact
 __all__ = ["STAGE", "ManifestRequest", "ManifestSummary", "SuiteItems"]
 
 
+POLICY_LOGPROBS = "policy_logprobs"
+"""The kind of log-probs that are of several shards."""
+
+
 class Selection(BaseModel):
     """The pairs that a policy disagrees on most with the checkpoint that `references` are of, a `share` of them.
 
@@ -173,7 +177,7 @@ def _logps(shards: list[ManifestShard], files: list[ShardFiles], context: Contex
         if shard.reference is None or place.reference is None:
             continue
         known = ReferenceSummary.of(context.store.commit_of(shard.reference)).logps
-        if known is None:
+        if known is None or shard.reference.kind == POLICY_LOGPROBS:  # whose numbers are of all shards
             counts = LogpCounts()
             counts.add(read_columns(place.reference / LOGPROBS_FILE, *LOGPS))
             known = counts.numbers()

@@ -157,6 +157,8 @@ class CheckpointSummary(Summary):
     vocab_size: int | None = None
     max_positions: int | None = None
     has_chat_template: bool | None = None
+    template_ends_answers: bool | None = None
+    """Whether the chat template puts an end behind an answer; null where that is not known."""
     runs_code: dict[str, str] | None = None
     """File to SHA-256 of the model's own code, where it may run. Never set where it may not."""
     adapter: AdapterSummary | None = None
@@ -205,6 +207,11 @@ def starts_of(commit_of: Callable[[Artifact], Commit], policy: Commit) -> list[C
     while starts[-1].kind == POLICY:
         starts.append(commit_of(starts[-1].inputs["checkpoint"]))
     return starts
+
+
+def began_with(commit_of: Callable[[Artifact], Commit], checkpoint: Artifact) -> Artifact:
+    """Where training began that led to a checkpoint: itself, unless it is a policy."""
+    return starts_of(commit_of, commit_of(checkpoint))[-1].artifact if checkpoint.kind == POLICY else checkpoint
 
 
 def trained_policy(commit_of: Callable[[Artifact], Commit], policy: Commit) -> Commit:

@@ -125,10 +125,8 @@ class Attempt:
 
 
 class Store(Refs):
-    """An artifact store. `cache` holds local copies of remote artifacts, and the work folders of a remote store.
-
-    Another machine does not see these work folders, so a build that moves to another machine starts from the beginning.
-    """
+    """An artifact store. `cache` holds local copies of remote artifacts, and the work folders of a remote store, whose
+    checkpoints are copied into the store (`alignment.store.work`)."""
 
     def uri(self, artifact: Artifact) -> str:
         """The artifact's folder as a URL that a person can open."""
@@ -375,8 +373,10 @@ class Store(Refs):
         return folder
 
     def clear_work(self, kind: str, key: str) -> None:
-        """Removes the resumable state of a build; safe to repeat."""
+        """Removes the resumable state of a build, here and in the store; safe to repeat."""
         shutil.rmtree(self.work_path(kind, key), ignore_errors=True)
+        if not self.is_local:
+            self.remove_folder(self.path("work", kind, key))
 
 
 # The refs of a stage in every recipe.
@@ -384,9 +384,10 @@ class Store(Refs):
 
 @dataclass(frozen=True)
 class Named:
-    """A ref with its recipe and partition; `partition` is None for a stage without partitions."""
+    """A ref with its recipe, node and partition; `partition` is None for a node without partitions."""
 
     recipe: str
+    node: str
     partition: str | None
     ref: Ref
 
@@ -400,10 +401,10 @@ def refs_of(store: Store, stage: str, *, partitioned: bool = False, kind: str | 
     for path in (path for pattern in patterns for path in store.matching(store.path("refs"), pattern)):
         place = PurePosixPath(path)
         recipe, partition = place.parts[depth], unquote(place.stem) if partitioned else None
-        named = stage if partitioned else "/".join((*place.parts[depth + 1 : -1], stage))
-        ref = store.read_ref(recipe, named, partition)
-        if ref is not None and (named == stage or ref.artifact.kind == (kind or stage)):  # else a shard of that name
-            yield Named(recipe, partition, ref)
+        node = stage if partitioned else "/".join((*place.parts[depth + 1 : -1], stage))
+        ref = store.read_ref(recipe, node, partition)
+        if ref is not None and (node == stage or ref.artifact.kind == (kind or stage)):  # else a shard of that name
+            yield Named(recipe, node, partition, ref)
 
 
 # Many commit records are read concurrently: on a remote store, thousands read in turn would take minutes.

@@ -23,6 +23,7 @@ from alignment.errors import BadInput
 from alignment.logprobs.scorer import logps
 from alignment.methods import method_of
 from alignment.models.attention import shared_prompts
+from alignment.models.recompute import recompute_cheap_parts
 from alignment.models.runner import Runner, products_are_tf32
 from alignment.models.sharding import shard, whole, without_gradient
 from alignment.recipe import Dpo
@@ -266,6 +267,8 @@ def preference_trainer(
         raise
     if trained.sharded:
         shard(trainer.causal_lm, settings.precision, trainer.args.device, read=trained.read)
+    if settings.gradient_checkpointing == "selective":
+        recompute_cheap_parts(trainer.causal_lm)
     trainer.pairs, trainer.settings, trainer.pass_tokens = pairs, settings, pass_tokens
     if settings.router_aux_loss_coef:
         trainer.router = RouterLoss(trainer.causal_lm, settings.router_aux_loss_coef)

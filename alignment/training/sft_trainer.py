@@ -16,6 +16,7 @@ from trl import SFTConfig, SFTTrainer
 
 from alignment.data.tokens import TokenSequence
 from alignment.errors import BadInput
+from alignment.models.recompute import recompute_cheap_parts
 from alignment.models.sharding import local, shard, sharding_of, whole
 from alignment.training.models import TrainedModel, master_weights
 from alignment.training.packed_step import sum_over_ranks
@@ -230,4 +231,6 @@ def sft_trainer(
             trainer.causal_lm, trained.settings.precision, trainer.args.device, read=trained.read, mean=True
         )
         sharding.patch(trainer.causal_lm)
+    if trained.settings.gradient_checkpointing == "selective":
+        recompute_cheap_parts(trainer.causal_lm)
     return trainer

@@ -101,7 +101,7 @@ def score(
 SideName = Annotated[
     str,
     typer.Argument(
-        help="samples.parquet, a recipe's name (its newest policy), MODEL@version or MODEL@champion.",
+        help="samples.parquet, a recipe's name or file (its newest policy), MODEL@version or MODEL@champion.",
         autocompletion=recipe_completions,
     ),
 ]

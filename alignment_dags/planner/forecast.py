@@ -11,6 +11,7 @@ from typing import Any
 from alignment.data.hub import HubUnreachable, asking_briefly
 from alignment.errors import BadInput
 from alignment.models.checkpoint import CONFIG_FILE, read_config
+from alignment.models.gguf import gguf_config, is_gguf
 from alignment.models.pin import hub_config
 from alignment.models.shape import shape_of
 from alignment.recipe import Dpo, Recipe
@@ -177,6 +178,8 @@ def model_config(workspace: Workspace, planned: list[Planned]) -> ModelConfig:
             return ModelConfig(config, f"config.json of {step.node.name}")
     sft = workspace.recipe.sft
     source = (sft and sft.adopt) or workspace.recipe.base_model
+    if source.path is not None and is_gguf(source.path):
+        return ModelConfig(gguf_config(Path(source.path).expanduser()), f"the configuration in {source.path}")
     if source.path is not None:
         return ModelConfig(read_config(source.path), f"config.json in {source.path}")
     if source.hub is None:

@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 from alignment.models.memory import (
+    Checkpointing,
     PackedPass,
     Trained,
     answering_bytes,
@@ -18,7 +19,7 @@ from alignment.models.memory import (
 from alignment.models.runner import CPU_TOKENS
 from alignment.models.shape import Shape
 from alignment.models.size import parameter_counts
-from alignment.recipe import Dpo, Lora, Recipe
+from alignment.recipe import Lora, Recipe
 from alignment.recipe.generate import Sampled
 from assets.building.node import Node
 from resources.pools import Pool
@@ -61,7 +62,7 @@ class Load:
     on_gpu: bool
     shards: int = 1
     lora: Lora | None = None
-    checkpointing: bool = False
+    checkpointing: Checkpointing = False
     packed: bool = True
     """The trainer packs prompts with their completions; SFT pads rows."""
     ranks: int = 1
@@ -95,7 +96,7 @@ class Load:
                 rank * self.shape.layers * sum(linear.inputs + linear.outputs for linear in adapted),
                 self.precision,
                 wide_gradients=self.packed,
-                buckets=not self.packed and self.ranks > 1,
+                buckets=not self.packed and self.ranks > 1 and self.shards == 1,
                 shards=self.shards,
                 quantised=quantised_parameters(self.shape) if self.quantised else 0,
             )
@@ -112,10 +113,11 @@ class Load:
         parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in self.parts().items() if size >= 0.05 * GIB)
         split = f", split over {self.shards} devices" if self.shards > 1 else ""
         four_bits = ", those of linear layers in 4 bits," if self.quantised else ""
-        recomputed = ", activations checkpointed" if self.kind == "train" and self.checkpointing else ""
+        how = {False: "", True: ", activations checkpointed", "selective": ", norms and MLPs computed again"}
+        recomputed = how[self.checkpointing] if self.kind == "train" else ""
         return (
-            f"{self.shape.parameters:,} parameters in {self.precision}{four_bits}{self._adapter}{split}; {self.tokens:,} tokens at"
-            f" once{recomputed}" + (f"; GiB: {parts}" if parts else "")
+            f"{self.shape.parameters:,} parameters in {self.precision}{four_bits}{self._adapter}{split};"
+            f" {self.tokens:,} tokens at once{recomputed}" + (f"; GiB: {parts}" if parts else "")
         )
 
     @property
@@ -145,6 +147,7 @@ def precision_of(node: Node, recipe: Recipe) -> str | None:
     loaded = {
         "reference_logprobs": recipe.reference.precision,
         "policy_logprobs": recipe.reference.precision,
+        "new_rows": recipe.reference.precision,
         "merged_checkpoint": recipe.dpo.precision,
         "responses": recipe.evals.precision,
         "policy_divergence": recipe.evals.precision,
@@ -247,7 +250,7 @@ def remedies(stage: str, load: Load, pool: Pool, room: float, needs_reference: b
 def _left(stage: str, load: Load) -> list[Change]:
     """The changes that a load has not made yet, in the order a person would take them."""
     possible: dict[Change, bool] = {
-        "checkpoint": load.kind == "train" and not load.checkpointing,
+        "checkpoint": load.kind == "train" and load.checkpointing is not True,
         "smaller": load.tokens > LEAST_PASS and stage != "sft_checkpoint",
         "adapter": load.kind == "train" and load.lora is None,
         "quantise": load.kind == "train" and load.lora is not None and not load.quantised and load.shards == 1,
@@ -258,8 +261,9 @@ def _left(stage: str, load: Load) -> list[Change]:
 
 def _with(load: Load, changes: frozenset[Change], pool: Pool) -> Iterator[Load]:
     """The load with the changes: on as few devices as there are, with as large passes as there are, first."""
+    levels: list[Checkpointing] = [load.checkpointing]
     if "checkpoint" in changes:
-        load = replace(load, checkpointing=True)
+        levels = [True] if load.checkpointing else ["selective", True]
     if "adapter" in changes:
         load = replace(load, lora=LORA)
     if "quantise" in changes:
@@ -270,14 +274,15 @@ def _with(load: Load, changes: frozenset[Change], pool: Pool) -> Iterator[Load]:
     halves = [load.tokens >> times for times in range(1, 32) if load.tokens >> times >= LEAST_PASS]
     for shards in devices:
         for tokens in halves if "smaller" in changes else (load.tokens,):
-            yield replace(load, shards=shards, ranks=max(load.ranks, shards), tokens=tokens)
+            for level in levels:
+                yield replace(load, shards=shards, ranks=max(load.ranks, shards), tokens=tokens, checkpointing=level)
 
 
 def _written(change: Change, stage: str, load: Load) -> str:
     """A change as a person writes it."""
     section = {"policy_checkpoint": "optimise", "sft_checkpoint": "sft"}.get(stage, "reference")
     if change == "checkpoint":
-        return f"{section}.gradient_checkpointing: true"
+        return f"{section}.gradient_checkpointing: {'true' if load.checkpointing is True else load.checkpointing}"
     if change == "adapter":
         return f"{section}.lora: {{rank: {LORA.rank}}}"
     if change == "quantise":
@@ -285,5 +290,5 @@ def _written(change: Change, stage: str, load: Load) -> str:
     if change == "smaller":
         key = "evals" if load.kind in ("answer", "measure") else "reference"
         return f"{key}.batch_tokens: {load.tokens}"
-    has_key = stage == "policy_checkpoint" and "sharded" in Dpo.model_fields
-    return f"{'optimise.sharded: true' if has_key else 'sharding'} over {load.shards} devices"
+    section = "evals" if load.kind in ("answer", "measure") else section
+    return f"{section}.sharded: true over {load.shards} devices"

@@ -101,7 +101,7 @@ def forget_erased(store: Store) -> None:
     for kind in (SHARD, DATASET, POLICY, SFT):
         for named in refs_of(store, kind, partitioned=kind == SHARD):
             if current_erasure(store, named.ref.artifact) is not None:
-                store.remove_ref(named.recipe, kind, named.partition)
+                store.remove_ref(named.recipe, named.node, named.partition)
 
 
 KEEP = 5

@@ -136,8 +136,8 @@ def end_orphans(mark: str, run_id: str) -> list[int]:
 
 def orphans(leader: int | None, run_id: str) -> Iterator[int]:
     """Pids of the session that a dead worker led (nobody can lead one of that name while it has members), and of
-    processes that were started for its run, without those of a cluster's job, which the next run goes on with.
-    `leader` is None where its PID means another process by now."""
+    processes that were started for its run. A cluster's job is left, as the next run goes on with it. `leader` is None
+    where its PID means another process by now."""
     leads_again = leader is None or bool(process_mark(leader))
     for process in psutil.process_iter():
         with contextlib.suppress(ProcessLookupError, PermissionError, psutil.Error):

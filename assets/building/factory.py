@@ -19,6 +19,7 @@ from alignment.progress import CURVES
 from alignment.recipe import Recipe
 from alignment.stages import Request
 from alignment.stages.execute import DAGSTER_RUN, RECIPE_NAME, REQUEST_FILE
+from alignment.stages.usage import POOL, Usage
 from alignment.store import Artifact, Commit, Ref, Store
 from alignment.store.erase import current_erasure
 from assets.building.node import Node, NotNeeded, Shown, Work
@@ -174,7 +175,8 @@ class Materializer:
             raise dg.Failure(shown(f"{type(error).__name__}: {error}")) from None  # Dagster would record its cause
 
     def _materialize(self, shard: str | None) -> tuple[str, dict[str, Any]]:
-        os.environ.update({DAGSTER_RUN: self.context.run.run_id, RECIPE_NAME: self.recipe.name})
+        pool_name = self.node.pool or ""
+        os.environ.update({DAGSTER_RUN: self.context.run.run_id, RECIPE_NAME: self.recipe.name, POOL: pool_name})
         check_residency(self.recipe, self.pools, self.store)
         check_packages(self.recipe, self.pools)
         upstream = Upstream(self.store, self.recipe.name)
@@ -182,9 +184,8 @@ class Materializer:
         commit = self.store.find(self.node.stage.kind, self.node.stage.key(request))
         hit = commit is not None
         if commit is None:
-            name = self.node.pool or ""
-            pool = self.pools[name] if name else None
-            work = Work(self.node.stage, request, self.store, self.tracking, pool, self.context, name)
+            pool = self.pools[pool_name] if pool_name else None
+            work = Work(self.node.stage, request, self.store, self.tracking, pool, self.context, pool_name)
             with self.curves(request) if self.node.is_checkpoint else nullcontext():
                 commit = self.node.make(work)
         self.context.log.info(f"{'found' if hit else 'made'} {self.store.uri(commit.artifact)}")
@@ -248,7 +249,8 @@ class Materializer:
         key = stage.key(request)
         settings = dict(flat(request.model_dump(mode="json")))
         run_id = self.context.run.run_id
-        opening = Opening(self.recipe.name, self.node.name, stage.kind, key, stage.name, run_id, settings)
+        experiment = self.recipe.experiment
+        opening = Opening(self.recipe.name, self.node.name, stage.kind, key, stage.name, run_id, settings, experiment)
         path = self.store.work_path(stage.kind, key) / CURVES
         return live_curves(self.tracking, opening, path, self.context.log.info)
 
@@ -264,14 +266,20 @@ class Materializer:
                 commit=commit,
                 uri=self.store.uri(commit.artifact),
                 params=self.params(commit),
-                metrics=numbers(commit.summary) | {"seconds": commit.seconds},
+                metrics=numbers(commit.summary) | self.usage(commit).numbers(),
                 dagster_run_id=self.context.run.run_id,
                 history=shown.history,
                 upstream=known,
                 files=shown.files,
                 checkpoint=self.node.is_checkpoint,
+                experiment=self.recipe.experiment,
             )
         )
+
+    def usage(self, commit: Commit) -> Usage:
+        """What the artifact took when it was made, at the price of the pool that made it."""
+        pool = self.pools.pools.get(commit.environment.get("pool") or self.node.pool or "")
+        return Usage.of(commit, pool.price_per_hour if pool else None)
 
     def params(self, commit: Commit) -> dict[str, Any]:
         """The request's own settings under flat names, without its input artifacts."""
@@ -288,7 +296,7 @@ class Materializer:
             "mlflow": dg.MetadataValue.url(reported.url),
             "dagster/uri": self.store.uri(commit.artifact),
             "reused": hit,
-            "seconds": commit.seconds,
+            **self.usage(commit).numbers(),
             "key": commit.key,
         }
         plotted = numbers(commit.summary)

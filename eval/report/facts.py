@@ -14,6 +14,7 @@ from alignment.methods import METHOD
 from alignment.recipe import Dpo
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.stage import PolicySummary, trained_policy
+from alignment.stages.usage import Usage
 from alignment.store import Artifact, Commit, MissingArtifact, Store
 from eval.answers.files import ITEMS_FILE
 from eval.gate.evidence import ReportRequest
@@ -38,6 +39,7 @@ STAGE_ORDER = (
     "reference_logprobs",
     "policy_logprobs",
     "preference_manifest",
+    "new_rows",
     "policy_checkpoint",
     "merged_checkpoint",
     "policy_divergence",
@@ -48,8 +50,9 @@ STAGE_ORDER = (
 
 @dataclass(frozen=True)
 class StageTotals:
-    """The artifacts of a stage: their number, when the first began, seconds of work, and the cost in USD (None if the
-    pool has no price). `digest` is empty if there are several artifacts."""
+    """The artifacts of a stage: their number, when the first began, seconds of work, seconds of GPUs and the most
+    memory held (None if the records do not say), and the cost in USD (None if the pool has no price). `digest` is empty
+    if there are several artifacts."""
 
     stage: str
     artifacts: int
@@ -58,6 +61,8 @@ class StageTotals:
     device: str
     began: str
     seconds: float
+    gpu_seconds: float | None
+    peak_memory_gib: float | None
     cost: float | None
 
 
@@ -95,6 +100,9 @@ def stage_totals(commits: Iterable[Commit], prices: Mapping[str, float]) -> list
 def _totals(stage: str, commits: list[Commit], price: float | None) -> StageTotals:
     first = min(commits, key=lambda commit: commit.started_at)
     seconds = sum(commit.seconds for commit in commits)
+    taken = [Usage.of(commit) for commit in commits]
+    on_gpus = [each.gpu_seconds for each in taken if each.gpu_seconds is not None]
+    peaks = [each.peak_memory_gib for each in taken if each.peak_memory_gib is not None]
     return StageTotals(
         stage=stage,
         artifacts=len(commits),
@@ -103,6 +111,8 @@ def _totals(stage: str, commits: list[Commit], price: float | None) -> StageTota
         device=first.environment.get("device", ""),
         began=first.started_at,
         seconds=seconds,
+        gpu_seconds=sum(on_gpus) if on_gpus else None,
+        peak_memory_gib=max(peaks, default=None),
         cost=price * seconds / 3600 if price else None,
     )
 
@@ -173,7 +183,8 @@ def facts_of(store: Store, request: ReportRequest) -> Facts:
     scores = {suite: store.commit_of(artifact) for suite, artifact in request.policy_scores.items()}
     divergence = [request.divergence] if request.divergence else []
     scored = [*request.sft_scores.values(), *request.policy_scores.values()]
-    behind = ancestry(store, [request.policy, *divergence, *scored])
+    others = [repeat.policy for repeat in request.repeats] + ([request.sweep] if request.sweep else [])
+    behind = ancestry(store, [request.policy, *divergence, *scored, *others])
     stages = stage_totals(behind.values(), request.prices)
     judged = judging(behind.values())
     costs = [cost for cost in (*(stage.cost for stage in stages), judged.usd if judged else None) if cost is not None]

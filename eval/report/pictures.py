@@ -75,9 +75,12 @@ def sweep_png(choice: Choice) -> bytes:
         axis.plot([point.picking.difference * unit.factor], [place], "o", color=colour, markersize=6, fillstyle="none")
     axis.axvline(0, color="#777777", linewidth=1)
     axis.set_yticks(range(len(choice.points)), [described(point.settings) for point in choice.points.values()])
-    axis.invert_yaxis()
+    axis.set_ylim(len(choice.points) - 0.5, -0.5)
     axis.tick_params(labelsize=7)
-    axis.set_title(f"{choice.metric}: point minus start, in {unit.name}; hollow: picks, full: confirms", fontsize=8)
+    title = (
+        f"{choice.metric}: point minus start, in {unit.name}\nhollow: the half that picks; full: the half that confirms"
+    )
+    figure.suptitle(title, fontsize=8, x=0.01, horizontalalignment="left")
     for side in ("right", "top"):
         axis.spines[side].set_visible(False)
     return png_of(figure)

@@ -14,9 +14,11 @@ from alignment.data.rows import write_records
 from alignment.errors import BadInput
 from alignment.models.checkpoint import (
     checkpoint_summary,
+    default_device,
     digest_checkpoint,
     embeddings,
     load_tokenizer,
+    require_precision,
     save_checkpoint,
 )
 from alignment.models.pin import ModelPin, materialise
@@ -29,7 +31,6 @@ from alignment.training import resume
 from alignment.training.arguments import (
     accumulation_steps,
     history,
-    require_precision,
     require_world_size,
     trainer_arguments,
     training_order,
@@ -125,7 +126,7 @@ def _train(request: RewardRequest, context: Context, folder: Path, pairs: Sequen
     from alignment.training.reward_trainer import reward_trainer
 
     settings, work = request.settings, context.work / "trainer"
-    require_precision(settings.precision)
+    require_precision(settings.precision, default_device())
     if not pairs:
         raise BadInput("no pair to train a reward model on")
     assert request.manifest is not None

@@ -22,6 +22,7 @@ from alignment.errors import BadInput
 from alignment.stages import Request, Stage, execute
 from alignment.stages.__main__ import BAD_INPUT_FILE
 from alignment.stages.execute import DAGSTER_RUN, JOB, KEY_IS_HELD, RECIPE_NAME
+from alignment.stages.usage import POOL
 from alignment.store import Commit, MissingArtifact, Store
 from resources.pools import Pool
 
@@ -33,14 +34,14 @@ NOT_INSTALLED = re.compile(
     r"No module named '?(alignment|assets|eval|resources)\b|ErrImage\w*|ImagePull\w*|InvalidImageName"
 )
 LOST = re.compile(
-    r"exit code -?(9|15|137|143)\b|preempt|evict|unexpectedly (died|terminated)"
+    r"exit code -?(9|15|137|143)\b|preempt|evict|unexpectedly (died|killed|terminated)"
     r"|(actor|node|worker|supervisor)\b.{0,60}\b(died|dead|killed|lost|terminated|unavailable|failed)\b"
     r"|failed to connect|ConnectionError|connection (refused|reset|aborted)|timed out",
     re.IGNORECASE,
 )
 """What clusters say of a machine that went away, or that cannot be reached now: another try can pass."""
 LOGS = "last available logs"
-"""After these words Ray repeats what the stage itself has said."""
+"""After these words a cluster repeats what the stage itself has said."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class ProgramLauncher(ABC):
             "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // launch.pool.processes_per_node)),
             "ALIGN_STORE": store.url,
             BAD_INPUT_FILE: store.fs.unstrip_protocol(bad_input),
-            **{name: os.environ[name] for name in (DAGSTER_RUN, RECIPE_NAME) if name in os.environ},
+            **{name: os.environ[name] for name in (DAGSTER_RUN, RECIPE_NAME, POOL) if name in os.environ},
             **(held if self.ends_with_step else {JOB: launch.name}),
             **handed_on(file.url for file in launch.request.source_files()),
         }

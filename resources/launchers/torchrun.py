@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 
 import dagster as dg
 import psutil
+from dagster._core.errors import DagsterPipesExecutionError
 
 from alignment.devices import take
 from resources.home import PROJECT
@@ -52,7 +54,8 @@ def _as_torchrun(program: Program, node: int, meet_at: tuple[str, int] | None) -
 def _others(launch: Launch, program: Program, meet_at: tuple[str, int] | None) -> Iterator[None]:
     """The ranks of the other nodes, started and in the end stopped; one of them that fails ends the first node's."""
     pool = launch.pool
-    started: list[subprocess.Popen[bytes]] = []
+    started: dict[str, subprocess.Popen[bytes]] = {}
+    over = threading.Event()
     try:
         for node, host in enumerate(pool.torchrun.hosts, start=1):
             words = [sys.executable, "-m", "alignment.devices", str(pool.gpus_per_node), launch.pool_name]
@@ -61,27 +64,37 @@ def _others(launch: Launch, program: Program, meet_at: tuple[str, int] | None) -
             line = f"cd {shlex.quote(str(PROJECT))} && exec {shlex.join(['env', *assignments, *words])}"
             shell = [word.format(host=host) for word in pool.torchrun.shell]
             # a terminal of ssh (-tt) ends what runs on the host when the ssh here ends
-            started.append(subprocess.Popen([*shell, line], stdin=subprocess.DEVNULL, start_new_session=True))
-        for process in started:
-            threading.Thread(target=_end_with, args=(process, program), daemon=True).start()
-        yield
-        for process in started:
+            started[host] = subprocess.Popen([*shell, line], stdin=subprocess.DEVNULL, start_new_session=True)
+            threading.Thread(target=_end_with, args=(started[host], program, over), daemon=True).start()
+        try:
+            yield
+        except DagsterPipesExecutionError as error:
+            codes = {host: process.poll() for host, process in started.items()}
+            failed = ", ".join(f"node {host} ended with exit code {code}" for host, code in codes.items() if code)
+            raise RuntimeError(f"{failed}; {error}") if failed else error from error
+        for process in started.values():
             process.wait(60)
     finally:
-        for process in started:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, 15)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(30)
-                continue
-            os.killpg(process.pid, 9)
-            process.wait()
+        over.set()
+        for process in started.values():
+            _end(process)
 
 
-def _end_with(process: subprocess.Popen[bytes], program: Program) -> None:
+def _end_with(process: subprocess.Popen[bytes], program: Program, over: threading.Event) -> None:
     """Ends the ranks here once a node fails: they would wait for it for many minutes."""
-    if process.wait():
+    if not process.wait():
+        return
+    while not over.wait(0.5):
         for child in psutil.Process().children():
             with contextlib.suppress(psutil.Error):
-                if set(program.arguments) <= set(child.cmdline()) and child.pid != process.pid:
+                if set(program.arguments) <= set(child.cmdline()):
                     child.terminate()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+            return

@@ -14,9 +14,12 @@ from alignment.data.manifest import SPLIT_FILE
 from alignment.logprobs.table import LOGPROBS_FILE, logprobs_folder
 from alignment.recipe import Recipe, load_recipe
 from alignment.stages.stage import ManifestSummary, PolicySummary, ReferenceSummary
+from alignment.training.held_out_pairs import HELD_OUT_FILE, parse_held_out
 from alignment_dags.nights.state import state_of
 from alignment_dags.planner.forecast import forecast
 from alignment_dags.registry.lineage import lineage_of
+from alignment_dags.registry.rows import row_lineage
+from alignment_dags.retention.collect import collect
 from alignment_dags.run.workspace import Workspace
 from assets.building.upstream import Upstream
 from resources.pools import load_pools
@@ -59,6 +62,14 @@ def test_links_follow_each_other_and_forward_the_reference_once(
     assert abs(first_losses[2] - 0.693147) > 1e-2, "it has left the SFT checkpoint, its reference, behind"
     assert all(summaries[place].agreement["worst_nats"] < 1e-2 for place in (0, 2, 3))
 
+    margins = []
+    for link in links:
+        held_out = parse_held_out(store.read(link.artifact, HELD_OUT_FILE))
+        margins.append(sum(row.chosen_ratio - row.rejected_ratio for row in held_out) / len(held_out))
+    assert margins == sorted(margins), "each link goes further from the SFT checkpoint, which all are measured against"
+    assert margins[0] == pytest.approx(10 * summaries[0].held_out["margin"], rel=1e-4), "without beta"
+    assert margins[3] > 1.5 * 10 * summaries[3].held_out["margin"] > 0, "the summary is by the link's own reference"
+
     passes = [ReferenceSummary.of(commit) for commit in store.commits("reference_logprobs")]
     rows = sum(one.rows for one in passes)
     assert sum(one.scored for one in passes) == 2 * rows, "each sequence once, for all four trainings"
@@ -95,3 +106,10 @@ def test_links_follow_each_other_and_forward_the_reference_once(
     record = lineage_of("small")
     assert record["sft"]["digest"] == upstream("sft_checkpoint").digest
     assert store.commit_of(upstream("policy_divergence")).inputs["sft"] == upstream("sft_checkpoint")
+
+    (left_out, *_) = [row for row, split in splits[1].items() if split == "dropped" and splits[0][row] == "train"]
+    found = {policy["digest"]: policy["split"] for policy in row_lineage(left_out)["policies"]}
+    assert found == {link.digest: "train" for link in links}, "what link 1 was trained on is in all that follow it"
+    assert recipe.file is not None
+    collect([recipe.file], keep=1, dry_run=False)
+    assert [one.stage for one in forecast(workspace) if one.to_make] == [], "the weights of every link are in use"

@@ -31,7 +31,12 @@ GATE = {"metrics": {"ifeval/prompt_level_strict_acc": {"no_regression": 1.0}}, "
 def written(small_recipe: dict[str, Any], tmp_path: Path) -> Path:
     small_recipe["optimise"] = {"method": "dpo", "precision": "float32", "learning_rate": 1e-3, "batch_size": 8}
     del small_recipe["dpo"]
-    merge = [{"of": "policy", "weight": 0.6}, {"of": "sft", "weight": 0.1}, {"of": "champion", "weight": 0.3}]
+    merge = [
+        {"of": "policy", "weight": 0.5},
+        {"of": "sft", "weight": 0.1},
+        {"model": {"path": small_recipe["base_model"]["path"]}, "weight": 0.1},
+        {"of": "champion", "weight": 0.3},
+    ]
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(small_recipe | {"merge": merge, "gate": GATE}), encoding="utf-8")
     return path
@@ -44,12 +49,13 @@ def test_a_policy_is_merged_measured_and_registered(written: Path, bring_up_to_d
     trained, merged = (store.commit_of(upstream(name)) for name in ("trained/policy_checkpoint", "policy_checkpoint"))
     sft = upstream("sft_checkpoint")
     summary = PolicySummary.of(merged)
-    assert summary.merged == pytest.approx({"policy": 6 / 7, "sft": 1 / 7}, abs=1e-6), "there is no champion yet"
+    shares = {"policy": 5 / 7, "sft": 1 / 7, "model_3": 1 / 7}
+    assert summary.merged == pytest.approx(shares, abs=1e-6), "there is no champion yet"
     states = [
         load_model(store.fetch(each), "float32").state_dict() for each in (trained.artifact, sft, merged.artifact)
     ]
     for name, tensor in states[2].items():
-        torch.testing.assert_close(tensor, 6 / 7 * states[0][name] + 1 / 7 * states[1][name])
+        torch.testing.assert_close(tensor, 5 / 7 * states[0][name] + 2 / 7 * states[1][name])
     before = PolicySummary.of(trained)
     assert 0 < summary.held_out["margin"] < before.held_out["margin"], "measured anew, on the average"
     assert summary.rows_trained == before.rows_trained
@@ -69,7 +75,7 @@ def test_a_policy_is_merged_measured_and_registered(written: Path, bring_up_to_d
     again = bring_up_to_date(load_recipe(written))
     second = store.commit_of(again("policy_checkpoint"))
     assert second.inputs["parts.champion"] == merged.artifact
-    assert PolicySummary.of(second).merged == {"policy": 0.6, "sft": 0.1, "champion": 0.3}
+    assert PolicySummary.of(second).merged == {"policy": 0.5, "sft": 0.1, "model_3": 0.1, "champion": 0.3}
 
 
 def _rows(upstream: Upstream) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ Only the pools differ. Every job asks for a made-up H100 of its node, which the 
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import secrets
 import signal
@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+import psutil
 import pytest
 import yaml
 
-from alignment.recipe import Recipe, load_recipe, parse_recipe
-from alignment.store import Store
+from alignment.recipe import Recipe, parse_recipe
+from alignment.stages.execute import JOB
 from assets.building.upstream import Upstream
 from resources.store import ArtifactStore
 from tests.pipeline.test_interruptions import Run, wait_for_checkpoint
@@ -78,6 +79,16 @@ def jobs(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> J
 def on(pool: str, recipe: dict[str, Any], **more: str) -> dict[str, Any]:
     """The recipe with nothing but the names of its pools changed."""
     return recipe | {"pools": dict.fromkeys(("sft", "reference", "policy", "responses"), pool) | more}
+
+
+def kill_what_the_node_ran(job: str) -> None:
+    """Ends the first node's processes of a job: here a node that is lost takes along its own processes alone."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            environment, command = process.environ(), " ".join(process.cmdline())
+            is_first = environment.get("GROUP_RANK", "0") == "0" and "--node-rank 1" not in command
+            if environment.get(JOB) == job and is_first and not command.startswith("ray::"):
+                process.kill()
 
 
 def versions(made: Upstream, recipe: Recipe) -> dict[str, str]:
@@ -138,6 +149,7 @@ def test_a_run_that_is_killed_and_a_node_that_is_lost_cost_no_second_job_and_no_
 
     lost = next(node for node in cluster.worker_nodes if node.node_id == job.driver_node_id)
     cluster.remove_node(lost, allow_graceful=False)
+    kill_what_the_node_ran(job.submission_id)
     cluster.add_node(**NODE)
     again.wait_for("goes on in 10 s where it was")
     hold.unlink()
@@ -180,8 +192,3 @@ def test_a_wrong_token_is_named(
     assert told.returncode == 2, told.stderr
     assert "refuses this token: RAY_AUTH_TOKEN has to be the cluster's" in told.stdout + told.stderr
     assert environment["RAY_AUTH_TOKEN"] not in told.stdout + told.stderr
-
-
-def test_the_jobs_of_a_key_are_one_and_its_log_is_the_runs(jobs: JobSubmissionClient, store: Store) -> None:
-    """Two runs ask at once: one job."""
-    assert json and store and load_recipe

@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 
 from alignment.data.tokens import TokenSequence
 from alignment.errors import BadInput
 from alignment.generation.generator import GREEDY, Generator, Sampling
 from alignment.logprobs.scorer import logps
-from alignment.models.checkpoint import load_model, load_tokenizer
+from alignment.models.checkpoint import load_model, load_tokenizer, require_precision
 from alignment.models.loading import load_sharded
 from alignment.models.weights import weight_files
+from eval.answers.answer import ContinuationScorer
 from tests.tiny import letter_tokenizer, write_model
 
 PROMPTS = ["the cat", "a dog and a horse", "why", "go home", "b"]
@@ -35,23 +37,29 @@ def together(folder: Path, **asked: Any) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(("family", "precision"), [("qwen2", "float32"), ("llama", "bfloat16")])
+@pytest.mark.parametrize(
+    ("family", "precision"), [("qwen2", "float32"), pytest.param("llama", "bfloat16", marks=pytest.mark.soak)]
+)
 def test_two_ranks_score_and_answer_as_one_and_read_each_byte_once(family: str, precision: str, tmp_path: Path) -> None:
-    """`qwen2` has its head's weights tied, and biases; the last rows of a weight are the second rank's."""
+    """`qwen2` has its head's weights tied, and biases; the last rows of a weight are the second rank's. Answers take
+    three batches, so the second rank has one of them, and makes the first one's passes while that has its second."""
     folder = write_model(
         tmp_path, letter_tokenizer(), family, dtype=precision, initializer_range=0.3, hidden_size=64, vocab_size=35
     )
-    asked = {"precision": precision, "prompts": PROMPTS, "sequences": SEQUENCES, "new_tokens": 8, "batch_tokens": 64}
+    asked = {"precision": precision, "prompts": PROMPTS, "sequences": SEQUENCES, "new_tokens": 8, "batch_tokens": 40}
     found = together(folder, **asked)
 
     model = load_model(folder, precision)
     sequences = [TokenSequence(*sequence) for sequence in SEQUENCES]
-    assert found["logps"] == [logps(model, sequences, 64)] * 2
-    generator = Generator(model, load_tokenizer(folder), 64)
+    assert found["logps"] == [logps(model, sequences, 40)] * 2
+    generator = Generator(model, load_tokenizer(folder), 40)
     samplings = [Sampling(1.0, 1.0, f"{place}") if place % 2 else GREEDY for place in range(len(PROMPTS))]
     expected = [list(answer.ids) for answer in generator.answer(PROMPTS, 8, (), samplings)]
     assert found["answers"] == [expected] * 2
     assert found["continued"][0] == found["continued"][1]
+    scorer = ContinuationScorer(model, generator.encoder, 40)
+    wanted = [Instance("loglikelihood", {}, ("the ", each), place) for place, each in enumerate(PROMPTS)]
+    assert found["likelihoods"] == [[list(score) for score in scorer.score(wanted)]] * 2
 
     weights = sum(weight.nbytes for weight in model.parameters())
     headers = sum(path.stat().st_size for path in weight_files(folder)) - weights
@@ -96,6 +104,17 @@ def test_weights_that_are_not_the_configurations_are_named(changed: dict[str, in
     (folder / "config.json").write_text(json.dumps(config | changed), encoding="utf-8")
     with pytest.raises(BadInput, match=says):
         load_sharded(folder, "float32")
+
+
+def test_a_gpu_that_does_not_compute_in_bfloat16_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one that emulates it, many times slower and without flash attention."""
+    supported = {"including_emulation": True}
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **asked: asked == supported)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla V100-SXM2-16GB")
+    with pytest.raises(BadInput, match=r"^field 'precision': Tesla V100-SXM2-16GB does not compute in bfloat16"):
+        require_precision("bfloat16", "cuda:0")
+    require_precision("float32", "cuda:0")
+    require_precision("bfloat16", "cpu")
 
 
 @pytest.mark.usefixtures("one_rank")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lm_eval.api.instance import Instance
 
 from alignment.data.tokens import TokenSequence
 from alignment.generation.generator import GREEDY, Generator, Sampling
@@ -19,6 +20,7 @@ from alignment.logprobs.scorer import logps
 from alignment.models import loading
 from alignment.models.checkpoint import load_tokenizer
 from alignment.models.sharding import local
+from eval.answers.answer import ContinuationScorer
 
 
 def main(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
@@ -35,7 +37,10 @@ def main(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
     samplings = [Sampling(1.0, 1.0, f"{place}") if place % 2 else GREEDY for place in range(len(asked["prompts"]))]
     answers = generator.answer(asked["prompts"], asked["new_tokens"], (), samplings)
     more = generator.continued([generator.encoder.encode(each) for each in asked["prompts"]], 3, samplings)
+    scorer = ContinuationScorer(model, generator.encoder, asked["batch_tokens"])
+    wanted = [Instance("loglikelihood", {}, ("the ", each), place) for place, each in enumerate(asked["prompts"])]
     return {
+        "likelihoods": ranks.gather(scorer.score(wanted)),
         "logps": ranks.gather(logps(model, sequences, asked["batch_tokens"])),
         "answers": ranks.gather([answer.ids for answer in answers]),
         "continued": ranks.gather(more),

@@ -158,7 +158,11 @@ def test_a_run_with_whole_weights_is_gone_on_with_by_halves(lab: Any, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("kind", "lora"), [("llama", None), ("qwen2", {"rank": 4, "target_modules": ["q_proj", "up_proj"]})]
+    ("kind", "lora"),
+    [
+        ("llama", None),
+        pytest.param("qwen2", {"rank": 4, "target_modules": ["q_proj", "up_proj"]}, marks=pytest.mark.soak),
+    ],
 )
 def test_two_processes_with_halves_are_fine_tuned_as_one(kind: str, lora: Any, lab: Any, tmp_path: Path) -> None:
     """Held-out batches are uneven: the first rank has one more, in which the second takes part."""

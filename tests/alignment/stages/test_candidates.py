@@ -227,3 +227,15 @@ def test_a_server_of_another_program_is_started_asked_and_ended(
         execute(STAGE, request_of(["Hello"], generate=silent, seed=9), store)
     with pytest.raises(ValueError, match=r"command must hold \{name\}"):
         Generate(kind="vllm", command="serve {folder} {port}")
+
+
+def test_what_is_held_out_is_asked_apart_and_nothing_else(
+    store: Store, request_of: Callable[..., CandidatesRequest]
+) -> None:
+    texts = [f"prompt {number}" for number in range(12)]
+    held = {id_of(text) for text in texts if is_held_out(tuple(asked(text)), "chat", 0.4)}
+    made = execute(STAGE, request_of(texts, n=1, held_out_fraction=0.4, held_out=True), store)
+    assert {row_id for row_id, _ in texts_of(store, made.artifact)} == held != set()
+    assert CandidatesSummary.of(made).quarantined == 0
+    with pytest.raises(BadInput, match="none of its prompts is held out: give more prompts"):
+        execute(STAGE, request_of(texts, n=1, held_out_fraction=0.0, held_out=True), store)

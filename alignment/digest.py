@@ -8,12 +8,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+"""Made once: every row of a shard is written by it several times."""
+
+
+def canonical_text(value: Any) -> str:
+    """JSON with sorted keys and no spaces; NaN and infinity are refused, as they have no JSON form."""
+    return _CANONICAL.encode(value)
+
 
 def canonical_json(value: Any) -> bytes:
-    """JSON with sorted keys, no spaces, UTF-8; NaN and infinity are refused, as they have no JSON form."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(
-        "utf-8", "surrogatepass"
-    )
+    """The same in UTF-8."""
+    return canonical_text(value).encode("utf-8", "surrogatepass")
 
 
 def json_digest(value: Any) -> str:

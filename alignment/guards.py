@@ -6,6 +6,7 @@ a run is an error of the stage, and what must stop a promotion is a requirement 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,16 +15,26 @@ from typing import Literal
 import pyarrow.parquet as pq
 
 from alignment.data.manifest import MANIFEST_FILE, Manifest, ManifestShard
+from alignment.data.mixing import AGREED, BEYOND, NOT_SWEPT
 from alignment.data.rows import ROWS_FILE
 from alignment.data.statistics import GUARDS, IN_SUMMARY, Finding
 from alignment.errors import CorruptArtifact, MissingArtifact
 from alignment.methods import method_of
-from alignment.recipe import Dpo, TokenPolicy
-from alignment.stages.stage import ManifestSummary, PolicySummary, SftSummary, ShardSummary
+from alignment.recipe import Dpo, SftTraining, TokenPolicy, as_fast_as_sft
+from alignment.stages.execute import REQUEST_FILE
+from alignment.stages.stage import (
+    POLICY,
+    CheckpointSummary,
+    ManifestSummary,
+    PolicySummary,
+    SftSummary,
+    ShardSummary,
+)
 from alignment.store import Artifact, Commit, Store
 from alignment.training.signs import signs
 
 Severity = Literal["error", "warning"]
+SFT_CHECKPOINT = "sft_checkpoint"
 GATE = "gate"
 """The name of the guard that repeats the gate's verdict."""
 
@@ -114,9 +125,12 @@ def quarantined(shards: Iterable[ShardSummary]) -> Guard:
 
 
 def dropped(manifest: ManifestSummary) -> Guard:
-    """Valid rows that the token policy dropped, with the commonest reason."""
-    count, rows = manifest.dropped or 0, manifest.rows or 0
-    text = f"{count:,} of {rows:,} rows are dropped ({_share(count, rows)}){_most(manifest.reasons)}"
+    """Valid rows that the token policy dropped, with the commonest reason. Those beyond what the recipe asks for are
+    none of them."""
+    lost = {reason: count for reason, count in manifest.reasons.items() if reason not in (AGREED, BEYOND, NOT_SWEPT)}
+    asked = sum(manifest.reasons.values()) - sum(lost.values())
+    count, rows = (manifest.dropped or 0) - asked, (manifest.rows or 0) - asked
+    text = f"{count:,} of {rows:,} rows are dropped ({_share(count, rows)}){_most(lost)}"
     return Guard("rows_dropped", count <= MOST_DROPPED * rows, text, {"dropped": count, "rows": rows})
 
 
@@ -192,7 +206,7 @@ def agreement(summary: PolicySummary) -> Guard:
 
 def reference_unchanged(store: Store, commit: Commit, deep: bool) -> Guard:
     """Whether the start checkpoint, which was scored as the reference, still has the committed files."""
-    name, reference = "reference_unchanged", commit.inputs["checkpoint"]
+    name, reference = "reference_unchanged", commit.inputs.get("reference", commit.inputs["checkpoint"])
     if not deep:
         return Guard(name, True, "not compared here")
     try:
@@ -206,14 +220,23 @@ def reference_unchanged(store: Store, commit: Commit, deep: bool) -> Guard:
 
 def setup_notes(store: Store, manifest: Artifact, start: Artifact, settings: Dpo, tokens: TokenPolicy) -> list[str]:
     """A sentence for each thing about data and start checkpoint that wastes a training, before it begins."""
-    checkpoint, data = SftSummary.of(store.commit_of(start)), ManifestSummary.of(store.commit_of(manifest))
+    started, data = store.commit_of(start), ManifestSummary.of(store.commit_of(manifest))
+    checkpoint = CheckpointSummary.of(started)
     has_template = checkpoint.has_chat_template
     notes = []
-    if checkpoint.adopted and has_template is False:
+    if started.kind != POLICY and SftSummary.of(started).adopted and has_template is False:
         notes.append(
             "the start checkpoint was adopted and has no chat template, as base models: preferences alone do not teach"
             " to answer; give sft.dataset, or a method that starts from the base model"
         )
+    if checkpoint.template_ends_answers is False:
+        notes.append(
+            "the chat template puts none of the checkpoint's ends behind an answer: one is put there for training, but"
+            " earlier turns of a conversation go without, and so does everything that others write with the template;"
+            " mend base_model.chat_template"
+        )
+    if (sft := sft_settings(store, start)) is not None and (note := as_fast_as_sft(settings, sft)):
+        notes.append(note)
     if has_template and tokens.plain_text == "as_is" and (texts := text_shards(store, manifest)):
         notes.append(
             f"{len(texts)} shards hold plain text (first: {texts[0]}) and the model has a chat template, which they do"
@@ -227,6 +250,17 @@ def setup_notes(store: Store, manifest: Artifact, start: Artifact, settings: Dpo
             f" fewer epochs{', ' if nearer else ' or '}a lower learning rate{nearer}"
         )
     return notes
+
+
+def sft_settings(store: Store, start: Artifact) -> SftTraining | None:
+    """What the SFT of a start checkpoint was trained with; None of one that was not trained here."""
+    if start.kind != SFT_CHECKPOINT or SftSummary.of(store.commit_of(start)).adopted:
+        return None
+    try:
+        asked = json.loads(store.read(start, REQUEST_FILE))
+    except MissingArtifact:  # erased, or of a version that kept none
+        return None
+    return SftTraining.model_validate(asked["settings"]) if asked.get("dataset") else None
 
 
 def text_shards(store: Store, manifest: Artifact) -> list[str]:

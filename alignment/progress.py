@@ -7,9 +7,13 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 PERIOD = 5.0
 """Seconds between two lines of one loop."""
+CURVES = Path("trainer") / "curves.jsonl"
+"""The file in a stage's work folder to which its trainer appends a JSON line of numbers now and then, with the `step`.
+Whoever runs the stage may read it meanwhile; nothing is made from it."""
 PLACE = re.compile(r"(?:^|\s)(?P<done>\d+)(?:/| of )(?P<total>\d+)\b")
 MOVING = "\r"
 """Begins a line for a person that the next line takes the place of, where a terminal can do that."""

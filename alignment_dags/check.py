@@ -12,7 +12,7 @@ from alignment.errors import BadInput, first_few
 from alignment.recipe import ModelSource, Recipe
 from resources.pools import Pools
 
-EVAL_FILES = ("data", "few_shot_data", "reference_answers", "baseline_answers", "judge_prompts")
+EVAL_FILES = ("data", "few_shot_data", "reference_answers", "baseline_answers", "judge_prompts", "include_path")
 
 
 def check_places(recipe: Recipe, pools: Pools, file: str) -> None:
@@ -41,8 +41,11 @@ def _places(recipe: Recipe, pools: Pools) -> Iterator[tuple[str, Callable[[], An
 
 def _model(field: str, model: ModelSource) -> Iterator[tuple[str, Callable[[], Any]]]:
     from alignment.models.checkpoint import read_config
+    from alignment.models.gguf import check_gguf, is_gguf
 
-    if model.path is not None:
+    if model.path is not None and is_gguf(model.path):
+        yield f"{field}.path", partial(check_gguf, Path(model.path).expanduser())
+    elif model.path is not None:
         yield f"{field}.path", partial(read_config, model.path)
     if model.chat_template is not None and model.chat_template.endswith(".jinja"):
         yield f"{field}.chat_template", partial(_file, model.chat_template)

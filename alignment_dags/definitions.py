@@ -38,6 +38,7 @@ def step_executor(recipes: Iterable[Recipe], pools: Pools) -> dg.ExecutorDefinit
 
 
 def job_of(recipe: Recipe, phase: Phase) -> dg.UnresolvedAssetJobDefinition:
+    """The job that materialises the nodes of a phase."""
     return dg.define_asset_job(
         job_name(recipe.name, phase.name),
         selection=[asset_key(recipe.name, node.name) for node in phase.nodes],
@@ -47,6 +48,7 @@ def job_of(recipe: Recipe, phase: Phase) -> dg.UnresolvedAssetJobDefinition:
 
 
 def jobs_of(workspace: Workspace) -> list[dg.UnresolvedAssetJobDefinition]:
+    """A job a phase."""
     return [job_of(workspace.recipe, phase) for phase in workspace.phases]
 
 
@@ -61,7 +63,10 @@ def automation_sensor(recipes: Iterable[Recipe]) -> dg.AutomationConditionSensor
 
 
 def build_definitions(recipes: Iterable[Recipe], compute: ComputePools | None = None) -> dg.Definitions:
-    """A deployment with pools of its own gives its `ComputePools` here, in a module of its own."""
+    """Assets, jobs, schedules and sensors of these recipes.
+
+    A deployment with pools of its own gives its `ComputePools` here, in a module of its own.
+    """
     compute = compute or ComputePools()
     pools = compute.load()
     workspaces = [Workspace(recipe, pools) for recipe in recipes]

@@ -9,5 +9,6 @@ from alignment_dags.run.workspace import job_name
 
 
 def load_job(recipe_name: str, phase_name: str) -> dg.JobDefinition:
+    """The job of a recipe's phase, for the process that runs it."""
     found = return_definitions(recipe_name) if phase_name == "return" else defs
     return found.resolve_job_def(job_name(recipe_name, phase_name))

@@ -18,7 +18,7 @@ import yaml
 from alignment.errors import BadInput, did_you_mean
 from alignment.methods import LOSS, METHOD, NORMALISED
 from alignment.recipe import Recipe, load_recipe, parse_recipe
-from alignment.recipe.load import StrictLoader, read_yaml
+from alignment.recipe.load import StrictLoader, read_recipe, read_yaml
 from resources.home import PROJECT, align_home
 from resources.pools import is_pools_file, pools_file
 
@@ -100,18 +100,19 @@ SPELLINGS = {"optimise": "dpo", "dpo": "optimise"}
 def derive(base: Path, changes: Sequence[str], name: str) -> Path:
     """Writes a recipe with another name and a few other keys into the project's home, and returns its file.
 
-    `changes` are `section.key=value`, where the value is read as YAML. The derived recipe has no schedule, and
-    registers its model under its own name. Raises `BadInput` for changes that make no valid recipe, and for a name that
-    a recipe in use has.
+    `changes` are `section.key=value`, where the value is read as YAML. The derived recipe has no schedule, registers
+    its model under its own name, and has its runs in the experiment of the recipe that it comes from. Raises `BadInput`
+    for changes that make no valid recipe, and for a name that a recipe in use has.
     """
-    data = deepcopy(read_yaml(base, "recipe"))
+    data = deepcopy(read_recipe(base))
     known = recipe_names().get(name)
     path = derived_folder() / f"{name}.yaml"
     if known is not None and known.resolve() != path.resolve():
         raise BadInput(f"'{name}' is the name of {known}; give another", field="--as")
     data.pop("schedule", None)
-    if isinstance(registry := data.get("registry"), dict):
+    if isinstance(registry := data.setdefault("registry", {}), dict):
         registry.pop("model_name", None)
+        registry.setdefault("experiment", data.get("name"))
     for change in changes:
         _change(data, change)
     data["name"] = name

@@ -46,17 +46,21 @@ class WorkerRunLauncher(RunLauncher[Any], ConfigurableClass):
 
     @property
     def inst_data(self) -> ConfigurableClassData | None:
+        """How the instance configured it, as Dagster asks."""
         return self._inst_data
 
     @classmethod
     def config_type(cls) -> dict[str, Any]:
+        """It has no settings."""
         return {}
 
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData, config_value: Mapping[str, Any]) -> WorkerRunLauncher:
+        """As Dagster makes it."""
         return cls(inst_data)
 
     def launch_run(self, context: LaunchRunContext) -> None:
+        """Starts the run in a process of its own, which outlives the one that asked."""
         self._reap()
         run = context.dagster_run
         if run.job_code_origin is None:
@@ -89,6 +93,7 @@ class WorkerRunLauncher(RunLauncher[Any], ConfigurableClass):
 
     @property
     def supports_check_run_worker_health(self) -> bool:
+        """True: a run whose process is gone is noticed."""
         return True
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:

@@ -44,7 +44,7 @@ def start(model: str, data: list[str], name: str | None, out: Path | None, sft: 
         raise BadInput("is there already, and is not overwritten; give another --out or --name", file=str(path))
     if (known := recipe_names().get(name)) is not None:
         raise BadInput(f"'{name}' is the name of {known}; give another", field="--name")
-    text = recipe_text(name, model, data, sft, method, checked["accepted"])
+    text = recipe_text(name, model, data, sft, method, checked["accepted"], texts=bool(checked["texts"]))
     _write(path, text)
     return {
         "file": str(path),
@@ -73,8 +73,11 @@ def _write(path: Path, text: str) -> None:
         raise BadInput(f"cannot be written: {error.strerror}", file=str(path)) from error
 
 
-def recipe_text(name: str, model: str, data: list[str], sft: str | None, method: str, rows: int) -> str:
-    """The recipe as YAML with comments. Raises `BadInput` for a folder that holds no model."""
+def recipe_text(name: str, model: str, data: list[str], sft: str | None, method: str, rows: int, *, texts: bool) -> str:
+    """The recipe as YAML with comments; `texts` says that rows are plain strings.
+
+    Raises `BadInput` for a folder that holds no model.
+    """
     import json
 
     source = model_source(model)
@@ -88,6 +91,7 @@ def recipe_text(name: str, model: str, data: list[str], sft: str | None, method:
     lora = (
         "" if parameters is None or parameters < LARGE else "  lora: {rank: 16, alpha: 32} # trains a small adapter\n"
     )
+    chat = _plain_text(source) if texts else ""
     lines = f"""\
 # yaml-language-server: $schema={PROJECT / "recipes" / "recipe.schema.json"}
 # Made by `align init`. `align recipes reference` explains every key.
@@ -103,7 +107,7 @@ held_out_fraction: {0.1 if rows < FEW_ROWS else 0.02:g} # of the prompts; measur
 
 tokens:
   max_length: {min(longest or 2048, 2048)} # a longer row is dropped and counted
-
+{chat}
 reference:
   precision: {precision}
 
@@ -120,6 +124,18 @@ evals:
 gate: none
 """
     return re.sub(r"\n\n\n+", "\n\n", lines)
+
+
+def _plain_text(source: dict[str, str]) -> str:
+    """How rows of plain strings are written for the model: in its chat template, if it has one."""
+    from alignment.models.checkpoint import has_chat_template
+
+    why = "the rows are plain texts, and the model has a chat template"
+    if "hub" in source:
+        return "  # plain_text: chat # for a model with a chat template: the rows are plain texts\n"
+    if "embedded" in source or has_chat_template(Path(source["path"]).expanduser()):
+        return f"  plain_text: chat # {why}\n"
+    return ""
 
 
 def model_source(model: str) -> dict[str, str]:

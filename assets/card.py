@@ -21,9 +21,10 @@ from alignment.stages.base_model import BaseModelSummary
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.policy_checkpoint import DpoRequest
 from alignment.stages.preference_manifest import ManifestSummary
-from alignment.stages.stage import PolicySummary, SftSummary
+from alignment.stages.stage import PolicySummary, SftSummary, starts_of, trained_policy
 from alignment.store import Artifact, Commit, Store
 from assets.card_text import UNKNOWN, text_of
+from assets.certificate import certificate_of
 from assets.champion import scores_of
 from assets.registration import RegistrationSummary
 from eval.gate.compare import MetricComparison
@@ -66,7 +67,7 @@ def card_of(
     model, version = registered.model_version
     trained = PolicySummary.of(policy)
     decided = ReportSummary(verdict=UNKNOWN) if report is None else ReportSummary.of(report)
-    start, manifest = store.commit_of(policy.inputs["checkpoint"]), store.commit_of(policy.inputs["manifest"])
+    start, manifest = starts_of(store.commit_of, policy)[-1], store.commit_of(policy.inputs["manifest"])
     pinned = ManifestSummary.of(manifest)
     base = _base(store, start, then, recipe or {})
     data = list(_data(store, manifest, then, recipe or {}))
@@ -93,6 +94,7 @@ def card_of(
         "adapter_alone": adapter,
         "evaluations": evaluations,
         "judge": _judge(then),
+        "certificate": None if (certificate := certificate_of(store, policy.digest)) is None else certificate.told(),
         "gate": {"verdict": decided.verdict, "reasons": decided.reasons},
         "decision": None if decision is None else decision.model_dump(mode="json"),
         "limits": list(_limits(decided, registered, then, base, evaluations, trained)),
@@ -215,7 +217,8 @@ def _pin(store: Store, shard: Artifact) -> dict[str, Any]:
 def _method(store: Store, policy: Commit) -> tuple[str, dict[str, Any] | None]:
     """The method's name with its settings, as the policy's request has them; None if it cannot be read."""
     try:
-        request = DpoRequest.model_validate_json(store.read(policy.artifact, REQUEST_FILE))
+        trained = trained_policy(store.commit_of, policy)
+        request = DpoRequest.model_validate_json(store.read(trained.artifact, REQUEST_FILE))
     except (MissingArtifact, CorruptArtifact, ValueError):
         return UNKNOWN, None
     settings = request.settings.model_dump(mode="json")

@@ -16,7 +16,7 @@ from alignment.store.erase import current_erasure
 from assets.building.node import Node, NotNeeded
 from assets.building.upstream import NotBuilt, Upstream
 from assets.champion import Champion, champion_for
-from assets.evals import evals, scores_request
+from assets.evals import asks_an_endpoint, evals, scores_request
 from assets.responses import responses, responses_request
 from eval.stages.responses import STAGE as RESPONSES
 from eval.stages.responses import ResponsesRequest
@@ -51,6 +51,7 @@ def champion_evals(recipe: Recipe, pools: Pools, name: str, suite: Suite) -> Nod
         evals(recipe, "champion", name, suite),
         description=f"Scores of the champion on {name}, made when the recipe measures it otherwise than when it was"
         " registered.",
+        after=("policy_checkpoint",),  # also where no answers are to be made: which policy is compared decides
         request=request,
         reported_elsewhere=registered_with,
     )
@@ -116,4 +117,5 @@ def champion_scores_request(
     answered = upstream.store.find(RESPONSES.kind, RESPONSES.key(request))
     if answered is None:
         raise NotBuilt(f"champion_responses of version {champion.version}", None)
-    return scores_request(recipe, name, recipe.evals.selected()[name], answered.artifact)
+    earlier = champion.scores.get(name) if asks_an_endpoint(recipe) else None
+    return scores_request(recipe, name, recipe.evals.selected()[name], answered.artifact, earlier)

@@ -15,22 +15,31 @@ from eval.suites import suite_named
 from eval.summaries import Number, ScoresSummary
 
 
-def scores_request(recipe: Recipe, name: str, suite: Suite, answers: Artifact) -> ScoresRequest:
-    """The request for a suite's scores under the recipe's settings."""
+def scores_request(
+    recipe: Recipe, name: str, suite: Suite, answers: Artifact, earlier: Artifact | None = None
+) -> ScoresRequest:
+    """The request for a suite's scores under the recipe's settings; `earlier` are those that there are of the suite."""
     spec = suite_spec(name, suite)
     return ScoresRequest(
+        earlier=earlier,
         responses=answers,
         suite=spec,
-        judge=recipe.judge if recipe.judge is not None and spec.judged(suite_named(name)) else None,
+        judge=recipe.judge if recipe.judge is not None and spec.judged(suite_named(name, spec.tasks)) else None,
         seed=recipe.seed,
     )
+
+
+def asks_an_endpoint(recipe: Recipe) -> bool:
+    """Whether the recipe's judge is paid for, so that its judgments are worth looking for."""
+    return recipe.judge is not None and recipe.judge.kind != "rubric"
 
 
 def evals(recipe: Recipe, model: str, name: str, suite: Suite) -> Node:
     """The node of one suite's scores on the answers of a model (`policy`, or that of `baseline_of`)."""
 
     def request(upstream: Upstream, shard: str | None) -> ScoresRequest:
-        return scores_request(recipe, name, suite, upstream(f"{model}_responses"))
+        earlier = upstream.get(f"{model}_evals/{name}") if asks_an_endpoint(recipe) else None
+        return scores_request(recipe, name, suite, upstream(f"{model}_responses"), earlier)
 
     return Node(
         name=f"{model}_evals/{name}",

@@ -12,12 +12,18 @@ from assets.building.show import escaped, picture, table
 from assets.building.upstream import Upstream
 from assets.champion import champion_for
 from assets.champion_evals import champion_scores
+from assets.merge import require_one_architecture
+from assets.new_rows import NAME as NEW_ROWS
+from assets.new_rows import measured
+from assets.policy_checkpoint import repeats_of
 from assets.policy_divergence import pool_of
 from assets.responses import baseline_of
+from assets.rounds import comparisons, named
 from eval.gate.baselines import PublishedFigure, read_baselines
 from eval.gate.default import gate_of
-from eval.gate.evidence import lack_items
+from eval.gate.evidence import Repeat, lack_items
 from eval.gate.requirement import SHORT_NAMES, baseline_at
+from eval.gate.sweep import sweep_metric
 from eval.report.guards import REPORT_GUARDS, evaluation_findings
 from eval.report.pictures import PICTURES
 from eval.stages.evaluation_report import STAGE, ReportRequest, ReportSummary
@@ -29,7 +35,7 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
     """The node of the comparison and the gate's verdict."""
     suites = list(recipe.evals.selected())
     divergence = ("policy_divergence",) if recipe.held_out_fraction else ()
-    start, baseline = recipe.method.start, baseline_of(recipe)
+    start, baseline = recipe.start, baseline_of(recipe)
 
     def request(upstream: Upstream, shard: str | None) -> ReportRequest:
         gate, published = gate_and_baselines(recipe)
@@ -54,6 +60,16 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
             champion_note=" ".join(filter(None, (champion.note, why_not))),
             divergence=upstream("policy_divergence") if divergence else None,
             incomplete=lack_items(upstream.store, compared),
+            new_rows=measured(recipe, upstream, policy),
+            sweep=upstream("sweep_report") if recipe.sweep else None,
+            rounds=comparisons(recipe, upstream),
+            repeats=tuple(
+                Repeat(
+                    policy=upstream(policy.name),
+                    scores={suite: upstream(f"{policy.group}policy_evals/{suite}") for suite in suites},
+                )
+                for policy in repeats_of(recipe)
+            ),
         )
 
     return Node(
@@ -66,6 +82,11 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
             start,
             "policy_checkpoint",
             *divergence,
+            *((NEW_ROWS,) if recipe.evals.new_rows else ()),
+            *(("sweep_report",) if recipe.sweep else ()),
+            *(named(number, "comparison") for number in range(2, recipe.rounds.count + 1 if recipe.rounds else 2)),
+            *(policy.name for policy in repeats_of(recipe)),
+            *(f"{policy.group}policy_evals/{suite}" for policy in repeats_of(recipe) for suite in suites),
             *(f"{model}_evals/{suite}" for model in (baseline, "policy", "champion") for suite in suites),
         ),
         request=request,
@@ -91,8 +112,11 @@ def gate_and_baselines(recipe: Recipe, file: str | None = None) -> tuple[Gate | 
 
     Raises `BadInput` for a mistake in the recipe or its files.
     """
-    path = recipe.evals.baselines
-    return gate_of(recipe, file), read_baselines(path) if path else []
+    path, gate = recipe.evals.baselines, gate_of(recipe, file)
+    require_one_architecture(recipe, file)
+    if recipe.sweep is not None:
+        sweep_metric(recipe, gate, file)
+    return gate, read_baselines(path) if path else []
 
 
 def prices(recipe: Recipe, pools: Pools) -> dict[str, float]:
@@ -100,9 +124,12 @@ def prices(recipe: Recipe, pools: Pools) -> dict[str, float]:
     chosen = {
         "sft_checkpoint": recipe.pools.sft,
         "reference_logprobs": recipe.pools.reference,
+        **({"policy_logprobs": recipe.pools.reference} if recipe.later_links else {}),  # prices are in the key
+        **({"candidates": recipe.pools.responses} if recipe.generate or recipe.rounds else {}),
         "policy_checkpoint": recipe.pools.policy,
         "policy_divergence": pool_of(recipe),
         "responses": recipe.pools.responses,
+        **({NEW_ROWS: recipe.pools.reference} if recipe.evals.new_rows else {}),
     }
     return {stage: price for stage, pool in chosen.items() if (price := pools[pool].price_per_hour)}
 

@@ -2,40 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from alignment.recipe import Recipe
 from assets.base_model import base_model
 from assets.building.node import Node
 from assets.champion_evals import champion_evals, champion_responses
 from assets.evals import evals
 from assets.evaluation_report import evaluation_report
-from assets.policy_checkpoint import policy_checkpoint
+from assets.generation import generated_pairs
+from assets.merge import merge
+from assets.new_rows import new_rows
+from assets.policy_checkpoint import chain, policy_checkpoint, repeats_of
 from assets.policy_divergence import policy_divergence
 from assets.preference_manifest import preference_manifest
 from assets.preference_shard import preference_shard
 from assets.reference_logprobs import reference_logprobs
 from assets.registered_model import registered_model
 from assets.responses import baseline_of, responses
+from assets.rounds import rounds
 from assets.sft_checkpoint import sft_checkpoint
 from assets.sft_dataset import sft_dataset
+from assets.sweep import sweep
 from resources.pools import Pools
+
+
+def trainings(recipe: Recipe, pools: Pools) -> Iterator[Node]:
+    """From the first manifest to the policy that training makes: in rounds, at several points, or link by link."""
+    if recipe.rounds is not None:
+        return rounds(recipe, pools)
+    return chain(recipe, pools) if recipe.sweep is None else sweep(recipe, pools)
+
+
+def again(recipe: Recipe, pools: Pools) -> Iterator[Node]:
+    """The trainings with other seeds that a gate asks for, each answered and scored as the policy is."""
+    for policy in repeats_of(recipe):
+        yield policy_checkpoint(recipe, pools, policy)
+        yield responses(recipe, pools, f"{policy.group}policy")
+        yield from (evals(recipe, f"{policy.group}policy", *suite) for suite in recipe.evals.selected().items())
 
 
 def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
     """Every node, each after those it needs."""
-    models, suites = (baseline_of(recipe), "policy"), recipe.evals.selected()
+    # a sweep measures the baseline before its points are compared with it
+    models = ("policy",) if recipe.sweep else (baseline_of(recipe), "policy")
+    suites = recipe.evals.selected()
     return [
         base_model(recipe),
         *([sft_dataset(recipe)] if recipe.sft and recipe.sft.dataset else []),
         *([sft_checkpoint(recipe, pools)] if recipe.sft else []),
         preference_shard(recipe),
-        *([reference_logprobs(recipe)] if recipe.method.needs_reference else []),
+        *([reference_logprobs(recipe)] if recipe.needs_reference else []),
+        *generated_pairs(recipe, pools),
         preference_manifest(recipe),
-        policy_checkpoint(recipe, pools),
+        *([new_rows(recipe)] if recipe.evals.new_rows else []),
+        *trainings(recipe, pools),
+        *(merge(recipe) if recipe.merge else ()),
         *([policy_divergence(recipe)] if recipe.held_out_fraction else []),
         *(responses(recipe, pools, model) for model in models),
         champion_responses(recipe, pools),
         *(evals(recipe, model, name, suite) for model in models for name, suite in suites.items()),
         *(champion_evals(recipe, pools, name, suite) for name, suite in suites.items()),
+        *again(recipe, pools),
         evaluation_report(recipe, pools),
         registered_model(recipe, pools),
     ]

@@ -2,63 +2,148 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from operator import mul
 from pathlib import Path
 
 from alignment.guards import policy_guards, setup_notes
-from alignment.recipe import Recipe
+from alignment.methods import METHOD
+from alignment.recipe import Dpo, Recipe
 from alignment.stages.policy_checkpoint import STAGE, DpoRequest
 from alignment.stages.stage import PolicySummary
 from alignment.store import Commit, MissingArtifact
-from assets.building.node import Node, Shown
+from assets.building.node import Node, Shown, all_rows
 from assets.building.show import curves
 from assets.building.upstream import Upstream
+from assets.preference_manifest import chained_manifest
+from assets.reference_logprobs import policy_logprobs
 from resources.pools import Pools
 
 STARTS = {"sft_checkpoint": "SFT checkpoint", "base_model": "base model"}
 
 
-def policy_checkpoint(recipe: Recipe, pools: Pools) -> Node:
-    """The node of the aligned model."""
-    start = recipe.method.start
+@dataclass(frozen=True)
+class Policy:
+    """One training on preferences in a graph: the node's name, and the names of the nodes it is made from.
+
+    The policy that is evaluated and registered is `policy_checkpoint`; others stand in a group of their own, as
+    `link_1/policy_checkpoint`. What is made after the first manifest is in the phase `train`, in no shards.
+    """
+
+    name: str
+    settings: Dpo
+    start: str
+    """The node of the checkpoint that training starts from: the SFT checkpoint, the base model or another policy."""
+    manifest: str = "preference_manifest"
+    reference: str | None = None
+    """The node of the checkpoint that the manifest's reference log-probs are of, where it is not `start`."""
+    rows: Callable[[float], float] = all_rows
+    """How many of the recipe's rows its manifest holds, for the plan."""
+    seeds_on: int = 0
+    """What is added to the recipe's seed: only the order of its rows, and dropout, are then other draws."""
+
+    @property
+    def group(self) -> str:
+        """What the names of nodes that belong to this policy begin with."""
+        return self.name.removesuffix("policy_checkpoint")
+
+
+def policies_of(recipe: Recipe) -> tuple[Policy, ...]:
+    """The trained policies of a recipe, each after that which it starts from; the last is `policy_checkpoint`, or
+    `trained/policy_checkpoint` where that is an average of it and of others."""
+    policies = [Policy(_link_name(recipe, 1), recipe.links[0].as_dpo(), recipe.start)]
+    for number, link in enumerate(recipe.later_links, start=2):
+        refers = link.method.needs_reference
+        own = link.select is not None or (refers and link.reference == "start")
+        share = 1.0 if link.select is None else link.select.disagreement
+        policies.append(
+            Policy(
+                name=_link_name(recipe, number),
+                settings=link.as_dpo(),
+                start=policies[-1].name,
+                manifest=f"link_{number}/preference_manifest" if own else "preference_manifest",
+                reference=recipe.start if refers and link.reference == "sft" else None,
+                rows=partial(mul, share),
+            )
+        )
+    return tuple(policies)
+
+
+def _link_name(recipe: Recipe, number: int) -> str:
+    if number < len(recipe.links):
+        return f"link_{number}/policy_checkpoint"
+    return "trained/policy_checkpoint" if recipe.merge else "policy_checkpoint"
+
+
+def policy_checkpoint(recipe: Recipe, pools: Pools, policy: Policy) -> Node:
+    """The node of a policy."""
+    settings, start, method = policy.settings, policy.start, policy.settings.method
+    beside = ("sft_dataset",) if settings.sft_rows_fraction else ()
+    reference = () if policy.reference is None else (policy.reference,)
 
     def request(upstream: Upstream, shard: str | None) -> DpoRequest:
         return DpoRequest(
-            manifest=upstream("preference_manifest"),
+            manifest=upstream(policy.manifest),
             checkpoint=upstream(start),
-            settings=recipe.dpo,
+            settings=settings,
             tokens=recipe.tokens,
-            seed=recipe.seed,
+            seed=recipe.seed + policy.seeds_on,
             world_size=pools[recipe.pools.policy].world_size,
             pass_tokens=recipe.reference.batch_tokens,
-            sft_dataset=upstream("sft_dataset") if recipe.dpo.sft_rows_fraction else None,
+            sft_dataset=upstream("sft_dataset") if beside else None,
+            reference=upstream(policy.reference) if policy.reference else None,
         )
 
+    called, spoken = METHOD.elsewhere.get(settings.loss, settings.loss), STARTS.get(start, start)
+    against = "against cached reference log-probs" if method.needs_reference else "without a reference"
     return Node(
-        name="policy_checkpoint",
+        name=policy.name,
         phase="train",
         stage=STAGE,
-        description=(
-            "The policy: DPO from the SFT checkpoint against cached reference log-probs."
-            if recipe.method.needs_reference
-            else f"The policy: preference training from the {STARTS[start]}, without a reference."
-        ),
+        description=f"The policy: preference training (method: {called}) from the {spoken}, {against}.",
         kinds=frozenset({"pytorch", "huggingface"}),
-        needs=("preference_manifest", start, *(("sft_dataset",) if recipe.dpo.sft_rows_fraction else ())),
+        needs=(policy.manifest, start, *reference, *beside),
         request=request,
         show=show,
         pool=recipe.pools.policy,
         is_checkpoint=True,
-        guards=policy_guards(recipe.dpo, recipe.tokens),
+        training=settings,
+        rows=policy.rows,
+        guards=policy_guards(settings, recipe.tokens),
     )
+
+
+def chain(recipe: Recipe, pools: Pools) -> Iterator[Node]:
+    """The recipe's policies, and before each later link the log-probs and the manifest that it needs of its own."""
+    before: Policy | None = None
+    for policy, link in zip(policies_of(recipe), (None, *recipe.later_links), strict=True):
+        if before is not None and link is not None and policy.manifest != "preference_manifest":
+            logprobs = f"{before.group}policy_logprobs"
+            yield policy_logprobs(recipe, logprobs, before.name, "preference_manifest")
+            as_reference = link.method.needs_reference and link.reference == "start"
+            share = None if link.select is None else link.select.disagreement
+            yield chained_manifest(recipe, policy.manifest, logprobs, as_reference=as_reference, share=share)
+        yield policy_checkpoint(recipe, pools, policy)
+        before = policy
+
+
+def repeats_of(recipe: Recipe) -> tuple[Policy, ...]:
+    """The policy again, with other seeds, to see how much it varies from run to run (`gate.seeds`)."""
+    last = policies_of(recipe)[-1]
+    numbers = range(1, recipe.repeats + 1)
+    return tuple(replace(last, name=f"seed_{number}/{last.name}", seeds_on=number) for number in numbers)
 
 
 def setup_of(recipe: Recipe, upstream: Upstream) -> list[str]:
     """What is wrong with data and start checkpoint before a training, where both are made already."""
-    manifest, start = upstream.get("preference_manifest"), upstream.get(recipe.method.start)
+    first = policies_of(recipe)[0]
+    manifest, start = upstream.get(first.manifest), upstream.get(first.start)
     if manifest is None or start is None:
         return []
     try:
-        return setup_notes(upstream.store, manifest, start, recipe.dpo, recipe.tokens)
+        return setup_notes(upstream.store, manifest, start, first.settings, recipe.tokens)
     except MissingArtifact:  # erased, or collected: the next run makes it again, and its guard says it then
         return []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from alignment.recipe import Recipe
+from alignment.stages.stage import starts_of
 from assets.building.node import Node
 from assets.building.upstream import Upstream
 from eval.stages.policy_divergence import STAGE, DivergenceRequest
@@ -21,11 +22,12 @@ def policy_divergence(recipe: Recipe) -> Node:
         policy = upstream.store.commit_of(upstream("policy_checkpoint"))
         return DivergenceRequest(
             policy=policy.artifact,
-            sft=policy.inputs["checkpoint"],
+            sft=starts_of(upstream.store.commit_of, policy)[-1].artifact,
             manifest=policy.inputs["manifest"],
             seed=recipe.seed,
             precision=recipe.evals.precision,
             batch_tokens=recipe.evals.batch_tokens,
+            sharded=recipe.evals.sharded,
             tokens=recipe.tokens.writing(),
         )
 

@@ -5,27 +5,31 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from alignment.data.overlap import strings_in
+from alignment.data.overlap import SuiteItems, strings_in
 from alignment.data.shards import mixes_of
 from alignment.data.withdrawal import holds
 from alignment.errors import BadInput
 from alignment.guards import manifest_guards
-from alignment.recipe import Recipe, Suite
-from alignment.stages.preference_manifest import STAGE, ManifestRequest, ManifestSummary, SuiteItems
+from alignment.recipe import Recipe
+from alignment.stages.execute import REQUEST_FILE
+from alignment.stages.preference_manifest import STAGE, ManifestRequest, ManifestSummary, Selection, TrainRows
 from alignment.store import Artifact, Commit
 from assets.building.node import Node, Shown
 from assets.building.show import findings_table, table
 from assets.building.upstream import Upstream
 from assets.preference_shard import preference_shard
 from assets.reference_logprobs import reference_logprobs
-from assets.responses import suite_spec
-from eval.suites import suite_named
+from assets.responses import suite_items, suite_spec
+from eval.suites import suite_of
 from eval.suites.items import load_items
+
+GENERATED = "generated"
+"""The name of the shard of generated pairs in a manifest."""
 
 
 def preference_manifest(recipe: Recipe) -> Node:
     """The node of the pinned training set."""
-    scored = reference_logprobs(recipe) if recipe.method.needs_reference else None
+    scored = reference_logprobs(recipe) if recipe.needs_reference else None
 
     def request(upstream: Upstream, shard: str | None) -> ManifestRequest:
         shards: dict[str, Artifact] = {}
@@ -54,6 +58,13 @@ def preference_manifest(recipe: Recipe) -> Node:
                 left_out[name] = "its reference log-probs are of other rows, another checkpoint or other settings"
             else:
                 shards[name], references[name] = rows, reference
+        mixes = mixes_of(recipe.preferences, shards, recipe.seed)
+        if recipe.generate is not None:
+            if GENERATED in keys:
+                raise BadInput(f"a source's shard is called {GENERATED}, as that of `generate` is", field="preferences")
+            shards[GENERATED] = upstream("generated_shard")
+            if scored is not None:
+                references[GENERATED] = upstream("generated_logprobs")
         return ManifestRequest(
             shards=shards,
             references=references,
@@ -63,10 +74,13 @@ def preference_manifest(recipe: Recipe) -> Node:
             min_reference_logp=recipe.preferences.min_reference_logp,
             near_duplicates=recipe.preferences.near_duplicates,
             decontaminate=decontaminated(recipe),
-            mix=mixes_of(recipe.preferences, shards, recipe.seed),
-            reads_numbers=bool(recipe.method.numbers),
+            mix=mixes,
+            reads_numbers=any(link.method.numbers for link in recipe.links),
         )
 
+    from_source = ("preference_shard",) if scored is None else (recipe.start, "preference_shard", scored.name)
+    made = ("generated_shard",) if scored is None else ("generated_shard", "generated_logprobs")
+    generated = () if recipe.generate is None else made
     return Node(
         name="preference_manifest",
         phase="train",
@@ -77,7 +91,55 @@ def preference_manifest(recipe: Recipe) -> Node:
             else "The pinned set of shards and their reference log-probs, and the train / held-out split."
         ),
         kinds=frozenset({"json", "parquet"}),
-        needs=("preference_shard",) if scored is None else ("sft_checkpoint", "preference_shard", scored.name),
+        needs=(*from_source, *generated),
+        request=request,
+        show=show,
+        guards=manifest_guards(),
+    )
+
+
+def chained_manifest(recipe: Recipe, name: str, logprobs: str, *, as_reference: bool, share: float | None) -> Node:
+    """The node of the set that a later link of a chain is trained on: the same shards, held-out rows and filters.
+
+    `logprobs` names the node with the log-probs of the policy that the link starts from. They are its reference with
+    `as_reference`; `share` is how many of the pairs it takes of those that this policy disagrees on most.
+    """
+
+    def request(upstream: Upstream, shard: str | None) -> ManifestRequest:
+        first = ManifestRequest.model_validate_json(upstream.store.read(upstream("preference_manifest"), REQUEST_FILE))
+        policy = upstream(logprobs)
+        select = None if share is None else Selection(share=share, policy=policy, references=first.references)
+        references = dict.fromkeys(first.shards, policy) if as_reference else first.references
+        return first.model_copy(update={"references": references, "select": select})
+
+    told = "" if share is None else f", of the training pairs the {share:.0%} that its start disagrees on most"
+    return Node(
+        name=name,
+        phase="train",
+        stage=STAGE,
+        description=f"The pinned set of this link: the shards, rows and split of preference_manifest{told}.",
+        kinds=frozenset({"json", "parquet"}),
+        needs=("preference_manifest", logprobs),
+        request=request,
+        show=show,
+        guards=manifest_guards(),
+    )
+
+
+def part_manifest(recipe: Recipe, name: str, most: int) -> Node:
+    """The node of the same set with at most so many training rows, drawn by the recipe's seed."""
+
+    def request(upstream: Upstream, shard: str | None) -> ManifestRequest:
+        whole = ManifestRequest.model_validate_json(upstream.store.read(upstream("preference_manifest"), REQUEST_FILE))
+        return whole.model_copy(update={"train_rows": TrainRows(most=most, seed=recipe.seed)})
+
+    return Node(
+        name=name,
+        phase="train",
+        stage=STAGE,
+        description=f"The pinned set with at most {most:,} training rows.",
+        kinds=frozenset({"json", "parquet"}),
+        needs=("preference_manifest",),
         request=request,
         show=show,
         guards=manifest_guards(),
@@ -88,17 +150,6 @@ def decontaminated(recipe: Recipe) -> dict[str, SuiteItems] | None:
     """The items of the suites that no training row may hold, pinned by content; None if the recipe names no suite."""
     selected = recipe.evals.selected()
     return {name: suite_items(name, selected[name], recipe.seed) for name in recipe.preferences.decontaminate} or None
-
-
-def suite_items(name: str, suite: Suite, seed: int) -> SuiteItems:
-    """Where all of a suite's items are, also those that a limit leaves unasked."""
-    spec = suite_spec(name, suite)
-    if spec.hub is None:
-        return SuiteItems(file=spec.data, embedded=spec.embedded, seed=seed if spec.embedded else 0)
-    asked = suite_named(name)
-    subsets = [asked.task.subset] if asked.task else [task.subset for task in asked.members.values()]
-    sources = (spec.hub.model_copy(update={"config": spec.hub.config or subset}) for subset in subsets or [None])
-    return SuiteItems(hub=tuple(dict.fromkeys(sources)))
 
 
 def expected_keys(upstream: Upstream, recipe: Recipe) -> dict[str, str | None]:
@@ -136,7 +187,7 @@ def evaluation_items(recipe: Recipe) -> dict[str, dict[str, list[str]]]:
     return {
         name: {
             item.id: list(strings_in(item.fields))
-            for item in load_items(suite_named(name), suite_spec(name, suite), recipe.seed)
+            for item in load_items(suite_of(recipe, name), suite_spec(name, suite), recipe.seed)
         }
         for name, suite in recipe.evals.selected().items()
     }

@@ -1,29 +1,44 @@
-"""`reference_logprobs`: the SFT checkpoint's log-probs of one shard, each sequence computed once, ever."""
+"""`reference_logprobs`: the start checkpoint's log-probs of one shard, each sequence computed once, ever.
+
+`<link>/policy_logprobs` has those of a policy in a chain, of all shards of the manifest that it was trained on: nothing
+below the first manifest is cut in shards, so that a chain is made in one Dagster run. Both go through the same cache.
+"""
 
 from __future__ import annotations
 
-from alignment.methods import method_of
+from typing import Any
+
 from alignment.recipe import Recipe
+from alignment.stages.policy_logprobs import STAGE as POLICY_STAGE
+from alignment.stages.policy_logprobs import PolicyLogprobsRequest
 from alignment.stages.reference_logprobs import STAGE, ReferenceRequest
 from assets.building.automation import on_new_data
 from assets.building.node import Node
 from assets.building.upstream import Upstream
 
 
+def scoring(recipe: Recipe) -> dict[str, Any]:
+    """The fields in which all requests for a recipe's log-probs are equal: every sequence is then scored once."""
+    coupled = any(link.method.coupled for link in recipe.links)
+    return {
+        "tokens": recipe.tokens,
+        "precision": recipe.reference.precision,
+        "batch_tokens": recipe.reference.batch_tokens,
+        "sharded": recipe.reference.sharded,
+        "tf32": recipe.dpo.tf32,
+        "quantise": recipe.dpo.quantise,
+        "first_tokens": any(link.method.first_tokens for link in recipe.links),
+        "held_out_fraction": recipe.held_out_fraction if coupled else None,
+    }
+
+
 def reference_logprobs(recipe: Recipe) -> Node:
     """The node of the cached log-probs under the reference, shard by shard."""
-    method = method_of(recipe.dpo)
+    checkpoint, spoken = recipe.start, {"sft_checkpoint": "SFT checkpoint", "base_model": "base model"}[recipe.start]
 
     def request(upstream: Upstream, shard: str | None) -> ReferenceRequest:
         return ReferenceRequest(
-            checkpoint=upstream("sft_checkpoint"),
-            shard=upstream("preference_shard", shard),
-            tokens=recipe.tokens,
-            precision=recipe.reference.precision,
-            batch_tokens=recipe.reference.batch_tokens,
-            tf32=recipe.dpo.tf32,
-            first_tokens=method.first_tokens,
-            held_out_fraction=recipe.held_out_fraction if method.coupled else None,
+            checkpoint=upstream(checkpoint), shard=upstream("preference_shard", shard), **scoring(recipe)
         )
 
     return Node(
@@ -31,14 +46,32 @@ def reference_logprobs(recipe: Recipe) -> Node:
         phase="reference",
         stage=STAGE,
         description=(
-            "Log-probs of labelled completions, and of their partners', under the SFT checkpoint, cached by sequence."
-            if method.coupled
-            else "Log-probs of chosen and rejected completions under the SFT checkpoint, cached by sequence."
+            f"Log-probs of labelled completions, and of their partners', under the {spoken}, cached by sequence."
+            if recipe.method.coupled
+            else f"Log-probs of chosen and rejected completions under the {spoken}, cached by sequence."
         ),
         kinds=frozenset({"pytorch", "parquet"}),
-        needs=("sft_checkpoint", "preference_shard"),
+        needs=(checkpoint, "preference_shard"),
         request=request,
         partitioned=True,
         pool=recipe.pools.reference,
         automation=on_new_data,
+    )
+
+
+def policy_logprobs(recipe: Recipe, name: str, policy: str, manifest: str) -> Node:
+    """The node of that name: the log-probs of a manifest's shards under a policy, both given by their nodes' names."""
+
+    def request(upstream: Upstream, shard: str | None) -> PolicyLogprobsRequest:
+        return PolicyLogprobsRequest(checkpoint=upstream(policy), manifest=upstream(manifest), **scoring(recipe))
+
+    return Node(
+        name=name,
+        phase="train",
+        stage=POLICY_STAGE,
+        description=f"Log-probs of the rows of all shards under {policy}, cached by sequence.",
+        kinds=frozenset({"pytorch", "parquet"}),
+        needs=(policy, manifest),
+        request=request,
+        pool=recipe.pools.reference,
     )

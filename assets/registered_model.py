@@ -45,9 +45,11 @@ log = logging.getLogger(__name__)
 class RegistrationRequest(Request):
     """The inputs of a registration. Later candidates find the champion in them.
 
-    `decision` is that of the person who promoted this policy; None leaves the decision to the gate.
+    `decision` is that of the person who promoted this policy; None leaves the decision to the gate. `sharded` cuts the
+    model that is checked over the processes of its launch, where there are several.
     """
 
+    speed_only: ClassVar[frozenset[str]] = frozenset({"sharded"})
     absent_by_default: ClassVar[frozenset[str]] = frozenset({"decision"})
 
     policy: Artifact
@@ -58,6 +60,7 @@ class RegistrationRequest(Request):
     model_name: str
     smoke_prompt: str
     precision: str
+    sharded: bool = False
     decision: Decision | None = None
 
 
@@ -87,6 +90,7 @@ def registered_model(recipe: Recipe, pools: Pools) -> Node:
             model_name=recipe.model_name,
             smoke_prompt=recipe.registry.smoke_prompt,
             precision=recipe.evals.precision,
+            sharded=recipe.evals.sharded,
         )
         return registration if decision is None else decided_request(upstream, registration, decision)
 
@@ -242,7 +246,12 @@ def smoke_answer(work: Work, request: RegistrationRequest) -> str:
     """The answer to the smoke prompt of the checkpoint, loaded from the store."""
     if work.pool is None:  # a rollback whose decision no longer applies since it was launched
         raise dg.Failure("not registered: the decision no longer applies", allow_retries=False)
-    check = CheckRequest(checkpoint=request.policy, prompt=request.smoke_prompt, precision=request.precision)
+    check = CheckRequest(
+        checkpoint=request.policy,
+        prompt=request.smoke_prompt,
+        precision=request.precision,
+        sharded=request.sharded,
+    )
     commit = run_stage(replace(work, stage=CHECK, request=check))
     return CheckSummary.of(commit).answer
 
@@ -308,6 +317,7 @@ def register(work: Work, recipe: Recipe) -> str:
             dagster_run_id=work.context.run.run_id,
             history=list(PolicySummary.of(commit).history),
             checkpoint=True,
+            experiment=recipe.experiment,
         )
 
     return work.tracking.register(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from alignment.data.files import pin_file
 from alignment.data.hub import pin_hub
+from alignment.data.overlap import SuiteItems
 from alignment.errors import BadInput
 from alignment.recipe import DataSource, Recipe, Suite
 from alignment.stages import SourceFile
@@ -12,7 +13,7 @@ from assets.building.node import Node
 from assets.building.upstream import Upstream
 from eval.report.guards import RESPONSES
 from eval.stages.responses import STAGE, ResponsesRequest
-from eval.suites.suite import SuiteSpec
+from eval.suites import SuiteSpec, pin_tasks, suite_named
 from resources.pools import Pools
 
 
@@ -40,6 +41,7 @@ def suite_spec(name: str, suite: Suite) -> SuiteSpec:
         judge_prompts=pinned("judge_prompts"),
         baseline_answers=pinned("baseline_answers"),
         scored_by=getattr(suite, "scored_by", "rules"),
+        tasks=pin_tasks(folder) if (folder := getattr(suite, "include_path", None)) else (),
     )
 
 
@@ -52,8 +54,9 @@ def hub_source(suite: Suite, split: str) -> DataSource | None:
 
 def responses_request(recipe: Recipe, pools: Pools, checkpoint: Artifact) -> ResponsesRequest:
     """The request for a checkpoint's answers under the recipe's settings."""
-    if pools[recipe.pools.responses].world_size > 1:
-        raise BadInput("answering runs in one process; give a pool of launcher: step", field="pools.responses")
+    if pools[recipe.pools.responses].world_size > 1 and not recipe.evals.sharded:
+        what = "answering runs in one process unless evals.sharded cuts the model; give a pool of launcher: step"
+        raise BadInput(what, field="pools.responses")
     suites = {name: suite_spec(name, suite) for name, suite in recipe.evals.selected().items()}
     return ResponsesRequest(
         checkpoint=checkpoint,
@@ -61,9 +64,21 @@ def responses_request(recipe: Recipe, pools: Pools, checkpoint: Artifact) -> Res
         seed=recipe.seed,
         precision=recipe.evals.precision,
         batch_tokens=recipe.evals.batch_tokens,
+        sharded=recipe.evals.sharded,
         generate=recipe.evals.generate,
         tokens=recipe.tokens.writing(),
     )
+
+
+def suite_items(name: str, suite: Suite, seed: int) -> SuiteItems:
+    """Where all of a suite's items are, also those that a limit leaves unasked."""
+    spec = suite_spec(name, suite)
+    if spec.hub is None:
+        return SuiteItems(file=spec.data, embedded=spec.embedded, seed=seed if spec.embedded else 0)
+    asked = suite_named(name, spec.tasks)
+    subsets = [asked.task.subset] if asked.task else [task.subset for task in asked.members.values()]
+    sources = (spec.hub.model_copy(update={"config": spec.hub.config or subset}) for subset in subsets or [None])
+    return SuiteItems(hub=tuple(dict.fromkeys(sources)))
 
 
 BASELINES = {"sft_checkpoint": "sft", "base_model": "base"}
@@ -72,12 +87,12 @@ BASELINES = {"sft_checkpoint": "sft", "base_model": "base"}
 
 def baseline_of(recipe: Recipe) -> str:
     """The name of the model that the recipe's policy is compared with: `sft`, or `base` where it starts from that."""
-    return BASELINES[recipe.method.start]
+    return BASELINES[recipe.start]
 
 
 def responses(recipe: Recipe, pools: Pools, model: str) -> Node:
     """The node of the recipe's model of that name: `policy`, or that of `baseline_of`."""
-    checkpoint = recipe.method.start if model == baseline_of(recipe) else f"{model}_checkpoint"
+    checkpoint = recipe.start if model == baseline_of(recipe) else f"{model}_checkpoint"
 
     def request(upstream: Upstream, shard: str | None) -> ResponsesRequest:
         return responses_request(recipe, pools, upstream(checkpoint))

@@ -43,6 +43,7 @@ def sft_checkpoint(recipe: Recipe, pools: Pools) -> Node:
         show=show,
         pool=recipe.pools.sft,
         is_checkpoint=True,
+        training=None if adopted else sft,
     )
 
 

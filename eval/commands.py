@@ -29,7 +29,7 @@ from eval.judge.journal import Journal
 from eval.judge.judgment import Judgment, Question
 from eval.judge.prompts import default_prompts, parse_prompts, reference_turns
 from eval.stages.scores import metrics_record, outcome, write_graded
-from eval.suites import Item, Suite, suite_named
+from eval.suites import Item, Suite, pin_tasks, suite_named
 from eval.suites.items import read_items
 from eval.suites.lm_eval_task import nltk_data_beside
 from eval.suites.rows import read_rows
@@ -50,6 +50,7 @@ def score_files(
     against: str | Path | None = None,
     select: Selection = ALL,
     difficulty: str | Path | None = None,
+    include_path: str | Path | None = None,
 ) -> dict[str, Any]:
     """Scores stored responses, writes samples.parquet into `out`, and returns plain JSON values.
 
@@ -58,7 +59,8 @@ def score_files(
     of metrics that have an interval of their own; the `empty` answers, their mean `length`, and `classes` (answers
     counted by class, for a suite with a classifier). `out` is `scores/<suite>-<responses file>` by default. Judgments
     of pairs need the baseline's answers in `against`; AlpacaEval's data may hold them. `select` says whose judgments
-    count, and how verdicts are read. `judgments` without `responses` and `data` is a published file of its own
+    count, and how verdicts are read. `include_path` is a folder of own lm-eval tasks. `judgments` without `responses`
+    and `data` is a published file of its own
     (`score_published`).
 
     Raises `BadInput` that names wrong, duplicate or malformed rows, or a folder that cannot be written to, before
@@ -70,7 +72,7 @@ def score_files(
         return score_published(suite, judgments, out, select, difficulty)
     if difficulty is not None:
         raise BadInput("goes with published annotations alone", file=str(difficulty), field="--difficulty")
-    kind = suite_named(suite)
+    kind = suite_named(suite, pin_tasks(str(include_path)) if include_path is not None else ())
     if responses is None or data is None:
         alone = " (a published file of judgments needs neither)" if judgments is not None else ""
         raise BadInput(f"give --{'responses' if responses is None else 'data'}: a file of {kind.title}{alone}")

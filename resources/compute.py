@@ -12,11 +12,12 @@ from pydantic import Field
 
 from alignment.address import shown
 from alignment.errors import BadInput
+from alignment.models.quantised import missing
 from alignment.recipe import Recipe
 from alignment.recipe.load import read_yaml
 from alignment.store import Store
 from resources.home import tracking_uri
-from resources.pools import Pools, load_pools, parse_pools, pools_file
+from resources.pools import REMOTE, Pools, load_pools, parse_pools, pools_file
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 OPENAI, HUB = "https://api.openai.com", "https://huggingface.co"
@@ -39,6 +40,17 @@ class ComputePools(dg.ConfigurableResource):  # type: ignore[type-arg]
         for name, changed in self.changes.items():
             pools[name] = pools.get(name, {}) | changed
         return parse_pools(data | {"pools": pools}, path)
+
+
+def check_packages(recipe: Recipe, pools: Pools) -> None:
+    """Raises `BadInput` for a package that a stage would need in this environment; elsewhere the stage says so."""
+    stages = [("sft", recipe.sft), *(("policy", link) for link in recipe.links)]
+    if recipe.dpo.quantise is not None and recipe.method.needs_reference:
+        stages.append(("reference", recipe.dpo))
+    for stage, settings in stages:
+        problem = None if settings is None else missing(settings.quantise)
+        if problem is not None and pools[getattr(recipe.pools, stage)].launcher not in REMOTE:
+            raise BadInput(problem, field=f"pools.{stage}")
 
 
 def check_residency(recipe: Recipe, pools: Pools, store: Store) -> None:

@@ -39,13 +39,15 @@ REQUEST_TAG = "align.request"
 RECIPE_TAG = "align.recipe"
 REPORTED_TAG = "align.reported_at"
 """When a run was made, in nanoseconds since 1970."""
+LIVE_TAG = "align.live_steps"
+"""The last step of each metric that was logged while the artifact was made, as JSON."""
 NOTE_TAG = "mlflow.note.content"
 """The tag that MLflow shows as a description, in Markdown."""
 EXPERIMENT_NOTE = """\
-Every result of the recipe `{0}`, one run an artifact: base model, SFT, preference shards, reference log-probs, policy,
-answers, scores, report and registration. A run starts and ends with the making of its artifact, and holds its settings,
-numbers, commit record and files. The run `evaluation_report` has the comparison as `report.html`. The tag `align.uri`
-is the artifact's address in the store.
+Every result of the recipe `{0}`, and of recipes with the same `registry.experiment`, one run an artifact: base model,
+SFT, preference shards, reference log-probs, policy, answers, scores, report and registration. A run starts and ends
+with the making of its artifact, and holds its settings, numbers, commit record and files. The run `evaluation_report`
+has the comparison as `report.html`. The tag `align.uri` is the artifact's address in the store.
 """
 
 
@@ -53,8 +55,9 @@ is the artifact's address in the store.
 class Report:
     """What a materialization reports to MLflow.
 
-    `history` has a dict for each training step (`step`, and numbers by name). `upstream` maps an input's name to the
-    MLflow run that reported it. `checkpoint` is true if the artifact is a model.
+    `experiment` is the MLflow experiment, by default the recipe's name. `history` has a dict for each training step
+    (`step`, and numbers by name). `upstream` maps an input's name to the MLflow run that reported it. `checkpoint` is
+    true if the artifact is a model.
     """
 
     recipe: str
@@ -69,11 +72,31 @@ class Report:
     upstream: Mapping[str, str] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
     checkpoint: bool = False
+    experiment: str = ""
 
     @property
     def identity(self) -> str:
         """The value of the tag by which the run is found again."""
-        return "/".join([self.recipe, self.asset, self.partition or "-", self.commit.key])
+        return identity_of(self.recipe, self.asset, self.partition, self.commit.key)
+
+
+def identity_of(recipe: str, asset: str, partition: str | None, key: str) -> str:
+    """The value of the tag by which the run of an artifact is found again."""
+    return "/".join([recipe, asset, partition or "-", key])
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What is known of an artifact's run while it is made: no digest, no address, and no numbers of the result."""
+
+    recipe: str
+    asset: str
+    kind: str
+    key: str
+    stage: str
+    dagster_run_id: str
+    params: Mapping[str, Any]
+    experiment: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,7 +123,8 @@ def report_run(client: MlflowClient, report: Report) -> Reported:
     if (added := dagster_runs_tag(run.data.tags, report.dagster_run_id)) is not None:
         client.set_tag(run_id, *added)
     if run.info.status != "FINISHED":
-        _log_numbers(client, run_id, report)
+        _log_tags(client, run, report)
+        _log_numbers(client, run_id, report, live_steps(run.data.tags))
         _log_inputs(client, run_id, report)
         with tempfile.TemporaryDirectory() as folder:
             texts = overflow_files(report.upstream, report.params)
@@ -111,13 +135,49 @@ def report_run(client: MlflowClient, report: Report) -> Reported:
                 client.log_artifact(run_id, str(path))
         if report.checkpoint:
             _logged_model(client, report, run)
-        client.set_terminated(run_id, "FINISHED", began_at(report.commit) + round(report.commit.seconds * 1000))
+        client.set_terminated(run_id, "FINISHED", ended_at(report.commit))
     return Reported(run_id, str(run.info.experiment_id))
+
+
+def open_run(client: MlflowClient, opening: Opening) -> Run:
+    """The run of an artifact that is being made: the one that there is, opened again, or a new one."""
+    identity = identity_of(opening.recipe, opening.asset, None, opening.key)
+    tags = {
+        REQUEST_TAG: identity,
+        RECIPE_TAG: opening.recipe,
+        "align.stage": opening.stage,
+        "align.kind": opening.kind,
+        "align.key": opening.key,
+        "dagster.asset": f"{opening.recipe}/{opening.asset}",
+        DAGSTER_RUNS_TAG: opening.dagster_run_id,
+    }
+    now = round(time.time() * 1000)
+    experiment = opening.experiment or opening.recipe
+    run = _found_or_made(client, experiment, opening.recipe, identity, opening.asset, tags, now)
+    if run.info.status != "RUNNING":
+        client.update_run(run.info.run_id, status="RUNNING")
+    _log_params(client, str(run.info.run_id), opening.params)
+    return run
+
+
+def run_page(run: Run) -> str:
+    """The page of a run."""
+    return Reported(str(run.info.run_id), str(run.info.experiment_id)).url
+
+
+def live_steps(tags: Mapping[str, str]) -> dict[str, int]:
+    """The last step of each metric that was logged while the artifact was made."""
+    return {str(name): int(step) for name, step in json.loads(tags.get(LIVE_TAG) or "{}").items()}
 
 
 def began_at(commit: Commit) -> int:
     """When the artifact began to be made, in milliseconds since 1970."""
     return int(datetime.fromisoformat(commit.started_at).timestamp() * 1000)
+
+
+def ended_at(commit: Commit) -> int:
+    """When the artifact was made, in milliseconds since 1970."""
+    return began_at(commit) + round(commit.seconds * 1000)
 
 
 def earliest(runs: Iterable[Run]) -> Run | None:
@@ -132,14 +192,29 @@ def _reported_at(run: Run) -> tuple[int, str]:
 
 def _run(client: MlflowClient, report: Report) -> Run:
     """The earliest run with this identity, or a new run."""
-    experiment = _experiment(client, report.recipe)
-    by_identity = f"tags.`{REQUEST_TAG}` = '{report.identity}'"
-    if (known := earliest(client.search_runs([experiment], by_identity))) is not None:
+    name, experiment = report.asset, report.experiment or report.recipe
+    if report.partition:
+        name += f" {report.partition}"
+    tags, start = _tags(report), began_at(report.commit)
+    return _found_or_made(client, experiment, report.recipe, report.identity, name, tags, start)
+
+
+def _found_or_made(
+    client: MlflowClient, experiment: str, recipe: str, identity: str, name: str, tags: Mapping[str, str], start: int
+) -> Run:
+    """The earliest run with this identity, or a new run in the experiment.
+
+    A run that stands in an experiment of the recipe's own, from before it joined others, stays there.
+    """
+    place = _experiment(client, experiment)
+    own = None if experiment == recipe else client.get_experiment_by_name(recipe)
+    places = [place, *([str(own.experiment_id)] if own is not None else [])]
+    by_identity = f"tags.`{REQUEST_TAG}` = '{identity}'"
+    if (known := earliest(client.search_runs(places, by_identity))) is not None:
         return known
-    name = f"{report.asset} {report.partition}" if report.partition else report.asset
-    tags = _tags(report) | {REPORTED_TAG: str(time.time_ns())}
-    created = client.create_run(experiment, began_at(report.commit), tags, name)
-    first = earliest(client.search_runs([experiment], by_identity))
+    shown_name = name if experiment == recipe else f"{recipe} {name}"
+    created = client.create_run(place, start, {**tags, REPORTED_TAG: str(time.time_ns())}, shown_name)
+    first = earliest(client.search_runs(places, by_identity))
     if first is not None and first.info.run_id != created.info.run_id:
         client.delete_run(created.info.run_id)
         return first
@@ -216,24 +291,41 @@ def _tags(report: Report) -> dict[str, str]:
     return {name: value for name, value in tags.items() if value}
 
 
-def _log_numbers(client: MlflowClient, run_id: str, report: Report) -> None:
-    from mlflow.entities import Metric, Param
+def _log_tags(client: MlflowClient, run: Run, report: Report) -> None:
+    """What was not known when the run was opened."""
+    from mlflow.entities import RunTag
+
+    missing = [RunTag(name, value) for name, value in _tags(report).items() if name not in run.data.tags]
+    if missing:
+        client.log_batch(run.info.run_id, tags=missing)
+
+
+def _log_params(client: MlflowClient, run_id: str, settings: Mapping[str, Any]) -> None:
+    from mlflow.entities import Param
+
+    params = [Param(valid_name(name), shown(str(value))[:PARAM_LIMIT]) for name, value in settings.items()]
+    for start in range(0, len(params), 100):
+        client.log_batch(run_id, params=params[start : start + 100])
+
+
+def _log_numbers(client: MlflowClient, run_id: str, report: Report, live: Mapping[str, int]) -> None:
+    """The numbers of the result, and those of training steps that were not logged while it trained."""
+    from mlflow.entities import Metric
 
     # with the artifact's own time a point that is written twice stays one point
     at = began_at(report.commit)
     metrics = [Metric(valid_name(name), float(value), at, 0) for name, value in report.metrics.items()]
+    trained = ended_at(report.commit) if live else at  # after the points that were logged while it trained
     for record in report.history:
         step = int(record["step"])
         metrics += [
-            Metric(name, float(value), at, step)
+            Metric(name, float(value), trained, step)
             for name, value in record.items()
-            if name != "step" and isinstance(value, int | float)
+            if name != "step" and isinstance(value, int | float) and step > live.get(name, -1)
         ]
-    params = [Param(valid_name(name), shown(str(value))[:PARAM_LIMIT]) for name, value in report.params.items()]
     for start in range(0, len(metrics), BATCH):
         client.log_batch(run_id, metrics=metrics[start : start + BATCH])
-    for start in range(0, len(params), 100):
-        client.log_batch(run_id, params=params[start : start + 100])
+    _log_params(client, run_id, report.params)
 
 
 def _log_inputs(client: MlflowClient, run_id: str, report: Report) -> None:

@@ -77,7 +77,11 @@ def test_the_gpu_benchmark_runs_there_at_its_smallest_size(tmp_path: Path) -> No
     assert told.returncode == 0, told.stdout + told.stderr
     parts = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")}
     assert list(parts) and {part["status"] for part in parts.values()} == {"complete"}
-    assert parts.keys() == {"environment", "agreement", "step", "values", "company", "speed", "attention", "head"}
+    of_packed_passes = {"environment", "agreement", "step", "values", "company", "speed", "attention", "head"}
+    assert parts.keys() == of_packed_passes | {"trl", "whole", "memory", "resume"}
+    for name in ("whole", "memory", "resume"):
+        assert all("gpu_wheels.sh brings it along" in row["skipped"] for row in parts[name]["rows"])
+    assert [row["way"] for row in parts["trl"]["rows"][:2]] == ["ours", "padded (as TRL), data order, batch 8"]
     same = [row for row in parts["agreement"]["rows"] if row["compared"].startswith("step")]
     assert len(same) == 6 and not any(row["differing"] for row in same)
     gradients = [row for row in parts["agreement"]["rows"] if row["compared"].startswith("gradient")]
@@ -94,6 +98,25 @@ def test_the_gpu_benchmark_runs_there_at_its_smallest_size(tmp_path: Path) -> No
     assert all(row["tokens_per_second"] > 0 for row in parts["speed"]["rows"])
     ours = [row for row in parts["attention"]["rows"] if row["way"].startswith("ours")]
     assert ours and all(row["error"] < 0.02 and row["gradient_error"] < 0.02 for row in ours)
+
+
+def test_whole_steps_are_measured_where_the_packages_are(tmp_path: Path) -> None:
+    """Steps beside TRL's, with an adapter, by what activations are kept, and interrupted."""
+    code = f"""
+import sys
+from benchmarks.gpu import __main__ as gpu
+gpu.LIMITS = dict.fromkeys(("trl", "whole", "memory", "resume"), 300)
+sys.argv = ["gpu", "--size", "tiny", "--minutes", "20", "--out", {str(tmp_path)!r}]
+sys.exit(gpu.main())
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=PROJECT)
+    assert told.returncode == 0, told.stdout + told.stderr
+    rows = {path.stem: json.loads(path.read_text())["rows"] for path in tmp_path.glob("*.json")}
+    assert [row["way"] for row in rows["trl"] if row["measured"] == "step"][1].startswith("TRL ")
+    assert [row["kind"] for row in rows["whole"]] == ["full", "full, selective", "LoRA of rank 16"]
+    planned = [row["planned_gib"] for row in rows["memory"]]
+    assert planned == sorted(planned, reverse=True) and len(planned) == 3
+    assert [row["differing"] for row in rows["resume"]] == [0]
 
 
 def test_a_part_that_fails_or_hangs_leaves_its_figures_and_does_not_stop_the_next(tmp_path: Path) -> None:

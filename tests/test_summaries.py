@@ -17,13 +17,14 @@ from alignment.stages.sft_dataset import SftDatasetSummary
 from alignment.stages.stage import CheckpointSummary, PolicySummary, ReferenceSummary, SftSummary, ShardSummary
 from alignment.store import Commit, CorruptArtifact, Summary
 from assets.registration import RegistrationSummary
+from eval.gate.sweep import SweepSummary
 from eval.stages.checkpoint_check import CheckSummary
 from eval.stages.evaluation_report import ReportSummary
 from eval.summaries import DivergenceSummary, ResponsesSummary, ScoresSummary
 
 PROJECT = Path(__file__).resolve().parents[1]
 RECORDED: dict[str, dict[str, Any]] = json.loads((PROJECT / "tests/recorded_summaries.json").read_text())
-"""The summary of every stage as version 0.1.0 recorded it: what it wrote must stay readable."""
+"""The summary of every stage as the first version with it recorded it: what it wrote must stay readable."""
 SUMMARIES: dict[str, type[Summary]] = {
     "base_model": BaseModelSummary,
     "sft_dataset": SftDatasetSummary,
@@ -32,10 +33,13 @@ SUMMARIES: dict[str, type[Summary]] = {
     "reference_logprobs": ReferenceSummary,
     "preference_manifest": ManifestSummary,
     "policy_checkpoint": PolicySummary,
+    "policy_logprobs": ReferenceSummary,
+    "merged_checkpoint": PolicySummary,
     "policy_divergence": DivergenceSummary,
     "responses": ResponsesSummary,
     "scores": ScoresSummary,
     "evaluation_report": ReportSummary,
+    "sweep_report": SweepSummary,
     "checkpoint_check": CheckSummary,
     "registered_model": RegistrationSummary,
 }

@@ -203,14 +203,17 @@ class Tally:
         self._reasons: Counter[str] = Counter()
 
     def add(self, places: pa.Table) -> None:
+        """Counts the places of a shard's rows, a table with the columns of a split."""
         for column, counter in (("split", self._splits), ("reason", self._reasons)):
             for found in places[column].drop_null().value_counts():
                 counter[found["values"].as_py()] += found["counts"].as_py()
 
     @property
     def counts(self) -> dict[str, int]:
+        """A manifest's `counts`: rows, and how many of them went where."""
         return {"rows": self._splits.total(), **{name: self._splits[name] for name in ("train", "held_out", "dropped")}}
 
     @property
     def dropped(self) -> dict[str, int]:
+        """{reason: rows}."""
         return reason_counts(self._reasons)

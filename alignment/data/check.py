@@ -53,16 +53,19 @@ def check_files(targets: list[str]) -> dict[str, Any]:
     """What would become of the records of files, or of recipes' preferences, taken together in the order given.
 
     `records` were read. `rows` = `accepted` + `quarantined` (counts), `reasons` {reason: count}, `forms` {form: rows},
-    `kind` (paired, unpaired, or None when no row is valid), `digest` over the sorted row ids, `advice` {file: what to
-    do about its commonest reason}, and `quarantined_rows` [{file, row, reason}].
+    `texts` (accepted rows of plain strings), `kind` (paired, unpaired, or None when no row is valid), `digest` over the
+    sorted row ids, `advice` {file: what to do about its commonest reason}, and
+    `quarantined_rows` [{file, row, reason}].
     Raises `BadInput` naming a file that cannot be read as a whole.
     """
     validation = Validation()
-    accepted = 0
+    accepted = texts = 0
     advice: dict[str, str] = {}
     for source in (source for target in targets for source in sources_of(target)):
         validation.reading, validation.split_pairs = source.reading, source.split_pairs
-        accepted += sum(1 for _ in validation.accepted(source.records, source.name))
+        for row in validation.accepted(source.records, source.name):
+            accepted += 1
+            texts += row.form == "text"
         if (told := validation.advice(source.name)) is not None:
             advice[source.name] = told
     quarantined = validation.quarantined
@@ -70,6 +73,7 @@ def check_files(targets: list[str]) -> dict[str, Any]:
         "records": validation.records,
         "rows": accepted + len(quarantined),
         "accepted": accepted,
+        "texts": texts,
         "quarantined": len(quarantined),
         "reasons": validation.reasons,
         "forms": dict(sorted(validation.forms.items())),
@@ -163,6 +167,7 @@ class Measure:
             self.truncated += isinstance(kept, tuple) and sum(map(len, kept)) < sum(map(len, whole))
 
     def told(self) -> dict[str, Any]:
+        """What `align prefs check` prints of it: the policy, percentiles of tokens, and what is dropped."""
         import numpy as np
 
         policy = self.tokens.policy

@@ -26,6 +26,9 @@ class Embedded(Protocol):
     def preference_records(self, shard_index: int, seed: int) -> list[Any]:
         """Preferences of one shard, 0-based, in one of the forms that data files have."""
 
+    def prompt_records(self, part: int, seed: int) -> list[Any]:
+        """Prompts of one part, 0-based, to sample answers to, each with what decides whether an answer is right."""
+
     def suite_items(self, suite: str, seed: int) -> list[Any]:
         """A suite's items in its published form."""
 

@@ -80,6 +80,7 @@ class SplitWriter:
         self._file.close()
 
     def write(self, places: pa.Table) -> None:
+        """Adds the places of the next shard."""
         self._file.write_table(places, row_group_size=GROUP_ROWS)
 
 

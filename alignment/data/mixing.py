@@ -1,16 +1,19 @@
-"""How many rows of each source are kept, and which: drawn by a hash, so that neither order nor file names matter."""
+"""How many rows of each source are kept, and which: drawn by a hash, so that neither order nor file names matter. And
+which pairs are kept that a policy disagrees on most."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from math import floor
+from math import ceil, floor
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
+
+from alignment.data.measure import Floats
 
 BEYOND = "beyond the rows that are drawn from its source"
 
@@ -81,3 +84,23 @@ def quotas(rows: Sequence[int], mixes: Sequence[Mix]) -> list[int]:
 
 def _draw(row_ids: pa.ChunkedArray, seed: int) -> npt.NDArray[np.uint64]:
     return np.array([place_in_draw(seed, row_id) for row_id in row_ids.to_pylist()], np.uint64)
+
+
+# The pairs on which a policy and the checkpoint that it came from disagree most.
+
+AGREED = "not among the pairs that optimise.select takes"
+NOT_SWEPT = "beyond the training rows of this point of the sweep"
+
+
+def margins_of(logprobs: pa.Table, row_ids: pa.ChunkedArray) -> Floats:
+    """log π(chosen) − log π(rejected) of these rows, from the columns of a checkpoint's log-probs."""
+    found = logprobs.take(pc.index_in(row_ids, value_set=logprobs["row_id"]))
+    return np.asarray(pc.subtract(found["chosen_logp"], found["rejected_logp"]).to_numpy(), np.float64)
+
+
+def smallest(row_ids: pa.ChunkedArray, margins: Sequence[Floats], share: float) -> pa.Array:
+    """Ids of the share of rows (rounded up) with the smallest margins, ties by row id."""
+    ids = np.array(row_ids.to_pylist(), dtype=np.bytes_)
+    order = np.lexsort((ids, np.concatenate(margins) if margins else np.zeros(0)))
+    most = ceil(share * len(order) - 1e-9)  # 0.2 of 10 rows are 2, whatever 0.2 is in binary
+    return pa.array([row_id.decode() for row_id in ids[order[:most]]], pa.string())

@@ -10,11 +10,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
 
+from alignment.data.embedded import embedded
+from alignment.data.hub import hub_records
 from alignment.data.manifest import read_manifest
+from alignment.data.readers import read_records
 from alignment.data.statistics import OverlapNumbers
 from alignment.data.words import Words, row_texts, runs
 from alignment.digest import json_digest
+from alignment.recipe import DataSource
+from alignment.stages import SourceFile
 from alignment.store import Artifact, MissingArtifact, Store
 
 Places = npt.NDArray[np.int64]
@@ -30,6 +36,27 @@ def strings_in(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from strings_in(inner)
+
+
+class SuiteItems(BaseModel):
+    """Where a suite's items are: a `file`, splits on the `hub`, or generated from `seed` by the `embedded` package."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: SourceFile | None = None
+    hub: tuple[DataSource, ...] = ()
+    embedded: str | None = None
+    seed: int = 0
+
+    def texts(self, suite: str) -> dict[str, list[str]]:
+        """The texts that stand in each item, by its row; raises `BadInput` where they cannot be read."""
+        if self.file is not None:
+            records = [record.value for record in read_records(self.file.url, self.file.sha256) if not record.problem]
+        elif self.embedded is not None:
+            records = embedded(self.embedded).suite_items(suite, self.seed)
+        else:
+            records = [record.value for source in self.hub for record in hub_records(source)]
+        return {str(row): list(strings_in(record)) for row, record in enumerate(records, start=1)}
 
 
 RUN = 13

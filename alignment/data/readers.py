@@ -44,9 +44,11 @@ class HashingReader(io.RawIOBase):
         self._sha = hashlib.sha256()
 
     def readable(self) -> bool:
+        """True, as `io.RawIOBase` asks."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Reads into the buffer, and hashes what was read."""
         block = self._stream.read(len(buffer))
         self._sha.update(block)
         buffer[: len(block)] = block
@@ -115,6 +117,7 @@ def open_seekable(url: str, sha256: str | None = None) -> Iterator[BinaryIO]:
 
 
 def verify(url: str, found: str, pinned: str | None) -> None:
+    """Raises `BadInput` unless the sha256 `found` of a file is the one that was pinned, if one was."""
     if pinned is not None and found != pinned:
         raise BadInput(f"has changed since it was pinned: sha256 is {found[:12]}…, was {pinned[:12]}…", file=url)
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from alignment.digest import canonical_json, json_digest
+from alignment.digest import canonical_text, json_digest
 
 # What a row says: plain text or messages, and how either stands in a Parquet cell.
 
@@ -31,12 +31,13 @@ def content_id(content: dict[str, Any]) -> str:
 
 
 def form_of(content: Content) -> Form:
+    """Whether the content is plain text or a conversation."""
     return "text" if isinstance(content, str) else "chat"
 
 
 def encode(content: Content) -> str:
     """The content as one Parquet cell: text as it is, messages as canonical JSON."""
-    return content if isinstance(content, str) else canonical_json(content).decode("utf-8")
+    return content if isinstance(content, str) else canonical_text(content)
 
 
 def decode(form: str, cell: str) -> Content:
@@ -51,11 +52,18 @@ BATCH_ROWS = 1024
 
 def write_records(path: str | Path, schema: pa.Schema, records: Iterable[dict[str, Any]]) -> int:
     """Writes records in the order given; a file with the schema even when there are none. Returns how many."""
+    return _write(path, schema, records, lambda batch: pa.Table.from_pylist(batch, schema=schema))
+
+
+T = TypeVar("T")
+
+
+def _write(path: str | Path, schema: pa.Schema, rows: Iterable[T], table: Callable[[list[T]], pa.Table]) -> int:
     written = 0
-    remaining = iter(records)
+    remaining = iter(rows)
     with pq.ParquetWriter(str(path), schema, compression="zstd") as writer:
         while batch := list(islice(remaining, BATCH_ROWS)):
-            writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+            writer.write_table(table(batch))
             written += len(batch)
     return written
 
@@ -128,6 +136,9 @@ PREFERENCE_SCHEMA = pa.schema(
         ("rejected_score", pa.float64()),
         ("weight", pa.float64()),
         ("margin", pa.float64()),
+        ("generator", pa.string()),
+        ("judge", pa.string()),
+        ("round", pa.int32()),
     ]
 )
 """Shards of an earlier version have no columns of scores and no later ones."""
@@ -149,7 +160,8 @@ class PreferenceRow:
 
     `source` is the file's name and `source_row` its 1-based line or record. The scores are what the data gives the two
     sides, on its own scale, more for better; None where it gives none. `weight` and `margin` are those of the columns
-    that the recipe names for them. None of these is part of `row_id`.
+    that the recipe names for them. Of a pair that was sampled, `generator` names the model (of two: chosen > rejected),
+    `judge` who scored it, and `round` its round. None of these is part of `row_id`.
     """
 
     row_id: str
@@ -165,9 +177,13 @@ class PreferenceRow:
     rejected_score: float | None = None
     weight: float | None = None
     margin: float | None = None
+    generator: str | None = None
+    judge: str | None = None
+    round: int | None = None
 
     @property
     def paired(self) -> bool:
+        """Whether it has two sides; else it has one completion and a label."""
         return self.label is None
 
 
@@ -219,6 +235,13 @@ def text_of(content: Content) -> str:
     return content if isinstance(content, str) else "\n".join(message.get("content") or "" for message in content)
 
 
+def length_of(content: Content) -> int:
+    """Characters of `text_of`, without writing it."""
+    if isinstance(content, str):
+        return len(content)
+    return sum(len(message.get("content") or "") for message in content) + max(0, len(content) - 1)
+
+
 def pair_id(form: str, prompt: str, answers: Iterable[str]) -> int:
     """64 bits that name a prompt with its answers, given as Parquet cells, in whatever order the answers stand.
 
@@ -231,49 +254,62 @@ def pair_id(form: str, prompt: str, answers: Iterable[str]) -> int:
 
 def write_rows(path: str | Path, rows: Iterable[PreferenceRow]) -> int:
     """Writes rows in the order given; returns how many."""
-    return write_records(path, PREFERENCE_SCHEMA, map(_preference_cells, rows))
+    return _write(path, PREFERENCE_SCHEMA, rows, _preference_table)
 
 
 def iter_rows(path: str | Path, groups: Sequence[int] | None = None) -> Iterator[PreferenceRow]:
     """Rows of a `rows.parquet` in file order, of all row groups or of those named; a batch in memory at a time."""
-    for cells in iter_records(path, groups):
-        form = cells["form"]
-        for name in DERIVED:
-            cells.pop(name, None)
-        for name in ("prompt", "chosen", "rejected", "completion"):
-            if cells[name] is not None:
-                cells[name] = decode(form, cells[name])
-        yield PreferenceRow(**cells)
+    yield from map(row_of, iter_records(path, groups))
+
+
+def row_of(cells: dict[str, Any]) -> PreferenceRow:
+    """The row in the cells of such a file, which are used up."""
+    form = cells["form"]
+    for name in DERIVED:
+        cells.pop(name, None)
+    for name in ("prompt", "chosen", "rejected", "completion"):
+        if cells[name] is not None:
+            cells[name] = decode(form, cells[name])
+    return PreferenceRow(**cells)
 
 
 def read_rows(path: str | Path) -> list[PreferenceRow]:
+    """All rows of such a file, in its order."""
     return list(iter_rows(path))
 
 
-def _preference_cells(row: PreferenceRow) -> dict[str, Any]:
-    prompt = encode(row.prompt)
-    answers = {
-        "chosen": None if row.chosen is None else encode(row.chosen),
-        "rejected": None if row.rejected is None else encode(row.rejected),
-        "completion": None if row.completion is None else encode(row.completion),
-    }
-    return {
-        "row_id": row.row_id,
-        "form": row.form,
-        "prompt": prompt,
-        **answers,
-        "label": row.label,
-        "source": row.source,
-        "source_row": row.source_row,
-        SPLIT_AT: split_at(prompt, row.form),
-        PAIR_ID: pair_id(row.form, prompt, (answer for answer in answers.values() if answer is not None)),
-        CHOSEN_LENGTH: None if row.chosen is None else len(text_of(row.chosen)),
-        REJECTED_LENGTH: None if row.rejected is None else len(text_of(row.rejected)),
-        "chosen_score": row.chosen_score,
-        "rejected_score": row.rejected_score,
-        "weight": row.weight,
-        "margin": row.margin,
-    }
+WRITTEN_AS_THEY_ARE = (
+    "row_id",
+    "form",
+    "label",
+    "source",
+    "source_row",
+    "chosen_score",
+    "rejected_score",
+    "weight",
+    "margin",
+    "generator",
+    "judge",
+    "round",
+)
+
+
+def _preference_table(rows: list[PreferenceRow]) -> pa.Table:
+    """Column by column: a row of its own for each would cost as much as to read it."""
+    cells: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in WRITTEN_AS_THEY_ARE}
+    for name in ("prompt", "chosen", "rejected", "completion"):
+        contents = [getattr(row, name) for row in rows]
+        cells[name] = [None if content is None else encode(content) for content in contents]
+        if name in ("chosen", "rejected"):
+            lengths = [None if content is None else length_of(content) for content in contents]
+            cells[CHOSEN_LENGTH if name == "chosen" else REJECTED_LENGTH] = lengths
+    cells[SPLIT_AT] = list(map(split_at, cells["prompt"], cells["form"]))
+    answers = zip(cells["chosen"], cells["rejected"], cells["completion"], strict=True)
+    cells[PAIR_ID] = [
+        pair_id(form, prompt, [answer for answer in each if answer is not None])
+        for form, prompt, each in zip(cells["form"], cells["prompt"], answers, strict=True)
+    ]
+    return pa.table({field.name: pa.array(cells[field.name], field.type) for field in PREFERENCE_SCHEMA})
 
 
 # SFT rows ---------------------------------------------------------------------------------------
@@ -285,6 +321,7 @@ def write_sft_rows(path: str | Path, rows: Iterable[SftRow]) -> int:
 
 
 def iter_sft_rows(path: str | Path) -> Iterator[SftRow]:
+    """The demonstrations of a file that `write_sft_rows` wrote, one after the other."""
     for cells in iter_records(path):
         form = cells["form"]
         cells["prompt"], cells["completion"] = decode(form, cells["prompt"]), decode(form, cells["completion"])
@@ -292,6 +329,7 @@ def iter_sft_rows(path: str | Path) -> Iterator[SftRow]:
 
 
 def read_sft_rows(path: str | Path) -> list[SftRow]:
+    """All demonstrations of such a file, in its order."""
     return list(iter_sft_rows(path))
 
 

@@ -166,6 +166,7 @@ def mixes_of(source: PreferenceSource, shards: Mapping[str, Artifact], seed: int
 
 
 def part_name(name: str, part: int, parts: int) -> str:
+    """The name of a shard's part, counted from 0, within the longest name that a file system takes."""
     suffix = "" if parts == 1 else f"-{part + 1:05d}-of-{parts:05d}"
     return shortened(name, LONGEST_NAME - len(suffix)) + suffix
 

@@ -151,6 +151,20 @@ def without_end(text: str, ends: Sequence[str]) -> str:
     return text
 
 
+def ends_answers(tokenizer: PreTrainedTokenizerBase, ends: Sequence[str]) -> bool | None:
+    """Whether the template puts one of `ends`, or blank text and one of them, behind an answer; None where it cannot be
+    told, since it has no form for a question and its answer."""
+    asked, answer = "What is it?", "An answer."
+    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    try:
+        (text,) = ChatTemplate(tokenizer).written([turns], generation_prompt=False)
+    except BadInput:
+        return None
+    if isinstance(text, TemplateRefusal) or answer not in text:
+        return None
+    return text.rpartition(answer)[2].lstrip().startswith(tuple(ends))
+
+
 # What a row says -----------------------------------------------------------------------------------
 
 THINKING = re.compile(r"</?think>|\[/?THINK\]")

@@ -49,15 +49,29 @@ class Pair(Protocol):
     """What `Tokenization.pairs` reads of a preference row; an unpaired one has a `completion` instead of sides."""
 
     @property
-    def form(self) -> str: ...
+    def form(self) -> str:
+        """Whether its contents are plain text or conversations."""
+        ...
+
     @property
-    def prompt(self) -> Content: ...
+    def prompt(self) -> Content:
+        """What is answered."""
+        ...
+
     @property
-    def chosen(self) -> Content | None: ...
+    def chosen(self) -> Content | None:
+        """The better answer; None for an unpaired row."""
+        ...
+
     @property
-    def rejected(self) -> Content | None: ...
+    def rejected(self) -> Content | None:
+        """The worse answer; None for an unpaired row."""
+        ...
+
     @property
-    def completion(self) -> Content | None: ...
+    def completion(self) -> Content | None:
+        """The one answer; None for a pair."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,7 @@ def lift(store: Store, recipe: str, what: What, ids: Iterable[str]) -> None:
 
 
 def now() -> str:
+    """The present moment in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

@@ -45,11 +45,19 @@ class Answered(Protocol):
     """What `Tokenization.completions` reads of a demonstration or an unpaired row."""
 
     @property
-    def form(self) -> str: ...
+    def form(self) -> str:
+        """Whether its contents are plain text or conversations."""
+        ...
+
     @property
-    def prompt(self) -> Content: ...
+    def prompt(self) -> Content:
+        """What is answered."""
+        ...
+
     @property
-    def completion(self) -> Content | None: ...
+    def completion(self) -> Content | None:
+        """The one answer; None for a pair."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from alignment.data.rows import Content
 from alignment.data.templates import ChatTemplate, with_system_message
 from alignment.errors import BadInput
+from alignment.models.sharding import shared_out, without_gradient
 from alignment.progress import ProgressLog
 from alignment.recipe import TokenPolicy
 
@@ -78,6 +80,14 @@ def draw(logits: torch.Tensor, top_p: torch.Tensor, numbers: torch.Tensor) -> to
 
 
 # Prompts as token ids, the same as in training.
+
+
+def as_trained(prompt: Content, tokens: TokenPolicy) -> Content:
+    """A prompt in the form that training uses."""
+    if isinstance(prompt, str) and tokens.plain_text == "chat":
+        return ({"role": "user", "content": prompt},)
+    return prompt
+
 
 LEAST_NEW_TOKENS = 16
 """A prompt must leave room for this many new tokens in the model's context (or for `max_new_tokens`, if fewer)."""
@@ -162,13 +172,15 @@ class PromptEncoder:
 class Answer:
     """Text up to the first stop string, and the number of new tokens; `failed` says why there is no answer.
 
-    `ids` are the new tokens with the end token; empty for an endpoint's answer.
+    `ids` are the new tokens with the end token; empty for an endpoint's answer. `ended` is whether the answer ended by
+    itself, where somebody asked.
     """
 
     text: str
     tokens: int = 0
     failed: str | None = None
     ids: tuple[int, ...] = ()
+    ended: bool | None = None
 
 
 class Generator:
@@ -217,12 +229,17 @@ class Generator:
                 answers[index] = Answer("", failed=problem)
         fitting = [index for index in range(len(encoded)) if index not in answers]
         progress = ProgressLog(log, "prompts answered", len(fitting))
-        for batch in batches([len(ids) for ids in encoded], fitting, max_new_tokens, self.batch_tokens):
+
+        def produced(batch: Sequence[int]) -> list[Answer]:
             limits = [self.encoder.room(encoded[index], max_new_tokens) for index in batch]
             drawn = [samplings[index] for index in batch]
-            produced = self._generate([encoded[index] for index in batch], limits, until, drawn)
-            answers |= dict(zip(batch, produced, strict=True))
+            made = self._generate([encoded[index] for index in batch], limits, until, drawn)
             progress.add(len(batch))
+            return made
+
+        made = list(batches([len(ids) for ids in encoded], fitting, max_new_tokens, self.batch_tokens))
+        for batch, of_batch in zip(made, shared_out(self.model, made, produced), strict=True):
+            answers |= dict(zip(batch, of_batch, strict=True))
         return [answers[index] for index in range(len(encoded))]
 
     def continued(
@@ -231,10 +248,13 @@ class Generator:
         """New token ids for each prompt's ids, the end token included; none for a prompt that leaves no room."""
         fitting = [place for place, ids in enumerate(prompts) if self.encoder.problem(ids, max_new_tokens) is None]
         found: dict[int, tuple[int, ...]] = {}
-        for batch in batches([len(ids) for ids in prompts], fitting, max_new_tokens, self.batch_tokens):
+
+        def produced(batch: Sequence[int]) -> list[Answer]:
             limits = [self.encoder.room(prompts[place], max_new_tokens) for place in batch]
-            drawn = [samplings[place] for place in batch]
-            answers = self._generate([prompts[place] for place in batch], limits, (), drawn)
+            return self._generate([prompts[place] for place in batch], limits, (), [samplings[at] for at in batch])
+
+        made = list(batches([len(ids) for ids in prompts], fitting, max_new_tokens, self.batch_tokens))
+        for batch, answers in zip(made, shared_out(self.model, made, produced), strict=True):
             found |= {place: answer.ids for place, answer in zip(batch, answers, strict=True)}
         return [found.get(place, ()) for place in range(len(prompts))]
 
@@ -255,7 +275,7 @@ class Generator:
         ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=self.model.device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
         stops = RowStops(self.tokenizer, longest, limits, until)
-        with torch.inference_mode():
+        with without_gradient(self.model):
             output = self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -263,6 +283,7 @@ class Generator:
                 logits_processor=LogitsProcessorList([RowSampler(samplings)]),
                 stopping_criteria=StoppingCriteriaList([stops]),
                 trust_remote_code=False,
+                synced_gpus=False,  # ranks of a sharded model wait for each other in its own way (`shared_out`)
             )
         rows = output[:, longest:].tolist()
         return [self._decode(row[:length], until) for row, length in zip(rows, stops.lengths, strict=True)]

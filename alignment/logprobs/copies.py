@@ -69,6 +69,7 @@ class Copies:
         remove_abandoned(self.folder)
 
     def forget(self, name: str) -> None:
+        """Removes the copy of a file, if there is one."""
         (self.folder / name).unlink(missing_ok=True)
 
     def _arriving(self, copy: Path) -> Path:

@@ -23,11 +23,13 @@ from alignment.data.tokens import Dropped, Tokenization, TokenSequence, with_fir
 from alignment.logprobs.cache import LogprobCache, RowKeys, as_keys
 from alignment.logprobs.effort import ALONE, Effort, Ranks, side_by_side
 from alignment.logprobs.keys import PAIR, keys_of, sequence_key, whole_of
-from alignment.logprobs.scorer import free_memory, require_finite, score
+from alignment.logprobs.scorer import free_memory, logps, require_finite, score
 from alignment.logprobs.token_ids import ROWS_AT_ONCE, Pair, TokenIds
 from alignment.models.checkpoint import load_model, load_tokenizer, max_positions
 from alignment.models.ends import end_ids
+from alignment.models.loading import load_sharded
 from alignment.models.packing import by_prompt, forwarded, shares
+from alignment.models.quantised import Quantisation
 from alignment.models.size import peak_flops, scoring_flops
 from alignment.progress import ProgressLog
 from alignment.recipe import TokenPolicy
@@ -60,7 +62,7 @@ Work = list[Item]
 class Reference:
     """One model and one way to run it. `folder` is asked for only when something has to be scored.
 
-    `runs_code` says that the model's own code may run.
+    `runs_code` says that the model's own code may run, `sharded` that each of several ranks has a part of the model.
     """
 
     folder: Callable[[], Path]
@@ -69,6 +71,8 @@ class Reference:
     precision: str
     batch_tokens: int
     runs_code: bool = False
+    quantise: Quantisation | None = None
+    sharded: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,12 @@ class Pass:
 
     @property
     def kept(self) -> list[NamedKeys]:
+        """The rows that were not dropped."""
         return [row for row in self.keys if row.reason is None]
 
     @property
     def cache_hits(self) -> int:
+        """Sequences that no model had to score."""
         return self.sequences - self.scored
 
     @property
@@ -144,7 +150,12 @@ def reference_pass(
     elif ranks.rank == 0:
         pending = _pending_by_ids(row_ids, rows, reference, cache, partners)
     work = ranks.share(None if pending is None else _dealt(pending.work, pending.firsts, ranks.world_size))
-    efforts = ranks.gather(_score_share(work, reference, cache) if work else Effort())
+    scores = bool(work)
+    longest: TokenSequence | None = max((item.sequence for item in work), key=len, default=None)
+    if reference.sharded and (found := [each for each in ranks.gather(longest) if each is not None]):
+        logps(_model(reference), [max(found, key=len)], reference.batch_tokens)  # shows all ranks how it is run
+        scores = True  # a rank without work makes the others' passes
+    efforts = ranks.gather(_score_share(work, reference, cache) if scores else Effort())
     if pending is None:
         return None
     values = pending.values | _known(list(pending.work), cache)
@@ -352,15 +363,23 @@ def _known(keys: Sequence[bytes], cache: LogprobCache) -> dict[bytes, tuple[floa
     return {key: (logp, count) for key, logp, count in columns if logp is not None}
 
 
-_loaded: dict[tuple[str, str], PreTrainedModel] = {}
-"""The last model used, by fingerprint and device: consecutive shards share one load."""
+_loaded: dict[tuple[str, str, bool], PreTrainedModel] = {}
+"""The last model used, by fingerprint, device and whether it is sharded: consecutive shards share one load."""
+
+
+def _load(reference: Reference) -> PreTrainedModel:
+    if reference.sharded:
+        return load_sharded(reference.folder(), reference.precision, runs_code=reference.runs_code)
+    return load_model(
+        reference.folder(), reference.precision, runs_code=reference.runs_code, quantise=reference.quantise
+    )
 
 
 def _model(reference: Reference) -> PreTrainedModel:
     from alignment.models.checkpoint import default_device
 
-    key = (reference.fingerprint, str(default_device()))
+    key = (reference.fingerprint, str(default_device()), reference.sharded)
     if key not in _loaded:
         _loaded.clear()  # before the next one arrives, so that two are never held
-        _loaded[key] = load_model(reference.folder(), reference.precision, runs_code=reference.runs_code)
+        _loaded[key] = _load(reference)
     return _loaded[key]

@@ -31,12 +31,14 @@ class Asked:
         return [int(place) for place in np.nonzero(end > first)[0]]
 
     def between(self, low: int, high: int) -> pa.Array:
+        """The keys whose prefix is between `low` and `high`, both included."""
         first = int(np.searchsorted(self.prefixes, np.uint64(low), "left"))
         end = int(np.searchsorted(self.prefixes, np.uint64(high), "right"))
         return self.keys[first:end]
 
 
 def asked_for(keys: pa.Array) -> Asked:
+    """The keys in the order of their prefixes."""
     found = prefixes(keys)
     order = np.argsort(found, kind="stable")
     return Asked(keys.take(pa.array(order)), found[order])
@@ -57,6 +59,7 @@ class Footer:
 
 @lru_cache(maxsize=1024)
 def footer_of(path: str, size: int, schema: pa.Schema) -> Footer:
+    """A part's footer, with the range of prefixes of each row group; `pa.ArrowInvalid` for another schema."""
     with pa.OSFile(path) as file, pq.ParquetFile(file) as parquet:
         metadata = parquet.metadata
         if parquet.schema_arrow.remove_metadata() != schema:
@@ -80,6 +83,7 @@ def key_prefixes(path: str, size: int, schema: pa.Schema) -> np.ndarray:
 
 
 def read_groups(path: str, footer: Footer, groups: Sequence[int]) -> pa.Table:
+    """These row groups of a part, their page checksums verified."""
     with pa.OSFile(path) as file:
         parquet = pq.ParquetFile(file, metadata=footer.metadata, page_checksum_verification=True)
         return parquet.read_row_groups(list(groups), use_threads=len(groups) > 4)
@@ -121,5 +125,6 @@ def prefixes(keys: pa.Array) -> np.ndarray:
 
 
 def prefix_of(key: bytes | str) -> int:
+    """The first eight bytes of a key, as an unsigned number."""
     data = key.encode() if isinstance(key, str) else key
     return int.from_bytes(data[:8].ljust(8, b"\0"), "big")

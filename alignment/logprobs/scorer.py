@@ -39,6 +39,7 @@ class Progress:
         self.began = self.said = time.monotonic()
 
     def done(self, tokens: int) -> None:
+        """Adds tokens that were scored, and says how far it is once every few seconds."""
         self.seen += tokens
         now = time.monotonic()
         if now - self.said >= SECONDS_BETWEEN_REPORTS:

@@ -33,6 +33,19 @@ def logprobs_schema(names: Sequence[str]) -> pa.Schema:
 LOGPROBS_SCHEMA = logprobs_schema(PAIR)
 
 
+SHARDS = "shards"
+
+
+def folder_of(artifact: Path, shard_digest: str) -> Path:
+    """Where the log-probs of one shard are written in an artifact that has those of several."""
+    return artifact / SHARDS / shard_digest
+
+
+def logprobs_folder(artifact: Path, shard_digest: str) -> Path:
+    """Where the log-probs of a shard are in a fetched artifact, whether it has those of one shard or of several."""
+    return folder_of(artifact, shard_digest) if (artifact / SHARDS).is_dir() else artifact
+
+
 class Written:
     """What has been written so far: its digest and its numbers, neither of which grows with the rows."""
 
@@ -45,6 +58,7 @@ class Written:
         self._digest.add(f"fingerprint {fingerprint}")
 
     def add(self, done: Pass) -> None:
+        """Counts the rows of a pass, and adds them to the digest."""
         for row in done.keys:
             if row.reason is not None:
                 self._digest.add(f"dropped {row.row_id} {row.reason}")
@@ -58,6 +72,7 @@ class Written:
 
     @property
     def digest(self) -> str:
+        """The digest of what was scored: row ids, sequence keys and reasons, never the floats."""
         return self._digest.hexdigest
 
     def summary(self) -> dict[str, Any]:
@@ -96,4 +111,5 @@ def dropped_table(done: Pass) -> pa.Table:
 
 
 def writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """A writer of such a file."""
     return pq.ParquetWriter(path, schema, compression="zstd")

@@ -129,6 +129,7 @@ class TokenIds:
             self._parts.compact()
 
     def erase(self, row_ids: Collection[str]) -> int:
+        """Forgets the ids of these rows, and returns of how many there were any."""
         return self._parts.erase(pa.array(sorted(row_ids), pa.string()))
 
     def count(self, row_ids: Collection[str]) -> int:

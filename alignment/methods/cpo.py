@@ -27,9 +27,11 @@ class Cpo(Method):
     """Weight of the negative log-likelihood of the chosen completion, a mean over its tokens; the paper's is 1."""
 
     def loss(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
+        """−log σ(β(log π(chosen) − log π(rejected))), a row."""
         return minus_log_sigmoid(self.beta * (rows.policy_chosen - rows.policy_rejected))
 
     def objective(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
+        """The loss and `sft_weight` times the NLL of the chosen side a token."""
         return self.loss(rows, constants) - self.sft_weight * rows.policy_chosen_mean
 
     def rewards(self, rows: PairLogps) -> tuple[torch.Tensor, torch.Tensor]:

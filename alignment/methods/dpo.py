@@ -32,6 +32,7 @@ class LogRatios(Method):
 
     @property
     def numbers(self) -> Mapping[str, Callable[[Any], float | None]]:
+        """The pair's weight, where the recipe weighs pairs."""
         return {"weight": attrgetter("weight")} if self.weighted else {}
 
     def objective(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
@@ -65,11 +66,13 @@ class Dpo(LogRatios):
 
     @property
     def numbers(self) -> Mapping[str, Callable[[Any], float | None]]:
+        """Also the margin that the pair has to reach, where the recipe sets one a pair."""
         read: dict[str, Callable[[Any], float | None]] = {"column": attrgetter("margin"), "scores": score_gap}
         target = {"target_margin": read[self.target_margin]} if self.target_margin else {}
         return {**super().numbers, **target}
 
     def loss(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
+        """−log σ of the reward margin, a row; beyond the pair's target margin where it has one."""
         return self._of_rewards(self.beta * rows.margin, rows)
 
     def first_loss(self, rows: PairLogps | None = None) -> float | None:
@@ -104,9 +107,11 @@ class ConservativeDpo(LogRatios):
     """A share of the data, which nobody but the recipe knows: it has no default that could be right."""
 
     def wrong(self) -> str | None:
+        """That nothing is smoothed, which makes it `sigmoid`."""
         return None if self.label_smoothing else "needs label_smoothing above 0"
 
     def loss(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
+        """(1 − ε)·ℓ(m) + ε·ℓ(−m), a row, with ℓ(m) = −log σ(m) and m the reward margin."""
         flips, margin = self.label_smoothing, self.beta * rows.margin
         return (1 - flips) * minus_log_sigmoid(margin) + flips * minus_log_sigmoid(-margin)
 
@@ -121,9 +126,11 @@ class RobustDpo(LogRatios):
     label_smoothing: float = 0.0
 
     def wrong(self) -> str | None:
+        """That nothing is smoothed, which makes it `sigmoid`."""
         return None if self.label_smoothing else "needs label_smoothing above 0"
 
     def loss(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
+        """((1 − ε)·ℓ(m) − ε·ℓ(−m)) / (1 − 2ε), a row: without bias where a share ε of the pairs is flipped."""
         flips, margin = self.label_smoothing, self.beta * rows.margin
         return ((1 - flips) * minus_log_sigmoid(margin) - flips * minus_log_sigmoid(-margin)) / (1 - 2 * flips)
 
@@ -136,6 +143,7 @@ class NormalisedDpo(Dpo):
     healthy: ClassVar[Mapping[str, tuple[float, float]]] = {"beta": (1.0, 10.0), "sft_weight": (0.0, 1.0)}
 
     def loss(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
+        """−log σ(β·m), a row, where m takes each side's log-ratio a token."""
         return self._of_rewards(self.beta * rows.margin_per_token, rows)
 
 
@@ -146,6 +154,7 @@ class Hinge(LogRatios):
     name = "hinge"
 
     def loss(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
+        """max(0, 1 − m), a row, with m the reward margin."""
         return (1 - self.beta * rows.margin).clamp(min=0)
 
 
@@ -159,6 +168,7 @@ class Ipo(LogRatios):
     """Whether a margin is of log-ratios' means a token, as TRL has it and the paper's results are; else of sums."""
 
     def loss(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
+        """(m − 1/(2β))², a row, where m is the margin of log-ratios, a token each or summed."""
         margin = rows.margin_per_token if self.length_normalised else rows.margin
         return (margin - 1 / (2 * self.beta)) ** 2
 
@@ -173,6 +183,7 @@ class ApoZero(LogRatios):
     name = "apo_zero"
 
     def loss(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
+        """(1 − σ(r chosen)) + σ(r rejected), a row, with rewards r = β·log-ratio."""
         # 1 − σ(x) = σ(−x), which keeps its digits where σ(x) is near 1
         return (-self.beta * rows.chosen_ratio).sigmoid() + (self.beta * rows.rejected_ratio).sigmoid()
 
@@ -187,6 +198,7 @@ class ApoDown(LogRatios):
     name = "apo_down"
 
     def loss(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
+        """σ(r chosen) + (1 − σ(r chosen − r rejected)), a row, with rewards r = β·log-ratio."""
         return (self.beta * rows.chosen_ratio).sigmoid() + (-self.beta * rows.margin).sigmoid()
 
 

@@ -40,6 +40,7 @@ class Kto(Method):
     """λ_U: weight of rows with a thumb down."""
 
     def wrong(self) -> str | None:
+        """That neither kind of row has a weight."""
         both = self.desirable_weight, self.undesirable_weight
         return None if any(both) else "needs a desirable_weight or an undesirable_weight above 0"
 
@@ -48,6 +49,7 @@ class Kto(Method):
         return max(0.0, float(ratios.double().mean())) if len(ratios) else 0.0
 
     def shown(self, constants: Any) -> dict[str, float]:
+        """z₀ of the step, in nats."""
         return {"kl": constants}
 
     def loss(self, rows: LabelledLogps, constants: Any = None) -> torch.Tensor:

@@ -30,6 +30,7 @@ class LdDpo(Dpo):
     """α: weight of the tokens of the longer side that lie beyond the shorter side's length."""
 
     def loss(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
+        """The loss of `Dpo` on desensitised log-probs, a row."""
         return super().loss(self._desensitised(rows))
 
     def rewards(self, rows: PairLogps) -> tuple[torch.Tensor, torch.Tensor]:

@@ -31,6 +31,7 @@ class Orpo(Method):
     """λ: weight of the odds-ratio term beside the likelihood of the chosen side."""
 
     def loss(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
+        """NLL of the chosen side a token, and λ·(−log σ) of the log odds ratio, a row."""
         odds = log_odds(rows.policy_chosen_mean) - log_odds(rows.policy_rejected_mean)
         return -rows.policy_chosen_mean + self.odds_weight * minus_log_sigmoid(odds)
 

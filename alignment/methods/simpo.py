@@ -28,6 +28,7 @@ class SimPo(Method):
     """γ / β: by how many nats a token a chosen completion shall be likelier than the rejected one."""
 
     def loss(self, rows: PairLogps, constants: Any = None) -> torch.Tensor:
+        """−log σ(β(mean log-prob chosen − rejected − γ/β)), a row; means are over a side's tokens."""
         margin = rows.policy_chosen_mean - rows.policy_rejected_mean
         return minus_log_sigmoid(self.beta * (margin - self.gamma_ratio))
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from alignment.models.packing import Layout
+from alignment.models.packing import Layout, VarlenIndex
 
 if TYPE_CHECKING:
     import torch
@@ -143,11 +143,14 @@ def _varlen() -> Callable[..., Any] | None:
 def with_fewer_key_heads(varlen: Callable[..., Any]) -> Callable[..., Any] | None:
     """`varlen` for keys and values of fewer heads than the query's; None for one without scale and window.
 
-    Its signature grew with torch: 2.11 wants as many key heads as query heads, 2.12 has `enable_gqa`.
+    Its signature grew with torch: 2.11 wants as many key heads as query heads, 2.12 has `enable_gqa` and `num_splits`.
+    One split adds a query's keys up in one order, whatever else is in the pass.
     """
     takes = inspect.signature(varlen).parameters
     if not {"window_size", "scale"} <= takes.keys():
         return None
+    if "num_splits" in takes:
+        varlen = partial(varlen, num_splits=1)
     if "enable_gqa" in takes:
         return partial(varlen, enable_gqa=True)
 
@@ -178,11 +181,11 @@ def _all_at_once(
     layout: Layout,
 ) -> torch.Tensor:
     """The same by one call; its causal mask ends at the last query and the last key, as segments need."""
-    index = layout.varlen
+    index, gather = layout.varlen, _gather()
     out: torch.Tensor = varlen(
         query[0].transpose(0, 1).contiguous(),
-        key[0].transpose(0, 1)[index.where],
-        value[0].transpose(0, 1)[index.where],
+        gather(key[0].transpose(0, 1), index),
+        gather(value[0].transpose(0, 1), index),
         index.queries,
         index.keys,
         index.longest_query,
@@ -191,3 +194,31 @@ def _all_at_once(
         window_size=(-1 if window is None else window - 1, 0),
     )
     return out[None]
+
+
+@cache
+def _gather() -> Callable[[torch.Tensor, VarlenIndex], torch.Tensor]:
+    """States [tokens, heads, width] to where attention wants them, [keys, heads, width].
+
+    The gradients of a token's copies, its own and one for each completion behind its prompt, are added one after the
+    other in float32: always in the same order, which a sum by atomic additions on a GPU is not.
+    """
+    import torch
+
+    class Gathered(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, states: torch.Tensor, index: VarlenIndex) -> torch.Tensor:
+            ctx.copies = index.copies
+            return states.index_select(0, index.where)
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+            wide = torch.promote_types(gradient.dtype, torch.float32)
+            (_, places), *more = ctx.copies  # the first copies are of every token, in order
+            total = gradient.index_select(0, places).to(wide)
+            for tokens, places in more:
+                total[tokens] = total[tokens] + gradient.index_select(0, places)
+            return total.to(gradient.dtype), None
+
+    gathered: Callable[[torch.Tensor, VarlenIndex], torch.Tensor] = Gathered.apply
+    return gathered

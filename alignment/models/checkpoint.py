@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignment.data.templates import ends_answers
 from alignment.digest import canonical_json, json_digest
 from alignment.errors import BadInput, first_few
 from alignment.models.code import code_digests, loading, refusal, refuse_code, refuse_kernels
 from alignment.models.ends import end_ids, eos_of_tokenizer, stop_strings
+from alignment.models.quantised import Quantisation, loading_quantised, settle
 from alignment.models.weights import is_finite, tensors, weight_files
 
 if TYPE_CHECKING:
@@ -200,7 +202,7 @@ def checkpoint_summary(folder: str | Path, digest: CheckpointDigest | None = Non
     """What every stage that makes a checkpoint puts into its summary, computed without loading the model.
 
     Keys: weights_digest, config_digest, tokenizer_digest, end_ids, rope_by_length, parameters, architecture,
-    vocab_size, max_positions, has_chat_template.
+    vocab_size, max_positions, has_chat_template, template_ends_answers.
     """
     folder = Path(folder)
     digest = digest or digest_checkpoint(folder)
@@ -216,7 +218,20 @@ def checkpoint_summary(folder: str | Path, digest: CheckpointDigest | None = Non
         "vocab_size": text_config(config).get("vocab_size"),
         "max_positions": max_positions(folder),
         "has_chat_template": has_chat_template(folder),
+        "template_ends_answers": _template_ends_answers(folder),
     }
+
+
+def _template_ends_answers(folder: Path) -> bool | None:
+    """Whether what ends an answer stands behind those that the chat template writes; None where that is not known."""
+    if not has_chat_template(folder):
+        return None
+    try:
+        tokenizer = load_tokenizer(folder)
+    except BadInput:  # it is no tokenizer, or one with code; who needs it says so
+        return None
+    ends = tokenizer.convert_ids_to_tokens(end_ids(folder))
+    return ends_answers(tokenizer, [end for end in ends if end])
 
 
 BY_LENGTH = ("longrope", "su", "dynamic")
@@ -273,8 +288,10 @@ __all__ = [
     "load_tokenizer",
     "max_positions",
     "read_config",
+    "require_precision",
     "save_checkpoint",
     "whole_summary",
+    "without_dropout",
 ]
 
 
@@ -285,6 +302,17 @@ def default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     return torch.device("cpu")
+
+
+def require_precision(precision: str, device: torch.device | str) -> None:
+    """Raises `BadInput` for a precision that the device does not compute in; a CPU does in each, slowly."""
+    import torch
+
+    if precision != "bfloat16" or torch.device(device).type != "cuda":
+        return
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name()
+        raise BadInput(f"{name} does not compute in bfloat16: use float32", field="precision")
 
 
 def load_config(folder: str | Path, runs_code: bool = False) -> PreTrainedConfig:
@@ -357,8 +385,11 @@ def load_model(
     *,
     runs_code: bool = False,
     dropout: bool = True,
+    quantise: Quantisation | None = None,
 ) -> PreTrainedModel:
     """The folder's causal language model in eval mode, all weights in `precision`.
+
+    With `quantise` those of linear layers are in four bits, and computed with in `precision`.
 
     Without `dropout` it drops nothing in training either: a policy that drops units is not its reference.
 
@@ -370,33 +401,42 @@ def load_model(
     folder = Path(folder)
     if precision not in PRECISIONS:
         raise BadInput(f"unknown precision '{precision}'; there are {', '.join(PRECISIONS)}")
+    device = default_device() if device is None else device
+    require_precision(precision, device)
     weight_files(folder)
     config = load_config(folder, runs_code)
     if not dropout:
-        _without_dropout(config)
+        without_dropout(config)
     load_generation_config(folder)
     if (folder / ADAPTER_FILE).is_file():  # Transformers would load it on top, and no digest of ours names it
         raise BadInput("an adapter lies beside the model: merge it, or move it elsewhere", file=str(folder))
     try:
-        model = _load(folder, config, precision, "sdpa", runs_code)
+        how = loading(runs_code)
+        if quantise is not None:
+            how |= loading_quantised(quantise, precision, device)
+        model = _load(folder, config, precision, "sdpa", how)
     except (OSError, ValueError, ImportError, KeyError) as error:
         if not runs_code and isinstance(error, ValueError) and (refused := refusal(folder)) is not None:
             raise refused from error
         raise BadInput(f"the model cannot be loaded: {first_line(error)}", file=str(folder)) from error
-    model = model.to(default_device() if device is None else device).eval()  # type: ignore[arg-type]
+    if quantise is None:
+        model = model.to(device)  # type: ignore[arg-type]
+    else:
+        settle(model, folder)
+    model.eval()
     if (name := first_not_finite(model.named_parameters())) is not None:
         raise BadInput(f"{name} {NOT_FINITE} in {precision}", file=str(folder))
     return model
 
 
-def _without_dropout(config: PreTrainedConfig) -> None:
+def without_dropout(config: PreTrainedConfig) -> None:
     """Sets every dropout rate of a configuration to 0, before the model is made from it: many layers read theirs from
     it and hold no `nn.Dropout` (OPT, Falcon, BLOOM, GPT-BigCode). Some have a configuration of their own (DBRX)."""
     from transformers import PreTrainedConfig
 
     for name, value in list(vars(config).items()):
         if isinstance(value, PreTrainedConfig):
-            _without_dropout(value)
+            without_dropout(value)
         elif isinstance(value, float) and any(word in name for word in DROPOUT):
             setattr(config, name, 0.0)
 
@@ -412,7 +452,9 @@ def first_not_finite(weights: Iterable[tuple[str, torch.Tensor]]) -> str | None:
     return None
 
 
-def _load(folder: Path, config: PreTrainedConfig, precision: str, attention: str, runs_code: bool) -> PreTrainedModel:
+def _load(
+    folder: Path, config: PreTrainedConfig, precision: str, attention: str, how: dict[str, Any]
+) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -427,11 +469,11 @@ def _load(folder: Path, config: PreTrainedConfig, precision: str, attention: str
             use_kernels=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
-            **loading(runs_code),
+            **how,
         )
     except ValueError as error:
         if attention == "sdpa" and "scaled_dot_product_attention" in str(error):
-            return _load(folder, config, precision, "eager", runs_code)
+            return _load(folder, config, precision, "eager", how)
         raise
     for names, what in (
         (sorted(map(str, found["missing_keys"])), "lack"),

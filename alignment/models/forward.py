@@ -270,6 +270,7 @@ def vocabulary(model: PreTrainedModel) -> int:
 
 
 def without_cache(module: Any) -> dict[str, bool]:
+    """The argument that keeps a forward pass from storing keys and values, where the model takes it."""
     return {"use_cache": False} if _takes(module, "use_cache") else {}
 
 

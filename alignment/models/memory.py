@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from alignment.models.forward import LOGITS_AT_ONCE
 from alignment.models.packing import rounded
+from alignment.models.quantised import NF4_BYTES
 from alignment.models.shape import Shape
 
 if TYPE_CHECKING:
     from alignment.recipe import Lora
 
+Checkpointing = bool | Literal["selective"]
+"""Which activations are computed again: none, all of each layer, or those of norms and MLPs."""
 BYTES = {"float32": 4, "bfloat16": 2}
 MOMENTS = 8
 """AdamW's two, in float32."""
@@ -44,6 +47,8 @@ class Trained:
     wide_gradients: bool = True
     buckets: bool = False
     shards: int = 1
+    quantised: int = 0
+    """How many of the frozen parameters are in four bits."""
 
     @property
     def parts(self) -> dict[str, float]:
@@ -51,7 +56,7 @@ class Trained:
         width, share = BYTES[self.precision], self.parameters / self.shards
         if self.adapter:
             parts = {
-                "weights": width * share + 4 * self.adapter,
+                "weights": width * (share - self.quantised) + NF4_BYTES * self.quantised + 4 * self.adapter,
                 "gradients": 4.0 * self.adapter,
                 "moments": float(MOMENTS * self.adapter),
             }
@@ -120,20 +125,30 @@ class PackedPass:
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes that a pass keeps for its backward pass: of one layer, of its checkpoint, and of what is in no layer."""
+    """Bytes that a pass keeps for its backward pass: of one layer, of its checkpoint, of what is in no layer, and of a
+    layer whose norms and MLP keep their input alone."""
 
     layer: float
     checkpoint: float
     root: float
     layers: int
+    selective: float = 0.0
 
-    def kept(self, checkpointing: bool) -> float:
+    def of_layer(self, checkpointing: Checkpointing) -> float:
+        """What is kept of one layer."""
+        return {False: self.layer, True: self.checkpoint, "selective": self.selective}[checkpointing]
+
+    def kept(self, checkpointing: Checkpointing) -> float:
         """Of the whole pass when its forward pass ends."""
-        return self.root + self.layers * (self.checkpoint if checkpointing else self.layer)
+        return self.root + self.layers * self.of_layer(checkpointing)
 
-    def at_most(self, checkpointing: bool) -> float:
-        """The same, with the layer that the backward pass runs again."""
-        return self.kept(checkpointing) + (self.layer if checkpointing else 0.0)
+    def again(self, checkpointing: Checkpointing) -> float:
+        """Of what the backward pass runs again of one layer."""
+        return {False: 0.0, True: self.layer, "selective": self.layer - self.selective}[checkpointing]
+
+    def at_most(self, checkpointing: Checkpointing) -> float:
+        """The same as `kept`, with the layer that the backward pass runs again."""
+        return self.kept(checkpointing) + self.again(checkpointing)
 
 
 def activations(
@@ -142,14 +157,20 @@ def activations(
     """Activations of one pass. `flash`: variable-length flash attention, as on a GPU in bfloat16; else segment by
     segment."""
     width, tokens, hidden = BYTES[precision], packed.tokens, shape.hidden
+    attention = _attention(shape, packed, width, flash)
     layer = (
         shape.family.norms * hidden * _norm(shape, width, lora)
         + _head_norms(shape, width, lora)
         + _matrix_inputs(shape, width, lora, flash)
         + 3 * width * shape.intermediate  # gate, its activation, and what it multiplies
-    ) * tokens + _attention(shape, packed, width, flash)
+    ) * tokens + attention
+    selective = (
+        (shape.family.norms + 1) * hidden * width  # inputs of the norms and of the MLP
+        + _head_norms(shape, width, lora)
+        + _matrix_inputs(shape, width, lora, flash, ("attention", "attended"))
+    ) * tokens + attention
     root = (hidden * _norm(shape, width, lora) + 2 * width * shape.head_width) * tokens  # last norm; cosines and sines
-    return Activations(layer, width * hidden * tokens, root, shape.layers)
+    return Activations(layer, width * hidden * tokens, root, shape.layers, selective)
 
 
 def _norm(shape: Shape, width: int, lora: Lora | None) -> int:
@@ -163,13 +184,20 @@ def _head_norms(shape: Shape, width: int, lora: Lora | None) -> int:
     return normed * _norm(shape, width, lora)
 
 
-def _matrix_inputs(shape: Shape, width: int, lora: Lora | None, flash: bool) -> float:
-    """Bytes a token: inputs of the layer's matrices that get a gradient. A tensor that several read counts once, but
-    every adapter keeps a float32 copy of a bfloat16 input for itself, and of a float32 one where it drops some out.
-    What is dropped is a byte an element on a GPU, and a number on a CPU."""
+SOURCES = ("attention", "attended", "mlp", "product")
+"""What a layer's matrices read (`alignment.models.shape.Linear.source`)."""
+
+
+def _matrix_inputs(
+    shape: Shape, width: int, lora: Lora | None, flash: bool, sources: tuple[str, ...] = SOURCES
+) -> float:
+    """Bytes a token: inputs of the layer's matrices that get a gradient, of those that read `sources`. A tensor that
+    several read counts once, but every adapter keeps a float32 copy of a bfloat16 input for itself, and of a float32
+    one where it drops some out. What is dropped is a byte an element on a GPU, and a number on a CPU."""
     if lora is None:
-        return float(width * sum({linear.source: linear.inputs for linear in shape.linears}.values()))
-    adapted = shape.adapted(lora) or ()
+        of = [linear for linear in shape.linears if linear.source in sources]
+        return float(width * sum({linear.source: linear.inputs for linear in of}.values()))
+    adapted = [linear for linear in shape.adapted(lora) or () if linear.source in sources]
     between = 4 * lora.rank * len(adapted)
     if lora.dropout or width < 4:
         mask = (1 if flash else 4) if lora.dropout else 0
@@ -208,7 +236,7 @@ def training_bytes(
     packed: PackedPass,
     lora: Lora | None = None,
     *,
-    checkpointing: bool,
+    checkpointing: Checkpointing,
     flash: bool,
 ) -> dict[str, float]:
     """Largest memory of a training on one device, part by part: while a pass goes backward, or in the optimiser's step.
@@ -221,7 +249,8 @@ def training_bytes(
     head_gradient = width * shape.embedding if lora is None else 0
     head = 2 * states + head_block(shape, packed.reads, trained.precision) + head_gradient
     layer = states + width * (3 * shape.intermediate + 2 * shape.hidden) * packed.tokens
-    rerun = kept.layer if checkpointing else 0.0
+    layer += _multiplied(shape, width) if trained.quantised else 0
+    rerun = kept.again(checkpointing)
     passing = trained.parts | {"activations": kept.kept(checkpointing), "working": max(head, layer + rerun)}
     if trained.shards > 1:
         passing["gathered"] = gathered(shape, trained.precision, gradients=lora is None)
@@ -229,13 +258,29 @@ def training_bytes(
     return max(passing, stepping, key=lambda parts: sum(parts.values()))
 
 
-def scoring_bytes(shape: Shape, packed: PackedPass, precision: str, shards: int = 1) -> dict[str, float]:
+def quantised_parameters(shape: Shape) -> int:
+    """Those of linear layers, the head left out."""
+    return shape.layer_matrices * shape.layers
+
+
+def _multiplied(shape: Shape, width: int) -> int:
+    """Of quantised layers one at a time is written out to be multiplied by."""
+    return width * max(linear.parameters for linear in shape.linears)
+
+
+def scoring_bytes(
+    shape: Shape, packed: PackedPass, precision: str, shards: int = 1, *, quantised: bool = False
+) -> dict[str, float]:
     """Largest memory of a pass without gradients: the weights, and the larger of an MLP's and the head's own."""
     width = BYTES[precision]
     states = width * shape.hidden * packed.tokens
     layer = 2 * states + 3 * width * shape.intermediate * packed.tokens
     head = states + width * shape.hidden * packed.reads + head_block(shape, packed.reads, precision)
     parts = {"weights": width * shape.parameters / shards, "working": float(max(layer, head))}
+    if quantised:
+        four_bits = quantised_parameters(shape)
+        parts["weights"] = width * (shape.parameters - four_bits) + NF4_BYTES * four_bits
+        parts["working"] = float(max(layer + _multiplied(shape, width), head))
     if shards > 1:
         parts["gathered"] = gathered(shape, precision, gradients=False)
     return parts

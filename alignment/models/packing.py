@@ -161,17 +161,23 @@ class Segment(NamedTuple):
 
     @property
     def keys(self) -> int:
+        """Positions that its queries may look at: the prompt's and its own."""
         return self.prompt_stop - self.prompt_start + self.stop - self.start
 
 
 class VarlenIndex(NamedTuple):
-    """What variable-length attention takes: borders of queries and keys, where keys stand, longest of both."""
+    """What variable-length attention takes: borders of queries and keys, where keys stand, longest of both.
+
+    `copies` are (tokens, places): where each token's first copy stands among the gathered keys, then the second copy of
+    those that have two, and so on; no token is twice in one of them.
+    """
 
     queries: torch.Tensor
     keys: torch.Tensor
     where: torch.Tensor
     longest_query: int
     longest_key: int
+    copies: tuple[tuple[torch.Tensor, torch.Tensor], ...]
 
 
 @dataclass(frozen=True)
@@ -192,6 +198,7 @@ class Layout:
 
     @property
     def tokens(self) -> int:
+        """Positions of the pass."""
         return self.ids.shape[1]
 
     @cached_property
@@ -228,6 +235,7 @@ class Layout:
 
     @cached_property
     def varlen(self) -> VarlenIndex:
+        """Where each segment's queries and keys are, as variable-length attention takes it."""
         import torch
 
         device = self.ids.device
@@ -237,7 +245,24 @@ class Layout:
             torch.cat([torch.arange(s.prompt_start, s.prompt_stop), torch.arange(s.start, s.stop)])
             for s in self.segments
         ]
-        return VarlenIndex(borders[0], borders[1], torch.cat(where).to(device), max(lengths[0]), max(lengths[1]))
+        keys = torch.cat(where)
+        return VarlenIndex(
+            borders[0], borders[1], keys.to(device), max(lengths[0]), max(lengths[1]), _copies(keys, device)
+        )
+
+
+def _copies(where: torch.Tensor, device: torch.device) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+    """The places of `where` by how often what stands there was named before."""
+    import torch
+
+    places = where.argsort(stable=True)
+    tokens = where[places]
+    firsts = torch.cat([torch.ones(1, dtype=torch.bool), tokens[1:] != tokens[:-1]]).nonzero()[:, 0]
+    counts = torch.diff(firsts, append=torch.tensor([len(tokens)]))
+    turn = torch.arange(len(tokens)) - firsts.repeat_interleave(counts)
+    return tuple(
+        (tokens[turn == each].to(device), places[turn == each].to(device)) for each in range(int(counts.max()))
+    )
 
 
 def lay_out(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -24,6 +25,7 @@ from alignment.models.checkpoint import (
     read_config,
 )
 from alignment.models.code import CODE_FILES, refuse_code, refuse_kernels, require_own_code
+from alignment.models.gguf import check_gguf, dequantise, is_gguf, write_tokenizer
 from alignment.models.weights import INDEX_FILE, SINGLE_FILE, tensors, weight_files
 from alignment.recipe import ModelSource
 from alignment.stages import Request, SourceFile
@@ -60,7 +62,7 @@ class ModelPin(Request):
 
 
 def pin_model(source: ModelSource) -> ModelPin:
-    """What a recipe's model source stands for now. Reads every byte of a local folder; downloads nothing.
+    """What a recipe's model source stands for now. Reads every byte of a local folder or GGUF file; downloads nothing.
 
     Raises `BadInput` for a folder or hub id that holds no usable model.
     """
@@ -73,6 +75,9 @@ def pin_model(source: ModelSource) -> ModelPin:
     from alignment.data.files import pin_file
 
     assert source.path is not None
+    if is_gguf(source.path):
+        check_gguf(file := Path(source.path).expanduser().resolve())
+        return ModelPin(files=[pin_file(str(file))], chat_template=template)
     files = [pin_file(str(path)) for path in checkpoint_files(Path(source.path), runs_code)]
     return ModelPin(files=files, chat_template=template, runs_code=runs_code)
 
@@ -126,6 +131,10 @@ def materialise(pin: ModelPin, out: Path, seed: int) -> None:
         embedded(pin.embedded).build_model(out, seed)
     elif pin.hub is not None:
         _download(pin, out)
+    elif pin.files and is_gguf(pin.files[0].url):
+        with tempfile.TemporaryDirectory(prefix="align-gguf-") as scratch:
+            _copy(pin.files[0], copy := Path(scratch) / pin.files[0].url.rsplit("/", 1)[-1])
+            dequantise(copy, out)
     else:
         for file in pin.files or []:
             _copy(file, out / file.url.rsplit("/", 1)[-1])
@@ -205,6 +214,9 @@ def fetch_tokenizer(source: ModelSource, scratch: Path) -> Path:
 
     Raises `BadInput` where there is none.
     """
+    if source.path is not None and is_gguf(source.path):
+        write_tokenizer(Path(source.path).expanduser(), scratch)
+        return scratch
     if source.path is not None:
         if not Path(source.path).is_dir():
             raise BadInput("no such folder", file=source.path)

@@ -75,6 +75,7 @@ class Runner:
 
     @property
     def model(self) -> PreTrainedModel:
+        """The model, loaded when it is first asked for."""
         model = self._model()
         assert model is not None
         return model

@@ -42,6 +42,7 @@ FAMILIES = {
     "phi3": Family(fused=True),
     "granite": Family(),
     "olmo2": Family(norm="float32", head_norms="whole"),
+    "olmo3": Family(norm="float32", head_norms="whole"),
     "smollm3": Family(tied=True, key_heads=4),
 }
 
@@ -56,6 +57,7 @@ class Linear(NamedTuple):
 
     @property
     def parameters(self) -> int:
+        """Weights of the matrix."""
         return self.inputs * self.outputs
 
 
@@ -79,10 +81,12 @@ class Shape:
 
     @property
     def query_width(self) -> int:
+        """Width of all query heads together."""
         return self.heads * self.head_width
 
     @property
     def key_width(self) -> int:
+        """Width of all key heads together, as of all value heads."""
         return self.key_heads * self.head_width
 
     @property
@@ -92,10 +96,12 @@ class Shape:
 
     @cached_property
     def layer_matrices(self) -> int:
+        """Weights of a layer's matrices."""
         return sum(linear.parameters for linear in self.linears)
 
     @cached_property
     def layer_parameters(self) -> int:
+        """Parameters of a layer, biases and norms included."""
         of_heads = {"none": 0, "each": 2 * self.head_width, "whole": self.query_width + self.key_width}
         norms = self.family.norms * self.hidden + of_heads[self.family.head_norms]
         return self.layer_matrices + self.biases + norms
@@ -107,6 +113,7 @@ class Shape:
 
     @property
     def parameters(self) -> int:
+        """Parameters of the whole model."""
         return self.layers * self.layer_parameters + self.root_parameters
 
     def adapted(self, lora: Lora) -> tuple[Linear, ...] | None:

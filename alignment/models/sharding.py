@@ -9,7 +9,9 @@ has nothing left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 T = TypeVar("T")
+R = TypeVar("R")
+Read = Callable[[str, "torch.Tensor"], "torch.Tensor"]
+"""Name and weight → this rank's rows of it as they are stored, on the CPU."""
 
 _sharded: WeakKeyDictionary[Any, Sharding] = WeakKeyDictionary()
 
@@ -30,7 +35,9 @@ class Sharding:
 
     def __init__(self, root: Any, dtype: torch.dtype, ranks: int) -> None:
         self.root, self.dtype, self.ranks = root, dtype, ranks
-        self._accumulates = False
+        self._accumulates = self._is_uncounted = False
+        self._forward: Callable[..., Any] | None = None
+        """The model's own, while calls of it go through `patch`."""
 
     def through(self, work: Callable[[], T]) -> T:
         """What `work` returns, which runs the model or its decoder once; every rank calls this at the same time.
@@ -69,6 +76,59 @@ class Sharding:
         """Ends a pass without a gradient: what it put together is cut again."""
         self.root.reshard()
 
+    def patch(self, model: Any) -> Callable[[], None]:
+        """From now on `model(...)` puts the root's weights together too; what is returned ends that."""
+        forward, own = model.forward, model.__dict__.get("forward")
+
+        @functools.wraps(forward)
+        def whole(*args: Any, **kwargs: Any) -> Any:
+            if self._is_uncounted:
+                self._working(1)
+            return self.through(lambda: forward(*args, **kwargs))
+
+        def restore() -> None:
+            self._forward = None
+            if own is None:
+                del model.forward
+            else:
+                model.forward = own
+
+        model.forward, self._forward = whole, forward
+        return restore
+
+    @contextmanager
+    def uncounted(self, model: Any) -> Iterator[None]:
+        """For the while, `model` may be called as often as each rank likes; every rank enters and leaves this.
+
+        Before each call the ranks say to each other that there is one, and those that have left make an empty one.
+        """
+        restore = None if self._forward is not None else self.patch(model)
+        assert self._forward is not None
+        forward, self._is_uncounted = self._forward, True
+        try:
+            yield
+            while self._working(0):
+                self._empty(model, forward)
+        finally:
+            self._is_uncounted = False
+            if restore is not None:
+                restore()
+        self.release()
+
+    def _empty(self, model: Any, forward: Callable[..., Any]) -> None:
+        import torch
+
+        with torch.no_grad():
+            self.through(lambda: forward(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device)))
+
+    def _working(self, mine: int) -> int:
+        """How many ranks call the model now."""
+        import torch
+
+        ranks = torch.tensor([mine])
+        torch.distributed.all_reduce(ranks)
+        return int(ranks)
+
     def missing(self, passes: int) -> int:
         """Empty passes that this rank makes after `passes` of its own, so that it makes as many as every other."""
         import torch
@@ -83,12 +143,42 @@ def sharding_of(model: Any) -> Sharding | None:
     return _sharded.get(model)
 
 
-def shard(model: PreTrainedModel, precision: str, device: torch.device) -> Sharding:
-    """Cuts the weights of `model`, on the CPU, over all ranks, each rank's on `device`.
+def shared_out(model: Any, parts: Sequence[T], work: Callable[[T], R]) -> list[R]:
+    """`work` of each part, in order; it calls `model` as often as it likes.
+
+    Of a sharded model each rank does some of the parts, and every rank, which calls this with the same parts at the
+    same time, gets the results of all.
+    """
+    sharding = sharding_of(model)
+    if sharding is None:
+        return [work(part) for part in parts]
+    import torch
+
+    with sharding.uncounted(model):
+        mine = [work(part) for part in parts[torch.distributed.get_rank() :: sharding.ranks]]
+    everyones: list[Any] = [None] * sharding.ranks
+    torch.distributed.all_gather_object(everyones, mine)
+    return [everyones[place % sharding.ranks][place // sharding.ranks] for place in range(len(parts))]
+
+
+def without_gradient(model: Any) -> Any:
+    """The context of a forward pass without a gradient: what a sharded model puts together in inference mode could take
+    part in no later gradient."""
+    import torch
+
+    return torch.inference_mode() if sharding_of(model) is None else torch.no_grad()
+
+
+def shard(
+    model: PreTrainedModel, precision: str, device: torch.device, *, read: Read | None = None, mean: bool = False
+) -> Sharding:
+    """Cuts the weights of `model`, on the CPU or without values, over all ranks, each rank's on `device`.
 
     The weights of a model that is trained whole are kept in float32 and rounded to `precision` whenever they are put
     together, as an optimiser with float32 masters would round them. Of one with adapters the frozen weights are cut,
-    and each rank keeps the adapters. Raises `BadInput` for a model that cannot be cut.
+    and each rank keeps the adapters; one that is not trained keeps its weights as they are. `read` fills weights that
+    are on the meta device. Gradients are summed over the ranks, or with `mean` averaged. Raises `BadInput` for a model
+    that cannot be cut.
     """
     import torch
     from torch.distributed.device_mesh import init_device_mesh
@@ -102,22 +192,75 @@ def shard(model: PreTrainedModel, precision: str, device: torch.device) -> Shard
     # finer, such as rotary angles, stays so.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     root = _passes_of(model)
+    if read is not None:
+        replace_weights(model, lambda _, weight: weight.to("meta") if is_hollow(weight) else None)
     kept = adapters(model)
+    names = {id(weight): plain_name(name) for name, weight in model.named_parameters()}
     how: dict[str, Any] = {"mesh": mesh, "mp_policy": policy, "ignored_params": set(kept)}
-    for module in [*_layers(model), root]:
-        for weight in () if kept else module.parameters():
-            if local(weight) is weight:  # one layer after the other: no model is whole in float32
-                weight.data = weight.data.float()
+    for module in [*layers_of(model), root]:
+        uncut = {at: weight for at, weight in module.named_parameters() if local(weight) is weight}
+        for weight in () if kept else uncut.values():  # one layer after the other: no model is whole in float32
+            weight.data = weight.data.float() if weight.requires_grad else weight.data
+        named = {at: names[id(weight)] for at, weight in uncut.items()}
+        del uncut
         fully_shard(module, **how)
-        module.set_gradient_divide_factor(1.0)  # a step's loss is a sum over its rows, whatever rank they are on
+        module.set_gradient_divide_factor(float(ranks) if mean else 1.0)  # summed: a step's loss is a sum over its rows
         module.set_force_sum_reduction_for_comms(True)  # gloo knows no other than plain sums
-        module.set_reduce_scatter_unused_params(
-            True
-        )  # a weight that one rank's rows do not reach is summed all the same
+        if hasattr(module, "set_reduce_scatter_unused_params"):  # torch 2.13
+            # a weight that one rank's rows do not reach is summed all the same
+            module.set_reduce_scatter_unused_params(True)
+        if read is not None:
+            _fill(module, named, read, device)
     for tensor in (*kept, *model.buffers()):
         tensor.data = tensor.data.to(device)
     _sharded[model] = sharding = Sharding(root, dtype, ranks)
     return sharding
+
+
+def _fill(module: Any, names: dict[str, str], read: Read, device: torch.device) -> None:
+    """Gives the cut weights of a module that have no values yet this rank's rows of them."""
+    from torch.distributed.tensor import DTensor
+
+    def filled(at: str, weight: Any) -> Any:
+        if not weight.is_meta:
+            return None
+        rows = read(names[at], weight).to(device)
+        return DTensor.from_local(
+            rows, weight.device_mesh, weight.placements, run_check=False, shape=weight.shape, stride=weight.stride()
+        )
+
+    replace_weights(module, filled)
+
+
+def replace_weights(module: Any, put: Callable[[str, Any], torch.Tensor | None]) -> None:
+    """Puts what `put(name, weight)` returns in the places of each weight, a tied one in all of its; None leaves it."""
+    import torch
+
+    made: dict[int, Any] = {}
+    for at, weight in list(module.named_parameters(remove_duplicate=False)):
+        if id(weight) not in made:
+            new = put(at, weight)
+            made[id(weight)] = None if new is None else torch.nn.Parameter(new, requires_grad=weight.requires_grad)
+        if (parameter := made[id(weight)]) is not None:
+            path, _, name = at.rpartition(".")
+            setattr(module.get_submodule(path), name, parameter)
+
+
+def hollow(weight: torch.Tensor) -> torch.Tensor:
+    """A tensor on the CPU of the same shape and dtype that takes the memory of one element."""
+    import torch
+
+    return torch.zeros(1, dtype=weight.dtype).expand(weight.shape)
+
+
+def is_hollow(weight: torch.Tensor) -> bool:
+    """Whether it was made by `hollow`."""
+    return not weight.is_meta and weight.untyped_storage().nbytes() < weight.nbytes
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without the wrappers of adapters."""
+    return name.replace(".base_layer.", ".")
 
 
 def adapters(model: PreTrainedModel) -> list[torch.Tensor]:
@@ -143,7 +286,7 @@ def _passes_of(model: PreTrainedModel) -> Any:
     return Passes()
 
 
-def _layers(model: PreTrainedModel) -> list[Any]:
+def layers_of(model: PreTrainedModel) -> list[Any]:
     """The decoder's layers: its largest list of modules; none where it has no list."""
     import torch
 
@@ -159,7 +302,7 @@ def _require_shardable(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
     why = None
     finer = getattr(model, "_keep_in_fp32_modules_strict", None)
-    layers = _layers(model)
+    layers = layers_of(model)
     inside = {id(weight) for layer in layers for weight in layer.parameters()}
     outside = {
         id(weight)

@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from alignment.data.tokens import Ids, TokenSequence
 from alignment.errors import BadInput
 from alignment.models.code import without_implementations
+from alignment.models.quantised import elements
 from alignment.models.shape import Shape, shape_of
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def scoring_flops(model: PreTrainedModel, sequences: Iterable[TokenSequence]) ->
     if any(getattr(config, name, None) for name in EXPERTS):
         return None
     vectors = {id(part.weight) for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part}
-    body: int = sum(weight.numel() for weight in model.parameters() if weight.ndim > 1 and id(weight) not in vectors)
+    body: int = sum(elements(weight) for weight in model.parameters() if weight.ndim > 1 and id(weight) not in vectors)
     heads = getattr(config, "num_attention_heads", 0)  # 0: no attention at all
     width = heads * int(getattr(config, "head_dim", None) or config.hidden_size // max(1, heads))
     prompts: set[Ids] = set()
@@ -171,15 +172,19 @@ def forward_operations(shape: Shape, work: Work) -> Operations:
     return Operations(useful, useful)
 
 
-def training_operations(shape: Shape, work: Work, *, adapter: bool, recomputed: bool) -> Operations:
+def training_operations(
+    shape: Shape, work: Work, *, adapter: bool, recomputed: bool | Literal["selective"]
+) -> Operations:
     """Operations of training on the same: a backward pass has twice those of the forward pass, and once them for a
     frozen matrix, which gets no gradient (an adapter's own are left out). The head runs a second time in the backward
-    pass, and so do all layers where their activations are `recomputed`.
+    pass, and so do all layers where their activations are `recomputed`; `selective` runs an MLP's first matrices again.
     """
     body, head, attention = _forward(shape, work)
+    first = sum(linear.parameters for linear in shape.linears if linear.source == "mlp")
+    again = {False: 0.0, True: body + attention, "selective": 2.0 * first * shape.layers * work.tokens}[recomputed]
     matrices = 2 if adapter else 3
     useful = matrices * (body + head) + 3 * attention
-    return Operations(useful, useful + head + (body + attention if recomputed else 0.0))
+    return Operations(useful, useful + head + again)
 
 
 def _forward(shape: Shape, work: Work) -> tuple[float, float, float]:

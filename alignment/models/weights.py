@@ -36,6 +36,7 @@ class TensorEntry:
 
     @property
     def elements(self) -> int:
+        """Numbers in the tensor."""
         return math.prod(self.shape)
 
     def blocks(self) -> Iterator[bytes]:
@@ -49,6 +50,20 @@ class TensorEntry:
                     raise BadInput(f"ends inside tensor {self.name}", file=str(self.file))
                 left -= len(block)
                 yield block
+
+    def rows(self, first: int, last: int) -> bytearray:
+        """The bytes of rows [first, last) alone; a single number is one row."""
+        count = self.shape[0] if self.shape else 1
+        size = (self.end - self.start) // count if count else 0
+        data = bytearray((last - first) * size)
+        with self.file.open("rb", buffering=0) as stream:
+            stream.seek(self.start + first * size)
+            view = memoryview(data)
+            while view:  # Linux reads at most 2 GiB at once
+                if not (count := stream.readinto(view)):
+                    raise BadInput(f"ends inside tensor {self.name}", file=str(self.file))
+                view = view[count:]
+        return data
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -5,6 +5,6 @@ It shows the pipeline, not quality: nothing here says anything about a model tha
 """
 
 from alignment.quickstart.model import build_micro_model as build_model
-from alignment.quickstart.records import preference_records, sft_records, suite_items
+from alignment.quickstart.records import preference_records, prompt_records, sft_records, suite_items
 
-__all__ = ["build_model", "preference_records", "sft_records", "suite_items"]
+__all__ = ["build_model", "preference_records", "prompt_records", "sft_records", "suite_items"]

@@ -217,6 +217,28 @@ def pair(source: Source, make: Make) -> dict[str, Any]:
     }
 
 
+PROMPTS: tuple[tuple[Make, int], ...] = (
+    (single(random_line), 100),
+    (CATEGORIES["writing"], 40),
+    (single(random_sum_exchange), 20),
+)
+"""The kinds of prompts in a part, and how many of each."""
+
+
+def prompt_records(part: int, seed: int) -> list[dict[str, Any]]:
+    """A part of 160 prompts to sample answers to: `prompt`, and as `rubric` the checks that a good answer passes.
+
+    Parts are numbered from 0 without end. None of the prompts belongs to a question suite.
+    """
+    if part < 0:
+        raise ValueError(f"parts are numbered from 0, not {part}")
+    rng = random.Random(f"{seed}/prompts/{part}")
+    source = Source(rng, held_out=False)
+    conversations = [source.draw(make) for make, count in PROMPTS for _ in range(count)]
+    rng.shuffle(conversations)
+    return [{"prompt": history(turns, rng), "rubric": turns[-1].checks} for turns in conversations]
+
+
 # The demonstrations for SFT. Many ignore a format instruction, so that preference tuning has something to improve.
 
 Demonstration = dict[str, list[Message]]

@@ -31,14 +31,19 @@ from alignment.recipe.recipe import Pools, Publish, Recipe, Registry
 from alignment.recipe.schedule import Alerts, Schedule
 from alignment.recipe.training import (
     Dpo,
+    Link,
     Lora,
+    MergePart,
     Optimisation,
     Optimise,
     Reference,
+    Select,
     Sft,
     SftTraining,
     Stop,
+    Sweep,
     TokenPolicy,
+    as_fast_as_sft,
 )
 
 __all__ = [
@@ -56,8 +61,10 @@ __all__ = [
     "IfEval",
     "Judge",
     "JudgePrice",
+    "Link",
     "LmEvalTask",
     "Lora",
+    "MergePart",
     "ModelSource",
     "MtBench",
     "NamedSource",
@@ -73,12 +80,15 @@ __all__ = [
     "Registry",
     "Requirement",
     "Schedule",
+    "Select",
     "Sft",
     "SftTraining",
     "Stop",
     "Suite",
+    "Sweep",
     "TokenPolicy",
     "XsTest",
+    "as_fast_as_sft",
     "load_recipe",
     "parse_recipe",
 ]

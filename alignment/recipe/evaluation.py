@@ -142,6 +142,22 @@ class Math(Published):
     """Longest answer in tokens; a longer answer is cut there and scored as it is."""
 
 
+class IfBench(Published):
+    """IFBench (Pyatkin et al. 2025): instructions unlike IFEval's. It needs the package if-verifiable."""
+
+    max_new_tokens: int = Field(default=2048, ge=1)
+    """Longest answer in tokens; a longer answer is cut there and scored as it is."""
+
+
+class RewardBench2(Published):
+    """RewardBench 2 (Malik et al. 2025): prompts with right and wrong completions. The model generates nothing: a
+    completion's score is its mean log-likelihood a token, and temperature and lengths do not count."""
+
+    chat_template: bool | None = None
+    """Whether prompts go through the tokenizer's chat template. null does as training does: the template is used if the
+    tokenizer has one."""
+
+
 class LmEvalTask(Published):
     """A task or group of tasks of lm-eval, by its name: its prompts, its stop strings, its scorer.
 
@@ -149,6 +165,12 @@ class LmEvalTask(Published):
     config, category or task) names the task that an item belongs to.
     """
 
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"include_path"})
+
+    include_path: str | None = None
+    """Folder of your own tasks in lm-eval's YAML form, one of which has this suite's name; null takes lm-eval's own.
+    Python functions that the tasks name (`!function`) run, so the folder must be one that you trust. A change of its
+    YAML and Python files answers and scores the suite again."""
     num_fewshot: int | None = Field(default=None, ge=0)
     """Worked examples before each question; null is the task's own number."""
     few_shot_data: str | None = None
@@ -177,14 +199,22 @@ def check_address(url: str | None) -> None:
 
 
 class Generate(Section):
-    """How answers are made: Transformers loads the checkpoint, or an endpoint with the OpenAI API serves it."""
+    """How answers are made: Transformers loads the checkpoint, or a server with the OpenAI API has it."""
 
     speed_only: ClassVar[frozenset[str]] = frozenset(
-        {"base_url", "model", "api_key_env", "in_flight", "timeout_seconds", "retries"}
+        {"base_url", "model", "api_key_env", "in_flight", "timeout_seconds", "retries", "command", "start_seconds"}
     )
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"command", "start_seconds"})
 
-    kind: Literal["transformers", "endpoint"] = "transformers"
-    """`transformers` loads the checkpoint in the step; `endpoint` asks a server that has it."""
+    kind: Literal["transformers", "endpoint", "vllm"] = "transformers"
+    """`transformers` loads the checkpoint in the step; `endpoint` asks a server that has it; `vllm` starts such a
+    server with `command` as a process of its own, in its own environment, and ends it afterwards."""
+    command: str | None = Field(default=None, min_length=1)
+    """What starts the server of `kind: vllm`, as in `/opt/vllm/bin/vllm serve {folder} --port {port}
+    --served-model-name {name}`: these three words stand for the checkpoint's folder, a free port, and the name that the
+    server must list. No shell reads it."""
+    start_seconds: float = Field(default=900.0, gt=0)
+    """Seconds that the server of `kind: vllm` may take until it lists its model."""
     base_url: str | None = None
     """Address of the endpoint's API, as in http://host:8000/v1."""
     model: str = "{digest}"
@@ -203,6 +233,10 @@ class Generate(Section):
     def _endpoint(self) -> Generate:
         if (self.kind == "endpoint") != (self.base_url is not None):
             raise ValueError("base_url goes with kind: endpoint, which needs it")
+        if (self.kind == "vllm") != (self.command is not None):
+            raise ValueError("command goes with kind: vllm, which needs it")
+        if lacking := [word for word in ("{folder}", "{port}", "{name}") if word not in (self.command or word)]:
+            raise ValueError(f"command must hold {', '.join(lacking)}")
         if "@" in (self.base_url or ""):
             raise ValueError("base_url must hold no user or password: put the key into the variable of api_key_env")
         if "{digest}" not in self.model:
@@ -211,13 +245,26 @@ class Generate(Section):
         return self
 
 
+class NewRows(Section):
+    """Tomorrow's data as a test: before rows of a new manifest train anything, the champion is measured on those that
+    it never saw. It costs the scoring of these rows under the champion, each once."""
+
+    max_rows: int = Field(default=2000, ge=1)
+    """Most new rows that are measured, the lowest row ids first, which is a sample by hash: 2,000 tell an accuracy to
+    within two points."""
+
+
 class Evals(Section):
     """The suites to run; a suite left out is not run."""
+
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"new_rows"})
 
     gsm8k: Gsm8k | None = None
     """GSM8K: grade-school maths."""
     ifeval: IfEval | None = None
     """IFEval: instructions that a program can verify."""
+    ifbench: IfBench | None = None
+    """IFBench: verifiable instructions unlike IFEval's."""
     mt_bench: MtBench | None = None
     """MT-Bench: two-turn questions, graded 1 to 10 by a judge."""
     alpaca_eval: AlpacaEval | None = None
@@ -230,18 +277,26 @@ class Evals(Section):
     """XSTest: safe prompts that seem unsafe, and unsafe prompts for comparison."""
     math: Math | None = None
     """MATH: competition problems, right if the last box holds the answer."""
+    reward_bench_2: RewardBench2 | None = None
+    """RewardBench 2: whether the model prefers the right completion to the wrong ones."""
     lm_eval: dict[str, LmEvalTask] = Field(default_factory=dict)
     """Any of lm-eval's tasks by name (mmlu, arc_challenge, truthfulqa_mc2, hendrycks_math, …); each is a suite."""
     baselines: str | None = None
     """CSV file of published figures (columns model, metric, value, source) that the report shows beside ours. A metric
     is `suite/metric`, or a suite's name alone for its main metric; values are on the metric's scale, fractions from 0
     to 1."""
+    new_rows: NewRows | None = None
+    """Measures the champion on preference pairs that it never saw. Without this section it is not measured so."""
     generate: Generate = Generate()
     """Who answers the suites."""
     batch_tokens: int = Field(default=16_384, ge=1)
     """Tokens held at once while answering: longest prompt + `max_new_tokens`, times the answers of a batch."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """Precision of weights and computation while answering."""
+    sharded: bool = False
+    """Cuts the model's weights over the GPUs of a slot while it answers, while the KL divergence is measured and at the
+    last check before a registration, for a model that one GPU cannot hold. It counts where the pool's launcher starts
+    more than one process, and is the only use that answering has for several."""
 
     def selected(self) -> dict[str, Suite]:
         """Suite name to settings, in the order of this class."""
@@ -361,6 +416,8 @@ class Requirement(Section):
 class Gate(Section):
     """Requirements by `suite/metric`; a metric that was not measured cannot pass."""
 
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"seeds"})
+
     metrics: dict[str, Requirement] = Field(min_length=1)
     """What is asked of each metric; a metric is written suite/metric, such as mt_bench/average or
     gsm8k/exact_match,strict-match. All must hold. `answers/length` (tokens of an answer), `answers/ended` (share of the
@@ -373,3 +430,7 @@ class Gate(Section):
     """Largest fraction of values that one side of a comparison may lack (no whole answer, no judgment), of those that
     the other side has; for `at_least` and `at_most`, of all items that the candidate was asked. Above it a metric
     cannot pass, because the items that a model fails on would not count. Items that both sides lack do not count."""
+    seeds: int = Field(default=1, ge=1, le=10)
+    """Trainings of the policy, each with a seed of its own and evaluated alike. The first is the candidate; what the
+    others say of the spread from run to run stands with the verdict in words, beside published spreads, and decides
+    nothing. Each costs a training and an evaluation; 1 shows no spread."""

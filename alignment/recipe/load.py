@@ -1,4 +1,5 @@
-"""Reads a recipe from YAML, fills in environment variables, and reports the first error by file and key."""
+"""Reads a recipe from YAML with the preset it extends, fills in environment variables, and reports the first error by
+file and key."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from alignment.errors import BadInput
+from alignment.errors import BadInput, did_you_mean
 from alignment.recipe.faults import fault
 from alignment.recipe.recipe import Recipe
 
@@ -106,6 +107,63 @@ def parse_yaml(text: str, file: str, what: str) -> dict[str, Any]:
     return data
 
 
+# A recipe that extends a preset is the preset's text with the recipe's own keys over it.
+
+EXTENDS = "extends"
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+"""The shipped recipes, with the presets among them."""
+OF_ITS_OWN = frozenset({"name", "description"})
+"""Keys of a preset that no recipe takes over."""
+PLACES = frozenset({"hub", "path", "files", "embedded", "sources", "adopt", "dataset"})
+"""Keys that say where a model or data is; a section with one of these replaces the preset's."""
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The recipe in a file as plain data, over the preset that it extends, if it names one.
+
+    Raises `BadInput` for a file that is none, and for a preset that is not there or extends itself.
+    """
+    return extended(read_yaml(path, "recipe"), path)
+
+
+def extended(data: dict[str, Any], path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The plain data of the recipe in a file, over the preset that it extends; `seen` are files that extend this
+    one."""
+    if EXTENDS not in data:
+        return data
+    own = {key: value for key, value in data.items() if key != EXTENDS}
+    preset = preset_file(data[EXTENDS], path)
+    seen = (*seen, path.resolve())
+    if preset.resolve() in seen:
+        raise BadInput(f"{preset.name} extends itself", file=str(path), field=EXTENDS)
+    below = extended(read_yaml(preset, "preset"), preset, seen)
+    return merged({key: value for key, value in below.items() if key not in OF_ITS_OWN}, own)
+
+
+def preset_file(named: Any, path: Path) -> Path:
+    """The file that a recipe's `extends` names: from the recipe's folder, or else among the shipped recipes."""
+    if not isinstance(named, str):
+        raise BadInput("must be the name of a preset, such as presets/zephyr_7b", file=str(path), field=EXTENDS)
+    for folder in (path.resolve().parent, RECIPES):
+        for suffix in ("", ".yaml"):
+            if (found := folder / f"{named}{suffix}").is_file():
+                return found
+    known = sorted(one.stem for one in (RECIPES / "presets").glob("*.yaml"))
+    meant = did_you_mean(Path(named).stem, known).replace("mean ", "mean presets/")
+    meant = meant or f"; there are presets/ {', '.join(known)}"
+    raise BadInput(f"there is no '{named}'{meant}", file=str(path), field=EXTENDS)
+
+
+def merged(below: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Two mappings as one: sections are merged key by key, and anything else of the second takes the first's place."""
+    result = dict(below)
+    for key, value in over.items():
+        known = below.get(key)
+        both = isinstance(known, dict) and isinstance(value, dict) and not PLACES & value.keys()
+        result[key] = merged(known, value) if both and isinstance(known, dict) else value
+    return result
+
+
 VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 
 
@@ -115,7 +173,7 @@ def load_recipe(path: str | Path, environ: Mapping[str, str] | None = None) -> R
     Raises `BadInput` that names the file and the field of the first error.
     """
     path = Path(path)
-    data = read_yaml(path, "recipe")
+    data = read_recipe(path)
     recipe = parse_recipe(data, str(path), os.environ if environ is None else environ)
     recipe.__dict__["file"] = path.resolve()
     return recipe

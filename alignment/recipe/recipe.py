@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import ConfigDict, Discriminator, Field, PrivateAttr, Tag, field_validator, model_validator
 
 from alignment.address import all_shown
 from alignment.methods import Method
 from alignment.recipe.data import ModelSource, PreferenceSource, Section, VariableName
 from alignment.recipe.evaluation import Evals, Gate, Judge
+from alignment.recipe.generate import GeneratedPairs, RewardModel, Rounds
 from alignment.recipe.schedule import Alerts, Schedule
-from alignment.recipe.training import Dpo, Optimise, Reference, Sft, TokenPolicy
+from alignment.recipe.training import Dpo, Link, MergePart, Optimise, Reference, Sft, Sweep, TokenPolicy, as_fast_as_sft
 
 
 class Pools(Section):
@@ -36,13 +37,18 @@ MAX_MODEL_NAME = 256
 
 
 class Registry(Section):
-    """Where a promoted model goes in the MLflow registry."""
+    """Where runs and promoted models go in MLflow."""
 
     model_name: str | None = None
     """Name of the registered model; the recipe's name by default. Letters, digits, blanks, `. _ - +`; 256 at most."""
     smoke_prompt: str = "Hello"
     """Prompt that the checkpoint, loaded back from the store, must answer before it is registered; the answer is kept
     with the registration."""
+
+    experiment: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9_]{0,62}$")
+    """MLflow experiment that has the recipe's runs; the recipe's name by default. Recipes with the same experiment are
+    compared there side by side: a recipe that `align run R --set … --as NAME` derives has the experiment of R. It
+    changes no result."""
 
     @field_validator("model_name")
     @classmethod
@@ -89,7 +95,10 @@ class Publish(Section):
 
 
 def _has_template(folder: str) -> bool:
-    """Whether a model's folder names a chat template, in either of the places where Transformers keeps one."""
+    """Whether a model's folder names a chat template, in either of the places where Transformers keeps one. What a GGUF
+    file has is only known once it is read: no note is made of it."""
+    if folder.lower().endswith(".gguf"):
+        return True
     settings = Path(folder) / "tokenizer_config.json"
     try:
         within = '"chat_template"' in settings.read_text(encoding="utf-8")
@@ -98,14 +107,33 @@ def _has_template(folder: str) -> bool:
     return within or any(settings.parent.glob("chat_template*"))
 
 
+def _one_or_chain(given: Any) -> str:
+    """By which of its two forms `optimise` is read; a branch of a union names the form, and is no key in errors."""
+    return "list[Link]" if isinstance(given, list | tuple) else "Optimise"
+
+
+def _required_without_preset(schema: dict[str, Any]) -> None:
+    """For editors: a file that extends a preset needs no more than a name."""
+    others = [key for key in schema.pop("required") if key != "name"]
+    schema |= {"required": ["name"], "anyOf": [{"required": others}, {"required": ["extends"]}]}
+
+
 class Recipe(Section):
     """Everything a person decides. Its name is the asset group and the prefix of every asset key."""
 
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"publish", "residency"})
+    model_config = ConfigDict(json_schema_extra=_required_without_preset)
+
+    absent_by_default: ClassVar[frozenset[str]] = frozenset(
+        {"publish", "extends", "residency", "sweep", "merge", "generate", "rounds", "reward_model"}
+    )
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
     """Lower-case letters, digits and _, a letter first, 63 characters at most. Another name is another recipe, with
     its own assets, nights and registered model; artifacts are shared whatever the name."""
+    extends: str | None = None
+    """A preset that the recipe is laid over, such as presets/zephyr_7b: a file from the recipe's folder, else among the
+    shipped recipes. Sections are merged key by key; a section that says where a model or data is replaces the preset's.
+    The recipe that results is what is kept and shown."""
     description: str = ""
     """What the recipe is for; people read it, nothing depends on it."""
     seed: int = 0
@@ -124,10 +152,26 @@ class Recipe(Section):
     decides, so all pairs of a prompt are on the same side and stay there. 0 holds out none."""
     reference: Reference = Reference()
     """How the reference log-probs are computed."""
-    optimise: Optimise = Optimise()
-    """How the policy is trained: the method, its settings and the optimiser's. `dpo` is an older spelling of it."""
+    optimise: Annotated[
+        Annotated[Optimise, Tag("Optimise")] | Annotated[list[Link], Tag("list[Link]"), Field(min_length=1)],
+        Discriminator(_one_or_chain),
+    ] = Optimise()
+    """How the policy is trained: the method, its settings and the optimiser's. `dpo` is an older spelling of it. A list
+    is a chain: each link starts from the result of the link before it, and the last link's result is the policy."""
+    generate: GeneratedPairs | None = None
+    """Pairs that are made before training of answers that a model gives to prompts; they are one more shard beside
+    those of `preferences`."""
+    rounds: Rounds | None = None
+    """Rounds of training, each on pairs made of answers that the policy of the round before gives."""
+    reward_model: RewardModel | None = None
+    """The reward model that scores sampled answers."""
     dpo: Dpo = Dpo()
     """The older spelling of `optimise`, which `align recipes upgrade` rewrites; a recipe has one of the two."""
+    sweep: Sweep | None = None
+    """Trains at several points in place of one."""
+    merge: tuple[MergePart, ...] = ()
+    """The policy as a weighted average (a model soup) of what training made and of other checkpoints, as a list of
+    `{of: policy, weight: 0.9}`; the average is what is evaluated and can be registered. Empty averages nothing."""
     evals: Evals = Evals()
     """What is measured on the SFT checkpoint (with `orpo`, on the base model), the policy and the champion."""
     judge: Judge | None = None
@@ -175,56 +219,169 @@ class Recipe(Section):
 
     def outside_practice(self) -> list[str]:
         """One sentence for each setting of a training that lies outside of what practice supports; none is refused."""
-        return [*(self.sft.outside_practice() if self.sft else []), *self.training.outside_practice()]
+        links = [note for link in self.links for note in link.outside_practice()]
+        return [*(self.sft.outside_practice() if self.sft else []), *dict.fromkeys(links)]
+
+    @field_validator("extends")
+    @classmethod
+    def _resolved(cls, value: str | None) -> str | None:
+        if value is not None:
+            raise ValueError(
+                "a preset is looked up where a recipe is read from its file, and this one was given as data"
+            )
+        return value
 
     @model_validator(mode="after")
     def _one_spelling(self) -> Recipe:
-        """`dpo` holds the settings whichever way they are spelled."""
+        """`dpo` holds the settings whichever way they are spelled; those of a chain's last link."""
         if {"optimise", "dpo"} <= self.model_fields_set:
             raise ValueError("optimise and dpo are two spellings of one section: give one of them")
         if "dpo" not in self.model_fields_set:
-            self.__dict__["dpo"] = self.optimise.as_dpo()
+            self.__dict__["dpo"] = self.links[-1].as_dpo()
         return self
 
     @model_validator(mode="after")
     def _start(self) -> Recipe:
-        called, start = self.training.called, self.method.start
+        called, start = self.links[0].called, self.start
         if self.sft is None and start == "sft_checkpoint":
             raise ValueError(
-                f"sft is missing, and {called} starts from an SFT checkpoint: give sft a dataset, or adopt"
+                f"sft is missing, and {called} starts from an SFT checkpoint: give sft a dataset, or adopt; orpo starts"
+                " from the base model"
             )
         if self.sft is not None and start == "base_model":
             raise ValueError(f"{called} starts from the base model, without SFT: take the section sft out")
         return self
 
     @model_validator(mode="after")
+    def _chain(self) -> Recipe:
+        first = self.links[0]
+        for number, link in enumerate(self.later_links, start=2):
+            if link.method.data != first.method.data:
+                raise ValueError(
+                    f"optimise: link {number}, {link.called}, takes {link.method.data} rows, and link 1,"
+                    f" {first.called}, {first.method.data} ones: the links of a chain share their data"
+                )
+            if link.tf32 != first.tf32:
+                raise ValueError("optimise: tf32 must be the same in all links, as they share log-probs")
+            if link.method.start == "base_model":
+                raise ValueError(f"optimise: {link.called} starts from the base model, so only link 1 can be it")
+            if link.select is not None and link.method.data != "paired":
+                raise ValueError(f"optimise: link {number} selects pairs, and {link.called} takes none")
+            if link.reference == "sft" and self.sft is None:
+                raise ValueError(f"optimise: link {number} has reference: sft, and the recipe has no sft")
+        if isinstance(first, Link) and first.select is not None:
+            raise ValueError("optimise: link 1 has no policy before it that could disagree: select is for later links")
+        return self
+
+    @model_validator(mode="after")
+    def _swept(self) -> Recipe:
+        if self.sweep is None:
+            return self
+        if self.later_links:
+            raise ValueError("sweep is of one training, and optimise is a chain: leave one of them out")
+        if not self.evals.selected():
+            raise ValueError("sweep has no items to pick a point by: select a suite in evals")
+        if self.sweep.beta and "beta" not in self.method.settings():
+            raise ValueError(f"sweep.beta: {self.training.called} has no beta")
+        by = (self.sweep.by or "").partition("/")[0]
+        if by and by not in self.evals.selected():
+            raise ValueError(f"sweep.by names {by}, which evals does not select ({', '.join(self.evals.selected())})")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds(self) -> Recipe:
+        if self.repeats and (self.merge or self.sweep):
+            other = "merge" if self.merge else "sweep"
+            raise ValueError(f"gate.seeds trains the policy again, and with {other} it is none that was trained alone")
+        return self
+
+    @model_validator(mode="after")
+    def _merged(self) -> Recipe:
+        if not self.merge:
+            return self
+        named = [part.of for part in self.merge if part.of is not None]
+        if named.count("policy") != 1 or len(self.merge) < 2:
+            raise ValueError("merge averages the policy, once, with at least one other checkpoint")
+        if twice := next((name for name in named if named.count(name) > 1), None):
+            raise ValueError(f"merge has {twice} twice")
+        if "sft" in named and self.sft is None:
+            raise ValueError("merge names sft, and the recipe has no section sft")
+        total = sum(part.weight for part in self.merge)
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the weights of merge add up to {total:.6g}, not to 1")
+        if self.sweep is not None:
+            raise ValueError("merge and sweep: a sweep's winner is a point that was measured, so leave one of them out")
+        return self
+
+    @model_validator(mode="after")
+    def _sampled(self) -> Recipe:
+        for name, sampled in (("generate", self.generate), ("rounds", self.rounds)):
+            if sampled is None:
+                continue
+            if sampled.judged and (self.judge is None or self.judge.kind != "openai"):
+                raise ValueError(f"{name}.score asks a judge, and the recipe has no judge of kind openai")
+            if sampled.reward_modelled and self.reward_model is None:
+                raise ValueError(f"{name}.score has a reward model, and the recipe has no section reward_model")
+            if sampled.weak == "sft" and self.sft is None:
+                raise ValueError(f"{name}.weak: sft, and the recipe has no sft")
+            if any(link.weighted or link.target_margin == "column" for link in self.links):
+                raise ValueError(f"{name}: generated rows have neither weights nor margins of a column")
+        if self.generate is not None and self.generate.generator in ("sft", "champion") and self.sft is None:
+            raise ValueError("generate.generator needs sft: name the model that answers")
+        trained_here = self.reward_model is not None and self.reward_model.adopt is None
+        if self.generate is not None and self.generate.reward_modelled and trained_here:
+            raise ValueError(
+                "generate.score: a reward model that is trained here would be trained on what it has scored: give"
+                " reward_model.adopt"
+            )
+        if trained_here and self.method.data != "paired":
+            raise ValueError(f"reward_model is trained on pairs, and {self.training.called} takes none: give adopt")
+        if self.rounds is None:
+            return self
+        others: dict[str, Any] = {"a chain in optimise": self.later_links, "sweep": self.sweep, "merge": self.merge}
+        others["gate.seeds"] = self.repeats
+        for other in (name for name, value in others.items() if value):
+            raise ValueError(f"rounds and {other}: give one of them")
+        if not self.held_out_fraction:
+            raise ValueError("rounds are compared on held-out prompts, and held_out_fraction is 0")
+        if self.sft is None and "sft" in (self.rounds.start, self.rounds.reference):
+            raise ValueError("rounds.start and rounds.reference: sft, and the recipe has no sft")
+        if self.links[0].method.start == "base_model":
+            raise ValueError(f"rounds: {self.training.called} starts from the base model, so later rounds cannot")
+        return self
+
+    @model_validator(mode="after")
     def _agreement(self) -> Recipe:
         section, called = self.training.spelling.section, self.training.called
-        if self.method.needs_reference and self.reference.precision != self.dpo.precision:
-            raise ValueError(
-                f"reference.precision and {section}.precision must be the same: the cached log-probs "
-                "must equal the policy's at its first step"
-            )
-        if self.preferences.min_reference_logp is not None and not self.method.needs_reference:
+        for link in self.links:
+            needed = self.needs_reference or link.method.needs_reference
+            if needed and self.reference.precision != link.precision:
+                raise ValueError(
+                    f"reference.precision and {section}.precision must be the same: the cached log-probs "
+                    "must equal the policy's at its first step"
+                )
+        if self.preferences.min_reference_logp is not None and not self.needs_reference:
             raise ValueError(f"preferences.min_reference_logp needs a reference, and {called} has none")
         if unknown := set(self.preferences.decontaminate) - set(self.evals.selected()):
             raise ValueError(
                 f"preferences.decontaminate names {', '.join(sorted(unknown))}, which evals does not select"
                 f" (selected: {', '.join(self.evals.selected()) or 'none'})"
             )
+        if self.evals.new_rows is not None and (not self.needs_reference or self.method.data != "paired"):
+            raise ValueError(f"evals.new_rows takes pairs and a reference, and {called} has not both")
         by_judge = self.evals.xstest is not None and self.evals.xstest.scored_by == "judge"
         if by_judge and (self.judge is None or self.judge.kind == "rubric"):
             raise ValueError("evals.xstest.scored_by: judge needs a judge of kind openai")
-        if self.dpo.sft_rows_fraction and (self.sft is None or self.sft.dataset is None):
+        if any(link.sft_rows_fraction for link in self.links) and (self.sft is None or self.sft.dataset is None):
             raise ValueError("sft_rows_fraction takes rows of sft.dataset, and the recipe has none")
         for asked, column in (
-            (self.dpo.weighted, "weight_column"),
-            (self.dpo.target_margin == "column", "margin_column"),
+            (any(link.weighted for link in self.links), "weight_column"),
+            (any(link.target_margin == "column" for link in self.links), "margin_column"),
         ):
             if asked and not all(getattr(part, column) for part in self.preferences.parts):
                 what = "weighted" if column == "weight_column" else "target_margin: column"
                 raise ValueError(f"{what} needs preferences.{column}, the column of the data that holds it")
-        looks = [name for name in ("stop", "keep_steps") if getattr(self.dpo, name) is not None]
+        looks = [name for name in ("stop", "keep_steps") if any(getattr(link, name) is not None for link in self.links)]
         if looks and (not self.held_out_fraction or self.method.data != "paired"):
             why = "held_out_fraction is 0" if not self.held_out_fraction else f"{self.training.called} takes no pairs"
             raise ValueError(f"{section}.{looks[0]} looks at held-out pairs, and {why}")
@@ -237,6 +394,8 @@ class Recipe(Section):
     def notes(self) -> list[str]:
         """One sentence for each setting that is allowed and seldom meant; none is refused."""
         notes, section = self.outside_practice(), self.training.spelling.section
+        if self.sft is not None and self.sft.dataset is not None and (note := as_fast_as_sft(self.dpo, self.sft)):
+            notes.append(f"{section}.{note}")
         if self.tokens.truncation == "keep_start":
             notes.append(
                 "tokens.truncation: keep_start cuts the token that ends an answer: the policy may learn not to end"
@@ -256,13 +415,49 @@ class Recipe(Section):
 
     @property
     def training(self) -> Dpo:
-        """How the policy is trained, as the recipe spells it: what it calls the method, and what its notes name."""
-        return self.dpo if "dpo" in self.model_fields_set else self.optimise
+        """How the policy is trained, as the recipe spells it: what it calls the method, and what its notes name. Of a
+        chain it is the last link."""
+        return self.dpo if "dpo" in self.model_fields_set else self.links[-1]
+
+    @property
+    def links(self) -> tuple[Dpo, ...]:
+        """The trainings from the start checkpoint to the policy, in order; one, unless `optimise` is a chain."""
+        if "dpo" in self.model_fields_set:
+            return (self.dpo,)
+        return tuple(self.optimise) if isinstance(self.optimise, list) else (self.optimise,)
+
+    @property
+    def later_links(self) -> tuple[Link, ...]:
+        """The links of a chain that start from a policy: all but the first."""
+        return tuple(self.optimise[1:]) if isinstance(self.optimise, list) else ()
+
+    @property
+    def start(self) -> Literal["sft_checkpoint", "base_model"]:
+        """Where the first training starts, which is what the policy is compared with."""
+        return self.links[0].method.start
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the log-probs of the start checkpoint are needed: as some training's reference, or to select by."""
+        return self.links[0].method.needs_reference or any(
+            link.select is not None or (link.method.needs_reference and link.reference == "sft")
+            for link in self.later_links
+        )
 
     @property
     def method(self) -> Method:
-        """The preference method with its own settings."""
+        """The preference method of the policy's training, with its own settings."""
         return self.dpo.method
+
+    @property
+    def repeats(self) -> int:
+        """How many more times the policy is trained, for the spread from run to run."""
+        return self.gate.seeds - 1 if isinstance(self.gate, Gate) else 0
+
+    @property
+    def experiment(self) -> str:
+        """The MLflow experiment of its runs."""
+        return self.registry.experiment or self.name
 
     @property
     def model_name(self) -> str:

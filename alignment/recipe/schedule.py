@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, time, timedelta
 from itertools import product
-from typing import Literal
+from typing import ClassVar, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from alignment.recipe.data import Section, VariableName
 
@@ -91,8 +91,33 @@ def _number(index: int, text: str) -> int:
     return int(text)
 
 
+class Worth(Section):
+    """What a night needs before it trains. With less, the new rows wait, and the next night looks again. Only
+    additional rows wait: rows that are gone, and other settings or checkpoints, are trained at once."""
+
+    min_new_rows: int | None = Field(default=None, ge=1)
+    """Fewest rows to train on that the policy before was not given; held-out rows do not count."""
+    min_new_share: float | None = Field(default=None, gt=0, le=1)
+    """The same as a fraction of the rows that the policy before was trained on, such as 0.05. With `min_new_rows` both
+    must hold."""
+    provable: bool = False
+    """Wait, too, while a night could not prove a change as large as its margin in some metric of the gate: such a
+    policy would be refused as inconclusive. The reason names the number of items that would be enough. The spread is
+    that of the last five reports."""
+    max_wait_days: float | None = Field(default=None, gt=0)
+    """Days since the last training after which any new row is trained on. Without it rows may wait for ever."""
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> Worth:
+        if self.min_new_rows is None and self.min_new_share is None and not self.provable:
+            raise ValueError("give min_new_rows, min_new_share or provable: true")
+        return self
+
+
 class Schedule(Section):
     """The nightly run. Without this section a recipe runs only when a person asks."""
+
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"worth"})
 
     cron: str = "0 2 * * *"
     """When a night begins: minute, hour, day of month, month, day of week, in `timezone`."""
@@ -107,6 +132,8 @@ class Schedule(Section):
     max_cost: float | None = Field(default=None, gt=0)
     """USD: the most that the runs of a night may cost, by the prices in pools.yaml; then they are ended.
     What a judge costs has a budget of its own."""
+    worth: Worth | None = None
+    """When new rows wait for more of their kind. Without this section every night trains on what is new."""
 
     @field_validator("cron")
     @classmethod

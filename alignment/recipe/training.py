@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from datetime import date
+from itertools import product
+from math import prod
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from alignment.data.templates import TODAY
 from alignment.methods import LOSS, METHOD, METHODS, Method, Spelling
 from alignment.methods.method import betas_in_practice, short
+from alignment.models.quantised import Quantisation
 from alignment.recipe.data import DataSource, ModelSource, Section
 
 Precision = Literal["float32", "bfloat16"]
@@ -65,7 +70,7 @@ class TokenPolicy(Section):
 class Lora(Section):
     """LoRA adapter (Hu et al. 2021)."""
 
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"keep_adapter"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"keep_adapter", "quantise"})
 
     rank: int = Field(default=16, ge=1)
     """Rank of the two matrices that are trained beside each weight; a higher one learns more and takes more memory."""
@@ -78,13 +83,18 @@ class Lora(Section):
     keep_adapter: bool = False
     """Keeps the adapter beside the merged checkpoint, in PEFT's format, so that a server can load it on top of the
     checkpoint that training started from. The merged checkpoint is the same with and without."""
+    quantise: Quantisation | None = None
+    """`nf4` keeps the frozen weights of linear layers in four bits while the adapter is trained (QLoRA; Dettmers et al.
+    2023): about a quarter of their memory in bfloat16. The reference is quantised too, and its log-probs have keys of
+    their own. The merged checkpoint holds the weights that were trained beside, in `precision`. It needs the package
+    bitsandbytes (`alignment-dags[qlora]`). null keeps them in `precision`."""
 
 
 class Optimisation(Section):
     """What SFT and DPO share. Batch sizes count rows over all devices."""
 
-    speed_only: ClassVar[frozenset[str]] = frozenset({"save_steps"})
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"max_steps", "adam_betas", "tf32"})
+    speed_only: ClassVar[frozenset[str]] = frozenset({"save_steps", "sharded"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"max_steps", "adam_betas", "tf32", "router_aux_loss_coef"})
 
     learning_rate: float = Field(gt=0)
     """Highest learning rate of AdamW, reached after the warm-up."""
@@ -115,9 +125,18 @@ class Optimisation(Section):
     """`precision: float32` only: matrix products on a GPU round their operands to TF32, which has 10 bits of mantissa;
     several times as fast, and as coarse as float16. The reference log-probs are computed the same way and have keys of
     their own. On a CPU it has no effect."""
-    gradient_checkpointing: bool = False
-    """Computes activations again in the backward pass instead of keeping them: less memory for about a third more
-    time."""
+    router_aux_loss_coef: float = Field(default=0.0, ge=0)
+    """Mixtures of experts only: weight of the term that spreads tokens evenly over experts, beside the loss; 0 adds
+    none, and 0.001 is usual. SFT takes it over the tokens of a micro batch, preference training over those of a
+    sequence, so that a row weighs the same in any company."""
+    gradient_checkpointing: bool | Literal["selective"] = False
+    """Computes activations again in the backward pass instead of keeping them. `true`: of whole layers, the least
+    memory for about a third more time. `selective`: of norms and MLPs, which are most of the memory, for about a sixth
+    more."""
+    sharded: bool = False
+    """Cuts weights, gradients and the optimiser's state over the GPUs of a slot, for a model that one GPU cannot hold;
+    false keeps a whole copy on each, which is faster where it fits. It counts where the pool's launcher starts more
+    than one process, and changes no result beyond rounding."""
     save_steps: int = Field(default=200, ge=1)
     """Optimiser steps from one trainer checkpoint to the next. An interrupted run continues from the last; the number
     changes no result."""
@@ -129,6 +148,11 @@ class Optimisation(Section):
         if self.tf32 and self.precision != "float32":
             raise ValueError(f"tf32 counts only with precision: float32, and precision is {self.precision}")
         return self
+
+    @property
+    def quantise(self) -> Quantisation | None:
+        """How frozen weights are kept beside the adapter; None where they are not quantised."""
+        return None if self.lora is None else self.lora.quantise
 
     @property
     def most_rows(self) -> int | None:
@@ -150,6 +174,13 @@ class SftTraining(Optimisation):
     """Training stops after this many measurements without a lower held-out loss, and the best weights are kept; null
     trains all epochs."""
 
+    @model_validator(mode="after")
+    def _best_weights_of_a_whole_model(self) -> SftTraining:
+        for name, value in {"patience": self.patience, "lora.quantise": self.quantise}.items():
+            if self.sharded and value is not None:
+                raise ValueError(f"{name} needs the whole model in one process: leave out {name} or sharded")
+        return self
+
     def outside_practice(self) -> list[str]:
         """One sentence for each setting that lies outside of what practice supports for SFT; none is refused."""
         return [
@@ -162,6 +193,25 @@ class SftTraining(Optimisation):
     def of(cls, settings: SftTraining) -> SftTraining:
         """The settings that training depends on, without the section's other keys (`adopt`, `dataset`, …)."""
         return cls(**{name: getattr(settings, name) for name in SftTraining.model_fields})
+
+
+LORA_RATE = 10.0
+"""How many times the rate of all weights an adapter takes."""
+NEAR_SFT = 0.5
+"""Share of SFT's learning rate from which preference training repeats SFT's; practice takes 1/40 to 1/10."""
+
+
+def as_fast_as_sft(settings: Optimisation, sft: SftTraining) -> str | None:
+    """A sentence where preference training takes about the learning rate of the SFT that it starts from."""
+    rates = [each.learning_rate / (1 if each.lora is None else LORA_RATE) for each in (settings, sft)]
+    if rates[0] < NEAR_SFT * rates[1]:
+        return None
+    of_adapter = " (an adapter's is a tenth of it)" if settings.lora is not None or sft.lora is not None else ""
+    return (
+        f"learning_rate {short(settings.learning_rate)} is {rates[0] / rates[1]:.2g} times SFT's"
+        f" {short(sft.learning_rate)}{of_adapter}, and practice takes a tenth or less: at SFT's rate preferences spoil"
+        " what SFT taught"
+    )
 
 
 class Sft(SftTraining):
@@ -193,6 +243,10 @@ class Reference(Section):
     batch_tokens: int = Field(default=16_384, ge=1)
     """Tokens of one forward pass of scorer and trainer. On a GPU in 16 bits passes are filled up to it and it counts
     in the values' key; elsewhere it changes speed and memory, never values. Halve it when memory runs out."""
+    sharded: bool = False
+    """Cuts the model's weights over the GPUs of a slot, for a model that one GPU cannot hold; false keeps a whole copy
+    on each, which is faster where it fits. It counts where the pool's launcher starts more than one process, and
+    changes no value."""
 
 
 class Stop(Section):
@@ -225,7 +279,6 @@ class Dpo(Optimisation):
     speed_only: ClassVar[frozenset[str]] = Optimisation.speed_only | {
         "micro_batch_size",
         "gradient_checkpointing",
-        "sharded",
     }
     absent_by_default: ClassVar[frozenset[str]] = Optimisation.absent_by_default | {
         "gamma_ratio",
@@ -241,13 +294,8 @@ class Dpo(Optimisation):
         "stop",
         "keep_steps",
         "keep_by",
-        "sharded",
     }
 
-    sharded: bool = False
-    """Cuts weights, gradients and the optimiser's state over the GPUs of a slot, for a model that one GPU cannot hold;
-    false keeps a whole copy on each, which is faster where it fits. It counts where the pool's launcher starts more
-    than one process, and changes no result beyond rounding."""
     micro_batch_size: int = Field(default=4, ge=1)
     """Ignored: a step's rows go through in passes of `reference.batch_tokens` tokens, whatever their number."""
 
@@ -326,7 +374,11 @@ class Dpo(Optimisation):
     def _looks_and_candidates(self) -> Dpo:
         if self.keep_by != "loss" and self.keep_steps is None:
             raise ValueError("keep_by counts only with keep_steps")
-        asked = {"keep_steps": self.keep_steps, "stop.kl": None if self.stop is None else self.stop.kl}
+        asked = {
+            "keep_steps": self.keep_steps,
+            "stop.kl": None if self.stop is None else self.stop.kl,
+            "lora.quantise": self.quantise,
+        }
         for name in (name for name, value in asked.items() if self.sharded and value is not None):
             raise ValueError(f"{name} needs the whole model in one process: leave out {name} or sharded")
         return self
@@ -413,3 +465,99 @@ class Optimise(Dpo):
         every = {name for method in METHODS.values() for name in method.settings()}
         shared = Dpo.model_fields.keys() - {"loss"} - (every - self.method.settings())
         return Dpo(loss=self.method.name, **{name: getattr(self, name) for name in sorted(shared)})
+
+
+PERCENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*")
+
+
+def as_share(given: Any) -> Any:
+    """A share that a person wrote in per cent, as a fraction; anything else as it is."""
+    match = PERCENT.fullmatch(given) if isinstance(given, str) else None
+    return given if match is None else float(match[1]) / 100
+
+
+class Select(Section):
+    """Which pairs of the data a link of a chain trains on."""
+
+    disagreement: Annotated[float, BeforeValidator(as_share), Field(gt=0, le=1)]
+    """Share of the training pairs to take, as a fraction or in per cent (`20 %`): those with the smallest signed
+    margin, log π(chosen) − log π(rejected) of the link's start less the same of the checkpoint that the chain began
+    with; ties by row id. They are the pairs that the policy so far has moved the wrong way on, or least the right
+    way. Held-out pairs stay as they are."""
+
+
+class Link(Optimise):
+    """One training of a chain. It starts from the result of the link before it."""
+
+    reference: Literal["start", "sft"] = "start"
+    """What a method with a reference refers to: `start`, the checkpoint that the link starts from, or `sft`, the SFT
+    checkpoint that the chain began with."""
+    select: Select | None = None
+    """Trains on a part of the pairs; null trains on all. Not for the first link, whose start is what it disagrees
+    with."""
+
+
+MOST_POINTS = 12
+
+
+class Sweep(Section):
+    """The same training at several points: every combination of the values below. All are evaluated. The best is picked
+    on one half of a suite's items and confirmed on the other, and only a confirmed point can pass the gate."""
+
+    beta: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Values of β; none takes that of `optimise`."""
+    learning_rate: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Highest learning rates; none takes that of `optimise`."""
+    rows: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Numbers of training rows, drawn by the recipe's seed, a smaller number out of a larger; none takes all. Held-out
+    rows are the same at every point."""
+    by: str | None = None
+    """The metric by which a point is picked and confirmed, such as ifeval/prompt_level_strict_acc; by default the
+    gate's first `improve`, or else the main metric of the first suite."""
+
+    @model_validator(mode="after")
+    def _few_points(self) -> Sweep:
+        for name in ("beta", "learning_rate", "rows"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} has a value twice")
+        if not self.points:
+            raise ValueError("give values of beta, learning_rate or rows")
+        every = prod(len(values) for values in (self.beta, self.learning_rate, self.rows) if values)
+        if every > MOST_POINTS:
+            raise ValueError(f"{every} points are more than {MOST_POINTS}: take values out")
+        if len(self.points) < every:
+            raise ValueError("two points differ by less than six digits show")
+        return self
+
+    @property
+    def points(self) -> dict[str, dict[str, float]]:
+        """Name of each point to its settings. A name says the settings, so that it stays when others come and go."""
+        given = {name: values for name in ("beta", "learning_rate", "rows") if (values := getattr(self, name))}
+        if not given:
+            return {}
+        every = (dict(zip(given, values, strict=True)) for values in product(*given.values()))
+        return {point_name(point): point for point in every}
+
+
+def point_name(point: Mapping[str, float]) -> str:
+    """The name of a point's nodes: letters, digits and _ only."""
+    return "_".join(["point", *(f"{name}_{re.sub('[^0-9a-z]', '_', short(value))}" for name, value in point.items())])
+
+
+class MergePart(Section):
+    """One checkpoint of a weighted average: `of` a node of the recipe, or a `model` from elsewhere."""
+
+    of: Literal["policy", "sft", "champion"] | None = None
+    """`policy`: what training made. `sft`: the SFT checkpoint. `champion`: the policy that was registered last, if it
+    was not merged of this very policy; before there is one the other weights are scaled up to 1."""
+    model: ModelSource | None = None
+    """A model of the same architecture, such as a checkpoint of an earlier stage."""
+    weight: float = Field(gt=0, lt=1)
+    """Its share; those of all parts add up to 1."""
+
+    @model_validator(mode="after")
+    def _one(self) -> MergePart:
+        if (self.of is None) == (self.model is None):
+            raise ValueError("give exactly one of of, model")
+        return self

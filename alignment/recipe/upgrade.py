@@ -17,7 +17,7 @@ import yaml
 
 from alignment.errors import BadInput
 from alignment.methods import LOSS, METHOD, NORMALISED
-from alignment.recipe.load import StrictLoader, load_recipe, parse_recipe, parse_yaml, read_yaml
+from alignment.recipe.load import StrictLoader, extended, load_recipe, parse_recipe, parse_yaml, read_yaml
 
 
 class Edit(NamedTuple):
@@ -47,7 +47,7 @@ def upgraded(path: Path, environ: Mapping[str, str] | None = None) -> tuple[str,
     for edit in reversed(edits):
         new = new[: edit.start] + edit.text + new[edit.end :]
     try:
-        result = parse_recipe(parse_yaml(new, str(path), "recipe"), str(path), environ)
+        result = parse_recipe(extended(parse_yaml(new, str(path), "recipe"), path), str(path), environ)
     except BadInput as error:
         told = f"cannot be rewritten, as the result would be refused: {error.message}"
         raise BadInput(told, file=str(path), field=error.field) from error

@@ -50,6 +50,7 @@ def load_stage(name: str) -> Stage:  # type: ignore[type-arg]
 
 
 def main() -> int:
+    """Runs the stage that the command line names; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m alignment.stages", description=__doc__)
     parser.add_argument("name")
     parser.add_argument("--request", required=True, help="a file, or the URL of one")

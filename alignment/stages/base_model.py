@@ -20,6 +20,7 @@ class BaseModelRequest(Request):
     seed: int
 
     def identity(self) -> Any:
+        """The seed is part of it for the embedded model alone."""
         identity = super().identity()
         if self.pin.embedded is None:
             del identity["seed"]

@@ -52,7 +52,7 @@ def execute(stage: Stage[R], request: R, store: Store) -> Commit:
     if rank:
         saves = os.environ.get("LOCAL_RANK") == "0"  # the first of its machine
         with tempfile.TemporaryDirectory() as scratch, kept_work(store, stage.kind, key, saves) as work:
-            stage.run(request, Context(store, Path(scratch), work, rank, world_size))
+            _run(stage, request, Context(store, Path(scratch), work, rank, world_size))
         commit = store.find(stage.kind, key)
         while commit is None:  # rank 0 commits once all ranks have done their share
             time.sleep(0.2)
@@ -73,7 +73,7 @@ def _build(stage: Stage[R], request: R, store: Store, key: str, world_size: int)
         with explain_no_space(store.url), kept_work(store, stage.kind, key, saves=True) as work:
             text = request.model_dump_json(indent=1)
             (attempt.path / REQUEST_FILE).write_text(text, encoding="utf-8")
-            result: Result = stage.run(request, Context(store, attempt.path, work, 0, world_size))
+            result = _run(stage, request, Context(store, attempt.path, work, 0, world_size))
         if not (attempt.path / REQUEST_FILE).is_file():
             raise CorruptArtifact(f"{attempt.path}: was removed while it was built")
         commit = store.commit(
@@ -94,6 +94,36 @@ def _build(stage: Stage[R], request: R, store: Store, key: str, world_size: int)
     return commit
 
 
+def _run(stage: Stage[R], request: R, context: Context) -> Result:
+    """Raises `BadInput` for more processes than GPUs, and where a device's memory runs out: what the work folder holds
+    by then is gone on from."""
+    if stage.device == "gpu" and context.world_size > 1:
+        require_devices(int(os.environ.get("LOCAL_WORLD_SIZE", context.world_size)))
+    try:
+        return stage.run(request, context)
+    except RuntimeError as error:
+        torch = sys.modules.get("torch")
+        of_a_gpu = torch is not None and isinstance(error, torch.OutOfMemoryError)
+        if not (of_a_gpu or "can't allocate memory" in str(error)):  # as torch says it of a machine's
+            raise
+        what = f"{stage.name} ran out of memory on {_device()}"
+        where = f" (process {context.rank + 1} of {context.world_size})" if context.world_size > 1 else ""
+        raise BadInput(f"{what}{where}: `align plan` says what it takes, and with which changes it fits") from error
+
+
+def require_devices(processes: int) -> None:
+    """Raises `BadInput` where a machine with GPUs has fewer than processes: two on one GPU would share its memory."""
+    import torch
+
+    found = torch.cuda.device_count()
+    if torch.cuda.is_available() and processes > found:
+        raise BadInput(
+            f"{processes} processes on a machine of which {found} GPUs are seen: set gpus_per_slot of the pool, or"
+            " processes, to what there is",
+            field="pools",
+        )
+
+
 def make_again(stage: Stage[R], request: R, store: Store, out: Path) -> Result:
     """Makes a request's result once more, into an empty folder beside the store, and commits nothing.
 
@@ -108,7 +138,7 @@ def make_again(stage: Stage[R], request: R, store: Store, out: Path) -> Result:
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch, explain_no_space(str(out)):
         (work := Path(scratch, "work")).mkdir()
         (aside := Path(scratch, "aside")).mkdir()  # what other ranks write is thrown away
-        return stage.run(request, Context(store, aside if rank else out, work, rank, world_size))
+        return _run(stage, request, Context(store, aside if rank else out, work, rank, world_size))
 
 
 def environment() -> dict[str, str]:

@@ -12,37 +12,42 @@ from pydantic import model_validator
 
 from alignment.data.manifest import Manifest, read_manifest
 from alignment.data.tokens import Tokenization, TokenSequence
+from alignment.errors import BadInput
 from alignment.logprobs.effort import Ranks
 from alignment.logprobs.keys import fingerprint, numerics_class
 from alignment.logprobs.token_ids import TokenIds, policy_name
 from alignment.methods import method_of
 from alignment.models.checkpoint import (
     checkpoint_summary,
+    default_device,
     digest_checkpoint,
     embeddings,
     load_model,
     load_tokenizer,
     max_positions,
+    require_precision,
     whole_summary,
 )
 from alignment.models.code import record_of_code
+from alignment.models.loading import load_sharded
+from alignment.models.quantised import Quantisation
 from alignment.models.runner import tf32_products
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
 from alignment.stages.execute import environment
-from alignment.stages.stage import PolicySummary, ReferenceSummary
+from alignment.stages.stage import PolicySummary, ReferenceSummary, began_with
 from alignment.store import Artifact
 from alignment.training import resume
 from alignment.training.arguments import (
     gathered,
     history,
-    require_precision,
     require_world_size,
     rounded,
     trainer_arguments,
     training_order,
 )
-from alignment.training.pairs import SFT_FILE, PolicyRows, open_rows, write_rows_of
+from alignment.training.joining import Joining
+from alignment.training.row_files import SFT_FILE, PolicyRows, open_rows
 from alignment.training.sft_rows import order_beside, write_sft_rows_of
 
 if TYPE_CHECKING:
@@ -51,10 +56,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ROWS_FILE = "training_rows.parquet"
+REFERENCE_ROWS = 8
+"""Rows of a reference that is not the start checkpoint, which are scored again before the policy is trained."""
 
 
 class DpoRequest(Request):
-    """`checkpoint` is where the policy starts and what the manifest's references, if it has any, were scored with.
+    """`checkpoint` is where the policy starts. `reference` is what the manifest's references, if it has any, were
+    scored with, where that is another checkpoint.
 
     `pass_tokens` is tokens of one pass; where it changes values, the references' fingerprint names it. Neither it nor
     the number of processes changes what is trained, so a killed run goes on with another number of them. `sft_dataset`
@@ -62,7 +70,7 @@ class DpoRequest(Request):
     """
 
     speed_only: ClassVar[frozenset[str]] = frozenset({"world_size", "pass_tokens"})
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"pass_tokens", "sft_dataset"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"pass_tokens", "sft_dataset", "reference"})
 
     manifest: Artifact
     checkpoint: Artifact
@@ -72,6 +80,7 @@ class DpoRequest(Request):
     world_size: int = 1
     pass_tokens: int = 16_384
     sft_dataset: Artifact | None = None
+    reference: Artifact | None = None
 
     @model_validator(mode="after")
     def _sft_rows_of_a_dataset(self) -> DpoRequest:
@@ -94,21 +103,30 @@ def run(request: DpoRequest, context: Context) -> Result:
     data that cannot be trained on, `Disagreement` when the untrained policy does not score as its reference.
     """
     require_world_size(request.world_size, context.world_size)
-    require_precision(request.settings.precision)
+    require_precision(request.settings.precision, default_device())
     ranks = Ranks(context.rank, context.world_size)
     with ranks.together(), tf32_products(request.settings.tf32):
         return _run(request, context, ranks)
 
 
 def _run(request: DpoRequest, context: Context, ranks: Ranks) -> Result:
+    from alignment.logprobs.scorer import free_memory
+
+    sharded = request.settings.sharded and ranks.world_size > 1
+    saved = seen_by_all(context.out, ranks) if sharded else context.out
     folder = context.fetch(request.checkpoint)
     manifest_folder = context.fetch(request.manifest)
     manifest = read_manifest(manifest_folder)
-    rows, dropped, sft_dropped = _rows(request, context, ranks, folder, manifest_folder, manifest)
-    trained = _train(request, context, folder, rows, _same_device(context, manifest))
+    rows, dropped, sft_dropped = training_rows(request, context, ranks, folder, manifest_folder, manifest)
+    same_device = _same_device(context, manifest)
+    agreed = _reference_agrees(request, context, rows, same_device)
+    free_memory()
+    trained = _train(request, context, folder, rows, same_device) | ({"agreement": agreed} if agreed else {})
+    if context.rank and not sharded:
+        return Result(digest="")
+    trained |= measure_held_out(request, context, rows, saved, sharded)
     if context.rank:
         return Result(digest="")
-    trained |= _held_out(request, context, rows)
     runs_code = context.runs_code(request.checkpoint)
     digest = digest_checkpoint(context.out, runs_code)
     about = checkpoint_summary(context.out, digest) | record_of_code(context.out, runs_code)
@@ -124,7 +142,35 @@ def _run(request: DpoRequest, context: Context, ranks: Ranks) -> Result:
     return Result(digest=digest.digest, summary=summary)
 
 
-def _rows(
+def seen_by_all(folder: Path, ranks: Ranks) -> Path:
+    """The first rank's folder; raises `BadInput` where another does not see it, before hours of training."""
+    first = Path(ranks.gather(str(folder))[0])
+    if blind := [rank + 1 for rank, sees in enumerate(ranks.gather(first.is_dir())) if not sees]:
+        raise BadInput(
+            f"process {blind[0]} of {ranks.world_size} does not see {first}, where the policy is saved and measured:"
+            " all nodes of a sharded training need one folder for the store",
+            field="sharded",
+        )
+    return first
+
+
+def _fingerprint_of(
+    checkpoint: Artifact, request: DpoRequest, context: Context, quantisation: Quantisation | None = None
+) -> str:
+    """The fingerprint of a checkpoint's log-probs, as the request's training scores."""
+    about = whole_summary(context.store.commit_of(checkpoint).summary, lambda: context.fetch(checkpoint))
+    settings = request.settings
+    return fingerprint(
+        about["weights_digest"],
+        about["config_digest"],
+        settings.precision,
+        quantisation=quantisation,
+        numerics=numerics_class(settings.precision, request.pass_tokens, settings.tf32),
+        rope_by_length=about["rope_by_length"],
+    )
+
+
+def training_rows(
     request: DpoRequest, context: Context, ranks: Ranks, folder: Path, manifest_folder: Path, manifest: Manifest
 ) -> tuple[PolicyRows, dict[str, int], dict[str, int]]:
     """The rows, and why others and SFT rows were dropped; the first rank writes them down, and all read them from
@@ -132,20 +178,14 @@ def _rows(
     tokenizer = load_tokenizer(folder, context.runs_code(request.checkpoint))
     start = whole_summary(context.store.commit_of(request.checkpoint).summary, lambda: folder)
     tokens = Tokenization(tokenizer, request.tokens, max_positions(folder), start["end_ids"], embeddings(folder))
-    precision = request.settings.precision
-    name = fingerprint(
-        start["weights_digest"],
-        start["config_digest"],
-        precision,
-        numerics=numerics_class(precision, request.pass_tokens, request.settings.tf32),
-        rope_by_length=start["rope_by_length"],
-    )
+    scored, quantised = request.reference or request.checkpoint, request.settings.quantise
+    name = _fingerprint_of(scored, request, context, quantised)
     into, method = context.work / "rows", method_of(request.settings)
     dropped, sft_dropped = dict[str, int](), dict[str, int]()
     if ranks.rank == 0:
         policy = policy_name(request.tokens, start, lambda: folder, context.runs_code(request.checkpoint))
         ids, record = TokenIds(context.store, policy), context.out / ROWS_FILE
-        dropped = write_rows_of(manifest, context, manifest_folder, tokens, ids, name, method, into, record)
+        dropped = Joining(context, method, tokens, ids, name).write(manifest, manifest_folder, into, record)
         if request.sft_dataset is not None:
             sft_dropped = write_sft_rows_of(context.fetch(request.sft_dataset), tokens, into / SFT_FILE)
     written = ranks.gather(str(into))[0]  # all wait for the first, whose work folder may be another than theirs
@@ -162,6 +202,38 @@ def _same_device(context: Context, manifest: Manifest) -> bool:
     return all(each.environment.get(name) == here[name] for each in made for name in ("device", "torch"))
 
 
+def _reference_agrees(
+    request: DpoRequest, context: Context, rows: PolicyRows, same_device: bool
+) -> dict[str, float | None]:
+    """Where the policy does not start as its reference, compares the reference itself with the cached log-probs by the
+    trainer's pass, before the policy is loaded. Nothing, where it does."""
+    reference = request.reference
+    if reference is None or resume.last_complete(context.work / "trainer") is not None:
+        return {}
+    from alignment.logprobs.scorer import logps
+    from alignment.models.loading import load_sharded
+    from alignment.models.sharding import without_gradient
+    from alignment.training.agreement import require_agreement
+    from alignment.training.preference_trainer import logps_alone
+
+    settings, at, runs_code = request.settings, context.fetch(reference), context.runs_code(reference)
+    if settings.sharded and context.world_size > 1:
+        model = load_sharded(at, settings.precision, runs_code=runs_code)
+    else:
+        model = load_model(at, settings.precision, runs_code=runs_code, quantise=settings.quantise)
+
+    def packed(sequences: Sequence[TokenSequence], wholes: Sequence[int] | None = None) -> list[float]:
+        return logps(model, sequences, request.pass_tokens, wholes)
+
+    def alone(sequences: Sequence[TokenSequence], wholes: Sequence[int] | None = None) -> list[float]:
+        with without_gradient(model):
+            return logps_alone(model, sequences)
+
+    first = [rows.train[place] for place in range(min(REFERENCE_ROWS, len(rows.train)))]
+    agreed = require_agreement(first, settings, packed, None if same_device else alone)
+    return {name: rounded(value) for name, value in agreed.items()}
+
+
 def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows, same_device: bool) -> dict[str, Any]:
     from alignment.training.agreement import require_agreement
     from alignment.training.models import TrainedModel
@@ -176,7 +248,10 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
     order = training_order(pairs.row_ids, request.manifest.digest, request.seed, settings.epochs, settings.most_rows)
     arguments = trainer_arguments(settings, work, request.seed, len(order), settings.batch_size, 1)
     trained = TrainedModel(folder, settings, context.runs_code(request.checkpoint), dropout=False)
-    trainer = preference_trainer(trained, pairs, trained.tokenizer(), arguments, settings, request.pass_tokens)
+    is_reference = request.reference is None
+    trainer = preference_trainer(
+        trained, pairs, trained.tokenizer(), arguments, settings, request.pass_tokens, is_reference=is_reference
+    )
     trainer.order = order
     agreed: dict[str, float] = {}
     longest = list(pairs.longest().sequences.values())
@@ -186,7 +261,7 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
         trainer.sft_order = order_beside(rows.sft, digest, request.seed, len(order), settings.batch_size, fraction)
         longest += rows.sft.longest().sequences.values()
     trainer.logps(longest)  # shows how this model is run, before a step relies on it
-    if checkpoint is None and method_of(settings).needs_reference:
+    if checkpoint is None and method_of(settings).needs_reference and request.reference is None:
         first = [pairs[index] for index in dict.fromkeys(order[: settings.batch_size].tolist())]
         # every rank of a sharded model makes the same passes
         share = first if trained.sharded else first[slice(context.rank, None, request.world_size)]
@@ -218,11 +293,14 @@ def _train(request: DpoRequest, context: Context, folder: Path, rows: PolicyRows
     return summary
 
 
-def _held_out(request: DpoRequest, context: Context, rows: PolicyRows) -> dict[str, Any]:
-    """Measures the held-out rows on the saved checkpoint, loaded as evaluations load it, and writes them.
+def measure_held_out(
+    request: DpoRequest, context: Context, rows: PolicyRows, saved: Path, sharded: bool = False
+) -> dict[str, Any]:
+    """Measures the held-out rows on the checkpoint in `saved`, loaded as evaluations load it, and writes them.
 
-    Evaluations compare the policy with its start on these rows. Where the method has no reference, whose log-probs
-    would be known, the start is measured here, on these rows alone.
+    Evaluations compare the policy with its start on these rows; of a chain that is where the chain began. Where its
+    log-probs are not the reference's, which are known, it is measured here, on these rows alone. The means in the
+    summary are by the reference that the training had. Of a `sharded` model every rank measures them all.
     """
     from alignment.logprobs.scorer import free_memory, logps
     from alignment.training.held_out import means, measure, measured, with_reference
@@ -233,18 +311,41 @@ def _held_out(request: DpoRequest, context: Context, rows: PolicyRows) -> dict[s
 
         def logps_of(sequences: Sequence[TokenSequence], wholes: Sequence[int] | None = None) -> list[float]:
             free_memory()
-            model = load_model(folder, request.settings.precision, runs_code=context.runs_code(request.checkpoint))
+            load = load_sharded if sharded else load_model
+            model = load(folder, request.settings.precision, runs_code=context.runs_code(request.checkpoint))
             return logps(model, sequences, request.pass_tokens, wholes)
 
         return logps_of
 
-    held_out, found, method = measured(rows.held_out), [], method_of(request.settings)
-    if held_out and not method.needs_reference:
+    held_out, method = measured(rows.held_out), method_of(request.settings)
+    if not held_out:
+        if not context.rank:
+            write_held_out(context.out, [])
+        return {"held_out": means([], request.settings)}
+    if not method.needs_reference:
         held_out = with_reference(held_out, method, score(context.fetch(request.checkpoint)))
-    if held_out:
-        found = measure(held_out, method, rows.fingerprint, score(context.out))
-    write_held_out(context.out, found)
+    policy = once(score(saved))
+    found = of_start = measure(held_out, method, rows.fingerprint, policy)
+    start = began_with(context.store.commit_of, request.checkpoint)
+    reference = request.reference if request.reference and method.needs_reference else request.checkpoint
+    if start.digest != reference.digest:
+        beside = with_reference(held_out, method, score(context.fetch(start)))
+        of_start = measure(beside, method, _fingerprint_of(start, request, context), policy)
+    if not context.rank:
+        write_held_out(context.out, of_start)
     return {"held_out": means(found, request.settings)}
+
+
+def once(score: Score) -> Score:
+    """A score that is computed at the first call, for callers that give the same sequences each time."""
+    known: list[float] = []
+
+    def logps_of(sequences: Sequence[TokenSequence], wholes: Sequence[int] | None = None) -> list[float]:
+        if not known:
+            known.extend(score(sequences, wholes) if wholes is not None else score(sequences))
+        return list(known)
+
+    return logps_of
 
 
 STAGE: Stage[DpoRequest] = Stage(name="policy_checkpoint", code_version=3, request=DpoRequest, run=run, device="gpu")

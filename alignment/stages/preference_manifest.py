@@ -6,52 +6,56 @@ Every row of every shard stands in split.parquet exactly once: train, held_out, 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
 from alignment.data.assign import Filters, ShardFiles, Tally, assign
-from alignment.data.embedded import embedded
-from alignment.data.hub import hub_records
 from alignment.data.manifest import MANIFEST_FILE, Manifest, ManifestShard, SplitWriter
 from alignment.data.measure import LOGPS, Contradictions, LogpCounts, measured_columns, pair_numbers
-from alignment.data.mixing import Mix, mixed
-from alignment.data.overlap import ItemRuns, strings_in
-from alignment.data.readers import read_records
+from alignment.data.mixing import AGREED, NOT_SWEPT, Mix, margins_of, mixed, place_in_draw, smallest
+from alignment.data.overlap import ItemRuns, SuiteItems
 from alignment.data.rows import PAIR_ID, read_columns
 from alignment.data.statistics import LogpNumbers, PairNumbers
 from alignment.digest import json_digest
 from alignment.errors import BadInput
-from alignment.logprobs.table import LOGPROBS_FILE
-from alignment.recipe import DataSource
-from alignment.stages import Context, Request, Result, SourceFile, Stage
+from alignment.logprobs.table import LOGPROBS_FILE, logprobs_folder
+from alignment.stages import Context, Request, Result, Stage
 from alignment.stages.stage import ManifestSummary, ReferenceSummary, ShardSummary
 from alignment.store import Artifact, CorruptArtifact
 
 __all__ = ["STAGE", "ManifestRequest", "ManifestSummary", "SuiteItems"]
 
 
-class SuiteItems(BaseModel):
-    """Where a suite's items are: a `file`, splits on the `hub`, or generated from `seed` by the `embedded` package."""
+POLICY_LOGPROBS = "policy_logprobs"
+"""The kind of log-probs that are of several shards."""
+
+
+class Selection(BaseModel):
+    """The pairs that a policy disagrees on most with the checkpoint that `references` are of, a `share` of them.
+
+    `policy` is an artifact of `policy_logprobs`, `references` has one of `reference_logprobs` a shard.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    file: SourceFile | None = None
-    hub: tuple[DataSource, ...] = ()
-    embedded: str | None = None
-    seed: int = 0
+    share: float = Field(gt=0, le=1)
+    policy: Artifact
+    references: dict[str, Artifact]
 
-    def texts(self, suite: str) -> dict[str, list[str]]:
-        """The texts that stand in each item, by its row; raises `BadInput` where they cannot be read."""
-        if self.file is not None:
-            records = [record.value for record in read_records(self.file.url, self.file.sha256) if not record.problem]
-        elif self.embedded is not None:
-            records = embedded(self.embedded).suite_items(suite, self.seed)
-        else:
-            records = [record.value for source in self.hub for record in hub_records(source)]
-        return {str(row): list(strings_in(record)) for row, record in enumerate(records, start=1)}
+
+class TrainRows(BaseModel):
+    """At most so many training rows, those that come first in the draw of a seed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    most: int = Field(ge=1)
+    seed: int = 0
 
 
 class ManifestRequest(Request):
@@ -59,11 +63,21 @@ class ManifestRequest(Request):
     which shards are kept. `reads_numbers`: training reads rows' scores, weights or margins, so they count in the
     digest.
 
-    The fields after them leave rows out by name (`Filters`); `decontaminate` maps a suite's name to its items.
+    The fields after them leave rows out by name (`Filters`); `decontaminate` maps a suite's name to its items. `select`
+    and `train_rows` take a part of the training rows that are left.
     """
 
     absent_by_default: ClassVar[frozenset[str]] = frozenset(
-        {"mix", "reads_numbers", "max_length_gap", "min_reference_logp", "near_duplicates", "decontaminate"}
+        {
+            "mix",
+            "reads_numbers",
+            "max_length_gap",
+            "min_reference_logp",
+            "near_duplicates",
+            "decontaminate",
+            "select",
+            "train_rows",
+        }
     )
 
     shards: dict[str, Artifact]
@@ -76,6 +90,8 @@ class ManifestRequest(Request):
     min_reference_logp: float | None = None
     near_duplicates: float | None = None
     decontaminate: dict[str, SuiteItems] | None = None
+    select: Selection | None = None
+    train_rows: TrainRows | None = None
 
 
 def run(request: ManifestRequest, context: Context) -> Result:
@@ -98,7 +114,9 @@ def run(request: ManifestRequest, context: Context) -> Result:
     )
     with SplitWriter(context.out) as split:
         assigned = partial(assign, files, request.held_out_fraction, context.work, filters, pair_ids=True)
-        for places in mixed(lambda last: assigned(), [shard.shard.digest for shard in shards], request.mix):
+        digests = [shard.shard.digest for shard in shards]
+        drawn = partial(mixed, lambda last: assigned(), digests, request.mix)
+        for places in part_of(request, drawn, shards, context):
             contradictions.add(places[PAIR_ID].filter(pc.is_null(places["reason"])).to_numpy())
             split.write(places.drop_columns(PAIR_ID))
             tally.add(places)
@@ -159,7 +177,7 @@ def _logps(shards: list[ManifestShard], files: list[ShardFiles], context: Contex
         if shard.reference is None or place.reference is None:
             continue
         known = ReferenceSummary.of(context.store.commit_of(shard.reference)).logps
-        if known is None:
+        if known is None or shard.reference.kind == POLICY_LOGPROBS:  # whose numbers are of all shards
             counts = LogpCounts()
             counts.add(read_columns(place.reference / LOGPROBS_FILE, *LOGPS))
             known = counts.numbers()
@@ -226,10 +244,57 @@ def _files(shards: list[ManifestShard], context: Context) -> list[ShardFiles]:
             shard.name,
             shard.rows,
             context.fetch(shard.shard),
-            None if shard.reference is None else context.fetch(shard.reference),
+            None if shard.reference is None else scored_folder(context, shard.reference, shard),
         )
         for shard in shards
     ]
+
+
+def scored_folder(context: Context, logprobs: Artifact, shard: ManifestShard) -> Path:
+    """The folder with a shard's log-probs in an artifact that has them."""
+    return logprobs_folder(context.fetch(logprobs), shard.shard.digest)
+
+
+# A part of the training rows ---------------------------------------------------------------------------
+
+
+def part_of(
+    request: ManifestRequest, drawn: Callable[[], Iterator[pa.Table]], shards: list[ManifestShard], context: Context
+) -> Iterator[pa.Table]:
+    """The places of each shard's rows, training rows beyond the part that the request takes dropped by name; `drawn`
+    gives the places, and is called twice where there is such a part."""
+    if (select := request.select) is not None:
+        reason, taken = AGREED, selected(select, drawn(), shards, context)
+    elif (part := request.train_rows) is not None:
+        row_ids = [row_id for places in drawn() for row_id in _training(places).to_pylist()]
+        first = sorted(row_ids, key=lambda row_id: (place_in_draw(part.seed, row_id), row_id))[: part.most]
+        reason, taken = NOT_SWEPT, pa.array(first, pa.string())
+    else:
+        yield from drawn()
+        return
+    for places in drawn():
+        beyond = pc.and_(pc.equal(places["split"], "train"), pc.invert(pc.is_in(places["row_id"], value_set=taken)))
+        cells = {
+            "split": pc.if_else(beyond, "dropped", places["split"]),
+            "reason": pc.if_else(beyond, reason, places["reason"]),
+        }
+        yield pa.table({name: cells.get(name, places[name]) for name in places.column_names})
+
+
+def selected(select: Selection, drawn: Iterator[pa.Table], shards: list[ManifestShard], context: Context) -> pa.Array:
+    """Ids of the training pairs that the policy disagrees on most."""
+    row_ids, margins = list[pa.Array](), []
+    for shard, places in zip(shards, drawn, strict=True):
+        train = _training(places)
+        policy = read_columns(scored_folder(context, select.policy, shard) / LOGPROBS_FILE, "row_id", *LOGPS[:2])
+        start = read_columns(context.fetch(select.references[shard.name]) / LOGPROBS_FILE, "row_id", *LOGPS[:2])
+        row_ids += train.chunks
+        margins.append(margins_of(policy, train) - margins_of(start, train))
+    return smallest(pa.chunked_array(row_ids, pa.string()), margins, select.share)
+
+
+def _training(places: pa.Table) -> pa.ChunkedArray:
+    return places["row_id"].filter(pc.equal(places["split"], "train"))
 
 
 def _require_one(values: dict[str, Any], complaint: str) -> None:

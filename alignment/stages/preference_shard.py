@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from heapq import nsmallest
 from typing import Any, ClassVar
 
+import pyarrow as pa
 from pydantic import Field, model_validator
 
 from alignment.data.embedded import embedded
@@ -13,27 +15,49 @@ from alignment.data.hub import hub_name, hub_records
 from alignment.data.measure import Contradictions, measured_columns, pair_numbers
 from alignment.data.mixing import place_in_draw
 from alignment.data.readers import Record, read_records
-from alignment.data.rows import PAIR_ID, ROWS_FILE, write_rows
+from alignment.data.rows import PAIR_ID, ROWS_FILE, PreferenceRow, decode, iter_records, write_rows
 from alignment.data.validate import DUPLICATE, QUARANTINE_FILE, Validation, most_common, write_quarantine
 from alignment.errors import BadInput
 from alignment.recipe import DataSource, Reading
 from alignment.stages import Context, Request, Result, SourceFile, Stage
 from alignment.stages.stage import ShardSummary
+from alignment.store import Artifact
+
+PAIRS_FILE = "pairs.parquet"
+PAIRS_SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("form", pa.string()),
+        ("prompt", pa.string()),
+        ("chosen", pa.string()),
+        ("rejected", pa.string()),
+        ("chosen_score", pa.float64()),
+        ("rejected_score", pa.float64()),
+        ("generator", pa.string()),
+        ("rejected_generator", pa.string()),
+        ("judge", pa.string()),
+        ("round", pa.int32()),
+    ]
+)
+"""Pairs that were made of sampled answers: `row_id` is the prompt's, sides are texts, and the last columns say which
+models wrote them, who scored them, and in which round."""
 
 
 class ShardRequest(Request):
-    """One of `file`, `hub` and `embedded`; of `parts` contiguous runs of its records, run `part` (0-based).
+    """One of `file`, `hub`, `embedded` and `generated` (an artifact with pairs.parquet); of `parts` contiguous runs of
+    its records, run `part` (0-based).
 
     For embedded data `part` is the day that is generated from `seed`; elsewhere the seed draws the rows of
     `reading.max_rows`, and is 0 without. Rows whose id is in `withdrawn` (sorted) are left out. With `split_pairs` a
     pair becomes two rows: its chosen completion with a thumb up, its rejected one with a thumb down.
     """
 
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"withdrawn", "reading", "split_pairs"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"withdrawn", "reading", "split_pairs", "generated"})
 
     file: SourceFile | None = None
     hub: DataSource | None = None
     embedded: str | None = None
+    generated: Artifact | None = None
     part: int = Field(default=0, ge=0)
     parts: int = Field(default=1, ge=1)
     seed: int = 0
@@ -43,8 +67,8 @@ class ShardRequest(Request):
 
     @model_validator(mode="after")
     def _one_source(self) -> ShardRequest:
-        if sum(source is not None for source in (self.file, self.hub, self.embedded)) != 1:
-            raise ValueError("give exactly one of file, hub, embedded")
+        if sum(source is not None for source in (self.file, self.hub, self.embedded, self.generated)) != 1:
+            raise ValueError("give exactly one of file, hub, embedded, generated")
         if self.part >= self.parts:
             raise ValueError(f"part {self.part} of {self.parts}")
         return self
@@ -54,11 +78,13 @@ class ShardRequest(Request):
         """The name that rows carry: the file's own, wherever it lies."""
         if self.file is not None:
             return self.file.url.rsplit("/", 1)[-1]
+        if self.generated is not None:
+            return f"generated:{self.generated.digest[:12]}"
         return hub_name(self.hub) if self.hub is not None else f"embedded:{self.embedded}"
 
 
 def records_of(request: ShardRequest) -> Iterable[Record]:
-    """The request's records, in source order."""
+    """The records of a request that are not in the store, in source order."""
     if request.file is not None:
         return read_records(request.file.url, request.file.sha256, request.part, request.parts)
     if request.hub is not None:
@@ -66,6 +92,30 @@ def records_of(request: ShardRequest) -> Iterable[Record]:
     assert request.embedded is not None
     generated = embedded(request.embedded).preference_records(request.part, request.seed)
     return (Record(number, value=value) for number, value in enumerate(generated, start=1))
+
+
+def generated_records(request: ShardRequest, context: Context) -> list[dict[str, Any]]:
+    """The pairs of a request for generated ones, as `PAIRS_SCHEMA` has them; none for another."""
+    return [] if request.generated is None else list(iter_records(context.fetch(request.generated) / PAIRS_FILE))
+
+
+def _as_record(number: int, pair: dict[str, Any]) -> Record:
+    def side(name: str) -> Any:
+        return pair[name] if pair["form"] == "text" else [{"role": "assistant", "content": pair[name]}]
+
+    value: dict[str, Any] = {"prompt": decode(pair["form"], pair["prompt"])}
+    value |= {name: side(name) for name in ("chosen", "rejected")}
+    scores = {name: pair[name] for name in ("chosen_score", "rejected_score") if pair[name] is not None}
+    return Record(number, value=value | scores)
+
+
+def _with_origin(row: PreferenceRow, pairs: list[dict[str, Any]]) -> PreferenceRow:
+    """The row with what its pair says of where it comes from."""
+    if not pairs:
+        return row
+    pair = pairs[row.source_row - 1]
+    names = dict.fromkeys((pair["generator"], pair["rejected_generator"]))
+    return replace(row, generator=" > ".join(names), judge=pair["judge"] or None, round=pair["round"])
 
 
 def validation_of(request: ShardRequest) -> Validation:
@@ -79,10 +129,13 @@ def run(request: ShardRequest, context: Context) -> Result:
 
     Raises `BadInput` naming the source if it cannot be read or holds no valid row.
     """
-    kept = drawn_rows(request)
+    pairs = generated_records(request, context)
+    made = [_as_record(number, pair) for number, pair in enumerate(pairs, start=1)]
+    kept = drawn_rows(request, made or None)
     validation = validation_of(request)
-    accepted = validation.accepted(records_of(request), request.source)
-    write_rows(context.out / ROWS_FILE, (row for row in accepted if kept is None or row.row_id in kept))
+    accepted = validation.accepted(made or records_of(request), request.source)
+    rows = (row for row in accepted if kept is None or row.row_id in kept)
+    write_rows(context.out / ROWS_FILE, (_with_origin(row, pairs) for row in rows))
     write_quarantine(context.out / QUARANTINE_FILE, validation.quarantined)
     reasons = validation.reasons
     if not validation.rows:
@@ -99,9 +152,9 @@ def run(request: ShardRequest, context: Context) -> Result:
     if request.withdrawn:
         where_known["withdrawn"] = validation.withdrawn_records
     if kept is not None:
-        rows = validation.rows
+        before = validation.rows
         validation.keep(kept)
-        where_known["not_drawn"] = rows - validation.rows
+        where_known["not_drawn"] = before - validation.rows
     return Result(
         digest=validation.content_digest,
         summary=ShardSummary(
@@ -119,14 +172,14 @@ def run(request: ShardRequest, context: Context) -> Result:
     )
 
 
-def drawn_rows(request: ShardRequest) -> set[str] | None:
+def drawn_rows(request: ShardRequest, made: list[Record] | None = None) -> set[str] | None:
     """Ids of the rows that `max_rows` keeps, None for all: those with the lowest hash of seed and id, so that neither
     the order of the rows nor a row that is added or taken away moves the others."""
     most = request.reading.max_rows
     if most is None:
         return None
     validation = validation_of(request)
-    ids = (row.row_id for row in validation.accepted(records_of(request), request.source))
+    ids = (row.row_id for row in validation.accepted(made or records_of(request), request.source))
     return set(nsmallest(most, ids, key=lambda row_id: place_in_draw(request.seed, row_id)))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from alignment.logprobs.table import (
 )
 from alignment.logprobs.token_ids import ROWS_AT_ONCE, policy_name
 from alignment.models.checkpoint import whole_summary
+from alignment.models.quantised import Quantisation
 from alignment.models.runner import tf32_products
 from alignment.recipe import TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
@@ -42,21 +43,25 @@ UNPAIRED = "the shard holds unpaired rows, and the method needs pairs of a chose
 PAIRED = "the shard holds pairs, and the method needs completions with a label: build it with split_pairs"
 
 
-class ReferenceRequest(Request):
-    """`batch_tokens` is tokens of one forward pass: it changes speed, and in 16 bits or with TF32 the values on a GPU.
+class Scoring(Request):
+    """What log-probs of a checkpoint depend on beside the rows.
 
+    `batch_tokens` is tokens of one forward pass: it changes speed, and in 16 bits or with TF32 the values on a GPU.
+    `sharded` cuts the model over the processes, where there are several.
     Asking anew because of `tokens.max_dropped` scores nothing: the values are known.
     """
 
-    speed_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"first_tokens", "held_out_fraction", "tf32"})
+    speed_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens", "sharded"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"first_tokens", "held_out_fraction", "tf32", "quantise"})
 
     checkpoint: Artifact
-    shard: Artifact
     tokens: TokenPolicy
     precision: str
     batch_tokens: int
+    sharded: bool = False
     tf32: bool = False
+    quantise: Quantisation | None = None
+    """How the checkpoint's linear layers are kept (`Lora.quantise`): as the policy that is trained beside them."""
     first_tokens: bool = False
     """Whether the first min(lengths) tokens of both sides of a pair are scored as well (`Method.first_tokens`)."""
     held_out_fraction: float | None = None
@@ -64,10 +69,17 @@ class ReferenceRequest(Request):
     split of train and held-out rows."""
 
     def identity(self) -> Any:
+        """The shape of a pass is part of it where bits depend on it."""
         identity = super().identity() | self.tokens.drop_limit()
         if self.precision not in WIDE or self.tf32:
             identity |= {"batch_tokens": self.batch_tokens}
         return identity
+
+
+class ReferenceRequest(Scoring):
+    """The log-probs of one shard."""
+
+    shard: Artifact
 
 
 def run(request: ReferenceRequest, context: Context) -> Result:
@@ -77,12 +89,18 @@ def run(request: ReferenceRequest, context: Context) -> Result:
     Raises `BadInput` for a shard of the other kind of rows, for a token policy the model has no positions for, and
     where the chat template writes more than `tokens.max_dropped` of the prompts otherwise once an answer follows.
     """
+    return score_shards(request, context, {request.shard: context.out})
+
+
+def reference_and_cache(request: Scoring, context: Context) -> tuple[Reference, LogprobCache]:
+    """The checkpoint as it is scored, and what is remembered of it."""
     recorded = context.store.commit_of(request.checkpoint).summary
     about = whole_summary(recorded, lambda: context.fetch(request.checkpoint))
     name = fingerprint(
         about["weights_digest"],
         about["config_digest"],
         request.precision,
+        quantisation=request.quantise,
         numerics=numerics_class(request.precision, request.batch_tokens, request.tf32),
         rope_by_length=about["rope_by_length"],
     )
@@ -93,21 +111,47 @@ def run(request: ReferenceRequest, context: Context) -> Result:
         request.precision,
         request.batch_tokens,
         context.runs_code(request.checkpoint),
+        request.quantise,
+        request.sharded and context.world_size > 1,
     )
     policy = policy_name(
         request.tokens, about, lambda: context.fetch(request.checkpoint), context.runs_code(request.checkpoint)
     )
-    cache = LogprobCache(context.store, name, policy)
+    return reference, LogprobCache(context.store, name, policy)
+
+
+def score_shards(request: Scoring, context: Context, places: Mapping[Artifact, Path]) -> Result:
+    """Writes the log-probs of each shard into its folder of `places`; every rank calls it. The result is of all."""
+    reference, cache = reference_and_cache(request, context)
     ranks = Ranks(context.rank, context.world_size)
-    written, path, logps = Written(name), context.fetch(request.shard) / ROWS_FILE, LogpCounts()
+    written, logps = Written(reference.fingerprint), LogpCounts()
+    with ranks.together(), tf32_products(request.tf32):
+        for shard, folder in places.items():
+            _score_shard(request, context.fetch(shard) / ROWS_FILE, folder, (reference, cache, ranks), written, logps)
+    if ranks.rank:  # another rank than the first: its share is in the cache
+        return Result(digest="")
+    require_few_rewritten(written.dropped, written.rows, request.tokens, f"checkpoint {request.checkpoint.digest[:12]}")
+    cache.compact()
+    summary = ReferenceSummary(**written.summary(), logps=logps.numbers())
+    return Result(digest=written.digest, summary=summary)
+
+
+def _score_shard(
+    request: Scoring,
+    path: Path,
+    folder: Path,
+    by: tuple[Reference, LogprobCache, Ranks],
+    written: Written,
+    logps: LogpCounts,
+) -> None:
+    """Scores the rows in a shard's file, and adds them to what is written so far."""
+    reference, cache, ranks = by
     names = PAIR_WITH_FIRSTS if request.first_tokens else PAIR if request.held_out_fraction is None else LABELLED
     with ExitStack() as open_files:
         files = None
         if ranks.rank == 0:
             output = {LOGPROBS_FILE: logprobs_schema(names), DROPPED_FILE: DROPPED_SCHEMA}
-            files = [open_files.enter_context(writer(context.out / file, schema)) for file, schema in output.items()]
-        open_files.enter_context(ranks.together())
-        open_files.enter_context(tf32_products(request.tf32))
+            files = [open_files.enter_context(writer(folder / file, schema)) for file, schema in output.items()]
         partners: dict[str, str] | None = None
         if request.held_out_fraction is not None:  # only the first rank, which deals the work, has to know
             partners = _partners(path, request.held_out_fraction, reference, cache) if ranks.rank == 0 else {}
@@ -127,12 +171,6 @@ def run(request: ReferenceRequest, context: Context) -> Result:
                 files[0].write_table(table)
                 files[1].write_table(dropped_table(done))
                 written.add(done)
-    if files is None:  # another rank than the first: its share is in the cache
-        return Result(digest="")
-    require_few_rewritten(written.dropped, written.rows, request.tokens, f"checkpoint {request.checkpoint.digest[:12]}")
-    cache.compact()
-    summary = ReferenceSummary(**written.summary(), logps=logps.numbers())
-    return Result(digest=written.digest, summary=summary)
 
 
 def _parts_of(

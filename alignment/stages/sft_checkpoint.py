@@ -7,8 +7,15 @@ from typing import Any, ClassVar
 
 from pydantic import model_validator
 
+from alignment.logprobs.effort import Ranks
 from alignment.models.check import check_loads
-from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint, embeddings
+from alignment.models.checkpoint import (
+    checkpoint_summary,
+    default_device,
+    digest_checkpoint,
+    embeddings,
+    require_precision,
+)
 from alignment.models.code import record_of_code
 from alignment.models.pin import ModelPin, materialise
 from alignment.models.runner import tf32_products
@@ -22,7 +29,6 @@ from alignment.training.arguments import (
     gathered,
     history,
     longer_first,
-    require_precision,
     require_world_size,
     trainer_arguments,
     training_order,
@@ -57,6 +63,8 @@ class SftRequest(Request):
         """An adopted checkpoint is what it is: no training setting or launch counts."""
         identity = super().identity()
         if self.adopt is None:
+            if self.settings.gradient_checkpointing == "selective":  # changes no result; the other two are in old keys
+                identity["settings"]["gradient_checkpointing"] = False
             return identity | self.tokens.drop_limit()
         for name in ("settings", "tokens", "world_size", *(() if self.adopt.embedded else ("seed",))):
             identity.pop(name, None)
@@ -78,7 +86,8 @@ def run(request: SftRequest, context: Context) -> Result:
     else:
         assert request.base is not None
         runs_code = context.runs_code(request.base)
-        with tf32_products(request.settings.tf32):
+        ranks = Ranks(context.rank, context.world_size if request.settings.sharded else 1)
+        with ranks.together(), tf32_products(request.settings.tf32):
             trained = _train(request, context, runs_code)
     if context.rank:
         return Result(digest="")
@@ -97,7 +106,7 @@ def _train(request: SftRequest, context: Context, runs_code: bool) -> dict[str, 
     settings = request.settings
     accumulation_steps(settings, request.world_size)
     require_world_size(request.world_size, context.world_size)
-    require_precision(settings.precision)
+    require_precision(settings.precision, default_device())
     assert request.base is not None and request.dataset is not None
     folder = context.fetch(request.base)
     tokens = sft_tokenization(folder, request.tokens, settings.max_length, runs_code)
@@ -155,7 +164,7 @@ def _fit(
             best.restore(seen.best_step, trainer.model, trainer.optimizer)
         assert request.base is not None
         summary |= trained.keep_adapter(trainer.model, context.store.commit_of(request.base), context.out)
-        trained.save(trainer.model, trainer.optimizer, context.out)
+    trained.save(trainer.model, trainer.optimizer, context.out)
     return summary
 
 

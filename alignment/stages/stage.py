@@ -14,7 +14,7 @@ from alignment.address import bare
 from alignment.data.statistics import Finding, LogpNumbers, PairNumbers, findings
 from alignment.digest import json_digest
 from alignment.recipe.data import Keyed
-from alignment.store import Artifact, Store, Summary
+from alignment.store import Artifact, Commit, Store, Summary
 
 
 class SourceFile(BaseModel):
@@ -30,6 +30,7 @@ class SourceFile(BaseModel):
     size: int
 
     def identity(self) -> dict[str, str]:
+        """Its content and how it is read, wherever it lies."""
         suffixes = PurePosixPath(self.url).suffixes
         format = "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
         return {"format": format.lower(), "sha256": self.sha256}
@@ -123,7 +124,8 @@ Number = int | float | None
 
 
 class AdapterSummary(BaseModel):
-    """An adapter in PEFT's format: `base` is the source, or the digest, of the checkpoint that it goes on top of."""
+    """An adapter in PEFT's format: `base` is the source, or the digest, of the checkpoint that it goes on top of, whose
+    linear layers were quantised so where `quantise` says it."""
 
     base: str
     revision: str | None = None
@@ -131,6 +133,7 @@ class AdapterSummary(BaseModel):
     rank: int
     alpha: int
     parameters: int
+    quantise: str | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class OriginSummary(Summary):
@@ -154,6 +157,8 @@ class CheckpointSummary(Summary):
     vocab_size: int | None = None
     max_positions: int | None = None
     has_chat_template: bool | None = None
+    template_ends_answers: bool | None = None
+    """Whether the chat template puts an end behind an answer; null where that is not known."""
     runs_code: dict[str, str] | None = None
     """File to SHA-256 of the model's own code, where it may run. Never set where it may not."""
     adapter: AdapterSummary | None = None
@@ -187,6 +192,31 @@ class PolicySummary(CheckpointSummary):
     sft_rows: int | None = None
     """Demonstrations that steps took some of, where the recipe mixes them in."""
     sft_rows_dropped: dict[str, int] = Field(default_factory=dict)
+    merged: dict[str, float] = Field(default_factory=dict)
+    """The parts of a weighted average, by name, with their weights; empty for a policy that is none."""
+
+
+POLICY = "policy_checkpoint"
+"""The kind of a policy's artifacts."""
+
+
+def starts_of(commit_of: Callable[[Artifact], Commit], policy: Commit) -> list[Commit]:
+    """The checkpoint that a policy was trained from, what that one was trained from where it is a policy too, and so
+    on; the last is an SFT checkpoint or a base model."""
+    starts = [commit_of(policy.inputs["checkpoint"])]
+    while starts[-1].kind == POLICY:
+        starts.append(commit_of(starts[-1].inputs["checkpoint"]))
+    return starts
+
+
+def began_with(commit_of: Callable[[Artifact], Commit], checkpoint: Artifact) -> Artifact:
+    """Where training began that led to a checkpoint: itself, unless it is a policy."""
+    return starts_of(commit_of, commit_of(checkpoint))[-1].artifact if checkpoint.kind == POLICY else checkpoint
+
+
+def trained_policy(commit_of: Callable[[Artifact], Commit], policy: Commit) -> Commit:
+    """The policy that training made: itself, or of a merged one that which it was averaged from."""
+    return commit_of(policy.inputs["checkpoint"]) if PolicySummary.of(policy).merged else policy
 
 
 class SftSummary(CheckpointSummary):

@@ -384,23 +384,27 @@ class Store(Refs):
 
 @dataclass(frozen=True)
 class Named:
-    """A ref with its recipe and partition; `partition` is None for a stage without partitions."""
+    """A ref with its recipe, node and partition; `partition` is None for a node without partitions."""
 
     recipe: str
+    node: str
     partition: str | None
     ref: Ref
 
 
-def refs_of(store: Store, stage: str, *, partitioned: bool = False) -> Iterator[Named]:
-    """The refs of a stage in every recipe. A ref that changes meanwhile is given in its old or new state."""
-    pattern = f"*/{stage}/*.json" if partitioned else f"*/{stage}.json"
+def refs_of(store: Store, stage: str, *, partitioned: bool = False, kind: str | None = None) -> Iterator[Named]:
+    """The refs of a stage in every recipe, those in a group of nodes (`link_1/<stage>`) among them. A ref that
+    changes meanwhile is given in its old or new state. `kind` is that of the artifacts, where nodes of this name are of
+    another stage."""
+    patterns = [f"*/{stage}/*.json"] if partitioned else [f"*/{stage}.json", f"*/*/{stage}.json"]
     depth = len(PurePosixPath(store.path("refs")).parts)
-    for path in store.matching(store.path("refs"), pattern):
+    for path in (path for pattern in patterns for path in store.matching(store.path("refs"), pattern)):
         place = PurePosixPath(path)
         recipe, partition = place.parts[depth], unquote(place.stem) if partitioned else None
-        ref = store.read_ref(recipe, stage, partition)
-        if ref is not None:
-            yield Named(recipe, partition, ref)
+        node = stage if partitioned else "/".join((*place.parts[depth + 1 : -1], stage))
+        ref = store.read_ref(recipe, node, partition)
+        if ref is not None and (node == stage or ref.artifact.kind == (kind or stage)):  # else a shard of that name
+            yield Named(recipe, node, partition, ref)
 
 
 # Many commit records are read concurrently: on a remote store, thousands read in turn would take minutes.

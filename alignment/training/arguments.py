@@ -23,6 +23,7 @@ NAMES = {
     "loss": "loss",
     "eval_loss": "held_out_loss",
     "sft_loss": "sft_loss",
+    "router_loss": "router_loss",
     "rewards/margins": "margin",
     "rewards/accuracies": "accuracy",
     "rewards/chosen": "chosen_reward",
@@ -87,14 +88,6 @@ def require_world_size(asked: int, found: int) -> None:
         raise BadInput(f"made for {asked} processes but {found} run: launch it with torchrun", field="world_size")
 
 
-def require_precision(precision: str) -> None:
-    """Raises `BadInput` for a precision this device cannot train in. The CPU can, slowly."""
-    import torch
-
-    if precision == "bfloat16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
-        raise BadInput("this device does not train in bfloat16; use float32", field="precision")
-
-
 def trainer_arguments(
     settings: Optimisation, folder: Path, seed: int, rows: int, micro_batch_size: int, accumulation: int
 ) -> dict[str, Any]:
@@ -124,7 +117,7 @@ def trainer_arguments(
         "adam_beta2": settings.adam_betas[1],
         "max_grad_norm": settings.max_grad_norm,
         "optim": "adamw_torch_fused" if accelerated else "adamw_torch",
-        "gradient_checkpointing": settings.gradient_checkpointing,
+        "gradient_checkpointing": settings.gradient_checkpointing is True,
         "bf16": False,
         "fp16": False,
         "use_cpu": not accelerated,

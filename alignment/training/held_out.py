@@ -15,8 +15,9 @@ from alignment.methods.method import column
 from alignment.recipe import Dpo
 from alignment.training.arguments import rounded
 from alignment.training.held_out_pairs import HeldOutCompletion, HeldOutPair, HeldOutRow, partner_ratios
-from alignment.training.pairs import PolicyPair, PolicyPairs, PolicyRow, Score, score_rows, sequences_of
+from alignment.training.pairs import PolicyPair, PolicyRow, Score, score_rows, sequences_of
 from alignment.training.pairs import with_reference as with_logps
+from alignment.training.row_files import PolicyPairs
 
 SIDES = ("chosen", "rejected")
 MOST_PAIRS = 512

@@ -71,6 +71,7 @@ class HeldOutPair:
 
     @property
     def keys(self) -> tuple[str, str]:
+        """The sequence keys of both sides."""
         return self.chosen_key, self.rejected_key
 
     @property
@@ -102,6 +103,7 @@ class HeldOutCompletion:
 
     @property
     def keys(self) -> tuple[str, str | None]:
+        """The sequence keys of the completion and of its partner, None where it has none."""
         return self.completion_key, self.partner_key
 
     @property

@@ -25,7 +25,9 @@ from alignment.models.checkpoint import (
     save_checkpoint,
 )
 from alignment.models.code import CODE_FILES
-from alignment.models.sharding import local, wholes
+from alignment.models.loading import Reader, empty_model, reader
+from alignment.models.quantised import dequantised
+from alignment.models.sharding import hollow, local, replace_weights, wholes
 from alignment.models.weights import INDEX_FILE, SINGLE_FILE, tensors
 from alignment.recipe import Lora, Optimisation
 from alignment.stages.stage import AdapterSummary, OriginSummary
@@ -56,17 +58,25 @@ class TrainedModel:
         self.sharded = is_sharded(settings)
         stored = stored_dtype(folder)
         self.saved_as = "float32" if settings.precision == "float32" else stored
-        finer = settings.precision == "bfloat16" and stored != "bfloat16"
+        if settings.quantise is not None:  # no finer than what was computed with
+            self.saved_as = settings.precision
+        finer = settings.precision == "bfloat16" and stored != "bfloat16" and settings.quantise is None
+        self.read: Reader | None = None
+        """Reads the weights of a sharded model, which has none until it is cut."""
         if self.sharded:
-            # whole for a moment only, as stored: what is trained becomes float32 when it is cut
             precision = "bfloat16" if stored == "bfloat16" else "float32"
             precision = precision if settings.lora is None else settings.precision
-            self.model = load_model(folder, precision, "cpu", runs_code=runs_code, dropout=dropout)
+            self.model = empty_model(folder, precision, runs_code=runs_code, dropout=dropout)
+            self.read = reader(self.model, folder)
+            # an adapter is made on the device of its layer, with values, so weights have one, and no memory
+            replace_weights(self.model, lambda _, weight: hollow(weight))
         elif finer and settings.lora is None:
             self.model = load_model(folder, "float32", runs_code=runs_code, dropout=dropout)
             round_weights(self.model)
         else:
-            self.model = load_model(folder, settings.precision, runs_code=runs_code, dropout=dropout)
+            self.model = load_model(
+                folder, settings.precision, runs_code=runs_code, dropout=dropout, quantise=settings.quantise
+            )
         if settings.lora is not None:
             refuse_tied_targets(self.model, settings.lora, folder)
         make_savable(self.model, self.tokenizer(), folder)
@@ -77,6 +87,7 @@ class TrainedModel:
         return load_tokenizer(self.folder, self.runs_code)
 
     def lora_config(self) -> LoraConfig | None:
+        """PEFT's configuration of the adapters; None where all weights are trained."""
         return None if self.settings.lora is None else lora_config(self.settings.lora)
 
     def keep_adapter(self, trained: Any, base: Commit, out: Path) -> dict[str, AdapterSummary]:
@@ -113,6 +124,7 @@ class TrainedModel:
             rank=config.r,
             alpha=config.lora_alpha,
             parameters=sum(weight.numel() for weight in weights.values()),
+            quantise=self.settings.quantise,
         )
         return {"adapter": about}
 
@@ -132,7 +144,7 @@ class TrainedModel:
             plain = trained
             for weight, master in master_weights(optimizer):
                 weight.data = master.data
-        elif self.merge_elsewhere or self.sharded:
+        elif self.merge_elsewhere or self.sharded or self.settings.quantise:
             plain = self._merged_into_stored(trained)
         else:
             plain = trained.merge_and_unload()
@@ -182,14 +194,20 @@ class TrainedModel:
         keep_description(self.folder, out, self.saved_as, self.runs_code)
 
     def _merged_into_stored(self, trained: Any) -> Any:
-        """The adapter merged into the weights as they are stored: a base rounded to compute is not kept."""
+        """The adapter merged into the weights as they are stored: a base rounded to compute is not kept.
+
+        A quantised base is kept, in float32 until the adapter is in it, as the adapter was trained beside its values.
+        """
         from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
         adapter = {name: weight.detach().cpu().float() for name, weight in get_peft_model_state_dict(trained).items()}
-        if not self.sharded:
+        values = {} if self.settings.quantise is None else dequantised(trained)
+        if not self.sharded and self.settings.quantise is None:
             trained.to("meta")
-        precision = "float32" if self.merge_elsewhere else self.settings.precision
+        precision = "float32" if self.merge_elsewhere or self.settings.quantise else self.settings.precision
         base = load_model(self.folder, precision, "cpu", runs_code=self.runs_code)
+        for name, value in values.items():
+            base.get_parameter(name).data = value
         make_savable(base, self.tokenizer(), self.folder)
         wrapped = get_peft_model(base, self.lora_config())
         set_peft_model_state_dict(wrapped, adapter)
@@ -201,7 +219,7 @@ def is_sharded(settings: Optimisation) -> bool:
     import torch
 
     several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
-    return several and bool(getattr(settings, "sharded", False))
+    return several and settings.sharded
 
 
 def round_weights(model: Any) -> None:
@@ -253,6 +271,7 @@ def keep_description(start: Path, out: Path, dtype: str, runs_code: bool = False
 
 
 def lora_config(lora: Lora) -> LoraConfig:
+    """PEFT's configuration of a recipe's `lora`."""
     from peft import LoraConfig
 
     return LoraConfig(

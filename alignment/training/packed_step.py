@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from alignment.models.forward import first_sums, head_backward, head_logps, own_
 from alignment.models.packing import shares
 from alignment.models.runner import Runner
 from alignment.models.sharding import local
+from alignment.training.router import RouterLoss, spans_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +52,8 @@ class StepNumbers:
     beside: float = 0.0
     """How many other rows the step has, and their losses, which are in `loss` too."""
     beside_loss: float = 0.0
+    router_loss: float = 0.0
+    """A mixture of experts' balancing term of all rows, without its coefficient; it is not in `loss`."""
     tokens: float = 0.0
     """Tokens of the rows' sequences, each with its prompt."""
     forwarded: float = 0.0
@@ -98,11 +102,13 @@ def backward(
     clear: Iterable[Tensor],
     constants: Any = None,
     beside: tuple[Method, Sequence[Row]] | None = None,
+    router: RouterLoss | None = None,
 ) -> StepNumbers:
     """Adds to the weights' gradients those of Σ loss / `step_rows` over `rows`, this rank's share of a step.
 
     `beside` are other rows of the step, such as demonstrations, with a loss of their own; each weighs as much as a row.
-    `constants` are the method's of this step (`Method.prepare`), where its rows are coupled. `pass_tokens` is tokens of
+    `constants` are the method's of this step (`Method.prepare`), where its rows are coupled. `router` adds its term for
+    every row. `pass_tokens` is tokens of
     one pass. When memory runs out the budget is halved, the gradients of `clear` (all that this step has changed) are
     dropped and the share is done again; raises the device's own error for a single row.
     """
@@ -122,11 +128,13 @@ def backward(
             missing = runner.missing(len(passes) + len(beside_passes))
             for indices in passes:
                 largest, part = len(indices), [rows[index] for index in indices]
-                logps, losses = _one_pass(runner, method, part, step_rows, runner.fill(budget), numbers, constants)
+                fill = runner.fill(budget)
+                logps, losses = _one_pass(runner, method, part, step_rows, fill, numbers, constants, router)
                 numbers.add(method, logps, losses, constants)
             for indices in beside_passes:
                 largest, part = len(indices), [more[index] for index in indices]
-                _, losses = _one_pass(runner, other, part, step_rows, runner.fill(budget), numbers, None)
+                fill = runner.fill(budget)
+                _, losses = _one_pass(runner, other, part, step_rows, fill, numbers, None, router)
                 numbers.add_beside(losses)
             for _ in range(missing):
                 _empty_pass(runner)
@@ -157,6 +165,7 @@ def _one_pass(
     fill: int,
     numbers: StepNumbers,
     constants: Any,
+    router: RouterLoss | None,
 ) -> tuple[Any, Tensor]:
     """Adds the gradients of one pass; returns what the loss took, and the losses [rows]."""
     import torch
@@ -168,17 +177,28 @@ def _one_pass(
     order = [index for group in groups for index in group]
     flat = [sequences[index] for index in order]
     if runner.head is None:
+        if router is not None:
+            what = f"no known head gives the logits of {type(runner.model).__name__}; leave it out"
+            raise BadInput(what, field="router_aux_loss_coef")
         policy = _policy(method, rows, order, own_logps(runner.model, flat), flat)
         logps = method.logps.of(rows, policy)
         losses = method.objective(logps, constants)
         (losses.sum() / step_rows).backward()  # type: ignore[no-untyped-call]
     else:
-        states = runner.states([[sequences[index] for index in group] for group in groups], fill)
+        grouped = [[sequences[index] for index in group] for group in groups]
+        recording: AbstractContextManager[list[Tensor]] = nullcontext([]) if router is None else router.recorded()
+        with recording as routed:
+            states = runner.states(grouped, fill)
         tokens = head_logps(runner.head, states, flat, runner.vocabulary).requires_grad_()
         logps = method.logps.of(rows, _policy(method, rows, order, tokens, flat))
         losses = method.objective(logps, constants)
         (by_token,) = torch.autograd.grad(losses.sum() / step_rows, tokens)
-        states.backward(head_backward(runner.head, states, flat, runner.vocabulary, by_token))  # type: ignore[no-untyped-call]
+        roots, gradients = [states], [head_backward(runner.head, states, flat, runner.vocabulary, by_token)]
+        if router is not None:
+            balance = router.of(routed, spans_of(runner, grouped)).sum() / len(method.sequences)
+            numbers.router_loss += float(balance.detach())
+            roots, gradients = [*roots, balance], [*gradients, balance.new_tensor(router.coefficient / step_rows)]
+        torch.autograd.backward(roots, gradients)
     forwarded, positions = runner.size(sequences, groups)
     numbers.tokens += sum(map(len, sequences))
     numbers.forwarded += forwarded

@@ -23,13 +23,15 @@ from alignment.errors import BadInput
 from alignment.logprobs.scorer import logps
 from alignment.methods import method_of
 from alignment.models.attention import shared_prompts
+from alignment.models.recompute import recompute_cheap_parts
 from alignment.models.runner import Runner, products_are_tf32
-from alignment.models.sharding import shard, sharding_of, whole
+from alignment.models.sharding import shard, whole, without_gradient
 from alignment.recipe import Dpo
 from alignment.training import packed_step
 from alignment.training.agreement import FLOAT32_LOSS, Disagreement
 from alignment.training.models import TrainedModel
 from alignment.training.pairs import PolicyCompletion, PolicyRow, reference_logps
+from alignment.training.router import RouterLoss
 from alignment.training.sft_rows import LIKELIHOOD, Likelihood, rows_of_step
 from alignment.training.trainer import MasterAdamW, OurTrainer
 
@@ -42,6 +44,7 @@ class NoReference(torch.nn.Module):
         self.config = config
 
     def forward(self, *_: Any, **__: Any) -> None:
+        """Raises, as nothing may run it."""
         raise RuntimeError("the reference is cached and never run")
 
 
@@ -52,6 +55,7 @@ class FirstLoss(TrainerCallback):  # type: ignore[misc]
         self.trainer = trainer
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Raises `Disagreement` where the first step's loss is not what theory gives."""
         loss = (logs or {}).get("loss")
         if state.global_step != 1 or loss is None:
             return
@@ -71,32 +75,22 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
     """Demonstrations that each step shows beside its preferences, if the settings say so."""
     sft_order: Any = ()
     """Their indices, one step after the other."""
+    router: RouterLoss | None = None
     settings: Dpo
     pass_tokens: int
 
-    def __init__(self, *args: Any, sharded: bool = False, **kwargs: Any) -> None:
-        self.sharded = sharded
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.ref_model = None
         self.precompute_ref_logps = True
         # Ranks sum their gradients themselves, or the model's own sharding does: nothing else wraps it.
         self.accelerator.prepare_model = lambda model, **_: model
 
-    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
-        """A model that one device may not hold stays where it is until it is sharded."""
-        if not self.sharded:
-            super()._move_model_to_device(model, device)
-
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset
 
     def _precompute_ref_logps(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset
-
-    @property
-    def causal_lm(self) -> Any:
-        """The language model itself, with its adapters in place."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     @contextmanager
     def attending(self) -> Iterator[None]:
@@ -122,6 +116,7 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
         return DataLoader(self.order, batch_size=self.settings.batch_size, collate_fn=lambda places: {"rows": places})
 
     def training_step(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
+        """Forward and backward of this rank's share of a whole optimiser step; the step's mean loss over all ranks."""
         model.train()
         step = [self.pairs[place] for place in inputs["rows"]]
         method = method_of(self.settings)
@@ -132,7 +127,15 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
         trained = [weight for weight in model.parameters() if weight.requires_grad]
         owners = self._gradients()
         numbers = packed_step.backward(
-            runner, method, rows, len(step), self.pass_tokens, [*trained, *owners], constants, self._beside(len(step))
+            runner,
+            method,
+            rows,
+            len(step),
+            self.pass_tokens,
+            [*trained, *owners],
+            constants,
+            self._beside(len(step)),
+            self.router,
         )
         packed_step.sum_over_ranks(owners)
         numbers = numbers.over_ranks()
@@ -155,6 +158,7 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
         return LIKELIHOOD, [shown[place] for place in share]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """0: the packed step counts its own."""
         return 0
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
@@ -165,6 +169,7 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
         return whole(torch.nn.utils.clip_grad_norm_(self._gradients(), self.args.max_grad_norm))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimiser, which sums gradients of several passes in float32."""
         optimizer = super().create_optimizer(model)
         if isinstance(optimizer, MasterAdamW) and not optimizer.accumulates:
             optimizer.accumulate_in_float32()
@@ -186,6 +191,8 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
             values["rewards/margins"] = (numbers.chosen_reward - numbers.rejected_reward) / numbers.chosen
         elif numbers.chosen and numbers.rejected:
             values["rewards/margins"] = values["rewards/chosen"] - values["rewards/rejected"]
+        if self.router is not None:
+            values["router_loss"] = numbers.router_loss / (numbers.rows + numbers.beside)
         if numbers.beside:
             values["sft_loss"] = numbers.beside_loss / numbers.beside
         metrics: defaultdict[str, list[float]] = self._metrics["train"]
@@ -202,11 +209,8 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
 
     def logps_alone(self, sequences: Sequence[TokenSequence]) -> list[float]:
         """The same by a pass for each that shares nothing and rounds otherwise; outside of `attending`."""
-        without_gradient = torch.inference_mode if sharding_of(self.causal_lm) is None else torch.no_grad
-        with self._evaluating(), without_gradient():
-            done = [Runner.of(self.causal_lm, sequence).alone(sequence) for sequence in sequences]
-            self._runner().release()
-        return done
+        with self._evaluating(), without_gradient(self.causal_lm):
+            return logps_alone(self.causal_lm, sequences)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -218,6 +222,13 @@ class CachedReferenceTrainer(OurTrainer, DPOTrainer):  # type: ignore[misc]
             self.model.train(training)
 
 
+def logps_alone(model: Any, sequences: Sequence[TokenSequence]) -> list[float]:
+    """Log-prob of each completion by a pass of its own that shares nothing."""
+    done = [Runner.of(model, sequence).alone(sequence) for sequence in sequences]
+    Runner.of(model, sequences[0]).release()
+    return done
+
+
 def preference_trainer(
     trained: TrainedModel,
     pairs: Sequence[PolicyRow],
@@ -225,9 +236,12 @@ def preference_trainer(
     arguments: dict[str, Any],
     settings: Dpo,
     pass_tokens: int,
+    *,
+    is_reference: bool = True,
 ) -> CachedReferenceTrainer:
     """The trainer of a run; `arguments` from `trainer_arguments`, `settings` a recipe's section, `pass_tokens` tokens
-    of one pass. Raises `BadInput` for LoRA targets that the model does not have."""
+    of one pass, `is_reference` whether the policy starts as its reference. Raises `BadInput` for LoRA targets that the
+    model does not have."""
     config = DPOConfig(
         **arguments | {"per_device_train_batch_size": settings.batch_size, "gradient_accumulation_steps": 1},
         beta=settings.beta,
@@ -252,11 +266,15 @@ def preference_trainer(
             raise BadInput(str(error).splitlines()[0], field="lora.target_modules") from error
         raise
     if trained.sharded:
-        shard(trainer.causal_lm, settings.precision, trainer.args.device)
+        shard(trainer.causal_lm, settings.precision, trainer.args.device, read=trained.read)
+    if settings.gradient_checkpointing == "selective":
+        recompute_cheap_parts(trainer.causal_lm)
     trainer.pairs, trainer.settings, trainer.pass_tokens = pairs, settings, pass_tokens
+    if settings.router_aux_loss_coef:
+        trainer.router = RouterLoss(trainer.causal_lm, settings.router_aux_loss_coef)
     exact = settings.precision == "float32" and not products_are_tf32()
     # what is logged has no other terms in it
     plain = not (settings.sft_weight or settings.weighted or settings.sft_rows_fraction)
-    if exact and plain and method_of(settings).needs_reference:
+    if exact and plain and is_reference and method_of(settings).needs_reference:
         trainer.add_callback(FirstLoss(trainer))
     return trainer

@@ -15,6 +15,8 @@ from alignment.store.work import MARKER
 
 log = logging.getLogger(__name__)
 
+TRAINING_FILE = "training.json"
+"""What is no tensor in a checkpoint; one of an earlier version has pickled files in its place."""
 NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -33,8 +35,12 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def last_complete(folder: Path) -> Path | None:
-    """The newest checkpoint that carries its marker, every file of the size the marker names, and finite weights."""
-    return next((path for path in checkpoints(folder) if _is_complete(path) and _is_finite(path)), None)
+    """The newest checkpoint that carries its marker, every file of the size the marker names, and finite weights.
+
+    One that an earlier version pickled is not read: the training starts again, and says so.
+    """
+    whole = (path for path in checkpoints(folder) if _is_complete(path))
+    return next((path for path in whole if _is_readable(path) and _is_finite(path)), None)
 
 
 def mark_complete(checkpoint: Path) -> None:
@@ -61,6 +67,13 @@ def keep_only(checkpoint: Path) -> None:
         if other != checkpoint:
             unmark(other)
             shutil.rmtree(other)
+
+
+def _is_readable(checkpoint: Path) -> bool:
+    if (checkpoint / TRAINING_FILE).is_file():
+        return True
+    log.warning("%s: an earlier version pickled it, and nothing pickled is read: it is not resumed from", checkpoint)
+    return False
 
 
 def _is_finite(checkpoint: Path) -> bool:

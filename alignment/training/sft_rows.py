@@ -18,7 +18,8 @@ from alignment.errors import BadInput
 from alignment.methods import LabelledLogps, Method
 from alignment.training.arguments import training_order
 from alignment.training.demonstrations import tokenised
-from alignment.training.pairs import COMPLETIONS, PairsFile, PolicyCompletion, PolicyPairs
+from alignment.training.pairs import COMPLETIONS, PolicyCompletion
+from alignment.training.row_files import PairsFile, PolicyPairs
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,7 @@ class Likelihood(Method):
     needs_reference = False
 
     def loss(self, rows: LabelledLogps, constants: Any = None) -> torch.Tensor:
+        """The NLL of the completion a token, a row."""
         return -rows.policy_completion / rows.completion_tokens
 
     def rewards(self, rows: LabelledLogps) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,11 @@ from trl import SFTConfig, SFTTrainer
 
 from alignment.data.tokens import TokenSequence
 from alignment.errors import BadInput
+from alignment.models.recompute import recompute_cheap_parts
+from alignment.models.sharding import local, shard, sharding_of, whole
 from alignment.training.models import TrainedModel, master_weights
+from alignment.training.packed_step import sum_over_ranks
+from alignment.training.router import RouterLoss
 from alignment.training.trainer import OurTrainer
 
 # The best weights of a run so far: found in its log, kept aside without the optimiser's state.
@@ -43,6 +48,7 @@ def looks(log_history: Iterable[Mapping[str, Any]]) -> Looks:
 
 
 def patience_is_over(seen: Looks, patience: int) -> bool:
+    """Whether as many looks as the recipe allows brought nothing better."""
     return seen.since >= patience
 
 
@@ -56,9 +62,11 @@ class BestWeights:
         self.folder = folder
 
     def path(self, step: int) -> Path:
+        """The file of a step's weights."""
         return self.folder / f"step-{step}.safetensors"
 
     def save(self, step: int, model: Any, optimizer: Any) -> None:
+        """Keeps what the model has learnt at this step."""
         from safetensors.torch import save_file
 
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -79,6 +87,7 @@ class BestWeights:
                     masters[id(weight)].data.copy_(saved[name])
 
     def forget_all_but(self, steps: set[int]) -> None:
+        """Removes the weights of all other steps."""
         for path in self.folder.glob("step-*.safetensors"):
             if path not in {self.path(step) for step in steps}:
                 path.unlink()
@@ -104,19 +113,11 @@ class CompletionTrainer(OurTrainer, SFTTrainer):  # type: ignore[misc]
     @torch.no_grad()
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Held-out loss: nats a completion token, over all held-out tokens, whatever batch they are in."""
-        training = self.model.training
+        training, sharding = self.model.training, sharding_of(self.causal_lm)
         self.model.eval()
-        size, world = self.args.per_device_eval_batch_size, self.accelerator.num_processes
-        rows = list(range(self.accelerator.process_index, len(self.eval_dataset), world))
-        nats = torch.zeros((), dtype=torch.float64)
-        tokens = torch.zeros((), dtype=torch.float64)
-        for start in range(0, len(rows), size):
-            batch = self._prepare_inputs(
-                self.data_collator([self.eval_dataset[index] for index in rows[start : start + size]])
-            )
-            outputs = self.model(**batch, use_cache=False, fused_lm_head=True)
-            nats -= outputs.log_probs.double().sum().cpu()
-            tokens += outputs.label_mask.sum().cpu()
+        # ranks may have held-out batches of unequal number
+        with nullcontext() if sharding is None else sharding.uncounted(self.causal_lm):
+            nats, tokens = self._held_out_sums()
         self.model.train(training)
         sums = torch.stack([nats, tokens]).to(self.args.device)
         nats, tokens = self.accelerator.reduce(sums, reduction="sum").cpu()
@@ -133,6 +134,34 @@ class CompletionTrainer(OurTrainer, SFTTrainer):  # type: ignore[misc]
         trainer.control = self.callback_handler.on_evaluate(self.args, self.state, trainer.control, metrics)
         return metrics
 
+    def _held_out_sums(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Nats and tokens of this rank's held-out rows."""
+        size, world = self.args.per_device_eval_batch_size, self.accelerator.num_processes
+        rows = list(range(self.accelerator.process_index, len(self.eval_dataset), world))
+        nats = torch.zeros((), dtype=torch.float64)
+        tokens = torch.zeros((), dtype=torch.float64)
+        for start in range(0, len(rows), size):
+            batch = self._prepare_inputs(
+                self.data_collator([self.eval_dataset[index] for index in rows[start : start + size]])
+            )
+            outputs = self.model(**batch, use_cache=False, fused_lm_head=True)
+            nats -= outputs.log_probs.double().sum().cpu()
+            tokens += outputs.label_mask.sum().cpu()
+        return nats, tokens
+
+    def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+        """The norm over all gradients before they are scaled down to `max_grad_norm`; of a sharded model they are
+        averaged over the ranks before, as those of copies are."""
+        if sharding_of(self.causal_lm) is None:
+            norm: torch.Tensor = super()._clip_grad_norm(model)
+            return norm
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        sum_over_ranks(trained)
+        for weight in trained:
+            if weight.grad is not None and local(weight) is weight:  # an adapter's
+                weight.grad /= self.accelerator.num_processes
+        return whole(torch.nn.utils.clip_grad_norm_(trained, self.args.max_grad_norm))
+
 
 class Patience(TrainerCallback):  # type: ignore[misc]
     """Keeps the weights of the lowest held-out loss, and stops after `patience` looks without a lower one."""
@@ -144,12 +173,15 @@ class Patience(TrainerCallback):  # type: ignore[misc]
         self.stopped = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Remembers the best step of the run that is resumed."""
         self.resumable = looks(state.log_history).best_step
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Remembers the best step that a resumed run would know of."""
         self.resumable = looks(state.log_history).best_step
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Keeps the best weights, and stops where patience is over."""
         seen = looks(state.log_history)
         if seen.best_step == state.global_step and state.is_world_process_zero:
             self.best.save(state.global_step, self.trainer.model, self.trainer.optimizer)
@@ -174,20 +206,31 @@ def sft_trainer(
     eval_steps: int,
 ) -> CompletionTrainer:
     """The trainer of a run; `arguments` from `trainer_arguments`. Looks at the held-out loss where there is any."""
+    if coefficient := trained.settings.router_aux_loss_coef:
+        RouterLoss(trained.model, coefficient)  # refuses a model without routers, of which TRL only warns
     looking = {"eval_strategy": "steps", "eval_steps": eval_steps} if held_out else {"eval_strategy": "no"}
     config = SFTConfig(
         **arguments,
         **looking,
         max_length=None,
         packing=False,
-        router_aux_loss_coef=0.0,
+        router_aux_loss_coef=trained.settings.router_aux_loss_coef,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    return CompletionTrainer(
+    trainer = CompletionTrainer(
         model=trained.model,
         args=config,
         train_dataset=Dataset.from_list([features(sequence) for sequence in train]),
         eval_dataset=Dataset.from_list([features(sequence) for sequence in held_out]) if held_out else None,
         processing_class=tokenizer,
         peft_config=trained.lora_config(),
+        sharded=trained.sharded,
     )
+    if trained.sharded:
+        sharding = shard(
+            trainer.causal_lm, trained.settings.precision, trainer.args.device, read=trained.read, mean=True
+        )
+        sharding.patch(trainer.causal_lm)
+    if trained.settings.gradient_checkpointing == "selective":
+        recompute_cheap_parts(trainer.causal_lm)
+    return trainer

@@ -1,8 +1,9 @@
-"""What a sharded run is resumed from: each rank's rows of masters and moments as safetensors, the rest as JSON.
+"""What a run is resumed from: rows of masters and moments as safetensors, the rest as JSON.
 
-Every rank's file names its tensors `weight.NAME`, `exp_avg.NAME` and `exp_avg_sq.NAME`; their rows follow one another
-in the order of ranks. So any number of ranks reads what any other number wrote, and no rank reads more than its own
-rows. Nothing that is read back is pickle.
+Of a sharded model every rank writes its own rows, of another one the first rank writes all. A file names its tensors
+`weight.NAME`, `exp_avg.NAME` and `exp_avg_sq.NAME`; their rows follow one another in the order of the files. So any
+number of ranks reads what any other number wrote, sharded or not, and no rank reads more than its own rows. Nothing
+that is read back is pickle.
 """
 
 from __future__ import annotations
@@ -18,39 +19,30 @@ from safetensors.torch import load_file, save_file
 
 from alignment.errors import BadInput
 from alignment.models.sharding import local, rows_of
-from alignment.models.weights import weight_files
 from alignment.training.models import owners
+from alignment.training.resume import TRAINING_FILE
 
-TRAINING_FILE = "training.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
-OPTIMIZER_FILE = "optimizer.pt"
-"""Where the trainer keeps the optimiser of a run that is not sharded."""
-SCHEDULER_FILE = "scheduler.pt"
 
 
-def is_sharded(checkpoint: str | Path) -> bool:
-    """Whether a trainer checkpoint was written by `save_tensors` and `save_numbers`."""
-    return Path(checkpoint, TRAINING_FILE).is_file()
-
-
-def save_tensors(folder: Path, model: Any, optimizer: Any, rank: int, ranks: int) -> None:
-    """This rank's file."""
+def save_tensors(folder: Path, model: Any, optimizer: Any, part: int, parts: int) -> None:
+    """One of `parts` files: this rank's rows of a sharded model, or all of another."""
     inner = _inner(optimizer)
     tensors = {}
     for name, owner in owners(model, optimizer).items():
-        tensors[f"weight.{name}"] = local(owner.detach()).contiguous()
+        tensors[f"weight.{name}"] = in_rows(local(owner.detach())).contiguous()
         for moment in MOMENTS:
             if moment in inner.state[owner]:
-                tensors[f"{moment}.{name}"] = local(inner.state[owner][moment]).contiguous()
-    save_file(tensors, folder / _file(rank, ranks))
+                tensors[f"{moment}.{name}"] = in_rows(local(inner.state[owner][moment])).contiguous()
+    save_file(tensors, folder / _file(part, parts))
 
 
-def save_numbers(folder: Path, model: Any, optimizer: Any, scheduler: Any, ranks: int) -> None:
-    """What is no tensor, the same on every rank: one of them writes it."""
+def save_numbers(folder: Path, model: Any, optimizer: Any, scheduler: Any, parts: int) -> None:
+    """What is no tensor, the same on every rank: one of them writes it. `parts` are the files of `save_tensors`."""
     inner = _inner(optimizer)
     state = {name: inner.state[owner] for name, owner in owners(model, optimizer).items()}
     training = {
-        "ranks": ranks,
+        "ranks": parts,
         "steps": {name: float(each["step"]) for name, each in state.items() if "step" in each},
         "groups": [{key: group[key] for key in ("lr", "initial_lr") if key in group} for group in inner.param_groups],
         "scheduler": {key: value for key, value in scheduler.state_dict().items() if key != "lr_lambdas"},
@@ -67,6 +59,7 @@ def load(folder: Path, model: Any, optimizer: Any, scheduler: Any) -> None:
         files = [stack.enter_context(safe_open(folder / _file(rank, ranks), "pt")) for rank in range(ranks)]
 
         def read(name: str, owner: torch.Tensor) -> torch.Tensor:
+            owner = in_rows(owner)
             first, last = rows_of(owner)
             parts, start = [], 0
             for file in files:
@@ -91,40 +84,13 @@ def load(folder: Path, model: Any, optimizer: Any, scheduler: Any) -> None:
     scheduler.load_state_dict({**scheduler.state_dict(), **training["scheduler"]})
 
 
-@torch.no_grad()
-def load_whole(folder: Path, model: Any, optimizer: Any, scheduler: Any) -> None:
-    """The same from the trainer checkpoint of a run that was not sharded; each rank keeps its own rows of it."""
-    saved = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True, mmap=True)
-    inner = _inner(optimizer)
-    ordered = [owner for group in inner.param_groups for owner in group["params"]]
-    place = {id(owner): index for index, owner in enumerate(ordered)}
-    with ExitStack() as stack:
-        weights: dict[str, Any] = {}
-        for path in weight_files(folder):
-            file = stack.enter_context(safe_open(path, "pt"))
-            weights |= dict.fromkeys(file.keys(), file)
-
-        def read(name: str, owner: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
-            first, last = rows_of(owner)
-            index = place[id(owner)]
-            master = saved["masters"][index] if "masters" in saved else weights[name].get_slice(name)
-            state = saved["state"].get(index, {})
-            moments = {each: state[each][first:last] for each in MOMENTS if each in state}
-            return master[first:last], moments | ({"step": float(state["step"])} if "step" in state else {})
-
-        _restore(model, optimizer, read)
-    for group, old in zip(inner.param_groups, saved["param_groups"], strict=True):
-        group.update({key: old[key] for key in ("lr", "initial_lr") if key in old})
-    scheduler.load_state_dict(torch.load(folder / SCHEDULER_FILE, map_location="cpu", weights_only=True))
-
-
 def _restore(model: Any, optimizer: Any, read: Any) -> None:
     """Fills masters and moments with what `read(name, owner)` gives: this rank's rows, and its moments by name."""
     inner = _inner(optimizer)
     weights = dict(model.named_parameters())
     for name, owner in owners(model, optimizer).items():
         rows, moments = read(name, owner)
-        local(owner.detach()).copy_(rows)
+        local(owner.detach()).view_as(rows).copy_(rows)
         if weights[name] is not owner:
             weights[name].copy_(owner)
         if not moments:
@@ -133,7 +99,7 @@ def _restore(model: Any, optimizer: Any, read: Any) -> None:
         state = {"step": torch.tensor(moments["step"], dtype=torch.float32, device=on)}
         for moment in MOMENTS:
             state[moment] = torch.zeros_like(owner.detach())
-            local(state[moment]).copy_(moments[moment])
+            local(state[moment]).view_as(rows).copy_(moments[moment])
         inner.state[owner] = state
 
 
@@ -141,6 +107,7 @@ def _restore(model: Any, optimizer: Any, read: Any) -> None:
 
 
 def save_random(folder: Path, rank: int, ranks: int) -> None:
+    """Writes a rank's random state, of the CPU and of its GPU."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -148,6 +115,7 @@ def save_random(folder: Path, rank: int, ranks: int) -> None:
 
 
 def load_random(folder: Path, rank: int, ranks: int) -> None:
+    """Restores it, where as many ranks wrote one."""
     path = folder / f"random-{_file(rank, ranks)}"
     if not path.is_file():
         return
@@ -155,6 +123,11 @@ def load_random(folder: Path, rank: int, ranks: int) -> None:
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
+
+
+def in_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """A single number, which is in no row, as one row of one."""
+    return tensor if tensor.dim() else tensor.reshape(1)
 
 
 def _file(rank: int, ranks: int) -> str:

@@ -24,7 +24,8 @@ from alignment.recipe import Dpo
 from alignment.training.arguments import gathered, optimiser_steps, rounded
 from alignment.training.held_out import logps_of, lowest, means, measure
 from alignment.training.held_out_pairs import HeldOutRow
-from alignment.training.pairs import PolicyPair, PolicyPairs, Score
+from alignment.training.pairs import PolicyPair, Score
+from alignment.training.row_files import PolicyPairs
 from alignment.training.sft_trainer import BestWeights
 from alignment.training.signs import HIGHER_IS_BETTER, stop_reason
 
@@ -90,12 +91,15 @@ class HeldOutLooks(TrainerCallback):  # type: ignore[misc]
         """The best candidate that the last trainer checkpoint knows."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Remembers the best step of the run that is resumed."""
         self.resumable = self.best_step(state.log_history)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Remembers the best step that a resumed run would know of."""
         self.resumable = self.best_step(state.log_history)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Measures the held-out pairs where a look or a candidate is due."""
         step, last = state.global_step, state.global_step >= state.max_steps
         keep = self.settings.keep_steps
         due = self.stop is not None and not last and step % self.every == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import shutil
@@ -15,7 +16,9 @@ from transformers import PrinterCallback, TrainerCallback
 
 from alignment.errors import BadInput
 from alignment.models.sharding import local
+from alignment.progress import CURVES
 from alignment.training import resume, shards
+from alignment.training.arguments import history
 from alignment.training.models import require_finite
 
 # AdamW for bfloat16 weights, with float32 masters that hold what bfloat16 rounds away.
@@ -46,6 +49,7 @@ class MasterAdamW(torch.optim.AdamW):
         super().__init__(copies, **settings)
 
     def accumulate_in_float32(self) -> None:
+        """From now on gradients of several passes are summed into the masters' own, in float32."""
         self.accumulates = True
         masters = dict(self.pairs)
 
@@ -63,6 +67,7 @@ class MasterAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Steps the masters, and rounds them into the weights."""
         for weight, master in self.pairs if not self.accumulates else ():
             master.grad = None if weight.grad is None else weight.grad.float()
         super().step(closure)
@@ -71,14 +76,17 @@ class MasterAdamW(torch.optim.AdamW):
             weight.copy_(master)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradients of weights and masters."""
         for weight, master in self.pairs:
             weight.grad = master.grad = None
 
     def state_dict(self) -> dict[str, Any]:
+        """AdamW's, with the masters."""
         return {**super().state_dict(), "masters": [master.detach() for _, master in self.pairs]}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The inverse of `state_dict`; weights become their rounded masters."""
         state = dict(state_dict)
         for (weight, master), saved in zip(self.pairs, state.pop("masters"), strict=True):
             master.copy_(saved)
@@ -109,14 +117,19 @@ class FixedOrder(Sampler[int]):
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
-    """One line a log record: step of how many, and the losses."""
+    """One line a log record: step of how many, and the losses. Its numbers go to the file `CURVES` too."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Says step and loss."""
         if not state.is_world_process_zero or not logs:
             return
         for key, name in (("loss", "loss"), ("eval_loss", "held-out loss")):
             if key in logs:
                 log.info("step %d/%d, %s %.4f", state.global_step, state.max_steps, name, float(logs[key]))
+        path = Path(args.output_dir) / CURVES.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(record) + "\n" for record in history([{"step": state.global_step, **logs}]))
 
 
 class OurTrainer:
@@ -131,10 +144,28 @@ class OurTrainer:
     _step_loss: torch.Tensor | float = 0.0
     """Sum of this step's micro batches so far."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, sharded: bool = False, **kwargs: Any) -> None:
+        self.sharded = sharded
         super().__init__(*args, **kwargs)
+        model: Any = self.model  # type: ignore[attr-defined]
+        if getattr(model, "is_loaded_in_4bit", False):  # TRL rounds adapters beside four bits to bfloat16
+            for weight in model.parameters():
+                weight.data = weight.data.float() if weight.requires_grad else weight.data
+        if sharded:  # the model sums gradients over the ranks itself: nothing else wraps it
+            self.accelerator.prepare_model = lambda model, **_: model  # type: ignore[attr-defined]
         self.remove_callback(PrinterCallback)  # type: ignore[attr-defined]
         self.add_callback(Progress())  # type: ignore[attr-defined]
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        """A model that one device may not hold has no weights until it is sharded."""
+        if not self.sharded:
+            super()._move_model_to_device(model, device)  # type: ignore[misc]
+
+    @property
+    def causal_lm(self) -> Any:
+        """The language model itself, with its adapters in place."""
+        trainer: Any = self
+        return trainer.model.get_base_model() if hasattr(trainer.model, "get_base_model") else trainer.model
 
     def _send_telemetry(self) -> None:
         """Nothing is sent anywhere."""
@@ -146,6 +177,7 @@ class OurTrainer:
         return FixedOrder(self.order)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The step of the trainer beside it; also counts rows and sums the loss."""
         self.rows_forwarded += len(inputs["input_ids"])
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
         self._step_loss = self._step_loss + loss.detach()
@@ -200,7 +232,7 @@ class OurTrainer:
             resume.keep_only(checkpoint)
         trainer.accelerator.wait_for_everyone()
 
-    # A run whose trained weights are cut over the ranks has trainer checkpoints of its own; any run goes on from them.
+    # A trainer checkpoint is safetensors and JSON (`alignment.training.shards`), whatever number of ranks reads it.
 
     @property
     def cut(self) -> bool:
@@ -208,46 +240,39 @@ class OurTrainer:
         trainer: Any = self
         return any(local(weight) is not weight for weight in trainer.model.parameters() if weight.requires_grad)
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+    @property
+    def _parts(self) -> int:
+        """Files of a checkpoint's weights: each rank has one of a model that is cut, the first one of another."""
         trainer: Any = self
-        if not self.cut:
-            super().save_model(output_dir, _internal_call)  # type: ignore[misc]
-            return
+        return int(trainer.args.world_size) if self.cut else 1
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves what a resumed run needs of weights and moments."""
+        trainer: Any = self
         assert output_dir is not None
-        folder, args = Path(output_dir), trainer.args
+        folder, rank = Path(output_dir), trainer.args.process_index
         folder.mkdir(parents=True, exist_ok=True)
-        shards.save_tensors(folder, trainer.model, trainer.optimizer, args.process_index, args.world_size)
+        if rank < self._parts:
+            shards.save_tensors(folder, trainer.model, trainer.optimizer, rank, self._parts)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         trainer: Any = self
-        if not self.cut:
-            super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
-        elif trainer.is_world_process_zero():
-            ranks = trainer.args.world_size
-            shards.save_numbers(Path(output_dir), trainer.model, trainer.optimizer, trainer.lr_scheduler, ranks)
+        if trainer.is_world_process_zero():
+            shards.save_numbers(Path(output_dir), trainer.model, trainer.optimizer, trainer.lr_scheduler, self._parts)
 
     def _save_rng_state(self, output_dir: str) -> None:
         trainer: Any = self
-        if self.cut:
-            shards.save_random(Path(output_dir), trainer.args.process_index, trainer.args.world_size)
-        else:
-            super()._save_rng_state(output_dir)  # type: ignore[misc]
+        shards.save_random(Path(output_dir), trainer.args.process_index, trainer.args.world_size)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if not (self.cut or shards.is_sharded(resume_from_checkpoint)):  # else the weights come with the optimiser
-            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+        """Nothing: the weights come with the optimiser's state."""
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         trainer: Any = self
-        if checkpoint is None or not (self.cut or shards.is_sharded(checkpoint)):
-            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
-            return
-        load = shards.load if shards.is_sharded(checkpoint) else shards.load_whole
-        load(Path(checkpoint), trainer.model, trainer.optimizer, trainer.lr_scheduler)
+        if checkpoint is not None:
+            shards.load(Path(checkpoint), trainer.model, trainer.optimizer, trainer.lr_scheduler)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         trainer: Any = self
-        if checkpoint is not None and shards.is_sharded(checkpoint):
+        if checkpoint is not None:
             shards.load_random(Path(checkpoint), trainer.args.process_index, trainer.args.world_size)
-        elif not self.cut:
-            super()._load_rng_state(checkpoint)  # type: ignore[misc]

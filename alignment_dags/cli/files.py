@@ -81,6 +81,7 @@ def score(
     difficulty: Annotated[
         Path | None, typer.Option(help="AlpacaEval's df_gamed.csv: the published length-controlled win rate.")
     ] = None,
+    include_path: Annotated[Path | None, typer.Option(help="Folder of your own tasks in lm-eval's YAML form.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score stored responses with the suite's own scorer, or a published file of judgments as its leaderboard does."""
@@ -90,13 +91,17 @@ def score(
 
     quiet()
     select = selection(model, judge, parsing)
-    tell(lambda: score_files(suite, responses, data, judgments, out, against, select, difficulty), as_json, show_score)
+
+    def work() -> dict[str, Any]:
+        return score_files(suite, responses, data, judgments, out, against, select, difficulty, include_path)
+
+    tell(work, as_json, show_score)
 
 
 SideName = Annotated[
     str,
     typer.Argument(
-        help="samples.parquet, a recipe's name (its newest policy), MODEL@version or MODEL@champion.",
+        help="samples.parquet, a recipe's name or file (its newest policy), MODEL@version or MODEL@champion.",
         autocompletion=recipe_completions,
     ),
 ]

@@ -51,9 +51,14 @@ def tables(
     definitions = schema.get("$defs", {})
     yield from table(f"## {title}", about or schema.get("description"), schema, set())
     common: set[str] = set()
+    told: dict[str, set[str]] = {}
     for name, paths in places(schema).items():
-        heading = "### " + ", ".join(f"`{path}`" for path in paths)
-        yield from table(heading, definitions[name].get("description"), definitions[name], common)
+        heading = "### " + ", ".join(f"`{path}`" for path in dict.fromkeys(paths))
+        known = told.setdefault(paths[0], set())
+        if known:  # the section may also be a list, whose parts have its keys and more
+            heading += f", each {name.lower()} of a list"
+        yield from table(heading, definitions[name].get("description"), definitions[name], common | known)
+        known.update(rows(definitions[name]))
         if paths[0] in shared:
             below, text, base = shared[paths[0]]
             yield from table(f"### {below}", text, base, set())
@@ -80,7 +85,7 @@ def references(value: Schema, path: str) -> Iterator[tuple[str, str]]:
     """Definitions that a key's value may have, and their paths; `NAME` is any key of a mapping."""
     if "$ref" in value:
         yield value["$ref"].rsplit("/", 1)[-1], path
-    for choice in value.get("anyOf", ()):
+    for choice in (*value.get("anyOf", ()), *value.get("oneOf", ())):
         yield from references(choice, path)
     if isinstance(item := value.get("items"), dict):
         yield from references(item, path)
@@ -98,7 +103,8 @@ def table(heading: str, about: str | None, part: Schema, left_out: set[str]) -> 
 
 def rows(part: Schema) -> list[str]:
     """One row for each key, without keys that can only be null."""
-    required = part.get("required", ())
+    first = part.get("anyOf", [{}])[0]  # of a recipe: what it needs where it extends no preset
+    required = (*part.get("required", ()), *first.get("required", ()))
     return [
         f"| `{key}` | {kind(value)} | {'required' if key in required else default(value)} | {meaning(value)} |"
         for key, value in part.get("properties", {}).items()
@@ -121,8 +127,8 @@ def default(value: Schema) -> str:
 
 def kind(value: Schema) -> str:
     """What a key takes, in words."""
-    if "anyOf" in value:
-        return " or ".join(kind(choice) for choice in value["anyOf"])
+    if choices := value.get("anyOf", value.get("oneOf")):
+        return " or ".join(kind(choice) for choice in choices)
     if "enum" in value or "const" in value:
         return ", ".join(f"`{choice}`" for choice in value.get("enum", [value.get("const")]))
     if "$ref" in value:

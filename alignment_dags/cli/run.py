@@ -99,6 +99,7 @@ def upgrade_of(workspace: Workspace, moved: Sequence[Moved], stages: Sequence[St
                 "stage": change.stage,
                 "old_code_version": change.old,
                 "code_version": change.new,
+                "version": change.version,
                 "artifacts": change.artifacts,
                 "pool": forecasts[change.stage].pool,
                 "slot_seconds": asdict(forecasts[change.stage].slot_seconds),
@@ -119,7 +120,8 @@ def show_upgrade(result: dict[str, Any] | None) -> None:
     rows = [
         (
             f"  {stage['stage']}",
-            f"{stage['old_code_version']} → {stage['code_version']}",
+            f"{stage['version'] if stage['version'] != 'code version' else ''} "
+            f"{stage['old_code_version']} → {stage['code_version']}".strip(),
             str(stage["artifacts"]),
             _figure(stage, "slot_seconds", "{:.0f} s"),
             _figure(stage, "cost", "{:.2f}"),
@@ -273,6 +275,25 @@ def backfill(
         raise BadInput("no shard is named", field="--shards")
     result = tell(lambda: vars(run_backfill(recipe, Chosen(names, first, last), stage, say)), as_json, show_backfill)
     if result["failures"]:
+        raise typer.Exit(1)
+
+
+def night(recipe: RecipeFile, as_json: AsJson = False) -> None:
+    """Carry out a night of the recipe now, without Dagster's daemon. Exit 1 if it failed or the gate said no."""
+    from alignment.recipe import load_recipe
+    from alignment_dags.cli.output import show_nights
+    from alignment_dags.nights.now import hold_night
+    from alignment_dags.nights.records import latest_nights
+    from resources.home import ensure_home
+    from resources.store import ArtifactStore
+
+    ensure_home()
+
+    def work() -> dict[str, Any]:
+        hold_night(recipe, say)
+        return latest_nights(ArtifactStore().open(), load_recipe(recipe), 1)
+
+    if tell(work, as_json, show_nights)["nights"][0]["outcome"] not in ("passed", "skipped"):
         raise typer.Exit(1)
 
 

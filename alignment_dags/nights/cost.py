@@ -14,8 +14,7 @@ from alignment.store.store import commits_of, readable_commits
 from alignment_dags.nights.night import Costs, Night, Scored, night_costs
 from alignment_dags.nights.records import NightBook
 from alignment_dags.nights.runs import runs_since
-from alignment_dags.nights.state import MANIFEST
-from alignment_dags.run.workspace import Workspace
+from alignment_dags.run.workspace import MANIFEST, Workspace
 from assets.building.factory import asset_step
 from assets.evaluation_report import prices
 

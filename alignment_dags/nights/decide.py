@@ -10,7 +10,7 @@ from typing import Literal
 from alignment.errors import first_few
 from alignment.recipe import Recipe
 from alignment_dags.nights.night import Night, Outcome
-from alignment_dags.nights.state import MANIFEST, State
+from alignment_dags.nights.state import State
 from alignment_dags.run.upgrade import ACCEPT, told
 
 GRACE = timedelta(minutes=2)
@@ -82,6 +82,7 @@ class Limits:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Limits:
+        """Those of the recipe's schedule; none without one."""
         schedule = recipe.schedule
         return cls() if schedule is None else cls(schedule.max_hours, schedule.max_cost)
 
@@ -101,6 +102,11 @@ class Limits:
 NO_LIMITS = Limits()
 
 
+def never_sleeps() -> None:
+    """Every night trains on what is new."""
+    return None
+
+
 def decide_night(
     night: Night,
     state_now: Callable[[], State],
@@ -109,12 +115,14 @@ def decide_night(
     idle_since: datetime | None,
     limits: Limits = NO_LIMITS,
     cost: float | None = None,
+    asleep: Callable[[], str | None] = never_sleeps,
 ) -> NextStep:
     """The next step. A night launches each phase at most once, so that what fails does not fail all night.
 
     `state_now` is asked only when the runs alone do not decide. `idle_since` is since when something was behind that
     nobody was making, None if that was not so at the last look. `cost` is what the night's runs have cost so far. A
     night that has passed a limit has its runs ended, and closes when they have ended; what is done by then counts.
+    `asleep` says why new rows wait (None: they do not); it is asked where other rows are all that is to be trained on.
     """
     trained = _mine(runs, "train")
     done = trained is not None and trained.state != "going" and not trained.canceled
@@ -141,7 +149,8 @@ def decide_night(
         if not late and (step := _shards(state, runs, now, idle_since)) is not None:
             return step
         if state.manifest_behind:
-            return Launch("manifest", nodes=(MANIFEST,))
+            why = asleep() if state.manifest is not None and _is_settled(state) else None
+            return Launch("manifest", nodes=state.pinning) if why is None else Close("slept", why)
     return _training(state, runs, late)
 
 
@@ -179,11 +188,16 @@ def _shards(state: State, runs: Sequence[RunSeen], now: datetime, idle_since: da
 def _training(state: State, runs: Sequence[RunSeen], late: bool) -> NextStep:
     if state.base:
         return Close("failed", f"{', '.join(state.base)}: changed after the manifest was pinned")
-    if not state.train or (state.train == ("registered_model",) and state.verdict in REFUSED):
+    if _is_settled(state):
         return Close("skipped", _unchanged(state))
     if (other := _going(runs, "train")) is not None and not late:
         return Wait(f"run {other.id[:8]} is training this recipe")
     return Launch("train", nodes=state.train)
+
+
+def _is_settled(state: State) -> bool:
+    """Whether nothing is to be made of the manifest that is pinned."""
+    return not state.train or (state.train == ("registered_model",) and state.verdict in REFUSED)
 
 
 def _unchanged(state: State) -> str:

@@ -21,10 +21,12 @@ IDLE_SINCE = "idle_since"  # in the sensor's cursor, so that it outlives a night
 
 
 def schedule_name(recipe_name: str) -> str:
+    """The name of the recipe's schedule in Dagster."""
     return f"{recipe_name}_night"
 
 
 def sensor_name(recipe_name: str) -> str:
+    """The name of the sensor that carries the recipe's nights on."""
     return f"{recipe_name}_night_sensor"
 
 

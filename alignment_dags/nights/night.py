@@ -33,6 +33,7 @@ class Scored(BaseModel):
     price: float | None = None
 
     def told(self) -> str:
+        """In a sentence."""
         price = "" if self.price is None else f" for {self.price:.2f}"
         return (
             f"{self.sequences:,} sequences ({self.tokens:,} tokens) of {self.shards:,} shards scored in "
@@ -68,13 +69,16 @@ class Costs(BaseModel):
         return told + (f"; between the nights {self.between.told()}" if self.between.shards else "")
 
 
+SCORERS = ("reference_logprobs", "policy_logprobs")
+
+
 def night_costs(commits: Iterable[Commit], prices: Mapping[str, float], between: Scored) -> Costs:
     """The sum over commits, each key counted once; `prices` are those of an hour, by stage."""
     distinct = {(commit.kind, commit.key): commit for commit in commits}.values()
     seconds: Counter[str] = Counter()
     for commit in distinct:
         seconds[commit.stage] += commit.seconds  # type: ignore[assignment]
-    scored = [ReferenceSummary.of(commit).scored for commit in distinct if commit.stage == "reference_logprobs"]
+    scored = [ReferenceSummary.of(commit).scored for commit in distinct if commit.stage in SCORERS]
     trained = [TRAINED[commit.stage].of(commit).tokens for commit in distinct if commit.stage in TRAINED]
     priced = [commit.seconds * prices[commit.stage] / 3600 for commit in distinct if commit.stage in prices]
     return Costs(
@@ -87,7 +91,51 @@ def night_costs(commits: Iterable[Commit], prices: Mapping[str, float], between:
     )
 
 
-Outcome = Literal["waiting", "running", "passed", "gated", "failed", "skipped", "missed"]
+class Provable(BaseModel):
+    """The smallest `change` of a metric that a night could prove, on the metric's scale, with its `clusters` of items.
+
+    `margin` is what the gate counts as no loss, and `needed` the clusters that would prove a change as large as it.
+    `reports` is the number of earlier comparisons that showed the spread; without any, `change` and `needed` are None.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    metric: str
+    change: float | None
+    margin: float
+    clusters: int
+    needed: int | None
+    reports: int
+    width: float | None = None
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether a change as large as the margin would be proved; so it is taken to be, if nothing is known."""
+        return self.change is None or self.change <= self.margin
+
+
+class NightWorth(BaseModel):
+    """What a night that trains now would have, could prove and would take.
+
+    `seconds` is the time of slots from the manifest on, as `align plan` forecasts it, and `price` their cost in USD;
+    each is None where it is not known of some stage.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    new_rows: int
+    """Rows to train on that the last policy was not given."""
+    gone_rows: int
+    """Rows that the last policy was trained on and that are in the source no more."""
+    trained_rows: int
+    """Rows that the last policy was trained on."""
+    trained_at: AwareDatetime
+    provable: list[Provable] = []
+    seconds: float | None = None
+    price: float | None = None
+
+
+Outcome = Literal["waiting", "running", "passed", "gated", "failed", "skipped", "slept", "missed"]
 OPEN: frozenset[Outcome] = frozenset({"waiting", "running"})
 TAG = "align/night"
 """Dagster tag of every run that a night launches: `<recipe>/<night id>`."""
@@ -95,7 +143,8 @@ TAG = "align/night"
 
 class Night(BaseModel):
     """`waiting` for its shards, `running`, or closed: `passed` (registered, or nothing to register), `gated`,
-    `failed`, `skipped` (nothing changed) or `missed` (a later night came before it began)."""
+    `failed`, `skipped` (nothing changed), `slept` (what is new waits for more: `schedule.worth`) or `missed` (a later
+    night came before it began)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -118,6 +167,8 @@ class Night(BaseModel):
     version: str | None = None
     """Model version it registered."""
     costs: Costs | None = None
+    worth: NightWorth | None = None
+    """What the night had and could prove when it decided whether to train; None where the recipe does not ask."""
     alias: str | None = None
     """What was wrong with the champion's alias when the night ended; empty if nothing was, None if nobody looked."""
     judge: str | None = None
@@ -130,10 +181,12 @@ class Night(BaseModel):
 
     @property
     def is_open(self) -> bool:
+        """Whether it has not ended."""
         return self.outcome in OPEN
 
     @property
     def tags(self) -> dict[str, str]:
+        """What its Dagster runs are found by."""
         return {TAG: f"{self.recipe}/{self.id}"}
 
     @property
@@ -142,4 +195,5 @@ class Night(BaseModel):
         return f"night of {self.scheduled_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
     def closed(self, outcome: Outcome, reason: str, now: datetime) -> Night:
+        """The night, ended so for this reason."""
         return self.model_copy(update={"outcome": outcome, "reason": reason, "ended_at": now})

@@ -13,7 +13,6 @@ from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG
 from alignment.errors import BadInput
 from alignment_dags.nights.decide import RunSeen
 from alignment_dags.nights.night import Night
-from alignment_dags.nights.state import MANIFEST
 from alignment_dags.run.launch import RunFailed, raise_failure
 from alignment_dags.run.workers import UNFINISHED
 from alignment_dags.run.workspace import Workspace, job_name
@@ -26,7 +25,7 @@ def runs_seen(instance: dg.DagsterInstance, workspace: Workspace, night: Night) 
     """This night's runs, ended or not, and what else is going on in the recipe."""
     recipe = workspace.recipe
     keys = {phase.name: {asset_key(recipe.name, node.name) for node in phase.nodes} for phase in workspace.phases}
-    keys["manifest"] = {asset_key(recipe.name, MANIFEST)}
+    keys["manifest"] = {asset_key(recipe.name, node.name) for node in workspace.pinning}
     keys["train"] -= keys["manifest"]
 
     def phases(chosen: Iterable[dg.AssetKey] | None, job: str | None = None) -> frozenset[str]:

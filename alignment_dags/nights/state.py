@@ -12,13 +12,11 @@ from datetime import datetime
 from alignment.store import Ref
 from alignment_dags.run.plan import plan
 from alignment_dags.run.upgrade import Moved, Upgrades, moved_stages
-from alignment_dags.run.workspace import Workspace
+from alignment_dags.run.workspace import MANIFEST, Workspace
 from alignment_dags.source.observe import LOOK_SECONDS, observe
 from assets.building.node import Node
 from assets.building.upstream import Upstream
 from eval.stages.evaluation_report import ReportSummary
-
-MANIFEST = "preference_manifest"
 
 
 @dataclass(frozen=True)
@@ -26,16 +24,18 @@ class State:
     """What is behind. `base` and `train` name nodes; `shards` and `reference` name shards.
 
     `reference` has only shards whose rows are built. `manifest_behind` is whether another manifest would be pinned
-    now; `train` is what is behind the manifest that is pinned, the data version of which is `manifest`. `verdict` is
-    that of the evaluation report, if that is up to date. `unsettled` and `unreadable` shards map to why: the first may
-    be read in a moment, the second not before somebody mends them. `upgrade` is what this version makes anew and nobody
-    has accepted; `accepted_at` is when a person last accepted such.
+    now, and `pinning` names what is made for that; `train` is what is behind the manifest that is pinned, the data
+    version of which is `manifest`. `verdict` is that of the evaluation report, if that is up to date. `unsettled` and
+    `unreadable` shards map to why: the first may be read in a moment, the second not before somebody mends them.
+    `upgrade` is what this version makes anew and nobody has accepted; `accepted_at` is when a person last accepted
+    such.
     """
 
     base: tuple[str, ...] = ()
     shards: tuple[str, ...] = ()
     reference: tuple[str, ...] = ()
     manifest_behind: bool = False
+    pinning: tuple[str, ...] = (MANIFEST,)
     train: tuple[str, ...] = ()
     unsettled: Mapping[str, str] = field(default_factory=dict)
     unreadable: Mapping[str, str] = field(default_factory=dict)
@@ -70,16 +70,17 @@ def state_of(workspace: Workspace, budget: float = LOOK_SECONDS) -> State:
     scored = {name: [shard for shard in ready if shard not in set(late)] for name, late in behind.items()}
     state = _with_upgrade(state, workspace, upstream, {rows.name: ready} | scored)
     reference = [shard for late in behind.values() for shard in late]
-    manifest = [node for node in phases["train"] if node.name == MANIFEST]
-    after = [node for node in phases["train"] if node.name != MANIFEST]
-    (pinned,) = plan(workspace, manifest, ())
+    pinned = plan(workspace, workspace.pinning, ())
+    first = {node.name for node in workspace.pinning}
+    after = [node for node in phases["train"] if node.name not in first]
     ref = upstream.ref(MANIFEST)
     planned = [] if ref is None else plan(workspace, after, ())
     report = next((one.commit for one in planned if one.node.name == "evaluation_report"), None)
     return replace(
         state,
         reference=tuple(reference),
-        manifest_behind=pinned.state != "current",
+        manifest_behind=any(one.state != "current" for one in pinned),
+        pinning=tuple(one.node.name for one in pinned if one.state != "current") or (MANIFEST,),
         train=tuple(one.node.name for one in planned if one.state != "current"),
         verdict=None if report is None else ReportSummary.of(report).verdict,
         manifest=None if ref is None else ref.artifact.digest,

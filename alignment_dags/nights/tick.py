@@ -18,6 +18,7 @@ from alignment_dags.nights.night import Night, Outcome
 from alignment_dags.nights.records import SET_ASIDE, NightBook
 from alignment_dags.nights.runs import runs_seen
 from alignment_dags.nights.state import State, state_of
+from alignment_dags.nights.worth import reason_to_sleep, worth_of
 from alignment_dags.run.launch import RANGE_END, RANGE_START, stretches
 from alignment_dags.run.shards import claim
 from alignment_dags.run.upgrade import ACCEPT, Upgrades, told
@@ -73,8 +74,16 @@ def tick(
         states.append(state_of(workspace))
         return states[-1]
 
+    def asleep() -> str | None:
+        nonlocal night
+        rule = None if recipe.schedule is None else recipe.schedule.worth
+        if rule is None or night is None or (worth := worth_of(workspace)) is None:
+            return None
+        night = night.model_copy(update={"worth": worth})
+        return reason_to_sleep(worth, rule, now)
+
     try:
-        step = decide_night(night, state_now, seen, now, idle_since, limits, cost)
+        step = decide_night(night, state_now, seen, now, idle_since, limits, cost, asleep)
     except UNREADABLE as error:
         step = unreadable(night, error, now)
     if states:

@@ -11,9 +11,10 @@ from typing import Any
 from alignment.data.hub import HubUnreachable, asking_briefly
 from alignment.errors import BadInput
 from alignment.models.checkpoint import CONFIG_FILE, read_config
+from alignment.models.gguf import gguf_config, is_gguf
 from alignment.models.pin import hub_config
 from alignment.models.shape import shape_of
-from alignment.recipe import Recipe
+from alignment.recipe import Dpo, Recipe
 from alignment.stages.stage import ReferenceSummary
 from alignment.store import Commit, MissingArtifact, Store
 from alignment_dags.planner import hours
@@ -26,6 +27,7 @@ from alignment_dags.planner.loads import (
     load_of,
     precision_of,
     remedies,
+    sampled_of,
 )
 from alignment_dags.run.plan import Planned, plan
 from alignment_dags.run.workspace import Workspace
@@ -38,6 +40,8 @@ from resources.pools import Pool
 GIB = 2**30
 HUB_SECONDS = 5.0  # to wait for an answer of the hub
 LAST = 5  # a time is the mean of the last commits
+SCORERS = ("reference_logprobs", "policy_logprobs")
+"""Stages that score rows; the first that their nodes need is the checkpoint that scores."""
 NO_ACTIVATIONS = "activations are not known for this architecture and come on top"
 
 
@@ -138,7 +142,7 @@ def forecast(workspace: Workspace, config: Path | None = None, rows: int | None 
         counted = _rows(workspace, row_ids, rows)
     unsure = _unsure(workspace, unreached)
     history = History(workspace.store, workspace.recipe.name)
-    scored = [node for node in workspace.nodes if node.stage.name == "reference_logprobs"]
+    scored = [node for node in workspace.nodes if node.stage.name in SCORERS]
     lengths = hours.lengths_of(workspace.recipe, [made for node in scored for made in history.latest_first(node)])
     stand = Stand(workspace, history, planned, model, lengths, counted, row_ids)
     return [_stage(node, stand, unsure.get(node.name)) for node in workspace.nodes]
@@ -174,6 +178,8 @@ def model_config(workspace: Workspace, planned: list[Planned]) -> ModelConfig:
             return ModelConfig(config, f"config.json of {step.node.name}")
     sft = workspace.recipe.sft
     source = (sft and sft.adopt) or workspace.recipe.base_model
+    if source.path is not None and is_gguf(source.path):
+        return ModelConfig(gguf_config(Path(source.path).expanduser()), f"the configuration in {source.path}")
     if source.path is not None:
         return ModelConfig(read_config(source.path), f"config.json in {source.path}")
     if source.hub is None:
@@ -211,12 +217,12 @@ def _stage(node: Node, stand: Stand, unsure: str | None) -> StageForecast:
     if unsure is not None:
         seconds = Figure(None, unsure)
     else:
-        seconds = _seconds(stand.history.latest_first(node) if to_make else [], to_make)
+        seconds = seconds_of(stand.history.latest_first(node) if to_make else [], to_make)
         if to_make and (better := _computed(node, stand, load, pool, seconds.value is None)) is not None:
             seconds = better
     remedied = []
     if fits is False and load is not None and pool is not None and room is not None:
-        remedied = remedies(node.name, load, pool, room * GIB, workspace.recipe.method.needs_reference)
+        remedied = remedies(node.stage.name, load, pool, room * GIB, workspace.recipe.method.needs_reference)
     return StageForecast(
         stage=node.name,
         pool=node.pool,
@@ -240,7 +246,7 @@ def _load(node: Node, stand: Stand, pool: Pool | None) -> Load | None:
 
 def _memory(node: Node, recipe: Recipe, model: ModelConfig, load: Load | None) -> Figure:
     if precision_of(node, recipe) is None:
-        if node.stage.name == "responses":
+        if node.stage.name in ("responses", "candidates"):
             return Figure(0.0, "loads no model: an endpoint answers")
         what = "gate: none registers nothing" if node.name == "registered_model" else "loads no model"
         return Figure(0.0, what)
@@ -259,7 +265,7 @@ def _computed(node: Node, stand: Stand, load: Load | None, pool: Pool | None, ne
     """Time by rows and operations: of a stage that was never made, and of log-probs of which the cache holds some."""
     rate = None if pool is None else hours.Rate.of(pool)
     recipe, rows = stand.workspace.recipe, stand.rows
-    if node.stage.name == "reference_logprobs" and (left := _not_cached(node, stand)) is not None:
+    if node.stage.name in SCORERS and (left := _not_cached(node, stand)) is not None:
         total, outstanding = left
         part = f"{outstanding:,} of {total:,} rows are not in the cache"
         if (per_row := _seconds_per_row(stand.history.latest_first(node))) is not None:
@@ -270,26 +276,34 @@ def _computed(node: Node, stand: Stand, load: Load | None, pool: Pool | None, ne
         return Figure(seconds, f"{part}; {how}")
     if not never or load is None or rate is None or load.precision != "bfloat16":
         return None
+    if node.stage.name == "candidates" and (settings := sampled_of(node, recipe)) is not None:
+        return Figure(*hours.sampling_seconds(settings, load, rate))
     if node.stage.name == "responses":
         answered = hours.answering_seconds(recipe, load, rate)
         return None if answered is None else Figure(*answered)
-    estimates = {"reference_logprobs": hours.scoring_seconds, "policy_checkpoint": hours.training_seconds}
-    if node.stage.name not in estimates or node.name == "sft_checkpoint":
+    if node.stage.name not in (*SCORERS, "policy_checkpoint"):
         return None
     if rows.value is None:
         return Figure(None, rows.how)
-    return Figure(*estimates[node.stage.name](recipe, load, stand.lengths, int(rows.value), rate))
+    taken = round(node.rows(rows.value))
+    if isinstance(node.training, Dpo):
+        return Figure(*hours.training_seconds(recipe, node.training, load, stand.lengths, taken, rate))
+    return Figure(*hours.scoring_seconds(recipe, load, stand.lengths, taken, rate))
 
 
 def _not_cached(node: Node, stand: Stand) -> tuple[int, int] | None:
     """Rows of the shards whose log-probs are to be made, and those of them to score; None while they are not known."""
     from alignment_dags.planner.cached import not_scored
 
-    checkpoint = next((step.commit for step in stand.planned if step.node.name == "sft_checkpoint"), None)
+    if node.stage.name == "reference_logprobs" and not node.partitioned:
+        return None  # of generated pairs, which nobody knows before they are made
+    scored_by = node.needs[0]
+    checkpoint = next((step.commit for step in stand.planned if step.node.name == scored_by), None)
     if stand.row_ids is None or checkpoint is None:
         return None
     mine = [step for step in stand.planned if step.node.name == node.name and step.state in ("missing", "waiting")]
-    row_ids = [row_id for step in mine for row_id in stand.row_ids[str(step.shard)]]
+    shards = [str(step.shard) for step in mine] if node.partitioned else list(stand.row_ids) if mine else []
+    row_ids = [row_id for shard in shards for row_id in stand.row_ids[shard]]
     try:
         return len(row_ids), not_scored(stand.workspace.store, stand.workspace.recipe, checkpoint.artifact, row_ids)
     except MissingArtifact:
@@ -309,7 +323,7 @@ def _seconds_per_row(made: list[Commit]) -> float | None:
     return 2 * sum(seconds for _, seconds in same) / sequences if sequences else None
 
 
-def _seconds(made: list[Commit], to_make: int) -> Figure:
+def seconds_of(made: list[Commit], to_make: int) -> Figure:
     """The mean time of the recipe's last artifacts of this stage, on the device of the latest."""
     if not to_make:
         return Figure(0.0, "nothing is to be made")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from alignment.models.memory import BYTES
 from alignment.models.size import Accelerator, Operations, Work, accelerator_of, forward_operations, training_operations
-from alignment.recipe import Recipe
+from alignment.recipe import Dpo, Recipe
+from alignment.recipe.generate import Sampled
 from alignment.store import Commit
 from resources.pools import Pool
 
@@ -91,9 +92,10 @@ def work_of(lengths: Lengths, rows: float) -> Work:
     return Work.of(lengths.prompt, lengths.completions) * rows
 
 
-def training_seconds(recipe: Recipe, load: Load, lengths: Lengths, rows: int, rate: Rate) -> tuple[float, str]:
-    """Of the preference training over `rows` rows that are trained on or held out, and how it was computed."""
-    settings = recipe.dpo
+def training_seconds(
+    recipe: Recipe, settings: Dpo, load: Load, lengths: Lengths, rows: int, rate: Rate
+) -> tuple[float, str]:
+    """Of one preference training over `rows` rows that are trained on or held out, and how it was computed."""
     trained = round(rows * (1 - recipe.held_out_fraction)) * settings.epochs
     if settings.most_rows is not None:
         trained = min(trained, settings.most_rows)
@@ -103,7 +105,7 @@ def training_seconds(recipe: Recipe, load: Load, lengths: Lengths, rows: int, ra
         adapter=load.lora is not None,
         recomputed=load.checkpointing,
     )
-    if recipe.method.coupled:  # a partner's completion behind each prompt, without a gradient
+    if settings.method.coupled:  # a partner's completion behind each prompt, without a gradient
         extra = forward_operations(load.shape, work_of(lengths, trained)).done
         operations = Operations(operations.useful + extra, operations.done + extra)
     return rate.seconds(operations), _how(trained, lengths, operations, rate)
@@ -133,6 +135,21 @@ def answering_seconds(recipe: Recipe, load: Load, rate: Rate) -> tuple[float, st
     peak = rate.accelerator.bandwidth / 1e12
     how = f"{answers} answers, each batch to its longest, at {BANDWIDTH:.0%} (assumed) of {peak:.2f} TB/s"
     return seconds, how
+
+
+def sampling_seconds(settings: Sampled, load: Load, rate: Rate) -> tuple[float | None, str]:
+    """Of the answers to each prompt of one source, at most; unknown where nothing bounds the prompts."""
+    most = settings.prompts.max_prompts
+    if most is None:
+        return None, "the number of prompts is not known before they are read; prompts.max_prompts bounds it"
+    answers = most * settings.n
+    rows = max(1, load.tokens // (PROMPT + settings.max_new_tokens))
+    cache = 2 * BYTES[load.precision] * load.shape.key_width * load.shape.layers * load.tokens
+    read = BYTES[load.precision] * load.shape.parameters + cache / 2
+    seconds = ceil(answers / rows) * settings.max_new_tokens * read / (BANDWIDTH * rate.accelerator.bandwidth)
+    peak = rate.accelerator.bandwidth / 1e12
+    each = f"{settings.n} answers to {most:,} prompts of a source"
+    return seconds, f"{each}, each batch to its longest, at {BANDWIDTH:.0%} (assumed) of {peak:.2f} TB/s"
 
 
 def _how(rows: float, lengths: Lengths, operations: Operations, rate: Rate) -> str:

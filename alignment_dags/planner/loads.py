@@ -7,11 +7,20 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal
 
-from alignment.models.memory import PackedPass, Trained, answering_bytes, scoring_bytes, training_bytes
+from alignment.models.memory import (
+    Checkpointing,
+    PackedPass,
+    Trained,
+    answering_bytes,
+    quantised_parameters,
+    scoring_bytes,
+    training_bytes,
+)
 from alignment.models.runner import CPU_TOKENS
 from alignment.models.shape import Shape
 from alignment.models.size import parameter_counts
-from alignment.recipe import Dpo, Lora, Optimisation, Recipe
+from alignment.recipe import Lora, Recipe
+from alignment.recipe.generate import Sampled
 from assets.building.node import Node
 from resources.pools import Pool
 
@@ -53,13 +62,15 @@ class Load:
     on_gpu: bool
     shards: int = 1
     lora: Lora | None = None
-    checkpointing: bool = False
+    checkpointing: Checkpointing = False
     packed: bool = True
     """The trainer packs prompts with their completions; SFT pads rows."""
     ranks: int = 1
     beside: int = 0
     """Models that stand beside it in memory."""
     all_logits: bool = False
+    quantised: bool = False
+    """Whether frozen weights of linear layers are in four bits."""
 
     def parts(self) -> dict[str, float]:
         """Bytes by what takes them."""
@@ -85,13 +96,14 @@ class Load:
                 rank * self.shape.layers * sum(linear.inputs + linear.outputs for linear in adapted),
                 self.precision,
                 wide_gradients=self.packed,
-                buckets=not self.packed and self.ranks > 1,
+                buckets=not self.packed and self.ranks > 1 and self.shards == 1,
                 shards=self.shards,
+                quantised=quantised_parameters(self.shape) if self.quantised else 0,
             )
             flash = self.on_gpu and self.precision == "bfloat16"
             yield training_bytes(self.shape, trained, packed, self.lora, checkpointing=self.checkpointing, flash=flash)
         if self.kind in ("score", "measure"):
-            yield scoring_bytes(self.shape, packed, self.precision, self.shards)
+            yield scoring_bytes(self.shape, packed, self.precision, self.shards, quantised=self.quantised)
         if self.kind in ("answer", "measure"):
             yield answering_bytes(self.shape, self.tokens, self.precision, self.shards, all_logits=self.all_logits)
 
@@ -100,10 +112,12 @@ class Load:
         """One sentence of what was computed."""
         parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in self.parts().items() if size >= 0.05 * GIB)
         split = f", split over {self.shards} devices" if self.shards > 1 else ""
-        recomputed = ", activations checkpointed" if self.kind == "train" and self.checkpointing else ""
+        four_bits = ", those of linear layers in 4 bits," if self.quantised else ""
+        how = {False: "", True: ", activations checkpointed", "selective": ", norms and MLPs computed again"}
+        recomputed = how[self.checkpointing] if self.kind == "train" else ""
         return (
-            f"{self.shape.parameters:,} parameters in {self.precision}{self._adapter}{split}; {self.tokens:,} tokens at"
-            f" once{recomputed}" + (f"; GiB: {parts}" if parts else "")
+            f"{self.shape.parameters:,} parameters in {self.precision}{four_bits}{self._adapter}{split};"
+            f" {self.tokens:,} tokens at once{recomputed}" + (f"; GiB: {parts}" if parts else "")
         )
 
     @property
@@ -115,25 +129,26 @@ class Load:
         return f" and {size:,} of the adapter"
 
 
-def training_of(stage: str, recipe: Recipe) -> Optimisation | None:
-    """The settings of a stage that trains; None for one that does not."""
-    if stage == "policy_checkpoint":
-        return recipe.dpo
-    if stage == "sft_checkpoint" and recipe.sft is not None and recipe.sft.adopt is None:
-        return recipe.sft
-    return None
+def sampled_of(node: Node, recipe: Recipe) -> Sampled | None:
+    """The settings that a node of sampled answers belongs to."""
+    return recipe.rounds if node.name.startswith("round_") else recipe.generate
 
 
 def precision_of(node: Node, recipe: Recipe) -> str | None:
     """The precision of the model that a stage loads; None for one that loads none."""
-    if (settings := training_of(node.name, recipe)) is not None:
-        return settings.precision
+    if node.training is not None:
+        return node.training.precision
+    if node.stage.name == "candidates" and (settings := sampled_of(node, recipe)) is not None:
+        return recipe.evals.precision if settings.engine.kind == "transformers" else None
     if node.stage.name == "responses" and recipe.evals.generate.kind == "endpoint":
         return None
     if node.name == "registered_model" and recipe.gate == "none":
         return None
     loaded = {
         "reference_logprobs": recipe.reference.precision,
+        "policy_logprobs": recipe.reference.precision,
+        "new_rows": recipe.reference.precision,
+        "merged_checkpoint": recipe.dpo.precision,
         "responses": recipe.evals.precision,
         "policy_divergence": recipe.evals.precision,
         "registered_model": recipe.evals.precision,
@@ -144,7 +159,7 @@ def precision_of(node: Node, recipe: Recipe) -> str | None:
 def load_of(node: Node, recipe: Recipe, pool: Pool, shape: Shape, lengths: Lengths) -> Load | None:
     """What a stage holds in memory; None for a stage without a model, and for an adapter on more than the layers."""
     precision = precision_of(node, recipe)
-    settings = training_of(node.name, recipe)
+    settings = node.training
     lora = None if settings is None else settings.lora
     if precision is None or (lora is not None and shape.adapted(lora) is None):
         return None
@@ -157,23 +172,30 @@ def load_of(node: Node, recipe: Recipe, pool: Pool, shape: Shape, lengths: Lengt
             plain,
             kind="train",
             lora=lora,
+            quantised=settings.quantise is not None,
             checkpointing=settings.gradient_checkpointing,
             ranks=pool.world_size,
             beside=int(stop is not None and stop.kl is not None and lora is None),
         )
     else:
-        sections: dict[str, Any] = {"reference_logprobs": recipe.reference}
+        sections: dict[str, Any] = {"reference_logprobs": recipe.reference, "policy_logprobs": recipe.reference}
         section = sections.get(node.stage.name, recipe.evals)
         load = plain
+        if node.stage.name == "reference_logprobs":
+            load = replace(load, quantised=recipe.dpo.quantise is not None)
     load = replace(load, shards=pool.world_size if getattr(section, "sharded", False) else 1)
     if node.name == "sft_checkpoint":
         assert recipe.sft is not None
         length = recipe.sft.max_length
         whole = PackedPass(length, length, length, 0, length**2, 0)
         return replace(load, tokens=recipe.sft.micro_batch_size * length, one=whole, packed=False)
-    if node.stage.name in ("responses", "policy_divergence"):
-        kind: Literal["answer", "measure"] = "answer" if node.stage.name == "responses" else "measure"
-        several = kind == "answer" and bool(recipe.evals.lm_eval)
+    if node.stage.name == "reward_model" and settings is not None:  # both sides of a pair in one padded batch
+        length = recipe.tokens.max_length
+        both = PackedPass(length, length, length, 0, length**2, 0)
+        return replace(load, tokens=2 * settings.micro_batch_size * length, one=both, packed=False)
+    if node.stage.name in ("responses", "policy_divergence", "candidates"):
+        kind: Literal["answer", "measure"] = "measure" if node.stage.name == "policy_divergence" else "answer"
+        several = node.stage.name == "responses" and bool(recipe.evals.lm_eval)
         return replace(load, kind=kind, tokens=recipe.evals.batch_tokens, all_logits=several)
     if node.stage.name == "registered_model":
         return replace(load, kind="answer")
@@ -183,13 +205,13 @@ def load_of(node: Node, recipe: Recipe, pool: Pool, shape: Shape, lengths: Lengt
 
 def bytes_without_activations(node: Node, recipe: Recipe, config: dict[str, Any]) -> tuple[float, str]:
     """Weights, gradients and the optimiser's state for a model whose activations are not known; raises `BadInput`."""
-    settings, precision = training_of(node.name, recipe), precision_of(node, recipe)
+    settings, precision = node.training, precision_of(node, recipe)
     assert precision is not None
     whole, trained = parameter_counts(config, None if settings is None else settings.lora)
     if settings is None:
         return float({"float32": 4, "bfloat16": 2}[precision] * whole), f"{whole:,} parameters in {precision}"
     adapter = 0 if settings.lora is None else trained
-    parts = Trained(whole, adapter, precision, wide_gradients=node.name == "policy_checkpoint").parts
+    parts = Trained(whole, adapter, precision, wide_gradients=node.stage.name == "policy_checkpoint").parts
     return sum(parts.values()), f"{whole:,} parameters, {trained:,} of them trained"
 
 
@@ -202,7 +224,7 @@ class Remedy:
     devices: int
 
 
-Change = Literal["checkpoint", "adapter", "shard", "smaller"]
+Change = Literal["checkpoint", "adapter", "quantise", "shard", "smaller"]
 
 
 def remedies(stage: str, load: Load, pool: Pool, room: float, needs_reference: bool) -> list[Remedy]:
@@ -218,7 +240,7 @@ def remedies(stage: str, load: Load, pool: Pool, room: float, needs_reference: b
                 texts = tuple(_written(change, stage, fitting) for change in left if change in changes)
                 found.append((changes, Remedy(texts, fitting.total / GIB, fitting.shards)))
     remedies = [remedy for _, remedy in found]
-    if stage == "reference_logprobs" and needs_reference:
+    if stage in ("reference_logprobs", "policy_logprobs") and needs_reference:
         remedies.append(Remedy(("optimise.method without a reference (simpo, cpo, orpo)",), 0.0, 1))
     if load.kind == "answer" and stage != "registered_model":
         remedies.append(Remedy(("evals.generate.kind: endpoint, which loads no model here",), 0.0, 1))
@@ -228,38 +250,45 @@ def remedies(stage: str, load: Load, pool: Pool, room: float, needs_reference: b
 def _left(stage: str, load: Load) -> list[Change]:
     """The changes that a load has not made yet, in the order a person would take them."""
     possible: dict[Change, bool] = {
-        "checkpoint": load.kind == "train" and not load.checkpointing,
+        "checkpoint": load.kind == "train" and load.checkpointing is not True,
         "smaller": load.tokens > LEAST_PASS and stage != "sft_checkpoint",
         "adapter": load.kind == "train" and load.lora is None,
-        "shard": load.on_gpu and load.shards < MOST_DEVICES,
+        "quantise": load.kind == "train" and load.lora is not None and not load.quantised and load.shards == 1,
+        "shard": load.on_gpu and load.shards < MOST_DEVICES and not load.quantised,
     }
     return [change for change, is_left in possible.items() if is_left]
 
 
 def _with(load: Load, changes: frozenset[Change], pool: Pool) -> Iterator[Load]:
     """The load with the changes: on as few devices as there are, with as large passes as there are, first."""
+    levels: list[Checkpointing] = [load.checkpointing]
     if "checkpoint" in changes:
-        load = replace(load, checkpointing=True)
+        levels = [True] if load.checkpointing else ["selective", True]
     if "adapter" in changes:
         load = replace(load, lora=LORA)
+    if "quantise" in changes:
+        load = replace(load, quantised=True)
     least = max(2, pool.world_size)
     first = least if load.shards == 1 else load.shards + least  # whole slots, more than there are
     devices = range(first, max(first, MOST_DEVICES) + 1, least) if "shard" in changes else (load.shards,)
     halves = [load.tokens >> times for times in range(1, 32) if load.tokens >> times >= LEAST_PASS]
     for shards in devices:
         for tokens in halves if "smaller" in changes else (load.tokens,):
-            yield replace(load, shards=shards, ranks=max(load.ranks, shards), tokens=tokens)
+            for level in levels:
+                yield replace(load, shards=shards, ranks=max(load.ranks, shards), tokens=tokens, checkpointing=level)
 
 
 def _written(change: Change, stage: str, load: Load) -> str:
     """A change as a person writes it."""
     section = {"policy_checkpoint": "optimise", "sft_checkpoint": "sft"}.get(stage, "reference")
     if change == "checkpoint":
-        return f"{section}.gradient_checkpointing: true"
+        return f"{section}.gradient_checkpointing: {'true' if load.checkpointing is True else load.checkpointing}"
     if change == "adapter":
         return f"{section}.lora: {{rank: {LORA.rank}}}"
+    if change == "quantise":
+        return f"{section}.lora.quantise: nf4"
     if change == "smaller":
         key = "evals" if load.kind in ("answer", "measure") else "reference"
         return f"{key}.batch_tokens: {load.tokens}"
-    has_key = stage == "policy_checkpoint" and "sharded" in Dpo.model_fields
-    return f"{'optimise.sharded: true' if has_key else 'sharding'} over {load.shards} devices"
+    section = "evals" if load.kind in ("answer", "measure") else section
+    return f"{section}.sharded: true over {load.shards} devices"

@@ -39,10 +39,14 @@ class Side:
 
 
 def side_of(store: Store, name: str) -> Side:
-    """What a person named: a samples file, `MODEL@VERSION`, or a recipe, whose newest policy is meant.
+    """What a person named: a samples file, `MODEL@VERSION`, or a recipe (its name or file), whose newest policy is
+    meant.
 
     Raises `BadInput` for a name that is none of them, and for a recipe without a policy.
     """
+    if is_recipe(name):
+        recipe = load_recipe(name)
+        return _newest(store, name, recipe.name, recipe.written)
     if is_file(name):
         return Side(name, file=Path(name))
     if "@" in name:
@@ -51,16 +55,26 @@ def side_of(store: Store, name: str) -> Side:
     made = {str(folder).rstrip("/").rsplit("/", 1)[-1] for folder in store.fs.glob(store.path("refs", "*"))}
     if name not in {*names, *made}:
         raise BadInput(f"no file, recipe or MODEL@VERSION{did_you_mean(name, {*names, *made})}", file=name)
-    policy = store.read_ref(name, "policy_checkpoint")
+    return _newest(store, name, name, load_recipe(names[name]).written if name in names else {})
+
+
+def _newest(store: Store, named: str, recipe: str, written: dict[str, Any]) -> Side:
+    policy = store.read_ref(recipe, "policy_checkpoint")
     if policy is None:
-        raise BadInput(f"recipe {name} has no policy yet; run `align run {name}` first", file=name)
-    scores = {suite: ref.artifact for suite, ref in store.read_refs(name, SCORES).items()}
-    written = load_recipe(names[name]).written if name in names else {}
-    return Side(name, scores=scores, policy=store.commit_of(policy.artifact), recipe=written)
+        raise BadInput(f"recipe {recipe} has no policy yet; run `align run {named}` first", file=named)
+    scores = {suite: ref.artifact for suite, ref in store.read_refs(recipe, SCORES).items()}
+    return Side(named, scores=scores, policy=store.commit_of(policy.artifact), recipe=written)
+
+
+def is_recipe(name: str) -> bool:
+    """Whether a person means a recipe's file."""
+    return name.endswith((".yaml", ".yml"))
 
 
 def is_file(name: str) -> bool:
     """Whether a person means a samples file, there or not, and no recipe or version."""
+    if is_recipe(name):
+        return False
     return Path(name).exists() or len(Path(name).parts) != 1 or name.endswith(".parquet")
 
 

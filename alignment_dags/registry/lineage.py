@@ -9,10 +9,12 @@ from alignment.errors import BadInput
 from alignment.stages.base_model import STAGE as BASE_MODEL
 from alignment.stages.base_model import BaseModelSummary
 from alignment.stages.preference_manifest import ManifestSummary
-from alignment.stages.stage import PolicySummary, SftSummary, ShardSummary
+from alignment.stages.stage import PolicySummary, SftSummary, ShardSummary, starts_of
 from alignment.store import Artifact, Commit, Store
 from alignment.store.erase import current_erasure
 from alignment_dags.registry.registrations import champion_of, name_and_version, registration_of
+from alignment_dags.retention.evidence import evidence_of
+from assets.certificate import about, certificate_of
 from assets.champion import moved_by_hand
 from assets.registration import RegistrationSummary
 from eval.stages.evaluation_report import ReportSummary
@@ -37,7 +39,7 @@ def record_of(registration: Commit, policy: Commit, commits: dict[str, Commit]) 
     """
     report = commits[registration.inputs["report"].key]
     manifest = commits[policy.inputs["manifest"].key]
-    start = commits[policy.inputs["checkpoint"].key]
+    start = starts_of(lambda artifact: commits[artifact.key], policy)[-1]
     sft, base = (None, start) if start.kind == BASE_MODEL.kind else (start, None)
     if sft is not None and "base" in sft.inputs:
         base = commits[sft.inputs["base"].key]
@@ -86,7 +88,9 @@ def lineage_of(model: str, source: str = "store") -> dict[str, Any]:
 
     `tree` nests every artifact's inputs down to base model and source files' rows; `shards` lists the
     preference shards with row digests and counts; `runs` has, for every artifact, the Dagster run that made it
-    and the MLflow run that reported it (None if MLflow does not answer). `record_of` describes the other fields.
+    and the MLflow run that reported it (None if MLflow does not answer). `certificate` is that of the policy, and
+    `withdrawal_evidence` what was measured on rows that it was trained without (None without). `record_of` describes
+    the other fields.
     """
     name, wanted = name_and_version(model)
     store = ArtifactStore().open()
@@ -110,6 +114,8 @@ def lineage_of(model: str, source: str = "store") -> dict[str, Any]:
         **record_of(registration, policy, commits),
         "erased": erased(store, commits),
         "alias_moved": _alias_moved(store, name),
+        "certificate": about(certificate_of(store, policy.digest)),
+        "withdrawal_evidence": evidence_of(store, policy.digest),
     }
 
 

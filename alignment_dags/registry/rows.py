@@ -14,14 +14,17 @@ from pyarrow import csv
 
 from alignment.data.manifest import SPLIT_FILE
 from alignment.data.rows import HELD_OUT_FILE, TRAIN_FILE
+from alignment.data.rows import ROWS_FILE as SHARD_ROWS
 from alignment.data.withdrawal import What, tombstone
 from alignment.errors import BadInput
 from alignment.stages.policy_checkpoint import ROWS_FILE
+from alignment.stages.preference_shard import PAIRS_FILE
+from alignment.stages.stage import starts_of
 from alignment.store import Artifact, Commit, MissingArtifact, Store
 from alignment.store.erase import all_commits, current_erasure
 from alignment.store.store import refs_of
 from alignment_dags.registry.registrations import REGISTERED, name_and_version, registration_of
-from alignment_dags.retention.text import IDS_FILE
+from alignment_dags.retention.text import IDS_FILE, SHARD
 from assets.champion import registered_champion
 from assets.registration import RegistrationSummary
 from resources.store import ArtifactStore
@@ -33,7 +36,9 @@ def row_lineage(row_id: str) -> dict[str, Any]:
     """`policies` that were given the row, newest first: {digest, key, recipe, made_at, split, reason, weights,
     registered}, and `withdrawn` {recipe: {at, reason}}.
 
-    `split` is train, held_out, dropped (with `reason`), or `sft` if its SFT checkpoint was given the row;
+    `origin` is None for a row that somebody wrote; of a pair that was made of sampled answers it has the `generator`,
+    the `judge` that scored them, the `round`, and the `prompt`'s id. `split` is train, held_out, dropped (with
+    `reason`), or `sft` if its SFT checkpoint was given the row;
     `registered` lists model, version and whether it is champion.
     """
     store = ArtifactStore().open()
@@ -42,8 +47,12 @@ def row_lineage(row_id: str) -> dict[str, Any]:
     learned = {commit.digest for commit in all_commits(store, SFT) if _demonstrated(store, commit, row_id)}
     policies = []
     for commit in sorted(all_commits(store, POLICY), key=lambda commit: commit.started_at, reverse=True):
-        place = _place(store, commit, row_id)
-        if place is None and commit.inputs["checkpoint"].digest in learned:
+        place, starts = _place(store, commit, row_id), starts_of(store.commit_of, commit)
+        if (place is None or place[0] == "dropped") and any(
+            _place(store, start, row_id) == ("train", None) for start in starts[:-1]
+        ):
+            place = ("train", None)  # an earlier link of its chain was, and its weights are in this one
+        if place is None and starts[-1].digest in learned:
             place = ("sft", None)
         if place is not None:
             erasure = current_erasure(store, commit.artifact)
@@ -60,7 +69,30 @@ def row_lineage(row_id: str) -> dict[str, Any]:
                     "registered": _versions(versions, champions),
                 }
             )
-    return {"row": row_id, "policies": policies, "withdrawn": _withdrawn(store, row_id)}
+    return {
+        "row": row_id,
+        "policies": policies,
+        "withdrawn": _withdrawn(store, row_id),
+        "origin": _origin(store, row_id),
+    }
+
+
+ORIGIN = ("generator", "judge", "round")
+
+
+def _origin(store: Store, row_id: str) -> dict[str, Any] | None:
+    """Where a generated row comes from; None for any other."""
+    for commit in store.commits(SHARD):
+        if "generated" not in commit.inputs:
+            continue
+        columns = [*ORIGIN, "source_row"]
+        for row in _rows(store, commit.artifact, SHARD_ROWS, row_id, columns):
+            pair = commit.inputs["generated"]
+            with suppress(MissingArtifact), store.open(pair, PAIRS_FILE) as stream:
+                prompts = pq.read_table(stream, columns=["row_id"])["row_id"]
+                return {name: row[name] for name in ORIGIN} | {"prompt": prompts[row["source_row"] - 1].as_py()}
+            return {name: row[name] for name in ORIGIN} | {"prompt": None}
+    return None
 
 
 def show_row(result: dict[str, Any]) -> None:
@@ -80,6 +112,11 @@ def show_row(result: dict[str, Any]) -> None:
         print(
             f"{policy['made_at']}  policy {policy['digest'][:12]} of {recipe}: {split};"
             f" {versions or 'never registered'}; weights {policy['weights']}"
+        )
+    if origin := result["origin"]:
+        print(
+            f"made of answers by {origin['generator']} to prompt {origin['prompt'] or '(erased)'}, scored by"
+            f" {origin['judge'] or 'nobody'}" + (f", round {origin['round']}" if origin["round"] else "")
         )
     if not result["policies"]:
         print(f"no policy in this store was given row {result['row']}")

@@ -16,6 +16,7 @@ from alignment.recipe import TokenPolicy
 from alignment.stages import CheckpointSummary
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.policy_checkpoint import DpoRequest
+from alignment.stages.stage import trained_policy
 from alignment.store import Commit, Store
 from alignment_dags.registry.export import checkpoint_of
 from alignment_dags.registry.registrations import name_and_version
@@ -60,7 +61,8 @@ def find(model: str, say: Callable[[str], None]) -> Served:
 def _tokens(store: Store, policy: Commit) -> TokenPolicy:
     """How training wrote its rows; the default if the request is lost, as for a folder."""
     try:
-        return DpoRequest.model_validate_json(store.read(policy.artifact, REQUEST_FILE)).tokens
+        trained = trained_policy(store.commit_of, policy)
+        return DpoRequest.model_validate_json(store.read(trained.artifact, REQUEST_FILE)).tokens
     except (MissingArtifact, CorruptArtifact, ValueError):
         return TokenPolicy()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection
 
+from alignment.stages.stage import starts_of
 from alignment.store import Commit, Store
 from alignment.store.store import refs_of
 from alignment_dags.retention.items import ToErase
@@ -35,7 +36,7 @@ def unneeded_checkpoints(
             kept.append(commit)
         elif recipes is None or recipe in recipes:
             to_erase.append(_without_weights(commit, f"not among the last {keep} policies of {recipe or 'its recipe'}"))
-    below = in_use | {commit.inputs["checkpoint"].key for commit in kept}
+    below = in_use | {start.key for commit in kept for start in starts_of(store.commit_of, commit)}
     below |= current_checkpoint_keys(store, SFT)
     for commit in store.commits(SFT):
         if commit.key not in below and (recipes is None or commit.environment.get("recipe", "") in recipes):
@@ -51,7 +52,7 @@ def current_checkpoint_keys(store: Store, kind: str) -> set[str]:
     if kind == POLICY:
         return current | {policy.key for policy in policies}
     policies += [named.ref.artifact for named in refs_of(store, POLICY)]
-    return current | {store.commit_of(policy).inputs["checkpoint"].key for policy in policies}
+    return current | {start.key for policy in policies for start in starts_of(store.commit_of, store.commit_of(policy))}
 
 
 def _registered(store: Store, keep: int) -> set[str]:

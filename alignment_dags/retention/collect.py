@@ -18,6 +18,7 @@ from alignment.store.erase import current_erasure, erase, erasures, finish, keys
 from alignment.store.store import refs_of
 from alignment_dags.retention.checkpoints import POLICY, SFT, current_checkpoint_keys, unneeded_checkpoints
 from alignment_dags.retention.items import Kept, Plan, leftovers, remove
+from alignment_dags.retention.sampled import CANDIDATES, RANKED
 from alignment_dags.retention.text import (
     DATASET,
     SHARD,
@@ -40,7 +41,7 @@ def carry_out(store: Store, removal_plan: Plan) -> list[tuple[str, str]]:
     busy: list[tuple[str, str]] = []
     in_use = keys_in_use(store)
     erase_token_ids(store, removal_plan.tokenised)
-    for kind in (SHARD, DATASET, POLICY, SFT):
+    for kind in (SHARD, DATASET, CANDIDATES, RANKED, POLICY, SFT):
         for erasure in erasures(store, kind):
             if remaining(store, erasure):
                 commit = erasure.commit
@@ -81,7 +82,8 @@ def unpublish(store: Store) -> list[Kept]:
 
 def uses(store: Store, commit: Commit) -> bool:
     """Whether a recipe uses an artifact now: refs may have moved since the plan was made."""
-    current = current_keys if commit.kind in (SHARD, DATASET) else current_checkpoint_keys
+    of_text = commit.kind in (SHARD, DATASET, CANDIDATES, RANKED)
+    current = current_keys if of_text else current_checkpoint_keys
     return commit.key in current(store, commit.kind)
 
 
@@ -99,7 +101,7 @@ def forget_erased(store: Store) -> None:
     for kind in (SHARD, DATASET, POLICY, SFT):
         for named in refs_of(store, kind, partitioned=kind == SHARD):
             if current_erasure(store, named.ref.artifact) is not None:
-                store.remove_ref(named.recipe, kind, named.partition)
+                store.remove_ref(named.recipe, named.node, named.partition)
 
 
 KEEP = 5

@@ -1,6 +1,7 @@
 """The text of withdrawn rows: which artifacts still contain it, and which of these nobody uses.
 
-Only shards and SFT data sets contain rows as text, and the cache of token ids as ids. Reference log-probs, manifests,
+Only shards, SFT data sets, sampled answers and the pairs made of them contain rows or prompts as text, and the cache
+of token ids as ids. Reference log-probs, manifests,
 other caches and training records contain row ids, keys and numbers. Requests and reports contain no rows, and MLflow
 gets none. Token ids are erased at once, whatever uses the row: a build that needs them tokenises the row again.
 """
@@ -19,6 +20,7 @@ from alignment.data.withdrawal import SHARDS, Holder, Withdrawn, read_withdrawn,
 from alignment.store import Artifact, Commit, Store
 from alignment.store.store import Named, refs_of
 from alignment_dags.retention.items import Kept, ToErase
+from alignment_dags.retention.sampled import CANDIDATES, PAIRS, PROMPTS, RANKED, current_generated, current_sampled
 
 SHARD, DATASET, MANIFEST = "preference_shard", "sft_dataset", "preference_manifest"
 IDS_FILE = "row_ids.parquet"
@@ -41,7 +43,12 @@ def withdrawn_text(store: Store, recipes: Iterable[str], in_use: set[str]) -> tu
     }
     to_erase: list[ToErase] = []
     kept: list[Kept] = []
-    for holder, ids, whole in ((SHARDS, rows, shards), (DEMONSTRATIONS, demonstrations, {})):
+    for holder, ids, whole in (
+        (SHARDS, rows, shards),
+        (DEMONSTRATIONS, demonstrations, {}),
+        (PROMPTS, rows, {}),
+        (PAIRS, rows, {}),
+    ):
         if not ids and not whole:
             continue
         current = current_keys(store, holder.kind)
@@ -56,7 +63,8 @@ def withdrawn_text(store: Store, recipes: Iterable[str], in_use: set[str]) -> tu
             elif commit.key in in_use:
                 kept.append(Kept(holder.kind, commit.key, f"{why}; a running build uses it"))
             else:
-                to_erase.append(ToErase(commit, (QUARANTINE_FILE, *holder.files), why))
+                files = tuple(name for name in (QUARANTINE_FILE, *holder.files) if name in commit.files)
+                to_erase.append(ToErase(commit, files, why))
     return to_erase, kept
 
 
@@ -88,7 +96,11 @@ def ids_instead(store: Store, commit: Commit) -> dict[str, bytes]:
 
 def current_keys(store: Store, kind: str) -> dict[str, list[tuple[str, str | None]]]:
     """Key of every artifact of a kind that a recipe uses now, to its (recipe, shard) pairs."""
+    if kind in (CANDIDATES, RANKED):
+        return current_sampled(store, kind)
     users: dict[str, list[tuple[str, str | None]]] = {}
+    for key, recipe in current_generated(store) if kind == SHARD else ():
+        users.setdefault(key, []).append((recipe, "of generated pairs"))
     withdrawn: dict[str, Withdrawn] = {}
     for named in refs_of(store, kind, partitioned=kind == SHARD):
         if named.recipe not in withdrawn:
@@ -115,7 +127,7 @@ def _waiting(store: Store, manifest: Named) -> dict[str, Artifact]:
 
 
 def _still_used(users: list[tuple[str, str | None]], why: str, withdrawn: dict[str, Withdrawn]) -> str:
-    uses = ", ".join(f"shard {shard} of {recipe}" if shard else f"SFT data of {recipe}" for recipe, shard in users)
+    uses = ", ".join(f"shard {shard} of {recipe}" if shard else f"data of {recipe}" for recipe, shard in users)
     behind = all(
         (withdrawal := withdrawn.get(recipe, Withdrawn())).rows
         or withdrawal.demonstrations

@@ -21,6 +21,7 @@ from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.preference_shard import ShardRequest
 from alignment.store import Artifact, MissingArtifact, Store
 from alignment.store.store import refs_of
+from alignment_dags.retention.sampled import sampled_from
 from alignment_dags.retention.text import DATASET, DEMONSTRATIONS, SHARD
 from resources.store import ArtifactStore
 
@@ -30,8 +31,9 @@ SFT_DATA = "(SFT data)"
 def withdraw(path: Path, rows: list[str], shards: list[str], reason: str) -> dict[str, Any]:
     """Writes the tombstones. Raises `BadInput` naming unknown rows and shards.
 
-    A row id may be of a preference row or of a row for fine-tuning. Returns where the rows are: `rows` {id: shards of
-    this recipe, or its SFT data}, `shards`, `also_in` {recipe: ids} for other recipes that still use the same rows, and
+    A row id may be of a preference row, of a row for fine-tuning, or of a prompt that answers were sampled to. Returns
+    where the rows are: `rows` {id: shards of this recipe, or its SFT data}, `shards`, `generated` {prompt: ids of the
+    pairs that were made of answers to it}, `also_in` {recipe: ids} for other recipes that still use the same rows, and
     `source`: the files that the team has to clear itself.
     """
     recipe = load_recipe(path)
@@ -51,9 +53,12 @@ def withdraw(path: Path, rows: list[str], shards: list[str], reason: str) -> dic
         for named in refs_of(store, DATASET)
         if (held := _held(store, named.ref.artifact, asked, DEMONSTRATIONS))
     }
-    known_rows, known_demonstrations = _known(store, recipe.name, asked, _ids(holders), _ids(demonstration_holders))
+    sampled = sampled_from(store, asked)
+    holding_rows = _ids(holders) | (asked & sampled.ids)
+    known_rows, known_demonstrations = _known(store, recipe.name, asked, holding_rows, _ids(demonstration_holders))
     at = now()
-    bury(store, recipe.name, "rows", (Tombstone(id=row, at=at, reason=reason) for row in known_rows))
+    buried = sorted(known_rows | sampled.ids)
+    bury(store, recipe.name, "rows", (Tombstone(id=row, at=at, reason=reason) for row in buried))
     stones = (Tombstone(id=row, at=at, reason=reason) for row in known_demonstrations)
     bury(store, recipe.name, "demonstrations", stones)
     whole = (
@@ -81,6 +86,7 @@ def withdraw(path: Path, rows: list[str], shards: list[str], reason: str) -> dic
         "recipe": recipe.name,
         "rows": holding,
         "shards": sorted(shards),
+        "generated": {prompt: sorted(sampled.pairs.get(prompt, ())) for prompt in sorted(sampled.prompts)},
         "also_in": {
             other: sorted(_ids({place: ids for place, ids in holders.items() if place[0] == other})) for other in others
         },
@@ -109,9 +115,12 @@ def show_withdrawal(result: dict[str, Any]) -> None:
         print(f"{row}: {', '.join(shards) or 'in nothing current, only in older artifacts'}")
     for shard in result["shards"]:
         print(f"{shard}: the whole shard")
+    for prompt, pairs in result["generated"].items():
+        print(f"prompt {prompt}: the answers that were sampled to it, and {len(pairs)} pairs made of them")
     for recipe, ids in result["also_in"].items():
         print(f"still used by recipe {recipe}: {', '.join(ids)} (withdraw there too)")
     print(f"\nwithdrawn; `align run` builds {result['recipe']} without them, `align gc` then erases their text")
+    print("between the two, `align prefs evidence` can compare them with rows that the new model never saw")
     for place in result["source"]:
         print(f"your own file, not changed: {place}")
 

@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 from types import TracebackType
 from typing import NoReturn
 
@@ -262,10 +263,18 @@ def execute(
     return execute_run(job, run, instance)
 
 
-def raise_failure(instance: dg.DagsterInstance, run_id: str) -> NoReturn:
-    """Raises `BadInput` if every failed step says a person has to mend its input, else `RunFailed`."""
-    lines: list[str] = []
-    bad: list[str] = []
+@dataclass(frozen=True)
+class StepFailure:
+    """A step that failed, with the reason; `mendable` says that a person has to mend its input."""
+
+    step: str
+    reason: str
+    mendable: bool
+
+
+def step_failures(instance: dg.DagsterInstance, run_id: str) -> list[StepFailure]:
+    """The failed steps of a run, in order."""
+    failures = []
     for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
         event = entry.dagster_event
         assert event is not None
@@ -274,9 +283,16 @@ def raise_failure(instance: dg.DagsterInstance, run_id: str) -> NoReturn:
         told = failure.description if failure else None
         if told is None and data.error is not None:
             told = (data.error.cause or data.error).message.strip()
-        lines.append(f"{event.step_key}: {told}")
-        if failure and BAD_INPUT in failure.metadata:
-            bad.append(str(failure.metadata[BAD_INPUT].value))
-    if bad and len(bad) == len(lines):
-        raise BadInput("; ".join(dict.fromkeys(bad)))
-    raise RunFailed(run_id, "\n".join(lines) or f"Dagster run {run_id} failed before any step")
+        bad = failure.metadata.get(BAD_INPUT) if failure else None
+        reason = str(told) if bad is None else str(bad.value)
+        failures.append(StepFailure(str(event.step_key), reason, bad is not None))
+    return failures
+
+
+def raise_failure(instance: dg.DagsterInstance, run_id: str) -> NoReturn:
+    """Raises `BadInput` if every failed step says a person has to mend its input, else `RunFailed`."""
+    failures = step_failures(instance, run_id)
+    if failures and all(failure.mendable for failure in failures):
+        raise BadInput("; ".join(dict.fromkeys(failure.reason for failure in failures)))
+    lines = "\n".join(f"{failure.step}: {failure.reason}" for failure in failures)
+    raise RunFailed(run_id, lines or f"Dagster run {run_id} failed before any step")

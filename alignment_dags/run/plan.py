@@ -13,7 +13,7 @@ from alignment.store import Commit, Ref
 from alignment_dags.run.workspace import Workspace
 from assets.building.node import Node, NotNeeded
 from assets.building.upstream import Upstream
-from resources.compute import check_residency
+from resources.compute import check_packages, check_residency
 
 State = Literal["current", "unreported", "missing", "waiting"]
 
@@ -38,6 +38,7 @@ class PlannedUpstream(Upstream):
     """Artifacts as they will be: those the plan has found, and the store's refs for what it has not come to."""
 
     def foresee(self, name: str, shard: str | None, commit: Commit, ref: Ref | None) -> None:
+        """Takes it that the node, or its shard, will be this artifact."""
         same = ref is not None and ref.artifact == commit.artifact
         self._refs[name, shard] = ref if same else Ref(artifact=commit.artifact)
 
@@ -55,12 +56,14 @@ def plan(
 ) -> list[Planned]:
     """Every node (of `nodes`, where given) and shard (of `only` these), upstream first.
 
-    Raises `BadInput` for a place outside of the recipe's region, and for sources a person has to mend; where `refused`
-    is given, a shard that cannot be read waits, and `refused` is told why. Raises `HubUnreachable`; where `unreached`
-    is given, a node that needs the hub's answer waits, and `unreached` is told why by the node's name.
+    Raises `BadInput` for a place outside of the recipe's region, for a package that is not here, and for sources a
+    person has to mend; where `refused` is given, a shard that cannot be read waits, and `refused` is told why. Raises
+    `HubUnreachable`; where `unreached` is given, a node that needs the hub's answer waits, and `unreached` is told why
+    by the node's name.
     """
     recipe = workspace.recipe
     check_residency(recipe, workspace.pools, workspace.store)
+    check_packages(recipe, workspace.pools)
     upstream = PlannedUpstream(workspace.store, recipe.name)
     try:
         shards = list(upstream.shards(recipe) if only is None else only)

@@ -109,6 +109,7 @@ class Chosen:
 
     @property
     def everything(self) -> bool:
+        """Whether nothing is left out."""
         return self.shards is None and self.first is None and self.last is None
 
     def of(self, order: list[str]) -> list[str]:

@@ -19,28 +19,41 @@ from alignment.store import Artifact, Commit, Store
 from alignment.store.store import commits_of
 from assets.building.node import Node, NotNeeded
 from assets.building.upstream import NotBuilt, Upstream
+from eval.judge.judgment import READING
+from eval.stages.scores import STAGE as SCORES
+from eval.stages.scores import read_otherwise
+from eval.summaries import ScoresSummary
 
 Place = tuple[str, str]
 """A stage and one of its shards (empty for a stage without shards)."""
 FOLDER = "upgrades"
 ACCEPT = "`align upgrade --accept`"
+CODE, VERDICTS = "code version", "reading of verdicts"
 
 
 @dataclass(frozen=True)
 class Moved:
-    """A stage of a recipe that has a higher code version than some of its current artifacts were committed under.
+    """A stage of a recipe that has a higher version than some of its current artifacts were committed under.
 
     `old` is the lowest of theirs. `shards` names the shards that these artifacts belong to; it is empty for a stage
-    without shards, which has one artifact.
+    without shards, which has one artifact. `version` says which version is higher: that of the stage's code, or that of
+    the rules that read a judge's verdicts, which moves keys as well.
     """
 
     stage: str
     old: int
     new: int
     shards: tuple[str, ...] = ()
+    version: str = CODE
+
+    @property
+    def noted(self) -> str:
+        """The name under which the version is accepted."""
+        return self.stage if self.version == CODE else f"{self.stage} ({self.version})"
 
     @property
     def artifacts(self) -> int:
+        """Artifacts of the stage that are made anew."""
         return len(self.shards) or 1
 
 
@@ -70,7 +83,16 @@ def moved_stages(
         older = {shard: version for shard, version in versions.get(node.name, {}).items() if version < new}
         if older and (node.partitioned or _needed(node, upstream)):
             moved.append(Moved(node.name, min(older.values()), new, tuple(older) if node.partitioned else ()))
+        elif (node.name, "") in standing and _is_read_otherwise(node, standing[node.name, ""], upstream):
+            moved.append(Moved(node.name, READING - 1, READING, version=VERDICTS))
     return tuple(moved)
+
+
+def _is_read_otherwise(node: Node, artifact: Artifact, upstream: Upstream) -> bool:
+    """Whether an endpoint's judgments are behind these scores, and their verdicts were read by other rules."""
+    if node.stage.name != SCORES.name or not read_otherwise(upstream.store, artifact):
+        return False
+    return ScoresSummary.of(upstream.store.commit_of(artifact)).judge is not None and _needed(node, upstream)
 
 
 def _commits(store: Store, artifacts: Mapping[Place, Artifact]) -> dict[Place, Commit]:
@@ -99,7 +121,7 @@ def _needed(node: Node, upstream: Upstream) -> bool:
 def told(moved: Iterable[Moved]) -> str:
     """The stages with their versions, for one line."""
     return ", ".join(
-        f"{one.stage} (code version {one.old} → {one.new}, {one.artifacts} artifact{'s' * (one.artifacts != 1)})"
+        f"{one.stage} ({one.version} {one.old} → {one.new}, {one.artifacts} artifact{'s' * (one.artifacts != 1)})"
         for one in moved
     )
 
@@ -131,17 +153,19 @@ class Upgrades:
 
     @property
     def accepted(self) -> Noted | None:
+        """What a person accepted last, if anything."""
         return self._read("accepted")
 
     @property
     def alerted(self) -> Noted | None:
+        """What was alerted last, if anything."""
         return self._read("alerted")
 
     def waiting(self, moved: Iterable[Moved]) -> tuple[Moved, ...]:
         """Those that nobody has accepted up to the version that they have now."""
         moved = tuple(moved)
         accepted = self.accepted if moved else None
-        return tuple(one for one in moved if not _covers(accepted, {one.stage: one.new}))
+        return tuple(one for one in moved if not _covers(accepted, {one.noted: one.new}))
 
     @property
     def waits(self) -> bool:
@@ -152,17 +176,17 @@ class Upgrades:
     def accept(self, moved: Iterable[Moved], by: str, now: datetime) -> Noted:
         """Adds these to what was accepted before, so that stages which moved earlier stay accepted."""
         before = self.accepted
-        stages = (before.stages if before else {}) | {one.stage: one.new for one in moved}
+        stages = (before.stages if before else {}) | {one.noted: one.new for one in moved}
         return self._write("accepted", Noted(stages=stages, at=now.replace(microsecond=0), by=by))
 
     def is_news(self, moved: Iterable[Moved]) -> bool:
         """Whether people were not alerted of these yet."""
-        return not _covers(self.alerted, {one.stage: one.new for one in moved})
+        return not _covers(self.alerted, {one.noted: one.new for one in moved})
 
     def note_alert(self, moved: Iterable[Moved], now: datetime) -> None:
         """Keeps what people were alerted of; of nothing, once nothing waits any more."""
         before = self.alerted
-        stages = {one.stage: one.new for one in moved}
+        stages = {one.noted: one.new for one in moved}
         if stages != (before.stages if before else {}):
             self._write("alerted", Noted(stages=stages, at=now, by="nights"))
 

@@ -42,6 +42,7 @@ class Mark:
 
     @classmethod
     def parse(cls, mark: str) -> Mark:
+        """The inverse of `str`; what older marks lack is empty."""
         pid, _, rest = mark.partition("@")
         start, boot, namespace = [*rest.split(":"), "", ""][:3]
         return cls(int(pid), start, boot, namespace)
@@ -115,6 +116,7 @@ def is_here(mark: str) -> bool:
 
 
 def pid_of(mark: str) -> int:
+    """The process id in a mark."""
     return Mark.parse(mark).pid
 
 

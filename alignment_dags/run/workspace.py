@@ -29,10 +29,15 @@ class Phase:
 
     @property
     def partitioned(self) -> bool:
+        """Whether its nodes are made shard by shard."""
         return self.nodes[0].partitioned
 
 
+MANIFEST = "preference_manifest"
+
+
 def job_name(recipe_name: str, phase_name: str) -> str:
+    """The name of a phase's job in Dagster."""
     return f"{recipe_name}_{phase_name}"
 
 
@@ -67,6 +72,16 @@ class Workspace:
     def phase(self, name: PhaseName) -> Phase:
         """The phase of that name."""
         return next(phase for phase in self.phases if phase.name == name)
+
+    @cached_property
+    def pinning(self) -> tuple[Node, ...]:
+        """The nodes of the phase `train` that the first manifest needs, itself last: a night makes these first, and
+        trains on the manifest that they pin."""
+        needed = {MANIFEST}
+        for node in reversed(self.phase("train").nodes):
+            if node.name in needed:
+                needed.update(node.needs)
+        return tuple(node for node in self.phase("train").nodes if node.name in needed)
 
     @cached_property
     def return_phase(self) -> Phase:

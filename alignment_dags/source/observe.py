@@ -30,6 +30,7 @@ class Seen:
 
     @property
     def names(self) -> set[str]:
+        """Everything that was seen, read or not."""
         return {*self.keys, *self.waiting, *self.unreadable}
 
 

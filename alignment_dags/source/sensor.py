@@ -10,7 +10,7 @@ import dagster as dg
 from alignment.digest import json_digest
 from alignment.errors import BadInput, first_few
 from alignment.recipe import Recipe
-from alignment_dags.run.launch import RANGE_END, RANGE_START, stretches
+from alignment_dags.run.launch import RANGE_END, RANGE_START, step_failures, stretches
 from alignment_dags.run.shards import NameTaken, claim, claim_partitions, drop
 from alignment_dags.run.upgrade import ACCEPT, Upgrades, moved_stages
 from alignment_dags.run.workers import UNFINISHED
@@ -25,6 +25,7 @@ SENSOR_NAME, RUN_KEY = "dagster/sensor_name", "dagster/run_key"
 
 
 def sensor_name(recipe_name: str) -> str:
+    """The name of the sensor that looks for the recipe's shards."""
     return f"{recipe_name}_source"
 
 
@@ -79,8 +80,9 @@ def watch(instance: dg.DagsterInstance, workspace: Workspace, text: str | None) 
     troubles = "; ".join(made.troubles)
     _alert(recipe, cursor, troubles)
     if made.given_up:
-        names = first_few(made.given_up)
-        send(recipe.alerts, Alert(recipe.name, "shard_failed", f"failed and wait for a correction: {names}"))
+        why = _reasons(instance, [cursor.asked[shard].run_key for shard in made.given_up])
+        text = f"failed and wait for a correction: {first_few(made.given_up)}{why}"
+        send(recipe.alerts, Alert(recipe.name, "shard_failed", text))
     after = Cursor(
         observation=cursor.observation + bool(requests),
         asked={**made.asked, **asked},
@@ -97,6 +99,15 @@ def watch(instance: dg.DagsterInstance, workspace: Workspace, text: str | None) 
 def _unfinished(instance: dg.DagsterInstance, recipe: Recipe) -> list[dg.DagsterRun]:
     mine = dg.RunsFilter(tags={SENSOR_NAME: sensor_name(recipe.name)}, statuses=UNFINISHED)
     return list(instance.get_runs(mine))
+
+
+def _reasons(instance: dg.DagsterInstance, run_keys: Iterable[str]) -> str:
+    """Why the runs with these keys failed, as the end of a sentence; empty where Dagster keeps none of them."""
+    reasons: dict[str, None] = {}
+    for key in dict.fromkeys(run_keys):
+        for run in instance.get_runs(dg.RunsFilter(tags={RUN_KEY: key}), limit=1):
+            reasons |= dict.fromkeys(failure.reason for failure in step_failures(instance, run.run_id))
+    return f" ({first_few(list(reasons), '; ')})" if reasons else ""
 
 
 def _requests(

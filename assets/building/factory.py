@@ -6,7 +6,7 @@ Dagster reads the annotations of an asset's function, so this file has them eval
 import math
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ import dagster as dg
 from alignment.address import shown
 from alignment.errors import BadInput
 from alignment.guards import GATE, Guard
+from alignment.progress import CURVES
 from alignment.recipe import Recipe
+from alignment.stages import Request
 from alignment.stages.execute import DAGSTER_RUN, RECIPE_NAME, REQUEST_FILE
 from alignment.stages.usage import POOL, Usage
 from alignment.store import Artifact, Commit, Ref, Store
@@ -23,10 +25,11 @@ from alignment.store.erase import current_erasure
 from assets.building.node import Node, NotNeeded, Shown, Work
 from assets.building.upstream import NotBuilt, Upstream
 from resources.alerts import Alert, send
-from resources.compute import ComputePools, check_residency
+from resources.compute import ComputePools, check_packages, check_residency
 from resources.home import mlflow_page
 from resources.mlflow import Tracking
-from resources.mlflow_runs import Report, Reported
+from resources.mlflow_live import live_curves
+from resources.mlflow_runs import Opening, Report, Reported
 from resources.pools import Pools
 from resources.store import ArtifactStore
 
@@ -175,6 +178,7 @@ class Materializer:
         pool_name = self.node.pool or ""
         os.environ.update({DAGSTER_RUN: self.context.run.run_id, RECIPE_NAME: self.recipe.name, POOL: pool_name})
         check_residency(self.recipe, self.pools, self.store)
+        check_packages(self.recipe, self.pools)
         upstream = Upstream(self.store, self.recipe.name)
         request = self.node.request(upstream, shard)
         commit = self.store.find(self.node.stage.kind, self.node.stage.key(request))
@@ -182,7 +186,8 @@ class Materializer:
         if commit is None:
             pool = self.pools[pool_name] if pool_name else None
             work = Work(self.node.stage, request, self.store, self.tracking, pool, self.context, pool_name)
-            commit = self.node.make(work)
+            with self.curves(request) if self.node.is_checkpoint else nullcontext():
+                commit = self.node.make(work)
         self.context.log.info(f"{'found' if hit else 'made'} {self.store.uri(commit.artifact)}")
         self.node.publish(self.store, self.tracking, commit)
         shown = self.node.show(commit, self.store.fetch(commit.artifact, deep="once"))
@@ -238,6 +243,17 @@ class Materializer:
                 allow_retries=False,
             )
 
+    def curves(self, request: Request) -> AbstractContextManager[None]:
+        """Meanwhile MLflow shows how the training goes."""
+        stage = self.node.stage
+        key = stage.key(request)
+        settings = dict(flat(request.model_dump(mode="json")))
+        run_id = self.context.run.run_id
+        experiment = self.recipe.experiment
+        opening = Opening(self.recipe.name, self.node.name, stage.kind, key, stage.name, run_id, settings, experiment)
+        path = self.store.work_path(stage.kind, key) / CURVES
+        return live_curves(self.tracking, opening, path, self.context.log.info)
+
     def report(self, upstream: Upstream, commit: Commit, shard: str | None, shown: Shown) -> Reported:
         """Reports the artifact to MLflow."""
         runs = upstream.mlflow_runs()
@@ -256,6 +272,7 @@ class Materializer:
                 upstream=known,
                 files=shown.files,
                 checkpoint=self.node.is_checkpoint,
+                experiment=self.recipe.experiment,
             )
         )
 

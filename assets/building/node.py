@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import dagster as dg
 
 from alignment.guards import Guards
+from alignment.recipe import Optimisation
 from alignment.stages import Request, Stage, execute
 from alignment.store import Commit, Store
 from assets.building.upstream import Upstream
@@ -85,6 +86,11 @@ def publish_nothing(store: Store, tracking: Tracking, commit: Commit) -> None:
     return None
 
 
+def all_rows(rows: float) -> float:
+    """All of them."""
+    return rows
+
+
 @dataclass(frozen=True)
 class Node:
     """One stage of one recipe.
@@ -107,6 +113,10 @@ class Node:
     partitioned: bool = False
     pool: str | None = None
     is_checkpoint: bool = False
+    training: Optimisation | None = None
+    """The settings of a node that trains, for the plan."""
+    rows: Callable[[float], float] = all_rows
+    """How many of the recipe's preference rows a node trains on or scores, for the plan."""
     after: tuple[str, ...] = ()
     object_to: Callable[[Any, Commit | None], None] = no_objection
     """Raises `BadInput` for a valid request whose artifact (the commit, if it is made) the recipe could not use. Plans

@@ -19,12 +19,16 @@ from typing import Any
 
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking for a GPU must not open it in this process
 
-from benchmarks.gpu import kernels, passes, steps
+from benchmarks.gpu import kernels, passes, steps, training
 from benchmarks.gpu.tools import PRESETS, Record, the_device
 
 BY_SHAPE = {
     "agreement": steps.agreement,
     "step": steps.step,
+    "trl": training.trl,
+    "whole": training.whole,
+    "memory": training.memory,
+    "resume": training.resume,
     "values": passes.values,
     "company": passes.company,
     "speed": passes.speed,
@@ -35,15 +39,20 @@ LIMITS = {
     "environment": 30.0,
     "agreement": 50.0,
     "step": 60.0,
+    "trl": 60.0,
+    "whole": 50.0,
+    "memory": 40.0,
+    "resume": 30.0,
     "head": 20.0,
     "values": 40.0,
     "company": 40.0,
     "speed": 50.0,
     "attention": 40.0,
 }
-"""Seconds that a part may take, in the order in which the parts run."""
-IN_ALL = 290.0
-"""Seconds of all parts together: a part gets what those before it left, and its own limit at most."""
+"""Seconds of five minutes that a part may take, in the order in which the parts run; more with more minutes."""
+MINUTES = 5.0
+SPARE = 10.0
+"""Seconds of the time that are left for imports: a part gets what those before it left, and its own limit at most."""
 
 
 def work(part: str, preset: str, out: Path) -> None:
@@ -105,14 +114,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--size", choices=PRESETS, default="gpu")
-    parser.add_argument("--seconds", type=float, default=IN_ALL, help="of all parts together")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="of all parts together")
     chosen = parser.parse_args()
+    seconds, share = 60 * chosen.minutes - SPARE, max(1.0, chosen.minutes / MINUTES)
     chosen.out.mkdir(parents=True, exist_ok=True)
     importlib.import_module("transformers.models.llama.modeling_llama")  # once, not in every part
     began, start, tables, failed = time.monotonic(), "fork", [], []
     for part, limit in LIMITS.items():
-        left = chosen.seconds - (time.monotonic() - began)
-        found = run(part, chosen.size, chosen.out, max(0.0, min(limit, left)), start)
+        left = seconds - (time.monotonic() - began)
+        found = run(part, chosen.size, chosen.out, max(0.0, min(share * limit, left)), start)
         if found["status"] != "complete" and part == "environment":  # some drivers bear no fork: start afresh then
             start = "spawn"
             found = run(part, chosen.size, chosen.out, limit, start)

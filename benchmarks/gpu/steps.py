@@ -60,7 +60,7 @@ class Padded(Runner):
         return [list(range(start, min(start + DATA_ORDER_PAIRS, len(rows)))) for start in starts]
 
 
-def _rows(model: Any, size: Size, most: int, budget: int) -> list[StepRow]:
+def step_rows(model: Any, size: Size, most: int, budget: int) -> list[StepRow]:
     """Pairs with the scorer's own log-probs as the reference's."""
     drawn = pairs(size)[:most]
     scored = logps(model, [sequence for pair in drawn for sequence in pair], budget)
@@ -82,7 +82,7 @@ def agreement(record: Record, name: str, size: Size, device: torch.device) -> No
 
 
 def _agreement_of(record: Record, of: dict[str, Any], model: Any, size: Size, budget: int) -> None:
-    rows = _rows(model, size, COMPARED_PAIRS, budget)
+    rows = step_rows(model, size, COMPARED_PAIRS, budget)
     flat = [sequence for sides in _sides(rows) for sequence in sides]
     usual, half = Runner.of(model, flat[0]), HalfFull(model, flat[0])
     half.shared = usual.shared
@@ -141,7 +141,7 @@ def step(record: Record, name: str, size: Size, device: torch.device) -> None:
     """
     dtype, budget = torch.bfloat16, size.batch_tokens
     model = build(size, dtype, device)
-    rows = _rows(model, size, max(COMPARED_PAIRS, size.pairs // 4), budget)
+    rows = step_rows(model, size, max(COMPARED_PAIRS, size.pairs // 4), budget)
     flat = [sequence for sides in _sides(rows) for sequence in sides]
     flops, peak, method = 3 * (scoring_flops(model, flat) or 0.0), peak_flops(device, dtype), Dpo()
     ways = {

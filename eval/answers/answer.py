@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from alignment.errors import BadInput
 from alignment.generation.endpoint import EndpointGenerator
 from alignment.generation.generator import Answer, Generator, Message, Prompt, PromptEncoder, batches
+from alignment.models.sharding import sharding_of
 from eval.answers.asking import Asking
 from eval.answers.files import Response
 from eval.suites.items import hub_rows, load_items, sample_positions
@@ -69,11 +70,17 @@ class ContinuationScorer:
         before, wanted = self.lm._encode_pair(context, continuation)
         return len(before), len(wanted)
 
+    def tokens(self, request: Any) -> int:
+        """The tokens of a request's continuation."""
+        return self._encode(*request.args)[1]
+
     def score(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """For each request the continuation's log-likelihood in nats, and whether it is the greedy continuation."""
         if not requests:
             return []
-        with quiet():
+        sharding = sharding_of(self.lm.model)
+        # each rank of a sharded model scores all of them, as lm-eval batches them by itself
+        with quiet(), nullcontext() if sharding is None else sharding.uncounted(self.lm.model):
             scores = self.lm.loglikelihood(list(requests), disable_tqdm=True)
         return [(float(value), bool(greedy)) for value, greedy in scores]
 
@@ -109,11 +116,7 @@ def task_choices(asking: Asking, items: Sequence[Item], positions: Sequence[int]
 
     Raises `BadInput` for an endpoint, which gives no log-likelihoods.
     """
-    loaded = asking.generator
-    if not isinstance(loaded, Generator):
-        problem = f"{asking.suite.name} needs log-likelihoods, which only a loaded model gives: set kind: transformers"
-        raise BadInput(problem, field="evals.generate.kind")
-    scorer = ContinuationScorer(loaded.model, loaded.encoder, loaded.batch_tokens)
+    scorer = _continuation_scorer(asking)
     wanted = set(positions)
     requests: dict[int, list[Any]] = {}
     for own, task, shots in _opened(asking, items):
@@ -125,6 +128,43 @@ def task_choices(asking: Asking, items: Sequence[Item], positions: Sequence[int]
     scores = iter(scorer.score([request for place in fitting for request in requests[place]]))
     scored = {place: tuple(next(scores) for _ in requests[place]) for place in fitting}
     return [Response(items[place].id, (), problems[place], scored.get(place, ())) for place in positions]
+
+
+def _continuation_scorer(asking: Asking) -> ContinuationScorer:
+    loaded = asking.generator
+    if not isinstance(loaded, Generator):
+        problem = f"{asking.suite.name} needs log-likelihoods, which only a loaded model gives: set kind: transformers"
+        raise BadInput(problem, field="evals.generate.kind")
+    return ContinuationScorer(loaded.model, loaded.encoder, loaded.batch_tokens)
+
+
+def completions(
+    asking: Asking, choices: Callable[[Item], tuple[str, tuple[str, ...]]], items: Sequence[Item]
+) -> list[Response]:
+    """The mean log-likelihood a token of every completion of the items' prompts.
+
+    A mean, because a sum would prefer the shortest completion. Raises `BadInput` for an endpoint.
+    """
+    from lm_eval.api.instance import Instance
+
+    scorer = _continuation_scorer(asking)
+    asked: list[list[Any]] = []
+    for item in items:
+        prompt, texts = choices(item)
+        written = scorer.template([{"role": "user", "content": prompt}]) if asking.chat else prompt + TURN_BREAK
+        asked.append([Instance("loglikelihood", {}, (written, text), place) for place, text in enumerate(texts)])
+    problems = [scorer.problem(requests) for requests in asked]
+    scores = iter(
+        scorer.score(
+            [request for requests, why in zip(asked, problems, strict=True) if not why for request in requests]
+        )
+    )
+    responses: list[Response] = []
+    for item, requests, why in zip(items, asked, problems, strict=True):
+        pairs = [] if why else [(next(scores), scorer.tokens(request)) for request in requests]
+        means = tuple((value / tokens, greedy) for (value, greedy), tokens in pairs)
+        responses.append(Response(item.id, (), why, means))
+    return responses
 
 
 def _response(item: Item, answer: Answer) -> Response:
@@ -209,6 +249,9 @@ def answer_suite(suite: Suite, spec: SuiteSpec, seed: int, generator: Generator 
     asking = Asking(suite, spec, seed, generator, chat)
     positions = sample_positions(items, spec.limit, seed)
     asked = [items[position] for position in positions]
+    if suite.choices is not None:
+        scored = completions(asking, suite.choices, asked)
+        return Answered(asked, scored, {"chat_template": chat, "log_likelihoods": "mean of a token"})
     if suite.output != "generate_until":
         return Answered(asked, task_choices(asking, items, positions), {"chat_template": chat, "log_likelihoods": True})
     is_task = suite.task is not None or bool(suite.members)

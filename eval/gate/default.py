@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from alignment.errors import BadInput
 from alignment.recipe import Gate, Recipe, Requirement
-from eval.gate.bounded import ANSWERS, BOUNDED, DIVERGENCE, ENDED, LENGTH
+from eval.gate.bounded import ANSWERS, BOUNDED, DIVERGENCE, ENDED, LENGTH, NEW_ROWS
 from eval.gate.compare import default_margin
 from eval.gate.metrics import METRICS, PREFERENCES
-from eval.suites import SUITES, suite_named
+from eval.suites import SUITES, Suite, suite_of
 
 MOST_LENGTH = 2.0
 """Answers of twice the SFT checkpoint's length are the length hacking that judges reward."""
@@ -32,8 +34,9 @@ def gate_of(recipe: Recipe, file: str | None = None) -> Gate | None:
 def _gate_of(recipe: Recipe) -> Gate | None:
     if recipe.gate == "default":
         left_out = without_judge(recipe)
-        texts = [suite for suite in recipe.evals.selected() if suite_named(suite).output == "generate_until"]
-        return default_gate([suite for suite in recipe.evals.selected() if suite not in left_out], bool(texts))
+        suites = {suite: suite_of(recipe, suite) for suite in recipe.evals.selected()}
+        texts = any(suite.output == "generate_until" for suite in suites.values())
+        return default_gate({name: suite for name, suite in suites.items() if name not in left_out}, texts)
     if not isinstance(recipe.gate, Gate):
         return None
     for metric in recipe.gate.metrics:
@@ -46,6 +49,9 @@ def _gate_of(recipe: Recipe) -> Gate | None:
             why = _no_metric(recipe, suite, name)
         if why is None and suite in (PREFERENCES, DIVERGENCE) and recipe.gate.metrics[metric].max_ratio is not None:
             why = "the start checkpoint's own value is 0, which has no ratio: bound it by at_most"
+        asked = recipe.gate.metrics[metric]
+        if why is None and suite == NEW_ROWS and asked.at_least is None and asked.at_most is None:
+            why = "it is measured on the champion, not on the policy: bound it by at_least or at_most"
         if why is not None:
             raise BadInput(why, field=f"gate.metrics.{metric}")
     return recipe.gate
@@ -53,7 +59,7 @@ def _gate_of(recipe: Recipe) -> Gate | None:
 
 def without_judge(recipe: Recipe) -> list[str]:
     """The recipe's suites that only a judge can score, where the recipe has none."""
-    return [] if recipe.judge else [suite for suite in recipe.evals.selected() if suite_named(suite).needs_judge]
+    return [] if recipe.judge else [suite for suite in recipe.evals.selected() if suite_of(recipe, suite).needs_judge]
 
 
 def left_out_of_default(recipe: Recipe) -> list[str]:
@@ -66,9 +72,11 @@ def left_out_of_default(recipe: Recipe) -> list[str]:
 def _no_bounded(recipe: Recipe, suite: str, name: str) -> str | None:
     if name not in BOUNDED[suite]:
         return f"{suite} has no such metric; write {suite}/ and one of {', '.join(BOUNDED[suite])}"
+    if suite == NEW_ROWS:
+        return None if recipe.evals.new_rows else "the recipe does not measure new rows: give evals.new_rows"
     if suite == DIVERGENCE:
         return None if recipe.held_out_fraction else "no prompt to sample from is held out: held_out_fraction is 0"
-    texts = [name for name in recipe.evals.selected() if suite_named(name).output == "generate_until"]
+    texts = [name for name in recipe.evals.selected() if suite_of(recipe, name).output == "generate_until"]
     return None if texts else "no suite of the recipe is answered by texts"
 
 
@@ -91,7 +99,7 @@ def _no_preferences(recipe: Recipe, name: str) -> str | None:
     return None if recipe.held_out_fraction else "no pair is held out: held_out_fraction is 0"
 
 
-def default_gate(suites: list[str], texts: bool = True) -> Gate:
+def default_gate(suites: Mapping[str, Suite], texts: bool = True) -> Gate:
     """`no_regression` of every suite's main metric and of XSTest's refusals of what is unsafe, bounds on the answers'
     length and endings if there are `texts`, and `any_improves`; raises `BadInput` without a suite.
 
@@ -99,10 +107,11 @@ def default_gate(suites: list[str], texts: bool = True) -> Gate:
     """
     if not suites:
         raise BadInput("`default` needs a suite that is scored: add a suite under evals, or a judge", field="gate")
-    metrics = {metric: Requirement(no_regression=margin) for metric, margin in map(default_requirement, suites)}
+    asked = [default_requirement(name, suite) for name, suite in suites.items()]
+    metrics = {metric: Requirement(no_regression=margin) for metric, margin in asked}
     for suite, metric in SAFETY.items():
         if suite in suites:
-            low, high = suite_named(suite).scale_of(metric)
+            low, high = suites[suite].scale_of(metric)
             metrics[f"{suite}/{metric}"] = Requirement(no_regression=default_margin(high - low))
     if texts:
         metrics[f"{ANSWERS}/{LENGTH}"] = Requirement(max_ratio=MOST_LENGTH)
@@ -110,8 +119,7 @@ def default_gate(suites: list[str], texts: bool = True) -> Gate:
     return Gate(metrics=metrics, any_improves=True)
 
 
-def default_requirement(suite: str) -> tuple[str, float]:
+def default_requirement(name: str, suite: Suite) -> tuple[str, float]:
     """A suite's main metric as `suite/metric`, and the margin that counts as no loss of it."""
-    definition = suite_named(suite)
-    low, high = definition.scale_of(definition.headline)
-    return f"{suite}/{definition.headline}", default_margin(high - low)
+    low, high = suite.scale_of(suite.headline)
+    return f"{name}/{suite.headline}", default_margin(high - low)

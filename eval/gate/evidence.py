@@ -6,21 +6,39 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from alignment.recipe import Gate
 from alignment.stages import Request
 from alignment.stages.execute import REQUEST_FILE
 from alignment.store import Artifact, CorruptArtifact, Store
 from eval.gate.baselines import PublishedFigure
-from eval.gate.bounded import ANSWERS, DIVERGENCE, compare_answers, compare_divergence
-from eval.gate.compare import MetricComparison, compare_samples
+from eval.gate.bounded import (
+    ANSWERS,
+    DIVERGENCE,
+    NEW_ROWS,
+    compare_answers,
+    compare_divergence,
+    compare_new_rows,
+)
+from eval.gate.compare import MetricComparison, compare_samples, width_of
 from eval.gate.held_out import HeldOutComparison, against_champion, against_reference, read_held_out
-from eval.gate.metrics import PREFERENCES
+from eval.gate.metrics import PREFERENCES, headline
 from eval.gate.requirement import OTHER_SETTINGS, Against, Check, baseline_at
+from eval.gate.spread import spreads
+from eval.gate.sweep import SWEEP_CHECK, Choice, SweepRequest, check_of, choose, picks, sweep_request
 from eval.gate.verdict import Verdict, decide, verdict_key
 from eval.suites.samples import SAMPLES_FILE, Sample, read_samples
 from eval.summaries import ScoresSummary
+
+
+class Repeat(BaseModel):
+    """A training of the policy with another seed, and its scores by suite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    policy: Artifact
+    scores: dict[str, Artifact]
 
 
 class ReportRequest(Request):
@@ -32,9 +50,16 @@ class ReportRequest(Request):
     `incomplete` says that some scores lack items (`lack_items`). Requests of version 0.1.0 have no such field, because
     it bounded only what the candidate lacks. So a report over incomplete scores is made again, and every other report
     keeps its key.
+
+    `sweep` is the report of the sweep that the policy was picked from. Of the suite that picked it, only the items that
+    confirm it are then counted: on the others the policy looks better than it is. `repeats` are the same training with
+    other seeds; they show how much a metric varies from run to run. `rounds` are the comparisons of a recipe's rounds,
+    in order, which only the page shows.
     """
 
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"champion_note", "divergence", "incomplete"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset(
+        {"champion_note", "divergence", "incomplete", "new_rows", "sweep", "repeats", "rounds"}
+    )
 
     sft: Artifact
     policy: Artifact
@@ -49,6 +74,19 @@ class ReportRequest(Request):
     champion_note: str = ""
     divergence: Artifact | None = None
     incomplete: bool = False
+    new_rows: Artifact | None = None
+    """The champion on rows that it never saw; None where there is no champion, or no such row."""
+    sweep: Artifact | None = None
+    repeats: tuple[Repeat, ...] = ()
+    rounds: tuple[Artifact, ...] = ()
+
+    @property
+    def asked(self) -> Gate | None:
+        """The gate without what it asks of new rows, if there are none."""
+        if self.gate is None or self.new_rows is not None:
+            return self.gate
+        metrics = {name: one for name, one in self.gate.metrics.items() if name.partition("/")[0] != NEW_ROWS}
+        return self.gate.model_copy(update={"metrics": metrics})
 
     @property
     def baseline(self) -> Against:
@@ -184,6 +222,10 @@ class Evidence:
     against_champion: Compared | None
     held_out: dict[str, str] = field(default_factory=dict)
     bounded: dict[str, str] = field(default_factory=dict)
+    choice: Choice | None = None
+    """What came of the sweep that the policy is the winner of."""
+    spreads: tuple[str, ...] = ()
+    """A sentence for each metric of the gate on how much it varies from run to run."""
 
     def by_side(self, baseline: str) -> dict[str, dict[str, SuiteScores]]:
         """The scores under the names that a report gives the two sides; `baseline` is that of the first."""
@@ -208,8 +250,9 @@ def _same_settings(
 
 def gather(store: Store, request: ReportRequest) -> Evidence:
     """Reads and compares all scores of a report's request, and the held-out pairs of policies that have some."""
-    sft = read_scores(store, request.sft_scores, request.sft)
-    policy = read_scores(store, request.policy_scores, request.policy)
+    choice = None if request.sweep is None else winner(store, request.sweep, request.policy)
+    sft = confirming(read_scores(store, request.sft_scores, request.sft), choice)
+    policy = confirming(read_scores(store, request.policy_scores, request.policy), choice)
     bounds = {} if request.gate is None else request.gate.metrics
     ratios = {metric for metric, requirement in bounds.items() if requirement.max_ratio is not None}
     beside_sft, beside_champion = compare_scores(sft, policy, ratios), None
@@ -221,13 +264,15 @@ def gather(store: Store, request: ReportRequest) -> Evidence:
                 f"the divergence is of policy {measured.digest[:12]}, not of {request.policy.digest[:12]}"
             )
         bounded[DIVERGENCE] = compare_divergence(store, request.divergence)
+    if request.new_rows is not None:
+        bounded[NEW_ROWS] = compare_new_rows(store, request.new_rows)
     beside_sft = replace(beside_sft, bounded={name: metrics for name, metrics in bounded.items() if metrics})
     pairs = read_held_out(store, request.policy)
     hashes = {} if pairs is None else {"policy": pairs.sha256}
     if pairs is not None:
         beside_sft = beside_sft.with_held_out(against_reference(pairs))
     if request.champion is not None:
-        champion = read_scores(store, request.champion_scores, request.champion)
+        champion = confirming(read_scores(store, request.champion_scores, request.champion), choice)
         beside_champion = compare_scores(champion, policy)
         texts = _same_settings(request.policy_scores, champion, policy)
         if answers := compare_answers(store, request.champion_scores, texts):
@@ -237,7 +282,71 @@ def gather(store: Store, request: ReportRequest) -> Evidence:
             beside_champion = beside_champion.with_held_out(against_champion(champion_pairs, pairs))
         if champion_pairs is not None:
             hashes["champion"] = champion_pairs.sha256
-    return Evidence(sft, policy, beside_sft, beside_champion, hashes, _behind_bounds(store, request))
+    runs = [policy, *(read_scores(store, repeat.scores, repeat.policy) for repeat in request.repeats)]
+    samples = [{suite: one.samples for suite, one in run.items()} for run in runs]
+    differences = {
+        f"{suite}/{metric}": one.difference for suite, of in beside_sft.suites.items() for metric, one in of.items()
+    }
+    found = spreads(list(bounds), samples, differences) if request.repeats else []
+    behind = _behind_bounds(store, request)
+    return Evidence(sft, policy, beside_sft, beside_champion, hashes, behind, choice, tuple(found))
+
+
+def confirming(scores: dict[str, SuiteScores], choice: Choice | None) -> dict[str, SuiteScores]:
+    """The scores without the items that picked the policy; all of them without a sweep."""
+    if choice is None or (suite := choice.metric.partition("/")[0]) not in scores:
+        return scores
+    samples = [sample for sample in scores[suite].samples if not picks(sample.cluster)]
+    return scores | {suite: replace(scores[suite], samples=samples)}
+
+
+def read_choice(store: Store, request: SweepRequest) -> Choice:
+    """The choice among a sweep's points, from their pinned scores, each traced to the policy that was scored."""
+    suite, _, metric = request.metric.partition("/")
+
+    def samples_of(scores: dict[str, SuiteScores]) -> list[Sample]:
+        return [sample for sample in scores[suite].samples if sample.metric == metric]
+
+    sides = {name: read_scores(store, point.scores, point.policy) for name, point in request.points.items()}
+    baseline = read_scores(store, request.sft_scores, request.sft)
+    if reasons := [reason for scores in sides.values() if (reason := _not_comparable(baseline[suite], scores[suite]))]:
+        raise WrongEvidence(f"the points of the sweep cannot be compared by {request.metric}: {reasons[0]}")
+    samples = {name: samples_of(scores) for name, scores in sides.items()}
+    settings = {name: point.settings for name, point in request.points.items()}
+    results, picked, confirmed = choose(samples_of(baseline), samples, settings)
+    means = {name: _means(scores) for name, scores in sides.items()}
+    points = {name: result.model_copy(update={"means": means[name]}) for name, result in results.items()}
+    values = [sample.value for each in samples.values() for sample in each if sample.value is not None]
+    return Choice(
+        metric=request.metric,
+        width=width_of(suite, metric, values),
+        points=points,
+        picked=picked,
+        confirmed=confirmed,
+    )
+
+
+def _means(scores: Mapping[str, SuiteScores]) -> dict[str, float]:
+    """The mean of each suite's main metric over all items that have a value."""
+    means = {}
+    for suite, one in scores.items():
+        measured = _measured(one.samples)
+        if measured:
+            main = headline(suite, measured)
+            values = [each.value for each in one.samples if each.metric == main and each.value is not None]
+            means[f"{suite}/{main}"] = sum(values) / len(values)
+    return means
+
+
+def winner(store: Store, sweep: Artifact, policy: Artifact) -> Choice:
+    """The choice that a sweep's report stands for, computed again; raises `WrongEvidence` if it picked another policy
+    than this."""
+    request = sweep_request(store, sweep)
+    choice = read_choice(store, request)
+    picked = request.points[choice.picked].policy
+    if picked.digest != policy.digest:
+        raise WrongEvidence(f"the sweep picked policy {picked.digest[:12]}, not {policy.digest[:12]}")
+    return choice
 
 
 def _behind_bounds(store: Store, request: ReportRequest) -> dict[str, str]:
@@ -247,7 +356,8 @@ def _behind_bounds(store: Store, request: ReportRequest) -> dict[str, str]:
         for side, scores in sides
         for suite, artifact in scores.items()
     }
-    return digests if request.divergence is None else digests | {DIVERGENCE: request.divergence.digest}
+    others = {DIVERGENCE: request.divergence, NEW_ROWS: request.new_rows}
+    return digests | {name: artifact.digest for name, artifact in others.items() if artifact is not None}
 
 
 # The verdict on a report's evidence, and the same verdict from the pinned samples: a registration trusts no stored one.
@@ -268,12 +378,23 @@ def verdict_of(request: ReportRequest, evidence: Evidence) -> Verdict:
     } | {f"{side}/{PREFERENCES}": sha256 for side, sha256 in evidence.held_out.items()}
     asked = {metric.partition("/")[0] for metric in (request.gate.metrics if request.gate else ())}
     scores |= {name: digest for name, digest in evidence.bounded.items() if name.partition("/")[0] in asked}
+    if request.sweep is not None:
+        scores[SWEEP_CHECK] = request.sweep.digest
+    for number, repeat in enumerate(request.repeats):
+        scores |= {f"seed_{number}/{suite}": artifact.digest for suite, artifact in repeat.scores.items()}
     champion = None if request.champion is None else request.champion.digest
+    further = () if evidence.choice is None else (check_of(evidence.choice, request.baseline),)
     key = verdict_key(request.sft.digest, request.policy.digest, champion, scores, request.gate)
     against = evidence.against_champion
     if against is None:
-        return decide(evidence.against_sft.every, None, request.gate, key, baseline=request.baseline)
-    return decide(evidence.against_sft.every, against.every, request.gate, key, against.left_out, request.baseline)
+        verdict = decide(
+            evidence.against_sft.every, None, request.asked, key, baseline=request.baseline, further=further
+        )
+    else:
+        verdict = decide(
+            evidence.against_sft.every, against.every, request.asked, key, against.left_out, request.baseline, further
+        )
+    return verdict.model_copy(update={"reasons": [*verdict.reasons, *evidence.spreads]})
 
 
 def recompute(store: Store, report: Artifact, policy: Artifact, gate: Gate | None = None) -> Verdict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
@@ -57,6 +57,7 @@ def decide(
     key: str,
     champion_left_out: Mapping[str, str] = MappingProxyType({}),
     baseline: Against = "sft",
+    further: Sequence[Check] = (),
 ) -> Verdict:
     """The verdict over all requirements: `fail` if a check failed, else `inconclusive` if a check is, else `pass`.
 
@@ -69,7 +70,7 @@ def decide(
     A metric that was not measured is inconclusive. So is a metric of which either side lacks more than `max_missing` of
     the other's values, or for `at_least` and `at_most` of the items that the candidate was asked. `champion_left_out`
     gives, by suite, the reason for not comparing it with the champion. `baseline` says what `sft` are the comparisons
-    with.
+    with. `further` are checks that no metric of the gate makes.
     """
     if gate is None:
         return Verdict(outcome="none", reasons=["the recipe has no gate: nothing is promoted"], checks=[], key=key)
@@ -90,6 +91,7 @@ def decide(
         ]
         comparisons = {metric: comparison for metric in asked if (comparison := _find(sft, metric)) is not None}
         checks.append(any_improves(comparisons, len(asked), gate.max_missing, baseline))
+    checks += further
     outcomes = {check.outcome for check in checks}
     outcome: Outcome = "fail" if "fail" in outcomes else "inconclusive" if "inconclusive" in outcomes else "pass"
     decisive = [check for check in checks if check.outcome == outcome]

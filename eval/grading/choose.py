@@ -15,8 +15,9 @@ from eval.grading import Answered, Grading, gradings
 from eval.grading.grading import Grader
 from eval.grading.pairs import with_baseline
 from eval.grading.ratings import RATINGS
+from eval.judge.budget import Usage
 from eval.judge.endpoint import Endpoint, Outcome
-from eval.judge.journal import Journal
+from eval.judge.journal import Entry, Journal
 from eval.judge.judgment import Judgment, Question
 from eval.judge.prompts import Prompts, References, default_prompts, parse_prompts, reference_turns
 from eval.judge.rubric import rubric_judge
@@ -26,6 +27,7 @@ from eval.suites.suite import Item, Suite, SuiteSpec
 log = logging.getLogger(__name__)
 
 JOURNAL_FILE = "judgments.jsonl"
+NOTHING = Usage()
 
 
 class JudgeUnavailable(RuntimeError):
@@ -46,12 +48,19 @@ class GraderAndItems:
 
 
 def choose_grader(
-    suite: Suite, settings: Judge | None, spec: SuiteSpec, items: list[Item], journal: Path
+    suite: Suite,
+    settings: Judge | None,
+    spec: SuiteSpec,
+    items: list[Item],
+    journal: Path,
+    known: Sequence[Judgment] = (),
+    paid: Usage = NOTHING,
 ) -> GraderAndItems:
     """The grader of a suite, by a recipe's settings.
 
-    `journal` is the file that keeps paid judgments over interruptions. Raises `BadInput` for a `rubric` judge of
-    questions that are not embedded, and for files that do not fit.
+    `journal` is the file that keeps paid judgments over interruptions. `known` are judgments of the same judge on these
+    answers, for which the tokens `paid` were taken: their questions are not asked again. Raises `BadInput` for a
+    `rubric` judge of questions that are not embedded, and for files that do not fit.
     """
     if not spec.judged(suite) or settings is None:
         return GraderAndItems(None, items)
@@ -72,7 +81,7 @@ def choose_grader(
     references: References = {}
     if spec.reference_answers is not None:
         references = reference_turns(read_pinned_rows(spec.reference_answers), spec.reference_answers.url)
-    judge = EndpointJudge(settings, suite_gradings, prompts, references, journal)
+    judge = EndpointJudge(settings, suite_gradings, prompts, references, journal, known, paid)
     return GraderAndItems(Grader(suite_gradings, judge), items, judge.bill)
 
 
@@ -97,29 +106,57 @@ class EndpointJudge:
     missing."""
 
     def __init__(
-        self, settings: Judge, gradings: Sequence[Grading], prompts: Prompts, references: References, journal: Path
+        self,
+        settings: Judge,
+        gradings: Sequence[Grading],
+        prompts: Prompts,
+        references: References,
+        journal: Path,
+        known: Sequence[Judgment] = (),
+        paid: Usage = NOTHING,
     ) -> None:
         self.settings = settings
         self.gradings = gradings
         self.prompts = prompts
         self.references = references
         self.journal = journal
+        self.known = {_asked(judgment): judgment for judgment in known}
+        self.paid = paid
         self.outcome = Outcome()
 
     def __call__(self, answered: Answered) -> list[Judgment]:
         """The judgments of all questions about these answers; see `Grader.judge`."""
         asked = questions_of(self.gradings, answered, self.prompts, self.references)
+        endpoint = Endpoint(self.settings)
         with Journal(self.journal) as journal:
-            self.outcome = Endpoint(self.settings).ask(asked, journal)
+            self._keep_known(asked, endpoint, journal)
+            self.outcome = endpoint.ask(asked, journal)
         for question, reason in self.outcome.refused.items():
             log.warning("the judge endpoint does not take %s: %s", question.name, reason)
         if problem := shortfall(self.outcome, len(asked)):
             raise JudgeUnavailable(problem)
         return self.outcome.judgments
 
+    def _keep_known(self, asked: Sequence[Question], endpoint: Endpoint, journal: Journal) -> None:
+        """Adds the known judgments of these questions to the journal, each with its share of what they took."""
+        kept = [(endpoint.digest(question), self.known.get(_asked(question))) for question in asked]
+        new = [(digest, judgment) for digest, judgment in kept if judgment is not None and not journal.find(digest)]
+        if not new:
+            return
+        log.info("judge: %d stored judgments are read anew and not asked for again", len(new))
+        share = Usage(self.paid.input_tokens // len(self.known), self.paid.output_tokens // len(self.known))
+        for digest, judgment in new:
+            journal.add(Entry(digest, judgment, share))
+
     def bill(self) -> dict[str, Any]:
         """The cost of judging, as the summary's entry `judge`."""
         return {"judge": bill(self.outcome, self.settings)}
+
+
+def _asked(about: Question | Judgment) -> tuple[Any, ...]:
+    """What a question and its judgment share: the place, and the text that the judge is shown."""
+    shown = about.user if isinstance(about, Question) else about.user_prompt
+    return about.question_id, about.turn, about.game, about.prompt_name, shown
 
 
 def bill(outcome: Outcome, settings: Judge) -> dict[str, Any]:

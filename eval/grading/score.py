@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from alignment.errors import BadInput
 from eval.answers.files import Response, match_responses
 from eval.grading.grading import Answered, Grader
 from eval.grading.lm_eval import replayed, sample_ids
@@ -65,6 +66,9 @@ def score_suite(
         samples = grader.samples(suite, answered, judgments) if answered else []
     elif suite.classify is not None:
         samples = _classified(suite, suite.classify, answered)
+    elif suite.rank is not None:
+        samples, problems = _ranked(suite, answered)
+        failed |= problems
     elif not suite.needs_judge:
         samples, problems = replayed(suite, items, answered)
         failed |= problems
@@ -115,6 +119,26 @@ def _classified(suite: Suite, classify: Classify, answered: Answered) -> list[Sa
     return sorted(samples, key=lambda sample: suite.metrics.index(sample.metric))
 
 
+def _ranked(suite: Suite, answered: Answered) -> tuple[list[Sample], dict[str, str]]:
+    """Samples of a suite of choices, and by id the items with another number of scores than of completions."""
+    assert suite.choices is not None and suite.rank is not None
+    failed: dict[str, str] = {}
+    scored: list[tuple[Item, list[float]]] = []
+    for item, response in answered:
+        wanted, scores = len(suite.choices(item)[1]), [score for score, _ in response.loglikelihoods]
+        if len(scores) == wanted:
+            scored.append((item, scores))
+        else:
+            failed[item.id] = f"{len(scores)} scores for {wanted} completions"
+    if failed and not scored:
+        raise BadInput(f"{suite.title}: item {next(iter(failed))}: {next(iter(failed.values()))}")
+    ranked = suite.rank(scored) if scored else []
+    return [
+        Sample(suite.name, item.id, item.id, metric, value, "", sample_detail(**detail))
+        for metric, item, value, detail in sorted(ranked, key=lambda one: suite.metrics.index(one[0]))
+    ], failed
+
+
 def _classes(samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
     by_metric: dict[str, Counter[str]] = {}
     for sample in samples:
@@ -127,6 +151,6 @@ def _lost(suite: Suite, item: Item, why: str, grader: Grader | None) -> list[Sam
     if grader is not None:
         rows = grader.ids(suite, item)
     else:
-        metrics = suite.metrics if suite.classify is None else suite.classify(item, "")[0]
+        metrics = suite.metrics[:1] if suite.rank else suite.classify(item, "")[0] if suite.classify else suite.metrics
         rows = [(metric, name) for metric in metrics for name in sample_ids(suite, item, metric)]
     return [Sample(suite.name, name, item.id, metric, None, "", sample_detail(failed=why)) for metric, name in rows]

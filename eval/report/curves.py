@@ -46,6 +46,7 @@ PANELS = {
     "Implicit reward": ("chosen_reward", "rejected_reward"),
     "Divergence": ("kl",),
     "SFT rows": ("sft_loss",),
+    "Load of experts": ("router_loss",),
 }
 """Panel title to the names of the history's records that it draws."""
 

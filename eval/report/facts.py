@@ -13,7 +13,7 @@ from alignment.data.statistics import Finding
 from alignment.methods import METHOD
 from alignment.recipe import Dpo
 from alignment.stages.execute import REQUEST_FILE
-from alignment.stages.stage import PolicySummary
+from alignment.stages.stage import PolicySummary, trained_policy
 from alignment.stages.usage import Usage
 from alignment.store import Artifact, Commit, MissingArtifact, Store
 from eval.answers.files import ITEMS_FILE
@@ -33,10 +33,15 @@ STAGE_ORDER = (
     "base_model",
     "sft_dataset",
     "sft_checkpoint",
+    "candidates",
+    "ranked_pairs",
     "preference_shard",
     "reference_logprobs",
+    "policy_logprobs",
     "preference_manifest",
+    "new_rows",
     "policy_checkpoint",
+    "merged_checkpoint",
     "policy_divergence",
     "responses",
     SCORES,
@@ -173,11 +178,13 @@ def facts_of(store: Store, request: ReportRequest) -> Facts:
     """The facts behind a report; a fact that no record holds stays empty."""
     policy = store.commit_of(request.policy)
     training = PolicySummary.of(policy)
-    history: list[dict[str, Any]] = [dict(record) for record in training.history]
+    trained = PolicySummary.of(trained_policy(store.commit_of, policy))
+    history: list[dict[str, Any]] = [dict(record) for record in trained.history]
     scores = {suite: store.commit_of(artifact) for suite, artifact in request.policy_scores.items()}
     divergence = [request.divergence] if request.divergence else []
     scored = [*request.sft_scores.values(), *request.policy_scores.values()]
-    behind = ancestry(store, [request.policy, *divergence, *scored])
+    others = [repeat.policy for repeat in request.repeats] + ([request.sweep] if request.sweep else [])
+    behind = ancestry(store, [request.policy, *divergence, *scored, *others])
     stages = stage_totals(behind.values(), request.prices)
     judged = judging(behind.values())
     costs = [cost for cost in (*(stage.cost for stage in stages), judged.usd if judged else None) if cost is not None]

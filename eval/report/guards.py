@@ -10,6 +10,7 @@ from alignment.data.statistics import GUARDS, Finding
 from alignment.guards import DATA_GUARDS, GATE, Guard, Guards, Severity, manifest_guards, of_data, policy_guards
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages.execute import REQUEST_FILE
+from alignment.stages.stage import trained_policy
 from alignment.store import Artifact, Commit, MissingArtifact, Store
 from eval.gate.bounded import ANSWERS, DIVERGENCE, ENDED, KL, LENGTH, NGRAMS
 from eval.gate.compare import MetricComparison
@@ -160,8 +161,9 @@ def findings_behind(store: Store, policy: Artifact) -> list[Line]:
     commit = store.commit_of(policy)
     if not {"manifest", "checkpoint"} <= commit.inputs.keys():
         return []
+    commit = trained_policy(store.commit_of, commit)
     try:
-        record = json.loads(store.read(policy, REQUEST_FILE))
+        record = json.loads(store.read(commit.artifact, REQUEST_FILE))
     except MissingArtifact:
         return []
     settings, tokens = Dpo.model_validate(record["settings"]), TokenPolicy.model_validate(record["tokens"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,10 +14,12 @@ from eval.gate.compare import MetricComparison
 from eval.gate.evidence import Compared, Evidence, ReportRequest
 from eval.gate.metrics import PREFERENCES, headline, title_of, unit_of
 from eval.gate.requirement import SHORT_NAMES
+from eval.gate.sweep import Choice, Half, described
 from eval.gate.verdict import Verdict
-from eval.report.answers import divergence_of, examples, length
+from eval.report.answers import divergence_of, examples, length, rounds_of
 from eval.report.facts import Facts, categories_of, items_of, questions
 from eval.report.guards import Line
+from eval.report.pictures import sweep_png
 from eval.report.tables import Categories, categories, tables
 from eval.suites import SUITES
 
@@ -110,6 +113,7 @@ def page(
             if (change := length(suite, evidence.sft[suite].samples, evidence.policy[suite].samples)) is not None
         ],
         divergence=divergence_of(store, request),
+        rounds=rounds_of(store, request),
         examples=[
             examples(suite, evidence.sft[suite].samples, evidence.policy[suite].samples, questions(items))
             for suite, items in asked.items()
@@ -117,7 +121,38 @@ def page(
         notes=[*notes, *unranked],
         guards=guards,
         bounded=bounded_lines(evidence.against_sft, champion, baseline),
+        sweep=None if evidence.choice is None else sweep_table(evidence.choice),
     )
+
+
+def sweep_table(choice: Choice) -> dict[str, Any]:
+    """The points of a sweep as the page shows them, with the picture as a data address."""
+    unit = unit_of(choice.width)
+
+    def interval(half: Half) -> str:
+        ends = [unit.format(end, "+") for end in (half.low, half.high) if end is not None]
+        return " to ".join(ends) or "not known"
+
+    return {
+        "metric": choice.metric,
+        "unit": unit.name,
+        "sentence": choice.sentence,
+        "confirmed": choice.confirmed,
+        "suites": list(next(iter(choice.points.values())).means),
+        "picture": b64encode(sweep_png(choice)).decode(),
+        "points": [
+            {
+                "name": described(point.settings),
+                "is_picked": name == choice.picked,
+                "picking": unit.format(point.picking.difference, "+"),
+                "confirming": unit.format(point.confirming.difference, "+"),
+                "interval": interval(point.confirming),
+                "corrected": "not known" if point.corrected is None else probability(point.corrected),
+                "means": [f"{mean:.3g}" for mean in point.means.values()],
+            }
+            for name, point in choice.points.items()
+        ],
+    }
 
 
 def started_at(baseline: str, what: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from eval.gate.evidence import Compared
 from eval.gate.metrics import headline, title_of, unit_of
+from eval.gate.sweep import Choice, described
 from eval.report.curves import curves_png, png_of
 from eval.report.tables import Categories
 
@@ -55,6 +56,33 @@ def forest_png(compared: Compared) -> bytes:
         )
         for side in ("left", "right", "top"):
             axis.spines[side].set_visible(False)
+    return png_of(figure)
+
+
+def sweep_png(choice: Choice) -> bytes:
+    """The points below each other: a hollow dot on the half that picks, a full one with its interval on the other."""
+    from matplotlib.figure import Figure
+
+    unit = unit_of(choice.width)
+    figure = Figure(figsize=(5.6, 0.9 + 0.3 * len(choice.points)), dpi=100, layout="constrained")
+    axis = figure.subplots()
+    for place, (name, point) in enumerate(choice.points.items()):
+        colour = AFTER if name == choice.picked else "#8a919c"
+        half = point.confirming
+        if half.low is not None and half.high is not None:
+            axis.plot([half.low * unit.factor, half.high * unit.factor], [place, place], color=colour, linewidth=2.5)
+        axis.plot([half.difference * unit.factor], [place], "o", color=colour, markersize=6)
+        axis.plot([point.picking.difference * unit.factor], [place], "o", color=colour, markersize=6, fillstyle="none")
+    axis.axvline(0, color="#777777", linewidth=1)
+    axis.set_yticks(range(len(choice.points)), [described(point.settings) for point in choice.points.values()])
+    axis.set_ylim(len(choice.points) - 0.5, -0.5)
+    axis.tick_params(labelsize=7)
+    title = (
+        f"{choice.metric}: point minus start, in {unit.name}\nhollow: the half that picks; full: the half that confirms"
+    )
+    figure.suptitle(title, fontsize=8, x=0.01, horizontalalignment="left")
+    for side in ("right", "top"):
+        axis.spines[side].set_visible(False)
     return png_of(figure)
 
 

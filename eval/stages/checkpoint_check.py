@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
+
 from alignment.digest import json_digest
 from alignment.generation.generator import Generator, Prompt
+from alignment.logprobs.effort import Ranks
 from alignment.models.checkpoint import load_model, load_tokenizer
+from alignment.models.loading import load_sharded
 from alignment.stages import Context, Request, Result, Stage
 from alignment.store import Artifact, Summary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NEW_TOKENS = 32
 ANSWER_FILE = "answer.txt"
 
 
 class CheckRequest(Request):
-    """A checkpoint and the prompt it answers."""
+    """A checkpoint and the prompt it answers. `sharded` cuts the model over the processes, where there are several."""
+
+    speed_only: ClassVar[frozenset[str]] = frozenset({"sharded"})
 
     checkpoint: Artifact
     prompt: str
     precision: str
+    sharded: bool = False
 
 
 class CheckSummary(Summary):
@@ -33,11 +44,17 @@ class CheckFailed(RuntimeError):
 
 def run(request: CheckRequest, context: Context) -> Result:
     """Writes the answer; raises `CheckFailed` when there is no token of one."""
-    if context.rank:
+    sharded = request.sharded and context.world_size > 1
+    if context.rank and not sharded:
         return Result("")
+    with Ranks(context.rank, context.world_size if sharded else 1).together():
+        return _check(request, context, load_sharded if sharded else load_model)
+
+
+def _check(request: CheckRequest, context: Context, load: Callable[..., PreTrainedModel]) -> Result:
     folder = context.store.fetch(request.checkpoint, deep=True)
     runs_code = context.runs_code(request.checkpoint)
-    model = load_model(folder, request.precision, runs_code=runs_code)
+    model = load(folder, request.precision, runs_code=runs_code)
     generator = Generator(model, load_tokenizer(folder, runs_code), batch_tokens=1)
     prompt: Prompt = [{"role": "user", "content": request.prompt}] if generator.is_chat else request.prompt
     (answer,) = generator.answer([prompt], NEW_TOKENS)

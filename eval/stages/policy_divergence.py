@@ -10,7 +10,7 @@ A response ends at `MOST_NEW_TOKENS` at the latest, so it is the divergence of r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,9 +22,11 @@ from alignment.data.manifest import SPLIT_FILE, read_manifest
 from alignment.data.rows import ROWS_FILE, Content, decode, write_records
 from alignment.data.tokens import TokenSequence
 from alignment.digest import json_digest
-from alignment.generation.generator import Generator, Sampling
+from alignment.generation.generator import Generator, Sampling, as_trained
+from alignment.logprobs.effort import Ranks
 from alignment.logprobs.scorer import free_memory, require_finite, score
 from alignment.models.checkpoint import load_model, load_tokenizer
+from alignment.models.loading import load_sharded
 from alignment.recipe import TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
 from alignment.store import Artifact, CorruptArtifact
@@ -94,10 +96,11 @@ SCHEMA = pa.schema(
 class DivergenceRequest(Request):
     """`manifest` is the policy's own: the prompts are those of its held-out pairs. `sft` is where the policy started.
 
-    `tokens` is how training wrote its prompts (`TokenPolicy.writing`).
+    `tokens` is how training wrote its prompts (`TokenPolicy.writing`). `sharded` cuts the models over the processes,
+    where there are several.
     """
 
-    speed_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
+    speed_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens", "sharded"})
     absent_by_default: ClassVar[frozenset[str]] = frozenset({"tokens"})
 
     policy: Artifact
@@ -106,6 +109,7 @@ class DivergenceRequest(Request):
     seed: int
     precision: str
     batch_tokens: int
+    sharded: bool = False
     tokens: TokenPolicy = TokenPolicy()
 
 
@@ -130,10 +134,17 @@ class SampledResponse:
 
 def run(request: DivergenceRequest, context: Context) -> Result:
     """Writes divergence.parquet, one row a response. Without held-out prompts it is empty, and the summary says so."""
-    if context.rank:
+    sharded = request.sharded and context.world_size > 1
+    if context.rank and not sharded:
         return Result("")  # one process is enough for so few responses
+    with Ranks(context.rank, context.world_size if sharded else 1).together():
+        return _measure(request, context, load_sharded if sharded else load_model)
+
+
+def _measure(request: DivergenceRequest, context: Context, load: Callable[..., PreTrainedModel]) -> Result:
+    """Every rank of a sharded model measures all responses; the first one's file counts."""
     prompts = held_out_prompts(context, request.policy, request.manifest, MOST_PROMPTS)
-    responses = _sample_responses(request, context, prompts) if prompts else []
+    responses = _sample_responses(request, context, prompts, load) if prompts else []
     write_records(context.out / DIVERGENCE_FILE, SCHEMA, map(asdict, responses))
     digest = json_digest(
         [request.policy.digest, request.sft.digest, [list(asdict(response).values()) for response in responses]]
@@ -143,11 +154,14 @@ def run(request: DivergenceRequest, context: Context) -> Result:
 
 
 def _sample_responses(
-    request: DivergenceRequest, context: Context, prompts: Sequence[HeldOutPrompt]
+    request: DivergenceRequest,
+    context: Context,
+    prompts: Sequence[HeldOutPrompt],
+    load: Callable[..., PreTrainedModel],
 ) -> list[SampledResponse]:
     folders = context.fetch(request.policy), context.fetch(request.sft)
     runs_code = context.runs_code(request.policy)
-    model = load_model(folders[0], request.precision, runs_code=runs_code)
+    model = load(folders[0], request.precision, runs_code=runs_code)
     generator = Generator(model, load_tokenizer(folders[0], runs_code), request.batch_tokens, request.tokens)
     # each response is drawn independently: other prompts and the batch size do not change it
     samplings = [Sampling(1.0, 1.0, f"{request.seed}/policy_divergence/{prompt.row_id}") for prompt in prompts]
@@ -166,7 +180,7 @@ def _sample_responses(
         require_finite(logp, row_id, folders[0], request.precision)
     del model, generator  # before the other is loaded, so that one model's memory is enough
     free_memory()
-    sft = load_model(folders[1], request.precision, runs_code=context.runs_code(request.sft))
+    sft = load(folders[1], request.precision, runs_code=context.runs_code(request.sft))
     under_sft = logps(sft, sequences, request.batch_tokens)
     for row_id, logp in zip(rows, under_sft, strict=True):
         require_finite(logp, row_id, folders[1], request.precision)
@@ -174,13 +188,6 @@ def _sample_responses(
         SampledResponse(prompt.row_id, len(answer.ids), over, policy, sft)
         for (prompt, answer), over, policy, sft in zip(kept, ended, under_policy, under_sft, strict=True)
     ]
-
-
-def as_trained(prompt: Content, tokens: TokenPolicy) -> Content:
-    """A prompt in the form that training uses."""
-    if isinstance(prompt, str) and tokens.plain_text == "chat":
-        return ({"role": "user", "content": prompt},)
-    return prompt
 
 
 def logps(model: PreTrainedModel, sequences: Sequence[TokenSequence], batch_tokens: int) -> list[float]:

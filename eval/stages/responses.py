@@ -10,9 +10,8 @@ from typing import Any, ClassVar
 
 from alignment.digest import file_sha256, json_digest
 from alignment.errors import BadInput
-from alignment.generation.endpoint import EndpointGenerator
-from alignment.generation.generator import Generator, PromptEncoder
-from alignment.models.checkpoint import load_model, load_tokenizer, max_positions
+from alignment.generation.engine import Served
+from alignment.logprobs.effort import Ranks
 from alignment.recipe import Generate, TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
 from alignment.store import Artifact
@@ -31,9 +30,10 @@ class ResponsesRequest(Request):
     """A checkpoint and the suites (by name) it answers; build the specs with `SuiteSpec.for_answering`.
 
     `tokens` is how training wrote its conversations (`TokenPolicy.writing`): prompts are written the same way.
+    `sharded` cuts the model over the processes, where there are several.
     """
 
-    speed_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
+    speed_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens", "sharded"})
     absent_by_default: ClassVar[frozenset[str]] = frozenset({"tokens"})
 
     checkpoint: Artifact
@@ -41,6 +41,7 @@ class ResponsesRequest(Request):
     seed: int
     precision: str
     batch_tokens: int
+    sharded: bool = False
     generate: Generate = Generate()
     tokens: TokenPolicy = TokenPolicy()
 
@@ -48,26 +49,36 @@ class ResponsesRequest(Request):
 def run(request: ResponsesRequest, context: Context) -> Result:
     """Writes `<suite>/items.jsonl` (id and item) and `<suite>/responses.jsonl`, in the same order, and
     `<suite>/generation.json`, how they were generated."""
-    if context.rank:
+    sharded = request.sharded and context.world_size > 1 and request.generate.kind == "transformers"
+    if context.rank and not sharded:
         return Result("")  # one process answers; the number of processes is the launcher's, and changes no result
+    with Ranks(context.rank, context.world_size if sharded else 1).together():
+        return _answer(request, context, sharded)
+
+
+def _answer(request: ResponsesRequest, context: Context, sharded: bool) -> Result:
+    """Every rank of a sharded model asks all questions and gets all answers; the first one writes them."""
     for name, spec in request.suites.items():
         if name != spec.name:
             raise BadInput(f"suite {spec.name} is named {name} in the request")
-        suite_named(name)
-    generator = _generator(context, request)
+        suite_named(name, spec.tasks)
     suites: dict[str, AnsweredCounts] = {}
     digests: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     tokens = 0
-    for name, spec in request.suites.items():
-        started = time.monotonic()
-        answered = answer_suite(suite_named(name), spec, request.seed, generator)
-        seconds[name] = round(time.monotonic() - started, 3)
-        digests[name] = _write(context.out / name, answered)
-        tokens += answered.tokens
-        failed = sum(response.failed is not None for response in answered.responses)
-        suites[name] = AnsweredCounts(items=len(answered.items), answered=len(answered.items) - failed, failed=failed)
-        log.info("%s: %d answered, %d failed, %.1f s", name, suites[name].answered, failed, seconds[name])
+    how = (request.precision, request.batch_tokens, request.tokens)
+    served = Served(context, request.checkpoint, *how, sharded=sharded)
+    with served.by(request.generate, context.work / KEPT_FILE) as generator:
+        for name, spec in request.suites.items():
+            started = time.monotonic()
+            answered = answer_suite(suite_named(name, spec.tasks), spec, request.seed, generator)
+            seconds[name] = round(time.monotonic() - started, 3)
+            digests[name] = _write(context.out / name, answered)  # what other ranks write is thrown away
+            tokens += answered.tokens
+            failed = sum(response.failed is not None for response in answered.responses)
+            asked = len(answered.items)
+            suites[name] = AnsweredCounts(items=asked, answered=asked - failed, failed=failed)
+            log.info("%s: %d answered, %d failed, %.1f s", name, suites[name].answered, failed, seconds[name])
     # the same texts from two checkpoints are two results: scores must be traceable to the model that answered
     digest = json_digest({"checkpoint": request.checkpoint.digest, "responses": digests})
     summary = ResponsesSummary(
@@ -78,16 +89,6 @@ def run(request: ResponsesRequest, context: Context) -> Result:
         generator=request.generate.kind,
     )
     return Result(digest, summary)
-
-
-def _generator(context: Context, request: ResponsesRequest) -> Generator | EndpointGenerator:
-    folder, runs_code = context.fetch(request.checkpoint), context.runs_code(request.checkpoint)
-    tokenizer = load_tokenizer(folder, runs_code)
-    if request.generate.kind == "transformers":
-        model = load_model(folder, request.precision, runs_code=runs_code)
-        return Generator(model, tokenizer, request.batch_tokens, request.tokens)
-    encoder = PromptEncoder(tokenizer, max_positions(folder), request.tokens)
-    return EndpointGenerator(request.generate, request.checkpoint.digest, encoder, context.work / KEPT_FILE)
 
 
 def _write(folder: Path, answered: Answered) -> dict[str, str]:

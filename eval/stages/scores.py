@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import ValidationError
 
 from alignment.digest import json_digest
-from alignment.errors import BadInput
+from alignment.errors import BadInput, CorruptArtifact, MissingArtifact
 from alignment.recipe import Judge
 from alignment.stages import Context, Request, Result, Stage
-from alignment.store import Artifact, Commit
+from alignment.stages.execute import REQUEST_FILE
+from alignment.store import Artifact, Commit, Store
 from eval.answers.files import ITEMS_FILE, RESPONSES_FILE, read_responses
 from eval.grading.choose import JOURNAL_FILE, choose_grader
 from eval.grading.score import Scored, score_suite
-from eval.judge.files import write_judgments
-from eval.judge.judgment import READING
+from eval.judge.budget import Usage
+from eval.judge.files import read_judgments, write_judgments
+from eval.judge.judgment import READING, Judgment
 from eval.statistics import Mean
 from eval.suites import SUITES, Item, SuiteSpec, suite_named
 from eval.suites.lm_eval_task import nltk_data_beside
@@ -34,19 +38,31 @@ JUDGE_PLACE = {"base_url", "snapshot"}
 
 
 class ScoresRequest(Request):
-    """Stored responses and the suite to score; `judge` grades suites that have no scorer."""
+    """Stored responses and the suite to score; `judge` grades suites that have no scorer.
+
+    `earlier` are the scores that the recipe had of this suite. If they are the answer to this same request, under
+    another reading of verdicts, their judgments are read anew and the judge is not asked again. It is no input: without
+    it, or once it is erased, the scores are the same and cost more.
+    """
+
+    speed_only: ClassVar[frozenset[str]] = frozenset({"earlier"})
 
     responses: Artifact
     suite: SuiteSpec
     judge: Judge | None
     seed: int
+    earlier: Artifact | None = None
+
+    def artifacts(self) -> dict[str, Artifact]:
+        """The inputs: the responses."""
+        return {path: artifact for path, artifact in super().artifacts().items() if path != "earlier"}
 
     def identity(self) -> Any:
         """The request without settings that cannot change a score: the judge of a suite that has a scorer, and an
         endpoint's speed, key, retirement and price. With the version of what reads answers or verdicts, if a suite's
         scores depend on it."""
         value = super().identity() | self._reading()
-        if self.judge is None or not self.suite.judged(suite_named(self.suite.name)):
+        if self.judge is None or not self.suite.judged(suite_named(self.suite.name, self.suite.tasks)):
             return value | {"judge": None}  # checked first: to find a task of lm-eval takes seconds
         return value | {"judge": {k: v for k, v in value["judge"].items() if k not in JUDGE_ACCESS}}
 
@@ -56,7 +72,7 @@ class ScoresRequest(Request):
         if judge is not None and self.judge is not None:
             place = self.judge.model_dump(include=JUDGE_PLACE)
             judge |= {name: value for name, value in place.items() if value is not None} | self._reading()
-        judged = judge if self.suite.judged(suite_named(self.suite.name)) else self._reading() or None
+        judged = judge if self.suite.judged(suite_named(self.suite.name, self.suite.tasks)) else self._reading() or None
         how = ResponsesSummary.of(answers)
         answered = [how.precision, how.generator, answers.code_version]
         return json_digest([self.suite.digest(), judged, self.seed, answered, CODE_VERSION])
@@ -69,18 +85,51 @@ class ScoresRequest(Request):
             return {}
         if self.suite.judged(suite):
             return {"reading": READING} if self.judge is not None and self.judge.kind != "rubric" else {}
-        return {"classifier": suite.classifier} if suite.classifier else {}
+        return {"classifier": suite.classifier_version()} if suite.classifier else {}
+
+
+def read_otherwise(store: Store, scores: Artifact) -> bool:
+    """Whether scores of this code version answer a request that has another key today: its verdicts, or its answers,
+    are read by other rules now. False for scores whose request is not kept."""
+    try:
+        if store.commit_of(scores).code_version != CODE_VERSION:
+            return False
+        request = ScoresRequest.model_validate_json(store.read(scores, REQUEST_FILE))
+    except (MissingArtifact, CorruptArtifact, ValidationError):
+        return False
+    return STAGE.key(request) != scores.key
+
+
+def known_judgments(request: ScoresRequest, store: Store) -> tuple[list[Judgment], Usage]:
+    """The judgments behind `request.earlier`, and what they took, if nothing but the reading of verdicts is another."""
+    if request.earlier is None or request.judge is None or request.judge.kind == "rubric":
+        return [], Usage()
+    try:
+        commit = store.commit_of(request.earlier)
+        if commit.code_version != CODE_VERSION or commit.inputs["responses"].digest != request.responses.digest:
+            return [], Usage()
+        asked = ScoresRequest.model_validate_json(store.read(request.earlier, REQUEST_FILE))
+        if STAGE.key(asked) != STAGE.key(request):
+            return [], Usage()
+        folder = store.fetch(request.earlier, deep="once")
+        names = [name for name in (JUDGMENTS_FILE, PAIR_JUDGMENTS_FILE) if name in commit.files]
+        judgments = [judgment for name in names for judgment in read_judgments(folder / name)]
+        bill = ScoresSummary.of(commit).judge
+    except (MissingArtifact, CorruptArtifact, ValidationError, KeyError):
+        return [], Usage()
+    return judgments, Usage() if bill is None else Usage(bill.input_tokens, bill.output_tokens)
 
 
 def run(request: ScoresRequest, context: Context) -> Result:
     """Writes `samples.parquet`, `metrics.json` and, for a judged suite, judgments in FastChat's forms:
     `judgments.jsonl` of answers alone, `pair_judgments.jsonl` of answers beside the baseline's."""
-    suite = suite_named(request.suite.name)
+    suite = suite_named(request.suite.name, request.suite.tasks)
     folder = context.fetch(request.responses) / suite.name
     if not folder.is_dir():
         raise BadInput(f"these responses have no suite {suite.name}", file=str(folder.parent))
     items = [Item(str(record["id"]), record["item"]) for record in read_records(folder / ITEMS_FILE)]
-    chosen = choose_grader(suite, request.judge, request.suite, items, context.work / JOURNAL_FILE)
+    known = known_judgments(request, context.store)
+    chosen = choose_grader(suite, request.judge, request.suite, items, context.work / JOURNAL_FILE, *known)
     path = folder / RESPONSES_FILE
     with nltk_data_beside(request.suite.data.url if request.suite.data else None):
         scored = score_suite(suite, chosen.items, read_responses(path), chosen.grader, str(path))

@@ -1,23 +1,40 @@
 """The suites, by name."""
 
+from collections.abc import Sequence
+
 from alignment.errors import BadInput
+from alignment.recipe import Recipe
+from alignment.stages import SourceFile
 from eval.suites.catalogue import ALPACA_EVAL, ARENA_HARD, GSM8K, HARMLESS, IFEVAL, MT_BENCH
+from eval.suites.ifbench import IFBENCH
 from eval.suites.lm_eval_tasks import stock_suite
 from eval.suites.math import MATH
+from eval.suites.own_tasks import own_suite, pin_tasks
+from eval.suites.reward_bench import REWARD_BENCH_2
 from eval.suites.suite import Item, StockTask, Suite, SuiteSpec
 from eval.suites.xstest import XSTEST
 
-SUITES = {suite.name: suite for suite in (GSM8K, IFEVAL, MT_BENCH, ALPACA_EVAL, ARENA_HARD, HARMLESS, XSTEST, MATH)}
+OWN = (GSM8K, IFEVAL, IFBENCH, MT_BENCH, ALPACA_EVAL, ARENA_HARD, HARMLESS, XSTEST, MATH, REWARD_BENCH_2)
+SUITES = {suite.name: suite for suite in OWN}
 
 
-def suite_named(name: str) -> Suite:
-    """The suite of that name: one of ours, or any task of lm-eval. Raises `BadInput` for an unknown name."""
+def suite_named(name: str, tasks: Sequence[SourceFile] = ()) -> Suite:
+    """The suite of that name: one of ours, any task of lm-eval, or one of the pinned `tasks` of an own folder. Raises
+    `BadInput` for an unknown name."""
+    if tasks:
+        return own_suite(name, tuple(tasks))
     if name in SUITES:
         return SUITES[name]
     try:
         return stock_suite(name)
     except BadInput as error:
         raise BadInput(f"{error}; suites with a section of their own are {', '.join(SUITES)}") from None
+
+
+def suite_of(recipe: Recipe, name: str) -> Suite:
+    """The recipe's suite of that name, read from its folder of own tasks (`include_path`) where it names one."""
+    folder = getattr(recipe.evals.selected()[name], "include_path", None)
+    return suite_named(name, pin_tasks(folder) if folder else ())
 
 
 __all__ = [
@@ -32,5 +49,7 @@ __all__ = [
     "StockTask",
     "Suite",
     "SuiteSpec",
+    "pin_tasks",
     "suite_named",
+    "suite_of",
 ]

@@ -42,19 +42,20 @@ def hub_rows(suite: Suite, source: DataSource) -> list[Row]:
 TEXT_LISTS = frozenset({"keywords", "forbidden_words"})
 
 
-def check_instructions(item: str, record: dict[str, Any], file: str, row: int) -> None:
-    """Raises `BadInput` that names the first instruction of an item that lm-eval does not know or cannot build.
+def check_instructions(suite: Suite, item: str, record: dict[str, Any], file: str, row: int) -> None:
+    """Raises `BadInput` that names the first instruction of an item that the checkers do not know or cannot build.
 
-    `record` has a list under `instruction_id_list` and under `kwargs`; the i-th of one belongs to the i-th
-    of the other.
+    The checkers are the suite's own, or lm-eval's for IFEval. `record` has a list under `instruction_id_list` and under
+    `kwargs`; the i-th of one belongs to the i-th of the other.
     """
     kinds, settings = record["instruction_id_list"], record["kwargs"]
-    known = instruction_classes()
+    known = instruction_classes() if suite.instructions is None else suite.instructions()
+    whose = "lm-eval" if suite.instructions is None else suite.title
     if not kinds:
         raise BadInput(f"item {item}: no instructions", file=file, row=row, field="instruction_id_list")
     for kind in kinds:
         if not isinstance(kind, str) or kind not in known:
-            problem = f"item {item}: lm-eval has no instruction {kind!r}"
+            problem = f"item {item}: {whose} has no instruction {kind!r}"
             raise BadInput(problem, file=file, row=row, field="instruction_id_list")
     if len(settings) != len(kinds):
         problem = f"item {item}: {len(settings)} for {len(kinds)} instructions"
@@ -62,7 +63,8 @@ def check_instructions(item: str, record: dict[str, Any], file: str, row: int) -
     for kind, values in zip(kinds, settings, strict=True):
         if not isinstance(values, dict):
             raise BadInput(f"item {item}, {kind}: expected an object", file=file, row=row, field="kwargs")
-        wrong = _wrong_value(values) or _build_error(known[kind], kind, values)
+        wrong = _wrong_value(values) if suite.instructions is None else None
+        wrong = wrong or _build_error(known[kind], kind, values)
         if wrong:
             raise BadInput(f"item {item}, {kind}: {wrong}", file=file, row=row, field="kwargs")
 
@@ -143,7 +145,7 @@ def check_items(suite: Suite, rows: Iterable[Row], file: str) -> list[Item]:
                 continue
             values.add(record[suite.distinct])
         if "instruction_id_list" in suite.fields:
-            check_instructions(name, record, file, row)
+            check_instructions(suite, name, record, file, row)
         items.append(Item(name, record))
     if not items:
         raise BadInput(f"no {suite.title} items", file=file)

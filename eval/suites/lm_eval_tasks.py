@@ -79,9 +79,15 @@ def stock_suite(name: str) -> Suite:
     be compared item by item, and for a task whose code needs a package that is not installed.
     """
     index = _index_of(name)
+    return suite_of_entry(name, index, _tagged(name) if index[name].kind.name == "TAG" else None)
+
+
+def suite_of_entry(name: str, index: dict[str, Any], tagged: list[Any] | None = None) -> Suite:
+    """The suite of a task, tag or group of an index; `tagged` are all entries of a tag, which may be in other folders
+    too."""
     if index[name].kind.name != "TAG":
         return _suite_of(name, _tasks_behind(name, index))
-    entries = _tagged(name)
+    entries = _tasks_behind(name, index) if tagged is None else tagged
     try:
         return _suite_of(name, entries)
     except BadInput as error:
@@ -132,14 +138,15 @@ def _tasks_folder() -> Path:
 def _index_of(name: str) -> dict[str, Any]:
     """lm-eval's index of the folder that has a task or group of this name."""
     for folder in _folders(_tasks_folder(), name):
-        index = _index(folder)
+        index = index_folder(folder)
         if name in index:
             return index
     raise BadInput(f"no suite '{name}': lm-eval has no task or group of this name")
 
 
 @cache
-def _index(folder: Path) -> dict[str, Any]:
+def index_folder(folder: Path) -> dict[str, Any]:
+    """lm-eval's index of the tasks, tags and groups in one folder, by name."""
     with quiet():
         from lm_eval.tasks import TaskManager
 
@@ -159,7 +166,7 @@ def _tagged(tag: str) -> list[Any]:
     """lm-eval's entries of all tasks with a tag; they may be in several folders."""
     found: dict[str, Any] = {}
     for folder in _folders(_tasks_folder(), tag):
-        index = _index(folder)
+        index = index_folder(folder)
         entry = index.get(tag)
         if entry is not None and entry.kind.name == "TAG":
             found |= {task.name: task for task in _tasks_behind(tag, index)}
@@ -252,9 +259,10 @@ def _task(entry: Any) -> StockTask:
         raise BadInput(f"lm-eval's {name} has no split to test on")
     few_shot = cfg.get("fewshot_config") or {}
     examples = (few_shot.get("split"), cfg.get("fewshot_split"), cfg.get("training_split"), cfg.get("validation_split"))
+    place = Path(entry.yaml_path)
     return StockTask(
         name=name,
-        yaml=str(Path(entry.yaml_path).relative_to(_tasks_folder())),
+        yaml=str(place.relative_to(_tasks_folder()) if place.is_relative_to(_tasks_folder()) else place),
         split=split,
         few_shot_split=next((name_of_split for name_of_split in examples if name_of_split), split),
         output=cfg.get("output_type", "generate_until"),

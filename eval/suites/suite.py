@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -19,7 +19,8 @@ Output = Literal["generate_until", "multiple_choice", "loglikelihood"]
 
 @dataclass(frozen=True)
 class StockTask:
-    """A task of lm-eval: its YAML below `lm_eval/tasks`, the split of its items, and its few-shot split.
+    """A task of lm-eval: its YAML below `lm_eval/tasks`, or an absolute path; the split of its items, and its few-shot
+    split.
 
     `num_fewshot` is the task's own number of examples, and `own_examples` says whether the task contains them. `subset`
     is the configuration of its data set on the hub. `processed` says whether the task changes its documents.
@@ -48,6 +49,9 @@ Classify = Callable[[Item, str], tuple[dict[str, float], dict[str, Any]]]
 """A classifier of answers: takes an item and its answer, and returns values by metric, and a detail with the `class` of
 the answer. A metric may have values for some of the items only."""
 
+RankedValue = tuple[str, Item, float, dict[str, Any]]
+"""A metric, an item, the item's value, and the detail of its sample."""
+
 
 @dataclass(frozen=True)
 class Suite:
@@ -59,9 +63,11 @@ class Suite:
     left out.
 
     Scoring: by lm-eval's `task`, or by the tasks of a group (`members`, by subset), or by a classifier (`classify`,
-    whose version is `classifier`); a suite without any of them needs a judge. A suite with a classifier may be judged
-    instead. `left_out` are the task's metrics that cannot be compared, because they are not means over items where more
-    is better.
+    whose version is `classifier`, followed by that of the package behind it, `checkers`); a suite without any of them
+    needs a judge. A suite with a classifier may be judged instead. A suite of `choices` (an item's prompt and its
+    completions) is scored by the scores of all completions of all items (`rank`). `instructions` are the checkers that
+    items may name, by id; None are lm-eval's. `left_out` are the task's metrics that cannot be compared, because they
+    are not means over items where more is better.
 
     Metrics: values are on `scale`, unless the metric has a scale in `scales`. `main` is the main metric; by default the
     first. The values of `linearised` metrics are the parts of a metric of the whole data set: their mean is the metric,
@@ -83,6 +89,10 @@ class Suite:
     members: Mapping[str, StockTask] = field(default_factory=dict)
     classify: Classify | None = None
     classifier: str = ""
+    checkers: Callable[[], str] | None = None
+    choices: Callable[[Item], tuple[str, tuple[str, ...]]] | None = None
+    rank: Callable[[Sequence[tuple[Item, Sequence[float]]]], list[RankedValue]] | None = None
+    instructions: Callable[[], Mapping[str, Any]] | None = None
     prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     distinct: str | None = None
     temperature_of: Callable[[Item], float] | None = None
@@ -101,11 +111,17 @@ class Suite:
     @property
     def needs_judge(self) -> bool:
         """Whether only a judge can score the answers."""
-        return self.task is None and not self.members and self.classify is None
+        return self.task is None and not self.members and self.classify is None and self.rank is None
+
+    def classifier_version(self) -> str:
+        """What names the classifier in settings and keys; empty for a suite without one."""
+        return f"{self.classifier} ({self.checkers()})" if self.checkers else self.classifier
 
     @property
     def output(self) -> Output:
         """The output of a model that all its tasks score."""
+        if self.choices is not None:
+            return "loglikelihood"
         return next((task.output for task in (self.task, *self.members.values()) if task), "generate_until")
 
 
@@ -118,10 +134,11 @@ class SuiteSpec(Keyed):
     `num_fewshot` None is the number of lm-eval's task; examples come from `few_shot_data` or `few_shot_hub`.
     `chat_template` None uses the template if the tokenizer has one, as training does. `temperature` None is the suite's
     own. Only scoring uses `reference_answers`, `judge_prompts`, `baseline_answers` and `scored_by`; `for_answering`
-    leaves them out, so a new judge prompt does not make a model answer again.
+    leaves them out, so a new judge prompt does not make a model answer again. `tasks` are the pinned files of a folder
+    of own lm-eval tasks (`eval.suites.own_tasks`); without them `name` is a suite of ours or a task of lm-eval.
     """
 
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"scored_by"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"scored_by", "tasks"})
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -141,6 +158,7 @@ class SuiteSpec(Keyed):
     judge_prompts: SourceFile | None = None
     baseline_answers: SourceFile | None = None
     scored_by: Literal["rules", "judge"] = "rules"
+    tasks: tuple[SourceFile, ...] = ()
 
     def for_answering(self) -> SuiteSpec:
         """The same suite without the files that only scoring uses."""
@@ -164,6 +182,8 @@ class SuiteSpec(Keyed):
 def _plain(value: Any) -> Any:
     if isinstance(value, SourceFile):
         return value.identity()
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
     return value.model_dump(mode="json") if isinstance(value, DataSource) else value
 
 

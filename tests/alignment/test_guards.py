@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from alignment.guards import (
     stopped,
     training_signs,
 )
-from alignment.recipe import Dpo, TokenPolicy
+from alignment.recipe import Dpo, SftTraining, TokenPolicy, parse_recipe
 from alignment.stages import Context, Request, Result, Stage, execute
 from alignment.stages.preference_manifest import STAGE as MANIFEST
 from alignment.stages.preference_manifest import ManifestRequest, ManifestSummary
@@ -143,6 +144,14 @@ def chats(count: int) -> list[Any]:
             "the start checkpoint was adopted and has no",
         ),
         (chats(5), {"has_chat_template": True, "adopted": True}, {}, {}, None),
+        (chats(5), {"has_chat_template": True, "template_ends_answers": True}, {}, {}, None),
+        (
+            chats(5),
+            {"has_chat_template": True, "template_ends_answers": False},
+            {},
+            {},
+            "the chat template puts none of the checkpoint's ends behind an answer",
+        ),
         (chats(5), {"has_chat_template": True}, {"epochs": 4}, {}, "5 rows are trained on for 4 epochs"),
     ],
 )
@@ -152,6 +161,46 @@ def test_what_wastes_a_training_is_named_before_it_begins(
     checkpoint = made(store, "sft_checkpoint", start)
     notes = setup_notes(store, pinned(store, rows), checkpoint, Dpo(**settings), TokenPolicy(**tokens))
     assert [note.startswith(str(told)) for note in notes] == ([] if told is None else [True])
+
+
+@pytest.mark.parametrize(
+    ("sft", "policy", "told"),
+    [
+        ({"learning_rate": 2e-5}, {"learning_rate": 5e-7}, None),
+        ({"learning_rate": 2e-5}, {"learning_rate": 9e-6}, None),
+        ({"learning_rate": 2e-5}, {"learning_rate": 1e-5}, "learning_rate 1e-5 is 0.5 times SFT's 2e-5, and practice"),
+        ({"learning_rate": 2e-5}, {"learning_rate": 5e-6, "lora": {}}, None),
+        ({"learning_rate": 2e-4, "lora": {}}, {"learning_rate": 5e-6}, None),
+        (
+            {"learning_rate": 2e-4, "lora": {}},
+            {"learning_rate": 2e-4, "lora": {}},
+            "learning_rate 0.0002 is 1 times SFT's 0.0002 (an adapter's is a tenth of it), and practice",
+        ),
+    ],
+)
+def test_preference_training_as_fast_as_sft_is_named_by_recipe_and_guard(
+    store: Store, sft: dict[str, Any], policy: dict[str, Any], told: str | None
+) -> None:
+    asked = {"dataset": {"kind": "sft_dataset"}, "settings": SftTraining(**sft).model_dump(mode="json")}
+
+    def fill(out: Path) -> None:
+        (out / "request.json").write_text(json.dumps(asked), encoding="utf-8")
+
+    start = made(store, "sft_checkpoint", {"has_chat_template": True, "told": str(sft)}, fill)
+    notes = setup_notes(store, pinned(store, chats(5)), start, Dpo(**policy), TokenPolicy())
+    recipe = parse_recipe(
+        {
+            "name": "r",
+            "base_model": {"embedded": "micro"},
+            "sft": {"dataset": {"embedded": "micro"}, **sft},
+            "preferences": {"embedded": "micro"},
+            "optimise": policy,
+        },
+        "-",
+        {},
+    )
+    said = [note.removeprefix("optimise.") for note in recipe.notes() if "times SFT's" in note]
+    assert notes == said and [note.startswith(str(told)) for note in notes] == ([] if told is None else [True])
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,7 @@ def test_a_derived_recipe_changes_only_what_it_says_and_nights_do_not_see_it(hom
     assert recipe.registry.smoke_prompt == "Hi" and recipe.preferences == before.preferences
     assert path not in recipes_in_use() and recipe_names()["warmer"] == path
     assert path.is_relative_to(home / "align")
+    assert load_recipe(path).experiment == load_recipe(base).name, "beside the runs of the recipe that it comes from"
     assert "--set dpo.beta=0.5" in path.read_text(encoding="utf-8")
     assert derive(base, ["dpo.beta=0.6"], "warmer") == path, "the same name again is the same recipe, changed"
 
@@ -241,6 +242,24 @@ def test_init_writes_a_recipe_that_fits_model_and_data_and_passes_the_check(
     assert out.read_text() == before
 
 
+def test_init_writes_plain_texts_in_the_template_of_a_chat_model(model: Path, tmp_path: Path, align: Align) -> None:
+    texts = pairs(tmp_path / "texts.jsonl")
+    sides = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text(
+        "".join(json.dumps({"prompt": [{"role": "user", "content": f"p{n}"}]} | sides) + "\n" for n in range(9))
+    )
+    expected = [(model, texts, "as_is"), ("micro", texts, "chat"), ("micro", chats, "as_is")]
+    for number, (named, data, written) in enumerate(expected):
+        out = tmp_path / f"{number}.yaml"
+        code, _, error = align("init", str(named), str(data), "--name", "mine", "--out", str(out))
+        assert code == 0, error
+        assert load_recipe(out).tokens.plain_text == written
+    code, _, error = align("init", "owner/instruct", str(texts), "--name", "mine", "--out", str(tmp_path / "hub.yaml"))
+    assert code == 0, error
+    assert "# plain_text: chat # for a model with a chat template" in (tmp_path / "hub.yaml").read_text()
+
+
 @pytest.mark.parametrize(
     ("what", "told"),
     [
@@ -261,6 +280,14 @@ def test_init_refuses_what_makes_no_recipe_and_writes_nothing(
     code, _, error = align("init", named, str(data), "--name", name, "--out", str(out))
     assert code == 2 and told in error and error.count("\n") == 1
     assert not out.exists()
+
+
+def test_a_recipe_file_is_a_recipe_also_for_compare_and_diff(tmp_path: Path, align: Align) -> None:
+    files = [str(write(tmp_path / f"{name}.yaml", name=name)) for name in ("one", "two")]
+    for verb in ("compare", "diff"):
+        code, _, error = align(verb, *files)
+        assert (code, error.count("\n")) == (2, 1)
+        assert f"recipe one has no policy yet; run `align run {files[0]}` first" in error
 
 
 # The doctor.

@@ -10,9 +10,21 @@ from alignment.store import Artifact
 from assets.building.factory import numbers
 from assets.building.upstream import Upstream
 from assets.evals import evals
+from assets.graph import nodes_of
 from eval.grading.choose import bill
 from eval.judge.budget import Usage
 from eval.judge.endpoint import Outcome
+from resources.pools import load_pools
+
+
+class Answered:
+    """The answers are there, and nothing was scored yet."""
+
+    def __call__(self, name: str) -> Artifact:
+        return Artifact(kind="responses", key="k" * 64, attempt="a", digest="d")
+
+    def get(self, name: str) -> None:
+        return None
 
 
 @pytest.mark.parametrize(
@@ -45,8 +57,7 @@ def test_suites_without_a_scorer_are_given_the_judge_and_their_baseline_pinned(
         {},
     )
     node = evals(recipe, "policy", suite, recipe.evals.selected()[suite])
-    answers = Artifact(kind="responses", key="k" * 64, attempt="a", digest="d")
-    request: Any = node.request(cast(Upstream, lambda name: answers), None)
+    request: Any = node.request(cast(Upstream, Answered()), None)
     assert (request.judge == recipe.judge) is judged
     assert (request.suite.baseline_answers is not None) is bool(settings)
     assert request.suite.for_answering().baseline_answers is None
@@ -73,8 +84,7 @@ def test_without_a_judge_no_task_of_lm_eval_is_looked_up_to_plan(
     monkeypatch.setattr("assets.evals.suite_named", looked_up)
     monkeypatch.setattr("eval.stages.scores.suite_named", looked_up)
     node = evals(recipe, "policy", "mmlu_anatomy", recipe.evals.selected()["mmlu_anatomy"])
-    answers = Artifact(kind="responses", key="k" * 64, attempt="a", digest="d")
-    request: Any = node.request(cast(Upstream, lambda name: answers), None)
+    request: Any = node.request(cast(Upstream, Answered()), None)
     assert request.judge is None and request.identity()["judge"] is None
 
 
@@ -89,3 +99,12 @@ def test_what_the_judge_took_is_plotted() -> None:
         "judge/output_tokens": 500_000,
         "judge/usd": 4.0,
     }
+
+
+def test_everything_of_the_champion_waits_for_the_policy_that_it_is_compared_with() -> None:
+    """Where the champion's answers are there already, only its scores are to be made, and wait all the same."""
+    micro = {"embedded": "micro"}
+    data = {"name": "small", "base_model": micro, "sft": {"dataset": micro}, "preferences": micro}
+    recipe = parse_recipe(data | {"evals": {"gsm8k": {"embedded": "micro"}}}, "r", {})
+    champion = [node for node in nodes_of(recipe, load_pools()) if node.name.startswith("champion_")]
+    assert len(champion) == 2 and all("policy_checkpoint" in node.after for node in champion)

@@ -59,6 +59,7 @@ def test_two_versions_are_compared_by_name_and_what_differs_is_listed(
     assert set(compare("small@1", "small@2", "preferences/margin", None)) == {"preferences/margin"}
     assert found[METRIC]["margin"] == 0.05, "the report's: a twentieth of the scale"
     assert compare("small@1", "small", None, None) == found, "the recipe's newest policy is version 2"
+    assert compare("small@1", str(write(0.9)), None, None) == found, "a recipe's file is the recipe"
     by_file = compare(scores, "small@2", METRIC, 0.2)
     assert by_file == {METRIC: found[METRIC] | {"margin": 0.2, "verdict": by_file[METRIC]["verdict"]}}
     show_comparison(found)

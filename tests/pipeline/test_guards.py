@@ -11,6 +11,8 @@ import pytest
 
 from alignment.recipe import Recipe, parse_recipe
 from assets.building.upstream import Upstream
+from tests.loopback import receiving
+from tests.pipeline.conftest import CHAT_TEMPLATE
 
 GATE = {
     "metrics": {
@@ -64,7 +66,7 @@ def test_planted_faults_are_found_by_their_guards_and_alerted(
     small_inputs: Path,
     bring_up_to_date: Callable[[Recipe], Upstream],
     tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lines = (small_inputs / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
     broken = tmp_path / "pairs.jsonl"
@@ -74,10 +76,14 @@ def test_planted_faults_are_found_by_their_guards_and_alerted(
         "preferences": {"files": [str(broken)], "split_into": 2},
         "dpo": small_recipe["dpo"] | {"epochs": 4, "stop": {"eval_steps": 3, "median_margin": 1e-6}},
         "gate": gate,
+        "alerts": {"webhook_env": "TEAM_WEBHOOK"},
     }
     recipe = parse_recipe(small_recipe | faults, "-", {})
-    with pytest.raises(Exception, match="the gate says fail"):
-        bring_up_to_date(recipe)
+    with receiving() as webhook:
+        monkeypatch.setenv("TEAM_WEBHOOK", webhook.url)
+        for _ in range(2):
+            with pytest.raises(Exception, match="the gate says fail"):
+                bring_up_to_date(recipe)
     found = checks(recipe)
     red = {name: str(check.description) for name, check in found.items() if not check.passed}
     assert red["preference_manifest/rows_quarantined"].startswith(
@@ -88,7 +94,25 @@ def test_planted_faults_are_found_by_their_guards_and_alerted(
     assert red["evaluation_report/gate"].startswith("fail: policy_divergence/kl: ")
     assert found["evaluation_report/gate"].severity == dg.AssetCheckSeverity.ERROR
     assert found["preference_manifest/rows_dropped"].passed and found["policy_responses/answers_missing"].passed
-    alerts = [record.getMessage() for record in caplog.records if record.name == "alignment_dags.alerts"]
-    assert any(
-        alert.startswith("small: guard_failed: preference_manifest, rows_quarantined: 6 of 54") for alert in alerts
-    )
+    alerts = [body["text"] for body in webhook.bodies if body["event"] == "guard_failed"]
+    posted = "\n".join(alerts).splitlines()
+    assert len(posted) == len(set(posted)), "once, though the run was repeated"
+    sentences = {name.replace("/", ", ", 1): text for name, text in red.items() if not name.endswith("/gate")}
+    assert set(posted) == {f"{name}: {text}" for name, text in sentences.items()}
+    assert {body["recipe"] for body in webhook.bodies} == {"small"}
+
+
+def test_a_template_without_an_end_is_found_by_its_own_guard_and_no_other(
+    small_recipe: dict[str, Any], bring_up_to_date: Callable[..., Upstream]
+) -> None:
+    red = []
+    for template in (CHAT_TEMPLATE, CHAT_TEMPLATE.replace(" + eos_token", "")):
+        model = small_recipe["base_model"] | {"chat_template": template}
+        planted = small_recipe | {"base_model": model, "sft": small_recipe["sft"] | {"adopt": model}}
+        recipe = parse_recipe(planted, "-", {})
+        bring_up_to_date(recipe)
+        red.append({name: str(check.description) for name, check in checks(recipe).items() if not check.passed})
+    sound, broken = red
+    assert set(broken) - set(sound) == {"policy_checkpoint/training_setup"}, broken
+    told = broken["policy_checkpoint/training_setup"]
+    assert "the chat template puts none of the checkpoint's ends behind an answer" in told

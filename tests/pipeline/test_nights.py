@@ -98,6 +98,43 @@ def pairs_of(settings: dict[str, Any]) -> Path:
     return Path(settings["preferences"]["files"][0])
 
 
+def test_a_night_sleeps_while_few_rows_are_new_says_why_and_wakes_when_enough_came(
+    nights: Nights, small_recipe: dict[str, Any]
+) -> None:
+    first_file = pairs_of(small_recipe)
+    rule = {"min_new_rows": 6, "provable": True, "max_wait_days": 30}
+    nights.use(
+        schedule={"worth": rule},
+        preferences=small_recipe["preferences"] | {"files": [str(first_file.with_name("pairs*.jsonl"))]},
+        held_out_fraction=0.0,
+    )
+    first = nights.night()
+    assert (first.outcome, first.worth) == ("passed", None), first.reason
+
+    def arrive(name: str, rows: int) -> None:
+        lines = first_file.read_text(encoding="utf-8").splitlines()[:rows]
+        changed = [line.replace("Name ", f"Call {name} ") for line in lines]
+        first_file.with_name(f"pairs-{name}.jsonl").write_text("\n".join([*changed, ""]), encoding="utf-8")
+
+    arrive("monday", 4)
+    slept = nights.night()
+    assert slept.outcome == "slept", slept.reason
+    assert slept.worth is not None
+    assert (slept.worth.new_rows, slept.worth.gone_rows, slept.worth.trained_rows) == (4, 0, 48)
+    assert "4 new rows since the training of" in slept.reason and "min_new_rows asks for 6" in slept.reason
+    (provable,) = slept.worth.provable
+    assert provable.metric == "ifeval/prompt_level_strict_acc" and provable.change is not None
+    assert provable.is_enough and provable.reports == 1, "a margin of 1 is the whole scale"
+    assert slept.worth.seconds is not None and "a night could prove" in slept.reason
+    assert ("small_shards", ["preference_shard"]) in nights.launched, "rows are read and scored while they wait"
+    assert "small_train" not in {job for job, _ in nights.launched}
+
+    arrive("tuesday", 3)
+    woken = nights.night()
+    assert (woken.outcome, woken.version) == ("passed", "2"), woken.reason
+    assert woken.worth is not None and woken.worth.new_rows == 7
+
+
 def test_a_night_trains_what_changed_and_the_next_is_skipped(nights: Nights, small_recipe: dict[str, Any]) -> None:
     first = nights.night()
     assert (first.outcome, first.version) == ("passed", "1"), first.reason

@@ -16,7 +16,12 @@ import yaml
 from dagster._core.definitions.repository_definition.valid_definitions import SINGLETON_REPOSITORY_NAME
 from dagster._core.instance.ref import InstanceRef
 
+from alignment.guards import policy_guards
 from alignment.quickstart.records import preference_records
+from alignment.stages import execute
+from alignment.stages.execute import REQUEST_FILE
+from alignment.stages.policy_checkpoint import STAGE, DpoRequest
+from alignment.store import Store
 from resources.home import PROJECT
 
 pytestmark = pytest.mark.timeout(7200)  # two whole trainings: ten minutes on two cores that others use too, or sixty
@@ -102,6 +107,26 @@ def test_its_runs_stand_on_dagsters_timeline_with_tags_for_people(project: Proje
         assert run.tags["recipe"] == "quickstart" and run.tags["dagster/max_retries"] == "0"
         shown = {name for name in run.tags if not name.startswith((".dagster/", "dagster/"))}
         assert shown == {"recipe"}
+
+
+def test_a_learning_rate_times_thirty_is_found_by_its_own_guard_and_no_other(
+    project: Project, first: dict[str, Any]
+) -> None:
+    store = Store(project.environment["ALIGN_HOME"] + "/store")
+    (policy,) = store.commits("policy_checkpoint")
+    request = DpoRequest.model_validate_json(store.read(policy.artifact, REQUEST_FILE))
+    too_fast = request.settings.model_copy(update={"learning_rate": 30 * request.settings.learning_rate})
+    planted = execute(STAGE, request.model_copy(update={"settings": too_fast}), store)
+    clean, red = (
+        {
+            guard.name: guard.sentence
+            for guard in policy_guards(settings, request.tokens).findings(store, commit)
+            if not guard.passed
+        }
+        for settings, commit in ((request.settings, policy), (too_fast, planted))
+    )
+    assert (clean, list(red)) == ({}, ["training_setup"])
+    assert "learning_rate 0.0015 is 0.75 times SFT's 0.002, and practice takes a tenth or less" in red["training_setup"]
 
 
 @pytest.mark.soak

@@ -52,3 +52,30 @@ def test_two_ranks_share_scoring_and_training_and_the_log_probs_are_those_of_one
     assert set(expected) == set(logps(together))
     for row, values in logps(together).items():
         assert values == pytest.approx(expected[row], rel=1e-6)
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("two_ranks")
+def test_two_ranks_with_half_of_each_weight_make_the_whole_graph_and_its_values_are_those_of_one(
+    small_recipe: dict[str, Any],
+    bring_up_to_date: Callable[[Recipe], Upstream],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Scoring, preference training, answers, the KL divergence and the check before the registration."""
+    pools = dict.fromkeys(("sft", "reference", "policy", "responses"), "two")
+    halves = {name: small_recipe[name] | {"sharded": True} for name in ("dpo", "reference", "evals")}
+    together = bring_up_to_date(parse_recipe(small_recipe | halves | {"name": "halves", "pools": pools}, "-", {}))
+    policy = together.store.commit_of(together("policy_checkpoint")).summary
+    assert min(policy["rows_per_rank"]) > 0
+
+    monkeypatch.setenv("ALIGN_STORE", str(tmp_path / "other"))
+    alone = bring_up_to_date(parse_recipe(small_recipe | {"name": "alone"}, "-", {}))
+    assert logps(together) == logps(alone), "bit for bit"
+    answers = [made.store.commit_of(made("sft_responses")).digest for made in (together, alone)]
+    assert answers[0] == answers[1]
+    theirs = alone.store.commit_of(alone("policy_checkpoint")).summary
+    assert policy["steps"] == theirs["steps"]
+    assert policy["held_out"]["loss"] == pytest.approx(theirs["held_out"]["loss"], abs=1e-3)
+    kl = [made.store.commit_of(made("policy_divergence")).summary["kl"] for made in (together, alone)]
+    assert kl[0] == pytest.approx(kl[1], abs=1e-2)

@@ -2,61 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler
-from typing import Any
 
 import pytest
 
 import resources.alerts as module
 from alignment.recipe import Alerts
 from resources.alerts import Alert, send
-from tests.loopback import Server
+from tests.loopback import Receiver, receiving
 
 ALERT = Alert("small", "night_failed", "train failed: no space left — schade")
 SECRET = "T0KEN-of-the-webhook"
 NAMED = "TEAM_WEBHOOK"
 
 
-class Receiver:
-    """A webhook receiver: `statuses` are its answers, the last one repeated; `bodies` is what came."""
-
-    def __init__(self) -> None:
-        self.statuses = [200]
-        self.bodies: list[Any] = []
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                receiver.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                status = receiver.statuses.pop(0) if len(receiver.statuses) > 1 else receiver.statuses[0]
-                self.send_response(status)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self.server = Server(Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/{SECRET}"
-
-
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
-    one = Receiver()
-    thread = threading.Thread(target=one.server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    monkeypatch.setenv(NAMED, one.url)
     monkeypatch.setattr(module, "PAUSE", 0.0)
     monkeypatch.setattr(module, "TIMEOUT", 60.0)  # it answers, however busy the machine
-    yield one
-    one.server.shutdown()
-    thread.join()
-    one.server.server_close()
+    with receiving(f"/{SECRET}") as one:
+        monkeypatch.setenv(NAMED, one.url)
+        yield one
 
 
 def test_without_a_webhook_there_is_a_log_line(caplog: pytest.LogCaptureFixture) -> None:

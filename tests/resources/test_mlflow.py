@@ -106,6 +106,18 @@ def test_an_experiment_says_what_it_holds_also_one_of_an_earlier_version(trackin
     assert client.get_experiment(experiment.experiment_id).tags[NOTE_TAG] == "a person's words"
 
 
+def test_recipes_of_one_experiment_stand_side_by_side_and_earlier_runs_stay_where_they_are(tracking: Tracking) -> None:
+    client = tracking.client()
+    alone = tracking.report(report("x" * 40, recipe="derived"))
+    again = tracking.report(report("x" * 40, recipe="derived", experiment="recipe"))
+    assert again.run_id == alone.run_id, "one run an artifact, whatever the recipe says later"
+    new = tracking.report(report("y" * 40, recipe="derived", experiment="recipe"))
+    base = tracking.report(report("y" * 40))
+    assert new.experiment_id == base.experiment_id != alone.experiment_id and new.run_id != base.run_id
+    assert client.get_run(new.run_id).info.run_name == "derived policy_checkpoint"
+    assert client.get_run(base.run_id).info.run_name == "policy_checkpoint"
+
+
 def test_a_run_of_an_earlier_version_stays_the_run_of_its_artifact(tracking: Tracking) -> None:
     client = tracking.client()
     run_id = tracking.report(report("w" * 40)).run_id

@@ -137,7 +137,11 @@ def _gathering(record: Record) -> Gathering | None:
     if not isinstance(value, dict):
         return None
     return next(
-        (kind for kind in GATHERINGS if not any(is_missing(value.get(name)) for name in kind.fields)),
+        (
+            kind
+            for kind in GATHERINGS
+            if kind.fields <= value.keys() and not any(is_missing(value[name]) for name in kind.fields)
+        ),
         None,
     )
 

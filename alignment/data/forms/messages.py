@@ -40,6 +40,8 @@ MESSAGES = (
 WRITTEN = re.compile(r"""\s*(array\(\s*)?(\[\s*)?\{\s*['"](\w+)['"]\s*:""")
 """How messages begin where they are written as text; what is captured last is the first one's first field."""
 WRITTEN_ROLE, WRITTEN_TEXT = re.compile(r"""['"](role|from)['"]\s*:"""), re.compile(r"""['"](content|value)['"]\s*:""")
+MAY_BE_WRITTEN = re.compile(r"""\s*(array\(|[\[{"])""")
+"""What any of them begins with: most texts are told apart by one look."""
 TWICE = re.compile(r"""\s*"\s*(\[\s*)?\{""")
 """How messages begin where their text was written as JSON once more."""
 LONGEST_ROLE = 24
@@ -59,20 +61,25 @@ def present(record: Any) -> dict[str, Any]:
         raise Unusable("not an object")
     fields = {str(name): value for name, value in record.items() if not is_missing(value)}
     for name in UNSUPPORTED:
-        if fields.get(name) not in EMPTY:  # left out, the model would be trained on another prompt than the one judged
+        if (
+            name in fields and fields[name] not in EMPTY
+        ):  # left out, the model would be trained on another prompt than the one judged
             raise Unusable(f"{name} are not supported")
     for name in MESSAGES:
-        if isinstance(fields.get(name), str):
+        if name in fields and isinstance(fields[name], str):
             fields[name] = _read(fields[name], name)
     return fields
 
 
 def is_missing(value: Any) -> bool:
+    """Whether a field is absent: None, or the NaN that pandas writes for it."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _read(text: str, field: str) -> Any:
     """The messages that a string holds as JSON or as Python writes them; any other string as it is."""
+    if MAY_BE_WRITTEN.match(text) is None:
+        return text
     begins = WRITTEN.match(text)
     if begins is None:
         inner = _unquoted(text)
@@ -133,6 +140,9 @@ def messages_of(value: Any, field: str) -> tuple[Message, ...]:
 def _message(item: Any, field: str) -> Message:
     if not isinstance(item, Mapping):
         raise Unusable(f"{field} is not a list of messages")
+    role, text = item.get("role"), item.get("content")
+    if len(item) == 2 and isinstance(role, str) and isinstance(text, str) and role in ROLES:  # as most are written
+        return {"role": ROLES[role], "content": text_of(text, field)}
     item = {name: value for name, value in item.items() if not is_missing(value)}
     given = item.get("role") or item.get("from")
     named = given.strip().lower() if isinstance(given, str) else None
@@ -161,10 +171,12 @@ def _joined(content: Any, field: str) -> Any:
 
 
 def user(text: str) -> Message:
+    """A user's turn."""
     return {"role": "user", "content": text}
 
 
 def assistant(text: str) -> Message:
+    """An assistant's turn."""
     return {"role": "assistant", "content": text}
 
 

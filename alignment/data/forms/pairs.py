@@ -109,10 +109,13 @@ SCORES = (
     ("chosen_reward", "rejected_reward"),
 )
 """How data sets call the two sides' scores."""
+SCORE_NAMES = frozenset(name for names in SCORES for name in names)
 
 
 def scores_of(fields: Mapping[str, Any]) -> Scores:
     """The scores of both sides, or of none: one alone says nothing."""
+    if SCORE_NAMES.isdisjoint(fields):  # as of most data sets
+        return None, None
     for names in SCORES:
         chosen, rejected = (number(fields.get(name)) for name in names)
         if chosen is not None and rejected is not None:
@@ -132,6 +135,7 @@ def number(value: Any) -> float | None:
 
 
 def without(fields: Fields, *names: str) -> Fields:
+    """The fields but those of these names."""
     return {name: value for name, value in fields.items() if name not in names}
 
 

@@ -22,6 +22,7 @@ class Answer(NamedTuple):
 
 
 def scored(content: Content, score: float) -> Answer:
+    """An answer that is ranked by its score; the score is kept with it."""
     return Answer(content, score, score)
 
 
@@ -54,6 +55,7 @@ def compared(prompt: Content, answers: Sequence[Answer], reading: Reading) -> It
 
 
 def listed(value: Any, field: str) -> list[Any]:
+    """The value as a list; raises `Unusable` where it is none."""
     if not isinstance(value, list | tuple):
         raise Unusable(f"{field} is not a list")
     return list(value)
@@ -69,6 +71,7 @@ def each(value: Any, field: str) -> list[Mapping[str, Any]]:
 
 
 def said(text: Any, field: str) -> Content:
+    """A conversation's end in one assistant's turn of this text."""
     return (assistant(text_of(text, field)),)
 
 

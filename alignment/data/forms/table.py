@@ -21,6 +21,7 @@ from alignment.recipe.data import Column
 
 
 def columns_of(written: str) -> tuple[frozenset[str], ...]:
+    """One set of names a word, in which `|` separates the names of a set."""
     return tuple(frozenset(names.split("|")) for names in written.split())
 
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from alignment.data.rows import paired_row
-from alignment.data.templates import asks_for_date, with_today, without_end
+from alignment.data.templates import asks_for_date, ends_answers, with_today, without_end
 from alignment.data.tokens import (
     SIDES_EQUAL,
     Tokenization,
@@ -263,3 +263,25 @@ def test_white_space_at_a_dated_templates_start_stays() -> None:
     plain, dated = "\n  {% if true %}x{% endif %}", "\n  {% if true %}x{{ strftime_now('') }}{% endif %}"
     made = [tokenizer(with_today(one)).apply_chat_template(list(chat("x")), tokenize=False) for one in (plain, dated)]
     assert made[0] == made[1]
+
+
+@pytest.mark.parametrize(
+    ("template", "ends", "told"),
+    [
+        (CHATML, ["<|im_end|>"], True),
+        (MISTRAL, ["</s>"], True),
+        (GEMMA, ["</s>", "<end_of_turn>"], True),
+        (R1, ["</s>"], True),
+        (CHATML, ["</s>"], False),
+        (PHI, ["</s>"], False),
+        (MISTRAL.replace(" + eos_token", ""), ["</s>"], False),
+        ("{% for m in messages %}{{ m.content }}\n {{ eos_token }}{% endfor %}", ["</s>"], True),
+        ("{% for m in messages %}{{ m.role }}{{ eos_token }}{% endfor %}", ["</s>"], None),
+        ("{{ raise_exception('no') }}", ["</s>"], None),
+        ("{% for", ["</s>"], None),
+    ],
+)
+def test_a_template_without_an_end_behind_an_answer_is_told_from_one_with(
+    template: str, ends: list[str], told: bool | None
+) -> None:
+    assert ends_answers(tokenizer(template), ends) is told

@@ -45,8 +45,20 @@ def of_torch_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=
 
 
 def of_torch_2_12(  # type: ignore[no-untyped-def]
-    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False
+    query,
+    key,
+    value,
+    cu_seq_q,
+    cu_seq_k,
+    max_q,
+    max_k,
+    *,
+    scale=None,
+    window_size=(-1, -1),
+    enable_gqa=False,
+    num_splits=None,
 ):
+    assert num_splits == 1
     return documented(query, key, value, (cu_seq_q, cu_seq_k, max_q, max_k), scale, window_size, enable_gqa)
 
 
@@ -56,13 +68,30 @@ def test_one_variable_length_call_attends_as_segment_by_segment(window: int | No
     torch.manual_seed(0)
     one = [TokenSequence((1, 2, 3), (4, 5, 6)), TokenSequence((1, 2, 3), (7,)), TokenSequence((1, 2, 3), (8, 9))]
     layout = lay_out([one, [TokenSequence((5,), (1, 2, 3, 4))]], torch.device("cpu"))
-    query = torch.randn(1, 4, layout.tokens, 8)
-    key, value = torch.randn(1, 2, layout.tokens, 8), torch.randn(1, 2, layout.tokens, 8)
+    query = torch.randn(1, 4, layout.tokens, 8, requires_grad=True)
+    key, value = (torch.randn(1, 2, layout.tokens, 8, requires_grad=True) for _ in range(2))
     expected, _ = attention.attend(None, query, key, value, None, 0.3, shared_prompt=layout, sliding_window=window)
     fitting = attention.with_fewer_key_heads(varlen)
     assert fitting is not None
     found = attention._all_at_once(fitting, query, key, value, 0.3, window, layout)
     torch.testing.assert_close(found, expected)
+    given = torch.randn(found.shape)
+    gradients = (torch.autograd.grad(out, (query, key, value), given) for out in (found, expected))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_gradients_of_a_prompts_copies_are_added_in_float32_in_one_order() -> None:
+    rows = [TokenSequence((1, 2), (3, 4)), TokenSequence((1, 2), (5, 6)), TokenSequence((1, 2), (7, 8))]
+    index = lay_out([rows], torch.device("cpu")).varlen
+    states = torch.zeros(len(index.copies[0][0]), 1, 1, dtype=torch.bfloat16, requires_grad=True)
+    gathered = attention._gather()(states, index)
+    own, *behind = [place for place, token in enumerate(index.where.tolist()) if token == 0]
+    given = torch.zeros_like(gathered)
+    given[own], given[behind] = 256.0, 1.0  # 256 + 1 in bfloat16 is 256
+    (gradient,) = torch.autograd.grad(gathered, states, given)
+    assert len(behind) == 3 and float(gradient[0]) == 260.0  # 259 rounds to it, once
+    assert [len(tokens) for tokens, _ in index.copies[1:]] == [2, 2, 2], "of the prompt's two tokens"
 
 
 def test_a_variable_length_attention_without_scale_and_window_is_not_used() -> None:

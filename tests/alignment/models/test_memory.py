@@ -20,6 +20,7 @@ from alignment.models.memory import (
     scoring_bytes,
     training_bytes,
 )
+from alignment.models.recompute import recompute_cheap_parts
 from alignment.models.shape import FAMILIES, Shape, shape_of
 from alignment.recipe import Lora
 from alignment.training.trainer import MasterAdamW
@@ -85,6 +86,9 @@ def test_activations_are_those_that_autograd_keeps(kind: str, precision: str) ->
     assert planned.kept(False) == pytest.approx(saved_bytes(model), rel=NEAR)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     assert planned.kept(True) == pytest.approx(saved_bytes(model), rel=NEAR)
+    model.gradient_checkpointing_disable()
+    recompute_cheap_parts(model)
+    assert planned.kept("selective") == pytest.approx(saved_bytes(model), rel=NEAR)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -101,6 +105,8 @@ def test_activations_with_an_adapter_too(kind: str, precision: str, dropout: flo
     adapted.enable_input_require_grads()
     planned = activations(shape(model), PACKED, precision, lora, flash=False)
     assert planned.kept(False) == pytest.approx(saved_bytes(adapted.get_base_model()), rel=NEAR)
+    recompute_cheap_parts(model)
+    assert planned.kept("selective") == pytest.approx(saved_bytes(adapted.get_base_model()), rel=NEAR)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -205,8 +211,9 @@ def test_keys_and_values_are_those_of_the_cache_that_answers() -> None:
 
 
 def test_a_checkpointed_pass_keeps_a_state_a_layer_and_one_whole_layer() -> None:
-    kept = Activations(layer=100.0, checkpoint=10.0, root=1.0, layers=4)
+    kept = Activations(layer=100.0, checkpoint=10.0, root=1.0, layers=4, selective=30.0)
     assert (kept.kept(False), kept.kept(True), kept.at_most(True), kept.at_most(False)) == (401, 41, 141, 401)
+    assert (kept.kept("selective"), kept.at_most("selective")) == (121, 191)
 
 
 def test_a_pass_is_measured_as_it_is_laid_out() -> None:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 from pydantic import Field
 
+from alignment.errors import BadInput
 from alignment.stages import Context, Request, Result, SourceFile, Stage, execute
 from alignment.store import Artifact, CorruptArtifact, Store
 
@@ -67,6 +68,46 @@ def test_a_failure_commits_nothing_and_keeps_the_resumable_state(store: Store) -
     assert store.find("copy", STAGE.key(request)) is None
     assert (store.work_path("copy", STAGE.key(request)) / "state").read_text() == "resumable"
     assert not list(Path(store.path("copy", STAGE.key(request))).glob("*/"))
+
+
+@pytest.mark.parametrize("of_a_gpu", [True, False])
+def test_memory_that_runs_out_is_one_line_and_the_next_run_goes_on(of_a_gpu: bool, store: Store) -> None:
+    import torch
+
+    full: list[int] = [1 << 62]
+
+    def greedy(request: CopyRequest, context: Context) -> Result:
+        result = copy(request, context)
+        for size in full:
+            if of_a_gpu:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4096 PiB.\nOf the allocated …")
+            torch.empty(size, dtype=torch.uint8)
+        return result
+
+    stage = Stage(name="copy", code_version=1, request=CopyRequest, run=greedy)
+    with pytest.raises(BadInput, match=r"^copy ran out of memory on cpu .*`align plan` says what it takes") as told:
+        execute(stage, CopyRequest(text="x"), store)
+    assert "\n" not in str(told.value)
+    assert (store.work_path("copy", stage.key(CopyRequest(text="x"))) / "state").read_text() == "resumable"
+    full.clear()
+    assert execute(stage, CopyRequest(text="x"), store).digest == "x"
+
+
+def test_more_processes_than_gpus_are_refused_before_they_share_one(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    for name, value in (("WORLD_SIZE", "4"), ("LOCAL_WORLD_SIZE", "4")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    stage = Stage(name="copy", code_version=1, request=CopyRequest, run=copy, device="gpu")
+    with pytest.raises(BadInput, match="4 processes on a machine of which 2 GPUs are seen"):
+        execute(stage, CopyRequest(text="x"), store)
+    assert not RUNS
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert execute(stage, CopyRequest(text="x"), store).digest == "x"
 
 
 def test_an_attempt_that_was_removed_meanwhile_is_not_committed(store: Store) -> None:

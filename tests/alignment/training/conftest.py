@@ -225,6 +225,7 @@ class Lab:
         tokens: TokenPolicy | None = None,
         precision: str = "float32",
         parts: int = 1,
+        quantise: Any = None,
     ) -> Artifact:
         """The same for any method: its references come from the real stage, as the method asks for them. The rows are
         dealt to so many shards."""
@@ -244,6 +245,7 @@ class Lab:
                 tokens=tokens or TokenPolicy(max_length=64),
                 precision=precision,
                 batch_tokens=400,
+                quantise=quantise,
                 first_tokens=method.first_tokens,
                 held_out_fraction=held_out_fraction if method.coupled else None,
             )
@@ -303,7 +305,8 @@ class Lab:
             "save_steps": 1000,
             **settings,
         }
-        return SftRequest(base=base, dataset=dataset, settings=SftTraining(**given), seed=3)
+        world_size = given.pop("world_size", 1)
+        return SftRequest(base=base, dataset=dataset, settings=SftTraining(**given), seed=3, world_size=world_size)
 
 
 @pytest.fixture

@@ -20,15 +20,8 @@ from alignment.stages import execute
 from alignment.stages.policy_checkpoint import STAGE
 from alignment.training import packed_step
 from alignment.training.agreement import Disagreement, require_agreement
-from alignment.training.pairs import (
-    PairsFile,
-    PolicyCompletion,
-    PolicyPair,
-    PolicyPairs,
-    schema_of,
-    score_rows,
-    with_reference,
-)
+from alignment.training.pairs import PolicyCompletion, PolicyPair, schema_of, score_rows, with_reference
+from alignment.training.row_files import PairsFile, PolicyPairs
 from tests.alignment.training.test_packed_step import apart, exact, gradients, model_of, rows_of
 
 KTO = Dpo(loss="kto", beta=0.2, desirable_weight=1.3, undesirable_weight=0.8)

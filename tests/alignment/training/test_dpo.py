@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -173,6 +174,22 @@ def test_bfloat16_trains_on_bfloat16_weights_and_keeps_what_they_round_away(lab:
     assert commit.summary["first_loss"] == pytest.approx(math.log(2), abs=0.02)
     assert before.keys() == after.keys() and {t.dtype for t in after.values()} == {torch.float32}
     assert 0 < float(moved.max()) < 1e-4  # far below what a bfloat16 weight can show of such a step
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "dropout": 0.2}])
+def test_what_is_computed_again_changes_neither_the_policy_nor_its_key(lora: Any, lab: Any, tmp_path: Path) -> None:
+    """Numbers that dropout draws are drawn again."""
+    checkpoint = lab.checkpoint()
+    manifest = lab.manifest(checkpoint, lab.rows(12))
+    requests = [
+        lab.dpo_request(checkpoint, manifest, lora=lora, max_steps=3, gradient_checkpointing=kept)
+        for kept in (False, "selective", True)
+    ]
+    assert len({STAGE.key(request) for request in requests}) == 1
+    digests = {
+        execute(STAGE, request, lab.twin(tmp_path / f"{place}")).digest for place, request in enumerate(requests)
+    }
+    assert len(digests) == 1
 
 
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])

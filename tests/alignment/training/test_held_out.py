@@ -22,7 +22,8 @@ from alignment.stages.policy_checkpoint import STAGE
 from alignment.training.held_out import MOST_PAIRS, measured
 from alignment.training.held_out_pairs import HELD_OUT_FILE, HeldOutPair, parse_held_out
 from alignment.training.models import TrainedModel
-from alignment.training.pairs import PairsFile, PolicyPair, PolicyPairs
+from alignment.training.pairs import PolicyPair
+from alignment.training.row_files import PairsFile, PolicyPairs
 
 BETA = 0.3
 

@@ -19,8 +19,10 @@ from alignment.recipe import TokenPolicy
 from alignment.stages import Context
 from alignment.store import CorruptArtifact
 from alignment.store.erase import erase
-from alignment.training import pairs
-from alignment.training.pairs import PolicyPair, open_rows, write_rows_of
+from alignment.training import row_files
+from alignment.training.joining import Joining
+from alignment.training.pairs import PolicyPair
+from alignment.training.row_files import open_rows
 
 TOKENS = TokenPolicy(max_length=30)
 
@@ -57,7 +59,8 @@ def read(lab: Any, rows: list[Any], tmp_path: Path) -> Callable[..., Read]:
         assert shard.fingerprint is not None
         context, record = Context(lab.store, tmp_path, tmp_path), tmp_path / "record.parquet"
         ids, into = TokenIds(lab.store, "policy"), tmp_path / "rows"
-        dropped = write_rows_of(manifest, context, folder, tokens, ids, shard.fingerprint, Dpo(), into, record)
+        joining = Joining(context, Dpo(), tokens, ids, shard.fingerprint)
+        dropped = joining.write(manifest, folder, into, record)
         found = open_rows(tmp_path / "rows", shard.fingerprint)
         return Read(found.train[:], found.held_out[:], dropped, pq.read_table(record))
 
@@ -77,7 +80,7 @@ def test_pairs_are_read_by_their_place_whatever_batch_it_is_in(
     read: Callable[..., Read], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     whole = read()
-    monkeypatch.setattr(pairs, "BATCH_ROWS", 5)
+    monkeypatch.setattr(row_files, "BATCH_ROWS", 5)
     assert read() == whole
     found = open_rows(tmp_path / "rows", "")
     assert found.train.row_ids.to_pylist() == [pair.row_id for pair in whole.train]

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from alignment.data.validate import halves
+from alignment.errors import BadInput
+from alignment.logprobs.effort import Ranks
 from alignment.methods import METHODS
 from alignment.stages import execute
-from alignment.stages.policy_checkpoint import STAGE
+from alignment.stages.policy_checkpoint import STAGE, seen_by_all
 from alignment.store import Artifact, Commit, Store
 from alignment.training.held_out_pairs import HELD_OUT_FILE, parse_held_out
 from tests.alignment.training.conftest import interrupted_at
@@ -94,3 +96,15 @@ def test_a_run_that_one_process_began_is_gone_on_with_by_two(lab: Any, tmp_path:
     assert resumed.summary["resumed_from_step"] == 2
     assert sum(resumed.summary["rows_per_rank"]) == 38 - 2 * 8, "19 rows stay 19"
     assert_same_losses(resumed, undisturbed)
+
+
+def test_a_node_that_does_not_see_where_a_sharded_policy_is_saved_is_named_before_it_is_trained(tmp_path: Path) -> None:
+    class Two(Ranks):
+        """The second rank's machine has other folders."""
+
+        def gather(self, mine: Any) -> list[Any]:
+            return [mine, mine if isinstance(mine, str) else False]
+
+    with pytest.raises(BadInput, match=r"^field 'sharded': process 2 of 2 does not see .*one folder for the store"):
+        seen_by_all(tmp_path, Two(0, 2))
+    assert seen_by_all(tmp_path, Ranks()) == tmp_path

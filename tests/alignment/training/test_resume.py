@@ -61,6 +61,7 @@ def test_a_policy_killed_in_mid_training_ends_at_the_same_weights(lab: Any, tmp_
     work = lab.store.work_path(STAGE.kind, STAGE.key(request)) / "trainer"
     whole = resume.last_complete(work)
     assert whole is not None and resume.step_of(whole) == 6
+    assert {path.suffix for path in whole.iterdir()} == {".json", ".safetensors"}, "nothing is pickled"
     assert (work / "checkpoint-9").exists()
 
     resumed = execute(STAGE, request, lab.store)
@@ -112,6 +113,7 @@ def write_checkpoint(folder: Path, step: int) -> Path:
     checkpoint = folder / f"checkpoint-{step}"
     checkpoint.mkdir()
     (checkpoint / "weights").write_bytes(b"x" * step)
+    (checkpoint / resume.TRAINING_FILE).write_text("{}", encoding="utf-8")
     return checkpoint
 
 
@@ -129,6 +131,18 @@ def test_only_checkpoints_written_to_their_end_are_resumed_from(tmp_path: Path) 
     assert resume.checkpoints(tmp_path) == [third]
     resume.unmark(third)
     assert resume.last_complete(tmp_path) is None
+
+
+def test_what_an_earlier_version_pickled_is_not_read_and_said_by_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old, older = (write_checkpoint(tmp_path, step) for step in (6, 4))
+    (old / resume.TRAINING_FILE).rename(old / "optimizer.pt")
+    for each in (old, older):
+        resume.mark_complete(each)
+    assert resume.last_complete(tmp_path) == older
+    (message,) = caplog.messages
+    assert "checkpoint-6: an earlier version pickled it" in message
 
 
 def test_what_diverged_under_an_older_version_is_not_resumed_from(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from alignment.data.validate import halves
 from alignment.methods import METHODS
 from alignment.stages import execute
 from alignment.stages.policy_checkpoint import STAGE
+from alignment.stages.sft_checkpoint import STAGE as FINE_TUNING
 from alignment.store import Artifact, Commit, Store
 from tests.alignment.training.conftest import interrupted_at
 
@@ -23,19 +24,25 @@ NEVER = -1
 
 
 def launch(
-    store: Store, request: Any, folder: Path, *, killed_in: int = NEVER, processes: int = 2
+    store: Store,
+    request: Any,
+    folder: Path,
+    *,
+    killed_in: int = NEVER,
+    processes: int = 2,
+    stage: str = "policy_checkpoint",
 ) -> subprocess.CompletedProcess[str]:
     """The stage in several processes; what each holds goes to `folder`/held.RANK."""
     path = folder / "request.json"
     path.write_text(request.model_dump_json(), encoding="utf-8")
     ranks = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
-    stage = ["-m", "tests.alignment.training.sharded_run", str(killed_in), str(folder / "held"), "policy_checkpoint"]
-    command = [*ranks, *stage, "--request", str(path), "--store", store.url]
+    run = ["-m", "tests.alignment.training.sharded_run", str(killed_in), str(folder / "held"), stage]
+    command = [*ranks, *run, "--request", str(path), "--store", store.url]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def torchrun(store: Store, request: Any, folder: Path, processes: int = 2) -> Commit:
-    done = launch(store, request, folder, processes=processes)
+def torchrun(store: Store, request: Any, folder: Path, processes: int = 2, stage: str = "policy_checkpoint") -> Commit:
+    done = launch(store, request, folder, processes=processes, stage=stage)
     assert done.returncode == 0, done.stderr
     return store.commit_of(Artifact.model_validate_json(done.stdout.strip().splitlines()[-1]))
 
@@ -148,3 +155,23 @@ def test_a_run_with_whole_weights_is_gone_on_with_by_halves(lab: Any, tmp_path: 
     resumed = torchrun(lab.store, two, tmp_path)
     assert resumed.summary["resumed_from_step"] == 4
     assert apart(lab.store, resumed, twin, undisturbed, checkpoint) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("kind", "lora"),
+    [
+        ("llama", None),
+        pytest.param("qwen2", {"rank": 4, "target_modules": ["q_proj", "up_proj"]}, marks=pytest.mark.soak),
+    ],
+)
+def test_two_processes_with_halves_are_fine_tuned_as_one(kind: str, lora: Any, lab: Any, tmp_path: Path) -> None:
+    """Held-out batches are uneven: the first rank has one more, in which the second takes part."""
+    base, dataset = lab.checkpoint(kind=kind), lab.sft_dataset(40, held_out=3)
+    given = {"batch_size": 8, "micro_batch_size": 2, "learning_rate": 1e-4, "eval_steps": 2, "lora": lora}
+    one, two = (lab.sft_request(base, dataset, sharded=True, world_size=size, **given) for size in (1, 2))
+    twin = lab.twin(tmp_path / "one")
+    together = torchrun(lab.store, two, tmp_path, stage="sft_checkpoint")
+    single = execute(FINE_TUNING, one, twin)
+    assert together.summary["steps"] == single.summary["steps"] == 5
+    assert together.summary["held_out_loss"] == pytest.approx(single.summary["held_out_loss"], abs=1e-4)
+    assert apart(lab.store, together, twin, single, base) <= 1e-3

@@ -14,7 +14,7 @@ from alignment.stages.preference_manifest import STAGE as MANIFEST
 from alignment.stages.preference_manifest import ManifestRequest
 from alignment.stages.reference_logprobs import STAGE as REFERENCE
 from alignment.stages.reference_logprobs import ReferenceRequest
-from alignment.training import pairs
+from alignment.training import joining
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def tokenised(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_reference_and_policy_tokenise_a_row_once_together_and_a_policy_alone_once(
     lab: Any, tokenised: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pairs, "ROWS_AT_ONCE", 5)
+    monkeypatch.setattr(joining, "ROWS_AT_ONCE", 5)
     checkpoint, rows, tokens = lab.checkpoint(), lab.rows(16), TokenPolicy(max_length=40)
     summary = {"rows": len(rows), "kind": "paired"}
     shard = lab.publish("preference_shard", "s", summary, lambda out: write_rows(out / "rows.parquet", rows))

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from alignment_dags.nights.decide import GRACE, Close, End, Launch, Limits, RunSeen, Wait, decide_night
+from alignment_dags.nights.decide import (
+    GRACE,
+    Close,
+    End,
+    Launch,
+    Limits,
+    RunSeen,
+    Wait,
+    decide_night,
+    never_sleeps,
+)
 from alignment_dags.nights.night import Night
 from alignment_dags.nights.state import State
 from alignment_dags.run.upgrade import Moved
@@ -31,6 +42,7 @@ def decide(
     *runs: RunSeen,
     after: timedelta = timedelta(0),
     idle: timedelta | None = None,
+    asleep: Callable[[], str | None] = never_sleeps,
 ) -> Launch | Wait | Close:
     now = TWO + after
 
@@ -38,7 +50,7 @@ def decide(
         assert standing is not None, "the runs alone should have decided"
         return standing
 
-    return decide_night(NIGHT, look, runs, now, None if idle is None else now - idle)
+    return decide_night(NIGHT, look, runs, now, None if idle is None else now - idle, asleep=asleep)
 
 
 def test_nothing_changed_is_skipped_and_says_what_was_looked_at() -> None:
@@ -94,6 +106,23 @@ def test_the_manifest_is_pinned_before_anything_is_trained() -> None:
     same = decide(CURRENT, pinned)
     assert isinstance(same, Close)
     assert same.outcome == "skipped", "another list of what was left out, and the same rows"
+
+
+def test_new_rows_wait_where_they_are_all_that_is_new() -> None:
+    other = replace(CURRENT, manifest_behind=True)
+    pinned = Launch("manifest", nodes=("preference_manifest",))
+    assert decide(other, asleep=lambda: "40 new rows, 500 asked for") == Close("slept", "40 new rows, 500 asked for")
+    assert decide(other, asleep=lambda: None) == pinned
+
+    def asleep() -> str:
+        raise AssertionError("more than rows is new, and nobody asks")
+
+    for more in ({"train": TRAIN}, {"manifest": None}):  # other settings or a night that failed, and the first night
+        assert decide(replace(other, **more), asleep=asleep) == pinned  # type: ignore[arg-type]
+    refused = replace(other, train=("registered_model",), verdict="fail")
+    assert decide(refused, asleep=lambda: "few") == Close("slept", "few"), "the gate said no, and that is settled"
+    shard = decide(replace(other, shards=("b",)), idle=2 * GRACE, asleep=asleep)
+    assert shard == Launch("shards", shards=("b",)), "rows are read and scored while they wait"
 
 
 def test_a_manifest_that_cannot_be_pinned_ends_the_night() -> None:

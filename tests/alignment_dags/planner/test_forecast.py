@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -165,9 +166,10 @@ def test_each_remedy_is_the_plan_of_the_recipe_that_it_names_and_none_is_needles
     lora = Lora(rank=16, alpha=32)
     planned = stages(zephyr(lora=None, gradient_checkpointing=False), store, config)["policy_checkpoint"]
     by_changes = {remedy.changes: remedy for remedy in planned.remedies}
-    checkpoint = "optimise.gradient_checkpointing: true"
+    checkpoint = "optimise.gradient_checkpointing: selective"
     both = by_changes[checkpoint, "optimise.lora: {rank: 16}"]
-    assert both.memory_gib == stages(zephyr(lora=lora), store, config)["policy_checkpoint"].memory_gib.value
+    kept = zephyr(lora=lora, gradient_checkpointing="selective")
+    assert both.memory_gib == stages(kept, store, config)["policy_checkpoint"].memory_gib.value
     (smaller,) = (
         changes for changes in by_changes if "optimise.lora: {rank: 16}" in changes and checkpoint not in changes
     )
@@ -177,6 +179,26 @@ def test_each_remedy_is_the_plan_of_the_recipe_that_it_names_and_none_is_needles
         one = cut.model_copy(update={"reference": cut.reference.model_copy(update={"batch_tokens": batch_tokens})})
         found = stages(one, store, config)["policy_checkpoint"]
         assert (found.fits, found.memory_gib.value == by_changes[smaller].memory_gib) == (fits, fits)
+
+
+def test_a_7b_fits_24_gb_with_four_bits_and_the_plan_names_them(store: Store) -> None:
+    """QLoRA's own sizing: a 7B on a GPU of 24 GB, which is 22.4 GiB."""
+    config = CONFIGS / "mistral_7b_v0.1.json"
+    small = {name: pool.model_copy(update={"memory_gib": 22.4}) for name, pool in load_pools().pools.items()}
+
+    def policy(lora: Lora, stage: str = "policy_checkpoint") -> StageForecast:
+        one = zephyr(lora=lora, gradient_checkpointing=True)
+        one = one.model_copy(update={"reference": one.reference.model_copy(update={"batch_tokens": 8192})})
+        workspace = Workspace(one, Pools(pools=small), lambda: store)
+        return next(found for found in forecast(workspace, config) if found.stage == stage)
+
+    plain, quantised = Lora(rank=16, alpha=32), Lora(rank=16, alpha=32, quantise="nf4")
+    alone, four_bits = policy(plain), policy(quantised)
+    by_changes = {remedy.changes: remedy.memory_gib for remedy in alone.remedies}
+    assert by_changes["optimise.lora.quantise: nf4",] == four_bits.memory_gib.value
+    assert not alone.fits and four_bits.fits and "those of linear layers in 4 bits" in str(four_bits.memory_gib.how)
+    scored = [policy(lora, "reference_logprobs").memory_gib.value or 0 for lora in (plain, quantised)]
+    assert scored[0] - scored[1] == pytest.approx(9.4, abs=0.5), "the reference is in four bits too"
 
 
 def test_the_smallest_recipe_needs_the_24_gib_that_it_says_with_the_pass_that_it_says(store: Store) -> None:
@@ -213,13 +235,20 @@ def test_a_large_recipe_needs_sharding_as_it_says_and_fits_its_own_pool_with_it(
     planned = forecast(workspace, CONFIGS / f"{LARGE[name]}.json", rows=ROWS)
     assert "Needs sharding" in shipped.description
     too_large = {one.stage: one for one in planned if one.fits is False}
-    whole = {"reference_logprobs", "policy_divergence", "registered_model"}  # nothing shards these yet
-    sharded = bool(getattr(shipped.dpo, "sharded", False))
-    assert too_large.keys() == (whole if sharded else whole | {"policy_checkpoint"})
+    assert not too_large
+    uncut = changed(shipped, sharded=False).model_copy(
+        update={
+            "reference": shipped.reference.model_copy(update={"sharded": False}),
+            "evals": shipped.evals.model_copy(update={"sharded": False}),
+        }
+    )
+    whole = forecast(Workspace(uncut, pools, lambda: store), CONFIGS / f"{LARGE[name]}.json", rows=ROWS)
+    too_large = {one.stage: one for one in whole if one.fits is False}
+    assert too_large.keys() == {"policy_checkpoint", "reference_logprobs", "policy_divergence", "registered_model"}
     for one in too_large.values():
         pool = pools[str(one.pool)]
         (change,) = one.remedies[0].changes
-        assert change.endswith(f" over {pool.gpus_per_slot} devices")
+        assert re.fullmatch(rf"(optimise|reference|evals)\.sharded: true over {pool.gpus_per_slot} devices", change)
         assert one.remedies[0].memory_gib < float(pool.memory_gib or 0)
     (policy,) = (one for one in planned if one.stage == "policy_checkpoint")
     assert policy.slot_seconds.value

@@ -40,9 +40,11 @@ def shape(name: str) -> Shape:
     return known
 
 
-def load(name: str, kind: str = "train", *, tokens: int = PASS, shards: int = 1, lora: bool = False) -> Load:
+def load(
+    name: str, kind: str = "train", *, tokens: int = PASS, shards: int = 1, lora: bool = False, quantised: bool = False
+) -> Load:
     plain = Load("train", shape(name), "bfloat16", tokens, LENGTHS.pass_of_one, True, shards, checkpointing=True)
-    return replace(plain, kind=kind, lora=LORA if lora else None)
+    return replace(plain, kind=kind, lora=LORA if lora or quantised else None, quantised=quantised)
 
 
 def gib(one: Load) -> str:
@@ -53,7 +55,8 @@ def memory_table() -> list[str]:
     """GiB of one device."""
     return [
         f"| {name} | {gib(load(name))} | {gib(load(name, shards=8))} | {gib(load(name, lora=True))}"
-        f" | {gib(load(name, lora=True, shards=8))} | {gib(load(name, 'score'))} | {gib(load(name, 'answer'))} |"
+        f" | {gib(load(name, lora=True, shards=8))} | {gib(load(name, quantised=True))}"
+        f" | {gib(load(name, 'score'))} | {gib(load(name, 'answer'))} |"
         for name in MODELS
     ]
 
@@ -99,11 +102,15 @@ def published_table() -> list[str]:
     implied = [one[0] * UTILISATION / published for published in (4, 2)]
     two, three = (load("Llama-3.1-405B", tokens=2048, shards=devices, lora=True) for devices in (16, 24))
     h200 = load("Llama-3.1-405B", tokens=4096, shards=16, lora=True)
+    small = load("Mistral-7B", tokens=8192, quantised=True)
     return [
         f"| 7B full: about 42 GB on one A100 | {state:.0f} GB before activations | 42 GB is 6 bytes a parameter:"
         " weight, gradient and 2 bytes of optimiser. AdamW with float32 masters and moments holds 18. LoRA takes"
         f" {gib(load('Mistral-7B', lora=True))} GiB in all, full training sharded over 8"
         f" {gib(load('Mistral-7B', shards=8))} GiB a device |",
+        f"| 7B with QLoRA: one GPU of 24 GB (22.4 GiB) | {gib(small)} GiB, passes of 8,192 | the weights are"
+        f" {small.parts()['weights'] / GIB:.1f} GiB with the adapter; answering and registering load the merged model"
+        f" whole, which takes {gib(load('Mistral-7B', 'answer', tokens=8192))} GiB |",
         f"| 70B in bfloat16: 140 GB a copy | {2 * large.parameters / 1e9:.0f} GB | the same; the published figure is"
         " rounded. The cached reference is no second copy |",
         f"| 50,000 pairs of 70B: 6 to 12 h on 8 H100s | LoRA: {with_reference[0]:.1f} h on 8; full:"

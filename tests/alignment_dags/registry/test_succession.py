@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,16 @@ from alignment.stages import Context, Request, Result, Stage, execute
 from alignment.store import Artifact, Ref, Store
 from alignment_dags.cli import main
 from alignment_dags.registry.succession import Succession
+from alignment_dags.run.upgrade import Moved, Upgrades, moved_stages, told
+from alignment_dags.run.workspace import Workspace
 from eval.answers.files import ITEMS_FILE, RESPONSES_FILE, Response, write_responses
+from eval.judge.judgment import READING
 from eval.stages.scores import STAGE as SCORES
 from eval.stages.scores import ScoresRequest
 from eval.suites import MT_BENCH, SuiteSpec
 from eval.suites.items import load_items
 from eval.suites.rows import read_records, write_records
+from resources.pools import load_pools
 from resources.store import ArtifactStore
 from tests.eval.conftest import JudgeServer
 
@@ -151,3 +156,31 @@ def test_the_new_judge_has_the_recipe_s_settings_but_not_what_is_the_old_model_s
         | {"model": "new", "temperature": None, "timeout_seconds": 7.0}
     )
     assert Succession("old", "old", recipe, ()).judge().snapshot == "old-1"
+
+
+def test_nights_wait_where_verdicts_are_read_otherwise_until_a_person_accepts(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(load_recipe(recipe), load_pools())
+
+    def moved() -> tuple[Moved, ...]:
+        return moved_stages(workspace.nodes, workspace.upstream())
+
+    assert moved() == ()
+    for module in ("eval.stages.scores", "alignment_dags.run.upgrade"):
+        monkeypatch.setattr(f"{module}.READING", READING + 1)
+    expected = [(f"{model}_evals/mt_bench", READING, READING + 1) for model in ("sft", "policy")]
+    assert [(one.stage, one.old, one.new) for one in moved()] == expected
+    assert f"sft_evals/mt_bench (reading of verdicts {READING} → {READING + 1}, 1 artifact)" in told(moved())
+    upgrades = Upgrades(workspace.store, "small")
+    assert upgrades.waiting(moved()) == moved()
+    upgrades.accept([Moved("sft_evals/mt_bench", 1, 99)], "somebody", datetime(2026, 11, 28, tzinfo=UTC))
+    assert upgrades.waiting(moved()) == moved(), "a code version that was accepted says nothing of the reading"
+    upgrades.accept(moved(), "somebody", datetime(2026, 11, 28, tzinfo=UTC))
+    assert upgrades.waiting(moved()) == ()
+    node = next(node for node in workspace.nodes if node.name == "sft_evals/mt_bench")
+    scored = workspace.upstream()("sft_evals/mt_bench")
+    answers = workspace.store.commit_of(scored).inputs["responses"]
+    workspace.store.write_ref(Ref(artifact=answers), "small", "sft_responses")
+    request = node.request(workspace.upstream(), None)
+    assert isinstance(request, ScoresRequest) and request.earlier == scored, "whose judgments are then read anew"

@@ -33,7 +33,7 @@ from alignment_dags.source import observe as look_module
 from alignment_dags.source import sensor as module
 from alignment_dags.source.sensor import watch
 from assets import preference_shard as shard_node
-from assets.building.factory import shards_definition
+from assets.building.factory import BAD_INPUT, shards_definition
 from assets.building.upstream import Upstream
 from assets.preference_shard import preference_shard
 from resources.alerts import Alert
@@ -94,6 +94,21 @@ class Watched:
         for shard in shards:
             commit = execute(node.stage, node.request(Upstream(store, self.recipe.name), shard), store)
             store.write_ref(Ref(artifact=commit.artifact), self.recipe.name, node.name, shard)
+
+    def fail(self, reason: str) -> None:
+        """The run that was asked for last ends with this reason."""
+
+        @dg.op
+        def step() -> None:
+            raise dg.Failure("failed", metadata={BAD_INPUT: reason})
+
+        @dg.job
+        def shards() -> None:
+            step()
+
+        shards.execute_in_process(
+            instance=self.instance, tags={module.RUN_KEY: self.run_keys[-1]}, raise_on_error=False
+        )
 
     @property
     def partitions(self) -> list[str]:
@@ -277,13 +292,14 @@ def test_a_failed_shard_is_tried_twice_alerted_and_asked_for_again_when_it_is_co
     bad.write_text('{"prompt": "p", "chosen": "same", "rejected": "same"}\n', encoding="utf-8")
     for _ in range(2):
         assert watched.tick() == ["day-3"]
-        with pytest.raises(BadInput, match="no valid preference row"):
+        with pytest.raises(BadInput, match="no valid preference row") as error:
             watched.make("day-3")
+        watched.fail(str(error.value))
     for _ in range(3):
         assert watched.tick() == []
-    assert [(alert.event, alert.text) for alert in alerts] == [
-        ("shard_failed", "failed and wait for a correction: day-3")
-    ]
+    (alert,) = alerts
+    assert alert.event == "shard_failed"
+    assert alert.text.startswith(f"failed and wait for a correction: day-3 ({bad}: no valid preference row")
     watched.write("day-3", "yes", age=60)
     assert watched.tick() == ["day-3"]
     watched.make("day-3")

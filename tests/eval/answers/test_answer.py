@@ -230,3 +230,42 @@ def test_what_a_task_cannot_ask_is_named(tmp_path: Path, parts: tuple[Any, Any])
     stray[1]["choices"] = {"text": ["a", "b"], "label": ["A", "B"]}
     stray[1]["answerKey"] = "C"
     assert "lm-eval cannot ask item 1: ValueError" in problem("arc_challenge", stray)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("chat", [False, True])
+def test_completions_are_scored_by_their_mean_log_likelihood_a_token(
+    tmp_path: Path, parts: tuple[Any, Any], chat: bool
+) -> None:
+    import torch
+
+    records = [
+        {
+            "id": str(number),
+            "prompt": f"{name} went to the park.",
+            "chosen": [" She saw a big red ball and was happy."],
+            "rejected": [" x", "q q q q", f" {name} {name} {name}", "n" * 600 if number else "n"],
+            "subset": "Focus",
+        }
+        for number, name in enumerate(("Lily", "Tom"))
+    ]
+    generator = generator_of(parts, chat)
+    responses, scored = answered(spec_of(tmp_path, "reward_bench_2", records), generator)
+    model, tokenizer = parts
+    lily = records[0]
+    prompt = lily["prompt"] + "\n\n"
+    if chat:
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": lily["prompt"]}], tokenize=False, add_generation_prompt=True
+        )
+    for text, (score, _) in zip(lily["chosen"] + lily["rejected"], responses[0].loglikelihoods, strict=True):
+        ids = tokenizer(prompt + text).input_ids
+        with torch.inference_mode():
+            logps = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        start = len(tokenizer(prompt.rstrip()).input_ids)  # lm-eval scores white space with the completion
+        values = [float(logps[place - 1, ids[place]]) for place in range(start, len(ids))]
+        assert score == pytest.approx(sum(values) / len(values), abs=2e-4)
+    assert responses[1].failed is not None and "tokens >" in responses[1].failed
+    assert (scored.n, set(scored.failed)) == (1, {"1"})
+    right = responses[0].loglikelihoods[0][0] > max(score for score, _ in responses[0].loglikelihoods[1:])
+    assert scored.metrics["focus"].value == float(right)

@@ -16,7 +16,8 @@ from alignment.store import Artifact, Store
 from eval.answers.files import ITEMS_FILE, RESPONSES_FILE, Response, write_responses
 from eval.grading.choose import JudgeUnavailable
 from eval.judge.files import read_judgments
-from eval.stages.scores import STAGE, ScoresRequest
+from eval.judge.judgment import READING
+from eval.stages.scores import STAGE, ScoresRequest, read_otherwise
 from eval.suites import MT_BENCH, SuiteSpec
 from eval.suites.items import load_items
 from eval.suites.rows import read_records, write_records
@@ -122,3 +123,55 @@ def test_the_key_is_in_no_file_of_the_store_and_in_no_request(
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 5 and all(key.encode() not in path.read_bytes() for path in files)
     assert key not in repr(commit) + caplog.text
+
+
+# When only the rules that read verdicts are others, the stored judgments are read anew.
+
+
+def rescored(
+    store: Store, responses: Artifact, spec: SuiteSpec, judge: Judge, earlier: Artifact | None
+) -> tuple[ScoresRequest, Any]:
+    request = ScoresRequest(responses=responses, suite=spec, judge=judge, seed=0, earlier=earlier)
+    return request, execute(STAGE, request, store)
+
+
+def test_another_reading_of_verdicts_asks_for_no_judgment_again(
+    server: Any, spec: SuiteSpec, store: Store, responses: Artifact, score: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = judge(server, price={"input_usd": 1.0, "output_usd": 2.0})
+    first = score(spec, settings)
+    assert server.requests == 12 and not read_otherwise(store, first.artifact)
+    monkeypatch.setattr("eval.stages.scores.READING", READING + 1)
+    assert read_otherwise(store, first.artifact)
+    monkeypatch.setattr("eval.judge.judgment.parse_rating", lambda text, parsing: 9.0)
+    request, commit = rescored(store, responses, spec, settings, first.artifact)
+    assert commit.key != first.key and server.requests == 12
+    assert commit.summary["metrics"]["average"]["value"] == 9.0  # from the texts that were stored
+    assert commit.summary["settings"] != first.summary["settings"]
+    assert commit.inputs == {"responses": responses}
+    paid, bill = first.summary["judge"], commit.summary["judge"]
+    assert (bill["asked"], bill["judgments"], bill["usd"]) == (0, 12, paid["usd"])
+    assert not read_otherwise(store, commit.artifact)
+    without = request.model_copy(update={"earlier": None})
+    assert STAGE.key(without) == STAGE.key(request)
+
+
+def test_judgments_of_another_judge_or_under_other_settings_are_asked_for(
+    server: Any, spec: SuiteSpec, store: Store, responses: Artifact, score: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = score(spec, judge(server)).artifact
+    monkeypatch.setattr("eval.stages.scores.READING", READING + 1)
+    rescored(store, responses, spec, judge(server, model="other"), first)
+    assert server.requests == 24
+    rescored(store, responses, spec.model_copy(update={"limit": 5}), judge(server), first)
+    assert server.requests == 36
+
+
+def test_judgments_that_are_no_longer_there_are_asked_for(
+    server: Any, spec: SuiteSpec, store: Store, responses: Artifact, score: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = score(spec, judge(server)).artifact
+    monkeypatch.setattr("eval.stages.scores.READING", READING + 1)
+    gone = first.model_copy(update={"attempt": "gone", "key": "0" * len(first.key)})
+    rescored(store, responses, spec, judge(server), gone)
+    assert server.requests == 24

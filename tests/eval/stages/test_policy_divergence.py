@@ -15,7 +15,7 @@ import pytest
 
 from alignment.data.rows import PreferenceRow, content_id, encode, is_held_out, paired_row, write_rows
 from alignment.errors import BadInput
-from alignment.generation.generator import Generator, Sampling
+from alignment.generation.generator import Generator, Sampling, as_trained
 from alignment.models.checkpoint import load_model, load_tokenizer
 from alignment.recipe import TokenPolicy
 from alignment.stages import Context, Request, Result, Stage, execute
@@ -24,7 +24,7 @@ from alignment.stages.preference_manifest import ManifestRequest
 from alignment.store import Artifact, Store
 from alignment.training.held_out_pairs import HeldOutPair, write_held_out
 from eval.stages import policy_divergence as divergence
-from eval.stages.policy_divergence import DIVERGENCE_FILE, STAGE, DivergenceRequest, as_trained, held_out_prompts
+from eval.stages.policy_divergence import DIVERGENCE_FILE, STAGE, DivergenceRequest, held_out_prompts
 from tests import tiny
 
 LETTERS = "abcd"

@@ -47,7 +47,7 @@ def request(checkpoint: Artifact, suites: dict[str, SuiteSpec], batch_tokens: in
 def test_all_suites_are_answered_with_one_model_load(
     store: Store, checkpoint: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import eval.stages.responses as module
+    import alignment.generation.engine as module
 
     loads: list[Any] = []
     load = module.load_model
@@ -66,7 +66,7 @@ def test_all_suites_are_answered_with_one_model_load(
 def test_texts_and_choices_share_the_one_model_and_are_scored_from_what_is_stored(
     store: Store, checkpoint: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import eval.stages.responses as module
+    import alignment.generation.engine as module
 
     loads: list[Any] = []
     load = module.load_model

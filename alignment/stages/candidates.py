@@ -1,0 +1,332 @@
+"""`candidates`: several answers to each prompt, sampled from one model and seeded prompt by prompt.
+
+A source of prompts is an artifact of its own: several are made one after the other with one loaded model, and a source
+that changed makes only its own anew. Within a source, answers are kept part by part, so that a kill loses one part.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from alignment.data.mixing import place_in_draw
+from alignment.data.overlap import SuiteItems
+from alignment.data.rows import encode, form_of, iter_records, write_records
+from alignment.data.validate import QUARANTINE_FILE, most_common, reason_counts, write_quarantine
+from alignment.digest import json_digest
+from alignment.errors import BadInput
+from alignment.generation.engine import AnyGenerator, Served
+from alignment.generation.generator import Answer, Generator, Sampling, as_trained
+from alignment.generation.prompts import Items, Prompt, PromptSource, Reading, prompt_of
+from alignment.progress import ProgressLog
+from alignment.recipe import Generate, TokenPolicy
+from alignment.stages import Context, Request, Result, Stage, execute
+from alignment.store import Artifact, Store, Summary
+from alignment.store.erase import current_erasure
+
+log = logging.getLogger(__name__)
+
+CANDIDATES_FILE = "candidates.parquet"
+ANSWERS_FILE = "answers.jsonl"
+PART_PROMPTS = 64
+SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("form", pa.string()),
+        ("prompt", pa.string()),
+        ("about", pa.string()),
+        ("source", pa.string()),
+        ("source_row", pa.int64()),
+        ("k", pa.int32()),
+        ("text", pa.string()),
+        ("tokens", pa.int32()),
+        ("ended", pa.bool_()),
+    ]
+)
+"""One row a candidate: `row_id` is the prompt's, `about` what verifies an answer to it, `k` the number of the candidate
+from 0, `ended` whether it ended by itself."""
+
+
+class CandidatesRequest(Request):
+    """`n` answers to each prompt of the sources from `checkpoint`, each sampled with a seed of its own: that of the
+    request, the prompt's id and the answer's number.
+
+    Kept out are prompts that the hash of `held_out_fraction` holds out, that hold an item of `suites`, that were
+    `withdrawn` (sorted ids), and those of other portions (`portion` k of n). With `held_out` the prompts are those that
+    the hash holds out and no others: what is measured on them is never trained on. `generator` is the name that
+    candidates carry, with the first digits of the checkpoint. `checkpoints` has one for each source, where sources were
+    sampled from different ones. `tokens` is how training writes its prompts (`TokenPolicy.writing`).
+    """
+
+    speed_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset(
+        {"withdrawn", "suites", "portion", "max_prompts", "held_out", "checkpoints"}
+    )
+
+    checkpoint: Artifact
+    prompts: tuple[PromptSource, ...] = Field(min_length=1)
+    n: int = Field(ge=1)
+    temperature: float = Field(ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_new_tokens: int = Field(ge=1)
+    seed: int
+    precision: str
+    batch_tokens: int
+    generator: str = ""
+    generate: Generate = Generate()
+    tokens: TokenPolicy = TokenPolicy()
+    held_out_fraction: float = Field(default=0.0, ge=0, lt=1)
+    held_out: bool = False
+    checkpoints: tuple[Artifact, ...] = ()
+    suites: dict[str, SuiteItems] | None = None
+    withdrawn: tuple[str, ...] = ()
+    portion: tuple[int, int] = (0, 1)
+    max_prompts: int | None = None
+
+    @model_validator(mode="after")
+    def _several_need_chance(self) -> CandidatesRequest:
+        if self.n > 1 and self.temperature == 0:
+            raise ValueError("several answers to a prompt need a temperature above 0: they would all be the same")
+        if len(self.checkpoints) not in (0, len(self.prompts)):
+            raise ValueError("checkpoints has one for each source of prompts")
+        return self
+
+
+class CandidatesSummary(Summary):
+    """`candidates` to `prompts`, and their `tokens`; `cut` are those that reached the limit of tokens, `reasons` says
+    why prompts were set aside. `parts` are the artifacts of the single sources, where there are several."""
+
+    prompts: int
+    candidates: int
+    tokens: int
+    cut: int
+    quarantined: int
+    reasons: dict[str, int] = Field(default_factory=dict)
+    withdrawn: int | None = None
+    generator: str = ""
+    parts: list[Artifact] = Field(default_factory=list)
+
+
+def parts_of(store: Store, candidates: Artifact) -> list[Artifact]:
+    """The artifacts that hold the candidates: those of the single sources, or the artifact itself."""
+    return CandidatesSummary.of(store.commit_of(candidates)).parts or [candidates]
+
+
+def run(request: CandidatesRequest, context: Context) -> Result:
+    """Writes candidates.parquet, ordered by source and number, and quarantine.parquet; of several sources, each in an
+    artifact of its own.
+
+    In float32 on a CPU the same request gives the same candidates, whatever the batch and wherever it was interrupted.
+    Raises `BadInput` if no prompt is left.
+    """
+    if context.rank:
+        return Result("")  # one process samples; the number of processes is the launcher's, and changes no result
+    if len(request.prompts) > 1 or _of_source(request, 0) != request:
+        return _several(request, context)
+    suites = {suite: items.texts(suite) for suite, items in (request.suites or {}).items()}
+    reading = Reading(
+        request.held_out_fraction,
+        Items(suites) if suites else None,
+        frozenset(request.withdrawn),
+        request.portion,
+        request.seed,
+        held_out=request.held_out,
+    )
+    prompts = reading.prompts(request.prompts[0])
+    if request.max_prompts is not None:
+        prompts = _drawn(prompts, request)
+    counts = {"prompts": 0, "candidates": 0, "tokens": 0, "cut": 0}
+    lines: list[Any] = []
+
+    def counted() -> Iterator[dict[str, Any]]:
+        for prompt, answers in _sampled(request, context, prompts):
+            whole = [(k, answer) for k, answer in enumerate(answers) if answer.failed is None]
+            if not whole:
+                reading.set_aside(prompt, str(answers[0].failed))
+                continue
+            counts["prompts"] += 1
+            for k, answer in whole:
+                ended = bool(answer.ended)
+                counts["candidates"] += 1
+                counts["tokens"] += answer.tokens
+                counts["cut"] += not ended
+                lines.append([prompt.row_id, k, answer.text, ended])
+                yield _cells(prompt, k, answer, ended)
+
+    write_records(context.out / CANDIDATES_FILE, SCHEMA, counted())
+    write_quarantine(context.out / QUARANTINE_FILE, reading.quarantined)
+    if not counts["candidates"]:
+        source = request.prompts[0]
+        where = source.file.url if source.file is not None else source.name
+        told = most_common(reading.reasons) if reading.reasons else "all were withdrawn, or are of another round"
+        raise BadInput(f"no prompt to sample answers to; {told}", file=where)
+    summary = CandidatesSummary(
+        **counts,
+        quarantined=len(reading.quarantined),
+        reasons=reason_counts(reading.reasons),
+        generator=f"{request.generator} {request.checkpoint.digest[:12]}".strip(),
+        **({"withdrawn": reading.withdrawn_prompts} if request.withdrawn else {}),
+    )
+    # the same texts from two models are two results: a row's generator must be traceable
+    return Result(json_digest({"checkpoint": request.checkpoint.digest, "candidates": lines}), summary)
+
+
+def _several(request: CandidatesRequest, context: Context) -> Result:
+    """Every source's own artifact, and a record of which they are."""
+    commits = []
+    for place in range(len(request.prompts)):
+        commits.append(execute(STAGE, _of_source(request, place), context.store))
+    summaries = [CandidatesSummary.of(commit) for commit in commits]
+    reasons: dict[str, int] = {}
+    for summary in summaries:
+        for reason, count in summary.reasons.items():
+            reasons[reason] = reasons.get(reason, 0) + count
+    totals = {
+        name: sum(getattr(summary, name) for summary in summaries)
+        for name in ("prompts", "candidates", "tokens", "cut", "quarantined")
+    }
+    parts = [commit.artifact for commit in commits]
+    withdrawn = {"withdrawn": sum(summary.withdrawn or 0 for summary in summaries)} if request.withdrawn else {}
+    return Result(
+        json_digest([part.digest for part in parts]),
+        CandidatesSummary(
+            **totals,
+            reasons=reasons,
+            generator=", ".join(dict.fromkeys(summary.generator for summary in summaries)),
+            parts=parts,
+            **withdrawn,
+        ),
+    )
+
+
+def _of_source(request: CandidatesRequest, place: int) -> CandidatesRequest:
+    """The request for one source, which names no withdrawn prompt of another: that one's withdrawal changes nothing
+    here."""
+    source = request.prompts[place]
+    checkpoint = request.checkpoints[place] if request.checkpoints else request.checkpoint
+    withdrawn: tuple[str, ...] = ()
+    if request.withdrawn:
+        found = (prompt_of(record.value, "", 0) for record in source.records() if record.problem is None)
+        ids = {prompt.row_id for prompt in found if isinstance(prompt, Prompt)}
+        withdrawn = tuple(row_id for row_id in request.withdrawn if row_id in ids)
+    own = {"prompts": (source,), "withdrawn": withdrawn, "checkpoint": checkpoint, "checkpoints": ()}
+    return request.model_copy(update=own)
+
+
+def _drawn(prompts: list[Prompt], request: CandidatesRequest) -> list[Prompt]:
+    """`max_prompts` of the prompts, by a hash of the seed and the id, in the order they had."""
+    order = sorted(prompts, key=lambda prompt: place_in_draw(request.seed, prompt.row_id))
+    kept = {prompt.row_id for prompt in order[: request.max_prompts]}
+    return [prompt for prompt in prompts if prompt.row_id in kept]
+
+
+def _sampled(
+    request: CandidatesRequest, context: Context, prompts: list[Prompt]
+) -> Iterator[tuple[Prompt, list[Answer]]]:
+    """Every prompt with its answers, part by part; parts that are whole in the work folder are read from there, and no
+    model is loaded where all are."""
+    progress = ProgressLog(log, "prompts sampled", len(prompts))
+    served = Served(context, request.checkpoint, request.precision, request.batch_tokens, request.tokens, kept=True)
+    before = _before_withdrawal(request, context)
+    with ExitStack() as stack:
+        generator: AnyGenerator | None = None
+        for first in range(0, len(prompts), PART_PROMPTS):
+            part = prompts[first : first + PART_PROMPTS]
+            new = [prompt for prompt in part if prompt.row_id not in before]
+            path = context.work / f"part-{json_digest([prompt.row_id for prompt in new])[:16]}.jsonl"
+            answers = [] if not new else _read_part(path, len(new) * request.n)
+            if answers is None:
+                if generator is None:
+                    generator = stack.enter_context(served.by(request.generate, context.work / ANSWERS_FILE))
+                answers = _answers(generator, request, new)
+                _write_part(path, answers)
+            sampled = {prompt.row_id: answers[at * request.n : (at + 1) * request.n] for at, prompt in enumerate(new)}
+            for prompt in part:
+                yield prompt, before.get(prompt.row_id) or sampled[prompt.row_id]
+            progress.add(len(part))
+
+
+def _before_withdrawal(request: CandidatesRequest, context: Context) -> dict[str, list[Answer]]:
+    """The answers by prompt that were sampled before a prompt was withdrawn: nobody samples the other ones again."""
+    fewer = [tuple(one for one in request.withdrawn if one != gone) for gone in request.withdrawn]
+    for withdrawn in dict.fromkeys([*fewer, *([()] if request.withdrawn else [])]):
+        key = STAGE.key(request.model_copy(update={"withdrawn": withdrawn}))
+        commit = context.store.find(STAGE.kind, key)
+        if commit is None or current_erasure(context.store, commit.artifact) is not None:
+            continue
+        known: dict[str, list[Answer]] = {}
+        for row in read_candidates(context.fetch(commit.artifact)):
+            known.setdefault(row["row_id"], []).append(Answer(row["text"], row["tokens"], None, (), row["ended"]))
+        return {row_id: answers for row_id, answers in known.items() if len(answers) == request.n}
+    return {}
+
+
+def _answers(generator: AnyGenerator, request: CandidatesRequest, part: list[Prompt]) -> list[Answer]:
+    asked = [as_trained(prompt.content, request.tokens) for prompt in part for _ in range(request.n)]
+    samplings = [
+        Sampling(request.temperature, request.top_p, f"{request.seed}/candidates/{prompt.row_id}/{k}")
+        for prompt in part
+        for k in range(request.n)
+    ]
+    if not generator.is_chat and any(not isinstance(content, str) for content in asked):
+        raise BadInput("prompts of messages need a chat template, and the checkpoint has none", field="chat_template")
+    answers = generator.answer(asked, request.max_new_tokens, (), samplings)
+    return [_with_end(answer, generator, request.max_new_tokens) for answer in answers]
+
+
+def _with_end(answer: Answer, generator: AnyGenerator, most: int) -> Answer:
+    """The answer with whether it ended by itself; a server says only how many tokens it has."""
+    ids = answer.ids
+    ended = ids[-1] in generator.end_ids if isinstance(generator, Generator) and ids else answer.tokens < most
+    return replace(answer, ids=(), ended=ended)
+
+
+def _write_part(path: Path, answers: list[Answer]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps([a.text, a.tokens, a.ended, a.failed], ensure_ascii=False) + "\n" for a in answers)
+    whole = path.with_name(f"{path.name}.partial")
+    whole.write_text("".join(lines), encoding="utf-8", errors="surrogatepass")
+    whole.replace(path)
+
+
+def _read_part(path: Path, count: int) -> list[Answer] | None:
+    """The answers of a part that was finished before an interruption."""
+    if not path.is_file():
+        return None
+    values = [json.loads(line) for line in path.read_text(encoding="utf-8", errors="surrogatepass").split("\n") if line]
+    if len(values) != count:
+        return None
+    return [Answer(text, tokens, failed, (), ended) for text, tokens, ended, failed in values]
+
+
+def _cells(prompt: Prompt, k: int, answer: Answer, ended: bool) -> dict[str, Any]:
+    return {
+        "row_id": prompt.row_id,
+        "form": form_of(prompt.content),
+        "prompt": encode(prompt.content),
+        "about": json.dumps(prompt.about, ensure_ascii=False, sort_keys=True),
+        "source": prompt.source,
+        "source_row": prompt.source_row,
+        "k": k,
+        "text": answer.text,
+        "tokens": answer.tokens,
+        "ended": ended,
+    }
+
+
+def read_candidates(folder: Path) -> Iterator[dict[str, Any]]:
+    """The candidates of a folder in order, as `SCHEMA` has them."""
+    return iter_records(folder / CANDIDATES_FILE)
+
+
+STAGE: Stage[CandidatesRequest] = Stage(
+    name="candidates", code_version=1, request=CandidatesRequest, run=run, device="gpu"
+)

@@ -1,0 +1,270 @@
+"""Whether a night is worth its price: what is new, the smallest change that the night could prove, and what it takes.
+
+A night compares its policy with the champion on the same items, so what it can prove is known before it trains: the
+number of items stands in the last report, and how much paired differences vary is what the last reports measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from alignment.data.manifest import SPLIT_FILE, Manifest, read_manifest
+from alignment.data.rows import ROWS_FILE, SPLIT_AT, are_held_out, read_columns
+from alignment.errors import BadInput, first_few
+from alignment.recipe import Gate, Recipe
+from alignment.recipe.schedule import Worth
+from alignment.stages.execute import REQUEST_FILE
+from alignment.stages.preference_manifest import ManifestRequest
+from alignment.stages.stage import PolicySummary
+from alignment.store import Artifact, Commit, MissingArtifact, Store
+from alignment.store.store import readable_commits
+from alignment_dags.nights.night import NightWorth, Provable
+from alignment_dags.planner.forecast import History, seconds_of
+from alignment_dags.run.workspace import MANIFEST, Workspace
+from eval.gate.compare import MetricComparison, default_margin
+from eval.gate.default import default_requirement, gate_of
+from eval.gate.metrics import unit_of
+from eval.stages.evaluation_report import ReportSummary
+from eval.statistics import clusters_to_prove, pooled_spread, smallest_provable
+from eval.suites import suite_of
+
+REPORTS = 5
+"""Reports whose spread is pooled: the spread hardly changes, and an old one is of another evaluation."""
+REPORT = "evaluation_report"
+
+
+def reason_to_sleep(worth: NightWorth, rule: Worth, now: datetime) -> str | None:
+    """Why new rows wait, in one line; None if the night trains.
+
+    Rows that are gone never wait: somebody may have withdrawn them. Neither does anything where no row is new.
+    """
+    if worth.gone_rows or not worth.new_rows:
+        return None
+    if rule.max_wait_days is not None and now - worth.trained_at >= timedelta(days=rule.max_wait_days):
+        return None
+    asked = {
+        "min_new_rows": rule.min_new_rows or 0,
+        "min_new_share": math.ceil((rule.min_new_share or 0) * worth.trained_rows),
+    }
+    reasons = [f"schedule.worth.{name} asks for {rows:,}" for name, rows in asked.items() if worth.new_rows < rows]
+    if rule.provable and (weak := [one for one in worth.provable if not one.is_enough]):
+        reasons.append(f"schedule.worth.provable: {'; '.join(map(too_few_items, weak))}")
+    return f"{told(worth)}; {', and '.join(reasons)}" if reasons else None
+
+
+def told(worth: NightWorth) -> str:
+    """What a night would have, could prove and would take, in one line."""
+    since = f"since the training of {worth.trained_at:%Y-%m-%d} on {worth.trained_rows:,}"
+    gone = f", {worth.gone_rows:,} gone" if worth.gone_rows else ""
+    parts = [f"{worth.new_rows:,} new rows{gone} {since}"]
+    if known := [f"{one.metric} {_size(one, one.change)}" for one in worth.provable if one.change is not None]:
+        parts.append(f"the smallest change that a night could prove: {first_few(known)}")
+    if worth.seconds is not None:
+        price = "" if worth.price is None else f" and {worth.price:.2f}"
+        parts.append(f"it would take {worth.seconds:,.0f} s{price}")
+    return "; ".join(parts)
+
+
+def too_few_items(one: Provable) -> str:
+    """What a metric whose margin is too small for its items would need."""
+    more = "no number of items would be enough" if one.needed is None else f"{one.needed:,} items would be enough"
+    return f"{one.metric} has a margin of {_size(one, one.margin)}, and {more} instead of {one.clusters:,}"
+
+
+def _size(one: Provable, value: float | None) -> str:
+    unit = unit_of(one.width)
+    return f"{unit.format(value)} {unit.name}"
+
+
+# What is new, by the manifest that was trained on and the one that would be pinned now.
+
+
+def worth_of(workspace: Workspace) -> NightWorth | None:
+    """What a night that trains now would have, could prove and would take.
+
+    None where that is not the question: no policy was trained yet, its manifest is gone, or the settings of the
+    manifest are not those of the last training.
+    """
+    upstream, store = workspace.upstream(), workspace.store
+    policy = upstream.get("policy_checkpoint")
+    if policy is None:
+        return None
+    trained = store.commit_of(policy)
+    node = next(node for node in workspace.nodes if node.name == MANIFEST)
+    request = node.request(upstream, None)
+    assert isinstance(request, ManifestRequest)
+    try:
+        before = ManifestRequest.model_validate_json(store.read(trained.inputs["manifest"], REQUEST_FILE))
+        if _settings(before) != _settings(request):
+            return None
+        new, gone = changed_rows(store, trained.inputs["manifest"], request)
+    except MissingArtifact:  # erased: what was trained on is not known any more
+        return None
+    seconds, price = price_of(workspace)
+    return NightWorth(
+        new_rows=new,
+        gone_rows=gone,
+        trained_rows=PolicySummary.of(trained).rows_trained or 0,
+        trained_at=datetime.fromisoformat(trained.started_at),
+        provable=provable_by(workspace.recipe, reports_of(store, workspace.recipe.name)),
+        seconds=seconds,
+        price=price,
+    )
+
+
+def _settings(request: ManifestRequest) -> object:
+    """What a manifest asks for beside its shards. How many rows of each a mix keeps follows from the shards."""
+    plain = request.model_copy(update={"shards": {}, "references": {}, "left_out": {}, "mix": ()})
+    return plain.identity()
+
+
+def changed_rows(store: Store, manifest: Artifact, request: ManifestRequest) -> tuple[int, int]:
+    """Rows to train on that a manifest does not have, and those it trains on that the request's shards have no more.
+
+    Only shards that are not in both are read.
+    """
+    folder = store.fetch(manifest)
+    pinned = read_manifest(folder)
+    known = {shard.shard.digest for shard in pinned.shards}
+    current = {shard.digest for shard in request.shards.values()}
+    added = [_to_train_on(store, one, request) for one in request.shards.values() if one.digest not in known]
+    old = _trained_on(folder / SPLIT_FILE, pinned, current)
+    new = pa.chunked_array(added, pa.string()).unique()
+    if not len(new) and not len(old):
+        return 0, 0
+    everything = pq.read_table(folder / SPLIT_FILE, columns=["row_id"])["row_id"]
+    kept = [_row_ids(store, one) for one in request.shards.values()] if len(old) else []
+    still = pa.chunked_array(kept, pa.string())
+    return _count_outside(new, everything), _count_outside(old, still)
+
+
+def _to_train_on(store: Store, shard: Artifact, request: ManifestRequest) -> pa.Array:
+    table = read_columns(store.fetch(shard) / ROWS_FILE, "row_id", SPLIT_AT)
+    if SPLIT_AT not in table.column_names:  # of an earlier version, which does not say what is held out
+        return table["row_id"].combine_chunks()
+    apart = are_held_out(table[SPLIT_AT], request.held_out_fraction)
+    return table["row_id"].filter(pc.invert(apart)).combine_chunks()
+
+
+def _row_ids(store: Store, shard: Artifact) -> pa.Array:
+    return read_columns(store.fetch(shard) / ROWS_FILE, "row_id")["row_id"].combine_chunks()
+
+
+def _trained_on(split: object, pinned: Manifest, current: set[str]) -> pa.ChunkedArray:
+    """Rows of the training split in shards that are not current any more."""
+    gone = [shard.name for shard in pinned.shards if shard.shard.digest not in current]
+    these = pc.field("shard").isin(pa.array(gone, pa.string())) & (pc.field("split") == "train")
+    return pq.read_table(split, columns=["row_id"], filters=these)["row_id"]
+
+
+def _count_outside(rows: pa.Array | pa.ChunkedArray, others: pa.ChunkedArray) -> int:
+    return int(pc.sum(pc.invert(pc.is_in(rows, value_set=others.unique()))).as_py() or 0)
+
+
+# What could be proved, by the spread that earlier reports showed.
+
+
+def reports_of(store: Store, recipe: str) -> list[ReportSummary]:
+    """The recipe's last reports, the latest first, one of each policy."""
+    ours = [one for one in readable_commits(store, REPORT) if one.environment.get("recipe") == recipe]
+    latest: dict[str, Commit] = {}
+    for report in sorted(ours, key=lambda one: one.started_at, reverse=True):
+        latest.setdefault(report.inputs["policy"].digest, report)
+    return [ReportSummary.of(report) for report in list(latest.values())[:REPORTS]]
+
+
+def provable_by(recipe: Recipe, reports: Sequence[ReportSummary]) -> list[Provable]:
+    """The smallest provable change of each metric that the gate compares, or of every suite's main metric without a
+    gate; none without a report.
+
+    The comparisons are those with the champion, or with the start checkpoint where no report has a champion.
+    """
+    return [_provable(metric, margin, reports) for metric, margin in _margins(gate_of(recipe), recipe, reports).items()]
+
+
+def _margins(gate: Gate | None, recipe: Recipe, reports: Sequence[ReportSummary]) -> dict[str, float]:
+    """Metric to the loss that the gate allows; metrics with a scale of no end and no margin are left out."""
+    if not reports:
+        return {}
+    if gate is None:
+        scored = {suite for report in reports for suite in report.comparisons}
+        return dict(default_requirement(suite, suite_of(recipe, suite)) for suite in recipe.evals.selected() if suite in scored)
+    margins: dict[str, float | None] = {}
+    for metric, asked in gate.metrics.items():
+        if asked.no_regression is not None:
+            margins[metric] = asked.no_regression
+        elif asked.improve is not None:
+            width = next((one.width for one in _comparisons(metric, reports)), None)
+            margins[metric] = asked.champion_margin or (None if width is None else default_margin(width))
+    return {metric: margin for metric, margin in margins.items() if margin}
+
+
+def _comparisons(metric: str, reports: Iterable[ReportSummary]) -> list[MetricComparison]:
+    suite, _, name = metric.partition("/")
+    sides = [(report.champion or {}, report.comparisons | report.bounded) for report in reports]
+    found = [side[0][suite][name] for side in sides if name in side[0].get(suite, {})]
+    return found or [side[1][suite][name] for side in sides if name in side[1].get(suite, {})]
+
+
+def _provable(metric: str, margin: float, reports: Sequence[ReportSummary]) -> Provable:
+    compared = _comparisons(metric, reports)
+    spread = pooled_spread(
+        (one.difference_interval(), None if one.p_mcnemar is None else one.gained + one.lost) for one in compared
+    )
+    clusters = compared[0].clusters if compared else 0
+    change = None if spread is None else smallest_provable(spread, clusters)
+    enough = change is None or change <= margin
+    return Provable(
+        metric=metric,
+        change=change,
+        margin=margin,
+        clusters=clusters,
+        needed=None if spread is None else clusters if enough else clusters_to_prove(spread, margin),
+        reports=len(compared),
+        width=compared[0].width if compared else None,
+    )
+
+
+def price_of(workspace: Workspace, since: str = MANIFEST) -> tuple[float | None, float | None]:
+    """Seconds of slots and USD of what follows from another artifact of the node `since`, as the last ones took; None
+    where nothing is known, and for a price where no pool names one."""
+    history = History(workspace.store, workspace.recipe.name)
+    follows, seconds, price = {since}, 0.0, 0.0
+    for node in workspace.nodes:
+        if node.name != since and not follows & set(node.needs):
+            continue
+        follows.add(node.name)
+        if node.name.startswith("champion_"):  # measured again only when the settings of a suite change
+            continue
+        took = seconds_of(history.latest_first(node), 1).value or 0.0
+        seconds += took
+        price += took / 3600 * (workspace.pools[node.pool].price_per_hour if node.pool else 0.0)
+    return (round(seconds, 1) or None), (round(price, 4) or None)
+
+
+# `align worth`: the same for a person, at any hour.
+
+
+def worth_now(workspace: Workspace, now: datetime) -> dict[str, object]:
+    """`recipe`, the night's `worth`, and why it `sleeps` (None: it trains). Raises `BadInput` where no night asks: no
+    policy, or other settings than those of the last training."""
+    recipe = workspace.recipe
+    worth = worth_of(workspace)
+    if worth is None:
+        raise BadInput(
+            "no training of these settings is there to compare with: the next night trains whatever is new",
+            file=recipe.name,
+        )
+    rule = None if recipe.schedule is None else recipe.schedule.worth
+    return {
+        "recipe": recipe.name,
+        "worth": worth.model_dump(mode="json"),
+        "told": told(worth),
+        "sleeps": None if rule is None else reason_to_sleep(worth, rule, now),
+    }

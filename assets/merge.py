@@ -1,0 +1,151 @@
+"""The nodes of a recipe's `merge`: models from elsewhere, and `policy_checkpoint` as a weighted average."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from alignment.data.hub import HubUnreachable
+from alignment.errors import BadInput
+from alignment.models.checkpoint import read_config, text_config
+from alignment.models.merging import other_sizes
+from alignment.models.pin import hub_config, pin_model
+from alignment.recipe import ModelSource, Recipe, SftTraining
+from alignment.stages.execute import REQUEST_FILE
+from alignment.stages.merged_checkpoint import STAGE, TRAINED, MergeRequest
+from alignment.stages.policy_checkpoint import DpoRequest
+from alignment.stages.sft_checkpoint import STAGE as ADOPTING
+from alignment.stages.sft_checkpoint import SftRequest
+from alignment.stages.stage import CheckpointSummary
+from alignment.store import Artifact, Store
+from alignment.store.erase import current_erasure
+from assets.building.node import Node
+from assets.building.upstream import Upstream
+from assets.champion import registered_champion
+
+TRAINED_NODE = "trained/policy_checkpoint"
+
+
+def merge(recipe: Recipe) -> Iterator[Node]:
+    """A node for each model from elsewhere, and that of the average."""
+    adopted = {place: part.model for place, part in enumerate(recipe.merge, start=1) if part.model is not None}
+    for place, model in adopted.items():
+        yield adopted_model(recipe, place, model)
+    yield merged_policy(recipe)
+
+
+def _part_name(place: int) -> str:
+    return f"merge_{place}/sft_checkpoint"
+
+
+def adopted_model(recipe: Recipe, place: int, model: ModelSource) -> Node:
+    """The node of a model from elsewhere, as it is."""
+
+    def request(upstream: Upstream, shard: str | None) -> SftRequest:
+        return SftRequest(adopt=pin_model(model), settings=SftTraining(), seed=recipe.seed)
+
+    return Node(
+        name=_part_name(place),
+        phase="train",
+        stage=ADOPTING,
+        description="A model that the policy is averaged with.",
+        kinds=frozenset({"huggingface"}),
+        needs=(),
+        request=request,
+        is_checkpoint=True,
+        object_to=lambda request, commit: require_fit(recipe, place, model),
+    )
+
+
+def merged_policy(recipe: Recipe) -> Node:
+    """The node of the average, which takes the policy's place."""
+    places = {
+        f"model_{place}" if part.of is None else part.of: _part_name(place) if part.of is None else part.of
+        for place, part in enumerate(recipe.merge, start=1)
+    }
+    nodes = places | {TRAINED: TRAINED_NODE} | ({"sft": "sft_checkpoint"} if "sft" in places else {})
+    weights = {name: part.weight for name, part in zip(places, recipe.merge, strict=True)}
+
+    def request(upstream: Upstream, shard: str | None) -> MergeRequest:
+        trained = upstream(TRAINED_NODE)
+        parts: dict[str, Artifact] = {}
+        for name, node in nodes.items():
+            part = champion_to_merge(upstream, trained) if name == "champion" else upstream(node)
+            if part is not None:
+                require_same(upstream.store, trained, part, name)
+                parts[name] = part
+        made = DpoRequest.model_validate_json(upstream.store.read(trained, REQUEST_FILE))
+        return MergeRequest(
+            checkpoint=trained,
+            manifest=made.manifest,
+            settings=made.settings,
+            tokens=made.tokens,
+            parts=parts,
+            weights={name: weights[name] for name in parts},
+        )
+
+    averaged = ", ".join(f"{weight:g} of {name.replace('_', ' ')}" for name, weight in weights.items())
+    return Node(
+        name="policy_checkpoint",
+        phase="train",
+        stage=STAGE,
+        description=f"The policy: a weighted average, {averaged}.",
+        kinds=frozenset({"pytorch", "huggingface"}),
+        needs=tuple(node for name, node in nodes.items() if name != "champion"),
+        request=request,
+        pool=recipe.pools.policy,
+        is_checkpoint=True,
+    )
+
+
+def champion_to_merge(upstream: Upstream, trained: Artifact) -> Artifact | None:
+    """The policy that was registered last and is neither this one nor an average of it; None without one, and if its
+    weights were erased. A merged policy that is registered must not be merged again with what it was made of."""
+    store, latest = upstream.store, upstream.get("registered_model")
+    while latest is not None:
+        champion = registered_champion(store, latest)
+        if champion.policy is None or champion.registration is None:
+            return None
+        made = store.commit_of(champion.policy)
+        if trained.digest not in (made.digest, made.inputs["checkpoint"].digest):
+            return None if current_erasure(store, champion.policy) is not None else champion.policy
+        latest = store.commit_of(champion.registration).inputs.get("previous")
+    return None
+
+
+def require_same(store: Store, policy: Artifact, part: Artifact, name: str) -> None:
+    """Raises `BadInput` for a part whose record says that it is of another architecture than the policy."""
+    one, other = (CheckpointSummary.of(store.commit_of(each)) for each in (policy, part))
+    for size in ("architecture", "parameters", "vocab_size"):
+        ours, theirs = getattr(one, size), getattr(other, size)
+        if None not in (ours, theirs) and ours != theirs:
+            told = f"{name} is of another architecture than the policy: {size} {theirs}, and the policy has {ours}"
+            raise BadInput(told, field="merge")
+
+
+def config_of(source: ModelSource) -> Mapping[str, Any] | None:
+    """The language model's configuration, of a folder or of the hub; None of an embedded model, and where the hub is
+    silent."""
+    try:
+        if source.path is not None:
+            return text_config(read_config(Path(source.path).expanduser()))
+        return None if source.hub is None else text_config(hub_config(source.hub, source.revision))
+    except HubUnreachable:
+        return None
+
+
+def require_fit(recipe: Recipe, place: int, model: ModelSource, file: str | None = None) -> None:
+    """Raises `BadInput` where a model to merge is of another architecture than the model that the recipe starts from,
+    by their configurations; `place` is its own in `merge`, from 1."""
+    ours, theirs = config_of((recipe.sft and recipe.sft.adopt) or recipe.base_model), config_of(model)
+    if ours is not None and theirs is not None and (other := other_sizes(ours, theirs)) is not None:
+        told = f"is of another architecture than the policy: {other}"
+        raise BadInput(told, file=file or recipe.name, field=f"merge.{place - 1}.model")
+
+
+def require_one_architecture(recipe: Recipe, file: str | None = None) -> None:
+    """Compares the folders of models to merge as `require_fit` does; those on the hub are compared by the plan."""
+    for place, part in enumerate(recipe.merge, start=1):
+        if part.model is not None and part.model.path is not None:
+            require_fit(recipe, place, part.model, file)

@@ -1,0 +1,288 @@
+"""Rounds: `round_2/candidates` to `round_2/policy_checkpoint`, a comparison a round, and the best policy at the end.
+
+The policy of round k answers the prompts of round k + 1, and is its reference, by digest. All rounds are made in one
+Dagster run. A round that does not improve ends them: the nodes after it say so and make nothing, their policies are the
+best so far, and `policy_checkpoint` adopts that one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from alignment.guards import manifest_guards
+from alignment.recipe import Dpo, Recipe
+from alignment.recipe.generate import Rounds
+from alignment.stages.candidates import STAGE as CANDIDATES
+from alignment.stages.candidates import CandidatesRequest, parts_of
+from alignment.stages.execute import REQUEST_FILE
+from alignment.stages.policy_checkpoint import STAGE as POLICY
+from alignment.stages.policy_checkpoint import DpoRequest
+from alignment.stages.preference_manifest import STAGE as MANIFEST
+from alignment.stages.preference_manifest import ManifestRequest
+from alignment.store import Artifact, Commit
+from assets.building.node import Node, NotNeeded, Shown
+from assets.building.show import table
+from assets.building.upstream import Upstream
+from assets.generation import (
+    Sampling,
+    needed_to_score,
+    reward_model,
+    sampling_nodes,
+    scored_by,
+    scoring_pool,
+    show_candidates,
+)
+from assets.policy_checkpoint import Policy, policy_checkpoint
+from assets.policy_checkpoint import show as show_policy
+from assets.preference_manifest import decontaminated
+from assets.preference_manifest import show as show_manifest
+from eval.stages.round_comparison import STAGE as COMPARISON
+from eval.stages.round_comparison import RoundRequest
+from eval.summaries import RoundSummary
+from resources.pools import Pools
+
+
+def named(number: int, node: str) -> str:
+    """The name of a round's node."""
+    return f"round_{number}/{node}"
+
+
+def policy_of(number: int) -> str:
+    """The name of the node of a round's policy."""
+    return named(number, "policy_checkpoint")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The round that did not improve, and why the rounds end with it."""
+
+    round: int
+    summary: RoundSummary
+
+    @property
+    def best(self) -> int:
+        """The round whose policy is the best."""
+        return self.round - 1
+
+    def __str__(self) -> str:
+        return (
+            f"round {self.round} ended the rounds: its policy scores {self.summary.after:.4g} on"
+            f" {self.summary.prompts} held-out prompts, that of round {self.best} {self.summary.before:.4g}; the policy"
+            f" of round {self.best} is adopted"
+        )
+
+
+def ended_before(upstream: Upstream, number: int) -> Ended | None:
+    """The round before `number` that did not improve; None where each of them did."""
+    for earlier in range(2, number):
+        commit = upstream.store.commit_of(upstream(named(earlier, "comparison")))
+        summary = RoundSummary.of(commit)
+        if not summary.improved:
+            return Ended(earlier, summary)
+    return None
+
+
+def comparisons(recipe: Recipe, upstream: Upstream) -> tuple[Artifact, ...]:
+    """The comparisons of the rounds that were made, in order; none without rounds."""
+    if recipe.rounds is None:
+        return ()
+    last = recipe.rounds.count
+    if (ended := ended_before(upstream, last + 1)) is not None:
+        last = ended.round
+    return tuple(upstream(named(number, "comparison")) for number in range(2, last + 1))
+
+
+def rounds(recipe: Recipe, pools: Pools) -> Iterator[Node]:
+    """Every node from the first manifest to `policy_checkpoint`."""
+    settings = recipe.rounds
+    assert settings is not None
+    if settings.reward_modelled and not (recipe.generate and recipe.generate.reward_modelled):
+        yield from reward_model(recipe, pools)
+    first = Policy(policy_of(1), _settings(recipe, settings, 1), recipe.start)
+    yield policy_checkpoint(recipe, pools, first)
+    yield answers(recipe, pools, settings, 1)
+    for number in range(2, settings.count + 1):
+        yield from _round(recipe, pools, settings, number)
+    yield adopted(recipe, pools, settings)
+
+
+def _settings(recipe: Recipe, settings: Rounds, number: int) -> Dpo:
+    beta = {"beta": settings.beta[number - 1]} if settings.beta else {}
+    return recipe.dpo.model_copy(update=beta)
+
+
+def _round(recipe: Recipe, pools: Pools, settings: Rounds, number: int) -> Iterator[Node]:
+    """A later round: sample, score, pair, train against the moved reference, compare."""
+    before = policy_of(number - 1)
+    start = before if settings.start == "previous" else recipe.start
+    refers = recipe.method.needs_reference
+    reference = (before if settings.reference == "previous" else recipe.start) if refers else None
+    comparisons = tuple(named(earlier, "comparison") for earlier in range(2, number))
+
+    def waits(upstream: Upstream) -> None:
+        if (ended := ended_before(upstream, number)) is not None:
+            raise NotNeeded(str(ended))
+
+    sampling = Sampling(
+        recipe,
+        pools,
+        settings,
+        generator=before,
+        reference=reference,
+        prefix=named(number, ""),
+        spoken=f"policy of round {number - 1}",
+        round=number,
+        portion=(number - 2, settings.count - 1) if settings.fresh_prompts else (0, 1),
+        waits=waits,
+        needs=comparisons,
+    )
+    yield from sampling_nodes(sampling)
+    yield manifest(sampling)
+    policy = Policy(
+        policy_of(number),
+        _settings(recipe, settings, number),
+        start,
+        named(number, "preference_manifest"),
+        None if reference in (None, start) else reference,
+    )
+    yield _or_the_best(policy_checkpoint(recipe, pools, policy), number, comparisons)
+    yield answers(recipe, pools, settings, number, comparisons)
+    yield comparison(recipe, settings, number, comparisons)
+
+
+def manifest(sampling: Sampling) -> Node:
+    """The node of the set that a later round is trained on: its own pairs, under the filters of `preferences`."""
+    recipe, reference = sampling.recipe, sampling.reference
+    logprobs = () if reference is None else (sampling.name("generated_logprobs"),)
+    shard = f"round_{sampling.round}"
+
+    def request(upstream: Upstream, _: str | None) -> ManifestRequest:
+        sampling.waits(upstream)
+        return ManifestRequest(
+            shards={shard: upstream(sampling.name("generated_shard"))},
+            references={} if reference is None else {shard: upstream(sampling.name("generated_logprobs"))},
+            held_out_fraction=recipe.held_out_fraction,
+            max_length_gap=recipe.preferences.max_length_gap,
+            min_reference_logp=recipe.preferences.min_reference_logp,
+            near_duplicates=recipe.preferences.near_duplicates,
+            decontaminate=decontaminated(recipe),
+        )
+
+    return Node(
+        name=sampling.name("preference_manifest"),
+        phase="train",
+        stage=MANIFEST,
+        description=f"The pinned set of round {sampling.round}: the pairs that were made for it.",
+        kinds=frozenset({"json", "parquet"}),
+        needs=(sampling.name("generated_shard"), *logprobs, *sampling.needs),
+        request=request,
+        show=show_manifest,
+        guards=manifest_guards(),
+    )
+
+
+def answers(recipe: Recipe, pools: Pools, settings: Rounds, number: int, comparisons: tuple[str, ...] = ()) -> Node:
+    """The node of a policy's answers to the held-out prompts."""
+    sampling = Sampling(recipe, pools, settings, policy_of(number), None, spoken=f"policy of round {number}")
+
+    def request(upstream: Upstream, shard: str | None) -> CandidatesRequest:
+        if (ended := ended_before(upstream, number)) is not None:
+            raise NotNeeded(str(ended))
+        return sampling.candidates_request(upstream, upstream(policy_of(number)), held_out=True, n=settings.compare_n)
+
+    return Node(
+        name=named(number, "answers"),
+        phase="train",
+        stage=CANDIDATES,
+        description=f"Answers that the policy of round {number} gives to held-out prompts, of which no pair is made.",
+        kinds=frozenset({"pytorch", "parquet"}),
+        needs=(policy_of(number), *comparisons),
+        request=request,
+        show=show_candidates,
+        pool=recipe.pools.responses,
+    )
+
+
+def comparison(recipe: Recipe, settings: Rounds, number: int, comparisons: tuple[str, ...]) -> Node:
+    """The node that compares a round with the one before."""
+    sides = named(number - 1, "answers"), named(number, "answers")
+
+    def request(upstream: Upstream, shard: str | None) -> RoundRequest:
+        if (ended := ended_before(upstream, number)) is not None:
+            raise NotNeeded(str(ended))
+        before, after = (tuple(parts_of(upstream.store, upstream(name))) for name in sides)
+        return RoundRequest(
+            before=before,
+            after=after,
+            **scored_by(recipe, settings, upstream),
+            round=number,
+        )
+
+    return Node(
+        name=named(number, "comparison"),
+        phase="train",
+        stage=COMPARISON,
+        description=f"The policies of rounds {number - 1} and {number} by the pairs' scorer, on held-out prompts.",
+        kinds=frozenset({"parquet"}),
+        needs=(*sides, *needed_to_score(settings), *comparisons),
+        request=request,
+        pool=scoring_pool(recipe, settings),
+        show=show_comparison,
+    )
+
+
+def adopted(recipe: Recipe, pools: Pools, settings: Rounds) -> Node:
+    """The node of the recipe's policy: that of the last round that improved."""
+    comparisons = tuple(named(number, "comparison") for number in range(2, settings.count + 1))
+    last = policy_checkpoint(recipe, pools, Policy("policy_checkpoint", recipe.dpo, recipe.start))
+    node = replace(
+        last,
+        description="The recipe's policy: that of the last round that improved on the one before.",
+        needs=(*(policy_of(number) for number in range(1, settings.count + 1)), *comparisons),
+    )
+    return _or_the_best(node, settings.count + 1, (), settings.count)
+
+
+@dataclass
+class _Said:
+    """What a node's request has found of the rounds' end, for the node's page."""
+
+    text: str = field(default="")
+
+
+def _or_the_best(node: Node, number: int, comparisons: tuple[str, ...], otherwise: int | None = None) -> Node:
+    """The node of a policy that adopts the best one where the rounds have ended before `number`; where they have not,
+    it is trained, or adopts that of round `otherwise`. An adopted policy is found by its own request, and not made."""
+    said = _Said()
+
+    def request(upstream: Upstream, shard: str | None) -> DpoRequest:
+        ended = ended_before(upstream, number)
+        said.text = "" if ended is None else str(ended)
+        best = otherwise if ended is None else ended.best
+        if best is None:
+            made = node.request(upstream, shard)
+            assert isinstance(made, DpoRequest)
+            return made
+        return _request_of(upstream, upstream(policy_of(best)))
+
+    def show(commit: Commit, folder: Path) -> Shown:
+        shown = show_policy(commit, folder)
+        return replace(shown, markdown={"rounds": said.text, **shown.markdown}) if said.text else shown
+
+    return replace(node, request=request, show=show, needs=(*node.needs, *comparisons))
+
+
+def _request_of(upstream: Upstream, policy: Artifact) -> DpoRequest:
+    return POLICY.request.model_validate_json(upstream.store.read(policy, REQUEST_FILE))
+
+
+def show_comparison(commit: Commit, folder: Path) -> Shown:
+    """Both mean scores, their difference, and what follows."""
+    told = RoundSummary.of(commit)
+    ends = "" if told.low is None or told.high is None else f" [{told.low:+.4f}, {told.high:+.4f}]"
+    row = (f"{told.before:.4f}", f"{told.after:.4f}", f"{told.difference:+.4f}{ends}", told.prompts)
+    header = (f"round {told.round - 1}", f"round {told.round}", "difference [95 %]", "held-out prompts")
+    verdict = f"round {told.round} improves" if told.improved else f"round {told.round} ends the rounds"
+    return Shown(markdown={"comparison": f"{table(header, [row])}\n\n{verdict}"})

@@ -1,0 +1,210 @@
+"""The winner of a sweep: picked on one half of a suite's items, confirmed on the other.
+
+The best of several points looks better than it is on the items that it was picked by (the winner's curse). So a hash of
+an item's cluster puts it into one of two halves. One half picks; on the other, which had no say, every point is
+compared with the baseline, and the p-values are corrected for the number of points by Holm's method.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from alignment.errors import BadInput
+from alignment.recipe import Gate, Recipe
+from alignment.stages import Request
+from alignment.stages.execute import REQUEST_FILE
+from alignment.store import Artifact, Store, Summary
+from eval.gate.compare import bound_of, width_of
+from eval.gate.default import default_requirement, without_judge
+from eval.gate.metrics import unit_of
+from eval.gate.requirement import ALPHA, Against, Check
+from eval.statistics import Interval, holm, p_above, paired_interval
+from eval.suites import suite_of
+from eval.suites.samples import Sample
+
+SWEEP_CHECK = "sweep"
+
+
+class SweptPoint(BaseModel):
+    """One point: what it was trained with, its policy, and the policy's scores by suite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    settings: dict[str, float]
+    policy: Artifact
+    scores: dict[str, Artifact]
+
+
+class SweepRequest(Request):
+    """The points by name, in the recipe's order, and the baseline that all are compared with. `metric` is
+    `suite/metric`."""
+
+    sft: Artifact
+    sft_scores: dict[str, Artifact]
+    points: dict[str, SweptPoint]
+    metric: str
+
+
+class Half(BaseModel):
+    """Point minus baseline on one half of the items: `n` pairs, and the ends of the 95 % interval where it is known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    n: int
+    difference: float
+    low: float | None = None
+    high: float | None = None
+
+
+class PointResult(BaseModel):
+    """`p_value` is one-sided, of the confirming half; `corrected` is the same by Holm's method over all points."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    settings: dict[str, float]
+    picking: Half
+    confirming: Half
+    p_value: float | None = None
+    corrected: float | None = None
+    means: dict[str, float] = Field(default_factory=dict)
+    """Metric (`suite/metric`) to the mean over all items, for the reader: nothing is decided by it."""
+
+
+class Choice(BaseModel):
+    """What came of a sweep. `width` is that of the metric's scale."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    metric: str
+    width: float | None
+    points: dict[str, PointResult]
+    picked: str
+    confirmed: bool
+
+    @property
+    def sentence(self) -> str:
+        """What was picked, and whether it was confirmed."""
+        point, unit = self.points[self.picked], unit_of(self.width)
+        ends = [unit.format(end, "+") for end in (point.confirming.low, point.confirming.high) if end is not None]
+        interval = f" (95 % interval {' to '.join(ends)})" if ends else ""
+        p_value = point.corrected
+        corrected = "unknown" if p_value is None else "below 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+        return (
+            f"{described(point.settings)} was the best of {len(self.points)} points on {point.picking.n} items; on"
+            f" {point.confirming.n} others it is {unit.format(point.confirming.difference, '+')} {unit.name} above the"
+            f" start{interval}, one-sided p {corrected} after the correction for all points"
+        )
+
+
+class SweepSummary(Choice, Summary):
+    """What `sweep_report` says."""
+
+
+def described(settings: Mapping[str, float]) -> str:
+    """A point's settings in words."""
+    from alignment.methods.method import short
+
+    return ", ".join(f"{name} {short(value)}" for name, value in settings.items())
+
+
+def picks(cluster: str) -> bool:
+    """Whether the items of a cluster are in the half that picks; whatever the suite and the other items are."""
+    return hashlib.blake2b(f"sweep {cluster}".encode(), digest_size=1).digest()[0] % 2 == 0
+
+
+def choose(
+    baseline: Sequence[Sample], points: Mapping[str, Sequence[Sample]], settings: Mapping[str, dict[str, float]]
+) -> tuple[dict[str, PointResult], str, bool]:
+    """Every point's result on both halves, the point that was picked, and whether it was confirmed.
+
+    The samples are of one metric. Of points that are equally good the first is picked. Raises `BadInput` where a half
+    has fewer than two clusters that a point and the baseline were both measured on.
+    """
+    halves = {
+        name: {which: _difference(baseline, samples, which) for which in (True, False)}
+        for name, samples in points.items()
+    }
+    p_values = {name: p_above(half[False], 0.0) for name, half in halves.items()}
+    corrected = holm({name: p_value for name, p_value in p_values.items() if p_value is not None})
+    picked = max(points, key=lambda name: halves[name][True].mean.value)  # the first of several
+    results = {
+        name: PointResult(
+            settings=settings[name],
+            picking=_half(half[True]),
+            confirming=_half(half[False]),
+            p_value=p_values[name],
+            corrected=corrected.get(name),
+        )
+        for name, half in halves.items()
+    }
+    return results, picked, corrected.get(picked, 1.0) < ALPHA
+
+
+def _half(interval: Interval) -> Half:
+    return Half(n=interval.mean.n, difference=interval.mean.value, low=interval.low, high=interval.high)
+
+
+def _difference(baseline: Sequence[Sample], candidate: Sequence[Sample], which: bool) -> Interval:
+    """The paired difference on the half that picks (True), or on the other."""
+    before = {sample.id: sample.value for sample in baseline if sample.value is not None}
+    pairs = [
+        (sample, sample.value, other)
+        for sample in candidate
+        if sample.value is not None and picks(sample.cluster) is which and (other := before.get(sample.id)) is not None
+    ]
+    if len({sample.cluster for sample, _, _ in pairs}) < 2:
+        raise BadInput("a sweep needs items to pick a point by and others to confirm it: raise the suite's limit")
+    first = pairs[0][0]
+    width = width_of(first.suite, first.metric, [value for _, *both in pairs for value in both])
+    return paired_interval(
+        [value - other for _, value, other in pairs],
+        [sample.cluster for sample, _, _ in pairs],
+        bound_of(first.suite, first.metric, width),
+    )
+
+
+def sweep_metric(recipe: Recipe, gate: Gate | None, file: str | None = None) -> str:
+    """The metric, as `suite/metric`, by which a recipe's sweep picks and confirms; `gate` is the recipe's, and `file`
+    its file, for errors.
+
+    Raises `BadInput` for a metric that no scored suite has.
+    """
+
+    def wrong(told: str, field: str) -> BadInput:
+        return BadInput(told, file=file or recipe.name, field=field)
+
+    assert recipe.sweep is not None
+    scored = [suite for suite in recipe.evals.selected() if suite not in without_judge(recipe)]
+    if not scored:
+        raise wrong("no suite of the recipe is scored without a judge: give one that is, or a judge", "sweep")
+    metric = recipe.sweep.by
+    if metric is None:
+        improved = [name for name, asked in (gate.metrics if gate else {}).items() if asked.improve is not None]
+        of_suites = [name for name in improved if name.partition("/")[0] in scored]
+        metric = of_suites[0] if of_suites else default_requirement(scored[0], suite_of(recipe, scored[0]))[0]
+    suite, _, name = metric.partition("/")
+    if suite not in scored:
+        raise wrong(f"{suite} is not scored: the recipe has no judge", "sweep.by")
+    known = suite_of(recipe, suite).metrics
+    if name not in known:
+        raise wrong(f"{suite} has no such metric; it has {'; '.join(known)}", "sweep.by")
+    return metric
+
+
+def check_of(choice: Choice, against: Against) -> Check:
+    """What the gate says of a sweep's winner: it passes if it was confirmed, and nothing is known of it otherwise."""
+    return Check.of(
+        SWEEP_CHECK,
+        against,
+        "pass" if choice.confirmed else "inconclusive",
+        f"confirmed on the items that did not pick it, by {choice.metric}",
+        choice.sentence,
+    )
+
+
+def sweep_request(store: Store, sweep: Artifact) -> SweepRequest:
+    """The request of a sweep's report."""
+    return SweepRequest.model_validate_json(store.read(sweep, REQUEST_FILE))

@@ -1,0 +1,279 @@
+"""`ranked_pairs`: sampled answers, scored, and put into preference pairs that a shard takes like any other data.
+
+Pairs of one source of prompts are an artifact of its own, so that no answer is judged twice because prompts beside it
+changed. Every answer and prompt that gave no pair is counted with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from alignment.data.rows import iter_records, write_records
+from alignment.digest import json_digest
+from alignment.errors import BadInput
+from alignment.recipe import Judge
+from alignment.recipe.generate import Pairing, Score
+from alignment.stages import Context, Request, Result, Stage, execute
+from alignment.stages.candidates import STAGE as CANDIDATES
+from alignment.stages.candidates import CandidatesSummary, read_candidates
+from alignment.stages.preference_shard import PAIRS_FILE, PAIRS_SCHEMA
+from alignment.store import Artifact, Summary
+from eval.ranking.pairs import Candidate, Made, delta_pairs, paired, usable
+from eval.ranking.scorers import Reading, Scores, Total, added, scored_of
+from eval.summaries import Number
+
+log = logging.getLogger(__name__)
+
+SCORES_FILE = "scores.parquet"
+SCORES_SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("k", pa.int32()),
+        ("score", pa.float64()),
+        ("parts", pa.string()),
+        ("failed", pa.string()),
+    ]
+)
+"""One row a scored answer: `parts` maps each scorer to its own score, as JSON."""
+
+
+class RankedRequest(Request):
+    """`candidates` of one source of prompts each, and for `delta` also `weak`, those of a weaker generator.
+
+    `judge` is given where a scorer asks it; its budgets are for one source of prompts. `reward_model` goes with
+    `reading`. `round` is the number that the
+    pairs carry.
+    """
+
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"judge", "reward_model", "reading", "weak", "round"})
+
+    candidates: tuple[Artifact, ...] = Field(min_length=1)
+    weak: tuple[Artifact, ...] = ()
+    scores: tuple[Score, ...] = ()
+    length_penalty: float = Field(default=0.0, ge=0)
+    judge: Judge | None = None
+    reward_model: Artifact | None = None
+    reading: Reading | None = None
+    pairs: Pairing = "best_worst"
+    min_gap: float = Field(default=0.0, ge=0)
+    top_k: int = Field(default=2, ge=1)
+    seed: int = 0
+    round: int = 0
+
+    @model_validator(mode="after")
+    def _weak_beside_strong(self) -> RankedRequest:
+        if len(self.weak) not in (0, len(self.candidates)) or bool(self.weak) != (self.pairs == "delta"):
+            raise ValueError("weak has the candidates of as many sources, and goes with pairs: delta")
+        return self
+
+
+class RankedSummary(Summary):
+    """`pairs` of `prompts` prompts. `left_out` has the reasons for answers and prompts that are in no pair; `scored`
+    and `unscored` count answers. Means are of all pairs: `score_gap` of the scores, `longer` the share of pairs whose
+    better side is the longer one. `judge` is what judging cost."""
+
+    prompts: int
+    candidates: int
+    scored: int
+    unscored: int
+    pairs: int
+    left_out: dict[str, int] = Field(default_factory=dict)
+    generator: str = ""
+    judge_name: str = ""
+    round: int = 0
+    mean_score: Number = None
+    score_gap: Number = None
+    longer: Number = None
+    judge: dict[str, Any] = Field(default_factory=dict)
+
+
+def run(request: RankedRequest, context: Context) -> Result:
+    """Writes pairs.parquet and scores.parquet. Raises `BadInput` if no pair is left."""
+    if context.rank:
+        return Result("")
+    if len(request.candidates) > 1:
+        return _several(request, context)
+    generators = [CandidatesSummary.of(context.store.commit_of(one)).generator for one in _both(request)]
+    prompts = _prompts(context, request.candidates[0])
+    left_out: Counter[str] = Counter()
+    cost: dict[str, Any] = {}
+    answers = {row_id: _usable(rows, left_out) for row_id, rows in prompts.items()}
+    scores = _scored(request, context, prompts, answers, cost)
+    answers = {
+        row_id: [replace(one, score=scores[row_id, one.k].score, failed=scores[row_id, one.k].failed) for one in kept]
+        if request.scores
+        else kept
+        for row_id, kept in answers.items()
+    }
+    weak = {}
+    if request.weak:
+        weak = {row_id: _usable(rows, left_out) for row_id, rows in _prompts(context, request.weak[0]).items()}
+    judge_name = Scores(request.scores, 0.0, request.judge, request.reward_model, request.reading).name
+    totals: Counter[str] = Counter()
+    gaps: list[float] = []
+    lines: list[Any] = []
+
+    def records() -> Iterator[dict[str, Any]]:
+        for row_id, rows in prompts.items():
+            made = _made(request, row_id, answers[row_id], weak.get(row_id, []))
+            left_out.update(made.left_out)
+            totals["paired"] += bool(made.pairs)
+            for better, worse in made.pairs:
+                totals["pairs"] += 1
+                totals["longer"] += better.tokens > worse.tokens
+                if better.score is not None and worse.score is not None:
+                    gaps.append(better.score - worse.score)
+                lines.append([row_id, better.text, worse.text, better.score, worse.score])
+                yield {
+                    "row_id": row_id,
+                    "form": rows[0]["form"],
+                    "prompt": rows[0]["prompt"],
+                    "chosen": better.text,
+                    "rejected": worse.text,
+                    "chosen_score": better.score,
+                    "rejected_score": worse.score,
+                    "generator": generators[0],
+                    "rejected_generator": generators[-1],
+                    "judge": judge_name,
+                    "round": request.round,
+                }
+
+    write_records(context.out / PAIRS_FILE, PAIRS_SCHEMA, records())
+    _write_scores(context.out / SCORES_FILE, scores)
+    if not totals["pairs"]:
+        raise BadInput(f"no pair was made of {len(prompts)} prompts; {_told(left_out)}")
+    known = [total.score for total in scores.values() if total.score is not None]
+    summary = RankedSummary(
+        prompts=totals["paired"],
+        candidates=sum(map(len, prompts.values())),
+        scored=len(known),
+        unscored=len(scores) - len(known),
+        pairs=totals["pairs"],
+        left_out=dict(sorted(left_out.items())),
+        generator=" > ".join(generators),
+        judge_name=judge_name,
+        round=request.round,
+        mean_score=sum(known) / len(known) if known else None,
+        score_gap=sum(gaps) / len(gaps) if gaps else None,
+        longer=totals["longer"] / totals["pairs"],
+        judge=cost,
+    )
+    if left_out:
+        log.warning("%d pairs; %s", totals["pairs"], _told(left_out))
+    origin = [one.digest for one in _both(request)]
+    content = {"candidates": origin, "judge": judge_name, "round": request.round, "pairs": lines}
+    return Result(json_digest(content), summary)
+
+
+def _several(request: RankedRequest, context: Context) -> Result:
+    """Every source's own artifact, and all their pairs in one file."""
+    commits = []
+    for place, candidates in enumerate(request.candidates):
+        weak = request.weak[place : place + 1]
+        one = request.model_copy(update={"candidates": (candidates,), "weak": weak})
+        commits.append(execute(STAGE, one, context.store))
+    folders = [context.fetch(commit.artifact) for commit in commits]
+    for file, schema in ((PAIRS_FILE, PAIRS_SCHEMA), (SCORES_FILE, SCORES_SCHEMA)):
+        write_records(context.out / file, schema, (row for folder in folders for row in iter_records(folder / file)))
+    summaries = [RankedSummary.of(commit) for commit in commits]
+    left_out: Counter[str] = Counter()
+    for summary in summaries:
+        left_out.update(summary.left_out)
+    pairs = sum(summary.pairs for summary in summaries)
+
+    def mean(name: str, weights: str) -> float | None:
+        known = [(getattr(one, name), getattr(one, weights)) for one in summaries if getattr(one, name) is not None]
+        total = sum(weight for _, weight in known)
+        return sum(value * weight for value, weight in known) / total if total else None
+
+    summary = RankedSummary(
+        **{
+            name: sum(getattr(one, name) for one in summaries)
+            for name in ("prompts", "candidates", "scored", "unscored")
+        },
+        pairs=pairs,
+        left_out=dict(sorted(left_out.items())),
+        generator=summaries[0].generator,
+        judge_name=summaries[0].judge_name,
+        round=request.round,
+        mean_score=mean("mean_score", "scored"),
+        score_gap=mean("score_gap", "pairs"),
+        longer=mean("longer", "pairs"),
+        judge=added([one.judge for one in summaries if one.judge]),
+    )
+    return Result(json_digest([commit.digest for commit in commits]), summary)
+
+
+def _both(request: RankedRequest) -> list[Artifact]:
+    return [request.candidates[0], *request.weak[:1]]
+
+
+def _prompts(context: Context, candidates: Artifact) -> dict[str, list[dict[str, Any]]]:
+    """Prompt to its candidates' rows, in the order they were sampled."""
+    if candidates.kind != CANDIDATES.kind:
+        raise BadInput(f"{candidates.kind} are no candidates")
+    prompts: dict[str, list[dict[str, Any]]] = {}
+    for row in read_candidates(context.fetch(candidates)):
+        prompts.setdefault(row["row_id"], []).append(row)
+    return prompts
+
+
+def _usable(rows: Sequence[dict[str, Any]], left_out: Counter[str]) -> list[Candidate]:
+    kept, reasons = usable([Candidate(row["text"], row["k"], row["tokens"], row["ended"]) for row in rows])
+    left_out.update(reasons)
+    return kept
+
+
+def _scored(
+    request: RankedRequest,
+    context: Context,
+    prompts: dict[str, list[dict[str, Any]]],
+    answers: dict[str, list[Candidate]],
+    cost: dict[str, Any],
+) -> dict[tuple[str, int], Total]:
+    """Prompt and number of every answer that could be in a pair to its score; a prompt's only answer has none."""
+    listed = [
+        ((row_id, one.k), scored_of(prompts[row_id][0], one.k, one.text, one.tokens))
+        for row_id, kept in answers.items()
+        for one in kept
+    ]
+    asked = [(place, answer) for place, answer in listed if len(answers[place[0]]) > 1]
+    summed = Scores(request.scores, request.length_penalty, request.judge, request.reward_model, request.reading)
+    totals = dict.fromkeys((place for place, _ in listed), Total(None, {}, "its prompt has no other answer"))
+    totals |= dict(zip((place for place, _ in asked), summed.of([one for _, one in asked], context), strict=True))
+    cost.update(summed.bill)
+    return totals
+
+
+def _made(request: RankedRequest, row_id: str, kept: list[Candidate], weak: list[Candidate]) -> Made:
+    if request.pairs == "delta":
+        return delta_pairs(kept, weak)
+    return paired(kept, request.pairs, request.min_gap, request.top_k, f"{request.seed}/{row_id}")
+
+
+def _write_scores(path: Path, scores: dict[tuple[str, int], Total]) -> None:
+    write_records(
+        path,
+        SCORES_SCHEMA,
+        (
+            {"row_id": row_id, "k": k, "score": one.score, "parts": json.dumps(one.parts), "failed": one.failed}
+            for (row_id, k), one in scores.items()
+        ),
+    )
+
+
+def _told(left_out: Counter[str]) -> str:
+    """What was left out, the most frequent first, in one line."""
+    return ", ".join(f"{reason}: {count}" for reason, count in left_out.most_common()) or "nothing was left out"
+
+
+STAGE: Stage[RankedRequest] = Stage(name="ranked_pairs", code_version=1, request=RankedRequest, run=run)

@@ -1,0 +1,106 @@
+"""A reward model: trained on a manifest's pairs, measured on its held-out ones, and a scorer of sampled answers."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alignment.data.files import pin_file
+from alignment.errors import BadInput
+from alignment.models.pin import pin_model
+from alignment.models.reward import load_reward_model, rewards
+from alignment.recipe import Lora, ModelSource, TokenPolicy
+from alignment.recipe.generate import RewardTraining
+from alignment.stages import execute
+from alignment.stages.preference_manifest import STAGE as MANIFEST
+from alignment.stages.preference_manifest import ManifestRequest
+from alignment.stages.preference_shard import STAGE as SHARD
+from alignment.stages.preference_shard import ShardRequest
+from alignment.store import Artifact, Store
+from eval.ranking.scorers import RewardScorer, Scored
+from eval.stages.reward_model import STAGE, RewardRequest, RewardSummary
+
+ANIMALS, PLACES = ("fox", "owl", "frog", "cow", "hen", "goat"), ("barn", "mill", "garden", "forest", "valley", "hut")
+QUICK = RewardTraining(learning_rate=3e-3, epochs=2, batch_size=16, micro_batch_size=16, precision="float32")
+
+
+def pairs(count: int) -> list[dict[str, Any]]:
+    """A reply in quotation marks is preferred to the same without."""
+    draw = random.Random(1)
+    made = []
+    for number in range(count):
+        said = f"In the {draw.choice(PLACES)}, the {draw.choice(ANIMALS)} sleeps."
+        prompt = [{"role": "user", "content": f"Line {number}: {draw.choice(ANIMALS)}"}]
+        sides = {"chosen": f'"{said}"', "rejected": said}
+        made.append({"prompt": prompt} | {name: [{"role": "assistant", "content": one}] for name, one in sides.items()})
+    return made
+
+
+@pytest.fixture
+def request_of(
+    store: Store, tmp_path: Path, micro_folder: Path, commit_checkpoint: Callable[..., Artifact]
+) -> Callable[..., RewardRequest]:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs(200)), encoding="utf-8")
+    shard = execute(SHARD, ShardRequest(file=pin_file(str(path))), store).artifact
+    manifest = execute(MANIFEST, ManifestRequest(shards={"pairs": shard}, held_out_fraction=0.3), store).artifact
+    checkpoint = commit_checkpoint("micro", micro_folder)
+
+    def build(**more: Any) -> RewardRequest:
+        given: dict[str, Any] = {"manifest": manifest, "checkpoint": checkpoint, "settings": QUICK, "seed": 0}
+        given |= {"tokens": TokenPolicy(max_length=128), "precision": "float32", "batch_tokens": 4096}
+        return RewardRequest(**given | more)
+
+    return build
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=8, alpha=16)], ids=["full", "lora"])
+def test_its_held_out_accuracy_is_above_chance_by_its_interval_and_it_scores_answers(
+    store: Store, request_of: Callable[..., RewardRequest], lora: Lora | None
+) -> None:
+    commit = execute(STAGE, request_of(settings=QUICK.model_copy(update={"lora": lora})), store)
+    told = RewardSummary.of(commit)
+    assert told.accuracy_low is not None and told.accuracy_low > 0.5 and told.rows_held_out > 30
+    assert told.rows_trained + told.rows_held_out == 200 and told.margin is not None and told.margin > 0
+    scorer = RewardScorer(store.fetch(commit.artifact), TokenPolicy(max_length=128), "float32", 4096)
+    prompt = ({"role": "user", "content": "Line 9: fox"},)
+    texts = ['"In the mill, the owl sleeps."', "In the mill, the owl sleeps.", "long " * 200]
+    good, bad, unread = scorer([Scored(str(k), "p", prompt, {}, text) for k, text in enumerate(texts)])
+    assert isinstance(good, float) and isinstance(bad, float) and good > bad
+    assert isinstance(unread, str) and unread.startswith("the reward model cannot read it")
+
+
+def test_a_reward_does_not_depend_on_its_batch(micro_folder: Path) -> None:
+    torch.manual_seed(0)
+    model = load_reward_model(micro_folder, "float32", fresh=True)
+    sequences = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [7]]
+    together = rewards(model, sequences, 4096)
+    alone = [rewards(model, [sequence], 1)[0] for sequence in sequences]
+    assert all(math.isclose(one, other, abs_tol=1e-5) for one, other in zip(together, alone, strict=True))
+
+
+def test_an_adopted_one_is_measured_and_a_language_model_is_refused(
+    store: Store, tmp_path: Path, micro_folder: Path, request_of: Callable[..., RewardRequest]
+) -> None:
+    torch.manual_seed(0)
+    folder = tmp_path / "reward"
+    load_reward_model(micro_folder, "float32", fresh=True).save_pretrained(folder)
+    for path in micro_folder.glob("*token*"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    for path in micro_folder.glob("*.jinja"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    adopted = pin_model(ModelSource(path=str(folder)))
+    told = RewardSummary.of(execute(STAGE, request_of(adopt=adopted, checkpoint=None), store))
+    assert told.accuracy is not None and told.rows_trained == 0 and told.source is not None
+    language = pin_model(ModelSource(path=str(micro_folder)))
+    with pytest.raises(BadInput, match="is no reward model: it has 2 outputs, and one is expected"):
+        execute(STAGE, request_of(adopt=language, checkpoint=None), store)
+    with pytest.raises(ValueError, match="give checkpoint and manifest, or adopt"):
+        request_of(manifest=None)

@@ -1,0 +1,84 @@
+"""Two rounds: the second samples from the policy of the first, which is its reference too, and is compared with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from alignment.data.rows import is_held_out, read_rows
+from alignment.recipe import Recipe, load_recipe
+from alignment.stages.candidates import CandidatesSummary, parts_of, read_candidates
+from alignment.stages.stage import PolicySummary
+from alignment_dags.nights.state import state_of
+from alignment_dags.planner.forecast import forecast
+from alignment_dags.run.workspace import Workspace
+from assets.building.upstream import Upstream
+from eval.stages.ranked_pairs import RankedSummary
+from eval.summaries import RoundSummary
+from resources.pools import load_pools
+
+RUBRIC = [
+    {"kind": "max_words", "value": 2},
+    {"kind": "regex", "value": "[a-m]"},
+    {"kind": "regex", "value": "^.{1,9}$"},
+]
+
+
+@pytest.fixture
+def recipe(small_recipe: dict[str, Any], tmp_path: Path) -> Recipe:
+    """The tiny model answers nonsense, and ends about one answer in five; short ones are preferred."""
+    prompts = tmp_path / "prompts.jsonl"
+    records = [{"prompt": [{"role": "user", "content": f"Say {n}"}], "rubric": RUBRIC} for n in range(60)]
+    prompts.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    sampled = {"prompts": {"files": [str(prompts)]}, "n": 8, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 64}
+    rounds = sampled | {"count": 2, "score": {"kind": "rubric"}, "beta": [0.1, 0.3]}
+    path = tmp_path / "recipe.yaml"
+    evals = {"precision": "float32", "batch_tokens": 65536}
+    path.write_text(yaml.safe_dump(small_recipe | {"rounds": rounds, "evals": evals}), encoding="utf-8")
+    return load_recipe(path)
+
+
+def test_a_round_samples_from_the_policy_before_it_which_is_its_reference(
+    recipe: Recipe, bring_up_to_date: Callable[..., Upstream]
+) -> None:
+    upstream = bring_up_to_date(recipe)
+    store = upstream.store
+    first, second = (store.commit_of(upstream(f"round_{number}/policy_checkpoint")) for number in (1, 2))
+    assert second.inputs["checkpoint"] == first.artifact and second.digest != first.digest
+    assert PolicySummary.of(second).first_loss == pytest.approx(0.693147, abs=1e-3), "the policy is its reference"
+    sampled = store.commit_of(upstream("round_2/candidates"))
+    assert sampled.inputs["checkpoint"] == first.artifact
+    references = store.commit_of(upstream("round_2/generated_logprobs"))
+    assert references.inputs["checkpoint"] == first.artifact
+
+    ranked = RankedSummary.of(store.commit_of(upstream("round_2/ranked_pairs")))
+    rows = read_rows(store.fetch(upstream("round_2/generated_shard")) / "rows.parquet")
+    assert len(rows) == ranked.pairs > 4 and ranked.left_out["cut at max_new_tokens"] > 50
+    origins = {(row.generator, row.judge, row.round) for row in rows}
+    assert origins == {(f"policy of round 1 {first.digest[:12]}", "rubric", 2)}
+    assert not any(is_held_out(row.prompt, row.form, recipe.held_out_fraction) for row in rows)
+
+    compared = RoundSummary.of(store.commit_of(upstream("round_2/comparison")))
+    held_out = {
+        row["row_id"]
+        for part in parts_of(store, upstream("round_2/answers"))
+        for row in read_candidates(store.fetch(part))
+    }
+    assert (
+        compared.prompts == len(held_out) == CandidatesSummary.of(store.commit_of(upstream("round_1/answers"))).prompts
+    )
+    best = second if compared.improved else first
+    assert upstream("policy_checkpoint") == best.artifact, "the best round's policy is the recipe's"
+
+    launched = len(bring_up_to_date.launched)  # type: ignore[attr-defined]
+    bring_up_to_date(recipe)
+    assert len(bring_up_to_date.launched) == launched, "nothing is left to do"  # type: ignore[attr-defined]
+    workspace = Workspace(recipe, load_pools())
+    state = state_of(workspace)
+    assert not state.manifest_behind and not state.train
+    assert {stage.stage for stage in forecast(workspace)} >= {"round_2/candidates", "round_2/comparison"}

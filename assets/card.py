@@ -24,6 +24,7 @@ from alignment.stages.preference_manifest import ManifestSummary
 from alignment.stages.stage import PolicySummary, SftSummary, starts_of, trained_policy
 from alignment.store import Artifact, Commit, Store
 from assets.card_text import UNKNOWN, text_of
+from assets.certificate import certificate_of
 from assets.champion import scores_of
 from assets.registration import RegistrationSummary
 from eval.gate.compare import MetricComparison
@@ -93,6 +94,7 @@ def card_of(
         "adapter_alone": adapter,
         "evaluations": evaluations,
         "judge": _judge(then),
+        "certificate": None if (certificate := certificate_of(store, policy.digest)) is None else certificate.told(),
         "gate": {"verdict": decided.verdict, "reasons": decided.reasons},
         "decision": None if decision is None else decision.model_dump(mode="json"),
         "limits": list(_limits(decided, registered, then, base, evaluations, trained)),

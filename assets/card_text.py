@@ -69,6 +69,8 @@ def _body(about: Mapping[str, Any]) -> Iterator[str]:
     yield from ("## Training data", "", *_data_lines(about), "")
     yield from ("## Training", "", *_training(about), "")
     yield from ("## Evaluation", "", *evaluation_lines(about), "")
+    if about["certificate"]:
+        yield from (f"The recipe was {escaped(about['certificate'])}.", "")
     yield from ("## Limits", "", *(f"- {escaped(each)}" for each in about["limits"]))
     yield from (f"- Unknown: {escaped(each)}." for each in about["unknown"])
     yield from ("", "## How it was made", "", *_made(about))
@@ -96,7 +98,8 @@ def _model(about: Mapping[str, Any]) -> Iterator[str]:
     yield f"- Licence: {escaped(base['license'])}"
     if adapter := about["adapter"]:
         how = "these files; the base comes from elsewhere" if about["adapter_alone"] else "merged into the weights"
-        yield f"- Adapter: LoRA of rank {adapter['rank']}, {how}"
+        bits = f", beside a base quantised to {adapter['quantise']}" if adapter.get("quantise") else ""
+        yield f"- Adapter: LoRA of rank {adapter['rank']}{bits}, {how}"
     yield f"- Checkpoint digest: `{about['digest']}`"
 
 

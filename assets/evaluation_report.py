@@ -13,9 +13,12 @@ from assets.building.upstream import Upstream
 from assets.champion import champion_for
 from assets.champion_evals import champion_scores
 from assets.merge import require_one_architecture
+from assets.new_rows import NAME as NEW_ROWS
+from assets.new_rows import measured
 from assets.policy_checkpoint import repeats_of
 from assets.policy_divergence import pool_of
 from assets.responses import baseline_of
+from assets.rounds import comparisons, named
 from eval.gate.baselines import PublishedFigure, read_baselines
 from eval.gate.default import gate_of
 from eval.gate.evidence import Repeat, lack_items
@@ -57,7 +60,9 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
             champion_note=" ".join(filter(None, (champion.note, why_not))),
             divergence=upstream("policy_divergence") if divergence else None,
             incomplete=lack_items(upstream.store, compared),
+            new_rows=measured(recipe, upstream, policy),
             sweep=upstream("sweep_report") if recipe.sweep else None,
+            rounds=comparisons(recipe, upstream),
             repeats=tuple(
                 Repeat(
                     policy=upstream(policy.name),
@@ -77,7 +82,9 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
             start,
             "policy_checkpoint",
             *divergence,
+            *((NEW_ROWS,) if recipe.evals.new_rows else ()),
             *(("sweep_report",) if recipe.sweep else ()),
+            *(named(number, "comparison") for number in range(2, recipe.rounds.count + 1 if recipe.rounds else 2)),
             *(policy.name for policy in repeats_of(recipe)),
             *(f"{policy.group}policy_evals/{suite}" for policy in repeats_of(recipe) for suite in suites),
             *(f"{model}_evals/{suite}" for model in (baseline, "policy", "champion") for suite in suites),
@@ -122,6 +129,7 @@ def prices(recipe: Recipe, pools: Pools) -> dict[str, float]:
         "policy_checkpoint": recipe.pools.policy,
         "policy_divergence": pool_of(recipe),
         "responses": recipe.pools.responses,
+        **({NEW_ROWS: recipe.pools.reference} if recipe.evals.new_rows else {}),
     }
     return {stage: price for stage, pool in chosen.items() if (price := pools[pool].price_per_hour)}
 

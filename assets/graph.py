@@ -12,6 +12,7 @@ from assets.evals import evals
 from assets.evaluation_report import evaluation_report
 from assets.generation import generated_pairs
 from assets.merge import merge
+from assets.new_rows import new_rows
 from assets.policy_checkpoint import chain, policy_checkpoint, repeats_of
 from assets.policy_divergence import policy_divergence
 from assets.preference_manifest import preference_manifest
@@ -54,6 +55,7 @@ def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
         *([reference_logprobs(recipe)] if recipe.needs_reference else []),
         *generated_pairs(recipe, pools),
         preference_manifest(recipe),
+        *([new_rows(recipe)] if recipe.evals.new_rows else []),
         *trainings(recipe, pools),
         *(merge(recipe) if recipe.merge else ()),
         *([policy_divergence(recipe)] if recipe.held_out_fraction else []),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from alignment.data.hub import HubUnreachable
 from alignment.errors import BadInput
 from alignment.models.checkpoint import read_config, text_config
 from alignment.models.merging import other_sizes
-from alignment.models.pin import pin_model
+from alignment.models.pin import hub_config, pin_model
 from alignment.recipe import ModelSource, Recipe, SftTraining
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.merged_checkpoint import STAGE, TRAINED, MergeRequest
@@ -52,6 +54,7 @@ def adopted_model(recipe: Recipe, place: int, model: ModelSource) -> Node:
         needs=(),
         request=request,
         is_checkpoint=True,
+        object_to=lambda request, commit: require_fit(recipe, place, model),
     )
 
 
@@ -121,14 +124,28 @@ def require_same(store: Store, policy: Artifact, part: Artifact, name: str) -> N
             raise BadInput(told, field="merge")
 
 
+def config_of(source: ModelSource) -> Mapping[str, Any] | None:
+    """The language model's configuration, of a folder or of the hub; None of an embedded model, and where the hub is
+    silent."""
+    try:
+        if source.path is not None:
+            return text_config(read_config(Path(source.path).expanduser()))
+        return None if source.hub is None else text_config(hub_config(source.hub, source.revision))
+    except HubUnreachable:
+        return None
+
+
+def require_fit(recipe: Recipe, place: int, model: ModelSource, file: str | None = None) -> None:
+    """Raises `BadInput` where a model to merge is of another architecture than the model that the recipe starts from,
+    by their configurations; `place` is its own in `merge`, from 1."""
+    ours, theirs = config_of((recipe.sft and recipe.sft.adopt) or recipe.base_model), config_of(model)
+    if ours is not None and theirs is not None and (other := other_sizes(ours, theirs)) is not None:
+        told = f"is of another architecture than the policy: {other}"
+        raise BadInput(told, file=file or recipe.name, field=f"merge.{place - 1}.model")
+
+
 def require_one_architecture(recipe: Recipe, file: str | None = None) -> None:
-    """Raises `BadInput` where the folder of a model to merge is of another architecture than the folder that the
-    recipe starts from. Models elsewhere are compared when they are there."""
-    start = (recipe.sft and recipe.sft.adopt) or recipe.base_model
-    for place, part in enumerate(recipe.merge):
-        if part.model is None or part.model.path is None or start.path is None:
-            continue
-        ours, theirs = (text_config(read_config(Path(path).expanduser())) for path in (start.path, part.model.path))
-        if (other := other_sizes(ours, theirs)) is not None:
-            told = f"is of another architecture than the policy: {other}"
-            raise BadInput(told, file=file or recipe.name, field=f"merge.{place}.model")
+    """Compares the folders of models to merge as `require_fit` does; those on the hub are compared by the plan."""
+    for place, part in enumerate(recipe.merge, start=1):
+        if part.model is not None and part.model.path is not None:
+            require_fit(recipe, place, part.model, file)

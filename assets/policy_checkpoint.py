@@ -9,6 +9,7 @@ from operator import mul
 from pathlib import Path
 
 from alignment.guards import policy_guards, setup_notes
+from alignment.methods import METHOD
 from alignment.recipe import Dpo, Recipe
 from alignment.stages.policy_checkpoint import STAGE, DpoRequest
 from alignment.stages.stage import PolicySummary
@@ -95,16 +96,13 @@ def policy_checkpoint(recipe: Recipe, pools: Pools, policy: Policy) -> Node:
             reference=upstream(policy.reference) if policy.reference else None,
         )
 
-    spoken = STARTS.get(start, start)
+    called, spoken = METHOD.elsewhere.get(settings.loss, settings.loss), STARTS.get(start, start)
+    against = "against cached reference log-probs" if method.needs_reference else "without a reference"
     return Node(
         name=policy.name,
         phase="train",
         stage=STAGE,
-        description=(
-            f"The policy: DPO from the {spoken} against cached reference log-probs."
-            if method.needs_reference
-            else f"The policy: preference training from the {spoken}, without a reference."
-        ),
+        description=f"The policy: preference training (method: {called}) from the {spoken}, {against}.",
         kinds=frozenset({"pytorch", "huggingface"}),
         needs=(policy.manifest, start, *reference, *beside),
         request=request,

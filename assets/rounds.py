@@ -39,7 +39,8 @@ from assets.policy_checkpoint import show as show_policy
 from assets.preference_manifest import decontaminated
 from assets.preference_manifest import show as show_manifest
 from eval.stages.round_comparison import STAGE as COMPARISON
-from eval.stages.round_comparison import RoundRequest, RoundSummary
+from eval.stages.round_comparison import RoundRequest
+from eval.summaries import RoundSummary
 from resources.pools import Pools
 
 
@@ -81,6 +82,16 @@ def ended_before(upstream: Upstream, number: int) -> Ended | None:
         if not summary.improved:
             return Ended(earlier, summary)
     return None
+
+
+def comparisons(recipe: Recipe, upstream: Upstream) -> tuple[Artifact, ...]:
+    """The comparisons of the rounds that were made, in order; none without rounds."""
+    if recipe.rounds is None:
+        return ()
+    last = recipe.rounds.count
+    if (ended := ended_before(upstream, last + 1)) is not None:
+        last = ended.round
+    return tuple(upstream(named(number, "comparison")) for number in range(2, last + 1))
 
 
 def rounds(recipe: Recipe, pools: Pools) -> Iterator[Node]:

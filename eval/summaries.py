@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from alignment.store import Summary
@@ -103,3 +105,50 @@ class DivergenceSummary(Summary):
     ended: Number = None
     """Share of the responses that ended by themselves."""
     intervals: dict[str, tuple[float, float] | None] = Field(default_factory=dict)
+
+
+class RoundSummary(Summary):
+    """Mean scores on `prompts` held-out prompts, and their paired difference with its 95 % interval.
+
+    `improved` is whether the mean rose. `unscored` counts prompts that one side has no score for, by the reason.
+    """
+
+    round: int
+    prompts: int
+    before: float
+    after: float
+    difference: float
+    low: Number = None
+    high: Number = None
+    p_value: Number = None
+    improved: bool
+    unscored: dict[str, int] = Field(default_factory=dict)
+    judge_name: str = ""
+    judge: dict[str, Any] = Field(default_factory=dict)
+
+
+class NewRowsSummary(Summary):
+    """What `new_rows` says of the champion on rows that it never saw: `new` of them, of which `measured` were taken and
+    not dropped by the token policy. Sequences that were `scored` went through the model, `cache_hits` did not.
+
+    `accuracy` is the share of pairs whose chosen side has the higher implicit reward, `ranking_accuracy` the same by
+    the champion's own log-prob and `start_ranking_accuracy` by the start checkpoint's. `held_out_accuracy` is the
+    champion's accuracy on the held-out pairs of its own training, and `drift` the accuracy minus that. Intervals are of
+    95 %. Without a measured row only the counts are set.
+    """
+
+    new: int
+    measured: int
+    dropped: int = 0
+    cache_hits: int = 0
+    scored: int = 0
+    accuracy: Number = None
+    accuracy_low: Number = None
+    accuracy_high: Number = None
+    margin: Number = None
+    ranking_accuracy: Number = None
+    start_ranking_accuracy: Number = None
+    held_out_accuracy: Number = None
+    drift: Number = None
+    drift_low: Number = None
+    drift_high: Number = None

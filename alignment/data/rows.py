@@ -259,14 +259,18 @@ def write_rows(path: str | Path, rows: Iterable[PreferenceRow]) -> int:
 
 def iter_rows(path: str | Path, groups: Sequence[int] | None = None) -> Iterator[PreferenceRow]:
     """Rows of a `rows.parquet` in file order, of all row groups or of those named; a batch in memory at a time."""
-    for cells in iter_records(path, groups):
-        form = cells["form"]
-        for name in DERIVED:
-            cells.pop(name, None)
-        for name in ("prompt", "chosen", "rejected", "completion"):
-            if cells[name] is not None:
-                cells[name] = decode(form, cells[name])
-        yield PreferenceRow(**cells)
+    yield from map(row_of, iter_records(path, groups))
+
+
+def row_of(cells: dict[str, Any]) -> PreferenceRow:
+    """The row in the cells of such a file, which are used up."""
+    form = cells["form"]
+    for name in DERIVED:
+        cells.pop(name, None)
+    for name in ("prompt", "chosen", "rejected", "completion"):
+        if cells[name] is not None:
+            cells[name] = decode(form, cells[name])
+    return PreferenceRow(**cells)
 
 
 def read_rows(path: str | Path) -> list[PreferenceRow]:

@@ -16,7 +16,7 @@ from alignment.data.forms.advice import remedy
 from alignment.data.forms.gathered import gathered
 from alignment.data.forms.table import Refused, read_record, row_said, with_numbers
 from alignment.data.readers import Record, describe, read_records
-from alignment.data.rows import PreferenceRow, unpaired_row, write_records
+from alignment.data.rows import PreferenceRow, text_of, unpaired_row, write_records
 from alignment.digest import lines_digest
 from alignment.errors import BadInput
 from alignment.recipe import DEFAULT_READING, Reading
@@ -191,9 +191,13 @@ class Validation:
 
 
 def too_close(row: PreferenceRow, reading: Reading) -> str | None:
-    """Why a pair's scores are too near to each other for the recipe, if they are."""
-    gap, ratio = reading.min_score_gap, reading.min_score_ratio
-    if (gap is None and ratio is None) or not row.paired:
+    """Why a pair's sides, or their scores, are too near to each other for the recipe, if they are."""
+    gap, ratio, most = reading.min_score_gap, reading.min_score_ratio, reading.max_side_similarity
+    if not row.paired:
+        return None
+    if most is not None and side_similarity(row) > most:
+        return f"sides more similar than {most:g}"
+    if gap is None and ratio is None:
         return None
     chosen, rejected = row.chosen_score, row.rejected_score
     if chosen is None or rejected is None:
@@ -203,6 +207,13 @@ def too_close(row: PreferenceRow, reading: Reading) -> str | None:
     if ratio is not None and (chosen <= 0 or chosen < ratio * rejected):
         return f"score ratio below {ratio:g}"
     return None
+
+
+def side_similarity(row: PreferenceRow) -> float:
+    """Words that both sides of a pair have, over those that either has, with repetition (Jaccard index)."""
+    chosen, rejected = (Counter(text_of(side or "").lower().split()) for side in (row.chosen, row.rejected))
+    either = (chosen | rejected).total()
+    return (chosen & rejected).total() / either if either else 1.0
 
 
 def halves(row: PreferenceRow) -> list[PreferenceRow]:

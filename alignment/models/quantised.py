@@ -90,6 +90,6 @@ def dequantised(model: Any) -> dict[str, torch.Tensor]:
 
 
 def _layers(model: Any) -> list[tuple[str, Any]]:
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, Linear4bit)]

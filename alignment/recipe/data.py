@@ -155,6 +155,7 @@ class Reading(Section):
             "pairing",
             "min_score_gap",
             "min_score_ratio",
+            "max_side_similarity",
             "max_rows",
             "weight_column",
             "margin_column",
@@ -178,6 +179,10 @@ class Reading(Section):
     min_score_ratio: float | None = Field(default=None, ge=1)
     """Least ratio of the chosen side's score to the rejected one's, such as 2 for SHP's votes; pairs with less, or
     without scores, are quarantined. null keeps all."""
+    max_side_similarity: float | None = Field(default=None, gt=0, lt=1)
+    """Largest share of words that the two sides of a pair have in common, as a fraction: words that both have, over
+    those that either has, with repetition and without regard to case. More similar pairs are quarantined: they teach
+    little but that difference. 0.9 leaves out those that differ in one word of twenty. null keeps all."""
     weight_column: str | None = Field(default=None, min_length=1)
     """The column with a pair's weight, a number from 0, which `optimise.weighted` trains with; a dot leads into a
     column. Rows without, or with a weight that is negative or not finite, are quarantined."""

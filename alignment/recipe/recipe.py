@@ -245,7 +245,8 @@ class Recipe(Section):
         called, start = self.links[0].called, self.start
         if self.sft is None and start == "sft_checkpoint":
             raise ValueError(
-                f"sft is missing, and {called} starts from an SFT checkpoint: give sft a dataset, or adopt"
+                f"sft is missing, and {called} starts from an SFT checkpoint: give sft a dataset, or adopt; orpo starts"
+                " from the base model"
             )
         if self.sft is not None and start == "base_model":
             raise ValueError(f"{called} starts from the base model, without SFT: take the section sft out")
@@ -366,6 +367,8 @@ class Recipe(Section):
                 f"preferences.decontaminate names {', '.join(sorted(unknown))}, which evals does not select"
                 f" (selected: {', '.join(self.evals.selected()) or 'none'})"
             )
+        if self.evals.new_rows is not None and (not self.needs_reference or self.method.data != "paired"):
+            raise ValueError(f"evals.new_rows takes pairs and a reference, and {called} has not both")
         by_judge = self.evals.xstest is not None and self.evals.xstest.scored_by == "judge"
         if by_judge and (self.judge is None or self.judge.kind == "rubric"):
             raise ValueError("evals.xstest.scored_by: judge needs a judge of kind openai")

@@ -19,6 +19,7 @@ from alignment.stages.stage import Context, R, Result, Stage
 from alignment.stages.usage import usage
 from alignment.store import Commit, CorruptArtifact, Store
 from alignment.store.place import explain_no_space
+from alignment.store.work import kept_work
 
 REQUEST_FILE = "request.json"
 DAGSTER_RUN = "ALIGN_DAGSTER_RUN"  # the Dagster run that asks; a launch hands it on with its environment
@@ -49,8 +50,8 @@ def execute(stage: Stage[R], request: R, store: Store) -> Commit:
     if rank and (found := store.find(stage.kind, key)) is not None:
         return found
     if rank:
-        with tempfile.TemporaryDirectory() as scratch:
-            work = store.work_path(stage.kind, key)
+        saves = os.environ.get("LOCAL_RANK") == "0"  # the first of its machine
+        with tempfile.TemporaryDirectory() as scratch, kept_work(store, stage.kind, key, saves) as work:
             _run(stage, request, Context(store, Path(scratch), work, rank, world_size))
         commit = store.find(stage.kind, key)
         while commit is None:  # rank 0 commits once all ranks have done their share
@@ -68,9 +69,8 @@ def execute(stage: Stage[R], request: R, store: Store) -> Commit:
 def _build(stage: Stage[R], request: R, store: Store, key: str, world_size: int) -> Commit:
     started, began = time.monotonic(), datetime.now(UTC)
     attempt = store.begin(stage.kind, key)
-    work = store.work_path(stage.kind, key)
     try:
-        with explain_no_space(store.url):
+        with explain_no_space(store.url), kept_work(store, stage.kind, key, saves=True) as work:
             text = request.model_dump_json(indent=1)
             (attempt.path / REQUEST_FILE).write_text(text, encoding="utf-8")
             result = _run(stage, request, Context(store, attempt.path, work, 0, world_size))

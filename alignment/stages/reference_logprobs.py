@@ -92,8 +92,8 @@ def run(request: ReferenceRequest, context: Context) -> Result:
     return score_shards(request, context, {request.shard: context.out})
 
 
-def score_shards(request: Scoring, context: Context, places: Mapping[Artifact, Path]) -> Result:
-    """Writes the log-probs of each shard into its folder of `places`; every rank calls it. The result is of all."""
+def reference_and_cache(request: Scoring, context: Context) -> tuple[Reference, LogprobCache]:
+    """The checkpoint as it is scored, and what is remembered of it."""
     recorded = context.store.commit_of(request.checkpoint).summary
     about = whole_summary(recorded, lambda: context.fetch(request.checkpoint))
     name = fingerprint(
@@ -117,9 +117,14 @@ def score_shards(request: Scoring, context: Context, places: Mapping[Artifact, P
     policy = policy_name(
         request.tokens, about, lambda: context.fetch(request.checkpoint), context.runs_code(request.checkpoint)
     )
-    cache = LogprobCache(context.store, name, policy)
+    return reference, LogprobCache(context.store, name, policy)
+
+
+def score_shards(request: Scoring, context: Context, places: Mapping[Artifact, Path]) -> Result:
+    """Writes the log-probs of each shard into its folder of `places`; every rank calls it. The result is of all."""
+    reference, cache = reference_and_cache(request, context)
     ranks = Ranks(context.rank, context.world_size)
-    written, logps = Written(name), LogpCounts()
+    written, logps = Written(reference.fingerprint), LogpCounts()
     with ranks.together(), tf32_products(request.tf32):
         for shard, folder in places.items():
             _score_shard(request, context.fetch(shard) / ROWS_FILE, folder, (reference, cache, ranks), written, logps)

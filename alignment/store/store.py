@@ -125,10 +125,8 @@ class Attempt:
 
 
 class Store(Refs):
-    """An artifact store. `cache` holds local copies of remote artifacts, and the work folders of a remote store.
-
-    Another machine does not see these work folders, so a build that moves to another machine starts from the beginning.
-    """
+    """An artifact store. `cache` holds local copies of remote artifacts, and the work folders of a remote store, whose
+    checkpoints are copied into the store (`alignment.store.work`)."""
 
     def uri(self, artifact: Artifact) -> str:
         """The artifact's folder as a URL that a person can open."""
@@ -375,8 +373,10 @@ class Store(Refs):
         return folder
 
     def clear_work(self, kind: str, key: str) -> None:
-        """Removes the resumable state of a build; safe to repeat."""
+        """Removes the resumable state of a build, here and in the store; safe to repeat."""
         shutil.rmtree(self.work_path(kind, key), ignore_errors=True)
+        if not self.is_local:
+            self.remove_folder(self.path("work", kind, key))
 
 
 # The refs of a stage in every recipe.

@@ -194,8 +194,10 @@ class TrainedModel:
         keep_description(self.folder, out, self.saved_as, self.runs_code)
 
     def _merged_into_stored(self, trained: Any) -> Any:
-        """The adapter merged into the weights as they are stored: a base rounded to compute is not kept. A quantised
-        one is, in float32 until the adapter is in it: the adapter was trained beside these values."""
+        """The adapter merged into the weights as they are stored: a base rounded to compute is not kept.
+
+        A quantised base is kept, in float32 until the adapter is in it, as the adapter was trained beside its values.
+        """
         from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
         adapter = {name: weight.detach().cpu().float() for name, weight in get_peft_model_state_dict(trained).items()}

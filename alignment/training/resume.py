@@ -11,10 +11,10 @@ from pathlib import Path
 
 from alignment.models.weights import not_finite
 from alignment.store.place import write_durably
+from alignment.store.work import MARKER
 
 log = logging.getLogger(__name__)
 
-MARKER = "COMPLETE.json"
 TRAINING_FILE = "training.json"
 """What is no tensor in a checkpoint; one of an earlier version has pickled files in its place."""
 NAME = re.compile(r"checkpoint-(\d+)")

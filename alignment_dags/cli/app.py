@@ -21,9 +21,9 @@ from alignment_dags.cli.models import export, gc, lineage, path, promote, report
 from alignment_dags.cli.output import INTERRUPTED
 from alignment_dags.cli.overview import doctor, init, status
 from alignment_dags.cli.prefs import prefs
-from alignment_dags.cli.run import backfill, nights, plan, run, upgrade
+from alignment_dags.cli.run import backfill, night, nights, plan, run, upgrade
 from alignment_dags.cli.setup import pools, recipes
-from alignment_dags.cli.worth import worth
+from alignment_dags.cli.worth import reproduce, sources, worth
 
 # Errors of networks and remote stores are shown in one line instead of a traceback.
 
@@ -115,8 +115,12 @@ for verb in (
     promote,
     gc,
     report,
+    night,
+    night,
     nights,
     worth,
+    sources,
+    reproduce,
     doctor,
 ):
     app.command()(verb)

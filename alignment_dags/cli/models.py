@@ -91,6 +91,10 @@ def _about(result: dict[str, Any]) -> Iterator[str]:
         yield f"CODE OF THE MODEL RAN, as the recipe allows it: {files}"
     yield f"device: {result['device'] or '-'}"
     yield f"packages: {', '.join(f'{name} {version}' for name, version in result['packages'].items())}"
+    if result["certificate"]:
+        yield f"certificate: {result['certificate']['told']}"
+    if result["withdrawal_evidence"]:
+        yield f"trained without {result['withdrawal_evidence']['told']}"
     for erasure in result["erased"]:
         yield f"erased: files of {erasure['kind']} {erasure['key'][:SHORT]} on {erasure['at']}: {erasure['why']}"
 

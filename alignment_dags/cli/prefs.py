@@ -117,3 +117,11 @@ def prefs_restore(
 
     ensure_home()
     tell(lambda: restore(recipe, row_ids or [], shards or []), as_json, show_restored)
+
+
+@prefs.command("evidence")
+def prefs_evidence(recipe: RecipeFile, as_json: AsJson = False) -> None:
+    """Compare withdrawn rows under the new policy with pairs it never saw: after `align run`, before `align gc`."""
+    from alignment_dags.retention.evidence import measure_evidence, show_evidence
+
+    tell(lambda: measure_evidence(recipe), as_json, show_evidence)

@@ -278,6 +278,25 @@ def backfill(
         raise typer.Exit(1)
 
 
+def night(recipe: RecipeFile, as_json: AsJson = False) -> None:
+    """Carry out a night of the recipe now, without Dagster's daemon. Exit 1 if it failed or the gate said no."""
+    from alignment.recipe import load_recipe
+    from alignment_dags.cli.output import show_nights
+    from alignment_dags.nights.now import hold_night
+    from alignment_dags.nights.records import latest_nights
+    from resources.home import ensure_home
+    from resources.store import ArtifactStore
+
+    ensure_home()
+
+    def work() -> dict[str, Any]:
+        hold_night(recipe, say)
+        return latest_nights(ArtifactStore().open(), load_recipe(recipe), 1)
+
+    if tell(work, as_json, show_nights)["nights"][0]["outcome"] not in ("passed", "skipped"):
+        raise typer.Exit(1)
+
+
 def nights(
     recipe: RecipeFile,
     last: Annotated[int, typer.Option(help="How many, the latest first.", min=1, max=MOST_NIGHTS)] = 10,

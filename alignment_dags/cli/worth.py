@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from alignment_dags.cli.arguments import RecipeFile
-from alignment_dags.cli.output import AsJson, columns, tell
+from alignment_dags.cli.output import AsJson, columns, interval, painted, say, tell
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what it would take.")]
 
 
 def show_worth(result: dict[str, Any]) -> None:
@@ -40,3 +45,82 @@ def worth(recipe: RecipeFile, as_json: AsJson = False) -> None:
 
     ensure_home()
     tell(lambda: worth_now(Workspace(load_recipe(recipe), load_pools()), datetime.now(UTC)), as_json, show_worth)
+
+
+def show_sources(result: dict[str, Any]) -> None:
+    """Prints the value of each source, the worst first."""
+    rows = [
+        (
+            one["source"],
+            f"{one['rows']:,}",
+            metric,
+            str(value["n"]),
+            f"{value['difference']:+.4f}",
+            interval(value["ci95"]),
+            "-" if value["p_holm"] is None else f"{value['p_holm']:.3g}",
+        )
+        for one in result["sources"]
+        for metric, value in one["metrics"].items()
+    ]
+    if rows:
+        print(columns(("source", "rows", "metric", "n", "value", "95 % interval", "p (Holm)"), rows))
+        print("value: the policy of all sources minus the one without this source, on the same items")
+
+
+def sources(
+    recipe: RecipeFile,
+    source: Annotated[list[str] | None, typer.Option(help="A source; repeat for more; all by default.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Train as the recipe does, not a LoRA adapter.")] = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what each source of the preference data did, by policies that are trained without it."""
+    from alignment_dags.registry.sources import sources_of
+
+    tell(lambda: sources_of(recipe, source or [], full, dry_run, say), as_json, show_sources)
+
+
+def show_certificate(result: dict[str, Any]) -> None:
+    """Prints a certificate: each metric over the seeds, and the published figures."""
+    certificate = result["certificate"]
+    if certificate is None:
+        print(f"{result['recipe']}: no certificate yet")
+        return
+    rows = [
+        (
+            one["metric"],
+            f"{one['mean']:.4f}",
+            "-" if one["deviation"] is None else f"{one['deviation']:.4f}",
+            "-" if one["low"] is None else f"[{one['low']:.4f}, {one['high']:.4f}]",
+            f"{one['own']:.4f}",
+            one["noise"],
+        )
+        for one in certificate["metrics"]
+    ]
+    print(columns(("metric", "mean", "deviation", "one more run, 95 %", "own", "own is … noise"), rows))
+    for one in certificate["metrics"]:
+        for figure in one["published"]:
+            told = f"{one['metric']}: {figure['model']} {figure['value']:g} ({figure['source']})"
+            print(painted(f"{told} is {figure['noise']} run-to-run noise"))
+    seeds = ", ".join(map(str, certificate["seeds"]))
+    makes = f"; the seed also makes {', '.join(certificate['seed_makes'])}" if certificate["seed_makes"] else ""
+    print(f"seeds {seeds}{makes}; kept with policy {certificate['policy'][:12]}")
+
+
+def reproduce(
+    recipe: RecipeFile,
+    seeds: Annotated[int, typer.Option(help="Runs, each with its seed.", min=2, max=100)] = 5,
+    published: Annotated[Path | None, typer.Option(help="CSV of published figures: model,metric,value,source.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The model in it that the recipe reproduces; by default the recipe's name.")
+    ] = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a recipe with several seeds and certify its spread. Exit 1 if a published figure lies outside of it."""
+    from alignment_dags.registry.reproduce import reproduce
+
+    result = tell(lambda: reproduce(recipe, seeds, published, model, dry_run, say), as_json, show_certificate)
+    metrics = (result["certificate"] or {"metrics": []})["metrics"]
+    if any(figure["noise"] == "outside" for one in metrics for figure in one["published"]):
+        raise typer.Exit(1)

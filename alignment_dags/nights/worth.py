@@ -146,6 +146,8 @@ def changed_rows(store: Store, manifest: Artifact, request: ManifestRequest) -> 
 
 def _to_train_on(store: Store, shard: Artifact, request: ManifestRequest) -> pa.Array:
     table = read_columns(store.fetch(shard) / ROWS_FILE, "row_id", SPLIT_AT)
+    if SPLIT_AT not in table.column_names:  # of an earlier version, which does not say what is held out
+        return table["row_id"].combine_chunks()
     apart = are_held_out(table[SPLIT_AT], request.held_out_fraction)
     return table["row_id"].filter(pc.invert(apart)).combine_chunks()
 
@@ -229,13 +231,13 @@ def _provable(metric: str, margin: float, reports: Sequence[ReportSummary]) -> P
     )
 
 
-def price_of(workspace: Workspace) -> tuple[float | None, float | None]:
-    """Seconds of slots and USD of what follows from another manifest, as its last artifacts took; None where nothing is
-    known, and for a price where no pool names one."""
+def price_of(workspace: Workspace, since: str = MANIFEST) -> tuple[float | None, float | None]:
+    """Seconds of slots and USD of what follows from another artifact of the node `since`, as the last ones took; None
+    where nothing is known, and for a price where no pool names one."""
     history = History(workspace.store, workspace.recipe.name)
-    follows, seconds, price = {MANIFEST}, 0.0, 0.0
-    for node in workspace.phase("train").nodes:
-        if node.name != MANIFEST and not follows & set(node.needs):
+    follows, seconds, price = {since}, 0.0, 0.0
+    for node in workspace.nodes:
+        if node.name != since and not follows & set(node.needs):
             continue
         follows.add(node.name)
         if node.name.startswith("champion_"):  # measured again only when the settings of a suite change

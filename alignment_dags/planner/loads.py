@@ -116,8 +116,8 @@ class Load:
         how = {False: "", True: ", activations checkpointed", "selective": ", norms and MLPs computed again"}
         recomputed = how[self.checkpointing] if self.kind == "train" else ""
         return (
-            f"{self.shape.parameters:,} parameters in {self.precision}{four_bits}{self._adapter}{split}; {self.tokens:,} tokens at"
-            f" once{recomputed}" + (f"; GiB: {parts}" if parts else "")
+            f"{self.shape.parameters:,} parameters in {self.precision}{four_bits}{self._adapter}{split};"
+            f" {self.tokens:,} tokens at once{recomputed}" + (f"; GiB: {parts}" if parts else "")
         )
 
     @property
@@ -147,6 +147,7 @@ def precision_of(node: Node, recipe: Recipe) -> str | None:
     loaded = {
         "reference_logprobs": recipe.reference.precision,
         "policy_logprobs": recipe.reference.precision,
+        "new_rows": recipe.reference.precision,
         "merged_checkpoint": recipe.dpo.precision,
         "responses": recipe.evals.precision,
         "policy_divergence": recipe.evals.precision,

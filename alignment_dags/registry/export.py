@@ -135,8 +135,10 @@ def show_exported(result: dict[str, Any]) -> None:
     print(f"{result['model']} version {result['version']}: {result['path']}")
     if adapter := result.get("adapter"):
         revision = f" at {adapter['revision']}" if adapter["revision"] else ""
+        bits = f" in {adapter['quantise']}" if adapter.get("quantise") else ""
         print(
-            f"an adapter of rank {adapter['rank']} for {adapter['base']}{revision}; load that model, and on top of it:"
+            f"an adapter of rank {adapter['rank']} for {adapter['base']}{revision}; load that model{bits},"
+            " and on top of it:"
         )
         print("  from peft import PeftModel")
         print(f"  model = PeftModel.from_pretrained(base, {result['path']!r})")

@@ -13,6 +13,8 @@ from alignment.stages.stage import PolicySummary, SftSummary, ShardSummary, star
 from alignment.store import Artifact, Commit, Store
 from alignment.store.erase import current_erasure
 from alignment_dags.registry.registrations import champion_of, name_and_version, registration_of
+from alignment_dags.retention.evidence import evidence_of
+from assets.certificate import about, certificate_of
 from assets.champion import moved_by_hand
 from assets.registration import RegistrationSummary
 from eval.stages.evaluation_report import ReportSummary
@@ -86,7 +88,9 @@ def lineage_of(model: str, source: str = "store") -> dict[str, Any]:
 
     `tree` nests every artifact's inputs down to base model and source files' rows; `shards` lists the
     preference shards with row digests and counts; `runs` has, for every artifact, the Dagster run that made it
-    and the MLflow run that reported it (None if MLflow does not answer). `record_of` describes the other fields.
+    and the MLflow run that reported it (None if MLflow does not answer). `certificate` is that of the policy, and
+    `withdrawal_evidence` what was measured on rows that it was trained without (None without). `record_of` describes
+    the other fields.
     """
     name, wanted = name_and_version(model)
     store = ArtifactStore().open()
@@ -110,6 +114,8 @@ def lineage_of(model: str, source: str = "store") -> dict[str, Any]:
         **record_of(registration, policy, commits),
         "erased": erased(store, commits),
         "alias_moved": _alias_moved(store, name),
+        "certificate": about(certificate_of(store, policy.digest)),
+        "withdrawal_evidence": evidence_of(store, policy.digest),
     }
 
 

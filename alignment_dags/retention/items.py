@@ -169,15 +169,43 @@ def _committed(store: Store, kind: str, key: str, attempt: str) -> bool:
 
 def _work(store: Store, now: float, resumable: Collection[str], withdrawn_at: float | None) -> Iterator[Leftover]:
     root = Path(store.path("work")) if store.is_local else store.cache / "work"
-    for path in sorted(root.glob("*/*")):
+    for path in (path for path in sorted(root.glob("*/*")) if path.is_dir()):
         kind, key = path.parts[-2:]
-        if store.find(kind, key) is not None:
-            yield Leftover(str(path), kind, key, _size(path), "the work folder of a finished build", local=True)
-        elif key not in resumable and now - _touched(path) > ABANDONED:
-            yield Leftover(str(path), kind, key, _size(path), "work that nobody went on with for a week", local=True)
-        elif key not in resumable and withdrawn_at is not None and _begun(path) < withdrawn_at + 1:  # of whole seconds
-            why = "work that was begun before rows were withdrawn"
+        written = [_touched(path), _begun(path)]
+        if (why := _why_not(store, kind, key, written, now, resumable, withdrawn_at)) is not None:
             yield Leftover(str(path), kind, key, _size(path), why, local=True)
+    if store.is_local:
+        return
+    for folder in store.matching(store.path("work"), "*/*"):  # copies of the checkpoints of any machine
+        kind, key = folder.split("/")[-2:]
+        files = list(store.fs.find(folder, detail=True).values())
+        written = [_written(file) for file in files]
+        ends = [max(written, default=now), min(written, default=now)]
+        why = _why_not(store, kind, key, ends, now, resumable, withdrawn_at)
+        if files and why is not None:
+            yield Leftover(folder, kind, key, sum(int(file.get("size") or 0) for file in files), why)
+
+
+def _why_not(
+    store: Store,
+    kind: str,
+    key: str,
+    written: list[float],
+    now: float,
+    resumable: Collection[str],
+    withdrawn_at: float | None,
+) -> str | None:
+    """Why a work folder is not needed; None for one that is. `written` are when it was last and first written to."""
+    last, first = written
+    if store.find(kind, key) is not None:
+        return "the work folder of a finished build"
+    if key in resumable:
+        return None
+    if now - last > ABANDONED:
+        return "work that nobody went on with for a week"
+    if withdrawn_at is not None and first < withdrawn_at + 1:  # of whole seconds
+        return "work that was begun before rows were withdrawn"
+    return None
 
 
 def _touched(folder: Path) -> float:

@@ -120,6 +120,7 @@ def show_withdrawal(result: dict[str, Any]) -> None:
     for recipe, ids in result["also_in"].items():
         print(f"still used by recipe {recipe}: {', '.join(ids)} (withdraw there too)")
     print(f"\nwithdrawn; `align run` builds {result['recipe']} without them, `align gc` then erases their text")
+    print("between the two, `align prefs evidence` can compare them with rows that the new model never saw")
     for place in result["source"]:
         print(f"your own file, not changed: {place}")
 

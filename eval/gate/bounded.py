@@ -1,8 +1,9 @@
 """What a gate bounds beside the suites' scores: how the answers look, and how far the policy has moved.
 
-`answers` are over the texts of all suites together, `policy_divergence` over sampled responses to held-out prompts.
-Both take a suite's place in a gate. They say nothing of quality, so they count neither as a suite in the report's
-tables and corrections nor as an improvement.
+`answers` are over the texts of all suites together, `policy_divergence` over sampled responses to held-out prompts,
+`new_rows` over preference pairs that the champion never saw, and of the champion. They take a suite's place in a gate.
+They say nothing of the policy's quality, so they count neither as a suite in the report's tables and corrections nor as
+an improvement.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ import pyarrow.parquet as pq
 from alignment.store import Artifact, MissingArtifact, Store
 from eval.answers.files import RESPONSES_FILE, SETTINGS_FILE, Response, read_responses
 from eval.gate.compare import MetricComparison, compare_samples
+from eval.gate.held_out import against_reference, read_held_out
+from eval.gate.metrics import METRICS
 from eval.suites.samples import Sample
 
 ANSWERS = "answers"
 DIVERGENCE = "policy_divergence"
+NEW_ROWS = "new_rows"
 LENGTH, ENDED, KL = "length", "ended", "kl"
 NGRAMS = (2, 4)
 ANSWER_METRICS = (LENGTH, ENDED, *(f"distinct_{n}" for n in NGRAMS))
-BOUNDED = {ANSWERS: ANSWER_METRICS, DIVERGENCE: (KL,)}
+BOUNDED = {ANSWERS: ANSWER_METRICS, DIVERGENCE: (KL,), NEW_ROWS: METRICS}
 """Metrics that a gate may bound, by what stands in a suite's place."""
 DIVERGENCE_FILE = "divergence.parquet"
 
@@ -103,3 +107,10 @@ def compare_divergence(store: Store, divergence: Artifact) -> dict[str, MetricCo
     before = [Sample(DIVERGENCE, name, name, KL, 0.0, "") for name in ratios]
     after = [Sample(DIVERGENCE, name, name, KL, value, "") for name, value in ratios.items()]
     return compare_samples(before, after, margin=None)
+
+
+def compare_new_rows(store: Store, new_rows: Artifact) -> dict[str, MetricComparison]:
+    """The champion on rows that it never saw, beside its start checkpoint; empty if none was measured."""
+    pairs = read_held_out(store, new_rows)
+    compared = None if pairs is None else against_reference(pairs)
+    return compared if isinstance(compared, dict) else {}

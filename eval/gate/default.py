@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from alignment.errors import BadInput
 from alignment.recipe import Gate, Recipe, Requirement
-from eval.gate.bounded import ANSWERS, BOUNDED, DIVERGENCE, ENDED, LENGTH
+from eval.gate.bounded import ANSWERS, BOUNDED, DIVERGENCE, ENDED, LENGTH, NEW_ROWS
 from eval.gate.compare import default_margin
 from eval.gate.metrics import METRICS, PREFERENCES
 from eval.suites import SUITES, Suite, suite_of
@@ -49,6 +49,9 @@ def _gate_of(recipe: Recipe) -> Gate | None:
             why = _no_metric(recipe, suite, name)
         if why is None and suite in (PREFERENCES, DIVERGENCE) and recipe.gate.metrics[metric].max_ratio is not None:
             why = "the start checkpoint's own value is 0, which has no ratio: bound it by at_most"
+        asked = recipe.gate.metrics[metric]
+        if why is None and suite == NEW_ROWS and asked.at_least is None and asked.at_most is None:
+            why = "it is measured on the champion, not on the policy: bound it by at_least or at_most"
         if why is not None:
             raise BadInput(why, field=f"gate.metrics.{metric}")
     return recipe.gate
@@ -69,6 +72,8 @@ def left_out_of_default(recipe: Recipe) -> list[str]:
 def _no_bounded(recipe: Recipe, suite: str, name: str) -> str | None:
     if name not in BOUNDED[suite]:
         return f"{suite} has no such metric; write {suite}/ and one of {', '.join(BOUNDED[suite])}"
+    if suite == NEW_ROWS:
+        return None if recipe.evals.new_rows else "the recipe does not measure new rows: give evals.new_rows"
     if suite == DIVERGENCE:
         return None if recipe.held_out_fraction else "no prompt to sample from is held out: held_out_fraction is 0"
     texts = [name for name in recipe.evals.selected() if suite_of(recipe, name).output == "generate_until"]

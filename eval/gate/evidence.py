@@ -13,7 +13,14 @@ from alignment.stages import Request
 from alignment.stages.execute import REQUEST_FILE
 from alignment.store import Artifact, CorruptArtifact, Store
 from eval.gate.baselines import PublishedFigure
-from eval.gate.bounded import ANSWERS, DIVERGENCE, compare_answers, compare_divergence
+from eval.gate.bounded import (
+    ANSWERS,
+    DIVERGENCE,
+    NEW_ROWS,
+    compare_answers,
+    compare_divergence,
+    compare_new_rows,
+)
 from eval.gate.compare import MetricComparison, compare_samples, width_of
 from eval.gate.held_out import HeldOutComparison, against_champion, against_reference, read_held_out
 from eval.gate.metrics import PREFERENCES, headline
@@ -46,11 +53,12 @@ class ReportRequest(Request):
 
     `sweep` is the report of the sweep that the policy was picked from. Of the suite that picked it, only the items that
     confirm it are then counted: on the others the policy looks better than it is. `repeats` are the same training with
-    other seeds; they show how much a metric varies from run to run.
+    other seeds; they show how much a metric varies from run to run. `rounds` are the comparisons of a recipe's rounds,
+    in order, which only the page shows.
     """
 
     absent_by_default: ClassVar[frozenset[str]] = frozenset(
-        {"champion_note", "divergence", "incomplete", "sweep", "repeats"}
+        {"champion_note", "divergence", "incomplete", "new_rows", "sweep", "repeats", "rounds"}
     )
 
     sft: Artifact
@@ -66,8 +74,19 @@ class ReportRequest(Request):
     champion_note: str = ""
     divergence: Artifact | None = None
     incomplete: bool = False
+    new_rows: Artifact | None = None
+    """The champion on rows that it never saw; None where there is no champion, or no such row."""
     sweep: Artifact | None = None
     repeats: tuple[Repeat, ...] = ()
+    rounds: tuple[Artifact, ...] = ()
+
+    @property
+    def asked(self) -> Gate | None:
+        """The gate without what it asks of new rows, if there are none."""
+        if self.gate is None or self.new_rows is not None:
+            return self.gate
+        metrics = {name: one for name, one in self.gate.metrics.items() if name.partition("/")[0] != NEW_ROWS}
+        return self.gate.model_copy(update={"metrics": metrics})
 
     @property
     def baseline(self) -> Against:
@@ -245,6 +264,8 @@ def gather(store: Store, request: ReportRequest) -> Evidence:
                 f"the divergence is of policy {measured.digest[:12]}, not of {request.policy.digest[:12]}"
             )
         bounded[DIVERGENCE] = compare_divergence(store, request.divergence)
+    if request.new_rows is not None:
+        bounded[NEW_ROWS] = compare_new_rows(store, request.new_rows)
     beside_sft = replace(beside_sft, bounded={name: metrics for name, metrics in bounded.items() if metrics})
     pairs = read_held_out(store, request.policy)
     hashes = {} if pairs is None else {"policy": pairs.sha256}
@@ -335,7 +356,8 @@ def _behind_bounds(store: Store, request: ReportRequest) -> dict[str, str]:
         for side, scores in sides
         for suite, artifact in scores.items()
     }
-    return digests if request.divergence is None else digests | {DIVERGENCE: request.divergence.digest}
+    others = {DIVERGENCE: request.divergence, NEW_ROWS: request.new_rows}
+    return digests | {name: artifact.digest for name, artifact in others.items() if artifact is not None}
 
 
 # The verdict on a report's evidence, and the same verdict from the pinned samples: a registration trusts no stored one.
@@ -366,11 +388,11 @@ def verdict_of(request: ReportRequest, evidence: Evidence) -> Verdict:
     against = evidence.against_champion
     if against is None:
         verdict = decide(
-            evidence.against_sft.every, None, request.gate, key, baseline=request.baseline, further=further
+            evidence.against_sft.every, None, request.asked, key, baseline=request.baseline, further=further
         )
     else:
         verdict = decide(
-            evidence.against_sft.every, against.every, request.gate, key, against.left_out, request.baseline, further
+            evidence.against_sft.every, against.every, request.asked, key, against.left_out, request.baseline, further
         )
     return verdict.model_copy(update={"reasons": [*verdict.reasons, *evidence.spreads]})
 

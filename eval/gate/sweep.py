@@ -90,11 +90,12 @@ class Choice(BaseModel):
         point, unit = self.points[self.picked], unit_of(self.width)
         ends = [unit.format(end, "+") for end in (point.confirming.low, point.confirming.high) if end is not None]
         interval = f" (95 % interval {' to '.join(ends)})" if ends else ""
-        corrected = "unknown" if point.corrected is None else f"{point.corrected:.3g}"
+        p_value = point.corrected
+        corrected = "unknown" if p_value is None else "below 0.001" if p_value < 0.001 else f"{p_value:.3f}"
         return (
             f"{described(point.settings)} was the best of {len(self.points)} points on {point.picking.n} items; on"
             f" {point.confirming.n} others it is {unit.format(point.confirming.difference, '+')} {unit.name} above the"
-            f" start{interval}, p = {corrected} corrected for all points"
+            f" start{interval}, one-sided p {corrected} after the correction for all points"
         )
 
 

@@ -13,7 +13,7 @@ from eval.gate.metrics import Unit, headline, title_of, unit_of
 from eval.gate.requirement import SHORT_NAMES
 from eval.statistics import paired_interval
 from eval.suites.samples import Sample
-from eval.summaries import DivergenceSummary, Number
+from eval.summaries import DivergenceSummary, Number, RoundSummary
 
 EXAMPLES = 10
 """Most gains, and most losses, that a suite shows."""
@@ -207,6 +207,39 @@ def divergence_of(store: Store, request: ReportRequest) -> Divergence | None:
         tokens=f"{drawn.tokens_per_response:.1f}",
         ended=f"{drawn.ended:.0%}".replace("%", " %"),
         lines=lines,
+    )
+
+
+@dataclass(frozen=True)
+class RoundLine:
+    """A round's policy beside that of the round before, on held-out prompts."""
+
+    round: int
+    before: str
+    after: str
+    change: str
+    interval: str
+    prompts: int
+    judge: str
+    verdict: str
+
+
+def rounds_of(store: Store, request: ReportRequest) -> list[RoundLine]:
+    """The rounds that a report pins, in order."""
+    return [_round(RoundSummary.of(store.commit_of(comparison))) for comparison in request.rounds]
+
+
+def _round(told: RoundSummary) -> RoundLine:
+    ends = "unknown" if told.low is None or told.high is None else f"{told.low:+.3f} to {told.high:+.3f}"
+    return RoundLine(
+        round=told.round,
+        before=f"{told.before:.3f}",
+        after=f"{told.after:.3f}",
+        change=f"{told.difference:+.3f}",
+        interval=ends,
+        prompts=told.prompts,
+        judge=told.judge_name,
+        verdict="improves" if told.improved else "ends the rounds",
     )
 
 

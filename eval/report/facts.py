@@ -39,6 +39,7 @@ STAGE_ORDER = (
     "reference_logprobs",
     "policy_logprobs",
     "preference_manifest",
+    "new_rows",
     "policy_checkpoint",
     "merged_checkpoint",
     "policy_divergence",
@@ -182,7 +183,8 @@ def facts_of(store: Store, request: ReportRequest) -> Facts:
     scores = {suite: store.commit_of(artifact) for suite, artifact in request.policy_scores.items()}
     divergence = [request.divergence] if request.divergence else []
     scored = [*request.sft_scores.values(), *request.policy_scores.values()]
-    behind = ancestry(store, [request.policy, *divergence, *scored])
+    others = [repeat.policy for repeat in request.repeats] + ([request.sweep] if request.sweep else [])
+    behind = ancestry(store, [request.policy, *divergence, *scored, *others])
     stages = stage_totals(behind.values(), request.prices)
     judged = judging(behind.values())
     costs = [cost for cost in (*(stage.cost for stage in stages), judged.usd if judged else None) if cost is not None]

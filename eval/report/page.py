@@ -16,7 +16,7 @@ from eval.gate.metrics import PREFERENCES, headline, title_of, unit_of
 from eval.gate.requirement import SHORT_NAMES
 from eval.gate.sweep import Choice, Half, described
 from eval.gate.verdict import Verdict
-from eval.report.answers import divergence_of, examples, length
+from eval.report.answers import divergence_of, examples, length, rounds_of
 from eval.report.facts import Facts, categories_of, items_of, questions
 from eval.report.guards import Line
 from eval.report.pictures import sweep_png
@@ -113,6 +113,7 @@ def page(
             if (change := length(suite, evidence.sft[suite].samples, evidence.policy[suite].samples)) is not None
         ],
         divergence=divergence_of(store, request),
+        rounds=rounds_of(store, request),
         examples=[
             examples(suite, evidence.sft[suite].samples, evidence.policy[suite].samples, questions(items))
             for suite, items in asked.items()

@@ -75,7 +75,7 @@ def sweep_png(choice: Choice) -> bytes:
         axis.plot([point.picking.difference * unit.factor], [place], "o", color=colour, markersize=6, fillstyle="none")
     axis.axvline(0, color="#777777", linewidth=1)
     axis.set_yticks(range(len(choice.points)), [described(point.settings) for point in choice.points.values()])
-    axis.invert_yaxis()
+    axis.set_ylim(len(choice.points) - 0.5, -0.5)
     axis.tick_params(labelsize=7)
     title = (
         f"{choice.metric}: point minus start, in {unit.name}\nhollow: the half that picks; full: the half that confirms"

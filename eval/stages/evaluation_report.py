@@ -21,7 +21,9 @@ from eval.report.facts import categories_of, facts_of, items_of
 from eval.report.guards import CONTAMINATION, Line, evaluation_findings, findings_behind
 from eval.report.page import by_category, page
 from eval.report.pictures import write_pictures
+from eval.stages.new_rows import drift_of
 from eval.statistics import holm
+from eval.summaries import NewRowsSummary
 
 __all__ = ["STAGE", "ReportRequest"]
 
@@ -64,6 +66,9 @@ def run(request: ReportRequest, context: Context) -> Result:
     champion = None if evidence.against_champion is None else _plain(evidence.against_champion)
     comparison = {"sft": sft, "champion": champion}
     notes = notes_on(evidence, baseline)
+    if request.new_rows is not None:
+        measured = drift_of(NewRowsSummary.of(context.store.commit_of(request.new_rows)))
+        notes += [f"new rows: {finding.sentence}" for finding in measured]
     facts = facts_of(context.store, request)
     scores = {
         side: {suite: one.summary for suite, one in of.items()} for side, of in evidence.by_side(baseline).items()

@@ -9,7 +9,7 @@ import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pyarrow as pa
 from pydantic import Field
@@ -21,10 +21,10 @@ from alignment.recipe import Judge
 from alignment.recipe.generate import Score
 from alignment.stages import Context, Request, Result, Stage
 from alignment.stages.candidates import read_candidates
-from alignment.store import Artifact, Summary
+from alignment.store import Artifact
 from eval.ranking.scorers import Reading, Scores, added, scored_of
 from eval.statistics import paired_interval
-from eval.summaries import Number
+from eval.summaries import RoundSummary
 
 log = logging.getLogger(__name__)
 
@@ -46,26 +46,6 @@ class RoundRequest(Request):
     reward_model: Artifact | None = None
     reading: Reading | None = None
     round: int
-
-
-class RoundSummary(Summary):
-    """Mean scores on `prompts` held-out prompts, and their paired difference with its 95 % interval.
-
-    `improved` is whether the mean rose. `unscored` counts prompts that one side has no score for, by the reason.
-    """
-
-    round: int
-    prompts: int
-    before: float
-    after: float
-    difference: float
-    low: Number = None
-    high: Number = None
-    p_value: Number = None
-    improved: bool
-    unscored: dict[str, int] = Field(default_factory=dict)
-    judge_name: str = ""
-    judge: dict[str, Any] = Field(default_factory=dict)
 
 
 def run(request: RoundRequest, context: Context) -> Result:

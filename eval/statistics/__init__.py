@@ -1,6 +1,16 @@
 """Statistics of evaluations: means, paired differences, tests and power. Pure functions of plain numbers."""
 
-from eval.statistics.means import Interval, Mean, Shares, clustered_mean, mean_interval, ratio_interval
+from eval.statistics.means import (
+    Interval,
+    Mean,
+    Repeats,
+    Shares,
+    clustered_mean,
+    mean_interval,
+    ratio_interval,
+    repeats,
+    share_difference,
+)
 from eval.statistics.paired import paired_interval, score_interval, win_rate
 from eval.statistics.power import (
     Spread,
@@ -17,6 +27,7 @@ __all__ = [
     "ComparisonVerdict",
     "Interval",
     "Mean",
+    "Repeats",
     "Shares",
     "Spread",
     "bootstrap_interval",
@@ -31,7 +42,9 @@ __all__ = [
     "paired_interval",
     "pooled_spread",
     "ratio_interval",
+    "repeats",
     "score_interval",
+    "share_difference",
     "smallest_provable",
     "verdict",
     "win_rate",

@@ -99,6 +99,77 @@ def mean_interval(mean: Mean) -> Interval:
     return Interval(mean, mean.value - half, mean.value + half, p_value)
 
 
+# Two shares of different items.
+
+Z = 1.959963984540054  # standard normal, 97.5 %
+
+
+def share_difference(first: Mean, second: Mean) -> Interval:
+    """`second` − `first`, two shares of items that have nothing to do with each other: Newcombe's interval of Wilson's
+    (1998, Statistics in Medicine 17:873, method 10), which is also valid where all items of a side are equal.
+
+    Each side counts as the number of independent items that its standard error stands for, at most its clusters.
+    """
+    (low_1, high_1), (low_2, high_2) = _wilson(first), _wilson(second)
+    difference = second.value - first.value
+    low = difference - math.hypot(second.value - low_2, high_1 - first.value)
+    high = difference + math.hypot(high_2 - second.value, first.value - low_1)
+    return Interval(
+        Mean(difference, None, first.n + second.n, first.clusters + second.clusters), low, high, p_value=None
+    )
+
+
+def _wilson(share: Mean) -> tuple[float, float]:
+    """Wilson's (1927) interval of a share."""
+    items: float = share.clusters
+    if share.stderr:
+        items = min(items, share.value * (1 - share.value) / share.stderr**2)
+    centre = (share.value + Z**2 / (2 * items)) / (1 + Z**2 / items)
+    half = Z / (1 + Z**2 / items) * math.sqrt(share.value * (1 - share.value) / items + Z**2 / (4 * items**2))
+    return centre - half, centre + half
+
+
+# One more run of the same thing.
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """The mean and standard deviation of runs that differ by chance, and where one more run lies with 95 % probability.
+
+    All but the mean are None for fewer than two runs.
+    """
+
+    mean: float
+    deviation: float | None
+    low: float | None
+    high: float | None
+
+    def has(self, value: float, rounding: float = 0.0) -> bool | None:
+        """Whether one more run could have given a value that is known up to `rounding`; None if that is not known."""
+        if self.low is None or self.high is None:
+            return None
+        return self.low - rounding <= value <= self.high + rounding
+
+
+def repeats(values: Sequence[float]) -> Repeats:
+    """By Student's t for one more value: mean ± t·s·√(1 + 1/n), for runs whose values are about normal.
+
+    Raises `ValueError` without a value.
+    """
+    if not values:
+        raise ValueError("no run, no mean")
+    n, mean = len(values), math.fsum(values) / len(values)
+    if n < 2:
+        return Repeats(mean, None, None, None)
+    from scipy.special import stdtrit
+
+    deviation = 0.0
+    if min(values) != max(values):  # else there are only rounding errors
+        deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    half = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2)) * deviation * math.sqrt(1 + 1 / n)
+    return Repeats(mean, deviation, mean - half, mean + half)
+
+
 # A ratio of two totals over the same items, such as nats over tokens.
 
 

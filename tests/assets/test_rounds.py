@@ -12,7 +12,7 @@ from alignment.stages.policy_checkpoint import DpoRequest
 from alignment.store import Artifact, Ref, Store
 from assets.building.node import Node, NotNeeded
 from assets.building.upstream import Upstream
-from eval.stages.round_comparison import RoundSummary
+from eval.summaries import RoundSummary
 from tests.assets.test_policy_divergence import nodes, recipe
 
 ROUNDS: dict[str, Any] = {"count": 3, "prompts": {"embedded": "micro"}, "n": 4, "score": {"kind": "rubric"}}
@@ -24,7 +24,7 @@ class _Made(Request):
 
 
 def _run(request: _Made, context: Any) -> Result:
-    number = int(request.name.partition("/")[0].removeprefix("round_") or 0)
+    number = int(next((letter for letter in request.name if letter.isdecimal()), 0))
     scores = {"before": 1.0, "after": 2.0 if request.improved else 0.5, "difference": 1.0 if request.improved else -0.5}
     return Result(request.name, RoundSummary(round=number, prompts=7, improved=request.improved, **scores))
 

@@ -20,6 +20,7 @@ from alignment.store import ErasedArtifact, Store
 from alignment_dags.registry.export import export
 from alignment_dags.registry.rows import row_lineage
 from alignment_dags.retention.collect import collect
+from alignment_dags.retention.evidence import evidence_of, measure_evidence
 from alignment_dags.retention.withdraw import find_rows, restore, withdraw
 from assets.building.upstream import Upstream
 from resources.store import ArtifactStore
@@ -97,6 +98,8 @@ def test_a_withdrawn_row_leaves_the_next_model_and_then_the_whole_home(
 
     told = withdraw(recipe, [row], [], "asked by mail")
     assert told["rows"] == {row: ["day-1"]}
+    with pytest.raises(BadInput, match="the current policy was trained on 1 of the rows: `align run` first"):
+        measure_evidence(recipe)
     early = collect([recipe])
     assert "run `align run` first" in early["kept"][0]["why"]
     assert places(home, PLANTED) == held, "what a recipe stands on is not erased under it"
@@ -116,6 +119,15 @@ def test_a_withdrawn_row_leaves_the_next_model_and_then_the_whole_home(
     bring_up_to_date(load_recipe(recipe))
     assert launched == []
 
+    evidence = measure_evidence(recipe)
+    assert (evidence["policy"], evidence["after"]["rows"]) == (after("policy_checkpoint").digest, 1)
+    assert evidence["policy_before"] == before("policy_checkpoint").digest
+    assert evidence["before"]["margin"] > evidence["after"]["margin"], "it was trained on, and is no more"
+    assert evidence["after"]["low"] is None and "too few for an interval" in evidence["told"]
+    assert evidence_of(after.store, after("policy_checkpoint").digest) == evidence
+    assert places(home, PLANTED) == held and count_token_ids(after.store, [row]) == 0, "it leaves nothing to be read"
+    assert places(home / "align" / "store" / "evidence", row) == []
+
     dry = collect([recipe], dry_run=True)
     assert [one["why"] for one in dry["erased"]] == ["rows were withdrawn"]
     assert dry["bytes"] > 0
@@ -123,6 +135,9 @@ def test_a_withdrawn_row_leaves_the_next_model_and_then_the_whole_home(
     assert collect([recipe])["erased"] == dry["erased"]
     assert places(home, PLANTED) == []
     assert collect([recipe])["erased"] == []
+    with pytest.raises(BadInput, match="`align gc` has erased the text"):
+        measure_evidence(recipe)
+    assert evidence_of(after.store, after("policy_checkpoint").digest) == evidence
 
     store = after.store
     old = before("preference_shard", "day-1")

@@ -19,7 +19,7 @@ from alignment_dags.planner.forecast import forecast
 from alignment_dags.run.workspace import Workspace
 from assets.building.upstream import Upstream
 from eval.stages.ranked_pairs import RankedSummary
-from eval.stages.round_comparison import RoundSummary
+from eval.summaries import RoundSummary
 from resources.pools import load_pools
 
 RUBRIC = [

@@ -800,6 +800,30 @@ def test_pairs_of_near_scores_are_set_aside_and_counted() -> None:
         assert len(rows) == len(records) - sum(reasons.values())
 
 
+def test_pairs_whose_sides_hardly_differ_are_set_aside_and_counted() -> None:
+    answer = [f"w{n}" for n in range(20)]
+
+    def pair(number: int, rejected: list[str], **more: Any) -> dict[str, Any]:
+        return {"prompt": f"p{number}", "chosen": " ".join(answer), "rejected": " ".join(rejected), **more}
+
+    records = [
+        pair(1, [*answer[:19], "x"]),  # 19 of 21
+        pair(2, [*answer[:18], "x", "y"]),  # 18 of 22
+        pair(3, [word.upper() for word in answer]),  # all
+        pair(4, [*answer, *answer]),  # 20 of 40
+        pair(5, [*answer[:19], "x"], chosen_score=9, rejected_score=1),
+        {"prompt": "p6", "chosen": "...", "rejected": "!"},
+    ]
+    for setting, wrong in (({"max_side_similarity": 0.9}, 3), ({"max_side_similarity": 0.8}, 4), ({}, 0)):
+        validation = Validation(reading=Reading(**setting))  # type: ignore[arg-type]
+        rows = list(validation.accepted((Record(n, value=v) for n, v in enumerate(records, start=1)), "f"))
+        reasons = {f"sides more similar than {most:g}": wrong for most in setting.values()}
+        assert (validation.reasons, len(rows)) == (reasons, len(records) - wrong)
+    halved = Validation(reading=Reading(max_side_similarity=0.9), split_pairs=True)
+    kept = list(halved.accepted((Record(n, value=v) for n, v in enumerate(records, start=1)), "f"))
+    assert len(kept) == 6 and sum(halved.reasons.values()) == 3, "a pair is looked at before it is split"
+
+
 def test_scores_are_in_the_shards_digest_and_not_in_the_rows() -> None:
     def digests(**fields: Any) -> tuple[str, str]:
         validation = Validation()

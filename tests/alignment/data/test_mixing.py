@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from alignment.data.manifest import SPLIT_SCHEMA
-from alignment.data.mixing import BEYOND, Mix, mixed, place_in_draw, quotas
+from alignment.data.mixing import BEYOND, Mix, margins_of, mixed, place_in_draw, quotas, smallest
 
 
 def mix(weight: float | None = None, max_rows: int | None = None, *shards: str) -> Mix:
@@ -80,3 +81,19 @@ def test_another_seed_draws_other_rows() -> None:
         for seed in (0, 1)
     ]
     assert [len(rows) for rows in drawn] == [10, 10] and drawn[0] != drawn[1]
+
+
+def test_the_smallest_margins_are_taken_and_ties_go_by_row_id() -> None:
+    row_ids = pa.chunked_array([["d", "b"], ["c", "a", "e"]])
+    margins = [np.array([0.5, -1.0]), np.array([0.5, 2.0, 0.5])]
+    assert smallest(row_ids, margins, 0.2).to_pylist() == ["b"]
+    assert smallest(row_ids, margins, 0.5).to_pylist() == ["b", "c", "d"], "rounded up"
+    assert smallest(row_ids, margins, 1.0).to_pylist() == ["b", "c", "d", "e", "a"]
+    many = pa.chunked_array([[f"{number:02d}" for number in range(10)]])
+    assert len(smallest(many, [np.zeros(10)], 0.2)) == 2, "0.2 of ten are two, whatever 0.2 is in binary"
+    assert smallest(pa.chunked_array([], pa.string()), [], 0.5).to_pylist() == []
+
+
+def test_margins_are_looked_up_by_row_id() -> None:
+    logprobs = pa.table({"row_id": ["a", "b"], "chosen_logp": [-1.0, -2.0], "rejected_logp": [-4.0, -1.0]})
+    assert margins_of(logprobs, pa.chunked_array([["b", "a"]])).tolist() == [-1.0, 3.0]

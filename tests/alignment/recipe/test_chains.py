@@ -52,6 +52,24 @@ def test_only_a_link_that_needs_them_has_log_probs_and_a_manifest_of_its_own() -
     assert "reference_logprobs" in names(recipe_of(optimise=[simpo, simpo | {"select": {"disagreement": 0.2}}]))
 
 
+def test_a_chain_may_begin_with_a_base_model() -> None:
+    plain = {key: value for key, value in SMALLEST.items() if key != "sft"}
+    chain = Recipe.model_validate(plain | {"optimise": [{"method": "orpo"}, {"method": "dpo"}], **SUITE})
+    found = names(chain)
+    assert chain.start == "base_model" and not [name for name in found if "sft" in name or name == "reference_logprobs"]
+    assert {"link_1/policy_logprobs", "base_evals/ifeval", "policy_evals/ifeval"} <= set(found)
+
+
+def test_a_model_of_the_hub_that_does_not_fit_is_refused_by_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"ours/base": 32, "theirs/other": 36}
+    monkeypatch.setattr("assets.merge.hub_config", lambda name, revision: {"num_hidden_layers": sizes[name]})
+    other = {"model": {"hub": "theirs/other"}, "weight": 0.5}
+    recipe = recipe_of(base_model={"hub": "ours/base"}, sft={"adopt": {"hub": "ours/base"}}, merge=[POLICY, other])
+    node = next(node for node in nodes_of(recipe, load_pools()) if node.name == "merge_2/sft_checkpoint")
+    with pytest.raises(BadInput, match=r"merge\.1\.model.*: is of another architecture .* num_hidden_layers 36"):
+        node.object_to(None, None)
+
+
 def test_a_share_is_a_fraction_or_in_per_cent() -> None:
     for given in (0.2, "20 %", "20%", " 20.0 % "):
         chain = recipe_of(optimise=[{}, {"method": "simpo", "select": {"disagreement": given}}])

@@ -94,7 +94,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "method: orpo starts from the base model, without SFT: take the section sft out",
     ),
     ({**SFT, "dpo": {"loss": "orpo"}}, "loss: orpo starts from the base model, without SFT: take the section sft out"),
-    ({}, "sft is missing, and method: dpo starts from an SFT checkpoint: give sft a dataset, or adopt"),
+    ({}, "sft is missing, and method: dpo starts from an SFT checkpoint: give sft a dataset, or adopt; orpo starts"),
     ({"dpo": {"loss": "simpo"}}, "sft is missing, and loss: simpo starts from an SFT checkpoint"),
     (
         {**SFT, "optimise": {"method": "cdpo", "label_smoothing": 0.5}},

@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from alignment.data.tokens import Dropped, Tokenization, TokenSequence
+from alignment.data.tokens import Dropped, Tokenization
 from alignment.data.validate import halves
 from alignment.methods import method_of
 from alignment.models.checkpoint import load_model, load_tokenizer

@@ -30,6 +30,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 }
 ADAPTER = {"rank": 4, "alpha": 8, "keep_adapter": True}
 STARTS = {"all weights": {}, "LoRA": {"lora": ADAPTER, "learning_rate": 1e-2}}
+FOUR_BITS: dict[str, Any] = {"lora": ADAPTER | {"quantise": "nf4"}, "learning_rate": 1e-2}
 MASK = {"tokens": TokenPolicy(max_length=64, format_tokens="mask")}
 LOOKS = {"keep_steps": 2, "stop": {"eval_steps": 2, "median_margin": 1e6, "kl": 1e6, "patience": 50}}
 BESIDE = {"sft_rows_fraction": 0.25}
@@ -45,6 +46,10 @@ COMBINED: dict[str, dict[str, Any]] = {
     "simpo, looks, adapter": {"loss": "simpo", **STARTS["LoRA"], **LOOKS},
     "cpo, looks, masked": {"loss": "cpo", **LOOKS, **MASK},
     "weighted, looks": {"loss": "sigmoid", "weighted": True, "sft_weight": 0.2, **LOOKS},
+    "sigmoid, four bits, looks, recomputed": {"loss": "sigmoid", **FOUR_BITS, **LOOKS, "gradient_checkpointing": True},
+    "kto, four bits, SFT rows": {"loss": "kto", **FOUR_BITS, **BESIDE},
+    "ld_dpo, four bits, masked": {"loss": "ld_dpo", **FOUR_BITS, **MASK},
+    "simpo, four bits": {"loss": "simpo", **FOUR_BITS},
     "target margins, looks": {"loss": "sigmoid_norm", "target_margin": "scores", "beta": 2.0, **LOOKS},
 }
 CASES = {
@@ -80,7 +85,8 @@ def requests(lab: Any) -> dict[str, tuple[DpoRequest, DpoRequest]]:
         settings = dict(given)
         tokens, alone = settings.pop("tokens", None), settings.pop("alone", False)
         method = METHODS[settings["loss"]]
-        kind = (method.needs_reference, method.data, method.first_tokens, tokens is not None, alone)
+        how = settings.get("lora", {}).get("quantise")
+        kind = (method.needs_reference, method.data, method.first_tokens, tokens is not None, alone, how)
         if kind not in manifests:
             rows = [half for row in pairs for half in halves(row)] if method.data == "unpaired" else pairs
             if not method.needs_reference:
@@ -88,7 +94,9 @@ def requests(lab: Any) -> dict[str, tuple[DpoRequest, DpoRequest]]:
             elif alone:
                 manifests[kind] = lab.scored_manifest(checkpoint, rows[:12], method, parts=12)
             else:
-                manifests[kind] = lab.scored_manifest(checkpoint, rows, method, held_out_fraction=0.3, tokens=tokens)
+                manifests[kind] = lab.scored_manifest(
+                    checkpoint, rows, method, held_out_fraction=0.3, tokens=tokens, quantise=how
+                )
         if settings.get("sft_rows_fraction"):
             settings["sft_dataset"] = demonstrations
         made = {"batch_size": 8, "epochs": 1, "tokens": tokens, **settings}
@@ -138,10 +146,14 @@ def test_the_adapter_on_its_base_is_the_policy_whatever_trained_it(name: str, tr
     from peft import PeftModel
 
     from alignment.models.checkpoint import load_model
+    from alignment.models.quantised import dequantised
 
     both = trained[name]
     for commit, store in zip((both.single, both.together), both.stores, strict=True):
         base = load_model(store.fetch(commit.inputs["checkpoint"]), "float32")
+        if how := CASES[name]["lora"].get("quantise"):
+            for weight, value in dequantised(load_model(base.name_or_path, "float32", quantise=how)).items():
+                base.get_parameter(weight).data = value
         folder = store.fetch(commit.artifact)
         merged = PeftModel.from_pretrained(base, folder / "adapter").merge_and_unload().state_dict()
         for weight, value in load_model(folder, "float32").state_dict().items():

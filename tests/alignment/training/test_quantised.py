@@ -68,7 +68,7 @@ def test_references_of_the_whole_model_are_another_key_and_refused(lab: Any) -> 
     first, second = (read_manifest(lab.store.fetch(manifest)).shards[0] for manifest in (plain, quantised))
     assert first.fingerprint != second.fingerprint
     assert ReferenceSummary.of(lab.store.commit_of(second.reference)).cache_hits == 0
-    with pytest.raises((BadInput, Disagreement), match="fingerprint|reference"):
+    with pytest.raises((BadInput, Disagreement), match=r"fingerprint|reference"):
         execute(STAGE, lab.dpo_request(checkpoint, plain, lora=LORA), lab.store)
     again = execute(STAGE, lab.dpo_request(checkpoint, quantised, lora=LORA), lab.store)
     assert again.key != execute(STAGE, lab.dpo_request(checkpoint, plain, lora={"rank": 4, "alpha": 8}), lab.store).key

@@ -181,6 +181,26 @@ def test_each_remedy_is_the_plan_of_the_recipe_that_it_names_and_none_is_needles
         assert (found.fits, found.memory_gib.value == by_changes[smaller].memory_gib) == (fits, fits)
 
 
+def test_a_7b_fits_24_gb_with_four_bits_and_the_plan_names_them(store: Store) -> None:
+    """QLoRA's own sizing: a 7B on a GPU of 24 GB, which is 22.4 GiB."""
+    config = CONFIGS / "mistral_7b_v0.1.json"
+    small = {name: pool.model_copy(update={"memory_gib": 22.4}) for name, pool in load_pools().pools.items()}
+
+    def policy(lora: Lora, stage: str = "policy_checkpoint") -> StageForecast:
+        one = zephyr(lora=lora, gradient_checkpointing=True)
+        one = one.model_copy(update={"reference": one.reference.model_copy(update={"batch_tokens": 8192})})
+        workspace = Workspace(one, Pools(pools=small), lambda: store)
+        return next(found for found in forecast(workspace, config) if found.stage == stage)
+
+    plain, quantised = Lora(rank=16, alpha=32), Lora(rank=16, alpha=32, quantise="nf4")
+    alone, four_bits = policy(plain), policy(quantised)
+    by_changes = {remedy.changes: remedy.memory_gib for remedy in alone.remedies}
+    assert by_changes["optimise.lora.quantise: nf4",] == four_bits.memory_gib.value
+    assert not alone.fits and four_bits.fits and "those of linear layers in 4 bits" in str(four_bits.memory_gib.how)
+    scored = [policy(lora, "reference_logprobs").memory_gib.value or 0 for lora in (plain, quantised)]
+    assert scored[0] - scored[1] == pytest.approx(9.4, abs=0.5), "the reference is in four bits too"
+
+
 def test_the_smallest_recipe_needs_the_24_gib_that_it_says_with_the_pass_that_it_says(store: Store) -> None:
     shipped = load_recipe(PROJECT / "recipes" / "qwen2.5_0.5b_1gpu.yaml")
     assert "24 GiB are enough with reference.batch_tokens of 8192" in shipped.description

@@ -55,7 +55,8 @@ def memory_table() -> list[str]:
     """GiB of one device."""
     return [
         f"| {name} | {gib(load(name))} | {gib(load(name, shards=8))} | {gib(load(name, lora=True))}"
-        f" | {gib(load(name, lora=True, shards=8))} | {gib(load(name, quantised=True))} | {gib(load(name, 'score'))} | {gib(load(name, 'answer'))} |"
+        f" | {gib(load(name, lora=True, shards=8))} | {gib(load(name, quantised=True))}"
+        f" | {gib(load(name, 'score'))} | {gib(load(name, 'answer'))} |"
         for name in MODELS
     ]
 

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 import statsmodels.api as sm
 
-from eval.statistics import Interval, clustered_mean, mean_interval, verdict
+from eval.statistics import Interval, Mean, clustered_mean, mean_interval, repeats, share_difference, verdict
 
 
 def clustered_data(seed: int, clusters: int, spread: float = 1.0) -> tuple[list[float], list[str]]:
@@ -82,3 +82,26 @@ def test_the_verdict_follows_the_interval(shift: float, margin: float, expected:
 def test_no_values_have_no_mean() -> None:
     with pytest.raises(ValueError, match="no mean"):
         clustered_mean([], [])
+
+
+def test_one_more_run_lies_where_nineteen_of_twenty_do() -> None:
+    """Six thousand times five runs and a sixth, whose values are normal."""
+    rng = np.random.default_rng(3)
+    runs = rng.normal(0.7, 0.02, (6000, 6))
+    hits = [repeats(list(five)).has(float(sixth)) for *five, sixth in runs.tolist()]
+    assert np.mean(hits) == pytest.approx(0.95, abs=0.01)
+    same = repeats([0.1 + 0.2, 0.1 + 0.2])
+    assert (same.deviation, same.has(0.3), same.has(0.3, 1e-9)) == (0.0, False, True)
+    assert repeats([1.0]).has(1.0) is None
+
+
+def test_the_difference_of_two_shares_is_newcombes() -> None:
+    """Newcombe (1998), table II, method 10, contrasts a and f: 56/70 with 48/80, and 10/10 with 0/10."""
+
+    def share(hits: int, items: int) -> Mean:
+        return clustered_mean([float(n < hits) for n in range(items)], [str(n) for n in range(items)])
+
+    found = share_difference(share(48, 80), share(56, 70))
+    assert (found.mean.value, found.low, found.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=2e-3)
+    certain = share_difference(share(0, 10), share(10, 10))
+    assert (certain.low, certain.high) == pytest.approx((0.6075, 1.0), abs=1e-4)

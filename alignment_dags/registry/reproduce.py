@@ -1,0 +1,167 @@
+"""`align reproduce`: a recipe run with other seeds, its run-to-run spread, and whether published figures lie in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from alignment.errors import BadInput, did_you_mean
+from alignment.recipe import Recipe, load_recipe
+from alignment.store import Commit, Store
+from alignment_dags.nights.worth import price_of
+from alignment_dags.recipes import derive
+from alignment_dags.registry.sources import ALONE, POLICY, Run, Say, lacks_policy, price_told, run_alone
+from alignment_dags.run.workspace import Workspace
+from assets.certificate import Certificate, Certified, Noise, Published, about, certificate_of, keep_certificate
+from eval.gate.baselines import PublishedFigure, read_baselines
+from eval.gate.metrics import headline
+from eval.stages.evaluation_report import ReportSummary
+from eval.statistics import repeats
+from resources.home import ensure_home
+from resources.pools import load_pools
+from resources.store import ArtifactStore
+
+NOISE: dict[bool | None, Noise] = {True: "within", False: "outside", None: "unknown"}
+
+
+def reproduce(
+    path: Path, seeds: int, published: Path | None, model: str | None, dry_run: bool, say: Say, run: Run = run_alone
+) -> dict[str, Any]:
+    """Runs the recipe with `seeds` seeds, its own first, and keeps the certificate with the recipe's policy.
+
+    Figures are those of `model` (by default the recipe's name) in the file `published`, or in the recipe's
+    `evals.baselines`, or in baselines/<recipe>.csv beside the recipe. Returns `policies`, `to_train`, `seconds` and
+    `price`, and the `certificate` (with `dry_run` the one that is there, if any). Raises `BadInput` for a model that
+    the file does not have.
+    """
+    ensure_home()
+    recipe = load_recipe(path)
+    figures = figures_of(recipe, path, published, model)
+    numbers = [recipe.seed + step for step in range(seeds)]
+    files = [derive(path, [*ALONE, f"seed={number}"], f"{recipe.name}_seed_{number}") for number in numbers]
+    to_train = sum(map(lacks_policy, files))
+    first = "sft_checkpoint" if recipe.sft and recipe.sft.dataset else "preference_manifest"
+    seconds, price = (
+        None if part is None else part * to_train for part in price_of(Workspace(recipe, load_pools()), first)
+    )
+    result: dict[str, Any] = {
+        "recipe": recipe.name,
+        "policies": len(files),
+        "to_train": to_train,
+        "seconds": seconds,
+        "price": price,
+    }
+    say(price_told(result))
+    store = ArtifactStore().open()
+    if dry_run:
+        own = store.read_ref(files[0].stem, POLICY) or store.read_ref(recipe.name, POLICY)
+        return result | {"certificate": None if own is None else about(certificate_of(store, own.artifact.digest))}
+    for file in files:
+        say(f"{file.stem} …")
+        run(file, say)
+    certificate = certify(store, recipe, dict(zip(numbers, (file.stem for file in files), strict=True)), figures)
+    keep_certificate(store, certificate)
+    return result | {"certificate": about(certificate)}
+
+
+def figures_of(recipe: Recipe, path: Path, published: Path | None, model: str | None) -> list[PublishedFigure]:
+    """The published figures of what the recipe reproduces."""
+    beside = path.parent / "baselines" / f"{recipe.name}.csv"
+    file = (
+        published or (recipe.evals.baselines and Path(recipe.evals.baselines)) or (beside if beside.is_file() else None)
+    )
+    if file is None:
+        if model is not None:
+            raise BadInput("goes with --published, or with evals.baselines in the recipe", field="--model")
+        return []
+    known = read_baselines(file)
+    mine = [figure for figure in known if figure.model == (model or recipe.name)]
+    if not mine and (model is not None or published is not None):
+        names = {figure.model for figure in known}
+        told = did_you_mean(model or recipe.name, names) or f"; it has {', '.join(sorted(names))}"
+        raise BadInput(f"has no model '{model or recipe.name}'{told}; --model names one", file=str(file), field="model")
+    return mine
+
+
+def certify(
+    store: Store, recipe: Recipe, by_seed: dict[int, str], figures: Sequence[PublishedFigure] = ()
+) -> Certificate:
+    """The certificate of recipes that are the same but for their seeds, whose reports are there; the first is about."""
+    reports = {seed: _report(store, name) for seed, name in by_seed.items()}
+    summaries = {seed: ReportSummary.of(report) for seed, report in reports.items()}
+    own_seed = next(iter(reports))
+    policy = store.commit_of(reports[own_seed].inputs["policy"])
+    return Certificate(
+        recipe=recipe.name,
+        policy=policy.digest,
+        seeds=list(by_seed),
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        device=policy.environment.get("device", ""),
+        code=policy.environment.get("git", ""),
+        seed_makes=[name for name, section in _embedded(recipe).items() if section],
+        metrics=[
+            _certified(suite, metric, own_seed, summaries, figures)
+            for suite, metrics in summaries[own_seed].comparisons.items()
+            for metric in metrics
+            if all(metric in summary.comparisons.get(suite, {}) for summary in summaries.values())
+        ],
+    )
+
+
+def _certified(
+    suite: str, metric: str, own_seed: int, summaries: dict[int, ReportSummary], figures: Sequence[PublishedFigure]
+) -> Certified:
+    compared = {seed: summary.comparisons[suite][metric] for seed, summary in summaries.items()}
+    values = {seed: one.own_of("candidate").mean for seed, one in compared.items()}
+    runs, others = repeats(list(values.values())), [value for seed, value in values.items() if seed != own_seed]
+    names = {f"{suite}/{metric}"} | (
+        {suite} if headline(suite, summaries[own_seed].comparisons[suite]) == metric else set()
+    )
+    return Certified(
+        metric=f"{suite}/{metric}",
+        values=values,
+        mean=runs.mean,
+        deviation=runs.deviation,
+        low=runs.low,
+        high=runs.high,
+        width=compared[own_seed].width,
+        own=values[own_seed],
+        noise=NOISE[repeats(others).has(values[own_seed], 1e-12) if others else None],
+        published=[
+            Published(
+                model=figure.model,
+                value=figure.value,
+                source=figure.source,
+                noise=NOISE[runs.has(figure.value, half_a_digit(figure.value))],
+            )
+            for figure in figures
+            if figure.metric in names
+        ],
+    )
+
+
+def half_a_digit(value: float) -> float:
+    """What a figure may be off by its rounding: half a unit of its last digit, so 0.0005 of 0.728."""
+    exponent = Decimal(repr(value)).as_tuple().exponent
+    return 0.5 * math.pow(10, int(exponent) if isinstance(exponent, int) else 0)
+
+
+def _report(store: Store, name: str) -> Commit:
+    ref = store.read_ref(name, "evaluation_report")
+    if ref is None:
+        raise BadInput("has no report", file=name)
+    return store.commit_of(ref.artifact)
+
+
+def _embedded(recipe: Recipe) -> dict[str, bool]:
+    """What the seed makes beside the course of a training."""
+    return {
+        "base model": recipe.base_model.embedded is not None,
+        "demonstrations": bool(recipe.sft and recipe.sft.dataset and recipe.sft.dataset.embedded),
+        "preference data": any(part.embedded for part in recipe.preferences.parts),
+        "questions": any(suite.embedded for suite in recipe.evals.selected().values()),
+    }

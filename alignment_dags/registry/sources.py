@@ -1,0 +1,160 @@
+"""`align sources`: what each source of preference data did, by policies that are trained without it.
+
+A source's value is the whole policy's result minus that of a policy which never saw the source, paired item by item.
+The policies are ordinary ones, of recipes that are derived from this one; reference log-probs, the baseline's answers
+and everything else that is the same is found in the store, so that each costs a training and its evaluation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from alignment.data.manifest import read_manifest
+from alignment.errors import BadInput, did_you_mean
+from alignment.recipe import Recipe, load_recipe
+from alignment.recipe.load import read_recipe
+from alignment.store import Store
+from alignment_dags import api
+from alignment_dags.nights.worth import price_of
+from alignment_dags.recipes import derive
+from alignment_dags.registry.compare import compare_sides, side_of
+from alignment_dags.run.plan import plan
+from alignment_dags.run.workspace import Workspace
+from eval.gate.metrics import PREFERENCES, headline
+from eval.statistics import holm
+from resources.home import ensure_home
+from resources.pools import load_pools
+from resources.store import ArtifactStore
+
+Say = Callable[[str], None]
+Run = Callable[[Path, Say], object]
+"""Brings the recipe in a file up to date."""
+
+POLICY = "policy_checkpoint"
+ALONE = ("gate=none", "publish=null", "alerts=null")
+"""Changes of a recipe that is run for its results: nothing of it is registered, published or told to anybody."""
+LORA_RATE = 10
+"""An adapter takes about ten times the learning rate of full training (Schulman et al. 2025, "LoRA Without Regret")."""
+SHOWN = ("n", "difference", "stderr", "ci95", "p_value")
+
+
+def run_alone(file: Path, say: Say) -> object:
+    """Brings a recipe up to date in a process of its own, as `align run` does."""
+    return api.open(str(file)).run(say)
+
+
+def sources_of(
+    path: Path, chosen: Sequence[str], full: bool, dry_run: bool, say: Say, run: Run = run_alone
+) -> dict[str, Any]:
+    """Trains the policies that are missing, and compares; with `dry_run` it only says what that would take.
+
+    `policies` (of which `to_train` are not there yet), `seconds` and `price` of these (None where they are not known),
+    and `sources`, the worst first: `source`, `recipe` (that of the policy without it), `rows`, and `metrics`, each with
+    the source's value as `difference`. Raises `BadInput` for a recipe without several sources.
+    """
+    ensure_home()
+    recipe = load_recipe(path)
+    names = [source.name for source in recipe.preferences.sources]
+    if len(names) < 2:
+        why = "a source's value is what a policy without it lacks: name two or more under preferences.sources"
+        raise BadInput(why, file=str(path), field="preferences.sources")
+    if unknown := [name for name in chosen if name not in names]:
+        raise BadInput(f"the recipe has no source '{unknown[0]}'{did_you_mean(unknown[0], names)}", field="--source")
+    wanted = [name for name in names if not chosen or name in chosen]
+    changes = [*ALONE, *_adapter(recipe, full)]
+    whole = derive(path, changes, f"{recipe.name}_whole")
+    without = {
+        name: derive(path, [*changes, _left_out(path, name)], f"{recipe.name}_without_{name}") for name in wanted
+    }
+    files = [whole, *without.values()]
+    to_train = [file for file in files if lacks_policy(file)]
+    seconds, price = (
+        None if part is None else part * len(to_train) for part in price_of(Workspace(recipe, load_pools()))
+    )
+    result: dict[str, Any] = {
+        "recipe": recipe.name,
+        "whole": whole.stem,
+        "policies": len(files),
+        "to_train": len(to_train),
+        "seconds": seconds,
+        "price": price,
+        "sources": [],
+    }
+    say(price_told(result))
+    if dry_run:
+        return result
+    for file in files:
+        say(f"{file.stem} …")
+        run(file, say)
+    return result | {"sources": values(ArtifactStore().open(), whole.stem, {n: f.stem for n, f in without.items()})}
+
+
+def _adapter(recipe: Recipe, full: bool) -> list[str]:
+    """Changes by which a LoRA adapter is trained, unless the recipe has one or trains a chain."""
+    if full or recipe.dpo.lora is not None or len(recipe.links) > 1:
+        return []
+    section = recipe.training.spelling.section
+    return [f"{section}.lora={{}}", f"{section}.learning_rate={recipe.dpo.learning_rate * LORA_RATE:.6g}"]
+
+
+def _left_out(path: Path, name: str) -> str:
+    """The change by which a recipe lacks a source, which may be written as a list or in a section."""
+    written = read_recipe(path)["preferences"]
+    listed = written if isinstance(written, list) else written["sources"]
+    left = [source for source in listed if source["name"] != name]
+    return f"preferences={json.dumps(left if isinstance(written, list) else written | {'sources': left})}"
+
+
+def lacks_policy(file: Path) -> bool:
+    """Whether the policy of the recipe in a file is not made yet."""
+    workspace = Workspace(load_recipe(file), load_pools())
+    return any(one.node.name == POLICY and one.commit is None for one in plan(workspace))
+
+
+def price_told(result: Mapping[str, Any]) -> str:
+    """What a comparison of policies takes, in one line."""
+    seconds, price = result["seconds"], result["price"]
+    lead = f"{result['to_train']} of {result['policies']} policies are to be trained and evaluated"
+    if not result["to_train"] or seconds is None:
+        return f"{lead}{'; what one takes is known after the first `align run`' if result['to_train'] else ''}"
+    told = f"about {seconds:,.0f} s of slots" + ("" if price is None else f" for {price:.2f}")
+    return f"{lead}: {told}, if each takes what this recipe's own took"
+
+
+def values(store: Store, whole: str, without: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Each source's value by metric, the worst source first by the first metric: that of the first suite, or the margin
+    on held-out pairs of the other sources. `p_holm` is corrected for the number of sources."""
+    everything = side_of(store, whole)
+    assert everything.policy is not None
+    pinned = read_manifest(store.fetch(everything.policy.inputs["manifest"]))
+    found: list[dict[str, Any]] = []
+    for source, recipe in without.items():
+        compared = compare_sides(store, side_of(store, recipe), everything)
+        found.append(
+            {
+                "source": source,
+                "recipe": recipe,
+                "rows": sum(shard.rows for shard in pinned.shards if shard.name.startswith(f"{source}-")),
+                "metrics": {name: {key: compared[name][key] for key in SHOWN} for name in _main(compared)},
+            }
+        )
+    for metric in {name for one in found for name in one["metrics"]}:
+        known = {one["source"]: one["metrics"][metric] for one in found if metric in one["metrics"]}
+        corrected = holm({name: each["p_value"] for name, each in known.items() if each["p_value"] is not None})
+        for name, each in known.items():
+            each["p_holm"] = corrected.get(name)
+    return sorted(found, key=lambda one: next((each["difference"] for each in one["metrics"].values()), 0.0))
+
+
+def _main(compared: Mapping[str, Any]) -> list[str]:
+    """The main metric of every suite, then the margin and the accuracy on held-out pairs."""
+    by_suite: dict[str, list[str]] = {}
+    for name in compared:
+        suite, _, metric = name.partition("/")
+        by_suite.setdefault(suite, []).append(metric)
+    held_out = by_suite.pop(PREFERENCES, [])
+    mains = [f"{suite}/{headline(suite, metrics)}" for suite, metrics in by_suite.items()]
+    return [*mains, *(f"{PREFERENCES}/{name}" for name in ("margin", "accuracy") if name in held_out)]

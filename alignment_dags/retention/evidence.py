@@ -1,0 +1,292 @@
+"""`align prefs evidence`: whether a model that was trained without withdrawn rows behaves as if it had seen them.
+
+A model that was trained on a pair prefers its chosen side by more than that of a pair which it never saw. So the
+margins of the withdrawn rows under the new policy are compared with those of matched held-out pairs, which it never saw
+either; and, where the policy before is still there, with what they were under it.
+
+It is measured between the retraining and `align gc`, while the text is still there to be read. What is kept are means
+and intervals: no text, no token ids, no row ids, and no number of a single row unless there is only one. Nothing goes
+through a cache, and on a remote store the text is read in memory and never copied.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from alignment.data.rows import ROWS_FILE, PreferenceRow, row_of
+from alignment.data.withdrawal import read_withdrawn, tombstone
+from alignment.errors import BadInput, MissingArtifact
+from alignment.recipe import Recipe, load_recipe
+from alignment.stages.policy_checkpoint import ROWS_FILE as TRAINED_FILE
+from alignment.stages.stage import POLICY, CheckpointSummary, starts_of
+from alignment.store import Commit, Store
+from alignment.store.store import readable_commits
+from alignment.training.held_out_pairs import HeldOutPair
+from alignment_dags.retention.text import SHARD
+from eval.gate.held_out import read_held_out
+from eval.statistics import clustered_mean, mean_interval
+from resources.home import ensure_home
+from resources.store import ArtifactStore
+
+FOLDER = "evidence"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A pair under a policy: its margin in nats (the implicit reward of the chosen side minus the rejected side's), and
+    what it is matched by: the start checkpoint's margin, and the tokens of both sides."""
+
+    margin: float
+    ref_margin: float
+    tokens: int
+
+
+class Trace(BaseModel):
+    """Mean margins of `rows` withdrawn rows and of their matches under one policy, and the difference with its 95 %
+    interval (None for fewer than two matches). `rank` is the mean share of all unseen pairs with a lower margin: about
+    a half for rows that are like them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: int
+    matches: int
+    margin: float
+    matched_margin: float
+    difference: float
+    low: float | None
+    high: float | None
+    rank: float
+
+
+class Evidence(BaseModel):
+    """`after` is under the new policy, which never saw the rows, `before` under the policy that was trained on them;
+    None if its weights were erased or it is matched by no held-out pair."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: str
+    policy: str
+    policy_before: str
+    at: str
+    after: Trace
+    before: Trace | None = None
+
+    def told(self) -> str:
+        """In one line."""
+        then = "" if self.before is None else f"; under the policy before {_told(self.before)}"
+        return (
+            f"{self.after.rows} withdrawn rows, on {self.at[:10]}: margin {self.after.margin:+.3f} nats, and"
+            f" {self.after.matched_margin:+.3f} of matched pairs that it never saw: {_told(self.after)}{then}"
+        )
+
+
+def _told(trace: Trace) -> str:
+    interval = "too few for an interval"
+    if trace.low is not None:
+        interval = f"95 % interval {trace.low:+.3f} to {trace.high:+.3f}"
+    return f"difference {trace.difference:+.3f} ({interval}), rank {trace.rank:.2f}"
+
+
+def trace(withdrawn: Sequence[Measured], unseen: Sequence[Measured]) -> Trace:
+    """The withdrawn rows beside unseen ones: each is matched with the unseen pair that is nearest by the start
+    checkpoint's margin and by length, both in standard deviations of the unseen pairs. Raises `ValueError` without
+    rows on either side.
+
+    Withdrawn rows with the same match are one cluster.
+    """
+    if not withdrawn or not unseen:
+        raise ValueError("nothing to compare")
+    scales = [_deviation([one.ref_margin for one in unseen]), _deviation([math.log(one.tokens) for one in unseen])]
+
+    def distance(row: Measured, other: Measured) -> float:
+        apart = (row.ref_margin - other.ref_margin, math.log(row.tokens / other.tokens))
+        return sum((value / scale) ** 2 for value, scale in zip(apart, scales, strict=True))
+
+    matches = [min(range(len(unseen)), key=lambda place: distance(row, unseen[place])) for row in withdrawn]
+    differences = [row.margin - unseen[place].margin for row, place in zip(withdrawn, matches, strict=True)]
+    interval = mean_interval(clustered_mean(differences, list(map(str, matches))))
+    below = [
+        sum((other.margin < row.margin) + 0.5 * (other.margin == row.margin) for other in unseen) for row in withdrawn
+    ]
+    return Trace(
+        rows=len(withdrawn),
+        matches=len(set(matches)),
+        margin=_mean([row.margin for row in withdrawn]),
+        matched_margin=_mean([unseen[place].margin for place in matches]),
+        difference=interval.mean.value,
+        low=interval.low,
+        high=interval.high,
+        rank=_mean(below) / len(unseen),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    mean = _mean(values)
+    return math.sqrt(_mean([(value - mean) ** 2 for value in values])) or 1.0
+
+
+# The rows, and what the policies make of them.
+
+
+def measure_evidence(path: Path) -> dict[str, Any]:
+    """Measures the withdrawn rows of a recipe under its current policy and keeps the evidence with it.
+
+    Raises `BadInput` where nothing was withdrawn, where the current policy was still trained on the rows, where no
+    policy ever was, and where their text is erased already.
+    """
+    ensure_home()
+    recipe, store = load_recipe(path), ArtifactStore().open()
+    if recipe.method.data != "paired":
+        raise BadInput("has labelled completions, and evidence compares margins of pairs", file=str(path))
+    rows = _withdrawn_rows(store, recipe.name)
+    if not rows:
+        raise BadInput("no withdrawn row is there to be read: none was withdrawn, or `align gc` has erased the text")
+    ref = store.read_ref(recipe.name, POLICY)
+    if ref is None:
+        raise BadInput(f"recipe {recipe.name} has no policy yet", file=str(path))
+    policy = store.commit_of(ref.artifact)
+    if still := _trained_on(store, policy, set(rows)):
+        raise BadInput(f"the current policy was trained on {len(still)} of the rows: `align run` first", file=str(path))
+    before, known = _policy_before(store, recipe.name, policy, set(rows))
+    chosen = [rows[row_id] for row_id in sorted(known)]
+    evidence = Evidence(
+        recipe=recipe.name,
+        policy=policy.digest,
+        policy_before=before.digest,
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        after=_trace_under(store, recipe, policy, chosen),
+        before=_trace_or_none(store, recipe, before, chosen),
+    )
+    store.replace(_path(store, policy.digest), evidence.model_dump_json(indent=1).encode())
+    return about(evidence)
+
+
+def evidence_of(store: Store, policy: str) -> dict[str, Any] | None:
+    """The evidence that is kept with a policy, by its digest; None without."""
+    try:
+        return about(Evidence.model_validate_json(store.fs.cat_file(_path(store, policy))))
+    except FileNotFoundError:
+        return None
+
+
+def about(evidence: Evidence) -> dict[str, Any]:
+    """The evidence as plain data, with its sentence."""
+    return evidence.model_dump(mode="json") | {"told": evidence.told()}
+
+
+def _path(store: Store, policy: str) -> str:
+    return store.path(FOLDER, f"{policy}.json")
+
+
+def _withdrawn_rows(store: Store, recipe: str) -> dict[str, PreferenceRow]:
+    """The withdrawn pairs whose text some artifact still has, by id; of withdrawn shards every pair."""
+    withdrawn = read_withdrawn(store, recipe)
+    stones = (tombstone(store, recipe, "shards", shard) for shard in withdrawn.shards)
+    whole = {key for stone in stones if stone is not None for key in stone.artifacts}
+    ids, rows = pa.array(sorted(withdrawn.rows), pa.string()), dict[str, PreferenceRow]()
+    for commit in store.commits(SHARD):
+        table = pq.read_table(io.BytesIO(store.read(commit.artifact, ROWS_FILE)))
+        if commit.key not in whole:
+            table = table.filter(pc.is_in(table["row_id"], value_set=ids))
+        rows |= {row.row_id: row for row in map(row_of, table.to_pylist()) if row.paired}
+    return rows
+
+
+def _trained_on(store: Store, policy: Commit, rows: set[str]) -> set[str]:
+    """Those of the rows that a policy, or an earlier link of its chain, was trained on."""
+    links = [policy, *(start for start in starts_of(store.commit_of, policy) if start.kind == POLICY)]
+    return {row for link in links for row in _train_rows(store, link) if row in rows}
+
+
+def _train_rows(store: Store, policy: Commit) -> Iterator[str]:
+    with store.open(policy.artifact, TRAINED_FILE) as stream:
+        table = pq.read_table(stream, columns=["row_id", "split"])
+    yield from table["row_id"].filter(pc.equal(table["split"], "train")).to_pylist()
+
+
+def _policy_before(store: Store, recipe: str, policy: Commit, rows: set[str]) -> tuple[Commit, set[str]]:
+    """The recipe's latest policy before this one that was trained on some of the rows, and which."""
+    earlier = [
+        commit
+        for commit in readable_commits(store, POLICY)
+        if commit.environment.get("recipe") == recipe and commit.digest != policy.digest
+    ]
+    for commit in sorted(earlier, key=lambda one: one.started_at, reverse=True):
+        try:
+            if known := _trained_on(store, commit, rows):
+                return commit, known
+        except MissingArtifact:
+            continue
+    raise BadInput(f"no policy of {recipe} was ever trained on a withdrawn row, so none can have left a trace")
+
+
+def _trace_or_none(store: Store, recipe: Recipe, policy: Commit, rows: list[PreferenceRow]) -> Trace | None:
+    try:
+        return _trace_under(store, recipe, policy, rows)
+    except (MissingArtifact, BadInput):  # its weights were erased, or nothing is to be matched with
+        return None
+
+
+def _trace_under(store: Store, recipe: Recipe, policy: Commit, rows: list[PreferenceRow]) -> Trace:
+    held_out = read_held_out(store, policy.artifact)
+    pairs = [pair for pair in held_out.pairs if isinstance(pair, HeldOutPair)] if held_out else []
+    if not pairs:
+        raise BadInput("the policy has no held-out pair that it never saw: give the recipe a held_out_fraction")
+    unseen = [
+        Measured(
+            margin=pair.chosen_ratio - pair.rejected_ratio,
+            ref_margin=pair.ref_chosen_logp - pair.ref_rejected_logp,
+            tokens=pair.chosen_tokens + pair.rejected_tokens,
+        )
+        for pair in pairs
+    ]
+    return trace(_measure(store, recipe, policy, rows), unseen)
+
+
+def _measure(store: Store, recipe: Recipe, policy: Commit, rows: list[PreferenceRow]) -> list[Measured]:
+    """The rows under a policy and under where its training started, whole models one after the other."""
+    from alignment.data.tokens import Dropped, Tokenization
+    from alignment.logprobs.scorer import free_memory, logps
+    from alignment.models.checkpoint import embeddings, load_model, load_tokenizer, max_positions
+    from alignment.models.ends import end_ids
+
+    start = starts_of(store.commit_of, policy)[-1]
+    folder, runs_code = store.fetch(policy.artifact), CheckpointSummary.of(policy).may_run_code
+    tokens = Tokenization(
+        load_tokenizer(folder, runs_code), recipe.tokens, max_positions(folder), end_ids(folder), embeddings(folder)
+    )
+    pairs = [pair for pair in tokens.pairs(rows) if not isinstance(pair, Dropped)]
+    sequences = [side for pair in pairs for side in pair]
+    found: list[list[float]] = []
+    for checkpoint in (policy, start):
+        free_memory()
+        code = CheckpointSummary.of(checkpoint).may_run_code
+        model = load_model(store.fetch(checkpoint.artifact), recipe.dpo.precision, runs_code=code)
+        found.append(logps(model, sequences, recipe.reference.batch_tokens))
+        del model
+    margins = [[values[place] - values[place + 1] for place in range(0, len(values), 2)] for values in found]
+    return [
+        Measured(under_policy - under_start, under_start, sum(side.counted for side in pair))
+        for pair, under_policy, under_start in zip(pairs, *margins, strict=True)
+    ]
+
+
+def show_evidence(result: dict[str, Any]) -> None:
+    """Prints the evidence, and how it is to be read."""
+    print(f"{result['recipe']}, policy {result['policy'][:12]}: {result['told']}")
+    print("a model that saw the rows prefers their chosen sides by more than those of pairs that it never saw")

@@ -1,0 +1,109 @@
+"""A certificate: what a recipe gives when it is run again with other seeds, and whether a published figure is among it.
+
+It is kept with the policy that it is about, in the store at `certificates/<policy digest>.json`; the newest counts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from alignment.store import Store
+from eval.gate.metrics import headline
+
+FOLDER = "certificates"
+Noise = Literal["within", "outside", "unknown"]
+
+
+class Published(BaseModel):
+    """A published figure, and whether one more run could have given it by chance of the seed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    value: float
+    source: str
+    noise: Noise
+
+
+class Certified(BaseModel):
+    """A metric over runs with different seeds, on its own scale: `values` by seed, their mean and standard deviation.
+
+    One more run lies between `low` and `high` with 95 % probability (Student's t); None for fewer than two runs.
+    `own` is the value of the policy that the certificate is about, and `noise` whether it lies there by the others.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    metric: str
+    values: dict[int, float]
+    mean: float
+    deviation: float | None
+    low: float | None
+    high: float | None
+    width: float | None = None
+    own: float
+    noise: Noise
+    published: list[Published] = []
+
+
+class Certificate(BaseModel):
+    """`recipe` was run with `seeds`; `policy` is the digest of the policy of the first, which is the recipe's own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: str
+    policy: str
+    seeds: list[int]
+    at: str
+    device: str
+    code: str
+    seed_makes: list[str]
+    """What the seed decides beside the course of a training: the embedded model, data or questions."""
+    metrics: list[Certified]
+
+    def told(self) -> str:
+        """The certificate in one line, by the suites' main metrics, for lineage and the card."""
+        spread = [
+            f"{one.metric} {one.mean:.4g} ± {one.deviation:.2g}"
+            for one in self.main_metrics()
+            if one.deviation is not None
+        ]
+        figures = [
+            f"the published {one.metric} {figure.value:g} ({figure.source}) is {figure.noise} run-to-run noise"
+            for one in self.metrics
+            for figure in one.published
+        ]
+        lead = f"repeated with {len(self.seeds)} seeds on {self.at[:10]}"
+        return "; ".join([f"{lead}: {', '.join(spread)}" if spread else lead, *figures])
+
+    def main_metrics(self) -> list[Certified]:
+        """The main metric of every suite."""
+        by_suite: dict[str, dict[str, Certified]] = {}
+        for one in self.metrics:
+            suite, _, metric = one.metric.partition("/")
+            by_suite.setdefault(suite, {})[metric] = one
+        return [metrics[headline(suite, metrics)] for suite, metrics in by_suite.items()]
+
+
+def keep_certificate(store: Store, certificate: Certificate) -> None:
+    """Writes the certificate of a policy in the place of an earlier one."""
+    store.replace(_path(store, certificate.policy), certificate.model_dump_json(indent=1).encode())
+
+
+def certificate_of(store: Store, policy: str) -> Certificate | None:
+    """The certificate of a policy, by its digest; None if nobody made one."""
+    try:
+        return Certificate.model_validate_json(store.fs.cat_file(_path(store, policy)))
+    except FileNotFoundError:
+        return None
+
+
+def about(certificate: Certificate | None) -> dict[str, Any] | None:
+    """The certificate as plain data, with its sentence."""
+    return None if certificate is None else certificate.model_dump(mode="json") | {"told": certificate.told()}
+
+
+def _path(store: Store, policy: str) -> str:
+    return store.path(FOLDER, f"{policy}.json")

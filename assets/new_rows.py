@@ -1,0 +1,75 @@
+"""`new_rows`: the champion on preference pairs that it never saw, before they train anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alignment.recipe import Recipe
+from alignment.store import Artifact, Commit
+from assets.building.node import Node, NotNeeded, Shown
+from assets.building.upstream import Upstream
+from assets.champion import champion_for
+from assets.reference_logprobs import scoring
+from eval.stages.new_rows import STAGE, NewRowsRequest, drift_guards, drift_of
+from eval.summaries import NewRowsSummary
+
+NAME = "new_rows"
+
+
+def new_rows(recipe: Recipe) -> Node:
+    """The node of the champion's accuracy on new rows."""
+
+    def request(upstream: Upstream, shard: str | None) -> NewRowsRequest:
+        manifest, policy = upstream("preference_manifest"), upstream.get("policy_checkpoint")
+        # the policy of this very manifest is the candidate, and what it was compared with stays the champion
+        trained = policy is not None and upstream.store.commit_of(policy).inputs["manifest"].digest == manifest.digest
+        return request_of(recipe, upstream, policy if trained else None)
+
+    return Node(
+        name=NAME,
+        phase="train",
+        stage=STAGE,
+        description="The champion's accuracy on preference pairs that it never saw, and the alarm of a drift.",
+        kinds=frozenset({"pytorch", "parquet"}),
+        needs=("preference_manifest",),
+        request=request,
+        show=show,
+        pool=recipe.pools.reference,
+        guards=drift_guards(),
+    )
+
+
+def request_of(recipe: Recipe, upstream: Upstream, candidate: Artifact | None) -> NewRowsRequest:
+    """What to measure of the champion that a candidate is compared with; raises `NotNeeded` without one, and where it
+    was trained on the very rows."""
+    assert recipe.evals.new_rows is not None
+    manifest, champion = upstream("preference_manifest"), champion_for(upstream, candidate).policy
+    if champion is None:
+        raise NotNeeded("there is no champion yet")
+    known = upstream.store.commit_of(champion).inputs["manifest"]
+    if known.digest == manifest.digest:
+        raise NotNeeded("the champion was trained on these rows")
+    return NewRowsRequest(
+        checkpoint=champion,
+        manifest=manifest,
+        known=known,
+        max_rows=recipe.evals.new_rows.max_rows,
+        **scoring(recipe),
+    )
+
+
+def measured(recipe: Recipe, upstream: Upstream, candidate: Artifact) -> Artifact | None:
+    """The measurement of the champion that a candidate is compared with, by its key; None where there is none, or no
+    row of it was new."""
+    if recipe.evals.new_rows is None:
+        return None
+    try:
+        commit = upstream.store.find(STAGE.kind, STAGE.key(request_of(recipe, upstream, candidate)))
+    except NotNeeded:
+        return None
+    return None if commit is None or not NewRowsSummary.of(commit).measured else commit.artifact
+
+
+def show(commit: Commit, folder: Path) -> Shown:
+    """The finding in a sentence."""
+    return Shown(markdown={"drift": " ".join(finding.sentence for finding in drift_of(NewRowsSummary.of(commit)))})

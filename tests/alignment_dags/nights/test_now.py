@@ -1,0 +1,64 @@
+"""`align night`: what it refuses before anything runs. The example `a_night` carries whole nights out with it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml
+from dagster._daemon.types import DaemonHeartbeat
+
+from alignment.errors import BadInput
+from alignment_dags.nights import now as module
+from alignment_dags.nights.now import hold_night
+from alignment_dags.nights.records import NightBook
+from alignment_dags.nights.tick import Ticked
+from alignment_dags.run.upgrade import ACCEPT
+from resources.home import ensure_home
+from resources.store import ArtifactStore
+
+
+def write(path: Path, **more: Any) -> Path:
+    micro = {"embedded": "micro"}
+    pairs = path.with_name("pairs.jsonl")
+    pairs.write_text(json.dumps({"prompt": "p", "chosen": "yes", "rejected": "no"}) + "\n")
+    data = {"name": "small", "base_model": micro, "sft": {"dataset": micro}, "preferences": {"files": [str(pairs)]}}
+    path.write_text(yaml.safe_dump(data | more), encoding="utf-8")
+    return path
+
+
+def nights() -> list[str]:
+    return [night.outcome for night in NightBook(ArtifactStore().open(), "small").latest()]
+
+
+def test_a_recipe_without_a_schedule_has_no_nights(home: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "small.yaml")
+    with pytest.raises(BadInput, match=rf"field 'schedule': has no schedule, so no nights; `align run {path}`"):
+        hold_night(path, print)
+
+
+def test_a_running_daemon_carries_the_nights_out_itself(home: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "small.yaml", schedule={"cron": "0 2 * * *"})
+    ensure_home()
+    with dg.DagsterInstance.get() as instance:
+        instance.add_daemon_heartbeat(DaemonHeartbeat(time.time(), "SENSOR", "id", []))
+    with pytest.raises(BadInput, match="Dagster's daemon is running, and carries out the nights by itself"):
+        hold_night(path, print)
+    assert nights() == []
+
+
+def test_a_night_that_waits_for_an_acceptance_stays_open_and_says_so_and_is_carried_out_first(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "small.yaml", schedule={"cron": "0 2 * * *"})
+    monkeypatch.setattr(module, "tick", lambda *_: Ticked(f"waits for {ACCEPT}: this version makes anew it all"))
+    said: list[str] = []
+    for _ in range(2):
+        with pytest.raises(BadInput, match=r"small\.yaml: the night waits for `align upgrade --accept`"):
+            hold_night(path, said.append)
+    assert nights() == ["waiting"]
+    assert said[0].startswith("waits for") and said[1].endswith("is open, and is carried out first")

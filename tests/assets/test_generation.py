@@ -1,0 +1,106 @@
+"""Pairs made before training: what the nodes are made from, and whose answers stay when the champion changes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignment.stages import execute
+from alignment.stages.candidates import CandidatesRequest
+from alignment.stages.preference_manifest import ManifestRequest
+from alignment.store import Artifact, Ref, Store
+from assets.building.upstream import Upstream
+from assets.champion import Champion
+from tests.assets.test_policy_divergence import nodes
+from tests.assets.test_rounds import made
+
+GENERATE: dict[str, Any] = {"prompts": {"embedded": "micro"}, "n": 2, "score": {"kind": "rubric"}}
+
+
+def test_generated_pairs_are_one_more_shard_of_the_first_manifest() -> None:
+    found = nodes(generate=GENERATE)
+    assert set(found["preference_manifest"].needs) == {
+        *("sft_checkpoint", "preference_shard", "reference_logprobs"),
+        *("generated_shard", "generated_logprobs"),
+    }
+    assert found["candidates"].needs == ("sft_checkpoint",)
+    elsewhere = nodes(generate=GENERATE | {"generator": {"embedded": "micro"}})
+    assert elsewhere["candidates"].needs == ("generator_model",)
+    without = nodes(generate=GENERATE, optimise={"method": "simpo"})
+    assert "generated_logprobs" not in without
+    assert set(without["preference_manifest"].needs) == {"preference_shard", "generated_shard"}
+    assert not any(node.partitioned for name, node in found.items() if name in ("candidates", "ranked_pairs"))
+
+
+def test_delta_pairs_have_a_second_generator() -> None:
+    delta = {"prompts": {"embedded": "micro"}, "n": 1, "pairs": "delta", "weak": {"embedded": "micro"}}
+    found = nodes(generate=delta)
+    assert found["weak_candidates"].needs == ("weak_model",)
+    assert set(found["ranked_pairs"].needs) == {"candidates", "weak_candidates"}
+    assert nodes(generate=delta | {"weak": "base"})["weak_candidates"].needs == ("base_model",)
+
+
+@pytest.fixture
+def champions(monkeypatch: pytest.MonkeyPatch) -> Callable[[Artifact | None], None]:
+    """Sets who the champion is."""
+
+    def be(policy: Artifact | None) -> None:
+        monkeypatch.setattr("assets.generation.registered_champion", lambda *_: Champion(policy=policy))
+
+    return be
+
+
+def test_answers_of_an_earlier_champion_stay_and_new_prompts_go_to_the_one_of_today(
+    store: Store,
+    tmp_path: Path,
+    champions: Callable[[Artifact | None], None],
+    commit_checkpoint: Callable[..., Artifact],
+) -> None:
+    made(store, "sft_checkpoint")
+
+    def request(*files: str) -> CandidatesRequest:
+        for name in files:
+            path = tmp_path / name
+            path.write_text(json.dumps({"prompt": name}) + "\n", encoding="utf-8")
+        prompts = {"files": [str(tmp_path / name) for name in files]}
+        node = nodes(generate=GENERATE | {"prompts": prompts})["candidates"]
+        asked = node.request(Upstream(store, "small"), None)
+        assert isinstance(asked, CandidatesRequest)
+        return asked
+
+    def answered(asked: CandidatesRequest) -> None:
+        """Makes it the current one, as if it had been made."""
+        from alignment.stages import Result, Stage
+
+        stage = Stage("candidates", 1, CandidatesRequest, lambda request, context: Result(request.model_dump_json()))
+        store.write_ref(Ref(artifact=execute(stage, asked, store).artifact), "small", "candidates")
+
+    champions(None)
+    first = request("monday.jsonl")
+    assert first.checkpoint == Upstream(store, "small")("sft_checkpoint")
+    answered(first)
+    one, other = commit_checkpoint("one"), commit_checkpoint("other")
+    champions(one)
+    assert request("monday.jsonl") == first, "a promotion makes nothing anew"
+    second = request("monday.jsonl", "tuesday.jsonl")
+    assert second.checkpoints == (first.checkpoint, one) and second.checkpoint == one
+    answered(second)
+    champions(other)
+    assert request("monday.jsonl", "tuesday.jsonl") == second
+    third = request("tuesday.jsonl", "wednesday.jsonl")
+    assert third.checkpoints == (one, other)
+
+
+def test_a_manifest_takes_the_generated_shard_with_its_reference(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("sft_checkpoint", "generated_shard", "generated_logprobs"):
+        made(store, name)
+    monkeypatch.setattr("assets.preference_manifest.expected_keys", lambda *_: {})
+    upstream = Upstream(store, "small")
+    asked = nodes(generate=GENERATE)["preference_manifest"].request(upstream, None)
+    assert isinstance(asked, ManifestRequest)
+    assert asked.shards == {"generated": upstream("generated_shard")}
+    assert asked.references == {"generated": upstream("generated_logprobs")}

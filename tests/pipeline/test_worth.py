@@ -1,0 +1,214 @@
+"""What a source did, and whether a recipe gives the same again: policies of derived recipes, made as any other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from alignment.errors import BadInput
+from alignment.recipe import Recipe, load_recipe
+from alignment.stages import execute
+from alignment.stages.policy_logprobs import STAGE as POLICY_LOGPROBS
+from alignment.stages.policy_logprobs import PolicyLogprobsRequest
+from alignment.store import Ref
+from alignment_dags.cli.models import lines
+from alignment_dags.cli.worth import show_certificate, show_sources
+from alignment_dags.registry.cards import card_for
+from alignment_dags.registry.lineage import lineage_of
+from alignment_dags.registry.reproduce import half_a_digit, reproduce
+from alignment_dags.registry.sources import sources_of
+from alignment_dags.run.workspace import Workspace
+from assets.building.node import NotNeeded
+from assets.building.upstream import Upstream
+from assets.reference_logprobs import scoring
+from eval.gate.baselines import read_baselines
+from eval.gate.default import gate_of
+from eval.gate.evidence import ReportRequest, recompute
+from eval.gate.held_out import read_held_out
+from eval.stages.evaluation_report import ReportSummary
+from eval.stages.new_rows import STAGE as NEW_ROWS
+from eval.stages.new_rows import drift_guards
+from eval.statistics import repeats
+from eval.summaries import NewRowsSummary
+from resources.home import PROJECT
+from resources.pools import load_pools
+from resources.store import ArtifactStore
+
+Say = Callable[[str], None]
+NEW = {"new_rows": {}}
+PASSES = {"metrics": {"ifeval/prompt_level_strict_acc": {"no_regression": 1.0}}}
+
+
+@pytest.fixture
+def write(small_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Writes the small recipe with changes, as the only one in use."""
+
+    def write(**changed: Any) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(small_recipe | changed), encoding="utf-8")
+        monkeypatch.setenv("ALIGN_RECIPES", str(path))
+        return path
+
+    return write
+
+
+def run(file: Path, say: Say) -> None:
+    """A recipe is brought up to date by its stages alone, without Dagster and MLflow, and registers nothing."""
+    workspace = Workspace(load_recipe(file), load_pools())
+    for node in workspace.nodes[:-1]:
+        for shard in workspace.upstream().shards(workspace.recipe) if node.partitioned else [None]:
+            with suppress(NotNeeded):
+                made = execute(node.stage, node.request(workspace.upstream(), shard), workspace.store)
+                ref = Ref(artifact=made.artifact, mlflow_run_id="none")
+                workspace.store.write_ref(ref, workspace.recipe.name, node.name, shard)
+
+
+def test_a_planted_bad_source_comes_out_worst_with_its_interval_below_zero(
+    write: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its rows ask for the opposite of what the others ask for."""
+
+    def source(name: str, chosen: str, rejected: str) -> dict[str, Any]:
+        rows = [{"prompt": f"{name} {n}", "chosen": chosen, "rejected": rejected} for n in range(30)]
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return {"name": name, "files": [str(file)]}
+
+    listed = [source("list", "Yes.", "No."), source("ask", "Yes.", "No."), source("planted", "No.", "Yes.")]
+    path = write(preferences=listed, held_out_fraction=0.3, evals={}, tokens={"max_length": 64})
+    said: list[str] = []
+    priced = sources_of(path, [], False, True, said.append, run)
+    assert (priced["policies"], priced["to_train"], priced["sources"]) == (4, 4, [])
+    assert said == [
+        "4 of 4 policies are to be trained and evaluated; what one takes is known after the first `align run`"
+    ]
+    found = sources_of(path, ["ask", "planted"], False, False, said.append, run)
+    worst, other = found["sources"]
+    assert (worst["source"], worst["recipe"], worst["rows"]) == ("planted", "small_without_planted", 30)
+    value = worst["metrics"]["preferences/margin"]
+    assert value["ci95"][1] < 0 and value["p_holm"] < 0.05, value
+    assert other["metrics"]["preferences/margin"]["difference"] > value["difference"]
+    again = sources_of(path, ["ask", "planted"], False, True, said.append, run)
+    assert again["to_train"] == 0, "everything is there"
+    store = ArtifactStore().open()
+    policy = store.read_ref("small_whole", "policy_checkpoint")
+    assert policy is not None and store.commit_of(policy.artifact).summary["rows_trained"] > 0
+    show_sources(found)
+    assert "planted  30    preferences/margin" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="no source 'plantd'; did you mean planted"):
+        sources_of(path, ["plantd"], False, True, said.append, run)
+    with pytest.raises(BadInput, match=r"'preferences\.sources': a source's value"):
+        sources_of(write(), [], False, True, said.append, run)
+
+
+def test_a_recipe_that_is_run_again_with_other_seeds_gets_a_certificate_that_is_kept_with_the_version(
+    write: Callable[..., Path],
+    finished: Callable[[Recipe], Upstream],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = write(gate=PASSES)
+    upstream = finished(load_recipe(path))
+    figures = tmp_path / "published.csv"
+    metric = "ifeval/prompt_level_strict_acc"
+    report = ReportSummary.of(upstream.store.commit_of(upstream("evaluation_report")))
+    own = report.comparisons["ifeval"]["prompt_level_strict_acc"].candidate
+    figures.write_text(f"model,metric,value,source\nours,{metric},9.5,a paper\nours,ifeval,{own},a page\n")
+    said: list[str] = []
+    priced = reproduce(path, 3, figures, "ours", True, said.append, run)
+    assert (priced["to_train"], priced["certificate"]) == (2, None), "the first seed's policy is the recipe's own"
+    assert said[0].startswith("2 of 3 policies are to be trained and evaluated: about ")
+    made = reproduce(path, 3, figures, "ours", False, said.append, run)["certificate"]
+    assert made["seeds"] == [0, 1, 2] and made["policy"] == upstream("policy_checkpoint").digest
+    one = next(one for one in made["metrics"] if one["metric"] == metric)
+    expected = repeats(list(one["values"].values()))
+    assert (one["mean"], one["deviation"], one["low"], one["high"]) == pytest.approx(
+        (expected.mean, expected.deviation, expected.low, expected.high)
+    )
+    assert [figure["noise"] for figure in one["published"]] == ["outside", "within"]
+    margin = next(one for one in made["metrics"] if one["metric"] == "preferences/margin")
+    assert margin["deviation"] > 0 and margin["own"] == margin["values"]["0"] and margin["published"] == []
+
+    lineage = lineage_of("small")
+    assert lineage["certificate"]["told"].startswith("repeated with 3 seeds on ")
+    assert "(a page) is within run-to-run noise" in lineage["certificate"]["told"]
+    assert "certificate: repeated with 3 seeds" in "\n".join(lines(lineage))
+    assert "The recipe was repeated with 3 seeds" in card_for(ArtifactStore().open(), "small").text
+    show_certificate({"recipe": "small", "certificate": made})
+    assert f"{metric}: ours 9.5 (a paper) is outside run-to-run noise" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="has no model 'our'; did you mean ours"):
+        reproduce(path, 2, figures, "our", True, said.append, run)
+
+
+def test_the_champion_is_measured_on_rows_that_it_never_saw_before_they_train_anything(
+    write: Callable[..., Path],
+    finished: Callable[[Recipe], Upstream],
+    small_recipe: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    """The new rows ask for the opposite of what the champion learnt; each is scored once, as a reference's are."""
+    champion = finished(load_recipe(write(gate=PASSES)))("policy_checkpoint")
+    old = small_recipe["preferences"]["files"]
+    known = [json.loads(line) for line in Path(old[0]).read_text(encoding="utf-8").splitlines()][:6]
+    fresh = [{"prompt": f"Name {n}", "chosen": "No.", "rejected": f"It is {n}."} for n in range(100, 120)]
+    (tmp_path / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*known, *fresh]), encoding="utf-8")
+    asked = {"metrics": PASSES["metrics"] | {"new_rows/accuracy": {"at_least": 0.6}}}
+    path = write(
+        gate=asked,
+        preferences=small_recipe["preferences"] | {"files": [*old, str(tmp_path / "new.jsonl")]},
+        evals=small_recipe["evals"] | {"new_rows": {"max_rows": 12}},
+    )
+    run(path, print)
+    workspace = Workspace(load_recipe(path), load_pools())
+    store, upstream = workspace.store, workspace.upstream()
+    made = store.commit_of(upstream("new_rows"))
+    told = NewRowsSummary.of(made)
+    assert made.inputs["checkpoint"] == champion != upstream("policy_checkpoint")
+    assert (told.new, told.measured, told.scored, told.dropped) == (20, 12, 24, 0), "known rows are not measured"
+    assert told.accuracy is not None and told.accuracy < 0.2 and told.held_out_accuracy is not None
+    (finding,) = drift_guards().findings(store, made)
+    assert not finding.passed and "look at the new data" in finding.sentence, finding.sentence
+
+    again = {"checkpoint": champion, "manifest": upstream("preference_manifest"), **scoring(workspace.recipe)}
+    scored = execute(POLICY_LOGPROBS, PolicyLogprobsRequest(**again), store)
+    places = store.fetch(scored.artifact).rglob("logprobs.parquet")
+    expected = {row["row_id"]: row for place in places for row in pq.read_table(place).to_pylist()}
+    pairs = read_held_out(store, made.artifact)
+    assert pairs is not None and len(pairs.pairs) == 12
+    assert all(expected[pair.row_id]["chosen_logp"] == pair.chosen_logp for pair in pairs.pairs)
+    every = next(node for node in workspace.nodes if node.name == "new_rows").request(upstream, None)
+    whole = NewRowsSummary.of(execute(NEW_ROWS, every.model_copy(update={"max_rows": 1000}), store))
+    assert (whole.measured, whole.scored, whole.cache_hits) == (20, 0, 40), "no model pass for known sequences"
+
+    report = store.commit_of(upstream("evaluation_report"))
+    assert report.inputs["new_rows"] == made.artifact
+    verdict = ReportSummary.of(report)
+    assert verdict.verdict == "fail" and verdict.reasons[0].startswith("new_rows/accuracy: ")
+    assert any(note.startswith("new rows: the champion prefers") for note in verdict.notes)
+    assert recompute(store, report.artifact, upstream("policy_checkpoint")).outcome == "fail"
+    first = ReportRequest.model_validate_json(store.read(report.artifact, "request.json"))
+    alone = first.model_copy(update={"new_rows": None}).asked
+    assert alone is not None and set(alone.metrics) == set(PASSES["metrics"]), "without a champion nothing is asked"
+    with pytest.raises(BadInput, match="measured on the champion, not on the policy"):
+        gate_of(load_recipe(write(gate={"metrics": {"new_rows/accuracy": {"no_regression": 0.1}}}, evals=NEW)))
+
+
+def test_a_published_figure_may_be_off_by_its_rounding() -> None:
+    assert [half_a_digit(value) for value in (0.728, 7.34, 1250.0, 1e-7)] == pytest.approx([5e-4, 5e-3, 0.05, 5e-8])
+
+
+def test_the_figures_of_the_quickstart_are_those_of_the_readme() -> None:
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    for figure in read_baselines(PROJECT / "recipes" / "baselines" / "quickstart.csv"):
+        suite, _, metric = figure.metric.partition("/")
+        row = next(line.split() for line in readme.splitlines() if line.split()[:2] == [suite, metric])
+        assert float(row[4]) == figure.value, figure

@@ -18,7 +18,21 @@ BARE = [
     "alignment.data.tokens",
     *(
         f"alignment.models.{name}"
-        for name in ("attention", "checkpoint", "forward", "packing", "rope", "runner", "size", "weights")
+        for name in (
+            "attention",
+            "checkpoint",
+            "forward",
+            "loading",
+            "memory",
+            "packing",
+            "recompute",
+            "rope",
+            "runner",
+            "shape",
+            "sharding",
+            "size",
+            "weights",
+        )
     ),
     "alignment.methods.dpo",
     "alignment.logprobs.scorer",

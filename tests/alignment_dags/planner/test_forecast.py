@@ -19,7 +19,7 @@ import yaml
 from alignment.recipe import Lora, Recipe, load_recipe, parse_recipe
 from alignment.store import Commit, Ref, Store
 from alignment_dags.cli.run import show_plan
-from alignment_dags.planner.forecast import History, StageForecast, _seconds, forecast
+from alignment_dags.planner.forecast import History, StageForecast, forecast, seconds_of
 from alignment_dags.planner.hours import lengths_of
 from alignment_dags.run.workspace import Workspace
 from assets.building.node import Node
@@ -89,8 +89,8 @@ def test_a_suites_time_is_that_of_its_own_scores_and_a_kind_is_read_once(
     monkeypatch.setattr(store, "commits", lambda kind: (read.append(kind), whole(kind))[1])
     history, found = History(store, "small"), nodes(recipe(ifeval=EMBEDDED, gsm8k=EMBEDDED))
     for model in ("sft", "policy", "champion"):
-        assert _seconds(history.latest_first(found[f"{model}_evals/ifeval"]), 2).value == 2 * 2.0
-        assert _seconds(history.latest_first(found[f"{model}_evals/gsm8k"]), 1).value == 100.0
+        assert seconds_of(history.latest_first(found[f"{model}_evals/ifeval"]), 2).value == 2 * 2.0
+        assert seconds_of(history.latest_first(found[f"{model}_evals/gsm8k"]), 1).value == 100.0
     assert sorted(read) == ["evaluation_report", "scores"]
 
 

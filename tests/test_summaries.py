@@ -20,7 +20,7 @@ from assets.registration import RegistrationSummary
 from eval.gate.sweep import SweepSummary
 from eval.stages.checkpoint_check import CheckSummary
 from eval.stages.evaluation_report import ReportSummary
-from eval.summaries import DivergenceSummary, ResponsesSummary, ScoresSummary
+from eval.summaries import DivergenceSummary, NewRowsSummary, ResponsesSummary, ScoresSummary
 
 PROJECT = Path(__file__).resolve().parents[1]
 RECORDED: dict[str, dict[str, Any]] = json.loads((PROJECT / "tests/recorded_summaries.json").read_text())
@@ -36,6 +36,7 @@ SUMMARIES: dict[str, type[Summary]] = {
     "policy_logprobs": ReferenceSummary,
     "merged_checkpoint": PolicySummary,
     "policy_divergence": DivergenceSummary,
+    "new_rows": NewRowsSummary,
     "responses": ResponsesSummary,
     "scores": ScoresSummary,
     "evaluation_report": ReportSummary,

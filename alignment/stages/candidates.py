@@ -23,7 +23,7 @@ from alignment.data.rows import encode, form_of, iter_records, write_records
 from alignment.data.validate import QUARANTINE_FILE, most_common, reason_counts, write_quarantine
 from alignment.digest import json_digest
 from alignment.errors import BadInput
-from alignment.generation.engine import AnyGenerator, Served
+from alignment.generation.engine import AnyGenerator, Served, shared_server
 from alignment.generation.generator import Answer, Generator, Sampling, as_trained
 from alignment.generation.prompts import Items, Prompt, PromptSource, Reading, prompt_of
 from alignment.progress import ProgressLog
@@ -183,8 +183,9 @@ def run(request: CandidatesRequest, context: Context) -> Result:
 def _several(request: CandidatesRequest, context: Context) -> Result:
     """Every source's own artifact, and a record of which they are."""
     commits = []
-    for place in range(len(request.prompts)):
-        commits.append(execute(STAGE, _of_source(request, place), context.store))
+    with shared_server():
+        for place in range(len(request.prompts)):
+            commits.append(execute(STAGE, _of_source(request, place), context.store))
     summaries = [CandidatesSummary.of(commit) for commit in commits]
     reasons: dict[str, int] = {}
     for summary in summaries:

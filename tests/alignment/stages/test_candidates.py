@@ -218,10 +218,11 @@ def test_a_server_of_another_program_is_started_asked_and_ended(
 
     monkeypatch.setattr(engine.subprocess, "Popen", noted)
     served = Generate(kind="vllm", command=f"{sys.executable} {script} {{folder}} {{port}} {{name}}")
-    made = execute(STAGE, request_of(["Hello"], generate=served), store)
-    rows = list(read_candidates(store.fetch(made.artifact)))
-    assert len(rows) == 3 and all(row["tokens"] for row in rows)
-    assert [process.poll() is not None for process in processes] == [True]
+    prompts = tuple(source(tmp_path, f"{text}.jsonl", [{"prompt": asked(text)}]) for text in ("one", "two"))
+    made = execute(STAGE, request_of(prompts=prompts, generate=served), store)
+    rows = [row for part in parts_of(store, made.artifact) for row in read_candidates(store.fetch(part))]
+    assert len(rows) == 6 and all(row["tokens"] for row in rows)
+    assert [process.poll() is not None for process in processes] == [True], "one for both sources, and it has ended"
     silent = Generate(kind="vllm", command="/bin/false {folder} {port} {name}")
     with pytest.raises(BadInput, match="the server ended with 1 before it served anything"):
         execute(STAGE, request_of(["Hello"], generate=silent, seed=9), store)

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import dagster as dg
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from alignment.address import shown
 from alignment.errors import BadInput
@@ -73,14 +73,25 @@ def _places(recipe: Recipe, pools: Pools, store: Store) -> Iterator[tuple[str, s
     for stage, name in recipe.pools.model_dump().items():
         yield f"pool {name} of pools.{stage}", pools[name].region or pools.region
     addresses = [("the store", store.shown), ("the tracking server", tracking_uri())]
-    if recipe.judge is not None and recipe.judge.kind != "rubric":
-        addresses.append(("the judge", recipe.judge.base_url or OPENAI))
-    if recipe.evals.generate.base_url is not None:
-        addresses.append(("the endpoint of evals.generate", recipe.evals.generate.base_url))
+    if recipe.judge is not None and recipe.judge.kind != "rubric" and recipe.judge.base_url is None:
+        addresses.append(("the judge", OPENAI))
+    addresses += [(f"the endpoint of {path}", url) for path, url in _endpoints(recipe, "")]
     if recipe.publish is not None:
         addresses.append(("publish", recipe.publish.folder or HUB))
     for what, address in addresses:
         yield f"{what} {shown(address)}", region_of(address, pools)
+
+
+def _endpoints(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Every address of an API that a recipe names, with the key of its section."""
+    if isinstance(value, BaseModel):
+        if (url := getattr(value, "base_url", None)) is not None:
+            yield path, url
+        for name in type(value).model_fields:
+            yield from _endpoints(getattr(value, name), f"{path}.{name}" if path else name)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _endpoints(item, f"{path}.{index}")
 
 
 def region_of(address: str, pools: Pools) -> str | None:

@@ -23,7 +23,7 @@ from eval.stages.checkpoint_check import CheckSummary
 from eval.stages.evaluation_report import ReportSummary
 from eval.stages.ranked_pairs import RankedSummary
 from eval.stages.reward_model import RewardSummary
-from eval.summaries import DivergenceSummary, ResponsesSummary, RoundSummary, ScoresSummary
+from eval.summaries import DivergenceSummary, NewRowsSummary, ResponsesSummary, RoundSummary, ScoresSummary
 
 PROJECT = Path(__file__).resolve().parents[1]
 RECORDED: dict[str, dict[str, Any]] = json.loads((PROJECT / "tests/recorded_summaries.json").read_text())
@@ -39,6 +39,7 @@ SUMMARIES: dict[str, type[Summary]] = {
     "policy_logprobs": ReferenceSummary,
     "merged_checkpoint": PolicySummary,
     "policy_divergence": DivergenceSummary,
+    "new_rows": NewRowsSummary,
     "responses": ResponsesSummary,
     "scores": ScoresSummary,
     "evaluation_report": ReportSummary,

@@ -7,7 +7,8 @@ import resource
 import sys
 from dataclasses import dataclass
 
-from alignment.store import Commit
+from alignment.stages.stage import Number
+from alignment.store import Commit, Summary
 
 POOL = "ALIGN_POOL"  # the pool that a launch is for; it is handed on with the environment
 
@@ -32,6 +33,13 @@ def usage(ranks: int) -> dict[str, str]:
     }
 
 
+class TokensSummary(Summary):
+    """What stages that forward tokens say of them."""
+
+    tokens: Number = None
+    tokens_per_second: Number = None
+
+
 @dataclass(frozen=True)
 class Usage:
     """What the making of one artifact took. `gpu_seconds` counts each GPU for as long as the stage ran; None where the
@@ -46,15 +54,15 @@ class Usage:
     @classmethod
     def of(cls, commit: Commit, price_per_hour: float | None = None) -> Usage:
         """From a commit record and the price of a slot; tokens a second of a stage that says how many it took."""
-        told, tokens = commit.environment, commit.summary.get("tokens")
-        measured = commit.summary.get("tokens_per_second")  # of the work alone, without loading the model
-        if not isinstance(measured, int | float) and isinstance(tokens, int | float) and commit.seconds:
-            measured = tokens / commit.seconds
+        told, summary = commit.environment, TokensSummary.of(commit)
+        speed = summary.tokens_per_second  # of the work alone, without loading the model
+        if speed is None and summary.tokens and commit.seconds:
+            speed = summary.tokens / commit.seconds
         return cls(
             seconds=commit.seconds,
             gpu_seconds=float(told["gpus"]) * commit.seconds if told.get("gpus") else None,
             peak_memory_gib=float(told["peak_memory_gib"]) if told.get("peak_memory_gib") else None,
-            tokens_per_second=float(measured) if isinstance(measured, int | float) else None,
+            tokens_per_second=speed,
             cost=price_per_hour * commit.seconds / 3600 if price_per_hour else None,
         )
 

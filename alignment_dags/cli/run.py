@@ -48,6 +48,9 @@ def show_plan(result: dict[str, Any]) -> None:
             print(f"{words}:")
         for how, named in stages.items():
             print(f"  {', '.join(named)}: {how}")
+    for stage in result["stages"]:
+        if stage["taken"]:
+            print(_taken(stage["stage"], stage["taken"]))
     for warning in result["warnings"]:
         print(f"warning: {warning}")
     for note in result["notes"]:
@@ -59,6 +62,17 @@ def show_plan(result: dict[str, Any]) -> None:
             over = f" on each of {remedy['devices']} devices" if remedy["devices"] > 1 else ""
             print(f"  it would with {' and '.join(remedy['changes'])}: {remedy['memory_gib']:.1f} GiB{over}")
     show_upgrade(result["upgrade"])
+
+
+def _taken(stage: str, taken: dict[str, float]) -> str:
+    """What a stage that is there took, and what a plan computes for it."""
+    forms = {"gpu_seconds": "{:,.0f} GPU-seconds", "cost_usd": "{:.2f} USD", "peak_memory_gib": "at most {:.1f} GiB"}
+    planned = {"computed_seconds": "{:,.0f} s", "memory_gib": "{:.1f} GiB"}
+    took = [form.format(taken[name]) for name, form in forms.items() if taken.get(name)]
+    computed = [form.format(taken[name]) for name, form in planned.items() if name in taken]
+    beside = f"; computed: {', '.join(computed)}" if computed else ""
+    seconds = f"{taken['seconds']:,.1f} s"
+    return f"{stage} took {', '.join([seconds, *took])}{beside}"
 
 
 def _count(number: int | None) -> str:

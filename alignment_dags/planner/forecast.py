@@ -16,6 +16,7 @@ from alignment.models.pin import hub_config
 from alignment.models.shape import shape_of
 from alignment.recipe import Dpo, Recipe
 from alignment.stages.stage import ReferenceSummary
+from alignment.stages.usage import Usage
 from alignment.store import Commit, MissingArtifact, Store
 from alignment_dags.planner import hours
 from alignment_dags.planner.cached import rows_of_shards
@@ -74,6 +75,9 @@ class StageForecast:
     """What takes the memory, by name; empty where activations are not known."""
     remedies: list[Remedy] = field(default_factory=list)
     """The nearest changes with which a stage fits that does not."""
+    taken: dict[str, float] = field(default_factory=dict)
+    """What the current artifacts took: `seconds`, `gpu_seconds` and `cost_usd` summed, `peak_memory_gib` the most; and
+    `computed_seconds` and `memory_gib` that a plan gives for them, where it knows the accelerator."""
 
 
 class History:
@@ -234,7 +238,26 @@ def _stage(node: Node, stand: Stand, unsure: str | None) -> StageForecast:
         cost=_cost(pool, seconds),
         memory_parts_gib={} if load is None else {name: size / GIB for name, size in load.parts().items()},
         remedies=remedied,
+        taken=_taken(node, stand, load, pool, [step.commit for step in mine if step.commit is not None]),
     )
+
+
+def _taken(node: Node, stand: Stand, load: Load | None, pool: Pool | None, made: list[Commit]) -> dict[str, float]:
+    """What was planned beside what it took; nothing for a stage in no pool, or without an artifact."""
+    if pool is None or not made:
+        return {}
+    prices = {name: one.price_per_hour for name, one in stand.workspace.pools.pools.items()}
+    each = [Usage.of(one, prices.get(one.environment.get("pool") or str(node.pool))).numbers() for one in made]
+    summed = {name: [one[name] for one in each if name in one] for name in ("seconds", "gpu_seconds", "cost_usd")}
+    taken = {name: round(sum(values), 3) for name, values in summed.items() if values}
+    if peaks := [one["peak_memory_gib"] for one in each if "peak_memory_gib" in one]:
+        taken["peak_memory_gib"] = max(peaks)
+    if load is not None:
+        taken["memory_gib"] = round(load.total / GIB, 3)
+        computed = _computed(node, stand, load, pool, never=True) if node.stage.name != "reference_logprobs" else None
+        if computed is not None and computed.value is not None:
+            taken["computed_seconds"] = round(computed.value, 3)
+    return taken
 
 
 def _load(node: Node, stand: Stand, pool: Pool | None) -> Load | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 from dagster_ray.kuberay.client import RayJobClient
 from dagster_ray.kuberay.pipes import PipesKubeRayJobClient
-from kubernetes.client import ApiException
+from kubernetes.client import ApiException, CustomObjectsApi
 
 from alignment.recipe.load import read_yaml
 from resources.home import PROJECT
+from resources.launchers.kubernetes import POLL, only
 from resources.launchers.launcher import Launch, Program, ProgramLauncher
 from resources.launchers.ray import submission
 
@@ -54,8 +56,20 @@ class OneRayJobAName(RayJobClient):  # type: ignore[misc]
             known = self.get(name, namespace)
             if known and is_alive(known):
                 return known
-            if known:
-                self.delete(name, namespace)
+            if known and "deletionTimestamp" not in known["metadata"]:
+                self.delete_only(known)
+            time.sleep(POLL)  # its name is free once its cluster is gone
+
+    def delete_only(self, known: dict[str, Any]) -> None:
+        """Deletes this RayJob. One that is gone, or that another launcher has replaced, is no error."""
+        metadata = known["metadata"]
+        api = CustomObjectsApi(api_client=self.api_client)
+        place = (self.group, self.version, metadata["namespace"], self.plural, metadata["name"])
+        try:
+            api.delete_namespaced_custom_object(*place, body=only(metadata["uid"]))
+        except ApiException as error:
+            if error.status not in (404, 409):
+                raise
 
 
 def is_alive(ray_job: dict[str, Any]) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
 from dagster_k8s.client import DagsterK8sError, DagsterKubernetesClient, WaitForPodState
 from dagster_k8s.pipes import PipesK8sClient, build_pod_body
-from kubernetes.client import ApiException
+from kubernetes.client import ApiException, V1DeleteOptions, V1Preconditions
 
 from alignment.errors import BadInput
 from resources.launchers.launcher import LOGS, Launch, Program, ProgramLauncher
@@ -78,7 +79,7 @@ class OnePodAName(PipesK8sClient):  # type: ignore[misc]
                 base_pod_meta={"annotations": {"dagster/run": context.run.run_id}},
                 base_pod_spec=spec,
             )
-            create_unless_alive(client.core_api, name, namespace, body)
+            uid = create_unless_alive(client.core_api, name, namespace, body)
             try:
                 with self.consume_pod_logs(context=context, client=client, namespace=namespace, pod_name=name):
                     client.wait_for_pod(
@@ -90,27 +91,28 @@ class OnePodAName(PipesK8sClient):  # type: ignore[misc]
                     )
             except DagsterK8sError as error:
                 told = how_it_ended(client.core_api, name, namespace)
-                delete(client.core_api, name, namespace)
+                delete(client.core_api, name, namespace, uid)
                 raise RuntimeError(f"pod {name} {told}, {LOGS}:\n{error}") from error
             except dg.DagsterExecutionInterruptedError:
-                delete(client.core_api, name, namespace)
+                delete(client.core_api, name, namespace, uid)
                 raise
-            delete(client.core_api, name, namespace)
+            delete(client.core_api, name, namespace, uid)
 
 
-def create_unless_alive(api: Any, name: str, namespace: str, body: Any) -> None:
-    """Creates the pod; one of its name that is at work stays, and one that has ended is replaced."""
+def create_unless_alive(api: Any, name: str, namespace: str, body: Any) -> str:
+    """The id of the pod, new or found: one of its name that is at work stays, and one that has ended is replaced."""
     while True:
         try:
-            api.create_namespaced_pod(namespace, body)
-            return
+            return str(api.create_namespaced_pod(namespace, body).metadata.uid)
         except ApiException as error:
             if error.status != 409:
                 raise
-        pods = api.list_namespaced_pod(namespace, field_selector=f"metadata.name={name}").items
-        if pods and pods[0].status.phase in LIVE and pods[0].metadata.deletion_timestamp is None:
-            return
-        delete(api, name, namespace)
+        for pod in api.list_namespaced_pod(namespace, field_selector=f"metadata.name={name}").items:
+            if pod.metadata.deletion_timestamp is None:
+                if pod.status.phase in LIVE:
+                    return str(pod.metadata.uid)
+                delete(api, name, namespace, pod.metadata.uid)
+            time.sleep(POLL)  # its name is free once Kubernetes has ended it
 
 
 def how_it_ended(api: Any, name: str, namespace: str) -> str:
@@ -123,10 +125,15 @@ def how_it_ended(api: Any, name: str, namespace: str) -> str:
     return " ".join(["ended with", *filter(None, [pods[0].status.reason]), *codes])
 
 
-def delete(api: Any, name: str, namespace: str) -> None:
-    """Deletes a pod; one that is gone is no error."""
+def delete(api: Any, name: str, namespace: str, uid: str) -> None:
+    """Deletes the pod of that id. One that is gone, or that another launcher has replaced, is no error."""
     try:
-        api.delete_namespaced_pod(name, namespace)
+        api.delete_namespaced_pod(name, namespace, body=only(uid))
     except ApiException as error:
-        if error.status != 404:
+        if error.status not in (404, 409):
             raise
+
+
+def only(uid: str) -> V1DeleteOptions:
+    """Deletes an object if it still is the one of that id."""
+    return V1DeleteOptions(preconditions=V1Preconditions(uid=uid))

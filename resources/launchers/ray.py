@@ -19,6 +19,9 @@ ACCELERATOR = re.compile(r"[A-Z]{1,2}\d{2,4}")
 """How Ray names a GPU's kind: H100 of NVIDIA-H100-80GB-HBM3."""
 REFUSED = re.compile(r"\b40[13]\b|unauth|forbidden|authentication", re.IGNORECASE)
 
+TRIES = 10
+"""Refusals after which the last one is no lost race."""
+
 
 class RayLauncher(ProgramLauncher):
     """The job outlives the step's process; it ends early only when a person cancels the step."""
@@ -45,25 +48,32 @@ class RayLauncher(ProgramLauncher):
 
 
 class OneJobAName(JobSubmissionClient):  # type: ignore[misc]
-    """Submits a job only if none of that name is there and alive."""
+    """Submits a job only if none of that name is there and alive.
+
+    Ray lets one job at a time have a name, and deletes none that is at work. So whoever loses a race against another
+    launcher meets a refusal, and looks again.
+    """
 
     def submit_job(self, *, submission_id: str, **job: Any) -> str:
         """The name of the job, whether it is new or was found."""
-        while (known := self._status(submission_id)) is None or known.is_terminal():
-            if known is not None:  # it failed or was stopped: what succeeded has committed, and is not asked for
-                self.delete_job(submission_id)
+        refusals: list[RuntimeError] = []
+        while len(refusals) < TRIES:
             try:
+                known = self._status(submission_id)
+                if known is not None and not known.is_terminal():
+                    return submission_id
+                if known is not None:  # it failed or was stopped: what succeeded has committed, and is not asked for
+                    self.delete_job(submission_id)
                 return str(super().submit_job(submission_id=submission_id, **job))
             except RuntimeError as error:
-                if "already exists" not in str(error):
-                    raise
-        return submission_id
+                refusals.append(error)
+        raise refusals[-1]
 
     def _status(self, name: str) -> Any:
         try:
             return self.get_job_status(name)
         except RuntimeError as error:
-            if "404" in str(error) or "does not exist" in str(error):
+            if "404" in str(error):
                 return None
             raise
 

@@ -145,3 +145,16 @@ def test_a_scheduler_that_gave_this_process_some_gpus_gave_it_no_others(
     assert devices.gpus_here() == ["GPU-0", "GPU-1", "GPU-2"]
     monkeypatch.setenv(devices.VISIBLE, "2,GPU-0")
     assert devices.gpus_here() == ["GPU-2", "GPU-0"]
+
+
+def test_a_command_that_is_started_with_gpus_holds_them_itself() -> None:
+    """As on the other nodes of a launch, where no process of this project stays beside torchrun."""
+    told = f"import os; print(os.environ['{devices.VISIBLE}'], flush=True); input()"
+    command = [sys.executable, "-m", "alignment.devices", "2", "h100", sys.executable, "-c", told]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "GPU-a,GPU-b\n"
+        assert free() == 0
+        process.kill()
+        process.wait()
+        assert free() == 2

@@ -67,6 +67,9 @@ def test_a_plan_tells_what_there_is_and_how_each_number_was_reached(
             assert parts[part] == pytest.approx(size * parameters / 2**30)
     assert after["policy_checkpoint"]["fits"] is True
     assert (after["sft_checkpoint"]["to_make"], after["sft_checkpoint"]["slot_seconds"]["value"]) == (0, 0)
+    sft, made_sft = after["sft_checkpoint"]["taken"], made.store.commit_of(made("sft_checkpoint"))
+    assert (sft["seconds"], sft["gpu_seconds"]) == (made_sft.seconds, 0)
+    assert sft["peak_memory_gib"] > 0 and before["sft_checkpoint"]["taken"] == {}
     took = [commit.seconds for commit in made.store.commits("preference_shard")]
     remade = after["preference_shard"]
     assert remade["to_make"] > 0

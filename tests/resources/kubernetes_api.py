@@ -124,12 +124,20 @@ def kubernetes_api(folder: Path) -> Iterator[Api]:
             if name in self.objects():
                 self.fail(409)
                 return
+            body["metadata"]["uid"] = str(len(api.created))
             api.created.append(body)
             self.objects()[name] = body if "/rayjobs" in self.path else Pod(body, api.folder)
             self.answer(body, 201)
 
         def do_DELETE(self) -> None:
-            gone = self.objects().pop(urlsplit(self.path).path.split("/")[-1], None)
+            name = urlsplit(self.path).path.split("/")[-1]
+            options = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
+            there = self.objects().get(name)
+            body = there.body if isinstance(there, Pod) else there
+            if body and options["preconditions"]["uid"] != body["metadata"]["uid"]:
+                self.fail(409)
+                return
+            gone = self.objects().pop(name, None)
             if isinstance(gone, Pod):
                 gone.end()
             self.answer({"kind": "Status", "status": "Success"}) if gone else self.fail(404)

@@ -7,11 +7,13 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
 import pytest
+from ray.job_submission import JobStatus
 
 from alignment.data.files import pin_file
 from alignment.errors import BadInput
@@ -34,6 +36,7 @@ def kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]
         monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
         monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "config"))
         monkeypatch.setattr("resources.launchers.kubernetes.POLL", 0.1)
+        monkeypatch.setattr("resources.launchers.kuberay.POLL", 0.1)
         yield api
 
 
@@ -108,13 +111,16 @@ def test_two_launches_of_one_key_share_a_pod_and_a_failed_one_is_replaced(
         return {"metadata": {"name": "align-x"}, "spec": {"containers": [container]}}
 
     for _ in range(2):
-        create_unless_alive(api, "align-x", "default", body("import time; time.sleep(600)"))
+        first = create_unless_alive(api, "align-x", "default", body("import time; time.sleep(600)"))
     assert len(kubernetes.created) == 1
     kubernetes.pods["align-x"].end()
-    create_unless_alive(api, "align-x", "default", body("pass"))
-    assert len(kubernetes.created) == 2
-    delete(api, "align-x", "default")
-    delete(api, "align-x", "default")  # gone is no error
+    second = create_unless_alive(api, "align-x", "default", body("import time; time.sleep(600)"))
+    assert second != first and len(kubernetes.created) == 2
+    delete(api, "align-x", "default", first)  # who waited for the failed one comes late
+    assert set(kubernetes.pods) == {"align-x"}
+    for _ in range(2):  # gone is no error
+        delete(api, "align-x", "default", second)
+    assert kubernetes.pods == {}
 
 
 def test_a_cancelled_step_takes_its_pod_along_and_one_that_lost_its_api_leaves_it(
@@ -231,6 +237,66 @@ def test_a_ray_job_asks_for_its_pools_accelerator_and_starts_torchrun_on_each_no
     job = submission(launch_of(two, request_of_pairs, store), Program(program.arguments, {}, two))
     assert job["entrypoint_num_gpus"] == 8
     assert "resources.launchers.ray_nodes" in job["entrypoint"] and '"nodes": 2, "processes": 8' in job["entrypoint"]
+
+
+class Races:
+    """Jobs as Ray holds them. Between any two questions of a launcher other launchers and the jobs themselves move."""
+
+    def __init__(self, seed: int) -> None:
+        self.draw = Random(seed)
+        self.jobs: dict[str, JobStatus] = {}
+        self.submitted = 0
+
+    def move(self) -> None:
+        """Something happens elsewhere, or nothing."""
+        status = self.jobs.get("align-x")
+        what = self.draw.choice(["nothing", "end", "submit", "delete"])
+        if what == "end" and status == JobStatus.RUNNING:
+            self.jobs["align-x"] = self.draw.choice([JobStatus.FAILED, JobStatus.STOPPED])
+        elif what == "submit" and status is None:
+            self.jobs["align-x"] = JobStatus.RUNNING
+        elif what == "delete" and status is not None and status.is_terminal():
+            del self.jobs["align-x"]
+
+    def get_job_status(self, name: str) -> JobStatus:
+        self.move()
+        if name not in self.jobs:
+            raise RuntimeError(f"Request failed with status code 404: Job {name} does not exist.")
+        return self.jobs[name]
+
+    def delete_job(self, name: str) -> None:
+        self.move()
+        if name not in self.jobs or not self.jobs[name].is_terminal():
+            raise RuntimeError("Request failed with status code 500: Attempted to delete job that is not terminal")
+        del self.jobs[name]
+
+    def submit_job(self, *, submission_id: str, **job: Any) -> str:
+        self.move()
+        if submission_id in self.jobs:
+            raise RuntimeError(f"ValueError: Job with submission_id {submission_id} already exists.")
+        self.jobs[submission_id] = JobStatus.RUNNING
+        self.submitted += 1
+        return submission_id
+
+
+def forwarded_to(races: Races, name: str) -> Any:
+    method = getattr(races, name)
+    return lambda _, *given, **named: method(*given, **named)
+
+
+def test_of_a_thousand_races_none_starts_a_second_job_or_ends_one_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.job_submission import JobSubmissionClient
+
+    from resources.launchers.ray import OneJobAName
+
+    monkeypatch.setattr("resources.launchers.ray.TRIES", 1000)
+    for seed in range(1000):
+        races = Races(seed)
+        for name in ("get_job_status", "delete_job", "submit_job"):
+            monkeypatch.setattr(JobSubmissionClient, name, forwarded_to(races, name))
+        launcher = OneJobAName.__new__(OneJobAName)
+        assert launcher.submit_job(submission_id="align-x", entrypoint="x") == "align-x"
+        assert races.jobs["align-x"] == JobStatus.RUNNING and races.submitted <= 1
 
 
 def test_a_ray_job_of_kuberay_is_the_manifest_under_the_keys_name_and_lives_once(

@@ -26,7 +26,7 @@ def machines(s3: str, tmp_path: Path) -> tuple[Store, Store]:
 def write_checkpoint(folder: Path, step: int, text: str = "weights") -> Path:
     checkpoint = folder / "trainer" / f"checkpoint-{step}"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "state.json").write_text(text)
+    (checkpoint / "training.json").write_text(text)
     resume.mark_complete(checkpoint)
     return checkpoint
 
@@ -50,7 +50,7 @@ def test_a_copy_that_was_cut_off_is_not_resumed_from_and_harms_no_whole_one(mach
     first, second = (WorkCopies(store, KIND, KEY) for store in machines)
     write_checkpoint(first.folder, 10)
     first.save()
-    remote = str(first.remote / "trainer/checkpoint-10/state.json")
+    remote = str(first.remote / "trainer/checkpoint-10/training.json")
     machines[0].fs.pipe_file(remote, b"wei")
     second.fetch()
     assert resume.last_complete(second.folder / "trainer") is None

@@ -127,21 +127,21 @@ def _words(found: Any, keys: tuple[str, ...], model: type[BaseModel]) -> str:
 
 
 def _other_key(keys: tuple[str, ...], model: type[BaseModel]) -> str:
-    """The key that was meant: one of the section with nearly this name, or this very name in another section."""
+    """The key that was meant: this very name in one other section, or one of the section with nearly this name."""
     *section, key = keys
     around = _models_at(model, section)
     written = {name: field.alias or name for one in around for name, field in one.model_fields.items()}
     if key in written:  # a key of another spelling of the section, which has another name here
         return f"; did you mean {written[key]}?"
-    if meant := did_you_mean(key, list(written.values())):
-        return meant
     below = [
         ".".join((*section, name, key))
         for one in around
         for name, field in one.model_fields.items()
         if any(key in inner.model_fields for inner in _models_of(field.annotation))
     ]
-    return f"; did you mean {below[0]}?" if len(below) == 1 else ""
+    if len(below) == 1:  # this very name rather than one that is nearly it
+        return f"; did you mean {below[0]}?"
+    return did_you_mean(key, list(written.values()))
 
 
 def _described(keys: tuple[str, ...], model: type[BaseModel]) -> str:

@@ -37,6 +37,14 @@ def _places(recipe: Recipe, pools: Pools) -> Iterator[tuple[str, Callable[[], An
         yield "sft.dataset.files", partial(_data, pattern, "demonstrations")
     for pattern in recipe.preferences.file_patterns:
         yield "preferences.files", partial(_data, pattern, "preferences")
+    for name, sampled in (("generate", recipe.generate), ("rounds", recipe.rounds)):
+        for pattern in (sampled and sampled.prompts.files) or ():
+            yield f"{name}.prompts.files", partial(_data, pattern, "preferences")
+        for key in ("generator", "weak"):
+            if isinstance(model := getattr(sampled, key, None), ModelSource):
+                yield from _model(f"{name}.{key}", model)
+    if recipe.reward_model is not None and recipe.reward_model.adopt is not None:
+        yield from _model("reward_model.adopt", recipe.reward_model.adopt)
 
 
 def _model(field: str, model: ModelSource) -> Iterator[tuple[str, Callable[[], Any]]]:

@@ -180,8 +180,8 @@ def prompt_sources(prompts: Prompts, seed: int) -> Iterator[PromptSource]:
     if prompts.embedded is not None:
         yield from (PromptSource(embedded=prompts.embedded, part=part, seed=seed) for part in range(prompts.parts))
     elif prompts.hub is not None:
-        place = {"hub": prompts.hub, "revision": prompts.revision, "config": prompts.config, "split": prompts.split}
-        yield PromptSource(hub=pin_hub(DataSource(**place)))
+        named = DataSource(hub=prompts.hub, revision=prompts.revision, config=prompts.config, split=prompts.split)
+        yield PromptSource(hub=pin_hub(named))
     else:
         urls = expand_all(prompts.files or [], "preferences")
         if not urls:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from alignment.recipe import Recipe
+from alignment.stages.stage import first_manifest
 from alignment.store import Artifact, Commit
 from assets.building.node import Node, NotNeeded, Shown
 from assets.building.upstream import Upstream
@@ -22,7 +23,7 @@ def new_rows(recipe: Recipe) -> Node:
     def request(upstream: Upstream, shard: str | None) -> NewRowsRequest:
         manifest, policy = upstream("preference_manifest"), upstream.get("policy_checkpoint")
         # the policy of this very manifest is the candidate, and what it was compared with stays the champion
-        trained = policy is not None and upstream.store.commit_of(policy).inputs["manifest"].digest == manifest.digest
+        trained = policy is not None and first_manifest(upstream.store.commit_of, policy).digest == manifest.digest
         return request_of(recipe, upstream, policy if trained else None)
 
     return Node(
@@ -46,7 +47,7 @@ def request_of(recipe: Recipe, upstream: Upstream, candidate: Artifact | None) -
     manifest, champion = upstream("preference_manifest"), champion_for(upstream, candidate).policy
     if champion is None:
         raise NotNeeded("there is no champion yet")
-    known = upstream.store.commit_of(champion).inputs["manifest"]
+    known = first_manifest(upstream.store.commit_of, champion)
     if known.digest == manifest.digest:
         raise NotNeeded("the champion was trained on these rows")
     return NewRowsRequest(

@@ -18,7 +18,21 @@ BARE = [
     "alignment.data.tokens",
     *(
         f"alignment.models.{name}"
-        for name in ("attention", "checkpoint", "forward", "packing", "rope", "runner", "size", "weights")
+        for name in (
+            "attention",
+            "checkpoint",
+            "forward",
+            "loading",
+            "memory",
+            "packing",
+            "recompute",
+            "rope",
+            "runner",
+            "shape",
+            "sharding",
+            "size",
+            "weights",
+        )
     ),
     "alignment.methods.dpo",
     "alignment.logprobs.scorer",
@@ -100,6 +114,7 @@ def test_the_gpu_benchmark_runs_there_at_its_smallest_size(tmp_path: Path) -> No
     assert ours and all(row["error"] < 0.02 and row["gradient_error"] < 0.02 for row in ours)
 
 
+@pytest.mark.soak
 def test_whole_steps_are_measured_where_the_packages_are(tmp_path: Path) -> None:
     """Steps beside TRL's, with an adapter, by what activations are kept, and interrupted."""
     code = f"""

@@ -12,6 +12,7 @@ import pytest
 
 from alignment.stages.__main__ import GROUP
 from alignment.stages.base_model import BaseModelSummary
+from alignment.stages.candidates import CandidatesSummary
 from alignment.stages.preference_manifest import ManifestSummary
 from alignment.stages.sft_dataset import SftDatasetSummary
 from alignment.stages.stage import CheckpointSummary, PolicySummary, ReferenceSummary, SftSummary, ShardSummary
@@ -20,7 +21,9 @@ from assets.registration import RegistrationSummary
 from eval.gate.sweep import SweepSummary
 from eval.stages.checkpoint_check import CheckSummary
 from eval.stages.evaluation_report import ReportSummary
-from eval.summaries import DivergenceSummary, ResponsesSummary, ScoresSummary
+from eval.stages.ranked_pairs import RankedSummary
+from eval.stages.reward_model import RewardSummary
+from eval.summaries import DivergenceSummary, NewRowsSummary, ResponsesSummary, RoundSummary, ScoresSummary
 
 PROJECT = Path(__file__).resolve().parents[1]
 RECORDED: dict[str, dict[str, Any]] = json.loads((PROJECT / "tests/recorded_summaries.json").read_text())
@@ -36,12 +39,17 @@ SUMMARIES: dict[str, type[Summary]] = {
     "policy_logprobs": ReferenceSummary,
     "merged_checkpoint": PolicySummary,
     "policy_divergence": DivergenceSummary,
+    "new_rows": NewRowsSummary,
     "responses": ResponsesSummary,
     "scores": ScoresSummary,
     "evaluation_report": ReportSummary,
     "sweep_report": SweepSummary,
     "checkpoint_check": CheckSummary,
     "registered_model": RegistrationSummary,
+    "candidates": CandidatesSummary,
+    "ranked_pairs": RankedSummary,
+    "reward_model": RewardSummary,
+    "round_comparison": RoundSummary,
 }
 BILL = {"asked": 3, "judgments": 5, "input_tokens": 7, "output_tokens": 2, "usd": None, "refused": {"q1": "HTTP 400"}}
 DECISION = {

@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,8 +73,9 @@ class Served:
         if settings.kind == "endpoint":
             yield EndpointGenerator(settings, self.checkpoint.digest, encoder, answers)
             return
-        with started(settings, folder, self.checkpoint.digest) as endpoint:
-            yield EndpointGenerator(endpoint, self.checkpoint.digest, encoder, answers)
+        digest = self.checkpoint.digest
+        with _shared.server(settings, folder, digest) if _shared else started(settings, folder, digest) as endpoint:
+            yield EndpointGenerator(endpoint, digest, encoder, answers)
 
     def _model(self, folder: Path, runs_code: bool) -> PreTrainedModel:
         if not self.kept:
@@ -90,6 +91,48 @@ class Served:
 def forget() -> None:
     """Lets go of the model that was kept."""
     _loaded.clear()
+
+
+class _Shared:
+    """The server that was started last, for all who ask for the same one while it is shared."""
+
+    def __init__(self) -> None:
+        self.users = 0
+        self._key: tuple[str, str | None] | None = None
+        self._endpoint: Generate | None = None
+        self._open = ExitStack()
+
+    def __bool__(self) -> bool:
+        return self.users > 0
+
+    @contextmanager
+    def server(self, settings: Generate, folder: Path, digest: str) -> Iterator[Generate]:
+        """As `started`, and the server goes on."""
+        if self._endpoint is None or self._key != (digest, settings.command):
+            self.close()
+            self._endpoint = self._open.enter_context(started(settings, folder, digest))
+            self._key = (digest, settings.command)
+        yield self._endpoint
+
+    def close(self) -> None:
+        """Ends the server."""
+        self._endpoint = None
+        self._open.close()
+
+
+_shared = _Shared()
+
+
+@contextmanager
+def shared_server() -> Iterator[None]:
+    """Within it a server is started once for all that ask for the same checkpoint, and ended at its end."""
+    _shared.users += 1
+    try:
+        yield
+    finally:
+        _shared.users -= 1
+        if not _shared:
+            _shared.close()
 
 
 @contextmanager

@@ -38,7 +38,7 @@ from alignment.stages import SourceFile
 
 VERIFIED = ("answer", "solution", "instruction_id_list", "kwargs", "rubric")
 """Fields of a record that say which answers to its prompt are right; they stay with the prompt."""
-HELD_OUT, NOT_HELD_OUT = "held out: it is measured and never trained on", "not held out"
+HELD_OUT = "held out: it is measured and never trained on"
 
 
 class PromptSource(BaseModel):
@@ -169,7 +169,7 @@ class Reading:
     quarantined: list[Quarantined] = field(default_factory=list)
     withdrawn_prompts: int = 0
     elsewhere: int = 0
-    """Prompts of other portions."""
+    """Prompts of other portions, or of the other side of the split."""
 
     def prompts(self, source: PromptSource) -> list[Prompt]:
         """The usable prompts of a source in its order, each once."""
@@ -197,10 +197,12 @@ class Reading:
         for prompt, suite in zip(prompts, suites, strict=True):
             if suite is not None:
                 self.set_aside(prompt, f"holds an item of {suite}")
-            elif is_held_out(prompt.content, form_of(prompt.content), self.held_out_fraction) != self.held_out:
-                self.set_aside(prompt, NOT_HELD_OUT if self.held_out else HELD_OUT)
-            else:
+            elif is_held_out(prompt.content, form_of(prompt.content), self.held_out_fraction) == self.held_out:
                 yield prompt
+            elif self.held_out:
+                self.elsewhere += 1
+            else:
+                self.set_aside(prompt, HELD_OUT)
 
     def set_aside(self, prompt: Prompt, reason: str) -> None:
         """Keeps a prompt out, with the reason."""

@@ -97,17 +97,24 @@ class Reader:
 
     def __call__(self, name: str, owner: torch.Tensor) -> torch.Tensor:
         """This rank's rows of a weight, in its dtype, on the CPU."""
-        import torch
-
-        entry = self.entries[name]
         first, last = rows_of(owner) if owner.dim() else (0, 1)
-        data = entry.rows(first, last)
-        self.bytes_read += len(data)
-        rows = torch.frombuffer(data, dtype=getattr(torch, DTYPES[entry.dtype])) if data else torch.empty(0)
-        rows = rows.view(local(owner).shape).to(owner.dtype)
+        rows = self._rows(name, first, last).view(local(owner).shape).to(owner.dtype)
         if (first_not_finite([(name, rows)])) is not None:
             raise BadInput(f"{name} {NOT_FINITE} in {str(owner.dtype).removeprefix('torch.')}", file=str(self.folder))
         return rows
+
+    def whole(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """All of a weight."""
+        shape = self.entries[name].shape
+        return self._rows(name, 0, shape[0] if shape else 1).view(shape).to(dtype)
+
+    def _rows(self, name: str, first: int, last: int) -> torch.Tensor:
+        import torch
+
+        entry = self.entries[name]
+        data = entry.rows(first, last)
+        self.bytes_read += len(data)
+        return torch.frombuffer(data, dtype=getattr(torch, DTYPES[entry.dtype])) if data else torch.empty(0)
 
 
 def reader(model: PreTrainedModel, folder: Path) -> Reader:

@@ -61,6 +61,19 @@ def load_reward_model(
     return loaded
 
 
+_kept: dict[tuple[str, str], PreTrainedModel] = {}
+"""The last model that scored, by folder and precision: sources of prompts that follow each other share one load."""
+
+
+def kept_reward_model(folder: str | Path, precision: str) -> PreTrainedModel:
+    """`load_reward_model`, or the one that it loaded last, where that is the same."""
+    key = (str(folder), precision)
+    if key not in _kept:
+        _kept.clear()  # before the next one arrives, so that two are never held
+        _kept[key] = load_reward_model(folder, precision)
+    return _kept[key]
+
+
 def rewards(model: PreTrainedModel, sequences: Sequence[Sequence[int]], batch_tokens: int) -> list[float]:
     """The reward of each sequence of token ids, in order; batches hold at most `batch_tokens` padded tokens."""
     import torch

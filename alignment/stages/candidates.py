@@ -23,7 +23,7 @@ from alignment.data.rows import encode, form_of, iter_records, write_records
 from alignment.data.validate import QUARANTINE_FILE, most_common, reason_counts, write_quarantine
 from alignment.digest import json_digest
 from alignment.errors import BadInput
-from alignment.generation.engine import AnyGenerator, Served
+from alignment.generation.engine import AnyGenerator, Served, shared_server
 from alignment.generation.generator import Answer, Generator, Sampling, as_trained
 from alignment.generation.prompts import Items, Prompt, PromptSource, Reading, prompt_of
 from alignment.progress import ProgressLog
@@ -143,7 +143,7 @@ def run(request: CandidatesRequest, context: Context) -> Result:
     prompts = reading.prompts(request.prompts[0])
     if request.max_prompts is not None:
         prompts = _drawn(prompts, request)
-    counts = {"prompts": 0, "candidates": 0, "tokens": 0, "cut": 0}
+    counts: dict[str, Any] = {"prompts": 0, "candidates": 0, "tokens": 0, "cut": 0}
     lines: list[Any] = []
 
     def counted() -> Iterator[dict[str, Any]]:
@@ -167,13 +167,14 @@ def run(request: CandidatesRequest, context: Context) -> Result:
         source = request.prompts[0]
         where = source.file.url if source.file is not None else source.name
         told = most_common(reading.reasons) if reading.reasons else "all were withdrawn, or are of another round"
+        told = "none of its prompts is held out: give more prompts" if request.held_out else told
         raise BadInput(f"no prompt to sample answers to; {told}", file=where)
     summary = CandidatesSummary(
         **counts,
         quarantined=len(reading.quarantined),
         reasons=reason_counts(reading.reasons),
         generator=f"{request.generator} {request.checkpoint.digest[:12]}".strip(),
-        **({"withdrawn": reading.withdrawn_prompts} if request.withdrawn else {}),
+        withdrawn=reading.withdrawn_prompts if request.withdrawn else None,
     )
     # the same texts from two models are two results: a row's generator must be traceable
     return Result(json_digest({"checkpoint": request.checkpoint.digest, "candidates": lines}), summary)
@@ -182,19 +183,22 @@ def run(request: CandidatesRequest, context: Context) -> Result:
 def _several(request: CandidatesRequest, context: Context) -> Result:
     """Every source's own artifact, and a record of which they are."""
     commits = []
-    for place in range(len(request.prompts)):
-        commits.append(execute(STAGE, _of_source(request, place), context.store))
+    with shared_server():
+        for place in range(len(request.prompts)):
+            commits.append(execute(STAGE, _of_source(request, place), context.store))
     summaries = [CandidatesSummary.of(commit) for commit in commits]
     reasons: dict[str, int] = {}
     for summary in summaries:
         for reason, count in summary.reasons.items():
             reasons[reason] = reasons.get(reason, 0) + count
-    totals = {
+    totals: dict[str, Any] = {
         name: sum(getattr(summary, name) for summary in summaries)
         for name in ("prompts", "candidates", "tokens", "cut", "quarantined")
     }
     parts = [commit.artifact for commit in commits]
-    withdrawn = {"withdrawn": sum(summary.withdrawn or 0 for summary in summaries)} if request.withdrawn else {}
+    withdrawn: dict[str, Any] = (
+        {"withdrawn": sum(summary.withdrawn or 0 for summary in summaries)} if request.withdrawn else {}
+    )
     return Result(
         json_digest([part.digest for part in parts]),
         CandidatesSummary(

@@ -209,6 +209,13 @@ def starts_of(commit_of: Callable[[Artifact], Commit], policy: Commit) -> list[C
     return starts
 
 
+def first_manifest(commit_of: Callable[[Artifact], Commit], policy: Artifact) -> Artifact:
+    """The manifest that the first training of a policy stood on; later links of a chain may have a part of it."""
+    commit = commit_of(policy)
+    links = [commit, *(start for start in starts_of(commit_of, commit) if start.kind == POLICY)]
+    return links[-1].inputs["manifest"]
+
+
 def began_with(commit_of: Callable[[Artifact], Commit], checkpoint: Artifact) -> Artifact:
     """Where training began that led to a checkpoint: itself, unless it is a policy."""
     return starts_of(commit_of, commit_of(checkpoint))[-1].artifact if checkpoint.kind == POLICY else checkpoint

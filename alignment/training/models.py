@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from alignment.models.checkpoint import (
 from alignment.models.code import CODE_FILES
 from alignment.models.loading import Reader, empty_model, reader
 from alignment.models.quantised import dequantised
-from alignment.models.sharding import hollow, local, replace_weights, wholes
+from alignment.models.sharding import adapters, hollow, local, plain_name, replace_weights, wholes
 from alignment.models.weights import INDEX_FILE, SINGLE_FILE, tensors
 from alignment.recipe import Lora, Optimisation
 from alignment.stages.stage import AdapterSummary, OriginSummary
@@ -136,15 +136,18 @@ class TrainedModel:
         import torch
 
         if self.sharded and self.settings.lora is None:
-            self._save_gathered(trained, out)
+            self._save_by_weight(wholes(trained), trained, out)
             return
         if torch.distributed.is_initialized() and torch.distributed.get_rank():
+            return
+        if self.sharded:
+            self._save_by_weight(self._merged_weights(trained), trained.get_base_model(), out)
             return
         if self.settings.lora is None:
             plain = trained
             for weight, master in master_weights(optimizer):
                 weight.data = master.data
-        elif self.merge_elsewhere or self.sharded or self.settings.quantise:
+        elif self.merge_elsewhere or self.settings.quantise:
             plain = self._merged_into_stored(trained)
         else:
             plain = trained.merge_and_unload()
@@ -153,7 +156,7 @@ class TrainedModel:
         save_checkpoint(plain, self.tokenizer(), out)
         keep_description(self.folder, out, self.saved_as, self.runs_code)
 
-    def _save_gathered(self, trained: Any, out: Path) -> None:
+    def _save_by_weight(self, weights: Iterable[tuple[str, torch.Tensor]], model: Any, out: Path) -> None:
         """Weight by weight, in files of `FILE_BYTES`: the first rank has no more than one file's weights whole."""
         import torch
         from safetensors.torch import save_file
@@ -164,13 +167,13 @@ class TrainedModel:
         files: list[dict[str, int]] = []
 
         def write() -> None:
-            named = revert_weight_conversion(trained, waiting)
+            named = revert_weight_conversion(model, waiting)
             path = out / f".part-{len(files)}.safetensors"
             save_file({name: weight.contiguous() for name, weight in named.items()}, path, metadata={"format": "pt"})
             files.append({name: weight.nbytes for name, weight in named.items()})
             waiting.clear()
 
-        for name, weight in wholes(trained):
+        for name, weight in weights:
             if not writes:
                 continue
             waiting[name] = weight.detach().to("cpu", dtype if weight.is_floating_point() else weight.dtype)
@@ -193,6 +196,27 @@ class TrainedModel:
         self.tokenizer().save_pretrained(out)
         keep_description(self.folder, out, self.saved_as, self.runs_code)
 
+    def _merged_weights(self, trained: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and value of each weight of a sharded model with the adapter merged, read again from where it is stored:
+        no process has the whole model, and a base rounded to compute is not kept."""
+        import torch
+        from peft.tuners.lora import LoraLayer
+
+        assert self.read is not None
+        model = trained.get_base_model()
+        for weight in adapters(model):
+            weight.data = weight.data.cpu().float()
+        adapted = {f"{at}.weight": module for at, module in model.named_modules() if isinstance(module, LoraLayer)}
+        dtype = torch.float32 if self.merge_elsewhere else getattr(torch, self.settings.precision)
+        names = [plain_name(name) for name, _ in model.named_parameters()]
+        for name in (name for name in names if name in self.read.entries):  # the others are the adapter's
+            value = self.read.whole(name, dtype)
+            if name in adapted:
+                value += adapted[name].get_delta_weight("default")
+            yield name, value
+        stored = set(model.state_dict(keep_vars=True))
+        yield from ((name, buffer) for name, buffer in model.named_buffers() if name in stored)
+
     def _merged_into_stored(self, trained: Any) -> Any:
         """The adapter merged into the weights as they are stored: a base rounded to compute is not kept.
 
@@ -202,7 +226,7 @@ class TrainedModel:
 
         adapter = {name: weight.detach().cpu().float() for name, weight in get_peft_model_state_dict(trained).items()}
         values = {} if self.settings.quantise is None else dequantised(trained)
-        if not self.sharded and self.settings.quantise is None:
+        if self.settings.quantise is None:
             trained.to("meta")
         precision = "float32" if self.merge_elsewhere or self.settings.quantise else self.settings.precision
         base = load_model(self.folder, precision, "cpu", runs_code=self.runs_code)

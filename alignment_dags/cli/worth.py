@@ -23,7 +23,7 @@ def show_worth(result: dict[str, Any]) -> None:
             f"{one['margin']:.4g}",
             str(one["clusters"]),
             "-" if one["needed"] is None else str(one["needed"]),
-            str(one["reports"]),
+            f"{one['reports']}{'' if one['against'] == 'champion' else ' (with the start checkpoint)'}",
         )
         for one in result["worth"]["provable"]
     ]

@@ -96,6 +96,7 @@ class Provable(BaseModel):
 
     `margin` is what the gate counts as no loss, and `needed` the clusters that would prove a change as large as it.
     `reports` is the number of earlier comparisons that showed the spread; without any, `change` and `needed` are None.
+    They are with the champion, or (`against` is sft) with the start checkpoint, from which a policy differs more.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -106,12 +107,14 @@ class Provable(BaseModel):
     clusters: int
     needed: int | None
     reports: int
+    against: Literal["champion", "sft"] = "champion"
     width: float | None = None
 
     @property
     def is_enough(self) -> bool:
-        """Whether a change as large as the margin would be proved; so it is taken to be, if nothing is known."""
-        return self.change is None or self.change <= self.margin
+        """Whether a change as large as the margin would be proved; so it is taken to be, if no comparison with a
+        champion says otherwise: else there would never be one."""
+        return self.change is None or self.against == "sft" or self.change <= self.margin
 
 
 class NightWorth(BaseModel):

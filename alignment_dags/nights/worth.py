@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,7 +22,7 @@ from alignment.recipe import Gate, Recipe
 from alignment.recipe.schedule import Worth
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.preference_manifest import ManifestRequest
-from alignment.stages.stage import PolicySummary
+from alignment.stages.stage import PolicySummary, first_manifest
 from alignment.store import Artifact, Commit, MissingArtifact, Store
 from alignment.store.store import readable_commits
 from alignment_dags.nights.night import NightWorth, Provable
@@ -100,10 +101,11 @@ def worth_of(workspace: Workspace) -> NightWorth | None:
     request = node.request(upstream, None)
     assert isinstance(request, ManifestRequest)
     try:
-        before = ManifestRequest.model_validate_json(store.read(trained.inputs["manifest"], REQUEST_FILE))
+        manifest = first_manifest(store.commit_of, policy)
+        before = ManifestRequest.model_validate_json(store.read(manifest, REQUEST_FILE))
         if _settings(before) != _settings(request):
             return None
-        new, gone = changed_rows(store, trained.inputs["manifest"], request)
+        new, gone = changed_rows(store, manifest, request)
     except MissingArtifact:  # erased: what was trained on is not known any more
         return None
     seconds, price = price_of(workspace)
@@ -127,12 +129,14 @@ def _settings(request: ManifestRequest) -> object:
 def changed_rows(store: Store, manifest: Artifact, request: ManifestRequest) -> tuple[int, int]:
     """Rows to train on that a manifest does not have, and those it trains on that the request's shards have no more.
 
-    Only shards that are not in both are read.
+    Only shards that are not in both are read. Rows of a shard that is only late are not gone.
     """
     folder = store.fetch(manifest)
     pinned = read_manifest(folder)
     known = {shard.shard.digest for shard in pinned.shards}
     current = {shard.digest for shard in request.shards.values()}
+    late = {name for name, why in request.left_out.items() if "withdrawn" not in why}
+    current |= {shard.shard.digest for shard in pinned.shards if shard.name in late}
     added = [_to_train_on(store, one, request) for one in request.shards.values() if one.digest not in known]
     old = _trained_on(folder / SPLIT_FILE, pinned, current)
     new = pa.chunked_array(added, pa.string()).unique()
@@ -194,26 +198,32 @@ def _margins(gate: Gate | None, recipe: Recipe, reports: Sequence[ReportSummary]
         return {}
     if gate is None:
         scored = {suite for report in reports for suite in report.comparisons}
-        return dict(default_requirement(suite, suite_of(recipe, suite)) for suite in recipe.evals.selected() if suite in scored)
+        return dict(
+            default_requirement(suite, suite_of(recipe, suite)) for suite in recipe.evals.selected() if suite in scored
+        )
     margins: dict[str, float | None] = {}
     for metric, asked in gate.metrics.items():
         if asked.no_regression is not None:
             margins[metric] = asked.no_regression
         elif asked.improve is not None:
-            width = next((one.width for one in _comparisons(metric, reports)), None)
+            width = next((one.width for one in _comparisons(metric, reports)[1]), None)
             margins[metric] = asked.champion_margin or (None if width is None else default_margin(width))
     return {metric: margin for metric, margin in margins.items() if margin}
 
 
-def _comparisons(metric: str, reports: Iterable[ReportSummary]) -> list[MetricComparison]:
+def _comparisons(
+    metric: str, reports: Iterable[ReportSummary]
+) -> tuple[Literal["champion", "sft"], list[MetricComparison]]:
+    """Those with the champion, the latest first; if there are none, those with the start checkpoint."""
     suite, _, name = metric.partition("/")
     sides = [(report.champion or {}, report.comparisons | report.bounded) for report in reports]
-    found = [side[0][suite][name] for side in sides if name in side[0].get(suite, {})]
-    return found or [side[1][suite][name] for side in sides if name in side[1].get(suite, {})]
+    if found := [champion[suite][name] for champion, _ in sides if name in champion.get(suite, {})]:
+        return "champion", found
+    return "sft", [sft[suite][name] for _, sft in sides if name in sft.get(suite, {})]
 
 
 def _provable(metric: str, margin: float, reports: Sequence[ReportSummary]) -> Provable:
-    compared = _comparisons(metric, reports)
+    against, compared = _comparisons(metric, reports)
     spread = pooled_spread(
         (one.difference_interval(), None if one.p_mcnemar is None else one.gained + one.lost) for one in compared
     )
@@ -227,6 +237,7 @@ def _provable(metric: str, margin: float, reports: Sequence[ReportSummary]) -> P
         clusters=clusters,
         needed=None if spread is None else clusters if enough else clusters_to_prove(spread, margin),
         reports=len(compared),
+        against=against,
         width=compared[0].width if compared else None,
     )
 

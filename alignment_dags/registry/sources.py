@@ -93,8 +93,8 @@ def sources_of(
 
 
 def _adapter(recipe: Recipe, full: bool) -> list[str]:
-    """Changes by which a LoRA adapter is trained, unless the recipe has one or trains a chain."""
-    if full or recipe.dpo.lora is not None or len(recipe.links) > 1:
+    """Changes by which a LoRA adapter is trained, unless the recipe has one, or trains more than once."""
+    if full or recipe.dpo.lora is not None or len(recipe.links) > 1 or recipe.sweep is not None:
         return []
     section = recipe.training.spelling.section
     return [f"{section}.lora={{}}", f"{section}.learning_rate={recipe.dpo.learning_rate * LORA_RATE:.6g}"]

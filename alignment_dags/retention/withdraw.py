@@ -21,11 +21,11 @@ from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.preference_shard import ShardRequest
 from alignment.store import Artifact, MissingArtifact, Store
 from alignment.store.store import refs_of
-from alignment_dags.retention.sampled import sampled_from
+from alignment_dags.retention.sampled import PROMPTS, current_sampled, sampled_from
 from alignment_dags.retention.text import DATASET, DEMONSTRATIONS, SHARD
 from resources.store import ArtifactStore
 
-SFT_DATA = "(SFT data)"
+SFT_DATA, SAMPLED = "(SFT data)", "(sampled answers)"
 
 
 def withdraw(path: Path, rows: list[str], shards: list[str], reason: str) -> dict[str, Any]:
@@ -186,11 +186,12 @@ def _plain(request: ShardRequest) -> ShardRequest:
 
 # `align prefs find`: the ids of the rows with a text. A person who asks for a withdrawal knows the text, not the ids.
 
-TEXTS = ("prompt", "chosen", "rejected", "completion")
+TEXTS = ("prompt", "chosen", "rejected", "completion", "text")
 
 
 def find_rows(path: Path, text: str) -> dict[str, Any]:
-    """`rows` [{row_id, shard, source, source_row}] of a recipe's current shards and SFT data that contain the text."""
+    """`rows` [{row_id, shard, source, source_row}] of a recipe's current shards and SFT data that contain the text, and
+    of the prompts whose sampled answers do, or that do themselves."""
     if not text.strip():
         raise BadInput("the text to look for is empty")
     recipe = load_recipe(path)
@@ -201,6 +202,11 @@ def find_rows(path: Path, text: str) -> dict[str, Any]:
             if named.recipe == recipe.name:
                 place = "(SFT data)" if holder.kind == DATASET else named.partition
                 rows += ({"shard": place, **row} for row in _holding(store, named.ref.artifact, holder, text))
+    sampled = current_sampled(store, PROMPTS.kind)
+    for commit in store.commits(PROMPTS.kind):
+        if any(name == recipe.name for name, _ in sampled.get(commit.key, ())):
+            found = {row["row_id"]: row for row in _holding(store, commit.artifact, PROMPTS, text)}
+            rows += ({"shard": SAMPLED, **row} for row in found.values())
     return {"rows": rows}
 
 
@@ -214,7 +220,8 @@ def show_found(result: dict[str, Any]) -> None:
 def _holding(store: Store, artifact: Artifact, holder: Holder, text: str) -> Iterator[dict[str, Any]]:
     """Messages are stored as JSON, so the text is searched for in its JSON form too."""
     written = {text, json.dumps(text, ensure_ascii=False)[1:-1]}
-    for name in holder.files:
+    there = store.commit_of(artifact).files
+    for name in (name for name in holder.files if name in there):
         table = pq.read_table(pa.BufferReader(store.read(artifact, name)))
         matches = pa.array([False] * table.num_rows)
         for column in set(TEXTS) & set(table.column_names):

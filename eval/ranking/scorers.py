@@ -19,7 +19,7 @@ from alignment.data.rows import Content, decode, form_of, text_of
 from alignment.data.tokens import Dropped, Tokenization
 from alignment.errors import BadInput
 from alignment.models.checkpoint import embeddings, load_tokenizer, max_positions
-from alignment.models.reward import load_reward_model, rewards
+from alignment.models.reward import kept_reward_model, rewards
 from alignment.recipe import Judge, TokenPolicy
 from alignment.recipe.data import Section
 from alignment.recipe.generate import Score
@@ -194,7 +194,7 @@ class JudgeScorer:
         asked = []
         for places in by_prompt.values():
             for one, other in combinations(places, 2):
-                name = f"{answers[one].name}:{answers[other].name.rpartition('/')[2]}"
+                name = f"{answers[one].name} {answers[other].name}"
                 for game, (first, second) in ((1, (one, other)), (2, (other, one))):
                     words = {"question": text_of(answers[one].prompt)}
                     words |= {"answer_a": answers[first].text, "answer_b": answers[second].text}
@@ -224,13 +224,17 @@ class RewardScorer:
         ids: list[tuple[int, ...]] = []
         for answer in answers:
             said = answer.text if isinstance(answer.prompt, str) else ({"role": "assistant", "content": answer.text},)
-            written = tokens.completion(form_of(answer.prompt), answer.prompt, said)
+            try:
+                written = tokens.completion(form_of(answer.prompt), answer.prompt, said)
+            except BadInput as error:
+                problem = f"the reward model cannot read the prompts: {error.message}"
+                raise BadInput(problem, field="reward_model.adopt.chat_template") from error
             if isinstance(written, Dropped):
                 found.append(f"the reward model cannot read it: {written.reason}")
             else:
                 found.append(0.0)
                 ids.append(written.prompt_ids + written.completion_ids)
-        given = iter(rewards(load_reward_model(self.folder, self.precision), ids, self.batch_tokens) if ids else ())
+        given = iter(rewards(kept_reward_model(self.folder, self.precision), ids, self.batch_tokens) if ids else ())
         return [one if isinstance(one, str) else next(given) for one in found]
 
 

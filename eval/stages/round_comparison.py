@@ -9,6 +9,7 @@ import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ from alignment.recipe.generate import Score
 from alignment.stages import Context, Request, Result, Stage
 from alignment.stages.candidates import read_candidates
 from alignment.store import Artifact
-from eval.ranking.scorers import Reading, Scores, added, scored_of
+from eval.ranking.scorers import Reading, Scores, scored_of
 from eval.statistics import paired_interval
 from eval.summaries import RoundSummary
 
@@ -52,20 +53,15 @@ def run(request: RoundRequest, context: Context) -> Result:
     """Writes comparison.parquet. Raises `BadInput` if no prompt has a score on both sides."""
     if context.rank:
         return Result("")
-    unscored: Counter[str] = Counter()
     summed = Scores(request.scores, request.length_penalty, request.judge, request.reward_model, request.reading)
-    sides: list[dict[str, float]] = []
-    bills = []
-    for candidates in (request.before, request.after):
-        sides.append(_means(candidates, summed, context, unscored))
-        bills.append(summed.bill)
+    sides, unscored = _means(request, summed, context)
     prompts = [row_id for row_id in sides[0] if row_id in sides[1]]
     if not prompts:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in unscored.most_common())
         raise BadInput(f"round {request.round} cannot be compared: no held-out prompt has a score ({reasons})")
     rows = [{"row_id": row_id, "before": sides[0][row_id], "after": sides[1][row_id]} for row_id in prompts]
     write_records(context.out / COMPARISON_FILE, SCHEMA, rows)
-    interval = paired_interval([row["after"] - row["before"] for row in rows], prompts, None)
+    interval = paired_interval([sides[1][row_id] - sides[0][row_id] for row_id in prompts], prompts, None)
     before, after = (math.fsum(side[row_id] for row_id in prompts) / len(prompts) for side in sides)
     summary = RoundSummary(
         round=request.round,
@@ -79,28 +75,36 @@ def run(request: RoundRequest, context: Context) -> Result:
         improved=interval.mean.value > 0,
         unscored=dict(sorted(unscored.items())),
         judge_name=summed.name,
-        judge=added([bill for bill in bills if bill]),
+        judge=summed.bill,
     )
     log.info("round %d: mean score %.4g, before %.4g, on %d prompts", request.round, after, before, len(prompts))
     return Result(json_digest([request.round, summed.name, [list(row.values()) for row in rows]]), summary)
 
 
 def _means(
-    candidates: Sequence[Artifact], summed: Scores, context: Context, unscored: Counter[str]
-) -> dict[str, float]:
-    """Prompt to the mean score of its answers; a prompt with an answer that has no score is left out."""
+    request: RoundRequest, summed: Scores, context: Context
+) -> tuple[tuple[dict[str, float], dict[str, float]], Counter[str]]:
+    """For each side, prompt to the mean score of its answers, and why answers have none: a prompt with such an answer
+    is left out. All answers are scored together, so a judge that compares sees those of both policies."""
     answers = [
-        scored_of(row, row["k"], row["text"], row["tokens"])
+        (side, replace(answer, name=f"{side}/{answer.name}"))
+        for side, candidates in enumerate((request.before, request.after))
         for artifact in candidates
         for row in read_candidates(context.fetch(artifact))
+        for answer in [scored_of(row, row["k"], row["text"], row["tokens"])]
     ]
-    values: dict[str, list[float | None]] = defaultdict(list)
-    for answer, total in zip(answers, summed.of(answers, context), strict=True):
-        values[answer.prompt_id].append(total.score)
-        if total.failed is not None:
-            unscored[total.failed] += 1
-    known = {row_id: [one for one in of if one is not None] for row_id, of in values.items()}
-    return {row_id: math.fsum(of) / len(of) for row_id, of in known.items() if len(of) == len(values[row_id])}
+    values: tuple[dict[str, list[float | None]], ...] = (defaultdict(list), defaultdict(list))
+    unscored: Counter[str] = Counter()
+    for (side, answer), total in zip(answers, summed.of([one for _, one in answers], context), strict=True):
+        values[side][answer.prompt_id].append(total.score)
+        unscored.update([total.failed] if total.failed is not None else [])
+    before, after = ({row_id: _mean(of) for row_id, of in side.items() if None not in of} for side in values)
+    return (before, after), unscored
+
+
+def _mean(scores: Sequence[float | None]) -> float:
+    known = [score for score in scores if score is not None]
+    return math.fsum(known) / len(known)
 
 
 STAGE: Stage[RoundRequest] = Stage(name="round_comparison", code_version=1, request=RoundRequest, run=run)

@@ -55,6 +55,7 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[str]) -> Mean:
 # A mean with its 95 % interval.
 
 CONFIDENCE = 0.95
+Z = 1.959963984540054  # standard normal, 97.5 %
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,6 @@ def mean_interval(mean: Mean) -> Interval:
 
 
 # Two shares of different items.
-
-Z = 1.959963984540054  # standard normal, 97.5 %
 
 
 def share_difference(first: Mean, second: Mean) -> Interval:

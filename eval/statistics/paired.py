@@ -19,7 +19,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from eval.statistics.means import Interval, Mean, Shares, by_cluster, clustered_mean, mean_interval
+from eval.statistics.means import Interval, Mean, Shares, Z, by_cluster, clustered_mean, mean_interval
 
 # Tango's score interval for the difference of two paired proportions.
 #
@@ -29,7 +29,6 @@ from eval.statistics.means import Interval, Mean, Shares, by_cluster, clustered_
 # ±z²/(n + z²). Fagerland, Lydersen and Laake (2014, Statistics in Medicine 33:2850) recommend it for small samples.
 
 HALVINGS = 60
-Z = 1.959963984540054  # standard normal, 97.5 %
 
 
 def score_statistic(gained: float, lost: float, n: float, delta: float) -> float:

@@ -22,9 +22,10 @@ from alignment_dags.registry.rows import row_lineage
 from alignment_dags.retention.collect import collect
 from alignment_dags.run.workspace import Workspace
 from assets.building.upstream import Upstream
+from eval.stages.evaluation_report import ReportSummary
 from resources.pools import load_pools
 
-GATE = {"metrics": {"ifeval/prompt_level_strict_acc": {"no_regression": 1.0}}, "any_improves": False}
+GATE = {"metrics": {"ifeval/prompt_level_strict_acc": {"no_regression": 1.0}}, "seeds": 2}
 TRAINING = {"precision": "float32", "learning_rate": 1e-3, "batch_size": 8}
 
 
@@ -101,6 +102,12 @@ def test_links_follow_each_other_and_forward_the_reference_once(
     trained = sorted((margin, row) for row, margin in disagreement.items() if splits[0][row] == "train")
     assert {row for row, split in splits[1].items() if split == "train"} == {row for _, row in trained[: left.train]}
 
+    again = policy("seed_1/policy_checkpoint")
+    assert again.digest != links[-1].digest and again.inputs == links[-1].inputs, "another order of the same rows"
+    report = ReportSummary.of(store.commit_of(upstream("evaluation_report")))
+    assert report.verdict == "pass" and "2 trainings with other seeds gave" in report.reasons[-1]
+    assert "Olmo 3 published 0.88" in report.reasons[-1]
+
     workspace = Workspace(recipe, load_pools())
     assert state_of(workspace).train == () and [one.stage for one in forecast(workspace) if one.to_make] == []
     record = lineage_of("small")
@@ -109,7 +116,9 @@ def test_links_follow_each_other_and_forward_the_reference_once(
 
     (left_out, *_) = [row for row, split in splits[1].items() if split == "dropped" and splits[0][row] == "train"]
     found = {policy["digest"]: policy["split"] for policy in row_lineage(left_out)["policies"]}
-    assert found == {link.digest: "train" for link in links}, "what link 1 was trained on is in all that follow it"
+    assert found == {link.digest: "train" for link in (*links, again)}, (
+        "what link 1 was trained on is in all that follow it"
+    )
     assert recipe.file is not None
     collect([recipe.file], keep=1, dry_run=False)
     assert [one.stage for one in forecast(workspace) if one.to_make] == [], "the weights of every link are in use"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,8 @@ from assets.building.upstream import Upstream
 from eval.stages.ranked_pairs import RankedSummary
 from eval.summaries import RoundSummary
 from resources.pools import load_pools
+from resources.store import ArtifactStore
+from tests.pipeline.test_interruptions import Run
 
 RUBRIC = [
     {"kind": "max_words", "value": 2},
@@ -29,18 +34,22 @@ RUBRIC = [
 ]
 
 
-@pytest.fixture
-def recipe(small_recipe: dict[str, Any], tmp_path: Path) -> Recipe:
-    """The tiny model answers nonsense, and ends about one answer in five; short ones are preferred."""
+def written(small_recipe: dict[str, Any], tmp_path: Path, count: int) -> Path:
+    """A recipe's file. The tiny model answers nonsense, and ends about one answer in five; short ones are preferred."""
     prompts = tmp_path / "prompts.jsonl"
-    records = [{"prompt": [{"role": "user", "content": f"Say {n}"}], "rubric": RUBRIC} for n in range(60)]
+    records = [{"prompt": [{"role": "user", "content": f"Say {n}"}], "rubric": RUBRIC} for n in range(count)]
     prompts.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     sampled = {"prompts": {"files": [str(prompts)]}, "n": 8, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 64}
     rounds = sampled | {"count": 2, "score": {"kind": "rubric"}, "beta": [0.1, 0.3]}
     path = tmp_path / "recipe.yaml"
     evals = {"precision": "float32", "batch_tokens": 65536}
     path.write_text(yaml.safe_dump(small_recipe | {"rounds": rounds, "evals": evals}), encoding="utf-8")
-    return load_recipe(path)
+    return path
+
+
+@pytest.fixture
+def recipe(small_recipe: dict[str, Any], tmp_path: Path) -> Recipe:
+    return load_recipe(written(small_recipe, tmp_path, 60))
 
 
 def test_a_round_samples_from_the_policy_before_it_which_is_its_reference(
@@ -82,3 +91,40 @@ def test_a_round_samples_from_the_policy_before_it_which_is_its_reference(
     state = state_of(workspace)
     assert not state.manifest_behind and not state.train
     assert {stage.stage for stage in forecast(workspace)} >= {"round_2/candidates", "round_2/comparison"}
+
+
+@pytest.mark.soak
+def test_rounds_that_are_killed_while_they_sample_and_while_they_train_end_at_the_same_pairs_and_policy(
+    small_recipe: dict[str, Any],
+    tmp_path: Path,
+    bring_up_to_date: Callable[..., Upstream],
+    monkeypatch: pytest.MonkeyPatch,
+    align_command: list[str],
+) -> None:
+    path = written(small_recipe, tmp_path, 200)
+    undisturbed = bring_up_to_date(load_recipe(path))
+    for place in ("ALIGN_HOME", "DAGSTER_HOME", "ALIGN_STORE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(place, raising=False)
+    monkeypatch.setenv("ALIGN_HOME", str(tmp_path / "killed" / "align"))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "killed" / "dagster"))
+    store = ArtifactStore().open()
+
+    sampling = Run(align_command, path)
+    parts = Path(store.path("work", "candidates"))
+    while not list(parts.glob("*/part-*.jsonl")):
+        assert sampling.process.poll() is None, "".join(sampling.lines)
+        time.sleep(0.02)
+    os.killpg(sampling.process.pid, signal.SIGKILL)
+    sampling.end()
+
+    training = Run(align_command, path)
+    training.wait_for(r"round_2/policy_checkpoint: step 1/")
+    os.killpg(training.process.pid, signal.SIGKILL)
+    training.end()
+
+    last = Run(align_command, path)
+    assert last.end() == 0, "".join(last.lines)
+    killed = Upstream(store, "small")
+    for name in ("candidates", "ranked_pairs", "generated_shard", "comparison"):
+        assert killed(f"round_2/{name}").digest == undisturbed(f"round_2/{name}").digest
+    assert killed("policy_checkpoint").digest == undisturbed("policy_checkpoint").digest

@@ -33,6 +33,15 @@ def told(recipe: dict[str, Any]) -> str:
         ({"optimise": {"loss": "dpo"}}, "field 'optimise.loss': unknown key; did you mean method?"),
         ({"optimise": {"keep_by": "margin"}}, "field 'optimise': keep_by counts only with keep_steps"),
         ({"dpo": {"method": "dpo"}}, "field 'dpo.method': unknown key"),
+        (
+            {"optimise": {"keep_steps": 5, "sharded": True}},
+            "keep_steps needs the whole model in one process: leave out ",
+        ),
+        (
+            {"sft": {"dataset": MICRO, "patience": 2, "sharded": True}},
+            "field 'sft': patience needs the whole model in one process: leave out patience or sharded",
+        ),
+        ({"dpo": {"gradient_checkpointing": "some"}}, "field 'dpo.gradient_checkpointing"),
         ({"optimise": {"adam_betas": [0.9, 0.99, 0.9]}}, "field 'optimise.adam_betas': must have 2 values at most"),
         ({"optimise": {"method": "kto", "desirable_weight": 0, "undesirable_weight": 0}}, ": method: kto needs a "),
         ({"dpo": {"truncation": "x"}}, "field 'dpo.truncation': unknown key"),

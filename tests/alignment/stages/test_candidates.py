@@ -218,12 +218,25 @@ def test_a_server_of_another_program_is_started_asked_and_ended(
 
     monkeypatch.setattr(engine.subprocess, "Popen", noted)
     served = Generate(kind="vllm", command=f"{sys.executable} {script} {{folder}} {{port}} {{name}}")
-    made = execute(STAGE, request_of(["Hello"], generate=served), store)
-    rows = list(read_candidates(store.fetch(made.artifact)))
-    assert len(rows) == 3 and all(row["tokens"] for row in rows)
-    assert [process.poll() is not None for process in processes] == [True]
+    prompts = tuple(source(tmp_path, f"{text}.jsonl", [{"prompt": asked(text)}]) for text in ("one", "two"))
+    made = execute(STAGE, request_of(prompts=prompts, generate=served), store)
+    rows = [row for part in parts_of(store, made.artifact) for row in read_candidates(store.fetch(part))]
+    assert len(rows) == 6 and all(row["tokens"] for row in rows)
+    assert [process.poll() is not None for process in processes] == [True], "one for both sources, and it has ended"
     silent = Generate(kind="vllm", command="/bin/false {folder} {port} {name}")
     with pytest.raises(BadInput, match="the server ended with 1 before it served anything"):
         execute(STAGE, request_of(["Hello"], generate=silent, seed=9), store)
     with pytest.raises(ValueError, match=r"command must hold \{name\}"):
         Generate(kind="vllm", command="serve {folder} {port}")
+
+
+def test_what_is_held_out_is_asked_apart_and_nothing_else(
+    store: Store, request_of: Callable[..., CandidatesRequest]
+) -> None:
+    texts = [f"prompt {number}" for number in range(12)]
+    held = {id_of(text) for text in texts if is_held_out(tuple(asked(text)), "chat", 0.4)}
+    made = execute(STAGE, request_of(texts, n=1, held_out_fraction=0.4, held_out=True), store)
+    assert {row_id for row_id, _ in texts_of(store, made.artifact)} == held != set()
+    assert CandidatesSummary.of(made).quarantined == 0
+    with pytest.raises(BadInput, match="none of its prompts is held out: give more prompts"):
+        execute(STAGE, request_of(texts, n=1, held_out_fraction=0.0, held_out=True), store)

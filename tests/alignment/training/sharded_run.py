@@ -17,8 +17,8 @@ from alignment.models.sharding import local
 from alignment.stages.__main__ import main
 from alignment.training.models import owners
 from alignment.training.preference_trainer import CachedReferenceTrainer
+from alignment.training.sft_trainer import CompletionTrainer
 
-step = CachedReferenceTrainer.training_step
 clip = CachedReferenceTrainer._clip_grad_norm
 
 
@@ -35,10 +35,13 @@ def held(trainer: Any) -> dict[str, int]:
 
 
 def run(killed_in: int, file: Path) -> int:
-    def stepping(trainer: Any, *args: Any, **kwargs: Any) -> Any:
-        if trainer.state.global_step == killed_in:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return step(trainer, *args, **kwargs)
+    def killed(step: Any) -> Any:
+        def stepping(trainer: Any, *args: Any, **kwargs: Any) -> Any:
+            if trainer.state.global_step == killed_in:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(trainer, *args, **kwargs)
+
+        return stepping
 
     def clipping(trainer: Any, model: Any) -> Any:
         if trainer.state.global_step == 1:
@@ -46,7 +49,8 @@ def run(killed_in: int, file: Path) -> int:
             file.with_suffix(f".{rank}").write_text(json.dumps(held(trainer)), encoding="utf-8")
         return clip(trainer, model)
 
-    CachedReferenceTrainer.training_step = stepping  # type: ignore[method-assign]
+    for trainer in (CachedReferenceTrainer, CompletionTrainer):
+        trainer.training_step = killed(trainer.training_step)
     CachedReferenceTrainer._clip_grad_norm = clipping  # type: ignore[method-assign]
     return main()
 

@@ -30,7 +30,8 @@ def test_a_preset_trains_at_two_layers(lab: Any, name: str) -> None:
         if method.data == "unpaired":
             rows = [half for row in rows for half in halves(row)]
         if method.needs_reference:
-            manifest = lab.scored_manifest(checkpoint, rows, method, held_out_fraction=0.2, tokens=tokens)
+            how = {"held_out_fraction": 0.2, "tokens": tokens, "quantise": settings.quantise}
+            manifest = lab.scored_manifest(checkpoint, rows, method, **how)
         else:
             manifest = lab.manifest(checkpoint, rows, held_out_fraction=0.2, referenced=False)
         given = settings.model_dump(exclude={"weighted", "target_margin", "margin_scale"})

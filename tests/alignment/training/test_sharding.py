@@ -175,3 +175,18 @@ def test_two_processes_with_halves_are_fine_tuned_as_one(kind: str, lora: Any, l
     assert together.summary["steps"] == single.summary["steps"] == 5
     assert together.summary["held_out_loss"] == pytest.approx(single.summary["held_out_loss"], abs=1e-4)
     assert apart(lab.store, together, twin, single, base) <= 1e-3
+
+
+@pytest.mark.soak
+def test_a_killed_fine_tuning_of_halves_ends_where_an_undisturbed_one_ends(lab: Any, tmp_path: Path) -> None:
+    base, dataset = lab.checkpoint(), lab.sft_dataset(48, held_out=3)
+    given = {"batch_size": 8, "micro_batch_size": 2, "learning_rate": 1e-4, "save_steps": 2, "sharded": True}
+    two = lab.sft_request(base, dataset, world_size=2, **given)
+    twin = lab.twin(tmp_path / "undisturbed")
+    undisturbed = torchrun(twin, two, tmp_path, stage="sft_checkpoint")
+    assert launch(lab.store, two, tmp_path, killed_in=5, stage="sft_checkpoint").returncode
+    (written,) = (lab.store.work_path(FINE_TUNING.kind, FINE_TUNING.key(two)) / "trainer").glob("checkpoint-*")
+    assert {path.suffix for path in written.iterdir()} == {".json", ".safetensors"}, "nothing is pickled"
+    resumed = torchrun(lab.store, two, tmp_path, stage="sft_checkpoint")
+    assert resumed.summary["resumed_from_step"] == 4
+    assert resumed.digest == undisturbed.digest

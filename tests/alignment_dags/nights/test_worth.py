@@ -99,7 +99,11 @@ def test_what_could_be_proved_is_by_the_spread_against_the_champion_where_there_
     assert alone.change is not None and both.change is not None
     assert both.change < 0.06 < 0.1 < alone.change and (alone.reports, both.reports) == (1, 1)
     assert (both.clusters, both.margin, both.width) == (200, 0.05, 1.0)
-    assert alone.needed is not None and alone.needed > 200 and not alone.is_enough
+    assert alone.needed is not None and alone.needed > 200
+    assert (alone.against, both.against) == ("sft", "champion")
+    assert alone.is_enough, "else no night would ever make the first comparison with a champion"
+    (weak,) = provable_by(recipe(no_regression=0.05), [report(wild, wild)])
+    assert not weak.is_enough
 
 
 def test_the_margin_is_the_gates_own_and_of_an_improvement_the_champions() -> None:
@@ -133,5 +137,7 @@ def test_rows_are_counted_by_their_ids_whatever_shards_hold_them(store: Store, t
     new, gone = changed_rows(store, before.artifact, pinned(first, second, more))
     assert 20 < new < 60 and gone == 0, "held-out rows are not trained on, and ten of the rows were known"
     assert new == execute(MANIFEST, pinned(first, shard("rest", range(40, 160))), store).summary["train"] - train
+    late = pinned(first).model_copy(update={"left_out": {"s1": "no reference log-probs"}})
+    assert changed_rows(store, before.artifact, late) == (0, 0), "a shard that is late is not gone"
     alone = execute(MANIFEST, pinned(first), store)
     assert changed_rows(store, before.artifact, pinned(first)) == (0, train - int(alone.summary["train"]))

@@ -15,7 +15,7 @@ from alignment.stages.preference_shard import ShardRequest
 from alignment.store import Artifact, Ref, Store
 from alignment_dags.registry.rows import row_lineage
 from alignment_dags.retention.text import withdrawn_text
-from alignment_dags.retention.withdraw import withdraw
+from alignment_dags.retention.withdraw import find_rows, withdraw
 from eval.stages.ranked_pairs import STAGE as RANKED
 from eval.stages.ranked_pairs import RankedRequest
 from resources.store import ArtifactStore
@@ -62,6 +62,14 @@ def test_a_prompt_goes_with_all_that_was_sampled_from_it(recipe: Path) -> None:
     erased, kept = withdrawn_text(store, ["made"], set())
     assert not kept and {item.key for item in erased} == {artifact.key for artifact in before}
     assert all(set(item.files) <= set(item.commit.files) for item in erased)
+
+
+def test_a_prompt_is_found_by_its_text_and_by_that_of_its_answers(recipe: Path) -> None:
+    store = ArtifactStore().open()
+    made(store, {"one red fox": ["good", "bad"], "two": ["fine owl", "worse"]})
+    for text, prompt in (("red fox", "one red fox"), ("fine owl", "two")):
+        (row,) = find_rows(recipe, text)["rows"]
+        assert (row["row_id"], row["shard"]) == (prompt_id(prompt), "(sampled answers)")
 
 
 def test_a_pair_goes_with_its_prompt(recipe: Path) -> None:

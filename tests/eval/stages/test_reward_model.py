@@ -102,5 +102,11 @@ def test_an_adopted_one_is_measured_and_a_language_model_is_refused(
     language = pin_model(ModelSource(path=str(micro_folder)))
     with pytest.raises(BadInput, match="is no reward model: it has 2 outputs, and one is expected"):
         execute(STAGE, request_of(adopt=language, checkpoint=None), store)
+    for path in (*folder.glob("*.jinja"), folder / "tokenizer_config.json"):
+        text = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else {}
+        path.write_text(json.dumps(text | {"chat_template": None})) if text else path.unlink()
+    scorer = RewardScorer(folder, TokenPolicy(max_length=128), "float32", 4096)
+    with pytest.raises(BadInput, match="the reward model cannot read the prompts: rows are conversations and"):
+        scorer([Scored("1", "p", ({"role": "user", "content": "q"},), {}, "a")])
     with pytest.raises(ValueError, match="give checkpoint and manifest, or adopt"):
         request_of(manifest=None)

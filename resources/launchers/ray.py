@@ -73,7 +73,7 @@ class OneJobAName(JobSubmissionClient):  # type: ignore[misc]
         raise refusals[-1]
 
     def get_job_status(self, job_id: str) -> Any:
-        """The job's state. A dashboard that does not answer now and then is asked again for a while: the job goes on."""
+        """The job's state. A dashboard that does not answer is asked again for a while, as the job goes on."""
         until = time.monotonic() + PATIENCE
         while True:
             try:

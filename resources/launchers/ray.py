@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import time
 from typing import Any
 
 from dagster_ray.core.pipes import PipesRayJobClient
@@ -21,6 +22,8 @@ REFUSED = re.compile(r"\b40[13]\b|unauth|forbidden|authentication", re.IGNORECAS
 
 TRIES = 10
 """Refusals after which the last one is no lost race."""
+PATIENCE = 120.0  # seconds in which a dashboard has to answer again
+POLL = 1.0
 
 
 class RayLauncher(ProgramLauncher):
@@ -68,6 +71,17 @@ class OneJobAName(JobSubmissionClient):  # type: ignore[misc]
             except RuntimeError as error:
                 refusals.append(error)
         raise refusals[-1]
+
+    def get_job_status(self, job_id: str) -> Any:
+        """The job's state. A dashboard that does not answer is asked again for a while, as the job goes on."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return super().get_job_status(job_id)
+            except (RuntimeError, OSError) as error:
+                if "404" in str(error) or time.monotonic() > until:
+                    raise
+            time.sleep(POLL)
 
     def _status(self, name: str) -> Any:
         try:

@@ -174,7 +174,9 @@ def test_cancelling_a_run_ends_its_job(
     wait_for_checkpoint(run, store, 10)
     (job,) = [job for job in jobs.list_jobs() if job.status == "RUNNING"]
     os.killpg(run.process.pid, signal.SIGINT)
-    assert run.end() == 130
+    assert run.process.stdout is not None
+    told = run.process.stdout.read()
+    assert run.end() == 130, told + "".join(run.lines)
     while not (status := jobs.get_job_status(job.submission_id)).is_terminal():
         time.sleep(0.1)
     assert status == "STOPPED"

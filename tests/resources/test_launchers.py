@@ -299,6 +299,28 @@ def test_of_a_thousand_races_none_starts_a_second_job_or_ends_one_at_work(monkey
         assert races.jobs["align-x"] == JobStatus.RUNNING and races.submitted <= 1
 
 
+def test_a_dashboard_that_does_not_answer_for_a_moment_ends_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.job_submission import JobSubmissionClient
+
+    from resources.launchers.ray import OneJobAName
+
+    monkeypatch.setattr("resources.launchers.ray.POLL", 0.0)
+    answers: list[Any] = [ConnectionError("refused"), RuntimeError("status code 500"), JobStatus.RUNNING]
+
+    def get_job_status(*_: Any) -> JobStatus:
+        if isinstance(answer := answers.pop(0), Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(JobSubmissionClient, "get_job_status", get_job_status)
+    launcher = OneJobAName.__new__(OneJobAName)
+    assert launcher.get_job_status("align-x") == JobStatus.RUNNING
+    answers[:] = [ConnectionError("refused")]
+    monkeypatch.setattr("resources.launchers.ray.PATIENCE", -1.0)
+    with pytest.raises(ConnectionError):
+        launcher.get_job_status("align-x")
+
+
 def test_a_ray_job_of_kuberay_is_the_manifest_under_the_keys_name_and_lives_once(
     kubernetes: Api, request_of_pairs: ShardRequest, tmp_path: Path
 ) -> None:

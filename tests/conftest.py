@@ -82,6 +82,22 @@ def pytest_testnodedown(node: Any) -> None:
     node.config.stash[NEEDING] = getattr(node, "workeroutput", {}).get("needing", 0)
 
 
+PROJECT = Path(__file__).resolve().parents[1]
+LISTING = pytest.StashKey[set[str]]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.stash[LISTING] = {path.name for path in PROJECT.iterdir()}
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """What a test leaves in the project's folder would be committed one day."""
+    left = {path.name for path in PROJECT.iterdir() if not path.name.startswith(".")} - session.config.stash[LISTING]
+    if left and not hasattr(session.config, "workerinput"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        print(f"\ntests left files in the project's folder: {', '.join(sorted(left))}")
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     if count := config.stash.get(NEEDING, 0):
         terminalreporter.write_line(f"{count} tests on real data deselected: {real_data_folder()} is no folder")

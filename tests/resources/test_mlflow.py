@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import traceback
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
@@ -22,8 +23,12 @@ from resources.mlflow_values import dagster_runs_tag, valid_name
 
 
 @pytest.fixture(scope="module")
-def tracking(tmp_path_factory: pytest.TempPathFactory) -> Tracking:
-    return Tracking(uri=f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}", attempts=1)
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tracking]:
+    """In a folder of its own, where MLflow leaves the files of experiments that name no other place."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield Tracking(uri=f"sqlite:///{folder / 'mlflow.db'}", attempts=1)
 
 
 def report(key: str = "k" * 40, **changed: object) -> Report:

@@ -165,6 +165,10 @@ class ProgramLauncher(ABC):
         except dg.DagsterExecutionInterruptedError:
             raise
         except Exception as error:
+            if (interruption := interruption_behind(error)) is not None:
+                raise interruption from None
+            if store.find(launch.stage.kind, launch.key) is not None:  # only the client did not see its end
+                return
             if store.fs.exists(bad_input):
                 raise BadInput(store.fs.cat_file(bad_input).decode()) from None
             raise failure_of(error, launch) from error
@@ -193,6 +197,14 @@ def failure_of(error: Exception, launch: Launch) -> Exception:
         launch.context.log.warning(f"{where}: {_last_line(told)}; goes on in {PAUSE} s where it was")
         return dg.RetryRequested(max_retries=RETRIES, seconds_to_wait=PAUSE)
     return error
+
+
+def interruption_behind(error: BaseException) -> BaseException | None:
+    """The interruption of a cancelled step that an error hides: a client may fail while it stops what it reads."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, dg.DagsterExecutionInterruptedError):
+        seen = seen.__cause__ or seen.__context__
+    return seen
 
 
 def _last_line(text: str) -> str:

@@ -21,7 +21,7 @@ from alignment.stages.preference_shard import STAGE, ShardRequest
 from alignment.store import Commit, Store
 from resources.home import PROJECT
 from resources.launchers import Launch, launcher_for
-from resources.launchers.launcher import Program, failure_of
+from resources.launchers.launcher import Program, failure_of, interruption_behind
 from resources.pools import Pool
 from tests.loopback import free_port
 from tests.resources.kubernetes_api import Api, kubernetes_api
@@ -219,6 +219,19 @@ def test_what_can_pass_is_tried_again_and_what_cannot_is_said(
     found = failure_of(error, launch_of(pod_pool(), request_of_pairs, Store(str(tmp_path / "store"))))
     expected = {"lost": dg.RetryRequested, "bad input": BadInput, "failed": RuntimeError}[kind]
     assert type(found) is expected
+
+
+def test_a_cancelled_step_is_not_tried_again_because_its_client_failed_while_it_stopped() -> None:
+    hidden: BaseException | None = None
+    try:
+        try:
+            raise dg.DagsterExecutionInterruptedError
+        finally:
+            raise RuntimeError("Timed out waiting for ray job logs tailing thread to finish.")
+    except RuntimeError as error:
+        hidden = interruption_behind(error)
+    assert isinstance(hidden, dg.DagsterExecutionInterruptedError)
+    assert interruption_behind(RuntimeError("Timed out")) is None
 
 
 def test_a_ray_job_asks_for_its_pools_accelerator_and_starts_torchrun_on_each_node(

@@ -90,6 +90,20 @@ def test_the_last_round_is_adopted_where_every_round_improved(store: Store) -> N
     assert nodes(rounds=ROUNDS)["policy_checkpoint"].request(Upstream(store, "small"), None) == last
 
 
+def test_scores_count_in_the_set_of_a_round_where_training_reads_them(store: Store) -> None:
+    for method, reads in (({"target_margin": "scores"}, True), ({}, False)):
+        for name in ("generated_shard", "generated_logprobs"):
+            made(store, f"round_2/{name}")
+        node = nodes(rounds=ROUNDS, optimise=method)["round_2/preference_manifest"]
+        assert node.request(Upstream(store, "small"), None).reads_numbers is reads
+
+
+def test_the_policy_that_is_adopted_is_no_training_of_its_own_for_pool_and_plan() -> None:
+    found = nodes(rounds=ROUNDS)
+    assert (found["policy_checkpoint"].pool, found["policy_checkpoint"].training) == (None, None)
+    assert found["round_3/policy_checkpoint"].training is not None
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -100,6 +114,10 @@ def test_the_last_round_is_adopted_where_every_round_improved(store: Store) -> N
         ({"rounds": ROUNDS | {"score": {"kind": "judge"}}}, "asks a judge, and the recipe has no judge of kind openai"),
         ({"rounds": ROUNDS | {"score": {"kind": "reward_model"}}}, "the recipe has no section reward_model"),
         ({"rounds": ROUNDS | {"n": 1}}, "a pair needs two answers"),
+        (
+            {"rounds": ROUNDS | {"pairs": "delta", "weak": "base"}, "optimise": {"target_margin": "scores"}},
+            "rounds.pairs: delta scores no answer of weak, which target_margin: scores reads",
+        ),
         ({"rounds": ROUNDS | {"temperature": 0}}, "several answers to a prompt need one above 0"),
         ({"generate": {**ROUNDS, "count": None}}, "generate.count"),
         (

@@ -12,6 +12,7 @@ from alignment.stages.policy_checkpoint import DpoRequest
 from alignment.store import Artifact, Ref, Store
 from assets.building.node import Node, NotNeeded
 from assets.building.upstream import Upstream
+from assets.card import trained_on
 from eval.summaries import RoundSummary
 from tests.assets.test_policy_divergence import nodes, recipe
 
@@ -102,6 +103,23 @@ def test_the_policy_that_is_adopted_is_no_training_of_its_own_for_pool_and_plan(
     found = nodes(rounds=ROUNDS)
     assert (found["policy_checkpoint"].pool, found["policy_checkpoint"].training) == (None, None)
     assert found["round_3/policy_checkpoint"].training is not None
+
+
+def test_a_card_names_the_recipes_own_data_the_prompts_and_the_model_that_answered(store: Store) -> None:
+    """The last round's own manifest has none of the recipe's shards."""
+    made_policy(store, "policy_checkpoint")
+    policy = store.commit_of(Upstream(store, "small")("policy_checkpoint"))
+    written = {
+        "preferences": {"sources": [{"name": "a", "hub": "ours/a", "license": "MIT"}, {"name": "b", "hub": "ours/b"}]},
+        "rounds": {"prompts": {"hub": "ours/prompts"}, "weak": {"hub": "theirs/small"}},
+    }
+    found = [(each["use"], each["name"], each["license"]) for each in trained_on(store, policy, written, {})]
+    assert found == [
+        ("preferences", "ours/a", "MIT"),
+        ("preferences", "ours/b", "unknown"),
+        ("prompts", "ours/prompts", "unknown"),
+        ("answers", "theirs/small", "unknown"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,17 @@ def check_packages(recipe: Recipe, pools: Pools) -> None:
             raise BadInput(problem, field=f"pools.{stage}")
 
 
+def check_processes(recipe: Recipe, pools: Pools) -> None:
+    """Raises `BadInput` for a pool of several processes where answers are given in one, before hours of training."""
+    if pools[recipe.pools.responses].world_size == 1:
+        return
+    if recipe.generate is not None or recipe.rounds is not None:
+        raise BadInput("sampling runs in one process; give a pool of launcher: step", field="pools.responses")
+    if not recipe.evals.sharded:
+        what = "answering runs in one process unless evals.sharded cuts the model; give a pool of launcher: step"
+        raise BadInput(what, field="pools.responses")
+
+
 def check_residency(recipe: Recipe, pools: Pools, store: Store) -> None:
     """Raises `BadInput` that names the first place outside of the region that the recipe demands."""
     if recipe.residency is None:

@@ -137,11 +137,21 @@ def _change(data: dict[str, Any], change: str) -> None:
     if keys[0] not in data and SPELLINGS.get(keys[0]) in data:
         keys, value = _spelled(keys, value, change)
     section: Any = data
-    for depth, key in enumerate(keys[:-1], start=1):
-        section = section.setdefault(key, {})
-        if not isinstance(section, dict):
-            raise BadInput(f"'{change}': {'.'.join(keys[:depth])} is no section", field="--set")
-    section[keys[-1]] = value
+    for depth, key in enumerate(keys):
+        name, last = ".".join(keys[:depth]), depth == len(keys) - 1
+        if isinstance(section, list):
+            if not key.isdecimal() or int(key) >= len(section):
+                told = f"{name} is a list: name one of 0 to {len(section) - 1}, as in {name}.0, or set it whole"
+                raise BadInput(f"'{change}': {told}", field="--set")
+            if last:
+                section[int(key)] = value
+            section = section[int(key)]
+        elif not isinstance(section, dict):
+            raise BadInput(f"'{change}': {name} is no section", field="--set")
+        elif last:
+            section[key] = value
+        else:
+            section = section.setdefault(key, {})
 
 
 def _spelled(keys: list[str], value: Any, change: str) -> tuple[list[str], Any]:

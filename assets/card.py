@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from alignment.stages.base_model import BaseModelSummary
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.policy_checkpoint import DpoRequest
 from alignment.stages.preference_manifest import ManifestSummary
-from alignment.stages.stage import PolicySummary, SftSummary, starts_of, trained_policy
+from alignment.stages.stage import PolicySummary, SftSummary, first_manifest, starts_of, trained_policy
 from alignment.store import Artifact, Commit, Store
 from assets.card_text import UNKNOWN, text_of
 from assets.certificate import certificate_of
@@ -35,6 +36,8 @@ from eval.summaries import ScoresSummary
 CARD_FILE = "README.md"
 OWN_LICENCE = "Apache-2.0"
 """Of models and text that alignment-dags makes from a seed."""
+GENERATED = re.compile(r"shards\.(generated|round_\d+)")
+"""Shards of pairs that were made of sampled answers."""
 SAFETY = frozenset({"harmless", "xstest"})
 Z = 1.96
 TRAINING = ("learning_rate", "epochs", "max_steps", "batch_size", "warmup_ratio", "schedule", "precision", "lora")
@@ -70,7 +73,7 @@ def card_of(
     start, manifest = starts_of(store.commit_of, policy)[-1], store.commit_of(policy.inputs["manifest"])
     pinned = ManifestSummary.of(manifest)
     base = _base(store, start, then, recipe or {})
-    data = list(_data(store, manifest, then, recipe or {}))
+    data = list(trained_on(store, policy, then, recipe or {}))
     decision = registered.decision
     unknown = [f"licence of the model ({base['name']})"] if base["license"] == UNKNOWN else []
     unknown += [f"licence of the {each['use']} {each['name']}" for each in data if each["license"] == UNKNOWN]
@@ -152,17 +155,35 @@ def _base(store: Store, start: Commit, then: Mapping[str, Any], now: Mapping[str
     }
 
 
-def _data(store: Store, manifest: Commit, then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The sources of preference pairs and of demonstrations that were trained on, each with its licence."""
-    shards = {name.removeprefix("shards."): one for name, one in manifest.inputs.items() if name.startswith("shards.")}
+def trained_on(
+    store: Store, policy: Commit, then: Mapping[str, Any], now: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """The sources of preference pairs, of prompts and of demonstrations that were trained on, and the models that
+    answered the prompts or are averaged in, each with its licence."""
+    pinned = store.commit_of(first_manifest(store.commit_of, policy.artifact)).inputs
+    made_here = GENERATED if "rounds" in then or "generate" in then else None
+    shards = {
+        name.removeprefix("shards."): one
+        for name, one in pinned.items()
+        if name.startswith("shards.") and (made_here is None or not made_here.fullmatch(name))
+    }
     parts = _parts(then)
     for part in parts:
         lead = f"{part['name']}-" if len(parts) > 1 and "name" in part else ""
         own = [shard for name, shard in sorted(shards.items()) if name.startswith(lead)]
-        if own:
-            yield _source("preferences", part, _parts(now), len(own), _pin(store, own[0]))
+        if own or "rounds" in then:  # whose later rounds may not start from the first, which trains on them
+            yield _source("preferences", part, _parts(now), len(own) or None, _pin(store, own[0]) if own else {})
     if not parts:
         yield _source("preferences", {}, [], len(shards), {})
+    for section in ("generate", "rounds"):
+        if prompts := _at(then, (section, "prompts")):
+            yield _source("prompts", prompts, [_at(now, (section, "prompts"))], None, {})
+        for name in ("generator", "weak"):
+            if model := _at(then, (section, name)):
+                yield _source("answers", model, [_at(now, (section, name))], None, {}) | {"hub": None}
+    merged = [part.get("model") for part in now.get("merge") or []]
+    for model in filter(None, (part.get("model") for part in then.get("merge") or [])):
+        yield _source("average", model, merged, None, {}) | {"hub": None}  # `hub` is that of a data set
     if dataset := _at(then, ("sft", "dataset")):
         yield _source("demonstrations", dataset, [_at(now, ("sft", "dataset"))], None, {})
 
@@ -171,9 +192,11 @@ def _source(
     use: str, part: Mapping[str, Any], now: list[Any], shards: int | None, pin: Mapping[str, Any]
 ) -> dict[str, Any]:
     licence = part.get("license") or next((one.get("license") for one in now if _same(part, one)), None)
-    files = [str(file).rstrip("/").rsplit("/", 1)[-1] for file in part.get("files") or ()]
+    places = part.get("files") or ([part["path"]] if part.get("path") else [])
+    files = [str(file).rstrip("/").rsplit("/", 1)[-1] for file in places]
     if part.get("embedded"):
-        names, licence = [f"{part['embedded']} text made from a seed"], licence or OWN_LICENCE
+        what = "model" if use in ("answers", "average") else "text"
+        names, licence = [f"{part['embedded']} {what} made from a seed"], licence or OWN_LICENCE
     else:
         names = [str(part["hub"])] if part.get("hub") else files or [UNKNOWN]
     return {

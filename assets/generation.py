@@ -41,6 +41,7 @@ from eval.stages.ranked_pairs import STAGE as RANKED
 from eval.stages.ranked_pairs import RankedRequest, RankedSummary
 from eval.stages.reward_model import STAGE as REWARD
 from eval.stages.reward_model import RewardRequest, RewardSummary
+from resources.compute import check_processes
 from resources.pools import Pools
 
 
@@ -74,8 +75,7 @@ class Sampling:
     ) -> CandidatesRequest:
         """The request for a checkpoint's answers to the prompts, or to those that are held out."""
         recipe, settings = self.recipe, self.settings
-        if self.pools[recipe.pools.responses].world_size > 1:
-            raise BadInput("sampling runs in one process; give a pool of launcher: step", field="pools.responses")
+        check_processes(recipe, self.pools)
         return CandidatesRequest(
             checkpoint=checkpoint,
             prompts=tuple(prompt_sources(settings.prompts, recipe.seed)),

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from alignment.data.hub import HubUnreachable
+from alignment.data.manifest import SPLIT_FILE
+from alignment.data.rows import TRAIN_FILE
+from alignment.data.withdrawal import rows_held
 from alignment.errors import BadInput
 from alignment.models.checkpoint import read_config, text_config
 from alignment.models.merging import other_sizes
@@ -17,8 +20,8 @@ from alignment.stages.merged_checkpoint import STAGE, TRAINED, MergeRequest
 from alignment.stages.policy_checkpoint import DpoRequest
 from alignment.stages.sft_checkpoint import STAGE as ADOPTING
 from alignment.stages.sft_checkpoint import SftRequest
-from alignment.stages.stage import CheckpointSummary
-from alignment.store import Artifact, Store
+from alignment.stages.stage import CheckpointSummary, starts_of, trainings_of
+from alignment.store import Artifact, Commit, MissingArtifact, Store
 from alignment.store.erase import current_erasure
 from assets.building.node import Node
 from assets.building.upstream import Upstream
@@ -100,8 +103,9 @@ def merged_policy(recipe: Recipe) -> Node:
 
 
 def champion_to_merge(upstream: Upstream, trained: Artifact) -> Artifact | None:
-    """The policy that was registered last and is neither this one nor an average of it; None without one, and if its
-    weights were erased. A merged policy that is registered must not be merged again with what it was made of."""
+    """The policy that was registered last and is neither this one nor an average of it; None without one, if its
+    weights were erased, and if what was withdrawn since is in them. A merged policy that is registered must not be
+    merged again with what it was made of."""
     store, latest = upstream.store, upstream.get("registered_model")
     while latest is not None:
         champion = registered_champion(store, latest)
@@ -109,9 +113,34 @@ def champion_to_merge(upstream: Upstream, trained: Artifact) -> Artifact | None:
             return None
         made = store.commit_of(champion.policy)
         if trained.digest not in (made.digest, made.inputs["checkpoint"].digest):
-            return None if current_erasure(store, champion.policy) is not None else champion.policy
+            unusable = current_erasure(store, champion.policy) is not None or learned_withdrawn(upstream, made)
+            return None if unusable else champion.policy
         latest = store.commit_of(champion.registration).inputs.get("previous")
     return None
+
+
+def learned_withdrawn(upstream: Upstream, policy: Commit) -> bool:
+    """Whether a policy was trained on rows, demonstrations or shards that were withdrawn from the recipe since."""
+    store, withdrawn = upstream.store, upstream.withdrawn()
+    for trained in trainings_of(store.commit_of, policy):
+        manifest = store.commit_of(trained.inputs["manifest"])
+        shards = {name.removeprefix("shards.") for name in manifest.inputs if name.startswith("shards.")}
+        dataset = starts_of(store.commit_of, trained)[-1].inputs.get("dataset")
+        if (
+            shards & withdrawn.shards
+            or _held(store, manifest.artifact, SPLIT_FILE, withdrawn.rows)
+            or (dataset is not None and _held(store, dataset, TRAIN_FILE, withdrawn.demonstrations))
+        ):
+            return True
+    return False
+
+
+def _held(store: Store, artifact: Artifact, file: str, rows: frozenset[str]) -> bool:
+    """Whether a file of an artifact has any of the row ids; one that was erased counts as having them."""
+    try:
+        return bool(rows) and bool(rows_held(store, artifact, rows, (file,)))
+    except MissingArtifact:
+        return True
 
 
 def require_same(store: Store, policy: Artifact, part: Artifact, name: str) -> None:

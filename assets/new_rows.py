@@ -55,7 +55,7 @@ def request_of(recipe: Recipe, upstream: Upstream, candidate: Artifact | None) -
         manifest=manifest,
         known=known,
         max_rows=recipe.evals.new_rows.max_rows,
-        **scoring(recipe),
+        **scoring(recipe) | {"quantise": None},  # as its own held-out pairs were measured: the checkpoint as it is
     )
 
 

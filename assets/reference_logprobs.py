@@ -26,7 +26,7 @@ def scoring(recipe: Recipe) -> dict[str, Any]:
         "batch_tokens": recipe.reference.batch_tokens,
         "sharded": recipe.reference.sharded,
         "tf32": recipe.dpo.tf32,
-        "quantise": recipe.dpo.quantise,
+        "quantise": recipe.reference_quantise,
         "first_tokens": any(link.method.first_tokens for link in recipe.links),
         "held_out_fraction": recipe.held_out_fraction if coupled else None,
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from alignment.data.files import pin_file
 from alignment.data.hub import pin_hub
 from alignment.data.overlap import SuiteItems
-from alignment.errors import BadInput
 from alignment.recipe import DataSource, Recipe, Suite
 from alignment.stages import SourceFile
 from alignment.store import Artifact
@@ -14,6 +13,7 @@ from assets.building.upstream import Upstream
 from eval.report.guards import RESPONSES
 from eval.stages.responses import STAGE, ResponsesRequest
 from eval.suites import SuiteSpec, pin_tasks, suite_named
+from resources.compute import check_processes
 from resources.pools import Pools
 
 
@@ -54,9 +54,7 @@ def hub_source(suite: Suite, split: str) -> DataSource | None:
 
 def responses_request(recipe: Recipe, pools: Pools, checkpoint: Artifact) -> ResponsesRequest:
     """The request for a checkpoint's answers under the recipe's settings."""
-    if pools[recipe.pools.responses].world_size > 1 and not recipe.evals.sharded:
-        what = "answering runs in one process unless evals.sharded cuts the model; give a pool of launcher: step"
-        raise BadInput(what, field="pools.responses")
+    check_processes(recipe, pools)
     suites = {name: suite_spec(name, suite) for name, suite in recipe.evals.selected().items()}
     return ResponsesRequest(
         checkpoint=checkpoint,

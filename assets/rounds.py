@@ -168,6 +168,7 @@ def manifest(sampling: Sampling) -> Node:
             min_reference_logp=recipe.preferences.min_reference_logp,
             near_duplicates=recipe.preferences.near_duplicates,
             decontaminate=decontaminated(recipe),
+            reads_numbers=bool(recipe.method.numbers),
         )
 
     return Node(
@@ -241,6 +242,8 @@ def adopted(recipe: Recipe, pools: Pools, settings: Rounds) -> Node:
         last,
         description="The recipe's policy: that of the last round that improved on the one before.",
         needs=(*(policy_of(number) for number in range(1, settings.count + 1)), *comparisons),
+        pool=None,  # it is there, so nothing is trained here, and the plan counts nothing
+        training=None,
     )
     return _or_the_best(node, settings.count + 1, (), settings.count)
 

@@ -44,13 +44,26 @@ class ComputePools(dg.ConfigurableResource):  # type: ignore[type-arg]
 
 def check_packages(recipe: Recipe, pools: Pools) -> None:
     """Raises `BadInput` for a package that a stage would need in this environment; elsewhere the stage says so."""
-    stages = [("sft", recipe.sft), *(("policy", link) for link in recipe.links)]
-    if recipe.dpo.quantise is not None and recipe.method.needs_reference:
-        stages.append(("reference", recipe.dpo))
-    for stage, settings in stages:
-        problem = None if settings is None else missing(settings.quantise)
+    stages = [("policy", link.quantise) for link in recipe.links]
+    if recipe.sft is not None:
+        stages = [("sft", recipe.sft.quantise), *stages]
+    if recipe.scores:
+        stages.append(("reference", recipe.reference_quantise))
+    for stage, quantise in stages:
+        problem = missing(quantise)
         if problem is not None and pools[getattr(recipe.pools, stage)].launcher not in REMOTE:
             raise BadInput(problem, field=f"pools.{stage}")
+
+
+def check_processes(recipe: Recipe, pools: Pools) -> None:
+    """Raises `BadInput` for a pool of several processes where answers are given in one, before hours of training."""
+    if pools[recipe.pools.responses].world_size == 1:
+        return
+    if recipe.generate is not None or recipe.rounds is not None:
+        raise BadInput("sampling runs in one process; give a pool of launcher: step", field="pools.responses")
+    if not recipe.evals.sharded:
+        what = "answering runs in one process unless evals.sharded cuts the model; give a pool of launcher: step"
+        raise BadInput(what, field="pools.responses")
 
 
 def check_residency(recipe: Recipe, pools: Pools, store: Store) -> None:

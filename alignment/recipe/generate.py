@@ -159,6 +159,14 @@ class RewardTraining(Optimisation):
             raise ValueError("a reward model is trained whole on each device: leave out sharded")
         if self.gradient_checkpointing == "selective":
             raise ValueError("gradient_checkpointing of a reward model is true or false")
+        ignored = {
+            "tf32": self.tf32,
+            "router_aux_loss_coef": self.router_aux_loss_coef,
+            "lora.quantise": self.quantise,
+            "lora.keep_adapter": self.lora is not None and self.lora.keep_adapter,
+        }
+        if name := next((name for name, value in ignored.items() if value), None):
+            raise ValueError(f"{name} has no effect on a reward model: leave it out")
         return self
 
 

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Discriminator, Field, PrivateAttr, Tag, field_v
 
 from alignment.address import all_shown
 from alignment.methods import Method
+from alignment.models.quantised import Quantisation
 from alignment.recipe.data import ModelSource, PreferenceSource, Section, VariableName
 from alignment.recipe.evaluation import Evals, Gate, Judge
 from alignment.recipe.generate import GeneratedPairs, RewardModel, Rounds
@@ -263,6 +264,10 @@ class Recipe(Section):
                 )
             if link.tf32 != first.tf32:
                 raise ValueError("optimise: tf32 must be the same in all links, as they share log-probs")
+            if link.method.needs_reference and link.quantise != self.reference_quantise:
+                raise ValueError(
+                    "optimise: lora.quantise must be the same in all links with a reference, as they share log-probs"
+                )
             if link.method.start == "base_model":
                 raise ValueError(f"optimise: {link.called} starts from the base model, so only link 1 can be it")
             if link.select is not None and link.method.data != "paired":
@@ -326,6 +331,8 @@ class Recipe(Section):
                 raise ValueError(f"{name}.weak: sft, and the recipe has no sft")
             if any(link.weighted or link.target_margin == "column" for link in self.links):
                 raise ValueError(f"{name}: generated rows have neither weights nor margins of a column")
+            if sampled.pairs == "delta" and any(link.target_margin == "scores" for link in self.links):
+                raise ValueError(f"{name}.pairs: delta scores no answer of weak, which target_margin: scores reads")
         if self.generate is not None and self.generate.generator in ("sft", "champion") and self.sft is None:
             raise ValueError("generate.generator needs sft: name the model that answers")
         trained_here = self.reward_model is not None and self.reward_model.adopt is None
@@ -360,6 +367,10 @@ class Recipe(Section):
                     f"reference.precision and {section}.precision must be the same: the cached log-probs "
                     "must equal the policy's at its first step"
                 )
+        if self.reference.sharded and self.scores and self.reference_quantise is not None:
+            raise ValueError(
+                "lora.quantise needs the whole model in one process: leave out lora.quantise or reference.sharded"
+            )
         if self.preferences.min_reference_logp is not None and not self.needs_reference:
             raise ValueError(f"preferences.min_reference_logp needs a reference, and {called} has none")
         if unknown := set(self.preferences.decontaminate) - set(self.evals.selected()):
@@ -394,8 +405,9 @@ class Recipe(Section):
     def notes(self) -> list[str]:
         """One sentence for each setting that is allowed and seldom meant; none is refused."""
         notes, section = self.outside_practice(), self.training.spelling.section
-        if self.sft is not None and self.sft.dataset is not None and (note := as_fast_as_sft(self.dpo, self.sft)):
-            notes.append(f"{section}.{note}")
+        if self.sft is not None and self.sft.dataset is not None:
+            fast = (as_fast_as_sft(link, self.sft) for link in self.links)
+            notes += dict.fromkeys(f"{section}.{note}" for note in fast if note)
         if self.tokens.truncation == "keep_start":
             notes.append(
                 "tokens.truncation: keep_start cuts the token that ends an answer: the policy may learn not to end"
@@ -443,6 +455,17 @@ class Recipe(Section):
             link.select is not None or (link.method.needs_reference and link.reference == "sft")
             for link in self.later_links
         )
+
+    @property
+    def scores(self) -> bool:
+        """Whether any log-probs are cached: of the start checkpoint, or of a policy that a later link starts from."""
+        return self.needs_reference or any(link.method.needs_reference for link in self.links)
+
+    @property
+    def reference_quantise(self) -> Quantisation | None:
+        """How the frozen weights of checkpoints are kept whose log-probs are cached: as those of the trainings that
+        take them for a reference. Without such a training as those of the policy's."""
+        return next((link.quantise for link in self.links if link.method.needs_reference), self.dpo.quantise)
 
     @property
     def method(self) -> Method:

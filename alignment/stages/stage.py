@@ -209,11 +209,23 @@ def starts_of(commit_of: Callable[[Artifact], Commit], policy: Commit) -> list[C
     return starts
 
 
+def trainings_of(commit_of: Callable[[Artifact], Commit], policy: Commit) -> Iterator[Commit]:
+    """A policy, and every policy that its weights came from: links and rounds before it, parts of an average."""
+    yield policy
+    for name, artifact in policy.inputs.items():
+        if artifact.kind == POLICY and (name == "checkpoint" or name.startswith("parts.")):
+            yield from trainings_of(commit_of, commit_of(artifact))
+
+
+def first_training(commit_of: Callable[[Artifact], Commit], policy: Artifact) -> Commit:
+    """The first of the trainings that a policy is the result of: a chain has several."""
+    commit = commit_of(policy)
+    return [commit, *(start for start in starts_of(commit_of, commit) if start.kind == POLICY)][-1]
+
+
 def first_manifest(commit_of: Callable[[Artifact], Commit], policy: Artifact) -> Artifact:
     """The manifest that the first training of a policy stood on; later links of a chain may have a part of it."""
-    commit = commit_of(policy)
-    links = [commit, *(start for start in starts_of(commit_of, commit) if start.kind == POLICY)]
-    return links[-1].inputs["manifest"]
+    return first_training(commit_of, policy).inputs["manifest"]
 
 
 def began_with(commit_of: Callable[[Artifact], Commit], checkpoint: Artifact) -> Artifact:

@@ -79,7 +79,7 @@ def recipes_check(
     from assets.preference_shard import refuse_files
     from eval.gate.default import left_out_of_default
     from eval.judge.retirement import retirement
-    from resources.compute import check_packages
+    from resources.compute import check_packages, check_processes
     from resources.pools import is_pools_file, load_pools
 
     for path in files:
@@ -91,6 +91,7 @@ def recipes_check(
             gate_and_baselines(recipe, str(path))
             check_places(recipe, load_pools(), str(path))
             check_packages(recipe, load_pools())
+            check_processes(recipe, load_pools())
             refuse_files(recipe)
         print(f"{path}: {recipe.name} is well-formed")
         if warning := retirement(recipe.judge, date.today()):

@@ -22,7 +22,7 @@ from alignment.recipe import Gate, Recipe
 from alignment.recipe.schedule import Worth
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.preference_manifest import ManifestRequest
-from alignment.stages.stage import PolicySummary, first_manifest
+from alignment.stages.stage import PolicySummary, first_training
 from alignment.store import Artifact, Commit, MissingArtifact, Store
 from alignment.store.store import readable_commits
 from alignment_dags.nights.night import NightWorth, Provable
@@ -94,14 +94,16 @@ def worth_of(workspace: Workspace) -> NightWorth | None:
     """
     upstream, store = workspace.upstream(), workspace.store
     policy = upstream.get("policy_checkpoint")
-    if policy is None:
+    # of rounds the first one trains on the recipe's own rows, and later ones on pairs made for them
+    of_rows = policy if workspace.recipe.rounds is None else upstream.get("round_1/policy_checkpoint")
+    if policy is None or of_rows is None:
         return None
-    trained = store.commit_of(policy)
+    trained, first = store.commit_of(policy), first_training(store.commit_of, of_rows)
     node = next(node for node in workspace.nodes if node.name == MANIFEST)
     request = node.request(upstream, None)
     assert isinstance(request, ManifestRequest)
     try:
-        manifest = first_manifest(store.commit_of, policy)
+        manifest = first.inputs["manifest"]
         before = ManifestRequest.model_validate_json(store.read(manifest, REQUEST_FILE))
         if _settings(before) != _settings(request):
             return None
@@ -112,7 +114,7 @@ def worth_of(workspace: Workspace) -> NightWorth | None:
     return NightWorth(
         new_rows=new,
         gone_rows=gone,
-        trained_rows=PolicySummary.of(trained).rows_trained or 0,
+        trained_rows=PolicySummary.of(first).rows_trained or 0,
         trained_at=datetime.fromisoformat(trained.started_at),
         provable=provable_by(workspace.recipe, reports_of(store, workspace.recipe.name)),
         seconds=seconds,
@@ -121,9 +123,10 @@ def worth_of(workspace: Workspace) -> NightWorth | None:
 
 
 def _settings(request: ManifestRequest) -> object:
-    """What a manifest asks for beside its shards. How many rows of each a mix keeps follows from the shards."""
-    plain = request.model_copy(update={"shards": {}, "references": {}, "left_out": {}, "mix": ()})
-    return plain.identity()
+    """What a manifest asks for beside its shards. How many rows of each a mix keeps follows from the shards, and how
+    many of all a point of a sweep takes is that point's."""
+    plain = {"shards": {}, "references": {}, "left_out": {}, "mix": (), "train_rows": None}
+    return request.model_copy(update=plain).identity()
 
 
 def changed_rows(store: Store, manifest: Artifact, request: ManifestRequest) -> tuple[int, int]:
@@ -251,7 +254,8 @@ def price_of(workspace: Workspace, since: str = MANIFEST) -> tuple[float | None,
         if node.name != since and not follows & set(node.needs):
             continue
         follows.add(node.name)
-        if node.name.startswith("champion_"):  # measured again only when the settings of a suite change
+        # the champion is measured again only when the settings of a suite change
+        if node.name.startswith("champion_") or node.adopts:
             continue
         took = seconds_of(history.latest_first(node), 1).value or 0.0
         seconds += took

@@ -65,7 +65,7 @@ def not_scored(store: Store, recipe: Recipe, checkpoint: Artifact, row_ids: list
         about["weights_digest"],
         about["config_digest"],
         reference.precision,
-        quantisation=recipe.dpo.quantise,
+        quantisation=recipe.reference_quantise,
         numerics=numerics_class(reference.precision, reference.batch_tokens, recipe.dpo.tf32),
         rope_by_length=about["rope_by_length"],
     )

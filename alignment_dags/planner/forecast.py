@@ -89,8 +89,9 @@ class History:
         self._kinds: dict[str, list[Commit]] = {}
 
     def latest_first(self, node: Node) -> list[Commit]:
-        """Artifacts of this node's kind, latest first; of scores only those of its suite."""
-        made = self._kind(node.stage.kind)
+        """Artifacts of this node's stage, latest first; of scores only those of its suite."""
+        # an average is of the kind of policies, and takes no training
+        made = [commit for commit in self._kind(node.stage.kind) if commit.stage == node.stage.name]
         if node.stage.kind != SCORES.kind:
             return made
         suite = node.name.partition("/")[2]
@@ -220,6 +221,8 @@ def _stage(node: Node, stand: Stand, unsure: str | None) -> StageForecast:
         fits = None  # without its activations
     if unsure is not None:
         seconds = Figure(None, unsure)
+    elif node.adopts:
+        seconds = Figure(0.0, "takes a policy that another stage trains")
     else:
         seconds = seconds_of(stand.history.latest_first(node) if to_make else [], to_make)
         if to_make and (better := _computed(node, stand, load, pool, seconds.value is None)) is not None:

@@ -178,11 +178,13 @@ def load_of(node: Node, recipe: Recipe, pool: Pool, shape: Shape, lengths: Lengt
             beside=int(stop is not None and stop.kl is not None and lora is None),
         )
     else:
-        sections: dict[str, Any] = {"reference_logprobs": recipe.reference, "policy_logprobs": recipe.reference}
+        scorers = ("reference_logprobs", "policy_logprobs")
+        sections: dict[str, Any] = dict.fromkeys((*scorers, "new_rows"), recipe.reference)
+        sections["merged_checkpoint"] = None  # one process averages, and measures the average whole
         section = sections.get(node.stage.name, recipe.evals)
         load = plain
-        if node.stage.name == "reference_logprobs":
-            load = replace(load, quantised=recipe.dpo.quantise is not None)
+        if node.stage.name in scorers:
+            load = replace(load, quantised=recipe.reference_quantise is not None)
     load = replace(load, shards=pool.world_size if getattr(section, "sharded", False) else 1)
     if node.name == "sft_checkpoint":
         assert recipe.sft is not None

@@ -10,6 +10,7 @@ import yaml
 
 from alignment.errors import BadInput, MissingArtifact, did_you_mean
 from alignment.recipe import load_recipe
+from alignment.stages.stage import starts_of, trainings_of
 from alignment.store import Artifact, Commit, Store
 from alignment_dags.recipes import flat, recipe_names
 from alignment_dags.registry.registrations import name_and_version, registration_of
@@ -23,6 +24,7 @@ from eval.statistics import verdict
 from resources.store import ArtifactStore
 
 SCORES = "policy_evals"
+BASE_MODEL = "base_model"
 SHOWN = ("n", "baseline", "candidate", "difference", "ci95", "margin", "verdict")
 """Fields of a comparison that a list of differences has."""
 
@@ -154,7 +156,7 @@ def diff(first: str, second: str) -> dict[str, Any]:
         if side.policy is None:
             raise BadInput("a samples file: it says nothing of settings; name recipes or versions", file=side.name)
     parts = [_parts(store, side.policy) for side in sides if side.policy is not None]
-    shards = [_shards(part) for part in parts]
+    shards = [_shards(store, part["policy"]) for part in parts]
     try:
         metrics = compare_sides(store, sides[0], sides[1])
     except (BadInput, MissingArtifact):  # nothing that both were measured on
@@ -178,18 +180,24 @@ def diff(first: str, second: str) -> dict[str, Any]:
 
 
 def _parts(store: Store, policy: Commit) -> dict[str, Commit]:
-    """The policy's commit and those that it was made from."""
-    parts = {"policy": policy}
-    for name, of, key in (("manifest", "policy", "manifest"), ("sft", "policy", "checkpoint"), ("base", "sft", "base")):
-        artifact = parts[of].inputs.get(key) if of in parts else None
-        if artifact is not None:
-            parts[name] = store.commit_of(artifact)
-    return parts
+    """The policy's commit and those that it was made from; of a chain or rounds `sft` is where the first began."""
+    parts = {"policy": policy, "manifest": store.commit_of(policy.inputs["manifest"])}
+    start = starts_of(store.commit_of, policy)[-1]
+    if start.kind == BASE_MODEL:
+        return parts | {"base": start}
+    base = start.inputs.get("base")
+    return parts | {"sft": start} | ({} if base is None else {"base": store.commit_of(base)})
 
 
-def _shards(parts: dict[str, Commit]) -> dict[str, str]:
-    inputs = parts["manifest"].inputs if "manifest" in parts else {}
-    return {name.removeprefix("shards."): found.digest for name, found in inputs.items() if name.startswith("shards.")}
+def _shards(store: Store, policy: Commit) -> dict[str, str]:
+    """Name to digest of the shards that a policy and those that it came from were trained on."""
+    manifests = [store.commit_of(trained.inputs["manifest"]) for trained in trainings_of(store.commit_of, policy)]
+    return {
+        name.removeprefix("shards."): found.digest
+        for manifest in reversed(manifests)
+        for name, found in manifest.inputs.items()
+        if name.startswith("shards.")
+    }
 
 
 def _pairs(first: dict[str, Any], second: dict[str, Any]) -> dict[str, list[Any]]:

@@ -9,7 +9,7 @@ from alignment.errors import BadInput
 from alignment.stages.base_model import STAGE as BASE_MODEL
 from alignment.stages.base_model import BaseModelSummary
 from alignment.stages.preference_manifest import ManifestSummary
-from alignment.stages.stage import PolicySummary, SftSummary, ShardSummary, starts_of
+from alignment.stages.stage import PolicySummary, SftSummary, ShardSummary, starts_of, trainings_of
 from alignment.store import Artifact, Commit, Store
 from alignment.store.erase import current_erasure
 from alignment_dags.registry.registrations import champion_of, name_and_version, registration_of
@@ -155,17 +155,16 @@ def _alias_moved(store: Store, model: str) -> str | None:
 
 
 def shards(policy: Commit, commits: dict[str, Commit]) -> list[dict[str, Any]]:
-    """The shards that the policy's own manifest names, each with its row digest and number of rows."""
-    manifest = commits[policy.inputs["manifest"].key]
-    return [
-        {
-            "name": name.removeprefix("shards."),
-            "digest": artifact.digest,
-            "rows": ShardSummary.of(commits[artifact.key]).rows,
-        }
-        for name, artifact in sorted(manifest.inputs.items())
-        if name.startswith("shards.")
-    ]
+    """The shards that the policy was trained on, each with its row digest and number of rows: those of its own manifest
+    and, of a chain, of rounds or of an average, those of the policies that it came from."""
+    found: dict[str, dict[str, Any]] = {}
+    for trained in trainings_of(lambda artifact: commits[artifact.key], policy):
+        for name, artifact in sorted(commits[trained.inputs["manifest"].key].inputs.items()):
+            if name.startswith("shards."):
+                rows = ShardSummary.of(commits[artifact.key]).rows
+                shard = {"name": name.removeprefix("shards."), "digest": artifact.digest, "rows": rows}
+                found.setdefault(artifact.digest, shard)
+    return sorted(found.values(), key=lambda shard: str(shard["name"]))
 
 
 def runs(commits: dict[str, Commit]) -> list[dict[str, str | None]]:

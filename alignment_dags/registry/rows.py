@@ -19,7 +19,7 @@ from alignment.data.withdrawal import What, tombstone
 from alignment.errors import BadInput
 from alignment.stages.policy_checkpoint import ROWS_FILE
 from alignment.stages.preference_shard import PAIRS_FILE
-from alignment.stages.stage import starts_of
+from alignment.stages.stage import starts_of, trainings_of
 from alignment.store import Artifact, Commit, MissingArtifact, Store
 from alignment.store.erase import all_commits, current_erasure
 from alignment.store.store import refs_of
@@ -47,12 +47,12 @@ def row_lineage(row_id: str) -> dict[str, Any]:
     learned = {commit.digest for commit in all_commits(store, SFT) if _demonstrated(store, commit, row_id)}
     policies = []
     for commit in sorted(all_commits(store, POLICY), key=lambda commit: commit.started_at, reverse=True):
-        place, starts = _place(store, commit, row_id), starts_of(store.commit_of, commit)
-        if (place is None or place[0] == "dropped") and any(
-            _place(store, start, row_id) == ("train", None) for start in starts[:-1]
+        place, before = _place(store, commit, row_id), list(trainings_of(store.commit_of, commit))
+        if (place is None or place[0] != "train") and any(
+            _place(store, earlier, row_id) == ("train", None) for earlier in before[1:]
         ):
-            place = ("train", None)  # an earlier link of its chain was, and its weights are in this one
-        if place is None and starts[-1].digest in learned:
+            place = ("train", None)  # an earlier link, or a part of an average, was: its weights are in this one
+        if place is None and any(starts_of(store.commit_of, each)[-1].digest in learned for each in before):
             place = ("sft", None)
         if place is not None:
             erasure = current_erasure(store, commit.artifact)

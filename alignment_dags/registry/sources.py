@@ -128,8 +128,9 @@ def values(store: Store, whole: str, without: Mapping[str, str]) -> list[dict[st
     """Each source's value by metric, the worst source first by the first metric: that of the first suite, or the margin
     on held-out pairs of the other sources. `p_holm` is corrected for the number of sources."""
     everything = side_of(store, whole)
-    assert everything.policy is not None
-    pinned = read_manifest(store.fetch(everything.policy.inputs["manifest"]))
+    made = store.read_ref(whole, "preference_manifest")
+    assert made is not None
+    pinned = read_manifest(store.fetch(made.artifact))  # a policy of rounds was trained on pairs made for its round
     found: list[dict[str, Any]] = []
     for source, recipe in without.items():
         compared = compare_sides(store, side_of(store, recipe), everything)

@@ -27,9 +27,12 @@ from pydantic import BaseModel, ConfigDict
 from alignment.data.rows import ROWS_FILE, PreferenceRow, row_of
 from alignment.data.withdrawal import read_withdrawn, tombstone
 from alignment.errors import BadInput, MissingArtifact
+from alignment.models.quantised import Quantisation
 from alignment.recipe import Recipe, load_recipe
+from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.policy_checkpoint import ROWS_FILE as TRAINED_FILE
-from alignment.stages.stage import POLICY, CheckpointSummary, starts_of
+from alignment.stages.policy_checkpoint import DpoRequest
+from alignment.stages.stage import POLICY, CheckpointSummary, starts_of, trained_policy, trainings_of
 from alignment.store import Commit, Store
 from alignment.store.store import readable_commits
 from alignment.training.held_out_pairs import HeldOutPair
@@ -208,9 +211,9 @@ def _withdrawn_rows(store: Store, recipe: str) -> dict[str, PreferenceRow]:
 
 
 def _trained_on(store: Store, policy: Commit, rows: set[str]) -> set[str]:
-    """Those of the rows that a policy, or an earlier link of its chain, was trained on."""
-    links = [policy, *(start for start in starts_of(store.commit_of, policy) if start.kind == POLICY)]
-    return {row for link in links for row in _train_rows(store, link) if row in rows}
+    """Those of the rows that a policy was trained on, or another that its weights came from."""
+    trainings = trainings_of(store.commit_of, policy)
+    return {row for trained in trainings for row in _train_rows(store, trained) if row in rows}
 
 
 def _train_rows(store: Store, policy: Commit) -> Iterator[str]:
@@ -258,6 +261,16 @@ def _trace_under(store: Store, recipe: Recipe, policy: Commit, rows: list[Prefer
     return trace(_measure(store, recipe, policy, rows), unseen)
 
 
+def bits_of_start(store: Store, policy: Commit, start: Commit) -> Quantisation | None:
+    """How the start was kept when it was scored for the policy's held-out pairs, which withdrawn rows are matched with:
+    as its training's reference it was, else whole."""
+    trained = trained_policy(store.commit_of, policy)
+    request = DpoRequest.model_validate_json(store.read(trained.artifact, REQUEST_FILE))
+    reference = request.reference or request.checkpoint
+    scored = request.settings.method.needs_reference and reference.digest == start.digest
+    return request.settings.quantise if scored else None
+
+
 def _measure(store: Store, recipe: Recipe, policy: Commit, rows: list[PreferenceRow]) -> list[Measured]:
     """The rows under a policy and under where its training started, whole models one after the other."""
     from alignment.data.tokens import Dropped, Tokenization
@@ -273,10 +286,11 @@ def _measure(store: Store, recipe: Recipe, policy: Commit, rows: list[Preference
     pairs = [pair for pair in tokens.pairs(rows) if not isinstance(pair, Dropped)]
     sequences = [side for pair in pairs for side in pair]
     found: list[list[float]] = []
-    for checkpoint in (policy, start):
+    for checkpoint, quantise in ((policy, None), (start, bits_of_start(store, policy, start))):
         free_memory()
         code = CheckpointSummary.of(checkpoint).may_run_code
-        model = load_model(store.fetch(checkpoint.artifact), recipe.dpo.precision, runs_code=code)
+        at = store.fetch(checkpoint.artifact)
+        model = load_model(at, recipe.dpo.precision, runs_code=code, quantise=quantise)
         found.append(logps(model, sequences, recipe.reference.batch_tokens))
         del model
     margins = [[values[place] - values[place + 1] for place in range(0, len(values), 2)] for values in found]

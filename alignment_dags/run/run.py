@@ -21,6 +21,7 @@ from assets.building.factory import shards_definition
 from assets.evaluation_report import gate_and_baselines
 from assets.preference_shard import shows_its_kind
 from eval.judge.retirement import retirement
+from resources.compute import check_processes
 
 
 @dataclass
@@ -50,6 +51,7 @@ def run_recipe(path: Path, say: Callable[[str], None]) -> Outcome:
     workspace = use_recipe(path)
     recipe, outcome = workspace.recipe, Outcome(workspace)
     gate_and_baselines(recipe, str(path))  # mistakes show before anything starts, here and in the plan
+    check_processes(recipe, workspace.pools)  # not in the plan, which says how a model is cut
     plan(workspace)
     if warning := retirement(recipe.judge, date.today()):
         say(f"warning: {warning}")

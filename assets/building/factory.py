@@ -25,7 +25,7 @@ from alignment.store.erase import current_erasure
 from assets.building.node import Node, NotNeeded, Shown, Work
 from assets.building.upstream import NotBuilt, Upstream
 from resources.alerts import Alert, send
-from resources.compute import ComputePools, check_packages, check_residency
+from resources.compute import ComputePools, check_packages, check_processes, check_residency
 from resources.home import mlflow_page
 from resources.mlflow import Tracking
 from resources.mlflow_live import live_curves
@@ -179,6 +179,7 @@ class Materializer:
         os.environ.update({DAGSTER_RUN: self.context.run.run_id, RECIPE_NAME: self.recipe.name, POOL: pool_name})
         check_residency(self.recipe, self.pools, self.store)
         check_packages(self.recipe, self.pools)
+        check_processes(self.recipe, self.pools)
         upstream = Upstream(self.store, self.recipe.name)
         request = self.node.request(upstream, shard)
         commit = self.store.find(self.node.stage.kind, self.node.stage.key(request))

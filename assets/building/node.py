@@ -12,6 +12,7 @@ import dagster as dg
 from alignment.guards import Guards
 from alignment.recipe import Optimisation
 from alignment.stages import Request, Stage, execute
+from alignment.stages.stage import POLICY
 from alignment.store import Commit, Store
 from assets.building.upstream import Upstream
 from resources.launchers import Launch, launcher_for
@@ -132,3 +133,8 @@ class Node:
     guards: Guards | None = None
     """Checks on the artifact, each an asset check in Dagster; only for a node without shards, since Dagster's checks of
     a partition are a preview."""
+
+    @property
+    def adopts(self) -> bool:
+        """Whether its policy is one that another node has trained: the winner of a sweep, the best of the rounds."""
+        return self.stage.name == POLICY and self.training is None

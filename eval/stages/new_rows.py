@@ -19,9 +19,11 @@ import pyarrow.parquet as pq
 from alignment.data.manifest import SPLIT_FILE, read_manifest
 from alignment.data.rows import ROWS_FILE, SPLIT_AT, PreferenceRow, iter_rows, read_columns
 from alignment.guards import Guard, Guards
+from alignment.logprobs.effort import Ranks
 from alignment.logprobs.reference import reference_pass
 from alignment.logprobs.table import LOGPROBS_FILE, Written, logprobs_folder, logprobs_table
 from alignment.logprobs.token_ids import ROWS_AT_ONCE
+from alignment.models.runner import tf32_products
 from alignment.stages import Context, Result, Stage
 from alignment.stages.reference_logprobs import Scoring, reference_and_cache
 from alignment.store import Artifact, Commit, Store
@@ -56,10 +58,17 @@ class NewRow(NamedTuple):
 def run(request: NewRowsRequest, context: Context) -> Result:
     """Writes held_out.parquet of the new rows, in the form of a policy's held-out pairs.
 
-    The data version is over row ids and sequence keys, never over the floats.
+    The data version is over row ids and sequence keys, never over the floats. Of a sharded model every rank calls it.
     """
-    if context.rank:
+    sharded = request.sharded and context.world_size > 1
+    if context.rank and not sharded:
         return Result("")  # one process is enough for so few rows
+    ranks = Ranks(context.rank, context.world_size if sharded else 1)
+    with ranks.together(), tf32_products(request.tf32):
+        return _measure(request, context, ranks)
+
+
+def _measure(request: NewRowsRequest, context: Context, ranks: Ranks) -> Result:
     rows, places, new = _new_rows(request, context)
     reference, cache = reference_and_cache(request, context)
     written, pairs = Written(reference.fingerprint), list[HeldOutPair]()
@@ -72,10 +81,12 @@ def run(request: NewRowsRequest, context: Context) -> Result:
     ids = sorted(by_id)
     for start in range(0, len(ids), ROWS_AT_ONCE):
         part = ids[start : start + ROWS_AT_ONCE]
-        done = reference_pass(part, partial(read, set(part)), reference, cache)
-        assert done is not None
-        written.add(done)
-        pairs += _pairs(logprobs_table(done), by_id)
+        done = reference_pass(part, partial(read, set(part)), reference, cache, ranks)
+        if done is not None:
+            written.add(done)
+            pairs += _pairs(logprobs_table(done), by_id)
+    if ranks.rank:
+        return Result("")
     cache.compact()
     write_held_out(context.out, pairs)
     told = written.summary()

@@ -141,6 +141,15 @@ def test_a_value_over_several_lines_is_in_the_recipe_once(tmp_path: Path) -> Non
     assert (load_recipe(path).description, load_recipe(path).dpo.beta) == ("two\nlines", 0.5)
 
 
+def test_a_link_of_a_chain_is_named_by_its_place(home: Path, tmp_path: Path) -> None:
+    base = write(tmp_path / "r.yaml", optimise=[{"method": "dpo"}, {"method": "simpo", "gamma_ratio": 0.3}])
+    links = load_recipe(derive(base, ["optimise.1.gamma_ratio=0.7", "optimise.0.lora.rank=4"], "other")).links
+    assert links[1].gamma_ratio == 0.7 and links[0].lora is not None and links[0].lora.rank == 4
+    for change in ("optimise.2.beta=1", "optimise.beta=1", "dpo.beta=1"):
+        with pytest.raises(BadInput, match="optimise is a list: name one of 0 to 1"):
+            derive(base, [change], "other")
+
+
 @pytest.mark.parametrize(
     ("change", "name", "told"),
     [

@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from alignment.errors import BadInput
 from alignment.stages import execute
 from alignment.stages.candidates import CandidatesRequest
 from alignment.stages.preference_manifest import ManifestRequest
 from alignment.store import Artifact, Ref, Store
+from alignment_dags.run.run import run_recipe
 from assets.building.upstream import Upstream
 from assets.champion import Champion
-from tests.assets.test_policy_divergence import nodes
+from resources.compute import check_processes
+from resources.pools import load_pools
+from tests.assets.test_policy_divergence import nodes, recipe
 from tests.assets.test_rounds import made
 
 GENERATE: dict[str, Any] = {"prompts": {"embedded": "micro"}, "n": 2, "score": {"kind": "rubric"}}
@@ -42,6 +47,24 @@ def test_delta_pairs_have_a_second_generator() -> None:
     assert found["weak_candidates"].needs == ("weak_model",)
     assert set(found["ranked_pairs"].needs) == {"candidates", "weak_candidates"}
     assert nodes(generate=delta | {"weak": "base"})["weak_candidates"].needs == ("base_model",)
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        ({}, "answering runs in one process unless evals.sharded cuts the model"),
+        ({"generate": GENERATE, "evals": {"sharded": True}}, "sampling runs in one process"),
+        ({"rounds": GENERATE | {"count": 2}, "evals": {"sharded": True}}, "sampling runs in one process"),
+    ],
+)
+def test_a_pool_of_several_processes_is_refused_where_one_answers_before_anything_is_trained(
+    sections: dict[str, Any], told: str, home: Path, tmp_path: Path
+) -> None:
+    pools, path = {"pools": {"responses": "h100_node"}}, tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe(**sections, **pools).written), encoding="utf-8")
+    with pytest.raises(BadInput, match=rf"pools\.responses': {told}"):
+        run_recipe(path, print)
+    check_processes(recipe(evals={"sharded": True}, **pools), load_pools())
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from alignment.stages.policy_checkpoint import DpoRequest
 from alignment.store import Artifact, Ref, Store
 from assets.building.node import Node, NotNeeded
 from assets.building.upstream import Upstream
+from assets.card import trained_on
 from eval.summaries import RoundSummary
 from tests.assets.test_policy_divergence import nodes, recipe
 
@@ -90,6 +91,37 @@ def test_the_last_round_is_adopted_where_every_round_improved(store: Store) -> N
     assert nodes(rounds=ROUNDS)["policy_checkpoint"].request(Upstream(store, "small"), None) == last
 
 
+def test_scores_count_in_the_set_of_a_round_where_training_reads_them(store: Store) -> None:
+    for method, reads in (({"target_margin": "scores"}, True), ({}, False)):
+        for name in ("generated_shard", "generated_logprobs"):
+            made(store, f"round_2/{name}")
+        node = nodes(rounds=ROUNDS, optimise=method)["round_2/preference_manifest"]
+        assert node.request(Upstream(store, "small"), None).reads_numbers is reads
+
+
+def test_the_policy_that_is_adopted_is_no_training_of_its_own_for_pool_and_plan() -> None:
+    found = nodes(rounds=ROUNDS)
+    assert (found["policy_checkpoint"].pool, found["policy_checkpoint"].training) == (None, None)
+    assert found["round_3/policy_checkpoint"].training is not None
+
+
+def test_a_card_names_the_recipes_own_data_the_prompts_and_the_model_that_answered(store: Store) -> None:
+    """The last round's own manifest has none of the recipe's shards."""
+    made_policy(store, "policy_checkpoint")
+    policy = store.commit_of(Upstream(store, "small")("policy_checkpoint"))
+    written = {
+        "preferences": {"sources": [{"name": "a", "hub": "ours/a", "license": "MIT"}, {"name": "b", "hub": "ours/b"}]},
+        "rounds": {"prompts": {"hub": "ours/prompts"}, "weak": {"hub": "theirs/small"}},
+    }
+    found = [(each["use"], each["name"], each["license"]) for each in trained_on(store, policy, written, {})]
+    assert found == [
+        ("preferences", "ours/a", "MIT"),
+        ("preferences", "ours/b", "unknown"),
+        ("prompts", "ours/prompts", "unknown"),
+        ("answers", "theirs/small", "unknown"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -100,6 +132,10 @@ def test_the_last_round_is_adopted_where_every_round_improved(store: Store) -> N
         ({"rounds": ROUNDS | {"score": {"kind": "judge"}}}, "asks a judge, and the recipe has no judge of kind openai"),
         ({"rounds": ROUNDS | {"score": {"kind": "reward_model"}}}, "the recipe has no section reward_model"),
         ({"rounds": ROUNDS | {"n": 1}}, "a pair needs two answers"),
+        (
+            {"rounds": ROUNDS | {"pairs": "delta", "weak": "base"}, "optimise": {"target_margin": "scores"}},
+            "rounds.pairs: delta scores no answer of weak, which target_margin: scores reads",
+        ),
         ({"rounds": ROUNDS | {"temperature": 0}}, "several answers to a prompt need one above 0"),
         ({"generate": {**ROUNDS, "count": None}}, "generate.count"),
         (

@@ -17,6 +17,7 @@ from alignment.stages.stage import ManifestSummary, PolicySummary, ReferenceSumm
 from alignment.training.held_out_pairs import HELD_OUT_FILE, parse_held_out
 from alignment_dags.nights.state import state_of
 from alignment_dags.planner.forecast import forecast
+from alignment_dags.registry.compare import diff
 from alignment_dags.registry.lineage import lineage_of
 from alignment_dags.registry.rows import row_lineage
 from alignment_dags.retention.collect import collect
@@ -112,6 +113,9 @@ def test_links_follow_each_other_and_forward_the_reference_once(
     assert state_of(workspace).train == () and [one.stage for one in forecast(workspace) if one.to_make] == []
     record = lineage_of("small")
     assert record["sft"]["digest"] == upstream("sft_checkpoint").digest
+    assert len(record["shards"]) == len({shard["digest"] for shard in record["shards"]}) == 2
+    started = diff("small@1", "small")["checkpoints"]["sft"]
+    assert started == [upstream("sft_checkpoint").digest] * 2, "not the link before"
     assert store.commit_of(upstream("policy_divergence")).inputs["sft"] == upstream("sft_checkpoint")
 
     (left_out, *_) = [row for row, split in splits[1].items() if split == "dropped" and splits[0][row] == "train"]

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from alignment.data.withdrawal import Tombstone, bury
 from alignment.errors import BadInput
 from alignment.models.checkpoint import load_model
 from alignment.recipe import load_recipe
@@ -20,7 +21,9 @@ from alignment_dags.registry.lineage import lineage_of
 from alignment_dags.registry.rows import row_lineage
 from alignment_dags.run.workspace import Workspace
 from assets.building.upstream import Upstream
+from assets.card import card_of
 from assets.evaluation_report import gate_and_baselines
+from assets.merge import champion_to_merge
 from assets.registration import RegistrationSummary
 from resources.pools import load_pools
 
@@ -63,6 +66,7 @@ def test_a_policy_is_merged_measured_and_registered(written: Path, bring_up_to_d
     registration = store.commit_of(upstream("registered_model"))
     assert RegistrationSummary.of(registration).registered and registration.inputs["policy"] == merged.artifact
     assert lineage_of("small")["sft"]["digest"] == sft.digest
+    assert "licence of the average model" in card_of(store, registration).licences, "its weights are in it"
     (row, *_) = [cells for cells in _rows(upstream) if cells["split"] == "train"]
     assert {found["digest"] for found in row_lineage(row["row_id"])["policies"]} == {trained.digest, merged.digest}
 
@@ -76,6 +80,12 @@ def test_a_policy_is_merged_measured_and_registered(written: Path, bring_up_to_d
     second = store.commit_of(again("policy_checkpoint"))
     assert second.inputs["parts.champion"] == merged.artifact
     assert PolicySummary.of(second).merged == {"policy": 0.5, "sft": 0.1, "model_3": 0.1, "champion": 0.3}
+
+    known = row_lineage(row["row_id"])["policies"]
+    assert second.digest in {found["digest"] for found in known}
+    bury(store, "small", "rows", [Tombstone(id=row["row_id"], at="2026-01-01T00:00:00+00:00")])
+    withdrawn = Upstream(store, "small")
+    assert champion_to_merge(withdrawn, withdrawn("trained/policy_checkpoint")) is None, "the row is in its weights"
 
 
 def _rows(upstream: Upstream) -> list[dict[str, Any]]:

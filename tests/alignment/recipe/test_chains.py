@@ -18,12 +18,14 @@ from alignment_dags.run.run import run_recipe
 from alignment_dags.run.workspace import Workspace
 from assets.evaluation_report import gate_and_baselines
 from assets.graph import nodes_of
+from assets.reference_logprobs import scoring
 from resources.pools import load_pools
 
 MICRO = {"embedded": "micro"}
 SMALLEST: dict[str, Any] = {"name": "small", "base_model": MICRO, "preferences": MICRO, "sft": {"dataset": MICRO}}
 SUITE = {"evals": {"ifeval": MICRO}}
 POLICY = {"of": "policy", "weight": 0.5}
+QLORA = {"rank": 4, "quantise": "nf4"}
 
 
 def recipe_of(**sections: Any) -> Recipe:
@@ -58,6 +60,23 @@ def test_a_chain_may_begin_with_a_base_model() -> None:
     found = names(chain)
     assert chain.start == "base_model" and not [name for name in found if "sft" in name or name == "reference_logprobs"]
     assert {"link_1/policy_logprobs", "base_evals/ifeval", "policy_evals/ifeval"} <= set(found)
+
+
+def test_log_probs_are_of_the_bits_that_the_links_with_a_reference_train_beside() -> None:
+    def scored(*links: dict[str, Any]) -> tuple[Any, Any]:
+        recipe = recipe_of(optimise=list(links))
+        return scoring(recipe)["quantise"], recipe.reference_quantise
+
+    dpo, simpo = {"method": "dpo"}, {"method": "simpo"}
+    assert scored(dpo | {"lora": QLORA}, simpo) == ("nf4", "nf4"), "the last link reads none"
+    assert scored(dpo, simpo | {"lora": QLORA}) == (None, None)
+    assert scored(simpo, dpo | {"lora": QLORA}) == ("nf4", "nf4")
+
+
+def test_every_link_that_is_as_fast_as_sft_is_noted() -> None:
+    fast, slow = {"learning_rate": 2e-5}, {"learning_rate": 5e-7}
+    for links in ([fast, slow], [slow, fast]):
+        assert sum("is 1 times SFT's" in note for note in recipe_of(optimise=links).notes()) == 1, links
 
 
 def test_a_model_of_the_hub_that_does_not_fit_is_refused_by_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,6 +122,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (
         {"optimise": [{}, {"method": "simpo", "select": {"disagreement": "120 %"}}]},
         "field 'optimise.1.select.disagreement': must be at most 1",
+    ),
+    (
+        {"optimise": [{"lora": QLORA}, {}]},
+        "lora.quantise must be the same in all links with a reference, as they share log-probs",
+    ),
+    (
+        {"optimise": [{"method": "simpo"}, {"lora": QLORA}], "reference": {"sharded": True}},
+        "lora.quantise needs the whole model in one process: leave out lora.quantise or reference.sharded",
     ),
     ({"optimise": [{}, {"precision": "float32"}]}, "reference.precision and optimise.precision must be the same"),
     ({"sweep": {"beta": [0.1, 0.2]}}, "sweep has no items to pick a point by: select a suite in evals"),

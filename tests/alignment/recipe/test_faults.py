@@ -41,6 +41,8 @@ def told(recipe: dict[str, Any]) -> str:
             {"sft": {"dataset": MICRO, "patience": 2, "sharded": True}},
             "field 'sft': patience needs the whole model in one process: leave out patience or sharded",
         ),
+        ({"reward_model": {"lora": {"quantise": "nf4"}}}, "'reward_model': lora.quantise has no effect on a reward mo"),
+        ({"reward_model": {"router_aux_loss_coef": 0.1}}, "'reward_model': router_aux_loss_coef has no effect on a "),
         ({"dpo": {"gradient_checkpointing": "some"}}, "field 'dpo.gradient_checkpointing"),
         ({"optimise": {"adam_betas": [0.9, 0.99, 0.9]}}, "field 'optimise.adam_betas': must have 2 values at most"),
         ({"optimise": {"method": "kto", "desirable_weight": 0, "undesirable_weight": 0}}, ": method: kto needs a "),
@@ -115,7 +117,9 @@ def test_a_pools_file_is_told_in_the_same_words(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"field 'pools\.local\.slots': missing \(and 1 more\)"):
         load_pools(path)
     path.write_text("pools: {local: {slots: 1, launcher: torchrum}}")
-    with pytest.raises(BadInput, match=r"field 'pools\.local\.launcher': must be one of step, torchrun; did you mean"):
+    with pytest.raises(
+        BadInput, match=r"field 'pools\.local\.launcher': must be one of step, torchrun, .* did you mean"
+    ):
         load_pools(path)
     path.write_text("pools: {local: {slots: 1}}")
     with pytest.raises(BadInput, match=r"no pool 'lokal'; pools\.yaml has local; did you mean local\?"):

@@ -14,10 +14,14 @@ from safetensors.torch import load_file
 
 from alignment.data.validate import halves
 from alignment.methods import METHODS
+from alignment.recipe import TokenPolicy
 from alignment.stages import execute
 from alignment.stages.policy_checkpoint import STAGE
 from alignment.stages.sft_checkpoint import STAGE as FINE_TUNING
 from alignment.store import Artifact, Commit, Store
+from eval.stages.new_rows import STAGE as NEW_ROWS
+from eval.stages.new_rows import NewRowsRequest
+from eval.summaries import NewRowsSummary
 from tests.alignment.training.conftest import interrupted_at
 
 NEVER = -1
@@ -190,3 +194,26 @@ def test_a_killed_fine_tuning_of_halves_ends_where_an_undisturbed_one_ends(lab: 
     resumed = torchrun(lab.store, two, tmp_path, stage="sft_checkpoint")
     assert resumed.summary["resumed_from_step"] == 4
     assert resumed.digest == undisturbed.digest
+
+
+def test_new_rows_are_measured_by_a_champion_that_is_cut_over_two_processes(lab: Any, tmp_path: Path) -> None:
+    """The second process takes part in the first one's passes: alone it would wait for ever."""
+    start, method = lab.checkpoint(), METHODS["sigmoid"]
+    known, manifest = (lab.scored_manifest(start, lab.rows(count), method) for count in (4, 12))
+    champion = execute(STAGE, lab.dpo_request(start, known, learning_rate=1e-2), lab.store).artifact
+    request = NewRowsRequest(
+        checkpoint=champion,
+        manifest=manifest,
+        known=known,
+        max_rows=6,
+        tokens=TokenPolicy(max_length=64),
+        precision="float32",
+        batch_tokens=400,
+        sharded=True,
+    )
+    shutil.copytree(lab.store.root, tmp_path / "one")
+    twin = Store(str(tmp_path / "one"))
+    together, single = torchrun(lab.store, request, tmp_path, stage="new_rows"), execute(NEW_ROWS, request, twin)
+    found, expected = NewRowsSummary.of(together), NewRowsSummary.of(single)
+    assert (together.digest, found.new, found.measured, found.scored) == (single.digest, 8, 6, expected.scored)
+    assert found.margin == pytest.approx(expected.margin, abs=1e-4)

@@ -19,6 +19,7 @@ import yaml
 from alignment.recipe import Lora, Recipe, load_recipe, parse_recipe
 from alignment.store import Commit, Ref, Store
 from alignment_dags.cli.run import show_plan
+from alignment_dags.nights.worth import price_of
 from alignment_dags.planner.forecast import History, StageForecast, forecast, seconds_of
 from alignment_dags.planner.hours import lengths_of
 from alignment_dags.run.workspace import Workspace
@@ -53,6 +54,40 @@ def nodes(of: Recipe) -> dict[str, Node]:
 
 def stages(of: Recipe, store: Store, config: Path | None = None, **given: Any) -> dict[str, StageForecast]:
     return {one.stage: one for one in forecast(Workspace(of, load_pools(), lambda: store), config, **given)}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"sweep": {"beta": [0.1, 0.2]}},
+        {"rounds": {"count": 2, "prompts": EMBEDDED, "score": {"kind": "rubric"}}},
+        {"merge": [{"of": "policy", "weight": 0.5}, {"of": "sft", "weight": 0.5}]},
+    ],
+    ids=["sweep", "rounds", "merge"],
+)
+def test_each_training_is_counted_once(store: Store, more: dict[str, Any]) -> None:
+    """A sweep's winner and the best of the rounds are trained by other nodes; an average takes no training."""
+    of = parse_recipe(recipe(ifeval=EMBEDDED).model_dump(mode="json", exclude_unset=True) | more, "-", {})
+    trained = made(store, "policy_checkpoint", "trained", seconds=100.0)
+    other = {"stage": "merged_checkpoint", "digest": "average", "started_at": trained.started_at, "seconds": 6.0}
+    rest: dict[str, Any] = {"code_version": 1, "inputs": {}, "summary": {}, "environment": {"recipe": "small"}}
+    store.commit(store.begin("policy_checkpoint", "average"), **other, **rest)
+    found = [one for one in stages(of, store).values() if one.stage.endswith("policy_checkpoint")]
+    seconds = {one.stage: one.slot_seconds.value for one in found}
+    last = 6.0 if "merge" in more else 0.0
+    trainings = 1 if "merge" in more else 2
+    assert sorted(seconds.values()) == [last, *[100.0] * trainings] and seconds["policy_checkpoint"] == last
+    assert price_of(Workspace(of, load_pools(), lambda: store))[0] == 100.0 * trainings + (
+        last if "merge" in more else 0
+    )
+
+
+def test_log_probs_under_a_link_s_policy_are_planned_in_four_bits_too(store: Store) -> None:
+    section = {"optimise": [{"lora": {"quantise": "nf4"}}] * 2, "evals": {"new_rows": {}}}
+    found = stages(parse_recipe(recipe().model_dump(mode="json", exclude_unset=True) | section, "-", {}), store)
+    quantised = {name for name, one in found.items() if "in 4 bits" in one.memory_gib.how}
+    links = {"link_1/policy_checkpoint", "policy_checkpoint"}
+    assert quantised == {"reference_logprobs", "link_1/policy_logprobs"} | links
 
 
 def test_the_divergence_loads_a_model_and_answers_of_an_endpoint_none(store: Store, tmp_path: Path) -> None:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from alignment_dags.retention.evidence import Measured, trace
+from alignment.models.pin import pin_model
+from alignment.recipe import Dpo, ModelSource, TokenPolicy
+from alignment.stages import Result, Stage, execute
+from alignment.stages.base_model import BaseModelRequest
+from alignment.stages.policy_checkpoint import DpoRequest
+from alignment.store import Artifact, Commit, Store
+from alignment_dags.retention.evidence import Measured, bits_of_start, trace
 
 
 def drawn(rng: np.random.Generator, rows: int, shift: float = 0.0) -> list[Measured]:
@@ -43,3 +51,23 @@ def test_one_row_has_no_interval_and_no_rows_have_no_trace() -> None:
     assert (one.rows, one.matches, one.low) == (1, 1, None)
     with pytest.raises(ValueError, match="nothing to compare"):
         trace([], drawn(rng, 2))
+
+
+def test_the_start_has_the_bits_that_it_had_for_the_held_out_pairs(store: Store) -> None:
+    """Rows in other bits would differ from what they are matched with, whether they were seen or not."""
+    base = BaseModelRequest(pin=pin_model(ModelSource(embedded="micro")), seed=1)
+    start = execute(Stage("sft_checkpoint", 1, BaseModelRequest, lambda *_: Result("start")), base, store)
+
+    def trained(checkpoint: Artifact, **settings: Any) -> Commit:
+        request = DpoRequest(
+            manifest=start.artifact, checkpoint=checkpoint, settings=Dpo(**settings), tokens=TokenPolicy(), seed=1
+        )
+        stage = Stage("policy_checkpoint", 1, DpoRequest, lambda *_: Result(stage.key(request)))
+        return execute(stage, request, store)
+
+    qlora = {"lora": {"quantise": "nf4"}}
+    first = trained(start.artifact, **qlora)
+    assert bits_of_start(store, first, start) == "nf4"
+    assert bits_of_start(store, trained(first.artifact, **qlora), start) is None, "a chain is measured against it whole"
+    assert bits_of_start(store, trained(start.artifact, loss="simpo", **qlora), start) is None
+    assert bits_of_start(store, trained(start.artifact), start) is None

@@ -411,10 +411,8 @@ def load_model(
     if (folder / ADAPTER_FILE).is_file():  # Transformers would load it on top, and no digest of ours names it
         raise BadInput("an adapter lies beside the model: merge it, or move it elsewhere", file=str(folder))
     try:
-        how = loading(runs_code)
-        if quantise is not None:
-            how |= loading_quantised(quantise, precision, device)
-        model = _load(folder, config, precision, "sdpa", how)
+        how = {} if quantise is None else loading_quantised(quantise, precision, device)
+        model = _load(folder, config, precision, "sdpa", runs_code, how)
     except (OSError, ValueError, ImportError, KeyError) as error:
         if not runs_code and isinstance(error, ValueError) and (refused := refusal(folder)) is not None:
             raise refused from error
@@ -453,7 +451,7 @@ def first_not_finite(weights: Iterable[tuple[str, torch.Tensor]]) -> str | None:
 
 
 def _load(
-    folder: Path, config: PreTrainedConfig, precision: str, attention: str, how: dict[str, Any]
+    folder: Path, config: PreTrainedConfig, precision: str, attention: str, runs_code: bool, how: dict[str, Any]
 ) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
@@ -469,11 +467,12 @@ def _load(
             use_kernels=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
+            **loading(runs_code),
             **how,
         )
     except ValueError as error:
         if attention == "sdpa" and "scaled_dot_product_attention" in str(error):
-            return _load(folder, config, precision, "eager", how)
+            return _load(folder, config, precision, "eager", runs_code, how)
         raise
     for names, what in (
         (sorted(map(str, found["missing_keys"])), "lack"),

@@ -15,6 +15,7 @@ from typing import Any
 
 from alignment.errors import BadInput
 from alignment.models.checkpoint import CONFIG_FILE
+from alignment.models.code import loading
 
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"
@@ -44,7 +45,7 @@ def gguf_config(path: Path) -> dict[str, Any]:
 
     check_gguf(path)
     try:
-        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, **loading(False))
     except Exception as error:  # of another library, on a file of any architecture
         raise BadInput(f"Transformers cannot read this GGUF file: {_line(error)}", file=str(path)) from error
     return {name: value for name, value in config.to_dict().items() if name != "quantization_config"}
@@ -58,7 +59,7 @@ def write_tokenizer(path: Path, out: Path) -> None:
     text = json.dumps(gguf_config(path), indent=2, default=str) + "\n"
     (out / CONFIG_FILE).write_text(text, encoding="utf-8")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, **loading(False))
     except Exception as error:
         raise BadInput(f"Transformers cannot read this file's tokenizer: {_line(error)}", file=str(path)) from error
     tokenizer.save_pretrained(out)
@@ -74,7 +75,9 @@ def dequantise(path: Path, out: Path) -> None:
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32, **loading(False)
+        )
     except Exception as error:
         raise BadInput(f"Transformers cannot read this GGUF file: {_line(error)}", file=str(path)) from error
     finally:

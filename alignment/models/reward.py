@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignment.errors import BadInput
 from alignment.models.checkpoint import default_device, first_line, load_config, load_tokenizer
+from alignment.models.code import loading
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +47,13 @@ def load_reward_model(
     noise.setLevel(logging.ERROR)  # it lists the head of the language model, which is not used
     try:
         model, found = AutoModelForSequenceClassification.from_pretrained(
-            folder, config=config, dtype=getattr(torch, precision), use_safetensors=True, output_loading_info=True
+            folder,
+            config=config,
+            dtype=getattr(torch, precision),
+            use_safetensors=True,
+            use_kernels=False,
+            output_loading_info=True,
+            **loading(False),
         )
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise BadInput(f"the reward model cannot be loaded: {first_line(error)}", file=str(folder)) from error

@@ -42,6 +42,7 @@ def test_a_checked_file_has_the_numbers_and_digest_of_its_shard(tmp_path: Path) 
         "quarantined": shard["quarantined"],
         "reasons": shard["reasons"],
         "forms": shard["forms"],
+        "texts": 2,
         "kind": "paired",
         "advice": checked["advice"],
         "digest": shard["digest"],

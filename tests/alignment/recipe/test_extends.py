@@ -46,7 +46,10 @@ def test_a_preset_is_looked_for_beside_the_recipe_first(tmp_path: Path) -> None:
     ("text", "told"),
     [
         ("extends: presets/zefyr_7b\nname: mine\n", "there is no 'presets/zefyr_7b'; did you mean presets/zephyr_7b?"),
-        ("extends: presets/gpt\nname: mine\n", "there is no 'presets/gpt'; there are presets/ dpo_then_simpo, kto"),
+        (
+            "extends: presets/gpt\nname: mine\n",
+            "there is no 'presets/gpt'; there are presets/ 7b_qlora_24gb, dpo_then_simpo, kto",
+        ),
         ("extends: [presets/zephyr_7b]\nname: mine\n", "must be the name of a preset"),
         ("extends: mine\nname: mine\n", "mine.yaml extends itself"),
         ("extends: presets/zephyr_7b\n", "field 'name': missing"),

@@ -125,7 +125,7 @@ def worth_of(workspace: Workspace) -> NightWorth | None:
 def _settings(request: ManifestRequest) -> object:
     """What a manifest asks for beside its shards. How many rows of each a mix keeps follows from the shards, and how
     many of all a point of a sweep takes is that point's."""
-    plain = {"shards": {}, "references": {}, "left_out": {}, "mix": (), "train_rows": None}
+    plain: dict[str, object] = {"shards": {}, "references": {}, "left_out": {}, "mix": (), "train_rows": None}
     return request.model_copy(update=plain).identity()
 
 

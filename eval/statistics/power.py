@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from eval.statistics.means import CONFIDENCE, Interval
-from eval.statistics.paired import MIN_DIFFERING, Z, score_interval, score_statistic
+from eval.statistics.means import CONFIDENCE, Interval, Z
+from eval.statistics.paired import MIN_DIFFERING, score_interval, score_statistic
 
 POWER_FACTOR = 2.8015852  # z(0.975) + z(0.80): two-sided 5 % test with 80 % power
 MAX_CLUSTERS = 10**7

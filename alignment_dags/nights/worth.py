@@ -105,7 +105,7 @@ def worth_of(workspace: Workspace) -> NightWorth | None:
     try:
         manifest = first.inputs["manifest"]
         before = ManifestRequest.model_validate_json(store.read(manifest, REQUEST_FILE))
-        if _settings(before) != _settings(request):
+        if settings_of(before) != settings_of(request):
             return None
         new, gone = changed_rows(store, manifest, request)
     except MissingArtifact:  # erased: what was trained on is not known any more
@@ -122,7 +122,7 @@ def worth_of(workspace: Workspace) -> NightWorth | None:
     )
 
 
-def _settings(request: ManifestRequest) -> object:
+def settings_of(request: ManifestRequest) -> object:
     """What a manifest asks for beside its shards. How many rows of each a mix keeps follows from the shards, and how
     many of all a point of a sweep takes is that point's."""
     plain: dict[str, object] = {"shards": {}, "references": {}, "left_out": {}, "mix": (), "train_rows": None}

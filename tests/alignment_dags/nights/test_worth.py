@@ -15,12 +15,12 @@ from alignment.recipe import Recipe, parse_recipe
 from alignment.recipe.schedule import Worth
 from alignment.stages import execute
 from alignment.stages.preference_manifest import STAGE as MANIFEST
-from alignment.stages.preference_manifest import ManifestRequest
+from alignment.stages.preference_manifest import ManifestRequest, TrainRows
 from alignment.stages.preference_shard import STAGE as SHARD
 from alignment.stages.preference_shard import ShardRequest
 from alignment.store import Artifact, Store
 from alignment_dags.nights.night import NightWorth, Provable
-from alignment_dags.nights.worth import changed_rows, provable_by, reason_to_sleep
+from alignment_dags.nights.worth import changed_rows, provable_by, reason_to_sleep, settings_of
 from eval.gate.compare import MetricComparison, compare_samples
 from eval.stages.evaluation_report import ReportSummary
 from eval.suites.samples import Sample
@@ -65,6 +65,12 @@ def test_rows_that_are_gone_never_wait_and_no_row_waits_for_ever() -> None:
 def test_a_rule_that_asks_for_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="give min_new_rows, min_new_share or provable"):
         Worth(max_wait_days=3)
+
+
+def test_the_rows_that_a_point_of_a_sweep_took_are_no_other_settings_of_the_data() -> None:
+    whole = ManifestRequest(shards={}, held_out_fraction=0.1)
+    part = whole.model_copy(update={"train_rows": TrainRows(most=100)})
+    assert settings_of(part) == settings_of(whole) != settings_of(whole.model_copy(update={"max_length_gap": 5}))
 
 
 def compared(lost: int, gained: int, items: int = 200) -> MetricComparison:

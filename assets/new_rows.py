@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from alignment.recipe import Recipe
+from alignment.stages.execute import REQUEST_FILE
+from alignment.stages.preference_manifest import ManifestRequest
 from alignment.stages.stage import first_manifest
-from alignment.store import Artifact, Commit
+from alignment.store import Artifact, Commit, Store
 from assets.building.node import Node, NotNeeded, Shown
 from assets.building.upstream import Upstream
 from assets.champion import champion_for
@@ -22,8 +25,10 @@ def new_rows(recipe: Recipe) -> Node:
 
     def request(upstream: Upstream, shard: str | None) -> NewRowsRequest:
         manifest, policy = upstream("preference_manifest"), upstream.get("policy_checkpoint")
+        # of rounds the first one trains on the recipe's own rows, and later ones may start from the SFT checkpoint
+        of_rows = policy if recipe.rounds is None else upstream.get("round_1/policy_checkpoint")
         # the policy of this very manifest is the candidate, and what it was compared with stays the champion
-        trained = policy is not None and first_manifest(upstream.store.commit_of, policy).digest == manifest.digest
+        trained = of_rows is not None and stands_on(upstream.store, of_rows, manifest)
         return request_of(recipe, upstream, policy if trained else None)
 
     return Node(
@@ -48,7 +53,7 @@ def request_of(recipe: Recipe, upstream: Upstream, candidate: Artifact | None) -
     if champion is None:
         raise NotNeeded("there is no champion yet")
     known = first_manifest(upstream.store.commit_of, champion)
-    if known.digest == manifest.digest:
+    if stands_on(upstream.store, champion, manifest):
         raise NotNeeded("the champion was trained on these rows")
     return NewRowsRequest(
         checkpoint=champion,
@@ -57,6 +62,17 @@ def request_of(recipe: Recipe, upstream: Upstream, candidate: Artifact | None) -
         max_rows=recipe.evals.new_rows.max_rows,
         **scoring(recipe) | {"quantise": None},  # as its own held-out pairs were measured: the checkpoint as it is
     )
+
+
+def stands_on(store: Store, policy: Artifact, manifest: Artifact) -> bool:
+    """Whether a policy's first training took the rows of a manifest, or, as a point of a sweep, some of them."""
+
+    def whole(pinned: Artifact) -> Any:
+        request = ManifestRequest.model_validate_json(store.read(pinned, REQUEST_FILE))
+        return request.model_copy(update={"train_rows": None}).identity()
+
+    known = first_manifest(store.commit_of, policy)
+    return known.digest == manifest.digest or whole(known) == whole(manifest)
 
 
 def measured(recipe: Recipe, upstream: Upstream, candidate: Artifact) -> Artifact | None:

@@ -550,7 +550,8 @@ class MergePart(Section):
 
     of: Literal["policy", "sft", "champion"] | None = None
     """`policy`: what training made. `sft`: the SFT checkpoint. `champion`: the policy that was registered last, if it
-    was not merged of this very policy; before there is one the other weights are scaled up to 1."""
+    was not merged of this very policy; before there is one, and where it was trained on what was withdrawn since, the
+    other weights are scaled up to 1."""
     model: ModelSource | None = None
     """A model of the same architecture, such as a checkpoint of an earlier stage."""
     weight: float = Field(gt=0, lt=1)

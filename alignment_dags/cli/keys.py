@@ -73,7 +73,8 @@ def places(schema: Schema) -> dict[str, list[str]]:
         for key, value in part.get("properties", {}).items():
             for name, below in references(value, f"{path}.{key}" if path else key):
                 known = name in paths
-                paths.setdefault(name, []).append(below)
+                if below not in paths.setdefault(name, []):
+                    paths[name].append(below)
                 if not known:
                     visit(schema["$defs"][name], below)
 

@@ -24,12 +24,17 @@ def test_the_page_is_what_the_definitions_say() -> None:
 
 def test_every_section_stands_under_the_paths_of_its_keys() -> None:
     found = places(Recipe.model_json_schema())
-    assert found["Lora"] == ["sft.lora", "optimise.lora", "dpo.lora"]
-    assert found["ModelSource"] == ["base_model", "sft.adopt"]
+    assert found["Lora"] == ["sft.lora", "optimise.lora", "reward_model.lora", "dpo.lora"]
+    assert found["ModelSource"][:2] == ["base_model", "sft.adopt"] and "merge.model" in found["ModelSource"]
+    assert found["Link"] == found["Optimise"] == ["optimise"]
     assert found["LmEvalTask"] == ["evals.lm_eval.NAME"]
     assert found["Requirement"] == ["gate.metrics.NAME"]
     assert found.keys() == Recipe.model_json_schema()["$defs"].keys()
-    assert list(places(Pools.model_json_schema()).values()) == [["pools.NAME"], ["pools.NAME.kubernetes"]]
+    launchers = ("torchrun", "ray", "kuberay", "kubernetes")
+    assert list(places(Pools.model_json_schema()).values()) == [
+        ["pools.NAME"],
+        *([f"pools.NAME.{launcher}"] for launcher in launchers),
+    ]
 
 
 def test_a_key_has_its_range_its_default_and_its_meaning() -> None:

@@ -364,7 +364,7 @@ def test_shipped_recipes_stay_within_practice_but_for_the_rate_of_the_smallest_m
     outside = {path.stem: load_recipe(path).dpo.outside_practice() for path in paths}
     noted = {name: [note.split()[0] for note in notes] for name, notes in outside.items() if notes}
     micro = ("quickstart", "rounds_quickstart", "stories260k_hh")
-    assert noted == dict.fromkeys(micro, ["dpo.learning_rate"])
+    assert noted == {name: ["dpo.learning_rate"] for name in micro}
 
 
 def test_pools_beside_the_recipes_are_no_recipe_where_other_pools_are_in_use(

@@ -167,7 +167,7 @@ def test_the_batch_size_is_not_in_the_key_and_not_in_the_result(world: World) ->
     assert STAGE.key(wide) == STAGE.key(narrow)
     context = Context(world.store, world.folders[0], world.folders[1])
     prompts = held_out_prompts(context, world.policy, world.manifest, 20)
-    one, other = (divergence._sample_responses(request, context, prompts) for request in (wide, narrow))
+    one, other = (divergence._sample_responses(request, context, prompts, load_model) for request in (wide, narrow))
     assert [(row.row_id, row.tokens) for row in one] == [(row.row_id, row.tokens) for row in other]
     assert [row.log_ratio for row in one] == pytest.approx([row.log_ratio for row in other], abs=1e-4)
 

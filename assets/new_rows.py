@@ -14,7 +14,8 @@ from assets.building.node import Node, NotNeeded, Shown
 from assets.building.upstream import Upstream
 from assets.champion import champion_for
 from assets.reference_logprobs import scoring
-from eval.stages.new_rows import STAGE, NewRowsRequest, drift_guards, drift_of
+from eval.report.guards import drift_guards, drift_of
+from eval.stages.new_rows import STAGE, NewRowsRequest
 from eval.summaries import NewRowsSummary
 
 NAME = "new_rows"

@@ -15,7 +15,7 @@ from alignment.store import Artifact, Commit, MissingArtifact, Store
 from eval.gate.bounded import ANSWERS, DIVERGENCE, ENDED, KL, LENGTH, NGRAMS
 from eval.gate.compare import MetricComparison
 from eval.gate.metrics import PERCENT, title_of
-from eval.summaries import ResponsesSummary, ScoresSummary
+from eval.summaries import NewRowsSummary, ResponsesSummary, ScoresSummary
 
 Comparisons = Mapping[str, Mapping[str, MetricComparison]]
 
@@ -178,3 +178,37 @@ def findings_behind(store: Store, policy: Artifact) -> list[Line]:
         for guard in guards
         if guard.name not in ("reference_unchanged", *DATA_GUARDS)
     ]
+
+
+DRIFT = 0.05
+"""A fall of accuracy from which on, if it is beyond chance, the data is not what the champion was trained for."""
+NEW_ROWS_GUARDS = {
+    "drift": f"On rows that it never saw the champion's accuracy fell by less than {100 * DRIFT:g} points or by chance."
+}
+
+
+def drift_guards() -> Guards:
+    """The alarm of a drift."""
+
+    def find(store: Store, commit: Commit, deep: bool) -> list[Guard]:
+        return drift_of(NewRowsSummary.of(commit))
+
+    return Guards(NEW_ROWS_GUARDS, find)
+
+
+def drift_of(summary: NewRowsSummary) -> list[Guard]:
+    """Whether the accuracy fell from that on the champion's own held-out pairs; nothing where it is not known."""
+    if summary.drift is None or summary.accuracy is None or summary.held_out_accuracy is None:
+        return []
+    fell = summary.drift <= -DRIFT and summary.drift_high is not None and summary.drift_high < 0
+    interval = (
+        ""
+        if summary.drift_low is None or summary.drift_high is None
+        else f" (95 % interval {100 * summary.drift_low:+.1f} to {100 * summary.drift_high:+.1f} points)"
+    )
+    text = (
+        f"the champion prefers the chosen side in {summary.accuracy:.1%} of {summary.measured:,} rows that it never"
+        f" saw, and in {summary.held_out_accuracy:.1%} of its own held-out pairs{interval}"
+    )
+    advice = "; look at the new data: other prompts, other annotators, or flipped labels" if fell else ""
+    return [Guard("drift", not fell, text + advice, {"drift": summary.drift, "measured": summary.measured})]

@@ -18,10 +18,9 @@ from eval.gate.evidence import Compared, Evidence, ReportRequest, gather, verdic
 from eval.gate.metrics import headline, title_of
 from eval.gate.requirement import SHORT_NAMES
 from eval.report.facts import categories_of, facts_of, items_of
-from eval.report.guards import CONTAMINATION, Line, evaluation_findings, findings_behind
+from eval.report.guards import CONTAMINATION, Line, drift_of, evaluation_findings, findings_behind
 from eval.report.page import by_category, page
 from eval.report.pictures import write_pictures
-from eval.stages.new_rows import drift_of
 from eval.statistics import holm
 from eval.summaries import NewRowsSummary
 

@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 
 from alignment.data.manifest import SPLIT_FILE, read_manifest
 from alignment.data.rows import ROWS_FILE, SPLIT_AT, PreferenceRow, iter_rows, read_columns
-from alignment.guards import Guard, Guards
 from alignment.logprobs.effort import Ranks
 from alignment.logprobs.reference import reference_pass
 from alignment.logprobs.table import LOGPROBS_FILE, Written, logprobs_folder, logprobs_table
@@ -26,15 +25,13 @@ from alignment.logprobs.token_ids import ROWS_AT_ONCE
 from alignment.models.runner import tf32_products
 from alignment.stages import Context, Result, Stage
 from alignment.stages.reference_logprobs import Scoring, reference_and_cache
-from alignment.store import Artifact, Commit, Store
+from alignment.store import Artifact
 from alignment.training.held_out_pairs import HeldOutPair, write_held_out
 from eval.gate.held_out import HeldOut, against_reference, read_held_out
 from eval.gate.metrics import ACCURACY, policy_samples
 from eval.statistics import Mean, clustered_mean, share_difference
 from eval.summaries import NewRowsSummary
 
-DRIFT = 0.05
-"""A fall of accuracy from which on, if it is beyond chance, the data is not what the champion was trained for."""
 COLUMNS = ("row_id", "chosen_logp", "rejected_logp")
 
 
@@ -182,38 +179,6 @@ def numbers(pairs: Sequence[HeldOutPair], held_out: HeldOut | None) -> dict[str,
 def _accuracy(pairs: Sequence[Any]) -> Mean:
     samples = [sample for sample in policy_samples(pairs) if sample.metric == ACCURACY and sample.value is not None]
     return clustered_mean([float(sample.value or 0.0) for sample in samples], [sample.cluster for sample in samples])
-
-
-NEW_ROWS_GUARDS = {
-    "drift": f"On rows that it never saw the champion's accuracy fell by less than {100 * DRIFT:g} points or by chance."
-}
-
-
-def drift_guards() -> Guards:
-    """The alarm of a drift."""
-
-    def find(store: Store, commit: Commit, deep: bool) -> list[Guard]:
-        return drift_of(NewRowsSummary.of(commit))
-
-    return Guards(NEW_ROWS_GUARDS, find)
-
-
-def drift_of(summary: NewRowsSummary) -> list[Guard]:
-    """Whether the accuracy fell from that on the champion's own held-out pairs; nothing where it is not known."""
-    if summary.drift is None or summary.accuracy is None or summary.held_out_accuracy is None:
-        return []
-    fell = summary.drift <= -DRIFT and summary.drift_high is not None and summary.drift_high < 0
-    interval = (
-        ""
-        if summary.drift_low is None or summary.drift_high is None
-        else f" (95 % interval {100 * summary.drift_low:+.1f} to {100 * summary.drift_high:+.1f} points)"
-    )
-    text = (
-        f"the champion prefers the chosen side in {summary.accuracy:.1%} of {summary.measured:,} rows that it never"
-        f" saw, and in {summary.held_out_accuracy:.1%} of its own held-out pairs{interval}"
-    )
-    advice = "; look at the new data: other prompts, other annotators, or flipped labels" if fell else ""
-    return [Guard("drift", not fell, text + advice, {"drift": summary.drift, "measured": summary.measured})]
 
 
 STAGE = Stage("new_rows", 1, NewRowsRequest, run, device="gpu")

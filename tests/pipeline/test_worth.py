@@ -32,9 +32,9 @@ from eval.gate.baselines import read_baselines
 from eval.gate.default import gate_of
 from eval.gate.evidence import ReportRequest, recompute
 from eval.gate.held_out import read_held_out
+from eval.report.guards import drift_guards
 from eval.stages.evaluation_report import ReportSummary
 from eval.stages.new_rows import STAGE as NEW_ROWS
-from eval.stages.new_rows import drift_guards
 from eval.statistics import repeats
 from eval.summaries import NewRowsSummary
 from resources.home import PROJECT

@@ -3,7 +3,7 @@
 # When to run which tests, with their time on two cores:
 #   make check  while you write   1 minute    ruff, mypy, and the tests that need no graph: data, recipes, store, losses,
 #                                             suites, statistics, gate, report, floors, recorded keys
-#   make test   before a merge    15 minutes  the above and every other test without the marker `soak`: every contract,
+#   make test   before a merge    30 minutes  the above and every other test without the marker `soak`: every contract,
 #                                             each command, whole graphs of tiny models, the quickstart, and parts on
 #                                             real data if there is any
 #   make soak   before a release  45 minutes  tests with the marker `soak`: whole runs that are killed and continue, live

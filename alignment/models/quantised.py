@@ -1,6 +1,6 @@
 """Weights of linear layers in four bits while adapters are trained beside them (QLoRA; Dettmers et al. 2023).
 
-NF4 in blocks of 64 with doubly quantised scales (sections 3 of the paper), by bitsandbytes, whose kernels run on GPUs
+NF4 in blocks of 64 with doubly quantised scales (section 3 of the paper), by bitsandbytes, whose kernels run on GPUs
 and CPUs. Embeddings, norms and the head stay as they are. Scorer and trainer load the same four bits and multiply by
 them the same way, so a policy's first log-probs are its reference's.
 """

@@ -29,19 +29,16 @@ from alignment.recipe.evaluation import (
 from alignment.recipe.load import load_recipe, parse_recipe
 from alignment.recipe.recipe import Pools, Publish, Recipe, Registry
 from alignment.recipe.schedule import Alerts, Schedule
+from alignment.recipe.several import Link, MergePart, Select, Sweep
 from alignment.recipe.training import (
     Dpo,
-    Link,
     Lora,
-    MergePart,
     Optimisation,
     Optimise,
     Reference,
-    Select,
     Sft,
     SftTraining,
     Stop,
-    Sweep,
     TokenPolicy,
     as_fast_as_sft,
 )

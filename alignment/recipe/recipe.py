@@ -15,7 +15,8 @@ from alignment.recipe.data import ModelSource, PreferenceSource, Section, Variab
 from alignment.recipe.evaluation import Evals, Gate, Judge
 from alignment.recipe.generate import GeneratedPairs, RewardModel, Rounds
 from alignment.recipe.schedule import Alerts, Schedule
-from alignment.recipe.training import Dpo, Link, MergePart, Optimise, Reference, Sft, Sweep, TokenPolicy, as_fast_as_sft
+from alignment.recipe.several import Link, MergePart, Sweep
+from alignment.recipe.training import Dpo, Optimise, Reference, Sft, TokenPolicy, as_fast_as_sft
 
 
 class Pools(Section):

@@ -35,7 +35,7 @@ from assets.building.upstream import Upstream
 from assets.champion import registered_champion
 from assets.preference_shard import show as show_shard
 from assets.reference_logprobs import scoring
-from assets.responses import suite_items
+from assets.suites import suite_items
 from eval.ranking.scorers import Reading
 from eval.stages.ranked_pairs import STAGE as RANKED
 from eval.stages.ranked_pairs import RankedRequest, RankedSummary

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+from alignment.data.mixing import Mix
 from alignment.data.overlap import SuiteItems, strings_in
 from alignment.data.shards import mixes_of
 from alignment.data.withdrawal import holds
@@ -19,7 +21,7 @@ from assets.building.show import findings_table, table
 from assets.building.upstream import Upstream
 from assets.preference_shard import preference_shard
 from assets.reference_logprobs import reference_logprobs
-from assets.responses import suite_items, suite_spec
+from assets.suites import suite_items, suite_spec
 from eval.suites import suite_of
 from eval.suites.items import load_items
 
@@ -32,49 +34,17 @@ def preference_manifest(recipe: Recipe) -> Node:
     scored = reference_logprobs(recipe) if recipe.needs_reference else None
 
     def request(upstream: Upstream, shard: str | None) -> ManifestRequest:
-        shards: dict[str, Artifact] = {}
-        references: dict[str, Artifact] = {}
-        left_out: dict[str, str] = {}
-        if scored is not None:
-            upstream.refs(scored.name)
-        keys = expected_keys(upstream, recipe)
-        withdrawn, withdrawn_names = upstream.withdrawn(), withdrawn_shards(upstream, recipe)
-        for name, key in keys.items():
-            rows = upstream.get("preference_shard", name)
-            reference = None if scored is None else upstream.get(scored.name, name)
-            if name in withdrawn_names:
-                left_out[name] = "withdrawn"
-            elif rows is None:
-                left_out[name] = "not built"
-            elif holds(upstream.store, rows, withdrawn.rows):
-                left_out[name] = "rows of it were withdrawn, and it was not built without them"
-            elif key is not None and rows.key != key:
-                left_out[name] = "not built from what the source holds now"
-            elif scored is None:
-                shards[name] = rows
-            elif reference is None:
-                left_out[name] = "no reference log-probs"
-            elif reference.key != scored.stage.key(scored.request(upstream, name)):
-                left_out[name] = "its reference log-probs are of other rows, another checkpoint or other settings"
-            else:
-                shards[name], references[name] = rows, reference
-        mixes = mixes_of(recipe.preferences, shards, recipe.seed)
-        if recipe.generate is not None:
-            if GENERATED in keys:
-                raise BadInput(f"a source's shard is called {GENERATED}, as that of `generate` is", field="preferences")
-            shards[GENERATED] = upstream("generated_shard")
-            if scored is not None:
-                references[GENERATED] = upstream("generated_logprobs")
+        chosen = chosen_shards(recipe, upstream, scored)
         return ManifestRequest(
-            shards=shards,
-            references=references,
-            left_out=left_out,
+            shards=chosen.shards,
+            references=chosen.references,
+            left_out=chosen.left_out,
             held_out_fraction=recipe.held_out_fraction,
             max_length_gap=recipe.preferences.max_length_gap,
             min_reference_logp=recipe.preferences.min_reference_logp,
             near_duplicates=recipe.preferences.near_duplicates,
             decontaminate=decontaminated(recipe),
-            mix=mixes,
+            mix=chosen.mixes,
             reads_numbers=any(link.method.numbers for link in recipe.links),
         )
 
@@ -96,6 +66,54 @@ def preference_manifest(recipe: Recipe) -> Node:
         show=show,
         guards=manifest_guards(),
     )
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The shards of a manifest by name, with their reference log-probs and shares, and why others are left out."""
+
+    shards: dict[str, Artifact]
+    references: dict[str, Artifact]
+    left_out: dict[str, str]
+    mixes: tuple[Mix, ...]
+
+
+def chosen_shards(recipe: Recipe, upstream: Upstream, scored: Node | None) -> Chosen:
+    """Every shard that is as its source and its reference are now; `scored` makes the log-probs, None without any."""
+    shards: dict[str, Artifact] = {}
+    references: dict[str, Artifact] = {}
+    left_out: dict[str, str] = {}
+    if scored is not None:
+        upstream.refs(scored.name)
+    keys = expected_keys(upstream, recipe)
+    withdrawn, withdrawn_names = upstream.withdrawn(), withdrawn_shards(upstream, recipe)
+    for name, key in keys.items():
+        rows = upstream.get("preference_shard", name)
+        reference = None if scored is None else upstream.get(scored.name, name)
+        if name in withdrawn_names:
+            left_out[name] = "withdrawn"
+        elif rows is None:
+            left_out[name] = "not built"
+        elif holds(upstream.store, rows, withdrawn.rows):
+            left_out[name] = "rows of it were withdrawn, and it was not built without them"
+        elif key is not None and rows.key != key:
+            left_out[name] = "not built from what the source holds now"
+        elif scored is None:
+            shards[name] = rows
+        elif reference is None:
+            left_out[name] = "no reference log-probs"
+        elif reference.key != scored.stage.key(scored.request(upstream, name)):
+            left_out[name] = "its reference log-probs are of other rows, another checkpoint or other settings"
+        else:
+            shards[name], references[name] = rows, reference
+    mixes = mixes_of(recipe.preferences, shards, recipe.seed)  # generated pairs have no share
+    if recipe.generate is not None:
+        if GENERATED in keys:
+            raise BadInput(f"a source's shard is called {GENERATED}, as that of `generate` is", field="preferences")
+        shards[GENERATED] = upstream("generated_shard")
+        if scored is not None:
+            references[GENERATED] = upstream("generated_logprobs")
+    return Chosen(shards, references, left_out, mixes)
 
 
 def chained_manifest(recipe: Recipe, name: str, logprobs: str, *, as_reference: bool, share: float | None) -> Node:

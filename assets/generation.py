@@ -210,16 +210,29 @@ def candidates(sampling: Sampling) -> Node:
             return sampling.candidates_request(upstream, upstream(sampling.generator))
         return of_champion(upstream, name, sampling)
 
+    description = f"Answers that the {sampling.spoken} gives to prompts, several to each, sampled with seeds."
+    source = "sft_checkpoint" if sampling.generator == CHAMPION else sampling.generator
+    return sampled_answers(sampling.recipe, name, description, (source, *sampling.needs), request)
+
+
+def sampled_answers(
+    recipe: Recipe,
+    name: str,
+    description: str,
+    needs: tuple[str, ...],
+    request: Callable[[Upstream, str | None], CandidatesRequest],
+) -> Node:
+    """The node of answers that a model samples, whichever it is: for pairs, for their worse sides, to compare."""
     return Node(
         name=name,
         phase="train",
         stage=CANDIDATES,
-        description=f"Answers that the {sampling.spoken} gives to prompts, several to each, sampled with seeds.",
+        description=description,
         kinds=frozenset({"pytorch", "parquet"}),
-        needs=("sft_checkpoint" if sampling.generator == CHAMPION else sampling.generator, *sampling.needs),
+        needs=needs,
         request=request,
         show=show_candidates,
-        pool=sampling.recipe.pools.responses,
+        pool=recipe.pools.responses,
     )
 
 
@@ -264,17 +277,9 @@ def weak_candidates(sampling: Sampling) -> Iterator[Node]:
 
     if isinstance(weak, ModelSource):
         yield model_from_elsewhere(source, weak, sampling.recipe.seed)
-    yield Node(
-        name=sampling.name("weak_candidates"),
-        phase="train",
-        stage=CANDIDATES,
-        description=f"Answers that the {spoken} gives to the same prompts: the worse sides of pairs.",
-        kinds=frozenset({"pytorch", "parquet"}),
-        needs=(source, *sampling.needs),
-        request=request,
-        show=show_candidates,
-        pool=sampling.recipe.pools.responses,
-    )
+    description = f"Answers that the {spoken} gives to the same prompts: the worse sides of pairs."
+    name = sampling.name("weak_candidates")
+    yield sampled_answers(sampling.recipe, name, description, (source, *sampling.needs), request)
 
 
 def model_from_elsewhere(name: str, source: ModelSource, seed: int) -> Node:

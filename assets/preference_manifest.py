@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from alignment.data.mixing import Mix
 from alignment.data.overlap import SuiteItems, strings_in
@@ -39,33 +41,48 @@ def preference_manifest(recipe: Recipe) -> Node:
             shards=chosen.shards,
             references=chosen.references,
             left_out=chosen.left_out,
-            held_out_fraction=recipe.held_out_fraction,
-            max_length_gap=recipe.preferences.max_length_gap,
-            min_reference_logp=recipe.preferences.min_reference_logp,
-            near_duplicates=recipe.preferences.near_duplicates,
-            decontaminate=decontaminated(recipe),
             mix=chosen.mixes,
             reads_numbers=any(link.method.numbers for link in recipe.links),
+            **filters(recipe),
         )
 
     from_source = ("preference_shard",) if scored is None else (recipe.start, "preference_shard", scored.name)
     made = ("generated_shard",) if scored is None else ("generated_shard", "generated_logprobs")
     generated = () if recipe.generate is None else made
+    pinned = "shards" if scored is None else "shards and their reference log-probs"
+    description = f"The pinned set of {pinned}, and the train / held-out split."
+    return manifest("preference_manifest", description, (*from_source, *generated), request)
+
+
+def manifest(
+    name: str,
+    description: str,
+    needs: tuple[str, ...],
+    request: Callable[[Upstream, str | None], ManifestRequest],
+) -> Node:
+    """The node of a pinned set, whichever it is: that of the shards, of a link, of a round, or a part of one."""
     return Node(
-        name="preference_manifest",
+        name=name,
         phase="train",
         stage=STAGE,
-        description=(
-            "The pinned set of shards, and the train / held-out split."
-            if scored is None
-            else "The pinned set of shards and their reference log-probs, and the train / held-out split."
-        ),
+        description=description,
         kinds=frozenset({"json", "parquet"}),
-        needs=(*from_source, *generated),
+        needs=needs,
         request=request,
         show=show,
         guards=manifest_guards(),
     )
+
+
+def filters(recipe: Recipe) -> dict[str, Any]:
+    """The fields of a request that say which rows of its shards are left out, and how many are held out."""
+    return {
+        "held_out_fraction": recipe.held_out_fraction,
+        "max_length_gap": recipe.preferences.max_length_gap,
+        "min_reference_logp": recipe.preferences.min_reference_logp,
+        "near_duplicates": recipe.preferences.near_duplicates,
+        "decontaminate": decontaminated(recipe),
+    }
 
 
 @dataclass(frozen=True)
@@ -131,17 +148,8 @@ def chained_manifest(recipe: Recipe, name: str, logprobs: str, *, as_reference: 
         return first.model_copy(update={"references": references, "select": select})
 
     told = "" if share is None else f", of the training pairs the {share:.0%} that its start disagrees on most"
-    return Node(
-        name=name,
-        phase="train",
-        stage=STAGE,
-        description=f"The pinned set of this link: the shards, rows and split of preference_manifest{told}.",
-        kinds=frozenset({"json", "parquet"}),
-        needs=("preference_manifest", logprobs),
-        request=request,
-        show=show,
-        guards=manifest_guards(),
-    )
+    description = f"The pinned set of this link: the shards, rows and split of preference_manifest{told}."
+    return manifest(name, description, ("preference_manifest", logprobs), request)
 
 
 def part_manifest(recipe: Recipe, name: str, most: int) -> Node:
@@ -151,17 +159,7 @@ def part_manifest(recipe: Recipe, name: str, most: int) -> Node:
         whole = ManifestRequest.model_validate_json(upstream.store.read(upstream("preference_manifest"), REQUEST_FILE))
         return whole.model_copy(update={"train_rows": TrainRows(most=most, seed=recipe.seed)})
 
-    return Node(
-        name=name,
-        phase="train",
-        stage=STAGE,
-        description=f"The pinned set with at most {most:,} training rows.",
-        kinds=frozenset({"json", "parquet"}),
-        needs=("preference_manifest",),
-        request=request,
-        show=show,
-        guards=manifest_guards(),
-    )
+    return manifest(name, f"The pinned set with at most {most:,} training rows.", ("preference_manifest",), request)
 
 
 def decontaminated(recipe: Recipe) -> dict[str, SuiteItems] | None:

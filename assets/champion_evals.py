@@ -90,9 +90,8 @@ def change_of_judge(store: Store, champion: Champion, scores: Mapping[str, Artif
         if before and now and before != now:
             suites[before, now].append(suite)
     return " ".join(
-        f"The champion, version {champion.version}, was registered with scores of {before} on {', '.join(named)};"
-        f" here {now} has judged it anew, and only scores of one judge are compared. `align judge succeed` says whether"
-        " earlier verdicts stand."
+        f"On {', '.join(named)} the champion, version {champion.version}, was registered with {before} as judge. Here"
+        f" {now} has judged it anew, as only scores of one judge are compared."
         for (before, now), named in suites.items()
     )
 

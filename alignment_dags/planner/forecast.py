@@ -39,6 +39,8 @@ from eval.stages.scores import STAGE as SCORES
 from resources.pools import Pool
 
 GIB = 2**30
+MODELS = Path(__file__).parent / "models"
+"""Configurations of well-known models, with their ids on the hub."""
 HUB_SECONDS = 5.0  # to wait for an answer of the hub
 LAST = 5  # a time is the mean of the last commits
 SCORERS = ("reference_logprobs", "policy_logprobs")
@@ -194,7 +196,15 @@ def model_config(workspace: Workspace, planned: list[Planned]) -> ModelConfig:
     try:
         return ModelConfig(hub_config(source.hub, source.revision), f"config.json of {source.hub} on the hub")
     except (HubUnreachable, BadInput) as error:
+        if (shipped := _shipped(source.hub)) is not None:
+            return ModelConfig(shipped, f"the dimensions of {source.hub} that come with the planner; {error}")
         return ModelConfig(None, f"{error}; --config takes its config.json")
+
+
+def _shipped(hub: str) -> dict[str, Any] | None:
+    """Dimensions of a model of the shipped recipes: a plan needs neither the hub nor the right to a gated model."""
+    configs = (read_config(path) for path in sorted(MODELS.glob("*.json")))
+    return next((config for config in configs if hub in config["_models"]), None)
 
 
 def _unsure(workspace: Workspace, unreached: dict[str, str]) -> dict[str, str]:

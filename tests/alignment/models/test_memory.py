@@ -239,7 +239,7 @@ def test_a_scoring_pass_takes_what_was_measured(precision: str, measured: float)
     from alignment.models.checkpoint import read_config
     from resources.home import PROJECT
 
-    known = shape_of(read_config(PROJECT / "tests" / "configs" / "qwen2.5_0.5b.json"))
+    known = shape_of(read_config(PROJECT / "alignment_dags" / "planner" / "models" / "qwen2.5_0.5b.json"))
     assert known is not None
     packed = PackedPass.of([(118, (320, 320))]).scaled_to(16_384)
     working = scoring_bytes(known, packed, precision)["working"] / 2**30

@@ -35,7 +35,7 @@ LENGTHS = Lengths(ASSUMED_LENGTHS[0], ASSUMED_LENGTHS[1], "assumed")
 
 
 def shape(name: str) -> Shape:
-    known = shape_of(read_config(PROJECT / "tests" / "configs" / f"{MODELS[name]}.json"))
+    known = shape_of(read_config(PROJECT / "alignment_dags" / "planner" / "models" / f"{MODELS[name]}.json"))
     assert known is not None
     return known
 

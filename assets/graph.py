@@ -13,11 +13,11 @@ from assets.evaluation_report import evaluation_report
 from assets.generation import generated_pairs
 from assets.merge import merge
 from assets.new_rows import new_rows
-from assets.policy_checkpoint import chain, policy_checkpoint, repeats_of
+from assets.policy_checkpoint import Policy, policies_of, policy_checkpoint, repeats_of
 from assets.policy_divergence import policy_divergence
-from assets.preference_manifest import preference_manifest
+from assets.preference_manifest import chained_manifest, preference_manifest
 from assets.preference_shard import preference_shard
-from assets.reference_logprobs import reference_logprobs
+from assets.reference_logprobs import policy_logprobs, reference_logprobs
 from assets.registered_model import registered_model
 from assets.responses import baseline_of, responses
 from assets.rounds import rounds
@@ -32,6 +32,20 @@ def trainings(recipe: Recipe, pools: Pools) -> Iterator[Node]:
     if recipe.rounds is not None:
         return rounds(recipe, pools)
     return chain(recipe, pools) if recipe.sweep is None else sweep(recipe, pools)
+
+
+def chain(recipe: Recipe, pools: Pools) -> Iterator[Node]:
+    """The recipe's policies, and before each later link the log-probs and the manifest that it needs of its own."""
+    before: Policy | None = None
+    for policy, link in zip(policies_of(recipe), (None, *recipe.later_links), strict=True):
+        if before is not None and link is not None and policy.manifest != "preference_manifest":
+            logprobs = f"{before.group}policy_logprobs"
+            yield policy_logprobs(recipe, logprobs, before.name, "preference_manifest")
+            as_reference = link.method.needs_reference and link.reference == "start"
+            share = None if link.select is None else link.select.disagreement
+            yield chained_manifest(recipe, policy.manifest, logprobs, as_reference=as_reference, share=share)
+        yield policy_checkpoint(recipe, pools, policy)
+        before = policy
 
 
 def again(recipe: Recipe, pools: Pools) -> Iterator[Node]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import mul
@@ -17,8 +17,6 @@ from alignment.store import Commit, MissingArtifact
 from assets.building.node import Node, Shown, all_rows
 from assets.building.show import curves
 from assets.building.upstream import Upstream
-from assets.preference_manifest import chained_manifest
-from assets.reference_logprobs import policy_logprobs
 from resources.pools import Pools
 
 STARTS = {"sft_checkpoint": "SFT checkpoint", "base_model": "base model"}
@@ -113,20 +111,6 @@ def policy_checkpoint(recipe: Recipe, pools: Pools, policy: Policy) -> Node:
         rows=policy.rows,
         guards=policy_guards(settings, recipe.tokens),
     )
-
-
-def chain(recipe: Recipe, pools: Pools) -> Iterator[Node]:
-    """The recipe's policies, and before each later link the log-probs and the manifest that it needs of its own."""
-    before: Policy | None = None
-    for policy, link in zip(policies_of(recipe), (None, *recipe.later_links), strict=True):
-        if before is not None and link is not None and policy.manifest != "preference_manifest":
-            logprobs = f"{before.group}policy_logprobs"
-            yield policy_logprobs(recipe, logprobs, before.name, "preference_manifest")
-            as_reference = link.method.needs_reference and link.reference == "start"
-            share = None if link.select is None else link.select.disagreement
-            yield chained_manifest(recipe, policy.manifest, logprobs, as_reference=as_reference, share=share)
-        yield policy_checkpoint(recipe, pools, policy)
-        before = policy
 
 
 def repeats_of(recipe: Recipe) -> tuple[Policy, ...]:

@@ -11,15 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from alignment.guards import manifest_guards
 from alignment.recipe import Dpo, Recipe
 from alignment.recipe.generate import Rounds
-from alignment.stages.candidates import STAGE as CANDIDATES
 from alignment.stages.candidates import CandidatesRequest, parts_of
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.policy_checkpoint import STAGE as POLICY
 from alignment.stages.policy_checkpoint import DpoRequest
-from alignment.stages.preference_manifest import STAGE as MANIFEST
 from alignment.stages.preference_manifest import ManifestRequest
 from alignment.store import Artifact, Commit
 from assets.building.node import Node, NotNeeded, Shown
@@ -29,15 +26,14 @@ from assets.generation import (
     Sampling,
     needed_to_score,
     reward_model,
+    sampled_answers,
     sampling_nodes,
     scored_by,
     scoring_pool,
-    show_candidates,
 )
 from assets.policy_checkpoint import Policy, policy_checkpoint
 from assets.policy_checkpoint import show as show_policy
-from assets.preference_manifest import decontaminated
-from assets.preference_manifest import show as show_manifest
+from assets.preference_manifest import filters, manifest
 from eval.stages.round_comparison import STAGE as COMPARISON
 from eval.stages.round_comparison import RoundRequest
 from eval.summaries import RoundSummary
@@ -139,7 +135,7 @@ def _round(recipe: Recipe, pools: Pools, settings: Rounds, number: int) -> Itera
         needs=comparisons,
     )
     yield from sampling_nodes(sampling)
-    yield manifest(sampling)
+    yield round_manifest(sampling)
     policy = Policy(
         policy_of(number),
         _settings(recipe, settings, number),
@@ -152,7 +148,7 @@ def _round(recipe: Recipe, pools: Pools, settings: Rounds, number: int) -> Itera
     yield comparison(recipe, settings, number, comparisons)
 
 
-def manifest(sampling: Sampling) -> Node:
+def round_manifest(sampling: Sampling) -> Node:
     """The node of the set that a later round is trained on: its own pairs, under the filters of `preferences`."""
     recipe, reference = sampling.recipe, sampling.reference
     logprobs = () if reference is None else (sampling.name("generated_logprobs"),)
@@ -163,25 +159,13 @@ def manifest(sampling: Sampling) -> Node:
         return ManifestRequest(
             shards={shard: upstream(sampling.name("generated_shard"))},
             references={} if reference is None else {shard: upstream(sampling.name("generated_logprobs"))},
-            held_out_fraction=recipe.held_out_fraction,
-            max_length_gap=recipe.preferences.max_length_gap,
-            min_reference_logp=recipe.preferences.min_reference_logp,
-            near_duplicates=recipe.preferences.near_duplicates,
-            decontaminate=decontaminated(recipe),
             reads_numbers=bool(recipe.method.numbers),
+            **filters(recipe),
         )
 
-    return Node(
-        name=sampling.name("preference_manifest"),
-        phase="train",
-        stage=MANIFEST,
-        description=f"The pinned set of round {sampling.round}: the pairs that were made for it.",
-        kinds=frozenset({"json", "parquet"}),
-        needs=(sampling.name("generated_shard"), *logprobs, *sampling.needs),
-        request=request,
-        show=show_manifest,
-        guards=manifest_guards(),
-    )
+    description = f"The pinned set of round {sampling.round}: the pairs that were made for it."
+    needs = (sampling.name("generated_shard"), *logprobs, *sampling.needs)
+    return manifest(sampling.name("preference_manifest"), description, needs, request)
 
 
 def answers(recipe: Recipe, pools: Pools, settings: Rounds, number: int, comparisons: tuple[str, ...] = ()) -> Node:
@@ -193,17 +177,8 @@ def answers(recipe: Recipe, pools: Pools, settings: Rounds, number: int, compari
             raise NotNeeded(str(ended))
         return sampling.candidates_request(upstream, upstream(policy_of(number)), held_out=True, n=settings.compare_n)
 
-    return Node(
-        name=named(number, "answers"),
-        phase="train",
-        stage=CANDIDATES,
-        description=f"Answers that the policy of round {number} gives to held-out prompts, of which no pair is made.",
-        kinds=frozenset({"pytorch", "parquet"}),
-        needs=(policy_of(number), *comparisons),
-        request=request,
-        show=show_candidates,
-        pool=recipe.pools.responses,
-    )
+    description = f"Answers that the policy of round {number} gives to held-out prompts, of which no pair is made."
+    return sampled_answers(recipe, named(number, "answers"), description, (policy_of(number), *comparisons), request)
 
 
 def comparison(recipe: Recipe, settings: Rounds, number: int, comparisons: tuple[str, ...]) -> Node:

@@ -55,7 +55,7 @@ def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
         *([reference_logprobs(recipe)] if recipe.needs_reference else []),
         *generated_pairs(recipe, pools),
         preference_manifest(recipe),
-        *([new_rows(recipe)] if recipe.evals.new_rows else []),
+        *(new_rows(recipe) if recipe.evals.new_rows else ()),
         *trainings(recipe, pools),
         *(merge(recipe) if recipe.merge else ()),
         *([policy_divergence(recipe)] if recipe.held_out_fraction else []),

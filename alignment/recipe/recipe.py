@@ -381,6 +381,9 @@ class Recipe(Section):
             )
         if self.evals.new_rows is not None and (not self.needs_reference or self.method.data != "paired"):
             raise ValueError(f"evals.new_rows takes pairs and a reference, and {called} has not both")
+        worth = None if self.schedule is None else self.schedule.worth
+        if worth is not None and worth.wake_on_drift and self.evals.new_rows is None:
+            raise ValueError("schedule.worth.wake_on_drift looks at new rows, which are not measured: add evals.new_rows: {}")
         by_judge = self.evals.xstest is not None and self.evals.xstest.scored_by == "judge"
         if by_judge and (self.judge is None or self.judge.kind == "rubric"):
             raise ValueError("evals.xstest.scored_by: judge needs a judge of kind openai")

@@ -64,9 +64,7 @@ def measurement(recipe: Recipe, name: str, manifest_name: str) -> Node:
     )
 
 
-def request_of(
-    recipe: Recipe, upstream: Upstream, manifest: Artifact, candidate: Artifact | None
-) -> NewRowsRequest:
+def request_of(recipe: Recipe, upstream: Upstream, manifest: Artifact, candidate: Artifact | None) -> NewRowsRequest:
     """What to measure of the champion that a candidate is compared with, on the new rows of a manifest; raises
     `NotNeeded` without one, and where it was trained on the very rows."""
     assert recipe.evals.new_rows is not None

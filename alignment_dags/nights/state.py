@@ -25,7 +25,8 @@ class State:
 
     `reference` has only shards whose rows are built. `manifest_behind` is whether another manifest would be pinned
     now, and `pinning` names what is made for that; `train` is what is behind the manifest that is pinned, the data
-    version of which is `manifest`. `incoming` is what is behind of the measurement of rows that wait. `verdict` is that of the evaluation report, if that is up to date. `unsettled` and
+    version of which is `manifest`. `incoming` is what is behind of the measurement of
+    rows that wait. `verdict` is that of the evaluation report, if that is up to date. `unsettled` and
     `unreadable` shards map to why: the first may be read in a moment, the second not before somebody mends them.
     `upgrade` is what this version makes anew and nobody has accepted; `accepted_at` is when a person last accepted
     such.

@@ -134,6 +134,8 @@ def sweep_table(choice: Choice) -> dict[str, Any]:
         return " to ".join(ends) or "not known"
 
     return {
+        "title": "Points of the sweep" if choice.called == "points" else "Averages as candidates",
+        "called": choice.called,
         "metric": choice.metric,
         "unit": unit.name,
         "sentence": choice.sentence,

@@ -75,8 +75,12 @@ class Certificate(BaseModel):
             for one in self.metrics
             for figure in one.published
         ]
-        lead = f"repeated with {len(self.seeds)} seeds on {self.at[:10]}"
+        lead = self.repeated()
         return "; ".join([f"{lead}: {', '.join(spread)}" if spread else lead, *figures])
+
+    def repeated(self) -> str:
+        """How often it was repeated, and when."""
+        return f"repeated with {len(self.seeds)} seeds on {self.at[:10]}"
 
     def main_metrics(self) -> list[Certified]:
         """The main metric of every suite."""

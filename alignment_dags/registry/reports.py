@@ -106,7 +106,7 @@ def worth_of(recipe: Recipe, store: Store, versions: list[Version]) -> Worth:
         new_rows=new_rows_course(store, recipe.name),
         nights=[NightLine(moment(night.scheduled_at.isoformat()), night.outcome, night.reason) for night in nights],
         sources=list(_sources(recipe, store)),
-        certificate="" if certificate is None else certificate.repeated(),
+        certificate="" if certificate is None else f"The recipe was {certificate.repeated()}",
         certified=[] if certificate is None else [_certified(one) for one in certificate.metrics],
         evidence=[(version, found["told"]) for version, found in evidence if found is not None],
     )
@@ -126,21 +126,25 @@ def _sources(recipe: Recipe, store: Store) -> Iterator[SourceLine]:
                 source=source["source"],
                 rows=source["rows"],
                 metric=metric,
-                value=f"{value['difference']:+.3f}",
-                interval="too few items" if low is None else f"{low:+.3f} to {high:+.3f}",
+                value=_signed(value["difference"]),
+                interval="too few items" if low is None else f"{_signed(low)} to {_signed(high)}",
                 corrected="–" if value["p_holm"] is None else probability(value["p_holm"]),
                 verdict="" if low is None else "regressed" if high < 0 else "improved" if low > 0 else "",
             )
 
 
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
+
+
 def _certified(one: Certified) -> CertifiedLine:
     unit = unit_of(one.width)
-    known = one.low is not None and one.high is not None
+    low, high = one.ends
     return CertifiedLine(
         metric=one.metric,
         mean=unit.format(one.mean) + unit.sign,
         deviation="–" if one.deviation is None else unit.format(one.deviation),
-        interval=f"{unit.format(one.low)} to {unit.format(one.high)}" if known else "–",
+        interval="–" if low is None else f"{unit.format(low)} to {unit.format(high)}",
         own=unit.format(one.own) + unit.sign,
         noise=one.noise,
         published=[f"{each.value:g} ({each.source}) is {each.noise} noise" for each in one.published],

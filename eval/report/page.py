@@ -123,7 +123,7 @@ def page(
         guards=guards,
         bounded=bounded_lines(evidence.against_sft, champion, baseline),
         sweep=None if evidence.choice is None else sweep_table(evidence.choice),
-        worth=Worth(None if request.new_rows is None else new_rows_course(store, request.recipe)),
+        worth=Worth(new_rows_course(store, request.recipe)),
     )
 
 

@@ -10,6 +10,7 @@ from alignment.store import Commit, Store
 from alignment.store.store import readable_commits
 from eval.gate.metrics import PERCENT
 from eval.report.curves import Panel, panel
+from eval.report.facts import day
 from eval.report.guards import drift_of
 from eval.summaries import NewRowsSummary
 
@@ -28,8 +29,10 @@ class NewRowsLine:
     date: str
     rows: str
     accuracy: str
+    interval: str
     held_out: str
     drift: str
+    drift_interval: str
     rankings: str
     has_drifted: bool
 
@@ -102,21 +105,27 @@ def new_rows_course(store: Store, recipe: str) -> NewRowsCourse | None:
 
 def _course(measured: Sequence[tuple[Commit, NewRowsSummary]]) -> Panel | None:
     records = [
-        {"step": number} | {name: getattr(told, field) for name, field in CURVES.items()}
+        {"step": number} | {name: _in_percent(getattr(told, field)) for name, field in CURVES.items()}
         for number, (_, told) in enumerate(measured)
     ]
-    drawn = panel("Accuracy", list(CURVES), records)
-    first, last = (moment(measured[place][0].started_at) for place in (0, -1))
-    return drawn and replace(drawn, steps=f"{len(measured)} measurements, {first} to {last}")
+    drawn = panel("Accuracy, per cent", list(CURVES), records)
+    days = dict.fromkeys(day(measured[place][0].started_at) for place in (0, -1))
+    return drawn and replace(drawn, steps=f"{len(measured)} measurements, {' to '.join(days)}")
+
+
+def _in_percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value
 
 
 def _line(commit: Commit, told: NewRowsSummary) -> NewRowsLine:
     return NewRowsLine(
         date=moment(commit.started_at),
         rows=f"{told.measured:,}",
-        accuracy=_share(told.accuracy) + _ends(told.accuracy_low, told.accuracy_high),
+        accuracy=_share(told.accuracy),
+        interval=_ends(told.accuracy_low, told.accuracy_high),
         held_out=_share(told.held_out_accuracy),
-        drift="–" if told.drift is None else f"{_points(told.drift)}{_ends(told.drift_low, told.drift_high, '+')}",
+        drift="–" if told.drift is None else PERCENT.format(told.drift, "+"),
+        drift_interval=_ends(told.drift_low, told.drift_high, "+"),
         rankings=f"{_share(told.start_ranking_accuracy)} → {_share(told.ranking_accuracy)}",
         has_drifted=any(not finding.passed for finding in drift_of(told)),
     )
@@ -126,12 +135,8 @@ def _share(value: float | None) -> str:
     return "–" if value is None else PERCENT.format(value) + PERCENT.sign
 
 
-def _points(value: float) -> str:
-    return PERCENT.format(value, "+")
-
-
 def _ends(low: float | None, high: float | None, sign: str = "") -> str:
-    return "" if low is None or high is None else f" ({PERCENT.format(low, sign)} to {PERCENT.format(high, sign)})"
+    return "" if low is None or high is None else f"{PERCENT.format(low, sign)} to {PERCENT.format(high, sign)}"
 
 
 def moment(at: str) -> str:

@@ -148,10 +148,10 @@ def values(store: Store, whole: str, without: Mapping[str, str]) -> list[dict[st
         corrected = holm({name: each["p_value"] for name, each in known.items() if each["p_value"] is not None})
         for name, each in known.items():
             each["p_holm"] = corrected.get(name)
-    return sorted(found, key=_badness)
+    return sorted(found, key=badness)
 
 
-def _badness(source: Mapping[str, Any]) -> tuple[bool, list[float]]:
+def badness(source: Mapping[str, Any]) -> tuple[bool, list[float]]:
     """By which sources are sorted, the worst first."""
     metrics = source["metrics"].values()
     harms = any(each["ci95"] is not None and each["ci95"][1] < 0 for each in metrics)

@@ -21,6 +21,7 @@ from alignment_dags.nights.tick import Ticked, tick
 from alignment_dags.run.workspace import Workspace
 from assets.building.factory import shards_definition
 from assets.building.upstream import Upstream
+from eval.report.worth import new_rows_course
 from resources.home import ensure_home
 from resources.mlflow import Tracking
 from resources.pools import load_pools
@@ -176,6 +177,10 @@ def test_rows_that_wait_are_measured_each_night_and_a_drift_wakes_the_night_that
     woken = nights.night()
     assert (woken.outcome, woken.version) == ("passed", "2"), woken.reason
     assert nights.night().outcome == "skipped"
+    course = new_rows_course(nights.store, "small")
+    assert course is not None and [line.has_drifted for line in course.lines] == [True, True]
+    page = (nights.store.fetch(Upstream(nights.store, "small")("evaluation_report")) / "report.html").read_text("utf-8")
+    assert "Rows that the champion never saw" in page and "2 measurements" in page and ">drift<" in page
 
 
 def test_a_night_trains_what_changed_and_the_next_is_skipped(nights: Nights, small_recipe: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from assets.responses import baseline_of, responses
 from assets.rounds import rounds
 from assets.sft_checkpoint import sft_checkpoint
 from assets.sft_dataset import sft_dataset
+from assets.soups import soups
 from assets.sweep import sweep
 from resources.pools import Pools
 
@@ -58,8 +59,8 @@ def again(recipe: Recipe, pools: Pools) -> Iterator[Node]:
 
 def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
     """Every node, each after those it needs."""
-    # a sweep measures the baseline before its points are compared with it
-    models = ("policy",) if recipe.sweep else (baseline_of(recipe), "policy")
+    # where several candidates are compared with the baseline, it is measured before
+    models = ("policy",) if recipe.candidates else (baseline_of(recipe), "policy")
     suites = recipe.evals.selected()
     return [
         base_model(recipe),
@@ -69,9 +70,10 @@ def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
         *([reference_logprobs(recipe)] if recipe.needs_reference else []),
         *generated_pairs(recipe, pools),
         preference_manifest(recipe),
-        *([new_rows(recipe)] if recipe.evals.new_rows else []),
+        *(new_rows(recipe) if recipe.evals.new_rows else ()),
         *trainings(recipe, pools),
         *(merge(recipe) if recipe.merge else ()),
+        *(soups(recipe, pools) if recipe.soups else ()),
         *([policy_divergence(recipe)] if recipe.held_out_fraction else []),
         *(responses(recipe, pools, model) for model in models),
         champion_responses(recipe, pools),

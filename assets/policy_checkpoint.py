@@ -72,7 +72,7 @@ def policies_of(recipe: Recipe) -> tuple[Policy, ...]:
 def _link_name(recipe: Recipe, number: int) -> str:
     if number < len(recipe.links):
         return f"link_{number}/policy_checkpoint"
-    return "trained/policy_checkpoint" if recipe.merge else "policy_checkpoint"
+    return "trained/policy_checkpoint" if recipe.merge or recipe.soups else "policy_checkpoint"
 
 
 def policy_checkpoint(recipe: Recipe, pools: Pools, policy: Policy) -> Node:

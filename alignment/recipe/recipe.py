@@ -15,7 +15,7 @@ from alignment.recipe.data import ModelSource, PreferenceSource, Section, Variab
 from alignment.recipe.evaluation import Evals, Gate, Judge
 from alignment.recipe.generate import GeneratedPairs, RewardModel, Rounds
 from alignment.recipe.schedule import Alerts, Schedule
-from alignment.recipe.several import Link, MergePart, Sweep
+from alignment.recipe.several import Link, MergePart, Soups, Sweep
 from alignment.recipe.training import Dpo, Optimise, Reference, Sft, TokenPolicy, as_fast_as_sft
 
 
@@ -126,7 +126,7 @@ class Recipe(Section):
     model_config = ConfigDict(json_schema_extra=_required_without_preset)
 
     absent_by_default: ClassVar[frozenset[str]] = frozenset(
-        {"publish", "extends", "residency", "sweep", "merge", "generate", "rounds", "reward_model"}
+        {"publish", "extends", "residency", "sweep", "soups", "merge", "generate", "rounds", "reward_model"}
     )
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
@@ -171,6 +171,8 @@ class Recipe(Section):
     """The older spelling of `optimise`, which `align recipes upgrade` rewrites; a recipe has one of the two."""
     sweep: Sweep | None = None
     """Trains at several points in place of one."""
+    soups: Soups | None = None
+    """Weighted averages of the policy and earlier checkpoints as candidates beside the policy alone."""
     merge: tuple[MergePart, ...] = ()
     """The policy as a weighted average (a model soup) of what training made and of other checkpoints, as a list of
     `{of: policy, weight: 0.9}`; the average is what is evaluated and can be registered. Empty averages nothing."""
@@ -295,9 +297,24 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _averaged(self) -> Recipe:
+        if self.soups is None:
+            return self
+        if other := next((name for name in ("sweep", "merge") if getattr(self, name)), None):
+            raise ValueError(f"soups and {other}: each makes the policy of its own, so leave one of them out")
+        if not self.evals.selected():
+            raise ValueError("soups have no items to pick a candidate by: select a suite in evals")
+        if self.soups.sft and self.sft is None:
+            raise ValueError("soups.sft averages the SFT checkpoint, and the recipe has no section sft")
+        by = (self.soups.by or "").partition("/")[0]
+        if by and by not in self.evals.selected():
+            raise ValueError(f"soups.by names {by}, which evals does not select ({', '.join(self.evals.selected())})")
+        return self
+
+    @model_validator(mode="after")
     def _seeds(self) -> Recipe:
-        if self.repeats and (self.merge or self.sweep):
-            other = "merge" if self.merge else "sweep"
+        if self.repeats and (self.merge or self.sweep or self.soups):
+            other = "merge" if self.merge else "sweep" if self.sweep else "soups"
             raise ValueError(f"gate.seeds trains the policy again, and with {other} it is none that was trained alone")
         return self
 
@@ -347,6 +364,7 @@ class Recipe(Section):
         if self.rounds is None:
             return self
         others: dict[str, Any] = {"a chain in optimise": self.later_links, "sweep": self.sweep, "merge": self.merge}
+        others["soups"] = self.soups
         others["gate.seeds"] = self.repeats
         for other in (name for name, value in others.items() if value):
             raise ValueError(f"rounds and {other}: give one of them")
@@ -381,6 +399,11 @@ class Recipe(Section):
             )
         if self.evals.new_rows is not None and (not self.needs_reference or self.method.data != "paired"):
             raise ValueError(f"evals.new_rows takes pairs and a reference, and {called} has not both")
+        worth = None if self.schedule is None else self.schedule.worth
+        if worth is not None and worth.wake_on_drift and self.evals.new_rows is None:
+            raise ValueError(
+                "schedule.worth.wake_on_drift looks at new rows, which are not measured: add evals.new_rows: {}"
+            )
         by_judge = self.evals.xstest is not None and self.evals.xstest.scored_by == "judge"
         if by_judge and (self.judge is None or self.judge.kind == "rubric"):
             raise ValueError("evals.xstest.scored_by: judge needs a judge of kind openai")
@@ -472,6 +495,11 @@ class Recipe(Section):
     def method(self) -> Method:
         """The preference method of the policy's training, with its own settings."""
         return self.dpo.method
+
+    @property
+    def candidates(self) -> Sweep | Soups | None:
+        """The section that asks for several candidates, of which the best by one metric becomes the policy."""
+        return self.sweep or self.soups
 
     @property
     def repeats(self) -> int:

@@ -16,13 +16,10 @@ from alignment.logprobs.effort import Ranks
 from alignment.methods import METHODS
 from alignment.stages import execute
 from alignment.stages.policy_checkpoint import STAGE, seen_by_all
-from alignment.store import Artifact, Commit, Store
+from alignment.store import Commit, Store
 from alignment.training.held_out_pairs import HELD_OUT_FILE, parse_held_out
 from tests.alignment.training.conftest import interrupted_at
-
-
-def torchrun(store: Store, request: Any, folder: Path) -> Commit:
-    return store.commit_of(Artifact.model_validate(printed(store, request, folder)))
+from tests.alignment.training.two_processes import TwoProcesses
 
 
 def printed(store: Store, request: Any, folder: Path, *more: str) -> Any:
@@ -44,7 +41,9 @@ def assert_same_losses(found: Commit, expected: Commit) -> None:
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "simpo", "kto", "ld_dpo"])
-def test_two_processes_share_the_rows_and_learn_what_one_learns(loss: str, lab: Any, tmp_path: Path) -> None:
+def test_two_processes_share_the_rows_and_learn_what_one_learns(
+    loss: str, lab: Any, tmp_path: Path, two_processes: TwoProcesses
+) -> None:
     checkpoint = lab.checkpoint()
     method = METHODS[loss]
     if method.coupled or method.first_tokens:
@@ -55,7 +54,7 @@ def test_two_processes_share_the_rows_and_learn_what_one_learns(loss: str, lab: 
     one, two = (lab.dpo_request(checkpoint, manifest, loss=loss, batch_size=8, world_size=size) for size in (1, 2))
     assert STAGE.key(one) == STAGE.key(two)
     twin = lab.twin(tmp_path / "one")
-    together, single = torchrun(lab.store, two, tmp_path), execute(STAGE, one, twin)
+    together, single = two_processes.execute(STAGE, two, lab.store), execute(STAGE, one, twin)
     trained = single.summary["rows_trained"]
     assert trained % 8, "the last step is uneven"
     rows = together.summary["rows_per_rank"]
@@ -82,7 +81,9 @@ def test_two_processes_make_a_policy_again_into_a_folder(lab: Any, tmp_path: Pat
     assert again["recorded"] is None and (tmp_path / "again" / "model.safetensors").is_file()
 
 
-def test_a_run_that_one_process_began_is_gone_on_with_by_two(lab: Any, tmp_path: Path) -> None:
+def test_a_run_that_one_process_began_is_gone_on_with_by_two(
+    lab: Any, tmp_path: Path, two_processes: TwoProcesses
+) -> None:
     checkpoint = lab.checkpoint()
     manifest = lab.manifest(checkpoint, lab.rows(19))
     one, two = (
@@ -92,7 +93,7 @@ def test_a_run_that_one_process_began_is_gone_on_with_by_two(lab: Any, tmp_path:
     undisturbed = execute(STAGE, one, lab.twin(tmp_path / "undisturbed"))
     with interrupted_at(3):
         execute(STAGE, one, lab.store)
-    resumed = torchrun(lab.store, two, tmp_path)
+    resumed = two_processes.execute(STAGE, two, lab.store)
     assert resumed.summary["resumed_from_step"] == 2
     assert sum(resumed.summary["rows_per_rank"]) == 38 - 2 * 8, "19 rows stay 19"
     assert_same_losses(resumed, undisturbed)

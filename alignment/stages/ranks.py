@@ -6,7 +6,7 @@ tell a lost process, after which another try goes on, from one that failed; with
 
 from __future__ import annotations
 
-import os
+import logging
 import signal
 import sys
 from typing import Any
@@ -16,9 +16,14 @@ RESUMES = "what its work folder holds is gone on from"
 
 
 def verdict(codes: dict[int, int]) -> tuple[int, str]:
-    """What to exit with and to say, from the exit codes of the ranks that ended first; minus a signal's number where
-    one ended them. A killed rank counts before others, which fail because they miss it."""
-    lost = {rank: -code for rank, code in codes.items() if code < 0}
+    """What to exit with and to say, from the exit codes of the ranks that did not end well; minus a signal's number
+    where one ended them.
+
+    A killed rank counts before others, which fail because they miss it, and SIGTERM last: torchrun sends it to them.
+    """
+    lost = {rank: -code for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM}
+    if not lost and not any(code > 0 for code in codes.values()):
+        lost = {rank: -code for rank, code in codes.items()}
     if lost:
         rank, number = min(lost.items())
         name = signal.Signals(number).name
@@ -26,15 +31,18 @@ def verdict(codes: dict[int, int]) -> tuple[int, str]:
         return 128 + number, f"process {rank + 1} was lost: {name} ended it{why}; {RESUMES} by the next run"
     if BAD_INPUT in codes.values():
         return BAD_INPUT, "bad input, see above"
-    return 1, f"process {min(codes, default=0) + 1} failed, see above; {RESUMES} by the next run"
+    failed = min(rank for rank, code in codes.items() if code > 0)
+    return 1, f"process {failed + 1} failed, see above; {RESUMES} by the next run"
 
 
 def main(arguments: list[str]) -> int:
     """Runs torchrun with these arguments; returns the exit code."""
-    os.environ.setdefault("LOGLEVEL", "CRITICAL")  # torchrun's own report has many lines, and no reason in them
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    # torchrun's own report has many lines, and the reason is in none of them
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     options: Any = run.parse_args(arguments)
     try:
         run.run(options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from alignment.logprobs.effort import Ranks
 from alignment.methods import METHODS
 from alignment.stages import execute
 from alignment.stages.policy_checkpoint import STAGE, seen_by_all
+from alignment.stages.ranks import verdict
 from alignment.store import Commit, Store
 from alignment.training.held_out_pairs import HELD_OUT_FILE, parse_held_out
 from tests.alignment.training.conftest import interrupted_at
@@ -109,3 +111,23 @@ def test_a_node_that_does_not_see_where_a_sharded_policy_is_saved_is_named_befor
     with pytest.raises(BadInput, match=r"^field 'sharded': process 2 of 2 does not see .*one folder for the store"):
         seen_by_all(tmp_path, Two(0, 2))
     assert seen_by_all(tmp_path, Ranks()) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "says"),
+    [
+        (
+            {0: -signal.SIGTERM, 1: -signal.SIGKILL},
+            137,
+            "process 2 was lost: SIGKILL ended it, perhaps as the machine's",
+        ),
+        ({0: 1, 1: -signal.SIGSEGV}, 139, "process 2 was lost: SIGSEGV ended it; "),
+        ({0: -signal.SIGTERM}, 143, "process 1 was lost: SIGTERM"),
+        ({0: -signal.SIGTERM, 1: 2}, 2, "bad input"),
+        ({0: -signal.SIGTERM, 3: 1}, 1, "process 4 failed"),
+    ],
+)
+def test_torchruns_end_is_told_by_what_became_of_its_processes(codes: dict[int, int], code: int, says: str) -> None:
+    """It sends SIGTERM to the others once one ends."""
+    found, told = verdict(codes)
+    assert found == code and told.startswith(says)

@@ -155,7 +155,7 @@ def test_a_run_that_lost_a_process_goes_on_with_as_many_or_fewer(
 def test_scoring_by_halves_that_lost_a_process_scores_again_only_what_was_not_kept(
     lab: Any, tmp_path: Path, two_processes: TwoProcesses
 ) -> None:
-    """The first process has kept two parts by then, as the second has."""
+    """The second process is killed before it keeps its third part; the first may have kept its own by then."""
     checkpoint, rows = lab.checkpoint(), lab.rows(24)
     asked = {"tokens": TokenPolicy(max_length=64), "precision": "float32", "batch_tokens": 1}
     request = ReferenceRequest(checkpoint=checkpoint, shard=lab.shard(rows), sharded=True, **asked)
@@ -164,7 +164,7 @@ def test_scoring_by_halves_that_lost_a_process_scores_again_only_what_was_not_ke
     resumed, undisturbed = two_processes.execute(SCORING, request, lab.store), execute(SCORING, request, twin)
     whole = undisturbed.summary["scored"]
     assert resumed.summary["sequences"] == undisturbed.summary["sequences"]
-    assert whole - 4 * PART <= resumed.summary["scored"] <= whole - 3 * PART
+    assert whole - 5 * PART <= resumed.summary["scored"] <= whole - 4 * PART
     assert resumed.digest == undisturbed.digest
 
 

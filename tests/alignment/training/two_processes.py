@@ -25,8 +25,9 @@ from alignment.stages import execute
 from alignment.stages.__main__ import load_stage
 from alignment.store import Commit, Store
 
-RATE_OF_SGD = 0.5
-"""Of a clipped gradient; so large that what float32 rounds away of a weight is small beside its steps."""
+RATE_OF_SGD = 0.05
+"""Of a clipped gradient: what float32 rounds away of a weight is small beside its steps, and steps are small enough not
+to make more of a difference in the next ones."""
 
 
 def held(trainer: Any) -> dict[str, int]:

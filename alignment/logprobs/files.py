@@ -76,7 +76,7 @@ def reference_file(
         _weights(model, store),
         config_digest(config),
         precision,
-        numerics=numerics_class(precision, batch_tokens),
+        numerics=numerics_class(precision, batch_tokens, lambda: config),
         rope_by_length=rope_by_length(config),
     )
     reference = Reference(lambda: model, name, policy, precision, batch_tokens)

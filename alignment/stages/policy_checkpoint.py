@@ -25,6 +25,7 @@ from alignment.models.checkpoint import (
     load_model,
     load_tokenizer,
     max_positions,
+    read_config,
     require_precision,
     whole_summary,
 )
@@ -165,7 +166,9 @@ def _fingerprint_of(
         about["config_digest"],
         settings.precision,
         quantisation=quantisation,
-        numerics=numerics_class(settings.precision, request.pass_tokens, settings.tf32),
+        numerics=numerics_class(
+            settings.precision, request.pass_tokens, lambda: read_config(context.fetch(checkpoint)), settings.tf32
+        ),
         rope_by_length=about["rope_by_length"],
     )
 

@@ -36,7 +36,7 @@ NOT_INSTALLED = re.compile(
     r"No module named '?(alignment|assets|eval|resources)\b|ErrImage\w*|ImagePull\w*|InvalidImageName"
 )
 LOST = re.compile(
-    r"exit code -?(9|15|137|143)\b|preempt|evict|unexpectedly (died|killed|terminated)"
+    r"(exit|with) code -?(9|15|137|143)\b|preempt|evict|unexpectedly (died|killed|terminated)"
     r"|(actor|node|worker|supervisor)\b.{0,60}\b(died|dead|killed|lost|terminated|unavailable|failed)\b"
     r"|failed to connect|ConnectionError|connection (refused|reset|aborted)|timed out",
     re.IGNORECASE,
@@ -101,7 +101,7 @@ class Program:
         """
         if self.pool.world_size == 1:
             return self.arguments
-        torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(self.pool.processes_per_node)]
+        torchrun = ["-m", "alignment.stages.ranks", "--nproc-per-node", str(self.pool.processes_per_node)]
         if meet_at is None:
             return [*torchrun, "--standalone", *self.arguments]
         address, port = meet_at

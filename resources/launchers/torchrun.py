@@ -59,7 +59,7 @@ def _as_torchrun(program: Program, node: int, meet_at: tuple[str, int] | None) -
     """One rank, too, is torchrun's: it sets what a rank reads."""
     if program.pool.world_size > 1:
         return program.python(node, meet_at)
-    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", *program.arguments]
+    return ["-m", "alignment.stages.ranks", "--standalone", "--nproc-per-node", "1", *program.arguments]
 
 
 @contextmanager

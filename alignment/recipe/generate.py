@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -119,10 +119,12 @@ class Rounds(Sampled):
     """Rounds of preference training. Round 1 trains on `preferences`; each later round samples answers from the policy
     of the round before, pairs them, and trains on these pairs.
 
-    After each later round its policy is compared with the one before by the same scorers on held-out prompts. A round
-    whose mean score is not higher ends the rounds: later ones are not trained, and the best policy so far is the
-    recipe's.
+    After each later round its policy is compared with the one before by the same scorers on held-out prompts. `go_on`
+    says with which result the rounds go on. Otherwise they end: later rounds are not trained, and the policy before the
+    round that ended them is the recipe's.
     """
+
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"go_on"})
 
     count: int = Field(default=3, ge=2, le=20)
     """Rounds, the first included."""
@@ -136,6 +138,10 @@ class Rounds(Sampled):
     """Whether each later round has prompts of its own: a share of all, by a hash. false gives all prompts to each."""
     compare_n: int = Field(default=1, ge=1, le=64)
     """Answers to each held-out prompt by which a round is compared with the one before."""
+    go_on: Literal["improved", "not_worse", "always"] = "improved"
+    """The result of a round with which the rounds go on, by the 95 % interval of the difference of the mean scores.
+    `improved`: the interval lies above zero. `not_worse`: it does not lie below zero. `always`: any; all rounds are
+    trained, and the last one's policy is the recipe's."""
 
     @model_validator(mode="after")
     def _beta_of_each(self) -> Rounds:

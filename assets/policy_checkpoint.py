@@ -18,8 +18,8 @@ from alignment.store import Commit, MissingArtifact
 from assets.building.node import Node, Shown, all_rows
 from assets.building.show import curves
 from assets.building.upstream import Upstream
-from assets.preference_manifest import chained_manifest
 from assets.generation import prompt_sources
+from assets.preference_manifest import chained_manifest
 from assets.reference_logprobs import policy_logprobs
 from assets.responses import suite_items
 from eval.stages.on_policy_checkpoint import STAGE as ON_POLICY

@@ -4,9 +4,9 @@
 
 For each seed `recipes/rounds_quickstart.yaml` is run with `rounds.go_on: always`, so that all rounds are trained
 whatever comes of them, and beside it the same recipe with one round, whose policy is the first round's. A seed is
-another model, other data and other prompts. Two things are measured: the scorer of the pairs, on the held-out prompts of
-the rounds, and the suites. Differences are paired, with 95 % intervals; the last line is the mean over the seeds, with an
-interval over seeds. Nothing is chosen by what it shows. A home that is kept is gone on from.
+another model, other data and other prompts. Two things are measured: the scorer of the pairs, on the held-out prompts
+of the rounds, and the suites. Differences are paired, with 95 % intervals; the last line is the mean over the seeds,
+with an interval over seeds. Nothing is chosen by what it shows. A home that is kept is gone on from.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""On-policy training in a whole graph: no reference, a policy like any other, and one table with off-policy training."""
+"""On-policy training in a whole graph: no reference, a policy like any other, a table with off-policy training."""
 
 from __future__ import annotations
 

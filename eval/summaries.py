@@ -31,6 +31,10 @@ class ResponsesSummary(Summary):
     precision: str | None = None
     generator: str | None = None
     """`transformers`, or `endpoint`."""
+    best_of: int | None = None
+    """Answers of which each was chosen; `tokens` are then those of all, and `unscored` those without a score. Not set
+    where answers are not chosen."""
+    unscored: int | None = None
 
 
 class Metric(BaseModel):

@@ -408,6 +408,10 @@ class Recipe(Section):
                     f"reference.precision and {section}.precision must be the same: the cached log-probs "
                     "must equal the policy's at its first step"
                 )
+        if self.evals.best_of is not None and self.reward_model is None:
+            raise ValueError("evals.best_of chooses by a reward model: give the section reward_model")
+        if self.evals.best_of is not None and self.evals.sharded:
+            raise ValueError("evals.best_of needs the whole model in one process: leave out best_of or evals.sharded")
         if self.reference.sharded and self.scores and self.reference_quantise is not None:
             raise ValueError(
                 "lora.quantise needs the whole model in one process: leave out lora.quantise or reference.sharded"

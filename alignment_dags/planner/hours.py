@@ -125,6 +125,8 @@ def answering_seconds(recipe: Recipe, load: Load, rate: Rate) -> tuple[float, st
         if items is None and suite.limit is None:
             return None
         items = min(items or suite.limit or 0, suite.limit or items or 0)
+        if recipe.evals.best_of is not None:
+            items *= recipe.evals.best_of.n
         prompt = PROMPT + FEW_SHOT * int(getattr(suite, "num_fewshot", 0))
         rows = max(1, load.tokens // (prompt + suite.max_new_tokens))
         cache = 2 * BYTES[load.precision] * load.shape.key_width * load.shape.layers * load.tokens

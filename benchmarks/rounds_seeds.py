@@ -1,12 +1,12 @@
 """Three rounds against one, over seeds that were chosen before anything was run: every seed is printed.
 
-    python -m benchmarks.rounds_seeds [--seeds 11 12 13 14 15] [--home FOLDER] [--set rounds.n=8]
+    python -m benchmarks.rounds_seeds [--seeds 11 12 13 14 15] [--store FOLDER] [--set rounds.n=8]
 
 For each seed `recipes/rounds_quickstart.yaml` is run with `rounds.go_on: always`, so that all rounds are trained
 whatever comes of them, and beside it the same recipe with one round, whose policy is the first round's. A seed is
 another model, other data and other prompts. Two things are measured: the scorer of the pairs, on the held-out prompts
 of the rounds, and the suites. Differences are paired, with 95 % intervals; the last line is the mean over the seeds,
-with an interval over seeds. Nothing is chosen by what it shows. A home that is kept is gone on from.
+with an interval over seeds. Nothing is chosen by what it shows. A store that is kept is gone on from.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,53 +21,93 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import yaml
 
+from alignment.recipe import Recipe, parse_recipe
+from alignment.recipe.load import RECIPES, merged, read_recipe
+from alignment.stages import execute
+from alignment.store import Ref, Store
+from assets.building.upstream import Upstream
+from assets.graph import nodes_of
+from eval.commands import compare_files
 from eval.stages.round_comparison import COMPARISON_FILE
 from eval.statistics import paired_interval
 from eval.statistics.means import clustered_mean, mean_interval
-from resources.store import ArtifactStore
+from resources.pools import load_pools
 
 SEEDS = (11, 12, 13, 14, 15)
 RUBRIC = 9.0
 """The width of the scorer's scale, which is from 1 to 10."""
 METRICS = {
-    "IFEval": "ifeval/prompt_level_strict_acc",
-    "GSM8K": "gsm8k/exact_match,strict-match",
-    "MT-Bench (rubric)": "mt_bench/average",
+    "IFEval": ("ifeval", "prompt_level_strict_acc"),
+    "GSM8K": ("gsm8k", "exact_match,strict-match"),
+    "MT-Bench (rubric)": ("mt_bench", "average"),
 }
 
 
-def align(*arguments: str) -> str:
-    """What the command printed; its own messages go on to this one's."""
-    call = [sys.executable, "-c", "from alignment_dags.cli import main; main()", *arguments]
-    done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode not in (0, 1):  # 1 is a gate that said no: nothing is registered, and all is measured
-        raise SystemExit(f"align {' '.join(arguments)} ended with {done.returncode}")
-    return done.stdout
+SKIPPED = ("champion_", "evaluation_report", "registered_model", "policy_divergence", "sft_responses", "sft_evals")
+"""Nodes that the comparison does not read."""
 
 
-def measured(seed: int, more: list[str]) -> dict[str, Any]:
+def recipe_of(shipped: str, name: str, seed: int, settings: list[str]) -> Recipe:
+    """A shipped recipe under another name, with another seed and a few other settings (KEY=VALUE)."""
+    data: dict[str, Any] = read_recipe(RECIPES / f"{shipped}.yaml")
+    for setting in [f"name={name}", f"seed={seed}", *settings]:
+        key, _, value = setting.partition("=")
+        nested: Any = yaml.safe_load(value)
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        data = merged(data, nested)
+    return parse_recipe(data, shipped, {})
+
+
+def bring(recipe: Recipe, store: Store) -> Upstream:
+    """Makes every node of a recipe that is read here, in this process, without Dagster and MLflow."""
+    for node in nodes_of(recipe, load_pools()):
+        if node.name.startswith(SKIPPED):
+            continue
+        upstream = Upstream(store, recipe.name)
+        for shard in list(upstream.shards(recipe)) if node.partitioned else [None]:
+            began = time.monotonic()
+            commit = execute(node.stage, node.request(upstream, shard), store)
+            store.write_ref(Ref(artifact=commit.artifact), recipe.name, node.name, shard)
+            print(
+                f"{recipe.name} {node.name} {shard or ''} {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True
+            )
+    return Upstream(store, recipe.name)
+
+
+def measured(seed: int, settings: list[str], store: Store) -> dict[str, Any]:
     """One seed: seconds, the mean scores after each round, and the differences of three rounds from one."""
     began = time.monotonic()
-    given = [f"--set=seed={seed}", "--set=schedule=null"]
-    align("run", "rounds_quickstart", *given, "--set=rounds.go_on=always", *more, "--as", f"three_rounds_{seed}")
-    shared = [one for one in more if not one.startswith("--set=rounds.")]
-    align("run", "quickstart", *given, "--set=held_out_fraction=0.1", *shared, "--as", f"one_round_{seed}")
-    seconds = time.monotonic() - began
-    store = ArtifactStore().open()
+    rounds = recipe_of("rounds_quickstart", f"three_rounds_{seed}", seed, ["rounds.go_on=always", *settings])
+    shared = [one for one in settings if not one.startswith("rounds.")]
+    held_out = f"held_out_fraction={rounds.held_out_fraction}"
+    single = recipe_of("quickstart", f"one_round_{seed}", seed, [held_out, *shared])
+    after, before = bring(rounds, store), bring(single, store)
+    if before("policy_checkpoint") != after("round_1/policy_checkpoint"):
+        raise SystemExit("the policy of one round is not that of the first round")
+    assert rounds.rounds is not None
     scores: list[dict[str, tuple[float, float]]] = []
-    while (ref := store.read_ref(f"three_rounds_{seed}", f"round_{len(scores) + 2}/comparison")) is not None:
-        rows = pq.read_table(store.fetch(ref.artifact) / COMPARISON_FILE).to_pylist()
+    for number in range(2, rounds.rounds.count + 1):
+        rows = pq.read_table(store.fetch(after(f"round_{number}/comparison")) / COMPARISON_FILE).to_pylist()
         scores.append({row["row_id"]: (row["before"], row["after"]) for row in rows})
-    shared_prompts = sorted(set.intersection(*(set(one) for one in scores)))
-    means = [math.fsum(scores[0][name][0] for name in shared_prompts) / len(shared_prompts)]
-    means += [math.fsum(one[name][1] for name in shared_prompts) / len(shared_prompts) for one in scores]
-    differences = [scores[-1][name][1] - scores[0][name][0] for name in shared_prompts]
-    interval = paired_interval(differences, shared_prompts, RUBRIC)
-    compared = json.loads(align("compare", f"one_round_{seed}", f"three_rounds_{seed}", "--json"))
+    prompts = sorted(set.intersection(*(set(one) for one in scores)))
+    means = [math.fsum(scores[0][name][0] for name in prompts) / len(prompts)]
+    means += [math.fsum(one[name][1] for name in prompts) / len(prompts) for one in scores]
+    interval = paired_interval([scores[-1][name][1] - scores[0][name][0] for name in prompts], prompts, RUBRIC)
     found = {"scorer": (interval.mean.value, interval.low, interval.high)}
-    found |= {name: (compared[key]["difference"], *compared[key]["ci95"]) for name, key in METRICS.items()}
-    return {"seed": seed, "seconds": seconds, "prompts": len(shared_prompts), "means": means, "found": found}
+    for name, (suite, metric) in METRICS.items():
+        sides = (store.fetch(one(f"policy_evals/{suite}")) for one in (before, after))
+        compared = compare_files(*sides, metric=metric)[metric]
+        found[name] = (compared["difference"], *compared["ci95"])
+    return {
+        "seed": seed,
+        "seconds": round(time.monotonic() - began),
+        "prompts": len(prompts),
+        "means": means,
+        "found": found,
+    }
 
 
 def over_seeds(name: str, lines: list[dict[str, Any]]) -> tuple[float, float | None, float | None]:
@@ -116,15 +154,14 @@ def main() -> None:
     """Runs all seeds and prints them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--home", type=Path, help="kept and gone on from; by default a folder that is removed again")
+    parser.add_argument("--store", type=Path, help="kept and gone on from; by default a folder that is removed again")
     parser.add_argument("--set", action="append", default=[], dest="settings", help="a setting of both recipes")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        home = given.home or Path(scratch)
-        os.environ |= {"ALIGN_HOME": str(home / "align"), "DAGSTER_HOME": str(home / "dagster")}
+        store = Store(str(given.store or scratch))
         lines = []
         for seed in given.seeds:
-            lines.append(measured(seed, [f"--set={one}" for one in given.settings]))
+            lines.append(measured(seed, given.settings, store))
             print(json.dumps(lines[-1]), flush=True)
     print(table(lines))
 

@@ -10,7 +10,7 @@ from assets.building.node import Node
 from assets.champion_evals import champion_evals, champion_responses
 from assets.evals import evals
 from assets.evaluation_report import evaluation_report
-from assets.generation import generated_pairs
+from assets.generation import generated_pairs, reward_model, scored_by_reward_model
 from assets.merge import merge
 from assets.new_rows import new_rows
 from assets.policy_checkpoint import Policy, policies_of, policy_checkpoint, repeats_of
@@ -71,6 +71,7 @@ def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
         *generated_pairs(recipe, pools),
         preference_manifest(recipe),
         *(new_rows(recipe) if recipe.evals.new_rows else ()),
+        *(reward_model(recipe, pools) if recipe.evals.best_of and not scored_by_reward_model(recipe) else ()),
         *trainings(recipe, pools),
         *(merge(recipe) if recipe.merge else ()),
         *(soups(recipe, pools) if recipe.soups else ()),

@@ -17,7 +17,7 @@ from alignment.models.pin import hub_config, pin_model
 from alignment.recipe import ModelSource, Recipe, SftTraining
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.merged_checkpoint import STAGE, TRAINED, MergeRequest
-from alignment.stages.policy_checkpoint import DpoRequest
+from alignment.stages.policy_checkpoint import ON_POLICY_FILE, DpoRequest
 from alignment.stages.sft_checkpoint import STAGE as ADOPTING
 from alignment.stages.sft_checkpoint import SftRequest
 from alignment.stages.stage import CheckpointSummary, starts_of, trainings_of
@@ -141,6 +141,7 @@ def learned_withdrawn(upstream: Upstream, policy: Commit) -> bool:
             shards & withdrawn.shards
             or _held(store, manifest.artifact, SPLIT_FILE, withdrawn.rows)
             or (dataset is not None and _held(store, dataset, TRAIN_FILE, withdrawn.demonstrations))
+            or (ON_POLICY_FILE in trained.files and _held(store, trained.artifact, ON_POLICY_FILE, withdrawn.rows))
         ):
             return True
     return False

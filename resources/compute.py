@@ -58,6 +58,8 @@ def check_packages(recipe: Recipe, pools: Pools) -> None:
 
 def check_processes(recipe: Recipe, pools: Pools) -> None:
     """Raises `BadInput` for a pool of several processes where answers are given in one, before hours of training."""
+    if recipe.on_policy is not None and pools[recipe.pools.policy].world_size > 1:
+        raise BadInput("grpo trains in one process; give a pool of launcher: step", field="pools.policy")
     if pools[recipe.pools.responses].world_size == 1:
         return
     if recipe.generate is not None or recipe.rounds is not None:

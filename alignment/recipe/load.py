@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from alignment.errors import BadInput, did_you_mean
+from alignment.methods import METHOD, METHODS
 from alignment.recipe.faults import fault
 from alignment.recipe.recipe import Recipe
 
@@ -137,7 +138,19 @@ def extended(data: dict[str, Any], path: Path, seen: tuple[Path, ...] = ()) -> d
     if preset.resolve() in seen:
         raise BadInput(f"{preset.name} extends itself", file=str(path), field=EXTENDS)
     below = extended(read_yaml(preset, "preset"), preset, seen)
-    return merged({key: value for key, value in below.items() if key not in OF_ITS_OWN}, own)
+    below = {key: value for key, value in below.items() if key not in OF_ITS_OWN}
+    return merged(_for_another_method(below, own), own)
+
+
+def _for_another_method(below: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """A preset without those settings of its method that the recipe's own method refuses: nobody could unset them."""
+    section, over = below.get(METHOD.section), own.get(METHOD.section)
+    name = over.get(METHOD.key) if isinstance(over, dict) else None
+    if not isinstance(section, dict) or name not in METHOD.names:
+        return below
+    refused = {setting for method in METHODS.values() for setting in method.settings()} | {"length_normalised"}
+    refused -= METHOD.settings(name)
+    return below | {METHOD.section: {key: value for key, value in section.items() if key not in refused}}
 
 
 def preset_file(named: Any, path: Path) -> Path:

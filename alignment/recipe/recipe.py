@@ -13,7 +13,7 @@ from alignment.methods import Method
 from alignment.models.quantised import Quantisation
 from alignment.recipe.data import ModelSource, PreferenceSource, Section, VariableName
 from alignment.recipe.evaluation import Evals, Gate, Judge
-from alignment.recipe.generate import GeneratedPairs, RewardModel, Rounds
+from alignment.recipe.generate import GeneratedPairs, OnPolicy, RewardModel, Rounds
 from alignment.recipe.schedule import Alerts, Schedule
 from alignment.recipe.several import Link, MergePart, Soups, Sweep
 from alignment.recipe.training import Dpo, Optimise, Reference, Sft, TokenPolicy, as_fast_as_sft
@@ -126,7 +126,18 @@ class Recipe(Section):
     model_config = ConfigDict(json_schema_extra=_required_without_preset)
 
     absent_by_default: ClassVar[frozenset[str]] = frozenset(
-        {"publish", "extends", "residency", "sweep", "soups", "merge", "generate", "rounds", "reward_model"}
+        {
+            "publish",
+            "extends",
+            "residency",
+            "sweep",
+            "soups",
+            "merge",
+            "generate",
+            "rounds",
+            "reward_model",
+            "on_policy",
+        }
     )
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
@@ -167,6 +178,9 @@ class Recipe(Section):
     """Rounds of training, each on pairs made of answers that the policy of the round before gives."""
     reward_model: RewardModel | None = None
     """The reward model that scores sampled answers."""
+    on_policy: OnPolicy | None = None
+    """The prompts, answers and scores that `optimise.method: grpo` trains on. `preferences` are then only measured:
+    their held-out pairs are, as with every method, and the others are not used."""
     dpo: Dpo = Dpo()
     """The older spelling of `optimise`, which `align recipes upgrade` rewrites; a recipe has one of the two."""
     sweep: Sweep | None = None
@@ -377,6 +391,43 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _sampled_in_training(self) -> Recipe:
+        settings, called = self.dpo, self.training.called
+        if not any(link.method.on_policy for link in self.links):
+            if self.on_policy is not None:
+                raise ValueError(f"on_policy is what method: grpo trains on, and {called} takes preferences")
+            return self
+        if self.on_policy is None:
+            raise ValueError(f"{called} trains on answers to prompts: give the section on_policy")
+        others: dict[str, Any] = {"a chain in optimise": self.later_links, "sweep": self.sweep, "merge": self.merge}
+        others |= {"generate": self.generate, "rounds": self.rounds, "gate.seeds": self.repeats}
+        if other := next((name for name, value in others.items() if value), None):
+            raise ValueError(f"{called} and {other}: give one of them")
+        refused = {
+            "lora": settings.lora,
+            "sharded": settings.sharded,
+            "tf32": settings.tf32,
+            "router_aux_loss_coef": settings.router_aux_loss_coef,
+            "sft_rows_fraction": settings.sft_rows_fraction,
+            "weighted": settings.weighted,
+            "target_margin": settings.target_margin,
+            "stop": settings.stop,
+            "keep_steps": settings.keep_steps,
+            "gradient_checkpointing: selective": settings.gradient_checkpointing == "selective",
+        }
+        if name := next((name for name, value in refused.items() if value), None):
+            raise ValueError(
+                f"{name} does not go with {called}, which trains all weights by TRL's trainer: leave it out"
+            )
+        answers = settings.batch_size * self.on_policy.n
+        if answers % settings.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size {settings.micro_batch_size} does not divide the {answers} answers of a step"
+                f" (batch_size {settings.batch_size} × on_policy.n {self.on_policy.n})"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _agreement(self) -> Recipe:
         section, called = self.training.spelling.section, self.training.called
         for link in self.links:
@@ -386,6 +437,10 @@ class Recipe(Section):
                     f"reference.precision and {section}.precision must be the same: the cached log-probs "
                     "must equal the policy's at its first step"
                 )
+        if self.evals.best_of is not None and self.reward_model is None:
+            raise ValueError("evals.best_of chooses by a reward model: give the section reward_model")
+        if self.evals.best_of is not None and self.evals.sharded:
+            raise ValueError("evals.best_of needs the whole model in one process: leave out best_of or evals.sharded")
         if self.reference.sharded and self.scores and self.reference_quantise is not None:
             raise ValueError(
                 "lora.quantise needs the whole model in one process: leave out lora.quantise or reference.sharded"

@@ -294,7 +294,8 @@ class Dpo(Optimisation):
     }
 
     micro_batch_size: int = Field(default=4, ge=1)
-    """Ignored: a step's rows go through in passes of `reference.batch_tokens` tokens, whatever their number."""
+    """Ignored: a step's rows go through in passes of `reference.batch_tokens` tokens, whatever their number. Of
+    `grpo`: sampled answers that go through at once."""
 
     learning_rate: float = Field(default=5e-7, gt=0)
     """Highest learning rate of AdamW, reached after the warm-up; commonly 5e-8 to 1e-6 for a whole model, ten times
@@ -308,7 +309,8 @@ class Dpo(Optimisation):
     the excess of the longer side counts less (Liu et al. 2024). `kto`: for completions with a thumb up or down; a pair
     counts as two of them (Ethayarajh et al. 2024). `simpo` (Meng et al. 2024) and `cpo` (Xu et al. 2024) take no
     reference, and their graph has no reference log-probs. `orpo` (Hong et al. 2024) takes none either, and trains from
-    the base model: its recipe has no `sft`."""
+    the base model: its recipe has no `sft`. `grpo` (Shao et al. 2024) is on-policy: it trains on answers that the
+    policy samples, and needs the section `on_policy`."""
     beta: float = Field(default=0.1, gt=0)
     """β: a larger value keeps the policy nearer to the reference. Usual values are 0.01 to 1, and 1 to 10 with
     `sigmoid_norm`, whose log-ratios are per token. `ipo` aims at a margin of 1 / (2β). Usual values
@@ -441,7 +443,8 @@ class Optimise(Dpo):
     excess of the longer side counts less (Liu et al. 2024). `kto`: for completions with a thumb up or down; a pair
     counts as two of them (Ethayarajh et al. 2024). `simpo` (Meng et al. 2024) and `cpo` (Xu et al. 2024) take no
     reference, and their graph has no reference log-probs. `orpo` (Hong et al. 2024) takes none either, and trains from
-    the base model: its recipe has no `sft`."""
+    the base model: its recipe has no `sft`. `grpo` (Shao et al. 2024) is on-policy: it trains on answers that the
+    policy samples, and needs the section `on_policy`."""
     beta: float = Field(default=0.1, gt=0)
     """β: a larger value keeps the policy nearer to the reference. Usual values are 0.01 to 1, and 1 to 10 with `dpo`
     and `length_normalised`, whose log-ratios are per token. `ipo` aims at a margin of 1 / (2β). Usual values

@@ -41,6 +41,7 @@ STAGE_ORDER = (
     "preference_manifest",
     "new_rows",
     "policy_checkpoint",
+    "on_policy_checkpoint",
     "merged_checkpoint",
     "policy_divergence",
     "responses",

@@ -31,6 +31,8 @@ class ResponsesSummary(Summary):
     precision: str | None = None
     generator: str | None = None
     """`transformers`, or `endpoint`."""
+    tokens_per_rank: list[int] = Field(default_factory=list)
+    """Tokens of prompts and answers that each process made just now, where several shared them."""
 
 
 class Metric(BaseModel):

@@ -90,6 +90,8 @@ class Program:
     arguments: list[str]
     environment: dict[str, str]
     pool: Pool = field(repr=False)
+    elastic: bool = False
+    """Whether the ranks go on without one that is lost, or with another in its place (`Stage.elastic`)."""
 
     def python(self, node: int = 0, meet_at: tuple[str, int] | None = None) -> list[str]:
         """Arguments of the Python of one node: the stage itself, or torchrun with as many as the node has ranks.
@@ -98,12 +100,33 @@ class Program:
         """
         if self.pool.world_size == 1:
             return self.arguments
-        torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(self.pool.processes_per_node)]
-        if meet_at is None:
-            return [*torchrun, "--standalone", *self.arguments]
-        address, port = meet_at
-        torchrun += ["--nnodes", str(self.pool.nodes), "--node-rank", str(node)]
-        return [*torchrun, "--master-addr", address, "--master-port", str(port), *self.arguments]
+        options = torchrun_options(self.pool.nodes, self.pool.processes_per_node, node, meet_at, self.elastic)
+        return [*options, *self.arguments]
+
+
+LOST_NODE = 5
+"""Seconds between two signs of life of a node whose loss the others outlive; after three without one it is lost."""
+
+
+def torchrun_options(
+    nodes: int, processes: int, node: int, meet_at: tuple[str, int] | None, elastic: bool
+) -> list[str]:
+    """Arguments of Python that start torchrun on one node; `meet_at` is where the nodes meet, None for a single one.
+
+    `elastic` ranks are started again, up to `RETRIES` times, when one of them is lost. Where they were on several
+    nodes, as many go on as there are: torchrun counts the nodes anew, and takes in one that comes later.
+    """
+    options = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    options += ["--max-restarts", str(RETRIES)] if elastic else []
+    if meet_at is None:
+        return [*options, "--standalone"]
+    address, port = meet_at
+    if not elastic:
+        options += ["--nnodes", str(nodes), "--node-rank", str(node)]
+        return [*options, "--master-addr", address, "--master-port", str(port)]
+    settings = f"is_host={node == 0},keep_alive_interval={LOST_NODE}"
+    options += ["--nnodes", f"1:{nodes}", "--rdzv-id", "align", "--rdzv-backend", "c10d"]
+    return [*options, "--rdzv-endpoint", f"{address}:{port}", "--rdzv-conf", settings]
 
 
 class ProgramLauncher(ABC):
@@ -135,7 +158,7 @@ class ProgramLauncher(ABC):
         with held:
             if (commit := store.find(stage.kind, launch.key)) is not None:
                 return commit
-            self._run(launch, {KEY_IS_HELD: "1"} if holds else {})
+            self._run(launch, {KEY_IS_HELD: launch.key} if holds else {})
         if (commit := store.find(stage.kind, launch.key)) is None:
             raise MissingArtifact(
                 f"{stage.name} ended without an error in pool {launch.pool_name}, and committed nothing"
@@ -161,7 +184,8 @@ class ProgramLauncher(ABC):
         if not self.elsewhere:
             arguments += ["--cache", str(store.cache)]
         try:
-            self.start(launch, Program(arguments, environment, launch.pool))
+            elastic = launch.stage.elastic and not getattr(launch.request, "sharded", False)
+            self.start(launch, Program(arguments, environment, launch.pool, elastic))
         except dg.DagsterExecutionInterruptedError:
             raise
         except Exception as error:

@@ -8,10 +8,12 @@ champion, and so it never gets the scores of another one.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 
 from alignment.recipe import Recipe, Suite
-from alignment.store import Artifact, Commit
+from alignment.store import Artifact, Commit, Store
 from alignment.store.erase import current_erasure
 from assets.building.node import Node, NotNeeded
 from assets.building.upstream import NotBuilt, Upstream
@@ -21,7 +23,7 @@ from assets.responses import responses, responses_request
 from eval.stages.responses import STAGE as RESPONSES
 from eval.stages.responses import ResponsesRequest
 from eval.stages.scores import STAGE as SCORES
-from eval.stages.scores import ScoresRequest
+from eval.stages.scores import ScoresRequest, judge_behind
 from resources.pools import Pools
 
 
@@ -76,6 +78,23 @@ def champion_scores(
     if missing := [f"champion_evals/{suite}" for suite, commit in commits.items() if commit is None]:
         raise NotBuilt(f"{', '.join(missing)} of version {champion.version}", None)
     return {suite: commit.artifact for suite, commit in commits.items() if commit is not None}, ""
+
+
+def change_of_judge(store: Store, champion: Champion, scores: Mapping[str, Artifact]) -> str:
+    """A note where a suite's scores of the champion are another judge's than those it was registered with."""
+    suites: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for suite, artifact in scores.items():
+        if (registered := champion.scores.get(suite)) is None or registered == artifact:
+            continue
+        before, now = judge_behind(store, registered), judge_behind(store, artifact)
+        if before and now and before != now:
+            suites[before, now].append(suite)
+    return " ".join(
+        f"The champion, version {champion.version}, was registered with scores of {before} on {', '.join(named)};"
+        f" here {now} has judged it anew, and only scores of one judge are compared. `align judge succeed` says whether"
+        " earlier verdicts stand."
+        for (before, now), named in suites.items()
+    )
 
 
 def current_champion(upstream: Upstream) -> Champion:

@@ -187,13 +187,15 @@ def _await(process: subprocess.Popen[bytes], url: str, seconds: float) -> None:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Ends the server and what it started, which is its process group."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(END_SECONDS)
-    with suppress(ProcessLookupError):  # workers that outlive it would keep the GPU
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    try:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(END_SECONDS)
+    finally:  # after a second interruption, too: workers that outlive it would keep the GPU
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _free_port() -> int:

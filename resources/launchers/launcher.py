@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import dagster as dg
+from dagster._utils.interrupts import capture_interrupts
 
 from alignment.address import handed_on, shown
 from alignment.devices import take_for_this_process
@@ -40,6 +42,7 @@ LOST = re.compile(
     re.IGNORECASE,
 )
 """What clusters say of a machine that went away, or that cannot be reached now: another try can pass."""
+INTERRUPTIONS = (dg.DagsterExecutionInterruptedError, KeyboardInterrupt)
 LOGS = "last available logs"
 """After these words a cluster repeats what the stage itself has said."""
 
@@ -142,9 +145,13 @@ class ProgramLauncher(ABC):
     def start(self, launch: Launch, program: Program) -> None:
         """Runs the program to its end, or finds the one that is running for the same key and waits for it.
 
-        Its output and its progress go to the Dagster run. It ends with the step if a person cancels that, and only
-        then. Raises whatever its client raises for a program that failed.
+        Its output and its progress go to the Dagster run. Raises whatever its client raises for a program that failed,
+        and lets interruptions through: `stop` follows them.
         """
+
+    @abstractmethod
+    def stop(self, launch: Launch, program: Program) -> None:
+        """Ends the program of a step that a person has cancelled. None that is at work is no error."""
 
     def run(self, launch: Launch) -> Commit:
         """Finds or makes the artifact.
@@ -157,6 +164,7 @@ class ProgramLauncher(ABC):
         held: AbstractContextManager[None] = store.building(stage.kind, launch.key) if holds else nullcontext()
         with held:
             if (commit := store.find(stage.kind, launch.key)) is not None:
+                store.remove_folder(store.path("launches", launch.name))  # of a try that did not see the end
                 return commit
             self._run(launch, {KEY_IS_HELD: launch.key} if holds else {})
         if (commit := store.find(stage.kind, launch.key)) is None:
@@ -183,21 +191,49 @@ class ProgramLauncher(ABC):
         arguments = ["-m", "alignment.stages", launch.stage.name, "--request", store.fs.unstrip_protocol(request)]
         if not self.elsewhere:
             arguments += ["--cache", str(store.cache)]
+        elastic = launch.stage.elastic and not getattr(launch.request, "sharded", False)
+        program = Program(arguments, environment, launch.pool, elastic)
+        again = False
         try:
-            elastic = launch.stage.elastic and not getattr(launch.request, "sharded", False)
-            self.start(launch, Program(arguments, environment, launch.pool, elastic))
-        except dg.DagsterExecutionInterruptedError:
-            raise
-        except Exception as error:
+            self.start(launch, program)
+        except BaseException as error:
             if (interruption := interruption_behind(error)) is not None:
+                undisturbed(lambda: self._stop(launch, program))
                 raise interruption from None
+            if not isinstance(error, Exception):
+                raise
             if store.find(launch.stage.kind, launch.key) is not None:  # only the client did not see its end
                 return
             if store.fs.exists(bad_input):
                 raise BadInput(store.fs.cat_file(bad_input).decode()) from None
-            raise failure_of(error, launch) from error
+            raised = failure_of(error, launch)
+            again = isinstance(raised, dg.RetryRequested)
+            raise raised from error
         finally:
-            store.remove_folder(folder)
+            if not again:  # else a job that waits may still have to read its request
+                store.remove_folder(folder)
+
+    def _stop(self, launch: Launch, program: Program) -> None:
+        try:
+            self.stop(launch, program)
+        except Exception as error:  # the step has to end as cancelled all the same
+            launch.context.log.warning(
+                f"{launch.stage.name} in pool {launch.pool_name}: {launch.name} could not be stopped and may be at"
+                f" work: {_last_line(shown(f'{type(error).__name__}: {error}'))}"
+            )
+
+
+def undisturbed(work: Callable[[], None]) -> None:
+    """Does work to its end whatever interrupts it. Work that was begun may be begun again.
+
+    Ctrl-C reaches a step twice, from the terminal and from the run's process, and the second time it lands in the
+    middle of what the first one has started.
+    """
+    done = False
+    while not done:
+        with suppress(*INTERRUPTIONS), capture_interrupts():
+            work()
+            done = True
 
 
 def _refuse_secrets(launch: Launch, environment: dict[str, str]) -> None:
@@ -226,7 +262,7 @@ def failure_of(error: Exception, launch: Launch) -> Exception:
 def interruption_behind(error: BaseException) -> BaseException | None:
     """The interruption of a cancelled step that an error hides: a client may fail while it stops what it reads."""
     seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, dg.DagsterExecutionInterruptedError):
+    while seen is not None and not isinstance(seen, INTERRUPTIONS):
         seen = seen.__cause__ or seen.__context__
     return seen
 

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import dagster as dg
@@ -19,7 +19,10 @@ from dagster._core.errors import DagsterPipesExecutionError
 
 from alignment.devices import take
 from resources.home import PROJECT
-from resources.launchers.launcher import Launch, Program, ProgramLauncher, torchrun_options
+from resources.launchers.launcher import Launch, Program, ProgramLauncher, torchrun_options, undisturbed
+
+PATIENCE = 30
+"""Seconds that processes have to end before they are killed."""
 
 
 class TorchrunLauncher(ProgramLauncher):
@@ -41,6 +44,15 @@ class TorchrunLauncher(ProgramLauncher):
                 # addresses go by environment: every user of the machine can read a process's arguments
                 env=program.environment | gpus.environment,
             )
+
+    def stop(self, launch: Launch, program: Program) -> None:
+        """Ends the ranks here that their client has not ended; those of other nodes have ended with `start`."""
+        for child in _torchruns_of(program):
+            ranks = [child, *child.children(recursive=True)]
+            child.terminate()
+            _, alive = psutil.wait_procs(ranks, PATIENCE)
+            for rank in alive:
+                rank.kill()
 
 
 def _as_torchrun(program: Program, node: int, meet_at: tuple[str, int] | None) -> list[str]:
@@ -77,8 +89,7 @@ def _others(launch: Launch, program: Program, meet_at: tuple[str, int] | None) -
             process.wait(60)
     finally:
         over.set()
-        for process in started.values():
-            _end(process)
+        undisturbed(lambda: _end_all(started.values()))
 
 
 def _end_with(process: subprocess.Popen[bytes], program: Program, over: threading.Event) -> None:
@@ -86,16 +97,25 @@ def _end_with(process: subprocess.Popen[bytes], program: Program, over: threadin
     if not process.wait():
         return
     while not over.wait(0.5):
-        for child in psutil.Process().children():
+        for child in _torchruns_of(program):
             with contextlib.suppress(psutil.Error):
-                if set(program.arguments) <= set(child.cmdline()):
-                    child.terminate()
+                child.terminate()
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(30)
-            return
+def _torchruns_of(program: Program) -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if set(program.arguments) <= set(child.cmdline()):
+                found.append(child)
+    return found
+
+
+def _end_all(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE)
+                break

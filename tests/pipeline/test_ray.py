@@ -162,6 +162,7 @@ def test_a_run_that_is_killed_and_a_node_that_is_lost_cost_no_second_job_and_no_
         assert instance.event_log_storage.get_concurrency_info("two_nodes").active_slot_count == 0
 
 
+@pytest.mark.timeout(900)
 def test_cancelling_a_run_ends_its_job(
     jobs: JobSubmissionClient, small_recipe: dict[str, Any], tmp_path: Path, tables: None, align_command: list[str]
 ) -> None:

@@ -4,7 +4,10 @@ Dagster reads the annotations of an asset's function, so this file has them eval
 """
 
 import json
+import os
 import re
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -21,7 +24,7 @@ from alignment.stages.preference_shard import STAGE, ShardRequest
 from alignment.store import Commit, Store
 from resources.home import PROJECT
 from resources.launchers import Launch, launcher_for
-from resources.launchers.launcher import Program, failure_of, interruption_behind
+from resources.launchers.launcher import Program, ProgramLauncher, failure_of, interruption_behind
 from resources.pools import Pool
 from tests.loopback import free_port
 from tests.resources.kubernetes_api import Api, kubernetes_api
@@ -221,6 +224,46 @@ def test_what_can_pass_is_tried_again_and_what_cannot_is_said(
     assert type(found) is expected
 
 
+class TwiceInterrupted(ProgramLauncher):
+    """As Ctrl-C on a terminal: one signal ends the wait, and the next one comes while the program is being stopped."""
+
+    def __init__(self, *, fails: bool) -> None:
+        self.fails = fails
+        self.stopped: list[str] = []
+
+    def start(self, launch: Launch, program: Program) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+
+    def stop(self, launch: Launch, program: Program) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        if self.fails:
+            raise ConnectionError("connection refused")
+        self.stopped.append(launch.name)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_second_interruption_lets_the_program_be_stopped(
+    request_of_pairs: ShardRequest, tmp_path: Path, fails: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    launcher, store = TwiceInterrupted(fails=fails), Store(str(tmp_path / "store"), tmp_path / "cache")
+    names: list[str] = []
+
+    @dg.asset
+    def asset(context: dg.AssetExecutionContext) -> None:
+        launch = Launch(STAGE, request_of_pairs, store, pod_pool(), context, "there")
+        names.append(launch.name)
+        launcher.run(launch)
+
+    with dg.instance_for_test() as instance:
+        result = dg.materialize([asset], instance=instance, raise_on_error=False)
+        told = [entry.message for entry in instance.all_logs(result.run_id)]
+    assert error_of(result).startswith("dagster._core.errors.DagsterExecutionInterruptedError")
+    assert launcher.stopped == ([] if fails else names)
+    assert any(f"{names[0]} could not be stopped and may be at work" in line for line in told) == fails
+    assert store.matching(store.path("launches"), "*") == []
+
+
 def test_a_cancelled_step_is_not_tried_again_because_its_client_failed_while_it_stopped() -> None:
     hidden: BaseException | None = None
     try:
@@ -352,6 +395,10 @@ def test_a_ray_job_of_kuberay_is_the_manifest_under_the_keys_name_and_lives_once
     kubernetes.ray_jobs[launch.name]["status"]["jobStatus"] = "FAILED"
     jobs.create(body, "ray")
     assert len(kubernetes.created) == 2
+    program = Program([], {}, pool)
+    for _ in range(2):  # gone is no error
+        launcher_for(pool).stop(launch, program)
+        assert kubernetes.ray_jobs == {}
 
 
 def two_nodes(*shell: str) -> Pool:

@@ -122,7 +122,7 @@ class World:
                     launch = Launch(self.stage, Work(), self.store, POOL, NOBODY, "there")
                     return self.launcher(self).run(launch)
                 except dg.RetryRequested:
-                    continue
+                    self.go_on()  # the step's pause is longer than this
                 except Killed:
                     self.dying = False
                     if not patient:

@@ -107,6 +107,9 @@ class Program:
         return [*options, *self.arguments]
 
 
+OWN_MEETING = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""Ranks that are started again meet in a store of their own: in torchrun's they would find the addresses of the lost ones
+(torch 2.13), and wait for them for ever."""
 LOST_NODE = 5
 """Seconds between two signs of life of a node whose loss the others outlive; after three without one it is lost."""
 
@@ -176,7 +179,9 @@ class ProgramLauncher(ABC):
     def _run(self, launch: Launch, held: dict[str, str]) -> None:
         store, folder = launch.store, launch.store.path("launches", launch.name)
         request, bad_input = f"{folder}/request.json", f"{folder}/bad_input.txt"
+        elastic = launch.stage.elastic and not getattr(launch.request, "sharded", False)
         environment = {
+            **(OWN_MEETING if elastic else {}),
             "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // launch.pool.processes_per_node)),
             "ALIGN_STORE": store.url,
             BAD_INPUT_FILE: store.fs.unstrip_protocol(bad_input),
@@ -191,7 +196,6 @@ class ProgramLauncher(ABC):
         arguments = ["-m", "alignment.stages", launch.stage.name, "--request", store.fs.unstrip_protocol(request)]
         if not self.elsewhere:
             arguments += ["--cache", str(store.cache)]
-        elastic = launch.stage.elastic and not getattr(launch.request, "sharded", False)
         program = Program(arguments, environment, launch.pool, elastic)
         again = False
         try:

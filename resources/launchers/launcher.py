@@ -108,8 +108,8 @@ class Program:
 
 
 OWN_MEETING = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-"""Ranks that are started again meet in a store of their own: in torchrun's they would find the addresses of the lost ones
-(torch 2.13), and wait for them for ever."""
+"""Ranks that are started again meet in a store of their own: in torchrun's they would find the addresses of the lost
+ones (torch 2.13), and wait for them for ever."""
 LOST_NODE = 5
 """Seconds between two signs of life of a node whose loss the others outlive; after three without one it is lost."""
 

@@ -33,6 +33,7 @@ from eval.stages.responses import ResponsesRequest
 from eval.suites import SuiteSpec
 from resources.launchers import Launch, launcher_for
 from resources.pools import Pool
+from tests.loopback import free_port
 
 WORDS = ("the red fox", "a barn", "sleeps", "under", "seven hens", "and", "counts", "slowly")
 
@@ -59,15 +60,22 @@ class Laboratory:
         return execute(SHARD, ShardRequest(file=pin_file(str(path))), self.store).artifact
 
     def by(
-        self, workers: int, stage: Stage[Any], request: Any, killed: int | None = None, *, watched: bool = True
+        self,
+        workers: int,
+        stage: Stage[Any],
+        request: Any,
+        killed: int | str | None = None,
+        *,
+        watched: bool = True,
+        **more: Any,
     ) -> Commit:
-        """What so many workers commit; `killed` is the one that dies with its first thing kept."""
+        """What workers of a pool (`more`) commit; `killed` is the one that dies with its first thing kept."""
         self.patch.setenv("WORKERS_LOG", str(self.log))
         if watched:
             self.patch.setenv("PYTHONPATH", str(Path(__file__).with_name("watched_workers")), prepend=os.pathsep)
         if killed is not None:
             self.patch.setenv("KILL_WORKER", str(killed))
-        pool = Pool.model_validate({"slots": 1, "launcher": "torchrun", "processes": workers})
+        pool = Pool.model_validate({"slots": 1, "launcher": "torchrun", "processes": workers, **more})
         made: list[Commit] = []
 
         @dg.asset
@@ -135,6 +143,21 @@ def test_several_workers_give_the_log_probs_of_one_and_none_is_scored_twice(
     shares = commit.summary["forwarded_per_rank"]
     assert sum(shares) == commit.summary["forwarded_tokens"] == single.summary["forwarded_tokens"]
     assert min(shares) > 0.9 * max(shares)
+
+
+def test_a_lost_node_leaves_its_share_to_the_other(laboratories: Callable[[str], Laboratory]) -> None:
+    """torchrun on two nodes: the second one dies with its torchrun, and no node comes in its place."""
+    lab, one = laboratories("several"), laboratories("one")
+    second = {"hosts": ["second"], "shell": ["sh", "-c", 'eval "$0"'], "address": "127.0.0.1", "port": free_port()}
+    commit = lab.by(2, REFERENCE, scoring(lab), "node", nodes=2, torchrun=second)
+    single = execute(REFERENCE, scoring(one), one.store)
+    found, expected = (
+        pq.read_table(made.store.fetch(of.artifact) / "logprobs.parquet").to_pylist()
+        for made, of in ((lab, commit), (one, single))
+    )
+    assert found == expected, "bit for bit"
+    lab.kept_once()
+    assert commit.summary["cache_hits"] > 0 and commit.environment["ranks"] == "1"
 
 
 @pytest.mark.parametrize("killed", [None, 1])

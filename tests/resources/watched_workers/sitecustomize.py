@@ -1,7 +1,8 @@
 """For every Python process that finds this folder on its path: what a worker loads and keeps is written down.
 
 WORKERS_LOG names the file, with a line for each load of a model and each thing that was kept. KILL_WORKER is the rank
-that kills itself, once, as soon as it has kept something.
+that kills itself, once, as soon as it has kept something; with `node` each rank of another node than the first does,
+and takes its node's torchrun along.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import signal
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 
 def note(what: str, names: Iterable[str]) -> None:
@@ -34,8 +37,13 @@ def kept(names: Iterable[str]) -> None:
     """Something is on the disk."""
     names = list(names)
     note("kept", names)
-    first_try = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-    if names and first_try and os.environ.get("KILL_WORKER") == os.environ.get("RANK", "0"):
+    if not names or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        return
+    killed = os.environ.get("KILL_WORKER")
+    if killed == "node" and "is_host=False" in " ".join(psutil.Process(os.getppid()).cmdline()):
+        os.kill(os.getppid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if killed == os.environ.get("RANK", "0"):
         os.kill(os.getpid(), signal.SIGKILL)
 
 

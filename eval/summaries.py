@@ -35,6 +35,8 @@ class ResponsesSummary(Summary):
     """Answers of which each was chosen; `tokens` are then those of all, and `unscored` those without a score. Not set
     where answers are not chosen."""
     unscored: int | None = None
+    tokens_per_rank: list[int] = Field(default_factory=list)
+    """Tokens of prompts and answers that each process made just now, where several shared them."""
 
 
 class Metric(BaseModel):

@@ -7,6 +7,7 @@ sequences, the trainer whole rows: both sides of a pair enter its loss, so they 
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -145,6 +146,18 @@ def shares(lengths: Sequence[int], ranks: int) -> list[list[int]]:
     for turn, index in enumerate(longest_first(lengths)):
         round_, place = divmod(turn, ranks)
         dealt[ranks - 1 - place if round_ % 2 else place].append(index)
+    return dealt
+
+
+def evenly(costs: Sequence[int], workers: int) -> list[list[int]]:
+    """Every index to one of `workers`, the costliest first and each to whoever has least: no two differ by more than
+    the costliest one."""
+    dealt: list[list[int]] = [[] for _ in range(workers)]
+    least = [(0, worker) for worker in range(workers)]  # a heap
+    for index in longest_first(costs):
+        load, worker = heapq.heappop(least)
+        dealt[worker].append(index)
+        heapq.heappush(least, (load + costs[index], worker))
     return dealt
 
 

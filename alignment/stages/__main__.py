@@ -63,8 +63,13 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     share_launchers_gpus()
-    first_rank = os.environ.get("RANK", "0") == "0"
-    with told_to_dagster() if first_rank else nullcontext():
+    first_rank, told = os.environ.get("RANK", "0") == "0", os.environ.get(BAD_INPUT_FILE)
+    if told and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        file_system, path = fsspec.core.url_to_fs(told)
+        if file_system.exists(path):  # torchrun starts its processes again whatever they ended with
+            return 2
+    # of the first machine alone, which has the session: its first process
+    with told_to_dagster() if os.environ.get("LOCAL_RANK", "0") == "0" else nullcontext():
         try:
             stage, store = load_stage(arguments.name), Store(arguments.store, arguments.cache)
             request = read_request(stage, arguments.request)
@@ -73,7 +78,7 @@ def main() -> int:
             commit = execute(stage, request, store)
         except BadInput as error:
             print(f"error: {error}", file=sys.stderr)
-            if told := os.environ.get(BAD_INPUT_FILE):  # of any rank: a launcher ends the others with it
+            if told:  # of any rank: a launcher ends the others with it
                 with fsspec.open(told, "w", encoding="utf-8") as stream:
                     stream.write(str(error))
             return 2

@@ -211,5 +211,5 @@ def _partners(path: Path, held_out_fraction: float, reference: Reference, cache:
 
 
 STAGE: Stage[ReferenceRequest] = Stage(
-    name="reference_logprobs", code_version=4, request=ReferenceRequest, run=run, device="gpu"
+    name="reference_logprobs", code_version=4, request=ReferenceRequest, run=run, device="gpu", elastic=True
 )

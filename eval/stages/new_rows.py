@@ -55,12 +55,9 @@ class NewRow(NamedTuple):
 def run(request: NewRowsRequest, context: Context) -> Result:
     """Writes held_out.parquet of the new rows, in the form of a policy's held-out pairs.
 
-    The data version is over row ids and sequence keys, never over the floats. Of a sharded model every rank calls it.
+    The data version is over row ids and sequence keys, never over the floats. Several processes share the rows.
     """
-    sharded = request.sharded and context.world_size > 1
-    if context.rank and not sharded:
-        return Result("")  # one process is enough for so few rows
-    ranks = Ranks(context.rank, context.world_size if sharded else 1)
+    ranks = Ranks(context.rank, context.world_size)
     with ranks.together(), tf32_products(request.tf32):
         return _measure(request, context, ranks)
 
@@ -182,4 +179,4 @@ def _accuracy(rows: Sequence[HeldOutRow]) -> Mean:
     return clustered_mean(values, [pair.prompt_id for pair in pairs])
 
 
-STAGE = Stage("new_rows", 1, NewRowsRequest, run, device="gpu")
+STAGE = Stage("new_rows", 1, NewRowsRequest, run, device="gpu", elastic=True)

@@ -13,6 +13,7 @@ from pydantic import model_validator
 from alignment.digest import file_sha256, json_digest
 from alignment.errors import BadInput
 from alignment.generation.engine import Served
+from alignment.generation.workers import Workers, leading, serve
 from alignment.logprobs.effort import Ranks
 from alignment.recipe import Generate, TokenPolicy
 from alignment.recipe.evaluation import BestOf
@@ -63,16 +64,27 @@ class ResponsesRequest(Request):
 
 def run(request: ResponsesRequest, context: Context) -> Result:
     """Writes `<suite>/items.jsonl` (id and item) and `<suite>/responses.jsonl`, in the same order, and
-    `<suite>/generation.json`, how they were generated."""
-    sharded = request.sharded and context.world_size > 1 and request.generate.kind == "transformers"
-    if context.rank and not sharded:
-        return Result("")  # one process answers; the number of processes is the launcher's, and changes no result
-    with Ranks(context.rank, context.world_size if sharded else 1).together():
-        return _answer(request, context, sharded)
+    `<suite>/generation.json`, how they were generated.
+
+    Several processes share what is generated. Log-likelihoods are the first one's work, and so is asking a server.
+    """
+    together = request.generate.kind == "transformers"
+    if context.rank and not together:
+        return Result("")
+    ranks = Ranks(context.rank, context.world_size if together else 1)
+    with ranks.together():
+        if request.sharded and ranks.world_size > 1:
+            return _answer(request, context, None)
+        if ranks.rank:
+            serve(ranks, context, context.work)
+            return Result("")
+        with leading(ranks, context.work) as workers:
+            return _answer(request, context, workers)
 
 
-def _answer(request: ResponsesRequest, context: Context, sharded: bool) -> Result:
-    """Every rank of a sharded model asks all questions and gets all answers; the first one writes them."""
+def _answer(request: ResponsesRequest, context: Context, workers: Workers | None) -> Result:
+    """The first rank's work. Without workers the model is sharded: then every rank asks all questions and gets all
+    answers, and the first one writes them."""
     for name, spec in request.suites.items():
         if name != spec.name:
             raise BadInput(f"suite {spec.name} is named {name} in the request")
@@ -82,7 +94,7 @@ def _answer(request: ResponsesRequest, context: Context, sharded: bool) -> Resul
     seconds: dict[str, float] = {}
     tokens = 0
     how = (request.precision, request.batch_tokens, request.tokens)
-    served = Served(context, request.checkpoint, *how, sharded=sharded)
+    served = Served(context, request.checkpoint, *how, sharded=workers is None, workers=workers and workers.of)
     with served.by(request.generate, context.work / KEPT_FILE) as loaded:
         generator = _choosing(request, context, loaded)
         for name, spec in request.suites.items():
@@ -106,6 +118,7 @@ def _answer(request: ResponsesRequest, context: Context, sharded: bool) -> Resul
         seconds_per_suite=seconds,
         precision=request.precision,
         generator=request.generate.kind,
+        tokens_per_rank=workers.per_rank if workers else [],
         **more,
     )
     return Result(digest, summary)
@@ -130,4 +143,4 @@ def _write(folder: Path, answered: Answered) -> dict[str, str]:
     return {name: file_sha256(folder / name)[0] for name in (ITEMS_FILE, RESPONSES_FILE)}
 
 
-STAGE = Stage("responses", 2, ResponsesRequest, run, device="gpu")
+STAGE = Stage("responses", 2, ResponsesRequest, run, device="gpu", elastic=True)

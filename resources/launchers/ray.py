@@ -138,5 +138,5 @@ def entrypoint(program: Program, each: dict[str, float]) -> list[str]:
     if pool.nodes == 1:
         return ["python", *program.python()]
     asked = {"num_cpus": pool.ray.cpus, "num_gpus": pool.gpus_per_node, "resources": each}
-    settings = {"nodes": pool.nodes, "processes": pool.processes_per_node, "each": asked}
+    settings = {"nodes": pool.nodes, "processes": pool.processes_per_node, "each": asked, "elastic": program.elastic}
     return ["python", "-m", "resources.launchers.ray_nodes", json.dumps(settings), *program.arguments]

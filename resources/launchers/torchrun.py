@@ -19,7 +19,7 @@ from dagster._core.errors import DagsterPipesExecutionError
 
 from alignment.devices import take
 from resources.home import PROJECT
-from resources.launchers.launcher import Launch, Program, ProgramLauncher, undisturbed
+from resources.launchers.launcher import Launch, Program, ProgramLauncher, torchrun_options, undisturbed
 
 PATIENCE = 30
 """Seconds that processes have to end before they are killed."""
@@ -59,7 +59,7 @@ def _as_torchrun(program: Program, node: int, meet_at: tuple[str, int] | None) -
     """One rank, too, is torchrun's: it sets what a rank reads."""
     if program.pool.world_size > 1:
         return program.python(node, meet_at)
-    return ["-m", "alignment.stages.ranks", "--standalone", "--nproc-per-node", "1", *program.arguments]
+    return [*torchrun_options(1, 1, 0, None, program.elastic), *program.arguments]
 
 
 @contextmanager
@@ -77,7 +77,8 @@ def _others(launch: Launch, program: Program, meet_at: tuple[str, int] | None) -
             shell = [word.format(host=host) for word in pool.torchrun.shell]
             # a terminal of ssh (-tt) ends what runs on the host when the ssh here ends
             started[host] = subprocess.Popen([*shell, line], stdin=subprocess.DEVNULL, start_new_session=True)
-            threading.Thread(target=_end_with, args=(started[host], program, over), daemon=True).start()
+            if not program.elastic:
+                threading.Thread(target=_end_with, args=(started[host], program, over), daemon=True).start()
         try:
             yield
         except DagsterPipesExecutionError as error:

@@ -177,7 +177,8 @@ def process_of(run: dg.DagsterRun) -> tuple[str | None, str]:
 
 
 def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
-    """Ids of the runs that were ended."""
+    """Ends the runs of this host whose process is gone, and frees the slots of runs that are over; returns the ids of
+    those that were ended."""
     ended = []
     host = socket.gethostname()
     mine = [dg.RunsFilter(statuses=BEGUN, tags={name: host}) for name in (HOST, OLD_HOST)]
@@ -190,7 +191,17 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
         instance.report_run_failed(run, f"process {process} on {host} is gone")
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
         ended.append(run.run_id)
+    _free_slots_of_ended_runs(instance)
     return ended
+
+
+def _free_slots_of_ended_runs(instance: dg.DagsterInstance) -> None:
+    """A step that ends before it begins (its job is gone, as after a recipe was renamed) keeps its slot, though its
+    run is over: without a daemon the next run would wait for it for ever."""
+    for run_id in instance.event_log_storage.get_concurrency_run_ids():
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            instance.event_log_storage.free_concurrency_slots_for_run(run_id)
 
 
 def is_copied(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:

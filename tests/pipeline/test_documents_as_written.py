@@ -1,7 +1,8 @@
 """Every console block of the documents runs as it is written, in order, in a copy of the project.
 
 An HTML comment before a block says what a reader cannot see: `prepare` has commands that come before the block, such as
-those that write the reader's own files, and `not run` says why a block is left out.
+those that write the reader's own files, `not run` says why a block is left out, and `may be refused` why its last command
+may exit with 1, as where a gate says no.
 """
 
 from __future__ import annotations
@@ -21,40 +22,52 @@ from resources.home import PROJECT
 DOCUMENTS = [PROJECT / "README.md", *(PROJECT / "docs" / f"{name}.md" for name in ("commands", "operations"))]
 """In the order in which they are run: the later ones go on with what the README has made."""
 NOT_COPIED = (".git", ".venv", ".align", ".dagster", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis", "shared")
-BLOCK = re.compile(r"^<!-- (not run|prepare)(?:: |\n)(.*?)-->$|^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^<!-- (not run|prepare|may be refused)(?:: |\n)(.*?)-->$|^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NOTES = ("prepare", "not run", "may be refused")
 HEAD = "set -euo pipefail\n"
 
 
 @dataclass(frozen=True)
 class Block:
-    """A console block; `why_not` is the reason if it is not run."""
+    """A console block; `why_not` is the reason if it is not run, and `refused` why its last command may exit with 1."""
 
     place: str
     text: str
     prepare: str = ""
     why_not: str = ""
+    refused: str = ""
+
+    @property
+    def script(self) -> str:
+        """What a reader types; of a command that may be refused, 1 is as good an end as 0."""
+        if not self.refused:
+            return self.prepare + self.text
+        *before, last = self.text.rstrip("\n").split("\n")
+        command = re.split(r"\s+#\s", last)[0]
+        return self.prepare + "\n".join([*before, f"{command} || [ $? -eq 1 ]", ""])
 
 
 def blocks(document: Path) -> list[Block]:
     """The console blocks of a document, each with the comments before it."""
     found: list[Block] = []
     text = document.read_text(encoding="utf-8")
-    notes = {"prepare": "", "not run": ""}
+    notes = dict.fromkeys(NOTES, "")
     for match in BLOCK.finditer(text):
         kind, note, commands = match.groups()
         if commands is None:
             notes[kind] += note
             continue
         line = text.count("\n", 0, match.start()) + 1
-        found.append(Block(f"{document.name}:{line}", commands, notes["prepare"], notes["not run"].strip()))
-        notes = {"prepare": "", "not run": ""}
+        prepare, *reasons = (notes[name] for name in NOTES)
+        found.append(Block(f"{document.name}:{line}", commands, prepare, *map(str.strip, reasons)))
+        notes = dict.fromkeys(NOTES, "")
     assert not any(notes.values()), f"{document.name}: a comment without a block: {notes}"
     return found
 
 
 def script(document: Path) -> str:
     """What a reader types, block by block."""
-    parts = [f"echo '--- {one.place}'\n{one.prepare}{one.text}" for one in blocks(document) if not one.why_not]
+    parts = [f"echo '--- {one.place}'\n{one.script}" for one in blocks(document) if not one.why_not]
     return HEAD + "\n".join(parts)
 
 
@@ -64,7 +77,7 @@ def test_every_block_is_shell_and_one_that_is_not_run_says_why() -> None:
         assert document in DOCUMENTS or all(one.why_not for one in found), f"{document.name}: name it in DOCUMENTS"
         for one in found:
             checked = subprocess.run(
-                ["bash", "-n"], input=one.prepare + one.text, capture_output=True, text=True, check=False
+                ["bash", "-n"], input=one.script, capture_output=True, text=True, check=False
             )
             assert checked.returncode == 0, f"{one.place}: {checked.stderr}"
     assert len([one for document in DOCUMENTS for one in blocks(document) if not one.why_not]) >= 10
@@ -75,6 +88,11 @@ def test_a_command_that_fails_and_a_comment_without_a_block_are_seen(tmp_path: P
     document.write_text("<!-- prepare\nX=1\n-->\n```console\nfalse | cat # $X\n```\n```console\necho no\n```\n")
     told = subprocess.run(["bash"], input=script(document), capture_output=True, text=True, check=False)
     assert (told.returncode, told.stdout) == (1, "--- some.md:4\n")
+    document.write_text("<!-- may be refused: why -->\n```console\ntrue\nexit_with() { return $1; }; exit_with 1 # no\n```\n")
+    told = subprocess.run(["bash"], input=script(document), capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stdout) == (0, "--- some.md:2\n")
+    document.write_text("<!-- may be refused: why -->\n```console\n(exit 2) # no\n```\n")
+    assert subprocess.run(["bash"], input=script(document), text=True, check=False).returncode == 1
     document.write_text("<!-- not run: why -->\n")
     with pytest.raises(AssertionError, match="without a block"):
         blocks(document)

@@ -43,6 +43,16 @@ IMPORTED = (
     "alignment.training.preference_trainer",
     "alignment.stages.__main__",
     "eval.report.page",
+    "lm_eval.tasks",
+    "lm_eval.models.huggingface",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+    "scipy.special",
+    "scipy.optimize",
+    "peft",
+    "alembic",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.store.model_registry.sqlalchemy_store",
 )
 LOOK = 0.02
 

@@ -1,8 +1,8 @@
 """Every console block of the documents runs as it is written, in order, in a copy of the project.
 
 An HTML comment before a block says what a reader cannot see: `prepare` has commands that come before the block, such as
-those that write the reader's own files, `not run` says why a block is left out, and `may be refused` why its last command
-may exit with 1, as where a gate says no.
+those that write the reader's own files, `not run` says why a block is left out, and `may be refused` why its `align run`
+may exit with 1, as it does where the gate says no.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HEAD = "set -euo pipefail\n"
 
 @dataclass(frozen=True)
 class Block:
-    """A console block; `why_not` is the reason if it is not run, and `refused` why its last command may exit with 1."""
+    """A console block; `why_not` is the reason if it is not run, and `refused` why its runs may exit with 1."""
 
     place: str
     text: str
@@ -39,12 +39,10 @@ class Block:
 
     @property
     def script(self) -> str:
-        """What a reader types; of a command that may be refused, 1 is as good an end as 0."""
-        if not self.refused:
-            return self.prepare + self.text
-        *before, last = self.text.rstrip("\n").split("\n")
-        command = re.split(r"\s+#\s", last)[0]
-        return self.prepare + "\n".join([*before, f"{command} || [ $? -eq 1 ]", ""])
+        """What a reader types; a run that a gate may refuse ends as well with 1 as with 0."""
+        text = re.sub(r"^(align run [^#\n]*[^#\s])", r"\1 || [ $? -eq 1 ]", self.text, flags=re.MULTILINE)
+        return self.prepare + (text if self.refused else self.text)
+
 
 
 def blocks(document: Path) -> list[Block]:
@@ -88,11 +86,12 @@ def test_a_command_that_fails_and_a_comment_without_a_block_are_seen(tmp_path: P
     document.write_text("<!-- prepare\nX=1\n-->\n```console\nfalse | cat # $X\n```\n```console\necho no\n```\n")
     told = subprocess.run(["bash"], input=script(document), capture_output=True, text=True, check=False)
     assert (told.returncode, told.stdout) == (1, "--- some.md:4\n")
-    document.write_text("<!-- may be refused: why -->\n```console\ntrue\nexit_with() { return $1; }; exit_with 1 # no\n```\n")
-    told = subprocess.run(["bash"], input=script(document), capture_output=True, text=True, check=False)
-    assert (told.returncode, told.stdout) == (0, "--- some.md:2\n")
-    document.write_text("<!-- may be refused: why -->\n```console\n(exit 2) # no\n```\n")
-    assert subprocess.run(["bash"], input=script(document), text=True, check=False).returncode == 1
+    refused = "<!-- may be refused: why -->\n```console\nalign run a.yaml   # no\nalign status\n```\n"
+    for code, status, ends in ((1, 0, 0), (2, 0, 1), (1, 1, 1)):
+        document.write_text(refused)
+        gate = f"align() {{ [ $1 = run ] && return {code} || return {status}; }}\n"
+        told = subprocess.run(["bash"], input=gate + script(document), capture_output=True, text=True, check=False)
+        assert told.returncode == ends, (code, status)
     document.write_text("<!-- not run: why -->\n")
     with pytest.raises(AssertionError, match="without a block"):
         blocks(document)

@@ -78,6 +78,18 @@ def test_a_pid_that_came_again_is_not_taken_for_the_old_process(instance: dg.Dag
     assert set(end_dead_runs(instance)) == {run.run_id for run in runs}
 
 
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED, None])
+def test_a_slot_that_a_run_kept_at_its_end_is_freed(
+    instance: dg.DagsterInstance, status: dg.DagsterRunStatus | None
+) -> None:
+    run_id = "deleted"
+    if status is not None:
+        run_id = instance.create_run_for_job(nothing, tags=process_tags(), status=status).run_id
+    assert instance.event_log_storage.claim_concurrency_slot(POOL, run_id, "step").is_claimed
+    assert end_dead_runs(instance) == []
+    assert free_slots(instance) == 1
+
+
 def test_living_runs_and_those_of_other_hosts_are_left_alone(instance: dg.DagsterInstance) -> None:
     instance.event_log_storage.set_concurrency_slots(POOL, 2)
     started(instance, process_tags())

@@ -20,6 +20,7 @@ import yaml
 
 from alignment.store import Store
 from alignment_dags.retention.items import leftovers, remove
+from resources.home import database_uri
 from resources.mlflow import Tracking
 from resources.store import ArtifactStore
 from tests.campaigns.planted import KILLED_AT, KILLED_ONCE, PART_SEQUENCES, SCORED_IN
@@ -107,7 +108,17 @@ def processes_of(sessions: set[int]) -> list[int]:
 
 
 def home_at(folder: Path) -> dict[str, str]:
-    return {name: str(folder / name) for name in ("ALIGN_HOME", "DAGSTER_HOME")}
+    """The variables of a home in a folder: all of them, as this process's own may be those of another home."""
+    align = folder / "align"
+    places = {"ALIGN_HOME": str(align), "ALIGN_STORE": str(align / "store"), "DAGSTER_HOME": str(folder / "dagster")}
+    return places | {"MLFLOW_TRACKING_URI": database_uri(align)}
+
+
+def live_at(home: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> Store:
+    """Makes a home this process's own, and returns its store."""
+    for name, place in home.items():
+        monkeypatch.setenv(name, place)
+    return ArtifactStore().open()
 
 
 def test_runs_that_are_killed_again_and_again_end_where_undisturbed_ones_do(
@@ -153,9 +164,7 @@ def test_runs_that_are_killed_again_and_again_end_where_undisturbed_ones_do(
         last = start(number, home, **{SCORED_IN: str(scored_in)})
         assert last.over.wait(PATIENCE) and last.code == 0, last.tail()
 
-        for name, place in home.items():
-            monkeypatch.setenv(name, place)
-        store = ArtifactStore().open()
+        store = live_at(home, monkeypatch)
         found = digests(store)
         finished_runs()
         keys = cached_keys(store)
@@ -178,8 +187,7 @@ def test_runs_that_are_killed_again_and_again_end_where_undisturbed_ones_do(
         for number in range(whole + 1):
             run = start(number, home)
             assert run.over.wait(PATIENCE) and run.code == 0, run.tail()
-        monkeypatch.setenv("ALIGN_HOME", home["ALIGN_HOME"])
-        expected = digests(ArtifactStore().open())
+        expected = digests(live_at(home, monkeypatch))
     assert {place: found.get(place) for place in expected} == expected
     with capsys.disabled():
         done = f"{sum(counts.values())} kills in {turn} runs {dict(counts)}"

@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from resources.store import ArtifactStore
 from tests.campaigns.planted import CLOCK_OFF
-from tests.campaigns.test_kills import PATIENCE, digests, finished_runs, home_at
+from tests.campaigns.test_kills import PATIENCE, digests, finished_runs, home_at, live_at
 from tests.campaigns.warm import Warm, WarmRun
 from tests.loopback import free_port
 
@@ -229,20 +228,16 @@ def test_whatever_the_weather_the_next_run_ends_where_a_calm_one_does(
         told = f"exit 0 three times, beside {collected} `align gc`"
         campaign.table.append(("two runs of one recipe, one of another", told, "whole"))
 
-        for name, place in home.items():
-            monkeypatch.setenv(name, place)
+        found = digests(live_at(home, monkeypatch))
         finished_runs()
-        found = digests(ArtifactStore().open())
         calm_home = home_at(tmp_path / "calm")
         campaign.home = calm_home
         for policy in range(campaign.policies + 1):
             campaign.write(policy)
             run = campaign.run()
             assert campaign.end(run) == "exit 0", run.tail()
-        monkeypatch.setenv("ALIGN_HOME", calm_home["ALIGN_HOME"])
-        expected = {
-            place: digest for place, digest in digests(ArtifactStore().open()).items() if place[0] not in DECIDED
-        }
+        calm_store = live_at(calm_home, monkeypatch)
+        expected = {place: digest for place, digest in digests(calm_store).items() if place[0] not in DECIDED}
     with capsys.disabled():
         width = max(len(name) for name, *_ in campaign.table)
         print("\n" + "\n".join(f"{name:{width}}  {told}; next run {then}" for name, told, then in campaign.table))

@@ -55,10 +55,15 @@ IMPORTED = (
     "mlflow.store.model_registry.sqlalchemy_store",
 )
 LOOK = 0.02
+"""Seconds between two looks at what runs."""
+MESSAGES = 200
+"""The file descriptor of the server's answers."""
 
 
 def serve() -> None:
     """Forks an `align` for every line on stdin, and writes its pid, and later its exit code, to stdout."""
+    os.dup2(1, MESSAGES)  # for these alone: some imports print
+    os.dup2(2, 1)
     for name in IMPORTED:
         importlib.import_module(name)
     _import_stages()
@@ -91,7 +96,7 @@ def _import_stages() -> None:
 
 
 def _say(message: dict[str, Any]) -> None:
-    os.write(1, json.dumps(message).encode() + b"\n")
+    os.write(MESSAGES, json.dumps(message).encode() + b"\n")
 
 
 def _become(asked: dict[str, Any]) -> NoReturn:

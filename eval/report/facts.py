@@ -122,7 +122,10 @@ def _totals(stage: str, commits: list[Commit], price: float | None) -> StageTota
 
 @dataclass(frozen=True)
 class Judging:
-    """The sum over suites and checkpoints, the champion too. `usd` is None if no judge has a price; a judge without one adds nothing."""
+    """The sum over suites and checkpoints, the champion too.
+
+    `usd` is None if no judge has a price; a judge without one adds nothing.
+    """
 
     judgments: int
     input_tokens: int

@@ -1,11 +1,12 @@
-"""Stretches of shards: what is behind is covered, and nothing else."""
+"""Stretches of shards: what is behind is covered, and nothing else. What a person reads of Dagster's own errors."""
 
 from __future__ import annotations
 
+from dagster._utils.error import SerializableErrorInfo
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment_dags.run.launch import stretches
+from alignment_dags.run.launch import first_reason, stretches, why
 
 
 @given(st.lists(st.booleans(), max_size=30), st.integers(1, 7))
@@ -18,3 +19,26 @@ def test_stretches_cover_exactly_the_wanted_shards_in_order(behind: list[bool], 
         assert 1 <= len(stretch) <= most
         covered += stretch
     assert covered == [shard for shard in order if shard in wanted]
+
+
+def error(message: str, kind: str, cause: SerializableErrorInfo | None = None) -> SerializableErrorInfo:
+    return SerializableErrorInfo(message=message, stack=[], cls_name=kind, cause=cause)
+
+
+def test_a_step_whose_process_died_is_said_in_words() -> None:
+    crash = "dagster._core.executor.child_process_executor.ChildProcessCrashException\n"
+    assert "killed, or crashed" in why(error(crash, "ChildProcessCrashException"))
+    cause = error("OSError: the disk is on fire\n", "OSError")
+    assert why(error("dagster.DagsterExecutionStepExecutionError: …", "Other", cause)) == "OSError: the disk is on fire"
+
+
+def test_a_run_that_failed_before_any_step_says_why_in_a_line() -> None:
+    text = (
+        "dagster._core.errors.DagsterSubprocessError: During multiprocess execution errors occurred:\n"
+        "In process 7: dagster._core.errors.DagsterInvariantViolationError: Could not find job 'small_base'. Found: …\n"
+        "Stack Trace:\n  File …\n"
+    )
+    told = first_reason(error(text, "DagsterSubprocessError"))
+    assert told == "Could not find job 'small_base'. Found: …"
+    assert first_reason(error("sqlalchemy.exc.OperationalError: disk full\nmore", "E")) == "disk full"
+    assert len(first_reason(error("x" * 5000, "E"))) == 300

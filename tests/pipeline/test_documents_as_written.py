@@ -1,8 +1,8 @@
 """Every console block of the documents runs as it is written, in order, in a copy of the project.
 
 An HTML comment before a block says what a reader cannot see: `prepare` has commands that come before the block, such as
-those that write the reader's own files, `not run` says why a block is left out, and `may be refused` why its `align run`
-may exit with 1, as it does where the gate says no.
+those that write the reader's own files, `not run` says why a block is left out, and `may be refused` why an `align run`
+of it may exit with 1, as it does where the gate says no.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from resources.home import PROJECT
 DOCUMENTS = [PROJECT / "README.md", *(PROJECT / "docs" / f"{name}.md" for name in ("commands", "operations"))]
 """In the order in which they are run: the later ones go on with what the README has made."""
 NOT_COPIED = (".git", ".venv", ".align", ".dagster", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis", "shared")
-BLOCK = re.compile(r"^<!-- (not run|prepare|may be refused)(?:: |\n)(.*?)-->$|^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOTES = ("prepare", "not run", "may be refused")
+BLOCK = re.compile(rf"^<!-- ({'|'.join(NOTES)})(?:: |\n)(.*?)-->$|^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HEAD = "set -euo pipefail\n"
 
 
@@ -42,7 +42,6 @@ class Block:
         """What a reader types; a run that a gate may refuse ends as well with 1 as with 0."""
         text = re.sub(r"^(align run [^#\n]*[^#\s])", r"\1 || [ $? -eq 1 ]", self.text, flags=re.MULTILINE)
         return self.prepare + (text if self.refused else self.text)
-
 
 
 def blocks(document: Path) -> list[Block]:
@@ -74,9 +73,7 @@ def test_every_block_is_shell_and_one_that_is_not_run_says_why() -> None:
         found = blocks(document)
         assert document in DOCUMENTS or all(one.why_not for one in found), f"{document.name}: name it in DOCUMENTS"
         for one in found:
-            checked = subprocess.run(
-                ["bash", "-n"], input=one.script, capture_output=True, text=True, check=False
-            )
+            checked = subprocess.run(["bash", "-n"], input=one.script, capture_output=True, text=True, check=False)
             assert checked.returncode == 0, f"{one.place}: {checked.stderr}"
     assert len([one for document in DOCUMENTS for one in blocks(document) if not one.why_not]) >= 10
 

@@ -96,9 +96,7 @@ def test_both_models_judgments_are_told_and_their_price_is_in_the_total(
     assert f">{usd:.2f}</td>" in text and "cost in USD" in text
 
 
-def test_the_judgments_of_the_champion_are_in_the_bill_once(
-    report: Callable[..., ReportRequest], store: Store
-) -> None:
+def test_the_judgments_of_the_champion_are_in_the_bill_once(report: Callable[..., ReportRequest], store: Store) -> None:
     request = report(price=PRICE)
     alone = facts_of(store, request).judging
     assert alone is not None and alone.usd is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sqlite3
 import subprocess
@@ -29,6 +28,11 @@ LOCKED = 8.0
 """Seconds for which a database is locked."""
 TRAINS = "policy_checkpoint …"
 """What a run says when its training begins."""
+SHOWN = 110
+"""Characters of a reason in the table."""
+CALM = 4
+"""Every n-th policy is made in a calm home as well."""
+NO_SPACE = "no space left on the device"
 DECIDED = ("evaluation_report", "registered_model")
 """What depends on which policy was champion before."""
 
@@ -76,6 +80,7 @@ class Campaign:
         self.home = home
         self.policies = 0
         self.table: list[tuple[str, str, str]] = []
+        self.wrong: list[str] = []
 
     def write(self, policy: int, name: str = "small") -> str:
         path = self.folder / f"{name}.yaml"
@@ -91,24 +96,33 @@ class Campaign:
         self.write(self.policies)
 
     def end(self, run: WarmRun) -> str:
-        """How a run ended, in a line; it does not hang, and no traceback of its own is a person's to read."""
-        assert run.over.wait(PATIENCE), f"hangs:\n{run.tail()}"
-        assert run.code in (0, 1, 2), run.tail()
-        assert "Traceback" not in "\n".join(run.lines()), run.tail()
+        """How a run ended, in a line: `exit 0`, or why not; in capitals what no weather excuses."""
+        if not run.over.wait(PATIENCE):
+            run.kill()
+            return f"HANGS: {run.tail()}"
+        if run.code not in (0, 1, 2) or "Traceback" in "\n".join(run.lines()):
+            return f"EXIT {run.code}: {run.tail()}"
         if run.code == 0:
             return "exit 0"
-        reasons = [line for line in run.lines() if re.match(r"failed: |error: ", line)] or run.lines()[-1:]
-        return f"exit {run.code}: {reasons[-1][:90]}"
+        reasons = [line for line in run.lines() if line.startswith(("failed: ", "error: "))] or run.lines()[-1:]
+        return f"exit {run.code}: {reasons[-1].replace(str(self.folder), '…')[:SHOWN]}"
 
-    def weather(self, name: str, stormy: Callable[[], WarmRun], *, must_end: set[int]) -> None:
-        """A run for the next policy in a weather; then a calm one, which must be whole."""
+    def weather(
+        self, name: str, stormy: Callable[[], WarmRun], *, must_fail: bool | None = None, says: str = ""
+    ) -> None:
+        """A run for the next policy in a weather; then a calm one, which must be whole. One that fails `says` why."""
         self.next_policy()
-        run = stormy()
-        told = self.end(run)
-        assert run.code in must_end, f"{name}: {run.tail()}"
-        calm = self.run()
-        assert self.end(calm) == "exit 0", f"after {name}: {calm.tail()}"
-        self.table.append((name, told, "whole"))
+        told = self.end(stormy())
+        then = self.end(self.run())
+        self.table.append((name, told, "whole" if then == "exit 0" else then))
+        failed = told.startswith("exit") and told != "exit 0"
+        if (
+            told[0].isupper()
+            or (failed and says not in told)
+            or then != "exit 0"
+            or (must_fail is not None and must_fail != failed)
+        ):
+            self.wrong.append(f"{name}: {told}; then {then}")
 
 
 def test_whatever_the_weather_the_next_run_ends_where_a_calm_one_does(
@@ -119,6 +133,8 @@ def test_whatever_the_weather_the_next_run_ends_where_a_calm_one_does(
 ) -> None:
     homes = tmp_path / "stormy"
     small_recipe["dpo"] |= {"save_steps": 1}
+    del small_recipe["evals"]  # trainings are what weathers meet: measuring would double the time
+    small_recipe["gate"] = "none"
     with disk(homes) as is_disk, Warm(tmp_path) as warm:
         home = home_at(homes) | {"DAGSTER_HOME": str(tmp_path / "dagster")}
         campaign = Campaign(warm, small_recipe, tmp_path, home)
@@ -150,16 +166,18 @@ def test_whatever_the_weather_the_next_run_ends_where_a_calm_one_does(
             return run
 
         if is_disk:
-            campaign.weather("the disk fills in training, and is freed", full_in_training, must_end={0, 1, 2})
-            campaign.weather("the disk is full, and is freed", full_before, must_end={1, 2})
-            campaign.weather("the store is read-only, and is not", read_only, must_end={1, 2})
+            campaign.weather("the disk fills in training, and is freed", full_in_training, says=NO_SPACE)
+            campaign.weather("the disk is full, and is freed", full_before, must_fail=True, says=NO_SPACE)
+            campaign.weather(
+                "the store is read-only, and is not", read_only, must_fail=True, says="Read-only file system"
+            )
         else:
             campaign.table.append(("disk full, store read-only", "not tried: no right to mount a disk", "-"))
 
         def no_mlflow() -> WarmRun:
             return campaign.run(MLFLOW_TRACKING_URI=f"http://127.0.0.1:{free_port()}")
 
-        campaign.weather("MLflow is down, and up", no_mlflow, must_end={1})
+        campaign.weather("MLflow is down, and up", no_mlflow, must_fail=True, says="MLflow at http")
 
         def locked(database: Path) -> Callable[[], WarmRun]:
             def stormy() -> WarmRun:
@@ -180,10 +198,10 @@ def test_whatever_the_weather_the_next_run_ends_where_a_calm_one_does(
             ("Dagster's", Path(home["DAGSTER_HOME"], "history", "runs.db")),
         ):
             told = f"{whose} SQLite is locked for {LOCKED:.0f} s"
-            campaign.weather(told, locked(database), must_end={0, 1})
+            campaign.weather(told, locked(database))
 
         for ahead, told in ((2 * MONTH, "the clock is two months ahead"), (-2 * MONTH, "it is two months behind")):
-            campaign.weather(told, lambda ahead=ahead: campaign.run(**{CLOCK_OFF: str(ahead)}), must_end={0})
+            campaign.weather(told, lambda ahead=ahead: campaign.run(**{CLOCK_OFF: str(ahead)}), must_fail=False)
 
         def edited() -> WarmRun:
             run = campaign.run()
@@ -191,7 +209,7 @@ def test_whatever_the_weather_the_next_run_ends_where_a_calm_one_does(
             campaign.next_policy()
             return run
 
-        campaign.weather("the recipe is edited in mid-run", edited, must_end={0, 1, 2})
+        campaign.weather("the recipe is edited in mid-run", edited)
 
         def renamed() -> WarmRun:
             run = campaign.run()
@@ -202,7 +220,7 @@ def test_whatever_the_weather_the_next_run_ends_where_a_calm_one_does(
             campaign.write(campaign.policies)
             return run
 
-        campaign.weather("the recipe is renamed in mid-run, and back", renamed, must_end={0, 1, 2})
+        campaign.weather("the recipe is renamed in mid-run, and back", renamed)
 
         def store_gone() -> WarmRun:
             run = campaign.run()
@@ -213,26 +231,25 @@ def test_whatever_the_weather_the_next_run_ends_where_a_calm_one_does(
             store.with_name("aside").rename(store)
             return run
 
-        campaign.weather("the store is away in mid-run, and back", store_gone, must_end={1, 2})
+        campaign.weather("the store is away in mid-run, and back", store_gone, must_fail=True)
 
         campaign.next_policy()
         campaign.write(campaign.policies, "other")
         together = [campaign.run(), campaign.run(), campaign.run("other")]
-        collected = 0
+        collected: list[str] = []
         while not all(run.over.is_set() for run in together):
-            gc = warm.start("gc", "--keep", "1000", **home)
-            told = campaign.end(gc)
-            assert told == "exit 0", gc.tail()
-            collected += 1
-        assert [campaign.end(run) for run in together] == ["exit 0"] * 3, "\n".join(run.tail() for run in together)
-        told = f"exit 0 three times, beside {collected} `align gc`"
+            collected.append(campaign.end(warm.start("gc", "--keep", "1000", **home)))
+        ends = [campaign.end(run) for run in together]
+        if {*ends, *collected} != {"exit 0"}:
+            campaign.wrong.append(f"three runs and gc: {ends} {collected}")
+        told = f"exit 0 three times, beside {len(collected)} `align gc`"
         campaign.table.append(("two runs of one recipe, one of another", told, "whole"))
 
         found = digests(live_at(home, monkeypatch))
         finished_runs()
         calm_home = home_at(tmp_path / "calm")
         campaign.home = calm_home
-        for policy in range(campaign.policies + 1):
+        for policy in range(0, campaign.policies + 1, CALM):
             campaign.write(policy)
             run = campaign.run()
             assert campaign.end(run) == "exit 0", run.tail()
@@ -242,5 +259,6 @@ def test_whatever_the_weather_the_next_run_ends_where_a_calm_one_does(
         width = max(len(name) for name, *_ in campaign.table)
         print("\n" + "\n".join(f"{name:{width}}  {told}; next run {then}" for name, told, then in campaign.table))
         print(f"{len(expected)} artifacts, equal to those of calm runs")
-    assert len(expected) > 5 * campaign.policies
+    assert not campaign.wrong, "\n".join(campaign.wrong)
+    assert len([kind for kind, _ in expected if kind == "policy_checkpoint"]) > campaign.policies // CALM
     assert {place: found.get(place) for place in expected} == expected

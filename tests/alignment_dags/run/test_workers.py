@@ -78,15 +78,23 @@ def test_a_pid_that_came_again_is_not_taken_for_the_old_process(instance: dg.Dag
     assert set(end_dead_runs(instance)) == {run.run_id for run in runs}
 
 
-@pytest.mark.parametrize("status", [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED, None])
+@pytest.mark.parametrize("how", ["report_run_failed", "report_run_canceled"])
+@pytest.mark.parametrize("host", ["here", "elsewhere"])
 def test_a_slot_that_a_run_kept_at_its_end_is_freed(
-    instance: dg.DagsterInstance, status: dg.DagsterRunStatus | None
+    instance: dg.DagsterInstance, how: str, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_id = "deleted"
-    if status is not None:
-        run_id = instance.create_run_for_job(nothing, tags=process_tags(), status=status).run_id
-    assert instance.event_log_storage.claim_concurrency_slot(POOL, run_id, "step").is_claimed
+    run = started(instance, process_tags() | ({HOST: host} if host == "elsewhere" else {}))
+    getattr(instance, how)(run)
     assert end_dead_runs(instance) == []
+    assert free_slots(instance) == (1 if host == "here" else 0), "the other host's processes may still be ending"
+    monkeypatch.setattr(workers, "SETTLED", 0.0)
+    end_dead_runs(instance)
+    assert free_slots(instance) == 1
+
+
+def test_a_slot_of_a_run_that_was_deleted_is_freed(instance: dg.DagsterInstance) -> None:
+    instance.delete_run(started(instance, process_tags()).run_id)
+    end_dead_runs(instance)
     assert free_slots(instance) == 1
 
 

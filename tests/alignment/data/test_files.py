@@ -261,3 +261,10 @@ def test_an_object_that_changes_while_it_is_read_is_not_remembered_under_its_old
     assert pin_file("moving://a.jsonl").sha256 == sha(b"B")
     Moving.versions[:] = [b"A"]
     assert pin_file("moving://a.jsonl").sha256 == sha(b"A")
+
+
+def test_a_pipe_or_a_device_is_named_as_such(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pairs.jsonl")
+    for place in (tmp_path / "pairs.jsonl", Path(os.devnull)):
+        with pytest.raises(BadInput, match="is a pipe or a device"):
+            expand(str(place))

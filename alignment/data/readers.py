@@ -206,8 +206,8 @@ Repeated: TypeAlias = "dict[int, tuple[str, dict[str, Any]]]"
 
 
 def _loads(text: str) -> tuple[Any, Repeated]:
-    """The value of a JSON text, and the objects in it with a key twice: `json` would keep the last of the values and lose
-    the others."""
+    """The value of a JSON text, and the objects in it with a key twice: `json` would keep the last of the values and
+    lose the others."""
     repeated: Repeated = {}
 
     def as_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

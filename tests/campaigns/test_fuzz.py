@@ -33,7 +33,7 @@ pytestmark = pytest.mark.campaign
 SEED, CALLS, PROCESSES = 16, 1_900, 100
 FIRST = int(os.environ.get("FUZZ_FIRST", "0"))
 """FUZZ_FIRST and FUZZ_CALLS take a part of the campaign, to run it in slices or one call again: a call is a function of
-the seed and its number. FUZZ_SEED makes another campaign."""
+the seed and its number. FUZZ_SEED makes another campaign, and FUZZ_SHOW prints how each call ended."""
 HANG, WAITING, LONGEST = 60, 600, 2_000
 """Seconds of work and of waiting that a call may take, and characters that a line of an error may have. Work is counted
 by the processor's clock, so that a busy machine makes no hangs."""
@@ -123,6 +123,9 @@ class Campaign:
             grouped = arguments[0] in ("prefs", "recipes", "judge", "ab", "pools")
             self.counts[" ".join(arguments[: 2 if grouped else 1])[:20]] += 1
             self.codes[-1 if called.code is None else called.code] += 1
+            if os.environ.get("FUZZ_SHOW"):
+                last = (called.err.strip() or called.out.strip() or "-").splitlines()[-1]
+                self.say(f"{number} [{called.code}] {' '.join(arguments)[:120]} -> {last[:300]}")
             problem = called.problem or (self.unaccounted(called, records) if checks and called.code == 0 else None)
             if problem is None and peak() > MEMORY and not any("GiB" in known for known in self.problems):
                 problem = f"{peak() / (1 << 20):.1f} GiB of memory"

@@ -70,6 +70,7 @@ def reference_file(
     began = time.monotonic()
     if precision not in PRECISIONS:
         raise BadInput(f"unknown precision '{precision}'; there are {', '.join(PRECISIONS)}")
+    weight_files(model)
     policy = _policy(model, tokens or {})
     config, batch_tokens = read_config(model), batch_tokens or ReferenceSettings().batch_tokens
     name = fingerprint(

@@ -3,6 +3,7 @@ file and key."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -33,6 +34,15 @@ class StrictLoader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=f"key '{key.value}' appears twice", problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node; raises `MarkedYAMLError` for a number or date that there is none of."""
+        try:
+            return super().construct_object(node, deep=deep)  # type: ignore[no-untyped-call]
+        except (ValueError, OverflowError) as error:
+            kind = {"int": "number", "float": "number", "timestamp": "date"}.get(node.tag.rpartition(":")[2], "value")
+            problem = f"no {kind} is written as '{str(node.value)[:40]}'; put a text in quotes"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error
 
 
 MAX_NODES = 100_000
@@ -159,8 +169,9 @@ def preset_file(named: Any, path: Path) -> Path:
         raise BadInput("must be the name of a preset, such as presets/zephyr_7b", file=str(path), field=EXTENDS)
     for folder in (path.resolve().parent, RECIPES):
         for suffix in ("", ".yaml"):
-            if (found := folder / f"{named}{suffix}").is_file():
-                return found
+            with contextlib.suppress(OSError):  # a name that is longer than a file's
+                if (found := folder / f"{named}{suffix}").is_file():
+                    return found
     known = sorted(one.stem for one in (RECIPES / "presets").glob("*.yaml"))
     meant = did_you_mean(Path(named).stem, known).replace("mean ", "mean presets/")
     meant = meant or f"; there are presets/ {', '.join(known)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,16 @@ def recipes_in_use() -> dict[Path, Recipe]:
 def derived_folder() -> Path:
     """The folder of derived recipes."""
     return align_home() / "recipes"
+
+
+def derived_recipes() -> dict[Path, Recipe]:
+    """File to recipe of the derived recipes. One that is not well-formed any more is left out: no command has to do
+    with it before a person names it."""
+    found: dict[Path, Recipe] = {}
+    for path in sorted(derived_folder().glob("*.yaml")):
+        with suppress(BadInput):
+            found[path] = load_recipe(path)
+    return found
 
 
 def recipe_names() -> dict[str, Path]:

@@ -8,20 +8,22 @@ champion, and so it never gets the scores of another one.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 
 from alignment.recipe import Recipe, Suite
-from alignment.store import Artifact, Commit
+from alignment.store import Artifact, Commit, Store
 from alignment.store.erase import current_erasure
 from assets.building.node import Node, NotNeeded
 from assets.building.upstream import NotBuilt, Upstream
 from assets.champion import Champion, champion_for
 from assets.evals import asks_an_endpoint, evals, scores_request
-from assets.responses import responses, responses_request
+from assets.responses import needed_to_choose, responses, responses_request
 from eval.stages.responses import STAGE as RESPONSES
 from eval.stages.responses import ResponsesRequest
 from eval.stages.scores import STAGE as SCORES
-from eval.stages.scores import ScoresRequest
+from eval.stages.scores import ScoresRequest, judge_behind
 from resources.pools import Pools
 
 
@@ -34,7 +36,7 @@ def champion_responses(recipe: Recipe, pools: Pools) -> Node:
     return replace(
         responses(recipe, pools, "champion"),
         description="What the champion answers, made when the recipe asks otherwise than when it was registered.",
-        needs=(),
+        needs=needed_to_choose(recipe),
         after=("policy_checkpoint",),
         request=request,
         reported_elsewhere=registered_with,
@@ -78,6 +80,22 @@ def champion_scores(
     return {suite: commit.artifact for suite, commit in commits.items() if commit is not None}, ""
 
 
+def change_of_judge(store: Store, champion: Champion, scores: Mapping[str, Artifact]) -> str:
+    """A note where a suite's scores of the champion are another judge's than those it was registered with."""
+    suites: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for suite, artifact in scores.items():
+        if (registered := champion.scores.get(suite)) is None or registered == artifact:
+            continue
+        before, now = judge_behind(store, registered), judge_behind(store, artifact)
+        if before and now and before != now:
+            suites[before, now].append(suite)
+    return " ".join(
+        f"On {', '.join(named)} the champion, version {champion.version}, was registered with {before} as judge. Here"
+        f" {now} has judged it anew, as only scores of one judge are compared."
+        for (before, now), named in suites.items()
+    )
+
+
 def current_champion(upstream: Upstream) -> Champion:
     """The champion that the current candidate is compared with; the plan may not know the candidate yet."""
     return champion_for(upstream, upstream.get("policy_checkpoint"))
@@ -99,7 +117,7 @@ def champion_responses_request(
         raise NotNeeded("there is no champion yet that the policy is compared with")
 
     def build() -> ResponsesRequest:
-        return responses_request(recipe, pools, policy)
+        return responses_request(recipe, pools, policy, upstream)
 
     request = upstream.once("champion_responses", build)  # every suite's scores ask for it
     answered = upstream.store.find(RESPONSES.kind, RESPONSES.key(request)) is not None

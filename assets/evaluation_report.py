@@ -11,7 +11,7 @@ from assets.building.node import Node, Shown
 from assets.building.show import escaped, picture, table
 from assets.building.upstream import Upstream
 from assets.champion import champion_for
-from assets.champion_evals import champion_scores
+from assets.champion_evals import champion_scores, change_of_judge
 from assets.merge import require_one_architecture
 from assets.new_rows import NAME as NEW_ROWS
 from assets.new_rows import measured
@@ -42,6 +42,7 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
         policy = upstream("policy_checkpoint")
         champion = champion_for(upstream, policy)
         their_scores, why_not = champion_scores(recipe, pools, upstream, champion)
+        judges = change_of_judge(upstream.store, champion, their_scores)
         scores = {
             model: {suite: upstream(f"{model}_evals/{suite}") for suite in suites} for model in (baseline, "policy")
         }
@@ -57,11 +58,11 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
             recipe=recipe.name,
             prices=prices(recipe, pools),
             baselines=published,
-            champion_note=" ".join(filter(None, (champion.note, why_not))),
+            champion_note=" ".join(filter(None, (champion.note, why_not, judges))),
             divergence=upstream("policy_divergence") if divergence else None,
             incomplete=lack_items(upstream.store, compared),
             new_rows=measured(recipe, upstream, policy),
-            sweep=upstream("sweep_report") if recipe.sweep else None,
+            sweep=upstream("sweep_report") if recipe.candidates else None,
             rounds=comparisons(recipe, upstream),
             repeats=tuple(
                 Repeat(
@@ -83,7 +84,7 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
             "policy_checkpoint",
             *divergence,
             *((NEW_ROWS,) if recipe.evals.new_rows else ()),
-            *(("sweep_report",) if recipe.sweep else ()),
+            *(("sweep_report",) if recipe.candidates else ()),
             *(named(number, "comparison") for number in range(2, recipe.rounds.count + 1 if recipe.rounds else 2)),
             *(policy.name for policy in repeats_of(recipe)),
             *(f"{policy.group}policy_evals/{suite}" for policy in repeats_of(recipe) for suite in suites),
@@ -114,7 +115,7 @@ def gate_and_baselines(recipe: Recipe, file: str | None = None) -> tuple[Gate | 
     """
     path, gate = recipe.evals.baselines, gate_of(recipe, file)
     require_one_architecture(recipe, file)
-    if recipe.sweep is not None:
+    if recipe.candidates is not None:
         sweep_metric(recipe, gate, file)
     return gate, read_baselines(path) if path else []
 

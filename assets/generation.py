@@ -35,6 +35,7 @@ from assets.building.upstream import Upstream
 from assets.champion import registered_champion
 from assets.preference_shard import show as show_shard
 from assets.reference_logprobs import scoring
+from assets.responses import REWARD_MODEL
 from assets.suites import suite_items
 from eval.ranking.scorers import Reading
 from eval.stages.ranked_pairs import STAGE as RANKED
@@ -121,7 +122,9 @@ def scoring_pool(recipe: Recipe, settings: Sampled) -> str | None:
     return recipe.pools.responses if settings.reward_modelled else None
 
 
-REWARD_MODEL = "reward_model"
+def scored_by_reward_model(recipe: Recipe) -> bool:
+    """Whether `generate` or `rounds` score by the reward model, and so bring its node."""
+    return any(sampled is not None and sampled.reward_modelled for sampled in (recipe.generate, recipe.rounds))
 
 
 def reward_model(recipe: Recipe, pools: Pools) -> tuple[Node, ...]:

@@ -10,7 +10,7 @@ from assets.building.node import Node
 from assets.champion_evals import champion_evals, champion_responses
 from assets.evals import evals
 from assets.evaluation_report import evaluation_report
-from assets.generation import generated_pairs
+from assets.generation import generated_pairs, reward_model, scored_by_reward_model
 from assets.merge import merge
 from assets.new_rows import new_rows
 from assets.policy_checkpoint import Policy, policies_of, policy_checkpoint, repeats_of
@@ -23,6 +23,7 @@ from assets.responses import baseline_of, responses
 from assets.rounds import rounds
 from assets.sft_checkpoint import sft_checkpoint
 from assets.sft_dataset import sft_dataset
+from assets.soups import soups
 from assets.sweep import sweep
 from resources.pools import Pools
 
@@ -58,8 +59,8 @@ def again(recipe: Recipe, pools: Pools) -> Iterator[Node]:
 
 def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
     """Every node, each after those it needs."""
-    # a sweep measures the baseline before its points are compared with it
-    models = ("policy",) if recipe.sweep else (baseline_of(recipe), "policy")
+    # where several candidates are compared with the baseline, it is measured before
+    models = ("policy",) if recipe.candidates else (baseline_of(recipe), "policy")
     suites = recipe.evals.selected()
     return [
         base_model(recipe),
@@ -69,9 +70,11 @@ def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
         *([reference_logprobs(recipe)] if recipe.needs_reference else []),
         *generated_pairs(recipe, pools),
         preference_manifest(recipe),
-        *([new_rows(recipe)] if recipe.evals.new_rows else []),
+        *(new_rows(recipe) if recipe.evals.new_rows else ()),
+        *(reward_model(recipe, pools) if recipe.evals.best_of and not scored_by_reward_model(recipe) else ()),
         *trainings(recipe, pools),
         *(merge(recipe) if recipe.merge else ()),
+        *(soups(recipe, pools) if recipe.soups else ()),
         *([policy_divergence(recipe)] if recipe.held_out_fraction else []),
         *(responses(recipe, pools, model) for model in models),
         champion_responses(recipe, pools),

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from alignment.recipe import Recipe
 from alignment.store import Artifact
 from assets.building.node import Node
 from assets.building.upstream import Upstream
 from assets.suites import suite_spec
+from eval.ranking.scorers import Reading
 from eval.report.guards import RESPONSES
 from eval.stages.responses import STAGE, ResponsesRequest
 from resources.compute import check_processes
 from resources.pools import Pools
 
+REWARD_MODEL = "reward_model"
+"""The node of the recipe's reward model."""
 
-def responses_request(recipe: Recipe, pools: Pools, checkpoint: Artifact) -> ResponsesRequest:
+
+def needed_to_choose(recipe: Recipe) -> tuple[str, ...]:
+    """The node that chooses among answers, where they are chosen."""
+    return () if recipe.evals.best_of is None else (REWARD_MODEL,)
+
+
+def responses_request(recipe: Recipe, pools: Pools, checkpoint: Artifact, upstream: Upstream) -> ResponsesRequest:
     """The request for a checkpoint's answers under the recipe's settings."""
     check_processes(recipe, pools)
+    chosen: dict[str, Any] = {}
+    if recipe.evals.best_of is not None:
+        reading = Reading(
+            tokens=recipe.tokens, precision=recipe.evals.precision, batch_tokens=recipe.evals.batch_tokens
+        )
+        chosen = {"best_of": recipe.evals.best_of, "reward_model": upstream(REWARD_MODEL), "reading": reading}
     suites = {name: suite_spec(name, suite) for name, suite in recipe.evals.selected().items()}
     return ResponsesRequest(
         checkpoint=checkpoint,
@@ -26,6 +43,7 @@ def responses_request(recipe: Recipe, pools: Pools, checkpoint: Artifact) -> Res
         sharded=recipe.evals.sharded,
         generate=recipe.evals.generate,
         tokens=recipe.tokens.writing(),
+        **chosen,
     )
 
 
@@ -43,7 +61,7 @@ def responses(recipe: Recipe, pools: Pools, model: str) -> Node:
     checkpoint = recipe.start if model == baseline_of(recipe) else f"{model}_checkpoint"
 
     def request(upstream: Upstream, shard: str | None) -> ResponsesRequest:
-        return responses_request(recipe, pools, upstream(checkpoint))
+        return responses_request(recipe, pools, upstream(checkpoint), upstream)
 
     return Node(
         name=f"{model}_responses",
@@ -51,7 +69,7 @@ def responses(recipe: Recipe, pools: Pools, model: str) -> Node:
         stage=STAGE,
         description=f"What the {spoken(model)} answers to every item of the recipe's suites.",
         kinds=frozenset({"pytorch", "json"}),
-        needs=(checkpoint,),
+        needs=(checkpoint, *needed_to_choose(recipe)),
         request=request,
         pool=recipe.pools.responses,
         guards=RESPONSES,

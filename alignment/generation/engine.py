@@ -15,7 +15,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from alignment.errors import BadInput
 from alignment.generation.endpoint import EndpointGenerator
-from alignment.generation.generator import Generator, PromptEncoder
+from alignment.generation.generator import Each, Generator, PromptEncoder
 from alignment.models.checkpoint import default_device, load_model, load_tokenizer, max_positions
 from alignment.models.loading import load_sharded
 from alignment.recipe import Generate, TokenPolicy
@@ -49,7 +49,7 @@ class Served:
     """A checkpoint and how prompts are put to it, whoever computes the answers.
 
     With `kept` the loaded model stays in this process for the next who asks for the same one. Of a `sharded` one every
-    process has its rows.
+    process has its rows. `workers` gives those who make the answers where Transformers computes them.
     """
 
     context: Context
@@ -59,17 +59,24 @@ class Served:
     tokens: TokenPolicy
     kept: bool = False
     sharded: bool = False
+    workers: Callable[[Served], Each] | None = None
+
+    def loaded(self) -> Generator:
+        """The generator of this process, which has loaded the checkpoint."""
+        each = None if self.workers is None else self.workers(self)
+        folder, runs_code = self.context.fetch(self.checkpoint), self.context.runs_code(self.checkpoint)
+        tokenizer = load_tokenizer(folder, runs_code)
+        return Generator(self._model(folder, runs_code), tokenizer, self.batch_tokens, self.tokens, each)
 
     @contextmanager
     def by(self, settings: Generate, answers: Path) -> Iterator[AnyGenerator]:
         """The generator that the settings name; `answers` is the file that a server's answers are kept in over
         interruptions. Raises `BadInput` for a server that cannot be started or does not serve the checkpoint."""
-        folder, runs_code = self.context.fetch(self.checkpoint), self.context.runs_code(self.checkpoint)
-        tokenizer = load_tokenizer(folder, runs_code)
         if settings.kind == "transformers":
-            yield Generator(self._model(folder, runs_code), tokenizer, self.batch_tokens, self.tokens)
+            yield self.loaded()
             return
-        encoder = PromptEncoder(tokenizer, max_positions(folder), self.tokens)
+        folder, runs_code = self.context.fetch(self.checkpoint), self.context.runs_code(self.checkpoint)
+        encoder = PromptEncoder(load_tokenizer(folder, runs_code), max_positions(folder), self.tokens)
         if settings.kind == "endpoint":
             yield EndpointGenerator(settings, self.checkpoint.digest, encoder, answers)
             return
@@ -180,13 +187,15 @@ def _await(process: subprocess.Popen[bytes], url: str, seconds: float) -> None:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Ends the server and what it started, which is its process group."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(END_SECONDS)
-    with suppress(ProcessLookupError):  # workers that outlive it would keep the GPU
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    try:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(END_SECONDS)
+    finally:  # after a second interruption, too: workers that outlive it would keep the GPU
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _free_port() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -183,8 +183,34 @@ class Answer:
     ended: bool | None = None
 
 
+NewIds = tuple[int, ...]
+"""The new token ids of one answer, with the end token where it ended."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts [rows] as token ids that go through the model together; `limits` are the most new tokens of each."""
+
+    prompts: list[Sequence[int]]
+    limits: list[int]
+    until: tuple[str, ...]
+    samplings: list[Sampling]
+
+    @property
+    def positions(self) -> int:
+        """Tokens of prompts and answers, if every answer takes all its tokens."""
+        return sum(map(len, self.prompts)) + sum(self.limits)
+
+
+Each = Callable[[Sequence[Batch], Callable[[Batch], list[NewIds]]], list[list[NewIds]]]
+"""Makes each of the batches by the function, here or elsewhere, and returns what came, in order."""
+
+
 class Generator:
-    """One loaded model that answers any number of prompts, greedily by default, the same way every time."""
+    """One loaded model that answers any number of prompts, greedily by default, the same way every time.
+
+    `each` is who makes the batches of answers; None is this process, or the ranks of a sharded model.
+    """
 
     def __init__(
         self,
@@ -192,10 +218,12 @@ class Generator:
         tokenizer: PreTrainedTokenizerBase,
         batch_tokens: int,
         tokens: TokenPolicy | None = None,
+        each: Each | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
+        self.each: Each = each or (lambda batches, work: shared_out(model, batches, work))
         self.encoder = PromptEncoder(tokenizer, context_length(model.config), tokens)
         self.end_ids = _end_ids(model, tokenizer)
 
@@ -210,10 +238,15 @@ class Generator:
         max_new_tokens: int,
         until: Sequence[str] = (),
         samplings: Sequence[Sampling] | None = None,
+        parts: Sequence[int] | None = None,
     ) -> list[Answer]:
-        """One answer per prompt, in order. An answer ends at the latest where the context ends."""
+        """One answer per prompt, in order. An answer ends at the latest where the context ends.
+
+        `parts` are numbers of prompts, one part behind the other: prompts of two parts are in no batch together.
+        """
         samplings = [GREEDY] * len(prompts) if samplings is None else samplings
-        return self.answer_ids([self.encoder.encode(prompt) for prompt in prompts], max_new_tokens, until, samplings)
+        encoded = [self.encoder.encode(prompt) for prompt in prompts]
+        return self.answer_ids(encoded, max_new_tokens, until, samplings, parts)
 
     def answer_ids(
         self,
@@ -221,72 +254,90 @@ class Generator:
         max_new_tokens: int,
         until: Sequence[str],
         samplings: Sequence[Sampling],
+        parts: Sequence[int] | None = None,
     ) -> list[Answer]:
         """One answer per prompt that is given as token ids, in order."""
-        answers: dict[int, Answer] = {}
-        for index, ids in enumerate(encoded):
-            if (problem := self.encoder.problem(ids, max_new_tokens)) is not None:
-                answers[index] = Answer("", failed=problem)
-        fitting = [index for index in range(len(encoded)) if index not in answers]
-        progress = ProgressLog(log, "prompts answered", len(fitting))
-
-        def produced(batch: Sequence[int]) -> list[Answer]:
-            limits = [self.encoder.room(encoded[index], max_new_tokens) for index in batch]
-            drawn = [samplings[index] for index in batch]
-            made = self._generate([encoded[index] for index in batch], limits, until, drawn)
-            progress.add(len(batch))
-            return made
-
-        made = list(batches([len(ids) for ids in encoded], fitting, max_new_tokens, self.batch_tokens))
-        for batch, of_batch in zip(made, shared_out(self.model, made, produced), strict=True):
-            answers |= dict(zip(batch, of_batch, strict=True))
-        return [answers[index] for index in range(len(encoded))]
+        made = self._made(encoded, max_new_tokens, until, samplings, parts)
+        problems = {
+            place: problem
+            for place, ids in enumerate(encoded)
+            if (problem := self.encoder.problem(ids, max_new_tokens)) is not None
+        }
+        return [
+            Answer("", failed=problems[place]) if place in problems else self._decode(made[place], until)
+            for place in range(len(encoded))
+        ]
 
     def continued(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, samplings: Sequence[Sampling]
-    ) -> list[tuple[int, ...]]:
+    ) -> list[NewIds]:
         """New token ids for each prompt's ids, the end token included; none for a prompt that leaves no room."""
-        fitting = [place for place, ids in enumerate(prompts) if self.encoder.problem(ids, max_new_tokens) is None]
-        found: dict[int, tuple[int, ...]] = {}
+        made = self._made(prompts, max_new_tokens, (), samplings)
+        return [made.get(place, ()) for place in range(len(prompts))]
 
-        def produced(batch: Sequence[int]) -> list[Answer]:
-            limits = [self.encoder.room(prompts[place], max_new_tokens) for place in batch]
-            return self._generate([prompts[place] for place in batch], limits, (), [samplings[at] for at in batch])
-
-        made = list(batches([len(ids) for ids in prompts], fitting, max_new_tokens, self.batch_tokens))
-        for batch, answers in zip(made, shared_out(self.model, made, produced), strict=True):
-            found |= {place: answer.ids for place, answer in zip(batch, answers, strict=True)}
-        return [found.get(place, ()) for place in range(len(prompts))]
-
-    def _generate(
+    def _made(
         self,
         prompts: Sequence[Sequence[int]],
-        limits: Sequence[int],
+        max_new_tokens: int,
         until: Sequence[str],
         samplings: Sequence[Sampling],
-    ) -> list[Answer]:
+        parts: Sequence[int] | None = None,
+    ) -> dict[int, NewIds]:
+        """Place to new ids, of the prompts that leave room for an answer."""
+        lengths = [len(ids) for ids in prompts]
+        fitting = [place for place, ids in enumerate(prompts) if self.encoder.problem(ids, max_new_tokens) is None]
+        progress = ProgressLog(log, "prompts answered", len(fitting))
+        places: list[list[int]] = []
+        start = 0
+        for count in [len(prompts)] if parts is None else parts:
+            of_part = [place for place in fitting if start <= place < start + count]
+            places += batches(lengths, of_part, max_new_tokens, self.batch_tokens)
+            start += count
+
+        def work(batch: Batch) -> list[NewIds]:
+            made = self.generate(batch)
+            progress.add(len(made))
+            return made
+
+        asked = [
+            Batch(
+                [prompts[place] for place in batch],
+                [self.encoder.room(prompts[place], max_new_tokens) for place in batch],
+                tuple(until),
+                [samplings[place] for place in batch],
+            )
+            for batch in places
+        ]
+        made = self.each(asked, work)
+        return {
+            place: ids for batch, rows in zip(places, made, strict=True) for place, ids in zip(batch, rows, strict=True)
+        }
+
+    def generate(self, batch: Batch) -> list[NewIds]:
+        """The new ids of a batch's answers, in order."""
         import torch
         from transformers import LogitsProcessorList, StoppingCriteriaList
 
+        prompts, limits = batch.prompts, batch.limits
         longest = max(map(len, prompts))
         pad = self.tokenizer.pad_token_id
         if pad is None or pad >= self.model.get_input_embeddings().weight.shape[0]:  # the embedding reads it
             pad = self.end_ids[0] if self.end_ids else 0
         ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=self.model.device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self.model.device)
-        stops = RowStops(self.tokenizer, longest, limits, until)
+        stops = RowStops(self.tokenizer, longest, limits, batch.until)
         with without_gradient(self.model):
             output = self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 generation_config=self._settings(max(limits), pad),
-                logits_processor=LogitsProcessorList([RowSampler(samplings)]),
+                logits_processor=LogitsProcessorList([RowSampler(batch.samplings)]),
                 stopping_criteria=StoppingCriteriaList([stops]),
                 trust_remote_code=False,
                 synced_gpus=False,  # ranks of a sharded model wait for each other in its own way (`shared_out`)
             )
         rows = output[:, longest:].tolist()
-        return [self._decode(row[:length], until) for row, length in zip(rows, stops.lengths, strict=True)]
+        return [self._to_end(row[:length]) for row, length in zip(rows, stops.lengths, strict=True)]
 
     def _settings(self, max_new_tokens: int, pad: int) -> Any:
         from transformers import GenerationConfig
@@ -303,12 +354,14 @@ class Generator:
         self.model.generation_config = settings
         return settings
 
-    def _decode(self, ids: Sequence[int], until: Sequence[str]) -> Answer:
-        ends = [place for place, token in enumerate(ids) if token in self.end_ids]
-        kept = list(ids[: ends[0]]) if ends else list(ids)
-        text = cut_at(self.tokenizer.decode(kept, skip_special_tokens=True), until)
-        taken = tuple(ids[: len(kept) + bool(ends)])
-        return Answer(text, tokens=len(taken), ids=taken)
+    def _to_end(self, ids: Sequence[int]) -> NewIds:
+        end = next((place for place, token in enumerate(ids) if token in self.end_ids), len(ids))
+        return tuple(ids[: end + 1])
+
+    def _decode(self, ids: NewIds, until: Sequence[str]) -> Answer:
+        kept = ids[:-1] if ids and ids[-1] in self.end_ids else ids
+        text = self.tokenizer.decode(list(kept), skip_special_tokens=True)
+        return Answer(cut_at(text, until), tokens=len(ids), ids=ids)
 
 
 class RowStops:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from itertools import zip_longest
+from typing import Any, TypeVar
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class Effort:
 
     Of them `forwarded` went through the model, a shared prompt once, in `positions` places: the rest is padding.
     `flops` are the useful operations, `peak` what all devices could do in a second; None where it is not known.
-    `seconds` are those of the slowest rank, without loading the model.
+    `seconds` are those of the slowest rank, without loading the model. `shares` are the forwarded tokens of each rank,
+    where there are several.
     """
 
     tokens: int = 0
@@ -24,6 +26,7 @@ class Effort:
     seconds: float = 0.0
     flops: float | None = 0.0
     peak: float | None = None
+    shares: tuple[int, ...] = ()
 
     def then(self, later: Effort) -> Effort:
         """Both, one after the other on the same devices."""
@@ -34,17 +37,20 @@ class Effort:
             self.seconds + later.seconds,
             None if self.flops is None or later.flops is None else self.flops + later.flops,
             later.peak if later.tokens else self.peak,
+            tuple(sum(both) for both in zip_longest(self.shares, later.shares, fillvalue=0)),
         )
 
-    def numbers(self) -> dict[str, float]:
+    def numbers(self) -> dict[str, Any]:
         """For a summary; empty when nothing was scored. `mfu` is the model FLOP utilisation, a share of 1."""
         if not self.tokens or not self.seconds:
             return {}
-        told: dict[str, float] = {
+        told: dict[str, Any] = {
             "forwarded_tokens": self.forwarded,
             "tokens_per_second": round(self.tokens / self.seconds, 1),
             "padding_waste": round(self.positions / self.forwarded - 1, 5),
         }
+        if self.shares:
+            told["forwarded_per_rank"] = list(self.shares)
         if self.flops is not None:
             told["useful_tflops_per_second"] = round(self.flops / self.seconds / 1e12, 4)
             if self.peak is not None:
@@ -63,6 +69,7 @@ def side_by_side(ranks: Sequence[Effort]) -> Effort:
         max(rank.seconds for rank in ranks),
         None if None in flops else sum(each for each in flops if each is not None),
         len(ranks) * max(peaks) if peaks else None,
+        tuple(rank.forwarded for rank in ranks) if len(ranks) > 1 else (),
     )
 
 
@@ -83,7 +90,11 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A process group for the while, unless the caller has one: gloo for what is said, NCCL between GPUs."""
+        """A process group for the while, unless the caller has one: gloo for what is said, NCCL between GPUs.
+
+        A rank that fails leaves it open until its process ends: the others fail where they wait for it, and the
+        launcher would end this one before it has said why.
+        """
         if self.world_size == 1:
             yield
             return
@@ -94,11 +105,9 @@ class Ranks:
         if mine:
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             dist.init_process_group(backend, timeout=PATIENCE)
-        try:
-            yield
-        finally:
-            if mine:
-                dist.destroy_process_group()
+        yield
+        if mine:
+            dist.destroy_process_group()
 
     def share(self, shares: Sequence[T] | None) -> T:
         """This rank's of the shares that rank 0 gives, one a rank."""

@@ -28,7 +28,7 @@ from alignment.logprobs.token_ids import ROWS_AT_ONCE, Pair, TokenIds
 from alignment.models.checkpoint import load_model, load_tokenizer, max_positions
 from alignment.models.ends import end_ids
 from alignment.models.loading import load_sharded
-from alignment.models.packing import by_prompt, forwarded, shares
+from alignment.models.packing import by_prompt, evenly, forwarded
 from alignment.models.quantised import Quantisation
 from alignment.models.size import peak_flops, scoring_flops
 from alignment.progress import ProgressLog
@@ -313,7 +313,7 @@ def _dealt(
     items = [Item(key, name, sequence, tuple(begun[key])) for key, (name, sequence) in wholes.items()]
     sequences = [item.sequence for item in items]
     groups = by_prompt(sequences, range(len(items)))
-    dealt = shares([forwarded(sequences, group) for group in groups], ranks)
+    dealt = evenly([forwarded(sequences, group) for group in groups], ranks)
     return [[items[index] for place in share for index in groups[place]] for share in dealt]
 
 

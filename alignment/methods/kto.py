@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Kto(Method):
-    """λ_y − v(x, y), section 4.1: λ_D · (1 − σ(β · (r − z₀))) of desirable rows, λ_U · (1 − σ(β · (z₀ − r))) of others.
+    """λ_y − v(x, y), eq. 7: λ_D · (1 − σ(β · (r − z₀))) of desirable rows, λ_U · (1 − σ(β · (z₀ − r))) of others.
 
     r is the log-ratio of the row's own completion, and z₀ the divergence from the reference that is estimated from the
     rows' prompts with the completions of their partners, which no gradient goes through. A row's partner

@@ -7,10 +7,11 @@ sequences, the trainer whole rows: both sides of a pair enter its loss, so they 
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alignment.data.tokens import Ids, TokenSequence
 
@@ -148,6 +149,18 @@ def shares(lengths: Sequence[int], ranks: int) -> list[list[int]]:
     return dealt
 
 
+def evenly(costs: Sequence[int], workers: int) -> list[list[int]]:
+    """Every index to one of `workers`, the costliest first and each to whoever has least: no two differ by more than
+    the costliest one."""
+    dealt: list[list[int]] = [[] for _ in range(workers)]
+    least = [(0, worker) for worker in range(workers)]  # a heap
+    for index in longest_first(costs):
+        load, worker = heapq.heappop(least)
+        dealt[worker].append(index)
+        heapq.heappush(least, (load + costs[index], worker))
+    return dealt
+
+
 # Where every token of one pass stands: what it attends to, its position, and which hidden states are read.
 
 
@@ -231,6 +244,11 @@ class Layout:
 
     @cached_property
     def _masks(self) -> dict[tuple[int, int, int], torch.Tensor]:
+        return {}
+
+    @cached_property
+    def remembered(self) -> dict[Any, Any]:
+        """What attention made of the layout, for its next layers."""
         return {}
 
     @cached_property

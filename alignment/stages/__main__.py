@@ -15,6 +15,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -34,6 +35,8 @@ from alignment.store import CorruptArtifact, MissingArtifact, Store
 
 GROUP = "alignment_dags.stages"
 BAD_INPUT_FILE = "ALIGN_BAD_INPUT_FILE"  # URL where a launcher wants to read what a person has to mend
+LOST_PEER = re.compile(r"(closed|reset) by peer|broken pipe|remote process (exited|has)", re.IGNORECASE)
+"""What gloo and NCCL say where a process that they talk to is gone."""
 LOGGERS = ("alignment", "eval")
 """Whose lines go to the Dagster run, as dagster.yaml has it for stages in the step's process."""
 
@@ -60,8 +63,13 @@ def main() -> int:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     share_launchers_gpus()
-    first_rank = os.environ.get("RANK", "0") == "0"
-    with told_to_dagster() if first_rank else nullcontext():
+    first_rank, told = os.environ.get("RANK", "0") == "0", os.environ.get(BAD_INPUT_FILE)
+    if told and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        file_system, path = fsspec.core.url_to_fs(told)
+        if file_system.exists(path):  # torchrun starts its processes again whatever they ended with
+            return 2
+    # of the first machine alone, which has the session: its first process
+    with told_to_dagster() if os.environ.get("LOCAL_RANK", "0") == "0" else nullcontext():
         try:
             stage, store = load_stage(arguments.name), Store(arguments.store, arguments.cache)
             request = read_request(stage, arguments.request)
@@ -70,12 +78,17 @@ def main() -> int:
             commit = execute(stage, request, store)
         except BadInput as error:
             print(f"error: {error}", file=sys.stderr)
-            if told := os.environ.get(BAD_INPUT_FILE):  # of any rank: a launcher ends the others with it
+            if told:  # of any rank: a launcher ends the others with it
                 with fsspec.open(told, "w", encoding="utf-8") as stream:
                     stream.write(str(error))
             return 2
         except (MissingArtifact, CorruptArtifact) as error:
             print(f"error: {error}", file=sys.stderr)
+            return 1
+        except RuntimeError as error:
+            if os.environ.get("WORLD_SIZE", "1") == "1" or not LOST_PEER.search(str(error)):
+                raise
+            print(f"error: another process of {arguments.name} was lost, which this one needs", file=sys.stderr)
             return 1
     if first_rank:
         print(commit.artifact.model_dump_json())

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +27,8 @@ from alignment.errors import BadInput
 from alignment.generation.engine import AnyGenerator, Served, shared_server
 from alignment.generation.generator import Answer, Generator, Sampling, as_trained
 from alignment.generation.prompts import Items, Prompt, PromptSource, Reading, prompt_of
+from alignment.generation.workers import Workers, leading, serve
+from alignment.logprobs.effort import Ranks
 from alignment.progress import ProgressLog
 from alignment.recipe import Generate, TokenPolicy
 from alignment.stages import Context, Request, Result, Stage, execute
@@ -102,7 +105,8 @@ class CandidatesRequest(Request):
 
 class CandidatesSummary(Summary):
     """`candidates` to `prompts`, and their `tokens`; `cut` are those that reached the limit of tokens, `reasons` says
-    why prompts were set aside. `parts` are the artifacts of the single sources, where there are several."""
+    why prompts were set aside. `parts` are the artifacts of the single sources, where there are several.
+    `tokens_per_rank` are those of prompts and answers that each process made just now, where several shared them."""
 
     prompts: int
     candidates: int
@@ -112,6 +116,7 @@ class CandidatesSummary(Summary):
     reasons: dict[str, int] = Field(default_factory=dict)
     withdrawn: int | None = None
     generator: str = ""
+    tokens_per_rank: list[int] = Field(default_factory=list)
     parts: list[Artifact] = Field(default_factory=list)
 
 
@@ -125,10 +130,22 @@ def run(request: CandidatesRequest, context: Context) -> Result:
     artifact of its own.
 
     In float32 on a CPU the same request gives the same candidates, whatever the batch and wherever it was interrupted.
-    Raises `BadInput` if no prompt is left.
+    Several processes share the sampling. Raises `BadInput` if no prompt is left.
     """
-    if context.rank:
-        return Result("")  # one process samples; the number of processes is the launcher's, and changes no result
+    together = request.generate.kind == "transformers"
+    if context.rank and not together:
+        return Result("")  # one process asks the server
+    ranks = Ranks(context.rank, context.world_size if together else 1)
+    with ranks.together():
+        if ranks.rank:
+            serve(ranks, context)
+            return Result("")
+        with leading(ranks) as workers:
+            return _run(request, context, workers)
+
+
+def _run(request: CandidatesRequest, context: Context, workers: Workers) -> Result:
+    """What one process does, or the first of several."""
     if len(request.prompts) > 1 or _of_source(request, 0) != request:
         return _several(request, context)
     suites = {suite: items.texts(suite) for suite, items in (request.suites or {}).items()}
@@ -147,7 +164,7 @@ def run(request: CandidatesRequest, context: Context) -> Result:
     lines: list[Any] = []
 
     def counted() -> Iterator[dict[str, Any]]:
-        for prompt, answers in _sampled(request, context, prompts):
+        for prompt, answers in _sampled(request, context, prompts, workers):
             whole = [(k, answer) for k, answer in enumerate(answers) if answer.failed is None]
             if not whole:
                 reading.set_aside(prompt, str(answers[0].failed))
@@ -175,6 +192,7 @@ def run(request: CandidatesRequest, context: Context) -> Result:
         reasons=reason_counts(reading.reasons),
         generator=f"{request.generator} {request.checkpoint.digest[:12]}".strip(),
         withdrawn=reading.withdrawn_prompts if request.withdrawn else None,
+        tokens_per_rank=workers.per_rank,
     )
     # the same texts from two models are two results: a row's generator must be traceable
     return Result(json_digest({"checkpoint": request.checkpoint.digest, "candidates": lines}), summary)
@@ -233,29 +251,44 @@ def _drawn(prompts: list[Prompt], request: CandidatesRequest) -> list[Prompt]:
 
 
 def _sampled(
-    request: CandidatesRequest, context: Context, prompts: list[Prompt]
+    request: CandidatesRequest, context: Context, prompts: list[Prompt], workers: Workers
 ) -> Iterator[tuple[Prompt, list[Answer]]]:
     """Every prompt with its answers, part by part; parts that are whole in the work folder are read from there, and no
-    model is loaded where all are."""
+    model is loaded where all are. Several processes make as many parts at a time."""
     progress = ProgressLog(log, "prompts sampled", len(prompts))
-    served = Served(context, request.checkpoint, request.precision, request.batch_tokens, request.tokens, kept=True)
+    how = (request.precision, request.batch_tokens, request.tokens)
+    served = Served(context, request.checkpoint, *how, kept=True, workers=workers.of)
     before = _before_withdrawal(request, context)
     with ExitStack() as stack:
         generator: AnyGenerator | None = None
-        for first in range(0, len(prompts), PART_PROMPTS):
-            part = prompts[first : first + PART_PROMPTS]
-            new = [prompt for prompt in part if prompt.row_id not in before]
-            path = context.work / f"part-{json_digest([prompt.row_id for prompt in new])[:16]}.jsonl"
-            answers = [] if not new else _read_part(path, len(new) * request.n)
-            if answers is None:
+        at_once = PART_PROMPTS * workers.ranks.world_size
+        for first in range(0, len(prompts), at_once):
+            several = prompts[first : first + at_once]
+            parts = [
+                [prompt for prompt in several[start : start + PART_PROMPTS] if prompt.row_id not in before]
+                for start in range(0, len(several), PART_PROMPTS)
+            ]
+            paths = [context.work / f"part-{json_digest([one.row_id for one in part])[:16]}.jsonl" for part in parts]
+            known = [
+                _read_part(path, len(part) * request.n) if part else [] for path, part in zip(paths, parts, strict=True)
+            ]
+            missing = [place for place, answers in enumerate(known) if answers is None]
+            if missing:
                 if generator is None:
                     generator = stack.enter_context(served.by(request.generate, context.work / ANSWERS_FILE))
-                answers = _answers(generator, request, new)
-                _write_part(path, answers)
-            sampled = {prompt.row_id: answers[at * request.n : (at + 1) * request.n] for at, prompt in enumerate(new)}
-            for prompt in part:
+                for place, answers in zip(
+                    missing, _answers(generator, request, [parts[place] for place in missing]), strict=True
+                ):
+                    _write_part(paths[place], answers)
+                    known[place] = answers
+            sampled: dict[str, list[Answer]] = {}
+            for part, answers in zip(parts, known, strict=True):
+                assert answers is not None
+                for at, prompt in enumerate(part):
+                    sampled[prompt.row_id] = answers[at * request.n : (at + 1) * request.n]
+            for prompt in several:
                 yield prompt, before.get(prompt.row_id) or sampled[prompt.row_id]
-            progress.add(len(part))
+            progress.add(len(several))
 
 
 def _before_withdrawal(request: CandidatesRequest, context: Context) -> dict[str, list[Answer]]:
@@ -273,17 +306,26 @@ def _before_withdrawal(request: CandidatesRequest, context: Context) -> dict[str
     return {}
 
 
-def _answers(generator: AnyGenerator, request: CandidatesRequest, part: list[Prompt]) -> list[Answer]:
-    asked = [as_trained(prompt.content, request.tokens) for prompt in part for _ in range(request.n)]
+def _answers(
+    generator: AnyGenerator, request: CandidatesRequest, parts: Sequence[Sequence[Prompt]]
+) -> list[list[Answer]]:
+    """The answers to each part's prompts."""
+    asked = [as_trained(prompt.content, request.tokens) for part in parts for prompt in part for _ in range(request.n)]
     samplings = [
         Sampling(request.temperature, request.top_p, f"{request.seed}/candidates/{prompt.row_id}/{k}")
+        for part in parts
         for prompt in part
         for k in range(request.n)
     ]
     if not generator.is_chat and any(not isinstance(content, str) for content in asked):
         raise BadInput("prompts of messages need a chat template, and the checkpoint has none", field="chat_template")
-    answers = generator.answer(asked, request.max_new_tokens, (), samplings)
-    return [_with_end(answer, generator, request.max_new_tokens) for answer in answers]
+    sizes = [len(part) * request.n for part in parts]
+    if isinstance(generator, Generator):
+        given = generator.answer(asked, request.max_new_tokens, (), samplings, sizes)
+    else:
+        given = generator.answer(asked, request.max_new_tokens, (), samplings)
+    answers = iter([_with_end(answer, generator, request.max_new_tokens) for answer in given])
+    return [list(islice(answers, size)) for size in sizes]
 
 
 def _with_end(answer: Answer, generator: AnyGenerator, most: int) -> Answer:
@@ -332,5 +374,5 @@ def read_candidates(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 STAGE: Stage[CandidatesRequest] = Stage(
-    name="candidates", code_version=1, request=CandidatesRequest, run=run, device="gpu"
+    name="candidates", code_version=1, request=CandidatesRequest, run=run, device="gpu", elastic=True
 )

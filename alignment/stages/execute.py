@@ -25,7 +25,7 @@ REQUEST_FILE = "request.json"
 DAGSTER_RUN = "ALIGN_DAGSTER_RUN"  # the Dagster run that asks; a launch hands it on with its environment
 RECIPE_NAME = "ALIGN_RECIPE_NAME"  # and the recipe it asks for
 JOB = "ALIGN_JOB"  # the job of a cluster that runs the stage, which outlives the step that asked for it
-KEY_IS_HELD = "ALIGN_KEY_IS_HELD"  # set where the launcher of several ranks holds the key as long as they work
+KEY_IS_HELD = "ALIGN_KEY_IS_HELD"  # the key that the launcher of several ranks holds as long as they work
 RECORDED_PACKAGES = (
     "torch",
     "transformers",
@@ -58,8 +58,8 @@ def execute(stage: Stage[R], request: R, store: Store) -> Commit:
             time.sleep(0.2)
             commit = store.find(stage.kind, key)
         return commit
-    if os.environ.get(KEY_IS_HELD):  # then the launcher has looked as well
-        return _build(stage, request, store, key, world_size)
+    if os.environ.get(KEY_IS_HELD) == key:
+        return store.find(stage.kind, key) or _build(stage, request, store, key, world_size)
     if (found := store.find(stage.kind, key)) is not None:
         return found
     with store.building(stage.kind, key):

@@ -29,5 +29,5 @@ def run(request: PolicyLogprobsRequest, context: Context) -> Result:
 
 
 STAGE: Stage[PolicyLogprobsRequest] = Stage(
-    name="policy_logprobs", code_version=1, request=PolicyLogprobsRequest, run=run, device="gpu"
+    name="policy_logprobs", code_version=1, request=PolicyLogprobsRequest, run=run, device="gpu", elastic=True
 )

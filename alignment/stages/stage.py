@@ -98,7 +98,8 @@ class Context:
 class Stage(Generic[R]):
     """`run` fills `context.out` from the request. `code_version` is raised when results can change.
 
-    `device` says what a miss needs: "gpu" stages go through a launcher, "cpu" ones run where they are.
+    `device` says what a miss needs: "gpu" stages go through a launcher, "cpu" ones run where they are. `elastic` says
+    that its ranks share work of which each part is kept as it is done: their number may change while it runs.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Stage(Generic[R]):
     run: Callable[[R, Context], Result]
     device: Literal["cpu", "gpu"] = "cpu"
     kind: str = ""
+    elastic: bool = False
 
     def __post_init__(self) -> None:
         if not self.kind:
@@ -194,6 +196,10 @@ class PolicySummary(CheckpointSummary):
     sft_rows_dropped: dict[str, int] = Field(default_factory=dict)
     merged: dict[str, float] = Field(default_factory=dict)
     """The parts of a weighted average, by name, with their weights; empty for a policy that is none."""
+    rollouts: dict[str, Number] = Field(default_factory=dict)
+    """Of an on-policy training: `answers` that were sampled since it last started, `unscored` ones among them, the
+    share of prompts whose answers all scored the same (`equal_scores`), and the mean score at the first and the last
+    record (`first_score`, `last_score`). `rows_trained` are its prompts then, and `rows_dropped` those set aside."""
 
 
 POLICY = "policy_checkpoint"
@@ -328,6 +334,8 @@ class ReferenceSummary(Summary):
     padding_waste: Number = None
     useful_tflops_per_second: Number = None
     mfu: Number = None
+    forwarded_per_rank: list[int] = Field(default_factory=list)
+    """Of `forwarded_tokens`, where several processes shared them."""
     fingerprint: str | None = None
     logps: LogpNumbers | None = None
     """Log-probs a token of the scored pairs; None in a record of an earlier version and where nothing was scored."""

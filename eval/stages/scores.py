@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import ValidationError
 
+from alignment.address import shown
 from alignment.digest import json_digest
 from alignment.errors import BadInput, CorruptArtifact, MissingArtifact
 from alignment.recipe import Judge
@@ -98,6 +99,21 @@ def read_otherwise(store: Store, scores: Artifact) -> bool:
     except (MissingArtifact, CorruptArtifact, ValidationError):
         return False
     return STAGE.key(request) != scores.key
+
+
+def judge_behind(store: Store, scores: Artifact) -> str | None:
+    """The judge that graded scores, as a reader names it; None if none did, or if their request is not kept."""
+    try:
+        request = ScoresRequest.model_validate_json(store.read(scores, REQUEST_FILE))
+    except (MissingArtifact, CorruptArtifact, ValidationError):
+        return None
+    if request.judge is None or request.identity()["judge"] is None:
+        return None
+    judge = request.judge
+    named = judge.model or judge.kind
+    if judge.snapshot and judge.snapshot != judge.model:
+        named += f" ({judge.snapshot})"
+    return f"{named} at {shown(judge.base_url)}" if judge.base_url else named
 
 
 def known_judgments(request: ScoresRequest, store: Store) -> tuple[list[Judgment], Usage]:

@@ -30,6 +30,14 @@ class KubeRayLauncher(ProgramLauncher):
         submitted: Any = submission(launch, program)
         client.run(context=launch.context, ray_job=manifest_of(launch), submit_job_params=submitted)
 
+    def stop(self, launch: Launch, program: Program) -> None:
+        """Deletes the RayJob of the key's name, and with it its cluster."""
+        settings = launch.pool.kuberay
+        assert settings is not None
+        client = OneRayJobAName()
+        if known := client.get(launch.name, settings.namespace):
+            client.delete_only(known)
+
 
 def manifest_of(launch: Launch) -> dict[str, Any]:
     """The pool's RayJob under the launch's name; raises `BadInput` naming the file."""

@@ -34,6 +34,12 @@ class KubernetesLauncher(ProgramLauncher):
             launch.context, launch.name, settings.namespace, pod_spec(launch, program), program.environment
         )
 
+    def stop(self, launch: Launch, program: Program) -> None:
+        """Deletes the pod of the key's name."""
+        settings = launch.pool.kubernetes
+        assert settings is not None
+        OnePodAName().delete_one(launch.name, settings.namespace)
+
 
 def pod_spec(launch: Launch, program: Program) -> dict[str, Any]:
     """The pod in Kubernetes' words; secrets are named, and their values are the cluster's."""
@@ -62,7 +68,7 @@ class OnePodAName(PipesK8sClient):  # type: ignore[misc]
         spec: Mapping[str, Any],
         environment: Mapping[str, str],
     ) -> None:
-        """Waits until the pod has ended, with its logs and messages in the run. A cancelled step takes its pod along.
+        """Waits until the pod has ended, with its logs and messages in the run.
 
         Raises `RuntimeError` that says how the pod ended, if not well.
         """
@@ -93,10 +99,14 @@ class OnePodAName(PipesK8sClient):  # type: ignore[misc]
                 told = how_it_ended(client.core_api, name, namespace)
                 delete(client.core_api, name, namespace, uid)
                 raise RuntimeError(f"pod {name} {told}, {LOGS}:\n{error}") from error
-            except dg.DagsterExecutionInterruptedError:
-                delete(client.core_api, name, namespace, uid)
-                raise
             delete(client.core_api, name, namespace, uid)
+
+    def delete_one(self, name: str, namespace: str) -> None:
+        """Deletes the pod of that name, if there is one."""
+        self._load_k8s_config()
+        api = DagsterKubernetesClient.production_client().core_api
+        for pod in api.list_namespaced_pod(namespace, field_selector=f"metadata.name={name}").items:
+            delete(api, name, namespace, pod.metadata.uid)
 
 
 def create_unless_alive(api: Any, name: str, namespace: str, body: Any) -> str:

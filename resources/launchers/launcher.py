@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import dagster as dg
+from dagster._utils.interrupts import capture_interrupts
 
 from alignment.address import handed_on, shown
 from alignment.devices import take_for_this_process
@@ -34,12 +36,13 @@ NOT_INSTALLED = re.compile(
     r"No module named '?(alignment|assets|eval|resources)\b|ErrImage\w*|ImagePull\w*|InvalidImageName"
 )
 LOST = re.compile(
-    r"exit code -?(9|15|137|143)\b|preempt|evict|unexpectedly (died|killed|terminated)"
+    r"(exit|with) code -?(9|15|137|143)\b|preempt|evict|unexpectedly (died|killed|terminated)"
     r"|(actor|node|worker|supervisor)\b.{0,60}\b(died|dead|killed|lost|terminated|unavailable|failed)\b"
     r"|failed to connect|ConnectionError|connection (refused|reset|aborted)|timed out",
     re.IGNORECASE,
 )
 """What clusters say of a machine that went away, or that cannot be reached now: another try can pass."""
+INTERRUPTIONS = (dg.DagsterExecutionInterruptedError, KeyboardInterrupt)
 LOGS = "last available logs"
 """After these words a cluster repeats what the stage itself has said."""
 
@@ -90,6 +93,8 @@ class Program:
     arguments: list[str]
     environment: dict[str, str]
     pool: Pool = field(repr=False)
+    elastic: bool = False
+    """Whether the ranks go on without one that is lost, or with another in its place (`Stage.elastic`)."""
 
     def python(self, node: int = 0, meet_at: tuple[str, int] | None = None) -> list[str]:
         """Arguments of the Python of one node: the stage itself, or torchrun with as many as the node has ranks.
@@ -98,12 +103,36 @@ class Program:
         """
         if self.pool.world_size == 1:
             return self.arguments
-        torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(self.pool.processes_per_node)]
-        if meet_at is None:
-            return [*torchrun, "--standalone", *self.arguments]
-        address, port = meet_at
-        torchrun += ["--nnodes", str(self.pool.nodes), "--node-rank", str(node)]
-        return [*torchrun, "--master-addr", address, "--master-port", str(port), *self.arguments]
+        options = torchrun_options(self.pool.nodes, self.pool.processes_per_node, node, meet_at, self.elastic)
+        return [*options, *self.arguments]
+
+
+OWN_MEETING = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""Ranks that are started again meet in a store of their own: in torchrun's they would find the addresses of the lost
+ones (torch 2.13), and wait for them for ever."""
+LOST_NODE = 5
+"""Seconds between two signs of life of a node whose loss the others outlive; after three without one it is lost."""
+
+
+def torchrun_options(
+    nodes: int, processes: int, node: int, meet_at: tuple[str, int] | None, elastic: bool
+) -> list[str]:
+    """Arguments of Python that start torchrun on one node; `meet_at` is where the nodes meet, None for a single one.
+
+    `elastic` ranks are started again, up to `RETRIES` times, when one of them is lost. Where they were on several
+    nodes, as many go on as there are: torchrun counts the nodes anew, and takes in one that comes later.
+    """
+    options = ["-m", "alignment.stages.ranks", "--nproc-per-node", str(processes)]
+    options += ["--max-restarts", str(RETRIES)] if elastic else []
+    if meet_at is None:
+        return [*options, "--standalone"]
+    address, port = meet_at
+    if not elastic:
+        options += ["--nnodes", str(nodes), "--node-rank", str(node)]
+        return [*options, "--master-addr", address, "--master-port", str(port)]
+    settings = f"is_host={node == 0},keep_alive_interval={LOST_NODE}"
+    options += ["--nnodes", f"1:{nodes}", "--rdzv-id", "align", "--rdzv-backend", "c10d"]
+    return [*options, "--rdzv-endpoint", f"{address}:{port}", "--rdzv-conf", settings]
 
 
 class ProgramLauncher(ABC):
@@ -119,9 +148,13 @@ class ProgramLauncher(ABC):
     def start(self, launch: Launch, program: Program) -> None:
         """Runs the program to its end, or finds the one that is running for the same key and waits for it.
 
-        Its output and its progress go to the Dagster run. It ends with the step if a person cancels that, and only
-        then. Raises whatever its client raises for a program that failed.
+        Its output and its progress go to the Dagster run. Raises whatever its client raises for a program that failed,
+        and lets interruptions through: `stop` follows them.
         """
+
+    @abstractmethod
+    def stop(self, launch: Launch, program: Program) -> None:
+        """Ends the program of a step that a person has cancelled. None that is at work is no error."""
 
     def run(self, launch: Launch) -> Commit:
         """Finds or makes the artifact.
@@ -134,8 +167,9 @@ class ProgramLauncher(ABC):
         held: AbstractContextManager[None] = store.building(stage.kind, launch.key) if holds else nullcontext()
         with held:
             if (commit := store.find(stage.kind, launch.key)) is not None:
+                store.remove_folder(store.path("launches", launch.name))  # of a try that did not see the end
                 return commit
-            self._run(launch, {KEY_IS_HELD: "1"} if holds else {})
+            self._run(launch, {KEY_IS_HELD: launch.key} if holds else {})
         if (commit := store.find(stage.kind, launch.key)) is None:
             raise MissingArtifact(
                 f"{stage.name} ended without an error in pool {launch.pool_name}, and committed nothing"
@@ -145,7 +179,9 @@ class ProgramLauncher(ABC):
     def _run(self, launch: Launch, held: dict[str, str]) -> None:
         store, folder = launch.store, launch.store.path("launches", launch.name)
         request, bad_input = f"{folder}/request.json", f"{folder}/bad_input.txt"
+        elastic = launch.stage.elastic and not getattr(launch.request, "sharded", False)
         environment = {
+            **(OWN_MEETING if elastic else {}),
             "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // launch.pool.processes_per_node)),
             "ALIGN_STORE": store.url,
             BAD_INPUT_FILE: store.fs.unstrip_protocol(bad_input),
@@ -160,20 +196,48 @@ class ProgramLauncher(ABC):
         arguments = ["-m", "alignment.stages", launch.stage.name, "--request", store.fs.unstrip_protocol(request)]
         if not self.elsewhere:
             arguments += ["--cache", str(store.cache)]
+        program = Program(arguments, environment, launch.pool, elastic)
+        again = False
         try:
-            self.start(launch, Program(arguments, environment, launch.pool))
-        except dg.DagsterExecutionInterruptedError:
-            raise
-        except Exception as error:
+            self.start(launch, program)
+        except BaseException as error:
             if (interruption := interruption_behind(error)) is not None:
+                undisturbed(lambda: self._stop(launch, program))
                 raise interruption from None
+            if not isinstance(error, Exception):
+                raise
             if store.find(launch.stage.kind, launch.key) is not None:  # only the client did not see its end
                 return
             if store.fs.exists(bad_input):
                 raise BadInput(store.fs.cat_file(bad_input).decode()) from None
-            raise failure_of(error, launch) from error
+            raised = failure_of(error, launch)
+            again = isinstance(raised, dg.RetryRequested)
+            raise raised from error
         finally:
-            store.remove_folder(folder)
+            if not again:  # else a job that waits may still have to read its request
+                store.remove_folder(folder)
+
+    def _stop(self, launch: Launch, program: Program) -> None:
+        try:
+            self.stop(launch, program)
+        except Exception as error:  # the step has to end as cancelled all the same
+            launch.context.log.warning(
+                f"{launch.stage.name} in pool {launch.pool_name}: {launch.name} could not be stopped and may be at"
+                f" work: {_last_line(shown(f'{type(error).__name__}: {error}'))}"
+            )
+
+
+def undisturbed(work: Callable[[], None]) -> None:
+    """Does work to its end whatever interrupts it. Work that was begun may be begun again.
+
+    Ctrl-C reaches a step twice, from the terminal and from the run's process, and the second time it lands in the
+    middle of what the first one has started.
+    """
+    done = False
+    while not done:
+        with suppress(*INTERRUPTIONS), capture_interrupts():
+            work()
+            done = True
 
 
 def _refuse_secrets(launch: Launch, environment: dict[str, str]) -> None:
@@ -202,7 +266,7 @@ def failure_of(error: Exception, launch: Launch) -> Exception:
 def interruption_behind(error: BaseException) -> BaseException | None:
     """The interruption of a cancelled step that an error hides: a client may fail while it stops what it reads."""
     seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, dg.DagsterExecutionInterruptedError):
+    while seen is not None and not isinstance(seen, INTERRUPTIONS):
         seen = seen.__cause__ or seen.__context__
     return seen
 

@@ -31,12 +31,7 @@ class RayLauncher(ProgramLauncher):
 
     def start(self, launch: Launch, program: Program) -> None:
         """Submits the job under the key's name, or waits for the job of that name that is running."""
-        address = launch.pool.ray.address or os.environ.get("RAY_ADDRESS")
-        if not address:
-            raise BadInput(
-                "launcher ray needs the dashboard's address: ray.address, or RAY_ADDRESS",
-                field=f"pools.{launch.pool_name}",
-            )
+        address = _address(launch)
         client = PipesRayJobClient(address=address)
         try:
             client.client = OneJobAName(address)
@@ -48,6 +43,20 @@ class RayLauncher(ProgramLauncher):
                 ) from error
             raise
         client.run(context=launch.context, submit_job_params=submission(launch, program))  # type: ignore[arg-type]
+
+    def stop(self, launch: Launch, program: Program) -> None:
+        """Stops the job of the key's name."""
+        OneJobAName(_address(launch)).stop_if_there(launch.name)
+
+
+def _address(launch: Launch) -> str:
+    address = launch.pool.ray.address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        raise BadInput(
+            "launcher ray needs the dashboard's address: ray.address, or RAY_ADDRESS",
+            field=f"pools.{launch.pool_name}",
+        )
+    return address
 
 
 class OneJobAName(JobSubmissionClient):  # type: ignore[misc]
@@ -82,6 +91,14 @@ class OneJobAName(JobSubmissionClient):  # type: ignore[misc]
                 if "404" in str(error) or time.monotonic() > until:
                     raise
             time.sleep(POLL)
+
+    def stop_if_there(self, name: str) -> None:
+        """Stops the job of that name, if there is one."""
+        try:
+            self.stop_job(name)
+        except RuntimeError as error:
+            if "404" not in str(error):
+                raise
 
     def _status(self, name: str) -> Any:
         try:
@@ -121,5 +138,5 @@ def entrypoint(program: Program, each: dict[str, float]) -> list[str]:
     if pool.nodes == 1:
         return ["python", *program.python()]
     asked = {"num_cpus": pool.ray.cpus, "num_gpus": pool.gpus_per_node, "resources": each}
-    settings = {"nodes": pool.nodes, "processes": pool.processes_per_node, "each": asked}
+    settings = {"nodes": pool.nodes, "processes": pool.processes_per_node, "each": asked, "elastic": program.elastic}
     return ["python", "-m", "resources.launchers.ray_nodes", json.dumps(settings), *program.arguments]

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import dagster as dg
@@ -19,7 +19,10 @@ from dagster._core.errors import DagsterPipesExecutionError
 
 from alignment.devices import take
 from resources.home import PROJECT
-from resources.launchers.launcher import Launch, Program, ProgramLauncher
+from resources.launchers.launcher import Launch, Program, ProgramLauncher, torchrun_options, undisturbed
+
+PATIENCE = 30
+"""Seconds that processes have to end before they are killed."""
 
 
 class TorchrunLauncher(ProgramLauncher):
@@ -42,12 +45,21 @@ class TorchrunLauncher(ProgramLauncher):
                 env=program.environment | gpus.environment,
             )
 
+    def stop(self, launch: Launch, program: Program) -> None:
+        """Ends the ranks here that their client has not ended; those of other nodes have ended with `start`."""
+        for child in _torchruns_of(program):
+            ranks = [child, *child.children(recursive=True)]
+            child.terminate()
+            _, alive = psutil.wait_procs(ranks, PATIENCE)
+            for rank in alive:
+                rank.kill()
+
 
 def _as_torchrun(program: Program, node: int, meet_at: tuple[str, int] | None) -> list[str]:
     """One rank, too, is torchrun's: it sets what a rank reads."""
     if program.pool.world_size > 1:
         return program.python(node, meet_at)
-    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", *program.arguments]
+    return [*torchrun_options(1, 1, 0, None, program.elastic), *program.arguments]
 
 
 @contextmanager
@@ -65,7 +77,8 @@ def _others(launch: Launch, program: Program, meet_at: tuple[str, int] | None) -
             shell = [word.format(host=host) for word in pool.torchrun.shell]
             # a terminal of ssh (-tt) ends what runs on the host when the ssh here ends
             started[host] = subprocess.Popen([*shell, line], stdin=subprocess.DEVNULL, start_new_session=True)
-            threading.Thread(target=_end_with, args=(started[host], program, over), daemon=True).start()
+            if not program.elastic:
+                threading.Thread(target=_end_with, args=(started[host], program, over), daemon=True).start()
         try:
             yield
         except DagsterPipesExecutionError as error:
@@ -76,8 +89,7 @@ def _others(launch: Launch, program: Program, meet_at: tuple[str, int] | None) -
             process.wait(60)
     finally:
         over.set()
-        for process in started.values():
-            _end(process)
+        undisturbed(lambda: _end_all(started.values()))
 
 
 def _end_with(process: subprocess.Popen[bytes], program: Program, over: threading.Event) -> None:
@@ -85,16 +97,25 @@ def _end_with(process: subprocess.Popen[bytes], program: Program, over: threadin
     if not process.wait():
         return
     while not over.wait(0.5):
-        for child in psutil.Process().children():
+        for child in _torchruns_of(program):
             with contextlib.suppress(psutil.Error):
-                if set(program.arguments) <= set(child.cmdline()):
-                    child.terminate()
+                child.terminate()
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(30)
-            return
+def _torchruns_of(program: Program) -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if set(program.arguments) <= set(child.cmdline()):
+                found.append(child)
+    return found
+
+
+def _end_all(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE)
+                break

@@ -188,8 +188,8 @@ def test_set_and_as_go_together(align: Align) -> None:
             {"sft": {"dataset": {"files": ["no/chats.jsonl"]}}},
             "'sft.dataset.files': no/chats.jsonl: no such file",
         ),
-        ({"base_model": {"path": "no/model"}}, "field 'base_model.path': no/model: no config.json"),
-        ({"sft": {"adopt": {"path": "no/sft"}}}, "field 'sft.adopt.path': no/sft: no config.json"),
+        ({"base_model": {"path": "no/model"}}, "field 'base_model.path': no/model: no such folder"),
+        ({"sft": {"adopt": {"path": "no/sft"}}}, "field 'sft.adopt.path': no/sft: no such folder"),
         (
             {"base_model": EMBEDDED | {"chat_template": "no.jinja"}},
             "base_model.chat_template': no.jinja: no such file",

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from alignment.store import Artifact, Ref, Store
-from alignment_dags.recipes import RECIPES, recipes_in_use
+from alignment_dags.recipes import RECIPES, derive, recipes_in_use
 from alignment_dags.ui import choose_recipes
 from resources.home import PROJECT, ensure_home
 from resources.pools import load_pools
@@ -80,6 +80,14 @@ def test_recipes_that_never_ran_are_shown_only_if_asked_for_or_scheduled(
     store.write_ref(Ref(artifact=artifact), others[0], "policy_checkpoint", None)
     assert choose_recipes(store) == others[1:], "the quickstart has a schedule"
     assert {recipe.name for recipe in recipes_in_use().values()} == {"quickstart", others[0]}
+    monkeypatch.setenv(RECIPES, "")
+    monkeypatch.setenv("ALIGN_HOME", str(tmp_path / "align"))
+    derived = derive(PROJECT / "recipes" / "quickstart.yaml", ["optimise.beta=0.5"], "stronger")
+    derive(PROJECT / "recipes" / "quickstart.yaml", ["optimise.beta=0.6"], "never_run")
+    (derived.parent / "broken.yaml").write_text("name: [")
+    store.write_ref(Ref(artifact=artifact), "stronger", "policy_checkpoint", None)
+    assert choose_recipes(store) == others[1:]
+    assert {recipe.name for recipe in recipes_in_use().values()} == {"quickstart", others[0], "stronger"}
     monkeypatch.setenv(RECIPES, str(PROJECT / "recipes" / "*.yaml"))
     assert choose_recipes(store) == [] and len(recipes_in_use()) == len(others) + 1
 

@@ -24,6 +24,7 @@ import yaml
 from alignment.recipe import Recipe, parse_recipe
 from alignment.stages.execute import JOB
 from assets.building.upstream import Upstream
+from resources.home import PROJECT
 from resources.store import ArtifactStore
 from tests.pipeline.test_interruptions import Run, wait_for_checkpoint
 
@@ -53,6 +54,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         held = str(Path(__file__).with_name("held_training"))
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [held, os.environ.get("PYTHONPATH")])))
         patch.setenv("TRAINING_HELD_BY", str(folder / "hold"))
+        patch.setenv("SCORING_HELD_BY", str(folder / "hold_scoring"))
         reset_auth_token_state()  # an earlier test may have imported Ray, which reads the mode then
         head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0, "object_store_memory": 80_000_000}
         cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -89,6 +91,17 @@ def kill_what_the_node_ran(job: str) -> None:
             is_first = environment.get("GROUP_RANK", "0") == "0" and "--node-rank 1" not in command
             if environment.get(JOB) == job and is_first and not command.startswith("ray::"):
                 process.kill()
+
+
+def kill_the_other_node(cluster: Cluster, job: Any) -> None:
+    """Ends a node of a launch that is not its job's, and what torchrun started there."""
+    lost = next(node for node in cluster.worker_nodes if node.node_id != job.driver_node_id)
+    cluster.remove_node(lost, allow_graceful=False)
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(JOB) == job.submission_id and "is_host=False" in " ".join(process.cmdline()):
+                for ended in [*process.children(recursive=True), process]:
+                    ended.kill()
 
 
 def versions(made: Upstream, recipe: Recipe) -> dict[str, str]:
@@ -160,6 +173,71 @@ def test_a_run_that_is_killed_and_a_node_that_is_lost_cost_no_second_job_and_no_
     assert len(policy.summary["rows_per_rank"]) == 2 and min(policy.summary["rows_per_rank"]) > 0
     with dg.DagsterInstance.get() as instance:
         assert instance.event_log_storage.get_concurrency_info("two_nodes").active_slot_count == 0
+
+
+@pytest.mark.timeout(900)
+def test_a_worker_that_is_killed_in_scoring_leaves_its_share_to_the_other(
+    cluster: Cluster,
+    jobs: JobSubmissionClient,
+    small_recipe: dict[str, Any],
+    tmp_path: Path,
+    tables: None,
+    align_command: list[str],
+) -> None:
+    """Its node is lost with it: the same job goes on with the node that is left, or with a new one."""
+    path = tmp_path / "recipe.yaml"
+    small_recipe |= {"preferences": small_recipe["preferences"] | {"split_into": 1}}
+    small_recipe["reference"] |= {"batch_tokens": 256}
+    path.write_text(yaml.safe_dump(on("local", small_recipe, reference="two_nodes")), encoding="utf-8")
+    store, hold = ArtifactStore().open(), Path(os.environ["SCORING_HELD_BY"])
+    hold.touch()
+    run = Run(align_command, path)
+    while not all(hold.with_name(f"{hold.name}-{rank}").exists() for rank in range(2)):
+        assert run.process.poll() is None, "".join(run.lines)
+        time.sleep(0.1)
+    (job,) = [job for job in jobs.list_jobs() if job.status == "RUNNING"]
+    kill_the_other_node(cluster, job)
+    hold.unlink()
+    try:
+        assert run.end() == 0, "".join(run.lines)
+    finally:
+        cluster.add_node(**NODE)
+    made = [one for one in jobs.list_jobs() if one.metadata["key"] == job.metadata["key"]]
+    assert [(one.submission_id, one.start_time) for one in made] == [(job.submission_id, job.start_time)]
+    (scored,) = store.commits("reference_logprobs")
+    assert scored.summary["cache_hits"] > 0, "what the lost worker had kept was not scored again"
+    assert scored.summary["sequences"] == 96
+
+
+def test_the_quickstart_runs_on_the_cluster_with_only_its_pools_changed(
+    jobs: JobSubmissionClient,
+    bring_up_to_date: Callable[[Recipe], Upstream],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """From an empty store, with less training and fewer questions than the recipe has, so that it takes minutes.
+
+    Scoring and answering are shared by two workers, training is one's: two would sum gradients in another order.
+    """
+    recipe = yaml.safe_load((PROJECT / "recipes" / "quickstart.yaml").read_text(encoding="utf-8"))
+    recipe["sft"] |= {"epochs": 0.1, "eval_steps": 1000}
+    recipe["optimise"] |= {"epochs": 0.1}
+    recipe |= {"gate": "none"}
+    recipe["evals"] |= {"batch_tokens": 1024}
+    for suite in ("gsm8k", "ifeval", "mt_bench"):
+        recipe["evals"][suite] |= {"limit": 24}
+    pools = {"reference": "two_nodes", "responses": "two_nodes"}
+    there = bring_up_to_date(parse_recipe(on("h100", recipe, **pools), "-", {}))
+    for scored in there.store.commits("reference_logprobs"):
+        shares = scored.summary["forwarded_per_rank"]
+        assert len(shares) == 2 and min(shares) > 0.9 * max(shares)
+    for answered in there.store.commits("responses"):
+        assert len(answered.summary["tokens_per_rank"]) == 2 and min(answered.summary["tokens_per_rank"]) > 0
+    found = versions(there, parse_recipe(recipe, "-", {}))
+
+    monkeypatch.setenv("ALIGN_STORE", str(tmp_path / "other"))
+    here = bring_up_to_date(parse_recipe(recipe | {"name": "here"}, "-", {}))
+    assert versions(here, parse_recipe(recipe, "-", {})) == found
 
 
 def test_cancelling_a_run_ends_its_job(

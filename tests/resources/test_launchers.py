@@ -4,7 +4,10 @@ Dagster reads the annotations of an asset's function, so this file has them eval
 """
 
 import json
+import os
 import re
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -21,7 +24,7 @@ from alignment.stages.preference_shard import STAGE, ShardRequest
 from alignment.store import Commit, Store
 from resources.home import PROJECT
 from resources.launchers import Launch, launcher_for
-from resources.launchers.launcher import Program, failure_of, interruption_behind
+from resources.launchers.launcher import Program, ProgramLauncher, failure_of, interruption_behind
 from resources.pools import Pool
 from tests.loopback import free_port
 from tests.resources.kubernetes_api import Api, kubernetes_api
@@ -205,6 +208,8 @@ def test_an_address_with_a_password_is_not_sent_to_another_machine(request_of_pa
         ("pod align-x ended with Evicted, last available logs:\n…", "lost"),
         ("pod align-x was terminated: node lost or preempted, last available logs:\n", "lost"),
         ("Job entrypoint command failed with exit code 137, last available logs:\nx", "lost"),
+        ("External execution process failed with code 137", "lost"),
+        ("External execution process failed with code 1", "failed"),
         ("Job entrypoint command failed with exit code 1, last available logs:\nSignal 9 (SIGKILL) received", "lost"),
         ("Job entrypoint command failed with exit code 1, last available logs:\nthe judge timed out", "failed"),
         ("pod align-x ended with OOMKilled (exit code 1), last available logs:\nworker failed", "failed"),
@@ -219,6 +224,46 @@ def test_what_can_pass_is_tried_again_and_what_cannot_is_said(
     found = failure_of(error, launch_of(pod_pool(), request_of_pairs, Store(str(tmp_path / "store"))))
     expected = {"lost": dg.RetryRequested, "bad input": BadInput, "failed": RuntimeError}[kind]
     assert type(found) is expected
+
+
+class TwiceInterrupted(ProgramLauncher):
+    """As Ctrl-C on a terminal: one signal ends the wait, and the next one comes while the program is being stopped."""
+
+    def __init__(self, *, fails: bool) -> None:
+        self.fails = fails
+        self.stopped: list[str] = []
+
+    def start(self, launch: Launch, program: Program) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+
+    def stop(self, launch: Launch, program: Program) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        if self.fails:
+            raise ConnectionError("connection refused")
+        self.stopped.append(launch.name)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_second_interruption_lets_the_program_be_stopped(
+    request_of_pairs: ShardRequest, tmp_path: Path, fails: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    launcher, store = TwiceInterrupted(fails=fails), Store(str(tmp_path / "store"), tmp_path / "cache")
+    names: list[str] = []
+
+    @dg.asset
+    def asset(context: dg.AssetExecutionContext) -> None:
+        launch = Launch(STAGE, request_of_pairs, store, pod_pool(), context, "there")
+        names.append(launch.name)
+        launcher.run(launch)
+
+    with dg.instance_for_test() as instance:
+        result = dg.materialize([asset], instance=instance, raise_on_error=False)
+        told = [entry.message for entry in instance.all_logs(result.run_id)]
+    assert error_of(result).startswith("dagster._core.errors.DagsterExecutionInterruptedError")
+    assert launcher.stopped == ([] if fails else names)
+    assert any(f"{names[0]} could not be stopped and may be at work" in line for line in told) == fails
+    assert store.matching(store.path("launches"), "*") == []
 
 
 def test_a_cancelled_step_is_not_tried_again_because_its_client_failed_while_it_stopped() -> None:
@@ -245,7 +290,7 @@ def test_a_ray_job_asks_for_its_pools_accelerator_and_starts_torchrun_on_each_no
     job = submission(launch_of(one, request_of_pairs, store), program)
     assert job["entrypoint_num_gpus"] == 8
     assert job["entrypoint_resources"] == {"accelerator_type:H100": 0.001}
-    assert job["entrypoint"].split()[:5] == ["python", "-m", "torch.distributed.run", "--nproc-per-node", "8"]
+    assert job["entrypoint"].split()[:5] == ["python", "-m", "alignment.stages.ranks", "--nproc-per-node", "8"]
     two = Pool.model_validate(H100 | {"launcher": "ray", "nodes": 2, "gpus_per_slot": 16})
     job = submission(launch_of(two, request_of_pairs, store), Program(program.arguments, {}, two))
     assert job["entrypoint_num_gpus"] == 8
@@ -352,6 +397,10 @@ def test_a_ray_job_of_kuberay_is_the_manifest_under_the_keys_name_and_lives_once
     kubernetes.ray_jobs[launch.name]["status"]["jobStatus"] = "FAILED"
     jobs.create(body, "ray")
     assert len(kubernetes.created) == 2
+    program = Program([], {}, pool)
+    for _ in range(2):  # gone is no error
+        launcher_for(pool).stop(launch, program)
+        assert kubernetes.ray_jobs == {}
 
 
 def two_nodes(*shell: str) -> Pool:

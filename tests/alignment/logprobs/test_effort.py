@@ -25,7 +25,9 @@ def test_what_is_not_known_is_not_told() -> None:
 def test_one_after_the_other_seconds_add_and_side_by_side_devices_do() -> None:
     one, other = Effort(10, 8, 9, 2.0, 4e12, 5e12), Effort(20, 16, 16, 3.0, 8e12, 5e12)
     assert one.then(other) == Effort(30, 24, 25, 5.0, 12e12, 5e12)
-    assert side_by_side([one, other]) == Effort(30, 24, 25, 3.0, 12e12, 10e12)
+    together = side_by_side([one, other])
+    assert together == Effort(30, 24, 25, 3.0, 12e12, 10e12, (8, 16))
+    assert together.then(together).numbers()["forwarded_per_rank"] == [16, 32]
     assert one.then(Effort()) == one
 
 

@@ -24,7 +24,7 @@ def sigmoid(x: float) -> float:
 
 
 def kto_by_hand(rows: list[tuple[float, float, bool]], partners: list[tuple[float, float]]) -> list[float]:
-    """Ethayarajh et al. 2024, section 4.1: λ_y − v(x, y) of (log π, log π_ref, desirable) and the partners' log-probs.
+    """Ethayarajh et al. 2024, eq. 7: λ_y − v(x, y) of (log π, log π_ref, desirable) and the partners' log-probs.
 
     r = log π / π_ref; z₀ = max(0, mean of the partners' r); v = λ_D σ(β(r − z₀)), or λ_U σ(β(z₀ − r)).
     """
@@ -144,7 +144,7 @@ def test_no_weight_at_all_and_another_methods_settings_are_refused() -> None:
         Dpo(loss="kto", sft_weight=0.2)
 
 
-# LD-DPO: Liu et al. 2024. A pair is given by its tokens' log-probs.
+# LD-DPO: Liu et al. 2024, its modified likelihood in DPO's loss. A pair is given by its tokens' log-probs.
 
 Tokens = list[list[float]]
 """The policy's of the chosen and of the rejected side, then the reference's."""

@@ -16,11 +16,14 @@ import yaml
 from alignment.data.files import pin_file
 from alignment.recipe import Judge, load_recipe
 from alignment.stages import Context, Request, Result, Stage, execute
+from alignment.stages.execute import REQUEST_FILE
 from alignment.store import Artifact, Ref, Store
 from alignment_dags.cli import main
 from alignment_dags.registry.succession import Succession
 from alignment_dags.run.upgrade import Moved, Upgrades, moved_stages, told
 from alignment_dags.run.workspace import Workspace
+from assets.champion import Champion
+from assets.champion_evals import change_of_judge
 from eval.answers.files import ITEMS_FILE, RESPONSES_FILE, Response, write_responses
 from eval.judge.judgment import READING
 from eval.stages.scores import STAGE as SCORES
@@ -94,6 +97,28 @@ def align(*arguments: Any, monkeypatch: pytest.MonkeyPatch) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0
+
+
+def test_a_comparison_says_that_another_judge_registered_the_champion(server: JudgeServer, recipe: Path) -> None:
+    store, parsed = ArtifactStore().open(), load_recipe(recipe)
+    ref = store.read_ref("small", "policy_evals/mt_bench")
+    assert ref is not None and parsed.judge is not None
+    champion = Champion(version="3", scores={"mt_bench": ref.artifact})
+    asked = ScoresRequest.model_validate_json(store.read(ref.artifact, REQUEST_FILE))
+
+    def judged_by(**changes: Any) -> dict[str, Artifact]:
+        judge = asked.judge.model_copy(update=changes) if asked.judge is not None else None
+        return {"mt_bench": execute(SCORES, asked.model_copy(update={"judge": judge}), store).artifact}
+
+    for changes, now in (({"model": "new"}, "new"), ({"snapshot": "old-2"}, r"old \(old-2\)")):
+        server.served = changes.get("snapshot")
+        told = change_of_judge(store, champion, judged_by(**changes))
+        expected = (
+            rf"On mt_bench the champion, version 3, was registered with old at {server.url} as judge. Here {now} at"
+        )
+        assert re.match(expected, told), told
+    assert change_of_judge(store, champion, {"mt_bench": ref.artifact}) == ""
+    assert change_of_judge(store, champion, judged_by(max_tokens=99)) == "", "the same judge, asked otherwise"
 
 
 def test_a_recipe_s_judge_is_followed_by_one_that_sees_no_difference(

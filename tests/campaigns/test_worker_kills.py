@@ -1,0 +1,140 @@
+"""Forty kills of workers, of their launcher and of whole runs, while two workers score and answer by torchrun.
+
+Which process dies and when is drawn by a seed. WORKER_KILLS sets another number of kills.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from alignment.recipe import Recipe, load_recipe
+from assets.building.upstream import Upstream
+from resources.store import ArtifactStore
+from tests.campaigns.test_kills import digests
+from tests.pipeline.test_interruptions import Run
+
+pytestmark = [pytest.mark.campaign, pytest.mark.timeout(7200)]
+
+SEED, KILLS = 21, int(os.environ.get("WORKER_KILLS", "40"))
+WAYS = ("worker", "worker", "launcher", "driver")
+TWO = {"slots": 1, "launcher": "torchrun", "processes": 2}
+
+
+def programs(home: str) -> Iterator[tuple[psutil.Process, str, str]]:
+    """Stages at work: the process, `launcher` or `worker`, and the request that it was given."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            words = process.cmdline()
+            if "alignment.stages" in words and process.environ().get("ALIGN_HOME") == home:
+                kind = "launcher" if "alignment.stages.ranks" in words else "worker"
+                yield process, kind, words[words.index("--request") + 1]
+
+
+@contextmanager
+def no_second_job(home: str) -> Iterator[None]:
+    """Meanwhile no two launchers that live longer than a moment work for one request."""
+    over, twice = threading.Event(), set[str]()
+
+    def watch() -> None:
+        before: set[str] = set()
+        while not over.wait(0.5):
+            jobs = Counter(request for _, kind, request in programs(home) if kind == "launcher")
+            now = {request for request, count in jobs.items() if count > 1}
+            twice.update(before & now)
+            before = now
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watching.join()
+    assert not twice
+
+
+def strike(run: Run, way: str, home: str, rng: random.Random) -> bool:
+    """Kills one process of a run once workers are at work and some time has passed; False where it ended before."""
+    while not (found := [one for one in programs(home) if one[1] == "worker"]):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run.process.wait(0.1)
+            return False
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        run.process.wait(5 * rng.random())
+        return False
+    if way == "driver":
+        os.kill(run.process.pid, signal.SIGKILL)
+        run.process.wait()
+        return True
+    victims = [process for process, kind, _ in programs(home) if kind == way] or [process for process, *_ in found]
+    with contextlib.suppress(psutil.Error):
+        rng.choice(victims).kill()
+        return True
+    return False
+
+
+def test_forty_kills_lose_nothing_and_start_no_second_job(
+    small_recipe: dict[str, Any],
+    tmp_path: Path,
+    tables: None,
+    bring_up_to_date: Callable[[Recipe], Upstream],
+    monkeypatch: pytest.MonkeyPatch,
+    align_command: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rng, home = random.Random(SEED), os.environ["ALIGN_HOME"]
+    pools = tmp_path / "pools.yaml"
+    pools.write_text(yaml.safe_dump({"pools": {"local": {"slots": 1}, "two": TWO}}), encoding="utf-8")
+    monkeypatch.setenv("ALIGN_POOLS", str(pools))
+    small_recipe["evals"] |= {"batch_tokens": 512}
+    path = tmp_path / "recipe.yaml"
+
+    def write(number: int, pool: str) -> Path:
+        """The recipe with other rows to score and another policy for each number."""
+        small_recipe["dpo"]["beta"] = 0.1 + number / 10
+        small_recipe["tokens"] = {"max_length": 256 - number}
+        named = {"pools": {"reference": pool, "responses": pool}}
+        path.write_text(yaml.safe_dump(small_recipe | named), encoding="utf-8")
+        return path
+
+    kills: Counter[str] = Counter()
+    number = 0
+    with no_second_job(home):
+        while sum(kills.values()) < KILLS:
+            run = Run(align_command, write(number, "two"))
+            while sum(kills.values()) < KILLS and run.process.poll() is None:
+                way = WAYS[sum(kills.values()) % len(WAYS)]
+                if strike(run, way, home, rng):
+                    kills[way] += 1
+            number += run.end() == 0
+        last = Run(align_command, write(number, "two"))
+        assert last.end() == 0, "".join(last.lines)
+
+    store = ArtifactStore().open()
+    parts = [pq.read_table(part) for part in Path(store.path("cache", "reference_logprobs")).rglob("part-*.parquet")]
+    keys = pa.concat_tables(parts)["key"].to_pylist()
+    assert len(keys) == len(set(keys)), "no sequence was scored twice"
+    found = digests(store)
+    monkeypatch.setenv("ALIGN_STORE", str(tmp_path / "undisturbed"))
+    for each in range(number + 1):
+        undisturbed = bring_up_to_date(load_recipe(write(each, "local")))
+    expected = digests(undisturbed.store)
+    assert {place: found.get(place) for place in expected} == expected
+    with capsys.disabled():
+        print(f"\n{dict(kills)} killed, over {number + 1} policies")

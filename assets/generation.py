@@ -11,13 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignment.data.files import expand_all, pin_file
-from alignment.data.hub import pin_hub
-from alignment.errors import BadInput
-from alignment.generation.prompts import PromptSource
 from alignment.models.pin import pin_model
-from alignment.recipe import DataSource, ModelSource, Recipe
-from alignment.recipe.generate import Prompts, Sampled
+from alignment.recipe import ModelSource, Recipe
+from alignment.recipe.generate import Sampled
 from alignment.stages.base_model import STAGE as MODEL
 from alignment.stages.base_model import BaseModelRequest
 from alignment.stages.candidates import STAGE as CANDIDATES
@@ -33,10 +29,10 @@ from assets.building.node import Node, Shown
 from assets.building.show import curves, table
 from assets.building.upstream import Upstream
 from assets.champion import registered_champion
+from assets.pins import prompt_sources, suite_items
 from assets.preference_shard import show as show_shard
 from assets.reference_logprobs import scoring
 from assets.responses import REWARD_MODEL
-from assets.suites import suite_items
 from eval.ranking.scorers import Reading
 from eval.stages.ranked_pairs import STAGE as RANKED
 from eval.stages.ranked_pairs import RankedRequest, RankedSummary
@@ -176,20 +172,6 @@ def show_reward_model(commit: Commit, folder: Path) -> Shown:
     if told.history:
         shown["loss"] = curves(told.history, {"loss": ["loss"]})
     return Shown(history=told.history, markdown=shown)
-
-
-def prompt_sources(prompts: Prompts, seed: int) -> Iterator[PromptSource]:
-    """The sources of prompts as they are now, pinned by content. Raises `BadInput` where there is none."""
-    if prompts.embedded is not None:
-        yield from (PromptSource(embedded=prompts.embedded, part=part, seed=seed) for part in range(prompts.parts))
-    elif prompts.hub is not None:
-        named = DataSource(hub=prompts.hub, revision=prompts.revision, config=prompts.config, split=prompts.split)
-        yield PromptSource(hub=pin_hub(named))
-    else:
-        urls = expand_all(prompts.files or [], "preferences")
-        if not urls:
-            raise BadInput("names no file", field="prompts.files")
-        yield from (PromptSource(file=pin_file(url)) for url in urls)
 
 
 def sampling_nodes(sampling: Sampling) -> Iterator[Node]:

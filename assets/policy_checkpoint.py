@@ -18,8 +18,7 @@ from alignment.store import Commit, MissingArtifact
 from assets.building.node import Node, Shown, all_rows
 from assets.building.show import curves
 from assets.building.upstream import Upstream
-from assets.generation import prompt_sources
-from assets.suites import suite_items
+from assets.pins import prompt_sources, suite_items
 from eval.stages.on_policy_checkpoint import STAGE as ON_POLICY
 from resources.pools import Pools
 

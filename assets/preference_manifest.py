@@ -21,9 +21,9 @@ from alignment.store import Artifact, Commit
 from assets.building.node import Node, Shown
 from assets.building.show import findings_table, table
 from assets.building.upstream import Upstream
+from assets.pins import suite_items, suite_spec
 from assets.preference_shard import preference_shard
 from assets.reference_logprobs import reference_logprobs
-from assets.suites import suite_items, suite_spec
 from eval.suites import suite_of
 from eval.suites.items import load_items
 

@@ -8,7 +8,7 @@ from alignment.recipe import Recipe
 from alignment.store import Artifact
 from assets.building.node import Node
 from assets.building.upstream import Upstream
-from assets.suites import suite_spec
+from assets.pins import suite_spec
 from eval.ranking.scorers import Reading
 from eval.report.guards import RESPONSES
 from eval.stages.responses import STAGE, ResponsesRequest

@@ -17,7 +17,7 @@ from alignment.recipe import Recipe
 from alignment.recipe.generate import Prompts, Rounds, Sampled
 from alignment.store import Commit
 from alignment_dags.planner import hours
-from assets.generation import prompt_sources
+from assets.pins import prompt_sources
 from eval.stages.ranked_pairs import RankedSummary
 
 if TYPE_CHECKING:

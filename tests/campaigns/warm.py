@@ -67,6 +67,7 @@ def serve() -> None:
     for name in IMPORTED:
         importlib.import_module(name)
     _import_stages()
+    importlib.import_module("alignment_dags.preloaded")  # last, as by the server of steps
     _say({"ready": True})
     running: set[int] = set()
     text = b""

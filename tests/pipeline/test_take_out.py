@@ -26,6 +26,7 @@ from assets.building.upstream import Upstream
 from assets.graph import nodes_of
 from resources.mlflow import Tracking
 from resources.pools import load_pools
+from resources.store import ArtifactStore
 
 CHAMPION = "models:/small@champion"
 PASSES = {"metrics": {"ifeval/prompt_level_strict_acc": {"no_regression": 1.0}}}
@@ -83,26 +84,18 @@ def files_of(version: str) -> Path:
     return Path(client.get_logged_model(model_id).artifact_location.removeprefix("file://"))
 
 
-@pytest.fixture(params=["local", "s3"])
-def champion(write: Write, request: pytest.FixtureRequest) -> Upstream:
-    """The first policy, registered, in a store of either kind."""
-    recipe = load_recipe(write(0.1))
-    if request.param == "local":
-        made: Upstream = request.getfixturevalue("finished")(recipe)
-        return made
-    place = f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}"
-    request.getfixturevalue("monkeypatch").setenv("ALIGN_STORE", place)
-    made = request.getfixturevalue("bring_up_to_date")(recipe)
-    return made
-
-
-def test_mlflow_loads_answers_with_and_downloads_the_champion(champion: Upstream, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["local", "s3"])
+def test_mlflow_loads_answers_with_and_downloads_the_champion(
+    kind: str, write: Write, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import mlflow
     import torch
 
     from alignment.models.checkpoint import load_model, load_tokenizer
 
-    made = champion
+    if kind == "s3":
+        monkeypatch.setenv("ALIGN_STORE", f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}")
+    made = request.getfixturevalue("finished" if kind == "local" else "bring_up_to_date")(load_recipe(write(0.1)))
     policy = policy_of(made)
     folder = made.store.fetch(policy.artifact)
 
@@ -198,13 +191,18 @@ def test_an_erased_policy_that_is_made_again_is_there_again(
 
 
 def test_export_copies_what_was_committed_or_nothing(
-    champion: Upstream,
+    write: Write,
+    finished: Callable[..., Upstream],
     align: Callable[..., tuple[int, dict[str, Any], str]],
     tmp_path: Path,
+    store_url: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made = champion
-    policy, store = policy_of(made), made.store
+    local = finished(load_recipe(write(0.1))).store
+    monkeypatch.setenv("ALIGN_STORE", store_url)
+    store = ArtifactStore().open()
+    store.fs.put(f"{local.root}/", f"{store.root}/", recursive=True)
+    policy = policy_of(Upstream(store, "small"))
     wanted = committed(policy, store.fetch(policy.artifact))
     places = tmp_path / "places"
 

@@ -6,6 +6,7 @@ that an order names, and answers with a line: null, or the error. A launch takes
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -133,6 +134,9 @@ def main() -> None:
             except Exception:
                 error = traceback.format_exc()
             print(json.dumps(error), file=answers, flush=True)
+            if not gc.get_freeze_count():  # what the first training has imported is no garbage, as in conftest.py
+                gc.collect()
+                gc.freeze()
 
 
 if __name__ == "__main__":

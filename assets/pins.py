@@ -1,11 +1,16 @@
-"""A recipe's suites with their files pinned by content: what answers, scores and filters of the data go by."""
+"""What a recipe names outside of it, pinned by content: the suites' items, and the prompts that are sampled to."""
 
 from __future__ import annotations
 
-from alignment.data.files import pin_file
+from collections.abc import Iterator
+
+from alignment.data.files import expand_all, pin_file
 from alignment.data.hub import pin_hub
 from alignment.data.overlap import SuiteItems
+from alignment.errors import BadInput
+from alignment.generation.prompts import PromptSource
 from alignment.recipe import DataSource, Suite
+from alignment.recipe.generate import Prompts
 from alignment.stages import SourceFile
 from eval.suites import SuiteSpec, pin_tasks, suite_named
 
@@ -54,3 +59,17 @@ def suite_items(name: str, suite: Suite, seed: int) -> SuiteItems:
     subsets = [asked.task.subset] if asked.task else [task.subset for task in asked.members.values()]
     sources = (spec.hub.model_copy(update={"config": spec.hub.config or subset}) for subset in subsets or [None])
     return SuiteItems(hub=tuple(dict.fromkeys(sources)))
+
+
+def prompt_sources(prompts: Prompts, seed: int) -> Iterator[PromptSource]:
+    """The sources of prompts as they are now, pinned by content. Raises `BadInput` where there is none."""
+    if prompts.embedded is not None:
+        yield from (PromptSource(embedded=prompts.embedded, part=part, seed=seed) for part in range(prompts.parts))
+    elif prompts.hub is not None:
+        named = DataSource(hub=prompts.hub, revision=prompts.revision, config=prompts.config, split=prompts.split)
+        yield PromptSource(hub=pin_hub(named))
+    else:
+        urls = expand_all(prompts.files or [], "preferences")
+        if not urls:
+            raise BadInput("names no file", field="prompts.files")
+        yield from (PromptSource(file=pin_file(url)) for url in urls)

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from alignment.data.withdrawal import inherit
 from alignment.errors import BadInput, did_you_mean
 from alignment.methods import LOSS, METHOD, NORMALISED
 from alignment.recipe import Recipe, load_recipe, parse_recipe
@@ -112,8 +113,9 @@ def derive(base: Path, changes: Sequence[str], name: str) -> Path:
     """Writes a recipe with another name and a few other keys into the project's home, and returns its file.
 
     `changes` are `section.key=value`, where the value is read as YAML. The derived recipe has no schedule, registers
-    its model under its own name, and has its runs in the experiment of the recipe that it comes from. Raises `BadInput`
-    for changes that make no valid recipe, and for a name that a recipe in use has.
+    its model under its own name, and has its runs in the experiment of the recipe that it comes from. What
+    was withdrawn from that one is withdrawn from it too, in the store. Raises `BadInput` for changes that make no valid
+    recipe, and for a name that a recipe in use has.
     """
     data = deepcopy(read_recipe(base))
     known = recipe_names().get(name)
@@ -132,6 +134,9 @@ def derive(base: Path, changes: Sequence[str], name: str) -> Path:
     made = f"align run {base} {' '.join(f'--set {change}' for change in changes)} --as {name}"
     head = f"# Made by `{' '.join(made.split())}`.\n"  # one line, whatever a value holds
     path.write_text(head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    from resources.store import ArtifactStore
+
+    inherit(ArtifactStore().open(), load_recipe(base).name, name)
     return path
 
 

@@ -105,6 +105,14 @@ def bury(store: Store, recipe: str, what: What, stones: Iterable[Tombstone]) -> 
         store.replace(_path(store, recipe, what, stone.id), stone.model_dump_json(indent=1).encode())
 
 
+def inherit(store: Store, base: str, derived: str) -> None:
+    """Withdraws from a recipe that is derived from another what was withdrawn from that one; nothing is lifted."""
+    known: tuple[What, ...] = ("rows", "demonstrations", "shards")
+    for what in known:
+        missing = sorted(set(_ids(store, base, what)) - set(_ids(store, derived, what)))
+        bury(store, derived, what, filter(None, (tombstone(store, base, what, id) for id in missing)))
+
+
 def lift(store: Store, recipe: str, what: What, ids: Iterable[str]) -> None:
     """Removes tombstones; those that another process removed first are gone all the same."""
     for id in ids:

@@ -9,7 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from alignment.errors import BadInput, did_you_mean
+from alignment.errors import BadInput, did_you_mean, first_few
 from alignment.recipe import Recipe, load_recipe
 from alignment.store import Commit, Store
 from alignment_dags.nights.worth import price_of
@@ -18,9 +18,10 @@ from alignment_dags.registry.sources import ALONE, POLICY, Run, Say, lacks_polic
 from alignment_dags.run.workspace import Workspace
 from assets.certificate import Certificate, Certified, Noise, Published, about, certificate_of, keep_certificate
 from eval.gate.baselines import PublishedFigure, read_baselines
-from eval.gate.metrics import headline
+from eval.gate.metrics import METRICS, PREFERENCES, headline
 from eval.stages.evaluation_report import ReportSummary
 from eval.statistics import repeats
+from eval.suites import suite_of
 from resources.home import ensure_home
 from resources.pools import load_pools
 from resources.store import ArtifactStore
@@ -34,7 +35,8 @@ def reproduce(
     """Runs the recipe with `seeds` seeds, its own first, and keeps the certificate with the recipe's policy.
 
     Figures are those of `model` (by default the recipe's name) in the file `published`, or in the recipe's
-    `evals.baselines`, or in baselines/<recipe>.csv beside the recipe. Returns `policies`, `to_train`, `seconds` and
+    `evals.baselines`, or in baselines/<recipe>.csv beside the recipe. A figure of what the recipe does not measure is
+    named and passed over. Returns `policies`, `to_train`, `seconds` and
     `price`, and the `certificate` (with `dry_run` the one that is there, if any). Raises `BadInput` for a model that
     the file does not have.
     """
@@ -56,6 +58,8 @@ def reproduce(
         "price": price,
     }
     say(price_told(result))
+    if foreign := [figure.metric for figure in figures if figure.metric not in measured_by(recipe)]:
+        say(f"published figures that this recipe does not measure: {first_few(foreign)}")
     store = ArtifactStore().open()
     if dry_run:
         own = store.read_ref(files[0].stem, POLICY) or store.read_ref(recipe.name, POLICY)
@@ -78,13 +82,27 @@ def figures_of(recipe: Recipe, path: Path, published: Path | None, model: str | 
         if model is not None:
             raise BadInput("goes with --published, or with evals.baselines in the recipe", field="--model")
         return []
+    if published is not None and not published.is_file():
+        raise BadInput("no such file", file=str(published), field="--published")
     known = read_baselines(file)
     mine = [figure for figure in known if figure.model == (model or recipe.name)]
     if not mine and (model is not None or published is not None):
         names = {figure.model for figure in known}
         told = did_you_mean(model or recipe.name, names) or f"; it has {', '.join(sorted(names))}"
         raise BadInput(f"has no model '{model or recipe.name}'{told}; --model names one", file=str(file), field="model")
+    measured = measured_by(recipe)
+    if mine and not any(figure.metric in measured for figure in mine):
+        told = f"the recipe measures no {mine[0].metric}{did_you_mean(mine[0].metric, measured)}"
+        raise BadInput(f"{told}, nor any other figure of {mine[0].model}", file=str(file), field="metric")
     return mine
+
+
+def measured_by(recipe: Recipe) -> set[str]:
+    """The names by which a published figure may call what a recipe measures: suites, and their metrics."""
+    suites = list(recipe.evals.selected())
+    metrics = {f"{suite}/{metric}" for suite in suites for metric in suite_of(recipe, suite).metrics}
+    held_out = {PREFERENCES, *(f"{PREFERENCES}/{metric}" for metric in METRICS)} if recipe.held_out_fraction else set()
+    return {*suites, *metrics, *held_out}
 
 
 def certify(

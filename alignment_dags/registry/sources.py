@@ -62,7 +62,8 @@ def sources_of(
         why = "a source's value is what a policy without it lacks: name two or more under preferences.sources"
         raise BadInput(why, file=str(path), field="preferences.sources")
     if unknown := [name for name in chosen if name not in names]:
-        raise BadInput(f"the recipe has no source '{unknown[0]}'{did_you_mean(unknown[0], names)}", field="--source")
+        known = did_you_mean(unknown[0], names) or f"; it has {', '.join(names)}"
+        raise BadInput(f"the recipe has no source '{unknown[0]}'{known}", field="--source")
     wanted = [name for name in names if not chosen or name in chosen]
     changes = [*ALONE, *_adapter(recipe, full)]
     whole = derive(path, changes, f"{recipe.name}_whole")

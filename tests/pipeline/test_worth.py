@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from alignment.data.withdrawal import Tombstone, bury, read_withdrawn, tombstone
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe
 from alignment.stages import execute
@@ -155,6 +156,35 @@ def test_a_recipe_that_is_run_again_with_other_seeds_gets_a_certificate_that_is_
     assert f"{metric}: ours 9.5 (a paper) is outside run-to-run noise" in capsys.readouterr().out
     with pytest.raises(BadInput, match="has no model 'our'; did you mean ours"):
         reproduce(path, 2, figures, "our", True, said.append, run)
+    with pytest.raises(BadInput, match="'--published': no such file"):
+        reproduce(path, 2, tmp_path / "none.csv", "ours", True, said.append, run)
+
+
+def test_a_published_figure_of_what_is_not_measured_is_told_before_anything_is_trained(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    figures, said = tmp_path / "published.csv", list[str]()
+    header = "model,metric,value,source\n"
+    figures.write_text(f"{header}ours,ifevl,0.5,a paper\nours,gsm8k,0.5,a paper\n", encoding="utf-8")
+    with pytest.raises(BadInput, match=r"field 'metric': the recipe measures no ifevl; did you mean ifeval\?, nor any"):
+        reproduce(write(), 2, figures, "ours", True, said.append, run)
+    figures.write_text(f"{header}ours,ifeval,0.5,a paper\nours,gsm8k,0.5,a paper\n", encoding="utf-8")
+    reproduce(write(), 2, figures, "ours", True, said.append, run)
+    assert said[-1] == "published figures that this recipe does not measure: gsm8k"
+
+
+def test_what_was_withdrawn_from_a_recipe_is_withdrawn_from_those_that_are_derived_from_it(
+    write: Callable[..., Path],
+) -> None:
+    """Else `align sources` and `align reproduce` would train policies on rows that somebody asked to go."""
+    path, store = write(), ArtifactStore().open()
+    bury(store, "small", "rows", [Tombstone(id="aa", at="2026-01-01T00:00:00+00:00", reason="asked")])
+    bury(store, "small", "shards", [Tombstone(id="pairs", at="2026-01-01T00:00:00+00:00", artifacts=["k"])])
+    reproduce(path, 2, None, None, True, print, run)
+    for name in ("small_seed_0", "small_seed_1"):
+        withdrawn = read_withdrawn(store, name)
+        assert (withdrawn.rows, withdrawn.shards) == ({"aa"}, {"pairs"})
+    assert tombstone(store, "small_seed_1", "rows", "aa") == tombstone(store, "small", "rows", "aa")
 
 
 def test_the_champion_is_measured_on_rows_that_it_never_saw_before_they_train_anything(

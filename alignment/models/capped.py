@@ -134,7 +134,7 @@ def capped_at_once(
     states = [put(query, found.queries, found.longest[0])]
     states += [put(each, found.keys, found.longest[1]) for each in (key, value)]
     try:
-        attended = _flex(query.is_cuda)(*states, **how)
+        attended: torch.Tensor = _flex(query.is_cuda)(*states, **how)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -166,4 +166,5 @@ def _flex(compiled: bool) -> Callable[..., Any]:
     import torch
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
+    flex: Callable[..., Any] = flex_attention
+    return torch.compile(flex, dynamic=True) if compiled else flex

@@ -37,15 +37,16 @@ def verdict(codes: dict[int, int]) -> tuple[int, str]:
 
 def main(arguments: list[str]) -> int:
     """Runs torchrun with these arguments; returns the exit code."""
-    from torch.distributed import run
+    import torch.distributed.run
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     # torchrun's own report has many lines, and the reason is in none of them
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    options: Any = run.parse_args(arguments)
+    torchrun: Any = torch.distributed.run
+    options = torchrun.parse_args(arguments)
     try:
-        run.run(options)
+        torchrun.run(options)
     except ChildFailedError as error:
         code, told = verdict({rank: failure.exitcode for rank, failure in error.failures.items()})
         print(f"error: {told}", file=sys.stderr)

@@ -167,5 +167,3 @@ def sampling_seconds(answers: Expected, settings: Sampled, load: Load, rate: Rat
     seconds = batches * settings.max_new_tokens * read / (hours.BANDWIDTH * rate.accelerator.bandwidth)
     peak = rate.accelerator.bandwidth / 1e12
     return seconds, f"{answers.how}, each batch to its longest, at {hours.BANDWIDTH:.0%} (assumed) of {peak:.2f} TB/s"
-
-

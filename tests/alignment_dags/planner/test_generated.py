@@ -74,7 +74,9 @@ def test_every_rule_has_its_most_pairs() -> None:
     from alignment.recipe.generate import Sampled
 
     def most(**given: Any) -> int:
-        return pairs_a_prompt(Sampled.model_validate({"prompts": EMBEDDED, "score": {"kind": "rubric"}, "n": 5} | given))
+        return pairs_a_prompt(
+            Sampled.model_validate({"prompts": EMBEDDED, "score": {"kind": "rubric"}, "n": 5} | given)
+        )
 
     assert (most(), most(pairs="margin", min_gap=1), most(pairs="top_k", top_k=9)) == (1, 10, 2)
     assert most(pairs="delta", weak="base", score=[]) == 5

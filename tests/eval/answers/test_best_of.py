@@ -83,9 +83,7 @@ def test_suites_read_what_a_reward_model_chose_and_log_likelihoods_stay(
     reading = Reading(tokens=TokenPolicy(max_length=256), precision="float32", batch_tokens=4096)
     chosen = {"reward_model": rewarding, "reading": reading}
     plain = execute(STAGE, ResponsesRequest(**given), store)
-    made = {
-        n: execute(STAGE, ResponsesRequest(**given, **chosen, best_of=BestOf(n=n)), store) for n in (2, 4)
-    }
+    made = {n: execute(STAGE, ResponsesRequest(**given, **chosen, best_of=BestOf(n=n)), store) for n in (2, 4)}
     assert len({plain.key, made[2].key, made[4].key}) == 3, "what is measured so has keys of its own"
     told = ResponsesSummary.of(made[4])
     assert told.best_of == 4 and told.tokens and ResponsesSummary.of(plain).best_of is None

@@ -1,7 +1,7 @@
 """What rounds and `generate` will make: how many prompts, answers and rows, and how many calls a judge takes.
 
-All numbers are upper bounds until something is made: duplicates, prompts that hold an item of a suite, and prompts whose
-answers all score the same are only known then.
+All numbers are upper bounds until something is made: duplicates, prompts that hold an item of a suite, and prompts
+whose answers all score the same are only known then.
 """
 
 from __future__ import annotations

@@ -98,8 +98,8 @@ def measured(seed: int, settings: list[str], store: Store) -> dict[str, Any]:
     interval = paired_interval([scores[-1][name][1] - scores[0][name][0] for name in prompts], prompts, RUBRIC)
     found = {"scorer": (interval.mean.value, interval.low, interval.high)}
     for name, (suite, metric) in METRICS.items():
-        sides = (store.fetch(one(f"policy_evals/{suite}")) for one in (before, after))
-        compared = compare_files(*sides, metric=metric)[metric]
+        files = [store.fetch(one(f"policy_evals/{suite}")) for one in (before, after)]
+        compared = compare_files(files[0], files[1], metric=metric)[metric]
         found[name] = (compared["difference"], *compared["ci95"])
     return {
         "seed": seed,

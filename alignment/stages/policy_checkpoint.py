@@ -37,7 +37,7 @@ from alignment.models.quantised import Quantisation
 from alignment.models.runner import tf32_products
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.recipe.data import Keyed
-from alignment.recipe.generate import Score
+from alignment.recipe.generate import Score as AnswerScore
 from alignment.stages import Context, Request, Result, Stage
 from alignment.stages.execute import environment
 from alignment.stages.stage import PolicySummary, ReferenceSummary, began_with
@@ -79,7 +79,7 @@ class Rollouts(Keyed):
     n: int = Field(ge=2)
     temperature: float = Field(gt=0)
     max_new_tokens: int = Field(ge=1)
-    scores: tuple[Score, ...] = Field(min_length=1)
+    scores: tuple[AnswerScore, ...] = Field(min_length=1)
     length_penalty: float = Field(default=0.0, ge=0)
     kl_weight: float = Field(default=0.0, ge=0)
     held_out_fraction: float = Field(default=0.0, ge=0, lt=1)

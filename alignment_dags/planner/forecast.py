@@ -352,8 +352,8 @@ def _computed(node: Node, stand: Stand, load: Load | None, pool: Pool | None, ne
         return None
     if sampling is not None:
         own = sampling.rows(stand.ranked(node))
-        part = 1.0 if node.training is None else 1 - recipe.held_out_fraction  # training adds none that are held out
-        rows = Figure(None if own.value is None else own.value / part, own.how)
+        trained = 1.0 if node.training is None else 1 - recipe.held_out_fraction  # none of the pairs is held out
+        rows = Figure(None if own.value is None else own.value / trained, own.how)
     elif "generate" in stand.sampled and rows.value is not None and isinstance(node.training, Dpo):
         more = stand.sampled["generate"].rows(stand.ranked(node))
         rows = Figure(None if more.value is None else rows.value + more.value, more.how)

@@ -385,7 +385,7 @@ def test_shipped_recipes_stay_within_practice_but_for_the_rate_of_the_smallest_m
     paths = sorted(path for path in (PROJECT / "recipes").glob("*.yaml") if path.name != "pools.yaml")
     outside = {path.stem: load_recipe(path).dpo.outside_practice() for path in paths}
     noted = {name: [note.split()[0] for note in notes] for name, notes in outside.items() if notes}
-    micro = ("quickstart", "rounds_quickstart", "stories260k_hh")
+    micro = ("grpo_quickstart", "quickstart", "rounds_quickstart", "stories260k_hh")
     assert noted == {name: ["dpo.learning_rate"] for name in micro}
 
 

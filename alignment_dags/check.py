@@ -37,7 +37,7 @@ def _places(recipe: Recipe, pools: Pools) -> Iterator[tuple[str, Callable[[], An
         yield "sft.dataset.files", partial(_data, pattern, "demonstrations")
     for pattern in recipe.preferences.file_patterns:
         yield "preferences.files", partial(_data, pattern, "preferences")
-    for name, sampled in (("generate", recipe.generate), ("rounds", recipe.rounds)):
+    for name, sampled in (("generate", recipe.generate), ("rounds", recipe.rounds), ("on_policy", recipe.on_policy)):
         for pattern in (sampled and sampled.prompts.files) or ():
             yield f"{name}.prompts.files", partial(_data, pattern, "preferences")
         for key in ("generator", "weak"):

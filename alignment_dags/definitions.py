@@ -16,7 +16,8 @@ from resources.compute import ComputePools
 from resources.home import ensure_home
 from resources.pools import Pools
 
-PRELOADED = ["torch", "transformers", "trl", "datasets", "mlflow", "alignment_dags.definitions"]
+PACKAGES = ["torch", "transformers", "trl", "datasets", "mlflow", "alignment_dags.definitions"]
+PRELOADED = [*PACKAGES, "alignment_dags.preloaded"]
 STEPS_AT_ONCE = 2
 """Steps of a run at once where no pool has more slots."""
 

@@ -34,7 +34,7 @@ def start(model: str, data: list[str], name: str | None, out: Path | None, sft: 
     if not checked["accepted"]:
         raise BadInput(f"no valid row; `align prefs check {' '.join(data)}` says why", file=", ".join(data))
     kind = str(checked["kind"])
-    able = [name for name, loss in METHOD.names.items() if METHODS[loss].data == kind]
+    able = [name for name, loss in METHOD.names.items() if loss in METHODS and METHODS[loss].data == kind]
     if not able:
         raise BadInput(f"holds {kind} rows, and no method of this version takes them", file=", ".join(data))
     method = FIRST_CHOICE[kind] if FIRST_CHOICE[kind] in able else able[0]

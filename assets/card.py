@@ -175,7 +175,7 @@ def trained_on(
             yield _source("preferences", part, _parts(now), len(own) or None, _pin(store, own[0]) if own else {})
     if not parts:
         yield _source("preferences", {}, [], len(shards), {})
-    for section in ("generate", "rounds"):
+    for section in ("generate", "rounds", "on_policy"):
         if prompts := _at(then, (section, "prompts")):
             yield _source("prompts", prompts, [_at(now, (section, "prompts"))], None, {})
         for name in ("generator", "weak"):

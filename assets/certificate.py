@@ -47,6 +47,13 @@ class Certified(BaseModel):
     noise: Noise
     published: list[Published] = []
 
+    @property
+    def ends(self) -> tuple[float | None, float | None]:
+        """The interval as a person reads it: a fraction has no value below 0 or above 1."""
+        if self.width != 1.0 or self.low is None or self.high is None:
+            return self.low, self.high
+        return max(0.0, self.low), min(1.0, self.high)
+
 
 class Certificate(BaseModel):
     """`recipe` was run with `seeds`; `policy` is the digest of the policy of the first, which is the recipe's own."""
@@ -75,8 +82,12 @@ class Certificate(BaseModel):
             for one in self.metrics
             for figure in one.published
         ]
-        lead = f"repeated with {len(self.seeds)} seeds on {self.at[:10]}"
+        lead = self.repeated()
         return "; ".join([f"{lead}: {', '.join(spread)}" if spread else lead, *figures])
+
+    def repeated(self) -> str:
+        """How often it was repeated, and when."""
+        return f"repeated with {len(self.seeds)} seeds on {self.at[:10]}"
 
     def main_metrics(self) -> list[Certified]:
         """The main metric of every suite."""

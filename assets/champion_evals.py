@@ -19,7 +19,7 @@ from assets.building.node import Node, NotNeeded
 from assets.building.upstream import NotBuilt, Upstream
 from assets.champion import Champion, champion_for
 from assets.evals import asks_an_endpoint, evals, scores_request
-from assets.responses import responses, responses_request
+from assets.responses import needed_to_choose, responses, responses_request
 from eval.stages.responses import STAGE as RESPONSES
 from eval.stages.responses import ResponsesRequest
 from eval.stages.scores import STAGE as SCORES
@@ -36,7 +36,7 @@ def champion_responses(recipe: Recipe, pools: Pools) -> Node:
     return replace(
         responses(recipe, pools, "champion"),
         description="What the champion answers, made when the recipe asks otherwise than when it was registered.",
-        needs=(),
+        needs=needed_to_choose(recipe),
         after=("policy_checkpoint",),
         request=request,
         reported_elsewhere=registered_with,
@@ -90,9 +90,8 @@ def change_of_judge(store: Store, champion: Champion, scores: Mapping[str, Artif
         if before and now and before != now:
             suites[before, now].append(suite)
     return " ".join(
-        f"The champion, version {champion.version}, was registered with scores of {before} on {', '.join(named)};"
-        f" here {now} has judged it anew, and only scores of one judge are compared. `align judge succeed` says whether"
-        " earlier verdicts stand."
+        f"On {', '.join(named)} the champion, version {champion.version}, was registered with {before} as judge. Here"
+        f" {now} has judged it anew, as only scores of one judge are compared."
         for (before, now), named in suites.items()
     )
 
@@ -118,7 +117,7 @@ def champion_responses_request(
         raise NotNeeded("there is no champion yet that the policy is compared with")
 
     def build() -> ResponsesRequest:
-        return responses_request(recipe, pools, policy)
+        return responses_request(recipe, pools, policy, upstream)
 
     request = upstream.once("champion_responses", build)  # every suite's scores ask for it
     answered = upstream.store.find(RESPONSES.kind, RESPONSES.key(request)) is not None

@@ -9,7 +9,8 @@ from alignment.store import Artifact, Commit
 from assets.building.node import Node, Shown
 from assets.building.show import table
 from assets.building.upstream import Upstream
-from assets.responses import spoken, suite_spec
+from assets.responses import spoken
+from assets.suites import suite_spec
 from eval.stages.scores import STAGE, ScoresRequest
 from eval.suites import suite_named
 from eval.summaries import Number, ScoresSummary

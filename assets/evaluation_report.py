@@ -62,7 +62,7 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
             divergence=upstream("policy_divergence") if divergence else None,
             incomplete=lack_items(upstream.store, compared),
             new_rows=measured(recipe, upstream, policy),
-            sweep=upstream("sweep_report") if recipe.sweep else None,
+            sweep=upstream("sweep_report") if recipe.candidates else None,
             rounds=comparisons(recipe, upstream),
             repeats=tuple(
                 Repeat(
@@ -84,7 +84,7 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
             "policy_checkpoint",
             *divergence,
             *((NEW_ROWS,) if recipe.evals.new_rows else ()),
-            *(("sweep_report",) if recipe.sweep else ()),
+            *(("sweep_report",) if recipe.candidates else ()),
             *(named(number, "comparison") for number in range(2, recipe.rounds.count + 1 if recipe.rounds else 2)),
             *(policy.name for policy in repeats_of(recipe)),
             *(f"{policy.group}policy_evals/{suite}" for policy in repeats_of(recipe) for suite in suites),
@@ -115,7 +115,7 @@ def gate_and_baselines(recipe: Recipe, file: str | None = None) -> tuple[Gate | 
     """
     path, gate = recipe.evals.baselines, gate_of(recipe, file)
     require_one_architecture(recipe, file)
-    if recipe.sweep is not None:
+    if recipe.candidates is not None:
         sweep_metric(recipe, gate, file)
     return gate, read_baselines(path) if path else []
 

@@ -35,7 +35,8 @@ from assets.building.upstream import Upstream
 from assets.champion import registered_champion
 from assets.preference_shard import show as show_shard
 from assets.reference_logprobs import scoring
-from assets.responses import suite_items
+from assets.responses import REWARD_MODEL
+from assets.suites import suite_items
 from eval.ranking.scorers import Reading
 from eval.stages.ranked_pairs import STAGE as RANKED
 from eval.stages.ranked_pairs import RankedRequest, RankedSummary
@@ -121,7 +122,9 @@ def scoring_pool(recipe: Recipe, settings: Sampled) -> str | None:
     return recipe.pools.responses if settings.reward_modelled else None
 
 
-REWARD_MODEL = "reward_model"
+def scored_by_reward_model(recipe: Recipe) -> bool:
+    """Whether `generate` or `rounds` score by the reward model, and so bring its node."""
+    return any(sampled is not None and sampled.reward_modelled for sampled in (recipe.generate, recipe.rounds))
 
 
 def reward_model(recipe: Recipe, pools: Pools) -> tuple[Node, ...]:
@@ -210,16 +213,29 @@ def candidates(sampling: Sampling) -> Node:
             return sampling.candidates_request(upstream, upstream(sampling.generator))
         return of_champion(upstream, name, sampling)
 
+    description = f"Answers that the {sampling.spoken} gives to prompts, several to each, sampled with seeds."
+    source = "sft_checkpoint" if sampling.generator == CHAMPION else sampling.generator
+    return sampled_answers(sampling.recipe, name, description, (source, *sampling.needs), request)
+
+
+def sampled_answers(
+    recipe: Recipe,
+    name: str,
+    description: str,
+    needs: tuple[str, ...],
+    request: Callable[[Upstream, str | None], CandidatesRequest],
+) -> Node:
+    """The node of answers that a model samples, whichever it is: for pairs, for their worse sides, to compare."""
     return Node(
         name=name,
         phase="train",
         stage=CANDIDATES,
-        description=f"Answers that the {sampling.spoken} gives to prompts, several to each, sampled with seeds.",
+        description=description,
         kinds=frozenset({"pytorch", "parquet"}),
-        needs=("sft_checkpoint" if sampling.generator == CHAMPION else sampling.generator, *sampling.needs),
+        needs=needs,
         request=request,
         show=show_candidates,
-        pool=sampling.recipe.pools.responses,
+        pool=recipe.pools.responses,
     )
 
 
@@ -264,17 +280,9 @@ def weak_candidates(sampling: Sampling) -> Iterator[Node]:
 
     if isinstance(weak, ModelSource):
         yield model_from_elsewhere(source, weak, sampling.recipe.seed)
-    yield Node(
-        name=sampling.name("weak_candidates"),
-        phase="train",
-        stage=CANDIDATES,
-        description=f"Answers that the {spoken} gives to the same prompts: the worse sides of pairs.",
-        kinds=frozenset({"pytorch", "parquet"}),
-        needs=(source, *sampling.needs),
-        request=request,
-        show=show_candidates,
-        pool=sampling.recipe.pools.responses,
-    )
+    description = f"Answers that the {spoken} gives to the same prompts: the worse sides of pairs."
+    name = sampling.name("weak_candidates")
+    yield sampled_answers(sampling.recipe, name, description, (source, *sampling.needs), request)
 
 
 def model_from_elsewhere(name: str, source: ModelSource, seed: int) -> Node:

@@ -10,19 +10,20 @@ from assets.building.node import Node
 from assets.champion_evals import champion_evals, champion_responses
 from assets.evals import evals
 from assets.evaluation_report import evaluation_report
-from assets.generation import generated_pairs
+from assets.generation import generated_pairs, reward_model, scored_by_reward_model
 from assets.merge import merge
 from assets.new_rows import new_rows
-from assets.policy_checkpoint import chain, policy_checkpoint, repeats_of
+from assets.policy_checkpoint import Policy, policies_of, policy_checkpoint, repeats_of
 from assets.policy_divergence import policy_divergence
-from assets.preference_manifest import preference_manifest
+from assets.preference_manifest import chained_manifest, preference_manifest
 from assets.preference_shard import preference_shard
-from assets.reference_logprobs import reference_logprobs
+from assets.reference_logprobs import policy_logprobs, reference_logprobs
 from assets.registered_model import registered_model
 from assets.responses import baseline_of, responses
 from assets.rounds import rounds
 from assets.sft_checkpoint import sft_checkpoint
 from assets.sft_dataset import sft_dataset
+from assets.soups import soups
 from assets.sweep import sweep
 from resources.pools import Pools
 
@@ -32,6 +33,20 @@ def trainings(recipe: Recipe, pools: Pools) -> Iterator[Node]:
     if recipe.rounds is not None:
         return rounds(recipe, pools)
     return chain(recipe, pools) if recipe.sweep is None else sweep(recipe, pools)
+
+
+def chain(recipe: Recipe, pools: Pools) -> Iterator[Node]:
+    """The recipe's policies, and before each later link the log-probs and the manifest that it needs of its own."""
+    before: Policy | None = None
+    for policy, link in zip(policies_of(recipe), (None, *recipe.later_links), strict=True):
+        if before is not None and link is not None and policy.manifest != "preference_manifest":
+            logprobs = f"{before.group}policy_logprobs"
+            yield policy_logprobs(recipe, logprobs, before.name, "preference_manifest")
+            as_reference = link.method.needs_reference and link.reference == "start"
+            share = None if link.select is None else link.select.disagreement
+            yield chained_manifest(recipe, policy.manifest, logprobs, as_reference=as_reference, share=share)
+        yield policy_checkpoint(recipe, pools, policy)
+        before = policy
 
 
 def again(recipe: Recipe, pools: Pools) -> Iterator[Node]:
@@ -44,8 +59,8 @@ def again(recipe: Recipe, pools: Pools) -> Iterator[Node]:
 
 def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
     """Every node, each after those it needs."""
-    # a sweep measures the baseline before its points are compared with it
-    models = ("policy",) if recipe.sweep else (baseline_of(recipe), "policy")
+    # where several candidates are compared with the baseline, it is measured before
+    models = ("policy",) if recipe.candidates else (baseline_of(recipe), "policy")
     suites = recipe.evals.selected()
     return [
         base_model(recipe),
@@ -55,9 +70,11 @@ def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
         *([reference_logprobs(recipe)] if recipe.needs_reference else []),
         *generated_pairs(recipe, pools),
         preference_manifest(recipe),
-        *([new_rows(recipe)] if recipe.evals.new_rows else []),
+        *(new_rows(recipe) if recipe.evals.new_rows else ()),
+        *(reward_model(recipe, pools) if recipe.evals.best_of and not scored_by_reward_model(recipe) else ()),
         *trainings(recipe, pools),
         *(merge(recipe) if recipe.merge else ()),
+        *(soups(recipe, pools) if recipe.soups else ()),
         *([policy_divergence(recipe)] if recipe.held_out_fraction else []),
         *(responses(recipe, pools, model) for model in models),
         champion_responses(recipe, pools),

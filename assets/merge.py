@@ -17,7 +17,7 @@ from alignment.models.pin import hub_config, pin_model
 from alignment.recipe import ModelSource, Recipe, SftTraining
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.merged_checkpoint import STAGE, TRAINED, MergeRequest
-from alignment.stages.policy_checkpoint import DpoRequest
+from alignment.stages.policy_checkpoint import ON_POLICY_FILE, DpoRequest
 from alignment.stages.sft_checkpoint import STAGE as ADOPTING
 from alignment.stages.sft_checkpoint import SftRequest
 from alignment.stages.stage import CheckpointSummary, starts_of, trainings_of
@@ -104,19 +104,30 @@ def merged_policy(recipe: Recipe) -> Node:
 
 def champion_to_merge(upstream: Upstream, trained: Artifact) -> Artifact | None:
     """The policy that was registered last and is neither this one nor an average of it; None without one, if its
-    weights were erased, and if what was withdrawn since is in them. A merged policy that is registered must not be
-    merged again with what it was made of."""
-    store, latest = upstream.store, upstream.get("registered_model")
+    weights were erased, and if what was withdrawn since is in them."""
+    champion = next(champions(upstream, trained), None)
+    return champion if champion is not None and is_usable(upstream, champion) else None
+
+
+def champions(upstream: Upstream, trained: Artifact) -> Iterator[Artifact]:
+    """The policies that were registered, the last first and each once, without this one and averages of it. A merged
+    policy that is registered must not be merged again with what it was made of."""
+    store, latest, seen = upstream.store, upstream.get("registered_model"), set[str]()
     while latest is not None:
         champion = registered_champion(store, latest)
         if champion.policy is None or champion.registration is None:
-            return None
+            return
         made = store.commit_of(champion.policy)
-        if trained.digest not in (made.digest, made.inputs["checkpoint"].digest):
-            unusable = current_erasure(store, champion.policy) is not None or learned_withdrawn(upstream, made)
-            return None if unusable else champion.policy
+        if trained.digest not in (made.digest, made.inputs["checkpoint"].digest) and made.digest not in seen:
+            yield champion.policy
+            seen.add(made.digest)
         latest = store.commit_of(champion.registration).inputs.get("previous")
-    return None
+
+
+def is_usable(upstream: Upstream, policy: Artifact) -> bool:
+    """Whether the weights of a policy are there, and nothing that was withdrawn since is in them."""
+    store = upstream.store
+    return current_erasure(store, policy) is None and not learned_withdrawn(upstream, store.commit_of(policy))
 
 
 def learned_withdrawn(upstream: Upstream, policy: Commit) -> bool:
@@ -130,6 +141,7 @@ def learned_withdrawn(upstream: Upstream, policy: Commit) -> bool:
             shards & withdrawn.shards
             or _held(store, manifest.artifact, SPLIT_FILE, withdrawn.rows)
             or (dataset is not None and _held(store, dataset, TRAIN_FILE, withdrawn.demonstrations))
+            or (ON_POLICY_FILE in trained.files and _held(store, trained.artifact, ON_POLICY_FILE, withdrawn.rows))
         ):
             return True
     return False

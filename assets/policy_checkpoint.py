@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import mul
@@ -11,14 +11,16 @@ from pathlib import Path
 from alignment.guards import policy_guards, setup_notes
 from alignment.methods import METHOD
 from alignment.recipe import Dpo, Recipe
-from alignment.stages.policy_checkpoint import STAGE, DpoRequest
+from alignment.recipe.generate import OnPolicy
+from alignment.stages.policy_checkpoint import STAGE, DpoRequest, Rollouts
 from alignment.stages.stage import PolicySummary
 from alignment.store import Commit, MissingArtifact
 from assets.building.node import Node, Shown, all_rows
 from assets.building.show import curves
 from assets.building.upstream import Upstream
-from assets.preference_manifest import chained_manifest
-from assets.reference_logprobs import policy_logprobs
+from assets.generation import prompt_sources
+from assets.suites import suite_items
+from eval.stages.on_policy_checkpoint import STAGE as ON_POLICY
 from resources.pools import Pools
 
 STARTS = {"sft_checkpoint": "SFT checkpoint", "base_model": "base model"}
@@ -74,12 +76,13 @@ def policies_of(recipe: Recipe) -> tuple[Policy, ...]:
 def _link_name(recipe: Recipe, number: int) -> str:
     if number < len(recipe.links):
         return f"link_{number}/policy_checkpoint"
-    return "trained/policy_checkpoint" if recipe.merge else "policy_checkpoint"
+    return "trained/policy_checkpoint" if recipe.merge or recipe.soups else "policy_checkpoint"
 
 
 def policy_checkpoint(recipe: Recipe, pools: Pools, policy: Policy) -> Node:
     """The node of a policy."""
     settings, start, method = policy.settings, policy.start, policy.settings.method
+    on_policy = recipe.on_policy if method.on_policy else None
     beside = ("sft_dataset",) if settings.sft_rows_fraction else ()
     reference = () if policy.reference is None else (policy.reference,)
 
@@ -94,15 +97,19 @@ def policy_checkpoint(recipe: Recipe, pools: Pools, policy: Policy) -> Node:
             pass_tokens=recipe.reference.batch_tokens,
             sft_dataset=upstream("sft_dataset") if beside else None,
             reference=upstream(policy.reference) if policy.reference else None,
+            rollouts=None if on_policy is None else rollouts_of(recipe, on_policy, upstream),
         )
 
     called, spoken = METHOD.elsewhere.get(settings.loss, settings.loss), STARTS.get(start, start)
     against = "against cached reference log-probs" if method.needs_reference else "without a reference"
+    description = f"The policy: preference training (method: {called}) from the {spoken}, {against}."
+    if on_policy is not None:
+        description = f"The policy: trained on answers that it samples itself (method: {called}), from the {spoken}."
     return Node(
         name=policy.name,
         phase="train",
-        stage=STAGE,
-        description=f"The policy: preference training (method: {called}) from the {spoken}, {against}.",
+        stage=STAGE if on_policy is None else ON_POLICY,
+        description=description,
         kinds=frozenset({"pytorch", "huggingface"}),
         needs=(policy.manifest, start, *reference, *beside),
         request=request,
@@ -115,18 +122,21 @@ def policy_checkpoint(recipe: Recipe, pools: Pools, policy: Policy) -> Node:
     )
 
 
-def chain(recipe: Recipe, pools: Pools) -> Iterator[Node]:
-    """The recipe's policies, and before each later link the log-probs and the manifest that it needs of its own."""
-    before: Policy | None = None
-    for policy, link in zip(policies_of(recipe), (None, *recipe.later_links), strict=True):
-        if before is not None and link is not None and policy.manifest != "preference_manifest":
-            logprobs = f"{before.group}policy_logprobs"
-            yield policy_logprobs(recipe, logprobs, before.name, "preference_manifest")
-            as_reference = link.method.needs_reference and link.reference == "start"
-            share = None if link.select is None else link.select.disagreement
-            yield chained_manifest(recipe, policy.manifest, logprobs, as_reference=as_reference, share=share)
-        yield policy_checkpoint(recipe, pools, policy)
-        before = policy
+def rollouts_of(recipe: Recipe, settings: OnPolicy, upstream: Upstream) -> Rollouts:
+    """What an on-policy method is asked to sample, with the prompts as they are now."""
+    return Rollouts(
+        prompts=tuple(prompt_sources(settings.prompts, recipe.seed)),
+        n=settings.n,
+        temperature=settings.temperature,
+        max_new_tokens=settings.max_new_tokens,
+        scores=settings.score,
+        length_penalty=settings.length_penalty,
+        kl_weight=settings.kl_weight,
+        held_out_fraction=recipe.held_out_fraction,
+        suites={name: suite_items(name, suite, recipe.seed) for name, suite in recipe.evals.selected().items()} or None,
+        withdrawn=tuple(sorted(upstream.withdrawn().rows)),
+        max_prompts=settings.prompts.max_prompts,
+    )
 
 
 def repeats_of(recipe: Recipe) -> tuple[Policy, ...]:
@@ -155,4 +165,6 @@ def show(commit: Commit, folder: Path) -> Shown:
     panels = {title: [name, f"held_out_{name}"] for title, name in named.items()}
     if any("sft_loss" in record for record in history):
         panels["loss of SFT rows"] = ["sft_loss"]
+    if any("score" in record for record in history):
+        panels = {"score": ["score"], "tokens of an answer": ["answer_tokens"], "equal scores": ["equal_scores"]}
     return Shown(history=history, markdown={"training": curves(history, panels)} if history else {})

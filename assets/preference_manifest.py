@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from alignment.data.mixing import Mix
 from alignment.data.overlap import SuiteItems, strings_in
 from alignment.data.shards import mixes_of
 from alignment.data.withdrawal import holds
@@ -19,7 +23,7 @@ from assets.building.show import findings_table, table
 from assets.building.upstream import Upstream
 from assets.preference_shard import preference_shard
 from assets.reference_logprobs import reference_logprobs
-from assets.responses import suite_items, suite_spec
+from assets.suites import suite_items, suite_spec
 from eval.suites import suite_of
 from eval.suites.items import load_items
 
@@ -32,70 +36,101 @@ def preference_manifest(recipe: Recipe) -> Node:
     scored = reference_logprobs(recipe) if recipe.needs_reference else None
 
     def request(upstream: Upstream, shard: str | None) -> ManifestRequest:
-        shards: dict[str, Artifact] = {}
-        references: dict[str, Artifact] = {}
-        left_out: dict[str, str] = {}
-        if scored is not None:
-            upstream.refs(scored.name)
-        keys = expected_keys(upstream, recipe)
-        withdrawn, withdrawn_names = upstream.withdrawn(), withdrawn_shards(upstream, recipe)
-        for name, key in keys.items():
-            rows = upstream.get("preference_shard", name)
-            reference = None if scored is None else upstream.get(scored.name, name)
-            if name in withdrawn_names:
-                left_out[name] = "withdrawn"
-            elif rows is None:
-                left_out[name] = "not built"
-            elif holds(upstream.store, rows, withdrawn.rows):
-                left_out[name] = "rows of it were withdrawn, and it was not built without them"
-            elif key is not None and rows.key != key:
-                left_out[name] = "not built from what the source holds now"
-            elif scored is None:
-                shards[name] = rows
-            elif reference is None:
-                left_out[name] = "no reference log-probs"
-            elif reference.key != scored.stage.key(scored.request(upstream, name)):
-                left_out[name] = "its reference log-probs are of other rows, another checkpoint or other settings"
-            else:
-                shards[name], references[name] = rows, reference
-        mixes = mixes_of(recipe.preferences, shards, recipe.seed)
-        if recipe.generate is not None:
-            if GENERATED in keys:
-                raise BadInput(f"a source's shard is called {GENERATED}, as that of `generate` is", field="preferences")
-            shards[GENERATED] = upstream("generated_shard")
-            if scored is not None:
-                references[GENERATED] = upstream("generated_logprobs")
+        chosen = chosen_shards(recipe, upstream, scored)
         return ManifestRequest(
-            shards=shards,
-            references=references,
-            left_out=left_out,
-            held_out_fraction=recipe.held_out_fraction,
-            max_length_gap=recipe.preferences.max_length_gap,
-            min_reference_logp=recipe.preferences.min_reference_logp,
-            near_duplicates=recipe.preferences.near_duplicates,
-            decontaminate=decontaminated(recipe),
-            mix=mixes,
+            shards=chosen.shards,
+            references=chosen.references,
+            left_out=chosen.left_out,
+            mix=chosen.mixes,
             reads_numbers=any(link.method.numbers for link in recipe.links),
+            **filters(recipe),
         )
 
     from_source = ("preference_shard",) if scored is None else (recipe.start, "preference_shard", scored.name)
     made = ("generated_shard",) if scored is None else ("generated_shard", "generated_logprobs")
     generated = () if recipe.generate is None else made
+    pinned = "shards" if scored is None else "shards and their reference log-probs"
+    description = f"The pinned set of {pinned}, and the train / held-out split."
+    return manifest("preference_manifest", description, (*from_source, *generated), request)
+
+
+def manifest(
+    name: str,
+    description: str,
+    needs: tuple[str, ...],
+    request: Callable[[Upstream, str | None], ManifestRequest],
+) -> Node:
+    """The node of a pinned set, whichever it is: that of the shards, of a link, of a round, or a part of one."""
     return Node(
-        name="preference_manifest",
+        name=name,
         phase="train",
         stage=STAGE,
-        description=(
-            "The pinned set of shards, and the train / held-out split."
-            if scored is None
-            else "The pinned set of shards and their reference log-probs, and the train / held-out split."
-        ),
+        description=description,
         kinds=frozenset({"json", "parquet"}),
-        needs=(*from_source, *generated),
+        needs=needs,
         request=request,
         show=show,
         guards=manifest_guards(),
     )
+
+
+def filters(recipe: Recipe) -> dict[str, Any]:
+    """The fields of a request that say which rows of its shards are left out, and how many are held out."""
+    return {
+        "held_out_fraction": recipe.held_out_fraction,
+        "max_length_gap": recipe.preferences.max_length_gap,
+        "min_reference_logp": recipe.preferences.min_reference_logp,
+        "near_duplicates": recipe.preferences.near_duplicates,
+        "decontaminate": decontaminated(recipe),
+    }
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The shards of a manifest by name, with their reference log-probs and shares, and why others are left out."""
+
+    shards: dict[str, Artifact]
+    references: dict[str, Artifact]
+    left_out: dict[str, str]
+    mixes: tuple[Mix, ...]
+
+
+def chosen_shards(recipe: Recipe, upstream: Upstream, scored: Node | None) -> Chosen:
+    """Every shard that is as its source and its reference are now; `scored` makes the log-probs, None without any."""
+    shards: dict[str, Artifact] = {}
+    references: dict[str, Artifact] = {}
+    left_out: dict[str, str] = {}
+    if scored is not None:
+        upstream.refs(scored.name)
+    keys = expected_keys(upstream, recipe)
+    withdrawn, withdrawn_names = upstream.withdrawn(), withdrawn_shards(upstream, recipe)
+    for name, key in keys.items():
+        rows = upstream.get("preference_shard", name)
+        reference = None if scored is None else upstream.get(scored.name, name)
+        if name in withdrawn_names:
+            left_out[name] = "withdrawn"
+        elif rows is None:
+            left_out[name] = "not built"
+        elif holds(upstream.store, rows, withdrawn.rows):
+            left_out[name] = "rows of it were withdrawn, and it was not built without them"
+        elif key is not None and rows.key != key:
+            left_out[name] = "not built from what the source holds now"
+        elif scored is None:
+            shards[name] = rows
+        elif reference is None:
+            left_out[name] = "no reference log-probs"
+        elif reference.key != scored.stage.key(scored.request(upstream, name)):
+            left_out[name] = "its reference log-probs are of other rows, another checkpoint or other settings"
+        else:
+            shards[name], references[name] = rows, reference
+    mixes = mixes_of(recipe.preferences, shards, recipe.seed)  # generated pairs have no share
+    if recipe.generate is not None:
+        if GENERATED in keys:
+            raise BadInput(f"a source's shard is called {GENERATED}, as that of `generate` is", field="preferences")
+        shards[GENERATED] = upstream("generated_shard")
+        if scored is not None:
+            references[GENERATED] = upstream("generated_logprobs")
+    return Chosen(shards, references, left_out, mixes)
 
 
 def chained_manifest(recipe: Recipe, name: str, logprobs: str, *, as_reference: bool, share: float | None) -> Node:
@@ -113,17 +148,8 @@ def chained_manifest(recipe: Recipe, name: str, logprobs: str, *, as_reference: 
         return first.model_copy(update={"references": references, "select": select})
 
     told = "" if share is None else f", of the training pairs the {share:.0%} that its start disagrees on most"
-    return Node(
-        name=name,
-        phase="train",
-        stage=STAGE,
-        description=f"The pinned set of this link: the shards, rows and split of preference_manifest{told}.",
-        kinds=frozenset({"json", "parquet"}),
-        needs=("preference_manifest", logprobs),
-        request=request,
-        show=show,
-        guards=manifest_guards(),
-    )
+    description = f"The pinned set of this link: the shards, rows and split of preference_manifest{told}."
+    return manifest(name, description, ("preference_manifest", logprobs), request)
 
 
 def part_manifest(recipe: Recipe, name: str, most: int) -> Node:
@@ -133,17 +159,7 @@ def part_manifest(recipe: Recipe, name: str, most: int) -> Node:
         whole = ManifestRequest.model_validate_json(upstream.store.read(upstream("preference_manifest"), REQUEST_FILE))
         return whole.model_copy(update={"train_rows": TrainRows(most=most, seed=recipe.seed)})
 
-    return Node(
-        name=name,
-        phase="train",
-        stage=STAGE,
-        description=f"The pinned set with at most {most:,} training rows.",
-        kinds=frozenset({"json", "parquet"}),
-        needs=("preference_manifest",),
-        request=request,
-        show=show,
-        guards=manifest_guards(),
-    )
+    return manifest(name, f"The pinned set with at most {most:,} training rows.", ("preference_manifest",), request)
 
 
 def decontaminated(recipe: Recipe) -> dict[str, SuiteItems] | None:

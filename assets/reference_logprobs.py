@@ -6,15 +6,33 @@ below the first manifest is cut in shards, so that a chain is made in one Dagste
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
+
+import dagster as dg
 
 from alignment.recipe import Recipe
 from alignment.stages.policy_logprobs import STAGE as POLICY_STAGE
 from alignment.stages.policy_logprobs import PolicyLogprobsRequest
 from alignment.stages.reference_logprobs import STAGE, ReferenceRequest
-from assets.building.automation import on_new_data
 from assets.building.node import Node
 from assets.building.upstream import Upstream
+
+AC = dg.AutomationCondition
+
+# Not when the code version changed: that would score every shard again before a person has accepted the upgrade. A
+# night makes these shards afterwards, or `align run` at any time: both compare keys.
+changed = AC.newly_missing() | AC.any_deps_match(AC.data_version_changed())
+
+on_new_data = cast(
+    "dg.AutomationCondition[dg.AssetKey]",
+    # Dagster's own since_last_handled forgets a change that happens while the requested run is in progress: an input
+    # that changes A, B, A would leave its dependent at B. Here only a request handles a change, and never a newer one.
+    changed.since(AC.newly_requested() & ~changed)
+    & ~AC.any_deps_missing()
+    & ~AC.any_deps_in_progress()
+    & ~AC.in_progress(),
+)
+"""Once for each change (new, or another data version of an input), when all inputs are there."""
 
 
 def scoring(recipe: Recipe) -> dict[str, Any]:

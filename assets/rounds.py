@@ -1,8 +1,8 @@
 """Rounds: `round_2/candidates` to `round_2/policy_checkpoint`, a comparison a round, and the best policy at the end.
 
 The policy of round k answers the prompts of round k + 1, and is its reference, by digest. All rounds are made in one
-Dagster run. A round that does not improve ends them: the nodes after it say so and make nothing, their policies are the
-best so far, and `policy_checkpoint` adopts that one.
+Dagster run. A round that did not improve, by its interval, ends them (`rounds.go_on`): the nodes after it say so and
+make nothing, their policies are that of the round before it, and `policy_checkpoint` adopts that one.
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from alignment.guards import manifest_guards
 from alignment.recipe import Dpo, Recipe
 from alignment.recipe.generate import Rounds
-from alignment.stages.candidates import STAGE as CANDIDATES
 from alignment.stages.candidates import CandidatesRequest, parts_of
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.policy_checkpoint import STAGE as POLICY
 from alignment.stages.policy_checkpoint import DpoRequest
-from alignment.stages.preference_manifest import STAGE as MANIFEST
 from alignment.stages.preference_manifest import ManifestRequest
 from alignment.store import Artifact, Commit
 from assets.building.node import Node, NotNeeded, Shown
@@ -29,15 +26,14 @@ from assets.generation import (
     Sampling,
     needed_to_score,
     reward_model,
+    sampled_answers,
     sampling_nodes,
     scored_by,
     scoring_pool,
-    show_candidates,
 )
 from assets.policy_checkpoint import Policy, policy_checkpoint
 from assets.policy_checkpoint import show as show_policy
-from assets.preference_manifest import decontaminated
-from assets.preference_manifest import show as show_manifest
+from assets.preference_manifest import filters, manifest
 from eval.stages.round_comparison import STAGE as COMPARISON
 from eval.stages.round_comparison import RoundRequest
 from eval.summaries import RoundSummary
@@ -56,40 +52,46 @@ def policy_of(number: int) -> str:
 
 @dataclass(frozen=True)
 class Ended:
-    """The round that did not improve, and why the rounds end with it."""
+    """The round that ended the rounds, and why."""
 
     round: int
     summary: RoundSummary
 
     @property
     def best(self) -> int:
-        """The round whose policy is the best."""
+        """The round whose policy is adopted."""
         return self.round - 1
 
     def __str__(self) -> str:
+        told = self.summary
+        ends = "" if told.low is None or told.high is None else f" (difference {told.low:+.3g} to {told.high:+.3g})"
         return (
-            f"round {self.round} ended the rounds: its policy scores {self.summary.after:.4g} on"
-            f" {self.summary.prompts} held-out prompts, that of round {self.best} {self.summary.before:.4g}; the policy"
-            f" of round {self.best} is adopted"
+            f"round {self.round} ended the rounds: its policy scores {told.after:.4g} on {told.prompts} held-out"
+            f" prompts, that of round {self.best} {told.before:.4g}{ends}; the policy of round {self.best} is adopted"
         )
 
 
-def ended_before(upstream: Upstream, number: int) -> Ended | None:
-    """The round before `number` that did not improve; None where each of them did."""
+def goes_on(settings: Rounds, summary: RoundSummary) -> bool:
+    """Whether the rounds go on after a round with this result."""
+    allowed = {"improved": ("improved",), "not_worse": ("improved", "inconclusive")}
+    return settings.go_on == "always" or summary.verdict in allowed[settings.go_on]
+
+
+def ended_before(settings: Rounds, upstream: Upstream, number: int) -> Ended | None:
+    """The round before `number` that ended the rounds; None where they go on."""
     for earlier in range(2, number):
-        commit = upstream.store.commit_of(upstream(named(earlier, "comparison")))
-        summary = RoundSummary.of(commit)
-        if not summary.improved:
+        summary = RoundSummary.of(upstream.store.commit_of(upstream(named(earlier, "comparison"))))
+        if not goes_on(settings, summary):
             return Ended(earlier, summary)
     return None
 
 
 def comparisons(recipe: Recipe, upstream: Upstream) -> tuple[Artifact, ...]:
     """The comparisons of the rounds that were made, in order; none without rounds."""
-    if recipe.rounds is None:
+    if (settings := recipe.rounds) is None:
         return ()
-    last = recipe.rounds.count
-    if (ended := ended_before(upstream, last + 1)) is not None:
+    last = settings.count
+    if (ended := ended_before(settings, upstream, last + 1)) is not None:
         last = ended.round
     return tuple(upstream(named(number, "comparison")) for number in range(2, last + 1))
 
@@ -122,7 +124,7 @@ def _round(recipe: Recipe, pools: Pools, settings: Rounds, number: int) -> Itera
     comparisons = tuple(named(earlier, "comparison") for earlier in range(2, number))
 
     def waits(upstream: Upstream) -> None:
-        if (ended := ended_before(upstream, number)) is not None:
+        if (ended := ended_before(settings, upstream, number)) is not None:
             raise NotNeeded(str(ended))
 
     sampling = Sampling(
@@ -139,7 +141,7 @@ def _round(recipe: Recipe, pools: Pools, settings: Rounds, number: int) -> Itera
         needs=comparisons,
     )
     yield from sampling_nodes(sampling)
-    yield manifest(sampling)
+    yield round_manifest(sampling)
     policy = Policy(
         policy_of(number),
         _settings(recipe, settings, number),
@@ -147,12 +149,12 @@ def _round(recipe: Recipe, pools: Pools, settings: Rounds, number: int) -> Itera
         named(number, "preference_manifest"),
         None if reference in (None, start) else reference,
     )
-    yield _or_the_best(policy_checkpoint(recipe, pools, policy), number, comparisons)
+    yield _or_the_best(settings, policy_checkpoint(recipe, pools, policy), number, comparisons)
     yield answers(recipe, pools, settings, number, comparisons)
     yield comparison(recipe, settings, number, comparisons)
 
 
-def manifest(sampling: Sampling) -> Node:
+def round_manifest(sampling: Sampling) -> Node:
     """The node of the set that a later round is trained on: its own pairs, under the filters of `preferences`."""
     recipe, reference = sampling.recipe, sampling.reference
     logprobs = () if reference is None else (sampling.name("generated_logprobs"),)
@@ -163,25 +165,13 @@ def manifest(sampling: Sampling) -> Node:
         return ManifestRequest(
             shards={shard: upstream(sampling.name("generated_shard"))},
             references={} if reference is None else {shard: upstream(sampling.name("generated_logprobs"))},
-            held_out_fraction=recipe.held_out_fraction,
-            max_length_gap=recipe.preferences.max_length_gap,
-            min_reference_logp=recipe.preferences.min_reference_logp,
-            near_duplicates=recipe.preferences.near_duplicates,
-            decontaminate=decontaminated(recipe),
             reads_numbers=bool(recipe.method.numbers),
+            **filters(recipe),
         )
 
-    return Node(
-        name=sampling.name("preference_manifest"),
-        phase="train",
-        stage=MANIFEST,
-        description=f"The pinned set of round {sampling.round}: the pairs that were made for it.",
-        kinds=frozenset({"json", "parquet"}),
-        needs=(sampling.name("generated_shard"), *logprobs, *sampling.needs),
-        request=request,
-        show=show_manifest,
-        guards=manifest_guards(),
-    )
+    description = f"The pinned set of round {sampling.round}: the pairs that were made for it."
+    needs = (sampling.name("generated_shard"), *logprobs, *sampling.needs)
+    return manifest(sampling.name("preference_manifest"), description, needs, request)
 
 
 def answers(recipe: Recipe, pools: Pools, settings: Rounds, number: int, comparisons: tuple[str, ...] = ()) -> Node:
@@ -189,21 +179,12 @@ def answers(recipe: Recipe, pools: Pools, settings: Rounds, number: int, compari
     sampling = Sampling(recipe, pools, settings, policy_of(number), None, spoken=f"policy of round {number}")
 
     def request(upstream: Upstream, shard: str | None) -> CandidatesRequest:
-        if (ended := ended_before(upstream, number)) is not None:
+        if (ended := ended_before(settings, upstream, number)) is not None:
             raise NotNeeded(str(ended))
         return sampling.candidates_request(upstream, upstream(policy_of(number)), held_out=True, n=settings.compare_n)
 
-    return Node(
-        name=named(number, "answers"),
-        phase="train",
-        stage=CANDIDATES,
-        description=f"Answers that the policy of round {number} gives to held-out prompts, of which no pair is made.",
-        kinds=frozenset({"pytorch", "parquet"}),
-        needs=(policy_of(number), *comparisons),
-        request=request,
-        show=show_candidates,
-        pool=recipe.pools.responses,
-    )
+    description = f"Answers that the policy of round {number} gives to held-out prompts, of which no pair is made."
+    return sampled_answers(recipe, named(number, "answers"), description, (policy_of(number), *comparisons), request)
 
 
 def comparison(recipe: Recipe, settings: Rounds, number: int, comparisons: tuple[str, ...]) -> Node:
@@ -211,7 +192,7 @@ def comparison(recipe: Recipe, settings: Rounds, number: int, comparisons: tuple
     sides = named(number - 1, "answers"), named(number, "answers")
 
     def request(upstream: Upstream, shard: str | None) -> RoundRequest:
-        if (ended := ended_before(upstream, number)) is not None:
+        if (ended := ended_before(settings, upstream, number)) is not None:
             raise NotNeeded(str(ended))
         before, after = (tuple(parts_of(upstream.store, upstream(name))) for name in sides)
         return RoundRequest(
@@ -235,17 +216,17 @@ def comparison(recipe: Recipe, settings: Rounds, number: int, comparisons: tuple
 
 
 def adopted(recipe: Recipe, pools: Pools, settings: Rounds) -> Node:
-    """The node of the recipe's policy: that of the last round that improved."""
+    """The node of the recipe's policy: that of the last round with which the rounds went on."""
     comparisons = tuple(named(number, "comparison") for number in range(2, settings.count + 1))
     last = policy_checkpoint(recipe, pools, Policy("policy_checkpoint", recipe.dpo, recipe.start))
     node = replace(
         last,
-        description="The recipe's policy: that of the last round that improved on the one before.",
+        description="The recipe's policy: that of the last round, or of the one before the round that ended them.",
         needs=(*(policy_of(number) for number in range(1, settings.count + 1)), *comparisons),
         pool=None,  # it is there, so nothing is trained here, and the plan counts nothing
         training=None,
     )
-    return _or_the_best(node, settings.count + 1, (), settings.count)
+    return _or_the_best(settings, node, settings.count + 1, (), settings.count)
 
 
 @dataclass
@@ -255,13 +236,15 @@ class _Said:
     text: str = field(default="")
 
 
-def _or_the_best(node: Node, number: int, comparisons: tuple[str, ...], otherwise: int | None = None) -> Node:
+def _or_the_best(
+    settings: Rounds, node: Node, number: int, comparisons: tuple[str, ...], otherwise: int | None = None
+) -> Node:
     """The node of a policy that adopts the best one where the rounds have ended before `number`; where they have not,
     it is trained, or adopts that of round `otherwise`. An adopted policy is found by its own request, and not made."""
     said = _Said()
 
     def request(upstream: Upstream, shard: str | None) -> DpoRequest:
-        ended = ended_before(upstream, number)
+        ended = ended_before(settings, upstream, number)
         said.text = "" if ended is None else str(ended)
         best = otherwise if ended is None else ended.best
         if best is None:
@@ -287,5 +270,5 @@ def show_comparison(commit: Commit, folder: Path) -> Shown:
     ends = "" if told.low is None or told.high is None else f" [{told.low:+.4f}, {told.high:+.4f}]"
     row = (f"{told.before:.4f}", f"{told.after:.4f}", f"{told.difference:+.4f}{ends}", told.prompts)
     header = (f"round {told.round - 1}", f"round {told.round}", "difference [95 %]", "held-out prompts")
-    verdict = f"round {told.round} improves" if told.improved else f"round {told.round} ends the rounds"
-    return Shown(markdown={"comparison": f"{table(header, [row])}\n\n{verdict}"})
+    said = {"improved": "is better", "worse": "is worse", "inconclusive": "is not shown to be better or worse"}
+    return Shown(markdown={"comparison": f"{table(header, [row])}\n\nround {told.round} {said[told.verdict]}"})

@@ -6,13 +6,13 @@ log-probs, so a point costs its training and its evaluation only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from alignment.recipe import Dpo, Recipe
-from alignment.stages.policy_checkpoint import DpoRequest
+from alignment.stages import Request
 from alignment.store import Artifact, Commit
 from assets.building.node import Node, Shown
 from assets.building.show import picture, table
@@ -50,17 +50,23 @@ def _point(plain: Policy, name: str, point: dict[str, float]) -> Policy:
 def sweep(recipe: Recipe, pools: Pools) -> Iterator[Node]:
     """All nodes of the sweep, and `policy_checkpoint`, which is the point that it picked."""
     assert recipe.sweep is not None
-    points, suites = points_of(recipe), recipe.evals.selected()
+    points = points_of(recipe)
     for most in recipe.sweep.rows:
         yield part_manifest(recipe, f"rows_{most}/preference_manifest", most)
     trained = {name: policy_checkpoint(recipe, pools, policy) for name, policy in points.items()}
     yield from trained.values()
+    yield from compared(recipe, pools, points)
+    yield winning(trained, "The policy: the point of the sweep that was picked.")
+
+
+def compared(recipe: Recipe, pools: Pools, points: Iterable[str]) -> Iterator[Node]:
+    """The answers and scores of all points and of the baseline, and the report that picks one of them."""
+    suites = recipe.evals.selected()
     for name in points:
         yield responses(recipe, pools, f"{name}/policy")
         yield from (evals(recipe, f"{name}/policy", suite, settings) for suite, settings in suites.items())
     yield from (responses(recipe, pools, baseline_of(recipe)), *baseline_evals(recipe))
     yield sweep_report(recipe)
-    yield winning(trained)
 
 
 def baseline_evals(recipe: Recipe) -> list[Node]:
@@ -69,20 +75,22 @@ def baseline_evals(recipe: Recipe) -> list[Node]:
 
 
 def sweep_report(recipe: Recipe) -> Node:
-    """The node of the table of all points, and of the choice."""
-    assert recipe.sweep is not None
-    baseline, settings = baseline_of(recipe), recipe.sweep.points
+    """The node of the table of all points, and of the choice. What is the same policy as another is in it once: an
+    average of more champions than there are."""
+    assert recipe.candidates is not None
+    baseline, settings = baseline_of(recipe), recipe.candidates.points
     suites, models = list(recipe.evals.selected()), (baseline, *(f"{name}/policy" for name in settings))
 
     def request(upstream: Upstream, shard: str | None) -> SweepRequest:
         def scores(model: str) -> dict[str, Artifact]:
             return {suite: upstream(f"{model}_evals/{suite}") for suite in suites}
 
+        policies = {name: upstream(f"{name}/policy_checkpoint") for name in settings}
+        first = {policy.key: name for name, policy in reversed(policies.items())}
         points = {
-            name: SweptPoint(
-                settings=point, policy=upstream(f"{name}/policy_checkpoint"), scores=scores(f"{name}/policy")
-            )
-            for name, point in settings.items()
+            name: SweptPoint(settings=settings[name], policy=policy, scores=scores(f"{name}/policy"))
+            for name, policy in policies.items()
+            if first[policy.key] == name
         }
         metric = sweep_metric(recipe, gate_of(recipe))
         return SweepRequest(sft=upstream(recipe.start), sft_scores=scores(baseline), points=points, metric=metric)
@@ -91,7 +99,7 @@ def sweep_report(recipe: Recipe) -> Node:
         name=REPORT,
         phase="train",
         stage=STAGE,
-        description="All points of the sweep: picked on one half of the items, confirmed on the other.",
+        description="All candidates: one is picked on one half of the items, and confirmed on the other.",
         kinds=frozenset({"json"}),
         needs=(
             recipe.start,
@@ -103,20 +111,18 @@ def sweep_report(recipe: Recipe) -> Node:
     )
 
 
-def winning(trained: dict[str, Node]) -> Node:
-    """The node of the point that the sweep picked: the same request, whose artifact is there."""
+def winning(trained: dict[str, Node], description: str) -> Node:
+    """The node of the point that was picked: the same request, whose artifact is there."""
     any_point = next(iter(trained.values()))
 
-    def request(upstream: Upstream, shard: str | None) -> DpoRequest:
+    def request(upstream: Upstream, shard: str | None) -> Request:
         picked = SweepSummary.of(upstream.store.commit_of(upstream(REPORT))).picked
-        made = trained[picked].request(upstream, None)
-        assert isinstance(made, DpoRequest)
-        return made
+        return trained[picked].request(upstream, None)
 
     return replace(
         any_point,
         name="policy_checkpoint",
-        description="The policy: the point of the sweep that was picked.",
+        description=description,
         needs=(REPORT, *dict.fromkeys(need for node in trained.values() for need in node.needs)),
         request=request,
         pool=None,
@@ -128,7 +134,13 @@ def show(commit: Commit, folder: Path) -> Shown:
     """The table of all points, and the picture."""
     summary = SweepSummary.of(commit)
     unit = unit_of(summary.width)
-    header = ("point", "picking half", "confirming half", "p, corrected", *next(iter(summary.points.values())).means)
+    header = (
+        summary.called[:-1],
+        "picking half",
+        "confirming half",
+        "p, corrected",
+        *next(iter(summary.points.values())).means,
+    )
     rows = [
         (
             described(point.settings) + (" (picked)" if name == summary.picked else ""),

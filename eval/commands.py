@@ -19,11 +19,11 @@ from eval.answers.files import model_name, read_answers
 from eval.gate.compare import compare_samples, margin_of
 from eval.grading import ALONE, BESIDE
 from eval.grading.choose import bill, questions_of, shortfall
-from eval.grading.grading import Grader
+from eval.grading.grading import Grader, Grading
 from eval.grading.pairs import with_baseline
 from eval.grading.published import read_published
 from eval.grading.score import score_suite
-from eval.judge.endpoint import Endpoint
+from eval.judge.endpoint import Endpoint, Outcome
 from eval.judge.files import ALL, Selection, StoredJudge, stored_judgments
 from eval.judge.journal import Journal
 from eval.judge.judgment import Judgment, Question
@@ -235,16 +235,12 @@ def judge_files(
     """
     kind = suite_named(suite)
     beside = against is not None or suite not in ALONE
-    grading = (BESIDE if beside else ALONE).get(suite)
-    if grading is None:
-        judged = suite in ALONE or suite in BESIDE
-        raise BadInput(f"{suite} is judged without a baseline" if judged else f"{suite} has a scorer of its own")
-    gradings = (grading,)  # a file holds judgments of pairs or of single answers, never both
+    gradings = (_grading_of(suite, beside=beside),)  # a file holds judgments of pairs or of single answers, never both
     items = read_items(kind, questions)
     responses = read_answers(answers, items)
     if beside:
         items = with_baseline(kind, items, None if against is None else read_rows(against), str(against or questions))
-    asked_by = parse_prompts(read_rows(prompts), str(prompts), grading.prompts) if prompts else default_prompts()
+    asked_by = parse_prompts(read_rows(prompts), str(prompts), gradings[0].prompts) if prompts else default_prompts()
     references = reference_turns(read_rows(reference), str(reference)) if reference else {}
     endpoint, model = Endpoint(judge), model_name(answers)
     baseline = model_name(against or questions) if beside else ""
@@ -253,13 +249,7 @@ def judge_files(
 
     def ask(answered: Sequence[Any]) -> list[Judgment]:
         asked = questions_of(gradings, answered, asked_by, references)
-        digests = {endpoint.digest(question): None for question in asked}
-        with Journal(path) as journal:
-            journal.refuse_others(digests)
-            try:
-                outcome = endpoint.ask(asked, journal, model, baseline)
-            finally:
-                journal.tidy(list(digests))
+        outcome = _ask_into(path, endpoint, asked, model, baseline)
         judging.update(
             judge=bill(outcome, judge),
             problem=shortfall(outcome, len(asked)) or None,
@@ -280,6 +270,26 @@ def judge_files(
         "unparsable": unparsable(scored.judgments),
         **judging,
     }
+
+
+def _grading_of(suite: str, *, beside: bool) -> Grading:
+    """How a judge grades the suite's answers, beside a baseline's or alone; raises `BadInput` where it does not."""
+    grading = (BESIDE if beside else ALONE).get(suite)
+    if grading is None:
+        judged = suite in ALONE or suite in BESIDE
+        raise BadInput(f"{suite} is judged without a baseline" if judged else f"{suite} has a scorer of its own")
+    return grading
+
+
+def _ask_into(path: Path, endpoint: Endpoint, asked: Sequence[Question], model: str, baseline: str) -> Outcome:
+    """Asks what the file at `path` does not hold yet; it is in FastChat's form afterwards, also if asking fails."""
+    digests = {endpoint.digest(question): None for question in asked}
+    with Journal(path) as journal:
+        journal.refuse_others(digests)
+        try:
+            return endpoint.ask(asked, journal, model, baseline)
+        finally:
+            journal.tidy(list(digests))
 
 
 def judge_settings(price: dict[str, float | None], **given: Any) -> Judge:

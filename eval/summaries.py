@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,6 +31,10 @@ class ResponsesSummary(Summary):
     precision: str | None = None
     generator: str | None = None
     """`transformers`, or `endpoint`."""
+    best_of: int | None = None
+    """Answers of which each was chosen; `tokens` are then those of all, and `unscored` those without a score. Not set
+    where answers are not chosen."""
+    unscored: int | None = None
     tokens_per_rank: list[int] = Field(default_factory=list)
     """Tokens of prompts and answers that each process made just now, where several shared them."""
 
@@ -112,7 +116,8 @@ class DivergenceSummary(Summary):
 class RoundSummary(Summary):
     """Mean scores on `prompts` held-out prompts, and their paired difference with its 95 % interval.
 
-    `improved` is whether the mean rose. `unscored` counts prompts that one side has no score for, by the reason.
+    `improved` is whether the interval lies above zero; a record of an earlier version has it by the mean, so readers
+    take `verdict`. `unscored` counts prompts that one side has no score for, by the reason.
     """
 
     round: int
@@ -127,6 +132,13 @@ class RoundSummary(Summary):
     unscored: dict[str, int] = Field(default_factory=dict)
     judge_name: str = ""
     judge: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def verdict(self) -> Literal["improved", "worse", "inconclusive"]:
+        """What the interval says of the round; without an interval nothing follows."""
+        if self.low is not None and self.low > 0:
+            return "improved"
+        return "worse" if self.high is not None and self.high < 0 else "inconclusive"
 
 
 class NewRowsSummary(Summary):

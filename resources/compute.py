@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ def check_packages(recipe: Recipe, pools: Pools) -> None:
 
 def check_processes(recipe: Recipe, pools: Pools) -> None:
     """Raises `BadInput` for a pool of several processes where answers are given in one, before hours of training."""
+    if recipe.on_policy is not None and pools[recipe.pools.policy].world_size > 1:
+        raise BadInput("grpo trains in one process; give a pool of launcher: step", field="pools.policy")
     if pools[recipe.pools.responses].world_size == 1:
         return
     if recipe.generate is not None or recipe.rounds is not None:
@@ -91,6 +94,10 @@ def _places(recipe: Recipe, pools: Pools, store: Store) -> Iterator[tuple[str, s
     addresses += [(f"the endpoint of {path}", url) for path, url in _endpoints(recipe, "")]
     if recipe.publish is not None:
         addresses.append(("publish", recipe.publish.folder or HUB))
+    if recipe.alerts is not None and recipe.alerts.webhook_env is not None:
+        webhook = urlsplit(os.environ.get(recipe.alerts.webhook_env, "").strip())
+        if webhook.hostname:  # its path is a secret; an error's text that it is sent may quote a row
+            addresses.append((f"the webhook in {recipe.alerts.webhook_env}", f"{webhook.scheme}://{webhook.hostname}"))
     for what, address in addresses:
         yield f"{what} {shown(address)}", region_of(address, pools)
 

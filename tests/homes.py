@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import sys
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -40,13 +41,23 @@ def living_at(home: Path) -> Iterator[None]:
 
 
 def copy_home(source: Path, home: Path) -> None:
-    """Puts a copy of a home in the place of what lies there; the paths that its databases hold follow."""
+    """Puts a copy of a home in the place of what lies there; the paths that its databases hold follow, and two names
+    of one file stay two names of one file."""
+    copies: dict[int, str] = {}
+
+    def copy(old: str, new: str) -> None:
+        first = copies.setdefault(Path(old).stat().st_ino, new)
+        shutil.copy2(old, new) if first == new else os.link(first, new)
+
     shutil.rmtree(home, ignore_errors=True)
-    shutil.copytree(source, home, symlinks=True)
+    shutil.copytree(source, home, symlinks=True, copy_function=copy)
     for database in home.rglob("*.db"):
         with sqlite3.connect(database) as connection:
             _replace(connection, str(source), str(home))
         connection.close()
+    if mlflow := sys.modules.get("mlflow.tracking._tracking_service.utils"):
+        # by id of a run or a model, where its files are: a copy's ids are its source's, whose files may not change
+        mlflow._artifact_repos_cache.clear()
 
 
 def _replace(connection: sqlite3.Connection, old: str, new: str) -> None:

@@ -37,6 +37,7 @@ SUMMARIES: dict[str, type[Summary]] = {
     "preference_manifest": ManifestSummary,
     "policy_checkpoint": PolicySummary,
     "policy_logprobs": ReferenceSummary,
+    "on_policy_checkpoint": PolicySummary,
     "merged_checkpoint": PolicySummary,
     "policy_divergence": DivergenceSummary,
     "new_rows": NewRowsSummary,

@@ -41,13 +41,25 @@ def described(folder: str, files: list[str], wanted: Wanted) -> list[str]:
 
 
 def _entries(folder: str) -> dict[str, dict[str, Any]]:
-    """What a local folder's dataset_info.json says of its files; nothing where there is none of LLaMA-Factory's."""
-    try:
-        value = json.loads((Path(folder) / INFO).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+    """What a local folder's dataset_info.json says of its files; nothing where there is none of LLaMA-Factory's.
+
+    Raises `BadInput` for a file that cannot be read: without it other files would be taken for preferences.
+    """
+    path = Path(folder) / INFO
+    if not path.is_file():
         return {}
-    entries = value.items() if isinstance(value, dict) else ()
-    return {str(name): entry for name, entry in entries if isinstance(entry, dict) and "file_name" in entry}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"not readable as JSON: {error}; mend it or move it elsewhere", file=str(path)) from error
+    entries = value.items() if isinstance(value, dict) else ()  # `datasets` writes a file of this name too
+    found = {str(name): entry for name, entry in entries if isinstance(entry, dict) and "file_name" in entry}
+    for name, entry in found.items():
+        for key, kind in (("file_name", str), ("columns", dict | None), ("tags", dict | None)):
+            if not isinstance(entry.get(key), kind):
+                told = "must be a text" if kind is str else "must be a mapping of names to names"
+                raise BadInput(told, file=str(path), field=f"{name}.{key}")
+    return found
 
 
 def reading_of(url: str, reading: Reading) -> Reading:

@@ -119,6 +119,8 @@ def expand(pattern: str, wanted: Wanted = "all") -> list[str]:
         else:
             folder, rest = _fixed(fs, path)
             if not _has_magic(rest):
+                if isinstance(fs, LocalFileSystem) and Path(path).exists():
+                    raise BadInput("is a pipe or a device, which is read once only: write it to a file", file=pattern)
                 raise BadInput(no_such_file(pattern), file=pattern)
             files = (name for name in matching(fs, folder, rest) if _base(name) not in ABOUT_DATA and fs.isfile(name))
             found = sorted(name for name in files if _is_finished(name[len(folder) + 1 :]))

@@ -10,6 +10,7 @@ import itertools
 import json
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -200,9 +201,41 @@ def jsonl(lines: Iterable[bytes]) -> Iterator[Lazy]:
             yield partial(_parse_line, number, text)
 
 
+Repeated: TypeAlias = "dict[int, tuple[str, dict[str, Any]]]"
+"""What is wrong with objects that have a key twice, and they themselves, by their `id`."""
+
+
+def _loads(text: str) -> tuple[Any, Repeated]:
+    """The value of a JSON text, and the objects in it with a key twice: `json` would keep the last of the values and
+    lose the others."""
+    repeated: Repeated = {}
+
+    def as_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(pairs)
+        if len(value) != len(pairs):
+            names = Counter(name for name, _ in pairs)
+            repeated[id(value)] = (f"key '{escaped(names.most_common(1)[0][0])[:60]}' appears twice", value)
+        return value
+
+    return json.loads(text, object_pairs_hook=as_dict), repeated
+
+
+def _repeated_in(value: Any, repeated: Repeated) -> str | None:
+    """What is wrong with the first object in a value that has a key twice."""
+    if not repeated or not isinstance(value, dict | list):
+        return None
+    if id(value) in repeated:
+        return repeated[id(value)][0]
+    inside = value.values() if isinstance(value, dict) else value
+    return next((problem for item in inside if (problem := _repeated_in(item, repeated))), None)
+
+
 def _parse_line(number: int, line: bytes) -> Record:
     try:
-        return Record(number, value=json.loads(line.decode("utf-8")))
+        value, repeated = _loads(line.decode("utf-8"))
+        if not repeated:
+            return Record(number, value=value)
+        problem, _ = next(iter(repeated.values()))
     except UnicodeDecodeError:
         problem = "not UTF-8"
     except (ValueError, RecursionError):
@@ -214,7 +247,7 @@ def json_file(stream: Stream, url: str, *, or_lines: bool) -> Iterator[Lazy]:
     """A list, an object with one list in it, or a single record; JSONL under a .json name is read as such."""
     data = stream.read()
     try:
-        value = json.loads(data.decode("utf-8-sig"))
+        value, repeated = _loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         if or_lines or _first_line_is_an_object(data):
             yield from jsonl(io.BytesIO(data))
@@ -224,7 +257,10 @@ def json_file(stream: Stream, url: str, *, or_lines: bool) -> Iterator[Lazy]:
             reason = f"not UTF-8 (byte {error.start})"
         raise BadInput(reason, file=url) from error
     for number, item in enumerate(_listed(value, url), start=1):
-        yield partial(Record, number, value=item)
+        if (problem := _repeated_in(item, repeated)) is not None:
+            yield partial(Record, number, problem=problem, text=describe(item))
+        else:
+            yield partial(Record, number, value=item)
 
 
 def _first_line_is_an_object(data: bytes) -> bool:

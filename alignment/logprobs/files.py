@@ -70,13 +70,14 @@ def reference_file(
     began = time.monotonic()
     if precision not in PRECISIONS:
         raise BadInput(f"unknown precision '{precision}'; there are {', '.join(PRECISIONS)}")
+    weight_files(model)
     policy = _policy(model, tokens or {})
     config, batch_tokens = read_config(model), batch_tokens or ReferenceSettings().batch_tokens
     name = fingerprint(
         _weights(model, store),
         config_digest(config),
         precision,
-        numerics=numerics_class(precision, batch_tokens),
+        numerics=numerics_class(precision, batch_tokens, lambda: config),
         rope_by_length=rope_by_length(config),
     )
     reference = Reference(lambda: model, name, policy, precision, batch_tokens)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from alignment.data.tokens import TOKENS_VERSION, TokenSequence
 from alignment.digest import json_digest
+from alignment.models import capped
 from alignment.models.checkpoint import default_device
 from alignment.recipe import TokenPolicy
 
@@ -84,8 +86,11 @@ ANY_NUMERICS = "any"
 """Numerics class of a pass whose bits depend neither on its shape nor on the attention kernel that ran."""
 
 
-def numerics_class(precision: str, tokens: int, tf32: bool = False) -> str:
+def numerics_class(precision: str, tokens: int, config: Callable[[], dict[str, Any]], tf32: bool = False) -> str:
     """Of log-probs from passes of `tokens` tokens on this process's device, with TF32 products or without.
+
+    `config` reads the model's configuration, where it counts: of a model that caps its attention logits the class says
+    what attends then (`alignment.models.capped.family`), and of any other model `flash`.
 
     `any` where a sequence's bits do not depend on its company or the size of its pass: on a CPU, and as far as values
     are told apart in float32 and float64 without TF32.
@@ -94,7 +99,7 @@ def numerics_class(precision: str, tokens: int, tf32: bool = False) -> str:
         return ANY_NUMERICS
     if precision in WIDE:
         return f"tf32, passes of {tokens}" if tf32 else ANY_NUMERICS
-    return f"flash, passes of {tokens}"
+    return f"{capped.family() if capped.caps(config()) else 'flash'}, passes of {tokens}"
 
 
 def fingerprint(

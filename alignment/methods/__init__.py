@@ -8,6 +8,7 @@ from typing import Any
 
 from alignment.methods.cpo import Cpo
 from alignment.methods.dpo import ApoDown, ApoZero, ConservativeDpo, Dpo, Hinge, Ipo, NormalisedDpo, RobustDpo
+from alignment.methods.grpo import Grpo
 from alignment.methods.kto import Kto
 from alignment.methods.ld_dpo import LdDpo
 from alignment.methods.method import LabelledLogps, Method, PairLogps
@@ -33,10 +34,15 @@ METHODS: dict[str, type[Method]] = {
     )
 }
 
+"""The methods that train on preferences, by the packed step."""
+ON_POLICY: dict[str, type[Method]] = {Grpo.name: Grpo}
+"""Those that train on what the policy samples, by a trainer of their own."""
+EVERY = METHODS | ON_POLICY
+
 
 def method_of(settings: Any) -> Method:
     """The method that a recipe's section names by `loss`, with its own settings."""
-    return METHODS[settings.loss].of(settings)
+    return EVERY[settings.loss].of(settings)
 
 
 KINDS = {"paired": "a chosen and a rejected completion", "unpaired": "a completion with its label"}
@@ -60,11 +66,11 @@ class Spelling:
         """The method of a name; None for a name that is none."""
         if not isinstance(name, str):
             return None
-        return METHODS.get((self.per_token if per_token is True else {}).get(name) or self.names.get(name, ""))
+        return EVERY.get((self.per_token if per_token is True else {}).get(name) or self.names.get(name, ""))
 
     def settings(self, name: str) -> frozenset[str]:
         """The settings that a method takes in the section, beside those of every training."""
-        own = METHODS[self.names[name]].settings()
+        own = EVERY[self.names[name]].settings()
         return own | {"length_normalised"} if name in self.per_token else own
 
     def called(self, names: Iterable[str]) -> str:
@@ -91,12 +97,14 @@ NORMALISED = "sigmoid_norm"
 """It has no name of its own in `optimise`: it is `dpo` with `length_normalised`."""
 RENAMED = {"sigmoid": "dpo", "robust": "robust_dpo"}
 LOSS = Spelling(
-    "dpo", "loss", {name: name for name in METHODS}, elsewhere={other: name for name, other in RENAMED.items()}
+    "dpo", "loss", {name: name for name in EVERY}, elsewhere={other: name for name, other in RENAMED.items()}
 )
 METHOD = Spelling(
     "optimise",
     "method",
-    {RENAMED.get(name, name): name for name in METHODS if name != NORMALISED} | {"step_dpo": "sigmoid"},
+    {RENAMED.get(name, name): name for name in METHODS if name != NORMALISED}
+    | {"step_dpo": "sigmoid"}
+    | {name: name for name in ON_POLICY},
     per_token={"dpo": NORMALISED, "step_dpo": NORMALISED},
     elsewhere=RENAMED | {NORMALISED: "dpo with length_normalised: true"},
 )
@@ -111,7 +119,8 @@ def wrong_kind(method: Method, kind: str, spelling: Spelling | None = None, call
     if method.data in (kind, "unpaired"):  # a pair is two completions with their labels
         return None
     names = spelling.names if spelling else {name: name for name in METHODS}
-    able = f"{', '.join(name for name, other in names.items() if METHODS[other].data == kind)} would take them"
+    takers = [name for name, other in names.items() if other in METHODS and METHODS[other].data == kind]
+    able = f"{', '.join(takers)} would take them"
     wanted = f"{method.data} ones ({KINDS[method.data]})"
     return f"holds {kind} rows ({KINDS[kind]}), and {called or method.name} takes {wanted}; {able}"
 
@@ -121,6 +130,7 @@ __all__ = [
     "METHOD",
     "METHODS",
     "NORMALISED",
+    "ON_POLICY",
     "LabelledLogps",
     "Method",
     "PairLogps",

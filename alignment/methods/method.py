@@ -182,6 +182,8 @@ class Method(ABC):
     """Whether the loss also reads the sums over each completion's first min(lengths) tokens, of the same forward."""
     needs_reference: ClassVar[bool] = True
     """Whether the loss reads reference log-probs; without, the graph has no reference stage."""
+    on_policy: ClassVar[bool] = False
+    """Whether the policy is trained on answers that it samples meanwhile, and not on the preferences."""
     start: ClassVar[Literal["sft_checkpoint", "base_model"]] = "sft_checkpoint"
     """The checkpoint that training starts from."""
     healthy: ClassVar[Mapping[str, tuple[float, float]]] = {}

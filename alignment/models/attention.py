@@ -2,7 +2,8 @@
 
 Every segment of the pass is attended by itself, its prompt's keys and values gathered in front of its
 own: shapes depend on the sequence alone, and so do the bits, and no mask spans the pass. On a GPU in half
-precision one variable-length flash attention call does the same for all segments.
+precision one call does the same for all segments: of variable-length flash attention, or, where logits are capped, of
+flex attention (`alignment.models.capped`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
+from alignment.models.capped import capped_at_once, family
 from alignment.models.packing import Layout, VarlenIndex
 
 if TYPE_CHECKING:
@@ -70,7 +72,10 @@ def attend(
     if refused or not isinstance(layout, Layout) or attention_mask is not None or query.shape[2] != layout.tokens:
         raise CannotShare(f"{type(module).__name__} with {', '.join(refused) or 'tokens or a mask of its own'}")
     if query.is_cuda:
-        varlen = _varlen() if query.element_size() == 2 and cap is None else None
+        half = query.element_size() == 2
+        if half and cap is not None and family() == "flex":
+            return _capped_at_once(query, key, value, scaling, window, cap, layout), None
+        varlen = _varlen() if half and cap is None else None
         if varlen is not None:
             return _all_at_once(varlen, query, key, value, scaling, window, layout), None
         _say_that_segments_go_one_by_one(query.dtype, cap is not None)
@@ -167,7 +172,7 @@ def _say_that_segments_go_one_by_one(dtype: torch.dtype, capped: bool) -> None:
     import torch
 
     why = "flash attention takes 16 bits only" if dtype.itemsize > 2 else f"torch {torch.__version__} has no fit for it"
-    why = "flash attention caps no logits" if capped else why
+    why = "flex attention, which caps logits, is not compiled for this GPU" if capped and dtype.itemsize == 2 else why
     logger.warning("attention over shared prompts in %s goes segment by segment, which is slow: %s", dtype, why)
 
 
@@ -194,6 +199,20 @@ def _all_at_once(
         window_size=(-1 if window is None else window - 1, 0),
     )
     return out[None]
+
+
+def _capped_at_once(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+    cap: float,
+    layout: Layout,
+) -> torch.Tensor:
+    index, gather = layout.varlen, _gather()
+    keys, values = (gather(states[0].transpose(0, 1), index).transpose(0, 1)[None] for states in (key, value))
+    return capped_at_once(query, keys, values, scaling, window, cap, layout)
 
 
 @cache

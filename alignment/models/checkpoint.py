@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from alignment.errors import BadInput, first_few
 from alignment.models.code import code_digests, loading, refusal, refuse_code, refuse_kernels
 from alignment.models.ends import end_ids, eos_of_tokenizer, stop_strings
 from alignment.models.quantised import Quantisation, loading_quantised, settle
-from alignment.models.weights import is_finite, tensors, weight_files
+from alignment.models.weights import INDEX_FILE, SINGLE_FILE, is_finite, tensors, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -52,12 +53,42 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     try:
         config = json_of(path, path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise BadInput("no config.json: not a checkpoint folder", file=str(folder)) from None
+        there = "no config.json: not a checkpoint folder" if Path(folder).is_dir() else "no such folder"
+        raise BadInput(there, file=str(folder)) from None
     except IsADirectoryError:
         raise BadInput("is a folder, not a file", file=str(path)) from None
     if not isinstance(config, dict):
         raise BadInput("a model configuration is a JSON object", file=str(path))
+    for name, count in _numbers(config, LAYERS):
+        if count > MOST_LAYERS:  # Transformers makes lists of this length before it looks at any weight
+            raise BadInput(f"says {count}; {MOST_LAYERS} are the most that are read", file=str(path), field=name)
     return config
+
+
+LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
+MOST_LAYERS = 10_000
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "n_embd", "d_model")
+
+
+def _numbers(config: dict[str, Any], names: Iterable[str]) -> Iterator[tuple[str, int | float]]:
+    for part in (config, text_config(config)):
+        for name in names:
+            if isinstance(value := part.get(name), int | float) and not isinstance(value, bool):
+                yield name, value
+
+
+def refuse_sizes(folder: Path) -> None:
+    """Raises `BadInput` for a size in config.json above that of every tensor in the folder's weights.
+
+    Transformers would first take the memory for a model of that size, and then say which shapes differ.
+    """
+    if not any((folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE)):
+        return
+    widest = max((size for tensor in tensors(folder) for size in tensor.shape), default=0)
+    for name, size in _numbers(read_config(folder), SIZES):
+        if size > widest:
+            told = f"says {size}, and no tensor of the weights has more than {widest}: config.json is another model's"
+            raise BadInput(told, file=str(folder / CONFIG_FILE), field=name)
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -286,6 +317,7 @@ __all__ = [
     "load_generation_config",
     "load_model",
     "load_tokenizer",
+    "loaded_from",
     "max_positions",
     "read_config",
     "require_precision",
@@ -321,6 +353,7 @@ def load_config(folder: str | Path, runs_code: bool = False) -> PreTrainedConfig
 
     folder = Path(folder)
     refuse_kernels(read_config(folder), str(folder / CONFIG_FILE))
+    refuse_sizes(folder)
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, **loading(runs_code))
         config._attn_implementation = None  # ours to choose: one in the file would go before the argument
@@ -410,13 +443,9 @@ def load_model(
     load_generation_config(folder)
     if (folder / ADAPTER_FILE).is_file():  # Transformers would load it on top, and no digest of ours names it
         raise BadInput("an adapter lies beside the model: merge it, or move it elsewhere", file=str(folder))
-    try:
+    with loaded_from(folder, "model", runs_code):
         how = {} if quantise is None else loading_quantised(quantise, precision, device)
         model = _load(folder, config, precision, "sdpa", runs_code, how)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        if not runs_code and isinstance(error, ValueError) and (refused := refusal(folder)) is not None:
-            raise refused from error
-        raise BadInput(f"the model cannot be loaded: {first_line(error)}", file=str(folder)) from error
     if quantise is None:
         model = model.to(device)  # type: ignore[arg-type]
     else:
@@ -425,6 +454,24 @@ def load_model(
     if (name := first_not_finite(model.named_parameters())) is not None:
         raise BadInput(f"{name} {NOT_FINITE} in {precision}", file=str(folder))
     return model
+
+
+@contextmanager
+def loaded_from(folder: Path, what: str, runs_code: bool = False) -> Iterator[None]:
+    """Turns whatever a model's class raises on a folder that it cannot use into `BadInput`: classes raise anything on
+    values that they do not expect. What a device lacks or does wrong stays as it is."""
+    try:
+        yield
+    except (BadInput, MemoryError):
+        raise
+    except Exception as error:
+        import torch
+
+        if isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error):
+            raise
+        if not runs_code and isinstance(error, ValueError) and (refused := refusal(folder)) is not None:
+            raise refused from error
+        raise BadInput(f"the {what} cannot be loaded: {first_line(error)}", file=str(folder)) from error
 
 
 def without_dropout(config: PreTrainedConfig) -> None:

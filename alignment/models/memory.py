@@ -205,9 +205,17 @@ def _matrix_inputs(
     return float(4 * sum({linear.source: linear.inputs for linear in adapted}.values()) + between)
 
 
+BLOCKED = 1.25
+"""Places of `alignment.models.capped` a token: segments of some 250 tokens fill blocks of 128 (assumed)."""
+
+
 def _attention(shape: Shape, packed: PackedPass, width: int, flash: bool) -> float:
     queries = width * shape.query_width
-    if flash and not shape.family.capped:
+    if flash and shape.family.capped:
+        # in blocks: queries, the output (which is read out of its blocks), its log-sum-exp, keys and values
+        own = (2 * queries + 4 * shape.heads) * packed.tokens
+        return BLOCKED * (own + 2 * width * shape.key_width * packed.keys)
+    if flash:
         # queries, the output (also the next matrix's input) and its log-sum-exp; keys and values gathered by segment
         own = (queries + 4 * shape.heads) * packed.tokens
         return own + 2 * width * shape.key_width * packed.keys

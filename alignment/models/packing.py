@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from alignment.data.tokens import Ids, TokenSequence
 
@@ -244,6 +244,11 @@ class Layout:
 
     @cached_property
     def _masks(self) -> dict[tuple[int, int, int], torch.Tensor]:
+        return {}
+
+    @cached_property
+    def remembered(self) -> dict[Any, Any]:
+        """What attention made of the layout, for its next layers."""
         return {}
 
     @cached_property

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignment.errors import BadInput
-from alignment.models.checkpoint import default_device, first_line, load_config, load_tokenizer
+from alignment.models.checkpoint import default_device, load_config, load_tokenizer, loaded_from
 from alignment.models.code import loading
 
 if TYPE_CHECKING:
@@ -46,17 +46,16 @@ def load_reward_model(
     before = noise.level
     noise.setLevel(logging.ERROR)  # it lists the head of the language model, which is not used
     try:
-        model, found = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            config=config,
-            dtype=getattr(torch, precision),
-            use_safetensors=True,
-            use_kernels=False,
-            output_loading_info=True,
-            **loading(False),
-        )
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise BadInput(f"the reward model cannot be loaded: {first_line(error)}", file=str(folder)) from error
+        with loaded_from(folder, "reward model"):
+            model, found = AutoModelForSequenceClassification.from_pretrained(
+                folder,
+                config=config,
+                dtype=getattr(torch, precision),
+                use_safetensors=True,
+                use_kernels=False,
+                output_loading_info=True,
+                **loading(False),
+            )
     finally:
         noise.setLevel(before)
     missing = {str(name) for name in found["missing_keys"]}

@@ -49,8 +49,9 @@ def counts_of_empty_model(config_text: str, lora_text: str | None) -> tuple[int,
         with torch.device("meta"):
             made = AutoConfig.for_model(**without_implementations(config))
             model = AutoModelForCausalLM.from_config(made, trust_remote_code=False)
-    except (ValueError, TypeError) as error:
-        raise BadInput(f"no model can be made of this configuration: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # a class may raise anything on values that it does not expect
+        told = (str(error) or type(error).__name__).splitlines()[0]
+        raise BadInput(f"no model can be made of this configuration: {told}") from error
     whole = sum(weight.numel() for weight in model.parameters())
     if lora is None:
         return whole, whole

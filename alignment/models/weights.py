@@ -73,7 +73,8 @@ def weight_files(folder: Path) -> list[Path]:
     index names a shard that is not there.
     """
     if not folder.is_dir():
-        raise BadInput("no such model folder", file=str(folder))
+        told = "is a file; a model is a folder with config.json" if folder.exists() else "no such model folder"
+        raise BadInput(told, file=str(folder))
     if (folder / SINGLE_FILE).is_file():
         return [folder / SINGLE_FILE]
     if (folder / INDEX_FILE).is_file():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -12,6 +13,8 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -46,6 +49,31 @@ class Section(Keyed):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, hide_input_in_errors=True
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_not_true_or_false(cls, value: Any, field: ValidationInfo) -> Any:
+        """Pydantic takes true for 1 and false for 0. It may take a text for a number: YAML reads 1e-3 as one."""
+        if _has_a_boolean(value):
+            takes = set(_types_of(cls.model_fields[str(field.field_name)].annotation))
+            if takes & {int, float} and not any(_takes_a_boolean(kind) for kind in takes):
+                raise ValueError("must be a number, not true or false")
+        return value
+
+
+def _has_a_boolean(value: Any) -> bool:
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return isinstance(value, bool) or any(map(_has_a_boolean, inside))
+
+
+def _takes_a_boolean(kind: Any) -> bool:
+    return kind is bool or (isinstance(kind, type) and issubclass(kind, BaseModel))
+
+
+def _types_of(annotation: Any) -> Iterator[Any]:
+    """What is at the ends of an annotation: float and None of `dict[str, float] | None`."""
+    inner = get_args(annotation)
+    yield from (end for one in inner for end in _types_of(one)) if inner else (annotation,)
 
 
 class ModelSource(Section):

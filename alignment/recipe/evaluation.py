@@ -254,10 +254,22 @@ class NewRows(Section):
     within two points."""
 
 
+class BestOf(Section):
+    """Answers are chosen: of several that the model gives to a question, the one that the recipe's `reward_model` rates
+    highest. Policy, baseline and champion are all measured so, at `n` times the cost of answering."""
+
+    n: int = Field(default=8, ge=2, le=256)
+    """Answers sampled to each question, and to each turn of a conversation."""
+    temperature: float = Field(default=1.0, gt=0, le=10)
+    """Sampling temperature, in place of that of the suites."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling, in place of that of the suites."""
+
+
 class Evals(Section):
     """The suites to run; a suite left out is not run."""
 
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"new_rows"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"new_rows", "best_of"})
 
     gsm8k: Gsm8k | None = None
     """GSM8K: grade-school maths."""
@@ -289,6 +301,9 @@ class Evals(Section):
     """Measures the champion on preference pairs that it never saw. Without this section it is not measured so."""
     generate: Generate = Generate()
     """Who answers the suites."""
+    best_of: BestOf | None = None
+    """Measures the best of several answers by the recipe's `reward_model`; null measures the one answer that a suite
+    asks for. Suites of log-likelihoods have nothing to choose and stay as they are."""
     batch_tokens: int = Field(default=16_384, ge=1)
     """Tokens held at once while answering: longest prompt + `max_new_tokens`, times the answers of a batch."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"

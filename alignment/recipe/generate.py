@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -36,8 +36,8 @@ class Score(Section):
     """What the score is multiplied by before scores are added up."""
 
 
-class Sampled(Section):
-    """How preference pairs are made of sampled answers."""
+class Answered(Section):
+    """Prompts that a model answers several times, and who scores the answers."""
 
     prompts: Prompts
     """Where the prompts are. Prompts that `held_out_fraction` holds out, and prompts that hold an item of a suite of
@@ -46,8 +46,6 @@ class Sampled(Section):
     """Answers sampled to each prompt."""
     temperature: float = Field(default=0.8, ge=0, le=10)
     """Sampling temperature; several answers need one above 0."""
-    top_p: float = Field(default=0.95, gt=0, le=1)
-    """Nucleus sampling: each token is drawn from the most likely tokens that together reach this probability."""
     max_new_tokens: int = Field(default=1024, ge=1)
     """Longest answer in tokens; an answer that is cut there is in no pair."""
     score: tuple[Score, ...] = ()
@@ -55,6 +53,69 @@ class Sampled(Section):
     scorer may be written without the list."""
     length_penalty: float = Field(default=0.0, ge=0)
     """What is taken from an answer's score for each of its tokens, in units of the score."""
+
+    @field_validator("score", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return (value,) if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _kinds_once(self) -> Answered:
+        if self.n > 1 and self.temperature == 0:
+            raise ValueError("temperature: several answers to a prompt need one above 0, or all are the same")
+        kinds = [score.kind for score in self.score]
+        if len(set(kinds)) < len(kinds):
+            raise ValueError("score: a kind stands there twice")
+        return self
+
+    @property
+    def reward_modelled(self) -> bool:
+        """Whether the reward model scores."""
+        return any(score.kind == "reward_model" for score in self.score)
+
+    @property
+    def judged(self) -> bool:
+        """Whether a judge scores."""
+        return any(score.kind in ("judge", "judge_pairs") for score in self.score)
+
+
+VERIFIERS = ("rubric", "exact", "instructions")
+"""Scorers that need no model: they verify an answer by what its prompt says of right ones."""
+
+
+class OnPolicy(Answered):
+    """What `optimise.method: grpo` trains on: answers that the policy samples to prompts while it is trained. Each is
+    scored, and becomes likelier by how far its score lies above the mean of the answers to its prompt.
+
+    In `optimise`, `batch_size` counts prompts, each with its `n` answers, `epochs` passes over the prompts, and
+    `micro_batch_size` answers that are put through the model at once.
+    """
+
+    n: int = Field(default=8, ge=2, le=1024)
+    """Answers sampled to each prompt of a step: the group whose mean an answer is compared with."""
+    temperature: float = Field(default=1.0, gt=0, le=10)
+    """Sampling temperature; also that of the log-probs in the loss. 1 samples from the policy itself."""
+    max_new_tokens: int = Field(default=1024, ge=1)
+    """Longest answer in tokens; one that is cut there is scored as it is."""
+    score: tuple[Score, ...] = Field(min_length=1)
+    """Who scores the answers: `rubric`, `exact` and `instructions`, which verify an answer by what its prompt says; or
+    a list of them, which are multiplied by their weights and added up. An answer without a score moves nothing."""
+    kl_weight: float = Field(default=0.0, ge=0)
+    """Weight of the divergence from the start checkpoint beside the reward, in nats a token (β of the paper, which took
+    0.04); above 0 the start checkpoint is in memory too."""
+
+    @model_validator(mode="after")
+    def _verified(self) -> OnPolicy:
+        if other := next((score.kind for score in self.score if score.kind not in VERIFIERS), None):
+            raise ValueError(f"score: {other} verifies nothing; on-policy training takes {', '.join(VERIFIERS)}")
+        return self
+
+
+class Sampled(Answered):
+    """How preference pairs are made of sampled answers."""
+
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    """Nucleus sampling: each token is drawn from the most likely tokens that together reach this probability."""
     pairs: Pairing = "best_worst"
     """Which answers to a prompt are paired. `best_worst`: the best scored with the worst. `best_random`: the best with
     one that scores less, drawn by the seed. `margin`: each two whose scores differ by `min_gap` or more. `top_k`: the
@@ -72,37 +133,17 @@ class Sampled(Section):
     """Who computes the answers: Transformers in the step, an endpoint, or a server that is started. Precision and batch
     are those of `evals`."""
 
-    @field_validator("score", mode="before")
-    @classmethod
-    def _listed(cls, value: object) -> object:
-        return (value,) if isinstance(value, dict) else value
-
     @model_validator(mode="after")
     def _pairs_have_scores(self) -> Sampled:
         if self.pairs != "delta" and not self.score:
             raise ValueError(f"pairs: {self.pairs} needs score")
         if self.pairs != "delta" and self.n < 2:
             raise ValueError("n: a pair needs two answers to a prompt")
-        if self.n > 1 and self.temperature == 0:
-            raise ValueError("temperature: several answers to a prompt need one above 0, or all are the same")
         if (self.pairs == "delta") != (self.weak is not None):
             raise ValueError("weak goes with pairs: delta, which needs it")
         if self.pairs == "margin" and not self.min_gap:
             raise ValueError("pairs: margin needs min_gap above 0")
-        kinds = [score.kind for score in self.score]
-        if len(set(kinds)) < len(kinds):
-            raise ValueError("score: a kind stands there twice")
         return self
-
-    @property
-    def reward_modelled(self) -> bool:
-        """Whether the reward model scores."""
-        return any(score.kind == "reward_model" for score in self.score)
-
-    @property
-    def judged(self) -> bool:
-        """Whether a judge scores."""
-        return any(score.kind in ("judge", "judge_pairs") for score in self.score)
 
 
 class GeneratedPairs(Sampled):
@@ -119,10 +160,12 @@ class Rounds(Sampled):
     """Rounds of preference training. Round 1 trains on `preferences`; each later round samples answers from the policy
     of the round before, pairs them, and trains on these pairs.
 
-    After each later round its policy is compared with the one before by the same scorers on held-out prompts. A round
-    whose mean score is not higher ends the rounds: later ones are not trained, and the best policy so far is the
-    recipe's.
+    After each later round its policy is compared with the one before by the same scorers on held-out prompts. `go_on`
+    says with which result the rounds go on. Otherwise they end: later rounds are not trained, and the policy before the
+    round that ended them is the recipe's.
     """
+
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"go_on"})
 
     count: int = Field(default=3, ge=2, le=20)
     """Rounds, the first included."""
@@ -136,6 +179,10 @@ class Rounds(Sampled):
     """Whether each later round has prompts of its own: a share of all, by a hash. false gives all prompts to each."""
     compare_n: int = Field(default=1, ge=1, le=64)
     """Answers to each held-out prompt by which a round is compared with the one before."""
+    go_on: Literal["improved", "not_worse", "always"] = "improved"
+    """The result of a round with which the rounds go on, by the 95 % interval of the difference of the mean scores.
+    `improved`: the interval lies above zero. `not_worse`: it does not lie below zero. `always`: any; all rounds are
+    trained, and the last one's policy is the recipe's."""
 
     @model_validator(mode="after")
     def _beta_of_each(self) -> Rounds:

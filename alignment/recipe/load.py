@@ -3,6 +3,7 @@ file and key."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from alignment.errors import BadInput, did_you_mean
+from alignment.methods import METHOD, METHODS
 from alignment.recipe.faults import fault
 from alignment.recipe.recipe import Recipe
 
@@ -32,6 +34,15 @@ class StrictLoader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=f"key '{key.value}' appears twice", problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node; raises `MarkedYAMLError` for a number or date that there is none of."""
+        try:
+            return super().construct_object(node, deep=deep)  # type: ignore[no-untyped-call]
+        except (ValueError, OverflowError) as error:
+            kind = {"int": "number", "float": "number", "timestamp": "date"}.get(node.tag.rpartition(":")[2], "value")
+            problem = f"no {kind} is written as '{str(node.value)[:40]}'; put a text in quotes"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error
 
 
 MAX_NODES = 100_000
@@ -137,7 +148,19 @@ def extended(data: dict[str, Any], path: Path, seen: tuple[Path, ...] = ()) -> d
     if preset.resolve() in seen:
         raise BadInput(f"{preset.name} extends itself", file=str(path), field=EXTENDS)
     below = extended(read_yaml(preset, "preset"), preset, seen)
-    return merged({key: value for key, value in below.items() if key not in OF_ITS_OWN}, own)
+    below = {key: value for key, value in below.items() if key not in OF_ITS_OWN}
+    return merged(_for_another_method(below, own), own)
+
+
+def _for_another_method(below: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """A preset without those settings of its method that the recipe's own method refuses: nobody could unset them."""
+    section, over = below.get(METHOD.section), own.get(METHOD.section)
+    name = over.get(METHOD.key) if isinstance(over, dict) else None
+    if not isinstance(section, dict) or name not in METHOD.names:
+        return below
+    refused = {setting for method in METHODS.values() for setting in method.settings()} | {"length_normalised"}
+    refused -= METHOD.settings(name)
+    return below | {METHOD.section: {key: value for key, value in section.items() if key not in refused}}
 
 
 def preset_file(named: Any, path: Path) -> Path:
@@ -146,8 +169,9 @@ def preset_file(named: Any, path: Path) -> Path:
         raise BadInput("must be the name of a preset, such as presets/zephyr_7b", file=str(path), field=EXTENDS)
     for folder in (path.resolve().parent, RECIPES):
         for suffix in ("", ".yaml"):
-            if (found := folder / f"{named}{suffix}").is_file():
-                return found
+            with contextlib.suppress(OSError):  # a name that is longer than a file's
+                if (found := folder / f"{named}{suffix}").is_file():
+                    return found
     known = sorted(one.stem for one in (RECIPES / "presets").glob("*.yaml"))
     meant = did_you_mean(Path(named).stem, known).replace("mean ", "mean presets/")
     meant = meant or f"; there are presets/ {', '.join(known)}"

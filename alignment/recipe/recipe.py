@@ -13,9 +13,9 @@ from alignment.methods import Method
 from alignment.models.quantised import Quantisation
 from alignment.recipe.data import ModelSource, PreferenceSource, Section, VariableName
 from alignment.recipe.evaluation import Evals, Gate, Judge
-from alignment.recipe.generate import GeneratedPairs, RewardModel, Rounds
+from alignment.recipe.generate import GeneratedPairs, OnPolicy, RewardModel, Rounds
 from alignment.recipe.schedule import Alerts, Schedule
-from alignment.recipe.several import Link, MergePart, Sweep
+from alignment.recipe.several import Link, MergePart, Soups, Sweep
 from alignment.recipe.training import Dpo, Optimise, Reference, Sft, TokenPolicy, as_fast_as_sft
 
 
@@ -126,7 +126,18 @@ class Recipe(Section):
     model_config = ConfigDict(json_schema_extra=_required_without_preset)
 
     absent_by_default: ClassVar[frozenset[str]] = frozenset(
-        {"publish", "extends", "residency", "sweep", "merge", "generate", "rounds", "reward_model"}
+        {
+            "publish",
+            "extends",
+            "residency",
+            "sweep",
+            "soups",
+            "merge",
+            "generate",
+            "rounds",
+            "reward_model",
+            "on_policy",
+        }
     )
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
@@ -167,10 +178,15 @@ class Recipe(Section):
     """Rounds of training, each on pairs made of answers that the policy of the round before gives."""
     reward_model: RewardModel | None = None
     """The reward model that scores sampled answers."""
+    on_policy: OnPolicy | None = None
+    """The prompts, answers and scores that `optimise.method: grpo` trains on. `preferences` are then only measured:
+    their held-out pairs are, as with every method, and the others are not used."""
     dpo: Dpo = Dpo()
     """The older spelling of `optimise`, which `align recipes upgrade` rewrites; a recipe has one of the two."""
     sweep: Sweep | None = None
     """Trains at several points in place of one."""
+    soups: Soups | None = None
+    """Weighted averages of the policy and earlier checkpoints as candidates beside the policy alone."""
     merge: tuple[MergePart, ...] = ()
     """The policy as a weighted average (a model soup) of what training made and of other checkpoints, as a list of
     `{of: policy, weight: 0.9}`; the average is what is evaluated and can be registered. Empty averages nothing."""
@@ -295,9 +311,24 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _averaged(self) -> Recipe:
+        if self.soups is None:
+            return self
+        if other := next((name for name in ("sweep", "merge") if getattr(self, name)), None):
+            raise ValueError(f"soups and {other}: each makes the policy of its own, so leave one of them out")
+        if not self.evals.selected():
+            raise ValueError("soups have no items to pick a candidate by: select a suite in evals")
+        if self.soups.sft and self.sft is None:
+            raise ValueError("soups.sft averages the SFT checkpoint, and the recipe has no section sft")
+        by = (self.soups.by or "").partition("/")[0]
+        if by and by not in self.evals.selected():
+            raise ValueError(f"soups.by names {by}, which evals does not select ({', '.join(self.evals.selected())})")
+        return self
+
+    @model_validator(mode="after")
     def _seeds(self) -> Recipe:
-        if self.repeats and (self.merge or self.sweep):
-            other = "merge" if self.merge else "sweep"
+        if self.repeats and (self.merge or self.sweep or self.soups):
+            other = "merge" if self.merge else "sweep" if self.sweep else "soups"
             raise ValueError(f"gate.seeds trains the policy again, and with {other} it is none that was trained alone")
         return self
 
@@ -347,6 +378,7 @@ class Recipe(Section):
         if self.rounds is None:
             return self
         others: dict[str, Any] = {"a chain in optimise": self.later_links, "sweep": self.sweep, "merge": self.merge}
+        others["soups"] = self.soups
         others["gate.seeds"] = self.repeats
         for other in (name for name, value in others.items() if value):
             raise ValueError(f"rounds and {other}: give one of them")
@@ -359,6 +391,43 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _sampled_in_training(self) -> Recipe:
+        settings, called = self.dpo, self.training.called
+        if not any(link.method.on_policy for link in self.links):
+            if self.on_policy is not None:
+                raise ValueError(f"on_policy is what method: grpo trains on, and {called} takes preferences")
+            return self
+        if self.on_policy is None:
+            raise ValueError(f"{called} trains on answers to prompts: give the section on_policy")
+        others: dict[str, Any] = {"a chain in optimise": self.later_links, "sweep": self.sweep, "merge": self.merge}
+        others |= {"generate": self.generate, "rounds": self.rounds, "gate.seeds": self.repeats}
+        if other := next((name for name, value in others.items() if value), None):
+            raise ValueError(f"{called} and {other}: give one of them")
+        refused = {
+            "lora": settings.lora,
+            "sharded": settings.sharded,
+            "tf32": settings.tf32,
+            "router_aux_loss_coef": settings.router_aux_loss_coef,
+            "sft_rows_fraction": settings.sft_rows_fraction,
+            "weighted": settings.weighted,
+            "target_margin": settings.target_margin,
+            "stop": settings.stop,
+            "keep_steps": settings.keep_steps,
+            "gradient_checkpointing: selective": settings.gradient_checkpointing == "selective",
+        }
+        if name := next((name for name, value in refused.items() if value), None):
+            raise ValueError(
+                f"{name} does not go with {called}, which trains all weights by TRL's trainer: leave it out"
+            )
+        answers = settings.batch_size * self.on_policy.n
+        if answers % settings.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size {settings.micro_batch_size} does not divide the {answers} answers of a step"
+                f" (batch_size {settings.batch_size} × on_policy.n {self.on_policy.n})"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _agreement(self) -> Recipe:
         section, called = self.training.spelling.section, self.training.called
         for link in self.links:
@@ -368,6 +437,10 @@ class Recipe(Section):
                     f"reference.precision and {section}.precision must be the same: the cached log-probs "
                     "must equal the policy's at its first step"
                 )
+        if self.evals.best_of is not None and self.reward_model is None:
+            raise ValueError("evals.best_of chooses by a reward model: give the section reward_model")
+        if self.evals.best_of is not None and self.evals.sharded:
+            raise ValueError("evals.best_of needs the whole model in one process: leave out best_of or evals.sharded")
         if self.reference.sharded and self.scores and self.reference_quantise is not None:
             raise ValueError(
                 "lora.quantise needs the whole model in one process: leave out lora.quantise or reference.sharded"
@@ -381,6 +454,11 @@ class Recipe(Section):
             )
         if self.evals.new_rows is not None and (not self.needs_reference or self.method.data != "paired"):
             raise ValueError(f"evals.new_rows takes pairs and a reference, and {called} has not both")
+        worth = None if self.schedule is None else self.schedule.worth
+        if worth is not None and worth.wake_on_drift and self.evals.new_rows is None:
+            raise ValueError(
+                "schedule.worth.wake_on_drift looks at new rows, which are not measured: add evals.new_rows: {}"
+            )
         by_judge = self.evals.xstest is not None and self.evals.xstest.scored_by == "judge"
         if by_judge and (self.judge is None or self.judge.kind == "rubric"):
             raise ValueError("evals.xstest.scored_by: judge needs a judge of kind openai")
@@ -472,6 +550,11 @@ class Recipe(Section):
     def method(self) -> Method:
         """The preference method of the policy's training, with its own settings."""
         return self.dpo.method
+
+    @property
+    def candidates(self) -> Sweep | Soups | None:
+        """The section that asks for several candidates, of which the best by one metric becomes the policy."""
+        return self.sweep or self.soups
 
     @property
     def repeats(self) -> int:

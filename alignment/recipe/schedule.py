@@ -95,6 +95,8 @@ class Worth(Section):
     """What a night needs before it trains. With less, the new rows wait, and the next night looks again. Only
     additional rows wait: rows that are gone, and other settings or checkpoints, are trained at once."""
 
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"wake_on_drift"})
+
     min_new_rows: int | None = Field(default=None, ge=1)
     """Fewest rows to train on that the policy before was not given; held-out rows do not count."""
     min_new_share: float | None = Field(default=None, gt=0, le=1)
@@ -106,6 +108,9 @@ class Worth(Section):
     that of the last five reports."""
     max_wait_days: float | None = Field(default=None, gt=0)
     """Days since the last training after which any new row is trained on. Without it rows may wait for ever."""
+    wake_on_drift: bool = False
+    """Train at once, however few rows are new, if the champion's accuracy on them sets off the alarm `drift`. It needs
+    `evals.new_rows`, which is measured on nights that sleep as well."""
 
     @model_validator(mode="after")
     def _asks_something(self) -> Worth:

@@ -87,9 +87,47 @@ class Sweep(Section):
         return {point_name(point): point for point in every}
 
 
-def point_name(point: Mapping[str, float]) -> str:
+def point_name(point: Mapping[str, float], kind: str = "point") -> str:
     """The name of a point's nodes: letters, digits and _ only."""
-    return "_".join(["point", *(f"{name}_{re.sub('[^0-9a-z]', '_', short(value))}" for name, value in point.items())])
+    return "_".join([kind, *(f"{name}_{re.sub('[^0-9a-z]', '_', short(value))}" for name, value in point.items())])
+
+
+class Soups(Section):
+    """Weighted averages of the trained policy and earlier checkpoints (model soups) as candidates, for the price of
+    evaluating each. The policy alone and every average below are evaluated. The best is picked on one half of a suite's
+    items and confirmed on the other, as with a sweep, and only a confirmed one can pass the gate."""
+
+    sft: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    """Weights of the SFT checkpoint, each in an average of its own; the policy has the rest."""
+    champions: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Numbers of champions, each in an average of its own: 2 averages the policy and the last two champions, with equal
+    weights. Policies that were averaged of this very one, of another architecture, erased, or trained on what was
+    withdrawn since are passed over. Where there are fewer champions, fewer are averaged."""
+    by: str | None = None
+    """The metric by which a candidate is picked and confirmed, such as ifeval/prompt_level_strict_acc; by default the
+    gate's first `improve`, or else the main metric of the first suite."""
+
+    @model_validator(mode="after")
+    def _few_averages(self) -> Soups:
+        for name in ("sft", "champions"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} has a value twice")
+        every = 1 + len(self.sft) + len(self.champions)
+        if every == 1:
+            raise ValueError("give weights of sft, or numbers of champions")
+        if every > MOST_POINTS:
+            raise ValueError(f"{every} candidates with the policy alone are more than {MOST_POINTS}: take values out")
+        if len(self.points) < every:
+            raise ValueError("two weights differ by less than six digits show")
+        return self
+
+    @property
+    def points(self) -> dict[str, dict[str, float]]:
+        """Name of each candidate to what it averages with the policy, the policy alone first."""
+        averages: list[dict[str, float]] = [{"sft": weight} for weight in self.sft]
+        averages += [{"champions": float(most)} for most in self.champions]
+        return {"soup_alone": {}} | {point_name(average, "soup"): average for average in averages}
 
 
 class MergePart(Section):

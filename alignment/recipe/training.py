@@ -102,8 +102,9 @@ class Optimisation(Section):
     batch_size: int = Field(default=32, ge=1)
     """Rows of one optimiser step, over all devices and accumulation steps."""
     micro_batch_size: int = Field(default=4, ge=1)
-    """Rows that a device holds at once; batch_size is reached by accumulating gradients, and must be a multiple of this
-    times the number of devices. Halve it when memory runs out."""
+    """Rows that a device holds at once, at most; batch_size is reached by accumulating gradients, and must be a
+    multiple of this (for a reward model, and with `router_aux_loss_coef`, of this times the number of devices). Halve
+    it when memory runs out."""
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
     """Share of the optimiser steps in which the learning rate rises from 0, as a fraction."""
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
@@ -293,7 +294,8 @@ class Dpo(Optimisation):
     }
 
     micro_batch_size: int = Field(default=4, ge=1)
-    """Ignored: a step's rows go through in passes of `reference.batch_tokens` tokens, whatever their number."""
+    """Ignored: a step's rows go through in passes of `reference.batch_tokens` tokens, whatever their number. Of
+    `grpo`: sampled answers that go through at once."""
 
     learning_rate: float = Field(default=5e-7, gt=0)
     """Highest learning rate of AdamW, reached after the warm-up; commonly 5e-8 to 1e-6 for a whole model, ten times
@@ -307,7 +309,8 @@ class Dpo(Optimisation):
     the excess of the longer side counts less (Liu et al. 2024). `kto`: for completions with a thumb up or down; a pair
     counts as two of them (Ethayarajh et al. 2024). `simpo` (Meng et al. 2024) and `cpo` (Xu et al. 2024) take no
     reference, and their graph has no reference log-probs. `orpo` (Hong et al. 2024) takes none either, and trains from
-    the base model: its recipe has no `sft`."""
+    the base model: its recipe has no `sft`. `grpo` (Shao et al. 2024) is on-policy: it trains on answers that the
+    policy samples, and needs the section `on_policy`."""
     beta: float = Field(default=0.1, gt=0)
     """β: a larger value keeps the policy nearer to the reference. Usual values are 0.01 to 1, and 1 to 10 with
     `sigmoid_norm`, whose log-ratios are per token. `ipo` aims at a margin of 1 / (2β). Usual values
@@ -440,7 +443,8 @@ class Optimise(Dpo):
     excess of the longer side counts less (Liu et al. 2024). `kto`: for completions with a thumb up or down; a pair
     counts as two of them (Ethayarajh et al. 2024). `simpo` (Meng et al. 2024) and `cpo` (Xu et al. 2024) take no
     reference, and their graph has no reference log-probs. `orpo` (Hong et al. 2024) takes none either, and trains from
-    the base model: its recipe has no `sft`."""
+    the base model: its recipe has no `sft`. `grpo` (Shao et al. 2024) is on-policy: it trains on answers that the
+    policy samples, and needs the section `on_policy`."""
     beta: float = Field(default=0.1, gt=0)
     """β: a larger value keeps the policy nearer to the reference. Usual values are 0.01 to 1, and 1 to 10 with `dpo`
     and `length_normalised`, whose log-ratios are per token. `ipo` aims at a margin of 1 / (2β). Usual values

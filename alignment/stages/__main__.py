@@ -15,6 +15,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -34,6 +35,8 @@ from alignment.store import CorruptArtifact, MissingArtifact, Store
 
 GROUP = "alignment_dags.stages"
 BAD_INPUT_FILE = "ALIGN_BAD_INPUT_FILE"  # URL where a launcher wants to read what a person has to mend
+LOST_PEER = re.compile(r"(closed|reset) by peer|broken pipe|remote process (exited|has)", re.IGNORECASE)
+"""What gloo and NCCL say where a process that they talk to is gone."""
 LOGGERS = ("alignment", "eval")
 """Whose lines go to the Dagster run, as dagster.yaml has it for stages in the step's process."""
 
@@ -81,6 +84,11 @@ def main() -> int:
             return 2
         except (MissingArtifact, CorruptArtifact) as error:
             print(f"error: {error}", file=sys.stderr)
+            return 1
+        except RuntimeError as error:
+            if os.environ.get("WORLD_SIZE", "1") == "1" or not LOST_PEER.search(str(error)):
+                raise
+            print(f"error: another process of {arguments.name} was lost, which this one needs", file=sys.stderr)
             return 1
     if first_rank:
         print(commit.artifact.model_dump_json())

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from alignment.data.manifest import Manifest, read_manifest
+from alignment.data.overlap import SuiteItems
 from alignment.data.tokens import Tokenization, TokenSequence
 from alignment.errors import BadInput
+from alignment.generation.prompts import PromptSource
 from alignment.logprobs.effort import Ranks
 from alignment.logprobs.keys import fingerprint, numerics_class
 from alignment.logprobs.token_ids import TokenIds, policy_name
@@ -25,6 +27,7 @@ from alignment.models.checkpoint import (
     load_model,
     load_tokenizer,
     max_positions,
+    read_config,
     require_precision,
     whole_summary,
 )
@@ -33,6 +36,8 @@ from alignment.models.loading import load_sharded
 from alignment.models.quantised import Quantisation
 from alignment.models.runner import tf32_products
 from alignment.recipe import Dpo, TokenPolicy
+from alignment.recipe.data import Keyed
+from alignment.recipe.generate import Score
 from alignment.stages import Context, Request, Result, Stage
 from alignment.stages.execute import environment
 from alignment.stages.stage import PolicySummary, ReferenceSummary, began_with
@@ -56,8 +61,31 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ROWS_FILE = "training_rows.parquet"
+ON_POLICY_FILE = "on_policy_prompts.parquet"
+"""The prompts that an on-policy training sampled answers to, by id; other policies have no such file."""
 REFERENCE_ROWS = 8
 """Rows of a reference that is not the start checkpoint, which are scored again before the policy is trained."""
+
+
+class Rollouts(Keyed):
+    """What an on-policy method trains on: `n` answers to each prompt of a step, sampled from the policy as it is then,
+    and who scores them. Prompts are kept out as `CandidatesRequest` has it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"suites", "withdrawn", "max_prompts", "kl_weight"})
+
+    prompts: tuple[PromptSource, ...] = Field(min_length=1)
+    n: int = Field(ge=2)
+    temperature: float = Field(gt=0)
+    max_new_tokens: int = Field(ge=1)
+    scores: tuple[Score, ...] = Field(min_length=1)
+    length_penalty: float = Field(default=0.0, ge=0)
+    kl_weight: float = Field(default=0.0, ge=0)
+    held_out_fraction: float = Field(default=0.0, ge=0, lt=1)
+    suites: dict[str, SuiteItems] | None = None
+    withdrawn: tuple[str, ...] = ()
+    max_prompts: int | None = None
 
 
 class DpoRequest(Request):
@@ -66,11 +94,11 @@ class DpoRequest(Request):
 
     `pass_tokens` is tokens of one pass; where it changes values, the references' fingerprint names it. Neither it nor
     the number of processes changes what is trained, so a killed run goes on with another number of them. `sft_dataset`
-    is given where `settings` mix SFT rows into each step.
+    is given where `settings` mix SFT rows into each step, and `rollouts` where the method is on-policy.
     """
 
     speed_only: ClassVar[frozenset[str]] = frozenset({"world_size", "pass_tokens"})
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"pass_tokens", "sft_dataset", "reference"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"pass_tokens", "sft_dataset", "reference", "rollouts"})
 
     manifest: Artifact
     checkpoint: Artifact
@@ -81,6 +109,13 @@ class DpoRequest(Request):
     pass_tokens: int = 16_384
     sft_dataset: Artifact | None = None
     reference: Artifact | None = None
+    rollouts: Rollouts | None = None
+
+    @model_validator(mode="after")
+    def _answers_of_an_on_policy_method(self) -> DpoRequest:
+        if self.settings.method.on_policy != (self.rollouts is not None):
+            raise ValueError("rollouts and an on-policy method go together")
+        return self
 
     @model_validator(mode="after")
     def _sft_rows_of_a_dataset(self) -> DpoRequest:
@@ -165,7 +200,9 @@ def _fingerprint_of(
         about["config_digest"],
         settings.precision,
         quantisation=quantisation,
-        numerics=numerics_class(settings.precision, request.pass_tokens, settings.tf32),
+        numerics=numerics_class(
+            settings.precision, request.pass_tokens, lambda: read_config(context.fetch(checkpoint)), settings.tf32
+        ),
         rope_by_length=about["rope_by_length"],
     )
 

@@ -31,7 +31,7 @@ from alignment.logprobs.table import (
     writer,
 )
 from alignment.logprobs.token_ids import ROWS_AT_ONCE, policy_name
-from alignment.models.checkpoint import whole_summary
+from alignment.models.checkpoint import read_config, whole_summary
 from alignment.models.quantised import Quantisation
 from alignment.models.runner import tf32_products
 from alignment.recipe import TokenPolicy
@@ -101,7 +101,12 @@ def reference_and_cache(request: Scoring, context: Context) -> tuple[Reference, 
         about["config_digest"],
         request.precision,
         quantisation=request.quantise,
-        numerics=numerics_class(request.precision, request.batch_tokens, request.tf32),
+        numerics=numerics_class(
+            request.precision,
+            request.batch_tokens,
+            lambda: read_config(context.fetch(request.checkpoint)),
+            request.tf32,
+        ),
         rope_by_length=about["rope_by_length"],
     )
     reference = Reference(

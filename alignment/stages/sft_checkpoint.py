@@ -25,10 +25,11 @@ from alignment.stages.stage import SftSummary
 from alignment.store import Artifact
 from alignment.training import resume
 from alignment.training.arguments import (
-    accumulation_steps,
     gathered,
     history,
     longer_first,
+    micro_batches,
+    padded_steps,
     require_world_size,
     trainer_arguments,
     training_order,
@@ -40,7 +41,10 @@ log = logging.getLogger(__name__)
 
 
 class SftRequest(Request):
-    """Either `base` with `dataset`, or `adopt`. `tokens` is the recipe's `TokenPolicy.writing()`."""
+    """Either `base` with `dataset`, or `adopt`. `tokens` is the recipe's `TokenPolicy.writing()`.
+
+    The number of processes does not change what is trained, so a killed run goes on with another number of them.
+    """
 
     absent_by_default: ClassVar[frozenset[str]] = frozenset({"tokens"})
 
@@ -65,6 +69,8 @@ class SftRequest(Request):
         if self.adopt is None:
             if self.settings.gradient_checkpointing == "selective":  # changes no result; the other two are in old keys
                 identity["settings"]["gradient_checkpointing"] = False
+            if not self.settings.router_aux_loss_coef:  # which is taken over what one process holds at once
+                identity["world_size"] = 1  # as keys of one process always had it
             return identity | self.tokens.drop_limit()
         for name in ("settings", "tokens", "world_size", *(() if self.adopt.embedded else ("seed",))):
             identity.pop(name, None)
@@ -104,7 +110,7 @@ def adopted_summary() -> dict[str, Any]:
 
 def _train(request: SftRequest, context: Context, runs_code: bool) -> dict[str, Any]:
     settings = request.settings
-    accumulation_steps(settings, request.world_size)
+    micro_batches(settings, request.world_size)
     require_world_size(request.world_size, context.world_size)
     require_precision(settings.precision, default_device())
     assert request.base is not None and request.dataset is not None
@@ -123,11 +129,13 @@ def _fit(
     from alignment.training.sft_trainer import BestWeights, Patience, looks, sft_trainer
 
     settings, work = request.settings, context.work / "trainer"
-    accumulation = accumulation_steps(settings, request.world_size)
-    arguments = trainer_arguments(settings, work, request.seed, len(order), settings.micro_batch_size, accumulation)
+    at_once, accumulation = micro_batches(settings, request.world_size)
+    arguments = trainer_arguments(settings, work, request.seed, len(order), at_once, accumulation)
     tokenizer = with_known_pad(trained.tokenizer(), embeddings(trained.folder))
     trainer = sft_trainer(trained, rows.train, rows.held_out, tokenizer, arguments, settings.eval_steps)
     trainer.order = order
+    if request.world_size > 1:  # one process takes a step's last rows without company, as it always did
+        trainer.order = padded_steps(order, settings.batch_size, at_once * request.world_size, trainer.empty_row)
     best = BestWeights(context.work / "best")
     patience = None
     if settings.patience is not None and rows.held_out:

@@ -196,6 +196,10 @@ class PolicySummary(CheckpointSummary):
     sft_rows_dropped: dict[str, int] = Field(default_factory=dict)
     merged: dict[str, float] = Field(default_factory=dict)
     """The parts of a weighted average, by name, with their weights; empty for a policy that is none."""
+    rollouts: dict[str, Number] = Field(default_factory=dict)
+    """Of an on-policy training: `answers` that were sampled since it last started, `unscored` ones among them, the
+    share of prompts whose answers all scored the same (`equal_scores`), and the mean score at the first and the last
+    record (`first_score`, `last_score`). `rows_trained` are its prompts then, and `rows_dropped` those set aside."""
 
 
 POLICY = "policy_checkpoint"

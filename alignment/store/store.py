@@ -235,9 +235,18 @@ class Store(Refs):
         else:
             folder = self.cache / "artifacts" / commit.kind / commit.key / commit.attempt
             if not folder.exists():
-                self._download(commit, remote, folder)
+                with self._arriving(folder):  # the ranks of a machine ask at the same time
+                    if not folder.exists():
+                        self._download(commit, remote, folder)
         verify(folder, commit, deep=deep)
         return folder
+
+    def _arriving(self, folder: Path) -> FileLock:
+        """Held while an artifact's files come to this machine: by one process, and the others wait for them."""
+        locks = self.cache / "arriving"
+        with explain_no_space(str(locks)):
+            locks.mkdir(parents=True, exist_ok=True)
+        return FileLock(locks / f"{folder.parent.name}-{folder.name}.lock")
 
     def _download(self, commit: Commit, remote: str, folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)

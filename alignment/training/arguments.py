@@ -29,6 +29,9 @@ NAMES = {
     "rewards/chosen": "chosen_reward",
     "rewards/rejected": "rejected_reward",
     "kl": "kl",
+    "reward": "score",
+    "frac_reward_zero_std": "equal_scores",
+    "completions/mean_length": "answer_tokens",
     "grad_norm": "grad_norm",
     "learning_rate": "learning_rate",
     **{name: name for name in ("held_out_accuracy", "held_out_margin", "held_out_median_margin", "held_out_kl")},
@@ -75,6 +78,29 @@ def accumulation_steps(settings: Optimisation, world_size: int) -> int:
             field="batch_size",
         )
     return settings.batch_size // at_once
+
+
+def micro_batches(settings: Optimisation, world_size: int) -> tuple[int, int]:
+    """Rows of a micro batch and micro batches a device in an optimiser step of any number of devices.
+
+    Micro batches are made smaller, and some of a step's stay without rows (`padded_steps`), where batch_size does not
+    divide. A router's term is taken over micro batches, which must then be those of one device: `BadInput` where not.
+    """
+    alone = accumulation_steps(settings, world_size if settings.router_aux_loss_coef else 1)
+    if world_size == 1 or settings.router_aux_loss_coef:
+        return settings.micro_batch_size, alone
+    accumulation = math.ceil(settings.batch_size / (settings.micro_batch_size * world_size))
+    return math.ceil(settings.batch_size / (accumulation * world_size)), accumulation
+
+
+def padded_steps(order: Sequence[int], batch_size: int, at_once: int, empty: int) -> list[int]:
+    """The order with each optimiser step's rows filled up with `empty` to a multiple of `at_once`, which all devices
+    together take at once: no row is taken twice, and none moves to another step."""
+    padded: list[int] = []
+    for start in range(0, len(order), batch_size):
+        step = list(order[start : start + batch_size])
+        padded += step + [empty] * (-len(step) % at_once)
+    return padded
 
 
 def optimiser_steps(rows: int, settings: Optimisation) -> int:

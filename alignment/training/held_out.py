@@ -82,10 +82,8 @@ def means(rows: Sequence[HeldOutRow], settings: Dpo) -> dict[str, Any]:
     logps = logps_of(rows)
     constants = method.prepare(column(partner_ratios(rows))) if method.coupled else None
     chosen, rejected = (reward.tolist() for reward in method.rewards(logps))
-    found = {
-        "loss": mean(method.loss(logps, constants).tolist()),
-        "accuracy": mean(method.right(logps, constants).tolist()),
-    }
+    found = {} if method.on_policy else {"loss": mean(method.loss(logps, constants).tolist())}
+    found["accuracy"] = mean(method.right(logps, constants).tolist())
     if method.data == "paired":
         found["margin"] = mean([high - low for high, low in zip(chosen, rejected, strict=True)])
     else:

@@ -108,7 +108,22 @@ IGNORED = -100
 
 
 class CompletionTrainer(OurTrainer, SFTTrainer):  # type: ignore[misc]
-    """SFT on `input_ids` and `labels`, which are -100 outside the completion."""
+    """SFT on `input_ids` and `labels`, which are -100 outside the completion.
+
+    The last row of the training set is empty: it has no label, adds nothing to a loss, and is not counted.
+    """
+
+    @property
+    def empty_row(self) -> int:
+        """Its index, which fills up the steps of several ranks."""
+        return len(self.train_dataset) - 1
+
+    def _rows_in(self, inputs: dict[str, Any]) -> int:
+        return int((inputs["labels"] != IGNORED).any(1).sum())
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        rows = (inputs["labels"] != IGNORED).any(1)
+        super()._track_num_input_tokens({**inputs, "attention_mask": inputs["attention_mask"][rows]})
 
     @torch.no_grad()
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -197,6 +212,10 @@ def features(sequence: TokenSequence) -> dict[str, list[int]]:
     return {"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion}
 
 
+EMPTY: dict[str, list[int]] = {"input_ids": [0], "labels": [IGNORED]}
+"""A row that counts for nothing."""
+
+
 def sft_trainer(
     trained: TrainedModel,
     train: Sequence[TokenSequence],
@@ -220,7 +239,7 @@ def sft_trainer(
     trainer = CompletionTrainer(
         model=trained.model,
         args=config,
-        train_dataset=Dataset.from_list([features(sequence) for sequence in train]),
+        train_dataset=Dataset.from_list([*map(features, train), EMPTY]),
         eval_dataset=Dataset.from_list([features(sequence) for sequence in held_out]) if held_out else None,
         processing_class=tokenizer,
         peft_config=trained.lora_config(),

@@ -39,6 +39,8 @@ class Sign:
 def signs(history: Sequence[Record], held_out: Mapping[str, float | None], settings: Dpo) -> list[Sign]:
     """What the records of a finished training say, the worst first; `held_out` is measured on the saved policy."""
     method = method_of(settings)
+    if method.on_policy:  # it never saw a pair, so that these say nothing of its training
+        return []
     swapped = "chosen and rejected are swapped" if method.data == "paired" else "thumbs up and down are swapped"
     found = [*_accuracy(held_out, swapped), *_margin(history, held_out), *_falling(history)]
     if method.needs_reference:  # without one a reward is no change of a log-prob

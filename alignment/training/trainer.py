@@ -178,10 +178,13 @@ class OurTrainer:
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """The step of the trainer beside it; also counts rows and sums the loss."""
-        self.rows_forwarded += len(inputs["input_ids"])
+        self.rows_forwarded += self._rows_in(inputs)
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
         self._step_loss = self._step_loss + loss.detach()
         return loss
+
+    def _rows_in(self, inputs: dict[str, Any]) -> int:
+        return len(inputs["input_ids"])
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Called once a step, when all ranks' gradients are in and before any weight changes."""

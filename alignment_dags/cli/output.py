@@ -327,10 +327,17 @@ def show_diff(result: dict[str, Any]) -> None:
     print(columns(("checkpoints", *header[1:], ""), rows))
     if result["settings"] and len(set(result["checkpoints"]["policy"])) == 1:
         print("note: both have the same policy: a recipe that was changed has not run since, or it changed nothing")
+    rows = [(f"  {stage}", *map(_taken, sides)) for stage, sides in result["taken"].items()]
+    print(columns(("taken", *header[1:]), rows))
     if result["metrics"]:
         _show_compared(result["metrics"])
     else:
         print("metrics: none that both were measured on")
+
+
+def _taken(told: dict[str, float] | None) -> str:
+    """Seconds and GPU-seconds; - for a stage that a side has not."""
+    return "-" if told is None else f"{told['seconds']:,.1f} s, {told['gpu_seconds']:,.0f} GPU-s"
 
 
 def _value(value: object) -> str:

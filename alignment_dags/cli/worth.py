@@ -82,20 +82,22 @@ def sources(
 
 def show_certificate(result: dict[str, Any]) -> None:
     """Prints a certificate: each metric over the seeds, and the published figures."""
+    from assets.certificate import Certified
+
     certificate = result["certificate"]
     if certificate is None:
         print(f"{result['recipe']}: no certificate yet")
         return
     rows = [
         (
-            one["metric"],
-            f"{one['mean']:.4f}",
-            "-" if one["deviation"] is None else f"{one['deviation']:.4f}",
-            "-" if one["low"] is None else f"[{one['low']:.4f}, {one['high']:.4f}]",
-            f"{one['own']:.4f}",
-            one["noise"],
+            one.metric,
+            f"{one.mean:.4f}",
+            "-" if one.deviation is None else f"{one.deviation:.4f}",
+            "-" if one.low is None else "[{:.4f}, {:.4f}]".format(*one.ends),
+            f"{one.own:.4f}",
+            one.noise,
         )
-        for one in certificate["metrics"]
+        for one in map(Certified.model_validate, certificate["metrics"])
     ]
     print(columns(("metric", "mean", "deviation", "one more run, 95 %", "own", "own is … noise"), rows))
     for one in certificate["metrics"]:

@@ -12,6 +12,7 @@ from alignment.recipe import Recipe
 from alignment_dags.nights.night import Night, Outcome
 from alignment_dags.nights.state import State
 from alignment_dags.run.upgrade import ACCEPT, told
+from alignment_dags.run.workspace import MANIFEST
 
 GRACE = timedelta(minutes=2)
 """How long a night leaves shards that are behind to the sensors that follow a source, before it makes them itself."""
@@ -122,7 +123,8 @@ def decide_night(
     `state_now` is asked only when the runs alone do not decide. `idle_since` is since when something was behind that
     nobody was making, None if that was not so at the last look. `cost` is what the night's runs have cost so far. A
     night that has passed a limit has its runs ended, and closes when they have ended; what is done by then counts.
-    `asleep` says why new rows wait (None: they do not); it is asked where other rows are all that is to be trained on.
+    `asleep` says why new rows wait (None: they do not); it is asked where other rows are all that is to be trained on,
+    before these are measured and after.
     """
     trained = _mine(runs, "train")
     done = trained is not None and trained.state != "going" and not trained.canceled
@@ -150,7 +152,7 @@ def decide_night(
             return step
         if state.manifest_behind:
             why = asleep() if state.manifest is not None and _is_settled(state) else None
-            return Launch("manifest", nodes=state.pinning) if why is None else Close("slept", why)
+            return Launch("manifest", nodes=state.pinning) if why is None else _asleep(state, runs, why)
     return _training(state, runs, late)
 
 
@@ -193,6 +195,17 @@ def _training(state: State, runs: Sequence[RunSeen], late: bool) -> NextStep:
     if (other := _going(runs, "train")) is not None and not late:
         return Wait(f"run {other.id[:8]} is training this recipe")
     return Launch("train", nodes=state.train)
+
+
+def _asleep(state: State, runs: Sequence[RunSeen], why: str) -> NextStep:
+    """Rows that wait are measured first, unless more than that is to be made for it: what is found may wake the night.
+    A measurement that fails is no reason to train."""
+    measured = _mine(runs, "measure")
+    if measured is not None and measured.state == "going":
+        return Wait(f"new rows are being measured (run {measured.id[:8]})")
+    if measured is None and state.incoming and state.pinning == (MANIFEST,):
+        return Launch("measure", nodes=state.incoming)
+    return Close("slept", why)
 
 
 def _is_settled(state: State) -> bool:

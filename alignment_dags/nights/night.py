@@ -11,6 +11,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from alignment.stages.stage import PolicySummary, ReferenceSummary, SftSummary
 from alignment.store import Commit
+from eval.summaries import NewRowsSummary
 
 # What a night did, how long each stage of it took and what that cost, summed over commit records.
 
@@ -134,6 +135,8 @@ class NightWorth(BaseModel):
     """Rows that the last policy was trained on."""
     trained_at: AwareDatetime
     provable: list[Provable] = []
+    measured: NewRowsSummary | None = None
+    """The champion on rows that it never saw; None unless that was measured of the rows that are new now."""
     seconds: float | None = None
     price: float | None = None
 

@@ -26,7 +26,8 @@ def runs_seen(instance: dg.DagsterInstance, workspace: Workspace, night: Night) 
     recipe = workspace.recipe
     keys = {phase.name: {asset_key(recipe.name, node.name) for node in phase.nodes} for phase in workspace.phases}
     keys["manifest"] = {asset_key(recipe.name, node.name) for node in workspace.pinning}
-    keys["train"] -= keys["manifest"]
+    keys["measure"] = {asset_key(recipe.name, node.name) for node in workspace.measuring}
+    keys["train"] -= keys["manifest"] | keys["measure"]
 
     def phases(chosen: Iterable[dg.AssetKey] | None, job: str | None = None) -> frozenset[str]:
         touched = set(chosen or ())

@@ -25,7 +25,8 @@ class State:
 
     `reference` has only shards whose rows are built. `manifest_behind` is whether another manifest would be pinned
     now, and `pinning` names what is made for that; `train` is what is behind the manifest that is pinned, the data
-    version of which is `manifest`. `verdict` is that of the evaluation report, if that is up to date. `unsettled` and
+    version of which is `manifest`. `incoming` is what is behind of the measurement of
+    rows that wait. `verdict` is that of the evaluation report, if that is up to date. `unsettled` and
     `unreadable` shards map to why: the first may be read in a moment, the second not before somebody mends them.
     `upgrade` is what this version makes anew and nobody has accepted; `accepted_at` is when a person last accepted
     such.
@@ -37,6 +38,7 @@ class State:
     manifest_behind: bool = False
     pinning: tuple[str, ...] = (MANIFEST,)
     train: tuple[str, ...] = ()
+    incoming: tuple[str, ...] = ()
     unsettled: Mapping[str, str] = field(default_factory=dict)
     unreadable: Mapping[str, str] = field(default_factory=dict)
     total: int = 0
@@ -71,7 +73,8 @@ def state_of(workspace: Workspace, budget: float = LOOK_SECONDS) -> State:
     state = _with_upgrade(state, workspace, upstream, {rows.name: ready} | scored)
     reference = [shard for late in behind.values() for shard in late]
     pinned = plan(workspace, workspace.pinning, ())
-    first = {node.name for node in workspace.pinning}
+    measured = plan(workspace, workspace.measuring, ())
+    first = {node.name for node in (*workspace.pinning, *workspace.measuring)}
     after = [node for node in phases["train"] if node.name not in first]
     ref = upstream.ref(MANIFEST)
     planned = [] if ref is None else plan(workspace, after, ())
@@ -82,6 +85,7 @@ def state_of(workspace: Workspace, budget: float = LOOK_SECONDS) -> State:
         manifest_behind=any(one.state != "current" for one in pinned),
         pinning=tuple(one.node.name for one in pinned if one.state != "current") or (MANIFEST,),
         train=tuple(one.node.name for one in planned if one.state != "current"),
+        incoming=tuple(one.node.name for one in measured if one.state != "current"),
         verdict=None if report is None else ReportSummary.of(report).verdict,
         manifest=None if ref is None else ref.artifact.digest,
     )

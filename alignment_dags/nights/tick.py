@@ -153,7 +153,7 @@ def requested(
     Their run keys repeat if the tick does, and Dagster launches a run key once.
     """
     recipe = workspace.recipe
-    name = job_name(recipe.name, "train" if launch.phase == "manifest" else launch.phase)
+    name = job_name(recipe.name, "train" if launch.phase in ("manifest", "measure") else launch.phase)
     tags = night.tags | _longest(recipe)
     if not launch.shards:
         request = dg.RunRequest(

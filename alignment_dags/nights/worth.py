@@ -27,13 +27,16 @@ from alignment.store import Artifact, Commit, MissingArtifact, Store
 from alignment.store.store import readable_commits
 from alignment_dags.nights.night import NightWorth, Provable
 from alignment_dags.planner.forecast import History, seconds_of
+from alignment_dags.run.plan import plan
 from alignment_dags.run.workspace import MANIFEST, Workspace
 from eval.gate.compare import MetricComparison, default_margin
 from eval.gate.default import default_requirement, gate_of
 from eval.gate.metrics import unit_of
+from eval.report.guards import drift_of
 from eval.stages.evaluation_report import ReportSummary
 from eval.statistics import clusters_to_prove, pooled_spread, smallest_provable
 from eval.suites import suite_of
+from eval.summaries import NewRowsSummary
 
 REPORTS = 5
 """Reports whose spread is pooled: the spread hardly changes, and an old one is of another evaluation."""
@@ -47,6 +50,8 @@ def reason_to_sleep(worth: NightWorth, rule: Worth, now: datetime) -> str | None
     """
     if worth.gone_rows or not worth.new_rows:
         return None
+    if rule.wake_on_drift and drifted(worth):
+        return None
     if rule.max_wait_days is not None and now - worth.trained_at >= timedelta(days=rule.max_wait_days):
         return None
     asked = {
@@ -59,6 +64,11 @@ def reason_to_sleep(worth: NightWorth, rule: Worth, now: datetime) -> str | None
     return f"{told(worth)}; {', and '.join(reasons)}" if reasons else None
 
 
+def drifted(worth: NightWorth) -> bool:
+    """Whether the alarm of a drift is red on the rows that are new now."""
+    return worth.measured is not None and any(not finding.passed for finding in drift_of(worth.measured))
+
+
 def told(worth: NightWorth) -> str:
     """What a night would have, could prove and would take, in one line."""
     since = f"since the training of {worth.trained_at:%Y-%m-%d} on {worth.trained_rows:,}"
@@ -66,6 +76,8 @@ def told(worth: NightWorth) -> str:
     parts = [f"{worth.new_rows:,} new rows{gone} {since}"]
     if known := [f"{one.metric} {_size(one, one.change)}" for one in worth.provable if one.change is not None]:
         parts.append(f"the smallest change that a night could prove: {first_few(known)}")
+    if worth.measured is not None:
+        parts += [finding.sentence for finding in drift_of(worth.measured)]
     if worth.seconds is not None:
         price = "" if worth.price is None else f" and {worth.price:.2f}"
         parts.append(f"it would take {worth.seconds:,.0f} s{price}")
@@ -117,9 +129,17 @@ def worth_of(workspace: Workspace) -> NightWorth | None:
         trained_rows=PolicySummary.of(first).rows_trained or 0,
         trained_at=datetime.fromisoformat(trained.started_at),
         provable=provable_by(workspace.recipe, reports_of(store, workspace.recipe.name)),
+        measured=measured_now(workspace),
         seconds=seconds,
         price=price,
     )
+
+
+def measured_now(workspace: Workspace) -> NewRowsSummary | None:
+    """The champion on the rows that are new now; None where that was not measured, or none of them could be."""
+    planned = plan(workspace, workspace.measuring, ())
+    summary = NewRowsSummary.of(planned[-1].commit) if planned and planned[-1].commit is not None else None
+    return summary if summary is not None and summary.measured else None
 
 
 def settings_of(request: ManifestRequest) -> object:
@@ -255,7 +275,7 @@ def price_of(workspace: Workspace, since: str = MANIFEST) -> tuple[float | None,
             continue
         follows.add(node.name)
         # the champion is measured again only when the settings of a suite change
-        if node.name.startswith("champion_") or node.adopts:
+        if node.name.startswith("champion_") or node.adopts or node in workspace.measuring:
             continue
         took = seconds_of(history.latest_first(node), 1).value or 0.0
         seconds += took

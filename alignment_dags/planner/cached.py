@@ -11,7 +11,7 @@ from alignment.errors import BadInput
 from alignment.logprobs.cache import LogprobCache, as_keys
 from alignment.logprobs.keys import fingerprint, numerics_class
 from alignment.logprobs.token_ids import policy_name
-from alignment.models.checkpoint import whole_summary
+from alignment.models.checkpoint import read_config, whole_summary
 from alignment.recipe import Recipe
 from alignment.stages.preference_shard import ShardRequest, drawn_rows, records_of
 from alignment.store import Artifact, MissingArtifact, Store
@@ -66,7 +66,12 @@ def not_scored(store: Store, recipe: Recipe, checkpoint: Artifact, row_ids: list
         about["config_digest"],
         reference.precision,
         quantisation=recipe.reference_quantise,
-        numerics=numerics_class(reference.precision, reference.batch_tokens, recipe.dpo.tf32),
+        numerics=numerics_class(
+            reference.precision,
+            reference.batch_tokens,
+            lambda: read_config(store.fetch(checkpoint)),
+            recipe.dpo.tf32,
+        ),
         rope_by_length=about["rope_by_length"],
     )
     policy = policy_name(recipe.tokens, about, lambda: store.fetch(checkpoint))

@@ -18,7 +18,7 @@ from alignment.recipe import Dpo, Recipe
 from alignment.stages.stage import ReferenceSummary
 from alignment.stages.usage import Usage
 from alignment.store import Commit, MissingArtifact, Store
-from alignment_dags.planner import hours
+from alignment_dags.planner import generated, hours
 from alignment_dags.planner.cached import rows_of_shards
 from alignment_dags.planner.loads import (
     Lengths,
@@ -28,7 +28,6 @@ from alignment_dags.planner.loads import (
     load_of,
     precision_of,
     remedies,
-    sampled_of,
 )
 from alignment_dags.run.plan import Planned, plan
 from alignment_dags.run.workspace import Workspace
@@ -39,10 +38,14 @@ from eval.stages.scores import STAGE as SCORES
 from resources.pools import Pool
 
 GIB = 2**30
+MODELS = Path(__file__).parent / "models"
+"""Configurations of well-known models, with their ids on the hub."""
 HUB_SECONDS = 5.0  # to wait for an answer of the hub
 LAST = 5  # a time is the mean of the last commits
 SCORERS = ("reference_logprobs", "policy_logprobs")
 """Stages that score rows; the first that their nodes need is the checkpoint that scores."""
+GENERATED = ("candidates", "weak_candidates", "ranked_pairs", "generated_shard", "generated_logprobs")
+"""Nodes of the recipe's `generate`, before the first manifest."""
 NO_ACTIVATIONS = "activations are not known for this architecture and come on top"
 
 
@@ -130,6 +133,28 @@ class Stand:
     rows: Figure
     row_ids: dict[str, list[str]] | None
     """By shard; None where the rows of some shard are not known."""
+    sampled: dict[str, generated.Sampling]
+    """What the sections `generate` and `rounds` sample."""
+
+    def sampling(self, node: Node) -> generated.Sampling | None:
+        """What is sampled for a node of generated pairs or of a later round; None for any other."""
+        if node.name.startswith("round_"):
+            of_first = node.name == "round_1/policy_checkpoint"
+            return None if of_first else self.sampled.get("rounds")
+        return self.sampled.get("generate") if node.name.rpartition("/")[2] in GENERATED else None
+
+    def ranked(self, node: Node) -> Commit | None:
+        """The pairs that were made last for the node, or for a round before it."""
+        store, recipe = self.workspace.store, self.workspace.recipe.name
+        prefix = node.name.rpartition("/")[0]
+        number = int(prefix.removeprefix("round_")) if prefix.startswith("round_") else 0
+        names = [f"round_{one}/ranked_pairs" for one in range(number, 1, -1)] or ["ranked_pairs"]
+        refs = (store.read_ref(recipe, name) for name in names)
+        found = next((ref for ref in refs if ref is not None), None)
+        try:
+            return None if found is None else store.commit_of(found.artifact)
+        except MissingArtifact:
+            return None
 
 
 def forecast(workspace: Workspace, config: Path | None = None, rows: int | None = None) -> list[StageForecast]:
@@ -145,11 +170,17 @@ def forecast(workspace: Workspace, config: Path | None = None, rows: int | None 
         model = model_config(workspace, planned) if config is None else ModelConfig(read_config(config), str(config))
         row_ids = rows_of_shards(workspace, planned)
         counted = _rows(workspace, row_ids, rows)
+        sections = {"generate": workspace.recipe.generate, "rounds": workspace.recipe.rounds}
+        sampled = {
+            name: generated.Sampling.of(workspace.recipe, section)
+            for name, section in sections.items()
+            if section is not None
+        }
     unsure = _unsure(workspace, unreached)
     history = History(workspace.store, workspace.recipe.name)
     scored = [node for node in workspace.nodes if node.stage.name in SCORERS]
     lengths = hours.lengths_of(workspace.recipe, [made for node in scored for made in history.latest_first(node)])
-    stand = Stand(workspace, history, planned, model, lengths, counted, row_ids)
+    stand = Stand(workspace, history, planned, model, lengths, counted, row_ids, sampled)
     return [_stage(node, stand, unsure.get(node.name)) for node in workspace.nodes]
 
 
@@ -194,7 +225,15 @@ def model_config(workspace: Workspace, planned: list[Planned]) -> ModelConfig:
     try:
         return ModelConfig(hub_config(source.hub, source.revision), f"config.json of {source.hub} on the hub")
     except (HubUnreachable, BadInput) as error:
+        if (shipped := _shipped(source.hub)) is not None:
+            return ModelConfig(shipped, f"the dimensions of {source.hub} that come with the planner; {error}")
         return ModelConfig(None, f"{error}; --config takes its config.json")
+
+
+def _shipped(hub: str) -> dict[str, Any] | None:
+    """Dimensions of a model of the shipped recipes: a plan needs neither the hub nor the right to a gated model."""
+    configs = (read_config(path) for path in sorted(MODELS.glob("*.json")))
+    return next((config for config in configs if hub in config["_models"]), None)
 
 
 def _unsure(workspace: Workspace, unreached: dict[str, str]) -> dict[str, str]:
@@ -238,7 +277,7 @@ def _stage(node: Node, stand: Stand, unsure: str | None) -> StageForecast:
         memory_gib=memory,
         fits=fits,
         slot_seconds=seconds,
-        cost=_cost(pool, seconds),
+        cost=_judging(node, stand, to_make) or _cost(pool, seconds),
         memory_parts_gib={} if load is None else {name: size / GIB for name, size in load.parts().items()},
         remedies=remedied,
         taken=_taken(node, stand, load, pool, [step.commit for step in mine if step.commit is not None]),
@@ -302,19 +341,39 @@ def _computed(node: Node, stand: Stand, load: Load | None, pool: Pool | None, ne
         return Figure(seconds, f"{part}; {how}")
     if not never or load is None or rate is None or load.precision != "bfloat16":
         return None
-    if node.stage.name == "candidates" and (settings := sampled_of(node, recipe)) is not None:
-        return Figure(*hours.sampling_seconds(settings, load, rate))
+    sampling = stand.sampling(node)
+    if node.stage.name == "candidates" and sampling is not None:
+        answers = sampling.answers(node.name)
+        return Figure(*generated.sampling_seconds(answers, sampling.settings, load, rate))
     if node.stage.name == "responses":
         answered = hours.answering_seconds(recipe, load, rate)
         return None if answered is None else Figure(*answered)
     if node.stage.name not in (*SCORERS, "policy_checkpoint"):
         return None
+    if sampling is not None:
+        own = sampling.rows(stand.ranked(node))
+        part = 1.0 if node.training is None else 1 - recipe.held_out_fraction  # training adds none that are held out
+        rows = Figure(None if own.value is None else own.value / part, own.how)
+    elif "generate" in stand.sampled and rows.value is not None and isinstance(node.training, Dpo):
+        more = stand.sampled["generate"].rows(stand.ranked(node))
+        rows = Figure(None if more.value is None else rows.value + more.value, more.how)
     if rows.value is None:
         return Figure(None, rows.how)
     taken = round(node.rows(rows.value))
     if isinstance(node.training, Dpo):
         return Figure(*hours.training_seconds(recipe, node.training, load, stand.lengths, taken, rate))
     return Figure(*hours.scoring_seconds(recipe, load, stand.lengths, taken, rate))
+
+
+def _judging(node: Node, stand: Stand, to_make: int) -> Figure | None:
+    """What a judge costs that scores answers for pairs, or compares two rounds; None where none is asked."""
+    sampling = stand.sampling(node)
+    if node.stage.name not in ("ranked_pairs", "round_comparison") or sampling is None or not to_make:
+        return None
+    if not sampling.settings.judged:
+        return None
+    cost = sampling.judging(node.stage.name == "round_comparison", stand.ranked(node))
+    return Figure(cost.value, cost.how)
 
 
 def _not_cached(node: Node, stand: Stand) -> tuple[int, int] | None:

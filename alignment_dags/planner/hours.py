@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from alignment.models.memory import BYTES
 from alignment.models.size import Accelerator, Operations, Work, accelerator_of, forward_operations, training_operations
 from alignment.recipe import Dpo, Recipe
-from alignment.recipe.generate import Sampled
 from alignment.store import Commit
 from resources.pools import Pool
 
@@ -126,6 +125,8 @@ def answering_seconds(recipe: Recipe, load: Load, rate: Rate) -> tuple[float, st
         if items is None and suite.limit is None:
             return None
         items = min(items or suite.limit or 0, suite.limit or items or 0)
+        if recipe.evals.best_of is not None:
+            items *= recipe.evals.best_of.n
         prompt = PROMPT + FEW_SHOT * int(getattr(suite, "num_fewshot", 0))
         rows = max(1, load.tokens // (prompt + suite.max_new_tokens))
         cache = 2 * BYTES[load.precision] * load.shape.key_width * load.shape.layers * load.tokens
@@ -135,21 +136,6 @@ def answering_seconds(recipe: Recipe, load: Load, rate: Rate) -> tuple[float, st
     peak = rate.accelerator.bandwidth / 1e12
     how = f"{answers} answers, each batch to its longest, at {BANDWIDTH:.0%} (assumed) of {peak:.2f} TB/s"
     return seconds, how
-
-
-def sampling_seconds(settings: Sampled, load: Load, rate: Rate) -> tuple[float | None, str]:
-    """Of the answers to each prompt of one source, at most; unknown where nothing bounds the prompts."""
-    most = settings.prompts.max_prompts
-    if most is None:
-        return None, "the number of prompts is not known before they are read; prompts.max_prompts bounds it"
-    answers = most * settings.n
-    rows = max(1, load.tokens // (PROMPT + settings.max_new_tokens))
-    cache = 2 * BYTES[load.precision] * load.shape.key_width * load.shape.layers * load.tokens
-    read = BYTES[load.precision] * load.shape.parameters + cache / 2
-    seconds = ceil(answers / rows) * settings.max_new_tokens * read / (BANDWIDTH * rate.accelerator.bandwidth)
-    peak = rate.accelerator.bandwidth / 1e12
-    each = f"{settings.n} answers to {most:,} prompts of a source"
-    return seconds, f"{each}, each batch to its longest, at {BANDWIDTH:.0%} (assumed) of {peak:.2f} TB/s"
 
 
 def _how(rows: float, lengths: Lengths, operations: Operations, rate: Rate) -> str:

@@ -20,6 +20,7 @@ from eval.commands import compare_files
 from eval.gate.compare import margin_of
 from eval.gate.held_out import against_champion, read_held_out
 from eval.gate.metrics import PREFERENCES
+from eval.report.facts import ancestry, stage_totals
 from eval.statistics import verdict
 from resources.store import ArtifactStore
 
@@ -146,7 +147,8 @@ def _suites(*sides: Side) -> str:
 
 
 def diff(first: str, second: str) -> dict[str, Any]:
-    """`settings` and `code` {name: [first, second]}, `shards` (only in one, or changed), `checkpoints` and `metrics`.
+    """`settings` and `code` {name: [first, second]}, `shards` (only in one, or changed), `checkpoints`, `metrics`, and
+    what making both took (`taken`, by stage: seconds and GPU-seconds).
 
     Raises `BadInput` for sides without a policy of their own.
     """
@@ -175,7 +177,27 @@ def diff(first: str, second: str) -> dict[str, Any]:
             for name in ("base", "sft", "manifest", "policy")
         },
         "code": _pairs(*({name: commit.code_version for name, commit in part.items()} for part in parts)),
+        "taken": _taken(store, *(part["policy"] for part in parts)),
         "metrics": {name: {key: compared[key] for key in SHOWN} for name, compared in metrics.items()},
+    }
+
+
+def _taken(store: Store, *policies: Commit) -> dict[str, list[dict[str, float] | None]]:
+    """By stage, what making each policy took of its machines, with everything that it was made from, and the `total`;
+    None for a stage that a side has not. `gpu_seconds` is 0 for what never touched a GPU."""
+    sides = []
+    for policy in policies:
+        totals = stage_totals(ancestry(store, [policy.artifact]).values(), {})
+        known = {
+            line.stage: {"seconds": round(line.seconds, 3), "gpu_seconds": round(line.gpu_seconds or 0.0, 3)}
+            for line in totals
+        }
+        known["total"] = {
+            name: round(sum(one[name] for one in known.values()), 3) for name in ("seconds", "gpu_seconds")
+        }
+        sides.append(known)
+    return {
+        stage: [side.get(stage) for side in sides] for stage in dict.fromkeys(name for one in sides for name in one)
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,21 @@ from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe
 from alignment.stages.stage import PolicySummary
 from alignment.store import Artifact, Commit, MissingArtifact, Store
+from alignment_dags.nights.records import NightBook
+from alignment_dags.registry.sources import values
+from alignment_dags.retention.evidence import evidence_of
 from assets.building.upstream import Upstream
+from assets.certificate import Certified, certificate_of
 from assets.registration import RegistrationSummary
+from eval.gate.metrics import unit_of
 from eval.report.history import Version, history_page
+from eval.report.page import probability
+from eval.report.worth import CertifiedLine, NightLine, SourceLine, Worth, moment, new_rows_course
 from eval.stages.evaluation_report import REPORT_FILE, ReportSummary
 from resources.home import ensure_home
 from resources.store import ArtifactStore
+
+REPORT = "evaluation_report"
 
 
 def write_report(recipe_file: Path, out: Path | None, history: bool) -> dict[str, Any]:
@@ -26,10 +37,11 @@ def write_report(recipe_file: Path, out: Path | None, history: bool) -> dict[str
     recipe, store = load_recipe(recipe_file), ArtifactStore().open()
     if history:
         versions = versions_of(recipe, store)
-        text, out = history_page(recipe.name, recipe.model_name, versions), out or Path("history.html")
+        text = history_page(recipe.name, recipe.model_name, versions, worth_of(recipe, store, versions))
+        out = out or Path("history.html")
         about: dict[str, Any] = {"recipe": recipe.name, "versions": [version.version for version in versions]}
     else:
-        report = Upstream(store, recipe.name).get("evaluation_report")
+        report = Upstream(store, recipe.name).get(REPORT)
         if report is None:
             raise BadInput(f"no report yet; run `align run {recipe_file}` first", file=str(recipe_file))
         text, out = (store.fetch(report, deep=True) / REPORT_FILE).read_text(encoding="utf-8"), out or Path(REPORT_FILE)
@@ -75,3 +87,65 @@ def _rows(store: Store, policy: Artifact) -> int | None:
         return PolicySummary.of(store.commit_of(policy)).rows_trained
     except MissingArtifact:
         return None
+
+
+# What is known of the trainings beside their reports.
+
+NIGHTS = 14
+"""Nights that the page lists, the latest."""
+
+
+def worth_of(recipe: Recipe, store: Store, versions: list[Version]) -> Worth:
+    """The last nights, the champion on new rows, the sources' values, the newest certificate of a version, and the
+    evidence on withdrawn rows."""
+    nights = [night for night in islice(NightBook(store, recipe.name).latest(), NIGHTS) if not night.is_open]
+    certificates = (certificate_of(store, version.policy) for version in reversed(versions))
+    certificate = next((one for one in certificates if one is not None), None)
+    evidence = [(version.version, evidence_of(store, version.policy)) for version in reversed(versions)]
+    return Worth(
+        new_rows=new_rows_course(store, recipe.name),
+        nights=[NightLine(moment(night.scheduled_at.isoformat()), night.outcome, night.reason) for night in nights],
+        sources=list(_sources(recipe, store)),
+        certificate="" if certificate is None else f"The recipe was {certificate.repeated()}",
+        certified=[] if certificate is None else [_certified(one) for one in certificate.metrics],
+        evidence=[(version, found["told"]) for version, found in evidence if found is not None],
+    )
+
+
+def _sources(recipe: Recipe, store: Store) -> Iterator[SourceLine]:
+    """The values of the sources that policies were trained without; none where a report is lacking."""
+    without = {source.name: f"{recipe.name}_without_{source.name}" for source in recipe.preferences.sources}
+    whole = f"{recipe.name}_whole"
+    made = {name: derived for name, derived in without.items() if store.read_ref(derived, REPORT) is not None}
+    if not made or store.read_ref(whole, REPORT) is None:
+        return
+    for source in values(store, whole, made):
+        for metric, value in source["metrics"].items():
+            low, high = value["ci95"] or (None, None)
+            yield SourceLine(
+                source=source["source"],
+                rows=source["rows"],
+                metric=metric,
+                value=_signed(value["difference"]),
+                interval="too few items" if low is None else f"{_signed(low)} to {_signed(high)}",
+                corrected="–" if value["p_holm"] is None else probability(value["p_holm"]),
+                verdict="" if low is None else "regressed" if high < 0 else "improved" if low > 0 else "",
+            )
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def _certified(one: Certified) -> CertifiedLine:
+    unit = unit_of(one.width)
+    low, high = one.ends
+    return CertifiedLine(
+        metric=one.metric,
+        mean=unit.format(one.mean) + unit.sign,
+        deviation="–" if one.deviation is None else unit.format(one.deviation),
+        interval="–" if low is None else f"{unit.format(low)} to {unit.format(high)}",
+        own=unit.format(one.own) + unit.sign,
+        noise=one.noise,
+        published=[f"{each.value:g} ({each.source}) is {each.noise} noise" for each in one.published],
+    )

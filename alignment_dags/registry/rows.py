@@ -17,7 +17,7 @@ from alignment.data.rows import HELD_OUT_FILE, TRAIN_FILE
 from alignment.data.rows import ROWS_FILE as SHARD_ROWS
 from alignment.data.withdrawal import What, tombstone
 from alignment.errors import BadInput
-from alignment.stages.policy_checkpoint import ROWS_FILE
+from alignment.stages.policy_checkpoint import ON_POLICY_FILE, ROWS_FILE
 from alignment.stages.preference_shard import PAIRS_FILE
 from alignment.stages.stage import starts_of, trainings_of
 from alignment.store import Artifact, Commit, MissingArtifact, Store
@@ -158,7 +158,12 @@ def write_rows(model: str, out: Path) -> dict[str, Any]:
 
 
 def _place(store: Store, policy: Commit, row_id: str) -> tuple[str, str | None] | None:
-    """The split of a row, and the reason: by the policy's own record, or if it was erased, by its manifest."""
+    """The split of a row, and the reason: by the policy's own record, or if it was erased, by its manifest. A prompt
+    that an on-policy training sampled answers to was trained on."""
+    if ON_POLICY_FILE in policy.files:
+        with suppress(MissingArtifact):
+            if _rows(store, policy.artifact, ON_POLICY_FILE, row_id, ["row_id"]):
+                return "train", None
     for artifact, name in ((policy.artifact, ROWS_FILE), (policy.inputs["manifest"], SPLIT_FILE)):
         try:
             rows = _rows(store, artifact, name, row_id, ["split", "reason"])

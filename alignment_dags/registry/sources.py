@@ -125,8 +125,9 @@ def price_told(result: Mapping[str, Any]) -> str:
 
 
 def values(store: Store, whole: str, without: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Each source's value by metric, the worst source first by the first metric: that of the first suite, or the margin
-    on held-out pairs of the other sources. `p_holm` is corrected for the number of sources."""
+    """Each source's value by metric, the worst source first: one with a value whose interval lies below zero, then by
+    the first metric, which is that of the first suite or the margin on held-out pairs of the other sources, and where
+    sources are alike in it by the next. `p_holm` is corrected for the number of sources."""
     everything = side_of(store, whole)
     made = store.read_ref(whole, "preference_manifest")
     assert made is not None
@@ -147,7 +148,14 @@ def values(store: Store, whole: str, without: Mapping[str, str]) -> list[dict[st
         corrected = holm({name: each["p_value"] for name, each in known.items() if each["p_value"] is not None})
         for name, each in known.items():
             each["p_holm"] = corrected.get(name)
-    return sorted(found, key=lambda one: next((each["difference"] for each in one["metrics"].values()), 0.0))
+    return sorted(found, key=badness)
+
+
+def badness(source: Mapping[str, Any]) -> tuple[bool, list[float]]:
+    """By which sources are sorted, the worst first."""
+    metrics = source["metrics"].values()
+    harms = any(each["ci95"] is not None and each["ci95"][1] < 0 for each in metrics)
+    return not harms, [each["difference"] for each in metrics]
 
 
 def _main(compared: Mapping[str, Any]) -> list[str]:

@@ -19,7 +19,9 @@ from alignment.data.withdrawal import Holder, rows_held
 from alignment.errors import MissingArtifact
 from alignment.generation.prompts import parsed
 from alignment.stages.candidates import CANDIDATES_FILE, CandidatesSummary
+from alignment.stages.policy_checkpoint import ON_POLICY_FILE
 from alignment.stages.preference_shard import PAIRS_FILE
+from alignment.stages.stage import POLICY
 from alignment.store import Artifact, Commit, Store
 from alignment.store.store import refs_of
 
@@ -41,6 +43,8 @@ class PromptHolder(Holder):
 
 PROMPTS = PromptHolder(CANDIDATES, (CANDIDATES_FILE,), parsed)  # type: ignore[arg-type]
 PAIRS = PromptHolder(RANKED, (PAIRS_FILE,), parsed)  # type: ignore[arg-type]
+TRAINED_ON = PromptHolder(POLICY, (ON_POLICY_FILE,), parsed)  # type: ignore[arg-type]
+"""Policies that were trained on answers to prompts; they hold the ids alone."""
 
 
 def current_sampled(store: Store, kind: str) -> dict[str, list[tuple[str, str | None]]]:
@@ -90,8 +94,9 @@ def sampled_from(store: Store, asked: frozenset[str]) -> Sampled:
     shards = list(store.commits(SHARD))
     for commit in shards:
         wanted.update(_prompts_of(store, commit, asked))
-    for commit in store.commits(CANDIDATES):
-        found.prompts |= PROMPTS.held(store, commit.artifact, frozenset(wanted))
+    for holder in (PROMPTS, TRAINED_ON):
+        for commit in store.commits(holder.kind):
+            found.prompts |= holder.held(store, commit.artifact, frozenset(wanted))
     for commit in shards if found.prompts else ():
         if "generated" in commit.inputs:
             for row_id, prompt in _rows(store, commit):

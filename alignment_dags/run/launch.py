@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 import uuid
@@ -15,6 +16,7 @@ import dagster as dg
 from dagster._core.definitions.reconstruct import ReconstructableJob
 from dagster._core.definitions.repository_definition.valid_definitions import SINGLETON_REPOSITORY_NAME
 from dagster._core.execution.api import execute_run
+from dagster._core.executor.child_process_executor import ChildProcessCrashException
 from dagster._core.remote_origin import (
     ManagedGrpcPythonEnvCodeLocationOrigin,
     RemoteJobOrigin,
@@ -22,6 +24,7 @@ from dagster._core.remote_origin import (
 )
 from dagster._core.storage.tags import MAX_RETRIES_TAG
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._utils.error import SerializableErrorInfo
 
 from alignment.address import shown
 from alignment.errors import BadInput
@@ -263,6 +266,10 @@ def execute(
     return execute_run(job, run, instance)
 
 
+REASON = 300
+"""Characters of a reason that is Dagster's own."""
+
+
 @dataclass(frozen=True)
 class StepFailure:
     """A step that failed, with the reason; `mendable` says that a person has to mend its input."""
@@ -270,6 +277,13 @@ class StepFailure:
     step: str
     reason: str
     mendable: bool
+
+
+def why(error: SerializableErrorInfo) -> str:
+    """What a person reads of a step's error that is none of ours."""
+    if error.cls_name == ChildProcessCrashException.__name__:  # without a word of its own, or of Dagster's
+        return "its process was killed, or crashed (out of memory, perhaps); run it again to go on"
+    return (error.cause or error).message.strip()
 
 
 def step_failures(instance: dg.DagsterInstance, run_id: str) -> list[StepFailure]:
@@ -282,7 +296,7 @@ def step_failures(instance: dg.DagsterInstance, run_id: str) -> list[StepFailure
         failure = data.user_failure_data
         told = failure.description if failure else None
         if told is None and data.error is not None:
-            told = (data.error.cause or data.error).message.strip()
+            told = why(data.error)
         bad = failure.metadata.get(BAD_INPUT) if failure else None
         reason = str(told) if bad is None else str(bad.value)
         failures.append(StepFailure(str(event.step_key), reason, bad is not None))
@@ -295,4 +309,21 @@ def raise_failure(instance: dg.DagsterInstance, run_id: str) -> NoReturn:
     if failures and all(failure.mendable for failure in failures):
         raise BadInput("; ".join(dict.fromkeys(failure.reason for failure in failures)))
     lines = "\n".join(f"{failure.step}: {failure.reason}" for failure in failures)
-    raise RunFailed(run_id, lines or f"Dagster run {run_id} failed before any step")
+    raise RunFailed(run_id, lines or f"Dagster run {run_id} failed before any step{_why_before(instance, run_id)}")
+
+
+def _why_before(instance: dg.DagsterInstance, run_id: str) -> str:
+    """The reason of a run that failed and no step of it did: the first that Dagster has recorded, in a line."""
+    for entry in instance.all_logs(run_id, of_type=dg.DagsterEventType.RUN_FAILURE):
+        event = entry.dagster_event
+        if event is not None and (error := event.job_failure_data.error) is not None:
+            return f": {first_reason(error)}"
+    return ""
+
+
+def first_reason(error: SerializableErrorInfo) -> str:
+    """One line of a run's error: where processes of steps failed, what the first of them said."""
+    text = error.message.strip()
+    said = re.search(r"^In process \d+: (.+)", text, re.MULTILINE)
+    line = said[1] if said else text.split("\n")[0]
+    return re.sub(r"^(?:\w+\.)+\w+: ", "", line)[:REASON]

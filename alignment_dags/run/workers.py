@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,7 +178,8 @@ def process_of(run: dg.DagsterRun) -> tuple[str | None, str]:
 
 
 def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
-    """Ids of the runs that were ended."""
+    """Ends the runs of this host whose process is gone, and frees the slots of runs that are over; returns the ids of
+    those that were ended."""
     ended = []
     host = socket.gethostname()
     mine = [dg.RunsFilter(statuses=BEGUN, tags={name: host}) for name in (HOST, OLD_HOST)]
@@ -190,7 +192,25 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
         instance.report_run_failed(run, f"process {process} on {host} is gone")
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
         ended.append(run.run_id)
+    _free_slots_of_ended_runs(instance)
     return ended
+
+
+SETTLED = 20.0
+"""Seconds after which the processes of another host's run are taken to have ended too, as dagster.yaml says."""
+
+
+def _free_slots_of_ended_runs(instance: dg.DagsterInstance) -> None:
+    """A step that ends before it begins (its job is gone, as after a recipe was renamed) keeps its slot, though its
+    run is over: without a daemon the next run would wait for it for ever."""
+    for run_id in instance.event_log_storage.get_concurrency_run_ids():
+        record = instance.get_run_record_by_id(run_id)
+        if record is not None:
+            is_mine = process_of(record.dagster_run)[0] == socket.gethostname()
+            ended = record.end_time if record.dagster_run.is_finished else None
+            if ended is None or not (is_mine or time.time() - ended > SETTLED):
+                continue
+        instance.event_log_storage.free_concurrency_slots_for_run(run_id)
 
 
 def is_copied(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:

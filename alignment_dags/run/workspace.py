@@ -14,6 +14,7 @@ from alignment_dags.recipes import RECIPES
 from assets.building.node import PHASES, Node, PhaseName
 from assets.building.upstream import Upstream
 from assets.graph import nodes_of
+from assets.new_rows import INCOMING
 from assets.registered_model import registered_model
 from resources.home import ensure_home
 from resources.pools import Pools, load_pools
@@ -82,6 +83,12 @@ class Workspace:
             if node.name in needed:
                 needed.update(node.needs)
         return tuple(node for node in self.phase("train").nodes if node.name in needed)
+
+    @cached_property
+    def measuring(self) -> tuple[Node, ...]:
+        """The nodes of the phase `train` by which a night that sleeps measures rows that wait; none of them is part of
+        a training."""
+        return tuple(node for node in self.phase("train").nodes if node.name in INCOMING)
 
     @cached_property
     def return_phase(self) -> Phase:

@@ -136,5 +136,6 @@ class Node:
 
     @property
     def adopts(self) -> bool:
-        """Whether its policy is one that another node has trained: the winner of a sweep, the best of the rounds."""
-        return self.stage.name == POLICY and self.training is None
+        """Whether its policy is one that another node has made: the winner of a sweep or of averages, the best of the
+        rounds. An average of its own has a pool."""
+        return self.stage.kind == POLICY and self.training is None and self.pool is None

@@ -6,6 +6,7 @@ import inspect
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -140,6 +141,48 @@ def attention(record: Record, name: str, size: Size, device: torch.device) -> No
         add(way, _causal, batches, seen, False)
 
 
+GEMMA_2 = (16, 8, 256)
+"""Heads, key heads and width of a head of Gemma 2 9B, which caps its attention logits at 50."""
+CAP, NEAR = 50.0, 4096
+
+
+def capped(record: Record, name: str, size: Size, device: torch.device) -> None:
+    """One pass of shared prompts with capped logits, in Gemma 2's shape: flex attention, and segment by segment.
+
+    Errors are relative to the largest entry of the same in float32. The first run compiles, which is counted apart.
+    """
+    cuda = device.type == "cuda"
+    heads, key_heads, width = GEMMA_2 if cuda else (4, 2, 16)
+    rows = sequences(size, size.pairs)
+    groups = next(iter(pack(rows, range(len(rows)), min(size.batch_tokens, 8_192))))
+    layout = lay_out([[rows[index] for index in group] for group in groups], device)
+    states = _states((1, heads, layout.tokens, width), (1, key_heads, layout.tokens, width), device)
+    seen = sum((s.stop - s.start) * (s.keys - (s.stop - s.start - 1) / 2) for s in layout.segments)
+    for window in (None, NEAR):
+
+        def flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None = window) -> torch.Tensor:
+            return ours._capped_at_once(q, k, v, None, window, CAP, layout)
+
+        def segments(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None = window) -> torch.Tensor:
+            return ours._one_by_one(q, k, v, None, window, CAP, layout)
+
+        exact = _run(segments, [part.detach().float().requires_grad_() for part in states])
+        for way, call in (("flex, one call", flex), ("segment by segment", segments)):
+            figures: dict[str, Any] = {"shape": name, "way": way, "window": window, "tokens": layout.tokens}
+            try:
+                began = time.perf_counter()
+                with torch.no_grad():
+                    found = call(*states)
+                figures |= {"first_seconds": time.perf_counter() - began, "error": _apart([found], exact[:1])}
+                results, again = _run(call, states), _run(call, states)
+                figures["gradient_error"] = _apart(results[1:], exact[1:])
+                figures["same_bits_again"] = all(map(torch.equal, results, again))
+                figures |= _measured(call, [states], 4.0 * heads * width * seen, device)
+            except (RuntimeError, ValueError, TypeError) as error:  # no backward pass on a CPU
+                figures["refused"] = str(error).splitlines()[0]
+            record.add(**figures)
+
+
 def _states(query: Sequence[int], key: Sequence[int], device: torch.device) -> Three:
     torch.manual_seed(0)
     sizes = (query, key, key)
@@ -243,6 +286,6 @@ def head(record: Record, name: str, size: Size, device: torch.device) -> None:
         figures: dict[str, Any] = {"shape": name, "tokens": tokens, "vocabulary": vocabulary, "way": way}
         try:
             figures |= {"peak_gib": peak_gib(run, device), "seconds": timed(run, device, at_most=1.0)}
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, ValueError, TypeError) as error:  # out of memory is one
             figures["refused"] = str(error).splitlines()[0]
         record.add(**figures)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from alignment.errors import BadInput
-from alignment.generation.endpoint import EndpointGenerator
 from alignment.generation.generator import Answer, Generator, Message, Prompt, PromptEncoder, batches
 from alignment.models.sharding import sharding_of
 from eval.answers.asking import Asking
+from eval.answers.best_of import AnyGenerator, BestOfGenerator
 from eval.answers.files import Response
 from eval.suites.items import hub_rows, load_items, sample_positions
 from eval.suites.lm_eval_task import ItemError, chat_prompts, continuations, open_task, plain_prompts, stop_strings
@@ -237,12 +237,14 @@ class Answered:
         return sum(sum(response.tokens) for response in self.responses)
 
 
-def answer_suite(suite: Suite, spec: SuiteSpec, seed: int, generator: Generator | EndpointGenerator) -> Answered:
+def answer_suite(suite: Suite, spec: SuiteSpec, seed: int, generator: AnyGenerator) -> Answered:
     """Asks the items that `spec.limit` selects; an item's prompt does not depend on the limit.
 
     Raises `BadInput` for a chat template that the tokenizer does not have, and for examples that are missing.
     """
     items = load_items(suite, spec, seed)
+    if isinstance(generator, BestOfGenerator) and (suite.choices is not None or suite.output != "generate_until"):
+        generator = generator.generator  # there is one log-likelihood of a continuation, and nothing to choose
     chat = generator.is_chat if spec.chat_template is None else spec.chat_template
     if chat and not generator.is_chat:
         raise BadInput("the tokenizer has no chat template", field=f"evals.{suite.name}.chat_template")
@@ -292,6 +294,9 @@ def _prompt(messages: Sequence[Message], chat: bool) -> Prompt:
 
 
 def _decoding(asking: Asking, items: Sequence[Item]) -> dict[str, Any]:
+    if isinstance(asking.generator, BestOfGenerator):
+        chosen = asking.generator.settings.model_dump()
+        return {"max_new_tokens": asking.spec.max_new_tokens, "best_of": chosen, "seed": asking.seed}
     return {
         "max_new_tokens": asking.spec.max_new_tokens,
         "temperatures": sorted({asking.sampling(item).temperature for item in items}),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from alignment.generation.endpoint import EndpointGenerator
-from alignment.generation.generator import Generator, Sampling
+from alignment.generation.generator import Sampling
+from eval.answers.best_of import AnyGenerator
 from eval.suites.suite import Item, Suite, SuiteSpec
 
 
@@ -16,7 +16,7 @@ class Asking:
     suite: Suite
     spec: SuiteSpec
     seed: int
-    generator: Generator | EndpointGenerator
+    generator: AnyGenerator
     chat: bool
 
     def sampling(self, item: Item, turn: int = 1) -> Sampling:

@@ -83,7 +83,8 @@ def _parse(record: dict[str, Any], file: str, row: int) -> Response:
     failed = record.get("failed")
     check_text({"id": name, "turns": turns, "failed": failed}, file, row)
     if isinstance(name, bool) or not isinstance(name, int | str):
-        raise BadInput("expected an id (number or text)", file=file, row=row, field="id")
+        seen = "it is missing" if name is None else f"it is {str(name)[:40]}"
+        raise BadInput(f"expected an id, a whole number or a text; {seen}", file=file, row=row, field="id")
     if "loglikelihoods" in record:
         return Response(str(name), (), None, _loglikelihoods(record["loglikelihoods"], str(name), file, row), (), row)
     if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns):
@@ -114,9 +115,10 @@ def _loglikelihoods(value: Any, name: str, file: str, row: int) -> tuple[tuple[f
 
 
 def match_responses(
-    items: Sequence[Item], responses: Sequence[Response], turns: int, file: str
+    items: Sequence[Item], responses: Sequence[Response], turns: int, file: str, id_field: str | None = None
 ) -> tuple[list[tuple[Item, Response]], list[str]]:
     """Items with their response, in the items' order, and the ids that have none. `turns` is 0 for log-likelihoods.
+    `id_field` is the suite's.
 
     Raises `BadInput` that names a response with an unknown id, with too few turns, or with log-likelihoods in place of
     a text.
@@ -125,7 +127,11 @@ def match_responses(
     known = {item.id for item in items}
     for response in responses:
         if response.id not in known:
-            raise BadInput(f"id {response.id} is not in the data file", file=file, row=response.row, field="id")
+            form = "row index in the data file, counted from 0" if id_field is None else id_field
+            problem = f"id {response.id} is not in the data file; expected is an item's {form}"
+            if items:
+                problem += f", such as {items[0].id}"
+            raise BadInput(problem, file=file, row=response.row, field="id")
         if response.failed is None and bool(response.loglikelihoods) != (turns == 0):
             wanted = "turns" if turns else "loglikelihoods"
             problem = f"response {response.id}: expected {wanted}"

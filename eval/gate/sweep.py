@@ -26,6 +26,10 @@ from eval.suites import suite_of
 from eval.suites.samples import Sample
 
 SWEEP_CHECK = "sweep"
+ALONE = "the policy alone"
+"""A candidate without settings: nothing is averaged with the policy."""
+AVERAGED = {"sft": "{} of the SFT checkpoint", "champions": "the last champions, at most {}"}
+"""What a candidate of `soups` averages with the policy, in words."""
 
 
 class SweptPoint(BaseModel):
@@ -85,6 +89,11 @@ class Choice(BaseModel):
     confirmed: bool
 
     @property
+    def called(self) -> str:
+        """What the points are: of a sweep, or averages with a policy."""
+        return "points" if all(point.settings for point in self.points.values()) else "candidates"
+
+    @property
     def sentence(self) -> str:
         """What was picked, and whether it was confirmed."""
         point, unit = self.points[self.picked], unit_of(self.width)
@@ -92,10 +101,11 @@ class Choice(BaseModel):
         interval = f" (95 % interval {' to '.join(ends)})" if ends else ""
         p_value = point.corrected
         corrected = "unknown" if p_value is None else "below 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+        above = f"{unit.format(point.confirming.difference, '+')} {unit.name}"
         return (
-            f"{described(point.settings)} was the best of {len(self.points)} points on {point.picking.n} items; on"
-            f" {point.confirming.n} others it is {unit.format(point.confirming.difference, '+')} {unit.name} above the"
-            f" start{interval}, one-sided p {corrected} after the correction for all points"
+            f"{described(point.settings)} was the best of {len(self.points)} {self.called} on {point.picking.n} items;"
+            f" on {point.confirming.n} others it is {above} above the start{interval}, one-sided p {corrected} after"
+            f" the correction for all {self.called}"
         )
 
 
@@ -107,7 +117,9 @@ def described(settings: Mapping[str, float]) -> str:
     """A point's settings in words."""
     from alignment.methods.method import short
 
-    return ", ".join(f"{name} {short(value)}" for name, value in settings.items())
+    if not settings:
+        return ALONE
+    return ", ".join(AVERAGED.get(name, f"{name} {{}}").format(short(value)) for name, value in settings.items())
 
 
 def picks(cluster: str) -> bool:
@@ -167,8 +179,8 @@ def _difference(baseline: Sequence[Sample], candidate: Sequence[Sample], which: 
 
 
 def sweep_metric(recipe: Recipe, gate: Gate | None, file: str | None = None) -> str:
-    """The metric, as `suite/metric`, by which a recipe's sweep picks and confirms; `gate` is the recipe's, and `file`
-    its file, for errors.
+    """The metric, as `suite/metric`, by which a recipe's sweep or soups pick and confirm; `gate` is the recipe's, and
+    `file` its file, for errors.
 
     Raises `BadInput` for a metric that no scored suite has.
     """
@@ -176,21 +188,22 @@ def sweep_metric(recipe: Recipe, gate: Gate | None, file: str | None = None) -> 
     def wrong(told: str, field: str) -> BadInput:
         return BadInput(told, file=file or recipe.name, field=field)
 
-    assert recipe.sweep is not None
+    several, section = recipe.candidates, "sweep" if recipe.sweep else "soups"
+    assert several is not None
     scored = [suite for suite in recipe.evals.selected() if suite not in without_judge(recipe)]
     if not scored:
-        raise wrong("no suite of the recipe is scored without a judge: give one that is, or a judge", "sweep")
-    metric = recipe.sweep.by
+        raise wrong("no suite of the recipe is scored without a judge: give one that is, or a judge", section)
+    metric = several.by
     if metric is None:
         improved = [name for name, asked in (gate.metrics if gate else {}).items() if asked.improve is not None]
         of_suites = [name for name in improved if name.partition("/")[0] in scored]
         metric = of_suites[0] if of_suites else default_requirement(scored[0], suite_of(recipe, scored[0]))[0]
     suite, _, name = metric.partition("/")
     if suite not in scored:
-        raise wrong(f"{suite} is not scored: the recipe has no judge", "sweep.by")
+        raise wrong(f"{suite} is not scored: the recipe has no judge", f"{section}.by")
     known = suite_of(recipe, suite).metrics
     if name not in known:
-        raise wrong(f"{suite} has no such metric; it has {'; '.join(known)}", "sweep.by")
+        raise wrong(f"{suite} has no such metric; it has {'; '.join(known)}", f"{section}.by")
     return metric
 
 

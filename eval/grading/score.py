@@ -55,7 +55,7 @@ def score_suite(
 
     Without a `grader` a suite that needs a judge gets no samples. Raises `BadInput` as `match_responses` does.
     """
-    matched, missing = match_responses(items, responses, suite.turns, file)
+    matched, missing = match_responses(items, responses, suite.turns, file, suite.id_field)
     answered = [(item, response) for item, response in matched if response.failed is None]
     failed = {item.id: response.failed for item, response in matched if response.failed is not None}
     judgments: list[Judgment] = []

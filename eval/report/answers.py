@@ -239,7 +239,7 @@ def _round(told: RoundSummary) -> RoundLine:
         interval=ends,
         prompts=told.prompts,
         judge=told.judge_name,
-        verdict="improves" if told.improved else "ends the rounds",
+        verdict={"improved": "better", "worse": "worse"}.get(told.verdict, "not decided"),
     )
 
 

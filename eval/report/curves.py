@@ -73,7 +73,7 @@ class Panel:
 
 def panels(history: Sequence[Mapping[str, Any]]) -> list[Panel]:
     """Every panel that the history has two points for."""
-    return [made for title, names in PANELS.items() if (made := _panel(title, names, history)) is not None]
+    return [made for title, names in PANELS.items() if (made := panel(title, names, history)) is not None]
 
 
 def _format(value: float, span: float) -> str:
@@ -81,7 +81,8 @@ def _format(value: float, span: float) -> str:
     return "0" if abs(value) < span / 1000 else f"{value:.3g}".replace("-", "−")
 
 
-def _panel(title: str, names: Sequence[str], history: Sequence[Mapping[str, Any]]) -> Panel | None:
+def panel(title: str, names: Sequence[str], history: Sequence[Mapping[str, Any]]) -> Panel | None:
+    """The records' values of these names over their `step`; None if no name has two."""
     points = {
         name: [(float(record["step"]), float(record[name])) for record in history if record.get(name) is not None]
         for name in names

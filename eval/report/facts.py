@@ -41,6 +41,7 @@ STAGE_ORDER = (
     "preference_manifest",
     "new_rows",
     "policy_checkpoint",
+    "on_policy_checkpoint",
     "merged_checkpoint",
     "policy_divergence",
     "responses",
@@ -122,7 +123,10 @@ def _totals(stage: str, commits: list[Commit], price: float | None) -> StageTota
 
 @dataclass(frozen=True)
 class Judging:
-    """The sum over suites and checkpoints. `usd` is None if no judge has a price; a judge without one adds nothing."""
+    """The sum over suites and checkpoints, the champion too.
+
+    `usd` is None if no judge has a price; a judge without one adds nothing.
+    """
 
     judgments: int
     input_tokens: int
@@ -174,6 +178,10 @@ class Facts:
     total_cost: float | None
 
 
+def _only(keys: Iterable[str], commits: Mapping[str, Commit]) -> dict[str, Commit]:
+    return {key: commits[key] for key in keys if key in commits}
+
+
 def facts_of(store: Store, request: ReportRequest) -> Facts:
     """The facts behind a report; a fact that no record holds stays empty."""
     policy = store.commit_of(request.policy)
@@ -186,7 +194,8 @@ def facts_of(store: Store, request: ReportRequest) -> Facts:
     others = [repeat.policy for repeat in request.repeats] + ([request.sweep] if request.sweep else [])
     behind = ancestry(store, [request.policy, *divergence, *scored, *others])
     stages = stage_totals(behind.values(), request.prices)
-    judged = judging(behind.values())
+    of_champion = [artifact.key for artifact in request.champion_scores.values()]
+    judged = judging((behind | _only(of_champion, ancestry(store, request.champion_scores.values()))).values())
     costs = [cost for cost in (*(stage.cost for stage in stages), judged.usd if judged else None) if cost is not None]
     return Facts(
         recipe=request.recipe,

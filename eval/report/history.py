@@ -1,4 +1,4 @@
-"""`history.html`: the main metrics of all registered versions, in their order."""
+"""`history.html`: the main metrics of all registered versions, in their order, and what their trainings were worth."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from eval.gate.compare import MetricComparison
 from eval.gate.metrics import headline, title_of, unit_of
 from eval.report.facts import day
 from eval.report.page import render
+from eval.report.worth import Worth
 
 USED_HEIGHT = 94.0
 """Per cent of a plane's height that the values use, so that no line lies on its edge."""
@@ -53,8 +54,8 @@ class Course:
     points: list[Point]
 
 
-def history_page(recipe: str, model: str, versions: Sequence[Version]) -> str:
-    """The HTML text; versions oldest first."""
+def history_page(recipe: str, model: str, versions: Sequence[Version], worth: Worth | None = None) -> str:
+    """The HTML text; versions oldest first. `worth` is what is known of the trainings beside their reports."""
     return render(
         "history.html.jinja",
         recipe=recipe,
@@ -62,6 +63,7 @@ def history_page(recipe: str, model: str, versions: Sequence[Version]) -> str:
         versions=versions,
         courses=courses(versions),
         day=day,
+        worth=worth or Worth(),
     )
 
 

@@ -21,6 +21,7 @@ from eval.report.facts import Facts, categories_of, items_of, questions
 from eval.report.guards import Line
 from eval.report.pictures import sweep_png
 from eval.report.tables import Categories, categories, tables
+from eval.report.worth import Worth, new_rows_course
 from eval.suites import SUITES
 
 # Pages from templates: every value is escaped, and an undefined name is an error.
@@ -122,6 +123,7 @@ def page(
         guards=guards,
         bounded=bounded_lines(evidence.against_sft, champion, baseline),
         sweep=None if evidence.choice is None else sweep_table(evidence.choice),
+        worth=Worth(new_rows_course(store, request.recipe)),
     )
 
 
@@ -134,6 +136,8 @@ def sweep_table(choice: Choice) -> dict[str, Any]:
         return " to ".join(ends) or "not known"
 
     return {
+        "title": "Points of the sweep" if choice.called == "points" else "Averages as candidates",
+        "called": choice.called,
         "metric": choice.metric,
         "unit": unit.name,
         "sentence": choice.sentence,

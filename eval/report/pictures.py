@@ -77,9 +77,8 @@ def sweep_png(choice: Choice) -> bytes:
     axis.set_yticks(range(len(choice.points)), [described(point.settings) for point in choice.points.values()])
     axis.set_ylim(len(choice.points) - 0.5, -0.5)
     axis.tick_params(labelsize=7)
-    title = (
-        f"{choice.metric}: point minus start, in {unit.name}\nhollow: the half that picks; full: the half that confirms"
-    )
+    difference = f"{choice.metric}: {choice.called[:-1]} minus start, in {unit.name}"
+    title = f"{difference}\nhollow: the half that picks; full: the half that confirms"
     figure.suptitle(title, fontsize=8, x=0.01, horizontalalignment="left")
     for side in ("right", "top"):
         axis.spines[side].set_visible(False)

@@ -65,9 +65,7 @@ def run(request: ReportRequest, context: Context) -> Result:
     champion = None if evidence.against_champion is None else _plain(evidence.against_champion)
     comparison = {"sft": sft, "champion": champion}
     notes = notes_on(evidence, baseline)
-    if request.new_rows is not None:
-        measured = drift_of(NewRowsSummary.of(context.store.commit_of(request.new_rows)))
-        notes += [f"new rows: {finding.sentence}" for finding in measured]
+    drift = [] if request.new_rows is None else drift_of(NewRowsSummary.of(context.store.commit_of(request.new_rows)))
     facts = facts_of(context.store, request)
     scores = {
         side: {suite: one.summary for suite, one in of.items()} for side, of in evidence.by_side(baseline).items()
@@ -75,7 +73,11 @@ def run(request: ReportRequest, context: Context) -> Result:
     bounded = evidence.against_sft.bounded
     contamination = next((each for each in facts.preferences if each.name == CONTAMINATION), None)
     found = evaluation_findings(verdict.outcome, verdict.reasons, bounded, scores)
-    guards = [*findings_behind(context.store, request.policy), *(Line("evaluation_report", each) for each in found)]
+    guards = [
+        *findings_behind(context.store, request.policy),
+        *(Line("new_rows", each) for each in drift),
+        *(Line("evaluation_report", each) for each in found),
+    ]
     _write(context.out / COMPARISON_FILE, comparison)
     _write(context.out / VERDICT_FILE, verdict.model_dump(mode="json"))
     text = page(request, evidence, verdict, sft["holm"], notes, facts, context.store, guards)
@@ -91,7 +93,12 @@ def run(request: ReportRequest, context: Context) -> Result:
         comparisons=evidence.against_sft.suites,
         champion=None if evidence.against_champion is None else evidence.against_champion.suites,
         holm=sft["holm"],
-        notes=[*filter(None, [request.champion_note]), *notes, *facts.outside_practice],
+        notes=[
+            *filter(None, [request.champion_note]),
+            *notes,
+            *(f"new rows: {finding.sentence}" for finding in drift),
+            *facts.outside_practice,
+        ],
         bounded=bounded,
         contamination=contamination,
     )

@@ -26,9 +26,9 @@ from alignment.models.runner import tf32_products
 from alignment.stages import Context, Result, Stage
 from alignment.stages.reference_logprobs import Scoring, reference_and_cache
 from alignment.store import Artifact
-from alignment.training.held_out_pairs import HeldOutPair, write_held_out
+from alignment.training.held_out_pairs import HeldOutPair, HeldOutRow, prefers, write_held_out
 from eval.gate.held_out import HeldOut, against_reference, read_held_out
-from eval.gate.metrics import ACCURACY, policy_samples
+from eval.gate.metrics import ACCURACY
 from eval.statistics import Mean, clustered_mean, share_difference
 from eval.summaries import NewRowsSummary
 
@@ -173,9 +173,10 @@ def numbers(pairs: Sequence[HeldOutPair], held_out: HeldOut | None) -> dict[str,
     }
 
 
-def _accuracy(pairs: Sequence[Any]) -> Mean:
-    samples = [sample for sample in policy_samples(pairs) if sample.metric == ACCURACY and sample.value is not None]
-    return clustered_mean([float(sample.value or 0.0) for sample in samples], [sample.cluster for sample in samples])
+def _accuracy(rows: Sequence[HeldOutRow]) -> Mean:
+    pairs = [row for row in rows if isinstance(row, HeldOutPair)]
+    values = [prefers(pair.chosen_ratio, pair.rejected_ratio) for pair in pairs]
+    return clustered_mean(values, [pair.prompt_id for pair in pairs])
 
 
 STAGE = Stage("new_rows", 1, NewRowsRequest, run, device="gpu", elastic=True)

@@ -8,16 +8,21 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pydantic import model_validator
+
 from alignment.digest import file_sha256, json_digest
 from alignment.errors import BadInput
 from alignment.generation.engine import Served
 from alignment.generation.workers import Workers, leading, serve
 from alignment.logprobs.effort import Ranks
 from alignment.recipe import Generate, TokenPolicy
+from alignment.recipe.evaluation import BestOf
 from alignment.stages import Context, Request, Result, Stage
 from alignment.store import Artifact
 from eval.answers.answer import Answered, answer_suite
+from eval.answers.best_of import AnyGenerator, BestOfGenerator
 from eval.answers.files import ITEMS_FILE, RESPONSES_FILE, SETTINGS_FILE, write_responses
+from eval.ranking.scorers import Reading, RewardScorer
 from eval.suites import SuiteSpec, suite_named
 from eval.suites.rows import write_records
 from eval.summaries import AnsweredCounts, ResponsesSummary
@@ -31,11 +36,12 @@ class ResponsesRequest(Request):
     """A checkpoint and the suites (by name) it answers; build the specs with `SuiteSpec.for_answering`.
 
     `tokens` is how training wrote its conversations (`TokenPolicy.writing`): prompts are written the same way.
-    `sharded` cuts the model over the processes, where there are several.
+    `sharded` cuts the model over the processes, where there are several. With `best_of` the `reward_model` chooses the
+    answers, which it reads by `reading`.
     """
 
     speed_only: ClassVar[frozenset[str]] = frozenset({"batch_tokens", "sharded"})
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"tokens"})
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"tokens", "best_of", "reward_model", "reading"})
 
     checkpoint: Artifact
     suites: dict[str, SuiteSpec]
@@ -45,6 +51,15 @@ class ResponsesRequest(Request):
     sharded: bool = False
     generate: Generate = Generate()
     tokens: TokenPolicy = TokenPolicy()
+    best_of: BestOf | None = None
+    reward_model: Artifact | None = None
+    reading: Reading | None = None
+
+    @model_validator(mode="after")
+    def _chosen_by_a_reward_model(self) -> ResponsesRequest:
+        if len({self.best_of is None, self.reward_model is None, self.reading is None}) > 1:
+            raise ValueError("best_of, reward_model and reading go together")
+        return self
 
 
 def run(request: ResponsesRequest, context: Context) -> Result:
@@ -80,17 +95,21 @@ def _answer(request: ResponsesRequest, context: Context, workers: Workers | None
     tokens = 0
     how = (request.precision, request.batch_tokens, request.tokens)
     served = Served(context, request.checkpoint, *how, sharded=workers is None, workers=workers and workers.of)
-    with served.by(request.generate, context.work / KEPT_FILE) as generator:
+    with served.by(request.generate, context.work / KEPT_FILE) as loaded:
+        generator = _choosing(request, context, loaded)
         for name, spec in request.suites.items():
             started = time.monotonic()
             answered = answer_suite(suite_named(name, spec.tasks), spec, request.seed, generator)
             seconds[name] = round(time.monotonic() - started, 3)
             digests[name] = _write(context.out / name, answered)  # what other ranks write is thrown away
-            tokens += answered.tokens
+            tokens += 0 if isinstance(generator, BestOfGenerator) else answered.tokens
             failed = sum(response.failed is not None for response in answered.responses)
             asked = len(answered.items)
             suites[name] = AnsweredCounts(items=asked, answered=asked - failed, failed=failed)
             log.info("%s: %d answered, %d failed, %.1f s", name, suites[name].answered, failed, seconds[name])
+    more: dict[str, int] = {}
+    if isinstance(generator, BestOfGenerator):
+        tokens, more = generator.tokens, {"best_of": generator.settings.n, "unscored": generator.unscored}
     # the same texts from two checkpoints are two results: scores must be traceable to the model that answered
     digest = json_digest({"checkpoint": request.checkpoint.digest, "responses": digests})
     summary = ResponsesSummary(
@@ -100,8 +119,19 @@ def _answer(request: ResponsesRequest, context: Context, workers: Workers | None
         precision=request.precision,
         generator=request.generate.kind,
         tokens_per_rank=workers.per_rank if workers else [],
+        **more,
     )
     return Result(digest, summary)
+
+
+def _choosing(request: ResponsesRequest, context: Context, generator: Any) -> AnyGenerator:
+    """The generator, or with `best_of` the best of several of its answers."""
+    if request.best_of is None or request.reward_model is None or request.reading is None:
+        return generator  # type: ignore[no-any-return]
+    reading = request.reading
+    folder = context.fetch(request.reward_model)
+    scorer = RewardScorer(folder, reading.tokens, reading.precision, reading.batch_tokens)
+    return BestOfGenerator(generator, request.best_of, scorer)
 
 
 def _write(folder: Path, answered: Answered) -> dict[str, str]:

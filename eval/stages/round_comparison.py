@@ -61,7 +61,8 @@ def run(request: RoundRequest, context: Context) -> Result:
         raise BadInput(f"round {request.round} cannot be compared: no held-out prompt has a score ({reasons})")
     rows = [{"row_id": row_id, "before": sides[0][row_id], "after": sides[1][row_id]} for row_id in prompts]
     write_records(context.out / COMPARISON_FILE, SCHEMA, rows)
-    interval = paired_interval([sides[1][row_id] - sides[0][row_id] for row_id in prompts], prompts, None)
+    differences = [sides[1][row_id] - sides[0][row_id] for row_id in prompts]
+    interval = paired_interval(differences, prompts, width_of(request.scores, request.length_penalty))
     before, after = (math.fsum(side[row_id] for row_id in prompts) / len(prompts) for side in sides)
     summary = RoundSummary(
         round=request.round,
@@ -72,13 +73,23 @@ def run(request: RoundRequest, context: Context) -> Result:
         low=interval.low,
         high=interval.high,
         p_value=interval.p_value,
-        improved=interval.mean.value > 0,
+        improved=interval.low is not None and interval.low > 0,
         unscored=dict(sorted(unscored.items())),
         judge_name=summed.name,
         judge=summed.bill,
     )
     log.info("round %d: mean score %.4g, before %.4g, on %d prompts", request.round, after, before, len(prompts))
     return Result(json_digest([request.round, summed.name, [list(row.values()) for row in rows]]), summary)
+
+
+WIDTHS = {"rubric": 9.0, "judge": 9.0, "exact": 1.0, "instructions": 1.0, "judge_pairs": 1.0}
+
+
+def width_of(scores: Sequence[Score], length_penalty: float) -> float | None:
+    """The largest difference of two answers' scores; None where nothing bounds it, as of a reward model."""
+    if length_penalty or any(score.kind not in WIDTHS for score in scores):
+        return None
+    return math.fsum(score.weight * WIDTHS[score.kind] for score in scores)
 
 
 def _means(

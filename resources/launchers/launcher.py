@@ -36,7 +36,7 @@ NOT_INSTALLED = re.compile(
     r"No module named '?(alignment|assets|eval|resources)\b|ErrImage\w*|ImagePull\w*|InvalidImageName"
 )
 LOST = re.compile(
-    r"exit code -?(9|15|137|143)\b|preempt|evict|unexpectedly (died|killed|terminated)"
+    r"(exit|with) code -?(9|15|137|143)\b|preempt|evict|unexpectedly (died|killed|terminated)"
     r"|(actor|node|worker|supervisor)\b.{0,60}\b(died|dead|killed|lost|terminated|unavailable|failed)\b"
     r"|failed to connect|ConnectionError|connection (refused|reset|aborted)|timed out",
     re.IGNORECASE,
@@ -122,7 +122,7 @@ def torchrun_options(
     `elastic` ranks are started again, up to `RETRIES` times, when one of them is lost. Where they were on several
     nodes, as many go on as there are: torchrun counts the nodes anew, and takes in one that comes later.
     """
-    options = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    options = ["-m", "alignment.stages.ranks", "--nproc-per-node", str(processes)]
     options += ["--max-restarts", str(RETRIES)] if elastic else []
     if meet_at is None:
         return [*options, "--standalone"]

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,13 @@ ROW = json.dumps({"prompt": "p", "chosen": "c", "rejected": "r"}).encode() + b"\
 def bucket() -> Iterator[str]:
     with signed_files({".jsonl": ROW}, lambda signature: signature.startswith("s3cr")) as url:
         yield url
+
+
+@pytest.mark.parametrize("text", ["a" * 200_000, "a." * 100_000, "a" * 200_000 + "://u:p@host", "a::" * 60_000])
+def test_a_long_text_is_shown_within_seconds(text: str) -> None:
+    began = time.process_time()
+    assert "u:p" not in shown(text)
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(

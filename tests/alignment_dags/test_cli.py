@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import getpass
+import inspect
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,12 +16,13 @@ from typing import Any
 import httpx2
 import pytest
 
-from alignment.recipe import load_recipe
+from alignment.recipe import TokenPolicy, load_recipe
 from alignment.stages.policy_checkpoint import STAGE as POLICY
 from alignment.stages.preference_shard import STAGE as SHARD
 from alignment.stages.stage import Stage
 from alignment.store import Ref
 from alignment_dags.cli import main
+from alignment_dags.cli.files import reference
 from alignment_dags.recipes import recipes_in_use
 from resources.home import PROJECT
 from resources.store import ArtifactStore
@@ -110,6 +113,25 @@ def test_a_home_that_cannot_be_used_is_named(
     assert align("pools", "apply", monkeypatch=monkeypatch) == 2
     told = refused(capsys)
     assert given in told and f"'{variable}'" in told
+
+
+def test_a_home_below_a_quoted_tilde_is_the_same_for_us_and_for_dagster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ALIGN_HOME", "~/align")
+    monkeypatch.setenv("DAGSTER_HOME", "~/x")
+    for name in ("ALIGN_STORE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    assert align("pools", "apply", monkeypatch=monkeypatch) == 0
+    assert os.environ["DAGSTER_HOME"] == str(tmp_path / "x") and os.environ["ALIGN_STORE"].startswith(str(tmp_path))
+    assert (tmp_path / "x" / "dagster.yaml").exists() and not (tmp_path / "~").exists()
+
+
+def test_every_key_of_the_token_policy_is_an_option_of_align_reference() -> None:
+    options = inspect.signature(reference).parameters
+    assert set(TokenPolicy.model_fields) <= set(options), "an error would ask for a key that nobody can give"
 
 
 @pytest.mark.parametrize("verb", [["plan"], ["recipes", "check"]])

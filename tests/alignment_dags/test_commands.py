@@ -18,7 +18,7 @@ import yaml
 from alignment.errors import BadInput
 from alignment.progress import Pace, ProgressLog, duration, place_of
 from alignment.recipe import load_recipe
-from alignment_dags.cli import output
+from alignment_dags.cli import main, output
 from alignment_dags.cli.app import app
 from alignment_dags.recipes import derive, recipe_file, recipe_names, recipes_in_use
 from resources.home import PROJECT
@@ -188,8 +188,8 @@ def test_set_and_as_go_together(align: Align) -> None:
             {"sft": {"dataset": {"files": ["no/chats.jsonl"]}}},
             "'sft.dataset.files': no/chats.jsonl: no such file",
         ),
-        ({"base_model": {"path": "no/model"}}, "field 'base_model.path': no/model: no config.json"),
-        ({"sft": {"adopt": {"path": "no/sft"}}}, "field 'sft.adopt.path': no/sft: no config.json"),
+        ({"base_model": {"path": "no/model"}}, "field 'base_model.path': no/model: no such folder"),
+        ({"sft": {"adopt": {"path": "no/sft"}}}, "field 'sft.adopt.path': no/sft: no such folder"),
         (
             {"base_model": EMBEDDED | {"chat_template": "no.jinja"}},
             "base_model.chat_template': no.jinja: no such file",
@@ -198,12 +198,18 @@ def test_set_and_as_go_together(align: Align) -> None:
     ],
 )
 def test_a_check_names_the_key_of_what_is_not_there(
-    more: dict[str, Any], told: str, tmp_path: Path, align_command: list[str]
+    more: dict[str, Any],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = write(tmp_path / "r.yaml", **more)
-    done = subprocess.run([*align_command, "recipes", "check", str(path)], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith(f"error: {path}, ") and told in done.stderr and done.stderr.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["align", "recipes", "check", str(path)])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    out, error = capsys.readouterr()
+    assert out == "" and error.startswith(f"error: {path}, ") and told in error and error.count("\n") == 1
 
 
 def test_files_of_the_suites_that_are_not_there_yet_are_noted(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from alignment.methods import METHODS
+from alignment.methods import METHODS, ON_POLICY
 from alignment.recipe import Dpo, Gsm8k, Optimise, Recipe
 from alignment_dags.cli.keys import places, recipe_page
 from resources.home import PROJECT
@@ -42,7 +42,7 @@ def test_a_key_has_its_range_its_default_and_its_meaning() -> None:
     assert keys.keys() == Dpo.model_fields.keys()
     assert keys["beta"].startswith("a number above 0 | `0.1` | β: a larger value keeps the policy nearer")
     assert keys["label_smoothing"].startswith("a number from 0 below 0.5 | `0.0` | ")
-    assert keys["loss"].startswith(", ".join(f"`{name}`" for name in METHODS) + " | `sigmoid` | ")
+    assert keys["loss"].startswith(", ".join(f"`{name}`" for name in METHODS | ON_POLICY) + " | `sigmoid` | ")
     assert section("## The recipe")["name"].startswith("a text | required | ")
 
 

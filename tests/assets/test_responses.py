@@ -7,7 +7,7 @@ import pytest
 
 from alignment.recipe import LmEvalTask, parse_recipe
 from assets.graph import nodes_of
-from assets.responses import suite_spec
+from assets.suites import suite_spec
 from resources.pools import load_pools
 
 SMALLEST: dict[str, Any] = {

@@ -21,13 +21,15 @@ ROUNDS: dict[str, Any] = {"count": 3, "prompts": {"embedded": "micro"}, "n": 4, 
 
 class _Made(Request):
     name: str
-    improved: bool = True
+    difference: float = 1.0
 
 
 def _run(request: _Made, context: Any) -> Result:
+    """A comparison's interval is a half to either side; `improved` is that of a record of an earlier version."""
     number = int(next((letter for letter in request.name if letter.isdecimal()), 0))
-    scores = {"before": 1.0, "after": 2.0 if request.improved else 0.5, "difference": 1.0 if request.improved else -0.5}
-    return Result(request.name, RoundSummary(round=number, prompts=7, improved=request.improved, **scores))
+    moved = request.difference
+    scores = {"before": 1.0, "after": 1 + moved, "difference": moved, "low": moved - 0.5, "high": moved + 0.5}
+    return Result(request.name, RoundSummary(round=number, prompts=7, improved=moved > 0, **scores))
 
 
 def made(store: Store, name: str, **more: Any) -> Artifact:
@@ -70,9 +72,9 @@ def test_the_reference_of_a_round_is_the_sft_checkpoint_where_the_recipe_says_so
 def test_a_round_that_does_not_improve_ends_the_rounds_and_the_best_policy_is_adopted(store: Store) -> None:
     best = made_policy(store, "round_1/policy_checkpoint")
     made_policy(store, "round_2/policy_checkpoint")
-    made(store, "round_2/comparison", improved=False)
+    made(store, "round_2/comparison", difference=-0.5)
     found, upstream = nodes(rounds=ROUNDS), Upstream(store, "small")
-    told = "round 2 ended the rounds: its policy scores 0.5 on 7 held-out prompts, that of round 1 1; the policy of"
+    told = "round 2 ended the rounds: its policy scores 0.5 on 7 held-out prompts, that of round 1 1"
     for name in ("candidates", "ranked_pairs", "generated_shard", "generated_logprobs", "answers", "comparison"):
         with pytest.raises(NotNeeded, match=told):
             found[f"round_3/{name}"].request(upstream, None)
@@ -81,6 +83,26 @@ def test_a_round_that_does_not_improve_ends_the_rounds_and_the_best_policy_is_ad
         assert node.request(upstream, None) == best
         commit = store.commit_of(upstream("round_1/policy_checkpoint"))
         assert "round 2 ended the rounds" in node.show(commit, store.fetch(commit.artifact)).markdown["rounds"]
+
+
+@pytest.mark.parametrize(
+    ("go_on", "difference", "adopted"),
+    [
+        ("improved", 0.4, 1),  # the mean rose, and the interval holds zero
+        ("improved", 0.6, 3),
+        ("not_worse", 0.4, 3),
+        ("not_worse", -0.6, 1),
+        ("always", -0.6, 3),
+    ],
+)
+def test_the_interval_decides_with_which_result_the_rounds_go_on(
+    store: Store, go_on: str, difference: float, adopted: int
+) -> None:
+    policies = {number: made_policy(store, f"round_{number}/policy_checkpoint") for number in (1, 2, 3)}
+    made(store, "round_2/comparison", difference=difference)
+    made(store, "round_3/comparison")
+    node = nodes(rounds=ROUNDS | {"go_on": go_on})["policy_checkpoint"]
+    assert node.request(Upstream(store, "small"), None) == policies[adopted]
 
 
 def test_the_last_round_is_adopted_where_every_round_improved(store: Store) -> None:

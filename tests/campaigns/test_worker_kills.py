@@ -42,7 +42,7 @@ def programs(home: str) -> Iterator[tuple[psutil.Process, str, str]]:
         with contextlib.suppress(psutil.Error):
             words = process.cmdline()
             if "alignment.stages" in words and process.environ().get("ALIGN_HOME") == home:
-                kind = "launcher" if "torch.distributed.run" in words else "worker"
+                kind = "launcher" if "alignment.stages.ranks" in words else "worker"
                 yield process, kind, words[words.index("--request") + 1]
 
 

@@ -29,13 +29,13 @@ def test_a_backfill_makes_what_is_behind_of_what_was_chosen(
     shard_folder: Path,
     tmp_path: Path,
     bring_up_to_date: Callable[..., Upstream],
-    align: Callable[..., tuple[int, dict[str, Any], str]],
+    align_process: Callable[..., tuple[int, dict[str, Any], str]],
 ) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(small_recipe | {"preferences": {"files": [str(shard_folder)]}}), encoding="utf-8")
 
     def backfill(*chosen: str, code: int = 0) -> dict[str, Any]:
-        found, told, error = align("backfill", str(path), *chosen)
+        found, told, error = align_process("backfill", str(path), *chosen)
         assert found == code, error
         return told | {"error": error}
 

@@ -72,9 +72,13 @@ def test_two_versions_are_compared_by_name_and_what_differs_is_listed(
     assert same == {"base", "sft", "manifest"}
     assert told["checkpoints"]["policy"][1] == made("policy_checkpoint").digest
     assert told["metrics"][METRIC]["verdict"] == found[METRIC]["verdict"]
+    before, after = told["taken"]["policy_checkpoint"]
+    assert before["seconds"] > 0 < after["seconds"] and before["gpu_seconds"] == 0
+    total = sum(one[1]["seconds"] for stage, one in told["taken"].items() if stage != "total" and one[1] is not None)
+    assert told["taken"]["total"][1]["seconds"] == pytest.approx(total, abs=0.01)
     show_diff(told)
     out = capsys.readouterr().out
-    assert "dpo.beta" in out and "0.9" in out and "2 shards are the same" in out
+    assert "dpo.beta" in out and "0.9" in out and "2 shards are the same" in out and "  reference_logprobs" in out
 
     for baseline, words in (
         ("smal", r"smal: no file, recipe or MODEL@VERSION; did you mean small\?"),

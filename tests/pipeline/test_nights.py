@@ -21,6 +21,7 @@ from alignment_dags.nights.tick import Ticked, tick
 from alignment_dags.run.workspace import Workspace
 from assets.building.factory import shards_definition
 from assets.building.upstream import Upstream
+from eval.report.worth import new_rows_course
 from resources.home import ensure_home
 from resources.mlflow import Tracking
 from resources.pools import load_pools
@@ -133,6 +134,53 @@ def test_a_night_sleeps_while_few_rows_are_new_says_why_and_wakes_when_enough_ca
     woken = nights.night()
     assert (woken.outcome, woken.version) == ("passed", "2"), woken.reason
     assert woken.worth is not None and woken.worth.new_rows == 7
+
+
+def test_rows_that_wait_are_measured_each_night_and_a_drift_wakes_the_night_that_is_asked_to(
+    nights: Nights, small_recipe: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    first_file = pairs_of(small_recipe)
+    changed: dict[str, Any] = {
+        "schedule": {"worth": {"min_new_rows": 1000}},
+        "preferences": small_recipe["preferences"] | {"files": [str(first_file.with_name("pairs*.jsonl"))]},
+        "evals": small_recipe["evals"] | {"new_rows": {}},
+    }
+    nights.use(**changed)
+    first = nights.night()
+    assert first.outcome == "passed", first.reason
+
+    def arrive(name: str, numbers: range) -> None:
+        rows = [{"prompt": f"Name {n}", "chosen": "No.", "rejected": f"It is {n}."} for n in numbers]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        first_file.with_name(f"pairs-{name}.jsonl").write_text(text, encoding="utf-8")
+
+    arrive("monday", range(100, 120))
+    slept = nights.night()
+    assert slept.outcome == "slept" and slept.worth is not None, slept.reason
+    measured = slept.worth.measured
+    assert measured is not None and (measured.measured, measured.scored) == (20, 40), measured
+    assert measured.accuracy is not None and measured.accuracy < 0.2 and measured.start_ranking_accuracy is not None
+    assert "the champion prefers the chosen side in" in slept.reason and "look at the new data" in slept.reason
+    assert nights.launched[-1] == ("small_train", ["preference_manifest", "new_rows"])
+    assert any("guard_failed" in one.message and "incoming/new_rows, drift" in one.message for one in caplog.records)
+    kept = Upstream(nights.store, "small")("preference_manifest")
+    assert kept.digest == first.manifest, "the policy's manifest stays what it was trained on"
+
+    arrive("tuesday", range(120, 124))
+    again = nights.night()
+    assert again.worth is not None and again.worth.measured is not None and again.outcome == "slept"
+    assert (again.worth.measured.scored, again.worth.measured.cache_hits) == (8, 40), "no pass for known sequences"
+    nights.launched = []
+    assert nights.night().outcome == "slept" and nights.launched == [], "nothing to measure again"
+
+    nights.use(**changed | {"schedule": {"worth": {"min_new_rows": 1000, "wake_on_drift": True}}})
+    woken = nights.night()
+    assert (woken.outcome, woken.version) == ("passed", "2"), woken.reason
+    assert nights.night().outcome == "skipped"
+    course = new_rows_course(nights.store, "small")
+    assert course is not None and [line.has_drifted for line in course.lines] == [True, True]
+    page = (nights.store.fetch(Upstream(nights.store, "small")("evaluation_report")) / "report.html").read_text("utf-8")
+    assert "Rows that the champion never saw" in page and "2 measurements" in page and ">drift<" in page
 
 
 def test_a_night_trains_what_changed_and_the_next_is_skipped(nights: Nights, small_recipe: dict[str, Any]) -> None:

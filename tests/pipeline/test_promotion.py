@@ -78,13 +78,13 @@ def version_with_tags() -> tuple[str, dict[str, str]]:
 
 
 def test_an_override_is_a_promotion_that_everybody_sees(
-    write: Write, finished: Callable[..., Upstream], bring_up_to_date: Callable[..., Upstream], align: Align
+    write: Write, finished: Callable[..., Upstream], bring_up_to_date: Callable[..., Upstream], align_process: Align
 ) -> None:
     path = write(0.1, FAILS)
     finished(load_recipe(path), failure="the gate says fail")
     with pytest.raises(BadInput, match="needs --reason"):
         promote(Promotion("small", override=True, reason=" ", recipe=path), print)
-    code, told, error = align(
+    code, told, error = align_process(
         "promote", "small", "--override", "--reason", "the demo is tomorrow", "--recipe", str(path)
     )
 
@@ -146,7 +146,7 @@ def test_no_override_goes_by_the_evaluation_of_an_earlier_policy(
 
 @pytest.mark.usefixtures("here")
 def test_a_return_holds_until_there_is_another_policy(
-    write: Write, finished: Callable[..., Upstream], bring_up_to_date: Callable[..., Upstream], align: Align
+    write: Write, finished: Callable[..., Upstream], bring_up_to_date: Callable[..., Upstream], align_process: Align
 ) -> None:
     first = finished(load_recipe(write(0.1)))("policy_checkpoint")
     path = write(0.9)
@@ -175,7 +175,7 @@ def test_a_return_holds_until_there_is_another_policy(
     with dg.DagsterInstance.get() as instance:
         taken = instance.event_log_storage.claim_concurrency_slot("local", "a training", "a step")
         assert taken.is_claimed
-        code, _, error = align("promote", "small", "--to", "2", "--recipe", str(path))
+        code, _, error = align_process("promote", "small", "--to", "2", "--recipe", str(path))
         assert code == 0, error  # it waited for nobody's GPU
         instance.event_log_storage.free_concurrency_slots_for_run("a training")
     version, tags = version_with_tags()

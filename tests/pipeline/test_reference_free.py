@@ -19,6 +19,7 @@ from eval.stages.evaluation_report import ReportSummary
 from resources.pools import load_pools
 
 SHARD, REFERENCE = "preference_shard", "reference_logprobs"
+Align = Callable[..., tuple[int, dict[str, Any], str]]
 
 
 FROM_SFT = sorted(
@@ -32,7 +33,8 @@ def test_the_whole_graph_of_a_method_without_a_reference(
     small_recipe: dict[str, Any],
     tmp_path: Path,
     bring_up_to_date: Callable[..., Upstream],
-    align: Callable[..., tuple[int, dict[str, Any], str]],
+    align: Align,
+    align_process: Align,
 ) -> None:
     path = tmp_path / "recipe.yaml"
     small_recipe["dpo"] |= {"loss": loss, "epochs": 2}
@@ -52,7 +54,7 @@ def test_the_whole_graph_of_a_method_without_a_reference(
     assert (code, {stage["stage"] for stage in planned["stages"]} & {SHARD, REFERENCE}) == (0, {SHARD}), error
     code, _, error = align("backfill", str(path), "--stage", REFERENCE)
     assert code == 2 and f"field '--stage': loss: {loss} has no {REFERENCE}" in error
-    code, made, error = align("backfill", str(path))
+    code, made, error = align_process("backfill", str(path))
     assert (code, list(made["made"]), made["behind"][SHARD]) == (0, [SHARD], []), error
 
     upstream = bring_up_to_date(recipe)

@@ -17,6 +17,7 @@ from alignment.errors import BadInput
 from alignment.logprobs.token_ids import count_token_ids
 from alignment.recipe import load_recipe
 from alignment.store import ErasedArtifact, Store
+from alignment_dags.registry.ab import export_ballot
 from alignment_dags.registry.export import export
 from alignment_dags.registry.rows import row_lineage
 from alignment_dags.retention.collect import collect
@@ -176,11 +177,12 @@ def test_the_rows_that_a_killed_training_mapped_into_memory_go_with_what_was_exp
     withdraw(recipe, [row], [], "asked by mail")
     made = bring_up_to_date(load_recipe(recipe))
     export("small", tmp_path / "exported", print)
+    export_ballot("small", "small@sft", "ifeval", tmp_path / "ballot", None, 0, None, 8, "float32", print)
     (left,) = collect([recipe])["leftovers"]
     assert left["why"] == "work that was begun before rows were withdrawn"
     assert made.store.commit_of(made("policy_checkpoint")).summary["resumed_from_step"] in (None, 0)
     assert not [place for place in places(Path(store.root), row) if place.startswith("work/")]
-    for folder in (home, tmp_path / "exported"):
+    for folder in (home, tmp_path / "exported", tmp_path / "ballot"):
         assert places(folder, PLANTED) == []
 
 

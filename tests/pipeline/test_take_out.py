@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,20 +83,26 @@ def files_of(version: str) -> Path:
     return Path(client.get_logged_model(model_id).artifact_location.removeprefix("file://"))
 
 
-def test_mlflow_loads_answers_with_and_downloads_the_champion(
-    write: Write,
-    bring_up_to_date: Callable[..., Upstream],
-    store_url: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture(params=["local", "s3"])
+def champion(write: Write, request: pytest.FixtureRequest) -> Upstream:
+    """The first policy, registered, in a store of either kind."""
+    recipe = load_recipe(write(0.1))
+    if request.param == "local":
+        made: Upstream = request.getfixturevalue("finished")(recipe)
+        return made
+    place = f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}"
+    request.getfixturevalue("monkeypatch").setenv("ALIGN_STORE", place)
+    made = request.getfixturevalue("bring_up_to_date")(recipe)
+    return made
+
+
+def test_mlflow_loads_answers_with_and_downloads_the_champion(champion: Upstream, tmp_path: Path) -> None:
     import mlflow
     import torch
 
     from alignment.models.checkpoint import load_model, load_tokenizer
 
-    monkeypatch.setenv("ALIGN_STORE", store_url)
-    made = bring_up_to_date(load_recipe(write(0.1)))
+    made = champion
     policy = policy_of(made)
     folder = made.store.fetch(policy.artifact)
 
@@ -119,16 +126,12 @@ def test_mlflow_loads_answers_with_and_downloads_the_champion(
 
 @pytest.mark.parametrize("left", ["nothing", "a copy that was cut short"])
 def test_a_version_that_was_registered_without_files_is_repaired(
-    left: str,
-    write: Write,
-    bring_up_to_date: Callable[..., Upstream],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    left: str, write: Write, finished: Callable[..., Upstream], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = "alignment_dags.registry.promote._carry_out"
     monkeypatch.setattr(alone, lambda workspace, *_: registered_model_alone(workspace.recipe))
     path = write(0.1)
-    made = bring_up_to_date(load_recipe(path))
+    made = finished(load_recipe(path))
     wanted = committed(policy_of(made), made.store.fetch(made("policy_checkpoint")))
 
     def lose() -> None:
@@ -179,9 +182,9 @@ def test_where_mlflow_keeps_its_files_on_s3_they_are_copied_there_and_erased_wit
 
 
 def test_an_erased_policy_that_is_made_again_is_there_again(
-    write: Write, bring_up_to_date: Callable[..., Upstream], tmp_path: Path
+    write: Write, finished: Callable[..., Upstream], bring_up_to_date: Callable[..., Upstream], tmp_path: Path
 ) -> None:
-    made = bring_up_to_date(load_recipe(write(0.1)))
+    made = finished(load_recipe(write(0.1)))
     wanted = committed(policy_of(made), made.store.fetch(made("policy_checkpoint")))
     bring_up_to_date(load_recipe(write(0.9)))
     collect([], keep=0)
@@ -195,15 +198,12 @@ def test_an_erased_policy_that_is_made_again_is_there_again(
 
 
 def test_export_copies_what_was_committed_or_nothing(
-    write: Write,
-    bring_up_to_date: Callable[..., Upstream],
+    champion: Upstream,
     align: Callable[..., tuple[int, dict[str, Any], str]],
     tmp_path: Path,
-    store_url: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("ALIGN_STORE", store_url)
-    made = bring_up_to_date(load_recipe(write(0.1)))
+    made = champion
     policy, store = policy_of(made), made.store
     wanted = committed(policy, store.fetch(policy.artifact))
     places = tmp_path / "places"

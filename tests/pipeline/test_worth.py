@@ -22,11 +22,13 @@ from alignment_dags.cli.models import lines
 from alignment_dags.cli.worth import show_certificate, show_sources
 from alignment_dags.registry.cards import card_for
 from alignment_dags.registry.lineage import lineage_of
+from alignment_dags.registry.reports import write_report
 from alignment_dags.registry.reproduce import half_a_digit, reproduce
-from alignment_dags.registry.sources import sources_of
+from alignment_dags.registry.sources import badness, sources_of
 from alignment_dags.run.workspace import Workspace
 from assets.building.node import NotNeeded
 from assets.building.upstream import Upstream
+from assets.certificate import Certified
 from assets.reference_logprobs import scoring
 from eval.gate.baselines import read_baselines
 from eval.gate.default import gate_of
@@ -102,6 +104,9 @@ def test_a_planted_bad_source_comes_out_worst_with_its_interval_below_zero(
     store = ArtifactStore().open()
     policy = store.read_ref("small_whole", "policy_checkpoint")
     assert policy is not None and store.commit_of(policy.artifact).summary["rows_trained"] > 0
+    page = tmp_path / "history.html"
+    write_report(path, page, history=True)
+    assert "What each source did" in page.read_text(encoding="utf-8")
     show_sources(found)
     assert "planted  30    preferences/margin" in capsys.readouterr().out
     with pytest.raises(BadInput, match="no source 'plantd'; did you mean planted"):
@@ -143,6 +148,9 @@ def test_a_recipe_that_is_run_again_with_other_seeds_gets_a_certificate_that_is_
     assert "(a page) is within run-to-run noise" in lineage["certificate"]["told"]
     assert "certificate: repeated with 2 seeds" in "\n".join(lines(lineage))
     assert "The recipe was repeated with 2 seeds" in card_for(ArtifactStore().open(), "small").text
+    page = tmp_path / "history.html"
+    write_report(path, page, history=True)
+    assert "The recipe was repeated with 2 seeds" in page.read_text(encoding="utf-8")
     show_certificate({"recipe": "small", "certificate": made})
     assert f"{metric}: ours 9.5 (a paper) is outside run-to-run noise" in capsys.readouterr().out
     with pytest.raises(BadInput, match="has no model 'our'; did you mean ours"):
@@ -200,6 +208,23 @@ def test_the_champion_is_measured_on_rows_that_it_never_saw_before_they_train_an
     assert alone is not None and set(alone.metrics) == set(PASSES["metrics"]), "without a champion nothing is asked"
     with pytest.raises(BadInput, match="measured on the champion, not on the policy"):
         gate_of(load_recipe(write(gate={"metrics": {"new_rows/accuracy": {"no_regression": 0.1}}}, evals=NEW)))
+
+
+def test_sources_are_sorted_by_what_is_proved_and_where_they_are_alike_by_the_next_metric() -> None:
+    def source(name: str, *values: tuple[float, float]) -> dict[str, Any]:
+        metrics = {str(n): {"difference": value, "ci95": [value - 1, high]} for n, (value, high) in enumerate(values)}
+        return {"source": name, "metrics": metrics}
+
+    proved = source("proved", (0.1, 0.2), (-0.5, -0.1))
+    found = [source("good", (0.0, 1.0), (0.3, 1.0)), source("even", (0.0, 1.0), (0.2, 1.0)), proved]
+    assert [one["source"] for one in sorted(found, key=badness)] == ["proved", "even", "good"]
+
+
+def test_an_interval_of_a_fraction_ends_where_the_scale_does() -> None:
+    about: dict[str, Any] = {"metric": "m", "values": {}, "mean": 0.9, "deviation": 0.1, "own": 0.9, "noise": "within"}
+    assert Certified(**about, low=0.7, high=1.1, width=1.0).ends == (0.7, 1.0)
+    assert Certified(**about, low=-0.7, high=1.1).ends == (-0.7, 1.1)
+    assert Certified(**about, low=None, high=None, width=1.0).ends == (None, None)
 
 
 def test_a_published_figure_may_be_off_by_its_rounding() -> None:

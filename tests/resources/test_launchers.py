@@ -208,6 +208,8 @@ def test_an_address_with_a_password_is_not_sent_to_another_machine(request_of_pa
         ("pod align-x ended with Evicted, last available logs:\n…", "lost"),
         ("pod align-x was terminated: node lost or preempted, last available logs:\n", "lost"),
         ("Job entrypoint command failed with exit code 137, last available logs:\nx", "lost"),
+        ("External execution process failed with code 137", "lost"),
+        ("External execution process failed with code 1", "failed"),
         ("Job entrypoint command failed with exit code 1, last available logs:\nSignal 9 (SIGKILL) received", "lost"),
         ("Job entrypoint command failed with exit code 1, last available logs:\nthe judge timed out", "failed"),
         ("pod align-x ended with OOMKilled (exit code 1), last available logs:\nworker failed", "failed"),
@@ -291,7 +293,7 @@ def test_a_ray_job_asks_for_its_pools_accelerator_and_starts_torchrun_on_each_no
     job = submission(launch_of(one, request_of_pairs, store), program)
     assert job["entrypoint_num_gpus"] == 8
     assert job["entrypoint_resources"] == {"accelerator_type:H100": 0.001}
-    assert job["entrypoint"].split()[:5] == ["python", "-m", "torch.distributed.run", "--nproc-per-node", "8"]
+    assert job["entrypoint"].split()[:5] == ["python", "-m", "alignment.stages.ranks", "--nproc-per-node", "8"]
     two = Pool.model_validate(H100 | {"launcher": "ray", "nodes": 2, "gpus_per_slot": 16})
     job = submission(launch_of(two, request_of_pairs, store), Program(program.arguments, {}, two))
     assert job["entrypoint_num_gpus"] == 8

@@ -134,6 +134,19 @@ def test_a_tracking_server_elsewhere_is_refused(tmp_path: Path, monkeypatch: pyt
     assert "secret" not in str(caught.value)
 
 
+def test_a_webhook_elsewhere_is_refused_by_its_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "pools.yaml"
+    path.write_text(PLACED)
+    place: Any = SimpleNamespace(shown="/tmp/store")
+    recipe = parse_recipe(SMALL | {"alerts": {"webhook_env": "ALERTS_GO_TO"}}, "-", {})
+    monkeypatch.setenv("ALERTS_GO_TO", "https://hooks.example/secret/path")
+    with pytest.raises(BadInput, match=r"the webhook in ALERTS_GO_TO https://hooks\.example is in a region") as caught:
+        check_residency(recipe, load_pools(path), place)
+    assert "secret" not in str(caught.value)
+    monkeypatch.delenv("ALERTS_GO_TO")
+    check_residency(recipe, load_pools(path), place)
+
+
 def test_dagsters_limits_become_those_of_the_file_and_stay_so(tmp_path: Path) -> None:
     pools = load_pools()
     with dg.instance_for_test(temp_dir=str(tmp_path)) as instance:

@@ -188,6 +188,14 @@ def test_names_above_a_glob_are_the_persons_own(tmp_path: Path) -> None:
     assert [Path(url).name for url in expand(str(tmp_path / "_raw" / ".deep" / "*.jsonl"))] == ["a.jsonl"]
 
 
+@pytest.mark.parametrize("name", ["[2026-11]", "a?b", "*", "100%", "a[b", "数" * 28])
+def test_a_folder_with_a_globs_marks_in_its_name_is_meant_as_it_is(tmp_path: Path, name: str) -> None:
+    for folder in (name, "2", "axb"):
+        save(tmp_path / folder / "day-1.jsonl", b"x")
+    for pattern in ("", "day-1.jsonl", "*.jsonl", "day-[0-9].jsonl", "**"):
+        assert expand(str(tmp_path / name / pattern)) == [str(tmp_path / name / "day-1.jsonl")]
+
+
 def test_a_listing_sees_what_another_process_put_there(monkeypatch: pytest.MonkeyPatch) -> None:
     class Remembering(fsspec.AbstractFileSystem):  # type: ignore[misc]
         """As object stores' file systems do, it answers from the last listing until told not to."""
@@ -261,3 +269,10 @@ def test_an_object_that_changes_while_it_is_read_is_not_remembered_under_its_old
     assert pin_file("moving://a.jsonl").sha256 == sha(b"B")
     Moving.versions[:] = [b"A"]
     assert pin_file("moving://a.jsonl").sha256 == sha(b"A")
+
+
+def test_a_pipe_or_a_device_is_named_as_such(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pairs.jsonl")
+    for place in (tmp_path / "pairs.jsonl", Path(os.devnull)):
+        with pytest.raises(BadInput, match="is a pipe or a device"):
+            expand(str(place))

@@ -267,3 +267,12 @@ def test_a_parquet_column_that_appears_twice_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_arrays([cells, cells, cells], names=["prompt", "chosen", "chosen"]), path)
     with pytest.raises(BadInput, match=r"field 'chosen': this column appears twice"):
         values(str(path))
+
+
+def test_a_record_with_a_key_twice_is_told_apart_and_the_others_are_read(tmp_path: Path) -> None:
+    lines = [b'{"a": 1}', b'{"a": 1, "a": 2}', b'{"a": [{"b": 1, "b": 1}]}', b'{"c": {"a": 1}, "d": {"a": 2}}']
+    for name, data in (("a.jsonl", b"\n".join(lines)), ("a.json", b"[" + b",".join(lines) + b"]")):
+        records = list(read_records(save(tmp_path / name, data)))
+        assert [record.problem for record in records] == [None, "key 'a' appears twice", "key 'b' appears twice", None]
+        assert records[0].value == {"a": 1} and records[3].value == {"c": {"a": 1}, "d": {"a": 2}}
+        assert records[1].value is None and '"a"' in records[1].text

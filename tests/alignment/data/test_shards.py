@@ -155,8 +155,29 @@ def test_a_folder_with_dataset_info_gives_the_files_that_it_calls_preferences(tm
     assert STAGE.key(shards["pairs"]) == STAGE.key(plain["pairs"])  # names that are read anyway make no other shard
     assert list(llama_factory(tmp_path, {"text": {"file_name": "sft.json"}})) == ["pairs", "sft", "thumbs"]
     assert list(shards_of(PreferenceSource(files=[str(tmp_path / "*.json")]))) == ["pairs", "sft", "thumbs"]
-    (tmp_path / "dataset_info.json").write_text("[broken", encoding="utf-8")
-    assert list(shards_of(PreferenceSource(files=[str(tmp_path)]))) == ["pairs", "sft", "thumbs"]
+    assert list(llama_factory(tmp_path, {"features": {"dtype": "string"}})) == [
+        "pairs",
+        "sft",
+        "thumbs",
+    ]  # Hugging Face's
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[broken", r"dataset_info\.json: not readable as JSON: .*; mend it or move it elsewhere"),
+        ('{"x": {"file_name": [], "ranking": true}}', r"dataset_info\.json, field 'x\.file_name': must be a text"),
+        ('{"x": {"file_name": "a.json", "columns": 3}}', r"field 'x\.columns': must be a mapping of names to names"),
+        ('{"x": {"file_name": "a.json", "tags": "role"}}', r"field 'x\.tags': must be a mapping of names to names"),
+    ],
+)
+def test_a_dataset_info_that_cannot_be_read_is_refused_and_no_other_file_taken(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    save(tmp_path / "sft.json")
+    (tmp_path / "dataset_info.json").write_text(text, encoding="utf-8")
+    with pytest.raises(BadInput, match=told):
+        shards_of(PreferenceSource(files=[str(tmp_path)]))
 
 
 def test_columns_of_dataset_info_are_read_unless_the_recipe_names_its_own(tmp_path: Path) -> None:

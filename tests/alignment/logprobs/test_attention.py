@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from alignment.data.tokens import TokenSequence
-from alignment.models import attention
+from alignment.models import attention, capped
+from alignment.models.capped import blocks
 from alignment.models.packing import lay_out
 
 
@@ -79,6 +80,66 @@ def test_one_variable_length_call_attends_as_segment_by_segment(window: int | No
     gradients = (torch.autograd.grad(out, (query, key, value), given) for out in (found, expected))
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def documented_flex(query: Any, key: Any, value: Any, **how: Any) -> Any:
+    """What torch documents of `flex_attention`, in plain products: torch's own has no backward pass on a CPU."""
+    mask, repeats = how["block_mask"], query.shape[1] // key.shape[1]
+    assert how["enable_gqa"] and mask.seq_lengths == (query.shape[2], key.shape[2])
+    places = torch.arange(query.shape[2])[:, None], torch.arange(key.shape[2])
+    looked_at = mask.to_dense()[0, 0].bool().repeat_interleave(128, 0).repeat_interleave(128, 1)
+    sees = mask.mask_mod(0, 0, *places)
+    assert not (sees & ~looked_at).any(), "what is seen is in a block that is named"
+    scores = query @ key.repeat_interleave(repeats, 1).transpose(2, 3) * how["scale"]
+    scores = how["score_mod"](scores, 0, 0, *places).masked_fill(~sees, float("-inf"))
+    return scores.softmax(-1) @ value.repeat_interleave(repeats, 1)
+
+
+@pytest.mark.parametrize("flex", ["torch", "documented"])
+@pytest.mark.parametrize("window", [None, 1, 100, 1000])
+def test_one_flex_call_caps_logits_as_segment_by_segment(
+    window: int | None, flex: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segments end within blocks of 128, at their ends, and span several."""
+    if flex == "documented":
+        monkeypatch.setattr(capped, "_flex", lambda compiled: documented_flex)
+    torch.manual_seed(0)
+    prompt = tuple(range(130))
+    groups = [
+        [TokenSequence(prompt, tuple(range(length))) for length in (4, 129, 300)],
+        [TokenSequence((5,), tuple(range(128))), TokenSequence((5,), (1,))],
+    ]
+    layout = lay_out(groups, torch.device("cpu"))
+    query = torch.randn(1, 4, layout.tokens, 8, requires_grad=True)
+    key, value = (torch.randn(1, 2, layout.tokens, 8, requires_grad=True) for _ in range(2))
+    how = {"shared_prompt": layout, "sliding_window": window, "softcap": 2.0}
+    expected, _ = attention.attend(None, query, key, value, None, 0.7, **how)
+    with torch.set_grad_enabled(flex == "documented"):
+        found = attention._capped_at_once(query, key, value, 0.7, window, 2.0, layout)
+    torch.testing.assert_close(found, expected)
+    if flex == "torch":
+        return
+    given = torch.randn(found.shape)
+    gradients = (torch.autograd.grad(out, (query, key, value), given) for out in (found, expected))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_segment_has_blocks_of_its_own_which_look_at_no_other_segments() -> None:
+    prompt = tuple(range(130))
+    long = TokenSequence(prompt, tuple(range(300)))
+    alone, behind = (
+        blocks(lay_out(groups, torch.device("cpu")), 200)
+        for groups in ([[long]], [[TokenSequence((1,), (2, 3))], [long]])
+    )
+    rows = alone.mask.kv_num_blocks[0, 0, :5], behind.mask.kv_num_blocks[0, 0, 2:7]
+    assert rows[0].tolist() == rows[1].tolist() == [1, 2, 3, 4, 3]
+    shifted = [
+        (mask.kv_indices[0, 0, row + first, :count] - columns).tolist()
+        for mask, first, columns in ((alone.mask, 0, 0), (behind.mask, 2, 2))
+        for row, count in enumerate(rows[0].tolist())
+    ]
+    assert shifted[:5] == shifted[5:]
 
 
 def test_gradients_of_a_prompts_copies_are_added_in_float32_in_one_order() -> None:

@@ -185,8 +185,9 @@ def test_a_file_or_folder_that_is_not_there_is_bad_input(make_model: Make, store
     with pytest.raises(BadInput, match="no such file"):
         reference_file(make_model(), tmp_path / "none.jsonl", tmp_path / "out.parquet", store=store)
     pairs = write(tmp_path / "pairs.jsonl", [pair("a: ", "x", "y")])
-    with pytest.raises(BadInput, match="no config"):
-        reference_file(tmp_path / "none", pairs, tmp_path / "out.parquet", store=store)
+    for model, told in ((tmp_path / "none", "no such model folder"), (pairs, "is a file; a model is a folder")):
+        with pytest.raises(BadInput, match=told):
+            reference_file(model, pairs, tmp_path / "out.parquet", store=store)
 
 
 @pytest.mark.real_data

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -99,10 +101,30 @@ def test_what_decides_no_ids_leaves_the_policy_digest_as_it_is() -> None:
 
 
 def test_tf32_has_values_of_its_own_on_a_gpu_and_the_same_as_without_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert numerics_class("float32", 16384, tf32=True) == "any"
+    assert numerics_class("float32", 16384, dict, tf32=True) == "any"
     monkeypatch.setattr("alignment.logprobs.keys.default_device", lambda: torch.device("cuda"))
-    assert numerics_class("float32", 16384) == "any"
-    assert numerics_class("float32", 16384, tf32=True) == "tf32, passes of 16384"
+    assert numerics_class("float32", 16384, dict) == "any"
+    assert numerics_class("float32", 16384, dict, tf32=True) == "tf32, passes of 16384"
+
+
+@pytest.mark.parametrize(
+    ("config", "family"),
+    [
+        ({"attn_logit_softcapping": 50.0}, "flex"),
+        ({"text_config": {"attn_logit_softcapping": 50.0}}, "flex"),
+        ({"attn_logit_softcapping": None}, "flash"),
+        ({}, "flash"),
+    ],
+)
+def test_the_numerics_class_names_what_attends(
+    config: dict[str, Any], family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flash attention caps no logits."""
+    monkeypatch.setattr("alignment.models.capped.family", lambda: "flex")
+    assert numerics_class("bfloat16", 16384, lambda: config) == "any", "on a CPU"
+    monkeypatch.setattr("alignment.logprobs.keys.default_device", lambda: torch.device("cuda"))
+    assert numerics_class("bfloat16", 16384, lambda: config) == f"{family}, passes of 16384"
+    assert numerics_class("float32", 16384, lambda: config) == "any"
 
 
 def test_tf32_stays_off_for_rotary_angles_and_ends_with_its_block(monkeypatch: pytest.MonkeyPatch) -> None:

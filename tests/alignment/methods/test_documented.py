@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alignment.methods import METHOD, METHODS, NORMALISED, Method
+from alignment.methods import METHOD, METHODS, NORMALISED, ON_POLICY, Method
 from alignment.methods.method import HEALTHY_EPOCHS, HEALTHY_RANK, LORA_RATE, short
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "methods.md").read_text(encoding="utf-8")
@@ -21,7 +21,7 @@ def section(name: str) -> str:
     return " ".join(found.split())
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
+@pytest.mark.parametrize("method", (METHODS | ON_POLICY).values(), ids=lambda method: method.name)
 def test_a_method_has_its_screen(method: type[Method]) -> None:
     text = section(SHOWN[method.name])
     assert f"| `{SHOWN[method.name]}" in SHARED, "the table names it"

@@ -132,6 +132,9 @@ def test_a_folder_without_a_tokenizer_is_refused(checkpoint: Make) -> None:
     [
         ({"num_hidden_layers": 9}, r"the weights lack model\.layers\.\d+\."),
         ({"vocab_size": 7}, r"the weights have another shape for .*embed_tokens"),
+        ({"vocab_size": 10**12}, r"config\.json, field 'vocab_size': says 10+, and no tensor of the weights has more"),
+        ({"num_hidden_layers": 10**9}, r"config\.json, field 'num_hidden_layers': says 10+; 10000 are the most"),
+        ({"num_attention_heads": 0}, r"config\.json: cannot be read|the model cannot be loaded"),
     ],
 )
 def test_weights_that_do_not_fill_the_model_are_refused_and_never_made_up(

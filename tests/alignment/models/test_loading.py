@@ -21,6 +21,7 @@ from alignment.models.checkpoint import load_model, load_tokenizer, require_prec
 from alignment.models.loading import load_sharded
 from alignment.models.weights import weight_files
 from eval.answers.answer import ContinuationScorer
+from tests.alignment.models.two_ranks import read_by_this_process
 from tests.tiny import letter_tokenizer, write_model
 
 PROMPTS = ["the cat", "a dog and a horse", "why", "go home", "b"]
@@ -66,6 +67,20 @@ def test_two_ranks_score_and_answer_as_one_and_read_each_byte_once(family: str, 
     assert sum(found["counted"]) == weights, "each rank reads its rows alone"
     assert sum(found["read"]) <= weights + 2 * headers + 65_536, "and the process no more than that and descriptions"
     assert max(found["kept"]) <= 0.51 * weights
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_model_that_each_rank_has_whole_is_mapped_and_not_read(precision: str, tmp_path: Path) -> None:
+    """Ranks of a machine share the pages of a mapped file, which come from disk once."""
+    folder = write_model(tmp_path, letter_tokenizer(), hidden_size=64, intermediate_size=1024, num_hidden_layers=4)
+    load_model(folder, precision, "cpu")  # imports read files too
+    before = read_by_this_process()
+    model = load_model(folder, precision, "cpu")
+    (file,) = weight_files(folder)
+    assert read_by_this_process() - before < 65_536 < file.stat().st_size / 4
+    mapped = str(file) in Path("/proc/self/maps").read_text(encoding="utf-8")
+    assert mapped == (precision == "float32"), "rounded weights are the rank's own"
+    assert model.dtype == getattr(torch, precision)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +14,9 @@ from alignment.models.checkpoint import read_config
 from alignment.models.shape import FAMILIES, shape_of
 from alignment.models.size import accelerator_of, counts_of_empty_model, parameter_counts
 from alignment.recipe import Lora
+from resources.home import PROJECT
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = PROJECT / "alignment_dags" / "planner" / "models"
 SHAPE: dict[str, Any] = {
     "vocab_size": 101,
     "hidden_size": 32,

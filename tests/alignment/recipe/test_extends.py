@@ -45,6 +45,7 @@ def test_a_preset_is_looked_for_beside_the_recipe_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
+        ("extends: " + "x" * 300 + "\nname: mine\n", "field 'extends': there is no 'xxx"),
         ("extends: presets/zefyr_7b\nname: mine\n", "there is no 'presets/zefyr_7b'; did you mean presets/zephyr_7b?"),
         (
             "extends: presets/gpt\nname: mine\n",

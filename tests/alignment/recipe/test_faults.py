@@ -52,6 +52,10 @@ def told(recipe: dict[str, Any]) -> str:
         ({"name": "Seven Words"}, "field 'name': is not of the right form: Lower-case letters, digits and _"),
         ({"seed": "many"}, "field 'seed': must be a whole number"),
         ({"seed": 1.5}, "field 'seed': must be a whole number"),
+        ({"seed": True}, "field 'seed': must be a number, not true or false"),
+        ({"dpo": {"learning_rate": False}}, "field 'dpo.learning_rate': must be a number, not true or false"),
+        ({"optimise": {"adam_betas": [True, 0.9]}}, "'optimise.adam_betas': must be a number, not true or false"),
+        ({"evals": {"ifeval": MICRO | {"limit": True}}}, "field 'evals.ifeval.limit': must be a number, not true or"),
         ({"dpo": {"beta": -1}}, "field 'dpo.beta': must be above 0"),
         ({"held_out_fraction": 0.5}, "field 'held_out_fraction': must be below 0.5"),
         ({"preferences": {"files": "a.jsonl"}}, "field 'preferences.files': must be a list"),
@@ -70,6 +74,13 @@ def told(recipe: dict[str, Any]) -> str:
 )
 def test_a_mistake_is_named_in_plain_words_with_the_key_that_was_meant(more: dict[str, Any], words: str) -> None:
     assert words in told(SMALLEST | more)
+
+
+def test_a_number_may_be_written_as_a_text_because_yaml_reads_1e_3_as_one() -> None:
+    recipe = parse_recipe(
+        {**SMALLEST, "seed": "7", "optimise": {"learning_rate": "5e-7", "sharded": True}}, "r.yaml", {}
+    )
+    assert (recipe.seed, recipe.dpo.learning_rate, recipe.dpo.sharded) == (7, 5e-7, True)
 
 
 def test_a_key_that_belongs_into_a_section_is_shown_with_it() -> None:

@@ -179,3 +179,18 @@ def test_notes_name_the_field_as_the_recipe_spells_it() -> None:
     assert old.training.outside_practice() == [
         "dpo.epochs 9 is outside 1 to 2, which practice supports for loss: ipo with all weights"
     ]
+
+
+def test_a_recipe_that_takes_another_method_than_its_preset_leaves_out_what_only_the_presets_method_takes(
+    tmp_path: Path,
+) -> None:
+    """Nobody could unset `beta` otherwise; what both methods take stays."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: quickstart\nname: mine\noptimise: {method: orpo}\nsft: null\n", encoding="utf-8")
+    made = load_recipe(path).dpo
+    assert (made.loss, made.learning_rate, made.batch_size) == ("orpo", 5e-5, 32)
+    path.write_text("extends: quickstart\nname: mine\noptimise: {method: ipo}\n", encoding="utf-8")
+    assert (load_recipe(path).dpo.beta, load_recipe(path).dpo.sft_weight) == (0.1, 0.1), "ipo takes both"
+    path.write_text("extends: quickstart\nname: mine\noptimise: {method: orpo, beta: 1}\nsft: null\n", encoding="utf-8")
+    with pytest.raises(BadInput, match="beta counts only with"):
+        load_recipe(path)

@@ -21,7 +21,8 @@ def written(folder: Path, text: str | bytes) -> Path:
     [
         ("a: 1\nb: {c: 1, c: 2}\n", "row 2: malformed YAML: key 'c' appears twice"),
         ("name: x\nname: y\n", "row 2: malformed YAML: key 'name' appears twice"),
-        ("seed: 2024-13-45\n", "malformed YAML: month must be in 1..12"),
+        ("a: 1\nseed: 2024-13-45\n", "row 2: malformed YAML: no date is written as '2024-13-45'; put a text in quotes"),
+        ("a: 1\nseed: " + "9" * 5000, "row 2: malformed YAML: no number is written as '9999"),
         ("a: " + "[" * 5000, "malformed YAML"),
         ("a: [1", "malformed YAML"),
         ("- a\n", "a recipe is a mapping"),

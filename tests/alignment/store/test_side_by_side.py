@@ -1,10 +1,14 @@
-"""Records read side by side are those that are read one after the other."""
+"""Records read side by side are those that are read one after the other, and files come to a machine once."""
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 
-from alignment.store import MissingArtifact, Store
+from alignment.store import Commit, MissingArtifact, Store
 from alignment.store.erase import erase
 from alignment.store.store import COMMIT_FILE, commits_of, readable_commits
 from tests.alignment.store.test_store import build
@@ -32,3 +36,25 @@ def test_what_cannot_be_read_is_left_out_of_a_kind_and_logged(store: Store, capl
     store.replace(store.path("thing", "k", COMMIT_FILE), b"no record")
     assert readable_commits(store, "thing") == [erased]
     assert caplog.messages == ["thing: 1 of its records cannot be read and are left out"]
+
+
+def test_the_ranks_of_a_machine_load_an_artifact_once(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = build(store)
+    download, loaded, start = Store._download, list[str](), threading.Barrier(4)
+
+    def counted(rank: Store, commit: Commit, remote: str, folder: Path) -> None:
+        loaded.append(remote)
+        download(rank, commit, remote, folder)
+
+    def ask(_: int) -> Path:
+        rank = Store(store.url, tmp_path / "machine")
+        start.wait()
+        return rank.fetch(made.artifact, deep="once")
+
+    monkeypatch.setattr(Store, "_download", counted)
+    with ThreadPoolExecutor(4) as ranks:
+        (folder,) = set(ranks.map(ask, range(4)))
+    assert (folder / "sub" / "file.txt").read_text() == "hello"
+    assert len(loaded) == (0 if store.is_local else 1)

@@ -19,6 +19,7 @@ from alignment.digest import json_digest
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages.execute import environment
 from alignment.store import Artifact, Store
+from tests.alignment.training.two_processes import TwoProcesses
 from tests.tiny import letter_tokenizer, write_model
 
 TEMPLATE = (
@@ -312,6 +313,13 @@ class Lab:
 @pytest.fixture
 def lab(tmp_path: Path) -> Lab:
     return Lab(tmp_path, Store(str(tmp_path / "store")))
+
+
+@pytest.fixture(scope="package")
+def two_processes() -> Iterator[TwoProcesses]:
+    both = TwoProcesses()
+    yield both
+    both.end()
 
 
 @pytest.fixture

@@ -1,27 +1,21 @@
 """Every method with all weights and with adapters, in one process and in two: both learn the same.
 
-The two processes are started once and train all cases one after the other, as a launch takes longer than a training.
+The two processes train all cases one after the other, as a launch takes longer than a training.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from alignment.logprobs.effort import Ranks
 from alignment.methods import METHODS
 from alignment.recipe import TokenPolicy
 from alignment.stages import execute
 from alignment.stages.policy_checkpoint import STAGE, DpoRequest
 from alignment.store import Commit, Store
+from tests.alignment.training.two_processes import TwoProcesses
 
 NEEDED: dict[str, dict[str, Any]] = {
     "cdpo": {"label_smoothing": 0.1},
@@ -106,22 +100,16 @@ def requests(lab: Any) -> dict[str, tuple[DpoRequest, DpoRequest]]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Both]]:
+def trained(tmp_path_factory: pytest.TempPathFactory, two_processes: TwoProcesses) -> dict[str, Both]:
     from tests.alignment.training.conftest import Lab
 
     folder = tmp_path_factory.mktemp("matrix")
     lab = Lab(folder, Store(str(folder / "store")))
     asked = requests(lab)
     twin = lab.twin(folder / "twin")
-    path = folder / "requests.json"
-    path.write_text(json.dumps({name: two.model_dump(mode="json") for name, (_, two) in asked.items()}))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run([*launch, __file__, str(path), twin.url], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-6000:]
-    yield {
-        name: Both(execute(STAGE, one, lab.store), found, (lab.store, twin))
+    return {
+        name: Both(execute(STAGE, one, lab.store), two_processes.execute(STAGE, two, twin), (lab.store, twin))
         for name, (one, two) in asked.items()
-        if (found := twin.find(STAGE.kind, STAGE.key(two))) is not None
     }
 
 
@@ -158,15 +146,3 @@ def test_the_adapter_on_its_base_is_the_policy_whatever_trained_it(name: str, tr
         merged = PeftModel.from_pretrained(base, folder / "adapter").merge_and_unload().state_dict()
         for weight, value in load_model(folder, "float32").state_dict().items():
             torch.testing.assert_close(merged[weight], value, msg=weight)
-
-
-def train_all(path: Path, url: str) -> None:
-    """What each of the two processes does, in one process group."""
-    store = Store(url)
-    with Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])).together():
-        for request in json.loads(path.read_text()).values():
-            execute(STAGE, DpoRequest.model_validate(request), store)
-
-
-if __name__ == "__main__":
-    train_all(Path(sys.argv[1]), sys.argv[2])

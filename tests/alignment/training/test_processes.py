@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,13 +17,11 @@ from alignment.logprobs.effort import Ranks
 from alignment.methods import METHODS
 from alignment.stages import execute
 from alignment.stages.policy_checkpoint import STAGE, seen_by_all
-from alignment.store import Artifact, Commit, Store
+from alignment.stages.ranks import verdict
+from alignment.store import Commit, Store
 from alignment.training.held_out_pairs import HELD_OUT_FILE, parse_held_out
 from tests.alignment.training.conftest import interrupted_at
-
-
-def torchrun(store: Store, request: Any, folder: Path) -> Commit:
-    return store.commit_of(Artifact.model_validate(printed(store, request, folder)))
+from tests.alignment.training.two_processes import TwoProcesses
 
 
 def printed(store: Store, request: Any, folder: Path, *more: str) -> Any:
@@ -44,7 +43,9 @@ def assert_same_losses(found: Commit, expected: Commit) -> None:
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "simpo", "kto", "ld_dpo"])
-def test_two_processes_share_the_rows_and_learn_what_one_learns(loss: str, lab: Any, tmp_path: Path) -> None:
+def test_two_processes_share_the_rows_and_learn_what_one_learns(
+    loss: str, lab: Any, tmp_path: Path, two_processes: TwoProcesses
+) -> None:
     checkpoint = lab.checkpoint()
     method = METHODS[loss]
     if method.coupled or method.first_tokens:
@@ -55,7 +56,7 @@ def test_two_processes_share_the_rows_and_learn_what_one_learns(loss: str, lab: 
     one, two = (lab.dpo_request(checkpoint, manifest, loss=loss, batch_size=8, world_size=size) for size in (1, 2))
     assert STAGE.key(one) == STAGE.key(two)
     twin = lab.twin(tmp_path / "one")
-    together, single = torchrun(lab.store, two, tmp_path), execute(STAGE, one, twin)
+    together, single = two_processes.execute(STAGE, two, lab.store), execute(STAGE, one, twin)
     trained = single.summary["rows_trained"]
     assert trained % 8, "the last step is uneven"
     rows = together.summary["rows_per_rank"]
@@ -82,7 +83,9 @@ def test_two_processes_make_a_policy_again_into_a_folder(lab: Any, tmp_path: Pat
     assert again["recorded"] is None and (tmp_path / "again" / "model.safetensors").is_file()
 
 
-def test_a_run_that_one_process_began_is_gone_on_with_by_two(lab: Any, tmp_path: Path) -> None:
+def test_a_run_that_one_process_began_is_gone_on_with_by_two(
+    lab: Any, tmp_path: Path, two_processes: TwoProcesses
+) -> None:
     checkpoint = lab.checkpoint()
     manifest = lab.manifest(checkpoint, lab.rows(19))
     one, two = (
@@ -92,7 +95,7 @@ def test_a_run_that_one_process_began_is_gone_on_with_by_two(lab: Any, tmp_path:
     undisturbed = execute(STAGE, one, lab.twin(tmp_path / "undisturbed"))
     with interrupted_at(3):
         execute(STAGE, one, lab.store)
-    resumed = torchrun(lab.store, two, tmp_path)
+    resumed = two_processes.execute(STAGE, two, lab.store)
     assert resumed.summary["resumed_from_step"] == 2
     assert sum(resumed.summary["rows_per_rank"]) == 38 - 2 * 8, "19 rows stay 19"
     assert_same_losses(resumed, undisturbed)
@@ -108,3 +111,23 @@ def test_a_node_that_does_not_see_where_a_sharded_policy_is_saved_is_named_befor
     with pytest.raises(BadInput, match=r"^field 'sharded': process 2 of 2 does not see .*one folder for the store"):
         seen_by_all(tmp_path, Two(0, 2))
     assert seen_by_all(tmp_path, Ranks()) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "says"),
+    [
+        (
+            {0: -signal.SIGTERM, 1: -signal.SIGKILL},
+            137,
+            "process 2 was lost: SIGKILL ended it, perhaps as the machine's",
+        ),
+        ({0: 1, 1: -signal.SIGSEGV}, 139, "process 2 was lost: SIGSEGV ended it; "),
+        ({0: -signal.SIGTERM}, 143, "process 1 was lost: SIGTERM"),
+        ({0: -signal.SIGTERM, 1: 2}, 2, "bad input"),
+        ({0: -signal.SIGTERM, 3: 1}, 1, "process 4 failed"),
+    ],
+)
+def test_torchruns_end_is_told_by_what_became_of_its_processes(codes: dict[int, int], code: int, says: str) -> None:
+    """It sends SIGTERM to the others once one ends."""
+    found, told = verdict(codes)
+    assert found == code and told.startswith(says)

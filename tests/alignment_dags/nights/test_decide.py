@@ -125,6 +125,19 @@ def test_new_rows_wait_where_they_are_all_that_is_new() -> None:
     assert shard == Launch("shards", shards=("b",)), "rows are read and scored while they wait"
 
 
+def test_rows_that_wait_are_measured_once_and_what_that_finds_may_wake_the_night() -> None:
+    other = replace(CURRENT, manifest_behind=True, incoming=("incoming/new_rows",))
+    few = Close("slept", "few")
+    assert decide(other, asleep=lambda: "few") == Launch("measure", nodes=("incoming/new_rows",))
+    assert isinstance(decide(other, run("measure", mine=True), asleep=lambda: "few"), Wait)
+    for ended in ("failed", "succeeded"):  # a shard may have come meanwhile, and the next night measures it
+        assert decide(other, run("measure", ended, mine=True), asleep=lambda: "few") == few
+    pinned = Launch("manifest", nodes=("preference_manifest",))
+    assert decide(other, run("measure", "succeeded", mine=True), asleep=lambda: None) == pinned
+    sampled = replace(other, pinning=("candidates", "preference_manifest"))
+    assert decide(sampled, asleep=lambda: "few") == few, "answers are not sampled for a measurement"
+
+
 def test_a_manifest_that_cannot_be_pinned_ends_the_night() -> None:
     failed = run("manifest", "failed", mine=True, told="no shard to train on (a: not built)")
     assert decide(None, failed) == Close("failed", "the manifest: no shard to train on (a: not built)")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from alignment.data.files import pin_file
+from alignment.errors import BadInput
 from alignment.recipe import Recipe, parse_recipe
 from alignment.recipe.schedule import Worth
 from alignment.stages import execute
@@ -24,6 +25,7 @@ from alignment_dags.nights.worth import changed_rows, provable_by, reason_to_sle
 from eval.gate.compare import MetricComparison, compare_samples
 from eval.stages.evaluation_report import ReportSummary
 from eval.suites.samples import Sample
+from eval.summaries import NewRowsSummary
 from tests.alignment_dags.nights.small import RECIPE, TWO
 
 WEAK = Provable(metric="ifeval/acc", change=0.08, margin=0.05, clusters=100, needed=250, reports=3, width=1.0)
@@ -60,6 +62,20 @@ def test_rows_that_are_gone_never_wait_and_no_row_waits_for_ever() -> None:
     assert sleeps(WORTH.model_copy(update={"new_rows": 0}), min_new_rows=500) is None
     assert sleeps(min_new_rows=500, max_wait_days=3) is None
     assert sleeps(min_new_rows=500, max_wait_days=3.5) is not None
+
+
+def test_the_alarm_of_a_drift_wakes_a_night_that_is_asked_to_look_at_it() -> None:
+    red = NewRowsSummary(
+        new=20, measured=20, accuracy=0.4, held_out_accuracy=0.7, drift=-0.3, drift_low=-0.5, drift_high=-0.1
+    )
+    drifted = WORTH.model_copy(update={"measured": red})
+    assert sleeps(drifted, min_new_rows=500, wake_on_drift=True) is None
+    assert "40.0% of 20 rows that it never saw" in str(sleeps(drifted, min_new_rows=500))
+    calm = WORTH.model_copy(update={"measured": red.model_copy(update={"drift_high": 0.0})})
+    assert sleeps(calm, min_new_rows=500, wake_on_drift=True) is not None
+    rule = {"worth": {"min_new_rows": 5, "wake_on_drift": True}}
+    with pytest.raises(BadInput, match=r"wake_on_drift looks at new rows, which are not measured: add evals\.new_rows"):
+        parse_recipe(RECIPE.model_dump(mode="json", exclude_unset=True) | {"schedule": rule}, "-", {})
 
 
 def test_a_rule_that_asks_for_nothing_is_refused() -> None:

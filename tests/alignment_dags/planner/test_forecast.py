@@ -39,7 +39,7 @@ CONFIG = {
     "num_attention_heads": 2,
     "vocab_size": 64,
 }
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = PROJECT / "alignment_dags" / "planner" / "models"
 ENDPOINT = {"kind": "endpoint", "base_url": "http://localhost:1/v1"}
 
 
@@ -351,15 +351,19 @@ def test_a_hub_that_says_nothing_is_asked_once_and_what_it_knows_is_unknown(
     shipped = load_recipe(PROJECT / "recipes" / "qwen2.5_0.5b_1gpu.yaml")
     made(store, "preference_shard", "of another recipe")
     planned = {one.stage: one for one in forecast(Workspace(shipped, load_pools(), lambda: store))}
-    assert asked == ["HuggingFaceH4/ultrafeedback_binarized"]
+    assert asked.pop() == "HuggingFaceH4/ultrafeedback_binarized" and not asked
     shards, manifest, base = (planned[name] for name in ("preference_shard", "preference_manifest", "base_model"))
     assert (shards.current, shards.to_make, shards.slot_seconds.value) == (None, None, None)
     assert shards.slot_seconds.how == "HuggingFaceH4/ultrafeedback_binarized on the hub: no answer in 0.1 s"
     assert (base.current, base.to_make) == (0, 1), "the store holds no base model at all"
     assert (manifest.current, manifest.to_make) == (0, 1)
-    assert planned["policy_checkpoint"].memory_gib.value is None
-    assert planned["policy_checkpoint"].fits is None
+    assert planned["policy_checkpoint"].fits is True, "its dimensions come with the planner"
     assert "Qwen/Qwen2.5-0.5B-Instruct@main on the hub" in planned["policy_checkpoint"].memory_gib.how
+    with monkeypatch.context() as patch:
+        patch.setattr("alignment_dags.planner.forecast.MODELS", Path("nothing"))
+        unknown = {one.stage: one for one in forecast(Workspace(shipped, load_pools(), lambda: store))}
+    assert unknown["policy_checkpoint"].memory_gib.value is None
+    assert unknown["policy_checkpoint"].fits is None
     shown = {"too_large": [], "warnings": [], "notes": [], "upgrade": None}
     show_plan({"stages": [asdict(one) for one in planned.values()], **shown})
     lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line.strip()}

@@ -35,7 +35,7 @@ LENGTHS = Lengths(ASSUMED_LENGTHS[0], ASSUMED_LENGTHS[1], "assumed")
 
 
 def shape(name: str) -> Shape:
-    known = shape_of(read_config(PROJECT / "tests" / "configs" / f"{MODELS[name]}.json"))
+    known = shape_of(read_config(PROJECT / "alignment_dags" / "planner" / "models" / f"{MODELS[name]}.json"))
     assert known is not None
     return known
 
@@ -74,8 +74,18 @@ def hours(operations: float, accelerator: str = "H100", devices: int = 1, utilis
     return operations / (utilisation * ACCELERATORS[accelerator].peak_flops * devices) / 3600
 
 
+def kto_hours(name: str, lora: bool) -> float:
+    """Of the pairs as two labelled completions each: every row has a partner, scored by reference and policy."""
+    prompt, (chosen, _) = ASSUMED_LENGTHS
+    rows, sizes = 2 * PAIRS, shape(name)
+    reference = forward_operations(sizes, Work.of(prompt, (chosen, chosen)) * rows)
+    work = Work.of(prompt, (chosen,)) * rows
+    trained = training_operations(sizes, work, adapter=lora, recomputed=True)
+    return hours(reference.done + trained.done + forward_operations(sizes, work).done)
+
+
 def cost_table() -> list[str]:
-    """GPU hours and USD of an epoch: reference and training, full and with LoRA, with and without a reference."""
+    """GPU hours and USD of an epoch: reference and training, full and with LoRA, with a reference, without, by KTO."""
     lines = []
     for name in MODELS:
         reference = hours(scoring(name, PAIRS).done)
@@ -84,6 +94,8 @@ def cost_table() -> list[str]:
             for with_reference in (True, False):
                 spent = hours(training(name, PAIRS, lora).done) + with_reference * reference
                 cells.append(f"{spent:,.1f} h, {spent * PRICE:,.0f} USD")
+            spent = kto_hours(name, lora)
+            cells.append(f"{spent:,.1f} h, {spent * PRICE:,.0f} USD")
         lines.append(f"| {name} | {reference:,.1f} h | {' | '.join(cells)} |")
     return lines
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from alignment.data.hub import HubUnreachable
+from alignment.models.checkpoint import read_config
 from alignment.recipe import load_recipe
 from alignment.store import Store
-from alignment_dags.planner.forecast import forecast
+from alignment_dags.planner.forecast import forecast, model_config
 from alignment_dags.run.workspace import Workspace
 from resources.home import PROJECT
 from resources.pools import load_pools
 
 PRESETS = PROJECT / "recipes" / "presets"
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = PROJECT / "alignment_dags" / "planner" / "models"
 MODELS = {
     "7b_qlora_24gb": "mistral_7b_v0.1",
     "dpo_then_simpo": "mistral_7b_v0.1",
@@ -52,6 +55,19 @@ def test_every_preset_is_planned_here_and_says_whose_values_it_has() -> None:
         if name not in OURS:
             head = " ".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("# "))
             assert "Published" in head and re.search(r"arXiv|huggingface/|allenai/|princeton-nlp/", head)
+
+
+def test_a_preset_is_planned_without_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alignment_dags.planner.forecast.hub_config", unreachable)
+    for name, dimensions in MODELS.items():
+        recipe = load_recipe(PRESETS / f"{name}.yaml")
+        found = model_config(Workspace(recipe, load_pools(), lambda: Store(str(tmp_path))), [])
+        assert found.config == read_config(CONFIGS / f"{dimensions}.json"), name
+        assert found.source.startswith("the dimensions of ") and found.source.endswith("; the hub is not there")
+
+
+def unreachable(name: str, revision: str | None) -> dict[str, Any]:
+    raise HubUnreachable("the hub is not there")
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))

@@ -114,7 +114,7 @@ def test_a_comparison_says_that_another_judge_registered_the_champion(server: Ju
         server.served = changes.get("snapshot")
         told = change_of_judge(store, champion, judged_by(**changes))
         expected = (
-            rf"The champion, version 3, was registered with scores of old at {server.url} on mt_bench; here {now} at"
+            rf"On mt_bench the champion, version 3, was registered with old at {server.url} as judge. Here {now} at"
         )
         assert re.match(expected, told), told
     assert change_of_judge(store, champion, {"mt_bench": ref.artifact}) == ""

@@ -81,14 +81,14 @@ def test_unpaired_files_are_refused_by_every_door_before_anything_is_made(
 
 
 def test_files_whose_kind_cannot_be_seen_at_once_are_made_into_shards_before_sft_trains(
-    recipe_of: Callable[..., Path], s3: str, align: Callable[..., tuple[int, dict[str, Any], str]]
+    recipe_of: Callable[..., Path], s3: str, align_process: Callable[..., tuple[int, dict[str, Any], str]]
 ) -> None:
     url = f"{s3}/{uuid.uuid4().hex}/b.jsonl"
     with fsspec.open(url, "wt") as file:
         file.write(json.dumps(UNPAIRED) + "\n")
     path = recipe_of(url)
     recipes_check([path])
-    code, _, error = align("run", str(path))
+    code, _, error = align_process("run", str(path))
     assert code == 2 and re.search(rf"b\.jsonl: {TOLD}", error.strip())
     assert made() == {"preference_shard"}
     with pytest.raises(BadInput, match=TOLD):
@@ -96,7 +96,7 @@ def test_files_whose_kind_cannot_be_seen_at_once_are_made_into_shards_before_sft
 
 
 def test_one_file_among_others_is_named_by_the_source_watch_and_a_backfill(
-    tmp_path: Path, recipe_of: Callable[..., Path], align: Callable[..., tuple[int, dict[str, Any], str]]
+    tmp_path: Path, recipe_of: Callable[..., Path], align_process: Callable[..., tuple[int, dict[str, Any], str]]
 ) -> None:
     files = write(tmp_path / "a.jsonl", PAIRED), write(tmp_path / "b.jsonl", UNPAIRED)
     path = recipe_of(*files, settle_seconds=0)
@@ -105,7 +105,8 @@ def test_one_file_among_others_is_named_by_the_source_watch_and_a_backfill(
     seen = observe(recipe, preference_shard(recipe), Upstream(store, recipe.name))
     assert list(seen.keys) == ["a"] and list(seen.unreadable) == ["b"]
     assert "b.jsonl: holds unpaired rows" in seen.unreadable["b"]
-    code, told, _ = align("backfill", str(path), "--stage", "preference_shard")  # definitions load once a process
+    # definitions load once a process
+    code, told, _ = align_process("backfill", str(path), "--stage", "preference_shard")
     assert (code, told["made"]["preference_shard"]) == (1, ["a"]), told["failures"]
     assert [failure for failure in told["failures"] if failure.startswith("b: ") and "unpaired rows" in failure]
 

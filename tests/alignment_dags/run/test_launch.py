@@ -1,11 +1,17 @@
-"""Stretches of shards: what is behind is covered, and nothing else."""
+"""Stretches of shards: what is behind is covered, and nothing else. What steps share with their server. What a person
+reads of Dagster's own errors."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
+from dagster._utils.error import SerializableErrorInfo
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment_dags.run.launch import stretches
+from alignment_dags.definitions import PRELOADED
+from alignment_dags.run.launch import first_reason, stretches, why
 
 
 @given(st.lists(st.booleans(), max_size=30), st.integers(1, 7))
@@ -18,3 +24,40 @@ def test_stretches_cover_exactly_the_wanted_shards_in_order(behind: list[bool], 
         assert 1 <= len(stretch) <= most
         covered += stretch
     assert covered == [shard for shard in order if shard in wanted]
+
+
+FORKED = f"""
+import gc, multiprocessing
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["json.tool", "{PRELOADED[-1]}"])
+with context.Pool(1) as pool:
+    print(pool.apply(gc.get_freeze_count))
+"""
+
+
+def test_a_step_collects_no_garbage_among_what_its_server_has_imported() -> None:
+    told = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, check=False)
+    assert told.returncode == 0 and int(told.stdout) > 1000, told.stderr
+
+
+def error(message: str, kind: str, cause: SerializableErrorInfo | None = None) -> SerializableErrorInfo:
+    return SerializableErrorInfo(message=message, stack=[], cls_name=kind, cause=cause)
+
+
+def test_a_step_whose_process_died_is_said_in_words() -> None:
+    crash = "dagster._core.executor.child_process_executor.ChildProcessCrashException\n"
+    assert "killed, or crashed" in why(error(crash, "ChildProcessCrashException"))
+    cause = error("OSError: the disk is on fire\n", "OSError")
+    assert why(error("dagster.DagsterExecutionStepExecutionError: …", "Other", cause)) == "OSError: the disk is on fire"
+
+
+def test_a_run_that_failed_before_any_step_says_why_in_a_line() -> None:
+    text = (
+        "dagster._core.errors.DagsterSubprocessError: During multiprocess execution errors occurred:\n"
+        "In process 7: dagster._core.errors.DagsterInvariantViolationError: Could not find job 'small_base'. Found: …\n"
+        "Stack Trace:\n  File …\n"
+    )
+    told = first_reason(error(text, "DagsterSubprocessError"))
+    assert told == "Could not find job 'small_base'. Found: …"
+    assert first_reason(error("sqlalchemy.exc.OperationalError: disk full\nmore", "E")) == "disk full"
+    assert len(first_reason(error("x" * 5000, "E"))) == 300

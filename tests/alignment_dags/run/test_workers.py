@@ -78,6 +78,26 @@ def test_a_pid_that_came_again_is_not_taken_for_the_old_process(instance: dg.Dag
     assert set(end_dead_runs(instance)) == {run.run_id for run in runs}
 
 
+@pytest.mark.parametrize("how", ["report_run_failed", "report_run_canceled"])
+@pytest.mark.parametrize("host", ["here", "elsewhere"])
+def test_a_slot_that_a_run_kept_at_its_end_is_freed(
+    instance: dg.DagsterInstance, how: str, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = started(instance, process_tags() | ({HOST: host} if host == "elsewhere" else {}))
+    getattr(instance, how)(run)
+    assert end_dead_runs(instance) == []
+    assert free_slots(instance) == (1 if host == "here" else 0), "the other host's processes may still be ending"
+    monkeypatch.setattr(workers, "SETTLED", 0.0)
+    end_dead_runs(instance)
+    assert free_slots(instance) == 1
+
+
+def test_a_slot_of_a_run_that_was_deleted_is_freed(instance: dg.DagsterInstance) -> None:
+    instance.delete_run(started(instance, process_tags()).run_id)
+    end_dead_runs(instance)
+    assert free_slots(instance) == 1
+
+
 def test_living_runs_and_those_of_other_hosts_are_left_alone(instance: dg.DagsterInstance) -> None:
     instance.event_log_storage.set_concurrency_slots(POOL, 2)
     started(instance, process_tags())

@@ -84,8 +84,11 @@ def test_responses_are_laid_beside_their_items_and_missing_ones_listed() -> None
 
 def test_a_response_to_no_item_or_with_too_few_turns_is_named() -> None:
     items = [Item("1", {})]
-    with pytest.raises(BadInput, match="id 9 is not in the data file"):
+    told = "id 9 is not in the data file; expected is an item's row index in the data file, counted from 0, such as 1"
+    with pytest.raises(BadInput, match=told):
         match_responses(items, [Response("9", ("a",))], 1, "f")
+    with pytest.raises(BadInput, match="id 9 is not in the data file; expected is an item's key, such as 1"):
+        match_responses(items, [Response("9", ("a",))], 1, "f", "key")
     with pytest.raises(BadInput, match="response 1: 1 of 2 turns"):
         match_responses(items, [Response("1", ("a",))], 2, "f")
 

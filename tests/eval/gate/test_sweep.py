@@ -9,7 +9,8 @@ import pytest
 
 from alignment.errors import BadInput
 from alignment.recipe import Gate, Recipe, Requirement
-from eval.gate.sweep import Choice, check_of, choose, picks, sweep_metric
+from alignment.recipe.several import Soups
+from eval.gate.sweep import Choice, Half, PointResult, check_of, choose, picks, sweep_metric
 from eval.suites.samples import Sample
 
 ITEMS = 160
@@ -108,5 +109,21 @@ def test_the_metric_is_the_recipes_the_gates_or_the_first_suites() -> None:
         ("ifeval/strictness", "ifeval has no such metric"),
         ("mt_bench/average", "mt_bench is not scored: the recipe has no judge"),
     ):
-        with pytest.raises(BadInput, match=told):
+        with pytest.raises(BadInput, match=f"'sweep.by': {told}"):
             sweep_metric(recipe(by=by), None)
+        averaged = recipe().model_copy(update={"sweep": None, "soups": Soups(sft=(0.2,), by=by)})
+        with pytest.raises(BadInput, match=f"'soups.by': {told}"):
+            sweep_metric(averaged, None)
+
+
+def test_averages_are_called_candidates_and_the_policy_alone_is_named() -> None:
+    half = Half(n=80, difference=0.25, low=0.1, high=0.4)
+    settings: dict[str, dict[str, float]] = {"alone": {}, "sft": {"sft": 0.2}, "last": {"champions": 2.0}}
+    points = {name: PointResult(settings=one, picking=half, confirming=half) for name, one in settings.items()}
+    sentences = [
+        Choice(metric="s/m", width=1.0, points=points, picked=name, confirmed=True).sentence for name in settings
+    ]
+    assert sentences[0].startswith(
+        "the policy alone was the best of 3 candidates on 80 items; on 80 others it is +25.0"
+    )
+    assert sentences[1].startswith("0.2 of the SFT checkpoint was") and "the last champions, at most 2" in sentences[2]

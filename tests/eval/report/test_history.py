@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import pytest
+
+from alignment.stages import Request, Result, Stage, execute
+from alignment.store import Store
 from eval.gate.compare import MetricComparison, compare_samples
 from eval.report.history import Version, courses, history_page
+from eval.report.worth import CertifiedLine, NightLine, SourceLine, Worth, new_rows_course
 from eval.suites.samples import Sample
+from eval.summaries import NewRowsSummary
 
 
 def measured(right: int, suite: str = "gsm8k", metric: str = "exact_match,strict-match") -> dict[str, MetricComparison]:
@@ -40,3 +46,71 @@ def test_the_page_has_the_champion_first_and_every_version_with_its_rows() -> No
 
 def test_before_the_first_registration_the_page_says_so() -> None:
     assert "Nothing was registered yet." in history_page("night", "night", [])
+
+
+class _Measurement(Request):
+    number: int
+
+
+def test_a_course_of_new_rows_has_the_latest_first_and_only_the_recipes_own(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(number: int, accuracy: float, recipe: str = "night") -> None:
+        told = NewRowsSummary(
+            new=30,
+            measured=20,
+            accuracy=accuracy,
+            accuracy_low=accuracy - 0.1,
+            accuracy_high=accuracy + 0.1,
+            ranking_accuracy=0.6,
+            start_ranking_accuracy=0.5,
+            held_out_accuracy=0.8,
+            drift=accuracy - 0.8,
+            drift_low=accuracy - 0.9,
+            drift_high=accuracy - 0.75,
+        )
+        monkeypatch.setenv("ALIGN_RECIPE_NAME", recipe)
+        execute(
+            Stage("new_rows", 1, _Measurement, lambda *_: Result(str(number), told)), _Measurement(number=number), store
+        )
+
+    assert new_rows_course(store, "night") is None
+    measure(1, 0.8)
+    measure(2, 0.9, "another")
+    alone = new_rows_course(store, "night")
+    assert alone is not None and alone.panel is None, "one measurement is no curve"
+    measure(3, 0.4)
+    course = new_rows_course(store, "night")
+    assert course is not None and course.panel is not None
+    assert [curve.last for curve in course.panel.curves] == ["40", "80"] and course.panel.steps.startswith("2 measure")
+    assert [line.accuracy for line in course.lines] == ["40.0 %", "80.0 %"]
+    latest = course.lines[0]
+    assert (latest.interval, latest.drift, latest.drift_interval) == ("30.0 to 50.0", "−40.0", "−50.0 to −35.0")
+    assert latest.rankings == "50.0 % → 60.0 %"
+    assert [line.has_drifted for line in course.lines] == [True, False]
+
+
+def test_the_page_says_what_trainings_were_worth_and_escapes_what_people_wrote() -> None:
+    source = SourceLine("<web>", 30, "preferences/margin", "−0.980", "−1.478 to −0.482", "p = 0.001", "regressed")
+    certified = CertifiedLine(
+        "gsm8k/exact", "90.0 %", "1.2", "86.0 to 94.0", "89.0 %", "within", ["0.5 (<a>) is outside"]
+    )
+    worth = Worth(
+        nights=[NightLine("1 November 2026, 02:00", "slept", "4 new rows")],
+        sources=[source],
+        certificate="The recipe was repeated with 5 seeds",
+        certified=[certified],
+        evidence=[("2", "12 withdrawn rows")],
+    )
+    text = history_page("night", "night", [version(1, gsm8k=measured(30))], worth)
+    for part in (
+        "4 new rows",
+        "&lt;web&gt;",
+        "−1.478 to −0.482",
+        "86.0 to 94.0",
+        "0.5 (&lt;a&gt;) is outside",
+        "12 withd",
+    ):
+        assert part in text
+    assert all(f'href="#{name}"' in text for name in ("nights", "sources", "certificate", "evidence", "versions"))
+    assert "#new-rows" not in text, "nothing was measured"

@@ -96,6 +96,19 @@ def test_both_models_judgments_are_told_and_their_price_is_in_the_total(
     assert f">{usd:.2f}</td>" in text and "cost in USD" in text
 
 
+def test_the_judgments_of_the_champion_are_in_the_bill_once(report: Callable[..., ReportRequest], store: Store) -> None:
+    request = report(price=PRICE)
+    alone = facts_of(store, request).judging
+    assert alone is not None and alone.usd is not None
+    champion = report(price=PRICE, model="another grader")
+    compared = request.model_copy(update={"champion": champion.policy, "champion_scores": champion.policy_scores})
+    judged = facts_of(store, compared).judging
+    assert judged is not None and judged.usd == pytest.approx(1.5 * alone.usd)
+    assert judged.judgments == alone.judgments + 2 * QUESTIONS
+    same = request.model_copy(update={"champion": request.policy, "champion_scores": request.policy_scores})
+    assert facts_of(store, same).judging == alone
+
+
 class Trained(Request):
     settings: Dpo
 

@@ -29,12 +29,23 @@ def compared(store: Store, before: dict[str, list[str]], after: dict[str, list[s
     return RoundSummary.of(execute(STAGE, RoundRequest(**sides | given | more), store))
 
 
-def test_the_mean_on_common_prompts_decides_whether_a_round_improved(store: Store) -> None:
+def test_the_interval_on_common_prompts_decides_whether_a_round_improved(store: Store) -> None:
     told = compared(store, BEFORE, AFTER)
-    assert (told.prompts, told.before, told.after, told.improved) == (3, 2.5, 5.5, True)
-    assert told.difference == 3 and told.low is not None and told.low < 3
-    assert not compared(store, AFTER, BEFORE).improved
-    assert not compared(store, BEFORE, BEFORE).improved, "as good is not better"
+    assert (told.prompts, told.before, told.after, told.difference) == (3, 2.5, 5.5, 3)
+    assert told.low is not None and told.low < 0, "three prompts show little"
+    assert (told.verdict, told.improved) == ("inconclusive", False), "though the mean rose"
+    many = [{f"{name} {n}": texts for n in range(12) for name, texts in side.items()} for side in (BEFORE, AFTER)]
+    better, worse = compared(store, *many), compared(store, *reversed(many))
+    assert (better.verdict, better.improved, worse.verdict) == ("improved", True, "worse")
+
+
+def test_a_round_that_changed_hardly_any_answer_has_an_interval_by_the_scores_scale(store: Store) -> None:
+    """Where no answer differs the standard error is zero, and unseen prompts may differ all the same."""
+    same = compared(store, BEFORE, BEFORE)
+    assert same.low is not None and same.high is not None and same.low < -1 < 1 < same.high
+    assert (same.verdict, same.improved) == ("inconclusive", False), "as good is not better"
+    penalised = compared(store, BEFORE, BEFORE, length_penalty=0.1)
+    assert (penalised.low, penalised.verdict) == (None, "inconclusive"), "nothing bounds a length"
 
 
 def test_a_judge_that_compares_sees_the_answers_of_both_policies(store: Store, server: Any) -> None:
@@ -42,7 +53,7 @@ def test_a_judge_that_compares_sees_the_answers_of_both_policies(store: Store, s
     server.verdict = lambda user: "[[A]]" if "fine" in user.partition("<answer B>")[0] else "[[B]]"
     asked = {"scores": (Score(kind="judge_pairs"),), "judge": Judge.model_validate(given)}
     told = compared(store, {"one": ["bad"], "two": ["worse"]}, {"one": ["fine"], "two": ["so fine"]}, **asked)
-    assert (told.before, told.after, told.improved) == (0.0, 1.0, True)
+    assert (told.before, told.after, told.verdict) == (0.0, 1.0, "inconclusive"), "of two prompts"
     assert server.requests == 4 == told.judge["judgments"]
 
 

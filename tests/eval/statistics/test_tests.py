@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import random
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -27,15 +25,6 @@ def test_counts_are_not_negative() -> None:
         mcnemar_exact(-1, 2)
 
 
-@pytest.fixture(scope="module")
-def frozen_heap() -> Iterator[None]:
-    """statsmodels collects garbage at every call: a second each, where other tests have loaded much."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-@pytest.mark.usefixtures("frozen_heap")
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_holm_is_that_of_statsmodels(p_values: list[float]) -> None:
     adjusted = holm(dict(enumerate(p_values)))

@@ -9,7 +9,7 @@ import pytest
 from alignment.errors import BadInput
 from alignment.recipe import parse_recipe
 from assets.evals import scores_request
-from assets.responses import suite_spec
+from assets.suites import suite_spec
 from eval.commands import score_files
 from eval.gate.default import gate_of
 from eval.suites import pin_tasks, suite_named, suite_of

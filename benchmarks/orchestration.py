@@ -98,7 +98,7 @@ def of_a_launcher(name: str) -> None:
             requests.append(ShardRequest(file=pin_file(str(path))))
 
         @dg.asset
-        def launches(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        def launches(context: dg.AssetExecutionContext) -> dg.MaterializeResult:  # type: ignore[type-arg]
             for request in requests:
                 made.append(launcher_for(pool).run(Launch(STAGE, request, store, pool, context, name)))
             return dg.MaterializeResult()

@@ -276,11 +276,10 @@ def _sampled(
             if missing:
                 if generator is None:
                     generator = stack.enter_context(served.by(request.generate, context.work / ANSWERS_FILE))
-                for place, answers in zip(
-                    missing, _answers(generator, request, [parts[place] for place in missing]), strict=True
-                ):
-                    _write_part(paths[place], answers)
-                    known[place] = answers
+                made = _answers(generator, request, [parts[place] for place in missing])
+                for place, of_part in zip(missing, made, strict=True):
+                    _write_part(paths[place], of_part)
+                    known[place] = of_part
             sampled: dict[str, list[Answer]] = {}
             for part, answers in zip(parts, known, strict=True):
                 assert answers is not None

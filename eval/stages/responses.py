@@ -94,7 +94,9 @@ def _answer(request: ResponsesRequest, context: Context, workers: Workers | None
     seconds: dict[str, float] = {}
     tokens = 0
     how = (request.precision, request.batch_tokens, request.tokens)
-    served = Served(context, request.checkpoint, *how, sharded=workers is None, workers=workers and workers.of)
+    served = Served(
+        context, request.checkpoint, *how, sharded=workers is None, workers=None if workers is None else workers.of
+    )
     with served.by(request.generate, context.work / KEPT_FILE) as loaded:
         generator = _choosing(request, context, loaded)
         for name, spec in request.suites.items():

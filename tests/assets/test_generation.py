@@ -49,7 +49,7 @@ def test_delta_pairs_have_a_second_generator() -> None:
     assert nodes(generate=delta | {"weak": "base"})["weak_candidates"].needs == ("base_model",)
 
 
-ENDPOINT = {"kind": "endpoint", "base_url": "http://127.0.0.1:9/v1", "model": "m"}
+ENDPOINT = {"kind": "endpoint", "base_url": "http://127.0.0.1:9/v1", "model": "m-{digest}"}
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,11 @@
     python -m benchmarks.orchestration --run
     python -m benchmarks.orchestration --launchers step torchrun ray
 
-With --run a small variant of the quickstart is made, the six stages' refs are removed, and `align run` is started again:
-every one of them runs as a Dagster step, finds its artifact, and reports it. The same run where nothing is to do is
-taken off. Otherwise each launcher makes six small artifacts, one after the other; the stage's own seconds, as its commit
-records them, are taken off, and so is what Python needs for the imports of a program alone. `ray` needs RAY_ADDRESS. CPU
-seconds are those of all processes that were started and have ended; those of a Ray job are the cluster's, not counted.
+With --run a small variant of the quickstart is made, the six stages' refs are removed, and `align run` is started
+again: every one of them runs as a Dagster step, finds its artifact, and reports it. The same run where nothing is to do
+is taken off. Otherwise each launcher makes six small artifacts, one after the other; the stage's own seconds, as its
+commit records them, are taken off, and so is what Python needs for the imports of a program alone. `ray` needs
+RAY_ADDRESS. CPU seconds are those of all processes that were started and have ended, without a Ray job's.
 """
 
 import argparse

@@ -192,7 +192,7 @@ def _run(request: CandidatesRequest, context: Context, workers: Workers) -> Resu
         reasons=reason_counts(reading.reasons),
         generator=f"{request.generator} {request.checkpoint.digest[:12]}".strip(),
         withdrawn=reading.withdrawn_prompts if request.withdrawn else None,
-        tokens_per_rank=workers.per_rank,
+        **({"tokens_per_rank": workers.per_rank} if workers.per_rank else {}),
     )
     # the same texts from two models are two results: a row's generator must be traceable
     return Result(json_digest({"checkpoint": request.checkpoint.digest, "candidates": lines}), summary)

@@ -1,13 +1,13 @@
 """What it takes to bring six stages about, beside their own work: in a run that finds all made, and in a launcher.
 
-    python -m benchmarks.orchestration --home FOLDER              # of a finished `align run recipes/quickstart.yaml`
+    python -m benchmarks.orchestration --run
     python -m benchmarks.orchestration --launchers step torchrun ray
 
-With --home the folder, which holds `align` and `dagster`, is copied, the six stages' refs are removed, and `align run`
-is started: every one of them runs as a Dagster step, finds its artifact, and reports it. Without it each launcher makes
-six small artifacts, one after the other; the stage's own seconds, as its commit records them, are taken off, and so is
-what Python needs for the imports of a program alone. `ray` needs RAY_ADDRESS. CPU seconds are those of all processes
-that were started and have ended; those of a Ray job are the cluster's and are not counted.
+With --run a small variant of the quickstart is made, the six stages' refs are removed, and `align run` is started
+again: every one of them runs as a Dagster step, finds its artifact, and reports it. The same run where nothing is to do
+is taken off. Otherwise each launcher makes six small artifacts, one after the other; the stage's own seconds, as its
+commit records them, are taken off, and so is what Python needs for the imports of a program alone. `ray` needs
+RAY_ADDRESS. CPU seconds are those of all processes that were started and have ended, without a Ray job's.
 """
 
 import argparse
@@ -23,10 +23,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import dagster as dg
+import yaml
 
 from alignment.data.files import pin_file
 from alignment.stages.preference_shard import STAGE, ShardRequest
 from alignment.store import Commit, Store
+from resources.home import PROJECT
 from resources.launchers import Launch, launcher_for
 from resources.pools import Pool
 
@@ -38,10 +40,9 @@ STAGES = (
     "policy_responses",
     "policy_divergence",
 )
-RECIPE = "recipes/quickstart.yaml"
 PROGRAMS = {
     "step": [],
-    "torchrun": ["-m", "torch.distributed.run", "--help"],
+    "torchrun": ["-c", "import torch.distributed.run"],
     "ray": [],
 }
 """Arguments of a Python that imports what a launcher starts beside the stage's program, and does nothing."""
@@ -64,23 +65,40 @@ def python(*arguments: str) -> tuple[float, float]:
     return timed(lambda: subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, check=True))
 
 
-def of_a_run(home: Path) -> None:
+def of_a_run() -> None:
     """Prints the seconds of a run whose six stages are all made, and of the same run once no stage runs."""
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("align", "dagster"):
-            shutil.copytree(home / name, Path(folder) / name, symlinks=True)
         where = {"ALIGN_HOME": f"{folder}/align", "DAGSTER_HOME": f"{folder}/dagster"}
-        refs = [path for path in Path(folder, "align").rglob("refs/quickstart/*") if path.stem in STAGES]
-        for path in refs:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        command = [sys.executable, "-c", "from alignment_dags.cli import main; main()", "run", RECIPE, "--json"]
+        recipe = yaml.safe_load((PROJECT / "recipes" / "quickstart.yaml").read_text(encoding="utf-8"))
+        recipe["sft"] |= {"epochs": 0.02, "eval_steps": 1000}
+        recipe["optimise"] |= {"epochs": 0.02}
+        recipe |= {"gate": "none"}
+        for suite in ("gsm8k", "ifeval", "mt_bench"):
+            recipe["evals"][suite] |= {"limit": 4}
+        path = Path(folder, "recipe.yaml")
+        path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+        command = [sys.executable, "-c", "from alignment_dags.cli import main; main()", "run", str(path), "--json"]
 
         def run() -> None:
             subprocess.run(command, env=os.environ | where, check=True, stdout=subprocess.DEVNULL)
 
+        run()
+        refs = [ref for ref in Path(folder, "align").rglob("refs/quickstart/*") if ref.stem in STAGES]
+        for ref in refs:
+            shutil.rmtree(ref) if ref.is_dir() else ref.unlink()
         (wall, cpu), (idle_wall, idle_cpu) = timed(run), timed(run)
         of_six = {"wall": round(wall - idle_wall, 2), "cpu": round(cpu - idle_cpu, 2)}
-        print(json.dumps({"what": "six stages found", "refs": len(refs), "run_wall": round(wall, 2), **of_six}))
+        print(
+            json.dumps(
+                {
+                    "what": "six stages found",
+                    "load": round(os.getloadavg()[0], 1),
+                    "refs": len(refs),
+                    "run_wall": round(wall, 2),
+                    **of_six,
+                }
+            )
+        )
 
 
 def of_a_launcher(name: str) -> None:
@@ -98,7 +116,7 @@ def of_a_launcher(name: str) -> None:
             requests.append(ShardRequest(file=pin_file(str(path))))
 
         @dg.asset
-        def launches(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        def launches(context: dg.AssetExecutionContext) -> dg.MaterializeResult:  # type: ignore[type-arg]
             for request in requests:
                 made.append(launcher_for(pool).run(Launch(STAGE, request, store, pool, context, name)))
             return dg.MaterializeResult()
@@ -115,11 +133,11 @@ def of_a_launcher(name: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--home", type=Path)
+    parser.add_argument("--run", action="store_true")
     parser.add_argument("--launchers", nargs="*", choices=list(PROGRAMS), default=["step", "torchrun"])
     arguments = parser.parse_args()
-    if arguments.home is not None:
-        of_a_run(arguments.home)
+    if arguments.run:
+        of_a_run()
         return
     for name in arguments.launchers:
         of_a_launcher(name)

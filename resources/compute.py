@@ -57,16 +57,18 @@ def check_packages(recipe: Recipe, pools: Pools) -> None:
 
 
 def check_processes(recipe: Recipe, pools: Pools) -> None:
-    """Raises `BadInput` for a pool of several processes where answers are given in one, before hours of training."""
+    """Raises `BadInput` for a pool of several processes where one does the work, before hours of training."""
     if recipe.on_policy is not None and pools[recipe.pools.policy].world_size > 1:
         raise BadInput("grpo trains in one process; give a pool of launcher: step", field="pools.policy")
     if pools[recipe.pools.responses].world_size == 1:
         return
-    if recipe.generate is not None or recipe.rounds is not None:
-        raise BadInput("sampling runs in one process; give a pool of launcher: step", field="pools.responses")
-    if not recipe.evals.sharded:
-        what = "answering runs in one process unless evals.sharded cuts the model; give a pool of launcher: step"
-        raise BadInput(what, field="pools.responses")
+    asked = {"evals.generate": recipe.evals.generate}
+    asked |= {"generate.engine": recipe.generate.engine} if recipe.generate is not None else {}
+    asked |= {"rounds.engine": recipe.rounds.engine} if recipe.rounds is not None else {}
+    for name, engine in asked.items():
+        if engine.kind != "transformers":
+            what = f"one process asks the {engine.kind} of {name}, and the others would idle"
+            raise BadInput(f"{what}; give a pool of launcher: step", field="pools.responses")
 
 
 def check_residency(recipe: Recipe, pools: Pools, store: Store) -> None:

@@ -96,7 +96,8 @@ def leading(ranks: Ranks, kept: Path | None = None) -> Iterator[Workers]:
 def serve(ranks: Ranks, context: Context, kept: Path | None = None) -> None:
     """What every rank but the first does: makes the batches it is given until the first one is done."""
     file, generator, loaded = None if kept is None else _file(kept, ranks.rank), None, None
-    while (share := ranks.share(None)).model is not None:
+    nothing: list[_Share] | None = None
+    while (share := ranks.share(nothing)).model is not None:
         if generator is None or share.model != loaded:
             generator = None  # before the next one arrives, so that two are never held
             generator, loaded = Served(context, *share.model).loaded(), share.model

@@ -192,7 +192,7 @@ def _run(request: CandidatesRequest, context: Context, workers: Workers) -> Resu
         reasons=reason_counts(reading.reasons),
         generator=f"{request.generator} {request.checkpoint.digest[:12]}".strip(),
         withdrawn=reading.withdrawn_prompts if request.withdrawn else None,
-        tokens_per_rank=workers.per_rank,
+        **({"tokens_per_rank": workers.per_rank} if workers.per_rank else {}),
     )
     # the same texts from two models are two results: a row's generator must be traceable
     return Result(json_digest({"checkpoint": request.checkpoint.digest, "candidates": lines}), summary)
@@ -276,11 +276,10 @@ def _sampled(
             if missing:
                 if generator is None:
                     generator = stack.enter_context(served.by(request.generate, context.work / ANSWERS_FILE))
-                for place, answers in zip(
-                    missing, _answers(generator, request, [parts[place] for place in missing]), strict=True
-                ):
-                    _write_part(paths[place], answers)
-                    known[place] = answers
+                made = _answers(generator, request, [parts[place] for place in missing])
+                for place, of_part in zip(missing, made, strict=True):
+                    _write_part(paths[place], of_part)
+                    known[place] = of_part
             sampled: dict[str, list[Answer]] = {}
             for part, answers in zip(parts, known, strict=True):
                 assert answers is not None

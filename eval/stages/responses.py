@@ -94,7 +94,9 @@ def _answer(request: ResponsesRequest, context: Context, workers: Workers | None
     seconds: dict[str, float] = {}
     tokens = 0
     how = (request.precision, request.batch_tokens, request.tokens)
-    served = Served(context, request.checkpoint, *how, sharded=workers is None, workers=workers and workers.of)
+    served = Served(
+        context, request.checkpoint, *how, sharded=workers is None, workers=None if workers is None else workers.of
+    )
     with served.by(request.generate, context.work / KEPT_FILE) as loaded:
         generator = _choosing(request, context, loaded)
         for name, spec in request.suites.items():
@@ -107,9 +109,9 @@ def _answer(request: ResponsesRequest, context: Context, workers: Workers | None
             asked = len(answered.items)
             suites[name] = AnsweredCounts(items=asked, answered=asked - failed, failed=failed)
             log.info("%s: %d answered, %d failed, %.1f s", name, suites[name].answered, failed, seconds[name])
-    more: dict[str, int] = {}
+    more: dict[str, Any] = {"tokens_per_rank": workers.per_rank} if workers and workers.per_rank else {}
     if isinstance(generator, BestOfGenerator):
-        tokens, more = generator.tokens, {"best_of": generator.settings.n, "unscored": generator.unscored}
+        tokens, more = generator.tokens, more | {"best_of": generator.settings.n, "unscored": generator.unscored}
     # the same texts from two checkpoints are two results: scores must be traceable to the model that answered
     digest = json_digest({"checkpoint": request.checkpoint.digest, "responses": digests})
     summary = ResponsesSummary(
@@ -118,7 +120,6 @@ def _answer(request: ResponsesRequest, context: Context, workers: Workers | None
         seconds_per_suite=seconds,
         precision=request.precision,
         generator=request.generate.kind,
-        tokens_per_rank=workers.per_rank if workers else [],
         **more,
     )
     return Result(digest, summary)

@@ -266,9 +266,11 @@ def failure_of(error: Exception, launch: Launch) -> Exception:
 def interruption_behind(error: BaseException) -> BaseException | None:
     """The interruption of a cancelled step that an error hides: a client may fail while it stops what it reads."""
     seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, INTERRUPTIONS):
+    met: list[BaseException] = []  # causes may go round in a circle
+    while seen is not None and not isinstance(seen, INTERRUPTIONS) and not any(seen is one for one in met):
+        met.append(seen)
         seen = seen.__cause__ or seen.__context__
-    return seen
+    return seen if isinstance(seen, INTERRUPTIONS) else None
 
 
 def _last_line(text: str) -> str:

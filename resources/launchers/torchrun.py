@@ -84,7 +84,9 @@ def _others(launch: Launch, program: Program, meet_at: tuple[str, int] | None) -
         except DagsterPipesExecutionError as error:
             codes = {host: process.poll() for host, process in started.items()}
             failed = ", ".join(f"node {host} ended with exit code {code}" for host, code in codes.items() if code)
-            raise RuntimeError(f"{failed}; {error}") if failed else error from error
+            if not failed:
+                raise
+            raise RuntimeError(f"{failed}; {error}") from error
         for process in started.values():
             process.wait(60)
     finally:

@@ -49,22 +49,26 @@ def test_delta_pairs_have_a_second_generator() -> None:
     assert nodes(generate=delta | {"weak": "base"})["weak_candidates"].needs == ("base_model",)
 
 
+ENDPOINT = {"kind": "endpoint", "base_url": "http://127.0.0.1:9/v1", "model": "m-{digest}"}
+
+
 @pytest.mark.parametrize(
     ("sections", "told"),
     [
-        ({}, "answering runs in one process unless evals.sharded cuts the model"),
-        ({"generate": GENERATE, "evals": {"sharded": True}}, "sampling runs in one process"),
-        ({"rounds": GENERATE | {"count": 2}, "evals": {"sharded": True}}, "sampling runs in one process"),
+        ({"evals": {"generate": ENDPOINT}}, "one process asks the endpoint of evals.generate"),
+        ({"generate": GENERATE | {"engine": ENDPOINT}}, "one process asks the endpoint of generate.engine"),
+        ({"rounds": GENERATE | {"count": 2, "engine": ENDPOINT}}, "one process asks the endpoint of rounds.engine"),
     ],
 )
-def test_a_pool_of_several_processes_is_refused_where_one_answers_before_anything_is_trained(
+def test_a_pool_of_several_processes_is_refused_where_one_asks_before_anything_is_trained(
     sections: dict[str, Any], told: str, home: Path, tmp_path: Path
 ) -> None:
     pools, path = {"pools": {"responses": "h100_node"}}, tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe(**sections, **pools).written), encoding="utf-8")
     with pytest.raises(BadInput, match=rf"pools\.responses': {told}"):
         run_recipe(path, print)
-    check_processes(recipe(evals={"sharded": True}, **pools), load_pools())
+    for shared in ({}, {"evals": {"sharded": True}}, {"generate": GENERATE}, {"rounds": GENERATE | {"count": 2}}):
+        check_processes(recipe(**shared, **pools), load_pools())
 
 
 @pytest.fixture

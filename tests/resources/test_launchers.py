@@ -277,6 +277,9 @@ def test_a_cancelled_step_is_not_tried_again_because_its_client_failed_while_it_
         hidden = interruption_behind(error)
     assert isinstance(hidden, dg.DagsterExecutionInterruptedError)
     assert interruption_behind(RuntimeError("Timed out")) is None
+    itself = RuntimeError("its own cause")
+    itself.__cause__ = itself
+    assert interruption_behind(itself) is None
 
 
 def test_a_ray_job_asks_for_its_pools_accelerator_and_starts_torchrun_on_each_node(

@@ -7,7 +7,7 @@
 #                                             each command, whole graphs of tiny models, the quickstart, and parts on
 #                                             real data if there is any
 #   make soak   before a release  45 minutes  tests with the marker `soak`: whole runs that are killed and continue, forty
-#                                             kills, weathers, damaged stores (docs/reliability.md), live daemons,
+#                                             kills, weathers, damaged stores, 3,000 shards, live daemons,
 #                                             nights and pages, the quickstart on shuffled labels, the whole graph on
 #                                             real data
 # A test is marked `soak` if it starts a live Dagster, kills a whole run, or is a whole run of minutes.
@@ -65,7 +65,7 @@ check: setup-dev ## one minute: lint, types and the tests of the pure core, in p
 
 test: setup-dev lint types newer tests ## everything that has to pass before a merge
 
-campaigns: setup-dev ## odd inputs drawn by a seed, growth, and all documents as written (docs/reliability.md)
+campaigns: setup-dev ## odd inputs drawn by a seed, and all documents as written (docs/reliability.md)
 	$(PYTEST) -s -m campaign tests
 
 soak: setup-dev ## the long tests: whole quickstarts, kills, live daemons

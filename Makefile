@@ -6,9 +6,10 @@
 #   make test   before a merge    30 minutes  the above and every other test without the marker `soak`: every contract,
 #                                             each command, whole graphs of tiny models, the quickstart, and parts on
 #                                             real data if there is any
-#   make soak   before a release  45 minutes  tests with the marker `soak`: whole runs that are killed and continue, live
-#                                             daemons, nights and pages, the quickstart on shuffled labels, the whole
-#                                             graph on real data
+#   make soak   before a release  45 minutes  tests with the marker `soak`: whole runs that are killed and continue, forty
+#                                             kills, weathers, damaged stores, 3,000 shards, live daemons,
+#                                             nights and pages, the quickstart on shuffled labels, the whole graph on
+#                                             real data
 # A test is marked `soak` if it starts a live Dagster, kills a whole run, or is a whole run of minutes.
 PYTHON ?= python3
 VENV   ?= .venv
@@ -66,7 +67,7 @@ test: setup-dev ## everything that has to pass before a merge: what is quick fir
 	@$(MAKE) --no-print-directory --jobs 2 lint types newer
 	@$(MAKE) --no-print-directory tests
 
-campaigns: setup-dev ## odd inputs and kills drawn by a seed, and all documents as written (docs/reliability.md)
+campaigns: setup-dev ## odd inputs drawn by a seed, and all documents as written (docs/reliability.md)
 	$(PYTEST) -s -m campaign tests
 
 soak: setup-dev ## the long tests: whole quickstarts, kills, live daemons

@@ -20,7 +20,7 @@ from assets.building.upstream import Upstream
 from benchmarks.scale import NAME, made_up
 from resources.pools import load_pools
 
-pytestmark = [pytest.mark.campaign, pytest.mark.timeout(7200)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
 
 SIZES = tuple(int(size) for size in os.environ.get("CAMPAIGN_SHARDS", "10,300,3000").split(","))
 NIGHTS = 30

@@ -26,7 +26,7 @@ from resources.store import ArtifactStore
 from tests.campaigns.planted import KILLED_AT, KILLED_ONCE, PART_SEQUENCES, SCORED_IN
 from tests.campaigns.warm import Warm, WarmRun
 
-pytestmark = [pytest.mark.campaign, pytest.mark.timeout(7200)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
 
 SEED, KILLS = 16, int(os.environ.get("CAMPAIGN_KILLS", "40"))
 WAYS = ("process", "group", "step", "write")
@@ -34,7 +34,7 @@ LINES = 16
 """A run is killed behind its n-th line of progress, n below this: moments in the work, however busy the machine is."""
 DELAY = 0.5
 """And at most so many seconds after it."""
-WRITES = 40
+WRITES = 6
 """A process that dies at a write does so at its n-th, n at most this."""
 PATIENCE = 600.0
 """Seconds that a run may take to its end, or after a kill."""

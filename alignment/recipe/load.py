@@ -78,7 +78,8 @@ def expanded_size(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[i
     return nodes, levels
 
 
-def _loaded(text: str) -> Any:
+def yaml_value(text: str) -> Any:
+    """The value of a YAML text; raises `yaml.YAMLError`, also for what is nested too deeply or expands too far."""
     loader = StrictLoader(text)
     try:
         node = loader.get_single_node()
@@ -86,6 +87,8 @@ def _loaded(text: str) -> Any:
             return None
         expanded_size(node, {})  # before construction, which expands merged mappings
         return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.MarkedYAMLError(problem=TOO_DEEP) from None
     finally:
         loader.dispose()
 
@@ -104,9 +107,7 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
 def parse_yaml(text: str, file: str, what: str) -> dict[str, Any]:
     """The mapping in the text of a YAML file, which errors name."""
     try:
-        data = _loaded(text)
-    except RecursionError:
-        raise BadInput(f"malformed YAML: {TOO_DEEP}", file=file) from None
+        data = yaml_value(text)
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error) or "not YAML"

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from alignment.address import shown
-from alignment.errors import BadInput
+from alignment.errors import BadInput, require_utf8
 from alignment_dags.cli.files import compare, diff, reference, score
 from alignment_dags.cli.hand_over import ab, card, publish, serve
 from alignment_dags.cli.judge import judge
@@ -134,6 +134,8 @@ FAILURES = {"MissingArtifact", "CorruptArtifact", "WrongEvidence", "JudgeUnavail
 def main() -> None:
     """Entry point of `align`."""
     try:
+        for argument in sys.argv[1:]:
+            require_utf8(argument)
         sys.exit(app(standalone_mode=False) or 0)  # the code of a typer.Exit; commands return nothing
     except typer.Abort:
         sys.exit(INTERRUPTED)

@@ -81,6 +81,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
             "base_url must be as in",
         ),
         (["report", str(PROJECT / "recipes" / "quickstart.yaml")], "no report yet"),
+        (["prefs", "stats", "day\udcff.jsonl"], "day\\udcff.jsonl: the name is not UTF-8; rename it"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from alignment.errors import BadInput
-from alignment.recipe.load import read_yaml
+from alignment.recipe.load import read_yaml, yaml_value
 
 
 def written(folder: Path, text: str | bytes) -> Path:
@@ -35,6 +36,12 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, text: str | bytes, to
         read_yaml(path, "recipe")
     assert told in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "&a [*a]", "2026-13-45", "9" * 5000])
+def test_a_value_alone_is_refused_for_the_same_reasons(text: str) -> None:
+    with pytest.raises(yaml.YAMLError):
+        yaml_value(text)
 
 
 def test_a_merged_key_may_be_overridden(tmp_path: Path) -> None:

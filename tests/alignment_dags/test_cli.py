@@ -490,6 +490,6 @@ def test_an_error_is_one_line_that_a_person_can_read(
     assert align("recipes", "check", str(path), monkeypatch=monkeypatch) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {path}") and len(line) < 2_000
-    assert align("report", "y" * 5_000, monkeypatch=monkeypatch) == 1
+    assert align("report", "y" * 5_000, monkeypatch=monkeypatch) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith(": File name too long")

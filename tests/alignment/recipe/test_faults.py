@@ -52,6 +52,8 @@ def told(recipe: dict[str, Any]) -> str:
         ({"name": "Seven Words"}, "field 'name': is not of the right form: Lower-case letters, digits and _"),
         ({"seed": "many"}, "field 'seed': must be a whole number"),
         ({"seed": 1.5}, "field 'seed': must be a whole number"),
+        ({"seed": "\ud800"}, "field 'seed': holds half of a surrogate pair, which is not a character"),
+        ({"": 1}, "field '': unknown key"),
         ({"seed": True}, "field 'seed': must be a number, not true or false"),
         ({"dpo": {"learning_rate": False}}, "field 'dpo.learning_rate': must be a number, not true or false"),
         ({"optimise": {"adam_betas": [True, 0.9]}}, "'optimise.adam_betas': must be a number, not true or false"),

@@ -57,6 +57,7 @@ def told(recipe: dict[str, Any]) -> str:
         ({"seed": True}, "field 'seed': must be a number, not true or false"),
         ({"dpo": {"learning_rate": False}}, "field 'dpo.learning_rate': must be a number, not true or false"),
         ({"optimise": {"adam_betas": [True, 0.9]}}, "'optimise.adam_betas': must be a number, not true or false"),
+        ({"optimise": {}, "sweep": {"beta": [True, 0.2]}}, "field 'sweep.beta': must be a number, not true or false"),
         ({"evals": {"ifeval": MICRO | {"limit": True}}}, "field 'evals.ifeval.limit': must be a number, not true or"),
         ({"dpo": {"beta": -1}}, "field 'dpo.beta': must be above 0"),
         ({"held_out_fraction": 0.5}, "field 'held_out_fraction': must be below 0.5"),

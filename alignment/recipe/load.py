@@ -65,6 +65,9 @@ def expanded_size(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[i
             )
         return size
     known[id(node)] = (0, 0)
+    if isinstance(node, yaml.ScalarNode) and any("\ud800" <= character <= "\udfff" for character in node.value):
+        problem = "half of a surrogate pair, which is not a character"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
     inner, own = (node.value, 1) if isinstance(node, yaml.CollectionNode) else ((), 1 + len(node.value) // 100)
     children = [child for item in inner for child in (item if isinstance(item, tuple) else (item,))]
     counted = [expanded_size(child, known) for child in children]

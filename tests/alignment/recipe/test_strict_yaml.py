@@ -25,6 +25,7 @@ def written(folder: Path, text: str | bytes) -> Path:
         ("a: 1\nseed: 2024-13-45\n", "row 2: malformed YAML: no date is written as '2024-13-45'; put a text in quotes"),
         ("a: 1\nseed: " + "9" * 5000, "row 2: malformed YAML: no number is written as '9999"),
         ("a: " + "[" * 5000, "malformed YAML"),
+        ('a: 1\nb: "\\uD800"\n', "row 2: malformed YAML: half of a surrogate pair, which is not a character"),
         ("a: [1", "malformed YAML"),
         ("- a\n", "a recipe is a mapping"),
         (b"\xff\xfe", "cannot be read"),

@@ -39,6 +39,15 @@ class BadInput(ValueError):
         self.field = field
 
 
+def require_utf8(name: str) -> None:
+    """Raises `BadInput` for the name of a file or folder whose bytes are not UTF-8: no record could hold it."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        written = name.encode("utf-8", "backslashreplace").decode("utf-8")
+        raise BadInput("the name is not UTF-8; rename it", file=written) from None
+
+
 # What can be wrong with an artifact that somebody asks for.
 
 

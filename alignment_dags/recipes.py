@@ -20,7 +20,7 @@ from alignment.data.withdrawal import inherit
 from alignment.errors import BadInput, did_you_mean
 from alignment.methods import LOSS, METHOD, NORMALISED
 from alignment.recipe import Recipe, load_recipe, parse_recipe
-from alignment.recipe.load import StrictLoader, read_recipe, read_yaml
+from alignment.recipe.load import read_recipe, read_yaml, yaml_value
 from resources.home import PROJECT, align_home
 from resources.pools import is_pools_file, pools_file
 
@@ -147,7 +147,7 @@ def _change(data: dict[str, Any], change: str) -> None:
     if not equals or not all(keys):
         raise BadInput(f"'{change}': expected KEY=VALUE, such as dpo.beta=0.5", field="--set")
     try:
-        value = yaml.load(text, StrictLoader)
+        value = yaml_value(text)
     except yaml.YAMLError as error:
         raise BadInput(f"'{change}': the value is no YAML", field="--set") from error
     if keys[0] not in data and SPELLINGS.get(keys[0]) in data:

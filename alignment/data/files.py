@@ -23,7 +23,7 @@ from alignment.address import no_such_file, remember, whole
 from alignment.data.dataset_info import INFO, Wanted, described
 from alignment.data.readers import DATA_SUFFIXES, data_suffix
 from alignment.digest import file_sha256, json_digest, stream_sha256
-from alignment.errors import BadInput
+from alignment.errors import BadInput, require_utf8
 from alignment.stages import SourceFile
 from alignment.store.place import matching
 
@@ -126,6 +126,8 @@ def expand(pattern: str, wanted: Wanted = "all") -> list[str]:
             found = sorted(name for name in files if _is_finished(name[len(folder) + 1 :]))
             if not found:
                 raise BadInput("matches no file", file=pattern)
+        for name in found:
+            require_utf8(name)
         return (
             found if isinstance(fs, LocalFileSystem) else [remember(str(fs.unstrip_protocol(name))) for name in found]
         )

@@ -374,10 +374,7 @@ def load_generation_config(folder: str | Path) -> GenerationConfig | None:
     path = Path(folder) / GENERATION_CONFIG_FILE
     if not path.is_file():
         return None
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"not JSON: {error}", file=str(path)) from error
+    settings = json_of(path, path.read_bytes())
     if not isinstance(settings, dict):
         raise BadInput("generation settings are a JSON object", file=str(path))
     for name in TOKEN_IDS:

@@ -125,7 +125,7 @@ def _read(path: Path) -> dict[str, Any]:
     """A JSON object, empty where there is none: whoever needs the file says what is wrong with it."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

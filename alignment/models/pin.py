@@ -22,6 +22,7 @@ from alignment.models.checkpoint import (
     GENERATION_CONFIG_FILE,
     TOKENIZER_FILES,
     VOCABULARY_FILES,
+    json_of,
     read_config,
 )
 from alignment.models.code import CODE_FILES, refuse_code, refuse_kernels, require_own_code
@@ -148,7 +149,9 @@ def bake_chat_template(folder: Path, template: str) -> None:
     (folder / CHAT_TEMPLATE_FILE).write_text(template, encoding="utf-8")
     path = folder / "tokenizer_config.json"
     if path.is_file():
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        config = json_of(path, path.read_bytes())
+        if not isinstance(config, dict):
+            raise BadInput("a tokenizer's configuration is a JSON object", file=str(path))
         if config.pop("chat_template", None) is not None:
             path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -55,8 +55,8 @@ class Section(Keyed):
     def _numbers_are_not_true_or_false(cls, value: Any, field: ValidationInfo) -> Any:
         """Pydantic takes true for 1 and false for 0. It may take a text for a number: YAML reads 1e-3 as one."""
         if _has_a_boolean(value):
-            takes = set(_types_of(cls.model_fields[str(field.field_name)].annotation))
-            if takes & {int, float} and not any(_takes_a_boolean(kind) for kind in takes):
+            takes = list(_types_of(cls.model_fields[str(field.field_name)].annotation))
+            if any(kind is int or kind is float for kind in takes) and not any(map(_takes_a_boolean, takes)):
                 raise ValueError("must be a number, not true or false")
         return value
 

@@ -47,7 +47,7 @@ def fault(error: ValidationError, model: type[BaseModel]) -> tuple[str | None, s
     else:
         keyed = [list(same) for _, same in groupby(mistakes, key=lambda mistake: mistake[0])]
         told, more = " or ".join(_branches([other for _, other in keyed[0]], first, model)), len(keyed) - 1
-    return _dotted(first) or None, told + (f" (and {more} more)" if more else "")
+    return (_dotted(first) if first else None), told + (f" (and {more} more)" if more else "")
 
 
 def _dotted(keys: Sequence[str]) -> str:
@@ -122,8 +122,13 @@ def _words(found: Any, keys: tuple[str, ...], model: type[BaseModel]) -> str:
         return "must be a whole number"
     if kind == "finite_number":
         return "must be a finite number"
+    if kind == "string_unicode":
+        return "holds half of a surrogate pair, which is not a character"
     known = next((words for name, words in KINDS.items() if kind in (f"{name}_type", f"{name}_parsing")), None)
-    return str(found["msg"]) if known is None else f"must be {known}"
+    if known is not None:
+        return f"must be {known}"
+    # of a type that has no words of ours yet
+    return str(found["msg"]).replace("Input should be", "must be", 1).replace("Input should", "must", 1)
 
 
 def _other_key(keys: tuple[str, ...], model: type[BaseModel]) -> str:

@@ -66,6 +66,9 @@ def expanded_size(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[i
             )
         return size
     known[id(node)] = (0, 0)
+    if isinstance(node, yaml.ScalarNode) and any("\ud800" <= character <= "\udfff" for character in node.value):
+        problem = "half of a surrogate pair, which is not a character"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
     inner, own = (node.value, 1) if isinstance(node, yaml.CollectionNode) else ((), 1 + len(node.value) // 100)
     children = [child for item in inner for child in (item if isinstance(item, tuple) else (item,))]
     counted = [expanded_size(child, known) for child in children]
@@ -79,7 +82,8 @@ def expanded_size(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[i
     return nodes, levels
 
 
-def _loaded(text: str) -> Any:
+def yaml_value(text: str) -> Any:
+    """The value of a YAML text; raises `yaml.YAMLError`, also for what is nested too deeply or expands too far."""
     loader = StrictLoader(text)
     try:
         node = loader.get_single_node()
@@ -87,6 +91,8 @@ def _loaded(text: str) -> Any:
             return None
         expanded_size(node, {})  # before construction, which expands merged mappings
         return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.MarkedYAMLError(problem=TOO_DEEP) from None
     finally:
         loader.dispose()
 
@@ -105,9 +111,7 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
 def parse_yaml(text: str, file: str, what: str) -> dict[str, Any]:
     """The mapping in the text of a YAML file, which errors name."""
     try:
-        data = _loaded(text)
-    except RecursionError:
-        raise BadInput(f"malformed YAML: {TOO_DEEP}", file=file) from None
+        data = yaml_value(text)
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error) or "not YAML"

@@ -5,6 +5,7 @@ Exit 0 done, 1 the work failed or a gate said no, 2 bad input (one line on stder
 
 from __future__ import annotations
 
+import errno
 import socket
 import sys
 from importlib.metadata import version
@@ -13,7 +14,7 @@ from typing import Annotated
 import typer
 
 from alignment.address import shown
-from alignment.errors import BadInput
+from alignment.errors import BadInput, require_utf8
 from alignment_dags.cli.files import compare, diff, reference, score
 from alignment_dags.cli.hand_over import ab, card, publish, serve
 from alignment_dags.cli.judge import judge
@@ -43,6 +44,10 @@ def unreachable(error: BaseException) -> str | None:
         return None
     first = (str(error).strip() or "no reason given").splitlines()[0]
     return f"cannot be reached: {type(error).__name__}: {first}{_store()}"
+
+
+NO_NAME_OF_A_FILE = frozenset({errno.ENAMETOOLONG, errno.ELOOP})
+"""What is never right about a name that a person gave, whatever the file system holds."""
 
 
 def of_a_file(error: BaseException) -> str | None:
@@ -134,6 +139,8 @@ FAILURES = {"MissingArtifact", "CorruptArtifact", "WrongEvidence", "JudgeUnavail
 def main() -> None:
     """Entry point of `align`."""
     try:
+        for argument in sys.argv[1:]:
+            require_utf8(argument)
         sys.exit(app(standalone_mode=False) or 0)  # the code of a typer.Exit; commands return nothing
     except typer.Abort:
         sys.exit(INTERRUPTED)
@@ -151,7 +158,7 @@ def main() -> None:
         message = str(error) if kinds & FAILURES else unreachable(error) or of_a_file(error)
         if message is not None:
             _show_error(shown(message))
-            sys.exit(1)
+            sys.exit(2 if isinstance(error, OSError) and error.errno in NO_NAME_OF_A_FILE else 1)
         raise
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from alignment.errors import BadInput
+from alignment.errors import BadInput, first_few
 from eval.gate.compare import MetricComparison
 from eval.gate.metrics import headline, title_of, unit_of
 
@@ -54,8 +54,15 @@ def read_baselines(path: str | Path) -> list[PublishedFigure]:
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream)
-            if absent := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
-                raise BadInput(f"no column {', '.join(absent)}; the columns are {', '.join(COLUMNS)}", file=file)
+            names = list(reader.fieldnames or ())
+            if absent := [name for name in COLUMNS if name not in names]:
+                seen = first_few([name[:40] for name in names]) or "none"
+                problem = (
+                    f"no column {', '.join(absent)}; expected is CSV with {', '.join(COLUMNS)}, and its columns are"
+                )
+                raise BadInput(f"{problem} {seen}", file=file)
+            if twice := next((name for name in COLUMNS if names.count(name) > 1), None):
+                raise BadInput("this column appears twice", file=file, field=twice)
             return [_figure(record, file, row) for row, record in enumerate(reader, start=2)]
     except OSError as error:
         raise BadInput(f"cannot be read: {error.strerror}", file=file, field="evals.baselines") from error

@@ -15,24 +15,25 @@ from eval.suites.suite import Item, Suite
 SCORER = "boxed-answer-v1"
 INSTRUCTION = "Put your final answer in \\boxed{}."
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+BRACE = re.compile(r"[{}]")
 BARE_BOX = re.compile(r"\\(?:boxed|fbox)\s+([^\s${}.,]+)")
-SAID = re.compile(r"answer\s*(?:is|:)\s*:?\s*(.+?)\s*(?:\.\s|\.?$)", re.IGNORECASE | re.MULTILINE)
+SAID = re.compile(r"answer\s*(?:is|:)\s*:?\s*(.+?)(?:\.\s|\.?$)", re.IGNORECASE | re.MULTILINE)
 WRAPPED = re.compile(r"^(?:\$+|\\\(|\\\[|\*\*)\s*(.*?)\s*(?:\$+|\\\)|\\\]|\*\*)$", re.DOTALL)
 THOUSANDS = re.compile(r"(?<=\d)(?:,|\\,|\{,\})(?:\\!)?(?=\d{3}\b)")
 
 
 def boxed(text: str) -> str | None:
     """What the last box of a text holds; None without a box that is closed."""
-    found = None
-    for match in BOX.finditer(text):
-        depth = 1
-        for place in range(match.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[place], 0)
-            if not depth:
-                found = text[match.end() : place]
-                break
-    if found is not None:
-        return found.strip()
+    closed: dict[int, int] = {}
+    opened: list[int] = []
+    for brace in BRACE.finditer(text):  # once for all boxes: an answer may be nothing but boxes that are never closed
+        if brace[0] == "{":
+            opened.append(brace.start())
+        elif opened:
+            closed[opened.pop()] = brace.start()
+    boxes = [match.end() for match in BOX.finditer(text) if match.end() - 1 in closed]
+    if boxes:
+        return text[boxes[-1] : closed[boxes[-1] - 1]].strip()
     bare = BARE_BOX.findall(text)
     return bare[-1] if bare else None
 
@@ -42,7 +43,7 @@ def answer_in(text: str) -> str | None:
     if (inside := boxed(text)) is not None:
         return inside
     said = SAID.findall(text)
-    return said[-1] if said else None
+    return said[-1].strip() if said else None
 
 
 def same(answer: str, truth: str) -> bool:

@@ -71,6 +71,9 @@ def read_samples(path: str | Path) -> list[Sample]:
     if path.is_dir():
         path = path / SAMPLES_FILE
     try:
+        names = pq.read_schema(path).names
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise BadInput("this column appears twice", file=str(path), field=twice[0])
         table = pq.read_table(path)
     except FileNotFoundError:
         raise BadInput("no such file", file=str(path)) from None

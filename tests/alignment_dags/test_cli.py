@@ -81,6 +81,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
             "base_url must be as in",
         ),
         (["report", str(PROJECT / "recipes" / "quickstart.yaml")], "no report yet"),
+        (["prefs", "stats", "day\udcff.jsonl"], "day\\udcff.jsonl: the name is not UTF-8; rename it"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(
@@ -489,6 +490,6 @@ def test_an_error_is_one_line_that_a_person_can_read(
     assert align("recipes", "check", str(path), monkeypatch=monkeypatch) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {path}") and len(line) < 2_000
-    assert align("report", "y" * 5_000, monkeypatch=monkeypatch) == 1
+    assert align("report", "y" * 5_000, monkeypatch=monkeypatch) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith(": File name too long")

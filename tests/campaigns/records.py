@@ -34,7 +34,7 @@ SUITES: dict[str, list[odd.Record]] = {
         {"key": f"{n}", "prompt": f"Say {n}.", "instruction_id_list": ["count:word_count_range"], "kwargs": [{}]}
         for n in range(4)
     ],
-    "reward_bench": [
+    "reward_bench_2": [
         {"id": f"{n}", "prompt": f"{n}?", "chosen": ["yes"], "rejected": ["no", "never"], "subset": "Math"}
         for n in range(4)
     ],

@@ -271,6 +271,13 @@ def test_an_object_that_changes_while_it_is_read_is_not_remembered_under_its_old
     assert pin_file("moving://a.jsonl").sha256 == sha(b"A")
 
 
+def test_a_name_that_is_not_utf8_is_refused_wherever_a_folder_or_a_glob_finds_it(tmp_path: Path) -> None:
+    save(tmp_path / "day\udcff.jsonl", b"x")
+    for pattern in ("", "*.jsonl"):
+        with pytest.raises(BadInput, match=r"day\\udcff\.jsonl: the name is not UTF-8; rename it"):
+            expand(str(tmp_path / pattern))
+
+
 def test_a_pipe_or_a_device_is_named_as_such(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pairs.jsonl")
     for place in (tmp_path / "pairs.jsonl", Path(os.devnull)):

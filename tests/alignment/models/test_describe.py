@@ -151,6 +151,7 @@ def test_weights_that_do_not_fill_the_model_are_refused_and_never_made_up(
     ("name", "text", "told"),
     [
         ("tokenizer.json", "", r"tokenizer\.json: not JSON"),
+        ("tokenizer_config.json", "[" * 9000, r"tokenizer_config\.json: not JSON"),
         ("tokenizer_config.json", "[]", r"tokenizer_config\.json: a tokenizer's configuration is a JSON object"),
         ("model.safetensors.index.json", '{"weight_map": {}}', r"index\.json: names no file with weights"),
         ("model.safetensors.index.json", '{"weight_map": {"a": 1, "b": "c"}}', r"index\.json: not a safetensors index"),

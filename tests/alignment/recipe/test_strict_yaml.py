@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from alignment.errors import BadInput
-from alignment.recipe.load import read_yaml
+from alignment.recipe.load import read_yaml, yaml_value
 
 
 def written(folder: Path, text: str | bytes) -> Path:
@@ -24,6 +25,7 @@ def written(folder: Path, text: str | bytes) -> Path:
         ("a: 1\nseed: 2024-13-45\n", "row 2: malformed YAML: no date is written as '2024-13-45'; put a text in quotes"),
         ("a: 1\nseed: " + "9" * 5000, "row 2: malformed YAML: no number is written as '9999"),
         ("a: " + "[" * 5000, "malformed YAML"),
+        ('a: 1\nb: "\\uD800"\n', "row 2: malformed YAML: half of a surrogate pair, which is not a character"),
         ("a: [1", "malformed YAML"),
         ("- a\n", "a recipe is a mapping"),
         (b"\xff\xfe", "cannot be read"),
@@ -35,6 +37,12 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, text: str | bytes, to
         read_yaml(path, "recipe")
     assert told in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "&a [*a]", "2026-13-45", "9" * 5000])
+def test_a_value_alone_is_refused_for_the_same_reasons(text: str) -> None:
+    with pytest.raises(yaml.YAMLError):
+        yaml_value(text)
 
 
 def test_a_merged_key_may_be_overridden(tmp_path: Path) -> None:

@@ -26,7 +26,11 @@ def test_figures_are_read_with_their_source_whatever_else_the_file_holds(tmp_pat
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("model,metric,value\nA,b,1\n", "no column source"),
+        (
+            "model,metric,value\nA,b,1\n",
+            "no column source; expected is CSV with .*, and its columns are model, metric, value",
+        ),
+        ("model,metric,value,source,value\nA,b,1,c,2\n", "field 'value': this column appears twice"),
         ("", "no column model, metric, value, source"),
         ("model,metric,value,source\nA,b,high,c\n", r"row 2, field 'value': 'high' is not a number"),
         ("model,metric,value,source\nA,b,1,c\nA,b,nan,c\n", r"row 3, field 'value': nan is not a finite number"),

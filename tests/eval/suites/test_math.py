@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,12 @@ def test_a_problem_asks_for_a_box_and_one_without_an_answer_is_named() -> None:
     assert item.fields["turns"] == ["p\n\nPut your final answer in \\boxed{}."]
     with pytest.raises(BadInput, match="f, row 1, field 'truth': not a MATH item: missing"):
         check_items(suite_named("math"), [(1, {"problem": "p", "solution": "no box"})], "f")
+
+
+@pytest.mark.parametrize(
+    "text", ["\\boxed{" * 30_000, "{" * 100_000 + "\\boxed{2}", "answer is a" + " " * 20_000 + "b"]
+)
+def test_an_answer_that_repeats_itself_is_read_within_seconds(text: str) -> None:
+    began = time.process_time()
+    answer_in(text)
+    assert time.process_time() - began < 5

@@ -83,3 +83,12 @@ def test_a_samples_file_whose_texts_are_not_utf_8_is_named(tmp_path: Path) -> No
     pq.write_table(pq.read_table(path).set_column(5, "response", bad), path)
     with pytest.raises(BadInput, match="not a samples file: a text in it is not UTF-8"):
         read_samples(path)
+
+
+def test_a_samples_file_with_a_column_twice_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "samples.parquet"
+    write_samples(path, [Sample("s", "1", "c", "m", 1.0, "r")])
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("detail", table.column("detail")), path)
+    with pytest.raises(BadInput, match=r"samples\.parquet, field 'detail': this column appears twice"):
+        read_samples(path)

@@ -121,15 +121,15 @@ def _sources(recipe: Recipe, store: Store) -> Iterator[SourceLine]:
         return
     for source in values(store, whole, made):
         for metric, value in source["metrics"].items():
-            low, high = value["ci95"] or (None, None)
+            low, high = value["ci95"] or (0.0, 0.0)
             yield SourceLine(
                 source=source["source"],
                 rows=source["rows"],
                 metric=metric,
                 value=_signed(value["difference"]),
-                interval="too few items" if low is None else f"{_signed(low)} to {_signed(high)}",
+                interval="too few items" if value["ci95"] is None else f"{_signed(low)} to {_signed(high)}",
                 corrected="–" if value["p_holm"] is None else probability(value["p_holm"]),
-                verdict="" if low is None else "regressed" if high < 0 else "improved" if low > 0 else "",
+                verdict="regressed" if high < 0 else "improved" if low > 0 else "",
             )
 
 

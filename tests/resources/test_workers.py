@@ -202,7 +202,8 @@ def test_workers_sample_as_one_from_several_sources(laboratories: Callable[[str]
     together, single = lab.by(2, CANDIDATES, request), execute(CANDIDATES, alone, one.store)
     assert together.digest == single.digest
     first = lab.store.commit_of(Artifact.model_validate(together.summary["parts"][0])).summary
-    assert first["candidates"] == 140 and min(first["tokens_per_rank"]) > 0.9 * max(first["tokens_per_rank"])
+    assert first["candidates"] == 140
+    assert min(first["tokens_per_rank"]) > 0.8 * max(first["tokens_per_rank"]), "in whole batches"
     assert Counter(rank for rank, _ in lab.noted("loaded")) == {0: 1, 1: 1}
 
 

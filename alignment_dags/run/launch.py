@@ -24,7 +24,7 @@ from dagster._core.remote_origin import (
 )
 from dagster._core.storage.tags import MAX_RETRIES_TAG
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
-from dagster._utils.error import SerializableErrorInfo
+from dagster._utils.error import SerializableErrorInfo  # type: ignore[attr-defined]
 
 from alignment.address import shown
 from alignment.errors import BadInput
@@ -283,7 +283,7 @@ def why(error: SerializableErrorInfo) -> str:
     """What a person reads of a step's error that is none of ours."""
     if error.cls_name == ChildProcessCrashException.__name__:  # without a word of its own, or of Dagster's
         return "its process was killed, or crashed (out of memory, perhaps); run it again to go on"
-    return (error.cause or error).message.strip()
+    return str((error.cause or error).message).strip()
 
 
 def step_failures(instance: dg.DagsterInstance, run_id: str) -> list[StepFailure]:
@@ -323,7 +323,7 @@ def _why_before(instance: dg.DagsterInstance, run_id: str) -> str:
 
 def first_reason(error: SerializableErrorInfo) -> str:
     """One line of a run's error: where processes of steps failed, what the first of them said."""
-    text = error.message.strip()
+    text = str(error.message).strip()
     said = re.search(r"^In process \d+: (.+)", text, re.MULTILINE)
     line = said[1] if said else text.split("\n")[0]
     return re.sub(r"^(?:\w+\.)+\w+: ", "", line)[:REASON]

@@ -103,6 +103,8 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise BadInput(f"no such {what}", file=str(path)) from None
+    except IsADirectoryError:
+        raise BadInput(f"is a folder, not a {what}", file=str(path)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"cannot be read: {error}", file=str(path)) from error
     return parse_yaml(text, str(path), what)

@@ -48,3 +48,8 @@ def test_a_value_alone_is_refused_for_the_same_reasons(text: str) -> None:
 def test_a_merged_key_may_be_overridden(tmp_path: Path) -> None:
     text = "base: &base {memory: 1, cpu: 2}\nother:\n  <<: *base\n  memory: 3\n"
     assert read_yaml(written(tmp_path, text), "pools file")["other"] == {"memory": 3, "cpu": 2}
+
+
+def test_a_folder_in_place_of_a_file_is_called_one(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="is a folder, not a recipe"):
+        read_yaml(tmp_path, "recipe")

@@ -1,7 +1,7 @@
 """Which recipes there are, by file and by name, and recipes that are derived from another with a few keys changed.
 
 Dagster shows the recipes that ALIGN_RECIPES names (paths or globs, separated like PATH), or recipes/*.yaml. A derived
-recipe is a file in the project's home, so nights do not see it, and commands find it by its name.
+recipe is a file in the project's home, and commands find it by its name. So they do a recipe elsewhere that has run.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from alignment.errors import BadInput, did_you_mean
 from alignment.methods import LOSS, METHOD, NORMALISED
 from alignment.recipe import Recipe, load_recipe, parse_recipe
 from alignment.recipe.load import read_recipe, read_yaml, yaml_value
+from alignment.store import Store
 from resources.home import PROJECT, align_home
 from resources.pools import is_pools_file, pools_file
 
@@ -66,20 +67,56 @@ def derived_folder() -> Path:
     return align_home() / "recipes"
 
 
-def derived_recipes() -> dict[Path, Recipe]:
-    """File to recipe of the derived recipes. One that is not well-formed any more is left out: no command has to do
-    with it before a person names it."""
+def remember(path: Path, recipe: Recipe) -> None:
+    """Has commands, `align status` and `make ui` find a recipe that has run by its name, wherever its file is."""
+    place = path.resolve()
+    if place.parent in (PROJECT / "recipes", derived_folder().resolve()):
+        return  # these are found as they are
+    link = _ran_folder() / f"{recipe.name}.yaml"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    new = link.with_name(f".{link.name}.{os.getpid()}")
+    new.unlink(missing_ok=True)
+    new.symlink_to(place)
+    new.replace(link)
+
+
+def _ran_folder() -> Path:
+    return align_home() / "recipes" / "elsewhere"
+
+
+def _more_files() -> list[Path]:
+    """Derived recipes, and recipes elsewhere that have run; not those whose file is gone."""
+    elsewhere = (link.resolve() for link in sorted(_ran_folder().glob("*.yaml")) if link.exists())
+    return [*sorted(derived_folder().glob("*.yaml")), *elsewhere]
+
+
+def more_recipes() -> dict[Path, Recipe]:
+    """File to recipe of the derived recipes, and of recipes elsewhere that have run. One that is not well-formed any
+    more is left out: no command has to do with it before a person names it."""
     found: dict[Path, Recipe] = {}
-    for path in sorted(derived_folder().glob("*.yaml")):
+    for path in _more_files():
         with suppress(BadInput):
             found[path] = load_recipe(path)
     return found
 
 
+def have_run(store: Store) -> set[str]:
+    """Names of the recipes that have made something in this store."""
+    return {folder.rstrip("/").rsplit("/", 1)[-1] for folder in store.matching(store.path("refs"), "*")}
+
+
+def has_schedule(path: Path) -> bool:
+    """Whether a recipe's file has nights, read as plain data; False for one that cannot be read."""
+    with suppress(BadInput):
+        return bool(read_yaml(path, "recipe").get("schedule"))
+    return False
+
+
 def recipe_names() -> dict[str, Path]:
-    """Name to file of the recipes in use and of the derived recipes; a file that is no YAML has its own name."""
+    """Name to file of the recipes in use, of the derived recipes, and of others that have run; a file that is no YAML
+    has its own name."""
     names: dict[str, Path] = {}
-    for path in [*_named_files(), *sorted(derived_folder().glob("*.yaml"))]:
+    for path in [*_named_files(), *_more_files()]:
         try:
             data = read_yaml(path, "recipe")
         except BadInput:  # whoever reads the recipe says what is wrong with it

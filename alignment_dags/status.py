@@ -6,7 +6,8 @@ What is behind is decided as a night decides it: by recomputed keys, with one re
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ from alignment.store import Store
 from alignment_dags.nights.decide import REFUSED
 from alignment_dags.nights.records import NightBook
 from alignment_dags.nights.state import State, state_of
-from alignment_dags.recipes import flat, recipe_names
+from alignment_dags.recipes import RECIPES, flat, has_schedule, have_run, recipe_names
 from alignment_dags.run.workspace import Workspace
 from assets.building.node import NotNeeded
 from assets.building.upstream import NotBuilt, Upstream
 from assets.champion import registered_champion
+from resources.home import PROJECT
 from resources.pools import Pools, load_pools
 from resources.store import ArtifactStore
 
@@ -37,14 +39,26 @@ BRIEF = 2.0
 def status(files: Sequence[Path], now: datetime) -> dict[str, Any]:
     """`recipes` (name, file, champion, state, stale, last_night, next_night) and `pools`.
 
-    `files` are the recipes to look at; none means all in use, and derived recipes. A recipe that cannot be read is
-    listed with its `problem`, and the others stand.
+    `files` are the recipes to look at; none means all in use and all that have run. Once any has run, the shipped ones
+    that have neither run nor a schedule are only named (`not_run`). A recipe that cannot be read is listed with its
+    `problem`, and the others stand.
     """
     store, pools = ArtifactStore().open(), load_pools()
-    paths = list(files) or list(dict.fromkeys(recipe_names().values()))
+    names = {} if files else recipe_names()
+    not_run = _not_run(names, store)
+    paths = list(files) or list(dict.fromkeys(path for name, path in names.items() if name not in not_run))
     with asking_briefly(BRIEF):
         recipes = [_recipe(path, store, pools, now) for path in paths]
-    return {"recipes": recipes, "pools": _pools(pools), "store": store.shown, "at": now.isoformat(timespec="seconds")}
+    at = now.isoformat(timespec="seconds")
+    return {"recipes": recipes, "not_run": not_run, "pools": _pools(pools), "store": store.shown, "at": at}
+
+
+def _not_run(names: Mapping[str, Path], store: Store) -> list[str]:
+    ran = have_run(store)
+    if os.environ.get(RECIPES) or not ran & names.keys():
+        return []
+    shipped = {name: path for name, path in names.items() if path.parent == PROJECT / "recipes" and name not in ran}
+    return [name for name, path in shipped.items() if not has_schedule(path)]
 
 
 def _recipe(path: Path, store: Store, pools: Pools, now: datetime) -> dict[str, Any]:
@@ -237,6 +251,8 @@ def show_status(result: dict[str, Any]) -> None:
     print(painted(columns(("recipe", "champion", "shards", "last night", "next night", "state"), rows)))
     for note in notes:
         print(f"  {note}")
+    if result["not_run"]:
+        print(f"not run yet, `align status NAME` looks at one: {', '.join(result['not_run'])}")
     pools = [
         (
             pool["name"],

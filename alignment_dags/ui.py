@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from alignment.errors import BadInput
 from alignment.store import Store
-from alignment_dags.recipes import RECIPES, derived_recipes, recipes_in_use
+from alignment_dags.recipes import RECIPES, have_run, more_recipes, recipes_in_use
 from resources.home import PROJECT, ensure_home, mlflow_page, tracking_uri
 from resources.store import ArtifactStore
 
@@ -118,7 +118,7 @@ def bootstrap() -> None:
 
 
 def choose_recipes(store: Store) -> list[str]:
-    """Makes Dagster show the recipes that have run or have a schedule, with the derived ones that have run; returns the
+    """Makes Dagster show the recipes that have run or have a schedule, with those elsewhere that have run; returns the
     names of those that it hides.
 
     Nothing is hidden if ALIGN_RECIPES says what to show, or if no recipe has run yet.
@@ -126,13 +126,16 @@ def choose_recipes(store: Store) -> list[str]:
     if os.environ.get(RECIPES):
         return []
     recipes = recipes_in_use()
-    have_run = {folder.rstrip("/").rsplit("/", 1)[-1] for folder in store.matching(store.path("refs"), "*")}
-    named = {recipe.name for recipe in recipes.values()}
-    derived = {path for path, recipe in derived_recipes().items() if recipe.name in have_run - named}
-    if not have_run & named and not derived:
+    ran, names = have_run(store), {recipe.name for recipe in recipes.values()}
+    models, more = {recipe.model_name for recipe in recipes.values()}, set()
+    for path, recipe in more_recipes().items():
+        if recipe.name in ran - names and recipe.model_name not in models:  # recipes_in_use refuses two of a name
+            names.add(recipe.name)
+            models.add(recipe.model_name)
+            more.add(path)
+    if not ran & names:
         return []
-    shown = {path for path, recipe in recipes.items() if recipe.name in have_run or recipe.schedule is not None}
-    shown |= derived
+    shown = {path for path, recipe in recipes.items() if recipe.name in ran or recipe.schedule is not None} | more
     os.environ[RECIPES] = os.pathsep.join(str(path.parent / glob.escape(path.name)) for path in sorted(shown))
     return sorted(recipe.name for path, recipe in recipes.items() if path not in shown)
 

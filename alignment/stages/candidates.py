@@ -186,13 +186,14 @@ def _run(request: CandidatesRequest, context: Context, workers: Workers) -> Resu
         told = most_common(reading.reasons) if reading.reasons else "all were withdrawn, or are of another round"
         told = "none of its prompts is held out: give more prompts" if request.held_out else told
         raise BadInput(f"no prompt to sample answers to; {told}", file=where)
+    shared: dict[str, Any] = {"tokens_per_rank": workers.per_rank} if workers.per_rank else {}
     summary = CandidatesSummary(
         **counts,
         quarantined=len(reading.quarantined),
         reasons=reason_counts(reading.reasons),
         generator=f"{request.generator} {request.checkpoint.digest[:12]}".strip(),
         withdrawn=reading.withdrawn_prompts if request.withdrawn else None,
-        **({"tokens_per_rank": workers.per_rank} if workers.per_rank else {}),
+        **shared,
     )
     # the same texts from two models are two results: a row's generator must be traceable
     return Result(json_digest({"checkpoint": request.checkpoint.digest, "candidates": lines}), summary)

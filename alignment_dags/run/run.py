@@ -12,6 +12,7 @@ import dagster as dg
 
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
+from alignment_dags.recipes import remember
 from alignment_dags.run.launch import RunFailed, Stopped, launch, launches
 from alignment_dags.run.plan import Planned, plan
 from alignment_dags.run.shards import claim, claim_partitions, drop
@@ -56,6 +57,7 @@ def run_recipe(path: Path, say: Callable[[str], None]) -> Outcome:
     if warning := retirement(recipe.judge, date.today()):
         say(f"warning: {warning}")
     claim(workspace.store, recipe)
+    remember(path, recipe)
     with dg.DagsterInstance.get() as instance:
         outcome.ended_runs = end_dead_runs(instance)
         for run_id in outcome.ended_runs:

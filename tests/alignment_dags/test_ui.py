@@ -16,8 +16,10 @@ import dagster as dg
 import psutil
 import pytest
 
+from alignment.errors import BadInput
+from alignment.recipe import load_recipe
 from alignment.store import Artifact, Ref, Store
-from alignment_dags.recipes import RECIPES, derive, recipes_in_use
+from alignment_dags.recipes import RECIPES, derive, recipe_file, recipes_in_use, remember
 from alignment_dags.ui import choose_recipes
 from resources.home import PROJECT, ensure_home
 from resources.pools import load_pools
@@ -86,8 +88,19 @@ def test_recipes_that_never_ran_are_shown_only_if_asked_for_or_scheduled(
     derive(PROJECT / "recipes" / "quickstart.yaml", ["optimise.beta=0.6"], "never_run")
     (derived.parent / "broken.yaml").write_text("name: [")
     store.write_ref(Ref(artifact=artifact), "stronger", "policy_checkpoint", None)
+    own = tmp_path / "elsewhere" / "own.yaml"
+    own.parent.mkdir()
+    own.write_text(RECIPE.replace("name: small", "name: own"), encoding="utf-8")
+    remember(own, load_recipe(own))
+    store.write_ref(Ref(artifact=artifact), "own", "policy_checkpoint", None)
     assert choose_recipes(store) == others[1:]
-    assert {recipe.name for recipe in recipes_in_use().values()} == {"quickstart", others[0], "stronger"}
+    assert {recipe.name for recipe in recipes_in_use().values()} == {"quickstart", others[0], "stronger", "own"}
+    assert recipe_file(Path("own")) == own
+    with pytest.raises(BadInput, match=r"'own' is the name of .*own\.yaml; give another"):
+        derive(own, ["seed=1"], "own")
+    own.unlink()
+    with pytest.raises(BadInput, match="no such recipe"):
+        recipe_file(Path("own"))
     monkeypatch.setenv(RECIPES, str(PROJECT / "recipes" / "*.yaml"))
     assert choose_recipes(store) == [] and len(recipes_in_use()) == len(others) + 1
 

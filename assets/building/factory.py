@@ -166,13 +166,20 @@ class Materializer:
             self.guards = [Guard(name, True, f"nothing to check: {why}") for name in about]
             return NOTHING, {"nothing_to_make": str(why)}
         except (BadInput, NotBuilt) as error:
-            raise dg.Failure(str(error), metadata={BAD_INPUT: str(error)}, allow_retries=False) from error
+            told = f"{error}{self._if_store_is_empty() if isinstance(error, NotBuilt) else ''}"
+            raise dg.Failure(told, metadata={BAD_INPUT: told}, allow_retries=False) from error
         except dg.Failure:
             raise
         except Exception as error:
             if not _holds_secret(error):
                 raise
             raise dg.Failure(shown(f"{type(error).__name__}: {error}")) from None  # Dagster would record its cause
+
+    def _if_store_is_empty(self) -> str:
+        """What to say where nothing at all was built: a store that went in mid-run looks like a new one."""
+        if self.store.fs.exists(self.store.path("refs")):
+            return ""
+        return f", nor anything else: if the artifact store {self.store.shown} was there before, put it back"
 
     def _materialize(self, shard: str | None) -> tuple[str, dict[str, Any]]:
         pool_name = self.node.pool or ""

@@ -231,7 +231,7 @@ def test_whatever_the_weather_the_next_run_ends_where_a_calm_one_does(
             store.with_name("aside").rename(store)
             return run
 
-        campaign.weather("the store is away in mid-run, and back", store_gone, must_fail=True)
+        campaign.weather("the store is away in mid-run, and back", store_gone, must_fail=True, says="artifact store")
 
         campaign.next_policy()
         campaign.write(campaign.policies, "other")

@@ -316,6 +316,13 @@ def test_what_cannot_be_promoted_is_refused_and_leaves_nothing_behind(
     assert version_with_tags()[0] == "2"
 
 
+@pytest.mark.usefixtures("tables")
+def test_a_store_that_went_away_is_named_and_not_only_what_was_in_it(write: Write) -> None:
+    gone = "has not been built yet, nor anything else: if the artifact store .*/store was there before, put it back"
+    with pytest.raises(dg.Failure, match=gone):
+        registered_model_alone(load_recipe(write(0.1)))
+
+
 @pytest.mark.parametrize("tampering", ["no report", "an older report", "another policy", "replaced weights"])
 def test_registering_alone_is_refused_whatever_stands_behind_it(
     tampering: str, write: Write, finished: Callable[..., Upstream]

@@ -101,4 +101,4 @@ def _unknown(name: str, folder: Path, index: dict[str, Any]) -> str:
         except Exception as error:  # of another library: any error is the file's
             first = (str(error) or type(error).__name__).splitlines()[0].replace(f"{folder}/", "")
             return f"no task '{name}'; {path.relative_to(folder)} cannot be read: {first}"
-    return f"no task '{name}' in this folder; it has {first_few(sorted(index)) or 'none'}"
+    return f"no task '{name}' in this folder; it has {first_few(sorted(map(str, index))) or 'none'}"

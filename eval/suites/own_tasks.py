@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def own_suite(name: str, files: tuple[SourceFile, ...]) -> Suite:
     task whose scores cannot be compared item by item.
     """
     folder = _folder(files)
+    _refuse_numbers_for_names(folder, _common(files))
     index = index_folder(folder)
     if name not in index:
         raise BadInput(_unknown(name, folder, index), file=_common(files), field=f"evals.lm_eval.{name}.include_path")
@@ -88,6 +90,20 @@ def _common(files: Sequence[SourceFile]) -> str:
 
 def _names(files: Sequence[SourceFile]) -> list[str]:
     return [os.path.relpath(file.url, _common(files)) for file in files]
+
+
+def _refuse_numbers_for_names(folder: Path, shown: str) -> None:
+    """lm-eval sorts the names of tasks, and fails on one that YAML reads as a number."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    for path in sorted(folder.rglob("*.yaml")):
+        about: Any = None
+        with suppress(Exception), quiet():  # a file that cannot be read is named where a task is missing
+            about = load_yaml(path, resolve_func=False)
+        for key in ("task", "group"):
+            if isinstance(about, dict) and isinstance(about.get(key), int | float):
+                problem = f"the name of a {key} is a text: put {about[key]} in quotes"
+                raise BadInput(problem, file=f"{shown}/{path.relative_to(folder)}", field=key)
 
 
 def _unknown(name: str, folder: Path, index: dict[str, Any]) -> str:

@@ -132,6 +132,7 @@ def test_pinned_tasks_that_were_edited_since_are_refused_and_known_ones_stay_as_
     ("name", "change", "words"),
     [
         ("colors", {}, "no task 'colors' in this folder; it has bright, colours, mine"),
+        ("colors", {"number.yaml": "task: 0\n"}, "number.yaml, field 'task': the name of a task is a text"),
         ("colours", {"colours.yaml": "task: colours\n  doc: ["}, r"no task 'colours'; colours.yaml cannot be read"),
         ("colours", {"colours.yaml": COLOURS.replace("aggregation: mean", "aggregation: median")}, "no metric that is"),
         (

@@ -62,6 +62,7 @@ def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
     # where several candidates are compared with the baseline, it is measured before
     models = ("policy",) if recipe.candidates else (baseline_of(recipe), "policy")
     suites = recipe.evals.selected()
+    answering = (*(responses(recipe, pools, model) for model in models), champion_responses(recipe, pools))
     return [
         base_model(recipe),
         *([sft_dataset(recipe)] if recipe.sft and recipe.sft.dataset else []),
@@ -76,8 +77,7 @@ def nodes_of(recipe: Recipe, pools: Pools) -> list[Node]:
         *(merge(recipe) if recipe.merge else ()),
         *(soups(recipe, pools) if recipe.soups else ()),
         *([policy_divergence(recipe)] if recipe.held_out_fraction else []),
-        *(responses(recipe, pools, model) for model in models),
-        champion_responses(recipe, pools),
+        *(answering if suites else ()),
         *(evals(recipe, model, name, suite) for model in models for name, suite in suites.items()),
         *(champion_evals(recipe, pools, name, suite) for name, suite in suites.items()),
         *again(recipe, pools),

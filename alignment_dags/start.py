@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ FEW_ROWS = 2_000
 def start(model: str, data: list[str], name: str | None, out: Path | None, sft: str | None) -> dict[str, Any]:
     """Writes a recipe and returns `file`, `name`, `method`, `rows`, `kind`, and what the data had `quarantined`.
 
-    `model` is a checkpoint's folder or an id on the hub; without `sft`, conversations to fine-tune on first, it is
-    taken as the SFT checkpoint. Raises `BadInput` for data that no method takes, a name that another recipe has, and a
-    file that is there already.
+    `model` is a checkpoint's folder, a GGUF file or an id on the hub; without `sft`, conversations to fine-tune on
+    first, it is taken as the SFT checkpoint. Raises `BadInput` for data that no method takes, a name that another
+    recipe has, and a file that is there already.
     """
     from alignment.data.check import check_files
 
@@ -45,7 +46,7 @@ def start(model: str, data: list[str], name: str | None, out: Path | None, sft: 
     if (known := recipe_names().get(name)) is not None:
         raise BadInput(f"'{name}' is the name of {known}; give another", field="--name")
     text = recipe_text(name, model, data, sft, method, checked["accepted"], texts=bool(checked["texts"]))
-    _write(path, text)
+    _write(path, schema_line(path) + text)
     return {
         "file": str(path),
         "name": name,
@@ -56,10 +57,19 @@ def start(model: str, data: list[str], name: str | None, out: Path | None, sft: 
     }
 
 
+def schema_line(recipe: Path) -> str:
+    """The comment by which editors find the recipe's schema, for a recipe within the project; empty elsewhere, as a
+    path of this machine means nothing where the recipe goes next."""
+    schema = PROJECT / "recipes" / "recipe.schema.json"
+    folder = recipe.expanduser().resolve().parent
+    if not folder.is_relative_to(PROJECT.resolve()) or not schema.is_file():
+        return ""
+    named = Path(os.path.relpath(schema.resolve(), folder)).as_posix()
+    return f"# yaml-language-server: $schema={named}\n"
+
+
 def _write(path: Path, text: str) -> None:
     """Writes the recipe, if it is a valid one; nothing stays of one that is not."""
-    import os
-
     import yaml
 
     from alignment.recipe import parse_recipe
@@ -93,7 +103,6 @@ def recipe_text(name: str, model: str, data: list[str], sft: str | None, method:
     )
     chat = _plain_text(source) if texts else ""
     lines = f"""\
-# yaml-language-server: $schema={PROJECT / "recipes" / "recipe.schema.json"}
 # Made by `align init`. `align recipes reference` explains every key.
 name: {name}
 
@@ -139,9 +148,14 @@ def _plain_text(source: dict[str, str]) -> str:
 
 
 def model_source(model: str) -> dict[str, str]:
-    """What a recipe says of a model that was named by a folder or by an id on the hub."""
+    """What a recipe says of a model that was named by a folder, a GGUF file or an id on the hub."""
+    from alignment.models.gguf import check_gguf, is_gguf
+
     folder = Path(model).expanduser()
     if folder.is_dir():
+        return {"path": model}
+    if is_gguf(model):
+        check_gguf(folder)
         return {"path": model}
     if model == "micro":
         return {"embedded": model}

@@ -275,6 +275,26 @@ def test_init_writes_plain_texts_in_the_template_of_a_chat_model(model: Path, tm
     assert "# plain_text: chat # for a model with a chat template" in (tmp_path / "hub.yaml").read_text()
 
 
+def test_init_names_the_schema_for_editors_only_within_the_project(
+    model: Path, tmp_path: Path, align: Align, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import alignment_dags.start as starting
+
+    data = pairs(tmp_path / "pairs.jsonl")
+    code, _, error = align("init", str(model), str(data), "--out", str(tmp_path / "outside.yaml"))
+    assert code == 0, error
+    assert "$schema" not in (tmp_path / "outside.yaml").read_text()
+    project = tmp_path / "project"
+    (project / "recipes" / "ours").mkdir(parents=True)
+    (project / "recipes" / "recipe.schema.json").write_text("{}")
+    monkeypatch.setattr(starting, "PROJECT", project)
+    for out, schema in (("recipes", "recipe.schema.json"), ("recipes/ours", "../recipe.schema.json")):
+        code, _, error = align("init", str(model), str(data), "--out", str(project / out / "r.yaml"))
+        assert code == 0, error
+        first = (project / out / "r.yaml").read_text().partition("\n")[0]
+        assert first == f"# yaml-language-server: $schema={schema}"
+
+
 @pytest.mark.parametrize(
     ("what", "told"),
     [
@@ -303,6 +323,45 @@ def test_a_recipe_file_is_a_recipe_also_for_compare_and_diff(tmp_path: Path, ali
         code, _, error = align(verb, *files)
         assert (code, error.count("\n")) == (2, 1)
         assert f"recipe one has no policy yet; run `align run {files[0]}` first" in error
+
+
+def test_a_folder_of_a_model_is_no_side_of_a_comparison_and_no_recipe(
+    model: Path, tmp_path: Path, align: Align, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = str(write(tmp_path / "one.yaml", name="one"))
+    told = (
+        ": is the folder of a model, not a recipe, MODEL@VERSION or samples file; a model is compared by what a recipe"
+    )
+    for verb, sides in (
+        ("compare", (str(model), str(model))),
+        ("compare", (recipe, str(model))),
+        ("diff", (str(model), recipe)),
+    ):
+        code, _, error = align(verb, *sides)
+        assert (code, error.count("\n")) == (2, 1) and (
+            f"{model}{told}" in error or "recipe one has no policy" in error
+        )
+    assert "is the folder" in align("compare", recipe, str(model))[2], "said before the recipe's own want"
+    monkeypatch.chdir(tmp_path)
+    code, _, error = align("plan", "model")
+    assert (code, error) == (2, "error: model: is a folder, not a recipe\n")
+
+
+@pytest.mark.parametrize(
+    "verb", [("export", "--to", "out"), ("path",), ("card",), ("lineage",), ("lineage", "--from", "mlflow")]
+)
+def test_a_recipe_that_registers_nothing_is_named_as_the_cause(
+    verb: tuple[str, ...], tmp_path: Path, align: Align, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "one.yaml", name="one")
+    monkeypatch.setenv("ALIGN_RECIPES", str(path))
+    told = "recipe one registers nothing: gate: none; it has no policy yet"
+    for named in ("one", "one@2", str(path)):
+        code, _, error = align(verb[0], named, *verb[1:])
+        assert (code, error.count("\n")) == (2, 1) and told in error, error
+    write(path, name="one", gate="default", registry={"model_name": "ours"})
+    code, _, error = align(verb[0], "ours", *verb[1:])
+    assert code == 2 and "recipe one has registered nothing yet; it has no policy yet" in error
 
 
 # The doctor.

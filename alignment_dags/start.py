@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from alignment.errors import BadInput, first_few
+from alignment.errors import BadInput, be, counted, first_few
 from alignment.methods import METHOD, METHODS
 from alignment_dags.recipes import recipe_names
 from resources.home import PROJECT
@@ -111,7 +111,7 @@ sft:
   {start_at}{"" if sft else " # the model is the start and the reference as it is"}
 {f"  precision: {precision}" if sft else ""}
 preferences:
-  files: {json.dumps(data)} # {rows:,} valid rows
+  files: {json.dumps(data)} # {counted(rows, "valid row")}
 held_out_fraction: {0.1 if rows < FEW_ROWS else 0.02:g} # of the prompts; measured, never trained on
 
 tokens:
@@ -175,9 +175,13 @@ def _size(model: str) -> tuple[int, int | None]:
 
 def show_start(result: dict[str, Any]) -> None:
     """Prints what was written, what the plan says of it, and what to do next."""
-    dropped = f", {result['quarantined']} are not (`align prefs check` says why)" if result["quarantined"] else ""
+    dropped = (
+        f", {result['quarantined']} {be(result['quarantined'])} not (`align prefs check` says why)"
+        if result["quarantined"]
+        else ""
+    )
     print(f"{result['file']}: recipe {result['name']}, method: {result['method']}")
-    print(f"{result['rows']} {result['kind']} rows are valid{dropped}")
+    print(f"{result['rows']:,} {result['kind']} {'row is' if result['rows'] == 1 else 'rows are'} valid{dropped}")
     if result["plan"]:
         print("memory a device: " + first_few(result["plan"], ", "))
     print(f"next: align run {result['file']}")

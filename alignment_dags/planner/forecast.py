@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.data.hub import HubUnreachable, asking_briefly
-from alignment.errors import BadInput
+from alignment.errors import BadInput, be, counted
 from alignment.models.checkpoint import CONFIG_FILE, read_config
 from alignment.models.gguf import gguf_config, is_gguf
 from alignment.models.pin import hub_config
@@ -332,7 +332,7 @@ def _computed(node: Node, stand: Stand, load: Load | None, pool: Pool | None, ne
     recipe, rows = stand.workspace.recipe, stand.rows
     if node.stage.name in SCORERS and (left := _not_cached(node, stand)) is not None:
         total, outstanding = left
-        part = f"{outstanding:,} of {total:,} rows are not in the cache"
+        part = f"{outstanding:,} of {counted(total, 'row')} {be(outstanding)} not in the cache"
         if (per_row := _seconds_per_row(stand.history.latest_first(node))) is not None:
             return Figure(outstanding * per_row, f"{part}, × {per_row:.2g} s, as measured before")
         if load is None or rate is None:

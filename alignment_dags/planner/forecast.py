@@ -11,13 +11,13 @@ from typing import Any
 from alignment.data.hub import HubUnreachable, asking_briefly
 from alignment.errors import BadInput, be, counted
 from alignment.models.checkpoint import CONFIG_FILE, read_config
-from alignment.models.gguf import gguf_config, is_gguf
 from alignment.models.pin import hub_config
 from alignment.models.shape import shape_of
 from alignment.recipe import Dpo, Recipe
 from alignment.stages.stage import ReferenceSummary
 from alignment.stages.usage import Usage
 from alignment.store import Commit, MissingArtifact, Store
+from alignment_dags.check import local_config
 from alignment_dags.planner import generated, hours
 from alignment_dags.planner.cached import rows_of_shards
 from alignment_dags.planner.loads import (
@@ -214,14 +214,9 @@ def model_config(workspace: Workspace, planned: list[Planned]) -> ModelConfig:
             return ModelConfig(config, f"config.json of {step.node.name}")
     sft = workspace.recipe.sft
     source = (sft and sft.adopt) or workspace.recipe.base_model
-    if source.path is not None and is_gguf(source.path):
-        return ModelConfig(gguf_config(Path(source.path).expanduser()), f"the configuration in {source.path}")
-    if source.path is not None:
-        return ModelConfig(read_config(source.path), f"config.json in {source.path}")
-    if source.hub is None:
-        from alignment.quickstart.model import MAX_LENGTH, micro_config, micro_tokenizer
-
-        return ModelConfig(micro_config(micro_tokenizer(MAX_LENGTH)).to_dict(), "the embedded micro model")
+    if (known := local_config(source)) is not None:
+        return ModelConfig(*known)
+    assert source.hub is not None
     try:
         return ModelConfig(hub_config(source.hub, source.revision), f"config.json of {source.hub} on the hub")
     except (HubUnreachable, BadInput) as error:

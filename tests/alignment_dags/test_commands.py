@@ -18,12 +18,15 @@ import yaml
 from alignment.errors import BadInput
 from alignment.progress import Pace, ProgressLog, duration, place_of
 from alignment.recipe import load_recipe
+from alignment.store import Artifact, Ref
 from alignment_dags.cli import main, output
 from alignment_dags.cli.app import app
 from alignment_dags.recipes import derive, recipe_file, recipe_names, recipes_in_use
 from resources.home import PROJECT
+from resources.store import ArtifactStore
 from tests import tiny
 
+POLICY = "policy_checkpoint"
 EMBEDDED = {"embedded": "micro"}
 SMALL = {
     "name": "small",
@@ -351,7 +354,7 @@ NONE = (
         ({"tokens": {"max_length": 300, "plain_text": "chat"}}, f"field 'base_model.chat_template': {NONE}"),
         (
             {"evals": {"reward_bench_2": {"hub": "a/b", "split": "test", "chat_template": True}}},
-            "field 'evals.reward_bench_2.chat_template': the tokenizer has no chat template: leave this out, or under base",
+            "field 'evals.reward_bench_2.chat_template': the tokenizer has no chat template: leave this out, or under",
         ),
     ],
 )
@@ -469,6 +472,11 @@ def test_a_recipe_that_registers_nothing_is_named_as_the_cause(
     for named in ("one", "one@2", str(path)):
         code, _, error = align(verb[0], named, *verb[1:])
         assert (code, error.count("\n")) == (2, 1) and told in error, error
+    store = ArtifactStore().open()
+    store.write_ref(Ref(artifact=Artifact(kind=POLICY, key="k", attempt="a", digest="d")), "one", POLICY)
+    code, _, error = align(verb[0], "one", *verb[1:])
+    assert code == 2 and f"gate: none; its policy is at {store.path(POLICY, 'k', 'a')}\n" in error
+    store.remove_ref("one", POLICY)
     write(path, name="one", gate="default", registry={"model_name": "ours"})
     code, _, error = align(verb[0], "ours", *verb[1:])
     assert code == 2 and "recipe one has registered nothing yet; it has no policy yet" in error

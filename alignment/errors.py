@@ -78,6 +78,20 @@ def first_few(names: Sequence[str], between: str = ", ") -> str:
     return between.join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
+# A number and what it counts.
+
+
+def counted(count: float, one: str, many: str | None = None) -> str:
+    """A number with its noun, and a verb where there is one: `1 shard`, `1,200 shards`; `many` is `one` with an s."""
+    number = f"{count:,.0f}" if count == round(count) else f"{count:g}"
+    return f"{number} {one if count == 1 else f'{one}s' if many is None else many}"
+
+
+def be(count: float) -> str:
+    """The verb behind a number of things."""
+    return "is" if count == 1 else "are"
+
+
 # A word that a person mistyped.
 
 SIMILAR = 0.6

@@ -18,7 +18,7 @@ from alignment.data.manifest import MANIFEST_FILE, Manifest, ManifestShard
 from alignment.data.mixing import AGREED, BEYOND, NOT_SWEPT
 from alignment.data.rows import ROWS_FILE
 from alignment.data.statistics import GUARDS, IN_SUMMARY, Finding
-from alignment.errors import CorruptArtifact, MissingArtifact
+from alignment.errors import CorruptArtifact, MissingArtifact, be, counted
 from alignment.methods import method_of
 from alignment.recipe import Dpo, SftTraining, TokenPolicy, as_fast_as_sft
 from alignment.stages.execute import REQUEST_FILE
@@ -120,7 +120,7 @@ def quarantined(shards: Iterable[ShardSummary]) -> Guard:
     count = sum(shard.quarantined or 0 for shard in shards)
     rows = count + sum(shard.rows for shard in shards)
     reasons = _added(shard.reasons for shard in shards)
-    text = f"{count:,} of {rows:,} rows are quarantined ({_share(count, rows)}){_most(reasons)}"
+    text = f"{count:,} of {counted(rows, 'row')} {be(count)} quarantined ({_share(count, rows)}){_most(reasons)}"
     return Guard("rows_quarantined", count <= MOST_QUARANTINED * rows, text, {"quarantined": count, "rows": rows})
 
 
@@ -130,7 +130,7 @@ def dropped(manifest: ManifestSummary) -> Guard:
     lost = {reason: count for reason, count in manifest.reasons.items() if reason not in (AGREED, BEYOND, NOT_SWEPT)}
     asked = sum(manifest.reasons.values()) - sum(lost.values())
     count, rows = (manifest.dropped or 0) - asked, (manifest.rows or 0) - asked
-    text = f"{count:,} of {rows:,} rows are dropped ({_share(count, rows)}){_most(lost)}"
+    text = f"{count:,} of {counted(rows, 'row')} {be(count)} dropped ({_share(count, rows)}){_most(lost)}"
     return Guard("rows_dropped", count <= MOST_DROPPED * rows, text, {"dropped": count, "rows": rows})
 
 
@@ -139,7 +139,9 @@ def left_out(manifest: ManifestSummary) -> Guard:
     lost = {name: why for name, why in manifest.left_out.items() if why != "withdrawn"}
     named = "; ".join(f"{name}: {why}" for name, why in sorted(lost.items())[:3])
     more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-    text = f"{len(lost)} shards are left out ({named}{more})" if lost else "every shard takes part"
+    text = (
+        f"{counted(len(lost), 'shard is', 'shards are')} left out ({named}{more})" if lost else "every shard takes part"
+    )
     return Guard("shards_left_out", not lost, text, {"left_out": len(lost)})
 
 
@@ -239,15 +241,15 @@ def setup_notes(store: Store, manifest: Artifact, start: Artifact, settings: Dpo
         notes.append(note)
     if has_template and tokens.plain_text == "as_is" and (texts := text_shards(store, manifest)):
         notes.append(
-            f"{len(texts)} shards hold plain text (first: {texts[0]}) and the model has a chat template, which they do"
-            " not get: set tokens.plain_text: chat"
+            f"{counted(len(texts), 'shard holds', 'shards hold')} plain text (first: {texts[0]}) and the model has a"
+            " chat template, which they do not get: set tokens.plain_text: chat"
         )
     if data.train is not None and data.train < FEW_ROWS and settings.epochs > MANY_EPOCHS:
         method = method_of(settings)
         nearer = " or a larger beta" if method.needs_reference and "beta" in method.settings() else ""
         notes.append(
-            f"{data.train:,} rows are trained on for {settings.epochs:g} epochs: so small a set is learnt by heart;"
-            f" fewer epochs{', ' if nearer else ' or '}a lower learning rate{nearer}"
+            f"{counted(data.train, 'row is', 'rows are')} trained on for {counted(settings.epochs, 'epoch')}: so"
+            f" small a set is learnt by heart; fewer epochs{', ' if nearer else ' or '}a lower learning rate{nearer}"
         )
     return notes
 
@@ -288,7 +290,7 @@ def training_setup(wrong: Sequence[str]) -> Guard:
 def stopped(summary: PolicySummary) -> Guard:
     """Which condition of `stop` ended the training, if one did."""
     why = summary.stopped_by
-    text = why or f"trained all of its {summary.steps or 0} steps"
+    text = why or f"trained all of its {counted(summary.steps or 0, 'step')}"
     return Guard("training_stopped", why is None, f"{text}; {summary.kept}" if summary.kept else text)
 
 
@@ -296,5 +298,7 @@ def training_signs(summary: PolicySummary, settings: Dpo) -> Guard:
     """The signs of a training that goes wrong (alignment/training/signs.py)."""
     found = signs(summary.history, summary.held_out, settings)
     held_out = {f"held_out_{name}": value for name, value in summary.held_out.items() if value is not None}
-    text = "; ".join(sign.text for sign in found) or "none of the known signs of trouble"
+    trouble = "; ".join(sign.text for sign in found if sign.bad) or "none of the known signs of trouble"
+    hints = "; ".join(sign.text for sign in found if not sign.bad)
+    text = f"{trouble}; worth knowing: {hints}" if hints else trouble
     return Guard("training_signs", not any(sign.bad for sign in found), text, held_out)

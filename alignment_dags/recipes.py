@@ -126,6 +126,11 @@ def recipe_names() -> dict[str, Path]:
     return names
 
 
+def is_recipe(name: str) -> bool:
+    """Whether a person means a recipe's file."""
+    return name.endswith((".yaml", ".yml"))
+
+
 def recipe_file(given: Path) -> Path:
     """The file of a recipe that a person named by its file or by its name.
 
@@ -133,6 +138,8 @@ def recipe_file(given: Path) -> Path:
     """
     if given.is_file() or given.suffix or len(given.parts) != 1:
         return given  # whoever reads it says what is wrong with it
+    if given.is_dir() and str(given) not in recipe_names():
+        raise BadInput("is a folder, not a recipe", file=str(given))
     names = recipe_names()
     if str(given) not in names:
         known = did_you_mean(str(given), names) or f"; recipes are {', '.join(sorted(names)) or 'none'}"

@@ -24,6 +24,7 @@ from dagster._core.storage.dagster_run import DagsterRun
 from dagster._grpc.types import ExecuteRunArgs
 from dagster._serdes import ConfigurableClass, ConfigurableClassData, serialize_value
 
+from alignment.errors import counted
 from alignment_dags.run.workers import HOST, PROCESS, end_orphans, is_alive, is_here, pid_of, process_mark, process_of
 
 LAST_WORDS = 4000  # characters of a dead worker's stderr that its run is shown with
@@ -109,7 +110,7 @@ class WorkerRunLauncher(RunLauncher[Any], ConfigurableClass):
             told = None if is_here(mark) else f"in another container on {host}, which cannot be seen from this one"
             return CheckRunHealthResult(WorkerStatus.RUNNING, told, run_worker_id=mark)
         ended = end_orphans(mark, run.run_id)
-        left = f"; ended {len(ended)} processes it left" if ended else ""
+        left = f"; ended {counted(len(ended), 'process', 'processes')} it left" if ended else ""
         return CheckRunHealthResult(WorkerStatus.FAILED, f"process {mark} on {host} is gone{left}", run_worker_id=mark)
 
     def get_run_worker_debug_info(self, run: DagsterRun, include_container_logs: bool | None = True) -> str | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
-from alignment.errors import BadInput, first_few
+from alignment.errors import BadInput, be, counted, first_few
 from alignment.methods import METHOD, METHODS
+from alignment.recipe import ModelSource
+from alignment_dags.check import CHAT, lacks_template, local_config, sft_form
 from alignment_dags.recipes import recipe_names
 from resources.home import PROJECT
 
@@ -24,9 +27,9 @@ FEW_ROWS = 2_000
 def start(model: str, data: list[str], name: str | None, out: Path | None, sft: str | None) -> dict[str, Any]:
     """Writes a recipe and returns `file`, `name`, `method`, `rows`, `kind`, and what the data had `quarantined`.
 
-    `model` is a checkpoint's folder or an id on the hub; without `sft`, conversations to fine-tune on first, it is
-    taken as the SFT checkpoint. Raises `BadInput` for data that no method takes, a name that another recipe has, and a
-    file that is there already.
+    `model` is a checkpoint's folder, a GGUF file or an id on the hub; without `sft`, conversations to fine-tune on
+    first, it is taken as the SFT checkpoint. Raises `BadInput` for data that no method takes, a name that another
+    recipe has, and a file that is there already.
     """
     from alignment.data.check import check_files
 
@@ -44,8 +47,10 @@ def start(model: str, data: list[str], name: str | None, out: Path | None, sft: 
         raise BadInput("is there already, and is not overwritten; give another --out or --name", file=str(path))
     if (known := recipe_names().get(name)) is not None:
         raise BadInput(f"'{name}' is the name of {known}; give another", field="--name")
-    text = recipe_text(name, model, data, sft, method, checked["accepted"], texts=bool(checked["texts"]))
-    _write(path, text)
+    forms = {"text"} if checked["texts"] else set()
+    forms |= {CHAT} if checked["texts"] < checked["accepted"] or (sft and sft_form([sft]) == CHAT) else set()
+    text = recipe_text(name, model, data, sft, method, checked["accepted"], forms)
+    _write(path, schema_line(path) + text)
     return {
         "file": str(path),
         "name": name,
@@ -56,10 +61,19 @@ def start(model: str, data: list[str], name: str | None, out: Path | None, sft: 
     }
 
 
+def schema_line(recipe: Path) -> str:
+    """The comment by which editors find the recipe's schema, for a recipe within the project; empty elsewhere, as a
+    path of this machine means nothing where the recipe goes next."""
+    schema = PROJECT / "recipes" / "recipe.schema.json"
+    folder = recipe.expanduser().resolve().parent
+    if not folder.is_relative_to(PROJECT.resolve()) or not schema.is_file():
+        return ""
+    named = Path(os.path.relpath(schema.resolve(), folder)).as_posix()
+    return f"# yaml-language-server: $schema={named}\n"
+
+
 def _write(path: Path, text: str) -> None:
     """Writes the recipe, if it is a valid one; nothing stays of one that is not."""
-    import os
-
     import yaml
 
     from alignment.recipe import parse_recipe
@@ -73,40 +87,44 @@ def _write(path: Path, text: str) -> None:
         raise BadInput(f"cannot be written: {error.strerror}", file=str(path)) from error
 
 
-def recipe_text(name: str, model: str, data: list[str], sft: str | None, method: str, rows: int, *, texts: bool) -> str:
-    """The recipe as YAML with comments; `texts` says that rows are plain strings.
+def recipe_text(
+    name: str, model: str, data: list[str], sft: str | None, method: str, rows: int, forms: set[str]
+) -> str:
+    """The recipe as YAML with comments; `forms` are those of its rows, text and chat.
 
     Raises `BadInput` for a folder that holds no model.
     """
     import json
 
     source = model_source(model)
-    parameters, longest = _size(model) if "path" in source else (None, None)
+    parameters, positions = _size(source)
+    longest = min(positions or 2048, 2048)
+    templated = CHAT in forms and lacks_template(source)
     small = parameters is not None and parameters <= SMALL
     precision = "float32" if small else "bfloat16"
     batch = max(1, min(32, rows // 8))
-    written = json.dumps(source)  # JSON is YAML, with every quote in place
-    start_at = f"dataset: {{files: [{json.dumps(sft)}]}}" if sft else f"adopt: {written}"
+    start_at = f"dataset: {{files: [{json.dumps(sft)}]}}" if sft else f"adopt:{_model(source, templated and 4)}"
     about = "" if parameters is None else f" # {parameters:,} parameters"
     lora = (
         "" if parameters is None or parameters < LARGE else "  lora: {rank: 16, alpha: 32} # trains a small adapter\n"
     )
-    chat = _plain_text(source) if texts else ""
+    chat = _plain_text(source, templated) if "text" in forms else ""
     lines = f"""\
-# yaml-language-server: $schema={PROJECT / "recipes" / "recipe.schema.json"}
 # Made by `align init`. `align recipes reference` explains every key.
 name: {name}
 
-base_model: {written}{about}
-sft:
-  {start_at}{"" if sft else " # the model is the start and the reference as it is"}
+base_model:{about if templated else ""}{_model(source, templated and 2)}{"" if templated else about}
+sft:{"" if sft else " # the model is the start and the reference as it is"}
+  {start_at}
+{f"  max_length: {longest} # a longer conversation is dropped and counted" if sft else ""}
 {f"  precision: {precision}" if sft else ""}
+
 preferences:
-  files: {json.dumps(data)} # {rows:,} valid rows
+  files: {json.dumps(data)} # {counted(rows, "valid row")}
 held_out_fraction: {0.1 if rows < FEW_ROWS else 0.02:g} # of the prompts; measured, never trained on
 
 tokens:
-  max_length: {min(longest or 2048, 2048)} # a longer row is dropped and counted
+  max_length: {longest} # a longer row is dropped and counted
 {chat}
 reference:
   precision: {precision}
@@ -126,44 +144,74 @@ gate: none
     return re.sub(r"\n\n\n+", "\n\n", lines)
 
 
-def _plain_text(source: dict[str, str]) -> str:
+def _model(source: ModelSource, indent: int) -> str:
+    """The model behind its key: in one line, or indented with a chat template below it. JSON is YAML, with every quote
+    in place."""
+    import json
+
+    from alignment.data.templates import PLAIN_TEMPLATE
+
+    if not indent:
+        return f" {json.dumps(source.model_dump(exclude_unset=True))}"
+    lines = (
+        f"path: {json.dumps(source.path)}",
+        "# the rows are conversations and the model has no chat template: this one is in plain words",
+        f"chat_template: {json.dumps(PLAIN_TEMPLATE)}",
+    )
+    return "".join(f"\n{' ' * indent}{line}" for line in lines)
+
+
+def _plain_text(source: ModelSource, templated: bool) -> str:
     """How rows of plain strings are written for the model: in its chat template, if it has one."""
     from alignment.models.checkpoint import has_chat_template
+    from alignment.models.gguf import is_gguf
 
     why = "the rows are plain texts, and the model has a chat template"
-    if "hub" in source:
+    if templated:
+        return f"  plain_text: chat # {why}\n"
+    if source.hub is not None or is_gguf(str(source.path)):
         return "  # plain_text: chat # for a model with a chat template: the rows are plain texts\n"
-    if "embedded" in source or has_chat_template(Path(source["path"]).expanduser()):
+    if source.path is None or has_chat_template(Path(source.path).expanduser()):
         return f"  plain_text: chat # {why}\n"
     return ""
 
 
-def model_source(model: str) -> dict[str, str]:
-    """What a recipe says of a model that was named by a folder or by an id on the hub."""
+def model_source(model: str) -> ModelSource:
+    """What a recipe says of a model that was named by a folder, a GGUF file or an id on the hub."""
+    from alignment.models.gguf import check_gguf, is_gguf
+
     folder = Path(model).expanduser()
     if folder.is_dir():
-        return {"path": model}
+        return ModelSource(path=model)
+    if is_gguf(model):
+        check_gguf(folder)
+        return ModelSource(path=model)
     if model == "micro":
-        return {"embedded": model}
+        return ModelSource(embedded="micro")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not folder.parent.is_dir():
-        return {"hub": model}
+        return ModelSource(hub=model)
     raise BadInput("no such folder, and no id on the hub (OWNER/NAME)", file=model)
 
 
-def _size(model: str) -> tuple[int, int | None]:
-    from alignment.models.checkpoint import max_positions, read_config
+def _size(source: ModelSource) -> tuple[int | None, int | None]:
+    """Parameters and positions of a model whose files are here; None for what they do not say."""
+    from alignment.models.checkpoint import positions_of
     from alignment.models.size import parameter_counts
 
-    folder = Path(model).expanduser()
-    whole, _ = parameter_counts(read_config(folder))
-    return whole, max_positions(folder)
+    if (known := local_config(source)) is None:
+        return None, None
+    return parameter_counts(known[0])[0], positions_of(known[0])
 
 
 def show_start(result: dict[str, Any]) -> None:
     """Prints what was written, what the plan says of it, and what to do next."""
-    dropped = f", {result['quarantined']} are not (`align prefs check` says why)" if result["quarantined"] else ""
+    dropped = (
+        f", {result['quarantined']} {be(result['quarantined'])} not (`align prefs check` says why)"
+        if result["quarantined"]
+        else ""
+    )
     print(f"{result['file']}: recipe {result['name']}, method: {result['method']}")
-    print(f"{result['rows']} {result['kind']} rows are valid{dropped}")
+    print(f"{result['rows']:,} {result['kind']} {'row is' if result['rows'] == 1 else 'rows are'} valid{dropped}")
     if result["plan"]:
         print("memory a device: " + first_few(result["plan"], ", "))
     print(f"next: align run {result['file']}")

@@ -14,7 +14,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from alignment.data.hub import HubUnreachable, asking_briefly
-from alignment.errors import BadInput, CorruptArtifact, MissingArtifact, first_few
+from alignment.errors import BadInput, CorruptArtifact, MissingArtifact, counted, first_few
 from alignment.progress import duration
 from alignment.recipe import Recipe, load_recipe
 from alignment.recipe.schedule import next_time
@@ -145,10 +145,10 @@ def stale(workspace: Workspace, upstream: Upstream, state: State) -> Iterator[tu
         yield name, why(workspace, upstream, name)
     for words, shards in (("new or changed", state.shards), ("not scored by this reference", state.reference)):
         if shards:
-            yield f"{len(shards)} shards {words}", first_few(shards)
+            yield f"{counted(len(shards), 'shard')} {words}", first_few(shards)
     for words, reasons in (("cannot be read", state.unreadable), ("may still be written", state.unsettled)):
         if reasons:
-            yield f"{len(reasons)} shards {words}", first_few(sorted(reasons.values()), "; ")
+            yield f"{counted(len(reasons), 'shard')} {words}", first_few(sorted(reasons.values()), "; ")
     if state.base or state.shards or state.reference:
         yield "later stages", "wait for these"
         return

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignment.errors import BadInput, first_few
+from alignment.errors import BadInput, counted, first_few
 from alignment.recipe import Judge
 from eval.gate.succession import ENOUGH, Place, Side, agreement, question_of, sampled
 from eval.grading.choose import bill, shortfall
@@ -134,7 +134,10 @@ def show_succession(result: dict[str, Any]) -> None:
     """Prints what two judges say of the same answers."""
     print(f"{result['new']} in place of {result['old']}")
     for one in result["suites"]:
-        print(f"\n{one['suite']} ({one['metric']}): {one['n']} judgments of {one['questions']} questions")
+        print(
+            f"\n{one['suite']} ({one['metric']}): {counted(one['n'], 'judgment')} of"
+            f" {counted(one['questions'], 'question')}"
+        )
         if one["unread_old"] or one["unread_new"]:
             print(f"  without a verdict: {one['unread_old']} of the old judge's, {one['unread_new']} of the new one's")
         if one["offset"] is None:

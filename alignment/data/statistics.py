@@ -13,6 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
+from alignment.errors import counted
+
 ENOUGH = 50
 """Pairs below which a share says nothing."""
 LONGER = 0.9
@@ -310,7 +312,8 @@ def contradictions(rows: int, of: int) -> Finding:
     """Rows that say the opposite of another row of the set."""
     share = rows / of if of else 0.0
     passed = share <= CONTRADICTORY
-    sentence = f"{rows:,} of {of:,} rows contradict another row (the same two answers in the other order)"
+    verb = "contradicts" if rows == 1 else "contradict"
+    sentence = f"{rows:,} of {counted(of, 'row')} {verb} another row (the same two answers in the other order)"
     if not passed:
         sentence += (
             ": their losses cancel; `align prefs stats` names them, `align prefs withdraw` takes the wrong ones out"
@@ -346,7 +349,8 @@ def near_duplicates(numbers: NearNumbers) -> Finding | None:
     share = numbers.near_duplicates / numbers.rows
     passed = share <= NEAR_DUPLICATES
     sentence = (
-        f"{numbers.near_duplicates:,} of {numbers.rows:,} rows are near-duplicates of an earlier row"
+        f"{numbers.near_duplicates:,} of {counted(numbers.rows, 'row')}"
+        f" {'is a near-duplicate' if numbers.near_duplicates == 1 else 'are near-duplicates'} of an earlier row"
         f" (similarity {numbers.similarity:g} or more in prompt and both answers)"
     )
     if not passed:
@@ -365,7 +369,7 @@ def contamination(numbers: OverlapNumbers) -> Finding | None:
         looked = ", ".join(f"{suite} ({items:,})" for suite, items in sorted(numbers.asked.items()))
         return Finding("contamination", True, f"no row holds an item (by runs of 13 words) of {looked}", {"rows": 0})
     told = "; ".join(
-        f"{suite}: {rows:,} rows hold {len(numbers.items.get(suite, ()))} of its items"
+        f"{suite}: {counted(rows, 'row holds', 'rows hold')} {len(numbers.items.get(suite, ()))} of its items"
         f" ({', '.join(numbers.items.get(suite, ())[:3])}{', …' if len(numbers.items.get(suite, ())) > 3 else ''})"
         for suite, rows in sorted(hit.items())
     )

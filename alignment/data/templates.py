@@ -7,6 +7,7 @@ otherwise once an answer follows is noticed, and so is one that leaves out what 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
@@ -86,6 +87,17 @@ def chat_template_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
         raise BadInput(f"no chat template to choose: {error}", field="base_model.chat_template") from error
 
 
+PLAIN_TEMPLATE = (
+    r"{% for message in messages %}{{ '\n\n' + message['role']|capitalize + ': ' + message['content'] }}"
+    r"{{ eos_token if message['role'] == 'assistant' else '' }}{% endfor %}"
+    r"{{ '\n\nAssistant: ' if add_generation_prompt else '' }}"
+)
+"""A chat template in plain words, for a tokenizer that has none: the only special token that it needs is the one that
+ends an answer. A prompt with `Assistant: ` is the start of the same prompt with its answer."""
+GIVE_ONE = f"give the model one in the recipe, such as chat_template: {json.dumps(PLAIN_TEMPLATE)}"
+"""What to do without a chat template; what follows the colon is one line of YAML."""
+
+
 class TemplateRefusal(Exception):
     """The chat template has no form for these messages."""
 
@@ -107,7 +119,7 @@ class ChatTemplate:
             return []
         if self.text is None:
             raise BadInput(
-                "rows are conversations and the tokenizer has no chat template: give one",
+                f"rows are conversations and the tokenizer has no chat template: {GIVE_ONE}",
                 field="base_model.chat_template",
             )
         try:

@@ -99,7 +99,12 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def max_positions(folder: str | Path) -> int | None:
     """The longest sequence the model was made for, or None where its configuration sets no bound."""
-    config = text_config(read_config(folder))
+    return positions_of(read_config(folder))
+
+
+def positions_of(config: dict[str, Any]) -> int | None:
+    """The longest sequence that a configuration has positions for, or None where it sets no bound."""
+    config = text_config(config)
     for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
         if isinstance(config.get(name), int):
             return int(config[name])

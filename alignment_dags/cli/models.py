@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from alignment.errors import BadInput
+from alignment.errors import BadInput, counted
 from alignment_dags.cli.arguments import Model, RecipeFile, recipe_completions, recipe_paths
 from alignment_dags.cli.output import SHOWN_ROWS, AsJson, columns, say, tell
 
@@ -23,7 +23,7 @@ def show_lineage(result: dict[str, Any], verbose: bool = False) -> None:
     for line in lines(result, verbose):
         print(line)
     if result["rows_file"]:
-        print(f"\nrow ids: {result['rows_file']['file']} ({result['rows_file']['rows']} rows)")
+        print(f"\nrow ids: {result['rows_file']['file']} ({counted(result['rows_file']['rows'], 'row')})")
 
 
 def lines(result: dict[str, Any], verbose: bool = False) -> Iterator[str]:
@@ -53,7 +53,7 @@ def _in_short(result: dict[str, Any]) -> str:
     shards, named = result["shards"], {"SFT checkpoint": result["sft"], "base model": result["base"]}
     start = " of ".join(f"{name} {part['digest'][:SHORT]}" for name, part in named.items() if part)
     return (
-        f"trained on {result['policy']['rows_trained']} rows of {len(shards)} shard{'s' * (len(shards) != 1)}, from"
+        f"trained on {counted(result['policy']['rows_trained'], 'row')} of {counted(len(shards), 'shard')}, from"
         f" {start}; the gate said {result['gate']['verdict']}."
         " --rows FILE writes the row ids, --verbose shows the recipe."
     )
@@ -71,11 +71,11 @@ def _about(result: dict[str, Any]) -> Iterator[str]:
         yield f"alias: {problem}"
     yield f"gate: {gate['verdict']}"
     yield from (f"  {reason}" for reason in gate["reasons"])
-    yield f"policy: {result['policy']['digest'][:SHORT]}, {result['policy']['rows_trained']} rows trained on"
+    yield f"policy: {result['policy']['digest'][:SHORT]}, {counted(result['policy']['rows_trained'], 'row')} trained on"
     if adapter := result["policy"]["adapter"]:
         yield f"adapter, kept beside it: rank {adapter['rank']} on {adapter['base']}"
     yield (
-        f"manifest: {manifest['digest'][:SHORT]}, {manifest['rows']} rows: {manifest['train']} to train on,"
+        f"manifest: {manifest['digest'][:SHORT]}, {counted(manifest['rows'], 'row')}: {manifest['train']} to train on,"
         f" {manifest['held_out']} held out, {manifest['dropped']} dropped"
     )
     yield from (f"  without shard {shard}: {why}" for shard, why in (manifest["left_out"] or {}).items())

@@ -15,6 +15,7 @@ from typing import IO, Annotated, Any
 
 import typer
 
+from alignment.errors import counted
 from alignment.progress import MOVING
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
@@ -132,7 +133,7 @@ def show_fields(result: dict[str, Any]) -> None:
 def show_check(result: dict[str, Any]) -> None:
     """Prints the outcome of `align prefs check`."""
     kind = "" if result["kind"] is None else f" ({result['kind']})"
-    print(f"{result['rows']} rows, {result['accepted']} accepted{kind}, {result['quarantined']} quarantined")
+    print(f"{counted(result['rows'], 'row')}, {result['accepted']} accepted{kind}, {result['quarantined']} quarantined")
     for form, count in result["forms"].items():
         print(f"  {count:>6}  rows in the form: {form}")
     for reason, count in sorted(result["reasons"].items(), key=lambda item: -item[1]):
@@ -166,15 +167,22 @@ def show_seen(result: dict[str, Any]) -> None:
             print(f"  dropped: {row['dropped']}" + (f" ({row['detail']})" if row["detail"] else ""))
         for name, side in row.get("seen", {}).items():
             if name != "rejected":
-                _show_text(f"prompt, {len(side['prompt_ids'])} tokens", side["prompt"], side["prompt_ids"])
-            _show_text(f"{name}, {len(side['counted_ids'])} tokens that count", side["counted"], side["counted_ids"])
+                _show_text(f"prompt, {counted(len(side['prompt_ids']), 'token')}", side["prompt"], side["prompt_ids"])
+            _show_text(
+                f"{name}, {counted(len(side['counted_ids']), 'token that counts', 'tokens that count')}",
+                side["counted"],
+                side["counted_ids"],
+            )
         if "seen" not in row:
             for name in ("prompt", "chosen", "rejected", "completion"):
                 if name in row:
                     _show_text(name, row[name] if isinstance(row[name], str) else _dialogue(row[name]), [])
         print()
     forms = ", ".join(f"{name}: {count}" for name, count in result["forms"].items())
-    print(f"{result['records']} records, {result['rows']} rows ({forms}), {result['quarantined']} quarantined")
+    print(
+        f"{counted(result['records'], 'record')}, {counted(result['rows'], 'row')} ({forms}),"
+        f" {result['quarantined']} quarantined"
+    )
     if "tokens" not in result:
         print("give --model FOLDER, or a recipe, to see tokens")
         return
@@ -183,7 +191,8 @@ def show_seen(result: dict[str, Any]) -> None:
     print(columns(("tokens", *(f"{one} %" if one != "100" else "most" for one in percentiles)), rows))
     dropped = ", ".join(f"{reason}: {count}" for reason, count in result["dropped"].items())
     print(
-        f"max_length {result['max_length']}, truncation {result['truncation']}: {result['truncated']} rows are cut,"
+        f"max_length {result['max_length']}, truncation {result['truncation']}:"
+        f" {counted(result['truncated'], 'row is', 'rows are')} cut,"
         f" {sum(result['dropped'].values())} dropped{f' ({dropped})' if dropped else ''}"
     )
 
@@ -212,17 +221,19 @@ def show_backfill(result: dict[str, Any]) -> None:
         print(f"withdrawn, because the source no longer has it: {name}")
     for failure in result["failures"]:
         print(f"failed: {failure}")
-    print(f"{result['recipe']}: {len(result['shards'])} shards in {result['seconds']} s")
+    print(f"{result['recipe']}: {counted(len(result['shards']), 'shard')} in {result['seconds']} s")
 
 
 def show_score(result: dict[str, Any]) -> None:
     """Prints the outcome of `align score`."""
-    print(f"{result['suite']}: {result['n']} items")
+    print(f"{result['suite']}: {counted(result['n'], 'item')}")
     for what in ("missing", "failed"):
         if result[what]:
-            print(f"  {len(result[what])} more are {what} and do not count; --json names them")
+            told = counted(len(result[what]), f"more is {what} and does", f"more are {what} and do")
+            print(f"  {told} not count; --json names them")
     if result["empty"]:
-        print(f"  {len(result['empty'])} answers are empty and count as they are; --json names them")
+        forms = ("answer is empty and counts as it is", "answers are empty and count as they are")
+        print(f"  {counted(len(result['empty']), *forms)}; --json names them")
     if result["left_out"]:
         print(f"  not scored, as no means over items where more is better: {', '.join(result['left_out'])}")
     rows = [
@@ -236,7 +247,8 @@ def show_score(result: dict[str, Any]) -> None:
     for one in result.get("models", ()):
         whose = f"{one['model']}: " if len(result["models"]) > 1 else ""
         if one["unparsable"]:
-            print(f"{whose}{one['unparsable']} judgments hold no verdict and do not count")
+            lost = counted(one["unparsable"], "judgment holds no verdict and does", "judgments hold no verdict and do")
+            print(f"{whose}{lost} not count")
         for metric, how in one["method"].items():
             print(f"{whose}{metric}: {how}")
         for note in one["notes"]:
@@ -248,15 +260,15 @@ def show_score(result: dict[str, Any]) -> None:
 
 def show_judged(result: dict[str, Any]) -> None:
     """Prints the outcome of `align judge`."""
-    print(f"{result['suite']}: {result['judgments']} judgments of {result['n']} answers")
-    for what, words in (
-        ("missing", "items have no answer"),
-        ("failed", "answers are not whole"),
-        ("unparsable", "judgments hold no verdict"),
-        ("not_judged", "were not judged"),
+    print(f"{result['suite']}: {counted(result['judgments'], 'judgment')} of {counted(result['n'], 'answer')}")
+    for what, one, many in (
+        ("missing", "item has no answer and does", "items have no answer and do"),
+        ("failed", "answer is not whole and does", "answers are not whole and do"),
+        ("unparsable", "judgment holds no verdict and does", "judgments hold no verdict and do"),
+        ("not_judged", "was not judged and does", "were not judged and do"),
     ):
         if result[what]:
-            print(f"  {len(result[what])} {words} and do not count; --json names them")
+            print(f"  {counted(len(result[what]), one, many)} not count; --json names them")
     rows = [
         (name, f"{m['value']:.4f}", "-" if m["stderr"] is None else f"{m['stderr']:.5f}", _ends(result, name))
         for name, m in result["metrics"].items()
@@ -300,7 +312,10 @@ def show_comparison(result: dict[str, Any]) -> None:
                 f"{comparison[f'missing_{side}']} in the {side} alone" for side in ("baseline", "candidate")
             )
             named = ", ".join(comparison["missing_ids"][:SHOWN_ROWS]) + (", …" if lost > SHOWN_ROWS else "")
-            print(f"{metric}: {lost} items have no value on both sides and do not count (lacking {sides}): {named}")
+            print(
+                f"{metric}: {counted(lost, 'item has', 'items have')} no value on both sides and"
+                f" {'does' if lost == 1 else 'do'} not count (lacking {sides}): {named}"
+            )
 
 
 def _show_compared(result: dict[str, Any]) -> None:
@@ -319,7 +334,7 @@ def show_diff(result: dict[str, Any]) -> None:
     shards = result["shards"]
     parts = {"only in the first": "first_alone", "only in the second": "second_alone", "other rows": "changed"}
     told = [f"{words}: {', '.join(shards[name][:SHOWN_ROWS])}" for words, name in parts.items() if shards[name]]
-    print("\n  ".join([f"data: {shards['same']} shards are the same", *told]))
+    print("\n  ".join([f"data: {counted(shards['same'], 'shard is', 'shards are')} the same", *told]))
     rows = [
         (f"  {name}", *(str(digest or "-")[:12] for digest in pair), "" if len(set(pair)) > 1 else "the same")
         for name, pair in result["checkpoints"].items()

@@ -34,7 +34,7 @@ def doctor(
 
 
 def init(
-    model: Annotated[str, typer.Argument(help="Checkpoint folder, or OWNER/NAME on the Hugging Face Hub.")],
+    model: Annotated[str, typer.Argument(help="Checkpoint folder, GGUF file, or OWNER/NAME on the Hugging Face Hub.")],
     data: Annotated[list[str], typer.Argument(help="Preference files, globs or folders.")],
     name: Annotated[str | None, typer.Option(help="Name of the recipe; the data file's by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="File to write; NAME.yaml by default.")] = None,

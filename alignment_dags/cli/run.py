@@ -201,6 +201,7 @@ def plan(
     from datetime import date
 
     from alignment.recipe import load_recipe
+    from alignment_dags.check import check_models
     from alignment_dags.planner.forecast import forecast
     from alignment_dags.run.upgrade import moved_stages
     from alignment_dags.run.workspace import Workspace
@@ -216,6 +217,7 @@ def plan(
     def work() -> dict[str, Any]:
         known = load_recipe(recipe)
         gate_and_baselines(known, str(recipe))
+        check_models(known, str(recipe), config)
         workspace = Workspace(known, load_pools())
         stages = forecast(workspace, config, rows)
         too_large = [expected.stage for expected in stages if expected.fits is False and expected.to_make != 0]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from alignment.errors import BadInput
+from alignment.errors import BadInput, counted
 from alignment_dags.cli.arguments import recipe_completions, recipe_paths
 from alignment_dags.cli.output import AsJson, say, stdout_kept, tell
 
@@ -84,7 +84,7 @@ def recipes_check(
 
     for path in files:
         if is_pools_file(path):
-            print(f"{path}: {len(load_pools(path).pools)} pools, well-formed (no recipe)")
+            print(f"{path}: {counted(len(load_pools(path).pools), 'pool')}, well-formed (no recipe)")
             continue
         recipe = load_recipe(path)
         with stdout_kept():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
-from alignment.errors import first_few
+from alignment.errors import counted, first_few
 from alignment.recipe import Recipe
 from alignment_dags.nights.night import Night, Outcome
 from alignment_dags.nights.state import State
@@ -215,7 +215,7 @@ def _is_settled(state: State) -> bool:
 
 def _unchanged(state: State) -> str:
     """Why there is nothing to do, with what was looked at."""
-    looked = f"{state.total} shards, the checkpoint that training starts from, the recipe's settings"
+    looked = f"{counted(state.total, 'shard')}, the checkpoint that training starts from, the recipe's settings"
     manifest = f"manifest {state.manifest[:12]} " if state.manifest else "the manifest "
     told = f"nothing changed: {manifest}is the one tried last (looked at {looked})"
     if state.verdict in REFUSED:

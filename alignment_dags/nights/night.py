@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from alignment.errors import counted
 from alignment.stages.stage import PolicySummary, ReferenceSummary, SftSummary
 from alignment.store import Commit
 from eval.summaries import NewRowsSummary
@@ -37,8 +38,8 @@ class Scored(BaseModel):
         """In a sentence."""
         price = "" if self.price is None else f" for {self.price:.2f}"
         return (
-            f"{self.sequences:,} sequences ({self.tokens:,} tokens) of {self.shards:,} shards scored in "
-            f"{self.seconds:.1f} s{price}"
+            f"{counted(self.sequences, 'sequence')} ({counted(self.tokens, 'token')}) of"
+            f" {counted(self.shards, 'shard')} scored in {self.seconds:.1f} s{price}"
         )
 
 
@@ -62,8 +63,8 @@ class Costs(BaseModel):
         """One line for a person."""
         parts = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.seconds.items())
         told = (
-            f"{self.sequences_scored:,} sequences scored, {self.tokens_trained:,} tokens trained, "
-            f"{self.suites_run} suites run in {sum(self.seconds.values()):.1f} s"
+            f"{counted(self.sequences_scored, 'sequence')} scored, {counted(self.tokens_trained, 'token')} trained, "
+            f"{counted(self.suites_run, 'suite')} run in {sum(self.seconds.values()):.1f} s"
         )
         told += f" ({parts})" if parts else ""
         told += f" for {self.price:.2f}" if self.price is not None else ""

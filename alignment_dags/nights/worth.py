@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from alignment.data.manifest import SPLIT_FILE, Manifest, read_manifest
 from alignment.data.rows import ROWS_FILE, SPLIT_AT, are_held_out, read_columns
-from alignment.errors import BadInput, first_few
+from alignment.errors import BadInput, counted, first_few
 from alignment.recipe import Gate, Recipe
 from alignment.recipe.schedule import Worth
 from alignment.stages.execute import REQUEST_FILE
@@ -86,7 +86,9 @@ def told(worth: NightWorth) -> str:
 
 def too_few_items(one: Provable) -> str:
     """What a metric whose margin is too small for its items would need."""
-    more = "no number of items would be enough" if one.needed is None else f"{one.needed:,} items would be enough"
+    more = (
+        "no number of items would be enough" if one.needed is None else f"{counted(one.needed, 'item')} would be enough"
+    )
     return f"{one.metric} has a margin of {_size(one, one.margin)}, and {more} instead of {one.clusters:,}"
 
 

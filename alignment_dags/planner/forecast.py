@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from alignment.data.hub import HubUnreachable, asking_briefly
-from alignment.errors import BadInput
+from alignment.errors import BadInput, be, counted
 from alignment.models.checkpoint import CONFIG_FILE, read_config
-from alignment.models.gguf import gguf_config, is_gguf
 from alignment.models.pin import hub_config
 from alignment.models.shape import shape_of
 from alignment.recipe import Dpo, Recipe
 from alignment.stages.stage import ReferenceSummary
 from alignment.stages.usage import Usage
 from alignment.store import Commit, MissingArtifact, Store
+from alignment_dags.check import local_config
 from alignment_dags.planner import generated, hours
 from alignment_dags.planner.cached import rows_of_shards
 from alignment_dags.planner.loads import (
@@ -214,14 +214,9 @@ def model_config(workspace: Workspace, planned: list[Planned]) -> ModelConfig:
             return ModelConfig(config, f"config.json of {step.node.name}")
     sft = workspace.recipe.sft
     source = (sft and sft.adopt) or workspace.recipe.base_model
-    if source.path is not None and is_gguf(source.path):
-        return ModelConfig(gguf_config(Path(source.path).expanduser()), f"the configuration in {source.path}")
-    if source.path is not None:
-        return ModelConfig(read_config(source.path), f"config.json in {source.path}")
-    if source.hub is None:
-        from alignment.quickstart.model import MAX_LENGTH, micro_config, micro_tokenizer
-
-        return ModelConfig(micro_config(micro_tokenizer(MAX_LENGTH)).to_dict(), "the embedded micro model")
+    if (known := local_config(source)) is not None:
+        return ModelConfig(*known)
+    assert source.hub is not None
     try:
         return ModelConfig(hub_config(source.hub, source.revision), f"config.json of {source.hub} on the hub")
     except (HubUnreachable, BadInput) as error:
@@ -332,7 +327,7 @@ def _computed(node: Node, stand: Stand, load: Load | None, pool: Pool | None, ne
     recipe, rows = stand.workspace.recipe, stand.rows
     if node.stage.name in SCORERS and (left := _not_cached(node, stand)) is not None:
         total, outstanding = left
-        part = f"{outstanding:,} of {total:,} rows are not in the cache"
+        part = f"{outstanding:,} of {counted(total, 'row')} {be(outstanding)} not in the cache"
         if (per_row := _seconds_per_row(stand.history.latest_first(node))) is not None:
             return Figure(outstanding * per_row, f"{part}, × {per_row:.2g} s, as measured before")
         if load is None or rate is None:

@@ -11,7 +11,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from alignment.data.hub import HubUnreachable
-from alignment.errors import BadInput
+from alignment.errors import BadInput, counted
 from alignment.models.memory import BYTES
 from alignment.recipe import Recipe
 from alignment.recipe.generate import Prompts, Rounds, Sampled
@@ -104,7 +104,7 @@ class Sampling:
         """Rows of the shard that is made: as many as the last time, or at most so many."""
         if made is not None:
             pairs = RankedSummary.of(made).pairs
-            return Expected(pairs, f"{pairs:,} pairs, as the last time")
+            return Expected(pairs, f"{counted(pairs, 'pair')}, as the last time")
         prompts, each = self.prompts, pairs_a_prompt(self.settings)
         if prompts.value is None:
             return prompts

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+from alignment.errors import counted
 from alignment.models.memory import BYTES
 from alignment.models.size import Accelerator, Operations, Work, accelerator_of, forward_operations, training_operations
 from alignment.recipe import Dpo, Recipe
@@ -143,8 +144,8 @@ def _how(rows: float, lengths: Lengths, operations: Operations, rate: Rate) -> s
     again = operations.done / operations.useful - 1
     more = f" (and {again:.0%} of them computed again)" if again > 0.005 else ""
     return (
-        f"{rows:,.0f} rows of {lengths.prompt:.0f} + {sides} tokens ({lengths.how}): {operations.useful:.2e} operations"
-        f"{more} at {rate}"
+        f"{counted(round(rows), 'row')} of {lengths.prompt:.0f} + {sides} tokens ({lengths.how}):"
+        f" {operations.useful:.2e} operations{more} at {rate}"
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignment.errors import BadInput, did_you_mean
+from alignment.errors import BadInput, counted, did_you_mean
 from alignment.store import Artifact, Store
 from alignment_dags.registry.compare import Side, side_of
 from alignment_dags.registry.serve import find, generator_of
@@ -113,7 +113,7 @@ def _answers_to(
     for turn in range(max(len(question.turns) for question in questions)):
         asked = [one for one in questions if turn < len(one.turns) and one.id not in failed]
         prompts = [_prompt(one.turns[: turn + 1], said[one.id], generator.is_chat) for one in asked]
-        say(f"{side}: {len(asked)} answers, turn {turn + 1}")
+        say(f"{side}: {counted(len(asked), 'answer')}, turn {turn + 1}")
         for question, answer in zip(asked, generator.answer(prompts, max_new_tokens), strict=True):
             if answer.failed is None:
                 said[question.id] += (answer.text.strip(),)
@@ -184,11 +184,14 @@ def _scores(store: Store, name: str) -> dict[str, Artifact]:
 
 def show_exported(result: dict[str, Any]) -> None:
     """Prints where the ballot is and what comes next."""
-    print(f"{result['pairs']} pairs to vote on: {result['folder']}{os.sep}vote.html (or fill in votes.csv beside it)")
+    print(
+        f"{counted(result['pairs'], 'pair')} to vote on: {result['folder']}{os.sep}vote.html"
+        " (or fill in votes.csv beside it)"
+    )
     if result["identical"]:
-        print(f"{result['identical']} more have the same answer of both: they count as ties")
+        print(f"{counted(result['identical'], 'more has', 'more have')} the same answer of both: a tie each")
     if result["left_out"]:
-        print(f"{result['left_out']} are left out: one of the two has no answer")
+        print(f"{counted(result['left_out'], 'is', 'are')} left out: one of the two has no answer")
     print(f"keep the key from voters: {result['key']}")
     print(f"then: align ab import VOTES.csv --key {result['key']}")
 
@@ -207,9 +210,10 @@ def show_result(result: dict[str, Any]) -> None:
     print(f"{result['b']} wins {100 * result['win_rate']:.1f} % against {result['a']} ({interval}): ", end="")
     print(words[result["verdict"]])
     print(
-        f"{result['votes']} votes of {result['voters']} on {result['pairs_voted']} of {result['pairs']} pairs:"
+        f"{counted(result['votes'], 'vote')} of {result['voters']} on {result['pairs_voted']} of"
+        f" {counted(result['pairs'], 'pair')}:"
         f" {result['wins']} won, {result['losses']} lost, {result['ties']} tied;"
-        f" {result['identical']} with equal answers count as ties"
+        f" {counted(result['identical'], 'with equal answers counts as a tie', 'with equal answers count as ties')}"
     )
     if result["agreement"] is not None:
         print(f"two votes on one pair agree in {100 * result['agreement']:.0f} % of cases")

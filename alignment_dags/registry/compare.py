@@ -9,10 +9,12 @@ from typing import Any
 import yaml
 
 from alignment.errors import BadInput, MissingArtifact, did_you_mean
+from alignment.models.checkpoint import CONFIG_FILE
+from alignment.models.gguf import is_gguf
 from alignment.recipe import load_recipe
 from alignment.stages.stage import starts_of, trainings_of
 from alignment.store import Artifact, Commit, Store
-from alignment_dags.recipes import flat, recipe_names
+from alignment_dags.recipes import flat, is_recipe, recipe_names
 from alignment_dags.registry.registrations import name_and_version, registration_of
 from assets.champion import scores_of
 from assets.registration import RegistrationSummary
@@ -22,6 +24,7 @@ from eval.gate.held_out import against_champion, read_held_out
 from eval.gate.metrics import PREFERENCES
 from eval.report.facts import ancestry, stage_totals
 from eval.statistics import verdict
+from eval.suites.samples import SAMPLES_FILE
 from resources.store import ArtifactStore
 
 SCORES = "policy_evals"
@@ -51,6 +54,7 @@ def side_of(store: Store, name: str) -> Side:
         recipe = load_recipe(name)
         return _newest(store, name, recipe.name, recipe.written)
     if is_file(name):
+        refuse_model(name)
         return Side(name, file=Path(name))
     if "@" in name:
         return _registered(store, name)
@@ -69,16 +73,27 @@ def _newest(store: Store, named: str, recipe: str, written: dict[str, Any]) -> S
     return Side(named, scores=scores, policy=store.commit_of(policy.artifact), recipe=written)
 
 
-def is_recipe(name: str) -> bool:
-    """Whether a person means a recipe's file."""
-    return name.endswith((".yaml", ".yml"))
-
-
 def is_file(name: str) -> bool:
     """Whether a person means a samples file, there or not, and no recipe or version."""
     if is_recipe(name):
         return False
     return Path(name).exists() or len(Path(name).parts) != 1 or name.endswith(".parquet")
+
+
+def refuse_model(name: str) -> None:
+    """Raises `BadInput` for a model's files: nothing says how a model was measured before a recipe measured it."""
+    path = Path(name)
+    if path.is_dir() and (path / SAMPLES_FILE).exists():
+        return
+    if path.is_dir() or is_gguf(name):
+        what = (
+            "the folder of a model" if (path / CONFIG_FILE).exists() else "a GGUF file" if is_gguf(name) else "a folder"
+        )
+        raise BadInput(
+            f"is {what}, not a recipe, MODEL@VERSION or samples file; a model is compared by what a recipe measured:"
+            " name it as base_model or sft.adopt of a recipe, run that, and name the recipe here",
+            file=name,
+        )
 
 
 def _registered(store: Store, name: str) -> Side:
@@ -94,6 +109,8 @@ def compare(baseline: str, candidate: str, metric: str | None, margin: float | N
 
     Raises `BadInput` for sides that cannot be compared; what it says of a file names the file.
     """
+    for name in filter(is_file, (baseline, candidate)):
+        refuse_model(name)
     if is_file(baseline) and is_file(candidate):  # needs no store
         return compare_files(baseline, candidate, metric, margin)
     store = ArtifactStore().open()

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from alignment.errors import BadInput
+from alignment.errors import BadInput, counted
 from alignment.models.checkpoint import ADAPTER_FOLDER
 from alignment.models.pin import checkpoint_names
 from alignment.stages.stage import PolicySummary
@@ -48,7 +48,7 @@ def export(model: str, to: Path, say: Say, adapter: bool = False) -> dict[str, A
     files = {name.removeprefix(lead): policy.files[name] for name in names}
     size = sum(file.size for file in files.values())
     card = card_for(store, model, adapter)
-    say(f"copying {len(files)} files, {size / 2**20:,.1f} MiB")
+    say(f"copying {counted(len(files), 'file')}, {size / 2**20:,.1f} MiB")
     arriving = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
         with _explain_folder(to):

@@ -12,7 +12,13 @@ from alignment.stages.preference_manifest import ManifestSummary
 from alignment.stages.stage import PolicySummary, SftSummary, ShardSummary, starts_of, trainings_of
 from alignment.store import Artifact, Commit, Store
 from alignment.store.erase import current_erasure
-from alignment_dags.registry.registrations import champion_of, name_and_version, registration_of
+from alignment_dags.registry.registrations import (
+    champion_of,
+    name_and_version,
+    registration_of,
+    registrations_of,
+    why_unregistered,
+)
 from alignment_dags.retention.evidence import evidence_of
 from assets.certificate import about, certificate_of
 from assets.champion import moved_by_hand
@@ -98,7 +104,12 @@ def lineage_of(model: str, source: str = "store") -> dict[str, Any]:
         registration, commit_of = registration_of(store, name, wanted), store.commit_of
     elif source == "mlflow":
         records = MlflowRecords(Tracking())
-        registration, commit_of = records.registration(name, wanted), records.commit_of
+        try:
+            registration, commit_of = records.registration(name, wanted), records.commit_of
+        except BadInput as error:
+            if registrations_of(store, name):
+                raise
+            raise BadInput(f"{error.message}; {why_unregistered(store, name)}") from error
     else:
         raise BadInput("is 'store' or 'mlflow'", field="--from")
     commits: dict[str, Commit] = {}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from alignment.errors import BadInput
-from alignment.store import Commit, Store
+from alignment.recipe import Recipe, load_recipe
+from alignment.store import Artifact, Commit, Store
 from alignment.store.erase import all_commits
 from alignment.store.store import refs_of
+from alignment_dags.recipes import is_recipe, recipe_names
 from assets.champion import registered_champion
 from assets.registration import RegistrationSummary
 from resources.mlflow import CHAMPION
@@ -46,7 +50,7 @@ def registration_of(store: Store, model: str, wanted: str) -> Commit:
     """The latest registration of a version, or that of the champion; raises `BadInput` if there is none."""
     registrations = registrations_of(store, model)
     if not registrations:
-        raise BadInput(f"no registered model '{model}' in {store.shown}")
+        raise BadInput(why_unregistered(store, model))
     if wanted == CHAMPION:
         champion = champion_of(store, model)
         assert champion is not None
@@ -58,3 +62,40 @@ def registration_of(store: Store, model: str, wanted: str) -> Commit:
         return latest[wanted]
     versions = sorted(latest, key=lambda name: (len(name), name))
     raise BadInput(f"model '{model}' has no version '{wanted}'; versions: {', '.join(versions)}")
+
+
+def why_unregistered(store: Store, model: str) -> str:
+    """Why a model has no version: its recipe, which a person may have named by its file, registers none or has not
+    registered one yet; or nothing here has this name."""
+    unknown = f"no registered model '{model}' in {store.shown}"
+    recipe = _recipe_of(store, model)
+    if recipe is None:
+        return unknown
+    if recipe.model_name != model and registrations_of(store, recipe.model_name):
+        return f"{unknown}: recipe {recipe.name} registers {recipe.model_name}; name that"
+    policy = store.read_ref(recipe.name, "policy_checkpoint")
+    where = "it has no policy yet" if policy is None else f"its policy is at {_place(store, policy.artifact)}"
+    if recipe.gate == "none":
+        return f"recipe {recipe.name} registers nothing: gate: none; {where}"
+    return f"{unknown}: recipe {recipe.name} has registered nothing yet; {where}"
+
+
+def _place(store: Store, artifact: Artifact) -> str:
+    return store.path(artifact.kind, artifact.key, artifact.attempt) if store.is_local else store.uri(artifact)
+
+
+def _recipe_of(store: Store, model: str) -> Recipe | None:
+    """The recipe that a person means by its file or name, or by the name of its model: one in use, derived, or run on
+    this machine before."""
+    from alignment_dags.run.shards import owner_file
+
+    if is_recipe(model):
+        return load_recipe(model)
+    names = recipe_names()
+    file = names.get(model) or owner_file(store, model)
+    for path in (file,) if file else names.values():
+        with suppress(BadInput):  # another file's mistake, or a file that is gone
+            recipe = load_recipe(path)
+            if file or recipe.model_name == model:
+                return recipe
+    return None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.data.manifest import read_manifest
-from alignment.errors import BadInput, did_you_mean
+from alignment.errors import BadInput, be, counted, did_you_mean
 from alignment.recipe import Recipe, load_recipe
 from alignment.recipe.load import read_recipe
 from alignment.store import Store
@@ -118,7 +118,8 @@ def lacks_policy(file: Path) -> bool:
 def price_told(result: Mapping[str, Any]) -> str:
     """What a comparison of policies takes, in one line."""
     seconds, price = result["seconds"], result["price"]
-    lead = f"{result['to_train']} of {result['policies']} policies are to be trained and evaluated"
+    policies = counted(result["policies"], "policy", "policies")
+    lead = f"{result['to_train']} of {policies} {be(result['to_train'])} to be trained and evaluated"
     if not result["to_train"] or seconds is None:
         return f"{lead}{'; what one takes is known after the first `align run`' if result['to_train'] else ''}"
     told = f"about {seconds:,.0f} s of slots" + ("" if price is None else f" for {price:.2f}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from alignment.address import shown
 from alignment.data.withdrawal import FOLDER, Withdrawn, last_withdrawal, read_withdrawn
-from alignment.errors import BadInput
+from alignment.errors import BadInput, counted
 from alignment.logprobs.token_ids import count_token_ids, erase_token_ids
 from alignment.recipe import Recipe, load_recipe
 from alignment.store import Commit, Store
@@ -193,7 +193,7 @@ def show_collected(result: dict[str, Any]) -> None:
     for item in result["leftovers"]:
         print(f"{would}: {item['path']} ({size(item['bytes'])}); {item['why']}")
     if result["token_ids"]:
-        print(f"{would}: the token ids of {result['token_ids']} rows")
+        print(f"{would}: the token ids of {counted(result['token_ids'], 'row')}")
     for item in result["kept"]:
         print(f"kept: {item['kind']} {item['key'][:12]}: {item['why']}")
     print(f"{size(result['bytes'])} {'would be freed' if result['dry_run'] else 'freed'}; every commit record stays")

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from alignment.address import shown
 from alignment.data.shards import overlaps, shards_of
 from alignment.data.withdrawal import SHARDS, Holder, Tombstone, What, bury, lift, now, read_withdrawn, tombstone
-from alignment.errors import BadInput
+from alignment.errors import BadInput, counted
 from alignment.recipe import load_recipe
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.preference_shard import ShardRequest
@@ -116,7 +116,7 @@ def show_withdrawal(result: dict[str, Any]) -> None:
     for shard in result["shards"]:
         print(f"{shard}: the whole shard")
     for prompt, pairs in result["generated"].items():
-        print(f"prompt {prompt}: the answers that were sampled to it, and {len(pairs)} pairs made of them")
+        print(f"prompt {prompt}: the answers that were sampled to it, and {counted(len(pairs), 'pair')} made of them")
     for recipe, ids in result["also_in"].items():
         print(f"still used by recipe {recipe}: {', '.join(ids)} (withdraw there too)")
     print(f"\nwithdrawn; `align run` builds {result['recipe']} without them, `align gc` then erases their text")
@@ -214,7 +214,9 @@ def show_found(result: dict[str, Any]) -> None:
     """Prints the rows that hold a text."""
     for row in result["rows"]:
         print(f"{row['row_id']}  {row['shard']}: {row['source']} row {row['source_row']}")
-    print(f"{len(result['rows'])} rows hold it" if result["rows"] else "no current row holds it")
+    print(
+        f"{counted(len(result['rows']), 'row holds', 'rows hold')} it" if result["rows"] else "no current row holds it"
+    )
 
 
 def _holding(store: Store, artifact: Artifact, holder: Holder, text: str) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,7 @@ from datetime import datetime
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from alignment.data.hub import HubUnreachable
-from alignment.errors import BadInput, CorruptArtifact, MissingArtifact
+from alignment.errors import BadInput, CorruptArtifact, MissingArtifact, counted
 from alignment.store import Artifact, Commit, Store
 from alignment.store.store import commits_of
 from assets.building.node import Node, NotNeeded
@@ -121,8 +121,7 @@ def _needed(node: Node, upstream: Upstream) -> bool:
 def told(moved: Iterable[Moved]) -> str:
     """The stages with their versions, for one line."""
     return ", ".join(
-        f"{one.stage} ({one.version} {one.old} → {one.new}, {one.artifacts} artifact{'s' * (one.artifacts != 1)})"
-        for one in moved
+        f"{one.stage} ({one.version} {one.old} → {one.new}, {counted(one.artifacts, 'artifact')})" for one in moved
     )
 
 

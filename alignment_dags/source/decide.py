@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from alignment.errors import first_few
+from alignment.errors import be, counted, first_few
 from alignment_dags.source.observe import Seen
 
 # What a watching sensor remembers from one look to the next.
@@ -101,8 +101,9 @@ def _drop(
     lost = [name for name in gone if recorded.get(name) not in elsewhere and name not in meant]  # renamed is not lost
     if len(shards) >= FEW and len(lost) > MOST_GONE * len(shards):
         made.troubles.append(
-            f"{len(lost)} of {len(shards)} shards are gone from the source, and none was withdrawn: "
-            f"{first_few(lost)}; if that is meant, run `align run` or `align backfill`, which follow the source"
+            f"{len(lost)} of {counted(len(shards), 'shard')} {be(len(lost))} gone from the source, and none was"
+            f" withdrawn: {first_few(lost)}; if that is meant, run"
+            " `align run` or `align backfill`, which follow the source"
         )
         made.drop = [name for name in gone if name in meant]
     else:

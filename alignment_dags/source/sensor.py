@@ -8,7 +8,7 @@ from dataclasses import replace
 import dagster as dg
 
 from alignment.digest import json_digest
-from alignment.errors import BadInput, first_few
+from alignment.errors import BadInput, be, counted, first_few
 from alignment.recipe import Recipe
 from alignment_dags.run.launch import RANGE_END, RANGE_START, step_failures, stretches
 from alignment_dags.run.shards import NameTaken, claim, claim_partitions, drop
@@ -135,10 +135,14 @@ def _requests(
 
 def _nothing_to_do(seen: Seen, made: Actions, held: Collection[str]) -> str:
     parts = [
-        f"{len(seen.keys) - len(made.asked) - len(held)} shards are current",
-        f"{len(held)} are of an older code version and wait for {ACCEPT}" if held else "",
-        f"{len(made.asked)} were asked for" if made.asked else "",
-        f"{len(seen.waiting)} wait ({', '.join(sorted(set(seen.waiting.values())))})" if seen.waiting else "",
+        f"{counted(len(seen.keys) - len(made.asked) - len(held), 'shard is', 'shards are')} current",
+        f"{len(held)} {be(len(held))} of an older code version and {'waits' if len(held) == 1 else 'wait'} for {ACCEPT}"
+        if held
+        else "",
+        f"{counted(len(made.asked), 'was', 'were')} asked for" if made.asked else "",
+        f"{counted(len(seen.waiting), 'waits', 'wait')} ({', '.join(sorted(set(seen.waiting.values())))})"
+        if seen.waiting
+        else "",
         f"withdrawn: {first_few(made.drop)}" if made.drop else "",
         f"withdrawn until restored: {first_few(sorted(seen.withdrawn.values()), '; ')}" if seen.withdrawn else "",
         *made.troubles,

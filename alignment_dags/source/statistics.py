@@ -36,7 +36,7 @@ from alignment.data.shards import shard_names
 from alignment.data.statistics import LogpNumbers, NearNumbers, PairNumbers, findings
 from alignment.data.validate import Validation, most_common
 from alignment.data.words import near_duplicates
-from alignment.errors import BadInput
+from alignment.errors import BadInput, counted
 from alignment.recipe import Recipe, load_recipe
 from alignment.stages.preference_shard import records_of, validation_of
 from alignment.store import Store
@@ -250,7 +250,7 @@ class Distributions:
 
 def show_statistics(result: dict[str, Any]) -> None:
     """Prints the outcome of `align prefs stats`."""
-    print(f"{result['source']}: {result['rows']:,} rows in {result['shards']} shards")
+    print(f"{result['source']}: {counted(result['rows'], 'row')} in {counted(result['shards'], 'shard')}")
     show_findings(result)
     for kind, title in (("contradictory_rows", "contradict each other"), ("near_duplicate_rows", "near-duplicates")):
         if rows := result[kind]:
@@ -263,7 +263,9 @@ def show_statistics(result: dict[str, Any]) -> None:
 
 def show_noise(result: dict[str, Any]) -> None:
     """Prints the outcome of `align prefs noise`."""
-    print(f"{result['source']}: {result['pairs']:,} pairs, {result['agreement']:.0%} ordered as the others say")
+    print(
+        f"{result['source']}: {counted(result['pairs'], 'pair')}, {result['agreement']:.0%} ordered as the others say"
+    )
     show_findings(result)
 
 

@@ -160,7 +160,7 @@ def _words(value: float) -> str:
 
 # The divergence of the policy from where it started.
 
-NATS = Unit(1.0, 3, "nats", "")
+DIGITS, MOST_PLACES = 3, 8
 LINES = {"kl": "KL(policy ‖ {start}), nats a response", "kl_per_token": "KL(policy ‖ {start}), nats a token"}
 
 
@@ -244,5 +244,13 @@ def _round(told: RoundSummary) -> RoundLine:
 
 
 def _line(text: str, value: Number, ends: tuple[float, float] | None) -> DivergenceLine:
-    interval = "unknown" if ends is None else " to ".join(NATS.format(end) for end in ends)
-    return DivergenceLine(text, NATS.format(value), interval)
+    interval = "unknown" if ends is None else " to ".join(map(nats, ends))
+    return DivergenceLine(text, nats(value), interval)
+
+
+def nats(value: float | None) -> str:
+    """A divergence as text with three significant digits: a policy that has moved little moved by more than 0.000."""
+    if value is None:
+        return "unknown"
+    places = DIGITS if not value or abs(value) >= 1 else DIGITS - 1 - math.floor(math.log10(abs(value)))
+    return Unit(1.0, min(places, MOST_PLACES), "nats", "").format(value)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from alignment.data.statistics import GUARDS, Finding
+from alignment.errors import counted
 from alignment.guards import DATA_GUARDS, GATE, Guard, Guards, Severity, manifest_guards, of_data, policy_guards
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages.execute import REQUEST_FILE
@@ -91,7 +92,12 @@ def answers_missing(scores: Mapping[str, Mapping[str, ScoresSummary]]) -> Guard:
                 what = ", ".join(f"{count} {name}" for name, count in summary.lacking.items())
                 over.append(f"{title_of(suite)}, {side}: {what} of {asked}")
     total = sum(numbers.values())
-    return Guard("answers_missing", not over, "; ".join(over) or f"{total:g} answers or judgments are missing", numbers)
+    return Guard(
+        "answers_missing",
+        not over,
+        "; ".join(over) or counted(total, "answer or judgment is missing", "answers or judgments are missing"),
+        numbers,
+    )
 
 
 def answers_failed(store: Store, commit: Commit, deep: bool) -> list[Guard]:
@@ -99,15 +105,17 @@ def answers_failed(store: Store, commit: Commit, deep: bool) -> list[Guard]:
     suites = ResponsesSummary.of(commit).suites
     numbers = {suite: counts.failed for suite, counts in suites.items()}
     over = [
-        f"{title_of(suite)}: {counts.failed} of {counts.items} items have no whole answer"
+        f"{title_of(suite)}: {_without_answer(counts.failed, counts.items)}"
         for suite, counts in suites.items()
         if counts.failed > MOST_MISSING * counts.items
     ]
-    text = (
-        "; ".join(over)
-        or f"{sum(numbers.values())} of {sum(c.items for c in suites.values())} items have no whole answer"
-    )
+    items = sum(counts.items for counts in suites.values())
+    text = "; ".join(over) or _without_answer(sum(numbers.values()), items)
     return [Guard("answers_missing", not over, text, numbers)]
+
+
+def _without_answer(failed: int, items: int) -> str:
+    return f"{failed} of {counted(items, 'item')} {'has' if failed == 1 else 'have'} no whole answer"
 
 
 RESPONSES = Guards(
@@ -148,7 +156,7 @@ def fallen(name: str, what: str, comparisons: Mapping[str, MetricComparison]) ->
 def divergence(kl: MetricComparison) -> Guard:
     """KL(policy ‖ start), the mean over sampled responses."""
     ends = "" if kl.ci95 is None else f" (95 % interval {kl.ci95[0]:.3g} to {kl.ci95[1]:.3g})"
-    text = f"KL(policy ‖ start) is {kl.candidate:.3g} nats a response{ends}, over {kl.n} responses"
+    text = f"KL(policy ‖ start) is {kl.candidate:.3g} nats a response{ends}, over {counted(kl.n, 'response')}"
     return Guard("divergence", kl.candidate <= MOST_KL, text, {"kl": kl.candidate})
 
 

@@ -7,6 +7,7 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from alignment.errors import counted
 from alignment.store import Store
 from eval.gate.baselines import rankings
 from eval.gate.bounded import ANSWERS
@@ -34,7 +35,7 @@ def render(template: str, **values: Any) -> str:
     environment = Environment(
         loader=PackageLoader("eval"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(duration=duration, probability=probability, breakable=breakable)
+    environment.filters.update(duration=duration, probability=probability, breakable=breakable, counted=counted)
     return environment.get_template(template).render(**values)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
+from pathlib import Path
 
-from alignment.errors import did_you_mean, first_few
+from alignment.errors import be, counted, did_you_mean, first_few
 
 
 def test_a_short_list_is_named_whole() -> None:
@@ -22,3 +24,30 @@ def test_a_text_that_was_pasted_in_place_of_a_name_is_compared_with_nothing() ->
     assert did_you_mean("x" * 1_000_000, ["x" * 90_000, "small"]) == ""
     assert time.process_time() - began < 1
     assert did_you_mean("smal", ["small", "large"]) == "; did you mean small?"
+
+
+def test_a_noun_and_its_verb_follow_the_number() -> None:
+    assert [counted(number, "shard") for number in (0, 1, 1200)] == ["0 shards", "1 shard", "1,200 shards"]
+    assert [counted(number, "epoch") for number in (1.0, 1.5, 4.0)] == ["1 epoch", "1.5 epochs", "4 epochs"]
+    assert counted(1, "policy is", "policies are") == "1 policy is"
+    assert counted(2, "policy is", "policies are") == "2 policies are"
+    assert (be(1), be(0), be(2)) == ("is", "are", "are")
+
+
+PLURALS = re.compile(
+    r"[^/]\} (rows|shards|items|answers|pairs|questions|judgments|files|records|artifacts|responses|votes) "
+    r"(are|have|hold|do|in|of)\b|\} shards\b"
+)
+
+
+def test_no_text_for_a_person_has_a_plural_behind_a_number_that_may_be_one() -> None:
+    """Of what commands print and reports say; a text that raises may name a number that is never one."""
+    root = Path(__file__).parents[2]
+    files = [*root.glob("alignment_dags/**/*.py"), *root.glob("eval/report/*.py"), root / "alignment" / "guards.py"]
+    wrong = [
+        f"{path.relative_to(root)}: {line.strip()}"
+        for path in files
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if PLURALS.search(line) and "counted(" not in line
+    ]
+    assert wrong == []

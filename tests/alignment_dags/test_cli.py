@@ -364,7 +364,7 @@ def test_settings_outside_of_what_practice_supports_are_noted_by_a_check_and_a_p
     path = tmp_path / "r.yaml"
     path.write_text(
         "{name: r, base_model: {embedded: micro}, preferences: {embedded: micro}, dpo: {learning_rate: 1.0e+6},"
-        " sft: {dataset: {embedded: micro}, adam_betas: [0.9, 0.9]}}"
+        " tokens: {max_length: 256}, sft: {dataset: {embedded: micro}, max_length: 256, adam_betas: [0.9, 0.9]}}"
     )
     notes = [
         "sft.adam_betas β₂ 0.9 is outside 0.95 to 0.999, which practice supports",
@@ -405,8 +405,8 @@ def test_a_judge_that_retired_is_warned_of_by_a_check_and_a_plan(
 ) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(
-        "{name: r, base_model: {embedded: micro}, sft: {dataset: {embedded: micro}}, preferences: {embedded: micro},"
-        " judge: {kind: openai, model: gpt-4}}"
+        "{name: r, base_model: {embedded: micro}, sft: {dataset: {embedded: micro}, max_length: 256},"
+        " preferences: {embedded: micro}, tokens: {max_length: 256}, judge: {kind: openai, model: gpt-4}}"
     )
     told = "the judge gpt-4 has been retired since 2026-10-23: name another in judge.model"
     assert align("recipes", "check", str(path), monkeypatch=monkeypatch) == 0
@@ -424,7 +424,8 @@ def test_what_a_version_makes_anew_is_told_by_plan_and_upgrade_until_it_is_accep
 ) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(
-        "{name: r, base_model: {embedded: micro}, sft: {dataset: {embedded: micro}}, preferences: {embedded: micro}}"
+        "{name: r, base_model: {embedded: micro}, sft: {dataset: {embedded: micro}, max_length: 256},"
+        " preferences: {embedded: micro}, tokens: {max_length: 256}}"
     )
     store = ArtifactStore().open()
 

@@ -18,14 +18,23 @@ import yaml
 from alignment.errors import BadInput
 from alignment.progress import Pace, ProgressLog, duration, place_of
 from alignment.recipe import load_recipe
+from alignment.store import Artifact, Ref
 from alignment_dags.cli import main, output
 from alignment_dags.cli.app import app
 from alignment_dags.recipes import derive, recipe_file, recipe_names, recipes_in_use
 from resources.home import PROJECT
+from resources.store import ArtifactStore
 from tests import tiny
 
+POLICY = "policy_checkpoint"
 EMBEDDED = {"embedded": "micro"}
-SMALL = {"name": "small", "base_model": EMBEDDED, "sft": {"dataset": EMBEDDED}, "preferences": EMBEDDED}
+SMALL = {
+    "name": "small",
+    "base_model": EMBEDDED,
+    "sft": {"dataset": EMBEDDED, "max_length": 256},
+    "preferences": EMBEDDED,
+    "tokens": {"max_length": 256},
+}
 QUICKSTART = PROJECT / "recipes" / "quickstart.yaml"
 Align = Callable[..., tuple[int, dict[str, Any], str]]
 
@@ -275,6 +284,130 @@ def test_init_writes_plain_texts_in_the_template_of_a_chat_model(model: Path, tm
     assert "# plain_text: chat # for a model with a chat template" in (tmp_path / "hub.yaml").read_text()
 
 
+def chats(path: Path, rows: int = 40) -> Path:
+    sides = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    path.write_text(
+        "".join(json.dumps({"prompt": [{"role": "user", "content": f"p{n}"}]} | sides) + "\n" for n in range(rows)),
+        encoding="utf-8",
+    )
+    return path
+
+
+def demonstrations(path: Path, rows: int = 40) -> Path:
+    path.write_text(json.dumps([{"instruction": f"q{n}", "output": f"a{n}"} for n in range(rows)]), encoding="utf-8")
+    return path
+
+
+def test_init_gives_lengths_and_a_chat_template_that_the_model_can_be_trained_with(
+    model: Path, tmp_path: Path, align: Align
+) -> None:
+    from jinja2 import Environment
+
+    rows, sft, texts = chats(tmp_path / "p.jsonl"), demonstrations(tmp_path / "sft.json"), pairs(tmp_path / "t.jsonl")
+    cases = {"adopted": (rows,), "trained": (rows, "--sft", sft), "texts": (texts, "--sft", sft)}
+    for name, arguments in cases.items():
+        out = tmp_path / f"{name}.yaml"
+        code, _, error = align("init", str(model), *map(str, arguments), "--name", name, "--out", str(out))
+        assert code == 0, error
+        recipe = load_recipe(out)
+        assert recipe.sft is not None and recipe.tokens.max_length == 300
+        start = recipe.sft.adopt or recipe.base_model
+        assert start.path == str(model) and start.chat_template is not None
+        assert recipe.sft.adopt is not None or recipe.sft.max_length == 300
+        assert recipe.tokens.plain_text == ("chat" if name == "texts" else "as_is")
+        template = Environment().from_string(start.chat_template)
+        asked = [{"role": "user", "content": "Hi"}]
+        answered = [*asked, {"role": "assistant", "content": "Ho"}]
+        prompt = template.render(messages=asked, add_generation_prompt=True, eos_token="<e>")
+        whole = template.render(messages=answered, add_generation_prompt=False, eos_token="<e>")
+        assert whole == f"{prompt}Ho<e>" == "\n\nUser: Hi\n\nAssistant: Ho<e>", "an answer ends as one"
+        assert align("plan", str(out))[0] == 0
+    code, _, error = align("init", str(model), str(texts), "--name", "as_is", "--out", str(tmp_path / "as_is.yaml"))
+    assert code == 0, error
+    assert "chat_template" not in (tmp_path / "as_is.yaml").read_text(), "the rows are plain texts"
+    code, _, error = align("init", "micro", str(rows), "--name", "micro", "--out", str(tmp_path / "micro.yaml"))
+    assert code == 0 and load_recipe(tmp_path / "micro.yaml").tokens.max_length == 256, error
+
+
+TOO_LONG = "301 tokens are more than the model's 300 positions; 300 is the most here"
+NONE = (
+    "rows are conversations and the tokenizer has no chat template: give the model one in the recipe, such as chat_temp"
+)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"sft": {"dataset": {"files": ["sft.json"]}, "max_length": 301}}, f"field 'sft.max_length': {TOO_LONG}"),
+        ({"tokens": {"max_length": 301}}, f"field 'tokens.max_length': {TOO_LONG}"),
+        (
+            {"sft": {"adopt": {"path": "model"}}, "tokens": {"max_length": 301}},
+            f"field 'tokens.max_length': {TOO_LONG}",
+        ),
+        ({"base_model": EMBEDDED}, "field 'tokens.max_length': 300 tokens are more than the model's 256 positions"),
+        ({"sft": {"dataset": {"files": ["sft.json"]}, "max_length": 300}}, f"field 'base_model.chat_template': {NONE}"),
+        ({"preferences": {"files": ["chats.jsonl"]}}, f"field 'base_model.chat_template': {NONE}"),
+        (
+            {"sft": {"adopt": {"path": "model"}}, "preferences": {"files": ["chats.jsonl"]}},
+            f"field 'sft.adopt.chat_template': {NONE}",
+        ),
+        ({"tokens": {"max_length": 300, "plain_text": "chat"}}, f"field 'base_model.chat_template': {NONE}"),
+        (
+            {"evals": {"reward_bench_2": {"hub": "a/b", "split": "test", "chat_template": True}}},
+            "field 'evals.reward_bench_2.chat_template': the tokenizer has no chat template: leave this out, or under",
+        ),
+    ],
+)
+def test_check_and_plan_refuse_what_the_models_own_files_rule_out(
+    more: dict[str, Any],
+    told: str,
+    model: Path,
+    tmp_path: Path,
+    align: Align,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pairs(tmp_path / "texts.jsonl"), chats(tmp_path / "chats.jsonl"), demonstrations(tmp_path / "sft.json")
+    plain = {"files": ["plain.json"]}
+    Path("plain.json").write_text(json.dumps([{"prompt": f"q{n}", "completion": f"a{n}"} for n in range(9)]))
+    sound = {
+        "base_model": {"path": "model"},
+        "sft": {"dataset": plain, "max_length": 256},
+        "preferences": {"files": ["texts.jsonl"]},
+        "tokens": {"max_length": 300},
+    }
+    write(tmp_path / "sound.yaml", **sound)
+    assert align("plan", "sound.yaml")[0] == 0
+    write(tmp_path / "r.yaml", **{**sound, **more})
+    for verb in (["plan"], ["recipes", "check"]):
+        monkeypatch.setattr(sys, "argv", ["align", *verb, "r.yaml"])
+        with pytest.raises(SystemExit, match="2"):
+            main()
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: r.yaml, {told}") and error.count("\n") == 1
+
+
+def test_init_names_the_schema_for_editors_only_within_the_project(
+    model: Path, tmp_path: Path, align: Align, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import alignment_dags.start as starting
+
+    data = pairs(tmp_path / "pairs.jsonl")
+    code, _, error = align("init", str(model), str(data), "--out", str(tmp_path / "outside.yaml"))
+    assert code == 0, error
+    assert "$schema" not in (tmp_path / "outside.yaml").read_text()
+    project = tmp_path / "project"
+    (project / "recipes" / "ours").mkdir(parents=True)
+    (project / "recipes" / "recipe.schema.json").write_text("{}")
+    monkeypatch.setattr(starting, "PROJECT", project)
+    for out, schema in (("recipes", "recipe.schema.json"), ("recipes/ours", "../recipe.schema.json")):
+        code, _, error = align("init", str(model), str(data), "--out", str(project / out / "r.yaml"))
+        assert code == 0, error
+        first = (project / out / "r.yaml").read_text().partition("\n")[0]
+        assert first == f"# yaml-language-server: $schema={schema}"
+
+
 @pytest.mark.parametrize(
     ("what", "told"),
     [
@@ -303,6 +436,50 @@ def test_a_recipe_file_is_a_recipe_also_for_compare_and_diff(tmp_path: Path, ali
         code, _, error = align(verb, *files)
         assert (code, error.count("\n")) == (2, 1)
         assert f"recipe one has no policy yet; run `align run {files[0]}` first" in error
+
+
+def test_a_folder_of_a_model_is_no_side_of_a_comparison_and_no_recipe(
+    model: Path, tmp_path: Path, align: Align, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = str(write(tmp_path / "one.yaml", name="one"))
+    told = (
+        ": is the folder of a model, not a recipe, MODEL@VERSION or samples file; a model is compared by what a recipe"
+    )
+    for verb, sides in (
+        ("compare", (str(model), str(model))),
+        ("compare", (recipe, str(model))),
+        ("diff", (str(model), recipe)),
+    ):
+        code, _, error = align(verb, *sides)
+        assert (code, error.count("\n")) == (2, 1) and (
+            f"{model}{told}" in error or "recipe one has no policy" in error
+        )
+    assert "is the folder" in align("compare", recipe, str(model))[2], "said before the recipe's own want"
+    monkeypatch.chdir(tmp_path)
+    code, _, error = align("plan", "model")
+    assert (code, error) == (2, "error: model: is a folder, not a recipe\n")
+
+
+@pytest.mark.parametrize(
+    "verb", [("export", "--to", "out"), ("path",), ("card",), ("lineage",), ("lineage", "--from", "mlflow")]
+)
+def test_a_recipe_that_registers_nothing_is_named_as_the_cause(
+    verb: tuple[str, ...], tmp_path: Path, align: Align, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "one.yaml", name="one")
+    monkeypatch.setenv("ALIGN_RECIPES", str(path))
+    told = "recipe one registers nothing: gate: none; it has no policy yet"
+    for named in ("one", "one@2", str(path)):
+        code, _, error = align(verb[0], named, *verb[1:])
+        assert (code, error.count("\n")) == (2, 1) and told in error, error
+    store = ArtifactStore().open()
+    store.write_ref(Ref(artifact=Artifact(kind=POLICY, key="k", attempt="a", digest="d")), "one", POLICY)
+    code, _, error = align(verb[0], "one", *verb[1:])
+    assert code == 2 and f"gate: none; its policy is at {store.path(POLICY, 'k', 'a')}\n" in error
+    store.remove_ref("one", POLICY)
+    write(path, name="one", gate="default", registry={"model_name": "ours"})
+    code, _, error = align(verb[0], "ours", *verb[1:])
+    assert code == 2 and "recipe one has registered nothing yet; it has no policy yet" in error
 
 
 # The doctor.

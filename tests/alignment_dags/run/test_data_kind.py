@@ -48,7 +48,12 @@ def recipe_of(tmp_path: Path) -> Callable[..., Path]:
 
     def of(*files: str, **preferences: Any) -> Path:
         embedded = {"embedded": "micro"}
-        plain = {"name": "r", "base_model": embedded, "sft": {"dataset": embedded}}
+        plain = {
+            "name": "r",
+            "base_model": embedded,
+            "sft": {"dataset": embedded, "max_length": 256},
+            "tokens": {"max_length": 256},
+        }
         path = tmp_path / "r.yaml"
         path.write_text(yaml.safe_dump(plain | {"preferences": {"files": list(files), **preferences}}))
         return path

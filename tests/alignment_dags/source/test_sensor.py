@@ -270,7 +270,7 @@ def test_shards_of_an_older_code_version_wait_for_a_person_and_new_files_do_not(
     assert watched.tick() == ["day-3"]
     watched.make("day-3")
     assert watched.tick() == []
-    wait = "1 shards are current; 3 are of an older code version and wait for `align upgrade --accept`"
+    wait = "1 shard is current; 3 are of an older code version and wait for `align upgrade --accept`"
     assert watched.skipped == wait
     (watched.folder / "day-2.jsonl").unlink()
     assert watched.tick() == [] and watched.partitions == ["day-0", "day-1", "day-3"], "what is gone goes all the same"

@@ -10,7 +10,7 @@ import pytest
 from alignment.stages import Request, Result, Stage, execute
 from alignment.store import Artifact, Store
 from eval.gate.evidence import ReportRequest, WrongEvidence
-from eval.report.answers import divergence_of
+from eval.report.answers import divergence_of, nats
 from eval.stages.evaluation_report import STAGE
 
 SUMMARY = {
@@ -68,10 +68,25 @@ def test_the_divergence_stands_on_the_page_with_its_intervals(
     assert found is not None and (found.responses, found.tokens, found.ended) == (38, "50.0", "95 %")
     assert [(line.value, line.interval) for line in found.lines] == [
         ("1.500", "1.250 to 1.750"),
-        ("0.030", "unknown"),
+        ("0.0300", "unknown"),
     ]
     text = (store.fetch(execute(STAGE, request, store).artifact) / "report.html").read_text(encoding="utf-8")
     assert "Length and KL" in text and "1.250 to 1.750" in text and "policy_divergence" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0.000"),
+        (0.000431, "0.000431"),
+        (-0.0123, "−0.0123"),
+        (0.25, "0.250"),
+        (12.5, "12.500"),
+        (None, "unknown"),
+    ],
+)
+def test_a_small_divergence_has_significant_digits(value: float | None, text: str) -> None:
+    assert nats(value) == text
 
 
 def test_without_one_nothing_is_said_and_the_key_is_as_before(
@@ -85,6 +100,22 @@ def test_without_one_nothing_is_said_and_the_key_is_as_before(
     assert divergence_of(store, asked(measure(commit_checkpoint("policy"), {"prompts": 0, "no_room": 0}))) is None
     text = (store.fetch(execute(STAGE, request, store).artifact) / "report.html").read_text(encoding="utf-8")
     assert "Length and KL" not in text
+    assert "<dt>Evaluated</dt><dd>not at all</dd>" in text
+
+
+@pytest.mark.parametrize(("rows", "told"), [("pairs", "pairs"), ("rows", "completions")])
+def test_held_out_rows_alone_are_said_to_be_what_was_evaluated(
+    rows: str,
+    told: str,
+    store: Store,
+    measure: Callable[..., Artifact],
+    asked: Callable[..., ReportRequest],
+    commit_checkpoint: Callable[..., Artifact],
+) -> None:
+    policy = measure(commit_checkpoint("start"), {"held_out": {"accuracy": 0.75, rows: 40}})
+    request = asked(None).model_copy(update={"policy": policy})
+    text = (store.fetch(execute(STAGE, request, store).artifact) / "report.html").read_text(encoding="utf-8")
+    assert f"<dt>Evaluated</dt><dd>on held-out {told} only</dd>" in text
 
 
 def test_the_divergence_of_another_policy_is_refused(

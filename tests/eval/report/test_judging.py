@@ -146,7 +146,7 @@ def test_what_the_numbers_of_the_pairs_say_is_on_the_page_and_which_items_they_h
         finding.name: finding
         for finding in preference_findings(store, manifest, {"mt_bench": asked | {"7": {"turns": [question]}}})
     }
-    assert "mt_bench: 1 rows hold 1 of its items (7)" in found["contamination"].sentence
+    assert "mt_bench: 1 row holds 1 of its items (7)" in found["contamination"].sentence
     assert (found["contamination"].passed, found["length_bias"].passed) == (False, False)
     trained = Stage("policy_checkpoint", 1, TrainedOn, lambda request, context: Result("policy"))
     policy = execute(trained, TrainedOn(manifest=manifest), store).artifact

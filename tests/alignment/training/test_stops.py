@@ -13,6 +13,7 @@ from alignment.recipe import Dpo, Stop
 from alignment.stages import execute
 from alignment.stages.policy_checkpoint import STAGE
 from alignment.training.signs import Sign, signs, stop_reason
+from tests.alignment.training.two_processes import TwoProcesses
 
 
 def looks(*accuracies: float, **last: float) -> list[dict[str, float]]:
@@ -242,16 +243,16 @@ def test_a_run_that_is_killed_after_its_best_candidate_still_ends_with_it(lab: A
     assert (resumed.digest, resumed.summary["kept"]) == (whole.digest, whole.summary["kept"])
 
 
-def test_two_processes_look_at_the_same_pairs_and_stop_and_choose_alike(lab: Any, tmp_path: Path) -> None:
-    from tests.alignment.training.test_processes import torchrun
-
+def test_two_processes_look_at_the_same_pairs_and_stop_and_choose_alike(
+    lab: Any, tmp_path: Path, two_processes: TwoProcesses
+) -> None:
     checkpoint = lab.checkpoint()
     manifest = lab.manifest(checkpoint, lab.rows(60), held_out_fraction=0.2)
     settings: dict[str, Any] = {"learning_rate": 3e-3, "epochs": 6, "beta": 1.0, "keep_steps": 4, "batch_size": 8}
     settings["stop"] = {"eval_steps": 4, "median_margin": 1.0, "kl": 1e6}
     one, two = (lab.dpo_request(checkpoint, manifest, world_size=size, **settings) for size in (1, 2))
     twin = lab.twin(tmp_path / "one")
-    together, single = torchrun(lab.store, two, tmp_path), execute(STAGE, one, twin)
+    together, single = two_processes.execute(STAGE, two, lab.store), execute(STAGE, one, twin)
     assert single.summary["stopped_by"] is not None
     assert together.summary["stopped_by"].partition(":")[0] == single.summary["stopped_by"].partition(":")[0]
     assert together.summary["kept_step"] == single.summary["kept_step"]

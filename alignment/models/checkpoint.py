@@ -67,7 +67,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 MOST_LAYERS = 10_000
-SIZES = ("vocab_size", "hidden_size", "intermediate_size", "n_embd", "d_model")
+SIZES = {"vocab_size": 1, "hidden_size": 1, "n_embd": 1, "d_model": 1, "intermediate_size": 16}
+"""Sizes of a configuration, and of how many times the widest tensor one may be: the embeddings have all but the last,
+which no tensor of a mixture of experts may have."""
 
 
 def _numbers(config: dict[str, Any], names: Iterable[str]) -> Iterator[tuple[str, int | float]]:
@@ -78,7 +80,7 @@ def _numbers(config: dict[str, Any], names: Iterable[str]) -> Iterator[tuple[str
 
 
 def refuse_sizes(folder: Path) -> None:
-    """Raises `BadInput` for a size in config.json above that of every tensor in the folder's weights.
+    """Raises `BadInput` for a size in config.json that the tensors in the folder's weights rule out.
 
     Transformers would first take the memory for a model of that size, and then say which shapes differ.
     """
@@ -86,7 +88,7 @@ def refuse_sizes(folder: Path) -> None:
         return
     widest = max((size for tensor in tensors(folder) for size in tensor.shape), default=0)
     for name, size in _numbers(read_config(folder), SIZES):
-        if size > widest:
+        if size > SIZES[name] * widest:
             told = f"says {size}, and no tensor of the weights has more than {widest}: config.json is another model's"
             raise BadInput(told, file=str(folder / CONFIG_FILE), field=name)
 

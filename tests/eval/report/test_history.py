@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from datetime import datetime
 from types import SimpleNamespace
 
@@ -80,7 +81,7 @@ def test_a_course_of_new_rows_has_the_latest_first_and_only_the_recipes_own(
 
     seconds = itertools.count()  # of two in the same second nobody knows which is later
     clock = SimpleNamespace(now=lambda zone: datetime(2026, 11, 2, 3, 0, next(seconds), tzinfo=zone))
-    monkeypatch.setattr("alignment.stages.execute.datetime", clock)
+    monkeypatch.setattr(sys.modules["alignment.stages.execute"], "datetime", clock)
     assert new_rows_course(store, "night") is None
     measure(1, 0.8)
     measure(2, 0.9, "another")

@@ -92,6 +92,7 @@ def test_the_gpu_benchmark_runs_there_at_its_smallest_size(tmp_path: Path) -> No
     parts = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")}
     assert list(parts) and {part["status"] for part in parts.values()} == {"complete"}
     of_packed_passes = {"environment", "agreement", "step", "values", "company", "speed", "attention", "head"}
+    of_packed_passes |= {"capped"}
     assert parts.keys() == of_packed_passes | {"trl", "whole", "memory", "resume"}
     for name in ("whole", "memory", "resume"):
         assert all("gpu_wheels.sh brings it along" in row["skipped"] for row in parts[name]["rows"])
@@ -157,12 +158,12 @@ sys.exit(gpu.main())
     assert "not complete: values, company" in told.stdout
     parts = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
     assert {name: part["status"] for name, part in parts.items()} == {
-        "values": "failed: ValueError: no such kernel",
+        "values": "failed: RuntimeError: tiny, see its row",
         "company": "stopped after 5 s",
         "head": "complete",
     }
     assert [parts[name]["rows"] for name in ("values", "company", "head")] == [
-        [{"figure": 1}],
+        [{"figure": 1}, {"shape": "tiny", "failed": "ValueError: no such kernel"}],
         [{"figure": 2}],
         [{"figure": 3}],
     ]

@@ -16,7 +16,8 @@ from alignment.stages.policy_checkpoint import STAGE
 from alignment.training.arguments import training_order
 from alignment.training.sft_rows import rows_of_step
 from tests.alignment.training.conftest import interrupted_at
-from tests.alignment.training.test_processes import assert_same_losses, torchrun
+from tests.alignment.training.test_processes import assert_same_losses
+from tests.alignment.training.two_processes import TwoProcesses
 
 
 def expected_step(lab: Any, checkpoint: Any, manifest: Any, dataset: Any) -> tuple[float, float, dict[str, Any]]:
@@ -79,7 +80,9 @@ def test_rows_beside_keep_what_sft_taught(lab: Any) -> None:
     assert sum(losses[-4:]) < sum(losses[:4]) - 1
 
 
-def test_a_run_that_one_process_began_shows_the_same_rows_when_two_go_on_with_it(lab: Any, tmp_path: Path) -> None:
+def test_a_run_that_one_process_began_shows_the_same_rows_when_two_go_on_with_it(
+    lab: Any, tmp_path: Path, two_processes: TwoProcesses
+) -> None:
     checkpoint, dataset = lab.checkpoint(), lab.sft_dataset(5)
     manifest = lab.manifest(checkpoint, lab.rows(19))
     given = {"epochs": 2.0, "save_steps": 2, "batch_size": 8, "sft_rows_fraction": 0.3, "sft_dataset": dataset}
@@ -88,7 +91,7 @@ def test_a_run_that_one_process_began_shows_the_same_rows_when_two_go_on_with_it
     undisturbed = execute(STAGE, one, lab.twin(tmp_path / "undisturbed"))
     with interrupted_at(3):
         execute(STAGE, one, lab.store)
-    resumed = torchrun(lab.store, two, tmp_path)
+    resumed = two_processes.execute(STAGE, two, lab.store)
     assert resumed.summary["resumed_from_step"] == 2
     assert_same_losses(resumed, undisturbed)
     ours, theirs = ([record["sft_loss"] for record in each.summary["history"]] for each in (resumed, undisturbed))

@@ -37,11 +37,12 @@ def prepare(record: dict[str, Any]) -> dict[str, Any]:
         texts = record.get(side)
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
             prepared.pop(side, None)
-    if record.get("subset") not in SUBSETS:
+    subset = record.get("subset")
+    if not isinstance(subset, str) or subset not in SUBSETS:
         prepared.pop("subset", None)
-    elif record["subset"] == "Ties" and _pair(str(prepared.get("id"))) is None:
+    elif subset == "Ties" and _pair(str(prepared.get("id"))) is None:
         prepared.pop("id", None)
-    elif record["subset"] != "Ties" and len(record.get("chosen") or ()) != 1:
+    elif subset != "Ties" and len(prepared.get("chosen", ())) != 1:
         prepared.pop("chosen", None)
     return prepared
 

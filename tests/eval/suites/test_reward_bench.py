@@ -95,6 +95,8 @@ def test_another_number_of_scores_than_of_completions_is_named_and_not_counted(t
     ("change", "field"),
     [
         ({"subset": "Chat Hard"}, "subset"),
+        ({"subset": ["Math"]}, "subset"),
+        ({"chosen": 0.5}, "chosen"),
         ({"chosen": "right"}, "chosen"),
         ({"chosen": ["a", "b"]}, "chosen"),
         ({"rejected": []}, "rejected"),

@@ -7,7 +7,7 @@
 #                                             each command, whole graphs of tiny models, the quickstart, and parts on
 #                                             real data if there is any
 #   make soak   before a release  45 minutes  tests with the marker `soak`: whole runs that are killed and continue, forty
-#                                             kills, weathers, damaged stores, 3,000 shards, live daemons,
+#                                             kills, damaged stores, 3,000 shards, live daemons,
 #                                             nights and pages, the quickstart on shuffled labels, the whole graph on
 #                                             real data
 # A test is marked `soak` if it starts a live Dagster, kills a whole run, or is a whole run of minutes.

@@ -40,6 +40,7 @@ from assets.building.node import not_reported_elsewhere
 
 TAG = ".dagster/align_launch"  # Dagster's pages hide tags of this prefix
 PERIOD = 0.5  # seconds between two looks at the event log
+GOES_ON = "resuming from"
 PAUSE = 3.0  # seconds between two lines that a step's stage logs and that say nothing of how far it is
 
 
@@ -91,7 +92,8 @@ class Progress:
             self._tell(record.event_log_entry)
 
     def _tell_message(self, entry: dg.EventLogEntry, step: str) -> None:
-        """Warnings always; how far a stage is, as a line that moves; of the others as many as a person can read."""
+        """Warnings always, and where work goes on; how far a stage is, as a line that moves; of the others as many as a
+        person can read."""
         message, warning = entry.user_message, int(entry.level) >= logging.WARNING
         if not message or message.startswith("Dependencies for step"):
             return
@@ -100,7 +102,7 @@ class Progress:
             left = self._paces.setdefault(step, Pace()).left(*place, entry.timestamp)
             self.places[step] = "step {} of {}".format(*place) if "step" in message else "{} of {}".format(*place)
             self.say(f"{MOVING}    {step}: {message}" + ("" if left is None else f", {duration(left)} left"))
-        elif warning or entry.timestamp - self._spoke.get(step, 0.0) >= PAUSE:
+        elif warning or message.startswith(GOES_ON) or entry.timestamp - self._spoke.get(step, 0.0) >= PAUSE:
             self._spoke[step] = entry.timestamp
             self.say(f"    {step}: {message}")
 

@@ -19,7 +19,7 @@ from tests.campaigns.test_kills import PATIENCE, digests, finished_runs, home_at
 from tests.campaigns.warm import Warm, WarmRun
 from tests.loopback import free_port
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
+pytestmark = [pytest.mark.campaign, pytest.mark.timeout(7200)]
 
 MONTH = 30 * 24 * 3600
 DISK = 256 << 20

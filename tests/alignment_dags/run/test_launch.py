@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 from dagster._utils.error import SerializableErrorInfo
 from hypothesis import given
 from hypothesis import strategies as st
 
 from alignment_dags.definitions import PRELOADED
-from alignment_dags.run.launch import first_reason, stretches, why
+from alignment_dags.run.launch import Progress, first_reason, stretches, why
 
 
 @given(st.lists(st.booleans(), max_size=30), st.integers(1, 7))
@@ -38,6 +40,16 @@ with context.Pool(1) as pool:
 def test_a_step_collects_no_garbage_among_what_its_server_has_imported() -> None:
     told = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, check=False)
     assert told.returncode == 0 and int(told.stdout) > 1000, told.stderr
+
+
+def test_where_work_goes_on_is_told_however_soon_after_another_line() -> None:
+    told: list[str] = []
+    nothing: Any = None
+    progress = Progress(nothing, "train", told.append)
+    for message, at in (("curves while it trains", 1.0), ("logits: plain head", 1.1), ("resuming from step 20", 1.2)):
+        entry: Any = SimpleNamespace(user_message=message, level=20, timestamp=at)
+        progress._tell_message(entry, "policy")
+    assert told == ["    policy: curves while it trains", "    policy: resuming from step 20"]
 
 
 def error(message: str, kind: str, cause: SerializableErrorInfo | None = None) -> SerializableErrorInfo:

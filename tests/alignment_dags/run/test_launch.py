@@ -46,7 +46,7 @@ def test_where_work_goes_on_is_told_however_soon_after_another_line() -> None:
     told: list[str] = []
     nothing: Any = None
     progress = Progress(nothing, "train", told.append)
-    for message, at in (("curves while it trains", 1.0), ("logits: plain head", 1.1), ("resuming from step 20", 1.2)):
+    for message, at in (("curves while it trains", 9.0), ("logits: plain head", 9.1), ("resuming from step 20", 9.2)):
         entry: Any = SimpleNamespace(user_message=message, level=20, timestamp=at)
         progress._tell_message(entry, "policy")
     assert told == ["    policy: curves while it trains", "    policy: resuming from step 20"]

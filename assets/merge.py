@@ -78,15 +78,7 @@ def merged_policy(recipe: Recipe) -> Node:
             if part is not None:
                 require_same(upstream.store, trained, part, name)
                 parts[name] = part
-        made = DpoRequest.model_validate_json(upstream.store.read(trained, REQUEST_FILE))
-        return MergeRequest(
-            checkpoint=trained,
-            manifest=made.manifest,
-            settings=made.settings,
-            tokens=made.tokens,
-            parts=parts,
-            weights={name: weights[name] for name in parts},
-        )
+        return average_with(upstream, trained, parts, {name: weights[name] for name in parts})
 
     averaged = ", ".join(f"{weight:g} of {name.replace('_', ' ')}" for name, weight in weights.items())
     return Node(
@@ -99,6 +91,21 @@ def merged_policy(recipe: Recipe) -> Node:
         request=request,
         pool=recipe.pools.policy,
         is_checkpoint=True,
+    )
+
+
+def average_with(
+    upstream: Upstream, trained: Artifact, parts: dict[str, Artifact], weights: dict[str, float]
+) -> MergeRequest:
+    """The request for an average of a trained policy's weights with those of other parts, by name."""
+    made = DpoRequest.model_validate_json(upstream.store.read(trained, REQUEST_FILE))
+    return MergeRequest(
+        checkpoint=trained,
+        manifest=made.manifest,
+        settings=made.settings,
+        tokens=made.tokens,
+        parts=parts,
+        weights=weights,
     )
 
 

@@ -12,13 +12,11 @@ from itertools import islice
 
 from alignment.errors import BadInput
 from alignment.recipe import Recipe
-from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.merged_checkpoint import STAGE, TRAINED, MergeRequest
-from alignment.stages.policy_checkpoint import DpoRequest
 from alignment.store import Artifact
 from assets.building.node import Node
 from assets.building.upstream import Upstream
-from assets.merge import TRAINED_NODE, champions, is_usable, require_same
+from assets.merge import TRAINED_NODE, average_with, champions, is_usable, require_same
 from assets.sweep import compared, winning
 from eval.gate.sweep import described
 from resources.pools import Pools
@@ -44,15 +42,7 @@ def average(recipe: Recipe, name: str, what: Mapping[str, float]) -> Node:
         for place, champion in enumerate(last_champions(upstream, trained, int(what.get("champions", 0))), start=1):
             part = "champion" if place == 1 else f"champion_{place}"
             parts[part], weights[part] = champion, 1.0
-        made = DpoRequest.model_validate_json(upstream.store.read(trained, REQUEST_FILE))
-        return MergeRequest(
-            checkpoint=trained,
-            manifest=made.manifest,
-            settings=made.settings,
-            tokens=made.tokens,
-            parts=parts,
-            weights=weights,
-        )
+        return average_with(upstream, trained, parts, weights)
 
     return Node(
         name=f"{name}/policy_checkpoint",

@@ -5,6 +5,7 @@ claims, commits, work folders. Whoever is killed leaves behind what it had writt
 """
 
 import json
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -147,9 +148,9 @@ class Simulated(ProgramLauncher):
         if status != JobStatus.SUCCEEDED:
             raise RuntimeError("the node died: exit code 137")
 
+    @abstractmethod
     def submit(self, name: str) -> None:
         """By the rule of one kind of cluster."""
-        raise NotImplementedError
 
     def stop(self, launch: Launch, program: Program) -> None:
         """Nobody cancels here."""

@@ -132,7 +132,7 @@ def test_a_recipe_that_is_run_again_with_other_seeds_gets_a_certificate_that_is_
     said: list[str] = []
     priced = reproduce(path, 2, figures, "ours", True, said.append, run)
     assert (priced["to_train"], priced["certificate"]) == (1, None), "the first seed's policy is the recipe's own"
-    assert said[0].startswith("1 of 2 policies are to be trained and evaluated: about ")
+    assert said[0].startswith("1 of 2 policies is to be trained and evaluated: about ")
     made = reproduce(path, 2, figures, "ours", False, said.append, run)["certificate"]
     assert made["seeds"] == [0, 1] and made["policy"] == upstream("policy_checkpoint").digest
     one = next(one for one in made["metrics"] if one["metric"] == metric)

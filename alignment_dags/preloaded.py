@@ -5,6 +5,13 @@ training asks for several. It would also copy the memory that all steps share wi
 """
 
 import gc
+import signal
 
 gc.collect()
 gc.freeze()
+
+# Ctrl-C on a terminal reaches every process. A step's process ignores it until Dagster handles it there; what came
+# before that the run's process passes on. It was blocked while the server imported (alignment_dags/step_processes.py).
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+if hasattr(signal, "pthread_sigmask"):
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -6,6 +6,27 @@ training asks for several. It would also copy the memory that all steps share wi
 
 import gc
 import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from dagster._core.execution import compute_logs
+
+from alignment_dags.step_processes import ctrl_c_blocked
+
+_tail = compute_logs.execute_posix_tail
+
+
+@contextmanager
+def _tail_undisturbed(path: str, stream: Any) -> Iterator[Any]:
+    """Dagster's processes that show on the terminal what a step prints end with the step, and not with a traceback."""
+    with ExitStack() as stack:
+        with ctrl_c_blocked():
+            pids = stack.enter_context(_tail(path, stream))
+        yield pids
+
+
+compute_logs.execute_posix_tail = _tail_undisturbed
 
 gc.collect()
 gc.freeze()
@@ -13,5 +34,4 @@ gc.freeze()
 # Ctrl-C on a terminal reaches every process. A step's process ignores it until Dagster handles it there; what came
 # before that the run's process passes on. It was blocked while the server imported (alignment_dags/step_processes.py).
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-if hasattr(signal, "pthread_sigmask"):
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

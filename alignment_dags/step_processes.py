@@ -32,9 +32,12 @@ _server: Any = forkserver._forkserver  # type: ignore[attr-defined]
 class StepProcesses(multiprocess.MultiprocessExecutor):
     """Forks steps from a server that Ctrl-C does not reach, and tells every step of an interruption."""
 
-    def __init__(self, most: int, preloaded: list[str], retries: RetryMode) -> None:
+    def __init__(self, most: int, preloaded: list[str], retries: RetryMode | None) -> None:
         super().__init__(
-            retries=retries, max_concurrent=most, start_method="forkserver", explicit_forkserver_preload=preloaded
+            retries=retries or RetryMode.ENABLED,
+            max_concurrent=most,
+            start_method="forkserver",
+            explicit_forkserver_preload=preloaded,
         )
         self._preloaded = [multiprocess.__name__, *preloaded]  # as Dagster completes it
 
@@ -46,6 +49,16 @@ class StepProcesses(multiprocess.MultiprocessExecutor):
         yield from told_to_all(super().execute(plan_context, execution_plan))
 
 
+@contextlib.contextmanager
+def ctrl_c_blocked() -> Iterator[None]:
+    """SIGINT waits until the end here, and is blocked for good in processes that are started here."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def start_server(modules: list[str]) -> None:
     """Starts the server that processes are forked from, and returns once it has imported the modules.
 
@@ -55,11 +68,8 @@ def start_server(modules: list[str]) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(modules)
     resource_tracker.ensure_running()  # by itself: it unblocks the signals
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+    with ctrl_c_blocked():
         _server.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     ready = threading.Thread(target=_fork_one, args=(context,), daemon=True)
     ready.start()
     while ready.is_alive() and not check_captured_interrupt():

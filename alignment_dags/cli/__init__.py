@@ -42,9 +42,9 @@ def main() -> None:
 
 def usual_handlers() -> None:
     """Ctrl-C is a KeyboardInterrupt from here on, and SIGTERM ends the process, as in any Python program."""
-    for number, handler in zip(SIGNALS, (signal.default_int_handler, signal.SIG_DFL), strict=True):
-        if signal.getsignal(number) is stop_at_once:
-            signal.signal(number, handler)
+    if signal.getsignal(signal.SIGINT) is stop_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 __all__ = ["INTERRUPTED", "STOPPED", "main", "usual_handlers"]

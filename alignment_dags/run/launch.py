@@ -48,6 +48,9 @@ PERIOD = 0.5  # seconds between two looks at the event log
 PAUSE = 3.0  # seconds between two lines that a step's stage logs and that say nothing of how far it is
 
 
+UNFINISHED = "finished without success or failure event"  # Dagster's words for a step that was stopped before it began
+
+
 class Progress:
     """Tells `say` when steps start and end, and what stages log; finds its run by the tag in `tags`.
 
@@ -98,7 +101,7 @@ class Progress:
     def _tell_message(self, entry: dg.EventLogEntry, step: str) -> None:
         """Warnings always; how far a stage is, as a line that moves; of the others as many as a person can read."""
         message, warning = entry.user_message, int(entry.level) >= logging.WARNING
-        if not message or message.startswith("Dependencies for step"):
+        if not message or message.startswith("Dependencies for step") or UNFINISHED in message:
             return
         place = None if warning else place_of(message)
         if place is not None:

@@ -245,6 +245,8 @@ def launch(
     with interruptions() as came, capture_interrupts(), Progress(instance, phase.name, say) as progress:
         selection = [asset_key(recipe.name, name) for name in chosen]
         result = execute(instance, job, selection, {**process_tags(), **progress.tags, **NO_RETRY, **tags})
+    if not result.success:  # a step that was ended before it began keeps its slot
+        instance.event_log_storage.free_concurrency_slots_for_run(result.run_id)
     failures = list(instance.all_logs(result.run_id, of_type=dg.DagsterEventType.STEP_FAILURE))
     if came() or any(map(is_interruption, failures)):  # however the run failed, or though it was just done
         raise Stopped(result.run_id, progress.places)

@@ -5,11 +5,15 @@ training asks for several. It would also copy the memory that all steps share wi
 """
 
 import gc
+import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.execution import compute_logs
 
 from alignment_dags.step_processes import ctrl_c_blocked
@@ -27,6 +31,21 @@ def _tail_undisturbed(path: str, stream: Any) -> Iterator[Any]:
 
 
 compute_logs.execute_posix_tail = _tail_undisturbed
+
+_unraisable = sys.unraisablehook
+
+
+def _interrupted_again(lost: Any) -> None:
+    """An interruption that is raised in a destructor or a weak reference's callback is lost, with a traceback: it comes
+    again a moment later, where the step sees it."""
+    if not issubclass(lost.exc_type, (KeyboardInterrupt, DagsterExecutionInterruptedError)):
+        return _unraisable(lost)
+    again = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+    again.daemon = True
+    again.start()
+
+
+sys.unraisablehook = _interrupted_again
 
 gc.collect()
 gc.freeze()

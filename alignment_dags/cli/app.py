@@ -15,7 +15,6 @@ import typer
 
 from alignment.address import shown
 from alignment.errors import BadInput, require_utf8
-from alignment_dags.cli import INTERRUPTED, usual_handlers
 from alignment_dags.cli.files import compare, diff, reference, score
 from alignment_dags.cli.hand_over import ab, card, publish, serve
 from alignment_dags.cli.judge import judge
@@ -24,6 +23,7 @@ from alignment_dags.cli.overview import doctor, init, status
 from alignment_dags.cli.prefs import prefs
 from alignment_dags.cli.run import backfill, night, nights, plan, run, upgrade
 from alignment_dags.cli.setup import pools, recipes
+from alignment_dags.cli.stopping import INTERRUPTED, usual_handlers
 from alignment_dags.cli.worth import reproduce, sources, worth
 
 # Errors of networks and remote stores are shown in one line instead of a traceback.

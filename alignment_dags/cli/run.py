@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from alignment.errors import BadInput
-from alignment_dags.cli import INTERRUPTED
 from alignment_dags.cli.arguments import RecipeFile, RecipeFiles
 from alignment_dags.cli.output import AsJson, columns, say, tell
+from alignment_dags.cli.stopping import INTERRUPTED
 
 if TYPE_CHECKING:
     from alignment_dags.planner.forecast import StageForecast

@@ -39,7 +39,8 @@ def _interrupted_again(lost: Any) -> None:
     """An interruption that is raised in a destructor or a weak reference's callback is lost, with a traceback: it comes
     again a moment later, where the step sees it."""
     if not issubclass(lost.exc_type, (KeyboardInterrupt, DagsterExecutionInterruptedError)):
-        return _unraisable(lost)
+        _unraisable(lost)
+        return
     again = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
     again.daemon = True
     again.start()

@@ -11,6 +11,7 @@ from alignment_dags.nights.definitions import night_definitions
 from alignment_dags.recipes import recipes_in_use
 from alignment_dags.run.workspace import Phase, Workspace, job_name
 from alignment_dags.source.sensor import build_sensor
+from alignment_dags.step_processes import step_processes
 from assets.building.factory import asset_key, asset_resources, build_asset
 from resources.compute import ComputePools
 from resources.home import ensure_home
@@ -29,7 +30,7 @@ def step_executor(recipes: Iterable[Recipe], pools: Pools) -> dg.ExecutorDefinit
     """
     used = {name for recipe in recipes for name in recipe.pools.model_dump().values()}
     most = max((pools.pools[name].slots for name in used if name in pools.pools), default=0)
-    return dg.multiprocess_executor.configured(
+    return step_processes.configured(
         {
             "max_concurrent": max(STEPS_AT_ONCE, most + 1),
             "start_method": {"forkserver": {"preload_modules": PRELOADED}},

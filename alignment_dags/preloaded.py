@@ -5,6 +5,53 @@ training asks for several. It would also copy the memory that all steps share wi
 """
 
 import gc
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from dagster._core.errors import DagsterExecutionInterruptedError
+from dagster._core.execution import compute_logs
+
+from alignment_dags.step_processes import ctrl_c_blocked
+
+_tail = compute_logs.execute_posix_tail
+
+
+@contextmanager
+def _tail_undisturbed(path: str, stream: Any) -> Iterator[Any]:
+    """Dagster's processes that show on the terminal what a step prints end with the step, and not with a traceback."""
+    with ExitStack() as stack:
+        with ctrl_c_blocked():
+            pids = stack.enter_context(_tail(path, stream))
+        yield pids
+
+
+compute_logs.execute_posix_tail = _tail_undisturbed
+
+_unraisable = sys.unraisablehook
+
+
+def _interrupted_again(lost: Any) -> None:
+    """An interruption that is raised in a destructor or a weak reference's callback is lost, with a traceback: it comes
+    again a moment later, where the step sees it."""
+    if not issubclass(lost.exc_type, (KeyboardInterrupt, DagsterExecutionInterruptedError)):
+        _unraisable(lost)
+        return
+    again = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+    again.daemon = True
+    again.start()
+
+
+sys.unraisablehook = _interrupted_again
 
 gc.collect()
 gc.freeze()
+
+# Ctrl-C on a terminal reaches every process. A step's process ignores it until Dagster handles it there; what came
+# before that the run's process passes on. It was blocked while the server imported (alignment_dags/step_processes.py).
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -19,11 +19,11 @@ from alignment_dags.cli.files import compare, diff, reference, score
 from alignment_dags.cli.hand_over import ab, card, publish, serve
 from alignment_dags.cli.judge import judge
 from alignment_dags.cli.models import export, gc, lineage, path, promote, report
-from alignment_dags.cli.output import INTERRUPTED
 from alignment_dags.cli.overview import doctor, init, status
 from alignment_dags.cli.prefs import prefs
 from alignment_dags.cli.run import backfill, night, nights, plan, run, upgrade
 from alignment_dags.cli.setup import pools, recipes
+from alignment_dags.cli.stopping import INTERRUPTED, usual_handlers
 from alignment_dags.cli.worth import reproduce, sources, worth
 
 # Errors of networks and remote stores are shown in one line instead of a traceback.
@@ -91,13 +91,20 @@ def show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+STOPPED_AT_ONCE = {"run", "backfill"}
+"""Commands that begin with imports of many seconds, and that Dagster's own handlers stop after those."""
+
+
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
     """Keeps a language model aligned with people's preferences."""
+    if context.invoked_subcommand not in STOPPED_AT_ONCE:
+        usual_handlers()
 
 
 for verb in (
@@ -141,7 +148,10 @@ def main() -> None:
     try:
         for argument in sys.argv[1:]:
             require_utf8(argument)
-        sys.exit(app(standalone_mode=False) or 0)  # the code of a typer.Exit; commands return nothing
+        code = app(standalone_mode=False) or 0  # the code of a typer.Exit; commands return nothing
+        if code == INTERRUPTED:  # what typer makes of a KeyboardInterrupt
+            print("stopped", file=sys.stderr)
+        sys.exit(code)
     except typer.Abort:
         sys.exit(INTERRUPTED)
     except BadInput as error:

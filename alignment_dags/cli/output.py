@@ -20,9 +20,6 @@ from alignment.progress import MOVING
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 
-INTERRUPTED = 130
-"""Exit code of a command that Ctrl-C ended, as shells give it."""
-
 
 @contextmanager
 def stdout_kept() -> Iterator[None]:

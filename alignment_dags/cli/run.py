@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +13,8 @@ import typer
 
 from alignment.errors import BadInput
 from alignment_dags.cli.arguments import RecipeFile, RecipeFiles
-from alignment_dags.cli.output import INTERRUPTED, AsJson, columns, say, tell
+from alignment_dags.cli.output import AsJson, columns, say, tell
+from alignment_dags.cli.stopping import INTERRUPTED
 
 if TYPE_CHECKING:
     from alignment_dags.planner.forecast import StageForecast
@@ -182,7 +185,8 @@ def run(
         say(f"{name}: {path}")
     result = tell(lambda: summary_of(run_recipe(path, say)), as_json, show_outcome)
     if result["stopped"] is not None:
-        raise typer.Exit(INTERRUPTED)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said; an impatient second Ctrl-C adds nothing
+        sys.exit(INTERRUPTED)  # not typer.Exit, which typer makes of a KeyboardInterrupt
     if result["failure"] is not None:
         raise typer.Exit(1)
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
+import signal
+import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NoReturn
@@ -25,6 +29,7 @@ from dagster._core.remote_origin import (
 from dagster._core.storage.tags import MAX_RETRIES_TAG
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._utils.error import SerializableErrorInfo  # type: ignore[attr-defined]
+from dagster._utils.interrupts import capture_interrupts
 
 from alignment.address import shown
 from alignment.errors import BadInput
@@ -42,6 +47,9 @@ TAG = ".dagster/align_launch"  # Dagster's pages hide tags of this prefix
 PERIOD = 0.5  # seconds between two looks at the event log
 GOES_ON = "resuming from"
 PAUSE = 3.0  # seconds between two lines that a step's stage logs and that say nothing of how far it is
+
+
+UNFINISHED = "finished without success or failure event"  # Dagster's words for a step that was stopped before it began
 
 
 class Progress:
@@ -95,7 +103,7 @@ class Progress:
         """Warnings always, and where work goes on; how far a stage is, as a line that moves; of the others as many as a
         person can read."""
         message, warning = entry.user_message, int(entry.level) >= logging.WARNING
-        if not message or message.startswith("Dependencies for step"):
+        if not message or message.startswith("Dependencies for step") or UNFINISHED in message:
             return
         place = None if warning else place_of(message)
         if place is not None:
@@ -234,16 +242,46 @@ def launch(
     """
     named = {"recipe_name": recipe.name, "phase_name": phase.name}
     job = dg.build_reconstructable_job("alignment_dags.jobs", "load_job", reconstructable_kwargs=named)
-    with Progress(instance, phase.name, say) as progress:
+    job.get_definition()  # imports much, and is kept: an interruption is not held up while it does
+    # Dagster's handlers from before there is a run until it has ended: no interruption leaves one half recorded
+    with interruptions() as came, capture_interrupts(), Progress(instance, phase.name, say) as progress:
         selection = [asset_key(recipe.name, name) for name in chosen]
         result = execute(instance, job, selection, {**process_tags(), **progress.tags, **NO_RETRY, **tags})
+    if not result.success:  # a step that was ended before it began keeps its slot
+        instance.event_log_storage.free_concurrency_slots_for_run(result.run_id)
+    failures = list(instance.all_logs(result.run_id, of_type=dg.DagsterEventType.STEP_FAILURE))
+    if came() or any(map(is_interruption, failures)):  # however the run failed, or though it was just done
+        raise Stopped(result.run_id, progress.places)
     if result.success:
         return result.run_id
-    failures = list(instance.all_logs(result.run_id, of_type=dg.DagsterEventType.STEP_FAILURE))
-    if any(map(is_interruption, failures)):
-        raise Stopped(result.run_id, progress.places)
     raise_failure(instance, result.run_id)
     raise AssertionError("unreachable")
+
+
+@contextmanager
+def interruptions() -> Iterator[Callable[[], bool]]:
+    """Notices Ctrl-C and SIGTERM whoever handles them: Dagster's handlers are many, and forget. Gives what says
+    whether one came; nothing does outside of the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        for end in (ours, theirs):
+            end.setblocking(False)
+        numbers: set[int] = set()
+
+        def came() -> bool:
+            with contextlib.suppress(OSError):  # none came, or closed: what came is kept
+                numbers.update(ours.recv(4096))
+            return not numbers.isdisjoint((signal.SIGINT, signal.SIGTERM))
+
+        before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        try:
+            yield came
+        finally:
+            signal.set_wakeup_fd(before)
+            came()
 
 
 def execute(

@@ -1,4 +1,5 @@
-"""Killed in the middle of DPO, once the step and once everything: the next run goes on and ends at the same weights."""
+"""Killed in the middle of DPO, once the step and once everything: the next run goes on and ends at the same weights.
+Stopped with Ctrl-C or SIGTERM at any moment: one line says so."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import psutil
 import pytest
 import yaml
 
@@ -173,3 +175,72 @@ def test_ctrl_c_says_at_which_step_it_stopped_and_the_next_run_goes_on_there(
     again = Run(align_command, path)
     assert again.end() == 0, "".join(again.lines)
     assert again.said(rf"policy_checkpoint: resuming from step {SAVE_STEPS}\b")
+
+
+# Moments of a run at which a signal comes, from its first imports to its second phase.
+
+
+def _is_mapped(pid: int, library: str) -> bool:
+    return library in Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
+
+
+def _server(run: Run) -> psutil.Process | None:
+    """The server that step processes are forked from."""
+    children = psutil.Process(run.process.pid).children()
+    return next((child for child in children if any("forkserver" in word for word in child.cmdline())), None)
+
+
+def _catches(pid: int, number: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    caught = int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16)  # type: ignore[index]
+    return bool(caught >> (number - 1) & 1)
+
+
+def _is_recorded(kind: dg.DagsterEventType) -> bool:
+    with dg.DagsterInstance.get() as instance:
+        return any(list(instance.all_logs(run.run_id, of_type=kind)) for run in instance.get_runs())
+
+
+MOMENTS: dict[str, Callable[[Run], bool]] = {
+    "the first handler": lambda run: _catches(run.process.pid, signal.SIGTERM),
+    "the imports of Dagster": lambda run: _is_mapped(run.process.pid, "/sqlalchemy/"),
+    "a run that is recorded": lambda run: _is_recorded(dg.DagsterEventType.RUN_START),
+    "a server that starts": lambda run: _server(run) is not None,
+    "a server that imports": lambda run: (
+        (server := _server(run)) is not None and _is_mapped(server.pid, "libtorch_cpu")
+    ),
+    "a step that is starting": lambda run: _is_recorded(dg.DagsterEventType.STEP_WORKER_STARTING),
+    "a step's process": lambda run: _is_recorded(dg.DagsterEventType.STEP_WORKER_STARTED),
+    "a step that is done": lambda run: run.said(" done in "),
+}
+
+
+def _interrupt(run: Run, number: int) -> None:
+    """SIGINT to every process of the group, as a terminal does; SIGTERM to the command alone, as services do."""
+    (os.killpg if number == signal.SIGINT else os.kill)(run.process.pid, number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_that_is_stopped_at_any_moment_says_so_in_one_line(
+    moment: str, number: int, small_recipe: dict[str, Any], tmp_path: Path, tables: None, align_command: list[str]
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(small_recipe), encoding="utf-8")
+    run = Run(align_command, path)
+    while not MOMENTS[moment](run):
+        assert run.process.poll() is None, "".join(run.lines)
+        time.sleep(0.01)
+    _interrupt(run, number)
+    assert run.process.stdout is not None
+    printed = run.process.stdout.read()
+    assert run.end() == 130, "".join(run.lines)
+
+    told = [json.loads(printed)["stopped"]] if printed else []
+    told += [line.strip() for line in run.lines if "stopped" in line]
+    assert told == ["stopped; run it again to go on"]
+    progress = re.compile(r"  \w+ · \S+ (…|done in [\d.]+ s)|    \S+: .*|stopped; run it again to go on")
+    assert [line for line in run.lines if not progress.fullmatch(line.rstrip("\n"))] == []
+    with dg.DagsterInstance.get() as instance:
+        assert all(run.is_finished for run in instance.get_runs())
+        assert instance.event_log_storage.get_concurrency_info("local").active_slot_count == 0

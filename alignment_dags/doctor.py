@@ -123,7 +123,9 @@ def _mlflow() -> Iterator[Finding]:
 def _dagster() -> Iterator[Finding]:
     import dagster as dg
 
-    with dg.DagsterInstance.get() as instance:
+    from resources.databases import dagster_instance
+
+    with dagster_instance() as instance:
         limits = {pool.name: pool.limit for pool in instance.event_log_storage.get_pool_limits()}
         yield Finding("dagster", "ok", f"storage in {dagster_home()} answers")
         wanted = {name: pool.slots for name, pool in load_pools().pools.items()}

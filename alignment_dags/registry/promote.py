@@ -14,8 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
-
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe
 from alignment.store.erase import current_erasure
@@ -27,6 +25,7 @@ from alignment_dags.run.workers import apply_pools, end_dead_runs
 from alignment_dags.run.workspace import Workspace
 from assets.champion import check_evaluated, moved_by_hand, registered_champion
 from assets.registration import Decision, RegistrationSummary, drop_decision, write_decision
+from resources.databases import dagster_instance
 from resources.home import ensure_home
 from resources.mlflow import Tracking
 from resources.pools import load_pools
@@ -161,7 +160,7 @@ def _owner(model: str) -> tuple[Path, Recipe] | None:
 
 def _carry_out(workspace: Workspace, decision: Decision, say: Callable[[str], None]) -> str:
     phase = workspace.return_phase if decision.kind == "rollback" else workspace.phase("train")
-    with dg.DagsterInstance.get() as instance:
+    with dagster_instance() as instance:
         end_dead_runs(instance)
         apply_pools(instance, workspace.pools)
         return launch(instance, workspace.recipe, phase, [NODE], {}, say)

@@ -30,9 +30,10 @@ from dagster._core.storage.tags import MAX_RETRIES_TAG
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._utils.error import SerializableErrorInfo  # type: ignore[attr-defined]
 from dagster._utils.interrupts import capture_interrupts
+from sqlalchemy.exc import SQLAlchemyError
 
 from alignment.address import shown
-from alignment.errors import BadInput
+from alignment.errors import BadInput, one_line
 from alignment.progress import MOVING, Pace, duration, place_of
 from alignment.recipe import Recipe
 from alignment_dags.run.plan import Planned, plan
@@ -82,10 +83,15 @@ class Progress:
     ) -> None:
         self._done.set()
         self._thread.join()
-        self._look()
+        self._try_to_look()
 
     def _follow(self) -> None:
         while not self._done.wait(PERIOD):
+            self._try_to_look()
+
+    def _try_to_look(self) -> None:
+        """A storage that does not answer is tried again; whoever executes the run meets the same, and tells it."""
+        with contextlib.suppress(SQLAlchemyError):
             self._look()
 
     def _look(self) -> None:
@@ -320,10 +326,10 @@ class StepFailure:
 
 
 def why(error: SerializableErrorInfo) -> str:
-    """What a person reads of a step's error that is none of ours."""
+    """What a person reads of a step's error that is none of ours, in one line."""
     if error.cls_name == ChildProcessCrashException.__name__:  # without a word of its own, or of Dagster's
         return "its process was killed, or crashed (out of memory, perhaps); run it again to go on"
-    return str((error.cause or error).message).strip()
+    return one_line((error.cause or error).message)
 
 
 def step_failures(instance: dg.DagsterInstance, run_id: str) -> list[StepFailure]:

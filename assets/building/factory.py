@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 
 from alignment.address import shown
-from alignment.errors import BadInput
+from alignment.errors import BadInput, one_line
 from alignment.guards import GATE, Guard
 from alignment.progress import CURVES
 from alignment.recipe import Recipe
@@ -173,7 +173,8 @@ class Materializer:
         except Exception as error:
             if not _holds_secret(error):
                 raise
-            raise dg.Failure(shown(f"{type(error).__name__}: {error}")) from None  # Dagster would record its cause
+            told = shown(f"{type(error).__name__}: {one_line(error)}")
+            raise dg.Failure(told) from None  # Dagster would record its cause
 
     def _if_store_is_empty(self) -> str:
         """What to say where nothing at all was built: a store that went in mid-run looks like a new one."""
@@ -232,8 +233,8 @@ class Materializer:
                 self.context.log.error(f"{shard}: {failure.description}")
                 continue
             except Exception as error:  # of this shard only: the others go on
-                failures[shard] = dg.Failure(f"{type(error).__name__}: {error}")
-                self.context.log.exception(f"{shard}: {error}")
+                failures[shard] = dg.Failure(f"{type(error).__name__}: {one_line(error)}")
+                self.context.log.exception(f"{shard}: {one_line(error)}")
                 continue
             event = dg.AssetMaterialization(
                 asset_key=asset_key(self.recipe.name, self.node.name),

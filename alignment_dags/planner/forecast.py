@@ -12,7 +12,7 @@ from alignment.data.hub import HubUnreachable, asking_briefly
 from alignment.errors import BadInput, be, counted
 from alignment.models.checkpoint import CONFIG_FILE, read_config
 from alignment.models.pin import hub_config
-from alignment.models.shape import shape_of
+from alignment.models.shape import not_planned, shape_of
 from alignment.recipe import Dpo, Recipe
 from alignment.stages.stage import ReferenceSummary
 from alignment.stages.usage import Usage
@@ -21,6 +21,7 @@ from alignment_dags.check import local_config
 from alignment_dags.planner import generated, hours
 from alignment_dags.planner.cached import rows_of_shards
 from alignment_dags.planner.loads import (
+    SCORERS,
     Lengths,
     Load,
     Remedy,
@@ -28,6 +29,8 @@ from alignment_dags.planner.loads import (
     load_of,
     precision_of,
     remedies,
+    uncounted,
+    unshardable,
 )
 from alignment_dags.run.plan import Planned, plan
 from alignment_dags.run.workspace import Workspace
@@ -42,11 +45,9 @@ MODELS = Path(__file__).parent / "models"
 """Configurations of well-known models, with their ids on the hub."""
 HUB_SECONDS = 5.0  # to wait for an answer of the hub
 LAST = 5  # a time is the mean of the last commits
-SCORERS = ("reference_logprobs", "policy_logprobs")
-"""Stages that score rows; the first that their nodes need is the checkpoint that scores."""
 GENERATED = ("candidates", "weak_candidates", "ranked_pairs", "generated_shard", "generated_logprobs")
 """Nodes of the recipe's `generate`, before the first manifest."""
-NO_ACTIVATIONS = "activations are not known for this architecture and come on top"
+NO_ACTIVATIONS = "activations are not known and come on top"
 
 
 @dataclass(frozen=True)
@@ -248,11 +249,13 @@ def _stage(node: Node, stand: Stand, unsure: str | None) -> StageForecast:
     to_make = sum(step.state in ("missing", "waiting") for step in mine)
     pool = None if node.pool is None else workspace.pools[node.pool]
     load = _load(node, stand, pool)
-    memory = _memory(node, workspace.recipe, stand.model, load)
+    memory = _memory(node, workspace.recipe, pool, stand.model, load)
     room = None if pool is None else pool.memory_gib
     fits = None if memory.value is None or room is None else memory.value <= room
     if fits and load is None and memory.value:
         fits = None  # without its activations
+    if load is not None and unshardable(load) is not None:
+        load, fits = None, False
     if unsure is not None:
         seconds = Figure(None, unsure)
     elif node.adopts:
@@ -304,7 +307,7 @@ def _load(node: Node, stand: Stand, pool: Pool | None) -> Load | None:
     return load_of(node, stand.workspace.recipe, pool, shape, stand.lengths)
 
 
-def _memory(node: Node, recipe: Recipe, model: ModelConfig, load: Load | None) -> Figure:
+def _memory(node: Node, recipe: Recipe, pool: Pool | None, model: ModelConfig, load: Load | None) -> Figure:
     if precision_of(node, recipe) is None:
         if node.stage.name in ("responses", "candidates"):
             return Figure(0.0, "loads no model: an endpoint answers")
@@ -312,13 +315,17 @@ def _memory(node: Node, recipe: Recipe, model: ModelConfig, load: Load | None) -
         return Figure(0.0, what)
     if model.config is None:
         return Figure(None, model.source)
+    if load is not None and (problem := unshardable(load)) is not None:
+        return Figure(None, problem)
     if load is not None:
         return Figure(load.total / GIB, f"{load.what} ({model.source})")
+    shape = shape_of(model.config)
+    why = not_planned(model.config) if shape is None else uncounted(node, shape)
     try:
-        size, what = bytes_without_activations(node, recipe, model.config)
+        size, what = bytes_without_activations(node, recipe, pool, model.config)
     except BadInput as error:
         return Figure(None, str(error))
-    return Figure(size / GIB, f"{what} ({model.source}); {NO_ACTIVATIONS}")
+    return Figure(size / GIB, f"{what} ({model.source}); {NO_ACTIVATIONS}" + (f": {why}" if why else ""))
 
 
 def _computed(node: Node, stand: Stand, load: Load | None, pool: Pool | None, never: bool) -> Figure | None:

@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 from alignment.models.memory import (
+    BYTES,
     Checkpointing,
     PackedPass,
     Trained,
@@ -157,16 +158,15 @@ def precision_of(node: Node, recipe: Recipe) -> str | None:
 
 
 def load_of(node: Node, recipe: Recipe, pool: Pool, shape: Shape, lengths: Lengths) -> Load | None:
-    """What a stage holds in memory; None for a stage without a model, and for an adapter on more than the layers."""
+    """What a stage holds in memory; None for a stage without a model, and where `uncounted` says why."""
     precision = precision_of(node, recipe)
     settings = node.training
     lora = None if settings is None else settings.lora
-    if precision is None or (lora is not None and shape.adapted(lora) is None):
+    if precision is None or uncounted(node, shape) is not None:
         return None
     on_gpu = pool.gpus_per_slot > 0
     plain = Load("score", shape, precision, SMOKE_TOKENS, lengths.pass_of_one, on_gpu)
     if settings is not None:
-        section: Any = settings
         stop = getattr(settings, "stop", None)
         load = replace(
             plain,
@@ -178,14 +178,10 @@ def load_of(node: Node, recipe: Recipe, pool: Pool, shape: Shape, lengths: Lengt
             beside=int(stop is not None and stop.kl is not None and lora is None),
         )
     else:
-        scorers = ("reference_logprobs", "policy_logprobs")
-        sections: dict[str, Any] = dict.fromkeys((*scorers, "new_rows"), recipe.reference)
-        sections["merged_checkpoint"] = None  # one process averages, and measures the average whole
-        section = sections.get(node.stage.name, recipe.evals)
         load = plain
-        if node.stage.name in scorers:
+        if node.stage.name in SCORERS:
             load = replace(load, quantised=recipe.reference_quantise is not None)
-    load = replace(load, shards=pool.world_size if getattr(section, "sharded", False) else 1)
+    load = replace(load, shards=shards_of(node, recipe, pool))
     if node.name == "sft_checkpoint":
         assert recipe.sft is not None
         length = recipe.sft.max_length
@@ -205,16 +201,52 @@ def load_of(node: Node, recipe: Recipe, pool: Pool, shape: Shape, lengths: Lengt
     return replace(load, tokens=tokens if on_gpu else min(tokens, CPU_TOKENS))
 
 
-def bytes_without_activations(node: Node, recipe: Recipe, config: dict[str, Any]) -> tuple[float, str]:
+SCORERS = ("reference_logprobs", "policy_logprobs")
+"""Stages that score rows; the first that their nodes need is the checkpoint that scores."""
+
+
+def shards_of(node: Node, recipe: Recipe, pool: Pool) -> int:
+    """Over how many devices a stage's model is split."""
+    sections: dict[str, Any] = dict.fromkeys((*SCORERS, "new_rows"), recipe.reference)
+    sections["merged_checkpoint"] = None  # one process averages, and measures the average whole
+    section = node.training or sections.get(node.stage.name, recipe.evals)
+    return pool.world_size if getattr(section, "sharded", False) else 1
+
+
+def uncounted(node: Node, shape: Shape) -> str | None:
+    """Why the activations of a stage are not known although the model's are; None where they are."""
+    lora = None if node.training is None else node.training.lora
+    if lora is not None and shape.adapted(lora) is None:
+        if isinstance(lora.target_modules, str):
+            return "all-linear puts adapters beside experts too, whose weights are then kept once more a layer"
+        return "lora.target_modules names more than matrices of the layers"
+    if shape.drops and node.stage.name in ("sft_checkpoint", "reward_model"):
+        return "the model drops units while it is trained here, and what that keeps is not counted"
+    return None
+
+
+def unshardable(load: Load) -> str | None:
+    """Why a load that is to be split cannot be; None where it can."""
+    if load.shards == 1 or load.shape.experts is None:
+        return None
+    return "a mixture of experts cannot be sharded: its weights are stored in another layout; leave out sharded"
+
+
+def bytes_without_activations(
+    node: Node, recipe: Recipe, pool: Pool | None, config: dict[str, Any]
+) -> tuple[float, str]:
     """Weights, gradients and the optimiser's state for a model whose activations are not known; raises `BadInput`."""
     settings, precision = node.training, precision_of(node, recipe)
     assert precision is not None
+    shards = 1 if pool is None else shards_of(node, recipe, pool)
+    split = f", split over {shards} devices" if shards > 1 else ""
     whole, trained = parameter_counts(config, None if settings is None else settings.lora)
     if settings is None:
-        return float({"float32": 4, "bfloat16": 2}[precision] * whole), f"{whole:,} parameters in {precision}"
+        return BYTES[precision] * whole / shards, f"{whole:,} parameters in {precision}{split}"
     adapter = 0 if settings.lora is None else trained
-    parts = Trained(whole, adapter, precision, wide_gradients=node.stage.name == "policy_checkpoint").parts
-    return sum(parts.values()), f"{whole:,} parameters, {trained:,} of them trained"
+    wide = node.stage.name == "policy_checkpoint"
+    parts = Trained(whole, adapter, precision, wide_gradients=wide, shards=shards).parts
+    return sum(parts.values()), f"{whole:,} parameters, {trained:,} of them trained{split}"
 
 
 @dataclass(frozen=True)
@@ -254,9 +286,9 @@ def _left(stage: str, load: Load) -> list[Change]:
     possible: dict[Change, bool] = {
         "checkpoint": load.kind == "train" and load.checkpointing is not True,
         "smaller": load.tokens > LEAST_PASS and stage != "sft_checkpoint",
-        "adapter": load.kind == "train" and load.lora is None,
+        "adapter": load.kind == "train" and load.lora is None and load.shape.adapted(LORA) is not None,
         "quantise": load.kind == "train" and load.lora is not None and not load.quantised and load.shards == 1,
-        "shard": load.on_gpu and load.shards < MOST_DEVICES and not load.quantised,
+        "shard": load.on_gpu and load.shards < MOST_DEVICES and not load.quantised and load.shape.experts is None,
     }
     return [change for change, is_left in possible.items() if is_left]
 

@@ -135,10 +135,10 @@ def test_a_reward_model_reads_answers_by_its_own_tokenizer_whatever_the_policy_s
     texts = ["yes.", "no.", "y" * 200, "\u00e9\u00e8"]
     scorer = RewardScorer(folder, TokenPolicy(max_length=64), "float32", 4096)
     yes, no, long, unknown = scorer([Scored(str(k), "p", prompt, {}, text) for k, text in enumerate(texts)])
-    ids = [tokenizer.encode(f"<user>say yes<assistant>{text}") + [tokenizer.eos_token_id] for text in texts[:2]]
+    ids = [[*tokenizer.encode(f"<user>say yes<assistant>{text}"), tokenizer.eos_token_id] for text in texts[:2]]
     alone = rewards(load_reward_model(folder, "float32"), ids, 4096)
     assert [yes, no] == pytest.approx(alone, abs=1e-6) and yes != no
-    assert long == "the reward model cannot read it: longer than max_length"
+    assert long == "the reward model cannot read it: too long"
     assert isinstance(unknown, float), "as unknown letters"
 
 

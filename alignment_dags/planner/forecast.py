@@ -21,6 +21,7 @@ from alignment_dags.check import local_config
 from alignment_dags.planner import generated, hours
 from alignment_dags.planner.cached import rows_of_shards
 from alignment_dags.planner.loads import (
+    ON_POLICY,
     Lengths,
     Load,
     Remedy,
@@ -29,6 +30,7 @@ from alignment_dags.planner.loads import (
     precision_of,
     remedies,
 )
+from alignment_dags.planner.on_policy import on_policy_seconds
 from alignment_dags.run.plan import Planned, plan
 from alignment_dags.run.workspace import Workspace
 from assets.building.node import Node
@@ -338,6 +340,8 @@ def _computed(node: Node, stand: Stand, load: Load | None, pool: Pool | None, ne
             return Figure(0.0, part) if outstanding == 0 else None
         seconds, how = hours.scoring_seconds(recipe, load, stand.lengths, outstanding, rate)
         return Figure(seconds, f"{part}; {how}")
+    if never and node.stage.name == ON_POLICY:
+        return Figure(*on_policy_seconds(recipe, load, rate))
     if not never or load is None or rate is None or load.precision != "bfloat16":
         return None
     sampling = stand.sampling(node)
@@ -403,8 +407,8 @@ def _under_champion(node: Node, stand: Stand, load: Load | None, rate: hours.Rat
     whole = seconds(total)
     again = "" if whole is None else f", {whole:.3g} s"
     told = (
-        f"{referred.why}: {known}{outstanding:,} of {counted(total, 'row')} {be(outstanding)} not in its cache; the next"
-        f" champion scores all {total:,}{again}"
+        f"{referred.why}: {known}{outstanding:,} of {counted(total, 'row')} {be(outstanding)} not in its cache; the"
+        f" next champion scores all {total:,}{again}"
     )
     return Figure(seconds(outstanding), told)
 

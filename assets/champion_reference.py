@@ -52,12 +52,16 @@ def against_champion(recipe: Recipe, trained: str) -> Iterator[Node]:
         return PolicyLogprobsRequest(checkpoint=referred.checkpoint, manifest=upstream(FIRST), **scoring(recipe))
 
     def pinned(upstream: Upstream, shard: str | None) -> ManifestRequest:
-        referred = referred_to(recipe, upstream, trained)
-        about.text = referred.why
-        first = request_of(upstream.store, upstream(FIRST))
+        referred, rows = referred_to(recipe, upstream, trained), upstream(FIRST)
+        about.text, first = referred.why, request_of(upstream.store, rows)
         if referred.checkpoint is None:
             return first  # found by its own request, and not made again
-        return first.model_copy(update={"references": dict.fromkeys(first.shards, upstream(LOGPROBS))})
+        scored = upstream(LOGPROBS)
+        if upstream.store.commit_of(scored).inputs["manifest"].digest != rows.digest:
+            raise BadInput(
+                "somebody promoted another version while this ran, which has not scored these rows: run again"
+            )
+        return first.model_copy(update={"references": dict.fromkeys(first.shards, scored)})
 
     def show(commit: Commit, folder: Path) -> Shown:
         shown = show_manifest(commit, folder)

@@ -210,7 +210,7 @@ def load_of(node: Node, recipe: Recipe, pool: Pool, shape: Shape, lengths: Lengt
             one=PackedPass(length, longest, length, 0, length**2, 0),
             packed=False,
             beside=int(recipe.on_policy.kl_weight > 0),
-            sampled=recipe.reference.batch_tokens,
+            sampled=min(recipe.reference.batch_tokens, recipe.dpo.batch_size * recipe.on_policy.n * length),
         )
     if node.stage.name == "reward_model" and settings is not None:  # both sides of a pair in one padded batch
         length = recipe.tokens.max_length

@@ -70,7 +70,7 @@ def on_policy_seconds(recipe: Recipe, load: Load | None, rate: Rate | None) -> t
     if load is None or rate is None or load.precision != "bfloat16":
         return None, f"{steps}; how fast its device is in this precision is not known before it was run"
     rows = max(1, load.sampled // (PROMPT + steps.longest))
-    cache = cache_bytes(load.shape, min(load.sampled, rows * (PROMPT + steps.longest)), load.precision)
+    cache = cache_bytes(load.shape, rows * (PROMPT + steps.longest), load.precision)
     read = BYTES[load.precision] * load.shape.parameters + cache / 2
     batches = steps.steps * ceil(steps.prompts * steps.n / rows)
     sampling = batches * steps.longest * read / (hours.BANDWIDTH * rate.accelerator.bandwidth)

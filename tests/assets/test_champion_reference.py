@@ -189,7 +189,7 @@ def test_a_policy_stands_on_the_rows_that_it_was_trained_on_against_the_champion
         ({"rounds": ROUNDS}, "generate.reference: champion and rounds: give one of them"),
         ({"optimise": [{}, {}]}, "generate.reference: champion and a chain in optimise"),
         ({"sweep": {"beta": [0.1, 0.2]}, "evals": {"ifeval": {"embedded": "micro"}}}, "champion and sweep"),
-        ({"optimise": {"method": "simpo"}}, "generate.reference: champion, and simpo has no reference"),
+        ({"optimise": {"method": "simpo"}}, "generate.reference: champion, and method: simpo has no reference"),
     ],
 )
 def test_what_has_no_one_reference_is_refused_in_one_line(changes: dict[str, Any], told: str) -> None:

@@ -131,7 +131,7 @@ def request_of(store: Store, pinned: Artifact) -> ManifestRequest:
 
 def rows_of(request: ManifestRequest) -> object:
     """What a set holds, whatever its shards are called and its reference is."""
-    plain = {"shards": {}, "references": {}, "left_out": {}}
+    plain: dict[str, object] = {"shards": {}, "references": {}, "left_out": {}}
     return sorted(shard.digest for shard in request.shards.values()), request.model_copy(update=plain).identity()
 
 

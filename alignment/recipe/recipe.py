@@ -368,8 +368,8 @@ class Recipe(Section):
         if self.generate is not None and self.generate.generator in ("sft", "champion") and self.sft is None:
             raise ValueError("generate.generator needs sft: name the model that answers")
         if self.refers_to_champion:
-            others = {"rounds": self.rounds, "a chain in optimise": self.later_links, "sweep": self.sweep}
-            if other := next((name for name, value in others.items() if value), None):
+            refers = {"rounds": self.rounds, "a chain in optimise": self.later_links, "sweep": self.sweep}
+            if other := next((name for name, value in refers.items() if value), None):
                 raise ValueError(f"generate.reference: champion and {other}: give one of them")
             if not self.method.needs_reference:
                 raise ValueError(f"generate.reference: champion, and {self.training.called} has no reference")

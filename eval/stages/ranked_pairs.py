@@ -225,7 +225,7 @@ def _several(request: RankedRequest, context: Context) -> Result:
     more: dict[str, Any] = {"without_pairs": {name: str(error) for name, error in without}} if without else {}
     summary = RankedSummary(
         prompts=sum(one.prompts for one in summaries),
-        candidates=sum(one.candidates for one in (*summaries, *(error for _, error in without))),
+        candidates=sum(one.candidates for one in summaries) + sum(error.candidates for _, error in without),
         scored=sum(one.scored for one in summaries) + sum(score is not None for score in lost),
         unscored=sum(one.unscored for one in summaries) + lost.count(None),
         pairs=pairs,

@@ -125,7 +125,8 @@ def prices(recipe: Recipe, pools: Pools) -> dict[str, float]:
     chosen = {
         "sft_checkpoint": recipe.pools.sft,
         "reference_logprobs": recipe.pools.reference,
-        **({"policy_logprobs": recipe.pools.reference} if recipe.later_links else {}),  # prices are in the key
+        # prices are in the key
+        **({"policy_logprobs": recipe.pools.reference} if recipe.later_links or recipe.refers_to_champion else {}),
         **({"candidates": recipe.pools.responses} if recipe.generate or recipe.rounds else {}),
         "policy_checkpoint": recipe.pools.policy,
         "policy_divergence": pool_of(recipe),

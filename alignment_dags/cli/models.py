@@ -115,7 +115,8 @@ def _node(role: str, node: dict[str, Any], indent: str, seen: set[str]) -> Itera
     again = node["key"] in seen
     seen.add(node["key"])
     lead = f"{role}: " if role else ""
-    mark = " (above)" if again and node["inputs"] else ""
+    lineage = node.get("lineage") or ("above" if again and node["inputs"] else "")
+    mark = {"": "", "above": " (above)", "its own": " (another version, whose lineage is its own)"}[lineage]
     yield f"{indent}{lead}{node['stage']} {node['digest'][:SHORT]} (key {node['key'][:SHORT]}){mark}"
     if again:
         return

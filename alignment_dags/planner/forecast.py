@@ -21,6 +21,7 @@ from alignment_dags.check import local_config
 from alignment_dags.planner import generated, hours
 from alignment_dags.planner.cached import rows_of_shards
 from alignment_dags.planner.loads import (
+    ON_POLICY,
     SCORERS,
     Lengths,
     Load,
@@ -32,9 +33,12 @@ from alignment_dags.planner.loads import (
     uncounted,
     unshardable,
 )
+from alignment_dags.planner.on_policy import on_policy_seconds
 from alignment_dags.run.plan import Planned, plan
 from alignment_dags.run.workspace import Workspace
 from assets.building.node import Node
+from assets.building.upstream import NotBuilt
+from assets.champion_reference import LOGPROBS as CHAMPION_LOGPROBS
 from assets.responses import BASELINES
 from eval.stages.evaluation_report import STAGE as REPORT
 from eval.stages.scores import STAGE as SCORES
@@ -332,6 +336,8 @@ def _computed(node: Node, stand: Stand, load: Load | None, pool: Pool | None, ne
     """Time by rows and operations: of a stage that was never made, and of log-probs of which the cache holds some."""
     rate = None if pool is None else hours.Rate.of(pool)
     recipe, rows = stand.workspace.recipe, stand.rows
+    if node.name == CHAMPION_LOGPROBS:
+        return _under_champion(node, stand, load, rate)
     if node.stage.name in SCORERS and (left := _not_cached(node, stand)) is not None:
         total, outstanding = left
         part = f"{outstanding:,} of {counted(total, 'row')} {be(outstanding)} not in the cache"
@@ -341,6 +347,8 @@ def _computed(node: Node, stand: Stand, load: Load | None, pool: Pool | None, ne
             return Figure(0.0, part) if outstanding == 0 else None
         seconds, how = hours.scoring_seconds(recipe, load, stand.lengths, outstanding, rate)
         return Figure(seconds, f"{part}; {how}")
+    if never and node.stage.name == ON_POLICY:
+        return Figure(*on_policy_seconds(recipe, load, rate))
     if not never or load is None or rate is None or load.precision != "bfloat16":
         return None
     sampling = stand.sampling(node)
@@ -365,6 +373,51 @@ def _computed(node: Node, stand: Stand, load: Load | None, pool: Pool | None, ne
     if isinstance(node.training, Dpo):
         return Figure(*hours.training_seconds(recipe, node.training, load, stand.lengths, taken, rate))
     return Figure(*hours.scoring_seconds(recipe, load, stand.lengths, taken, rate))
+
+
+def _under_champion(node: Node, stand: Stand, load: Load | None, rate: hours.Rate | None) -> Figure:
+    """Of the log-probs under the champion that is the reference: of the rows that it has not scored, and how much all
+    rows are, which the next champion scores."""
+    from alignment_dags.planner.cached import not_scored, reference_to_come, row_ids_of
+
+    store, recipe = stand.workspace.store, stand.workspace.recipe
+    try:
+        referred = reference_to_come(stand.workspace, stand.planned)
+    except NotBuilt as error:
+        return Figure(None, str(error))
+    if referred.checkpoint is None:
+        return Figure(0.0, f"{referred.why}; no row is scored here")
+    if stand.rows.value is None:
+        return Figure(None, stand.rows.how)
+    shard = next(step.commit for step in stand.planned if step.node.name == "generated_shard")
+    expected = stand.sampled["generate"].rows(stand.ranked(node)) if shard is None else None
+    if expected is not None and expected.value is None:
+        return Figure(None, expected.how)
+    generated = [] if shard is None else row_ids_of(store, shard.artifact)
+    to_come = 0 if expected is None or expected.value is None else round(expected.value)
+    total = round(stand.rows.value) + len(generated) + to_come
+    outstanding, known = total, "at most "
+    if stand.row_ids is not None:
+        ids = [row_id for each in stand.row_ids.values() for row_id in each]
+        outstanding = not_scored(store, recipe, referred.checkpoint, [*ids, *generated]) + to_come
+        known = "at most " if to_come else ""
+
+    def seconds(count: int) -> float | None:
+        histories = (stand.history.latest_first(one) for one in stand.workspace.nodes if one.stage.name in SCORERS)
+        measured = next(filter(None, map(_seconds_per_row, histories)), None)
+        if measured is not None:
+            return count * measured
+        if load is None or rate is None or load.precision != "bfloat16":
+            return None if count else 0.0
+        return hours.scoring_seconds(recipe, load, stand.lengths, count, rate)[0]
+
+    whole = seconds(total)
+    again = "" if whole is None else f", {whole:.3g} s"
+    told = (
+        f"{referred.why}: {known}{outstanding:,} of {counted(total, 'row')} {be(outstanding)} not in its cache; the"
+        f" next champion scores all {total:,}{again}"
+    )
+    return Figure(seconds(outstanding), told)
 
 
 def _judging(node: Node, stand: Stand, to_make: int) -> Figure | None:

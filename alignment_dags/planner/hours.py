@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alignment.errors import counted
 from alignment.models.memory import BYTES
 from alignment.models.size import Accelerator, Operations, Work, accelerator_of, forward_operations, training_operations
 from alignment.recipe import Dpo, Recipe
 from alignment.store import Commit
+from alignment_dags.planner.loads import PROMPT, Lengths, Load
 from resources.pools import Pool
-
-if TYPE_CHECKING:
-    from alignment_dags.planner.loads import Lengths, Load
 
 UTILISATION = 0.3
 """Share of the peak that training and scoring reach; assumed. Published DPO reaches 0.22 to 0.46 (docs/planning.md)."""
@@ -24,8 +22,6 @@ ASSUMED_LENGTHS = (200.0, (350.0, 310.0))
 """Tokens of a prompt, a chosen and a rejected completion: UltraFeedback's under a vocabulary of 128,000, roughly."""
 FEW_SHOT = 150
 """Tokens of a worked example, assumed."""
-PROMPT = 100
-"""Tokens of a question, assumed."""
 PUBLISHED_ITEMS = {
     "gsm8k": 1319,
     "ifeval": 541,
@@ -68,8 +64,6 @@ def lengths_of(recipe: Recipe, made: list[Commit]) -> Lengths:
 
     A pass forwards every prompt once and the last token of no completion, and counts each sequence with its prompt.
     """
-    from alignment_dags.planner.loads import Lengths
-
     for commit in made:
         summary = commit.summary
         scored, tokens, forwarded = (summary.get(name) for name in ("scored", "tokens", "forwarded_tokens"))

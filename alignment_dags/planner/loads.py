@@ -30,9 +30,12 @@ DEVICE = 1.0 * GIB
 """What CUDA, its libraries and gaps between tensors take of a GPU; assumed."""
 SMOKE_TOKENS = 512
 """Prompt and answer with which a checkpoint is tried before it is registered, at most."""
+PROMPT = 100
+"""Tokens of a question, assumed."""
 LEAST_PASS = 2048
 MOST_DEVICES = 64
 LORA = Lora(rank=16, alpha=32)
+ON_POLICY = "on_policy_checkpoint"
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Load:
     beside: int = 0
     """Models that stand beside it in memory."""
     all_logits: bool = False
+    sampled: int = 0
+    """Tokens of a batch of answers that a training samples between its steps; 0 of one that samples none."""
     quantised: bool = False
     """Whether frozen weights of linear layers are in four bits."""
 
@@ -103,6 +108,9 @@ class Load:
             )
             flash = self.on_gpu and self.precision == "bfloat16"
             yield training_bytes(self.shape, trained, packed, self.lora, checkpointing=self.checkpointing, flash=flash)
+            if self.sampled:  # gradients are let go after each step
+                answering = answering_bytes(self.shape, self.sampled, self.precision)
+                yield trained.parts | answering | {"gradients": 0.0}
         if self.kind in ("score", "measure"):
             yield scoring_bytes(self.shape, packed, self.precision, self.shards, quantised=self.quantised)
         if self.kind in ("answer", "measure"):
@@ -116,9 +124,11 @@ class Load:
         four_bits = ", those of linear layers in 4 bits," if self.quantised else ""
         how = {False: "", True: ", activations checkpointed", "selective": ", norms and MLPs computed again"}
         recomputed = how[self.checkpointing] if self.kind == "train" else ""
+        sampled = f", and {self.sampled:,} while it samples" if self.sampled else ""
+        beside = f"; {self.beside} more beside it" if self.sampled and self.beside else ""
         return (
-            f"{self.shape.parameters:,} parameters in {self.precision}{four_bits}{self._adapter}{split};"
-            f" {self.tokens:,} tokens at once{recomputed}" + (f"; GiB: {parts}" if parts else "")
+            f"{self.shape.parameters:,} parameters in {self.precision}{four_bits}{self._adapter}{split}{beside};"
+            f" {self.tokens:,} tokens at once{recomputed}{sampled}" + (f"; GiB: {parts}" if parts else "")
         )
 
     @property
@@ -187,6 +197,17 @@ def load_of(node: Node, recipe: Recipe, pool: Pool, shape: Shape, lengths: Lengt
         length = recipe.sft.max_length
         whole = PackedPass(length, length, length, 0, length**2, 0)
         return replace(load, tokens=recipe.sft.micro_batch_size * length, one=whole, packed=False)
+    if node.stage.name == ON_POLICY and settings is not None and recipe.on_policy is not None:
+        longest = recipe.on_policy.max_new_tokens  # each answer has its prompt before it, and they are filled up
+        length = PROMPT + longest
+        return replace(
+            load,
+            tokens=settings.micro_batch_size * length,
+            one=PackedPass(length, longest, length, 0, length**2, 0),
+            packed=False,
+            beside=int(recipe.on_policy.kl_weight > 0),
+            sampled=min(recipe.reference.batch_tokens, recipe.dpo.batch_size * recipe.on_policy.n * length),
+        )
     if node.stage.name == "reward_model" and settings is not None:  # both sides of a pair in one padded batch
         length = recipe.tokens.max_length
         both = PackedPass(length, length, length, 0, length**2, 0)
@@ -283,12 +304,17 @@ def remedies(stage: str, load: Load, pool: Pool, room: float, needs_reference: b
 
 def _left(stage: str, load: Load) -> list[Change]:
     """The changes that a load has not made yet, in the order a person would take them."""
+    alone = stage == ON_POLICY  # which trains all weights in one process
     possible: dict[Change, bool] = {
         "checkpoint": load.kind == "train" and load.checkpointing is not True,
-        "smaller": load.tokens > LEAST_PASS and stage != "sft_checkpoint",
-        "adapter": load.kind == "train" and load.lora is None and load.shape.adapted(LORA) is not None,
+        "smaller": load.tokens > LEAST_PASS and stage != "sft_checkpoint" and not alone,
+        "adapter": load.kind == "train" and load.lora is None and not alone and load.shape.adapted(LORA) is not None,
         "quantise": load.kind == "train" and load.lora is not None and not load.quantised and load.shards == 1,
-        "shard": load.on_gpu and load.shards < MOST_DEVICES and not load.quantised and load.shape.experts is None,
+        "shard": load.on_gpu
+        and load.shards < MOST_DEVICES
+        and not load.quantised
+        and not alone
+        and load.shape.experts is None,
     }
     return [change for change, is_left in possible.items() if is_left]
 
@@ -297,7 +323,7 @@ def _with(load: Load, changes: frozenset[Change], pool: Pool) -> Iterator[Load]:
     """The load with the changes: on as few devices as there are, with as large passes as there are, first."""
     levels: list[Checkpointing] = [load.checkpointing]
     if "checkpoint" in changes:
-        levels = [True] if load.checkpointing else ["selective", True]
+        levels = [True] if load.checkpointing or load.sampled else ["selective", True]
     if "adapter" in changes:
         load = replace(load, lora=LORA)
     if "quantise" in changes:
@@ -314,7 +340,7 @@ def _with(load: Load, changes: frozenset[Change], pool: Pool) -> Iterator[Load]:
 
 def _written(change: Change, stage: str, load: Load) -> str:
     """A change as a person writes it."""
-    section = {"policy_checkpoint": "optimise", "sft_checkpoint": "sft"}.get(stage, "reference")
+    section = {"policy_checkpoint": "optimise", ON_POLICY: "optimise", "sft_checkpoint": "sft"}.get(stage, "reference")
     if change == "checkpoint":
         return f"{section}.gradient_checkpointing: {'true' if load.checkpointing is True else load.checkpointing}"
     if change == "adapter":

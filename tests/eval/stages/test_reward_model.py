@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from alignment.data.files import pin_file
 from alignment.errors import BadInput
+from alignment.models.checkpoint import load_tokenizer
 from alignment.models.pin import pin_model
 from alignment.models.reward import load_reward_model, rewards
 from alignment.recipe import Lora, ModelSource, TokenPolicy
@@ -28,6 +29,7 @@ from alignment.stages.preference_shard import ShardRequest
 from alignment.store import Artifact, Store
 from eval.ranking.scorers import RewardScorer, Scored
 from eval.stages.reward_model import STAGE, RewardRequest, RewardSummary
+from tests import tiny
 from tests.alignment.training.two_processes import TwoProcesses
 
 ANIMALS, PLACES = ("fox", "owl", "frog", "cow", "hen", "goat"), ("barn", "mill", "garden", "forest", "valley", "hut")
@@ -173,3 +175,44 @@ def test_an_adopted_one_is_measured_and_a_language_model_is_refused(
         scorer([Scored("1", "p", ({"role": "user", "content": "q"},), {}, "a")])
     with pytest.raises(ValueError, match="give checkpoint and manifest, or adopt"):
         request_of(manifest=None)
+
+
+TEMPLATE = "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}"
+
+
+def reward_folder(folder: Path, tokenizer: Any, **changed: Any) -> Path:
+    """A fresh reward model with a tokenizer of its own."""
+    tiny.write_model(folder, tokenizer, **changed)
+    torch.manual_seed(1)
+    load_reward_model(folder, "float32", fresh=True).save_pretrained(folder)
+    return folder
+
+
+def test_a_reward_model_reads_answers_by_its_own_tokenizer_whatever_the_policy_s_is(
+    tmp_path: Path, micro_folder: Path
+) -> None:
+    tokenizer = tiny.letter_tokenizer(template=TEMPLATE)
+    folder = reward_folder(tmp_path / "letters", tokenizer)
+    assert len(tokenizer) != len(load_tokenizer(micro_folder)), "the policy's"
+    prompt = ({"role": "user", "content": "say yes"},)
+    texts = ["yes.", "no.", "y" * 200, "\u00e9\u00e8"]
+    scorer = RewardScorer(folder, TokenPolicy(max_length=64), "float32", 4096)
+    yes, no, long, unknown = scorer([Scored(str(k), "p", prompt, {}, text) for k, text in enumerate(texts)])
+    ids = [[*tokenizer.encode(f"<user>say yes<assistant>{text}"), tokenizer.eos_token_id] for text in texts[:2]]
+    alone = rewards(load_reward_model(folder, "float32"), ids, 4096)
+    assert [yes, no] == pytest.approx(alone, abs=1e-6) and yes != no
+    assert long == "the reward model cannot read it: too long"
+    assert isinstance(unknown, float), "as unknown letters"
+
+
+def test_a_reward_model_whose_tokenizer_is_another_model_s_is_refused_in_one_line(tmp_path: Path) -> None:
+    small = reward_folder(tmp_path / "small", tiny.letter_tokenizer(template=TEMPLATE))
+    tiny.byte_tokenizer(pad=True, template=TEMPLATE).save_pretrained(small)
+    scorer = RewardScorer(small, TokenPolicy(max_length=64), "float32", 4096)
+    with pytest.raises(BadInput) as error:
+        scorer([Scored("1", "p", ({"role": "user", "content": "zebra"},), {}, "yes")])
+    told = str(error.value)
+    assert told.startswith(
+        "field 'reward_model.adopt': the reward model cannot read the prompts: the tokenizer gives id"
+    )
+    assert "embeddings for" in told and "\n" not in told

@@ -6,7 +6,7 @@ from typing import Any
 
 from alignment.stages.preference_manifest import ManifestSummary
 from alignment.store import Artifact, Commit
-from alignment_dags.cli.output import columns, comparison_row, painted
+from alignment_dags.cli.output import columns, comparison_row, painted, place
 from alignment_dags.run.run import Outcome
 from alignment_dags.run.workspace import Workspace
 from assets.champion import moved_by_hand
@@ -41,7 +41,7 @@ def summary_of(outcome: Outcome) -> dict[str, Any]:
         "stopped": outcome.stopped,
         "verdict": decided.verdict if decided else None,
         "reasons": decided.reasons if decided else [],
-        "baseline": None if report is None else SHORT_NAMES[baseline_at(report.inputs["sft"])],
+        "baseline": None if report is None else SHORT_NAMES[baseline_at(store, report.inputs["sft"])],
         "comparisons": decided.recorded()["comparisons"] if decided else {},
         "notes": decided.notes if decided else [],
         "registered": (RegistrationSummary.of(registration).recorded() if registration and outcome.is_whole else None),
@@ -89,7 +89,7 @@ def show_outcome(result: dict[str, Any]) -> None:
         print(f"registered: nothing ({registered.get('why')})")
     for name in ("report", "policy", "store"):
         if result[name]:
-            print(f"{name}: {result[name]}")
+            print(f"{name}: {place(result[name])}")
     if result["alias"]:
         print(f"warning: {result['alias']}")
     if result["failure"] is not None:

@@ -8,9 +8,12 @@ import os
 import re
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
+from itertools import zip_longest
+from pathlib import Path
 from typing import IO, Annotated, Any
 
 import typer
@@ -65,10 +68,21 @@ def say(line: str) -> None:
         print(text, file=sys.stderr, flush=True)
         return
     clear = "\r\x1b[K" if _moved["width"] else ""
-    if moves:
-        text = text[: shutil.get_terminal_size().columns - 1]
+    room = shutil.get_terminal_size().columns
+    text = text[: room - 1] if moves else wrapped(text, room)
     _moved["width"] = len(text) if moves else 0
     print(clear + painted(text, sys.stderr), end="" if moves else "\n", file=sys.stderr, flush=True)
+
+
+def wrapped(text: str, room: int) -> str:
+    """The text with lines of at most `room`: what goes on stands a little behind where its line begins."""
+    lines = []
+    for line in text.splitlines():
+        lead = line[: len(line) - len(line.lstrip())]
+        lines += textwrap.wrap(
+            line, room, subsequent_indent=f"{lead}  ", break_long_words=False, break_on_hyphens=False
+        ) or [""]
+    return "\n".join(lines)
 
 
 def is_terminal(stream: IO[str]) -> bool:
@@ -112,13 +126,64 @@ def quiet() -> None:
 SHOWN_ROWS, SHOWN_NUMBERS = 20, 10
 
 
-def columns(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Aligned columns of plain text; numbers are given as strings."""
+def columns(header: Sequence[str], rows: Sequence[Sequence[object]], room: int | None = None) -> str:
+    """Aligned columns of plain text; numbers are given as strings.
+
+    A table that is wider than `room` gets cells of several lines, cut where words and names have a seam. `room` is the
+    terminal's width; elsewhere, as in a file or a pipe, a row is a line, however long.
+    """
     lines = [[str(cell) for cell in row] for row in [header, *rows]]
     widths = [max(len(line[index]) for line in lines) for index in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    if room is None and is_terminal(sys.stdout):
+        room = shutil.get_terminal_size().columns
+    if room is not None:
+        least = [max(len(part) for line in lines for part in _parts(line[index])) for index in range(len(header))]
+        widths = fitted(widths, least, room - 2 * (len(header) - 1))
+    shown = []
+    for line in lines:
+        cells = [_cut(cell, width) for cell, width in zip(line, widths, strict=True)]
+        for row in zip_longest(*cells, fillvalue=""):
+            shown.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return "\n".join(shown)
+
+
+def fitted(widths: Sequence[int], least: Sequence[int], room: int) -> list[int]:
+    """The widths of columns that have so much room in all: the widest gives first, and none less than it needs."""
+    narrowed = list(widths)
+    while sum(narrowed) > room:
+        able = [index for index, width in enumerate(narrowed) if width > least[index]]
+        if not able:
+            break
+        narrowed[max(able, key=narrowed.__getitem__)] -= 1
+    return narrowed
+
+
+_SEAM = re.compile(r"(?<=[/_ ])(?=[^ ])|(?<=,)(?=[^ \d])")
+"""Where a cell may be cut: behind a blank, and behind what joins the parts of a name; never within a number."""
+
+
+def _parts(cell: str) -> list[str]:
+    return [part.rstrip() for part in _SEAM.split(cell)]
+
+
+def _cut(cell: str, width: int) -> list[str]:
+    """The lines of a cell that has so much room."""
+    lines = [""]
+    for part in _SEAM.split(cell):
+        if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+    return [line.rstrip() for line in lines]
+
+
+def place(address: str) -> str:
+    """An address as a person types it: a file of this machine as a path, from the current folder if it lies below."""
+    path = address.removeprefix("file://")
+    if "://" in path or not path.startswith("/"):
+        return address
+    with suppress(ValueError, OSError):
+        return str(Path(path).relative_to(Path.cwd()))
+    return path
 
 
 def show_fields(result: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # The output of `align plan`: one line for each stage, and below it how each number was computed.
 
+NO_PRICE = "its pool names no price"
 NUMBERS = {"memory_gib": "memory", "slot_seconds": "time", "cost": "cost"}
 
 
@@ -94,7 +95,8 @@ def _figure(stage: dict[str, Any], name: str, form: str) -> str:
     value = stage[name]["value"]
     if value is not None:
         return form.format(value)
-    return "-" if stage["pool"] is None and name != "slot_seconds" else "unknown"
+    nothing = (stage["pool"] is None and name != "slot_seconds") or stage[name]["how"] == NO_PRICE
+    return "-" if nothing else "unknown"
 
 
 # The stages that a new version makes again, for `align plan` and `align upgrade`.

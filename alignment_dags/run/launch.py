@@ -112,7 +112,7 @@ class Progress:
             self.say(f"{MOVING}    {step}: {message}" + ("" if left is None else f", {duration(left)} left"))
         elif warning or message.startswith(GOES_ON) or entry.timestamp - self._spoke.get(step, 0.0) >= PAUSE:
             self._spoke[step] = entry.timestamp
-            self.say(f"    {step}: {message}")
+            self.say(f"    {step}: {message}".replace("\n", "\n    "))
 
     def _tell(self, entry: dg.EventLogEntry) -> None:
         event = entry.dagster_event

@@ -555,6 +555,40 @@ def test_a_line_moves_on_a_terminal_and_is_followed_by_lines_that_stay(screen: C
     assert made.text == f"begins\nstep 1/9{clear}{('step 2/9 ' + 'x' * 40)[:29]}{clear}ends\n"
 
 
+def test_a_long_line_is_broken_on_a_terminal_behind_where_it_begins(screen: Callable[[bool], Screen]) -> None:
+    line = "    manifest: the guard small of manifest is red\n      it saw: a " + "word " * 6
+    made = screen(True)
+    output.say(line)
+    lines = made.text.splitlines()
+    assert max(map(len, lines)) <= 30 and " ".join(made.text.split()) == " ".join(line.split())
+    assert [len(one) - len(one.lstrip()) for one in lines] == [4, 6, 6, 8], made.text
+    log = screen(False)
+    output.say(line)
+    assert log.text == f"{line}\n"
+
+
+def test_a_table_that_is_wider_than_the_terminal_has_cells_of_several_lines() -> None:
+    row = ("gsm8k", "exact_match,flexible-extract", "1,319", "[-0.0073, +0.0287]", "equivalent")
+    header = ("suite", "metric", "n", "95 % interval", "verdict")
+    assert output.columns(header, [row]).count("\n") == 1, "where nobody says how wide it may be, as in a file"
+    assert output.columns(header, [row], 80) == output.columns(header, [row])
+    lines = output.columns(header, [row], 60).splitlines()
+    assert max(map(len, lines)) <= 60
+    assert [line.split() for line in lines[1:]] == [
+        ["gsm8k", "exact_match,", "1,319", "[-0.0073,", "equivalent"],
+        ["flexible-extract", "+0.0287]"],
+    ]
+    narrow = output.columns(header, [row], 10).splitlines()
+    assert len(narrow) > 3 and any("flexible-extract" in line for line in narrow), "nothing is cut within a name"
+
+
+def test_an_address_of_this_machine_is_shown_as_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert output.place(f"file://{tmp_path}/store/a") == "store/a"
+    assert output.place("file:///elsewhere/a") == "/elsewhere/a"
+    assert output.place("s3://bucket/a") == "s3://bucket/a"
+
+
 def test_in_a_log_a_moving_line_is_a_line_and_many_are_one(screen: Callable[[bool], Screen]) -> None:
     made = screen(False)
     for line in ("begins", "\rstep 1/9", "\rstep 2/9", "ends"):

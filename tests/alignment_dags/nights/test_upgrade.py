@@ -121,7 +121,7 @@ def test_nights_wait_for_the_acceptance_with_one_alert_and_then_go_on(versions: 
     ticked, alerts = versions.tick()
     assert not ticked.requests and "waits for `align upgrade --accept`: this version makes anew" in ticked.reason
     (alert,) = alerts
-    assert alert.startswith("small: upgrade_waits: this version makes anew preference_shard (code version ")
+    assert alert.startswith("small: this version makes anew preference_shard (code version ")
     assert "2 artifacts), reference_logprobs (code version" in alert
     assert versions.tick() == (ticked, [])
 

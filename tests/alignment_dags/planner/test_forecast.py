@@ -21,7 +21,7 @@ from alignment.store import Commit, Ref, Store
 from alignment_dags.cli.run import show_plan
 from alignment_dags.nights.worth import price_of
 from alignment_dags.planner.forecast import History, StageForecast, forecast, seconds_of
-from alignment_dags.planner.hours import lengths_of
+from alignment_dags.planner.hours import UNMEASURED, lengths_of
 from alignment_dags.run.workspace import Workspace
 from assets.building.node import Node
 from assets.graph import nodes_of
@@ -397,4 +397,7 @@ def test_an_embedded_model_needs_no_store_and_is_told_in_small_units(
     lines = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
     assert lines["policy_checkpoint"][4:7] == ["48.3", "MiB", "yes"]
     assert lines["registered_model"][4] == "-", "gate: none registers nothing, so it loads no model"
-    assert out.count("this recipe never made one") == 1, "what is so of many stages is said once"
+    assert out.count(f": {UNMEASURED}") == 1, "what is so of many stages is said once"
+    (training,) = [line for line in out.splitlines() if line.strip().startswith("policy_checkpoint: 2100 rows of ")]
+    assert training.endswith(f"so how long they take is {UNMEASURED}") and " operations; " in training
+    assert lines["policy_checkpoint"][-2:] == ["unknown", "-"], "the pool has no price, so there is none to know"

@@ -161,7 +161,7 @@ def sweep_table(choice: Choice) -> dict[str, Any]:
 
 
 def started_at(baseline: str, what: str) -> str:
-    """The baseline's name in a sentence: SFT baseline or SFT checkpoint, as `what` says, adopted model or base model."""
+    """The baseline's name in a sentence: SFT baseline or SFT checkpoint, as `what` says; adopted model; base model."""
     return f"{baseline} {what}" if baseline == SHORT_NAMES["sft"] else baseline
 
 

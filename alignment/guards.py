@@ -71,16 +71,16 @@ class Guards:
         found = {guard.name: guard for guard in self.find(store, commit, deep)}
         return [found.get(name) or Guard(name, True, "not measured here") for name in self.about]
 
-    def told(self, guard: Guard, stage: str) -> str:
+    def told(self, guard: Guard, stage: str, recipe: str) -> str:
         """What a person reads of a guard that does not hold, in lines: which it is, what it saw, what it expects, and
-        what to do."""
+        what to do. In a remedy RECIPE stands for the recipe's name."""
         lines = [
             f"the guard {guard.name} of {stage} is red; nothing is stopped by it",
             f"  it saw: {guard.sentence}",
             f"  it expects: {self.about[guard.name]}",
         ]
         if remedy := self.remedies.get(guard.name):
-            lines.append(f"  what to do: {remedy}")
+            lines.append(f"  what to do: {remedy.replace('RECIPE', recipe)}")
         return "\n".join(lines)
 
 

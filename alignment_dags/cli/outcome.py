@@ -78,11 +78,14 @@ def show_outcome(result: dict[str, Any]) -> None:
         print(painted(columns(("suite", "metric", "n", *values), rows)))
     for note in result["notes"]:
         print(f"note: {note}")
-    if result["verdict"]:
+    registered = result["registered"] or {}
+    if result["verdict"] == "none":  # one sentence, where reason and registration would say the same again
+        print("\ngate: none, so nothing is registered; `gate: default` in the recipe decides by the suites under evals")
+        registered = {name: value for name, value in registered.items() if registered.get("registered")}
+    elif result["verdict"]:
         print(painted(f"\ngate: {result['verdict']}"))
         for reason in result["reasons"]:
             print(f"  {reason}")
-    registered = result["registered"] or {}
     if registered.get("registered"):
         print(f"registered: {registered['model']} version {registered['version']} (champion)")
     elif registered:

@@ -138,7 +138,8 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[object]], room: int |
         room = shutil.get_terminal_size().columns
     if room is not None:
         least = [max(len(part) for line in lines for part in _parts(line[index])) for index in range(len(header))]
-        widths = fitted(widths, least, room - 2 * (len(header) - 1))
+        cut = [sum(len(line[index]) > least[index] for line in lines[1:]) for index in range(len(header))]
+        widths = fitted(widths, least, cut, room - 2 * (len(header) - 1))
     shown = []
     for line in lines:
         cells = [_cut(cell, width) for cell, width in zip(line, widths, strict=True)]
@@ -147,14 +148,13 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[object]], room: int |
     return "\n".join(shown)
 
 
-def fitted(widths: Sequence[int], least: Sequence[int], room: int) -> list[int]:
-    """The widths of columns that have so much room in all: the widest gives first, and none less than it needs."""
+def fitted(widths: Sequence[int], least: Sequence[int], cut: Sequence[int], room: int) -> list[int]:
+    """The widths of columns that have so much room in all. A column gives as much as it can, down to its `least`; first
+    those of which the fewest cells are `cut` then, and of these the one that gives the most."""
     narrowed = list(widths)
-    while sum(narrowed) > room:
-        able = [index for index, width in enumerate(narrowed) if width > least[index]]
-        if not able:
-            break
-        narrowed[max(able, key=narrowed.__getitem__)] -= 1
+    for index in sorted(range(len(widths)), key=lambda one: (cut[one], least[one] - widths[one])):
+        too_wide = sum(narrowed) - room
+        narrowed[index] -= max(0, min(too_wide, widths[index] - least[index]))
     return narrowed
 
 
@@ -200,18 +200,17 @@ def show_check(result: dict[str, Any]) -> None:
         print(f"  {count:>6}  rows in the form: {form}")
     for reason, count in sorted(result["reasons"].items(), key=lambda item: -item[1]):
         print(f"  {count:>6}  {reason}")
-    for file, told in result["advice"].items():
-        print(f"  {file}: {told}")
+    for file, told in result["advice"].items() if result["accepted"] else ():  # else the error says it
+        print(f"  {place(file)}: {told}")
     rows: dict[tuple[str, str], list[int]] = {}
     for row in result["quarantined_rows"]:
         reason = "duplicate" if row["reason"].startswith("duplicate of ") else row["reason"]
         rows.setdefault((row["file"], reason), []).append(row["row"])
     for (file, reason), numbers in list(rows.items())[:SHOWN_ROWS]:
         more = f" and {len(numbers) - SHOWN_NUMBERS} more" if len(numbers) > SHOWN_NUMBERS else ""
-        print(f"  {file}: {reason} in row {', '.join(map(str, numbers[:SHOWN_NUMBERS]))}{more}")
+        print(f"  {place(file)}: {reason} in row {', '.join(map(str, numbers[:SHOWN_NUMBERS]))}{more}")
     if len(rows) > SHOWN_ROWS or any(len(numbers) > SHOWN_NUMBERS for numbers in rows.values()):
         print("  --json names every row")
-    print(f"digest {result['digest']}")
 
 
 LONGEST_SHOWN, IDS_SHOWN = 2000, 12
@@ -222,7 +221,7 @@ def show_seen(result: dict[str, Any]) -> None:
     for row in result["shown"]:
         scores = f", scores {row['chosen_score']:g} and {row['rejected_score']:g}" if "chosen_score" in row else ""
         label = f", label {str(row['label']).lower()}" if "label" in row else ""
-        print(f"{row['file']}, row {row['row']} ({row['form']}{scores}{label}), id {row['row_id']}")
+        print(f"{place(row['file'])}, row {row['row']} ({row['form']}{scores}{label}), id {row['row_id']}")
         if row["earlier_answers"]:
             print(f"  earlier answers in the prompt, which do not count: {row['earlier_answers']}")
         if "dropped" in row:

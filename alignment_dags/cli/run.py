@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -70,10 +70,14 @@ def show_plan(result: dict[str, Any]) -> None:
 
 def _taken(stage: str, taken: dict[str, float]) -> str:
     """What a stage that is there took, and what a plan computes for it."""
-    forms = {"gpu_seconds": "{:,.0f} GPU-seconds", "cost_usd": "{:.2f} USD", "peak_memory_gib": "at most {:.1f} GiB"}
-    planned = {"computed_seconds": "{:,.0f} s", "memory_gib": "{:.1f} GiB"}
-    took = [form.format(taken[name]) for name, form in forms.items() if taken.get(name)]
-    computed = [form.format(taken[name]) for name, form in planned.items() if name in taken]
+    forms: dict[str, Callable[[float], str]] = {
+        "gpu_seconds": "{:,.0f} GPU-seconds".format,
+        "cost_usd": "{:.2f} USD".format,
+        "peak_memory_gib": lambda peak: f"at most {_size(peak)}",
+    }
+    planned: dict[str, Callable[[float], str]] = {"computed_seconds": "{:,.0f} s".format, "memory_gib": _size}
+    took = [form(taken[name]) for name, form in forms.items() if taken.get(name)]
+    computed = [form(taken[name]) for name, form in planned.items() if name in taken]
     beside = f"; computed: {', '.join(computed)}" if computed else ""
     seconds = f"{taken['seconds']:,.1f} s"
     return f"{stage} took {', '.join([seconds, *took])}{beside}"
@@ -87,15 +91,18 @@ def _memory(stage: dict[str, Any]) -> str:
     gib = stage["memory_gib"]["value"]
     if gib == 0:
         return "-"
-    small = gib is not None and gib < 1
-    return f"{gib * 1024:.1f} MiB" if small else _figure(stage, "memory_gib", "{:.1f} GiB")
+    return _figure(stage, "memory_gib", "{}") if gib is None else _size(gib)
+
+
+def _size(gib: float) -> str:
+    return f"{gib * 1024:.1f} MiB" if gib < 1 else f"{gib:.1f} GiB"
 
 
 def _figure(stage: dict[str, Any], name: str, form: str) -> str:
     value = stage[name]["value"]
     if value is not None:
         return form.format(value)
-    nothing = (stage["pool"] is None and name != "slot_seconds") or stage[name]["how"] == NO_PRICE
+    nothing = stage["pool"] is None or stage[name]["how"] == NO_PRICE
     return "-" if nothing else "unknown"
 
 

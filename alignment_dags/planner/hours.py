@@ -20,7 +20,7 @@ UTILISATION = 0.3
 """Share of the peak that training and scoring reach; assumed. Published DPO reaches 0.22 to 0.46 (docs/planning.md)."""
 BANDWIDTH = 0.2
 """Share of the memory's bandwidth that answering reaches; all weights are read for a token of each answer. Assumed."""
-UNMEASURED = "not known before the first run, which measures it"
+UNMEASURED = "how long it takes is known after the first run, which measures it"
 """Of a time that nobody can compute."""
 ASSUMED_LENGTHS = (200.0, (350.0, 310.0))
 """Tokens of a prompt, a chosen and a rejected completion: UltraFeedback's under a vocabulary of 128,000, roughly."""
@@ -153,10 +153,7 @@ def _timed(rows: float, lengths: Lengths, operations: Operations, rate: Rate | N
         f" {operations.useful:.2e} operations{more}"
     )
     if rate is None:
-        return (
-            None,
-            f"{how}; no speed is assumed for them on a CPU or in float32, so how long they take is {UNMEASURED}",
-        )
+        return None, f"{how}; {UNMEASURED}"
     return rate.seconds(operations), f"{how} at {rate}"
 
 

@@ -196,7 +196,7 @@ class Materializer:
             work = Work(self.node.stage, request, self.store, self.tracking, pool, self.context, pool_name)
             with self.curves(request) if self.node.is_checkpoint else nullcontext():
                 commit = self.node.make(work)
-        self.context.log.info(f"{'found in the store' if hit else 'made'}: {commit.kind} {commit.key[:12]}")
+        self.context.log.info(f"{'found in the store' if hit else 'made'} (key {commit.key[:12]})")
         self.node.publish(self.store, self.tracking, commit)
         shown = self.node.show(commit, self.store.fetch(commit.artifact, deep="once"))
         reported = self.report(upstream, commit, shard, shown)
@@ -219,7 +219,7 @@ class Materializer:
         before = self.store.read_ref(self.recipe.name, self.node.name)
         guards = self.node.guards
         if guards and red and (before is None or before.artifact.key != commit.key):
-            text = "\n".join(guards.told(guard, self.node.name) for guard in red)
+            text = "\n".join(guards.told(guard, self.node.name, self.recipe.name) for guard in red)
             send(self.recipe.alerts, Alert(self.recipe.name, "guard_failed", text))
 
     def materialize_each(self, shards: list[str]) -> None:

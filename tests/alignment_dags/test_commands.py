@@ -257,13 +257,34 @@ def test_init_writes_a_recipe_that_fits_model_and_data_and_passes_the_check(
     recipe = load_recipe(out)
     assert recipe.sft.adopt is not None and recipe.sft.adopt.path == str(model)
     assert recipe.tokens.max_length == 300 and recipe.dpo.precision == recipe.reference.precision == "float32"
-    assert recipe.held_out_fraction == 0.1 and recipe.dpo.batch_size == 5
+    assert recipe.held_out_fraction == 0.3 and recipe.dpo.batch_size == 5, "of few rows enough to see something"
     done = subprocess.run([*align_command, "recipes", "check", str(out)], capture_output=True, text=True, check=True)
     assert done.stdout == f"{out}: my_pairs is well-formed\n"
     before = out.read_text()
     code, _, error = align("init", str(model), str(data), "--out", str(out))
     assert code == 2 and "is there already, and is not overwritten" in error
     assert out.read_text() == before
+
+
+def test_init_takes_columns_and_says_which_are_meant(model: Path, tmp_path: Path, align: Align) -> None:
+    data, out = tmp_path / "my thumbs.jsonl", tmp_path / "thumbs.yaml"
+    rows = [{"question": f"q{n}", "reply": f"r{n}", "feedback": ("up", "down")[n % 2]} for n in range(12)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"question": "q"}]), encoding="utf-8")
+    arguments = ("init", str(model), str(data), "--out", str(out))
+    code, _, error = align(*arguments)
+    assert code == 2 and "{prompt: question, completion: reply, label: feedback}, here with --column" in error
+    given = [part for one in ("prompt=question", "completion=reply", "label=feedback") for part in ("--column", one)]
+    code, told, error = align(*arguments, *given)
+    assert (code, told["method"], told["rows"], told["quarantined"]) == (0, "kto", 12, 1), error
+    assert told["checks"] == f"align prefs check {out}", "which knows the columns"
+    assert load_recipe(out).preferences.columns == {
+        "prompt": "question",
+        "completion": "reply",
+        "label": "feedback",
+    }
+    for wrong, why in (("promt=q", "did you mean prompt?"), ("prompt", "expected NAME=COLUMN")):
+        code, _, error = align(*arguments, "--column", wrong)
+        assert code == 2 and "'--column'" in error and why in error
 
 
 def test_init_writes_plain_texts_in_the_template_of_a_chat_model(model: Path, tmp_path: Path, align: Align) -> None:
@@ -475,7 +496,8 @@ def test_a_recipe_that_registers_nothing_is_named_as_the_cause(
     store = ArtifactStore().open()
     store.write_ref(Ref(artifact=Artifact(kind=POLICY, key="k", attempt="a", digest="d")), "one", POLICY)
     code, _, error = align(verb[0], "one", *verb[1:])
-    assert code == 2 and f"gate: none; its policy is at {store.path(POLICY, 'k', 'a')}\n" in error
+    by_hand = "; `align promote one --override --reason WHY` registers it\n"
+    assert code == 2 and f"gate: none; its policy is at {store.path(POLICY, 'k', 'a')}{by_hand}" in error
     store.remove_ref("one", POLICY)
     write(path, name="one", gate="default", registry={"model_name": "ours"})
     code, _, error = align(verb[0], "ours", *verb[1:])

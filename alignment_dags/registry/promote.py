@@ -130,8 +130,12 @@ def show_promotion(result: dict[str, Any]) -> None:
         return
     if result["alias_moved"]:
         print(f"warning: {result['alias_moved']}")
+    lead = f"{result['model']} version {result['version']} is champion"
+    if str(result["gate"]).startswith("none: "):
+        print(f"{lead}; the recipe has no gate, so a person decided")
+        return
     how = "despite the gate" if result["decision"]["kind"] == "override" else "again"
-    print(f"{result['model']} version {result['version']} is champion {how}; the gate says {result['gate']}")
+    print(f"{lead} {how}; the gate says {result['gate']}")
 
 
 def recipe_of(model: str, file: Path | None = None) -> tuple[Path, Recipe]:

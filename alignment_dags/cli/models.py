@@ -76,7 +76,8 @@ def _about(result: dict[str, Any]) -> Iterator[str]:
     for problem in filter(None, (result["alias_moved"], registration["alias_moved"])):
         yield f"alias: {problem}"
     yield f"gate: {gate['verdict']}"
-    yield from (f"  {reason}" for reason in gate["reasons"])
+    if gate["verdict"] != "none":
+        yield from (f"  {reason}" for reason in gate["reasons"])
     yield f"policy: {result['policy']['digest'][:SHORT]}, {counted(result['policy']['rows_trained'], 'row')} trained on"
     if adapter := result["policy"]["adapter"]:
         yield f"adapter, kept beside it: rank {adapter['rank']} on {adapter['base']}"
@@ -87,7 +88,8 @@ def _about(result: dict[str, Any]) -> Iterator[str]:
     yield from (f"  without shard {shard}: {why}" for shard, why in (manifest["left_out"] or {}).items())
     yield f"reference: {(result['reference']['fingerprint'] or '-')[:SHORT]}"
     if result["sft"]:
-        yield f"{_spoken(result['sft'])}: {result['sft']['digest'][:SHORT]}{_origin(result['sft']['adopted_from'], ',')}"
+        origin = _origin(result["sft"]["adopted_from"], ",")
+        yield f"{_spoken(result['sft'])}: {result['sft']['digest'][:SHORT]}{origin}"
     if result["base"]:
         yield f"base model: {result['base']['digest'][:SHORT]}{_origin(result['base']['from'], ',')}"
     versions = ", ".join(f"{stage} {version}" for stage, version in result["code"]["versions"].items())

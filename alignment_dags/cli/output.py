@@ -137,7 +137,9 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[object]], room: int |
     if room is None and is_terminal(sys.stdout):
         room = shutil.get_terminal_size().columns
     if room is not None:
-        least = [max(len(part) for line in lines for part in _parts(line[index])) for index in range(len(header))]
+        least = [
+            max(len(part.rstrip()) for line in lines for part in _parts(line[index])) for index in range(len(header))
+        ]
         cut = [sum(len(line[index]) > least[index] for line in lines[1:]) for index in range(len(header))]
         widths = fitted(widths, least, cut, room - 2 * (len(header) - 1))
     shown = []
@@ -150,26 +152,29 @@ def columns(header: Sequence[str], rows: Sequence[Sequence[object]], room: int |
 
 def fitted(widths: Sequence[int], least: Sequence[int], cut: Sequence[int], room: int) -> list[int]:
     """The widths of columns that have so much room in all. A column gives as much as it can, down to its `least`; first
-    those of which the fewest cells are `cut` then, and of these the one that gives the most."""
+    one of sentences, which takes most of the room, then those of which the fewest cells are `cut`, and of these the one
+    that gives the most."""
     narrowed = list(widths)
-    for index in sorted(range(len(widths)), key=lambda one: (cut[one], least[one] - widths[one])):
+    order = sorted(range(len(widths)), key=lambda one: (2 * widths[one] < room, cut[one], least[one] - widths[one]))
+    for index in order:
         too_wide = sum(narrowed) - room
         narrowed[index] -= max(0, min(too_wide, widths[index] - least[index]))
     return narrowed
 
 
-_SEAM = re.compile(r"(?<=[/_ ])(?=[^ ])|(?<=,)(?=[^ \d])")
-"""Where a cell may be cut: behind a blank, and behind what joins the parts of a name; never within a number."""
+_SEAM = re.compile(r"(?<= )(?=[^ ])")
+_SEAM_OF_NAME = re.compile(r"(?<=[/_])|(?<=,)(?=\D)")
 
 
 def _parts(cell: str) -> list[str]:
-    return [part.rstrip() for part in _SEAM.split(cell)]
+    """The pieces that a cell may be cut into: words, or of a name what is joined in it; never within a number."""
+    return (_SEAM if " " in cell.strip() else _SEAM_OF_NAME).split(cell)
 
 
 def _cut(cell: str, width: int) -> list[str]:
     """The lines of a cell that has so much room."""
     lines = [""]
-    for part in _SEAM.split(cell):
+    for part in _parts(cell):
         if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
             lines.append("")
         lines[-1] += part

@@ -46,7 +46,7 @@ from assets.building.node import not_reported_elsewhere
 TAG = ".dagster/align_launch"  # Dagster's pages hide tags of this prefix
 PERIOD = 0.5  # seconds between two looks at the event log
 GOES_ON = "resuming from"
-NOT_TOLD = ("Dependencies for step", "logits: ", "made (key ")
+NOT_TOLD = ("Dependencies for step", "logits: ", "prompts are ", "made (key ")
 """How messages begin that are for the log of a Dagster run, and say nothing to who waits for it."""
 PAUSE = 3.0  # seconds between two lines that a step's stage logs and that say nothing of how far it is
 

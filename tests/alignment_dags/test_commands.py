@@ -518,6 +518,17 @@ def test_the_doctor_finds_nothing_in_a_new_home_and_says_so(
     assert what["pool limits"]["remedy"] == "run `align pools apply`"
 
 
+def test_the_doctor_finds_nothing_bad_in_shipped_recipes_that_nobody_ran(
+    align: Align, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new clone is whole, though some of its examples name data of which there is none here, and one has a night."""
+    monkeypatch.setenv("ALIGN_TEST_DATA", "/nowhere")
+    code, told, error = align("doctor")
+    assert code == 0 and told["ok"], error
+    notes = [one["told"] for one in told["findings"] if (one["what"], one["state"]) == ("recipe", "note")]
+    assert any("stories260k_hh.yaml" in note for note in notes)
+
+
 def test_the_doctor_names_what_is_broken_with_the_remedy_and_looks_on(
     tmp_path: Path, align: Align, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -600,6 +611,9 @@ def test_a_table_that_is_wider_than_the_terminal_has_cells_of_several_lines() ->
         ["gsm8k", "exact_match,", "1,319", "[-0.0073,", "equivalent"],
         ["flexible-extract", "+0.0287]"],
     ]
+    told = ("ok", "ALIGN_HOME", "a sentence of many words that does not fit into one line of the terminal")
+    wide = output.columns(("", "what", "found"), [told], 50).splitlines()
+    assert wide[1].startswith("ok  ALIGN_HOME  a sentence") and len(wide) == 4, "a column of sentences gives first"
     narrow = output.columns(header, [row], 10).splitlines()
     assert len(narrow) > 3 and any("flexible-extract" in line for line in narrow), "nothing is cut within a name"
 

@@ -115,7 +115,8 @@ def painted(text: str, stream: IO[str] | None = None) -> str:
 
 
 def quiet() -> None:
-    """Hides messages of libraries, and shows our own progress on stderr."""
+    """Hides messages of libraries and their bars, and shows our own progress on stderr."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when it is imported
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in ("alignment", "eval"):
         logging.getLogger(name).setLevel(logging.INFO)

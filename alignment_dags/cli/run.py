@@ -43,10 +43,10 @@ def show_plan(result: dict[str, Any]) -> None:
         for stage in result["stages"]
     ]
     print(columns(("stage", "pool", "there", "to make", "memory a device", "fits", "time", "cost"), rows))
-    needed = [stage for stage in result["stages"] if stage["pool"] is not None and stage["to_make"] != 0]
+    needed = [stage for stage in result["stages"] if stage["to_make"] != 0]
     for name, words in NUMBERS.items():  # each sentence once, with the stages that it is about
         stages: dict[str, list[str]] = {}
-        for stage in needed:
+        for stage in needed if name == "slot_seconds" else [one for one in needed if one["pool"] is not None]:
             stages.setdefault(stage[name]["how"], []).append(stage["stage"])
         if stages:
             print(f"{words}:")
@@ -102,7 +102,7 @@ def _figure(stage: dict[str, Any], name: str, form: str) -> str:
     value = stage[name]["value"]
     if value is not None:
         return form.format(value)
-    nothing = stage["pool"] is None or stage[name]["how"] == NO_PRICE
+    nothing = (stage["pool"] is None and name != "slot_seconds") or stage[name]["how"] == NO_PRICE
     return "-" if nothing else "unknown"
 
 

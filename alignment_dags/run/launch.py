@@ -111,7 +111,8 @@ class Progress:
         if place is not None:
             left = self._paces.setdefault(step, Pace()).left(*place, entry.timestamp)
             self.places[step] = "step {} of {}".format(*place) if "step" in message else "{} of {}".format(*place)
-            self.say(f"{MOVING}    {step}: {message}" + ("" if left is None else f", {duration(left)} left"))
+            soon = "" if left is None else f" ({duration(left)} left)"  # first, as a narrow terminal cuts the line
+            self.say(f"{MOVING}    {step}{soon}: {message}")
         elif warning or message.startswith(GOES_ON) or entry.timestamp - self._spoke.get(step, 0.0) >= PAUSE:
             self._spoke[step] = entry.timestamp
             self.say(f"    {step}: {plain_alert(message)}".replace("\n", "\n    "))

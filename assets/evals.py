@@ -46,7 +46,7 @@ def evals(recipe: Recipe, model: str, name: str, suite: Suite) -> Node:
         name=f"{model}_evals/{name}",
         phase="train",
         stage=STAGE,
-        description=f"Scores of the {spoken(model)} on {name}, one row a sample and metric.",
+        description=f"Scores of the {spoken(recipe, model)} on {name}, one row a sample and metric.",
         kinds=frozenset({"parquet"}),
         needs=(f"{model}_responses",),
         request=request,

@@ -24,8 +24,6 @@ from assets.pins import prompt_sources, suite_items
 from eval.stages.on_policy_checkpoint import STAGE as ON_POLICY
 from resources.pools import Pools
 
-STARTS = {"sft_checkpoint": "SFT checkpoint", "base_model": "base model"}
-
 
 @dataclass(frozen=True)
 class Policy:
@@ -108,7 +106,8 @@ def policy_checkpoint(recipe: Recipe, pools: Pools, policy: Policy) -> Node:
             rollouts=None if on_policy is None else rollouts_of(recipe, on_policy, upstream),
         )
 
-    called, spoken = METHOD.elsewhere.get(settings.loss, settings.loss), STARTS.get(start, start)
+    called = METHOD.elsewhere.get(settings.loss, settings.loss)
+    spoken = recipe.spoken_start if start == recipe.start else start
     against = "against cached reference log-probs" if method.needs_reference else "without a reference"
     description = f"The policy: preference training (method: {called}) from the {spoken}, {against}."
     if on_policy is not None:

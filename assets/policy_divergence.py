@@ -15,8 +15,8 @@ def pool_of(recipe: Recipe) -> str:
 
 
 def policy_divergence(recipe: Recipe) -> Node:
-    """The node of the divergence of the policy from where it started: its SFT checkpoint, or the base model."""
-    start = "SFT" if recipe.sft else "base model"
+    """The node of the divergence of the policy from where it started: its SFT checkpoint, the adopted model or the base
+    model."""
 
     def request(upstream: Upstream, shard: str | None) -> DivergenceRequest:
         policy = upstream.store.commit_of(upstream("policy_checkpoint"))
@@ -35,7 +35,7 @@ def policy_divergence(recipe: Recipe) -> Node:
         name="policy_divergence",
         phase="train",
         stage=STAGE,
-        description=f"KL(policy ‖ {start}) on held-out prompts, from one sampled response each.",
+        description=f"KL(policy ‖ {recipe.spoken_start}) on held-out prompts, from one sampled response each.",
         kinds=frozenset({"pytorch", "parquet"}),
         needs=("policy_checkpoint",),
         request=request,

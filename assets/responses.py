@@ -67,7 +67,7 @@ def responses(recipe: Recipe, pools: Pools, model: str) -> Node:
         name=f"{model}_responses",
         phase="train",
         stage=STAGE,
-        description=f"What the {spoken(model)} answers to every item of the recipe's suites.",
+        description=f"What the {spoken(recipe, model)} answers to every item of the recipe's suites.",
         kinds=frozenset({"pytorch", "json"}),
         needs=(checkpoint, *needed_to_choose(recipe)),
         request=request,
@@ -76,6 +76,6 @@ def responses(recipe: Recipe, pools: Pools, model: str) -> Node:
     )
 
 
-def spoken(model: str) -> str:
+def spoken(recipe: Recipe, model: str) -> str:
     """A model's name in a sentence."""
-    return "base model" if model == "base" else f"{model} checkpoint"
+    return recipe.spoken_start if model == baseline_of(recipe) else model

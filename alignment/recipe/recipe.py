@@ -539,6 +539,13 @@ class Recipe(Section):
         return self.links[0].method.start
 
     @property
+    def spoken_start(self) -> str:
+        """What the start checkpoint is, in a sentence."""
+        if self.start == "base_model":
+            return "base model"
+        return "adopted model" if self.sft is not None and self.sft.adopt is not None else "SFT checkpoint"
+
+    @property
     def needs_reference(self) -> bool:
         """Whether the log-probs of the start checkpoint are needed: as some training's reference, or to select by."""
         return self.links[0].method.needs_reference or any(

@@ -343,19 +343,23 @@ def _computed(node: Node, stand: Stand, load: Load | None, pool: Pool | None, ne
         part = f"{outstanding:,} of {counted(total, 'row')} {be(outstanding)} not in the cache"
         if (per_row := _seconds_per_row(stand.history.latest_first(node))) is not None:
             return Figure(outstanding * per_row, f"{part}, × {per_row:.2g} s, as measured before")
-        if load is None or rate is None:
-            return Figure(0.0, part) if outstanding == 0 else None
+        if outstanding == 0:
+            return Figure(0.0, part)
+        if load is None or (rate is None and not never):
+            return None
         seconds, how = hours.scoring_seconds(recipe, load, stand.lengths, outstanding, rate)
         return Figure(seconds, f"{part}; {how}")
     if never and node.stage.name == ON_POLICY:
         return Figure(*on_policy_seconds(recipe, load, rate))
-    if not never or load is None or rate is None or load.precision != "bfloat16":
+    if not never or load is None:
         return None
+    if load.precision != "bfloat16":
+        rate = None  # the makers' figures are of bfloat16
     sampling = stand.sampling(node)
-    if node.stage.name == "candidates" and sampling is not None:
+    if node.stage.name == "candidates" and sampling is not None and rate is not None:
         answers = sampling.answers(node.name)
         return Figure(*generated.sampling_seconds(answers, sampling.settings, load, rate))
-    if node.stage.name == "responses":
+    if node.stage.name == "responses" and rate is not None:
         answered = hours.answering_seconds(recipe, load, rate)
         return None if answered is None else Figure(*answered)
     if node.stage.name not in (*SCORERS, "policy_checkpoint"):
@@ -468,7 +472,7 @@ def seconds_of(made: list[Commit], to_make: int) -> Figure:
     if not to_make:
         return Figure(0.0, "nothing is to be made")
     if not made:
-        return Figure(None, "this recipe never made one")
+        return Figure(None, hours.UNMEASURED)
     device = made[0].environment.get("device", "")
     same = [commit for commit in made if commit.environment.get("device", "") == device][:LAST]
     mean = sum(commit.seconds for commit in same) / len(same)

@@ -31,7 +31,11 @@ from resources.store import ArtifactStore
 
 # The parts that a model version was made from, by the commit records.
 
-ABOUT_THE_RUN = ("python", "platform", "device", "git", "dagster_run", "recipe")
+ABOUT_THE_RUN = (
+    *("python", "platform", "device", "git", "dagster_run", "recipe"),
+    *("pool", "ranks", "gpus", "peak_memory_gib"),
+)
+"""What an environment has beside packages."""
 COUNTS = {"rows", "train", "held_out", "dropped", "reasons", "left_out"}
 
 

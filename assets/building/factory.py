@@ -197,7 +197,7 @@ class Materializer:
             work = Work(self.node.stage, request, self.store, self.tracking, pool, self.context, pool_name)
             with self.curves(request) if self.node.is_checkpoint else nullcontext():
                 commit = self.node.make(work)
-        self.context.log.info(f"{'found' if hit else 'made'} {self.store.uri(commit.artifact)}")
+        self.context.log.info(f"{'found in the store' if hit else 'made'} (key {commit.key[:12]})")
         self.node.publish(self.store, self.tracking, commit)
         shown = self.node.show(commit, self.store.fetch(commit.artifact, deep="once"))
         reported = self.report(upstream, commit, shard, shown)
@@ -218,8 +218,9 @@ class Materializer:
         """
         red = [guard for guard in self.guards if not guard.passed and guard.name != GATE]
         before = self.store.read_ref(self.recipe.name, self.node.name)
-        if red and (before is None or before.artifact.key != commit.key):
-            text = "\n".join(f"{self.node.name}, {guard.name}: {guard.sentence}" for guard in red)
+        guards = self.node.guards
+        if guards and red and (before is None or before.artifact.key != commit.key):
+            text = "\n".join(guards.told(guard, self.node.name, self.recipe.name) for guard in red)
             send(self.recipe.alerts, Alert(self.recipe.name, "guard_failed", text))
 
     def materialize_each(self, shards: list[str]) -> None:

@@ -22,7 +22,7 @@ from alignment.store import Commit, Ref, Store
 from alignment_dags.cli.run import show_plan
 from alignment_dags.nights.worth import price_of
 from alignment_dags.planner.forecast import History, StageForecast, forecast, seconds_of
-from alignment_dags.planner.hours import lengths_of
+from alignment_dags.planner.hours import UNMEASURED, lengths_of
 from alignment_dags.planner.loads import load_of, remedies, unshardable
 from alignment_dags.run.workspace import Workspace
 from assets.building.node import Node
@@ -432,7 +432,7 @@ def test_the_hubs_cache_on_this_machine_is_looked_at_before_the_hub(
 def test_an_embedded_model_needs_no_store_and_is_told_in_small_units(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    planned = forecast(Workspace(recipe(ifeval=EMBEDDED), load_pools(), lambda: store))
+    planned = forecast(Workspace(recipe(ifeval=EMBEDDED), load_pools(), lambda: store), rows=2100)
     champion = next(one for one in planned if one.stage == "champion_responses")
     assert (champion.current, champion.to_make) == (0, 0), "there is none, and none is to be made"
     shown = {"too_large": [], "warnings": [], "notes": [], "upgrade": None}
@@ -441,4 +441,7 @@ def test_an_embedded_model_needs_no_store_and_is_told_in_small_units(
     lines = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
     assert lines["policy_checkpoint"][4:7] == ["48.3", "MiB", "yes"]
     assert lines["registered_model"][4] == "-", "gate: none registers nothing, so it loads no model"
-    assert out.count("this recipe never made one") == 1, "what is so of many stages is said once"
+    assert out.count(f": {UNMEASURED}") == 1, "what is so of many stages is said once"
+    (training,) = [line for line in out.splitlines() if line.strip().startswith("policy_checkpoint: 2100 rows of ")]
+    assert training.endswith(f"; {UNMEASURED}") and " operations" in training
+    assert lines["policy_checkpoint"][-2:] == ["unknown", "-"], "the pool has no price, so there is none to know"

@@ -32,7 +32,7 @@ from alignment_dags.planner.loads import (
 from alignment_dags.run.plan import Planned, plan
 from alignment_dags.run.workspace import Workspace
 from assets.building.node import Node
-from assets.responses import BASELINES
+from assets.measurements import BASELINES
 from eval.stages.evaluation_report import STAGE as REPORT
 from eval.stages.scores import STAGE as SCORES
 from resources.pools import Pool

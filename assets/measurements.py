@@ -1,7 +1,7 @@
 """What is measured on a model.
 
-`<model>_responses` are its answers to every suite, from one model load; `<model>_evals/<suite>` their scores per sample,
-which need no GPU; `policy_divergence` is how far the policy has moved from where it started, in nats.
+`<model>_responses` are its answers to every suite, from one model load; `<model>_evals/<suite>` their scores, which
+need no GPU; `policy_divergence` is how far the policy has moved from where it started, in nats.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 
-from alignment.recipe import Recipe, Suite
+from alignment.recipe.evaluation import Suite
+from alignment.recipe.recipe import Recipe
 from alignment.store import Artifact, Commit, Store
 from alignment.store.erase import current_erasure
 from assets.building.node import Node, NotNeeded

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from alignment.guards import Guard, Guards
-from alignment.recipe import Gate, Recipe
+from alignment.recipe.evaluation import Gate
+from alignment.recipe.recipe import Recipe
 from alignment.store import Commit, Store
 from assets.building.node import Node, Shown
 from assets.building.show import escaped, picture, table

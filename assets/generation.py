@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from alignment.models.pin import pin_model
-from alignment.recipe import ModelSource, Recipe
+from alignment.recipe.data import ModelSource
 from alignment.recipe.generate import Sampled
+from alignment.recipe.recipe import Recipe
 from alignment.stages.base_model import STAGE as MODEL
 from alignment.stages.base_model import BaseModelRequest
 from alignment.stages.candidates import STAGE as CANDIDATES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from alignment.recipe import Recipe
+from alignment.recipe.recipe import Recipe
 from assets.building.node import Node
 from assets.champion_evals import champion_evals, champion_responses
 from assets.evaluation_report import evaluation_report

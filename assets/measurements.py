@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from alignment.recipe import Recipe, Suite
+from alignment.recipe.evaluation import Suite
+from alignment.recipe.recipe import Recipe
 from alignment.stages.stage import starts_of
 from alignment.store import Artifact, Commit
 from assets.building.node import Node, Shown

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alignment.recipe import Recipe
+from alignment.recipe.recipe import Recipe
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.preference_manifest import ManifestRequest
 from alignment.stages.stage import first_manifest

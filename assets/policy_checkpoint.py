@@ -10,8 +10,9 @@ from pathlib import Path
 
 from alignment.guards import policy_guards, setup_notes
 from alignment.methods import METHOD
-from alignment.recipe import Dpo, Recipe
 from alignment.recipe.generate import OnPolicy
+from alignment.recipe.recipe import Recipe
+from alignment.recipe.training import Dpo
 from alignment.stages.policy_checkpoint import STAGE, DpoRequest, Rollouts
 from alignment.stages.stage import PolicySummary
 from alignment.store import Commit, MissingArtifact

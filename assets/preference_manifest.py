@@ -14,7 +14,7 @@ from alignment.data.shards import mixes_of
 from alignment.data.withdrawal import holds
 from alignment.errors import BadInput
 from alignment.guards import manifest_guards
-from alignment.recipe import Recipe
+from alignment.recipe.recipe import Recipe
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.preference_manifest import STAGE, ManifestRequest, ManifestSummary, Selection, TrainRows
 from alignment.store import Artifact, Commit

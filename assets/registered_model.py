@@ -14,10 +14,10 @@ import yaml
 
 from alignment.digest import json_digest
 from alignment.errors import BadInput
-from alignment.recipe import Gate, Recipe
-from alignment.stages import Context, Request, Result, Stage, execute
-from alignment.stages.execute import REQUEST_FILE
-from alignment.stages.stage import PolicySummary
+from alignment.recipe.evaluation import Gate
+from alignment.recipe.recipe import Recipe
+from alignment.stages.execute import REQUEST_FILE, execute
+from alignment.stages.stage import Context, PolicySummary, Request, Result, Stage
 from alignment.stages.usage import Usage
 from alignment.store import Artifact, Commit, CorruptArtifact, MissingArtifact, Store
 from assets.building.factory import flat, numbers

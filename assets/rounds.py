@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from alignment.recipe import Dpo, Recipe
 from alignment.recipe.generate import Rounds
+from alignment.recipe.recipe import Recipe
+from alignment.recipe.training import Dpo
 from alignment.stages.candidates import CandidatesRequest, parts_of
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.policy_checkpoint import STAGE as POLICY

@@ -7,7 +7,8 @@ from pathlib import Path
 from alignment.data.files import pin_files
 from alignment.data.hub import pin_hub
 from alignment.models.pin import pin_model
-from alignment.recipe import Recipe, SftTraining
+from alignment.recipe.recipe import Recipe
+from alignment.recipe.training import SftTraining
 from alignment.stages.base_model import STAGE as BASE_STAGE
 from alignment.stages.base_model import BaseModelRequest
 from alignment.stages.sft_checkpoint import STAGE, SftRequest

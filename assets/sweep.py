@@ -11,8 +11,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from alignment.recipe import Dpo, Recipe
-from alignment.stages import Request
+from alignment.recipe.recipe import Recipe
+from alignment.recipe.training import Dpo
+from alignment.stages.stage import Request
 from alignment.store import Artifact, Commit
 from assets.building.node import Node, Shown
 from assets.building.show import picture, table

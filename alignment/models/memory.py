@@ -17,7 +17,7 @@ from alignment.models.quantised import NF4_BYTES
 from alignment.models.shape import Shape
 
 if TYPE_CHECKING:
-    from alignment.recipe import Lora
+    from alignment.recipe.forward import Lora
 
 Checkpointing = bool | Literal["selective"]
 """Which activations are computed again: none, all of each layer, or those of norms and MLPs."""

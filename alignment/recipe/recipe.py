@@ -13,10 +13,11 @@ from alignment.methods import Method
 from alignment.models.quantised import Quantisation
 from alignment.recipe.data import ModelSource, PreferenceSource, Section, VariableName
 from alignment.recipe.evaluation import Evals, Gate, Judge
+from alignment.recipe.forward import Reference, TokenPolicy
 from alignment.recipe.generate import GeneratedPairs, OnPolicy, RewardModel, Rounds
 from alignment.recipe.schedule import Alerts, Schedule
 from alignment.recipe.several import Link, MergePart, Soups, Sweep
-from alignment.recipe.training import Dpo, Optimise, Reference, Sft, TokenPolicy, as_fast_as_sft
+from alignment.recipe.training import Dpo, Optimise, Sft, as_fast_as_sft
 
 
 class Pools(Section):

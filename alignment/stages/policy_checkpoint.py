@@ -35,9 +35,10 @@ from alignment.models.code import record_of_code
 from alignment.models.loading import load_sharded
 from alignment.models.quantised import Quantisation
 from alignment.models.runner import tf32_products
-from alignment.recipe import Dpo, TokenPolicy
 from alignment.recipe.data import Keyed
+from alignment.recipe.forward import TokenPolicy
 from alignment.recipe.generate import Score as AnswerScore
+from alignment.recipe.training import Dpo
 from alignment.stages import Context, Request, Result, Stage
 from alignment.stages.execute import environment
 from alignment.stages.stage import PolicySummary, ReferenceSummary, began_with

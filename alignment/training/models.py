@@ -29,7 +29,8 @@ from alignment.models.loading import Reader, empty_model, reader
 from alignment.models.quantised import dequantised
 from alignment.models.sharding import adapters, hollow, local, plain_name, replace_weights, wholes
 from alignment.models.weights import INDEX_FILE, SINGLE_FILE, tensors
-from alignment.recipe import Lora, Optimisation
+from alignment.recipe.forward import Lora
+from alignment.recipe.training import Optimisation
 from alignment.stages.stage import AdapterSummary, OriginSummary
 from alignment.store import Commit
 

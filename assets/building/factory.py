@@ -16,9 +16,9 @@ from alignment.address import shown
 from alignment.errors import BadInput
 from alignment.guards import GATE, Guard
 from alignment.progress import CURVES
-from alignment.recipe import Recipe
-from alignment.stages import Request
+from alignment.recipe.recipe import Recipe
 from alignment.stages.execute import DAGSTER_RUN, RECIPE_NAME, REQUEST_FILE
+from alignment.stages.stage import Request
 from alignment.stages.usage import POOL, Usage
 from alignment.store import Artifact, Commit, Ref, Store
 from alignment.store.erase import current_erasure

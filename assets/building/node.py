@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args
 import dagster as dg
 
 from alignment.guards import Guards
-from alignment.recipe import Optimisation
-from alignment.stages import Request, Stage, execute
-from alignment.stages.stage import POLICY
+from alignment.recipe.training import Optimisation
+from alignment.stages.execute import execute
+from alignment.stages.stage import POLICY, Request, Stage
 from alignment.store import Commit, Store
 from assets.building.upstream import Upstream
 from resources.launchers import Launch, launcher_for

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from alignment.errors import BadInput
-from alignment.recipe import Gate, Recipe, Requirement
+from alignment.recipe.evaluation import Gate, Requirement
+from alignment.recipe.recipe import Recipe
 from eval.gate.bounded import ANSWERS, BOUNDED, DIVERGENCE, ENDED, LENGTH, NEW_ROWS
 from eval.gate.compare import default_margin
 from eval.gate.metrics import METRICS, PREFERENCES

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from alignment.recipe import Gate
-from alignment.stages import Request
+from alignment.recipe.evaluation import Gate
 from alignment.stages.execute import REQUEST_FILE
+from alignment.stages.stage import Request
 from alignment.store import Artifact, CorruptArtifact, Store
 from eval.gate.baselines import PublishedFigure
 from eval.gate.bounded import (

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from pydantic import BaseModel, ConfigDict, Field
 
 from alignment.errors import BadInput
-from alignment.recipe import Gate, Recipe
-from alignment.stages import Request
+from alignment.recipe.evaluation import Gate
+from alignment.recipe.recipe import Recipe
 from alignment.stages.execute import REQUEST_FILE
+from alignment.stages.stage import Request
 from alignment.store import Artifact, Store, Summary
 from eval.gate.compare import bound_of, width_of
 from eval.gate.default import default_requirement, without_judge

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from alignment.data.statistics import Finding
 from alignment.digest import json_digest
-from alignment.stages import Context, Result, Stage
+from alignment.stages.stage import Context, Result, Stage
 from alignment.store import Summary
 from eval.gate.compare import MetricComparison
 from eval.gate.evidence import Compared, Evidence, ReportRequest, gather, verdict_of

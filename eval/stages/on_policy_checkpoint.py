@@ -34,7 +34,6 @@ from alignment.models.checkpoint import (
     require_precision,
 )
 from alignment.models.code import record_of_code
-from alignment.stages import Context, Result, Stage
 from alignment.stages.policy_checkpoint import (
     ON_POLICY_FILE,
     ROWS_FILE,
@@ -43,7 +42,7 @@ from alignment.stages.policy_checkpoint import (
     measure_held_out,
     training_rows,
 )
-from alignment.stages.stage import POLICY, PolicySummary
+from alignment.stages.stage import POLICY, Context, PolicySummary, Result, Stage
 from alignment.training import resume
 from alignment.training.arguments import history, require_world_size, rounded, trainer_arguments, training_order
 from alignment.training.demonstrations import with_known_pad

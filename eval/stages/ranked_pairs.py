@@ -20,12 +20,13 @@ from pydantic import Field, model_validator
 from alignment.data.rows import iter_records, write_records
 from alignment.digest import json_digest
 from alignment.errors import BadInput
-from alignment.recipe import Judge
+from alignment.recipe.evaluation import Judge
 from alignment.recipe.generate import Pairing, Score
-from alignment.stages import Context, Request, Result, Stage, execute
 from alignment.stages.candidates import STAGE as CANDIDATES
 from alignment.stages.candidates import CandidatesSummary, read_candidates
+from alignment.stages.execute import execute
 from alignment.stages.preference_shard import PAIRS_FILE, PAIRS_SCHEMA
+from alignment.stages.stage import Context, Request, Result, Stage
 from alignment.store import Artifact, Summary
 from eval.ranking.pairs import Candidate, Made, delta_pairs, paired, usable
 from eval.ranking.scorers import Reading, Scores, Total, added, scored_of

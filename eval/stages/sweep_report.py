@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from alignment.digest import json_digest
-from alignment.stages import Context, Result, Stage
+from alignment.stages.stage import Context, Result, Stage
 from eval.gate.evidence import read_choice
 from eval.gate.sweep import SweepRequest, SweepSummary
 from eval.report.pictures import sweep_png

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from alignment.errors import BadInput
-from alignment.recipe import Recipe
-from alignment.stages import SourceFile
+from alignment.recipe.recipe import Recipe
+from alignment.stages.stage import SourceFile
 from eval.suites.catalogue import ALPACA_EVAL, ARENA_HARD, GSM8K, HARMLESS, IFEVAL, MT_BENCH
 from eval.suites.ifbench import IFBENCH
 from eval.suites.lm_eval_tasks import stock_suite

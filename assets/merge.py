@@ -19,7 +19,7 @@ from alignment.recipe.recipe import Recipe
 from alignment.recipe.training import SftTraining
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.merged_checkpoint import STAGE, TRAINED, MergeRequest
-from alignment.stages.policy_checkpoint import ON_POLICY_FILE, DpoRequest
+from alignment.stages.policy import ON_POLICY_FILE, DpoRequest
 from alignment.stages.sft_checkpoint import STAGE as ADOPTING
 from alignment.stages.sft_checkpoint import SftRequest
 from alignment.stages.stage import CheckpointSummary, starts_of, trainings_of

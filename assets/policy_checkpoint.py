@@ -13,14 +13,14 @@ from alignment.methods import METHOD
 from alignment.recipe.generate import OnPolicy
 from alignment.recipe.recipe import Recipe
 from alignment.recipe.training import Dpo
-from alignment.stages.policy_checkpoint import STAGE, DpoRequest, Rollouts
+from alignment.stages.execute import load_stage
+from alignment.stages.policy import DpoRequest, Rollouts
 from alignment.stages.stage import PolicySummary
 from alignment.store import Commit, MissingArtifact
 from assets.building.node import Node, Shown, all_rows
 from assets.building.show import curves
 from assets.building.upstream import Upstream
 from assets.pins import prompt_sources, suite_items
-from eval.stages.on_policy_checkpoint import STAGE as ON_POLICY
 from resources.pools import Pools
 
 STARTS = {"sft_checkpoint": "SFT checkpoint", "base_model": "base model"}
@@ -108,7 +108,7 @@ def policy_checkpoint(recipe: Recipe, pools: Pools, policy: Policy) -> Node:
     return Node(
         name=policy.name,
         phase="train",
-        stage=STAGE if on_policy is None else ON_POLICY,
+        stage=load_stage(method.stage),
         description=description,
         kinds=frozenset({"pytorch", "huggingface"}),
         needs=(policy.manifest, start, *reference, *beside),

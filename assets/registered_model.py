@@ -20,8 +20,8 @@ from alignment.stages.execute import REQUEST_FILE, execute
 from alignment.stages.stage import Context, PolicySummary, Request, Result, Stage
 from alignment.stages.usage import Usage
 from alignment.store import Artifact, Commit, CorruptArtifact, MissingArtifact, Store
-from assets.building.factory import flat, numbers
-from assets.building.node import Node, Shown, Work, run_stage
+from assets.building.factory import flat, numbers, run_stage
+from assets.building.node import Node, Shown, Work
 from assets.building.show import code
 from assets.building.upstream import Upstream
 from assets.card import CARD_FILE, card_of

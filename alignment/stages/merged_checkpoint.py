@@ -20,7 +20,8 @@ from alignment.recipe.forward import TokenPolicy
 from alignment.recipe.training import Dpo
 from alignment.stages import Context, Request, Result, Stage
 from alignment.stages.execute import REQUEST_FILE
-from alignment.stages.policy_checkpoint import DpoRequest, measure_held_out, training_rows
+from alignment.stages.policy import DpoRequest
+from alignment.stages.policy_checkpoint import measure_held_out, training_rows
 from alignment.stages.stage import POLICY, PolicySummary
 from alignment.store import Artifact
 

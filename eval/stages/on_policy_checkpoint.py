@@ -34,14 +34,8 @@ from alignment.models.checkpoint import (
     require_precision,
 )
 from alignment.models.code import record_of_code
-from alignment.stages.policy_checkpoint import (
-    ON_POLICY_FILE,
-    ROWS_FILE,
-    DpoRequest,
-    Rollouts,
-    measure_held_out,
-    training_rows,
-)
+from alignment.stages.policy import ON_POLICY_FILE, ROWS_FILE, DpoRequest, Rollouts
+from alignment.stages.policy_checkpoint import measure_held_out, training_rows
 from alignment.stages.stage import POLICY, Context, PolicySummary, Result, Stage
 from alignment.training import resume
 from alignment.training.arguments import history, require_world_size, rounded, trainer_arguments, training_order

@@ -255,7 +255,7 @@ class Lab:
         return execute(STAGE, manifest, self.store).artifact
 
     def dpo_request(self, checkpoint: Artifact, manifest: Artifact, **settings: Any) -> Any:
-        from alignment.stages.policy_checkpoint import DpoRequest
+        from alignment.stages.policy import DpoRequest
 
         world_size = settings.pop("world_size", 1)
         tokens = settings.pop("tokens", None) or TokenPolicy(max_length=64)

@@ -203,7 +203,7 @@ def evaluation_items(recipe: Recipe) -> dict[str, dict[str, list[str]]]:
     return {
         name: {
             item.id: list(strings_in(item.fields))
-            for item in load_items(suite_of(recipe, name), suite_spec(name, suite), recipe.seed)
+            for item in load_items(suite_of(recipe.evals, name), suite_spec(name, suite), recipe.seed)
         }
         for name, suite in recipe.evals.selected().items()
     }

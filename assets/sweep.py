@@ -21,9 +21,9 @@ from assets.building.upstream import Upstream
 from assets.measurements import baseline_of, evals, responses
 from assets.policy_checkpoint import Policy, policies_of, policy_checkpoint
 from assets.preference_manifest import part_manifest
-from eval.gate.default import gate_of
+from eval.gate.default import gate_of, sweep_metric
 from eval.gate.metrics import unit_of
-from eval.gate.sweep import SweepRequest, SweepSummary, SweptPoint, described, sweep_metric
+from eval.gate.sweep import SweepRequest, SweepSummary, SweptPoint, described
 from eval.stages.sweep_report import PICTURE_FILE, STAGE, SWEEP_FILE
 from resources.pools import Pools
 

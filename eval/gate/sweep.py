@@ -13,17 +13,13 @@ from collections.abc import Mapping, Sequence
 from pydantic import BaseModel, ConfigDict, Field
 
 from alignment.errors import BadInput
-from alignment.recipe.evaluation import Gate
-from alignment.recipe.recipe import Recipe
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.stage import Request
 from alignment.store import Artifact, Store, Summary
 from eval.gate.compare import bound_of, width_of
-from eval.gate.default import default_requirement, without_judge
 from eval.gate.metrics import unit_of
 from eval.gate.requirement import ALPHA, Against, Check
 from eval.statistics import Interval, holm, p_above, paired_interval
-from eval.suites import suite_of
 from eval.suites.samples import Sample
 
 SWEEP_CHECK = "sweep"
@@ -177,35 +173,6 @@ def _difference(baseline: Sequence[Sample], candidate: Sequence[Sample], which: 
         [sample.cluster for sample, _, _ in pairs],
         bound_of(first.suite, first.metric, width),
     )
-
-
-def sweep_metric(recipe: Recipe, gate: Gate | None, file: str | None = None) -> str:
-    """The metric, as `suite/metric`, by which a recipe's sweep or soups pick and confirm; `gate` is the recipe's, and
-    `file` its file, for errors.
-
-    Raises `BadInput` for a metric that no scored suite has.
-    """
-
-    def wrong(told: str, field: str) -> BadInput:
-        return BadInput(told, file=file or recipe.name, field=field)
-
-    several, section = recipe.candidates, "sweep" if recipe.sweep else "soups"
-    assert several is not None
-    scored = [suite for suite in recipe.evals.selected() if suite not in without_judge(recipe)]
-    if not scored:
-        raise wrong("no suite of the recipe is scored without a judge: give one that is, or a judge", section)
-    metric = several.by
-    if metric is None:
-        improved = [name for name, asked in (gate.metrics if gate else {}).items() if asked.improve is not None]
-        of_suites = [name for name in improved if name.partition("/")[0] in scored]
-        metric = of_suites[0] if of_suites else default_requirement(scored[0], suite_of(recipe, scored[0]))[0]
-    suite, _, name = metric.partition("/")
-    if suite not in scored:
-        raise wrong(f"{suite} is not scored: the recipe has no judge", f"{section}.by")
-    known = suite_of(recipe, suite).metrics
-    if name not in known:
-        raise wrong(f"{suite} has no such metric; it has {'; '.join(known)}", f"{section}.by")
-    return metric
 
 
 def check_of(choice: Choice, against: Against) -> Check:

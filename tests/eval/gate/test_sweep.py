@@ -10,7 +10,8 @@ import pytest
 from alignment.errors import BadInput
 from alignment.recipe import Gate, Recipe, Requirement
 from alignment.recipe.several import Soups
-from eval.gate.sweep import Choice, Half, PointResult, check_of, choose, picks, sweep_metric
+from eval.gate.default import sweep_metric
+from eval.gate.sweep import Choice, Half, PointResult, check_of, choose, picks
 from eval.suites.samples import Sample
 
 ITEMS = 160

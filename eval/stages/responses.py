@@ -20,7 +20,7 @@ from alignment.recipe.forward import TokenPolicy
 from alignment.stages.stage import Context, Request, Result, Stage
 from alignment.store import Artifact
 from eval.answers.answer import Answered, answer_suite
-from eval.answers.best_of import AnyGenerator, BestOfGenerator
+from eval.answers.asking import AnyGenerator, BestOfGenerator
 from eval.answers.files import ITEMS_FILE, RESPONSES_FILE, SETTINGS_FILE, write_responses
 from eval.ranking.scorers import Reading, RewardScorer
 from eval.suites import SuiteSpec, suite_named

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -330,16 +329,6 @@ def template() -> str:
 @pytest.fixture
 def score_alone() -> Callable[[Any, Any, Any], float]:
     return alone
-
-
-@pytest.fixture
-def write_json(tmp_path: Path) -> Callable[[str, Any], Path]:
-    def write(name: str, value: Any) -> Path:
-        path = tmp_path / name
-        path.write_text(json.dumps(value), encoding="utf-8")
-        return path
-
-    return write
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignment.errors import BadInput, first_few
 from alignment.models.pin import checkpoint_files
-from alignment.recipe.recipe import Publish
+from alignment.recipe.places import Publish
 from alignment.stages.stage import CheckpointSummary
 from alignment.store import Commit, Store
 from assets.card import CARD_FILE, Card, card_of

@@ -21,8 +21,9 @@ from assets.policy_checkpoint import repeats_of
 from assets.rounds import comparisons, named
 from eval.gate.baselines import PublishedFigure, read_baselines
 from eval.gate.default import gate_of, sweep_metric
-from eval.gate.evidence import Repeat, lack_items
+from eval.gate.evidence import Repeat
 from eval.gate.requirement import SHORT_NAMES, baseline_at
+from eval.gate.scores import lack_items
 from eval.report.guards import REPORT_GUARDS, evaluation_findings
 from eval.report.pictures import PICTURES
 from eval.stages.evaluation_report import STAGE, ReportRequest, ReportSummary

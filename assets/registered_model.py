@@ -30,7 +30,8 @@ from assets.champion import champion_for, check_evaluated, moved_by_hand, regist
 from assets.publication import publish_model
 from assets.registration import Decision, RegistrationSummary, decision_for, decision_of
 from eval.gate.default import gate_of
-from eval.gate.evidence import WrongEvidence, recompute
+from eval.gate.evidence import recompute
+from eval.gate.scores import WrongEvidence
 from eval.stages.checkpoint_check import STAGE as CHECK
 from eval.stages.checkpoint_check import CheckRequest, CheckSummary
 from resources.alerts import Alert, send

@@ -17,6 +17,7 @@ from alignment.stages.execute import REQUEST_FILE, STAGES, load_stage, make_agai
 from alignment.stages.preference_shard import STAGE, ShardRequest
 from alignment.store import Commit, Store
 
+pytestmark = pytest.mark.slow  # each starts the process that a person would
 RECORDED = json.loads((Path(__file__).parents[2] / "recorded_requests.json").read_text(encoding="utf-8"))
 
 

@@ -2,7 +2,8 @@
 #
 # When to run which tests, with their time on two cores:
 #   make check  while you write   1 minute    ruff, mypy, and the tests that need no graph: data, recipes, store, losses,
-#                                             suites, statistics, gate, report, floors, recorded keys
+#                                             suites, statistics, gate, report, floors, recorded keys, without those
+#                                             marked `slow`
 #   make test   before a merge    30 minutes  the above and every other test without the marker `soak`: every contract,
 #                                             each command, whole graphs of tiny models, the quickstart, and parts on
 #                                             real data if there is any
@@ -10,7 +11,8 @@
 #                                             kills, damaged stores, 3,000 shards, live daemons,
 #                                             nights and pages, the quickstart on shuffled labels, the whole graph on
 #                                             real data
-# A test is marked `soak` if it starts a live Dagster, kills a whole run, or is a whole run of minutes.
+# A test is marked `slow` if it takes a second or more, or starts a process, among tests that take milliseconds. It is
+# marked `soak` if it starts a live Dagster, kills a whole run, or is a whole run of minutes.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -19,11 +21,13 @@ DEV    := $(VENV)/.installed-dev
 PIP    := $(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed --constraint requirements.lock
 PYTEST := $(BIN)/python -m pytest
 WORKERS := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-CORE   := $(filter-out tests/test_bare_image.py,$(wildcard tests/test_*.py)) \
-          $(addprefix tests/alignment/,data methods recipe stages store test_*.py) \
+LIBRARY := $(addprefix tests/alignment/,data methods recipe stages store test_*.py)
+ABOVE  := $(filter-out tests/test_bare_image.py,$(wildcard tests/test_*.py)) \
           $(addprefix tests/eval/,gate grading report statistics suites) tests/alignment_dags/planner
+CORE   := $(PYTEST) -m "not soak and not campaign and not slow" -k "not s3"
 
-.PHONY: help setup setup-dev quickstart smollm2 ui check test soak campaigns lint types core tests newer clean
+.PHONY: help setup setup-dev quickstart smollm2 ui check test soak campaigns lint types core-library core-above tests \
+        newer clean
 
 help: ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,7 +65,7 @@ ui: setup ## start Dagster with its daemon, and MLflow, for this project
 	$(BIN)/python -m alignment_dags.ui
 
 check: setup-dev ## one minute: lint, types and the tests of the pure core, in parallel
-	@$(MAKE) --no-print-directory --jobs 2 lint types core
+	@$(MAKE) --no-print-directory --jobs 4 --output-sync lint types core-library core-above
 
 test: setup-dev ## everything that has to pass before a merge: what is quick first, two at a time
 	@$(MAKE) --no-print-directory --jobs 2 lint types newer
@@ -80,8 +84,11 @@ lint: setup-dev ## ruff
 types: setup-dev ## mypy, strict everywhere but in tests
 	$(BIN)/mypy
 
-core: setup-dev ## the pure core's tests, in one process
-	$(PYTEST) -m "not soak and not campaign" -k "not s3" $(CORE)
+core-library: setup-dev ## the library's part of the tests of `make check`, in one process
+	$(CORE) $(LIBRARY)
+
+core-above: setup-dev ## the rest of them: what stands above the library, and what is asked of all files
+	$(CORE) $(ABOVE)
 
 newer: setup-dev ## compile every file and test the pure core on a newer Python, if there is one (PYTHON_NEXT=…)
 	$(BIN)/python -m tests.newer_python

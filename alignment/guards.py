@@ -20,7 +20,8 @@ from alignment.data.rows import ROWS_FILE
 from alignment.data.statistics import GUARDS, IN_SUMMARY, Finding
 from alignment.errors import CorruptArtifact, MissingArtifact, be, counted
 from alignment.methods import method_of
-from alignment.recipe import Dpo, SftTraining, TokenPolicy, as_fast_as_sft
+from alignment.recipe.forward import TokenPolicy
+from alignment.recipe.training import Dpo, SftTraining, as_fast_as_sft
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.stage import (
     POLICY,

@@ -13,7 +13,7 @@ from alignment.errors import BadInput
 from alignment.store import Artifact, Commit, Store
 from assets.building.upstream import Upstream
 from assets.registration import Decision, RegistrationSummary, decision_of
-from eval.gate.evidence import answered_by
+from eval.gate.scores import answered_by
 from resources.mlflow import CHAMPION, REGISTRATION_TAG, Tracking
 
 SCORES = "scores."

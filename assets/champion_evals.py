@@ -12,14 +12,14 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 
-from alignment.recipe import Recipe, Suite
+from alignment.recipe.evaluation import Suite
+from alignment.recipe.recipe import Recipe
 from alignment.store import Artifact, Commit, Store
 from alignment.store.erase import current_erasure
 from assets.building.node import Node, NotNeeded
 from assets.building.upstream import NotBuilt, Upstream
 from assets.champion import Champion, champion_for
-from assets.evals import asks_an_endpoint, evals, scores_request
-from assets.responses import needed_to_choose, responses, responses_request
+from assets.measurements import asks_an_endpoint, evals, needed_to_choose, responses, responses_request, scores_request
 from eval.stages.responses import STAGE as RESPONSES
 from eval.stages.responses import ResponsesRequest
 from eval.stages.scores import STAGE as SCORES

@@ -5,25 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 from alignment.guards import Guard, Guards
-from alignment.recipe import Gate, Recipe
+from alignment.recipe.evaluation import Gate
+from alignment.recipe.recipe import Recipe
 from alignment.store import Commit, Store
 from assets.building.node import Node, Shown
 from assets.building.show import escaped, picture, table
 from assets.building.upstream import Upstream
 from assets.champion import champion_for
 from assets.champion_evals import champion_scores, change_of_judge
+from assets.measurements import baseline_of, pool_of
 from assets.merge import require_one_architecture
 from assets.new_rows import NAME as NEW_ROWS
 from assets.new_rows import measured
 from assets.policy_checkpoint import repeats_of
-from assets.policy_divergence import pool_of
-from assets.responses import baseline_of
 from assets.rounds import comparisons, named
 from eval.gate.baselines import PublishedFigure, read_baselines
-from eval.gate.default import gate_of
-from eval.gate.evidence import Repeat, lack_items
+from eval.gate.default import gate_of, sweep_metric
+from eval.gate.evidence import Repeat
 from eval.gate.requirement import SHORT_NAMES, baseline_at
-from eval.gate.sweep import sweep_metric
+from eval.gate.scores import lack_items
 from eval.report.guards import REPORT_GUARDS, REPORT_REMEDIES, evaluation_findings
 from eval.report.pictures import PICTURES
 from eval.stages.evaluation_report import STAGE, ReportRequest, ReportSummary

@@ -14,10 +14,12 @@ from alignment.errors import BadInput
 from alignment.models.checkpoint import read_config, text_config
 from alignment.models.merging import other_sizes
 from alignment.models.pin import hub_config, pin_model
-from alignment.recipe import ModelSource, Recipe, SftTraining
+from alignment.recipe.data import ModelSource
+from alignment.recipe.recipe import Recipe
+from alignment.recipe.training import SftTraining
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.merged_checkpoint import STAGE, TRAINED, MergeRequest
-from alignment.stages.policy_checkpoint import ON_POLICY_FILE, DpoRequest
+from alignment.stages.policy import ON_POLICY_FILE, DpoRequest
 from alignment.stages.sft_checkpoint import STAGE as ADOPTING
 from alignment.stages.sft_checkpoint import SftRequest
 from alignment.stages.stage import POLICY, CheckpointSummary, starts_of, trainings_of

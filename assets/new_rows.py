@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alignment.recipe import Recipe
+from alignment.recipe.recipe import Recipe
 from alignment.stages.stage import first_manifest
 from alignment.store import Artifact, Commit, Store
 from assets.building.node import Node, NotNeeded, Shown

@@ -9,9 +9,10 @@ from alignment.data.hub import pin_hub
 from alignment.data.overlap import SuiteItems
 from alignment.errors import BadInput
 from alignment.generation.prompts import PromptSource
-from alignment.recipe import DataSource, Suite
+from alignment.recipe.data import DataSource
+from alignment.recipe.evaluation import Suite
 from alignment.recipe.generate import Prompts
-from alignment.stages import SourceFile
+from alignment.stages.stage import SourceFile
 from eval.suites import SuiteSpec, pin_tasks, suite_named
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from alignment.guards import policy_guards, setup_notes
 from alignment.methods import METHOD
-from alignment.recipe import Dpo, Recipe
 from alignment.recipe.generate import OnPolicy
-from alignment.stages.policy_checkpoint import STAGE, DpoRequest, Rollouts
+from alignment.recipe.recipe import Recipe
+from alignment.recipe.training import Dpo
+from alignment.stages.execute import load_stage
+from alignment.stages.policy import DpoRequest, Rollouts
 from alignment.stages.stage import PolicySummary
 from alignment.store import Commit, MissingArtifact
 from assets.building.node import Node, Shown, all_rows
@@ -21,7 +23,6 @@ from assets.building.upstream import Upstream
 from assets.champion_reference import MANIFEST as OF_CHAMPION
 from assets.champion_reference import scored_by
 from assets.pins import prompt_sources, suite_items
-from eval.stages.on_policy_checkpoint import STAGE as ON_POLICY
 from resources.pools import Pools
 
 
@@ -115,7 +116,7 @@ def policy_checkpoint(recipe: Recipe, pools: Pools, policy: Policy) -> Node:
     return Node(
         name=policy.name,
         phase="train",
-        stage=STAGE if on_policy is None else ON_POLICY,
+        stage=load_stage(method.stage),
         description=description,
         kinds=frozenset({"pytorch", "huggingface"}),
         needs=(policy.manifest, start, *reference, *beside),

@@ -14,7 +14,7 @@ from alignment.data.shards import mixes_of
 from alignment.data.withdrawal import holds
 from alignment.errors import BadInput
 from alignment.guards import manifest_guards
-from alignment.recipe import Recipe
+from alignment.recipe.recipe import Recipe
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.preference_manifest import STAGE, ManifestRequest, ManifestSummary, Selection, TrainRows
 from alignment.store import Artifact, Commit
@@ -203,7 +203,7 @@ def evaluation_items(recipe: Recipe) -> dict[str, dict[str, list[str]]]:
     return {
         name: {
             item.id: list(strings_in(item.fields))
-            for item in load_items(suite_of(recipe, name), suite_spec(name, suite), recipe.seed)
+            for item in load_items(suite_of(recipe.evals, name), suite_spec(name, suite), recipe.seed)
         }
         for name, suite in recipe.evals.selected().items()
     }

@@ -9,7 +9,8 @@ from alignment.data.files import expand
 from alignment.data.validate import Kind, first_kind
 from alignment.errors import BadInput
 from alignment.methods import wrong_kind
-from alignment.recipe import PreferenceSource, Recipe
+from alignment.recipe.data import PreferenceSource
+from alignment.recipe.recipe import Recipe
 from alignment.stages.preference_shard import STAGE, ShardRequest
 from alignment.stages.stage import ShardSummary
 from alignment.store import Commit

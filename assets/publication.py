@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from alignment.errors import BadInput, first_few
 from alignment.models.pin import checkpoint_files
-from alignment.recipe import Publish
-from alignment.stages import CheckpointSummary
+from alignment.recipe.places import Publish
+from alignment.stages.stage import CheckpointSummary
 from alignment.store import Commit, Store
 from assets.card import CARD_FILE, Card, card_of
 from assets.registration import RegistrationSummary

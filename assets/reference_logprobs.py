@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import dagster as dg
 
-from alignment.recipe import Recipe
+from alignment.recipe.recipe import Recipe
 from alignment.stages.policy_logprobs import STAGE as POLICY_STAGE
 from alignment.stages.policy_logprobs import PolicyLogprobsRequest
 from alignment.stages.reference_logprobs import STAGE, ReferenceRequest

@@ -14,14 +14,14 @@ import yaml
 
 from alignment.digest import json_digest
 from alignment.errors import BadInput
-from alignment.recipe import Gate, Recipe
-from alignment.stages import Context, Request, Result, Stage, execute
-from alignment.stages.execute import REQUEST_FILE
-from alignment.stages.stage import PolicySummary
+from alignment.recipe.evaluation import Gate
+from alignment.recipe.recipe import Recipe
+from alignment.stages.execute import REQUEST_FILE, execute
+from alignment.stages.stage import Context, PolicySummary, Request, Result, Stage
 from alignment.stages.usage import Usage
 from alignment.store import Artifact, Commit, CorruptArtifact, MissingArtifact, Store
-from assets.building.factory import flat, numbers
-from assets.building.node import Node, Shown, Work, run_stage
+from assets.building.factory import flat, numbers, run_stage
+from assets.building.node import Node, Shown, Work
 from assets.building.show import code
 from assets.building.upstream import Upstream
 from assets.card import CARD_FILE, card_of
@@ -30,7 +30,8 @@ from assets.champion import champion_for, check_evaluated, moved_by_hand, regist
 from assets.publication import publish_model
 from assets.registration import Decision, RegistrationSummary, decision_for, decision_of
 from eval.gate.default import gate_of
-from eval.gate.evidence import WrongEvidence, recompute
+from eval.gate.evidence import recompute
+from eval.gate.scores import WrongEvidence
 from eval.stages.checkpoint_check import STAGE as CHECK
 from eval.stages.checkpoint_check import CheckRequest, CheckSummary
 from resources.alerts import Alert, send

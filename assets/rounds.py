@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from alignment.recipe import Dpo, Recipe
 from alignment.recipe.generate import Rounds
+from alignment.recipe.recipe import Recipe
+from alignment.recipe.training import Dpo
 from alignment.stages.candidates import CandidatesRequest, parts_of
 from alignment.stages.execute import REQUEST_FILE
-from alignment.stages.policy_checkpoint import STAGE as POLICY
-from alignment.stages.policy_checkpoint import DpoRequest
+from alignment.stages.policy import DpoRequest
 from alignment.stages.preference_manifest import ManifestRequest
 from alignment.store import Artifact, Commit
 from assets.building.node import Node, NotNeeded, Shown
@@ -261,7 +261,7 @@ def _or_the_best(
 
 
 def _request_of(upstream: Upstream, policy: Artifact) -> DpoRequest:
-    return POLICY.request.model_validate_json(upstream.store.read(policy, REQUEST_FILE))
+    return DpoRequest.model_validate_json(upstream.store.read(policy, REQUEST_FILE))
 
 
 def show_comparison(commit: Commit, folder: Path) -> Shown:

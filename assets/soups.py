@@ -11,7 +11,7 @@ from contextlib import suppress
 from itertools import islice
 
 from alignment.errors import BadInput
-from alignment.recipe import Recipe
+from alignment.recipe.recipe import Recipe
 from alignment.stages.merged_checkpoint import STAGE, TRAINED, MergeRequest
 from alignment.store import Artifact
 from assets.building.node import Node

@@ -11,19 +11,19 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from alignment.recipe import Dpo, Recipe
-from alignment.stages import Request
+from alignment.recipe.recipe import Recipe
+from alignment.recipe.training import Dpo
+from alignment.stages.stage import Request
 from alignment.store import Artifact, Commit
 from assets.building.node import Node, Shown
 from assets.building.show import picture, table
 from assets.building.upstream import Upstream
-from assets.evals import evals
+from assets.measurements import baseline_of, evals, responses
 from assets.policy_checkpoint import Policy, policies_of, policy_checkpoint
 from assets.preference_manifest import part_manifest
-from assets.responses import baseline_of, responses
-from eval.gate.default import gate_of
+from eval.gate.default import gate_of, sweep_metric
 from eval.gate.metrics import unit_of
-from eval.gate.sweep import SweepRequest, SweepSummary, SweptPoint, described, sweep_metric
+from eval.gate.sweep import SweepRequest, SweepSummary, SweptPoint, described
 from eval.stages.sweep_report import PICTURE_FILE, STAGE, SWEEP_FILE
 from resources.pools import Pools
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from alignment.errors import BadInput
-from alignment.recipe import Judge
+from alignment.recipe.evaluation import Judge
 from alignment.recipe.faults import fault
 from eval.answers.files import model_name, read_answers
 from eval.gate.compare import compare_samples, margin_of

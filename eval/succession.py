@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment.errors import BadInput, counted, first_few
-from alignment.recipe import Judge
+from alignment.recipe.evaluation import Judge
 from eval.gate.succession import ENOUGH, Place, Side, agreement, question_of, sampled
 from eval.grading.choose import bill, shortfall
 from eval.judge.endpoint import Endpoint, Outcome

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from urllib.error import HTTPError
 
 from alignment.address import shown
-from alignment.recipe import Alerts
+from alignment.recipe.schedule import Alerts
 
 ATTEMPTS = 3
 TIMEOUT = 5.0  # seconds of one attempt

@@ -14,8 +14,8 @@ from pydantic import BaseModel, Field
 from alignment.address import shown
 from alignment.errors import BadInput
 from alignment.models.quantised import missing
-from alignment.recipe import Recipe
 from alignment.recipe.load import read_yaml
+from alignment.recipe.recipe import Recipe
 from alignment.store import Store
 from resources.home import tracking_uri
 from resources.pools import REMOTE, Pools, load_pools, parse_pools, pools_file

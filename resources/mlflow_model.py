@@ -33,7 +33,7 @@ from alignment.models.checkpoint import (
     read_config,
 )
 from alignment.models.pin import checkpoint_files
-from alignment.stages import CheckpointSummary
+from alignment.stages.stage import CheckpointSummary
 from alignment.store import Commit
 
 if TYPE_CHECKING:

@@ -80,6 +80,9 @@ class Sources:
     ) -> None:
         self.root, self.packages, self.plumbing, self.plug_ins = root, packages, plumbing, plug_ins
         self.modules: dict[str, Module | None] = {}
+        # most definitions are reached by many stages: what each names and means is looked up once
+        self.named: dict[Definition, list[Definition]] = {}
+        self.meanings: dict[Definition, set[bytes]] = {}
 
     def module(self, name: str) -> Module | None:
         """The module of that name; None where it is not of these packages."""
@@ -109,7 +112,9 @@ class Sources:
                 waiting += [
                     Definition(plug_in, offered) for plug_in in self.plug_ins for offered in self.offers(plug_in)
                 ]
-            waiting += [Definition(current.module, ""), *self.named_in(home, home.definitions[current.name])]
+            if current not in self.named:
+                self.named[current] = [*dict.fromkeys(self.named_in(home, home.definitions[current.name]))]
+            waiting += [Definition(current.module, ""), *self.named[current]]
         return seen
 
     def offers(self, plug_in: str) -> list[str]:
@@ -142,18 +147,26 @@ class Sources:
         """Digest over the meaning of everything reached, and of the data files that it names."""
         meanings: set[bytes] = set()
         for definition in self.reached(module, name):
-            home = self.module(definition.module)
-            assert home is not None
-            for statement in home.definitions[definition.name]:
-                named = {node.value for node in ast.walk(statement) if isinstance(node, ast.Constant)}
-                meanings.add(meaning(statement).encode())
-                folders = (home.path.parent, home.path.parent.parent / "templates")
-                data = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
-                meanings |= {path.read_bytes() for path in data if path.suffix in DATA and path.name in named}
+            if definition not in self.meanings:
+                self.meanings[definition] = self.meanings_of(definition)
+            meanings |= self.meanings[definition]
         sha = hashlib.sha256()
         for part in sorted(meanings):
             sha.update(hashlib.sha256(part).digest())
         return sha.hexdigest()
+
+    def meanings_of(self, definition: Definition) -> set[bytes]:
+        """What a definition's statements mean, and the data files beside it that they name."""
+        home = self.module(definition.module)
+        assert home is not None
+        meanings: set[bytes] = set()
+        for statement in home.definitions[definition.name]:
+            named = {node.value for node in ast.walk(statement) if isinstance(node, ast.Constant)}
+            meanings.add(meaning(statement).encode())
+            folders = (home.path.parent, home.path.parent.parent / "templates")
+            data = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
+            meanings |= {path.read_bytes() for path in data if path.suffix in DATA and path.name in named}
+        return meanings
 
 
 def meaning(statement: ast.stmt) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -26,6 +27,7 @@ def module_of(path: Path) -> str:
 MODULES = {module_of(path): path for floor in MAY_IMPORT for path in (PROJECT / floor).rglob("*.py")}
 
 
+@cache
 def imported(path: Path) -> set[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     names: set[str] = set()

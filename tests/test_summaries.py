@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from alignment.stages.__main__ import GROUP
 from alignment.stages.base_model import BaseModelSummary
 from alignment.stages.candidates import CandidatesSummary
+from alignment.stages.execute import STAGES
 from alignment.stages.preference_manifest import ManifestSummary
 from alignment.stages.sft_dataset import SftDatasetSummary
 from alignment.stages.stage import CheckpointSummary, PolicySummary, ReferenceSummary, SftSummary, ShardSummary
@@ -91,7 +91,7 @@ def commit(summary: dict[str, Any], stage: str = "some_stage") -> Commit:
 
 
 def test_every_stage_has_a_type_for_its_summary() -> None:
-    assert {point.name for point in entry_points(group=GROUP)} == set(SUMMARIES) == set(RECORDED)
+    assert {point.name for point in entry_points(group=STAGES)} == set(SUMMARIES) == set(RECORDED)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,10 @@ from alignment.data.shards import shards_of
 from alignment.data.tokens import Dropped, Tokenization, TokenSequence
 from alignment.data.validate import Validation
 from alignment.errors import BadInput
-from alignment.recipe import DEFAULT_READING, ModelSource, Reading, Recipe, TokenPolicy, load_recipe
+from alignment.recipe.data import DEFAULT_READING, ModelSource, Reading
+from alignment.recipe.forward import TokenPolicy
+from alignment.recipe.load import load_recipe
+from alignment.recipe.recipe import Recipe
 from alignment.stages.preference_shard import records_of
 
 RECIPES = (".yaml", ".yml")

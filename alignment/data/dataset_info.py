@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alignment.errors import BadInput
-from alignment.recipe import Reading
-from alignment.recipe.data import Column
+from alignment.recipe.data import Column, Reading
 
 INFO = "dataset_info.json"
 Wanted = Literal["all", "preferences", "demonstrations"]

@@ -24,7 +24,7 @@ from alignment.data.dataset_info import INFO, Wanted, described
 from alignment.data.readers import DATA_SUFFIXES, data_suffix
 from alignment.digest import file_sha256, json_digest, stream_sha256
 from alignment.errors import BadInput, require_utf8
-from alignment.stages import SourceFile
+from alignment.stages.stage import SourceFile
 from alignment.store.place import matching
 
 SETTLED_SECONDS = 2.0

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from alignment.data.readers import Record
 from alignment.errors import BadInput
-from alignment.recipe import DataSource
+from alignment.recipe.data import DataSource
 
 # Asking the Hugging Face Hub: an error of the network says what was asked for.
 

@@ -35,7 +35,6 @@ TEXTS = ("form", "prompt", "chosen", "rejected", "completion")
 BATCH_ROWS = 4096
 
 Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 
 
 def measured_columns(folder: Path, *columns: str) -> pa.Table:

@@ -79,7 +79,7 @@ def noise_of(examples: Examples) -> NoiseNumbers:
     """Shards that say the opposite of the others are found first, and take no part in the estimate."""
     if len(examples) < 10 * FOLDS:
         return NoiseNumbers(pairs=len(examples))
-    scores, _ = cross_fitted(examples)
+    of_all = scores, _ = cross_fitted(examples)
     sure = NormalDist().inv_cdf(1 - 0.025 / max(1, len(examples.shards)))  # one look a shard
     swapped: dict[str, float] = {}
     for place, name in enumerate(examples.shards):
@@ -91,12 +91,14 @@ def noise_of(examples: Examples) -> NoiseNumbers:
         examples = examples.of(~np.isin(examples.shard_of, [examples.shards.index(name) for name in swapped]))
         if len(examples) < 10 * FOLDS:
             return NoiseNumbers(pairs=len(examples), swapped=swapped)
+        of_all = cross_fitted(examples)
     # pairs of one prompt tell little more than one pair does
     weight = len(np.unique(examples.prompts)) / len(examples)
     # what a model is surely wrong about looks like noise, and two models are not wrong about the same: the interval
     # covers what both say, the estimate is of the one that tells pairs better
-    views = [examples, *([words] if (words := examples.without_reference()) is not None else [])]
-    fitted = sorted((cross_fitted(view) for view in views), key=lambda scores_and_loss: scores_and_loss[1])
+    words = examples.without_reference()
+    fitted = [of_all, *([] if words is None else [cross_fitted(words)])]
+    fitted.sort(key=lambda scores_and_loss: scores_and_loss[1])
     rates = [flip_rate(scores, weight) for scores, _ in fitted]
     return NoiseNumbers(
         pairs=len(examples),

@@ -19,8 +19,8 @@ from alignment.data.readers import read_records
 from alignment.data.statistics import OverlapNumbers
 from alignment.data.words import Words, row_texts, runs
 from alignment.digest import json_digest
-from alignment.recipe import DataSource
-from alignment.stages import SourceFile
+from alignment.recipe.data import DataSource
+from alignment.stages.stage import SourceFile
 from alignment.store import Artifact, MissingArtifact, Store
 
 Places = npt.NDArray[np.int64]

@@ -16,9 +16,9 @@ from alignment.data.mixing import Mix
 from alignment.data.readers import data_suffix
 from alignment.digest import json_digest
 from alignment.errors import BadInput
-from alignment.recipe import DEFAULT_READING, NamedSource, PreferencePart, PreferenceSource, Reading
-from alignment.stages import SourceFile
+from alignment.recipe.data import DEFAULT_READING, NamedSource, PreferencePart, PreferenceSource, Reading
 from alignment.stages.preference_shard import ShardRequest
+from alignment.stages.stage import SourceFile
 from alignment.store import Artifact
 
 EMBEDDED_DAYS = 3

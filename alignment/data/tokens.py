@@ -24,7 +24,7 @@ from alignment.errors import BadInput
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from alignment.recipe import TokenPolicy
+    from alignment.recipe.forward import TokenPolicy
 
 Ids = tuple[int, ...]
 

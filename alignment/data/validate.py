@@ -19,7 +19,7 @@ from alignment.data.readers import Record, describe, read_records
 from alignment.data.rows import PreferenceRow, text_of, unpaired_row, write_records
 from alignment.digest import lines_digest
 from alignment.errors import BadInput
-from alignment.recipe import DEFAULT_READING, Reading
+from alignment.recipe.data import DEFAULT_READING, Reading
 
 # Quarantine: records that cannot be used, each kept with the reason and its text.
 

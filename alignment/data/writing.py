@@ -24,7 +24,7 @@ from alignment.data.templates import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from alignment.recipe import TokenPolicy
+    from alignment.recipe.forward import TokenPolicy
 
 Content = str | Messages
 

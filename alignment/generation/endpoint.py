@@ -19,7 +19,7 @@ from alignment.generation import journal
 from alignment.generation.generator import GREEDY, Answer, Prompt, PromptEncoder, Sampling, cut_at
 from alignment.generation.openai_client import OpenAIClient, Trouble
 from alignment.progress import ProgressLog
-from alignment.recipe import Generate
+from alignment.recipe.evaluation import Generate
 
 log = logging.getLogger(__name__)
 

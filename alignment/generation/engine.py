@@ -26,8 +26,9 @@ from alignment.generation.endpoint import EndpointGenerator
 from alignment.generation.generator import Each, Generator, PromptEncoder
 from alignment.models.checkpoint import default_device, load_model, load_tokenizer, max_positions
 from alignment.models.loading import load_sharded
-from alignment.recipe import Generate, TokenPolicy
-from alignment.stages import Context
+from alignment.recipe.evaluation import Generate
+from alignment.recipe.forward import TokenPolicy
+from alignment.stages.stage import Context
 from alignment.store import Artifact
 
 if TYPE_CHECKING:

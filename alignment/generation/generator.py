@@ -13,7 +13,7 @@ from alignment.data.templates import ChatTemplate, with_system_message
 from alignment.errors import BadInput
 from alignment.models.sharding import shared_out, without_gradient
 from alignment.progress import ProgressLog
-from alignment.recipe import TokenPolicy
+from alignment.recipe.forward import TokenPolicy
 
 if TYPE_CHECKING:
     import torch

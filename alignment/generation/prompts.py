@@ -33,8 +33,8 @@ from alignment.data.readers import Record, describe, read_records
 from alignment.data.rows import Content, content_id, form_of, is_held_out
 from alignment.data.rows import text_of as plain_text
 from alignment.data.validate import Quarantined, duplicate_of
-from alignment.recipe import DataSource
-from alignment.stages import SourceFile
+from alignment.recipe.data import DataSource
+from alignment.stages.stage import SourceFile
 
 VERIFIED = ("answer", "solution", "instruction_id_list", "kwargs", "rubric")
 """Fields of a record that say which answers to its prompt are right; they stay with the prompt."""

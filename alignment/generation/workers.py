@@ -21,7 +21,7 @@ from alignment.generation.generator import Batch, Each, NewIds
 from alignment.generation.journal import append_line
 from alignment.logprobs.effort import Ranks
 from alignment.models.packing import evenly
-from alignment.stages import Context
+from alignment.stages.stage import Context
 
 Work = Callable[[Batch], list[NewIds]]
 

@@ -40,9 +40,9 @@ from alignment.models.checkpoint import (
 )
 from alignment.models.ends import end_ids
 from alignment.models.weights import weight_files
-from alignment.recipe import Reference as ReferenceSettings
-from alignment.recipe import TokenPolicy
 from alignment.recipe.faults import fault
+from alignment.recipe.forward import Reference as ReferenceSettings
+from alignment.recipe.forward import TokenPolicy
 from alignment.store import Store
 
 COLUMNS = ["row_id", "chosen_logp", "rejected_logp", "chosen_tokens", "rejected_tokens"]

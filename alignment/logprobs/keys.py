@@ -12,7 +12,7 @@ from alignment.data.tokens import TOKENS_VERSION, TokenSequence
 from alignment.digest import json_digest
 from alignment.models import capped
 from alignment.models.checkpoint import default_device
-from alignment.recipe import TokenPolicy
+from alignment.recipe.forward import TokenPolicy
 
 KEY_BYTES = 16
 

@@ -32,7 +32,7 @@ from alignment.models.packing import by_prompt, evenly, forwarded
 from alignment.models.quantised import Quantisation
 from alignment.models.size import peak_flops, scoring_flops
 from alignment.progress import ProgressLog
-from alignment.recipe import TokenPolicy
+from alignment.recipe.forward import TokenPolicy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -22,6 +22,7 @@ from alignment.models.runner import Runner
 from alignment.models.sharding import sharding_of
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
@@ -121,16 +122,7 @@ def score(
             if tokens is None:  # outside of the handler, whose traceback keeps the failed pass in memory
                 free_memory()
                 break
-            rows_of_pass = [sequences[index] for index in indices]
-            parts = torch.split(counted(tokens, rows_of_pass), [len(row.completion_ids) for row in rows_of_pass])
-            scored = [
-                Scored(
-                    index,
-                    float(part.sum()),
-                    tuple(float(part[:count].sum()) for count in firsts[index]) if firsts else (),
-                )
-                for index, part in zip(indices, parts, strict=True)
-            ]
+            scored = list(_sums(tokens, sequences, indices, firsts))
             yield ScoredPass(scored, *runner.size(sequences, groups))
             done.update(indices)
             progress.done(sum(lengths[index] for index in indices))
@@ -138,6 +130,22 @@ def score(
         for _ in range(missing):
             runner.empty()
     runner.release()
+
+
+def _sums(
+    tokens: torch.Tensor,
+    sequences: Sequence[TokenSequence],
+    indices: Sequence[int],
+    firsts: Sequence[Sequence[int]] | None,
+) -> Iterator[Scored]:
+    """The sums of a pass's log-probs, one a completion token, over each sequence and over its first tokens."""
+    import torch
+
+    rows = [sequences[index] for index in indices]
+    parts = torch.split(counted(tokens, rows), [len(row.completion_ids) for row in rows])
+    for index, part in zip(indices, parts, strict=True):
+        begun = tuple(float(part[:count].sum()) for count in firsts[index]) if firsts else ()
+        yield Scored(index, float(part.sum()), begun)
 
 
 def logps(

@@ -20,7 +20,7 @@ from alignment.data.templates import TODAY, asks_for_date, chat_template_of
 from alignment.data.tokens import ROWS_TOGETHER, Dropped, Tokenization, TokenSequence
 from alignment.logprobs.keys import policy_digest
 from alignment.logprobs.parts import Parts
-from alignment.recipe import TokenPolicy
+from alignment.recipe.forward import TokenPolicy
 from alignment.store import Store
 
 FOLDER = "cache/token_ids"

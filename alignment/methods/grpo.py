@@ -23,6 +23,7 @@ class Grpo(Method):
     name = "grpo"
     needs_reference = False
     on_policy = True
+    stage = "on_policy_checkpoint"
     healthy: ClassVar[Mapping[str, tuple[float, float]]] = {}
     healthy_rate: ClassVar[tuple[float, float]] = (1e-7, 5e-6)
     usual_rate: ClassVar[float] = 1e-6

@@ -184,6 +184,8 @@ class Method(ABC):
     """Whether the loss reads reference log-probs; without, the graph has no reference stage."""
     on_policy: ClassVar[bool] = False
     """Whether the policy is trained on answers that it samples meanwhile, and not on the preferences."""
+    stage: ClassVar[str] = "policy_checkpoint"
+    """The stage that trains it, by name."""
     start: ClassVar[Literal["sft_checkpoint", "base_model"]] = "sft_checkpoint"
     """The checkpoint that training starts from."""
     healthy: ClassVar[Mapping[str, tuple[float, float]]] = {}

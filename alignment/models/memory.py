@@ -17,15 +17,13 @@ from alignment.models.quantised import NF4_BYTES
 from alignment.models.shape import Linear, Shape
 
 if TYPE_CHECKING:
-    from alignment.recipe import Lora
+    from alignment.recipe.forward import Lora
 
 Checkpointing = bool | Literal["selective"]
 """Which activations are computed again: none, all of each layer, or those of norms and MLPs."""
 BYTES = {"float32": 4, "bfloat16": 2}
 MOMENTS = 8
 """AdamW's two, in float32."""
-ADAPTER = 4 + 4 + MOMENTS
-"""Bytes of a parameter of an adapter, which is float32 whatever the model is: weight, gradient, moments."""
 LOGIT_BYTES = {"float32": 8, "bfloat16": 10}
 """Of a logit in the head's block: as it comes, in float32 (which a float32 model's is), and once more for the sum of
 exponentials."""

@@ -28,8 +28,8 @@ from alignment.models.checkpoint import (
 from alignment.models.code import CODE_FILES, refuse_code, refuse_kernels, require_own_code
 from alignment.models.gguf import check_gguf, dequantise, is_gguf, write_tokenizer
 from alignment.models.weights import INDEX_FILE, SINGLE_FILE, tensors, weight_files
-from alignment.recipe import ModelSource
-from alignment.stages import Request, SourceFile
+from alignment.recipe.data import ModelSource
+from alignment.stages.stage import Request, SourceFile
 
 HUB_PATTERNS = ["*.safetensors", INDEX_FILE, CONFIG_FILE, GENERATION_CONFIG_FILE, *TOKENIZER_FILES]
 FULL_COMMIT = 40

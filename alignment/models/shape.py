@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from alignment.recipe import Lora
+    from alignment.recipe.forward import Lora
 
 HeadNorms = Literal["none", "each", "whole"]
 

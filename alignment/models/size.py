@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from alignment.recipe import Lora
+    from alignment.recipe.forward import Lora
 
 
 def parameter_counts(config: dict[str, Any], lora: Lora | None = None) -> tuple[int, int]:
@@ -43,7 +43,7 @@ def counts_of_empty_model(config_text: str, lora_text: str | None) -> tuple[int,
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from alignment.recipe import Lora
+    from alignment.recipe.forward import Lora
 
     config = json.loads(config_text)
     lora = None if lora_text is None else Lora.model_validate_json(lora_text)

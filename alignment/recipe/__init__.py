@@ -26,22 +26,13 @@ from alignment.recipe.evaluation import (
     Suite,
     XsTest,
 )
+from alignment.recipe.forward import Lora, Reference, TokenPolicy
 from alignment.recipe.load import load_recipe, parse_recipe
-from alignment.recipe.recipe import Pools, Publish, Recipe, Registry
+from alignment.recipe.places import Pools, Publish, Registry
+from alignment.recipe.recipe import Recipe
 from alignment.recipe.schedule import Alerts, Schedule
 from alignment.recipe.several import Link, MergePart, Select, Sweep
-from alignment.recipe.training import (
-    Dpo,
-    Lora,
-    Optimisation,
-    Optimise,
-    Reference,
-    Sft,
-    SftTraining,
-    Stop,
-    TokenPolicy,
-    as_fast_as_sft,
-)
+from alignment.recipe.training import Dpo, Optimisation, Optimise, Sft, SftTraining, Stop, as_fast_as_sft
 
 __all__ = [
     "DEFAULT_READING",

@@ -19,7 +19,6 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from importlib.metadata import entry_points
 from itertools import product
 from pathlib import Path
 
@@ -29,27 +28,15 @@ from pydantic import ValidationError
 from alignment.devices import share_launchers_gpus
 from alignment.errors import BadInput
 from alignment.recipe.faults import fault
-from alignment.stages.execute import execute, make_again
+from alignment.stages.execute import execute, load_stage, make_again
 from alignment.stages.stage import Request, Result, Stage
 from alignment.store import CorruptArtifact, MissingArtifact, Store
 
-GROUP = "alignment_dags.stages"
 BAD_INPUT_FILE = "ALIGN_BAD_INPUT_FILE"  # URL where a launcher wants to read what a person has to mend
 LOST_PEER = re.compile(r"(closed|reset) by peer|broken pipe|remote process (exited|has)", re.IGNORECASE)
 """What gloo and NCCL say where a process that they talk to is gone."""
 LOGGERS = ("alignment", "eval")
 """Whose lines go to the Dagster run, as dagster.yaml has it for stages in the step's process."""
-
-
-def load_stage(name: str) -> Stage:  # type: ignore[type-arg]
-    """The stage of that name; raises `BadInput` naming those there are."""
-    known = {point.name: point for point in entry_points(group=GROUP)}
-    if name not in known:
-        raise BadInput(f"no stage '{name}'; there are {', '.join(sorted(known))}")
-    stage = known[name].load()
-    if not isinstance(stage, Stage):
-        raise BadInput(f"entry point {known[name].value} is not a Stage")
-    return stage
 
 
 def main() -> int:

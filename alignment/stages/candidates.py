@@ -32,7 +32,8 @@ from alignment.generation.prompts import Items, Prompt, PromptSource, Reading, p
 from alignment.generation.workers import Workers, leading, serve
 from alignment.logprobs.effort import Ranks
 from alignment.progress import ProgressLog
-from alignment.recipe import Generate, TokenPolicy
+from alignment.recipe.evaluation import Generate
+from alignment.recipe.forward import TokenPolicy
 from alignment.stages import Context, Request, Result, Stage, execute
 from alignment.store import Artifact, Commit, Store, Summary
 from alignment.store.erase import current_erasure

@@ -21,6 +21,8 @@ from alignment.store import Commit, CorruptArtifact, Store
 from alignment.store.place import explain_no_space
 from alignment.store.work import kept_work
 
+STAGES = "alignment_dags.stages"
+"""The group of entry points that name the stages, so that floors above and other packages add theirs."""
 REQUEST_FILE = "request.json"
 DAGSTER_RUN = "ALIGN_DAGSTER_RUN"  # the Dagster run that asks; a launch hands it on with its environment
 RECIPE_NAME = "ALIGN_RECIPE_NAME"  # and the recipe it asks for
@@ -38,6 +40,18 @@ RECORDED_PACKAGES = (
     "pyarrow",
     "alignment-dags",
 )
+
+
+@cache
+def load_stage(name: str) -> Stage[Any]:
+    """The stage of that name; raises `BadInput` naming those there are."""
+    known = {point.name: point for point in importlib.metadata.entry_points(group=STAGES)}
+    if name not in known:
+        raise BadInput(f"no stage '{name}'; there are {', '.join(sorted(known))}")
+    stage = known[name].load()
+    if not isinstance(stage, Stage):
+        raise BadInput(f"entry point {known[name].value} is not a Stage")
+    return stage
 
 
 def execute(stage: Stage[R], request: R, store: Store) -> Commit:

@@ -6,15 +6,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
-
-from pydantic import ConfigDict, Field, model_validator
+from typing import TYPE_CHECKING, Any
 
 from alignment.data.manifest import Manifest, read_manifest
-from alignment.data.overlap import SuiteItems
 from alignment.data.tokens import Tokenization, TokenSequence
 from alignment.errors import BadInput
-from alignment.generation.prompts import PromptSource
 from alignment.logprobs.effort import Ranks
 from alignment.logprobs.keys import fingerprint, numerics_class
 from alignment.logprobs.token_ids import TokenIds, policy_name
@@ -35,11 +31,10 @@ from alignment.models.code import record_of_code
 from alignment.models.loading import load_sharded
 from alignment.models.quantised import Quantisation
 from alignment.models.runner import tf32_products
-from alignment.recipe import Dpo, TokenPolicy
-from alignment.recipe.data import Keyed
-from alignment.recipe.generate import Score as AnswerScore
-from alignment.stages import Context, Request, Result, Stage
+from alignment.recipe.training import Dpo
+from alignment.stages import Context, Result, Stage
 from alignment.stages.execute import environment
+from alignment.stages.policy import ROWS_FILE, DpoRequest
 from alignment.stages.stage import PolicySummary, ReferenceSummary, began_with
 from alignment.store import Artifact
 from alignment.training import resume
@@ -60,73 +55,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ROWS_FILE = "training_rows.parquet"
-ON_POLICY_FILE = "on_policy_prompts.parquet"
-"""The prompts that an on-policy training sampled answers to, by id; other policies have no such file."""
 REFERENCE_ROWS = 8
 """Rows of a reference that is not the start checkpoint, which are scored again before the policy is trained."""
-
-
-class Rollouts(Keyed):
-    """What an on-policy method trains on: `n` answers to each prompt of a step, sampled from the policy as it is then,
-    and who scores them. Prompts are kept out as `CandidatesRequest` has it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"suites", "withdrawn", "max_prompts", "kl_weight"})
-
-    prompts: tuple[PromptSource, ...] = Field(min_length=1)
-    n: int = Field(ge=2)
-    temperature: float = Field(gt=0)
-    max_new_tokens: int = Field(ge=1)
-    scores: tuple[AnswerScore, ...] = Field(min_length=1)
-    length_penalty: float = Field(default=0.0, ge=0)
-    kl_weight: float = Field(default=0.0, ge=0)
-    held_out_fraction: float = Field(default=0.0, ge=0, lt=1)
-    suites: dict[str, SuiteItems] | None = None
-    withdrawn: tuple[str, ...] = ()
-    max_prompts: int | None = None
-
-
-class DpoRequest(Request):
-    """`checkpoint` is where the policy starts. `reference` is what the manifest's references, if it has any, were
-    scored with, where that is another checkpoint.
-
-    `pass_tokens` is tokens of one pass; where it changes values, the references' fingerprint names it. Neither it nor
-    the number of processes changes what is trained, so a killed run goes on with another number of them. `sft_dataset`
-    is given where `settings` mix SFT rows into each step, and `rollouts` where the method is on-policy.
-    """
-
-    speed_only: ClassVar[frozenset[str]] = frozenset({"world_size", "pass_tokens"})
-    absent_by_default: ClassVar[frozenset[str]] = frozenset({"pass_tokens", "sft_dataset", "reference", "rollouts"})
-
-    manifest: Artifact
-    checkpoint: Artifact
-    settings: Dpo
-    tokens: TokenPolicy
-    seed: int
-    world_size: int = 1
-    pass_tokens: int = 16_384
-    sft_dataset: Artifact | None = None
-    reference: Artifact | None = None
-    rollouts: Rollouts | None = None
-
-    @model_validator(mode="after")
-    def _answers_of_an_on_policy_method(self) -> DpoRequest:
-        if self.settings.method.on_policy != (self.rollouts is not None):
-            raise ValueError("rollouts and an on-policy method go together")
-        return self
-
-    @model_validator(mode="after")
-    def _sft_rows_of_a_dataset(self) -> DpoRequest:
-        if bool(self.settings.sft_rows_fraction) != (self.sft_dataset is not None):
-            raise ValueError("sft_dataset and settings.sft_rows_fraction go together")
-        return self
-
-    def identity(self) -> Any:
-        """Without references, whose stage has a limit of its own, rows are first written out here."""
-        identity = super().identity()
-        return identity if method_of(self.settings).needs_reference else identity | self.tokens.drop_limit()
 
 
 def run(request: DpoRequest, context: Context) -> Result:

@@ -18,7 +18,7 @@ from alignment.data.readers import Record, read_records
 from alignment.data.rows import PAIR_ID, ROWS_FILE, PreferenceRow, decode, iter_records, write_rows
 from alignment.data.validate import DUPLICATE, QUARANTINE_FILE, Validation, most_common, write_quarantine
 from alignment.errors import BadInput
-from alignment.recipe import DataSource, Reading
+from alignment.recipe.data import DataSource, Reading
 from alignment.stages import Context, Request, Result, SourceFile, Stage
 from alignment.stages.stage import ShardSummary
 from alignment.store import Artifact

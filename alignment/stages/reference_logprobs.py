@@ -34,7 +34,7 @@ from alignment.logprobs.token_ids import ROWS_AT_ONCE, policy_name
 from alignment.models.checkpoint import read_config, whole_summary
 from alignment.models.quantised import Quantisation
 from alignment.models.runner import tf32_products
-from alignment.recipe import TokenPolicy
+from alignment.recipe.forward import TokenPolicy
 from alignment.stages import Context, Request, Result, Stage
 from alignment.stages.stage import ReferenceSummary
 from alignment.store import Artifact

@@ -19,7 +19,8 @@ from alignment.models.checkpoint import (
 from alignment.models.code import record_of_code
 from alignment.models.pin import ModelPin, materialise
 from alignment.models.runner import tf32_products
-from alignment.recipe import SftTraining, TokenPolicy
+from alignment.recipe.forward import TokenPolicy
+from alignment.recipe.training import SftTraining
 from alignment.stages import Context, Request, Result, Stage
 from alignment.stages.stage import SftSummary
 from alignment.store import Artifact

@@ -24,7 +24,7 @@ from alignment.data.validate import (
 )
 from alignment.digest import json_digest, lines_digest
 from alignment.errors import BadInput
-from alignment.recipe import DataSource
+from alignment.recipe.data import DataSource
 from alignment.stages import Context, Request, Result, SourceFile, Stage
 from alignment.store import Summary
 

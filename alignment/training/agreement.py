@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from alignment.data.tokens import TokenSequence
 from alignment.methods import Method, method_of
 from alignment.models.runner import products_are_tf32
-from alignment.recipe import Dpo
+from alignment.recipe.training import Dpo
 from alignment.training.pairs import PolicyRow, Score, policy_logps, reference_logps, score_rows, sequences_of
 
 FLOAT32_LOSS = 1e-3

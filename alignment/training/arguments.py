@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from alignment.errors import BadInput
-from alignment.recipe import Optimisation
+from alignment.recipe.training import Optimisation
 
 if TYPE_CHECKING:
     import numpy as np

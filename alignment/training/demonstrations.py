@@ -14,7 +14,7 @@ from alignment.data.tokens import ROWS_TOGETHER, Dropped, Tokenization, TokenSeq
 from alignment.errors import BadInput
 from alignment.models.checkpoint import embeddings, load_tokenizer, max_positions
 from alignment.models.ends import end_ids
-from alignment.recipe import TokenPolicy
+from alignment.recipe.forward import TokenPolicy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,7 +12,7 @@ from alignment.errors import BadInput
 from alignment.logprobs.keys import sequence_key
 from alignment.methods import LabelledLogps, Method, PairLogps, method_of
 from alignment.methods.method import column
-from alignment.recipe import Dpo
+from alignment.recipe.training import Dpo
 from alignment.training.arguments import rounded
 from alignment.training.held_out_pairs import HeldOutCompletion, HeldOutPair, HeldOutRow, partner_ratios
 from alignment.training.pairs import PolicyPair, PolicyRow, Score, score_rows, sequences_of

@@ -23,7 +23,7 @@ from alignment.logprobs.reference import mismatched
 from alignment.logprobs.table import LOGPROBS_FILE, logprobs_folder
 from alignment.logprobs.token_ids import ROWS_AT_ONCE, Pair, TokenIds
 from alignment.methods import Method
-from alignment.stages import Context
+from alignment.stages.stage import Context
 from alignment.store import CorruptArtifact
 from alignment.training.pairs import PolicyCompletion, PolicyPair, PolicyRow, schema_of, sequences_of, with_reference
 from alignment.training.row_files import BATCH_ROWS, SPLITS, PairsFile

@@ -38,7 +38,8 @@ from alignment.models.sharding import (
     wholes,
 )
 from alignment.models.weights import INDEX_FILE, SINGLE_FILE, tensors
-from alignment.recipe import Lora, Optimisation
+from alignment.recipe.forward import Lora
+from alignment.recipe.training import Optimisation
 from alignment.stages.stage import AdapterSummary, OriginSummary
 from alignment.store import Commit
 

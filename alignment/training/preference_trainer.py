@@ -25,7 +25,7 @@ from alignment.models.attention import shared_prompts
 from alignment.models.recompute import recompute_cheap_parts
 from alignment.models.runner import Runner, products_are_tf32
 from alignment.models.sharding import shard, whole, without_gradient
-from alignment.recipe import Dpo
+from alignment.recipe.training import Dpo
 from alignment.training import packed_step
 from alignment.training.agreement import FLOAT32_LOSS, Disagreement
 from alignment.training.models import TrainedModel, adapting

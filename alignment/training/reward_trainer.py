@@ -16,8 +16,8 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 from alignment.data.manifest import SPLIT_FILE, read_manifest
 from alignment.data.rows import ROWS_FILE, PreferenceRow, iter_rows
 from alignment.data.tokens import Dropped, Tokenization
-from alignment.recipe import Lora
-from alignment.stages import Context
+from alignment.recipe.forward import Lora
+from alignment.stages.stage import Context
 from alignment.training.models import adapting
 from alignment.training.trainer import OurTrainer
 

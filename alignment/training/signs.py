@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from alignment.methods import method_of
-from alignment.recipe import Dpo, Stop
+from alignment.recipe.training import Dpo, Stop
 
 Record = Mapping[str, Any]
 

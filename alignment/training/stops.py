@@ -20,7 +20,7 @@ from alignment.data.tokens import TokenSequence
 from alignment.errors import BadInput
 from alignment.methods import method_of
 from alignment.models.sharding import sharding_of
-from alignment.recipe import Dpo
+from alignment.recipe.training import Dpo
 from alignment.training.arguments import gathered, optimiser_steps, rounded
 from alignment.training.held_out import logps_of, lowest, means, measure
 from alignment.training.held_out_pairs import HeldOutRow

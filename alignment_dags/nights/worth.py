@@ -224,7 +224,9 @@ def _margins(gate: Gate | None, recipe: Recipe, reports: Sequence[ReportSummary]
     if gate is None:
         scored = {suite for report in reports for suite in report.comparisons}
         return dict(
-            default_requirement(suite, suite_of(recipe, suite)) for suite in recipe.evals.selected() if suite in scored
+            default_requirement(suite, suite_of(recipe.evals, suite))
+            for suite in recipe.evals.selected()
+            if suite in scored
         )
     margins: dict[str, float | None] = {}
     for metric, asked in gate.metrics.items():

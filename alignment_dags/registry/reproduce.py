@@ -99,7 +99,7 @@ def figures_of(recipe: Recipe, path: Path, published: Path | None, model: str | 
 def measured_by(recipe: Recipe) -> set[str]:
     """The names by which a published figure may call what a recipe measures: suites, and their metrics."""
     suites = list(recipe.evals.selected())
-    metrics = {f"{suite}/{metric}" for suite in suites for metric in suite_of(recipe, suite).metrics}
+    metrics = {f"{suite}/{metric}" for suite in suites for metric in suite_of(recipe.evals, suite).metrics}
     held_out = {PREFERENCES, *(f"{PREFERENCES}/{metric}" for metric in METRICS)} if recipe.held_out_fraction else set()
     return {*suites, *metrics, *held_out}
 

@@ -17,7 +17,7 @@ from alignment.data.rows import HELD_OUT_FILE, TRAIN_FILE
 from alignment.data.rows import ROWS_FILE as SHARD_ROWS
 from alignment.data.withdrawal import What, tombstone
 from alignment.errors import BadInput
-from alignment.stages.policy_checkpoint import ON_POLICY_FILE, ROWS_FILE
+from alignment.stages.policy import ON_POLICY_FILE, ROWS_FILE
 from alignment.stages.preference_shard import PAIRS_FILE
 from alignment.stages.stage import starts_of, trainings_of
 from alignment.store import Artifact, Commit, MissingArtifact, Store

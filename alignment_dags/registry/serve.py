@@ -15,7 +15,7 @@ from alignment.models.checkpoint import default_device, digest_checkpoint, load_
 from alignment.recipe import TokenPolicy
 from alignment.stages import CheckpointSummary
 from alignment.stages.execute import REQUEST_FILE
-from alignment.stages.policy_checkpoint import DpoRequest
+from alignment.stages.policy import DpoRequest
 from alignment.stages.stage import trained_policy
 from alignment.store import Commit, Store
 from alignment_dags.registry.export import checkpoint_of

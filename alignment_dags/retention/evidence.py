@@ -30,8 +30,8 @@ from alignment.errors import BadInput, MissingArtifact
 from alignment.models.quantised import Quantisation
 from alignment.recipe import Recipe, load_recipe
 from alignment.stages.execute import REQUEST_FILE
-from alignment.stages.policy_checkpoint import ROWS_FILE as TRAINED_FILE
-from alignment.stages.policy_checkpoint import DpoRequest
+from alignment.stages.policy import ROWS_FILE as TRAINED_FILE
+from alignment.stages.policy import DpoRequest
 from alignment.stages.stage import POLICY, CheckpointSummary, starts_of, trained_policy, trainings_of
 from alignment.store import Commit, Store
 from alignment.store.store import readable_commits

@@ -19,7 +19,7 @@ from alignment.data.withdrawal import Holder, rows_held
 from alignment.errors import MissingArtifact
 from alignment.generation.prompts import parsed
 from alignment.stages.candidates import CANDIDATES_FILE, CandidatesSummary
-from alignment.stages.policy_checkpoint import ON_POLICY_FILE
+from alignment.stages.policy import ON_POLICY_FILE
 from alignment.stages.preference_shard import PAIRS_FILE
 from alignment.stages.stage import POLICY
 from alignment.store import Artifact, Commit, Store

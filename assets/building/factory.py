@@ -16,9 +16,9 @@ from alignment.address import shown
 from alignment.errors import BadInput, one_line
 from alignment.guards import GATE, Guard
 from alignment.progress import CURVES
-from alignment.recipe import Recipe
-from alignment.stages import Request
-from alignment.stages.execute import DAGSTER_RUN, RECIPE_NAME, REQUEST_FILE
+from alignment.recipe.recipe import Recipe
+from alignment.stages.execute import DAGSTER_RUN, RECIPE_NAME, REQUEST_FILE, execute
+from alignment.stages.stage import Request
 from alignment.stages.usage import POOL, Usage
 from alignment.store import Artifact, Commit, Ref, Store
 from alignment.store.erase import current_erasure
@@ -27,6 +27,7 @@ from assets.building.upstream import NotBuilt, Upstream
 from resources.alerts import Alert, send
 from resources.compute import ComputePools, check_packages, check_processes, check_residency
 from resources.home import mlflow_page
+from resources.launchers import Launch, launcher_for
 from resources.mlflow import Tracking
 from resources.mlflow_live import live_curves
 from resources.mlflow_runs import Opening, Report, Reported
@@ -133,6 +134,14 @@ def shards_per_run(node: Node, pools: Pools) -> int:
     return SHARDS_PER_RUN if node.pool is None or pools[node.pool].launcher == "step" else 1
 
 
+def run_stage(work: Work) -> Commit:
+    """Makes the artifact as nearly every node does: CPU stages here, GPU stages through the pool's launcher."""
+    if work.pool is None:
+        return execute(work.stage, work.request, work.store)
+    launch = Launch(work.stage, work.request, work.store, work.pool, work.context, work.pool_name)
+    return launcher_for(work.pool).run(launch)
+
+
 class Materializer:
     """Materializes one node in one step, shard by shard."""
 
@@ -196,7 +205,7 @@ class Materializer:
             pool = self.pools[pool_name] if pool_name else None
             work = Work(self.node.stage, request, self.store, self.tracking, pool, self.context, pool_name)
             with self.curves(request) if self.node.is_checkpoint else nullcontext():
-                commit = self.node.make(work)
+                commit = (self.node.make or run_stage)(work)
         self.context.log.info(f"{'found in the store' if hit else 'made'} (key {commit.key[:12]})")
         self.node.publish(self.store, self.tracking, commit)
         shown = self.node.show(commit, self.store.fetch(commit.artifact, deep="once"))

@@ -10,12 +10,10 @@ from typing import Any, Literal, get_args
 import dagster as dg
 
 from alignment.guards import Guards
-from alignment.recipe import Optimisation
-from alignment.stages import Request, Stage, execute
-from alignment.stages.stage import POLICY
+from alignment.recipe.training import Optimisation
+from alignment.stages.stage import POLICY, Request, Stage
 from alignment.store import Commit, Store
 from assets.building.upstream import Upstream
-from resources.launchers import Launch, launcher_for
 from resources.mlflow import Tracking
 from resources.pools import Pool
 
@@ -40,14 +38,6 @@ class Work:
     pool: Pool | None
     context: dg.AssetExecutionContext
     pool_name: str = ""
-
-
-def run_stage(work: Work) -> Commit:
-    """Makes the artifact as nearly every node does: CPU stages here, GPU stages through the pool's launcher."""
-    if work.pool is None:
-        return execute(work.stage, work.request, work.store)
-    launch = Launch(work.stage, work.request, work.store, work.pool, work.context, work.pool_name)
-    return launcher_for(work.pool).run(launch)
 
 
 @dataclass(frozen=True)
@@ -97,7 +87,7 @@ class Node:
     """One stage of one recipe.
 
     `request` builds the stage's request from upstream artifacts (of one shard, if `partitioned`); it raises `NotNeeded`
-    if there is nothing to make. `make` makes the artifact if the store has none. `show` adds to the report. In a run, a
+    if there is nothing to make. `show` adds to the report. In a run, a
     node comes after all nodes in `needs` and `after`; the plan knows its request as soon as it knows its `needs`.
     """
 
@@ -110,7 +100,8 @@ class Node:
     needs: tuple[str, ...]
     request: Callable[[Upstream, str | None], Request]
     show: Callable[[Commit, Path], Shown] = show_nothing
-    make: Make = run_stage
+    make: Make | None = None
+    """Makes the artifact in a way of its own; None makes it as nearly every node does (`run_stage`)."""
     partitioned: bool = False
     pool: str | None = None
     is_checkpoint: bool = False

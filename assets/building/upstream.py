@@ -8,7 +8,7 @@ from typing import TypeVar, cast
 from alignment.data.shards import shards_of
 from alignment.data.withdrawal import RemainingShards, Withdrawn, read_withdrawn
 from alignment.methods import method_of
-from alignment.recipe import Recipe
+from alignment.recipe.recipe import Recipe
 from alignment.store import Artifact, Ref, Store
 
 T = TypeVar("T")

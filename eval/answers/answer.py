@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from alignment.errors import BadInput
 from alignment.generation.generator import Answer, Generator, Message, Prompt, PromptEncoder, batches
 from alignment.models.sharding import sharding_of
-from eval.answers.asking import Asking
-from eval.answers.best_of import AnyGenerator, BestOfGenerator
+from eval.answers.asking import AnyGenerator, Asking, BestOfGenerator
 from eval.answers.files import Response
 from eval.suites.items import hub_rows, load_items, sample_positions
 from eval.suites.lm_eval_task import ItemError, chat_prompts, continuations, open_task, plain_prompts, stop_strings

@@ -1,11 +1,12 @@
-"""The gate of a recipe: its own requirements, or those of `gate: default`."""
+"""What a recipe decides by: its own requirements or those of `gate: default`, and the metric that picks a candidate."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from alignment.errors import BadInput
-from alignment.recipe import Gate, Recipe, Requirement
+from alignment.recipe.evaluation import Gate, Requirement
+from alignment.recipe.recipe import Recipe
 from eval.gate.bounded import ANSWERS, BOUNDED, DIVERGENCE, ENDED, LENGTH, NEW_ROWS
 from eval.gate.compare import default_margin
 from eval.gate.metrics import METRICS, PREFERENCES
@@ -34,7 +35,7 @@ def gate_of(recipe: Recipe, file: str | None = None) -> Gate | None:
 def _gate_of(recipe: Recipe) -> Gate | None:
     if recipe.gate == "default":
         left_out = without_judge(recipe)
-        suites = {suite: suite_of(recipe, suite) for suite in recipe.evals.selected()}
+        suites = {suite: suite_of(recipe.evals, suite) for suite in recipe.evals.selected()}
         texts = any(suite.output == "generate_until" for suite in suites.values())
         return default_gate({name: suite for name, suite in suites.items() if name not in left_out}, texts)
     if not isinstance(recipe.gate, Gate):
@@ -59,7 +60,11 @@ def _gate_of(recipe: Recipe) -> Gate | None:
 
 def without_judge(recipe: Recipe) -> list[str]:
     """The recipe's suites that only a judge can score, where the recipe has none."""
-    return [] if recipe.judge else [suite for suite in recipe.evals.selected() if suite_of(recipe, suite).needs_judge]
+    return (
+        []
+        if recipe.judge
+        else [suite for suite in recipe.evals.selected() if suite_of(recipe.evals, suite).needs_judge]
+    )
 
 
 def left_out_of_default(recipe: Recipe) -> list[str]:
@@ -76,7 +81,7 @@ def _no_bounded(recipe: Recipe, suite: str, name: str) -> str | None:
         return None if recipe.evals.new_rows else "the recipe does not measure new rows: give evals.new_rows"
     if suite == DIVERGENCE:
         return None if recipe.held_out_fraction else "no prompt to sample from is held out: held_out_fraction is 0"
-    texts = [name for name in recipe.evals.selected() if suite_of(recipe, name).output == "generate_until"]
+    texts = [name for name in recipe.evals.selected() if suite_of(recipe.evals, name).output == "generate_until"]
     return None if texts else "no suite of the recipe is answered by texts"
 
 
@@ -123,3 +128,32 @@ def default_requirement(name: str, suite: Suite) -> tuple[str, float]:
     """A suite's main metric as `suite/metric`, and the margin that counts as no loss of it."""
     low, high = suite.scale_of(suite.headline)
     return f"{name}/{suite.headline}", default_margin(high - low)
+
+
+def sweep_metric(recipe: Recipe, gate: Gate | None, file: str | None = None) -> str:
+    """The metric, as `suite/metric`, by which a recipe's sweep or soups pick and confirm; `gate` is the recipe's, and
+    `file` its file, for errors.
+
+    Raises `BadInput` for a metric that no scored suite has.
+    """
+
+    def wrong(told: str, field: str) -> BadInput:
+        return BadInput(told, file=file or recipe.name, field=field)
+
+    several, section = recipe.candidates, "sweep" if recipe.sweep else "soups"
+    assert several is not None
+    scored = [suite for suite in recipe.evals.selected() if suite not in without_judge(recipe)]
+    if not scored:
+        raise wrong("no suite of the recipe is scored without a judge: give one that is, or a judge", section)
+    metric = several.by
+    if metric is None:
+        improved = [name for name, asked in (gate.metrics if gate else {}).items() if asked.improve is not None]
+        of_suites = [name for name in improved if name.partition("/")[0] in scored]
+        metric = of_suites[0] if of_suites else default_requirement(scored[0], suite_of(recipe.evals, scored[0]))[0]
+    suite, _, name = metric.partition("/")
+    if suite not in scored:
+        raise wrong(f"{suite} is not scored: the recipe has no judge", f"{section}.by")
+    known = suite_of(recipe.evals, suite).metrics
+    if name not in known:
+        raise wrong(f"{suite} has no such metric; it has {'; '.join(known)}", f"{section}.by")
+    return metric

@@ -1,16 +1,16 @@
-"""The scores behind a report, read from the store and verified."""
+"""What a verdict is computed from: all that a report pins, read from the store, verified and compared."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from alignment.recipe import Gate
-from alignment.stages import Request
+from alignment.recipe.evaluation import Gate
 from alignment.stages.execute import REQUEST_FILE
+from alignment.stages.stage import Request
 from alignment.store import Artifact, CorruptArtifact, Store
 from eval.gate.baselines import PublishedFigure
 from eval.gate.bounded import (
@@ -21,15 +21,13 @@ from eval.gate.bounded import (
     compare_divergence,
     compare_new_rows,
 )
-from eval.gate.compare import MetricComparison, compare_samples, width_of
-from eval.gate.held_out import HeldOutComparison, against_champion, against_reference, read_held_out
-from eval.gate.metrics import PREFERENCES, headline
-from eval.gate.requirement import OTHER_SETTINGS, Against, Check, baseline_at
+from eval.gate.held_out import against_champion, against_reference, read_held_out
+from eval.gate.metrics import PREFERENCES
+from eval.gate.requirement import Against, Check, baseline_at
+from eval.gate.scores import Compared, SuiteScores, WrongEvidence, compare_scores, read_scores
 from eval.gate.spread import spreads
-from eval.gate.sweep import SWEEP_CHECK, Choice, SweepRequest, check_of, choose, picks, sweep_request
+from eval.gate.sweep import SWEEP_CHECK, Choice, check_of, confirming, winner
 from eval.gate.verdict import Verdict, decide, verdict_key
-from eval.suites.samples import SAMPLES_FILE, Sample, read_samples
-from eval.summaries import ScoresSummary
 
 
 class Repeat(BaseModel):
@@ -87,120 +85,6 @@ class ReportRequest(Request):
             return self.gate
         metrics = {name: one for name, one in self.gate.metrics.items() if name.partition("/")[0] != NEW_ROWS}
         return self.gate.model_copy(update={"metrics": metrics})
-
-
-class WrongEvidence(RuntimeError):
-    """Scores, or a report, of another checkpoint or gate than the expected."""
-
-
-@dataclass(frozen=True)
-class SuiteScores:
-    """A checkpoint's scores on a suite: the samples, and the summary in the commit record of the scores."""
-
-    samples: list[Sample]
-    summary: ScoresSummary
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Candidate against one baseline: suite to metric to comparison, and suites left out with the reason.
-
-    `bounded` are the comparisons of answers and divergence, which are no suites (eval/gate/bounded.py).
-    """
-
-    suites: dict[str, dict[str, MetricComparison]] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-    bounded: dict[str, dict[str, MetricComparison]] = field(default_factory=dict)
-
-    @property
-    def every(self) -> dict[str, dict[str, MetricComparison]]:
-        """All that a gate may ask of."""
-        return {**self.suites, **self.bounded}
-
-    def with_held_out(self, held_out: HeldOutComparison) -> Compared:
-        """This comparison, with held-out preferences added as a suite."""
-        if isinstance(held_out, str):
-            return replace(self, left_out={**self.left_out, PREFERENCES: held_out})
-        return replace(self, suites={**self.suites, PREFERENCES: held_out})
-
-
-def answered_by(store: Store, scores: Artifact) -> Artifact:
-    """The checkpoint that gave the answers behind scores."""
-    return store.commit_of(store.commit_of(scores).inputs["responses"]).inputs["checkpoint"]
-
-
-def read_scores(store: Store, scores: Mapping[str, Artifact], checkpoint: Artifact) -> dict[str, SuiteScores]:
-    """Scores by suite. Every file's sha256 is checked, and the answers are traced to the checkpoint that gave them.
-
-    Raises `WrongEvidence` for scores of another checkpoint or another suite.
-    """
-    by_suite: dict[str, SuiteScores] = {}
-    for suite, artifact in sorted(scores.items()):
-        commit = store.commit_of(artifact)
-        measured = answered_by(store, artifact)
-        if measured.digest != checkpoint.digest:
-            raise WrongEvidence(
-                f"the {suite} scores are of checkpoint {measured.digest[:12]}, not of {checkpoint.digest[:12]}"
-            )
-        samples = read_samples(store.fetch(artifact, deep=True) / SAMPLES_FILE)
-        if {sample.suite for sample in samples} - {suite}:
-            raise WrongEvidence(f"the scores under {suite} are of {samples[0].suite}")
-        by_suite[suite] = SuiteScores(samples, ScoresSummary.of(commit))
-    return by_suite
-
-
-def lack_items(store: Store, scores: Iterable[Artifact]) -> bool:
-    """Whether some of these scores have an item without a value."""
-    return any(ScoresSummary.of(store.commit_of(artifact)).lacking for artifact in scores)
-
-
-def compare_scores(
-    baseline: Mapping[str, SuiteScores], candidate: Mapping[str, SuiteScores], ratios: Collection[str] = ()
-) -> Compared:
-    """Compares every suite that both sides were measured on with the same settings; gives the reason for the others.
-
-    `ratios` are the metrics (`suite/metric`) whose means are also compared by their ratio.
-    """
-    compared = Compared()
-    for suite in dict.fromkeys((*candidate, *baseline)):
-        reason = _not_comparable(baseline.get(suite), candidate.get(suite))
-        if reason is not None:
-            compared.left_out[suite] = reason
-            continue
-        before, after = _measured(baseline[suite].samples), _measured(candidate[suite].samples)
-        compared.suites[suite] = {
-            metric: compare_samples(
-                baseline[suite].samples,
-                candidate[suite].samples,
-                metric,
-                margin=None,
-                ratio=f"{suite}/{metric}" in ratios,
-            )[metric]
-            for metric in dict.fromkeys(sample.metric for sample in candidate[suite].samples)
-            if before.get(metric, set()) & after.get(metric, set())
-        }
-        if not compared.suites[suite]:
-            del compared.suites[suite]
-            compared.left_out[suite] = "no item was measured on both sides"
-    return compared
-
-
-def _not_comparable(baseline: SuiteScores | None, candidate: SuiteScores | None) -> str | None:
-    if baseline is None or candidate is None:
-        return "measured on one side only"
-    if not (baseline.summary.judged and candidate.summary.judged):
-        return "not judged"
-    if baseline.summary.settings is None or baseline.summary.settings != candidate.summary.settings:
-        return OTHER_SETTINGS
-    return None
-
-
-def _measured(samples: list[Sample]) -> dict[str, set[str]]:
-    ids: dict[str, set[str]] = {}
-    for sample in samples:
-        if sample.value is not None:
-            ids.setdefault(sample.metric, set()).add(sample.id)
-    return ids
 
 
 @dataclass(frozen=True)
@@ -288,63 +172,6 @@ def gather(store: Store, request: ReportRequest) -> Evidence:
     behind = _behind_bounds(store, request)
     baseline = baseline_at(store, request.sft)
     return Evidence(sft, policy, beside_sft, beside_champion, hashes, behind, choice, tuple(found), baseline)
-
-
-def confirming(scores: dict[str, SuiteScores], choice: Choice | None) -> dict[str, SuiteScores]:
-    """The scores without the items that picked the policy; all of them without a sweep."""
-    if choice is None or (suite := choice.metric.partition("/")[0]) not in scores:
-        return scores
-    samples = [sample for sample in scores[suite].samples if not picks(sample.cluster)]
-    return scores | {suite: replace(scores[suite], samples=samples)}
-
-
-def read_choice(store: Store, request: SweepRequest) -> Choice:
-    """The choice among a sweep's points, from their pinned scores, each traced to the policy that was scored."""
-    suite, _, metric = request.metric.partition("/")
-
-    def samples_of(scores: dict[str, SuiteScores]) -> list[Sample]:
-        return [sample for sample in scores[suite].samples if sample.metric == metric]
-
-    sides = {name: read_scores(store, point.scores, point.policy) for name, point in request.points.items()}
-    baseline = read_scores(store, request.sft_scores, request.sft)
-    if reasons := [reason for scores in sides.values() if (reason := _not_comparable(baseline[suite], scores[suite]))]:
-        raise WrongEvidence(f"the points of the sweep cannot be compared by {request.metric}: {reasons[0]}")
-    samples = {name: samples_of(scores) for name, scores in sides.items()}
-    settings = {name: point.settings for name, point in request.points.items()}
-    results, picked, confirmed = choose(samples_of(baseline), samples, settings)
-    means = {name: _means(scores) for name, scores in sides.items()}
-    points = {name: result.model_copy(update={"means": means[name]}) for name, result in results.items()}
-    values = [sample.value for each in samples.values() for sample in each if sample.value is not None]
-    return Choice(
-        metric=request.metric,
-        width=width_of(suite, metric, values),
-        points=points,
-        picked=picked,
-        confirmed=confirmed,
-    )
-
-
-def _means(scores: Mapping[str, SuiteScores]) -> dict[str, float]:
-    """The mean of each suite's main metric over all items that have a value."""
-    means = {}
-    for suite, one in scores.items():
-        measured = _measured(one.samples)
-        if measured:
-            main = headline(suite, measured)
-            values = [each.value for each in one.samples if each.metric == main and each.value is not None]
-            means[f"{suite}/{main}"] = sum(values) / len(values)
-    return means
-
-
-def winner(store: Store, sweep: Artifact, policy: Artifact) -> Choice:
-    """The choice that a sweep's report stands for, computed again; raises `WrongEvidence` if it picked another policy
-    than this."""
-    request = sweep_request(store, sweep)
-    choice = read_choice(store, request)
-    picked = request.points[choice.picked].policy
-    if picked.digest != policy.digest:
-        raise WrongEvidence(f"the sweep picked policy {picked.digest[:12]}, not {policy.digest[:12]}")
-    return choice
 
 
 def _behind_bounds(store: Store, request: ReportRequest) -> dict[str, str]:

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from alignment.errors import BadInput
-from alignment.recipe import Gate, Recipe
-from alignment.stages import Request
 from alignment.stages.execute import REQUEST_FILE
+from alignment.stages.stage import Request
 from alignment.store import Artifact, Store, Summary
 from eval.gate.compare import bound_of, width_of
-from eval.gate.default import default_requirement, without_judge
-from eval.gate.metrics import unit_of
+from eval.gate.metrics import headline, unit_of
 from eval.gate.requirement import ALPHA, Against, Check
+from eval.gate.scores import SuiteScores, WrongEvidence, measured_ids, not_comparable, read_scores
 from eval.statistics import Interval, holm, p_above, paired_interval
-from eval.suites import suite_of
 from eval.suites.samples import Sample
 
 SWEEP_CHECK = "sweep"
@@ -178,35 +177,6 @@ def _difference(baseline: Sequence[Sample], candidate: Sequence[Sample], which: 
     )
 
 
-def sweep_metric(recipe: Recipe, gate: Gate | None, file: str | None = None) -> str:
-    """The metric, as `suite/metric`, by which a recipe's sweep or soups pick and confirm; `gate` is the recipe's, and
-    `file` its file, for errors.
-
-    Raises `BadInput` for a metric that no scored suite has.
-    """
-
-    def wrong(told: str, field: str) -> BadInput:
-        return BadInput(told, file=file or recipe.name, field=field)
-
-    several, section = recipe.candidates, "sweep" if recipe.sweep else "soups"
-    assert several is not None
-    scored = [suite for suite in recipe.evals.selected() if suite not in without_judge(recipe)]
-    if not scored:
-        raise wrong("no suite of the recipe is scored without a judge: give one that is, or a judge", section)
-    metric = several.by
-    if metric is None:
-        improved = [name for name, asked in (gate.metrics if gate else {}).items() if asked.improve is not None]
-        of_suites = [name for name in improved if name.partition("/")[0] in scored]
-        metric = of_suites[0] if of_suites else default_requirement(scored[0], suite_of(recipe, scored[0]))[0]
-    suite, _, name = metric.partition("/")
-    if suite not in scored:
-        raise wrong(f"{suite} is not scored: the recipe has no judge", f"{section}.by")
-    known = suite_of(recipe, suite).metrics
-    if name not in known:
-        raise wrong(f"{suite} has no such metric; it has {'; '.join(known)}", f"{section}.by")
-    return metric
-
-
 def check_of(choice: Choice, against: Against) -> Check:
     """What the gate says of a sweep's winner: it passes if it was confirmed, and nothing is known of it otherwise."""
     return Check.of(
@@ -221,3 +191,60 @@ def check_of(choice: Choice, against: Against) -> Check:
 def sweep_request(store: Store, sweep: Artifact) -> SweepRequest:
     """The request of a sweep's report."""
     return SweepRequest.model_validate_json(store.read(sweep, REQUEST_FILE))
+
+
+def confirming(scores: dict[str, SuiteScores], choice: Choice | None) -> dict[str, SuiteScores]:
+    """The scores without the items that picked the policy; all of them without a sweep."""
+    if choice is None or (suite := choice.metric.partition("/")[0]) not in scores:
+        return scores
+    samples = [sample for sample in scores[suite].samples if not picks(sample.cluster)]
+    return scores | {suite: replace(scores[suite], samples=samples)}
+
+
+def read_choice(store: Store, request: SweepRequest) -> Choice:
+    """The choice among a sweep's points, from their pinned scores, each traced to the policy that was scored."""
+    suite, _, metric = request.metric.partition("/")
+
+    def samples_of(scores: dict[str, SuiteScores]) -> list[Sample]:
+        return [sample for sample in scores[suite].samples if sample.metric == metric]
+
+    sides = {name: read_scores(store, point.scores, point.policy) for name, point in request.points.items()}
+    baseline = read_scores(store, request.sft_scores, request.sft)
+    if reasons := [reason for scores in sides.values() if (reason := not_comparable(baseline[suite], scores[suite]))]:
+        raise WrongEvidence(f"the points of the sweep cannot be compared by {request.metric}: {reasons[0]}")
+    samples = {name: samples_of(scores) for name, scores in sides.items()}
+    settings = {name: point.settings for name, point in request.points.items()}
+    results, picked, confirmed = choose(samples_of(baseline), samples, settings)
+    means = {name: _means(scores) for name, scores in sides.items()}
+    points = {name: result.model_copy(update={"means": means[name]}) for name, result in results.items()}
+    values = [sample.value for each in samples.values() for sample in each if sample.value is not None]
+    return Choice(
+        metric=request.metric,
+        width=width_of(suite, metric, values),
+        points=points,
+        picked=picked,
+        confirmed=confirmed,
+    )
+
+
+def _means(scores: Mapping[str, SuiteScores]) -> dict[str, float]:
+    """The mean of each suite's main metric over all items that have a value."""
+    means = {}
+    for suite, one in scores.items():
+        measured = measured_ids(one.samples)
+        if measured:
+            main = headline(suite, measured)
+            values = [each.value for each in one.samples if each.metric == main and each.value is not None]
+            means[f"{suite}/{main}"] = sum(values) / len(values)
+    return means
+
+
+def winner(store: Store, sweep: Artifact, policy: Artifact) -> Choice:
+    """The choice that a sweep's report stands for, computed again; raises `WrongEvidence` if it picked another policy
+    than this."""
+    request = sweep_request(store, sweep)
+    choice = read_choice(store, request)
+    picked = request.points[choice.picked].policy
+    if picked.digest != policy.digest:
+        raise WrongEvidence(f"the sweep picked policy {picked.digest[:12]}, not {policy.digest[:12]}")
+    return choice

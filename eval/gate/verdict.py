@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from alignment.digest import json_digest
-from alignment.recipe import Gate, Requirement
+from alignment.recipe.evaluation import Gate, Requirement
 from eval.gate.bounded import BOUNDED
 from eval.gate.compare import MetricComparison, default_margin
 from eval.gate.metrics import PREFERENCES

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from alignment.errors import BadInput, first_few
-from alignment.recipe import Judge
-from alignment.stages import SourceFile
+from alignment.recipe.evaluation import Judge
+from alignment.stages.stage import SourceFile
 from eval.grading import Answered, Grading, gradings
 from eval.grading.grading import Grader
 from eval.grading.pairs import with_baseline

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from alignment.errors import BadInput
 from alignment.generation.journal import append_line, read_lines
-from alignment.recipe import Judge, JudgePrice
+from alignment.recipe.evaluation import Judge, JudgePrice
 
 # Tokens and what they cost.
 

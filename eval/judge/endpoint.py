@@ -10,7 +10,7 @@ from typing import Any
 from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.generation.openai_client import OpenAIClient, Reply, Trouble
-from alignment.recipe import Judge
+from alignment.recipe.evaluation import Judge
 from eval.judge.budget import Budget, Usage, most
 from eval.judge.journal import Entry, Journal
 from eval.judge.judgment import Judgment, Question

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date, timedelta
 from urllib.parse import urlsplit
 
-from alignment.recipe import Judge
+from alignment.recipe.evaluation import Judge
 
 PLAN_NOTICE = timedelta(days=90)
 """A plan and a recipe check name the retirement this long before it."""

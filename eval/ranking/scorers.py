@@ -20,10 +20,11 @@ from alignment.data.tokens import Dropped, Tokenization
 from alignment.errors import BadInput
 from alignment.models.checkpoint import embeddings, load_tokenizer, max_positions
 from alignment.models.reward import kept_reward_model, rewards
-from alignment.recipe import Judge, TokenPolicy
 from alignment.recipe.data import Section
+from alignment.recipe.evaluation import Judge
+from alignment.recipe.forward import TokenPolicy
 from alignment.recipe.generate import Score
-from alignment.stages import Context
+from alignment.stages.stage import Context
 from alignment.store import Artifact
 from eval.answers.files import Response
 from eval.grading.choose import bill

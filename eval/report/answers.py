@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from alignment.store import Store
 from eval.gate.compare import width_of
-from eval.gate.evidence import ReportRequest, WrongEvidence
+from eval.gate.evidence import ReportRequest
 from eval.gate.metrics import Unit, headline, title_of, unit_of
+from eval.gate.scores import WrongEvidence
 from eval.statistics import paired_interval
 from eval.suites.samples import Sample
 from eval.summaries import DivergenceSummary, Number, RoundSummary

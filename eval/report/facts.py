@@ -11,7 +11,7 @@ from typing import Any
 
 from alignment.data.statistics import Finding
 from alignment.methods import METHOD
-from alignment.recipe import Dpo
+from alignment.recipe.training import Dpo
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.stage import PolicySummary, trained_policy
 from alignment.stages.usage import Usage

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from alignment.data.statistics import GUARDS, Finding
 from alignment.errors import counted
 from alignment.guards import DATA_GUARDS, GATE, Guard, Guards, Severity, manifest_guards, of_data, policy_guards
-from alignment.recipe import Dpo, TokenPolicy
+from alignment.recipe.forward import TokenPolicy
+from alignment.recipe.training import Dpo
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.stage import trained_policy
 from alignment.store import Artifact, Commit, MissingArtifact, Store

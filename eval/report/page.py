@@ -12,9 +12,10 @@ from alignment.store import Store
 from eval.gate.baselines import rankings
 from eval.gate.bounded import ANSWERS
 from eval.gate.compare import MetricComparison
-from eval.gate.evidence import Compared, Evidence, ReportRequest
+from eval.gate.evidence import Evidence, ReportRequest
 from eval.gate.metrics import PREFERENCES, headline, title_of, unit_of
 from eval.gate.requirement import SHORT_NAMES
+from eval.gate.scores import Compared
 from eval.gate.sweep import Choice, Half, described
 from eval.gate.verdict import Verdict
 from eval.report.answers import divergence_of, examples, length, rounds_of

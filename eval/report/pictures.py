@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.gate.evidence import Compared
 from eval.gate.metrics import headline, title_of, unit_of
+from eval.gate.scores import Compared
 from eval.gate.sweep import Choice, described
 from eval.report.curves import curves_png, png_of
 from eval.report.tables import Categories

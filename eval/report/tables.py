@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from eval.gate.compare import MetricComparison, describe_scale, width_of
-from eval.gate.evidence import Compared
 from eval.gate.metrics import PREFERENCES, Unit, headline, title_of, unit_of
 from eval.gate.requirement import items
+from eval.gate.scores import Compared
 from eval.suites import SUITES
 from eval.suites.samples import Sample
 

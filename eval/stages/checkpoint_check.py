@@ -10,7 +10,7 @@ from alignment.generation.generator import Generator, Prompt
 from alignment.logprobs.effort import Ranks
 from alignment.models.checkpoint import load_model, load_tokenizer
 from alignment.models.loading import load_sharded
-from alignment.stages import Context, Request, Result, Stage
+from alignment.stages.stage import Context, Request, Result, Stage
 from alignment.store import Artifact, Summary
 
 if TYPE_CHECKING:

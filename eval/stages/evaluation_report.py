@@ -11,12 +11,13 @@ from pydantic import Field
 
 from alignment.data.statistics import Finding
 from alignment.digest import json_digest
-from alignment.stages import Context, Result, Stage
+from alignment.stages.stage import Context, Result, Stage
 from alignment.store import Summary
 from eval.gate.compare import MetricComparison
-from eval.gate.evidence import Compared, Evidence, ReportRequest, gather, verdict_of
+from eval.gate.evidence import Evidence, ReportRequest, gather, verdict_of
 from eval.gate.metrics import headline, title_of
 from eval.gate.requirement import SHORT_NAMES, Against
+from eval.gate.scores import Compared
 from eval.report.facts import categories_of, facts_of, items_of
 from eval.report.guards import CONTAMINATION, Line, drift_of, evaluation_findings, findings_behind
 from eval.report.page import by_category, page

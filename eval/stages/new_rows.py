@@ -23,8 +23,8 @@ from alignment.logprobs.reference import reference_pass
 from alignment.logprobs.table import LOGPROBS_FILE, Written, logprobs_folder, logprobs_table
 from alignment.logprobs.token_ids import ROWS_AT_ONCE
 from alignment.models.runner import tf32_products
-from alignment.stages import Context, Result, Stage
 from alignment.stages.reference_logprobs import Scoring, reference_and_cache
+from alignment.stages.stage import Context, Result, Stage
 from alignment.store import Artifact
 from alignment.training.held_out_pairs import HeldOutPair, HeldOutRow, prefers, write_held_out
 from eval.gate.held_out import HeldOut, against_reference, read_held_out

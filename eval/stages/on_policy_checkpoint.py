@@ -34,16 +34,9 @@ from alignment.models.checkpoint import (
     require_precision,
 )
 from alignment.models.code import record_of_code
-from alignment.stages import Context, Result, Stage
-from alignment.stages.policy_checkpoint import (
-    ON_POLICY_FILE,
-    ROWS_FILE,
-    DpoRequest,
-    Rollouts,
-    measure_held_out,
-    training_rows,
-)
-from alignment.stages.stage import POLICY, PolicySummary
+from alignment.stages.policy import ON_POLICY_FILE, ROWS_FILE, DpoRequest, Rollouts
+from alignment.stages.policy_checkpoint import measure_held_out, training_rows
+from alignment.stages.stage import POLICY, Context, PolicySummary, Result, Stage
 from alignment.training import resume
 from alignment.training.arguments import history, require_world_size, rounded, trainer_arguments, training_order
 from alignment.training.demonstrations import with_known_pad
@@ -145,6 +138,7 @@ def prompts_of(rollouts: Rollouts, seed: int, encoder: PromptEncoder) -> tuple[d
 
 
 def _train(request: DpoRequest, rollouts: Rollouts, context: Context, folder: Path) -> dict[str, Any]:
+    """Trains, writes the checkpoint and the prompts, and returns the summary's fields."""
     import torch
 
     from alignment.training.models import TrainedModel
@@ -156,12 +150,7 @@ def _train(request: DpoRequest, rollouts: Rollouts, context: Context, folder: Pa
     tokenizer = with_known_pad(trained.tokenizer(), embeddings(folder))
     encoder = PromptEncoder(trained.tokenizer(), max_positions(folder), request.tokens.writing())
     prompts, reading = prompts_of(rollouts, request.seed, encoder)
-    ids = list(prompts)
-    order = training_order(ids, request.manifest.digest, request.seed, settings.epochs, settings.most_rows).tolist()
-    if len(order) < settings.batch_size:
-        what = f"{len(order)} prompts do not fill one step of {settings.batch_size}: lower it, or give more prompts"
-        raise BadInput(what, field="batch_size")
-    order = order[: len(order) // settings.batch_size * settings.batch_size]
+    order = _order(request, list(prompts))
     slices = settings.batch_size * rollouts.n // settings.micro_batch_size
     verified = Verified(prompts, Scores(rollouts.scores, rollouts.length_penalty), context)
     trainer = on_policy_trainer(
@@ -182,13 +171,7 @@ def _train(request: DpoRequest, rollouts: Rollouts, context: Context, folder: Pa
     checkpoint = resume.last_complete(work)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     recorded = history(trainer.state.log_history)
-    equal = [record["equal_scores"] for record in recorded if "equal_scores" in record]
-    if equal and min(equal) >= 1 and not rollouts.kl_weight:
-        raise BadInput(
-            f"nothing was learned: the {rollouts.n} answers to each of {len(ids)} prompts scored the same in all"
-            f" {trainer.state.global_step} steps; raise on_policy.temperature or n, or give other prompts",
-            field="on_policy.score",
-        )
+    scores = _scores_told(rollouts, len(prompts), trainer.state.global_step, recorded)
     trained.save(trainer.model, trainer.optimizer, context.out)
     write_records(
         context.out / ON_POLICY_FILE,
@@ -197,21 +180,45 @@ def _train(request: DpoRequest, rollouts: Rollouts, context: Context, folder: Pa
     )
     if verified.unscored:
         log.warning("answers without a score: %s", dict(verified.unscored.most_common()))
-    scores = [record["score"] for record in recorded if "score" in record]
     return {
         "steps": trainer.state.global_step,
         "tokens": int(trainer.state.num_input_tokens_seen),
-        "rows_trained": len(ids),
+        "rows_trained": len(prompts),
         "rows_dropped": reading.reasons,
         "resumed_from_step": None if checkpoint is None else resume.step_of(checkpoint),
         "history": recorded,
-        "rollouts": {
-            "answers": trainer.answers,
-            "unscored": verified.unscored.total(),
-            "equal_scores": rounded(math.fsum(equal) / len(equal)) if equal else None,
-            "first_score": scores[0] if scores else None,
-            "last_score": scores[-1] if scores else None,
-        },
+        "rollouts": {"answers": trainer.answers, "unscored": verified.unscored.total(), **scores},
+    }
+
+
+def _order(request: DpoRequest, ids: list[str]) -> list[int]:
+    """The places of the prompts in the order they are trained on, whole steps of them; raises `BadInput` without
+    one."""
+    settings = request.settings
+    order = training_order(ids, request.manifest.digest, request.seed, settings.epochs, settings.most_rows).tolist()
+    if len(order) < settings.batch_size:
+        what = f"{len(order)} prompts do not fill one step of {settings.batch_size}: lower it, or give more prompts"
+        raise BadInput(what, field="batch_size")
+    whole: list[int] = order[: len(order) // settings.batch_size * settings.batch_size]
+    return whole
+
+
+def _scores_told(
+    rollouts: Rollouts, prompts: int, steps: int, recorded: list[dict[str, float]]
+) -> dict[str, float | None]:
+    """What the records of a training say of scores; raises `BadInput` where no answer was better than another."""
+    equal = [record["equal_scores"] for record in recorded if "equal_scores" in record]
+    if equal and min(equal) >= 1 and not rollouts.kl_weight:
+        raise BadInput(
+            f"nothing was learned: the {rollouts.n} answers to each of {prompts} prompts scored the same in all"
+            f" {steps} steps; raise on_policy.temperature or n, or give other prompts",
+            field="on_policy.score",
+        )
+    scores = [record["score"] for record in recorded if "score" in record]
+    return {
+        "equal_scores": rounded(math.fsum(equal) / len(equal)) if equal else None,
+        "first_score": scores[0] if scores else None,
+        "last_score": scores[-1] if scores else None,
     }
 
 

@@ -27,8 +27,8 @@ from alignment.logprobs.effort import Ranks
 from alignment.logprobs.scorer import free_memory, require_finite, score
 from alignment.models.checkpoint import load_model, load_tokenizer
 from alignment.models.loading import load_sharded
-from alignment.recipe import TokenPolicy
-from alignment.stages import Context, Request, Result, Stage
+from alignment.recipe.forward import TokenPolicy
+from alignment.stages.stage import Context, Request, Result, Stage
 from alignment.store import Artifact, CorruptArtifact
 from eval.gate.held_out import read_held_out
 from eval.statistics import Interval, clustered_mean, mean_interval, ratio_interval

@@ -10,7 +10,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,12 +20,13 @@ from pydantic import Field, model_validator
 from alignment.data.rows import iter_records, write_records
 from alignment.digest import json_digest
 from alignment.errors import BadInput, counted, first_few
-from alignment.recipe import Judge
+from alignment.recipe.evaluation import Judge
 from alignment.recipe.generate import Pairing, Score
-from alignment.stages import Context, Request, Result, Stage, execute
 from alignment.stages.candidates import STAGE as CANDIDATES
 from alignment.stages.candidates import CandidatesSummary, read_candidates
+from alignment.stages.execute import execute
 from alignment.stages.preference_shard import PAIRS_FILE, PAIRS_SCHEMA
+from alignment.stages.stage import Context, Request, Result, Stage
 from alignment.store import Artifact, Commit, Summary
 from eval.ranking.pairs import Candidate, Made, delta_pairs, paired, usable
 from eval.ranking.scorers import Reading, Scores, Total, added, scored_of
@@ -119,77 +120,94 @@ def run(request: RankedRequest, context: Context) -> Result:
         return Result("")
     if len(request.candidates) > 1:
         return _several(request, context)
-    generators = [CandidatesSummary.of(context.store.commit_of(one)).generator for one in _both(request)]
+    tally = Tally()
+    scorers = Scores(request.scores, request.length_penalty, request.judge, request.reward_model, request.reading)
     prompts = _prompts(context, request.candidates[0])
-    left_out: Counter[str] = Counter()
-    cost: dict[str, Any] = {}
-    answers = {row_id: _usable(rows, left_out) for row_id, rows in prompts.items()}
-    scores = _scored(request, context, prompts, answers, cost)
-    answers = {
-        row_id: [replace(one, score=scores[row_id, one.k].score, failed=scores[row_id, one.k].failed) for one in kept]
-        if request.scores
-        else kept
-        for row_id, kept in answers.items()
+    answers = {row_id: _usable(rows, tally) for row_id, rows in prompts.items()}
+    scores = _scored(scorers, context, prompts, answers)
+    if request.scores:
+        answers = {row_id: _with_scores(row_id, kept, scores) for row_id, kept in answers.items()}
+    weaker = _prompts(context, request.weak[0]) if request.weak else {}
+    weak = {row_id: _usable(rows, tally) for row_id, rows in weaker.items()}
+    generators = [CandidatesSummary.of(context.store.commit_of(one)).generator for one in _both(request)]
+    origin = {
+        "generator": generators[0],
+        "rejected_generator": generators[-1],
+        "judge": scorers.name,
+        "round": request.round,
     }
-    weak = {}
-    if request.weak:
-        weak = {row_id: _usable(rows, left_out) for row_id, rows in _prompts(context, request.weak[0]).items()}
-    judge_name = Scores(request.scores, 0.0, request.judge, request.reward_model, request.reading).name
-    totals: Counter[str] = Counter()
-    gaps: list[float] = []
-    lines: list[Any] = []
-
-    def records() -> Iterator[dict[str, Any]]:
-        for row_id, rows in prompts.items():
-            made = _made(request, row_id, answers[row_id], weak.get(row_id, []))
-            left_out.update(made.left_out)
-            totals["paired"] += bool(made.pairs)
-            for better, worse in made.pairs:
-                totals["pairs"] += 1
-                totals["longer"] += better.tokens > worse.tokens
-                if better.score is not None and worse.score is not None:
-                    gaps.append(better.score - worse.score)
-                lines.append([row_id, better.text, worse.text, better.score, worse.score])
-                yield {
-                    "row_id": row_id,
-                    "form": rows[0]["form"],
-                    "prompt": rows[0]["prompt"],
-                    "chosen": better.text,
-                    "rejected": worse.text,
-                    "chosen_score": better.score,
-                    "rejected_score": worse.score,
-                    "generator": generators[0],
-                    "rejected_generator": generators[-1],
-                    "judge": judge_name,
-                    "round": request.round,
-                }
-
-    write_records(context.out / PAIRS_FILE, PAIRS_SCHEMA, records())
+    rows = _pairs(request, prompts, answers, weak, tally)
+    write_records(context.out / PAIRS_FILE, PAIRS_SCHEMA, (row | origin for row in rows))
     _write_scores(context.out / SCORES_FILE, scores)
-    if not totals["pairs"]:
-        told = f"no pair was made of {counted(len(prompts), 'prompt')}; {_told(left_out)}"
-        raise NoPairs(told, sum(map(len, prompts.values())), list(scores.values()), left_out, cost)
+    if not tally.pairs:
+        told = f"no pair was made of {counted(len(prompts), 'prompt')}; {_told(tally.left_out)}"
+        raise NoPairs(told, sum(map(len, prompts.values())), list(scores.values()), tally.left_out, scorers.bill)
+    if tally.left_out:
+        log.warning("%d pairs; %s", len(tally.pairs), _told(tally.left_out))
     known = [total.score for total in scores.values() if total.score is not None]
     summary = RankedSummary(
-        prompts=totals["paired"],
+        prompts=tally.prompts,
         candidates=sum(map(len, prompts.values())),
         scored=len(known),
         unscored=len(scores) - len(known),
-        pairs=totals["pairs"],
-        left_out=dict(sorted(left_out.items())),
+        pairs=len(tally.pairs),
+        left_out=dict(sorted(tally.left_out.items())),
         generator=" > ".join(generators),
-        judge_name=judge_name,
+        judge_name=scorers.name,
         round=request.round,
         mean_score=sum(known) / len(known) if known else None,
-        score_gap=sum(gaps) / len(gaps) if gaps else None,
-        longer=totals["longer"] / totals["pairs"],
-        judge=cost,
+        score_gap=sum(tally.gaps) / len(tally.gaps) if tally.gaps else None,
+        longer=tally.longer / len(tally.pairs),
+        judge=scorers.bill,
     )
-    if left_out:
-        log.warning("%d pairs; %s", totals["pairs"], _told(left_out))
-    origin = [one.digest for one in _both(request)]
-    content = {"candidates": origin, "judge": judge_name, "round": request.round, "pairs": lines}
+    candidates = [one.digest for one in _both(request)]
+    content = {"candidates": candidates, "judge": scorers.name, "round": request.round, "pairs": tally.pairs}
     return Result(json_digest(content), summary)
+
+
+@dataclass
+class Tally:
+    """What is counted while the pairs of one source are made: each pair as the data version has it, the score gaps of
+    those with scores, the pairs whose better side is the longer one, and the prompts that gave a pair."""
+
+    left_out: Counter[str] = field(default_factory=Counter)
+    prompts: int = 0
+    pairs: list[list[Any]] = field(default_factory=list)
+    longer: int = 0
+    gaps: list[float] = field(default_factory=list)
+
+    def count(self, row_id: str, made: Made) -> None:
+        """Takes in the pairs of one prompt."""
+        self.left_out.update(made.left_out)
+        self.prompts += bool(made.pairs)
+        for better, worse in made.pairs:
+            self.pairs.append([row_id, better.text, worse.text, better.score, worse.score])
+            self.longer += better.tokens > worse.tokens
+            if better.score is not None and worse.score is not None:
+                self.gaps.append(better.score - worse.score)
+
+
+def _pairs(
+    request: RankedRequest,
+    prompts: dict[str, list[dict[str, Any]]],
+    answers: dict[str, list[Candidate]],
+    weak: dict[str, list[Candidate]],
+    tally: Tally,
+) -> Iterator[dict[str, Any]]:
+    """The rows of pairs.parquet, without what is the same in all of them; each prompt is counted before its rows."""
+    for row_id, rows in prompts.items():
+        made = _made(request, row_id, answers[row_id], weak.get(row_id, []))
+        tally.count(row_id, made)
+        for better, worse in made.pairs:
+            yield {
+                "row_id": row_id,
+                "form": rows[0]["form"],
+                "prompt": rows[0]["prompt"],
+                "chosen": better.text,
+                "rejected": worse.text,
+                "chosen_score": better.score,
+                "rejected_score": worse.score,
+            }
 
 
 def _several(request: RankedRequest, context: Context) -> Result:
@@ -263,18 +281,18 @@ def _prompts(context: Context, candidates: Artifact) -> dict[str, list[dict[str,
     return prompts
 
 
-def _usable(rows: Sequence[dict[str, Any]], left_out: Counter[str]) -> list[Candidate]:
+def _usable(rows: Sequence[dict[str, Any]], tally: Tally) -> list[Candidate]:
     kept, reasons = usable([Candidate(row["text"], row["k"], row["tokens"], row["ended"]) for row in rows])
-    left_out.update(reasons)
+    tally.left_out.update(reasons)
     return kept
 
 
+def _with_scores(row_id: str, kept: list[Candidate], scores: dict[tuple[str, int], Total]) -> list[Candidate]:
+    return [replace(one, score=scores[row_id, one.k].score, failed=scores[row_id, one.k].failed) for one in kept]
+
+
 def _scored(
-    request: RankedRequest,
-    context: Context,
-    prompts: dict[str, list[dict[str, Any]]],
-    answers: dict[str, list[Candidate]],
-    cost: dict[str, Any],
+    scorers: Scores, context: Context, prompts: dict[str, list[dict[str, Any]]], answers: dict[str, list[Candidate]]
 ) -> dict[tuple[str, int], Total]:
     """Prompt and number of every answer that could be in a pair to its score; a prompt's only answer has none."""
     listed = [
@@ -283,10 +301,8 @@ def _scored(
         for one in kept
     ]
     asked = [(place, answer) for place, answer in listed if len(answers[place[0]]) > 1]
-    summed = Scores(request.scores, request.length_penalty, request.judge, request.reward_model, request.reading)
     totals = dict.fromkeys((place for place, _ in listed), Total(None, {}, "its prompt has no other answer"))
-    totals |= dict(zip((place for place, _ in asked), summed.of([one for _, one in asked], context), strict=True))
-    cost.update(summed.bill)
+    totals |= dict(zip((place for place, _ in asked), scorers.of([one for _, one in asked], context), strict=True))
     return totals
 
 

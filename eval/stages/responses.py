@@ -15,12 +15,12 @@ from alignment.errors import BadInput
 from alignment.generation.engine import Served
 from alignment.generation.workers import Workers, leading, serve
 from alignment.logprobs.effort import Ranks
-from alignment.recipe import Generate, TokenPolicy
-from alignment.recipe.evaluation import BestOf
-from alignment.stages import Context, Request, Result, Stage
+from alignment.recipe.evaluation import BestOf, Generate
+from alignment.recipe.forward import TokenPolicy
+from alignment.stages.stage import Context, Request, Result, Stage
 from alignment.store import Artifact
 from eval.answers.answer import Answered, answer_suite
-from eval.answers.best_of import AnyGenerator, BestOfGenerator
+from eval.answers.asking import AnyGenerator, BestOfGenerator
 from eval.answers.files import ITEMS_FILE, RESPONSES_FILE, SETTINGS_FILE, write_responses
 from eval.ranking.scorers import Reading, RewardScorer
 from eval.suites import SuiteSpec, suite_named

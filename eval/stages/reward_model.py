@@ -23,9 +23,9 @@ from alignment.models.checkpoint import (
 )
 from alignment.models.pin import ModelPin, materialise
 from alignment.models.reward import load_reward_model, rewards
-from alignment.recipe import TokenPolicy
+from alignment.recipe.forward import TokenPolicy
 from alignment.recipe.generate import RewardTraining
-from alignment.stages import CheckpointSummary, Context, Request, Result, Stage
+from alignment.stages.stage import CheckpointSummary, Context, Request, Result, Stage
 from alignment.store import Artifact
 from alignment.training import resume
 from alignment.training.arguments import (

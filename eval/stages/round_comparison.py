@@ -18,10 +18,10 @@ from pydantic import Field
 from alignment.data.rows import write_records
 from alignment.digest import json_digest
 from alignment.errors import BadInput
-from alignment.recipe import Judge
+from alignment.recipe.evaluation import Judge
 from alignment.recipe.generate import Score
-from alignment.stages import Context, Request, Result, Stage
 from alignment.stages.candidates import read_candidates
+from alignment.stages.stage import Context, Request, Result, Stage
 from alignment.store import Artifact
 from eval.ranking.scorers import Reading, Scores, scored_of
 from eval.statistics import paired_interval

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from alignment.address import shown
 from alignment.digest import json_digest
 from alignment.errors import BadInput, CorruptArtifact, MissingArtifact
-from alignment.recipe import Judge
-from alignment.stages import Context, Request, Result, Stage
+from alignment.recipe.evaluation import Judge
 from alignment.stages.execute import REQUEST_FILE
+from alignment.stages.stage import Context, Request, Result, Stage
 from alignment.store import Artifact, Commit, Store
 from eval.answers.files import ITEMS_FILE, RESPONSES_FILE, read_responses
 from eval.grading.choose import JOURNAL_FILE, choose_grader

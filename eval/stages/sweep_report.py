@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 
 from alignment.digest import json_digest
-from alignment.stages import Context, Result, Stage
-from eval.gate.evidence import read_choice
-from eval.gate.sweep import SweepRequest, SweepSummary
+from alignment.stages.stage import Context, Result, Stage
+from eval.gate.sweep import SweepRequest, SweepSummary, read_choice
 from eval.report.pictures import sweep_png
 
 SWEEP_FILE = "sweep.json"

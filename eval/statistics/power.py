@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from eval.statistics.means import CONFIDENCE, Interval, Z
@@ -65,14 +65,22 @@ def clusters_needed(difference: Interval, threshold: float) -> int | None:
         low, high = score_interval(shares.gained, shares.lost, shares.pairs * clusters / mean.clusters)
         return low * shares.width > threshold or high * shares.width < threshold
 
+    return fewest(decides)
+
+
+def fewest(enough: Callable[[int], bool]) -> int | None:
+    """The fewest clusters, at least two, that are enough, where more of them are too; None if `MAX_CLUSTERS` are not.
+
+    They are doubled until they are enough, and then halved between.
+    """
     few, many = 1, 2
-    while not decides(many):
+    while not enough(many):
         few, many = many, many * 2
         if many > MAX_CLUSTERS:
             return None
     while many - few > 1:
         middle = (few + many) // 2
-        few, many = (few, middle) if decides(middle) else (middle, many)
+        few, many = (few, middle) if enough(middle) else (middle, many)
     return many
 
 
@@ -178,12 +186,4 @@ def clusters_to_prove(spread: Spread, difference: float) -> int | None:
         provable = smallest_provable(spread, clusters)
         return provable is not None and provable <= difference
 
-    few, many = 1, 2
-    while not enough(many):
-        few, many = many, many * 2
-        if many > MAX_CLUSTERS:
-            return None
-    while many - few > 1:
-        middle = (few + many) // 2
-        few, many = (few, middle) if enough(middle) else (middle, many)
-    return many
+    return fewest(enough)

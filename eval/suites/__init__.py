@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from alignment.errors import BadInput
-from alignment.recipe import Recipe
-from alignment.stages import SourceFile
+from alignment.recipe.evaluation import Evals
+from alignment.stages.stage import SourceFile
 from eval.suites.catalogue import ALPACA_EVAL, ARENA_HARD, GSM8K, HARMLESS, IFEVAL, MT_BENCH
 from eval.suites.ifbench import IFBENCH
 from eval.suites.lm_eval_tasks import stock_suite
@@ -31,9 +31,10 @@ def suite_named(name: str, tasks: Sequence[SourceFile] = ()) -> Suite:
         raise BadInput(f"{error}; suites with a section of their own are {', '.join(SUITES)}") from None
 
 
-def suite_of(recipe: Recipe, name: str) -> Suite:
-    """The recipe's suite of that name, read from its folder of own tasks (`include_path`) where it names one."""
-    folder = getattr(recipe.evals.selected()[name], "include_path", None)
+def suite_of(evals: Evals, name: str) -> Suite:
+    """The suite of that name in a recipe's `evals`, read from its folder of own tasks (`include_path`) where it names
+    one."""
+    folder = getattr(evals.selected()[name], "include_path", None)
     return suite_named(name, pin_tasks(folder) if folder else ())
 
 

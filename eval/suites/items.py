@@ -10,7 +10,7 @@ from typing import Any
 from alignment.data.embedded import embedded
 from alignment.data.hub import hub_records
 from alignment.errors import BadInput
-from alignment.recipe import DataSource
+from alignment.recipe.data import DataSource
 from eval.suites.lm_eval_task import instruction_classes
 from eval.suites.lm_eval_tasks import SUBSET, seeded
 from eval.suites.rows import Row, check_text, read_pinned_rows, read_rows

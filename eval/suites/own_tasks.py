@@ -17,7 +17,7 @@ from typing import Any
 from alignment.data.files import pin_file
 from alignment.data.readers import open_seekable
 from alignment.errors import BadInput, first_few
-from alignment.stages import SourceFile
+from alignment.stages.stage import SourceFile
 from eval.suites.lm_eval_tasks import index_folder, quiet, suite_of_entry
 from eval.suites.suite import Suite
 

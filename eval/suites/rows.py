@@ -14,7 +14,7 @@ from alignment.address import remember
 from alignment.data import readers
 from alignment.data.readers import Record
 from alignment.errors import BadInput
-from alignment.stages import SourceFile
+from alignment.stages.stage import SourceFile
 
 Row = tuple[int, dict[str, Any]]
 """The 1-based line of an object in JSON lines, or its number in a JSON list, CSV or Parquet file, with the object."""

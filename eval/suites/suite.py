@@ -9,9 +9,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict
 
 from alignment.digest import json_digest
-from alignment.recipe import DataSource
-from alignment.recipe.data import Keyed
-from alignment.stages import SourceFile
+from alignment.recipe.data import DataSource, Keyed
+from alignment.stages.stage import SourceFile
 
 Output = Literal["generate_until", "multiple_choice", "loglikelihood"]
 """The output of a model that a task scores, in lm-eval's words: a text, or log-likelihoods of continuations."""

@@ -21,9 +21,9 @@ from alignment.address import handed_on, shown
 from alignment.devices import take_for_this_process
 from alignment.digest import json_digest
 from alignment.errors import BadInput
-from alignment.stages import Request, Stage, execute
 from alignment.stages.__main__ import BAD_INPUT_FILE
-from alignment.stages.execute import DAGSTER_RUN, JOB, KEY_IS_HELD, RECIPE_NAME
+from alignment.stages.execute import DAGSTER_RUN, JOB, KEY_IS_HELD, RECIPE_NAME, execute
+from alignment.stages.stage import Request, Stage
 from alignment.stages.usage import POOL
 from alignment.store import Commit, MissingArtifact, Store
 from resources.pools import Pool

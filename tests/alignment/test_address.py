@@ -135,6 +135,7 @@ def test_a_request_of_an_older_version_is_read_without_its_query_and_opens_nothi
     assert whole(old.url) == "https://host/a.jsonl?sig=new"
 
 
+@pytest.mark.slow
 def test_a_launched_process_is_handed_what_opens_its_files_by_environment(bucket: str, tmp_path: Path) -> None:
     request = shards_of(PreferenceSource(files=[f"{bucket}/e.jsonl?signature={SECRET}"]))["e"]
     given = handed_on(file.url for file in request.source_files())

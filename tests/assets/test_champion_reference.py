@@ -8,7 +8,7 @@ import pytest
 
 from alignment.data.withdrawal import Tombstone, bury
 from alignment.stages import Result, Stage, execute
-from alignment.stages.policy_checkpoint import DpoRequest
+from alignment.stages.policy import DpoRequest
 from alignment.stages.policy_logprobs import PolicyLogprobsRequest
 from alignment.stages.preference_manifest import ManifestRequest
 from alignment.stages.stage import CheckpointSummary

@@ -6,7 +6,7 @@ from typing import Any
 
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages import Result, Stage, execute
-from alignment.stages.policy_checkpoint import DpoRequest
+from alignment.stages.policy import DpoRequest
 from alignment.stages.preference_manifest import ManifestRequest, TrainRows
 from alignment.store import Artifact, Ref, Store
 from assets.building.upstream import Upstream

@@ -8,7 +8,7 @@ import pytest
 
 from alignment.recipe import parse_recipe
 from alignment.stages import Request, Result, Stage, execute
-from alignment.stages.policy_checkpoint import DpoRequest
+from alignment.stages.policy import DpoRequest
 from alignment.store import Artifact, Ref, Store
 from assets.building.node import Node, NotNeeded
 from assets.building.upstream import Upstream

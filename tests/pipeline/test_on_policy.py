@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from alignment.recipe import Recipe, load_recipe
-from alignment.stages.policy_checkpoint import ON_POLICY_FILE
+from alignment.stages.policy import ON_POLICY_FILE
 from alignment.stages.stage import PolicySummary
 from alignment_dags.nights.state import state_of
 from alignment_dags.planner.forecast import forecast

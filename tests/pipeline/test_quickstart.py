@@ -20,7 +20,8 @@ from alignment.guards import policy_guards
 from alignment.quickstart.records import preference_records
 from alignment.stages import execute
 from alignment.stages.execute import REQUEST_FILE
-from alignment.stages.policy_checkpoint import STAGE, DpoRequest
+from alignment.stages.policy import DpoRequest
+from alignment.stages.policy_checkpoint import STAGE
 from alignment.store import Store
 from resources.home import PROJECT
 

@@ -16,7 +16,7 @@ from alignment.data.forms.ranked import Answer, compared, each, ranked, scored
 from alignment.data.forms.verdicts import nemo_turns
 from alignment.data.readers import Record, describe
 from alignment.data.rows import Message
-from alignment.recipe import Reading
+from alignment.recipe.data import Reading
 
 # Trees ------------------------------------------------------------------------------------------
 

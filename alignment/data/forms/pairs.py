@@ -24,7 +24,7 @@ from alignment.data.forms.messages import (
     with_system,
 )
 from alignment.data.rows import Content, Message, Scores
-from alignment.recipe import Reading
+from alignment.recipe.data import Reading
 
 HH_TURN = "\n\nAssistant:"
 Fields = dict[str, Any]

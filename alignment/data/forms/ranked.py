@@ -10,7 +10,7 @@ from alignment.data.forms.messages import Unusable, assistant, text_of, turns_of
 from alignment.data.forms.pairs import HH_TURN, Fields, Pair, Sample, context, number
 from alignment.data.rows import Content, encode
 from alignment.digest import json_digest
-from alignment.recipe import Reading
+from alignment.recipe.data import Reading
 
 
 class Answer(NamedTuple):

@@ -16,8 +16,7 @@ from alignment.data.forms import gathered, pairs, ranked, verdicts
 from alignment.data.forms.messages import UNSUPPORTED, Unusable, is_blank, present, require_prompt
 from alignment.data.forms.pairs import Fields, Sample, Thumb, number
 from alignment.data.rows import PreferenceRow, paired_row, unpaired_row
-from alignment.recipe import DEFAULT_READING, Reading
-from alignment.recipe.data import Column
+from alignment.recipe.data import DEFAULT_READING, Column, Reading
 
 
 def columns_of(written: str) -> tuple[frozenset[str], ...]:

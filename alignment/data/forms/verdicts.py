@@ -19,7 +19,7 @@ from alignment.data.forms.messages import (
 from alignment.data.forms.pairs import Fields, Pair, Sample, context, number, said
 from alignment.data.forms.ranked import TIE
 from alignment.data.rows import Content, Message, Scores
-from alignment.recipe import Reading
+from alignment.recipe.data import Reading
 
 Read = Callable[[Fields, Reading], Iterator[Sample]]
 

@@ -163,6 +163,7 @@ def most_held(files: Sequence[ShardFiles], out: Path) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copies", [1, 4], ids=["all rows differ", "every shard four times"])
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copies: int) -> None:
     monkeypatch.setattr(id_groups, "ROWS_AT_ONCE", 2048)

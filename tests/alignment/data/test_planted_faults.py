@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,14 @@ Shards = list[list[Pair]]
 SUITE = "gsm8k"
 
 
+@cache
 def clean() -> Shards:
     return [embedded("micro").preference_records(day, 0) for day in range(3)]
+
+
+@cache
+def suite_items() -> list[dict[str, Any]]:
+    return embedded("micro").suite_items(SUITE, 0)
 
 
 def turned(pair: Pair) -> Pair:
@@ -63,7 +70,7 @@ def swapped(shards: Shards) -> Shards:
 
 
 def leaked(shards: Shards) -> Shards:
-    items = embedded("micro").suite_items(SUITE, 0)[:20]
+    items = suite_items()[:20]
     pairs = [{"prompt": item["question"], "chosen": item["answer"], "rejected": "No."} for item in items]
     return [[*shards[0], *(as_of(shards[0][0], pair) for pair in pairs)], *shards[1:]]
 
@@ -164,7 +171,7 @@ def found_in(shards: Shards, folder: Path) -> dict[str, Finding]:
     files = [ShardFiles(s.name, s.rows, store.fetch(s.shard), None) for s in pinned]
     sizes = [file.rows for file in files]
     near = near_duplicates([file.folder for file in files], sizes, 0.9, folder / "near")
-    items = {SUITE: {str(n): list(strings_in(i)) for n, i in enumerate(embedded("micro").suite_items(SUITE, 0))}}
+    items = {SUITE: {str(n): list(strings_in(i)) for n, i in enumerate(suite_items())}}
     found = [
         *ManifestSummary.of(commit).findings(),
         *findings(
@@ -195,6 +202,7 @@ FAULTS: dict[str, tuple[Callable[[Shards], Shards], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guard", FAULTS)
 def test_a_planted_fault_is_found_by_its_own_guard_and_no_other(guard: str, tmp_path: Path) -> None:
     plant, sentence = FAULTS[guard]

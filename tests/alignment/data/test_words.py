@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,7 @@ def test_what_the_questions_of_a_suite_share_names_none_of_them(tmp_path: Path) 
 # Flipped labels.
 
 
+@cache
 def micro() -> list[PreferenceRow]:
     records = (one for day in range(3) for one in embedded("micro").preference_records(day, 0))
     return [row for number, one in enumerate(records) if isinstance(row := normalise(one, "f", number), PreferenceRow)]

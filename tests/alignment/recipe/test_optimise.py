@@ -12,7 +12,8 @@ import yaml
 from alignment.errors import BadInput
 from alignment.methods import LOSS, METHOD, METHODS, NORMALISED
 from alignment.recipe import Recipe, load_recipe, parse_recipe
-from alignment.stages.policy_checkpoint import STAGE, DpoRequest
+from alignment.stages.policy import DpoRequest
+from alignment.stages.policy_checkpoint import STAGE
 from alignment.store import Artifact
 from alignment_dags.cli.setup import recipes_check
 from alignment_dags.planner.forecast import forecast

@@ -13,11 +13,11 @@ import pytest
 from alignment.data.files import pin_file
 from alignment.errors import BadInput
 from alignment.stages import execute
-from alignment.stages.__main__ import GROUP, load_stage
-from alignment.stages.execute import REQUEST_FILE, make_again
+from alignment.stages.execute import REQUEST_FILE, STAGES, load_stage, make_again
 from alignment.stages.preference_shard import STAGE, ShardRequest
 from alignment.store import Commit, Store
 
+pytestmark = pytest.mark.slow  # each starts the process that a person would
 RECORDED = json.loads((Path(__file__).parents[2] / "recorded_requests.json").read_text(encoding="utf-8"))
 
 
@@ -93,7 +93,7 @@ def test_inputs_that_the_store_does_not_hold_are_one_line_and_exit_1(store: Stor
 def test_every_stage_of_a_run_can_be_named_and_registering_alone_says_what_to_do_instead(
     store: Store, tmp_path: Path
 ) -> None:
-    assert RECORDED.keys() == {point.name for point in entry_points(group=GROUP)}
+    assert RECORDED.keys() == {point.name for point in entry_points(group=STAGES)}
     assert all(load_stage(name).name == name for name in RECORDED)
     request = tmp_path / "request.json"
     request.write_text(json.dumps(next(iter(RECORDED["registered_model"].values()))))

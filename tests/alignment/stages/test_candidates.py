@@ -204,6 +204,7 @@ ModelServer(generator, [name], "127.0.0.1", port, None).serve_forever()
 """
 
 
+@pytest.mark.slow
 def test_a_server_of_another_program_is_started_asked_and_ended(
     store: Store, tmp_path: Path, request_of: Callable[..., CandidatesRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -255,7 +254,7 @@ class Lab:
         return execute(STAGE, manifest, self.store).artifact
 
     def dpo_request(self, checkpoint: Artifact, manifest: Artifact, **settings: Any) -> Any:
-        from alignment.stages.policy_checkpoint import DpoRequest
+        from alignment.stages.policy import DpoRequest
 
         world_size = settings.pop("world_size", 1)
         tokens = settings.pop("tokens", None) or TokenPolicy(max_length=64)
@@ -330,16 +329,6 @@ def template() -> str:
 @pytest.fixture
 def score_alone() -> Callable[[Any, Any, Any], float]:
     return alone
-
-
-@pytest.fixture
-def write_json(tmp_path: Path) -> Callable[[str, Any], Path]:
-    def write(name: str, value: Any) -> Path:
-        path = tmp_path / name
-        path.write_text(json.dumps(value), encoding="utf-8")
-        return path
-
-    return write
 
 
 @contextmanager

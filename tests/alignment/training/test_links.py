@@ -11,7 +11,8 @@ from alignment.methods import METHODS
 from alignment.recipe import TokenPolicy
 from alignment.stages import execute
 from alignment.stages.execute import REQUEST_FILE
-from alignment.stages.policy_checkpoint import STAGE, DpoRequest
+from alignment.stages.policy import DpoRequest
+from alignment.stages.policy_checkpoint import STAGE
 from alignment.stages.policy_logprobs import STAGE as SCORING
 from alignment.stages.policy_logprobs import PolicyLogprobsRequest
 from alignment.stages.preference_manifest import STAGE as MANIFEST

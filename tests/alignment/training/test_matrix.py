@@ -13,7 +13,8 @@ import pytest
 from alignment.methods import METHODS
 from alignment.recipe import TokenPolicy
 from alignment.stages import execute
-from alignment.stages.policy_checkpoint import STAGE, DpoRequest
+from alignment.stages.policy import DpoRequest
+from alignment.stages.policy_checkpoint import STAGE
 from alignment.store import Commit, Store
 from tests.alignment.training.two_processes import TwoProcesses
 

@@ -18,7 +18,8 @@ from alignment.methods import METHODS, PairLogps, method_of
 from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint, load_model, load_tokenizer
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.stages import execute
-from alignment.stages.policy_checkpoint import ROWS_FILE, STAGE
+from alignment.stages.policy import ROWS_FILE
+from alignment.stages.policy_checkpoint import STAGE
 from alignment.training.held_out_pairs import HELD_OUT_FILE, parse_held_out
 from tests.alignment.training.conftest import TEMPLATE
 from tests.tiny import letter_tokenizer, write_model

@@ -15,7 +15,7 @@ from alignment.models.pin import pin_model
 from alignment.recipe import Dpo, ModelSource, TokenPolicy
 from alignment.stages import Result, Stage, execute
 from alignment.stages.base_model import BaseModelRequest
-from alignment.stages.policy_checkpoint import DpoRequest
+from alignment.stages.policy import DpoRequest
 from alignment.store import Artifact, Commit, Ref, Store
 from alignment_dags.retention.evidence import Measured, _policy_before, bits_of_start, trace
 

@@ -17,7 +17,7 @@ from alignment.recipe import TokenPolicy
 from alignment.recipe.evaluation import BestOf
 from alignment.stages import execute
 from alignment.store import Artifact, Store
-from eval.answers.best_of import BestOfGenerator
+from eval.answers.asking import BestOfGenerator
 from eval.answers.files import read_responses
 from eval.ranking.scorers import Reading, RewardScorer, Scored
 from eval.stages.responses import STAGE, ResponsesRequest

@@ -12,7 +12,8 @@ from alignment.stages import Context, Result, Stage, execute
 from alignment.store import Artifact, CorruptArtifact, Store
 from eval.answers.files import Response, write_responses
 from eval.gate.baselines import PublishedFigure
-from eval.gate.evidence import WrongEvidence, lack_items, recompute
+from eval.gate.evidence import recompute
+from eval.gate.scores import WrongEvidence, lack_items
 from eval.stages.evaluation_report import STAGE, ReportRequest
 from eval.stages.responses import ResponsesRequest
 from eval.stages.scores import STAGE as SCORES

@@ -10,7 +10,8 @@ import pytest
 from alignment.errors import BadInput
 from alignment.recipe import Gate, Recipe, Requirement
 from alignment.recipe.several import Soups
-from eval.gate.sweep import Choice, Half, PointResult, check_of, choose, picks, sweep_metric
+from eval.gate.default import sweep_metric
+from eval.gate.sweep import Choice, Half, PointResult, check_of, choose, picks
 from eval.suites.samples import Sample
 
 ITEMS = 160
@@ -63,6 +64,7 @@ def test_p_values_are_corrected_for_the_number_of_points() -> None:
     assert of_many.points["a"].corrected == pytest.approx(12 * p_value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("points", [3, 12])
 def test_a_sweep_of_equal_points_promotes_one_in_at_most_a_twentieth_of_the_cases(points: int) -> None:
     """Without the second half the best of twelve would look better than the start nearly always."""

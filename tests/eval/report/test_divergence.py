@@ -9,7 +9,8 @@ import pytest
 
 from alignment.stages import Request, Result, Stage, execute
 from alignment.store import Artifact, Store
-from eval.gate.evidence import ReportRequest, WrongEvidence
+from eval.gate.evidence import ReportRequest
+from eval.gate.scores import WrongEvidence
 from eval.report.answers import divergence_of, nats
 from eval.stages.evaluation_report import STAGE
 

@@ -17,7 +17,7 @@ from alignment.generation.prompts import PromptSource
 from alignment.recipe import Dpo, TokenPolicy
 from alignment.recipe.generate import Score
 from alignment.stages import execute
-from alignment.stages.policy_checkpoint import ON_POLICY_FILE, ROWS_FILE, DpoRequest, Rollouts
+from alignment.stages.policy import ON_POLICY_FILE, ROWS_FILE, DpoRequest, Rollouts
 from alignment.stages.preference_manifest import STAGE as MANIFEST
 from alignment.stages.preference_manifest import ManifestRequest
 from alignment.stages.preference_shard import STAGE as SHARD

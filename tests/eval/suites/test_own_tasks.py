@@ -8,7 +8,7 @@ import pytest
 
 from alignment.errors import BadInput
 from alignment.recipe import parse_recipe
-from assets.evals import scores_request
+from assets.measurements import scores_request
 from assets.pins import suite_spec
 from eval.commands import score_files
 from eval.gate.default import gate_of
@@ -94,7 +94,7 @@ def test_an_own_task_of_choices_is_scored_from_stored_log_likelihoods(folder: Pa
 
 def test_a_recipe_asks_scores_and_gates_an_own_task(folder: Path) -> None:
     recipe = recipe_with(folder, gate="default")
-    suite = suite_of(recipe, "colours")
+    suite = suite_of(recipe.evals, "colours")
     assert (suite.metrics, suite.output, suite.needs_judge) == (("right",), "generate_until", False)
     gate = gate_of(recipe)
     assert gate is not None and "colours/right" in gate.metrics

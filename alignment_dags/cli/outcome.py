@@ -79,9 +79,10 @@ def show_outcome(result: dict[str, Any]) -> None:
     for note in result["notes"]:
         print(f"note: {note}")
     registered = result["registered"] or {}
-    if result["verdict"] == "none":  # one sentence, where reason and registration would say the same again
+    if result["verdict"] == "none" and not registered.get("registered"):
+        # one sentence, where reason and registration would say the same again
         print("\ngate: none, so nothing is registered; `gate: default` in the recipe decides by the suites under evals")
-        registered = {name: value for name, value in registered.items() if registered.get("registered")}
+        registered = {}
     elif result["verdict"]:
         print(painted(f"\ngate: {result['verdict']}"))
         for reason in result["reasons"]:

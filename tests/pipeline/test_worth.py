@@ -21,6 +21,7 @@ from alignment.stages.policy_logprobs import PolicyLogprobsRequest
 from alignment.store import Ref
 from alignment_dags.cli.models import lines
 from alignment_dags.cli.worth import show_certificate, show_sources
+from alignment_dags.recipes import derive
 from alignment_dags.registry.cards import card_for
 from alignment_dags.registry.lineage import lineage_of
 from alignment_dags.registry.reports import write_report
@@ -181,7 +182,9 @@ def test_what_was_withdrawn_from_a_recipe_is_withdrawn_from_those_that_are_deriv
     bury(store, "small", "rows", [Tombstone(id="aa", at="2026-01-01T00:00:00+00:00", reason="asked")])
     bury(store, "small", "shards", [Tombstone(id="pairs", at="2026-01-01T00:00:00+00:00", artifacts=["k"])])
     reproduce(path, 2, None, None, True, print, run)
-    for name in ("small_seed_0", "small_seed_1"):
+    assert not read_withdrawn(store, "small_seed_1").rows, "a dry run writes nothing"
+    for seed in range(2):
+        name = derive(path, [f"seed={seed}"], f"small_seed_{seed}").stem
         withdrawn = read_withdrawn(store, name)
         assert (withdrawn.rows, withdrawn.shards) == ({"aa"}, {"pairs"})
     assert tombstone(store, "small_seed_1", "rows", "aa") == tombstone(store, "small", "rows", "aa")

@@ -174,8 +174,11 @@ class Materializer:
             about = self.node.guards.about if self.node.guards else {}
             self.guards = [Guard(name, True, f"nothing to check: {why}") for name in about]
             return NOTHING, {"nothing_to_make": str(why)}
-        except (BadInput, NotBuilt) as error:
-            told = f"{error}{self._if_store_is_empty() if isinstance(error, NotBuilt) else ''}"
+        except (BadInput, NotBuilt, FileNotFoundError) as error:
+            gone = self._if_store_is_empty()
+            if isinstance(error, FileNotFoundError) and not gone:
+                raise
+            told = shown(f"{error}{gone}")
             raise dg.Failure(told, metadata={BAD_INPUT: told}, allow_retries=False) from error
         except dg.Failure:
             raise
@@ -186,10 +189,11 @@ class Materializer:
             raise dg.Failure(told) from None  # Dagster would record its cause
 
     def _if_store_is_empty(self) -> str:
-        """What to say where nothing at all was built: a store that went in mid-run looks like a new one."""
-        if self.store.fs.exists(self.store.path("refs")):
+        """What to say where nothing at all was built: a store that went in mid-run looks like a new one, and whatever
+        was being read from it like a folder without a model or rows."""
+        if not self.node.needs or self.store.fs.exists(self.store.path("refs")):
             return ""
-        return f", nor anything else: if the artifact store {self.store.shown} was there before, put it back"
+        return f"; nothing has been built here: if the artifact store {self.store.shown} was there before, put it back"
 
     def _materialize(self, shard: str | None) -> tuple[str, dict[str, Any]]:
         pool_name = self.node.pool or ""

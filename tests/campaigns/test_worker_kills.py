@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from alignment.errors import counted
 from alignment.recipe import Recipe, load_recipe
 from assets.building.upstream import Upstream
 from resources.store import ArtifactStore
@@ -138,4 +139,4 @@ def test_forty_kills_lose_nothing_and_start_no_second_job(
     expected = digests(undisturbed.store)
     assert {place: found.get(place) for place in expected} == expected
     with capsys.disabled():
-        print(f"\n{dict(kills)} killed, over {number + 1} policies")
+        print(f"\n{dict(kills)} killed, over {counted(number + 1, 'policy', 'policies')}")

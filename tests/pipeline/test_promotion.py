@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import dagster as dg
 import pytest
@@ -19,7 +19,7 @@ from alignment_dags.registry.lineage import lineage_of
 from alignment_dags.registry.promote import Promotion, decide, promote
 from alignment_dags.retention.collect import carry_out, plan_of
 from alignment_dags.run.workspace import Workspace
-from assets.building.factory import asset_key, asset_resources, build_asset
+from assets.building.factory import BAD_INPUT, asset_key, asset_resources, build_asset
 from assets.building.node import Work
 from assets.building.upstream import Upstream
 from assets.graph import nodes_of
@@ -318,9 +318,25 @@ def test_what_cannot_be_promoted_is_refused_and_leaves_nothing_behind(
 
 @pytest.mark.usefixtures("tables")
 def test_a_store_that_went_away_is_named_and_not_only_what_was_in_it(write: Write) -> None:
-    gone = "has not been built yet, nor anything else: if the artifact store .*/store was there before, put it back"
-    with pytest.raises(dg.Failure, match=gone):
+    gone = "nothing has been built here: if the artifact store .*/store was there before, put it back"
+    with pytest.raises(dg.Failure, match=f"has not been built yet; {gone}"):
         registered_model_alone(load_recipe(write(0.1)))
+
+
+@pytest.mark.usefixtures("tables")
+@pytest.mark.parametrize("error", [BadInput("no model here"), FileNotFoundError(2, "No such file", "no model here")])
+def test_a_store_that_goes_while_it_is_read_is_named_too(
+    error: Exception, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: Any) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr("assets.building.factory.Materializer._materialize", read)
+    with pytest.raises(
+        dg.Failure, match=r"no model here'?; nothing has been built here: if the artifact store"
+    ) as told:
+        registered_model_alone(load_recipe(write(0.1)))
+    assert BAD_INPUT in told.value.metadata, "a person has to put it back"
 
 
 @pytest.mark.parametrize("tampering", ["no report", "an older report", "another policy", "replaced weights"])

@@ -22,7 +22,7 @@ class BadInput(ValueError):
         row: int | None = None,
         field: str | None = None,
     ) -> None:
-        message, file = shown(message), None if file is None else shown(file)
+        message, file = " ".join(filter(None, map(str.strip, shown(message).splitlines()))), file and shown(file)
         where = ", ".join(
             part
             for part in (
@@ -67,7 +67,18 @@ class ErasedArtifact(MissingArtifact):
     """An artifact whose commit record stands while files of it were erased on purpose."""
 
 
-# Long lists in one line for a person.
+# An error of a library, and a long list, in one line for a person.
+
+LONGEST = 1_500
+"""Characters of an error that are shown: its beginning says where, its end what to do, and a value that somebody wrote
+in between may be a whole file."""
+
+
+def one_line(told: object) -> str:
+    """An error or a text in one line without its middle, if it is long; an error without a text is told by its kind."""
+    line = " ".join(str(told).split()) or (type(told).__name__ if isinstance(told, BaseException) else "")
+    return line if len(line) <= LONGEST else f"{line[: LONGEST * 2 // 3]} … {line[-LONGEST // 3 :]}"
+
 
 NAMED = 5
 

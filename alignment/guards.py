@@ -60,15 +60,29 @@ Find = Callable[[Store, Commit, bool], list[Guard]]
 
 @dataclass(frozen=True)
 class Guards:
-    """The guards of a stage: `about` maps each name to what it looks at, and `find` gives one finding a name."""
+    """The guards of a stage: `about` maps each name to what holds where it passed, `find` gives one finding a name, and
+    `remedies` has what to do about one that does not hold, where its sentence does not say so."""
 
     about: Mapping[str, str]
     find: Find
+    remedies: Mapping[str, str] = field(default_factory=dict)
 
     def findings(self, store: Store, commit: Commit, deep: bool = True) -> list[Guard]:
         """One finding for each name, in the order of `about`."""
         found = {guard.name: guard for guard in self.find(store, commit, deep)}
         return [found.get(name) or Guard(name, True, "not measured here") for name in self.about]
+
+    def told(self, guard: Guard, stage: str, recipe: str) -> str:
+        """What a person reads of a guard that does not hold, in lines: which it is, what it saw, what it expects, and
+        what to do. In a remedy RECIPE stands for the recipe's name."""
+        lines = [
+            f"the guard {guard.name} of {stage} is red; nothing is stopped by it",
+            f"  it saw: {guard.sentence}",
+            f"  it expects: {self.about[guard.name]}",
+        ]
+        if remedy := self.remedies.get(guard.name):
+            lines.append(f"  what to do: {remedy.replace('RECIPE', recipe)}")
+        return "\n".join(lines)
 
 
 # The manifest: rows that were lost on the way, and what the data's own statistics say.
@@ -83,6 +97,14 @@ MANIFEST_GUARDS = {
     "shards_left_out": "No shard of the source is left out of the training set.",
 }
 
+
+MANIFEST_REMEDIES = {
+    "rows_quarantined": "`align prefs check RECIPE` names each row with its reason; correct the files, or say which"
+    " columns to read with preferences.columns",
+    "rows_dropped": "`align prefs show RECIPE` says which rows and why; raise tokens.max_length, or cut rows with"
+    " tokens.truncation",
+    "shards_left_out": "`align backfill RECIPE` makes the shards that are behind; the next run has them",
+}
 
 DATA_GUARDS = {name: GUARDS[name] for name in IN_SUMMARY}
 """Name of each finding of `data_findings` to what holds where it passed."""
@@ -107,7 +129,7 @@ def manifest_guards() -> Guards:
         manifest = ManifestSummary.of(commit)
         return [quarantined(shards), dropped(manifest), left_out(manifest), *data_findings(manifest)]
 
-    return Guards({**MANIFEST_GUARDS, **DATA_GUARDS}, find)
+    return Guards({**MANIFEST_GUARDS, **DATA_GUARDS}, find, MANIFEST_REMEDIES)
 
 
 def pinned_shards(store: Store, manifest: Artifact) -> list[ManifestShard]:
@@ -177,6 +199,11 @@ POLICY_GUARDS = {
     "training_stopped": "No condition of the recipe's `stop` ended the training early.",
     "training_signs": "Rewards, margin and held-out accuracy move as in a training that goes well.",
 }
+POLICY_REMEDIES = {
+    "reference_unchanged": "put the file back from a backup, or remove the artifact so that it is made again",
+    "training_stopped": "nothing, if the recipe's stop is meant so; the policy is that of the step it names",
+    "training_signs": "`align report RECIPE` draws the curves; docs/methods.md says what goes wrong with each method",
+}
 
 
 def policy_guards(settings: Dpo, tokens: TokenPolicy) -> Guards:
@@ -192,7 +219,8 @@ def policy_guards(settings: Dpo, tokens: TokenPolicy) -> Guards:
         return [agreement(summary), reference_unchanged(store, commit, deep), *guards]
 
     reference = {"agreement_at_start", "reference_unchanged"}
-    return Guards({name: text for name, text in POLICY_GUARDS.items() if has_reference or name not in reference}, find)
+    about = {name: text for name, text in POLICY_GUARDS.items() if has_reference or name not in reference}
+    return Guards(about, find, POLICY_REMEDIES)
 
 
 def agreement(summary: PolicySummary) -> Guard:

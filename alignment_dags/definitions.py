@@ -14,6 +14,7 @@ from alignment_dags.source.sensor import build_sensor
 from alignment_dags.step_processes import step_processes
 from assets.building.factory import asset_key, asset_resources, build_asset
 from resources.compute import ComputePools
+from resources.databases import prepare_libraries
 from resources.home import ensure_home
 from resources.pools import Pools
 
@@ -104,4 +105,5 @@ def return_definitions(recipe_name: str) -> dg.Definitions:
 
 
 ensure_home()
+prepare_libraries()
 defs = build_definitions(recipes_in_use().values())

@@ -7,10 +7,11 @@ training asks for several. It would also copy the memory that all steps share wi
 import gc
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from dagster._core.errors import DagsterExecutionInterruptedError
@@ -18,19 +19,23 @@ from dagster._core.execution import compute_logs
 
 from alignment_dags.step_processes import ctrl_c_blocked
 
-_tail = compute_logs.execute_posix_tail
-
 
 @contextmanager
-def _tail_undisturbed(path: str, stream: Any) -> Iterator[Any]:
-    """Dagster's processes that show on the terminal what a step prints end with the step, and not with a traceback."""
-    with ExitStack() as stack:
-        with ctrl_c_blocked():
-            pids = stack.enter_context(_tail(path, stream))
-        yield pids
+def _tail_of_this_process(path: str, stream: Any) -> Iterator[tuple[int, ...]]:
+    """A process that shows on the terminal what a step prints, ends with the step, however that ends, and leaves no
+    traceback. Dagster's own is watched by a second Python: a step that is killed before it starts leaves the first."""
+    shown = stream if compute_logs._fileno(stream) else None  # type: ignore[no-untyped-call]
+    with ctrl_c_blocked():
+        tail = subprocess.Popen(["tail", "-F", "-c", "+0", f"--pid={os.getpid()}", path], stdout=shown)
+    try:
+        yield (tail.pid,)
+    finally:
+        tail.terminate()
+        tail.wait()
 
 
-compute_logs.execute_posix_tail = _tail_undisturbed
+if sys.platform == "linux":  # whose `tail` has --pid
+    compute_logs.execute_posix_tail = _tail_of_this_process
 
 _unraisable = sys.unraisablehook
 

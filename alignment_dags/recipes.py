@@ -11,12 +11,13 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from alignment.data.withdrawal import inherit
+from alignment.data.withdrawal import Withdrawn, inherit, read_withdrawn
 from alignment.errors import BadInput, did_you_mean
 from alignment.methods import LOSS, METHOD, NORMALISED
 from alignment.recipe import Recipe, load_recipe, parse_recipe
@@ -153,8 +154,37 @@ SPELLINGS = {"optimise": "dpo", "dpo": "optimise"}
 """Two spellings of one section: the one that the recipe uses is changed."""
 
 
+@dataclass(frozen=True)
+class Derived:
+    """A recipe with another name and a few other keys than `base`: its text, and the file in the project's home that it
+    has once it is written. Nothing is written before that."""
+
+    base: str
+    recipe: Recipe
+    file: Path
+    text: str
+
+    def write(self) -> Path:
+        """Writes the file, withdraws what was withdrawn from the base, and returns the file."""
+        from resources.store import ArtifactStore
+
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text(self.text, encoding="utf-8")
+        inherit(ArtifactStore().open(), self.base, self.recipe.name)
+        return self.file
+
+    def withdrawn(self, store: Store) -> Withdrawn:
+        """What the recipe must not use once it is written."""
+        return read_withdrawn(store, self.base).together(read_withdrawn(store, self.recipe.name))
+
+
 def derive(base: Path, changes: Sequence[str], name: str) -> Path:
-    """Writes a recipe with another name and a few other keys into the project's home, and returns its file.
+    """Writes a recipe with another name and a few other keys into the project's home, and returns its file."""
+    return derived(base, changes, name).write()
+
+
+def derived(base: Path, changes: Sequence[str], name: str) -> Derived:
+    """A recipe with another name and a few other keys.
 
     `changes` are `section.key=value`, where the value is read as YAML. The derived recipe has no schedule, registers
     its model under its own name, and has its runs in the experiment of the recipe that it comes from. What
@@ -173,15 +203,11 @@ def derive(base: Path, changes: Sequence[str], name: str) -> Path:
     for change in changes:
         _change(data, change)
     data["name"] = name
-    parse_recipe(data, f"{base} as {name}", os.environ)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    recipe = parse_recipe(data, f"{base} as {name}", os.environ)
     made = f"align run {base} {' '.join(f'--set {change}' for change in changes)} --as {name}"
     head = f"# Made by `{' '.join(made.split())}`.\n"  # one line, whatever a value holds
-    path.write_text(head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    from resources.store import ArtifactStore
-
-    inherit(ArtifactStore().open(), load_recipe(base).name, name)
-    return path
+    text = head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    return Derived(load_recipe(base).name, recipe, path, text)
 
 
 def _change(data: dict[str, Any], change: str) -> None:

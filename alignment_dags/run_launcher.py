@@ -26,6 +26,7 @@ from dagster._serdes import ConfigurableClass, ConfigurableClassData, serialize_
 
 from alignment.errors import counted
 from alignment_dags.run.workers import HOST, PROCESS, end_orphans, is_alive, is_here, pid_of, process_mark, process_of
+from resources.databases import prepare_libraries
 
 LAST_WORDS = 4000  # characters of a dead worker's stderr that its run is shown with
 KEPT = 7 * 24 * 3600.0  # seconds that a worker's stderr is kept
@@ -44,6 +45,7 @@ class WorkerRunLauncher(RunLauncher[Any], ConfigurableClass):
         self._inst_data = inst_data
         self._workers: dict[str, subprocess.Popen[bytes]] = {}
         super().__init__()  # type: ignore[no-untyped-call]
+        prepare_libraries()  # in the daemon and the pages too, which load nothing else of the project's
 
     @property
     def inst_data(self) -> ConfigurableClassData | None:

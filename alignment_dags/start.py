@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
-from alignment.errors import BadInput, be, counted, first_few
+from alignment.errors import BadInput, be, counted, did_you_mean, first_few
 from alignment.methods import METHOD, METHODS
-from alignment.recipe import ModelSource
+from alignment.recipe import ModelSource, Reading
+from alignment.recipe.data import Column
 from alignment_dags.check import CHAT, lacks_template, local_config, sft_form
 from alignment_dags.recipes import recipe_names
 from resources.home import PROJECT
@@ -22,20 +25,31 @@ SMALL = 100_000_000
 """Parameters up to which float32 is proposed; a larger model is trained in bfloat16."""
 FEW_ROWS = 2_000
 """With fewer rows than this more of them are held out, so that there is something to measure."""
+MEASURED = 60
+"""Rows that are to be held out of few, at most `MOST_HELD_OUT` of them: fewer show no difference that is not huge."""
+MOST_HELD_OUT = 0.3
 
 
-def start(model: str, data: list[str], name: str | None, out: Path | None, sft: str | None) -> dict[str, Any]:
-    """Writes a recipe and returns `file`, `name`, `method`, `rows`, `kind`, and what the data had `quarantined`.
+def start(
+    model: str, data: list[str], name: str | None, out: Path | None, sft: str | None, columns: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Writes a recipe and returns `file`, `name`, `method`, `rows`, `kind`, what the data had `quarantined`, and the
+    command that `checks` it.
 
     `model` is a checkpoint's folder, a GGUF file or an id on the hub; without `sft`, conversations to fine-tune on
-    first, it is taken as the SFT checkpoint. Raises `BadInput` for data that no method takes, a name that another
-    recipe has, and a file that is there already.
+    first, it is taken as the SFT checkpoint. `columns` are `NAME=COLUMN`, for data in none of the known forms. Raises
+    `BadInput` for data that no method takes, a name that another recipe has, and a file that is there already.
     """
     from alignment.data.check import check_files
 
-    checked = check_files(data)
+    mapped = columns_of(columns)
+    checked = check_files(data, Reading(columns=mapped))
+    checks = f"align prefs check {shlex.join(data)}"
     if not checked["accepted"]:
-        raise BadInput(f"no valid row; `align prefs check {' '.join(data)}` says why", file=", ".join(data))
+        told = "; ".join(dict.fromkeys(checked["advice"].values()))
+        written = ", here with --column NAME=COLUMN for each" if "preferences.columns" in told else ""
+        why = f"{told}{written}" if told else f"`{checks}` says why"
+        raise BadInput(f"no valid row; {why}", file=", ".join(data))
     kind = str(checked["kind"])
     able = [name for name, loss in METHOD.names.items() if loss in METHODS and METHODS[loss].data == kind]
     if not able:
@@ -49,8 +63,10 @@ def start(model: str, data: list[str], name: str | None, out: Path | None, sft: 
         raise BadInput(f"'{name}' is the name of {known}; give another", field="--name")
     forms = {"text"} if checked["texts"] else set()
     forms |= {CHAT} if checked["texts"] < checked["accepted"] or (sft and sft_form([sft]) == CHAT) else set()
-    text = recipe_text(name, model, data, sft, method, checked["accepted"], forms)
+    text = recipe_text(name, model, data, sft, method, checked["accepted"], forms, mapped)
     _write(path, schema_line(path) + text)
+    if mapped:
+        checks = f"align prefs check {shlex.quote(str(path))}"
     return {
         "file": str(path),
         "name": name,
@@ -58,7 +74,21 @@ def start(model: str, data: list[str], name: str | None, out: Path | None, sft: 
         "kind": kind,
         "rows": checked["accepted"],
         "quarantined": checked["quarantined"],
+        "checks": checks,
     }
+
+
+def columns_of(given: Sequence[str]) -> dict[Column, str]:
+    """`NAME=COLUMN` each as `preferences.columns` has it; raises `BadInput` for a name that is none of its keys."""
+    known = get_args(Column)
+    found: dict[Column, str] = {}
+    for one in given:
+        name, equals, column = one.partition("=")
+        if not equals or not column or name not in known:
+            told = did_you_mean(name, known) or f"; names are {', '.join(known)}"
+            raise BadInput(f"'{one}': expected NAME=COLUMN, such as prompt=question{told}", field="--column")
+        found[cast(Column, name)] = column
+    return found
 
 
 def schema_line(recipe: Path) -> str:
@@ -88,7 +118,14 @@ def _write(path: Path, text: str) -> None:
 
 
 def recipe_text(
-    name: str, model: str, data: list[str], sft: str | None, method: str, rows: int, forms: set[str]
+    name: str,
+    model: str,
+    data: list[str],
+    sft: str | None,
+    method: str,
+    rows: int,
+    forms: set[str],
+    columns: Mapping[Column, str],
 ) -> str:
     """The recipe as YAML with comments; `forms` are those of its rows, text and chat.
 
@@ -109,6 +146,7 @@ def recipe_text(
         "" if parameters is None or parameters < LARGE else "  lora: {rank: 16, alpha: 32} # trains a small adapter\n"
     )
     chat = _plain_text(source, templated) if "text" in forms else ""
+    mapped = f"\n  columns: {json.dumps(columns)}" if columns else ""
     lines = f"""\
 # Made by `align init`. `align recipes reference` explains every key.
 name: {name}
@@ -120,8 +158,8 @@ sft:{"" if sft else " # the model is the start and the reference as it is"}
 {f"  precision: {precision}" if sft else ""}
 
 preferences:
-  files: {json.dumps(data)} # {counted(rows, "valid row")}
-held_out_fraction: {0.1 if rows < FEW_ROWS else 0.02:g} # of the prompts; measured, never trained on
+  files: {json.dumps(data)} # {counted(rows, "valid row")}{mapped}
+held_out_fraction: {held_out(rows):g} # of the prompts; measured, never trained on
 
 tokens:
   max_length: {longest} # a longer row is dropped and counted
@@ -142,6 +180,11 @@ evals:
 gate: none
 """
     return re.sub(r"\n\n\n+", "\n\n", lines)
+
+
+def held_out(rows: int) -> float:
+    """The share of prompts that is proposed to be held out."""
+    return 0.02 if rows >= FEW_ROWS else round(max(0.1, min(MOST_HELD_OUT, MEASURED / rows)), 2)
 
 
 def _model(source: ModelSource, indent: int) -> str:
@@ -206,7 +249,7 @@ def _size(source: ModelSource) -> tuple[int | None, int | None]:
 def show_start(result: dict[str, Any]) -> None:
     """Prints what was written, what the plan says of it, and what to do next."""
     dropped = (
-        f", {result['quarantined']} {be(result['quarantined'])} not (`align prefs check` says why)"
+        f", {result['quarantined']} {be(result['quarantined'])} not; why: `{result['checks']}`"
         if result["quarantined"]
         else ""
     )
@@ -214,4 +257,4 @@ def show_start(result: dict[str, Any]) -> None:
     print(f"{result['rows']:,} {result['kind']} {'row is' if result['rows'] == 1 else 'rows are'} valid{dropped}")
     if result["plan"]:
         print("memory a device: " + first_few(result["plan"], ", "))
-    print(f"next: align run {result['file']}")
+    print(f"next: align run {shlex.quote(result['file'])}")

@@ -37,7 +37,7 @@ BRIEF = 2.0
 
 
 def status(files: Sequence[Path], now: datetime) -> dict[str, Any]:
-    """`recipes` (name, file, champion, state, stale, last_night, next_night) and `pools`.
+    """`recipes` (name, file, champion, state, stale, last_night, next_night), `pools`, and Dagster's `problem`.
 
     `files` are the recipes to look at; none means all in use and all that have run. Once any has run, the shipped ones
     that have neither run nor a schedule are only named (`not_run`). A recipe that cannot be read is listed with its
@@ -50,7 +50,11 @@ def status(files: Sequence[Path], now: datetime) -> dict[str, Any]:
     with asking_briefly(BRIEF):
         recipes = [_recipe(path, store, pools, now) for path in paths]
     at = now.isoformat(timespec="seconds")
-    return {"recipes": recipes, "not_run": not_run, "pools": _pools(pools), "store": store.shown, "at": at}
+    told = {"recipes": recipes, "not_run": not_run, "store": store.shown, "at": at, "problem": None}
+    try:
+        return told | {"pools": _pools(pools, _taken())}
+    except BadInput as error:
+        return told | {"pools": _pools(pools, {}), "problem": str(error)}
 
 
 def _not_run(names: Mapping[str, Path], store: Store) -> list[str]:
@@ -198,8 +202,7 @@ def _input(key: str) -> str:
 # Pools, and who holds their slots.
 
 
-def _pools(pools: Pools) -> list[dict[str, Any]]:
-    taken = _taken()
+def _pools(pools: Pools, taken: Mapping[str, int]) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
@@ -215,13 +218,13 @@ def _pools(pools: Pools) -> list[dict[str, Any]]:
 
 def _taken() -> dict[str, int]:
     """Slots of each pool that Dagster's steps hold now; empty where Dagster has no storage yet."""
-    import dagster as dg
-
     from resources.home import dagster_home
 
     if not (dagster_home() / "history").exists() and not (dagster_home() / "storage").exists():
         return {}
-    with dg.DagsterInstance.get() as instance:
+    from resources.databases import dagster_instance
+
+    with dagster_instance() as instance:
         storage = instance.event_log_storage
         names = [pool.name for pool in storage.get_pool_limits()]
         return {name: len(storage.get_concurrency_info(name).claimed_slots) for name in names}
@@ -263,4 +266,6 @@ def show_status(result: dict[str, Any]) -> None:
         for pool in result["pools"]
     ]
     print("\n" + columns(("pool", "slots taken", "GPUs a slot", "USD an hour"), pools))
+    if result["problem"]:
+        print(f"  slots taken: {result['problem']}")
     print(f"store: {result['store']}")

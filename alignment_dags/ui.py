@@ -108,12 +108,11 @@ def servers(dagster_port: int, mlflow_port: int) -> list[Server]:
 
 def bootstrap() -> None:
     """Makes Dagster's tables, before several processes would at once, and its pools those of pools.yaml."""
-    import dagster as dg
-
     from alignment_dags.run.workers import apply_pools
+    from resources.databases import dagster_instance
     from resources.pools import load_pools
 
-    with dg.DagsterInstance.get() as instance:
+    with dagster_instance() as instance:
         apply_pools(instance, load_pools())
 
 

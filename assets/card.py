@@ -315,7 +315,12 @@ def _limits(
     trained: PolicySummary,
 ) -> Iterator[str]:
     if registered.decision is not None and registered.decision.kind == "override":
-        yield f"The gate did not pass it ({decided.verdict}): {registered.decision.description}."
+        decision, by = registered.decision, f"{registered.decision.by} on {registered.decision.at}"
+        yield (
+            f"The recipe has no gate: promoted by {by}: {decision.reason}."
+            if decided.verdict == "none"
+            else f"The gate did not pass it ({decided.verdict}): {decision.description}."
+        )
     if base["kind"] == "embedded":
         yield "The base is a micro model made from a seed: it shows the pipeline, not quality."
     suites = {each["suite"] for each in evaluations}

@@ -84,11 +84,14 @@ def verdict_lines(about: Mapping[str, Any]) -> Iterator[str]:
     elif decision is None:
         yield f"The gate passed it on {about['made']['registered_at'][:10]}:"
     else:
-        how = "promoted despite the gate" if decision["kind"] == "override" else "made champion again"
+        override, no_gate = decision["kind"] == "override", gate["verdict"] == "none"
+        how = f"promoted it{'' if no_gate else ' despite the gate'}" if override else "made it champion again"
         why = f": {escaped(decision['reason'])}" if decision["reason"] else ""
-        yield f"A person {how} on {decision['at'][:10]}{why}. The gate said {gate['verdict']}:"
-    yield ""
-    yield from (f"- {escaped(reason)}" for reason in gate["reasons"])
+        said = "The recipe has no gate." if no_gate else f"The gate said {gate['verdict']}:"
+        yield f"A person {how} on {decision['at'][:10]}{why}. {said}"
+    if gate["verdict"] != "none":
+        yield ""
+        yield from (f"- {escaped(reason)}" for reason in gate["reasons"])
 
 
 def _model(about: Mapping[str, Any]) -> Iterator[str]:

@@ -24,7 +24,7 @@ from eval.gate.default import gate_of, sweep_metric
 from eval.gate.evidence import Repeat
 from eval.gate.requirement import SHORT_NAMES, baseline_at
 from eval.gate.scores import lack_items
-from eval.report.guards import REPORT_GUARDS, evaluation_findings
+from eval.report.guards import REPORT_GUARDS, REPORT_REMEDIES, evaluation_findings
 from eval.report.pictures import PICTURES
 from eval.stages.evaluation_report import STAGE, ReportRequest, ReportSummary
 from eval.summaries import ScoresSummary
@@ -92,14 +92,14 @@ def evaluation_report(recipe: Recipe, pools: Pools) -> Node:
         ),
         request=request,
         show=show,
-        guards=Guards(REPORT_GUARDS, findings),
+        guards=Guards(REPORT_GUARDS, findings, REPORT_REMEDIES),
     )
 
 
 def findings(store: Store, commit: Commit, deep: bool) -> list[Guard]:
     """What the guards of an evaluation say of a report, from its summary and those of the scores it pins."""
     summary = ReportSummary.of(commit)
-    baseline = SHORT_NAMES[baseline_at(commit.inputs["sft"])]
+    baseline = SHORT_NAMES[baseline_at(store, commit.inputs["sft"])]
     scores: dict[str, dict[str, ScoresSummary]] = {baseline: {}, "policy": {}}
     for place, artifact in commit.inputs.items():
         field, _, suite = place.partition(".")
@@ -125,7 +125,8 @@ def prices(recipe: Recipe, pools: Pools) -> dict[str, float]:
     chosen = {
         "sft_checkpoint": recipe.pools.sft,
         "reference_logprobs": recipe.pools.reference,
-        **({"policy_logprobs": recipe.pools.reference} if recipe.later_links else {}),  # prices are in the key
+        # prices are in the key
+        **({"policy_logprobs": recipe.pools.reference} if recipe.later_links or recipe.refers_to_champion else {}),
         **({"candidates": recipe.pools.responses} if recipe.generate or recipe.rounds else {}),
         "policy_checkpoint": recipe.pools.policy,
         "policy_divergence": pool_of(recipe),
@@ -156,7 +157,8 @@ def show(commit: Commit, folder: Path) -> Shown:
         for metric, compared in metrics.items()
         for name in ("baseline", "candidate", "difference", "n")
     }
-    header = ("metric", "n", SHORT_NAMES[baseline_at(commit.inputs["sft"])], "policy", "difference [95 %]", "verdict")
+    baseline = summary.baseline or ("base" if commit.inputs["sft"].kind == "base_model" else "sft")  # of old records
+    header = ("metric", "n", SHORT_NAMES[baseline], "policy", "difference [95 %]", "verdict")
     reasons = "\n".join(f"- {escaped(reason)}" for reason in summary.reasons)
     pictures = {title: folder / name for title, name in PICTURES.items() if name in commit.files}
     return Shown(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignment.errors import BadInput
 from alignment.models.pin import pin_model
 from alignment.recipe.data import ModelSource
 from alignment.recipe.generate import Sampled
@@ -24,7 +25,7 @@ from alignment.stages.preference_shard import STAGE as SHARD
 from alignment.stages.preference_shard import ShardRequest
 from alignment.stages.reference_logprobs import STAGE as LOGPROBS
 from alignment.stages.reference_logprobs import ReferenceRequest
-from alignment.store import Artifact, Commit, MissingArtifact
+from alignment.store import Artifact, Commit, MissingArtifact, Store
 from alignment.store.erase import current_erasure
 from assets.building.node import Node, Shown
 from assets.building.show import curves, table
@@ -293,9 +294,10 @@ def ranked_pairs(sampling: Sampling) -> Node:
 
     def request(upstream: Upstream, shard: str | None) -> RankedRequest:
         sampling.waits(upstream)
+        strong, weaker = answered_by_both(upstream.store, upstream(sampling.name("candidates")), *map(upstream, weak))
         return RankedRequest(
-            candidates=tuple(parts_of(upstream.store, upstream(sampling.name("candidates")))),
-            weak=tuple(part for name in weak for part in parts_of(upstream.store, upstream(name))),
+            candidates=strong,
+            weak=weaker,
             **scored_by(recipe, settings, upstream),
             pairs=settings.pairs,
             min_gap=settings.min_gap,
@@ -315,6 +317,27 @@ def ranked_pairs(sampling: Sampling) -> Node:
         pool=scoring_pool(recipe, settings),
         show=show_ranked,
     )
+
+
+def answered_by_both(
+    store: Store, candidates: Artifact, weak: Artifact | None = None
+) -> tuple[tuple[Artifact, ...], tuple[Artifact, ...]]:
+    """The candidates of each source of prompts, and those of the weaker generator, where there is one, to the same
+    source: a source whose prompts do not fit into the context of one of them is in no pair."""
+    strong = tuple(parts_of(store, candidates))
+    if weak is None:
+        return strong, ()
+    weaker = tuple(parts_of(store, weak))
+    if len(strong) == len(weaker):
+        return strong, weaker
+    sides = [
+        {CandidatesRequest.model_validate_json(store.read(part, REQUEST_FILE)).prompts: part for part in side}
+        for side in (strong, weaker)
+    ]
+    both = [source for source in sides[0] if source in sides[1]]
+    if not both:
+        raise BadInput("there is no source of prompts to which both generators have answered", field="weak")
+    return tuple(sides[0][source] for source in both), tuple(sides[1][source] for source in both)
 
 
 def generated_shard(sampling: Sampling) -> Node:
@@ -362,17 +385,23 @@ def generated_logprobs(sampling: Sampling) -> Node:
 
 
 def show_candidates(commit: Commit, folder: Path) -> Shown:
-    """Why prompts were set aside."""
-    reasons = CandidatesSummary.of(commit).reasons
-    rows = sorted(reasons.items(), key=lambda reason: -reason[1])
-    return Shown(markdown={"set_aside": table(("reason", "prompts"), rows)} if rows else {})
+    """Why prompts were set aside, and which sources have none left."""
+    summary = CandidatesSummary.of(commit)
+    rows = sorted(summary.reasons.items(), key=lambda reason: -reason[1])
+    shown = {"set_aside": table(("reason", "prompts"), rows)} if rows else {}
+    if summary.without_prompts:
+        shown["without_prompts"] = table(("source", "reason"), sorted(summary.without_prompts.items()))
+    return Shown(markdown=shown)
 
 
 def show_ranked(commit: Commit, folder: Path) -> Shown:
-    """Why answers and prompts are in no pair."""
-    left_out = RankedSummary.of(commit).left_out
-    rows = sorted(left_out.items(), key=lambda reason: -reason[1])
-    return Shown(markdown={"in_no_pair": table(("reason", "answers or prompts"), rows)} if rows else {})
+    """Why answers and prompts are in no pair, and which sources make none."""
+    summary = RankedSummary.of(commit)
+    rows = sorted(summary.left_out.items(), key=lambda reason: -reason[1])
+    shown = {"in_no_pair": table(("reason", "answers or prompts"), rows)} if rows else {}
+    if summary.without_pairs:
+        shown["without_pairs"] = table(("source", "reason"), sorted(summary.without_pairs.items()))
+    return Shown(markdown=shown)
 
 
 def generated_pairs(recipe: Recipe, pools: Pools) -> tuple[Node, ...]:

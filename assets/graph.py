@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from alignment.recipe.recipe import Recipe
 from assets.building.node import Node
 from assets.champion_evals import champion_evals, champion_responses
+from assets.champion_reference import against_champion
 from assets.evaluation_report import evaluation_report
 from assets.generation import generated_pairs, reward_model, scored_by_reward_model
 from assets.measurements import baseline_of, evals, policy_divergence, responses
@@ -34,7 +35,10 @@ def trainings(recipe: Recipe, pools: Pools) -> Iterator[Node]:
 def chain(recipe: Recipe, pools: Pools) -> Iterator[Node]:
     """The recipe's policies, and before each later link the log-probs and the manifest that it needs of its own."""
     before: Policy | None = None
-    for policy, link in zip(policies_of(recipe), (None, *recipe.later_links), strict=True):
+    policies = policies_of(recipe)
+    if recipe.refers_to_champion:
+        yield from against_champion(recipe, policies[-1].name)
+    for policy, link in zip(policies, (None, *recipe.later_links), strict=True):
         if before is not None and link is not None and policy.manifest != "preference_manifest":
             logprobs = f"{before.group}policy_logprobs"
             yield policy_logprobs(recipe, logprobs, before.name, "preference_manifest")

@@ -82,7 +82,7 @@ def responses(recipe: Recipe, pools: Pools, model: str) -> Node:
         name=f"{model}_responses",
         phase="train",
         stage=RESPONSES_STAGE,
-        description=f"What the {spoken(model)} answers to every item of the recipe's suites.",
+        description=f"What the {spoken(recipe, model)} answers to every item of the recipe's suites.",
         kinds=frozenset({"pytorch", "json"}),
         needs=(checkpoint, *needed_to_choose(recipe)),
         request=request,
@@ -91,9 +91,9 @@ def responses(recipe: Recipe, pools: Pools, model: str) -> Node:
     )
 
 
-def spoken(model: str) -> str:
+def spoken(recipe: Recipe, model: str) -> str:
     """A model's name in a sentence."""
-    return "base model" if model == "base" else f"{model} checkpoint"
+    return recipe.spoken_start if model == baseline_of(recipe) else model
 
 
 def scores_request(
@@ -126,7 +126,7 @@ def evals(recipe: Recipe, model: str, name: str, suite: Suite) -> Node:
         name=f"{model}_evals/{name}",
         phase="train",
         stage=SCORES_STAGE,
-        description=f"Scores of the {spoken(model)} on {name}, one row a sample and metric.",
+        description=f"Scores of the {spoken(recipe, model)} on {name}, one row a sample and metric.",
         kinds=frozenset({"parquet"}),
         needs=(f"{model}_responses",),
         request=request,
@@ -155,8 +155,8 @@ def pool_of(recipe: Recipe) -> str:
 
 
 def policy_divergence(recipe: Recipe) -> Node:
-    """The node of the divergence of the policy from where it started: its SFT checkpoint, or the base model."""
-    start = "SFT" if recipe.sft else "base model"
+    """The node of the divergence of the policy from where it started: its SFT checkpoint, the adopted model or the base
+    model."""
 
     def request(upstream: Upstream, shard: str | None) -> DivergenceRequest:
         policy = upstream.store.commit_of(upstream("policy_checkpoint"))
@@ -175,7 +175,7 @@ def policy_divergence(recipe: Recipe) -> Node:
         name="policy_divergence",
         phase="train",
         stage=DIVERGENCE_STAGE,
-        description=f"KL(policy ‖ {start}) on held-out prompts, from one sampled response each.",
+        description=f"KL(policy ‖ {recipe.spoken_start}) on held-out prompts, from one sampled response each.",
         kinds=frozenset({"pytorch", "parquet"}),
         needs=("policy_checkpoint",),
         request=request,

@@ -22,7 +22,7 @@ from alignment.stages.merged_checkpoint import STAGE, TRAINED, MergeRequest
 from alignment.stages.policy import ON_POLICY_FILE, DpoRequest
 from alignment.stages.sft_checkpoint import STAGE as ADOPTING
 from alignment.stages.sft_checkpoint import SftRequest
-from alignment.stages.stage import CheckpointSummary, starts_of, trainings_of
+from alignment.stages.stage import POLICY, CheckpointSummary, starts_of, trainings_of
 from alignment.store import Artifact, Commit, MissingArtifact, Store
 from alignment.store.erase import current_erasure
 from assets.building.node import Node
@@ -140,9 +140,10 @@ def is_usable(upstream: Upstream, policy: Artifact) -> bool:
 
 
 def learned_withdrawn(upstream: Upstream, policy: Commit) -> bool:
-    """Whether a policy was trained on rows, demonstrations or shards that were withdrawn from the recipe since."""
+    """Whether a policy was trained on rows, demonstrations or shards that were withdrawn from the recipe since, or
+    against a champion that was."""
     store, withdrawn = upstream.store, upstream.withdrawn()
-    for trained in trainings_of(store.commit_of, policy):
+    for trained in _learned_from(store, policy):
         manifest = store.commit_of(trained.inputs["manifest"])
         shards = {name.removeprefix("shards.") for name in manifest.inputs if name.startswith("shards.")}
         dataset = starts_of(store.commit_of, trained)[-1].inputs.get("dataset")
@@ -154,6 +155,19 @@ def learned_withdrawn(upstream: Upstream, policy: Commit) -> bool:
         ):
             return True
     return False
+
+
+def _learned_from(store: Store, policy: Commit) -> Iterator[Commit]:
+    """The trainings that a policy's weights came from, and those of the policies that were their references."""
+    outstanding, seen = [policy], set[str]()
+    while outstanding:
+        for trained in trainings_of(store.commit_of, outstanding.pop()):
+            if trained.key in seen:
+                continue
+            seen.add(trained.key)
+            yield trained
+            if (reference := trained.inputs.get("reference")) is not None and reference.kind == POLICY:
+                outstanding.append(store.commit_of(reference))
 
 
 def _held(store: Store, artifact: Artifact, file: str, rows: frozenset[str]) -> bool:

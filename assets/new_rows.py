@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from alignment.recipe.recipe import Recipe
-from alignment.stages.execute import REQUEST_FILE
-from alignment.stages.preference_manifest import ManifestRequest
 from alignment.stages.stage import first_manifest
 from alignment.store import Artifact, Commit, Store
 from assets.building.node import Node, NotNeeded, Shown
 from assets.building.upstream import Upstream
 from assets.champion import champion_for
+from assets.champion_reference import request_of as request_of_set
+from assets.champion_reference import scored_by
 from assets.preference_manifest import preference_manifest
 from assets.reference_logprobs import scoring
 from eval.report.guards import drift_guards, drift_of
@@ -84,13 +84,16 @@ def request_of(recipe: Recipe, upstream: Upstream, manifest: Artifact, candidate
 
 
 def stands_on(store: Store, policy: Artifact, manifest: Artifact) -> bool:
-    """Whether a policy's first training took the rows of a manifest, or, as a point of a sweep, some of them."""
+    """Whether a policy's first training took the rows of a manifest, or, as a point of a sweep, some of them. It may
+    have had the champion as its reference."""
+    known = first_manifest(store.commit_of, policy)
+    same: dict[str, Any] = {"train_rows": None}
+    if scored_by(store, known) is not None:
+        same["references"] = {}
 
     def whole(pinned: Artifact) -> Any:
-        request = ManifestRequest.model_validate_json(store.read(pinned, REQUEST_FILE))
-        return request.model_copy(update={"train_rows": None}).identity()
+        return request_of_set(store, pinned).model_copy(update=same).identity()
 
-    known = first_manifest(store.commit_of, policy)
     return known.digest == manifest.digest or whole(known) == whole(manifest)
 
 

@@ -20,10 +20,10 @@ from alignment.store import Commit, MissingArtifact
 from assets.building.node import Node, Shown, all_rows
 from assets.building.show import curves
 from assets.building.upstream import Upstream
+from assets.champion_reference import MANIFEST as OF_CHAMPION
+from assets.champion_reference import scored_by
 from assets.pins import prompt_sources, suite_items
 from resources.pools import Pools
-
-STARTS = {"sft_checkpoint": "SFT checkpoint", "base_model": "base model"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Policy:
     """The node of the checkpoint that training starts from: the SFT checkpoint, the base model or another policy."""
     manifest: str = "preference_manifest"
     reference: str | None = None
-    """The node of the checkpoint that the manifest's reference log-probs are of, where it is not `start`."""
+    """The node of the checkpoint that the manifest's reference log-probs are of, where it is not `start`. The champion,
+    which no node makes, is known by the manifest itself."""
     rows: Callable[[float], float] = all_rows
     """How many of the recipe's rows its manifest holds, for the plan."""
     seeds_on: int = 0
@@ -56,6 +57,8 @@ def policies_of(recipe: Recipe) -> tuple[Policy, ...]:
     """The trained policies of a recipe, each after that which it starts from; the last is `policy_checkpoint`, or
     `trained/policy_checkpoint` where that is an average of it and of others."""
     policies = [Policy(_link_name(recipe, 1), recipe.links[0].as_dpo(), recipe.start)]
+    if recipe.refers_to_champion:
+        policies = [replace(policies[0], manifest=OF_CHAMPION)]
     for number, link in enumerate(recipe.later_links, start=2):
         refers = link.method.needs_reference
         own = link.select is not None or (refers and link.reference == "start")
@@ -87,8 +90,12 @@ def policy_checkpoint(recipe: Recipe, pools: Pools, policy: Policy) -> Node:
     reference = () if policy.reference is None else (policy.reference,)
 
     def request(upstream: Upstream, shard: str | None) -> DpoRequest:
+        pinned = upstream(policy.manifest)
+        refers = upstream(policy.reference) if policy.reference else None
+        if policy.manifest == OF_CHAMPION:
+            refers = scored_by(upstream.store, pinned)
         return DpoRequest(
-            manifest=upstream(policy.manifest),
+            manifest=pinned,
             checkpoint=upstream(start),
             settings=settings,
             tokens=recipe.tokens,
@@ -96,11 +103,12 @@ def policy_checkpoint(recipe: Recipe, pools: Pools, policy: Policy) -> Node:
             world_size=pools[recipe.pools.policy].world_size,
             pass_tokens=recipe.reference.batch_tokens,
             sft_dataset=upstream("sft_dataset") if beside else None,
-            reference=upstream(policy.reference) if policy.reference else None,
+            reference=refers,
             rollouts=None if on_policy is None else rollouts_of(recipe, on_policy, upstream),
         )
 
-    called, spoken = METHOD.elsewhere.get(settings.loss, settings.loss), STARTS.get(start, start)
+    called = METHOD.elsewhere.get(settings.loss, settings.loss)
+    spoken = recipe.spoken_start if start == recipe.start else start
     against = "against cached reference log-probs" if method.needs_reference else "without a reference"
     description = f"The policy: preference training (method: {called}) from the {spoken}, {against}."
     if on_policy is not None:

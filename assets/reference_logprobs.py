@@ -52,7 +52,7 @@ def scoring(recipe: Recipe) -> dict[str, Any]:
 
 def reference_logprobs(recipe: Recipe) -> Node:
     """The node of the cached log-probs under the reference, shard by shard."""
-    checkpoint, spoken = recipe.start, {"sft_checkpoint": "SFT checkpoint", "base_model": "base model"}[recipe.start]
+    checkpoint, spoken = recipe.start, recipe.spoken_start
 
     def request(upstream: Upstream, shard: str | None) -> ReferenceRequest:
         return ReferenceRequest(

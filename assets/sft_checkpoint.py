@@ -89,7 +89,7 @@ def sft_checkpoint(recipe: Recipe, pools: Pools) -> Node:
         name="sft_checkpoint",
         phase="base",
         stage=STAGE,
-        description="The SFT checkpoint: where the policy starts, and the reference its log-probs come from.",
+        description=f"The {recipe.spoken_start}: where the policy starts, and the reference its log-probs come from.",
         kinds=frozenset({"pytorch", "huggingface"}),
         needs=() if adopted else ("base_model", "sft_dataset"),
         request=request,

@@ -15,6 +15,9 @@ while [ $# -gt 0 ]; do
 done
 mkdir -p "${out:?"$usage"}"
 out=$(cd "$out" && pwd)
-[ -z "${WHEELS:-}" ] || PYTHONPATH=$(cd "$WHEELS" && pwd)${PYTHONPATH:+:$PYTHONPATH} && export PYTHONPATH=${PYTHONPATH:-}
+if [ -n "${WHEELS:-}" ]; then
+  wheels=$(cd "$WHEELS" && pwd)
+  export PYTHONPATH=$wheels${PYTHONPATH:+:$PYTHONPATH}
+fi
 cd "$(dirname "$0")/.."
 exec "${PYTHON:-python3}" -m benchmarks.gpu --out "$out" --size "$size" --minutes "$minutes"

@@ -7,7 +7,8 @@ out=${1:?"usage: [PYTHON=python3] [PYTHON_VERSION=3.12] bash benchmarks/gpu_whee
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 cd "$(dirname "$0")/.."
-names="trl peft datasets multiprocess dill xxhash pydantic pydantic_core annotated-types typing-inspection"
+names="trl peft datasets pandas python-dateutil six multiprocess dill xxhash"
+names+=" pydantic pydantic_core annotated-types typing-inspection"
 pinned=()
 for name in $names; do
   pinned+=("$(grep -i "^$name==" requirements.lock)")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -22,11 +21,21 @@ Step = Callable[[Sequence[StepRow], int], float]
 
 def trl_pass(model: Any) -> tuple[str, Pass]:
     """A name that says what runs, and the pass."""
-    if find_spec("trl") is None:
+    if without_trl() is not None:
         return "padded (as TRL)", lambda rows, batch: _by_hand(model, rows, batch)
     import trl
 
     return f"TRL {trl.__version__}", _own(model)
+
+
+def without_trl() -> str | None:
+    """Why TRL's trainer cannot be run here, such as for a package that it imports; None where it can."""
+    try:
+        from datasets import Dataset  # noqa: F401
+        from trl import DPOConfig, DPOTrainer  # noqa: F401
+    except (ImportError, RuntimeError) as error:  # as Transformers' lazy modules wrap it
+        return str(error).strip().splitlines()[-1]
+    return None
 
 
 def _trainer(model: Any, **settings: Any) -> Any:

@@ -32,6 +32,12 @@ class Alert:
     event: str
     text: str
 
+    @property
+    def line(self) -> str:
+        """The alert in a log: what a person wants to know first, then the name to filter by."""
+        first, newline, rest = self.text.partition("\n")
+        return f"{self.recipe}: {first} (alert {self.event}){newline}{rest}"
+
 
 def send(alerts: Alerts | None, alert: Alert) -> None:
     """Logs the alert and posts it to the recipe's webhook. A failure is logged; nothing is raised.
@@ -39,7 +45,7 @@ def send(alerts: Alerts | None, alert: Alert) -> None:
     Secrets in addresses are removed from the text. The webhook's URL is a secret itself and is never logged.
     """
     alert = replace(alert, text=shown(alert.text))
-    log.warning("%s: %s: %s", alert.recipe, alert.event, alert.text)
+    log.warning("%s", alert.line)
     if alerts is None or alerts.webhook_env is None:
         return
     url = os.environ.get(alerts.webhook_env, "").strip()

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import dagster as dg
+from sqlalchemy.exc import SQLAlchemyError
 
 from alignment.address import shown
 from alignment.errors import BadInput
 from alignment.store import Artifact, Commit, MissingArtifact
 from alignment.store.commit import read_record
 from resources import mlflow_model
+from resources.databases import words_of
 from resources.home import mlflow_ui, tracking_uri
 from resources.mlflow_database import prepare
 from resources.mlflow_runs import RECIPE_TAG, Report, Reported, earliest, report_run
@@ -31,6 +33,7 @@ from resources.mlflow_values import (
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 
@@ -84,13 +87,12 @@ class Tracking(dg.ConfigurableResource):  # type: ignore[type-arg]
     def translated_errors(self) -> Iterator[None]:
         """Turns every error of MLflow into a `TrackingUnreachable` that names the server."""
         from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
 
         try:
             yield
         except (MlflowException, SQLAlchemyError, OSError) as error:
             # `from None`: the original error may contain the server's password, and Dagster would record it
-            problem = f"MLflow at {shown(self.uri or tracking_uri())}: {error}"
+            problem = f"MLflow at {shown(self.uri or tracking_uri())}: {words_of(error)}"
             raise TrackingUnreachable(problem) from None
 
     def report(self, report: Report) -> Reported:
@@ -333,6 +335,7 @@ class MlflowRecords:
     """The commit records in MLflow: the run of each materialization holds its own."""
 
     def __init__(self, tracking: Tracking) -> None:
+        self.tracking = tracking
         with tracking.translated_errors():
             self.client = tracking.client()
             self.experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
@@ -341,22 +344,30 @@ class MlflowRecords:
         """Artifact key to the id of the first run that reported it; keys that were never reported are left out."""
         run_ids: dict[str, str] = {}
         for key in keys:
-            first = earliest(self.client.search_runs(self.experiments, f"tags.`align.key` = '{key}' and {FINISHED}"))
+            first = earliest(self._runs(f"tags.`align.key` = '{key}'"))
             if first is not None:
                 run_ids[key] = str(first.info.run_id)
         return run_ids
+
+    def _runs(self, tags: str) -> list[Run]:
+        with self.tracking.translated_errors():
+            return list(self.client.search_runs(self.experiments, f"{tags} and {FINISHED}"))
 
     def registration(self, model: str, wanted: str) -> Commit:
         """The registration's commit record of a version (digits) or alias; raises `BadInput` if there is none."""
         from mlflow.exceptions import MlflowException
 
-        try:
-            if wanted.isdigit():
-                version = self.client.get_model_version(model, wanted)
-            else:
-                version = self.client.get_model_version_by_alias(model, wanted)
-        except MlflowException as error:
-            raise BadInput(f"MLflow has no '{model}' with version or alias '{wanted}': {error}") from None
+        with self.tracking.translated_errors():
+            try:
+                if wanted.isdigit():
+                    version = self.client.get_model_version(model, wanted)
+                else:
+                    version = self.client.get_model_version_by_alias(model, wanted)
+            except MlflowException as error:
+                if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    raise
+                problem = f"MLflow has no '{model}' with version or alias '{wanted}': {words_of(error)}"
+                raise BadInput(problem) from None
         return self._record(f"tags.`align.key` = '{version.tags[REGISTRATION_TAG]}'")
 
     def commit_of(self, artifact: Artifact) -> Commit:
@@ -364,9 +375,9 @@ class MlflowRecords:
         return self._record(f"tags.`align.key` = '{artifact.key}' and tags.`align.kind` = '{artifact.kind}'")
 
     def _record(self, tags: str) -> Commit:
-        runs = self.client.search_runs(self.experiments, f"{tags} and {FINISHED}", max_results=1)
+        runs = self._runs(tags)
         if not runs:
             raise MissingArtifact(f"MLflow has no run with {tags}")
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, self.tracking.translated_errors():
             path = self.client.download_artifacts(runs[0].info.run_id, "commit.json", folder)
             return read_record(Commit, Path(path).read_text(encoding="utf-8"), f"{runs[0].info.run_id}/commit.json")

@@ -12,6 +12,8 @@ from urllib.parse import unquote
 
 from filelock import FileLock
 
+from alignment.errors import one_line
+from resources.databases import PATIENCE, prepare_libraries, told_in_a_line
 from resources.home import align_home, database_uri
 
 log = logging.getLogger(__name__)
@@ -34,16 +36,33 @@ PLACES = (
 def prepare(uri: str) -> None:
     """Creates the tables of a local database, and lets its addresses follow a home that was moved or copied.
 
-    By one process at a time: of two processes that create tables at once, one fails.
+    By one process at a time: of two processes that create tables at once, one fails. Raises `DatabaseUnusable`.
     """
     from mlflow import MlflowClient
 
+    prepare_libraries()
+    logging.getLogger("mlflow.store.db.utils").addFilter(_is_told_here)
     home = align_home()
     home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home / "mlflow.lock"):
+    with FileLock(home / "mlflow.lock"), told_in_a_line(home / "mlflow.db"):
+        if is_ours := uri == database_uri(home):
+            _read(home / "mlflow.db")
         MlflowClient(uri).search_experiments(max_results=1)
-        if uri == database_uri(home):
+        if is_ours:
             follow(home)
+
+
+def _is_told_here(record: logging.LogRecord) -> bool:
+    """MLflow logs an error of its database with a traceback, and raises it: whoever called tells it. What it only warns
+    of becomes a line."""
+    record.msg, record.args = one_line(record.getMessage()), ()
+    return record.exc_info is None
+
+
+def _read(database: Path) -> None:
+    """Reads from the file, as MLflow would first try one that cannot be opened for two minutes."""
+    with closing(sqlite3.connect(database, timeout=PATIENCE)) as connection:
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
 
 
 def follow(home: Path) -> None:
@@ -51,7 +70,7 @@ def follow(home: Path) -> None:
 
     An experiment's files lie in `mlartifacts/<its name>`: all before that is where the home was when it was made.
     """
-    with closing(sqlite3.connect(home / "mlflow.db", timeout=60)) as database, database:
+    with closing(sqlite3.connect(home / "mlflow.db", timeout=PATIENCE)) as database, database:
         known = database.execute("SELECT name, artifact_location FROM experiments").fetchall()
         here = home.as_uri()
         for name, place in known:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from typing import Any
+
+from pydantic import Field
 
 from alignment.data.rows import content_id, encode, write_records
 from alignment.data.validate import QUARANTINE_FILE, write_quarantine
@@ -22,6 +25,8 @@ class SampledRequest(Request):
 
     answers: dict[str, list[str]]
     generator: str = "policy 0123"
+    about: dict[str, Any] = Field(default_factory=lambda: {"rubric": CHECKS})
+    """What verifies an answer, of every prompt."""
 
 
 def _sample(request: SampledRequest, context: Context) -> Result:
@@ -29,7 +34,7 @@ def _sample(request: SampledRequest, context: Context) -> Result:
     for prompt, texts in request.answers.items():
         content = ({"role": "user", "content": prompt},)
         cells = {"row_id": content_id({"prompt": content}), "form": "chat", "prompt": encode(content)}
-        about = json.dumps({"rubric": CHECKS})
+        about = json.dumps(request.about)
         for k, text in enumerate(texts):
             rows.append(
                 {**cells, "about": about, "source": "s", "source_row": 1, "k": k, "text": text.strip("|")}

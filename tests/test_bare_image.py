@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,7 @@ sys.exit(gpu.main())
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=PROJECT)
     assert told.returncode == 1
     assert "not complete: values, company" in told.stdout
+    assert "company: figure 2\n" in told.stdout, "a row is printed as soon as it is known"
     parts = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
     assert {name: part["status"] for name, part in parts.items()} == {
         "values": "failed: RuntimeError: tiny, see its row",
@@ -167,6 +169,29 @@ sys.exit(gpu.main())
         [{"figure": 2}],
         [{"figure": 3}],
     ]
+
+
+def test_all_parts_together_take_no_longer_than_they_may_however_long_imports_take(tmp_path: Path) -> None:
+    """The clock starts with Python: on a cold machine torch alone takes half a minute."""
+    code = f"""
+import signal, sys
+from benchmarks.gpu import __main__ as gpu
+
+def hangs(record, name, *_):
+    (record.path.parent / ".scratch").mkdir()
+    signal.pause()
+
+gpu.BEGAN -= 35  # seconds that imports took
+gpu.BY_SHAPE, gpu.LIMITS = dict.fromkeys(("values", "company"), hangs), {{"values": 60, "company": 60}}
+gpu.KILLED, gpu.SPARE, gpu.SHORTEST = 1, 2, 1
+sys.argv = ["gpu", "--size", "tiny", "--minutes", "1", "--out", {str(tmp_path)!r}]
+sys.exit(gpu.main())
+"""
+    began = time.monotonic()
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=PROJECT)
+    assert time.monotonic() - began < 60 - 35 + 5, told.stdout
+    assert told.returncode == 1 and "## company: no time was left" in told.stdout
+    assert not (tmp_path / ".scratch").exists(), "what a part wrote for itself goes with it"
 
 
 def test_a_size_for_a_gpu_says_so_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,8 +39,9 @@ class Source:
     split_pairs: bool = False
 
 
-def sources_of(target: str) -> Iterator[Source]:
-    """What a recipe's preferences are, or a path, glob, folder or URL of preference files."""
+def sources_of(target: str, reading: Reading = DEFAULT_READING) -> Iterator[Source]:
+    """What a recipe's preferences are, or a path, glob, folder or URL of preference files, which are read by
+    `reading`."""
     if target.endswith(RECIPES):
         recipe = load_recipe(target)
         split_pairs = recipe.method.data == "unpaired"
@@ -49,11 +50,12 @@ def sources_of(target: str) -> Iterator[Source]:
             yield Source(name, records_of(request), request.reading, split_pairs)
         return
     for url in expand(target, "preferences"):
-        yield Source(url, read_records(url), reading_of(url, DEFAULT_READING))
+        yield Source(url, read_records(url), reading_of(url, reading))
 
 
-def check_files(targets: list[str]) -> dict[str, Any]:
-    """What would become of the records of files, or of recipes' preferences, taken together in the order given.
+def check_files(targets: list[str], reading: Reading = DEFAULT_READING) -> dict[str, Any]:
+    """What would become of the records of files, or of recipes' preferences, taken together in the order given; files
+    are read by `reading`.
 
     `records` were read. `rows` = `accepted` + `quarantined` (counts), `reasons` {reason: count}, `forms` {form: rows},
     `texts` (accepted rows of plain strings), `kind` (paired, unpaired, or None when no row is valid), `digest` over the
@@ -64,12 +66,13 @@ def check_files(targets: list[str]) -> dict[str, Any]:
     validation = Validation()
     accepted = texts = 0
     advice: dict[str, str] = {}
-    for source in (source for target in targets for source in sources_of(target)):
+    for source in (source for target in targets for source in sources_of(target, reading)):
         validation.reading, validation.split_pairs = source.reading, source.split_pairs
+        before = accepted
         for row in validation.accepted(source.records, source.name):
             accepted += 1
             texts += row.form == "text"
-        if (told := validation.advice(source.name)) is not None:
+        if (told := validation.advice(source.name, accepted - before)) is not None:
             advice[source.name] = told
     quarantined = validation.quarantined
     return {

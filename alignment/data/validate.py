@@ -12,7 +12,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from alignment.data.forms.advice import remedy
+from alignment.data.forms.advice import of_the_form, remedy
 from alignment.data.forms.gathered import gathered
 from alignment.data.forms.table import Refused, read_record, row_said, with_numbers
 from alignment.data.readers import Record, describe, read_records
@@ -161,10 +161,13 @@ class Validation:
         self._seen = {row_id: place for row_id, place in self._seen.items() if row_id in row_ids}
         self._scored = [line for line in self._scored if line.partition(" ")[0] in row_ids]
 
-    def advice(self, source: str) -> str | None:
-        """What to do about the commonest reason for which records of a source were set aside, said once for all."""
+    def advice(self, source: str, accepted: int = 0) -> str | None:
+        """What to do about the commonest reason for which records of a source were set aside, said once for all. Where
+        more rows than these were `accepted`, the form is known, and a row that is not in it has a fault of its own."""
         counts = Counter(entry.reason for entry in self.quarantined if entry.source == source)
-        for reason, _ in counts.most_common():
+        for reason, count in counts.most_common():
+            if of_the_form(reason) and count < accepted:
+                continue
             if (told := remedy(reason, self._columns.get((source, reason), ()))) is not None:
                 return told
         return None

@@ -70,6 +70,15 @@ class Withdrawn:
     shards: frozenset[str] = field(default_factory=frozenset)
     sources: tuple[tuple[str, ShardRequest], ...] = ()
 
+    def together(self, other: Withdrawn) -> Withdrawn:
+        """What either of the two names."""
+        return Withdrawn(
+            rows=self.rows | other.rows,
+            demonstrations=self.demonstrations | other.demonstrations,
+            shards=self.shards | other.shards,
+            sources=(*self.sources, *(each for each in other.sources if each not in self.sources)),
+        )
+
 
 def read_withdrawn(store: Store, recipe: str) -> Withdrawn:
     """All of a recipe's tombstones, by listings; only those of whole shards are read."""

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from alignment.errors import one_line
 from alignment.logprobs.copies import Copies, remove_abandoned
 from alignment.logprobs.row_groups import (
     LAST,
@@ -258,7 +259,8 @@ class Parts:
                 if isinstance(error, OSError) and error.errno is not None:
                     raise  # the disk's or the network's own, which says nothing about the part
                 if self.copies is None or fresh:
-                    logger.warning("%s cannot be read (%s): set aside, its rows are computed again", part.path, error)
+                    why = one_line(error)
+                    logger.warning("%s cannot be read (%s): set aside, its rows are computed again", part.path, why)
                     self._set_aside(part.path)
                     return
 

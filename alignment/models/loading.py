@@ -19,7 +19,7 @@ from alignment.models.checkpoint import (
     without_dropout,
 )
 from alignment.models.code import loading
-from alignment.models.sharding import local, rows_of, shard
+from alignment.models.sharding import local, require_shardable, rows_of, shard
 from alignment.models.weights import TensorEntry, tensors
 
 if TYPE_CHECKING:
@@ -45,8 +45,11 @@ def load_sharded(folder: Path, precision: str, *, runs_code: bool = False) -> Pr
 
     Every rank calls this at the same time. Raises `BadInput` for a model that cannot be sharded.
     """
+    import torch
+
     require_precision(precision, default_device())
     model = empty_model(folder, precision, runs_code=runs_code).requires_grad_(False)
+    require_shardable(model, getattr(torch, precision))  # before its weights are looked for under other names
     shard(model, precision, default_device(), read=reader(model, folder))
     return model
 

@@ -7,14 +7,14 @@ rotary embedding's products, of attention and of the MLP's products. docs/planni
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from alignment.models.forward import LOGITS_AT_ONCE
 from alignment.models.packing import rounded
 from alignment.models.quantised import NF4_BYTES
-from alignment.models.shape import Shape
+from alignment.models.shape import Linear, Shape
 
 if TYPE_CHECKING:
     from alignment.recipe.forward import Lora
@@ -155,52 +155,90 @@ def activations(
     """Activations of one pass. `flash`: variable-length flash attention, as on a GPU in bfloat16; else segment by
     segment."""
     width, tokens, hidden = BYTES[precision], packed.tokens, shape.hidden
-    attention = _attention(shape, packed, width, flash)
+    attention, head_norms = _attention(shape, packed, width, flash), _head_norms(shape, width, lora)
     layer = (
         shape.family.norms * hidden * _norm(shape, width, lora)
-        + _head_norms(shape, width, lora)
-        + _matrix_inputs(shape, width, lora, flash)
-        + 3 * width * shape.intermediate  # gate, its activation, and what it multiplies
+        + head_norms
+        + _matrix_inputs(shape.linears, width, lora, flash)
+        + shape.kept_of_mlp * width * shape.intermediate
+        + _experts(shape, width, lora)
     ) * tokens + attention
+    outside = tuple(linear for linear in shape.linears if not linear.of_mlp)
     selective = (
-        (shape.family.norms + 1) * hidden * width  # inputs of the norms and of the MLP
-        + _head_norms(shape, width, lora)
-        + _matrix_inputs(shape, width, lora, flash, ("attention", "attended"))
+        shape.family.norms * hidden * width
+        + (0 if _is_kept(outside, width, lora) and shape.family.parallel else hidden * width)  # the MLP's input
+        + head_norms
+        + _matrix_inputs(outside, width, lora, flash)
     ) * tokens + attention
-    root = (hidden * _norm(shape, width, lora) + 2 * width * shape.head_width) * tokens  # last norm; cosines and sines
+    turned = 0 if shape.positions else 2 * width * shape.head_width  # cosines and sines
+    root = (hidden * _norm(shape, width, lora) + turned) * tokens  # the last norm
     return Activations(layer, width * hidden * tokens, root, shape.layers, selective)
 
 
 def _norm(shape: Shape, width: int, lora: Lora | None) -> int:
-    """Bytes an element: the float32 input, and where its weight is trained the normalised one."""
+    """Bytes an element: what the norm computes with, and where its weight is trained the normalised one."""
+    if shape.family.norm == "layer":
+        return width
+    computed = 8 if shape.family.norm == "centred" else 4
     normalised = width if shape.family.norm == "after_rounding" else 4
-    return 4 + (normalised if lora is None else 0)
+    return computed + (normalised if lora is None else 0)
 
 
 def _head_norms(shape: Shape, width: int, lora: Lora | None) -> int:
-    normed = 0 if shape.family.head_norms == "none" else shape.query_width + shape.key_width
+    normed = 0 if shape.head_norms == "none" else shape.query_width + shape.key_width
     return normed * _norm(shape, width, lora)
 
 
-SOURCES = ("attention", "attended", "mlp", "product")
-"""What a layer's matrices read (`alignment.models.shape.Linear.source`)."""
-
-
-def _matrix_inputs(
-    shape: Shape, width: int, lora: Lora | None, flash: bool, sources: tuple[str, ...] = SOURCES
-) -> float:
-    """Bytes a token: inputs of the layer's matrices that get a gradient, of those that read `sources`. A tensor that
-    several read counts once, but every adapter keeps a float32 copy of a bfloat16 input for itself, and of a float32
-    one where it drops some out. What is dropped is a byte an element on a GPU, and a number on a CPU."""
+def _matrix_inputs(linears: Sequence[Linear], width: int, lora: Lora | None, flash: bool) -> float:
+    """Bytes a token: inputs of those of a layer's matrices that get a gradient. A tensor that several read counts once,
+    but every adapter keeps a float32 copy of a bfloat16 input for itself, and of a float32 one where it drops some out.
+    What is dropped is a byte an element on a GPU, and a number on a CPU."""
     if lora is None:
-        of = [linear for linear in shape.linears if linear.source in sources]
-        return float(width * sum({linear.source: linear.inputs for linear in of}.values()))
-    adapted = [linear for linear in shape.adapted(lora) or () if linear.source in sources]
+        return float(width * sum({linear.source: linear.inputs for linear in linears}.values()))
+    adapted = _adapted(linears, lora)
     between = 4 * lora.rank * len(adapted)
     if lora.dropout or width < 4:
         mask = (1 if flash else 4) if lora.dropout else 0
         return float(sum((4 + mask) * linear.inputs for linear in adapted) + between)
     return float(4 * sum({linear.source: linear.inputs for linear in adapted}.values()) + between)
+
+
+def _adapted(linears: Sequence[Linear], lora: Lora) -> list[Linear]:
+    every = isinstance(lora.target_modules, str)
+    return [linear for linear in linears if every or linear.name in lora.target_modules]
+
+
+def _is_kept(linears: Sequence[Linear], width: int, lora: Lora | None) -> bool:
+    """Whether what attention reads is kept as it is: adapters keep copies in float32, or of what they do not drop."""
+    if lora is None:
+        return True
+    return not lora.dropout and width == 4 and any(one.source == "attention" for one in _adapted(linears, lora))
+
+
+def _experts(shape: Shape, width: int, lora: Lora | None) -> float:
+    """Bytes a token of a mixture's MLPs, by Transformers' grouped products: of each expert that it goes through the
+    first matrices' output, its activation, and the output that the router's weight multiplies; where experts are
+    trained also the inputs of both matrices. The router keeps its probabilities in float32, and places of eight bytes.
+    """
+    experts = shape.experts
+    if experts is None:
+        return 0.0
+    each = 3 * experts.width + shape.hidden
+    routed = 4 * experts.number + experts.active * (4 * 8 + 2 * 4)
+    shared = width * shape.hidden if shape.family.shared_expert else 0  # what the shared expert's gate multiplies
+    if lora is None:
+        each += experts.width + shape.hidden
+        shared += 0 if shape.family.shared_expert else width * shape.hidden  # what the router reads
+    return float(width * experts.active * each + routed + shared)
+
+
+def _mlp_working(shape: Shape) -> int:
+    """Elements a token that an MLP's forward pass holds at once, without its input and output."""
+    experts = shape.experts
+    if experts is None:
+        return max(3, shape.kept_of_mlp) * shape.intermediate
+    # all first outputs, or what is put back in the order of tokens, in float32
+    return experts.active * max(4 * experts.width + shape.hidden, 6 * shape.hidden) + 3 * shape.intermediate
 
 
 BLOCKED = 1.25
@@ -254,8 +292,10 @@ def training_bytes(
     states = width * shape.hidden * packed.reads
     head_gradient = width * shape.embedding if lora is None else 0
     head = 2 * states + head_block(shape, packed.reads, trained.precision) + head_gradient
-    layer = states + width * (3 * shape.intermediate + 2 * shape.hidden) * packed.tokens
+    layer = states + width * (_mlp_working(shape) + 2 * shape.hidden) * packed.tokens
     layer += _multiplied(shape, width) if trained.quantised else 0
+    if shape.experts is not None and lora is None:  # the gradient of all experts' first matrices is one tensor
+        layer += width * shape.experts.number * shape.experts.each * 2 / 3
     rerun = kept.again(checkpointing)
     passing = trained.parts | {"activations": kept.kept(checkpointing), "working": max(head, layer + rerun)}
     if trained.shards > 1:
@@ -265,8 +305,8 @@ def training_bytes(
 
 
 def quantised_parameters(shape: Shape) -> int:
-    """Those of linear layers, the head left out."""
-    return shape.layer_matrices * shape.layers
+    """Those of linear layers, the head left out; experts are none."""
+    return shape.linear_parameters * shape.layers
 
 
 def _multiplied(shape: Shape, width: int) -> int:
@@ -280,7 +320,7 @@ def scoring_bytes(
     """Largest memory of a pass without gradients: the weights, and the larger of an MLP's and the head's own."""
     width = BYTES[precision]
     states = width * shape.hidden * packed.tokens
-    layer = 2 * states + 3 * width * shape.intermediate * packed.tokens
+    layer = 2 * states + width * _mlp_working(shape) * packed.tokens
     head = states + width * shape.hidden * packed.reads + head_block(shape, packed.reads, precision)
     parts = {"weights": width * shape.parameters / shards, "working": float(max(layer, head))}
     if quantised:
@@ -304,7 +344,7 @@ def answering_bytes(
     parts = {
         "weights": width * shape.parameters / shards,
         "cache": float(cache * shape.layers),
-        "working": float(max(width * (2 * shape.hidden + 3 * shape.intermediate) * tokens + cache, logits)),
+        "working": float(max(width * (2 * shape.hidden + _mlp_working(shape)) * tokens + cache, logits)),
     }
     if shards > 1:
         parts["gathered"] = gathered(shape, precision, gradients=False)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 from alignment.data.tokens import TokenSequence
-from alignment.errors import BadInput
+from alignment.errors import BadInput, one_line
 from alignment.models.attention import CannotShare
 from alignment.models.forward import find_head, head_logps, own_logps, packed_states, padded_states, row_sums
 from alignment.models.forward import vocabulary as vocabulary_of
@@ -217,7 +217,7 @@ class Runner:
         except torch.OutOfMemoryError:
             raise
         except (CannotShare, TypeError, ValueError, RuntimeError) as error:  # takes no positions, no keyword, …
-            self._go_padded(str(error) or type(error).__name__)
+            self._go_padded(one_line(error))
             return
         sums = row_sums(head_logps(self.head, states, rows, self.vocabulary), rows).tolist()
         for packed, row in zip(sums[1:], rows[1:], strict=True):

@@ -185,7 +185,7 @@ def shard(
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     dtype = getattr(torch, precision)
-    _require_shardable(model, dtype)
+    require_shardable(model, dtype)
     ranks = torch.distributed.get_world_size()
     mesh = init_device_mesh(device.type, (ranks,))
     # Inputs of layers have the dtype of the embeddings' output, as in a model that is not sharded; what a model keeps
@@ -296,7 +296,8 @@ def layers_of(model: PreTrainedModel) -> list[Any]:
     )
 
 
-def _require_shardable(model: PreTrainedModel, dtype: torch.dtype) -> None:
+def require_shardable(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Raises `BadInput` for a model that cannot be cut; it may have no weights yet. `dtype` is that of computation."""
     import torch
     from transformers.core_model_loading import WeightConverter
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,7 +38,8 @@ def parameter_counts(config: dict[str, Any], lora: Lora | None = None) -> tuple[
 
 @lru_cache(maxsize=8)  # a plan asks the same of every stage, and of 8B even empty layers take a second
 def counts_of_empty_model(config_text: str, lora_text: str | None) -> tuple[int, int]:
-    """The same by building the model without memory for its weights."""
+    """The same by building the model without memory for its weights; adapters are PEFT's own, which puts some beside
+    more than linear layers. Raises `BadInput` for what PEFT refuses, and for a configuration of no model."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -55,14 +57,16 @@ def counts_of_empty_model(config_text: str, lora_text: str | None) -> tuple[int,
     whole = sum(weight.numel() for weight in model.parameters())
     if lora is None:
         return whole, whole
-    head = model.get_output_embeddings()
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)}
-    wanted = [layer for name, layer in layers.items() if layer is not head and _targeted(name, lora.target_modules)]
-    return whole, sum(lora.rank * (layer.in_features + layer.out_features) for layer in wanted)
+    from peft import LoraConfig, get_peft_model
 
-
-def _targeted(name: str, targets: list[str] | str) -> bool:
-    return isinstance(targets, str) or any(name == one or name.endswith(f".{one}") for one in targets)
+    settings = LoraConfig(r=lora.rank, target_modules=lora.target_modules, task_type="CAUSAL_LM")
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            adapted = get_peft_model(model, settings)
+    except ValueError as error:
+        raise BadInput(str(error).splitlines()[0], field="lora.target_modules") from error
+    return whole, sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
 
 
 # Floating-point operations of a scoring pass, and what a device could do in the same time.
@@ -99,13 +103,25 @@ EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 def scoring_flops(model: PreTrainedModel, sequences: Iterable[TokenSequence]) -> float | None:
     """Operations that scoring the sequences needs, the prompt of several completions counted once.
 
-    None for mixtures of experts, of whose weights a token uses some.
+    Of a mixture of experts those count that a token goes through; None where its configuration does not say how many.
     """
     config: Any = model.config.get_text_config()
-    if any(getattr(config, name, None) for name in EXPERTS):
+    experts = next((int(getattr(config, name)) for name in EXPERTS if getattr(config, name, None)), 0)
+    active = int(getattr(config, "num_experts_per_tok", None) or 0)
+    if experts and not active:
         return None
-    vectors = {id(part.weight) for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part}
-    body: int = sum(elements(weight) for weight in model.parameters() if weight.ndim > 1 and id(weight) not in vectors)
+    vectors = {
+        id(part.weight)
+        for part in model.modules()
+        if type(part).__name__.endswith("Embedding") and hasattr(part, "weight")
+    }
+    vectors |= {id(part.weight) for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part}
+    matrices = [weight for weight in model.parameters() if weight.ndim > 1 and id(weight) not in vectors]
+    of_experts = [weight for weight in matrices if experts and weight.ndim == 3 and weight.shape[0] == experts]
+    if experts and not of_experts:
+        return None
+    idle = sum(elements(weight) // experts * (experts - active) for weight in of_experts)
+    body: int = sum(map(elements, matrices)) - idle
     heads = getattr(config, "num_attention_heads", 0)  # 0: no attention at all
     width = heads * int(getattr(config, "head_dim", None) or config.hidden_size // max(1, heads))
     prompts: set[Ids] = set()
@@ -178,20 +194,21 @@ def training_operations(
 ) -> Operations:
     """Operations of training on the same: a backward pass has twice those of the forward pass, and once them for a
     frozen matrix, which gets no gradient (an adapter's own are left out). The head runs a second time in the backward
-    pass, and so do all layers where their activations are `recomputed`; `selective` runs an MLP's first matrices again.
+    pass, and so do all layers where their activations are `recomputed`; `selective` runs an MLP's first matrices again,
+    and all of the experts'.
     """
     body, head, attention = _forward(shape, work)
-    first = sum(linear.parameters for linear in shape.linears if linear.source == "mlp")
-    again = {False: 0.0, True: body + attention, "selective": 2.0 * first * shape.layers * work.tokens}[recomputed]
+    of_mlps = 2.0 * shape.mlp_again * shape.layers * work.tokens
+    again = {False: 0.0, True: body + attention, "selective": of_mlps}[recomputed]
     matrices = 2 if adapter else 3
     useful = matrices * (body + head) + 3 * attention
     return Operations(useful, useful + head + again)
 
 
 def _forward(shape: Shape, work: Work) -> tuple[float, float, float]:
-    """Of the layers' matrices, of the head, and of attention."""
+    """Of the layers' matrices (of a mixture those of active experts), of the head, and of attention."""
     return (
-        2.0 * shape.layer_matrices * shape.layers * work.tokens,
+        2.0 * shape.token_matrices * shape.layers * work.tokens,
         2.0 * shape.embedding * work.completion,
         4.0 * shape.query_width * shape.layers * work.seen,
     )

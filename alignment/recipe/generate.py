@@ -147,13 +147,19 @@ class Sampled(Answered):
 
 
 class GeneratedPairs(Sampled):
-    """Pairs that are made before training, beside those of `preferences`. The reference stays the checkpoint that
-    training starts from, so the log-probs of all other rows stay."""
+    """Pairs that are made before training, beside those of `preferences`."""
+
+    absent_by_default: ClassVar[frozenset[str]] = frozenset({"reference"})
 
     generator: Literal["sft", "champion"] | ModelSource = "champion"
     """Who answers: the recipe's SFT checkpoint; its champion at the time when a source of prompts is first seen (before
     there is one, the SFT checkpoint); or a model from elsewhere. Answers that an earlier champion gave stay, so that a
     night samples answers to new prompts only."""
+    reference: Literal["sft", "champion"] = "sft"
+    """The reference of all rows, those of `preferences` too. `sft`: the SFT checkpoint, so each row is scored once.
+    `champion`: the recipe's champion at the time when the set of rows is first trained on (before there is one, the SFT
+    checkpoint). Each champion then scores all rows once, and the SFT checkpoint still scores each new one. Training
+    starts from the SFT checkpoint either way. Not with rounds, a chain or a sweep."""
 
 
 class Rounds(Sampled):

@@ -292,6 +292,12 @@ class Recipe(Section):
                 raise ValueError(f"{name}.pairs: delta scores no answer of weak, which target_margin: scores reads")
         if self.generate is not None and self.generate.generator in ("sft", "champion") and self.sft is None:
             raise ValueError("generate.generator needs sft: name the model that answers")
+        if self.refers_to_champion:
+            refers = {"rounds": self.rounds, "a chain in optimise": self.later_links, "sweep": self.sweep}
+            if other := next((name for name, value in refers.items() if value), None):
+                raise ValueError(f"generate.reference: champion and {other}: give one of them")
+            if not self.method.needs_reference:
+                raise ValueError(f"generate.reference: champion, and {self.training.called} has no reference")
         trained_here = self.reward_model is not None and self.reward_model.adopt is None
         if self.generate is not None and self.generate.reward_modelled and trained_here:
             raise ValueError(
@@ -421,6 +427,11 @@ class Recipe(Section):
                 f"evals.precision {self.evals.precision} is not {section}.precision {self.dpo.precision}: the policy"
                 " is measured in another precision than it was trained in"
             )
+        if self.refers_to_champion and self.gate == "none":
+            notes.append(
+                "generate.reference: champion has no effect while gate: none registers no champion: the reference stays"
+                " the SFT checkpoint"
+            )
         adopted = None if self.sft is None else self.sft.adopt
         if adopted is not None and adopted.path and adopted.chat_template is None and not _has_template(adopted.path):
             notes.append(
@@ -453,12 +464,24 @@ class Recipe(Section):
         return self.links[0].method.start
 
     @property
+    def spoken_start(self) -> str:
+        """What the start checkpoint is, in a sentence."""
+        if self.start == "base_model":
+            return "base model"
+        return "adopted model" if self.sft is not None and self.sft.adopt is not None else "SFT checkpoint"
+
+    @property
     def needs_reference(self) -> bool:
         """Whether the log-probs of the start checkpoint are needed: as some training's reference, or to select by."""
         return self.links[0].method.needs_reference or any(
             link.select is not None or (link.method.needs_reference and link.reference == "sft")
             for link in self.later_links
         )
+
+    @property
+    def refers_to_champion(self) -> bool:
+        """Whether the reference of the training is the champion, once there is one."""
+        return self.generate is not None and self.generate.reference == "champion"
 
     @property
     def scores(self) -> bool:

@@ -32,8 +32,8 @@ class Optimisation(Section):
     """Rows of one optimiser step, over all devices and accumulation steps."""
     micro_batch_size: int = Field(default=4, ge=1)
     """Rows that a device holds at once, at most; batch_size is reached by accumulating gradients, and must be a
-    multiple of this (for a reward model, and with `router_aux_loss_coef`, of this times the number of devices). Halve
-    it when memory runs out."""
+    multiple of this (with `router_aux_loss_coef`, of this times the number of devices). Halve it when memory runs
+    out."""
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
     """Share of the optimiser steps in which the learning rate rises from 0, as a fraction."""
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -23,7 +25,7 @@ from alignment.data.overlap import SuiteItems
 from alignment.data.rows import encode, form_of, iter_records, write_records
 from alignment.data.validate import QUARANTINE_FILE, most_common, reason_counts, write_quarantine
 from alignment.digest import json_digest
-from alignment.errors import BadInput
+from alignment.errors import BadInput, first_few
 from alignment.generation.engine import AnyGenerator, Served, shared_server
 from alignment.generation.generator import Answer, Generator, Sampling, as_trained
 from alignment.generation.prompts import Items, Prompt, PromptSource, Reading, prompt_of
@@ -32,8 +34,9 @@ from alignment.logprobs.effort import Ranks
 from alignment.progress import ProgressLog
 from alignment.recipe.evaluation import Generate
 from alignment.recipe.forward import TokenPolicy
-from alignment.stages import Context, Request, Result, Stage, execute
-from alignment.store import Artifact, Store, Summary
+from alignment.stages.execute import execute
+from alignment.stages.stage import Context, Request, Result, Stage
+from alignment.store import Artifact, Commit, Store, Summary
 from alignment.store.erase import current_erasure
 
 log = logging.getLogger(__name__)
@@ -104,9 +107,20 @@ class CandidatesRequest(Request):
         return self
 
 
+class NoPrompts(BadInput):
+    """A source without a prompt to sample answers to; `reasons` counts those that it has and that were set aside."""
+
+    def __init__(
+        self, message: str, file: str | None = None, reasons: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
+        super().__init__(message, file=file)
+        self.reasons = reasons
+
+
 class CandidatesSummary(Summary):
     """`candidates` to `prompts`, and their `tokens`; `cut` are those that reached the limit of tokens, `reasons` says
-    why prompts were set aside. `parts` are the artifacts of the single sources, where there are several.
+    why prompts were set aside. `parts` are the artifacts of the single sources, where there are several, and
+    `without_prompts` names those that have none to sample answers to, with the reason.
     `tokens_per_rank` are those of prompts and answers that each process made just now, where several shared them."""
 
     prompts: int
@@ -119,6 +133,7 @@ class CandidatesSummary(Summary):
     generator: str = ""
     tokens_per_rank: list[int] = Field(default_factory=list)
     parts: list[Artifact] = Field(default_factory=list)
+    without_prompts: dict[str, str] = Field(default_factory=dict)
 
 
 def parts_of(store: Store, candidates: Artifact) -> list[Artifact]:
@@ -131,7 +146,8 @@ def run(request: CandidatesRequest, context: Context) -> Result:
     artifact of its own.
 
     In float32 on a CPU the same request gives the same candidates, whatever the batch and wherever it was interrupted.
-    Several processes share the sampling. Raises `BadInput` if no prompt is left.
+    Several processes share the sampling. A source without a prompt is named, and the others are sampled; raises
+    `NoPrompts` where none has one.
     """
     together = request.generate.kind == "transformers"
     if context.rank and not together:
@@ -164,7 +180,7 @@ def _run(request: CandidatesRequest, context: Context, workers: Workers) -> Resu
     counts: dict[str, Any] = {"prompts": 0, "candidates": 0, "tokens": 0, "cut": 0}
     lines: list[Any] = []
 
-    def counted() -> Iterator[dict[str, Any]]:
+    def rows() -> Iterator[dict[str, Any]]:
         for prompt, answers in _sampled(request, context, prompts, workers):
             whole = [(k, answer) for k, answer in enumerate(answers) if answer.failed is None]
             if not whole:
@@ -179,14 +195,10 @@ def _run(request: CandidatesRequest, context: Context, workers: Workers) -> Resu
                 lines.append([prompt.row_id, k, answer.text, ended])
                 yield _cells(prompt, k, answer, ended)
 
-    write_records(context.out / CANDIDATES_FILE, SCHEMA, counted())
+    write_records(context.out / CANDIDATES_FILE, SCHEMA, rows())
     write_quarantine(context.out / QUARANTINE_FILE, reading.quarantined)
     if not counts["candidates"]:
-        source = request.prompts[0]
-        where = source.file.url if source.file is not None else source.name
-        told = most_common(reading.reasons) if reading.reasons else "all were withdrawn, or are of another round"
-        told = "none of its prompts is held out: give more prompts" if request.held_out else told
-        raise BadInput(f"no prompt to sample answers to; {told}", file=where)
+        raise _no_prompts(request, reading)
     shared: dict[str, Any] = {"tokens_per_rank": workers.per_rank} if workers.per_rank else {}
     summary = CandidatesSummary(
         **counts,
@@ -200,33 +212,56 @@ def _run(request: CandidatesRequest, context: Context, workers: Workers) -> Resu
     return Result(json_digest({"checkpoint": request.checkpoint.digest, "candidates": lines}), summary)
 
 
+def _no_prompts(request: CandidatesRequest, reading: Reading) -> NoPrompts:
+    source = request.prompts[0]
+    where = source.file.url if source.file is not None else source.name
+    if reading.reasons:
+        told = most_common(reading.reasons)
+    elif request.held_out:
+        told = "none of its prompts is held out: give more prompts"
+    else:
+        told = f"of its prompts {reading.withdrawn_prompts} were withdrawn"
+        if reading.elsewhere:
+            told += f", and {reading.elsewhere} are of other rounds: give more prompts, or fresh_prompts: false"
+    return NoPrompts(f"no prompt to sample answers to; {told}", where, reading.reasons)
+
+
 def _several(request: CandidatesRequest, context: Context) -> Result:
     """Every source's own artifact, and a record of which they are."""
-    commits = []
+    commits, without = list[Commit](), dict[str, NoPrompts]()
     with shared_server():
         for place in range(len(request.prompts)):
-            commits.append(execute(STAGE, _of_source(request, place), context.store))
+            try:
+                commits.append(execute(STAGE, _of_source(request, place), context.store))
+            except NoPrompts as error:
+                log.warning("%s", error)
+                without[str(error.file)] = error
+    if not commits:
+        told = first_few([str(error) for error in without.values()], "; ")
+        raise NoPrompts(f"none of {len(request.prompts)} sources has a prompt to sample answers to: {told}")
     summaries = [CandidatesSummary.of(commit) for commit in commits]
-    reasons: dict[str, int] = {}
-    for summary in summaries:
-        for reason, count in summary.reasons.items():
-            reasons[reason] = reasons.get(reason, 0) + count
+    reasons = Counter[str]()
+    for counts in (*(summary.reasons for summary in summaries), *(error.reasons for error in without.values())):
+        reasons.update(counts)
     totals: dict[str, Any] = {
         name: sum(getattr(summary, name) for summary in summaries)
         for name in ("prompts", "candidates", "tokens", "cut", "quarantined")
     }
+    totals["quarantined"] += sum(sum(error.reasons.values()) for error in without.values())
     parts = [commit.artifact for commit in commits]
-    withdrawn: dict[str, Any] = (
-        {"withdrawn": sum(summary.withdrawn or 0 for summary in summaries)} if request.withdrawn else {}
-    )
+    more: dict[str, Any] = {}
+    if request.withdrawn:
+        more["withdrawn"] = sum(summary.withdrawn or 0 for summary in summaries)
+    if without:
+        more["without_prompts"] = {name: error.message for name, error in without.items()}
     return Result(
         json_digest([part.digest for part in parts]),
         CandidatesSummary(
             **totals,
-            reasons=reasons,
+            reasons=dict(sorted(reasons.items())),
             generator=", ".join(dict.fromkeys(summary.generator for summary in summaries)),
             parts=parts,
-            **withdrawn,
+            **more,
         ),
     )
 

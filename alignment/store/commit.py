@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import stat
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from alignment.digest import stream_sha256
 from alignment.errors import CorruptArtifact, NewerFormat
 
 STORE_FORMAT = 1
@@ -147,85 +142,3 @@ def read_record(record: type[Record], text: bytes | str, path: str) -> Record:
     except ValidationError as error:
         what = "a commit record" if record is Commit else "an erasure record"
         raise CorruptArtifact(f"{path}: not {what} ({error.error_count()} errors)") from error
-
-
-# The files of an artifact's folder: described when it is committed, verified when it is read.
-
-NOT_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-
-
-def let_others_read(folder: Path) -> None:
-    """Gives every file and folder below one the rights that a new one gets here (0666 and 0777 less the umask):
-    safetensors and temporary folders ask for their owner's alone, whoever shares the store."""
-    probe = folder / ".rights"
-    probe.touch()
-    rights = stat.S_IMODE(probe.stat().st_mode)
-    probe.unlink()
-    for path in folder.rglob("*"):
-        has = stat.S_IMODE(path.stat().st_mode)
-        wanted = has | rights | ((rights & 0o444) >> 2 if path.is_dir() else 0)
-        if wanted != has:
-            path.chmod(wanted)
-
-
-def describe(folder: Path) -> dict[str, FileEntry]:
-    """sha256 and size of every file of a finished folder; pickled weights are refused."""
-    files: dict[str, FileEntry] = {}
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file():
-            continue
-        name = path.relative_to(folder).as_posix()
-        if path.suffix in NOT_WEIGHTS:
-            raise CorruptArtifact(f"{path}: artifacts hold no pickled weights; save as safetensors")
-        with path.open("rb") as stream:
-            sha256, size = stream_sha256(stream)
-            os.fsync(stream.fileno())  # after a power cut there must be no marker without its files
-        files[name] = FileEntry(sha256=sha256, size=size)
-        _hashed[_as_it_lies(path)] = sha256
-    return files
-
-
-Deep = bool | Literal["once"]
-"""How a file is compared with its commit record: by size, by its sha256 (True), or by its sha256 unless this process
-hashed the file since it last changed (`once`)."""
-AT_A_TIME = 4
-"""Files that are hashed side by side: the weights of a large model are several."""
-_hashed: dict[tuple[str, int, int, int], str] = {}
-
-
-def _as_it_lies(path: Path) -> tuple[str, int, int, int]:
-    status = path.stat()
-    return str(path), status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _sha256(path: Path, deep: Deep) -> str:
-    place = _as_it_lies(path)
-    if deep != "once" or place not in _hashed:
-        with path.open("rb") as stream:
-            _hashed[place], _ = stream_sha256(stream)
-    return _hashed[place]
-
-
-def verify(folder: Path, commit: Commit, *, deep: Deep) -> None:
-    """Checks a folder against its commit: every size always, and every sha256 when `deep`."""
-    for name, expected in commit.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise CorruptArtifact(f"{path}: named in the commit record but missing")
-        if path.stat().st_size != expected.size:
-            raise CorruptArtifact(f"{path}: {path.stat().st_size} bytes, committed with {expected.size}")
-    if not deep:
-        return
-    with ThreadPoolExecutor(AT_A_TIME) as pool:
-        found = pool.map(lambda name: _sha256(folder / name, deep), commit.files)
-        for (name, expected), sha256 in zip(commit.files.items(), found, strict=True):
-            if sha256 != expected.sha256:
-                raise altered(str(folder / name), sha256, expected)
-
-
-def altered(path: str, sha256: str, expected: FileEntry) -> CorruptArtifact:
-    """The error for a file that is not the one that was committed."""
-    return CorruptArtifact(
-        f"{path}: sha256 {sha256}, committed with {expected.sha256}: it was changed or damaged since; restore it from a"
-        " backup, or move the artifact's folder away and run again"
-    )

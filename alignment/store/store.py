@@ -25,19 +25,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from alignment.address import shown
 from alignment.digest import stream_sha256
 from alignment.errors import CorruptArtifact, ErasedArtifact, MissingArtifact
-from alignment.store.commit import (
-    STORE_FORMAT,
-    Artifact,
-    Commit,
-    Deep,
-    Erasure,
-    Record,
-    altered,
-    describe,
-    let_others_read,
-    read_record,
-    verify,
-)
+from alignment.store.commit import STORE_FORMAT, Artifact, Commit, Erasure, Record, read_record
+from alignment.store.files import Deep, altered, describe, let_others_read, verify
 from alignment.store.place import Place, explain_no_space
 
 # Refs: the store's only mutable objects. Each names the current artifact of a stage in a recipe.

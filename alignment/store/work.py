@@ -18,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from alignment.errors import one_line
 from alignment.store.store import Store
 
 RESUMABLE = ("trainer", "best")
@@ -83,7 +84,7 @@ class WorkCopies:
         try:
             self.save()
         except Exception as error:  # the build does not depend on it, and the next look tries again
-            log.warning("work was not copied to %s: %s", self.store.shown, error)
+            log.warning("work was not copied to %s: %s", self.store.shown, one_line(error))
 
     def _local_files(self) -> Iterator[tuple[str, tuple[int, int]]]:
         for path in (path for name in RESUMABLE for path in sorted((self.folder / name).rglob("*"))):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,15 @@ from alignment.models.checkpoint import (
 from alignment.models.code import CODE_FILES
 from alignment.models.loading import Reader, empty_model, reader
 from alignment.models.quantised import dequantised
-from alignment.models.sharding import adapters, hollow, local, plain_name, replace_weights, wholes
+from alignment.models.sharding import (
+    adapters,
+    hollow,
+    local,
+    plain_name,
+    replace_weights,
+    require_shardable,
+    wholes,
+)
 from alignment.models.weights import INDEX_FILE, SINGLE_FILE, tensors
 from alignment.recipe.forward import Lora
 from alignment.recipe.training import Optimisation
@@ -55,6 +64,8 @@ class TrainedModel:
     """
 
     def __init__(self, folder: Path, settings: Optimisation, runs_code: bool = False, *, dropout: bool = True) -> None:
+        import torch
+
         self.folder, self.settings, self.runs_code = folder, settings, runs_code
         self.sharded = is_sharded(settings)
         stored = stored_dtype(folder)
@@ -68,6 +79,7 @@ class TrainedModel:
             precision = "bfloat16" if stored == "bfloat16" else "float32"
             precision = precision if settings.lora is None else settings.precision
             self.model = empty_model(folder, precision, runs_code=runs_code, dropout=dropout)
+            require_shardable(self.model, getattr(torch, settings.precision))
             self.read = reader(self.model, folder)
             # an adapter is made on the device of its layer, with values, so weights have one, and no memory
             replace_weights(self.model, lambda _, weight: hollow(weight))
@@ -306,6 +318,21 @@ def lora_config(lora: Lora) -> LoraConfig:
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )
+
+
+@contextmanager
+def adapting(lora: Lora | None) -> Iterator[None]:
+    """Raises `BadInput` for what PEFT refuses to put beside a model's layers."""
+    try:
+        yield
+    except ValueError as error:
+        told = (str(error).splitlines() or [""])[0]
+        if lora is not None and "lora_dropout" in told:
+            what = "PEFT drops nothing out of adapters beside experts: leave it at 0, or name linear layers as targets"
+            raise BadInput(what, field="lora.dropout") from error
+        if lora is not None and ("target" in told.lower() or "lm_head" in told):
+            raise BadInput(told, field="lora.target_modules") from error
+        raise
 
 
 def refuse_tied_targets(model: Any, lora: Lora, folder: Path) -> None:

@@ -19,7 +19,6 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from alignment.data.tokens import TokenSequence
-from alignment.errors import BadInput
 from alignment.logprobs.scorer import logps
 from alignment.methods import method_of
 from alignment.models.attention import shared_prompts
@@ -29,7 +28,7 @@ from alignment.models.sharding import shard, whole, without_gradient
 from alignment.recipe.training import Dpo
 from alignment.training import packed_step
 from alignment.training.agreement import FLOAT32_LOSS, Disagreement
-from alignment.training.models import TrainedModel
+from alignment.training.models import TrainedModel, adapting
 from alignment.training.pairs import PolicyCompletion, PolicyRow, reference_logps
 from alignment.training.router import RouterLoss
 from alignment.training.sft_rows import LIKELIHOOD, Likelihood, rows_of_step
@@ -250,7 +249,7 @@ def preference_trainer(
         router_aux_loss_coef=0.0,
     )
     lora = trained.lora_config()
-    try:
+    with adapting(settings.lora):
         trainer = CachedReferenceTrainer(
             model=trained.model,
             ref_model=NoReference(trained.model.config) if lora is None else None,
@@ -261,10 +260,6 @@ def preference_trainer(
             peft_config=lora,
             sharded=trained.sharded,
         )
-    except ValueError as error:
-        if lora is not None and ("target" in str(error).lower() or "lm_head" in str(error)):
-            raise BadInput(str(error).splitlines()[0], field="lora.target_modules") from error
-        raise
     if trained.sharded:
         shard(trainer.causal_lm, settings.precision, trainer.args.device, read=trained.read)
     if settings.gradient_checkpointing == "selective":

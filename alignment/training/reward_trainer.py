@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import torch
 from datasets import Dataset
 from trl import RewardConfig, RewardTrainer
+from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from alignment.data.manifest import SPLIT_FILE, read_manifest
 from alignment.data.rows import ROWS_FILE, PreferenceRow, iter_rows
 from alignment.data.tokens import Dropped, Tokenization
 from alignment.recipe.forward import Lora
 from alignment.stages.stage import Context
+from alignment.training.models import adapting
 from alignment.training.trainer import OurTrainer
 
 AT_ONCE = 1024
@@ -67,14 +70,61 @@ def _batched(rows: Iterator[PreferenceRow]) -> Iterator[list[PreferenceRow]]:
         yield batch
 
 
+EMPTY: dict[str, Any] = {"chosen_ids": [0], "rejected_ids": [0], "counts": False}
+"""A row that fills up the steps of several ranks, and counts for nothing."""
+
+
+class WithCounts(DataCollatorForPreference):  # type: ignore[misc]
+    """TRL's batch, and `counts` [rows]: which of the rows are pairs."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """The batch of these rows."""
+        batch: dict[str, Any] = super().torch_call(examples)
+        return batch | {"counts": torch.tensor([example["counts"] for example in examples])}
+
+
 class PairTrainer(OurTrainer, RewardTrainer):  # type: ignore[misc]
-    """The reward trainer in a fixed order, with checkpoints that are whole or not there."""
+    """The reward trainer in a fixed order, with checkpoints that are whole or not there.
+
+    Each pair of an optimiser step weighs the same, whatever its micro batch or rank: TRL's mean over a micro batch
+    would give the pairs of a smaller one more. `rows` are those of all steps, without the empty ones of `order`; the
+    last row of the training set is empty.
+    """
+
+    loss_is_scaled_for_ga = True
+    """`compute_loss` says what a pair weighs in the whole step."""
+    rows: int
+    batch_size: int
+
+    @property
+    def empty_row(self) -> int:
+        """Its index, which fills up the steps of several ranks."""
+        return len(self.train_dataset) - 1
+
+    def _rows_in(self, inputs: dict[str, Any]) -> int:
+        return int(inputs["counts"].sum())
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        pairs = inputs["counts"].repeat(2)
+        super()._track_num_input_tokens({**inputs, "attention_mask": inputs["attention_mask"][pairs]})
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
+        """This micro batch's part of the step's mean loss, times the ranks, over which gradients are averaged."""
+        counts = inputs.pop("counts")
+        step_rows = min(self.batch_size, self.rows - self.state.global_step * self.batch_size)
+        chosen, rejected = model(**inputs, use_cache=False).logits.squeeze(-1).chunk(2)
+        losses = -torch.nn.functional.logsigmoid(chosen - rejected)
+        loss: torch.Tensor = losses[counts].sum() * (self.args.world_size / step_rows)
+        return loss
 
 
 def reward_trainer(
     model: Any, pairs: Sequence[RewardPair], tokenizer: Any, arguments: dict[str, Any], lora: Lora | None
 ) -> PairTrainer:
-    """The trainer of a run; `arguments` from `trainer_arguments`. The head is trained whole beside an adapter."""
+    """The trainer of a run; `arguments` from `trainer_arguments`. The head is trained whole beside an adapter.
+
+    Set its `order`, `rows` and `batch_size` before `train`.
+    """
     peft = None
     if lora is not None:
         from peft import LoraConfig
@@ -87,11 +137,14 @@ def reward_trainer(
             target_modules=lora.target_modules,
             modules_to_save=["score"],
         )
-    rows = [{"chosen_ids": pair.chosen, "rejected_ids": pair.rejected} for pair in pairs]
-    return PairTrainer(
-        model=model,
-        args=RewardConfig(**arguments, max_length=None, eval_strategy="no", dataset_num_proc=None),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        peft_config=peft,
-    )
+    rows = [{"chosen_ids": pair.chosen, "rejected_ids": pair.rejected, "counts": True} for pair in pairs]
+    with adapting(lora):
+        trainer = PairTrainer(
+            model=model,
+            args=RewardConfig(**arguments, max_length=None, eval_strategy="no", dataset_num_proc=None),
+            train_dataset=Dataset.from_list([*rows, EMPTY]),
+            processing_class=tokenizer,
+            peft_config=peft,
+        )
+    trainer.data_collator = WithCounts(pad_token_id=trainer.processing_class.pad_token_id)
+    return trainer

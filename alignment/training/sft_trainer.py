@@ -18,7 +18,7 @@ from alignment.data.tokens import TokenSequence
 from alignment.errors import BadInput
 from alignment.models.recompute import recompute_cheap_parts
 from alignment.models.sharding import local, shard, sharding_of, whole
-from alignment.training.models import TrainedModel, master_weights
+from alignment.training.models import TrainedModel, adapting, master_weights
 from alignment.training.packed_step import sum_over_ranks
 from alignment.training.router import RouterLoss
 from alignment.training.trainer import OurTrainer
@@ -236,15 +236,16 @@ def sft_trainer(
         router_aux_loss_coef=trained.settings.router_aux_loss_coef,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    trainer = CompletionTrainer(
-        model=trained.model,
-        args=config,
-        train_dataset=Dataset.from_list([*map(features, train), EMPTY]),
-        eval_dataset=Dataset.from_list([features(sequence) for sequence in held_out]) if held_out else None,
-        processing_class=tokenizer,
-        peft_config=trained.lora_config(),
-        sharded=trained.sharded,
-    )
+    with adapting(trained.settings.lora):
+        trainer = CompletionTrainer(
+            model=trained.model,
+            args=config,
+            train_dataset=Dataset.from_list([*map(features, train), EMPTY]),
+            eval_dataset=Dataset.from_list([features(sequence) for sequence in held_out]) if held_out else None,
+            processing_class=tokenizer,
+            peft_config=trained.lora_config(),
+            sharded=trained.sharded,
+        )
     if trained.sharded:
         sharding = shard(
             trainer.causal_lm, trained.settings.precision, trainer.args.device, read=trained.read, mean=True

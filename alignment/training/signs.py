@@ -24,6 +24,8 @@ SEPARABLE = 0.80
 them the pairs are easy to tell apart, which is only worth knowing: nobody trained on them."""
 MARGIN = 5.0
 """Median reward margin, β · (Δchosen − Δrejected), above which a policy is over-fitted: 1 − σ(5) is under 1 %."""
+SHARED = 0.1
+"""Share of the chosen reward's rise from which on a rise of the rejected one says something."""
 FEWEST = 8
 """Records that a quarter of a history needs two of."""
 HIGHER_IS_BETTER = {"accuracy": True, "margin": True, "loss": False}
@@ -85,7 +87,8 @@ def _rewards(history: Sequence[Record], cure: str) -> list[Sign]:
     chosen, rejected = quarter_means(history, "chosen_reward"), quarter_means(history, "rejected_reward")
     if not chosen or not rejected:
         return []
-    if rejected[3] > max(rejected[0], 0.0) and chosen[3] > chosen[0]:
+    rise, with_it = chosen[3] - chosen[0], rejected[3] - rejected[0]
+    if rejected[3] > 0 and rise > 0 and with_it > SHARED * rise:
         text = (
             f"the rejected reward rises with the chosen one ({rejected[3]:+.2g} and {chosen[3]:+.2g}): the policy"
             " learns what both sides share"

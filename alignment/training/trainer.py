@@ -8,7 +8,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils.data import Sampler
@@ -117,15 +117,19 @@ class FixedOrder(Sampler[int]):
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
-    """One line a log record: step of how many, and the losses. Its numbers go to the file `CURVES` too."""
+    """One line a log record: step of how many, the loss, and of preferences margin and accuracy. Its numbers go to the
+    file `CURVES` too."""
+
+    SAID: ClassVar[dict[str, str]] = {"rewards/margins": "margin", "rewards/accuracies": "accuracy"}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Says step and loss."""
+        """Says how far the training is, and how it goes."""
         if not state.is_world_process_zero or not logs:
             return
         for key, name in (("loss", "loss"), ("eval_loss", "held-out loss")):
             if key in logs:
-                log.info("step %d/%d, %s %.4f", state.global_step, state.max_steps, name, float(logs[key]))
+                said = "".join(f", {what} {float(logs[one]):.3g}" for one, what in self.SAID.items() if one in logs)
+                log.info("step %d/%d, %s %.4f%s", state.global_step, state.max_steps, name, float(logs[key]), said)
         path = Path(args.output_dir) / CURVES.name
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as stream:

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from alignment.address import shown
-from alignment.errors import BadInput, require_utf8
+from alignment.errors import BadInput, one_line, require_utf8
 from alignment_dags.cli.files import compare, diff, reference, score
 from alignment_dags.cli.hand_over import ab, card, publish, serve
 from alignment_dags.cli.judge import judge
@@ -172,16 +172,8 @@ def main() -> None:
         raise
 
 
-LONGEST = 1_500
-"""Characters of an error that are shown: its beginning says where, its end what to do, and a value that somebody wrote
-in between may be a whole file."""
-
-
 def _show_error(message: str) -> None:
-    line = " ".join(message.split())
-    if len(line) > LONGEST:
-        line = f"{line[: LONGEST * 2 // 3]} … {line[-LONGEST // 3 :]}"
-    print(f"error: {line}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
 
 
 def _refused(message: str) -> int:

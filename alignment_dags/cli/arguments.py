@@ -20,6 +20,20 @@ def recipe_paths(given: list[Path] | None) -> list[Path] | None:
     return None if given is None else [_recipe(path) for path in given]
 
 
+def data_or_recipe(given: str) -> str:
+    """What a person named: preference files as they are, and the file of a recipe that was named by its name."""
+    from alignment_dags.recipes import recipe_names
+
+    if not given.isidentifier() or Path(given).exists():
+        return given  # a path, a glob, a URL
+    return str(recipe_names().get(given, given))
+
+
+def data_or_recipes(given: list[str]) -> list[str]:
+    """The same of several."""
+    return [data_or_recipe(one) for one in given]
+
+
 def recipe_completions(incomplete: str) -> list[str]:
     """Names of recipes that begin so. Without any the shell completes file names."""
     from alignment.errors import BadInput

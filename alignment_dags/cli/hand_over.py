@@ -68,7 +68,7 @@ def serve(
     token, made = token_of(token_env, host, no_token)  # before a model is loaded
     served = find(model, say)
     server = serve(served, host, port, token, precision)
-    say(f"{served.names[0]}, checkpoint {served.digest[:12]}, as {', '.join(served.names)}")
+    say(f"serving checkpoint {served.digest[:12]} until Ctrl-C; requests name it {' or '.join(served.names)}")
     if made:
         say(f"token, shown this once: {token}")
     print(server.url, flush=True)

@@ -50,7 +50,7 @@ def lines(result: dict[str, Any], verbose: bool = False) -> Iterator[str]:
 
 def _in_short(result: dict[str, Any]) -> str:
     """Which rows, which start and which decision made the version, in one line."""
-    shards, named = result["shards"], {"SFT checkpoint": result["sft"], "base model": result["base"]}
+    shards, named = result["shards"], {_spoken(result["sft"]): result["sft"], "base model": result["base"]}
     start = " of ".join(f"{name} {part['digest'][:SHORT]}" for name, part in named.items() if part)
     return (
         f"trained on {counted(result['policy']['rows_trained'], 'row')} of {counted(len(shards), 'shard')}, from"
@@ -59,18 +59,25 @@ def _in_short(result: dict[str, Any]) -> str:
     )
 
 
+def _spoken(sft: dict[str, Any] | None) -> str:
+    """What a policy started from that did not start from a base model."""
+    return "adopted model" if sft and sft["adopted_from"] else "SFT checkpoint"
+
+
 def _about(result: dict[str, Any]) -> Iterator[str]:
     registration, gate, manifest = result["registration"], result["gate"], result["manifest"]
     decision = registration["decision"]
     if decision is None:
         yield f"registered {registration['at']}, passed by the gate"
     else:
-        what = "PROMOTED DESPITE THE GATE" if decision["kind"] == "override" else "returned to"
+        despite = "WITHOUT A GATE" if gate["verdict"] == "none" else "DESPITE THE GATE"
+        what = f"PROMOTED {despite}" if decision["kind"] == "override" else "returned to"
         yield f"{what} by {decision['by']} on {decision['at']}{': ' if decision['reason'] else ''}{decision['reason']}"
     for problem in filter(None, (result["alias_moved"], registration["alias_moved"])):
         yield f"alias: {problem}"
     yield f"gate: {gate['verdict']}"
-    yield from (f"  {reason}" for reason in gate["reasons"])
+    if gate["verdict"] != "none":
+        yield from (f"  {reason}" for reason in gate["reasons"])
     yield f"policy: {result['policy']['digest'][:SHORT]}, {counted(result['policy']['rows_trained'], 'row')} trained on"
     if adapter := result["policy"]["adapter"]:
         yield f"adapter, kept beside it: rank {adapter['rank']} on {adapter['base']}"
@@ -81,7 +88,8 @@ def _about(result: dict[str, Any]) -> Iterator[str]:
     yield from (f"  without shard {shard}: {why}" for shard, why in (manifest["left_out"] or {}).items())
     yield f"reference: {(result['reference']['fingerprint'] or '-')[:SHORT]}"
     if result["sft"]:
-        yield f"SFT checkpoint: {result['sft']['digest'][:SHORT]}{_origin(result['sft']['adopted_from'], ', adopted')}"
+        origin = _origin(result["sft"]["adopted_from"], ",")
+        yield f"{_spoken(result['sft'])}: {result['sft']['digest'][:SHORT]}{origin}"
     if result["base"]:
         yield f"base model: {result['base']['digest'][:SHORT]}{_origin(result['base']['from'], ',')}"
     versions = ", ".join(f"{stage} {version}" for stage, version in result["code"]["versions"].items())
@@ -115,7 +123,8 @@ def _node(role: str, node: dict[str, Any], indent: str, seen: set[str]) -> Itera
     again = node["key"] in seen
     seen.add(node["key"])
     lead = f"{role}: " if role else ""
-    mark = " (above)" if again and node["inputs"] else ""
+    lineage = node.get("lineage") or ("above" if again and node["inputs"] else "")
+    mark = {"": "", "above": " (above)", "its own": " (another version, whose lineage is its own)"}[lineage]
     yield f"{indent}{lead}{node['stage']} {node['digest'][:SHORT]} (key {node['key'][:SHORT]}){mark}"
     if again:
         return

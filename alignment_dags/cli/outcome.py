@@ -6,7 +6,7 @@ from typing import Any
 
 from alignment.stages.preference_manifest import ManifestSummary
 from alignment.store import Artifact, Commit
-from alignment_dags.cli.output import columns, comparison_row, painted
+from alignment_dags.cli.output import columns, comparison_row, painted, place
 from alignment_dags.run.run import Outcome
 from alignment_dags.run.workspace import Workspace
 from assets.champion import moved_by_hand
@@ -41,7 +41,7 @@ def summary_of(outcome: Outcome) -> dict[str, Any]:
         "stopped": outcome.stopped,
         "verdict": decided.verdict if decided else None,
         "reasons": decided.reasons if decided else [],
-        "baseline": None if report is None else SHORT_NAMES[baseline_at(report.inputs["sft"])],
+        "baseline": None if report is None else SHORT_NAMES[baseline_at(store, report.inputs["sft"])],
         "comparisons": decided.recorded()["comparisons"] if decided else {},
         "notes": decided.notes if decided else [],
         "registered": (RegistrationSummary.of(registration).recorded() if registration and outcome.is_whole else None),
@@ -78,18 +78,21 @@ def show_outcome(result: dict[str, Any]) -> None:
         print(painted(columns(("suite", "metric", "n", *values), rows)))
     for note in result["notes"]:
         print(f"note: {note}")
-    if result["verdict"]:
+    registered = result["registered"] or {}
+    if result["verdict"] == "none":  # one sentence, where reason and registration would say the same again
+        print("\ngate: none, so nothing is registered; `gate: default` in the recipe decides by the suites under evals")
+        registered = {name: value for name, value in registered.items() if registered.get("registered")}
+    elif result["verdict"]:
         print(painted(f"\ngate: {result['verdict']}"))
         for reason in result["reasons"]:
             print(f"  {reason}")
-    registered = result["registered"] or {}
     if registered.get("registered"):
         print(f"registered: {registered['model']} version {registered['version']} (champion)")
     elif registered:
         print(f"registered: nothing ({registered.get('why')})")
     for name in ("report", "policy", "store"):
         if result[name]:
-            print(f"{name}: {result[name]}")
+            print(f"{name}: {place(result[name])}")
     if result["alias"]:
         print(f"warning: {result['alias']}")
     if result["failure"] is not None:

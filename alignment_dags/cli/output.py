@@ -8,9 +8,12 @@ import os
 import re
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
+from itertools import zip_longest
+from pathlib import Path
 from typing import IO, Annotated, Any
 
 import typer
@@ -65,10 +68,21 @@ def say(line: str) -> None:
         print(text, file=sys.stderr, flush=True)
         return
     clear = "\r\x1b[K" if _moved["width"] else ""
-    if moves:
-        text = text[: shutil.get_terminal_size().columns - 1]
+    room = shutil.get_terminal_size().columns
+    text = text[: room - 1] if moves else wrapped(text, room)
     _moved["width"] = len(text) if moves else 0
     print(clear + painted(text, sys.stderr), end="" if moves else "\n", file=sys.stderr, flush=True)
+
+
+def wrapped(text: str, room: int) -> str:
+    """The text with lines of at most `room`: what goes on stands a little behind where its line begins."""
+    lines = []
+    for line in text.splitlines():
+        lead = line[: len(line) - len(line.lstrip())]
+        lines += textwrap.wrap(
+            line, room, subsequent_indent=f"{lead}  ", break_long_words=False, break_on_hyphens=False
+        ) or [""]
+    return "\n".join(lines)
 
 
 def is_terminal(stream: IO[str]) -> bool:
@@ -101,7 +115,8 @@ def painted(text: str, stream: IO[str] | None = None) -> str:
 
 
 def quiet() -> None:
-    """Hides messages of libraries, and shows our own progress on stderr."""
+    """Hides messages of libraries and their bars, and shows our own progress on stderr."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when it is imported
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in ("alignment", "eval"):
         logging.getLogger(name).setLevel(logging.INFO)
@@ -112,13 +127,69 @@ def quiet() -> None:
 SHOWN_ROWS, SHOWN_NUMBERS = 20, 10
 
 
-def columns(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Aligned columns of plain text; numbers are given as strings."""
+def columns(header: Sequence[str], rows: Sequence[Sequence[object]], room: int | None = None) -> str:
+    """Aligned columns of plain text; numbers are given as strings.
+
+    A table that is wider than `room` gets cells of several lines, cut where words and names have a seam. `room` is the
+    terminal's width; elsewhere, as in a file or a pipe, a row is a line, however long.
+    """
     lines = [[str(cell) for cell in row] for row in [header, *rows]]
     widths = [max(len(line[index]) for line in lines) for index in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    if room is None and is_terminal(sys.stdout):
+        room = shutil.get_terminal_size().columns
+    if room is not None:
+        least = [
+            max(len(part.rstrip()) for line in lines for part in _parts(line[index])) for index in range(len(header))
+        ]
+        cut = [sum(len(line[index]) > least[index] for line in lines[1:]) for index in range(len(header))]
+        widths = fitted(widths, least, cut, room - 2 * (len(header) - 1))
+    shown = []
+    for line in lines:
+        cells = [_cut(cell, width) for cell, width in zip(line, widths, strict=True)]
+        for row in zip_longest(*cells, fillvalue=""):
+            shown.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return "\n".join(shown)
+
+
+def fitted(widths: Sequence[int], least: Sequence[int], cut: Sequence[int], room: int) -> list[int]:
+    """The widths of columns that have so much room in all. A column gives as much as it can, down to its `least`; first
+    one of sentences, which takes most of the room, then those of which the fewest cells are `cut`, and of these the one
+    that gives the most."""
+    narrowed = list(widths)
+    order = sorted(range(len(widths)), key=lambda one: (2 * widths[one] < room, cut[one], least[one] - widths[one]))
+    for index in order:
+        too_wide = sum(narrowed) - room
+        narrowed[index] -= max(0, min(too_wide, widths[index] - least[index]))
+    return narrowed
+
+
+_SEAM = re.compile(r"(?<= )(?=[^ ])")
+_SEAM_OF_NAME = re.compile(r"(?<=[/_])|(?<=,)(?=\D)")
+
+
+def _parts(cell: str) -> list[str]:
+    """The pieces that a cell may be cut into: words, or of a name what is joined in it; never within a number."""
+    return (_SEAM if " " in cell.strip() else _SEAM_OF_NAME).split(cell)
+
+
+def _cut(cell: str, width: int) -> list[str]:
+    """The lines of a cell that has so much room."""
+    lines = [""]
+    for part in _parts(cell):
+        if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+    return [line.rstrip() for line in lines]
+
+
+def place(address: str) -> str:
+    """An address as a person types it: a file of this machine as a path, from the current folder if it lies below."""
+    path = address.removeprefix("file://")
+    if "://" in path or not path.startswith("/"):
+        return address
+    with suppress(ValueError, OSError):
+        return str(Path(path).relative_to(Path.cwd()))
+    return path
 
 
 def show_fields(result: dict[str, Any]) -> None:
@@ -135,18 +206,17 @@ def show_check(result: dict[str, Any]) -> None:
         print(f"  {count:>6}  rows in the form: {form}")
     for reason, count in sorted(result["reasons"].items(), key=lambda item: -item[1]):
         print(f"  {count:>6}  {reason}")
-    for file, told in result["advice"].items():
-        print(f"  {file}: {told}")
+    for file, told in result["advice"].items() if result["accepted"] else ():  # else the error says it
+        print(f"  {place(file)}: {told}")
     rows: dict[tuple[str, str], list[int]] = {}
     for row in result["quarantined_rows"]:
         reason = "duplicate" if row["reason"].startswith("duplicate of ") else row["reason"]
         rows.setdefault((row["file"], reason), []).append(row["row"])
     for (file, reason), numbers in list(rows.items())[:SHOWN_ROWS]:
         more = f" and {len(numbers) - SHOWN_NUMBERS} more" if len(numbers) > SHOWN_NUMBERS else ""
-        print(f"  {file}: {reason} in row {', '.join(map(str, numbers[:SHOWN_NUMBERS]))}{more}")
+        print(f"  {place(file)}: {reason} in row {', '.join(map(str, numbers[:SHOWN_NUMBERS]))}{more}")
     if len(rows) > SHOWN_ROWS or any(len(numbers) > SHOWN_NUMBERS for numbers in rows.values()):
         print("  --json names every row")
-    print(f"digest {result['digest']}")
 
 
 LONGEST_SHOWN, IDS_SHOWN = 2000, 12
@@ -157,7 +227,7 @@ def show_seen(result: dict[str, Any]) -> None:
     for row in result["shown"]:
         scores = f", scores {row['chosen_score']:g} and {row['rejected_score']:g}" if "chosen_score" in row else ""
         label = f", label {str(row['label']).lower()}" if "label" in row else ""
-        print(f"{row['file']}, row {row['row']} ({row['form']}{scores}{label}), id {row['row_id']}")
+        print(f"{place(row['file'])}, row {row['row']} ({row['form']}{scores}{label}), id {row['row_id']}")
         if row["earlier_answers"]:
             print(f"  earlier answers in the prompt, which do not count: {row['earlier_answers']}")
         if "dropped" in row:

@@ -39,6 +39,10 @@ def init(
     name: Annotated[str | None, typer.Option(help="Name of the recipe; the data file's by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="File to write; NAME.yaml by default.")] = None,
     sft: Annotated[str | None, typer.Option(help="Conversations to fine-tune the model on first.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=COLUMN, such as prompt=question, for data in no known form; repeat for more."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a first recipe for a model and preference data, with a method that fits the data."""
@@ -48,7 +52,7 @@ def init(
     ensure_home()
 
     def work() -> dict[str, Any]:
-        result = start(model, data, name, out, sft)
+        result = start(model, data, name, out, sft, column or [])
         return result | {"plan": planned_memory(Path(result["file"]))}
 
     tell(work, as_json, show_start)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from alignment.errors import BadInput
-from alignment_dags.cli.arguments import RecipeFile
+from alignment_dags.cli.arguments import RecipeFile, data_or_recipe, data_or_recipes
 from alignment_dags.cli.output import AsJson, tell
 
 prefs = typer.Typer(help="Preference data.", no_args_is_help=True)
@@ -16,7 +16,10 @@ prefs = typer.Typer(help="Preference data.", no_args_is_help=True)
 
 @prefs.command("check")
 def prefs_check(
-    files: Annotated[list[str], typer.Argument(help="Preference files, globs, folders or URLs, or recipes (YAML).")],
+    files: Annotated[
+        list[str],
+        typer.Argument(help="Preference files, globs, folders or URLs, or recipes.", callback=data_or_recipes),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Validate preference files, or those of recipes: forms, and the reason for each row that is set aside."""
@@ -31,7 +34,9 @@ def prefs_check(
 
 @prefs.command("show")
 def prefs_show(
-    target: Annotated[str, typer.Argument(help="A preference file, glob, folder or URL, or a recipe (YAML).")],
+    target: Annotated[
+        str, typer.Argument(help="A preference file, glob, folder or URL, or a recipe.", callback=data_or_recipe)
+    ],
     row: Annotated[
         int | None, typer.Option(min=1, help="Number of the record in its file; the first rows without.")
     ] = None,
@@ -48,7 +53,10 @@ def prefs_show(
 
 @prefs.command("stats")
 def prefs_stats(
-    data: Annotated[list[str], typer.Argument(help="Preference files, globs, folders or URLs; or one recipe (YAML).")],
+    data: Annotated[
+        list[str],
+        typer.Argument(help="Preference files, globs, folders or URLs; or one recipe.", callback=data_or_recipes),
+    ],
     picture: Annotated[Path | None, typer.Option(help="PNG file to write, with the distributions.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -62,7 +70,10 @@ def prefs_stats(
 
 @prefs.command("noise")
 def prefs_noise(
-    data: Annotated[list[str], typer.Argument(help="One recipe (YAML); or preference files, globs, folders or URLs.")],
+    data: Annotated[
+        list[str],
+        typer.Argument(help="One recipe; or preference files, globs, folders or URLs.", callback=data_or_recipes),
+    ],
     most: Annotated[int, typer.Option(min=100, help="Pairs to estimate from, at most.")] = 50_000,
     as_json: AsJson = False,
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # The output of `align plan`: one line for each stage, and below it how each number was computed.
 
+NO_PRICE = "its pool names no price"
 NUMBERS = {"memory_gib": "memory", "slot_seconds": "time", "cost": "cost"}
 
 
@@ -42,10 +43,10 @@ def show_plan(result: dict[str, Any]) -> None:
         for stage in result["stages"]
     ]
     print(columns(("stage", "pool", "there", "to make", "memory a device", "fits", "time", "cost"), rows))
-    needed = [stage for stage in result["stages"] if stage["pool"] is not None and stage["to_make"] != 0]
+    needed = [stage for stage in result["stages"] if stage["to_make"] != 0]
     for name, words in NUMBERS.items():  # each sentence once, with the stages that it is about
         stages: dict[str, list[str]] = {}
-        for stage in needed:
+        for stage in needed if name == "slot_seconds" else [one for one in needed if one["pool"] is not None]:
             stages.setdefault(stage[name]["how"], []).append(stage["stage"])
         if stages:
             print(f"{words}:")
@@ -69,10 +70,14 @@ def show_plan(result: dict[str, Any]) -> None:
 
 def _taken(stage: str, taken: dict[str, float]) -> str:
     """What a stage that is there took, and what a plan computes for it."""
-    forms = {"gpu_seconds": "{:,.0f} GPU-seconds", "cost_usd": "{:.2f} USD", "peak_memory_gib": "at most {:.1f} GiB"}
-    planned = {"computed_seconds": "{:,.0f} s", "memory_gib": "{:.1f} GiB"}
-    took = [form.format(taken[name]) for name, form in forms.items() if taken.get(name)]
-    computed = [form.format(taken[name]) for name, form in planned.items() if name in taken]
+    forms: dict[str, Callable[[float], str]] = {
+        "gpu_seconds": "{:,.0f} GPU-seconds".format,
+        "cost_usd": "{:.2f} USD".format,
+        "peak_memory_gib": lambda peak: f"at most {_size(peak)}",
+    }
+    planned: dict[str, Callable[[float], str]] = {"computed_seconds": "{:,.0f} s".format, "memory_gib": _size}
+    took = [form(taken[name]) for name, form in forms.items() if taken.get(name)]
+    computed = [form(taken[name]) for name, form in planned.items() if name in taken]
     beside = f"; computed: {', '.join(computed)}" if computed else ""
     seconds = f"{taken['seconds']:,.1f} s"
     return f"{stage} took {', '.join([seconds, *took])}{beside}"
@@ -86,15 +91,19 @@ def _memory(stage: dict[str, Any]) -> str:
     gib = stage["memory_gib"]["value"]
     if gib == 0:
         return "-"
-    small = gib is not None and gib < 1
-    return f"{gib * 1024:.1f} MiB" if small else _figure(stage, "memory_gib", "{:.1f} GiB")
+    return _figure(stage, "memory_gib", "{}") if gib is None else _size(gib)
+
+
+def _size(gib: float) -> str:
+    return f"{gib * 1024:.1f} MiB" if gib < 1 else f"{gib:.1f} GiB"
 
 
 def _figure(stage: dict[str, Any], name: str, form: str) -> str:
     value = stage[name]["value"]
     if value is not None:
         return form.format(value)
-    return "-" if stage["pool"] is None and name != "slot_seconds" else "unknown"
+    nothing = (stage["pool"] is None and name != "slot_seconds") or stage[name]["how"] == NO_PRICE
+    return "-" if nothing else "unknown"
 
 
 # The stages that a new version makes again, for `align plan` and `align upgrade`.

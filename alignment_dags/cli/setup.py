@@ -20,16 +20,15 @@ recipes = typer.Typer(help="Recipes.", no_args_is_help=True)
 @pools.command("apply")
 def pools_apply(as_json: AsJson = False) -> None:
     """Make Dagster's pool limits those of pools.yaml."""
-    import dagster as dg
-
     from alignment_dags.cli.output import show_fields
     from alignment_dags.run.workers import apply_pools
+    from resources.databases import dagster_instance
     from resources.home import ensure_home
     from resources.pools import load_pools
 
     def work() -> dict[str, Any]:
         ensure_home()
-        with dg.DagsterInstance.get() as instance:
+        with dagster_instance() as instance:
             return {"limits": apply_pools(instance, load_pools())}
 
     tell(work, as_json, lambda result: show_fields(result["limits"]))

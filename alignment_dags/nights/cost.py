@@ -8,6 +8,7 @@ from datetime import datetime
 
 import dagster as dg
 
+from alignment.stages.preference_manifest import POLICY_LOGPROBS
 from alignment.stages.stage import ReferenceSummary
 from alignment.store import Artifact, Commit, Store
 from alignment.store.store import commits_of, readable_commits
@@ -76,7 +77,14 @@ def tried_before(store: Store, night: Night, earlier: Iterable[Night]) -> set[st
     digest = next((one.manifest for one in earlier if one.manifest is not None), None)
     if digest is not None:
         manifests += _manifests(store, digest, trained_on)
-    return {key for manifest in manifests for key in references(manifest)}
+    return {key for manifest in (*manifests, *_scored_before(store, manifests)) for key in references(manifest)}
+
+
+def _scored_before(store: Store, manifests: Iterable[Commit]) -> list[Commit]:
+    """The first manifests, where the references are of a policy that scored their rows: a link's, or the champion."""
+    scored = {key: one for manifest in manifests for key, one in references(manifest).items()}
+    of_policies = [one for one in scored.values() if one.kind == POLICY_LOGPROBS]
+    return commits_of(store, [commit.inputs["manifest"] for commit in commits_of(store, of_policies)])
 
 
 def _manifests(store: Store, digest: str, trained_on: list[Artifact]) -> list[Commit]:

@@ -23,6 +23,7 @@ from alignment_dags.run.upgrade import ACCEPT
 from alignment_dags.run.workers import apply_pools, end_dead_runs, process_tags
 from alignment_dags.run.workspace import use_recipe
 from assets.building.factory import shards_definition
+from resources.databases import dagster_instance
 
 HEARTBEAT = 90.0
 """Seconds after which Dagster's daemon counts as gone."""
@@ -43,7 +44,7 @@ def hold_night(path: Path, say: Callable[[str], None]) -> Night:
         problem = f"has no schedule, so no nights; `align run {path}` brings it up to date"
         raise BadInput(problem, file=str(path), field="schedule")
     book, now = NightBook(workspace.store, recipe.name), datetime.now(UTC)
-    with dg.DagsterInstance.get() as instance:
+    with dagster_instance() as instance:
         _refuse_a_daemon(instance)
         if left := book.open_nights():
             say(f"the night of {left[0].scheduled_at:%Y-%m-%d %H:%M} is open, and is carried out first")

@@ -15,8 +15,10 @@ from alignment.models.checkpoint import read_config, whole_summary
 from alignment.recipe import Recipe
 from alignment.stages.preference_shard import ShardRequest, drawn_rows, records_of
 from alignment.store import Artifact, MissingArtifact, Store
-from alignment_dags.run.plan import Planned
+from alignment_dags.run.plan import Planned, PlannedUpstream
 from alignment_dags.run.workspace import Workspace
+from assets.champion_reference import FIRST, Referred, champion_now, referred_to
+from assets.policy_checkpoint import policies_of
 
 READ_AT_MOST = 1 << 24
 """Bytes of source files that a plan reads row by row, about a second of work."""
@@ -32,7 +34,7 @@ def rows_of_shards(workspace: Workspace, planned: list[Planned]) -> dict[str, li
     for step in shards:
         try:
             if step.commit is not None:
-                found[str(step.shard)] = _made(workspace.store, step.commit.artifact)
+                found[str(step.shard)] = row_ids_of(workspace.store, step.commit.artifact)
                 continue
             request = step.node.request(upstream, step.shard)
             assert isinstance(request, ShardRequest)
@@ -44,7 +46,8 @@ def rows_of_shards(workspace: Workspace, planned: list[Planned]) -> dict[str, li
     return found or None
 
 
-def _made(store: Store, shard: Artifact) -> list[str]:
+def row_ids_of(store: Store, shard: Artifact) -> list[str]:
+    """The ids of a shard's rows."""
     ids: list[str] = pq.read_table(store.fetch(shard) / ROWS_FILE, columns=["row_id"])["row_id"].to_pylist()
     return ids
 
@@ -54,6 +57,21 @@ def _to_make(request: ShardRequest) -> list[str]:
     validation = Validation(frozenset(request.withdrawn), request.reading, split_pairs=request.split_pairs)
     accepted = (row.row_id for row in validation.accepted(records_of(request), request.source))
     return [row_id for row_id in accepted if kept is None or row_id in kept]
+
+
+def reference_to_come(workspace: Workspace, planned: list[Planned]) -> Referred:
+    """What the next set of rows is trained against (`generate.reference: champion`), as the plan knows it. Raises
+    `NotBuilt` where that is not known before the start checkpoint is made."""
+    recipe, upstream = workspace.recipe, PlannedUpstream(workspace.store, workspace.recipe.name)
+    steps = {step.node.name: step for step in planned if step.shard is None}
+    for name in (recipe.start, FIRST):
+        if (commit := steps[name].commit) is None:
+            upstream.not_known(name)
+        else:
+            upstream.foresee(name, None, commit, None)
+    if steps[FIRST].commit is None:  # other rows than were trained on
+        return champion_now(recipe, upstream)
+    return referred_to(recipe, upstream, policies_of(recipe)[-1].name)
 
 
 def not_scored(store: Store, recipe: Recipe, checkpoint: Artifact, row_ids: list[str]) -> int:

@@ -12,7 +12,7 @@ from alignment.data.hub import HubUnreachable, asking_briefly
 from alignment.errors import BadInput, be, counted
 from alignment.models.checkpoint import CONFIG_FILE, read_config
 from alignment.models.pin import hub_config
-from alignment.models.shape import shape_of
+from alignment.models.shape import not_planned, shape_of
 from alignment.recipe import Dpo, Recipe
 from alignment.stages.stage import ReferenceSummary
 from alignment.stages.usage import Usage
@@ -21,6 +21,8 @@ from alignment_dags.check import local_config
 from alignment_dags.planner import generated, hours
 from alignment_dags.planner.cached import rows_of_shards
 from alignment_dags.planner.loads import (
+    ON_POLICY,
+    SCORERS,
     Lengths,
     Load,
     Remedy,
@@ -28,10 +30,15 @@ from alignment_dags.planner.loads import (
     load_of,
     precision_of,
     remedies,
+    uncounted,
+    unshardable,
 )
+from alignment_dags.planner.on_policy import on_policy_seconds
 from alignment_dags.run.plan import Planned, plan
 from alignment_dags.run.workspace import Workspace
 from assets.building.node import Node
+from assets.building.upstream import NotBuilt
+from assets.champion_reference import LOGPROBS as CHAMPION_LOGPROBS
 from assets.measurements import BASELINES
 from eval.stages.evaluation_report import STAGE as REPORT
 from eval.stages.scores import STAGE as SCORES
@@ -42,11 +49,9 @@ MODELS = Path(__file__).parent / "models"
 """Configurations of well-known models, with their ids on the hub."""
 HUB_SECONDS = 5.0  # to wait for an answer of the hub
 LAST = 5  # a time is the mean of the last commits
-SCORERS = ("reference_logprobs", "policy_logprobs")
-"""Stages that score rows; the first that their nodes need is the checkpoint that scores."""
 GENERATED = ("candidates", "weak_candidates", "ranked_pairs", "generated_shard", "generated_logprobs")
 """Nodes of the recipe's `generate`, before the first manifest."""
-NO_ACTIVATIONS = "activations are not known for this architecture and come on top"
+NO_ACTIVATIONS = "activations are not known and come on top"
 
 
 @dataclass(frozen=True)
@@ -248,11 +253,13 @@ def _stage(node: Node, stand: Stand, unsure: str | None) -> StageForecast:
     to_make = sum(step.state in ("missing", "waiting") for step in mine)
     pool = None if node.pool is None else workspace.pools[node.pool]
     load = _load(node, stand, pool)
-    memory = _memory(node, workspace.recipe, stand.model, load)
+    memory = _memory(node, workspace.recipe, pool, stand.model, load)
     room = None if pool is None else pool.memory_gib
     fits = None if memory.value is None or room is None else memory.value <= room
     if fits and load is None and memory.value:
         fits = None  # without its activations
+    if load is not None and unshardable(load) is not None:
+        load, fits = None, False
     if unsure is not None:
         seconds = Figure(None, unsure)
     elif node.adopts:
@@ -304,7 +311,7 @@ def _load(node: Node, stand: Stand, pool: Pool | None) -> Load | None:
     return load_of(node, stand.workspace.recipe, pool, shape, stand.lengths)
 
 
-def _memory(node: Node, recipe: Recipe, model: ModelConfig, load: Load | None) -> Figure:
+def _memory(node: Node, recipe: Recipe, pool: Pool | None, model: ModelConfig, load: Load | None) -> Figure:
     if precision_of(node, recipe) is None:
         if node.stage.name in ("responses", "candidates"):
             return Figure(0.0, "loads no model: an endpoint answers")
@@ -312,35 +319,47 @@ def _memory(node: Node, recipe: Recipe, model: ModelConfig, load: Load | None) -
         return Figure(0.0, what)
     if model.config is None:
         return Figure(None, model.source)
+    if load is not None and (problem := unshardable(load)) is not None:
+        return Figure(None, problem)
     if load is not None:
         return Figure(load.total / GIB, f"{load.what} ({model.source})")
+    shape = shape_of(model.config)
+    why = not_planned(model.config) if shape is None else uncounted(node, shape)
     try:
-        size, what = bytes_without_activations(node, recipe, model.config)
+        size, what = bytes_without_activations(node, recipe, pool, model.config)
     except BadInput as error:
         return Figure(None, str(error))
-    return Figure(size / GIB, f"{what} ({model.source}); {NO_ACTIVATIONS}")
+    return Figure(size / GIB, f"{what} ({model.source}); {NO_ACTIVATIONS}" + (f": {why}" if why else ""))
 
 
 def _computed(node: Node, stand: Stand, load: Load | None, pool: Pool | None, never: bool) -> Figure | None:
     """Time by rows and operations: of a stage that was never made, and of log-probs of which the cache holds some."""
     rate = None if pool is None else hours.Rate.of(pool)
     recipe, rows = stand.workspace.recipe, stand.rows
+    if node.name == CHAMPION_LOGPROBS:
+        return _under_champion(node, stand, load, rate)
     if node.stage.name in SCORERS and (left := _not_cached(node, stand)) is not None:
         total, outstanding = left
         part = f"{outstanding:,} of {counted(total, 'row')} {be(outstanding)} not in the cache"
         if (per_row := _seconds_per_row(stand.history.latest_first(node))) is not None:
             return Figure(outstanding * per_row, f"{part}, × {per_row:.2g} s, as measured before")
-        if load is None or rate is None:
-            return Figure(0.0, part) if outstanding == 0 else None
+        if outstanding == 0:
+            return Figure(0.0, part)
+        if load is None or (rate is None and not never):
+            return None
         seconds, how = hours.scoring_seconds(recipe, load, stand.lengths, outstanding, rate)
         return Figure(seconds, f"{part}; {how}")
-    if not never or load is None or rate is None or load.precision != "bfloat16":
+    if never and node.stage.name == ON_POLICY:
+        return Figure(*on_policy_seconds(recipe, load, rate))
+    if not never or load is None:
         return None
+    if load.precision != "bfloat16":
+        rate = None  # the makers' figures are of bfloat16
     sampling = stand.sampling(node)
-    if node.stage.name == "candidates" and sampling is not None:
+    if node.stage.name == "candidates" and sampling is not None and rate is not None:
         answers = sampling.answers(node.name)
         return Figure(*generated.sampling_seconds(answers, sampling.settings, load, rate))
-    if node.stage.name == "responses":
+    if node.stage.name == "responses" and rate is not None:
         answered = hours.answering_seconds(recipe, load, rate)
         return None if answered is None else Figure(*answered)
     if node.stage.name not in (*SCORERS, "policy_checkpoint"):
@@ -358,6 +377,51 @@ def _computed(node: Node, stand: Stand, load: Load | None, pool: Pool | None, ne
     if isinstance(node.training, Dpo):
         return Figure(*hours.training_seconds(recipe, node.training, load, stand.lengths, taken, rate))
     return Figure(*hours.scoring_seconds(recipe, load, stand.lengths, taken, rate))
+
+
+def _under_champion(node: Node, stand: Stand, load: Load | None, rate: hours.Rate | None) -> Figure:
+    """Of the log-probs under the champion that is the reference: of the rows that it has not scored, and how much all
+    rows are, which the next champion scores."""
+    from alignment_dags.planner.cached import not_scored, reference_to_come, row_ids_of
+
+    store, recipe = stand.workspace.store, stand.workspace.recipe
+    try:
+        referred = reference_to_come(stand.workspace, stand.planned)
+    except NotBuilt as error:
+        return Figure(None, str(error))
+    if referred.checkpoint is None:
+        return Figure(0.0, f"{referred.why}; no row is scored here")
+    if stand.rows.value is None:
+        return Figure(None, stand.rows.how)
+    shard = next(step.commit for step in stand.planned if step.node.name == "generated_shard")
+    expected = stand.sampled["generate"].rows(stand.ranked(node)) if shard is None else None
+    if expected is not None and expected.value is None:
+        return Figure(None, expected.how)
+    generated = [] if shard is None else row_ids_of(store, shard.artifact)
+    to_come = 0 if expected is None or expected.value is None else round(expected.value)
+    total = round(stand.rows.value) + len(generated) + to_come
+    outstanding, known = total, "at most "
+    if stand.row_ids is not None:
+        ids = [row_id for each in stand.row_ids.values() for row_id in each]
+        outstanding = not_scored(store, recipe, referred.checkpoint, [*ids, *generated]) + to_come
+        known = "at most " if to_come else ""
+
+    def seconds(count: int) -> float | None:
+        histories = (stand.history.latest_first(one) for one in stand.workspace.nodes if one.stage.name in SCORERS)
+        measured = next(filter(None, map(_seconds_per_row, histories)), None)
+        if measured is not None:
+            return count * measured
+        if load is None or rate is None or load.precision != "bfloat16":
+            return None if count else 0.0
+        return hours.scoring_seconds(recipe, load, stand.lengths, count, rate)[0]
+
+    whole = seconds(total)
+    again = "" if whole is None else f", {whole:.3g} s"
+    told = (
+        f"{referred.why}: {known}{outstanding:,} of {counted(total, 'row')} {be(outstanding)} not in its cache; the"
+        f" next champion scores all {total:,}{again}"
+    )
+    return Figure(seconds(outstanding), told)
 
 
 def _judging(node: Node, stand: Stand, to_make: int) -> Figure | None:
@@ -408,7 +472,7 @@ def seconds_of(made: list[Commit], to_make: int) -> Figure:
     if not to_make:
         return Figure(0.0, "nothing is to be made")
     if not made:
-        return Figure(None, "this recipe never made one")
+        return Figure(None, hours.UNMEASURED)
     device = made[0].environment.get("device", "")
     same = [commit for commit in made if commit.environment.get("device", "") == device][:LAST]
     mean = sum(commit.seconds for commit in same) / len(same)

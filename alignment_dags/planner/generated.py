@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING
 
 from alignment.data.hub import HubUnreachable
 from alignment.errors import BadInput, counted
@@ -17,12 +16,10 @@ from alignment.recipe import Recipe
 from alignment.recipe.generate import Prompts, Rounds, Sampled
 from alignment.store import Commit
 from alignment_dags.planner import hours
+from alignment_dags.planner.hours import Rate
+from alignment_dags.planner.loads import PROMPT, Load
 from assets.pins import prompt_sources
 from eval.stages.ranked_pairs import RankedSummary
-
-if TYPE_CHECKING:
-    from alignment_dags.planner.hours import Rate
-    from alignment_dags.planner.loads import Load
 
 READ_AT_MOST = 1 << 24
 """Bytes of files that are read for a plan to count their prompts, about a second of work."""
@@ -160,7 +157,7 @@ def sampling_seconds(answers: Expected, settings: Sampled, load: Load, rate: Rat
     """Of a number of answers, each batch up to its longest answer."""
     if answers.value is None:
         return None, answers.how
-    rows = max(1, load.tokens // (hours.PROMPT + settings.max_new_tokens))
+    rows = max(1, load.tokens // (PROMPT + settings.max_new_tokens))
     cache = 2 * BYTES[load.precision] * load.shape.key_width * load.shape.layers * load.tokens
     read = BYTES[load.precision] * load.shape.parameters + cache / 2
     batches = ceil(answers.value / rows)

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alignment.errors import counted
 from alignment.models.memory import BYTES
 from alignment.models.size import Accelerator, Operations, Work, accelerator_of, forward_operations, training_operations
 from alignment.recipe import Dpo, Recipe
 from alignment.store import Commit
+from alignment_dags.planner.loads import PROMPT, Lengths, Load
 from resources.pools import Pool
-
-if TYPE_CHECKING:
-    from alignment_dags.planner.loads import Lengths, Load
 
 UTILISATION = 0.3
 """Share of the peak that training and scoring reach; assumed. Published DPO reaches 0.22 to 0.46 (docs/planning.md)."""
 BANDWIDTH = 0.2
 """Share of the memory's bandwidth that answering reaches; all weights are read for a token of each answer. Assumed."""
+UNMEASURED = "how long it takes is known after the first run, which measures it"
+"""Of a time that nobody can compute."""
 ASSUMED_LENGTHS = (200.0, (350.0, 310.0))
 """Tokens of a prompt, a chosen and a rejected completion: UltraFeedback's under a vocabulary of 128,000, roughly."""
 FEW_SHOT = 150
 """Tokens of a worked example, assumed."""
-PROMPT = 100
-"""Tokens of a question, assumed."""
 PUBLISHED_ITEMS = {
     "gsm8k": 1319,
     "ifeval": 541,
@@ -68,8 +66,6 @@ def lengths_of(recipe: Recipe, made: list[Commit]) -> Lengths:
 
     A pass forwards every prompt once and the last token of no completion, and counts each sequence with its prompt.
     """
-    from alignment_dags.planner.loads import Lengths
-
     for commit in made:
         summary = commit.summary
         scored, tokens, forwarded = (summary.get(name) for name in ("scored", "tokens", "forwarded_tokens"))
@@ -93,9 +89,10 @@ def work_of(lengths: Lengths, rows: float) -> Work:
 
 
 def training_seconds(
-    recipe: Recipe, settings: Dpo, load: Load, lengths: Lengths, rows: int, rate: Rate
-) -> tuple[float, str]:
-    """Of one preference training over `rows` rows that are trained on or held out, and how it was computed."""
+    recipe: Recipe, settings: Dpo, load: Load, lengths: Lengths, rows: int, rate: Rate | None
+) -> tuple[float | None, str]:
+    """Of one preference training over `rows` rows that are trained on or held out, and how it was computed; without a
+    `rate` the operations alone."""
     trained = round(rows * (1 - recipe.held_out_fraction)) * settings.epochs
     if settings.most_rows is not None:
         trained = min(trained, settings.most_rows)
@@ -108,14 +105,16 @@ def training_seconds(
     if settings.method.coupled:  # a partner's completion behind each prompt, without a gradient
         extra = forward_operations(load.shape, work_of(lengths, trained)).done
         operations = Operations(operations.useful + extra, operations.done + extra)
-    return rate.seconds(operations), _how(trained, lengths, operations, rate)
+    return _timed(trained, lengths, operations, rate)
 
 
-def scoring_seconds(recipe: Recipe, load: Load, lengths: Lengths, rows: int, rate: Rate) -> tuple[float, str]:
-    """Of the reference log-probs of `rows` rows, and how it was computed."""
+def scoring_seconds(
+    recipe: Recipe, load: Load, lengths: Lengths, rows: int, rate: Rate | None
+) -> tuple[float | None, str]:
+    """Of the reference log-probs of `rows` rows, and how it was computed; without a `rate` the operations alone."""
     sides = lengths.completions * (2 if recipe.method.coupled else 1)
     operations = forward_operations(load.shape, Work.of(lengths.prompt, sides) * rows)
-    return rate.seconds(operations), _how(rows, lengths, operations, rate)
+    return _timed(rows, lengths, operations, rate)
 
 
 def answering_seconds(recipe: Recipe, load: Load, rate: Rate) -> tuple[float, str] | None:
@@ -139,14 +138,17 @@ def answering_seconds(recipe: Recipe, load: Load, rate: Rate) -> tuple[float, st
     return seconds, how
 
 
-def _how(rows: float, lengths: Lengths, operations: Operations, rate: Rate) -> str:
+def _timed(rows: float, lengths: Lengths, operations: Operations, rate: Rate | None) -> tuple[float | None, str]:
     sides = " + ".join(f"{side:.0f}" for side in lengths.completions)
     again = operations.done / operations.useful - 1
     more = f" (and {again:.0%} of them computed again)" if again > 0.005 else ""
-    return (
+    how = (
         f"{counted(round(rows), 'row')} of {lengths.prompt:.0f} + {sides} tokens ({lengths.how}):"
-        f" {operations.useful:.2e} operations{more} at {rate}"
+        f" {operations.useful:.2e} operations{more}"
     )
+    if rate is None:
+        return None, f"{how}; {UNMEASURED}"
+    return rate.seconds(operations), f"{how} at {rate}"
 
 
 def rows_on_hub(source: Any) -> int | None:

@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 from alignment.models.memory import (
+    BYTES,
     Checkpointing,
     PackedPass,
     Trained,
@@ -29,9 +30,12 @@ DEVICE = 1.0 * GIB
 """What CUDA, its libraries and gaps between tensors take of a GPU; assumed."""
 SMOKE_TOKENS = 512
 """Prompt and answer with which a checkpoint is tried before it is registered, at most."""
+PROMPT = 100
+"""Tokens of a question, assumed."""
 LEAST_PASS = 2048
 MOST_DEVICES = 64
 LORA = Lora(rank=16, alpha=32)
+ON_POLICY = "on_policy_checkpoint"
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class Load:
     beside: int = 0
     """Models that stand beside it in memory."""
     all_logits: bool = False
+    sampled: int = 0
+    """Tokens of a batch of answers that a training samples between its steps; 0 of one that samples none."""
     quantised: bool = False
     """Whether frozen weights of linear layers are in four bits."""
 
@@ -102,6 +108,9 @@ class Load:
             )
             flash = self.on_gpu and self.precision == "bfloat16"
             yield training_bytes(self.shape, trained, packed, self.lora, checkpointing=self.checkpointing, flash=flash)
+            if self.sampled:  # gradients are let go after each step
+                answering = answering_bytes(self.shape, self.sampled, self.precision)
+                yield trained.parts | answering | {"gradients": 0.0}
         if self.kind in ("score", "measure"):
             yield scoring_bytes(self.shape, packed, self.precision, self.shards, quantised=self.quantised)
         if self.kind in ("answer", "measure"):
@@ -115,9 +124,11 @@ class Load:
         four_bits = ", those of linear layers in 4 bits," if self.quantised else ""
         how = {False: "", True: ", activations checkpointed", "selective": ", norms and MLPs computed again"}
         recomputed = how[self.checkpointing] if self.kind == "train" else ""
+        sampled = f", and {self.sampled:,} while it samples" if self.sampled else ""
+        beside = f"; {self.beside} more beside it" if self.sampled and self.beside else ""
         return (
-            f"{self.shape.parameters:,} parameters in {self.precision}{four_bits}{self._adapter}{split};"
-            f" {self.tokens:,} tokens at once{recomputed}" + (f"; GiB: {parts}" if parts else "")
+            f"{self.shape.parameters:,} parameters in {self.precision}{four_bits}{self._adapter}{split}{beside};"
+            f" {self.tokens:,} tokens at once{recomputed}{sampled}" + (f"; GiB: {parts}" if parts else "")
         )
 
     @property
@@ -157,16 +168,15 @@ def precision_of(node: Node, recipe: Recipe) -> str | None:
 
 
 def load_of(node: Node, recipe: Recipe, pool: Pool, shape: Shape, lengths: Lengths) -> Load | None:
-    """What a stage holds in memory; None for a stage without a model, and for an adapter on more than the layers."""
+    """What a stage holds in memory; None for a stage without a model, and where `uncounted` says why."""
     precision = precision_of(node, recipe)
     settings = node.training
     lora = None if settings is None else settings.lora
-    if precision is None or (lora is not None and shape.adapted(lora) is None):
+    if precision is None or uncounted(node, shape) is not None:
         return None
     on_gpu = pool.gpus_per_slot > 0
     plain = Load("score", shape, precision, SMOKE_TOKENS, lengths.pass_of_one, on_gpu)
     if settings is not None:
-        section: Any = settings
         stop = getattr(settings, "stop", None)
         load = replace(
             plain,
@@ -178,19 +188,26 @@ def load_of(node: Node, recipe: Recipe, pool: Pool, shape: Shape, lengths: Lengt
             beside=int(stop is not None and stop.kl is not None and lora is None),
         )
     else:
-        scorers = ("reference_logprobs", "policy_logprobs")
-        sections: dict[str, Any] = dict.fromkeys((*scorers, "new_rows"), recipe.reference)
-        sections["merged_checkpoint"] = None  # one process averages, and measures the average whole
-        section = sections.get(node.stage.name, recipe.evals)
         load = plain
-        if node.stage.name in scorers:
+        if node.stage.name in SCORERS:
             load = replace(load, quantised=recipe.reference_quantise is not None)
-    load = replace(load, shards=pool.world_size if getattr(section, "sharded", False) else 1)
+    load = replace(load, shards=shards_of(node, recipe, pool))
     if node.name == "sft_checkpoint":
         assert recipe.sft is not None
         length = recipe.sft.max_length
         whole = PackedPass(length, length, length, 0, length**2, 0)
         return replace(load, tokens=recipe.sft.micro_batch_size * length, one=whole, packed=False)
+    if node.stage.name == ON_POLICY and settings is not None and recipe.on_policy is not None:
+        longest = recipe.on_policy.max_new_tokens  # each answer has its prompt before it, and they are filled up
+        length = PROMPT + longest
+        return replace(
+            load,
+            tokens=settings.micro_batch_size * length,
+            one=PackedPass(length, longest, length, 0, length**2, 0),
+            packed=False,
+            beside=int(recipe.on_policy.kl_weight > 0),
+            sampled=min(recipe.reference.batch_tokens, recipe.dpo.batch_size * recipe.on_policy.n * length),
+        )
     if node.stage.name == "reward_model" and settings is not None:  # both sides of a pair in one padded batch
         length = recipe.tokens.max_length
         both = PackedPass(length, length, length, 0, length**2, 0)
@@ -205,16 +222,52 @@ def load_of(node: Node, recipe: Recipe, pool: Pool, shape: Shape, lengths: Lengt
     return replace(load, tokens=tokens if on_gpu else min(tokens, CPU_TOKENS))
 
 
-def bytes_without_activations(node: Node, recipe: Recipe, config: dict[str, Any]) -> tuple[float, str]:
+SCORERS = ("reference_logprobs", "policy_logprobs")
+"""Stages that score rows; the first that their nodes need is the checkpoint that scores."""
+
+
+def shards_of(node: Node, recipe: Recipe, pool: Pool) -> int:
+    """Over how many devices a stage's model is split."""
+    sections: dict[str, Any] = dict.fromkeys((*SCORERS, "new_rows"), recipe.reference)
+    sections["merged_checkpoint"] = None  # one process averages, and measures the average whole
+    section = node.training or sections.get(node.stage.name, recipe.evals)
+    return pool.world_size if getattr(section, "sharded", False) else 1
+
+
+def uncounted(node: Node, shape: Shape) -> str | None:
+    """Why the activations of a stage are not known although the model's are; None where they are."""
+    lora = None if node.training is None else node.training.lora
+    if lora is not None and shape.adapted(lora) is None:
+        if isinstance(lora.target_modules, str):
+            return "all-linear puts adapters beside experts too, whose weights are then kept once more a layer"
+        return "lora.target_modules names more than matrices of the layers"
+    if shape.drops and node.stage.name in ("sft_checkpoint", "reward_model"):
+        return "the model drops units while it is trained here, and what that keeps is not counted"
+    return None
+
+
+def unshardable(load: Load) -> str | None:
+    """Why a load that is to be split cannot be; None where it can."""
+    if load.shards == 1 or load.shape.experts is None:
+        return None
+    return "a mixture of experts cannot be sharded: its weights are stored in another layout; leave out sharded"
+
+
+def bytes_without_activations(
+    node: Node, recipe: Recipe, pool: Pool | None, config: dict[str, Any]
+) -> tuple[float, str]:
     """Weights, gradients and the optimiser's state for a model whose activations are not known; raises `BadInput`."""
     settings, precision = node.training, precision_of(node, recipe)
     assert precision is not None
+    shards = 1 if pool is None else shards_of(node, recipe, pool)
+    split = f", split over {shards} devices" if shards > 1 else ""
     whole, trained = parameter_counts(config, None if settings is None else settings.lora)
     if settings is None:
-        return float({"float32": 4, "bfloat16": 2}[precision] * whole), f"{whole:,} parameters in {precision}"
+        return BYTES[precision] * whole / shards, f"{whole:,} parameters in {precision}{split}"
     adapter = 0 if settings.lora is None else trained
-    parts = Trained(whole, adapter, precision, wide_gradients=node.stage.name == "policy_checkpoint").parts
-    return sum(parts.values()), f"{whole:,} parameters, {trained:,} of them trained"
+    wide = node.stage.name == "policy_checkpoint"
+    parts = Trained(whole, adapter, precision, wide_gradients=wide, shards=shards).parts
+    return sum(parts.values()), f"{whole:,} parameters, {trained:,} of them trained{split}"
 
 
 @dataclass(frozen=True)
@@ -251,12 +304,17 @@ def remedies(stage: str, load: Load, pool: Pool, room: float, needs_reference: b
 
 def _left(stage: str, load: Load) -> list[Change]:
     """The changes that a load has not made yet, in the order a person would take them."""
+    alone = stage == ON_POLICY  # which trains all weights in one process
     possible: dict[Change, bool] = {
         "checkpoint": load.kind == "train" and load.checkpointing is not True,
-        "smaller": load.tokens > LEAST_PASS and stage != "sft_checkpoint",
-        "adapter": load.kind == "train" and load.lora is None,
+        "smaller": load.tokens > LEAST_PASS and stage != "sft_checkpoint" and not alone,
+        "adapter": load.kind == "train" and load.lora is None and not alone and load.shape.adapted(LORA) is not None,
         "quantise": load.kind == "train" and load.lora is not None and not load.quantised and load.shards == 1,
-        "shard": load.on_gpu and load.shards < MOST_DEVICES and not load.quantised,
+        "shard": load.on_gpu
+        and load.shards < MOST_DEVICES
+        and not load.quantised
+        and not alone
+        and load.shape.experts is None,
     }
     return [change for change, is_left in possible.items() if is_left]
 
@@ -265,7 +323,7 @@ def _with(load: Load, changes: frozenset[Change], pool: Pool) -> Iterator[Load]:
     """The load with the changes: on as few devices as there are, with as large passes as there are, first."""
     levels: list[Checkpointing] = [load.checkpointing]
     if "checkpoint" in changes:
-        levels = [True] if load.checkpointing else ["selective", True]
+        levels = [True] if load.checkpointing or load.sampled else ["selective", True]
     if "adapter" in changes:
         load = replace(load, lora=LORA)
     if "quantise" in changes:
@@ -282,7 +340,7 @@ def _with(load: Load, changes: frozenset[Change], pool: Pool) -> Iterator[Load]:
 
 def _written(change: Change, stage: str, load: Load) -> str:
     """A change as a person writes it."""
-    section = {"policy_checkpoint": "optimise", "sft_checkpoint": "sft"}.get(stage, "reference")
+    section = {"policy_checkpoint": "optimise", ON_POLICY: "optimise", "sft_checkpoint": "sft"}.get(stage, "reference")
     if change == "checkpoint":
         return f"{section}.gradient_checkpointing: {'true' if load.checkpointing is True else load.checkpointing}"
     if change == "adapter":

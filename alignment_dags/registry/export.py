@@ -132,7 +132,10 @@ def _copy(store: Store, policy: Commit, name: str, target: Path) -> None:
 
 def show_exported(result: dict[str, Any]) -> None:
     """Prints where the checkpoint is, and how to load it."""
-    print(f"{result['model']} version {result['version']}: {result['path']}")
+    from alignment_dags.cli.output import place
+
+    folder = place(result["path"])
+    print(f"{result['model']} version {result['version']}: {folder}")
     if adapter := result.get("adapter"):
         revision = f" at {adapter['revision']}" if adapter["revision"] else ""
         bits = f" in {adapter['quantise']}" if adapter.get("quantise") else ""
@@ -141,10 +144,12 @@ def show_exported(result: dict[str, Any]) -> None:
             " and on top of it:"
         )
         print("  from peft import PeftModel")
-        print(f"  model = PeftModel.from_pretrained(base, {result['path']!r})")
+        print(f"  model = PeftModel.from_pretrained(base, {folder!r})")
         return
     if result["unknown"]:
         print(f"its card, {result['card']}, does not know: {'; '.join(result['unknown'])}")
+        if any("licence" in one for one in result["unknown"]):
+            print("  (`license:` beside the model and each source in the recipe names a licence)")
     print("load it with transformers:")
     print("  from transformers import pipeline")
-    print(f'  answer = pipeline("text-generation", model={result["path"]!r})')
+    print(f"  answer = pipeline('text-generation', model={folder!r})")

@@ -8,8 +8,10 @@ from typing import Any
 from alignment.errors import BadInput
 from alignment.stages.base_model import STAGE as BASE_MODEL
 from alignment.stages.base_model import BaseModelSummary
-from alignment.stages.preference_manifest import ManifestSummary
-from alignment.stages.stage import PolicySummary, SftSummary, ShardSummary, starts_of, trainings_of
+from alignment.stages.candidates import STAGE as CANDIDATES_STAGE
+from alignment.stages.candidates import CandidatesSummary
+from alignment.stages.preference_manifest import POLICY_LOGPROBS, ManifestSummary
+from alignment.stages.stage import POLICY, PolicySummary, SftSummary, ShardSummary, starts_of, trainings_of
 from alignment.store import Artifact, Commit, Store
 from alignment.store.erase import current_erasure
 from alignment_dags.registry.registrations import (
@@ -29,7 +31,11 @@ from resources.store import ArtifactStore
 
 # The parts that a model version was made from, by the commit records.
 
-ABOUT_THE_RUN = ("python", "platform", "device", "git", "dagster_run", "recipe")
+ABOUT_THE_RUN = (
+    *("python", "platform", "device", "git", "dagster_run", "recipe"),
+    *("pool", "ranks", "gpus", "peak_memory_gib"),
+)
+"""What an environment has beside packages."""
 COUNTS = {"rows", "train", "held_out", "dropped", "reasons", "left_out"}
 
 
@@ -130,20 +136,47 @@ def lineage_of(model: str, source: str = "store") -> dict[str, Any]:
     }
 
 
-def _tree(commit: Commit, commit_of: CommitOf, seen: dict[str, Commit]) -> dict[str, Any]:
+def _tree(
+    commit: Commit, commit_of: CommitOf, seen: dict[str, Commit], own: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """An artifact with its inputs. A policy's are told once, where it first stands (`lineage` says `above` elsewhere).
+
+    A champion that answered prompts, or was the reference, is another version, whose lineage is its own: with each
+    promotion its champion would be one level deeper, and stand there more often. `own` has the keys of the trainings
+    that the weights of the policy above came from.
+    """
+    above = commit.kind == POLICY and commit.key in seen
     seen[commit.key] = commit
-    return {
+    names = {
         "stage": commit.stage,
         "kind": commit.kind,
         "key": commit.key,
         "digest": commit.digest,
         "code_version": commit.code_version,
-        "inputs": {
-            name: _tree(seen.get(artifact.key) or commit_of(artifact), commit_of, seen)
-            for name, artifact in sorted(commit.inputs.items())
-            if name not in ("previous", "decision.registration")  # these are other versions' lineage
-        },
     }
+    if above:
+        return names | {"lineage": "above", "inputs": {}}
+    if commit.kind == POLICY:
+        own |= {trained.key for trained in trainings_of(lambda one: seen.get(one.key) or commit_of(one), commit)}
+    inputs: dict[str, Any] = {}
+    for name, artifact in sorted(commit.inputs.items()):
+        if name in ("previous", "decision.registration"):  # these are other versions' lineage
+            continue
+        made = seen.get(artifact.key) or commit_of(artifact)
+        if made.kind == POLICY and made.key not in seen and made.key not in own and _asks_champion(commit):
+            seen[made.key] = made
+            inputs[name] = _tree(made, commit_of, seen) | {"lineage": "its own"}
+        else:
+            inputs[name] = _tree(made, commit_of, seen, own)
+    return names | {"inputs": inputs}
+
+
+def _asks_champion(commit: Commit) -> bool:
+    """Whether an artifact's checkpoint is one that was there before: the champion that answered, or was the reference.
+    Policies of a chain and of rounds are made on the way."""
+    if commit.kind == POLICY_LOGPROBS:
+        return True
+    return commit.kind == CANDIDATES_STAGE.kind and CandidatesSummary.of(commit).generator.startswith("champion")
 
 
 def erased(store: Store, commits: dict[str, Commit]) -> list[dict[str, str]]:

@@ -14,12 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
-
 from alignment.errors import BadInput
 from alignment.recipe import Recipe, load_recipe
 from alignment.store.erase import current_erasure
-from alignment_dags.recipes import RECIPES, recipes_in_use
+from alignment_dags.recipes import RECIPES, more_recipes, recipes_in_use
 from alignment_dags.registry.registrations import registration_of, registrations_of
 from alignment_dags.run.launch import launch
 from alignment_dags.run.shards import owner_file
@@ -27,6 +25,7 @@ from alignment_dags.run.workers import apply_pools, end_dead_runs
 from alignment_dags.run.workspace import Workspace
 from assets.champion import check_evaluated, moved_by_hand, registered_champion
 from assets.registration import Decision, RegistrationSummary, drop_decision, write_decision
+from resources.databases import dagster_instance
 from resources.home import ensure_home
 from resources.mlflow import Tracking
 from resources.pools import load_pools
@@ -130,18 +129,22 @@ def show_promotion(result: dict[str, Any]) -> None:
         return
     if result["alias_moved"]:
         print(f"warning: {result['alias_moved']}")
+    lead = f"{result['model']} version {result['version']} is champion"
+    if str(result["gate"]).startswith("none: "):
+        print(f"{lead}; the recipe has no gate, so a person decided")
+        return
     how = "despite the gate" if result["decision"]["kind"] == "override" else "again"
-    print(f"{result['model']} version {result['version']} is champion {how}; the gate says {result['gate']}")
+    print(f"{lead} {how}; the gate says {result['gate']}")
 
 
 def recipe_of(model: str, file: Path | None = None) -> tuple[Path, Recipe]:
-    """The recipe that registers a model: `file`, or one in use. Raises `BadInput` if none does."""
+    """The recipe that registers a model: `file`, one in use, or one that has run. Raises `BadInput` if none does."""
     if file is not None:
         recipe = load_recipe(file)
         if recipe.model_name != model:
             raise BadInput(f"registers '{recipe.model_name}', not '{model}'", file=str(file))
         return file.resolve(), recipe
-    for path, recipe in recipes_in_use().items():
+    for path, recipe in {**recipes_in_use(), **more_recipes()}.items():
         if recipe.model_name == model:
             return path, recipe
     if (owner := _owner(model)) is not None:
@@ -161,7 +164,7 @@ def _owner(model: str) -> tuple[Path, Recipe] | None:
 
 def _carry_out(workspace: Workspace, decision: Decision, say: Callable[[str], None]) -> str:
     phase = workspace.return_phase if decision.kind == "rollback" else workspace.phase("train")
-    with dg.DagsterInstance.get() as instance:
+    with dagster_instance() as instance:
         end_dead_runs(instance)
         apply_pools(instance, workspace.pools)
         return launch(instance, workspace.recipe, phase, [NODE], {}, say)

@@ -75,9 +75,10 @@ def why_unregistered(store: Store, model: str) -> str:
         return f"{unknown}: recipe {recipe.name} registers {recipe.model_name}; name that"
     policy = store.read_ref(recipe.name, "policy_checkpoint")
     where = "it has no policy yet" if policy is None else f"its policy is at {_place(store, policy.artifact)}"
+    by_hand = "" if policy is None else f"; `align promote {recipe.model_name} --override --reason WHY` registers it"
     if recipe.gate == "none":
-        return f"recipe {recipe.name} registers nothing: gate: none; {where}"
-    return f"{unknown}: recipe {recipe.name} has registered nothing yet; {where}"
+        return f"recipe {recipe.name} registers nothing: gate: none; {where}{by_hand}"
+    return f"{unknown}: recipe {recipe.name} has registered nothing yet; {where}{by_hand}"
 
 
 def _place(store: Store, artifact: Artifact) -> str:

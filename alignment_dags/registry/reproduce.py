@@ -13,8 +13,8 @@ from alignment.errors import BadInput, did_you_mean, first_few
 from alignment.recipe import Recipe, load_recipe
 from alignment.store import Commit, Store
 from alignment_dags.nights.worth import price_of
-from alignment_dags.recipes import derive
-from alignment_dags.registry.sources import ALONE, POLICY, Run, Say, lacks_policy, price_told, run_alone
+from alignment_dags.recipes import derived
+from alignment_dags.registry.sources import ALONE, POLICY, Run, Say, lacks_policy, price_told, run_alone, run_each
 from alignment_dags.run.workspace import Workspace
 from assets.certificate import Certificate, Certified, Noise, Published, about, certificate_of, keep_certificate
 from eval.gate.baselines import PublishedFigure, read_baselines
@@ -44,15 +44,15 @@ def reproduce(
     recipe = load_recipe(path)
     figures = figures_of(recipe, path, published, model)
     numbers = [recipe.seed + step for step in range(seeds)]
-    files = [derive(path, [*ALONE, f"seed={number}"], f"{recipe.name}_seed_{number}") for number in numbers]
-    to_train = sum(map(lacks_policy, files))
+    every = [derived(path, [*ALONE, f"seed={number}"], f"{recipe.name}_seed_{number}") for number in numbers]
+    to_train = sum(map(lacks_policy, every))
     first = "sft_checkpoint" if recipe.sft and recipe.sft.dataset else "preference_manifest"
     seconds, price = (
         None if part is None else part * to_train for part in price_of(Workspace(recipe, load_pools()), first)
     )
     result: dict[str, Any] = {
         "recipe": recipe.name,
-        "policies": len(files),
+        "policies": len(every),
         "to_train": to_train,
         "seconds": seconds,
         "price": price,
@@ -62,12 +62,11 @@ def reproduce(
         say(f"published figures that this recipe does not measure: {first_few(foreign)}")
     store = ArtifactStore().open()
     if dry_run:
-        own = store.read_ref(files[0].stem, POLICY) or store.read_ref(recipe.name, POLICY)
+        own = store.read_ref(every[0].recipe.name, POLICY) or store.read_ref(recipe.name, POLICY)
         return result | {"certificate": None if own is None else about(certificate_of(store, own.artifact.digest))}
-    for file in files:
-        say(f"{file.stem} …")
-        run(file, say)
-    certificate = certify(store, recipe, dict(zip(numbers, (file.stem for file in files), strict=True)), figures)
+    run_each(every, say, run)
+    by_seed = {number: one.recipe.name for number, one in zip(numbers, every, strict=True)}
+    certificate = certify(store, recipe, by_seed, figures)
     keep_certificate(store, certificate)
     return result | {"certificate": about(certificate)}
 

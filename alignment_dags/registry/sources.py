@@ -19,7 +19,7 @@ from alignment.recipe.load import read_recipe
 from alignment.store import Store
 from alignment_dags import api
 from alignment_dags.nights.worth import price_of
-from alignment_dags.recipes import derive
+from alignment_dags.recipes import Derived, derived
 from alignment_dags.registry.compare import compare_sides, side_of
 from alignment_dags.run.plan import plan
 from alignment_dags.run.workspace import Workspace
@@ -66,20 +66,18 @@ def sources_of(
         raise BadInput(f"the recipe has no source '{unknown[0]}'{known}", field="--source")
     wanted = [name for name in names if not chosen or name in chosen]
     changes = [*ALONE, *_adapter(recipe, full)]
-    whole = derive(path, changes, f"{recipe.name}_whole")
+    whole = derived(path, changes, f"{recipe.name}_whole")
     without = {
-        name: derive(path, [*changes, _left_out(path, name)], f"{recipe.name}_without_{name}") for name in wanted
+        name: derived(path, [*changes, _left_out(path, name)], f"{recipe.name}_without_{name}") for name in wanted
     }
-    files = [whole, *without.values()]
-    to_train = [file for file in files if lacks_policy(file)]
-    seconds, price = (
-        None if part is None else part * len(to_train) for part in price_of(Workspace(recipe, load_pools()))
-    )
+    every = [whole, *without.values()]
+    to_train = sum(map(lacks_policy, every))
+    seconds, price = (None if part is None else part * to_train for part in price_of(Workspace(recipe, load_pools())))
     result: dict[str, Any] = {
         "recipe": recipe.name,
-        "whole": whole.stem,
-        "policies": len(files),
-        "to_train": len(to_train),
+        "whole": whole.recipe.name,
+        "policies": len(every),
+        "to_train": to_train,
         "seconds": seconds,
         "price": price,
         "sources": [],
@@ -87,10 +85,16 @@ def sources_of(
     say(price_told(result))
     if dry_run:
         return result
-    for file in files:
+    run_each(every, say, run)
+    names_of = {name: one.recipe.name for name, one in without.items()}
+    return result | {"sources": values(ArtifactStore().open(), whole.recipe.name, names_of)}
+
+
+def run_each(recipes: Sequence[Derived], say: Say, run: Run) -> None:
+    """Writes derived recipes, all before the first runs, and brings them up to date one after the other."""
+    for file in [one.write() for one in recipes]:
         say(f"{file.stem} …")
         run(file, say)
-    return result | {"sources": values(ArtifactStore().open(), whole.stem, {n: f.stem for n, f in without.items()})}
 
 
 def _adapter(recipe: Recipe, full: bool) -> list[str]:
@@ -109,10 +113,11 @@ def _left_out(path: Path, name: str) -> str:
     return f"preferences={json.dumps(left if isinstance(written, list) else written | {'sources': left})}"
 
 
-def lacks_policy(file: Path) -> bool:
-    """Whether the policy of the recipe in a file is not made yet."""
-    workspace = Workspace(load_recipe(file), load_pools())
-    return any(one.node.name == POLICY and one.commit is None for one in plan(workspace))
+def lacks_policy(one: Derived) -> bool:
+    """Whether the policy of a derived recipe is not made yet, whether or not the recipe is written."""
+    workspace = Workspace(one.recipe, load_pools())
+    planned = plan(workspace, withdrawn=one.withdrawn(workspace.store))
+    return any(step.node.name == POLICY and step.commit is None for step in planned)
 
 
 def price_told(result: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection
 
-from alignment.stages.stage import starts_of
+from alignment.stages.stage import starts_of, trainings_of
 from alignment.store import Commit, Store
 from alignment.store.store import refs_of
 from alignment_dags.retention.items import ToErase
@@ -45,12 +45,16 @@ def unneeded_checkpoints(
 
 
 def current_checkpoint_keys(store: Store, kind: str) -> set[str]:
-    """Keys of the checkpoints of a kind that recipes use now: current ones, champions, and their SFT checkpoints."""
+    """Keys of the checkpoints of a kind that recipes use now: current ones, champions, those that current policies were
+    trained against (with other settings they are trained against them again), and their SFT checkpoints."""
     current = {named.ref.artifact.key for named in refs_of(store, kind)}
     champions = (registered_champion(store, named.ref.artifact) for named in refs_of(store, REGISTERED))
     policies = [champion.policy for champion in champions if champion.policy is not None]
     if kind == POLICY:
-        return current | {policy.key for policy in policies}
+        policies_now = (store.commit_of(named.ref.artifact) for named in refs_of(store, POLICY))
+        trainings = (trained for policy in policies_now for trained in trainings_of(store.commit_of, policy))
+        references = [trained.inputs.get("reference") for trained in trainings]
+        return current | {policy.key for policy in (*policies, *references) if policy is not None}
     policies += [named.ref.artifact for named in refs_of(store, POLICY)]
     return current | {start.key for policy in policies for start in starts_of(store.commit_of, store.commit_of(policy))}
 

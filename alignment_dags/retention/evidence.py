@@ -15,7 +15,7 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from resources.home import ensure_home
 from resources.store import ArtifactStore
 
 FOLDER = "evidence"
+REPORT, REGISTERED = "evaluation_report", "registered_model"
 
 
 @dataclass(frozen=True)
@@ -223,19 +224,49 @@ def _train_rows(store: Store, policy: Commit) -> Iterator[str]:
 
 
 def _policy_before(store: Store, recipe: str, policy: Commit, rows: set[str]) -> tuple[Commit, set[str]]:
-    """The recipe's latest policy before this one that was trained on some of the rows, and which."""
+    """The policy that this one replaced, and which of the rows it was trained on: of the recipe's policies that were
+    finished before this one was begun and saw some of the rows, the latest that was evaluated, or else the latest.
+
+    The points of a sweep, other seeds and averages that were not picked are policies too, and may be later than the one
+    that was the recipe's.
+    """
+    evaluated = _evaluated(store, recipe)
+    begun = datetime.fromisoformat(policy.started_at) + timedelta(seconds=1)  # records have whole seconds, cut off
     earlier = [
         commit
         for commit in readable_commits(store, POLICY)
-        if commit.environment.get("recipe") == recipe and commit.digest != policy.digest
+        if (commit.environment.get("recipe") == recipe or commit.key in evaluated)
+        and commit.digest != policy.digest
+        and _finished(commit) < begun
     ]
-    for commit in sorted(earlier, key=lambda one: one.started_at, reverse=True):
+    for commit in sorted(earlier, key=lambda one: (one.key in evaluated, _finished(one)), reverse=True):
         try:
             if known := _trained_on(store, commit, rows):
                 return commit, known
         except MissingArtifact:
             continue
-    raise BadInput(f"no policy of {recipe} was ever trained on a withdrawn row, so none can have left a trace")
+    raise BadInput(
+        f"no policy of {recipe} that was finished before the current one was begun ({policy.started_at[:19]} UTC) was"
+        " trained on a withdrawn row, so none can have left a trace"
+    )
+
+
+def _finished(commit: Commit) -> datetime:
+    return datetime.fromisoformat(commit.started_at) + timedelta(seconds=commit.seconds)
+
+
+def _evaluated(store: Store, recipe: str) -> set[str]:
+    """Keys of the policies that were the recipe's: those that its reports are of, and those that it registered, also
+    where another recipe with the same settings had made them."""
+    reports = (one for one in readable_commits(store, REPORT) if one.environment.get("recipe") == recipe)
+    keys = {report.inputs["policy"].key for report in reports}
+    ref = store.read_ref(recipe, REGISTERED)
+    latest = None if ref is None else ref.artifact
+    while latest is not None:
+        registration = store.commit_of(latest)
+        keys.add(registration.inputs["policy"].key)
+        latest = registration.inputs.get("previous")
+    return keys
 
 
 def _trace_or_none(store: Store, recipe: Recipe, policy: Commit, rows: list[PreferenceRow]) -> Trace | None:

@@ -30,9 +30,10 @@ from dagster._core.storage.tags import MAX_RETRIES_TAG
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._utils.error import SerializableErrorInfo  # type: ignore[attr-defined]
 from dagster._utils.interrupts import capture_interrupts
+from sqlalchemy.exc import SQLAlchemyError
 
 from alignment.address import shown
-from alignment.errors import BadInput
+from alignment.errors import BadInput, one_line
 from alignment.progress import MOVING, Pace, duration, place_of
 from alignment.recipe import Recipe
 from alignment_dags.run.plan import Planned, plan
@@ -46,6 +47,8 @@ from assets.building.node import not_reported_elsewhere
 TAG = ".dagster/align_launch"  # Dagster's pages hide tags of this prefix
 PERIOD = 0.5  # seconds between two looks at the event log
 GOES_ON = "resuming from"
+NOT_TOLD = ("Dependencies for step", "logits: ", "prompts are ", "made (key ")
+"""How messages begin that are for the log of a Dagster run, and say nothing to who waits for it."""
 PAUSE = 3.0  # seconds between two lines that a step's stage logs and that say nothing of how far it is
 
 
@@ -82,10 +85,15 @@ class Progress:
     ) -> None:
         self._done.set()
         self._thread.join()
-        self._look()
+        self._try_to_look()
 
     def _follow(self) -> None:
         while not self._done.wait(PERIOD):
+            self._try_to_look()
+
+    def _try_to_look(self) -> None:
+        """A storage that does not answer is tried again; whoever executes the run meets the same, and tells it."""
+        with contextlib.suppress(SQLAlchemyError):
             self._look()
 
     def _look(self) -> None:
@@ -103,16 +111,17 @@ class Progress:
         """Warnings always, and where work goes on; how far a stage is, as a line that moves; of the others as many as a
         person can read."""
         message, warning = entry.user_message, int(entry.level) >= logging.WARNING
-        if not message or message.startswith("Dependencies for step") or UNFINISHED in message:
+        if not message or message.startswith(NOT_TOLD) or UNFINISHED in message:
             return
         place = None if warning else place_of(message)
         if place is not None:
             left = self._paces.setdefault(step, Pace()).left(*place, entry.timestamp)
             self.places[step] = "step {} of {}".format(*place) if "step" in message else "{} of {}".format(*place)
-            self.say(f"{MOVING}    {step}: {message}" + ("" if left is None else f", {duration(left)} left"))
+            soon = "" if left is None else f" ({duration(left)} left)"  # first, as a narrow terminal cuts the line
+            self.say(f"{MOVING}    {step}{soon}: {message}")
         elif warning or message.startswith(GOES_ON) or entry.timestamp - self._spoke.get(step, 0.0) >= PAUSE:
             self._spoke[step] = entry.timestamp
-            self.say(f"    {step}: {message}")
+            self.say(f"    {step}: {plain_alert(message)}".replace("\n", "\n    "))
 
     def _tell(self, entry: dg.EventLogEntry) -> None:
         event = entry.dagster_event
@@ -130,6 +139,15 @@ class Progress:
             self.say(f"  {self.phase} · {step} FAILED")
 
 
+def plain_alert(message: str) -> str:
+    """A message of a step; an alert among them without the recipe's name and the name to filter by, which the reader of
+    one run's lines knows or does not need."""
+    found = ALERT.match(message)
+    return message if found is None else f"{found[1]}{message[found.end() :]}"
+
+
+ALERT = re.compile(r"[a-z][a-z0-9_]*: (.*) \(alert [a-z_]+\)(?=\n|$)")
+"""The first line of `Alert.line`."""
 LOCATION = ManagedGrpcPythonEnvCodeLocationOrigin(
     LoadableTargetOrigin(module_name="alignment_dags.definitions"), location_name="alignment_dags"
 )
@@ -320,10 +338,10 @@ class StepFailure:
 
 
 def why(error: SerializableErrorInfo) -> str:
-    """What a person reads of a step's error that is none of ours."""
+    """What a person reads of a step's error that is none of ours, in one line."""
     if error.cls_name == ChildProcessCrashException.__name__:  # without a word of its own, or of Dagster's
         return "its process was killed, or crashed (out of memory, perhaps); run it again to go on"
-    return str((error.cause or error).message).strip()
+    return one_line((error.cause or error).message)
 
 
 def step_failures(instance: dg.DagsterInstance, run_id: str) -> list[StepFailure]:

@@ -8,8 +8,9 @@ from typing import Literal
 
 from alignment.data.hub import HubUnreachable
 from alignment.data.shards import names_on_the_hub
+from alignment.data.withdrawal import Withdrawn
 from alignment.errors import BadInput
-from alignment.store import Commit, Ref
+from alignment.store import Commit, Ref, Store
 from alignment_dags.run.workspace import Workspace
 from assets.building.node import Node, NotNeeded
 from assets.building.upstream import Upstream
@@ -37,6 +38,10 @@ class Planned:
 class PlannedUpstream(Upstream):
     """Artifacts as they will be: those the plan has found, and the store's refs for what it has not come to."""
 
+    def __init__(self, store: Store, recipe: str, withdrawn: Withdrawn | None = None) -> None:
+        super().__init__(store, recipe)
+        self._withdrawn = withdrawn
+
     def foresee(self, name: str, shard: str | None, commit: Commit, ref: Ref | None) -> None:
         """Takes it that the node, or its shard, will be this artifact."""
         same = ref is not None and ref.artifact == commit.artifact
@@ -53,18 +58,19 @@ def plan(
     only: Iterable[str] | None = None,
     refused: dict[str, str] | None = None,
     unreached: dict[str, str] | None = None,
+    withdrawn: Withdrawn | None = None,
 ) -> list[Planned]:
     """Every node (of `nodes`, where given) and shard (of `only` these), upstream first.
 
     Raises `BadInput` for a place outside of the recipe's region, for a package that is not here, and for sources a
     person has to mend; where `refused` is given, a shard that cannot be read waits, and `refused` is told why. Raises
     `HubUnreachable`; where `unreached` is given, a node that needs the hub's answer waits, and `unreached` is told why
-    by the node's name.
+    by the node's name. `withdrawn` is what the recipe must not use, where that is not what the store says of it.
     """
     recipe = workspace.recipe
     check_residency(recipe, workspace.pools, workspace.store)
     check_packages(recipe, workspace.pools)
-    upstream = PlannedUpstream(workspace.store, recipe.name)
+    upstream = PlannedUpstream(workspace.store, recipe.name, withdrawn)
     try:
         shards = list(upstream.shards(recipe) if only is None else only)
     except HubUnreachable:

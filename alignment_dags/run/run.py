@@ -23,6 +23,7 @@ from assets.evaluation_report import gate_and_baselines
 from assets.preference_shard import shows_its_kind
 from eval.judge.retirement import retirement
 from resources.compute import check_processes
+from resources.databases import dagster_instance
 
 
 @dataclass
@@ -58,7 +59,7 @@ def run_recipe(path: Path, say: Callable[[str], None]) -> Outcome:
         say(f"warning: {warning}")
     claim(workspace.store, recipe)
     remember(path, recipe)
-    with dg.DagsterInstance.get() as instance:
+    with dagster_instance() as instance:
         outcome.ended_runs = end_dead_runs(instance)
         for run_id in outcome.ended_runs:
             say(f"ended run {run_id[:8]}: its process is gone")
@@ -172,7 +173,7 @@ def run_backfill(path: Path, chosen: Chosen, stage: str | None, say: Callable[[s
         raise BadInput("has no SFT checkpoint to score with; `align run` makes it", file=str(path))
     claim(workspace.store, recipe)
     before = _current(planned, result.shards, stages)
-    with dg.DagsterInstance.get() as instance:
+    with dagster_instance() as instance:
         for run_id in end_dead_runs(instance):
             say(f"ended run {run_id[:8]}: its process is gone")
         apply_pools(instance, workspace.pools)

@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 
 from alignment.address import shown
-from alignment.errors import BadInput
+from alignment.errors import BadInput, one_line
 from alignment.guards import GATE, Guard
 from alignment.progress import CURVES
 from alignment.recipe.recipe import Recipe
@@ -182,7 +182,8 @@ class Materializer:
         except Exception as error:
             if not _holds_secret(error):
                 raise
-            raise dg.Failure(shown(f"{type(error).__name__}: {error}")) from None  # Dagster would record its cause
+            told = shown(f"{type(error).__name__}: {one_line(error)}")
+            raise dg.Failure(told) from None  # Dagster would record its cause
 
     def _if_store_is_empty(self) -> str:
         """What to say where nothing at all was built: a store that went in mid-run looks like a new one."""
@@ -205,7 +206,7 @@ class Materializer:
             work = Work(self.node.stage, request, self.store, self.tracking, pool, self.context, pool_name)
             with self.curves(request) if self.node.is_checkpoint else nullcontext():
                 commit = (self.node.make or run_stage)(work)
-        self.context.log.info(f"{'found' if hit else 'made'} {self.store.uri(commit.artifact)}")
+        self.context.log.info(f"{'found in the store' if hit else 'made'} (key {commit.key[:12]})")
         self.node.publish(self.store, self.tracking, commit)
         shown = self.node.show(commit, self.store.fetch(commit.artifact, deep="once"))
         reported = self.report(upstream, commit, shard, shown)
@@ -226,8 +227,9 @@ class Materializer:
         """
         red = [guard for guard in self.guards if not guard.passed and guard.name != GATE]
         before = self.store.read_ref(self.recipe.name, self.node.name)
-        if red and (before is None or before.artifact.key != commit.key):
-            text = "\n".join(f"{self.node.name}, {guard.name}: {guard.sentence}" for guard in red)
+        guards = self.node.guards
+        if guards and red and (before is None or before.artifact.key != commit.key):
+            text = "\n".join(guards.told(guard, self.node.name, self.recipe.name) for guard in red)
             send(self.recipe.alerts, Alert(self.recipe.name, "guard_failed", text))
 
     def materialize_each(self, shards: list[str]) -> None:
@@ -241,8 +243,8 @@ class Materializer:
                 self.context.log.error(f"{shard}: {failure.description}")
                 continue
             except Exception as error:  # of this shard only: the others go on
-                failures[shard] = dg.Failure(f"{type(error).__name__}: {error}")
-                self.context.log.exception(f"{shard}: {error}")
+                failures[shard] = dg.Failure(f"{type(error).__name__}: {one_line(error)}")
+                self.context.log.exception(f"{shard}: {one_line(error)}")
                 continue
             event = dg.AssetMaterialization(
                 asset_key=asset_key(self.recipe.name, self.node.name),

@@ -11,16 +11,21 @@ import importlib
 import json
 import multiprocessing
 import os
+import shutil
+import signal
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking for a GPU must not open it in this process
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is asked of a network, nor told to it: TRL would report its use
+os.environ["TQDM_DISABLE"] = "1"
 
-from benchmarks.gpu import kernels, passes, steps, training
-from benchmarks.gpu.tools import PRESETS, Record, the_device
+from benchmarks.gpu import BEGAN, kernels, passes, steps, training
+from benchmarks.gpu.tools import PRESETS, Record, scratch_of, shown, the_device
 from benchmarks.preference_mix import Size
 
 BY_SHAPE = {
@@ -58,12 +63,14 @@ KILLED = 10.0
 """Seconds that a part may take to die: one that waits in the driver for ever does not keep the others."""
 SHORTEST = 5.0
 """Seconds for which a part is not begun."""
-SPARE = 10.0
-"""Seconds of the time that are left for imports: a part gets what those before it left, and its own limit at most."""
+SPARE = 12.0
+"""Seconds of the time that are left for the last part's end (`KILLED`): a part gets what those before it left, and its
+own limit at most."""
 
 
 def work(part: str, preset: str, out: Path) -> None:
     """One part, in a process of its own."""
+    warnings.simplefilter("ignore")  # of libraries, about their next versions: the figures would be lost in them
     record = Record(out, part)
     try:
         device = the_device(preset)
@@ -99,13 +106,15 @@ def run(part: str, preset: str, out: Path, seconds: float, start: str) -> dict[s
     path.unlink(missing_ok=True)
     context: Any = multiprocessing.get_context(start)
     child = context.Process(target=work, args=(part, preset, out))
-    began = time.monotonic()
+    began, stopped = time.monotonic(), False
     child.start()
-    child.join(seconds)
-    stopped = child.is_alive()
-    if stopped:
-        child.kill()
-        child.join(KILLED)
+    try:
+        child.join(seconds)
+    finally:  # whoever stops this process stops the part too, which would keep the GPU
+        if stopped := child.is_alive():
+            child.kill()
+            child.join(KILLED)
+        shutil.rmtree(scratch_of(out), ignore_errors=True)
     found: dict[str, Any] = {"part": part, "status": "unfinished", "rows": []}
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -124,10 +133,7 @@ def table(found: dict[str, Any]) -> str:
         if list(row) != columns:
             columns = list(row)
             lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-        cells = [
-            f"{cell:.4g}" if isinstance(cell, float) else "" if cell is None else str(cell) for cell in row.values()
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(shown(cell).replace('|', '/') for cell in row.values())} |")
     return "\n".join(lines) + "\n"
 
 
@@ -139,10 +145,11 @@ def main() -> int:
     chosen = parser.parse_args()
     seconds, share = 60 * chosen.minutes - SPARE, max(1.0, chosen.minutes / MINUTES)
     chosen.out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     importlib.import_module("transformers.models.llama.modeling_llama")  # once, not in every part
-    began, start, tables, failed = time.monotonic(), "fork", [], []
+    start, tables, failed = "fork", [], []
     for part, limit in LIMITS.items():
-        left = seconds - (time.monotonic() - began)
+        left = seconds - (time.monotonic() - BEGAN)
         if left < SHORTEST and part != "environment":
             failed.append(part)
             tables.append(f"## {part}: no time was left\n")
@@ -151,12 +158,13 @@ def main() -> int:
         found = run(part, chosen.size, chosen.out, max(0.0, min(share * limit, left)), start)
         if found["status"] != "complete" and part == "environment":  # some drivers bear no fork: start afresh then
             start = "spawn"
-            found = run(part, chosen.size, chosen.out, limit, start)
+            left = seconds - (time.monotonic() - BEGAN)
+            found = run(part, chosen.size, chosen.out, max(0.0, min(share * limit, left)), start)
         if found["status"] != "complete":
             failed.append(part)
         tables.append(table(found))
-        print(tables[-1], flush=True)
-        summary = f"# size {chosen.size}, {time.monotonic() - began:.0f} s\n\n" + "\n".join(tables)
+        print(tables[-1].partition("\n")[0], flush=True)  # its rows were printed as they came
+        summary = f"# size {chosen.size}, {time.monotonic() - BEGAN:.0f} s\n\n" + "\n".join(tables)
         (chosen.out / "summary.md").write_text(summary, encoding="utf-8")  # whatever becomes of the next part
     print(f"not complete: {', '.join(failed)}" if failed else "all parts complete", flush=True)
     return 1 if failed else 0

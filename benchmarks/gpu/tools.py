@@ -47,8 +47,19 @@ def the_device(preset: str) -> torch.device:
     return torch.device("cpu")
 
 
+def scratch_of(out: Path) -> Path:
+    """Where a part writes what nobody reads afterwards; it is removed when the part ends, however it ends."""
+    return out / ".scratch"
+
+
+def shown(cell: Any) -> str:
+    """A figure as a person reads it."""
+    return f"{cell:.4g}" if isinstance(cell, float) else "" if cell is None else str(cell)
+
+
 class Record:
-    """The figures of one part, in OUT/<part>.json whenever one is added: a part that is stopped leaves what it had."""
+    """The figures of one part, printed and in OUT/<part>.json whenever one is added: a part that is stopped leaves what
+    it had."""
 
     def __init__(self, out: Path, part: str) -> None:
         self.path = out / f"{part}.json"
@@ -59,6 +70,8 @@ class Record:
     def add(self, **figures: Any) -> None:
         self.rows.append(figures)
         self.close("unfinished")
+        told = ", ".join(f"{name} {shown(cell)}" for name, cell in figures.items() if cell is not None)
+        print(f"{self.path.stem}: {told}", flush=True)
 
     def close(self, status: str) -> None:
         seconds = round(time.monotonic() - self.began, 2)

@@ -7,7 +7,8 @@ These parts need more than a bare image has. What is not there is named in the p
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,16 +18,16 @@ import torch
 
 from alignment.logprobs.scorer import logps
 from alignment.methods.dpo import Dpo
-from alignment.models.memory import PackedPass, Trained, training_bytes
+from alignment.models.memory import Checkpointing, PackedPass, Trained, training_bytes
 from alignment.models.runner import Runner
 from alignment.models.shape import shape_of
 from alignment.models.size import peak_flops, scoring_flops
 from alignment.training import packed_step
 from benchmarks.gpu.passes import COMPARED_PAIRS
 from benchmarks.gpu.steps import step_rows
-from benchmarks.gpu.tools import GIB, Record, build, short, timed
+from benchmarks.gpu.tools import GIB, Record, build, scratch_of, short, timed
 from benchmarks.preference_mix import Size, StepRow
-from benchmarks.trl_pass import trl_pass, trl_step
+from benchmarks.trl_pass import trl_pass, trl_step, without_trl
 
 LORA_RANK = 16
 LORA_LAYERS = {"8b": 32}
@@ -35,11 +36,14 @@ TRL_BATCH = 8
 """TRL's own pairs a device, for scoring and for a step."""
 
 
+BRING = "bash benchmarks/gpu_wheels.sh brings it along"
+
+
 def lacking(record: Record, name: str, *packages: str) -> bool:
     """Whether a package is not there; the part's rows then say so."""
     absent = [package for package in packages if find_spec(package) is None]
     if absent:
-        record.add(shape=name, skipped=f"needs {', '.join(absent)}: bash benchmarks/gpu_wheels.sh brings it along")
+        record.add(shape=name, skipped=f"needs {', '.join(absent)}: {BRING}")
     return bool(absent)
 
 
@@ -70,7 +74,8 @@ def trl(record: Record, name: str, size: Size, device: torch.device) -> None:
             f"{called}, sorted, batch {TRL_BATCH}": lambda: theirs(sorted_pairs, TRL_BATCH),
         },
     )
-    if lacking(record, name, "trl", "datasets"):
+    if (problem := without_trl()) is not None:
+        record.add(shape=name, skipped=f"steps need TRL, which cannot be imported ({problem}): {BRING}")
         return
     runner, method = Runner.of(model, flat[0]), Dpo()
     of_trl = trl_step(model, method.beta)
@@ -152,7 +157,8 @@ def whole(record: Record, name: str, size: Size, device: torch.device) -> None:
     kinds = [("full", size, False, False), ("full, selective", size, "selective", False)]
     if not lacking(record, name, "peft"):
         kinds.append((f"LoRA of rank {LORA_RANK}", full, "selective", True))
-    for kind, of, checkpointing, adapter in kinds:
+
+    def one(kind: str, of: Size, checkpointing: Any, adapter: bool) -> None:
         training = Training(of, device, checkpointing, adapter)
         flat = [sequence for row in training.rows for sequence in (row.chosen, row.rejected)]
         flops = (2 if adapter else 3) * (scoring_flops(training.model, flat) or 0.0)
@@ -163,12 +169,26 @@ def whole(record: Record, name: str, size: Size, device: torch.device) -> None:
             kind=kind,
             layers=of.config["num_hidden_layers"],
             pairs=len(training.rows),
+            pass_tokens=Runner.known(training.model).most or training.budget,
             seconds=seconds,
             tokens_per_second=numbers.tokens / seconds,
             utilisation=flops / seconds / peak if peak else None,
         )
-        del training
-        _empty(device)
+
+    for kind in kinds:
+        with room_for(record, device, shape=name, kind=kind[0]):
+            one(*kind)
+
+
+@contextmanager
+def room_for(record: Record, device: torch.device, **what: Any) -> Iterator[None]:
+    """Ends with an empty device. A model or an optimiser that does not fit is a row of its own, and the next one has
+    its turn."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        record.add(**what, failed=f"out of memory: {str(error).splitlines()[0]}")
+    _empty(device)  # what the error held is free by now
 
 
 def memory(record: Record, name: str, size: Size, device: torch.device) -> None:
@@ -177,7 +197,8 @@ def memory(record: Record, name: str, size: Size, device: torch.device) -> None:
         return
     shape = shape_of({"model_type": "llama", **size.config})
     assert shape is not None
-    for checkpointing in (False, "selective", True):
+
+    def one(checkpointing: Checkpointing) -> None:
         training = Training(size, device, checkpointing)
         runner = Runner.of(training.model, training.rows[0].chosen)
         sides = [[row.chosen, row.rejected] for row in training.rows]
@@ -201,13 +222,22 @@ def memory(record: Record, name: str, size: Size, device: torch.device) -> None:
         record.add(
             shape=name,
             checkpointing=str(checkpointing).lower(),
+            pass_tokens=runner.most or size.batch_tokens,  # less than planned where memory ran out
             planned_gib=planned,
             measured_gib=measured,
             measured_by_planned=None if measured is None else measured / planned,
             **{f"{part}_gib": held / GIB for part, held in parts.items()},
         )
-        del training, runner
-        _empty(device)
+
+    kinds: tuple[Checkpointing, ...] = (False, "selective", True)
+    for checkpointing in kinds:
+        with room_for(record, device, shape=name, checkpointing=str(checkpointing).lower()):
+            one(checkpointing)
+
+
+MOMENTS_AND_MASTER = 12
+"""Bytes of a parameter in a trainer's checkpoint."""
+MOST_WRITTEN = 16 * GIB
 
 
 def resume(record: Record, name: str, size: Size, device: torch.device) -> None:
@@ -220,7 +250,13 @@ def resume(record: Record, name: str, size: Size, device: torch.device) -> None:
         return torch.optim.lr_scheduler.LambdaLR(training.optimiser, lambda step: 1.0)
 
     undisturbed = Training(size, device)
-    with tempfile.TemporaryDirectory() as folder:
+    held = sum(MOMENTS_AND_MASTER * weight.numel() for weight in undisturbed.model.parameters())
+    if held > MOST_WRITTEN:
+        record.add(shape=name, skipped=f"a checkpoint of {held / GIB:.0f} GiB takes longer to write than this part has")
+        return
+    scratch = scratch_of(record.path.parent)
+    scratch.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
         for step in range(4):
             if step == 2:
                 shards.save_tensors(Path(folder), undisturbed.model, undisturbed.optimiser, 0, 1)

@@ -86,11 +86,6 @@ class ReportRequest(Request):
         metrics = {name: one for name, one in self.gate.metrics.items() if name.partition("/")[0] != NEW_ROWS}
         return self.gate.model_copy(update={"metrics": metrics})
 
-    @property
-    def baseline(self) -> Against:
-        """What `sft` is: where the policy started, an SFT checkpoint or (`base`) the base model."""
-        return baseline_at(self.sft)
-
 
 @dataclass(frozen=True)
 class Evidence:
@@ -110,6 +105,8 @@ class Evidence:
     """What came of the sweep that the policy is the winner of."""
     spreads: tuple[str, ...] = ()
     """A sentence for each metric of the gate on how much it varies from run to run."""
+    baseline: Against = "sft"
+    """What `sft` is: where the policy started."""
 
     def by_side(self, baseline: str) -> dict[str, dict[str, SuiteScores]]:
         """The scores under the names that a report gives the two sides; `baseline` is that of the first."""
@@ -173,7 +170,8 @@ def gather(store: Store, request: ReportRequest) -> Evidence:
     }
     found = spreads(list(bounds), samples, differences) if request.repeats else []
     behind = _behind_bounds(store, request)
-    return Evidence(sft, policy, beside_sft, beside_champion, hashes, behind, choice, tuple(found))
+    baseline = baseline_at(store, request.sft)
+    return Evidence(sft, policy, beside_sft, beside_champion, hashes, behind, choice, tuple(found), baseline)
 
 
 def _behind_bounds(store: Store, request: ReportRequest) -> dict[str, str]:
@@ -210,16 +208,16 @@ def verdict_of(request: ReportRequest, evidence: Evidence) -> Verdict:
     for number, repeat in enumerate(request.repeats):
         scores |= {f"seed_{number}/{suite}": artifact.digest for suite, artifact in repeat.scores.items()}
     champion = None if request.champion is None else request.champion.digest
-    further = () if evidence.choice is None else (check_of(evidence.choice, request.baseline),)
+    further = () if evidence.choice is None else (check_of(evidence.choice, evidence.baseline),)
     key = verdict_key(request.sft.digest, request.policy.digest, champion, scores, request.gate)
     against = evidence.against_champion
     if against is None:
         verdict = decide(
-            evidence.against_sft.every, None, request.asked, key, baseline=request.baseline, further=further
+            evidence.against_sft.every, None, request.asked, key, baseline=evidence.baseline, further=further
         )
     else:
         verdict = decide(
-            evidence.against_sft.every, against.every, request.asked, key, against.left_out, request.baseline, further
+            evidence.against_sft.every, against.every, request.asked, key, against.left_out, evidence.baseline, further
         )
     return verdict.model_copy(update={"reasons": [*verdict.reasons, *evidence.spreads]})
 

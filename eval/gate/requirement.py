@@ -7,13 +7,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from alignment.store import Artifact
+from alignment.store import Artifact, Store
 from eval.gate.compare import MetricComparison
 from eval.gate.metrics import PERCENT, unit_of
 from eval.statistics import clusters_needed, holm, p_above
 
 Outcome = Literal["pass", "fail", "inconclusive"]
-Against = Literal["sft", "base", "champion", "itself"]
+Against = Literal["sft", "adopted", "base", "champion", "itself"]
 
 ALPHA = 0.025
 """Level of the one-sided test that agrees with the rule "the lower end of the 95 % interval is above the threshold"."""
@@ -31,13 +31,27 @@ REMEDY = (
     "`align run` measures it again while its weights are there; after that, change the settings back, or promote the "
     "policy with `align promote --override`"
 )
-BASELINE_NAMES = {"sft": "the SFT baseline", "base": "the base model", "champion": "the champion"}
-SHORT_NAMES = {"sft": "SFT", "base": "base model", "champion": "champion", "itself": "–"}
+BASELINE_NAMES = {
+    "sft": "the SFT baseline",
+    "adopted": "the adopted model",
+    "base": "the base model",
+    "champion": "the champion",
+}
+SHORT_NAMES = {
+    "sft": "SFT",
+    "adopted": "adopted model",
+    "base": "base model",
+    "champion": "champion",
+    "itself": "–",
+}
 
 
-def baseline_at(start: Artifact) -> Against:
-    """What a policy that started from a checkpoint is compared with: its SFT checkpoint, or the base model."""
-    return "base" if start.kind == "base_model" else "sft"
+def baseline_at(store: Store, start: Artifact) -> Against:
+    """What a policy that started from a checkpoint is compared with: its SFT checkpoint, a model that the recipe adopts
+    as it is, or the base model."""
+    if start.kind == "base_model":
+        return "base"
+    return "adopted" if store.commit_of(start).summary.get("adopted") else "sft"
 
 
 class Check(BaseModel):
@@ -172,8 +186,8 @@ def _own_bound(
     return Check.of(metric, "itself", "pass" if holds else "fail", asked, seen)
 
 
-def max_ratio(metric: str, comparison: MetricComparison | None, most: float) -> Check:
-    """Whether the candidate's mean is at most `most` times the SFT baseline's, by the ratio's 95 % interval.
+def max_ratio(metric: str, comparison: MetricComparison | None, most: float, baseline: Against = "sft") -> Check:
+    """Whether the candidate's mean is at most `most` times the baseline's, by the ratio's 95 % interval.
 
     Where every item has the same ratio there is no interval, and the ratio itself decides: two models that answer alike
     pass.
@@ -181,10 +195,10 @@ def max_ratio(metric: str, comparison: MetricComparison | None, most: float) -> 
     asked = f"at most {most:.4g} times"
 
     def check(outcome: Outcome, seen: str) -> Check:
-        return Check.of(metric, "sft", outcome, asked, seen)
+        return Check.of(metric, baseline, outcome, asked, seen)
 
     if comparison is None:
-        return check("inconclusive", f"not measured on both the candidate and {BASELINE_NAMES['sft']}")
+        return check("inconclusive", f"not measured on both the candidate and {BASELINE_NAMES[baseline]}")
     ratio = comparison.ratio
     if ratio is None:
         return check("inconclusive", "no ratio to a mean of zero or less")

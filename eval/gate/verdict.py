@@ -127,7 +127,8 @@ def _checks(
         yield at_most(metric, comparison, requirement.at_most, max_missing)
         return
     if requirement.max_ratio is not None:
-        yield complete(max_ratio(metric, comparison, requirement.max_ratio), comparison, max_missing)
+        check = max_ratio(metric, comparison, requirement.max_ratio, baseline)
+        yield complete(check, comparison, max_missing)
         return
     if requirement.improve is not None:
         check = above(metric, baseline, comparison, requirement.improve, claims)

@@ -79,6 +79,11 @@ def _rated(answer: Scored) -> float | Failed:
         return "the prompt has no rubric"
     if not all(isinstance(check, dict) and check.get("kind") in CHECKS and "value" in check for check in checks):
         return "the prompt's rubric holds what is no check"
+    for check in checks:
+        try:
+            CHECKS[check["kind"]](answer.text.strip(), check["value"])
+        except (ValueError, TypeError, re.error):  # a pattern, or a number of words, that is none
+            return f"the prompt's rubric has a {check['kind']} that cannot be applied"
     return rubric_rating(answer.text, checks)
 
 
@@ -229,7 +234,8 @@ class RewardScorer:
                 written = tokens.completion(form_of(answer.prompt), answer.prompt, said)
             except BadInput as error:
                 problem = f"the reward model cannot read the prompts: {error.message}"
-                raise BadInput(problem, field="reward_model.adopt.chat_template") from error
+                field = "" if tokens.tokenizer.chat_template else ".chat_template"
+                raise BadInput(problem, field=f"reward_model.adopt{field}") from error
             if isinstance(written, Dropped):
                 found.append(f"the reward model cannot read it: {written.reason}")
             else:

@@ -10,7 +10,6 @@ from alignment.store import Store
 from eval.gate.compare import width_of
 from eval.gate.evidence import ReportRequest
 from eval.gate.metrics import Unit, headline, title_of, unit_of
-from eval.gate.requirement import SHORT_NAMES
 from eval.gate.scores import WrongEvidence
 from eval.statistics import paired_interval
 from eval.suites.samples import Sample
@@ -187,8 +186,9 @@ class Divergence:
     lines: list[DivergenceLine]
 
 
-def divergence_of(store: Store, request: ReportRequest) -> Divergence | None:
-    """The divergence that a report pins; None if it pins none, or if no response was sampled.
+def divergence_of(store: Store, request: ReportRequest, start: str = "SFT") -> Divergence | None:
+    """The divergence that a report pins; None if it pins none, or if no response was sampled. `start` is the name of
+    where the policy started.
 
     Raises `WrongEvidence` for the divergence of another policy.
     """
@@ -201,7 +201,7 @@ def divergence_of(store: Store, request: ReportRequest) -> Divergence | None:
     drawn = DivergenceSummary.of(commit)
     if drawn.kl is None or drawn.tokens_per_response is None or drawn.ended is None:
         return None
-    start, values = SHORT_NAMES[request.baseline], {"kl": drawn.kl, "kl_per_token": drawn.kl_per_token}
+    values = {"kl": drawn.kl, "kl_per_token": drawn.kl_per_token}
     lines = [_line(text.format(start=start), values[name], drawn.intervals.get(name)) for name, text in LINES.items()]
     return Divergence(
         responses=drawn.prompts - drawn.no_room,

@@ -39,6 +39,14 @@ REPORT_GUARDS = {
     "divergence": f"KL(policy ‖ start) is at most {MOST_KL:g} nats a response.",
     CONTAMINATION: GUARDS[CONTAMINATION],
 }
+REPORT_REMEDIES = {
+    "answers_missing": "the log of the answers or scores says why they are missing; run it again once that is mended",
+    "answer_length": "take a method that is normalised by length (simpo, or dpo with length_normalised), leave out"
+    " pairs with preferences.max_length_gap, or bound answers/length in the gate with max_ratio",
+    "answer_endings": "raise max_new_tokens if answers were cut; else train for fewer epochs or with a larger beta",
+    "repetition": "read answers in the report; train for fewer epochs, at a lower learning rate or with a larger beta",
+    "divergence": "raise beta or lower the learning rate; the gate bounds it with policy_divergence/kl: {at_most: …}",
+}
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,9 @@ def _without_answer(failed: int, items: int) -> str:
 
 
 RESPONSES = Guards(
-    {"answers_missing": f"At most {MOST_MISSING:.0%} of a suite's items have no whole answer."}, answers_failed
+    {"answers_missing": f"At most {MOST_MISSING:.0%} of a suite's items have no whole answer."},
+    answers_failed,
+    {"answers_missing": "the log of the answers says why; run it again once that is mended"},
 )
 
 

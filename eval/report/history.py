@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.gate.compare import MetricComparison
+from eval.gate.compare import MetricComparison, margin_of
 from eval.gate.metrics import headline, title_of, unit_of
 from eval.report.facts import day
 from eval.report.page import render
@@ -43,7 +43,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Course:
-    """One suite's main metric over versions: `line` and `baseline` are SVG paths on a plane of 100 by 100."""
+    """One suite's main metric over versions: `line` and `baseline` are SVG paths on a plane of 100 by 100, empty below
+    two versions, and `dots` and `baseline_dots` the versions on them."""
 
     title: str
     metric: str
@@ -51,6 +52,8 @@ class Course:
     high: str
     line: str
     baseline: str
+    dots: str
+    baseline_dots: str
     points: list[Point]
 
 
@@ -79,7 +82,7 @@ def _course(suite: str, versions: Sequence[Version]) -> Course:
     measured = [comparison for comparison in comparisons if comparison is not None]
     unit = unit_of(measured[-1].width)
     values = [value for comparison in measured for value in (comparison.baseline, comparison.candidate)]
-    low, high = min(values), max(values)
+    low, high = axis(min(values), max(values), measured[-1].width)
 
     def across(index: int) -> float:
         return 50.0 if len(versions) == 1 else round(100 * index / (len(versions) - 1), 2)
@@ -108,12 +111,27 @@ def _course(suite: str, versions: Sequence[Version]) -> Course:
         high=unit.format(high) + unit.sign,
         line=_path([(point.at, point.policy) for point in points]),
         baseline=_path([(point.at, point.sft) for point in points]),
+        dots=_dots([(point.at, point.policy) for point in points]),
+        baseline_dots=_dots([(point.at, point.sft) for point in points]),
         points=points,
     )
 
 
+def axis(low: float, high: float, width: float | None) -> tuple[float, float]:
+    """The ends of an axis with these values: at least two margins apart, as less is no change that counts, and within a
+    fraction's bounds."""
+    more = max(0.0, 2 * margin_of(width) - (high - low)) / 2
+    low, high = low - more, high + more
+    if width == 1.0:
+        shift = max(0.0, -low) - max(0.0, high - 1.0)
+        low, high = max(0.0, low + shift), min(1.0, high + shift)
+    return low, high
+
+
 def _path(places: Sequence[tuple[float, float | None]]) -> str:
     known = [(x, y) for x, y in places if y is not None]
-    if len(known) == 1:
-        known = [(0.0, known[0][1]), (100.0, known[0][1])]  # a level line, because a point would be invisible
-    return "M" + " L".join(f"{x:.2f} {y:.2f}" for x, y in known)
+    return "M" + " L".join(f"{x:.2f} {y:.2f}" for x, y in known) if len(known) > 1 else ""
+
+
+def _dots(places: Sequence[tuple[float, float | None]]) -> str:
+    return " ".join(f"M{x:.2f} {y:.2f} h0" for x, y in places if y is not None)

@@ -87,7 +87,7 @@ def page(
     """The HTML text; all texts of models and data files are escaped. `holm` has the corrected p-values of the suites'
     main metrics, and `guards` the findings of every guard behind the report."""
     champion = evidence.against_champion
-    suites, baseline = evidence.against_sft.suites, SHORT_NAMES[request.baseline]
+    suites, baseline = evidence.against_sft.suites, SHORT_NAMES[evidence.baseline]
     published, unranked = rankings(request.baselines, suites, baseline)
     asked = {suite: items_of(store, request.policy_scores[suite], suite) for suite in evidence.answered}
     return render(
@@ -115,7 +115,7 @@ def page(
             for suite in asked
             if (change := length(suite, evidence.sft[suite].samples, evidence.policy[suite].samples)) is not None
         ],
-        divergence=divergence_of(store, request),
+        divergence=divergence_of(store, request, baseline),
         rounds=rounds_of(store, request),
         examples=[
             examples(suite, evidence.sft[suite].samples, evidence.policy[suite].samples, questions(items))
@@ -162,7 +162,7 @@ def sweep_table(choice: Choice) -> dict[str, Any]:
 
 
 def started_at(baseline: str, what: str) -> str:
-    """The baseline's name in a sentence: SFT baseline or SFT checkpoint, as `what` says, or base model."""
+    """The baseline's name in a sentence: SFT baseline or SFT checkpoint, as `what` says; adopted model; base model."""
     return f"{baseline} {what}" if baseline == SHORT_NAMES["sft"] else baseline
 
 

@@ -52,7 +52,7 @@ def run(request: CheckRequest, context: Context) -> Result:
 
 
 def _check(request: CheckRequest, context: Context, load: Callable[..., PreTrainedModel]) -> Result:
-    folder = context.store.fetch(request.checkpoint, deep=True)
+    folder = context.store.fetch(request.checkpoint, deep=True if context.world_size == 1 else "once")
     runs_code = context.runs_code(request.checkpoint)
     model = load(folder, request.precision, runs_code=runs_code)
     generator = Generator(model, load_tokenizer(folder, runs_code), batch_tokens=1)

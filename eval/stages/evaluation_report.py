@@ -16,7 +16,7 @@ from alignment.store import Summary
 from eval.gate.compare import MetricComparison
 from eval.gate.evidence import Evidence, ReportRequest, gather, verdict_of
 from eval.gate.metrics import headline, title_of
-from eval.gate.requirement import SHORT_NAMES
+from eval.gate.requirement import SHORT_NAMES, Against
 from eval.gate.scores import Compared
 from eval.report.facts import categories_of, facts_of, items_of
 from eval.report.guards import CONTAMINATION, Line, drift_of, evaluation_findings, findings_behind
@@ -50,7 +50,9 @@ class ReportSummary(Summary):
     holm: dict[str, float] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
     bounded: Comparisons = Field(default_factory=dict)
-    """With the SFT baseline: answers and divergence, which are no suites."""
+    """With the baseline: answers and divergence, which are no suites."""
+    baseline: Against | None = None
+    """What the baseline is; None in records of earlier versions."""
     contamination: Finding | None = None
     """Whether training rows hold items of the suites; None where nobody could look."""
 
@@ -61,7 +63,7 @@ def run(request: ReportRequest, context: Context) -> Result:
     The digest is of statistics and verdict only. Dates, costs and the page's text are not part of it.
     """
     evidence = gather(context.store, request)
-    verdict, baseline = verdict_of(request, evidence), SHORT_NAMES[request.baseline]
+    verdict, baseline = verdict_of(request, evidence), SHORT_NAMES[evidence.baseline]
     sft = _plain(evidence.against_sft)
     champion = None if evidence.against_champion is None else _plain(evidence.against_champion)
     comparison = {"sft": sft, "champion": champion}
@@ -102,6 +104,7 @@ def run(request: ReportRequest, context: Context) -> Result:
         ],
         bounded=bounded,
         contamination=contamination,
+        baseline=evidence.baseline,
     )
     return Result(json_digest([comparison, verdict.model_dump(mode="json")]), summary)
 

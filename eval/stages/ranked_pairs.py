@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from alignment.data.rows import iter_records, write_records
 from alignment.digest import json_digest
-from alignment.errors import BadInput
+from alignment.errors import BadInput, counted, first_few
 from alignment.recipe.evaluation import Judge
 from alignment.recipe.generate import Pairing, Score
 from alignment.stages.candidates import STAGE as CANDIDATES
@@ -27,7 +27,7 @@ from alignment.stages.candidates import CandidatesSummary, read_candidates
 from alignment.stages.execute import execute
 from alignment.stages.preference_shard import PAIRS_FILE, PAIRS_SCHEMA
 from alignment.stages.stage import Context, Request, Result, Stage
-from alignment.store import Artifact, Summary
+from alignment.store import Artifact, Commit, Summary
 from eval.ranking.pairs import Candidate, Made, delta_pairs, paired, usable
 from eval.ranking.scorers import Reading, Scores, Total, added, scored_of
 from eval.summaries import Number
@@ -77,10 +77,25 @@ class RankedRequest(Request):
         return self
 
 
+class NoPairs(BadInput):
+    """One source's answers that make no pair: how many they are, their scores, why none is in a pair, and what judging
+    them cost."""
+
+    def __init__(
+        self, message: str, candidates: int, scores: Sequence[Total], left_out: Counter[str], cost: dict[str, Any]
+    ) -> None:
+        super().__init__(message)
+        self.candidates = candidates
+        self.scores = scores
+        self.left_out = left_out
+        self.cost = cost
+
+
 class RankedSummary(Summary):
     """`pairs` of `prompts` prompts. `left_out` has the reasons for answers and prompts that are in no pair; `scored`
     and `unscored` count answers. Means are of all pairs: `score_gap` of the scores, `longer` the share of pairs whose
-    better side is the longer one. `judge` is what judging cost."""
+    better side is the longer one. `judge` is what judging cost. `without_pairs` names the sources of which no pair was
+    made, where others have some, with the reason."""
 
     prompts: int
     candidates: int
@@ -95,10 +110,12 @@ class RankedSummary(Summary):
     score_gap: Number = None
     longer: Number = None
     judge: dict[str, Any] = Field(default_factory=dict)
+    without_pairs: dict[str, str] = Field(default_factory=dict)
 
 
 def run(request: RankedRequest, context: Context) -> Result:
-    """Writes pairs.parquet and scores.parquet. Raises `BadInput` if no pair is left."""
+    """Writes pairs.parquet and scores.parquet. A source of which no pair is made is named, and the pairs of the others
+    are kept; raises `BadInput` if no pair is left."""
     if context.rank:
         return Result("")
     if len(request.candidates) > 1:
@@ -123,7 +140,8 @@ def run(request: RankedRequest, context: Context) -> Result:
     write_records(context.out / PAIRS_FILE, PAIRS_SCHEMA, (row | origin for row in rows))
     _write_scores(context.out / SCORES_FILE, scores)
     if not tally.pairs:
-        raise BadInput(f"no pair was made of {len(prompts)} prompts; {_told(tally.left_out)}")
+        told = f"no pair was made of {counted(len(prompts), 'prompt')}; {_told(tally.left_out)}"
+        raise NoPairs(told, sum(map(len, prompts.values())), list(scores.values()), tally.left_out, scorers.bill)
     if tally.left_out:
         log.warning("%d pairs; %s", len(tally.pairs), _told(tally.left_out))
     known = [total.score for total in scores.values() if total.score is not None]
@@ -194,18 +212,27 @@ def _pairs(
 
 def _several(request: RankedRequest, context: Context) -> Result:
     """Every source's own artifact, and all their pairs in one file."""
-    commits = []
+    commits, without = list[Commit](), list[tuple[str, NoPairs]]()
     for place, candidates in enumerate(request.candidates):
         weak = request.weak[place : place + 1]
         one = request.model_copy(update={"candidates": (candidates,), "weak": weak})
-        commits.append(execute(STAGE, one, context.store))
+        try:
+            commits.append(execute(STAGE, one, context.store))
+        except NoPairs as error:
+            source = _source(context, candidates)
+            log.warning("%s: %s", source, error)
+            without.append((source, error))
+    if not commits:
+        told = first_few([f"{source}: {error}" for source, error in without], "; ")
+        raise BadInput(f"none of {len(request.candidates)} sources of prompts makes a pair: {told}")
     folders = [context.fetch(commit.artifact) for commit in commits]
     for file, schema in ((PAIRS_FILE, PAIRS_SCHEMA), (SCORES_FILE, SCORES_SCHEMA)):
         write_records(context.out / file, schema, (row for folder in folders for row in iter_records(folder / file)))
     summaries = [RankedSummary.of(commit) for commit in commits]
     left_out: Counter[str] = Counter()
-    for summary in summaries:
-        left_out.update(summary.left_out)
+    for counts in (*(summary.left_out for summary in summaries), *(error.left_out for _, error in without)):
+        left_out.update(counts)
+    lost = [total.score for _, error in without for total in error.scores]
     pairs = sum(summary.pairs for summary in summaries)
 
     def mean(name: str, weights: str) -> float | None:
@@ -213,11 +240,12 @@ def _several(request: RankedRequest, context: Context) -> Result:
         total = sum(weight for _, weight in known)
         return sum(value * weight for value, weight in known) / total if total else None
 
+    more: dict[str, Any] = {"without_pairs": {name: str(error) for name, error in without}} if without else {}
     summary = RankedSummary(
-        **{
-            name: sum(getattr(one, name) for one in summaries)
-            for name in ("prompts", "candidates", "scored", "unscored")
-        },
+        prompts=sum(one.prompts for one in summaries),
+        candidates=sum(one.candidates for one in summaries) + sum(error.candidates for _, error in without),
+        scored=sum(one.scored for one in summaries) + sum(score is not None for score in lost),
+        unscored=sum(one.unscored for one in summaries) + lost.count(None),
         pairs=pairs,
         left_out=dict(sorted(left_out.items())),
         generator=summaries[0].generator,
@@ -226,9 +254,17 @@ def _several(request: RankedRequest, context: Context) -> Result:
         mean_score=mean("mean_score", "scored"),
         score_gap=mean("score_gap", "pairs"),
         longer=mean("longer", "pairs"),
-        judge=added([one.judge for one in summaries if one.judge]),
+        judge=added(
+            [bill for bill in (*(one.judge for one in summaries), *(error.cost for _, error in without)) if bill]
+        ),
+        **more,
     )
     return Result(json_digest([commit.digest for commit in commits]), summary)
+
+
+def _source(context: Context, candidates: Artifact) -> str:
+    """The name of the source that all prompts of an artifact of candidates come from."""
+    return next((str(row["source"]) for row in read_candidates(context.fetch(candidates))), candidates.key[:12])
 
 
 def _both(request: RankedRequest) -> list[Artifact]:

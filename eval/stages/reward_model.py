@@ -29,8 +29,9 @@ from alignment.stages.stage import CheckpointSummary, Context, Request, Result, 
 from alignment.store import Artifact
 from alignment.training import resume
 from alignment.training.arguments import (
-    accumulation_steps,
     history,
+    micro_batches,
+    padded_steps,
     require_world_size,
     trainer_arguments,
     training_order,
@@ -132,13 +133,15 @@ def _train(request: RewardRequest, context: Context, folder: Path, pairs: Sequen
     assert request.manifest is not None
     ids = [pair.row_id for pair in pairs]
     order = training_order(ids, request.manifest.digest, request.seed, settings.epochs, settings.most_rows).tolist()
-    accumulation = accumulation_steps(settings, request.world_size)
-    arguments = trainer_arguments(settings, work, request.seed, len(order), settings.micro_batch_size, accumulation)
+    at_once, accumulation = micro_batches(settings, request.world_size)
+    arguments = trainer_arguments(settings, work, request.seed, len(order), at_once, accumulation)
     torch.manual_seed(request.seed)
     model = load_reward_model(folder, settings.precision, fresh=True)
     tokenizer = with_known_pad(load_tokenizer(folder), embeddings(folder))
     trainer = reward_trainer(model, pairs, tokenizer, arguments, settings.lora)
-    trainer.order = order
+    trainer.order, trainer.rows, trainer.batch_size = order, len(order), settings.batch_size
+    if request.world_size > 1:
+        trainer.order = padded_steps(order, settings.batch_size, at_once * request.world_size, trainer.empty_row)
     checkpoint = resume.last_complete(work)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if context.rank == 0:

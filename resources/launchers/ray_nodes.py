@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from ray.util import get_node_ip_address
 
+from alignment.errors import one_line
 from resources.launchers.launcher import RETRIES, torchrun_options
 
 JOIN = 3600  # seconds that a node waits for the others: a cluster that grows takes minutes to start one
@@ -67,7 +68,7 @@ def main() -> int:
             except ray.exceptions.RayError as error:
                 if elastic:
                     continue
-                print(f"error: a node of the launch was lost: {error}", file=sys.stderr, flush=True)
+                print(f"error: a node of the launch was lost: {one_line(error)}", file=sys.stderr, flush=True)
                 codes.append(137)  # as a process that was killed
             if codes[-1] and not elastic:
                 first.terminate()

@@ -1,4 +1,4 @@
-"""Lists in one line: a few names, and a count of the others."""
+"""Lists and errors in one line: a few names, and a count of the others."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import time
 from pathlib import Path
 
-from alignment.errors import be, counted, did_you_mean, first_few
+from alignment.errors import LONGEST, BadInput, be, counted, did_you_mean, first_few, one_line
 
 
 def test_a_short_list_is_named_whole() -> None:
@@ -51,3 +51,9 @@ def test_no_text_for_a_person_has_a_plural_behind_a_number_that_may_be_one() -> 
         if PLURALS.search(line) and "counted(" not in line
     ]
     assert wrong == []
+
+
+def test_an_error_of_many_lines_is_one_line_wherever_it_is_told() -> None:
+    assert str(BadInput("refused:\n\n  {\n    'a  b': 1\n  }\n", file="x")) == "x: refused: { 'a  b': 1 }"
+    assert one_line(ValueError("a\n\tb\n")) == "a b" and one_line(ValueError()) == "ValueError"
+    assert one_line("") == "" and len(one_line("x" * 5_000)) < LONGEST + 10

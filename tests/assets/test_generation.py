@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 import yaml
 
+from alignment.data.files import pin_file
 from alignment.errors import BadInput
-from alignment.stages import execute
-from alignment.stages.candidates import CandidatesRequest
+from alignment.generation.prompts import PromptSource
+from alignment.stages import Request, Result, Stage, execute
+from alignment.stages.candidates import CandidatesRequest, CandidatesSummary
 from alignment.stages.preference_manifest import ManifestRequest
 from alignment.store import Artifact, Ref, Store
 from alignment_dags.run.run import run_recipe
 from assets.building.upstream import Upstream
 from assets.champion import Champion
+from assets.generation import answered_by_both
 from resources.compute import check_processes
 from resources.pools import load_pools
 from tests.assets.test_policy_divergence import nodes, recipe
@@ -47,6 +50,47 @@ def test_delta_pairs_have_a_second_generator() -> None:
     assert found["weak_candidates"].needs == ("weak_model",)
     assert set(found["ranked_pairs"].needs) == {"candidates", "weak_candidates"}
     assert nodes(generate=delta | {"weak": "base"})["weak_candidates"].needs == ("base_model",)
+
+
+def test_strong_and_weak_answers_are_paired_by_their_source_of_prompts(store: Store, tmp_path: Path) -> None:
+    """One of the generators may have no prompt of a source that fits into its context."""
+    checkpoint = made(store, "sft_checkpoint")
+
+    def answered(model: str, *texts: str) -> Artifact:
+        def one(text: str) -> Artifact:
+            path = tmp_path / f"{text}.jsonl"
+            path.write_text(json.dumps({"prompt": text}) + "\n", encoding="utf-8")
+            request = CandidatesRequest(
+                checkpoint=checkpoint,
+                prompts=(PromptSource(file=pin_file(str(path))),),
+                n=1,
+                temperature=1,
+                max_new_tokens=8,
+                seed=1,
+                precision="float32",
+                batch_tokens=64,
+                generator=model,
+            )
+            counts = {"prompts": 1, "candidates": 1, "tokens": 1, "cut": 0, "quarantined": 0}
+            stage = Stage(
+                "candidates", 1, CandidatesRequest, lambda *_: Result(f"{model} {text}", CandidatesSummary(**counts))
+            )
+            return execute(stage, request, store).artifact
+
+        parts = [one(text) for text in texts]
+        counts = {"prompts": len(texts), "candidates": len(texts), "tokens": 1, "cut": 0, "quarantined": 0}
+        whole = Stage("candidates", 1, _Whole, lambda *_: Result(model, CandidatesSummary(**counts, parts=parts)))
+        return execute(whole, _Whole(name=f"{model} {texts}"), store).artifact
+
+    strong, weak = answered_by_both(store, answered("strong", "a", "b", "c"), answered("weak", "c", "a"))
+    assert [one.digest for one in strong] == ["strong a", "strong c"]
+    assert [one.digest for one in weak] == ["weak a", "weak c"]
+    with pytest.raises(BadInput, match="no source of prompts to which both generators have answered"):
+        answered_by_both(store, answered("other", "a", "b"), answered("weaker", "c"))
+
+
+class _Whole(Request):
+    name: str
 
 
 ENDPOINT = {"kind": "endpoint", "base_url": "http://127.0.0.1:9/v1", "model": "m-{digest}"}
@@ -101,8 +145,6 @@ def test_answers_of_an_earlier_champion_stay_and_new_prompts_go_to_the_one_of_to
 
     def answered(asked: CandidatesRequest) -> None:
         """Makes it the current one, as if it had been made."""
-        from alignment.stages import Result, Stage
-
         stage = Stage("candidates", 1, CandidatesRequest, lambda request, context: Result(request.model_dump_json()))
         store.write_ref(Ref(artifact=execute(stage, asked, store).artifact), "small", "candidates")
 

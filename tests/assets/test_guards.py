@@ -56,7 +56,9 @@ def node(value: int | None) -> Node:
         kinds=frozenset(),
         needs=(),
         request=request,
-        guards=Guards({"small": "Below ten.", "even": "By two.", "gate": "A verdict."}, find),
+        guards=Guards(
+            {"small": "Below ten.", "even": "By two.", "gate": "A verdict."}, find, {"small": "take a smaller one"}
+        ),
     )
 
 
@@ -80,7 +82,13 @@ def test_each_guard_is_a_check_with_its_sentence_and_a_reused_artifact_reports_i
         assert checks["even"].asset_key == asset_key("small", "number") and checks["even"].severity.name == "ERROR"
     assert materialized(4)["small"].passed
     alerts = [record.getMessage() for record in caplog.records if record.name == "alignment_dags.alerts"]
-    assert alerts == ["small: guard_failed: number, small: the value is 12"]  # once, and not for the gate
+    (alert,) = alerts  # once, and not for the gate
+    assert alert.rpartition(" - ")[2].splitlines() == [  # behind what Dagster puts before each line of a step
+        "small: the guard small of number is red; nothing is stopped by it (alert guard_failed)",
+        "  it saw: the value is 12",
+        "  it expects: Below ten.",
+        "  what to do: take a smaller one",
+    ]
 
 
 def test_a_node_with_nothing_to_make_has_nothing_to_check(home: Path) -> None:

@@ -9,7 +9,6 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,12 +26,16 @@ from alignment.recipe import Recipe, load_recipe
 from assets.building.upstream import Upstream
 from resources.store import ArtifactStore
 from tests.campaigns.test_kills import digests
-from tests.pipeline.test_interruptions import Run
+from tests.campaigns.warm import Warm, WarmRun
 
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(7200)]
 
 SEED, KILLS = 21, int(os.environ.get("WORKER_KILLS", "40"))
 WAYS = ("worker", "worker", "launcher", "driver")
+LATEST = 5.0
+"""Seconds after which a process is killed at the latest, once there are workers."""
+LOOK = 0.1
+"""Seconds between two looks for workers."""
 TWO = {"slots": 1, "launcher": "torchrun", "processes": 2}
 
 
@@ -69,18 +72,16 @@ def no_second_job(home: str) -> Iterator[None]:
     assert not twice
 
 
-def strike(run: Run, way: str, home: str, rng: random.Random) -> bool:
+def strike(run: WarmRun, way: str, home: str, rng: random.Random) -> bool:
     """Kills one process of a run once workers are at work and some time has passed; False where it ended before."""
     while not (found := [one for one in programs(home) if one[1] == "worker"]):
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            run.process.wait(0.1)
+        if run.over.wait(LOOK):
             return False
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        run.process.wait(5 * rng.random())
+    if run.over.wait(LATEST * rng.random()):
         return False
     if way == "driver":
-        os.kill(run.process.pid, signal.SIGKILL)
-        run.process.wait()
+        os.kill(run.pid, signal.SIGKILL)
+        run.over.wait()
         return True
     victims = [process for process, kind, _ in programs(home) if kind == way] or [process for process, *_ in found]
     with contextlib.suppress(psutil.Error):
@@ -95,7 +96,6 @@ def test_forty_kills_lose_nothing_and_start_no_second_job(
     tables: None,
     bring_up_to_date: Callable[[Recipe], Upstream],
     monkeypatch: pytest.MonkeyPatch,
-    align_command: list[str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     rng, home = random.Random(SEED), os.environ["ALIGN_HOME"]
@@ -115,16 +115,17 @@ def test_forty_kills_lose_nothing_and_start_no_second_job(
 
     kills: Counter[str] = Counter()
     number = 0
-    with no_second_job(home):
-        while sum(kills.values()) < KILLS:
-            run = Run(align_command, write(number, "two"))
-            while sum(kills.values()) < KILLS and run.process.poll() is None:
-                way = WAYS[sum(kills.values()) % len(WAYS)]
+    with no_second_job(home), Warm(tmp_path) as warm:
+        while kills.total() < KILLS:
+            run, before = warm.start("run", str(write(number, "two"))), kills.total()
+            while kills.total() < KILLS and not run.over.is_set():
+                way = WAYS[kills.total() % len(WAYS)]
                 if strike(run, way, home, rng):
                     kills[way] += 1
-            number += run.end() == 0
-        last = Run(align_command, write(number, "two"))
-        assert last.end() == 0, "".join(last.lines)
+            assert run.end() == 0 or kills.total() > before, run.tail()
+            number += run.code == 0
+        last = warm.start("run", str(write(number, "two")))
+        assert last.end() == 0, last.tail()
 
     store = ArtifactStore().open()
     parts = [pq.read_table(part) for part in Path(store.path("cache", "reference_logprobs")).rglob("part-*.parquet")]

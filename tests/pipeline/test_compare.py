@@ -125,7 +125,7 @@ def test_lineage_answers_in_short_first_and_shows_the_recipe_when_asked(
     finished(load_recipe(write(0.1)))
     page = list(lines(lineage_of("small")))
     assert page[0] == "small version 1"
-    assert page[1].startswith("  trained on ") and "rows of 2 shards, from SFT checkpoint" in page[1]
+    assert page[1].startswith("  trained on ") and "rows of 2 shards, from adopted model" in page[1]
     assert "recipe" not in [line.strip() for line in page]
     assert "  name: small" in list(lines(lineage_of("small"), verbose=True))
 

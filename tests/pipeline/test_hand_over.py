@@ -326,7 +326,7 @@ def test_a_champion_stays_one_when_it_cannot_be_published(
     with caplog.at_level("WARNING"):
         hand_over(upstream.store, Tracking(), registered(upstream), recipe)
     (line,) = [record.getMessage() for record in caplog.records if record.name == "alignment_dags.alerts"]
-    assert line.startswith("small: not_published: small version 1 was registered and not published: ")
+    assert line.startswith("small: small version 1 was registered and not published: ")
     assert "field 'publish.folder': cannot be published to: " in line and line.endswith(
         "`align publish small` repeats it"
     )

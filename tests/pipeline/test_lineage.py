@@ -125,7 +125,7 @@ def test_the_page_is_readable_and_says_everything_once(
         "gate: pass",
         "48 rows:",
         f"reference: {record['reference']['fingerprint'][:12]}",
-        "adopted from path ",
+        "adopted model: ",
         "shards: 2",
         "references: 2",
         "\n  name: small",

@@ -162,7 +162,7 @@ def test_rows_that_wait_are_measured_each_night_and_a_drift_wakes_the_night_that
     assert measured.accuracy is not None and measured.accuracy < 0.2 and measured.start_ranking_accuracy is not None
     assert "the champion prefers the chosen side in" in slept.reason and "look at the new data" in slept.reason
     assert nights.launched[-1] == ("small_train", ["preference_manifest", "new_rows"])
-    assert any("guard_failed" in one.message and "incoming/new_rows, drift" in one.message for one in caplog.records)
+    assert any("the guard drift of incoming/new_rows is red" in one.message for one in caplog.records)
     kept = Upstream(nights.store, "small")("preference_manifest")
     assert kept.digest == first.manifest, "the policy's manifest stays what it was trained on"
 

@@ -42,7 +42,7 @@ def recipe(small_recipe: dict[str, Any], tmp_path: Path) -> Recipe:
 def test_points_share_the_reference_and_only_a_confirmed_winner_passes(
     recipe: Recipe, bring_up_to_date: Callable[..., Upstream]
 ) -> None:
-    with pytest.raises(Exception, match=r"sweep against the SFT baseline"):
+    with pytest.raises(Exception, match=r"sweep against the adopted model"):
         bring_up_to_date(recipe)
     workspace = Workspace(recipe, load_pools())
     upstream = workspace.upstream()
@@ -68,7 +68,7 @@ def test_points_share_the_reference_and_only_a_confirmed_winner_passes(
     assert not sweep.confirmed, "two layers of random weights follow no instruction"
     commit = store.commit_of(upstream("evaluation_report"))
     report = ReportSummary.of(commit)
-    assert report.verdict == "inconclusive" and any("sweep against the SFT baseline" in why for why in report.reasons)
+    assert report.verdict == "inconclusive" and any("sweep against the adopted model" in why for why in report.reasons)
     items = len(read_samples(store.fetch(upstream("policy_evals/ifeval"))))
     counted = report.comparisons["ifeval"]["prompt_level_strict_acc"].n
     assert counted == sweep.points[sweep.picked].confirming.n < items, "the half that picked is not counted"
@@ -100,7 +100,7 @@ def test_averages_are_candidates_for_the_price_of_evaluating_and_the_policy_alon
     to_make = {stage.stage: stage.to_make for stage in forecast(workspace)}
     assert all(to_make[f"{name}/policy_responses"] == 1 for name in names), "each is priced"
     assert to_make["trained/policy_checkpoint"] == 1 and to_make["reference_logprobs"] == 0
-    with pytest.raises(Exception, match=r"sweep against the SFT baseline"):
+    with pytest.raises(Exception, match=r"sweep against the adopted model"):
         bring_up_to_date(recipe)
     upstream = workspace.upstream()
     store = upstream.store

@@ -30,7 +30,11 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
 def test_without_a_webhook_there_is_a_log_line(caplog: pytest.LogCaptureFixture) -> None:
     send(None, ALERT)
     assert [(one.name, one.levelno) for one in caplog.records] == [("alignment_dags.alerts", logging.WARNING)]
-    assert "small: night_failed: train failed: no space left" in caplog.text
+    assert caplog.messages == ["small: train failed: no space left — schade (alert night_failed)"]
+
+
+def test_the_log_has_the_name_to_filter_by_behind_the_first_of_several_lines() -> None:
+    assert Alert("small", "guard_failed", "one\n  two").line == "small: one (alert guard_failed)\n  two"
 
 
 def test_json_names_recipe_event_and_text(receiver: Receiver) -> None:

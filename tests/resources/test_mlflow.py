@@ -13,6 +13,8 @@ from urllib.parse import unquote
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from alignment.store import Artifact, Commit
 from resources.home import mlflow_ui
@@ -347,6 +349,23 @@ def test_a_model_of_another_recipe_is_not_taken_over(tracking: Tracking, micro_f
 def test_a_server_that_does_not_answer_is_said_after_the_tries() -> None:
     with pytest.raises(TrackingUnreachable, match=r"MLflow at http://127\.0\.0\.1:9"):
         Tracking(uri="http://127.0.0.1:9", attempts=2, pause=0.0).report(report())
+
+
+def test_a_server_that_goes_while_records_are_read_is_said_and_not_that_a_version_is_missing(
+    tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = MlflowRecords(tracking)
+
+    def no_answer(*_: object, **__: object) -> None:
+        raise MlflowException("no answer:\n<html>\n", TEMPORARILY_UNAVAILABLE)
+
+    for name in ("search_runs", "get_model_version", "get_model_version_by_alias"):
+        monkeypatch.setattr(records.client, name, no_answer)
+    policy = Artifact(kind="policy_checkpoint", key="k" * 40, attempt="a", digest="d" * 64)
+    asked = (lambda: records.run_ids(["k" * 40]), lambda: records.commit_of(policy))
+    for ask in (*asked, lambda: records.registration("m", "1"), lambda: records.registration("m", "champion")):
+        with pytest.raises(TrackingUnreachable, match=r"^MLflow at sqlite:.*: no answer: <html>$"):
+            ask()
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,9 @@ REMEDIES = {
 
 def remedy(reason: str, columns: Collection[str]) -> str | None:
     """What to do about a file whose commonest reason this is, where there is something to do."""
-    if reason.startswith(("missing field", "missing column", "unknown form")):
-        return advice(columns)
-    return REMEDIES.get(reason)
+    return advice(columns) if of_the_form(reason) else REMEDIES.get(reason)
+
+
+def of_the_form(reason: str) -> bool:
+    """Whether a row with this reason may be in another form than it was read in."""
+    return reason.startswith(("missing field", "missing column", "unknown form"))

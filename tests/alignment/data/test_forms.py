@@ -915,6 +915,7 @@ def test_a_file_is_advised_once_for_its_commonest_reason() -> None:
     told = validation.advice("f")
     assert told is not None and "{prompt: question, chosen: good, rejected: bad}" in told
     assert validation.advice("another") is None
+    assert validation.advice("f", accepted=31) is None, "the form is known, and these rows have faults of their own"
     plain = {"prompt": "p", "system": "s", "chosen": "c", "rejected": "r"}
     list(validation.accepted([Record(1, value=plain)], "g"))
     assert validation.advice("g") == "preferences.columns: {system: system} reads its rows as conversations"

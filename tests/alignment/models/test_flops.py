@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,13 +49,45 @@ def test_a_prompt_counts_once_however_many_completions_it_has() -> None:
     assert 1.2 * alone < both < 1.6 * alone
 
 
-def test_nothing_is_claimed_for_a_mixture_of_experts_or_an_unknown_device() -> None:
-    assert scoring_flops(model_of("mixtral", num_local_experts=4), [TokenSequence((1,), (2,))]) is None
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 96,
+        "shared_expert_intermediate_size": 112,
+    },
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 3, "moe_intermediate_size": 96},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+}
+
+
+@pytest.mark.parametrize("kind", sorted(MIXTURES))
+def test_of_a_mixture_those_experts_count_that_a_token_goes_through(kind: str) -> None:
+    """torch's own counter does not know grouped products, so each expert runs by itself here."""
+    tokens, model = 40, model_of(kind, **MIXTURES[kind])
+    model.set_experts_implementation("eager")
+    shape = shape_of(model.config.to_dict())
+    assert shape is not None
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, tokens, dtype=torch.long), logits_to_keep=tokens - 1)
+    whole, causal = (4 * shape.query_width * LAYERS * seen for seen in (tokens**2, tokens * (tokens + 1) / 2))
+    sequences = [TokenSequence((1,), (2,) * (tokens - 1))]
+    assert scoring_flops(model, sequences) == pytest.approx(counter.get_total_flops() - whole + causal, rel=1e-12)
+    found = forward_operations(shape, Work.of(1, (tokens - 1,))).useful
+    assert found == pytest.approx(scoring_flops(model, sequences), rel=1e-12)
+
+
+def test_nothing_is_claimed_for_experts_that_are_not_understood_or_an_unknown_device() -> None:
+    of_many: Any = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(num_experts=4)))
+    assert scoring_flops(of_many, [TokenSequence((1,), (2,))]) is None
     assert peak_flops(torch.device("cpu"), torch.bfloat16) is None
 
 
-def test_operations_by_sizes_alone_are_those_by_the_model() -> None:
-    model, shape = model_of(), shape_of(model_of().config.to_dict())
+@pytest.mark.parametrize("kind", ["llama", "cohere", "cohere2", "gpt2"])
+def test_operations_by_sizes_alone_are_those_by_the_model(kind: str) -> None:
+    model = model_of(kind)
+    shape = shape_of(model.config.to_dict())
     assert shape is not None
     sequences = [TokenSequence((1,) * 30, (2,) * own) for own in (12, 20)]
     work = Work.of(30, (12, 20))

@@ -133,6 +133,13 @@ def test_a_gpu_that_does_not_compute_in_bfloat16_is_named(monkeypatch: pytest.Mo
 
 
 @pytest.mark.usefixtures("one_rank")
+def test_a_mixture_of_experts_is_refused_for_what_it_is_and_not_for_weights_that_it_lacks(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, letter_tokenizer(), "mixtral", num_local_experts=4)
+    with pytest.raises(BadInput, match=r"^field 'sharded': .* cannot be sharded: its weights are stored in another"):
+        load_sharded(folder, "float32")
+
+
+@pytest.mark.usefixtures("one_rank")
 def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

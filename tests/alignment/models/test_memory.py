@@ -21,7 +21,7 @@ from alignment.models.memory import (
     training_bytes,
 )
 from alignment.models.recompute import recompute_cheap_parts
-from alignment.models.shape import FAMILIES, Shape, shape_of
+from alignment.models.shape import FAMILIES, GELUS, Shape, shape_of
 from alignment.recipe import Lora
 from alignment.training.trainer import MasterAdamW
 
@@ -29,12 +29,27 @@ PROMPT, SIDES, ROWS = 40, (70, 62), 4
 PACKED = PackedPass.of([(PROMPT, SIDES)] * ROWS)
 NEAR = 0.1
 """What activations may be off by."""
+OWN: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_inner": 160, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 96,
+        "shared_expert_intermediate_size": 112,
+    },
+    "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 96},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+}
+"""Settings that other architectures do not have."""
+TARGETS = {"phi3": "qkv_proj", "gpt2": "c_attn"}
 
 
 def model_of(kind: str, precision: str, **settings: Any) -> Any:
     config = AutoConfig.for_model(
         kind,
-        **{
+        **OWN.get(kind, {})
+        | {
             "vocab_size": 97,
             "hidden_size": 64,
             "intermediate_size": 160,
@@ -75,7 +90,7 @@ def saved_bytes(model: Any) -> int:
         return tensor
 
     rotary = [module for module in model.modules() if hasattr(module, "rope_type")]
-    assert rotary
+    assert rotary or model.config.model_type == "gpt2"
     hooks = [
         module.register_forward_hook(lambda _module, _inputs, made: [keep(each) for each in made] and None)
         for module in rotary
@@ -107,7 +122,10 @@ def test_activations_with_an_adapter_too(kind: str, precision: str, dropout: flo
     from peft import LoraConfig, get_peft_model
 
     model = model_of(kind, precision)
-    targets: Any = ["qkv_proj" if kind == "phi3" else "q_proj"] if few else "all-linear"
+    targets: Any = [TARGETS.get(kind, "q_proj")] if few else "all-linear"
+    if FAMILIES[kind].adapted_experts and not few:
+        assert shape(model).adapted(Lora()) is None, "what adapters beside experts keep is not counted"
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
     lora = Lora(rank=4, dropout=dropout, target_modules=targets)
     settings = LoraConfig(r=4, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
     adapted = get_peft_model(model, settings).train()
@@ -122,9 +140,28 @@ def test_activations_with_an_adapter_too(kind: str, precision: str, dropout: flo
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("wide", [True, False])
-def test_weights_gradients_masters_and_moments_are_exactly_those_of_the_optimiser(precision: str, wide: bool) -> None:
-    model = model_of("llama", precision)
+@pytest.mark.parametrize("settings", [{}, {"use_qk_norm": True, "attention_bias": True}], ids=str)
+def test_activations_of_a_parallel_layer_with_norms_of_heads(precision: str, settings: dict[str, Any]) -> None:
+    model = model_of("cohere", precision, **settings)
+    assert activations(shape(model), PACKED, precision, flash=False).kept(False) == pytest.approx(
+        saved_bytes(model), rel=NEAR
+    )
+
+
+@pytest.mark.parametrize("activation", sorted(GELUS))
+def test_activations_of_gpt2_by_its_activation(activation: str) -> None:
+    model = model_of("gpt2", "float32", activation_function=activation)
+    assert activations(shape(model), PACKED, "float32", flash=False).kept(False) == pytest.approx(
+        saved_bytes(model), rel=NEAR
+    )
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("kind", "wide"), [("llama", True), ("llama", False), ("gpt2", True), ("qwen2_moe", True)])
+def test_weights_gradients_masters_and_moments_are_exactly_those_of_the_optimiser(
+    kind: str, precision: str, wide: bool
+) -> None:
+    model = model_of(kind, precision)
     weights = list(model.parameters())
     seen: dict[str, float] = {}
     settings: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.0}

@@ -55,6 +55,17 @@ def test_a_model_whose_layers_share_a_weight_with_the_rest_is_refused(tmp_path: 
         shard(model, "float32", CPU)
 
 
+@pytest.mark.parametrize("kind", ["mixtral", "olmoe"])
+def test_a_mixture_of_experts_is_refused(kind: str, tmp_path: Path) -> None:
+    """As the plan has it (`alignment_dags.planner.loads.unshardable`)."""
+    model = model_of(tmp_path, kind)
+    with pytest.raises(
+        BadInput, match=r"^field 'sharded': .* cannot be sharded: its weights are stored in another"
+    ) as told:
+        shard(model, "float32", CPU)
+    assert "\n" not in str(told.value) and str(told.value).endswith("leave out sharded")
+
+
 def test_a_model_without_a_list_of_layers_is_refused(tmp_path: Path) -> None:
     model = model_of(tmp_path)
     model.model.layers = torch.nn.Sequential(*model.model.layers)

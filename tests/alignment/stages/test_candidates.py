@@ -241,3 +241,35 @@ def test_what_is_held_out_is_asked_apart_and_nothing_else(
     assert CandidatesSummary.of(made).quarantined == 0
     with pytest.raises(BadInput, match="none of its prompts is held out: give more prompts"):
         execute(STAGE, request_of(texts, n=1, held_out_fraction=0.0, held_out=True), store)
+
+
+def test_a_source_without_a_prompt_is_named_and_counted_and_the_others_are_sampled(
+    store: Store, tmp_path: Path, request_of: Callable[..., CandidatesRequest]
+) -> None:
+    """A day's file whose prompts were all withdrawn, or cannot be read, ends no night."""
+    good = source(tmp_path, "good.jsonl", [{"prompt": asked("Hello")}])
+    bad = source(tmp_path, "bad.jsonl", [{"text": "nothing"}, {"text": "again"}])
+    gone = source(tmp_path, "gone.jsonl", [{"prompt": asked("mine")}])
+    made = execute(STAGE, request_of(prompts=(bad, good, gone), withdrawn=(id_of("mine"),)), store)
+    told = CandidatesSummary.of(made)
+    assert (told.prompts, told.quarantined, told.reasons) == (1, 2, {"missing field prompt": 2})
+    assert {Path(name).name: why for name, why in told.without_prompts.items()} == {
+        "bad.jsonl": "no prompt to sample answers to; most common reason: missing field prompt (2 of 2)",
+        "gone.jsonl": "no prompt to sample answers to; of its prompts 1 were withdrawn",
+    }
+    assert len(parts_of(store, made.artifact)) == 1 and len(texts_of(store, made.artifact)) == 3
+    with pytest.raises(BadInput, match=r"none of 2 sources has a prompt to sample answers to: .*bad\.jsonl: no prompt"):
+        execute(STAGE, request_of(prompts=(bad, gone), withdrawn=(id_of("mine"),)), store)
+
+
+def test_a_round_without_prompts_of_its_own_says_how_many_are_of_other_rounds(
+    store: Store, request_of: Callable[..., CandidatesRequest]
+) -> None:
+    texts = ["prompt 1", "prompt 2"]
+    with pytest.raises(BadInput) as error:
+        for number in range(3):  # two prompts, three rounds
+            execute(STAGE, request_of(texts, n=1, portion=(number, 3)), store)
+    assert "no prompt to sample answers to; of its prompts 0 were withdrawn, and 2 are of other rounds" in str(
+        error.value
+    )
+    assert str(error.value).endswith("give more prompts, or fresh_prompts: false") and "\n" not in str(error.value)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import errno
+import json
 import multiprocessing
 import os
 import shutil
 import stat
+import subprocess
+import sys
+import tempfile
 import uuid
 from pathlib import Path
 
 import pytest
 
 from alignment.errors import BadInput
-from alignment.store import Artifact, Commit, CorruptArtifact, MissingArtifact, Store
+from alignment.store import Artifact, Commit, CorruptArtifact, MissingArtifact, Store, files
 from alignment.store.place import explain_no_space
 from alignment.store.store import COMMIT_FILE, Attempt
 
@@ -228,3 +232,69 @@ def test_a_file_that_was_altered_is_never_read_as_what_was_committed(store: Stor
         with pytest.raises(CorruptArtifact, match=r"file\.txt: sha256 .* it was changed or damaged since"):
             read()
     assert store.open(made.artifact, "sub/file.txt", verified=False).read() == b"hallo"
+
+
+RANK = """
+import json, sys
+from pathlib import Path
+from alignment.errors import CorruptArtifact
+from alignment.store import Artifact, Store, files
+
+read, stream_sha256 = [], files.stream_sha256
+files.stream_sha256 = lambda stream: (read.append(found := stream_sha256(stream)), found)[1]
+artifact = Artifact.model_validate_json(sys.argv[3])
+told = ""
+for _ in range(2):  # a stage asks for its inputs more than once
+    try:
+        Store(sys.argv[1], Path(sys.argv[2])).fetch(artifact, deep="once")
+    except CorruptArtifact as error:
+        told = str(error)
+print(json.dumps([sum(size for _, size in read), told]))
+"""
+
+
+def ranks(store: Store, artifact: Artifact, tmp_path: Path, launch: str, count: int = 2) -> list[tuple[int, str]]:
+    """Bytes that each rank of a launch on one machine hashes, and what it is told of the artifact."""
+    given = [store.url, str(store.cache), artifact.model_dump_json()]
+    told = {"WORLD_SIZE": f"{count}", "LOCAL_WORLD_SIZE": f"{count}", "TORCHELASTIC_RUN_ID": launch}
+    temporary = tmp_path / "temporary"
+    temporary.mkdir(exist_ok=True)
+    environment = os.environ | told | {"TMPDIR": str(temporary)}
+    started = [
+        subprocess.Popen([sys.executable, "-c", RANK, *given], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(count)
+    ]
+    answers = [json.loads(process.communicate()[0]) for process in started]
+    return [(int(size), str(text)) for size, text in answers]
+
+
+def test_the_ranks_of_a_machine_hash_an_artifact_once_and_all_refuse_a_damaged_one(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"), cache=tmp_path / "cache")
+    made = build(store, text="x" * 100_000)
+    size = sum(entry.size for entry in made.files.values())
+    assert ranks(store, made.artifact, tmp_path, "alone", count=1) == [(size, "")]
+    for launch in ("first", "second"):  # another launch takes nobody's word
+        assert sorted(ranks(store, made.artifact, tmp_path, launch)) == [(0, ""), (size, "")]
+    path = Path(store.path("thing", "k", made.attempt, "sub", "file.txt"))
+    path.write_text("y" * 100_000)
+    found = sorted(ranks(store, made.artifact, tmp_path, "second"))
+    assert [read for read, _ in found] == [0, size], "a changed file is hashed again in the same launch"
+    for _, told in found:
+        assert told.startswith(f"{path}: sha256 ") and "it was changed or damaged since" in told and "\n" not in told
+
+
+def test_nobody_elses_word_is_taken_for_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder for the ranks' words that another user has made is not used: each rank hashes for itself."""
+    store = Store(str(tmp_path / "store"), cache=tmp_path / "cache")
+    made = build(store)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    place = tmp_path / f"alignment-dags-{os.getuid()}"
+    (tmp_path / "another").mkdir()
+    place.symlink_to(tmp_path / "another")
+    assert store.fetch(made.artifact, deep="once").is_dir()
+    assert not list((tmp_path / "another").iterdir())
+    place.unlink()
+    files._hashed.clear()  # as in a process that did not build it
+    assert store.fetch(made.artifact, deep="once").is_dir()
+    assert place.stat().st_mode & 0o777 == 0o700 and len(list(place.iterdir())) == 1

@@ -6,6 +6,8 @@ import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,17 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from alignment.data.tokens import TokenSequence
+from alignment.data.tokens import Tokenization, TokenSequence
+from alignment.errors import BadInput
 from alignment.logprobs.scorer import logps
 from alignment.methods import Method, method_of
 from alignment.models import forward, rope
 from alignment.models.attention import shared_prompts
+from alignment.models.checkpoint import load_model, load_tokenizer
 from alignment.models.packing import pack_rows
 from alignment.models.runner import Runner
-from alignment.recipe import Dpo
+from alignment.recipe import Dpo, TokenPolicy
 from alignment.training import packed_step
 from alignment.training.pairs import PolicyPair
 from alignment.training.trainer import MasterAdamW
+from tests.alignment.training.conftest import write_tiny_model
 
 VOCABULARY = 90
 SMALL = {
@@ -258,6 +263,89 @@ def test_a_step_that_runs_out_of_memory_is_done_again_in_smaller_passes(monkeypa
     monkeypatch.setattr(Runner, "states", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError))
     with pytest.raises(torch.OutOfMemoryError):
         packed_step.backward(runner, method, rows[:1], 1, 400, ())
+
+
+def test_a_sharded_step_that_runs_out_of_memory_is_one_line_that_names_a_smaller_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is not done again here: the other ranks wait in the middle of the pass."""
+    model, rows = model_of("llama", torch.float32), rows_of(5, 12)
+    runner = Runner.of(model, rows[0].chosen)
+    runner.sharding = SimpleNamespace(missing=lambda passes: 0, dtype=torch.float32)  # type: ignore[assignment]
+    monkeypatch.setattr(Runner, "states", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError))
+    smaller = r"^field 'reference.batch_tokens': a pass of 400 tokens does not fit into memory: say 200$"
+    with pytest.raises(BadInput, match=smaller):
+        packed_step.backward(runner, method_of(Dpo()), rows, len(rows), 400, model.parameters())
+
+
+def descended(
+    folder: Path, rows: list[PolicyPair], dtype: torch.dtype, rate: float, ranks: int, nudge: float = 0.0
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The weights before and after 20 steps of 8 rows by SGD with the trainer's schedule and clipping, each step's
+    gradient the sum of those of the ranks' shares. `nudge` moves the start at random."""
+    model, method = load_model(folder, "float32").to(dtype), method_of(Dpo(beta=0.1))
+    runner, weights = Runner.of(model, rows[0].chosen), list(model.parameters())
+    logps(model, [side for row in rows for side in (row.chosen, row.rejected)], 2048)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in weights:
+            weight.add_(nudge * torch.randn(weight.shape, generator=draw, dtype=dtype))
+    start = [weight.detach().clone() for weight in weights]
+    for number in range(20):
+        step = [rows[(8 * number + place) % len(rows)] for place in range(8)]
+        total = [torch.zeros_like(weight) for weight in weights]
+        for rank in range(ranks):
+            model.zero_grad()
+            share = [step[place] for place in packed_step.share_of(method, step, rank, ranks)]
+            packed_step.backward(runner, method, share, len(step), 2048, ())
+            for each, weight in zip(total, weights, strict=True):
+                each.add_(weight.grad)
+        norm = math.sqrt(sum(float(each.double().square().sum()) for each in total))
+        now = rate * min(1.0, number / 2) * (1 + math.cos(math.pi * max(0, number - 2) / 18)) / 2
+        with torch.no_grad():
+            for each, weight in zip(total, weights, strict=True):
+                weight.sub_(now * min(1.0, 1 / norm) * each)
+    return start, [weight.detach() for weight in weights]
+
+
+def distance(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
+    pairs = zip(ours, theirs, strict=True)
+    return math.sqrt(sum(float((one.double() - other.double()).square().sum()) for one, other in pairs))
+
+
+@pytest.mark.parametrize(("rate", "rounded", "grows"), [(1e-4, 1e-4, 1.1), (0.05, 1e-5, 1.1), (0.5, 1e-3, 1e3)])
+def test_the_steps_of_two_ranks_differ_from_those_of_one_by_rounding_alone(
+    rate: float, rounded: float, grows: float, lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """‖w₂ − w₁‖ / ‖w₁ − w₀‖ after 20 steps, which is measured of two processes in `test_sharding`.
+
+    In float64 it is at most 2e-12 at every rate: two ranks take the same rows with the same weights, and sum their
+    gradients in another order. In float32 two things decide how much becomes of that order.
+
+    - Against small steps the rounding of weights is large. A weight of 0.3 is known to 3e-8, and a step of 1e-4 over
+      20,000 weights moves each by some 7e-7; where two gradients part in the seventh digit, some of the sums
+      round up here and down there. So the ratio is 1.6e-5 at 1e-4, and 5e-6 at 0.05, where steps are larger.
+    - Large steps make more of a difference. A nudge to the start grows 103 times in 20 steps at 0.5, and not at all
+      at 0.05 and 1e-4. So the ratio is 8e-5 at 0.5 here, and 3e-4 of two processes with halves of each weight.
+
+    Between the two, at 0.05, rounding leaves 1e-5 of what was learned.
+    """
+    folder = write_tiny_model(tmp_path / "model", kind="qwen2")
+    tokens, reference = Tokenization(load_tokenizer(folder), TokenPolicy(max_length=64)), load_model(folder, "float32")
+    sides = [tokens.pair(row) for row in lab.rows(36)]
+    cached = logps(reference, [side for pair in sides for side in pair], 2048)
+    rows = [
+        PolicyPair(f"row{place}", *pair, cached[2 * place], cached[2 * place + 1], "p")
+        for place, pair in enumerate(sides)
+    ]
+    start, one = descended(folder, rows, torch.float32, rate, 1)
+    assert distance(descended(folder, rows, torch.float32, rate, 2)[1], one) <= rounded * distance(one, start)
+    with exact(monkeypatch):
+        start, one = descended(folder, rows, torch.float64, rate, 1)
+        assert distance(descended(folder, rows, torch.float64, rate, 2)[1], one) <= 1e-10 * distance(one, start)
+        nudged, end = descended(folder, rows, torch.float64, rate, 1, nudge=1e-9)
+    growth = distance(end, one) / distance(nudged, start)
+    assert growth <= grows and (growth > 10) == (rate == 0.5)
 
 
 def test_no_more_than_a_block_of_logits_is_held(monkeypatch: pytest.MonkeyPatch) -> None:

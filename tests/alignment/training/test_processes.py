@@ -113,6 +113,27 @@ def test_a_node_that_does_not_see_where_a_sharded_policy_is_saved_is_named_befor
     assert seen_by_all(tmp_path, Ranks()) == tmp_path
 
 
+def test_a_damaged_checkpoint_is_refused_by_every_process_in_one_line(lab: Any, tmp_path: Path) -> None:
+    """The one that hashed it says so, and so does the other, which took its word; no training begins."""
+    checkpoint = lab.checkpoint()
+    request = lab.dpo_request(checkpoint, lab.manifest(checkpoint, lab.rows(8)), world_size=2)
+    weights = Path(lab.store.fetch(checkpoint)) / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    path = tmp_path / "request.json"
+    path.write_text(request.model_dump_json(), encoding="utf-8")
+    launch = [sys.executable, "-m", "alignment.stages.ranks", "--nproc-per-node", "2", "--standalone"]
+    stage = ["-m", "alignment.stages", "policy_checkpoint", "--request", str(path), "--store", lab.store.url]
+    done = subprocess.run([*launch, *stage], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    *told, last = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert told and len(told) <= 2 and len(set(told)) == 1
+    assert told[0].startswith(f"error: {weights}: sha256 ") and "restore it from a backup" in told[0]
+    assert "failed, see above" in last
+    assert lab.store.find(STAGE.kind, STAGE.key(request)) is None
+
+
 @pytest.mark.parametrize(
     ("codes", "code", "says"),
     [

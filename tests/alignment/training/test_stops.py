@@ -115,6 +115,8 @@ def test_each_sign_of_trouble_has_its_sentence(
 
 def test_a_training_that_goes_well_shows_no_sign_and_rewards_without_a_reference_say_nothing() -> None:
     assert signs(history(**GOOD), {"accuracy": 0.7, "margin": 1.5}, Dpo()) == []
+    hardly = GOOD | {"chosen_reward": [0.0] * 4 + [1.0] * 4, "rejected_reward": [0.0] * 4 + [0.05] * 4}
+    assert signs(history(**hardly), {"accuracy": 0.7}, Dpo()) == [], "the rejected reward hardly rises"
     falling = history(**(GOOD | {"chosen_reward": [-1.0] * 4 + [-2.0] * 4}))
     assert isinstance(signs(falling, {}, Dpo())[0], Sign)
     assert signs(falling, {}, Dpo(loss="simpo")) == []

@@ -82,7 +82,7 @@ def test_an_alias_in_its_place_alerts_nobody(book: NightBook, look: Callable[...
 def test_every_change_is_told_once(book: NightBook, look: Callable[..., list[str]]) -> None:
     register(book, "2")
     (first,) = look("1")
-    assert first.startswith("small: alias_moved: the alias champion of small is on version 1")
+    assert first.startswith("small: the alias champion of small is on version 1")
     assert look("1") == []
     (gone,) = look(None)
     assert "is gone" in gone
@@ -104,6 +104,6 @@ def test_an_alias_that_the_night_itself_put_back_is_told_of_too(
     book: NightBook, look: Callable[..., list[str]]
 ) -> None:
     register(book, "2", TWO + timedelta(minutes=30), alias_moved="it was on version 1")
-    assert look("2") == ["small: alias_moved: it was on version 1"]
+    assert look("2") == ["small: it was on version 1 (alert alias_moved)"]
     assert noted(book) == ""
     assert look("2") == [], "that was an earlier night's registration"

@@ -84,6 +84,16 @@ def test_nor_is_what_the_policy_before_the_night_was_trained_on_by_whoever(store
     assert scored_between(store, night(TWO + DAY), [], after, (), None).sequences == 3
 
 
+def test_nor_is_what_stands_behind_the_log_probs_of_a_champion_or_a_link_that_it_was_trained_against(
+    store: Store,
+) -> None:
+    old, new = reference(store, "a", 4, 1.0), reference(store, "b", 2, 0.5)
+    first, after = manifest(store, "first", old), manifest(store, "second", old, new)
+    under_champion = made(store, "policy_logprobs", "c", summary={"scored": 4}, inputs={"manifest": first})
+    made(store, "policy_checkpoint", "p", TWO, inputs={"manifest": manifest(store, "of_champion", under_champion)})
+    assert scored_between(store, night(TWO + DAY), [], after, (), None).sequences == 2
+
+
 def test_without_a_manifest_nothing_is_counted(store: Store) -> None:
     assert scored_between(store, night(TWO), [], None, (), 3.0) == Scored()
 

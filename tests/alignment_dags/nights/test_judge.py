@@ -34,8 +34,8 @@ def test_it_is_alerted_once_ahead_and_once_after(book: NightBook, caplog: pytest
 
     alerts = {after: night(after) for after in (0, 9, 10, 11, 39, 40, 41, 80)}
     assert {after: len(found) for after, found in alerts.items() if found} == {10: 1, 40: 1}
-    assert alerts[10][0].startswith(f"small: judge_retires: the judge m retires on {day}")
-    assert alerts[40][0].startswith(f"small: judge_retires: the judge m has been retired since {day}")
+    assert alerts[10][0].startswith(f"small: the judge m retires on {day}")
+    assert alerts[40][0].startswith(f"small: the judge m has been retired since {day}")
 
 
 def test_a_recipe_without_a_judge_has_nothing_to_tell(book: NightBook, caplog: pytest.LogCaptureFixture) -> None:

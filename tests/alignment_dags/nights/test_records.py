@@ -56,7 +56,7 @@ def test_missed_nights_do_not_pile_up_and_somebody_is_told(book: NightBook, capl
     assert "2026-11-22 02:00 UTC came before it began" in list(book.latest())[1].reason
     told = [record.getMessage() for record in caplog.records if record.name == "alignment_dags.alerts"]
     assert len(told) == 2
-    assert told[0].startswith("small: night_missed: night of 2026-11-21 02:00 UTC missed: ")
+    assert told[0].startswith("small: night of 2026-11-21 02:00 UTC missed: ")
     caplog.clear()
     assert whose_turn(book, RECIPE, TWO + 3 * DAY) == turn
     assert caplog.records == []

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 import yaml
 
+from alignment.models.shape import shape_of
 from alignment.recipe import Lora, Recipe, load_recipe, parse_recipe
 from alignment.store import Commit, Ref, Store
 from alignment_dags.cli.run import show_plan
 from alignment_dags.nights.worth import price_of
 from alignment_dags.planner.forecast import History, StageForecast, forecast, seconds_of
-from alignment_dags.planner.hours import lengths_of
+from alignment_dags.planner.hours import UNMEASURED, lengths_of
+from alignment_dags.planner.loads import load_of, remedies, unshardable
 from alignment_dags.run.workspace import Workspace
 from assets.building.node import Node
 from assets.graph import nodes_of
@@ -100,6 +102,48 @@ def test_the_divergence_loads_a_model_and_answers_of_an_endpoint_none(store: Sto
     assert with_endpoint["policy_divergence"].memory_gib.value
     assert with_endpoint["policy_responses"].memory_gib.value == 0
     assert "an endpoint answers" in with_endpoint["policy_responses"].memory_gib.how
+
+
+MIXTURE = CONFIG | {"model_type": "mixtral", "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+SINKS = CONFIG | {"model_type": "gpt_oss", "num_local_experts": 4, "num_experts_per_tok": 2}
+GPT2 = {"model_type": "gpt2", "vocab_size": 64, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64}
+
+
+def test_what_cannot_be_planned_is_named_and_never_guessed(store: Store, tmp_path: Path) -> None:
+    def planned(config: dict[str, Any], **more: Any) -> dict[str, StageForecast]:
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(config))
+        of = parse_recipe(recipe().model_dump(mode="json", exclude_unset=True) | more, "-", {})
+        return stages(of, store, path)
+
+    sinks = planned(SINKS)["policy_checkpoint"]
+    assert sinks.memory_gib.value and not sinks.memory_parts_gib and sinks.fits is None
+    assert "activations are not known and come on top: its attention has sinks" in sinks.memory_gib.how
+    dropping = planned(GPT2)
+    assert "drops units" in dropping["sft_checkpoint"].memory_gib.how and dropping["sft_checkpoint"].fits is None
+    assert dropping["policy_checkpoint"].memory_parts_gib["activations"] > 0  # which trains without dropout
+    mixture = planned(MIXTURE)["policy_checkpoint"]
+    assert mixture.memory_parts_gib["activations"] > 0
+    beside_experts = planned(MIXTURE, optimise={"lora": {}})["policy_checkpoint"]
+    assert "puts adapters beside experts too" in beside_experts.memory_gib.how and beside_experts.fits is None
+    beside_attention = planned(MIXTURE, optimise={"lora": {"target_modules": ["q_proj", "v_proj"]}})
+    assert beside_attention["policy_checkpoint"].memory_parts_gib["activations"] > 0
+
+
+def test_a_mixture_of_experts_is_not_planned_sharded_nor_told_to_be(store: Store) -> None:
+    """Its weights are stored otherwise than it computes, which `require_shardable` refuses."""
+    node = next(node for node in nodes(recipe()).values() if node.name == "policy_checkpoint")
+    pool = load_pools()["h100_node"]
+    shape = shape_of(MIXTURE)
+    assert shape is not None
+    lengths = lengths_of(recipe(), [])
+    load = load_of(node, recipe(), pool, shape, lengths)
+    assert load is not None and unshardable(load) is None
+    assert "cannot be sharded" in (unshardable(replace(load, shards=8)) or "")
+    changes = {change for each in remedies(node.name, load, pool, 1.0, True) for change in each.changes}
+    dense = replace(load, shape=shape_of(CONFIG))
+    assert not any("sharded" in change for change in changes)
+    assert unshardable(replace(dense, shards=8)) is None
 
 
 @pytest.fixture
@@ -388,7 +432,7 @@ def test_the_hubs_cache_on_this_machine_is_looked_at_before_the_hub(
 def test_an_embedded_model_needs_no_store_and_is_told_in_small_units(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    planned = forecast(Workspace(recipe(ifeval=EMBEDDED), load_pools(), lambda: store))
+    planned = forecast(Workspace(recipe(ifeval=EMBEDDED), load_pools(), lambda: store), rows=2100)
     champion = next(one for one in planned if one.stage == "champion_responses")
     assert (champion.current, champion.to_make) == (0, 0), "there is none, and none is to be made"
     shown = {"too_large": [], "warnings": [], "notes": [], "upgrade": None}
@@ -397,4 +441,7 @@ def test_an_embedded_model_needs_no_store_and_is_told_in_small_units(
     lines = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
     assert lines["policy_checkpoint"][4:7] == ["48.3", "MiB", "yes"]
     assert lines["registered_model"][4] == "-", "gate: none registers nothing, so it loads no model"
-    assert out.count("this recipe never made one") == 1, "what is so of many stages is said once"
+    assert out.count(f": {UNMEASURED}") == 1, "what is so of many stages is said once"
+    (training,) = [line for line in out.splitlines() if line.strip().startswith("policy_checkpoint: 2100 rows of ")]
+    assert training.endswith(f"; {UNMEASURED}") and " operations" in training
+    assert lines["policy_checkpoint"][-2:] == ["unknown", "-"], "the pool has no price, so there is none to know"

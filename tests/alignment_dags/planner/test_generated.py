@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from alignment.recipe import parse_recipe
+from alignment.recipe import Recipe, parse_recipe
 from alignment.store import Store
 from alignment_dags.planner.forecast import StageForecast
 from alignment_dags.planner.generated import pairs_a_prompt
@@ -18,10 +18,14 @@ SAMPLED: dict[str, Any] = {"prompts": EMBEDDED | {"parts": 2}, "n": 4, "max_new_
 POOLS = dict.fromkeys(("sft", "reference", "policy", "responses"), "h100")
 
 
-def planned(store: Store, **sections: Any) -> dict[str, StageForecast]:
+def recipe_of(**sections: Any) -> Recipe:
     plain = {"name": "small", "base_model": EMBEDDED, "sft": {"dataset": EMBEDDED}, "preferences": EMBEDDED}
     plain |= {"pools": POOLS, "held_out_fraction": 0.25, "judge": JUDGE}
-    return stages(parse_recipe(plain | sections, "-", {}), store, rows=1000)
+    return parse_recipe(plain | sections, "-", {})
+
+
+def planned(store: Store, **sections: Any) -> dict[str, StageForecast]:
+    return stages(recipe_of(**sections), store, rows=1000)
 
 
 def test_later_rounds_are_planned_with_the_rows_that_they_make(store: Store) -> None:

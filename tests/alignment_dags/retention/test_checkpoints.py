@@ -69,3 +69,14 @@ def test_what_a_running_build_pins_stays(store: Store, policies: Callable[..., l
         assert keys_in_use(store) == {"r-policy-0", "r-sft-0"}
         assert spent(store, 1) == []
     assert spent(store, 1) == ["r-policy-0", "r-sft-0"], "its builder has ended"
+
+
+def test_what_the_current_policy_was_trained_against_stays(
+    store: Store, policies: Callable[..., list[Commit]], made: Callable[..., Commit]
+) -> None:
+    """An earlier champion was its reference: with other settings it is trained against that one again."""
+    reference, _, last = policies(3)
+    inputs = {"checkpoint": last.inputs["checkpoint"], "reference": reference.artifact}
+    current = made("policy_checkpoint", "r-policy-3", 3, inputs=inputs)
+    store.write_ref(Ref(artifact=current.artifact), "r", "policy_checkpoint")
+    assert spent(store, 1) == ["r-policy-1", "r-policy-2", "r-sft-1"]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from alignment.errors import BadInput
 from alignment.models.pin import pin_model
 from alignment.recipe import Dpo, ModelSource, TokenPolicy
 from alignment.stages import Result, Stage, execute
 from alignment.stages.base_model import BaseModelRequest
 from alignment.stages.policy import DpoRequest
-from alignment.store import Artifact, Commit, Store
-from alignment_dags.retention.evidence import Measured, bits_of_start, trace
+from alignment.store import Artifact, Commit, Ref, Store
+from alignment_dags.retention.evidence import Measured, _policy_before, bits_of_start, trace
 
 
 def drawn(rng: np.random.Generator, rows: int, shift: float = 0.0) -> list[Measured]:
@@ -71,3 +75,87 @@ def test_the_start_has_the_bits_that_it_had_for_the_held_out_pairs(store: Store)
     assert bits_of_start(store, trained(first.artifact, **qlora), start) is None, "a chain is measured against it whole"
     assert bits_of_start(store, trained(start.artifact, loss="simpo", **qlora), start) is None
     assert bits_of_start(store, trained(start.artifact), start) is None
+
+
+ROW = "withdrawn"
+
+
+@pytest.fixture
+def trained(store: Store) -> Callable[..., Commit]:
+    """A policy of ten minutes' training, begun in that minute of the day, that saw the withdrawn row or did not; where
+    it is `evaluated`, the recipe has a report of it."""
+
+    def commit(kind: str, key: str, minute: int, recipe: str, **inputs: Artifact) -> Commit:
+        attempt = store.begin(kind, key)
+        rows = pa.table({"row_id": [key.partition("-")[2] or key, "other"], "split": ["train", "held_out"]})
+        pq.write_table(rows, attempt.path / "training_rows.parquet")
+        return store.commit(
+            attempt,
+            digest=f"digest-{key}",
+            stage=kind,
+            code_version=1,
+            inputs=inputs,
+            summary={},
+            environment={"recipe": recipe},
+            started_at=f"2026-01-01T{minute // 60:02d}:{minute % 60:02d}:00+00:00",
+            seconds=600.0,
+        )
+
+    def train(name: str, minute: int, recipe: str = "r", *, saw: bool = True, evaluated: bool = False) -> Commit:
+        policy = commit("policy_checkpoint", f"{name}-{ROW if saw else 'unseen'}", minute, recipe)
+        if evaluated:
+            commit("evaluation_report", f"{name}_report", minute + 10, recipe, policy=policy.artifact)
+        return policy
+
+    return train
+
+
+def test_the_policy_before_is_the_latest_that_was_over_when_the_current_one_began(
+    store: Store, trained: Callable[..., Commit]
+) -> None:
+    for name, minute in (("first", 0), ("second", 20)):
+        trained(name, minute)
+    before = trained("third", 40)
+    trained("unseen", 60, saw=False)
+    current = trained("current", 80, saw=False)
+    trained("still_training", 75)
+    trained("later", 120)
+    trained("of_another", 55, "s")
+    found, known = _policy_before(store, "r", current, {ROW})
+    assert (found.key, known) == (before.key, {ROW})
+    with pytest.raises(BadInput, match=r"no policy of r that was finished before the current one was begun"):
+        _policy_before(store, "r", store.commit_of(before.artifact), {"nobody's"})
+
+
+def test_a_policy_that_is_found_again_as_it_was_before_the_rows_came_has_none_before_it(
+    store: Store, trained: Callable[..., Commit]
+) -> None:
+    """After a withdrawal the data may be what it was once, and its policy is not trained again."""
+    once = trained("once", 0, saw=False)
+    trained("with_the_row", 20, evaluated=True)
+    with pytest.raises(BadInput, match=r"\(2026-01-01T00:00:00 UTC\) was trained on a withdrawn row"):
+        _policy_before(store, "r", once, {ROW})
+
+
+def test_the_policy_before_is_the_recipes_own_and_not_another_seed_or_candidate(
+    store: Store, trained: Callable[..., Commit]
+) -> None:
+    trained("of_the_night_before", 0, evaluated=True)
+    before = trained("of_the_night", 20, evaluated=True)
+    trained("other_seed", 40)
+    assert _policy_before(store, "r", trained("current", 90, saw=False), {ROW})[0].key == before.key
+
+
+def test_a_policy_that_another_recipe_made_is_the_recipes_own_where_it_was_evaluated_or_promoted(
+    store: Store, trained: Callable[..., Commit], made: Callable[..., Commit]
+) -> None:
+    old, shared = trained("old", 0, "twin"), trained("shared", 20, "twin")
+    current = trained("current", 90, saw=False)
+    with pytest.raises(BadInput, match="no policy of r"):
+        _policy_before(store, "r", current, {ROW})
+    made("evaluation_report", "of_the_shared_one", 31, inputs={"policy": shared.artifact})
+    assert _policy_before(store, "r", current, {ROW})[0].key == shared.key
+    first = made("registered_model", "first", 40, inputs={"policy": shared.artifact})
+    back = made("registered_model", "back", 50, inputs={"policy": old.artifact, "previous": first.artifact})
+    store.write_ref(Ref(artifact=back.artifact), "r", "registered_model")
+    assert _policy_before(store, "r", current, {ROW})[0].key == shared.key, "a return to an older one trains nothing"

@@ -11,9 +11,12 @@ from typing import Any
 from dagster._utils.error import SerializableErrorInfo
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy.exc import OperationalError
 
+from alignment.progress import MOVING
 from alignment_dags.definitions import PRELOADED
 from alignment_dags.run.launch import Progress, first_reason, stretches, why
+from resources.alerts import Alert
 
 
 @given(st.lists(st.booleans(), max_size=30), st.integers(1, 7))
@@ -52,6 +55,39 @@ def test_where_work_goes_on_is_told_however_soon_after_another_line() -> None:
     assert told == ["    policy: curves while it trains", "    policy: resuming from step 20"]
 
 
+def test_a_storage_that_does_not_answer_is_looked_at_again() -> None:
+    looks: list[int] = []
+
+    def get_runs(*_: object, **__: object) -> list[Any]:
+        looks.append(1)
+        if len(looks) == 1:
+            raise OperationalError("SELECT", (), Exception("database is locked"))
+        return []
+
+    instance: Any = SimpleNamespace(get_runs=get_runs)
+    with Progress(instance, "train", lambda _: None) as progress:
+        while len(looks) < 2:
+            progress._thread.join(0.1)
+            assert progress._thread.is_alive()
+
+
+def test_the_lines_of_a_stage_are_for_who_waits_for_it() -> None:
+    """An alert in plain words, how long it takes before how it goes, and nothing of what only a log needs."""
+    told: list[str] = []
+    nothing: Any = None
+    progress = Progress(nothing, "train", told.append)
+    alert = Alert("small", "guard_failed", "the guard odd of policy is red\n  it saw: 3").line
+    lines = ((30, alert), (20, "step 1/9, loss 1"), (20, "step 2/9, loss 1"), (20, "made (key 0a)"), (20, "logits: x"))
+    for at, (level, message) in enumerate(lines):
+        entry: Any = SimpleNamespace(user_message=message, level=level, timestamp=10.0 * at)
+        progress._tell_message(entry, "policy")
+    assert told == [
+        "    policy: the guard odd of policy is red\n      it saw: 3",
+        f"{MOVING}    policy: step 1/9, loss 1",
+        f"{MOVING}    policy (70 s left): step 2/9, loss 1",
+    ]
+
+
 def error(message: str, kind: str, cause: SerializableErrorInfo | None = None) -> SerializableErrorInfo:
     return SerializableErrorInfo(message=message, stack=[], cls_name=kind, cause=cause)
 
@@ -61,6 +97,7 @@ def test_a_step_whose_process_died_is_said_in_words() -> None:
     assert "killed, or crashed" in why(error(crash, "ChildProcessCrashException"))
     cause = error("OSError: the disk is on fire\n", "OSError")
     assert why(error("dagster.DagsterExecutionStepExecutionError: …", "Other", cause)) == "OSError: the disk is on fire"
+    assert why(error("E: full\n[SQL: …]\n", "E")) == "E: full [SQL: …]", "in one line"
 
 
 def test_a_run_that_failed_before_any_step_says_why_in_a_line() -> None:

@@ -97,7 +97,7 @@ def test_neither_a_run_nor_the_sensor_begins_with_a_name_that_is_taken(
     with dg.instance_for_test() as instance:
         told = watch(instance, Workspace(other, load_pools(), lambda: store), None)
     assert told.run_requests == [] and "the source is not followed" in str(told.skip_reason)
-    assert any("source: the source is not followed" in one.getMessage() for one in caplog.records)
+    assert any("the source is not followed" in one.getMessage() for one in caplog.records)
 
 
 def test_two_checkouts_with_stores_of_their_own_do_not_share_a_name_in_one_dagster(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from alignment.recipe import Gate, Requirement
 from eval.gate.compare import MetricComparison, compare_samples
+from eval.gate.requirement import Against
 from eval.gate.verdict import decide, verdict_key
 from eval.suites.samples import Sample
 
@@ -98,13 +99,14 @@ def test_a_champion_margin_has_to_be_given_where_the_scale_has_no_end() -> None:
     assert verdict.outcome == "inconclusive" and "champion_margin" in verdict.reasons[0]
 
 
-def test_a_policy_from_the_base_model_is_compared_with_it_by_name() -> None:
-    asked = Gate(metrics={"s/m": Requirement(no_regression=0.05)}, any_improves=True)
+@pytest.mark.parametrize(("baseline", "name"), [("base", "the base model"), ("adopted", "the adopted model")])
+def test_a_policy_is_compared_with_where_it_started_by_name(baseline: Against, name: str) -> None:
+    asked = Gate(metrics={"s/m": Requirement(no_regression=0.05), "s/n": Requirement(max_ratio=2.0)}, any_improves=True)
     for found in (compared(0.2), {}):
-        sft, base = decide(found, None, asked, "k"), decide(found, None, asked, "k", baseline="base")
-        assert {check.against for check in base.checks} == {"base"} and base.outcome == sft.outcome
-        assert [reason.replace("the SFT baseline", "the base model") for reason in sft.reasons] == base.reasons
-        assert all("against the base model: " in reason for reason in base.reasons)
+        sft, other = decide(found, None, asked, "k"), decide(found, None, asked, "k", baseline=baseline)
+        assert {check.against for check in other.checks} == {baseline} and other.outcome == sft.outcome
+        assert [reason.replace("the SFT baseline", name) for reason in sft.reasons] == other.reasons
+        assert all(f"against {name}: " in reason for reason in other.reasons)
 
 
 def test_several_improvements_are_claimed_together_by_holms_correction() -> None:

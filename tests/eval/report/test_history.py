@@ -10,7 +10,7 @@ import pytest
 from alignment.stages import Request, Result, Stage, execute
 from alignment.store import Store
 from eval.gate.compare import MetricComparison, compare_samples
-from eval.report.history import Version, courses, history_page
+from eval.report.history import Version, axis, courses, history_page
 from eval.report.worth import CertifiedLine, NightLine, SourceLine, Worth, new_rows_course
 from eval.suites.samples import Sample
 from eval.summaries import NewRowsSummary
@@ -38,7 +38,17 @@ def test_a_course_runs_over_all_versions_that_were_measured() -> None:
     assert [point.value for point in gsm8k.points] == ["60.0 %", "not measured", "80.0 %"]
     assert [point.at for point in gsm8k.points] == [0.0, 50.0, 100.0]
     assert gsm8k.line == "M0.00 34.33 L100.00 3.00" and gsm8k.baseline == "M0.00 97.00 L100.00 97.00"
-    assert ifeval.line == "M0.00 3.00 L100.00 3.00", "a single version is drawn as a level"
+    assert gsm8k.dots == "M0.00 34.33 h0 M100.00 3.00 h0"
+    assert (ifeval.line, ifeval.dots) == ("", "M50.00 3.00 h0"), "a single version is a dot, and no course"
+
+
+def test_an_axis_is_not_tighter_than_what_counts_as_a_change() -> None:
+    """A change of 0.4 points would look like a crash."""
+    assert axis(0.996, 1.0, 1.0) == pytest.approx((0.9, 1.0)), "within a fraction's bounds"
+    assert axis(0.0, 0.004, 1.0) == pytest.approx((0.0, 0.1))
+    assert axis(0.5, 0.52, 1.0) == pytest.approx((0.46, 0.56))
+    assert axis(5.0, 5.1, 9.0) == pytest.approx((4.6, 5.5)) and axis(0.2, 0.8, 1.0) == (0.2, 0.8)
+    assert axis(3.0, 3.1, None) == (3.0, 3.1), "a scale without bounds has no margin"
 
 
 def test_the_page_has_the_champion_first_and_every_version_with_its_rows() -> None:

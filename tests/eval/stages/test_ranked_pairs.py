@@ -17,6 +17,7 @@ from alignment.stages.preference_shard import STAGE as SHARD
 from alignment.stages.preference_shard import ShardRequest
 from alignment.stages.stage import ShardSummary
 from alignment.store import Artifact, Store
+from assets.generation import show_ranked
 from eval.stages.ranked_pairs import STAGE, RankedRequest, RankedSummary
 from tests.sampled import SAMPLE, SampledRequest
 
@@ -130,7 +131,59 @@ def test_delta_takes_the_strong_generator_s_answer_for_the_better_one(
 
 
 def test_no_pair_at_all_says_why(store: Store, sampled: Callable[..., Artifact]) -> None:
-    with pytest.raises(BadInput, match="no pair was made of 1 prompts; all scores are equal: 1"):
+    with pytest.raises(BadInput, match="no pair was made of 1 prompt; all scores are equal: 1"):
         rank(store, sampled({"p": ["all", "equal"]}))
     with pytest.raises(BadInput, match="no score: the prompt has no answer to compare with: 2"):
         rank(store, sampled({"p": ["all", "equal"]}), scores=(Score(kind="exact"),))
+
+
+def test_a_source_that_makes_no_pair_is_named_and_counted_and_the_others_stay(
+    store: Store, sampled: Callable[..., Artifact]
+) -> None:
+    """Of a day all of whose answers score the same, or of which every prompt has one distinct answer."""
+    good = sampled({"p": ["good and fine", "bad"]})
+    equal, single = sampled({"q": ["all", "equal"], "r": ["a", "b"]}), sampled({"s": ["same", "same"]})
+    pairs = rank(store, equal, good, single)
+    told = RankedSummary.of(store.commit_of(pairs))
+    assert (told.pairs, told.prompts, told.candidates, told.scored, told.unscored) == (1, 1, 8, 6, 1)
+    assert told.left_out == {
+        "all scores are equal": 2,
+        "fewer than two distinct answers": 1,
+        "the same answer again": 1,
+    }
+    assert list(told.without_pairs.values()) == [
+        "no pair was made of 1 prompt; the same answer again: 1, fewer than two distinct answers: 1"
+    ], "both are of the source s"
+    assert "without_pairs" in show_ranked(store.commit_of(pairs), store.fetch(pairs)).markdown
+    assert len(shard(store, pairs)[0]) == 1
+    assert "without_pairs" not in store.commit_of(rank(store, good)).summary
+    with pytest.raises(BadInput, match="none of 2 sources of prompts makes a pair: s: no pair was made of 2 prompts;"):
+        rank(store, equal, single)
+
+
+def test_a_budget_that_ends_in_the_middle_costs_the_answers_that_were_not_judged_and_keeps_the_rest(
+    store: Store, sampled: Callable[..., Artifact], server: Any
+) -> None:
+    server.verdict = lambda user: f"Rating: [[{9 if 'good' in user else 2}]]"
+    server.usage = {"prompt_tokens": 1400, "completion_tokens": 5, "total_tokens": 1405}
+    bounded = judge_at(server).model_copy(update={"budget_tokens": 6000, "max_tokens": 100, "in_flight": 1})
+    asked = {"scores": (Score(kind="judge"),), "judge": bounded}
+    answers = {f"prompt {n}": ["good", "bad"] for n in range(4)}
+    told = RankedSummary.of(store.commit_of(rank(store, sampled(answers), **asked)))
+    left = told.left_out["no score: the judge's budget of 6000 tokens ended"]
+    assert left == told.unscored == 8 - told.scored > 0 and told.judge["judgments"] == told.scored
+    assert 0 < told.pairs < 4, "of prompts whose answers were all judged"
+
+
+def test_a_checker_that_fails_on_some_prompts_is_counted_there_and_scores_the_others(
+    store: Store, sampled: Callable[..., Artifact]
+) -> None:
+    """A pattern that is none, and a number of words that is none: mistakes in the prompts, which end no run."""
+    odd = [{"kind": "regex", "value": "("}], [{"kind": "max_words", "value": "few"}]
+    parts = [sampled({name: ["good", "bad"]}, about={"rubric": checks}) for name, checks in zip("ab", odd, strict=True)]
+    pairs = rank(store, *parts, sampled({"c": ["good", "bad"]}))
+    told = RankedSummary.of(store.commit_of(pairs))
+    assert told.pairs == 1 and told.left_out == {
+        "no score: the prompt's rubric has a regex that cannot be applied": 2,
+        "no score: the prompt's rubric has a max_words that cannot be applied": 2,
+    }

@@ -442,6 +442,6 @@ def test_an_embedded_model_needs_no_store_and_is_told_in_small_units(
     assert lines["policy_checkpoint"][4:7] == ["48.3", "MiB", "yes"]
     assert lines["registered_model"][4] == "-", "gate: none registers nothing, so it loads no model"
     assert out.count(f": {UNMEASURED}") == 1, "what is so of many stages is said once"
-    (training,) = [line for line in out.splitlines() if line.strip().startswith("policy_checkpoint: 2100 rows of ")]
+    (training,) = [line for line in out.splitlines() if line.strip().startswith("policy_checkpoint: 2,058 rows of ")]
     assert training.endswith(f"; {UNMEASURED}") and " operations" in training
     assert lines["policy_checkpoint"][-2:] == ["unknown", "-"], "the pool has no price, so there is none to know"

@@ -64,7 +64,7 @@ def test_the_plan_says_what_the_time_is_made_up_of(store: Store) -> None:
     cache = 2 * BYTES["bfloat16"] * shape.key_width * shape.layers * rows * (PROMPT + 64)
     read = BYTES["bfloat16"] * shape.parameters + cache / 2
     sampling = 15 * 64 * read / (BANDWIDTH * ACCELERATORS["H100"].bandwidth)
-    answers, body = 15 * 16 * 4, shape.layer_matrices * shape.layers
+    answers, body = 15 * 16 * 4, shape.token_matrices * shape.layers
     seen = sum(range(1, PROMPT + 65))
     forward = 2 * body * (PROMPT + 64) + 2 * shape.embedding * 64 + 4 * shape.query_width * shape.layers * seen
     operations = answers * (3 * forward + 2 * shape.embedding * 64)

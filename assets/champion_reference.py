@@ -13,22 +13,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from alignment.errors import BadInput
-from alignment.recipe import Recipe
+from alignment.recipe.recipe import Recipe
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.policy_logprobs import STAGE as LOGPROBS_STAGE
 from alignment.stages.policy_logprobs import PolicyLogprobsRequest
-from alignment.stages.preference_manifest import POLICY_LOGPROBS, ManifestRequest
-from alignment.stages.stage import CheckpointSummary
+from alignment.stages.preference_manifest import ManifestRequest
+from alignment.stages.stage import CheckpointSummary, scored_by
 from alignment.store import Artifact, Commit, MissingArtifact, Store
 from assets.building.node import Node, NotNeeded, Shown
 from assets.building.upstream import Upstream
 from assets.champion import registered_champion
 from assets.merge import is_usable, require_same
+from assets.policy_checkpoint import OF_CHAMPION
 from assets.preference_manifest import manifest
 from assets.preference_manifest import show as show_manifest
 from assets.reference_logprobs import scoring
 
-LOGPROBS, MANIFEST = "champion/policy_logprobs", "champion/preference_manifest"
+LOGPROBS, MANIFEST = "champion/policy_logprobs", OF_CHAMPION
 FIRST = "preference_manifest"
 
 
@@ -95,7 +96,7 @@ def referred_to(recipe: Recipe, upstream: Upstream, trained: str) -> Referred:
     try:
         known = None if policy is None else store.commit_of(policy).inputs["manifest"]
         if known is not None and rows_of(request_of(store, known)) == rows_of(request_of(store, upstream(FIRST))):
-            before = scored_by(store, known)
+            before = scored_by(store.commit_of, known)
             if before is None or is_usable(upstream, before):
                 named = "the SFT checkpoint" if before is None else f"champion {before.digest[:12]}"
                 return Referred(before, f"the reference is {named}, with which this set of rows was first trained on")
@@ -133,11 +134,3 @@ def rows_of(request: ManifestRequest) -> object:
     """What a set holds, whatever its shards are called and its reference is."""
     plain: dict[str, object] = {"shards": {}, "references": {}, "left_out": {}}
     return sorted(shard.digest for shard in request.shards.values()), request.model_copy(update=plain).identity()
-
-
-def scored_by(store: Store, pinned: Artifact) -> Artifact | None:
-    """The champion that a set's reference log-probs are of; None where they are of the start checkpoint."""
-    scored = next(iter(request_of(store, pinned).references.values()), None)
-    if scored is None or scored.kind != POLICY_LOGPROBS:
-        return None
-    return store.commit_of(scored).inputs["checkpoint"]

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from alignment.recipe.recipe import Recipe
-from alignment.stages.stage import first_manifest
+from alignment.stages.stage import first_manifest, scored_by
 from alignment.store import Artifact, Commit, Store
 from assets.building.node import Node, NotNeeded, Shown
 from assets.building.upstream import Upstream
 from assets.champion import champion_for
 from assets.champion_reference import request_of as request_of_set
-from assets.champion_reference import scored_by
 from assets.preference_manifest import preference_manifest
 from assets.reference_logprobs import scoring
 from eval.report.guards import drift_guards, drift_of
@@ -88,7 +87,7 @@ def stands_on(store: Store, policy: Artifact, manifest: Artifact) -> bool:
     have had the champion as its reference."""
     known = first_manifest(store.commit_of, policy)
     same: dict[str, Any] = {"train_rows": None}
-    if scored_by(store, known) is not None:
+    if scored_by(store.commit_of, known) is not None:
         same["references"] = {}
 
     def whole(pinned: Artifact) -> Any:

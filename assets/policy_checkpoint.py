@@ -15,15 +15,16 @@ from alignment.recipe.recipe import Recipe
 from alignment.recipe.training import Dpo
 from alignment.stages.execute import load_stage
 from alignment.stages.policy import DpoRequest, Rollouts
-from alignment.stages.stage import PolicySummary
+from alignment.stages.stage import PolicySummary, scored_by
 from alignment.store import Commit, MissingArtifact
 from assets.building.node import Node, Shown, all_rows
 from assets.building.show import curves
 from assets.building.upstream import Upstream
-from assets.champion_reference import MANIFEST as OF_CHAMPION
-from assets.champion_reference import scored_by
 from assets.pins import prompt_sources, suite_items
 from resources.pools import Pools
+
+OF_CHAMPION = "champion/preference_manifest"
+"""The node of the set whose reference log-probs are the champion's, once there is one."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def policy_checkpoint(recipe: Recipe, pools: Pools, policy: Policy) -> Node:
         pinned = upstream(policy.manifest)
         refers = upstream(policy.reference) if policy.reference else None
         if policy.manifest == OF_CHAMPION:
-            refers = scored_by(upstream.store, pinned)
+            refers = scored_by(upstream.store.commit_of, pinned)
         return DpoRequest(
             manifest=pinned,
             checkpoint=upstream(start),

@@ -10,7 +10,7 @@ from alignment.models.check import check_loads
 from alignment.models.checkpoint import checkpoint_summary, digest_checkpoint
 from alignment.models.code import record_of_code
 from alignment.models.pin import ModelPin, materialise
-from alignment.stages import CheckpointSummary, Context, Request, Result, Stage
+from alignment.stages.stage import CheckpointSummary, Context, Request, Result, Stage
 
 
 class BaseModelRequest(Request):

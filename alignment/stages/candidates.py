@@ -34,7 +34,8 @@ from alignment.logprobs.effort import Ranks
 from alignment.progress import ProgressLog
 from alignment.recipe.evaluation import Generate
 from alignment.recipe.forward import TokenPolicy
-from alignment.stages import Context, Request, Result, Stage, execute
+from alignment.stages.execute import execute
+from alignment.stages.stage import Context, Request, Result, Stage
 from alignment.store import Artifact, Commit, Store, Summary
 from alignment.store.erase import current_erasure
 

@@ -18,11 +18,10 @@ from alignment.models.merging import write_average
 from alignment.models.runner import tf32_products
 from alignment.recipe.forward import TokenPolicy
 from alignment.recipe.training import Dpo
-from alignment.stages import Context, Request, Result, Stage
 from alignment.stages.execute import REQUEST_FILE
 from alignment.stages.policy import DpoRequest
 from alignment.stages.policy_checkpoint import measure_held_out, training_rows
-from alignment.stages.stage import POLICY, PolicySummary
+from alignment.stages.stage import POLICY, Context, PolicySummary, Request, Result, Stage
 from alignment.store import Artifact
 
 TRAINED = "policy"

@@ -32,10 +32,9 @@ from alignment.models.loading import load_sharded
 from alignment.models.quantised import Quantisation
 from alignment.models.runner import tf32_products
 from alignment.recipe.training import Dpo
-from alignment.stages import Context, Result, Stage
 from alignment.stages.execute import environment
 from alignment.stages.policy import ROWS_FILE, DpoRequest
-from alignment.stages.stage import PolicySummary, ReferenceSummary, began_with
+from alignment.stages.stage import Context, PolicySummary, ReferenceSummary, Result, Stage, began_with
 from alignment.store import Artifact
 from alignment.training import resume
 from alignment.training.arguments import (

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from alignment.data.manifest import read_manifest
 from alignment.logprobs.table import folder_of
-from alignment.stages import Context, Result, Stage
 from alignment.stages.reference_logprobs import Scoring, score_shards
+from alignment.stages.stage import Context, Result, Stage
 from alignment.store import Artifact
 
 

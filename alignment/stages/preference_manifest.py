@@ -25,15 +25,19 @@ from alignment.data.statistics import LogpNumbers, PairNumbers
 from alignment.digest import json_digest
 from alignment.errors import BadInput
 from alignment.logprobs.table import LOGPROBS_FILE, logprobs_folder
-from alignment.stages import Context, Request, Result, Stage
-from alignment.stages.stage import ManifestSummary, ReferenceSummary, ShardSummary
+from alignment.stages.stage import (
+    POLICY_LOGPROBS,
+    Context,
+    ManifestSummary,
+    ReferenceSummary,
+    Request,
+    Result,
+    ShardSummary,
+    Stage,
+)
 from alignment.store import Artifact, CorruptArtifact
 
 __all__ = ["STAGE", "ManifestRequest", "ManifestSummary", "SuiteItems"]
-
-
-POLICY_LOGPROBS = "policy_logprobs"
-"""The kind of log-probs that are of several shards."""
 
 
 class Selection(BaseModel):

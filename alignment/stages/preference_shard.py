@@ -19,8 +19,7 @@ from alignment.data.rows import PAIR_ID, ROWS_FILE, PreferenceRow, decode, iter_
 from alignment.data.validate import DUPLICATE, QUARANTINE_FILE, Validation, most_common, write_quarantine
 from alignment.errors import BadInput
 from alignment.recipe.data import DataSource, Reading
-from alignment.stages import Context, Request, Result, SourceFile, Stage
-from alignment.stages.stage import ShardSummary
+from alignment.stages.stage import Context, Request, Result, ShardSummary, SourceFile, Stage
 from alignment.store import Artifact
 
 PAIRS_FILE = "pairs.parquet"

@@ -35,8 +35,7 @@ from alignment.models.checkpoint import read_config, whole_summary
 from alignment.models.quantised import Quantisation
 from alignment.models.runner import tf32_products
 from alignment.recipe.forward import TokenPolicy
-from alignment.stages import Context, Request, Result, Stage
-from alignment.stages.stage import ReferenceSummary
+from alignment.stages.stage import Context, ReferenceSummary, Request, Result, Stage
 from alignment.store import Artifact
 
 UNPAIRED = "the shard holds unpaired rows, and the method needs pairs of a chosen and a rejected completion"

@@ -21,8 +21,7 @@ from alignment.models.pin import ModelPin, materialise
 from alignment.models.runner import tf32_products
 from alignment.recipe.forward import TokenPolicy
 from alignment.recipe.training import SftTraining
-from alignment.stages import Context, Request, Result, Stage
-from alignment.stages.stage import SftSummary
+from alignment.stages.stage import Context, Request, Result, SftSummary, Stage
 from alignment.store import Artifact
 from alignment.training import resume
 from alignment.training.arguments import (

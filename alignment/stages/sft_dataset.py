@@ -25,7 +25,7 @@ from alignment.data.validate import (
 from alignment.digest import json_digest, lines_digest
 from alignment.errors import BadInput
 from alignment.recipe.data import DataSource
-from alignment.stages import Context, Request, Result, SourceFile, Stage
+from alignment.stages.stage import Context, Request, Result, SourceFile, Stage
 from alignment.store import Summary
 
 

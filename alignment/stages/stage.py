@@ -204,6 +204,8 @@ class PolicySummary(CheckpointSummary):
 
 POLICY = "policy_checkpoint"
 """The kind of a policy's artifacts."""
+POLICY_LOGPROBS = "policy_logprobs"
+"""The kind of log-probs that are of several shards, under a policy."""
 
 
 def starts_of(commit_of: Callable[[Artifact], Commit], policy: Commit) -> list[Commit]:
@@ -232,6 +234,15 @@ def first_training(commit_of: Callable[[Artifact], Commit], policy: Artifact) ->
 def first_manifest(commit_of: Callable[[Artifact], Commit], policy: Artifact) -> Artifact:
     """The manifest that the first training of a policy stood on; later links of a chain may have a part of it."""
     return first_training(commit_of, policy).inputs["manifest"]
+
+
+def scored_by(commit_of: Callable[[Artifact], Commit], manifest: Artifact) -> Artifact | None:
+    """The policy that a manifest's reference log-probs are of; None where they are of the start checkpoint."""
+    references = (artifact for name, artifact in commit_of(manifest).inputs.items() if name.startswith("references."))
+    scored = next(references, None)
+    if scored is None or scored.kind != POLICY_LOGPROBS:
+        return None
+    return commit_of(scored).inputs["checkpoint"]
 
 
 def began_with(commit_of: Callable[[Artifact], Commit], checkpoint: Artifact) -> Artifact:

@@ -8,8 +8,7 @@ from datetime import datetime
 
 import dagster as dg
 
-from alignment.stages.preference_manifest import POLICY_LOGPROBS
-from alignment.stages.stage import ReferenceSummary
+from alignment.stages.stage import POLICY_LOGPROBS, ReferenceSummary
 from alignment.store import Artifact, Commit, Store
 from alignment.store.store import commits_of, readable_commits
 from alignment_dags.nights.night import Costs, Night, Scored, night_costs

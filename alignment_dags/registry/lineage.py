@@ -10,8 +10,16 @@ from alignment.stages.base_model import STAGE as BASE_MODEL
 from alignment.stages.base_model import BaseModelSummary
 from alignment.stages.candidates import STAGE as CANDIDATES_STAGE
 from alignment.stages.candidates import CandidatesSummary
-from alignment.stages.preference_manifest import POLICY_LOGPROBS, ManifestSummary
-from alignment.stages.stage import POLICY, PolicySummary, SftSummary, ShardSummary, starts_of, trainings_of
+from alignment.stages.stage import (
+    POLICY,
+    POLICY_LOGPROBS,
+    ManifestSummary,
+    PolicySummary,
+    SftSummary,
+    ShardSummary,
+    starts_of,
+    trainings_of,
+)
 from alignment.store import Artifact, Commit, Store
 from alignment.store.erase import current_erasure
 from alignment_dags.registry.registrations import (

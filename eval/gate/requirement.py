@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from alignment.stages.stage import SftSummary
 from alignment.store import Artifact, Store
 from eval.gate.compare import MetricComparison
 from eval.gate.metrics import PERCENT, unit_of
@@ -51,7 +52,7 @@ def baseline_at(store: Store, start: Artifact) -> Against:
     as it is, or the base model."""
     if start.kind == "base_model":
         return "base"
-    return "adopted" if store.commit_of(start).summary.get("adopted") else "sft"
+    return "adopted" if SftSummary.of(store.commit_of(start)).adopted else "sft"
 
 
 class Check(BaseModel):

@@ -58,7 +58,8 @@ def against_champion(recipe: Recipe, trained: str) -> Iterator[Node]:
         if referred.checkpoint is None:
             return first  # found by its own request, and not made again
         scored = upstream(LOGPROBS)
-        if upstream.store.commit_of(scored).inputs["manifest"].digest != rows.digest:
+        made = upstream.store.commit_of(scored).inputs
+        if (made["manifest"].digest, made["checkpoint"].digest) != (rows.digest, referred.checkpoint.digest):
             raise BadInput(
                 "somebody promoted another version while this ran, which has not scored these rows: run again"
             )
@@ -97,7 +98,7 @@ def referred_to(recipe: Recipe, upstream: Upstream, trained: str) -> Referred:
         known = None if policy is None else store.commit_of(policy).inputs["manifest"]
         if known is not None and rows_of(request_of(store, known)) == rows_of(request_of(store, upstream(FIRST))):
             before = scored_by(store.commit_of, known)
-            if before is None or is_usable(upstream, before):
+            if before is None or unfit(recipe, upstream, before) is None:
                 named = "the SFT checkpoint" if before is None else f"champion {before.digest[:12]}"
                 return Referred(before, f"the reference is {named}, with which this set of rows was first trained on")
     except MissingArtifact:  # erased: what was trained on is not known any more
@@ -112,17 +113,24 @@ def champion_now(recipe: Recipe, upstream: Upstream) -> Referred:
     if champion.policy is None:
         return Referred(None, f"{instead}: there is no champion yet")
     version = f"champion {champion.policy.digest[:12]}, version {champion.version}"
-    if not is_usable(upstream, champion.policy):
-        return Referred(None, f"{instead}: the weights of {version} were erased, or learned what was withdrawn since")
-    start = upstream(recipe.start)
-    one, other = (CheckpointSummary.of(upstream.store.commit_of(each)) for each in (start, champion.policy))
-    if one.tokenizer_digest != other.tokenizer_digest:  # it would be asked about other ids than are trained on
-        return Referred(None, f"{instead}: {version} has another tokenizer")
-    try:
-        require_same(upstream.store, start, champion.policy, version)
-    except BadInput as error:
-        return Referred(None, f"{instead}: {error.message}")
+    if (problem := unfit(recipe, upstream, champion.policy)) is not None:
+        return Referred(None, f"{instead}: {version} {problem}")
     return Referred(champion.policy, f"the reference is {version}")
+
+
+def unfit(recipe: Recipe, upstream: Upstream, policy: Artifact) -> str | None:
+    """Why a policy cannot be the reference of what the recipe trains now; None where it can."""
+    if not is_usable(upstream, policy):
+        return "has lost its weights, or learned what was withdrawn since"
+    start = upstream(recipe.start)
+    one, other = (CheckpointSummary.of(upstream.store.commit_of(each)) for each in (start, policy))
+    if one.tokenizer_digest != other.tokenizer_digest:  # it would be asked about other ids than are trained on
+        return "has another tokenizer"
+    try:
+        require_same(upstream.store, start, policy, "it")
+    except BadInput:
+        return "is of another architecture"
+    return None
 
 
 def request_of(store: Store, pinned: Artifact) -> ManifestRequest:

@@ -328,12 +328,13 @@ def answered_by_both(
     if weak is None:
         return strong, ()
     weaker = tuple(parts_of(store, weak))
-    if len(strong) == len(weaker):
-        return strong, weaker
-    sides = [
-        {CandidatesRequest.model_validate_json(store.read(part, REQUEST_FILE)).prompts: part for part in side}
+    asked = [
+        [CandidatesRequest.model_validate_json(store.read(part, REQUEST_FILE)).prompts for part in side]
         for side in (strong, weaker)
     ]
+    if asked[0] == asked[1]:
+        return strong, weaker
+    sides = [dict(zip(asked[0], strong, strict=True)), dict(zip(asked[1], weaker, strict=True))]
     both = [source for source in sides[0] if source in sides[1]]
     if not both:
         raise BadInput("there is no source of prompts to which both generators have answered", field="weak")

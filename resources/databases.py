@@ -6,6 +6,7 @@ seconds. The libraries wait 5 s for some of them, and their errors have many lin
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -80,11 +81,16 @@ def holders_of(file: Path) -> list[str]:
     """
     with suppress(OSError):
         paths = [path for path in (file, file.with_name(f"{file.name}-shm")) if path.exists()]
-        inodes = {str(path.stat().st_ino) for path in paths}
+        files = {_as_locked(path.stat()) for path in paths}
         locks = [line.split() for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines()]
-        pids = {int(lock[4]) for lock in locks if lock[3] == "WRITE" and lock[5].rpartition(":")[2] in inodes}
+        pids = {int(lock[4]) for lock in locks if lock[3] == "WRITE" and lock[5] in files}
         return [_process(pid) for pid in sorted(pids) if pid > 0]
     return []
+
+
+def _as_locked(status: os.stat_result) -> str:
+    """How the kernel names a file in its list of locks."""
+    return f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
 
 
 def _process(pid: int) -> str:

@@ -114,15 +114,14 @@ def _hashed_once_a_machine(folder: Path) -> Iterator[None]:
     where a rank dies.
     """
     launch = _launch()
-    word = None if launch is None else _word_of(folder)
-    if word is None:
+    note = None if launch is None else _note_of(folder)
+    if note is None:
         yield
         return
-    with word:
-        fcntl.flock(word, fcntl.LOCK_EX)
-        word.seek(0)
-        with suppress(ValueError, TypeError, KeyError):  # empty, or a rank died while it wrote
-            told = json.loads(word.read())
+    with note:
+        with suppress(OSError, ValueError, TypeError, KeyError):  # empty, or a rank died while it wrote
+            note.seek(0)
+            told = json.loads(note.read())
             if told["launch"] == launch:  # another launch hashes for itself
                 _hashed.update({(path, *lies): sha256 for path, *lies, sha256 in told["files"]})
         try:
@@ -131,10 +130,9 @@ def _hashed_once_a_machine(folder: Path) -> Iterator[None]:
             mine = [
                 [*place, sha256] for place, sha256 in list(_hashed.items()) if Path(place[0]).is_relative_to(folder)
             ]
-            word.seek(0)
-            word.truncate()
-            json.dump({"launch": launch, "files": mine}, word)
-            word.flush()
+            with suppress(OSError):  # no room for it: the others hash for themselves
+                os.ftruncate(note.fileno(), 0)
+                os.write(note.fileno(), json.dumps({"launch": launch, "files": mine}).encode())
 
 
 def _launch() -> list[str] | None:
@@ -145,14 +143,20 @@ def _launch() -> list[str] | None:
     return [platform.node(), str(os.getppid()), *(os.environ.get(name, "") for name in names)]
 
 
-def _word_of(folder: Path) -> IO[str] | None:
-    """The open file in which ranks tell each other of a folder; None where this user has no place for it of his own,
-    as nobody else may vouch for a file."""
+def _note_of(folder: Path) -> IO[str] | None:
+    """The locked file in which ranks tell each other of a folder; None where this user has no place for it of his own,
+    as nobody else may vouch for a file, and where that place knows no locks."""
     place = Path(tempfile.gettempdir(), f"alignment-dags-{os.getuid()}")
     try:
         place.mkdir(mode=0o700, exist_ok=True)
         if place.stat().st_uid != os.getuid() or place.is_symlink():
             return None
-        return (place / f"{json_digest(str(folder))[:40]}.json").open("a+", encoding="utf-8")
+        note = (place / f"{json_digest(str(folder))[:40]}.json").open("a+", encoding="utf-8")
     except OSError:
         return None
+    try:
+        fcntl.flock(note, fcntl.LOCK_EX)
+    except OSError:
+        note.close()
+        return None
+    return note

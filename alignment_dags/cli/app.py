@@ -1,6 +1,6 @@
 """The command `align`: its verbs, and how errors are shown.
 
-Exit 0 done, 1 the work failed or a gate said no, 2 bad input (one line on stderr), 130 stopped with Ctrl-C.
+Exit 0 done, 1 the work failed or a gate said no, 2 bad input (one line on stderr), 130 stopped with Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from alignment_dags.cli.overview import doctor, init, status
 from alignment_dags.cli.prefs import prefs
 from alignment_dags.cli.run import backfill, night, nights, plan, run, upgrade
 from alignment_dags.cli.setup import pools, recipes
-from alignment_dags.cli.stopping import INTERRUPTED, usual_handlers
+from alignment_dags.cli.stopping import INTERRUPTED, nothing_to_add, usual_handlers
 from alignment_dags.cli.worth import reproduce, sources, worth
 
 # Errors of networks and remote stores are shown in one line instead of a traceback.
@@ -163,6 +163,7 @@ def main() -> None:
             sys.exit(2)  # a bare group has shown its help and has nothing to add
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if "Stopped" in kinds:
+            nothing_to_add()
             print(error, file=sys.stderr)
             sys.exit(INTERRUPTED)
         message = str(error) if kinds & FAILURES else unreachable(error) or of_a_file(error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -14,7 +13,7 @@ import typer
 from alignment.errors import BadInput
 from alignment_dags.cli.arguments import RecipeFile, RecipeFiles
 from alignment_dags.cli.output import AsJson, columns, say, tell
-from alignment_dags.cli.stopping import INTERRUPTED
+from alignment_dags.cli.stopping import INTERRUPTED, nothing_to_add
 
 if TYPE_CHECKING:
     from alignment_dags.planner.forecast import StageForecast
@@ -194,7 +193,7 @@ def run(
         say(f"{name}: {path}")
     result = tell(lambda: summary_of(run_recipe(path, say)), as_json, show_outcome)
     if result["stopped"] is not None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said; an impatient second Ctrl-C adds nothing
+        nothing_to_add()
         sys.exit(INTERRUPTED)  # not typer.Exit, which typer makes of a KeyboardInterrupt
     if result["failure"] is not None:
         raise typer.Exit(1)

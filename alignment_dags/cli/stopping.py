@@ -18,8 +18,14 @@ def stop_at_once(number: int, frame: FrameType | None) -> None:
     A KeyboardInterrupt in the middle of an import can end in a traceback, in another error, or nowhere. What was
     written so far is as good as after a kill, which every store and table here withstands.
     """
-    os.write(2, f"{STOPPED}\n".encode())
+    begin = "\r\x1b[K" if os.isatty(2) else ""  # over a line that moves
+    os.write(2, f"{begin}{STOPPED}\n".encode())
     os._exit(INTERRUPTED)
+
+
+def nothing_to_add() -> None:
+    """All is said: an impatient second Ctrl-C prints nothing more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def usual_handlers() -> None:

@@ -336,6 +336,8 @@ def _computed(node: Node, stand: Stand, load: Load | None, pool: Pool | None, ne
     """Time by rows and operations: of a stage that was never made, and of log-probs of which the cache holds some."""
     rate = None if pool is None else hours.Rate.of(pool)
     recipe, rows = stand.workspace.recipe, stand.rows
+    if load is not None and load.precision != "bfloat16":
+        rate = None  # the makers' figures are of bfloat16
     if node.name == CHAMPION_LOGPROBS:
         return _under_champion(node, stand, load, rate)
     if node.stage.name in SCORERS and (left := _not_cached(node, stand)) is not None:
@@ -353,8 +355,6 @@ def _computed(node: Node, stand: Stand, load: Load | None, pool: Pool | None, ne
         return Figure(*on_policy_seconds(recipe, load, rate))
     if not never or load is None:
         return None
-    if load.precision != "bfloat16":
-        rate = None  # the makers' figures are of bfloat16
     sampling = stand.sampling(node)
     if node.stage.name == "candidates" and sampling is not None and rate is not None:
         answers = sampling.answers(node.name)
@@ -411,7 +411,7 @@ def _under_champion(node: Node, stand: Stand, load: Load | None, rate: hours.Rat
         measured = next(filter(None, map(_seconds_per_row, histories)), None)
         if measured is not None:
             return count * measured
-        if load is None or rate is None or load.precision != "bfloat16":
+        if load is None or rate is None:
             return None if count else 0.0
         return hours.scoring_seconds(recipe, load, stand.lengths, count, rate)[0]
 

@@ -67,6 +67,8 @@ def on_policy_seconds(recipe: Recipe, load: Load | None, rate: Rate | None) -> t
     assert settings is not None
     if steps is None:
         return None, "the number of prompts is not known before they are read; max_prompts bounds it"
+    if not steps.steps:
+        return None, f"its prompts do not fill one step of {steps.prompts:,}"
     if load is None or rate is None or load.precision != "bfloat16":
         return None, f"{steps}; how fast its device is in this precision is not known before it was run"
     rows = max(1, load.sampled // (PROMPT + steps.longest))

@@ -127,7 +127,7 @@ def lineage_of(model: str, source: str = "store") -> dict[str, Any]:
     else:
         raise BadInput("is 'store' or 'mlflow'", field="--from")
     commits: dict[str, Commit] = {}
-    tree = _tree(registration, commit_of, commits)
+    tree = _tree(registration, commit_of, commits, set())
     policy = commits[registration.inputs["policy"].key]
     return {
         "model": name,
@@ -145,13 +145,13 @@ def lineage_of(model: str, source: str = "store") -> dict[str, Any]:
 
 
 def _tree(
-    commit: Commit, commit_of: CommitOf, seen: dict[str, Commit], own: frozenset[str] = frozenset()
+    commit: Commit, commit_of: CommitOf, seen: dict[str, Commit], others: set[str], own: frozenset[str] = frozenset()
 ) -> dict[str, Any]:
     """An artifact with its inputs. A policy's are told once, where it first stands (`lineage` says `above` elsewhere).
 
     A champion that answered prompts, or was the reference, is another version, whose lineage is its own: with each
-    promotion its champion would be one level deeper, and stand there more often. `own` has the keys of the trainings
-    that the weights of the policy above came from.
+    promotion its champion would be one level deeper, and stand there more often. `others` collects the keys of these;
+    `own` has those of the trainings that the weights of the policy above came from.
     """
     above = commit.kind == POLICY and commit.key in seen
     seen[commit.key] = commit
@@ -163,7 +163,7 @@ def _tree(
         "code_version": commit.code_version,
     }
     if above:
-        return names | {"lineage": "above", "inputs": {}}
+        return names | {"lineage": "its own" if commit.key in others else "above", "inputs": {}}
     if commit.kind == POLICY:
         own |= {trained.key for trained in trainings_of(lambda one: seen.get(one.key) or commit_of(one), commit)}
     inputs: dict[str, Any] = {}
@@ -173,9 +173,10 @@ def _tree(
         made = seen.get(artifact.key) or commit_of(artifact)
         if made.kind == POLICY and made.key not in seen and made.key not in own and _asks_champion(commit):
             seen[made.key] = made
-            inputs[name] = _tree(made, commit_of, seen) | {"lineage": "its own"}
+            others.add(made.key)
+            inputs[name] = _tree(made, commit_of, seen, others)
         else:
-            inputs[name] = _tree(made, commit_of, seen, own)
+            inputs[name] = _tree(made, commit_of, seen, others, own)
     return names | {"inputs": inputs}
 
 

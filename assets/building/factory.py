@@ -174,15 +174,16 @@ class Materializer:
             about = self.node.guards.about if self.node.guards else {}
             self.guards = [Guard(name, True, f"nothing to check: {why}") for name in about]
             return NOTHING, {"nothing_to_make": str(why)}
-        except (BadInput, NotBuilt, FileNotFoundError) as error:
-            gone = self._if_store_is_empty()
-            if isinstance(error, FileNotFoundError) and not gone:
-                raise
-            told = shown(f"{error}{gone}")
+        except (BadInput, NotBuilt) as error:
+            told = shown(f"{error}{self._if_store_is_empty()}")
             raise dg.Failure(told, metadata={BAD_INPUT: told}, allow_retries=False) from error
         except dg.Failure:
             raise
         except Exception as error:
+            gone = self._if_store_is_empty() if isinstance(error, FileNotFoundError) else ""
+            if gone:
+                told = shown(f"{error}{gone}")
+                raise dg.Failure(told, metadata={BAD_INPUT: told}, allow_retries=False) from None
             if not _holds_secret(error):
                 raise
             told = shown(f"{type(error).__name__}: {one_line(error)}")

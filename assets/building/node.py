@@ -87,8 +87,8 @@ class Node:
     """One stage of one recipe.
 
     `request` builds the stage's request from upstream artifacts (of one shard, if `partitioned`); it raises `NotNeeded`
-    if there is nothing to make. `show` adds to the report. In a run, a
-    node comes after all nodes in `needs` and `after`; the plan knows its request as soon as it knows its `needs`.
+    if there is nothing to make. `show` adds to the report. In a run, a node comes after all nodes in `needs` and
+    `after`; the plan knows its request as soon as it knows its `needs`.
     """
 
     name: str

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from alignment.data.withdrawal import Tombstone, bury
+from alignment.errors import BadInput
 from alignment.stages import Result, Stage, execute
 from alignment.stages.policy import DpoRequest
 from alignment.stages.policy_logprobs import PolicyLogprobsRequest
@@ -65,6 +66,13 @@ def train(store: Store, **changes: Any) -> tuple[DpoRequest, Artifact]:
 def asked(store: Store, name: str = LOGPROBS) -> Any:
     node: Node = nodes(**AGAINST_CHAMPION)[name]
     return node.request(Upstream(store, "small"), None)
+
+
+def checkpoint(store: Store, kind: str, name: str, tokenizer: str, **inputs: Artifact) -> Artifact:
+    about = CheckpointSummary(tokenizer_digest=tokenizer, vocab_size=9)
+    stage = Stage(kind, 1, DpoRequest, lambda *_: Result(name, about))
+    given = {"settings": recipe().dpo, "tokens": recipe().tokens, "seed": len(name)}
+    return execute(stage, DpoRequest(**given, **inputs), store).artifact
 
 
 def test_the_graph_has_a_set_against_the_champion_behind_the_first_one_and_other_recipes_have_none() -> None:
@@ -128,24 +136,20 @@ def test_each_champion_scores_all_rows_once_and_a_set_keeps_the_reference_it_was
 
 
 def test_a_champion_that_cannot_be_the_reference_leaves_it_to_the_sft_checkpoint_and_says_so(store: Store) -> None:
-    def checkpoint(kind: str, name: str, tokenizer: str, **inputs: Artifact) -> Artifact:
-        about = CheckpointSummary(tokenizer_digest=tokenizer, vocab_size=9)
-        stage = Stage(kind, 1, DpoRequest, lambda *_: Result(name, about))
-        given = {"settings": recipe().dpo, "tokens": recipe().tokens, "seed": len(name)}
-        return execute(stage, DpoRequest(**given, **inputs), store).artifact
-
     first = of_day(store, "monday")
-    start = put(store, "sft_checkpoint", checkpoint("sft_checkpoint", "sft", "a", manifest=first, checkpoint=first))
-    other = checkpoint("policy_checkpoint", "other", "b", manifest=first, checkpoint=start)
+    start = put(
+        store, "sft_checkpoint", checkpoint(store, "sft_checkpoint", "sft", "a", manifest=first, checkpoint=first)
+    )
+    other = checkpoint(store, "policy_checkpoint", "other", "b", manifest=first, checkpoint=start)
     registration = registered(store, other)
     of_day(store, "tuesday")
     with pytest.raises(NotNeeded, match="version 1 has another tokenizer"):
         asked(store)
-    same = checkpoint("policy_checkpoint", "champion", "a", manifest=first, checkpoint=start)
+    same = checkpoint(store, "policy_checkpoint", "champion", "a", manifest=first, checkpoint=start)
     registered(store, same, registration)
     assert asked(store).checkpoint == same
     bury(store, "small", "shards", [Tombstone(id="monday", at="2026-01-01T00:00:00+00:00")])
-    with pytest.raises(NotNeeded, match=r"the weights of champion .* were erased, or learned what was withdrawn since"):
+    with pytest.raises(NotNeeded, match="has lost its weights, or learned what was withdrawn"):
         asked(store)
 
 
@@ -159,6 +163,35 @@ def test_a_policy_that_was_trained_against_one_that_learned_a_withdrawn_shard_ha
     assert request.reference == first
     bury(store, "small", "shards", [Tombstone(id="monday", at="2026-01-01T00:00:00+00:00")])
     assert learned_withdrawn(Upstream(store, "small"), store.commit_of(second))
+
+
+def test_rows_that_were_trained_against_a_champion_are_not_scored_by_it_under_another_tokenizer(store: Store) -> None:
+    made(store, "sft_checkpoint")
+    monday = of_day(store, "monday")
+    _, first = train(store)
+    registered(store, first)
+    of_day(store, "tuesday")
+    request, _ = train(store)
+    assert request.reference == first
+    put(store, "sft_checkpoint", checkpoint(store, "sft_checkpoint", "sft", "b", manifest=monday, checkpoint=monday))
+    with pytest.raises(NotNeeded, match="version 1 has another tokenizer"):
+        asked(store)
+
+
+def test_a_promotion_while_rows_are_scored_is_named_and_pins_nothing(store: Store) -> None:
+    made(store, "sft_checkpoint")
+    of_day(store, "monday")
+    _, first = train(store)
+    registration = registered(store, first)
+    of_day(store, "tuesday")
+    _, second = train(store)
+    of_day(store, "wednesday")
+    stage = Stage("policy_logprobs", 1, PolicyLogprobsRequest, lambda request, _: Result(request.model_dump_json()))
+    put(store, LOGPROBS, execute(stage, asked(store), store).artifact)
+    assert asked(store, MANIFEST).references
+    registered(store, second, registration)
+    with pytest.raises(BadInput, match="somebody promoted another version while this ran"):
+        asked(store, MANIFEST)
 
 
 def test_a_set_whose_reference_was_erased_takes_the_champion_of_now(store: Store) -> None:

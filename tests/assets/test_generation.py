@@ -85,6 +85,8 @@ def test_strong_and_weak_answers_are_paired_by_their_source_of_prompts(store: St
     strong, weak = answered_by_both(store, answered("strong", "a", "b", "c"), answered("weak", "c", "a"))
     assert [one.digest for one in strong] == ["strong a", "strong c"]
     assert [one.digest for one in weak] == ["weak a", "weak c"]
+    strong, weak = answered_by_both(store, answered("strong", "a", "b"), answered("weak", "b", "c"))
+    assert [one.digest for one in (*strong, *weak)] == ["strong b", "weak b"], "as many on both sides, and not the same"
     with pytest.raises(BadInput, match="no source of prompts to which both generators have answered"):
         answered_by_both(store, answered("other", "a", "b"), answered("weaker", "c"))
 

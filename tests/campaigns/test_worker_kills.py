@@ -27,7 +27,7 @@ from alignment.recipe import Recipe, load_recipe
 from assets.building.upstream import Upstream
 from resources.store import ArtifactStore
 from tests.campaigns.test_kills import digests
-from tests.campaigns.warm import Warm, WarmRun
+from tests.campaigns.warm import LOOK, Warm, WarmRun
 
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(7200)]
 
@@ -35,8 +35,6 @@ SEED, KILLS = 21, int(os.environ.get("WORKER_KILLS", "40"))
 WAYS = ("worker", "worker", "launcher", "driver")
 LATEST = 5.0
 """Seconds after which a process is killed at the latest, once there are workers."""
-LOOK = 0.1
-"""Seconds between two looks for workers."""
 TWO = {"slots": 1, "launcher": "torchrun", "processes": 2}
 
 

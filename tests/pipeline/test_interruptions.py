@@ -3,6 +3,7 @@ Stopped with Ctrl-C or SIGTERM at any moment: one line says so."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -186,8 +187,11 @@ def _is_mapped(pid: int, library: str) -> bool:
 
 def _server(run: Run) -> psutil.Process | None:
     """The server that step processes are forked from."""
-    children = psutil.Process(run.process.pid).children()
-    return next((child for child in children if any("forkserver" in word for word in child.cmdline())), None)
+    for child in psutil.Process(run.process.pid).children():
+        with contextlib.suppress(psutil.Error):  # a child that ends meanwhile
+            if any("forkserver" in word for word in child.cmdline()):
+                return child
+    return None
 
 
 def _catches(pid: int, number: int) -> bool:

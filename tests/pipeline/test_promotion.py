@@ -339,6 +339,22 @@ def test_a_store_that_goes_while_it_is_read_is_named_too(
     assert BAD_INPUT in told.value.metadata, "a person has to put it back"
 
 
+@pytest.mark.usefixtures("tables")
+def test_a_file_that_is_gone_is_told_without_the_secret_in_its_address(
+    write: Write, finished: Callable[..., Upstream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(write(0.1))
+    finished(recipe)
+
+    def read(*_: Any) -> NoReturn:
+        raise FileNotFoundError("https://data.example/pairs.jsonl?token=hush")
+
+    monkeypatch.setattr("assets.building.factory.Materializer._materialize", read)
+    with pytest.raises(dg.Failure, match=r"data\.example/pairs\.jsonl") as told:
+        registered_model_alone(recipe)
+    assert "hush" not in str(told.value) and told.value.__cause__ is None
+
+
 @pytest.mark.parametrize("tampering", ["no report", "an older report", "another policy", "replaced weights"])
 def test_registering_alone_is_refused_whatever_stands_behind_it(
     tampering: str, write: Write, finished: Callable[..., Upstream]

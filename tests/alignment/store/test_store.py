@@ -13,6 +13,7 @@ import sys
 import tempfile
 import uuid
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
@@ -298,3 +299,21 @@ def test_nobody_elses_word_is_taken_for_a_file(tmp_path: Path, monkeypatch: pyte
     files._hashed.clear()  # as in a process that did not build it
     assert store.fetch(made.artifact, deep="once").is_dir()
     assert place.stat().st_mode & 0o777 == 0o700 and len(list(place.iterdir())) == 1
+
+
+@pytest.mark.parametrize("call", ["flock", "write"])
+def test_ranks_that_cannot_tell_each_other_hash_for_themselves(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A temporary folder without locks, or a full one, is no fault of the store's."""
+    store = Store(str(tmp_path / "store"), cache=tmp_path / "cache")
+    made = build(store)
+    files._hashed.clear()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+
+    def refuse(*_: Any) -> NoReturn:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.fcntl if call == "flock" else files.os, call, refuse)
+    assert store.fetch(made.artifact, deep="once").is_dir()

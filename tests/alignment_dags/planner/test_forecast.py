@@ -445,3 +445,17 @@ def test_an_embedded_model_needs_no_store_and_is_told_in_small_units(
     (training,) = [line for line in out.splitlines() if line.strip().startswith("policy_checkpoint: 2,058 rows of ")]
     assert training.endswith(f"; {UNMEASURED}") and " operations" in training
     assert lines["policy_checkpoint"][-2:] == ["unknown", "-"], "the pool has no price, so there is none to know"
+
+
+@pytest.mark.parametrize(("precision", "known"), [("bfloat16", True), ("float32", False)])
+def test_the_makers_rate_prices_bfloat16_alone_whatever_the_cache_holds(
+    precision: str, known: bool, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alignment_dags.planner.forecast._not_cached", lambda *_: (1000, 400))
+    written = recipe(ifeval=EMBEDDED).model_dump(mode="json", exclude_unset=True)
+    kind = {"precision": precision}
+    more = {"reference": kind, "optimise": kind, "pools": {"reference": "h100"}}
+    found = stages(parse_recipe(written | more, "-", {}), store, CONFIGS / "llama_3_8b.json")
+    time = found["reference_logprobs"].slot_seconds
+    assert time.how.startswith("400 of 1,000 rows are not in the cache")
+    assert (time.value is not None) == known

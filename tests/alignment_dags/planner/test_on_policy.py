@@ -110,3 +110,8 @@ def test_where_nobody_can_count_prompts_the_plan_says_so(store: Store, tmp_path:
     assert missing.value is None and "is not known before they are read" in missing.how
     slow = policy(store, precision="float32").slot_seconds
     assert slow.value is None and slow.how.startswith("15 steps of 16 prompts × 4 answers")
+
+
+def test_prompts_that_do_not_fill_a_step_are_named(store: Store) -> None:
+    time = of_8b(store, batch_size=1024, micro_batch_size=1024).slot_seconds
+    assert (time.value, time.how) == (None, "its prompts do not fill one step of 1,024")

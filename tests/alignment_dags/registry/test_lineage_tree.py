@@ -61,14 +61,14 @@ def nights(count: int) -> tuple[Commit, dict[str, Commit]]:
 def test_a_champion_s_own_lineage_is_not_told_again_in_that_of_each_version_after_it() -> None:
     registration, made = nights(NIGHTS)
     seen: dict[str, Commit] = {}
-    tree = _tree(registration, lambda artifact: made[artifact.key], seen)
+    tree = _tree(registration, lambda artifact: made[artifact.key], seen, set())
     assert len(json.dumps(tree)) < 1000 * NIGHTS and len(seen) < NIGHTS + 20
     policy = tree["inputs"]["policy"]
     assert policy["inputs"]["checkpoint"]["kind"] == "sft_checkpoint"
     champion = policy["inputs"]["manifest"]["inputs"]["references.generated"]["inputs"]["checkpoint"]
     assert champion["key"] == f"policy_checkpoint-{NIGHTS - 2}"
     assert (champion["lineage"], champion["inputs"]) == ("its own", {})
-    assert policy["inputs"]["reference"]["lineage"] == "above"
+    assert policy["inputs"]["reference"]["lineage"] == "its own"
     assert tree["inputs"]["report"]["inputs"]["policy"]["lineage"] == "above"
 
 
@@ -86,7 +86,7 @@ def test_the_policies_of_a_chain_and_of_rounds_are_told_where_they_first_stand()
     counts = {"prompts": 1, "candidates": 1, "tokens": 1, "cut": 0, "quarantined": 0, "generator": "policy of round 1"}
     answers = make("candidates", "answers", counts, checkpoint=second)
     last = make("policy_checkpoint", "last", checkpoint=sft, manifest=make("preference_manifest", "n", c=answers))
-    tree = _tree(commit("registered_model", "r", {"policy": last}), lambda artifact: made[artifact.key], {})
+    tree = _tree(commit("registered_model", "r", {"policy": last}), lambda artifact: made[artifact.key], {}, set())
     of_round = tree["inputs"]["policy"]["inputs"]["manifest"]["inputs"]["c"]["inputs"]["checkpoint"]
     assert of_round["key"] == "second" and "lineage" not in of_round
     link = of_round["inputs"]["checkpoint"]

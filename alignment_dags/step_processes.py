@@ -32,9 +32,9 @@ _server: Any = forkserver._forkserver  # type: ignore[attr-defined]
 class StepProcesses(multiprocess.MultiprocessExecutor):
     """Forks steps from a server that Ctrl-C does not reach, and tells every step of an interruption."""
 
-    def __init__(self, most: int, preloaded: list[str], retries: RetryMode | None) -> None:
+    def __init__(self, most: int, preloaded: list[str], retries: RetryMode) -> None:
         super().__init__(
-            retries=retries or RetryMode.ENABLED,
+            retries=retries,
             max_concurrent=most,
             start_method="forkserver",
             explicit_forkserver_preload=preloaded,
@@ -116,4 +116,5 @@ def step_processes(init_context: dg.InitExecutorContext) -> StepProcesses:
     """Each step in a process of its own, forked from a server that has imported the heavy packages once."""
     config: Any = init_context.executor_config
     preloaded = config["start_method"]["forkserver"]["preload_modules"]
-    return StepProcesses(config["max_concurrent"], preloaded, RetryMode.from_config(config["retries"]))
+    (retries,) = config["retries"]
+    return StepProcesses(config["max_concurrent"], preloaded, RetryMode(retries))
